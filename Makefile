@@ -1,0 +1,80 @@
+# Two commands do everything on a fresh machine: `make study` and `make test`.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OUT ?= runs
+# torch goes in first, by itself: a machine that keeps a build of its own (CPU only, or for its GPU) gives
+# that one, and the rest is then resolved around it.
+TORCH := $(shell grep '^torch==' constraints.txt)
+# The names tried, in order; `make PYTHON=/path/to/python study` takes that one instead.
+PYTHON ?= python3.11 python3.12 python3.13 python3
+
+# One thread per process: the work is spread over processes, and more threads than cores only wait.
+export OMP_NUM_THREADS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.PHONY: help install study test lint format evidence clean
+
+help:
+	@echo 'make study     install, steer tempo and timbre on the bundled model, write $(OUT)/*/index.html'
+	@echo 'make test      install, then ruff, pyright and pytest'
+	@echo 'make evidence  the full figures behind the README and the model card (no time limit)'
+	@echo 'make lint      ruff and pyright only'
+	@echo 'make format    lay the code out with ruff'
+	@echo 'make clean     remove the environment, caches and builds (results in $(OUT)/ stay)'
+	@echo
+	@echo 'Options: PYTHON=... (3.11 or newer), OUT=... (where studies are written, default runs)'
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@python=''; for candidate in $(PYTHON); do \
+	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python="$$candidate"; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "audiolens needs Python 3.11 or newer; tried: $(PYTHON). Install one, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; \
+	fi; \
+	if ! $(BIN)/python -c 'import pip' 2>/dev/null; then \
+	  echo "==> Creating $(VENV) with $$("$$python" --version)"; \
+	  "$$python" -m venv --clear $(VENV) || { echo "Could not create $(VENV): is the venv module installed (Debian: apt install python3-venv)?" >&2; exit 1; }; \
+	fi
+	@echo '==> Installing $(TORCH) (the largest download, once)'
+	@$(BIN)/python -m pip install --quiet '$(TORCH)'
+	@echo '==> Installing audiolens and its tools at the versions in constraints.txt'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+study: $(STAMP)
+	@for concept in tempo timbre; do \
+	  echo "==> Steering $$concept on étude"; \
+	  $(BIN)/audiolens study $$concept --out $(OUT)/$$concept; \
+	done
+	@echo '==> Results: open $(OUT)/tempo/index.html and $(OUT)/timbre/index.html in a browser'
+
+lint: $(STAMP)
+	@echo '==> ruff'
+	@$(BIN)/ruff check .
+	@echo '==> pyright'
+	@$(BIN)/pyright
+
+test: lint
+	@echo '==> pytest'
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 $(PYTEST_ARGS)
+
+format: $(STAMP)
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+evidence: $(STAMP)
+	@echo '==> Measuring the evidence; this takes a while'
+	@$(BIN)/python benchmarks/evidence.py --out $(OUT)/evidence
+	@echo '==> Tables: $(OUT)/evidence'
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
+	find audiolens analysis tests benchmarks notebooks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
