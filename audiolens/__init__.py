@@ -1,0 +1,77 @@
+"""audiolens: open a text-to-music transformer, see where a musical concept lives, turn it up or down.
+
+Every public name is imported on first use (PEP 562): `import audiolens` loads neither torch nor
+transformers nor nnsight, so a command line built on it starts at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from audiolens import etude as etude
+    from audiolens import measure as measure
+    from audiolens import prompts as prompts
+    from audiolens.cache import ActivationCache as ActivationCache
+    from audiolens.directions import Directions as Directions
+    from audiolens.directions import difference_in_means as difference_in_means
+    from audiolens.generation import Generation as Generation
+    from audiolens.interventions import Ablate as Ablate
+    from audiolens.interventions import Add as Add
+    from audiolens.interventions import Apply as Apply
+    from audiolens.interventions import Clamp as Clamp
+    from audiolens.interventions import Intervention as Intervention
+    from audiolens.interventions import Replace as Replace
+    from audiolens.interventions import Scale as Scale
+    from audiolens.lens import AudioLens as AudioLens
+    from audiolens.steering import steer as steer
+
+_MODULES = ("errors", "etude", "measure", "prompts")
+_NAMES = {
+    "ActivationCache": "audiolens.cache",
+    "Directions": "audiolens.directions",
+    "difference_in_means": "audiolens.directions",
+    "Generation": "audiolens.generation",
+    "Intervention": "audiolens.interventions",
+    "Ablate": "audiolens.interventions",
+    "Add": "audiolens.interventions",
+    "Apply": "audiolens.interventions",
+    "Clamp": "audiolens.interventions",
+    "Replace": "audiolens.interventions",
+    "Scale": "audiolens.interventions",
+    "AudioLens": "audiolens.lens",
+    "steer": "audiolens.steering",
+}
+__all__ = [
+    "Ablate",
+    "ActivationCache",
+    "Add",
+    "Apply",
+    "AudioLens",
+    "Clamp",
+    "Directions",
+    "Generation",
+    "Intervention",
+    "Replace",
+    "Scale",
+    "difference_in_means",
+    "etude",
+    "measure",
+    "prompts",
+    "steer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"audiolens.{name}")
+    if name in _NAMES:
+        value = getattr(import_module(_NAMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'audiolens' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES, *_NAMES})

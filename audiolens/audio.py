@@ -1,0 +1,80 @@
+"""Waveforms and codes: any sample rate and channel count in, the codec's codes out, and back."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from audiolens.errors import InputError, InputTypeError
+from audiolens.families import LensConfig
+
+
+def checked_waveform(
+    waveform: Any, sample_rate: int, config: LensConfig
+) -> Float[Tensor, "row channel sample"]:
+    """A waveform "sample", "channel sample" or "row channel sample" at the model's rate and channel count."""
+    try:
+        wave = torch.as_tensor(waveform)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputTypeError(
+            f"waveform: expected an array of samples, not {type(waveform).__name__}."
+        ) from None
+    if isinstance(sample_rate, bool) or not isinstance(sample_rate, int | np.integer) or sample_rate <= 0:
+        raise InputError(f"sample_rate={sample_rate!r}: expected a positive whole number of hertz.")
+    if not wave.is_floating_point():
+        raise InputTypeError(f"waveform of {wave.dtype}: expected floating samples between -1 and 1.")
+    if wave.ndim not in (1, 2, 3):
+        raise InputError(
+            f"waveform of shape {tuple(wave.shape)}: expected 'sample', 'channel sample' or 'row channel sample'."
+        )
+    wave = wave[(None,) * (3 - wave.ndim)].float()
+    if not wave.numel():
+        raise InputError("the waveform is empty.")
+    if not bool(torch.isfinite(wave).all()):
+        raise InputError("the waveform holds NaN or infinite samples.")
+    if wave.shape[1] > 2:
+        raise InputError(f"waveform of {wave.shape[1]} channels: expected one or two.")
+    if wave.shape[1] != config.channels:
+        wave = wave.mean(1, keepdim=True) if config.channels == 1 else wave.expand(-1, config.channels, -1)
+    if sample_rate != config.sample_rate:
+        from scipy.signal import resample_poly
+
+        divisor = int(np.gcd(sample_rate, config.sample_rate))
+        up, down = config.sample_rate // divisor, sample_rate // divisor
+        wave = torch.from_numpy(resample_poly(wave.numpy(), up, down, axis=-1).astype(np.float32))
+    return wave
+
+
+def encode(
+    waveform: Any, sample_rate: int, model: Any, config: LensConfig
+) -> Int[Tensor, "row codebook frame"]:
+    """Undelayed codes of a waveform, mixed down or doubled to the model's channels and resampled to its rate.
+
+    Raises:
+        InputError: if the waveform is empty, not finite, or of an unknown shape.
+    """
+    codec = model.audio_encoder
+    wave = checked_waveform(waveform, sample_rate, config).to(codec.device, codec.dtype)
+    sides = []
+    for side in wave.split(1, dim=1):
+        frames = codec.encode(side).audio_codes
+        if frames.shape[0] != 1:
+            raise InputError(
+                "this codec cuts sound into chunks: set chunk_length_s=None in its configuration."
+            )
+        sides.append(frames[0])
+    return rearrange(torch.stack(sides), "side row codebook frame -> row (codebook side) frame")[
+        :, : config.n_codebooks
+    ]
+
+
+def decode(codes: Tensor, model: Any, config: LensConfig) -> Float[Tensor, "row channel sample"]:
+    """The sound of undelayed codes; a stereo model's codebooks alternate left and right."""
+    scales = [None] * len(codes)
+    sides = [codes[:, side :: config.channels] for side in range(config.channels)]
+    return torch.cat(
+        [model.audio_encoder.decode(side[None], audio_scales=scales).audio_values for side in sides], dim=1
+    )

@@ -1,0 +1,59 @@
+"""The errors a caller can catch: each says what was given, what was expected and what to do.
+
+All are `AudioLensError`s, and each is also the built-in error it specialises (`ValueError`, `TypeError`,
+`RuntimeError`), so code that knows nothing of audiolens still catches it.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class AudioLensError(Exception):
+    """Anything audiolens refuses."""
+
+
+class InputError(AudioLensError, ValueError):
+    """A value outside what is accepted."""
+
+
+class InputTypeError(AudioLensError, TypeError):
+    """A value of the wrong kind."""
+
+
+class ModelNotFoundError(InputError):
+    """No model under this name or in this folder."""
+
+
+class ModelFilesError(InputError):
+    """A folder that should hold a model does not hold a whole one."""
+
+
+class UnsupportedModelError(InputError):
+    """A model whose parts are not where the lens expects them."""
+
+
+class SiteError(InputError):
+    """An unknown site or layer, or one that this model does not have."""
+
+
+class PromptError(InputError):
+    """A prompt that is empty, not text, or longer than the text encoder reads."""
+
+
+class BusyError(AudioLensError, RuntimeError):
+    """A second run was started inside a run of the same model."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence naming the known names nearest to `name`, or an empty string."""
+    matches = get_close_matches(name, list(known), n=3, cutoff=0.5)
+    if not matches:
+        return ""
+    return " Did you mean " + " or ".join(repr(match) for match in matches) + "?"
+
+
+def shortened(names: Iterable[str], limit: int = 12) -> str:
+    """Names as one line, cut after `limit`."""
+    listed = list(names)
+    more = f", ... ({len(listed)} in all)" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more

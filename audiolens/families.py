@@ -1,0 +1,179 @@
+"""What differs between model families, and nothing else: where each site lives in the decoder's modules.
+
+A `Tap` says which module's input or output holds a site's value, and how the value is laid out. The order of the
+taps is the order in which the model reaches them, which is the order in which a trace must ask for them.
+
+Adding a family is adding a `Family`: its class name in the configuration, the path of its decoder, and its taps.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from audiolens.errors import UnsupportedModelError
+
+Layout = Literal["residual", "heads", "mlp"]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where a site's value is served.
+
+    `module` is relative to the block (or to the decoder, for model-wide sites); `port` is that module's first
+    input or its output; `item` picks one of a tuple. `in_place` marks a value that the block also keeps for its
+    skip connection: replacing the module's input would change the branch and not the residual stream, so an edit
+    is written into the tensor itself.
+    """
+
+    module: str
+    port: Literal["input", "output"]
+    layout: Layout = "residual"
+    item: int | None = None
+    in_place: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family: how its models are recognised and where its sites live."""
+
+    name: str
+    architecture: str
+    conditioning: Literal["cross-attention", "prefix"]
+    decoder: str
+    clock: str
+    block_taps: Mapping[str, Tap]
+    model_taps: Mapping[str, Tap]
+
+    def hooks(self) -> tuple[str, ...]:
+        """The sites of a block, in the model's order."""
+        return tuple(self.block_taps)
+
+
+def _attention(prefix: str, module: str) -> dict[str, Tap]:
+    """The sites inside one attention, in the order its forward reaches them."""
+    return {
+        f"{prefix}.hook_q": Tap(f"{module}.q_proj", "output", "heads"),
+        f"{prefix}.hook_k": Tap(f"{module}.k_proj", "output", "heads"),
+        f"{prefix}.hook_v": Tap(f"{module}.v_proj", "output", "heads"),
+        f"{prefix}.hook_z": Tap(f"{module}.out_proj", "input", "heads"),
+    }
+
+
+def _without_text_side(taps: dict[str, Tap]) -> dict[str, Tap]:
+    """Keys and values of the text are computed once a clip, not once a step: not sites of the step axis."""
+    return {hook: tap for hook, tap in taps.items() if not hook.endswith(("hook_k", "hook_v"))}
+
+
+MUSICGEN = Family(
+    name="MusicGen",
+    architecture="MusicgenForConditionalGeneration",
+    conditioning="cross-attention",
+    decoder="decoder.model.decoder",
+    clock="embed_positions",
+    block_taps={
+        "hook_resid_pre": Tap("", "input"),
+        "ln1.hook_normalized": Tap("self_attn_layer_norm", "output"),
+        **_attention("attn", "self_attn"),
+        "hook_attn_out": Tap("self_attn", "output", item=0),
+        "hook_resid_mid": Tap("encoder_attn_layer_norm", "input", in_place=True),
+        **_without_text_side(_attention("cross_attn", "encoder_attn")),
+        "hook_cross_attn_out": Tap("encoder_attn", "output", item=0),
+        "hook_resid_cross": Tap("final_layer_norm", "input", in_place=True),
+        "mlp.hook_pre": Tap("fc1", "output", "mlp"),
+        "mlp.hook_post": Tap("fc2", "input", "mlp"),
+        "hook_mlp_out": Tap("fc2", "output"),
+        "hook_resid_post": Tap("", "output"),
+    },
+    model_taps={"ln_final.hook_normalized": Tap("layer_norm", "output")},
+)
+
+FAMILIES = (MUSICGEN,)
+
+
+@dataclass(frozen=True)
+class LensConfig:
+    """What a lens knows of its model. Rates are in hertz; `delays` are in steps, one a codebook."""
+
+    family: str
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_head: int
+    d_mlp: int
+    n_codebooks: int
+    vocab_size: int
+    frame_rate: float
+    sample_rate: int
+    channels: int
+    conditioning: str
+    delays: tuple[int, ...]
+    max_steps: int
+    pad_code: int
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family of a model, after checking that every module the lens relies on is there.
+
+    Raises:
+        UnsupportedModelError: naming the part that did not match.
+    """
+    kind = type(model).__name__
+    family = next((family for family in FAMILIES if family.architecture == kind), None)
+    if family is None:
+        known = ", ".join(family.architecture for family in FAMILIES)
+        raise UnsupportedModelError(f"{kind} is not a model the lens can open: expected one of {known}.")
+    decoder = _module(model, family.decoder, family)
+    _module(decoder, family.clock, family)
+    layers = _module(decoder, "layers", family)
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        raise UnsupportedModelError(f"{kind}: {family.decoder}.layers holds no blocks.")
+    for tap in family.block_taps.values():
+        _module(layers[0], tap.module, family)
+    for tap in family.model_taps.values():
+        _module(decoder, tap.module, family)
+    return family
+
+
+def config_of(model: Any, family: Family) -> LensConfig:
+    """The numbers of a model, from its own configuration.
+
+    Raises:
+        UnsupportedModelError: if configuration and modules disagree.
+    """
+    from audiolens.timeline import delays_of
+
+    decoder, codec = model.config.decoder, model.config.audio_encoder
+    layers = model.get_submodule(family.decoder).layers
+    if len(layers) != decoder.num_hidden_layers:
+        raise UnsupportedModelError(
+            f"the configuration says {decoder.num_hidden_layers} blocks, the decoder holds {len(layers)}."
+        )
+    pad = model.generation_config.decoder_start_token_id
+    return LensConfig(
+        family=family.name,
+        n_layers=decoder.num_hidden_layers,
+        n_heads=decoder.num_attention_heads,
+        d_model=decoder.hidden_size,
+        d_head=decoder.hidden_size // decoder.num_attention_heads,
+        d_mlp=decoder.ffn_dim,
+        n_codebooks=decoder.num_codebooks,
+        vocab_size=decoder.vocab_size,
+        frame_rate=float(codec.frame_rate),
+        sample_rate=int(codec.sampling_rate),
+        channels=int(decoder.audio_channels),
+        conditioning=family.conditioning,
+        delays=delays_of(decoder.num_codebooks, int(decoder.audio_channels)),
+        max_steps=int(decoder.max_position_embeddings),
+        pad_code=int(decoder.vocab_size if pad is None else pad),
+    )
+
+
+def _module(root: nn.Module, path: str, family: Family) -> nn.Module:
+    try:
+        return root.get_submodule(path)
+    except AttributeError as error:
+        raise UnsupportedModelError(
+            f"this model does not look like {family.name}: {type(root).__name__} has no part {path!r} ({error})."
+        ) from None

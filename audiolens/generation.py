@@ -1,0 +1,119 @@
+"""Generation: the clips of one `generate` call, their codes, and what was recorded while they were made."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float, Int
+from safetensors.torch import save_file
+from torch import Tensor
+
+from audiolens.cache import ActivationCache
+from audiolens.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """Generated clips.
+
+    `codes` are undelayed; `audio` is `None` if the codec was skipped; `cache` is `None` if nothing was recorded.
+    `seeds` is `None` where transformers' own sampler drew. `settings` says how the clips were made.
+    """
+
+    codes: Int[Tensor, "row codebook frame"]
+    audio: Float[Tensor, "row channel sample"] | None
+    sample_rate: int
+    frame_rate: float
+    prompts: tuple[str | None, ...]
+    seeds: tuple[int, ...] | None
+    cache: ActivationCache | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def seconds(self) -> float:
+        return self.codes.shape[-1] / self.frame_rate
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write a WAV per row, `codes.safetensors` and `generation.json` into a new folder.
+
+        Raises:
+            InputError: if the folder exists and is not empty, cannot be written, or there is no audio.
+        """
+        import soundfile
+
+        folder = Path(folder)
+        if self.audio is None:
+            raise InputError(
+                "these clips were made with decode=False: use lens.decode_codes(out.codes) for their sound."
+            )
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} exists and is not an empty folder: choose another, or remove it.")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        except OSError as error:
+            raise InputError(f"{folder} cannot be written: {error.strerror}.") from None
+        try:
+            names = [self._name(row) for row in range(len(self))]
+            for row, name in enumerate(names):
+                clip = self.audio[row].detach().float().cpu().T.numpy()
+                soundfile.write(work / name, clip, self.sample_rate, subtype="PCM_16")
+            save_file({"codes": self.codes.detach().cpu().contiguous()}, work / "codes.safetensors")
+            rows = [
+                {"file": name, "prompt": prompt, "seed": None if self.seeds is None else self.seeds[row]}
+                for row, (name, prompt) in enumerate(zip(names, self.prompts, strict=True))
+            ]
+            facts = {
+                "sample_rate": self.sample_rate,
+                "frame_rate": self.frame_rate,
+                "settings": dict(self.settings),
+            }
+            (work / "generation.json").write_text(json.dumps({**facts, "rows": rows}, indent=2, default=str))
+            if folder.exists():
+                folder.rmdir()
+            work.rename(folder)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        return folder
+
+    def listen(self, row: int | None = None) -> Any:
+        """An audio player for a notebook: one row, or all of them under their prompts."""
+        from IPython.display import HTML, Audio  # pyright: ignore[reportMissingImports]
+
+        if self.audio is None:
+            raise InputError(
+                "these clips were made with decode=False: use lens.decode_codes(out.codes) for their sound."
+            )
+        players = [
+            Audio(self.audio[index].detach().float().cpu().numpy(), rate=self.sample_rate, normalize=False)
+            for index in ([row] if row is not None else range(len(self)))
+        ]
+        if row is not None:
+            return players[0]
+        labels = [_escape(prompt or "(no prompt)") for prompt in self.prompts]
+        return HTML("".join(f"<p>{t}<br>{p._repr_html_()}</p>" for t, p in zip(labels, players, strict=True)))
+
+    def _name(self, row: int) -> str:
+        words = re.sub(r"[^a-z0-9]+", "-", (self.prompts[row] or "unconditional").lower()).strip("-")[:40]
+        seed = "" if self.seeds is None else f"-seed{self.seeds[row]}"
+        return f"{row:03d}-{words or 'clip'}{seed}.wav"
+
+    def __repr__(self) -> str:
+        recorded = "" if self.cache is None else f", {len(self.cache)} sites recorded"
+        return f"Generation({len(self)} clips of {self.seconds:g} s at {self.sample_rate} Hz{recorded})"
+
+
+def _escape(text: str) -> str:
+    from html import escape
+
+    return escape(text)

@@ -1,0 +1,229 @@
+"""What is done (add, ablate, clamp, replace, scale, apply) and where (site, layers, branch, time, rows).
+
+An intervention is a value: frozen, checked when it is made, and free of any model. A run binds it to its batch
+(`bound.py`). Interventions at one site apply in the order they are given; at different sites, in the model's.
+
+The places shared by all: `site` and `layers` (`None` is every block); `branch` of the guidance ("cond", "null",
+"both"); `seconds` (`None` is every step, the tail included); `rows` (`None` is every row); `heads` for head sites.
+`strength` is a number, or one per affected row; a row of strength 0 is left bit-identical. `schedule` multiplies
+the strength over time: a function of the time in seconds, or one number per step of the clip. `preserve_norm`
+rescales every changed position to the norm it had.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from audiolens.errors import InputError, InputTypeError
+from audiolens.timeline import Real, Span, checked_span
+
+Branch = Literal["cond", "null", "both"]
+Numbers = Real | Sequence[Real] | Tensor
+Schedule = Callable[[float], Real] | Sequence[Real] | Tensor
+
+
+def checked_branch(branch: object) -> None:
+    if branch not in get_args(Branch):
+        raise InputError(f"branch={branch!r}: expected 'cond', 'null' or 'both'.")
+
+
+def numbers(name: str, value: Any) -> Tensor:
+    """A finite float tensor of no or one axis from a number, a sequence, an array or a tensor."""
+    tensor = finite(name, value)
+    if tensor.ndim > 1:
+        raise InputError(f"{name} has shape {tuple(tensor.shape)}: expected a number, or one per row.")
+    return tensor
+
+
+def finite(name: str, value: Any) -> Tensor:
+    """A detached float32 copy of an array of finite numbers."""
+    try:
+        tensor = torch.as_tensor(value).detach().to(torch.float32, copy=True)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputTypeError(f"{name}={type(value).__name__}: expected numbers ({error}).") from None
+    if not bool(torch.isfinite(tensor).all()):
+        raise InputError(f"{name} holds NaN or infinite values: expected finite numbers.")
+    return tensor
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Intervention:
+    """Where and when something is done; what is done is each subclass's `change`."""
+
+    site: str = "resid_post"
+    layers: int | Sequence[int] | None = None
+    branch: Branch = "both"
+    seconds: Span | None = None
+    rows: Sequence[int] | None = None
+    heads: Sequence[int] | None = None
+    strength: Numbers = 1.0
+    schedule: Schedule | None = None
+    preserve_norm: bool = False
+
+    def __post_init__(self) -> None:
+        checked_branch(self.branch)
+        if self.seconds is not None:
+            checked_span(self.seconds)
+        object.__setattr__(self, "strength", numbers("strength", self.strength))
+        if self.schedule is not None and not callable(self.schedule):
+            object.__setattr__(self, "schedule", numbers("schedule", self.schedule))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What a run must move to the model's device and, where it has a row axis, cut to a batch."""
+        return {}
+
+    def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
+        """The new value of affected positions.
+
+        `value` is "row step ... feature"; `amount` (strength x schedule) and `parts` (the intervention's own
+        tensors, bound to the batch) broadcast against it.
+        """
+        raise NotImplementedError
+
+
+def _unit(direction: Tensor) -> Tensor:
+    return direction / direction.norm(dim=-1, keepdim=True)
+
+
+def _nonzero(name: str, direction: Tensor) -> None:
+    if not bool((direction.norm(dim=-1) > 0).all()):
+        raise InputError(f"{name} is zero: a direction needs a length.")
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Intervention):
+    """Add `strength * vector`: "d_model", or "row d_model" for one vector per row (at head sites "d_head")."""
+
+    vector: Any
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "vector", finite("vector", self.vector))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {"vector": self.vector}
+
+    def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
+        return value + (amount * parts["vector"]).to(value.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Ablate(Intervention):
+    """Project `direction` out: at strength 1 nothing of it is left, at 0.5 half."""
+
+    direction: Any
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "direction", finite("direction", self.direction))
+        _nonzero("direction", self.direction)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {"direction": self.direction}
+
+    def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
+        unit = _unit(parts["direction"])
+        along = (value.float() * unit).sum(-1, keepdim=True)
+        return value - (amount * along * unit).to(value.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Clamp(Intervention):
+    """Set the projection on the unit direction to `value` times the direction's own norm.
+
+    `value` is a number, or one per affected row; 0 is `Ablate`, 1 the direction's whole length.
+    """
+
+    direction: Any
+    value: Any
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "direction", finite("direction", self.direction))
+        object.__setattr__(self, "value", numbers("value", self.value))
+        _nonzero("direction", self.direction)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {"direction": self.direction, "value": self.value}
+
+    def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
+        direction = parts["direction"]
+        unit = _unit(direction)
+        along = (value.float() * unit).sum(-1, keepdim=True)
+        target = parts["value"] * direction.norm(dim=-1, keepdim=True)
+        return value + (amount * (target - along) * unit).to(value.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Replace(Intervention):
+    """Put other values in place: "feature", "row feature" or "row step feature".
+
+    With a step axis the values' first step stands at the first step selected. A strength between 0 and 1 goes
+    that part of the way.
+    """
+
+    values: Any
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "values", finite("values", self.values))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {"values": self.values}
+
+    def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
+        values = parts["values"].to(value.dtype).expand_as(value)
+        return torch.where(
+            amount == 1, values, value + (amount * (values.float() - value.float())).to(value.dtype)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Intervention):
+    """Multiply by `factor`, a number or one per affected row; a strength between 0 and 1 goes part of the way."""
+
+    factor: Any
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "factor", numbers("factor", self.factor))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {"factor": self.factor}
+
+    def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
+        return value * (1 + amount * (parts["factor"] - 1)).to(value.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Apply(Intervention):
+    """Call `function(value)` on the affected rows of one branch, "row step ... feature", and use what it returns.
+
+    `None` leaves the value as it is, so a function may also only look. Under `branch="both"` it is called once
+    for each branch. `strength` and `schedule` are not meant here and are refused.
+    """
+
+    function: Callable[[Tensor], Tensor | None]
+    strength: Numbers = field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not callable(self.function):
+            raise InputTypeError(
+                f"function={self.function!r}: expected something to call with the activations."
+            )
+        if (
+            self.schedule is not None
+            or math.isclose(float(torch.as_tensor(self.strength).min()), 1.0) is False
+        ):
+            raise InputError("Apply takes no strength and no schedule: the function decides what is done.")

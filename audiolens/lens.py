@@ -1,0 +1,554 @@
+"""AudioLens: load a music transformer, read and change what happens inside it, and generate.
+
+The lens adds no hooks of its own: nnsight serves every value (`engine.py`), and what it serves is bit-identical
+to the bare model unless something is asked for. Model, generation configuration and global random state are
+left as they were, also after an exception.
+"""
+
+import os
+import random
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from nnsight import NNsight
+from torch import Tensor
+from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from audiolens import text
+from audiolens.audio import decode, encode
+from audiolens.bound import Layout
+from audiolens.cache import ActivationCache
+from audiolens.engine import Reading, Recorder, Reduce, Run, checked_interventions, order, places, tap_of
+from audiolens.errors import BusyError, InputError, InputTypeError
+from audiolens.families import LensConfig, config_of, family_of
+from audiolens.generation import Generation
+from audiolens.interventions import Branch, Intervention, checked_branch
+from audiolens.loading import load
+from audiolens.sampling import RowSampler, RowStreams, checked_seeds, checked_settings
+from audiolens.sites import Site
+from audiolens.text import Prompt
+from audiolens.timeline import Real, Span, Timeline, delay, undelay
+
+Interventions = Intervention | Iterable[Intervention]
+EXACT_ROWS = 16
+"""Exact runs hold this many rows, padded with repeats, whatever was asked for."""
+
+
+class AudioLens:
+    """A music transformer with its inside open.
+
+    Args:
+        model: a `MusicgenForConditionalGeneration` in evaluation mode.
+        tokenizer: its tokenizer, or a processor that holds one.
+        name: what results call the model.
+
+    Raises:
+        UnsupportedModelError: if a part the lens relies on is not where it should be.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str | None = None) -> None:
+        self._family = family_of(model)
+        self.config: LensConfig = config_of(model, self._family)
+        self.model = model
+        self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        if not callable(self.tokenizer):
+            raise InputTypeError(
+                f"tokenizer={type(tokenizer).__name__}: expected a tokenizer or a processor."
+            )
+        self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
+        self._nnsight = NNsight(model)
+        self._lock = threading.RLock()
+        self._running = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        device_map: Any = None,
+    ) -> "AudioLens":
+        """Open a bundled model ("etude"), a folder written by `save_pretrained`, or a hub model.
+
+        `dtype=None` keeps the weights' own.
+
+        Raises:
+            ModelNotFoundError: no such name or folder, or the hub cannot be reached.
+            ModelFilesError: the folder does not hold a whole model.
+            UnsupportedModelError: not a family the lens knows.
+        """
+        target = None if device is None else _device(device)
+        model, tokenizer = load(name, dtype=dtype, revision=revision, device_map=device_map)
+        model.eval()
+        return cls(model if target is None else model.to(target), tokenizer, name=os.fspath(name))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.decoder.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.decoder.parameters()).dtype
+
+    def sites(self) -> dict[str, str]:
+        """Every site of this model by its full name, with the shape of its values."""
+        sizes = {
+            "residual": f"row step d_model={self.config.d_model}",
+            "heads": f"row step head={self.config.n_heads} d_head={self.config.d_head}",
+            "mlp": f"row step d_mlp={self.config.d_mlp}",
+        }
+        blocks = [
+            Site(hook, layer) for layer in range(self.config.n_layers) for hook in self._family.block_taps
+        ]
+        whole = [Site(hook) for hook in self._family.model_taps]
+        return {site.name: sizes[tap_of(self._family, site).layout] for site in [*blocks, *whole]}
+
+    def text_tokens(self, prompts: Prompt | Sequence[Prompt]) -> list[list[str]]:
+        """Each prompt's tokens as strings, as the text encoder reads them; none for an absent prompt."""
+        listed = text.checked_prompts(prompts)
+        return [
+            []
+            if prompt is None
+            else self.tokenizer.convert_ids_to_tokens(self.tokenizer(prompt)["input_ids"])
+            for prompt in listed
+        ]
+
+    def timeline(self, frames: int) -> Timeline:
+        """The steps of a clip of some frames."""
+        return Timeline(frames, self.config.frame_rate, self.config.delays)
+
+    def encode_audio(self, waveform: Any, sample_rate: int) -> Int[Tensor, "row codebook frame"]:
+        """A waveform as undelayed codes; see `audiolens.audio.encode`."""
+        with self._alone(), torch.no_grad():
+            return encode(waveform, sample_rate, self.model, self.config)
+
+    def decode_codes(self, codes: Int[Tensor, "row codebook frame"]) -> Float[Tensor, "row channel sample"]:
+        """The sound of undelayed codes, as transformers' `generate` would decode them."""
+        with self._alone(), torch.no_grad():
+            return decode(self._checked_codes(codes), self.model, self.config)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        seconds: Real = 4.0,
+        *,
+        seeds: int | Sequence[int] | None = None,
+        guidance_scale: Real = 3.0,
+        temperature: Real = 1.0,
+        top_k: int | None = 250,
+        exact: bool = False,
+        interventions: Interventions = (),
+        sites: str | Sequence[str] = (),
+        layers: int | Sequence[int] | None = None,
+        branch: Branch = "cond",
+        span: Span | None = None,
+        reduce: Reduce | None = None,
+        cache_device: Any = None,
+        cache_dtype: torch.dtype | None = None,
+        batch_size: int | None = None,
+        decode: bool = True,
+        use_cache: bool = True,
+        progress: bool = False,
+    ) -> Generation:
+        """Generate a clip per prompt, changed by `interventions`, and record `sites` while doing so.
+
+        Args:
+            prompts: one text a row; a single one stands for as many rows as there are seeds. `None` is no prompt.
+            seconds: length of the clips.
+            seeds: one seed a row (or one for all): the clip is drawn from its seed whatever its batch, and the
+                global random state is not touched. `None`: transformers' own sampler and global random state.
+            guidance_scale: 1 is no guidance, and half the work.
+            temperature: 0 is greedy.
+            top_k: how many codes a draw chooses from; 0 or `None` is all.
+            exact: pad rows and text to fixed sizes, so that codes are bit-equal in any batch and order.
+            sites, layers, branch, span, reduce: what `out.cache` holds; `span` is (from, to) in seconds, `reduce`
+                "mean", "last" or "max" over the steps (the tail left out), kept without storing them.
+            cache_device, cache_dtype: where and how recordings are kept (default: as they come).
+            batch_size: rows in one run (default: all).
+            decode: `False` skips the codec; `out.audio` is then `None`.
+            use_cache: `False` recomputes every step from the start, to check the key-value cache against.
+
+        Raises:
+            InputError: (or a subclass) for anything out of range, before the model runs.
+        """
+        rows = len(seeds) if isinstance(seeds, Sequence) else None
+        listed = text.checked_prompts(prompts, rows)
+        drawn = checked_seeds(seeds, len(listed))
+        checked_settings(guidance_scale, temperature, top_k)
+        guided = guidance_scale > 1
+        timeline = self._timeline(seconds)
+        todo = checked_interventions(interventions, self._family, self.config, guided)
+        reading = Reading(
+            sites,
+            layers,
+            self._checked_branch(branch, guided, sites),
+            span,
+            reduce,
+            cache_device,
+            cache_dtype,
+        )
+        recorder = self._recorder(reading, len(listed), timeline)
+        if exact and drawn is None:
+            raise InputError(
+                "exact=True needs seeds: transformers' own sampler draws a whole batch from one state."
+            )
+        sizes = text.lengths(listed, self.tokenizer, text.token_limit(self.model, self.tokenizer))
+        codes = torch.zeros(
+            len(listed), self.config.n_codebooks, timeline.frames, dtype=torch.long, device=self.device
+        )
+        batches = list(self._batches(sizes, guided, exact, batch_size))
+        with self._alone(), _random_state(keep=drawn is not None):
+            for layout, length in _counted(batches, progress):
+                run = self._run(layout, timeline, todo, recorder)
+                encoded = text.encode(
+                    [listed[row] for row in layout.rows], self.model, self.tokenizer, length
+                )
+                sampling: dict[str, Any]
+                if drawn is None:
+                    sampling = {"do_sample": temperature > 0}
+                    if temperature > 0:
+                        sampling.update(temperature=float(temperature), top_k=top_k or 0)
+                else:
+                    streams = RowStreams(
+                        [drawn[row] for row in layout.rows], self.config.n_codebooks, self.config.vocab_size
+                    )
+                    sampler = RowSampler(
+                        streams,
+                        guidance_scale=float(guidance_scale),
+                        temperature=float(temperature),
+                        top_k=top_k,
+                    )
+                    sampling = {"do_sample": False, "logits_processor": LogitsProcessorList([sampler])}
+                made = self._generate(
+                    run,
+                    timeline,
+                    input_ids=encoded.ids,
+                    **encoded.conditioning(guided),
+                    guidance_scale=float(guidance_scale),
+                    use_cache=use_cache,
+                    **sampling,
+                )
+                codes[list(layout.rows[: layout.kept])] = made[: layout.kept]
+        audio = self.decode_codes(codes) if decode else None
+        return Generation(
+            codes=codes,
+            audio=audio,
+            sample_rate=self.config.sample_rate,
+            frame_rate=self.config.frame_rate,
+            prompts=listed,
+            seeds=None if drawn is None else tuple(drawn),
+            cache=self._cache(recorder, listed),
+            settings={
+                "model": self.name,
+                "seconds": timeline.seconds,
+                "guidance_scale": float(guidance_scale),
+                "temperature": float(temperature),
+                "top_k": top_k,
+                "exact": exact,
+                "interventions": [type(intervention).__name__ for intervention in todo],
+            },
+        )
+
+    def run_with_cache(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        codes: Int[Tensor, "row codebook frame"] | None = None,
+        *,
+        audio: tuple[Any, int] | None = None,
+        sites: str | Sequence[str] = ("resid_post",),
+        layers: int | Sequence[int] | None = None,
+        branch: Branch = "cond",
+        guidance_scale: Real = 1.0,
+        seconds: Span | None = None,
+        interventions: Interventions = (),
+        reduce: Reduce | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        batch_size: int | None = None,
+    ) -> tuple[Float[Tensor, "*branch row codebook step vocab"], ActivationCache]:
+        """One forward over given codes, recording `sites`.
+
+        Args:
+            codes: undelayed codes, a row per prompt; `None` reads only step 0, the start token.
+            audio: (waveform, sample rate) instead of codes.
+            branch: which branch's logits and activations; "both" adds a leading axis to each.
+            seconds: record only these steps. The logits are always of all of them.
+
+        Returns:
+            The logits of that branch, unmerged, and the recordings. Step s holds frame s of codebook 0 and frame
+            s - k of a codebook delayed by k.
+        """
+        if audio is not None:
+            if codes is not None:
+                raise InputError("codes and audio were both given: give one of them.")
+            codes = self.encode_audio(*audio)
+        listed = text.checked_prompts(prompts, None if codes is None else len(codes))
+        if codes is not None:
+            codes = self._checked_codes(codes, len(listed))
+        checked_settings(guidance_scale, 1.0, None)
+        guided = guidance_scale > 1
+        timeline = self._reading_timeline(codes)
+        todo = checked_interventions(interventions, self._family, self.config, guided)
+        reading = Reading(
+            sites, layers, self._checked_branch(branch, guided, ["logits"]), seconds, reduce, device, dtype
+        )
+        recorder = self._recorder(reading, len(listed), timeline)
+        sizes = text.lengths(listed, self.tokenizer, text.token_limit(self.model, self.tokenizer))
+        parts = []
+        with self._alone(), _random_state(keep=True):
+            for layout, _ in self._batches(sizes, guided, False, batch_size):
+                run = self._run(layout, timeline, todo, recorder)
+                encoded = text.encode([listed[row] for row in layout.rows], self.model, self.tokenizer)
+                columns = self._columns(codes, layout)
+                logits = self._forward(
+                    run,
+                    decoder_input_ids=columns.flatten(0, 1).repeat(layout.branches, 1),
+                    **encoded.conditioning(guided),
+                )
+                shaped = logits.unflatten(0, (layout.branches, len(layout.rows), self.config.n_codebooks))
+                parts.append(shaped if branch == "both" else shaped[0 if branch == "cond" else 1])
+        whole = torch.cat(parts, dim=1 if branch == "both" else 0)
+        cache = self._cache(recorder, listed)
+        return whole, cache or ActivationCache({}, {}, branch=branch, prompts=listed, model=self.name)
+
+    def run_with_interventions(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        codes: Int[Tensor, "row codebook frame"] | None,
+        interventions: Interventions,
+        *,
+        branch: Branch = "cond",
+        guidance_scale: Real = 1.0,
+        batch_size: int | None = None,
+    ) -> Float[Tensor, "*branch row codebook step vocab"]:
+        """The logits of one changed forward over given codes; see `run_with_cache`."""
+        logits, _ = self.run_with_cache(
+            prompts,
+            codes,
+            sites=(),
+            branch=branch,
+            guidance_scale=guidance_scale,
+            interventions=interventions,
+            batch_size=batch_size,
+        )
+        return logits
+
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"AudioLens({self.name!r}: {config.family}, {config.n_layers} blocks, d_model {config.d_model}, "
+            f"{config.n_codebooks} codebooks at {config.frame_rate:g} frames/s)"
+        )
+
+    def _generate(self, run: Run, timeline: Timeline, **inputs: Any) -> Tensor:
+        """One batch of codes. The codec is not run: transformers would throw the codes away with it."""
+        keeper = _KeepColumns()
+        codec = self._nnsight.get("audio_encoder.decoder")
+        steps = timeline.steps
+        with self._nnsight.trace(
+            fn="generate",
+            max_new_tokens=steps,
+            stopping_criteria=StoppingCriteriaList([keeper]),
+            **inputs,
+        ) as tracer:
+            run.generation(tracer, codec, steps)
+        rows = len(run.layout.rows)
+        columns = keeper.columns.unflatten(0, (rows, self.config.n_codebooks))
+        return undelay(columns, self.config.delays, timeline.frames)
+
+    def _forward(self, run: Run, **inputs: Any) -> Tensor:
+        """One decoder forward; the logits as transformers has them."""
+        kept: list[Tensor] = []
+        with torch.no_grad(), self._nnsight.trace(use_cache=False, **inputs) as tracer:
+            run.single(tracer, kept)
+        return kept[0]
+
+    def _run(
+        self, layout: Layout, timeline: Timeline, todo: tuple[Intervention, ...], recorder: Recorder | None
+    ) -> Run:
+        if recorder is not None:
+            recorder.begin()
+        return Run(
+            self._nnsight,
+            self._family,
+            self.config,
+            layout=layout,
+            timeline=timeline,
+            interventions=todo,
+            recorder=recorder,
+            device=self.device,
+        )
+
+    def _recorder(self, reading: Reading, rows: int, timeline: Timeline) -> Recorder | None:
+        found = places(self._family, self.config, reading.sites, reading.layers)
+        if not found:
+            return None
+        taps = {site: tap_of(self._family, site) for site in order(self._family, found)}
+        return Recorder(reading, found, rows, timeline, taps)
+
+    def _cache(self, recorder: Recorder | None, prompts: tuple[Prompt, ...]) -> ActivationCache | None:
+        if recorder is None:
+            return None
+        tensors, axes, norms = recorder.result()
+        return ActivationCache(
+            tensors=tensors,
+            axes=axes,
+            branch=recorder.reading.branch,
+            first_step=recorder.start,
+            frame_rate=self.config.frame_rate,
+            prompts=prompts,
+            reduce=recorder.reading.reduce,
+            norms=norms,
+            model=self.name,
+        )
+
+    def _batches(
+        self, sizes: list[int], guided: bool, exact: bool, batch_size: int | None
+    ) -> Iterator[tuple[Layout, int | None]]:
+        """The rows of each run, and the text length to pad to (`None`: the longest prompt's)."""
+        if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+            raise InputError(f"batch_size={batch_size}: expected at least 1.")
+        rows = list(range(len(sizes)))
+        branches = 2 if guided else 1
+        if not exact:
+            step = batch_size or len(rows)
+            for first in range(0, len(rows), step):
+                part = tuple(rows[first : first + step])
+                yield Layout(part, len(sizes), branches, len(part)), None
+            return
+        bucket = [-(-size // text.BUCKET) * text.BUCKET for size in sizes]
+        for length in sorted(set(bucket)):
+            mine = [row for row in rows if bucket[row] == length]
+            for first in range(0, len(mine), EXACT_ROWS):
+                part = mine[first : first + EXACT_ROWS]
+                padded = part + part[:1] * (EXACT_ROWS - len(part))
+                yield Layout(tuple(padded), len(sizes), branches, len(part)), length
+
+    def _timeline(self, seconds: Real) -> Timeline:
+        """The steps of a clip to be generated, refusing lengths the model cannot make."""
+        if isinstance(seconds, bool) or not isinstance(seconds, float | int):
+            raise InputTypeError(f"seconds={seconds!r}: expected a number.")
+        longest = (self.config.max_steps - max(self.config.delays)) / self.config.frame_rate
+        # Below this many frames transformers leaves the delay out without a word.
+        least = max(1, max(self.config.delays))
+        shortest = least / self.config.frame_rate
+        if not (shortest <= seconds + 1e-9 and seconds <= longest + 1e-9):
+            raise InputError(
+                f"seconds={seconds}: this model makes clips of {shortest:g} to {longest:g} seconds."
+            )
+        return self.timeline(max(least, round(seconds * self.config.frame_rate)))
+
+    def _reading_timeline(self, codes: Tensor | None) -> Timeline:
+        """The steps of given codes; without codes, the one step of the start token."""
+        if codes is None:
+            return Timeline(1, self.config.frame_rate, (0,))
+        timeline = self.timeline(codes.shape[-1])
+        if timeline.steps > self.config.max_steps:
+            raise InputError(
+                f"codes of {codes.shape[-1]} frames: this model reads {self.config.max_steps} steps."
+            )
+        return timeline
+
+    def _columns(self, codes: Tensor | None, layout: Layout) -> Int[Tensor, "row codebook column"]:
+        """What the decoder reads: the start token and the delayed codes, without the column nothing follows."""
+        if codes is None:
+            shape = (len(layout.rows), self.config.n_codebooks, 1)
+            return torch.full(shape, self.config.pad_code, device=self.device)
+        return delay(codes[list(layout.rows)], self.config.delays, self.config.pad_code)[..., :-1]
+
+    def _checked_codes(self, codes: Any, rows: int | None = None) -> Int[Tensor, "row codebook frame"]:
+        if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.ndim != 3:
+            raise InputTypeError("codes: expected whole numbers in a tensor 'row codebook frame'.")
+        if codes.shape[1] != self.config.n_codebooks or not codes.shape[2]:
+            raise InputError(
+                f"codes of shape {tuple(codes.shape)}: this model has {self.config.n_codebooks} codebooks, and a clip "
+                "has at least one frame."
+            )
+        if rows is not None and len(codes) != rows:
+            raise InputError(f"{len(codes)} rows of codes for {rows} prompts: give one prompt per row.")
+        low, high = int(codes.min()), int(codes.max())
+        if low < 0 or high >= self.config.vocab_size:
+            raise InputError(
+                f"codes from {low} to {high}: this model's go from 0 to {self.config.vocab_size - 1}."
+            )
+        return codes.to(self.device, torch.long)
+
+    def _checked_branch(self, branch: Branch, guided: bool, sites: str | Sequence[str]) -> Branch:
+        checked_branch(branch)
+        if sites and branch != "cond" and not guided:
+            raise InputError(
+                f"branch={branch!r} needs guidance: without it (guidance_scale=1) there is only 'cond'."
+            )
+        return branch
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One run of the model at a time; a run inside a run is refused."""
+        with self._lock:
+            if self._running:
+                raise BusyError("this model is already running: a run cannot be started inside another one.")
+            if self.model.training:
+                raise InputError(
+                    "the model is in training mode (dropout would change every run): call model.eval()."
+                )
+            self._running = True
+            try:
+                yield
+            finally:
+                self._running = False
+
+
+class _KeepColumns(StoppingCriteria):
+    """Never stops; keeps the columns, which transformers turns into sound and forgets."""
+
+    columns: Tensor
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:  # noqa: ARG002 - transformers' signature
+        self.columns = input_ids
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={str(device)!r} is not available: {str(error).splitlines()[0]}") from None
+    return found
+
+
+def _counted(batches: list[Any], progress: bool) -> Iterable[Any]:
+    if not progress:
+        return batches
+    from tqdm.auto import tqdm
+
+    return tqdm(batches, desc="generating", unit="batch")
+
+
+@contextmanager
+def _random_state(keep: bool) -> Iterator[None]:
+    """Put torch's and Python's random state back: always after an exception, and at the end where `keep`."""
+    python, cpu = random.getstate(), torch.get_rng_state()
+    gpu = (
+        torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    )
+
+    def restore() -> None:
+        random.setstate(python)
+        torch.set_rng_state(cpu)
+        if gpu is not None:
+            torch.cuda.set_rng_state_all(gpu)
+
+    try:
+        yield
+    except BaseException:
+        restore()
+        raise
+    if keep:
+        restore()

@@ -1,0 +1,172 @@
+"""From a name to a model and its tokenizer, with errors that say what was wrong with the name or the files."""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from audiolens.errors import (
+    InputError,
+    InputTypeError,
+    ModelFilesError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+    nearest,
+)
+from audiolens.families import FAMILIES
+
+BUNDLED = {"etude": Path(__file__).parent / "etude" / "weights"}
+"""Models that come with the package."""
+
+HUB = (
+    "facebook/musicgen-small",
+    "facebook/musicgen-medium",
+    "facebook/musicgen-large",
+    "facebook/musicgen-stereo-small",
+    "facebook/musicgen-stereo-medium",
+    "facebook/musicgen-stereo-large",
+)
+"""Hub names known to be of a supported family; any other of that family will do too."""
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    device_map: Any = None,
+) -> tuple[Any, Any]:
+    """A model and its tokenizer, by bundled name, folder or hub name.
+
+    Raises:
+        ModelNotFoundError: no such name or folder, or the hub could not be reached.
+        ModelFilesError: the folder does not hold a whole model.
+        UnsupportedModelError: the model is of no supported family.
+    """
+    import transformers
+
+    if not isinstance(name, str | os.PathLike):
+        raise InputTypeError(f"model {name!r}: expected 'etude', a hub name or a folder.")
+    source, local = _source(os.fspath(name))
+    options: dict[str, Any] = {} if revision is None or local else {"revision": revision}
+    if local:
+        options["local_files_only"] = True
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, **options)
+        architecture = (config.architectures or ["?"])[0]
+        known = [family.architecture for family in FAMILIES]
+        if architecture not in known:
+            raise UnsupportedModelError(
+                f"{name}: {architecture} is not a model the lens can open: expected one of {', '.join(known)}."
+            )
+        loading = {**options, "dtype": checked_dtype(dtype) or "auto"}
+        if device_map is not None:
+            loading["device_map"] = device_map
+        with _without_chatter():
+            model, report = getattr(transformers, architecture).from_pretrained(
+                source, output_loading_info=True, **loading
+            )
+        missing = sorted(report.get("missing_keys", ()))
+        if missing:
+            raise ModelFilesError(
+                f"{name}: the weights lack {len(missing)} tensors ({missing[0]}, ...): the file is not whole. "
+                "Save or download the model again."
+            )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+    except (InputError, UnsupportedModelError):
+        raise
+    except Exception as error:
+        raise _explained(str(name), local, error) from error
+    return model, tokenizer
+
+
+def checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A floating dtype from itself or its name."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise InputError(f"dtype={dtype!r}: expected a floating dtype such as 'float32' or 'bfloat16'.")
+    if found is None and dtype is not None:
+        raise InputError(f"dtype={dtype!r}: expected a floating dtype such as 'float32' or 'bfloat16'.")
+    return found
+
+
+def _source(name: str) -> tuple[str, bool]:
+    """What to load from, and whether it lies on this disk; a folder is checked for a whole model."""
+    if name in BUNDLED:
+        folder = BUNDLED[name]
+        if not (folder / "config.json").is_file():
+            raise ModelFilesError(
+                f"the bundled model {name!r} is not in this installation ({folder} holds no config.json): "
+                "reinstall audiolens, or train it with `python -m audiolens.etude.train`."
+            )
+    else:
+        folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if folder.exists():
+            raise ModelNotFoundError(f"{name} is a file: give the folder that holds the model.")
+        if _HUB_NAME.fullmatch(name) and not name.startswith("."):
+            return name, False
+        raise ModelNotFoundError(
+            f"unknown model {name!r}: not a bundled model, not a folder, not a hub name (owner/name)."
+            f"{nearest(name, [*BUNDLED, *HUB])} 'etude' is bundled and works offline."
+        )
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ModelFilesError(
+            f"{folder} holds no config.json: it is not a saved model. Give the folder that "
+            "save_pretrained wrote, a hub name, or 'etude'."
+        )
+    try:
+        json.loads(config.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelFilesError(
+            f"{config} is not readable as JSON ({error}): the model is half-written."
+        ) from None
+    if not any((folder / weights).is_file() for weights in _WEIGHTS):
+        raise ModelFilesError(
+            f"{folder} holds a config.json but no weights ({_WEIGHTS[0]}): the model is half-written."
+        )
+    return str(folder), True
+
+
+def _explained(name: str, local: bool, error: Exception) -> InputError:
+    """The error a caller can act on, for whatever transformers raised."""
+    detail = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if local:
+        return ModelFilesError(
+            f"{name} could not be loaded: {detail} The files are damaged or not all there."
+        )
+    return ModelNotFoundError(
+        f"{name!r} could not be loaded from the hub: {detail} Check the name and the network."
+        f"{nearest(name, HUB) if name not in HUB else ''} 'etude' is bundled and works offline."
+    )
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Keep transformers' progress bars and its warning about sub-configurations off the screen while loading."""
+    from transformers.utils import logging as chatter
+
+    level, shown = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
+    chatter.set_verbosity(logging.ERROR)
+    chatter.disable_progress_bar()
+    try:
+        yield
+    finally:
+        chatter.set_verbosity(level)
+        if shown:
+            chatter.enable_progress_bar()

@@ -1,0 +1,107 @@
+"""One random stream per row, so that a clip is drawn from its own seed and never from its batch.
+
+The sampler does guidance, temperature, top-k and the draw in one logits processor. The draw is the exponential
+race (Gumbel-max): the largest of `logits / temperature - log(e)`, with `e` exponential noise from the row's own
+stream. Two rows with one seed therefore share their noise, and a steered clip stays paired with its baseline:
+codes differ only where the logits moved past the noise.
+
+transformers appends its own guidance after a caller's processors, so under guidance the sampler returns its
+scores twice, which makes that guidance the identity; and it runs greedily, so that the largest score wins.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from audiolens.errors import InputError, InputTypeError
+from audiolens.timeline import Real
+
+
+class RowStreams:
+    """Exponential noise for a batch, each row from a generator seeded with its own seed."""
+
+    def __init__(self, seeds: Sequence[int], n_codebooks: int, vocab_size: int) -> None:
+        # On the CPU whatever the model's device: a seed then names the same stream everywhere.
+        self.generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        self.shape = (n_codebooks, vocab_size)
+
+    def draw(self) -> Float[Tensor, "row codebook vocab"]:
+        """The next step's noise."""
+        noise = torch.empty(len(self.generators), *self.shape)
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        return noise.clamp_min_(torch.finfo(noise.dtype).tiny)
+
+
+class RowSampler(LogitsProcessor):
+    """Guidance, temperature, top-k and the draw, for `generate(do_sample=False)`.
+
+    Scores come as transformers has them, rows and codebooks in one axis, conditional rows first. `temperature=0`
+    takes the largest logit.
+    """
+
+    def __init__(
+        self,
+        streams: RowStreams,
+        *,
+        guidance_scale: float,
+        temperature: float,
+        top_k: int | None,
+    ) -> None:
+        self.streams = streams
+        self.guidance_scale = guidance_scale
+        self.temperature = temperature
+        self.top_k = top_k
+
+    def __call__(
+        self, input_ids: Int[Tensor, "sequence column"], scores: Float[Tensor, "branch_sequence vocab"]
+    ) -> Float[Tensor, "branch_sequence vocab"]:
+        guided = scores.shape[0] == 2 * input_ids.shape[0]
+        if guided:
+            cond, null = scores.chunk(2)
+            merged = null + (cond - null) * self.guidance_scale
+        else:
+            merged = scores
+        if self.temperature > 0:
+            noise = self.streams.draw().to(merged.device, non_blocking=True)
+            merged = merged / self.temperature
+            if self.top_k and self.top_k < merged.shape[-1]:
+                least = merged.topk(self.top_k).values[..., -1:]
+                # -inf would turn transformers' own guidance, x + (x - x), into NaN.
+                merged = merged.masked_fill(merged < least, torch.finfo(merged.dtype).min)
+            merged = merged - rearrange(noise, "row codebook vocab -> (row codebook) vocab").log()
+        return torch.cat([merged, merged]) if guided else merged
+
+
+def checked_seeds(seeds: int | Sequence[int] | None, rows: int) -> list[int] | None:
+    """One seed per row: a single seed is every row's, `None` stays `None` (transformers' own sampler)."""
+    if seeds is None:
+        return None
+    listed = [seeds] * rows if isinstance(seeds, int) else list(seeds)
+    if len(listed) != rows:
+        raise InputError(
+            f"{len(listed)} seeds for {rows} rows: give one seed per prompt, or a single one for all."
+        )
+    for seed in listed:
+        if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+            raise InputTypeError(f"seed {seed!r}: expected a whole number.")
+        if not 0 <= int(seed) < 2**63:
+            raise InputError(f"seed {seed}: expected 0 <= seed < 2**63.")
+    return [int(seed) for seed in listed]
+
+
+def checked_settings(guidance_scale: Real, temperature: Real, top_k: int | None) -> None:
+    """Refuse settings that transformers would ignore in silence or fail on late."""
+    if not math.isfinite(guidance_scale) or guidance_scale < 1:
+        raise InputError(
+            f"guidance_scale={guidance_scale}: expected a finite number of at least 1 (1 is no guidance)."
+        )
+    if not math.isfinite(temperature) or temperature < 0:
+        raise InputError(f"temperature={temperature}: expected a finite number of at least 0 (0 is greedy).")
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0):
+        raise InputError(f"top_k={top_k!r}: expected a positive whole number, or 0 or None for all codes.")

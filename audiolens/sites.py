@@ -1,0 +1,94 @@
+"""The named places in a decoder ("blocks.3.hook_resid_post"): parsed, listed, validated.
+
+Names are TransformerLens's where it has one. A short form leaves out "hook_" and the block: "resid_post" is
+`hook_resid_post` in every block, "attn.z" is `attn.hook_z`.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from audiolens.errors import InputTypeError, SiteError, nearest, shortened
+
+_FULL = re.compile(r"blocks\.(\d+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place: a hook name and the block it stands in (`None` for the model-wide ones)."""
+
+    hook: str
+    layer: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.hook if self.layer is None else f"blocks.{self.layer}.{self.hook}"
+
+
+def canonical(name: str, hooks: Iterable[str]) -> str:
+    """The hook a short or full hook name stands for.
+
+    Raises:
+        SiteError: if no such hook exists; the message lists the nearest ones and all that exist.
+    """
+    hooks = list(hooks)
+    if not isinstance(name, str):
+        raise InputTypeError(
+            f"site {name!r}: expected a name such as 'resid_post' or 'blocks.3.hook_resid_post'."
+        )
+    group, _, leaf = name.rpartition(".")
+    prefix = f"{group}." if group else ""
+    for candidate in (name, f"{prefix}hook_{leaf}"):
+        if candidate in hooks:
+            return candidate
+    short = [hook.replace("hook_", "") for hook in hooks]
+    raise SiteError(
+        f"unknown site {name!r}.{nearest(name.replace('hook_', ''), short)} This model has: "
+        f"{shortened(short, 40)}."
+    )
+
+
+def resolve(
+    sites: str | Sequence[str],
+    layers: int | Iterable[int] | None,
+    *,
+    hooks: Iterable[str],
+    model_hooks: Iterable[str],
+    n_layers: int,
+) -> list[Site]:
+    """The places that names and layers select, without repeats, in the order given.
+
+    A full name ("blocks.3.hook_resid_post") carries its own layer; a short one stands for `layers`, or for every
+    block where `layers` is `None`.
+    """
+    hooks, model_hooks = list(hooks), list(model_hooks)
+    chosen = checked_layers(layers, n_layers)
+    found: dict[Site, None] = {}
+    for name in [sites] if isinstance(sites, str) else sites:
+        match = _FULL.fullmatch(name) if isinstance(name, str) else None
+        if match:
+            layer = checked_layers(int(match[1]), n_layers)[0]
+            found[Site(canonical(match[2], hooks), layer)] = None
+            continue
+        hook = canonical(name, [*hooks, *model_hooks])
+        places = [Site(hook)] if hook in model_hooks else [Site(hook, layer) for layer in chosen]
+        found.update(dict.fromkeys(places))
+    return list(found)
+
+
+def checked_layers(layers: int | Iterable[int] | None, n_layers: int) -> list[int]:
+    """Layer numbers as a list, sorted and without repeats; `None` is all of them."""
+    if layers is None:
+        return list(range(n_layers))
+    try:
+        listed = [layers] if isinstance(layers, int) else [int(layer) for layer in layers]
+    except (TypeError, ValueError):
+        raise InputTypeError(
+            f"layers={layers!r}: expected a layer, a list of layers, or None for all."
+        ) from None
+    if not listed:
+        raise SiteError(f"no layer given: choose from 0 to {n_layers - 1}, or None for all.")
+    for layer in listed:
+        if not 0 <= layer < n_layers:
+            raise SiteError(f"layer {layer} does not exist: this model has layers 0 to {n_layers - 1}.")
+    return sorted(set(listed))

@@ -1,0 +1,111 @@
+"""Prompts as the decoder sees them: checked, tokenised, encoded, and doubled for guidance.
+
+The text is encoded once, here, and handed to transformers as encoder outputs, so that reading and generating run
+on the very same states. A prompt of `None` is unconditional: zero states and a zero mask, as in guidance's null
+branch, and as transformers' own unconditional inputs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from audiolens.errors import PromptError
+
+Prompt = str | None
+BUCKET = 16
+"""Exact runs pad each prompt to the next multiple of this many tokens, whatever its batch."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """The encoded prompts of one batch, before guidance."""
+
+    ids: Int[Tensor, "row token"]
+    mask: Int[Tensor, "row token"]
+    states: Float[Tensor, "row token d_text"]
+
+    def conditioning(self, guided: bool) -> dict[str, Any]:
+        """Keyword arguments of transformers' forward and `generate`; guidance appends the null branch."""
+        states, mask = self.states, self.mask
+        if guided:
+            states = torch.cat([states, torch.zeros_like(states)])
+            mask = torch.cat([mask, torch.zeros_like(mask)])
+        return {"encoder_outputs": (states,), "attention_mask": mask}
+
+
+def checked_prompts(prompts: Prompt | Sequence[Prompt], rows: int | None = None) -> tuple[Prompt, ...]:
+    """Prompts as a tuple, one a row; a single one stands for `rows` rows.
+
+    Raises:
+        PromptError: for an empty list, an empty prompt, or something that is not text.
+    """
+    if prompts is None or isinstance(prompts, str):
+        listed: tuple[Prompt, ...] = (prompts,) * (rows or 1)
+    else:
+        try:
+            listed = tuple(prompts)
+        except TypeError:
+            raise PromptError(f"prompts={prompts!r}: expected text, None, or a list of them.") from None
+    if not listed:
+        raise PromptError("no prompt given: give at least one, or [None] to generate without one.")
+    for row, prompt in enumerate(listed):
+        if prompt is None:
+            continue
+        if not isinstance(prompt, str):
+            raise PromptError(
+                f"prompt {row} is {type(prompt).__name__}: expected text, or None for no prompt."
+            )
+        if not prompt.strip():
+            raise PromptError(f"prompt {row} is empty: use None to generate without a prompt.")
+    return listed
+
+
+def lengths(prompts: Sequence[Prompt], tokenizer: Any, limit: int) -> list[int]:
+    """Each prompt's length in tokens (1 for none), refusing those the text encoder would not read whole."""
+    found = []
+    for row, prompt in enumerate(prompts):
+        count = 1 if prompt is None else len(tokenizer(prompt)["input_ids"])
+        if count > limit:
+            raise PromptError(
+                f"prompt {row} has {count} tokens, the text encoder reads {limit}: shorten it ({str(prompt)[:40]!r}...)."
+            )
+        if prompt is not None and not count:
+            raise PromptError(f"prompt {row} ({prompt!r}) has no token in this model's vocabulary.")
+        found.append(count)
+    return found
+
+
+def token_limit(model: Any, tokenizer: Any) -> int:
+    """How many tokens the text encoder reads: the smaller of what tokenizer and encoder declare."""
+    declared = [
+        getattr(model.config.text_encoder, "n_positions", None),
+        getattr(model.config.text_encoder, "max_position_embeddings", None),
+        getattr(tokenizer, "model_max_length", None),
+    ]
+    return min((int(value) for value in declared if value and value < 10**6), default=512)
+
+
+def encode(prompts: Sequence[Prompt], model: Any, tokenizer: Any, length: int | None = None) -> Text:
+    """Tokenise and encode prompts, padded to their longest, or to `length` tokens."""
+    device = model.text_encoder.device
+    spoken = [row for row, prompt in enumerate(prompts) if prompt is not None]
+    if not spoken:
+        ids = torch.full((len(prompts), length or 1), tokenizer.pad_token_id or 0, device=device)
+        states = torch.zeros(*ids.shape, model.config.text_encoder.d_model, device=device, dtype=model.dtype)
+        return Text(ids, torch.zeros_like(ids), states)
+    padding = {"padding": True} if length is None else {"padding": "max_length", "max_length": length}
+    batch = tokenizer([prompts[row] for row in spoken], return_tensors="pt", **padding).to(device)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    states = model.text_encoder(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
+    if len(spoken) == len(prompts):
+        return Text(ids, mask, states)
+    places = torch.tensor(spoken, device=device)
+    whole = [
+        tensor.new_zeros(len(prompts), *tensor.shape[1:]).index_copy(0, places, tensor)
+        for tensor in (ids, mask, states)
+    ]
+    return Text(*whole)

@@ -1,0 +1,99 @@
+"""Time, once: steps, frames and seconds, and the codebook delay pattern done and undone.
+
+Step s reads delayed column s (column 0 is the start token) and predicts column s + 1, which holds frame s of
+codebook 0 and frame s - k of a codebook delayed by k. A clip of F frames therefore takes F + (longest delay)
+steps; the last ones, the tail, only finish the delayed codebooks. A stereo model delays its codebooks in pairs.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from audiolens.errors import InputError, InputTypeError
+
+Real = float | int
+Span = tuple[Real, Real]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The steps of one clip.
+
+    `frames` counts codec frames, `frame_rate` is in frames a second, `delays` holds each codebook's delay in steps.
+    """
+
+    frames: int
+    frame_rate: float
+    delays: tuple[int, ...]
+
+    @property
+    def steps(self) -> int:
+        """All steps, the tail included."""
+        return self.frames + max(self.delays)
+
+    @property
+    def last(self) -> int:
+        """The step that predicts the last frame of codebook 0."""
+        return self.frames - 1
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.frame_rate
+
+    def select(self, seconds: Span | None) -> tuple[int, int]:
+        """The steps (from, to) of a span in seconds; `None` is every step, the tail included.
+
+        Raises:
+            InputError: if the span is empty, not finite, or outside the clip.
+        """
+        if seconds is None:
+            return 0, self.steps
+        start, stop = checked_span(seconds)
+        first, end = round(start * self.frame_rate), round(stop * self.frame_rate)
+        if end > self.frames:
+            raise InputError(
+                f"seconds={seconds} ends after the clip, which lasts {self.seconds:g} s: give a span inside it."
+            )
+        if first >= end:
+            raise InputError(
+                f"seconds={seconds} selects no step: one step lasts {1 / self.frame_rate:g} s here."
+            )
+        return first, end
+
+
+def checked_span(seconds: object) -> Span:
+    """A (from, to) pair in seconds, or an error saying what is wrong with it."""
+    if not isinstance(seconds, tuple | list) or len(seconds) != 2:
+        raise InputTypeError(f"seconds={seconds!r}: expected a pair (from, to) in seconds.")
+    start, stop = float(seconds[0]), float(seconds[1])
+    if not (math.isfinite(start) and math.isfinite(stop)) or start < 0 or stop <= start:
+        raise InputError(f"seconds={seconds!r}: expected 0 <= from < to, both finite.")
+    return start, stop
+
+
+def delays_of(n_codebooks: int, channels: int) -> tuple[int, ...]:
+    """Each codebook's delay in steps: 0 1 2 3 for mono, 0 0 1 1 2 2 3 3 for a stereo model of eight."""
+    return tuple(codebook // channels for codebook in range(n_codebooks))
+
+
+def delay(
+    codes: Int[Tensor, "row codebook frame"], delays: tuple[int, ...], pad: int
+) -> Int[Tensor, "row codebook column"]:
+    """Codes as the decoder's columns: the start token, each codebook shifted by its delay, `pad` elsewhere."""
+    rows, codebooks, frames = codes.shape
+    columns = codes.new_full((rows, codebooks, 1 + frames + max(delays)), pad)
+    for codebook, shift in enumerate(delays):
+        columns[:, codebook, 1 + shift : 1 + shift + frames] = codes[:, codebook]
+    return columns
+
+
+def undelay(
+    columns: Int[Tensor, "row codebook column"], delays: tuple[int, ...], frames: int
+) -> Int[Tensor, "row codebook frame"]:
+    """The codes inside delayed columns: the inverse of `delay`."""
+    return torch.stack(
+        [columns[:, codebook, 1 + shift : 1 + shift + frames] for codebook, shift in enumerate(delays)], dim=1
+    )

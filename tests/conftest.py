@@ -1,0 +1,127 @@
+"""Tiny random-weights checkpoints, written once a session through save_pretrained as a user would meet them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+WORDS = [
+    "fast",
+    "slow",
+    "bright",
+    "dark",
+    "calm",
+    "piano",
+    "guitar",
+    "drums",
+    "a",
+    "with",
+    "and",
+    "music",
+    "song",
+    "the",
+    "of",
+    "loud",
+    "soft",
+    "jazz",
+]
+
+
+def write_tokenizer(folder: Path) -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    raw.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=40
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def write_model(folder: Path, *, channels: int = 1, d_model: int = 48, layers: int = 3) -> Path:
+    from transformers import (
+        EncodecConfig,
+        EncodecFeatureExtractor,
+        MusicgenConfig,
+        MusicgenDecoderConfig,
+        MusicgenForConditionalGeneration,
+        T5Config,
+    )
+
+    torch.manual_seed(0)
+    vocab = 32
+    text = T5Config(vocab_size=32, d_model=24, d_kv=6, d_ff=48, num_layers=2, num_heads=4, n_positions=64)
+    codec = EncodecConfig(
+        target_bandwidths=[0.5],
+        sampling_rate=16000,
+        audio_channels=1,
+        num_filters=4,
+        hidden_size=16,
+        codebook_dim=16,
+        codebook_size=vocab,
+        upsampling_ratios=[8, 5, 4, 4],
+        num_lstm_layers=1,
+        normalize=False,
+        chunk_length_s=None,
+    )
+    decoder = MusicgenDecoderConfig(
+        vocab_size=vocab,
+        max_position_embeddings=128,
+        num_hidden_layers=layers,
+        ffn_dim=2 * d_model,
+        num_attention_heads=4,
+        hidden_size=d_model,
+        num_codebooks=4 * channels,
+        audio_channels=channels,
+        dropout=0.1,
+    )
+    config = MusicgenConfig(text_encoder=text, audio_encoder=codec, decoder=decoder)
+    model = MusicgenForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        # Fresh weights give nearly flat logits; louder ones make codes depend on text, history and edits.
+        for parameter in model.decoder.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+        for layer in model.audio_encoder.quantizer.layers:
+            layer.codebook.embed.normal_()
+    for key, value in {"pad_token_id": vocab, "bos_token_id": vocab, "decoder_start_token_id": vocab}.items():
+        setattr(model.generation_config, key, value)
+    model.generation_config.do_sample = True
+    model.generation_config.guidance_scale = 3.0
+    model.save_pretrained(folder)
+    write_tokenizer(folder)
+    EncodecFeatureExtractor(feature_size=1, sampling_rate=16000).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mono MusicGen: 3 blocks of width 48, 4 codebooks of 32, 25 frames a second at 16 kHz."""
+    return write_model(tmp_path_factory.mktemp("mono"))
+
+
+@pytest.fixture(scope="session")
+def stereo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with two channels and eight codebooks."""
+    return write_model(tmp_path_factory.mktemp("stereo"), channels=2)
+
+
+@pytest.fixture(scope="session")
+def lens(checkpoint: Path) -> Any:
+    from audiolens import AudioLens
+
+    return AudioLens.from_pretrained(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def stereo_lens(stereo_checkpoint: Path) -> Any:
+    from audiolens import AudioLens
+
+    return AudioLens.from_pretrained(stereo_checkpoint)
