@@ -1,0 +1,92 @@
+"""What is lost: clips that were steered out of music, told by loudness, onsets and the variety of their codes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from audiolens.measure.clips import Clip, read
+from audiolens.measure.rhythm import FEWEST_ONSETS, onsets_seconds
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LOUDEST_RATIO = 3.0
+LEAST_ENTROPY_RATIO = 0.5
+
+
+class Generated(Protocol):
+    """What `AudioLens.generate` returns: audio [row, channel, sample], codes [row, codebook, frame], sample_rate."""
+
+    audio: Any
+    codes: Any
+    sample_rate: int
+
+
+def failed(steered: Generated, baseline: Generated) -> Bool[np.ndarray, " row"]:
+    """Which rows of `steered` are no music any more, each beside the row of `baseline` with its prompt and seed.
+
+    A row failed when its root mean square lies outside [1/3, 3] times the baseline's, when it has fewer than four
+    onsets, or when the entropy of its codes is under half the baseline's. Failed rows count as no effect: a clip
+    steered into silence is not a slow clip. Four beats take five seconds at 50 BPM: shorter clips of slow music fail.
+    """
+    return failures(steered, baseline)["failed"].to_numpy(dtype=bool)
+
+
+def failures(steered: Generated, baseline: Generated) -> pd.DataFrame:
+    """The three grounds of `failed`, one row per clip: `rms_ratio`, `onsets`, `entropy_ratio`, `failed`."""
+    import pandas as pd
+
+    ours, theirs = _clips(steered, "steered"), _clips(baseline, "baseline")
+    if len(ours) != len(theirs):
+        raise ValueError(
+            f"steered has {len(ours)} rows, baseline {len(theirs)}; give the same prompts and seeds in the same order"
+        )
+    entropy, reference = code_entropy(steered.codes), code_entropy(baseline.codes)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rms_ratio = _rms(ours) / _rms(theirs)
+        entropy_ratio = entropy / reference
+    onsets = np.array([len(onsets_seconds(clip)) for clip in ours])
+    sound = (rms_ratio >= 1 / LOUDEST_RATIO) & (rms_ratio <= LOUDEST_RATIO)
+    varied = (entropy_ratio >= LEAST_ENTROPY_RATIO) | (reference == 0)
+    return pd.DataFrame(
+        {
+            "rms_ratio": rms_ratio,
+            "onsets": onsets,
+            "entropy_ratio": entropy_ratio,
+            # written so that NaN (a silent baseline) fails
+            "failed": ~(sound & (onsets >= FEWEST_ONSETS) & varied),
+        }
+    )
+
+
+def code_entropy(codes: Any) -> Float[np.ndarray, " row"]:
+    """Entropy in bits of the codes each row uses, averaged over codebooks.
+
+    `codes` is [row, codebook, frame], undelayed. The plain estimate: at most log2 of the
+    number of frames, so compare clips of one length.
+    """
+    array = np.asarray(codes.detach().cpu() if hasattr(codes, "detach") else codes)
+    if array.ndim != 3 or not np.issubdtype(array.dtype, np.integer) or not array.size:
+        raise ValueError(
+            f"codes have shape {array.shape} and dtype {array.dtype}; expected integers [row, codebook, frame]"
+        )
+    return np.array([np.mean([_entropy_bits(book) for book in row]) for row in array])
+
+
+def _rms(clips: list[Clip]) -> Float[np.ndarray, " row"]:
+    return np.array([10 ** (clip.loudness_dbfs / 20) for clip in clips])
+
+
+def _entropy_bits(codes: np.ndarray) -> float:
+    share = np.unique(codes, return_counts=True)[1] / len(codes)
+    return float(-(share * np.log2(share)).sum())
+
+
+def _clips(generated: Generated, name: str) -> list[Clip]:
+    missing = [field for field in ("audio", "codes", "sample_rate") if getattr(generated, field, None) is None]
+    if missing:
+        raise TypeError(f"{name} has no {', '.join(missing)}; give what lens.generate returned")
+    return read(generated.audio, generated.sample_rate)[0]

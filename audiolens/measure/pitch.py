@@ -1,0 +1,120 @@
+"""Register and mode: what is heard of pitch in music of several voices, without transcribing it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from audiolens.measure.clips import Audio, Clip, per_row
+from audiolens.measure.onsets import vertex
+
+LOWEST_HZ, HIGHEST_HZ = 140.0, 1_200.0
+"""Where a melody sounds: above the bass, below the harmonics' own territory."""
+CHROMA_HZ = (100.0, 1_500.0)
+LEAST_TONALITY_DB = 14.0
+"""What the strongest partial stands above its surroundings in a sound with pitch: music 20 to 50 dB, white noise 9."""
+MAJOR = np.array([6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88])
+MINOR = np.array([6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17])
+"""How well each semitone above the tonic fits its key (Krumhansl and Kessler 1982)."""
+
+
+def pitch(audio: Audio, sample_rate: float) -> float | Float[np.ndarray, " row"]:
+    """The register in Hz: the median, weighted by energy, of each frame's strongest partial from 140 to 1200 Hz.
+
+    It follows where the melody lies (rank correlation about .95 on the synthesiser's clips, whatever their brightness),
+    and is no transcription: in chords the loudest partial wins. NaN for silence, for noise, and for a sound with
+    nothing in that range.
+    """
+    return per_row(audio, sample_rate, register_hz)
+
+
+def mode(audio: Audio, sample_rate: float) -> float | Float[np.ndarray, " row"]:
+    """Major against minor, -2 to 2: the best correlation of the chroma with a major key's profile minus a minor key's.
+
+    Krumhansl and Kessler's profiles over all twelve tonics. Positive is major. A few seconds seldom settle it: read the
+    sign over many clips, not of one. NaN for silence, noise, and fewer than three pitch classes.
+    """
+    return per_row(audio, sample_rate, major_minor)
+
+
+def register_hz(clip: Clip) -> float:
+    """`pitch` of one clip."""
+    if clip.silent:
+        return float("nan")
+    partials = _strongest_partials(clip, LOWEST_HZ, HIGHEST_HZ)
+    if partials.tonality_db < LEAST_TONALITY_DB:
+        return float("nan")
+    order = np.argsort(partials.frequency_hz)
+    energy = np.cumsum(partials.power[order])
+    return float(partials.frequency_hz[order][np.searchsorted(energy, energy[-1] / 2)])
+
+
+def major_minor(clip: Clip) -> float:
+    """`mode` of one clip."""
+    if clip.silent:
+        return float("nan")
+    if _strongest_partials(clip, *CHROMA_HZ).tonality_db < LEAST_TONALITY_DB:
+        return float("nan")
+    profile = chroma(clip)
+    if np.count_nonzero(profile > 0.05 * profile.max()) < 3:
+        return float("nan")
+    return _best_key(profile, MAJOR) - _best_key(profile, MINOR)
+
+
+def chroma(clip: Clip) -> Float[np.ndarray, "12"]:
+    """How present each pitch class (0 = C) is: every spectral peak from 100 to 1500 Hz, by the fifth root of its size.
+
+    The root makes it a count of notes rather than of loudness, so that bass and chords do not drown the third.
+    """
+    magnitude = clip.pitch_spectrum
+    audible = np.where(magnitude > magnitude.max() * 1e-3, magnitude, 0.0)
+    inner = audible[1:-1]
+    bins, frames = np.nonzero((inner > audible[2:]) & (inner >= audible[:-2]))
+    bins = bins + 1
+    bin_hz = clip.sample_rate / (2 * (len(magnitude) - 1))
+    peaks_hz = (bins + _offset(magnitude, bins, frames)) * bin_hz
+    inside = (peaks_hz >= CHROMA_HZ[0]) & (peaks_hz <= CHROMA_HZ[1])
+    classes = np.round(12 * np.log2(peaks_hz[inside] / 440) + 9).astype(int) % 12
+    return np.bincount(classes, weights=magnitude[bins, frames][inside] ** 0.2, minlength=12)
+
+
+def _best_key(profile: Float[np.ndarray, "12"], key: Float[np.ndarray, "12"]) -> float:
+    return max(float(np.corrcoef(profile, np.roll(key, tonic))[0, 1]) for tonic in range(12))
+
+
+def _offset(magnitude: np.ndarray, bins: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """Where between bins the peaks lie: the top of a parabola through three log magnitudes."""
+    before, at, after = (np.log(magnitude[bins + step, frames] + 1e-9) for step in (-1, 0, 1))
+    return vertex(before, at, after)
+
+
+@dataclass(frozen=True)
+class _Partials:
+    """Each frame's strongest partial, and how far these stand out of the half octave on either side (weighted mean)."""
+
+    frequency_hz: Float[np.ndarray, " frame"]
+    power: Float[np.ndarray, " frame"]
+    tonality_db: float
+
+
+def _strongest_partials(clip: Clip, lowest_hz: float, highest_hz: float) -> _Partials:
+    magnitude = clip.pitch_spectrum
+    bins_hz = clip.bins_hz(2 * (len(magnitude) - 1))
+    band = np.flatnonzero((bins_hz >= lowest_hz) & (bins_hz <= min(highest_hz, bins_hz[-2])))
+    frames = np.arange(magnitude.shape[1])
+    bins = band[magnitude[band].argmax(axis=0)]
+    power = magnitude[bins, frames] ** 2
+    # at the band's edge the strongest bin may be the slope of something outside it: no partial, no weight
+    on_top = (magnitude[bins, frames] >= magnitude[bins - 1, frames]) & (
+        magnitude[bins, frames] >= magnitude[bins + 1, frames]
+    )
+    power = np.where(on_top, power, 0.0)
+    if power.sum() <= 1e-6 * np.square(magnitude).sum():
+        return _Partials(bins_hz[bins], power, float("-inf"))
+    around = np.round(bins * 2 ** np.linspace(-0.5, 0.5, 25)[:, None]).astype(int).clip(1, len(bins_hz) - 1)
+    floor = np.median(magnitude[around, frames] ** 2, axis=0)
+    stands_out_db = 10 * np.log10((power + 1e-20) / (floor + 1e-20))
+    frequency_hz = (bins + _offset(magnitude, bins, frames)) * bins_hz[1]
+    return _Partials(frequency_hz, power, float(np.average(stands_out_db, weights=power)))

@@ -1,0 +1,129 @@
+"""Tempo, onset rate and pulse clarity: what is heard of time in a clip.
+
+Beat and note count are different things: a slow piece may be full of notes. `onset_rate` counts all onsets; `tempo`
+asks for the period of the pulse ("beat"), or for the usual distance between accents ("ioi"). All come from the clip's one
+onset envelope.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from audiolens.measure.clips import Audio, Clip, per_row, read
+from audiolens.measure.onsets import peaks_seconds, vertex
+
+SLOWEST_BPM, FASTEST_BPM = 40.0, 240.0
+ACCENT_SHARE = 0.5
+"""An accent rises at least this share of the strong ones in its clip."""
+FEWEST_ONSETS = 4
+LEAST_CLARITY = 0.3
+"""Clicks at random moments have a pulse clarity of about 0.2, the synthesiser's music 0.5 to 1."""
+
+TempoMethod = Literal["beat", "ioi"]
+
+
+def tempo(audio: Audio, sample_rate: float, method: TempoMethod = "beat") -> float | Float[np.ndarray, " row"]:
+    """Beats per minute in [40, 240], every tempo equally likely beforehand.
+
+    Args:
+        audio: [sample], [channel, sample] or [row, channel, sample]; channels are averaged.
+        sample_rate: of `audio`, in Hz.
+        method: `"beat"` takes the period at which the onset envelope most resembles itself (its autocorrelation, as
+            in `librosa.feature.tempo` with a uniform prior; the period is refined between frames). `"ioi"` is 60 over
+            the median interval between accents (onsets heard in most bands), and may leave that range.
+
+    Returns:
+        BPM per row; NaN for silence, for fewer than four onsets, and ("beat") where nothing recurs, as in noise.
+
+    Halving or doubling the beat is a matter of taste to listeners too: see `tempo_candidates`.
+    """
+    if method not in ("beat", "ioi"):
+        raise ValueError(f"method is {method!r}; expected 'beat' or 'ioi'")
+    return per_row(audio, sample_rate, beat_tempo if method == "beat" else ioi_tempo)
+
+
+def onset_rate(audio: Audio, sample_rate: float) -> float | Float[np.ndarray, " row"]:
+    """Onsets per second, all instruments together; 0 for a sound without onsets, NaN for silence."""
+    return per_row(audio, sample_rate, rate_of_onsets)
+
+
+def pulse_clarity(audio: Audio, sample_rate: float) -> float | Float[np.ndarray, " row"]:
+    """How regular the pulse is, 0 to 1: the autocorrelation of the onset envelope at the beat's period.
+
+    After Lartillot et al. (ISMIR 2008). 0 for a sound with fewer than four onsets, NaN for silence.
+    """
+    return per_row(audio, sample_rate, clarity_of_pulse)
+
+
+def tempo_candidates(audio: Audio, sample_rate: float, n: int = 3) -> list[tuple[float, float]]:
+    """The `n` likeliest tempi of one clip as (BPM, pulse clarity), best first: the octave ambiguity, not hidden."""
+    clips, many = read(audio, sample_rate)
+    if many and len(clips) > 1:
+        raise ValueError(f"audio has {len(clips)} rows; tempo_candidates takes one clip at a time")
+    return _periods(clips[0])[:n]
+
+
+def beat_tempo(clip: Clip) -> float:
+    """`tempo(..., method="beat")` of one clip."""
+    periods = _periods(clip)
+    if not periods or periods[0][1] < LEAST_CLARITY:
+        return float("nan")
+    return periods[0][0]
+
+
+def ioi_tempo(clip: Clip) -> float:
+    """`tempo(..., method="ioi")` of one clip."""
+    if clip.silent:
+        return float("nan")
+    envelope = clip.onset_envelope
+    accents = peaks_seconds(envelope.median, envelope.frame_rate, ACCENT_SHARE)
+    if len(accents) < FEWEST_ONSETS:
+        # a sound in few bands (a flute, a sine) has onsets but none in most bands
+        accents = peaks_seconds(envelope.mean, envelope.frame_rate, ACCENT_SHARE)
+    if len(accents) < FEWEST_ONSETS:
+        return float("nan")
+    return 60 / float(np.median(np.diff(accents)))
+
+
+def rate_of_onsets(clip: Clip) -> float:
+    """`onset_rate` of one clip."""
+    return float("nan") if clip.silent else len(onsets_seconds(clip)) / clip.seconds
+
+
+def clarity_of_pulse(clip: Clip) -> float:
+    """`pulse_clarity` of one clip."""
+    if clip.silent:
+        return float("nan")
+    periods = _periods(clip)
+    return periods[0][1] if periods else 0.0
+
+
+def onsets_seconds(clip: Clip) -> Float[np.ndarray, " onset"]:
+    """When notes and strokes begin, in seconds; empty for silence."""
+    if clip.silent:
+        return np.zeros(0)
+    envelope = clip.onset_envelope
+    return peaks_seconds(envelope.mean, envelope.frame_rate)
+
+
+def _periods(clip: Clip) -> list[tuple[float, float]]:
+    """Peaks of the envelope's autocorrelation within the tempo range as (BPM, height), highest first."""
+    import librosa
+    from scipy.signal import find_peaks
+
+    if clip.silent or len(onsets_seconds(clip)) < FEWEST_ONSETS:
+        return []
+    envelope = clip.onset_envelope
+    # The window favours short periods a little, as in librosa's tempogram: a bar resembles itself as much as a beat.
+    strength = (envelope.mean - envelope.mean.mean()) * np.hanning(len(envelope.mean))
+    likeness = librosa.autocorrelate(strength)
+    likeness = likeness / likeness[0]
+    lags = find_peaks(likeness)[0]
+    refined = lags + vertex(likeness[lags - 1], likeness[lags], likeness[lags + 1])
+    bpm = 60 * envelope.frame_rate / refined
+    inside = (bpm >= SLOWEST_BPM) & (bpm <= FASTEST_BPM)
+    candidates = zip(bpm[inside].tolist(), likeness[lags][inside].tolist(), strict=True)
+    return sorted(candidates, key=lambda candidate: -candidate[1])

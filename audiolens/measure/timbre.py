@@ -1,0 +1,44 @@
+"""Brightness and loudness: what is heard of a clip's colour and level."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+from audiolens.measure.clips import Audio, Clip, per_row
+
+GATE_DB = 40.0
+"""Frames this far below the clip's loudest are pauses, whose colour is that of the noise floor."""
+
+
+def brightness(audio: Audio, sample_rate: float) -> float | Float[np.ndarray, " row"]:
+    """Spectral centroid in Hz: the mean over sounding frames of the magnitude-weighted mean frequency.
+
+    The paper's measure of timbre (librosa's `spectral_centroid`), but pauses do not count. NaN for silence. Sounds of
+    different sample rates reach differently high: compare clips of one rate. White noise has a quarter of the rate.
+    """
+    return per_row(audio, sample_rate, centroid_hz)
+
+
+def loudness(audio: Audio, sample_rate: float) -> float | Float[np.ndarray, " row"]:
+    """Root mean square in dB relative to full scale (a full-scale sine has -3); -inf for digital silence.
+
+    Channels are averaged first, as for every measure: opposite channels cancel. Not weighted for the ear (no LUFS).
+    """
+    return per_row(audio, sample_rate, level_dbfs)
+
+
+def centroid_hz(clip: Clip) -> float:
+    """`brightness` of one clip."""
+    if clip.silent:
+        return float("nan")
+    magnitude = clip.timbre_spectrum
+    level = np.sqrt(np.square(magnitude).sum(axis=0))
+    sounding = magnitude[:, level > level.max() * 10 ** (-GATE_DB / 20)]
+    bins_hz = clip.bins_hz(2 * (len(magnitude) - 1))
+    return float(np.mean(bins_hz @ sounding / sounding.sum(axis=0)))
+
+
+def level_dbfs(clip: Clip) -> float:
+    """`loudness` of one clip."""
+    return clip.loudness_dbfs
