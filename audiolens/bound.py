@@ -1,11 +1,10 @@
 """An intervention bound to one run: its tensors cut to the batch, its branch and rows a mask, its span steps.
 
-The batch holds every row of the conditional branch, then (under guidance) every row of the null branch. `Layout`
-says which of the caller's rows stands where, so a batch may be a slice, another order, or padded with repeats.
+The batch holds every row of the conditional branch, then (under guidance) every row of the null branch; its
+`Layout` says which of the caller's rows stands where.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,31 +12,8 @@ from torch import Tensor
 from audiolens.errors import InputError
 from audiolens.families import LensConfig, Tap
 from audiolens.interventions import Apply, Intervention
+from audiolens.rows import Layout, checked_rows
 from audiolens.timeline import Timeline
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which rows a batch holds: `rows[i]` is the caller's row at place i, of `total` rows; `kept` places are real
-    and the rest are padding. `branches` is 2 under guidance (conditional first), else 1."""
-
-    rows: tuple[int, ...]
-    total: int
-    branches: int
-    kept: int
-
-    def of(self, values: Tensor) -> Tensor:
-        """A tensor with one entry per row of the caller, as one entry per row of the whole batch."""
-        return values[torch.tensor(self.rows)].repeat(self.branches, *[1] * (values.ndim - 1))
-
-    def branch(self, branch: str) -> Tensor:
-        """The batch rows that belong to a branch, as a mask."""
-        size = len(self.rows)
-        mask = torch.zeros(self.branches * size, dtype=torch.bool)
-        mask[: size if branch == "cond" else None] = True
-        if branch == "null":
-            mask[:size] = False
-        return mask
 
 
 def feature_shape(tap: Tap, config: LensConfig) -> tuple[int, ...]:
@@ -76,7 +52,7 @@ class Bound:
         per_row = self._spread(strength, rows, layout.total, "strength")
         active = layout.of(affected & (per_row != 0)) & layout.branch(intervention.branch)
         self.active = active
-        self.everything = bool(active.all())
+        self.everything, self.anything = bool(active.all()), bool(active.any())
         self.mask = active.reshape(-1, *[1] * (extra + 1)).to(device)
         if intervention.heads is not None:
             self.mask = self.mask & self._heads(intervention.heads, tap, config).to(device)
@@ -91,7 +67,7 @@ class Bound:
 
     def touches(self, start: int, length: int) -> bool:
         """Whether a forward over these steps is changed at all."""
-        return start < self.stop and start + length > self.start and bool(self.active.any())
+        return start < self.stop and start + length > self.start and self.anything
 
     def apply(self, value: Tensor, start: int) -> Tensor:
         """The value "batch step ... feature" after the intervention; `start` is the first step's position."""
@@ -125,18 +101,14 @@ class Bound:
             changed = self.intervention.change(window, amount, parts)
         if self.intervention.preserve_norm:
             norms = window.float().norm(dim=-1, keepdim=True)
-            changed = (changed * (norms / changed.float().norm(dim=-1, keepdim=True).clamp_min(1e-12))).to(
-                window.dtype
-            )
+            changed = (changed * (norms / changed.float().norm(dim=-1, keepdim=True).clamp_min(1e-12))).to(window.dtype)
         return changed if self.everything else torch.where(self.mask, changed, window)
 
     def _called(self, window: Tensor) -> Tensor:
         changed = window
         for half in range(self.branches):
             size = len(self.active) // self.branches
-            index = half * size + self.active[half * size : (half + 1) * size].nonzero().flatten().to(
-                window.device
-            )
+            index = half * size + self.active[half * size : (half + 1) * size].nonzero().flatten().to(window.device)
             if not len(index):
                 continue
             mine = window.index_select(0, index)
@@ -145,9 +117,7 @@ class Bound:
                 continue
             if not isinstance(theirs, Tensor) or theirs.shape != mine.shape:
                 got = tuple(theirs.shape) if isinstance(theirs, Tensor) else type(theirs).__name__
-                raise InputError(
-                    f"{self.site}: the function returned {got}, expected shape {tuple(mine.shape)}."
-                )
+                raise InputError(f"{self.site}: the function returned {got}, expected shape {tuple(mine.shape)}.")
             changed = changed.index_copy(0, index, theirs.to(window.dtype))
         return changed
 
@@ -166,9 +136,7 @@ class Bound:
         if name in ("value", "factor"):
             if not tensor.ndim:
                 return tensor
-            return layout.of(self._spread(tensor, rows, layout.total, name)).reshape(
-                -1, *[1] * (len(feature) + 1)
-            )
+            return layout.of(self._spread(tensor, rows, layout.total, name)).reshape(-1, *[1] * (len(feature) + 1))
         free = tensor.ndim - len(feature)
         trailing = tensor.shape[max(free, 0) :]
         expected = feature[len(feature) - len(trailing) :]
@@ -180,9 +148,7 @@ class Bound:
         if free <= 0:
             return tensor
         if tensor.shape[0] != len(rows):
-            raise InputError(
-                f"{self.site}: {name} holds {tensor.shape[0]} rows, the run changes {len(rows)}."
-            )
+            raise InputError(f"{self.site}: {name} holds {tensor.shape[0]} rows, the run changes {len(rows)}.")
         spread = tensor.new_zeros(layout.total, *tensor.shape[1:])
         spread[list(rows)] = tensor
         placed = layout.of(spread)
@@ -216,13 +182,3 @@ class Bound:
                 f"{timeline.frames} frames (or {timeline.steps} steps, the tail included)."
             )
         return factors.reshape(1, -1, *[1] * extra).to(device)
-
-
-def checked_rows(rows: Sequence[int] | None, total: int) -> list[int]:
-    """Row numbers of an intervention; `None` is all of them."""
-    if rows is None:
-        return list(range(total))
-    listed = [int(row) for row in rows]
-    if not listed or len(set(listed)) != len(listed) or not all(0 <= row < total for row in listed):
-        raise InputError(f"rows={listed}: expected different rows between 0 and {total - 1}.")
-    return listed

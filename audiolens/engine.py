@@ -16,10 +16,11 @@ from einops import rearrange
 from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
 
-from audiolens.bound import Bound, Layout, feature_shape
+from audiolens.bound import Bound
 from audiolens.errors import InputError
 from audiolens.families import Family, LensConfig, Tap
 from audiolens.interventions import Intervention
+from audiolens.rows import Layout
 from audiolens.sites import Site, resolve
 from audiolens.timeline import Span, Timeline
 
@@ -40,9 +41,7 @@ class Reading:
 
     def __post_init__(self) -> None:
         if self.reduce is not None and self.reduce not in get_args(Reduce):
-            raise InputError(
-                f"reduce={self.reduce!r}: expected one of {', '.join(get_args(Reduce))}, or None."
-            )
+            raise InputError(f"reduce={self.reduce!r}: expected one of {', '.join(get_args(Reduce))}, or None.")
 
 
 class Recorder:
@@ -88,36 +87,27 @@ class Recorder:
             first = max(first, self.seen.get(name, self.start))
             if first >= end:
                 return
-        window = rearrange(
-            value[:, first - start : end - start],
-            "(branch row) step ... -> branch row step ...",
-            branch=layout.branches,
-        )[:, : layout.kept]
+        window = value.detach()[:, first - start : end - start].unflatten(0, (layout.branches, -1))
         if self.reading.branch != "both":
             half = 0 if self.reading.branch == "cond" else 1
             window = window[half : half + 1]
-        window = window.detach()
-        rows = torch.tensor(layout.rows[: layout.kept])
+        window = window[:, : layout.kept]
         if self.reading.reduce is None:
             if name not in self.tensors:
                 shape = (window.shape[0], self.rows, self.stop - self.start, *window.shape[3:])
                 self.tensors[name] = self._empty(shape, window)
-            kept = self.tensors[name]
-            kept[:, rows.to(kept.device), first - self.start : end - self.start] = window.to(
-                kept.device, kept.dtype
-            )
+            self.tensors[name][:, layout.places, first - self.start : end - self.start] = window
         else:
-            self._reduce(name, window, rows)
+            self._reduce(name, window, layout.places)
             self.seen[name] = end
 
-    def _reduce(self, name: str, window: Tensor, rows: Tensor) -> None:
+    def _reduce(self, name: str, window: Tensor, rows: slice | Tensor) -> None:
         if name not in self.tensors:
             shape = (window.shape[0], self.rows, *window.shape[3:])
             fill = -torch.inf if self.reading.reduce == "max" else 0.0
             self.tensors[name] = self._empty(shape, window, torch.float32).fill_(fill)
             self.norms[name] = self._empty(shape[:-1], window, torch.float32).zero_()
         kept, norms = self.tensors[name], self.norms[name]
-        rows = rows.to(kept.device)
         window = window.to(kept.device, torch.float32)
         if self.reading.reduce == "mean":
             kept[:, rows] += window.sum(2)
@@ -163,9 +153,7 @@ class Point:
     def read(self) -> Any:
         return self.envoy.input if self.tap.port == "input" else self.envoy.output
 
-    def visit(
-        self, start: int, length: int, recorder: Recorder | None, layout: Layout, config: LensConfig
-    ) -> None:
+    def visit(self, start: int, length: int, recorder: Recorder | None, layout: Layout, config: LensConfig) -> None:
         """Edit and record the steps of one forward."""
         edits = [edit for edit in self.edits if edit.touches(start, length)]
         wanted = recorder is not None and recorder.wants(self.site, start, length)
@@ -186,12 +174,12 @@ class Point:
         if self.tap.in_place:
             value.copy_(changed)
             return
-        if self.tap.item is not None:
-            changed = (*served[: self.tap.item], changed, *served[self.tap.item + 1 :])
+        item = self.tap.item
+        whole = changed if item is None else (*served[:item], changed, *served[item + 1 :])
         if self.tap.port == "input":
-            self.envoy.input = changed
+            self.envoy.input = whole
         else:
-            self.envoy.output = changed
+            self.envoy.output = whole
 
 
 class Run:
@@ -251,22 +239,18 @@ class Run:
 
     def single(self, tracer: Any, kept: list[Tensor]) -> None:
         """One forward, and the logits it returns. Runs inside a trace."""
-        if self.points:
-            self.forward()
+        self.forward()
         kept.append(tracer.result.logits)
 
-    def generation(self, tracer: Any, codec: Any, steps: int) -> None:
-        """All forwards of a generation, stopped where the codec would decode. Runs inside a trace."""
-        if self.points:
-            try:
-                for _ in tracer.iter[:]:
-                    if self.forward() >= steps:
-                        break
-            except OutOfOrderError:
-                # transformers ended the clip early; what it made is kept.
-                return
-        codec.input  # noqa: B018 - waits for the codec
-        tracer.stop()
+    def generation(self, tracer: Any, steps: int) -> None:
+        """All forwards of a generation. Runs inside a trace."""
+        try:
+            for _ in tracer.iter[:]:
+                if self.forward() >= steps:
+                    return
+        except OutOfOrderError:
+            # transformers ended the clip early; what it made is kept.
+            return
 
 
 def tap_of(family: Family, site: Site) -> Tap:
@@ -277,9 +261,7 @@ def places(
     family: Family, config: LensConfig, sites: str | Sequence[str], layers: int | Iterable[int] | None
 ) -> list[Site]:
     """The places that names and layers select in a family's models."""
-    return resolve(
-        sites, layers, hooks=family.block_taps, model_hooks=family.model_taps, n_layers=config.n_layers
-    )
+    return resolve(sites, layers, hooks=family.block_taps, model_hooks=family.model_taps, n_layers=config.n_layers)
 
 
 def order(family: Family, sites: Iterable[Site]) -> list[Site]:
@@ -302,13 +284,8 @@ def checked_interventions(
     listed = (interventions,) if isinstance(interventions, Intervention) else tuple(interventions)
     for intervention in listed:
         if not isinstance(intervention, Intervention):
-            raise InputError(
-                f"{type(intervention).__name__} is not an intervention: use Add, Ablate, Clamp, ..."
-            )
+            raise InputError(f"{type(intervention).__name__} is not an intervention: use Add, Ablate, Clamp, ...")
         if intervention.branch == "null" and not guided:
-            raise InputError(
-                "branch='null' needs guidance: without it (guidance_scale=1) there is only 'cond'."
-            )
-        for site in places(family, config, intervention.site, intervention.layers):
-            feature_shape(tap_of(family, site), config)
+            raise InputError("branch='null' needs guidance: without it (guidance_scale=1) there is only 'cond'.")
+        places(family, config, intervention.site, intervention.layers)
     return listed

@@ -6,7 +6,6 @@ left as they were, also after an exception.
 """
 
 import os
-import random
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,11 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from nnsight import NNsight
 from torch import Tensor
-from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessorList
 
-from audiolens import text
+from audiolens import passes, text
 from audiolens.audio import decode, encode
-from audiolens.bound import Layout
 from audiolens.cache import ActivationCache
 from audiolens.engine import Reading, Recorder, Reduce, Run, checked_interventions, order, places, tap_of
 from audiolens.errors import BusyError, InputError, InputTypeError
@@ -28,14 +26,14 @@ from audiolens.families import LensConfig, config_of, family_of
 from audiolens.generation import Generation
 from audiolens.interventions import Branch, Intervention, checked_branch
 from audiolens.loading import load
+from audiolens.passes import random_state
+from audiolens.rows import Layout, batches
 from audiolens.sampling import RowSampler, RowStreams, checked_seeds, checked_settings
 from audiolens.sites import Site
 from audiolens.text import Prompt
-from audiolens.timeline import Real, Span, Timeline, delay, undelay
+from audiolens.timeline import Real, Span, Timeline, delay
 
 Interventions = Intervention | Iterable[Intervention]
-EXACT_ROWS = 16
-"""Exact runs hold this many rows, padded with repeats, whatever was asked for."""
 
 
 class AudioLens:
@@ -56,9 +54,7 @@ class AudioLens:
         self.model = model
         self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         if not callable(self.tokenizer):
-            raise InputTypeError(
-                f"tokenizer={type(tokenizer).__name__}: expected a tokenizer or a processor."
-            )
+            raise InputTypeError(f"tokenizer={type(tokenizer).__name__}: expected a tokenizer or a processor.")
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self._nnsight = NNsight(model)
         self._lock = threading.RLock()
@@ -103,9 +99,7 @@ class AudioLens:
             "heads": f"row step head={self.config.n_heads} d_head={self.config.d_head}",
             "mlp": f"row step d_mlp={self.config.d_mlp}",
         }
-        blocks = [
-            Site(hook, layer) for layer in range(self.config.n_layers) for hook in self._family.block_taps
-        ]
+        blocks = [Site(hook, layer) for layer in range(self.config.n_layers) for hook in self._family.block_taps]
         whole = [Site(hook) for hook in self._family.model_taps]
         return {site.name: sizes[tap_of(self._family, site).layout] for site in [*blocks, *whole]}
 
@@ -113,9 +107,7 @@ class AudioLens:
         """Each prompt's tokens as strings, as the text encoder reads them; none for an absent prompt."""
         listed = text.checked_prompts(prompts)
         return [
-            []
-            if prompt is None
-            else self.tokenizer.convert_ids_to_tokens(self.tokenizer(prompt)["input_ids"])
+            [] if prompt is None else self.tokenizer.convert_ids_to_tokens(self.tokenizer(prompt)["input_ids"])
             for prompt in listed
         ]
 
@@ -195,20 +187,14 @@ class AudioLens:
         )
         recorder = self._recorder(reading, len(listed), timeline)
         if exact and drawn is None:
-            raise InputError(
-                "exact=True needs seeds: transformers' own sampler draws a whole batch from one state."
-            )
+            raise InputError("exact=True needs seeds: transformers' own sampler draws a whole batch from one state.")
         sizes = text.lengths(listed, self.tokenizer, text.token_limit(self.model, self.tokenizer))
-        codes = torch.zeros(
-            len(listed), self.config.n_codebooks, timeline.frames, dtype=torch.long, device=self.device
-        )
-        batches = list(self._batches(sizes, guided, exact, batch_size))
-        with self._alone(), _random_state(keep=drawn is not None):
-            for layout, length in _counted(batches, progress):
+        codes = torch.zeros(len(listed), self.config.n_codebooks, timeline.frames, dtype=torch.long, device=self.device)
+        parts = list(batches(sizes, guided=guided, exact=exact, batch_size=batch_size))
+        with self._alone(), random_state(keep=drawn is not None):
+            for layout, length in _counted(parts, progress):
                 run = self._run(layout, timeline, todo, recorder)
-                encoded = text.encode(
-                    [listed[row] for row in layout.rows], self.model, self.tokenizer, length
-                )
+                encoded = text.encode([listed[row] for row in layout.rows], self.model, self.tokenizer, length)
                 sampling: dict[str, Any]
                 if drawn is None:
                     sampling = {"do_sample": temperature > 0}
@@ -225,7 +211,8 @@ class AudioLens:
                         top_k=top_k,
                     )
                     sampling = {"do_sample": False, "logits_processor": LogitsProcessorList([sampler])}
-                made = self._generate(
+                made = passes.generate(
+                    self._nnsight,
                     run,
                     timeline,
                     input_ids=encoded.ids,
@@ -301,12 +288,13 @@ class AudioLens:
         recorder = self._recorder(reading, len(listed), timeline)
         sizes = text.lengths(listed, self.tokenizer, text.token_limit(self.model, self.tokenizer))
         parts = []
-        with self._alone(), _random_state(keep=True):
-            for layout, _ in self._batches(sizes, guided, False, batch_size):
+        with self._alone(), random_state(keep=True):
+            for layout, _ in batches(sizes, guided=guided, exact=False, batch_size=batch_size):
                 run = self._run(layout, timeline, todo, recorder)
                 encoded = text.encode([listed[row] for row in layout.rows], self.model, self.tokenizer)
                 columns = self._columns(codes, layout)
-                logits = self._forward(
+                logits = passes.forward(
+                    self._nnsight,
                     run,
                     decoder_input_ids=columns.flatten(0, 1).repeat(layout.branches, 1),
                     **encoded.conditioning(guided),
@@ -345,29 +333,6 @@ class AudioLens:
             f"AudioLens({self.name!r}: {config.family}, {config.n_layers} blocks, d_model {config.d_model}, "
             f"{config.n_codebooks} codebooks at {config.frame_rate:g} frames/s)"
         )
-
-    def _generate(self, run: Run, timeline: Timeline, **inputs: Any) -> Tensor:
-        """One batch of codes. The codec is not run: transformers would throw the codes away with it."""
-        keeper = _KeepColumns()
-        codec = self._nnsight.get("audio_encoder.decoder")
-        steps = timeline.steps
-        with self._nnsight.trace(
-            fn="generate",
-            max_new_tokens=steps,
-            stopping_criteria=StoppingCriteriaList([keeper]),
-            **inputs,
-        ) as tracer:
-            run.generation(tracer, codec, steps)
-        rows = len(run.layout.rows)
-        columns = keeper.columns.unflatten(0, (rows, self.config.n_codebooks))
-        return undelay(columns, self.config.delays, timeline.frames)
-
-    def _forward(self, run: Run, **inputs: Any) -> Tensor:
-        """One decoder forward; the logits as transformers has them."""
-        kept: list[Tensor] = []
-        with torch.no_grad(), self._nnsight.trace(use_cache=False, **inputs) as tracer:
-            run.single(tracer, kept)
-        return kept[0]
 
     def _run(
         self, layout: Layout, timeline: Timeline, todo: tuple[Intervention, ...], recorder: Recorder | None
@@ -408,28 +373,6 @@ class AudioLens:
             model=self.name,
         )
 
-    def _batches(
-        self, sizes: list[int], guided: bool, exact: bool, batch_size: int | None
-    ) -> Iterator[tuple[Layout, int | None]]:
-        """The rows of each run, and the text length to pad to (`None`: the longest prompt's)."""
-        if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
-            raise InputError(f"batch_size={batch_size}: expected at least 1.")
-        rows = list(range(len(sizes)))
-        branches = 2 if guided else 1
-        if not exact:
-            step = batch_size or len(rows)
-            for first in range(0, len(rows), step):
-                part = tuple(rows[first : first + step])
-                yield Layout(part, len(sizes), branches, len(part)), None
-            return
-        bucket = [-(-size // text.BUCKET) * text.BUCKET for size in sizes]
-        for length in sorted(set(bucket)):
-            mine = [row for row in rows if bucket[row] == length]
-            for first in range(0, len(mine), EXACT_ROWS):
-                part = mine[first : first + EXACT_ROWS]
-                padded = part + part[:1] * (EXACT_ROWS - len(part))
-                yield Layout(tuple(padded), len(sizes), branches, len(part)), length
-
     def _timeline(self, seconds: Real) -> Timeline:
         """The steps of a clip to be generated, refusing lengths the model cannot make."""
         if isinstance(seconds, bool) or not isinstance(seconds, float | int):
@@ -439,9 +382,7 @@ class AudioLens:
         least = max(1, max(self.config.delays))
         shortest = least / self.config.frame_rate
         if not (shortest <= seconds + 1e-9 and seconds <= longest + 1e-9):
-            raise InputError(
-                f"seconds={seconds}: this model makes clips of {shortest:g} to {longest:g} seconds."
-            )
+            raise InputError(f"seconds={seconds}: this model makes clips of {shortest:g} to {longest:g} seconds.")
         return self.timeline(max(least, round(seconds * self.config.frame_rate)))
 
     def _reading_timeline(self, codes: Tensor | None) -> Timeline:
@@ -450,9 +391,7 @@ class AudioLens:
             return Timeline(1, self.config.frame_rate, (0,))
         timeline = self.timeline(codes.shape[-1])
         if timeline.steps > self.config.max_steps:
-            raise InputError(
-                f"codes of {codes.shape[-1]} frames: this model reads {self.config.max_steps} steps."
-            )
+            raise InputError(f"codes of {codes.shape[-1]} frames: this model reads {self.config.max_steps} steps.")
         return timeline
 
     def _columns(self, codes: Tensor | None, layout: Layout) -> Int[Tensor, "row codebook column"]:
@@ -474,17 +413,13 @@ class AudioLens:
             raise InputError(f"{len(codes)} rows of codes for {rows} prompts: give one prompt per row.")
         low, high = int(codes.min()), int(codes.max())
         if low < 0 or high >= self.config.vocab_size:
-            raise InputError(
-                f"codes from {low} to {high}: this model's go from 0 to {self.config.vocab_size - 1}."
-            )
+            raise InputError(f"codes from {low} to {high}: this model's go from 0 to {self.config.vocab_size - 1}.")
         return codes.to(self.device, torch.long)
 
     def _checked_branch(self, branch: Branch, guided: bool, sites: str | Sequence[str]) -> Branch:
         checked_branch(branch)
         if sites and branch != "cond" and not guided:
-            raise InputError(
-                f"branch={branch!r} needs guidance: without it (guidance_scale=1) there is only 'cond'."
-            )
+            raise InputError(f"branch={branch!r} needs guidance: without it (guidance_scale=1) there is only 'cond'.")
         return branch
 
     @contextmanager
@@ -494,24 +429,12 @@ class AudioLens:
             if self._running:
                 raise BusyError("this model is already running: a run cannot be started inside another one.")
             if self.model.training:
-                raise InputError(
-                    "the model is in training mode (dropout would change every run): call model.eval()."
-                )
+                raise InputError("the model is in training mode (dropout would change every run): call model.eval().")
             self._running = True
             try:
                 yield
             finally:
                 self._running = False
-
-
-class _KeepColumns(StoppingCriteria):
-    """Never stops; keeps the columns, which transformers turns into sound and forgets."""
-
-    columns: Tensor
-
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:  # noqa: ARG002 - transformers' signature
-        self.columns = input_ids
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -523,32 +446,9 @@ def _device(device: str | torch.device) -> torch.device:
     return found
 
 
-def _counted(batches: list[Any], progress: bool) -> Iterable[Any]:
+def _counted(parts: list[Any], progress: bool) -> Iterable[Any]:
     if not progress:
-        return batches
+        return parts
     from tqdm.auto import tqdm
 
-    return tqdm(batches, desc="generating", unit="batch")
-
-
-@contextmanager
-def _random_state(keep: bool) -> Iterator[None]:
-    """Put torch's and Python's random state back: always after an exception, and at the end where `keep`."""
-    python, cpu = random.getstate(), torch.get_rng_state()
-    gpu = (
-        torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
-    )
-
-    def restore() -> None:
-        random.setstate(python)
-        torch.set_rng_state(cpu)
-        if gpu is not None:
-            torch.cuda.set_rng_state_all(gpu)
-
-    try:
-        yield
-    except BaseException:
-        restore()
-        raise
-    if keep:
-        restore()
+    return tqdm(parts, desc="generating", unit="batch")

@@ -56,9 +56,7 @@ def checked_prompts(prompts: Prompt | Sequence[Prompt], rows: int | None = None)
         if prompt is None:
             continue
         if not isinstance(prompt, str):
-            raise PromptError(
-                f"prompt {row} is {type(prompt).__name__}: expected text, or None for no prompt."
-            )
+            raise PromptError(f"prompt {row} is {type(prompt).__name__}: expected text, or None for no prompt.")
         if not prompt.strip():
             raise PromptError(f"prompt {row} is empty: use None to generate without a prompt.")
     return listed
@@ -71,7 +69,8 @@ def lengths(prompts: Sequence[Prompt], tokenizer: Any, limit: int) -> list[int]:
         count = 1 if prompt is None else len(tokenizer(prompt)["input_ids"])
         if count > limit:
             raise PromptError(
-                f"prompt {row} has {count} tokens, the text encoder reads {limit}: shorten it ({str(prompt)[:40]!r}...)."
+                f"prompt {row} has {count} tokens, the text encoder reads {limit}: shorten it "
+                f"({str(prompt)[:40]!r}...)."
             )
         if prompt is not None and not count:
             raise PromptError(f"prompt {row} ({prompt!r}) has no token in this model's vocabulary.")

@@ -1,0 +1,88 @@
+"""The two ways the model runs under a plan: a generation, and one forward over given codes.
+
+Both leave the global random state as it was where asked, and always after an exception: transformers draws from
+Python's `random` in every block, and nnsight and the samplers from torch's.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from nnsight import NNsight
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from audiolens.engine import Run
+from audiolens.timeline import Timeline, undelay
+
+
+class _Done(Exception):  # noqa: N818 - not an error: the last column is there
+    """Ends a generation before the codec, which would decode the codes and throw them away."""
+
+
+class _KeepColumns(StoppingCriteria):
+    """Keeps the columns, and ends the generation once they are all there."""
+
+    def __init__(self, columns: int) -> None:
+        self.wanted = columns
+        self.columns: Tensor | None = None
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:  # noqa: ARG002 - transformers' signature
+        self.columns = input_ids
+        if input_ids.shape[-1] >= self.wanted:
+            raise _Done
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+def generate(model: NNsight, run: Run, timeline: Timeline, **inputs: Any) -> Int[Tensor, "row codebook frame"]:
+    """One batch of codes, drawn by transformers' `generate` under the run's plan."""
+    keeper = _KeepColumns(timeline.steps + 1)
+    inputs.update(max_new_tokens=timeline.steps, stopping_criteria=StoppingCriteriaList([keeper]))
+    try:
+        if run.idle:
+            # Nothing to serve: the bare model is as fast as a model can be.
+            bare: Any = model._module
+            bare.generate(**inputs)
+        else:
+            with model.trace(fn="generate", **inputs) as tracer:
+                run.generation(tracer, timeline.steps)
+    except _Done:
+        pass
+    columns = keeper.columns
+    assert columns is not None
+    return undelay(columns.unflatten(0, (-1, len(timeline.delays))), timeline.delays, timeline.frames)
+
+
+def forward(model: NNsight, run: Run, **inputs: Any) -> Float[Tensor, "sequence step vocab"]:
+    """One decoder forward; the logits as transformers lays them out."""
+    with torch.no_grad():
+        if run.idle:
+            return model._module(use_cache=False, **inputs).logits
+        kept: list[Tensor] = []
+        with model.trace(use_cache=False, **inputs) as tracer:
+            run.single(tracer, kept)
+    return kept[0]
+
+
+@contextmanager
+def random_state(keep: bool) -> Iterator[None]:
+    """Put torch's and Python's random state back: always after an exception, and at the end where `keep`."""
+    python, cpu = random.getstate(), torch.get_rng_state()
+    gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+
+    def restore() -> None:
+        random.setstate(python)
+        torch.set_rng_state(cpu)
+        if gpu is not None:
+            torch.cuda.set_rng_state_all(gpu)
+
+    try:
+        yield
+    except BaseException:
+        restore()
+        raise
+    if keep:
+        restore()

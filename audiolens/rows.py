@@ -1,0 +1,138 @@
+"""Which rows of a batch are whose: guidance halves, codebooks, and the invokes of a trace.
+
+Inside a guided run a tensor's first axis may count rows, rows of both branches (conditional first, then null),
+or either of these times the codebooks. nnsight's own batcher narrows only what counts plain rows, so two invokes
+would read and edit each other's under guidance; `RowBatcher` knows the four counts.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from nnsight.intervention.batching import Batcher
+from torch import Tensor
+
+from audiolens.errors import InputError, InputTypeError
+from audiolens.text import BUCKET
+
+EXACT_ROWS = 16
+"""Exact runs hold this many rows, padded with repeats, whatever was asked for."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which rows a batch holds: `rows[i]` is the caller's row at place i, of `total` rows; the first `kept`
+    places are real, the rest padding. `branches` is 2 under guidance (conditional first), else 1."""
+
+    rows: tuple[int, ...]
+    total: int
+    branches: int
+    kept: int
+
+    @property
+    def places(self) -> slice | Tensor:
+        """Where the real rows belong among the caller's: a slice where they follow one another."""
+        real = self.rows[: self.kept]
+        if real == tuple(range(real[0], real[0] + len(real))):
+            return slice(real[0], real[0] + len(real))
+        return torch.tensor(real)
+
+    def of(self, values: Tensor) -> Tensor:
+        """A tensor with one entry per row of the caller, as one entry per row of the whole batch."""
+        return values[torch.tensor(self.rows)].repeat(self.branches, *[1] * (values.ndim - 1))
+
+    def branch(self, branch: str) -> Tensor:
+        """The batch rows that belong to a branch, as a mask."""
+        size = len(self.rows)
+        mask = torch.zeros(self.branches * size, dtype=torch.bool)
+        mask[: size if branch == "cond" else None] = True
+        if branch == "null":
+            mask[:size] = False
+        return mask
+
+
+def batches(
+    sizes: Sequence[int], *, guided: bool, exact: bool, batch_size: int | None
+) -> Iterator[tuple[Layout, int | None]]:
+    """The rows of each run, and the text length to pad to (`None`: the longest prompt's).
+
+    `sizes` are the prompts' lengths in tokens. Exact batches have a fixed number of rows, and a text length that
+    depends on each prompt alone: a row then meets the same kernels in any company.
+    """
+    if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+        raise InputError(f"batch_size={batch_size}: expected at least 1.")
+    rows = list(range(len(sizes)))
+    branches = 2 if guided else 1
+    if not exact:
+        step = batch_size or len(rows)
+        for first in range(0, len(rows), step):
+            part = tuple(rows[first : first + step])
+            yield Layout(part, len(sizes), branches, len(part)), None
+        return
+    bucket = [-(-size // BUCKET) * BUCKET for size in sizes]
+    for length in sorted(set(bucket)):
+        mine = [row for row in rows if bucket[row] == length]
+        for first in range(0, len(mine), EXACT_ROWS):
+            part = mine[first : first + EXACT_ROWS]
+            padded = part + part[:1] * (EXACT_ROWS - len(part))
+            yield Layout(tuple(padded), len(sizes), branches, len(part)), length
+
+
+def checked_rows(rows: Sequence[int] | None, total: int) -> list[int]:
+    """Row numbers of an intervention; `None` is all of them."""
+    if rows is None:
+        return list(range(total))
+    try:
+        listed = [int(row) for row in rows]
+    except (TypeError, ValueError):
+        raise InputTypeError(f"rows={rows!r}: expected a list of row numbers.") from None
+    if not listed or len(set(listed)) != len(listed) or not all(0 <= row < total for row in listed):
+        raise InputError(f"rows={listed}: expected different rows between 0 and {total - 1}.")
+    return listed
+
+
+class RowBatcher(Batcher):
+    """nnsight's batcher for a model whose rows are doubled by guidance and multiplied by codebooks.
+
+    A tensor belongs to the batch when its first axis counts `total` rows times {1, 2} branches times {1, codebooks}.
+    An invoke is served its own rows of every branch, in the same layout, and its edits go back to just these.
+    """
+
+    def __init__(self, envoy: Any, kwargs: dict | None = None) -> None:
+        super().__init__(envoy, kwargs)
+        self.branches = 2 if self.kwargs.get("guidance_scale", 1) > 1 else 1
+        self.codebooks = envoy.n_codebooks
+
+    def _shape(self, tensor: Tensor) -> tuple[int, int] | None:
+        """(branches, rows a row) of a batched tensor's first axis, or `None` if it is not batched."""
+        if not tensor.ndim:
+            return None
+        for branches in (self.branches, 1):
+            for each in (1, self.codebooks):
+                if tensor.shape[0] == branches * each * self.total:
+                    return branches, each
+        return None
+
+    def _narrow_tensor(self, tensor: Tensor, group: list) -> Tensor:
+        shape = self._shape(tensor)
+        if shape is None:
+            return tensor
+        branches, each = shape
+        start, size = group
+        rows = tensor.unflatten(0, (branches, self.total * each))
+        mine = rows.narrow(1, start * each, size * each)
+        if branches == 1:
+            return mine[0]
+        return mine.flatten(0, 1)
+
+    def _widen_tensor(self, full: Tensor, group: list, edited: Tensor) -> Tensor:
+        shape = self._shape(full)
+        if shape is None:
+            return edited
+        branches, each = shape
+        start, size = group
+        rows = full.unflatten(0, (branches, self.total * each))
+        mine = edited.unflatten(0, (branches, size * each))
+        before, after = rows[:, : start * each], rows[:, (start + size) * each :]
+        return torch.cat([before, mine, after], dim=1).flatten(0, 1)
