@@ -1,0 +1,11 @@
+"""The curated contrast sets, as data, and their loader: `al.prompts.load("tempo")`.
+
+A set holds two poles of matched prompts, from which a direction is read, and neutral prompts, split in two, on which
+it is chosen (development) and reported (test). `load` gives the bundled sets, `from_file` and `from_files` your own.
+"""
+
+from audiolens.prompts.balance import Balance
+from audiolens.prompts.files import concepts, from_file, from_files, load, names
+from audiolens.prompts.sets import PromptSet
+
+__all__ = ["Balance", "PromptSet", "concepts", "from_file", "from_files", "load", "names"]

@@ -1,0 +1,59 @@
+"""Balance: what tells the two poles of a set apart beside their meaning, namely length and single words."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Balance:
+    """How far length or a single word gives a prompt's pole away.
+
+    Attributes:
+        words: mean words a prompt, of the positive and the negative pole.
+        length_auc: the chance that a positive prompt has more words than a negative one (ties count half); 0.5 is
+            balanced.
+        one_sided: word -> share of prompts that hold it on its side, for words that never stand on the other side,
+            commonest first. The concept's own words belong here; anything else is a confound.
+        leaks: what gives the pole away by itself, in sentences; empty is good.
+
+    Does not show whether the prompts mean what they should, or whether other concepts are balanced between poles.
+    """
+
+    words: tuple[float, float]
+    length_auc: float
+    one_sided: tuple[dict[str, float], dict[str, float]]
+    leaks: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        verdict = "; ".join(self.leaks) or "nothing gives the pole away by itself"
+        return f"Balance({self.words[0]:.1f} against {self.words[1]:.1f} words; {verdict})"
+
+
+def measure(positive: Sequence[str], negative: Sequence[str], leak: float = 0.9) -> Balance:
+    """Compare two poles; a word in at least `leak` of one side and none of the other, or a length with an AUC of at
+    least `leak` either way, is a leak."""
+    sides = [[_words(text) for text in prompts] for prompts in (positive, negative)]
+    lengths = [[len(words) for words in side] for side in sides]
+    counts = [Counter(word for words in side for word in set(words)) for side in sides]
+    one_sided = tuple(
+        {word: count / len(side) for word, count in mine.most_common() if word not in theirs}
+        for side, mine, theirs in zip(sides, counts, reversed(counts), strict=True)
+    )
+    wins = sum((a > b) + 0.5 * (a == b) for a in lengths[0] for b in lengths[1])
+    auc = wins / (len(lengths[0]) * len(lengths[1]))
+    leaks = [
+        f"{word!r} stands in {share:.0%} of the {pole} prompts and in no other"
+        for pole, shares in zip(("positive", "negative"), one_sided, strict=True)
+        for word, share in shares.items()
+        if share >= leak and min(len(positive), len(negative)) > 1
+    ]
+    if max(auc, 1 - auc) >= leak:
+        leaks.append(f"length alone tells the poles apart (AUC {max(auc, 1 - auc):.2f})")
+    means = (sum(lengths[0]) / len(lengths[0]), sum(lengths[1]) / len(lengths[1]))
+    return Balance(means, auc, (one_sided[0], one_sided[1]), tuple(leaks))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[\w'-]+", text.lower())

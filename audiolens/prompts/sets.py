@@ -1,0 +1,133 @@
+"""PromptSet: a concept's two poles as prompts, neutral prompts beside them, and the words that ask for a pole."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from audiolens.errors import InputError, InputTypeError, PromptError, nearest, shortened
+from audiolens.prompts.balance import Balance, measure
+
+_LISTS = ("poles", "positive", "negative", "development", "test", "positive_words", "negative_words", "nouns")
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts for one concept.
+
+    Attributes:
+        concept: its name, such as `"tempo"`.
+        poles: the names of the positive and the negative pole, such as `("fast", "slow")`.
+        positive, negative: prompts that ask for one pole. In the bundled sets `positive[i]` and `negative[i]` are one
+            sentence with only the concept's words swapped; in one's own sets the lengths may differ.
+        development, test: neutral prompts, disjoint, without a word of the concept: layer and strength are chosen on
+            the first and reported on the second. Empty in a set that has none.
+        positive_words, negative_words: adjectives that ask for a pole, the plainest first (see `prompted`).
+        nouns: what such an adjective stands before.
+        vocabulary: whose words these are: `"etude"`, or `"own"` for a set read from a file.
+    """
+
+    concept: str
+    poles: tuple[str, str]
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+    development: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    positive_words: tuple[str, ...] = ()
+    negative_words: tuple[str, ...] = ()
+    nouns: tuple[str, ...] = ()
+    vocabulary: str = "own"
+
+    def __post_init__(self) -> None:
+        for name in _LISTS:
+            object.__setattr__(self, name, _texts(name, getattr(self, name)))
+        if len(self.poles) != 2 or self.poles[0] == self.poles[1]:
+            raise InputError(f"poles={self.poles}: expected two different names, the positive pole's first.")
+        for pole, prompts in zip(self.poles, (self.positive, self.negative), strict=True):
+            if not prompts:
+                raise PromptError(f"{self.concept}: no prompt for the pole {pole!r}: a contrast needs both.")
+        _refuse_shared(self.concept, "both poles", self.positive, self.negative)
+        _refuse_shared(self.concept, "development and test", self.development, self.test)
+        neutral, poles = self.development + self.test, self.positive + self.negative
+        _refuse_shared(self.concept, "neutral and pole prompts", neutral, poles)
+
+    @property
+    def matched(self) -> bool:
+        """Whether the poles have equally many prompts, so that prompt i of one is paired with prompt i of the other."""
+        return len(self.positive) == len(self.negative)
+
+    @property
+    def opposite(self) -> "PromptSet":
+        """The same set with its poles exchanged."""
+        return PromptSet(
+            concept=self.concept,
+            poles=(self.poles[1], self.poles[0]),
+            positive=self.negative,
+            negative=self.positive,
+            development=self.development,
+            test=self.test,
+            positive_words=self.negative_words,
+            negative_words=self.positive_words,
+            nouns=self.nouns,
+            vocabulary=self.vocabulary,
+        )
+
+    def words(self, pole: str) -> tuple[str, ...]:
+        """The adjectives of a pole, given by its name or as `"positive"` or `"negative"`."""
+        sides = (self.positive_words, self.negative_words)
+        by_pole = dict(zip((*self.poles, "positive", "negative"), sides * 2, strict=True))
+        if pole not in by_pole:
+            near = nearest(str(pole), by_pole)
+            raise InputError(f"unknown pole {pole!r} of {self.concept}.{near} It has: {shortened(by_pole)}.")
+        return by_pole[pole]
+
+    def prompted(self, prompt: str, pole: str, word: str | None = None) -> str:
+        """A neutral prompt asked for a pole: "a little tune with drums" -> "a little fast tune with drums".
+
+        The reference that steering is compared with. `word` is the pole's plainest adjective unless given; it is put
+        before the first of the set's nouns, or, where the prompt has none, after the article or in front.
+        """
+        words = self.words(pole)
+        if word is None:
+            if not words:
+                raise PromptError(f"{self.concept}: this set has no words for {pole!r}. Give one with word=...")
+            word = words[0]
+        spoken = prompt.split()
+        if not spoken:
+            raise PromptError("an empty prompt cannot be asked for a pole.")
+        bare = [token.strip(".,;:!?").lower() for token in spoken]
+        place = next((i for i, token in enumerate(bare) if token in self.nouns), None)
+        if place is None:
+            place = 1 if bare[0] in ("a", "an", "the") else 0
+        return " ".join([*spoken[:place], word, *spoken[place:]])
+
+    def balance(self) -> Balance:
+        """How far length or single words tell the poles apart."""
+        return measure(self.positive, self.negative)
+
+    def __repr__(self) -> str:
+        neutral = f"{len(self.development)} development, {len(self.test)} test"
+        return (
+            f"PromptSet({self.concept}: {len(self.positive)} {self.poles[0]}, {len(self.negative)} {self.poles[1]}, "
+            f"{neutral}; vocabulary {self.vocabulary})"
+        )
+
+
+def _texts(name: str, values: Any) -> tuple[str, ...]:
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise InputTypeError(f"{name}: expected a list of texts, got {type(values).__name__}.")
+    for place, value in enumerate(values):
+        if not isinstance(value, str):
+            raise InputTypeError(f"{name}[{place}] is {type(value).__name__}: expected text.")
+        if not value.strip():
+            raise PromptError(f"{name}[{place}] is empty.")
+    texts = tuple(" ".join(value.split()) for value in values)
+    if len(set(texts)) != len(texts):
+        repeated = next(text for text in texts if texts.count(text) > 1)
+        raise PromptError(f"{name} holds {repeated!r} more than once: a repeated prompt would count twice.")
+    return texts
+
+
+def _refuse_shared(concept: str, where: str, a: Sequence[str], b: Sequence[str]) -> None:
+    shared = sorted(set(a) & set(b))
+    if shared:
+        raise PromptError(f"{concept}: {len(shared)} prompts stand in {where}, such as {shared[0]!r}: keep each once.")
