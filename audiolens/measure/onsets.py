@@ -1,7 +1,7 @@
 """The onset envelope and its peaks: when notes and strokes begin.
 
 Spectral flux on mel bands in dB, as in Böck and Widmer (DAFx 2013). Its scale is absolute (dB of rise, averaged over
-the bands), which is what tells an onset from the flicker of noise. Called by `clips` and `rhythm`; knows nothing of clips.
+the bands), which is what tells an onset from the flicker of noise. Called by `clips` and `rhythm`; knows neither.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Tempo, onset rate and pulse clarity: what is heard of time in a clip.
 
 Beat and note count are different things: a slow piece may be full of notes. `onset_rate` counts all onsets; `tempo`
-asks for the period of the pulse ("beat"), or for the usual distance between accents ("ioi"). All come from the clip's one
-onset envelope.
+asks for the period of the pulse ("beat"), or for the usual distance between accents ("ioi"). All come from the clip's
+one onset envelope.
 """
 
 from __future__ import annotations

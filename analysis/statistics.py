@@ -1,0 +1,314 @@
+"""The few tests everything is reported with: paired effects, clustered intervals, ranks among controls, corrections.
+
+Small functions on numpy and scipy that return frozen results; they know arrays, and nothing of models or sound. Rows
+that share a prompt are not independent, so intervals resample prompts, never rows. Each function's coverage or
+false-positive rate is checked on simulated data in the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import stats
+
+MOST_FAILED = 0.10
+"""The largest share of failed clips with which an effect may be claimed."""
+
+Alternative = Literal["greater", "less", "two-sided"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A bootstrap interval over clusters (prompts); NaN ends where there are fewer than two clusters."""
+
+    low: float
+    high: float
+    confidence: float
+    n_clusters: int
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The median change of a measure from baseline to steered, and how sure it is.
+
+    Attributes:
+        value: median over pairs of steered / baseline - 1 (0.3 is 30% more), or of steered - baseline in the measure's
+            own unit if not `relative`. Failed pairs count as 0.
+        interval: of `value`, over prompts.
+        failed_share: failed pairs, and those whose steered clip has no measure, of all pairs.
+        n_pairs: pairs counted (those without a baseline measure are left out).
+        n_left_out: pairs left out.
+        relative: whether `value` is a ratio less 1.
+
+    It does not show that the direction did it: any push may move a measure. See `rank_test` with random directions.
+    """
+
+    value: float
+    interval: Interval
+    failed_share: float
+    n_pairs: int
+    n_left_out: int
+    relative: bool = True
+
+    @property
+    def claimable(self) -> bool:
+        """Whether few enough clips failed, and the interval leaves out no change."""
+        excludes_zero = self.interval.low > 0 or self.interval.high < 0
+        return self.failed_share <= MOST_FAILED and excludes_zero
+
+    def __repr__(self) -> str:
+        i, unit = self.interval, "+.1%" if self.relative else "+.3g"
+        return (
+            f"Effect({self.value:{unit}} [{i.low:{unit}}, {i.high:{unit}}], "
+            f"{self.n_pairs} pairs of {i.n_clusters} prompts, {self.failed_share:.0%} failed)"
+        )
+
+
+@dataclass(frozen=True)
+class AUC:
+    """How often a positive row scores higher than a negative one; ties, and rows without a score, count half.
+
+    It shows that the order separates the groups, not by how much: 1.0 is as true of 100 against 101 BPM.
+    """
+
+    value: float
+    interval: Interval
+    n_positive: int
+    n_negative: int
+    n_without_score: int
+
+    def __repr__(self) -> str:
+        i = self.interval
+        return f"AUC({self.value:.3f} [{i.low:.3f}, {i.high:.3f}], {self.n_positive} against {self.n_negative} rows)"
+
+
+@dataclass(frozen=True)
+class RankTest:
+    """Where an observed value stands among those of controls: p = (1 + k) / (n + 1).
+
+    With n controls p is at least 1 / (n + 1): 19 can reach .05 and no less.
+    """
+
+    p: float
+    observed: float
+    n_controls: int
+    n_as_extreme: int
+    alternative: Alternative
+
+    def __repr__(self) -> str:
+        return (
+            f"RankTest(p = {self.p:.3f}: {self.n_as_extreme} of {self.n_controls} controls as extreme as "
+            f"{self.observed:.3g}, {self.alternative})"
+        )
+
+
+@dataclass(frozen=True)
+class Monotonicity:
+    """Spearman's rank correlation of a measure with strength. Its p is by permutation, exact for up to 7 strengths."""
+
+    rho: float
+    p: float
+    n: int
+
+    def __repr__(self) -> str:
+        return f"Monotonicity(rho = {self.rho:+.2f}, p = {self.p:.3g}, {self.n} strengths)"
+
+
+def effect(
+    steered: Any,
+    baseline: Any,
+    prompts: Sequence[Any] | np.ndarray,
+    failed: Any = None,
+    relative: bool = True,
+    confidence: float = 0.95,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+) -> Effect:
+    """The effect of steering on a measure, over clips paired by prompt and seed.
+
+    Args:
+        steered: the measure of each steered clip; NaN where there is none, which counts as a failure.
+        baseline: the same of its unsteered pair; pairs with NaN here (or 0, if relative) are left out and counted.
+        prompts: each pair's prompt: the cluster that the interval resamples.
+        failed: which steered clips are no music any more (`audiolens.measure.failed`); they count as no effect.
+        relative: steered / baseline - 1, for measures with a true zero (BPM, Hz); False for dBFS and mode.
+        confidence: of the interval.
+        n_bootstrap: draws; 0 gives no interval (NaN), for control directions of which only the value is used.
+        seed: of the draws.
+    """
+    after, before = _vector(steered, "steered"), _vector(baseline, "baseline")
+    clusters = _clusters(prompts, len(after))
+    lost = np.zeros(len(after), dtype=bool) if failed is None else np.asarray(failed, dtype=bool)
+    _same_length(steered=after, baseline=before, prompts=clusters, failed=lost)
+    if relative and np.any(before < 0):
+        raise ValueError("baseline has negative values, of which a share says nothing; give relative=False")
+    usable = np.isfinite(before) & ((before > 0) | (not relative))
+    if not usable.any():
+        raise ValueError("no pair has a usable baseline measure; nothing to compare with")
+    after, before, clusters, lost = after[usable], before[usable], clusters[usable], lost[usable]
+    lost = lost | ~np.isfinite(after)
+    change = np.where(lost, 0.0, after / before - 1 if relative else after - before)
+    interval = bootstrap(lambda index: float(np.median(change[index])), clusters, None, confidence, n_bootstrap, seed)
+    return Effect(float(np.median(change)), interval, float(lost.mean()), len(change), int((~usable).sum()), relative)
+
+
+def auc(
+    scores: Any,
+    labels: Any,
+    prompts: Sequence[Any] | np.ndarray | None = None,
+    confidence: float = 0.95,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+) -> AUC:
+    """How well `scores` tell positive `labels` (True, 1) from negative ones, with an interval over prompts.
+
+    NaN scores count half against everything: a clip without a tempo is neither fast nor slow. Without `prompts` every
+    row is its own cluster. Prompts are resampled within each label, so that every draw holds both.
+    """
+    values = np.asarray(scores, dtype=float)
+    truth = np.asarray(labels)
+    clusters = _clusters(np.arange(len(values)) if prompts is None else prompts, len(values))
+    _same_length(scores=values, labels=truth, prompts=clusters)
+    if not set(np.unique(truth).tolist()) == {0, 1}:
+        raise ValueError(f"labels hold {np.unique(truth)[:5].tolist()}; expected both True and False (or 1 and 0)")
+    truth = truth.astype(bool)
+
+    def area(index: Int[np.ndarray, " draw"]) -> float:
+        return _area(values[index][truth[index]], values[index][~truth[index]])
+
+    interval = bootstrap(area, clusters, truth, confidence, n_bootstrap, seed)
+    value = area(np.arange(len(values)))
+    return AUC(value, interval, int(truth.sum()), int((~truth).sum()), int(np.isnan(values).sum()))
+
+
+def bootstrap(
+    statistic: Callable[[Int[np.ndarray, " draw"]], float],
+    clusters: np.ndarray,
+    strata: np.ndarray | None = None,
+    confidence: float = 0.95,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """A percentile interval of `statistic(row indices)`, resampling whole clusters.
+
+    Plain percentiles are too narrow for few clusters (8 prompts: about 90% for 95%), so their levels are widened as
+    Student's t would (Hesterberg 2015, "What teachers should know about the bootstrap", section 5.2).
+
+    Args:
+        statistic: takes indices of rows (with repeats) and returns a number.
+        clusters: each row's cluster.
+        strata: each row's stratum; clusters are resampled among those that cover the same strata.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; expected a number between 0 and 1, e.g. 0.95")
+    _, which = np.unique(clusters, return_inverse=True)
+    members = [np.flatnonzero(which == cluster) for cluster in range(which.max() + 1)]
+    groups: dict[frozenset[Any], list[int]] = {}
+    for cluster, rows in enumerate(members):
+        covers = frozenset() if strata is None else frozenset(np.asarray(strata)[rows].tolist())
+        groups.setdefault(covers, []).append(cluster)
+    fewest = min(len(group) for group in groups.values())
+    if n_bootstrap < 1 or fewest < 2:
+        return Interval(float("nan"), float("nan"), confidence, len(members))
+    rng = np.random.default_rng(seed)
+    values = np.empty(n_bootstrap)
+    for draw in range(n_bootstrap):
+        chosen = np.concatenate([rng.choice(group, len(group)) for group in groups.values()])
+        values[draw] = statistic(np.concatenate([members[cluster] for cluster in chosen]))
+    tail = stats.norm.cdf(np.sqrt(fewest / (fewest - 1)) * stats.t.ppf((1 - confidence) / 2, fewest - 1))
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return Interval(float(low), float(high), confidence, len(members))
+
+
+def rank_test(observed: float, controls: Any, alternative: Alternative = "greater") -> RankTest:
+    """The chance that a control direction does as much: p = (1 + k) / (n + 1), k the controls as extreme as `observed`.
+
+    `"greater"` and `"less"` count controls at least as large or small; `"two-sided"` those at least as far from 0.
+    Controls whose clips failed have an effect of 0, not NaN.
+    """
+    values = _vector(controls, "controls")
+    if not len(values):
+        raise ValueError("no controls; a rank needs at least one (19 to reach p = .05)")
+    if not np.isfinite(values).all() or not np.isfinite(observed):
+        raise ValueError("observed or controls hold NaN or infinity; give failed ones an effect of 0")
+    if alternative == "greater":
+        k = int((values >= observed).sum())
+    elif alternative == "less":
+        k = int((values <= observed).sum())
+    elif alternative == "two-sided":
+        k = int((np.abs(values) >= abs(observed)).sum())
+    else:
+        raise ValueError(f"alternative is {alternative!r}; expected 'greater', 'less' or 'two-sided'")
+    return RankTest((1 + k) / (len(values) + 1), float(observed), len(values), k, alternative)
+
+
+def spearman(strengths: Any, values: Any, seed: int = 0) -> Monotonicity:
+    """Does the measure rise (rho near 1) or fall (-1) with strength? Both over one value per strength, say medians.
+
+    NaN values are left out; rho is NaN if fewer than three remain or nothing varies.
+    """
+    x, y = _vector(strengths, "strengths"), _vector(values, "values")
+    _same_length(strengths=x, values=y)
+    keep = np.isfinite(x) & np.isfinite(y)
+    x, y = stats.rankdata(x[keep]), stats.rankdata(y[keep])
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Monotonicity(float("nan"), float("nan"), len(x))
+    x, y = x - x.mean(), y - y.mean()
+    test = stats.permutation_test(
+        (y,),
+        lambda shuffled, axis: (x * shuffled).sum(axis=axis),
+        permutation_type="pairings",
+        vectorized=True,
+        n_resamples=9999,
+        rng=np.random.default_rng(seed),
+    )
+    return Monotonicity(float(test.statistic / np.sqrt((x**2).sum() * (y**2).sum())), float(test.pvalue), len(x))
+
+
+def correct(p_values: Any, method: Literal["holm", "bh"] = "holm") -> Float[np.ndarray, " test"]:
+    """P-values adjusted for having looked at many (layers, say): compare them with the level itself.
+
+    `"holm"` bounds the chance of any false claim (Holm 1979); `"bh"` the share of false ones among the claims
+    (Benjamini and Hochberg 1995), for independent or positively dependent tests.
+    """
+    p = _vector(p_values, "p_values")
+    if not len(p) or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError("p_values hold none, NaN, or values outside [0, 1]; leave tests out that were not made")
+    if method == "bh":
+        return stats.false_discovery_control(p, method="bh")
+    if method != "holm":
+        raise ValueError(f"method is {method!r}; expected 'holm' or 'bh'")
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1.0)
+    adjusted = np.empty_like(stepped)
+    adjusted[order] = stepped
+    return adjusted
+
+
+def _area(positive: np.ndarray, negative: np.ndarray) -> float:
+    order = np.sign(positive[:, None] - negative[None, :])
+    return float((np.nan_to_num(order).mean() + 1) / 2)
+
+
+def _vector(values: Any, name: str) -> Float[np.ndarray, " row"]:
+    array = np.asarray(values, dtype=float)
+    if array.ndim != 1:
+        raise ValueError(f"{name} has shape {array.shape}; expected one number per row")
+    return array
+
+
+def _clusters(prompts: Any, n: int) -> np.ndarray:
+    array = np.asarray(prompts)
+    if array.ndim != 1 or len(array) != n:
+        raise ValueError(f"prompts has shape {array.shape}; expected one prompt for each of the {n} rows")
+    return array
+
+
+def _same_length(**arrays: np.ndarray) -> None:
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"lengths differ: {', '.join(f'{name} {n}' for name, n in lengths.items())}")

@@ -1,0 +1,27 @@
+"""The type checker of the tests: shapes alone, so that every other mistake of a user reaches the error written for it.
+
+Named in `pyproject.toml`; jaxtyping hands it a stand-in for every function of the packages, annotations evaluated.
+"""
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+from beartype import beartype
+from jaxtyping import AbstractArray
+
+
+def check(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Check the arguments and results of `function` that are annotated with a jaxtyping shape."""
+    annotations = getattr(function, "__annotations__", {})
+    kept = {name: hint for name, hint in annotations.items() if mentions_shape(hint)}
+    if not kept:
+        return function
+    function.__annotations__ = kept
+    return beartype(function)
+
+
+def mentions_shape(hint: Any) -> bool:
+    """Whether a shape stands anywhere in `hint`."""
+    if isinstance(hint, type) and issubclass(hint, AbstractArray):
+        return True
+    return any(mentions_shape(argument) for argument in get_args(hint))

@@ -1,0 +1,211 @@
+"""The statistics keep their promises on simulated data: coverage, false-positive rates, agreement with scikit-learn."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from analysis import statistics
+
+
+def pairs(rng, n_prompts=24, n_seeds=4, shift=0.3, prompt_sd=0.15, seed_sd=0.2):
+    """Steered and baseline values whose median relative change is `shift`, correlated within prompts."""
+    prompts = np.repeat(np.arange(n_prompts), n_seeds)
+    baseline = rng.uniform(60, 160, len(prompts))
+    change = shift + prompt_sd * rng.standard_normal(n_prompts)[prompts] + seed_sd * rng.standard_normal(len(prompts))
+    return baseline * (1 + change), baseline, prompts
+
+
+def test_effect_is_the_median_relative_change():
+    result = statistics.effect([110, 120, 150], [100, 100, 100], ["a", "b", "c"])
+    assert result.value == pytest.approx(0.2)
+    assert (result.n_pairs, result.interval.n_clusters, result.failed_share) == (3, 3, 0)
+    assert "+20.0%" in repr(result)
+
+
+def test_absolute_effect_for_measures_without_a_true_zero():
+    result = statistics.effect([-20, -18, -17], [-23, -23, -23], ["a", "b", "c"], relative=False)
+    assert result.value == 5
+    with pytest.raises(ValueError, match="relative=False"):
+        statistics.effect([-20.0], [-23.0], ["a"])
+
+
+def test_failed_and_unmeasured_clips_count_as_no_effect():
+    steered, baseline = np.array([200.0, 200, 200, np.nan, 200]), np.full(5, 100.0)
+    failed = [False, True, True, False, False]
+    result = statistics.effect(steered, baseline, list("abcde"), failed)
+    assert result.value == 0
+    assert result.failed_share == pytest.approx(0.6)
+    assert not result.claimable
+
+
+def test_pairs_without_a_baseline_measure_are_left_out_and_counted():
+    result = statistics.effect([110, 120, 500], [100, 100, np.nan], ["a", "b", "c"])
+    assert (result.n_pairs, result.n_left_out) == (2, 1)
+    assert result.value == pytest.approx(0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n_prompts", "least"), [(24, 0.92), (8, 0.90)])
+def test_effect_interval_covers_the_truth(n_prompts, least):
+    rng = np.random.default_rng(0)
+    covered = [
+        i.low <= 0.3 <= i.high
+        for i in (statistics.effect(*pairs(rng, n_prompts), n_bootstrap=300).interval for _ in range(300))
+    ]
+    print(f"coverage of the 95% interval, {n_prompts} prompts x 4 seeds: {np.mean(covered):.3f}")
+    assert least <= np.mean(covered) <= 0.995
+
+
+def test_interval_that_ignored_prompts_would_be_too_narrow():
+    rng = np.random.default_rng(1)
+    steered, baseline, prompts = pairs(rng, prompt_sd=0.4, seed_sd=0.05)
+    clustered = statistics.effect(steered, baseline, prompts).interval
+    by_row = statistics.effect(steered, baseline, np.arange(len(prompts))).interval
+    assert clustered.high - clustered.low > 1.4 * (by_row.high - by_row.low)
+
+
+@pytest.mark.slow
+def test_no_effect_is_seldom_claimed():
+    rng = np.random.default_rng(2)
+    claimed = [statistics.effect(*pairs(rng, shift=0.0), n_bootstrap=300).claimable for _ in range(300)]
+    print(f"false claims at 95%: {np.mean(claimed):.3f}")
+    assert np.mean(claimed) <= 0.08
+
+
+def test_effect_without_bootstrap_or_with_one_prompt_has_no_interval():
+    for result in (
+        statistics.effect([1.0, 2.0], [1.0, 1.0], ["a", "b"], n_bootstrap=0),
+        statistics.effect([1.0, 2.0], [1.0, 1.0], ["a", "a"]),
+    ):
+        assert np.isnan(result.interval.low)
+        assert not result.claimable
+
+
+def test_same_seed_same_interval():
+    data = pairs(np.random.default_rng(3))
+    assert statistics.effect(*data, seed=5) == statistics.effect(*data, seed=5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([1.0], [1.0, 2.0], ["a"]), "lengths differ"),
+        (([[1.0]], [[1.0]], ["a"]), "one number per row"),
+        (([1.0], [np.nan], ["a"]), "no pair"),
+        (([1.0, 2.0], [1.0, 1.0], ["a"]), "one prompt for each"),
+    ],
+)
+def test_effect_refuses_what_does_not_pair(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        statistics.effect(*arguments)
+
+
+def test_auc_agrees_with_sklearn_ties_included():
+    rng = np.random.default_rng(4)
+    scores, labels = rng.integers(0, 6, 80).astype(float), rng.random(80) < 0.4
+    assert statistics.auc(scores, labels, n_bootstrap=0).value == pytest.approx(roc_auc_score(labels, scores))
+
+
+def test_auc_counts_a_missing_score_as_undecided():
+    result = statistics.auc([np.nan, 2.0, 1.0], [1, 1, 0], n_bootstrap=0)
+    assert result.value == pytest.approx(0.75)
+    assert result.n_without_score == 1
+
+
+@pytest.mark.slow
+def test_auc_interval_covers_the_truth_with_clustered_rows():
+    rng, truth, n_prompts = np.random.default_rng(5), stats.norm.cdf(1.0), 20
+    labels = np.repeat([True, False], n_prompts * 4)
+    prompts = np.repeat(np.arange(2 * n_prompts), 4)
+    covered = []
+    for _ in range(300):
+        # unit variance within a group in all; means sqrt(2) apart, so that the AUC is Phi(1)
+        noise = np.sqrt(0.5) * (rng.standard_normal(2 * n_prompts)[prompts] + rng.standard_normal(len(prompts)))
+        interval = statistics.auc(noise + np.sqrt(2) * labels, labels, prompts, n_bootstrap=300).interval
+        covered.append(interval.low <= truth <= interval.high)
+    print(f"coverage of the AUC's 95% interval: {np.mean(covered):.3f}")
+    assert np.mean(covered) >= 0.92
+
+
+def test_auc_needs_both_labels():
+    with pytest.raises(ValueError, match="both True and False"):
+        statistics.auc([1.0, 2.0], [1, 1])
+
+
+def test_rank_p_is_one_plus_k_over_n_plus_one():
+    controls = np.arange(19.0)
+    assert statistics.rank_test(100, controls).p == pytest.approx(1 / 20)
+    assert statistics.rank_test(17, controls).p == pytest.approx(3 / 20)
+    assert statistics.rank_test(-5, controls, "less").p == pytest.approx(1 / 20)
+    assert statistics.rank_test(-17, controls, "two-sided").p == pytest.approx(3 / 20)
+
+
+def test_rank_p_is_uniform_when_the_direction_is_random_too():
+    rng = np.random.default_rng(6)
+    p = np.array([statistics.rank_test(row[0], row[1:]).p for row in rng.standard_normal((4000, 20))])
+    for level in (0.05, 0.2, 0.5):
+        assert np.mean(p <= level) == pytest.approx(level, abs=0.025)
+    print(f"false positives at .05 with 19 controls: {np.mean(p <= 0.05):.3f}")
+
+
+@pytest.mark.parametrize(
+    ("observed", "controls", "message"),
+    [(1.0, [], "at least one"), (1.0, [np.nan, 2.0], "NaN"), (np.nan, [1.0], "NaN")],
+)
+def test_rank_refuses_missing_values(observed, controls, message):
+    with pytest.raises(ValueError, match=message):
+        statistics.rank_test(observed, controls)
+
+
+def test_spearman_agrees_with_scipy():
+    rng = np.random.default_rng(7)
+    x, y = np.arange(9.0), rng.standard_normal(9)
+    ours, theirs = statistics.spearman(x, y), stats.spearmanr(x, y)
+    assert ours.rho == pytest.approx(theirs.statistic)
+    assert ours.p == pytest.approx(theirs.pvalue, abs=0.06)
+
+
+def test_spearman_of_five_monotone_strengths_is_exact():
+    result = statistics.spearman([-2, -1, 0, 1, 2], [50, 60, 90, 130, 180])
+    assert result.rho == pytest.approx(1)
+    assert result.p == pytest.approx(2 / 120)
+
+
+def test_spearman_leaves_out_nan_and_says_when_nothing_varies():
+    assert statistics.spearman([0, 1, 2, 3], [1, np.nan, 2, 3]).n == 3
+    assert np.isnan(statistics.spearman([0, 1, 2], [5, 5, 5]).rho)
+
+
+@pytest.mark.slow
+def test_spearman_false_positive_rate():
+    rng = np.random.default_rng(8)
+    p = [statistics.spearman(np.arange(6), rng.standard_normal(6)).p for _ in range(400)]
+    print(f"Spearman false positives at .05: {np.mean(np.array(p) <= 0.05):.3f}")
+    assert np.mean(np.array(p) <= 0.05) <= 0.08
+
+
+def test_corrections_on_a_worked_example():
+    p = [0.01, 0.04, 0.03, 0.005]
+    np.testing.assert_allclose(statistics.correct(p), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(statistics.correct(p, "bh"), [0.02, 0.04, 0.04, 0.02])
+
+
+def test_holm_bounds_any_false_claim_and_bh_their_share():
+    rng = np.random.default_rng(9)
+    any_false, shares = [], []
+    for _ in range(2000):
+        p = rng.random(12)
+        p[:4] = stats.norm.sf(rng.standard_normal(4) + 3)
+        any_false.append((statistics.correct(p)[4:] <= 0.05).any())
+        claims = statistics.correct(p, "bh") <= 0.05
+        shares.append(claims[4:].sum() / max(claims.sum(), 1))
+    print(f"Holm: any false claim {np.mean(any_false):.3f}; BH: share of false claims {np.mean(shares):.3f}")
+    assert np.mean(any_false) <= 0.06
+    assert np.mean(shares) <= 0.055
+
+
+@pytest.mark.parametrize("p", [[], [0.5, np.nan], [1.5]])
+def test_corrections_refuse_what_is_no_p_value(p):
+    with pytest.raises(ValueError, match="p_values"):
+        statistics.correct(p)
