@@ -122,8 +122,11 @@ def _periods(clip: Clip) -> list[tuple[float, float]]:
     likeness = librosa.autocorrelate(strength)
     likeness = likeness / likeness[0]
     lags = find_peaks(likeness)[0]
-    refined = lags + vertex(likeness[lags - 1], likeness[lags], likeness[lags + 1])
-    bpm = 60 * envelope.frame_rate / refined
+    before, at, after = likeness[lags - 1], likeness[lags], likeness[lags + 1]
+    # Heights between frames too: else a period of whole frames would win over one of half frames, its octave.
+    between = vertex(before, at, after)
+    heights = at - 0.25 * (before - after) * between
+    bpm = 60 * envelope.frame_rate / (lags + between)
     inside = (bpm >= SLOWEST_BPM) & (bpm <= FASTEST_BPM)
-    candidates = zip(bpm[inside].tolist(), likeness[lags][inside].tolist(), strict=True)
+    candidates = zip(bpm[inside].tolist(), heights[inside].tolist(), strict=True)
     return sorted(candidates, key=lambda candidate: -candidate[1])

@@ -1,0 +1,255 @@
+"""Measures are calibrated on signals whose answer is known, and say NaN where there is none."""
+
+import librosa
+import numpy as np
+import pytest
+import torch
+from scipy import signal, stats
+
+from audiolens import measure
+
+RATE = 16_000
+SECONDS = 5.12
+TIME = np.arange(round(SECONDS * RATE)) / RATE
+BPM = (50, 60, 75, 90, 110, 128, 140, 160, 175, 190)
+
+
+def drums(bpm: float, seed: int = 0, offbeat: float = 0.0, rate: int = RATE) -> np.ndarray:
+    """A kick and a noise burst on every beat, with a seeded phase, over quiet noise; `offbeat` soft notes between."""
+    rng = np.random.default_rng(seed)
+    n = round(SECONDS * rate)
+    seconds = np.arange(round(0.15 * rate)) / rate
+    kick = np.sin(2 * np.pi * 55 * seconds) * np.exp(-seconds / 0.05) * (1 - seconds / 0.15)
+    burst = rng.standard_normal(len(seconds)) * np.exp(-seconds / 0.015)
+    note = 0.3 * np.sin(2 * np.pi * 440 * seconds) * np.minimum(seconds / 0.01, 1) * (1 - seconds / 0.15)
+    sound = 1e-4 * rng.standard_normal(n)
+    for beat in np.arange(rng.random() * 60 / bpm, SECONDS, 60 / bpm):
+        for start, part in ((beat, kick + burst), (beat + 30 / bpm, note if rng.random() < offbeat else 0 * note)):
+            first = round(start * rate)
+            sound[first : first + len(part)] += part[: max(n - first, 0)]
+    return (0.2 * sound).astype(np.float32)
+
+
+def chord_progression(mode: str, tonic: int, seed: int) -> np.ndarray:
+    """Eight chords and a scale melody in one key, in sines with three harmonics."""
+    rng = np.random.default_rng(seed)
+    scale = np.array([0, 2, 4, 5, 7, 9, 11] if mode == "major" else [0, 2, 3, 5, 7, 8, 10]) + tonic
+    chords = [0, 3, 4, 0, *rng.choice([0, 3, 4], 3), 0]
+    seconds = np.arange(round(SECONDS * RATE / 8)) / RATE
+
+    def tone(midi: float) -> np.ndarray:
+        hz = 440 * 2 ** ((midi - 69) / 12)
+        partials = sum(np.sin(2 * np.pi * hz * h * seconds) / h**2 for h in (1, 2, 3))
+        return partials * np.exp(-seconds / 0.4)
+
+    bars = [
+        sum(tone(48 + scale[(degree + step) % 7]) for step in (0, 2, 4))
+        + tone(60 + scale[(degree + int(rng.choice([0, 2, 4]))) % 7])
+        for degree in chords
+    ]
+    return (0.05 * np.concatenate(bars)).astype(np.float32)
+
+
+def noise(seed: int = 0, level: float = 0.1) -> np.ndarray:
+    return (level * np.random.default_rng(seed).standard_normal(len(TIME))).astype(np.float32)
+
+
+def clicks(times: np.ndarray) -> np.ndarray:
+    sound = np.zeros(len(TIME), dtype=np.float32)
+    for time in times:
+        sound[round(time * RATE) : round(time * RATE) + 40] = 0.5
+    return sound
+
+
+@pytest.mark.parametrize("method", ["beat", "ioi"])
+def test_tempo_of_drums_is_their_bpm(method):
+    heard = measure.tempo(np.stack([drums(bpm, seed=bpm)[None] for bpm in BPM]), RATE, method=method)
+    np.testing.assert_allclose(heard, BPM, rtol=0.01)
+
+
+def test_tempo_by_beat_ignores_soft_notes_between_the_beats():
+    for bpm in BPM:
+        assert measure.tempo(drums(bpm, seed=bpm, offbeat=1.0), RATE) == pytest.approx(bpm, rel=0.02)
+
+
+def test_tempo_by_ioi_counts_accents_not_notes():
+    for bpm in BPM:
+        assert measure.tempo(drums(bpm, seed=bpm, offbeat=1.0), RATE, method="ioi") == pytest.approx(bpm, rel=0.02)
+
+
+def test_onset_rate_counts_notes_that_tempo_ignores():
+    sparse, dense = (measure.onset_rate(drums(100, seed=3, offbeat=share), RATE) for share in (0.0, 1.0))
+    assert sparse == pytest.approx(100 / 60, abs=0.25)
+    assert dense == pytest.approx(200 / 60, abs=0.45)
+
+
+def test_beat_tempo_agrees_with_librosa_up_to_its_resolution():
+    agreed = []
+    for bpm in BPM:
+        audio = drums(bpm, seed=bpm + 7)
+        oracle = librosa.feature.tempo(y=audio, sr=RATE, hop_length=128, prior=stats.uniform(40, 200))[0]
+        agreed.append(measure.tempo(audio, RATE) == pytest.approx(oracle, rel=0.04))
+    assert np.mean(agreed) >= 0.9
+
+
+def test_tempo_candidates_show_the_octave():
+    candidates = measure.tempo_candidates(drums(120), RATE)
+    assert candidates[0][0] == pytest.approx(120, rel=0.01)
+    assert any(bpm == pytest.approx(60, rel=0.02) for bpm, _ in candidates[1:])
+    assert [clarity for _, clarity in candidates] == sorted((c for _, c in candidates), reverse=True)
+    with pytest.raises(ValueError, match="one clip"):
+        measure.tempo_candidates(np.zeros((2, 1, RATE), np.float32), RATE)
+
+
+def test_pulse_clarity_tells_a_beat_from_clicks_at_random_moments():
+    rng = np.random.default_rng(0)
+    random = [measure.pulse_clarity(clicks(np.sort(rng.uniform(0, 5, 14))), RATE) for _ in range(40)]
+    regular = [measure.pulse_clarity(drums(bpm, seed=bpm), RATE) for bpm in BPM]
+    assert max(random) < min(regular)
+
+
+@pytest.mark.parametrize("centre_hz", [300, 600, 1200, 2400, 4800])
+def test_brightness_of_a_sine_is_its_frequency(centre_hz):
+    sine = 0.2 * np.sin(2 * np.pi * centre_hz * TIME)
+    assert measure.brightness(sine, RATE) == pytest.approx(centre_hz, rel=0.05)
+
+
+def test_brightness_of_filtered_noise_is_the_middle_of_the_band():
+    for low, high in ((500, 1500), (2000, 4000), (1000, 6000)):
+        band = signal.sosfilt(signal.butter(10, (low, high), "bandpass", fs=RATE, output="sos"), noise())
+        assert measure.brightness(band, RATE) == pytest.approx((low + high) / 2, rel=0.05)
+    assert measure.brightness(noise(), RATE) == pytest.approx(RATE / 4, rel=0.02)
+
+
+def test_brightness_leaves_pauses_out():
+    band = signal.sosfilt(signal.butter(8, 1000, fs=RATE, output="sos"), noise())
+    paused = band * np.clip(10 * np.sin(2 * np.pi * TIME), 0, 1) + 1e-4 * noise(1)
+    assert measure.brightness(paused, RATE) == pytest.approx(measure.brightness(band, RATE), rel=0.05)
+
+
+def test_brightness_agrees_with_librosa_on_steady_sound():
+    band = signal.sosfilt(signal.butter(4, (300, 3000), "bandpass", fs=RATE, output="sos"), noise(2))
+    oracle = librosa.feature.spectral_centroid(y=band, sr=RATE, n_fft=1024, hop_length=512, center=False).mean()
+    assert measure.brightness(band, RATE) == pytest.approx(oracle, rel=1e-3)
+
+
+def test_loudness_is_the_rms_in_dbfs():
+    assert measure.loudness(np.sin(2 * np.pi * 440 * TIME), RATE) == pytest.approx(-3.01, abs=0.01)
+    assert measure.loudness(np.full(RATE, 0.1), RATE) == pytest.approx(-20, abs=1e-3)
+
+
+@pytest.mark.parametrize("melody_hz", [175, 262, 392, 587, 880])
+def test_pitch_is_the_melody_over_a_bass(melody_hz):
+    bass = 0.3 * sum(np.sin(2 * np.pi * 65 * h * TIME) / h**2 for h in (1, 2, 3))
+    melody = 0.15 * sum(np.sin(2 * np.pi * melody_hz * h * TIME) / h for h in (1, 2, 3, 4))
+    assert measure.pitch(bass + melody, RATE) == pytest.approx(melody_hz, rel=0.01)
+
+
+def test_mode_is_positive_in_major_and_negative_in_minor():
+    scores = {
+        mode: np.array([measure.mode(chord_progression(mode, tonic, tonic), RATE) for tonic in range(12)])
+        for mode in ("major", "minor")
+    }
+    right = np.concatenate([scores["major"] > 0, scores["minor"] < 0])
+    assert right.mean() >= 0.9
+    assert scores["major"].mean() > 0.1 > -0.1 > scores["minor"].mean()
+
+
+NOWHERE = {"tempo", "tempo_ioi", "onset_rate", "pulse_clarity", "brightness", "pitch", "mode"}
+
+
+@pytest.mark.parametrize(
+    ("sound", "absent"),
+    [
+        (np.zeros(RATE), NOWHERE),
+        (1e-5 * noise(), NOWHERE),
+        (noise(), {"tempo", "tempo_ioi", "pitch", "mode"}),
+        (np.cumsum(noise()) * 0.01, {"tempo", "tempo_ioi", "pitch", "mode"}),
+        (clicks(np.array([1.0])), {"tempo", "tempo_ioi", "pitch", "mode"}),
+        (clicks(np.arange(0.1, 5, 0.5)), {"pitch", "mode"}),
+        (0.3 * np.sin(2 * np.pi * 440 * TIME), {"tempo", "tempo_ioi", "mode"}),
+        (np.full(RATE, 0.3), {"tempo", "tempo_ioi", "pitch", "mode"}),
+    ],
+    ids=["silence", "near silence", "white noise", "brown noise", "one click", "clicks", "sine", "constant"],
+)
+def test_what_means_nothing_is_nan_and_the_rest_is_not(sound, absent):
+    row = measure.table(sound, RATE).iloc[0]
+    assert set(row.index[row.isna()]) == absent
+
+
+def test_digital_silence_is_infinitely_quiet():
+    assert measure.loudness(np.zeros(RATE), RATE) == -np.inf
+
+
+def test_noise_and_tones_have_no_onsets():
+    for sound in (*(noise(seed) for seed in range(8)), 0.3 * np.sin(2 * np.pi * 440 * TIME)):
+        assert measure.onset_rate(sound, RATE) == 0
+        assert measure.pulse_clarity(sound, RATE) == 0
+
+
+def test_layouts_and_types_give_the_same_numbers():
+    audio = drums(100, offbeat=0.5)
+    expected = measure.table(audio, RATE).iloc[0].to_numpy()
+    layouts = {
+        "tensor": torch.from_numpy(audio),
+        "gradient": torch.from_numpy(audio).requires_grad_(),
+        "stereo": np.stack([audio, audio]),
+        "row": audio[None, None],
+        "float64": audio.astype(np.float64),
+        "list": [audio],
+    }
+    for name, layout in layouts.items():
+        np.testing.assert_allclose(measure.table(layout, RATE).iloc[0], expected, rtol=1e-5, err_msg=name)
+    pcm = measure.table((audio * 32768).astype(np.int16), RATE).iloc[0]
+    np.testing.assert_allclose(pcm[["tempo", "brightness", "loudness"]], expected[[0, 4, 5]], rtol=0.02)
+    half = measure.tempo(torch.from_numpy(audio).bfloat16(), RATE)
+    assert half == pytest.approx(expected[0], rel=0.01)
+
+
+def test_rows_come_back_as_an_array_and_clips_as_a_number():
+    audio = np.stack([drums(80), drums(160)])
+    rows = measure.tempo(audio[:, None], RATE)
+    assert isinstance(rows, np.ndarray)
+    assert rows.shape == (2,)
+    assert isinstance(measure.tempo(audio, RATE), float)
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 32_000, 44_100, 48_000])
+def test_tempo_does_not_depend_on_the_sample_rate(rate):
+    assert measure.tempo(drums(132, rate=rate), rate) == pytest.approx(132, rel=0.01)
+    assert measure.tempo(drums(132, rate=rate), rate, method="ioi") == pytest.approx(132, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("audio", "rate", "error", "message"),
+    [
+        (np.zeros(100, np.float32), RATE, ValueError, "at least 0.1 s"),
+        (np.zeros(0, np.float32), RATE, ValueError, "0 samples"),
+        (np.zeros((0, 1, RATE), np.float32), RATE, ValueError, "no rows"),
+        (np.full(RATE, np.nan, np.float32), RATE, ValueError, "NaN"),
+        (np.stack([np.zeros((1, RATE)), np.full((1, RATE), np.inf)]), RATE, ValueError, r"rows \[1\]"),
+        (np.zeros((RATE, 2), np.float32), RATE, ValueError, "transpose"),
+        (np.zeros((1, 1, 1, RATE), np.float32), RATE, ValueError, r"\[row, channel, sample\]"),
+        (np.zeros(RATE, np.float32), 0, ValueError, "sample_rate is 0"),
+        (np.zeros(RATE, np.float32), -16_000, ValueError, "sample_rate"),
+        (np.zeros(RATE, np.float32), "16000", TypeError, "sample_rate"),
+        (np.zeros(RATE, np.int64), RATE, TypeError, "int16"),
+        (np.zeros(RATE, np.complex64), RATE, TypeError, "complex64"),
+        ("clip.wav", RATE, TypeError, "str"),
+    ],
+)
+def test_audio_that_cannot_be_measured_is_refused_with_the_reason(audio, rate, error, message):
+    with pytest.raises(error, match=message):
+        measure.tempo(audio, rate)
+
+
+def test_unknown_method_is_refused():
+    with pytest.raises(ValueError, match="'beat' or 'ioi'"):
+        measure.tempo(noise(), RATE, method="guess")
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.3, 1.0])
+def test_short_clips_are_measured_or_nan_never_an_error(seconds):
+    row = measure.table((drums(120) + noise(level=0.01))[: round(seconds * RATE)], RATE).iloc[0]
+    assert np.isnan(row["tempo"])
+    assert np.isfinite(row["brightness"])
