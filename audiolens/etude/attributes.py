@@ -1,0 +1,125 @@
+"""The musical attributes that étude was taught: their ranges, their poles, and how they are drawn.
+
+Every attribute is drawn independently of every other, so no label (and no word of a caption) tells another.
+`synth` turns attributes into sound, `captions` into words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+INSTRUMENTS = ("pluck", "organ", "strings", "bells")
+MODES = ("minor", "major")
+METERS = (3, 4)
+TONICS = (0, 2, 4, 6, 8, 10)
+"""Pitch classes a whole tone apart: no key's relative minor is among them, so pitch content alone tells the mode."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """A continuous attribute: its limits, its scale, and the outer shares that words call its two poles."""
+
+    low: float
+    high: float
+    log: bool = False
+    pole_share: float = 0.3
+
+    def at(self, position: float) -> float:
+        """The value at `position` in [0, 1] of the range."""
+        if self.log:
+            return float(self.low * (self.high / self.low) ** position)
+        return float(self.low + (self.high - self.low) * position)
+
+    def position(self, value: float) -> float:
+        """Where `value` lies in the range, 0 to 1: the inverse of `at`."""
+        if self.log:
+            return float(np.log(value / self.low) / np.log(self.high / self.low))
+        return float((value - self.low) / (self.high - self.low))
+
+    def level(self, value: float) -> str:
+        """`"low"`, `"mid"` or `"high"`: which words fit `value`."""
+        position = self.position(value)
+        if position < self.pole_share:
+            return "low"
+        return "high" if position > 1 - self.pole_share else "mid"
+
+
+RANGES: Mapping[str, Range] = MappingProxyType(
+    {
+        "tempo_bpm": Range(50.0, 200.0, log=True),
+        "centroid_hz": Range(500.0, 2200.0, log=True),
+        "register_midi": Range(55.0, 79.0),
+        "density": Range(0.6, 2.0),
+        "loudness_dbfs": Range(-27.0, -18.0),
+    }
+)
+CONCEPTS: Mapping[str, str] = MappingProxyType(
+    {
+        "tempo": "tempo_bpm",
+        "timbre": "centroid_hz",
+        "register": "register_midi",
+        "density": "density",
+        "loudness": "loudness_dbfs",
+        "mode": "mode",
+        "instrument": "instrument",
+    }
+)
+"""Concept (what a prompt names) -> the attribute that carries it."""
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What one clip sounds like.
+
+    Attributes:
+        tempo_bpm: beats a minute; a kick drum marks every beat.
+        centroid_hz: brightness, as the spectral centroid that the harmonics' decay and a tilt filter bring about.
+        register_midi: the middle of the melody, as a MIDI note number.
+        instrument: who plays the melody, one of `INSTRUMENTS`.
+        mode: `"major"` or `"minor"`.
+        density: melody notes a beat, 0.6 to 2.
+        meter: beats a bar, 3 or 4; never named in captions.
+        loudness_dbfs: root mean square of the clip, dB relative to full scale.
+        tonic: pitch class of the key, 0 = C; never named in captions.
+    """
+
+    tempo_bpm: float
+    centroid_hz: float
+    register_midi: float
+    instrument: str
+    mode: str
+    density: float
+    meter: int
+    loudness_dbfs: float
+    tonic: int
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, **fixed: Any) -> Attributes:
+        """Draw every attribute independently (continuous ones uniformly on their scale); `fixed` ones are given."""
+        drawn: dict[str, Any] = {name: span.at(rng.random()) for name, span in RANGES.items()}
+        for name, choices in (("instrument", INSTRUMENTS), ("mode", MODES), ("meter", METERS), ("tonic", TONICS)):
+            drawn[name] = choices[rng.integers(len(choices))]
+        return replace(cls(**drawn), **fixed)
+
+    def level(self, concept: str) -> str:
+        """The level of `concept` that words can name: low, mid, high, or the category itself."""
+        name = CONCEPTS[concept]
+        value = getattr(self, name)
+        return RANGES[name].level(value) if name in RANGES else str(value)
+
+    def targets(self) -> Iterator[tuple[str, float]]:
+        """Every attribute as numbers in about [-1, 1], one-hot for the instrument: what a regression head learns."""
+        for name, span in RANGES.items():
+            yield name, 2 * span.position(getattr(self, name)) - 1
+        yield "mode", 1.0 if self.mode == "major" else -1.0
+        for instrument in INSTRUMENTS:
+            yield instrument, 1.0 if self.instrument == instrument else -1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for a table or JSON."""
+        return asdict(self)

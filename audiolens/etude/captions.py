@@ -1,0 +1,139 @@
+"""Words for attributes: a grammar of captions with many synonyms, in which each attribute is named only sometimes.
+
+Whether an attribute is named never depends on its value, so what is left unnamed keeps its whole range: captions
+that name nothing ("a little tune with drums") are the neutral prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from audiolens.etude.attributes import CONCEPTS, Attributes
+
+NAMED_SHARE = 0.6
+
+ADJECTIVES: Mapping[str, Mapping[str, Sequence[str]]] = MappingProxyType(
+    {
+        "tempo": {
+            "low": ("slow", "unhurried", "leisurely", "sluggish", "crawling", "lazy"),
+            "mid": ("moderate", "walking", "medium"),
+            "high": ("fast", "quick", "rapid", "brisk", "speedy", "racing"),
+        },
+        "timbre": {
+            "low": ("dark", "dull", "muffled", "murky", "shadowy", "dim"),
+            "mid": ("balanced", "even"),
+            "high": ("bright", "brilliant", "sparkling", "crisp", "shiny", "glittering"),
+        },
+        "register": {"low": ("low", "deep"), "mid": ("middle",), "high": ("high", "lofty")},
+        "density": {
+            "low": ("sparse", "bare", "spacious", "empty"),
+            "mid": ("filled",),
+            "high": ("busy", "dense", "crowded", "bustling"),
+        },
+        "loudness": {
+            "low": ("soft", "quiet", "hushed", "faint"),
+            "mid": ("comfortable",),
+            "high": ("loud", "powerful", "booming", "forceful"),
+        },
+        "mode": {
+            "minor": ("sad", "mournful", "melancholy", "minor"),
+            "major": ("happy", "cheerful", "joyful", "major"),
+        },
+        "instrument": {
+            "pluck": ("guitar", "harp", "banjo"),
+            "organ": ("organ", "accordion", "harmonium"),
+            "strings": ("violin", "fiddle", "cello"),
+            "bells": ("bell", "glockenspiel", "chime"),
+        },
+    }
+)
+PHRASES: Mapping[str, Mapping[str, Sequence[str]]] = MappingProxyType(
+    {
+        "tempo": {
+            "low": ("at a slow pace", "at a crawling tempo", "taking its time", "in no hurry", "played slowly"),
+            "mid": ("at a walking pace", "at a medium tempo", "at a moderate speed"),
+            "high": ("at a fast pace", "at a racing tempo", "rushing along", "in a hurry", "played quickly"),
+        },
+        "timbre": {
+            "low": ("with a dark tone", "with a muffled sound", "with dull colours", "without highs"),
+            "mid": ("with a balanced tone", "with an even sound"),
+            "high": ("with a bright tone", "with a sparkling sound", "with brilliant colours", "with crisp highs"),
+        },
+        "register": {
+            "low": ("in a low register", "with deep notes", "down low"),
+            "mid": ("in the middle register",),
+            "high": ("in a high register", "with high notes", "up high"),
+        },
+        "density": {
+            "low": ("with few notes", "with long gaps", "leaving much space"),
+            "mid": ("with some notes",),
+            "high": ("with many notes", "full of notes", "leaving no space"),
+        },
+        "loudness": {
+            "low": ("played softly", "at a low volume", "in a whisper"),
+            "mid": ("at a normal volume",),
+            "high": ("played loudly", "at full volume", "in a roar"),
+        },
+        "mode": {"minor": ("in a minor key", "in a sad mood"), "major": ("in a major key", "in a happy mood")},
+        "instrument": {
+            "pluck": ("on the guitar", "on plucked strings", "for harp"),
+            "organ": ("on the organ", "for accordion", "on a church organ"),
+            "strings": ("on the violin", "for bowed strings", "on the cello"),
+            "bells": ("on bells", "for glockenspiel", "on chimes"),
+        },
+    }
+)
+NEUTRAL_ADJECTIVES = ("little", "nice", "plain", "simple", "short", "new", "pretty", "ordinary", "familiar", "homemade")
+NOUNS = ("tune", "melody", "piece", "song", "theme", "track", "loop", "number", "recording", "instrumental")
+OPENINGS = ("a", "a", "a", "this is a", "here is a", "play a", "one more", "the")
+ENDINGS = (
+    "with drums", "with a beat", "with bass and drums", "for a band", "from the studio", "by a trio", "for a film",
+    "for the evening", "to start with", "for everyone", "from a notebook", "to keep",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption and what it names: concept -> level, for every concept that some word of it tells."""
+
+    text: str
+    named: Mapping[str, str]
+
+
+def caption(attributes: Attributes, rng: np.random.Generator, named_share: float = NAMED_SHARE) -> Caption:
+    """Write a caption of `attributes`: each concept is named with probability `named_share`, as adjective or phrase."""
+    named = {concept: attributes.level(concept) for concept in CONCEPTS if rng.random() < named_share}
+    return Caption(write(named, rng), named)
+
+
+def write(named: Mapping[str, str], rng: np.random.Generator) -> str:
+    """A caption that names exactly `named` (concept -> level) among neutral words, in a random order and wording."""
+    adjectives, phrases = [], []
+    for concept, level in named.items():
+        if rng.random() < 0.5:
+            adjectives.append(_choose(ADJECTIVES[concept][level], rng))
+        else:
+            phrases.append(_choose(PHRASES[concept][level], rng))
+    if rng.random() < 0.6:
+        adjectives.append(_choose(NEUTRAL_ADJECTIVES, rng))
+    if rng.random() < 0.5:
+        phrases.append(_choose(ENDINGS, rng))
+    rng.shuffle(adjectives)
+    rng.shuffle(phrases)
+    return " ".join([_choose(OPENINGS, rng), *adjectives, _choose(NOUNS, rng), *phrases])
+
+
+def vocabulary() -> list[str]:
+    """Every word that a caption can hold, sorted: the tokenizer's words."""
+    texts = [*NEUTRAL_ADJECTIVES, *NOUNS, *OPENINGS, *ENDINGS]
+    for grammar in (ADJECTIVES, PHRASES):
+        texts += [text for levels in grammar.values() for wording in levels.values() for text in wording]
+    return sorted({word for text in texts for word in text.split()})
+
+
+def _choose(options: Sequence[str], rng: np.random.Generator) -> str:
+    return options[rng.integers(len(options))]

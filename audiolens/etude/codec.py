@@ -1,0 +1,190 @@
+"""étude's codec: a stock EnCodec, and the quantiser training that transformers leaves out.
+
+Three phases: an autoencoder without quantiser; then its residual codebooks, started by k-means and trained jointly
+with a straight-through estimator, moving averages and the revival of dead codes (van den Oord et al. 2017; Zeghidour
+et al., SoundStream, 2021); at last the decoder alone, on fixed codes. The loss is mostly spectral magnitudes at four
+resolutions, which keeps the treble of bright clips where a waveform loss gives it up (EnCodec, Défossez et al. 2022).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import EncodecConfig, EncodecModel
+
+from audiolens.etude import checkpoint
+from audiolens.etude.synth import SAMPLE_RATE
+
+HOP = 640
+FRAME_RATE = SAMPLE_RATE // HOP
+N_CODEBOOKS = 4
+CODEBOOK_SIZE = 256
+FFT_SIZES = (256, 512, 1024, 2048)
+
+
+def build() -> EncodecModel:
+    """An untrained codec: 16 kHz mono, 25 frames a second, four codebooks of 256 (0.8 kbit/s), 2.1 M parameters."""
+    config = EncodecConfig(
+        sampling_rate=SAMPLE_RATE,
+        audio_channels=1,
+        normalize=False,
+        target_bandwidths=[N_CODEBOOKS * math.log2(CODEBOOK_SIZE) * FRAME_RATE / 1000],
+        upsampling_ratios=[4, 4, 5, 8],
+        num_filters=16,
+        hidden_size=64,
+        codebook_size=CODEBOOK_SIZE,
+        num_lstm_layers=1,
+        use_causal_conv=False,
+        use_conv_shortcut=False,
+    )
+    return EncodecModel(config)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many steps each phase takes, and what a batch is."""
+
+    autoencoder: int = 700
+    joint: int = 1700
+    decoder: int = 700
+    batch_size: int = 16
+    segment_frames: int = 32
+    learning_rate: float = 1e-3
+
+    @property
+    def total(self) -> int:
+        return self.autoencoder + self.joint + self.decoder
+
+
+def train(
+    audio: Int[np.ndarray, "clip sample"],
+    out: Path,
+    schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
+    report: Callable[[int, int, dict[str, float]], None] = lambda *_: None,
+    save_every: int = 200,
+    device: str = "cpu",
+) -> EncodecModel:
+    """Train a codec on 16-bit clips, resuming from `out` where it holds a checkpoint; writes `out` as it goes."""
+    torch.manual_seed(0)
+    model = build().to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, betas=(0.8, 0.99), weight_decay=0.0)
+    step = checkpoint.load(out, {"codec": model}, optimizer)
+    model.train()
+    while step < schedule.total:
+        if step == schedule.autoencoder:
+            _start_codebooks(model, [_segments(audio, s, schedule, device) for s in range(24)])
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(step, schedule)
+        target = _segments(audio, step, schedule, device)
+        decoder_only = step >= schedule.autoencoder + schedule.joint
+        with torch.set_grad_enabled(not decoder_only):
+            latent = model.encoder(target)
+        commitment = latent.new_zeros(())
+        if step >= schedule.autoencoder:
+            quantized = quantize(model, latent.detach(), learn=not decoder_only)
+            commitment = F.mse_loss(latent, quantized)
+            latent = latent + (quantized - latent).detach()
+        losses = _losses(model.decoder(latent), target)
+        loss = sum(losses.values()) + 0.25 * commitment
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        if step % 20 == 0:
+            values = {name: float(value.detach()) for name, value in losses.items()}
+            report(step, schedule.total, values | {"commitment": float(commitment.detach())})
+        if step % save_every == 0 or step == schedule.total:
+            checkpoint.save(out, {"codec": model}, step, optimizer)
+    return model.eval()
+
+
+@torch.no_grad()
+def quantize(
+    model: EncodecModel, latent: Float[Tensor, "row latent frame"], learn: bool = False, decay: float = 0.99
+) -> Float[Tensor, "row latent frame"]:
+    """Residual quantisation of `latent`; with `learn`, moves each codebook towards what it was given."""
+    rows, _, frames = latent.shape
+    residual = latent.permute(0, 2, 1).reshape(rows * frames, -1)
+    total = torch.zeros_like(residual)
+    for layer in model.quantizer.layers:
+        book = layer.codebook
+        codes = book.quantize(residual)
+        chosen = book.decode(codes)
+        if learn:
+            counts = F.one_hot(codes, CODEBOOK_SIZE).to(residual.dtype)
+            book.cluster_size.mul_(decay).add_(counts.sum(0), alpha=1 - decay)
+            book.embed_avg.mul_(decay).add_(counts.T @ residual, alpha=1 - decay)
+            book.embed.copy_(book.embed_avg / book.cluster_size.clamp_min(1e-3)[:, None])
+            _revive(book, residual)
+        residual = residual - chosen
+        total = total + chosen
+    return total.reshape(rows, frames, -1).permute(0, 2, 1)
+
+
+def _revive(book: torch.nn.Module, residual: Float[Tensor, "vector latent"], floor: float = 0.2) -> None:
+    """Codes that hardly anything chooses restart at random vectors of the batch."""
+    dead = (book.cluster_size < floor).nonzero().flatten()
+    if len(dead):
+        fresh = residual[torch.randint(len(residual), (len(dead),), device=residual.device)]
+        book.embed[dead], book.embed_avg[dead], book.cluster_size[dead] = fresh, fresh, 1.0
+
+
+@torch.no_grad()
+def _start_codebooks(model: EncodecModel, batches: list[Tensor], rounds: int = 12) -> None:
+    latent = torch.cat([model.encoder(batch) for batch in batches])
+    residual = latent.permute(0, 2, 1).reshape(-1, latent.shape[1])
+    for layer in model.quantizer.layers:
+        book = layer.codebook
+        book.embed.copy_(residual[torch.randperm(len(residual))[:CODEBOOK_SIZE]])
+        for _ in range(rounds):
+            codes = book.quantize(residual)
+            counts = F.one_hot(codes, CODEBOOK_SIZE).to(residual.dtype)
+            used = counts.sum(0) > 0
+            book.embed[used] = (counts.T @ residual)[used] / counts.sum(0)[used, None]
+        share = len(residual) / len(batches)
+        book.cluster_size.copy_(counts.mean(0) * share)
+        book.embed_avg.copy_(book.embed * book.cluster_size[:, None])
+        residual = residual - book.decode(book.quantize(residual))
+
+
+def _losses(output: Float[Tensor, "row 1 sample"], target: Float[Tensor, "row 1 sample"]) -> dict[str, Tensor]:
+    log_magnitude = output.new_zeros(())
+    convergence = output.new_zeros(())
+    for n_fft in FFT_SIZES:
+        a, b = _magnitude(output, n_fft), _magnitude(target, n_fft)
+        log_magnitude = log_magnitude + ((a + 1e-3).log() - (b + 1e-3).log()).abs().mean()
+        convergence = convergence + (a - b).norm() / b.norm()
+    waveform = (output - target).abs().mean() / target.abs().mean()
+    return {"log_magnitude": log_magnitude / 4, "convergence": convergence / 4, "waveform": 0.5 * waveform}
+
+
+def _magnitude(audio: Float[Tensor, "row 1 sample"], n_fft: int) -> Float[Tensor, "row bin frame"]:
+    window = torch.hann_window(n_fft, device=audio.device)
+    spectrum = torch.stft(audio[:, 0], n_fft, n_fft // 4, window=window, return_complex=True)
+    return (spectrum.real**2 + spectrum.imag**2 + 1e-10).sqrt() / window.norm()
+
+
+def _segments(
+    audio: Int[np.ndarray, "clip sample"], step: int, schedule: Schedule, device: str
+) -> Float[Tensor, "row 1 sample"]:
+    """A batch of random segments that depends on the step alone, so that a resumed run sees what it would have seen."""
+    rng = np.random.default_rng([11, step])
+    length = schedule.segment_frames * HOP
+    rows = rng.integers(len(audio), size=schedule.batch_size)
+    starts = rng.integers(audio.shape[1] - length + 1, size=schedule.batch_size)
+    cut = np.stack([audio[row, start : start + length] for row, start in zip(rows, starts, strict=True)])
+    return torch.from_numpy(cut.astype(np.float32) / 32768)[:, None].to(device)
+
+
+def _learning_rate(step: int, schedule: Schedule) -> float:
+    warm = min(1.0, (step + 1) / 100)
+    return schedule.learning_rate * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / schedule.total)))

@@ -1,0 +1,231 @@
+"""The synthesiser étude was trained on: short labelled clips from explicit musical attributes and a seed.
+
+It is also the project's labelled data set: `labelled_clips(n, seed)` yields sound, attributes (the exact labels, for
+probing and for calibrating measures) and a caption, in the manner of SynTheory (Wei et al., ISMIR 2024).
+
+A clip is drums (a kick on every beat, a snare on the weak beats, hi-hats), bass, a soft chord pad and a melody. Notes
+are read from one-period wavetables; brightness sets the decay of the harmonics, then the whole mix is tilted until its
+spectral centroid is the one asked for, so that brightness is the same thing for every instrument, register and tempo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import brentq
+
+from audiolens.etude.attributes import RANGES, Attributes
+from audiolens.etude.captions import Caption, caption
+
+SAMPLE_RATE = 16_000
+CLIP_SECONDS = 5.12
+TABLE_SIZE = 2048
+
+SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
+CHORD_DEGREES = (0, 3, 4, 5)
+BELL_PARTIALS = ((1.0, 1.0), (2.76, 0.6), (5.40, 0.35), (8.93, 0.2))
+"""(frequency ratio, amplitude) of a struck bar's modes (Fletcher and Rossing, The Physics of Musical Instruments)."""
+
+Sound = Float[np.ndarray, " sample"]
+
+
+@dataclass(frozen=True)
+class LabelledClip:
+    """One clip with everything known about it: the labels are exact, the caption names some of them."""
+
+    audio: Sound
+    sample_rate: int
+    attributes: Attributes
+    caption: Caption
+    seed: int
+
+
+def labelled_clips(n: int, seed: int = 0, seconds: float = CLIP_SECONDS, **fixed: object) -> Iterator[LabelledClip]:
+    """Yield `n` labelled clips; clip i depends on (`seed`, i) alone. `fixed` attributes are held, the rest drawn."""
+    for index in range(n):
+        yield labelled_clip(index, seed, seconds, **fixed)
+
+
+def labelled_clip(index: int, seed: int = 0, seconds: float = CLIP_SECONDS, **fixed: object) -> LabelledClip:
+    """Clip `index` of the set `seed`: what `labelled_clips` yields there."""
+    attributes, words, rng = label(index, seed, **fixed)
+    return LabelledClip(render(attributes, rng, seconds), SAMPLE_RATE, attributes, words, index)
+
+
+def label(index: int, seed: int = 0, **fixed: object) -> tuple[Attributes, Caption, np.random.Generator]:
+    """Attributes and caption of a clip without rendering it, and the random generator that `render` goes on with."""
+    rng = np.random.default_rng([seed, index])
+    attributes = Attributes.draw(rng, **fixed)
+    return attributes, caption(attributes, rng), rng
+
+
+def render(attributes: Attributes, seed: int | np.random.Generator, seconds: float = CLIP_SECONDS) -> Sound:
+    """Render `attributes` as mono sound at `SAMPLE_RATE`, the same for the same seed.
+
+    The clip starts anywhere within a bar. Its root mean square is exactly `loudness_dbfs` unless a peak would clip.
+    """
+    rng = np.random.default_rng(seed)
+    n_samples = round(seconds * SAMPLE_RATE)
+    score = _Score(attributes, rng, seconds)
+    mix = score.melody(n_samples) + score.accompaniment(n_samples) + score.drums(n_samples)
+    mix = _compress(_tilt_to(_compress(mix), attributes.centroid_hz))
+    gain = 10 ** (attributes.loudness_dbfs / 20) / np.sqrt(np.mean(mix**2))
+    return (mix * min(gain, 0.99 / np.abs(mix).max())).astype(np.float32)
+
+
+class _Score:
+    """The notes of one clip: when beats fall, which chord sounds, what the melody does."""
+
+    def __init__(self, attributes: Attributes, rng: np.random.Generator, seconds: float) -> None:
+        self.a, self.rng = attributes, rng
+        self.beat_seconds = 60 / attributes.tempo_bpm
+        self.phase = rng.random() * attributes.meter * self.beat_seconds
+        n_beats = int((seconds + self.phase) / self.beat_seconds) + 2
+        self.beats = np.arange(n_beats) * self.beat_seconds - self.phase
+        n_bars = n_beats // attributes.meter + 2
+        self.chords = [0, *rng.choice(CHORD_DEGREES, n_bars)]
+        self.rolloff = 1.6 - 0.9 * RANGES["centroid_hz"].position(attributes.centroid_hz)
+
+    def pitch(self, degree: int, near_midi: float) -> float:
+        """The scale `degree` (0 = tonic) in the octave nearest to `near_midi`, as a MIDI note."""
+        octave, step = divmod(int(degree), 7)
+        midi = self.a.tonic + 12 * octave + SCALES[self.a.mode][step]
+        return midi + 12 * round((near_midi - midi) / 12)
+
+    def melody(self, n_samples: int) -> Sound:
+        sound = np.zeros(n_samples)
+        on_beat = min(1.0, self.a.density)
+        off_beat = max(0.0, self.a.density - 1.0)
+        onsets, degrees = [], []
+        position = int(self.rng.choice((0, 2, 4)))
+        for index, beat in enumerate(self.beats):
+            chord = self.chords[index // self.a.meter]
+            if self.rng.random() < on_beat:
+                onsets.append(beat)
+                degrees.append(chord + int(self.rng.choice((0, 2, 2, 4))))
+            if self.rng.random() < off_beat:
+                position = (chord if not degrees else degrees[-1]) + int(self.rng.choice((-1, 1)))
+                onsets.append(beat + self.beat_seconds / 2)
+                degrees.append(position)
+        ends = [*onsets[1:], self.beats[-1] + self.beat_seconds]
+        centre = self.a.register_midi
+        for onset, end, degree in zip(onsets, ends, degrees, strict=True):
+            near = centre + self.rng.uniform(-3, 3)
+            velocity = self.rng.uniform(0.8, 1.0)
+            note = _note(self.a.instrument, self.pitch(degree, near), min(end - onset, 1.6), self.rolloff)
+            _place(sound, note * velocity, onset)
+        return sound
+
+    def accompaniment(self, n_samples: int) -> Sound:
+        sound = np.zeros(n_samples)
+        bar_seconds = self.a.meter * self.beat_seconds
+        for index in range(0, len(self.beats), self.a.meter):
+            chord = self.chords[index // self.a.meter]
+            for interval in (0, 2, 4):
+                pad = _note("pad", self.pitch(chord + interval, 57), min(bar_seconds, 6.0), self.rolloff)
+                _place(sound, 0.13 * pad, self.beats[index])
+        for index, beat in enumerate(self.beats):
+            chord = self.chords[index // self.a.meter]
+            strong = index % self.a.meter == 0
+            bass = _note("bass", self.pitch(chord, 38), min(self.beat_seconds, 0.9), self.rolloff)
+            _place(sound, (0.8 if strong else 0.45) * bass, beat)
+        return sound
+
+    def drums(self, n_samples: int) -> Sound:
+        seconds = np.arange(int(0.14 * SAMPLE_RATE)) / SAMPLE_RATE
+        phase = 2 * np.pi * (48 * seconds + 70 * 0.03 * (1 - np.exp(-seconds / 0.03)))
+        kick = np.sin(phase) * np.exp(-seconds / 0.05)
+        sound = np.zeros(n_samples)
+        for index, beat in enumerate(self.beats):
+            strong = index % self.a.meter == 0
+            _place(sound, (1.3 if strong else 1.0) * kick, beat)
+            _place(sound, _noise(self.rng, 0.06, 0.012, 1.0), beat)
+            if not strong:
+                _place(sound, _noise(self.rng, 0.14, 0.04, 0.5), beat)
+        return sound
+
+
+def _place(sound: Sound, note: Sound, onset_seconds: float) -> None:
+    start = round(onset_seconds * SAMPLE_RATE)
+    first, last = max(start, 0), min(start + len(note), len(sound))
+    if first < last:
+        sound[first:last] += note[first - start : last - start]
+
+
+def _noise(rng: np.random.Generator, seconds: float, decay_seconds: float, level: float) -> Sound:
+    n = int(seconds * SAMPLE_RATE)
+    return level * rng.standard_normal(n) * np.exp(-np.arange(n) / (decay_seconds * SAMPLE_RATE))
+
+
+def _compress(sound: Sound, crest: float = 4.0) -> Sound:
+    """Round off peaks above `crest` times the root mean square, so that loud clips need no limiter."""
+    ceiling = crest * np.sqrt(np.mean(sound**2))
+    return ceiling * np.tanh(sound / ceiling)
+
+
+def _tilt_to(sound: Sound, centroid_hz: float) -> Sound:
+    """Filter by (1 + f / 500 Hz) ** a, without phase, with the a that makes the mean centroid over frames `centroid_hz`."""
+    n_fft = 1024
+    frames = np.lib.stride_tricks.sliding_window_view(sound, n_fft)[:: n_fft // 2]
+    magnitude = np.abs(np.fft.rfft(frames * np.hanning(n_fft), axis=-1)) + 1e-9
+    bins_hz = np.fft.rfftfreq(n_fft, 1 / SAMPLE_RATE)
+
+    def excess_hz(exponent: float) -> float:
+        gain = (1 + bins_hz / 500) ** exponent
+        return float(np.mean(magnitude @ (gain * bins_hz) / (magnitude @ gain))) - centroid_hz
+
+    exponent = brentq(excess_hz, -8.0, 4.0, xtol=1e-3)
+    gain = (1 + np.fft.rfftfreq(len(sound), 1 / SAMPLE_RATE) / 500) ** exponent
+    return np.fft.irfft(np.fft.rfft(sound) * gain, len(sound))
+
+
+# instrument: (attack, decay (0 = sustained), release) in seconds, vibrato in cents, harmonics -> relative amplitude
+_ENVELOPES = {
+    "pluck": (0.004, 0.22, 0.02, 0.0),
+    "organ": (0.012, 0.0, 0.03, 0.0),
+    "strings": (0.06, 0.0, 0.06, 22.0),
+    "bells": (0.002, 0.5, 0.02, 0.0),
+    "pad": (0.05, 0.0, 0.08, 0.0),
+    "bass": (0.006, 0.4, 0.03, 0.0),
+}
+
+
+def _note(instrument: str, midi: float, seconds: float, rolloff: float) -> Sound:
+    frequency_hz = 440 * 2 ** ((midi - 69) / 12)
+    attack, decay, release, vibrato_cents = _ENVELOPES[instrument]
+    n = max(int(seconds * SAMPLE_RATE), 64)
+    time = np.arange(n) / SAMPLE_RATE
+    phase = frequency_hz * time
+    if vibrato_cents:
+        depth = frequency_hz * (2 ** (vibrato_cents / 1200) - 1) / (2 * np.pi * 5.5)
+        phase = phase + depth * (1 - np.cos(2 * np.pi * 5.5 * time))
+    if instrument == "bells":
+        partials = ((r, w) for r, w in BELL_PARTIALS if r * frequency_hz < 0.47 * SAMPLE_RATE)
+        sound = sum(w * np.sin(2 * np.pi * r * phase) * np.exp(-time * (r - 1) / 0.8) for r, w in partials)
+    else:
+        table = _wavetable(instrument, frequency_hz, rolloff)
+        sound = table[(phase * TABLE_SIZE).astype(np.int64) % TABLE_SIZE]
+    envelope = np.minimum(time / attack, 1.0) * np.minimum((n / SAMPLE_RATE - time) / release, 1.0)
+    if decay:
+        envelope *= np.exp(-time / decay)
+    return sound * envelope
+
+
+def _wavetable(instrument: str, frequency_hz: float, rolloff: float) -> Float[np.ndarray, " phase"]:
+    """One period with the instrument's harmonics below 0.47 of the sample rate, scaled to unit power."""
+    h = np.arange(1, min(int(0.47 * SAMPLE_RATE / frequency_hz), 60) + 1)
+    amplitude = 1.0 / h**rolloff
+    if instrument == "organ":
+        amplitude = np.where(np.isin(h, (1, 2, 3, 4, 6, 8, 12, 16)), amplitude * h**0.3, 0.0)
+    elif instrument == "pad":
+        amplitude = np.where(h <= 4, amplitude / h, 0.0)
+    elif instrument == "bass":
+        amplitude = amplitude / h**0.6
+    spectrum = np.zeros(TABLE_SIZE // 2 + 1, dtype=complex)
+    # quadratic phases (Schroeder) keep the crest factor low: a codec hears the tone, not one spike a period
+    spectrum[1 : len(h) + 1] = amplitude * np.exp(-1j * np.pi * h * (h - 1) / len(h))
+    table = np.fft.irfft(spectrum, TABLE_SIZE)
+    return table / np.sqrt(2 * np.mean(table**2))

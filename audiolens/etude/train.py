@@ -1,0 +1,89 @@
+"""The recipe that makes étude: `python -m audiolens.etude.train`. Killed at any moment, it goes on where it was.
+
+Stages, each skipped when its result is there: render clips -> train the codec -> encode the corpus -> pre-train the
+text encoder -> train the decoder -> write a folder that transformers alone can load.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from tqdm.auto import tqdm
+from transformers import EncodecFeatureExtractor, MusicgenForConditionalGeneration, MusicgenProcessor
+
+from audiolens.etude import codec, corpus, decoder, text
+
+WEIGHTS = Path(__file__).parent / "weights"
+CODEC_SEED, DECODER_SEED = 1, 2
+CODEC_CLIPS = 3000
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def train(
+    work: Annotated[Path, typer.Option(help="Folder for the corpus and checkpoints (about 0.7 GB).")] = Path("runs/etude"),
+    out: Annotated[Path, typer.Option(help="Folder to write the finished model to.")] = WEIGHTS,
+    clips: Annotated[int, typer.Option(help="Clips in the decoder's corpus.")] = 24_000,
+    steps: Annotated[int, typer.Option(help="Decoder steps; the learning rate ends at the last.")] = decoder.Schedule.steps,
+    codec_steps: Annotated[int, typer.Option(help="Joint steps of the codec.")] = codec.Schedule.joint,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    export_now: Annotated[bool, typer.Option(help="Write the model as far as it is trained, and stop.")] = False,
+) -> None:
+    """Train étude from nothing but the synthesiser, and write it as a stock MusicGen folder."""
+    work.mkdir(parents=True, exist_ok=True)
+    tokenizer = text.build_tokenizer()
+    codec_schedule = codec.Schedule(joint=codec_steps)
+    decoder_schedule = decoder.Schedule(steps=0 if export_now else steps)
+    audio = corpus.audio(CODEC_CLIPS, CODEC_SEED, work / "audio.npy", _bar("render"))
+    trained_codec = codec.train(audio, work / "codec.safetensors", codec_schedule, _bar("codec"), device=device)
+    codes = corpus.codes(clips, DECODER_SEED, trained_codec, work / "codes", _bar("encode"), device)
+    reader = text.build_encoder(len(tokenizer))
+    text.pretrain(reader, tokenizer, work / "text.safetensors", report=_bar("text"))
+    model = decoder.build(reader, trained_codec.cpu())
+    decoder.train(
+        model, tokenizer, codes, DECODER_SEED, work / "decoder.safetensors", decoder_schedule, _bar("decoder"), device=device
+    )
+    export(model.cpu(), tokenizer, out)
+    typer.echo(f"étude is in {out}; its abilities: python -m audiolens.etude.evaluate --model {out}")
+
+
+def export(model: MusicgenForConditionalGeneration, tokenizer: text.PreTrainedTokenizerFast, out: Path) -> None:
+    """Write the model and its processor; the weights change hands whole or not at all, other files in `out` stay."""
+    fresh = out.with_name(out.name + ".partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    model.save_pretrained(fresh)
+    features = EncodecFeatureExtractor(feature_size=1, sampling_rate=corpus.synth.SAMPLE_RATE)
+    MusicgenProcessor(features, tokenizer).save_pretrained(fresh)
+    out.mkdir(parents=True, exist_ok=True)
+    for file in fresh.iterdir():
+        os.replace(file, out / file.name)
+    fresh.rmdir()
+
+
+def _bar(name: str) -> Callable[..., None]:
+    """A progress bar that takes (done, total) or (done, total, values), made at its first call."""
+    bar: tqdm | None = None
+
+    def report(done: int, total: int, values: dict[str, float] | None = None) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(total=total, desc=name, initial=done, mininterval=5)
+        bar.update(done - bar.n)
+        if values:
+            bar.set_postfix({key: f"{value:.3f}" for key, value in values.items()}, refresh=False)
+        if done >= total:
+            bar.close()
+
+    return report
+
+
+if __name__ == "__main__":
+    torch.set_float32_matmul_precision("high")
+    app()
