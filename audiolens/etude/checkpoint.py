@@ -20,13 +20,13 @@ def save(
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
     partial = path.with_suffix(".partial")
-    save_file({key: value.detach().clone().contiguous() for key, value in tensors.items()}, partial, {"step": str(step)})
+    save_file(
+        {key: value.detach().clone().contiguous() for key, value in tensors.items()}, partial, {"step": str(step)}
+    )
     os.replace(partial, path)
 
 
-def load(
-    path: Path, modules: Mapping[str, torch.nn.Module], optimizer: torch.optim.Optimizer | None = None
-) -> int:
+def load(path: Path, modules: Mapping[str, torch.nn.Module], optimizer: torch.optim.Optimizer | None = None) -> int:
     """Restore what `save` wrote, in place; returns the step to go on from, 0 where there is no file."""
     if not path.exists():
         return 0

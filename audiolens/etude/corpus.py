@@ -90,5 +90,3 @@ def _write(path: Path, array: np.ndarray) -> None:
     with partial_path.open("wb") as file:
         np.save(file, array)
     os.replace(partial_path, path)
-
-

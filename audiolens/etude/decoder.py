@@ -98,7 +98,9 @@ def code_losses(
         encoder_attention_mask=mask,
         use_cache=False,
     ).logits
-    losses = F.cross_entropy(logits.transpose(1, 2), targets.reshape(-1, targets.shape[-1]) % CODEBOOK_SIZE, reduction="none")
+    losses = F.cross_entropy(
+        logits.transpose(1, 2), targets.reshape(-1, targets.shape[-1]) % CODEBOOK_SIZE, reduction="none"
+    )
     return losses.view(targets.shape), targets != START
 
 

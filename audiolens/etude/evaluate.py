@@ -1,8 +1,8 @@
 """étude's abilities, measured: does it play what words ask for, and what is left when no word asks?
 
-`python -m audiolens.etude.evaluate` prints, for every concept, the AUC of what is heard for one pole over the other, from
-captions whose wording training never saw, beside the ceiling: what the same measure tells about the synthesiser's own
-clips after the codec. An AUC does not show that clips sound good, only that the poles can be told apart.
+`python -m audiolens.etude.evaluate` prints, for every concept, the AUC of what is heard for one pole over the other,
+from captions whose wording training never saw, beside the ceiling: what the same measure tells about the synthesiser's
+own clips after the codec. An AUC does not show that clips sound good, only that the poles can be told apart.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ FRAMES = (
     "{} music for a rainy afternoon", "some {} sounds from far away", "i would like something {} please",
     "can you make it {} tonight", "background music , {} , under a podcast", "nothing but {} music",
     "an evening of {} improvisation", "compose something {} about my sister", "these people perform something {}",
-    "a {} soundtrack about rivers", "one {} jam session", "an improvisation , {} as ever", "what about a {} tune tonight",
-    "it should sound {}", "we want it {} today", "imagine a {} dance", "{} music under an old movie",
+    "a {} soundtrack about rivers", "one {} jam session", "an improvisation , {} as ever",
+    "what about a {} tune tonight", "it should sound {}", "we want it {} today", "imagine a {} dance",
+    "{} music under an old movie",
     "let us hear it {} again", "my neighbour hums a {} melody", "a {} piece , nothing fancy", "try a {} one",
     "something {} while cooking", "that {} song everybody hums", "{} as can be",
 )  # fmt: skip
@@ -75,7 +76,7 @@ class Abilities:
 
     Attributes:
         clips: one row per generated clip: concept, level, caption, seed and every measure.
-        reference: one row per clip of the synthesiser after the codec, with its labels and every measure.
+        reference: one row per clip of the synthesiser after the codec: `label_<concept>` and every measure.
     """
 
     clips: pd.DataFrame
@@ -91,12 +92,13 @@ class Abilities:
             named = self.clips[self.clips.concept == concept]
             for measure in measures:
                 played = _auc(named[measure], named.level == high)
-                poles = self.reference[self.reference[concept].isin((low, high))]
-                ceiling = _auc(poles[measure], poles[concept] == high)
+                poles = self.reference[self.reference[f"label_{concept}"].isin((low, high))]
+                ceiling = _auc(poles[measure], poles[f"label_{concept}"] == high)
                 medians = [named[named.level == level][measure].median() for level in (low, high)]
                 rows.append((concept, measure, *medians, played, ceiling, played - ceiling))
         instrument = self.clips[self.clips.concept == "instrument"]
-        played, ceiling = self._instrument_auc(instrument, "level"), self._instrument_auc(self._tested(), "instrument")
+        played = self._instrument_auc(instrument, "level")
+        ceiling = self._instrument_auc(self._tested(), "label_instrument")
         rows.append(("instrument", "classifier", np.nan, np.nan, played, ceiling, played - ceiling))
         columns = ["concept", "measure", "low_median", "high_median", "auc", "ceiling", "difference"]
         return pd.DataFrame(rows, columns=columns)
@@ -111,8 +113,10 @@ class Abilities:
             for measure in measures:
                 heard, drawn = neutral[measure].dropna(), self.reference[measure].dropna()
                 spread = np.ptp(np.quantile(heard, (0.1, 0.9))) / np.ptp(np.quantile(drawn, (0.1, 0.9)))
-                rows.append((measure, *np.quantile(heard, (0.1, 0.5, 0.9)), float((heard > drawn.median()).mean()), spread))
-        return pd.DataFrame(rows, columns=["measure", "p10", "median", "p90", "share_above_reference", "relative_spread"])
+                above = float((heard > drawn.median()).mean())
+                rows.append((measure, *np.quantile(heard, (0.1, 0.5, 0.9)), above, spread))
+        columns = ["measure", "p10", "median", "p90", "share_above_reference", "relative_spread"]
+        return pd.DataFrame(rows, columns=columns)
 
     def _tested(self) -> pd.DataFrame:
         return self.reference[len(self.reference) // 2 :]
@@ -126,15 +130,20 @@ class Abilities:
 
         fitted = self.reference[: len(self.reference) // 2]
         classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
-        classifier.fit(np.stack(fitted.mfcc), fitted.instrument)
+        classifier.fit(np.stack(fitted.mfcc), fitted.label_instrument)
         scores = classifier.predict_proba(np.stack(clips.mfcc))
         return float(roc_auc_score(clips[label], scores, multi_class="ovr", labels=list(classifier.classes_)))
 
 
 def abilities(
-    lens: AudioLens, n_seeds: int = 2, n_neutral: int = 48, n_reference: int = 480, seconds: float = 5.0, n_jobs: int = 1
+    lens: AudioLens,
+    n_seeds: int = 2,
+    n_neutral: int = 48,
+    n_reference: int = 480,
+    seconds: float = 5.0,
+    n_jobs: int = 1,
 ) -> Abilities:
-    """Generate and measure held-out captions of every concept, neutral ones, and the synthesiser's clips after the codec."""
+    """Generate and measure held-out captions of every concept, neutral ones, and the reference after the codec."""
     import pandas as pd
 
     plan = [
@@ -150,13 +159,13 @@ def abilities(
     ).audio
     clips = pd.concat([pd.DataFrame(plan), heard(audio.numpy(), lens.config.sample_rate, n_jobs)], axis=1)
     drawn = list(synth.labelled_clips(n_reference, seed=99, seconds=seconds))
-    labels = pd.DataFrame([{c: d.attributes.level(c) for c in (*POLES, "instrument")} for d in drawn])
+    labels = pd.DataFrame([{f"label_{c}": d.attributes.level(c) for c in (*POLES, "instrument")} for d in drawn])
     coded = [
         lens.decode_codes(lens.encode_audio(np.stack([d.audio for d in drawn[i : i + 32]])[:, None], synth.SAMPLE_RATE))
         for i in range(0, n_reference, 32)
     ]
     measured = heard(np.concatenate([part.numpy() for part in coded]), lens.config.sample_rate, n_jobs)
-    return Abilities(clips, pd.concat([labels, measured.rename(columns={"mode": "mode_score"})], axis=1))
+    return Abilities(clips, pd.concat([labels, measured], axis=1))
 
 
 def heard(audio: Float[np.ndarray, "row channel sample"], sample_rate: int, n_jobs: int = 1) -> pd.DataFrame:
@@ -196,8 +205,9 @@ def main(
     typer.echo(result.to_frame().round(3).to_string(index=False))
     typer.echo(result.neutral().round(2).to_string(index=False))
     if out:
-        tables = {"abilities": result.to_frame(), "neutral": result.neutral()}
-        out.write_text(json.dumps({name: json.loads(t.to_json(orient="records")) for name, t in tables.items()}, indent=1))
+        frames = {"abilities": result.to_frame(), "neutral": result.neutral()}
+        tables = {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()}
+        out.write_text(json.dumps(tables, indent=1))
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ def _compress(sound: Sound, crest: float = 4.0) -> Sound:
 
 
 def _tilt_to(sound: Sound, centroid_hz: float) -> Sound:
-    """Filter by (1 + f / 500 Hz) ** a, without phase, with the a that makes the mean centroid over frames `centroid_hz`."""
+    """Filter by (1 + f / 500 Hz) ** a, without phase, with the a that brings the mean centroid to `centroid_hz`."""
     n_fft = 1024
     frames = np.lib.stride_tricks.sliding_window_view(sound, n_fft)[:: n_fft // 2]
     magnitude = np.abs(np.fft.rfft(frames * np.hanning(n_fft), axis=-1)) + 1e-9

@@ -28,10 +28,10 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def train(
-    work: Annotated[Path, typer.Option(help="Folder for the corpus and checkpoints (about 0.7 GB).")] = Path("runs/etude"),
+    work: Annotated[Path, typer.Option(help="Folder for corpus and checkpoints (0.7 GB).")] = Path("runs/etude"),
     out: Annotated[Path, typer.Option(help="Folder to write the finished model to.")] = WEIGHTS,
     clips: Annotated[int, typer.Option(help="Clips in the decoder's corpus.")] = 24_000,
-    steps: Annotated[int, typer.Option(help="Decoder steps; the learning rate ends at the last.")] = decoder.Schedule.steps,
+    steps: Annotated[int, typer.Option(help="Decoder steps, planned to the last.")] = decoder.Schedule.steps,
     codec_steps: Annotated[int, typer.Option(help="Joint steps of the codec.")] = codec.Schedule.joint,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     export_now: Annotated[bool, typer.Option(help="Write the model as far as it is trained, and stop.")] = False,
@@ -47,9 +47,8 @@ def train(
     reader = text.build_encoder(len(tokenizer))
     text.pretrain(reader, tokenizer, work / "text.safetensors", report=_bar("text"))
     model = decoder.build(reader, trained_codec.cpu())
-    decoder.train(
-        model, tokenizer, codes, DECODER_SEED, work / "decoder.safetensors", decoder_schedule, _bar("decoder"), device=device
-    )
+    state = work / "decoder.safetensors"
+    decoder.train(model, tokenizer, codes, DECODER_SEED, state, decoder_schedule, _bar("decoder"), device=device)
     export(model.cpu(), tokenizer, out)
     typer.echo(f"étude is in {out}; its abilities: python -m audiolens.etude.evaluate --model {out}")
 
