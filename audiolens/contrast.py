@@ -1,0 +1,146 @@
+"""Contrast: the running means of two poles, and what they tell of the direction between them.
+
+Prompts arrive one by one, the first half of either pole before the second, and only sums are kept. The halves give
+two independent directions (their cosine says how much of a direction is noise), and the first half's direction is
+tried on prompts of the second, which had no part in it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.stats import rankdata
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What the prompts say about a direction, per layer.
+
+    Attributes:
+        split_half_cosine: between the directions of the two halves of the prompts; 1 is no noise.
+        separation: distance of the poles' means along the first half's direction, in the pooled standard deviation
+            of held-out prompts (Cohen's d); NaN with fewer than two held-out prompts a pole.
+        auc: chance that a held-out positive prompt lies further along it than a held-out negative one.
+        counts, stability: the direction of the first `counts[i]` prompts a pole, as its cosine to the direction of the
+            other half: where the curve is flat, more prompts change nothing.
+
+    They say that the poles differ in a steady way, not that the difference is the concept, nor that the model uses it.
+    """
+
+    split_half_cosine: Float[Tensor, " layer"]
+    separation: Float[Tensor, " layer"]
+    auc: Float[Tensor, " layer"]
+    counts: Int[Tensor, " count"]
+    stability: Float[Tensor, "count layer"]
+
+    def __repr__(self) -> str:
+        return f"Evidence(split-half cosine {_span(self.split_half_cosine)}, held-out AUC {_span(self.auc)})"
+
+
+class Contrast:
+    """Running means of two poles (0 negative, 1 positive), each in two halves."""
+
+    def __init__(self, n_negative: int, n_positive: int) -> None:
+        self.sizes = (n_negative, n_positive)
+        # The first half takes the odd one: with a single prompt there is then a direction, and no second half.
+        self.first = tuple((size + 1) // 2 for size in self.sizes)
+        self.counts = [0, 0]
+        self.sums: Tensor | None = None
+        self.norms = torch.zeros(0)
+        self.snapshots: dict[int, Tensor] = {}
+        self.scores: tuple[list[Tensor], list[Tensor]] = ([], [])
+
+    def add(
+        self,
+        values: Float[Tensor, "layer row d_model"],
+        norms: Float[Tensor, "layer row"],
+        positive: Bool[Tensor, " row"],
+    ) -> None:
+        """Take in one vector a prompt and layer, and the mean length of the activations behind it."""
+        # Sums of many like numbers lose their last digits in float32.
+        values = values.double()
+        if self.sums is None:
+            self.sums = values.new_zeros(2, 2, values.shape[0], values.shape[-1])
+            self.norms = values.new_zeros(values.shape[0])
+        self.norms += norms.double().sum(1)
+        for row, pole in enumerate(positive.long().tolist()):
+            half = int(self.counts[pole] >= self.first[pole])
+            vector = values[:, row]
+            if half:
+                self.scores[pole].append((vector * self._unit()).sum(-1))
+            self.sums[half, pole] += vector
+            self.counts[pole] += 1
+            self._snap()
+
+    def difference(self) -> Float[Tensor, "layer d_model"]:
+        """The positive pole's mean minus the negative pole's, over everything seen."""
+        negative, positive = self._sums().sum(0)
+        return positive / self.counts[1] - negative / self.counts[0]
+
+    def residual_norms(self) -> Float[Tensor, " layer"]:
+        """Mean length of the activations, over both poles."""
+        return self.norms / sum(self.counts)
+
+    def evidence(self) -> Evidence | None:
+        """`None` where a pole has a single prompt, so that there are no halves."""
+        if min(self.sizes) < 2:
+            return None
+        halves = [self._half(0), self._half(1)]
+        negative, positive = (torch.stack(scores, dim=1) for scores in self.scores)
+        return Evidence(
+            split_half_cosine=cosine_similarity(halves[0], halves[1], dim=-1).float(),
+            separation=_cohens_d(positive, negative).float(),
+            auc=_auc(positive, negative).float(),
+            counts=torch.tensor(list(self.snapshots)),
+            stability=torch.stack(
+                [cosine_similarity(early, halves[1], dim=-1) for early in self.snapshots.values()]
+            ).float(),
+        )
+
+    def _sums(self) -> Tensor:
+        if self.sums is None:
+            raise RuntimeError("nothing was added.")
+        return self.sums
+
+    def _half(self, half: int) -> Tensor:
+        negative, positive = self._sums()[half]
+        sizes = [self.first[pole] if half == 0 else self.sizes[pole] - self.first[pole] for pole in (0, 1)]
+        return positive / sizes[1] - negative / sizes[0]
+
+    def _unit(self) -> Tensor:
+        direction = self._half(0)
+        return direction / direction.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(direction.dtype).tiny)
+
+    def _snap(self) -> None:
+        """Keep the direction of the first 1, 2, 4, ... prompts a pole, and of the whole first half."""
+        seen = min(self.counts)
+        whole = min(self.first)
+        due = seen == whole or (seen & (seen - 1)) == 0
+        if due and 0 < seen <= whole and seen not in self.snapshots and max(self.counts) <= max(self.first):
+            negative, positive = self._sums()[0]
+            self.snapshots[seen] = positive / self.counts[1] - negative / self.counts[0]
+
+
+def _cohens_d(
+    positive: Float[Tensor, "layer prompt"], negative: Float[Tensor, "layer other_prompt"]
+) -> Float[Tensor, " layer"]:
+    sizes = (positive.shape[1], negative.shape[1])
+    if min(sizes) < 2:
+        return positive.new_full((len(positive),), torch.nan)
+    squares = [(side - side.mean(1, keepdim=True)).square().sum(1) for side in (positive, negative)]
+    pooled = ((squares[0] + squares[1]) / (sum(sizes) - 2)).sqrt()
+    return (positive.mean(1) - negative.mean(1)) / pooled
+
+
+def _auc(
+    positive: Float[Tensor, "layer prompt"], negative: Float[Tensor, "layer other_prompt"]
+) -> Float[Tensor, " layer"]:
+    n = positive.shape[1]
+    ranks = torch.from_numpy(rankdata(torch.cat([positive, negative], dim=1).numpy(), axis=1))
+    return (ranks[:, :n].sum(1) - n * (n + 1) / 2) / (n * negative.shape[1])
+
+
+def _span(values: Tensor) -> str:
+    return f"{float(values.min()):.2f} to {float(values.max()):.2f}"

@@ -1,0 +1,165 @@
+"""Provenance: where a set of directions comes from, and the safetensors header that keeps it.
+
+A direction without its model, site, branch and prompts is a list of numbers. The header makes a file that says all
+of it, and lets another model refuse it.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from audiolens.errors import InputError
+
+FORMAT = "audiolens.directions.1"
+_SAMPLED = 256
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How directions were read.
+
+    Attributes:
+        model, revision, weights: the model's name, its hub commit where it has one, and the hash of its decoder.
+        n_layers: blocks of that model.
+        site, position, branch, guidance_scale: where, when, and in which half of the guidance it was read.
+        source: `"generation"` (read while generating), `"codes"`, or `"start"` (the start token alone).
+        seconds: length of the clips generated, `None` where none were.
+        estimator: what made vectors of activations.
+        n_prompts: prompts of the positive and the negative pole.
+        prompts: hash of the prompts of both poles.
+        label: what the direction is, and what was done to it since ("tempo", "-tempo", "tempo + timbre").
+        versions: of the packages that read it.
+    """
+
+    model: str
+    weights: str
+    n_layers: int
+    site: str = "resid_post"
+    position: str | tuple[float, float] = "mean"
+    branch: str = "cond"
+    guidance_scale: float = 1.0
+    source: str = "generation"
+    seconds: float | None = None
+    estimator: str = "difference in means"
+    n_prompts: tuple[int, int] = (0, 0)
+    prompts: str = ""
+    label: str = ""
+    revision: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Provenance":
+        """The inverse of `as_dict`; keys of later versions are left out."""
+        known = {entry.name for entry in fields(cls)}
+        tuples = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+        return cls(**{key: value for key, value in {**values, **tuples}.items() if key in known})
+
+    def refuse_other(self, lens: Any) -> None:
+        """Raise unless `lens` holds the very model these directions were read from.
+
+        Raises:
+            InputError: naming both models and what differs.
+        """
+        if lens.config.n_layers != self.n_layers:
+            reason = f"has {lens.config.n_layers} blocks, not {self.n_layers}"
+        elif weights_hash(lens.model) != self.weights:
+            reason = "holds other weights"
+        else:
+            return
+        raise InputError(
+            f"these directions were read from {self.model!r}, and {lens.name!r} {reason}: a direction means nothing "
+            f"in another model. Read it again with this lens, or load without lens= to look at it."
+        )
+
+
+def weights_hash(model: nn.Module) -> str:
+    """A hash of a model's decoder: every parameter's name and shape, and 256 evenly spaced values of each.
+
+    Cheap for billions of parameters. Values are rounded to bfloat16 first, so that a model loaded in float32 and in
+    bfloat16 is the same one; any training changes it.
+    """
+    digest = hashlib.sha256()
+    decoder = getattr(model, "decoder", model)
+    for name, parameter in sorted(decoder.named_parameters(), key=lambda entry: entry[0]):
+        flat = parameter.detach().reshape(-1)
+        values = flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED].to(torch.bfloat16).cpu()
+        digest.update(f"{name} {tuple(parameter.shape)} ".encode())
+        digest.update(values.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def prompts_hash(positive: Sequence[str | None], negative: Sequence[str | None]) -> str:
+    """A hash of the prompts of both poles, in their order."""
+    return hashlib.sha256(json.dumps([list(positive), list(negative)]).encode()).hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of what a reading depends on."""
+    found = {}
+    for package in ("audiolens", "torch", "transformers", "nnsight"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
+    """Write one safetensors file with `facts` in its header; it appears whole or not at all.
+
+    Raises:
+        InputError: if the place cannot be written.
+    """
+    path = Path(path)
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: give the name of a file, such as {path / 'directions.safetensors'}.")
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            whole = Path(folder) / path.name
+            save_file(kept, whole, metadata={"audiolens": json.dumps({"format": FORMAT, **facts})})
+            os.replace(whole, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from None
+    return path
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write` wrote.
+
+    Raises:
+        InputError: if there is no such file, it is truncated or corrupt, or holds something other than directions.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("audiolens")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a whole safetensors file: {error}.") from None
+    try:
+        facts = json.loads(header) if header is not None else {}
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: its header is damaged ({error}).") from None
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        told = facts.get("format") if isinstance(facts, dict) else None
+        raise InputError(f"{path} holds no directions: its header says {told or 'nothing'}, expected {FORMAT}.")
+    return tensors, facts
