@@ -88,8 +88,12 @@ def token_limit(model: Any, tokenizer: Any) -> int:
     return min((int(value) for value in declared if value and value < 10**6), default=512)
 
 
+@torch.no_grad()
 def encode(prompts: Sequence[Prompt], model: Any, tokenizer: Any, length: int | None = None) -> Text:
-    """Tokenise and encode prompts, padded to their longest, or to `length` tokens."""
+    """Tokenise and encode prompts, padded to their longest, or to `length` tokens.
+
+    Without gradients, as in transformers' `generate`: attention takes another kernel with them, and other last bits.
+    """
     device = model.text_encoder.device
     spoken = [row for row, prompt in enumerate(prompts) if prompt is not None]
     if not spoken:
