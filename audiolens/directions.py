@@ -91,9 +91,12 @@ class Directions:
         chosen = sorted({layers} if isinstance(layers, int) else set(layers))
         places = torch.tensor([self._place(layer) for layer in chosen])
         return replace(
-            self._changed(self.vectors[places]),
+            self,
+            vectors=self.vectors[places],
             layers=tuple(chosen),
             residual_norms=self.residual_norms[places],
+            evidence=None,
+            samples=None,
         )
 
     def unit(self) -> "Directions":

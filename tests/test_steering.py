@@ -1,0 +1,224 @@
+"""`steer` puts the right vector at the right block, in the right unit, and equals raw hooks on the bare model."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import audiolens as al
+from audiolens.errors import InputError, SiteError
+from audiolens.interventions import Ablate, Add, Clamp
+from audiolens.provenance import Provenance
+
+PROMPTS = ["fast piano", "slow dark guitar music", "calm"]
+SECONDS = 0.6
+
+
+@pytest.fixture(scope="module")
+def directions() -> al.Directions:
+    generator = torch.Generator().manual_seed(0)
+    return al.Directions(
+        vectors=torch.randn(3, 48, generator=generator),
+        layers=(0, 1, 2),
+        residual_norms=torch.tensor([2.0, 4.0, 8.0]),
+        meta=Provenance(model="tiny", weights="", n_layers=3, label="tempo"),
+    )
+
+
+def placed(interventions: list[Any]) -> dict[int, torch.Tensor]:
+    """Layer -> what strength 1 adds there."""
+    found: dict[int, torch.Tensor] = {}
+    for one in interventions:
+        for layer in one.layers:
+            assert layer not in found, "a layer is steered twice"
+            found[layer] = one.vector
+    return found
+
+
+STRATEGIES = {
+    "one-to-one": ({"layer": 1}, {1: 1}),
+    "one-to-all": ({"layer": 1}, {0: 1, 1: 1, 2: 1}),
+    "one-to-band": ({"layer": 0, "band": (1, 2)}, {1: 0, 2: 0}),
+    "all-to-all": ({}, {0: 0, 1: 1, 2: 2}),
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_each_strategy_puts_the_right_vector_at_the_right_block(directions: al.Directions, strategy: Any) -> None:
+    options, expected = STRATEGIES[strategy]
+    found = placed(al.steer(directions, strategy, **options))
+    assert set(found) == set(expected)
+    for target, source in expected.items():
+        assert torch.equal(found[target], directions[source])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_units_scale_by_the_vector_and_by_the_block_it_goes_to(directions: al.Directions, strategy: Any) -> None:
+    options, expected = STRATEGIES[strategy]
+    unit = placed(al.steer(directions, strategy, unit="unit", **options))
+    residual = placed(al.steer(directions, strategy, unit="residual", **options))
+    for target, source in expected.items():
+        torch.testing.assert_close(unit[target], directions.unit()[source])
+        torch.testing.assert_close(residual[target], directions.unit()[source] * directions.residual_norm(target))
+
+
+def test_bands_and_lists_of_layers_select_the_same(directions: al.Directions) -> None:
+    by_band = placed(al.steer(directions, "one-to-band", layer=0, band=(1, 2)))
+    by_list = placed(al.steer(directions, "one-to-band", layer=0, layers=[2, 1]))
+    assert set(by_band) == set(by_list) == {1, 2}
+    assert set(placed(al.steer(directions, "all-to-all", layers=[0, 2]))) == {0, 2}
+
+
+def test_a_single_layer_needs_no_naming(directions: al.Directions) -> None:
+    assert set(placed(al.steer(directions.at(2), "one-to-one"))) == {2}
+    assert set(placed(al.steer(directions.at(2)))) == {0, 1, 2}
+
+
+def test_place_time_and_strength_are_handed_on(directions: al.Directions) -> None:
+    schedule = [1.0] * 15
+    (one,) = al.steer(
+        directions, layer=1, strength=[-1.0, 2.0], branch="cond", seconds=(0.1, 0.4), rows=[0, 2], schedule=schedule,
+        preserve_norm=True,
+    )  # fmt: skip
+    assert isinstance(one, Add)
+    assert (one.site, one.branch, one.seconds, one.rows, one.preserve_norm) == (
+        "resid_post",
+        "cond",
+        (0.1, 0.4),
+        [0, 2],
+        True,
+    )
+    assert torch.as_tensor(one.strength).tolist() == [-1.0, 2.0]
+    assert torch.as_tensor(one.schedule).tolist() == schedule
+
+
+def test_operators_ablate_and_clamp(directions: al.Directions) -> None:
+    (ablate,) = al.steer(directions, layer=1, operator="ablate", strength=0.5)
+    assert isinstance(ablate, Ablate)
+    assert float(torch.as_tensor(ablate.strength)) == 0.5
+    (clamp,) = al.steer(directions, layer=1, operator="clamp", strength=[0.0, 2.0])
+    assert isinstance(clamp, Clamp)
+    assert clamp.value.tolist() == [0.0, 2.0]
+    assert float(torch.as_tensor(clamp.strength)) == 1.0
+    assert torch.equal(clamp.direction, directions[1])
+
+
+def hooked(lens: Any, vectors: dict[int, torch.Tensor], strength: torch.Tensor, branch: str) -> torch.Tensor:
+    """Codes' audio of the bare model, guidance 3, greedy, with plain torch hooks that add `strength` x vector."""
+    rows = len(PROMPTS)
+    factors = torch.cat([strength * (branch != "null"), strength * (branch != "cond")])[:, None, None]
+    handles = []
+    for layer, vector in vectors.items():
+
+        def add(_module: Any, _inputs: Any, output: Any, vector: torch.Tensor = vector) -> Any:
+            assert len(output) == 2 * rows
+            return torch.where(factors != 0, output + factors * vector, output)
+
+        handles.append(lens.model.decoder.model.decoder.layers[layer].register_forward_hook(add))
+    inputs = lens.tokenizer(PROMPTS, padding=True, return_tensors="pt")
+    try:
+        return lens.model.generate(
+            input_ids=inputs.input_ids,
+            attention_mask=inputs.attention_mask,
+            max_new_tokens=15 + 3,
+            do_sample=False,
+            guidance_scale=3.0,
+        )
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("branch", ["cond", "null", "both"])
+def test_steering_equals_raw_hooks_to_the_bit(lens: Any, directions: al.Directions, strategy: Any, branch: Any) -> None:
+    options, expected = STRATEGIES[strategy]
+    strength = torch.tensor([0.0, -2.0, 3.0])
+    out = lens.generate(
+        PROMPTS,
+        SECONDS,
+        temperature=0,
+        interventions=al.steer(directions, strategy, strength=strength, branch=branch, **options),
+    )
+    vectors = {target: directions[source] for target, source in expected.items()}
+    assert torch.equal(out.audio, hooked(lens, vectors, strength, branch))
+
+
+def test_a_schedule_multiplies_the_strength_at_every_step(lens: Any, directions: al.Directions) -> None:
+    codes = torch.randint(0, 32, (3, 4, 12), generator=torch.Generator().manual_seed(0))
+    fade = lambda seconds: math.cos(seconds)  # noqa: E731
+    steered = al.steer(directions, "one-to-one", layer=2, strength=2.0, schedule=fade)
+    _, bare = lens.run_with_cache(PROMPTS, codes, layers=[2])
+    _, changed = lens.run_with_cache(PROMPTS, codes, layers=[2], interventions=steered)
+    factors = torch.tensor([fade(step / 25) for step in range(15)])
+    expected = bare["resid_post", 2] + 2.0 * factors[:, None] * directions[2]
+    torch.testing.assert_close(changed["resid_post", 2], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_two_concepts_add_up(lens: Any, directions: al.Directions) -> None:
+    codes = torch.randint(0, 32, (3, 4, 12), generator=torch.Generator().manual_seed(0))
+    other = directions.random_like(1)
+    apart = al.steer(directions, layer=1) + al.steer(other, layer=1)
+    together = al.steer(directions + other, layer=1)
+    torch.testing.assert_close(
+        lens.run_with_interventions(PROMPTS, codes, apart),
+        lens.run_with_interventions(PROMPTS, codes, together),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_a_row_of_strength_zero_is_left_to_the_bit(lens: Any, directions: al.Directions) -> None:
+    bare = lens.generate(PROMPTS, SECONDS, seeds=[1, 2, 3])
+    steered = lens.generate(
+        PROMPTS, SECONDS, seeds=[1, 2, 3], interventions=al.steer(directions, layer=1, strength=[0.0, 9.0, 0.0])
+    )
+    assert torch.equal(bare.codes[[0, 2]], steered.codes[[0, 2]])
+    assert not torch.equal(bare.codes[1], steered.codes[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"strategy": "one-to-al"}, InputError, "Did you mean 'one-to-all'"),
+        ({"unit": "decibels", "layer": 1}, InputError, "Expected one of: raw, unit, residual"),
+        ({"operator": "multiply", "layer": 1}, InputError, "Expected one of: add, ablate, clamp"),
+        ({}, SiteError, "needs layer=: whose vector, of layers 0, 1, 2"),
+        ({"layer": 3}, SiteError, "layer 3 does not exist: this model has layers 0 to 2"),
+        ({"layer": "ten"}, TypeError, "expected a layer number"),
+        ({"layer": 1, "strength": float("nan")}, InputError, "strength holds NaN"),
+        ({"layer": 1, "strength": [1.0, math.inf]}, InputError, "strength holds NaN or infinite"),
+        ({"layer": 1, "strength": "much"}, TypeError, "strength=str: expected numbers"),
+        ({"layer": 1, "branch": "left"}, InputError, "expected 'cond', 'null' or 'both'"),
+        ({"layer": 1, "band": (0, 1)}, InputError, "takes no band="),
+        ({"layer": 1, "strategy": "all-to-all"}, InputError, "takes no layer="),
+        ({"layer": 1, "strategy": "one-to-band"}, InputError, r"needs band=\(first, last\)"),
+        ({"layer": 1, "strategy": "one-to-band", "band": (2, 1)}, InputError, "is empty"),
+        ({"layer": 1, "strategy": "one-to-band", "band": (1, 5)}, SiteError, "layer 5 does not exist"),
+        ({"layer": 1, "strategy": "one-to-band", "band": 2}, TypeError, "a pair of layers"),
+        ({"strategy": "all-to-all", "layers": [4]}, SiteError, "layer 4 does not exist"),
+        ({"layer": 1, "seconds": (2.0, 1.0)}, InputError, "0 <= from < to"),
+    ],
+)
+def test_bad_input_names_what_there_is(
+    directions: al.Directions, options: dict[str, Any], error: Any, message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        al.steer(directions, **options)
+
+
+def test_what_is_not_there_to_steer_with_is_refused(lens: Any, directions: al.Directions) -> None:
+    with pytest.raises(SiteError, match="no direction at layer 1: there are layers 0, 2"):
+        al.steer(directions.at([0, 2]), layer=1)
+    with pytest.raises(SiteError, match="no direction at layer 1"):
+        al.steer(directions.at([0, 2]), layer=0, unit="residual")
+    with pytest.raises(InputError, match="is zero: there is nothing to steer along"):
+        al.steer(0.0 * directions, layer=0)
+    with pytest.raises(TypeError, match="for a bare vector, use Add"):
+        al.steer(torch.zeros(48), layer=0)  # pyright: ignore[reportArgumentType]
+    wide = al.Directions(torch.ones(3, 64), (0, 1, 2), torch.ones(3), directions.meta)
+    with pytest.raises(InputError, match=r"vector has shape \(64,\), expected \(48,\)"):
+        lens.generate(PROMPTS, SECONDS, interventions=al.steer(wide, layer=0))
+    with pytest.raises(InputError, match="2 values of strength for 3 rows"):
+        lens.generate(PROMPTS, SECONDS, interventions=al.steer(directions, layer=0, strength=[1.0, 2.0]))
