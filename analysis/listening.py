@@ -1,0 +1,118 @@
+"""Listening: codes become sound and sound becomes numbers, in worker processes beside the generation.
+
+Decoding and measuring cost as much processor time as generating a small model's codes, so a sweep on two cores is
+nearly twice as fast when one generates and the other listens. A worker holds its own copy of the codec; with a model
+on an accelerator the sound is decoded there, and workers only measure. The numbers do not depend on the workers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from audiolens import measure
+from audiolens.audio import decode
+
+if TYPE_CHECKING:
+    from audiolens import AudioLens
+
+CHUNK = 8
+"""Clips decoded at a time: more of them do not fit a processor's cache, and take longer each."""
+
+_codec: Any = None
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A batch as sound and as numbers: one row of `frame` per clip, in order."""
+
+    codes: Int[np.ndarray, "row codebook frame"]
+    audio: Float[np.ndarray, "row channel sample"]
+    frame: pd.DataFrame
+    sample_rate: int
+
+
+class Listener(AbstractContextManager["Listener"]):
+    """Measures batches of codes. `n_jobs` worker processes (0: none, in this one); a context that ends them.
+
+    Args:
+        lens: whose codec makes the sound.
+        measures: names out of `audiolens.measure.MEASURES`.
+        n_jobs: `None` takes one worker where there is a core for it.
+    """
+
+    def __init__(self, lens: AudioLens, measures: Sequence[str], n_jobs: int | None = None) -> None:
+        self.lens, self.measures = lens, list(measures)
+        self.n_jobs = min(1, (os.cpu_count() or 1) - 1) if n_jobs is None else n_jobs
+        self.on_cpu = lens.device.type == "cpu"
+        self._pool: Any = None
+        if self.n_jobs > 0:
+            from joblib.externals.loky import ProcessPoolExecutor
+
+            codec = lens.model.audio_encoder
+            state = {name: tensor.detach().cpu() for name, tensor in codec.state_dict().items()}
+            self._pool = ProcessPoolExecutor(
+                self.n_jobs,
+                initializer=_start,
+                initargs=(type(codec), codec.config, state) if self.on_cpu else (),
+                env={"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
+            )
+
+    def hear(self, codes: Tensor, baseline: Heard | None) -> Future[Heard]:
+        """Sound and measures of `codes`; `failed` and its grounds beside the same rows of `baseline`.
+
+        Without a baseline the clips are their own.
+        """
+        config = self.lens.config
+        if self._pool is None or not self.on_cpu:
+            parts = [self.lens.decode_codes(part) for part in codes.split(CHUNK)]
+            audio: np.ndarray | None = torch.cat(parts).detach().float().cpu().numpy()
+        else:
+            audio = None
+        job = (codes.cpu().numpy(), audio, baseline, self.measures, config)
+        if self._pool is not None:
+            return self._pool.submit(_hear, *job)
+        done: Future[Heard] = Future()
+        done.set_result(_hear(*job))
+        return done
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(kill_workers=kind is not None)
+
+
+def _start(codec_class: Any = None, config: Any = None, state: dict[str, Tensor] | None = None) -> None:
+    global _codec
+    torch.set_num_threads(1)
+    if codec_class is not None and state is not None:
+        _codec = codec_class(config).eval()
+        _codec.load_state_dict(state)
+
+
+def _hear(
+    codes: np.ndarray, audio: np.ndarray | None, baseline: Heard | None, measures: list[str], config: Any
+) -> Heard:
+    if audio is None:
+        model = SimpleNamespace(audio_encoder=_codec)
+        with torch.no_grad():
+            parts = [decode(part, model, config) for part in torch.from_numpy(codes).split(CHUNK)]
+        audio = torch.cat(parts).float().numpy()
+    # A codec can burst where it was pushed far from its training data: such a clip is measured as the silence it is
+    # worth, not refused.
+    audio = np.where(np.isfinite(audio).all(axis=(1, 2), keepdims=True), audio, 0.0).astype(np.float32)
+    ours = SimpleNamespace(codes=codes, audio=audio, sample_rate=config.sample_rate)
+    heard = measure.table(audio, config.sample_rate, measures=measures)
+    lost = measure.failures(ours, ours if baseline is None else baseline)
+    frame = pd.concat([heard, lost], axis=1)
+    return Heard(codes, audio, frame, config.sample_rate)

@@ -1,0 +1,193 @@
+"""The outcome: the chosen steering on test prompts, beside its controls and references.
+
+Controls are norm-matched random directions and directions of shuffled labels, injected the same way. References are
+the same seeds prompted with the poles' words, alone and against the steering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.scan import Choice
+from analysis.statistics import MOST_FAILED, Monotonicity, bootstrap, rank_test, spearman
+from analysis.sweep import BASELINE, Condition, effects
+from audiolens.directions import Directions
+from audiolens.interventions import Branch
+from audiolens.prompts import PromptSet
+from audiolens.steering import steer
+
+RELATIVE = ("tempo_ioi", "tempo", "onset_rate", "brightness", "pitch", "pulse_clarity")
+"""Measures whose change is a ratio; loudness is reported in dB, mode not at all."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What steering towards one pole did to the concept's measure.
+
+    Attributes:
+        pole, strength: which way, and how much of the direction.
+        effect, low, high: median of steered / baseline - 1 over paired clips, and its interval over prompts.
+        failed: share of clips that were no music any more; they count as no effect.
+        median: of the measure over the steered clips that did not fail.
+        prompted: the effect of asking for the pole in words instead.
+        opposed: steered like this while the words ask for the other pole.
+        p_random, n_random: rank among random directions; p is at least 1 / (n + 1).
+        p_shuffled, n_shuffled: the same among directions of shuffled labels (NaN where there are none).
+    """
+
+    pole: str
+    strength: float
+    effect: float
+    low: float
+    high: float
+    failed: float
+    median: float
+    prompted: float
+    opposed: float
+    p_random: float
+    n_random: int
+    p_shuffled: float
+    n_shuffled: int
+
+    @property
+    def towards(self) -> bool:
+        """Whether the measure moved to the pole's side, the interval leaves out no change, and few clips failed."""
+        right = self.low > 0 if self.strength > 0 else self.high < 0
+        return bool(right and self.failed <= MOST_FAILED)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "claimable": self.towards}
+
+
+def conditions(
+    directions: Directions,
+    sets: PromptSet,
+    choice: Choice,
+    alternatives: Sequence[Choice] = (),
+    *,
+    n_random: int = 5,
+    n_shuffled: int = 0,
+    branch: Branch = "both",
+    seed: int = 0,
+) -> list[Condition]:
+    """Everything test clips are put through; see the module's docstring. Strengths are -s, -s/2, s/2 and s."""
+    listed = [Condition(BASELINE, labels=_labels(BASELINE))]
+
+    def add(kind: str, source: Directions, place: Choice, strength: float, **labels: Any) -> None:
+        steps = tuple(steer(source, **place.where, strength=strength, branch=branch))
+        told = {**place.where, "strength": strength, **labels}
+        name = " ".join([kind, place.strategy, *(f"{value}" for value in labels.values()), f"{strength:+g}"])
+        listed.append(Condition(name, steps, labels=_labels(kind, **told)))
+
+    for kind, places in (("steered", [choice]), ("alternative", alternatives)):
+        for place in places:
+            for share in (-1.0, -0.5, 0.5, 1.0):
+                add(kind, directions, place, share * place.strength)
+    for kind, count, draw in (
+        ("random", n_random, directions.random_like),
+        ("shuffled", n_shuffled, directions.shuffled),
+    ):
+        for number in range(count):
+            control = draw(seed + number)
+            for sign in (-1, 1):
+                add(kind, control, choice, sign * choice.strength, draw=number)
+    for pole, other, sign in zip(sets.poles, reversed(sets.poles), (1, -1), strict=True):
+        asked = Condition(f"prompted {pole}", ask=_asking(sets, pole), labels=_labels("prompted", pole=pole))
+        steps = tuple(steer(directions, **choice.where, strength=sign * choice.strength, branch=branch))
+        told = _labels("opposed", pole=other, **choice.where, strength=sign * choice.strength)
+        listed += [asked, Condition(f"steered {pole}, asked {other}", steps, _asking(sets, other), told)]
+    return listed
+
+
+def outcomes(response: pd.DataFrame, sets: PromptSet, choice: Choice) -> tuple[Outcome, Outcome]:
+    """What steering did towards the positive and towards the negative pole.
+
+    `response` is `sweep.effects` of the concept's measure over `conditions`.
+    """
+    found = []
+    for pole, sign in zip(sets.poles, (1, -1), strict=True):
+        strength = sign * choice.strength
+        here = response[response["strength"] == strength]
+        steered = here[here["kind"] == "steered"].iloc[0]
+        ranks = {
+            kind: _rank(steered["effect"], here[here["kind"] == kind], sign) for kind in ("random", "shuffled")
+        }
+        prompted = response[(response["kind"] == "prompted") & (response["pole"] == pole)]
+        opposed = here[here["kind"] == "opposed"]
+        found.append(
+            Outcome(
+                pole=pole,
+                strength=strength,
+                **{name: float(steered[name]) for name in ("effect", "low", "high", "failed", "median")},
+                prompted=float(prompted["effect"].iloc[0]) if len(prompted) else float("nan"),
+                opposed=float(opposed["effect"].iloc[0]) if len(opposed) else float("nan"),
+                p_random=ranks["random"][0],
+                n_random=ranks["random"][1],
+                p_shuffled=ranks["shuffled"][0],
+                n_shuffled=ranks["shuffled"][1],
+            )
+        )
+    return found[0], found[1]
+
+
+def monotonicity(response: pd.DataFrame) -> Monotonicity:
+    """Whether the median measure rises with strength, over the baseline and the steered conditions."""
+    mine = response[response["kind"].isin([BASELINE, "steered"])]
+    return spearman(mine["strength"].to_numpy(), mine["median"].to_numpy())
+
+
+def cross_effects(table: pd.DataFrame, n_bootstrap: int = 1000) -> pd.DataFrame:
+    """What else the chosen steering changed: one row per measure and strength with `effect`, `low`, `high`.
+
+    Effects are ratios, but for loudness, whose change is in dB (`unit`).
+    """
+    mine = table[table["kind"].isin([BASELINE, "steered"])]
+    frames = []
+    for name in RELATIVE:
+        if name in mine:
+            found = effects(mine, name, n_bootstrap)
+            frames.append(found[found["kind"] == "steered"].assign(measure=name, unit="ratio"))
+    if "loudness" in mine:
+        frames.append(_loudness(mine, n_bootstrap).assign(measure="loudness", unit="dB"))
+    wanted = ["measure", "unit", "strength", "effect", "low", "high", "failed", "median", "clips"]
+    return pd.concat(frames, ignore_index=True)[wanted]
+
+
+def _loudness(table: pd.DataFrame, n_bootstrap: int) -> pd.DataFrame:
+    keys = ["prompt", "seed"]
+    before = table[table["kind"] == BASELINE].set_index(keys)["loudness"]
+    rows = []
+    for strength, group in table[table["kind"] == "steered"].groupby("strength"):
+        change = group["loudness"].to_numpy() - before.loc[list(zip(*(group[k] for k in keys), strict=True))].to_numpy()
+        change = np.where(group["failed"] | ~np.isfinite(change), 0.0, change)
+        prompts = group["prompt"].to_numpy()
+        interval = bootstrap(lambda index, of=change: float(np.median(of[index])), prompts, n_bootstrap=n_bootstrap)
+        rows.append(
+            {"strength": strength, "effect": float(np.median(change)), "low": interval.low, "high": interval.high,
+             "failed": group["failed"].mean(), "median": group["loudness"].median(), "clips": len(group)}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _rank(observed: float, controls: pd.DataFrame, sign: int) -> tuple[float, int]:
+    """Rank p of an effect among controls; NaN where nothing was measured or there are none."""
+    values = controls["effect"].to_numpy(dtype=float)
+    if not len(values) or not np.isfinite(observed) or not np.isfinite(values).all():
+        return float("nan"), len(values)
+    return rank_test(observed, values, "greater" if sign > 0 else "less").p, len(values)
+
+
+def _asking(sets: PromptSet, pole: str) -> Any:
+    return lambda prompt: sets.prompted(prompt, pole)
+
+
+def _labels(
+    kind: str, strategy: Any = None, layer: Any = None, strength: float = 0.0, draw: Any = None, pole: Any = None
+) -> dict[str, Any]:
+    return {"split": "test", "kind": kind, "strategy": strategy, "layer": layer, "strength": strength, "draw": draw,
+            "pole": pole}  # fmt: skip

@@ -1,0 +1,350 @@
+"""Figures on paper (matplotlib): drawn from results and tables, never from a model. `screen.py` has the plotly ones.
+
+Colours are Okabe and Ito's, told apart by every kind of colour vision; markers and line styles say the same again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from audiolens import measure
+
+if TYPE_CHECKING:
+    from analysis.pca import PCAResult
+    from analysis.similarity import CosineMap
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, RED, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+GREY = "#8A8A8A"
+POLES = ((RED, "o"), (BLUE, "s"))
+"""Colour and marker of the positive and the negative pole."""
+SEVERAL = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (RED, "v"), (SKY, "P"), (BLACK, "X"))
+NAMES: Mapping[str, str] = {
+    "tempo": "tempo (beat)",
+    "tempo_ioi": "tempo (inter-onset interval)",
+    "onset_rate": "onset rate",
+    "pulse_clarity": "pulse clarity",
+    "brightness": "brightness (spectral centroid)",
+    "loudness": "loudness",
+    "pitch": "register (pitch)",
+    "mode": "mode",
+}
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "svg.fonttype": "none",
+}
+
+
+def name_of(measured: str) -> str:
+    """A measure in words."""
+    return NAMES.get(measured, measured.replace("_", " "))
+
+
+def axis_of(measured: str) -> str:
+    """A measure in words, with its unit."""
+    unit = measure.UNITS.get(measured, "")
+    return f"{name_of(measured)} [{unit}]" if unit else name_of(measured)
+
+
+def change_of(measured: str) -> str:
+    """The label of an axis of effects."""
+    return f"change of {name_of(measured)}\nagainst the unsteered clip"
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """The look of all figures, for the time of drawing one: the caller's settings are left alone."""
+    with mpl.rc_context(STYLE):
+        yield
+
+
+def cosines(result: CosineMap) -> Figure:
+    """A heat map of cosines between layers, numbers in the cells where they are readable."""
+    rows, columns = result.cosines.shape
+    with styled():
+        figure = Figure(figsize=(1.9 + 0.42 * columns, 1.3 + 0.42 * rows), layout="constrained")
+        axes = figure.add_subplot()
+        image = axes.imshow(result.cosines, vmin=-1, vmax=1, cmap="PuOr_r", origin="lower")
+        axes.set_xticks(range(columns), [str(layer) for layer in result.other_layers])
+        axes.set_yticks(range(rows), [str(layer) for layer in result.layers])
+        first, second = result.names
+        axes.set_xlabel("block" if first == second else f"block ({second})")
+        axes.set_ylabel("block" if first == second else f"block ({first})")
+        axes.grid(False)
+        if max(rows, columns) <= 16:
+            for (row, column), value in np.ndenumerate(result.cosines):
+                shade = "white" if abs(value) > 0.65 else "black"
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color=shade)
+        bar = figure.colorbar(image, ax=axes, shrink=0.85, label="cosine similarity")
+        for sign in (-1, 1):
+            bar.ax.axhline(sign * result.chance, color=BLACK, linewidth=0.8, linestyle=":")
+        axes.set_title(f"{first}" if first == second else f"{first} and {second}")
+    return figure
+
+
+def components(result: PCAResult) -> Figure:
+    """Scores of the first two components, one panel per layer, poles told apart by colour and marker."""
+    count = len(result.layers)
+    columns = min(4, count)
+    lines = -(-count // columns)
+    poles = list(dict.fromkeys(result.labels))
+    labels = np.array(result.labels)
+    with styled():
+        figure = Figure(figsize=(2.3 * columns, 2.25 * lines + 0.4), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(lines, columns)).ravel()
+        for place, axes in enumerate(panels):
+            if place >= count:
+                axes.set_visible(False)
+                continue
+            scores, explained = result.scores[place], result.explained[place]
+            for pole, (colour, marker) in zip(poles, _pairs(len(poles)), strict=True):
+                chosen = labels == pole
+                second = scores[chosen, 1] if scores.shape[1] > 1 else np.zeros(chosen.sum())
+                axes.scatter(
+                    scores[chosen, 0], second, s=11, c=colour, marker=marker, alpha=0.65, linewidths=0, label=pole
+                )
+            axes.set_title(f"block {result.layers[place]}, silhouette {result.silhouettes[place]:.2f}", fontsize=8.5)
+            axes.set_xlabel(f"component 1 ({explained[0]:.0%} of variance)", fontsize=7.5)
+            if len(explained) > 1:
+                axes.set_ylabel(f"component 2 ({explained[1]:.0%})", fontsize=7.5)
+            axes.tick_params(labelsize=7)
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper center", ncols=len(poles), markerscale=1.6)
+    return figure
+
+
+def layers(scan: pd.DataFrame, measured: str, *, chosen: Mapping[str, Any] | None = None) -> Figure:
+    """Effect of steering at each block on development prompts, one panel per strategy.
+
+    `scan` has strategy, layer, strength, effect, failed. Hollow markers: more than a tenth of the clips failed.
+    """
+    strategies = list(dict.fromkeys(scan["strategy"]))
+    with styled():
+        figure = Figure(figsize=(3.6 * len(strategies) + 0.8, 3.5), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(1, len(strategies), sharey=True))
+        for axes, strategy in zip(panels, strategies, strict=True):
+            mine = scan[scan["strategy"] == strategy]
+            amounts = sorted(mine["strength"].abs().unique())
+            for strength, group in mine.groupby("strength"):
+                size = amounts.index(abs(strength))
+                colour, marker = POLES[0] if strength > 0 else POLES[1]
+                group = group.sort_values("layer")
+                faint = 1.0 if size == len(amounts) - 1 else 0.45
+                line = "-" if size == len(amounts) - 1 else "--"
+                axes.plot(group["layer"], group["effect"], color=colour, alpha=faint, linestyle=line, linewidth=1.2)
+                _points(axes, group["layer"], group["effect"], group["failed"], colour, marker, faint, f"{strength:+g}")
+            axes.axhline(0, color=BLACK, linewidth=0.8)
+            axes.set_title(strategy)
+            axes.set_xlabel("block" if strategy == "one-to-one" else "block the direction was read at")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.legend(title="strength", ncols=2, title_fontsize=8)
+            if chosen and chosen["strategy"] == strategy:
+                axes.axvspan(chosen["layer"] - 0.35, chosen["layer"] + 0.35, color=GREEN, alpha=0.15, linewidth=0)
+                axes.annotate(
+                    "chosen", (chosen["layer"], 1), xycoords=("data", "axes fraction"), ha="center", va="bottom",
+                    fontsize=8, color=GREEN, xytext=(0, 1), textcoords="offset points",
+                )  # fmt: skip
+        _percent(panels[0])
+        panels[0].set_ylabel(change_of(measured))
+    return figure
+
+
+def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> Figure:
+    """Effect against strength: the chosen strategy with its controls and references, and the other strategies.
+
+    `table` has kind ("baseline", "steered", "alternative", "random", "shuffled", "prompted"), strategy, strength, pole,
+    effect, low, high, failed. The lower panels show the share of failed clips.
+    """
+    strategies = list(dict.fromkeys(table.loc[table["kind"].isin(["steered", "alternative"]), "strategy"]))
+    with styled():
+        figure = Figure(figsize=(3.9 * len(strategies) + 1.9, 4.3), layout="constrained")
+        grid = figure.subplots(
+            2, len(strategies), sharex="col", sharey="row", squeeze=False, gridspec_kw={"height_ratios": [4, 1]}
+        )
+        for column, strategy in enumerate(strategies):
+            upper, lower = grid[:, column]
+            mine = table[(table["strategy"] == strategy) & table["kind"].isin(["steered", "alternative"])]
+            layer = int(mine["layer"].iloc[0])
+            base = table[table["kind"] == "baseline"].assign(strength=0.0)
+            mine = pd.concat([mine, base]).sort_values("strength")
+            _controls(upper, table[table["strategy"] == strategy])
+            _references(upper, table[table["kind"] == "prompted"], poles)
+            colour, marker = SEVERAL[column]
+            error = np.clip([mine["effect"] - mine["low"], mine["high"] - mine["effect"]], 0, None)
+            upper.errorbar(
+                mine["strength"], mine["effect"], yerr=np.nan_to_num(error), color=colour, linewidth=1.6,
+                elinewidth=1, capsize=3, zorder=4,
+            )  # fmt: skip
+            _points(upper, mine["strength"], mine["effect"], mine["failed"], colour, marker, 1.0, "steered", size=6)
+            upper.axhline(0, color=BLACK, linewidth=0.8)
+            where = "added at" if strategy == "one-to-one" else "read at"
+            upper.set_title(f"{strategy}, {where} block {layer}")
+            width = 0.5 * float(np.min(np.diff(np.unique(mine["strength"]))))
+            lower.bar(mine["strength"], mine["failed"], width=width, color=colour)
+            lower.axhline(0.1, color=BLACK, linewidth=0.8, linestyle=":")
+            lower.set_ylim(0, 1)
+            lower.set_xlabel("strength [differences of means]")
+        _percent(grid[0, 0])
+        grid[0, 0].set_ylabel(change_of(measured))
+        grid[1, 0].set_ylabel("failed")
+        grid[1, 0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+        handles: dict[str, Any] = {}
+        for axes in grid[0]:
+            handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        figure.legend(handles.values(), handles.keys(), loc="outside right upper")
+    return figure
+
+
+def cross_effects(table: pd.DataFrame) -> Figure:
+    """What else changed: the effect on every measure. `table` has measure, strength, effect, low, high."""
+    names = list(dict.fromkeys(table["measure"]))
+    strengths_ = sorted(strength for strength in table["strength"].unique() if strength != 0)
+    with styled():
+        figure = Figure(figsize=(6.4, 0.55 * len(names) + 1.2), layout="constrained")
+        axes = figure.add_subplot()
+        spread = np.linspace(0.28, -0.28, len(strengths_)) if len(strengths_) > 1 else [0.0]
+        largest = max(abs(strength) for strength in strengths_)
+        for strength, offset in zip(strengths_, spread, strict=True):
+            colour, marker = POLES[0] if strength > 0 else POLES[1]
+            mine = table[table["strength"] == strength].set_index("measure").reindex(names)
+            places = np.arange(len(names)) - offset
+            error = np.nan_to_num(np.clip([mine["effect"] - mine["low"], mine["high"] - mine["effect"]], 0, None))
+            axes.errorbar(
+                mine["effect"], places, xerr=error, color=colour, marker=marker, linestyle="none", markersize=5,
+                elinewidth=1, capsize=2, alpha=1.0 if abs(strength) == largest else 0.45, label=f"{strength:+g}",
+            )  # fmt: skip
+        axes.axvline(0, color=BLACK, linewidth=0.8)
+        axes.set_yticks(range(len(names)), [name_of(name) for name in names])
+        axes.invert_yaxis()
+        axes.xaxis.set_major_formatter(FuncFormatter(_signed))
+        axes.set_xlabel("change against the unsteered clip (median, interval over prompts)")
+        axes.legend(title="strength", title_fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def norms(table: pd.DataFrame) -> Figure:
+    """Length of the direction at each block, in raw units and as a share of the residual stream's.
+
+    `table` has layer, norm, residual_norm.
+    """
+    with styled():
+        figure = Figure(figsize=(4.6, 2.9), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(table["layer"], table["norm"], color=BLUE, marker="o", label="length of the direction")
+        axes.set_xlabel("block")
+        axes.set_ylabel("length [residual units]")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylim(bottom=0)
+        share = axes.twinx()
+        share.spines["right"].set_visible(True)
+        share.grid(False)
+        share.plot(
+            table["layer"], table["norm"] / table["residual_norm"], color=ORANGE, marker="s", linestyle="--",
+            label="share of the residual stream",
+        )  # fmt: skip
+        share.set_ylabel("share of the mean residual length")
+        share.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+        share.set_ylim(bottom=0)
+        figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+
+def strengths(table: pd.DataFrame, measured: str) -> Figure:
+    """Effect against strength of a sweep's conditions: a line per strategy and layer, where its labels say these."""
+    with styled():
+        figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        for place, (name, mine) in enumerate(lines(table)):
+            colour, marker = SEVERAL[place % len(SEVERAL)]
+            error = np.nan_to_num(np.clip([mine["effect"] - mine["low"], mine["high"] - mine["effect"]], 0, None))
+            axes.errorbar(mine["strength"], mine["effect"], yerr=error, color=colour, elinewidth=1, capsize=2)
+            _points(axes, mine["strength"], mine["effect"], mine["failed"], colour, marker, 1.0, name)
+        axes.axhline(0, color=BLACK, linewidth=0.8)
+        axes.set_xlabel("strength [differences of means]")
+        axes.set_ylabel(change_of(measured))
+        _percent(axes)
+        axes.legend()
+    return figure
+
+
+def lines(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The conditions of a sweep that have a strength, as named lines over it."""
+    if "strength" not in table:
+        table = table.assign(strength=np.arange(len(table), dtype=float))
+    labels = [label for label in ("kind", "strategy", "layer", "draw") if label in table]
+    mine = table[table["strength"].notna()]
+    if not labels:
+        yield "steered", mine.sort_values("strength")
+        return
+    for values, group in mine.groupby(labels, sort=False):
+        named = [
+            f"block {int(value)}" if label == "layer" else f"{label} {value}" if label == "draw" else str(value)
+            for label, value in zip(labels, values, strict=True)
+            if not pd.isna(value)
+        ]
+        yield ", ".join(named), group.sort_values("strength")
+
+
+def _points(
+    axes: Axes, x: Any, y: Any, failed: Any, colour: str, marker: str, alpha: float, label: str, size: float = 5
+) -> None:
+    """Markers, hollow where more than a tenth of the clips failed."""
+    lost = np.asarray(failed, dtype=float) > 0.1
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    look = {"color": colour, "marker": marker, "linestyle": "none", "alpha": alpha, "markersize": size, "zorder": 5}
+    axes.plot(x[~lost], y[~lost], label=label, **look)
+    axes.plot(x[lost], y[lost], **{**look, "markerfacecolor": "white"})
+
+
+def _controls(axes: Axes, table: pd.DataFrame) -> None:
+    for kind, colour, marker, words in (
+        ("random", GREY, "x", "random directions"),
+        ("shuffled", PURPLE, "+", "shuffled labels"),
+    ):
+        mine = table[table["kind"] == kind]
+        if len(mine):
+            axes.plot(
+                mine["strength"], mine["effect"], color=colour, marker=marker, linestyle="none", markersize=5,
+                alpha=0.9, zorder=3, label=words,
+            )  # fmt: skip
+
+
+def _references(axes: Axes, prompted: pd.DataFrame, poles: Sequence[str]) -> None:
+    for pole, line in zip(poles, ("--", "-."), strict=True):
+        mine = prompted[prompted["pole"] == pole]
+        if len(mine):
+            axes.axhline(
+                float(mine["effect"].iloc[0]), color=GREEN, linestyle=line, linewidth=1.2,
+                label=f"asked for “{pole}”",
+            )  # fmt: skip
+
+
+def _pairs(count: int) -> list[tuple[str, str]]:
+    return list(POLES) if count == 2 else [SEVERAL[i % len(SEVERAL)] for i in range(count)]
+
+
+def _signed(value: float, _: int = 0) -> str:
+    return f"{value:+.0%}".replace("-", "−") if round(value, 6) else "0"
+
+
+def _percent(axes: Axes) -> None:
+    axes.yaxis.set_major_formatter(FuncFormatter(_signed))

@@ -1,0 +1,99 @@
+"""The scan: steering at every block on development prompts, and the place and strength chosen from it.
+
+The choice is made here and reported elsewhere, on test prompts: the best of many tries looks better than it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.statistics import MOST_FAILED
+from analysis.sweep import BASELINE, Condition
+from audiolens.directions import Directions
+from audiolens.errors import InputError
+from audiolens.interventions import Branch
+from audiolens.steering import steer
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where and how strongly a direction is applied.
+
+    Attributes:
+        strategy, layer, strength: as `al.steer` takes them; the strength is used with both signs.
+        span: what it did on development clips: the measure at +strength over that at -strength, by medians; 2 is twice
+            as fast.
+        failed: the larger share of failed clips of the two signs.
+        candidates: how many were compared. The more, the more `span` flatters.
+    """
+
+    strategy: str
+    layer: int
+    strength: float
+    span: float
+    failed: float
+    candidates: int
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """`al.steer(d, **choice.where, strength=...)`."""
+        return {"strategy": self.strategy, "layer": self.layer}
+
+    def __repr__(self) -> str:
+        verb = "added at" if self.strategy == "one-to-one" else "read at"
+        return f"Choice({self.strategy}, {verb} block {self.layer}, strength ±{self.strength:g})"
+
+
+def conditions(
+    directions: Directions, strengths: Mapping[str, Sequence[float]], branch: Branch = "both"
+) -> list[Condition]:
+    """The baseline, and every strategy at every block with every strength and both signs.
+
+    Args:
+        directions: one vector per block.
+        strengths: for each strategy the positive strengths tried. One vector added at every block needs fewer of it
+            than one added once.
+        branch: the half of the guidance that is steered.
+    """
+    listed = [Condition(BASELINE, labels=_labels())]
+    for strategy, amounts in strengths.items():
+        for layer in directions.layers:
+            for strength in sorted({sign * amount for amount in amounts for sign in (-1, 1)}):
+                steps = steer(directions, strategy=strategy, layer=layer, strength=strength, branch=branch)
+                name = f"{strategy} {layer} {strength:+g}"
+                listed.append(Condition(name, tuple(steps), labels=_labels(strategy, layer, strength)))
+    return listed
+
+
+def choose(scan: pd.DataFrame, strategy: str | None = None) -> Choice:
+    """The place and strength with the widest span between its two signs, of those that fail in at most a tenth.
+
+    Args:
+        scan: `sweep.effects` of `conditions`: strategy, layer, strength, effect, failed.
+        strategy: choose among this one's only.
+
+    If all fail too often, the one that fails least is chosen; with no effect to compare (nothing could be measured),
+    the first.
+    """
+    mine = scan[scan["strategy"].notna()] if strategy is None else scan[scan["strategy"] == strategy]
+    found = []
+    for (name, layer, amount), pair in mine.groupby([mine["strategy"], mine["layer"], mine["strength"].abs()]):
+        up, down = (pair[pair["strength"] * sign > 0].iloc[0] for sign in (1, -1))
+        span = (1 + up["effect"]) / max(1 + down["effect"], 1e-6)
+        lost = float(max(up["failed"], down["failed"]))
+        found.append((str(name), int(layer), float(amount), float(span), lost))
+    if not found:
+        raise InputError("the scan holds no steered condition: nothing to choose from.")
+    sound = [item for item in found if item[4] <= MOST_FAILED]
+    best = max(sound, key=lambda item: np.nan_to_num(item[3])) if sound else min(found, key=lambda item: item[4])
+    return Choice(*best, candidates=len(found))
+
+
+def _labels(strategy: str | None = None, layer: int | None = None, strength: float = 0.0) -> dict[str, object]:
+    return {"split": "development", "kind": "steered" if strategy else BASELINE, "strategy": strategy, "layer": layer,
+            "strength": strength}  # fmt: skip
