@@ -7,12 +7,13 @@ false-positive rate is checked on simulated data in the tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
 from scipy import stats
 
 MOST_FAILED = 0.10
@@ -119,10 +120,10 @@ class Monotonicity:
 
 
 def effect(
-    steered: Any,
-    baseline: Any,
-    prompts: Sequence[Any] | np.ndarray,
-    failed: Any = None,
+    steered: ArrayLike,
+    baseline: ArrayLike,
+    prompts: ArrayLike,
+    failed: ArrayLike | None = None,
     relative: bool = True,
     confidence: float = 0.95,
     n_bootstrap: int = 1000,
@@ -157,9 +158,9 @@ def effect(
 
 
 def auc(
-    scores: Any,
-    labels: Any,
-    prompts: Sequence[Any] | np.ndarray | None = None,
+    scores: ArrayLike,
+    labels: ArrayLike,
+    prompts: ArrayLike | None = None,
     confidence: float = 0.95,
     n_bootstrap: int = 1000,
     seed: int = 0,
@@ -224,7 +225,7 @@ def bootstrap(
     return Interval(float(low), float(high), confidence, len(members))
 
 
-def rank_test(observed: float, controls: Any, alternative: Alternative = "greater") -> RankTest:
+def rank_test(observed: float, controls: ArrayLike, alternative: Alternative = "greater") -> RankTest:
     """The chance that a control direction does as much: p = (1 + k) / (n + 1), k the controls as extreme as `observed`.
 
     `"greater"` and `"less"` count controls at least as large or small; `"two-sided"` those at least as far from 0.
@@ -246,7 +247,7 @@ def rank_test(observed: float, controls: Any, alternative: Alternative = "greate
     return RankTest((1 + k) / (len(values) + 1), float(observed), len(values), k, alternative)
 
 
-def spearman(strengths: Any, values: Any, seed: int = 0) -> Monotonicity:
+def spearman(strengths: ArrayLike, values: ArrayLike, seed: int = 0) -> Monotonicity:
     """Does the measure rise (rho near 1) or fall (-1) with strength? Both over one value per strength, say medians.
 
     NaN values are left out; rho is NaN if fewer than three remain or nothing varies.
@@ -269,7 +270,7 @@ def spearman(strengths: Any, values: Any, seed: int = 0) -> Monotonicity:
     return Monotonicity(float(test.statistic / np.sqrt((x**2).sum() * (y**2).sum())), float(test.pvalue), len(x))
 
 
-def correct(p_values: Any, method: Literal["holm", "bh"] = "holm") -> Float[np.ndarray, " test"]:
+def correct(p_values: ArrayLike, method: Literal["holm", "bh"] = "holm") -> Float[np.ndarray, " test"]:
     """P-values adjusted for having looked at many (layers, say): compare them with the level itself.
 
     `"holm"` bounds the chance of any false claim (Holm 1979); `"bh"` the share of false ones among the claims
@@ -294,14 +295,14 @@ def _area(positive: np.ndarray, negative: np.ndarray) -> float:
     return float((np.nan_to_num(order).mean() + 1) / 2)
 
 
-def _vector(values: Any, name: str) -> Float[np.ndarray, " row"]:
+def _vector(values: ArrayLike, name: str) -> Float[np.ndarray, " row"]:
     array = np.asarray(values, dtype=float)
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}; expected one number per row")
     return array
 
 
-def _clusters(prompts: Any, n: int) -> np.ndarray:
+def _clusters(prompts: ArrayLike, n: int) -> np.ndarray:
     array = np.asarray(prompts)
     if array.ndim != 1 or len(array) != n:
         raise ValueError(f"prompts has shape {array.shape}; expected one prompt for each of the {n} rows")

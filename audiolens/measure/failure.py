@@ -20,9 +20,14 @@ LEAST_ENTROPY_RATIO = 0.5
 class Generated(Protocol):
     """What `AudioLens.generate` returns: audio [row, channel, sample], codes [row, codebook, frame], sample_rate."""
 
-    audio: Any
-    codes: Any
-    sample_rate: int
+    @property
+    def audio(self) -> Any: ...
+
+    @property
+    def codes(self) -> Any: ...
+
+    @property
+    def sample_rate(self) -> int: ...
 
 
 def failed(steered: Generated, baseline: Generated) -> Bool[np.ndarray, " row"]:
