@@ -9,11 +9,10 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from nnsight import NNsight
 from torch import Tensor
 from transformers import LogitsProcessorList
 
@@ -32,6 +31,7 @@ from audiolens.sampling import RowSampler, RowStreams, checked_seeds, checked_se
 from audiolens.sites import Site
 from audiolens.text import Prompt
 from audiolens.timeline import Real, Span, Timeline, delay
+from audiolens.tracing import LensTracer, Model, Request, SiteValue, clock, joined
 
 Interventions = Intervention | Iterable[Intervention]
 
@@ -56,7 +56,7 @@ class AudioLens:
         if not callable(self.tokenizer):
             raise InputTypeError(f"tokenizer={type(tokenizer).__name__}: expected a tokenizer or a processor.")
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
-        self._nnsight = NNsight(model)
+        self._nnsight = Model(model, self.config.n_codebooks)
         self._lock = threading.RLock()
         self._running = False
 
@@ -170,7 +170,7 @@ class AudioLens:
             InputError: (or a subclass) for anything out of range, before the model runs.
         """
         rows = len(seeds) if isinstance(seeds, Sequence) else None
-        listed = text.checked_prompts(prompts, rows)
+        listed, sizes = self._checked_texts(prompts, rows)
         drawn = checked_seeds(seeds, len(listed))
         checked_settings(guidance_scale, temperature, top_k)
         guided = guidance_scale > 1
@@ -188,38 +188,20 @@ class AudioLens:
         recorder = self._recorder(reading, len(listed), timeline)
         if exact and drawn is None:
             raise InputError("exact=True needs seeds: transformers' own sampler draws a whole batch from one state.")
-        sizes = text.lengths(listed, self.tokenizer, text.token_limit(self.model, self.tokenizer))
         codes = torch.zeros(len(listed), self.config.n_codebooks, timeline.frames, dtype=torch.long, device=self.device)
         parts = list(batches(sizes, guided=guided, exact=exact, batch_size=batch_size))
         with self._alone(), random_state(keep=drawn is not None):
             for layout, length in _counted(parts, progress):
                 run = self._run(layout, timeline, todo, recorder)
                 encoded = text.encode([listed[row] for row in layout.rows], self.model, self.tokenizer, length)
-                sampling: dict[str, Any]
-                if drawn is None:
-                    sampling = {"do_sample": temperature > 0}
-                    if temperature > 0:
-                        sampling.update(temperature=float(temperature), top_k=top_k or 0)
-                else:
-                    streams = RowStreams(
-                        [drawn[row] for row in layout.rows], self.config.n_codebooks, self.config.vocab_size
-                    )
-                    sampler = RowSampler(
-                        streams,
-                        guidance_scale=float(guidance_scale),
-                        temperature=float(temperature),
-                        top_k=top_k,
-                    )
-                    sampling = {"do_sample": False, "logits_processor": LogitsProcessorList([sampler])}
+                mine = None if drawn is None else [drawn[row] for row in layout.rows]
+                sampling = self._sampling(mine, guidance_scale, temperature, top_k)
                 made = passes.generate(
                     self._nnsight,
                     run,
                     timeline,
-                    input_ids=encoded.ids,
-                    **encoded.conditioning(guided),
-                    guidance_scale=float(guidance_scale),
                     use_cache=use_cache,
-                    **sampling,
+                    **self._generation_inputs(encoded, guided, guidance_scale, sampling),
                 )
                 codes[list(layout.rows[: layout.kept])] = made[: layout.kept]
         audio = self.decode_codes(codes) if decode else None
@@ -275,7 +257,7 @@ class AudioLens:
             if codes is not None:
                 raise InputError("codes and audio were both given: give one of them.")
             codes = self.encode_audio(*audio)
-        listed = text.checked_prompts(prompts, None if codes is None else len(codes))
+        listed, sizes = self._checked_texts(prompts, None if codes is None else len(codes))
         if codes is not None:
             codes = self._checked_codes(codes, len(listed))
         checked_settings(guidance_scale, 1.0, None)
@@ -286,7 +268,6 @@ class AudioLens:
             sites, layers, self._checked_branch(branch, guided, ["logits"]), seconds, reduce, device, dtype
         )
         recorder = self._recorder(reading, len(listed), timeline)
-        sizes = text.lengths(listed, self.tokenizer, text.token_limit(self.model, self.tokenizer))
         parts = []
         with self._alone(), random_state(keep=True):
             for layout, _ in batches(sizes, guided=guided, exact=False, batch_size=batch_size):
@@ -327,6 +308,83 @@ class AudioLens:
         )
         return logits
 
+    def trace(
+        self,
+        prompts: Prompt | Sequence[Prompt] = (),
+        *,
+        codes: Int[Tensor, "row codebook frame"] | None = None,
+        guidance_scale: Real = 1.0,
+        fn: Literal["forward", "generate"] = "forward",
+        seconds: Real = 4.0,
+        seeds: int | Sequence[int] | None = None,
+        temperature: Real = 1.0,
+        top_k: int | None = 250,
+    ) -> LensTracer:
+        """nnsight's own trace, with rows and branches understood; see `audiolens.tracing`.
+
+        Without prompts the block holds `with tracer.invoke(prompts, codes=...)` blocks. `fn="generate"` takes
+        `seconds`, `seeds`, `temperature` and `top_k` as `generate` does; its steps are `tracer.iter[:]`, where
+        step 0 comes twice: `lens.position()` is the clock. Gradients are as the caller has them.
+        """
+        if fn not in ("forward", "generate"):
+            raise InputError(f"fn={fn!r}: expected 'forward' or 'generate'.")
+        checked_settings(guidance_scale, temperature, top_k)
+        timeline = self._timeline(seconds)
+        guided = guidance_scale > 1
+
+        def inputs(listed: Sequence[Prompt], parts: Sequence[Tensor | None]) -> dict[str, Any]:
+            given = joined(parts)
+            encoded = text.encode(self._checked_texts(listed)[0], self.model, self.tokenizer)
+            if fn == "generate":
+                if given is not None:
+                    raise InputError("codes are for a forward: a generation makes its own.")
+                drawn = checked_seeds(seeds, len(listed))
+                sampling = self._sampling(drawn, guidance_scale, temperature, top_k)
+                return self._generation_inputs(encoded, guided, guidance_scale, sampling)
+            layout = Layout(tuple(range(len(listed))), len(listed), 2 if guided else 1, len(listed))
+            columns = self._columns(None if given is None else self._checked_codes(given, len(listed)), layout)
+            return {
+                "decoder_input_ids": columns.flatten(0, 1).repeat(layout.branches, 1),
+                **encoded.conditioning(guided),
+            }
+
+        @contextmanager
+        def guard() -> Iterator[None]:
+            with self._alone(), random_state(keep=fn == "forward" or seeds is not None):
+                yield
+
+        def forward(**ready: Any) -> Tensor:
+            return self.model(use_cache=False, **ready).logits.unflatten(0, (-1, self.config.n_codebooks))
+
+        def generate(**ready: Any) -> Tensor:
+            return passes.codes(self.model.generate, timeline, **ready)
+
+        given = () if not isinstance(prompts, str) and prompts is not None and not len(prompts) else (prompts,)
+        request = Request(2 if guided else 1, inputs, guard)
+        extra: dict[str, Any] = {} if codes is None else {"codes": codes}
+        return self._nnsight.trace(  # pyright: ignore[reportReturnType]
+            *given,
+            fn=generate if fn == "generate" else forward,
+            tracer_cls=LensTracer,
+            request=request,
+            **extra,
+        )
+
+    def site(self, name: str, layer: int | None = None, *, branch: Branch = "cond") -> SiteValue:
+        """A site inside a trace, by full name or by short name and layer: read or assign its `value`."""
+        found = places(self._family, self.config, name, layer)
+        if len(found) != 1:
+            raise InputError(f"{name!r} is a site of every block: give its layer, or its full name.")
+        checked_branch(branch)
+        site, tap = found[0], tap_of(self._family, found[0])
+        decoder = self._nnsight.get(self._family.decoder)
+        block = decoder if site.layer is None else decoder.layers[site.layer]
+        return SiteValue(site, tap, block.get(tap.module) if tap.module else block, self.config, branch)
+
+    def position(self) -> int:
+        """Inside a trace: the step at which the running forward starts."""
+        return clock(self._nnsight, self._family)
+
     def __repr__(self) -> str:
         config = self.config
         return (
@@ -349,6 +407,34 @@ class AudioLens:
             recorder=recorder,
             device=self.device,
         )
+
+    def _sampling(
+        self, seeds: Sequence[int] | None, guidance_scale: Real, temperature: Real, top_k: int | None
+    ) -> dict[str, Any]:
+        """How `generate` draws: transformers' own sampler, or one stream per row."""
+        if seeds is None:
+            own = {"temperature": float(temperature), "top_k": top_k or 0} if temperature > 0 else {}
+            return {"do_sample": temperature > 0, **own}
+        streams = RowStreams(seeds, self.config.n_codebooks, self.config.vocab_size)
+        sampler = RowSampler(streams, guidance_scale=float(guidance_scale), temperature=float(temperature), top_k=top_k)
+        return {"do_sample": False, "logits_processor": LogitsProcessorList([sampler])}
+
+    def _generation_inputs(
+        self, encoded: text.Text, guided: bool, guidance_scale: Real, sampling: dict[str, Any]
+    ) -> dict[str, Any]:
+        return {
+            "input_ids": encoded.ids,
+            **encoded.conditioning(guided),
+            "guidance_scale": float(guidance_scale),
+            **sampling,
+        }
+
+    def _checked_texts(
+        self, prompts: Prompt | Sequence[Prompt], rows: int | None = None
+    ) -> tuple[tuple[Prompt, ...], list[int]]:
+        """Prompts, one a row, and their lengths in tokens."""
+        listed = text.checked_prompts(prompts, rows)
+        return listed, text.lengths(listed, self.tokenizer, text.token_limit(self.model, self.tokenizer))
 
     def _recorder(self, reading: Reading, rows: int, timeline: Timeline) -> Recorder | None:
         found = places(self._family, self.config, reading.sites, reading.layers)

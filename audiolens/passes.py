@@ -5,8 +5,8 @@ Python's `random` in every block, and nnsight and the samplers from torch's.
 """
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -37,23 +37,27 @@ class _KeepColumns(StoppingCriteria):
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
+def codes(generate: Callable[..., Any], timeline: Timeline, **inputs: Any) -> Int[Tensor, "row codebook frame"]:
+    """The codes that a call of transformers' `generate` makes, whatever wraps the call."""
+    keeper = _KeepColumns(timeline.steps + 1)
+    with suppress(_Done):
+        generate(max_new_tokens=timeline.steps, stopping_criteria=StoppingCriteriaList([keeper]), **inputs)
+    columns = keeper.columns
+    if columns is None:
+        raise RuntimeError("transformers' generate made no column.")
+    return undelay(columns.unflatten(0, (-1, len(timeline.delays))), timeline.delays, timeline.frames)
+
+
 def generate(model: NNsight, run: Run, timeline: Timeline, **inputs: Any) -> Int[Tensor, "row codebook frame"]:
     """One batch of codes, drawn by transformers' `generate` under the run's plan."""
-    keeper = _KeepColumns(timeline.steps + 1)
-    inputs.update(max_new_tokens=timeline.steps, stopping_criteria=StoppingCriteriaList([keeper]))
-    try:
-        if run.idle:
-            # Nothing to serve: the bare model is as fast as a model can be.
-            bare: Any = model._module
-            bare.generate(**inputs)
-        else:
-            with model.trace(fn="generate", **inputs) as tracer:
-                run.generation(tracer, timeline.steps)
-    except _Done:
-        pass
-    columns = keeper.columns
-    assert columns is not None
-    return undelay(columns.unflatten(0, (-1, len(timeline.delays))), timeline.delays, timeline.frames)
+
+    def traced(**ready: Any) -> None:
+        with model.trace(fn="generate", **ready) as tracer:
+            run.generation(tracer, timeline.steps)
+
+    bare: Any = model._module
+    # With nothing to serve, the bare model is as fast as a model can be.
+    return codes(bare.generate if run.idle else traced, timeline, **inputs)
 
 
 def forward(model: NNsight, run: Run, **inputs: Any) -> Float[Tensor, "sequence step vocab"]:

@@ -14,10 +14,13 @@ from nnsight.intervention.batching import Batcher
 from torch import Tensor
 
 from audiolens.errors import InputError, InputTypeError
-from audiolens.text import BUCKET
+from audiolens.text import BUCKET, checked_prompts
 
 EXACT_ROWS = 16
 """Exact runs hold this many rows, padded with repeats, whatever was asked for."""
+
+IN_PLACE = "_audiolens_in_place"
+"""Marks an edited tensor whose rows go back into the tensor they were read from."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,17 @@ class RowBatcher(Batcher):
 
     def __init__(self, envoy: Any, kwargs: dict | None = None) -> None:
         super().__init__(envoy, kwargs)
-        self.branches = 2 if self.kwargs.get("guidance_scale", 1) > 1 else 1
+        self.request: Any = self.kwargs.get("request")
+        self.branches = self.request.branches if self.request is not None else 1
         self.codebooks = envoy.n_codebooks
+
+    def assemble(self, fn: Any) -> tuple:
+        """One call from the prompts and codes of every invoke; a plan of the lens's own comes ready-made."""
+        if self.request is None:
+            return super().assemble(fn)
+        prompts = [prompt for inputs, _ in self.invokes for prompt in checked_prompts(*inputs)]
+        codes = [kwargs.get("codes") for _, kwargs in self.invokes]
+        return (), self.request.inputs(prompts, codes)
 
     def _shape(self, tensor: Tensor) -> tuple[int, int] | None:
         """(branches, rows a row) of a batched tensor's first axis, or `None` if it is not batched."""
@@ -122,9 +134,7 @@ class RowBatcher(Batcher):
         start, size = group
         rows = tensor.unflatten(0, (branches, self.total * each))
         mine = rows.narrow(1, start * each, size * each)
-        if branches == 1:
-            return mine[0]
-        return mine.flatten(0, 1)
+        return mine[0] if branches == 1 else mine.flatten(0, 1)
 
     def _widen_tensor(self, full: Tensor, group: list, edited: Tensor) -> Tensor:
         shape = self._shape(full)
@@ -134,5 +144,9 @@ class RowBatcher(Batcher):
         start, size = group
         rows = full.unflatten(0, (branches, self.total * each))
         mine = edited.unflatten(0, (branches, size * each))
+        if getattr(edited, IN_PLACE, False):
+            # The block keeps this very tensor for its skip connection: another one would not reach it.
+            rows[:, start * each : (start + size) * each].copy_(mine)
+            return full
         before, after = rows[:, : start * each], rows[:, (start + size) * each :]
         return torch.cat([before, mine, after], dim=1).flatten(0, 1)

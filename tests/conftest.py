@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+# Before anything imports nnsight, which puts a method on `object` that beartype cannot hash.
+import beartype  # noqa: F401
 import pytest
 import torch
 

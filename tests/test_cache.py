@@ -38,9 +38,9 @@ def test_rows_and_seconds_slice_their_axes(cache):
 
 def test_projection_is_the_dot_product_with_the_unit_vector(cache):
     vectors = torch.randn(3, 48)
-    expected = torch.stack([cache["resid_post", l] @ vectors[l] / vectors[l].norm() for l in range(3)])
+    expected = torch.stack([cache["resid_post", layer] @ vectors[layer] / vectors[layer].norm() for layer in range(3)])
     torch.testing.assert_close(cache.project(vectors), expected)
-    torch.testing.assert_close(cache.project({l: vectors[l] for l in range(3)}), expected)
+    torch.testing.assert_close(cache.project(dict(enumerate(vectors))), expected)
 
 
 def test_a_saved_cache_comes_back_with_its_labels(cache, tmp_path: Path):

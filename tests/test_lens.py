@@ -54,7 +54,8 @@ def test_stereo_generate_is_transformers_own_to_the_bit(stereo_lens, guidance_sc
 def test_logits_are_the_bare_forward_to_the_bit(lens, branch):
     codes = torch.randint(0, 32, (3, 4, 15))
     text = lens.tokenizer(PROMPTS, padding=True, return_tensors="pt")
-    states = lens.model.text_encoder(**text).last_hidden_state
+    with torch.no_grad():
+        states = lens.model.text_encoder(**text).last_hidden_state
     pad = torch.full((3, 4, 1), 32)
     ids, _ = lens.model.decoder.build_delay_pattern_mask(
         torch.cat([pad, codes], -1).flatten(0, 1), pad_token_id=32, max_length=19

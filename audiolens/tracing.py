@@ -1,0 +1,141 @@
+"""nnsight's own trace with rows, branches and codebooks understood: for what the lens's verbs did not foresee.
+
+`lens.trace(prompts, codes=...)` opens it; `tracer.invoke(prompts, codes=...)` puts several into one run, each with
+its own rows; `lens.site(name).value` reads or assigns a site's value on these rows. `tracer.result` is the logits
+"row codebook step vocab" of a forward (branches one after the other under guidance), or the codes of a generation.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import CodeType
+from typing import Any
+
+import torch
+from einops import rearrange
+from nnsight import NNsight
+from nnsight.intervention.interleaver import Mediator
+from nnsight.intervention.tracer import InterleavingTracer
+from torch import Tensor
+
+from audiolens.errors import InputError
+from audiolens.families import Family, LensConfig
+from audiolens.rows import IN_PLACE, RowBatcher
+from audiolens.sites import Site
+from audiolens.text import Prompt, checked_prompts
+
+
+class Model(NNsight):
+    """The model's envoy tree, counting rows as the lens does."""
+
+    _batcher_class = RowBatcher
+
+    def __init__(self, module: Any, n_codebooks: int) -> None:
+        super().__init__(module)
+        self.n_codebooks = n_codebooks
+
+    def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
+        if inputs:
+            return len(checked_prompts(*inputs))
+        # The lens's own passes bring transformers' arguments and no prompts: one worker over the whole batch.
+        return 1 if "encoder_outputs" in kwargs else 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a trace runs: how its inputs are built, how many branches they have, and the guard around the run."""
+
+    branches: int
+    inputs: Callable[[Sequence[Prompt], Sequence[Tensor | None]], dict[str, Any]]
+    guard: Callable[[], AbstractContextManager[None]]
+
+
+class LensTracer(InterleavingTracer):
+    """nnsight's tracer, run under the lens's guard: one run at a time, random state put back."""
+
+    def execute(self, code: CodeType) -> None:
+        with self.kwargs["request"].guard():
+            super().execute(code)
+
+
+class SiteValue:
+    """A site inside a trace: `value` reads or assigns it, on the rows of this invoke and of one branch.
+
+    "row step ... feature"; `branch="both"` adds a leading branch axis. Values come in the model's order, and each
+    may be asked for once a forward. For gradients with respect to a value that is a part of the model's tensor (a
+    head site, a branch under guidance, one of several invokes), assign a leaf of your own and differentiate by it.
+    """
+
+    def __init__(self, site: Site, tap: Any, envoy: Any, config: LensConfig, branch: str) -> None:
+        self._site, self._tap, self._envoy, self._config, self._branch = site, tap, envoy, config, branch
+
+    @property
+    def value(self) -> Tensor:
+        served = self._served()
+        if self._branch == "cond" and self._batcher.branches == 1 and self._tap.layout != "heads":
+            # The model's own tensor and not a view of it: gradients can be asked for.
+            return self._part(served)
+        whole = self._rows(served)
+        return whole if self._branch == "both" else whole[self._half]
+
+    @value.setter
+    def value(self, changed: Tensor) -> None:
+        served = self._served()
+        whole = self._rows(served).clone()
+        expected = whole.shape if self._branch == "both" else whole[0].shape
+        if changed.shape != expected:
+            raise InputError(f"{self._site.name}: {tuple(changed.shape)} was assigned, expected {tuple(expected)}.")
+        whole[... if self._branch == "both" else self._half] = changed.to(whole.dtype)
+        flat = whole.flatten(0, 1)
+        if self._tap.layout == "heads":
+            flat = rearrange(flat, "row step head d_head -> row step (head d_head)")
+        if self._tap.in_place and not self._batcher.batching:
+            self._part(served).copy_(flat)
+            return
+        if self._tap.in_place:
+            setattr(flat, IN_PLACE, True)
+        item = self._tap.item
+        sent = flat if item is None else (*served[:item], flat, *served[item + 1 :])
+        if self._tap.port == "input":
+            self._envoy.input = sent
+        else:
+            self._envoy.output = sent
+
+    @property
+    def _batcher(self) -> RowBatcher:
+        return Mediator.current(self._site.name).interleaver.batcher
+
+    @property
+    def _half(self) -> int:
+        half = 0 if self._branch == "cond" else 1
+        if half >= self._batcher.branches:
+            raise InputError("branch='null' needs guidance: without it (guidance_scale=1) there is only 'cond'.")
+        return half
+
+    def _served(self) -> Any:
+        return self._envoy.input if self._tap.port == "input" else self._envoy.output
+
+    def _part(self, served: Any) -> Tensor:
+        return served if self._tap.item is None else served[self._tap.item]
+
+    def _rows(self, served: Any) -> Tensor:
+        value = self._part(served)
+        if self._tap.layout == "heads":
+            value = rearrange(value, "row step (head d) -> row step head d", head=self._config.n_heads)
+        return value.unflatten(0, (self._batcher.branches, -1))
+
+
+def clock(model: Model, family: Family) -> int:
+    """The position of the first step of the forward that is running, inside a trace."""
+    args, _ = model.get(family.decoder).get(family.clock).inputs
+    return int(args[1])
+
+
+def joined(codes: Sequence[Tensor | None]) -> Tensor | None:
+    """The codes of every invoke in one tensor; all must have them, of one length, or none."""
+    given = [part for part in codes if part is not None]
+    if not given:
+        return None
+    if len(given) != len(codes) or len({part.shape[-1] for part in given}) > 1:
+        raise InputError("several invokes in one run: give codes to all or none, of one number of frames.")
+    return torch.cat(given)
