@@ -335,6 +335,18 @@ def difference_in_means(
     )
 
 
+def orthogonalised(*directions: Directions) -> list[Directions]:
+    """Several directions made orthogonal to each other at every layer, one after the other (Gram-Schmidt).
+
+    The order matters: the first stays as it is, and each later one loses its part along those before it, so that
+    steering along it no longer steers along them.
+    """
+    made: list[Directions] = []
+    for one in directions:
+        made.append(one.orthogonal_to(*made) if made else one)
+    return made
+
+
 def _meta(lens: Any, reader: PoleReader, label: str) -> Provenance:
     return Provenance(
         model=lens.name,

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from sklearn.metrics import roc_auc_score
 from torch.nn.functional import cosine_similarity
 
 import audiolens as al
+from audiolens import estimators
 from audiolens.contrast import Contrast
+from audiolens.directions import orthogonalised
 from audiolens.errors import InputError, PromptError, SiteError
 from audiolens.interventions import Ablate, Add
-from audiolens.provenance import weights_hash
+from audiolens.provenance import Provenance, weights_hash
+from audiolens.reading import Samples
 
 FAST = ["a fast song", "fast piano", "the fast jazz with drums", "fast guitar and drums", "a bright fast song"]
 SLOW = [prompt.replace("fast", "slow") for prompt in FAST]
@@ -400,3 +404,48 @@ def test_vectors_that_are_not_finite_are_refused(directions: al.Directions) -> N
         al.Directions(directions.vectors, (0, 1), directions.residual_norms, directions.meta)
     with pytest.raises(InputError, match="expected different layers, ascending"):
         al.Directions(directions.vectors, (0, 2, 1), directions.residual_norms, directions.meta)
+
+
+# Several at once, and other estimators
+
+
+def test_orthogonalised_keeps_the_first_and_is_orthogonal_in_pairs(directions: al.Directions) -> None:
+    made = orthogonalised(directions, directions + directions.random_like(1), directions.random_like(2))
+    assert made[0] is directions
+    for i, one in enumerate(made):
+        for other in made[:i]:
+            torch.testing.assert_close(one.cosine(other), torch.zeros(3), atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def noisy() -> al.Directions:
+    """Samples whose poles differ along axis 0, with a louder axis 1 that says nothing about the pole."""
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randn(1, 40, 8, generator=generator) * torch.tensor([0.3, 5.0, 1, 1, 1, 1, 1, 1])
+    values = torch.cat([shared, shared], dim=1) + 0.3 * torch.randn(1, 80, 8, generator=generator)
+    labels = torch.arange(80) < 40
+    values[:, labels, 0] += 2.0
+    samples = Samples(values, labels, (0,), tuple(map(str, range(80))))
+    meta = Provenance(model="synthetic", weights="", n_layers=1, label="axis 0")
+    return al.Directions(samples.difference(), (0,), values.norm(dim=-1).mean(1), meta, samples=samples)
+
+
+@pytest.mark.parametrize("estimate", [estimators.principal_component, estimators.probe_weights])
+def test_estimators_find_the_planted_axis_and_keep_the_step(noisy: al.Directions, estimate: Any) -> None:
+    found = estimate(noisy)
+    assert float(found.unit()[0][0]) > 0.95
+    assert float(found.norms[0]) == pytest.approx(2.0, rel=0.1)
+    assert found.meta.estimator != noisy.meta.estimator
+    assert found.meta.label == "axis 0"
+
+
+def test_estimators_say_what_they_need(noisy: al.Directions) -> None:
+    with pytest.raises(InputError, match="keep_samples=True"):
+        estimators.probe_weights(-noisy)
+    with pytest.raises(InputError, match="penalty=0"):
+        estimators.probe_weights(noisy, penalty=0)
+    samples = noisy.samples
+    assert samples is not None
+    odd = replace(samples, values=samples.values[:, 1:], labels=samples.labels[1:])
+    with pytest.raises(InputError, match="39 positive and 40 negative prompts"):
+        estimators.principal_component(replace(noisy, samples=odd))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import audiolens as al
+from audiolens import schedules
 from audiolens.errors import InputError, SiteError
 from audiolens.interventions import Ablate, Add, Clamp
 from audiolens.provenance import Provenance
@@ -222,3 +223,32 @@ def test_what_is_not_there_to_steer_with_is_refused(lens: Any, directions: al.Di
         lens.generate(PROMPTS, SECONDS, interventions=al.steer(wide, layer=0))
     with pytest.raises(InputError, match="2 values of strength for 3 rows"):
         lens.generate(PROMPTS, SECONDS, interventions=al.steer(directions, layer=0, strength=[1.0, 2.0]))
+
+
+def test_schedules_start_stop_and_bend_where_they_say() -> None:
+    line, ease = schedules.linear(1.0, 3.0, 0.0, 2.0), schedules.cosine(1.0, 3.0, 0.0, 2.0)
+    for ramp in (line, ease):
+        assert [ramp(seconds) for seconds in (0.0, 1.0, 3.0, 9.0)] == pytest.approx([0.0, 0.0, 2.0, 2.0])
+        assert ramp(2.0) == pytest.approx(1.0)
+    assert line(1.5) == pytest.approx(0.5)
+    assert ease(1.5) < line(1.5)
+    fade = schedules.exponential(0.5)
+    assert [fade(seconds) for seconds in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.25])
+    assert schedules.exponential(0.5, start=0.0, stop=1.0)(0.5) == pytest.approx(0.5)
+    for schedule, times in (
+        (schedules.linear, (2.0, 1.0)),
+        (schedules.cosine, (0.0, math.nan)),
+        (schedules.exponential, (0.0,)),
+    ):
+        with pytest.raises(InputError, match="expected"):
+            schedule(*times)
+
+
+def test_a_ramp_reaches_the_residual_stream(lens: Any, directions: al.Directions) -> None:
+    codes = torch.zeros(3, 4, 12, dtype=torch.long)
+    steered = al.steer(directions, "one-to-one", layer=2, schedule=schedules.linear(0.2, 0.4))
+    _, bare = lens.run_with_cache(PROMPTS, codes, layers=[2])
+    _, changed = lens.run_with_cache(PROMPTS, codes, layers=[2], interventions=steered)
+    moved = (changed["resid_post", 2] - bare["resid_post", 2])[0] @ directions[2] / directions[2].norm() ** 2
+    expected = torch.tensor([min(max((step / 25 - 0.2) / 0.2, 0.0), 1.0) for step in range(15)])
+    torch.testing.assert_close(moved, expected, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,48 @@
+"""Schedules: how a strength changes over a clip, as functions of the time in seconds.
+
+`steer(..., schedule=linear(0.0, 2.0))`. Any function of seconds will do; these are the usual ones. The clock is the
+clip's own time, the same for every row and layer.
+"""
+
+import math
+from collections.abc import Callable
+
+from audiolens.errors import InputError
+
+Schedule = Callable[[float], float]
+
+
+def linear(from_seconds: float, to_seconds: float, start: float = 0.0, stop: float = 1.0) -> Schedule:
+    """A straight line from `start` to `stop` between two times, level before and after."""
+    return _ramp(from_seconds, to_seconds, start, stop, lambda share: share)
+
+
+def cosine(from_seconds: float, to_seconds: float, start: float = 0.0, stop: float = 1.0) -> Schedule:
+    """As `linear`, easing in and out along half a cosine."""
+    return _ramp(from_seconds, to_seconds, start, stop, lambda share: (1 - math.cos(math.pi * share)) / 2)
+
+
+def exponential(half_life_seconds: float, start: float = 1.0, stop: float = 0.0) -> Schedule:
+    """From `start` at the beginning of the clip towards `stop`, half of what is left in every half-life."""
+    _finite(half_life_seconds=half_life_seconds, start=start, stop=stop)
+    if half_life_seconds <= 0:
+        raise InputError(f"half_life_seconds={half_life_seconds}: expected more than 0.")
+    return lambda seconds: stop + (start - stop) * 0.5 ** (seconds / half_life_seconds)
+
+
+def _ramp(from_seconds: float, to_seconds: float, start: float, stop: float, ease: Schedule) -> Schedule:
+    _finite(from_seconds=from_seconds, to_seconds=to_seconds, start=start, stop=stop)
+    if not 0 <= from_seconds < to_seconds:
+        raise InputError(f"a ramp from {from_seconds} to {to_seconds} seconds: expected 0 <= from < to.")
+
+    def factor(seconds: float) -> float:
+        share = min(max((seconds - from_seconds) / (to_seconds - from_seconds), 0.0), 1.0)
+        return start + (stop - start) * ease(share)
+
+    return factor
+
+
+def _finite(**values: float) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise InputError(f"{name}={value}: expected a finite number.")
