@@ -52,7 +52,7 @@ $(STAMP): pyproject.toml constraints.txt
 study: $(STAMP)
 	@for concept in tempo timbre; do \
 	  echo "==> Steering $$concept on étude"; \
-	  $(BIN)/audiolens study $$concept --out $(OUT)/$$concept; \
+	  $(BIN)/audiolens study $$concept --out $(OUT)/$$concept --overwrite; \
 	done
 	@echo '==> Results: open $(OUT)/tempo/index.html and $(OUT)/timbre/index.html in a browser'
 
