@@ -382,6 +382,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
         ({"position": (0.2, 2.0)}, InputError, "ends after the clips"),
         ({"site": "resid_pots"}, SiteError, "Did you mean 'resid_post'"),
         ({"site": "attn.z"}, InputError, "one vector a head"),
+        ({"site": ["resid_post", "mlp_out"]}, InputError, "expected one site"),
         ({"site": "ln_final.normalized"}, InputError, "stands in no block"),
         ({"layers": [1, 9]}, SiteError, "layer 9 does not exist: this model has layers 0 to 2"),
         ({"branch": "neither"}, InputError, "expected 'cond', 'null' or 'both'"),
