@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ CHUNK = 8
 _codec: Any = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Heard:
     """A batch as sound and as numbers: one row of `frame` per clip, in order."""
 
@@ -68,6 +68,9 @@ class Listener(AbstractContextManager["Listener"]):
                 initargs=(type(codec), codec.config, state) if self.on_cpu else (),
                 env={"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
             )
+            # Workers take seconds to start: begin before there is something to hear.
+            for _ in range(self.n_jobs):
+                self._pool.submit(_start_measuring)
 
     def hear(self, codes: Tensor, baseline: Heard | None) -> Future[Heard]:
         """Sound and measures of `codes`; `failed` and its grounds beside the same rows of `baseline`.
@@ -100,6 +103,11 @@ def _start(codec_class: Any = None, config: Any = None, state: dict[str, Tensor]
         _codec.load_state_dict(state)
 
 
+def _start_measuring() -> None:
+    """Load what measuring loads on first use."""
+    measure.table(np.random.default_rng(0).normal(0, 0.1, (1, 1, 16_000)), 16_000)
+
+
 def _hear(
     codes: np.ndarray, audio: np.ndarray | None, baseline: Heard | None, measures: list[str], config: Any
 ) -> Heard:
@@ -111,8 +119,6 @@ def _hear(
     # A codec can burst where it was pushed far from its training data: such a clip is measured as the silence it is
     # worth, not refused.
     audio = np.where(np.isfinite(audio).all(axis=(1, 2), keepdims=True), audio, 0.0).astype(np.float32)
-    ours = SimpleNamespace(codes=codes, audio=audio, sample_rate=config.sample_rate)
-    heard = measure.table(audio, config.sample_rate, measures=measures)
+    ours = Heard(codes, audio, measure.table(audio, config.sample_rate, measures=measures), config.sample_rate)
     lost = measure.failures(ours, ours if baseline is None else baseline)
-    frame = pd.concat([heard, lost], axis=1)
-    return Heard(codes, audio, frame, config.sample_rate)
+    return replace(ours, frame=pd.concat([ours.frame, lost], axis=1))

@@ -114,9 +114,7 @@ def outcomes(response: pd.DataFrame, sets: PromptSet, choice: Choice) -> tuple[O
         strength = sign * choice.strength
         here = response[response["strength"] == strength]
         steered = here[here["kind"] == "steered"].iloc[0]
-        ranks = {
-            kind: _rank(steered["effect"], here[here["kind"] == kind], sign) for kind in ("random", "shuffled")
-        }
+        ranks = {kind: _rank(steered["effect"], here[here["kind"] == kind], sign) for kind in ("random", "shuffled")}
         prompted = response[(response["kind"] == "prompted") & (response["pole"] == pole)]
         opposed = here[here["kind"] == "opposed"]
         found.append(

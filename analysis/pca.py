@@ -128,7 +128,7 @@ def fit(
             raise InputError(f"the activations of block {layer} are the same in every row: nothing varies.")
         model = PCA(n_kept, svd_solver="full").fit(rows)
         projected = model.transform(rows)
-        samples = silhouette_samples(projected, names)
+        samples = np.asarray(silhouette_samples(projected, names))
         scores.append(projected)
         explained.append(model.explained_variance_ratio_)
         silhouettes.append(samples.mean())

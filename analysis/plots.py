@@ -38,7 +38,7 @@ NAMES: Mapping[str, str] = {
     "pitch": "register (pitch)",
     "mode": "mode",
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.spines.top": False,
@@ -139,7 +139,7 @@ def layers(scan: pd.DataFrame, measured: str, *, chosen: Mapping[str, Any] | Non
     """
     strategies = list(dict.fromkeys(scan["strategy"]))
     with styled():
-        figure = Figure(figsize=(3.6 * len(strategies) + 0.8, 3.5), layout="constrained")
+        figure = Figure(figsize=(3.6 * len(strategies) + 0.8, 3.8), layout="constrained")
         panels = np.atleast_1d(figure.subplots(1, len(strategies), sharey=True))
         for axes, strategy in zip(panels, strategies, strict=True):
             mine = scan[scan["strategy"] == strategy]
@@ -156,7 +156,7 @@ def layers(scan: pd.DataFrame, measured: str, *, chosen: Mapping[str, Any] | Non
             axes.set_title(strategy)
             axes.set_xlabel("block" if strategy == "one-to-one" else "block the direction was read at")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.legend(title="strength", ncols=2, title_fontsize=8)
+            axes.legend(title="strength", ncols=4, title_fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17))
             if chosen and chosen["strategy"] == strategy:
                 axes.axvspan(chosen["layer"] - 0.35, chosen["layer"] + 0.35, color=GREEN, alpha=0.15, linewidth=0)
                 axes.annotate(
@@ -194,7 +194,17 @@ def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> F
                 mine["strength"], mine["effect"], yerr=np.nan_to_num(error), color=colour, linewidth=1.6,
                 elinewidth=1, capsize=3, zorder=4,
             )  # fmt: skip
-            _points(upper, mine["strength"], mine["effect"], mine["failed"], colour, marker, 1.0, "steered", size=6)
+            _points(
+                upper,
+                mine["strength"],
+                mine["effect"],
+                mine["failed"],
+                colour,
+                marker,
+                1.0,
+                f"steered {strategy}",
+                size=6,
+            )
             upper.axhline(0, color=BLACK, linewidth=0.8)
             where = "added at" if strategy == "one-to-one" else "read at"
             upper.set_title(f"{strategy}, {where} block {layer}")
@@ -271,7 +281,7 @@ def norms(table: pd.DataFrame) -> Figure:
 def strengths(table: pd.DataFrame, measured: str) -> Figure:
     """Effect against strength of a sweep's conditions: a line per strategy and layer, where its labels say these."""
     with styled():
-        figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+        figure = Figure(figsize=(6.6, 3.8), layout="constrained")
         axes = figure.add_subplot()
         for place, (name, mine) in enumerate(lines(table)):
             colour, marker = SEVERAL[place % len(SEVERAL)]
@@ -282,7 +292,7 @@ def strengths(table: pd.DataFrame, measured: str) -> Figure:
         axes.set_xlabel("strength [differences of means]")
         axes.set_ylabel(change_of(measured))
         _percent(axes)
-        axes.legend()
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
@@ -296,12 +306,12 @@ def lines(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield "steered", mine.sort_values("strength")
         return
     for values, group in mine.groupby(labels, sort=False):
-        named = [
-            f"block {int(value)}" if label == "layer" else f"{label} {value}" if label == "draw" else str(value)
-            for label, value in zip(labels, values, strict=True)
-            if not pd.isna(value)
-        ]
+        named = [_told(label, value) for label, value in zip(labels, list(values), strict=True) if value == value]
         yield ", ".join(named), group.sort_values("strength")
+
+
+def _told(label: str, value: Any) -> str:
+    return f"block {int(value)}" if label == "layer" else f"{label} {value}" if label == "draw" else str(value)
 
 
 def _points(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from analysis.sweep import BASELINE, Condition
 from audiolens.directions import Directions
 from audiolens.errors import InputError
 from audiolens.interventions import Branch
-from audiolens.steering import steer
+from audiolens.steering import Strategy, steer
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Choice:
         candidates: how many were compared. The more, the more `span` flatters.
     """
 
-    strategy: str
+    strategy: Strategy
     layer: int
     strength: float
     span: float
@@ -50,7 +50,7 @@ class Choice:
 
 
 def conditions(
-    directions: Directions, strengths: Mapping[str, Sequence[float]], branch: Branch = "both"
+    directions: Directions, strengths: Mapping[Strategy, Sequence[float]], branch: Branch = "both"
 ) -> list[Condition]:
     """The baseline, and every strategy at every block with every strength and both signs.
 
@@ -82,11 +82,12 @@ def choose(scan: pd.DataFrame, strategy: str | None = None) -> Choice:
     """
     mine = scan[scan["strategy"].notna()] if strategy is None else scan[scan["strategy"] == strategy]
     found = []
-    for (name, layer, amount), pair in mine.groupby([mine["strategy"], mine["layer"], mine["strength"].abs()]):
+    for key, pair in mine.groupby([mine["strategy"], mine["layer"], mine["strength"].abs()]):
+        name, layer, amount = cast(tuple[Any, Any, Any], key)
         up, down = (pair[pair["strength"] * sign > 0].iloc[0] for sign in (1, -1))
         span = (1 + up["effect"]) / max(1 + down["effect"], 1e-6)
         lost = float(max(up["failed"], down["failed"]))
-        found.append((str(name), int(layer), float(amount), float(span), lost))
+        found.append((name, int(layer), float(amount), float(span), lost))
     if not found:
         raise InputError("the scan holds no steered condition: nothing to choose from.")
     sound = [item for item in found if item[4] <= MOST_FAILED]

@@ -76,7 +76,7 @@ def components(result: PCAResult) -> go.Figure:
                 "method": "update",
                 "label": str(layer),
                 "args": [
-                    {"visible": [i // len(poles) == place for i in range(len(figure.data))]},
+                    {"visible": [i // len(poles) == place for i in range(len(poles) * len(result.layers))]},
                     {
                         "title.text": f"block {layer}: silhouette {result.silhouettes[place]:.2f}",
                         "xaxis.title.text": titles[0],

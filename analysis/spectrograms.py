@@ -35,7 +35,7 @@ def one(samples: np.ndarray, sample_rate: int, title: str = "", axes: Axes | Non
             vmax=0,
             extent=(0, seconds, 0, len(level)),
         )
-        ticks = [hertz for hertz in (125, 250, 500, 1000, 2000, 4000, 8000) if hertz <= sample_rate / 2]
+        ticks = [hertz for hertz in (500, 1000, 2000, 4000, 8000) if hertz <= sample_rate / 2]
         edges = librosa.mel_frequencies(len(level) + 2, fmin=0.0, fmax=sample_rate / 2)
         target.set_yticks(np.interp(ticks, edges, np.arange(len(edges)) - 0.5), [f"{t / 1000:g}" for t in ticks])
         target.grid(False)

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import outcome, pca, scan, similarity, sweep
+from analysis.listening import Listener
 from analysis.outcome import Outcome
 from analysis.pca import PCAResult
 from analysis.scan import Choice
@@ -26,7 +27,9 @@ from analysis.statistics import Monotonicity
 from audiolens.directions import Directions, difference_in_means
 from audiolens.errors import InputError, nearest, shortened
 from audiolens.interventions import Branch
+from audiolens.measure import MEASURES
 from audiolens.prompts import PromptSet, concepts, load
+from audiolens.steering import Strategy
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -71,7 +74,7 @@ class Settings:
     development_seeds: int = 2
     test: int = 8
     test_seeds: int = 4
-    strengths: Mapping[str, tuple[float, ...]] = field(
+    strengths: Mapping[Strategy, tuple[float, ...]] = field(
         default_factory=lambda: {"one-to-one": (1.0, 2.0), "one-to-all": (0.25, 0.5)}
     )
     n_random: int = 5
@@ -177,9 +180,10 @@ class Study:
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False, command: str = "") -> Path:
         """Write tables, figures, sound, directions and the page; see `analysis.report`."""
+        from analysis import folder as folders
         from analysis import report
 
-        with report.fresh_folder(folder, overwrite=overwrite) as work:
+        with folders.fresh(folder, overwrite=overwrite) as work:
             report.write(self, work, command=command)
         return Path(folder)
 
@@ -246,6 +250,7 @@ def run(
         InputError: before the model runs: for an unknown concept, a folder that exists or cannot be written, or
             settings out of range.
     """
+    from analysis import folder as folders
     from analysis import report
 
     sets = prompts_of(concept)
@@ -253,7 +258,7 @@ def run(
     _check(lens, sets, chosen)
     if out is None:
         return _run(lens, sets, chosen, progress, tell)
-    with report.fresh_folder(out, overwrite=overwrite) as work:
+    with folders.fresh(out, overwrite=overwrite) as work:
         study = _run(lens, sets, chosen, progress, tell)
         started = time.perf_counter()
         report.write(study, work, command=command)
@@ -261,12 +266,22 @@ def run(
     return study
 
 
-def _run(
-    lens: AudioLens, sets: PromptSet, settings: Settings, progress: bool, tell: Callable[[str], None]
+def _run(lens: AudioLens, sets: PromptSet, settings: Settings, progress: bool, tell: Callable[[str], None]) -> Study:
+    _tell_plan(lens, sets, settings, tell)
+    with Listener(lens, tuple(MEASURES), settings.n_jobs) as listener:
+        return _stages(lens, sets, settings, listener, progress, tell)
+
+
+def _stages(
+    lens: AudioLens,
+    sets: PromptSet,
+    settings: Settings,
+    listener: Listener,
+    progress: bool,
+    tell: Callable[[str], None],
 ) -> Study:
     clock = _Clock()
     measured = MEASURED[sets.concept]
-    _tell_plan(lens, sets, settings, tell)
     with clock.stage("directions"):
         directions = difference_in_means(
             lens,
@@ -286,7 +301,7 @@ def _run(
         cosines = similarity.cosine_map(directions)
         components = _components(directions, sets)
     making = {"seconds": settings.seconds, **settings.sampling, "batch_size": settings.batch_size,
-              "n_jobs": settings.n_jobs}  # fmt: skip
+              "listener": listener}  # fmt: skip
     with clock.stage("scan"):
         tried = sweep.run(
             lens,

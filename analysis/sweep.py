@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -171,6 +172,7 @@ def run(
     measures: Sequence[str] = tuple(measure.MEASURES),
     batch_size: int = 64,
     n_jobs: int | None = None,
+    listener: Listener | None = None,
     keep_audio: Callable[[Condition, Clip], bool] | None = None,
     progress: str | None = None,
 ) -> SweepResult:
@@ -185,6 +187,7 @@ def run(
         batch_size: most rows of a batch. The rows of each batch follow from the arguments alone.
         n_jobs: processes that decode and measure while the next batch is generated; 0 is none, `None` is one
             where there is a core for it. The table does not depend on it.
+        listener: one that is already there, for several sweeps; it then says what is measured, and by whom.
         keep_audio: which rows' sound the result keeps (default: none).
         progress: the label of a progress bar; `None` shows none.
     """
@@ -205,7 +208,8 @@ def run(
         bar.update(len(batch))
 
     waiting: list[tuple[list[tuple[Condition, int]], Future[Heard]]] = []
-    with Listener(lens, measures, n_jobs) as listener, bar:
+    hearing = nullcontext(listener) if listener is not None else Listener(lens, measures, n_jobs)
+    with hearing as ear, bar:
         for batch in todo.batches:
             made = lens.generate(
                 [_asked(condition, todo.clips[clip][0]) for condition, clip in batch],
@@ -222,7 +226,7 @@ def run(
             while len(waiting) > 1 or (steered and waiting and len(baselines) < len(todo.clips)):
                 collect(waiting[0][0], waiting.pop(0)[1].result())
             reference = _reference(batch, baselines) if steered else None
-            waiting.append((batch, listener.hear(made.codes, reference)))
+            waiting.append((batch, ear.hear(made.codes, reference)))
         for batch, heard in waiting:
             collect(batch, heard.result())
     table = pd.concat(frames, ignore_index=True)
@@ -234,7 +238,7 @@ def run(
         "top_k": top_k,
         "batch_size": batch_size,
     }
-    return SweepResult(table, tuple(measures), settings, lens.config.sample_rate, audio)
+    return SweepResult(table, tuple(ear.measures), settings, lens.config.sample_rate, audio)
 
 
 def clips_per_second(lens: AudioLens, prompt: str, seconds: float, batch_size: int = 64) -> float:
@@ -263,7 +267,7 @@ def merge(conditions: Sequence[Condition], n_layers: int) -> Iterator[Interventi
         for step in condition.interventions:
             if not _plain(step):
                 continue
-            vector = float(step.strength) * torch.as_tensor(step.vector)
+            vector = torch.as_tensor(step.strength) * torch.as_tensor(step.vector)
             for layer in _layers(step, n_layers):
                 rows = added.setdefault((step.site, layer, step.branch, step.seconds), {})
                 rows[row] = rows[row] + vector if row in rows else vector

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from analysis import plots, spectrograms
+from analysis.folder import STUDY
 from analysis.report import page
-from analysis.report.folder import FORMAT
 from analysis.sweep import BASELINE
 from audiolens.provenance import versions
 
@@ -46,8 +46,8 @@ class Sound:
 
     @property
     def file(self) -> str:
-        """Sorts by pair, then from the negative pole to the positive."""
-        return f"{self.pair}_{_slug(self.prompt)}_seed{self.seed}_{_slug(self.label)}.wav"
+        label = self.label.replace(" +", " plus ").replace(" -", " minus ")
+        return f"{self.pair}_{_slug(self.prompt)}_seed{self.seed}_{_slug(label)}.wav"
 
 
 def write(study: Study, folder: Path, *, command: str = "") -> None:
@@ -76,11 +76,11 @@ def write(study: Study, folder: Path, *, command: str = "") -> None:
 
 def sounds(study: Study) -> list[Sound]:
     """The kept clips in the order they are shown: by pair, from the negative pole to the positive, then the words."""
-    labels = study.response.set_index("condition")
+    labels = {row["condition"]: row for row in study.response.to_dict("records")}
     pairs = list(dict.fromkeys((prompt, seed) for _, prompt, seed in study.sounds))
     found = []
     for (condition, prompt, seed), samples in study.sounds.items():
-        told = labels.loc[condition]
+        told = labels[condition]
         rank = float(told["strength"]) if told["kind"] != "prompted" else np.inf
         if told["kind"] == "prompted":
             label = f"asked for {told['pole']}"
@@ -169,7 +169,7 @@ def summary(study: Study, command: str) -> dict[str, Any]:
     """What `summary.json` holds: plain values, with null where nothing could be measured."""
     return _plain(
         {
-            "format": FORMAT,
+            "format": STUDY,
             "concept": study.concept,
             "poles": study.poles,
             "model": study.model,
@@ -202,4 +202,4 @@ def _plain(value: Any) -> Any:
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9.+-]+", "-", text.lower()).strip("-")[:48]
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")[:48]

@@ -1,0 +1,369 @@
+"""The `audiolens` command: studies, steered clips, directions, measures and models, without writing Python.
+
+Nothing heavy is imported before a command needs it, so help appears at once. Whatever audiolens refuses ends in one
+line on stderr and exit code 2; anything else is a bug and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from audiolens.errors import AudioLensError, InputError
+
+if TYPE_CHECKING:
+    from audiolens import AudioLens
+    from audiolens.interventions import Intervention
+
+app = typer.Typer(
+    name="audiolens",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Open a text-to-music model, find where a musical concept lives, and turn it up or down while it plays.\n\n"
+    "Start with `audiolens study tempo`: it runs offline on the bundled model, **étude**, in a few minutes.",
+)
+
+
+class _Read(TyperGroup):
+    """`audiolens directions tempo` is `audiolens directions tempo`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        known = args[0] in self.commands or args[0].startswith("-")
+        return super().resolve_command(ctx, args if known else ["read", *args])
+
+
+directions_app = typer.Typer(
+    cls=_Read,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Read a concept's directions (`audiolens directions tempo -o tempo.safetensors`), or `show` a file of them.",
+)
+app.add_typer(directions_app, name="directions")
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="`etude` (bundled), a folder, or a hub name like facebook/musicgen-small.")
+]
+Force = Annotated[bool, typer.Option("--force", "--overwrite", help="Replace a result that is there already.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
+_STEER = re.compile(r"^(?P<file>.+?):(?P<strength>[^:]+)$")
+
+
+@app.command()
+def study(
+    concept: Annotated[str, typer.Argument(help="tempo, timbre, density or register.")],
+    model: Model = "etude",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write [default: study-CONCEPT].")] = None,
+    full: Annotated[
+        bool, typer.Option("--full/--quick", help="All controls and more prompts, or done in five minutes.")
+    ] = False,
+    seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
+    seed: Annotated[int, typer.Option(help="Shifts every seed: another one is an independent repetition.")] = 0,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """The whole experiment: from a concept to what steering along its direction does, as a folder with a page.
+
+    Directions are read at every block and compared; steering is tried at every block on development prompts; the best
+    is reported on test prompts beside random directions and beside asking in words.
+
+    Examples:
+
+        audiolens study tempo
+
+        audiolens study timbre --out runs/timbre --force
+
+        audiolens study tempo --full --model facebook/musicgen-small
+    """
+    from analysis import folder
+    from analysis import study as studies
+
+    target = out or Path(f"study-{concept}")
+    sets = studies.prompts_of(concept)
+    folder.check(target, overwrite=force)
+    changes: dict[str, Any] = {"seconds": seconds, "seed": seed}
+    settings = studies.Settings.full(**changes) if full else studies.Settings(**changes)
+    lens = _open(model)
+    found = studies.run(
+        lens,
+        sets,
+        target,
+        settings=settings,
+        overwrite=force,
+        progress=not as_json,
+        tell=lambda line: typer.echo(line, err=True),
+        command=_command(),
+    )
+    if as_json:
+        typer.echo((target / "summary.json").read_text("utf-8"))
+        return
+    typer.echo(f"\n{found.finding}\n\n{target / 'index.html'} shows it; the clips are in {target / 'audio'}.")
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts, each in quotes.")],
+    steer: Annotated[
+        list[str] | None,
+        typer.Option("--steer", "-s", help="FILE:STRENGTH, e.g. tempo.safetensors:+1.0. May be given several times."),
+    ] = None,
+    layer: Annotated[int | None, typer.Option(help="Whose block's direction [default: the middle one's].")] = None,
+    strategy: Annotated[str, typer.Option(help="one-to-one, one-to-all or all-to-all.")] = "one-to-all",
+    branch: Annotated[str, typer.Option(help="Which half of the guidance is steered: cond, null or both.")] = "both",
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Write the unsteered clips of the same seeds too.")
+    ] = False,
+    seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
+    seed: Annotated[int, typer.Option(help="Of the first prompt; the next takes the next.")] = 0,
+    guidance: Annotated[float, typer.Option(help="How closely the prompt is followed; 1 is no guidance.")] = 3.0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the WAVs.")] = Path("clips"),
+    model: Model = "etude",
+    as_json: Json = False,
+) -> None:
+    """Generate clips, steered or not. The same prompt and seed always give the same clip.
+
+    Examples:
+
+        audiolens generate "a little tune with drums" -o tune
+
+        audiolens generate "a little tune with drums" --steer study-tempo/directions.safetensors:+0.5 --baseline
+    """
+    from analysis import folder
+
+    todo = [_steering(text) for text in steer or []]
+    folder.check(out)
+    lens = _open(model)
+    steps = [step for part in todo for step in _placed(part, lens, layer, strategy, branch)]
+    made: dict[str, Any] = {
+        "seconds": seconds,
+        "seeds": list(range(seed, seed + len(prompts))),
+        "guidance_scale": guidance,
+    }
+    with folder.fresh(out) as work:
+        clips = lens.generate(prompts, interventions=steps, **made)
+        if baseline and steps:
+            lens.generate(prompts, **made).save(work / "baseline")
+            clips.save(work / "steered")
+        else:
+            clips.save(work)
+    written = sorted(str(path) for path in out.rglob("*.wav"))
+    typer.echo(json.dumps(written) if as_json else "\n".join(written))
+
+
+@directions_app.command("read")
+def directions_read(
+    concept: Annotated[str, typer.Argument(help="A bundled concept, or a .csv, .json or .toml file of prompts.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("directions.safetensors"),
+    model: Model = "etude",
+    position: Annotated[str, typer.Option(help="mean, first or last.")] = "mean",
+    branch: Annotated[str, typer.Option(help="Which half of the guidance is read: cond, null or both.")] = "cond",
+    seconds: Annotated[float, typer.Option(help="Length of the clips generated for reading.")] = 2.0,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Read a concept's direction at every block (difference of means), into a safetensors file.
+
+    Examples:
+
+        audiolens directions tempo -o tempo.safetensors
+
+        audiolens directions my-prompts.csv -o mine.safetensors
+    """
+    from audiolens import difference_in_means
+    from audiolens import prompts as sets_of
+
+    if out.exists() and not force:
+        raise InputError(f"{out} exists: choose another file, or replace it with --force.")
+    sets = sets_of.from_file(concept) if Path(concept).suffix else sets_of.load(concept)
+    lens = _open(model)
+    found = difference_in_means(
+        lens,
+        sets.positive,
+        sets.negative,
+        position=position,  # pyright: ignore[reportArgumentType]  # checked there
+        branch=branch,  # pyright: ignore[reportArgumentType]
+        seconds=seconds,
+        label=sets.concept,
+        progress=not as_json,
+    )
+    found.save(out)
+    _show(found, out, as_json)
+
+
+@directions_app.command("show")
+def directions_show(file: Annotated[Path, typer.Argument(help="A directions file.")], as_json: Json = False) -> None:
+    """What a directions file holds: model, place, prompts, and the evidence at every block."""
+    from audiolens import Directions
+
+    _show(Directions.load(file), file, as_json)
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """The models there are: what is on this disk works offline; any other hub name or folder of the family will do."""
+    from audiolens.loading import BUNDLED, HUB
+
+    rows = [
+        {"model": name, "kind": "bundled", "here": (folder / "config.json").is_file()}
+        for name, folder in BUNDLED.items()
+    ] + [{"model": name, "kind": "hub", "here": _downloaded(name)} for name in HUB]
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    _table([{**row, "here": "ready, works offline" if row["here"] else "not on this disk"} for row in rows])
+
+
+@app.command()
+def measure(files: Annotated[list[Path], typer.Argument(help="Sound files.")], as_json: Json = False) -> None:
+    """What is heard in sound files: tempo, onset rate, brightness, loudness, register, mode.
+
+    Example:
+
+        audiolens measure clips/*.wav
+    """
+    from audiolens import measure as measures
+
+    rows = []
+    for file in files:
+        samples, sample_rate = _sound(file)
+        try:
+            values = measures.table(samples, sample_rate).iloc[0].to_dict()
+        except ValueError as error:
+            raise InputError(f"{file}: {error}") from None
+        rows.append({"file": str(file), **values})
+    if as_json:
+        typer.echo(json.dumps([{key: _null(value) for key, value in row.items()} for row in rows]))
+        return
+    units = {name: f"{name} [{unit}]" if unit else name for name, unit in measures.UNITS.items()}
+    _table([{units.get(key, key): _cell(value) for key, value in row.items()} for row in rows])
+
+
+def main() -> None:
+    """Run the command line: one line and exit code 2 for what audiolens refuses, a traceback for bugs."""
+    try:
+        app()
+    except AudioLensError as error:
+        _refuse(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _refuse(f"{error.filename}: {error.strerror or error}.")
+    except KeyboardInterrupt:
+        typer.echo("Stopped; nothing was written.", err=True)
+        sys.exit(130)
+
+
+def _refuse(message: str) -> None:
+    typer.echo(f"audiolens: {' '.join(message.split())}", err=True)
+    sys.exit(2)
+
+
+def _open(model: str) -> AudioLens:
+    import logging
+
+    # Their notes on configurations that audiolens wrote or checks itself would bury the one line that matters.
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    from audiolens import AudioLens
+
+    return AudioLens.from_pretrained(model)
+
+
+def _steering(text: str) -> tuple[Path, float]:
+    """FILE:STRENGTH as its parts."""
+    parts = _STEER.match(text)
+    if parts is None:
+        raise InputError(f"--steer {text!r}: expected FILE:STRENGTH, such as tempo.safetensors:+1.0.")
+    try:
+        strength = float(parts["strength"])
+    except ValueError:
+        raise InputError(f"--steer {text!r}: {parts['strength']!r} is not a number.") from None
+    if not abs(strength) < float("inf"):
+        raise InputError(f"--steer {text!r}: the strength is {strength}; expected a finite number.")
+    file = Path(parts["file"])
+    if not file.is_file():
+        raise InputError(f"--steer {text!r}: {file}: no such file. `audiolens directions read` writes one.")
+    return file, strength
+
+
+def _placed(
+    part: tuple[Path, float], lens: AudioLens, layer: int | None, strategy: str, branch: str
+) -> list[Intervention]:
+    from audiolens import Directions
+    from audiolens import steer as place
+
+    file, strength = part
+    found = Directions.load(file, lens=lens)
+    where: dict[str, Any] = {}
+    if strategy != "all-to-all":
+        where["layer"] = found.layers[len(found.layers) // 2] if layer is None else layer
+    elif layer is not None:
+        raise InputError("--strategy all-to-all adds every block's own direction: leave --layer out.")
+    return place(found, strategy=strategy, strength=strength, branch=branch, **where)  # pyright: ignore[reportArgumentType]
+
+
+def _show(found: Any, file: Path, as_json: bool) -> None:
+    facts = {"file": str(file), **found.meta.as_dict(), "layers": found.to_frame().to_dict("records")}
+    if as_json:
+        typer.echo(json.dumps(facts, default=str))
+        return
+    typer.echo(f"{file}: {found!r}")
+    _table([{key: _cell(value) for key, value in row.items()} for row in facts["layers"]])
+
+
+def _sound(file: Path) -> tuple[Any, int]:
+    import soundfile
+
+    if not file.is_file():
+        raise InputError(f"{file}: no such file.")
+    try:
+        samples, sample_rate = soundfile.read(file, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise InputError(f"{file} is not a sound file that can be read: {error.error_string}") from None
+    return samples.T[None], sample_rate
+
+
+def _downloaded(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
+
+
+def _table(rows: Sequence[Mapping[Any, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    # A pipe has no width: programs that read lines get whole ones.
+    console = Console() if sys.stdout.isatty() else Console(width=max(200, sum(len(n) + 12 for n in rows[0])))
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def _null(value: Any) -> Any:
+    return None if isinstance(value, float) and value != value else value
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""A folder of results: checked before anything runs, filled beside its place, and there only when it is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from audiolens.errors import InputError
+
+STUDY = "audiolens.study.1"
+"""The format in a study's `summary.json`."""
+
+
+def is_study(folder: Path) -> bool:
+    """Whether a folder holds a study that was written here."""
+    try:
+        return json.loads((folder / "summary.json").read_text("utf-8")).get("format") == STUDY
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Refuse a place where no new folder can be.
+
+    Raises:
+        InputError: if it holds a study and `overwrite` is false, holds anything else, or cannot be written.
+    """
+    target = Path(folder)
+    _check_place(target)
+    if not target.exists() or not any(target.iterdir()):
+        return
+    if not is_study(target):
+        raise InputError(f"{target} exists and holds something other than a study: choose another folder.")
+    if not overwrite:
+        raise InputError(f"{target} holds a finished study: choose another folder, or replace it with --force.")
+
+
+@contextmanager
+def fresh(folder: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `folder`, which takes its name if the block ends well and vanishes otherwise.
+
+    Raises:
+        InputError: as `check`.
+    """
+    target = Path(folder)
+    check(target, overwrite=overwrite)
+    try:
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}-unfinished-", dir=target.absolute().parent))
+        work.chmod(0o755)
+    except OSError as error:
+        raise InputError(f"{target} cannot be written: {error.strerror or error}. Choose another place.") from None
+    try:
+        yield work
+        # What was free at the start may be taken by now.
+        check(target, overwrite=overwrite)
+        _put(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _check_place(target: Path) -> None:
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file: give the name of a folder.")
+    above = next(parent for parent in target.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise InputError(f"{target} cannot be written: {above} is a file. Choose another place.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"{target} cannot be written: {above} is not yours to write. Choose another place.")
+
+
+def _put(work: Path, target: Path) -> None:
+    if not target.exists():
+        work.rename(target)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-replaced-", dir=target.absolute().parent))
+    try:
+        target.rename(aside / "study")
+        work.rename(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
