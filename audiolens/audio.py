@@ -12,16 +12,12 @@ from audiolens.errors import InputError, InputTypeError
 from audiolens.families import LensConfig
 
 
-def checked_waveform(
-    waveform: Any, sample_rate: int, config: LensConfig
-) -> Float[Tensor, "row channel sample"]:
+def checked_waveform(waveform: Any, sample_rate: int, config: LensConfig) -> Float[Tensor, "row channel sample"]:
     """A waveform "sample", "channel sample" or "row channel sample" at the model's rate and channel count."""
     try:
         wave = torch.as_tensor(waveform)
     except (TypeError, ValueError, RuntimeError):
-        raise InputTypeError(
-            f"waveform: expected an array of samples, not {type(waveform).__name__}."
-        ) from None
+        raise InputTypeError(f"waveform: expected an array of samples, not {type(waveform).__name__}.") from None
     if isinstance(sample_rate, bool) or not isinstance(sample_rate, int | np.integer) or sample_rate <= 0:
         raise InputError(f"sample_rate={sample_rate!r}: expected a positive whole number of hertz.")
     if not wave.is_floating_point():
@@ -48,9 +44,7 @@ def checked_waveform(
     return wave
 
 
-def encode(
-    waveform: Any, sample_rate: int, model: Any, config: LensConfig
-) -> Int[Tensor, "row codebook frame"]:
+def encode(waveform: Any, sample_rate: int, model: Any, config: LensConfig) -> Int[Tensor, "row codebook frame"]:
     """Undelayed codes of a waveform, mixed down or doubled to the model's channels and resampled to its rate.
 
     Raises:
@@ -62,13 +56,32 @@ def encode(
     for side in wave.split(1, dim=1):
         frames = codec.encode(side).audio_codes
         if frames.shape[0] != 1:
-            raise InputError(
-                "this codec cuts sound into chunks: set chunk_length_s=None in its configuration."
-            )
+            raise InputError("this codec cuts sound into chunks: set chunk_length_s=None in its configuration.")
         sides.append(frames[0])
     return rearrange(torch.stack(sides), "side row codebook frame -> row (codebook side) frame")[
         :, : config.n_codebooks
     ]
+
+
+def checked_codes(codes: Any, config: LensConfig, rows: int | None = None) -> Int[Tensor, "row codebook frame"]:
+    """Undelayed codes of this model, for so many rows.
+
+    Raises:
+        InputTypeError, InputError: naming what does not fit.
+    """
+    if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.ndim != 3:
+        raise InputTypeError("codes: expected whole numbers in a tensor 'row codebook frame'.")
+    if codes.shape[1] != config.n_codebooks or not codes.shape[2]:
+        raise InputError(
+            f"codes of shape {tuple(codes.shape)}: this model has {config.n_codebooks} codebooks, and a clip has at "
+            "least one frame."
+        )
+    if rows is not None and len(codes) != rows:
+        raise InputError(f"{len(codes)} rows of codes for {rows} prompts: give one prompt per row.")
+    low, high = int(codes.min()), int(codes.max())
+    if low < 0 or high >= config.vocab_size:
+        raise InputError(f"codes from {low} to {high}: this model's go from 0 to {config.vocab_size - 1}.")
+    return codes.long()
 
 
 def decode(codes: Tensor, model: Any, config: LensConfig) -> Float[Tensor, "row channel sample"]:

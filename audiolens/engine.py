@@ -7,9 +7,9 @@ columns and the length already cached. It is therefore the same with and without
 A forward reads only the sites where something is edited or recorded at these very steps.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -18,127 +18,12 @@ from torch import Tensor
 
 from audiolens.bound import Bound
 from audiolens.errors import InputError
-from audiolens.families import Family, LensConfig, Tap
+from audiolens.families import Family, LensConfig, Tap, order, places, tap_of
 from audiolens.interventions import Intervention
+from audiolens.recording import Recorder
 from audiolens.rows import Layout
-from audiolens.sites import Site, resolve
-from audiolens.timeline import Span, Timeline
-
-Reduce = Literal["mean", "last", "max"]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a run records: sites and layers, of which branch, over which steps, whole or reduced over time."""
-
-    sites: str | Sequence[str] = ()
-    layers: int | Sequence[int] | None = None
-    branch: Literal["cond", "null", "both"] = "cond"
-    seconds: Span | None = None
-    reduce: Reduce | None = None
-    device: Any = None
-    dtype: torch.dtype | None = None
-
-    def __post_init__(self) -> None:
-        if self.reduce is not None and self.reduce not in get_args(Reduce):
-            raise InputError(f"reduce={self.reduce!r}: expected one of {', '.join(get_args(Reduce))}, or None.")
-
-
-class Recorder:
-    """Collects one run's activations into whole tensors over all rows, batch after batch.
-
-    Full recordings are written into place by position, so that a step seen twice (see the module's docstring)
-    is kept once; reductions take each step once, at its first sight.
-    """
-
-    def __init__(
-        self,
-        reading: Reading,
-        places: Sequence[Site],
-        rows: int,
-        timeline: Timeline,
-        taps: Mapping[Site, Tap],
-    ) -> None:
-        self.reading = reading
-        self.places = frozenset(places)
-        self.taps = taps
-        self.rows = rows
-        if reading.seconds is None and reading.reduce is not None:
-            # The tail predicts no frame of codebook 0: it stays out of every summary over time.
-            self.start, self.stop = 0, timeline.frames
-        else:
-            self.start, self.stop = timeline.select(reading.seconds)
-        self.tensors: dict[str, Tensor] = {}
-        self.norms: dict[str, Tensor] = {}
-        self.seen: dict[str, int] = {}
-
-    def begin(self) -> None:
-        """A new batch of rows starts at the beginning of the clip."""
-        self.seen = {}
-
-    def wants(self, site: Site, start: int, length: int) -> bool:
-        return site in self.places and start < self.stop and start + length > self.start
-
-    def write(self, site: Site, value: Tensor, start: int, layout: Layout) -> None:
-        """Keep "batch step ..." of the steps from `start`."""
-        name = site.name
-        first, end = max(self.start, start), min(self.stop, start + value.shape[1])
-        if self.reading.reduce is not None:
-            first = max(first, self.seen.get(name, self.start))
-            if first >= end:
-                return
-        window = value.detach()[:, first - start : end - start].unflatten(0, (layout.branches, -1))
-        if self.reading.branch != "both":
-            half = 0 if self.reading.branch == "cond" else 1
-            window = window[half : half + 1]
-        window = window[:, : layout.kept]
-        if self.reading.reduce is None:
-            if name not in self.tensors:
-                shape = (window.shape[0], self.rows, self.stop - self.start, *window.shape[3:])
-                self.tensors[name] = self._empty(shape, window)
-            self.tensors[name][:, layout.places, first - self.start : end - self.start] = window
-        else:
-            self._reduce(name, window, layout.places)
-            self.seen[name] = end
-
-    def _reduce(self, name: str, window: Tensor, rows: slice | Tensor) -> None:
-        if name not in self.tensors:
-            shape = (window.shape[0], self.rows, *window.shape[3:])
-            fill = -torch.inf if self.reading.reduce == "max" else 0.0
-            self.tensors[name] = self._empty(shape, window, torch.float32).fill_(fill)
-            self.norms[name] = self._empty(shape[:-1], window, torch.float32).zero_()
-        kept, norms = self.tensors[name], self.norms[name]
-        window = window.to(kept.device, torch.float32)
-        if self.reading.reduce == "mean":
-            kept[:, rows] += window.sum(2)
-            norms[:, rows] += window.norm(dim=-1).sum(2)
-        elif self.reading.reduce == "last":
-            kept[:, rows] = window[:, :, -1]
-        else:
-            kept[:, rows] = torch.maximum(kept[:, rows], window.amax(2))
-
-    def _empty(self, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        device = like.device if self.reading.device is None else self.reading.device
-        return torch.empty(shape, device=device, dtype=dtype or self.reading.dtype or like.dtype)
-
-    def result(self) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]], dict[str, Tensor]]:
-        """Tensors, their axes, and mean norms, by site name in the model's order."""
-        steps = self.stop - self.start
-        mean, both = self.reading.reduce == "mean", self.reading.branch == "both"
-        tensors, norms, axes = {}, {}, {}
-        for site, tap in self.taps.items():
-            name = site.name
-            if name not in self.tensors:
-                continue
-            tensor = self.tensors[name] / steps if mean else self.tensors[name]
-            tensor = tensor if self.reading.dtype is None else tensor.to(self.reading.dtype)
-            tensors[name] = tensor if both else tensor[0]
-            if mean:
-                norms[name] = self.norms[name] / steps if both else self.norms[name][0] / steps
-            feature = {"residual": ("d_model",), "heads": ("head", "d_head"), "mlp": ("d_mlp",)}[tap.layout]
-            time = () if self.reading.reduce else ("step",)
-            axes[name] = (*(("branch",) if both else ()), "row", *time, *feature)
-        return tensors, axes, norms
+from audiolens.sites import Site
+from audiolens.timeline import Timeline
 
 
 @dataclass
@@ -251,30 +136,6 @@ class Run:
         except OutOfOrderError:
             # transformers ended the clip early; what it made is kept.
             return
-
-
-def tap_of(family: Family, site: Site) -> Tap:
-    return (family.model_taps if site.layer is None else family.block_taps)[site.hook]
-
-
-def places(
-    family: Family, config: LensConfig, sites: str | Sequence[str], layers: int | Iterable[int] | None
-) -> list[Site]:
-    """The places that names and layers select in a family's models."""
-    return resolve(sites, layers, hooks=family.block_taps, model_hooks=family.model_taps, n_layers=config.n_layers)
-
-
-def order(family: Family, sites: Iterable[Site]) -> list[Site]:
-    """Sites in the order the model reaches them."""
-    hooks = list(family.block_taps)
-    tail = list(family.model_taps)
-
-    def rank(site: Site) -> tuple[int, int]:
-        if site.layer is None:
-            return (1_000_000, tail.index(site.hook))
-        return (site.layer, hooks.index(site.hook))
-
-    return sorted(sites, key=rank)
 
 
 def checked_interventions(

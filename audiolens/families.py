@@ -6,13 +6,15 @@ taps is the order in which the model reaches them, which is the order in which a
 Adding a family is adding a `Family`: its class name in the configuration, the path of its decoder, and its taps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 
 from audiolens.errors import UnsupportedModelError
+from audiolens.sites import Site, resolve
+from audiolens.timeline import delays_of
 
 Layout = Literal["residual", "heads", "mlp"]
 
@@ -142,8 +144,6 @@ def config_of(model: Any, family: Family) -> LensConfig:
     Raises:
         UnsupportedModelError: if configuration and modules disagree.
     """
-    from audiolens.timeline import delays_of
-
     decoder, codec = model.config.decoder, model.config.audio_encoder
     layers = model.get_submodule(family.decoder).layers
     if len(layers) != decoder.num_hidden_layers:
@@ -177,3 +177,27 @@ def _module(root: nn.Module, path: str, family: Family) -> nn.Module:
         raise UnsupportedModelError(
             f"this model does not look like {family.name}: {type(root).__name__} has no part {path!r} ({error})."
         ) from None
+
+
+def tap_of(family: Family, site: Site) -> Tap:
+    return (family.model_taps if site.layer is None else family.block_taps)[site.hook]
+
+
+def places(
+    family: Family, config: LensConfig, sites: str | Sequence[str], layers: int | Iterable[int] | None
+) -> list[Site]:
+    """The places that names and layers select in a family's models."""
+    return resolve(sites, layers, hooks=family.block_taps, model_hooks=family.model_taps, n_layers=config.n_layers)
+
+
+def order(family: Family, sites: Iterable[Site]) -> list[Site]:
+    """Sites in the order the model reaches them."""
+    hooks = list(family.block_taps)
+    tail = list(family.model_taps)
+
+    def rank(site: Site) -> tuple[int, int]:
+        if site.layer is None:
+            return (1_000_000, tail.index(site.hook))
+        return (site.layer, hooks.index(site.hook))
+
+    return sorted(sites, key=rank)

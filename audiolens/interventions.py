@@ -10,9 +10,8 @@ the strength over time: a function of the time in seconds, or one number per ste
 rescales every changed position to the norm it had.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -182,9 +181,7 @@ class Replace(Intervention):
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
         values = parts["values"].to(value.dtype).expand_as(value)
-        return torch.where(
-            amount == 1, values, value + (amount * (values.float() - value.float())).to(value.dtype)
-        )
+        return torch.where(amount == 1, values, value + (amount * (values.float() - value.float())).to(value.dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,16 +211,10 @@ class Apply(Intervention):
     """
 
     function: Callable[[Tensor], Tensor | None]
-    strength: Numbers = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not callable(self.function):
-            raise InputTypeError(
-                f"function={self.function!r}: expected something to call with the activations."
-            )
-        if (
-            self.schedule is not None
-            or math.isclose(float(torch.as_tensor(self.strength).min()), 1.0) is False
-        ):
+            raise InputTypeError(f"function={self.function!r}: expected something to call with the activations.")
+        if self.schedule is not None or bool((torch.as_tensor(self.strength) != 1).any()):
             raise InputError("Apply takes no strength and no schedule: the function decides what is done.")

@@ -14,23 +14,23 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import LogitsProcessorList
 
 from audiolens import passes, text
-from audiolens.audio import decode, encode
+from audiolens.audio import checked_codes, decode, encode
 from audiolens.cache import ActivationCache
-from audiolens.engine import Reading, Recorder, Reduce, Run, checked_interventions, order, places, tap_of
+from audiolens.engine import Run, checked_interventions
 from audiolens.errors import BusyError, InputError, InputTypeError
-from audiolens.families import LensConfig, config_of, family_of
+from audiolens.families import LensConfig, config_of, family_of, places, tap_of
 from audiolens.generation import Generation
 from audiolens.interventions import Branch, Intervention, checked_branch
-from audiolens.loading import load
+from audiolens.loading import checked_device, load
 from audiolens.passes import random_state
+from audiolens.recording import Reading, Recorder, Reduce
 from audiolens.rows import Layout, batches
-from audiolens.sampling import RowSampler, RowStreams, checked_seeds, checked_settings
+from audiolens.sampling import checked_seeds, checked_settings, sampling_arguments
 from audiolens.sites import Site
 from audiolens.text import Prompt
-from audiolens.timeline import Real, Span, Timeline, delay
+from audiolens.timeline import Real, Span, Timeline, clip_timeline, codes_timeline, delay
 from audiolens.tracing import LensTracer, Model, Request, SiteValue, clock, joined
 
 Interventions = Intervention | Iterable[Intervention]
@@ -79,7 +79,7 @@ class AudioLens:
             ModelFilesError: the folder does not hold a whole model.
             UnsupportedModelError: not a family the lens knows.
         """
-        target = None if device is None else _device(device)
+        target = None if device is None else checked_device(device)
         model, tokenizer = load(name, dtype=dtype, revision=revision, device_map=device_map)
         model.eval()
         return cls(model if target is None else model.to(target), tokenizer, name=os.fspath(name))
@@ -123,7 +123,7 @@ class AudioLens:
     def decode_codes(self, codes: Int[Tensor, "row codebook frame"]) -> Float[Tensor, "row channel sample"]:
         """The sound of undelayed codes, as transformers' `generate` would decode them."""
         with self._alone(), torch.no_grad():
-            return decode(self._checked_codes(codes), self.model, self.config)
+            return decode(checked_codes(codes, self.config).to(self.device), self.model, self.config)
 
     def generate(
         self,
@@ -174,7 +174,7 @@ class AudioLens:
         drawn = checked_seeds(seeds, len(listed))
         checked_settings(guidance_scale, temperature, top_k)
         guided = guidance_scale > 1
-        timeline = self._timeline(seconds)
+        timeline = clip_timeline(seconds, self.config)
         todo = checked_interventions(interventions, self._family, self.config, guided)
         reading = Reading(
             sites,
@@ -185,7 +185,7 @@ class AudioLens:
             cache_device,
             cache_dtype,
         )
-        recorder = self._recorder(reading, len(listed), timeline)
+        recorder = Recorder.of(reading, self._family, self.config, len(listed), timeline)
         if exact and drawn is None:
             raise InputError("exact=True needs seeds: transformers' own sampler draws a whole batch from one state.")
         codes = torch.zeros(len(listed), self.config.n_codebooks, timeline.frames, dtype=torch.long, device=self.device)
@@ -195,7 +195,7 @@ class AudioLens:
                 run = self._run(layout, timeline, todo, recorder)
                 encoded = text.encode([listed[row] for row in layout.rows], self.model, self.tokenizer, length)
                 mine = None if drawn is None else [drawn[row] for row in layout.rows]
-                sampling = self._sampling(mine, guidance_scale, temperature, top_k)
+                sampling = sampling_arguments(mine, self.config, guidance_scale, temperature, top_k)
                 made = passes.generate(
                     self._nnsight,
                     run,
@@ -212,7 +212,7 @@ class AudioLens:
             frame_rate=self.config.frame_rate,
             prompts=listed,
             seeds=None if drawn is None else tuple(drawn),
-            cache=self._cache(recorder, listed),
+            cache=None if recorder is None else recorder.cache(listed, self.name, self.config.frame_rate),
             settings={
                 "model": self.name,
                 "seconds": timeline.seconds,
@@ -259,15 +259,15 @@ class AudioLens:
             codes = self.encode_audio(*audio)
         listed, sizes = self._checked_texts(prompts, None if codes is None else len(codes))
         if codes is not None:
-            codes = self._checked_codes(codes, len(listed))
+            codes = checked_codes(codes, self.config, len(listed)).to(self.device)
         checked_settings(guidance_scale, 1.0, None)
         guided = guidance_scale > 1
-        timeline = self._reading_timeline(codes)
+        timeline = codes_timeline(codes, self.config)
         todo = checked_interventions(interventions, self._family, self.config, guided)
         reading = Reading(
             sites, layers, self._checked_branch(branch, guided, ["logits"]), seconds, reduce, device, dtype
         )
-        recorder = self._recorder(reading, len(listed), timeline)
+        recorder = Recorder.of(reading, self._family, self.config, len(listed), timeline)
         parts = []
         with self._alone(), random_state(keep=True):
             for layout, _ in batches(sizes, guided=guided, exact=False, batch_size=batch_size):
@@ -283,8 +283,9 @@ class AudioLens:
                 shaped = logits.unflatten(0, (layout.branches, len(layout.rows), self.config.n_codebooks))
                 parts.append(shaped if branch == "both" else shaped[0 if branch == "cond" else 1])
         whole = torch.cat(parts, dim=1 if branch == "both" else 0)
-        cache = self._cache(recorder, listed)
-        return whole, cache or ActivationCache({}, {}, branch=branch, prompts=listed, model=self.name)
+        if recorder is None:
+            return whole, ActivationCache({}, {}, branch=branch, prompts=listed, model=self.name)
+        return whole, recorder.cache(listed, self.name, self.config.frame_rate)
 
     def run_with_interventions(
         self,
@@ -329,7 +330,7 @@ class AudioLens:
         if fn not in ("forward", "generate"):
             raise InputError(f"fn={fn!r}: expected 'forward' or 'generate'.")
         checked_settings(guidance_scale, temperature, top_k)
-        timeline = self._timeline(seconds)
+        timeline = clip_timeline(seconds, self.config)
         guided = guidance_scale > 1
 
         def inputs(listed: Sequence[Prompt], parts: Sequence[Tensor | None]) -> dict[str, Any]:
@@ -339,10 +340,12 @@ class AudioLens:
                 if given is not None:
                     raise InputError("codes are for a forward: a generation makes its own.")
                 drawn = checked_seeds(seeds, len(listed))
-                sampling = self._sampling(drawn, guidance_scale, temperature, top_k)
+                sampling = sampling_arguments(drawn, self.config, guidance_scale, temperature, top_k)
                 return self._generation_inputs(encoded, guided, guidance_scale, sampling)
             layout = Layout(tuple(range(len(listed))), len(listed), 2 if guided else 1, len(listed))
-            columns = self._columns(None if given is None else self._checked_codes(given, len(listed)), layout)
+            columns = self._columns(
+                None if given is None else checked_codes(given, self.config, len(listed)).to(self.device), layout
+            )
             return {
                 "decoder_input_ids": columns.flatten(0, 1).repeat(layout.branches, 1),
                 **encoded.conditioning(guided),
@@ -408,17 +411,6 @@ class AudioLens:
             device=self.device,
         )
 
-    def _sampling(
-        self, seeds: Sequence[int] | None, guidance_scale: Real, temperature: Real, top_k: int | None
-    ) -> dict[str, Any]:
-        """How `generate` draws: transformers' own sampler, or one stream per row."""
-        if seeds is None:
-            own = {"temperature": float(temperature), "top_k": top_k or 0} if temperature > 0 else {}
-            return {"do_sample": temperature > 0, **own}
-        streams = RowStreams(seeds, self.config.n_codebooks, self.config.vocab_size)
-        sampler = RowSampler(streams, guidance_scale=float(guidance_scale), temperature=float(temperature), top_k=top_k)
-        return {"do_sample": False, "logits_processor": LogitsProcessorList([sampler])}
-
     def _generation_inputs(
         self, encoded: text.Text, guided: bool, guidance_scale: Real, sampling: dict[str, Any]
     ) -> dict[str, Any]:
@@ -436,71 +428,12 @@ class AudioLens:
         listed = text.checked_prompts(prompts, rows)
         return listed, text.lengths(listed, self.tokenizer, text.token_limit(self.model, self.tokenizer))
 
-    def _recorder(self, reading: Reading, rows: int, timeline: Timeline) -> Recorder | None:
-        found = places(self._family, self.config, reading.sites, reading.layers)
-        if not found:
-            return None
-        taps = {site: tap_of(self._family, site) for site in order(self._family, found)}
-        return Recorder(reading, found, rows, timeline, taps)
-
-    def _cache(self, recorder: Recorder | None, prompts: tuple[Prompt, ...]) -> ActivationCache | None:
-        if recorder is None:
-            return None
-        tensors, axes, norms = recorder.result()
-        return ActivationCache(
-            tensors=tensors,
-            axes=axes,
-            branch=recorder.reading.branch,
-            first_step=recorder.start,
-            frame_rate=self.config.frame_rate,
-            prompts=prompts,
-            reduce=recorder.reading.reduce,
-            norms=norms,
-            model=self.name,
-        )
-
-    def _timeline(self, seconds: Real) -> Timeline:
-        """The steps of a clip to be generated, refusing lengths the model cannot make."""
-        if isinstance(seconds, bool) or not isinstance(seconds, float | int):
-            raise InputTypeError(f"seconds={seconds!r}: expected a number.")
-        longest = (self.config.max_steps - max(self.config.delays)) / self.config.frame_rate
-        # Below this many frames transformers leaves the delay out without a word.
-        least = max(1, max(self.config.delays))
-        shortest = least / self.config.frame_rate
-        if not (shortest <= seconds + 1e-9 and seconds <= longest + 1e-9):
-            raise InputError(f"seconds={seconds}: this model makes clips of {shortest:g} to {longest:g} seconds.")
-        return self.timeline(max(least, round(seconds * self.config.frame_rate)))
-
-    def _reading_timeline(self, codes: Tensor | None) -> Timeline:
-        """The steps of given codes; without codes, the one step of the start token."""
-        if codes is None:
-            return Timeline(1, self.config.frame_rate, (0,))
-        timeline = self.timeline(codes.shape[-1])
-        if timeline.steps > self.config.max_steps:
-            raise InputError(f"codes of {codes.shape[-1]} frames: this model reads {self.config.max_steps} steps.")
-        return timeline
-
     def _columns(self, codes: Tensor | None, layout: Layout) -> Int[Tensor, "row codebook column"]:
         """What the decoder reads: the start token and the delayed codes, without the column nothing follows."""
         if codes is None:
             shape = (len(layout.rows), self.config.n_codebooks, 1)
             return torch.full(shape, self.config.pad_code, device=self.device)
         return delay(codes[list(layout.rows)], self.config.delays, self.config.pad_code)[..., :-1]
-
-    def _checked_codes(self, codes: Any, rows: int | None = None) -> Int[Tensor, "row codebook frame"]:
-        if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.ndim != 3:
-            raise InputTypeError("codes: expected whole numbers in a tensor 'row codebook frame'.")
-        if codes.shape[1] != self.config.n_codebooks or not codes.shape[2]:
-            raise InputError(
-                f"codes of shape {tuple(codes.shape)}: this model has {self.config.n_codebooks} codebooks, and a clip "
-                "has at least one frame."
-            )
-        if rows is not None and len(codes) != rows:
-            raise InputError(f"{len(codes)} rows of codes for {rows} prompts: give one prompt per row.")
-        low, high = int(codes.min()), int(codes.max())
-        if low < 0 or high >= self.config.vocab_size:
-            raise InputError(f"codes from {low} to {high}: this model's go from 0 to {self.config.vocab_size - 1}.")
-        return codes.to(self.device, torch.long)
 
     def _checked_branch(self, branch: Branch, guided: bool, sites: str | Sequence[str]) -> Branch:
         checked_branch(branch)
@@ -521,15 +454,6 @@ class AudioLens:
                 yield
             finally:
                 self._running = False
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={str(device)!r} is not available: {str(error).splitlines()[0]}") from None
-    return found
 
 
 def _counted(parts: list[Any], progress: bool) -> Iterable[Any]:

@@ -104,6 +104,16 @@ def checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return found
 
 
+def checked_device(device: str | torch.device) -> torch.device:
+    """A device that exists here."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={str(device)!r} is not available: {str(error).splitlines()[0]}") from None
+    return found
+
+
 def _source(name: str) -> tuple[str, bool]:
     """What to load from, and whether it lies on this disk; a folder is checked for a whole model."""
     if name in BUNDLED:
@@ -133,9 +143,7 @@ def _source(name: str) -> tuple[str, bool]:
     try:
         json.loads(config.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelFilesError(
-            f"{config} is not readable as JSON ({error}): the model is half-written."
-        ) from None
+        raise ModelFilesError(f"{config} is not readable as JSON ({error}): the model is half-written.") from None
     if not any((folder / weights).is_file() for weights in _WEIGHTS):
         raise ModelFilesError(
             f"{folder} holds a config.json but no weights ({_WEIGHTS[0]}): the model is half-written."
@@ -147,9 +155,7 @@ def _explained(name: str, local: bool, error: Exception) -> InputError:
     """The error a caller can act on, for whatever transformers raised."""
     detail = (str(error).strip() or type(error).__name__).splitlines()[0]
     if local:
-        return ModelFilesError(
-            f"{name} could not be loaded: {detail} The files are damaged or not all there."
-        )
+        return ModelFilesError(f"{name} could not be loaded: {detail} The files are damaged or not all there.")
     return ModelNotFoundError(
         f"{name!r} could not be loaded from the hub: {detail} Check the name and the network."
         f"{nearest(name, HUB) if name not in HUB else ''} 'etude' is bundled and works offline."

@@ -11,14 +11,16 @@ scores twice, which makes that guidance the identity; and it runs greedily, so t
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from audiolens.errors import InputError, InputTypeError
+from audiolens.families import LensConfig
 from audiolens.timeline import Real
 
 
@@ -78,15 +80,29 @@ class RowSampler(LogitsProcessor):
         return torch.cat([merged, merged]) if guided else merged
 
 
+def sampling_arguments(
+    seeds: Sequence[int] | None, config: LensConfig, guidance_scale: Real, temperature: Real, top_k: int | None
+) -> dict[str, Any]:
+    """How `generate` draws a batch: transformers' own sampler, or one stream per row."""
+    if seeds is None:
+        own = {"temperature": float(temperature), "top_k": top_k or 0} if temperature > 0 else {}
+        return {"do_sample": temperature > 0, **own}
+    sampler = RowSampler(
+        RowStreams(seeds, config.n_codebooks, config.vocab_size),
+        guidance_scale=float(guidance_scale),
+        temperature=float(temperature),
+        top_k=top_k,
+    )
+    return {"do_sample": False, "logits_processor": LogitsProcessorList([sampler])}
+
+
 def checked_seeds(seeds: int | Sequence[int] | None, rows: int) -> list[int] | None:
     """One seed per row: a single seed is every row's, `None` stays `None` (transformers' own sampler)."""
     if seeds is None:
         return None
     listed = [seeds] * rows if isinstance(seeds, int) else list(seeds)
     if len(listed) != rows:
-        raise InputError(
-            f"{len(listed)} seeds for {rows} rows: give one seed per prompt, or a single one for all."
-        )
+        raise InputError(f"{len(listed)} seeds for {rows} rows: give one seed per prompt, or a single one for all.")
     for seed in listed:
         if isinstance(seed, bool) or not hasattr(seed, "__index__"):
             raise InputTypeError(f"seed {seed!r}: expected a whole number.")
@@ -98,9 +114,7 @@ def checked_seeds(seeds: int | Sequence[int] | None, rows: int) -> list[int] | N
 def checked_settings(guidance_scale: Real, temperature: Real, top_k: int | None) -> None:
     """Refuse settings that transformers would ignore in silence or fail on late."""
     if not math.isfinite(guidance_scale) or guidance_scale < 1:
-        raise InputError(
-            f"guidance_scale={guidance_scale}: expected a finite number of at least 1 (1 is no guidance)."
-        )
+        raise InputError(f"guidance_scale={guidance_scale}: expected a finite number of at least 1 (1 is no guidance).")
     if not math.isfinite(temperature) or temperature < 0:
         raise InputError(f"temperature={temperature}: expected a finite number of at least 0 (0 is greedy).")
     if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0):

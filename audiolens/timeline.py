@@ -7,12 +7,16 @@ steps; the last ones, the tail, only finish the delayed codebooks. A stereo mode
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from audiolens.errors import InputError, InputTypeError
+
+if TYPE_CHECKING:
+    from audiolens.families import LensConfig
 
 Real = float | int
 Span = tuple[Real, Real]
@@ -58,10 +62,36 @@ class Timeline:
                 f"seconds={seconds} ends after the clip, which lasts {self.seconds:g} s: give a span inside it."
             )
         if first >= end:
-            raise InputError(
-                f"seconds={seconds} selects no step: one step lasts {1 / self.frame_rate:g} s here."
-            )
+            raise InputError(f"seconds={seconds} selects no step: one step lasts {1 / self.frame_rate:g} s here.")
         return first, end
+
+
+def clip_timeline(seconds: object, config: "LensConfig") -> Timeline:
+    """The steps of a clip to be generated.
+
+    Raises:
+        InputTypeError, InputError: if it is no length, or one that the model cannot make.
+    """
+    if isinstance(seconds, bool) or not isinstance(seconds, float | int):
+        raise InputTypeError(f"seconds={seconds!r}: expected a number.")
+    tail = max(config.delays)
+    longest = (config.max_steps - tail) / config.frame_rate
+    # Below this many frames transformers leaves the delay out without a word.
+    least = max(1, tail)
+    shortest = least / config.frame_rate
+    if not (shortest <= seconds + 1e-9 and seconds <= longest + 1e-9):
+        raise InputError(f"seconds={seconds}: this model makes clips of {shortest:g} to {longest:g} seconds.")
+    return Timeline(max(least, round(seconds * config.frame_rate)), config.frame_rate, config.delays)
+
+
+def codes_timeline(codes: Tensor | None, config: "LensConfig") -> Timeline:
+    """The steps of given codes; without codes, the one step of the start token."""
+    if codes is None:
+        return Timeline(1, config.frame_rate, (0,))
+    timeline = Timeline(codes.shape[-1], config.frame_rate, config.delays)
+    if timeline.steps > config.max_steps:
+        raise InputError(f"codes of {codes.shape[-1]} frames: this model reads {config.max_steps} steps.")
+    return timeline
 
 
 def checked_span(seconds: object) -> Span:
