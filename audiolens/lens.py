@@ -26,12 +26,12 @@ from audiolens.interventions import Branch, Intervention, checked_branch
 from audiolens.loading import checked_device, load
 from audiolens.passes import random_state
 from audiolens.recording import Reading, Recorder, Reduce
-from audiolens.rows import Layout, batches
+from audiolens.rows import Layout, batches, read_columns
 from audiolens.sampling import checked_seeds, checked_settings, sampling_arguments
 from audiolens.sites import Site
 from audiolens.text import Prompt
-from audiolens.timeline import Real, Span, Timeline, clip_timeline, codes_timeline, delay
-from audiolens.tracing import LensTracer, Model, Request, SiteValue, clock, joined
+from audiolens.timeline import Real, Span, Timeline, clip_timeline, codes_timeline
+from audiolens.tracing import LensTracer, Model, SiteValue, clock, requested
 
 Interventions = Intervention | Iterable[Intervention]
 
@@ -195,13 +195,14 @@ class AudioLens:
                 run = self._run(layout, timeline, todo, recorder)
                 encoded = text.encode([listed[row] for row in layout.rows], self.model, self.tokenizer, length)
                 mine = None if drawn is None else [drawn[row] for row in layout.rows]
-                sampling = sampling_arguments(mine, self.config, guidance_scale, temperature, top_k)
                 made = passes.generate(
                     self._nnsight,
                     run,
                     timeline,
                     use_cache=use_cache,
-                    **self._generation_inputs(encoded, guided, guidance_scale, sampling),
+                    input_ids=encoded.ids,
+                    **encoded.conditioning(guided),
+                    **sampling_arguments(mine, self.config, guidance_scale, temperature, top_k),
                 )
                 codes[list(layout.rows[: layout.kept])] = made[: layout.kept]
         audio = self.decode_codes(codes) if decode else None
@@ -273,11 +274,10 @@ class AudioLens:
             for layout, _ in batches(sizes, guided=guided, exact=False, batch_size=batch_size):
                 run = self._run(layout, timeline, todo, recorder)
                 encoded = text.encode([listed[row] for row in layout.rows], self.model, self.tokenizer)
-                columns = self._columns(codes, layout)
                 logits = passes.forward(
                     self._nnsight,
                     run,
-                    decoder_input_ids=columns.flatten(0, 1).repeat(layout.branches, 1),
+                    decoder_input_ids=read_columns(codes, self.config, layout, self.device),
                     **encoded.conditioning(guided),
                 )
                 shaped = logits.unflatten(0, (layout.branches, len(layout.rows), self.config.n_codebooks))
@@ -327,50 +327,20 @@ class AudioLens:
         `seconds`, `seeds`, `temperature` and `top_k` as `generate` does; its steps are `tracer.iter[:]`, where
         step 0 comes twice: `lens.position()` is the clock. Gradients are as the caller has them.
         """
-        if fn not in ("forward", "generate"):
-            raise InputError(f"fn={fn!r}: expected 'forward' or 'generate'.")
-        checked_settings(guidance_scale, temperature, top_k)
-        timeline = clip_timeline(seconds, self.config)
-        guided = guidance_scale > 1
-
-        def inputs(listed: Sequence[Prompt], parts: Sequence[Tensor | None]) -> dict[str, Any]:
-            given = joined(parts)
-            encoded = text.encode(self._checked_texts(listed)[0], self.model, self.tokenizer)
-            if fn == "generate":
-                if given is not None:
-                    raise InputError("codes are for a forward: a generation makes its own.")
-                drawn = checked_seeds(seeds, len(listed))
-                sampling = sampling_arguments(drawn, self.config, guidance_scale, temperature, top_k)
-                return self._generation_inputs(encoded, guided, guidance_scale, sampling)
-            layout = Layout(tuple(range(len(listed))), len(listed), 2 if guided else 1, len(listed))
-            columns = self._columns(
-                None if given is None else checked_codes(given, self.config, len(listed)).to(self.device), layout
-            )
-            return {
-                "decoder_input_ids": columns.flatten(0, 1).repeat(layout.branches, 1),
-                **encoded.conditioning(guided),
-            }
-
-        @contextmanager
-        def guard() -> Iterator[None]:
-            with self._alone(), random_state(keep=fn == "forward" or seeds is not None):
-                yield
-
-        def forward(**ready: Any) -> Tensor:
-            return self.model(use_cache=False, **ready).logits.unflatten(0, (-1, self.config.n_codebooks))
-
-        def generate(**ready: Any) -> Tensor:
-            return passes.codes(self.model.generate, timeline, **ready)
-
-        given = () if not isinstance(prompts, str) and prompts is not None and not len(prompts) else (prompts,)
-        request = Request(2 if guided else 1, inputs, guard)
+        request, run = requested(
+            self,
+            guidance_scale=guidance_scale,
+            fn=fn,
+            timeline=clip_timeline(seconds, self.config),
+            seeds=seeds,
+            temperature=temperature,
+            top_k=top_k,
+        )
+        # Not `if prompts`: an absent prompt (None) and an empty one are rows, and only the empty tuple is no row.
+        given = () if isinstance(prompts, tuple) and not prompts else (prompts,)
         extra: dict[str, Any] = {} if codes is None else {"codes": codes}
         return self._nnsight.trace(  # pyright: ignore[reportReturnType]
-            *given,
-            fn=generate if fn == "generate" else forward,
-            tracer_cls=LensTracer,
-            request=request,
-            **extra,
+            *given, fn=run, tracer_cls=LensTracer, request=request, **extra
         )
 
     def site(self, name: str, layer: int | None = None, *, branch: Branch = "cond") -> SiteValue:
@@ -411,29 +381,12 @@ class AudioLens:
             device=self.device,
         )
 
-    def _generation_inputs(
-        self, encoded: text.Text, guided: bool, guidance_scale: Real, sampling: dict[str, Any]
-    ) -> dict[str, Any]:
-        return {
-            "input_ids": encoded.ids,
-            **encoded.conditioning(guided),
-            "guidance_scale": float(guidance_scale),
-            **sampling,
-        }
-
     def _checked_texts(
         self, prompts: Prompt | Sequence[Prompt], rows: int | None = None
     ) -> tuple[tuple[Prompt, ...], list[int]]:
         """Prompts, one a row, and their lengths in tokens."""
         listed = text.checked_prompts(prompts, rows)
         return listed, text.lengths(listed, self.tokenizer, text.token_limit(self.model, self.tokenizer))
-
-    def _columns(self, codes: Tensor | None, layout: Layout) -> Int[Tensor, "row codebook column"]:
-        """What the decoder reads: the start token and the delayed codes, without the column nothing follows."""
-        if codes is None:
-            shape = (len(layout.rows), self.config.n_codebooks, 1)
-            return torch.full(shape, self.config.pad_code, device=self.device)
-        return delay(codes[list(layout.rows)], self.config.delays, self.config.pad_code)[..., :-1]
 
     def _checked_branch(self, branch: Branch, guided: bool, sites: str | Sequence[str]) -> Branch:
         checked_branch(branch)

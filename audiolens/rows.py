@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from nnsight.intervention.batching import Batcher
 from torch import Tensor
 
 from audiolens.errors import InputError, InputTypeError
+from audiolens.families import LensConfig
 from audiolens.text import BUCKET, checked_prompts
+from audiolens.timeline import delay
 
 EXACT_ROWS = 16
 """Exact runs hold this many rows, padded with repeats, whatever was asked for."""
@@ -80,6 +83,20 @@ def batches(
             part = mine[first : first + EXACT_ROWS]
             padded = part + part[:1] * (EXACT_ROWS - len(part))
             yield Layout(tuple(padded), len(sizes), branches, len(part)), length
+
+
+def read_columns(
+    codes: Int[Tensor, "row codebook frame"] | None, config: LensConfig, layout: Layout, device: torch.device
+) -> Int[Tensor, "sequence column"]:
+    """What the decoder reads of a batch: the start token and the delayed codes, without the column nothing follows.
+
+    Rows and codebooks share the first axis, as transformers has it, once for each branch.
+    """
+    if codes is None:
+        columns = torch.full((len(layout.rows), config.n_codebooks, 1), config.pad_code, device=device)
+    else:
+        columns = delay(codes[list(layout.rows)], config.delays, config.pad_code)[..., :-1]
+    return columns.flatten(0, 1).repeat(layout.branches, 1)
 
 
 def checked_rows(rows: Sequence[int] | None, total: int) -> list[int]:

@@ -83,17 +83,21 @@ class RowSampler(LogitsProcessor):
 def sampling_arguments(
     seeds: Sequence[int] | None, config: LensConfig, guidance_scale: Real, temperature: Real, top_k: int | None
 ) -> dict[str, Any]:
-    """How `generate` draws a batch: transformers' own sampler, or one stream per row."""
+    """How `generate` guides and draws a batch: transformers' own sampler, or one stream per row."""
     if seeds is None:
         own = {"temperature": float(temperature), "top_k": top_k or 0} if temperature > 0 else {}
-        return {"do_sample": temperature > 0, **own}
+        return {"do_sample": temperature > 0, "guidance_scale": float(guidance_scale), **own}
     sampler = RowSampler(
         RowStreams(seeds, config.n_codebooks, config.vocab_size),
         guidance_scale=float(guidance_scale),
         temperature=float(temperature),
         top_k=top_k,
     )
-    return {"do_sample": False, "logits_processor": LogitsProcessorList([sampler])}
+    return {
+        "do_sample": False,
+        "guidance_scale": float(guidance_scale),
+        "logits_processor": LogitsProcessorList([sampler]),
+    }
 
 
 def checked_seeds(seeds: int | Sequence[int] | None, rows: int) -> list[int] | None:

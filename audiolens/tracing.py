@@ -5,11 +5,11 @@ its own rows; `lens.site(name).value` reads or assigns a site's value on these r
 "row codebook step vocab" of a forward (branches one after the other under guidance), or the codes of a generation.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import CodeType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -18,11 +18,15 @@ from nnsight.intervention.interleaver import Mediator
 from nnsight.intervention.tracer import InterleavingTracer
 from torch import Tensor
 
+from audiolens import passes, text
+from audiolens.audio import checked_codes
 from audiolens.errors import InputError
 from audiolens.families import Family, LensConfig
-from audiolens.rows import IN_PLACE, RowBatcher
+from audiolens.rows import IN_PLACE, Layout, RowBatcher, read_columns
+from audiolens.sampling import checked_seeds, checked_settings, sampling_arguments
 from audiolens.sites import Site
 from audiolens.text import Prompt, checked_prompts
+from audiolens.timeline import Real, Timeline
 
 
 class Model(NNsight):
@@ -139,3 +143,50 @@ def joined(codes: Sequence[Tensor | None]) -> Tensor | None:
     if len(given) != len(codes) or len({part.shape[-1] for part in given}) > 1:
         raise InputError("several invokes in one run: give codes to all or none, of one number of frames.")
     return torch.cat(given)
+
+
+def requested(
+    lens: Any,
+    *,
+    guidance_scale: Real,
+    fn: Literal["forward", "generate"],
+    timeline: Timeline,
+    seeds: int | Sequence[int] | None,
+    temperature: Real,
+    top_k: int | None,
+) -> tuple[Request, Callable[..., Tensor]]:
+    """What a trace asks of the batcher, and what it runs: one forward's logits, or a generation's codes."""
+    if fn not in ("forward", "generate"):
+        raise InputError(f"fn={fn!r}: expected 'forward' or 'generate'.")
+    checked_settings(guidance_scale, temperature, top_k)
+    guided = guidance_scale > 1
+    model, config = lens.model, lens.config
+
+    def inputs(prompts: Sequence[Prompt], parts: Sequence[Tensor | None]) -> dict[str, Any]:
+        codes = joined(parts)
+        text.lengths(prompts, lens.tokenizer, text.token_limit(model, lens.tokenizer))
+        encoded = text.encode(prompts, model, lens.tokenizer)
+        if fn == "generate":
+            if codes is not None:
+                raise InputError("codes are for a forward: a generation makes its own.")
+            drawn = checked_seeds(seeds, len(prompts))
+            draw = sampling_arguments(drawn, config, guidance_scale, temperature, top_k)
+            return {"input_ids": encoded.ids, **encoded.conditioning(guided), **draw}
+        if codes is not None:
+            codes = checked_codes(codes, config, len(prompts)).to(lens.device)
+        layout = Layout(tuple(range(len(prompts))), len(prompts), 2 if guided else 1, len(prompts))
+        columns = read_columns(codes, config, layout, lens.device)
+        return {"decoder_input_ids": columns, **encoded.conditioning(guided)}
+
+    def forward(**ready: Any) -> Tensor:
+        return model(use_cache=False, **ready).logits.unflatten(0, (-1, config.n_codebooks))
+
+    def generate(**ready: Any) -> Tensor:
+        return passes.codes(model.generate, timeline, **ready)
+
+    @contextmanager
+    def guard() -> Iterator[None]:
+        with lens._alone(), passes.random_state(keep=fn == "forward" or seeds is not None):
+            yield
+
+    return Request(2 if guided else 1, inputs, guard), generate if fn == "generate" else forward

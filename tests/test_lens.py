@@ -11,6 +11,7 @@ import torch
 
 import audiolens as al
 from audiolens import errors
+from audiolens.timeline import delay
 
 PROMPTS = ["fast piano", "slow dark guitar music", "calm"]
 SECONDS = 0.6
@@ -77,7 +78,7 @@ def test_logits_are_the_bare_forward_to_the_bit(lens, branch):
 def test_residual_sites_are_transformers_hidden_states(lens):
     codes = torch.randint(0, 32, (3, 4, 15))
     _, cache = lens.run_with_cache(PROMPTS, codes, sites=["resid_pre", "resid_post", "ln_final.normalized"])
-    columns = lens._columns(codes, _layout(3))
+    columns = delay(codes, lens.config.delays, 32)[..., :-1]
     text = lens.tokenizer(PROMPTS, padding=True, return_tensors="pt")
     with torch.no_grad():
         hidden = lens.model(
@@ -302,9 +303,3 @@ def test_importing_the_package_loads_nothing_heavy():
         "assert not heavy, heavy; assert 'AudioLens' in dir(audiolens)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def _layout(rows: int) -> Any:
-    from audiolens.rows import Layout
-
-    return Layout(tuple(range(rows)), rows, 1, rows)
