@@ -96,7 +96,9 @@ class Recorder:
             if name not in self.tensors:
                 shape = (window.shape[0], self.rows, self.stop - self.start, *window.shape[3:])
                 self.tensors[name] = self._empty(shape, window)
-            self.tensors[name][:, layout.places, first - self.start : end - self.start] = window
+            kept = self.tensors[name]
+            window = window.to(kept.device, kept.dtype)
+            kept[:, layout.places, first - self.start : end - self.start] = window
         else:
             self._reduce(name, window, layout.places)
             self.seen[name] = end

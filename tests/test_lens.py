@@ -51,6 +51,20 @@ def test_stereo_generate_is_transformers_own_to_the_bit(stereo_lens, guidance_sc
     assert torch.equal(out.audio, expected)
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_half_precision_is_transformers_own_to_the_bit_too(checkpoint, guidance_scale):
+    lens = al.AudioLens.from_pretrained(checkpoint, dtype="bfloat16")
+    assert lens.dtype == torch.bfloat16
+    torch.manual_seed(3)
+    expected = bare(lens, guidance_scale=guidance_scale, do_sample=True, top_k=20)
+    torch.manual_seed(3)
+    out = lens.generate(PROMPTS, SECONDS, guidance_scale=guidance_scale, top_k=20, sites="resid_post")
+    assert torch.equal(out.audio, expected)
+    add = al.Add(torch.randn(48), layers=1, rows=[0])
+    steered = lens.generate(PROMPTS, SECONDS, seeds=1, interventions=[add, al.Clamp(torch.ones(48), 0.5, rows=[1])])
+    assert torch.equal(steered.codes[2], lens.generate(PROMPTS, SECONDS, seeds=1).codes[2])
+
+
 @pytest.mark.parametrize("branch", ["cond", "null", "both"])
 def test_logits_are_the_bare_forward_to_the_bit(lens, branch):
     codes = torch.randint(0, 32, (3, 4, 15))
@@ -163,6 +177,28 @@ def test_an_exception_inside_a_run_leaves_everything_as_it_was(lens):
         assert random.getstate() == before[1]
         assert lens.model.generation_config.to_dict() == config
         assert torch.equal(lens.generate(PROMPTS, SECONDS, seeds=1).codes, expected)
+
+
+def test_a_processor_and_a_second_lens_on_one_model_will_do(checkpoint, lens):
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    second = al.AudioLens(lens.model, processor)
+    assert torch.equal(
+        second.generate(PROMPTS, SECONDS, seeds=1, sites="resid_mid").cache.stack("resid_mid"),
+        lens.generate(PROMPTS, SECONDS, seeds=1, sites="resid_mid").cache.stack("resid_mid"),
+    )
+
+
+def test_a_model_of_another_kind_or_in_training_is_refused(lens):
+    with pytest.raises(errors.UnsupportedModelError, match="T5EncoderModel"):
+        al.AudioLens(lens.model.text_encoder, lens.tokenizer)
+    lens.model.train()
+    try:
+        with pytest.raises(errors.InputError, match="training mode"):
+            lens.generate("calm", SECONDS)
+    finally:
+        lens.model.eval()
 
 
 def test_a_run_inside_a_run_is_refused(lens):
