@@ -420,9 +420,11 @@ def _side(found: Outcome, word: str) -> str:
         return f"not measurably {word} (no clip could be measured)"
     interval = f"[{found.low:+.0%}, {found.high:+.0%}]"
     if not found.towards:
-        return f"not reliably {word} ({found.effect:+.0%} {interval}, {found.failed:.0%} of clips failed)"
-    ranked = f"p = {found.p_random:.2g} among {found.n_random} random directions" if found.n_random else "no controls"
-    return f"{abs(found.effect):.0%} {word} ({interval}, {ranked}, asked for in words {found.prompted:+.0%})"
+        text = f"not reliably {word} ({found.effect:+.0%} {interval}, {found.failed:.0%} of clips failed)"
+    else:
+        ranked = f"p = {found.p_random:.2g} among {found.n_random} random directions"
+        text = f"{abs(found.effect):.0%} {word} ({interval}, {ranked}; asked for in words {found.prompted:+.0%})"
+    return text.replace("-", "−")
 
 
 def _minutes(seconds: float) -> str:

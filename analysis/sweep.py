@@ -193,18 +193,19 @@ def run(
     """
     todo = plan(conditions, clips, batch_size)
     baselines: dict[int, tuple[Heard, int]] = {}
-    frames, audio, start = [], {}, 0
+    labels: list[dict[str, Any]] = []
+    frames: list[pd.DataFrame] = []
+    audio: dict[int, np.ndarray] = {}
     bar = tqdm(total=len(todo), desc=progress, unit="clip", disable=progress is None, smoothing=0.1)
 
     def collect(batch: list[tuple[Condition, int]], heard: Heard) -> None:
-        nonlocal start
         for place, (condition, clip) in enumerate(batch):
             if condition.name == BASELINE:
                 baselines[clip] = (heard, place)
             if keep_audio is not None and keep_audio(condition, todo.clips[clip]):
-                audio[start + place] = heard.audio[place]
-        frames.append(pd.concat([_labelled(batch, todo.clips), heard.frame], axis=1))
-        start += len(batch)
+                audio[len(labels) + place] = heard.audio[place]
+        labels.extend(_labels(condition, todo.clips[clip]) for condition, clip in batch)
+        frames.append(heard.frame)
         bar.update(len(batch))
 
     waiting: list[tuple[list[tuple[Condition, int]], Future[Heard]]] = []
@@ -229,7 +230,7 @@ def run(
             waiting.append((batch, ear.hear(made.codes, reference)))
         for batch, heard in waiting:
             collect(batch, heard.result())
-    table = pd.concat(frames, ignore_index=True)
+    table = pd.concat([pd.DataFrame(labels), pd.concat(frames, ignore_index=True)], axis=1)
     settings = {
         "model": lens.name,
         "seconds": seconds,
@@ -335,19 +336,11 @@ def _layers(step: Intervention, n_layers: int) -> list[int]:
     return [step.layers] if isinstance(step.layers, int) else list(step.layers)
 
 
-def _labelled(batch: list[tuple[Condition, int]], clips: Sequence[Clip]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "condition": condition.name,
-                **condition.labels,
-                "prompt": clips[clip][0],
-                "asked": _asked(condition, clips[clip][0]),
-                "seed": clips[clip][1],
-            }
-            for condition, clip in batch
-        ]
-    )
+def _labels(condition: Condition, clip: Clip) -> dict[str, Any]:
+    """The columns that say what a row is."""
+    prompt, seed = clip
+    asked = _asked(condition, prompt)
+    return {"condition": condition.name, **condition.labels, "prompt": prompt, "asked": asked, "seed": seed}
 
 
 def _reference(batch: list[tuple[Condition, int]], baselines: Mapping[int, tuple[Heard, int]]) -> Heard:

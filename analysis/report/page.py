@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import plots
+from audiolens.measure import UNITS
 
 if TYPE_CHECKING:
     from analysis.report.writer import Drawing, Sound
@@ -46,7 +47,8 @@ def render(
     return environment.from_string(template).render(
         study=study,
         facts=facts,
-        unit=plots.axis_of(study.measure),
+        quantity=plots.name_of(study.measure),
+        unit=f" {UNITS[study.measure]}" if UNITS.get(study.measure) else "",
         outcomes=[_outcome(outcome.as_dict()) for outcome in study.outcomes],
         rho=_number(study.monotonicity.rho, "+.2f"),
         baseline=_number(float(study.response.loc[study.response["kind"] == "baseline", "median"].iloc[0]), ".0f"),
@@ -68,7 +70,7 @@ def _pairs(study: Study, sounds: Sequence[Sound]) -> list[dict[str, Any]]:
         row = rows.setdefault(sound.pair, {"prompt": sound.prompt, "seed": sound.seed, "clips": []})
         row["clips"].append(
             {
-                "label": sound.label,
+                "label": sound.label.replace(" -", " −"),
                 "file": f"audio/{sound.file}",
                 "audio": compressed(sound.samples, study.sample_rate),
                 "image": _data("image/png", _thumbnail(sound.samples, study.sample_rate)),
@@ -109,6 +111,7 @@ def _thumbnail(samples: np.ndarray, sample_rate: int) -> bytes:
 
 def _outcome(values: dict[str, Any]) -> dict[str, Any]:
     percent = {key: _number(values[key], "+.0%") for key in ("effect", "low", "high", "prompted", "opposed")}
+    percent["strength"] = _number(values["strength"], "+g")
     ranks = {key: _number(values[key], ".2f") for key in ("p_random", "p_shuffled")}
     return {**values, **percent, **ranks, "failed": _number(values["failed"], ".0%"),
             "median": _number(values["median"], ".0f")}  # fmt: skip

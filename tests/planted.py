@@ -1,0 +1,152 @@
+"""Tables of clips in which every effect is known: what a sweep would have measured, without a model."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from analysis import outcome, scan
+from analysis.study import Settings, Study
+from analysis.sweep import Condition, clips
+from audiolens.directions import Directions
+from audiolens.prompts import PromptSet, load
+from audiolens.provenance import Provenance
+
+N_LAYERS = 8
+RATE = 16_000
+
+
+def directions(width: int = 32, seed: int = 0) -> Directions:
+    """One random vector per block."""
+    vectors = torch.randn(N_LAYERS, width, generator=torch.Generator().manual_seed(seed))
+    vectors = vectors.cumsum(0)
+    return Directions(
+        vectors=vectors,
+        layers=tuple(range(N_LAYERS)),
+        residual_norms=torch.linspace(10, 30, N_LAYERS),
+        meta=Provenance(model="planted", weights="0" * 16, n_layers=N_LAYERS, label="tempo"),
+    )
+
+
+def tempo() -> PromptSet:
+    return load("tempo")
+
+
+def heard(
+    conditions: Sequence[Condition],
+    factor: Callable[[dict], float],
+    *,
+    prompts: Sequence[str],
+    seeds: int = 4,
+    noise: float = 0.1,
+    failing: Callable[[dict], float] = lambda _: 0.0,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Clips whose tempo is 110 BPM x `factor(labels)`, prompts differing, of which a share `failing(labels)` fails."""
+    rng = np.random.default_rng(seed)
+    own = {prompt: rng.normal(0, 0.2) for prompt in prompts}
+    paired = {clip: rng.normal(0, 0.2) for clip in clips(prompts, seeds)}
+    rows = []
+    for condition in conditions:
+        labels = dict(condition.labels)
+        for (prompt, clip_seed), offset in paired.items():
+            size = np.log(factor(labels)) + (rng.normal(0, noise) if condition.name != "baseline" else 0)
+            bpm = 110 * float(np.exp(own[prompt] + offset + size))
+            rows.append(
+                {
+                    "condition": condition.name,
+                    **labels,
+                    "prompt": prompt,
+                    "asked": prompt,
+                    "seed": clip_seed,
+                    "tempo_ioi": bpm,
+                    "tempo": bpm,
+                    "onset_rate": bpm / 30,
+                    "pulse_clarity": 0.6,
+                    "brightness": 1000 * float(np.exp(rng.normal(0, 0.1))),
+                    "loudness": -20 + rng.normal(),
+                    "pitch": 300 * float(np.exp(rng.normal(0, 0.1))),
+                    "mode": 0.0,
+                    "rms_ratio": 1.0,
+                    "onsets": 10,
+                    "entropy_ratio": 1.0,
+                    "failed": bool(rng.random() < failing(labels)),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def scanned(best: int = 3, **options: object) -> pd.DataFrame:
+    """A scan in which steering works best at one block, and twice as strongly one-to-all."""
+    sets = tempo()
+    todo = scan.conditions(directions(), {"one-to-one": (1.0, 2.0), "one-to-all": (0.25, 0.5)})
+
+    def factor(labels: dict) -> float:
+        if labels["strategy"] is None:
+            return 1.0
+        amount = labels["strength"] * (2 if labels["strategy"] == "one-to-all" else 0.4)
+        return float(np.exp(0.4 * amount * np.exp(-0.5 * (labels["layer"] - best) ** 2 / 2)))
+
+    return heard(todo, factor, prompts=sets.development[:4], seeds=2, **options)  # type: ignore[arg-type]
+
+
+def steered(choice: scan.Choice, alternatives: Sequence[scan.Choice], **options: object) -> pd.DataFrame:
+    """Test clips in which the real direction works and random ones do not."""
+    sets = tempo()
+    real = directions()
+    real = Directions(**{**vars(real), "samples": None})
+    todo = outcome.conditions(real, sets, choice, alternatives, n_random=5)
+
+    def factor(labels: dict) -> float:
+        kind = labels["kind"]
+        if kind in ("steered", "alternative"):
+            return float(np.exp(0.4 * labels["strength"] / choice.strength * (0.5 if kind == "alternative" else 1)))
+        if kind == "prompted":
+            return 1.5 if labels["pole"] == sets.poles[0] else 0.65
+        return 1.0
+
+    return heard(todo, factor, prompts=sets.test[:8], **options)  # type: ignore[arg-type]
+
+
+def _clicks(bpm: float) -> np.ndarray:
+    """Two seconds of short tones at a tempo: "channel sample"."""
+    seconds = np.arange(2 * RATE) / RATE
+    return (0.4 * np.sin(2 * np.pi * 440 * seconds) * np.exp(-12 * (seconds % (60 / bpm))))[None].astype(np.float32)
+
+
+def study() -> Study:
+    """A whole study of planted tables, with tones as its sounds."""
+    from analysis import pca, similarity, sweep
+
+    sets, rng = tempo(), np.random.default_rng(0)
+    effects = sweep.effects(scanned(), "tempo_ioi", n_bootstrap=0)
+    choice = scan.choose(effects)
+    alternatives = (scan.choose(effects, "one-to-one" if choice.strategy == "one-to-all" else "one-to-all"),)
+    clips_heard = steered(choice, alternatives)
+    response = sweep.effects(clips_heard, "tempo_ioi", n_bootstrap=200)
+    activations = rng.normal(size=(N_LAYERS, 40, 16))
+    activations[:, :20, 0] += np.arange(N_LAYERS)[:, None]
+    shown = clips_heard[clips_heard["kind"].isin(["baseline", "steered", "prompted"]) & (clips_heard["seed"] == 0)]
+    keys = shown[["condition", "prompt", "seed"]].itertuples(index=False, name=None)
+    return Study(
+        concept="tempo",
+        poles=("fast", "slow"),
+        measure="tempo_ioi",
+        directions=directions(),
+        cosines=similarity.cosine_map(directions()),
+        components=pca.fit(activations, ["fast"] * 20 + ["slow"] * 20),
+        scan=effects,
+        choice=choice,
+        alternatives=alternatives,
+        response=response,
+        outcomes=outcome.outcomes(response, sets, choice),
+        monotonicity=outcome.monotonicity(response),
+        cross=outcome.cross_effects(clips_heard, n_bootstrap=200),
+        clips=pd.concat([scanned(), clips_heard], ignore_index=True),
+        sounds={key: _clicks(bpm=80 + 10 * place) for place, key in enumerate(keys)},
+        settings=Settings(),
+        model="planted",
+        sample_rate=RATE,
+        seconds={"directions": 4.0, "scan": 60.0, "dose-response": 80.0},
+    )
