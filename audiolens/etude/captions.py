@@ -136,4 +136,4 @@ def vocabulary() -> list[str]:
 
 
 def _choose(options: Sequence[str], rng: np.random.Generator) -> str:
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]

@@ -3,7 +3,7 @@
 Three phases: an autoencoder without quantiser; then its residual codebooks, started by k-means and trained jointly
 with a straight-through estimator, moving averages and the revival of dead codes (van den Oord et al. 2017; Zeghidour
 et al., SoundStream, 2021); at last the decoder alone, on fixed codes. The loss is mostly spectral magnitudes at four
-resolutions, which keeps the treble of bright clips where a waveform loss gives it up (EnCodec, Défossez et al. 2022).
+resolutions (EnCodec, Défossez et al. 2022) and of band energies, without which the treble of bright clips is given up.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import librosa
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -28,6 +30,7 @@ FRAME_RATE = SAMPLE_RATE // HOP
 N_CODEBOOKS = 4
 CODEBOOK_SIZE = 256
 FFT_SIZES = (256, 512, 1024, 2048)
+BAND_FFT = 1024
 
 
 def build() -> EncodecModel:
@@ -71,10 +74,11 @@ def train(
     report: Callable[[int, int, dict[str, float]], None] = lambda *_: None,
     save_every: int = 200,
     device: str = "cpu",
-) -> EncodecModel:
+) -> Any:
     """Train a codec on 16-bit clips, resuming from `out` where it holds a checkpoint; writes `out` as it goes."""
     torch.manual_seed(0)
-    model = build().to(device)
+    model: Any = build()
+    model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, betas=(0.8, 0.99), weight_decay=0.0)
     step = checkpoint.load(out, {"codec": model}, optimizer)
     model.train()
@@ -115,8 +119,7 @@ def quantize(
     rows, _, frames = latent.shape
     residual = latent.permute(0, 2, 1).reshape(rows * frames, -1)
     total = torch.zeros_like(residual)
-    for layer in model.quantizer.layers:
-        book = layer.codebook
+    for book in _codebooks(model):
         codes = book.quantize(residual)
         chosen = book.decode(codes)
         if learn:
@@ -130,7 +133,12 @@ def quantize(
     return total.reshape(rows, frames, -1).permute(0, 2, 1)
 
 
-def _revive(book: torch.nn.Module, residual: Float[Tensor, "vector latent"], floor: float = 0.2) -> None:
+def _codebooks(model: EncodecModel) -> list[Any]:
+    layers: Any = model.quantizer.layers
+    return [layer.codebook for layer in layers]
+
+
+def _revive(book: Any, residual: Float[Tensor, "vector latent"], floor: float = 0.2) -> None:
     """Codes that hardly anything chooses restart at random vectors of the batch."""
     dead = (book.cluster_size < floor).nonzero().flatten()
     if len(dead):
@@ -142,16 +150,15 @@ def _revive(book: torch.nn.Module, residual: Float[Tensor, "vector latent"], flo
 def _start_codebooks(model: EncodecModel, batches: list[Tensor], rounds: int = 12) -> None:
     latent = torch.cat([model.encoder(batch) for batch in batches])
     residual = latent.permute(0, 2, 1).reshape(-1, latent.shape[1])
-    for layer in model.quantizer.layers:
-        book = layer.codebook
+    for book in _codebooks(model):
         book.embed.copy_(residual[torch.randperm(len(residual))[:CODEBOOK_SIZE]])
+        counts = residual.new_zeros(CODEBOOK_SIZE)
         for _ in range(rounds):
-            codes = book.quantize(residual)
-            counts = F.one_hot(codes, CODEBOOK_SIZE).to(residual.dtype)
-            used = counts.sum(0) > 0
-            book.embed[used] = (counts.T @ residual)[used] / counts.sum(0)[used, None]
-        share = len(residual) / len(batches)
-        book.cluster_size.copy_(counts.mean(0) * share)
+            chosen = F.one_hot(book.quantize(residual), CODEBOOK_SIZE).to(residual.dtype)
+            counts = chosen.sum(0)
+            used = counts > 0
+            book.embed[used] = (chosen.T @ residual)[used] / counts[used, None]
+        book.cluster_size.copy_(counts / len(batches))
         book.embed_avg.copy_(book.embed * book.cluster_size[:, None])
         residual = residual - book.decode(book.quantize(residual))
 
@@ -159,12 +166,27 @@ def _start_codebooks(model: EncodecModel, batches: list[Tensor], rounds: int = 1
 def _losses(output: Float[Tensor, "row 1 sample"], target: Float[Tensor, "row 1 sample"]) -> dict[str, Tensor]:
     log_magnitude = output.new_zeros(())
     convergence = output.new_zeros(())
+    bands = output.new_zeros(())
     for n_fft in FFT_SIZES:
         a, b = _magnitude(output, n_fft), _magnitude(target, n_fft)
         log_magnitude = log_magnitude + ((a + 1e-3).log() - (b + 1e-3).log()).abs().mean()
         convergence = convergence + (a - b).norm() / b.norm()
+        if n_fft == BAND_FFT:
+            bands = (_band_levels(a) - _band_levels(b)).abs().mean()
     waveform = (output - target).abs().mean() / target.abs().mean()
-    return {"log_magnitude": log_magnitude / 4, "convergence": convergence / 4, "waveform": 0.5 * waveform}
+    return {
+        "log_magnitude": log_magnitude / 4,
+        "convergence": 0.5 * convergence / 4,
+        "waveform": 0.5 * waveform,
+        "bands": bands,
+    }
+
+
+def _band_levels(magnitude: Float[Tensor, "row bin frame"]) -> Float[Tensor, "row band block"]:
+    """Log power in 32 mel bands over 64 ms: the energy of noise and treble, which bin by bin is cheapest left out."""
+    filters = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=BAND_FFT, n_mels=32, norm=None)
+    power = torch.from_numpy(filters).to(magnitude) @ magnitude**2
+    return (F.avg_pool1d(power, 4) + 1e-4).log()
 
 
 def _magnitude(audio: Float[Tensor, "row 1 sample"], n_fft: int) -> Float[Tensor, "row bin frame"]:

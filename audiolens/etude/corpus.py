@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from transformers import EncodecModel
 
 from audiolens.etude import synth
 from audiolens.etude.codec import HOP
@@ -44,7 +44,7 @@ def audio(n: int, seed: int, path: Path, progress: Progress = lambda *_: None) -
 
 
 def codes(
-    n: int, seed: int, codec: EncodecModel, folder: Path, progress: Progress = lambda *_: None, device: str = "cpu"
+    n: int, seed: int, codec: Any, folder: Path, progress: Progress = lambda *_: None, device: str = "cpu"
 ) -> Int[np.ndarray, "clip codebook frame"]:
     """The codes of the first `n` clips of set `seed`, kept in `folder` a chunk at a time: a killed run goes on."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,14 +64,12 @@ def codes(
     return np.concatenate([np.load(path) for path in paths])[:n]
 
 
-def _render_chunk(pool: Executor, start: int, seed: int) -> map:
+def _render_chunk(pool: Executor, start: int, seed: int) -> Iterator[np.ndarray]:
     return pool.map(partial(rendered, seed=seed), range(start, start + CHUNK), chunksize=16)
 
 
 @torch.no_grad()
-def _encode(
-    codec: EncodecModel, clips: Int[np.ndarray, "clip sample"], device: str
-) -> Int[np.ndarray, "clip codebook frame"]:
+def _encode(codec: Any, clips: Int[np.ndarray, "clip sample"], device: str) -> Int[np.ndarray, "clip codebook frame"]:
     encoded = []
     for start in range(0, len(clips), 32):
         batch = torch.from_numpy(clips[start : start + 32].astype(np.float32) / 32767)[:, None].to(device)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,8 +42,8 @@ def build(text_encoder: T5EncoderModel, codec: EncodecModel) -> MusicgenForCondi
         num_attention_heads=6, num_codebooks=N_CODEBOOKS, audio_channels=1, dropout=0.0, tie_word_embeddings=False,
         pad_token_id=START, bos_token_id=START,
     )  # fmt: skip
-    decoder = MusicgenForCausalLM(config)
-    model = MusicgenForConditionalGeneration(text_encoder=text_encoder, audio_encoder=codec, decoder=decoder)
+    decoder: Any = MusicgenForCausalLM(config)
+    model: Any = MusicgenForConditionalGeneration(text_encoder=text_encoder, audio_encoder=codec, decoder=decoder)
     for embedding in decoder.model.decoder.embed_tokens:
         torch.nn.init.normal_(embedding.weight, std=0.4)
     torch.nn.init.normal_(model.enc_to_dec_proj.weight, std=0.125)
@@ -77,7 +78,7 @@ def delayed(codes: Int[Tensor, "row codebook frame"]) -> Int[Tensor, "row codebo
 
 
 def code_losses(
-    model: MusicgenForConditionalGeneration,
+    model: Any,
     columns: Int[Tensor, "row codebook column"],
     tokens: dict[str, Tensor],
     text_kept: Bool[Tensor, " row"],
@@ -118,7 +119,8 @@ def train(
     """Train decoder and text encoder together on the first clips of a set, resuming from `out`; writes as it goes."""
     torch.manual_seed(0)
     captions = [synth.label(index, corpus_seed)[1].text for index in range(len(codes))]
-    model.to(device)
+    moved: Any = model
+    moved.to(device)
     trained = {"text_encoder": model.text_encoder, "decoder": model.decoder, "projection": model.enc_to_dec_proj}
     parameters = [p for module in trained.values() for p in module.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=schedule.learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
@@ -168,7 +170,7 @@ def text_gap(
 
 def _crop(
     codes: Int[np.ndarray, "clip codebook frame"],
-    captions: Sequence[str],
+    captions: list[str],
     rng: np.random.Generator,
     schedule: Schedule,
 ) -> tuple[Int[Tensor, "row codebook column"], list[str]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from audiolens.etude import synth
 from audiolens.etude.attributes import INSTRUMENTS
@@ -23,9 +23,11 @@ from audiolens.etude.captions import ADJECTIVES, ENDINGS, NEUTRAL_ADJECTIVES, NO
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
     from audiolens.lens import AudioLens
 
+ROWS = 48
 POLES = {
     "tempo": ("low", "high"),
     "timbre": ("low", "high"),
@@ -130,8 +132,8 @@ class Abilities:
 
         fitted = self.reference[: len(self.reference) // 2]
         classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
-        classifier.fit(np.stack(fitted.mfcc), fitted.label_instrument)
-        scores = classifier.predict_proba(np.stack(clips.mfcc))
+        classifier.fit(np.stack(list(fitted.mfcc)), fitted.label_instrument)
+        scores = classifier.predict_proba(np.stack(list(clips.mfcc)))
         return float(roc_auc_score(clips[label], scores, multi_class="ovr", labels=list(classifier.classes_)))
 
 
@@ -154,30 +156,35 @@ def abilities(
         for seed in range(n_seeds)
     ]
     plan += [{"concept": "neutral", "level": "", "caption": c, "seed": 0} for c in neutral_captions(n_neutral)]
-    audio = lens.generate(
-        [clip["caption"] for clip in plan], seconds=seconds, seeds=[clip["seed"] for clip in plan], batch_size=48
-    ).audio
-    clips = pd.concat([pd.DataFrame(plan), heard(audio.numpy(), lens.config.sample_rate, n_jobs)], axis=1)
+    captions, seeds = [clip["caption"] for clip in plan], [clip["seed"] for clip in plan]
+    out = lens.generate(captions, seconds, seeds=seeds, batch_size=ROWS, decode=False, progress=True)
+    clips = pd.concat([pd.DataFrame(plan), heard(_decoded(lens, out.codes), lens.config.sample_rate, n_jobs)], axis=1)
     drawn = list(synth.labelled_clips(n_reference, seed=99, seconds=seconds))
     labels = pd.DataFrame([{f"label_{c}": d.attributes.level(c) for c in (*POLES, "instrument")} for d in drawn])
+    raw = np.stack([clip.audio for clip in drawn])[:, None]
     coded = [
-        lens.decode_codes(lens.encode_audio(np.stack([d.audio for d in drawn[i : i + 32]])[:, None], synth.SAMPLE_RATE))
-        for i in range(0, n_reference, 32)
+        _decoded(lens, lens.encode_audio(rows, synth.SAMPLE_RATE))
+        for rows in np.split(raw, range(ROWS, len(raw), ROWS))
     ]
-    measured = heard(np.concatenate([part.numpy() for part in coded]), lens.config.sample_rate, n_jobs)
+    measured = heard(np.concatenate(coded), lens.config.sample_rate, n_jobs)
     return Abilities(clips, pd.concat([labels, measured], axis=1))
+
+
+def _decoded(lens: AudioLens, codes: Int[Tensor, "row codebook frame"]) -> Float[np.ndarray, "row channel sample"]:
+    return np.concatenate([lens.decode_codes(part).float().cpu().numpy() for part in codes.split(ROWS)])
 
 
 def heard(audio: Float[np.ndarray, "row channel sample"], sample_rate: int, n_jobs: int = 1) -> pd.DataFrame:
     """Every measure of every clip, onsets per beat, and the mean and spread of the cepstrum (for the instrument)."""
     import librosa
+    import pandas as pd
 
     from audiolens import measure
 
     frame = measure.table(audio, sample_rate, n_jobs=n_jobs)
     frame["onsets_per_beat"] = frame.onset_rate * 60 / frame.tempo
     cepstra = (librosa.feature.mfcc(y=clip.mean(0), sr=sample_rate, n_mfcc=20) for clip in audio)
-    frame["mfcc"] = [np.concatenate([c.mean(1), c.std(1)]) for c in cepstra]
+    frame["mfcc"] = pd.Series([np.concatenate([c.mean(1), c.std(1)]) for c in cepstra])
     return frame
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -114,7 +115,7 @@ class _Score:
         centre = self.a.register_midi
         for onset, end, degree in zip(onsets, ends, degrees, strict=True):
             near = centre + self.rng.uniform(-3, 3)
-            velocity = self.rng.uniform(0.8, 1.0)
+            velocity = self.rng.uniform(1.6, 2.0)
             note = _note(self.a.instrument, self.pitch(degree, near), min(end - onset, 1.6), self.rolloff)
             _place(sound, note * velocity, onset)
         return sound
@@ -126,7 +127,7 @@ class _Score:
             chord = self.chords[index // self.a.meter]
             for interval in (0, 2, 4):
                 pad = _note("pad", self.pitch(chord + interval, 57), min(bar_seconds, 6.0), self.rolloff)
-                _place(sound, 0.13 * pad, self.beats[index])
+                _place(sound, 0.2 * pad, self.beats[index])
         for index, beat in enumerate(self.beats):
             chord = self.chords[index // self.a.meter]
             strong = index % self.a.meter == 0
@@ -148,7 +149,7 @@ class _Score:
         return sound
 
 
-def _place(sound: Sound, note: Sound, onset_seconds: float) -> None:
+def _place(sound: Sound, note: Float[np.ndarray, " note"], onset_seconds: float) -> None:
     start = round(onset_seconds * SAMPLE_RATE)
     first, last = max(start, 0), min(start + len(note), len(sound))
     if first < last:
@@ -177,7 +178,7 @@ def _tilt_to(sound: Sound, centroid_hz: float) -> Sound:
         gain = (1 + bins_hz / 500) ** exponent
         return float(np.mean(magnitude @ (gain * bins_hz) / (magnitude @ gain))) - centroid_hz
 
-    exponent = brentq(excess_hz, -8.0, 4.0, xtol=1e-3)
+    exponent: Any = brentq(excess_hz, -8.0, 4.0, xtol=1e-3)
     gain = (1 + np.fft.rfftfreq(len(sound), 1 / SAMPLE_RATE) / 500) ** exponent
     return np.fft.irfft(np.fft.rfft(sound) * gain, len(sound))
 

@@ -41,7 +41,7 @@ def build_encoder(n_words: int) -> T5EncoderModel:
     return T5EncoderModel(
         T5Config(
             vocab_size=n_words, d_model=96, d_kv=24, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0,
-            decoder_start_token_id=0, use_cache=False, is_encoder_decoder=False,
+            use_cache=False, is_encoder_decoder=False,
         )
     )  # fmt: skip
 
