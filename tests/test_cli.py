@@ -1,0 +1,199 @@
+"""The command line: what it does, what it refuses in one line with exit code 2, and that help comes at once."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import planted
+import pytest
+import soundfile
+
+from analysis import cli
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run the command in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["audiolens", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def file(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directions read from the tiny checkpoint."""
+    import audiolens as al
+
+    lens = al.AudioLens.from_pretrained(checkpoint)
+    found = al.difference_in_means(lens, ["fast song"], ["slow song"], seconds=0.5, label="tempo", progress=False)
+    return found.save(tmp_path_factory.mktemp("directions") / "tempo.safetensors")
+
+
+def test_help_comes_at_once() -> None:
+    started = time.perf_counter()
+    code = "import sys, analysis.cli; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'librosa')))"
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == 0, "the command line imports a heavy package before a command needs it"
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("command", [(), ("study",), ("generate",), ("directions",), ("models",), ("measure",)])
+def test_every_command_has_help(run: Run, command: tuple[str, ...]) -> None:
+    code, out, _ = run(*command, "--help")
+    assert code == 0
+    assert "Usage" in out
+
+
+def test_generate_writes_the_same_clip_for_the_same_seed(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        code, out, err = run("generate", "a calm song", "-m", checkpoint, "--seconds", 1, "--seed", 3, "-o", name)
+        assert code == 0, err
+        assert out.strip().endswith(".wav")
+    first, second = (next((tmp_path / name).glob("*.wav")).read_bytes() for name in ("a", "b"))
+    assert first == second
+
+
+def test_generate_steers_beside_a_baseline(run: Run, checkpoint: Path, file: Path, tmp_path: Path) -> None:
+    arguments = ("-m", checkpoint, "--seconds", 1, "--steer", f"{file}:+40", "--baseline", "-o", "out", "--json")
+    code, out, err = run("generate", "a calm song", *arguments)
+    assert code == 0, err
+    written = json.loads(out)
+    assert [Path(path).parent.name for path in written] == ["baseline", "steered"]
+    sounds = [soundfile.read(tmp_path / path)[0] for path in written]
+    assert not np.array_equal(*sounds)
+
+
+@pytest.mark.parametrize("words", [("directions",), ("directions", "read")])
+def test_directions_are_read_and_shown(run: Run, checkpoint: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    prompts = tmp_path / "mine.csv"
+    prompts.write_text("fast,slow\nfast song,slow song\nfast piano,slow piano\n")
+    code, _, err = run(*words, prompts, "-m", checkpoint, "-o", "mine.safetensors", "--seconds", 0.5)
+    assert code == 0, err
+    code, out, _ = run("directions", "show", "mine.safetensors", "--json")
+    assert code == 0
+    facts = json.loads(out)
+    assert facts["label"] == "mine"
+    assert len(facts["layers"]) == 3
+
+
+def test_models_says_what_works_offline(run: Run) -> None:
+    code, out, _ = run("models")
+    assert code == 0
+    assert "etude" in out
+    assert "facebook/musicgen-small" in out
+    code, out, _ = run("models", "--json")
+    assert {row["kind"] for row in json.loads(out)} == {"bundled", "hub"}
+
+
+def test_measure_tables_sound_files(run: Run, tmp_path: Path) -> None:
+    seconds = np.arange(5 * 16_000) / 16_000
+    clicks = np.sin(2 * np.pi * 880 * seconds) * np.exp(-30 * (seconds % 0.5))
+    soundfile.write(tmp_path / "clicks.wav", clicks, 16_000)
+    soundfile.write(tmp_path / "silence.wav", np.zeros(16_000), 16_000)
+    code, out, err = run("measure", "clicks.wav", "silence.wav", "--json")
+    assert code == 0, err
+    rows = json.loads(out)
+    assert rows[0]["tempo"] == pytest.approx(120, abs=2)
+    assert rows[1]["tempo"] is None
+    code, out, _ = run("measure", "clicks.wav")
+    assert "tempo [BPM]" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("study", "tempi"), "Did you mean 'tempo'"),
+        (("study", "bells"), "no measure hears 'bells'"),
+        (("study", "tempo", "-m", "etud"), "Did you mean 'etude'"),
+        (("study", "tempo", "-m", "."), "holds no config.json"),
+        (("study", "tempo", "-m", "facebook/musicgen-smal"), "works offline"),
+        (("study", "tempo", "-m", "{checkpoint}", "--seconds", "nan"), "seconds=nan"),
+        (("study", "tempo", "-m", "{checkpoint}", "--seconds", "500"), "expected 0.5 to"),
+        (("study", "tempo", "-m", "{checkpoint}", "--out", "full"), "other than a study"),
+        (("study", "tempo", "-m", "{checkpoint}", "--out", "full", "--force"), "other than a study"),
+        (("study", "tempo", "-m", "{checkpoint}", "--out", "full/file/below"), "is a file"),
+        (("study", "tempo", "-m", "{checkpoint}", "--out", "/proc/nothing/here"), "cannot be written"),
+        (("study", "tempo", "-m", "{checkpoint}", "--out", "done"), "replace it with --force"),
+        (("study", "tempo", "-m", "half"), "half"),
+        (("generate", "", "-m", "{checkpoint}"), "prompt 0 is empty"),
+        (("generate", "song " * 500, "-m", "{checkpoint}"), "shorten it"),
+        (("generate", "a song", "-m", "{checkpoint}", "--seconds", "0"), "seconds=0"),
+        (("generate", "a song", "-m", "{checkpoint}", "--seconds", "nan"), "seconds=nan"),
+        (("generate", "a song", "-m", "{checkpoint}", "-o", "full"), "exists"),
+        (("generate", "a song", "-m", "{checkpoint}", "--seed", "-1"), "seed -1"),
+        (("generate", "a song", "-m", "{checkpoint}", "--guidance", "0.5"), "guidance_scale=0.5"),
+        (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}:nan"), "expected a finite number"),
+        (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}:much"), "is not a number"),
+        (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}"), "expected FILE:STRENGTH"),
+        (("generate", "a song", "-m", "{checkpoint}", "--steer", "none.safetensors:1"), "no such file"),
+        (("generate", "a song", "-m", "{checkpoint}", "--steer", "full/file:1"), "safetensors"),
+        (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}:1", "--layer", "9"), "9"),
+        (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}:1", "--strategy", "some"), "one-to-all"),
+        (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}:1", "--branch", "nul"), "null"),
+        (("directions", "tempi", "-m", "{checkpoint}"), "Did you mean 'tempo'"),
+        (("directions", "none.csv", "-m", "{checkpoint}"), "none.csv"),
+        (("directions", "tempo", "-m", "{checkpoint}", "--position", "eos"), "cross-attention"),
+        (("directions", "tempo", "-m", "{checkpoint}", "-o", "full/file"), "replace it with --force"),
+        (("directions", "show", "full/file"), "safetensors"),
+        (("measure", "none.wav"), "no such file"),
+        (("measure", "full/file"), "not a sound file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    run: Run, checkpoint: Path, file: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("years of work")
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "summary.json").write_text(json.dumps({"format": "audiolens.study.1"}))
+    half = tmp_path / "half"
+    half.mkdir()
+    for source in checkpoint.iterdir():
+        content = source.read_bytes()
+        (half / source.name).write_bytes(content[: len(content) // 2] if source.suffix == ".safetensors" else content)
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    code, out, err = run(*(text.format(checkpoint=checkpoint, file=file) for text in arguments))
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+def test_a_bug_still_shows_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("audiolens.lens.AudioLens.generate", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        run("generate", "a song", "-m", checkpoint)
+
+
+def test_study_writes_a_folder_and_says_the_finding(
+    run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analysis.study._run", lambda *_: planted.study())
+    code, out, err = run("study", "tempo", "-m", checkpoint)
+    assert code == 0, err
+    assert "faster" in out
+    assert (tmp_path / "study-tempo" / "index.html").is_file()
+    assert f"audiolens study tempo -m {checkpoint}" in (tmp_path / "study-tempo" / "index.html").read_text()
+    code, out, _ = run("study", "tempo", "-m", checkpoint, "--force", "--json")
+    assert code == 0
+    assert json.loads(out)["concept"] == "tempo"
