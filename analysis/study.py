@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +22,13 @@ from analysis.listening import Listener
 from analysis.outcome import Outcome
 from analysis.pca import PCAResult
 from analysis.scan import Choice
+from analysis.settings import TEST_SEED, Settings
 from analysis.similarity import CosineMap
 from analysis.statistics import Monotonicity
 from audiolens.directions import Directions, difference_in_means
 from audiolens.errors import InputError, nearest, shortened
-from audiolens.interventions import Branch
 from audiolens.measure import MEASURES
 from audiolens.prompts import PromptSet, concepts, load
-from audiolens.steering import Strategy
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -47,76 +46,6 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "density": ("busier", "sparser"),
     "register": ("higher", "lower"),
 }
-TEST_SEED = 1_000_000
-"""Test clips take seeds from here on, development clips from 0: no clip is in both."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How much of everything. The defaults take under five minutes on two cores with the bundled model.
-
-    Attributes:
-        poles: prompts of either pole that the direction is read from, for `reading_seconds` each.
-        development, development_seeds: neutral prompts, and seeds of each, that place and strength are chosen on.
-        test, test_seeds: the same for what is reported.
-        strengths: per strategy, what is tried at every block, in differences of means.
-        n_random, n_shuffled: control directions. 19 can reach p = .05, 5 cannot.
-        seconds, guidance_scale, temperature, top_k: of every clip.
-        branch: the half of the guidance that is steered.
-        shown: how many (prompt, seed) pairs are kept as sound, the first ones.
-        seed: shifts every seed, for an independent repetition.
-        batch_size, n_jobs: as in `sweep.run`; they change the time it takes.
-    """
-
-    poles: int = 48
-    reading_seconds: float = 2.0
-    development: int = 4
-    development_seeds: int = 2
-    test: int = 8
-    test_seeds: int = 4
-    strengths: Mapping[Strategy, tuple[float, ...]] = field(
-        default_factory=lambda: {"one-to-one": (1.0, 2.0), "one-to-all": (0.25, 0.5)}
-    )
-    n_random: int = 5
-    n_shuffled: int = 0
-    seconds: float = 5.0
-    guidance_scale: float = 3.0
-    temperature: float = 1.0
-    top_k: int | None = 250
-    branch: Branch = "both"
-    shown: int = 3
-    seed: int = 0
-    batch_size: int = 64
-    n_jobs: int | None = None
-
-    @classmethod
-    def full(cls, **changes: Any) -> Settings:
-        """The full controls and enough prompts for narrow intervals; no time limit."""
-        sizes = {"poles": 100, "development": 8, "test": 24, "n_random": 19, "n_shuffled": 10}
-        return cls(**{**sizes, **changes})
-
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """What clips are drawn with."""
-        return {name: getattr(self, name) for name in ("guidance_scale", "temperature", "top_k")}
-
-    def __post_init__(self) -> None:
-        for strategy, amounts in self.strengths.items():
-            if not amounts or not all(np.isfinite(amount) and amount > 0 for amount in amounts):
-                raise InputError(f"strengths of {strategy}: {list(amounts)}; expected finite numbers above 0.")
-        if not self.strengths:
-            raise InputError("strengths is empty: expected a strategy with at least one strength.")
-
-    def clips(self, n_layers: int) -> dict[str, int]:
-        """Clips that each stage generates, known before the start."""
-        development = self.development * self.development_seeds
-        places = sum(2 * len(set(amounts)) for amounts in self.strengths.values()) * n_layers
-        conditions = 1 + 4 * len(self.strengths) + 2 * (self.n_random + self.n_shuffled) + 4
-        return {
-            "reading directions": 2 * self.poles,
-            "scanning blocks": development * (1 + places),
-            "dose-response": self.test * self.test_seeds * conditions,
-        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,7 +184,7 @@ def run(
 
     sets = prompts_of(concept)
     chosen = settings or Settings()
-    _check(lens, sets, chosen)
+    chosen.check(lens, sets)
     if out is None:
         return _run(lens, sets, chosen, progress, tell)
     with folders.fresh(out, overwrite=overwrite) as work:
@@ -305,7 +234,7 @@ def _stages(
     with clock.stage("scan"):
         tried = sweep.run(
             lens,
-            scan.conditions(directions, settings.strengths, settings.branch),
+            scan.conditions(directions.at(settings.blocks(len(directions))), settings.strengths, settings.branch),
             sweep.clips(sets.development[: settings.development], settings.development_seeds, settings.seed),
             progress="scanning blocks" if progress else None,
             **making,
@@ -386,27 +315,6 @@ def _components(directions: Directions, sets: PromptSet) -> PCAResult:
     assert samples is not None
     labels = [sets.poles[0] if positive else sets.poles[1] for positive in samples.labels.tolist()]
     return pca.fit(samples.values.numpy(), labels, layers=directions.layers)
-
-
-def _check(lens: AudioLens, sets: PromptSet, settings: Settings) -> None:
-    """Refuse at the door what would only fail after minutes."""
-    for name in ("development", "test"):
-        wanted, there = getattr(settings, name), len(getattr(sets, name))
-        if not 1 <= wanted <= there:
-            raise InputError(f"{name}={wanted} prompts: the set of {sets.concept!r} has {there}, and needs one.")
-    for name in ("poles", "development_seeds", "test_seeds", "batch_size"):
-        least = 2 if name == "poles" else 1
-        if getattr(settings, name) < least:
-            raise InputError(f"{name}={getattr(settings, name)}: expected at least {least}.")
-    if settings.n_random < 1:
-        raise InputError("n_random=0: an effect without a control shows nothing; expected at least 1.")
-    config = lens.config
-    longest = (config.max_steps - max(config.delays)) / config.frame_rate
-    for name in ("seconds", "reading_seconds"):
-        if not 0.5 <= getattr(settings, name) <= longest:
-            raise InputError(f"{name}={getattr(settings, name)}: expected 0.5 to {longest:g} for this model.")
-    if not 0 <= settings.seed < TEST_SEED - 10_000:
-        raise InputError(f"seed={settings.seed}: expected 0 to {TEST_SEED - 10_000}, below the test clips' seeds.")
 
 
 def _most(sets: PromptSet, settings: Settings) -> int:

@@ -1,0 +1,114 @@
+"""How much of everything a study does: prompts, seeds, strengths, controls, and how clips are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from audiolens.errors import InputError
+from audiolens.interventions import Branch
+from audiolens.prompts import PromptSet
+from audiolens.steering import Strategy
+
+if TYPE_CHECKING:
+    from audiolens import AudioLens
+
+TEST_SEED = 1_000_000
+"""Test clips take seeds from here on, development clips from 0: no clip is in both."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much of everything. The defaults take under five minutes on two cores with the bundled model.
+
+    Attributes:
+        poles: prompts of either pole that the direction is read from, for `reading_seconds` each.
+        development, development_seeds: neutral prompts, and seeds of each, that place and strength are chosen on.
+        test, test_seeds: the same for what is reported.
+        strengths: per strategy, what is tried at every block, in differences of means.
+        n_random, n_shuffled: control directions. 19 can reach p = .05, 5 cannot.
+        most_blocks: the most blocks that are scanned, evenly spaced where a model has more.
+        seconds, guidance_scale, temperature, top_k: of every clip.
+        branch: the half of the guidance that is steered.
+        shown: how many (prompt, seed) pairs are kept as sound, the first ones.
+        seed: shifts every seed, for an independent repetition.
+        batch_size, n_jobs: as in `sweep.run`; they change the time it takes.
+    """
+
+    poles: int = 48
+    reading_seconds: float = 2.0
+    development: int = 8
+    development_seeds: int = 2
+    test: int = 8
+    test_seeds: int = 4
+    strengths: Mapping[Strategy, tuple[float, ...]] = field(
+        default_factory=lambda: {"one-to-one": (1.0, 2.0), "one-to-all": (0.25, 0.5)}
+    )
+    n_random: int = 5
+    n_shuffled: int = 0
+    most_blocks: int = 12
+    seconds: float = 5.0
+    guidance_scale: float = 3.0
+    temperature: float = 1.0
+    top_k: int | None = 250
+    branch: Branch = "both"
+    shown: int = 3
+    seed: int = 0
+    batch_size: int = 64
+    n_jobs: int | None = None
+
+    @classmethod
+    def full(cls, **changes: Any) -> Settings:
+        """The full controls and enough prompts for narrow intervals; no time limit."""
+        sizes = {"poles": 100, "development": 12, "test": 24, "n_random": 19, "n_shuffled": 10}
+        return cls(**{**sizes, **changes})
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What clips are drawn with."""
+        return {name: getattr(self, name) for name in ("guidance_scale", "temperature", "top_k")}
+
+    def __post_init__(self) -> None:
+        for strategy, amounts in self.strengths.items():
+            if not amounts or not all(np.isfinite(amount) and amount > 0 for amount in amounts):
+                raise InputError(f"strengths of {strategy}: {list(amounts)}; expected finite numbers above 0.")
+        if not self.strengths:
+            raise InputError("strengths is empty: expected a strategy with at least one strength.")
+
+    def blocks(self, n_layers: int) -> list[int]:
+        """The blocks that are scanned."""
+        return np.unique(np.linspace(0, n_layers - 1, min(self.most_blocks, n_layers)).round().astype(int)).tolist()
+
+    def clips(self, n_layers: int) -> dict[str, int]:
+        """Clips that each stage generates, known before the start."""
+        development = self.development * self.development_seeds
+        places = sum(2 * len(set(amounts)) for amounts in self.strengths.values()) * len(self.blocks(n_layers))
+        conditions = 1 + 4 * len(self.strengths) + 2 * (self.n_random + self.n_shuffled) + 4
+        return {
+            "reading directions": 2 * self.poles,
+            "scanning blocks": development * (1 + places),
+            "dose-response": self.test * self.test_seeds * conditions,
+        }
+
+    def check(self, lens: AudioLens, sets: PromptSet) -> None:
+        """Refuse at the door what would only fail after minutes."""
+        for name in ("development", "test"):
+            wanted, there = getattr(self, name), len(getattr(sets, name))
+            if not 1 <= wanted <= there:
+                raise InputError(f"{name}={wanted} prompts: the set of {sets.concept!r} has {there}, and needs one.")
+        for name in ("poles", "development_seeds", "test_seeds", "most_blocks", "batch_size"):
+            least = 2 if name == "poles" else 1
+            if getattr(self, name) < least:
+                raise InputError(f"{name}={getattr(self, name)}: expected at least {least}.")
+        if self.n_random < 1:
+            raise InputError("n_random=0: an effect without a control shows nothing; expected at least 1.")
+        config = lens.config
+        longest = (config.max_steps - max(config.delays)) / config.frame_rate
+        for name in ("seconds", "reading_seconds"):
+            if not 0.5 <= getattr(self, name) <= longest:
+                raise InputError(f"{name}={getattr(self, name)}: expected 0.5 to {longest:g} for this model.")
+        if not 0 <= self.seed < TEST_SEED - 10_000:
+            raise InputError(f"seed={self.seed}: expected 0 to {TEST_SEED - 10_000}, below the test clips' seeds.")
