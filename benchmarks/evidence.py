@@ -1,0 +1,166 @@
+"""The evidence behind the README and the model card: `make evidence`.
+
+Measures étude's abilities on held-out captions, then studies tempo and timbre with the full controls, and writes one
+Markdown page of tables. With `--update` the tables also replace those in the README and in the model card.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+
+from analysis import statistics
+from analysis import study as studies
+from audiolens import AudioLens
+from audiolens.etude import evaluate
+from audiolens.etude.train import WEIGHTS
+
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", WEIGHTS / "README.md")
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for tables and studies.")] = Path("runs/evidence"),
+    model: Annotated[str, typer.Option(help="étude, or a folder that the recipe wrote.")] = "etude",
+    test: Annotated[int, typer.Option(help="Neutral test prompts, four seeds each.")] = 24,
+    update: Annotated[bool, typer.Option(help="Put the tables into the README and the model card.")] = False,
+) -> None:
+    """Measure everything the README and the model card claim."""
+    lens = AudioLens.from_pretrained(model)
+    out.mkdir(parents=True, exist_ok=True)
+    heard = evaluate.abilities(lens, n_jobs=-1)
+    tables = {"abilities": with_intervals(heard), "neutral": heard.neutral()}
+    heard.clips.drop(columns="mfcc").to_parquet(out / "abilities.parquet")
+    found = [
+        studies.run(
+            lens, concept, out / concept, settings=studies.Settings.full(test=test), overwrite=True, tell=typer.echo,
+            command=f"make evidence TEST_PROMPTS={test}",
+        )
+        for concept in ("tempo", "timbre")
+    ]  # fmt: skip
+    tables |= {
+        "steering": pd.DataFrame(
+            [{"concept": s.concept} | o.as_dict() | {"spearman": s.monotonicity.rho} for s in found for o in s.outcomes]
+        ),
+        "response": pd.concat([response_of(s) for s in found]),
+        "cross": pd.concat([s.cross.assign(concept=s.concept) for s in found]),
+    }
+    for name, table in tables.items():
+        table.to_csv(out / f"{name}.csv", index=False)
+    text = page(tables, found)
+    (out / "evidence.md").write_text(text, "utf-8")
+    for path in PAGES if update else ():
+        page_text = path.read_text("utf-8")
+        marked = re.sub(
+            r"(<!-- evidence:begin -->\n).*(<!-- evidence:end -->)",
+            lambda match: match[1] + text + match[2],
+            page_text,
+            flags=re.DOTALL,
+        )
+        path.write_text(marked, "utf-8")
+    typer.echo(text)
+
+
+def with_intervals(heard: evaluate.Abilities) -> pd.DataFrame:
+    """The abilities with intervals over captions."""
+    table = heard.to_frame()
+    rows = []
+    for concept, measure in zip(table.concept, table.measure, strict=True):
+        if concept not in evaluate.POLES:
+            rows.append((float("nan"), float("nan")))
+            continue
+        named = heard.clips[heard.clips.concept == concept]
+        area = statistics.auc(named[measure], named.level == evaluate.POLES[concept][1], named.caption)
+        rows.append((area.low, area.high))
+    table[["auc_low", "auc_high"]] = rows
+    return table
+
+
+def response_of(study: studies.Study) -> pd.DataFrame:
+    """The dose-response of the chosen steering and its references, without the controls' many rows."""
+    kinds = ("baseline", "steered", "alternative", "prompted", "opposed")
+    wanted = ["kind", "strategy", "layer", "strength", "pole", "median", "effect", "low", "high", "failed"]
+    return study.response[study.response.kind.isin(kinds)][wanted].assign(concept=study.concept)
+
+
+def page(tables: dict[str, pd.DataFrame], found: list[studies.Study]) -> str:
+    """The tables as Markdown, each under a line that says how to read it."""
+    abilities = tables["abilities"]
+    named = [
+        f"| {row.concept} | {row.measure} | {_number(row.low_median)} | {_number(row.high_median)} "
+        f"| {row.auc:.3f} {_interval(row.auc_low, row.auc_high)} | {row.ceiling:.3f} | {row.difference:+.3f} |"
+        for row in abilities.itertuples()
+    ]
+    neutral = [
+        f"| {row.measure} | {_number(row.p10)} | {_number(row.median)} | {_number(row.p90)} "
+        f"| {row.share_above_reference:.0%} | {row.relative_spread:.2f} |"
+        for row in tables["neutral"].itertuples()
+    ]
+    steered = [
+        f"| {row.concept} | {row.pole} | {row.strength:+g} | {row.effect:+.1%} {_interval(row.low, row.high, '+.0%')} "
+        f"| {row.failed:.0%} | {row.median:.0f} | {row.p_random:.3f} ({row.n_random}) "
+        f"| {row.p_shuffled:.3f} ({row.n_shuffled}) | {row.prompted:+.1%} | {row.opposed:+.1%} | {row.spearman:.2f} |"
+        for row in tables["steering"].itertuples()
+    ]
+    dose = [
+        f"| {row.concept} | {row.kind} | {_place(row)} | {row.median:.0f} | {row.effect:+.1%} "
+        f"{_interval(row.low, row.high, '+.0%')} | {row.failed:.0%} |"
+        for row in tables["response"].itertuples()
+    ]
+    lines = [
+        "**What étude hears in words.** 24 held-out captions a pole, two clips each; AUC of the high pole over the low "
+        "one with a 95% interval over captions; ceiling: the same measure on the synthesiser's clips after the codec.",
+        "",
+        "| concept | measure | low, median | high, median | AUC | ceiling | difference |",
+        "|---|---|---|---|---|---|---|",
+        *named,
+        "",
+        "**What neutral captions play**: quantiles, the share above the synthesiser's median, and the 10-90% range "
+        "relative to its range.",
+        "",
+        "| measure | 10% | median | 90% | above its median | relative range |",
+        "|---|---|---|---|---|---|",
+        *neutral,
+        "",
+        "**What steering does**, on neutral test prompts, place and strength chosen on development prompts. Effect: "
+        "median of steered / baseline - 1 at the same seed, failed clips counted as none, 95% interval over prompts; "
+        "p: rank among norm-matched random and label-shuffled directions (how many in brackets).",
+        "",
+        "| concept | towards | strength | effect | failed | median | p, random | p, shuffled | asked in words | "
+        "steered against words | Spearman |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+        *steered,
+        "",
+        *(f"- {study.finding}" for study in found),
+        "",
+        "<details><summary>Every condition</summary>",
+        "",
+        "| concept | condition | place and strength, or word | median | effect | failed |",
+        "|---|---|---|---|---|---|",
+        *dose,
+        "",
+        "</details>",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _place(row: object) -> str:
+    strategy, layer, strength, pole = (getattr(row, name) for name in ("strategy", "layer", "strength", "pole"))
+    where = f"{strategy} {layer:.0f}, {strength:+g}" if isinstance(strategy, str) else ""
+    return ", ".join(part for part in (where, pole if isinstance(pole, str) else "") if part)
+
+
+def _number(value: float) -> str:
+    return "" if value != value else f"{value:.3g}" if abs(value) < 10 else f"{value:.0f}"
+
+
+def _interval(low: float, high: float, form: str = ".3f") -> str:
+    return "" if low != low else f"[{low:{form}}, {high:{form}}]"
+
+
+if __name__ == "__main__":
+    typer.run(main)
