@@ -7,6 +7,7 @@ line on stderr and exit code 2; anything else is a bug and shows its traceback.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -93,6 +94,7 @@ def study(
     changes: dict[str, Any] = {"seconds": seconds, "seed": seed}
     settings = studies.Settings.full(**changes) if full else studies.Settings(**changes)
     lens = _open(model)
+    _share_cores()
     found = studies.run(
         lens,
         sets,
@@ -268,13 +270,22 @@ def _refuse(message: str) -> None:
 
 
 def _open(model: str) -> AudioLens:
-    import logging
-
-    # Their notes on configurations that audiolens wrote or checks itself would bury the one line that matters.
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    # Their notes on configurations and retries would bury the one line that matters. Read when they are imported.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     from audiolens import AudioLens
 
     return AudioLens.from_pretrained(model)
+
+
+def _share_cores() -> None:
+    """Leave the cores on which clips are measured to the processes that measure them."""
+    import torch
+    from joblib import cpu_count
+
+    from analysis.listening import default_workers
+
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), cpu_count() - default_workers())))
 
 
 def _steering(text: str) -> tuple[Path, float]:

@@ -7,7 +7,6 @@ on an accelerator the sound is decoded there, and workers only measure. The numb
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -19,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
+from joblib import cpu_count
 from torch import Tensor
 
 from audiolens import measure
@@ -44,18 +44,23 @@ class Heard:
     sample_rate: int
 
 
+def default_workers() -> int:
+    """Half the cores this process may use, at most eight; none where there is only one."""
+    return min(8, cpu_count() // 2)
+
+
 class Listener(AbstractContextManager["Listener"]):
     """Measures batches of codes. `n_jobs` worker processes (0: none, in this one); a context that ends them.
 
     Args:
         lens: whose codec makes the sound.
         measures: names out of `audiolens.measure.MEASURES`.
-        n_jobs: `None` takes one worker where there is a core for it.
+        n_jobs: `None` takes half the cores, and none where there is only one.
     """
 
     def __init__(self, lens: AudioLens, measures: Sequence[str], n_jobs: int | None = None) -> None:
         self.lens, self.measures = lens, list(measures)
-        self.n_jobs = min(1, (os.cpu_count() or 1) - 1) if n_jobs is None else n_jobs
+        self.n_jobs = default_workers() if n_jobs is None else n_jobs
         self.on_cpu = lens.device.type == "cpu"
         self._pool: Any = None
         if self.n_jobs > 0:

@@ -185,8 +185,8 @@ def run(
         seconds, guidance_scale, temperature, top_k: as in `lens.generate`.
         measures: names out of `audiolens.measure.MEASURES`.
         batch_size: most rows of a batch. The rows of each batch follow from the arguments alone.
-        n_jobs: processes that decode and measure while the next batch is generated; 0 is none, `None` is one
-            where there is a core for it. The table does not depend on it.
+        n_jobs: processes that decode and measure while the next batches are generated; 0 is none, `None` half the
+            cores. The table does not depend on it.
         listener: one that is already there, for several sweeps; it then says what is measured, and by whom.
         keep_audio: which rows' sound the result keeps (default: none).
         progress: the label of a progress bar; `None` shows none.
@@ -224,7 +224,7 @@ def run(
             )
             steered = batch[0][0].name != BASELINE
             # Waited for only now, so that the batches before were heard while this one was generated.
-            while len(waiting) > 1 or (steered and waiting and len(baselines) < len(todo.clips)):
+            while len(waiting) > max(1, ear.n_jobs) or (steered and waiting and len(baselines) < len(todo.clips)):
                 collect(waiting[0][0], waiting.pop(0)[1].result())
             reference = _reference(batch, baselines) if steered else None
             waiting.append((batch, ear.hear(made.codes, reference)))
