@@ -40,7 +40,7 @@ class Settings:
 
     poles: int = 48
     reading_seconds: float = 2.0
-    development: int = 8
+    development: int = 6
     development_seeds: int = 2
     test: int = 8
     test_seeds: int = 4
