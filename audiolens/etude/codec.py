@@ -73,6 +73,7 @@ def train(
     schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
     report: Callable[[int, int, dict[str, float]], None] = lambda *_: None,
     save_every: int = 200,
+    report_every: int = 20,
     device: str = "cpu",
 ) -> Any:
     """Train a codec on 16-bit clips, resuming from `out` where it holds a checkpoint; writes `out` as it goes."""
@@ -103,7 +104,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1
-        if step % 20 == 0:
+        if step % report_every == 0:
             values = {name: float(value.detach()) for name, value in losses.items()}
             report(step, schedule.total, values | {"commitment": float(commitment.detach())})
         if step % save_every == 0 or step == schedule.total:

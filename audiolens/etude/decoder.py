@@ -114,9 +114,13 @@ def train(
     schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
     report: Callable[[int, int, dict[str, float]], None] = lambda *_: None,
     save_every: int = 250,
+    stop_at: int | None = None,
     device: str = "cpu",
 ) -> MusicgenForConditionalGeneration:
-    """Train decoder and text encoder together on the first clips of a set, resuming from `out`; writes as it goes."""
+    """Train decoder and text encoder together on the first clips of a set, resuming from `out`; writes as it goes.
+
+    `stop_at` ends the run early, at the learning rate that `schedule` has there: a later call goes on from it.
+    """
     torch.manual_seed(0)
     captions = [synth.label(index, corpus_seed)[1].text for index in range(len(codes))]
     moved: Any = model
@@ -127,7 +131,8 @@ def train(
     step = checkpoint.load(out, trained, optimizer)
     weights = torch.tensor(schedule.codebook_weights, device=device)[:, None]
     model.train()
-    while step < schedule.steps:
+    last = schedule.steps if stop_at is None else min(stop_at, schedule.steps)
+    while step < last:
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(step, schedule)
         rng = np.random.default_rng([13, step])
@@ -144,7 +149,7 @@ def train(
         step += 1
         if step % 20 == 0:
             report(step, schedule.steps, {"nats": float(loss.detach())})
-        if step % save_every == 0 or step == schedule.steps:
+        if step % save_every == 0 or step == last:
             checkpoint.save(out, trained, step, optimizer)
     return model.eval()
 
