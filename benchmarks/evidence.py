@@ -12,9 +12,11 @@ from typing import Annotated
 
 import pandas as pd
 import typer
+from matplotlib.figure import Figure
 
-from analysis import statistics
+from analysis import spectrograms, statistics
 from analysis import study as studies
+from analysis.sweep import BASELINE
 from audiolens import AudioLens
 from audiolens.etude import evaluate
 from audiolens.etude.train import WEIGHTS
@@ -53,6 +55,10 @@ def main(
         table.to_csv(out / f"{name}.csv", index=False)
     text = page(tables, found)
     (out / "evidence.md").write_text(text, "utf-8")
+    picture = pictured(found)
+    picture.savefig(out / "steered.png", dpi=110)
+    if update:
+        picture.savefig(ROOT / "docs" / "steered.png", dpi=110)
     for path in PAGES if update else ():
         page_text = path.read_text("utf-8")
         marked = re.sub(
@@ -78,6 +84,19 @@ def with_intervals(heard: evaluate.Abilities) -> pd.DataFrame:
         rows.append((area.low, area.high))
     table[["auc_low", "auc_high"]] = rows
     return table
+
+
+def pictured(found: list[studies.Study]) -> Figure:
+    """Spectrograms of the first test clip of every study: steered to either pole, and not."""
+    rows, grid = [], []
+    for study in found:
+        _, prompt, seed = next(iter(study.sounds))
+        place = f"steered {study.choice.strategy} "
+        names = (f"{place}{-study.choice.strength:+g}", BASELINE, f"{place}{study.choice.strength:+g}")
+        grid.append([study.sounds[name, prompt, seed] for name in names])
+        rows.append(f"{study.concept}: {' / '.join(reversed(study.poles))}")
+    columns = ("steered to the negative pole", "the same seed, not steered", "steered to the positive pole")
+    return spectrograms.paired(grid, found[0].sample_rate, rows, columns)
 
 
 def response_of(study: studies.Study) -> pd.DataFrame:

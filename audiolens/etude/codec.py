@@ -56,8 +56,8 @@ class Schedule:
     """How many steps each phase takes, and what a batch is."""
 
     autoencoder: int = 700
-    joint: int = 1700
-    decoder: int = 700
+    joint: int = 1850
+    decoder: int = 500
     batch_size: int = 16
     segment_frames: int = 32
     learning_rate: float = 1e-3

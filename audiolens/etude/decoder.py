@@ -57,7 +57,7 @@ def build(text_encoder: T5EncoderModel, codec: EncodecModel) -> MusicgenForCondi
 class Schedule:
     """How long the decoder is trained, and on what."""
 
-    steps: int = 9000
+    steps: int = 3500
     batch_size: int = 24
     learning_rate: float = 2e-3
     warmup: int = 300
