@@ -1,7 +1,7 @@
 """The recipe that makes étude: `python -m audiolens.etude.train`. Killed at any moment, it goes on where it was.
 
 Stages, each skipped when its result is there: render clips -> train the codec -> encode the corpus -> pre-train the
-text encoder -> train the decoder -> write a folder that transformers alone can load.
+text encoder -> train the decoder -> write a folder that transformers alone can load -> measure what its words do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import typer
 from tqdm.auto import tqdm
 from transformers import EncodecFeatureExtractor, MusicgenForConditionalGeneration, MusicgenProcessor
 
-from audiolens.etude import codec, corpus, decoder, text
+from audiolens.etude import codec, corpus, decoder, evaluate, text
 
 WEIGHTS = Path(__file__).parent / "weights"
 CODEC_SEED, DECODER_SEED = 1, 2
@@ -50,7 +50,9 @@ def train(
     state = work / "decoder.safetensors"
     decoder.train(model, tokenizer, codes, DECODER_SEED, state, decoder_schedule, _bar("decoder"), device=device)
     export(model.cpu(), tokenizer, out)
-    typer.echo(f"étude is in {out}; its abilities: python -m audiolens.etude.evaluate --model {out}")
+    typer.echo(f"étude is in {out}")
+    if not export_now:
+        evaluate.main(str(out), seeds=1)
 
 
 def export(model: MusicgenForConditionalGeneration, tokenizer: text.PreTrainedTokenizerFast, out: Path) -> None:
