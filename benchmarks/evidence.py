@@ -58,6 +58,7 @@ def main(
     picture = pictured(found)
     picture.savefig(out / "steered.png", dpi=110)
     if update:
+        (ROOT / "docs").mkdir(exist_ok=True)
         picture.savefig(ROOT / "docs" / "steered.png", dpi=110)
     for path in PAGES if update else ():
         page_text = path.read_text("utf-8")

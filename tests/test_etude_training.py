@@ -11,6 +11,7 @@ from transformers import AutoProcessor, MusicgenForConditionalGeneration
 
 from audiolens.etude import checkpoint, codec, corpus, decoder, text, train
 from audiolens.etude.codec import CODEBOOK_SIZE, N_CODEBOOKS
+from audiolens.timeline import delay
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_quantising_is_what_transformers_encodes_and_decodes(clips: np.ndarray, 
 
 def test_the_delay_is_transformers_own(model: MusicgenForConditionalGeneration) -> None:
     codes = torch.randint(CODEBOOK_SIZE, (2, N_CODEBOOKS, 12))
-    columns = decoder.delayed(codes)
+    columns = delay(codes, decoder.DELAYS, decoder.START)
     start = torch.full((2 * N_CODEBOOKS, 1), decoder.START)
     _, pattern = model.decoder.build_delay_pattern_mask(start, decoder.START, max_length=columns.shape[-1])
     forced = pattern.view(2, N_CODEBOOKS, -1) == decoder.START
@@ -72,7 +73,7 @@ def test_the_delay_is_transformers_own(model: MusicgenForConditionalGeneration) 
 def test_code_losses_are_those_of_the_bare_model(model: MusicgenForConditionalGeneration) -> None:
     tokenizer = text.build_tokenizer()
     tokens = dict(text.tokenize(tokenizer, ["a slow tune", "a bright little song with drums"]))
-    columns = decoder.delayed(torch.randint(CODEBOOK_SIZE, (2, N_CODEBOOKS, 6)))
+    columns = delay(torch.randint(CODEBOOK_SIZE, (2, N_CODEBOOKS, 6)), decoder.DELAYS, decoder.START)
     with torch.no_grad():
         losses, real = decoder.code_losses(model, columns, tokens, torch.ones(2, dtype=torch.bool))
         logits = model(decoder_input_ids=columns[..., :-1].reshape(8, -1), **tokens).logits
@@ -84,6 +85,23 @@ def test_code_losses_are_those_of_the_bare_model(model: MusicgenForConditionalGe
                 if code != decoder.START:
                     expected = -logits[row * N_CODEBOOKS + k, step].log_softmax(-1)[code]
                     assert torch.isclose(losses[row, k, step], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_no_code_is_predicted_from_the_future(model: MusicgenForConditionalGeneration, training: bool) -> None:
+    tokens = dict(text.tokenize(text.build_tokenizer(), ["a slow tune"]))
+    columns = delay(torch.randint(CODEBOOK_SIZE, (1, N_CODEBOOKS, 12)), decoder.DELAYS, decoder.START)
+    later = columns.clone()
+    later[..., 9:] = 3
+    model.train(training)
+    with torch.no_grad():
+        (before, _), (after, _) = (
+            decoder.code_losses(model, each, tokens, torch.ones(1, dtype=torch.bool)) for each in (columns, later)
+        )
+    model.eval()
+    # step 8 predicts column 9, the first that differs
+    assert torch.equal(before[..., :8], after[..., :8])
+    assert not torch.equal(before[..., 8:], after[..., 8:])
 
 
 def test_training_learns_and_resumes(tmp_path: Path) -> None:

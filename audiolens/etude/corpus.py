@@ -5,6 +5,7 @@ Labels and captions are never stored: `synth.label(index, seed)` draws them agai
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -18,11 +19,9 @@ import torch
 from jaxtyping import Int
 
 from audiolens.etude import synth
-from audiolens.etude.codec import HOP
 
 CHUNK = 256
 CLIP_SAMPLES = round(synth.CLIP_SECONDS * synth.SAMPLE_RATE)
-CLIP_FRAMES = CLIP_SAMPLES // HOP
 Progress = Callable[[int, int], None]
 
 
@@ -33,7 +32,7 @@ def rendered(index: int, seed: int) -> Int[np.ndarray, " sample"]:
 
 def audio(n: int, seed: int, path: Path, progress: Progress = lambda *_: None) -> Int[np.ndarray, "clip sample"]:
     """The first `n` clips of set `seed`, rendered once and kept in `path`."""
-    if not path.exists():
+    if not path.exists() or len(np.load(path, mmap_mode="r")) != n:
         clips = np.empty((n, CLIP_SAMPLES), dtype=np.int16)
         with _workers() as pool:
             for index, clip in enumerate(pool.map(partial(rendered, seed=seed), range(n), chunksize=16)):
@@ -46,7 +45,11 @@ def audio(n: int, seed: int, path: Path, progress: Progress = lambda *_: None) -
 def codes(
     n: int, seed: int, codec: Any, folder: Path, progress: Progress = lambda *_: None, device: str = "cpu"
 ) -> Int[np.ndarray, "clip codebook frame"]:
-    """The codes of the first `n` clips of set `seed`, kept in `folder` a chunk at a time: a killed run goes on."""
+    """The codes of the first `n` clips of set `seed`, kept in `folder` a chunk at a time: a killed run goes on.
+
+    The folder belongs to one codec: what another one encoded is not found there.
+    """
+    folder = folder / _fingerprint(codec)
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, n, CHUNK)
     paths = [folder / f"{seed}-{start:07d}.npy" for start in starts]
@@ -62,6 +65,15 @@ def codes(
             _write(path, _encode(codec, np.stack(list(ahead.pop(start))), device))
             progress(n - (len(todo) - position - 1) * CHUNK, n)
     return np.concatenate([np.load(path) for path in paths])[:n]
+
+
+def _fingerprint(codec: Any) -> str:
+    """Of what decides the codes: the encoder and the codebooks, not the decoder."""
+    digest = hashlib.sha256()
+    for part in (codec.encoder, codec.quantizer):
+        for _, tensor in sorted(part.state_dict().items()):
+            digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _render_chunk(pool: Executor, start: int, seed: int) -> Iterator[np.ndarray]:

@@ -145,17 +145,21 @@ def abilities(
     seconds: float = 5.0,
     n_jobs: int = 1,
 ) -> Abilities:
-    """Generate and measure held-out captions of every concept, neutral ones, and the reference after the codec."""
+    """Generate and measure held-out captions of every concept, neutral ones, and the reference after the codec.
+
+    Every clip of a pole has a seed of its own; the poles of a concept share them pair by pair.
+    """
     import pandas as pd
 
     plan = [
-        {"concept": concept, "level": level, "caption": caption, "seed": seed}
+        {"concept": concept, "level": level, "caption": caption, "seed": frame * n_seeds + draw}
         for concept, levels in {**POLES, "instrument": INSTRUMENTS}.items()
         for level in levels
-        for caption in held_out_captions(concept, level)
-        for seed in range(n_seeds)
+        for frame, caption in enumerate(held_out_captions(concept, level))
+        for draw in range(n_seeds)
     ]
-    plan += [{"concept": "neutral", "level": "", "caption": c, "seed": 0} for c in neutral_captions(n_neutral)]
+    neutral = enumerate(neutral_captions(n_neutral))
+    plan += [{"concept": "neutral", "level": "", "caption": caption, "seed": seed} for seed, caption in neutral]
     captions, seeds = [clip["caption"] for clip in plan], [clip["seed"] for clip in plan]
     out = lens.generate(captions, seconds, seeds=seeds, batch_size=ROWS, decode=False, progress=True)
     clips = pd.concat([pd.DataFrame(plan), heard(_decoded(lens, out.codes), lens.config.sample_rate, n_jobs)], axis=1)

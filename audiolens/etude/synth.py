@@ -3,9 +3,9 @@
 It is also the project's labelled data set: `labelled_clips(n, seed)` yields sound, attributes (the exact labels, for
 probing and for calibrating measures) and a caption, in the manner of SynTheory (Wei et al., ISMIR 2024).
 
-A clip is drums (a kick on every beat, a snare on the weak beats, hi-hats), bass, a soft chord pad and a melody. Notes
-are read from one-period wavetables; brightness sets the decay of the harmonics, then the whole mix is tilted until its
-spectral centroid is the one asked for, so that brightness is the same thing for every instrument, register and tempo.
+A clip is drums (a kick with a click on every beat, a snare on the weak ones), bass, a soft chord pad and a melody. Notes
+are read from one-period wavetables; brightness sets the decay of the harmonics, then the whole mix is tilted
+until its spectral centroid is the one asked for: brightness is the same thing for every instrument, register and tempo.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from audiolens.etude import codec, corpus, decoder, evaluate, text
 
 WEIGHTS = Path(__file__).parent / "weights"
 CODEC_SEED, DECODER_SEED = 1, 2
-CODEC_CLIPS = 3000
+CODEC_CLIPS = 2000
 
 app = typer.Typer(add_completion=False)
 
@@ -34,13 +34,12 @@ def train(
     steps: Annotated[int, typer.Option(help="Decoder steps, planned to the last.")] = decoder.Schedule.steps,
     codec_steps: Annotated[int, typer.Option(help="Joint steps of the codec.")] = codec.Schedule.joint,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    export_now: Annotated[bool, typer.Option(help="Write the model as far as it is trained, and stop.")] = False,
 ) -> None:
     """Train étude from nothing but the synthesiser, and write it as a stock MusicGen folder."""
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = text.build_tokenizer()
     codec_schedule = codec.Schedule(joint=codec_steps)
-    decoder_schedule = decoder.Schedule(steps=0 if export_now else steps)
+    decoder_schedule = decoder.Schedule(steps=steps)
     audio = corpus.audio(CODEC_CLIPS, CODEC_SEED, work / "audio.npy", _bar("render"))
     trained_codec = codec.train(audio, work / "codec.safetensors", codec_schedule, _bar("codec"), device=device)
     codes = corpus.codes(clips, DECODER_SEED, trained_codec, work / "codes", _bar("encode"), device)
@@ -51,12 +50,11 @@ def train(
     decoder.train(model, tokenizer, codes, DECODER_SEED, state, decoder_schedule, _bar("decoder"), device=device)
     export(model.cpu(), tokenizer, out)
     typer.echo(f"étude is in {out}")
-    if not export_now:
-        evaluate.main(str(out), seeds=1)
+    evaluate.main(str(out), seeds=1)
 
 
 def export(model: MusicgenForConditionalGeneration, tokenizer: text.PreTrainedTokenizerFast, out: Path) -> None:
-    """Write the model and its processor; the weights change hands whole or not at all, other files in `out` stay."""
+    """Write the model and its processor; each file appears whole, and other files in `out` (its card) stay."""
     fresh = out.with_name(out.name + ".partial")
     shutil.rmtree(fresh, ignore_errors=True)
     model.save_pretrained(fresh)
