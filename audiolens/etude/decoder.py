@@ -149,25 +149,6 @@ def train(
     return model.eval()
 
 
-@torch.no_grad()
-def text_gap(
-    model: MusicgenForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerFast,
-    codes: Int[np.ndarray, "clip codebook frame"],
-    captions: Sequence[str],
-) -> Float[Tensor, " step"]:
-    """Nats a step that the caption saves on given codes: loss without text minus loss with it, mean over clips.
-
-    What the model does with words once it has heard the music; small by nature, and largest at the first steps.
-    """
-    columns = delay(torch.from_numpy(codes).long(), DELAYS, START)
-    tokens = dict(text.tokenize(tokenizer, list(captions)))
-    kept = torch.ones(len(codes), dtype=torch.bool)
-    with_text, real = code_losses(model, columns, tokens, kept)
-    without, _ = code_losses(model, columns, tokens, ~kept)
-    return ((without - with_text) * real).sum(1).mean(0)
-
-
 def _crop(
     codes: Int[np.ndarray, "clip codebook frame"],
     captions: list[str],
