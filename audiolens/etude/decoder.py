@@ -9,7 +9,7 @@ beginnings are seen; and in a share of the rows part of the history is hidden, s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

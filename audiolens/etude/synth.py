@@ -5,7 +5,7 @@ probing and for calibrating measures) and a caption, in the manner of SynTheory 
 
 A clip is drums (a kick with a click on every beat, a snare on the weak ones), bass, a soft chord pad and a melody. Notes
 are read from one-period wavetables; brightness sets the decay of the harmonics, then the whole mix is tilted
-until its spectral centroid is the one asked for: brightness means the same for every instrument, register and tempo.
+until its spectral centroid is the one asked for: it means the same for every instrument, register and tempo.
 """
 
 from __future__ import annotations
