@@ -3,7 +3,7 @@
 It is also the project's labelled data set: `labelled_clips(n, seed)` yields sound, attributes (the exact labels, for
 probing and for calibrating measures) and a caption, in the manner of SynTheory (Wei et al., ISMIR 2024).
 
-A clip is drums (a kick with a click on every beat, a snare on the weak ones), bass, a soft chord pad and a melody. Notes
+A clip is drums (a kick with a click on every beat, a snare on the weak ones), bass, soft chords and a melody. Notes
 are read from one-period wavetables; brightness sets the decay of the harmonics, then the whole mix is tilted
 until its spectral centroid is the one asked for: it means the same for every instrument, register and tempo.
 """
