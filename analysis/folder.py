@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from audiolens.errors import InputError
+from audiolens.permissions import opened
 
 STUDY = "audiolens.study.1"
 """The format in a study's `summary.json`."""
@@ -51,8 +52,7 @@ def fresh(folder: str | os.PathLike[str], *, overwrite: bool = False) -> Iterato
     check(target, overwrite=overwrite)
     try:
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}-unfinished-", dir=target.absolute().parent))
-        work.chmod(0o755)
+        work = opened(Path(tempfile.mkdtemp(prefix=f".{target.name}-unfinished-", dir=target.absolute().parent)))
     except OSError as error:
         raise InputError(f"{target} cannot be written: {error.strerror or error}. Choose another place.") from None
     try:

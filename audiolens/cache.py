@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
+from audiolens.permissions import opened
 from audiolens.timeline import Span, checked_span
 
 _FORMAT = "audiolens.activations.1"
@@ -175,7 +176,7 @@ class ActivationCache:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             whole = Path(folder) / "cache.safetensors"
             save_file(tensors, whole, metadata={"audiolens": json.dumps(labels)})
-            whole.replace(path)
+            opened(whole).replace(path)
         return path
 
     @classmethod

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from audiolens.cache import ActivationCache
 from audiolens.errors import InputError
+from audiolens.permissions import opened
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ class Generation:
             raise InputError(f"{folder} exists and is not an empty folder: choose another, or remove it.")
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+            work = opened(Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent)))
         except OSError as error:
             raise InputError(f"{folder} cannot be written: {error.strerror}.") from None
         try:
@@ -68,6 +69,7 @@ class Generation:
                 clip = self.audio[row].detach().float().cpu().T.numpy()
                 soundfile.write(work / name, clip, self.sample_rate, subtype="PCM_16")
             save_file({"codes": self.codes.detach().cpu().contiguous()}, work / "codes.safetensors")
+            opened(work / "codes.safetensors")
             rows = [
                 {"file": name, "prompt": prompt, "seed": None if self.seeds is None else self.seeds[row]}
                 for row, (name, prompt) in enumerate(zip(names, self.prompts, strict=True))

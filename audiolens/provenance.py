@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from audiolens.errors import InputError
+from audiolens.permissions import opened
 
 FORMAT = "audiolens.directions.1"
 _SAMPLED = 256
@@ -134,7 +135,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], facts: Ma
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             whole = Path(folder) / path.name
             save_file(kept, whole, metadata={"audiolens": json.dumps({"format": FORMAT, **facts})})
-            os.replace(whole, path)
+            os.replace(opened(whole), path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}.") from None
     return path

@@ -298,6 +298,8 @@ def test_a_saved_file_comes_back_whole(lens: Any, directions: al.Directions, tmp
     assert loaded.evidence is not None
     assert directions.evidence is not None
     assert torch.equal(loaded.evidence.auc, directions.evidence.auc)
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
     span = al.difference_in_means(lens, FAST, SLOW, position=(0.2, 0.4), **QUIET)
     assert al.Directions.load(span.save(path)).meta.position == (0.2, 0.4)
 

@@ -249,6 +249,10 @@ def test_a_generation_is_saved_whole_and_never_over_something(lens, tmp_path: Pa
     [
         ({"prompts": []}, "no prompt"),
         ({"prompts": [""]}, "empty"),
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "file").touch()
+    assert folder.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert {file.stat().st_mode for file in folder.iterdir()} == {(tmp_path / "plain" / "file").stat().st_mode}
         ({"prompts": ["  "]}, "empty"),
         ({"prompts": [3]}, "expected text"),
         ({"prompts": "fast " * 60}, "the text encoder reads 40"),
