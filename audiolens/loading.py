@@ -35,12 +35,7 @@ HUB = (
 """Hub names known to be of a supported family; any other of that family will do too."""
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 def load(
@@ -73,7 +68,8 @@ def load(
             raise UnsupportedModelError(
                 f"{name}: {architecture} is not a model the lens can open: expected one of {', '.join(known)}."
             )
-        loading = {**options, "dtype": checked_dtype(dtype) or "auto"}
+        # A pickle can run anything when it is opened: only safetensors are.
+        loading = {**options, "dtype": checked_dtype(dtype) or "auto", "use_safetensors": True}
         if device_map is not None:
             loading["device_map"] = device_map
         with _without_chatter():
@@ -145,6 +141,12 @@ def _source(name: str) -> tuple[str, bool]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ModelFilesError(f"{config} is not readable as JSON ({error}): the model is half-written.") from None
     if not any((folder / weights).is_file() for weights in _WEIGHTS):
+        pickles = sorted(folder.glob("*.bin"))
+        if pickles:
+            raise ModelFilesError(
+                f"{folder} holds its weights as a pickle ({pickles[0].name}), which can run anything when it is "
+                f"opened: save the model again as safetensors ({_WEIGHTS[0]})."
+            )
         raise ModelFilesError(
             f"{folder} holds a config.json but no weights ({_WEIGHTS[0]}): the model is half-written."
         )

@@ -326,6 +326,9 @@ def test_names_that_are_no_model_say_what_is_near(tmp_path: Path, checkpoint: Pa
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(errors.ModelFilesError, match="half-written"):
         al.AudioLens.from_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(errors.ModelFilesError, match=r"a pickle \(pytorch_model\.bin\).*safetensors"):
+        al.AudioLens.from_pretrained(tmp_path)
 
 
 def test_the_lens_describes_its_model(lens, stereo_lens):
