@@ -6,9 +6,7 @@ left as they were, also after an exception.
 """
 
 import os
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,12 +17,12 @@ from audiolens import passes, text
 from audiolens.audio import checked_codes, decode, encode
 from audiolens.cache import ActivationCache
 from audiolens.engine import Run, checked_interventions
-from audiolens.errors import BusyError, InputError, InputTypeError
+from audiolens.errors import InputError, InputTypeError
 from audiolens.families import LensConfig, config_of, family_of, places, tap_of
 from audiolens.generation import Generation
 from audiolens.interventions import Branch, Intervention, checked_branch
 from audiolens.loading import checked_device, load
-from audiolens.passes import random_state
+from audiolens.passes import alone, random_state
 from audiolens.recording import Reading, Recorder, Reduce
 from audiolens.rows import Layout, batches, read_columns
 from audiolens.sampling import checked_seeds, checked_settings, sampling_arguments
@@ -57,8 +55,6 @@ class AudioLens:
             raise InputTypeError(f"tokenizer={type(tokenizer).__name__}: expected a tokenizer or a processor.")
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self._nnsight = Model(model, self.config.n_codebooks)
-        self._lock = threading.RLock()
-        self._running = False
 
     @classmethod
     def from_pretrained(
@@ -117,12 +113,12 @@ class AudioLens:
 
     def encode_audio(self, waveform: Any, sample_rate: int) -> Int[Tensor, "row codebook frame"]:
         """A waveform as undelayed codes; see `audiolens.audio.encode`."""
-        with self._alone(), torch.no_grad():
+        with alone(self.model), torch.no_grad():
             return encode(waveform, sample_rate, self.model, self.config)
 
     def decode_codes(self, codes: Int[Tensor, "row codebook frame"]) -> Float[Tensor, "row channel sample"]:
         """The sound of undelayed codes, as transformers' `generate` would decode them."""
-        with self._alone(), torch.no_grad():
+        with alone(self.model), torch.no_grad():
             return decode(checked_codes(codes, self.config).to(self.device), self.model, self.config)
 
     def generate(
@@ -190,7 +186,7 @@ class AudioLens:
             raise InputError("exact=True needs seeds: transformers' own sampler draws a whole batch from one state.")
         codes = torch.zeros(len(listed), self.config.n_codebooks, timeline.frames, dtype=torch.long, device=self.device)
         parts = list(batches(sizes, guided=guided, exact=exact, batch_size=batch_size))
-        with self._alone(), random_state(keep=drawn is not None):
+        with alone(self.model), random_state(keep=drawn is not None):
             for layout, length in _counted(parts, progress):
                 run = self._run(layout, timeline, todo, recorder)
                 encoded = text.encode([listed[row] for row in layout.rows], self.model, self.tokenizer, length)
@@ -270,7 +266,7 @@ class AudioLens:
         )
         recorder = Recorder.of(reading, self._family, self.config, len(listed), timeline)
         parts = []
-        with self._alone(), random_state(keep=True):
+        with alone(self.model), random_state(keep=True):
             for layout, _ in batches(sizes, guided=guided, exact=False, batch_size=batch_size):
                 run = self._run(layout, timeline, todo, recorder)
                 encoded = text.encode([listed[row] for row in layout.rows], self.model, self.tokenizer)
@@ -393,20 +389,6 @@ class AudioLens:
         if sites and branch != "cond" and not guided:
             raise InputError(f"branch={branch!r} needs guidance: without it (guidance_scale=1) there is only 'cond'.")
         return branch
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One run of the model at a time; a run inside a run is refused."""
-        with self._lock:
-            if self._running:
-                raise BusyError("this model is already running: a run cannot be started inside another one.")
-            if self.model.training:
-                raise InputError("the model is in training mode (dropout would change every run): call model.eval().")
-            self._running = True
-            try:
-                yield
-            finally:
-                self._running = False
 
 
 def _counted(parts: list[Any], progress: bool) -> Iterable[Any]:

@@ -1,22 +1,38 @@
-"""The two ways the model runs under a plan: a generation, and one forward over given codes.
+"""The two ways the model runs under a plan: a generation, and one forward over given codes; one run at a time.
 
 Both leave the global random state as it was where asked, and always after an exception: transformers draws from
 Python's `random` in every block, and nnsight and the samplers from torch's.
 """
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from nnsight import NNsight
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from audiolens.engine import Run
+from audiolens.errors import BusyError, InputError
 from audiolens.timeline import Timeline, undelay
+
+
+@dataclass
+class _Guard:
+    """Whether a model is running; its lock keeps other threads waiting."""
+
+    lock: Any = field(default_factory=threading.RLock)
+    running: bool = False
+
+
+# By model, not by lens: two lenses on one model share its modules, which nnsight serves one run at a time.
+_GUARDS: WeakKeyDictionary[nn.Module, _Guard] = WeakKeyDictionary()
 
 
 class _Done(Exception):  # noqa: N818 - not an error: the last column is there
@@ -69,6 +85,27 @@ def forward(model: NNsight, run: Run, **inputs: Any) -> Float[Tensor, "sequence 
         with model.trace(use_cache=False, **inputs) as tracer:
             run.single(tracer, kept)
     return kept[0]
+
+
+@contextmanager
+def alone(model: nn.Module) -> Iterator[None]:
+    """One run of a model at a time: other threads wait, and a run inside a run is refused.
+
+    Raises:
+        BusyError: inside another run of this model.
+        InputError: if the model is in training mode.
+    """
+    guard = _GUARDS.setdefault(model, _Guard())
+    with guard.lock:
+        if guard.running:
+            raise BusyError("this model is already running: a run cannot be started inside another one.")
+        if model.training:
+            raise InputError("the model is in training mode (dropout would change every run): call model.eval().")
+        guard.running = True
+        try:
+            yield
+        finally:
+            guard.running = False
 
 
 @contextmanager

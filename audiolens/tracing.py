@@ -186,7 +186,7 @@ def requested(
 
     @contextmanager
     def guard() -> Iterator[None]:
-        with lens._alone(), passes.random_state(keep=fn == "forward" or seeds is not None):
+        with passes.alone(model), passes.random_state(keep=fn == "forward" or seeds is not None):
             yield
 
     return Request(2 if guided else 1, inputs, guard), generate if fn == "generate" else forward

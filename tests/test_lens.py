@@ -206,6 +206,13 @@ def test_a_run_inside_a_run_is_refused(lens):
         lens.generate(PROMPTS, SECONDS, interventions=al.Apply(lambda value: lens.generate("calm", 0.2).codes))
 
 
+def test_a_run_inside_another_lens_run_of_the_same_model_is_refused(lens):
+    second = al.AudioLens(lens.model, lens.tokenizer)
+    with pytest.raises(errors.BusyError):
+        lens.generate(PROMPTS, SECONDS, interventions=al.Apply(lambda value: second.generate("calm", 0.2).codes))
+    assert len(second.generate("calm", 0.2)) == 1
+
+
 def test_no_prompt_is_transformers_unconditional_input(lens):
     inputs = lens.model.get_unconditional_inputs(2)
     torch.manual_seed(1)
@@ -242,6 +249,10 @@ def test_a_generation_is_saved_whole_and_never_over_something(lens, tmp_path: Pa
     assert len(wave) == 9600
     with pytest.raises(errors.InputError, match="not an empty folder"):
         out.save(folder)
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "file").touch()
+    assert folder.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert {file.stat().st_mode for file in folder.iterdir()} == {(tmp_path / "plain" / "file").stat().st_mode}
 
 
 @pytest.mark.parametrize(
@@ -249,10 +260,6 @@ def test_a_generation_is_saved_whole_and_never_over_something(lens, tmp_path: Pa
     [
         ({"prompts": []}, "no prompt"),
         ({"prompts": [""]}, "empty"),
-    (tmp_path / "plain").mkdir()
-    (tmp_path / "plain" / "file").touch()
-    assert folder.stat().st_mode == (tmp_path / "plain").stat().st_mode
-    assert {file.stat().st_mode for file in folder.iterdir()} == {(tmp_path / "plain" / "file").stat().st_mode}
         ({"prompts": ["  "]}, "empty"),
         ({"prompts": [3]}, "expected text"),
         ({"prompts": "fast " * 60}, "the text encoder reads 40"),
@@ -319,15 +326,15 @@ def test_names_that_are_no_model_say_what_is_near(tmp_path: Path, checkpoint: Pa
     (tmp_path / "config.json").write_text((checkpoint / "config.json").read_text())
     with pytest.raises(errors.ModelFilesError, match="no weights"):
         al.AudioLens.from_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(errors.ModelFilesError, match=r"a pickle \(pytorch_model\.bin\).*safetensors"):
+        al.AudioLens.from_pretrained(tmp_path)
     whole = (checkpoint / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(errors.ModelFilesError, match="could not be loaded"):
         al.AudioLens.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(errors.ModelFilesError, match="half-written"):
-        al.AudioLens.from_pretrained(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(errors.ModelFilesError, match=r"a pickle \(pytorch_model\.bin\).*safetensors"):
         al.AudioLens.from_pretrained(tmp_path)
 
 
