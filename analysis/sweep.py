@@ -260,16 +260,17 @@ def clips_per_second(lens: AudioLens, prompt: str, seconds: float, batch_size: i
 def merge(conditions: Sequence[Condition], n_layers: int) -> Iterator[Intervention]:
     """The interventions of a batch whose row i is under `conditions[i]`.
 
-    Plain additions at one place become a single one with a vector per row, which costs a decoder step the same
-    however many conditions a batch holds.
+    Conditions of plain additions alone share one addition per place, with a vector per row, which costs a decoder
+    step the same however many conditions a batch holds. The others keep their steps, in their order.
     """
     added: dict[tuple[str, int, Branch, Span | None], dict[int, torch.Tensor]] = {}
     others: dict[str, list[int]] = {}
     for row, condition in enumerate(conditions):
-        others.setdefault(condition.name, []).append(row)
-        for step in condition.interventions:
-            if not _plain(step):
-                continue
+        additions = [step for step in condition.interventions if _plain(step)]
+        if len(additions) < len(condition.interventions):
+            others.setdefault(condition.name, []).append(row)
+            continue
+        for step in additions:
             vector = torch.as_tensor(step.strength) * torch.as_tensor(step.vector)
             for layer in _layers(step, n_layers):
                 rows = added.setdefault((step.site, layer, step.branch, step.seconds), {})
@@ -279,8 +280,7 @@ def merge(conditions: Sequence[Condition], n_layers: int) -> Iterator[Interventi
         yield Add(vectors, site=site, layers=[layer], branch=branch, seconds=seconds, rows=list(rows))
     for rows_here in others.values():
         for step in conditions[rows_here[0]].interventions:
-            if not _plain(step):
-                yield replace(step, rows=rows_here)
+            yield replace(step, rows=rows_here)
 
 
 def effects(table: pd.DataFrame, measured: str, n_bootstrap: int = 1000) -> pd.DataFrame:

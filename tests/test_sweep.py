@@ -25,6 +25,7 @@ def _conditions(width: int) -> list[Condition]:
         Condition("everywhere", (al.Add(one, strength=0.4),), labels={"strength": 0.4}),
         Condition("baseline", labels={"strength": 0.0}),
         Condition("two", (al.Add(one, layers=[1], strength=-2.0), al.Add(other, layers=[1, 2], branch="cond"))),
+        Condition("mixed", (al.Scale(0.2, layers=[1]), al.Add(one, layers=[1], strength=2.0))),
         Condition("late", (al.Add(other, layers=[0], schedule=schedule),)),
         Condition("asked", ask=lambda prompt: f"bright {prompt}"),
     ]
@@ -38,7 +39,7 @@ def swept(lens: Any) -> sweep.SweepResult:
 
 def test_every_row_is_the_clip_its_condition_makes_alone(lens: Any, swept: sweep.SweepResult) -> None:
     by_name = {condition.name: condition for condition in _conditions(lens.config.d_model)}
-    assert len(swept.table) == 5 * 4
+    assert len(swept.table) == 6 * 4
     for place, row in swept.table.iterrows():
         condition = by_name[row["condition"]]
         alone = lens.generate(row["asked"], 1.0, seeds=[row["seed"]], interventions=condition.interventions)
@@ -114,6 +115,21 @@ def test_failed_clips_count_as_no_effect() -> None:
     assert np.isnan(found.loc["one-to-all 3 +0.5", "median"])
 
 
+def test_pairs_without_a_baseline_measure_are_left_out_and_counted() -> None:
+    table = planted.scanned(noise=0.01)
+    silent = (table["condition"] == "baseline") & (table["prompt"] == table["prompt"].iloc[0])
+    found = sweep.effects(table.assign(tempo_ioi=table["tempo_ioi"].mask(silent)), "tempo_ioi", n_bootstrap=0)
+    assert (found["left_out"] == silent.sum()).all()
+    assert (sweep.effects(table, "tempo_ioi", n_bootstrap=0)["left_out"] == 0).all()
+
+
+def test_steps_that_do_not_commute_keep_their_order() -> None:
+    steps = (al.Scale(0.2, layers=[1]), al.Add(torch.ones(4), layers=[1]))
+    plain = Condition("plain", (al.Add(torch.ones(4), layers=[1]), al.Add(torch.ones(4), layers=[1])))
+    merged = list(sweep.merge([Condition("mixed", steps), plain], n_layers=3))
+    assert [(type(step), list(step.rows)) for step in merged] == [(al.Add, [1]), (al.Scale, [0]), (al.Add, [0])]
+
+
 def test_what_cannot_be_measured_has_no_effect_and_no_crash() -> None:
     found = sweep.effects(planted.scanned().assign(tempo_ioi=np.nan), "tempo_ioi")
     assert found["effect"].isna().all()
@@ -121,7 +137,7 @@ def test_what_cannot_be_measured_has_no_effect_and_no_crash() -> None:
 
 def test_the_result_tables_and_plots(swept: sweep.SweepResult) -> None:
     assert isinstance(swept.to_frame(), pd.DataFrame)
-    assert "5 conditions, 2 prompts" in repr(swept)
+    assert "6 conditions, 2 prompts" in repr(swept)
     axes = swept.plot("brightness").axes[0]
     assert "strength" in axes.get_xlabel()
     assert "brightness" in axes.get_ylabel()
