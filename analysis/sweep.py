@@ -287,7 +287,8 @@ def effects(table: pd.DataFrame, measured: str, n_bootstrap: int = 1000) -> pd.D
     """The effect of every condition on a measure, beside the baseline clips of the same prompt and seed.
 
     One row per condition with its labels, `median` (of the measure, failed clips left out), `effect`, `low`, `high`
-    (statistics.effect; NaN where no baseline could be measured), `failed` (the share) and `clips`.
+    (statistics.effect; NaN where no baseline could be measured), `failed` (the share), `left_out` (pairs without a
+    baseline measure, which are in neither) and `clips`.
     """
     keys = ["prompt", "seed"]
     baseline = table[table["condition"] == BASELINE].set_index(keys)[measured]
@@ -311,11 +312,16 @@ def effects(table: pd.DataFrame, measured: str, n_bootstrap: int = 1000) -> pd.D
 def _effect(group: pd.DataFrame, measured: str, before: np.ndarray, n_bootstrap: int) -> dict[str, float]:
     usable = np.isfinite(before) & (before > 0)
     if not usable.any():
-        nothing = float("nan")
-        return {"effect": nothing, "low": nothing, "high": nothing, "failed": float(group["failed"].mean())}
+        nothing, failed = float("nan"), float(group["failed"].mean())
+        return {"effect": nothing, "low": nothing, "high": nothing, "failed": failed, "left_out": len(group)}
     found = effect(group[measured], before, group["prompt"], group["failed"], n_bootstrap=n_bootstrap)
-    low, high = found.interval.low, found.interval.high
-    return {"effect": found.value, "low": low, "high": high, "failed": found.failed_share}
+    return {
+        "effect": found.value,
+        "low": found.interval.low,
+        "high": found.interval.high,
+        "failed": found.failed_share,
+        "left_out": found.n_left_out,
+    }
 
 
 def _asked(condition: Condition, prompt: str) -> str:
