@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from audiolens.errors import InputError
@@ -79,8 +79,17 @@ def _put(work: Path, target: Path) -> None:
         work.rename(target)
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-replaced-", dir=target.absolute().parent))
+    old = aside / "study"
     try:
-        target.rename(aside / "study")
-        work.rename(target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        target.rename(old)
+        try:
+            work.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
+    except BaseException:
+        # Not rmtree: an old study that could not go back is still in there.
+        with suppress(OSError):
+            aside.rmdir()
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

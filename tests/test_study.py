@@ -211,6 +211,26 @@ def test_an_existing_study_is_replaced_only_when_asked(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["tempo"]
 
 
+def test_the_old_study_comes_back_where_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "tempo"
+    target.mkdir()
+    (target / "summary.json").write_text(json.dumps({"format": folder.STUDY}))
+    rename = Path.rename
+
+    def failing(path: Path, to: Path) -> Path:
+        if "unfinished" in path.name:
+            raise OSError(28, "No space left on device")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="No space left"), folder.fresh(target, overwrite=True) as work:
+        (work / "new").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["tempo"]
+    assert folder.is_study(target)
+
+
 def test_other_folders_are_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
