@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.scan import Choice
-from analysis.statistics import MOST_FAILED, Monotonicity, bootstrap, rank_test, spearman
+from analysis.statistics import FEWEST_CONTROLS, LEVEL, MOST_FAILED, Monotonicity, bootstrap, rank_test, spearman
 from analysis.sweep import BASELINE, Condition, effects
 from audiolens.directions import Directions
 from audiolens.interventions import Branch
@@ -59,6 +59,11 @@ class Outcome:
         """Whether the measure moved to the pole's side, the interval leaves out no change, and few clips failed."""
         right = self.low > 0 if self.strength > 0 else self.high < 0
         return bool(right and self.failed <= MOST_FAILED)
+
+    @property
+    def claimable(self) -> bool:
+        """Whether the direction, and not just any push, moved it: `towards`, beyond enough random directions."""
+        return bool(self.towards and self.n_random >= FEWEST_CONTROLS and self.p_random <= LEVEL)
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "claimable": self.towards}

@@ -18,6 +18,10 @@ from scipy import stats
 
 MOST_FAILED = 0.10
 """The largest share of failed clips with which an effect may be claimed."""
+LEVEL = 0.05
+"""The largest p among controls with which one may be."""
+FEWEST_CONTROLS = 19
+"""The fewest controls among which p can be that small: 1 / (19 + 1)."""
 
 Alternative = Literal["greater", "less", "two-sided"]
 

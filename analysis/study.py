@@ -24,7 +24,7 @@ from analysis.pca import PCAResult
 from analysis.scan import Choice
 from analysis.settings import TEST_SEED, Settings
 from analysis.similarity import CosineMap
-from analysis.statistics import Monotonicity
+from analysis.statistics import FEWEST_CONTROLS, Monotonicity
 from audiolens.directions import Directions, difference_in_means
 from audiolens.errors import InputError, nearest, shortened
 from audiolens.measure import MEASURES
@@ -122,10 +122,12 @@ class Study:
         words = WORDS.get(self.concept, (f"more {self.poles[0]}", f"more {self.poles[1]}"))
         sides = " and ".join(_side(found, word) for found, word in zip(self.outcomes, words, strict=True))
         place = "added at" if self.choice.strategy == "one-to-one" else "read at"
+        claimed = any(found.claimable for found in self.outcomes)
+        verb = "moved" if not claimed and any(found.towards for found in self.outcomes) else "made"
         return (
             f"Steering {self.concept} {self.choice.strategy} ({place} block {self.choice.layer}, strength "
-            f"±{self.choice.strength:g}) made {self.settings.test} neutral prompts x {self.settings.test_seeds} seeds "
-            f"{sides}."
+            f"±{self.choice.strength:g}) {verb} {self.settings.test} neutral prompts x {self.settings.test_seeds} "
+            f"seeds {sides}."
         )
 
     def __repr__(self) -> str:
@@ -303,7 +305,7 @@ def _tell_plan(lens: AudioLens, sets: PromptSet, settings: Settings, tell: Calla
     parts = ", ".join(f"{count} for {stage}" for stage, count in counts.items())
     tell(f"{sum(counts.values())} clips of {settings.seconds:g} s: {parts}")
     tell(f"about {speed:.0f} clips a second here: {_minutes(expected)}, and about half a minute of figures")
-    if settings.n_random < 19:
+    if settings.n_random < FEWEST_CONTROLS:
         tell(
             f"quick controls: {settings.n_random} random directions cannot reach p = .05, and "
             f"{settings.n_shuffled} of shuffled labels; the full study has 19 and 10"
@@ -331,6 +333,10 @@ def _side(found: Outcome, word: str) -> str:
         text = f"not reliably {word} ({found.effect:+.0%} {interval}, {found.failed:.0%} of clips failed)"
     else:
         ranked = f"p = {found.p_random:.2g} among {found.n_random} random directions"
+        if found.n_random < FEWEST_CONTROLS:
+            ranked = "not yet told from random directions (quick controls)"
+        elif not found.claimable:
+            ranked = f"no better than random directions: {ranked}"
         text = f"{abs(found.effect):.0%} {word} ({interval}, {ranked}; asked for in words {found.prompted:+.0%})"
     return text.replace("-", "−")
 

@@ -91,12 +91,14 @@ def scanned(best: int = 3, **options: object) -> pd.DataFrame:
     return heard(todo, factor, prompts=sets.development[:4], seeds=2, **options)  # type: ignore[arg-type]
 
 
-def steered(choice: scan.Choice, alternatives: Sequence[scan.Choice], **options: object) -> pd.DataFrame:
+def steered(
+    choice: scan.Choice, alternatives: Sequence[scan.Choice], *, n_random: int = 5, **options: object
+) -> pd.DataFrame:
     """Test clips in which the real direction works and random ones do not."""
     sets = tempo()
     real = directions()
     real = Directions(**{**vars(real), "samples": None})
-    todo = outcome.conditions(real, sets, choice, alternatives, n_random=5)
+    todo = outcome.conditions(real, sets, choice, alternatives, n_random=n_random)
 
     def factor(labels: dict) -> float:
         kind = labels["kind"]

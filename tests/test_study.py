@@ -1,6 +1,7 @@
 """The study: chosen on development clips, reported on test clips, and nothing claimed that was not measured."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def test_outcomes_recover_what_was_planted() -> None:
     assert outcome.monotonicity(response).rho == pytest.approx(1)
 
 
-def test_a_claim_needs_the_right_side_an_interval_and_sound_clips() -> None:
+def test_moving_towards_a_pole_needs_the_right_side_an_interval_and_sound_clips() -> None:
     table = planted.steered(CHOICE, [], noise=0.02)
     good = sweep.effects(table, "tempo_ioi", n_bootstrap=200)
     assert all(found.towards for found in outcome.outcomes(good, planted.tempo(), CHOICE))
@@ -102,6 +103,32 @@ def test_a_claim_needs_the_right_side_an_interval_and_sound_clips() -> None:
     fast, slow = outcome.outcomes(sweep.effects(broken, "tempo_ioi", n_bootstrap=200), planted.tempo(), CHOICE)
     assert not fast.towards
     assert slow.towards
+
+
+def test_a_claim_needs_nineteen_random_directions_that_do_less() -> None:
+    def found(table: pd.DataFrame) -> outcome.Outcome:
+        return outcome.outcomes(sweep.effects(table, "tempo_ioi", n_bootstrap=200), planted.tempo(), CHOICE)[0]
+
+    full = planted.steered(CHOICE, [], noise=0.02, n_random=19)
+    claim = found(full)
+    assert (claim.p_random, claim.claimable, claim.as_dict()["claimable"]) == (0.05, True, True)
+    quick = found(planted.steered(CHOICE, [], noise=0.02))
+    assert (quick.towards, quick.claimable) == (True, False)
+    # Random directions that do as much as the real one.
+    as_good = full.assign(tempo_ioi=full["tempo_ioi"].where(full["kind"] != "random", 2 * full["tempo_ioi"]))
+    beaten = found(as_good)
+    assert (beaten.p_random, beaten.towards, beaten.claimable) == (1.0, True, False)
+
+
+def test_the_finding_says_what_the_controls_allow() -> None:
+    quick = planted.study()
+    assert " moved " in quick.finding
+    assert "not yet told from random directions (quick controls)" in quick.finding
+    claimed = replace(quick, outcomes=tuple(replace(o, n_random=19, p_random=0.05) for o in quick.outcomes))
+    assert " made " in claimed.finding
+    assert "p = 0.05 among 19 random directions" in claimed.finding
+    beaten = replace(quick, outcomes=tuple(replace(o, n_random=19, p_random=0.4) for o in quick.outcomes))
+    assert "no better than random directions: p = 0.4 among 19" in beaten.finding
 
 
 def test_test_conditions_pair_controls_and_references_with_the_steering() -> None:
