@@ -99,6 +99,9 @@ class Settings:
             wanted, there = getattr(self, name), len(getattr(sets, name))
             if not 1 <= wanted <= there:
                 raise InputError(f"{name}={wanted} prompts: the set of {sets.concept!r} has {there}, and needs one.")
+        for pole in sets.poles:
+            # Refuses a set that has no word for a pole: the prompted references need one.
+            sets.prompted(sets.test[0], pole)
         for name in ("poles", "development_seeds", "test_seeds", "most_blocks", "batch_size"):
             least = 2 if name == "poles" else 1
             if getattr(self, name) < least:

@@ -300,6 +300,12 @@ def test_settings_out_of_range_are_refused(lens: Any, changes: dict[str, Any], m
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("side", ["positive_words", "negative_words"])
+def test_a_set_without_words_for_a_pole_is_refused_before_anything_runs(lens: Any, side: str) -> None:
+    with pytest.raises(InputError, match="no words for"):
+        study.run(lens, replace(planted.tempo(), **{side: ()}))
+
+
 def test_a_strength_that_is_no_number_is_refused() -> None:
     with pytest.raises(InputError, match="finite numbers above 0"):
         Settings(strengths={"one-to-one": (float("nan"),)})
