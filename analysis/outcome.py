@@ -66,7 +66,7 @@ class Outcome:
         return bool(self.towards and self.n_random >= FEWEST_CONTROLS and self.p_random <= LEVEL)
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "claimable": self.towards}
+        return {**asdict(self), "claimable": self.claimable}
 
 
 def conditions(
@@ -78,9 +78,12 @@ def conditions(
     n_random: int = 5,
     n_shuffled: int = 0,
     branch: Branch = "both",
-    seed: int = 0,
+    first_draw: int = 0,
 ) -> list[Condition]:
-    """Everything test clips are put through; see the module's docstring. Strengths are -s, -s/2, s/2 and s."""
+    """Everything test clips are put through; see the module's docstring. Strengths are -s, -s/2, s/2 and s.
+
+    Controls are draws `first_draw`, `first_draw` + 1, ...
+    """
     listed = [Condition(BASELINE, labels=_labels(BASELINE))]
 
     def add(kind: str, source: Directions, place: Choice, strength: float, **labels: Any) -> None:
@@ -98,7 +101,7 @@ def conditions(
         ("shuffled", n_shuffled, directions.shuffled),
     ):
         for number in range(count):
-            control = draw(seed + number)
+            control = draw(first_draw + number)
             for sign in (-1, 1):
                 add(kind, control, choice, sign * choice.strength, draw=number)
     for pole, other, sign in zip(sets.poles, reversed(sets.poles), (1, -1), strict=True):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis import sweep
 from audiolens.errors import InputError
 from audiolens.interventions import Branch
 from audiolens.prompts import PromptSet
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 TEST_SEED = 1_000_000
 """Test clips take seeds from here on, development clips from 0: no clip is in both."""
+SEEDS_APART = 10_000
+"""Seeds from one repetition's clips to the next one's: more than a repetition may have, so that they share none."""
+DRAWS_APART = 1_000
+"""The same for control directions."""
+REPETITIONS = TEST_SEED // SEEDS_APART
+"""Different `Settings.seed`: development seeds of more would be test seeds."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Settings:
         seconds, guidance_scale, temperature, top_k: of every clip.
         branch: the half of the guidance that is steered.
         shown: how many (prompt, seed) pairs are kept as sound, the first ones.
-        seed: shifts every seed, for an independent repetition.
+        seed: which repetition, from 0 to `REPETITIONS` - 1: no two share a clip or a control direction.
         batch_size, n_jobs: as in `sweep.run`; they change the time it takes.
     """
 
@@ -70,6 +77,25 @@ class Settings:
     def sampling(self) -> dict[str, Any]:
         """What clips are drawn with."""
         return {name: getattr(self, name) for name in ("guidance_scale", "temperature", "top_k")}
+
+    @property
+    def first_draw(self) -> int:
+        """The number of the first control direction."""
+        return self.seed * DRAWS_APART
+
+    def reading_seeds(self, sets: PromptSet) -> range:
+        """Seeds of the clips that directions are read from: prompt i of either pole takes seed i."""
+        first = self.seed * SEEDS_APART
+        return range(first, first + min(self.poles, max(len(sets.positive), len(sets.negative))))
+
+    def development_clips(self, sets: PromptSet) -> list[sweep.Clip]:
+        """The clips that place and strength are chosen on."""
+        prompts = sets.development[: self.development]
+        return sweep.clips(prompts, self.development_seeds, self.seed * SEEDS_APART)
+
+    def test_clips(self, sets: PromptSet) -> list[sweep.Clip]:
+        """The clips that are reported."""
+        return sweep.clips(sets.test[: self.test], self.test_seeds, TEST_SEED + self.seed * SEEDS_APART)
 
     def __post_init__(self) -> None:
         for strategy, amounts in self.strengths.items():
@@ -113,5 +139,14 @@ class Settings:
         for name in ("seconds", "reading_seconds"):
             if not 0.5 <= getattr(self, name) <= longest:
                 raise InputError(f"{name}={getattr(self, name)}: expected 0.5 to {longest:g} for this model.")
-        if not 0 <= self.seed < TEST_SEED - 10_000:
-            raise InputError(f"seed={self.seed}: expected 0 to {TEST_SEED - 10_000}, below the test clips' seeds.")
+        if not 0 <= self.seed < REPETITIONS:
+            raise InputError(f"seed={self.seed}: expected 0 to {REPETITIONS - 1}, each a repetition of its own.")
+        for what, count, most in (
+            ("poles", self.poles, SEEDS_APART),
+            ("development x development_seeds", self.development * self.development_seeds, SEEDS_APART),
+            ("test x test_seeds", self.test * self.test_seeds, SEEDS_APART),
+            ("n_random", self.n_random, DRAWS_APART),
+            ("n_shuffled", self.n_shuffled, DRAWS_APART),
+        ):
+            if count > most:
+                raise InputError(f"{what}={count}: expected at most {most}, so that repetitions share none.")

@@ -22,7 +22,7 @@ from analysis.listening import Listener
 from analysis.outcome import Outcome
 from analysis.pca import PCAResult
 from analysis.scan import Choice
-from analysis.settings import TEST_SEED, Settings
+from analysis.settings import Settings
 from analysis.similarity import CosineMap
 from analysis.statistics import FEWEST_CONTROLS, Monotonicity
 from audiolens.directions import Directions, difference_in_means
@@ -223,7 +223,7 @@ def _stages(
             guidance_scale=settings.guidance_scale,
             seconds=settings.reading_seconds,
             batch_size=settings.batch_size,
-            seeds=list(range(settings.seed, settings.seed + _most(sets, settings))),
+            seeds=settings.reading_seeds(sets),
             label=sets.concept,
             keep_samples=True,
             progress=progress,
@@ -237,7 +237,7 @@ def _stages(
         tried = sweep.run(
             lens,
             scan.conditions(directions.at(settings.blocks(len(directions))), settings.strengths, settings.branch),
-            sweep.clips(sets.development[: settings.development], settings.development_seeds, settings.seed),
+            settings.development_clips(sets),
             progress="scanning blocks" if progress else None,
             **making,
         )
@@ -245,7 +245,7 @@ def _stages(
         choice = scan.choose(scanned)
         alternatives = tuple(scan.choose(scanned, other) for other in settings.strengths if other != choice.strategy)
     tell(f"chosen on development prompts: {choice!r}")
-    pairs = sweep.clips(sets.test[: settings.test], settings.test_seeds, TEST_SEED + settings.seed)
+    pairs = settings.test_clips(sets)
     # The first seed of the first prompts: kept before anything is known of them.
     shown = pairs[:: settings.test_seeds][: settings.shown]
     with clock.stage("dose-response"):
@@ -259,7 +259,7 @@ def _stages(
                 n_random=settings.n_random,
                 n_shuffled=settings.n_shuffled,
                 branch=settings.branch,
-                seed=settings.seed,
+                first_draw=settings.first_draw,
             ),
             pairs,
             keep_audio=lambda condition, clip: (
@@ -317,11 +317,6 @@ def _components(directions: Directions, sets: PromptSet) -> PCAResult:
     assert samples is not None
     labels = [sets.poles[0] if positive else sets.poles[1] for positive in samples.labels.tolist()]
     return pca.fit(samples.values.numpy(), labels, layers=directions.layers)
-
-
-def _most(sets: PromptSet, settings: Settings) -> int:
-    """Prompts of the larger pole: prompt i of either pole takes seed i."""
-    return min(settings.poles, max(len(sets.positive), len(sets.negative)))
 
 
 def _side(found: Outcome, word: str) -> str:

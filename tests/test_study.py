@@ -15,6 +15,7 @@ import torch
 import audiolens as al
 from analysis import folder, outcome, scan, study, sweep
 from analysis.scan import Choice
+from analysis.settings import REPETITIONS
 from analysis.study import Settings
 from audiolens.errors import InputError
 
@@ -178,6 +179,23 @@ def test_the_default_fits_its_budget() -> None:
     assert (full.n_random, full.n_shuffled) == (19, 10)
 
 
+def test_repetitions_share_no_clip_and_no_control() -> None:
+    sets, directions = planted.tempo(), planted.directions()
+    clips, draws = [], []
+    for seed in (0, 1, REPETITIONS - 1):
+        settings = Settings.full(seed=seed)
+        reading = [(prompt, n) for n in settings.reading_seeds(sets) for prompt in (*sets.positive, *sets.negative)]
+        clips.append({*reading, *settings.development_clips(sets), *settings.test_clips(sets)})
+        listed = outcome.conditions(directions, sets, CHOICE, n_random=19, first_draw=settings.first_draw)
+        controls = [condition.interventions[0] for condition in listed if condition.labels["kind"] == "random"]
+        draws.append({tuple(step.vector.tolist()) for step in controls})
+    for sets_of in (clips, draws):
+        assert len(set.union(*sets_of)) == sum(map(len, sets_of))
+    assert all(len(drawn) == 19 for drawn in draws)
+    seeds = [seed for _, seed in Settings.full(seed=REPETITIONS - 1).development_clips(sets)]
+    assert max(seeds) < min(seed for _, seed in Settings.full().test_clips(sets))
+
+
 def test_no_clip_is_in_both_splits(written: tuple[study.Study, Path, list[str]]) -> None:
     clips = written[0].clips
     split = {name: group for name, group in clips.groupby("split")}
@@ -291,6 +309,9 @@ def test_a_concept_that_cannot_be_studied_is_refused(lens: Any, concept: str, me
         ({"test": 1000}, "has 40"),
         ({"n_random": 0}, "without a control"),
         ({"seed": -1}, "seed=-1"),
+        ({"seed": 100}, "expected 0 to 99"),
+        ({"test_seeds": 2000}, "test x test_seeds=16000"),
+        ({"n_random": 1001}, "at most 1000"),
         ({"poles": 1}, "poles=1"),
     ],
 )
