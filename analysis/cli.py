@@ -7,6 +7,7 @@ line on stderr and exit code 2; anything else is a bug and shows its traceback.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -36,7 +37,7 @@ app = typer.Typer(
 
 
 class _Read(TyperGroup):
-    """`audiolens directions tempo` is `audiolens directions tempo`."""
+    """`audiolens directions tempo` is `audiolens directions read tempo`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         known = args[0] in self.commands or args[0].startswith("-")
@@ -56,6 +57,9 @@ Model = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", "--overwrite", help="Replace a result that is there already.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
+_STOPPED = 130
+# Some versions of typer carry a click of their own, others take the installed one: this is the right class in both.
+_UsageError: Any = typer.BadParameter.__bases__[0]
 _STEER = re.compile(r"^(?P<file>.+?):(?P<strength>[^:]+)$")
 
 
@@ -68,7 +72,7 @@ def study(
         bool, typer.Option("--full/--quick", help="All controls and more prompts, or done in five minutes.")
     ] = False,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
-    seed: Annotated[int, typer.Option(help="Shifts every seed: another one is an independent repetition.")] = 0,
+    seed: Annotated[int, typer.Option(help="0 to 99: another one is an independent repetition.")] = 0,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -119,8 +123,12 @@ def generate(
         typer.Option("--steer", "-s", help="FILE:STRENGTH, e.g. tempo.safetensors:+1.0. May be given several times."),
     ] = None,
     layer: Annotated[int | None, typer.Option(help="Whose block's direction [default: the middle one's].")] = None,
-    strategy: Annotated[str, typer.Option(help="one-to-one, one-to-all or all-to-all.")] = "one-to-all",
-    branch: Annotated[str, typer.Option(help="Which half of the guidance is steered: cond, null or both.")] = "both",
+    strategy: Annotated[
+        str | None, typer.Option(help="one-to-one, one-to-all or all-to-all [default: one-to-all].")
+    ] = None,
+    branch: Annotated[
+        str | None, typer.Option(help="Which half of the guidance is steered: cond, null or both [default: both].")
+    ] = None,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Write the unsteered clips of the same seeds too.")
     ] = False,
@@ -142,15 +150,18 @@ def generate(
     from analysis import folder
 
     todo = [_steering(text) for text in steer or []]
-    folder.check(out)
+    for option, value in {"--layer": layer, "--strategy": strategy, "--branch": branch}.items():
+        if value is not None and not todo:
+            raise InputError(f"{option} says where a direction is added, and there is none: give one with --steer.")
+    folder.check(out, overwrite=None)
     lens = _open(model)
-    steps = [step for part in todo for step in _placed(part, lens, layer, strategy, branch)]
+    steps = [step for part in todo for step in _placed(part, lens, layer, strategy or "one-to-all", branch or "both")]
     made: dict[str, Any] = {
         "seconds": seconds,
         "seeds": list(range(seed, seed + len(prompts))),
         "guidance_scale": guidance,
     }
-    with folder.fresh(out) as work:
+    with folder.fresh(out, overwrite=None) as work:
         clips = lens.generate(prompts, interventions=steps, **made)
         if baseline and steps:
             lens.generate(prompts, **made).save(work / "baseline")
@@ -158,7 +169,7 @@ def generate(
         else:
             clips.save(work)
     written = sorted(str(path) for path in out.rglob("*.wav"))
-    typer.echo(json.dumps(written) if as_json else "\n".join(written))
+    typer.echo(_json(written) if as_json else "\n".join(written))
 
 
 @directions_app.command("read")
@@ -180,11 +191,11 @@ def directions_read(
 
         audiolens directions my-prompts.csv -o mine.safetensors
     """
+    from analysis import folder
     from audiolens import difference_in_means
     from audiolens import prompts as sets_of
 
-    if out.exists() and not force:
-        raise InputError(f"{out} exists: choose another file, or replace it with --force.")
+    folder.check_file(out, overwrite=force)
     sets = sets_of.from_file(concept) if Path(concept).suffix else sets_of.load(concept)
     lens = _open(model)
     found = difference_in_means(
@@ -219,7 +230,7 @@ def models(as_json: Json = False) -> None:
         for name, folder in BUNDLED.items()
     ] + [{"model": name, "kind": "hub", "here": _downloaded(name)} for name in HUB]
     if as_json:
-        typer.echo(json.dumps(rows))
+        typer.echo(_json(rows))
         return
     _table([{**row, "here": "ready, works offline" if row["here"] else "not on this disk"} for row in rows])
 
@@ -243,7 +254,7 @@ def measure(files: Annotated[list[Path], typer.Argument(help="Sound files.")], a
             raise InputError(f"{file}: {error}") from None
         rows.append({"file": str(file), **values})
     if as_json:
-        typer.echo(json.dumps([{key: _null(value) for key, value in row.items()} for row in rows]))
+        typer.echo(_json(rows))
         return
     units = {name: f"{name} [{unit}]" if unit else name for name, unit in measures.UNITS.items()}
     _table([{units.get(key, key): _cell(value) for key, value in row.items()} for row in rows])
@@ -252,16 +263,25 @@ def measure(files: Annotated[list[Path], typer.Argument(help="Sound files.")], a
 def main() -> None:
     """Run the command line: one line and exit code 2 for what audiolens refuses, a traceback for bugs."""
     try:
-        app()
+        code = app(prog_name="audiolens", standalone_mode=False)
+    except _UsageError as error:
+        message = error.format_message()
+        if not message:
+            # No arguments: help has been printed instead.
+            sys.exit(error.exit_code)
+        command = error.ctx.command_path if error.ctx else "audiolens"
+        _refuse(f"{message}{'' if message.endswith(('.', '?')) else '.'} See {command} --help.")
     except AudioLensError as error:
         _refuse(str(error))
     except OSError as error:
         if error.filename is None:
             raise
         _refuse(f"{error.filename}: {error.strerror or error}.")
-    except KeyboardInterrupt:
-        typer.echo("Stopped; nothing was written.", err=True)
-        sys.exit(130)
+    else:
+        # What a command returns is nothing; typer returns the code of --help, and of Ctrl-C.
+        if code == _STOPPED:
+            typer.echo("Stopped; nothing was written.", err=True)
+        sys.exit(code or 0)
 
 
 def _refuse(message: str) -> None:
@@ -324,7 +344,7 @@ def _placed(
 def _show(found: Any, file: Path, as_json: bool) -> None:
     facts = {"file": str(file), **found.meta.as_dict(), "layers": found.to_frame().to_dict("records")}
     if as_json:
-        typer.echo(json.dumps(facts, default=str))
+        typer.echo(_json(facts))
         return
     typer.echo(f"{file}: {found!r}")
     _table([{key: _cell(value) for key, value in row.items()} for row in facts["layers"]])
@@ -368,8 +388,17 @@ def _cell(value: Any) -> str:
     return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
 
 
+def _json(value: Any) -> str:
+    return json.dumps(_null(value), default=str, allow_nan=False)
+
+
 def _null(value: Any) -> Any:
-    return None if isinstance(value, float) and value != value else value
+    """The same with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _command() -> str:

@@ -25,24 +25,42 @@ def is_study(folder: Path) -> bool:
         return False
 
 
-def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Refuse a place where no new folder can be.
+def check(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> None:
+    """Refuse a place where no new folder can be. `overwrite=None`: nothing is replaced there, so it is not offered.
 
     Raises:
         InputError: if it holds a study and `overwrite` is false, holds anything else, or cannot be written.
     """
     target = Path(folder)
-    _check_place(target)
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file: give the name of a folder.")
+    _check_above(target)
     if not target.exists() or not any(target.iterdir()):
         return
+    if overwrite is None:
+        raise InputError(f"{target} exists and is not empty: choose another folder.")
     if not is_study(target):
         raise InputError(f"{target} exists and holds something other than a study: choose another folder.")
     if not overwrite:
         raise InputError(f"{target} holds a finished study: choose another folder, or replace it with --force.")
 
 
+def check_file(file: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Refuse a place where no new file can be.
+
+    Raises:
+        InputError: if it is a folder, is there and `overwrite` is false, or cannot be written.
+    """
+    target = Path(file)
+    if target.is_dir():
+        raise InputError(f"{target} is a folder: give the name of a file.")
+    _check_above(target)
+    if target.exists() and not overwrite:
+        raise InputError(f"{target} exists: choose another file, or replace it with --force.")
+
+
 @contextmanager
-def fresh(folder: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+def fresh(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> Iterator[Path]:
     """A temporary folder beside `folder`, which takes its name if the block ends well and vanishes otherwise.
 
     Raises:
@@ -64,14 +82,18 @@ def fresh(folder: str | os.PathLike[str], *, overwrite: bool = False) -> Iterato
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _check_place(target: Path) -> None:
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file: give the name of a folder.")
+def _check_above(target: Path) -> None:
     above = next(parent for parent in target.absolute().parents if parent.exists())
     if not above.is_dir():
         raise InputError(f"{target} cannot be written: {above} is a file. Choose another place.")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(f"{target} cannot be written: {above} is not yours to write. Choose another place.")
+    try:
+        # Only writing tells: root may write where nothing can be made, and file systems can be read-only or full.
+        tempfile.TemporaryFile(dir=above).close()
+    except OSError as error:
+        raise InputError(
+            f"{target} cannot be written: nothing can be made in {above} ({error.strerror or error}). "
+            "Choose another place."
+        ) from None
 
 
 def _put(work: Path, target: Path) -> None:

@@ -131,29 +131,41 @@ def test_measure_tables_sound_files(run: Run, tmp_path: Path) -> None:
         (("study", "tempo", "-m", "{checkpoint}", "--out", "full/file/below"), "is a file"),
         (("study", "tempo", "-m", "{checkpoint}", "--out", "/proc/nothing/here"), "cannot be written"),
         (("study", "tempo", "-m", "{checkpoint}", "--out", "done"), "replace it with --force"),
-        (("study", "tempo", "-m", "half"), "half"),
+        (("study", "tempo", "-m", "half"), "could not be loaded"),
         (("generate", "", "-m", "{checkpoint}"), "prompt 0 is empty"),
         (("generate", "song " * 500, "-m", "{checkpoint}"), "shorten it"),
         (("generate", "a song", "-m", "{checkpoint}", "--seconds", "0"), "seconds=0"),
         (("generate", "a song", "-m", "{checkpoint}", "--seconds", "nan"), "seconds=nan"),
-        (("generate", "a song", "-m", "{checkpoint}", "-o", "full"), "exists"),
+        (("generate", "a song", "-m", "{checkpoint}", "-o", "full"), "exists and is not empty: choose another folder"),
+        (("generate", "a song", "-m", "{checkpoint}", "-o", "done"), "exists and is not empty: choose another folder"),
+        (("generate", "a song", "-m", "{checkpoint}", "--layer", "1"), "give one with --steer"),
+        (("generate", "a song", "-m", "{checkpoint}", "--strategy", "one-to-one"), "give one with --steer"),
+        (("generate", "a song", "-m", "{checkpoint}", "--branch", "cond"), "give one with --steer"),
         (("generate", "a song", "-m", "{checkpoint}", "--seed", "-1"), "seed -1"),
         (("generate", "a song", "-m", "{checkpoint}", "--guidance", "0.5"), "guidance_scale=0.5"),
         (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}:nan"), "expected a finite number"),
         (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}:much"), "is not a number"),
         (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}"), "expected FILE:STRENGTH"),
         (("generate", "a song", "-m", "{checkpoint}", "--steer", "none.safetensors:1"), "no such file"),
-        (("generate", "a song", "-m", "{checkpoint}", "--steer", "full/file:1"), "safetensors"),
-        (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}:1", "--layer", "9"), "9"),
+        (("generate", "a song", "-m", "{checkpoint}", "--steer", "full/file:1"), "not a whole safetensors file"),
+        (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}:1", "--layer", "9"), "layer 9 does not exist"),
         (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}:1", "--strategy", "some"), "one-to-all"),
         (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}:1", "--branch", "nul"), "null"),
         (("directions", "tempi", "-m", "{checkpoint}"), "Did you mean 'tempo'"),
         (("directions", "none.csv", "-m", "{checkpoint}"), "none.csv"),
         (("directions", "tempo", "-m", "{checkpoint}", "--position", "eos"), "cross-attention"),
         (("directions", "tempo", "-m", "{checkpoint}", "-o", "full/file"), "replace it with --force"),
-        (("directions", "show", "full/file"), "safetensors"),
+        (("directions", "tempo", "-m", "nowhere", "-o", "full"), "is a folder"),
+        (("directions", "tempo", "-m", "nowhere", "-o", "full/file/below"), "is a file"),
+        (("directions", "tempo", "-m", "nowhere", "-o", "/proc/here"), "cannot be written"),
+        (("directions", "show", "full/file"), "not a whole safetensors file"),
         (("measure", "none.wav"), "no such file"),
         (("measure", "full/file"), "not a sound file"),
+        (("study",), "Missing argument"),
+        (("stdy", "tempo"), "No such command 'stdy'"),
+        (("study", "tempo", "--seconds", "abc"), "Invalid value for '--seconds'"),
+        (("study", "tempo", "--ful"), "See audiolens study --help."),
+        (("study", "tempo", "-m", "{checkpoint}", "--seed", "100"), "expected 0 to 99"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -174,6 +186,26 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert message in err
     assert err.count("\n") == 1
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", [(), ("directions",)])
+def test_no_arguments_print_the_help(run: Run, command: tuple[str, ...]) -> None:
+    code, out, err = run(*command)
+    assert (code, err) == (2, "")
+    assert "Usage" in out
+
+
+def test_stopping_is_said_and_told_by_the_exit_code(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_open", stopped)
+    assert run("generate", "a song") == (130, "", "Stopped; nothing was written.\n")
+
+
+def test_json_has_null_where_nothing_is_known() -> None:
+    found = cli._json({"norm": [float("nan"), 1.0], "rows": [{"auc": float("inf"), "file": Path("a")}]})
+    assert json.loads(found) == {"norm": [None, 1.0], "rows": [{"auc": None, "file": "a"}]}
 
 
 def test_a_bug_still_shows_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
