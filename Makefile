@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs
+# Neutral test prompts behind the evidence, four seeds each.
+TEST_PROMPTS ?= 24
 # torch goes in first, by itself: a machine that keeps a build of its own (CPU only, or for its GPU) gives
 # that one, and the rest is then resolved around it.
 TORCH := $(shell grep '^torch==' constraints.txt)
@@ -28,7 +30,8 @@ help:
 	@echo 'make format    lay the code out with ruff'
 	@echo 'make clean     remove the environment, caches and builds (results in $(OUT)/ stay)'
 	@echo
-	@echo 'Options: PYTHON=... (3.11 or newer), OUT=... (where studies are written, default runs)'
+	@echo 'Options: PYTHON=... (3.11 or newer), OUT=... (where studies are written, default runs), FORCE=1 (run finished'
+	@echo 'studies again), TEST_PROMPTS=... (of the evidence, default 24), UPDATE=1 (put it into README and model card)'
 
 install: $(STAMP)
 
@@ -39,7 +42,7 @@ $(STAMP): pyproject.toml constraints.txt
 	if [ -z "$$python" ]; then \
 	  echo "audiolens needs Python 3.11 or newer; tried: $(PYTHON). Install one, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; \
 	fi; \
-	if ! $(BIN)/python -c 'import pip' 2>/dev/null; then \
+	if ! $(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	  echo "==> Creating $(VENV) with $$("$$python" --version)"; \
 	  "$$python" -m venv --clear $(VENV) || { echo "Could not create $(VENV): is the venv module installed (Debian: apt install python3-venv)?" >&2; exit 1; }; \
 	fi
@@ -51,8 +54,12 @@ $(STAMP): pyproject.toml constraints.txt
 
 study: $(STAMP)
 	@for concept in tempo timbre; do \
+	  if [ -z '$(FORCE)' ] && [ -f $(OUT)/$$concept/summary.json ]; then \
+	    echo "==> $$concept is done already, in $(OUT)/$$concept; 'make study FORCE=1' runs it again and replaces it"; \
+	    continue; \
+	  fi; \
 	  echo "==> Steering $$concept on étude"; \
-	  $(BIN)/audiolens study $$concept --out $(OUT)/$$concept --overwrite; \
+	  $(BIN)/audiolens study $$concept --out $(OUT)/$$concept$(if $(FORCE), --force); \
 	done
 	@echo '==> Results: open $(OUT)/tempo/index.html and $(OUT)/timbre/index.html in a browser'
 
@@ -72,7 +79,7 @@ format: $(STAMP)
 
 evidence: $(STAMP)
 	@echo '==> Measuring the evidence; this takes a while'
-	@$(BIN)/python benchmarks/evidence.py --out $(OUT)/evidence
+	@$(BIN)/python benchmarks/evidence.py --out $(OUT)/evidence --test $(TEST_PROMPTS)$(if $(UPDATE), --update)
 	@echo '==> Tables: $(OUT)/evidence'
 
 clean:

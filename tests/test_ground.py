@@ -102,6 +102,43 @@ def test_help_names_every_target():
         assert f"make {target}" in text
 
 
+def _script(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_finished_study_is_repeated_only_when_asked(tmp_path):
+    _script(tmp_path / "venv" / "bin" / "audiolens", 'echo ran "$@"')
+    (tmp_path / "venv" / ".installed").touch()
+    (tmp_path / "tempo").mkdir()
+    (tmp_path / "tempo" / "summary.json").touch()
+    study = ["make", f"VENV={tmp_path / 'venv'}", f"OUT={tmp_path}", "study"]
+    text = subprocess.run(study, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "make study FORCE=1" in text
+    assert re.findall("^ran .*$", text, re.MULTILINE) == [f"ran study timbre --out {tmp_path}/timbre"]
+    text = subprocess.run([*study, "FORCE=1"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"ran study tempo --out {tmp_path}/tempo --force" in text
+
+
+@pytest.mark.parametrize(("release", "made"), [((3, 9), True), ((3, 11), False)])
+def test_an_environment_of_an_old_python_is_made_anew(tmp_path, release, made):
+    told = f"import sys; sys.version_info = {release}; "
+    # Answers questions about itself as that release, and does nothing else.
+    python = f'[ "$1" = -c ] && exec {sys.executable} -c "{told}$2"\nexit 0'
+    _script(tmp_path / "venv" / "bin" / "python", python)
+    new = _script(tmp_path / "python3.11", "exit 0")
+    done = subprocess.run(
+        ["make", f"PYTHON={new}", f"VENV={tmp_path / 'venv'}", "install"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ("Creating" in done.stdout) is made
+
+
 def test_an_old_python_is_refused_in_one_line(tmp_path):
     old = tmp_path / "python3.9"
     old.write_text("#!/bin/sh\nexit 1\n")
