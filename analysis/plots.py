@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from analysis.statistics import MOST_FAILED
 from audiolens import measure
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> F
             upper.set_title(f"{strategy}, {where} block {layer}")
             width = 0.5 * float(np.min(np.diff(np.unique(mine["strength"]))))
             lower.bar(mine["strength"], mine["failed"], width=width, color=colour)
-            lower.axhline(0.1, color=BLACK, linewidth=0.8, linestyle=":")
+            lower.axhline(MOST_FAILED, color=BLACK, linewidth=0.8, linestyle=":")
             lower.set_ylim(0, 1)
             lower.set_xlabel("strength [differences of means]")
         _percent(grid[0, 0])
@@ -318,7 +319,7 @@ def _points(
     axes: Axes, x: Any, y: Any, failed: Any, colour: str, marker: str, alpha: float, label: str, size: float = 5
 ) -> None:
     """Markers, hollow where more than a tenth of the clips failed."""
-    lost = np.asarray(failed, dtype=float) > 0.1
+    lost = np.asarray(failed, dtype=float) > MOST_FAILED
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     look = {"color": colour, "marker": marker, "linestyle": "none", "alpha": alpha, "markersize": size, "zorder": 5}
     axes.plot(x[~lost], y[~lost], label=label, **look)

@@ -95,7 +95,7 @@ class SweepResult:
     `rms_ratio`, `onsets`, `entropy_ratio`, `failed` beside the baseline of the same prompt and seed. `audio` holds the
     sound of the rows that were kept, by row number.
 
-    It does not show that a direction means what it is called: see the controls of `analysis.study`.
+    It does not show that a direction means what it is called: see the controls of `analysis.outcome`.
     """
 
     table: pd.DataFrame

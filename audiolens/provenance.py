@@ -91,8 +91,9 @@ class Provenance:
 def weights_hash(model: nn.Module) -> str:
     """A hash of a model's decoder: every parameter's name and shape, and 256 evenly spaced values of each.
 
-    Cheap for billions of parameters. Values are rounded to bfloat16 first, so that a model loaded in float32 and in
-    bfloat16 is the same one; any training changes it.
+    Cheap for billions of parameters, and blind to a change of other values alone: training moves them all, an edit of
+    one weight may go unseen. Values are rounded to bfloat16 first, so that a model loaded in float32 and in bfloat16
+    is the same one.
     """
     digest = hashlib.sha256()
     decoder = getattr(model, "decoder", model)

@@ -37,8 +37,8 @@ class Reading:
 class Recorder:
     """Collects one run's activations into whole tensors over all rows, batch after batch.
 
-    Full recordings are written into place by position, so that a step seen twice (see the module's docstring)
-    is kept once; reductions take each step once, at its first sight.
+    Full recordings are written into place by position, so that a step seen twice (under `generate`, MusicGen's first
+    one) is kept once; reductions take each step once, at its first sight.
     """
 
     def __init__(

@@ -63,10 +63,9 @@ def _pairs(study: Study, sounds: Sequence[Sound]) -> list[dict[str, Any]]:
     """The sounds in rows of one prompt and seed, each with its picture and what was measured in it."""
     tested = study.clips[study.clips["split"] == "test"].to_dict("records")
     heard = {(row["condition"], row["prompt"], row["seed"]): row for row in tested}
-    keys = {(prompt, seed, id(samples)): key for key, samples in study.sounds.items() for _, prompt, seed in [key]}
     rows: dict[int, dict[str, Any]] = {}
     for sound in sounds:
-        measured = heard[keys[sound.prompt, sound.seed, id(sound.samples)]]
+        measured = heard[sound.condition, sound.prompt, sound.seed]
         row = rows.setdefault(sound.pair, {"prompt": sound.prompt, "seed": sound.seed, "clips": []})
         row["clips"].append(
             {

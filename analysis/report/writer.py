@@ -36,9 +36,10 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Sound:
-    """One kept clip: `pair` numbers its prompt and seed, `label` says what was done to it."""
+    """One kept clip: `pair` numbers its prompt and seed, `label` says what was done to it in its `condition`."""
 
     pair: int
+    condition: str
     prompt: str
     seed: int
     label: str
@@ -87,7 +88,7 @@ def sounds(study: Study) -> list[Sound]:
         else:
             label = BASELINE if told["kind"] == BASELINE else f"steered {told['strength']:+g}"
         pair = pairs.index((prompt, seed))
-        found.append((pair, rank, Sound(pair + 1, prompt, seed, label, samples)))
+        found.append((pair, rank, Sound(pair + 1, condition, prompt, seed, label, samples)))
     return [sound for _, _, sound in sorted(found, key=lambda item: item[:2])]
 
 

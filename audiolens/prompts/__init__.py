@@ -5,7 +5,7 @@ it is chosen (development) and reported (test). `load` gives the bundled sets, `
 """
 
 from audiolens.prompts.balance import Balance
-from audiolens.prompts.files import concepts, from_file, from_files, load, names
+from audiolens.prompts.files import concepts, from_file, from_files, load
 from audiolens.prompts.sets import PromptSet
 
-__all__ = ["Balance", "PromptSet", "concepts", "from_file", "from_files", "load", "names"]
+__all__ = ["Balance", "PromptSet", "concepts", "from_file", "from_files", "load"]

@@ -31,9 +31,6 @@ def concepts(vocabulary: str = "etude") -> tuple[str, ...]:
     return tuple(sorted(name for name in found if name != _NEUTRAL))
 
 
-names = concepts
-
-
 def load(concept: str, vocabulary: str = "etude") -> PromptSet:
     """The bundled set of a concept. `vocabulary="etude"` uses only words that étude knows.
 
