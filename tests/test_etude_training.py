@@ -112,14 +112,14 @@ def test_training_learns_and_resumes(tmp_path: Path) -> None:
     def run(steps: int, name: str) -> MusicgenForConditionalGeneration:
         torch.manual_seed(0)
         fresh = decoder.build(text.build_encoder(len(tokenizer)), codec.build())
-        schedule = decoder.Schedule(steps=60, batch_size=4, warmup=5, crop_frames=(8, 16), crop_shares=(0.5, 0.5))
+        schedule = decoder.Schedule(60, 4, learning_rate=3e-4, warmup=5, crop_frames=(8, 16), crop_shares=(0.5, 0.5))
         return decoder.train(
             fresh, tokenizer, codes, 2, tmp_path / name, schedule, lambda *a: seen.append(a[2]["nats"]), save_every=10,
             stop_at=steps,
         )  # fmt: skip
 
     whole = run(40, "whole.safetensors")
-    assert seen[-1] < seen[0] < 1.2 * np.log(CODEBOOK_SIZE)
+    assert seen[-1] < seen[0] < np.log(CODEBOOK_SIZE)
     run(20, "cut.safetensors")
     resumed = run(40, "cut.safetensors")
     for name, value in whole.state_dict().items():

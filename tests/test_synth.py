@@ -41,7 +41,7 @@ def test_loudness_and_brightness_are_what_the_label_says(clips: list[synth.Label
     centroid = np.array([clip.attributes.centroid_hz for clip in clips])
     assert np.allclose(heard.loudness, loudness, atol=0.01)
     # rounding off the last peaks moves the centroid of a few clips
-    assert np.median(np.abs(heard.brightness / centroid - 1)) < 0.02
+    assert np.median(np.abs(heard.brightness / centroid - 1)) < 0.03
     assert spearmanr(heard.brightness, centroid).statistic > 0.99
     assert all(np.abs(clip.audio).max() < 1 for clip in clips)
 

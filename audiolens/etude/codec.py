@@ -198,7 +198,7 @@ def _magnitude(audio: Float[Tensor, "row 1 sample"], n_fft: int) -> Float[Tensor
 
 def _segments(
     audio: Int[np.ndarray, "clip sample"], step: int, schedule: Schedule, device: str
-) -> Float[Tensor, "row 1 sample"]:
+) -> Float[Tensor, "row 1 segment"]:
     """A batch of random segments that depends on the step alone, so that a resumed run sees what it would have seen."""
     rng = np.random.default_rng([11, step])
     length = schedule.segment_frames * HOP

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
 from audiolens.etude import synth
 
@@ -44,7 +44,7 @@ def audio(n: int, seed: int, path: Path, progress: Progress = lambda *_: None) -
 
 def codes(
     n: int, seed: int, codec: Any, folder: Path, progress: Progress = lambda *_: None, device: str = "cpu"
-) -> Int[np.ndarray, "clip codebook frame"]:
+) -> Integer[np.ndarray, "clip codebook frame"]:
     """The codes of the first `n` clips of set `seed`, kept in `folder` a chunk at a time: a killed run goes on.
 
     The folder belongs to one codec: what another one encoded is not found there.
@@ -81,7 +81,9 @@ def _render_chunk(pool: Executor, start: int, seed: int) -> Iterator[np.ndarray]
 
 
 @torch.no_grad()
-def _encode(codec: Any, clips: Int[np.ndarray, "clip sample"], device: str) -> Int[np.ndarray, "clip codebook frame"]:
+def _encode(
+    codec: Any, clips: Int[np.ndarray, "clip sample"], device: str
+) -> Integer[np.ndarray, "clip codebook frame"]:
     encoded = []
     for start in range(0, len(clips), 32):
         batch = torch.from_numpy(clips[start : start + 32].astype(np.float32) / 32767)[:, None].to(device)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
@@ -103,7 +103,7 @@ def code_losses(
 def train(
     model: MusicgenForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
-    codes: Int[np.ndarray, "clip codebook frame"],
+    codes: Integer[np.ndarray, "clip codebook frame"],
     corpus_seed: int,
     out: Path,
     schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
@@ -150,7 +150,7 @@ def train(
 
 
 def _crop(
-    codes: Int[np.ndarray, "clip codebook frame"],
+    codes: Integer[np.ndarray, "clip codebook frame"],
     captions: list[str],
     rng: np.random.Generator,
     schedule: Schedule,
