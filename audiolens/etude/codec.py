@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from transformers import EncodecConfig, EncodecModel
 
 from audiolens.etude import checkpoint
+from audiolens.etude.rates import warm_cosine
 from audiolens.etude.synth import SAMPLE_RATE
 
 HOP = 640
@@ -87,7 +88,7 @@ def train(
         if step == schedule.autoencoder:
             _start_codebooks(model, [_segments(audio, s, schedule, device) for s in range(24)])
         for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(step, schedule)
+            group["lr"] = warm_cosine(step, schedule.total, schedule.learning_rate, warmup=100, floor=0.05)
         target = _segments(audio, step, schedule, device)
         decoder_only = step >= schedule.autoencoder + schedule.joint
         with torch.set_grad_enabled(not decoder_only):
@@ -206,8 +207,3 @@ def _segments(
     starts = rng.integers(audio.shape[1] - length + 1, size=schedule.batch_size)
     cut = np.stack([audio[row, start : start + length] for row, start in zip(rows, starts, strict=True)])
     return torch.from_numpy(cut.astype(np.float32) / 32768)[:, None].to(device)
-
-
-def _learning_rate(step: int, schedule: Schedule) -> float:
-    warm = min(1.0, (step + 1) / 100)
-    return schedule.learning_rate * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / schedule.total)))

@@ -8,7 +8,6 @@ beginnings are seen; and in a share of the rows part of the history is hidden, s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from transformers import (
 
 from audiolens.etude import checkpoint, synth, text
 from audiolens.etude.codec import CODEBOOK_SIZE, N_CODEBOOKS
+from audiolens.etude.rates import warm_cosine
 from audiolens.timeline import delay, delays_of
 
 START = CODEBOOK_SIZE
@@ -129,7 +129,7 @@ def train(
     last = schedule.steps if stop_at is None else min(stop_at, schedule.steps)
     while step < last:
         for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(step, schedule)
+            group["lr"] = warm_cosine(step, schedule.steps, schedule.learning_rate, schedule.warmup, floor=0.02)
         rng = np.random.default_rng([13, step])
         columns, texts = _crop(codes, captions, rng, schedule)
         tokens = text.tokenize(tokenizer, texts).to(device)
@@ -169,8 +169,3 @@ def _history(rng: np.random.Generator, schedule: Schedule, steps: int) -> Bool[T
         rng.random(schedule.batch_size) < schedule.history_dropout, rng.uniform(0.2, 1.0, schedule.batch_size), 0.0
     )
     return torch.from_numpy(rng.random((schedule.batch_size, steps)) >= hidden_share[:, None])
-
-
-def _learning_rate(step: int, schedule: Schedule) -> float:
-    warm = min(1.0, (step + 1) / schedule.warmup)
-    return schedule.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / schedule.steps)))
