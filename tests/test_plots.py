@@ -104,7 +104,7 @@ def test_everything_unmeasured_can_be_drawn(response: pd.DataFrame, scanned: pd.
     nothing = {"effect": np.nan, "low": np.nan, "high": np.nan, "median": np.nan, "failed": 1.0}
     plots.dose_response(response.assign(**nothing), "tempo_ioi", ("fast", "slow")).savefig("/dev/null", format="png")
     plots.layers(scanned.assign(**nothing), "tempo_ioi").savefig("/dev/null", format="png")
-    screen.dose_response(response.assign(**nothing), "tempo_ioi", ("fast", "slow"))
+    assert screen.dose_response(response.assign(**nothing), "tempo_ioi", ("fast", "slow")).data
 
 
 def test_on_screen_the_dose_response_has_its_controls(response: pd.DataFrame) -> None:
