@@ -59,12 +59,7 @@ class Point:
         if self.tap.in_place:
             value.copy_(changed)
             return
-        item = self.tap.item
-        whole = changed if item is None else (*served[:item], changed, *served[item + 1 :])
-        if self.tap.port == "input":
-            self.envoy.input = whole
-        else:
-            self.envoy.output = whole
+        self.tap.hand_back(self.envoy, served, changed)
 
 
 class Run:

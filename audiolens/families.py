@@ -35,6 +35,14 @@ class Tap:
     item: int | None = None
     in_place: bool = False
 
+    def hand_back(self, envoy: Any, served: Any, value: Any) -> None:
+        """Inside a run: put `value` in the place of what `envoy` served, the rest of a tuple as it was."""
+        whole = value if self.item is None else (*served[: self.item], value, *served[self.item + 1 :])
+        if self.port == "input":
+            envoy.input = whole
+        else:
+            envoy.output = whole
+
 
 @dataclass(frozen=True)
 class Family:

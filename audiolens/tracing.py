@@ -98,12 +98,7 @@ class SiteValue:
             return
         if self._tap.in_place:
             setattr(flat, IN_PLACE, True)
-        item = self._tap.item
-        sent = flat if item is None else (*served[:item], flat, *served[item + 1 :])
-        if self._tap.port == "input":
-            self._envoy.input = sent
-        else:
-            self._envoy.output = sent
+        self._tap.hand_back(self._envoy, served, flat)
 
     @property
     def _batcher(self) -> RowBatcher:
