@@ -106,14 +106,10 @@ class ActivationCache:
     def seconds(self, span: Span) -> "ActivationCache":
         """The same cache for the steps of a span in seconds."""
         if self.reduce is not None:
-            raise InputError(
-                f"this cache was reduced over time ({self.reduce}): it has no steps to choose from."
-            )
+            raise InputError(f"this cache was reduced over time ({self.reduce}): it has no steps to choose from.")
         start, stop = checked_span(span)
         first, end = round(start * self.frame_rate), round(stop * self.frame_rate)
-        steps = {
-            self.tensors[name].shape[axes.index("step")] for name, axes in self.axes.items() if "step" in axes
-        }
+        steps = {self.tensors[name].shape[axes.index("step")] for name, axes in self.axes.items() if "step" in axes}
         if first >= end or first < self.first_step or any(end > self.first_step + count for count in steps):
             raise InputError(f"seconds={span} is not inside the recorded steps.")
         return replace(
@@ -169,9 +165,7 @@ class ActivationCache:
             "model": self.model,
         }
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
-        tensors.update(
-            {f"norms/{name}": norm.detach().cpu().contiguous() for name, norm in self.norms.items()}
-        )
+        tensors.update({f"norms/{name}": norm.detach().cpu().contiguous() for name, norm in self.norms.items()})
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             whole = Path(folder) / "cache.safetensors"
@@ -194,18 +188,14 @@ class ActivationCache:
                 wanted = list(labels["axes"]) if sites is None else list(sites)
                 missing = [name for name in wanted if name not in labels["axes"]]
                 if missing:
-                    raise SiteError(
-                        f"{path} does not hold {missing[0]!r}.{nearest(missing[0], labels['axes'])}"
-                    )
+                    raise SiteError(f"{path} does not hold {missing[0]!r}.{nearest(missing[0], labels['axes'])}")
                 keys = set(file.keys())
                 tensors = {name: file.get_tensor(name) for name in wanted}
                 norms = {name: file.get_tensor(f"norms/{name}") for name in wanted if f"norms/{name}" in keys}
         except FileNotFoundError:
             raise InputError(f"{path}: no such file.") from None
         except (KeyError, json.JSONDecodeError) as error:
-            raise InputError(
-                f"{path} is not an activation cache: {error!r} is missing or unreadable."
-            ) from None
+            raise InputError(f"{path} is not an activation cache: {error!r} is missing or unreadable.") from None
         except InputError:
             raise
         except Exception as error:

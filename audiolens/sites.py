@@ -33,9 +33,7 @@ def canonical(name: str, hooks: Iterable[str]) -> str:
     """
     hooks = list(hooks)
     if not isinstance(name, str):
-        raise InputTypeError(
-            f"site {name!r}: expected a name such as 'resid_post' or 'blocks.3.hook_resid_post'."
-        )
+        raise InputTypeError(f"site {name!r}: expected a name such as 'resid_post' or 'blocks.3.hook_resid_post'.")
     group, _, leaf = name.rpartition(".")
     prefix = f"{group}." if group else ""
     for candidate in (name, f"{prefix}hook_{leaf}"):
@@ -43,8 +41,7 @@ def canonical(name: str, hooks: Iterable[str]) -> str:
             return candidate
     short = [hook.replace("hook_", "") for hook in hooks]
     raise SiteError(
-        f"unknown site {name!r}.{nearest(name.replace('hook_', ''), short)} This model has: "
-        f"{shortened(short, 40)}."
+        f"unknown site {name!r}.{nearest(name.replace('hook_', ''), short)} This model has: {shortened(short, 40)}."
     )
 
 
@@ -83,9 +80,7 @@ def checked_layers(layers: int | Iterable[int] | None, n_layers: int) -> list[in
     try:
         listed = [layers] if isinstance(layers, int) else [int(layer) for layer in layers]
     except (TypeError, ValueError):
-        raise InputTypeError(
-            f"layers={layers!r}: expected a layer, a list of layers, or None for all."
-        ) from None
+        raise InputTypeError(f"layers={layers!r}: expected a layer, a list of layers, or None for all.") from None
     if not listed:
         raise SiteError(f"no layer given: choose from 0 to {n_layers - 1}, or None for all.")
     for layer in listed:

@@ -30,20 +30,19 @@ def clips() -> np.ndarray:
     return np.stack([corpus.rendered(index, seed=1) for index in range(4)])
 
 
-def test_a_killed_codec_run_ends_like_an_uninterrupted_one(clips: np.ndarray, tmp_path: Path) -> None:
-    whole = codec.train(clips, tmp_path / "whole.safetensors", small_codec_schedule(), save_every=1)
+@pytest.mark.parametrize("killed_at", [2, 4], ids=["before the codebooks", "while they learn"])
+def test_a_killed_codec_run_ends_like_an_uninterrupted_one(clips: np.ndarray, tmp_path: Path, killed_at: int) -> None:
+    schedule = small_codec_schedule()
+    whole = codec.train(clips, tmp_path / "whole.safetensors", schedule, save_every=1)
 
     def kill(step: int, *_: object) -> None:
-        if step >= 2:
+        if step >= killed_at:
             raise KeyboardInterrupt
 
-    # killed inside the first phase: what follows draws k-means seeds from torch, so it is compared there
-    first = small_codec_schedule(autoencoder=6, joint=0, decoder=0)
-    straight = codec.train(clips, tmp_path / "straight.safetensors", first, save_every=1)
     with pytest.raises(KeyboardInterrupt):
-        codec.train(clips, tmp_path / "cut.safetensors", first, save_every=1, report_every=1, report=kill)
-    resumed = codec.train(clips, tmp_path / "cut.safetensors", first, save_every=1)
-    for name, value in straight.state_dict().items():
+        codec.train(clips, tmp_path / "cut.safetensors", schedule, save_every=1, report_every=1, report=kill)
+    resumed = codec.train(clips, tmp_path / "cut.safetensors", schedule, save_every=1)
+    for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
     used = torch.stack([layer.codebook.embed.abs().sum() for layer in whole.quantizer.layers])
     assert (used > 0).all()
@@ -75,7 +74,8 @@ def test_code_losses_are_those_of_the_bare_model(model: MusicgenForConditionalGe
     tokens = dict(text.tokenize(tokenizer, ["a slow tune", "a bright little song with drums"]))
     columns = delay(torch.randint(CODEBOOK_SIZE, (2, N_CODEBOOKS, 6)), decoder.DELAYS, decoder.START)
     with torch.no_grad():
-        losses, real = decoder.code_losses(model, columns, tokens, torch.ones(2, dtype=torch.bool))
+        states = decoder.final_states(model, columns[..., :-1], tokens, torch.ones(2, dtype=torch.bool))
+        losses, real = decoder.code_losses(model, states, columns)
         logits = model(decoder_input_ids=columns[..., :-1].reshape(8, -1), **tokens).logits
     for row in range(2):
         for k in range(N_CODEBOOKS):
@@ -95,13 +95,14 @@ def test_no_code_is_predicted_from_the_future(model: MusicgenForConditionalGener
     later[..., 9:] = 3
     model.train(training)
     with torch.no_grad():
-        (before, _), (after, _) = (
-            decoder.code_losses(model, each, tokens, torch.ones(1, dtype=torch.bool)) for each in (columns, later)
+        before, after = (
+            decoder.final_states(model, each[..., :-1], tokens, torch.ones(1, dtype=torch.bool))
+            for each in (columns, later)
         )
     model.eval()
-    # step 8 predicts column 9, the first that differs
-    assert torch.equal(before[..., :8], after[..., :8])
-    assert not torch.equal(before[..., 8:], after[..., 8:])
+    # step 9 reads column 9, the first that differs
+    assert torch.equal(before[:, :9], after[:, :9])
+    assert not torch.equal(before[:, 9], after[:, 9])
 
 
 def test_training_learns_and_resumes(tmp_path: Path) -> None:

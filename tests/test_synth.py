@@ -64,7 +64,7 @@ def test_attributes_are_independent(labels: list[tuple[Attributes, captions.Capt
 
 def test_density_spans_twofold_within_every_tempo(labels: list[tuple[Attributes, captions.Caption]]) -> None:
     drawn = [attributes for attributes, _ in labels]
-    for low, high in ((50, 80), (80, 125), (125, 200)):
+    for low, high in ((60, 85), (85, 130), (130, 200)):
         density = [a.density for a in drawn if low <= a.tempo_bpm < high]
         assert max(density) / min(density) > 2
 

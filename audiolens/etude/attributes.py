@@ -51,7 +51,7 @@ class Range:
 
 RANGES: Mapping[str, Range] = MappingProxyType(
     {
-        "tempo_bpm": Range(50.0, 200.0, log=True),
+        "tempo_bpm": Range(60.0, 200.0, log=True),
         "centroid_hz": Range(500.0, 2200.0, log=True),
         "register_midi": Range(55.0, 79.0),
         "density": Range(0.6, 2.0),

@@ -56,9 +56,9 @@ def build() -> EncodecModel:
 class Schedule:
     """How many steps each phase takes, and what a batch is."""
 
-    autoencoder: int = 700
-    joint: int = 1850
-    decoder: int = 500
+    autoencoder: int = 600
+    joint: int = 1600
+    decoder: int = 400
     batch_size: int = 16
     segment_frames: int = 32
     learning_rate: float = 1e-3
@@ -95,7 +95,7 @@ def train(
             latent = model.encoder(target)
         commitment = latent.new_zeros(())
         if step >= schedule.autoencoder:
-            quantized = quantize(model, latent.detach(), learn=not decoder_only)
+            quantized = quantize(model, latent.detach(), learn=not decoder_only, seed=step)
             commitment = F.mse_loss(latent, quantized)
             latent = latent + (quantized - latent).detach()
         losses = _losses(model.decoder(latent), target)
@@ -115,9 +115,17 @@ def train(
 
 @torch.no_grad()
 def quantize(
-    model: EncodecModel, latent: Float[Tensor, "row latent frame"], learn: bool = False, decay: float = 0.99
+    model: EncodecModel,
+    latent: Float[Tensor, "row latent frame"],
+    learn: bool = False,
+    decay: float = 0.99,
+    seed: int = 0,
 ) -> Float[Tensor, "row latent frame"]:
-    """Residual quantisation of `latent`; with `learn`, moves each codebook towards what it was given."""
+    """Residual quantisation of `latent`; with `learn`, moves each codebook towards what it was given.
+
+    `seed` picks the vectors at which unused codes start anew.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
     rows, _, frames = latent.shape
     residual = latent.permute(0, 2, 1).reshape(rows * frames, -1)
     total = torch.zeros_like(residual)
@@ -129,7 +137,7 @@ def quantize(
             book.cluster_size.mul_(decay).add_(counts.sum(0), alpha=1 - decay)
             book.embed_avg.mul_(decay).add_(counts.T @ residual, alpha=1 - decay)
             book.embed.copy_(book.embed_avg / book.cluster_size.clamp_min(1e-3)[:, None])
-            _revive(book, residual)
+            _revive(book, residual, generator)
         residual = residual - chosen
         total = total + chosen
     return total.reshape(rows, frames, -1).permute(0, 2, 1)
@@ -140,11 +148,13 @@ def _codebooks(model: EncodecModel) -> list[Any]:
     return [layer.codebook for layer in layers]
 
 
-def _revive(book: Any, residual: Float[Tensor, "vector latent"], floor: float = 0.2) -> None:
+def _revive(
+    book: Any, residual: Float[Tensor, "vector latent"], generator: torch.Generator, floor: float = 0.2
+) -> None:
     """Codes that hardly anything chooses restart at random vectors of the batch."""
     dead = (book.cluster_size < floor).nonzero().flatten()
     if len(dead):
-        fresh = residual[torch.randint(len(residual), (len(dead),), device=residual.device)]
+        fresh = residual[torch.randint(len(residual), (len(dead),), generator=generator).to(residual.device)]
         book.embed[dead], book.embed_avg[dead], book.cluster_size[dead] = fresh, fresh, 1.0
 
 
@@ -152,8 +162,11 @@ def _revive(book: Any, residual: Float[Tensor, "vector latent"], floor: float = 
 def _start_codebooks(model: EncodecModel, batches: list[Tensor], rounds: int = 12) -> None:
     latent = torch.cat([model.encoder(batch) for batch in batches])
     residual = latent.permute(0, 2, 1).reshape(-1, latent.shape[1])
+    generator = torch.Generator("cpu").manual_seed(0)
     for book in _codebooks(model):
-        book.embed.copy_(residual[torch.randperm(len(residual))[:CODEBOOK_SIZE]])
+        book.embed.copy_(
+            residual[torch.randperm(len(residual), generator=generator)[:CODEBOOK_SIZE].to(residual.device)]
+        )
         counts = residual.new_zeros(CODEBOOK_SIZE)
         for _ in range(rounds):
             chosen = F.one_hot(book.quantize(residual), CODEBOOK_SIZE).to(residual.dtype)

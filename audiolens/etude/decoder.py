@@ -1,9 +1,10 @@
 """étude's decoder: a stock MusicGen language model over codes, trained so that words are heard.
 
-Plain next-code training ignores the words, for a second of music already tells tempo and brightness. Three means make
-them matter, and none of them favours a block, so that *where* a concept lives is the model's own affair:
-the text encoder comes pre-trained (`text.pretrain`); clips are cropped at random, mostly short, so that many
-beginnings are seen; and in a share of the rows part of the history is hidden, so that only the words can tell.
+Plain next-code training ignores the words, for a second of music already tells tempo and brightness, and learns the
+beat late, for it is rare among codes that are mostly noise. Four means help, and none of them favours a block, so that
+*where* a concept lives is the model's own affair: the text encoder comes pre-trained (`text.pretrain`); some crops are
+short, so that many beginnings are seen; in a share of the rows part of the history is hidden, so that only the words
+can tell; and a throw-away head on the final state is asked for beat and attributes (`listener`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from audiolens.etude import checkpoint, synth, text
+from audiolens.etude import checkpoint, listener, text
 from audiolens.etude.codec import CODEBOOK_SIZE, N_CODEBOOKS
 from audiolens.etude.rates import warm_cosine
 from audiolens.timeline import delay, delays_of
@@ -61,43 +62,49 @@ def build(text_encoder: T5EncoderModel, codec: EncodecModel) -> MusicgenForCondi
 class Schedule:
     """How long the decoder is trained, and on what."""
 
-    steps: int = 3400
-    batch_size: int = 24
+    steps: int = 8000
+    batch_size: int = 16
     learning_rate: float = 2e-3
     warmup: int = 300
-    crop_frames: tuple[int, ...] = (32, 48, 64, 128)
-    crop_shares: tuple[float, ...] = (0.25, 0.25, 0.25, 0.25)
+    crop_frames: tuple[int, ...] = (64, 128)
+    crop_shares: tuple[float, ...] = (0.3, 0.7)
     text_dropout: float = 0.12
-    history_dropout: float = 0.25
-    codebook_weights: tuple[float, ...] = (1.4, 1.1, 0.8, 0.7)
+    history_dropout: float = 0.12
+    codebook_weights: tuple[float, ...] = (2.0, 1.0, 0.6, 0.4)
+    listening_weight: float = 1.0
 
 
-def code_losses(
+def final_states(
     model: Any,
-    columns: Int[Tensor, "row codebook column"],
+    inputs: Int[Tensor, "row codebook step"],
     tokens: dict[str, Tensor],
     text_kept: Bool[Tensor, " row"],
     history_kept: Bool[Tensor, "row step"] | None = None,
-) -> tuple[Float[Tensor, "row codebook step"], Bool[Tensor, "row codebook step"]]:
-    """Nats of every predicted code, and which of them are real codes rather than filler.
+) -> Float[Tensor, "row step width"]:
+    """The decoder's final state at every step, from which the next codes are predicted.
 
     Rows without text get zero states and a zero mask, exactly what guidance's null half gets.
     """
-    inputs, targets = columns[..., :-1], columns[..., 1:]
     if history_kept is not None:
         inputs = torch.where(history_kept[:, None], inputs, START)
     states = model.enc_to_dec_proj(model.text_encoder(**tokens).last_hidden_state)
     mask = tokens["attention_mask"] * text_kept[:, None]
-    logits = model.decoder(
+    return model.decoder.model(
         input_ids=inputs.reshape(-1, inputs.shape[-1]),
         encoder_hidden_states=states * mask[..., None],
         encoder_attention_mask=mask,
         use_cache=False,
-    ).logits
-    losses = F.cross_entropy(
-        logits.transpose(1, 2), targets.reshape(-1, targets.shape[-1]) % CODEBOOK_SIZE, reduction="none"
-    )
-    return losses.view(targets.shape), targets != START
+    ).last_hidden_state
+
+
+def code_losses(
+    model: Any, states: Float[Tensor, "row step width"], columns: Int[Tensor, "row codebook column"]
+) -> tuple[Float[Tensor, "row codebook step"], Bool[Tensor, "row codebook step"]]:
+    """Nats of every code that `states` predict, and which of them are real codes rather than filler."""
+    targets = columns[..., 1:]
+    logits = torch.stack([head(states) for head in model.decoder.lm_heads], dim=1)
+    losses = F.cross_entropy(logits.permute(0, 3, 1, 2), targets % CODEBOOK_SIZE, reduction="none")
+    return losses, targets != START
 
 
 def train(
@@ -117,10 +124,16 @@ def train(
     `stop_at` ends the run early, at the learning rate that `schedule` has there: a later call goes on from it.
     """
     torch.manual_seed(0)
-    captions = [synth.label(index, corpus_seed)[1].text for index in range(len(codes))]
+    labels = listener.Labels.of(len(codes), corpus_seed)
     moved: Any = model
     moved.to(device)
-    trained = {"text_encoder": model.text_encoder, "decoder": model.decoder, "projection": model.enc_to_dec_proj}
+    head = listener.build_head(model.config.decoder.hidden_size).to(device)
+    trained = {
+        "text_encoder": model.text_encoder,
+        "decoder": model.decoder,
+        "projection": model.enc_to_dec_proj,
+        "head": head,
+    }
     parameters = [p for module in trained.values() for p in module.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=schedule.learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
     step = checkpoint.load(out, trained, optimizer)
@@ -131,19 +144,24 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = warm_cosine(step, schedule.steps, schedule.learning_rate, schedule.warmup, floor=0.02)
         rng = np.random.default_rng([13, step])
-        columns, texts = _crop(codes, captions, rng, schedule)
+        columns, texts, targets = _crop(codes, labels, rng, schedule)
+        columns, targets = columns.to(device), targets.to(device)
         tokens = text.tokenize(tokenizer, texts).to(device)
         text_kept = torch.from_numpy(rng.random(schedule.batch_size) >= schedule.text_dropout).to(device)
         history = _history(rng, schedule, columns.shape[-1] - 1).to(device)
-        losses, real = code_losses(model, columns.to(device), dict(tokens), text_kept, history)
-        loss = (losses * real * weights).sum() / (real * weights).sum()
+        states = final_states(model, columns[..., :-1], dict(tokens), text_kept, history)
+        losses, real = code_losses(model, states, columns)
+        nats = (losses * real * weights).sum() / (real * weights).sum()
+        # step t predicts the first codebook's frame t; the last steps only finish the delay
+        unheard = (head(states[:, : targets.shape[1]]) - targets) ** 2
         optimizer.zero_grad()
-        loss.backward()
+        (nats + schedule.listening_weight * unheard.mean()).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         step += 1
         if step % 20 == 0:
-            report(step, schedule.steps, {"nats": float(loss.detach())})
+            beat = float(unheard[..., :2].detach().mean() / 0.5)  # of the variance of a sine
+            report(step, schedule.steps, {"nats": float(nats.detach()), "beat_unexplained": beat})
         if step % save_every == 0 or step == last:
             checkpoint.save(out, trained, step, optimizer)
     return model.eval()
@@ -151,16 +169,17 @@ def train(
 
 def _crop(
     codes: Integer[np.ndarray, "clip codebook frame"],
-    captions: list[str],
+    labels: listener.Labels,
     rng: np.random.Generator,
     schedule: Schedule,
-) -> tuple[Int[Tensor, "row codebook column"], list[str]]:
+) -> tuple[Int[Tensor, "row codebook column"], list[str], Float[Tensor, "row frame target"]]:
     length = int(rng.choice(schedule.crop_frames, p=schedule.crop_shares))
-    rows = rng.integers(len(codes), size=schedule.batch_size)
+    clips = rng.integers(len(codes), size=schedule.batch_size)
     starts = rng.integers(codes.shape[-1] - length + 1, size=schedule.batch_size)
-    cut = np.stack([codes[row, :, start : start + length] for row, start in zip(rows, starts, strict=True)])
+    cut = np.stack([codes[clip, :, start : start + length] for clip, start in zip(clips, starts, strict=True)])
     columns = delay(torch.from_numpy(cut).long(), DELAYS, START)
-    return columns, [text.scatter_unknown(captions[row], rng) for row in rows]
+    texts = [text.scatter_unknown(labels.captions[clip], rng) for clip in clips]
+    return columns, texts, labels.targets(clips, starts, length)
 
 
 def _history(rng: np.random.Generator, schedule: Schedule, steps: int) -> Bool[Tensor, "row step"]:

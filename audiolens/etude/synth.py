@@ -24,6 +24,9 @@ from audiolens.etude.captions import Caption, caption
 SAMPLE_RATE = 16_000
 CLIP_SECONDS = 5.12
 TABLE_SIZE = 2048
+MELODY_LEVEL = 1.8
+KIT_SEED = 7
+"""Of the noise in the drums: one recorded kit, so that every stroke of a kind is the same sound."""
 
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 CHORD_DEGREES = (0, 3, 4, 5)
@@ -77,15 +80,20 @@ def render(attributes: Attributes, seed: int | np.random.Generator, seconds: flo
     return (mix * min(gain, 0.99 / np.abs(mix).max())).astype(np.float32)
 
 
+def bar_start(attributes: Attributes, rng: np.random.Generator) -> float:
+    """How many seconds before the clip its first bar began: the first thing that `render` draws from `rng`."""
+    return rng.random() * attributes.meter * 60 / attributes.tempo_bpm
+
+
 class _Score:
     """The notes of one clip: when beats fall, which chord sounds, what the melody does."""
 
     def __init__(self, attributes: Attributes, rng: np.random.Generator, seconds: float) -> None:
         self.a, self.rng = attributes, rng
         self.beat_seconds = 60 / attributes.tempo_bpm
-        self.phase = rng.random() * attributes.meter * self.beat_seconds
-        n_beats = int((seconds + self.phase) / self.beat_seconds) + 2
-        self.beats = np.arange(n_beats) * self.beat_seconds - self.phase
+        start = bar_start(attributes, rng)
+        n_beats = int((seconds + start) / self.beat_seconds) + 2
+        self.beats = np.arange(n_beats) * self.beat_seconds - start
         n_bars = n_beats // attributes.meter + 2
         self.chords = [0, *rng.choice(CHORD_DEGREES, n_bars)]
         self.rolloff = 1.6 - 0.9 * RANGES["centroid_hz"].position(attributes.centroid_hz)
@@ -115,9 +123,8 @@ class _Score:
         centre = self.a.register_midi
         for onset, end, degree in zip(onsets, ends, degrees, strict=True):
             near = centre + self.rng.uniform(-3, 3)
-            velocity = self.rng.uniform(1.6, 2.0)
             note = _note(self.a.instrument, self.pitch(degree, near), min(end - onset, 1.6), self.rolloff)
-            _place(sound, note * velocity, onset)
+            _place(sound, MELODY_LEVEL * note, onset)
         return sound
 
     def accompaniment(self, n_samples: int) -> Sound:
@@ -139,13 +146,15 @@ class _Score:
         seconds = np.arange(int(0.14 * SAMPLE_RATE)) / SAMPLE_RATE
         phase = 2 * np.pi * (48 * seconds + 70 * 0.03 * (1 - np.exp(-seconds / 0.03)))
         kick = np.sin(phase) * np.exp(-seconds / 0.05)
+        kit = np.random.default_rng(KIT_SEED)
+        click, snare = _noise(kit, 0.06, 0.012, 1.0), _noise(kit, 0.14, 0.04, 0.5)
         sound = np.zeros(n_samples)
         for index, beat in enumerate(self.beats):
             strong = index % self.a.meter == 0
             _place(sound, (1.3 if strong else 1.0) * kick, beat)
-            _place(sound, _noise(self.rng, 0.06, 0.012, 1.0), beat)
+            _place(sound, click, beat)
             if not strong:
-                _place(sound, _noise(self.rng, 0.14, 0.04, 0.5), beat)
+                _place(sound, snare, beat)
         return sound
 
 

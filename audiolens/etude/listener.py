@@ -1,0 +1,62 @@
+"""What the decoder is made to hear while it is trained: where in the beat the next frame lies, and how it sounds.
+
+A beat is a rare event among codes that are mostly noise, so the loss over codes alone teaches it late. A linear head on
+the decoder's *final* state regresses it at every frame, and is thrown away. The final state is the sum of what all
+blocks wrote, so the head favours no block: where a concept lives stays the model's own affair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from audiolens.etude import synth
+from audiolens.etude.attributes import Attributes
+from audiolens.etude.codec import FRAME_RATE
+
+BEAT_TARGETS = 4
+"""Cosine and sine of the place within the beat, and within the bar."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is known of the first clips of a set: captions, when bars begin, and the attributes as numbers."""
+
+    captions: list[str]
+    beat_seconds: Float[np.ndarray, " clip"]
+    bar_seconds: Float[np.ndarray, " clip"]
+    bar_start: Float[np.ndarray, " clip"]
+    attributes: Float[np.ndarray, "clip attribute"]
+
+    @classmethod
+    def of(cls, n_clips: int, seed: int) -> Labels:
+        """The labels of the first `n_clips` clips of set `seed`, drawn again as `synth` draws them."""
+        captions, times, numbers = [], [], []
+        for index in range(n_clips):
+            attributes, caption, rng = synth.label(index, seed)
+            beat_seconds = 60 / attributes.tempo_bpm
+            captions.append(caption.text)
+            times.append((beat_seconds, attributes.meter * beat_seconds, synth.bar_start(attributes, rng)))
+            numbers.append([value for _, value in attributes.targets()])
+        beat, bar, start = np.array(times).T
+        return cls(captions, beat, bar, start, np.array(numbers))
+
+    def targets(
+        self, clips: Int[np.ndarray, " row"], starts: Int[np.ndarray, " row"], n_frames: int
+    ) -> Float[Tensor, "row frame target"]:
+        """What the head should say at each frame of the crops that begin at frame `starts` of `clips`."""
+        seconds = (starts[:, None] + np.arange(n_frames) + 0.5) / FRAME_RATE + self.bar_start[clips, None]
+        turns = (seconds / self.beat_seconds[clips, None], seconds / self.bar_seconds[clips, None])
+        circles = [f(2 * np.pi * turn) for turn in turns for f in (np.cos, np.sin)]
+        constant = np.repeat(self.attributes[clips, None], n_frames, axis=1)
+        return torch.from_numpy(np.concatenate([np.stack(circles, axis=-1), constant], axis=-1)).float()
+
+
+def build_head(width: int) -> torch.nn.Linear:
+    """The head from a state of `width` to the targets."""
+    n_attributes = len(list(Attributes.draw(np.random.default_rng(0)).targets()))
+    return torch.nn.Linear(width, BEAT_TARGETS + n_attributes)
