@@ -61,14 +61,7 @@ def main(
         (ROOT / "docs").mkdir(exist_ok=True)
         picture.savefig(ROOT / "docs" / "steered.png", dpi=110)
     for path in PAGES if update else ():
-        page_text = path.read_text("utf-8")
-        marked = re.sub(
-            r"(<!-- evidence:begin -->\n).*(<!-- evidence:end -->)",
-            lambda match: match[1] + text + match[2],
-            page_text,
-            flags=re.DOTALL,
-        )
-        path.write_text(marked, "utf-8")
+        path.write_text(renewed(path.read_text("utf-8"), text), "utf-8")
     typer.echo(text)
 
 
@@ -166,6 +159,17 @@ def page(tables: dict[str, pd.DataFrame], found: list[studies.Study]) -> str:
         "</details>",
     ]
     return "\n".join(lines) + "\n"
+
+
+def renewed(document: str, text: str) -> str:
+    """`document` with `text` between its evidence marks."""
+    marks = r"(<!-- evidence:begin -->\n).*(<!-- evidence:end -->)"
+    found, n = re.subn(marks, lambda match: match[1] + text + match[2], document, flags=re.DOTALL)
+    if n != 1:
+        raise ValueError(
+            "the document has no place for the evidence: <!-- evidence:begin --> and <!-- evidence:end -->"
+        )
+    return found
 
 
 def _place(row: object) -> str:

@@ -1,0 +1,81 @@
+"""The page of evidence says what its tables hold, and renews its place in a document only."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def evidence() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("evidence", ROOT / "benchmarks" / "evidence.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def tables() -> dict[str, pd.DataFrame]:
+    ability = {
+        "concept": "tempo", "measure": "tempo_ioi", "low_median": 71.0, "high_median": 158.0, "auc": 0.961,
+        "auc_low": 0.93, "auc_high": 0.98, "ceiling": 0.99, "difference": -0.029,
+    }  # fmt: skip
+    instrument = ability | {
+        "concept": "instrument", "measure": "classifier", "auc_low": float("nan"), "auc_high": float("nan"),
+    }  # fmt: skip
+    neutral = {
+        "measure": "tempo", "p10": 70.0, "median": 110.0, "p90": 170.0, "share_above_reference": 0.48,
+        "relative_spread": 0.9,
+    }  # fmt: skip
+    steering = {
+        "concept": "tempo", "pole": "slow", "strength": -1.0, "effect": -0.4, "low": -0.5, "high": -0.3,
+        "failed": 0.03, "median": 66.0, "p_random": 0.05, "n_random": 19, "p_shuffled": 0.091, "n_shuffled": 10,
+        "prompted": -0.36, "opposed": -0.1, "spearman": 1.0,
+    }  # fmt: skip
+    response = {
+        "concept": "tempo", "kind": "steered", "strategy": "one-to-one", "layer": 4.0, "strength": -1.0,
+        "pole": None, "median": 66.0, "effect": -0.4, "low": -0.5, "high": -0.3, "failed": 0.03,
+    }  # fmt: skip
+    rows: dict[str, list[dict[str, Any]]] = {
+        "abilities": [ability, instrument], "neutral": [neutral], "steering": [steering], "response": [response],
+    }  # fmt: skip
+    return {name: pd.DataFrame(each) for name, each in rows.items()}
+
+
+def test_the_page_says_what_the_tables_hold(evidence: ModuleType, tables: dict[str, pd.DataFrame]) -> None:
+    text = evidence.page(tables, [SimpleNamespace(finding="tempo turns.")])
+    assert "| tempo | tempo_ioi | 71 | 158 | 0.961 [0.930, 0.980] | 0.990 | -0.029 |" in text
+    assert "| instrument | classifier | 71 | 158 | 0.961  | 0.990 | -0.029 |" in text
+    assert "| tempo | slow | -1 | -40.0% [-50%, -30%] | 3% | 66 | 0.050 (19) | 0.091 (10) | -36.0% |" in text
+    assert "| tempo | steered | one-to-one 4, -1 | 66 | -40.0% [-50%, -30%] | 3% |" in text
+    assert "- tempo turns." in text
+
+
+def test_every_table_has_as_many_cells_as_its_head(evidence: ModuleType, tables: dict[str, pd.DataFrame]) -> None:
+    lines = evidence.page(tables, []).splitlines()
+    for at, line in enumerate(lines):
+        if line.startswith("|---"):
+            below = iter(lines[at + 1 :])
+            while (row := next(below)).startswith("|"):
+                assert row.count("|") == line.count("|") == lines[at - 1].count("|")
+
+
+def test_only_the_place_between_the_marks_is_renewed(evidence: ModuleType) -> None:
+    document = "before\n<!-- evidence:begin -->\nold\n<!-- evidence:end -->\nafter"
+    assert evidence.renewed(document, r"new \1" + "\n") == document.replace("old", r"new \1")
+    with pytest.raises(ValueError, match="no place for the evidence"):
+        evidence.renewed("nothing here", "new")
+
+
+def test_the_readme_and_the_card_have_a_place(evidence: ModuleType) -> None:
+    for path in evidence.PAGES:
+        assert evidence.renewed(path.read_text("utf-8"), "x\n")
