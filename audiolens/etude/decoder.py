@@ -155,7 +155,8 @@ def train(
         # step t predicts the first codebook's frame t; the last steps only finish the delay
         unheard = (head(states[:, : targets.shape[1]]) - targets) ** 2
         optimizer.zero_grad()
-        (nats + schedule.listening_weight * unheard.mean()).backward()
+        listening = unheard[..., : listener.BEAT_TARGETS].mean() + unheard[..., listener.BEAT_TARGETS :].mean()
+        (nats + schedule.listening_weight * listening).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         step += 1
@@ -172,7 +173,7 @@ def _crop(
     labels: listener.Labels,
     rng: np.random.Generator,
     schedule: Schedule,
-) -> tuple[Int[Tensor, "row codebook column"], list[str], Float[Tensor, "row frame target"]]:
+) -> tuple[Int[Tensor, "row codebook column"], list[str], Float[Tensor, "row crop_frame target"]]:
     length = int(rng.choice(schedule.crop_frames, p=schedule.crop_shares))
     clips = rng.integers(len(codes), size=schedule.batch_size)
     starts = rng.integers(codes.shape[-1] - length + 1, size=schedule.batch_size)
