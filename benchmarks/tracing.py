@@ -1,0 +1,166 @@
+"""What the lens costs, beside raw forward hooks on the bare model: `python benchmarks/tracing.py`.
+
+Both sides run in one process, in turn, on the same random-weights model (width 512, 12 blocks); a figure is the ratio
+of the medians. It says nothing of a GPU, where kernels are launched ahead of Python.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from tqdm.auto import tqdm
+
+from audiolens import Add, AudioLens
+from audiolens.timeline import delay
+
+WIDTH, BLOCKS, VOCABULARY, N_CODEBOOKS = 512, 12, 256, 4
+SECONDS, FRAMES = 2.0, 50
+ROWS = (1, 16)
+MEMORY_BLOCKS = (4, 12)
+Timed = tuple[Callable[[], Any], Callable[[], Any], float]
+"""Ours, the raw side, and the most that ours may take of it."""
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Where the table is also written, as JSON.")] = Path("runs/tracing.json"),
+    repeats: Annotated[int, typer.Option(help="Times that each side of each line is run.")] = 7,
+    memory_of: Annotated[int, typer.Option(hidden=True)] = 0,
+) -> None:
+    """Print what reading and steering cost beside raw hooks, and the memory of a recording."""
+    if memory_of:
+        typer.echo(json.dumps(peak_mib(memory_of)))
+        return
+    lens = random_lens(BLOCKS)
+    cases = {f"{name}, {rows} rows": case for rows in ROWS for name, case in timed(lens, rows).items()}
+    lines = []
+    for name, (ours, raw, limit) in tqdm(cases.items(), desc="timing"):
+        theirs, mine = interleaved(raw, ours, repeats)
+        lines.append({"case": name, "raw_s": theirs, "lens_s": mine, "ratio": mine / theirs, "aim": limit})
+        tqdm.write(f"{name:44} {theirs:7.3f} s -> {mine:7.3f} s   {mine / theirs:5.2f}x (aim {limit:.2f}x)")
+    memory = {}
+    for blocks in MEMORY_BLOCKS:
+        # a process of its own each: the peak of one would hide the other's
+        told = subprocess.run([sys.executable, __file__, "--memory-of", str(blocks)], capture_output=True, text=True)
+        memory[blocks] = json.loads(told.stdout.splitlines()[-1])
+        typer.echo(f"peak memory of recording one block of {blocks}: {memory[blocks]:.0f} MiB above the model")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"threads": torch.get_num_threads(), "lines": lines, "memory_mib": memory}, indent=1))
+
+
+def timed(lens: AudioLens, rows: int) -> dict[str, Timed]:
+    """What is compared, for so many rows."""
+    model, config = lens.model, lens.config
+    prompts = ["a calm song with drums"] * rows
+    codes = torch.randint(VOCABULARY, (rows, N_CODEBOOKS, FRAMES), generator=torch.Generator().manual_seed(0))
+    vector = torch.randn(WIDTH, generator=torch.Generator().manual_seed(1)) * 0.1
+    steering = Add(vector, layers=list(range(BLOCKS)))
+    tokens = dict(lens.tokenizer(prompts, return_tensors="pt", padding=True))
+    columns = delay(codes, config.delays, VOCABULARY)[..., :-1]
+
+    def generated() -> Any:
+        return model.generate(**tokens, max_new_tokens=FRAMES + max(config.delays), guidance_scale=3.0, do_sample=True)
+
+    def forward_reading() -> None:
+        kept: list[torch.Tensor] = []
+        with hooks(model, lambda _, __, value: kept.append(value)), torch.no_grad():
+            model(**tokens, decoder_input_ids=columns.reshape(-1, columns.shape[-1]))
+
+    def generated_steered() -> None:
+        with hooks(model, lambda _, __, value: value + vector):
+            generated()
+
+    ours = {"seconds": SECONDS, "guidance_scale": 3.0}
+    return {
+        "record every block": (lambda: lens.run_with_cache(prompts, codes), forward_reading, 1.10),
+        "generate": (lambda: lens.generate(prompts, **ours), generated, 1.02),
+        "generate from seeds": (lambda: lens.generate(prompts, **ours, seeds=list(range(rows))), generated, 1.02),
+        "generate, every block steered": (
+            lambda: lens.generate(prompts, **ours, interventions=steering),
+            generated_steered,
+            1.10 if rows == 1 else 1.05,
+        ),
+    }
+
+
+@contextmanager
+def hooks(model: Any, function: Callable[..., Any]) -> Iterator[None]:
+    """The raw side: a forward hook on every block."""
+    handles = [layer.register_forward_hook(function) for layer in model.decoder.model.decoder.layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def interleaved(first: Callable[[], Any], second: Callable[[], Any], repeats: int) -> tuple[float, float]:
+    """Median seconds of either, run in turn after one run of each that is not counted."""
+    taken: tuple[list[float], list[float]] = ([], [])
+    for repeat in range(repeats + 1):
+        for function, times in zip((first, second), taken, strict=True):
+            start = time.perf_counter()
+            function()
+            if repeat:
+                times.append(time.perf_counter() - start)
+    return statistics.median(taken[0]), statistics.median(taken[1])
+
+
+def peak_mib(blocks: int) -> float:
+    """How far memory rises while one block of a model of `blocks` is recorded (Linux)."""
+    lens = random_lens(blocks)
+    codes = torch.randint(VOCABULARY, (32, N_CODEBOOKS, 500))
+    lens.run_with_cache(["a calm song"], codes[:1, :, :4], layers=[0])
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status_kib("VmRSS")
+    lens.run_with_cache(["a calm song"] * len(codes), codes, layers=[0])
+    return (_status_kib("VmHWM") - before) / 1024
+
+
+def _status_kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+
+
+def random_lens(blocks: int) -> AudioLens:
+    """A MusicGen with random weights, width 512, and étude's tokenizer."""
+    from transformers import (
+        EncodecConfig,
+        MusicgenConfig,
+        MusicgenDecoderConfig,
+        MusicgenForConditionalGeneration,
+        T5Config,
+    )
+
+    from audiolens.etude import text
+
+    torch.manual_seed(0)
+    tokenizer = text.build_tokenizer()
+    reader = T5Config(vocab_size=len(tokenizer), d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
+    codec = EncodecConfig(
+        target_bandwidths=[0.8], sampling_rate=16000, audio_channels=1, num_filters=4, hidden_size=16,
+        codebook_dim=16, codebook_size=VOCABULARY, upsampling_ratios=[8, 5, 4, 4], num_lstm_layers=1, normalize=False,
+    )  # fmt: skip
+    decoder = MusicgenDecoderConfig(
+        vocab_size=VOCABULARY, max_position_embeddings=1024, num_hidden_layers=blocks, ffn_dim=4 * WIDTH,
+        num_attention_heads=8, hidden_size=WIDTH, num_codebooks=N_CODEBOOKS, audio_channels=1,
+    )  # fmt: skip
+    model = MusicgenForConditionalGeneration(
+        MusicgenConfig(text_encoder=reader, audio_encoder=codec, decoder=decoder)
+    ).eval()
+    generation = model.generation_config
+    generation.pad_token_id = generation.bos_token_id = generation.decoder_start_token_id = VOCABULARY
+    return AudioLens(model, tokenizer, name=f"random, {blocks} blocks")
+
+
+if __name__ == "__main__":
+    typer.run(main)
