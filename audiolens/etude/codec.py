@@ -56,9 +56,11 @@ def build() -> EncodecModel:
 class Schedule:
     """How many steps each phase takes, and what a batch is."""
 
-    autoencoder: int = 600
-    joint: int = 1600
-    decoder: int = 400
+    autoencoder: int = 700
+    joint: int = 1850
+    decoder: int = 500
+    bands_from: int = 1600
+    """Band energies enter the loss here: from the start they win over pitch (a codec so trained kept no mode)."""
     batch_size: int = 16
     segment_frames: int = 32
     learning_rate: float = 1e-3
@@ -99,7 +101,8 @@ def train(
             commitment = F.mse_loss(latent, quantized)
             latent = latent + (quantized - latent).detach()
         losses = _losses(model.decoder(latent), target)
-        loss = sum(losses.values()) + 0.25 * commitment
+        wanted = [value for name, value in losses.items() if name != "bands" or step >= schedule.bands_from]
+        loss = torch.stack(wanted).sum() + 0.25 * commitment
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
