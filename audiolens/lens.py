@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from audiolens import passes, text
+from audiolens import passes, text, weights
 from audiolens.audio import checked_codes, decode, encode
 from audiolens.cache import ActivationCache
 from audiolens.engine import Run, checked_interventions
@@ -45,6 +45,12 @@ class AudioLens:
     Raises:
         UnsupportedModelError: if a part the lens relies on is not where it should be.
     """
+
+    # Views of the model's weights by TransformerLens's names; `weights.py` has their shapes.
+    W_Q, W_K, W_V, W_O = weights.attention("self_attn")
+    W_Q_cross, W_K_cross, W_V_cross, W_O_cross = weights.attention("encoder_attn")
+    W_in, W_out = weights.mlp()
+    W_E, W_U, W_pos = weights.vocabulary()
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str | None = None) -> None:
         self._family = family_of(model)
