@@ -4,7 +4,8 @@ The clock is the absolute position: every forward starts by reading what the pos
 columns and the length already cached. It is therefore the same with and without the key-value cache, and for
 `generate`, whose first forward transformers runs twice. Counting calls would be off by one there.
 
-A forward reads only the sites where something is edited or recorded at these very steps.
+A forward reads only the sites where something is edited or recorded at these very steps. A forward that is to stop
+before a block leaves the model there, by nnsight's own stop: nothing above runs.
 """
 
 from collections.abc import Iterable
@@ -76,10 +77,18 @@ class Run:
         interventions: Iterable[Intervention],
         recorder: Recorder | None,
         device: torch.device,
+        stop: int | None = None,
     ) -> None:
         self.config, self.layout, self.recorder = config, layout, recorder
         decoder = model.get(family.decoder)
         self.clock = decoder.get(family.clock)
+        # Whatever reads the stream where the run is to stop: a block, or above the last one the final norm.
+        self.gate = None
+        if stop is not None:
+            above = stop == config.n_layers
+            self.gate = (
+                decoder.get(family.model_taps["ln_final.hook_normalized"].module) if above else decoder.layers[stop]
+            )
         points: dict[Site, Point] = {}
 
         def point(site: Site) -> Point:
@@ -91,6 +100,8 @@ class Run:
 
         for intervention in interventions:
             for site in places(family, config, intervention.site, intervention.layers):
+                if beyond(family, site, stop):
+                    continue
                 edit = Bound(
                     intervention,
                     site.name,
@@ -107,7 +118,7 @@ class Run:
 
     @property
     def idle(self) -> bool:
-        return not self.points
+        return not self.points and self.gate is None
 
     def forward(self) -> int:
         """One decoder forward; returns the position after it. Runs inside a trace."""
@@ -118,8 +129,11 @@ class Run:
         return start + length
 
     def single(self, tracer: Any, kept: list[Tensor]) -> None:
-        """One forward, and the logits it returns. Runs inside a trace."""
+        """One forward, and the logits it returns, or the stream where it stops. Runs inside a trace."""
         self.forward()
+        if self.gate is not None:
+            kept.append(self.gate.input)
+            tracer.stop()
         kept.append(tracer.result.logits)
 
     def generation(self, tracer: Any, steps: int) -> None:
@@ -131,6 +145,15 @@ class Run:
         except OutOfOrderError:
             # transformers ended the clip early; what it made is kept.
             return
+
+
+def beyond(family: Family, site: Site, stop: int | None) -> bool:
+    """Whether a run that stops before block `stop` (`None`: never) ends without reaching a site."""
+    if stop is None:
+        return False
+    if site.layer is None:
+        return order(family, [site, Site("hook_resid_pre", 0)])[-1] == site
+    return site.layer >= stop
 
 
 def checked_interventions(

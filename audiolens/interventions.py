@@ -25,9 +25,11 @@ Numbers = Real | Sequence[Real] | Tensor
 Schedule = Callable[[float], Real] | Sequence[Real] | Tensor
 
 
-def checked_branch(branch: object) -> None:
+def checked_branch(branch: object, guided: bool = True) -> None:
     if branch not in get_args(Branch):
         raise InputError(f"branch={branch!r}: expected 'cond', 'null' or 'both'.")
+    if branch != "cond" and not guided:
+        raise InputError(f"branch={branch!r} needs guidance: without it (guidance_scale=1) there is only 'cond'.")
 
 
 def numbers(name: str, value: Any) -> Tensor:

@@ -6,12 +6,13 @@ left as they were, also after an exception.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from audiolens import passes, text, weights
 from audiolens.audio import checked_codes, decode, encode
@@ -19,16 +20,17 @@ from audiolens.cache import ActivationCache
 from audiolens.engine import Run, checked_interventions
 from audiolens.errors import InputError, InputTypeError
 from audiolens.families import LensConfig, config_of, family_of, places, tap_of
+from audiolens.forwards import Forward
 from audiolens.generation import Generation
 from audiolens.interventions import Branch, Intervention, checked_branch
 from audiolens.loading import checked_device, load
 from audiolens.passes import alone, random_state
 from audiolens.recording import Reading, Recorder, Reduce
-from audiolens.rows import Layout, batches, read_columns
+from audiolens.rows import batches
 from audiolens.sampling import checked_seeds, checked_settings, sampling_arguments
 from audiolens.sites import Site
 from audiolens.text import Prompt
-from audiolens.timeline import Real, Span, Timeline, clip_timeline, codes_timeline
+from audiolens.timeline import Real, Span, Timeline, clip_timeline
 from audiolens.tracing import LensTracer, Model, SiteValue, clock, requested
 
 Interventions = Intervention | Iterable[Intervention]
@@ -172,29 +174,33 @@ class AudioLens:
             InputError: (or a subclass) for anything out of range, before the model runs.
         """
         rows = len(seeds) if isinstance(seeds, Sequence) else None
-        listed, sizes = self._checked_texts(prompts, rows)
+        listed, sizes = text.checked(prompts, self.model, self.tokenizer, rows)
         drawn = checked_seeds(seeds, len(listed))
         checked_settings(guidance_scale, temperature, top_k)
         guided = guidance_scale > 1
         timeline = clip_timeline(seconds, self.config)
         todo = checked_interventions(interventions, self._family, self.config, guided)
-        reading = Reading(
-            sites,
-            layers,
-            self._checked_branch(branch, guided, sites),
-            span,
-            reduce,
-            cache_device,
-            cache_dtype,
-        )
+        checked_branch(branch, guided or not sites)
+        reading = Reading(sites, layers, branch, span, reduce, cache_device, cache_dtype)
         recorder = Recorder.of(reading, self._family, self.config, len(listed), timeline)
         if exact and drawn is None:
             raise InputError("exact=True needs seeds: transformers' own sampler draws a whole batch from one state.")
         codes = torch.zeros(len(listed), self.config.n_codebooks, timeline.frames, dtype=torch.long, device=self.device)
         parts = list(batches(sizes, guided=guided, exact=exact, batch_size=batch_size))
         with alone(self.model), random_state(keep=drawn is not None):
-            for layout, length in _counted(parts, progress):
-                run = self._run(layout, timeline, todo, recorder)
+            for layout, length in tqdm(parts, desc="generating", unit="batch", disable=not progress):
+                if recorder is not None:
+                    recorder.begin()
+                run = Run(
+                    self._nnsight,
+                    self._family,
+                    self.config,
+                    layout=layout,
+                    timeline=timeline,
+                    interventions=todo,
+                    recorder=recorder,
+                    device=self.device,
+                )
                 encoded = text.encode([listed[row] for row in layout.rows], self.model, self.tokenizer, length)
                 mine = None if drawn is None else [drawn[row] for row in layout.rows]
                 made = passes.generate(
@@ -208,6 +214,7 @@ class AudioLens:
                 )
                 codes[list(layout.rows[: layout.kept])] = made[: layout.kept]
         audio = self.decode_codes(codes) if decode else None
+        recorded = None if recorder is None else recorder.cache(listed, self.name, self.config.frame_rate)
         return Generation(
             codes=codes,
             audio=audio,
@@ -215,7 +222,7 @@ class AudioLens:
             frame_rate=self.config.frame_rate,
             prompts=listed,
             seeds=None if drawn is None else tuple(drawn),
-            cache=None if recorder is None else recorder.cache(listed, self.name, self.config.frame_rate),
+            cache=recorded,
             settings={
                 "model": self.name,
                 "seconds": timeline.seconds,
@@ -243,7 +250,8 @@ class AudioLens:
         device: Any = None,
         dtype: torch.dtype | None = None,
         batch_size: int | None = None,
-    ) -> tuple[Float[Tensor, "*branch row codebook step vocab"], ActivationCache]:
+        stop_at_layer: int | None = None,
+    ) -> tuple[Float[Tensor, "..."], ActivationCache]:
         """One forward over given codes, recording `sites`.
 
         Args:
@@ -251,43 +259,61 @@ class AudioLens:
             audio: (waveform, sample rate) instead of codes.
             branch: which branch's logits and activations; "both" adds a leading axis to each.
             seconds: record only these steps. The logits are always of all of them.
+            stop_at_layer: run the blocks below this one and nothing above (0 to n_layers; negative counts from the
+                end); `layers=None` is then every block that runs. An intervention above is left out.
 
         Returns:
-            The logits of that branch, unmerged, and the recordings. Step s holds frame s of codebook 0 and frame
-            s - k of a codebook delayed by k.
+            The logits of that branch, unmerged, "row codebook step vocab", and the recordings. Step s holds frame s of
+            codebook 0 and frame s - k of a codebook delayed by k. With `stop_at_layer`, as in TransformerLens, the
+            residual stream that this block would have read, "row step d_model", in the place of the logits.
         """
-        if audio is not None:
-            if codes is not None:
-                raise InputError("codes and audio were both given: give one of them.")
-            codes = self.encode_audio(*audio)
-        listed, sizes = self._checked_texts(prompts, None if codes is None else len(codes))
-        if codes is not None:
-            codes = checked_codes(codes, self.config, len(listed)).to(self.device)
-        checked_settings(guidance_scale, 1.0, None)
-        guided = guidance_scale > 1
-        timeline = codes_timeline(codes, self.config)
-        todo = checked_interventions(interventions, self._family, self.config, guided)
-        reading = Reading(
-            sites, layers, self._checked_branch(branch, guided, ["logits"]), seconds, reduce, device, dtype
-        )
-        recorder = Recorder.of(reading, self._family, self.config, len(listed), timeline)
-        parts = []
-        with alone(self.model), random_state(keep=True):
-            for layout, _ in batches(sizes, guided=guided, exact=False, batch_size=batch_size):
-                run = self._run(layout, timeline, todo, recorder)
-                encoded = text.encode([listed[row] for row in layout.rows], self.model, self.tokenizer)
-                logits = passes.forward(
-                    self._nnsight,
-                    run,
-                    decoder_input_ids=read_columns(codes, self.config, layout, self.device),
-                    **encoded.conditioning(guided),
-                )
-                shaped = logits.unflatten(0, (layout.branches, len(layout.rows), self.config.n_codebooks))
-                parts.append(shaped if branch == "both" else shaped[0 if branch == "cond" else 1])
-        whole = torch.cat(parts, dim=1 if branch == "both" else 0)
-        if recorder is None:
-            return whole, ActivationCache({}, {}, branch=branch, prompts=listed, model=self.name)
-        return whole, recorder.cache(listed, self.name, self.config.frame_rate)
+        reading = Reading(sites, layers, branch, seconds, reduce, device, dtype)
+        return Forward.checked(
+            self,
+            prompts,
+            codes,
+            reading,
+            audio=audio,
+            guidance_scale=guidance_scale,
+            interventions=interventions,
+            batch_size=batch_size,
+            stop_at_layer=stop_at_layer,
+        ).whole()
+
+    def iter_cache(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        codes: Int[Tensor, "row codebook frame"] | None = None,
+        *,
+        audio: tuple[Any, int] | None = None,
+        sites: str | Sequence[str] = ("resid_post",),
+        layers: int | Sequence[int] | None = None,
+        branch: Branch = "cond",
+        guidance_scale: Real = 1.0,
+        seconds: Span | None = None,
+        interventions: Interventions = (),
+        reduce: Reduce | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        batch_size: int = 16,
+        progress: bool = True,
+    ) -> Iterator[ActivationCache]:
+        """The caches of `run_with_cache`, a batch of rows at a time and in their order; `cache.prompts` says which.
+
+        Nothing of an earlier batch is held, so memory is that of one; `reduce` takes its steps away too. There are
+        no logits, and nothing runs above the last block recorded. The model is free between two batches.
+        """
+        reading = Reading(sites, layers, branch, seconds, reduce, device, dtype)
+        return Forward.checked(
+            self,
+            prompts,
+            codes,
+            reading,
+            audio=audio,
+            guidance_scale=guidance_scale,
+            interventions=interventions,
+            batch_size=batch_size,
+        ).caches(progress)
 
     def run_with_interventions(
         self,
@@ -366,40 +392,3 @@ class AudioLens:
             f"AudioLens({self.name!r}: {config.family}, {config.n_layers} blocks, d_model {config.d_model}, "
             f"{config.n_codebooks} codebooks at {config.frame_rate:g} frames/s)"
         )
-
-    def _run(
-        self, layout: Layout, timeline: Timeline, todo: tuple[Intervention, ...], recorder: Recorder | None
-    ) -> Run:
-        if recorder is not None:
-            recorder.begin()
-        return Run(
-            self._nnsight,
-            self._family,
-            self.config,
-            layout=layout,
-            timeline=timeline,
-            interventions=todo,
-            recorder=recorder,
-            device=self.device,
-        )
-
-    def _checked_texts(
-        self, prompts: Prompt | Sequence[Prompt], rows: int | None = None
-    ) -> tuple[tuple[Prompt, ...], list[int]]:
-        """Prompts, one a row, and their lengths in tokens."""
-        listed = text.checked_prompts(prompts, rows)
-        return listed, text.lengths(listed, self.tokenizer, text.token_limit(self.model, self.tokenizer))
-
-    def _checked_branch(self, branch: Branch, guided: bool, sites: str | Sequence[str]) -> Branch:
-        checked_branch(branch)
-        if sites and branch != "cond" and not guided:
-            raise InputError(f"branch={branch!r} needs guidance: without it (guidance_scale=1) there is only 'cond'.")
-        return branch
-
-
-def _counted(parts: list[Any], progress: bool) -> Iterable[Any]:
-    if not progress:
-        return parts
-    from tqdm.auto import tqdm
-
-    return tqdm(parts, desc="generating", unit="batch")

@@ -29,17 +29,19 @@ IN_PLACE = "_audiolens_in_place"
 @dataclass(frozen=True)
 class Layout:
     """Which rows a batch holds: `rows[i]` is the caller's row at place i, of `total` rows; the first `kept`
-    places are real, the rest padding. `branches` is 2 under guidance (conditional first), else 1."""
+    places are real, the rest padding. `branches` is 2 under guidance (conditional first), else 1. What is recorded
+    begins with the caller's row `first`."""
 
     rows: tuple[int, ...]
     total: int
     branches: int
     kept: int
+    first: int = 0
 
     @property
     def places(self) -> slice | Tensor:
-        """Where the real rows belong among the caller's: a slice where they follow one another."""
-        real = self.rows[: self.kept]
+        """Where the real rows belong in what is recorded: a slice where they follow one another."""
+        real = tuple(row - self.first for row in self.rows[: self.kept])
         if real == tuple(range(real[0], real[0] + len(real))):
             return slice(real[0], real[0] + len(real))
         return torch.tensor(real)
