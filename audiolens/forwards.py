@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from audiolens import passes, text
 from audiolens.audio import checked_codes
 from audiolens.cache import ActivationCache
+from audiolens.decomposition import equipped
 from audiolens.engine import Run, beyond, checked_interventions
 from audiolens.errors import InputError, SiteError
 from audiolens.families import order, places
@@ -120,7 +121,7 @@ class Forward:
         return Recorder.of(self.reading, self.lens._family, self.lens.config, rows, self.timeline)
 
     def _cache(self, recorder: Recorder, prompts: tuple[Prompt, ...]) -> ActivationCache:
-        return recorder.cache(prompts, self.lens.name, self.lens.config.frame_rate)
+        return equipped(recorder.cache(prompts, self.lens.name, self.lens.config.frame_rate), self.lens)
 
     def _batch(self, layout: Layout, recorder: Recorder | None) -> Float[Tensor, "..."]:
         """Logits "row codebook step vocab" of one batch, or the stream "row step d_model" where it stopped."""

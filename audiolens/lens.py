@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from audiolens import passes, text, weights
 from audiolens.audio import checked_codes, decode, encode
 from audiolens.cache import ActivationCache
+from audiolens.decomposition import equipped
 from audiolens.engine import Run, checked_interventions
 from audiolens.errors import InputError, InputTypeError
 from audiolens.families import LensConfig, config_of, family_of, places, tap_of
@@ -222,7 +223,7 @@ class AudioLens:
             frame_rate=self.config.frame_rate,
             prompts=listed,
             seeds=None if drawn is None else tuple(drawn),
-            cache=recorded,
+            cache=None if recorded is None else equipped(recorded, self),
             settings={
                 "model": self.name,
                 "seconds": timeline.seconds,
