@@ -12,23 +12,19 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from audiolens import passes, text, weights
+from audiolens import text, weights
 from audiolens.audio import checked_codes, decode, encode
 from audiolens.cache import ActivationCache
-from audiolens.decomposition import equipped
-from audiolens.engine import Run, checked_interventions
+from audiolens.drawing import drawn
 from audiolens.errors import InputError, InputTypeError
 from audiolens.families import LensConfig, config_of, family_of, places, tap_of
 from audiolens.forwards import Forward
 from audiolens.generation import Generation
 from audiolens.interventions import Branch, Intervention, checked_branch
 from audiolens.loading import checked_device, load
-from audiolens.passes import alone, random_state
-from audiolens.recording import Reading, Recorder, Reduce
-from audiolens.rows import batches
-from audiolens.sampling import checked_seeds, checked_settings, sampling_arguments
+from audiolens.passes import alone
+from audiolens.recording import Reading, Reduce
 from audiolens.sites import Site
 from audiolens.text import Prompt
 from audiolens.timeline import Real, Span, Timeline, clip_timeline
@@ -152,12 +148,13 @@ class AudioLens:
         decode: bool = True,
         use_cache: bool = True,
         progress: bool = False,
+        audio_prompt: Tensor | tuple[Any, int] | None = None,
     ) -> Generation:
         """Generate a clip per prompt, changed by `interventions`, and record `sites` while doing so.
 
         Args:
             prompts: one text a row; a single one stands for as many rows as there are seeds. `None` is no prompt.
-            seconds: length of the clips.
+            seconds: length of the clips, an audio prompt included.
             seeds: one seed a row (or one for all): the clip is drawn from its seed whatever its batch, and the
                 global random state is not touched. `None`: transformers' own sampler and global random state.
             guidance_scale: 1 is no guidance, and half the work.
@@ -170,69 +167,29 @@ class AudioLens:
             batch_size: rows in one run (default: all).
             decode: `False` skips the codec; `out.audio` is then `None`.
             use_cache: `False` recomputes every step from the start, to check the key-value cache against.
+            audio_prompt: what the clips begin with and go on from: (waveform, sample rate) of any rate, mono or stereo,
+                or codes "row codebook frame"; one for all rows, or one a row. It stands in `out.codes` and, through
+                the codec, in `out.audio`; interventions and recordings count their time from its beginning.
 
         Raises:
             InputError: (or a subclass) for anything out of range, before the model runs.
         """
-        rows = len(seeds) if isinstance(seeds, Sequence) else None
-        listed, sizes = text.checked(prompts, self.model, self.tokenizer, rows)
-        drawn = checked_seeds(seeds, len(listed))
-        checked_settings(guidance_scale, temperature, top_k)
-        guided = guidance_scale > 1
-        timeline = clip_timeline(seconds, self.config)
-        todo = checked_interventions(interventions, self._family, self.config, guided)
-        checked_branch(branch, guided or not sites)
-        reading = Reading(sites, layers, branch, span, reduce, cache_device, cache_dtype)
-        recorder = Recorder.of(reading, self._family, self.config, len(listed), timeline)
-        if exact and drawn is None:
-            raise InputError("exact=True needs seeds: transformers' own sampler draws a whole batch from one state.")
-        codes = torch.zeros(len(listed), self.config.n_codebooks, timeline.frames, dtype=torch.long, device=self.device)
-        parts = list(batches(sizes, guided=guided, exact=exact, batch_size=batch_size))
-        with alone(self.model), random_state(keep=drawn is not None):
-            for layout, length in tqdm(parts, desc="generating", unit="batch", disable=not progress):
-                if recorder is not None:
-                    recorder.begin()
-                run = Run(
-                    self._nnsight,
-                    self._family,
-                    self.config,
-                    layout=layout,
-                    timeline=timeline,
-                    interventions=todo,
-                    recorder=recorder,
-                    device=self.device,
-                )
-                encoded = text.encode([listed[row] for row in layout.rows], self.model, self.tokenizer, length)
-                mine = None if drawn is None else [drawn[row] for row in layout.rows]
-                made = passes.generate(
-                    self._nnsight,
-                    run,
-                    timeline,
-                    use_cache=use_cache,
-                    input_ids=encoded.ids,
-                    **encoded.conditioning(guided),
-                    **sampling_arguments(mine, self.config, guidance_scale, temperature, top_k),
-                )
-                codes[list(layout.rows[: layout.kept])] = made[: layout.kept]
-        audio = self.decode_codes(codes) if decode else None
-        recorded = None if recorder is None else recorder.cache(listed, self.name, self.config.frame_rate)
-        return Generation(
-            codes=codes,
-            audio=audio,
-            sample_rate=self.config.sample_rate,
-            frame_rate=self.config.frame_rate,
-            prompts=listed,
-            seeds=None if drawn is None else tuple(drawn),
-            cache=None if recorded is None else equipped(recorded, self),
-            settings={
-                "model": self.name,
-                "seconds": timeline.seconds,
-                "guidance_scale": float(guidance_scale),
-                "temperature": float(temperature),
-                "top_k": top_k,
-                "exact": exact,
-                "interventions": [type(intervention).__name__ for intervention in todo],
-            },
+        return drawn(
+            self,
+            prompts,
+            seconds,
+            Reading(sites, layers, branch, span, reduce, cache_device, cache_dtype),
+            audio_prompt=audio_prompt,
+            seeds=seeds,
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+            top_k=top_k,
+            exact=exact,
+            interventions=interventions,
+            batch_size=batch_size,
+            decode=decode,
+            use_cache=use_cache,
+            progress=progress,
         )
 
     def run_with_cache(

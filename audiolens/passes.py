@@ -54,14 +54,23 @@ class _KeepColumns(StoppingCriteria):
 
 
 def codes(generate: Callable[..., Any], timeline: Timeline, **inputs: Any) -> Int[Tensor, "row codebook frame"]:
-    """The codes that a call of transformers' `generate` makes, whatever wraps the call."""
+    """The codes that a call of transformers' `generate` makes, whatever wraps the call.
+
+    `decoder_input_ids`, where given, are the start token and the frames to continue.
+    """
     keeper = _KeepColumns(timeline.steps + 1)
+    start = inputs.get("decoder_input_ids")
+    given = 0 if start is None else start.shape[-1] - 1
     with suppress(_Done):
-        generate(max_new_tokens=timeline.steps, stopping_criteria=StoppingCriteriaList([keeper]), **inputs)
+        generate(max_new_tokens=timeline.steps - given, stopping_criteria=StoppingCriteriaList([keeper]), **inputs)
     columns = keeper.columns
     if columns is None:
         raise RuntimeError("transformers' generate made no column.")
-    return undelay(columns.unflatten(0, (-1, len(timeline.delays))), timeline.delays, timeline.frames)
+    made = undelay(columns.unflatten(0, (-1, len(timeline.delays))), timeline.delays, timeline.frames)
+    if start is not None:
+        # Where delayed codebooks still read given frames, transformers draws too, and feeds what was given.
+        made[..., :given] = start.unflatten(0, (-1, len(timeline.delays)))[..., 1:]
+    return made
 
 
 def generate(model: NNsight, run: Run, timeline: Timeline, **inputs: Any) -> Int[Tensor, "row codebook frame"]:

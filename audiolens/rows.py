@@ -101,6 +101,14 @@ def read_columns(
     return columns.flatten(0, 1).repeat(layout.branches, 1)
 
 
+def start_columns(
+    codes: Int[Tensor, "row codebook frame"], config: LensConfig, layout: Layout
+) -> Int[Tensor, "sequence column"]:
+    """The start token and the frames that a batch is to continue, undelayed: transformers' `generate` delays them."""
+    mine = codes[list(layout.rows)]
+    return torch.cat([torch.full_like(mine[..., :1], config.pad_code), mine], dim=-1).flatten(0, 1)
+
+
 def checked_rows(rows: Sequence[int] | None, total: int) -> list[int]:
     """Row numbers of an intervention; `None` is all of them."""
     if rows is None:
