@@ -95,10 +95,6 @@ class Forward:
         with alone(self.lens.model), random_state(keep=True):
             parts = [self._batch(layout, recorder) for layout in self.layouts]
         whole = torch.cat(parts, dim=1 if self.reading.branch == "both" else 0)
-        if recorder is None:
-            return whole, ActivationCache(
-                {}, {}, branch=self.reading.branch, prompts=self.prompts, model=self.lens.name
-            )
         return whole, self._cache(recorder, self.prompts)
 
     def caches(self, progress: bool) -> Iterator[ActivationCache]:
@@ -117,10 +113,12 @@ class Forward:
                 self._batch(replace(layout, first=layout.rows[0]), recorder)
             yield self._cache(recorder, tuple(self.prompts[row] for row in layout.rows))
 
-    def _recorder(self, rows: int) -> Any:
+    def _recorder(self, rows: int) -> Recorder | None:
         return Recorder.of(self.reading, self.lens._family, self.lens.config, rows, self.timeline)
 
-    def _cache(self, recorder: Recorder, prompts: tuple[Prompt, ...]) -> ActivationCache:
+    def _cache(self, recorder: Recorder | None, prompts: tuple[Prompt, ...]) -> ActivationCache:
+        if recorder is None:
+            return ActivationCache({}, {}, branch=self.reading.branch, prompts=prompts, model=self.lens.name)
         return equipped(recorder.cache(prompts, self.lens.name, self.lens.config.frame_rate), self.lens)
 
     def _batch(self, layout: Layout, recorder: Recorder | None) -> Float[Tensor, "..."]:

@@ -85,8 +85,8 @@ def generate(model: NNsight, run: Run, timeline: Timeline, **inputs: Any) -> Int
     return codes(bare.generate if run.idle else traced, timeline, **inputs)
 
 
-def forward(model: NNsight, run: Run, **inputs: Any) -> Float[Tensor, "sequence step vocab"]:
-    """One decoder forward; the logits as transformers lays them out."""
+def forward(model: NNsight, run: Run, **inputs: Any) -> Float[Tensor, "sequence step feature"]:
+    """One decoder forward; the logits as transformers lays them out, or the stream where the run stops."""
     with torch.no_grad():
         if run.idle:
             return model._module(use_cache=False, **inputs).logits

@@ -88,6 +88,15 @@ def test_batches_one_by_one_are_the_run_over_all_rows(lens, codes, reduce):
         torch.testing.assert_close(joined, whole[name], rtol=1e-4, atol=1e-5)
 
 
+def test_batches_keep_their_branches_apart(lens, codes):
+    given = {"branch": "both", "guidance_scale": 3.0, "seconds": (0.2, 0.4)}
+    caches = list(lens.iter_cache(PROMPTS, codes, batch_size=2, progress=False, **given))
+    _, whole = lens.run_with_cache(PROMPTS, codes, batch_size=2, **given)
+    assert caches[0]["resid_post", 0].shape == (2, 2, 5, 48)
+    for name in whole:
+        assert torch.equal(torch.cat([cache[name] for cache in caches], dim=1), whole[name])
+
+
 def test_a_batch_runs_no_block_above_the_last_recorded(lens, codes, ran):
     for _ in lens.iter_cache(PROMPTS, codes, layers=[0, 1], batch_size=3, progress=False):
         blocks = {int(name.split(".")[3]) for name in ran if name.startswith("model.decoder.layers.")}
