@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
+from audiolens.weights import decoder_of
 
 if TYPE_CHECKING:
     from audiolens.cache import ActivationCache
@@ -49,8 +50,7 @@ class Readout:
 
     @classmethod
     def of(cls, lens: Any) -> "Readout":
-        family = lens._family
-        norm = lens.model.get_submodule(f"{family.decoder}.{family.model_taps['ln_final.hook_normalized'].module}")
+        norm = decoder_of(lens).layer_norm
         return cls(norm.weight.detach(), norm.bias.detach(), norm.eps, tuple(lens.W_U))
 
     def logits(self, states: Float[Tensor, "*rows step d_model"]) -> Float[Tensor, "*rows codebook step vocab"]:

@@ -85,10 +85,7 @@ class Run:
         # Whatever reads the stream where the run is to stop: a block, or above the last one the final norm.
         self.gate = None
         if stop is not None:
-            above = stop == config.n_layers
-            self.gate = (
-                decoder.get(family.model_taps["ln_final.hook_normalized"].module) if above else decoder.layers[stop]
-            )
+            self.gate = decoder.layer_norm if stop == config.n_layers else decoder.layers[stop]
         points: dict[Site, Point] = {}
 
         def point(site: Site) -> Point:

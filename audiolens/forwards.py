@@ -102,8 +102,9 @@ class Forward:
         found = places(self.lens._family, self.lens.config, self.reading.sites, self.reading.layers)
         if not found:
             raise InputError("no site to record: name at least one in sites.")
-        last = order(self.lens._family, found)[-1].layer
-        return replace(self, stop=None if last is None else last + 1)._each(progress)
+        last = order(self.lens._family, found)[-1]
+        enough = 0 if last.layer is None else last.layer + 1
+        return replace(self, stop=None if beyond(self.lens._family, last, enough) else enough)._each(progress)
 
     def _each(self, progress: bool) -> Iterator[ActivationCache]:
         for layout in tqdm(self.layouts, desc="reading", unit="batch", disable=not progress):

@@ -61,13 +61,13 @@ def vocabulary() -> tuple[property, property, property]:
     """
 
     def embeddings(lens: Any) -> Weights:
-        return _weights((table.weight for table in _decoder(lens).embed_tokens), "code d_model -> code d_model")
+        return _weights((table.weight for table in decoder_of(lens).embed_tokens), "code d_model -> code d_model")
 
     def heads(lens: Any) -> Weights:
         return _weights((head.weight for head in lens.model.decoder.lm_heads), "vocab d_model -> d_model vocab")
 
     def positions(lens: Any) -> Tensor:
-        return _decoder(lens).embed_positions.weights.detach()
+        return decoder_of(lens).embed_positions.weights.detach()
 
     return (
         property(embeddings, doc='One a codebook: "code d_model"; the last row is the start token\'s.'),
@@ -81,12 +81,12 @@ def _per_block(module: str, axes: str) -> property:
 
     def read(lens: Any) -> Weights:
         sizes = {"head": lens.config.n_heads} if "head" in axes else {}
-        return _weights((block.get_submodule(module).weight for block in _decoder(lens).layers), axes, **sizes)
+        return _weights((block.get_submodule(module).weight for block in decoder_of(lens).layers), axes, **sizes)
 
     return property(read, doc=f'One a block: "{axes.partition(" -> ")[2]}".')
 
 
-def _decoder(lens: Any) -> Any:
+def decoder_of(lens: Any) -> Any:
     return lens.model.get_submodule(lens._family.decoder)
 
 

@@ -30,12 +30,15 @@ def ran(lens: Any) -> Any:
         handle.remove()
 
 
+def blocks(ran: list[str]) -> set[int]:
+    return {int(name.split(".")[3]) for name in ran if name.startswith("model.decoder.layers.")}
+
+
 @pytest.mark.parametrize("stop", [0, 1, 2, 3])
 def test_nothing_above_the_stop_runs_and_the_stream_there_is_returned(lens, codes, ran, stop):
     sites = ["attn.z", "resid_mid", "resid_post"] if stop else ()
     stream, cache = lens.run_with_cache(PROMPTS, codes, sites=sites, stop_at_layer=stop)
-    blocks = {int(name.split(".")[3]) for name in ran if name.startswith("model.decoder.layers.")}
-    assert blocks == set(range(stop))
+    assert blocks(ran) == set(range(stop))
     assert not any(name.startswith(("model.decoder.layer_norm", "lm_heads")) for name in ran)
     _, full = lens.run_with_cache(PROMPTS, codes, sites=["resid_pre", "attn.z", "resid_mid", "resid_post"])
     assert torch.equal(stream, full["resid_pre", stop] if stop < 3 else full["resid_post", 2])
@@ -99,11 +102,15 @@ def test_batches_keep_their_branches_apart(lens, codes):
 
 def test_a_batch_runs_no_block_above_the_last_recorded(lens, codes, ran):
     for _ in lens.iter_cache(PROMPTS, codes, layers=[0, 1], batch_size=3, progress=False):
-        blocks = {int(name.split(".")[3]) for name in ran if name.startswith("model.decoder.layers.")}
-        assert blocks == {0, 1}
+        assert blocks(ran) == {0, 1}
     ran.clear()
     (cache,) = lens.iter_cache(PROMPTS, codes, sites="ln_final.normalized", progress=False)
     assert cache["ln_final.hook_normalized"].shape == (5, 18, 48)
+
+
+def test_directions_read_from_codes_run_no_block_above_theirs(lens, codes, ran):
+    al.difference_in_means(lens, PROMPTS[:2], PROMPTS[2:4], codes=codes[:2], layers=[0, 1], progress=False)
+    assert blocks(ran) == {0, 1}
 
 
 def alive() -> tuple[int, int]:
