@@ -38,7 +38,7 @@ class Stream:
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """From the stream to logits: the final norm, then one head a codebook.
+    """From the stream to logits: the final norm, then one head "d_model vocab" a codebook.
 
     The model's own tensors, not copies, and only these: a cache that holds them keeps no module of the model alive.
     """
@@ -46,7 +46,7 @@ class Readout:
     weight: Float[Tensor, " d_model"]
     bias: Float[Tensor, " d_model"]
     eps: float
-    heads: tuple[Float[Tensor, "d_model vocab"], ...]
+    heads: tuple[Tensor, ...]
 
     @classmethod
     def of(cls, lens: Any) -> "Readout":
