@@ -30,6 +30,10 @@ class Stream:
     n_layers: int
     parts: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        if self.n_layers < 1 or not self.parts or not set(self.parts) <= set(_PARTS):
+            raise InputError(f"a stream of {self.n_layers} blocks that add {self.parts}: expected some of {[*_PARTS]}.")
+
     @classmethod
     def of(cls, lens: Any) -> "Stream":
         hooks = lens._family.hooks()

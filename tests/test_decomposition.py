@@ -118,6 +118,14 @@ def test_a_loaded_cache_is_taken_apart_alone_and_read_out_with_a_lens(lens, code
     assert torch.equal(back.logit_lens(lens), cache.logit_lens())
 
 
+def test_a_file_with_parts_nobody_knows_is_refused(lens, codes, tmp_path: Path):
+    _, cache = lens.run_with_cache(PROMPTS, codes, layers=0)
+    path = cache.save(tmp_path / "cache.safetensors")
+    path.write_bytes(path.read_bytes().replace(b"cross_attn_out", b"cross_attn_oat"))
+    with pytest.raises(InputError, match="cross_attn_oat"):
+        ActivationCache.load(path)
+
+
 def test_a_cache_keeps_no_model_alive(checkpoint, codes):
     lens = al.AudioLens.from_pretrained(checkpoint)
     _, cache = lens.run_with_cache(PROMPTS, codes)
