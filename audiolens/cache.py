@@ -3,6 +3,7 @@
 Keys are full site names ("blocks.3.hook_resid_post"); `cache["resid_post", 3]` and `cache.stack("resid_post")`
 use the short forms. Every tensor's axes are named: "row step d_model" for a residual site, with a leading
 "branch" axis when both branches of the guidance were recorded, and without "step" when the run reduced over time.
+Patterns are "row head query key", with as many keys as the clip has steps (or the longest prompt tokens).
 """
 
 import json
@@ -109,16 +110,15 @@ class ActivationCache:
             raise InputError(f"this cache was reduced over time ({self.reduce}): it has no steps to choose from.")
         start, stop = checked_span(span)
         first, end = round(start * self.frame_rate), round(stop * self.frame_rate)
-        steps = {self.tensors[name].shape[axes.index("step")] for name, axes in self.axes.items() if "step" in axes}
+        times = {name: axes.index(time) for name, axes in self.axes.items() if (time := _time(axes))}
+        steps = {self.tensors[name].shape[axis] for name, axis in times.items()}
         if first >= end or first < self.first_step or any(end > self.first_step + count for count in steps):
             raise InputError(f"seconds={span} is not inside the recorded steps.")
         return replace(
             self,
             first_step=first,
             tensors={
-                name: tensor.narrow(self.axes[name].index("step"), first - self.first_step, end - first)
-                if "step" in self.axes[name]
-                else tensor
+                name: tensor.narrow(times[name], first - self.first_step, end - first) if name in times else tensor
                 for name, tensor in self.tensors.items()
             },
         )
@@ -223,6 +223,11 @@ class ActivationCache:
         if isinstance(key, str):
             return key
         raise InputTypeError(f"{key!r}: expected a site name or a (site, layer) pair.")
+
+
+def _time(axes: Sequence[str]) -> str | None:
+    """The axis of the steps: a pattern's are its queries."""
+    return next((axis for axis in ("step", "query") if axis in axes), None)
 
 
 def _hook(site: str) -> str:

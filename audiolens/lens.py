@@ -16,9 +16,9 @@ from torch import Tensor
 from audiolens import passes, text
 from audiolens.audio import checked_codes, decode, encode
 from audiolens.cache import ActivationCache
-from audiolens.engine import Run, checked_interventions
+from audiolens.engine import Run, checked_interventions, clock
 from audiolens.errors import InputError, InputTypeError
-from audiolens.families import LensConfig, config_of, family_of, places, tap_of
+from audiolens.families import LensConfig, config_of, family_of, places, shapes
 from audiolens.generation import Generation
 from audiolens.interventions import Branch, Intervention, checked_branch
 from audiolens.loading import checked_device, load
@@ -26,10 +26,9 @@ from audiolens.passes import alone, random_state
 from audiolens.recording import Reading, Recorder, Reduce
 from audiolens.rows import Layout, batches, read_columns
 from audiolens.sampling import checked_seeds, checked_settings, sampling_arguments
-from audiolens.sites import Site
 from audiolens.text import Prompt
 from audiolens.timeline import Real, Span, Timeline, clip_timeline, codes_timeline
-from audiolens.tracing import LensTracer, Model, SiteValue, clock, requested
+from audiolens.tracing import LensTracer, Model, SiteValue, requested
 
 Interventions = Intervention | Iterable[Intervention]
 
@@ -89,15 +88,8 @@ class AudioLens:
         return next(self.model.decoder.parameters()).dtype
 
     def sites(self) -> dict[str, str]:
-        """Every site of this model by its full name, with the shape of its values."""
-        sizes = {
-            "residual": f"row step d_model={self.config.d_model}",
-            "heads": f"row step head={self.config.n_heads} d_head={self.config.d_head}",
-            "mlp": f"row step d_mlp={self.config.d_mlp}",
-        }
-        blocks = [Site(hook, layer) for layer in range(self.config.n_layers) for hook in self._family.block_taps]
-        whole = [Site(hook) for hook in self._family.model_taps]
-        return {site.name: sizes[tap_of(self._family, site).layout] for site in [*blocks, *whole]}
+        """Every site of this model by its full name, with the shape of its values, in the model's order."""
+        return shapes(self._family, self.config)
 
     def text_tokens(self, prompts: Prompt | Sequence[Prompt]) -> list[list[str]]:
         """Each prompt's tokens as strings, as the text encoder reads them; none for an absent prompt."""
@@ -156,7 +148,8 @@ class AudioLens:
             top_k: how many codes a draw chooses from; 0 or `None` is all.
             exact: pad rows and text to fixed sizes, so that codes are bit-equal in any batch and order.
             sites, layers, branch, span, reduce: what `out.cache` holds; `span` is (from, to) in seconds, `reduce`
-                "mean", "last" or "max" over the steps (the tail left out), kept without storing them.
+                "mean", "last" or "max" over the steps (the tail left out), kept without storing them. Patterns are
+                padded with zeros to all keys of the clip, as a forward over its codes gives them.
             cache_device, cache_dtype: where and how recordings are kept (default: as they come).
             batch_size: rows in one run (default: all).
             decode: `False` skips the codec; `out.audio` is then `None`.
@@ -345,14 +338,11 @@ class AudioLens:
         if len(found) != 1:
             raise InputError(f"{name!r} is a site of every block: give its layer, or its full name.")
         checked_branch(branch)
-        site, tap = found[0], tap_of(self._family, found[0])
-        decoder = self._nnsight.get(self._family.decoder)
-        block = decoder if site.layer is None else decoder.layers[site.layer]
-        return SiteValue(site, tap, block.get(tap.module) if tap.module else block, self.config, branch)
+        return SiteValue(self._nnsight, self._family, self.config, found[0], branch)
 
     def position(self) -> int:
         """Inside a trace: the step at which the running forward starts."""
-        return clock(self._nnsight, self._family)
+        return clock(self._nnsight.get(self._family.decoder))[0]
 
     def __repr__(self) -> str:
         config = self.config
