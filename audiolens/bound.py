@@ -15,6 +15,7 @@ from audiolens.errors import InputError
 from audiolens.families import LensConfig
 from audiolens.interventions import Apply, Intervention
 from audiolens.rows import Layout, checked_rows
+from audiolens.sites import checked_heads
 from audiolens.taps import Form
 from audiolens.timeline import Timeline
 
@@ -186,11 +187,8 @@ class Bound:
             raise InputError(
                 f"heads={list(heads)}: {self.site} has no heads; use attn.hook_q, k, v, z, pattern, result."
             )
-        wrong = [head for head in heads if not 0 <= head < config.n_heads]
-        if wrong or not len(heads):
-            raise InputError(f"heads={list(heads)}: this model has heads 0 to {config.n_heads - 1}.")
         mask = torch.zeros(1, 1, config.n_heads, 1, dtype=torch.bool)
-        mask[:, :, list(heads)] = True
+        mask[:, :, list(checked_heads(heads, config.n_heads))] = True
         return mask
 
     def _schedule(self, timeline: Timeline, extra: int, device: torch.device) -> Tensor | None:

@@ -33,7 +33,8 @@ class ActivationCache:
 
     `tensors` and `axes` share their keys. `first_step` is the position of the step axis's first entry,
     `branch` the branch recorded ("cond", "null" or "both"), `reduce` the reduction over time, if any. `norms`
-    holds, for `reduce="mean"`, the mean over the same steps of the activations' lengths.
+    holds, for `reduce="mean"`, the mean over the same steps of the activations' lengths. `heads` are the heads
+    recorded at head sites, in their order (`None`: all).
     """
 
     tensors: Mapping[str, Tensor]
@@ -45,6 +46,7 @@ class ActivationCache:
     reduce: str | None = None
     norms: Mapping[str, Tensor] = field(default_factory=dict)
     model: str = ""
+    heads: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.tensors)
@@ -163,6 +165,7 @@ class ActivationCache:
             "prompts": list(self.prompts),
             "reduce": self.reduce,
             "model": self.model,
+            "heads": self.heads,
         }
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         tensors.update({f"norms/{name}": norm.detach().cpu().contiguous() for name, norm in self.norms.items()})
@@ -210,6 +213,7 @@ class ActivationCache:
             reduce=labels["reduce"],
             norms=norms,
             model=labels["model"],
+            heads=None if labels.get("heads") is None else tuple(labels["heads"]),
         )
 
     def __repr__(self) -> str:

@@ -42,13 +42,15 @@ class Point:
         wanted = recorder is not None and recorder.wants(self.site, start, length)
         if not edits and not wanted:
             return
-        value, put = self.tap.open(self.place, View(config, layout.branches * len(layout.rows)))
+        heads = recorder.heads_of(self.site) if recorder is not None and wanted else None
+        view = View(config, layout.branches * len(layout.rows), None if edits else heads)
+        value, put = self.tap.open(self.place, view)
         for edit in edits:
             value = edit.apply(value, start if self.tap.form.timed else 0)
         if edits:
             put(value, None)
         if wanted and recorder is not None:
-            recorder.write(self.site, value, start, layout)
+            recorder.write(self.site, value[:, :, list(heads)] if edits and heads else value, start, layout)
 
 
 def clock(decoder: Any) -> tuple[int, int]:

@@ -129,6 +129,7 @@ class AudioLens:
         branch: Branch = "cond",
         span: Span | None = None,
         reduce: Reduce | None = None,
+        heads: Sequence[int] | None = None,
         cache_device: Any = None,
         cache_dtype: torch.dtype | None = None,
         batch_size: int | None = None,
@@ -147,9 +148,9 @@ class AudioLens:
             temperature: 0 is greedy.
             top_k: how many codes a draw chooses from; 0 or `None` is all.
             exact: pad rows and text to fixed sizes, so that codes are bit-equal in any batch and order.
-            sites, layers, branch, span, reduce: what `out.cache` holds; `span` is (from, to) in seconds, `reduce`
-                "mean", "last" or "max" over the steps (the tail left out), kept without storing them. Patterns are
-                padded with zeros to all keys of the clip, as a forward over its codes gives them.
+            sites, layers, heads, branch, span, reduce: what `out.cache` holds; `span` is (from, to) in seconds,
+                `reduce` "mean", "last" or "max" over the steps (the tail left out), kept without storing them.
+                Patterns are padded with zeros to all keys of the clip, as a forward over its codes gives them.
             cache_device, cache_dtype: where and how recordings are kept (default: as they come).
             batch_size: rows in one run (default: all).
             decode: `False` skips the codec; `out.audio` is then `None`.
@@ -173,6 +174,7 @@ class AudioLens:
             reduce,
             cache_device,
             cache_dtype,
+            heads,
         )
         recorder = Recorder.of(reading, self._family, self.config, len(listed), timeline)
         if exact and drawn is None:
@@ -227,6 +229,7 @@ class AudioLens:
         seconds: Span | None = None,
         interventions: Interventions = (),
         reduce: Reduce | None = None,
+        heads: Sequence[int] | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
         batch_size: int | None = None,
@@ -238,6 +241,7 @@ class AudioLens:
             audio: (waveform, sample rate) instead of codes.
             branch: which branch's logits and activations; "both" adds a leading axis to each.
             seconds: record only these steps. The logits are always of all of them.
+            heads: of head sites (patterns and results among them), record and recompute only these heads.
 
         Returns:
             The logits of that branch, unmerged, and the recordings. Step s holds frame s of codebook 0 and frame
@@ -255,7 +259,7 @@ class AudioLens:
         timeline = codes_timeline(codes, self.config)
         todo = checked_interventions(interventions, self._family, self.config, guided)
         reading = Reading(
-            sites, layers, self._checked_branch(branch, guided, ["logits"]), seconds, reduce, device, dtype
+            sites, layers, self._checked_branch(branch, guided, ["logits"]), seconds, reduce, device, dtype, heads
         )
         recorder = Recorder.of(reading, self._family, self.config, len(listed), timeline)
         parts = []

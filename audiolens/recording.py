@@ -11,7 +11,7 @@ from audiolens.cache import ActivationCache
 from audiolens.errors import InputError
 from audiolens.families import Family, LensConfig, order, places, tap_of
 from audiolens.rows import Layout
-from audiolens.sites import Site
+from audiolens.sites import Site, checked_heads
 from audiolens.taps import Form
 from audiolens.timeline import Span, Timeline
 
@@ -20,7 +20,7 @@ Reduce = Literal["mean", "last", "max"]
 
 @dataclass(frozen=True)
 class Reading:
-    """What a run records: sites and layers, of which branch, over which steps, whole or reduced over time."""
+    """What a run records: sites, layers and heads, of which branch, over which steps, whole or reduced over time."""
 
     sites: str | Sequence[str] = ()
     layers: int | Sequence[int] | None = None
@@ -29,6 +29,7 @@ class Reading:
     reduce: Reduce | None = None
     device: Any = None
     dtype: torch.dtype | None = None
+    heads: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if self.reduce is not None and self.reduce not in get_args(Reduce):
@@ -52,10 +53,11 @@ class Recorder:
         rows: int,
         timeline: Timeline,
         forms: Mapping[Site, Form],
+        heads: tuple[int, ...] | None = None,
     ) -> None:
         self.reading = reading
         self.places = frozenset(places)
-        self.forms = forms
+        self.forms, self.heads = forms, heads
         self.rows, self.steps = rows, timeline.steps
         if reading.seconds is None and reading.reduce is not None:
             # The tail predicts no frame of codebook 0: it stays out of every summary over time.
@@ -74,7 +76,12 @@ class Recorder:
         found = places(family, config, reading.sites, reading.layers)
         if not found:
             return None
-        return cls(reading, found, rows, timeline, {site: tap_of(family, site).form for site in order(family, found)})
+        forms = {site: tap_of(family, site).form for site in order(family, found)}
+        if reading.heads is None:
+            return cls(reading, found, rows, timeline, forms)
+        if not any("head" in form.axes for form in forms.values()):
+            raise InputError(f"heads={reading.heads}: no site that is read has heads; attn.hook_z is one that has.")
+        return cls(reading, found, rows, timeline, forms, checked_heads(reading.heads, config.n_heads))
 
     def begin(self) -> None:
         """A new batch of rows starts at the beginning of the clip."""
@@ -86,6 +93,10 @@ class Recorder:
         if not self.forms[site].timed:
             return site.name not in self.seen
         return start < self.stop and start + length > self.start
+
+    def heads_of(self, site: Site) -> tuple[int, ...] | None:
+        """The heads to record at a site; `None` is all, or that it has none."""
+        return self.heads if "head" in self.forms[site].axes else None
 
     def write(self, site: Site, value: Tensor, start: int, layout: Layout) -> None:
         """Keep "batch step ..." of the steps from `start`, or "batch token ..." where there are no steps."""
@@ -189,6 +200,7 @@ class Recorder:
             reduce=self.reading.reduce,
             norms=norms,
             model=model,
+            heads=self.heads,
         )
 
 

@@ -309,6 +309,25 @@ def test_a_steered_generation_is_what_a_forward_over_its_codes_computes(lens, ed
         torch.testing.assert_close(outs[0].cache[name], cache[name], rtol=1e-3, atol=1e-4)
 
 
+def test_only_the_heads_asked_for_are_recorded(lens, codes):
+    sites = ["attn.pattern", "cross_attn.pattern", "attn.result", "attn.z", "cross_attn.k", "resid_post"]
+    for edit in ((), al.Scale(0.5, site="attn.pattern", heads=[1, 3])):
+        options = {"sites": sites, "interventions": edit}
+        _, whole = lens.run_with_cache(PROMPTS, codes, **options)
+        _, cache = lens.run_with_cache(PROMPTS, codes, heads=[3, 0], **options)
+        assert cache.heads == (3, 0)
+        for name, axes in whole.axes.items():
+            chosen = whole[name]
+            if "head" in axes:
+                chosen = chosen.index_select(axes.index("head"), torch.tensor([3, 0]))
+            torch.testing.assert_close(cache[name], chosen)
+    out = lens.generate(PROMPTS, SECONDS, seeds=1, sites="attn.pattern", heads=[2], reduce="mean", decode=False)
+    assert out.cache["attn.pattern", 1].shape == (3, 1, STEPS)
+    for heads, sites in (([4], "attn.z"), ([0, 0], "attn.z"), ([], "attn.z"), ([0], "resid_post")):
+        with pytest.raises(errors.InputError, match="heads"):
+            lens.run_with_cache(PROMPTS, codes, sites=sites, heads=heads)
+
+
 def test_batches_pad_tokens_and_keys_with_zeros(lens, codes):
     sites = ["cross_attn.pattern", "cross_attn.k", "text_states", "attn.pattern"]
     _, whole = lens.run_with_cache(PROMPTS, codes, sites=sites)
