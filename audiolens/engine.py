@@ -8,7 +8,7 @@ A forward reads only the sites where something is edited or recorded at these ve
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,15 +36,14 @@ class Point:
     place: Any
     edits: list[Bound] = field(default_factory=list)
 
-    def visit(self, start: int, length: int, recorder: Recorder | None, layout: Layout, config: LensConfig) -> None:
+    def visit(self, start: int, length: int, recorder: Recorder | None, layout: Layout, view: View) -> None:
         """Edit and record the steps of one forward."""
         edits = [edit for edit in self.edits if edit.touches(start, length)]
         wanted = recorder is not None and recorder.wants(self.site, start, length)
         if not edits and not wanted:
             return
         heads = recorder.heads_of(self.site) if recorder is not None and wanted else None
-        view = View(config, layout.branches * len(layout.rows), None if edits else heads)
-        value, put = self.tap.open(self.place, view)
+        value, put = self.tap.open(self.place, view if edits or heads is None else replace(view, heads=heads))
         for edit in edits:
             value = edit.apply(value, start if self.tap.form.timed else 0)
         if edits:
@@ -75,7 +74,8 @@ class Run:
         recorder: Recorder | None,
         device: torch.device,
     ) -> None:
-        self.config, self.layout, self.recorder = config, layout, recorder
+        self.layout, self.recorder = layout, recorder
+        self.view = View(config, layout.branches * len(layout.rows))
         self.decoder = model.get(family.decoder)
         points: dict[Site, Point] = {}
 
@@ -108,7 +108,7 @@ class Run:
         """One decoder forward; returns the position after it. Runs inside a trace."""
         start, length = clock(self.decoder)
         for point in self.points:
-            point.visit(start, length, self.recorder, self.layout, self.config)
+            point.visit(start, length, self.recorder, self.layout, self.view)
         return start + length
 
     def single(self, tracer: Any, kept: list[Tensor]) -> None:

@@ -5,7 +5,11 @@ An intervention is a value: frozen, checked when it is made, and free of any mod
 
 The places shared by all: `site` and `layers` (`None` is every block); `branch` of the guidance ("cond", "null",
 "both"); `seconds` (`None` is every step, the tail included); `rows` (`None` is every row); `heads` for head sites.
-What stands on the text's side ("row token ...") has no steps, and takes neither `seconds` nor `schedule`.
+
+What stands on the text's side ("row token ...") has no steps, and takes neither `seconds` nor `schedule`. In the null
+branch all text is masked: there sdpa makes z zero whatever the values are, where eager attention takes their mean.
+Write `cross_attn.hook_z`, or the pattern, to give that branch something to read.
+
 `strength` is a number, or one per affected row; a row of strength 0 is left bit-identical. `schedule` multiplies
 the strength over time: a function of the time in seconds, or one number per step of the clip. `preserve_norm`
 rescales every changed position to the norm it had.

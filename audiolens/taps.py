@@ -9,6 +9,7 @@ from what the attention was given; a changed one recomputes what follows from it
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -38,23 +39,23 @@ class Form:
     run: str
     square: bool = False
 
-    @property
+    @cached_property
     def timed(self) -> bool:
         """Whether the values have steps; those on the text's side have tokens instead."""
         return any(axis in _TIME for axis in self.axes)
 
-    @property
+    @cached_property
     def swapped(self) -> bool:
         """Whether time stands third for the user; it is always second inside a run."""
         return self.axes[1] not in (*_TIME, *_OPEN)
 
-    @property
+    @cached_property
     def order(self) -> tuple[str, ...]:
         """The axes as a run has them: rows, then steps (or tokens), then the features."""
         first, second, third, *rest = self.axes
         return (first, third, second, *rest) if self.swapped else self.axes
 
-    @property
+    @cached_property
     def open(self) -> str | None:
         """The axis whose length a batch decides: the text's tokens, or the keys of a pattern."""
         return next((axis for axis in self.axes if axis in _OPEN), None)
@@ -192,7 +193,8 @@ class Pattern(Tap):
     """Attention's weights, recomputed from what its kernel is given; another pattern recomputes z with its values."""
 
     def open(self, place: Any, view: View) -> tuple[Tensor, Put]:
-        (attention, query, key, values, mask), kwargs = place.inputs[0][:5], place.inputs[1]
+        args, kwargs = place.inputs
+        attention, query, key, values, mask = args[:5]
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 4):
             raise UnsupportedModelError(
                 "patterns are recomputed beside sdpa and eager attention: load the model with "

@@ -338,6 +338,24 @@ def test_batches_pad_tokens_and_keys_with_zeros(lens, codes):
             torch.testing.assert_close(parts[name], whole[name][order], **CLOSE)
 
 
+def test_an_exact_run_records_its_own_rows_and_pads_its_text(lens):
+    prompts, sites = [*PROMPTS, None], ["text_states", "pos_embed", "attn.pattern", "cross_attn.pattern", "logits"]
+    edit = al.Scale(0.5, site="pos_embed", rows=[1])
+    options = {"sites": sites, "interventions": edit, "branch": "both", "guidance_scale": 3.0}
+    out = lens.generate(prompts, SECONDS, seeds=7, exact=True, **options)
+    _, cache = lens.run_with_cache(prompts, out.codes, **options)
+    for name in cache:
+        mine, expected = out.cache[name], cache[name]
+        if name == "hook_text_states":
+            assert not mine[:, :, 5:].any()
+            mine = mine[:, :, :5]
+        if "cross_attn" in name:
+            # Without a prompt every token weighs the same, however many there are.
+            assert (mine[:, 3] == 1 / 16).all()
+            mine, expected = mine[:1, :3, ..., :5], expected[:1, :3]
+        torch.testing.assert_close(mine, expected, **CLOSE)
+
+
 @pytest.mark.parametrize("reduce", ["mean", "last", "max"])
 def test_reductions_over_time_are_those_of_the_whole_recording(lens, reduce):
     sites = ["attn.pattern", "cross_attn.pattern", "attn.result", "cross_attn.v", "logits"]
