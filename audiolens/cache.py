@@ -3,6 +3,7 @@
 Keys are full site names ("blocks.3.hook_resid_post"); `cache["resid_post", 3]` and `cache.stack("resid_post")`
 use the short forms. Every tensor's axes are named: "row step d_model" for a residual site, with a leading
 "branch" axis when both branches of the guidance were recorded, and without "step" when the run reduced over time.
+Patterns are "row head query key", with as many keys as the clip has steps (or the longest prompt tokens).
 """
 
 import json
@@ -33,9 +34,10 @@ class ActivationCache:
 
     `tensors` and `axes` share their keys. `first_step` is the position of the step axis's first entry,
     `branch` the branch recorded ("cond", "null" or "both"), `reduce` the reduction over time, if any. `norms`
-    holds, for `reduce="mean"`, the mean over the same steps of the activations' lengths. `stream` says what is added
-    up in the model's residual stream. `readout` is its final norm and its heads, the model's own tensors: of the
-    model a cache holds only these, and a file none.
+    holds, for `reduce="mean"`, the mean over the same steps of the activations' lengths. `heads` are the heads
+    recorded at head sites, in their order (`None`: all). `stream` says what is added up in the model's residual
+    stream. `readout` is its final norm and its output heads, the model's own tensors: of the model a cache holds only
+    these, and a file none.
     """
 
     tensors: Mapping[str, Tensor]
@@ -47,6 +49,7 @@ class ActivationCache:
     reduce: str | None = None
     norms: Mapping[str, Tensor] = field(default_factory=dict)
     model: str = ""
+    heads: tuple[int, ...] | None = None
     stream: Stream | None = None
     readout: Readout | None = None
 
@@ -114,16 +117,15 @@ class ActivationCache:
             raise InputError(f"this cache was reduced over time ({self.reduce}): it has no steps to choose from.")
         start, stop = checked_span(span)
         first, end = round(start * self.frame_rate), round(stop * self.frame_rate)
-        steps = {self.tensors[name].shape[axes.index("step")] for name, axes in self.axes.items() if "step" in axes}
+        times = {name: axes.index(time) for name, axes in self.axes.items() if (time := _time(axes))}
+        steps = {self.tensors[name].shape[axis] for name, axis in times.items()}
         if first >= end or first < self.first_step or any(end > self.first_step + count for count in steps):
             raise InputError(f"seconds={span} is not inside the recorded steps.")
         return replace(
             self,
             first_step=first,
             tensors={
-                name: tensor.narrow(self.axes[name].index("step"), first - self.first_step, end - first)
-                if "step" in self.axes[name]
-                else tensor
+                name: tensor.narrow(times[name], first - self.first_step, end - first) if name in times else tensor
                 for name, tensor in self.tensors.items()
             },
         )
@@ -208,6 +210,7 @@ class ActivationCache:
             "prompts": list(self.prompts),
             "reduce": self.reduce,
             "model": self.model,
+            "heads": self.heads,
             "stream": None if self.stream is None else asdict(self.stream),
         }
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
@@ -258,6 +261,7 @@ class ActivationCache:
             reduce=labels["reduce"],
             norms=norms,
             model=labels["model"],
+            heads=None if labels.get("heads") is None else tuple(labels["heads"]),
             stream=stream,
         )
 
@@ -272,6 +276,11 @@ class ActivationCache:
         if isinstance(key, str):
             return key
         raise InputTypeError(f"{key!r}: expected a site name or a (site, layer) pair.")
+
+
+def _time(axes: Sequence[str]) -> str | None:
+    """The axis of the steps: a pattern's are its queries."""
+    return next((axis for axis in ("step", "query") if axis in axes), None)
 
 
 def _hook(site: str) -> str:

@@ -17,18 +17,18 @@ from audiolens import text, weights
 from audiolens.audio import checked_codes, decode, encode
 from audiolens.cache import ActivationCache
 from audiolens.drawing import drawn
+from audiolens.engine import clock
 from audiolens.errors import InputError, InputTypeError
-from audiolens.families import LensConfig, config_of, family_of, places, tap_of
+from audiolens.families import LensConfig, config_of, family_of, places, shapes
 from audiolens.forwards import Forward
 from audiolens.generation import Generation
 from audiolens.interventions import Branch, Intervention, checked_branch
 from audiolens.loading import checked_device, load
 from audiolens.passes import alone
 from audiolens.recording import Reading, Reduce
-from audiolens.sites import Site
 from audiolens.text import Prompt
 from audiolens.timeline import Real, Span, Timeline, clip_timeline
-from audiolens.tracing import LensTracer, Model, SiteValue, clock, requested
+from audiolens.tracing import LensTracer, Model, SiteValue, requested
 
 Interventions = Intervention | Iterable[Intervention]
 
@@ -94,15 +94,8 @@ class AudioLens:
         return next(self.model.decoder.parameters()).dtype
 
     def sites(self) -> dict[str, str]:
-        """Every site of this model by its full name, with the shape of its values."""
-        sizes = {
-            "residual": f"row step d_model={self.config.d_model}",
-            "heads": f"row step head={self.config.n_heads} d_head={self.config.d_head}",
-            "mlp": f"row step d_mlp={self.config.d_mlp}",
-        }
-        blocks = [Site(hook, layer) for layer in range(self.config.n_layers) for hook in self._family.block_taps]
-        whole = [Site(hook) for hook in self._family.model_taps]
-        return {site.name: sizes[tap_of(self._family, site).layout] for site in [*blocks, *whole]}
+        """Every site of this model by its full name, with the shape of its values, in the model's order."""
+        return shapes(self._family, self.config)
 
     def text_tokens(self, prompts: Prompt | Sequence[Prompt]) -> list[list[str]]:
         """Each prompt's tokens as strings, as the text encoder reads them; none for an absent prompt."""
@@ -142,6 +135,7 @@ class AudioLens:
         branch: Branch = "cond",
         span: Span | None = None,
         reduce: Reduce | None = None,
+        heads: Sequence[int] | None = None,
         cache_device: Any = None,
         cache_dtype: torch.dtype | None = None,
         batch_size: int | None = None,
@@ -161,8 +155,9 @@ class AudioLens:
             temperature: 0 is greedy.
             top_k: how many codes a draw chooses from; 0 or `None` is all.
             exact: pad rows and text to fixed sizes, so that codes are bit-equal in any batch and order.
-            sites, layers, branch, span, reduce: what `out.cache` holds; `span` is (from, to) in seconds, `reduce`
-                "mean", "last" or "max" over the steps (the tail left out), kept without storing them.
+            sites, layers, heads, branch, span, reduce: what `out.cache` holds; `span` is (from, to) in seconds,
+                `reduce` "mean", "last" or "max" over the steps (the tail left out), kept without storing them.
+                Patterns are padded with zeros to all keys of the clip, as a forward over its codes gives them.
             cache_device, cache_dtype: where and how recordings are kept (default: as they come).
             batch_size: rows in one run (default: all).
             decode: `False` skips the codec; `out.audio` is then `None`.
@@ -178,7 +173,7 @@ class AudioLens:
             self,
             prompts,
             seconds,
-            Reading(sites, layers, branch, span, reduce, cache_device, cache_dtype),
+            Reading(sites, layers, branch, span, reduce, cache_device, cache_dtype, heads),
             audio_prompt=audio_prompt,
             seeds=seeds,
             guidance_scale=guidance_scale,
@@ -205,6 +200,7 @@ class AudioLens:
         seconds: Span | None = None,
         interventions: Interventions = (),
         reduce: Reduce | None = None,
+        heads: Sequence[int] | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
         batch_size: int | None = None,
@@ -217,6 +213,7 @@ class AudioLens:
             audio: (waveform, sample rate) instead of codes.
             branch: which branch's logits and activations; "both" adds a leading axis to each.
             seconds: record only these steps. The logits are always of all of them.
+            heads: of head sites (patterns and results among them), record and recompute only these heads.
             stop_at_layer: run the blocks below this one and nothing above (0 to n_layers; negative counts from the
                 end); `layers=None` is then every block that runs. An intervention above is left out.
 
@@ -225,7 +222,7 @@ class AudioLens:
             codebook 0 and frame s - k of a codebook delayed by k. With `stop_at_layer`, as in TransformerLens, the
             residual stream that this block would have read, "row step d_model", in the place of the logits.
         """
-        reading = Reading(sites, layers, branch, seconds, reduce, device, dtype)
+        reading = Reading(sites, layers, branch, seconds, reduce, device, dtype, heads)
         return Forward.checked(
             self,
             prompts,
@@ -253,6 +250,7 @@ class AudioLens:
         reduce: Reduce | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        heads: Sequence[int] | None = None,
         batch_size: int = 16,
         progress: bool = True,
     ) -> Iterator[ActivationCache]:
@@ -261,7 +259,7 @@ class AudioLens:
         Nothing of an earlier batch is held, so memory is that of one; `reduce` takes its steps away too. There are
         no logits, and nothing runs above the last block recorded. The model is free between two batches.
         """
-        reading = Reading(sites, layers, branch, seconds, reduce, device, dtype)
+        reading = Reading(sites, layers, branch, seconds, reduce, device, dtype, heads)
         return Forward.checked(
             self,
             prompts,
@@ -335,14 +333,11 @@ class AudioLens:
         if len(found) != 1:
             raise InputError(f"{name!r} is a site of every block: give its layer, or its full name.")
         checked_branch(branch)
-        site, tap = found[0], tap_of(self._family, found[0])
-        decoder = self._nnsight.get(self._family.decoder)
-        block = decoder if site.layer is None else decoder.layers[site.layer]
-        return SiteValue(site, tap, block.get(tap.module) if tap.module else block, self.config, branch)
+        return SiteValue(self._nnsight, self._family, self.config, found[0], branch)
 
     def position(self) -> int:
         """Inside a trace: the step at which the running forward starts."""
-        return clock(self._nnsight, self._family)
+        return clock(self._nnsight.get(self._family.decoder))[0]
 
     def __repr__(self) -> str:
         config = self.config

@@ -20,6 +20,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from audiolens.engine import Run
 from audiolens.errors import BusyError, InputError
+from audiolens.operations import close
 from audiolens.timeline import Timeline, undelay
 
 
@@ -114,6 +115,7 @@ def alone(model: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
+            close(model)
             guard.running = False
 
 

@@ -125,8 +125,9 @@ def checked_rows(rows: Sequence[int] | None, total: int) -> list[int]:
 class RowBatcher(Batcher):
     """nnsight's batcher for a model whose rows are doubled by guidance and multiplied by codebooks.
 
-    A tensor belongs to the batch when its first axis counts `total` rows times {1, 2} branches times {1, codebooks}.
-    An invoke is served its own rows of every branch, in the same layout, and its edits go back to just these.
+    A tensor belongs to the batch when its first axis counts `total` rows times {1, 2} branches times {1, codebooks};
+    floats of two axes are the position embeddings, "step d_model", which are every row's. An invoke is served its own
+    rows of every branch, in the same layout, and its edits go back to just these.
     """
 
     def __init__(self, envoy: Any, kwargs: dict | None = None) -> None:
@@ -145,7 +146,7 @@ class RowBatcher(Batcher):
 
     def _shape(self, tensor: Tensor) -> tuple[int, int] | None:
         """(branches, rows a row) of a batched tensor's first axis, or `None` if it is not batched."""
-        if not tensor.ndim:
+        if not tensor.ndim or _positions(tensor):
             return None
         for branches in (self.branches, 1):
             for each in (1, self.codebooks):
@@ -164,6 +165,8 @@ class RowBatcher(Batcher):
         return mine[0] if branches == 1 else mine.flatten(0, 1)
 
     def _widen_tensor(self, full: Tensor, group: list, edited: Tensor) -> Tensor:
+        if _positions(full):
+            full = full.expand(self.branches * self.total, -1, -1)
         shape = self._shape(full)
         if shape is None:
             return edited
@@ -177,3 +180,7 @@ class RowBatcher(Batcher):
             return full
         before, after = rows[:, : start * each], rows[:, (start + size) * each :]
         return torch.cat([before, mine, after], dim=1).flatten(0, 1)
+
+
+def _positions(tensor: Tensor) -> bool:
+    return tensor.ndim == 2 and tensor.is_floating_point()
