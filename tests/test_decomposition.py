@@ -66,14 +66,17 @@ def test_parts_add_up_in_both_branches_in_means_and_while_generating(lens, codes
 
 
 def test_embeddings_recorded_apart_are_two_components(lens, codes):
-    _, cache = lens.run_with_cache(PROMPTS, codes, sites=PARTS)
+    sites = ["embed", "pos_embed", "attn_out", "cross_attn_out", "mlp_out"]
+    _, cache = lens.run_with_cache(PROMPTS, codes, sites=[*sites, "resid_pre"])
+    parts = cache.decompose_resid(2)
+    assert parts.labels[:3] == ("embed", "pos_embed", "0_attn_out")
+    torch.testing.assert_close(parts.values.sum(0), cache["resid_pre", 2], rtol=0, atol=1e-4)
     columns = delay(codes, lens.config.delays, 32)[..., :-1]
     tokens = sum(F.embedding(columns[:, codebook], lens.W_E[codebook]) for codebook in range(4))
-    tensors = {**cache.tensors, "hook_embed": tokens, "hook_pos_embed": lens.W_pos[:18]}
-    apart = ActivationCache(tensors, cache.axes, stream=cache.stream)
-    parts = apart.decompose_resid(2)
-    assert parts.labels[:3] == ("embed", "pos_embed", "0_attn_out")
-    torch.testing.assert_close(parts.values.sum(0), cache.decompose_resid(2).values.sum(0), rtol=0, atol=1e-4)
+    torch.testing.assert_close(parts["embed"], tokens)
+    assert torch.equal(parts["pos_embed"], lens.W_pos[:18].expand(3, -1, -1))
+    _, mean = lens.run_with_cache(PROMPTS, codes, sites=[*sites, "resid_post"], reduce="mean")
+    torch.testing.assert_close(mean.decompose_resid().values.sum(0), mean["resid_post", 2], rtol=0, atol=1e-4)
 
 
 def test_accumulated_states_are_transformers_hidden_states(lens, codes, hidden):

@@ -91,6 +91,19 @@ def test_batches_one_by_one_are_the_run_over_all_rows(lens, codes, reduce):
         torch.testing.assert_close(joined, whole[name], rtol=1e-4, atol=1e-5)
 
 
+def test_sites_before_the_blocks_need_none_of_them_and_text_has_each_batch_s_own_length(lens, codes, ran):
+    caches = list(lens.iter_cache(PROMPTS, codes, sites=["embed", "text_states"], batch_size=3, progress=False))
+    assert blocks(ran) == set()
+    lengths = [max(len(tokens) for tokens in lens.text_tokens(cache.prompts)) for cache in caches]
+    assert [cache["hook_text_states"].shape[1] for cache in caches] == lengths
+    _, whole = lens.run_with_cache(PROMPTS, codes, sites=["embed", "attn.pattern"], heads=[1], stop_at_layer=1)
+    assert torch.equal(torch.cat([cache["hook_embed"] for cache in caches]), whole["hook_embed"])
+    (pattern,) = lens.iter_cache(PROMPTS, codes, sites="attn.pattern", layers=0, heads=[1], progress=False)
+    assert torch.equal(pattern["attn.pattern", 0], whole["attn.pattern", 0])
+    with pytest.raises(AudioLensError, match="heads"):
+        lens.iter_cache(PROMPTS, codes, heads=[1])
+
+
 def test_batches_keep_their_branches_apart(lens, codes):
     given = {"branch": "both", "guidance_scale": 3.0, "seconds": (0.2, 0.4)}
     caches = list(lens.iter_cache(PROMPTS, codes, batch_size=2, progress=False, **given))
