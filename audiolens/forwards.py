@@ -68,7 +68,6 @@ class Forward:
         guided = guidance_scale > 1
         checked_branch(reading.branch, guided)
         timeline = codes_timeline(codes, lens.config)
-        timeline.select(reading.seconds)
         stop = _checked_stop(stop_at_layer, lens.config.n_layers)
         if stop and reading.layers is None:
             reading = replace(reading, layers=range(stop))
@@ -77,6 +76,8 @@ class Forward:
                 raise SiteError(
                     f"stop_at_layer={stop_at_layer} ends the run before {site.name}: stop later, or leave it out."
                 )
+        # What it refuses is refused before the first of many batches.
+        Recorder.of(reading, lens._family, lens.config, len(listed), timeline)
         return cls(
             lens,
             listed,
