@@ -59,9 +59,8 @@ class Readout:
 
     def logits(self, states: Float[Tensor, "*rows step d_model"]) -> Float[Tensor, "*rows codebook step vocab"]:
         """On the model's device and in its dtype, as the model would; given back on the states' device."""
-        normed = F.layer_norm(
-            states.to(self.weight.device, self.weight.dtype), self.weight.shape, self.weight, self.bias, self.eps
-        )
+        states_there = states.to(self.weight.device, self.weight.dtype)
+        normed = F.layer_norm(states_there, [len(self.weight)], self.weight, self.bias, self.eps)
         return torch.stack([normed @ head for head in self.heads], dim=-3).to(states.device)
 
 
