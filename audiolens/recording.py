@@ -9,9 +9,10 @@ from torch import Tensor
 
 from audiolens.cache import ActivationCache
 from audiolens.errors import InputError
-from audiolens.families import Family, LensConfig, Tap, order, places, tap_of
+from audiolens.families import Family, LensConfig, order, places, tap_of
 from audiolens.rows import Layout
-from audiolens.sites import Site
+from audiolens.sites import Site, checked_heads
+from audiolens.taps import Form
 from audiolens.timeline import Span, Timeline
 
 Reduce = Literal["mean", "last", "max"]
@@ -19,7 +20,7 @@ Reduce = Literal["mean", "last", "max"]
 
 @dataclass(frozen=True)
 class Reading:
-    """What a run records: sites and layers, of which branch, over which steps, whole or reduced over time."""
+    """What a run records: sites, layers and heads, of which branch, over which steps, whole or reduced over time."""
 
     sites: str | Sequence[str] = ()
     layers: int | Sequence[int] | None = None
@@ -28,6 +29,7 @@ class Reading:
     reduce: Reduce | None = None
     device: Any = None
     dtype: torch.dtype | None = None
+    heads: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if self.reduce is not None and self.reduce not in get_args(Reduce):
@@ -38,7 +40,10 @@ class Recorder:
     """Collects one run's activations into whole tensors over all rows, batch after batch.
 
     Full recordings are written into place by position, so that a step seen twice (under `generate`, MusicGen's first
-    one) is kept once; reductions take each step once, at its first sight.
+    one) is kept once; reductions take each step once, at its first sight. What has no steps is kept once a batch.
+
+    Tokens and keys are as many as the longest batch has, or (the keys of a self-attention) as the clip has steps: the
+    padding is zero, and so is what a causal pattern gives to keys that a step does not see.
     """
 
     def __init__(
@@ -47,12 +52,13 @@ class Recorder:
         places: Sequence[Site],
         rows: int,
         timeline: Timeline,
-        taps: Mapping[Site, Tap],
+        forms: Mapping[Site, Form],
+        heads: tuple[int, ...] | None = None,
     ) -> None:
         self.reading = reading
         self.places = frozenset(places)
-        self.taps = taps
-        self.rows = rows
+        self.forms, self.heads = forms, heads
+        self.rows, self.steps = rows, timeline.steps
         if reading.seconds is None and reading.reduce is not None:
             # The tail predicts no frame of codebook 0: it stays out of every summary over time.
             self.start, self.stop = 0, timeline.frames
@@ -70,40 +76,75 @@ class Recorder:
         found = places(family, config, reading.sites, reading.layers)
         if not found:
             return None
-        return cls(reading, found, rows, timeline, {site: tap_of(family, site) for site in order(family, found)})
+        forms = {site: tap_of(family, site).form for site in order(family, found)}
+        if reading.heads is None:
+            return cls(reading, found, rows, timeline, forms)
+        if not any("head" in form.axes for form in forms.values()):
+            raise InputError(f"heads={reading.heads}: no site that is read has heads; attn.hook_z is one that has.")
+        return cls(reading, found, rows, timeline, forms, checked_heads(reading.heads, config.n_heads))
 
     def begin(self) -> None:
         """A new batch of rows starts at the beginning of the clip."""
         self.seen = {}
 
     def wants(self, site: Site, start: int, length: int) -> bool:
-        return site in self.places and start < self.stop and start + length > self.start
+        if site not in self.places:
+            return False
+        if not self.forms[site].timed:
+            return site.name not in self.seen
+        return start < self.stop and start + length > self.start
+
+    def heads_of(self, site: Site) -> tuple[int, ...] | None:
+        """The heads to record at a site; `None` is all, or that it has none."""
+        return self.heads if "head" in self.forms[site].axes else None
 
     def write(self, site: Site, value: Tensor, start: int, layout: Layout) -> None:
-        """Keep "batch step ..." of the steps from `start`."""
-        name = site.name
+        """Keep "batch step ..." of the steps from `start`, or "batch token ..." where there are no steps."""
+        name, form = site.name, self.forms[site]
+        if not form.timed:
+            self._keep(name, form, self._mine(value, layout), layout.places, 0)
+            self.seen[name] = 0
+            return
         first, end = max(self.start, start), min(self.stop, start + value.shape[1])
         if self.reading.reduce is not None:
             first = max(first, self.seen.get(name, self.start))
             if first >= end:
                 return
-        window = value.detach()[:, first - start : end - start].unflatten(0, (layout.branches, -1))
+        window = self._mine(value[:, first - start : end - start], layout)
+        if self.reading.reduce is None:
+            self._keep(name, form, window, layout.places, first - self.start)
+        else:
+            self._reduce(name, form, window, layout.places)
+            self.seen[name] = end
+
+    def _mine(self, value: Tensor, layout: Layout) -> Tensor:
+        """Of "batch ...", what is recorded: "branch row ...", without the padding's rows."""
+        window = value.detach().unflatten(0, (layout.branches, -1))
         if self.reading.branch != "both":
             half = 0 if self.reading.branch == "cond" else 1
             window = window[half : half + 1]
-        window = window[:, : layout.kept]
-        if self.reading.reduce is None:
-            if name not in self.tensors:
-                shape = (window.shape[0], self.rows, self.stop - self.start, *window.shape[3:])
-                self.tensors[name] = self._empty(shape, window)
-            kept = self.tensors[name]
-            window = window.to(kept.device, kept.dtype)
-            kept[:, layout.places, first - self.start : end - self.start] = window
-        else:
-            self._reduce(name, window, layout.places)
-            self.seen[name] = end
+        return window[:, : layout.kept]
 
-    def _reduce(self, name: str, window: Tensor, rows: slice | Tensor) -> None:
+    def _keep(self, name: str, form: Form, window: Tensor, rows: slice | Tensor, first: int) -> None:
+        length = self.stop - self.start if form.timed else window.shape[2]
+        window = window if form.open is None else self._fitted(name, form, window)
+        if name not in self.tensors:
+            shape = (window.shape[0], self.rows, length, *window.shape[3:])
+            self.tensors[name] = self._empty(shape, window)
+        kept = self.tensors[name]
+        kept[:, rows, first : first + window.shape[2]] = window.to(kept.device, kept.dtype)
+
+    def _fitted(self, name: str, form: Form, window: Tensor) -> Tensor:
+        """The window with as many tokens or keys as were kept; where it has more, what was kept gains them."""
+        axis = form.order.index(str(form.open)) - len(form.order)
+        size = self.steps if form.square else window.shape[axis]
+        if name in self.tensors:
+            self.tensors[name] = _padded(self.tensors[name], axis, size)
+            size = self.tensors[name].shape[axis]
+        return _padded(window, axis, size)
+
+    def _reduce(self, name: str, form: Form, window: Tensor, rows: slice | Tensor) -> None:
+        window = window if form.open is None else self._fitted(name, form, window)
         if name not in self.tensors:
             shape = (window.shape[0], self.rows, *window.shape[3:])
             fill = -torch.inf if self.reading.reduce == "max" else 0.0
@@ -128,18 +169,22 @@ class Recorder:
         steps = self.stop - self.start
         mean, both = self.reading.reduce == "mean", self.reading.branch == "both"
         tensors, norms, axes = {}, {}, {}
-        for site, tap in self.taps.items():
+        for site, form in self.forms.items():
             name = site.name
             if name not in self.tensors:
                 continue
-            tensor = self.tensors[name] / steps if mean else self.tensors[name]
+            reduced = self.reading.reduce is not None and form.timed
+            order = ["branch", *form.order]
+            user = ["branch", *form.axes]
+            if reduced:
+                user.remove(order.pop(2))
+            tensor = self.tensors[name] / steps if reduced and mean else self.tensors[name]
             tensor = tensor if self.reading.dtype is None else tensor.to(self.reading.dtype)
+            tensor = tensor.permute([order.index(axis) for axis in user])
             tensors[name] = tensor if both else tensor[0]
-            if mean:
+            if reduced and mean:
                 norms[name] = self.norms[name] / steps if both else self.norms[name][0] / steps
-            feature = {"residual": ("d_model",), "heads": ("head", "d_head"), "mlp": ("d_mlp",)}[tap.layout]
-            time = () if self.reading.reduce else ("step",)
-            axes[name] = (*(("branch",) if both else ()), "row", *time, *feature)
+            axes[name] = tuple(user if both else user[1:])
         return tensors, axes, norms
 
     def cache(self, prompts: tuple[str | None, ...], model: str, frame_rate: float) -> ActivationCache:
@@ -155,4 +200,15 @@ class Recorder:
             reduce=self.reading.reduce,
             norms=norms,
             model=model,
+            heads=self.heads,
         )
+
+
+def _padded(tensor: Tensor, axis: int, size: int) -> Tensor:
+    """The tensor with zeros behind it along one axis, up to a size."""
+    missing = size - tensor.shape[axis]
+    if missing <= 0:
+        return tensor
+    shape = list(tensor.shape)
+    shape[axis] = missing
+    return torch.cat([tensor, tensor.new_zeros(shape)], dim=axis)

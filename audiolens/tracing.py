@@ -12,7 +12,6 @@ from types import CodeType
 from typing import Any, Literal
 
 import torch
-from einops import rearrange
 from nnsight import NNsight
 from nnsight.intervention.interleaver import Mediator
 from nnsight.intervention.tracer import InterleavingTracer
@@ -21,10 +20,12 @@ from torch import Tensor
 from audiolens import passes, text
 from audiolens.audio import checked_codes
 from audiolens.errors import InputError
-from audiolens.families import Family, LensConfig
+from audiolens.families import Family, LensConfig, tap_of
+from audiolens.operations import open_ahead, place_of
 from audiolens.rows import IN_PLACE, Layout, RowBatcher, read_columns
 from audiolens.sampling import checked_seeds, checked_settings, sampling_arguments
 from audiolens.sites import Site
+from audiolens.taps import Put, View
 from audiolens.text import Prompt, checked_prompts
 from audiolens.timeline import Real, Timeline
 
@@ -65,69 +66,62 @@ class LensTracer(InterleavingTracer):
 class SiteValue:
     """A site inside a trace: `value` reads or assigns it, on the rows of this invoke and of one branch.
 
-    "row step ... feature"; `branch="both"` adds a leading branch axis. Values come in the model's order, and each
-    may be asked for once a forward. For gradients with respect to a value that is a part of the model's tensor (a
-    head site, a branch under guidance, one of several invokes), assign a leaf of your own and differentiate by it.
+    Its shape is that of `lens.sites()`; `branch="both"` adds a leading branch axis. Values come in the model's order,
+    and each may be asked for once a forward. For gradients with respect to a value that is a part of the model's
+    tensor (a head site, a branch under guidance, one of several invokes), or that is recomputed (a pattern, a head's
+    result), assign a leaf of your own and differentiate by it.
     """
 
-    def __init__(self, site: Site, tap: Any, envoy: Any, config: LensConfig, branch: str) -> None:
-        self._site, self._tap, self._envoy, self._config, self._branch = site, tap, envoy, config, branch
+    def __init__(self, model: Model, family: Family, config: LensConfig, site: Site, branch: str) -> None:
+        self._model, self._family, self._config, self._site, self._branch = model, family, config, site, branch
+        self._tap = tap_of(family, site)
 
     @property
     def value(self) -> Tensor:
-        served = self._served()
-        if self._branch == "cond" and self._batcher.branches == 1 and self._tap.layout != "heads":
-            # The model's own tensor and not a view of it: gradients can be asked for.
-            return self._part(served)
-        whole = self._rows(served)
-        return whole if self._branch == "both" else whole[self._half]
+        _, whole, _ = self._opened()
+        if self._branch != "cond" or self._batcher.branches > 1:
+            # Otherwise it is the model's own tensor and not a view of it: gradients can be asked for.
+            whole = whole.unflatten(0, (self._batcher.branches, -1))[self._part]
+        return self._tap.form.turned(whole)
 
     @value.setter
     def value(self, changed: Tensor) -> None:
-        served = self._served()
-        whole = self._rows(served).clone()
-        expected = whole.shape if self._branch == "both" else whole[0].shape
+        place, before, put = self._opened()
+        whole = before.unflatten(0, (self._batcher.branches, -1)).clone()
+        chosen = torch.zeros(whole.shape[:2], dtype=torch.bool, device=whole.device)
+        expected = self._tap.form.turned(whole[self._part]).shape
         if changed.shape != expected:
             raise InputError(f"{self._site.name}: {tuple(changed.shape)} was assigned, expected {tuple(expected)}.")
-        whole[... if self._branch == "both" else self._half] = changed.to(whole.dtype)
-        flat = whole.flatten(0, 1)
-        if self._tap.layout == "heads":
-            flat = rearrange(flat, "row step head d_head -> row step (head d_head)")
-        if self._tap.in_place and not self._batcher.batching:
-            self._part(served).copy_(flat)
+        whole[self._part] = self._tap.form.turned(changed).to(whole.dtype)
+        chosen[self._part] = True
+        after = whole.flatten(0, 1)
+        if self._tap.in_place and self._batcher.batching:
+            setattr(after, IN_PLACE, True)
+            place.input = after
             return
-        if self._tap.in_place:
-            setattr(flat, IN_PLACE, True)
-        self._tap.hand_back(self._envoy, served, flat)
+        put(after, chosen.flatten())
 
     @property
     def _batcher(self) -> RowBatcher:
         return Mediator.current(self._site.name).interleaver.batcher
 
     @property
-    def _half(self) -> int:
+    def _part(self) -> Any:
+        """Of values with a leading branch axis, what is asked for."""
+        if self._branch == "both":
+            return ...
         half = 0 if self._branch == "cond" else 1
         if half >= self._batcher.branches:
             raise InputError("branch='null' needs guidance: without it (guidance_scale=1) there is only 'cond'.")
         return half
 
-    def _served(self) -> Any:
-        return self._envoy.input if self._tap.port == "input" else self._envoy.output
-
-    def _part(self, served: Any) -> Tensor:
-        return served if self._tap.item is None else served[self._tap.item]
-
-    def _rows(self, served: Any) -> Tensor:
-        value = self._part(served)
-        if self._tap.layout == "heads":
-            value = rearrange(value, "row step (head d) -> row step head d", head=self._config.n_heads)
-        return value.unflatten(0, (self._batcher.branches, -1))
-
-
-def clock(model: Model, family: Family) -> int:
-    """The position of the first step of the forward that is running, inside a trace."""
-    args, _ = model.get(family.decoder).get(family.clock).inputs
-    return int(args[1])
+    def _opened(self) -> tuple[Any, Tensor, Put]:
+        """The envoy, what it serves of this invoke's rows (one branch after the other), and what puts another there."""
+        batcher, group = self._batcher, Mediator.current(self._site.name).batch_group
+        rows = batcher.total if group is None else group[1]
+        open_ahead(self._model, self._family, self._site)
+        place = place_of(self._model, self._family, self._site)
+        return place, *self._tap.open(place, View(self._config, rows * batcher.branches))
 
 
 def joined(codes: Sequence[Tensor | None]) -> Tensor | None:
