@@ -41,7 +41,7 @@ class Bound:
     ) -> None:
         self.intervention = intervention
         self.site = site
-        self.start, self.stop = timeline.select(intervention.seconds)
+        self.start, self.stop = timeline.select(intervention.seconds, intervention.prefix)
         self.branches = layout.branches
         feature = feature_shape(tap, config)
         extra = len(feature)
@@ -88,7 +88,8 @@ class Bound:
         else:
             amount = self.amount
             if self.schedule is not None:
-                amount = amount * self.schedule[:, first:end]
+                origin = min(self.start, 0)
+                amount = amount * self.schedule[:, first - origin : end - origin]
             parts = self.parts
             if "values" in parts and parts["values"].ndim == window.ndim and parts["values"].shape[1] > 1:
                 values = parts["values"]
@@ -181,4 +182,6 @@ class Bound:
                 f"{self.site}: the schedule has {tuple(factors.shape)} factors, expected one for each of the "
                 f"{timeline.frames} frames (or {timeline.steps} steps, the tail included)."
             )
-        return factors.reshape(1, -1, *[1] * extra).to(device)
+        # The prefix has no time, and keeps its strength.
+        before = torch.ones(-min(self.start, 0))
+        return torch.cat([before, factors]).reshape(1, -1, *[1] * extra).to(device)

@@ -33,6 +33,9 @@ class ActivationCache:
     `tensors` and `axes` share their keys. `first_step` is the position of the step axis's first entry,
     `branch` the branch recorded ("cond", "null" or "both"), `reduce` the reduction over time, if any. `norms`
     holds, for `reduce="mean"`, the mean over the same steps of the activations' lengths.
+
+    Recorded with its prefix (`prefix=True`), the step axis begins at a negative `first_step`: step s stands at index
+    s - first_step, the text's last token at step -1. `prefixes` holds each row's own length; before it stand zeros.
     """
 
     tensors: Mapping[str, Tensor]
@@ -44,6 +47,7 @@ class ActivationCache:
     reduce: str | None = None
     norms: Mapping[str, Tensor] = field(default_factory=dict)
     model: str = ""
+    prefixes: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tensors)
@@ -101,6 +105,7 @@ class ActivationCache:
             tensors={name: pick(tensor, name) for name, tensor in self.tensors.items()},
             norms={name: pick(tensor, name) for name, tensor in self.norms.items()},
             prompts=tuple(self.prompts[row] for row in rows) if self.prompts else (),
+            prefixes=tuple(self.prefixes[row] for row in rows) if self.prefixes else (),
         )
 
     def seconds(self, span: Span) -> "ActivationCache":
@@ -115,6 +120,7 @@ class ActivationCache:
         return replace(
             self,
             first_step=first,
+            prefixes=(),
             tensors={
                 name: tensor.narrow(self.axes[name].index("step"), first - self.first_step, end - first)
                 if "step" in self.axes[name]
@@ -163,6 +169,7 @@ class ActivationCache:
             "prompts": list(self.prompts),
             "reduce": self.reduce,
             "model": self.model,
+            "prefixes": list(self.prefixes),
         }
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         tensors.update({f"norms/{name}": norm.detach().cpu().contiguous() for name, norm in self.norms.items()})
@@ -210,6 +217,7 @@ class ActivationCache:
             reduce=labels["reduce"],
             norms=norms,
             model=labels["model"],
+            prefixes=tuple(labels.get("prefixes", ())),
         )
 
     def __repr__(self) -> str:

@@ -2,7 +2,8 @@
 
 The clock is the absolute position: every forward starts by reading what the position embedding was given, the new
 columns and the length already cached. It is therefore the same with and without the key-value cache, and for
-`generate`, whose first forward transformers runs twice. Counting calls would be off by one there.
+`generate`, whose first forward transformers runs twice for MusicGen and once for Melody. Counting calls would be off by
+one there. Steps are counted behind the prefix, whose positions are the negative ones.
 
 A forward reads only the sites where something is edited or recorded at these very steps.
 """
@@ -20,7 +21,7 @@ from audiolens.bound import Bound
 from audiolens.errors import InputError
 from audiolens.families import Family, LensConfig, Tap, order, places, tap_of
 from audiolens.interventions import Intervention
-from audiolens.recording import Recorder
+from audiolens.recording import Recorder, refuse_prefix
 from audiolens.rows import Layout
 from audiolens.sites import Site
 from audiolens.timeline import Timeline
@@ -79,7 +80,9 @@ class Run:
     ) -> None:
         self.config, self.layout, self.recorder = config, layout, recorder
         decoder = model.get(family.decoder)
-        self.clock = decoder.get(family.clock)
+        self.clock, self.clock_axis = decoder.get(family.clock), family.clock_axis
+        if recorder is not None:
+            recorder.begin(layout)
         points: dict[Site, Point] = {}
 
         def point(site: Site) -> Point:
@@ -110,9 +113,9 @@ class Run:
         return not self.points
 
     def forward(self) -> int:
-        """One decoder forward; returns the position after it. Runs inside a trace."""
+        """One decoder forward; returns the step after it. Runs inside a trace."""
         args, _ = self.clock.inputs
-        start, length = int(args[1]), args[0].shape[-1]
+        start, length = int(args[1]) - self.layout.prefix, args[0].shape[self.clock_axis]
         for point in self.points:
             point.visit(start, length, self.recorder, self.layout, self.config)
         return start + length
@@ -143,5 +146,7 @@ def checked_interventions(
             raise InputError(f"{type(intervention).__name__} is not an intervention: use Add, Ablate, Clamp, ...")
         if intervention.branch == "null" and not guided:
             raise InputError("branch='null' needs guidance: without it (guidance_scale=1) there is only 'cond'.")
+        if intervention.prefix:
+            refuse_prefix(config, "prefix=True")
         places(family, config, intervention.site, intervention.layers)
     return listed

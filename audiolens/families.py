@@ -6,14 +6,16 @@ taps is the order in which the model reaches them, which is the order in which a
 Adding a family is adding a `Family`: its class name in the configuration, the path of its decoder, and its taps.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 
+from audiolens import conditioning
 from audiolens.errors import UnsupportedModelError
 from audiolens.sites import Site, resolve
+from audiolens.text import Text
 from audiolens.timeline import delays_of
 
 Layout = Literal["residual", "heads", "mlp"]
@@ -46,13 +48,20 @@ class Tap:
 
 @dataclass(frozen=True)
 class Family:
-    """One model family: how its models are recognised and where its sites live."""
+    """One model family: how its models are recognised, how they are told their text, and where its sites live.
+
+    `clock` is the decoder's position embedding, whose arguments say where a forward stands: what it embeds, with the
+    positions along `clock_axis`, and how many positions came before. `inputs` makes the keyword arguments of a forward
+    from the model, encoded prompts, and whether guidance adds its null half.
+    """
 
     name: str
     architecture: str
     conditioning: Literal["cross-attention", "prefix"]
+    inputs: Callable[[Any, Text, bool], dict[str, Any]]
     decoder: str
     clock: str
+    clock_axis: int
     block_taps: Mapping[str, Tap]
     model_taps: Mapping[str, Tap]
 
@@ -80,8 +89,10 @@ MUSICGEN = Family(
     name="MusicGen",
     architecture="MusicgenForConditionalGeneration",
     conditioning="cross-attention",
+    inputs=conditioning.attended,
     decoder="decoder.model.decoder",
     clock="embed_positions",
+    clock_axis=-1,
     block_taps={
         "hook_resid_pre": Tap("", "input"),
         "ln1.hook_normalized": Tap("self_attn_layer_norm", "output"),
@@ -99,12 +110,39 @@ MUSICGEN = Family(
     model_taps={"ln_final.hook_normalized": Tap("layer_norm", "output")},
 )
 
-FAMILIES = (MUSICGEN,)
+MELODY = Family(
+    name="MusicGen Melody",
+    architecture="MusicgenMelodyForConditionalGeneration",
+    conditioning="prefix",
+    inputs=conditioning.prefixed,
+    decoder="decoder.model.decoder",
+    clock="embed_positions",
+    clock_axis=1,
+    block_taps={
+        "hook_resid_pre": Tap("", "input"),
+        "ln1.hook_normalized": Tap("self_attn_layer_norm", "output"),
+        **_attention("attn", "self_attn"),
+        "hook_attn_out": Tap("self_attn", "output", item=0),
+        "hook_resid_mid": Tap("final_layer_norm", "input", in_place=True),
+        "mlp.hook_pre": Tap("fc1", "output", "mlp"),
+        "mlp.hook_post": Tap("fc2", "input", "mlp"),
+        "hook_mlp_out": Tap("fc2", "output"),
+        # A block of this family returns a pair, its attention's weights (or None) second.
+        "hook_resid_post": Tap("", "output", item=0),
+    },
+    model_taps={"ln_final.hook_normalized": Tap("layer_norm", "output")},
+)
+
+FAMILIES = (MUSICGEN, MELODY)
 
 
 @dataclass(frozen=True)
 class LensConfig:
-    """What a lens knows of its model. Rates are in hertz; `delays` are in steps, one a codebook."""
+    """What a lens knows of its model. Rates are in hertz; `delays` are in steps, one a codebook.
+
+    `conditioning` is "cross-attention", or "prefix" where the conditioning stands in the decoder's own sequence:
+    `chroma_length` chroma frames, then the text. `max_steps` counts all positions of that sequence.
+    """
 
     family: str
     n_layers: int
@@ -121,6 +159,11 @@ class LensConfig:
     delays: tuple[int, ...]
     max_steps: int
     pad_code: int
+    chroma_length: int = 0
+
+    def prefix(self, tokens: int) -> int:
+        """How many positions stand before step 0 under a text of so many tokens."""
+        return self.chroma_length + tokens if self.conditioning == "prefix" else 0
 
 
 def family_of(model: nn.Module) -> Family:
@@ -175,6 +218,7 @@ def config_of(model: Any, family: Family) -> LensConfig:
         delays=delays_of(decoder.num_codebooks, int(decoder.audio_channels)),
         max_steps=int(decoder.max_position_embeddings),
         pad_code=int(decoder.vocab_size if pad is None else pad),
+        chroma_length=int(model.config.chroma_length) if family.conditioning == "prefix" else 0,
     )
 
 
@@ -189,6 +233,19 @@ def _module(root: nn.Module, path: str, family: Family) -> nn.Module:
 
 def tap_of(family: Family, site: Site) -> Tap:
     return (family.model_taps if site.layer is None else family.block_taps)[site.hook]
+
+
+def described(family: Family, config: LensConfig) -> dict[str, str]:
+    """Every site of a model by its full name, with the shape of its values."""
+    time = "row [prefix+]step" if config.conditioning == "prefix" else "row step"
+    sizes = {
+        "residual": f"{time} d_model={config.d_model}",
+        "heads": f"{time} head={config.n_heads} d_head={config.d_head}",
+        "mlp": f"{time} d_mlp={config.d_mlp}",
+    }
+    blocks = [Site(hook, layer) for layer in range(config.n_layers) for hook in family.block_taps]
+    whole = [Site(hook) for hook in family.model_taps]
+    return {site.name: sizes[tap_of(family, site).layout] for site in [*blocks, *whole]}
 
 
 def places(

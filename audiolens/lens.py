@@ -16,20 +16,20 @@ from torch import Tensor
 from audiolens import passes, text
 from audiolens.audio import checked_codes, decode, encode
 from audiolens.cache import ActivationCache
+from audiolens.conditioning import refuse_melody
 from audiolens.engine import Run, checked_interventions
 from audiolens.errors import InputError, InputTypeError
-from audiolens.families import LensConfig, config_of, family_of, places, tap_of
+from audiolens.families import LensConfig, config_of, described, family_of
 from audiolens.generation import Generation
 from audiolens.interventions import Branch, Intervention, checked_branch
 from audiolens.loading import checked_device, load
 from audiolens.passes import alone, random_state
 from audiolens.recording import Reading, Recorder, Reduce
-from audiolens.rows import Layout, batches, read_columns
+from audiolens.rows import Layout, batches, in_order, read_columns
 from audiolens.sampling import checked_seeds, checked_settings, sampling_arguments
-from audiolens.sites import Site
 from audiolens.text import Prompt
 from audiolens.timeline import Real, Span, Timeline, clip_timeline, codes_timeline
-from audiolens.tracing import LensTracer, Model, SiteValue, clock, requested
+from audiolens.tracing import LensTracer, Model, SiteValue, clock, requested, site_value
 
 Interventions = Intervention | Iterable[Intervention]
 
@@ -38,7 +38,7 @@ class AudioLens:
     """A music transformer with its inside open.
 
     Args:
-        model: a `MusicgenForConditionalGeneration` in evaluation mode.
+        model: a `MusicgenForConditionalGeneration` or `MusicgenMelodyForConditionalGeneration` in evaluation mode.
         tokenizer: its tokenizer, or a processor that holds one.
         name: what results call the model.
 
@@ -89,15 +89,11 @@ class AudioLens:
         return next(self.model.decoder.parameters()).dtype
 
     def sites(self) -> dict[str, str]:
-        """Every site of this model by its full name, with the shape of its values."""
-        sizes = {
-            "residual": f"row step d_model={self.config.d_model}",
-            "heads": f"row step head={self.config.n_heads} d_head={self.config.d_head}",
-            "mlp": f"row step d_mlp={self.config.d_mlp}",
-        }
-        blocks = [Site(hook, layer) for layer in range(self.config.n_layers) for hook in self._family.block_taps]
-        whole = [Site(hook) for hook in self._family.model_taps]
-        return {site.name: sizes[tap_of(self._family, site).layout] for site in [*blocks, *whole]}
+        """Every site of this model by its full name, with the shape of its values.
+
+        Where the conditioning is a prefix, the shapes say so: its positions come with `prefix=True`.
+        """
+        return described(self._family, self.config)
 
     def text_tokens(self, prompts: Prompt | Sequence[Prompt]) -> list[list[str]]:
         """Each prompt's tokens as strings, as the text encoder reads them; none for an absent prompt."""
@@ -143,6 +139,8 @@ class AudioLens:
         decode: bool = True,
         use_cache: bool = True,
         progress: bool = False,
+        prefix: bool = False,
+        melody: Any = None,
     ) -> Generation:
         """Generate a clip per prompt, changed by `interventions`, and record `sites` while doing so.
 
@@ -154,38 +152,35 @@ class AudioLens:
             guidance_scale: 1 is no guidance, and half the work.
             temperature: 0 is greedy.
             top_k: how many codes a draw chooses from; 0 or `None` is all.
-            exact: pad rows and text to fixed sizes, so that codes are bit-equal in any batch and order.
+            exact: pad rows (and text under a mask) to fixed sizes: codes are bit-equal in any batch and order.
             sites, layers, branch, span, reduce: what `out.cache` holds; `span` is (from, to) in seconds, `reduce`
-                "mean", "last" or "max" over the steps (the tail left out), kept without storing them.
+                "mean", "last" or "max" over the steps (the tail left out), kept without storing them, or "eos".
             cache_device, cache_dtype: where and how recordings are kept (default: as they come).
-            batch_size: rows in one run (default: all).
+            batch_size: rows in one run (default: all). MusicGen Melody has no mask for its text: there a run holds
+                prompts of one length in tokens, the shortest first, and the rows come back in their order.
             decode: `False` skips the codec; `out.audio` is then `None`.
             use_cache: `False` recomputes every step from the start, to check the key-value cache against.
+            prefix: record the conditioning before step 0 too; see `run_with_cache`.
+            melody: not supported yet; text alone conditions.
 
         Raises:
             InputError: (or a subclass) for anything out of range, before the model runs.
         """
+        refuse_melody(melody)
         rows = len(seeds) if isinstance(seeds, Sequence) else None
         listed, sizes = self._checked_texts(prompts, rows)
         drawn = checked_seeds(seeds, len(listed))
         checked_settings(guidance_scale, temperature, top_k)
         guided = guidance_scale > 1
-        timeline = clip_timeline(seconds, self.config)
+        timeline = clip_timeline(seconds, self.config, self.config.prefix(max(sizes)))
         todo = checked_interventions(interventions, self._family, self.config, guided)
-        reading = Reading(
-            sites,
-            layers,
-            self._checked_branch(branch, guided, sites),
-            span,
-            reduce,
-            cache_device,
-            cache_dtype,
-        )
+        chosen = self._checked_branch(branch, guided, sites)
+        reading = Reading(sites, layers, chosen, span, reduce, cache_device, cache_dtype, prefix)
         recorder = Recorder.of(reading, self._family, self.config, len(listed), timeline)
         if exact and drawn is None:
             raise InputError("exact=True needs seeds: transformers' own sampler draws a whole batch from one state.")
         codes = torch.zeros(len(listed), self.config.n_codebooks, timeline.frames, dtype=torch.long, device=self.device)
-        parts = list(batches(sizes, guided=guided, exact=exact, batch_size=batch_size))
+        parts = list(batches(sizes, guided=guided, exact=exact, batch_size=batch_size, prefix=self.config.prefix))
         with alone(self.model), random_state(keep=drawn is not None):
             for layout, length in _counted(parts, progress):
                 run = self._run(layout, timeline, todo, recorder)
@@ -197,7 +192,7 @@ class AudioLens:
                     timeline,
                     use_cache=use_cache,
                     input_ids=encoded.ids,
-                    **encoded.conditioning(guided),
+                    **self._family.inputs(self.model, encoded, guided),
                     **sampling_arguments(mine, self.config, guidance_scale, temperature, top_k),
                 )
                 codes[list(layout.rows[: layout.kept])] = made[: layout.kept]
@@ -237,6 +232,8 @@ class AudioLens:
         device: Any = None,
         dtype: torch.dtype | None = None,
         batch_size: int | None = None,
+        prefix: bool = False,
+        melody: Any = None,
     ) -> tuple[Float[Tensor, "*branch row codebook step vocab"], ActivationCache]:
         """One forward over given codes, recording `sites`.
 
@@ -245,6 +242,11 @@ class AudioLens:
             audio: (waveform, sample rate) instead of codes.
             branch: which branch's logits and activations; "both" adds a leading axis to each.
             seconds: record only these steps. The logits are always of all of them.
+            reduce: "mean", "last" or "max" over the steps (the tail left out), or "eos": the text's last token, where
+                the text stands in the decoder's own sequence (MusicGen Melody).
+            prefix: record the conditioning in that sequence too, "row prefix+step ...": the step axis then begins at
+                the negative `cache.first_step`, and is 0 before a row whose prefix is shorter (`cache.prefixes`).
+            melody: not supported yet; text alone conditions.
 
         Returns:
             The logits of that branch, unmerged, and the recordings. Step s holds frame s of codebook 0 and frame
@@ -254,31 +256,33 @@ class AudioLens:
             if codes is not None:
                 raise InputError("codes and audio were both given: give one of them.")
             codes = self.encode_audio(*audio)
+        refuse_melody(melody)
         listed, sizes = self._checked_texts(prompts, None if codes is None else len(codes))
         if codes is not None:
             codes = checked_codes(codes, self.config, len(listed)).to(self.device)
         checked_settings(guidance_scale, 1.0, None)
         guided = guidance_scale > 1
-        timeline = codes_timeline(codes, self.config)
+        timeline = codes_timeline(codes, self.config, self.config.prefix(max(sizes)))
         todo = checked_interventions(interventions, self._family, self.config, guided)
-        reading = Reading(
-            sites, layers, self._checked_branch(branch, guided, ["logits"]), seconds, reduce, device, dtype
-        )
+        chosen = self._checked_branch(branch, guided, ["logits"])
+        reading = Reading(sites, layers, chosen, seconds, reduce, device, dtype, prefix)
         recorder = Recorder.of(reading, self._family, self.config, len(listed), timeline)
+        cut = batches(sizes, guided=guided, exact=False, batch_size=batch_size, prefix=self.config.prefix)
+        layouts = [layout for layout, _ in cut]
         parts = []
         with alone(self.model), random_state(keep=True):
-            for layout, _ in batches(sizes, guided=guided, exact=False, batch_size=batch_size):
+            for layout in layouts:
                 run = self._run(layout, timeline, todo, recorder)
                 encoded = text.encode([listed[row] for row in layout.rows], self.model, self.tokenizer)
                 logits = passes.forward(
                     self._nnsight,
                     run,
                     decoder_input_ids=read_columns(codes, self.config, layout, self.device),
-                    **encoded.conditioning(guided),
+                    **self._family.inputs(self.model, encoded, guided),
                 )
                 shaped = logits.unflatten(0, (layout.branches, len(layout.rows), self.config.n_codebooks))
                 parts.append(shaped if branch == "both" else shaped[0 if branch == "cond" else 1])
-        whole = torch.cat(parts, dim=1 if branch == "both" else 0)
+        whole = in_order(parts, layouts, axis=1 if branch == "both" else 0)
         if recorder is None:
             return whole, ActivationCache({}, {}, branch=branch, prompts=listed, model=self.name)
         return whole, recorder.cache(listed, self.name, self.config.frame_rate)
@@ -321,10 +325,11 @@ class AudioLens:
 
         Without prompts the block holds `with tracer.invoke(prompts, codes=...)` blocks. `fn="generate"` takes
         `seconds`, `seeds`, `temperature` and `top_k` as `generate` does; its steps are `tracer.iter[:]`, where
-        step 0 comes twice: `lens.position()` is the clock. Gradients are as the caller has them.
+        step 0 comes twice (MusicGen): `lens.position()` is the clock. Gradients are as the caller has them.
         """
         request, run = requested(
             self,
+            self._family,
             guidance_scale=guidance_scale,
             fn=fn,
             timeline=clip_timeline(seconds, self.config),
@@ -339,16 +344,9 @@ class AudioLens:
             *given, fn=run, tracer_cls=LensTracer, request=request, **extra
         )
 
-    def site(self, name: str, layer: int | None = None, *, branch: Branch = "cond") -> SiteValue:
+    def site(self, name: str, layer: int | None = None, *, branch: Branch = "cond", prefix: bool = False) -> SiteValue:
         """A site inside a trace, by full name or by short name and layer: read or assign its `value`."""
-        found = places(self._family, self.config, name, layer)
-        if len(found) != 1:
-            raise InputError(f"{name!r} is a site of every block: give its layer, or its full name.")
-        checked_branch(branch)
-        site, tap = found[0], tap_of(self._family, found[0])
-        decoder = self._nnsight.get(self._family.decoder)
-        block = decoder if site.layer is None else decoder.layers[site.layer]
-        return SiteValue(site, tap, block.get(tap.module) if tap.module else block, self.config, branch)
+        return site_value(self._nnsight, self._family, self.config, name, layer, branch, prefix)
 
     def position(self) -> int:
         """Inside a trace: the step at which the running forward starts."""
@@ -364,8 +362,6 @@ class AudioLens:
     def _run(
         self, layout: Layout, timeline: Timeline, todo: tuple[Intervention, ...], recorder: Recorder | None
     ) -> Run:
-        if recorder is not None:
-            recorder.begin()
         return Run(
             self._nnsight,
             self._family,

@@ -77,14 +77,15 @@ def generate(model: NNsight, run: Run, timeline: Timeline, **inputs: Any) -> Int
 
 
 def forward(model: NNsight, run: Run, **inputs: Any) -> Float[Tensor, "sequence step vocab"]:
-    """One decoder forward; the logits as transformers lays them out."""
+    """One decoder forward; the logits as transformers lays them out, those of the prefix left out."""
+    kept: list[Tensor] = []
     with torch.no_grad():
         if run.idle:
-            return model._module(use_cache=False, **inputs).logits
-        kept: list[Tensor] = []
-        with model.trace(use_cache=False, **inputs) as tracer:
-            run.single(tracer, kept)
-    return kept[0]
+            kept.append(model._module(use_cache=False, **inputs).logits)
+        else:
+            with model.trace(use_cache=False, **inputs) as tracer:
+                run.single(tracer, kept)
+    return kept[0][:, run.layout.prefix :]
 
 
 @contextmanager

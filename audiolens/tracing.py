@@ -3,6 +3,7 @@
 `lens.trace(prompts, codes=...)` opens it; `tracer.invoke(prompts, codes=...)` puts several into one run, each with
 its own rows; `lens.site(name).value` reads or assigns a site's value on these rows. `tracer.result` is the logits
 "row codebook step vocab" of a forward (branches one after the other under guidance), or the codes of a generation.
+Where the text is a prefix in the decoder's own sequence, a run's prompts are of one length in tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +22,14 @@ from torch import Tensor
 from audiolens import passes, text
 from audiolens.audio import checked_codes
 from audiolens.errors import InputError
-from audiolens.families import Family, LensConfig
+from audiolens.families import Family, LensConfig, places, tap_of
+from audiolens.interventions import Branch, checked_branch
+from audiolens.recording import refuse_prefix
 from audiolens.rows import IN_PLACE, Layout, RowBatcher, read_columns
 from audiolens.sampling import checked_seeds, checked_settings, sampling_arguments
 from audiolens.sites import Site
 from audiolens.text import Prompt, checked_prompts
-from audiolens.timeline import Real, Timeline
+from audiolens.timeline import Real, Timeline, clip_timeline, codes_timeline
 
 
 class Model(NNsight):
@@ -42,15 +45,18 @@ class Model(NNsight):
         if inputs:
             return len(checked_prompts(*inputs))
         # The lens's own passes bring transformers' arguments and no prompts: one worker over the whole batch.
-        return 1 if "encoder_outputs" in kwargs else 0
+        return 1 if "attention_mask" in kwargs else 0
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a trace runs: how its inputs are built, how many branches they have, and the guard around the run."""
+    """What a trace runs: how its inputs are built, how many branches they have, and the guard around the run.
+
+    `inputs` gives the length of the prefix before step 0, and the arguments of the call.
+    """
 
     branches: int
-    inputs: Callable[[Sequence[Prompt], Sequence[Tensor | None]], dict[str, Any]]
+    inputs: Callable[[Sequence[Prompt], Sequence[Tensor | None]], tuple[int, dict[str, Any]]]
     guard: Callable[[], AbstractContextManager[None]]
 
 
@@ -65,31 +71,35 @@ class LensTracer(InterleavingTracer):
 class SiteValue:
     """A site inside a trace: `value` reads or assigns it, on the rows of this invoke and of one branch.
 
-    "row step ... feature"; `branch="both"` adds a leading branch axis. Values come in the model's order, and each
-    may be asked for once a forward. For gradients with respect to a value that is a part of the model's tensor (a
-    head site, a branch under guidance, one of several invokes), assign a leaf of your own and differentiate by it.
+    "row step ... feature"; `branch="both"` adds a leading branch axis, and with `prefix` the steps begin with those of
+    the prefix, in the forward that holds it: the first. Values come in the model's order, and each may be asked for
+    once a forward. For gradients with respect to a value that is a part of the model's tensor (a head site, a branch
+    under guidance, one of several invokes, steps behind a prefix), assign a leaf of your own and differentiate by it.
     """
 
-    def __init__(self, site: Site, tap: Any, envoy: Any, config: LensConfig, branch: str) -> None:
-        self._site, self._tap, self._envoy, self._config, self._branch = site, tap, envoy, config, branch
+    def __init__(self, site: Site, tap: Any, envoy: Any, config: LensConfig, branch: str, prefix: bool) -> None:
+        self._site, self._tap, self._envoy, self._config = site, tap, envoy, config
+        self._branch, self._prefix = branch, prefix
 
     @property
     def value(self) -> Tensor:
         served = self._served()
-        if self._branch == "cond" and self._batcher.branches == 1 and self._tap.layout != "heads":
+        skipped = self._skipped(served)
+        if self._branch == "cond" and self._batcher.branches == 1 and self._tap.layout != "heads" and not skipped:
             # The model's own tensor and not a view of it: gradients can be asked for.
             return self._part(served)
-        whole = self._rows(served)
+        whole = self._rows(served)[:, :, skipped:]
         return whole if self._branch == "both" else whole[self._half]
 
     @value.setter
     def value(self, changed: Tensor) -> None:
         served = self._served()
         whole = self._rows(served).clone()
-        expected = whole.shape if self._branch == "both" else whole[0].shape
+        steps = whole[:, :, self._skipped(served) :]
+        expected = steps.shape if self._branch == "both" else steps[0].shape
         if changed.shape != expected:
             raise InputError(f"{self._site.name}: {tuple(changed.shape)} was assigned, expected {tuple(expected)}.")
-        whole[... if self._branch == "both" else self._half] = changed.to(whole.dtype)
+        steps[... if self._branch == "both" else self._half] = changed.to(whole.dtype)
         flat = whole.flatten(0, 1)
         if self._tap.layout == "heads":
             flat = rearrange(flat, "row step head d_head -> row step (head d_head)")
@@ -102,7 +112,7 @@ class SiteValue:
 
     @property
     def _batcher(self) -> RowBatcher:
-        return Mediator.current(self._site.name).interleaver.batcher
+        return running(self._site.name)
 
     @property
     def _half(self) -> int:
@@ -117,6 +127,11 @@ class SiteValue:
     def _part(self, served: Any) -> Tensor:
         return served if self._tap.item is None else served[self._tap.item]
 
+    def _skipped(self, served: Any) -> int:
+        """How many positions of this forward are left out: all of the prefix, which a later step does not hold."""
+        prefix = 0 if self._prefix else self._batcher.prefix
+        return prefix if self._part(served).shape[1] > prefix else 0
+
     def _rows(self, served: Any) -> Tensor:
         value = self._part(served)
         if self._tap.layout == "heads":
@@ -124,10 +139,41 @@ class SiteValue:
         return value.unflatten(0, (self._batcher.branches, -1))
 
 
+def running(what: str) -> RowBatcher:
+    """The batcher of the run that is running, inside a trace; `what` is asked of it."""
+    return Mediator.current(what).interleaver.batcher
+
+
 def clock(model: Model, family: Family) -> int:
-    """The position of the first step of the forward that is running, inside a trace."""
+    """The first step of the forward that is running, inside a trace."""
     args, _ = model.get(family.decoder).get(family.clock).inputs
-    return int(args[1])
+    return max(0, int(args[1]) - running("position").prefix)
+
+
+def site_value(
+    model: Model, family: Family, config: LensConfig, name: str, layer: int | None, branch: Branch, prefix: bool
+) -> SiteValue:
+    """A site inside a trace, by full name or by short name and layer."""
+    found = places(family, config, name, layer)
+    if len(found) != 1:
+        raise InputError(f"{name!r} is a site of every block: give its layer, or its full name.")
+    checked_branch(branch)
+    if prefix:
+        refuse_prefix(config, "prefix=True")
+    site, tap = found[0], tap_of(family, found[0])
+    decoder = model.get(family.decoder)
+    block = decoder if site.layer is None else decoder.layers[site.layer]
+    return SiteValue(site, tap, block.get(tap.module) if tap.module else block, config, branch, prefix)
+
+
+def one_prefix(sizes: Sequence[int], config: LensConfig) -> int:
+    """The prefix of a run's rows, given their prompts' lengths in tokens; rows of several do not fit into one run."""
+    if len({config.prefix(size) for size in sizes}) > 1:
+        raise InputError(
+            f"prompts of {', '.join(map(str, sorted(set(sizes))))} tokens in one trace: {config.family} has no mask "
+            "for its text, so a trace takes prompts of one length. Trace the others apart."
+        )
+    return config.prefix(sizes[0])
 
 
 def joined(codes: Sequence[Tensor | None]) -> Tensor | None:
@@ -142,6 +188,7 @@ def joined(codes: Sequence[Tensor | None]) -> Tensor | None:
 
 def requested(
     lens: Any,
+    family: Family,
     *,
     guidance_scale: Real,
     fn: Literal["forward", "generate"],
@@ -157,24 +204,29 @@ def requested(
     guided = guidance_scale > 1
     model, config = lens.model, lens.config
 
-    def inputs(prompts: Sequence[Prompt], parts: Sequence[Tensor | None]) -> dict[str, Any]:
+    def inputs(prompts: Sequence[Prompt], parts: Sequence[Tensor | None]) -> tuple[int, dict[str, Any]]:
         codes = joined(parts)
-        text.lengths(prompts, lens.tokenizer, text.token_limit(model, lens.tokenizer))
+        sizes = text.lengths(prompts, lens.tokenizer, text.token_limit(model, lens.tokenizer))
+        prefix = one_prefix(sizes, config)
         encoded = text.encode(prompts, model, lens.tokenizer)
+        told = family.inputs(model, encoded, guided)
         if fn == "generate":
             if codes is not None:
                 raise InputError("codes are for a forward: a generation makes its own.")
+            clip_timeline(timeline.seconds, config, prefix)
             drawn = checked_seeds(seeds, len(prompts))
             draw = sampling_arguments(drawn, config, guidance_scale, temperature, top_k)
-            return {"input_ids": encoded.ids, **encoded.conditioning(guided), **draw}
+            return prefix, {"input_ids": encoded.ids, **told, **draw}
         if codes is not None:
             codes = checked_codes(codes, config, len(prompts)).to(lens.device)
+        codes_timeline(codes, config, prefix)
         layout = Layout(tuple(range(len(prompts))), len(prompts), 2 if guided else 1, len(prompts))
         columns = read_columns(codes, config, layout, lens.device)
-        return {"decoder_input_ids": columns, **encoded.conditioning(guided)}
+        return prefix, {"decoder_input_ids": columns, **told}
 
     def forward(**ready: Any) -> Tensor:
-        return model(use_cache=False, **ready).logits.unflatten(0, (-1, config.n_codebooks))
+        steps = ready["decoder_input_ids"].shape[-1]
+        return model(use_cache=False, **ready).logits[:, -steps:].unflatten(0, (-1, config.n_codebooks))
 
     def generate(**ready: Any) -> Tensor:
         return passes.codes(model.generate, timeline, **ready)
