@@ -10,6 +10,7 @@ from torch import Tensor
 
 from audiolens.errors import InputError, InputTypeError
 from audiolens.families import LensConfig
+from audiolens.timeline import Timeline
 
 
 def checked_waveform(waveform: Any, sample_rate: int, config: LensConfig) -> Float[Tensor, "row channel sample"]:
@@ -82,6 +83,29 @@ def checked_codes(codes: Any, config: LensConfig, rows: int | None = None) -> In
     if low < 0 or high >= config.vocab_size:
         raise InputError(f"codes from {low} to {high}: this model's go from 0 to {config.vocab_size - 1}.")
     return codes.long()
+
+
+def clip_start(audio_prompt: Any, rows: int, timeline: Timeline, lens: Any) -> Int[Tensor, "row codebook frame"] | None:
+    """The codes that clips begin with, one row each: as given, or of a (waveform, sample rate); `None` for none.
+
+    Raises:
+        InputTypeError, InputError: if it is neither, of other rows, or leaves nothing to generate.
+    """
+    if audio_prompt is None:
+        return None
+    coded = isinstance(audio_prompt, Tensor) and not audio_prompt.is_floating_point()
+    if not coded and not (isinstance(audio_prompt, tuple) and len(audio_prompt) == 2):
+        raise InputTypeError("audio_prompt: expected (waveform, sample_rate), or codes 'row codebook frame'.")
+    codes = audio_prompt if coded else lens.encode_audio(*audio_prompt)
+    if codes.ndim == 3 and len(codes) == 1:
+        codes = codes.expand(rows, -1, -1)
+    codes = checked_codes(codes, lens.config, rows)
+    if codes.shape[-1] >= timeline.frames:
+        raise InputError(
+            f"audio_prompt lasts {codes.shape[-1] / timeline.frame_rate:g} s, the clip {timeline.seconds:g} s with it: "
+            "raise seconds=, which counts both, or give less of it."
+        )
+    return codes.to(lens.device)
 
 
 def decode(codes: Tensor, model: Any, config: LensConfig) -> Float[Tensor, "row channel sample"]:

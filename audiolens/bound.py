@@ -1,28 +1,23 @@
 """An intervention bound to one run: its tensors cut to the batch, its branch and rows a mask, its span steps.
 
 The batch holds every row of the conditional branch, then (under guidance) every row of the null branch; its
-`Layout` says which of the caller's rows stands where.
+`Layout` says which of the caller's rows stands where. Values have a run's layout (`taps.py`); the user's own order of
+axes is met only where values are given and where a function is called.
 """
 
+import sys
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from audiolens.errors import InputError
-from audiolens.families import LensConfig, Tap
+from audiolens.families import LensConfig
 from audiolens.interventions import Apply, Intervention
 from audiolens.rows import Layout, checked_rows
+from audiolens.sites import checked_heads
+from audiolens.taps import Form
 from audiolens.timeline import Timeline
-
-
-def feature_shape(tap: Tap, config: LensConfig) -> tuple[int, ...]:
-    """The shape of one step of a site."""
-    return {
-        "residual": (config.d_model,),
-        "heads": (config.n_heads, config.d_head),
-        "mlp": (config.d_mlp,),
-    }[tap.layout]
 
 
 class Bound:
@@ -32,7 +27,7 @@ class Bound:
         self,
         intervention: Intervention,
         site: str,
-        tap: Tap,
+        form: Form,
         *,
         config: LensConfig,
         layout: Layout,
@@ -41,10 +36,12 @@ class Bound:
     ) -> None:
         self.intervention = intervention
         self.site = site
-        self.start, self.stop = timeline.select(intervention.seconds, intervention.prefix)
+        self.form = form
+        self.start, self.stop = self._span(timeline)
+        # Before the keys of a shorter prefix stand those of the longest.
+        self.unkeyed = timeline.prefix - layout.prefix
         self.branches = layout.branches
-        feature = feature_shape(tap, config)
-        extra = len(feature)
+        extra = len(form.features(config))
         rows = checked_rows(intervention.rows, layout.total)
         affected = torch.zeros(layout.total, dtype=torch.bool)
         affected[rows] = True
@@ -55,19 +52,22 @@ class Bound:
         self.everything, self.anything = bool(active.all()), bool(active.any())
         self.mask = active.reshape(-1, *[1] * (extra + 1)).to(device)
         if intervention.heads is not None:
-            self.mask = self.mask & self._heads(intervention.heads, tap, config).to(device)
+            self.mask = self.mask & self._heads(intervention.heads, config).to(device)
             self.everything = False
         amount = layout.of(per_row).reshape(-1, *[1] * (extra + 1))
         self.amount = (amount if strength.ndim else strength).to(device)
         self.schedule = self._schedule(timeline, extra, device)
         self.parts = {
-            name: self._place(tensor, name, feature, rows, layout).to(device)
+            name: self._place(tensor, name, config, rows, layout).to(device)
             for name, tensor in intervention.tensors.items()
         }
+        if form.square:
+            # Its keys grow to the clip's steps: too few of them are refused before the run.
+            self._fitted(layout.prefix + timeline.steps)
 
     def touches(self, start: int, length: int) -> bool:
-        """Whether a forward over these steps is changed at all."""
-        return start < self.stop and start + length > self.start and self.anything
+        """Whether a forward over these steps is changed at all; what has no steps is so in each."""
+        return self.anything and (not self.form.timed or (start < self.stop and start + length > self.start))
 
     def apply(self, value: Tensor, start: int) -> Tensor:
         """The value "batch step ... feature" after the intervention; `start` is the first step's position."""
@@ -90,13 +90,14 @@ class Bound:
             if self.schedule is not None:
                 origin = min(self.start, 0)
                 amount = amount * self.schedule[:, first - origin : end - origin]
-            parts = self.parts
+            parts = self._fitted(window.shape[-1])
             if "values" in parts and parts["values"].ndim == window.ndim and parts["values"].shape[1] > 1:
                 values = parts["values"]
                 if end - self.start > values.shape[1]:
+                    unit = "step" if self.form.timed else "token"
                     raise InputError(
-                        f"{self.site}: the values hold {values.shape[1]} steps, the run reached step "
-                        f"{end - self.start} of the span: give a value for every step, or a shorter span."
+                        f"{self.site}: the values hold {values.shape[1]} {unit}s, the run reached {unit} "
+                        f"{end - self.start} of the span: give a value for every {unit}, or a shorter span."
                     )
                 parts = {**parts, "values": values[:, first - self.start : end - self.start]}
             changed = self.intervention.change(window, amount, parts)
@@ -112,15 +113,38 @@ class Bound:
             index = half * size + self.active[half * size : (half + 1) * size].nonzero().flatten().to(window.device)
             if not len(index):
                 continue
-            mine = window.index_select(0, index)
+            mine = self.form.turned(window.index_select(0, index))
             theirs = self.intervention.function(mine)  # pyright: ignore[reportAttributeAccessIssue]
             if theirs is None:
                 continue
             if not isinstance(theirs, Tensor) or theirs.shape != mine.shape:
                 got = tuple(theirs.shape) if isinstance(theirs, Tensor) else type(theirs).__name__
                 raise InputError(f"{self.site}: the function returned {got}, expected shape {tuple(mine.shape)}.")
-            changed = changed.index_copy(0, index, theirs.to(window.dtype))
+            changed = changed.index_copy(0, index, self.form.turned(theirs).to(window.dtype))
         return changed
+
+    def _fitted(self, width: int) -> dict[str, Tensor]:
+        """The parts, cut to the keys that a pattern has in this forward: the unseen and the padding weigh nothing."""
+        if self.form.order[-1] != "key":
+            return self.parts
+        fitted = {}
+        for name, part in self.parts.items():
+            keyed = name in ("vector", "direction", "values")
+            first = self.unkeyed if self.form.square else 0
+            if keyed and part.shape[-1] < first + width:
+                raise InputError(f"{self.site}: {name} has {part.shape[-1]} keys, the pattern {first + width}.")
+            fitted[name] = part[..., first : first + width] if keyed else part
+        return fitted
+
+    def _span(self, timeline: Timeline) -> tuple[int, int]:
+        """The steps of the intervention; every token, where there are no steps."""
+        if self.form.timed:
+            return timeline.select(self.intervention.seconds, self.intervention.prefix)
+        if self.intervention.seconds is not None or self.intervention.schedule is not None:
+            raise InputError(
+                f"{self.site} has no steps: the text stands for the whole clip. Leave out seconds/schedule."
+            )
+        return 0, sys.maxsize
 
     def _spread(self, values: Tensor, rows: Sequence[int], total: int, name: str) -> Tensor:
         """One number per row of the caller from a single number or one per affected row."""
@@ -130,22 +154,25 @@ class Bound:
         spread[list(rows)] = values
         return spread
 
-    def _place(
-        self, tensor: Tensor, name: str, feature: tuple[int, ...], rows: Sequence[int], layout: Layout
-    ) -> Tensor:
+    def _place(self, tensor: Tensor, name: str, config: LensConfig, rows: Sequence[int], layout: Layout) -> Tensor:
         """A part of the intervention, shaped to broadcast against "batch step ... feature"."""
+        feature = self.form.features(config)
         if name in ("value", "factor"):
             if not tensor.ndim:
                 return tensor
             return layout.of(self._spread(tensor, rows, layout.total, name)).reshape(-1, *[1] * (len(feature) + 1))
         free = tensor.ndim - len(feature)
-        trailing = tensor.shape[max(free, 0) :]
-        expected = feature[len(feature) - len(trailing) :]
-        if tuple(trailing) != tuple(expected) or free > (2 if name == "values" else 1) or not tensor.ndim:
+        given = self.form.turned(tensor) if free == 2 else tensor
+        trailing = given.shape[max(free, 0) :]
+        wanted = feature[len(feature) - len(trailing) :]
+        fits = all(size in (own, None) for own, size in zip(trailing, wanted, strict=True))
+        if not fits or free > (2 if name == "values" else 1) or not tensor.ndim:
+            most = self.form.described(config) if name == "values" else "one vector a row"
             raise InputError(
-                f"{self.site}: {name} has shape {tuple(tensor.shape)}, expected {tuple(feature)} at this site, with a "
-                f"leading axis of rows at most" + (" and one of steps." if name == "values" else ".")
+                f"{self.site}: {name} has shape {tuple(tensor.shape)}, expected the last axes of "
+                f"{self._features(config)} at this site, or at most {most}."
             )
+        tensor = given
         if free <= 0:
             return tensor
         if tensor.shape[0] != len(rows):
@@ -155,14 +182,17 @@ class Bound:
         placed = layout.of(spread)
         return placed if free == 2 else placed.unsqueeze(1)
 
-    def _heads(self, heads: Sequence[int], tap: Tap, config: LensConfig) -> Tensor:
-        if tap.layout != "heads":
-            raise InputError(f"heads={list(heads)}: {self.site} has no heads; use attn.hook_q, k, v or z.")
-        wrong = [head for head in heads if not 0 <= head < config.n_heads]
-        if wrong or not len(heads):
-            raise InputError(f"heads={list(heads)}: this model has heads 0 to {config.n_heads - 1}.")
+    def _features(self, config: LensConfig) -> str:
+        sizes = zip(self.form.order[2:], self.form.features(config), strict=True)
+        return "(" + ", ".join(axis if size is None else f"{axis}={size}" for axis, size in sizes) + ")"
+
+    def _heads(self, heads: Sequence[int], config: LensConfig) -> Tensor:
+        if "head" not in self.form.axes:
+            raise InputError(
+                f"heads={list(heads)}: {self.site} has no heads; use attn.hook_q, k, v, z, pattern, result."
+            )
         mask = torch.zeros(1, 1, config.n_heads, 1, dtype=torch.bool)
-        mask[:, :, list(heads)] = True
+        mask[:, :, list(checked_heads(heads, config.n_heads))] = True
         return mask
 
     def _schedule(self, timeline: Timeline, extra: int, device: torch.device) -> Tensor | None:

@@ -1,15 +1,16 @@
-"""ActivationCache: what a run recorded, as labelled tensors that stack, slice, project and save.
+"""ActivationCache: what a run recorded, as labelled tensors that stack, slice, project, decompose and save.
 
 Keys are full site names ("blocks.3.hook_resid_post"); `cache["resid_post", 3]` and `cache.stack("resid_post")`
 use the short forms. Every tensor's axes are named: "row step d_model" for a residual site, with a leading
 "branch" axis when both branches of the guidance were recorded, and without "step" when the run reduced over time.
+Patterns are "row head query key", with as many keys as the clip has steps (or the longest prompt tokens).
 """
 
 import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from audiolens.decomposition import Components, Readout, Stream, accumulate, decompose, logit_lens
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
 from audiolens.permissions import opened
 from audiolens.timeline import Span, checked_span
@@ -32,10 +34,15 @@ class ActivationCache:
 
     `tensors` and `axes` share their keys. `first_step` is the position of the step axis's first entry,
     `branch` the branch recorded ("cond", "null" or "both"), `reduce` the reduction over time, if any. `norms`
-    holds, for `reduce="mean"`, the mean over the same steps of the activations' lengths.
+    holds, for `reduce="mean"`, the mean over the same steps of the activations' lengths. `heads` are the heads
+    recorded at head sites, in their order (`None`: all). `stream` says what is added up in the model's residual
+    stream. `readout` is its final norm and its output heads, the model's own tensors: of the model a cache holds only
+    these, and a file none.
 
-    Recorded with its prefix (`prefix=True`), the step axis begins at a negative `first_step`: step s stands at index
-    s - first_step, the text's last token at step -1. `prefixes` holds each row's own length; before it stand zeros.
+    `prefixes` holds, where the conditioning stands before the audio steps (MusicGen Melody), how many positions it
+    takes in each row. Recorded with `prefix=True` the steps begin at a negative `first_step`, that of the longest: step
+    s stands at index s - first_step, the text's last token at step -1, and zeros before a shorter prefix. The keys of
+    a pattern always begin there, because every step looks back on its prefix.
     """
 
     tensors: Mapping[str, Tensor]
@@ -47,6 +54,9 @@ class ActivationCache:
     reduce: str | None = None
     norms: Mapping[str, Tensor] = field(default_factory=dict)
     model: str = ""
+    heads: tuple[int, ...] | None = None
+    stream: Stream | None = None
+    readout: Readout | None = None
     prefixes: tuple[int, ...] = ()
 
     def __len__(self) -> int:
@@ -114,17 +124,15 @@ class ActivationCache:
             raise InputError(f"this cache was reduced over time ({self.reduce}): it has no steps to choose from.")
         start, stop = checked_span(span)
         first, end = round(start * self.frame_rate), round(stop * self.frame_rate)
-        steps = {self.tensors[name].shape[axes.index("step")] for name, axes in self.axes.items() if "step" in axes}
+        times = {name: axes.index(time) for name, axes in self.axes.items() if (time := _time(axes))}
+        steps = {self.tensors[name].shape[axis] for name, axis in times.items()}
         if first >= end or first < self.first_step or any(end > self.first_step + count for count in steps):
             raise InputError(f"seconds={span} is not inside the recorded steps.")
         return replace(
             self,
             first_step=first,
-            prefixes=(),
             tensors={
-                name: tensor.narrow(self.axes[name].index("step"), first - self.first_step, end - first)
-                if "step" in self.axes[name]
-                else tensor
+                name: tensor.narrow(times[name], first - self.first_step, end - first) if name in times else tensor
                 for name, tensor in self.tensors.items()
             },
         )
@@ -149,6 +157,46 @@ class ActivationCache:
         unit = vectors / vectors.norm(dim=-1, keepdim=True)
         return torch.einsum("l...d,ld->l...", values, unit)
 
+    def decompose_resid(self, layer: int | None = None) -> Components:
+        """What was written into the residual stream below a block: "component row step d_model", with labels.
+
+        The components add up to what block `layer` reads; `None` (or -1, or the number of blocks) is the whole model,
+        whose sum is the last `resid_post`. They are the embeddings ("embed" and "pos_embed" where both were
+        recorded, else "0_pre", their sum) and each block's "3_attn_out", "3_cross_attn_out" and "3_mlp_out". An
+        intervention at a residual site is in none of them: the sum then leaves it out.
+
+        Raises:
+            SiteError: if a part was not recorded; the message says which sites to record.
+        """
+        return decompose(self, layer)
+
+    def accumulated_resid(self, layer: int | None = None, incl_mid: bool = False) -> Components:
+        """The states of the residual stream up to a block: "component row step d_model", with labels.
+
+        "0_pre" to what block `layer` reads; `None` goes on to "final_post", before the final norm. What a block
+        reads is taken from its `resid_pre` or, where that was not recorded, from the `resid_post` of the block below.
+        `incl_mid` adds the states inside a block: "3_mid" after its attention, "3_cross" after its cross-attention.
+
+        Raises:
+            SiteError: if a state was not recorded; the message says which sites to record.
+        """
+        return accumulate(self, layer, incl_mid)
+
+    def logit_lens(
+        self, lens: Any = None, *, site: str = "resid_post", layers: int | Sequence[int] | None = None
+    ) -> Float[Tensor, "layer ..."]:
+        """The logits of the stream at each recorded layer, had the model ended there: through the final norm and heads.
+
+        Returns "layer row codebook step vocab" (with "branch" before "row", or without "step", as recorded): of the
+        last block, the model's own logits. That is n_codebooks x vocab_size / d_model times the size of the states:
+        `layers` chooses some. Of a mean over time (`reduce="mean"`) it reads the mean state, which is not the mean of
+        the readings.
+
+        Args:
+            lens: needed for a cache that was loaded from a file: a lens on the model it was recorded from.
+        """
+        return logit_lens(self, lens, site, layers)
+
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> "ActivationCache":
         """The same cache on another device or in another dtype."""
         return replace(
@@ -169,6 +217,8 @@ class ActivationCache:
             "prompts": list(self.prompts),
             "reduce": self.reduce,
             "model": self.model,
+            "heads": self.heads,
+            "stream": None if self.stream is None else asdict(self.stream),
             "prefixes": list(self.prefixes),
         }
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
@@ -199,6 +249,8 @@ class ActivationCache:
                 keys = set(file.keys())
                 tensors = {name: file.get_tensor(name) for name in wanted}
                 norms = {name: file.get_tensor(f"norms/{name}") for name in wanted if f"norms/{name}" in keys}
+                blocks = labels.get("stream")
+                stream = None if blocks is None else Stream(int(blocks["n_layers"]), tuple(blocks["parts"]))
         except FileNotFoundError:
             raise InputError(f"{path}: no such file.") from None
         except (KeyError, json.JSONDecodeError) as error:
@@ -217,6 +269,8 @@ class ActivationCache:
             reduce=labels["reduce"],
             norms=norms,
             model=labels["model"],
+            heads=None if labels.get("heads") is None else tuple(labels["heads"]),
+            stream=stream,
             prefixes=tuple(labels.get("prefixes", ())),
         )
 
@@ -231,6 +285,11 @@ class ActivationCache:
         if isinstance(key, str):
             return key
         raise InputTypeError(f"{key!r}: expected a site name or a (site, layer) pair.")
+
+
+def _time(axes: Sequence[str]) -> str | None:
+    """The axis of the steps: a pattern's are its queries."""
+    return next((axis for axis in ("step", "query") if axis in axes), None)
 
 
 def _hook(site: str) -> str:

@@ -1,29 +1,31 @@
 """One run of the model under nnsight: the clock, and what is edited and recorded at each decoder forward.
 
-The clock is the absolute position: every forward starts by reading what the position embedding was given, the new
-columns and the length already cached. It is therefore the same with and without the key-value cache, and for
-`generate`, whose first forward transformers runs twice for MusicGen and once for Melody. Counting calls would be off by
-one there. Steps are counted behind the prefix, whose positions are the negative ones.
+The clock is the absolute position: every forward starts by reading what the decoder was given, the new columns and
+the length already cached. It is therefore the same with and without the key-value cache, and for `generate`, whose
+first forward transformers runs twice for MusicGen and once for Melody. Counting calls would be off by one there. Steps
+are counted behind the prefix, whose positions are the negative ones.
 
-A forward reads only the sites where something is edited or recorded at these very steps.
+A forward reads only the sites where something is edited or recorded at these very steps. A forward that is to stop
+before a block leaves the model there, by nnsight's own stop: nothing above runs.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from einops import rearrange
 from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
 
 from audiolens.bound import Bound
 from audiolens.errors import InputError
-from audiolens.families import Family, LensConfig, Tap, order, places, tap_of
+from audiolens.families import Family, LensConfig, order, places, tap_of
 from audiolens.interventions import Intervention
+from audiolens.operations import place_of
 from audiolens.recording import Recorder, refuse_prefix
 from audiolens.rows import Layout
 from audiolens.sites import Site
+from audiolens.taps import Tap, View
 from audiolens.timeline import Timeline
 
 
@@ -33,34 +35,34 @@ class Point:
 
     site: Site
     tap: Tap
-    envoy: Any
+    place: Any
     edits: list[Bound] = field(default_factory=list)
 
-    def read(self) -> Any:
-        return self.envoy.input if self.tap.port == "input" else self.envoy.output
-
-    def visit(self, start: int, length: int, recorder: Recorder | None, layout: Layout, config: LensConfig) -> None:
+    def visit(self, start: int, length: int, recorder: Recorder | None, layout: Layout, view: View) -> None:
         """Edit and record the steps of one forward."""
         edits = [edit for edit in self.edits if edit.touches(start, length)]
         wanted = recorder is not None and recorder.wants(self.site, start, length)
         if not edits and not wanted:
             return
-        served = self.read()
-        value = served if self.tap.item is None else served[self.tap.item]
-        heads = self.tap.layout == "heads"
-        current = rearrange(value, "b s (h d) -> b s h d", h=config.n_heads) if heads else value
+        heads = recorder.heads_of(self.site) if recorder is not None and wanted else None
+        value, put = self.tap.open(self.place, view if edits or heads is None else replace(view, heads=heads))
         for edit in edits:
-            current = edit.apply(current, start)
+            value = edit.apply(value, start if self.tap.form.timed else 0)
         if edits:
-            self._write(served, value, rearrange(current, "b s h d -> b s (h d)") if heads else current)
+            put(value, None)
         if wanted and recorder is not None:
-            recorder.write(self.site, current, start, layout)
+            recorder.write(self.site, value[:, :, list(heads)] if edits and heads else value, start, layout)
 
-    def _write(self, served: Any, value: Tensor, changed: Tensor) -> None:
-        if self.tap.in_place:
-            value.copy_(changed)
-            return
-        self.tap.hand_back(self.envoy, served, changed)
+
+def clock(decoder: Any, prefix: int) -> tuple[int, int]:
+    """Inside a run: the first step of the forward that is running, and how many it has.
+
+    A prefix is a part of the forward that finds nothing cached; it counts as steps before step 0.
+    """
+    _, given = decoder.inputs
+    past, steps = given.get("past_key_values"), given["input_ids"].shape[-1]
+    cached = 0 if past is None else int(past.get_seq_length())
+    return cached - prefix, steps if cached else prefix + steps
 
 
 class Run:
@@ -77,27 +79,30 @@ class Run:
         interventions: Iterable[Intervention],
         recorder: Recorder | None,
         device: torch.device,
+        stop: int | None = None,
     ) -> None:
-        self.config, self.layout, self.recorder = config, layout, recorder
-        decoder = model.get(family.decoder)
-        self.clock, self.clock_axis = decoder.get(family.clock), family.clock_axis
-        if recorder is not None:
-            recorder.begin(layout)
+        self.layout, self.recorder = layout, recorder
+        self.view = View(config, layout.branches * len(layout.rows))
+        self.decoder = model.get(family.decoder)
+        # Whatever reads the stream where the run is to stop: a block, or above the last one the final norm.
+        self.gate = None
+        if stop is not None:
+            self.gate = self.decoder.layer_norm if stop == config.n_layers else self.decoder.layers[stop]
         points: dict[Site, Point] = {}
 
         def point(site: Site) -> Point:
             if site not in points:
-                tap = tap_of(family, site)
-                block = decoder if site.layer is None else decoder.layers[site.layer]
-                points[site] = Point(site, tap, block.get(tap.module) if tap.module else block)
+                points[site] = Point(site, tap_of(family, site), place_of(model, family, site))
             return points[site]
 
         for intervention in interventions:
             for site in places(family, config, intervention.site, intervention.layers):
+                if beyond(family, site, stop):
+                    continue
                 edit = Bound(
                     intervention,
                     site.name,
-                    tap_of(family, site),
+                    tap_of(family, site).form,
                     config=config,
                     layout=layout,
                     timeline=timeline,
@@ -110,19 +115,21 @@ class Run:
 
     @property
     def idle(self) -> bool:
-        return not self.points
+        return not self.points and self.gate is None
 
     def forward(self) -> int:
         """One decoder forward; returns the step after it. Runs inside a trace."""
-        args, _ = self.clock.inputs
-        start, length = int(args[1]) - self.layout.prefix, args[0].shape[self.clock_axis]
+        start, length = clock(self.decoder, self.layout.prefix)
         for point in self.points:
-            point.visit(start, length, self.recorder, self.layout, self.config)
+            point.visit(start, length, self.recorder, self.layout, self.view)
         return start + length
 
     def single(self, tracer: Any, kept: list[Tensor]) -> None:
-        """One forward, and the logits it returns. Runs inside a trace."""
+        """One forward, and the logits it returns, or the stream where it stops. Runs inside a trace."""
         self.forward()
+        if self.gate is not None:
+            kept.append(self.gate.input)
+            tracer.stop()
         kept.append(tracer.result.logits)
 
     def generation(self, tracer: Any, steps: int) -> None:
@@ -134,6 +141,15 @@ class Run:
         except OutOfOrderError:
             # transformers ended the clip early; what it made is kept.
             return
+
+
+def beyond(family: Family, site: Site, stop: int | None) -> bool:
+    """Whether a run that stops before block `stop` (`None`: never) ends without reaching a site."""
+    if stop is None:
+        return False
+    if site.layer is None:
+        return order(family, [site, Site("hook_resid_pre", 0)])[-1] == site
+    return site.layer >= stop
 
 
 def checked_interventions(

@@ -1,11 +1,12 @@
 """What differs between model families, and nothing else: where each site lives in the decoder's modules.
 
-A `Tap` says which module's input or output holds a site's value, and how the value is laid out. The order of the
-taps is the order in which the model reaches them, which is the order in which a trace must ask for them.
+A `Tap` (`taps.py`) says what serves a site's value, and how the value is laid out. The order of the taps is the
+order in which the model reaches them, which is the order in which a trace must ask for them.
 
 Adding a family is adding a `Family`: its class name in the configuration, the path of its decoder, and its taps.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,44 +16,31 @@ from torch import nn
 from audiolens import conditioning
 from audiolens.errors import UnsupportedModelError
 from audiolens.sites import Site, resolve
+from audiolens.taps import (
+    HEADS,
+    LOGITS,
+    MLP,
+    PATTERN,
+    RESULT,
+    TEXT,
+    TEXT_HEADS,
+    TEXT_PATTERN,
+    Pattern,
+    Positions,
+    Result,
+    Tap,
+)
 from audiolens.text import Text
 from audiolens.timeline import delays_of
-
-Layout = Literal["residual", "heads", "mlp"]
-
-
-@dataclass(frozen=True)
-class Tap:
-    """Where a site's value is served.
-
-    `module` is relative to the block (or to the decoder, for model-wide sites); `port` is that module's first
-    input or its output; `item` picks one of a tuple. `in_place` marks a value that the block also keeps for its
-    skip connection: replacing the module's input would change the branch and not the residual stream, so an edit
-    is written into the tensor itself.
-    """
-
-    module: str
-    port: Literal["input", "output"]
-    layout: Layout = "residual"
-    item: int | None = None
-    in_place: bool = False
-
-    def hand_back(self, envoy: Any, served: Any, value: Any) -> None:
-        """Inside a run: put `value` in the place of what `envoy` served, the rest of a tuple as it was."""
-        whole = value if self.item is None else (*served[: self.item], value, *served[self.item + 1 :])
-        if self.port == "input":
-            envoy.input = whole
-        else:
-            envoy.output = whole
 
 
 @dataclass(frozen=True)
 class Family:
-    """One model family: how its models are recognised, how they are told their text, and where its sites live.
+    """One model family: how its models are recognised, how they are told their text, and where its sites live, before,
+    in and after the blocks.
 
-    `clock` is the decoder's position embedding, whose arguments say where a forward stands: what it embeds, with the
-    positions along `clock_axis`, and how many positions came before. `inputs` makes the keyword arguments of a forward
-    from the model, encoded prompts, and whether guidance adds its null half.
+    `inputs` makes the keyword arguments of a forward from the model, encoded prompts, and whether guidance adds its
+    null half.
     """
 
     name: str
@@ -60,54 +48,80 @@ class Family:
     conditioning: Literal["cross-attention", "prefix"]
     inputs: Callable[[Any, Text, bool], dict[str, Any]]
     decoder: str
-    clock: str
-    clock_axis: int
+    entry_taps: Mapping[str, Tap]
     block_taps: Mapping[str, Tap]
-    model_taps: Mapping[str, Tap]
+    exit_taps: Mapping[str, Tap]
+
+    @property
+    def model_taps(self) -> dict[str, Tap]:
+        """The sites that stand in no block."""
+        return {**self.entry_taps, **self.exit_taps}
 
     def hooks(self) -> tuple[str, ...]:
         """The sites of a block, in the model's order."""
         return tuple(self.block_taps)
 
 
+_KERNEL = "attention_interface_1"
+"""The call, inside an attention's forward, of whichever attention kernel the model was loaded with."""
+
+
 def _attention(prefix: str, module: str) -> dict[str, Tap]:
-    """The sites inside one attention, in the order its forward reaches them."""
+    """The sites inside a self-attention, in the order its forward reaches them."""
     return {
-        f"{prefix}.hook_q": Tap(f"{module}.q_proj", "output", "heads"),
-        f"{prefix}.hook_k": Tap(f"{module}.k_proj", "output", "heads"),
-        f"{prefix}.hook_v": Tap(f"{module}.v_proj", "output", "heads"),
-        f"{prefix}.hook_z": Tap(f"{module}.out_proj", "input", "heads"),
+        f"{prefix}.hook_q": Tap(f"{module}.q_proj", "output", HEADS),
+        f"{prefix}.hook_k": Tap(f"{module}.k_proj", "output", HEADS),
+        f"{prefix}.hook_v": Tap(f"{module}.v_proj", "output", HEADS),
+        f"{prefix}.hook_pattern": Pattern(module, "inputs", PATTERN, op=_KERNEL),
+        f"{prefix}.hook_z": Tap(f"{module}.out_proj", "input", HEADS),
+        f"{prefix}.hook_result": Result(f"{module}.out_proj", "input", RESULT),
     }
 
 
-def _without_text_side(taps: dict[str, Tap]) -> dict[str, Tap]:
-    """Keys and values of the text are computed once a clip, not once a step: not sites of the step axis."""
-    return {hook: tap for hook, tap in taps.items() if not hook.endswith(("hook_k", "hook_v"))}
+def _cross_attention(prefix: str, module: str) -> dict[str, Tap]:
+    """The same of a cross-attention, whose keys and values stand on the text's side.
 
+    They are projected once a clip and then come from the key-value cache: the kernel is where they always pass.
+    """
+    return {
+        **_attention(prefix, module),
+        f"{prefix}.hook_k": Tap(module, "inputs", TEXT_HEADS, item=2, op=_KERNEL),
+        f"{prefix}.hook_v": Tap(module, "inputs", TEXT_HEADS, item=3, op=_KERNEL),
+        f"{prefix}.hook_pattern": Pattern(module, "inputs", TEXT_PATTERN, op=_KERNEL),
+    }
+
+
+_DECODER = "decoder.model.decoder"
 
 MUSICGEN = Family(
     name="MusicGen",
     architecture="MusicgenForConditionalGeneration",
     conditioning="cross-attention",
     inputs=conditioning.attended,
-    decoder="decoder.model.decoder",
-    clock="embed_positions",
-    clock_axis=-1,
+    decoder=_DECODER,
+    entry_taps={
+        "hook_text_states": Tap(_DECODER, "inputs", TEXT, item="encoder_hidden_states"),
+        "hook_embed": Tap(_DECODER, "output", op="inputs_embeds_0"),
+        "hook_pos_embed": Positions(f"{_DECODER}.embed_positions", "output"),
+    },
     block_taps={
         "hook_resid_pre": Tap("", "input"),
         "ln1.hook_normalized": Tap("self_attn_layer_norm", "output"),
         **_attention("attn", "self_attn"),
         "hook_attn_out": Tap("self_attn", "output", item=0),
         "hook_resid_mid": Tap("encoder_attn_layer_norm", "input", in_place=True),
-        **_without_text_side(_attention("cross_attn", "encoder_attn")),
+        **_cross_attention("cross_attn", "encoder_attn"),
         "hook_cross_attn_out": Tap("encoder_attn", "output", item=0),
         "hook_resid_cross": Tap("final_layer_norm", "input", in_place=True),
-        "mlp.hook_pre": Tap("fc1", "output", "mlp"),
-        "mlp.hook_post": Tap("fc2", "input", "mlp"),
+        "mlp.hook_pre": Tap("fc1", "output", MLP),
+        "mlp.hook_post": Tap("fc2", "input", MLP),
         "hook_mlp_out": Tap("fc2", "output"),
         "hook_resid_post": Tap("", "output"),
     },
-    model_taps={"ln_final.hook_normalized": Tap("layer_norm", "output")},
+    exit_taps={
+        "ln_final.hook_normalized": Tap(f"{_DECODER}.layer_norm", "output"),
+        "hook_logits": Tap("decoder", "output", LOGITS, item="logits"),
+    },
 )
 
 MELODY = Family(
@@ -115,22 +129,25 @@ MELODY = Family(
     architecture="MusicgenMelodyForConditionalGeneration",
     conditioning="prefix",
     inputs=conditioning.prefixed,
-    decoder="decoder.model.decoder",
-    clock="embed_positions",
-    clock_axis=1,
+    decoder=_DECODER,
+    entry_taps={
+        # Made in two steps where the prefix is put before it: its sum with the positions is where it always passes.
+        "hook_embed": Tap(f"{_DECODER}.embed_positions", "input", in_place=True),
+        "hook_pos_embed": Positions(f"{_DECODER}.embed_positions", "output"),
+    },
     block_taps={
         "hook_resid_pre": Tap("", "input"),
         "ln1.hook_normalized": Tap("self_attn_layer_norm", "output"),
         **_attention("attn", "self_attn"),
         "hook_attn_out": Tap("self_attn", "output", item=0),
         "hook_resid_mid": Tap("final_layer_norm", "input", in_place=True),
-        "mlp.hook_pre": Tap("fc1", "output", "mlp"),
-        "mlp.hook_post": Tap("fc2", "input", "mlp"),
+        "mlp.hook_pre": Tap("fc1", "output", MLP),
+        "mlp.hook_post": Tap("fc2", "input", MLP),
         "hook_mlp_out": Tap("fc2", "output"),
         # A block of this family returns a pair, its attention's weights (or None) second.
         "hook_resid_post": Tap("", "output", item=0),
     },
-    model_taps={"ln_final.hook_normalized": Tap("layer_norm", "output")},
+    exit_taps=MUSICGEN.exit_taps,
 )
 
 FAMILIES = (MUSICGEN, MELODY)
@@ -178,14 +195,13 @@ def family_of(model: nn.Module) -> Family:
         known = ", ".join(family.architecture for family in FAMILIES)
         raise UnsupportedModelError(f"{kind} is not a model the lens can open: expected one of {known}.")
     decoder = _module(model, family.decoder, family)
-    _module(decoder, family.clock, family)
     layers = _module(decoder, "layers", family)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         raise UnsupportedModelError(f"{kind}: {family.decoder}.layers holds no blocks.")
     for tap in family.block_taps.values():
         _module(layers[0], tap.module, family)
     for tap in family.model_taps.values():
-        _module(decoder, tap.module, family)
+        _module(model, tap.module, family)
     return family
 
 
@@ -231,21 +247,15 @@ def _module(root: nn.Module, path: str, family: Family) -> nn.Module:
         ) from None
 
 
+def shapes(family: Family, config: LensConfig) -> dict[str, str]:
+    """Every site of a model by its full name, in the model's order, with the shape of its values."""
+    blocks = [Site(hook, layer) for layer in range(config.n_layers) for hook in family.block_taps]
+    sites = [*map(Site, family.entry_taps), *blocks, *map(Site, family.exit_taps)]
+    return {site.name: tap_of(family, site).form.described(config) for site in sites}
+
+
 def tap_of(family: Family, site: Site) -> Tap:
     return (family.model_taps if site.layer is None else family.block_taps)[site.hook]
-
-
-def described(family: Family, config: LensConfig) -> dict[str, str]:
-    """Every site of a model by its full name, with the shape of its values."""
-    time = "row [prefix+]step" if config.conditioning == "prefix" else "row step"
-    sizes = {
-        "residual": f"{time} d_model={config.d_model}",
-        "heads": f"{time} head={config.n_heads} d_head={config.d_head}",
-        "mlp": f"{time} d_mlp={config.d_mlp}",
-    }
-    blocks = [Site(hook, layer) for layer in range(config.n_layers) for hook in family.block_taps]
-    whole = [Site(hook) for hook in family.model_taps]
-    return {site.name: sizes[tap_of(family, site).layout] for site in [*blocks, *whole]}
 
 
 def places(
@@ -257,12 +267,11 @@ def places(
 
 def order(family: Family, sites: Iterable[Site]) -> list[Site]:
     """Sites in the order the model reaches them."""
-    hooks = list(family.block_taps)
-    tail = list(family.model_taps)
+    head, hooks, tail = list(family.entry_taps), list(family.block_taps), list(family.exit_taps)
 
-    def rank(site: Site) -> tuple[int, int]:
-        if site.layer is None:
-            return (1_000_000, tail.index(site.hook))
-        return (site.layer, hooks.index(site.hook))
+    def rank(site: Site) -> tuple[float, int]:
+        if site.layer is not None:
+            return site.layer, hooks.index(site.hook)
+        return (-1, head.index(site.hook)) if site.hook in head else (math.inf, tail.index(site.hook))
 
     return sorted(sites, key=rank)

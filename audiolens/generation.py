@@ -23,7 +23,8 @@ from audiolens.permissions import opened
 class Generation:
     """Generated clips.
 
-    `codes` are undelayed; `audio` is `None` if the codec was skipped; `cache` is `None` if nothing was recorded.
+    `codes` are undelayed, and begin with the audio prompt where one was given; `audio` is `None` if the codec was
+    skipped; `cache` is `None` if nothing was recorded.
     `seeds` is `None` where transformers' own sampler drew. `settings` says how the clips were made.
     """
 

@@ -5,6 +5,11 @@ An intervention is a value: frozen, checked when it is made, and free of any mod
 
 The places shared by all: `site` and `layers` (`None` is every block); `branch` of the guidance ("cond", "null",
 "both"); `seconds` (`None` is every step, the tail included); `rows` (`None` is every row); `heads` for head sites.
+
+What stands on the text's side ("row token ...") has no steps, and takes neither `seconds` nor `schedule`. In the null
+branch all text is masked: there sdpa makes z zero whatever the values are, where eager attention takes their mean.
+Write `cross_attn.hook_z`, or the pattern, to give that branch something to read.
+
 `strength` is a number, or one per affected row; a row of strength 0 is left bit-identical. `schedule` multiplies
 the strength over time: a function of the time in seconds, or one number per step of the clip. `preserve_norm`
 rescales every changed position to the norm it had.
@@ -28,9 +33,11 @@ Numbers = Real | Sequence[Real] | Tensor
 Schedule = Callable[[float], Real] | Sequence[Real] | Tensor
 
 
-def checked_branch(branch: object) -> None:
+def checked_branch(branch: object, guided: bool = True) -> None:
     if branch not in get_args(Branch):
         raise InputError(f"branch={branch!r}: expected 'cond', 'null' or 'both'.")
+    if branch != "cond" and not guided:
+        raise InputError(f"branch={branch!r} needs guidance: without it (guidance_scale=1) there is only 'cond'.")
 
 
 def numbers(name: str, value: Any) -> Tensor:
@@ -169,10 +176,12 @@ class Clamp(Intervention):
 
 @dataclass(frozen=True, eq=False)
 class Replace(Intervention):
-    """Put other values in place: "feature", "row feature" or "row step feature".
+    """Put other values in place: "feature", "row feature", or of the site's whole shape ("row step feature").
 
     With a step axis the values' first step stands at the first step selected: with `prefix=True` that of the longest
-    prefix among the rows, as in a recording. A strength between 0 and 1 goes that part of the way.
+    prefix among the rows, as in a recording. A pattern's values are "row head query key", "row head key", "head key" or
+    "key", its keys as in a recording too; keys beyond those of the run are left out. A strength between 0 and 1 goes
+    that part of the way.
     """
 
     values: Any
@@ -210,7 +219,7 @@ class Scale(Intervention):
 
 @dataclass(frozen=True, eq=False)
 class Apply(Intervention):
-    """Call `function(value)` on the affected rows of one branch, "row step ... feature", and use what it returns.
+    """Call `function(value)` on the affected rows of one branch, in the site's shape, and use what it returns.
 
     `None` leaves the value as it is, so a function may also only look. Under `branch="both"` it is called once
     for each branch. `strength` and `schedule` are not meant here and are refused.

@@ -6,30 +6,29 @@ left as they were, also after an exception.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from audiolens import passes, text
+from audiolens import text, weights
 from audiolens.audio import checked_codes, decode, encode
 from audiolens.cache import ActivationCache
 from audiolens.conditioning import refuse_melody
-from audiolens.engine import Run, checked_interventions
+from audiolens.drawing import drawn
 from audiolens.errors import InputError, InputTypeError
-from audiolens.families import LensConfig, config_of, described, family_of
+from audiolens.families import LensConfig, config_of, family_of, places, shapes
+from audiolens.forwards import Forward
 from audiolens.generation import Generation
 from audiolens.interventions import Branch, Intervention, checked_branch
 from audiolens.loading import checked_device, load
-from audiolens.passes import alone, random_state
-from audiolens.recording import Reading, Recorder, Reduce
-from audiolens.rows import Layout, batches, in_order, read_columns
-from audiolens.sampling import checked_seeds, checked_settings, sampling_arguments
+from audiolens.passes import alone
+from audiolens.recording import Reading, Reduce, refuse_prefix
 from audiolens.text import Prompt
-from audiolens.timeline import Real, Span, Timeline, clip_timeline, codes_timeline
-from audiolens.tracing import LensTracer, Model, SiteValue, clock, requested, site_value
+from audiolens.timeline import Real, Span, Timeline, clip_timeline
+from audiolens.tracing import LensTracer, Model, SiteValue, position, requested
 
 Interventions = Intervention | Iterable[Intervention]
 
@@ -45,6 +44,12 @@ class AudioLens:
     Raises:
         UnsupportedModelError: if a part the lens relies on is not where it should be.
     """
+
+    # Views of the model's weights by TransformerLens's names; `weights.py` has their shapes.
+    W_Q, W_K, W_V, W_O = weights.attention("self_attn")
+    W_Q_cross, W_K_cross, W_V_cross, W_O_cross = weights.attention("encoder_attn")
+    W_in, W_out = weights.mlp()
+    W_E, W_U, W_pos = weights.vocabulary()
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str | None = None) -> None:
         self._family = family_of(model)
@@ -89,11 +94,8 @@ class AudioLens:
         return next(self.model.decoder.parameters()).dtype
 
     def sites(self) -> dict[str, str]:
-        """Every site of this model by its full name, with the shape of its values.
-
-        Where the conditioning is a prefix, the shapes say so: its positions come with `prefix=True`.
-        """
-        return described(self._family, self.config)
+        """Every site of this model by its full name, with the shape of its values, in the model's order."""
+        return shapes(self._family, self.config)
 
     def text_tokens(self, prompts: Prompt | Sequence[Prompt]) -> list[list[str]]:
         """Each prompt's tokens as strings, as the text encoder reads them; none for an absent prompt."""
@@ -133,12 +135,14 @@ class AudioLens:
         branch: Branch = "cond",
         span: Span | None = None,
         reduce: Reduce | None = None,
+        heads: Sequence[int] | None = None,
         cache_device: Any = None,
         cache_dtype: torch.dtype | None = None,
         batch_size: int | None = None,
         decode: bool = True,
         use_cache: bool = True,
         progress: bool = False,
+        audio_prompt: Tensor | tuple[Any, int] | None = None,
         prefix: bool = False,
         melody: Any = None,
     ) -> Generation:
@@ -146,20 +150,24 @@ class AudioLens:
 
         Args:
             prompts: one text a row; a single one stands for as many rows as there are seeds. `None` is no prompt.
-            seconds: length of the clips.
+            seconds: length of the clips, an audio prompt included.
             seeds: one seed a row (or one for all): the clip is drawn from its seed whatever its batch, and the
                 global random state is not touched. `None`: transformers' own sampler and global random state.
             guidance_scale: 1 is no guidance, and half the work.
             temperature: 0 is greedy.
             top_k: how many codes a draw chooses from; 0 or `None` is all.
             exact: pad rows (and text under a mask) to fixed sizes: codes are bit-equal in any batch and order.
-            sites, layers, branch, span, reduce: what `out.cache` holds; `span` is (from, to) in seconds, `reduce`
-                "mean", "last" or "max" over the steps (the tail left out), kept without storing them, or "eos".
+            sites, layers, heads, branch, span, reduce: what `out.cache` holds; `span` is (from, to) in seconds,
+                `reduce` "mean", "last" or "max" over the steps (the tail left out), kept without storing them.
+                Patterns are padded with zeros to all keys of the clip, as a forward over its codes gives them.
             cache_device, cache_dtype: where and how recordings are kept (default: as they come).
             batch_size: rows in one run (default: all). MusicGen Melody has no mask for its text: there a run holds
                 prompts of one length in tokens, the shortest first, and the rows come back in their order.
             decode: `False` skips the codec; `out.audio` is then `None`.
             use_cache: `False` recomputes every step from the start, to check the key-value cache against.
+            audio_prompt: what the clips begin with and go on from: (waveform, sample rate) of any rate, mono or stereo,
+                or codes "row codebook frame"; one for all rows, or one a row. It stands in `out.codes` and, through
+                the codec, in `out.audio`; interventions and recordings count their time from its beginning.
             prefix: record the conditioning before step 0 too; see `run_with_cache`.
             melody: not supported yet; text alone conditions.
 
@@ -167,53 +175,22 @@ class AudioLens:
             InputError: (or a subclass) for anything out of range, before the model runs.
         """
         refuse_melody(melody)
-        rows = len(seeds) if isinstance(seeds, Sequence) else None
-        listed, sizes = self._checked_texts(prompts, rows)
-        drawn = checked_seeds(seeds, len(listed))
-        checked_settings(guidance_scale, temperature, top_k)
-        guided = guidance_scale > 1
-        timeline = clip_timeline(seconds, self.config, self.config.prefix(max(sizes)))
-        todo = checked_interventions(interventions, self._family, self.config, guided)
-        chosen = self._checked_branch(branch, guided, sites)
-        reading = Reading(sites, layers, chosen, span, reduce, cache_device, cache_dtype, prefix)
-        recorder = Recorder.of(reading, self._family, self.config, len(listed), timeline)
-        if exact and drawn is None:
-            raise InputError("exact=True needs seeds: transformers' own sampler draws a whole batch from one state.")
-        codes = torch.zeros(len(listed), self.config.n_codebooks, timeline.frames, dtype=torch.long, device=self.device)
-        parts = list(batches(sizes, guided=guided, exact=exact, batch_size=batch_size, prefix=self.config.prefix))
-        with alone(self.model), random_state(keep=drawn is not None):
-            for layout, length in _counted(parts, progress):
-                run = self._run(layout, timeline, todo, recorder)
-                encoded = text.encode([listed[row] for row in layout.rows], self.model, self.tokenizer, length)
-                mine = None if drawn is None else [drawn[row] for row in layout.rows]
-                made = passes.generate(
-                    self._nnsight,
-                    run,
-                    timeline,
-                    use_cache=use_cache,
-                    input_ids=encoded.ids,
-                    **self._family.inputs(self.model, encoded, guided),
-                    **sampling_arguments(mine, self.config, guidance_scale, temperature, top_k),
-                )
-                codes[list(layout.rows[: layout.kept])] = made[: layout.kept]
-        audio = self.decode_codes(codes) if decode else None
-        return Generation(
-            codes=codes,
-            audio=audio,
-            sample_rate=self.config.sample_rate,
-            frame_rate=self.config.frame_rate,
-            prompts=listed,
-            seeds=None if drawn is None else tuple(drawn),
-            cache=None if recorder is None else recorder.cache(listed, self.name, self.config.frame_rate),
-            settings={
-                "model": self.name,
-                "seconds": timeline.seconds,
-                "guidance_scale": float(guidance_scale),
-                "temperature": float(temperature),
-                "top_k": top_k,
-                "exact": exact,
-                "interventions": [type(intervention).__name__ for intervention in todo],
-            },
+        return drawn(
+            self,
+            prompts,
+            seconds,
+            Reading(sites, layers, branch, span, reduce, cache_device, cache_dtype, heads, prefix),
+            audio_prompt=audio_prompt,
+            seeds=seeds,
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+            top_k=top_k,
+            exact=exact,
+            interventions=interventions,
+            batch_size=batch_size,
+            decode=decode,
+            use_cache=use_cache,
+            progress=progress,
         )
 
     def run_with_cache(
@@ -229,12 +206,14 @@ class AudioLens:
         seconds: Span | None = None,
         interventions: Interventions = (),
         reduce: Reduce | None = None,
+        heads: Sequence[int] | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
         batch_size: int | None = None,
+        stop_at_layer: int | None = None,
         prefix: bool = False,
         melody: Any = None,
-    ) -> tuple[Float[Tensor, "*branch row codebook step vocab"], ActivationCache]:
+    ) -> tuple[Float[Tensor, "..."], ActivationCache]:
         """One forward over given codes, recording `sites`.
 
         Args:
@@ -247,45 +226,65 @@ class AudioLens:
             prefix: record the conditioning in that sequence too, "row prefix+step ...": the step axis then begins at
                 the negative `cache.first_step`, and is 0 before a row whose prefix is shorter (`cache.prefixes`).
             melody: not supported yet; text alone conditions.
+            heads: of head sites (patterns and results among them), record and recompute only these heads.
+            stop_at_layer: run the blocks below this one and nothing above (0 to n_layers; negative counts from the
+                end); `layers=None` is then every block that runs. An intervention above is left out.
 
         Returns:
-            The logits of that branch, unmerged, and the recordings. Step s holds frame s of codebook 0 and frame
-            s - k of a codebook delayed by k.
+            The logits of that branch, unmerged, "row codebook step vocab", and the recordings. Step s holds frame s of
+            codebook 0 and frame s - k of a codebook delayed by k. With `stop_at_layer`, as in TransformerLens, the
+            residual stream that this block would have read, "row step d_model", in the place of the logits.
         """
-        if audio is not None:
-            if codes is not None:
-                raise InputError("codes and audio were both given: give one of them.")
-            codes = self.encode_audio(*audio)
         refuse_melody(melody)
-        listed, sizes = self._checked_texts(prompts, None if codes is None else len(codes))
-        if codes is not None:
-            codes = checked_codes(codes, self.config, len(listed)).to(self.device)
-        checked_settings(guidance_scale, 1.0, None)
-        guided = guidance_scale > 1
-        timeline = codes_timeline(codes, self.config, self.config.prefix(max(sizes)))
-        todo = checked_interventions(interventions, self._family, self.config, guided)
-        chosen = self._checked_branch(branch, guided, ["logits"])
-        reading = Reading(sites, layers, chosen, seconds, reduce, device, dtype, prefix)
-        recorder = Recorder.of(reading, self._family, self.config, len(listed), timeline)
-        cut = batches(sizes, guided=guided, exact=False, batch_size=batch_size, prefix=self.config.prefix)
-        layouts = [layout for layout, _ in cut]
-        parts = []
-        with alone(self.model), random_state(keep=True):
-            for layout in layouts:
-                run = self._run(layout, timeline, todo, recorder)
-                encoded = text.encode([listed[row] for row in layout.rows], self.model, self.tokenizer)
-                logits = passes.forward(
-                    self._nnsight,
-                    run,
-                    decoder_input_ids=read_columns(codes, self.config, layout, self.device),
-                    **self._family.inputs(self.model, encoded, guided),
-                )
-                shaped = logits.unflatten(0, (layout.branches, len(layout.rows), self.config.n_codebooks))
-                parts.append(shaped if branch == "both" else shaped[0 if branch == "cond" else 1])
-        whole = in_order(parts, layouts, axis=1 if branch == "both" else 0)
-        if recorder is None:
-            return whole, ActivationCache({}, {}, branch=branch, prompts=listed, model=self.name)
-        return whole, recorder.cache(listed, self.name, self.config.frame_rate)
+        reading = Reading(sites, layers, branch, seconds, reduce, device, dtype, heads, prefix)
+        return Forward.checked(
+            self,
+            prompts,
+            codes,
+            reading,
+            audio=audio,
+            guidance_scale=guidance_scale,
+            interventions=interventions,
+            batch_size=batch_size,
+            stop_at_layer=stop_at_layer,
+        ).whole()
+
+    def iter_cache(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        codes: Int[Tensor, "row codebook frame"] | None = None,
+        *,
+        audio: tuple[Any, int] | None = None,
+        sites: str | Sequence[str] = ("resid_post",),
+        layers: int | Sequence[int] | None = None,
+        branch: Branch = "cond",
+        guidance_scale: Real = 1.0,
+        seconds: Span | None = None,
+        interventions: Interventions = (),
+        reduce: Reduce | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        heads: Sequence[int] | None = None,
+        batch_size: int = 16,
+        progress: bool = True,
+        prefix: bool = False,
+    ) -> Iterator[ActivationCache]:
+        """The caches of `run_with_cache`, a batch of rows at a time and in their order; `cache.prompts` says which.
+
+        Nothing of an earlier batch is held, so memory is that of one; `reduce` takes its steps away too. There are
+        no logits, and nothing runs above the last block recorded. The model is free between two batches.
+        """
+        reading = Reading(sites, layers, branch, seconds, reduce, device, dtype, heads, prefix)
+        return Forward.checked(
+            self,
+            prompts,
+            codes,
+            reading,
+            audio=audio,
+            guidance_scale=guidance_scale,
+            interventions=interventions,
+            batch_size=batch_size,
+        ).caches(progress)
 
     def run_with_interventions(
         self,
@@ -346,11 +345,17 @@ class AudioLens:
 
     def site(self, name: str, layer: int | None = None, *, branch: Branch = "cond", prefix: bool = False) -> SiteValue:
         """A site inside a trace, by full name or by short name and layer: read or assign its `value`."""
-        return site_value(self._nnsight, self._family, self.config, name, layer, branch, prefix)
+        found = places(self._family, self.config, name, layer)
+        if len(found) != 1:
+            raise InputError(f"{name!r} is a site of every block: give its layer, or its full name.")
+        checked_branch(branch)
+        if prefix:
+            refuse_prefix(self.config, "prefix=True")
+        return SiteValue(self._nnsight, self._family, self.config, found[0], branch, prefix)
 
     def position(self) -> int:
         """Inside a trace: the step at which the running forward starts."""
-        return clock(self._nnsight, self._family)
+        return position(self._nnsight, self._family)
 
     def __repr__(self) -> str:
         config = self.config
@@ -358,38 +363,3 @@ class AudioLens:
             f"AudioLens({self.name!r}: {config.family}, {config.n_layers} blocks, d_model {config.d_model}, "
             f"{config.n_codebooks} codebooks at {config.frame_rate:g} frames/s)"
         )
-
-    def _run(
-        self, layout: Layout, timeline: Timeline, todo: tuple[Intervention, ...], recorder: Recorder | None
-    ) -> Run:
-        return Run(
-            self._nnsight,
-            self._family,
-            self.config,
-            layout=layout,
-            timeline=timeline,
-            interventions=todo,
-            recorder=recorder,
-            device=self.device,
-        )
-
-    def _checked_texts(
-        self, prompts: Prompt | Sequence[Prompt], rows: int | None = None
-    ) -> tuple[tuple[Prompt, ...], list[int]]:
-        """Prompts, one a row, and their lengths in tokens."""
-        listed = text.checked_prompts(prompts, rows)
-        return listed, text.lengths(listed, self.tokenizer, text.token_limit(self.model, self.tokenizer))
-
-    def _checked_branch(self, branch: Branch, guided: bool, sites: str | Sequence[str]) -> Branch:
-        checked_branch(branch)
-        if sites and branch != "cond" and not guided:
-            raise InputError(f"branch={branch!r} needs guidance: without it (guidance_scale=1) there is only 'cond'.")
-        return branch
-
-
-def _counted(parts: list[Any], progress: bool) -> Iterable[Any]:
-    if not progress:
-        return parts
-    from tqdm.auto import tqdm
-
-    return tqdm(parts, desc="generating", unit="batch")

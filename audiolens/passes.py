@@ -20,6 +20,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from audiolens.engine import Run
 from audiolens.errors import BusyError, InputError
+from audiolens.operations import close
 from audiolens.timeline import Timeline, undelay
 
 
@@ -54,14 +55,23 @@ class _KeepColumns(StoppingCriteria):
 
 
 def codes(generate: Callable[..., Any], timeline: Timeline, **inputs: Any) -> Int[Tensor, "row codebook frame"]:
-    """The codes that a call of transformers' `generate` makes, whatever wraps the call."""
+    """The codes that a call of transformers' `generate` makes, whatever wraps the call.
+
+    `decoder_input_ids`, where given, are the start token and the frames to continue.
+    """
     keeper = _KeepColumns(timeline.steps + 1)
+    start = inputs.get("decoder_input_ids")
+    given = 0 if start is None else start.shape[-1] - 1
     with suppress(_Done):
-        generate(max_new_tokens=timeline.steps, stopping_criteria=StoppingCriteriaList([keeper]), **inputs)
+        generate(max_new_tokens=timeline.steps - given, stopping_criteria=StoppingCriteriaList([keeper]), **inputs)
     columns = keeper.columns
     if columns is None:
         raise RuntimeError("transformers' generate made no column.")
-    return undelay(columns.unflatten(0, (-1, len(timeline.delays))), timeline.delays, timeline.frames)
+    made = undelay(columns.unflatten(0, (-1, len(timeline.delays))), timeline.delays, timeline.frames)
+    if start is not None:
+        # Where delayed codebooks still read given frames, transformers draws too, and feeds what was given.
+        made[..., :given] = start.unflatten(0, (-1, len(timeline.delays)))[..., 1:]
+    return made
 
 
 def generate(model: NNsight, run: Run, timeline: Timeline, **inputs: Any) -> Int[Tensor, "row codebook frame"]:
@@ -76,8 +86,11 @@ def generate(model: NNsight, run: Run, timeline: Timeline, **inputs: Any) -> Int
     return codes(bare.generate if run.idle else traced, timeline, **inputs)
 
 
-def forward(model: NNsight, run: Run, **inputs: Any) -> Float[Tensor, "sequence step vocab"]:
-    """One decoder forward; the logits as transformers lays them out, those of the prefix left out."""
+def forward(model: NNsight, run: Run, **inputs: Any) -> Float[Tensor, "sequence step feature"]:
+    """One decoder forward; the logits as transformers lays them out, or the stream where the run stops.
+
+    What stands before step 0 is left out.
+    """
     kept: list[Tensor] = []
     with torch.no_grad():
         if run.idle:
@@ -106,6 +119,7 @@ def alone(model: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
+            close(model)
             guard.running = False
 
 

@@ -166,7 +166,13 @@ class PoleReader:
             scale = 1.0 if self.branch == "cond" else self.guidance_scale
             codes = None if self.starts or self.codes is None else self._rows_of(self.codes, rows)
             _, cache = self.lens.run_with_cache(
-                prompts, codes, guidance_scale=scale, seconds=span, device="cpu", **what
+                prompts,
+                codes,
+                guidance_scale=scale,
+                seconds=span,
+                device="cpu",
+                stop_at_layer=self.layers[-1] + 1,
+                **what,
             )
         values = cache.stack(self.site).float()
         norms = cache.stack_norms(self.site).float() if reduce == "mean" else values.norm(dim=-1)

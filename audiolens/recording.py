@@ -9,9 +9,10 @@ from torch import Tensor
 
 from audiolens.cache import ActivationCache
 from audiolens.errors import InputError
-from audiolens.families import Family, LensConfig, Tap, order, places, tap_of
+from audiolens.families import Family, LensConfig, order, places, tap_of
 from audiolens.rows import Layout
-from audiolens.sites import Site
+from audiolens.sites import Site, checked_heads
+from audiolens.taps import Form
 from audiolens.timeline import Span, Timeline
 
 Reduce = Literal["mean", "last", "max", "eos"]
@@ -19,7 +20,7 @@ Reduce = Literal["mean", "last", "max", "eos"]
 
 @dataclass(frozen=True)
 class Reading:
-    """What a run records: sites and layers, of which branch, over which steps, whole or reduced over time.
+    """What a run records: sites, layers and heads, of which branch, over which steps, whole or reduced over time.
 
     `prefix` takes the prefix in as well; `reduce="eos"` takes of it the text's last token, and nothing else.
     """
@@ -31,6 +32,7 @@ class Reading:
     reduce: Reduce | None = None
     device: Any = None
     dtype: torch.dtype | None = None
+    heads: Sequence[int] | None = None
     prefix: bool = False
 
     def __post_init__(self) -> None:
@@ -57,8 +59,12 @@ class Recorder:
     """Collects one run's activations into whole tensors over all rows, batch after batch.
 
     Full recordings are written into place by position, so that a step seen twice (under `generate`, MusicGen's first
-    one) is kept once; reductions take each step once, at its first sight. With the prefix, step 0 stands at one index
-    in all rows: what lies before a shorter prefix is 0.
+    one) is kept once; reductions take each step once, at its first sight. What has no steps is kept once a batch.
+
+    Tokens and keys are as many as the longest batch has, or (the keys of a self-attention) as the clip has steps: the
+    padding is zero, and so is what a causal pattern gives to keys that a step does not see.
+
+    With a prefix, step 0 stands at one index in all rows, and its key too: what lies before a shorter one is 0.
     """
 
     def __init__(
@@ -67,12 +73,13 @@ class Recorder:
         places: Sequence[Site],
         rows: int,
         timeline: Timeline,
-        taps: Mapping[Site, Tap],
+        forms: Mapping[Site, Form],
+        heads: tuple[int, ...] | None = None,
     ) -> None:
         self.reading = reading
         self.places = frozenset(places)
-        self.taps = taps
-        self.rows = rows
+        self.forms, self.heads = forms, heads
+        self.rows, self.keys, self.longest = rows, timeline.prefix + timeline.steps, timeline.prefix
         self.start, self.stop = timeline.select(reading.seconds, reading.prefix)
         if reading.reduce == "eos":
             # No row is padded, so that the text's last token is the one before step 0.
@@ -97,7 +104,12 @@ class Recorder:
             refuse_prefix(config, "reduce='eos'", "Use reduce='last', or a span of the first step.")
         if not found:
             return None
-        return cls(reading, found, rows, timeline, {site: tap_of(family, site) for site in order(family, found)})
+        forms = {site: tap_of(family, site).form for site in order(family, found)}
+        if reading.heads is None:
+            return cls(reading, found, rows, timeline, forms)
+        if not any("head" in form.axes for form in forms.values()):
+            raise InputError(f"heads={reading.heads}: no site that is read has heads; attn.hook_z is one that has.")
+        return cls(reading, found, rows, timeline, forms, checked_heads(reading.heads, config.n_heads))
 
     def begin(self, layout: Layout) -> None:
         """A new batch of rows starts at the beginning of the clip."""
@@ -105,33 +117,66 @@ class Recorder:
         self.prefixes[layout.places] = layout.prefix
 
     def wants(self, site: Site, start: int, length: int) -> bool:
-        return site in self.places and start < self.stop and start + length > self.start
+        if site not in self.places:
+            return False
+        if not self.forms[site].timed:
+            return site.name not in self.seen
+        return start < self.stop and start + length > self.start
+
+    def heads_of(self, site: Site) -> tuple[int, ...] | None:
+        """The heads to record at a site; `None` is all, or that it has none."""
+        return self.heads if "head" in self.forms[site].axes else None
 
     def write(self, site: Site, value: Tensor, start: int, layout: Layout) -> None:
-        """Keep "batch step ..." of the steps from `start`."""
-        name = site.name
+        """Keep "batch step ..." of the steps from `start`, or "batch token ..." where there are no steps."""
+        name, form = site.name, self.forms[site]
+        if not form.timed:
+            self._keep(name, form, self._mine(value, layout), layout, 0)
+            self.seen[name] = 0
+            return
         first, end = max(self.start, start), min(self.stop, start + value.shape[1])
         if self.reading.reduce is not None:
             first = max(first, self.seen.get(name, self.start))
             if first >= end:
                 return
-        window = value.detach()[:, first - start : end - start].unflatten(0, (layout.branches, -1))
+        window = self._mine(value[:, first - start : end - start], layout)
+        if self.reading.reduce is None:
+            self._keep(name, form, window, layout, first - self.start)
+        else:
+            self._reduce(name, form, window, layout)
+            self.seen[name] = end
+
+    def _mine(self, value: Tensor, layout: Layout) -> Tensor:
+        """Of "batch ...", what is recorded: "branch row ...", without the padding's rows."""
+        window = value.detach().unflatten(0, (layout.branches, -1))
         if self.reading.branch != "both":
             half = 0 if self.reading.branch == "cond" else 1
             window = window[half : half + 1]
-        window = window[:, : layout.kept]
-        if self.reading.reduce is None:
-            if name not in self.tensors:
-                shape = (window.shape[0], self.rows, self.stop - self.start, *window.shape[3:])
-                self.tensors[name] = self._empty(shape, window)
-            kept = self.tensors[name]
-            window = window.to(kept.device, kept.dtype)
-            kept[:, layout.places, first - self.start : end - self.start] = window
-        else:
-            self._reduce(name, window, layout.places)
-            self.seen[name] = end
+        return window[:, : layout.kept]
 
-    def _reduce(self, name: str, window: Tensor, rows: slice | Tensor) -> None:
+    def _keep(self, name: str, form: Form, window: Tensor, layout: Layout, first: int) -> None:
+        length = self.stop - self.start if form.timed else window.shape[2]
+        window = window if form.open is None else self._fitted(name, form, window, layout)
+        if name not in self.tensors:
+            shape = (window.shape[0], self.rows, length, *window.shape[3:])
+            self.tensors[name] = self._empty(shape, window)
+        kept = self.tensors[name]
+        kept[:, layout.places, first : first + window.shape[2]] = window.to(kept.device, kept.dtype)
+
+    def _fitted(self, name: str, form: Form, window: Tensor, layout: Layout) -> Tensor:
+        """The window with as many tokens or keys as were kept; where it has more, what was kept gains them."""
+        axis = form.order.index(str(form.open)) - len(form.order)
+        if form.square and layout.prefix < self.longest:
+            window = _padded(window, axis, window.shape[axis] + self.longest - layout.prefix, before=True)
+        size = self.keys if form.square else window.shape[axis]
+        if name in self.tensors:
+            self.tensors[name] = _padded(self.tensors[name], axis, size)
+            size = self.tensors[name].shape[axis]
+        return _padded(window, axis, size)
+
+    def _reduce(self, name: str, form: Form, window: Tensor, layout: Layout) -> None:
+        rows = layout.places
+        window = window if form.open is None else self._fitted(name, form, window, layout)
         if name not in self.tensors:
             shape = (window.shape[0], self.rows, *window.shape[3:])
             fill = -torch.inf if self.reading.reduce == "max" else 0.0
@@ -156,19 +201,23 @@ class Recorder:
         """Tensors, their axes, and mean norms, by site name in the model's order."""
         mean, both = self.reading.reduce == "mean", self.reading.branch == "both"
         tensors, norms, axes = {}, {}, {}
-        for site, tap in self.taps.items():
+        for site, form in self.forms.items():
             name = site.name
             if name not in self.tensors:
                 continue
-            tensor = self._averaged(self.tensors[name]) if mean else self.tensors[name]
+            reduced = self.reading.reduce is not None and form.timed
+            order = ["branch", *form.order]
+            user = ["branch", *form.axes]
+            if reduced:
+                user.remove(order.pop(2))
+            tensor = self._averaged(self.tensors[name]) if reduced and mean else self.tensors[name]
             tensor = tensor if self.reading.dtype is None else tensor.to(self.reading.dtype)
+            tensor = tensor.permute([order.index(axis) for axis in user])
             tensors[name] = tensor if both else tensor[0]
-            if mean:
+            if reduced and mean:
                 norm = self._averaged(self.norms[name])
                 norms[name] = norm if both else norm[0]
-            feature = {"residual": ("d_model",), "heads": ("head", "d_head"), "mlp": ("d_mlp",)}[tap.layout]
-            time = () if self.reading.reduce else ("step",)
-            axes[name] = (*(("branch",) if both else ()), "row", *time, *feature)
+            axes[name] = tuple(user if both else user[1:])
         return tensors, axes, norms
 
     def _averaged(self, sums: Tensor) -> Tensor:
@@ -191,5 +240,17 @@ class Recorder:
             reduce=self.reading.reduce,
             norms=norms,
             model=model,
-            prefixes=tuple(self.prefixes.tolist()) if self.reading.prefix else (),
+            heads=self.heads,
+            prefixes=tuple(self.prefixes.tolist()) if self.longest else (),
         )
+
+
+def _padded(tensor: Tensor, axis: int, size: int, *, before: bool = False) -> Tensor:
+    """The tensor with zeros behind it (or before) along one axis, up to a size."""
+    missing = size - tensor.shape[axis]
+    if missing <= 0:
+        return tensor
+    shape = list(tensor.shape)
+    shape[axis] = missing
+    zeros = tensor.new_zeros(shape)
+    return torch.cat([zeros, tensor] if before else [tensor, zeros], dim=axis)

@@ -6,7 +6,7 @@ would read and edit each other's under guidance; `RowBatcher` knows the four cou
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,19 +29,20 @@ IN_PLACE = "_audiolens_in_place"
 @dataclass(frozen=True)
 class Layout:
     """Which rows a batch holds: `rows[i]` is the caller's row at place i, of `total` rows; the first `kept`
-    places are real, the rest padding. `branches` is 2 under guidance (conditional first), else 1. `prefix` is how
-    many positions stand before step 0 in each of these rows."""
+    places are real, the rest padding. `branches` is 2 under guidance (conditional first), else 1. What is recorded
+    begins with the caller's row `first`. `prefix` is how many positions stand before step 0 in each of these rows."""
 
     rows: tuple[int, ...]
     total: int
     branches: int
     kept: int
     prefix: int = 0
+    first: int = 0
 
     @property
     def places(self) -> slice | Tensor:
-        """Where the real rows belong among the caller's: a slice where they follow one another."""
-        real = self.rows[: self.kept]
+        """Where the real rows belong in what is recorded: a slice where they follow one another."""
+        real = tuple(row - self.first for row in self.rows[: self.kept])
         if real == tuple(range(real[0], real[0] + len(real))):
             return slice(real[0], real[0] + len(real))
         return torch.tensor(real)
@@ -60,6 +61,12 @@ class Layout:
         return mask
 
 
+def checked_batch_size(batch_size: int | None) -> int | None:
+    if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+        raise InputError(f"batch_size={batch_size}: expected at least 1.")
+    return batch_size
+
+
 def batches(
     sizes: Sequence[int],
     *,
@@ -75,8 +82,7 @@ def batches(
     padded. Exact batches have a fixed number of rows, and a text length that depends on each prompt alone: a row then
     meets the same kernels in any company.
     """
-    if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
-        raise InputError(f"batch_size={batch_size}: expected at least 1.")
+    checked_batch_size(batch_size)
 
     def alike(size: int) -> tuple[int, int | None]:
         """What the rows of one run share: the prefix, and the length to pad to."""
@@ -91,6 +97,18 @@ def batches(
             part = mine[first : first + step]
             padded = part + part[:1] * (EXACT_ROWS - len(part)) if exact else part
             yield Layout(tuple(padded), len(sizes), 2 if guided else 1, len(part), kind[0]), kind[1]
+
+
+def chunks(
+    sizes: Sequence[int], *, guided: bool, batch_size: int, prefix: Callable[[int], int]
+) -> Iterator[tuple[Layout, ...]]:
+    """The runs of each `batch_size` rows that follow one another: one, or one a prefix."""
+    for first in range(0, len(sizes), batch_size):
+        part = sizes[first : first + batch_size]
+        yield tuple(
+            replace(layout, rows=tuple(first + row for row in layout.rows), total=len(sizes), first=first)
+            for layout, _ in batches(part, guided=guided, exact=False, batch_size=None, prefix=prefix)
+        )
 
 
 def in_order(parts: Sequence[Tensor], layouts: Sequence[Layout], axis: int) -> Tensor:
@@ -116,6 +134,14 @@ def read_columns(
     return columns.flatten(0, 1).repeat(layout.branches, 1)
 
 
+def start_columns(
+    codes: Int[Tensor, "row codebook frame"], config: LensConfig, layout: Layout
+) -> Int[Tensor, "sequence column"]:
+    """The start token and the frames that a batch is to continue, undelayed: transformers' `generate` delays them."""
+    mine = codes[list(layout.rows)]
+    return torch.cat([torch.full_like(mine[..., :1], config.pad_code), mine], dim=-1).flatten(0, 1)
+
+
 def checked_rows(rows: Sequence[int] | None, total: int) -> list[int]:
     """Row numbers of an intervention; `None` is all of them."""
     if rows is None:
@@ -132,8 +158,9 @@ def checked_rows(rows: Sequence[int] | None, total: int) -> list[int]:
 class RowBatcher(Batcher):
     """nnsight's batcher for a model whose rows are doubled by guidance and multiplied by codebooks.
 
-    A tensor belongs to the batch when its first axis counts `total` rows times {1, 2} branches times {1, codebooks}.
-    An invoke is served its own rows of every branch, in the same layout, and its edits go back to just these.
+    A tensor belongs to the batch when its first axis counts `total` rows times {1, 2} branches times {1, codebooks};
+    floats of two axes are the position embeddings, "step d_model", which are every row's. An invoke is served its own
+    rows of every branch, in the same layout, and its edits go back to just these.
     """
 
     def __init__(self, envoy: Any, kwargs: dict | None = None) -> None:
@@ -154,7 +181,7 @@ class RowBatcher(Batcher):
 
     def _shape(self, tensor: Tensor) -> tuple[int, int] | None:
         """(branches, rows a row) of a batched tensor's first axis, or `None` if it is not batched."""
-        if not tensor.ndim:
+        if not tensor.ndim or _positions(tensor):
             return None
         for branches in (self.branches, 1):
             for each in (1, self.codebooks):
@@ -173,6 +200,8 @@ class RowBatcher(Batcher):
         return mine[0] if branches == 1 else mine.flatten(0, 1)
 
     def _widen_tensor(self, full: Tensor, group: list, edited: Tensor) -> Tensor:
+        if _positions(full):
+            full = full.expand(self.branches * self.total, -1, -1)
         shape = self._shape(full)
         if shape is None:
             return edited
@@ -186,3 +215,7 @@ class RowBatcher(Batcher):
             return full
         before, after = rows[:, : start * each], rows[:, (start + size) * each :]
         return torch.cat([before, mine, after], dim=1).flatten(0, 1)
+
+
+def _positions(tensor: Tensor) -> bool:
+    return tensor.ndim == 2 and tensor.is_floating_point()

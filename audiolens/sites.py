@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from audiolens.errors import InputTypeError, SiteError, nearest, shortened
+from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
 
 _FULL = re.compile(r"blocks\.(\d+)\.(.+)")
 
@@ -92,3 +92,14 @@ def checked_layers(layers: int | Iterable[int] | None, n_layers: int) -> list[in
         if not 0 <= layer < n_layers:
             raise SiteError(f"layer {layer} does not exist: this model has layers 0 to {n_layers - 1}.")
     return sorted(set(listed))
+
+
+def checked_heads(heads: Sequence[int], n_heads: int) -> tuple[int, ...]:
+    """Head numbers as they were given, all different."""
+    try:
+        listed = tuple(int(head) for head in heads)
+    except (TypeError, ValueError):
+        raise InputTypeError(f"heads={heads!r}: expected a list of heads, or None for all.") from None
+    if not listed or len(set(listed)) != len(listed) or not all(0 <= head < n_heads for head in listed):
+        raise InputError(f"heads={list(listed)}: expected different ones; this model has heads 0 to {n_heads - 1}.")
+    return listed

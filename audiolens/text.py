@@ -54,6 +54,14 @@ def checked_prompts(prompts: Prompt | Sequence[Prompt], rows: int | None = None)
     return listed
 
 
+def checked(
+    prompts: Prompt | Sequence[Prompt], model: Any, tokenizer: Any, rows: int | None = None
+) -> tuple[tuple[Prompt, ...], list[int]]:
+    """Prompts, one a row, and their lengths in tokens."""
+    listed = checked_prompts(prompts, rows)
+    return listed, lengths(listed, tokenizer, token_limit(model, tokenizer))
+
+
 def lengths(prompts: Sequence[Prompt], tokenizer: Any, limit: int) -> list[int]:
     """Each prompt's length in tokens (1 for none), refusing those the text encoder would not read whole."""
     found = []

@@ -13,7 +13,6 @@ from types import CodeType
 from typing import Any, Literal
 
 import torch
-from einops import rearrange
 from nnsight import NNsight
 from nnsight.intervention.interleaver import Mediator
 from nnsight.intervention.tracer import InterleavingTracer
@@ -21,13 +20,14 @@ from torch import Tensor
 
 from audiolens import passes, text
 from audiolens.audio import checked_codes
+from audiolens.engine import clock
 from audiolens.errors import InputError
-from audiolens.families import Family, LensConfig, places, tap_of
-from audiolens.interventions import Branch, checked_branch
-from audiolens.recording import refuse_prefix
+from audiolens.families import Family, LensConfig, tap_of
+from audiolens.operations import open_ahead, place_of
 from audiolens.rows import IN_PLACE, Layout, RowBatcher, read_columns
 from audiolens.sampling import checked_seeds, checked_settings, sampling_arguments
 from audiolens.sites import Site
+from audiolens.taps import Put, View
 from audiolens.text import Prompt, checked_prompts
 from audiolens.timeline import Real, Timeline, clip_timeline, codes_timeline
 
@@ -71,72 +71,74 @@ class LensTracer(InterleavingTracer):
 class SiteValue:
     """A site inside a trace: `value` reads or assigns it, on the rows of this invoke and of one branch.
 
-    "row step ... feature"; `branch="both"` adds a leading branch axis, and with `prefix` the steps begin with those of
-    the prefix, in the forward that holds it: the first. Values come in the model's order, and each may be asked for
-    once a forward. For gradients with respect to a value that is a part of the model's tensor (a head site, a branch
-    under guidance, one of several invokes, steps behind a prefix), assign a leaf of your own and differentiate by it.
+    Its shape is that of `lens.sites()`; `branch="both"` adds a leading branch axis, and with `prefix` the steps begin
+    with those of the prefix, in the forward that holds it: the first. Values come in the model's order, and each may be
+    asked for once a forward. For gradients with respect to a value that is a part of the model's tensor (a head site, a
+    branch under guidance, one of several invokes, steps behind a prefix), or that is recomputed (a pattern, a head's
+    result), assign a leaf of your own and differentiate by it.
     """
 
-    def __init__(self, site: Site, tap: Any, envoy: Any, config: LensConfig, branch: str, prefix: bool) -> None:
-        self._site, self._tap, self._envoy, self._config = site, tap, envoy, config
+    def __init__(
+        self, model: Model, family: Family, config: LensConfig, site: Site, branch: str, prefix: bool = False
+    ) -> None:
+        self._model, self._family, self._config, self._site = model, family, config, site
         self._branch, self._prefix = branch, prefix
+        self._tap = tap_of(family, site)
 
     @property
     def value(self) -> Tensor:
-        served = self._served()
-        skipped = self._skipped(served)
-        if self._branch == "cond" and self._batcher.branches == 1 and self._tap.layout != "heads" and not skipped:
-            # The model's own tensor and not a view of it: gradients can be asked for.
-            return self._part(served)
-        whole = self._rows(served)[:, :, skipped:]
-        return whole if self._branch == "both" else whole[self._half]
+        _, whole, _ = self._opened()
+        if skipped := self._skipped(whole):
+            whole = whole[:, skipped:]
+        if self._branch != "cond" or self._batcher.branches > 1:
+            # Otherwise it is the model's own tensor and not a view of it: gradients can be asked for.
+            whole = whole.unflatten(0, (self._batcher.branches, -1))[self._part]
+        return self._tap.form.turned(whole)
 
     @value.setter
     def value(self, changed: Tensor) -> None:
-        served = self._served()
-        whole = self._rows(served).clone()
-        steps = whole[:, :, self._skipped(served) :]
-        expected = steps.shape if self._branch == "both" else steps[0].shape
+        place, before, put = self._opened()
+        whole = before.unflatten(0, (self._batcher.branches, -1)).clone()
+        chosen = torch.zeros(whole.shape[:2], dtype=torch.bool, device=whole.device)
+        steps = whole[:, :, self._skipped(before) :]
+        expected = self._tap.form.turned(steps[self._part]).shape
         if changed.shape != expected:
             raise InputError(f"{self._site.name}: {tuple(changed.shape)} was assigned, expected {tuple(expected)}.")
-        steps[... if self._branch == "both" else self._half] = changed.to(whole.dtype)
-        flat = whole.flatten(0, 1)
-        if self._tap.layout == "heads":
-            flat = rearrange(flat, "row step head d_head -> row step (head d_head)")
-        if self._tap.in_place and not self._batcher.batching:
-            self._part(served).copy_(flat)
+        steps[self._part] = self._tap.form.turned(changed).to(whole.dtype)
+        chosen[self._part] = True
+        after = whole.flatten(0, 1)
+        if self._tap.in_place and self._batcher.batching:
+            setattr(after, IN_PLACE, True)
+            place.input = after
             return
-        if self._tap.in_place:
-            setattr(flat, IN_PLACE, True)
-        self._tap.hand_back(self._envoy, served, flat)
+        put(after, chosen.flatten())
 
     @property
     def _batcher(self) -> RowBatcher:
         return running(self._site.name)
 
+    def _skipped(self, whole: Tensor) -> int:
+        """How many positions of this forward are left out: all of the prefix, which a later step does not hold."""
+        prefix = 0 if self._prefix else self._batcher.prefix
+        return prefix if whole.shape[1] > prefix else 0
+
     @property
-    def _half(self) -> int:
+    def _part(self) -> Any:
+        """Of values with a leading branch axis, what is asked for."""
+        if self._branch == "both":
+            return ...
         half = 0 if self._branch == "cond" else 1
         if half >= self._batcher.branches:
             raise InputError("branch='null' needs guidance: without it (guidance_scale=1) there is only 'cond'.")
         return half
 
-    def _served(self) -> Any:
-        return self._envoy.input if self._tap.port == "input" else self._envoy.output
-
-    def _part(self, served: Any) -> Tensor:
-        return served if self._tap.item is None else served[self._tap.item]
-
-    def _skipped(self, served: Any) -> int:
-        """How many positions of this forward are left out: all of the prefix, which a later step does not hold."""
-        prefix = 0 if self._prefix else self._batcher.prefix
-        return prefix if self._part(served).shape[1] > prefix else 0
-
-    def _rows(self, served: Any) -> Tensor:
-        value = self._part(served)
-        if self._tap.layout == "heads":
-            value = rearrange(value, "row step (head d) -> row step head d", head=self._config.n_heads)
-        return value.unflatten(0, (self._batcher.branches, -1))
+    def _opened(self) -> tuple[Any, Tensor, Put]:
+        """The envoy, what it serves of this invoke's rows (one branch after the other), and what puts another there."""
+        batcher, group = self._batcher, Mediator.current(self._site.name).batch_group
+        rows = batcher.total if group is None else group[1]
+        open_ahead(self._model, self._family, self._site)
+        place = place_of(self._model, self._family, self._site)
+        return place, *self._tap.open(place, View(self._config, rows * batcher.branches))
 
 
 def running(what: str) -> RowBatcher:
@@ -144,26 +146,9 @@ def running(what: str) -> RowBatcher:
     return Mediator.current(what).interleaver.batcher
 
 
-def clock(model: Model, family: Family) -> int:
-    """The first step of the forward that is running, inside a trace."""
-    args, _ = model.get(family.decoder).get(family.clock).inputs
-    return max(0, int(args[1]) - running("position").prefix)
-
-
-def site_value(
-    model: Model, family: Family, config: LensConfig, name: str, layer: int | None, branch: Branch, prefix: bool
-) -> SiteValue:
-    """A site inside a trace, by full name or by short name and layer."""
-    found = places(family, config, name, layer)
-    if len(found) != 1:
-        raise InputError(f"{name!r} is a site of every block: give its layer, or its full name.")
-    checked_branch(branch)
-    if prefix:
-        refuse_prefix(config, "prefix=True")
-    site, tap = found[0], tap_of(family, found[0])
-    decoder = model.get(family.decoder)
-    block = decoder if site.layer is None else decoder.layers[site.layer]
-    return SiteValue(site, tap, block.get(tap.module) if tap.module else block, config, branch, prefix)
+def position(model: Model, family: Family) -> int:
+    """Inside a trace: the step at which the running forward starts, whatever stands before step 0."""
+    return max(0, clock(model.get(family.decoder), running("position").prefix)[0])
 
 
 def one_prefix(sizes: Sequence[int], config: LensConfig) -> int:

@@ -103,7 +103,7 @@ def test_residual_sites_are_transformers_hidden_states(melody_lens, codes):
         # transformers gives its last one after the final norm.
         assert torch.equal(cache["ln_final.hook_normalized"], hidden[3][:, first:])
         assert cache.first_step == first - PREFIX
-        assert cache.prefixes == ((PREFIX,) * 5 if prefix else ())
+        assert cache.prefixes == (PREFIX,) * 5
 
 
 def test_the_residual_stream_is_the_sum_of_its_parts(melody_lens, codes):

@@ -1,0 +1,61 @@
+"""Operations: the envoy that serves a site, and nnsight's view into a module's forward, opened for one run.
+
+nnsight serves a single operation of a forward (`envoy.source`) from an instrumented copy, which it leaves in place
+for good and which costs every later trace some microseconds an operation. A run opens what it needs and `close`
+puts the module's own forward back.
+"""
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from nnsight import NNsight
+from nnsight.intervention.source import STATE, SourceNotAvailable, State
+from torch import nn
+
+from audiolens.errors import UnsupportedModelError
+from audiolens.families import Family, tap_of
+from audiolens.sites import Site
+from audiolens.taps import Tap
+
+_OPENED: WeakKeyDictionary[nn.Module, list[State]] = WeakKeyDictionary()
+
+
+def place_of(model: NNsight, family: Family, site: Site) -> Any:
+    """The envoy that serves a site: of a module, or of one operation inside its forward."""
+    tap = tap_of(family, site)
+    envoy = _envoy(model, family, site, tap)
+    return envoy if tap.op is None else _operation(model, envoy, tap.op)
+
+
+def open_ahead(model: NNsight, family: Family, site: Site) -> None:
+    """Open what later sites of the same module need: once its forward has begun, it is too late."""
+    hooks = list(family.block_taps)
+    if site.layer is None:
+        return
+    module = tap_of(family, site).module
+    for hook in hooks[hooks.index(site.hook) + 1 :]:
+        tap = family.block_taps[hook]
+        if tap.op is not None and module.startswith(f"{tap.module}."):
+            _operation(model, _envoy(model, family, site, tap), tap.op)
+
+
+def close(model: nn.Module) -> None:
+    """Put back the forward of every module that was opened."""
+    for state in _OPENED.pop(model, ()):
+        state.body, state.compiled, state.sourced = state.original, None, False
+
+
+def _envoy(model: NNsight, family: Family, site: Site, tap: Tap) -> Any:
+    root = model if site.layer is None else model.get(family.decoder).layers[site.layer]
+    return root.get(tap.module) if tap.module else root
+
+
+def _operation(model: NNsight, envoy: Any, op: str) -> Any:
+    state = envoy._module.__dict__[STATE]
+    try:
+        if not state.sourced:
+            _OPENED.setdefault(model._module, []).append(state)
+        return getattr(envoy.source, op)
+    except (AttributeError, SourceNotAvailable) as error:
+        kind = type(envoy._module).__name__
+        raise UnsupportedModelError(f"{kind} does not compute {op!r} where the lens expects it: {error}.") from None

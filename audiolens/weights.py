@@ -1,0 +1,96 @@
+"""The weights of a model by TransformerLens's names: views of the model's own tensors, one a block or one a codebook.
+
+`AudioLens` carries the names, so `lens.W_Q[3]` reads as in TransformerLens. That has no name for a cross-attention's
+weights; here they are those of the self-attention with `_cross` behind (`lens.W_Q_cross[3]`), so that both stand side
+by side where names are completed.
+
+The weights are the model's as they stand. TransformerLens folds the layer norms into them when it loads a model; here
+`ln1.hook_normalized` is the norm's whole output, and `W_Q[l]` acts on that. MusicGen's projections have no biases, so
+there is no `b_Q` nor any kin of it. Every tensor is detached: reading one builds no graph.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from einops import rearrange
+from torch import Tensor
+
+from audiolens.errors import InputError, InputTypeError
+
+
+class Weights(tuple[Tensor, ...]):
+    """One tensor a block (or a codebook): `W[3]`, or `W[3, head]`. `torch.stack(W)` copies them into one tensor."""
+
+    __slots__ = ()
+
+    def __getitem__(self, index: Any) -> Any:
+        place, *inside = index if isinstance(index, tuple) else (index,)
+        if isinstance(place, slice):
+            if inside:
+                raise InputTypeError(f"{index!r}: a slice stands alone here; use torch.stack(W) to index through it.")
+            return Weights(super().__getitem__(place))
+        if not -len(self) <= place < len(self):
+            raise InputError(f"there is no weight {place}: this model has {len(self)}, 0 to {len(self) - 1}.")
+        chosen = super().__getitem__(place)
+        return chosen[tuple(inside)] if inside else chosen
+
+    def __repr__(self) -> str:
+        return f"Weights({len(self)} x {tuple(self[0].shape)})"
+
+
+def attention(module: str) -> tuple[property, property, property, property]:
+    """W_Q, W_K, W_V ("head d_model d_head") and W_O ("head d_head d_model") of one attention of every block."""
+    into = "(head d_head) d_model -> head d_model d_head"
+    return (
+        _per_block(f"{module}.q_proj", into),
+        _per_block(f"{module}.k_proj", into),
+        _per_block(f"{module}.v_proj", into),
+        _per_block(f"{module}.out_proj", "d_model (head d_head) -> head d_head d_model"),
+    )
+
+
+def mlp() -> tuple[property, property]:
+    """W_in ("d_model d_mlp") and W_out ("d_mlp d_model") of every block."""
+    return _per_block("fc1", "d_mlp d_model -> d_model d_mlp"), _per_block("fc2", "d_model d_mlp -> d_mlp d_model")
+
+
+def vocabulary() -> tuple[property, property, property]:
+    """W_E ("code d_model") and W_U ("d_model vocab") of every codebook, and W_pos ("position d_model").
+
+    The last row of a `W_E` is the start token's, which no `W_U` predicts.
+    """
+
+    def embeddings(lens: Any) -> Weights:
+        return _weights((table.weight for table in decoder_of(lens).embed_tokens), "code d_model -> code d_model")
+
+    def heads(lens: Any) -> Weights:
+        return _weights((head.weight for head in lens.model.decoder.lm_heads), "vocab d_model -> d_model vocab")
+
+    def positions(lens: Any) -> Tensor:
+        return decoder_of(lens).embed_positions.weights.detach()
+
+    return (
+        property(embeddings, doc='One a codebook: "code d_model"; the last row is the start token\'s.'),
+        property(heads, doc='One a codebook: "d_model vocab".'),
+        property(positions, doc='"position d_model".'),
+    )
+
+
+def _per_block(module: str, axes: str) -> property:
+    """A weight of every block; `axes` lays transformers' "out in" out as TransformerLens has it, without a copy."""
+
+    def read(lens: Any) -> Weights:
+        if module.startswith("encoder_attn") and lens.config.conditioning != "cross-attention":
+            raise AttributeError(f"{lens.config.family} has no cross-attention, and so no weights of one.")
+        sizes = {"head": lens.config.n_heads} if "head" in axes else {}
+        return _weights((block.get_submodule(module).weight for block in decoder_of(lens).layers), axes, **sizes)
+
+    return property(read, doc=f'One a block: "{axes.partition(" -> ")[2]}".')
+
+
+def decoder_of(lens: Any) -> Any:
+    return lens.model.get_submodule(lens._family.decoder)
+
+
+def _weights(parameters: Iterable[Tensor], axes: str, **sizes: int) -> Weights:
+    return Weights(rearrange(parameter.detach(), axes, **sizes) for parameter in parameters)

@@ -1,0 +1,31 @@
+"""The names of every site, and prompts and codes to run the small models with."""
+
+from typing import Any
+
+import torch
+
+PROMPTS = ["fast piano", "slow dark guitar music", "calm"]
+SECONDS = 0.6
+STEPS = 15 + 3
+
+IN_BLOCK = [
+    *("resid_pre", "ln1.normalized", "attn.q", "attn.k", "attn.v", "attn.pattern", "attn.z", "attn.result"),
+    *("attn_out", "resid_mid", "cross_attn.q", "cross_attn.k", "cross_attn.v", "cross_attn.pattern", "cross_attn.z"),
+    *("cross_attn.result", "cross_attn_out", "resid_cross", "mlp.pre", "mlp.post", "mlp_out", "resid_post"),
+]
+WHOLE = ["text_states", "embed", "pos_embed", "ln_final.normalized", "logits"]
+
+
+def full(site: str) -> str:
+    """The full name of a site, in block 1 where it is in a block."""
+    group, _, leaf = site.rpartition(".")
+    hook = f"{group}.hook_{leaf}" if group else f"hook_{leaf}"
+    return hook if site in WHOLE else f"blocks.1.{hook}"
+
+
+SITES = [full(site) for site in (*IN_BLOCK, *WHOLE)]
+
+
+def random_codes(lens: Any, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 32, (3, lens.config.n_codebooks, 15), generator=generator)

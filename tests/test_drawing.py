@@ -1,0 +1,98 @@
+"""A clip that begins with given sound goes on as transformers would, drawn from its own seed."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import audiolens as al
+
+PROMPTS = ["fast piano", "slow dark guitar music", "calm"]
+SECONDS = 0.6
+FRAMES, GIVEN, TAIL = 15, 5, 3
+
+
+def wave(channels: int, rows: int = 3) -> torch.Tensor:
+    return torch.randn(rows, channels, GIVEN * 640, generator=torch.Generator().manual_seed(0)) * 0.3
+
+
+def bare(lens: Any, sound: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    """The continuation of the same sound by transformers alone."""
+    inputs = lens.tokenizer(PROMPTS, padding=True, return_tensors="pt")
+    return lens.model.generate(**inputs, input_values=sound, max_new_tokens=FRAMES + TAIL - GIVEN, **kwargs)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("sites", [(), "resid_post"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_greedy_continuation_is_transformers_own_to_the_bit(lens, stereo_lens, channels, sites, guidance_scale):
+    one, sound = lens if channels == 1 else stereo_lens, wave(channels)
+    expected = bare(one, sound, do_sample=False, guidance_scale=guidance_scale)
+    given = {"guidance_scale": guidance_scale, "temperature": 0, "sites": sites}
+    out = one.generate(PROMPTS, SECONDS, audio_prompt=(sound, 16000), **given)
+    codes = one.encode_audio(sound, 16000)
+    assert out.codes.shape[-1] == FRAMES
+    assert torch.equal(out.codes[..., :GIVEN], codes)
+    assert torch.equal(out.audio, expected)
+    coded = one.generate(PROMPTS, SECONDS, audio_prompt=codes, use_cache=False, **given)
+    assert torch.equal(coded.codes, out.codes)
+    assert out.settings["audio_prompt_seconds"] == GIVEN / 25
+
+
+def test_a_sampled_continuation_is_transformers_own_to_the_bit(lens):
+    torch.manual_seed(3)
+    expected = bare(lens, wave(1), do_sample=True, top_k=20, guidance_scale=3.0)
+    torch.manual_seed(3)
+    assert torch.equal(lens.generate(PROMPTS, SECONDS, audio_prompt=(wave(1), 16000), top_k=20).audio, expected)
+
+
+def test_a_continuation_is_drawn_from_its_own_seed_and_sound_in_any_batch(lens):
+    codes = lens.encode_audio(wave(1), 16000)
+    out = lens.generate(PROMPTS, SECONDS, seeds=[1, 2, 3], audio_prompt=codes, exact=True)
+    for row in range(3):
+        alone = lens.generate(
+            PROMPTS[row], SECONDS, seeds=[row + 1], audio_prompt=codes[row : row + 1], exact=True, decode=False
+        )
+        assert torch.equal(alone.codes[0], out.codes[row])
+    halves = lens.generate(PROMPTS, SECONDS, seeds=[1, 2, 3], audio_prompt=codes, batch_size=2, decode=False)
+    assert torch.equal(halves.codes, lens.generate(PROMPTS, SECONDS, seeds=[1, 2, 3], audio_prompt=codes).codes)
+
+
+def test_one_sound_of_any_rate_and_channels_serves_every_row(lens):
+    sound = wave(2, rows=1)[0]
+    out = lens.generate(PROMPTS, SECONDS, seeds=1, audio_prompt=(sound, 22050), decode=False)
+    codes = lens.encode_audio(sound, 22050)
+    assert torch.equal(out.codes[..., : codes.shape[-1]], codes.expand(3, -1, -1))
+    assert torch.equal(out.codes, lens.generate(PROMPTS, SECONDS, seeds=1, audio_prompt=codes, decode=False).codes)
+
+
+def test_what_is_recorded_and_changed_counts_its_time_from_the_prompt_s_beginning(lens):
+    add = al.Add(torch.ones(48), layers=1, strength=3.0, seconds=(0.08, 0.4))
+    given = {"sites": ["resid_post", "attn.z"], "interventions": add}
+    out = lens.generate(PROMPTS, SECONDS, seeds=[1, 2, 3], audio_prompt=(wave(1), 16000), **given)
+    _, cache = lens.run_with_cache(PROMPTS, out.codes, guidance_scale=3.0, **given)
+    assert out.cache.keys() == cache.keys()
+    for name in cache:
+        torch.testing.assert_close(out.cache[name], cache[name], rtol=1e-4, atol=1e-5)
+    less = lens.generate(PROMPTS, SECONDS, seeds=[1, 2, 3], audio_prompt=(wave(1), 16000), reduce="mean", **given)
+    expected = out.cache["resid_post", 2][:, :FRAMES].mean(1)
+    torch.testing.assert_close(less.cache["resid_post", 2], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("audio_prompt", "message"),
+    [
+        (torch.zeros(3200), "expected .waveform, sample_rate"),
+        ("a file.wav", "expected .waveform, sample_rate"),
+        (torch.zeros(1, 4, 15, dtype=torch.long), "raise seconds="),
+        (torch.zeros(2, 4, 5, dtype=torch.long), "2 rows"),
+        (torch.zeros(1, 3, 5, dtype=torch.long), "4 codebooks"),
+        (torch.full((1, 4, 5), 32), "0 to 31"),
+        ((torch.zeros(0), 16000), "empty"),
+        ((torch.zeros(100), 0), "sample_rate"),
+    ],
+)
+def test_a_prompt_that_cannot_be_continued_is_refused(lens, monkeypatch, audio_prompt, message):
+    monkeypatch.setattr("audiolens.passes.generate", lambda *_, **__: pytest.fail("the model ran"))
+    with pytest.raises(al.errors.AudioLensError, match=message):
+        lens.generate(PROMPTS, SECONDS, audio_prompt=audio_prompt)
