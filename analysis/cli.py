@@ -177,7 +177,7 @@ def directions_read(
     concept: Annotated[str, typer.Argument(help="A bundled concept, or a .csv, .json or .toml file of prompts.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("directions.safetensors"),
     model: Model = "etude",
-    position: Annotated[str, typer.Option(help="mean, first or last.")] = "mean",
+    position: Annotated[str, typer.Option(help="mean, first, last, or eos (MusicGen Melody).")] = "mean",
     branch: Annotated[str, typer.Option(help="Which half of the guidance is read: cond, null or both.")] = "cond",
     seconds: Annotated[float, typer.Option(help="Length of the clips generated for reading.")] = 2.0,
     force: Force = False,

@@ -135,7 +135,7 @@ class Settings:
         if self.n_random < 1:
             raise InputError("n_random=0: an effect without a control shows nothing; expected at least 1.")
         config = lens.config
-        longest = (config.max_steps - max(config.delays)) / config.frame_rate
+        longest = (config.max_steps - config.chroma_length - max(config.delays)) / config.frame_rate
         for name in ("seconds", "reading_seconds"):
             if not 0.5 <= getattr(self, name) <= longest:
                 raise InputError(f"{name}={getattr(self, name)}: expected 0.5 to {longest:g} for this model.")

@@ -38,6 +38,8 @@ class Bound:
         self.site = site
         self.form = form
         self.start, self.stop = self._span(timeline)
+        # Before the keys of a shorter prefix stand those of the longest.
+        self.unkeyed = timeline.prefix - layout.prefix
         self.branches = layout.branches
         extra = len(form.features(config))
         rows = checked_rows(intervention.rows, layout.total)
@@ -61,7 +63,7 @@ class Bound:
         }
         if form.square:
             # Its keys grow to the clip's steps: too few of them are refused before the run.
-            self._fitted(timeline.steps)
+            self._fitted(layout.prefix + timeline.steps)
 
     def touches(self, start: int, length: int) -> bool:
         """Whether a forward over these steps is changed at all; what has no steps is so in each."""
@@ -86,7 +88,8 @@ class Bound:
         else:
             amount = self.amount
             if self.schedule is not None:
-                amount = amount * self.schedule[:, first:end]
+                origin = min(self.start, 0)
+                amount = amount * self.schedule[:, first - origin : end - origin]
             parts = self._fitted(window.shape[-1])
             if "values" in parts and parts["values"].ndim == window.ndim and parts["values"].shape[1] > 1:
                 values = parts["values"]
@@ -127,15 +130,16 @@ class Bound:
         fitted = {}
         for name, part in self.parts.items():
             keyed = name in ("vector", "direction", "values")
-            if keyed and part.shape[-1] < width:
-                raise InputError(f"{self.site}: {name} has {part.shape[-1]} keys, the pattern {width}.")
-            fitted[name] = part[..., :width] if keyed else part
+            first = self.unkeyed if self.form.square else 0
+            if keyed and part.shape[-1] < first + width:
+                raise InputError(f"{self.site}: {name} has {part.shape[-1]} keys, the pattern {first + width}.")
+            fitted[name] = part[..., first : first + width] if keyed else part
         return fitted
 
     def _span(self, timeline: Timeline) -> tuple[int, int]:
         """The steps of the intervention; every token, where there are no steps."""
         if self.form.timed:
-            return timeline.select(self.intervention.seconds)
+            return timeline.select(self.intervention.seconds, self.intervention.prefix)
         if self.intervention.seconds is not None or self.intervention.schedule is not None:
             raise InputError(
                 f"{self.site} has no steps: the text stands for the whole clip. Leave out seconds/schedule."
@@ -208,4 +212,6 @@ class Bound:
                 f"{self.site}: the schedule has {tuple(factors.shape)} factors, expected one for each of the "
                 f"{timeline.frames} frames (or {timeline.steps} steps, the tail included)."
             )
-        return factors.reshape(1, -1, *[1] * extra).to(device)
+        # The prefix has no time, and keeps its strength.
+        before = torch.ones(-min(self.start, 0))
+        return torch.cat([before, factors]).reshape(1, -1, *[1] * extra).to(device)

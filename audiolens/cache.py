@@ -38,6 +38,11 @@ class ActivationCache:
     recorded at head sites, in their order (`None`: all). `stream` says what is added up in the model's residual
     stream. `readout` is its final norm and its output heads, the model's own tensors: of the model a cache holds only
     these, and a file none.
+
+    `prefixes` holds, where the conditioning stands before the audio steps (MusicGen Melody), how many positions it
+    takes in each row. Recorded with `prefix=True` the steps begin at a negative `first_step`, that of the longest: step
+    s stands at index s - first_step, the text's last token at step -1, and zeros before a shorter prefix. The keys of
+    a pattern always begin there, because every step looks back on its prefix.
     """
 
     tensors: Mapping[str, Tensor]
@@ -52,6 +57,7 @@ class ActivationCache:
     heads: tuple[int, ...] | None = None
     stream: Stream | None = None
     readout: Readout | None = None
+    prefixes: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tensors)
@@ -109,6 +115,7 @@ class ActivationCache:
             tensors={name: pick(tensor, name) for name, tensor in self.tensors.items()},
             norms={name: pick(tensor, name) for name, tensor in self.norms.items()},
             prompts=tuple(self.prompts[row] for row in rows) if self.prompts else (),
+            prefixes=tuple(self.prefixes[row] for row in rows) if self.prefixes else (),
         )
 
     def seconds(self, span: Span) -> "ActivationCache":
@@ -212,6 +219,7 @@ class ActivationCache:
             "model": self.model,
             "heads": self.heads,
             "stream": None if self.stream is None else asdict(self.stream),
+            "prefixes": list(self.prefixes),
         }
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         tensors.update({f"norms/{name}": norm.detach().cpu().contiguous() for name, norm in self.norms.items()})
@@ -263,6 +271,7 @@ class ActivationCache:
             model=labels["model"],
             heads=None if labels.get("heads") is None else tuple(labels["heads"]),
             stream=stream,
+            prefixes=tuple(labels.get("prefixes", ())),
         )
 
     def __repr__(self) -> str:

@@ -282,6 +282,7 @@ def difference_in_means(
     label: str = "",
     keep_samples: bool = False,
     progress: bool = True,
+    prefix: bool = False,
 ) -> Directions:
     """The mean activation under positive prompts minus that under negative ones, at every layer.
 
@@ -293,7 +294,8 @@ def difference_in_means(
         positive, negative: the prompts of the poles; `None` is no prompt (for poles told apart by their music).
         site: a site with one vector a step in every block.
         position: "mean" over all steps but the tail, "first" (the start token: the text alone, nothing generated),
-            "last", or the mean over (from, to) in seconds.
+            "last", or the mean over (from, to) in seconds. "eos" is the text's last token, where the text stands in
+            the decoder's own sequence (MusicGen Melody): our reading of the paper's place.
         branch: the half of the guidance that is read; "both" is the mean of the two.
         guidance_scale: of the clips generated.
         codes: one row a prompt, the same for both poles, or a pair (positive's, negative's).
@@ -303,6 +305,7 @@ def difference_in_means(
         layers: blocks to read; `None` is all.
         label: what to call the direction, such as `sets.concept`.
         keep_samples: keep one vector a prompt and layer (4 x d_model x layers x prompts bytes), for `shuffled`.
+        prefix: take the conditioning before step 0 into the "mean" too, where it stands in the decoder's own sequence.
 
     Raises:
         InputError: (or a subclass) for an empty pole, a prompt in both, or a place the model does not have, before
@@ -311,7 +314,7 @@ def difference_in_means(
     reader = PoleReader(
         lens, positive, negative, site=site, layers=layers, position=position, branch=branch,
         guidance_scale=guidance_scale, codes=codes, audio=audio, seeds=seeds, seconds=seconds, batch_size=batch_size,
-        progress=progress,
+        progress=progress, prefix=prefix,
     )  # fmt: skip
     contrast = Contrast(len(reader.negative), len(reader.positive))
     kept: Tensor | None = None
@@ -354,6 +357,7 @@ def _meta(lens: Any, reader: PoleReader, label: str) -> Provenance:
         n_layers=lens.config.n_layers,
         site=reader.site,
         position=reader.position,
+        prefix=reader.prefix,
         branch=reader.branch,
         guidance_scale=float(reader.guidance_scale),
         source=reader.source,

@@ -50,19 +50,19 @@ def drawn(
     streams = checked_seeds(seeds, len(listed))
     checked_settings(guidance_scale, temperature, top_k)
     guided = guidance_scale > 1
-    timeline = clip_timeline(seconds, config)
+    timeline = clip_timeline(seconds, config, config.prefix(max(sizes)))
     todo = checked_interventions(interventions, lens._family, config, guided)
     checked_branch(reading.branch, guided or not reading.sites)
     recorder = Recorder.of(reading, lens._family, config, len(listed), timeline)
     if exact and streams is None:
         raise InputError("exact=True needs seeds: transformers' own sampler draws a whole batch from one state.")
-    parts = list(batches(sizes, guided=guided, exact=exact, batch_size=batch_size))
+    parts = list(batches(sizes, guided=guided, exact=exact, batch_size=batch_size, prefix=config.prefix))
     start = clip_start(audio_prompt, len(listed), timeline, lens)
     codes = torch.zeros(len(listed), config.n_codebooks, timeline.frames, dtype=torch.long, device=lens.device)
     with alone(lens.model), random_state(keep=streams is not None):
         for layout, length in tqdm(parts, desc="generating", unit="batch", disable=not progress):
             if recorder is not None:
-                recorder.begin()
+                recorder.begin(layout)
             run = Run(
                 lens._nnsight,
                 lens._family,
@@ -83,7 +83,7 @@ def drawn(
                 use_cache=use_cache,
                 input_ids=encoded.ids,
                 **given,
-                **encoded.conditioning(guided),
+                **lens._family.inputs(lens.model, encoded, guided),
                 **sampling_arguments(mine, config, guidance_scale, temperature, top_k),
             )
             codes[list(layout.rows[: layout.kept])] = made[: layout.kept]

@@ -2,7 +2,8 @@
 
 The clock is the absolute position: every forward starts by reading what the decoder was given, the new columns and
 the length already cached. It is therefore the same with and without the key-value cache, and for `generate`, whose
-first forward transformers runs twice. Counting calls would be off by one there.
+first forward transformers runs twice for MusicGen and once for Melody. Counting calls would be off by one there. Steps
+are counted behind the prefix, whose positions are the negative ones.
 
 A forward reads only the sites where something is edited or recorded at these very steps. A forward that is to stop
 before a block leaves the model there, by nnsight's own stop: nothing above runs.
@@ -21,7 +22,7 @@ from audiolens.errors import InputError
 from audiolens.families import Family, LensConfig, order, places, tap_of
 from audiolens.interventions import Intervention
 from audiolens.operations import place_of
-from audiolens.recording import Recorder
+from audiolens.recording import Recorder, refuse_prefix
 from audiolens.rows import Layout
 from audiolens.sites import Site
 from audiolens.taps import Tap, View
@@ -53,11 +54,15 @@ class Point:
             recorder.write(self.site, value[:, :, list(heads)] if edits and heads else value, start, layout)
 
 
-def clock(decoder: Any) -> tuple[int, int]:
-    """Inside a run: the position of the first step of the forward that is running, and how many steps it has."""
+def clock(decoder: Any, prefix: int) -> tuple[int, int]:
+    """Inside a run: the first step of the forward that is running, and how many it has.
+
+    A prefix is a part of the forward that finds nothing cached; it counts as steps before step 0.
+    """
     _, given = decoder.inputs
-    past = given.get("past_key_values")
-    return 0 if past is None else int(past.get_seq_length()), given["input_ids"].shape[-1]
+    past, steps = given.get("past_key_values"), given["input_ids"].shape[-1]
+    cached = 0 if past is None else int(past.get_seq_length())
+    return cached - prefix, steps if cached else prefix + steps
 
 
 class Run:
@@ -113,8 +118,8 @@ class Run:
         return not self.points and self.gate is None
 
     def forward(self) -> int:
-        """One decoder forward; returns the position after it. Runs inside a trace."""
-        start, length = clock(self.decoder)
+        """One decoder forward; returns the step after it. Runs inside a trace."""
+        start, length = clock(self.decoder, self.layout.prefix)
         for point in self.points:
             point.visit(start, length, self.recorder, self.layout, self.view)
         return start + length
@@ -157,5 +162,7 @@ def checked_interventions(
             raise InputError(f"{type(intervention).__name__} is not an intervention: use Add, Ablate, Clamp, ...")
         if intervention.branch == "null" and not guided:
             raise InputError("branch='null' needs guidance: without it (guidance_scale=1) there is only 'cond'.")
+        if intervention.prefix:
+            refuse_prefix(config, "prefix=True")
         places(family, config, intervention.site, intervention.layers)
     return listed

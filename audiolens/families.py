@@ -7,12 +7,13 @@ Adding a family is adding a `Family`: its class name in the configuration, the p
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 
+from audiolens import conditioning
 from audiolens.errors import UnsupportedModelError
 from audiolens.sites import Site, resolve
 from audiolens.taps import (
@@ -29,16 +30,23 @@ from audiolens.taps import (
     Result,
     Tap,
 )
+from audiolens.text import Text
 from audiolens.timeline import delays_of
 
 
 @dataclass(frozen=True)
 class Family:
-    """One model family: how its models are recognised and where its sites live, before, in and after the blocks."""
+    """One model family: how its models are recognised, how they are told their text, and where its sites live, before,
+    in and after the blocks.
+
+    `inputs` makes the keyword arguments of a forward from the model, encoded prompts, and whether guidance adds its
+    null half.
+    """
 
     name: str
     architecture: str
     conditioning: Literal["cross-attention", "prefix"]
+    inputs: Callable[[Any, Text, bool], dict[str, Any]]
     decoder: str
     entry_taps: Mapping[str, Tap]
     block_taps: Mapping[str, Tap]
@@ -89,6 +97,7 @@ MUSICGEN = Family(
     name="MusicGen",
     architecture="MusicgenForConditionalGeneration",
     conditioning="cross-attention",
+    inputs=conditioning.attended,
     decoder=_DECODER,
     entry_taps={
         "hook_text_states": Tap(_DECODER, "inputs", TEXT, item="encoder_hidden_states"),
@@ -115,12 +124,42 @@ MUSICGEN = Family(
     },
 )
 
-FAMILIES = (MUSICGEN,)
+MELODY = Family(
+    name="MusicGen Melody",
+    architecture="MusicgenMelodyForConditionalGeneration",
+    conditioning="prefix",
+    inputs=conditioning.prefixed,
+    decoder=_DECODER,
+    entry_taps={
+        # Made in two steps where the prefix is put before it: its sum with the positions is where it always passes.
+        "hook_embed": Tap(f"{_DECODER}.embed_positions", "input", in_place=True),
+        "hook_pos_embed": Positions(f"{_DECODER}.embed_positions", "output"),
+    },
+    block_taps={
+        "hook_resid_pre": Tap("", "input"),
+        "ln1.hook_normalized": Tap("self_attn_layer_norm", "output"),
+        **_attention("attn", "self_attn"),
+        "hook_attn_out": Tap("self_attn", "output", item=0),
+        "hook_resid_mid": Tap("final_layer_norm", "input", in_place=True),
+        "mlp.hook_pre": Tap("fc1", "output", MLP),
+        "mlp.hook_post": Tap("fc2", "input", MLP),
+        "hook_mlp_out": Tap("fc2", "output"),
+        # A block of this family returns a pair, its attention's weights (or None) second.
+        "hook_resid_post": Tap("", "output", item=0),
+    },
+    exit_taps=MUSICGEN.exit_taps,
+)
+
+FAMILIES = (MUSICGEN, MELODY)
 
 
 @dataclass(frozen=True)
 class LensConfig:
-    """What a lens knows of its model. Rates are in hertz; `delays` are in steps, one a codebook."""
+    """What a lens knows of its model. Rates are in hertz; `delays` are in steps, one a codebook.
+
+    `conditioning` is "cross-attention", or "prefix" where the conditioning stands in the decoder's own sequence:
+    `chroma_length` chroma frames, then the text. `max_steps` counts all positions of that sequence.
+    """
 
     family: str
     n_layers: int
@@ -137,6 +176,11 @@ class LensConfig:
     delays: tuple[int, ...]
     max_steps: int
     pad_code: int
+    chroma_length: int = 0
+
+    def prefix(self, tokens: int) -> int:
+        """How many positions stand before step 0 under a text of so many tokens."""
+        return self.chroma_length + tokens if self.conditioning == "prefix" else 0
 
 
 def family_of(model: nn.Module) -> Family:
@@ -190,6 +234,7 @@ def config_of(model: Any, family: Family) -> LensConfig:
         delays=delays_of(decoder.num_codebooks, int(decoder.audio_channels)),
         max_steps=int(decoder.max_position_embeddings),
         pad_code=int(decoder.vocab_size if pad is None else pad),
+        chroma_length=int(model.config.chroma_length) if family.conditioning == "prefix" else 0,
     )
 
 

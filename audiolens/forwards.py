@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -22,7 +21,7 @@ from audiolens.families import order, places
 from audiolens.interventions import Intervention, checked_branch
 from audiolens.passes import alone, random_state
 from audiolens.recording import Reading, Recorder
-from audiolens.rows import Layout, batches, read_columns
+from audiolens.rows import Layout, batches, checked_batch_size, chunks, in_order, read_columns
 from audiolens.sampling import checked_settings
 from audiolens.text import Prompt
 from audiolens.timeline import Real, Timeline, codes_timeline
@@ -40,7 +39,8 @@ class Forward:
     guided: bool
     interventions: tuple[Intervention, ...]
     stop: int | None
-    layouts: tuple[Layout, ...]
+    sizes: tuple[int, ...]
+    batch_size: int | None
 
     @classmethod
     def checked(
@@ -67,7 +67,7 @@ class Forward:
         checked_settings(guidance_scale, 1.0, None)
         guided = guidance_scale > 1
         checked_branch(reading.branch, guided)
-        timeline = codes_timeline(codes, lens.config)
+        timeline = codes_timeline(codes, lens.config, lens.config.prefix(max(sizes)))
         stop = _checked_stop(stop_at_layer, lens.config.n_layers)
         if stop and reading.layers is None:
             reading = replace(reading, layers=range(stop))
@@ -87,15 +87,19 @@ class Forward:
             guided,
             checked_interventions(interventions, lens._family, lens.config, guided),
             stop,
-            tuple(layout for layout, _ in batches(sizes, guided=guided, exact=False, batch_size=batch_size)),
+            tuple(sizes),
+            checked_batch_size(batch_size),
         )
 
     def whole(self) -> tuple[Float[Tensor, "..."], ActivationCache]:
         """The logits (or the stream where it stopped) of every row, and one cache."""
         recorder = self._recorder(len(self.prompts))
+        prefix = self.lens.config.prefix
+        cut = batches(self.sizes, guided=self.guided, exact=False, batch_size=self.batch_size, prefix=prefix)
+        layouts = [layout for layout, _ in cut]
         with alone(self.lens.model), random_state(keep=True):
-            parts = [self._batch(layout, recorder) for layout in self.layouts]
-        whole = torch.cat(parts, dim=1 if self.reading.branch == "both" else 0)
+            parts = [self._batch(layout, recorder) for layout in layouts]
+        whole = in_order(parts, layouts, axis=1 if self.reading.branch == "both" else 0)
         return whole, self._cache(recorder, self.prompts)
 
     def caches(self, progress: bool) -> Iterator[ActivationCache]:
@@ -108,12 +112,16 @@ class Forward:
         return replace(self, stop=None if beyond(self.lens._family, last, enough) else enough)._each(progress)
 
     def _each(self, progress: bool) -> Iterator[ActivationCache]:
-        for layout in tqdm(self.layouts, desc="reading", unit="batch", disable=not progress):
-            recorder = self._recorder(layout.kept)
+        size = self.batch_size or len(self.sizes)
+        parts = list(chunks(self.sizes, guided=self.guided, batch_size=size, prefix=self.lens.config.prefix))
+        for layouts in tqdm(parts, desc="reading", unit="batch", disable=not progress):
+            first, rows = layouts[0].first, sum(layout.kept for layout in layouts)
+            recorder = self._recorder(rows)
             # Not around the yield: between two batches the model is the caller's.
             with alone(self.lens.model), random_state(keep=True):
-                self._batch(replace(layout, first=layout.rows[0]), recorder)
-            yield self._cache(recorder, tuple(self.prompts[row] for row in layout.rows))
+                for layout in layouts:
+                    self._batch(layout, recorder)
+            yield self._cache(recorder, self.prompts[first : first + rows])
 
     def _recorder(self, rows: int) -> Recorder | None:
         return Recorder.of(self.reading, self.lens._family, self.lens.config, rows, self.timeline)
@@ -127,7 +135,7 @@ class Forward:
         """Logits "row codebook step vocab" of one batch, or the stream "row step d_model" where it stopped."""
         lens = self.lens
         if recorder is not None:
-            recorder.begin()
+            recorder.begin(layout)
         run = Run(
             lens._nnsight,
             lens._family,
@@ -141,7 +149,8 @@ class Forward:
         )
         encoded = text.encode([self.prompts[row] for row in layout.rows], lens.model, lens.tokenizer)
         columns = read_columns(self.codes, lens.config, layout, lens.device)
-        out = passes.forward(lens._nnsight, run, decoder_input_ids=columns, **encoded.conditioning(self.guided))
+        told = lens._family.inputs(lens.model, encoded, self.guided)
+        out = passes.forward(lens._nnsight, run, decoder_input_ids=columns, **told)
         each = () if self.stop is not None else (lens.config.n_codebooks,)
         shaped = out.unflatten(0, (layout.branches, len(layout.rows), *each))
         return shaped if self.reading.branch == "both" else shaped[0 if self.reading.branch == "cond" else 1]

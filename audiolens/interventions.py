@@ -13,6 +13,9 @@ Write `cross_attn.hook_z`, or the pattern, to give that branch something to read
 `strength` is a number, or one per affected row; a row of strength 0 is left bit-identical. `schedule` multiplies
 the strength over time: a function of the time in seconds, or one number per step of the clip. `preserve_norm`
 rescales every changed position to the norm it had.
+
+Where the conditioning stands before the audio steps (MusicGen Melody), it is left alone; `prefix=True` changes it too,
+at the strength given, whatever the schedule: with a schedule of 0, it alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -69,9 +72,12 @@ class Intervention:
     strength: Numbers = 1.0
     schedule: Schedule | None = None
     preserve_norm: bool = False
+    prefix: bool = False
 
     def __post_init__(self) -> None:
         checked_branch(self.branch)
+        if not isinstance(self.prefix, bool):
+            raise InputTypeError(f"prefix={self.prefix!r}: expected True or False.")
         if self.seconds is not None:
             checked_span(self.seconds)
         object.__setattr__(self, "strength", numbers("strength", self.strength))
@@ -172,9 +178,10 @@ class Clamp(Intervention):
 class Replace(Intervention):
     """Put other values in place: "feature", "row feature", or of the site's whole shape ("row step feature").
 
-    With a step axis the values' first step stands at the first step selected. A pattern's values are "row head query
-    key", "row head key", "head key" or "key"; keys beyond those of the run are left out. A strength between 0 and 1
-    goes that part of the way.
+    With a step axis the values' first step stands at the first step selected: with `prefix=True` that of the longest
+    prefix among the rows, as in a recording. A pattern's values are "row head query key", "row head key", "head key" or
+    "key", its keys as in a recording too; keys beyond those of the run are left out. A strength between 0 and 1 goes
+    that part of the way.
     """
 
     values: Any

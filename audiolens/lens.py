@@ -16,8 +16,8 @@ from torch import Tensor
 from audiolens import text, weights
 from audiolens.audio import checked_codes, decode, encode
 from audiolens.cache import ActivationCache
+from audiolens.conditioning import refuse_melody
 from audiolens.drawing import drawn
-from audiolens.engine import clock
 from audiolens.errors import InputError, InputTypeError
 from audiolens.families import LensConfig, config_of, family_of, places, shapes
 from audiolens.forwards import Forward
@@ -25,10 +25,10 @@ from audiolens.generation import Generation
 from audiolens.interventions import Branch, Intervention, checked_branch
 from audiolens.loading import checked_device, load
 from audiolens.passes import alone
-from audiolens.recording import Reading, Reduce
+from audiolens.recording import Reading, Reduce, refuse_prefix
 from audiolens.text import Prompt
 from audiolens.timeline import Real, Span, Timeline, clip_timeline
-from audiolens.tracing import LensTracer, Model, SiteValue, requested
+from audiolens.tracing import LensTracer, Model, SiteValue, position, requested
 
 Interventions = Intervention | Iterable[Intervention]
 
@@ -37,7 +37,7 @@ class AudioLens:
     """A music transformer with its inside open.
 
     Args:
-        model: a `MusicgenForConditionalGeneration` in evaluation mode.
+        model: a `MusicgenForConditionalGeneration` or `MusicgenMelodyForConditionalGeneration` in evaluation mode.
         tokenizer: its tokenizer, or a processor that holds one.
         name: what results call the model.
 
@@ -143,6 +143,8 @@ class AudioLens:
         use_cache: bool = True,
         progress: bool = False,
         audio_prompt: Tensor | tuple[Any, int] | None = None,
+        prefix: bool = False,
+        melody: Any = None,
     ) -> Generation:
         """Generate a clip per prompt, changed by `interventions`, and record `sites` while doing so.
 
@@ -154,26 +156,30 @@ class AudioLens:
             guidance_scale: 1 is no guidance, and half the work.
             temperature: 0 is greedy.
             top_k: how many codes a draw chooses from; 0 or `None` is all.
-            exact: pad rows and text to fixed sizes, so that codes are bit-equal in any batch and order.
+            exact: pad rows (and text under a mask) to fixed sizes: codes are bit-equal in any batch and order.
             sites, layers, heads, branch, span, reduce: what `out.cache` holds; `span` is (from, to) in seconds,
                 `reduce` "mean", "last" or "max" over the steps (the tail left out), kept without storing them.
                 Patterns are padded with zeros to all keys of the clip, as a forward over its codes gives them.
             cache_device, cache_dtype: where and how recordings are kept (default: as they come).
-            batch_size: rows in one run (default: all).
+            batch_size: rows in one run (default: all). MusicGen Melody has no mask for its text: there a run holds
+                prompts of one length in tokens, the shortest first, and the rows come back in their order.
             decode: `False` skips the codec; `out.audio` is then `None`.
             use_cache: `False` recomputes every step from the start, to check the key-value cache against.
             audio_prompt: what the clips begin with and go on from: (waveform, sample rate) of any rate, mono or stereo,
                 or codes "row codebook frame"; one for all rows, or one a row. It stands in `out.codes` and, through
                 the codec, in `out.audio`; interventions and recordings count their time from its beginning.
+            prefix: record the conditioning before step 0 too; see `run_with_cache`.
+            melody: not supported yet; text alone conditions.
 
         Raises:
             InputError: (or a subclass) for anything out of range, before the model runs.
         """
+        refuse_melody(melody)
         return drawn(
             self,
             prompts,
             seconds,
-            Reading(sites, layers, branch, span, reduce, cache_device, cache_dtype, heads),
+            Reading(sites, layers, branch, span, reduce, cache_device, cache_dtype, heads, prefix),
             audio_prompt=audio_prompt,
             seeds=seeds,
             guidance_scale=guidance_scale,
@@ -205,6 +211,8 @@ class AudioLens:
         dtype: torch.dtype | None = None,
         batch_size: int | None = None,
         stop_at_layer: int | None = None,
+        prefix: bool = False,
+        melody: Any = None,
     ) -> tuple[Float[Tensor, "..."], ActivationCache]:
         """One forward over given codes, recording `sites`.
 
@@ -213,6 +221,11 @@ class AudioLens:
             audio: (waveform, sample rate) instead of codes.
             branch: which branch's logits and activations; "both" adds a leading axis to each.
             seconds: record only these steps. The logits are always of all of them.
+            reduce: "mean", "last" or "max" over the steps (the tail left out), or "eos": the text's last token, where
+                the text stands in the decoder's own sequence (MusicGen Melody).
+            prefix: record the conditioning in that sequence too, "row prefix+step ...": the step axis then begins at
+                the negative `cache.first_step`, and is 0 before a row whose prefix is shorter (`cache.prefixes`).
+            melody: not supported yet; text alone conditions.
             heads: of head sites (patterns and results among them), record and recompute only these heads.
             stop_at_layer: run the blocks below this one and nothing above (0 to n_layers; negative counts from the
                 end); `layers=None` is then every block that runs. An intervention above is left out.
@@ -222,7 +235,8 @@ class AudioLens:
             codebook 0 and frame s - k of a codebook delayed by k. With `stop_at_layer`, as in TransformerLens, the
             residual stream that this block would have read, "row step d_model", in the place of the logits.
         """
-        reading = Reading(sites, layers, branch, seconds, reduce, device, dtype, heads)
+        refuse_melody(melody)
+        reading = Reading(sites, layers, branch, seconds, reduce, device, dtype, heads, prefix)
         return Forward.checked(
             self,
             prompts,
@@ -253,13 +267,14 @@ class AudioLens:
         heads: Sequence[int] | None = None,
         batch_size: int = 16,
         progress: bool = True,
+        prefix: bool = False,
     ) -> Iterator[ActivationCache]:
         """The caches of `run_with_cache`, a batch of rows at a time and in their order; `cache.prompts` says which.
 
         Nothing of an earlier batch is held, so memory is that of one; `reduce` takes its steps away too. There are
         no logits, and nothing runs above the last block recorded. The model is free between two batches.
         """
-        reading = Reading(sites, layers, branch, seconds, reduce, device, dtype, heads)
+        reading = Reading(sites, layers, branch, seconds, reduce, device, dtype, heads, prefix)
         return Forward.checked(
             self,
             prompts,
@@ -309,10 +324,11 @@ class AudioLens:
 
         Without prompts the block holds `with tracer.invoke(prompts, codes=...)` blocks. `fn="generate"` takes
         `seconds`, `seeds`, `temperature` and `top_k` as `generate` does; its steps are `tracer.iter[:]`, where
-        step 0 comes twice: `lens.position()` is the clock. Gradients are as the caller has them.
+        step 0 comes twice (MusicGen): `lens.position()` is the clock. Gradients are as the caller has them.
         """
         request, run = requested(
             self,
+            self._family,
             guidance_scale=guidance_scale,
             fn=fn,
             timeline=clip_timeline(seconds, self.config),
@@ -327,17 +343,19 @@ class AudioLens:
             *given, fn=run, tracer_cls=LensTracer, request=request, **extra
         )
 
-    def site(self, name: str, layer: int | None = None, *, branch: Branch = "cond") -> SiteValue:
+    def site(self, name: str, layer: int | None = None, *, branch: Branch = "cond", prefix: bool = False) -> SiteValue:
         """A site inside a trace, by full name or by short name and layer: read or assign its `value`."""
         found = places(self._family, self.config, name, layer)
         if len(found) != 1:
             raise InputError(f"{name!r} is a site of every block: give its layer, or its full name.")
         checked_branch(branch)
-        return SiteValue(self._nnsight, self._family, self.config, found[0], branch)
+        if prefix:
+            refuse_prefix(self.config, "prefix=True")
+        return SiteValue(self._nnsight, self._family, self.config, found[0], branch, prefix)
 
     def position(self) -> int:
         """Inside a trace: the step at which the running forward starts."""
-        return clock(self._nnsight.get(self._family.decoder))[0]
+        return position(self._nnsight, self._family)
 
     def __repr__(self) -> str:
         config = self.config

@@ -31,6 +31,10 @@ HUB = (
     "facebook/musicgen-stereo-small",
     "facebook/musicgen-stereo-medium",
     "facebook/musicgen-stereo-large",
+    "facebook/musicgen-melody",
+    "facebook/musicgen-melody-large",
+    "facebook/musicgen-stereo-melody",
+    "facebook/musicgen-stereo-melody-large",
 )
 """Hub names known to be of a supported family; any other of that family will do too."""
 

@@ -87,14 +87,18 @@ def generate(model: NNsight, run: Run, timeline: Timeline, **inputs: Any) -> Int
 
 
 def forward(model: NNsight, run: Run, **inputs: Any) -> Float[Tensor, "sequence step feature"]:
-    """One decoder forward; the logits as transformers lays them out, or the stream where the run stops."""
+    """One decoder forward; the logits as transformers lays them out, or the stream where the run stops.
+
+    What stands before step 0 is left out.
+    """
+    kept: list[Tensor] = []
     with torch.no_grad():
         if run.idle:
-            return model._module(use_cache=False, **inputs).logits
-        kept: list[Tensor] = []
-        with model.trace(use_cache=False, **inputs) as tracer:
-            run.single(tracer, kept)
-    return kept[0]
+            kept.append(model._module(use_cache=False, **inputs).logits)
+        else:
+            with model.trace(use_cache=False, **inputs) as tracer:
+                run.single(tracer, kept)
+    return kept[0][:, run.layout.prefix :]
 
 
 @contextmanager

@@ -34,11 +34,12 @@ class Provenance:
         model, revision, weights: the model's name, its hub commit where it has one, and the hash of its decoder.
         n_layers: blocks of that model.
         site, position, branch, guidance_scale: where, when, and in which half of the guidance it was read.
-        source: `"generation"` (read while generating), `"codes"`, or `"start"` (the start token alone).
+        source: `"generation"` (read while generating), `"codes"`, or `"start"` (nothing but text and start token).
         seconds: length of the clips generated, `None` where none were.
         estimator: what made vectors of activations.
         n_prompts: prompts of the positive and the negative pole.
         prompts: hash of the prompts of both poles.
+        prefix: whether its mean takes the conditioning before step 0 in (MusicGen Melody).
         label: what the direction is, and what was done to it since ("tempo", "-tempo", "tempo + timbre").
         versions: of the packages that read it.
     """
@@ -55,6 +56,7 @@ class Provenance:
     estimator: str = "difference in means"
     n_prompts: tuple[int, int] = (0, 0)
     prompts: str = ""
+    prefix: bool = False
     label: str = ""
     revision: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from audiolens.errors import InputError, InputTypeError, PromptError
 from audiolens.interventions import Branch, checked_branch
+from audiolens.recording import refuse_prefix
 from audiolens.sites import resolve
 from audiolens.timeline import Span, checked_span
 
@@ -75,11 +76,21 @@ class PoleReader:
         seconds: float,
         batch_size: int,
         progress: bool,
+        prefix: bool = False,
     ) -> None:
         self.lens = lens
         self.positive, self.negative = _checked_poles(positive, negative)
         self.site, self.layers = _checked_site(lens, site, layers)
         self.position = _checked_position(position, lens)
+        if self.position == "eos" and None in self.prompts:
+            raise PromptError("position='eos' is the end of the text, and a prompt of None has none: give texts.")
+        if prefix:
+            refuse_prefix(lens.config, "prefix=True")
+            if self.position != "mean":
+                raise InputError(
+                    f"prefix=True takes the prefix into a mean: position={position!r} names its own place."
+                )
+        self.prefix = prefix
         checked_branch(branch)
         self.branch: Branch = branch
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -97,12 +108,17 @@ class PoleReader:
 
     @property
     def generates(self) -> bool:
-        """Whether clips have to be made: the first step sees the start token alone, whatever follows."""
-        return self.codes is None and self.position != "first"
+        """Whether clips have to be made."""
+        return self.codes is None and not self.starts
+
+    @property
+    def starts(self) -> bool:
+        """Whether the start token is enough: the first step sees no other, and the text's end not even that."""
+        return self.position in ("first", "eos")
 
     @property
     def source(self) -> str:
-        return "start" if self.position == "first" else "generation" if self.generates else "codes"
+        return "start" if self.starts else "generation" if self.generates else "codes"
 
     @property
     def prompts(self) -> tuple[str | None, ...]:
@@ -130,8 +146,14 @@ class PoleReader:
     def _read(self, prompts: list[str | None], rows: list[int]) -> tuple[Tensor, Tensor]:
         """Values "layer row d_model" and mean lengths "layer row" of some rows."""
         span = self.position if isinstance(self.position, tuple) else None
-        reduce = "last" if self.position == "last" else "mean"
-        what: dict[str, Any] = {"sites": self.site, "layers": self.layers, "branch": self.branch, "reduce": reduce}
+        reduce = self.position if self.position in ("last", "eos") else "mean"
+        what: dict[str, Any] = {
+            "sites": self.site,
+            "layers": self.layers,
+            "branch": self.branch,
+            "reduce": reduce,
+            "prefix": self.prefix,
+        }
         places = [self._place(row) for row in rows]
         if self.generates:
             seeds = [self.seeds[place] for place in places]
@@ -142,7 +164,7 @@ class PoleReader:
         else:
             # Under given codes the conditional half does not know of the null half: half the work.
             scale = 1.0 if self.branch == "cond" else self.guidance_scale
-            codes = None if self.position == "first" or self.codes is None else self._rows_of(self.codes, rows)
+            codes = None if self.starts or self.codes is None else self._rows_of(self.codes, rows)
             _, cache = self.lens.run_with_cache(
                 prompts,
                 codes,
@@ -153,7 +175,7 @@ class PoleReader:
                 **what,
             )
         values = cache.stack(self.site).float()
-        norms = values.norm(dim=-1) if reduce == "last" else cache.stack_norms(self.site).float()
+        norms = cache.stack_norms(self.site).float() if reduce == "mean" else values.norm(dim=-1)
         if self.branch == "both":
             values, norms = values.mean(1), norms.mean(1)
         return values, norms
@@ -196,17 +218,12 @@ def _checked_poles(positive: Any, negative: Any) -> tuple[tuple[str | None, ...]
 
 def _checked_position(position: Any, lens: Any) -> Position:
     if position == "eos":
-        if lens.config.conditioning == "cross-attention":
-            raise InputError(
-                f"position='eos': {lens.config.family} reads its text through cross-attention, so no place of the "
-                "decoder's own sequence holds the text's end. Use 'first' or 'last'."
-            )
-        raise InputError(f"position='eos' cannot be read of {lens.config.family} yet: use 'first', 'last' or 'mean'.")
+        refuse_prefix(lens.config, "position='eos'", "Use 'first' or 'last'.")
     if isinstance(position, tuple | list):
         start, stop = checked_span(position)
         return start, stop
-    if position not in ("mean", "first", "last"):
-        raise InputError(f"position={position!r}: expected 'mean', 'first', 'last', or (from, to) in seconds.")
+    if position not in ("mean", "first", "last", "eos"):
+        raise InputError(f"position={position!r}: expected 'mean', 'first', 'last', 'eos', or (from, to) in seconds.")
     return position
 
 

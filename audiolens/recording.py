@@ -15,12 +15,15 @@ from audiolens.sites import Site, checked_heads
 from audiolens.taps import Form
 from audiolens.timeline import Span, Timeline
 
-Reduce = Literal["mean", "last", "max"]
+Reduce = Literal["mean", "last", "max", "eos"]
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a run records: sites, layers and heads, of which branch, over which steps, whole or reduced over time."""
+    """What a run records: sites, layers and heads, of which branch, over which steps, whole or reduced over time.
+
+    `prefix` takes the prefix in as well; `reduce="eos"` takes of it the text's last token, and nothing else.
+    """
 
     sites: str | Sequence[str] = ()
     layers: int | Sequence[int] | None = None
@@ -30,10 +33,26 @@ class Reading:
     device: Any = None
     dtype: torch.dtype | None = None
     heads: Sequence[int] | None = None
+    prefix: bool = False
 
     def __post_init__(self) -> None:
         if self.reduce is not None and self.reduce not in get_args(Reduce):
             raise InputError(f"reduce={self.reduce!r}: expected one of {', '.join(get_args(Reduce))}, or None.")
+        if self.reduce == "eos" and self.seconds is not None:
+            raise InputError(f"reduce='eos' is one place before the clip: a span of {self.seconds} s has no meaning.")
+
+
+def refuse_prefix(config: LensConfig, asked: str, instead: str = "Leave it out.") -> None:
+    """Raise where the decoder's own sequence holds no conditioning.
+
+    Raises:
+        InputError: naming the family, and what to do instead.
+    """
+    if config.conditioning != "prefix":
+        raise InputError(
+            f"{asked}: {config.family} reads its text through {config.conditioning}, so no place of the decoder's own "
+            f"sequence holds the text or its end. {instead}"
+        )
 
 
 class Recorder:
@@ -44,6 +63,8 @@ class Recorder:
 
     Tokens and keys are as many as the longest batch has, or (the keys of a self-attention) as the clip has steps: the
     padding is zero, and so is what a causal pattern gives to keys that a step does not see.
+
+    With a prefix, step 0 stands at one index in all rows, and its key too: what lies before a shorter one is 0.
     """
 
     def __init__(
@@ -58,15 +79,18 @@ class Recorder:
         self.reading = reading
         self.places = frozenset(places)
         self.forms, self.heads = forms, heads
-        self.rows, self.steps = rows, timeline.steps
-        if reading.seconds is None and reading.reduce is not None:
+        self.rows, self.keys, self.longest = rows, timeline.prefix + timeline.steps, timeline.prefix
+        self.start, self.stop = timeline.select(reading.seconds, reading.prefix)
+        if reading.reduce == "eos":
+            # No row is padded, so that the text's last token is the one before step 0.
+            self.start, self.stop = -1, 0
+        elif reading.reduce is not None and reading.seconds is None:
             # The tail predicts no frame of codebook 0: it stays out of every summary over time.
-            self.start, self.stop = 0, timeline.frames
-        else:
-            self.start, self.stop = timeline.select(reading.seconds)
+            self.stop = timeline.frames
         self.tensors: dict[str, Tensor] = {}
         self.norms: dict[str, Tensor] = {}
         self.seen: dict[str, int] = {}
+        self.prefixes = torch.zeros(rows, dtype=torch.long)
 
     @classmethod
     def of(
@@ -74,6 +98,10 @@ class Recorder:
     ) -> "Recorder | None":
         """A recorder for the sites a reading names, or `None` if it names none."""
         found = places(family, config, reading.sites, reading.layers)
+        if reading.prefix:
+            refuse_prefix(config, "prefix=True")
+        if reading.reduce == "eos":
+            refuse_prefix(config, "reduce='eos'", "Use reduce='last', or a span of the first step.")
         if not found:
             return None
         forms = {site: tap_of(family, site).form for site in order(family, found)}
@@ -83,9 +111,10 @@ class Recorder:
             raise InputError(f"heads={reading.heads}: no site that is read has heads; attn.hook_z is one that has.")
         return cls(reading, found, rows, timeline, forms, checked_heads(reading.heads, config.n_heads))
 
-    def begin(self) -> None:
+    def begin(self, layout: Layout) -> None:
         """A new batch of rows starts at the beginning of the clip."""
         self.seen = {}
+        self.prefixes[layout.places] = layout.prefix
 
     def wants(self, site: Site, start: int, length: int) -> bool:
         if site not in self.places:
@@ -102,7 +131,7 @@ class Recorder:
         """Keep "batch step ..." of the steps from `start`, or "batch token ..." where there are no steps."""
         name, form = site.name, self.forms[site]
         if not form.timed:
-            self._keep(name, form, self._mine(value, layout), layout.places, 0)
+            self._keep(name, form, self._mine(value, layout), layout, 0)
             self.seen[name] = 0
             return
         first, end = max(self.start, start), min(self.stop, start + value.shape[1])
@@ -112,9 +141,9 @@ class Recorder:
                 return
         window = self._mine(value[:, first - start : end - start], layout)
         if self.reading.reduce is None:
-            self._keep(name, form, window, layout.places, first - self.start)
+            self._keep(name, form, window, layout, first - self.start)
         else:
-            self._reduce(name, form, window, layout.places)
+            self._reduce(name, form, window, layout)
             self.seen[name] = end
 
     def _mine(self, value: Tensor, layout: Layout) -> Tensor:
@@ -125,26 +154,29 @@ class Recorder:
             window = window[half : half + 1]
         return window[:, : layout.kept]
 
-    def _keep(self, name: str, form: Form, window: Tensor, rows: slice | Tensor, first: int) -> None:
+    def _keep(self, name: str, form: Form, window: Tensor, layout: Layout, first: int) -> None:
         length = self.stop - self.start if form.timed else window.shape[2]
-        window = window if form.open is None else self._fitted(name, form, window)
+        window = window if form.open is None else self._fitted(name, form, window, layout)
         if name not in self.tensors:
             shape = (window.shape[0], self.rows, length, *window.shape[3:])
             self.tensors[name] = self._empty(shape, window)
         kept = self.tensors[name]
-        kept[:, rows, first : first + window.shape[2]] = window.to(kept.device, kept.dtype)
+        kept[:, layout.places, first : first + window.shape[2]] = window.to(kept.device, kept.dtype)
 
-    def _fitted(self, name: str, form: Form, window: Tensor) -> Tensor:
+    def _fitted(self, name: str, form: Form, window: Tensor, layout: Layout) -> Tensor:
         """The window with as many tokens or keys as were kept; where it has more, what was kept gains them."""
         axis = form.order.index(str(form.open)) - len(form.order)
-        size = self.steps if form.square else window.shape[axis]
+        if form.square and layout.prefix < self.longest:
+            window = _padded(window, axis, window.shape[axis] + self.longest - layout.prefix, before=True)
+        size = self.keys if form.square else window.shape[axis]
         if name in self.tensors:
             self.tensors[name] = _padded(self.tensors[name], axis, size)
             size = self.tensors[name].shape[axis]
         return _padded(window, axis, size)
 
-    def _reduce(self, name: str, form: Form, window: Tensor, rows: slice | Tensor) -> None:
-        window = window if form.open is None else self._fitted(name, form, window)
+    def _reduce(self, name: str, form: Form, window: Tensor, layout: Layout) -> None:
+        rows = layout.places
+        window = window if form.open is None else self._fitted(name, form, window, layout)
         if name not in self.tensors:
             shape = (window.shape[0], self.rows, *window.shape[3:])
             fill = -torch.inf if self.reading.reduce == "max" else 0.0
@@ -155,18 +187,18 @@ class Recorder:
         if self.reading.reduce == "mean":
             kept[:, rows] += window.sum(2)
             norms[:, rows] += window.norm(dim=-1).sum(2)
-        elif self.reading.reduce == "last":
+        elif self.reading.reduce in ("last", "eos"):
             kept[:, rows] = window[:, :, -1]
         else:
             kept[:, rows] = torch.maximum(kept[:, rows], window.amax(2))
 
     def _empty(self, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         device = like.device if self.reading.device is None else self.reading.device
-        return torch.empty(shape, device=device, dtype=dtype or self.reading.dtype or like.dtype)
+        make = torch.zeros if self.reading.prefix else torch.empty
+        return make(shape, device=device, dtype=dtype or self.reading.dtype or like.dtype)
 
     def result(self) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]], dict[str, Tensor]]:
         """Tensors, their axes, and mean norms, by site name in the model's order."""
-        steps = self.stop - self.start
         mean, both = self.reading.reduce == "mean", self.reading.branch == "both"
         tensors, norms, axes = {}, {}, {}
         for site, form in self.forms.items():
@@ -178,14 +210,22 @@ class Recorder:
             user = ["branch", *form.axes]
             if reduced:
                 user.remove(order.pop(2))
-            tensor = self.tensors[name] / steps if reduced and mean else self.tensors[name]
+            tensor = self._averaged(self.tensors[name]) if reduced and mean else self.tensors[name]
             tensor = tensor if self.reading.dtype is None else tensor.to(self.reading.dtype)
             tensor = tensor.permute([order.index(axis) for axis in user])
             tensors[name] = tensor if both else tensor[0]
             if reduced and mean:
-                norms[name] = self.norms[name] / steps if both else self.norms[name][0] / steps
+                norm = self._averaged(self.norms[name])
+                norms[name] = norm if both else norm[0]
             axes[name] = tuple(user if both else user[1:])
         return tensors, axes, norms
+
+    def _averaged(self, sums: Tensor) -> Tensor:
+        """Sums "branch row ..." over the positions each row has, as means."""
+        if not self.reading.prefix:
+            return sums / (self.stop - self.start)
+        counts = (self.stop + self.prefixes).to(sums.device)
+        return sums / counts.reshape(-1, *[1] * (sums.ndim - 2))
 
     def cache(self, prompts: tuple[str | None, ...], model: str, frame_rate: float) -> ActivationCache:
         """Everything recorded, with its labels."""
@@ -201,14 +241,16 @@ class Recorder:
             norms=norms,
             model=model,
             heads=self.heads,
+            prefixes=tuple(self.prefixes.tolist()) if self.longest else (),
         )
 
 
-def _padded(tensor: Tensor, axis: int, size: int) -> Tensor:
-    """The tensor with zeros behind it along one axis, up to a size."""
+def _padded(tensor: Tensor, axis: int, size: int, *, before: bool = False) -> Tensor:
+    """The tensor with zeros behind it (or before) along one axis, up to a size."""
     missing = size - tensor.shape[axis]
     if missing <= 0:
         return tensor
     shape = list(tensor.shape)
     shape[axis] = missing
-    return torch.cat([tensor, tensor.new_zeros(shape)], dim=axis)
+    zeros = tensor.new_zeros(shape)
+    return torch.cat([zeros, tensor] if before else [tensor, zeros], dim=axis)

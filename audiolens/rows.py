@@ -5,8 +5,8 @@ or either of these times the codebooks. nnsight's own batcher narrows only what 
 would read and edit each other's under guidance; `RowBatcher` knows the four counts.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,12 +30,13 @@ IN_PLACE = "_audiolens_in_place"
 class Layout:
     """Which rows a batch holds: `rows[i]` is the caller's row at place i, of `total` rows; the first `kept`
     places are real, the rest padding. `branches` is 2 under guidance (conditional first), else 1. What is recorded
-    begins with the caller's row `first`."""
+    begins with the caller's row `first`. `prefix` is how many positions stand before step 0 in each of these rows."""
 
     rows: tuple[int, ...]
     total: int
     branches: int
     kept: int
+    prefix: int = 0
     first: int = 0
 
     @property
@@ -60,31 +61,63 @@ class Layout:
         return mask
 
 
+def checked_batch_size(batch_size: int | None) -> int | None:
+    if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+        raise InputError(f"batch_size={batch_size}: expected at least 1.")
+    return batch_size
+
+
 def batches(
-    sizes: Sequence[int], *, guided: bool, exact: bool, batch_size: int | None
+    sizes: Sequence[int],
+    *,
+    guided: bool,
+    exact: bool,
+    batch_size: int | None,
+    prefix: Callable[[int], int] = lambda _: 0,
 ) -> Iterator[tuple[Layout, int | None]]:
     """The rows of each run, and the text length to pad to (`None`: the longest prompt's).
 
-    `sizes` are the prompts' lengths in tokens. Exact batches have a fixed number of rows, and a text length that
-    depends on each prompt alone: a row then meets the same kernels in any company.
+    `sizes` are the prompts' lengths in tokens; `prefix` says how many positions a prompt of so many tokens takes in
+    the decoder's own sequence. There the text has no mask, so that a batch holds rows of one prefix, and none is
+    padded. Exact batches have a fixed number of rows, and a text length that depends on each prompt alone: a row then
+    meets the same kernels in any company.
     """
-    if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
-        raise InputError(f"batch_size={batch_size}: expected at least 1.")
-    rows = list(range(len(sizes)))
-    branches = 2 if guided else 1
-    if not exact:
-        step = batch_size or len(rows)
-        for first in range(0, len(rows), step):
-            part = tuple(rows[first : first + step])
-            yield Layout(part, len(sizes), branches, len(part)), None
-        return
-    bucket = [-(-size // BUCKET) * BUCKET for size in sizes]
-    for length in sorted(set(bucket)):
-        mine = [row for row in rows if bucket[row] == length]
-        for first in range(0, len(mine), EXACT_ROWS):
-            part = mine[first : first + EXACT_ROWS]
-            padded = part + part[:1] * (EXACT_ROWS - len(part))
-            yield Layout(tuple(padded), len(sizes), branches, len(part)), length
+    checked_batch_size(batch_size)
+
+    def alike(size: int) -> tuple[int, int | None]:
+        """What the rows of one run share: the prefix, and the length to pad to."""
+        before = prefix(size)
+        return before, -(-size // BUCKET) * BUCKET if exact and not before else None
+
+    kinds = [alike(size) for size in sizes]
+    step = EXACT_ROWS if exact else batch_size or len(sizes)
+    for kind in sorted(set(kinds)):
+        mine = [row for row, own in enumerate(kinds) if own == kind]
+        for first in range(0, len(mine), step):
+            part = mine[first : first + step]
+            padded = part + part[:1] * (EXACT_ROWS - len(part)) if exact else part
+            yield Layout(tuple(padded), len(sizes), 2 if guided else 1, len(part), kind[0]), kind[1]
+
+
+def chunks(
+    sizes: Sequence[int], *, guided: bool, batch_size: int, prefix: Callable[[int], int]
+) -> Iterator[tuple[Layout, ...]]:
+    """The runs of each `batch_size` rows that follow one another: one, or one a prefix."""
+    for first in range(0, len(sizes), batch_size):
+        part = sizes[first : first + batch_size]
+        yield tuple(
+            replace(layout, rows=tuple(first + row for row in layout.rows), total=len(sizes), first=first)
+            for layout, _ in batches(part, guided=guided, exact=False, batch_size=None, prefix=prefix)
+        )
+
+
+def in_order(parts: Sequence[Tensor], layouts: Sequence[Layout], axis: int) -> Tensor:
+    """The runs' results, with the rows along `axis`, as one tensor in the caller's order of rows."""
+    whole = torch.cat(list(parts), dim=axis)
+    order = torch.tensor([row for layout in layouts for row in layout.rows])
+    if bool((order.diff() > 0).all()):
+        return whole
+    return whole.index_select(axis, order.argsort().to(whole.device))
 
 
 def read_columns(
@@ -135,6 +168,7 @@ class RowBatcher(Batcher):
         self.request: Any = self.kwargs.get("request")
         self.branches = self.request.branches if self.request is not None else 1
         self.codebooks = envoy.n_codebooks
+        self.prefix = 0
 
     def assemble(self, fn: Any) -> tuple:
         """One call from the prompts and codes of every invoke; a plan of the lens's own comes ready-made."""
@@ -142,7 +176,8 @@ class RowBatcher(Batcher):
             return super().assemble(fn)
         prompts = [prompt for inputs, _ in self.invokes for prompt in checked_prompts(*inputs)]
         codes = [kwargs.get("codes") for _, kwargs in self.invokes]
-        return (), self.request.inputs(prompts, codes)
+        self.prefix, ready = self.request.inputs(prompts, codes)
+        return (), ready
 
     def _shape(self, tensor: Tensor) -> tuple[int, int] | None:
         """(branches, rows a row) of a batched tensor's first axis, or `None` if it is not batched."""

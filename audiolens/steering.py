@@ -37,6 +37,7 @@ def steer(
     schedule: Schedule | None = None,
     preserve_norm: bool = False,
     operator: Operator = "add",
+    prefix: bool = False,
 ) -> list[Intervention]:
     """The interventions that steer along a direction.
 
@@ -59,6 +60,7 @@ def steer(
         preserve_norm: rescale every changed position to the length it had.
         operator: "add"; "clamp" sets the projection on the direction to `strength` x `unit` (0 is no direction, not
             no change); "ablate" removes the share `strength` of the projection, whatever the unit.
+        prefix: steer the conditioning before step 0 too, where it stands in the decoder's own sequence.
 
     Returns:
         One intervention per different vector, to be given to `lens.generate(interventions=...)`.
@@ -79,6 +81,7 @@ def steer(
         "rows": rows,
         "schedule": schedule,
         "preserve_norm": preserve_norm,
+        "prefix": prefix,
     }
     return [
         _intervention(placed, operator, amount, where)

@@ -70,9 +70,16 @@ class Form:
         return tuple(sizes.get(axis) for axis in self.order[2:])
 
     def described(self, config: "LensConfig") -> str:
-        """The axes with the sizes that the model fixes: "row step head=4 d_head=12"."""
+        """The axes with the sizes that the model fixes: "row step head=4 d_head=12".
+
+        Where the conditioning is a prefix, its positions stand before the steps where they are asked for, and before
+        the keys of a pattern always.
+        """
         sizes = _sizes(config)
-        return " ".join(f"{axis}={sizes[axis]}" if axis in sizes else axis for axis in self.axes)
+        known = {axis: f"{axis}={size}" for axis, size in sizes.items()}
+        if config.conditioning == "prefix":
+            known |= {axis: f"[prefix+]{axis}" for axis in _TIME} | ({"key": "prefix+key"} if self.square else {})
+        return " ".join(known.get(axis, axis) for axis in self.axes)
 
 
 def _sizes(config: "LensConfig") -> dict[str, int]:

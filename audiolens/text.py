@@ -1,8 +1,8 @@
-"""Prompts as the decoder sees them: checked, tokenised, encoded, and doubled for guidance.
+"""Prompts as the text encoder sees them: checked, tokenised and encoded.
 
-The text is encoded once, here, and handed to transformers as encoder outputs, so that reading and generating run
-on the very same states. A prompt of `None` is unconditional: zero states and a zero mask, as in guidance's null
-branch, and as transformers' own unconditional inputs.
+The text is encoded once, here, and handed to transformers ready-made (`conditioning.py`), so that reading and
+generating run on the very same states. A prompt of `None` is unconditional: zero states and a zero mask, as in
+guidance's null branch, and as transformers' own unconditional inputs.
 """
 
 from collections.abc import Sequence
@@ -27,14 +27,6 @@ class Text:
     ids: Int[Tensor, "row token"]
     mask: Int[Tensor, "row token"]
     states: Float[Tensor, "row token d_text"]
-
-    def conditioning(self, guided: bool) -> dict[str, Any]:
-        """Keyword arguments of transformers' forward and `generate`; guidance appends the null branch."""
-        states, mask = self.states, self.mask
-        if guided:
-            states = torch.cat([states, torch.zeros_like(states)])
-            mask = torch.cat([mask, torch.zeros_like(mask)])
-        return {"encoder_outputs": (states,), "attention_mask": mask}
 
 
 def checked_prompts(prompts: Prompt | Sequence[Prompt], rows: int | None = None) -> tuple[Prompt, ...]:

@@ -3,6 +3,7 @@
 Step s reads delayed column s (column 0 is the start token) and predicts column s + 1, which holds frame s of
 codebook 0 and frame s - k of a codebook delayed by k. A clip of F frames therefore takes F + (longest delay)
 steps; the last ones, the tail, only finish the delayed codebooks. A stereo model delays its codebooks in pairs.
+Where the conditioning is a prefix in the decoder's own sequence, its positions are the negative steps, -1 the last.
 """
 
 import math
@@ -26,12 +27,14 @@ Span = tuple[Real, Real]
 class Timeline:
     """The steps of one clip.
 
-    `frames` counts codec frames, `frame_rate` is in frames a second, `delays` holds each codebook's delay in steps.
+    `frames` counts codec frames, `frame_rate` is in frames a second, `delays` holds each codebook's delay in steps,
+    `prefix` is how many positions the longest prefix of these rows takes before step 0.
     """
 
     frames: int
     frame_rate: float
     delays: tuple[int, ...]
+    prefix: int = 0
 
     @property
     def steps(self) -> int:
@@ -47,12 +50,23 @@ class Timeline:
     def seconds(self) -> float:
         return self.frames / self.frame_rate
 
-    def select(self, seconds: Span | None) -> tuple[int, int]:
+    def select(self, seconds: Span | None, prefix: bool = False) -> tuple[int, int]:
         """The steps (from, to) of a span in seconds; `None` is every step, the tail included.
 
+        With `prefix` they begin with the first position of the longest prefix, a negative step.
+
         Raises:
-            InputError: if the span is empty, not finite, or outside the clip.
+            InputError: if the span is empty, not finite, or outside the clip; or, with `prefix`, does not start at 0.
         """
+        first, end = self._steps(seconds)
+        if prefix and first:
+            raise InputError(
+                f"seconds={seconds} with prefix=True: the prefix ends where the clip begins, so the span must start "
+                "at 0. A schedule can be 0 where nothing is to change."
+            )
+        return -self.prefix if prefix else first, end
+
+    def _steps(self, seconds: Span | None) -> tuple[int, int]:
         if seconds is None:
             return 0, self.steps
         start, stop = checked_span(seconds)
@@ -66,8 +80,8 @@ class Timeline:
         return first, end
 
 
-def clip_timeline(seconds: object, config: "LensConfig") -> Timeline:
-    """The steps of a clip to be generated.
+def clip_timeline(seconds: object, config: "LensConfig", prefix: int = 0) -> Timeline:
+    """The steps of a clip to be generated, behind a prefix of at most so many positions.
 
     Raises:
         InputTypeError, InputError: if it is no length, or one that the model cannot make.
@@ -75,22 +89,22 @@ def clip_timeline(seconds: object, config: "LensConfig") -> Timeline:
     if isinstance(seconds, bool) or not isinstance(seconds, float | int):
         raise InputTypeError(f"seconds={seconds!r}: expected a number.")
     tail = max(config.delays)
-    longest = (config.max_steps - tail) / config.frame_rate
+    longest = (config.max_steps - prefix - tail) / config.frame_rate
     # Below this many frames transformers leaves the delay out without a word.
     least = max(1, tail)
     shortest = least / config.frame_rate
     if not (shortest <= seconds + 1e-9 and seconds <= longest + 1e-9):
         raise InputError(f"seconds={seconds}: this model makes clips of {shortest:g} to {longest:g} seconds.")
-    return Timeline(max(least, round(seconds * config.frame_rate)), config.frame_rate, config.delays)
+    return Timeline(max(least, round(seconds * config.frame_rate)), config.frame_rate, config.delays, prefix)
 
 
-def codes_timeline(codes: Tensor | None, config: "LensConfig") -> Timeline:
-    """The steps of given codes; without codes, the one step of the start token."""
+def codes_timeline(codes: Tensor | None, config: "LensConfig", prefix: int = 0) -> Timeline:
+    """The steps of given codes behind such a prefix; without codes, the one step of the start token."""
     if codes is None:
-        return Timeline(1, config.frame_rate, (0,))
-    timeline = Timeline(codes.shape[-1], config.frame_rate, config.delays)
-    if timeline.steps > config.max_steps:
-        raise InputError(f"codes of {codes.shape[-1]} frames: this model reads {config.max_steps} steps.")
+        return Timeline(1, config.frame_rate, (0,), prefix)
+    timeline = Timeline(codes.shape[-1], config.frame_rate, config.delays, prefix)
+    if prefix + timeline.steps > config.max_steps:
+        raise InputError(f"codes of {codes.shape[-1]} frames: this model reads {config.max_steps - prefix} steps.")
     return timeline
 
 

@@ -3,6 +3,7 @@
 `lens.trace(prompts, codes=...)` opens it; `tracer.invoke(prompts, codes=...)` puts several into one run, each with
 its own rows; `lens.site(name).value` reads or assigns a site's value on these rows. `tracer.result` is the logits
 "row codebook step vocab" of a forward (branches one after the other under guidance), or the codes of a generation.
+Where the text is a prefix in the decoder's own sequence, a run's prompts are of one length in tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from audiolens import passes, text
 from audiolens.audio import checked_codes
+from audiolens.engine import clock
 from audiolens.errors import InputError
 from audiolens.families import Family, LensConfig, tap_of
 from audiolens.operations import open_ahead, place_of
@@ -27,7 +29,7 @@ from audiolens.sampling import checked_seeds, checked_settings, sampling_argumen
 from audiolens.sites import Site
 from audiolens.taps import Put, View
 from audiolens.text import Prompt, checked_prompts
-from audiolens.timeline import Real, Timeline
+from audiolens.timeline import Real, Timeline, clip_timeline, codes_timeline
 
 
 class Model(NNsight):
@@ -43,15 +45,18 @@ class Model(NNsight):
         if inputs:
             return len(checked_prompts(*inputs))
         # The lens's own passes bring transformers' arguments and no prompts: one worker over the whole batch.
-        return 1 if "encoder_outputs" in kwargs else 0
+        return 1 if "attention_mask" in kwargs else 0
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a trace runs: how its inputs are built, how many branches they have, and the guard around the run."""
+    """What a trace runs: how its inputs are built, how many branches they have, and the guard around the run.
+
+    `inputs` gives the length of the prefix before step 0, and the arguments of the call.
+    """
 
     branches: int
-    inputs: Callable[[Sequence[Prompt], Sequence[Tensor | None]], dict[str, Any]]
+    inputs: Callable[[Sequence[Prompt], Sequence[Tensor | None]], tuple[int, dict[str, Any]]]
     guard: Callable[[], AbstractContextManager[None]]
 
 
@@ -66,19 +71,25 @@ class LensTracer(InterleavingTracer):
 class SiteValue:
     """A site inside a trace: `value` reads or assigns it, on the rows of this invoke and of one branch.
 
-    Its shape is that of `lens.sites()`; `branch="both"` adds a leading branch axis. Values come in the model's order,
-    and each may be asked for once a forward. For gradients with respect to a value that is a part of the model's
-    tensor (a head site, a branch under guidance, one of several invokes), or that is recomputed (a pattern, a head's
+    Its shape is that of `lens.sites()`; `branch="both"` adds a leading branch axis, and with `prefix` the steps begin
+    with those of the prefix, in the forward that holds it: the first. Values come in the model's order, and each may be
+    asked for once a forward. For gradients with respect to a value that is a part of the model's tensor (a head site, a
+    branch under guidance, one of several invokes, steps behind a prefix), or that is recomputed (a pattern, a head's
     result), assign a leaf of your own and differentiate by it.
     """
 
-    def __init__(self, model: Model, family: Family, config: LensConfig, site: Site, branch: str) -> None:
-        self._model, self._family, self._config, self._site, self._branch = model, family, config, site, branch
+    def __init__(
+        self, model: Model, family: Family, config: LensConfig, site: Site, branch: str, prefix: bool = False
+    ) -> None:
+        self._model, self._family, self._config, self._site = model, family, config, site
+        self._branch, self._prefix = branch, prefix
         self._tap = tap_of(family, site)
 
     @property
     def value(self) -> Tensor:
         _, whole, _ = self._opened()
+        if skipped := self._skipped(whole):
+            whole = whole[:, skipped:]
         if self._branch != "cond" or self._batcher.branches > 1:
             # Otherwise it is the model's own tensor and not a view of it: gradients can be asked for.
             whole = whole.unflatten(0, (self._batcher.branches, -1))[self._part]
@@ -89,10 +100,11 @@ class SiteValue:
         place, before, put = self._opened()
         whole = before.unflatten(0, (self._batcher.branches, -1)).clone()
         chosen = torch.zeros(whole.shape[:2], dtype=torch.bool, device=whole.device)
-        expected = self._tap.form.turned(whole[self._part]).shape
+        steps = whole[:, :, self._skipped(before) :]
+        expected = self._tap.form.turned(steps[self._part]).shape
         if changed.shape != expected:
             raise InputError(f"{self._site.name}: {tuple(changed.shape)} was assigned, expected {tuple(expected)}.")
-        whole[self._part] = self._tap.form.turned(changed).to(whole.dtype)
+        steps[self._part] = self._tap.form.turned(changed).to(whole.dtype)
         chosen[self._part] = True
         after = whole.flatten(0, 1)
         if self._tap.in_place and self._batcher.batching:
@@ -103,7 +115,12 @@ class SiteValue:
 
     @property
     def _batcher(self) -> RowBatcher:
-        return Mediator.current(self._site.name).interleaver.batcher
+        return running(self._site.name)
+
+    def _skipped(self, whole: Tensor) -> int:
+        """How many positions of this forward are left out: all of the prefix, which a later step does not hold."""
+        prefix = 0 if self._prefix else self._batcher.prefix
+        return prefix if whole.shape[1] > prefix else 0
 
     @property
     def _part(self) -> Any:
@@ -124,6 +141,26 @@ class SiteValue:
         return place, *self._tap.open(place, View(self._config, rows * batcher.branches))
 
 
+def running(what: str) -> RowBatcher:
+    """The batcher of the run that is running, inside a trace; `what` is asked of it."""
+    return Mediator.current(what).interleaver.batcher
+
+
+def position(model: Model, family: Family) -> int:
+    """Inside a trace: the step at which the running forward starts, whatever stands before step 0."""
+    return max(0, clock(model.get(family.decoder), running("position").prefix)[0])
+
+
+def one_prefix(sizes: Sequence[int], config: LensConfig) -> int:
+    """The prefix of a run's rows, given their prompts' lengths in tokens; rows of several do not fit into one run."""
+    if len({config.prefix(size) for size in sizes}) > 1:
+        raise InputError(
+            f"prompts of {', '.join(map(str, sorted(set(sizes))))} tokens in one trace: {config.family} has no mask "
+            "for its text, so a trace takes prompts of one length. Trace the others apart."
+        )
+    return config.prefix(sizes[0])
+
+
 def joined(codes: Sequence[Tensor | None]) -> Tensor | None:
     """The codes of every invoke in one tensor; all must have them, of one length, or none."""
     given = [part for part in codes if part is not None]
@@ -136,6 +173,7 @@ def joined(codes: Sequence[Tensor | None]) -> Tensor | None:
 
 def requested(
     lens: Any,
+    family: Family,
     *,
     guidance_scale: Real,
     fn: Literal["forward", "generate"],
@@ -151,24 +189,29 @@ def requested(
     guided = guidance_scale > 1
     model, config = lens.model, lens.config
 
-    def inputs(prompts: Sequence[Prompt], parts: Sequence[Tensor | None]) -> dict[str, Any]:
+    def inputs(prompts: Sequence[Prompt], parts: Sequence[Tensor | None]) -> tuple[int, dict[str, Any]]:
         codes = joined(parts)
-        text.lengths(prompts, lens.tokenizer, text.token_limit(model, lens.tokenizer))
+        sizes = text.lengths(prompts, lens.tokenizer, text.token_limit(model, lens.tokenizer))
+        prefix = one_prefix(sizes, config)
         encoded = text.encode(prompts, model, lens.tokenizer)
+        told = family.inputs(model, encoded, guided)
         if fn == "generate":
             if codes is not None:
                 raise InputError("codes are for a forward: a generation makes its own.")
+            clip_timeline(timeline.seconds, config, prefix)
             drawn = checked_seeds(seeds, len(prompts))
             draw = sampling_arguments(drawn, config, guidance_scale, temperature, top_k)
-            return {"input_ids": encoded.ids, **encoded.conditioning(guided), **draw}
+            return prefix, {"input_ids": encoded.ids, **told, **draw}
         if codes is not None:
             codes = checked_codes(codes, config, len(prompts)).to(lens.device)
+        codes_timeline(codes, config, prefix)
         layout = Layout(tuple(range(len(prompts))), len(prompts), 2 if guided else 1, len(prompts))
         columns = read_columns(codes, config, layout, lens.device)
-        return {"decoder_input_ids": columns, **encoded.conditioning(guided)}
+        return prefix, {"decoder_input_ids": columns, **told}
 
     def forward(**ready: Any) -> Tensor:
-        return model(use_cache=False, **ready).logits.unflatten(0, (-1, config.n_codebooks))
+        steps = ready["decoder_input_ids"].shape[-1]
+        return model(use_cache=False, **ready).logits[:, -steps:].unflatten(0, (-1, config.n_codebooks))
 
     def generate(**ready: Any) -> Tensor:
         return passes.codes(model.generate, timeline, **ready)

@@ -80,6 +80,8 @@ def _per_block(module: str, axes: str) -> property:
     """A weight of every block; `axes` lays transformers' "out in" out as TransformerLens has it, without a copy."""
 
     def read(lens: Any) -> Weights:
+        if module.startswith("encoder_attn") and lens.config.conditioning != "cross-attention":
+            raise AttributeError(f"{lens.config.family} has no cross-attention, and so no weights of one.")
         sizes = {"head": lens.config.n_heads} if "head" in axes else {}
         return _weights((block.get_submodule(module).weight for block in decoder_of(lens).layers), axes, **sizes)
 

@@ -47,16 +47,14 @@ def write_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def write_model(folder: Path, *, channels: int = 1, d_model: int = 48, layers: int = 3) -> Path:
-    from transformers import (
-        EncodecConfig,
-        EncodecFeatureExtractor,
-        MusicgenConfig,
-        MusicgenDecoderConfig,
-        MusicgenForConditionalGeneration,
-        T5Config,
-    )
+CHROMA = 7
 
+
+def write_model(folder: Path, *, channels: int = 1, d_model: int = 48, layers: int = 3, melody: bool = False) -> Path:
+    import transformers
+    from transformers import EncodecConfig, EncodecFeatureExtractor, T5Config
+
+    kind = "MusicgenMelody" if melody else "Musicgen"
     torch.manual_seed(0)
     vocab = 32
     text = T5Config(vocab_size=32, d_model=24, d_kv=6, d_ff=48, num_layers=2, num_heads=4, n_positions=64)
@@ -73,7 +71,7 @@ def write_model(folder: Path, *, channels: int = 1, d_model: int = 48, layers: i
         normalize=False,
         chunk_length_s=None,
     )
-    decoder = MusicgenDecoderConfig(
+    decoder = getattr(transformers, f"{kind}DecoderConfig")(
         vocab_size=vocab,
         max_position_embeddings=128,
         num_hidden_layers=layers,
@@ -84,8 +82,9 @@ def write_model(folder: Path, *, channels: int = 1, d_model: int = 48, layers: i
         audio_channels=channels,
         dropout=0.1,
     )
-    config = MusicgenConfig(text_encoder=text, audio_encoder=codec, decoder=decoder)
-    model = MusicgenForConditionalGeneration(config).eval()
+    own = {"num_chroma": 12, "chroma_length": CHROMA} if melody else {}
+    config = getattr(transformers, f"{kind}Config")(text_encoder=text, audio_encoder=codec, decoder=decoder, **own)
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
     with torch.no_grad():
         # Fresh weights give nearly flat logits; louder ones make codes depend on text, history and edits.
         for parameter in model.decoder.parameters():
@@ -99,7 +98,8 @@ def write_model(folder: Path, *, channels: int = 1, d_model: int = 48, layers: i
     model.generation_config.guidance_scale = 3.0
     model.save_pretrained(folder)
     write_tokenizer(folder)
-    EncodecFeatureExtractor(feature_size=1, sampling_rate=16000).save_pretrained(folder)
+    if not melody:
+        EncodecFeatureExtractor(feature_size=1, sampling_rate=16000).save_pretrained(folder)
     return folder
 
 
@@ -127,3 +127,19 @@ def stereo_lens(stereo_checkpoint: Path) -> Any:
     from audiolens import AudioLens
 
     return AudioLens.from_pretrained(stereo_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def melody_lens(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A mono MusicGen Melody of the same sizes: 7 chroma frames and the text stand before the audio steps."""
+    from audiolens import AudioLens
+
+    return AudioLens.from_pretrained(write_model(tmp_path_factory.mktemp("melody"), melody=True))
+
+
+@pytest.fixture(scope="session")
+def stereo_melody_lens(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same with two channels and eight codebooks."""
+    from audiolens import AudioLens
+
+    return AudioLens.from_pretrained(write_model(tmp_path_factory.mktemp("stereo-melody"), channels=2, melody=True))

@@ -1,0 +1,245 @@
+"""MusicGen Melody: the text stands as a prefix in the decoder's own sequence; steps are counted behind it.
+
+The oracles are bare transformers, its own way of building the prefix, and raw hooks that skip it.
+"""
+
+import random
+
+import nnsight
+import pytest
+import torch
+from conftest import CHROMA
+from melodies import ALIKE, FRAMES, MIXED, PREFIX, SECONDS, STEPS, TOKENS, D, bare, bare_forward, hooked
+
+import audiolens as al
+from audiolens import errors
+
+
+@pytest.fixture(scope="module")
+def codes() -> torch.Tensor:
+    return torch.randint(0, 32, (5, 4, FRAMES), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def vector() -> torch.Tensor:
+    return torch.randn(D, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("sites", [(), "resid_post"])
+def test_generate_without_seeds_is_transformers_own_to_the_bit(melody_lens, rows, guidance_scale, temperature, sites):
+    sampling = {"do_sample": True, "temperature": 1.0, "top_k": 20} if temperature else {"do_sample": False}
+    torch.manual_seed(3), random.seed(3)
+    expected = bare(melody_lens, ALIKE[:rows], guidance_scale=guidance_scale, **sampling)
+    after = torch.get_rng_state(), random.getstate()
+    torch.manual_seed(3), random.seed(3)
+    out = melody_lens.generate(
+        ALIKE[:rows], SECONDS, guidance_scale=guidance_scale, temperature=temperature, top_k=20, sites=sites
+    )
+    assert torch.equal(out.audio, expected)
+    assert torch.equal(torch.get_rng_state(), after[0])
+    assert random.getstate() == after[1]
+
+
+def test_codes_are_those_transformers_hands_its_codec(melody_lens, monkeypatch):
+    seen = []
+    decode = melody_lens.model.audio_encoder.decode
+    monkeypatch.setattr(
+        melody_lens.model.audio_encoder, "decode", lambda codes, **kw: seen.append(codes[0]) or decode(codes, **kw)
+    )
+    torch.manual_seed(3)
+    bare(melody_lens, ALIKE, do_sample=True, top_k=20)
+    torch.manual_seed(3)
+    assert torch.equal(melody_lens.generate(ALIKE, SECONDS, top_k=20, decode=False).codes, seen[0])
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_stereo_is_transformers_own_to_the_bit(stereo_melody_lens, guidance_scale):
+    lens = stereo_melody_lens
+    torch.manual_seed(3)
+    expected = bare(lens, ALIKE, guidance_scale=guidance_scale, do_sample=True, top_k=20)
+    torch.manual_seed(3)
+    out = lens.generate(ALIKE, SECONDS, guidance_scale=guidance_scale, top_k=20, sites="resid_post")
+    assert out.audio.shape == (5, 2, FRAMES * 640)
+    assert torch.equal(out.audio, expected)
+    _, cache = lens.run_with_cache(ALIKE, out.codes, guidance_scale=guidance_scale)
+    torch.testing.assert_close(out.cache.stack("resid_post"), cache.stack("resid_post"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_half_precision_is_transformers_own_to_the_bit_too(melody_lens, guidance_scale):
+    lens = al.AudioLens.from_pretrained(melody_lens.name, dtype="bfloat16")
+    torch.manual_seed(3)
+    expected = bare(lens, ALIKE, guidance_scale=guidance_scale, do_sample=True, top_k=20)
+    torch.manual_seed(3)
+    out = lens.generate(ALIKE, SECONDS, guidance_scale=guidance_scale, top_k=20, sites="resid_post")
+    assert torch.equal(out.audio, expected)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_logits_are_the_bare_forward_to_the_bit(melody_lens, codes, rows):
+    prompts, mine = ALIKE[:rows], codes[:rows]
+    expected = bare_forward(melody_lens, prompts, mine).logits[:, PREFIX:].unflatten(0, (rows, 4))
+    for sites in ((), "resid_post"):
+        assert torch.equal(melody_lens.run_with_cache(prompts, mine, sites=sites)[0], expected)
+    halves = bare_forward(melody_lens, prompts, mine, guided=True).logits[:, PREFIX:].unflatten(0, (2, rows, 4))
+    for branch, half in (("cond", halves[0]), ("null", halves[1]), ("both", halves)):
+        logits, _ = melody_lens.run_with_cache(prompts, mine, branch=branch, guidance_scale=3.0)
+        assert torch.equal(logits, half)
+
+
+def test_residual_sites_are_transformers_hidden_states(melody_lens, codes):
+    hidden = bare_forward(melody_lens, ALIKE, codes).hidden_states
+    sites = ["resid_pre", "resid_post", "ln_final.normalized"]
+    for prefix in (False, True):
+        _, cache = melody_lens.run_with_cache(ALIKE, codes, sites=sites, prefix=prefix)
+        first = 0 if prefix else PREFIX
+        for layer in range(3):
+            assert torch.equal(cache["resid_pre", layer], hidden[layer][:, first:])
+        for layer in range(2):
+            assert torch.equal(cache["resid_post", layer], hidden[layer + 1][:, first:])
+        # transformers gives its last one after the final norm.
+        assert torch.equal(cache["ln_final.hook_normalized"], hidden[3][:, first:])
+        assert cache.first_step == first - PREFIX
+        assert cache.prefixes == (PREFIX,) * 5
+
+
+def test_the_residual_stream_is_the_sum_of_its_parts(melody_lens, codes):
+    sites = ["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
+    _, cache = melody_lens.run_with_cache(ALIKE, codes, sites=sites, guidance_scale=2.0, branch="both", prefix=True)
+    for layer in range(3):
+        total = cache["resid_pre", layer]
+        for part, site in [("attn_out", "resid_mid"), ("mlp_out", "resid_post")]:
+            total = total + cache[part, layer]
+            assert torch.equal(total, cache[site, layer])
+
+
+@pytest.mark.parametrize("branch", ["cond", "null", "both"])
+def test_add_equals_a_raw_forward_hook_that_skips_the_prefix(melody_lens, vector, branch):
+    add = {"layers": [0, 2], "strength": 1.5, "branch": branch}
+    torch.manual_seed(0)
+    made = [melody_lens.generate(ALIKE, SECONDS).codes]
+    for prefix in (False, True):
+        handles = hooked(melody_lens, vector, branch, [0, 2], 0 if prefix else PREFIX)
+        try:
+            torch.manual_seed(0)
+            expected = melody_lens.generate(ALIKE, SECONDS).codes
+        finally:
+            for handle in handles:
+                handle.remove()
+        torch.manual_seed(0)
+        out = melody_lens.generate(ALIKE, SECONDS, interventions=al.Add(vector, prefix=prefix, **add))
+        assert torch.equal(out.codes, expected)
+        assert not any(torch.equal(out.codes, other) for other in made)
+        made.append(out.codes)
+
+
+@pytest.mark.parametrize("prompts", [ALIKE, MIXED])
+def test_what_is_read_while_generating_is_what_is_read_from_the_codes(melody_lens, prompts):
+    sites = ["resid_mid", "attn.z", "mlp.pre"]
+    options = {"sites": sites, "branch": "both", "prefix": True}
+    out = melody_lens.generate(prompts, SECONDS, seeds=[1, 2, 3, 4, 5], **options)
+    _, cache = melody_lens.run_with_cache(prompts, out.codes, guidance_scale=3.0, **options)
+    assert out.cache.first_step == cache.first_step < 0
+    for name in cache:
+        assert out.cache[name].shape[2] == STEPS - cache.first_step
+        torch.testing.assert_close(out.cache[name], cache[name], rtol=1e-4, atol=1e-5)
+
+
+def test_key_value_cache_on_equals_off(melody_lens, vector):
+    add = al.Add(vector, strength=2.0, seconds=(0.2, 0.4))
+    runs = [
+        melody_lens.generate(ALIKE, SECONDS, temperature=0, interventions=add, sites="resid_post", use_cache=flag)
+        for flag in (True, False)
+    ]
+    assert torch.equal(runs[0].codes, runs[1].codes)
+    left, right = (run.cache.stack("resid_post") for run in runs)
+    torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "resid_post", "attn.z"])
+@pytest.mark.parametrize("prefix", [False, True])
+def test_a_trace_reads_and_writes_what_the_lens_does(melody_lens, codes, site, guidance_scale, prefix):
+    branch = "null" if guidance_scale > 1 else "cond"
+    vector = torch.randn(12 if site == "attn.z" else D)
+    add = al.Add(vector, site=site, layers=1, branch=branch, prefix=prefix)
+    options = {"branch": branch, "guidance_scale": guidance_scale}
+    expected, cache = melody_lens.run_with_cache(
+        ALIKE, codes, sites=site, layers=1, interventions=add, prefix=prefix, **options
+    )
+    with melody_lens.trace(ALIKE, codes=codes, guidance_scale=guidance_scale) as tracer:
+        place = melody_lens.site(site, 1, branch=branch, prefix=prefix)
+        changed = nnsight.save(place.value + vector)
+        place.value = changed
+        logits = nnsight.save(tracer.result)
+    assert torch.equal(changed, cache[site, 1])
+    assert torch.equal(logits[-5:], expected)
+
+
+def test_two_invokes_stay_apart_through_a_guided_generation(melody_lens, vector):
+    options = {"guidance_scale": 3.0, "seconds": 0.4, "seeds": [1, 2, 3]}
+    plain = melody_lens.generate(ALIKE[:3], 0.4, seeds=[1, 2, 3]).codes
+    add = al.Add(vector, layers=1, rows=[0, 1], seconds=(0.0, 0.2))
+    steered = melody_lens.generate(ALIKE[:3], 0.4, seeds=[1, 2, 3], interventions=add).codes
+    with melody_lens.trace(fn="generate", **options) as tracer:
+        with tracer.invoke(ALIKE[:2]):
+            for _ in tracer.iter[:5]:
+                if melody_lens.position() < 5:
+                    place = melody_lens.site("resid_post", 1, branch="both")
+                    place.value = place.value + vector
+        with tracer.invoke(ALIKE[2:3]):
+            other = nnsight.save(tracer.result)
+        with tracer.invoke():
+            whole = nnsight.save(tracer.result)
+    assert torch.equal(other, plain[2:])
+    assert torch.equal(whole, steered)
+    assert not torch.equal(whole[:2], plain[:2])
+
+
+def test_a_trace_takes_prompts_of_one_length(melody_lens, codes):
+    with pytest.raises(errors.InputError, match="2, 5 tokens in one trace"), melody_lens.trace(MIXED[:2]):
+        pass
+    assert len(melody_lens.generate("calm", 0.2, decode=False)) == 1
+
+
+def test_no_prompt_is_the_processors_unconditional_input(melody_lens):
+    # MusicgenMelodyProcessor.get_unconditional_inputs: one masked token a row.
+    inputs = {"input_ids": torch.ones(2, 1, dtype=torch.long), "attention_mask": torch.zeros(2, 1, dtype=torch.long)}
+    torch.manual_seed(1)
+    expected = melody_lens.model.generate(**inputs, max_new_tokens=STEPS, do_sample=True, top_k=20)
+    torch.manual_seed(1)
+    assert torch.equal(melody_lens.generate([None, None], SECONDS, top_k=20).audio, expected)
+
+
+def test_an_exception_inside_a_run_leaves_everything_as_it_was(melody_lens):
+    config = melody_lens.model.generation_config.to_dict()
+    weights = melody_lens.model.decoder.model.decoder.embed_positions.weights.clone()
+    before = torch.get_rng_state(), random.getstate()
+    expected = melody_lens.generate(ALIKE, SECONDS, seeds=1).codes
+
+    def fail(value: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no")
+
+    for seeds in (None, 1):
+        with pytest.raises(RuntimeError, match="no"):
+            melody_lens.generate(ALIKE, SECONDS, seeds=seeds, interventions=al.Apply(fail, seconds=(0.2, 0.4)))
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert random.getstate() == before[1]
+        assert melody_lens.model.generation_config.to_dict() == config
+        assert torch.equal(melody_lens.model.decoder.model.decoder.embed_positions.weights, weights)
+        assert torch.equal(melody_lens.generate(ALIKE, SECONDS, seeds=1).codes, expected)
+
+
+def test_the_lens_describes_a_melody_model(melody_lens, stereo_melody_lens):
+    config = melody_lens.config
+    assert (config.family, config.conditioning, config.chroma_length) == ("MusicGen Melody", "prefix", CHROMA)
+    assert config.prefix(TOKENS) == PREFIX
+    assert stereo_melody_lens.config.delays == (0, 0, 1, 1, 2, 2, 3, 3)
+    sites = melody_lens.sites()
+    assert sites["blocks.2.attn.hook_z"] == "row [prefix+]step head=4 d_head=12"
+    assert not any("cross" in name for name in sites)
+    second = al.AudioLens(melody_lens.model, melody_lens.tokenizer)
+    assert torch.equal(second.run_with_cache("calm")[0], melody_lens.run_with_cache("calm")[0])
