@@ -96,7 +96,7 @@ def clip_start(audio_prompt: Any, rows: int, timeline: Timeline, lens: Any) -> I
     coded = isinstance(audio_prompt, Tensor) and not audio_prompt.is_floating_point()
     if not coded and not (isinstance(audio_prompt, tuple) and len(audio_prompt) == 2):
         raise InputTypeError("audio_prompt: expected (waveform, sample_rate), or codes 'row codebook frame'.")
-    codes = audio_prompt if coded else lens.encode_audio(*audio_prompt)
+    codes: Any = audio_prompt if coded else lens.encode_audio(*audio_prompt)
     if codes.ndim == 3 and len(codes) == 1:
         codes = codes.expand(rows, -1, -1)
     codes = checked_codes(codes, lens.config, rows)
