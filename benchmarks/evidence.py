@@ -75,7 +75,7 @@ def with_intervals(heard: evaluate.Abilities) -> pd.DataFrame:
             continue
         named = heard.clips[heard.clips.concept == concept]
         area = statistics.auc(named[measure], named.level == evaluate.POLES[concept][1], named.caption)
-        rows.append((area.low, area.high))
+        rows.append((area.interval.low, area.interval.high))
     table[["auc_low", "auc_high"]] = rows
     return table
 

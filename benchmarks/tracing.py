@@ -79,7 +79,7 @@ def timed(lens: AudioLens, rows: int) -> dict[str, Timed]:
         with hooks(model, lambda _, __, value: value + vector):
             generated()
 
-    ours = {"seconds": SECONDS, "guidance_scale": 3.0}
+    ours: dict[str, Any] = {"seconds": SECONDS, "guidance_scale": 3.0}
     return {
         "record every block": (lambda: lens.run_with_cache(prompts, codes), forward_reading, 1.10),
         "generate": (lambda: lens.generate(prompts, **ours), generated, 1.02),

@@ -127,7 +127,7 @@ def train(
     labels = listener.Labels.of(len(codes), corpus_seed)
     moved: Any = model
     moved.to(device)
-    head = listener.build_head(model.config.decoder.hidden_size).to(device)
+    head = listener.build_head(moved.config.decoder.hidden_size).to(device)
     trained = {
         "text_encoder": model.text_encoder,
         "decoder": model.decoder,
