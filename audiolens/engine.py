@@ -20,6 +20,7 @@ from audiolens.bound import Bound
 from audiolens.errors import InputError
 from audiolens.families import Family, LensConfig, Tap, order, places, tap_of
 from audiolens.interventions import Intervention
+from audiolens.overflow import Watch
 from audiolens.recording import Recorder
 from audiolens.rows import Layout
 from audiolens.sites import Site
@@ -34,6 +35,7 @@ class Point:
     tap: Tap
     envoy: Any
     edits: list[Bound] = field(default_factory=list)
+    watch: Watch | None = None
 
     def read(self) -> Any:
         return self.envoy.input if self.tap.port == "input" else self.envoy.output
@@ -50,6 +52,8 @@ class Point:
         current = rearrange(value, "b s (h d) -> b s h d", h=config.n_heads) if heads else value
         for edit in edits:
             current = edit.apply(current, start)
+        if edits and self.watch is not None:
+            self.watch.wrote(self.site.name, current, start)
         if edits:
             self._write(served, value, rearrange(current, "b s h d -> b s (h d)") if heads else current)
         if wanted and recorder is not None:
@@ -104,6 +108,9 @@ class Run:
         for site in recorder.places if recorder is not None else ():
             point(site)
         self.points = [points[site] for site in order(family, points)]
+        self.watch = Watch(layout, timeline.frame_rate) if any(place.edits for place in self.points) else None
+        for place in self.points:
+            place.watch = self.watch
 
     @property
     def idle(self) -> bool:
