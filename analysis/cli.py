@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,6 @@ from audiolens.errors import AudioLensError, InputError
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
-    from audiolens.interventions import Intervention
 
 app = typer.Typer(
     name="audiolens",
@@ -60,7 +58,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs inst
 _STOPPED = 130
 # Some versions of typer carry a click of their own, others take the installed one: this is the right class in both.
 _UsageError: Any = typer.BadParameter.__bases__[0]
-_STEER = re.compile(r"^(?P<file>.+?):(?P<strength>[^:]+)$")
 
 
 @app.command()
@@ -93,7 +90,7 @@ def study(
     from analysis import study as studies
 
     target = out or Path(f"study-{concept}")
-    sets = studies.prompts_of(concept)
+    studies.prompts_of(concept)
     folder.check(target, overwrite=force)
     changes: dict[str, Any] = {"seconds": seconds, "seed": seed}
     settings = studies.Settings.full(**changes) if full else studies.Settings(**changes)
@@ -101,7 +98,7 @@ def study(
     _share_cores()
     found = studies.run(
         lens,
-        sets,
+        concept,
         target,
         settings=settings,
         overwrite=force,
@@ -124,11 +121,17 @@ def generate(
     ] = None,
     layer: Annotated[int | None, typer.Option(help="Whose block's direction [default: the middle one's].")] = None,
     strategy: Annotated[
-        str | None, typer.Option(help="one-to-one, one-to-all or all-to-all [default: one-to-all].")
+        str | None, typer.Option(help="one-to-one, one-to-all, one-to-band or all-to-all [default: one-to-all].")
+    ] = None,
+    band: Annotated[
+        str | None, typer.Option(help="Blocks of one-to-band, such as 4-8, which this option chooses.")
     ] = None,
     branch: Annotated[
         str | None, typer.Option(help="Which half of the guidance is steered: cond, null or both [default: both].")
     ] = None,
+    orthogonal: Annotated[
+        bool, typer.Option("--orthogonal", help="Free each direction of those given before it.")
+    ] = False,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Write the unsteered clips of the same seeds too.")
     ] = False,
@@ -146,16 +149,22 @@ def generate(
         audiolens generate "a little tune with drums" -o tune
 
         audiolens generate "a little tune with drums" --steer study-tempo/directions.safetensors:+0.5 --baseline
-    """
-    from analysis import folder
 
-    todo = [_steering(text) for text in steer or []]
-    for option, value in {"--layer": layer, "--strategy": strategy, "--branch": branch}.items():
+        audiolens generate "a little tune" --steer tempo.safetensors:+0.5 --steer timbre.safetensors:-0.5 --orthogonal
+    """
+    from analysis import folder, placing
+
+    todo = [placing.asked(text) for text in steer or []]
+    blocks = placing.band_of(band)
+    where = {"--layer": layer, "--strategy": strategy, "--band": band, "--branch": branch}
+    for option, value in {**where, "--orthogonal": orthogonal or None}.items():
         if value is not None and not todo:
             raise InputError(f"{option} says where a direction is added, and there is none: give one with --steer.")
     folder.check(out, overwrite=None)
     lens = _open(model)
-    steps = [step for part in todo for step in _placed(part, lens, layer, strategy or "one-to-all", branch or "both")]
+    steps = placing.placed(
+        todo, lens, layer=layer, strategy=strategy, band=blocks, branch=branch or "both", orthogonal=orthogonal
+    )
     made: dict[str, Any] = {
         "seconds": seconds,
         "seeds": list(range(seed, seed + len(prompts))),
@@ -180,6 +189,9 @@ def directions_read(
     position: Annotated[str, typer.Option(help="mean, first, last, or eos (MusicGen Melody).")] = "mean",
     branch: Annotated[str, typer.Option(help="Which half of the guidance is read: cond, null or both.")] = "cond",
     seconds: Annotated[float, typer.Option(help="Length of the clips generated for reading.")] = 2.0,
+    vocabulary: Annotated[
+        str | None, typer.Option(help="Of a bundled concept: etude or english [default: what the model reads].")
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -196,8 +208,11 @@ def directions_read(
     from audiolens import prompts as sets_of
 
     folder.check_file(out, overwrite=force)
-    sets = sets_of.from_file(concept) if Path(concept).suffix else sets_of.load(concept)
+    own = bool(Path(concept).suffix)
+    sets = sets_of.from_file(concept) if own else sets_of.load(concept, vocabulary)
     lens = _open(model)
+    if not own:
+        sets = sets_of.load(concept, vocabulary, lens=lens)
     found = difference_in_means(
         lens,
         sets.positive,
@@ -308,45 +323,18 @@ def _share_cores() -> None:
     torch.set_num_threads(max(1, min(torch.get_num_threads(), cpu_count() - default_workers())))
 
 
-def _steering(text: str) -> tuple[Path, float]:
-    """FILE:STRENGTH as its parts."""
-    parts = _STEER.match(text)
-    if parts is None:
-        raise InputError(f"--steer {text!r}: expected FILE:STRENGTH, such as tempo.safetensors:+1.0.")
-    try:
-        strength = float(parts["strength"])
-    except ValueError:
-        raise InputError(f"--steer {text!r}: {parts['strength']!r} is not a number.") from None
-    if not abs(strength) < float("inf"):
-        raise InputError(f"--steer {text!r}: the strength is {strength}; expected a finite number.")
-    file = Path(parts["file"])
-    if not file.is_file():
-        raise InputError(f"--steer {text!r}: {file}: no such file. `audiolens directions read` writes one.")
-    return file, strength
-
-
-def _placed(
-    part: tuple[Path, float], lens: AudioLens, layer: int | None, strategy: str, branch: str
-) -> list[Intervention]:
-    from audiolens import Directions
-    from audiolens import steer as place
-
-    file, strength = part
-    found = Directions.load(file, lens=lens)
-    where: dict[str, Any] = {}
-    if strategy != "all-to-all":
-        where["layer"] = found.layers[len(found.layers) // 2] if layer is None else layer
-    elif layer is not None:
-        raise InputError("--strategy all-to-all adds every block's own direction: leave --layer out.")
-    return place(found, strategy=strategy, strength=strength, branch=branch, **where)  # pyright: ignore[reportArgumentType]
-
-
 def _show(found: Any, file: Path, as_json: bool) -> None:
     facts = {"file": str(file), **found.meta.as_dict(), "layers": found.to_frame().to_dict("records")}
     if as_json:
         typer.echo(_json(facts))
         return
+    meta = found.meta
+    clips = "" if meta.seconds is None else f" of {meta.seconds:g} s"
+    versions = ", ".join(f"{name} {number}" for name, number in meta.versions.items())
     typer.echo(f"{file}: {found!r}")
+    typer.echo(f"read at position {meta.position}, branch {meta.branch}, guidance {meta.guidance_scale:g}, "
+               f"from {meta.source}{clips}")  # fmt: skip
+    typer.echo(f"weights {meta.weights}, revision {meta.revision or 'none'}, prompts {meta.prompts}; {versions}")
     _table([{key: _cell(value) for key, value in row.items()} for row in facts["layers"]])
 
 

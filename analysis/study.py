@@ -134,8 +134,8 @@ class Study:
         return f"Study({self.concept} on {self.model!r}: {self.finding})"
 
 
-def prompts_of(concept: str | PromptSet) -> PromptSet:
-    """The prompts of a concept that can be studied.
+def prompts_of(concept: str | PromptSet, lens: AudioLens | None = None) -> PromptSet:
+    """The prompts of a concept that can be studied, with a lens in the words that it reads (`prompts.load`).
 
     Raises:
         InputError: for an unknown concept, naming the nearest, or one that no measure hears.
@@ -145,7 +145,7 @@ def prompts_of(concept: str | PromptSet) -> PromptSet:
         known = concepts()
         if concept not in known:
             raise InputError(f"unknown concept {concept!r}.{nearest(str(concept), known)} Known: {shortened(known)}.")
-        sets = load(concept)  # pyright: ignore[reportArgumentType]
+        sets = load(concept, lens=lens)  # pyright: ignore[reportArgumentType]
     if sets.concept not in MEASURED:
         raise InputError(
             f"no measure hears {sets.concept!r}, so a study of it could not say what it did. "
@@ -184,7 +184,7 @@ def run(
     from analysis import folder as folders
     from analysis import report
 
-    sets = prompts_of(concept)
+    sets = prompts_of(concept, lens)
     chosen = settings or Settings()
     chosen.check(lens, sets)
     if out is None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from audiolens.cache import ActivationCache as ActivationCache
     from audiolens.directions import Directions as Directions
     from audiolens.directions import difference_in_means as difference_in_means
+    from audiolens.directions import orthogonalised as orthogonalised
     from audiolens.generation import Generation as Generation
     from audiolens.interventions import Ablate as Ablate
     from audiolens.interventions import Add as Add
@@ -32,6 +33,7 @@ _NAMES = {
     "ActivationCache": "audiolens.cache",
     "Directions": "audiolens.directions",
     "difference_in_means": "audiolens.directions",
+    "orthogonalised": "audiolens.directions",
     "Generation": "audiolens.generation",
     "Intervention": "audiolens.interventions",
     "Ablate": "audiolens.interventions",
@@ -58,6 +60,7 @@ __all__ = [
     "difference_in_means",
     "etude",
     "measure",
+    "orthogonalised",
     "prompts",
     "steer",
 ]

@@ -35,6 +35,16 @@ class Evidence:
     counts: Int[Tensor, " count"]
     stability: Float[Tensor, "count layer"]
 
+    def stable_at(self, tolerance: float = 0.05) -> Int[Tensor, " layer"]:
+        """How many prompts a pole are enough: the first of `counts` from which the cosine to the other half's direction
+        stays within `tolerance` of what the whole first half reaches.
+
+        The paper saw about 25. Counts double, so the answer is that coarse, and it cannot exceed half the prompts.
+        """
+        near = (self.stability - self.stability[-1]).abs() <= tolerance
+        settled = near.flip(0).long().cumprod(0).sum(0)
+        return self.counts[len(self.counts) - settled]
+
     def __repr__(self) -> str:
         return f"Evidence(split-half cosine {_span(self.split_half_cosine)}, held-out AUC {_span(self.auc)})"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -137,16 +137,12 @@ class Directions:
             raise InputError("orthogonal_to needs at least one other direction.")
         for other in others:
             self._refuse_foreign(other)
-        # Unit vectors first, so that the rank cut-off of the least squares does not depend on lengths.
-        basis = torch.stack([_unit(other.vectors).double() for other in others], dim=-1)
-        vectors = self.vectors.double()
-        rest = vectors - (basis @ (torch.linalg.pinv(basis) @ vectors[..., None]))[..., 0]
-        empty = rest.norm(dim=-1) <= _PARALLEL * vectors.norm(dim=-1)
+        rest, empty = apart(self.vectors, [other.vectors for other in others])
         if bool(empty.any()):
             where = [layer for layer, gone in zip(self.layers, empty.tolist(), strict=True) if gone]
             raise InputError(f"nothing is left at layers {shortened(map(str, where))}: the vectors are parallel there.")
         names = ", ".join(other.meta.label for other in others)
-        return self._changed(rest.float(), f"({self.meta.label}).orthogonal_to({names})")
+        return self._changed(rest, f"({self.meta.label}).orthogonal_to({names})")
 
     def cosine(self, other: "Directions") -> Float[Tensor, " layer"]:
         """Cosine of the two vectors of each layer."""
@@ -186,6 +182,7 @@ class Directions:
             columns["split_half_cosine"] = self.evidence.split_half_cosine.numpy()
             columns["separation"] = self.evidence.separation.numpy()
             columns["auc"] = self.evidence.auc.numpy()
+            columns["stable_at"] = self.evidence.stable_at().numpy()
         return pd.DataFrame(columns)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -336,6 +333,17 @@ def difference_in_means(
         evidence=contrast.evidence(),
         samples=samples,
     )
+
+
+def apart(
+    vectors: Float[Tensor, "layer d_model"], others: Sequence[Float[Tensor, "layer d_model"]]
+) -> tuple[Float[Tensor, "layer d_model"], Bool[Tensor, " layer"]]:
+    """What is left of each vector without its part in the span of the others', and where that is nothing."""
+    # Unit vectors first, so that the rank cut-off of the least squares does not depend on lengths.
+    basis = torch.stack([_unit(other).double() for other in others], dim=-1)
+    whole = vectors.double()
+    rest = whole - (basis @ (torch.linalg.pinv(basis) @ whole[..., None]))[..., 0]
+    return rest.float(), rest.norm(dim=-1) <= _PARALLEL * whole.norm(dim=-1)
 
 
 def orthogonalised(*directions: Directions) -> list[Directions]:

@@ -22,6 +22,7 @@ from audiolens.errors import InputError
 from audiolens.families import Family, LensConfig, order, places, tap_of
 from audiolens.interventions import Intervention
 from audiolens.operations import place_of
+from audiolens.overflow import Watch
 from audiolens.recording import Recorder, refuse_prefix
 from audiolens.rows import Layout
 from audiolens.sites import Site
@@ -37,6 +38,7 @@ class Point:
     tap: Tap
     place: Any
     edits: list[Bound] = field(default_factory=list)
+    watch: Watch | None = None
 
     def visit(self, start: int, length: int, recorder: Recorder | None, layout: Layout, view: View) -> None:
         """Edit and record the steps of one forward."""
@@ -48,6 +50,8 @@ class Point:
         value, put = self.tap.open(self.place, view if edits or heads is None else replace(view, heads=heads))
         for edit in edits:
             value = edit.apply(value, start if self.tap.form.timed else 0)
+        if edits and self.watch is not None:
+            self.watch.wrote(self.site.name, value if self.tap.form.timed else value.flatten(1)[:, None], start)
         if edits:
             put(value, None)
         if wanted and recorder is not None:
@@ -112,6 +116,9 @@ class Run:
         for site in recorder.places if recorder is not None else ():
             point(site)
         self.points = [points[site] for site in order(family, points)]
+        self.watch = Watch(layout, timeline.frame_rate) if any(place.edits for place in self.points) else None
+        for place in self.points:
+            place.watch = self.watch
 
     @property
     def idle(self) -> bool:

@@ -40,6 +40,10 @@ class PromptError(InputError):
     """A prompt that is empty, not text, or longer than the text encoder reads."""
 
 
+class ActivationOverflow(AudioLensError, OverflowError):
+    """Interventions made activations infinite or NaN; the run was stopped."""
+
+
 class BusyError(AudioLensError, RuntimeError):
     """A second run was started inside a run of the same model."""
 

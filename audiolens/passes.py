@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from nnsight import NNsight
 from torch import Tensor, nn
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from audiolens.engine import Run
 from audiolens.errors import BusyError, InputError
@@ -81,6 +81,9 @@ def generate(model: NNsight, run: Run, timeline: Timeline, **inputs: Any) -> Int
         with model.trace(fn="generate", **ready) as tracer:
             run.generation(tracer, timeline.steps)
 
+    if run.watch is not None:
+        # First of all, so that it sees the model's own scores.
+        inputs["logits_processor"] = LogitsProcessorList([run.watch, *inputs.get("logits_processor", ())])
     bare: Any = model._module
     # With nothing to serve, the bare model is as fast as a model can be.
     return codes(bare.generate if run.idle else traced, timeline, **inputs)
@@ -98,7 +101,10 @@ def forward(model: NNsight, run: Run, **inputs: Any) -> Float[Tensor, "sequence 
         else:
             with model.trace(use_cache=False, **inputs) as tracer:
                 run.single(tracer, kept)
-    return kept[0][:, run.layout.prefix :]
+    out = kept[0][:, run.layout.prefix :]
+    if run.watch is not None:
+        run.watch.look(out)
+    return out
 
 
 @contextmanager

@@ -2,7 +2,10 @@
 
 The strategies are those of Facchiano et al. (2025): one layer's vector at its own block (one-to-one), at every block
 (one-to-all, the paper's best) or in a band of blocks (one-to-band); and every block its own vector (all-to-all).
-Steering several concepts at once is adding the lists: `steer(tempo, ...) + steer(timbre, ...)`.
+
+Several concepts are steered at once by giving several directions, as they are or each freed of those before it; the
+signs and weights are theirs (`steer([tempo, -0.5 * timbre])`). With a strength per row for each, add the lists instead:
+`steer(tempo, strength=...) + steer(timbre, strength=...)`.
 """
 
 from collections.abc import Sequence
@@ -12,7 +15,7 @@ from typing import Any, Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
-from audiolens.directions import Directions
+from audiolens.directions import Directions, apart
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest
 from audiolens.interventions import Ablate, Add, Branch, Clamp, Intervention, Numbers, Schedule, numbers
 from audiolens.sites import checked_layers
@@ -21,12 +24,13 @@ from audiolens.timeline import Span
 Strategy = Literal["one-to-one", "one-to-all", "one-to-band", "all-to-all"]
 Unit = Literal["raw", "unit", "residual"]
 Operator = Literal["add", "ablate", "clamp"]
+Combine = Literal["sum", "orthogonalised"]
 
 
 def steer(
-    directions: Directions,
+    directions: Directions | Sequence[Directions],
     strategy: Strategy = "one-to-all",
-    layer: int | None = None,
+    layer: int | Sequence[int] | None = None,
     layers: int | Sequence[int] | None = None,
     band: tuple[int, int] | None = None,
     strength: Numbers = 1.0,
@@ -38,14 +42,16 @@ def steer(
     preserve_norm: bool = False,
     operator: Operator = "add",
     prefix: bool = False,
+    combine: Combine = "sum",
 ) -> list[Intervention]:
-    """The interventions that steer along a direction.
+    """The interventions that steer along a direction, or along several at once.
 
     Args:
-        directions: what to steer along; the site is the one they were read at.
+        directions: what to steer along, one concept or several; the site is the one they were read at.
         strategy: "one-to-one" puts `layer`'s vector at `layer`, "one-to-all" at every block, "one-to-band" at the
             blocks of `band` (or `layers`); "all-to-all" puts every block's own vector there (or at `layers` only).
-        layer: whose vector, in the one-to strategies; may be left out where there is only one.
+        layer: whose vector, in the one-to strategies; may be left out where there is only one. With several concepts,
+            one for all, or one for each.
         layers: target blocks of "one-to-band" and "all-to-all", any list of them.
         band: target blocks of "one-to-band", as (first, last), both included.
         strength: the coefficient; negative steers to the negative pole. A number, or one per affected row, so that a
@@ -61,21 +67,25 @@ def steer(
         operator: "add"; "clamp" sets the projection on the direction to `strength` x `unit` (0 is no direction, not
             no change); "ablate" removes the share `strength` of the projection, whatever the unit.
         prefix: steer the conditioning before step 0 too, where it stands in the decoder's own sequence.
+        combine: of several concepts. "sum" takes each vector as it is; "orthogonalised" takes from each its part along
+            those before it (Gram-Schmidt: the first stays whole, so the order matters), so that steering along a later
+            one does not steer along an earlier one; clamps and ablations of several undo each other without it.
 
     Returns:
-        One intervention per different vector, to be given to `lens.generate(interventions=...)`.
+        One intervention per different vector, to be given to `lens.generate(interventions=...)`; those of several
+        concepts follow one another in the order given.
 
     Raises:
         InputError: (or a subclass) for a strategy, layer, band or strength that makes no sense here, naming what does.
     """
-    if not isinstance(directions, Directions):
-        raise InputTypeError(f"{type(directions).__name__}: expected Directions; for a bare vector, use Add.")
+    concepts = _concepts(directions)
     _choose("strategy", strategy, Strategy)
     _choose("unit", unit, Unit)
     _choose("operator", operator, Operator)
+    _choose("combine", combine, Combine)
     amount = numbers("strength", strength)
     where: dict[str, Any] = {
-        "site": directions.meta.site,
+        "site": concepts[0].meta.site,
         "branch": branch,
         "seconds": seconds,
         "rows": rows,
@@ -85,7 +95,9 @@ def steer(
     }
     return [
         _intervention(placed, operator, amount, where)
-        for placed in _placed(directions, strategy, layer, layers, band, "unit" if operator == "ablate" else unit)
+        for placed in _placed(
+            concepts, strategy, layer, layers, band, "unit" if operator == "ablate" else unit, combine
+        )
     ]
 
 
@@ -97,39 +109,95 @@ class _Placed:
     layers: list[int]
 
 
+def _concepts(directions: Any) -> list[Directions]:
+    listed = [directions] if isinstance(directions, Directions) else directions
+    if not isinstance(listed, Sequence) or not all(isinstance(one, Directions) for one in listed):
+        raise InputTypeError(
+            f"{type(directions).__name__}: expected Directions, or a list of them; for a bare vector, use Add."
+        )
+    if not listed:
+        raise InputError("no directions: give at least one.")
+    for name, found in (
+        ("weights", [one.meta.weights for one in listed]),
+        ("sites", [one.meta.site for one in listed]),
+    ):
+        if len(set(found)) > 1:
+            raise InputError(
+                f"directions of different {name} are not steered together: {', '.join(sorted(set(found)))}."
+            )
+    return list(listed)
+
+
 def _placed(
-    directions: Directions,
+    concepts: list[Directions],
     strategy: Strategy,
-    layer: int | None,
+    layer: int | Sequence[int] | None,
     layers: int | Sequence[int] | None,
     band: tuple[int, int] | None,
     unit: Unit,
+    combine: Combine,
 ) -> list[_Placed]:
-    n_layers = directions.meta.n_layers
+    """Every concept's vectors and where they go, one concept after the other."""
+    sources = _sources(concepts, strategy, layer)
+    placed = []
+    for place, (directions, source) in enumerate(zip(concepts, sources, strict=True)):
+        before = list(zip(concepts, sources, strict=True))[:place] if combine == "orthogonalised" else []
+        targets = _targets(directions, strategy, source, layers, band)
+        # One vector for all targets, unless each has its own or its own length.
+        groups = [targets] if source is not None and unit != "residual" else [[target] for target in targets]
+        for group in groups:
+            vector = _freed(
+                directions,
+                group[0] if source is None else source,
+                [other[group[0] if read is None else read] for other, read in before],
+            )
+            placed.append(_Placed(_scaled(vector, directions, group[0], unit), group))
+    return placed
+
+
+def _sources(concepts: list[Directions], strategy: Strategy, layer: Any) -> list[int | None]:
+    """Whose vector each concept takes; `None` is each block's own."""
     if strategy == "all-to-all":
-        _refuse(strategy, layer=layer, band=band)
-        targets = list(directions.layers) if layers is None else checked_layers(layers, n_layers)
-        return [_Placed(_scaled(directions, target, target, unit), [target]) for target in targets]
-    source = _source(directions, strategy, layer)
+        _refuse(strategy, layer=layer)
+        return [None] * len(concepts)
+    listed = list(layer) if isinstance(layer, list | tuple) else [layer] * len(concepts)
+    if len(listed) != len(concepts):
+        raise InputError(f"layer={layer} for {len(concepts)} concepts: give one for all, or one for each.")
+    return [_source(one, strategy, where) for one, where in zip(concepts, listed, strict=True)]
+
+
+def _targets(directions: Directions, strategy: Strategy, source: int | None, layers: Any, band: Any) -> list[int]:
+    n_layers = directions.meta.n_layers
+    if source is None:
+        _refuse(strategy, band=band)
+        return list(directions.layers) if layers is None else checked_layers(layers, n_layers)
     if strategy == "one-to-band":
-        targets = _band(band, layers, n_layers)
-    else:
-        _refuse(strategy, layers=layers, band=band)
-        targets = [source] if strategy == "one-to-one" else list(range(n_layers))
-    if unit != "residual":
-        return [_Placed(_scaled(directions, source, source, unit), targets)]
-    return [_Placed(_scaled(directions, source, target, unit), [target]) for target in targets]
+        return _band(band, layers, n_layers)
+    _refuse(strategy, layers=layers, band=band)
+    return [source] if strategy == "one-to-one" else list(range(n_layers))
 
 
-def _scaled(directions: Directions, source: int, target: int, unit: Unit) -> Float[Tensor, " d_model"]:
-    """The vector of one layer, at the length that a strength of 1 means at another."""
-    vector = directions[source]
-    length = float(vector.norm())
-    if length == 0:
-        raise InputError(f"the direction at layer {source} is zero: there is nothing to steer along.")
+def _freed(directions: Directions, layer: int, before: list[Tensor]) -> Float[Tensor, " d_model"]:
+    """The vector of a layer, without its part along the vectors of the concepts before."""
+    vector = directions[layer]
+    if float(vector.norm()) == 0:
+        raise InputError(f"the direction at layer {layer} is zero: there is nothing to steer along.")
+    if not before:
+        return vector
+    rest, empty = apart(vector[None], [other[None] for other in before])
+    if bool(empty):
+        raise InputError(
+            f"nothing is left of {directions.meta.label or 'a direction'!r} at layer {layer} without its part along "
+            "the concepts before it: they are parallel."
+        )
+    return rest[0]
+
+
+def _scaled(vector: Tensor, directions: Directions, target: int, unit: Unit) -> Float[Tensor, " d_model"]:
+    """A vector at the length that a strength of 1 means at a block."""
     if unit == "raw":
         return vector
-    return vector / length * (directions.residual_norm(target) if unit == "residual" else 1.0)
+    return vector / float(vector.norm()) * (directions.residual_norm(target) if unit == "residual" else 1.0)
 
 
 def _intervention(placed: _Placed, operator: Operator, amount: Tensor, where: dict[str, Any]) -> Intervention:

@@ -80,6 +80,26 @@ def test_generate_steers_beside_a_baseline(run: Run, checkpoint: Path, file: Pat
     assert not np.array_equal(*sounds)
 
 
+def test_generate_steers_along_several_at_a_band(run: Run, checkpoint: Path, file: Path, tmp_path: Path) -> None:
+    import audiolens as al
+
+    one = al.Directions.load(file)
+    other = (one + one.random_like(1)).save(tmp_path / "other.safetensors")
+    lens = al.AudioLens.from_pretrained(checkpoint)
+    freed = al.orthogonalised(one, al.Directions.load(other))
+    steps = [
+        step
+        for directions, strength in zip(freed, (40.0, -30.0), strict=True)
+        for step in al.steer(directions, "one-to-band", layer=1, band=(1, 2), strength=strength)
+    ]
+    expected = lens.generate("a calm song", seconds=1, seeds=[0], interventions=steps).save(tmp_path / "expected")
+    arguments = ("--steer", f"{file}:+40", "--steer", f"{other}:-30", "--orthogonal", "--band", "1-2", "--layer", 1)
+    code, _, err = run("generate", "a calm song", "-m", checkpoint, "--seconds", 1, *arguments, "-o", "out")
+    assert code == 0, err
+    made, wanted = (next(Path(folder).glob("*.wav")).read_bytes() for folder in (tmp_path / "out", expected))
+    assert made == wanted
+
+
 @pytest.mark.parametrize("words", [("directions",), ("directions", "read")])
 def test_directions_are_read_and_shown(run: Run, checkpoint: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
     prompts = tmp_path / "mine.csv"
@@ -91,6 +111,10 @@ def test_directions_are_read_and_shown(run: Run, checkpoint: Path, tmp_path: Pat
     facts = json.loads(out)
     assert facts["label"] == "mine"
     assert len(facts["layers"]) == 3
+    code, out, _ = run("directions", "show", "mine.safetensors")
+    assert code == 0
+    assert "position mean, branch cond, guidance 3, from generation of 0.5 s" in out
+    assert facts["weights"] in out
 
 
 def test_models_says_what_works_offline(run: Run) -> None:
@@ -141,6 +165,12 @@ def test_measure_tables_sound_files(run: Run, tmp_path: Path) -> None:
         (("generate", "a song", "-m", "{checkpoint}", "--layer", "1"), "give one with --steer"),
         (("generate", "a song", "-m", "{checkpoint}", "--strategy", "one-to-one"), "give one with --steer"),
         (("generate", "a song", "-m", "{checkpoint}", "--branch", "cond"), "give one with --steer"),
+        (("generate", "a song", "-m", "{checkpoint}", "--band", "0-1"), "give one with --steer"),
+        (("generate", "a song", "-m", "{checkpoint}", "--orthogonal"), "give one with --steer"),
+        (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}:1", "--band", "4"), "expected FIRST-LAST"),
+        (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}:1", "--band", "1-9"), "layer 9 does not"),
+        (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}:3e38"), "overflowed in row 0, step 0"),
+        (("directions", "tempo", "-m", "{checkpoint}", "--vocabulary", "french"), "There are: english, etude"),
         (("generate", "a song", "-m", "{checkpoint}", "--seed", "-1"), "seed -1"),
         (("generate", "a song", "-m", "{checkpoint}", "--guidance", "0.5"), "guidance_scale=0.5"),
         (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}:nan"), "expected a finite number"),

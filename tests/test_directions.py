@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 
 import audiolens as al
 from audiolens import estimators
-from audiolens.contrast import Contrast
+from audiolens.contrast import Contrast, Evidence
 from audiolens.directions import orthogonalised
 from audiolens.errors import InputError, PromptError, SiteError
 from audiolens.interventions import Ablate, Add
@@ -154,6 +154,15 @@ def test_stability_ends_at_the_split_half_cosine(directions: al.Directions) -> N
     torch.testing.assert_close(evidence.stability[-1], evidence.split_half_cosine)
 
 
+def test_a_direction_is_stable_from_where_its_curve_stays_flat() -> None:
+    curve = torch.tensor([[0.9, 0.1], [0.5, 0.86], [0.88, 0.9], [0.9, 0.9]])
+    evidence = Evidence(torch.ones(2), torch.ones(2), torch.ones(2), torch.tensor([1, 2, 4, 5]), curve)
+    # A curve that comes near, leaves and comes back counts from its last return.
+    assert evidence.stable_at().tolist() == [4, 2]
+    assert evidence.stable_at(tolerance=0.0).tolist() == [5, 4]
+    assert evidence.stable_at(tolerance=1.0).tolist() == [1, 1]
+
+
 def test_a_single_pair_gives_a_direction_without_evidence(lens: Any) -> None:
     assert al.difference_in_means(lens, FAST[:1], SLOW[:1], **QUIET).evidence is None
 
@@ -283,7 +292,7 @@ def test_a_cache_is_projected_on_directions(lens: Any, directions: al.Directions
 def test_to_frame_has_a_row_a_layer(directions: al.Directions) -> None:
     frame = directions.to_frame()
     assert list(frame["layer"]) == [0, 1, 2]
-    assert {"norm", "residual_norm", "split_half_cosine", "separation", "auc"} <= set(frame.columns)
+    assert {"norm", "residual_norm", "split_half_cosine", "separation", "auc", "stable_at"} <= set(frame.columns)
 
 
 # Files

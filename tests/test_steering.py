@@ -1,4 +1,4 @@
-"""`steer` puts the right vector at the right block, in the right unit, and equals raw hooks on the bare model."""
+"""`steer` puts the right vector at the right block, in the right unit; test_raw_hooks.py holds what it then does."""
 
 import math
 from typing import Any
@@ -105,47 +105,6 @@ def test_operators_ablate_and_clamp(directions: al.Directions) -> None:
     assert torch.equal(clamp.direction, directions[1])
 
 
-def hooked(lens: Any, vectors: dict[int, torch.Tensor], strength: torch.Tensor, branch: str) -> torch.Tensor:
-    """Codes' audio of the bare model, guidance 3, greedy, with plain torch hooks that add `strength` x vector."""
-    rows = len(PROMPTS)
-    factors = torch.cat([strength * (branch != "null"), strength * (branch != "cond")])[:, None, None]
-    handles = []
-    for layer, vector in vectors.items():
-
-        def add(_module: Any, _inputs: Any, output: Any, vector: torch.Tensor = vector) -> Any:
-            assert len(output) == 2 * rows
-            return torch.where(factors != 0, output + factors * vector, output)
-
-        handles.append(lens.model.decoder.model.decoder.layers[layer].register_forward_hook(add))
-    inputs = lens.tokenizer(PROMPTS, padding=True, return_tensors="pt")
-    try:
-        return lens.model.generate(
-            input_ids=inputs.input_ids,
-            attention_mask=inputs.attention_mask,
-            max_new_tokens=15 + 3,
-            do_sample=False,
-            guidance_scale=3.0,
-        )
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("branch", ["cond", "null", "both"])
-def test_steering_equals_raw_hooks_to_the_bit(lens: Any, directions: al.Directions, strategy: Any, branch: Any) -> None:
-    options, expected = STRATEGIES[strategy]
-    strength = torch.tensor([0.0, -2.0, 3.0])
-    out = lens.generate(
-        PROMPTS,
-        SECONDS,
-        temperature=0,
-        interventions=al.steer(directions, strategy, strength=strength, branch=branch, **options),
-    )
-    vectors = {target: directions[source] for target, source in expected.items()}
-    assert torch.equal(out.audio, hooked(lens, vectors, strength, branch))
-
-
 def test_a_schedule_multiplies_the_strength_at_every_step(lens: Any, directions: al.Directions) -> None:
     codes = torch.randint(0, 32, (3, 4, 12), generator=torch.Generator().manual_seed(0))
     fade = lambda seconds: math.cos(seconds)  # noqa: E731
@@ -168,6 +127,80 @@ def test_two_concepts_add_up(lens: Any, directions: al.Directions) -> None:
         rtol=1e-4,
         atol=1e-4,
     )
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_several_concepts_are_the_lists_of_each(directions: al.Directions, strategy: Any) -> None:
+    options, expected = STRATEGIES[strategy]
+    other = directions.random_like(1)
+    found = al.steer([directions, -0.5 * other], strategy, strength=2.0, **options)
+    half = len(found) // 2
+    for part, vectors in ((found[:half], directions.vectors), (found[half:], -0.5 * other.vectors)):
+        for target, source in expected.items():
+            torch.testing.assert_close(placed(part)[target], vectors[source])
+    assert all(float(torch.as_tensor(one.strength)) == 2.0 for one in found)
+
+
+@pytest.mark.parametrize("unit", ["raw", "unit", "residual"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_orthogonalised_concepts_keep_the_first_and_free_the_later_ones(
+    directions: al.Directions, strategy: Any, unit: Any
+) -> None:
+    options, expected = STRATEGIES[strategy]
+    others = [directions + directions.random_like(1), directions.random_like(2) - directions]
+    found = al.steer([directions, *others], strategy, unit=unit, combine="orthogonalised", **options)
+    third = len(found) // 3
+    parts = [placed(found[i * third : (i + 1) * third]) for i in range(3)]
+    assert len(al.steer(directions, strategy, unit=unit, **options)) == third
+    for target, source in expected.items():
+        # Gram-Schmidt by hand, on the vectors of the block that is read.
+        raw = [one[source].double() for one in (directions, *others)]
+        basis: list[torch.Tensor] = []
+        for place, vector in enumerate(raw):
+            rest = vector - sum(((vector @ axis) * axis for axis in basis), torch.zeros(48).double())
+            basis.append(rest / rest.norm())
+            length = {"raw": rest.norm(), "unit": 1.0, "residual": directions.residual_norm(target)}[unit]
+            expected_vector = (basis[-1] * length).float()
+            torch.testing.assert_close(parts[place][target], expected_vector, rtol=1e-4, atol=1e-5)
+
+
+def test_each_concept_may_come_from_a_block_of_its_own(directions: al.Directions) -> None:
+    other = directions.random_like(1)
+    first, second = al.steer([directions, other], layer=[0, 2], combine="orthogonalised")
+    assert torch.equal(placed([first])[1], directions[0])
+    freed = placed([second])[1]
+    assert abs(float(freed @ directions[0])) < 1e-4
+    torch.testing.assert_close(freed @ other[2], freed @ freed, rtol=1e-4, atol=1e-4)
+
+
+def test_ablations_of_orthogonalised_concepts_leave_nothing_of_either(lens: Any, directions: al.Directions) -> None:
+    codes = torch.randint(0, 32, (3, 4, 12), generator=torch.Generator().manual_seed(0))
+    other = directions + directions.random_like(1)
+    steps = al.steer([directions, other], "one-to-one", layer=1, operator="ablate", combine="orthogonalised")
+    _, cache = lens.run_with_cache(PROMPTS, codes, layers=[1], interventions=steps)
+    for one in (directions, other):
+        assert float((cache["resid_post", 1] @ one.unit()[1]).abs().max()) < 1e-4
+
+
+def test_concepts_that_do_not_go_together_are_refused(directions: al.Directions) -> None:
+    with pytest.raises(InputError, match="nothing is left of '2 \\* \\(tempo\\)' at layer 1"):
+        al.steer([directions, 2.0 * directions], layer=1, combine="orthogonalised")
+    with pytest.raises(InputError, match="2 concepts: give one for all, or one for each"):
+        al.steer([directions, -directions], layer=[0, 1, 2])
+    with pytest.raises(InputError, match="no directions: give at least one"):
+        al.steer([], layer=1)
+    with pytest.raises(InputError, match="Expected one of: sum, orthogonalised"):
+        al.steer([directions, -directions], layer=1, combine="mean")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="expected Directions, or a list of them"):
+        al.steer([directions, "timbre"], layer=1)  # pyright: ignore[reportArgumentType]
+    elsewhere = al.Directions(
+        directions.vectors,
+        directions.layers,
+        directions.residual_norms,
+        Provenance(model="other", weights="other", n_layers=3),
+    )
+    with pytest.raises(InputError, match="different weights are not steered together"):
+        al.steer([directions, elsewhere], layer=1)
 
 
 def test_a_row_of_strength_zero_is_left_to_the_bit(lens: Any, directions: al.Directions) -> None:

@@ -31,16 +31,24 @@ def concepts(vocabulary: str = "etude") -> tuple[str, ...]:
     return tuple(sorted(name for name in found if name != _NEUTRAL))
 
 
-def load(concept: str, vocabulary: str = "etude") -> PromptSet:
-    """The bundled set of a concept. `vocabulary="etude"` uses only words that étude knows.
+def load(concept: str, vocabulary: str | None = None, *, lens: Any = None) -> PromptSet:
+    """The bundled set of a concept.
+
+    `vocabulary="etude"` uses only words that étude knows, and has every concept of its grammar; `"english"` is free
+    English, as a musician would write it for MusicGen, and has tempo and timbre. `None` is étude's, or, with a `lens`,
+    free English where there is such a set and the lens's tokenizer knows all of its words.
 
     Raises:
         InputError: if there is no such concept or vocabulary; the message names the nearest ones.
     """
+    if vocabulary is None:
+        vocabulary = "etude" if lens is None or not _reads_english(lens, concept) else "english"
     known = concepts(vocabulary)
     if concept not in known:
         near = nearest(str(concept), known)
-        raise InputError(f"no prompts for concept {concept!r}.{near} There are: {shortened(known)}.")
+        raise InputError(
+            f"no prompts for concept {concept!r} in vocabulary {vocabulary!r}.{near} There are: {shortened(known)}."
+        )
     folder = _folder(vocabulary)
     neutral = tomllib.loads((folder / f"{_NEUTRAL}.toml").read_text("utf-8"))
     poles = tomllib.loads((folder / f"{concept}.toml").read_text("utf-8"))
@@ -93,6 +101,14 @@ def from_files(
         "test": test,
     }
     return _checked(sides[0], fields)
+
+
+def _reads_english(lens: Any, concept: str) -> bool:
+    if concept not in concepts("english"):
+        return False
+    sets, unknown = load(concept, "english"), lens.tokenizer.unk_token_id
+    texts = [*sets.positive, *sets.negative, *sets.development, *sets.test]
+    return not any(unknown in row for row in lens.tokenizer(texts)["input_ids"])
 
 
 def _checked(path: Path, fields: Mapping[str, Any]) -> PromptSet:
@@ -156,5 +172,5 @@ def _folder(vocabulary: str) -> Any:
     known = sorted(entry.name for entry in data.iterdir() if entry.is_dir())
     if vocabulary not in known:
         near = nearest(str(vocabulary), known)
-        raise InputError(f"no prompts in vocabulary {vocabulary!r}.{near} There is: {', '.join(known)}.")
+        raise InputError(f"no prompts in vocabulary {vocabulary!r}.{near} There are: {', '.join(known)}.")
     return data / vocabulary

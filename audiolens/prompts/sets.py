@@ -23,7 +23,7 @@ class PromptSet:
             the first and reported on the second. Empty in a set that has none.
         positive_words, negative_words: adjectives that ask for a pole, the plainest first (see `prompted`).
         nouns: what such an adjective stands before.
-        vocabulary: whose words these are: `"etude"`, or `"own"` for a set read from a file.
+        vocabulary: whose words these are: `"etude"`, `"english"`, or `"own"` for a set read from a file.
     """
 
     concept: str
@@ -84,7 +84,8 @@ class PromptSet:
         """A neutral prompt asked for a pole: "a little tune with drums" -> "a little fast tune with drums".
 
         The reference that steering is compared with. `word` is the pole's plainest adjective unless given; it is put
-        before the first of the set's nouns, or, where the prompt has none, after the article or in front.
+        before the first of the set's nouns, or, where the prompt has none, after the article or in front ("An indie
+        song" -> "A fast indie song", "Folk music" -> "Fast Folk music").
         """
         words = self.words(pole)
         if word is None:
@@ -98,6 +99,12 @@ class PromptSet:
         place = next((i for i, token in enumerate(bare) if token in self.nouns), None)
         if place is None:
             place = 1 if bare[0] in ("a", "an", "the") else 0
+        if place == 0 and spoken[0][0].isupper():
+            word = word[0].upper() + word[1:]
+        # étude's grammar has no "an".
+        if place == 1 and bare[0] in ("a", "an") and self.vocabulary != "etude":
+            article = "an" if word[0].lower() in "aeiou" else "a"
+            spoken[0] = article.capitalize() if spoken[0][0].isupper() else article
         return " ".join([*spoken[:place], word, *spoken[place:]])
 
     def balance(self) -> Balance:

@@ -1,0 +1,72 @@
+"""What `--steer FILE:STRENGTH` asks for, as interventions on an open model. Called by the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from audiolens.errors import InputError
+
+if TYPE_CHECKING:
+    from audiolens import AudioLens
+    from audiolens.interventions import Intervention
+
+_STEER = re.compile(r"^(?P<file>.+?):(?P<strength>[^:]+)$")
+_BAND = re.compile(r"^(?P<first>\d+)-(?P<last>\d+)$")
+
+
+def asked(text: str) -> tuple[Path, float]:
+    """FILE:STRENGTH as its parts."""
+    parts = _STEER.match(text)
+    if parts is None:
+        raise InputError(f"--steer {text!r}: expected FILE:STRENGTH, such as tempo.safetensors:+1.0.")
+    try:
+        strength = float(parts["strength"])
+    except ValueError:
+        raise InputError(f"--steer {text!r}: {parts['strength']!r} is not a number.") from None
+    if not abs(strength) < float("inf"):
+        raise InputError(f"--steer {text!r}: the strength is {strength}; expected a finite number.")
+    file = Path(parts["file"])
+    if not file.is_file():
+        raise InputError(f"--steer {text!r}: {file}: no such file. `audiolens directions read` writes one.")
+    return file, strength
+
+
+def band_of(text: str | None) -> tuple[int, int] | None:
+    """FIRST-LAST as two blocks, both included."""
+    if text is None:
+        return None
+    parts = _BAND.match(text)
+    if parts is None:
+        raise InputError(f"--band {text!r}: expected FIRST-LAST, such as 4-8, both blocks included.")
+    return int(parts["first"]), int(parts["last"])
+
+
+def placed(
+    todo: Sequence[tuple[Path, float]],
+    lens: AudioLens,
+    *,
+    layer: int | None,
+    strategy: str | None,
+    band: tuple[int, int] | None,
+    branch: str,
+    orthogonal: bool,
+) -> list[Intervention]:
+    """The interventions of several files; `strategy=None` is one-to-band with a band, and one-to-all without."""
+    from audiolens import Directions, orthogonalised, steer
+
+    chosen = strategy or ("one-to-all" if band is None else "one-to-band")
+    found = [Directions.load(file, lens=lens) for file, _ in todo]
+    if orthogonal:
+        found = orthogonalised(*found)
+    steps: list[Intervention] = []
+    for directions, (_, strength) in zip(found, todo, strict=True):
+        where: dict[str, Any] = {"band": band}
+        if chosen != "all-to-all":
+            where["layer"] = directions.layers[len(directions.layers) // 2] if layer is None else layer
+        elif layer is not None:
+            raise InputError("--strategy all-to-all adds every block's own direction: leave --layer out.")
+        steps += steer(directions, chosen, strength=strength, branch=branch, **where)  # pyright: ignore[reportArgumentType]
+    return steps

@@ -1,0 +1,118 @@
+"""A strength that overflows stops the run, says where, and leaves the model as it was."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+import audiolens as al
+from audiolens.errors import ActivationOverflow, AudioLensError
+from audiolens.overflow import Watch
+from audiolens.rows import Layout
+
+PROMPTS = ["fast piano", "slow dark guitar music", "calm"]
+SECONDS = 0.6
+HUGE = torch.eye(48)[7] * 3e38
+"""Finite in float32; twice it is not."""
+
+
+@pytest.fixture(scope="module")
+def codes() -> torch.Tensor:
+    return torch.randint(0, 32, (3, 4, 15), generator=torch.Generator().manual_seed(0))
+
+
+def twice(**where: Any) -> al.Add:
+    return al.Add(HUGE, layers=[1], **where)
+
+
+@pytest.mark.parametrize("row", [0, 1, 2])
+@pytest.mark.parametrize("branch", ["cond", "null"])
+def test_a_forward_names_the_row_the_branch_the_step_and_the_site(
+    lens: Any, codes: torch.Tensor, row: int, branch: Any
+) -> None:
+    strengths = [0.5, 0.5, 0.5]
+    strengths[row] = 2.0
+    add = twice(strength=strengths, branch=branch, seconds=(0.2, 0.4))
+    with pytest.raises(ActivationOverflow, match=rf"row {row}, step 5 \(0\.20 s\).*blocks\.1\.hook_resid_post \(branch "
+                       rf"{branch}\)"):  # fmt: skip
+        lens.run_with_interventions(PROMPTS, codes, add, guidance_scale=3.0)
+
+
+@pytest.mark.parametrize("seeds", [None, [1, 2, 3]])
+@pytest.mark.parametrize("from_seconds", [0.0, 0.32])
+def test_a_generation_stops_at_the_step_and_leaves_everything_as_it_was(
+    lens: Any, seeds: Any, from_seconds: float
+) -> None:
+    config = lens.model.generation_config.to_dict()
+    before = lens.generate(PROMPTS, SECONDS, seeds=[1, 2, 3]).codes
+    python, torched = random.getstate(), torch.get_rng_state()
+    add = twice(strength=2.0, rows=[2], seconds=(from_seconds, 0.6))
+    with pytest.raises(ActivationOverflow, match=rf"row 2, step {round(from_seconds * 25)} .*blocks\.1\.hook_resid"):
+        lens.generate(PROMPTS, SECONDS, seeds=seeds, interventions=add)
+    assert random.getstate() == python
+    assert torch.equal(torch.get_rng_state(), torched)
+    assert lens.model.generation_config.to_dict() == config
+    assert torch.equal(lens.generate(PROMPTS, SECONDS, seeds=[1, 2, 3]).codes, before)
+    assert torch.equal(lens.model.generate(**inputs(lens), do_sample=False, max_new_tokens=18).isfinite(),
+                       torch.ones(3, 1, 15 * 640, dtype=torch.bool))  # fmt: skip
+
+
+def inputs(lens: Any) -> dict[str, Any]:
+    return dict(lens.tokenizer(PROMPTS, padding=True, return_tensors="pt"))
+
+
+def test_what_overflows_further_up_is_seen_in_the_logits(lens: Any, codes: torch.Tensor) -> None:
+    # Finite where it is written; a block above, where nothing is written, makes it infinite.
+    blown = al.Add(HUGE, layers=[1], rows=[1])
+    handle = lens.model.decoder.model.decoder.layers[2].register_forward_hook(lambda module, given, value: value * 10)
+    try:
+        with pytest.raises(ActivationOverflow, match=r"row 1, step 0 .*hook_logits"):
+            lens.run_with_interventions(PROMPTS, codes, blown)
+        with pytest.raises(ActivationOverflow, match=r"row 1, step 0 .*hook_logits"):
+            lens.generate(PROMPTS, SECONDS, seeds=0, interventions=blown)
+    finally:
+        handle.remove()
+
+
+def test_rows_are_the_callers_in_every_batch(lens: Any, codes: torch.Tensor) -> None:
+    add = twice(strength=[0.0, 0.0, 2.0])
+    with pytest.raises(ActivationOverflow, match="row 2, step 0"):
+        lens.run_with_interventions(PROMPTS, codes, add, batch_size=2)
+    with pytest.raises(ActivationOverflow, match="row 2, step 0"):
+        lens.generate(PROMPTS, SECONDS, seeds=[1, 2, 3], interventions=add, batch_size=1)
+
+
+def test_the_error_is_a_callers_to_catch() -> None:
+    assert issubclass(ActivationOverflow, AudioLensError)
+    assert issubclass(ActivationOverflow, OverflowError)
+
+
+def test_large_values_of_half_precision_are_no_overflow() -> None:
+    watch = Watch(Layout((0, 1), 2, 1, 2), 25.0)
+    # Each is finite in float16, their sum is not.
+    watch.wrote("blocks.0.hook_resid_post", torch.full((2, 3, 48), 60_000.0, dtype=torch.float16), 0)
+    watch.look(torch.zeros(8, 3, 32))
+    watch.wrote("blocks.0.hook_resid_post", torch.full((2, 3, 48), 60_000.0, dtype=torch.float16) * 2, 4)
+    with pytest.raises(ActivationOverflow, match="row 0, step 4"):
+        watch.look(torch.zeros(8, 3, 32))
+
+
+def test_forbidden_codes_are_no_overflow() -> None:
+    watch = Watch(Layout((0, 1), 2, 1, 2), 25.0)
+    forbidden = torch.zeros(8, 1, 32).index_fill(-1, torch.tensor([3]), -torch.inf)
+    watch.wrote("hook_logits", forbidden, 0)
+    watch.look(forbidden)
+    forbidden[5] = torch.nan
+    with pytest.raises(ActivationOverflow, match=r"row 1, step 7 .*hook_logits"):
+        watch.look(forbidden, 7)
+
+
+def test_nothing_is_watched_where_nothing_is_written(lens: Any, codes: torch.Tensor, monkeypatch: Any) -> None:
+    looked = []
+    monkeypatch.setattr(Watch, "look", lambda *_: looked.append(1))
+    lens.run_with_cache(PROMPTS, codes)
+    lens.generate(PROMPTS, SECONDS, seeds=0, sites="resid_post")
+    assert not looked
+    lens.run_with_interventions(PROMPTS, codes, al.Add(torch.ones(48)))
+    assert looked == [1]
