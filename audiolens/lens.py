@@ -164,6 +164,7 @@ class AudioLens:
 
         Raises:
             InputError: (or a subclass) for anything out of range, before the model runs.
+            ActivationOverflow: while it runs, if interventions make activations infinite or NaN.
         """
         rows = len(seeds) if isinstance(seeds, Sequence) else None
         listed, sizes = self._checked_texts(prompts, rows)
