@@ -173,6 +173,7 @@ class AudioLens:
 
         Raises:
             InputError: (or a subclass) for anything out of range, before the model runs.
+            ActivationOverflow: while it runs, if interventions make activations infinite or NaN.
         """
         refuse_melody(melody)
         return drawn(

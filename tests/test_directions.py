@@ -208,6 +208,34 @@ def test_ablating_a_planted_direction_makes_the_model_deaf_to_its_words(planted:
     assert gap(Ablate(found[1], layers=[1])) < 1e-4
 
 
+def test_orthogonal_to_removes_the_cross_talk_of_a_planted_readout(checkpoint: Path) -> None:
+    """A model that says which side of `axis` its last state lies on, and two concepts that overlap."""
+    lens = al.AudioLens.from_pretrained(checkpoint)
+    generator = torch.Generator().manual_seed(7)
+    axis, rest = (vector - vector.mean() for vector in torch.randn(2, 48, generator=generator))
+    with torch.no_grad():
+        for head in lens.model.decoder.lm_heads:
+            head.weight.copy_(torch.outer(torch.randn(32, generator=generator), axis))
+    meta = Provenance(model="planted", weights="", n_layers=3, label="axis")
+    tempo = al.Directions(axis[None], (2,), torch.ones(1), meta)
+    timbre = al.Directions((rest + 0.7 * axis)[None], (2,), torch.ones(1), replace(meta, label="other"))
+    codes = torch.randint(0, 32, (5, 4, 12), generator=generator)
+
+    def side(steps: Any) -> torch.Tensor:
+        # The final norm shortens a longer state, which changes how sure the model is and not what it says.
+        return lens.run_with_interventions(FAST, codes, steps).argmax(-1)
+
+    plain = side(())
+    raw, freed = (
+        al.steer([tempo, timbre], "one-to-one", layer=2, strength=20.0, combine=combine)[1]  # type: ignore[arg-type]
+        for combine in ("sum", "orthogonalised")
+    )
+    assert not torch.equal(side(raw), plain)
+    assert torch.equal(side(freed), plain)
+    (freed_alone,) = al.steer(timbre.orthogonal_to(tempo), "one-to-one", strength=20.0)
+    assert torch.equal(side(freed_alone), plain)
+
+
 def test_adding_a_direction_moves_the_logits_as_computed_by_hand(lens: Any, directions: al.Directions) -> None:
     codes = torch.randint(0, 32, (2, 4, 12), generator=torch.Generator().manual_seed(0))
     _, cache = lens.run_with_cache(FAST[:2], codes)

@@ -1,0 +1,86 @@
+"""Peak memory of `difference_in_means` at 64 and at 1,024 prompts (Linux): `python benchmarks/memory.py`.
+
+Means run along, so a batch is all that is held, and the peak should not know how many prompts there are. Every size
+has a process of its own: the peak of one would hide the other's.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SIZES = (64, 1024)
+LIMIT = 0.05
+"""How far the peaks may lie apart, as a share of the smaller."""
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Where the figures are also written, as JSON.")] = Path("runs/memory.json"),
+    model: Annotated[str, typer.Option(help="étude, a folder, or a hub name.")] = "etude",
+    small: Annotated[int, typer.Option(help="Prompts of the small reading, both poles together.")] = SIZES[0],
+    large: Annotated[int, typer.Option(help="Prompts of the large one.")] = SIZES[1],
+    seconds: Annotated[float, typer.Option(help="Length of the clips generated.")] = 2.0,
+    batch_size: Annotated[int, typer.Option(help="Rows of a batch.")] = 32,
+    memory_of: Annotated[int, typer.Option(hidden=True)] = 0,
+) -> None:
+    """Print the peak memory of both sizes, and fail where they lie further apart than 5%."""
+    if memory_of:
+        typer.echo(json.dumps(peak(model, memory_of, seconds, batch_size)))
+        return
+    found = {}
+    for size in (small, large):
+        typer.echo(f"reading {size} prompts, {seconds:g} s each, {batch_size} at a time ...", err=True)
+        options = ["--model", model, "--seconds", str(seconds), "--batch-size", str(batch_size)]
+        told = subprocess.run(
+            [sys.executable, __file__, "--memory-of", str(size), *options],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        found[size] = json.loads(told.stdout.splitlines()[-1])
+        one = found[size]
+        typer.echo(f"{size:5} prompts: peak {one['peak_mib']:.0f} MiB, {one['above_mib']:.0f} MiB above the loaded "
+                   f"model, {one['seconds']:.0f} s")  # fmt: skip
+    peaks = [one["peak_mib"] for one in found.values()]
+    apart = max(peaks) / min(peaks) - 1
+    typer.echo(f"apart by {apart:.1%} (aim: at most {LIMIT:.0%})")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"model": model, "batch_size": batch_size, "sizes": found, "apart": apart}, indent=1))
+    if apart > LIMIT:
+        raise typer.Exit(1)
+
+
+def peak(model: str, size: int, seconds: float, batch_size: int) -> dict[str, float]:
+    """The most memory that reading `size` prompts holds at once, in MiB: of the process, and above the loaded model."""
+    from audiolens import AudioLens, difference_in_means
+    from audiolens.prompts import build
+
+    lens = AudioLens.from_pretrained(model)
+    matched = build.pairs("tempo", size // 2)
+    positive, negative = [pair[0] for pair in matched], [pair[1] for pair in matched]
+    read = {"seconds": seconds, "batch_size": batch_size}
+    loaded = _status_kib("VmRSS")
+    # What is made on first use (kernels' work space, nnsight's caches) belongs to neither size.
+    half = max(batch_size // 2, 1)
+    difference_in_means(lens, positive[:half], negative[:half], progress=False, **read)
+    Path("/proc/self/clear_refs").write_text("5")
+    started = time.perf_counter()
+    difference_in_means(lens, positive, negative, **read)
+    most = _status_kib("VmHWM")
+    taken = time.perf_counter() - started
+    return {"peak_mib": most / 1024, "above_mib": (most - loaded) / 1024, "seconds": taken}
+
+
+def _status_kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,296 @@
+"""Every way of injecting a direction, side by side on étude's development prompts: `python benchmarks/steering.py`.
+
+Strategies against each other and conditional-only against both halves; add against clamp against ablate; the raw sum
+of two concepts against the orthogonalised pair; and what position and branch of reading do to a direction. All
+conditions run in one sweep on the same clips. Writes a CSV for every table and one Markdown page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import torch
+import typer
+
+from analysis import readings, sweep
+from analysis.sweep import BASELINE, Condition
+from audiolens import AudioLens, Directions, difference_in_means, steer
+from audiolens.interventions import Intervention
+from audiolens.prompts import PromptSet, load
+
+MEASURED = {"tempo": "tempo_ioi", "timbre": "brightness"}
+"""Concept -> the measure its effect is told in; either is also the other's."""
+DOSES = {"one-to-one": 1.0, "one-to-band": 0.5, "one-to-all": 0.25, "all-to-all": 0.25}
+"""Strategy -> the strength that stands for a dose of 1: a vector added at many blocks needs less of it."""
+LABELS = ("table", "concept", "strategy", "layer", "branch", "operator", "strength", "combine", "other_strength")
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for the tables.")] = Path("runs/steering"),
+    model: Annotated[str, typer.Option(help="étude, a folder, or a hub name.")] = "etude",
+    prompts: Annotated[int, typer.Option(help="Neutral development prompts.")] = 8,
+    seeds: Annotated[int, typer.Option(help="Clips of each.")] = 2,
+    poles: Annotated[int, typer.Option(help="Prompts a pole that directions are read from.")] = 100,
+    seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
+    reading_seconds: Annotated[float, typer.Option(help="Length of the clips that directions are read from.")] = 2.0,
+    doses: Annotated[str, typer.Option(help="Doses, each with both signs.")] = "1,2",
+    tempo_layer: Annotated[int | None, typer.Option(help="Block of tempo's direction [default: the middle].")] = None,
+    timbre_layer: Annotated[int | None, typer.Option(help="Block of timbre's direction [default: the middle].")] = None,
+    guidance: Annotated[float, typer.Option(help="Guidance scale, above 1.")] = 3.0,
+    batch_size: Annotated[int, typer.Option(help="Rows of a batch.")] = 64,
+) -> None:
+    """Run everything and print the page."""
+    lens = AudioLens.from_pretrained(model)
+    if guidance <= 1:
+        raise typer.BadParameter("the halves of the guidance are compared: give --guidance above 1.")
+    middle = lens.config.n_layers // 2
+    layers = {
+        "tempo": middle if tempo_layer is None else tempo_layer,
+        "timbre": middle if timbre_layer is None else timbre_layer,
+    }
+    sets = {concept: load(concept, lens=lens) for concept in MEASURED}
+    out.mkdir(parents=True, exist_ok=True)
+    read = {
+        concept: difference_in_means(
+            lens,
+            one.positive[:poles],
+            one.negative[:poles],
+            guidance_scale=guidance,
+            seconds=reading_seconds,
+            batch_size=batch_size,
+            label=concept,
+            keep_samples=True,
+        )
+        for concept, one in sets.items()
+    }
+    amounts = [sign * float(dose) for dose in doses.split(",") for sign in (-1, 1)]
+    todo = conditions(read, layers, amounts, guidance)
+    clips = sweep.clips(sets["tempo"].development[:prompts], seeds)
+    speed = sweep.clips_per_second(lens, clips[0][0], seconds, batch_size)
+    count = len(todo) * len(clips)
+    typer.echo(f"{count} clips of {seconds:g} s at about {speed:.1f} a second: {count / speed / 60:.1f} minutes, "
+               "then the readings", err=True)  # fmt: skip
+    heard = sweep.run(
+        lens,
+        todo,
+        clips,
+        seconds=seconds,
+        guidance_scale=guidance,
+        batch_size=batch_size,
+        measures=("tempo_ioi", "brightness", "onset_rate", "loudness"),
+        progress="steering",
+    )
+    heard.table.to_csv(out / "clips.csv", index=False)
+    tables = tabled(heard)
+    tables["first_order"] = first_orders(lens, read, layers, sets["tempo"].development[:prompts], guidance)
+    tables["readings"] = pd.concat(
+        [
+            readings.compare(
+                lens,
+                one,
+                positions=(*readings.POSITIONS, (0.5 * reading_seconds, reading_seconds)),
+                seconds=reading_seconds,
+                guidance_scale=guidance,
+                prompts=poles,
+                batch_size=batch_size,
+            ).assign(concept=concept)
+            for concept, one in sets.items()
+        ]
+    )
+    for name, table in tables.items():
+        table.to_csv(out / f"{name}.csv", index=False)
+    settings = {
+        "model": lens.name,
+        "development prompts": len(sets["tempo"].development[:prompts]),
+        "seeds": seeds,
+        "seconds": seconds,
+        "guidance": guidance,
+        "prompts a pole": min(poles, len(sets["tempo"].positive)),
+        "layers": layers,
+    }
+    text = page(tables, sets, layers, settings)
+    (out / "steering.md").write_text(text, "utf-8")
+    typer.echo(text)
+
+
+def conditions(
+    read: dict[str, Directions], layers: dict[str, int], amounts: Sequence[float], guidance: float
+) -> list[Condition]:
+    """The baseline, and everything the three tables compare."""
+    listed = [Condition(BASELINE, labels=_labels(table=BASELINE))]
+
+    def add(steps: list[Intervention], **labels: Any) -> None:
+        told = _labels(**labels)
+        name = " ".join(f"{value:+.4g}" if isinstance(value, float) else str(value) for value in told.values() if value
+                        is not None)  # fmt: skip
+        listed.append(Condition(name, tuple(steps), labels=told))
+
+    for concept, directions in read.items():
+        layer, last = layers[concept], directions.meta.n_layers - 1
+        where: dict[str, dict[str, Any]] = {
+            "one-to-one": {"layer": layer},
+            "one-to-band": {"layer": layer, "band": (max(0, layer - 1), min(last, layer + 1))},
+            "one-to-all": {"layer": layer},
+            "all-to-all": {},
+        }
+        for strategy, unit in DOSES.items():
+            # To first order the conditional half alone does `guidance` times what both do: as much, with less.
+            for branch, shares in (("both", (1.0,)), ("cond", (1 / guidance, 1.0))):
+                for strength in sorted({round(amount * unit * share, 6) for amount in amounts for share in shares}):
+                    steps = steer(directions, strategy, strength=strength, branch=branch, **where[strategy])  # pyright: ignore[reportArgumentType]
+                    add(steps, table="strategies", concept=concept, strategy=strategy, layer=layer, branch=branch,
+                        operator="add", strength=strength)  # fmt: skip
+        low, high = poles_along(directions, layer)
+        for strategy in ("one-to-one", "one-to-all"):
+            for operator, values in (("clamp", (low, (low + high) / 2, high)), ("ablate", (1.0,))):
+                for value in values:
+                    steps = steer(directions, strategy, layer=layer, strength=value, operator=operator)  # pyright: ignore[reportArgumentType]
+                    add(steps, table="operators", concept=concept, strategy=strategy, layer=layer, branch="both",
+                        operator=operator, strength=value)  # fmt: skip
+    first, second = read
+    unit = DOSES["one-to-all"] * max(amounts)
+    ways: dict[str, tuple[str, str, Any]] = {
+        "sum": (first, second, "sum"),
+        f"{second} freed of {first}": (first, second, "orthogonalised"),
+        f"{first} freed of {second}": (second, first, "orthogonalised"),
+    }
+    for way, (one, other, combine) in ways.items():
+        where_from = [layers[one], layers[other]]
+        pair = steer([read[one], read[other]], "one-to-all", layer=where_from, combine=combine)
+        steps_of = dict(zip((one, other), pair, strict=True))
+        for signs in product((-1.0, 0.0, 1.0), repeat=2):
+            strengths = [sign * unit for sign in signs]
+            steps = [replace(steps_of[c], strength=s) for c, s in zip(read, strengths, strict=True) if s]
+            if steps:
+                add(steps, table="pairs", concept=f"{first}, {second}", strategy="one-to-all", operator="add",
+                    branch="both", strength=strengths[0], other_strength=strengths[1], combine=way)  # fmt: skip
+    return listed
+
+
+def poles_along(directions: Directions, layer: int) -> tuple[float, float]:
+    """Where the negative and the positive pole's mean lie along a direction, in its own lengths: 1 apart."""
+    samples = directions.samples
+    assert samples is not None
+    along = samples.values[directions.layers.index(layer)] @ directions[layer] / directions[layer].norm() ** 2
+    return float(along[~samples.labels].mean()), float(along[samples.labels].mean())
+
+
+def tabled(heard: sweep.SweepResult, n_bootstrap: int = 1000) -> dict[str, pd.DataFrame]:
+    """The effects on both concepts' measures, a row per condition, split into the tables."""
+    effects = [heard.effects(measured, n_bootstrap).assign(measure=measured) for measured in MEASURED.values()]
+    whole = pd.concat(effects, ignore_index=True)
+    return {name: whole[whole["table"] == name].drop(columns="table") for name in ("strategies", "operators", "pairs")}
+
+
+def first_orders(
+    lens: AudioLens, read: dict[str, Directions], layers: dict[str, int], prompts: Sequence[str], guidance: float
+) -> pd.DataFrame:
+    """`first_order` for both concepts, on codes that the prompts make."""
+    codes = lens.generate(list(prompts), 1.0, seeds=list(range(len(prompts))), decode=False).codes
+    rows = [
+        {"concept": concept, "layer": layers[concept], "strategy": strategy, "guidance": guidance}
+        | first_order(lens, directions, layers[concept], strategy, list(prompts), codes, guidance)
+        for concept, directions in read.items()
+        for strategy in ("one-to-one", "one-to-all")
+    ]
+    return pd.DataFrame(rows)
+
+
+def first_order(
+    lens: AudioLens,
+    directions: Directions,
+    layer: int,
+    strategy: Any,
+    prompts: list[str],
+    codes: torch.Tensor,
+    guidance: float,
+    strength: float = 0.02,
+) -> dict[str, float]:
+    """How a small push of the conditional half alone moves the guided logits, beside one of both halves.
+
+    `factor` is its length along the push of both, `guidance` if the halves answer alike; `cosine` is between the two;
+    `additive` is what the pushes of both halves leave unexplained by those of either alone, as a share (0: first order
+    holds at this strength).
+    """
+
+    def guided(branch: Any) -> torch.Tensor:
+        steps = () if branch is None else steer(directions, strategy, layer=layer, strength=strength, branch=branch)
+        cond, null = lens.run_with_interventions(prompts, codes, steps, branch="both", guidance_scale=guidance)
+        return (null + guidance * (cond - null)).double()
+
+    plain = guided(None)
+    cond, null, both = (guided(branch) - plain for branch in ("cond", "null", "both"))
+    return {
+        "factor": float((cond * both).sum() / both.square().sum()),
+        "cosine": float((cond * both).sum() / cond.norm() / both.norm()),
+        "additive": float((cond + null - both).norm() / both.norm()),
+    }
+
+
+def page(
+    tables: dict[str, pd.DataFrame], sets: dict[str, PromptSet], layers: dict[str, int], settings: dict[str, Any]
+) -> str:
+    """The tables as Markdown, each under a line that says how to read it."""
+    told = ", ".join(f"{name} {value}" for name, value in settings.items())
+    lines = [
+        f"Measured with {told}. Effect: median of steered / baseline - 1 at the same seed, failed clips counted as "
+        "none, 95% interval over prompts. Development prompts: for choosing, not for claims.",
+        "",
+    ]
+    heads = {
+        "strategies": "**Strategies and branches.** Conditional-only at the strength of both, and at 1 / guidance.",
+        "operators": "**Clamp and ablate** beside the additions above. A clamp's strength is where the projection is "
+        "held, in lengths of the direction; it is held where the negative pole, the middle and the positive pole lie.",
+        "pairs": f"**Two concepts**, one-to-all: {' and '.join(sets)}, strength for each.",
+    }
+    keys = ["concept", "strategy", "branch", "operator", "strength", "other_strength", "combine"]
+    for name, head in heads.items():
+        wide = tables[name].copy()
+        wide["cell"] = [
+            f"{row.effect:+.0%} [{row.low:+.0%}, {row.high:+.0%}]" if row.effect == row.effect else "none measured"
+            for row in wide.itertuples()
+        ]
+        shown = [key for key in keys if wide[key].notna().any()]
+        pivot = wide.pivot_table(
+            index=shown, columns="measure", values="cell", aggfunc="first", dropna=True, sort=False
+        )
+        failed = wide.groupby(shown, sort=False)["failed"].max().map("{:.0%}".format)
+        lines += [head, "", *_markdown(pivot.join(failed).reset_index()), ""]
+    read = tables["readings"]
+    mine = read[read["layer"] == read["concept"].map(layers)].drop(columns=["residual_norm"])
+    lines += [
+        "**First order**: the guided logits' answer to a small push of the conditional half, along that of both; "
+        "`guidance` if the halves answer alike.",
+        "",
+        *_markdown(tables["first_order"]),
+        "",
+        "**Readings**: what position and branch do to a direction at that block; cosine to the first row's direction.",
+        "",
+        *_markdown(mine[["concept", *[name for name in mine.columns if name != "concept"]]]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _labels(**told: Any) -> dict[str, Any]:
+    return {name: told.get(name) for name in LABELS}
+
+
+def _markdown(table: pd.DataFrame) -> list[str]:
+    cells = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
+    rule = "|" + "---|" * len(table.columns)
+    return [f"| {' | '.join(map(str, table.columns))} |", rule, *(f"| {' | '.join(row)} |" for row in cells)]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.3g}"
+    return str(value)
+
+
+if __name__ == "__main__":
+    typer.run(main)
