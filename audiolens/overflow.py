@@ -46,7 +46,7 @@ class Watch(LogitsProcessor):
         written, self.written = self.written, []
         # The model's own processors, and a user's edit, may have forbidden codes.
         drawable = _summed(logits).isnan().logical_not()
-        flat = torch.cat([drawable.flatten(), *(sums.isfinite().flatten() for _, _, sums in written)])
+        flat = torch.cat([drawable.flatten(), *(sums.isfinite().flatten().to(logits.device) for _, _, sums in written)])
         if bool(flat.all()):
             return
         sites = [*((site, first, sums.isfinite()) for site, first, sums in written), (LOGITS, start, drawable)]

@@ -214,21 +214,21 @@ def first_order(
     """How a small push of the conditional half alone moves the guided logits, beside one of both halves.
 
     `factor` is its length along the push of both, `guidance` if the halves answer alike; `cosine` is between the two;
-    `additive` is what the pushes of both halves leave unexplained by those of either alone, as a share (0: first order
-    holds at this strength).
+    `bend` is how far twice the push of both is from twice its answer, as a share (0: first order is all there is).
     """
 
-    def guided(branch: Any) -> torch.Tensor:
-        steps = () if branch is None else steer(directions, strategy, layer=layer, strength=strength, branch=branch)
+    def guided(branch: Any, amount: float) -> torch.Tensor:
+        steps = steer(directions, strategy, layer=layer, strength=amount, branch=branch)
         cond, null = lens.run_with_interventions(prompts, codes, steps, branch="both", guidance_scale=guidance)
         return (null + guidance * (cond - null)).double()
 
-    plain = guided(None)
-    cond, null, both = (guided(branch) - plain for branch in ("cond", "null", "both"))
+    plain = guided("both", 0.0)
+    cond, both = (guided(branch, strength) - plain for branch in ("cond", "both"))
+    twice = guided("both", 2 * strength) - plain
     return {
         "factor": float((cond * both).sum() / both.square().sum()),
         "cosine": float((cond * both).sum() / cond.norm() / both.norm()),
-        "additive": float((cond + null - both).norm() / both.norm()),
+        "bend": float((twice - 2 * both).norm() / twice.norm()),
     }
 
 

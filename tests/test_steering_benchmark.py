@@ -103,10 +103,12 @@ def test_the_first_order_factor_is_guidance_where_both_halves_answer_alike(
     codes = torch.randint(0, 32, (2, 4, 10), generator=torch.Generator().manual_seed(0))
     vectors = torch.randn(3, 48, generator=torch.Generator().manual_seed(0))
     directions = al.Directions(vectors, (0, 1, 2), torch.ones(3), planted.directions().meta)
-    found = benchmark.first_order(lens, directions, 1, "one-to-one", ["fast piano", "calm"], codes, guidance)
+    asked = (lens, directions, 1, "one-to-one", ["fast piano", "calm"], codes, guidance)
+    found = benchmark.first_order(*asked)
     assert found["factor"] == pytest.approx(guidance, rel=0.05)
     assert found["cosine"] == pytest.approx(1.0, abs=0.01)
-    assert found["additive"] < 0.1
+    # The smaller the push, the straighter the answer.
+    assert found["bend"] < benchmark.first_order(*asked, strength=0.2)["bend"]
 
 
 def test_the_page_has_every_table(benchmark: ModuleType, todo: list[Any]) -> None:
