@@ -252,7 +252,7 @@ def test_what_is_not_there_to_steer_with_is_refused(lens: Any, directions: al.Di
     with pytest.raises(TypeError, match="for a bare vector, use Add"):
         al.steer(torch.zeros(48), layer=0)  # pyright: ignore[reportArgumentType]
     wide = al.Directions(torch.ones(3, 64), (0, 1, 2), torch.ones(3), directions.meta)
-    with pytest.raises(InputError, match=r"vector has shape \(64,\), expected \(48,\)"):
+    with pytest.raises(InputError, match=r"vector has shape \(64,\), expected the last axes of \(d_model=48\)"):
         lens.generate(PROMPTS, SECONDS, interventions=al.steer(wide, layer=0))
     with pytest.raises(InputError, match="2 values of strength for 3 rows"):
         lens.generate(PROMPTS, SECONDS, interventions=al.steer(directions, layer=0, strength=[1.0, 2.0]))
