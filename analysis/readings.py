@@ -70,7 +70,14 @@ def compare(
     for position in positions:
         for branch in branches:
             found = difference_in_means(
-                lens, *poles, position=position, branch=branch, codes=(codes[0], codes[1]), keep_samples=True, **made
+                lens,
+                poles[0],
+                poles[1],
+                position=position,
+                branch=branch,
+                codes=(codes[0], codes[1]),
+                keep_samples=True,
+                **made,
             )
             reference = found if reference is None else reference
             frames.append(_rows(found, reference, rates).assign(position=str(position), branch=branch))
