@@ -88,6 +88,7 @@ def study(
     """
     from analysis import folder
     from analysis import study as studies
+    from analysis.listening import share_cores
 
     target = out or Path(f"study-{concept}")
     studies.prompts_of(concept)
@@ -95,7 +96,7 @@ def study(
     changes: dict[str, Any] = {"seconds": seconds, "seed": seed}
     settings = studies.Settings.full(**changes) if full else studies.Settings(**changes)
     lens = _open(model)
-    _share_cores()
+    share_cores()
     found = studies.run(
         lens,
         concept,
@@ -311,16 +312,6 @@ def _open(model: str) -> AudioLens:
     from audiolens import AudioLens
 
     return AudioLens.from_pretrained(model)
-
-
-def _share_cores() -> None:
-    """Leave the cores on which clips are measured to the processes that measure them."""
-    import torch
-    from joblib import cpu_count
-
-    from analysis.listening import default_workers
-
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), cpu_count() - default_workers())))
 
 
 def _show(found: Any, file: Path, as_json: bool) -> None:

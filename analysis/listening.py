@@ -49,6 +49,11 @@ def default_workers() -> int:
     return min(8, cpu_count() // 2)
 
 
+def share_cores() -> None:
+    """Leave the cores on which clips are measured to the processes that measure them."""
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), cpu_count() - default_workers())))
+
+
 class Listener(AbstractContextManager["Listener"]):
     """Measures batches of codes. `n_jobs` worker processes (0: none, in this one); a context that ends them.
 

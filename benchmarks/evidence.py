@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from analysis import spectrograms, statistics
 from analysis import study as studies
+from analysis.listening import share_cores
 from analysis.sweep import BASELINE
 from audiolens import AudioLens
 from audiolens.etude import evaluate
@@ -32,6 +33,7 @@ def main(
     update: Annotated[bool, typer.Option(help="Put the tables into the README and the model card.")] = False,
 ) -> None:
     """Measure everything the README and the model card claim."""
+    share_cores()
     lens = AudioLens.from_pretrained(model)
     out.mkdir(parents=True, exist_ok=True)
     heard = evaluate.abilities(lens, n_jobs=-1)

@@ -18,6 +18,7 @@ import torch
 import typer
 
 from analysis import readings, sweep
+from analysis.listening import share_cores
 from analysis.sweep import BASELINE, Condition
 from audiolens import AudioLens, Directions, difference_in_means, steer
 from audiolens.interventions import Intervention
@@ -45,6 +46,7 @@ def main(
     batch_size: Annotated[int, typer.Option(help="Rows of a batch.")] = 64,
 ) -> None:
     """Run everything and print the page."""
+    share_cores()
     lens = AudioLens.from_pretrained(model)
     if guidance <= 1:
         raise typer.BadParameter("the halves of the guidance are compared: give --guidance above 1.")
