@@ -118,7 +118,7 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(help="One or more prompts, each in quotes.")],
     steer: Annotated[
         list[str] | None,
-        typer.Option("--steer", "-s", help="FILE:STRENGTH, e.g. tempo.safetensors:+1.0. May be given several times."),
+        typer.Option("--steer", "-s", help="FILE:STRENGTH, e.g. tempo.safetensors:+0.125. May be given several times."),
     ] = None,
     layer: Annotated[int | None, typer.Option(help="Whose block's direction [default: the middle one's].")] = None,
     strategy: Annotated[
@@ -149,9 +149,9 @@ def generate(
 
         audiolens generate "a little tune with drums" -o tune
 
-        audiolens generate "a little tune with drums" --steer study-tempo/directions.safetensors:+0.5 --baseline
+        audiolens generate "a little tune with drums" --steer study-tempo/directions.safetensors:+0.125 --baseline
 
-        audiolens generate "a little tune" --steer tempo.safetensors:+0.5 --steer timbre.safetensors:-0.5 --orthogonal
+        audiolens generate "a little tune" --steer tempo.safetensors:+0.125 --steer timbre.safetensors:-0.125 --orthogonal
     """
     from analysis import folder, placing
 
