@@ -151,7 +151,7 @@ def generate(
 
         audiolens generate "a little tune with drums" --steer study-tempo/directions.safetensors:+0.125 --baseline
 
-        audiolens generate "a little tune" --steer tempo.safetensors:+0.125 --steer timbre.safetensors:-0.125 --orthogonal
+        audiolens generate "a little tune" -s tempo.safetensors:+0.125 -s timbre.safetensors:-0.125 --orthogonal
     """
     from analysis import folder, placing
 
