@@ -52,7 +52,7 @@ class Settings:
     test: int = 8
     test_seeds: int = 4
     strengths: Mapping[Strategy, tuple[float, ...]] = field(
-        default_factory=lambda: {"one-to-one": (1.0, 2.0), "one-to-all": (0.25, 0.5)}
+        default_factory=lambda: {"one-to-one": (0.5, 1.0), "one-to-all": (0.0625, 0.125)}
     )
     n_random: int = 5
     n_shuffled: int = 0
