@@ -278,6 +278,9 @@ def measure(files: Annotated[list[Path], typer.Argument(help="Sound files.")], a
 
 def main() -> None:
     """Run the command line: one line and exit code 2 for what audiolens refuses, a traceback for bugs."""
+    # Their notes on configurations and retries would bury the one line that matters. Read when they are imported.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
         code = app(prog_name="audiolens", standalone_mode=False)
     except _UsageError as error:
@@ -306,9 +309,6 @@ def _refuse(message: str) -> None:
 
 
 def _open(model: str) -> AudioLens:
-    # Their notes on configurations and retries would bury the one line that matters. Read when they are imported.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     from audiolens import AudioLens
 
     return AudioLens.from_pretrained(model)

@@ -85,6 +85,17 @@ def checked_codes(codes: Any, config: LensConfig, rows: int | None = None) -> In
     return codes.long()
 
 
+def codes_of(audio: Any, lens: Any) -> Int[Tensor, "row codebook frame"]:
+    """The codes of a (waveform, sample_rate).
+
+    Raises:
+        InputTypeError: if it is not such a pair.
+    """
+    if not isinstance(audio, tuple | list) or len(audio) != 2:
+        raise InputTypeError(f"audio={type(audio).__name__}: expected (waveform, sample_rate).")
+    return lens.encode_audio(*audio)
+
+
 def clip_start(audio_prompt: Any, rows: int, timeline: Timeline, lens: Any) -> Int[Tensor, "row codebook frame"] | None:
     """The codes that clips begin with, one row each: as given, or of a (waveform, sample rate); `None` for none.
 

@@ -51,7 +51,8 @@ class Point:
         for edit in edits:
             value = edit.apply(value, start if self.tap.form.timed else 0)
         if edits and self.watch is not None:
-            self.watch.wrote(self.site.name, value if self.tap.form.timed else value.flatten(1)[:, None], start)
+            seen = value if self.tap.form.timed else value.flatten(1)[:, None]
+            self.watch.wrote(self.site.name, seen, start, min(edit.start for edit in edits))
         if edits:
             put(value, None)
         if wanted and recorder is not None:
@@ -90,8 +91,11 @@ class Run:
         self.decoder = model.get(family.decoder)
         # Whatever reads the stream where the run is to stop: a block, or above the last one the final norm.
         self.gate = None
+        self.end = ""
         if stop is not None:
-            self.gate = self.decoder.layer_norm if stop == config.n_layers else self.decoder.layers[stop]
+            whole = stop == config.n_layers
+            self.gate = self.decoder.layer_norm if whole else self.decoder.layers[stop]
+            self.end = f"blocks.{stop - 1}.hook_resid_post" if whole else f"blocks.{stop}.hook_resid_pre"
         points: dict[Site, Point] = {}
 
         def point(site: Site) -> Point:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from audiolens import passes, text
-from audiolens.audio import checked_codes
+from audiolens.audio import checked_codes, codes_of
 from audiolens.cache import ActivationCache
 from audiolens.decomposition import equipped
 from audiolens.engine import Run, beyond, checked_interventions
@@ -60,7 +60,7 @@ class Forward:
         if audio is not None:
             if codes is not None:
                 raise InputError("codes and audio were both given: give one of them.")
-            codes = lens.encode_audio(*audio)
+            codes = codes_of(audio, lens)
         listed, sizes = text.checked(prompts, lens.model, lens.tokenizer, None if codes is None else len(codes))
         if codes is not None:
             codes = checked_codes(codes, lens.config, len(listed)).to(lens.device)

@@ -26,40 +26,54 @@ class Watch(LogitsProcessor):
     def __init__(self, layout: Layout, frame_rate: float) -> None:
         self.layout, self.frame_rate = layout, frame_rate
         self.written: list[tuple[str, int, Tensor]] = []
+        self.edited_from: int | None = None
 
-    def wrote(self, site: str, value: Float[Tensor, "batch step ..."], start: int) -> None:
-        """Take note of a value after its edits; `start` is its first step."""
+    def wrote(self, site: str, value: Float[Tensor, "batch step ..."], start: int, edited_from: int = 0) -> None:
+        """Take note of a value after its edits; `start` is its first step, `edited_from` the first that they touch."""
+        first = max(start, edited_from)
+        self.edited_from = first if self.edited_from is None else min(first, self.edited_from)
         if not site.endswith(LOGITS):
             self.written.append((site, start, _summed(value)))
+
+    def ended(self, site: str, stream: Float[Tensor, "batch step d_model"], start: int) -> None:
+        """Look at the stream with which a run stops before its logits."""
+        self.written.append((site, start, _summed(stream)))
+        self.look()
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """Look at everything since the last call, and at the scores "sequence vocab" of the step that ends here."""
         self.look(scores[:, None], input_ids.shape[-1] - 1)
         return scores
 
-    def look(self, logits: Float[Tensor, "sequence step vocab"], start: int = 0) -> None:
+    def look(self, logits: Float[Tensor, "sequence step vocab"] | None = None, start: int = 0) -> None:
         """Stop the run if anything written since the last look, or the logits after it, is infinite or NaN.
 
         Raises:
             ActivationOverflow: naming the first such site, row and step.
         """
-        written, self.written = self.written, []
-        # The model's own processors, and a user's edit, may have forbidden codes.
-        drawable = _summed(logits).isnan().logical_not()
-        flat = torch.cat([drawable.flatten(), *(sums.isfinite().flatten().to(logits.device) for _, _, sums in written)])
-        if bool(flat.all()):
+        sites = [(site, first, sums.isfinite()) for site, first, sums in self.written]
+        edited_from = self.edited_from
+        self.written, self.edited_from = [], None
+        if logits is not None:
+            # The model's own processors, and a user's edit, may have forbidden codes.
+            sites.append((LOGITS, start, _summed(logits).isnan().logical_not()))
+        if not sites:
             return
-        sites = [*((site, first, sums.isfinite()) for site, first, sums in written), (LOGITS, start, drawable)]
+        device = sites[-1][2].device
+        if bool(torch.cat([sound.flatten().to(device) for _, _, sound in sites]).all()):
+            return
         site, first, sound = next(entry for entry in sites if not bool(entry[2].all()))
         # The earliest step, and there the first row: logits hold a row's codebooks one after the other.
         place, step = min(sound.logical_not().nonzero().tolist(), key=lambda found: (found[1], found[0]))
         per_branch = max(len(sound) // self.layout.branches, 1)  # positions are one for all rows
         row = self.layout.rows[place % per_branch * len(self.layout.rows) // per_branch]
         branch = "cond" if place < per_branch else "null"
+        # What is no number reaches earlier steps too, through an attention that weighs it with zero.
+        at = first + step if edited_from is None else max(first + step, edited_from)
+        when = f"step {at} ({at / self.frame_rate:.2f} s)" if at >= 0 else f"the prefix, position {at}"
         raise ActivationOverflow(
-            f"activations overflowed in row {row}, step {first + step} ({(first + step) / self.frame_rate:.2f} s): "
-            f"infinite or NaN at {site} (branch {branch}), after the interventions of this run. Lower the strength "
-            "of that row, or load the model in a wider dtype."
+            f"activations overflowed in row {row}, {when}: infinite or NaN at {site} (branch {branch}), after the "
+            "interventions of this run. Lower the strength of that row, or load the model in a wider dtype."
         )
 
 

@@ -101,10 +101,11 @@ def forward(model: NNsight, run: Run, **inputs: Any) -> Float[Tensor, "sequence 
         else:
             with model.trace(use_cache=False, **inputs) as tracer:
                 run.single(tracer, kept)
-    out = kept[0][:, run.layout.prefix :]
-    if run.watch is not None:
-        run.watch.look(out)
-    return out
+    if run.watch is not None and run.gate is not None:
+        run.watch.ended(run.end, kept[0], -run.layout.prefix)
+    elif run.watch is not None:
+        run.watch.look(kept[0], -run.layout.prefix)
+    return kept[0][:, run.layout.prefix :]
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from audiolens.audio import codes_of
 from audiolens.errors import InputError, InputTypeError, PromptError
 from audiolens.interventions import Branch, checked_branch
 from audiolens.recording import refuse_prefix
@@ -256,5 +257,5 @@ def _checked_seeds(seeds: Any, count: int) -> list[int]:
 def _encoded(lens: Any, audio: Any) -> Codes | tuple[Codes, Codes]:
     """Codes of (waveform, sample_rate), or of a pair of them, the positive pole's first."""
     if isinstance(audio, tuple | list) and len(audio) == 2 and isinstance(audio[0], tuple | list):
-        return lens.encode_audio(*audio[0]), lens.encode_audio(*audio[1])
-    return lens.encode_audio(*audio)
+        return codes_of(audio[0], lens), codes_of(audio[1], lens)
+    return codes_of(audio, lens)

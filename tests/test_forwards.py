@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import audiolens as al
-from audiolens.errors import AudioLensError
+from audiolens.errors import AudioLensError, InputError
 
 PROMPTS = ["fast piano", "slow dark guitar music", "calm", "bright jazz song", "the soft drums"]
 
@@ -166,3 +166,14 @@ def test_batches_show_their_progress(lens, codes, capsys):
 def test_bad_batches_are_refused_before_the_first_is_asked_for(lens, codes, arguments, message):
     with pytest.raises(AudioLensError, match=message):
         lens.iter_cache(**{"prompts": PROMPTS, "codes": codes, **arguments})
+
+
+@pytest.mark.parametrize("batch_size", [0, 1.5, "2", True])
+def test_a_batch_size_that_is_no_whole_number_is_refused_at_the_door(lens: Any, batch_size: Any) -> None:
+    with pytest.raises(InputError, match="batch_size=.*: expected a whole number of at least 1"):
+        lens.iter_cache(["calm"], batch_size=batch_size)
+
+
+def test_sound_without_its_rate_is_refused(lens: Any) -> None:
+    with pytest.raises(TypeError, match=r"audio=Tensor: expected \(waveform, sample_rate\)"):
+        lens.run_with_cache(["calm"], audio=torch.zeros(100))

@@ -116,3 +116,36 @@ def test_nothing_is_watched_where_nothing_is_written(lens: Any, codes: torch.Ten
     assert not looked
     lens.run_with_interventions(PROMPTS, codes, al.Add(torch.ones(48)))
     assert looked == [1]
+
+
+def pair(**where: Any) -> list[al.Add]:
+    """Each finite where it is written, infinite where the block adds them up."""
+    return [al.Add(HUGE, site=site, layers=0, rows=[1], **where) for site in ("attn_out", "mlp_out")]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_stream_that_stops_early_is_looked_at_by_its_own_name(lens: Any, codes: torch.Tensor, stop: int) -> None:
+    name = "blocks.2.hook_resid_post" if stop == 3 else f"blocks.{stop}.hook_resid_pre"
+    with pytest.raises(ActivationOverflow, match=rf"row 1, step 0 .*{name}"):
+        lens.run_with_cache(PROMPTS, codes, sites="resid_post", interventions=pair(), stop_at_layer=stop)
+
+
+def test_caches_a_batch_at_a_time_are_looked_at(lens: Any, codes: torch.Tensor) -> None:
+    with pytest.raises(ActivationOverflow, match="row 1"):
+        list(lens.iter_cache(PROMPTS, codes, layers=[0], interventions=pair(), progress=False))
+
+
+def test_a_prefix_is_looked_at_and_named(melody_lens: Any, codes: torch.Tensor) -> None:
+    alone = pair(prefix=True, schedule=lambda seconds: 0.0)
+    with pytest.raises(ActivationOverflow, match=r"row 1, the prefix, position -\d+"):
+        melody_lens.run_with_cache(["calm"] * 3, codes, sites="resid_post", interventions=alone, stop_at_layer=1)
+
+
+@pytest.mark.parametrize("name", ["lens", "melody_lens"])
+def test_no_step_is_blamed_before_the_first_edited(request: Any, codes: torch.Tensor, name: str) -> None:
+    # A NaN key above reaches earlier queries: masked, it is weighed with zero, and zero times NaN is NaN.
+    wide = torch.randn(48, generator=torch.Generator().manual_seed(1)) * 5e36
+    with pytest.raises(ActivationOverflow, match=r"row 1, step 5 \(0\.20 s\)"):
+        request.getfixturevalue(name).run_with_interventions(
+            ["calm"] * 3, codes, al.Add(wide, rows=[1], seconds=(0.2, 0.4))
+        )
