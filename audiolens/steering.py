@@ -160,7 +160,8 @@ def _sources(concepts: list[Directions], strategy: Strategy, layer: Any) -> list
     if strategy == "all-to-all":
         _refuse(strategy, layer=layer)
         return [None] * len(concepts)
-    listed = list(layer) if isinstance(layer, Sequence) and not isinstance(layer, str) else [layer] * len(concepts)
+    several = isinstance(layer, Sequence) and not isinstance(layer, str)
+    listed: list[Any] = list(layer) if several else [layer] * len(concepts)
     if len(listed) != len(concepts):
         raise InputError(f"layer={layer} for {len(concepts)} concepts: give one for all, or one for each.")
     return [_source(one, strategy, where) for one, where in zip(concepts, listed, strict=True)]

@@ -248,7 +248,8 @@ def attention_pattern(
 ) -> Float[Tensor, "row head query key"]:
     """Attention's weights, as transformers' eager attention computes them.
 
-    `mask` is true (or zero) where a key is seen. Where none is, all weigh the same, as they do in eager attention.
+    `mask` is true (or zero) where a key is seen. Where none is, all weigh the same, as they do in eager attention: the
+    null half attends to no text, and its cross-attention pattern is one over the tokens that its batch was padded to.
     Without a mask a causal attention over several steps sees the past, and one over a single step everything.
     """
     scores = query @ key.transpose(2, 3) * scaling
