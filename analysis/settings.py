@@ -47,12 +47,12 @@ class Settings:
 
     poles: int = 48
     reading_seconds: float = 2.0
-    development: int = 6
+    development: int = 8
     development_seeds: int = 2
     test: int = 8
     test_seeds: int = 4
     strengths: Mapping[Strategy, tuple[float, ...]] = field(
-        default_factory=lambda: {"one-to-one": (0.5, 1.0), "one-to-all": (0.0625, 0.125)}
+        default_factory=lambda: {"one-to-one": (0.5, 1.0), "one-to-all": (0.125,)}
     )
     n_random: int = 5
     n_shuffled: int = 0
