@@ -18,6 +18,7 @@ from audiolens.audio import codes_of
 from audiolens.errors import InputError, InputTypeError, PromptError
 from audiolens.interventions import Branch, checked_branch
 from audiolens.recording import refuse_prefix
+from audiolens.rows import whole_batch_size
 from audiolens.sites import resolve
 from audiolens.timeline import Span, checked_span
 
@@ -94,12 +95,10 @@ class PoleReader:
         self.prefix = prefix
         checked_branch(branch)
         self.branch: Branch = branch
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"batch_size={batch_size!r}: expected a whole number of at least 1.")
         if audio is not None and codes is not None:
             raise InputError("codes and audio were both given: give one of them.")
         self.guidance_scale, self.seconds = guidance_scale, seconds
-        self.batch_size, self.progress = batch_size, progress
+        self.batch_size, self.progress = whole_batch_size(batch_size), progress
         self.codes = self._checked_codes(_encoded(lens, audio) if audio is not None else codes)
         self.seeds = _checked_seeds(seeds, max(len(self.positive), len(self.negative)))
         if self.generates and isinstance(self.position, tuple) and self.position[1] > seconds:

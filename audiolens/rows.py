@@ -62,8 +62,16 @@ class Layout:
 
 
 def checked_batch_size(batch_size: int | None) -> int | None:
-    if batch_size is None:
-        return None
+    """As `whole_batch_size`; `None`, all rows at once, passes."""
+    return None if batch_size is None else whole_batch_size(batch_size)
+
+
+def whole_batch_size(batch_size: int) -> int:
+    """A number of rows.
+
+    Raises:
+        InputError: if it is no whole number, or under 1.
+    """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size={batch_size!r}: expected a whole number of at least 1.")
     return batch_size

@@ -1,6 +1,8 @@
 """Tiny random-weights checkpoints, written once a session through save_pretrained as a user would meet them."""
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 # Before anything imports nnsight, which puts a method on `object` that beartype cannot hash.
@@ -9,6 +11,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 WORDS = [
     "fast",
@@ -30,6 +34,16 @@ WORDS = [
     "soft",
     "jazz",
 ]
+
+
+def benchmark_script(name: str) -> ModuleType:
+    """A script of `benchmarks/` as a module."""
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def write_tokenizer(folder: Path) -> Any:
@@ -113,6 +127,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stereo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with two channels and eight codebooks."""
     return write_model(tmp_path_factory.mktemp("stereo"), channels=2)
+
+
+@pytest.fixture(scope="session")
+def codes() -> torch.Tensor:
+    """Codes of five short clips for any of the mono models: row codebook frame."""
+    return torch.randint(0, 32, (5, 4, 15), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="session")
+def vector() -> torch.Tensor:
+    """A direction in the residual stream of any of the models."""
+    return torch.randn(48, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="session")

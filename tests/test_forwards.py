@@ -12,11 +12,6 @@ from audiolens.errors import AudioLensError, InputError
 PROMPTS = ["fast piano", "slow dark guitar music", "calm", "bright jazz song", "the soft drums"]
 
 
-@pytest.fixture(scope="module")
-def codes() -> torch.Tensor:
-    return torch.randint(0, 32, (5, 4, 15), generator=torch.Generator().manual_seed(0))
-
-
 @pytest.fixture
 def ran(lens: Any) -> Any:
     """The names of the decoder's modules that ran, filled while the test runs."""

@@ -18,11 +18,6 @@ def codes() -> torch.Tensor:
     return torch.randint(0, 32, (3, 4, 15), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(scope="module")
-def vector() -> torch.Tensor:
-    return torch.randn(D, generator=torch.Generator().manual_seed(1))
-
-
 def hooked(lens: Any, vector: torch.Tensor, branch: str, layers: list[int]) -> list[Any]:
     """Steering as published scripts do it: a raw forward hook on each block."""
 

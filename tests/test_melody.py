@@ -15,16 +15,6 @@ import audiolens as al
 from audiolens import errors
 
 
-@pytest.fixture(scope="module")
-def codes() -> torch.Tensor:
-    return torch.randint(0, 32, (5, 4, FRAMES), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def vector() -> torch.Tensor:
-    return torch.randn(D, generator=torch.Generator().manual_seed(1))
-
-
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize("temperature", [0, 1.0])

@@ -10,16 +10,6 @@ import audiolens as al
 from audiolens import errors
 
 
-@pytest.fixture(scope="module")
-def codes() -> torch.Tensor:
-    return torch.randint(0, 32, (5, 4, FRAMES), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def vector() -> torch.Tensor:
-    return torch.randn(D, generator=torch.Generator().manual_seed(1))
-
-
 def test_mixed_lengths_in_one_call_equal_each_alone(melody_lens, codes, vector):
     seeds = [1, 2, 3, 4, 5]
     add = al.Add(vector, layers=1, strength=[1.0, 0.0, -1.0, 0.5, 2.0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,23 +11,17 @@ import pandas as pd
 import planted
 import pytest
 import torch
+from conftest import benchmark_script
 
 import audiolens as al
 from audiolens.interventions import Add
 from audiolens.prompts import load
 from audiolens.reading import Samples
 
-ROOT = Path(__file__).parent.parent
-
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("steering_benchmark", ROOT / "benchmarks" / "steering.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_script("steering")
 
 
 def sampled(seed: int) -> al.Directions:

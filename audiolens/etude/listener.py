@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from audiolens.etude import synth
-from audiolens.etude.attributes import Attributes
+from audiolens.etude import synth, text
 from audiolens.etude.codec import FRAME_RATE
 
 BEAT_TARGETS = 4
@@ -58,5 +57,4 @@ class Labels:
 
 def build_head(width: int) -> torch.nn.Linear:
     """The head from a state of `width` to the targets."""
-    n_attributes = len(list(Attributes.draw(np.random.default_rng(0)).targets()))
-    return torch.nn.Linear(width, BEAT_TARGETS + n_attributes)
+    return torch.nn.Linear(width, BEAT_TARGETS + len(text.TARGETS))
