@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from analysis import cli
+from analysis.commands import common
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -229,12 +230,12 @@ def test_stopping_is_said_and_told_by_the_exit_code(run: Run, monkeypatch: pytes
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_open", stopped)
+    monkeypatch.setattr("audiolens.lens.AudioLens.from_pretrained", stopped)
     assert run("generate", "a song") == (130, "", "Stopped; nothing was written.\n")
 
 
 def test_json_has_null_where_nothing_is_known() -> None:
-    found = cli._json({"norm": [float("nan"), 1.0], "rows": [{"auc": float("inf"), "file": Path("a")}]})
+    found = common.to_json({"norm": [float("nan"), 1.0], "rows": [{"auc": float("inf"), "file": Path("a")}]})
     assert json.loads(found) == {"norm": [None, 1.0], "rows": [{"auc": None, "file": "a"}]}
 
 

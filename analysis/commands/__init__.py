@@ -1,0 +1,1 @@
+"""The commands of `audiolens`, a module each; `analysis.cli` gathers them."""

@@ -1,0 +1,65 @@
+"""What the commands share: options, opening the model, printing for people and for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from audiolens import AudioLens
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="`etude` (bundled), a folder, or a hub name like facebook/musicgen-small.")
+]
+Force = Annotated[bool, typer.Option("--force", "--overwrite", help="Replace a result that is there already.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
+
+
+def open_lens(model: str) -> AudioLens:
+    from audiolens import AudioLens
+
+    return AudioLens.from_pretrained(model)
+
+
+def command_line() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def print_table(rows: Sequence[Mapping[Any, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    # A pipe has no width: programs that read lines get whole ones.
+    console = Console() if sys.stdout.isatty() else Console(width=max(200, sum(len(n) + 12 for n in rows[0])))
+    console.print(table)
+
+
+def cell(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(_null(value), default=str, allow_nan=False)
+
+
+def _null(value: Any) -> Any:
+    """The same with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,96 @@
+"""`audiolens directions`: read them, show them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from analysis.commands.common import Force, Json, Model, cell, open_lens, print_table, to_json
+
+
+class _Read(TyperGroup):
+    """`audiolens directions tempo` is `audiolens directions read tempo`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        known = args[0] in self.commands or args[0].startswith("-")
+        return super().resolve_command(ctx, args if known else ["read", *args])
+
+
+app = typer.Typer(
+    cls=_Read,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Read a concept's directions (`audiolens directions tempo -o tempo.safetensors`), or `show` a file of them.",
+)
+
+
+@app.command("read")
+def directions_read(
+    concept: Annotated[str, typer.Argument(help="A bundled concept, or a .csv, .json or .toml file of prompts.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("directions.safetensors"),
+    model: Model = "etude",
+    position: Annotated[str, typer.Option(help="mean, first, last, or eos (MusicGen Melody).")] = "mean",
+    branch: Annotated[str, typer.Option(help="Which half of the guidance is read: cond, null or both.")] = "cond",
+    seconds: Annotated[float, typer.Option(help="Length of the clips generated for reading.")] = 2.0,
+    vocabulary: Annotated[
+        str | None, typer.Option(help="Of a bundled concept: etude or english [default: what the model reads].")
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Read a concept's direction at every block (difference of means), into a safetensors file.
+
+    Examples:
+
+        audiolens directions tempo -o tempo.safetensors
+
+        audiolens directions my-prompts.csv -o mine.safetensors
+    """
+    from analysis import folder
+    from audiolens import difference_in_means
+    from audiolens import prompts as sets_of
+
+    folder.check_file(out, overwrite=force)
+    own = bool(Path(concept).suffix)
+    sets = sets_of.from_file(concept) if own else sets_of.load(concept, vocabulary)
+    lens = open_lens(model)
+    if not own:
+        sets = sets_of.load(concept, vocabulary, lens=lens)
+    found = difference_in_means(
+        lens,
+        sets.positive,
+        sets.negative,
+        position=position,  # pyright: ignore[reportArgumentType]  # checked there
+        branch=branch,  # pyright: ignore[reportArgumentType]
+        seconds=seconds,
+        label=sets.concept,
+        progress=not as_json,
+    )
+    found.save(out)
+    _show(found, out, as_json)
+
+
+@app.command("show")
+def directions_show(file: Annotated[Path, typer.Argument(help="A directions file.")], as_json: Json = False) -> None:
+    """What a directions file holds: model, place, prompts, and the evidence at every block."""
+    from audiolens import Directions
+
+    _show(Directions.load(file), file, as_json)
+
+
+def _show(found: Any, file: Path, as_json: bool) -> None:
+    facts = {"file": str(file), **found.meta.as_dict(), "layers": found.to_frame().to_dict("records")}
+    if as_json:
+        typer.echo(to_json(facts))
+        return
+    meta = found.meta
+    clips = "" if meta.seconds is None else f" of {meta.seconds:g} s"
+    versions = ", ".join(f"{name} {number}" for name, number in meta.versions.items())
+    typer.echo(f"{file}: {found!r}")
+    typer.echo(f"read at position {meta.position}, branch {meta.branch}, guidance {meta.guidance_scale:g}, "
+               f"from {meta.source}{clips}")  # fmt: skip
+    typer.echo(f"weights {meta.weights}, revision {meta.revision or 'none'}, prompts {meta.prompts}; {versions}")
+    print_table([{key: cell(value) for key, value in row.items()} for row in facts["layers"]])

@@ -1,0 +1,79 @@
+"""`audiolens generate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from analysis.commands.common import Json, Model, open_lens, to_json
+from audiolens.errors import InputError
+
+
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts, each in quotes.")],
+    steer: Annotated[
+        list[str] | None,
+        typer.Option("--steer", "-s", help="FILE:STRENGTH, e.g. tempo.safetensors:+0.125. May be given several times."),
+    ] = None,
+    layer: Annotated[int | None, typer.Option(help="Whose block's direction [default: the middle one's].")] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="one-to-one, one-to-all, one-to-band or all-to-all [default: one-to-all].")
+    ] = None,
+    band: Annotated[
+        str | None, typer.Option(help="Blocks of one-to-band, such as 4-8, which this option chooses.")
+    ] = None,
+    branch: Annotated[
+        str | None, typer.Option(help="Which half of the guidance is steered: cond, null or both [default: both].")
+    ] = None,
+    orthogonal: Annotated[
+        bool, typer.Option("--orthogonal", help="Free each direction of those given before it.")
+    ] = False,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Write the unsteered clips of the same seeds too.")
+    ] = False,
+    seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
+    seed: Annotated[int, typer.Option(help="Of the first prompt; the next takes the next.")] = 0,
+    guidance: Annotated[float, typer.Option(help="How closely the prompt is followed; 1 is no guidance.")] = 3.0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the WAVs.")] = Path("clips"),
+    model: Model = "etude",
+    as_json: Json = False,
+) -> None:
+    """Generate clips, steered or not. The same prompt and seed always give the same clip.
+
+    Examples:
+
+        audiolens generate "a little tune with drums" -o tune
+
+        audiolens generate "a little tune with drums" --steer study-tempo/directions.safetensors:+0.125 --baseline
+
+        audiolens generate "a little tune" -s tempo.safetensors:+0.125 -s timbre.safetensors:-0.125 --orthogonal
+    """
+    from analysis import folder, placing
+
+    todo = [placing.asked(text) for text in steer or []]
+    blocks = placing.band_of(band)
+    where = {"--layer": layer, "--strategy": strategy, "--band": band, "--branch": branch}
+    for option, value in {**where, "--orthogonal": orthogonal or None}.items():
+        if value is not None and not todo:
+            raise InputError(f"{option} says where a direction is added, and there is none: give one with --steer.")
+    folder.check(out, overwrite=None)
+    lens = open_lens(model)
+    steps = placing.placed(
+        todo, lens, layer=layer, strategy=strategy, band=blocks, branch=branch or "both", orthogonal=orthogonal
+    )
+    made: dict[str, Any] = {
+        "seconds": seconds,
+        "seeds": list(range(seed, seed + len(prompts))),
+        "guidance_scale": guidance,
+    }
+    with folder.fresh(out, overwrite=None) as work:
+        clips = lens.generate(prompts, interventions=steps, **made)
+        if baseline and steps:
+            lens.generate(prompts, **made).save(work / "baseline")
+            clips.save(work / "steered")
+        else:
+            clips.save(work)
+    written = sorted(str(path) for path in out.rglob("*.wav"))
+    typer.echo(to_json(written) if as_json else "\n".join(written))

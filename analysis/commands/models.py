@@ -1,0 +1,27 @@
+"""`audiolens models`."""
+
+from __future__ import annotations
+
+import typer
+
+from analysis.commands.common import Json, print_table, to_json
+
+
+def models(as_json: Json = False) -> None:
+    """The models there are: what is on this disk works offline; any other hub name or folder of the family will do."""
+    from audiolens.loading import BUNDLED, HUB
+
+    rows = [
+        {"model": name, "kind": "bundled", "here": (folder / "config.json").is_file()}
+        for name, folder in BUNDLED.items()
+    ] + [{"model": name, "kind": "hub", "here": _downloaded(name)} for name in HUB]
+    if as_json:
+        typer.echo(to_json(rows))
+        return
+    print_table([{**row, "here": "ready, works offline" if row["here"] else "not on this disk"} for row in rows])
+
+
+def _downloaded(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
