@@ -1,0 +1,83 @@
+"""The metric that patching and attribution share: how likely the model finds given codes, within a window of time.
+
+Step s predicts frame s of codebook 0 and frame s - k of a codebook delayed by k: here every codebook is put back on
+its own frames, so that a window in seconds means the same sound for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from audiolens.errors import InputError
+from audiolens.timeline import Span
+
+FIRST_SECOND: Span = (0.0, 1.0)
+"""The default window: later, a second of audio history already tells what the text said."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The frames `first` to `end` of a clip, and how to find their predictions. Called, it is the metric."""
+
+    first: int
+    end: int
+    frame_rate: float
+    delays: tuple[int, ...]
+
+    @classmethod
+    def of(cls, lens: Any, codes: Int[Tensor, "row codebook frame"], seconds: Span | None = None) -> Window:
+        """The frames of a span in seconds; `None` is the first second, or the whole of a shorter clip.
+
+        Raises:
+            InputError: if the span holds no frame, or ends after the clip.
+        """
+        timeline = lens.timeline(codes.shape[-1])
+        if seconds is None:
+            seconds = (0.0, min(FIRST_SECOND[1], timeline.seconds))
+        return cls(*timeline.select(seconds), timeline.frame_rate, timeline.delays)
+
+    @property
+    def seconds(self) -> Span:
+        return self.first / self.frame_rate, self.end / self.frame_rate
+
+    @property
+    def n_codes(self) -> int:
+        """Codes scored in a row, all codebooks together."""
+        return (self.end - self.first) * len(self.delays)
+
+    def cropped(self, codes: Int[Tensor, "row codebook frame"]) -> Int[Tensor, "row codebook _"]:
+        """What the window depends on: nothing after its end."""
+        return codes[..., : self.end]
+
+    def __call__(
+        self, logits: Float[Tensor, "row codebook step vocab"], codes: Int[Tensor, "row codebook _"]
+    ) -> Float[Tensor, "row codebook"]:
+        """Log-likelihood of the codes in the window, summed over its frames, in nats."""
+        return self.each(logits, codes).sum(-1)
+
+    def each(
+        self, logits: Float[Tensor, "row codebook step vocab"], codes: Int[Tensor, "row codebook _"]
+    ) -> Float[Tensor, "row codebook frame"]:
+        """Log-likelihood of every code in the window, in nats."""
+        told = by_frame(logits, self.delays, self.end)[..., self.first :, :].float().log_softmax(-1)
+        wanted = codes[..., self.first : self.end].to(told.device)
+        return told.gather(-1, wanted[..., None])[..., 0]
+
+
+def by_frame(
+    values: Float[Tensor, "*lead codebook step vocab"], delays: Sequence[int], frames: int
+) -> Float[Tensor, "*lead codebook frame vocab"]:
+    """What is said of each frame: every codebook's steps without its delay, the tail's predictions in their place."""
+    if values.shape[-2] < frames + max(delays):
+        raise InputError(
+            f"{values.shape[-2]} steps for {frames} frames: expected {frames + max(delays)}, the tail too."
+        )
+    return torch.stack(
+        [values[..., codebook, shift : shift + frames, :] for codebook, shift in enumerate(delays)], dim=-3
+    )
