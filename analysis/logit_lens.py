@@ -204,13 +204,8 @@ def read(
         rows = slice(first, first + len(cache.prompts))
         first = rows.stop
         final = _told(lens, cache, last, codes)
-        each: dict[str, list[Tensor]] = {
-            "ranks": [],
-            "probabilities": [],
-            "divergences": [],
-            "agrees": [],
-            "others": [],
-        }
+        names = ("ranks", "probabilities", "divergences", "agrees", "others")
+        each: dict[str, list[Tensor]] = {name: [] for name in names}
         for layer in chosen:
             told = final if layer == last else _told(lens, cache, layer, codes)
             mine, theirs = (told.gather(-1, given[rows, ..., None]) for given in (codes, others))

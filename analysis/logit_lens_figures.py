@@ -79,8 +79,8 @@ def caption(result: LogitLensResult) -> str:
     n = len({str(prompt) for prompt in result.prompts})
     return (
         "What the stream says after each block, read through the final norm and each codebook's head: mean over "
-        f"{len(result.prompts)} clips of {result.ranks.shape[-1] / result.frame_rate:g} s (ranks: geometric), bands are "
-        f"95% intervals over {n} prompts. Dashed: rank of the code that another clip has at this place."
+        f"{len(result.prompts)} clips of {result.ranks.shape[-1] / result.frame_rate:g} s (ranks: geometric), bands "
+        f"are 95% intervals over {n} prompts. Dashed: rank of the code that another clip has at this place."
     )
 
 

@@ -1,0 +1,143 @@
+"""What attribution patching saves beside one forward a cell: `python benchmarks/attribution.py`.
+
+The same layer x time grid of `resid_post` both ways, in one process and in turn, on the same random-weights model
+(width 512, 12 blocks). The naive side patches each cell by a forward hook on the bare model, whose text is encoded
+once; ours is `attribution.attribute` with everything it does but the check, which would be the naive side again. The
+rank correlation between the two grids is printed beside the ratio: a fast wrong answer is worth nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import statistics
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from scipy import stats
+from tqdm.auto import tqdm
+
+from analysis import attribution
+from analysis.likelihood import Window
+from analysis.places import spans
+from audiolens import AudioLens
+from audiolens.timeline import delay
+
+CLEAN, CORRUPTED = "a fast song with drums", "a slow song with drums"
+AIM = 30.0
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Where the figures are also written, as JSON.")] = Path(
+        "runs/attribution.json"
+    ),
+    repeats: Annotated[int, typer.Option(help="Times that each side is run.")] = 3,
+    seconds: Annotated[float, typer.Option(help="Length of the clip, all of it scored.")] = 2.44,
+    windows: Annotated[int, typer.Option(help="Time windows of the grid.")] = 16,
+    blocks: Annotated[int, typer.Option(help="Blocks of the model.")] = 12,
+) -> None:
+    """Print both times, their ratio, and how far the two grids agree."""
+    tracing = _beside("tracing")
+    lens = tracing.random_lens(blocks)
+    louder(lens)
+    frames = round(seconds * lens.config.frame_rate)
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(lens.config.vocab_size, (1, lens.config.n_codebooks, frames), generator=generator)
+    span = (0.0, frames / lens.config.frame_rate)
+
+    def ours() -> np.ndarray:
+        found = attribution.attribute(lens, CLEAN, CORRUPTED, codes, sites="resid_post", seconds=span, check=0)
+        steps = found.of("resid_post")
+        return np.stack([steps[:, a:b].sum(1) for a, b in spans(steps.shape[1], windows)], axis=1)
+
+    def theirs() -> np.ndarray:
+        return naive(lens, codes, Window.of(lens, codes, span), windows)
+
+    times: dict[str, list[float]] = {"naive": [], "ours": []}
+    grids: dict[str, Any] = {}
+    for repeat in tqdm(range(repeats + 1), desc="timing"):
+        for name, function in (("naive", theirs), ("ours", ours)):
+            if name == "naive" and not repeat:
+                # warming up takes a few cells, not the whole grid
+                naive(lens, codes, Window.of(lens, codes, span), windows, most=4)
+                continue
+            start = time.perf_counter()
+            grids[name] = function()
+            if repeat:
+                times[name].append(time.perf_counter() - start)
+    slow, fast = (statistics.median(times[name]) for name in ("naive", "ours"))
+    rho = float(np.asarray(stats.spearmanr(grids["naive"].ravel(), grids["ours"].ravel()).statistic))
+    steps = frames + max(lens.config.delays)
+    told = f"{blocks} x {windows} cells, width {lens.config.d_model}, {steps} steps, {torch.get_num_threads()} threads"
+    typer.echo(f"{told}: naive {slow:.2f} s, attribution {fast:.3f} s: {slow / fast:.1f}x (aim {AIM:g}x)")
+    typer.echo(f"rank correlation of the two grids: {rho:.3f}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"case": told, "naive_s": slow, "ours_s": fast, "ratio": slow / fast, "aim": AIM, "spearman": rho}
+    out.write_text(json.dumps(facts, indent=1))
+
+
+def naive(lens: AudioLens, codes: torch.Tensor, window: Window, windows: int, most: int | None = None) -> np.ndarray:
+    """One forward of the bare model a cell, the clean stream put in place by a hook: "layer window" in nats."""
+    model = lens.model
+    blocks = model.decoder.model.decoder.layers
+    columns = delay(codes, lens.config.delays, lens.config.pad_code)[..., :-1].flatten(0, 1)
+    with torch.no_grad():
+        told = []
+        for prompt in (CLEAN, CORRUPTED):
+            tokens = lens.tokenizer(prompt, return_tensors="pt")
+            states = model.text_encoder(**tokens).last_hidden_state
+            told.append({"encoder_outputs": (states,), "attention_mask": tokens["attention_mask"]})
+
+        def metric(given: dict[str, Any]) -> float:
+            logits = model(**given, decoder_input_ids=columns, use_cache=False).logits
+            return float(window(logits.unflatten(0, (1, -1)), codes).sum())
+
+        kept: list[torch.Tensor] = []
+        handles = [block.register_forward_hook(lambda _, __, value: kept.append(value)) for block in blocks]
+        metric(told[0])
+        for handle in handles:
+            handle.remove()
+        base = metric(told[1])
+        cuts = spans(columns.shape[-1], windows)
+        grid = np.zeros((len(blocks), len(cuts)))
+        for cell, (layer, cut) in enumerate(np.ndindex(grid.shape)):
+            if cell == most:
+                break
+
+            def patch(_: Any, __: Any, value: torch.Tensor, layer: int = layer, cut: int = cut) -> torch.Tensor:
+                start, stop = cuts[cut]
+                value = value.clone()
+                value[:, start:stop] = kept[layer][:, start:stop]
+                return value
+
+            handle = blocks[layer].register_forward_hook(patch)
+            grid[layer, cut] = metric(told[1]) - base
+            handle.remove()
+    return grid
+
+
+def louder(lens: AudioLens) -> None:
+    """Fresh weights give nearly flat logits: larger ones make codes depend on the text."""
+    with torch.no_grad():
+        for parameter in lens.model.decoder.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(2)
+
+
+def _beside(name: str) -> ModuleType:
+    """Another script of this folder."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    typer.run(main)
