@@ -95,4 +95,5 @@ def patched(
 def _spearman(pairs: np.ndarray) -> float:
     if len(pairs) < 3 or np.ptp(pairs[:, 0]) == 0 or np.ptp(pairs[:, 1]) == 0:
         return float("nan")
-    return float(np.asarray(stats.spearmanr(pairs[:, 0], pairs[:, 1]).statistic))
+    found: Any = stats.spearmanr(pairs[:, 0], pairs[:, 1])
+    return float(found.statistic)

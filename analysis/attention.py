@@ -325,7 +325,7 @@ def beat_score(profiles: Float[np.ndarray, "*lead lag"], beat_steps: float) -> F
 
     whole = np.arange(1, n + 1)
     on, off = at(whole).mean(-1), ((at(whole - 0.5) + at(whole + 0.5)) / 2).mean(-1)
-    return (on - off) / np.maximum(on + off, np.finfo(float).tiny)
+    return np.asarray((on - off) / np.maximum(on + off, np.finfo(float).tiny))
 
 
 def _mean_score(scores: np.ndarray) -> np.ndarray:

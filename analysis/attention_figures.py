@@ -105,8 +105,8 @@ def lag_screen(result: LagAttention) -> go.Figure:
         "block %{y} head %{x}: %{z:+.3f} [%{customdata[0]:+.3f}, %{customdata[1]:+.3f}]<br>other clips' beats "
         "%{customdata[2]:+.3f}, p = %{customdata[3]:.3g}<extra></extra>"
     )
-    names = [[str(place) for place in axis] for axis in (result.heads, result.layers)]
-    figure = go.Figure(screen_heat(found.mean, *names, "score", customdata=extra, hovertemplate=hover))
+    heads, blocks = ([str(place) for place in axis] for axis in (result.heads, result.layers))
+    figure = go.Figure(screen_heat(found.mean, heads, blocks, "score", customdata=extra, hovertemplate=hover))
     marks = np.where(result.p <= 0.05, "*", "")
     figure.update_traces(text=marks, texttemplate="%{text}")
     figure.update_layout(xaxis_title="head", yaxis_title="block")
@@ -134,8 +134,8 @@ def ablation_screen(result: HeadAblation) -> go.Figure:
     hover = (
         "block %{y} head %{x}: %{z:+.4g} [%{customdata[0]:+.4g}, %{customdata[1]:+.4g}] nats a code<extra></extra>"
     )  # fmt: skip
-    names = [[str(place) for place in axis] for axis in (result.heads, result.layers)]
-    figure = go.Figure(screen_heat(found.mean, *names, "nats a code", customdata=extra, hovertemplate=hover))
+    heads, blocks = ([str(place) for place in axis] for axis in (result.heads, result.layers))
+    figure = go.Figure(screen_heat(found.mean, heads, blocks, "nats a code", customdata=extra, hovertemplate=hover))
     figure.update_layout(xaxis_title="head", yaxis_title="block", title=f"{result.site} × {result.factor:g}")
     return screen_plain(figure, _ablation_caption(result))
 

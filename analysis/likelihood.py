@@ -40,7 +40,8 @@ class Window:
         timeline = lens.timeline(codes.shape[-1])
         if seconds is None:
             seconds = (0.0, min(FIRST_SECOND[1], timeline.seconds))
-        return cls(*timeline.select(seconds), timeline.frame_rate, timeline.delays)
+        first, end = timeline.select(seconds)
+        return cls(first, end, timeline.frame_rate, timeline.delays)
 
     @property
     def seconds(self) -> Span:

@@ -103,7 +103,7 @@ class Pairing:
                 )
         window = Window.of(lens, codes, seconds) if metric is None else metric
         codes = window.cropped(codes) if isinstance(window, Window) else codes
-        return cls(lens, *prompts, towards, codes, tuple(sizes[0]), groups, window)
+        return cls(lens, prompts[0], prompts[1], towards, codes, tuple(sizes[0]), groups, window)
 
     @property
     def own(self) -> tuple[str | None, ...]:
@@ -162,7 +162,7 @@ class Pairing:
             heads = range(values.shape[4])
             every = [(layer, cut, head) for layer in range(len(places)) for cut in cuts for head in heads]
             drawn = [every[place] for place in np.sort(rng.permutation(len(every))[:check])]
-            todo = [Cell(places[at], *cut, head if places[at].heads else None) for at, cut, head in drawn]
+            todo = [Cell(places[at], cut[0], cut[1], head if places[at].heads else None) for at, cut, head in drawn]
             exact = patched(self.lens, own, codes, mine.tensors, theirs.tensors, todo, self.metric) - base
             for (at, cut, head), cell, effect in zip(drawn, todo, exact, strict=True):
                 told = values[at, :, :, cut[0] : cut[1], head].sum((1, 2)).mean()

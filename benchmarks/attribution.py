@@ -71,7 +71,8 @@ def main(
             if repeat:
                 times[name].append(time.perf_counter() - start)
     slow, fast = (statistics.median(times[name]) for name in ("naive", "ours"))
-    rho = float(np.asarray(stats.spearmanr(grids["naive"].ravel(), grids["ours"].ravel()).statistic))
+    agreement: Any = stats.spearmanr(grids["naive"].ravel(), grids["ours"].ravel())
+    rho = float(agreement.statistic)
     steps = frames + max(lens.config.delays)
     told = f"{blocks} x {windows} cells, width {lens.config.d_model}, {steps} steps, {torch.get_num_threads()} threads"
     typer.echo(f"{told}: naive {slow:.2f} s, attribution {fast:.3f} s: {slow / fast:.1f}x (aim {AIM:g}x)")
