@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analysis.ablation import HeadAblation, ablate
 from analysis.intervals import Means, means
-from analysis.statistics import correct
+from analysis.statistics import LEVEL, correct
 from audiolens.audio import checked_codes
 from audiolens.errors import InputError, nearest
 from audiolens.rows import whole_batch_size
@@ -177,13 +177,18 @@ class LagAttention:
         rows = [prompt for prompt, keep in zip(self.prompts, kept, strict=True) if keep]
         return means(np.moveaxis(self.scores[:, :, kept], 2, 0), rows)
 
+    @property
+    def periodic(self) -> Bool[np.ndarray, "layer head"]:
+        """The heads that look back by the beat: score above 0 with its whole interval, and p at most .05."""
+        return (self.means.low > 0) & (self.p <= LEVEL)
+
     def to_frame(self) -> pd.DataFrame:
-        """One row per layer and head: `score`, `low`, `high`, `control`, `control_high`, `p`."""
+        """One row per layer and head: `score`, `low`, `high`, `control`, `control_high`, `p`, `periodic`."""
         found = self.means
         layer, head = (axis.ravel() for axis in np.meshgrid(self.layers, self.heads, indexing="ij"))
         columns = {
             "score": found.mean, "low": found.low, "high": found.high, "control": self.control,
-            "control_high": self.control_high, "p": self.p,
+            "control_high": self.control_high, "p": self.p, "periodic": self.periodic,
         }  # fmt: skip
         return pd.DataFrame({"layer": layer, "head": head, **{name: v.ravel() for name, v in columns.items()}})
 
@@ -204,7 +209,7 @@ class LagAttention:
         layer, head = np.unravel_index(np.nanargmax(found.mean), found.mean.shape)
         n = int(np.isfinite(self.beat_seconds).sum())
         return (
-            f"LagAttention({int((self.p <= 0.05).sum())} of {self.p.size} heads look back by the beat; most: block "
+            f"LagAttention({int(self.periodic.sum())} of {self.p.size} heads look back by the beat; most: block "
             f"{self.layers[layer]} head {self.heads[head]}, {found.mean[layer, head]:+.2f} "
             f"[{found.low[layer, head]:+.2f}, {found.high[layer, head]:+.2f}], other clips' beats "
             f"{self.control[layer, head]:+.2f}, p = {self.p[layer, head]:.3g}; {n} clips)"

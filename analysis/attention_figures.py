@@ -76,14 +76,14 @@ def lag_paper(result: LagAttention, heads: Sequence[Head] | None) -> Figure:
         figure = Figure(figsize=(9.4, 3.9), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[1, 1.35])
         image = heat(left, found.mean, x=result.heads, y=result.layers)
-        for (line, column), p in np.ndenumerate(result.p):
-            if p <= 0.05:
+        for (line, column), periodic in np.ndenumerate(result.periodic):
+            if periodic:
                 dark = abs(found.mean[line, column]) > 0.6 * np.nanmax(np.abs(found.mean))
                 shade = "white" if dark else "black"
                 left.text(column, line, "*", ha="center", va="center", color=shade, fontsize=11)
         left.set_xlabel("head")
         left.set_ylabel("block")
-        figure.colorbar(image, ax=left, shrink=0.85, label="on the beat against between, (on − off) / (on + off)")
+        figure.colorbar(image, ax=left, shrink=0.85, label="score, (on − off) / (on + off)")
         grid = np.linspace(0.25, 3.0, 100)
         for (layer, head), (colour, marker) in zip(chosen, SEVERAL, strict=False):
             profile = _in_beats(result, layer, head, grid)
@@ -107,7 +107,7 @@ def lag_screen(result: LagAttention) -> go.Figure:
     )
     heads, blocks = ([str(place) for place in axis] for axis in (result.heads, result.layers))
     figure = go.Figure(screen_heat(found.mean, heads, blocks, "score", customdata=extra, hovertemplate=hover))
-    marks = np.where(result.p <= 0.05, "*", "")
+    marks = np.where(result.periodic, "*", "")
     figure.update_traces(text=marks, texttemplate="%{text}")
     figure.update_layout(xaxis_title="head", yaxis_title="block")
     return screen_plain(figure, _lag_caption(result))
@@ -173,8 +173,8 @@ def _lag_caption(result: LagAttention) -> str:
     clips = int(np.isfinite(result.beat_seconds).sum())
     return (
         f"Self-attention by how far back it looks, {clips} clips. Left: more weight whole beats back than half a beat "
-        "to either side; * p ≤ .05 against beats dealt out to other clips, corrected for all heads. Right: the leading "
-        "heads' weight over lag in each clip's own beats."
+        "to either side (on, off); * interval above 0, and p ≤ .05 against beats dealt out to other clips, corrected for "
+        "all heads. Right: the leading heads' weight over lag in each clip's own beats."
     )
 
 

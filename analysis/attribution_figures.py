@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
-from plotly.subplots import make_subplots
 
 from analysis.captions import captioned, heat, screen_heat, screen_plain
 from analysis.plots import styled
@@ -15,6 +14,9 @@ from analysis.plots import styled
 if TYPE_CHECKING:
     from analysis.attribution import AttributionResult
     from analysis.direct import DirectResult
+
+SHOWN = 36
+"""Components in a figure on paper."""
 
 
 def paper(result: AttributionResult) -> Figure:
@@ -99,14 +101,13 @@ def caption(result: AttributionResult) -> str:
 
 
 def direct_paper(result: DirectResult) -> Figure:
-    """Components by codebooks, numbers in the cells."""
-    values = result.values.mean(1)
+    """The largest components by codebooks, numbers in the cells."""
+    labels, values = _largest(result)
     with styled():
         figure = Figure(figsize=(4.6, 0.17 * len(values) + 1.9), layout="constrained")
         axes = figure.add_subplot()
-        numbered = len(values) <= 40
-        image = heat(axes, values[::-1], x=range(values.shape[1]), numbers=numbered)
-        axes.set_yticks(range(len(values)), result.labels[::-1], fontsize=6.5)
+        image = heat(axes, values[::-1], x=range(values.shape[1]), numbers=True)
+        axes.set_yticks(range(len(values)), labels[::-1], fontsize=6.5)
         axes.set_xlabel("codebook")
         axes.set_ylabel("component")
         figure.colorbar(image, ax=axes, shrink=0.7, label="direct effect [logits]")
@@ -114,12 +115,11 @@ def direct_paper(result: DirectResult) -> Figure:
 
 
 def direct_screen(result: DirectResult) -> go.Figure:
-    """The same on screen."""
+    """All components by codebooks."""
     values = result.values.mean(1)
-    hover = "%{y}, codebook %{x}: %{z:.4g} logits<extra></extra>"
-    figure = make_subplots()
     books = [str(book) for book in range(values.shape[1])]
-    figure.add_trace(screen_heat(values[::-1], books, result.labels[::-1], "logits", hovertemplate=hover))
+    hover = "%{y}, codebook %{x}: %{z:.4g} logits<extra></extra>"
+    figure = go.Figure(screen_heat(values[::-1], books, result.labels[::-1], "logits", hovertemplate=hover))
     figure.update_layout(xaxis_title="codebook", yaxis_title="component", height=220 + 14 * len(values))
     return screen_plain(figure, direct_caption(result), width=80)
 
@@ -131,10 +131,19 @@ def direct_caption(result: DirectResult) -> str:
         "direction": "what the direction reads as in logits",
     }[result.along]
     first, end = result.window.seconds
+    shown = min(SHOWN, len(result.labels))
     return (
         f"What each component writes straight into the logits along {along}; mean over {len(result.prompts)} rows and "
-        f"the frames at {first:g}-{end:g} s. Components add up to {result.totals.mean():+.3g} logits."
+        f"the frames at {first:g}-{end:g} s. All {len(result.labels)} components add up to {result.totals.mean():+.3g} "
+        f"logits; on paper the {shown} largest."
     )
+
+
+def _largest(result: DirectResult) -> tuple[list[str], np.ndarray]:
+    """The components that a page can hold, in the model's order."""
+    values = result.values.mean(1)
+    kept = np.sort(np.argsort(-np.abs(values).max(1))[:SHOWN])
+    return [result.labels[place] for place in kept], values[kept]
 
 
 def _agrees(result: AttributionResult, site: str) -> str:

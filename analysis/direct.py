@@ -145,7 +145,7 @@ def direct(
         elif vector is not None:
             along = ours.written(vector)
         else:
-            wanted = short[rows, :, window.first :].to(ours.logits.device)
+            wanted = short[rows, :, window.first : window.end].to(ours.logits.device)
             along = (
                 torch.nn.functional.one_hot(wanted, ours.logits.shape[-1]).to(ours.logits) - 1 / ours.logits.shape[-1]
             )

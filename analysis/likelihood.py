@@ -53,8 +53,8 @@ class Window:
         return (self.end - self.first) * len(self.delays)
 
     def cropped(self, codes: Int[Tensor, "row codebook frame"]) -> Int[Tensor, "row codebook _"]:
-        """What the window depends on: nothing after its end."""
-        return codes[..., : self.end]
+        """What the window depends on: a delayed codebook's last frames are said after others' later ones."""
+        return codes[..., : self.end + max(*self.delays, 1) - 1]
 
     def __call__(
         self, logits: Float[Tensor, "row codebook step vocab"], codes: Int[Tensor, "row codebook _"]

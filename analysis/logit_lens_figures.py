@@ -113,6 +113,7 @@ def audible_screen(result: Audible) -> go.Figure:
             marker_symbol=SYMBOLS[marker], name=name,
         )  # fmt: skip
         if name != "same":
-            figure.add_hline(y=middle[name].iloc[0], line_dash="dash", line_color=GREY, row=1, col=column)
+            where: Any = {"row": 1, "col": column}
+            figure.add_hline(y=middle[name].iloc[0], line_dash="dash", line_color=GREY, **where)
     figure.update_xaxes(title_text="block")
     return screen_plain(figure, "What each block would play, measured: median over clips. Dashed: the given clips.")

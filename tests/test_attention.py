@@ -105,6 +105,7 @@ def test_heads_that_follow_their_own_clips_beat_stand_out_against_other_clips(
     assert found.means.mean[1, 2] > 0.5
     assert found.control[1, 2] < 0.3
     assert "block 1 head 2" in repr(found)
+    assert found.periodic[1, 2]
 
 
 @pytest.mark.parametrize(("site", "module"), [("attn.z", "self_attn"), ("cross_attn.z", "encoder_attn")])
@@ -171,7 +172,17 @@ def test_tables_and_figures_name_what_they_show(text: Any, lens: Any, codes: tor
     assert len(text.figure().data) == 12
     lags = attention.by_lag(lens, PROMPTS, codes, beat_seconds=[0.12, 0.16, 0.2, np.nan, 0.12], n_permutations=9)
     assert np.isnan(lags.scores[:, :, 3]).all()
-    assert list(lags.to_frame().columns) == ["layer", "head", "score", "low", "high", "control", "control_high", "p"]
+    assert list(lags.to_frame().columns) == [
+        "layer",
+        "head",
+        "score",
+        "low",
+        "high",
+        "control",
+        "control_high",
+        "p",
+        "periodic",
+    ]
     assert [axes.get_xlabel() for axes in lags.plot().axes[:2]] == ["head", "lag [beats]"]
     assert lags.figure().data
     silenced = attention.ablate(lens, PROMPTS, codes, layers=[0], heads=[1])

@@ -25,9 +25,9 @@ def result(lens: Any, codes: torch.Tensor) -> attribution.AttributionResult:
 
 
 def bare(lens: Any, prompts: list[str], codes: torch.Tensor) -> torch.Tensor:
-    """transformers' own logits "row codebook step vocab" of codes cut after the window."""
+    """transformers' own logits "row codebook step vocab" of the whole clip."""
     inputs = lens.tokenizer(prompts, padding=True, return_tensors="pt")
-    columns = delay(codes[..., :FRAMES], lens.config.delays, 32)[..., :-1]
+    columns = delay(codes, lens.config.delays, 32)[..., :-1]
     return lens.model(**inputs, decoder_input_ids=columns.flatten(0, 1)).logits.unflatten(0, (-1, columns.shape[1]))
 
 
@@ -81,18 +81,19 @@ def test_attributions_are_the_gradient_times_the_difference(result: Any, lens: A
     handle.remove()
     (gradient,) = torch.autograd.grad(loss, [states[1]])
     expected = (gradient * (states[0] - states[1]).detach()).sum(-1)
-    np.testing.assert_allclose(result.sites["resid_post"].values[1, :, 0, :, 0], expected, rtol=1e-3, atol=1e-5)
+    found = result.sites["resid_post"].values[1, :, 0, :, 0]
+    np.testing.assert_allclose(found, expected[:, : found.shape[1]], rtol=1e-3, atol=1e-5)
+    assert (expected[:, found.shape[1] :] == 0).all()
 
 
 @pytest.mark.parametrize(("site", "head"), [("resid_post", None), ("cross_attn.z", 2), ("cross_attn.v", 1)])
 def test_exact_cells_are_those_of_a_naive_loop(lens: Any, codes: torch.Tensor, site: str, head: int | None):
-    short = codes[..., :FRAMES]
     place = places_of(lens, site, [1])[site][0]
     own, other = (
-        lens.run_with_cache(prompts, short, sites=site, layers=[1])[1].tensors for prompts in (CORRUPTED, CLEAN)
+        lens.run_with_cache(prompts, codes, sites=site, layers=[1])[1].tensors for prompts in (CORRUPTED, CLEAN)
     )
     found = patched(
-        lens, CORRUPTED, short, own, other, [Cell(place, 1, 3, head)], Window.of(lens, codes, WINDOW)
+        lens, CORRUPTED, codes, own, other, [Cell(place, 1, 3, head)], Window.of(lens, codes, WINDOW)
     )  # fmt: skip
     block = lens.model.decoder.model.decoder.layers[1]
     mine = slice(None) if head is None else slice(12 * head, 12 * (head + 1))
@@ -191,14 +192,14 @@ def test_noising_asks_the_other_run(result: Any, lens: Any, codes: torch.Tensor)
 def test_a_family_with_a_prefix_is_attributed_behind_it(melody_lens: Any, codes: torch.Tensor):
     found = attribution.attribute(melody_lens, CLEAN, CORRUPTED, codes, seconds=WINDOW, check=4, check_pairs=5)
     assert set(found.sites) == {"resid_post", "attn_out", "mlp_out", "attn.z"}
-    assert found.sites["resid_post"].values.shape == (3, 5, 1, FRAMES + 3, 1)
+    assert found.sites["resid_post"].values.shape == (3, 5, 1, FRAMES + 2 + 3, 1)
     assert found.agreement is not None
     # The last block's stream at all steps is all that the heads read.
-    whole = [Cell(places_of(melody_lens, "resid_post", [2])["resid_post"][0], 0, FRAMES + 3)]
-    runs = [melody_lens.run_with_cache(p, codes[..., :FRAMES], sites="resid_post")[1] for p in (CORRUPTED, CLEAN)]
+    whole = [Cell(places_of(melody_lens, "resid_post", [2])["resid_post"][0], 0, 18)]
+    runs = [melody_lens.run_with_cache(p, codes, sites="resid_post")[1] for p in (CORRUPTED, CLEAN)]
     window = Window.of(melody_lens, codes, WINDOW)
     everything = patched(
-        melody_lens, CORRUPTED, codes[..., :FRAMES], runs[0].tensors, runs[1].tensors, whole, window
+        melody_lens, CORRUPTED, codes, runs[0].tensors, runs[1].tensors, whole, window
     )  # fmt: skip
     np.testing.assert_allclose(everything[0], found.clean_scores, rtol=1e-4)
     with pytest.raises(SiteError, match="no cross-attention"):

@@ -42,7 +42,7 @@ def test_every_kind_is_drawn_with_its_unit(found: layer_attribution.LayerAttribu
     assert len(panels) == (1 if normalised else 5)
     assert panels[-1].get_xlabel() == "block"
     if normalised:
-        heights = np.concatenate([line.get_ydata() for line in panels[0].lines])
+        heights = np.concatenate([drawn[0].get_ydata() for drawn in panels[0].containers])
         assert np.abs(heights).max() == pytest.approx(1)
     else:
         assert [axes.get_ylabel() for axes in panels][:2] == ["cross-validated score", "nats"]
