@@ -172,9 +172,9 @@ def _text_caption(result: TextAttention, row: int) -> str:
 def _lag_caption(result: LagAttention) -> str:
     clips = int(np.isfinite(result.beat_seconds).sum())
     return (
-        f"Self-attention by how far back it looks, {clips} clips. Left: weight whole beats back (on) against half a beat "
-        "to either side (off); * interval above 0 and p ≤ .05 against beats dealt out to other clips, corrected for all "
-        "heads. Right: the leading heads' weight over lag in each clip's own beats."
+        f"Self-attention by how far back it looks, {clips} clips. Left: weight whole beats back (on) against half a "
+        "beat to either side (off); * interval above 0 and p ≤ .05 against beats dealt out to other clips, corrected "
+        "for all heads. Right: the leading heads' weight over lag in each clip's own beats."
     )
 
 
