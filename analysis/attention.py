@@ -132,7 +132,7 @@ class TextAttention:
     def __repr__(self) -> str:
         far = self.selective()
         layer, head = np.unravel_index(far.argmax(), far.shape)
-        weights = np.nanmean(self.weights[layer, head], axis=1)
+        weights = self.weights[layer, head].mean(axis=1)
         tops = [_plain(tokens[int(np.nanargmax(w))]) for tokens, w in zip(self.tokens, weights, strict=True)]
         top = max(set(tops), key=tops.count)
         return (
