@@ -91,7 +91,7 @@ def audible_paper(result: Audible, rows: int = 2) -> Figure:
     sounds = [
         [clips.audio[row].cpu().numpy() for clips in columns.values() if clips.audio is not None] for row in shown
     ]
-    names = [str(result.given.prompts[row])[:32] for row in shown]
+    names = [str(result.given.prompts[row])[:20] for row in shown]
     figure = spectrograms.paired(sounds, result.given.sample_rate, names, list(columns))
     return captioned(
         figure,
