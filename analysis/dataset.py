@@ -1,0 +1,389 @@
+"""A labelled data set: prompts or sounds, a label a row, and which rows must stay together.
+
+Three sources, one value: prompts (with clips generated for them, or given codes), one's own sound (arrays, or a folder
+and a CSV), and the synthesiser étude was trained on, in the manner of SynTheory (Wei et al., ISMIR 2024). Probing and
+PCA read it; nothing here looks into a model but for its codec.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from audiolens.errors import InputError, InputTypeError, nearest, shortened
+from audiolens.etude.synth import CLIP_SECONDS
+
+if TYPE_CHECKING:
+    from audiolens.lens import AudioLens
+
+Task = Literal["classification", "regression"]
+_ENCODED = 16
+"""Clips that pass the codec at once."""
+_CLASSES = 12
+"""Whole numbers of more different values than this are quantities, not classes."""
+_SEARCHED = 100
+"""How many clips of the synthesiser are looked at for each one kept, before giving up."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Rows to probe.
+
+    Attributes:
+        labels: one a row: text or truth values (classes), or numbers (a quantity).
+        prompts: one a row; `None` is no prompt.
+        codes: the music that each row hears; `None` leaves only the start token, so that the text alone speaks.
+        audio: the sound the codes were made of, "row sample", for the mel baseline; `None` decodes the codes.
+        sample_rate: of `audio`, in hertz.
+        groups: rows of one group never stand on both sides of a split. By default rows that share a prompt or a clip
+            share a group; what all rows share tells no row from another and groups none.
+        name, unit: of the label, for tables and figures.
+
+    Raises:
+        InputError: if lengths differ, a label is missing, or `groups` puts one prompt or one clip on both sides.
+    """
+
+    labels: np.ndarray
+    prompts: tuple[str | None, ...]
+    codes: Int[Tensor, "row codebook frame"] | None = None
+    audio: Float[np.ndarray, "row sample"] | None = None
+    sample_rate: int | None = None
+    groups: np.ndarray | None = None
+    name: str = "label"
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompts", tuple(self.prompts))
+        object.__setattr__(self, "labels", checked_labels(self.labels, len(self.prompts)))
+        for what, given in (("codes", self.codes), ("audio", self.audio)):
+            if given is not None and len(given) != len(self.prompts):
+                raise InputError(f"{what} of {len(given)} rows for {len(self.prompts)} prompts: give one row each.")
+        ties = [same(self.prompts), *([] if self.codes is None else [same_codes(self.codes)])]
+        object.__setattr__(self, "groups", checked_groups(self.groups, len(self.prompts), ties))
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __repr__(self) -> str:
+        sound = "text alone" if self.codes is None else f"{self.codes.shape[-1]} frames"
+        groups = len(np.unique(np.asarray(self.groups)))
+        return f"Dataset({self.name}: {len(self)} rows in {groups} groups, {sound}, {told_labels(self.labels)})"
+
+    @classmethod
+    def from_prompts(
+        cls,
+        lens: AudioLens,
+        prompts: Sequence[str | None],
+        labels: Sequence[Any],
+        *,
+        codes: Int[Tensor, "row codebook frame"] | None = None,
+        seconds: float = 2.0,
+        seeds: Sequence[int] | None = None,
+        guidance_scale: float = 3.0,
+        groups: Sequence[Any] | None = None,
+        batch_size: int = 32,
+        name: str = "label",
+        progress: bool = False,
+    ) -> Dataset:
+        """Prompts with the clips that the model plays for them, or with given `codes`, one row or one for all.
+
+        Generated codes say what was asked for: any block then reads the concept in its own past. Codes that all rows
+        share, or that both poles share, leave the text as the only source.
+        """
+        listed = tuple(prompts)
+        checked_labels(labels, len(listed))
+        if codes is None:
+            numbers = list(range(len(listed))) if seeds is None else list(seeds)
+            codes = lens.generate(
+                listed, seconds, seeds=numbers, guidance_scale=guidance_scale, decode=False,
+                batch_size=batch_size, progress=progress,
+            ).codes.cpu()  # fmt: skip
+        elif codes.ndim == 3 and len(codes) == 1:
+            codes = codes.expand(len(listed), -1, -1)
+        return cls(np.asarray(labels), listed, codes, groups=_array(groups), name=name)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        lens: AudioLens,
+        sounds: Sequence[Any],
+        sample_rate: int,
+        labels: Sequence[Any],
+        *,
+        prompts: Sequence[str | None] | None = None,
+        groups: Sequence[Any] | None = None,
+        seconds: float | None = None,
+        name: str = "label",
+        unit: str = "",
+    ) -> Dataset:
+        """One's own sounds, each "sample" or "channel sample", of one rate.
+
+        Args:
+            groups: what each sound was cut from (piece, artist, album): excerpts of one piece tell each other's label.
+            seconds: the beginning of each sound that is heard; by default as much as the shortest has.
+
+        Raises:
+            InputError: if labels do not match, or a sound is shorter than `seconds`.
+        """
+        if not len(sounds):
+            raise InputError("no sounds: give at least two of each label.")
+        checked_labels(labels, len(sounds))
+        waves = [_mono(sound, place) for place, sound in enumerate(sounds)]
+        shortest = min(len(wave) for wave in waves)
+        samples = shortest if seconds is None else round(seconds * sample_rate)
+        if shortest < samples or not samples:
+            place = int(np.argmin([len(wave) for wave in waves]))
+            raise InputError(
+                f"sound {place} lasts {shortest / sample_rate:g} s, and seconds={seconds} was asked for: leave it out, "
+                "or ask for less."
+            )
+        audio = np.stack([wave[:samples] for wave in waves])
+        codes = encoded(lens, audio, sample_rate)
+        told = tuple(prompts) if prompts is not None else (None,) * len(waves)
+        return cls(np.asarray(labels), told, codes, audio, sample_rate, _array(groups), name, unit)
+
+    @classmethod
+    def from_folder(
+        cls,
+        lens: AudioLens,
+        folder: str | os.PathLike[str],
+        table: str | os.PathLike[str],
+        label: str,
+        *,
+        file: str = "file",
+        group: str | None = None,
+        prompt: str | None = None,
+        seconds: float | None = None,
+    ) -> Dataset:
+        """Sound files of a folder and a CSV with a row a file.
+
+        Args:
+            table: the CSV; its column `file` names files relative to `folder`.
+            label, group, prompt: the columns of the label, of what rows must stay together (piece, artist), and of
+                the text that the model is given beside the sound (none by default).
+
+        Raises:
+            InputError: for a missing file or column, sounds of different rates, or one shorter than `seconds`.
+        """
+        import pandas as pd
+        import soundfile
+
+        path = Path(table)
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; expected a CSV with columns {file!r} and {label!r}.")
+        try:
+            rows = pd.read_csv(path)
+        except (ValueError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} is not a CSV that can be read: {error}.") from None
+        for column in (file, label, *filter(None, (group, prompt))):
+            if column not in rows:
+                raise InputError(f"{path} has no column {column!r}: it has {shortened(map(str, rows.columns))}.")
+        sounds, rates = [], set()
+        for name in rows[file].astype(str):
+            source = Path(folder) / name
+            if not source.is_file():
+                raise InputError(f"{source}: no such file, named in {path}.")
+            try:
+                sound, rate = soundfile.read(source, dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError as error:
+                raise InputError(f"{source} is not a sound file that can be read: {error.error_string}") from None
+            sounds.append(sound.T)
+            rates.add(int(rate))
+        if len(rates) != 1:
+            raise InputError(f"sounds of {len(rates)} sample rates ({shortened(map(str, sorted(rates)))}): give one.")
+        return cls.from_arrays(
+            lens,
+            sounds,
+            rates.pop(),
+            rows[label].to_numpy(),
+            prompts=None if prompt is None else [str(text) for text in rows[prompt]],
+            groups=None if group is None else rows[group].to_numpy(),
+            seconds=seconds,
+            name=label,
+        )
+
+    @classmethod
+    def from_synth(
+        cls,
+        lens: AudioLens,
+        concept: str,
+        n: int = 200,
+        *,
+        task: Task = "classification",
+        seed: int = 0,
+        seconds: float = CLIP_SECONDS,
+    ) -> Dataset:
+        """`n` clips of étude's synthesiser, labelled by `concept` and drawn independently in everything else.
+
+        Concepts are tempo, timbre, register, density, loudness (classes "low" and "high", the outer thirds of the
+        range; or, for regression, where in its range a clip lies, 0 to 1), mode, instrument, tonic (pitch class) and
+        meter. Classes are equally many. No prompt is given, so that the sound alone speaks.
+
+        étude's codec and decoder were trained on the clips of seeds 1 and 2: take others.
+        """
+        from audiolens.etude import synth
+
+        chosen, labels = _drawn(concept, n, task, seed)
+        audio = np.stack([synth.labelled_clip(index, seed, seconds).audio for index in chosen])
+        codes = encoded(lens, audio, synth.SAMPLE_RATE)
+        unit = "share of the range" if task == "regression" else ""
+        return cls(np.array(labels), (None,) * n, codes, audio, synth.SAMPLE_RATE, name=concept, unit=unit)
+
+
+def task_of(labels: np.ndarray) -> Task:
+    """Text, truth values and few whole numbers are classes; the rest is a quantity."""
+    if labels.dtype.kind in "USOb":
+        return "classification"
+    whole = labels.dtype.kind in "iu" or bool((labels == np.round(labels)).all())
+    return "classification" if whole and len(np.unique(labels)) <= _CLASSES else "regression"
+
+
+def told_labels(labels: np.ndarray) -> str:
+    """Labels in a few words: how many of each class, or the range of a quantity."""
+    if task_of(labels) == "regression":
+        return f"{labels.min():.3g} to {labels.max():.3g}"
+    values, counts = np.unique(labels, return_counts=True)
+    return shortened((f"{count} {value}" for value, count in zip(values, counts, strict=True)), 6)
+
+
+def checked_labels(labels: Any, rows: int) -> np.ndarray:
+    """Labels as an array, one a row, none missing.
+
+    Raises:
+        InputError: saying which is missing, or how many there are.
+    """
+    array = np.asarray(labels)
+    if array.ndim != 1 or len(array) != rows:
+        raise InputError(f"{array.size} labels for {rows} rows: give one per row.")
+    if array.dtype.kind == "O":
+        missing = [value is None or value != value for value in array]
+        array = array if any(missing) else array.astype(str)
+    else:
+        missing = ~np.isfinite(array) if array.dtype.kind == "f" else np.zeros(rows, dtype=bool)
+    if np.any(missing):
+        raise InputError(f"the label of row {int(np.argmax(missing))} is missing: leave the row out, or label it.")
+    return array
+
+
+def same(values: Sequence[str | None]) -> np.ndarray:
+    """A number a row, equal where a text is; -1 where there is none, or where all rows have the same."""
+    numbers = {value: place for place, value in enumerate(dict.fromkeys(values))}
+    if len(numbers) == 1:
+        return np.full(len(values), -1)
+    return np.array([-1 if value is None else numbers[value] for value in values])
+
+
+def same_codes(codes: Int[Tensor, "row codebook frame"]) -> np.ndarray:
+    """The same for clips: equal where every code is."""
+    return same([bytes(clip.cpu().numpy().tobytes()).hex() for clip in codes])
+
+
+def checked_groups(groups: Any, rows: int, ties: Sequence[np.ndarray] = ()) -> np.ndarray:
+    """The group of each row: as given, or the rows that ties (equal prompts, equal clips) bind together.
+
+    Raises:
+        InputError: if groups that are given part rows that a tie binds: the same prompt would be on both sides.
+    """
+    if groups is None:
+        links = [(np.flatnonzero(tie >= 0), tie[tie >= 0]) for tie in ties]
+        # Rows and ties are the two kinds of nodes of a graph; a group is a connected part of it.
+        offset, starts, ends = rows, [], []
+        for members, marks in links:
+            starts.append(members)
+            ends.append(marks + offset)
+            offset += int(marks.max(initial=-1)) + 1
+        edges = (np.concatenate([*starts, np.empty(0, int)]), np.concatenate([*ends, np.empty(0, int)]))
+        graph = coo_array((np.ones(len(edges[0])), edges), shape=(offset, offset))
+        found = connected_components(graph, directed=False)[1][:rows]
+        return np.unique(found, return_inverse=True)[1]
+    given = np.asarray(groups)
+    if given.ndim != 1 or len(given) != rows:
+        raise InputError(f"{given.size} groups for {rows} rows: give one per row.")
+    numbers = np.unique(given, return_inverse=True)[1]
+    refuse_leak(numbers, ties, "groups")
+    return numbers
+
+
+def refuse_leak(sides: np.ndarray, ties: Sequence[np.ndarray], what: str) -> None:
+    """Raise if rows that a tie binds lie on different sides.
+
+    Raises:
+        InputError: naming two such rows.
+    """
+    for tie in ties:
+        for mark in np.unique(tie[tie >= 0]):
+            rows = np.flatnonzero(tie == mark)
+            apart = rows[sides[rows] != sides[rows[0]]]
+            if len(apart):
+                raise InputError(
+                    f"a leak: rows {rows[0]} and {apart[0]} share their prompt, clip or group, and {what} puts them "
+                    "apart, so that one would be trained on and the other tested; leave it out to keep them together."
+                )
+
+
+def encoded(
+    lens: AudioLens, audio: Float[np.ndarray, "row sample"], sample_rate: int
+) -> Int[Tensor, "row codebook frame"]:
+    """Codes of many sounds, a few at a time."""
+    parts = [audio[start : start + _ENCODED] for start in range(0, len(audio), _ENCODED)]
+    return torch.cat([lens.encode_audio(torch.from_numpy(part)[:, None], sample_rate).cpu() for part in parts])
+
+
+def _drawn(concept: str, n: int, task: Task, seed: int) -> tuple[list[int], list[Any]]:
+    """Clips of the synthesiser and their labels, chosen by label alone and equally many of each class."""
+    from audiolens.etude import synth
+    from audiolens.etude.attributes import CONCEPTS, INSTRUMENTS, METERS, MODES, RANGES, TONICS
+
+    known = {**CONCEPTS, "tonic": "tonic", "meter": "meter"}
+    if concept not in known:
+        raise InputError(f"the synthesiser has no {concept!r}.{nearest(concept, known)} It labels {shortened(known)}.")
+    attribute = known[concept]
+    if task == "regression":
+        if attribute not in RANGES:
+            raise InputError(f"{concept} is no quantity: probe it by classification.")
+        span = RANGES[attribute]
+        drawn = [synth.label(index, seed)[0] for index in range(n)]
+        return list(range(n)), [span.position(getattr(one, attribute)) for one in drawn]
+    kinds = {"instrument": INSTRUMENTS, "mode": MODES, "tonic": TONICS, "meter": METERS}
+    classes: tuple[Any, ...] = ("low", "high") if attribute in RANGES else kinds[attribute]
+    if n < 2 * len(classes):
+        raise InputError(f"n={n}: {concept} has {len(classes)} classes, and each needs two clips at least.")
+    wanted = {name: n // len(classes) + (place < n % len(classes)) for place, name in enumerate(classes)}
+    chosen, labels = [], []
+    for index in range(_SEARCHED * n):
+        attributes = synth.label(index, seed)[0]
+        value = getattr(attributes, attribute)
+        kind = RANGES[attribute].level(value) if attribute in RANGES else value
+        if wanted.get(kind, 0):
+            wanted[kind] -= 1
+            chosen.append(index)
+            labels.append(kind)
+        if len(chosen) == n:
+            break
+    return chosen, labels
+
+
+def _mono(sound: Any, place: int) -> Float[np.ndarray, " sample"]:
+    try:
+        wave = np.asarray(sound, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise InputTypeError(f"sound {place}: expected an array of samples, not {type(sound).__name__}.") from None
+    if wave.ndim not in (1, 2) or not wave.size:
+        raise InputError(f"sound {place} of shape {wave.shape}: expected 'sample' or 'channel sample'.")
+    if not np.isfinite(wave).all():
+        raise InputError(f"sound {place} holds NaN or infinite samples.")
+    return wave if wave.ndim == 1 else wave.mean(0)
+
+
+def _array(values: Any) -> np.ndarray | None:
+    return None if values is None else np.asarray(values)
