@@ -1,0 +1,150 @@
+"""`audiolens probe`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from analysis.commands.common import Json, Model, cell, open_lens, print_table, to_json
+from audiolens.errors import InputError
+
+if TYPE_CHECKING:
+    from analysis.dataset import Dataset
+    from audiolens import AudioLens
+
+_SHOWN = ("place", "score", "low", "high", "auc", "shuffled", "shuffled_high", "selectivity", "p")
+
+
+def probe(
+    concept: Annotated[
+        str,
+        typer.Argument(
+            help="tempo, timbre, register, density, loudness, mode, instrument, tonic or meter of the synthesiser; "
+            "with --audio, the column of --labels."
+        ),
+    ],
+    model: Model = "etude",
+    site: Annotated[str, typer.Option(help="Any site with a vector a step: resid_post, attn_out, attn.z, ...")] = (
+        "resid_post"
+    ),
+    layers: Annotated[str | None, typer.Option(help="Blocks, such as 0,3 or 2-5 [default: all].")] = None,
+    heads: Annotated[str | None, typer.Option(help="Probe each of these heads by itself, such as 0-3.")] = None,
+    position: Annotated[str, typer.Option(help="mean, last, max, or a span in seconds such as 0-1.5.")] = "mean",
+    n: Annotated[int, typer.Option("--n", help="Clips of the synthesiser.")] = 200,
+    kind: Annotated[str, typer.Option("--probe", help="ridge, logistic or mlp.")] = "ridge",
+    quantity: Annotated[
+        bool, typer.Option("--quantity", help="Predict where in its range a clip lies (R²), not low against high.")
+    ] = False,
+    folds: Annotated[int, typer.Option(help="Of the cross-validation.")] = 5,
+    shuffles: Annotated[int, typer.Option(help="Shuffles of the labels: p is at least 1 / (shuffles + 1).")] = 20,
+    audio: Annotated[Path | None, typer.Option(help="A folder of one's own sounds.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="A CSV with the columns `file` and CONCEPT.")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="The column of what must stay together (piece, artist), in --labels.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(help="Length of each clip.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the clips, folds and shuffles; étude was trained on 1 and 2.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="New folder for the table and the figure (PNG, SVG, HTML).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Can a concept be read from the activations, block by block, and better than from the sound itself?
+
+    Examples:
+
+        audiolens probe tempo
+
+        audiolens probe instrument --site attn.z --layers 0-3 --heads 0-5 --n 120
+
+        audiolens probe genre --audio songs --labels songs.csv --group artist
+    """
+    from analysis import folder, probing
+
+    if (audio is None) != (labels is None):
+        raise InputError("--audio and --labels go together: a folder, and a CSV that labels its files.")
+    options: dict[str, Any] = {"layers": _numbers(layers, "--layers"), "heads": _numbers(heads, "--heads")}
+    place = _position(position)
+    if out is not None:
+        folder.check(out, overwrite=None)
+    lens = open_lens(model)
+    data = _data(lens, concept, n, quantity, seed, seconds, audio, labels, group)
+    found = probing.probe(
+        lens,
+        data,
+        kind=kind,  # pyright: ignore[reportArgumentType]  # checked there
+        task="regression" if quantity else None,
+        site=site,
+        position=place,
+        folds=folds,
+        n_shuffles=shuffles,
+        seed=seed,
+        progress=not as_json,
+        **options,
+    )
+    table = found.to_frame()
+    if out is not None:
+        with folder.fresh(out, overwrite=None) as work:
+            _write(found, work)
+    if as_json:
+        rows = table.astype(object).where(table.notna(), None).to_dict("records")
+        typer.echo(to_json({"finding": repr(found), "rows": rows}))
+        return
+    typer.echo(repr(found))
+    shown = table[[name for name in _SHOWN if not (name == "auc" and quantity)]]
+    print_table([{key: cell(value) for key, value in row.items()} for row in shown.to_dict("records")])
+
+
+def _data(
+    lens: AudioLens,
+    concept: str,
+    n: int,
+    quantity: bool,
+    seed: int,
+    seconds: float | None,
+    audio: Path | None,
+    labels: Path | None,
+    group: str | None,
+) -> Dataset:
+    from analysis.probing import Dataset
+
+    if audio is not None and labels is not None:
+        return Dataset.from_folder(lens, audio, labels, concept, group=group, seconds=seconds)
+    if group is not None:
+        raise InputError("--group names a column of --labels: every clip of the synthesiser stands by itself.")
+    length = {} if seconds is None else {"seconds": seconds}
+    return Dataset.from_synth(
+        lens, concept, n, task="regression" if quantity else "classification", seed=seed, **length
+    )
+
+
+def _write(found: Any, work: Path) -> None:
+    found.to_frame().to_csv(work / "probe.csv", index=False)
+    figure = found.plot()
+    for ending in ("png", "svg"):
+        figure.savefig(work / f"probe.{ending}")
+    found.figure().write_html(work / "probe.html", include_plotlyjs=True)
+
+
+def _numbers(text: str | None, option: str) -> list[int] | None:
+    """Numbers and ranges, "0,3" or "2-5"."""
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if not match:
+            raise InputError(f"{option}={text}: expected numbers such as 0,3 or a range such as 2-5.")
+        first, last = int(match[1]), int(match[2] or match[1])
+        found += range(first, last + 1)
+    if not found:
+        raise InputError(f"{option}={text}: expected numbers such as 0,3 or a range such as 2-5.")
+    return found
+
+
+def _position(text: str) -> Any:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)", text)
+    return (float(match[1]), float(match[2])) if match else text
