@@ -70,3 +70,67 @@ def test_constant_activations_are_refused(activations: np.ndarray) -> None:
 def test_activations_with_steps_are_refused(activations: np.ndarray) -> None:
     with pytest.raises(InputError, match="expected 'layer row d_model'"):
         pca.fit(activations[:, :, None], LABELS)
+
+
+def test_components_in_three_dimensions(activations: np.ndarray) -> None:
+    found = pca.fit(activations, LABELS)
+    panels = found.plot(dimensions=3).axes
+    assert [panel.name for panel in panels] == ["3d"] * 4
+    assert "component 3" in panels[0].get_zlabel()  # type: ignore[attr-defined]
+    figure = found.figure(dimensions=3)
+    assert {trace.type for trace in figure.data} == {"scatter3d"}
+    assert len(figure.layout.sliders[0].steps) == 4
+    with pytest.raises(InputError, match="n_components of at least 3"):
+        pca.fit(activations, LABELS, n_components=2).plot(dimensions=3)
+
+
+def test_rows_of_one_prompt_count_once_in_the_interval(activations: np.ndarray) -> None:
+    """Ten copies of each row tell nothing new: the interval stays as wide as that of the rows."""
+    copied = np.repeat(activations[3:], 10, axis=1)
+    labels = np.repeat(LABELS, 10).tolist()
+    single = pca.fit(activations[3:], LABELS).intervals[0]
+    grouped = pca.fit(copied, labels, groups=np.repeat(np.arange(40), 10)).intervals[0]
+    naive = pca.fit(copied, labels).intervals[0]
+    assert grouped.high - grouped.low == pytest.approx(single.high - single.low, rel=0.35)
+    assert naive.high - naive.low < 0.6 * (grouped.high - grouped.low)
+
+
+@pytest.fixture(scope="module")
+def moving() -> np.ndarray:
+    """Two blocks of 40 rows over 20 steps; in the second the poles part at step 10."""
+    values = np.random.default_rng(0).normal(size=(2, 40, 20, 8))
+    values[1, :20, 10:, 2] += 12
+    return values
+
+
+def test_trajectories_part_when_they_were_planted_to(moving: np.ndarray) -> None:
+    found = pca.trajectories(moving, LABELS, frame_rate=10)
+    assert found.silhouettes[1, 10:].min() > 0.5
+    assert found.silhouettes[1, :10].max() < 0.2
+    assert found.silhouettes[0].max() < 0.2
+    assert found.seconds[10] == pytest.approx(1.0)
+    assert "block 1" in repr(found)
+    # The same by hand: the components of all rows and steps, the mean of a pole's rows.
+    expected = PCA(3, svd_solver="full").fit_transform(moving[1].reshape(-1, 8)).reshape(40, 20, 3)
+    np.testing.assert_allclose(found.means[1, 0], expected[:20].mean(0), atol=1e-8)
+    np.testing.assert_allclose(found.errors[1, 1], expected[20:].std(0, ddof=1) / np.sqrt(20), atol=1e-8)
+
+
+def test_tables_and_figures_of_trajectories(moving: np.ndarray) -> None:
+    found = pca.trajectories(moving, LABELS, frame_rate=10)
+    table = found.to_frame()
+    assert len(table) == 2 * 2 * 20
+    assert {"layer", "label", "seconds", "silhouette", "pc1", "pc1_error"} <= set(table.columns)
+    drawn = found.plot()
+    assert any("time in the clip [s]" in axes.get_xlabel() for sub in drawn.subfigs for axes in sub.axes)
+    assert len(found.figure().layout.sliders[0].steps) == 2
+    with pytest.raises(InputError, match="record without reduce"):
+        pca.trajectories(moving[:, :, 0], LABELS)
+
+
+def test_trajectories_of_a_cache_know_their_time(lens, codes) -> None:
+    prompts = ["fast song", "fast music", "slow song", "slow music", "slow jazz"]
+    _, cache = lens.run_with_cache(prompts, codes, seconds=(0.2, 0.6))
+    found = pca.trajectories(cache, ["fast"] * 2 + ["slow"] * 3, n_components=2)
+    np.testing.assert_allclose(found.seconds[[0, -1]], [0.2, 0.56])
+    assert found.means.shape == (3, 2, 10, 2)
