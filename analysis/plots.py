@@ -91,14 +91,22 @@ def cosines(result: CosineMap) -> Figure:
         axes.set_xlabel("block" if first == second else f"block ({second})")
         axes.set_ylabel("block" if first == second else f"block ({first})")
         axes.grid(False)
+        marks = result.significant
         if max(rows, columns) <= 16:
             for (row, column), value in np.ndenumerate(result.cosines):
                 shade = "white" if abs(value) > 0.65 else "black"
-                axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color=shade)
+                text = f"{value:.2f}{'*' if marks[row, column] else ''}"
+                axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=shade)
+        else:
+            y, x = np.nonzero(~marks)
+            axes.scatter(x, y, s=5, color=GREY, marker="x", linewidths=0.5)
         bar = figure.colorbar(image, ax=axes, shrink=0.85, label="cosine similarity")
         for sign in (-1, 1):
             bar.ax.axhline(sign * result.chance, color=BLACK, linewidth=0.8, linestyle=":")
-        axes.set_title(f"{first}" if first == second else f"{first} and {second}")
+        title = f"{first}" if first == second else f"{first} and {second}"
+        beyond = "random directions" if result.null == "random" else "shuffled labels"
+        mark = "*" if max(rows, columns) <= 16 else "no cross:"
+        axes.set_title(f"{title}\n{mark} beyond {beyond}", fontsize=8.5)
     return figure
 
 

@@ -38,7 +38,10 @@ def cosines(result: CosineMap) -> go.Figure:
             zmax=1,
             colorscale="PuOr_r",
             colorbar_title="cosine",
-            hovertemplate="block %{y} and block %{x}: %{z:.3f}<extra></extra>",
+            text=np.where(result.significant, "*", ""),
+            texttemplate="%{text}",
+            customdata=result.p,
+            hovertemplate="block %{y} and block %{x}: %{z:.3f}, p %{customdata:.3g}<extra></extra>",
         )
     )
     same = first == second
