@@ -282,7 +282,8 @@ def probe(
             batch_size=batch_size, progress=progress,
         )  # fmt: skip
     _check_values(found)
-    beside = {name: features.of_sound(lens, rows, name, position) for name in _sounds(baselines, rows, lens, position)}
+    chosen = _sounds(baselines, rows, lens, position)
+    beside = {} if lens is None else {name: features.of_sound(lens, rows, name, position) for name in chosen}
     todo = [*found.values, *(one.values[0] for one in beside.values())]
     scored = Parallel(n_jobs=n_jobs)(delayed(plan.scored)(values, fitted, n_bootstrap, seed) for values in todo)
     everything = list[Scored](scored)  # pyright: ignore[reportArgumentType]
@@ -393,6 +394,8 @@ def _sounds(
     for name in baselines:
         if name not in ("mel", "codec"):
             raise InputError(f"baselines={name!r}: expected 'mel' and 'codec'.")
+    if baselines and lens is None:
+        raise InputError("baselines are made of sound, which needs the lens and a Dataset: give baselines=().")
     return tuple(baselines)
 
 
