@@ -77,7 +77,8 @@ def paths(result: Trajectories) -> Figure:
     marks = _whole_seconds(result.seconds)
     with styled():
         figure = Figure(figsize=(2.5 * columns + 0.6, 2.2 * lines + 2.2), layout="constrained")
-        upper, lower = figure.subfigures(2, 1, height_ratios=[2.2 * lines + 0.3, 1.9])
+        halves: Any = figure.subfigures(2, 1, height_ratios=[2.2 * lines + 0.3, 1.9])
+        upper, lower = halves
         panels = np.atleast_1d(upper.subplots(lines, columns)).ravel()
         for place, axes in enumerate(panels):
             if place >= len(result.layers):

@@ -277,7 +277,7 @@ def _by_group(scores: Float[np.ndarray, "row step component"], groups: np.ndarra
 
 def _silhouette(scores: Float[np.ndarray, "row component"], names: tuple[str, ...]) -> float:
     """0 where all rows are at one point: at the first step of a model without text, say."""
-    return float(np.mean(silhouette_samples(scores, names))) if np.ptp(scores, axis=0).any() else 0.0
+    return float(np.asarray(silhouette_samples(scores, names)).mean()) if np.ptp(scores, axis=0).any() else 0.0
 
 
 def _checked_dimensions(result: PCAResult, dimensions: int) -> int:

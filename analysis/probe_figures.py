@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,7 +47,7 @@ def _blocks(result: ProbeResult) -> Figure:
     names = _names(result)
     x = np.arange(len(mine))
     with styled():
-        figure = Figure(figsize=(max(4.2, 1.6 + 0.42 * len(mine)), 3.5), layout="constrained")
+        figure = Figure(figsize=(max(4.8, 1.6 + 0.42 * len(mine)), 3.9), layout="constrained")
         axes = figure.add_subplot()
         low, high = mine["shuffled_low"].to_numpy(float), mine["shuffled_high"].to_numpy(float)
         axes.fill_between(x, low, high, color=GREY, alpha=0.3, linewidth=0, label="shuffled labels", step=None)
@@ -67,8 +68,9 @@ def _blocks(result: ProbeResult) -> Figure:
         axes.set_xlabel("block" if all(place.layer is not None for place in result.places) else "site")
         axes.set_ylabel(_axis(result))
         if result.classes:
-            axes.set_ylim(min(0.0 if len(result.classes) > 2 else 0.3, float(low.min()) - 0.02), 1.02)
+            axes.set_ylim(min(0.0 if len(result.classes) > 2 else 0.3, float(low.min()) - 0.02), 1.03)
         figure.suptitle(_title(result), fontsize=10)
+        axes.set_title("\n".join(wrap(caption(result), 26 * int(figure.get_figwidth()))), fontsize=6.5, loc="left")
         figure.legend(loc="outside lower center", ncols=2 if len(mine) < 10 else 3)
     return figure
 
@@ -180,7 +182,7 @@ def _site(result: ProbeResult) -> str:
 def _axis(result: ProbeResult) -> str:
     if result.classes:
         return f"{result.metric} ({len(result.classes)} classes)"
-    return f"{result.metric}, out of fold" + (f" [{result.unit}]" if result.unit else "")
+    return f"R² of {result.name}" + (f" ({result.unit})" if result.unit else "") + ", out of fold"
 
 
 def _title(result: ProbeResult) -> str:

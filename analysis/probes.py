@@ -86,8 +86,8 @@ class Probe:
         else:
             family = MLPClassifier if self.task == "classification" else MLPRegressor
             model = family(
-                (32,), solver="lbfgs", alpha=1.0 if self.penalty is None else self.penalty, max_iter=200,
-                random_state=seed,
+                hidden_layer_sizes=(32,), solver="lbfgs", max_iter=200, random_state=seed,
+                alpha=1.0 if self.penalty is None else self.penalty,
             )  # fmt: skip
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)

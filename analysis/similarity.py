@@ -159,7 +159,7 @@ class Comparison:
 
     def __repr__(self) -> str:
         table = self.to_frame()
-        far = table.loc[table["cosine"].abs().idxmax()]
+        far = table.iloc[int(np.argmax(table["cosine"].abs()))]
         return (
             f"Comparison({len(self.names)} directions at {len(self.layers)} blocks: {far['name']} and "
             f"{far['other_name']} most alike, {far['cosine']:+.2f} at block {far['layer']}; "

@@ -55,7 +55,9 @@ def test_help_comes_at_once() -> None:
     assert time.perf_counter() - started < 5
 
 
-@pytest.mark.parametrize("command", [(), ("study",), ("generate",), ("directions",), ("models",), ("measure",)])
+@pytest.mark.parametrize(
+    "command", [(), ("study",), ("probe",), ("generate",), ("directions",), ("models",), ("measure",)]
+)
 def test_every_command_has_help(run: Run, command: tuple[str, ...]) -> None:
     code, out, _ = run(*command, "--help")
     assert code == 0
@@ -260,3 +262,52 @@ def test_study_writes_a_folder_and_says_the_finding(
     code, out, _ = run("study", "tempo", "-m", checkpoint, "--force", "--json")
     assert code == 0
     assert json.loads(out)["concept"] == "tempo"
+
+
+def test_probe_gives_programs_every_place_and_baseline(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    arguments = ("-m", checkpoint, "--n", 12, "--seconds", 0.6, "--folds", 2, "--shuffles", 3)
+    # The tiny checkpoint's own codec gives every sound the same codes: its activations do not vary.
+    code, out, err = run("probe", "tempo", *arguments)
+    assert code == 2
+    assert "the same in every row" in err
+    code, out, err = run("probe", "register", "-m", "etude", *arguments[2:], "--layers", "0,2-3", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert [row["place"] for row in found["rows"]] == ["block 0", "block 2", "block 3", "mel", "codec"]
+    assert found["rows"][3]["layer"] is None
+    assert "register" in found["finding"]
+
+
+def test_probe_reads_own_sounds(run: Run, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lines = ["file,kind"]
+    for place in range(8):
+        time_ = np.arange(9600) / 16_000
+        tone = 0.3 * np.sin(2 * np.pi * 220 * (1 + place) * time_)
+        soundfile.write(tmp_path / f"{place}.wav", tone if place % 2 else 0.1 * rng.normal(size=9600), 16_000)
+        lines.append(f"{place}.wav,{'noise' if place % 2 == 0 else 'tone'}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    own = ("--audio", tmp_path, "--labels", tmp_path / "labels.csv", "--folds", 2, "--shuffles", 3)
+    code, out, err = run("probe", "kind", *own, "--layers", 2, "-o", "out")
+    assert code == 0, err
+    assert "balanced accuracy" in out
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"probe.csv", "probe.png", "probe.svg", "probe.html"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("tempoo",), "Did you mean 'tempo'"),
+        (("tempo", "--layers", "a"), "--layers=a: expected numbers"),
+        (("tempo", "--audio", "."), "--audio and --labels go together"),
+        (("mode", "--quantity"), "mode is no quantity"),
+        (("tempo", "--group", "artist"), "--group names a column"),
+        (("tempo", "--n", 2), "each needs two clips"),
+    ],
+)
+def test_probe_refuses_in_one_line(run: Run, checkpoint: Path, arguments: tuple, message: str) -> None:
+    code, _, err = run("probe", *arguments, "-m", checkpoint)
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
