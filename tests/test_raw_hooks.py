@@ -1,20 +1,26 @@
-"""Every strategy, schedule, branch and operator makes the very codes that plain torch hooks on the bare model make."""
+"""Every strategy, schedule, branch and operator makes the very codes that plain torch hooks on the bare model make.
+
+One batch holds a row for every schedule (or operator), all of one prompt, so that only the schedule tells them apart:
+that each row's clip is the hooks' own also shows that rows do not reach each other.
+"""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from melodies import PREFIX
 from torch import Tensor
 
 import audiolens as al
 from audiolens import schedules
 from audiolens.provenance import Provenance
 
-PROMPTS = ["fast piano", "slow dark guitar music", "calm"]
+PROMPT = "slow dark guitar"
 SECONDS, FRAMES, RATE = 0.4, 10, 25
-STRENGTH = torch.tensor([0.0, -2.0, 3.0])
+STRENGTH = 6.0
 STRATEGIES: Mapping[str, tuple[dict[str, Any], dict[int, int]]] = {
     # strategy -> options, and block -> whose vector it gets
     "one-to-one": ({"layer": 1}, {1: 1}),
@@ -35,6 +41,26 @@ SCHEDULES: Mapping[str, tuple[Any, Callable[[float], float]]] = {
     # A list has no factor for the tail, which follows the last frame.
     "list": ([float(i % 3) for i in range(FRAMES)], lambda t: float(min(round(t * RATE), FRAMES - 1) % 3)),
 }
+Edit = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(activations "row step d_model", amount "row step 1", vector) -> new activations."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A checkpoint, and whether its prefix is steered too."""
+
+    lens: Any
+    prefix: bool
+
+    @property
+    def melody(self) -> bool:
+        return self.lens.config.conditioning == "prefix"
+
+
+@pytest.fixture(params=["cross-attention", "melody", "melody with its prefix"])
+def case(request: pytest.FixtureRequest) -> Case:
+    name = "lens" if request.param == "cross-attention" else "melody_lens"
+    return Case(request.getfixturevalue(name), prefix="with" in request.param)
 
 
 @pytest.fixture(scope="module")
@@ -47,84 +73,142 @@ def directions() -> al.Directions:
     )
 
 
-def hooked(lens: Any, edits: Mapping[int, Callable[[Tensor, Tensor], Tensor]], branch: str, factor: Any) -> Tensor:
-    """The bare model's greedy audio under guidance 3. `edits[block](output, amount)`, amounts "row step 1"."""
-    chosen = torch.cat([STRENGTH * (branch != "null"), STRENGTH * (branch != "cond")])[:, None, None]
-    handles = []
-    for block, edit in edits.items():
+def added(value: Tensor, amount: Tensor, vector: Tensor) -> Tensor:
+    return value + amount * vector
+
+
+def ablated(value: Tensor, amount: Tensor, vector: Tensor) -> Tensor:
+    unit = vector / vector.norm()
+    return value - amount * (value @ unit)[..., None] * unit
+
+
+def clamped(value: Tensor, amount: Tensor, vector: Tensor) -> Tensor:
+    unit = vector / vector.norm()
+    return value + (amount * vector.norm() - (value @ unit)[..., None]) * unit
+
+
+def as_long(edit: Edit) -> Edit:
+    """The edit, at the length that the activations had."""
+
+    def rescaled(value: Tensor, amount: Tensor, vector: Tensor) -> Tensor:
+        changed = edit(value, amount, vector)
+        return changed * value.norm(dim=-1, keepdim=True) / changed.norm(dim=-1, keepdim=True)
+
+    return rescaled
+
+
+def hooked(
+    case: Case,
+    vectors: Mapping[int, Tensor],
+    branch: str,
+    rows: Sequence[tuple[Edit, float, Callable[[float], float]] | None],
+) -> tuple[Tensor, Tensor]:
+    """The bare model's greedy audio under guidance 3, each row under its own (edit, strength, factor of seconds).
+
+    Beside it what the last block then gives at every step: "branch row step d_model".
+    """
+    handles, last = [], dict[int, Tensor]()
+    for block in vectors:
         calls: list[int] = []
 
-        def hook(_module: Any, _inputs: Any, output: Tensor, edit: Any = edit, calls: list[int] = calls) -> Tensor:
-            # transformers runs MusicGen's first forward twice, once to fill the cache and once to sample.
-            step = max(0, len(calls) - 1)
+        def hook(_module: Any, _inputs: Any, output: Any, *, block: int = block, calls: list[int] = calls) -> Any:
+            whole = output[0] if case.melody else output
+            # transformers runs MusicGen's first forward twice, once to fill the cache and once to sample; Melody's
+            # runs once, and holds the prefix before its step.
+            step = len(calls) if case.melody else max(0, len(calls) - 1)
+            before = PREFIX if case.melody and not calls else 0
             calls.append(step)
-            amount = chosen if factor is None else chosen * torch.tensor(factor(step / RATE), dtype=torch.float32)
-            return torch.where(chosen != 0, edit(output, amount), output)
+            changed = whole.clone()
+            for place, row in enumerate(rows):
+                if row is None:
+                    continue
+                edit, strength, factor = row
+                amounts = torch.full((whole.shape[1], 1), strength)
+                # The prefix has no time: it keeps its strength whatever the schedule.
+                amounts[before:] *= factor(step / RATE)
+                first = 0 if case.prefix else before
+                halves = {"cond": [place], "null": [len(rows) + place], "both": [place, len(rows) + place]}[branch]
+                for sequence in halves:
+                    changed[sequence, first:] = edit(whole[sequence, first:], amounts[first:], vectors[block])
+            if block == 2:
+                last[step] = changed[:, -1]
+            return (changed, *output[1:]) if case.melody else changed
 
-        handles.append(lens.model.decoder.model.decoder.layers[block].register_forward_hook(hook))
-    inputs = lens.tokenizer(PROMPTS, padding=True, return_tensors="pt")
+        handles.append(case.lens.model.decoder.model.decoder.layers[block].register_forward_hook(hook))
+    inputs = case.lens.tokenizer([PROMPT] * len(rows), return_tensors="pt")
+    wanted = {"input_ids": inputs.input_ids, "attention_mask": inputs.attention_mask}
     try:
-        return lens.model.generate(**inputs, max_new_tokens=FRAMES + 3, do_sample=False, guidance_scale=3.0)
+        audio = case.lens.model.generate(**wanted, max_new_tokens=FRAMES + 3, do_sample=False, guidance_scale=3.0)
     finally:
         for handle in handles:
             handle.remove()
+    return audio, torch.stack(list(last.values()), dim=1).unflatten(0, (2, -1)) if last else torch.empty(0)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("branch", ["cond", "null", "both"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_schedule_and_branch_equals_raw_hooks(
-    lens: Any, directions: al.Directions, strategy: Any, branch: Any, schedule: str
+    case: Case, directions: al.Directions, strategy: Any, branch: Any
 ) -> None:
     options, where = STRATEGIES[strategy]
-    given, factor = SCHEDULES[schedule]
-    steps = al.steer(directions, strategy, strength=STRENGTH, branch=branch, schedule=given, **options)
-    out = lens.generate(PROMPTS, SECONDS, temperature=0, interventions=steps)
-    edits = {
-        block: lambda output, amount, vector=directions[source]: output + amount * vector
-        for block, source in where.items()
-    }
-    assert torch.equal(out.audio, hooked(lens, edits, branch, factor))
+    steps = [
+        step
+        for row, (given, _) in enumerate(SCHEDULES.values(), start=1)
+        for step in al.steer(
+            directions,
+            strategy,
+            strength=[STRENGTH],
+            rows=[row],
+            branch=branch,
+            schedule=given,
+            prefix=case.prefix,
+            **options,
+        )
+    ]
+    made = case.lens.generate([PROMPT] * (1 + len(SCHEDULES)), SECONDS, temperature=0, interventions=steps).audio
+    vectors = {block: directions[source] for block, source in where.items()}
+    todo = [None, *((added, STRENGTH, factor) for _, factor in SCHEDULES.values())]
+    expected, _ = hooked(case, vectors, branch, todo)
+    assert len(torch.unique(expected, dim=0)) == len(todo), "two schedules do the same: nothing tells them apart"
+    for row, name in enumerate(("not steered", *SCHEDULES)):
+        assert torch.equal(made[row], expected[row]), name
 
 
-def added(output: Tensor, amount: Tensor, vector: Tensor) -> Tensor:
-    return output + amount * vector
-
-
-def ablated(output: Tensor, amount: Tensor, vector: Tensor) -> Tensor:
-    unit = vector / vector.norm()
-    return output - amount * (output @ unit)[..., None] * unit
-
-
-def clamped(output: Tensor, amount: Tensor, vector: Tensor) -> Tensor:
-    unit = vector / vector.norm()
-    return output + (amount * vector.norm() - (output @ unit)[..., None]) * unit
-
-
-@pytest.mark.parametrize("preserve_norm", [False, True])
 @pytest.mark.parametrize("branch", ["cond", "null", "both"])
-@pytest.mark.parametrize(("operator", "oracle"), [("add", added), ("ablate", ablated), ("clamp", clamped)])
-def test_every_operator_equals_raw_hooks(
-    lens: Any, directions: al.Directions, operator: Any, oracle: Any, branch: Any, preserve_norm: bool
-) -> None:
-    # A clamp holds a row of strength 0 at no direction: there it differs from no change.
-    rows = [1, 2]
-    steps = al.steer(
-        directions,
-        "one-to-all",
-        layer=1,
-        strength=STRENGTH[rows],
-        rows=rows,
-        branch=branch,
-        operator=operator,
-        preserve_norm=preserve_norm,
-    )
-    out = lens.generate(PROMPTS, SECONDS, temperature=0, interventions=steps)
-
-    def edit(output: Tensor, amount: Tensor) -> Tensor:
-        changed = oracle(output, amount, directions[1])
-        if preserve_norm:
-            changed = changed * output.norm(dim=-1, keepdim=True) / changed.norm(dim=-1, keepdim=True)
-        return changed
-
-    assert torch.equal(out.audio, hooked(lens, dict.fromkeys(range(3), edit), branch, None))
+def test_every_operator_equals_raw_hooks(case: Case, directions: al.Directions, branch: Any) -> None:
+    operators: Mapping[str, tuple[Edit, float]] = {
+        "add": (added, 3.0),
+        "ablate": (ablated, 0.75),
+        "clamp": (clamped, 2.0),
+    }
+    todo = [(name, keep) for name in operators for keep in (False, True)]
+    steps = [
+        step
+        for row, (name, keep) in enumerate(todo, start=1)
+        for step in al.steer(
+            directions,
+            "one-to-all",
+            layer=1,
+            strength=operators[name][1],
+            rows=[row],
+            branch=branch,
+            operator=name,  # pyright: ignore[reportArgumentType]
+            preserve_norm=keep,
+            prefix=case.prefix,
+        )
+    ]
+    made = case.lens.generate(
+        [PROMPT] * (1 + len(todo)), SECONDS, temperature=0, interventions=steps, sites="resid_post", layers=2,
+        branch="both",
+    )  # fmt: skip
+    rows = [
+        (as_long(edit) if keep else edit, strength, lambda t: 1.0)
+        for (edit, strength), keep in ((operators[name], keep) for name, keep in todo)
+    ]
+    expected, stream = hooked(case, dict.fromkeys(range(3), directions[1]), branch, [None, *rows])
+    half = stream[int(branch == "null")]
+    assert min(float((a - b).abs().max()) for i, a in enumerate(half) for b in half[:i]) > 0.02, "two do the same"
+    for row, name in enumerate(("not steered", *todo)):
+        assert torch.equal(made.audio[row], expected[row]), name
+    # A projection summed in another order has other last bits.
+    torch.testing.assert_close(made.cache["resid_post", 2], stream, rtol=1e-3, atol=1e-3)
