@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis import sweep
+from audiolens import text
 from audiolens.errors import InputError
 from audiolens.interventions import Branch
 from audiolens.prompts import PromptSet
+from audiolens.reading import Position
+from audiolens.recording import refuse_prefix
 from audiolens.steering import Strategy
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ class Settings:
 
     Attributes:
         poles: prompts of either pole that the direction is read from, for `reading_seconds` each.
+        position: where in the clip, or in the text, it is read; as in `difference_in_means`.
         development, development_seeds: neutral prompts, and seeds of each, that place and strength are chosen on.
         test, test_seeds: the same for what is reported.
         strengths: per strategy, what is tried at every block, in differences of means.
@@ -43,9 +47,11 @@ class Settings:
         shown: how many (prompt, seed) pairs are kept as sound, the first ones.
         seed: which repetition, from 0 to `REPETITIONS` - 1: no two share a clip or a control direction.
         batch_size, n_jobs: as in `sweep.run`; they change the time it takes.
+        substitutes: what stands in for parts of a published protocol, a sentence each; the report repeats them.
     """
 
     poles: int = 48
+    position: Position = "mean"
     reading_seconds: float = 2.0
     development: int = 8
     development_seeds: int = 2
@@ -66,6 +72,7 @@ class Settings:
     seed: int = 0
     batch_size: int = 64
     n_jobs: int | None = None
+    substitutes: tuple[str, ...] = ()
 
     @classmethod
     def full(cls, **changes: Any) -> Settings:
@@ -73,6 +80,32 @@ class Settings:
         sizes: dict[str, Any] = {"poles": 100, "development": 8, "test": 24, "n_random": 19, "n_shuffled": 10}
         sizes["strengths"] = {"one-to-one": (0.5, 1.0, 2.0), "one-to-all": (0.125, 0.25, 0.5)}
         return cls(**{**sizes, **changes})
+
+    @classmethod
+    def paper(cls, lens: AudioLens, **changes: Any) -> Settings:
+        """The protocol of Facchiano et al. (2025, arXiv 2504.04479), with the full controls; no time limit.
+
+        Directions from 100 prompts a pole at the text's last token, one block's added at every block (one-to-all) to
+        both halves of the guidance at strength 1.25; every block is tried as the source. `substitutes` says what is
+        not as in the paper, on this model and in general.
+        """
+        other = [
+            "Prompts: audiolens's own, a hundred a pole.",
+            "Tempo: from the intervals between onsets (librosa), not by Beat This.",
+            "Quality: the share of failed clips, not FAD.",
+        ]
+        position: Position = "eos"
+        if lens.config.conditioning != "prefix":
+            position = "last"
+            other.insert(0, "Position: the clip's last step, for the text of this model stands in no decoder sequence.")
+        protocol: dict[str, Any] = {
+            "position": position,
+            "strengths": {"one-to-all": (1.25,)},
+            "branch": "both",
+            "most_blocks": lens.config.n_layers,
+            "substitutes": tuple(other),
+        }
+        return cls.full(**{**protocol, **changes})
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -114,8 +147,10 @@ class Settings:
         development = self.development * self.development_seeds
         places = sum(2 * len(set(amounts)) for amounts in self.strengths.values()) * len(self.blocks(n_layers))
         conditions = 1 + 4 * len(self.strengths) + 2 * (self.n_random + self.n_shuffled) + 4
+        # The start token is enough for these.
+        heard = self.position not in ("first", "eos")
         return {
-            "reading directions": 2 * self.poles,
+            "reading directions": 2 * self.poles * heard,
             "scanning blocks": development * (1 + places),
             "dose-response": self.test * self.test_seeds * conditions,
         }
@@ -135,8 +170,13 @@ class Settings:
                 raise InputError(f"{name}={getattr(self, name)}: expected at least {least}.")
         if self.n_random < 1:
             raise InputError("n_random=0: an effect without a control shows nothing; expected at least 1.")
+        if self.position == "eos":
+            refuse_prefix(lens.config, "position='eos'", "Use 'first' or 'last'.")
+        asked = [sets.prompted(prompt, pole) for prompt in sets.test for pole in sets.poles]
+        read = [*sets.positive, *sets.negative, *sets.development, *asked]
+        _, tokens = text.checked(read, lens.model, lens.tokenizer)
         config = lens.config
-        longest = (config.max_steps - config.chroma_length - max(config.delays)) / config.frame_rate
+        longest = (config.max_steps - config.prefix(max(tokens)) - max(config.delays)) / config.frame_rate
         for name in ("seconds", "reading_seconds"):
             if not 0.5 <= getattr(self, name) <= longest:
                 raise InputError(f"{name}={getattr(self, name)}: expected 0.5 to {longest:g} for this model.")

@@ -218,7 +218,7 @@ def _stages(
             lens,
             sets.positive[: settings.poles],
             sets.negative[: settings.poles],
-            position="mean",
+            position=settings.position,
             branch="cond",
             guidance_scale=settings.guidance_scale,
             seconds=settings.reading_seconds,
@@ -310,6 +310,8 @@ def _tell_plan(lens: AudioLens, sets: PromptSet, settings: Settings, tell: Calla
             f"quick controls: {settings.n_random} random directions cannot reach p = .05, and "
             f"{settings.n_shuffled} of shuffled labels; the full study has 19 and 10"
         )
+    for sentence in settings.substitutes:
+        tell(f"not as in the paper. {sentence}")
 
 
 def _components(directions: Directions, sets: PromptSet) -> PCAResult:

@@ -1,6 +1,7 @@
 """Tiny random-weights checkpoints, written once a session through save_pretrained as a user would meet them."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,11 +47,11 @@ def benchmark_script(name: str) -> ModuleType:
     return module
 
 
-def write_tokenizer(folder: Path) -> Any:
+def write_tokenizer(folder: Path, words: Sequence[str] = WORDS) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
+    vocabulary = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
     raw.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
@@ -64,14 +65,23 @@ def write_tokenizer(folder: Path) -> Any:
 CHROMA = 7
 
 
-def write_model(folder: Path, *, channels: int = 1, d_model: int = 48, layers: int = 3, melody: bool = False) -> Path:
+def write_model(
+    folder: Path,
+    *,
+    channels: int = 1,
+    d_model: int = 48,
+    layers: int = 3,
+    melody: bool = False,
+    words: Sequence[str] = WORDS,
+) -> Path:
     import transformers
     from transformers import EncodecConfig, EncodecFeatureExtractor, T5Config
 
     kind = "MusicgenMelody" if melody else "Musicgen"
     torch.manual_seed(0)
     vocab = 32
-    text = T5Config(vocab_size=32, d_model=24, d_kv=6, d_ff=48, num_layers=2, num_heads=4, n_positions=64)
+    tokens = max(32, 3 + len(words))
+    text = T5Config(vocab_size=tokens, d_model=24, d_kv=6, d_ff=48, num_layers=2, num_heads=4, n_positions=64)
     codec = EncodecConfig(
         target_bandwidths=[0.5],
         sampling_rate=16000,
@@ -111,7 +121,7 @@ def write_model(folder: Path, *, channels: int = 1, d_model: int = 48, layers: i
     model.generation_config.do_sample = True
     model.generation_config.guidance_scale = 3.0
     model.save_pretrained(folder)
-    write_tokenizer(folder)
+    write_tokenizer(folder, words)
     if not melody:
         EncodecFeatureExtractor(feature_size=1, sampling_rate=16000).save_pretrained(folder)
     return folder

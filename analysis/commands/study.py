@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from analysis.commands.common import Force, Json, Model, command_line, open_lens
+from audiolens.errors import InputError
 
 
 def study(
@@ -16,6 +17,10 @@ def study(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write [default: study-CONCEPT].")] = None,
     full: Annotated[
         bool, typer.Option("--full/--quick", help="All controls and more prompts, or done in five minutes.")
+    ] = False,
+    paper: Annotated[
+        bool,
+        typer.Option("--paper", help="The paper's protocol: read at the text's end, one-to-all, both branches, ±1.25."),
     ] = False,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
     seed: Annotated[int, typer.Option(help="0 to 99: another one is an independent repetition.")] = 0,
@@ -34,17 +39,24 @@ def study(
         audiolens study timbre --out runs/timbre --force
 
         audiolens study tempo --full --model facebook/musicgen-small
+
+        audiolens study tempo --paper --model facebook/musicgen-melody
     """
     from analysis import folder
     from analysis import study as studies
     from analysis.listening import share_cores
 
+    if paper and full:
+        raise InputError("--full and --paper are two studies: give one of them.")
     target = out or Path(f"study-{concept}")
     studies.prompts_of(concept)
     folder.check(target, overwrite=force)
     changes: dict[str, Any] = {"seconds": seconds, "seed": seed}
-    settings = studies.Settings.full(**changes) if full else studies.Settings(**changes)
     lens = open_lens(model)
+    if paper:
+        settings = studies.Settings.paper(lens, **changes)
+    else:
+        settings = studies.Settings.full(**changes) if full else studies.Settings(**changes)
     share_cores()
     found = studies.run(
         lens,

@@ -144,8 +144,8 @@ def drawings(study: Study, kept: list[Sound]) -> list[Drawing]:
         Drawing(
             "pca",
             "The two poles inside the model",
-            "Each point is a prompt: its mean activation while a clip is generated, on the first two principal "
-            "components of its block. Silhouette: 1 far apart, 0 mixed.",
+            f"Each point is a prompt: {_read_at(settings.position)}, on the first two principal components of its "
+            "block. Silhouette: 1 far apart, 0 mixed.",
             study.components.plot(),
         ),
         Drawing(
@@ -188,6 +188,17 @@ def summary(study: Study, command: str) -> dict[str, Any]:
             "command": command,
         }
     )
+
+
+def _read_at(position: Any) -> str:
+    """What a direction was read from, in words."""
+    names = {
+        "mean": "its mean activation while a clip is generated",
+        "first": "the activation at the start token, before any sound",
+        "last": "the activation at the last step of the clip generated",
+        "eos": "the activation at the last token of its text",
+    }
+    return names.get(position) or "its mean activation over {:g} to {:g} s of the clip generated".format(*position)
 
 
 def _plain(value: Any) -> Any:
