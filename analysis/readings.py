@@ -8,6 +8,8 @@ side on the very same clips.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,15 +20,70 @@ from scipy.stats import spearmanr
 from audiolens import measure
 from audiolens.directions import Directions, difference_in_means
 from audiolens.errors import InputError
-from audiolens.interventions import Branch
+from audiolens.interventions import Branch, checked_branch
 from audiolens.prompts import PromptSet
-from audiolens.reading import Position
+from audiolens.reading import PoleReader, Position
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
 
 POSITIONS: tuple[Position, ...] = ("mean", "first", "last")
 BRANCHES: tuple[Branch, ...] = ("cond", "null", "both")
+
+
+@dataclass(frozen=True, eq=False)
+class Readings:
+    """The directions that each position and branch of reading gives, side by side.
+
+    `table` has one row per position, branch and layer:
+        norm: length of the difference of means, and `relative_norm`, in mean lengths of the activations there.
+        separation, auc, split_half_cosine, stable_at: as in `Evidence`.
+        cosine: to the direction of the first position and branch (`reference`) at that layer.
+        onset_correlation: Spearman's between a clip's projection on the direction and its onsets per second, within
+            either pole and then averaged: what the reading carries of busyness beside the poles' difference.
+
+    `null` is read too, where only the codes drawn so far can tell the poles apart; at "first" it is the same for all
+    prompts, its direction zero, and its columns NaN. It does not show which reading steers best: that takes a sweep.
+    Nor does a low cosine say which of two readings is the concept's.
+    """
+
+    table: pd.DataFrame
+    concept: str
+    model: str
+    reference: tuple[str, str]
+    prompts: tuple[int, int]
+    seconds: float
+
+    def to_frame(self) -> pd.DataFrame:
+        return self.table
+
+    def summary(self) -> pd.DataFrame:
+        """One row per position and branch: medians over layers of cosine, auc and onset correlation."""
+        kept = self.table.groupby(["position", "branch"], sort=False)
+        return kept[["relative_norm", "cosine", "auc", "onset_correlation"]].median().reset_index()
+
+    def plot(self) -> Any:
+        """Cosine to the reference, held-out AUC and onset correlation over the blocks (matplotlib figure)."""
+        from analysis import readings_figures
+
+        return readings_figures.on_paper(self)
+
+    def figure(self) -> Any:
+        """The same for the screen (plotly figure)."""
+        from analysis import readings_figures
+
+        return readings_figures.on_screen(self)
+
+    def __repr__(self) -> str:
+        told = self.summary().dropna(subset="cosine")
+        others = told[(told["position"] != self.reference[0]) | (told["branch"] != self.reference[1])]
+        sides = [f"{row.position} {row.branch} {row.cosine:+.2f}" for row in others.itertuples()]
+        carried = told.set_index(["position", "branch"])["onset_correlation"].get(self.reference, float("nan"))
+        onsets = f"; correlation of {' '.join(self.reference)} with onsets {carried:+.2f}" if carried == carried else ""
+        alike = (
+            f"cosine to {' '.join(self.reference)}, median over blocks: {', '.join(sides)}" if sides else "one reading"
+        )
+        return f"Readings({self.concept} on {self.model!r}: {alike}{onsets})"
 
 
 def compare(
@@ -40,27 +97,27 @@ def compare(
     prompts: int | None = None,
     batch_size: int = 32,
     progress: bool = True,
-) -> pd.DataFrame:
-    """One row per position, branch and layer.
-
-    Columns:
-        norm: length of the difference of means, and `relative_norm`, in mean lengths of the activations there.
-        separation, auc, split_half_cosine, stable_at: as in `Evidence`.
-        cosine: to the direction of the first position and branch at that layer (the mean of the conditional half).
-        onset_correlation: Spearman's between a clip's projection on the direction and its onsets per second, within
-            either pole and then averaged: what the reading carries of busyness beside the poles' difference.
-
-    `null` is read too, where only the codes drawn so far can tell the poles apart; at "first" it is the same for all
-    prompts, its direction zero, and its columns NaN. It does not show which reading steers best: that takes a sweep.
+) -> Readings:
+    """Read a concept at every position in every branch, from the very same clips.
 
     Args:
         positions, branches: as in `difference_in_means`; the first of each is what the others are compared with.
         seconds, guidance_scale: of the clips, prompt i of either pole drawn from seed i.
         prompts: of each pole; `None` is all.
+
+    Raises:
+        InputError: (or a subclass) without a position or branch, or for one that this model does not have; a position
+            is refused before the clips are made.
     """
     if not positions or not branches:
         raise InputError(f"positions={list(positions)}, branches={list(branches)}: give at least one of each.")
     poles = [list(side[:prompts]) for side in (sets.positive, sets.negative)]
+    for position, branch in product(positions, branches):
+        checked_branch(branch, guidance_scale > 1)
+        PoleReader(
+            lens, *poles, site="resid_post", layers=None, position=position, branch=branch, codes=None, audio=None,
+            guidance_scale=guidance_scale, seeds=None, seconds=seconds, batch_size=batch_size, progress=False,
+        )  # fmt: skip
     made: dict[str, Any] = {"guidance_scale": guidance_scale, "batch_size": batch_size, "progress": progress}
     codes = [
         lens.generate(side, seconds, seeds=list(range(len(side))), decode=False, **made).codes.cpu() for side in poles
@@ -82,7 +139,15 @@ def compare(
             reference = found if reference is None else reference
             frames.append(_rows(found, reference, rates).assign(position=str(position), branch=branch))
     table = pd.concat(frames, ignore_index=True)
-    return table[["position", "branch", *[name for name in table.columns if name not in ("position", "branch")]]]
+    first = ["position", "branch"]
+    return Readings(
+        table=table[[*first, *[name for name in table.columns if name not in first]]],
+        concept=sets.concept,
+        model=lens.name,
+        reference=(str(positions[0]), branches[0]),
+        prompts=(len(poles[0]), len(poles[1])),
+        seconds=seconds,
+    )
 
 
 def within_poles(

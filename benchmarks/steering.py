@@ -100,7 +100,9 @@ def main(
                 guidance_scale=guidance,
                 prompts=poles,
                 batch_size=batch_size,
-            ).assign(concept=concept)
+            )
+            .to_frame()
+            .assign(concept=concept)
             for concept, one in sets.items()
         ]
     )

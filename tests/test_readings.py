@@ -16,7 +16,8 @@ SETS = PromptSet("tempo", ("fast", "slow"), FAST, tuple(text.replace("fast", "sl
 
 def test_rows_are_those_of_each_reading_by_itself(lens: Any) -> None:
     positions = ("mean", "first", (0.2, 0.4))
-    table = readings.compare(lens, SETS, positions=positions, branches=("cond", "null"), seconds=0.6, progress=False)
+    found = readings.compare(lens, SETS, positions=positions, branches=("cond", "null"), seconds=0.6, progress=False)
+    table = found.to_frame()
     assert len(table) == 3 * 2 * 3
     codes = tuple(
         lens.generate(list(side), 0.6, seeds=[0, 1, 2, 3], decode=False).codes
@@ -36,8 +37,31 @@ def test_rows_are_those_of_each_reading_by_itself(lens: Any) -> None:
     start = table[(table["position"] == "first") & (table["branch"] == "null")]
     assert start["norm"].max() < 1e-3
     assert start[["cosine", "auc", "onset_correlation"]].isna().all(axis=None)
-    with pytest.raises(InputError, match="at least one of each"):
-        readings.compare(lens, SETS, positions=())
+    summed = found.summary().set_index(["position", "branch"])
+    assert summed.loc[("first", "cond"), "cosine"] == pytest.approx(
+        np.median(table.loc[(table["position"] == "first") & (table["branch"] == "cond"), "cosine"])
+    )
+    # Said in a line, without the reading that has no direction.
+    assert repr(found).startswith("Readings(tempo on ")
+    assert f"first cond {summed.loc[('first', 'cond'), 'cosine']:+.2f}" in repr(found)
+    assert "first null" not in repr(found)
+    assert "\n" not in repr(found)
+    # Drawn too: five lines of six in each panel, and the same on screen.
+    assert [sum(len(line.get_xdata()) == 3 for line in axes.lines) for axes in found.plot().axes] == [5, 5, 5]
+    assert len(found.figure().data) == 15
+
+
+def test_positions_and_branches_are_checked_before_a_clip_is_made(lens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(al.AudioLens, "generate", lambda *_, **__: pytest.fail("the model ran"))
+    for given, message in (
+        ({"positions": ()}, "at least one of each"),
+        ({"positions": ("mean", "eos")}, "cross-attention"),
+        ({"positions": ("mean", (0.5, 9.0))}, "ends after the clips"),
+        ({"branches": ("cond", "left")}, "expected 'cond', 'null' or 'both'"),
+        ({"guidance_scale": 1.0}, "needs guidance"),
+    ):
+        with pytest.raises(InputError, match=message):
+            readings.compare(lens, SETS, seconds=0.6, progress=False, **given)
 
 
 def test_busyness_is_looked_for_within_the_poles() -> None:
