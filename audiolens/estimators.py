@@ -1,22 +1,32 @@
-"""Other estimators of a direction, from the vectors that a difference of means was taken of.
+"""Other estimators of a direction than the difference of means, behind the same `Directions`.
 
-Each takes `Directions` read with `keep_samples=True` and gives `Directions` of the same site and layers, so that
-estimators compare on the same activations. All point to the positive pole, and all are as long as the difference of
-means is along them, so that a strength of 1 means the same step.
-
-A mean-centred direction (Jorgensen et al., 2023) needs no estimator of its own: it is
-`difference_in_means(lens, sets.positive, sets.development)`, one pole against neutral prompts.
+`principal_component` and `probe_weights` take `Directions` read with `keep_samples=True` and give `Directions` of the
+same site and layers, so that estimators compare on the same activations. Both point to the positive pole, and both are
+as long as the difference of means is along them, so that a strength of 1 means the same step. `mean_centred` reads
+anew, one pole against neutral prompts.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from audiolens.directions import Directions
+from audiolens.directions import Directions, difference_in_means
 from audiolens.errors import InputError
 from audiolens.reading import Samples
+
+
+def mean_centred(lens: Any, pole: Sequence[str | None], neutral: Sequence[str | None], **reading: Any) -> Directions:
+    """The mean under one pole's prompts, centred on the mean under neutral ones, as `sets.development` are.
+
+    Jorgensen et al. (2023). For a concept that has no opposite; half as long as a difference of two poles that lie
+    on either side of what is neutral. `reading` is handed to `difference_in_means`, errors are its own.
+    """
+    found = difference_in_means(lens, pole, neutral, **reading)
+    return replace(found, meta=replace(found.meta, estimator="mean-centred"))
 
 
 def principal_component(directions: Directions) -> Directions:

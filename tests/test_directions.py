@@ -172,7 +172,7 @@ def test_a_single_pair_gives_a_direction_without_evidence(lens: Any) -> None:
 
 @pytest.fixture
 def planted(checkpoint: Path) -> tuple[Any, torch.Tensor]:
-    """A model whose text reaches the residual stream in block 1 alone, along one direction."""
+    """A model whose text reaches the stream in block 1 alone, along one direction, which then decides the output."""
     lens = al.AudioLens.from_pretrained(checkpoint)
     direction = torch.nn.functional.normalize(torch.randn(48, generator=torch.Generator().manual_seed(5)), dim=0)
     blocks = lens.model.decoder.model.decoder.layers
@@ -182,6 +182,9 @@ def planted(checkpoint: Path) -> tuple[Any, torch.Tensor]:
         reader = torch.randn(48, generator=torch.Generator().manual_seed(6))
         blocks[1].encoder_attn.out_proj.weight.copy_(torch.outer(direction, reader))
         blocks[1].fc2.weight.zero_()
+        # The last block hands on what it is given.
+        blocks[2].self_attn.out_proj.weight.zero_()
+        blocks[2].fc2.weight.zero_()
     return lens, direction
 
 
@@ -193,6 +196,30 @@ def test_a_planted_direction_is_found(planted: tuple[Any, torch.Tensor], positio
     found = al.difference_in_means(lens, FAST, SLOW, position=position, progress=False, **given)
     assert abs(float(cosine_similarity(found[1], direction, dim=0))) > 0.99
     assert float(found.norms[0]) < 1e-5 < float(found.norms[1])
+
+
+@pytest.mark.parametrize("strength", [-200.0, 300.0])
+def test_adding_along_a_planted_direction_moves_the_output_as_computed_by_hand(
+    planted: tuple[Any, torch.Tensor], strength: float
+) -> None:
+    lens, direction = planted
+    codes = torch.randint(0, 32, (5, 4, 12), generator=torch.Generator().manual_seed(0))
+    found = al.difference_in_means(lens, FAST, SLOW, position="first", progress=False)
+    plain, cache = lens.run_with_cache(SLOW, codes, layers=[1])
+    steered = lens.run_with_interventions(SLOW, codes, al.steer(found, "one-to-one", layer=1, strength=strength))
+    # The planted direction itself, at the length that was read: what was read is not in the computation.
+    sign = torch.sign(found[1] @ direction)
+    moved = cache["resid_post", 1] + strength * sign * found.norms[1] * direction
+    centred = moved - moved.mean(-1, keepdim=True)
+    normalised = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    norm = lens.model.decoder.model.decoder.layer_norm
+    with torch.no_grad():
+        final = normalised * norm.weight + norm.bias
+        expected = torch.einsum(
+            "kvd,rsd->rksv", torch.stack([head.weight for head in lens.model.decoder.lm_heads]), final
+        )
+    torch.testing.assert_close(steered, expected, rtol=1e-3, atol=1e-3)
+    assert float((steered - plain).abs().max()) > 0.1
 
 
 def test_ablating_a_planted_direction_makes_the_model_deaf_to_its_words(planted: tuple[Any, torch.Tensor]) -> None:
@@ -476,6 +503,31 @@ def test_estimators_find_the_planted_axis_and_keep_the_step(noisy: al.Directions
     assert float(found.norms[0]) == pytest.approx(2.0, rel=0.1)
     assert found.meta.estimator != noisy.meta.estimator
     assert found.meta.label == "axis 0"
+
+
+NEUTRAL = ["a song", "piano", "the jazz with drums", "guitar and drums", "a bright song"]
+
+
+@pytest.mark.parametrize(
+    "estimate",
+    [
+        lambda lens, read: estimators.mean_centred(lens, FAST, NEUTRAL, **read),
+        lambda lens, read: estimators.principal_component(
+            al.difference_in_means(lens, FAST, SLOW, keep_samples=True, **read)
+        ),
+    ],
+    ids=["mean-centred", "pca of pairs"],
+)
+def test_estimators_find_the_direction_of_a_planted_model(planted: tuple[Any, torch.Tensor], estimate: Any) -> None:
+    # Probe weights need many more prompts than these: see the planted axis above.
+    lens, direction = planted
+    codes = torch.randint(0, 32, (5, 4, 12), generator=torch.Generator().manual_seed(0))
+    found = estimate(lens, {"layers": 1, "codes": codes, "progress": False})
+    cosine = abs(float(cosine_similarity(found[1], direction, dim=0)))
+    assert cosine > 0.95
+    assert found.meta.estimator != "difference in means"
+    elsewhere = torch.nn.functional.normalize(torch.randn(48, generator=torch.Generator().manual_seed(9)), dim=0)
+    assert abs(float(cosine_similarity(found[1], elsewhere, dim=0))) < 0.5
 
 
 def test_estimators_say_what_they_need(noisy: al.Directions) -> None:
