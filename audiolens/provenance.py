@@ -151,14 +151,18 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         InputError: if there is no such file, it is truncated or corrupt, or holds something other than directions.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a file of directions.")
     if not path.is_file():
         raise InputError(f"{path}: no such file.")
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get("audiolens")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise InputError(f"{path} is not a whole safetensors file: {error}.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
     try:
         facts = json.loads(header) if header is not None else {}
     except json.JSONDecodeError as error:

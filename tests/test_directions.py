@@ -432,6 +432,23 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
         directions.save(tmp_path)
 
 
+def test_places_that_cannot_be_read_or_written_are_said(directions: al.Directions, tmp_path: Path) -> None:
+    (tmp_path / "broken.safetensors").symlink_to("/proc/self/mem")
+    with pytest.raises(InputError, match="broken.safetensors (cannot be read|is not a whole safetensors file)"):
+        al.Directions.load(tmp_path / "broken.safetensors")
+    with pytest.raises(InputError, match="is a folder, not a file of directions"):
+        al.Directions.load(tmp_path)
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o500)
+    # Root writes where the mode forbids it, but not here.
+    folder = Path("/proc") if os.access(locked, os.W_OK) else locked
+    for path in (folder / "d.safetensors", folder / "new" / "d.safetensors"):
+        with pytest.raises(InputError, match=rf"{path} cannot be written: \w+"):
+            directions.save(path)
+    assert not list(locked.iterdir())
+
+
 # Bad input
 
 

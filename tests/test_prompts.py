@@ -190,6 +190,25 @@ def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
         prompts.from_file(tmp_path / "none.csv")
 
 
+def test_files_that_are_there_and_cannot_be_read_say_why(tmp_path: Path) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    # Reading a process's memory from its first byte fails, for root too.
+    (tmp_path / "broken.csv").symlink_to("/proc/self/mem")
+    for name in ("folder.csv", "broken.csv"):
+        with pytest.raises(InputError, match=rf"{name} cannot be read: \w+"):
+            prompts.from_file(tmp_path / name)
+
+
+def test_two_files_of_lines_are_refused_like_one(tmp_path: Path) -> None:
+    contents = {"fast": b"presto\n", "empty": b"\n \n", "latin": "à fond\n".encode("latin-1"), "same": b"presto\n"}
+    for name, content in contents.items():
+        (tmp_path / f"{name}.txt").write_bytes(content)
+    for name, message in (("empty", "no negative prompts"), ("latin", "not UTF-8"), ("same", "both poles"),
+                          ("none", "cannot be read")):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            prompts.from_files(tmp_path / "fast.txt", tmp_path / f"{name}.txt")
+
+
 def test_a_trivial_leak_is_warned_of(tmp_path: Path) -> None:
     rows = [f"fast {word},{word} for the evening and the night" for word in ("jig", "reel", "polka")]
     (tmp_path / "pace.csv").write_text("fast,slow\n" + "\n".join(rows))
