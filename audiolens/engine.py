@@ -20,7 +20,7 @@ from torch import Tensor
 from audiolens.bound import Bound
 from audiolens.errors import InputError
 from audiolens.families import Family, LensConfig, order, places, tap_of
-from audiolens.interventions import Intervention
+from audiolens.interventions import Apply, Intervention, Replace
 from audiolens.operations import place_of
 from audiolens.overflow import Watch
 from audiolens.recording import Recorder, refuse_prefix
@@ -120,7 +120,9 @@ class Run:
         for site in recorder.places if recorder is not None else ():
             point(site)
         self.points = [points[site] for site in order(family, points)]
-        self.watch = Watch(layout, timeline.frame_rate) if any(place.edits for place in self.points) else None
+        edits = [edit.intervention for place in self.points for edit in place.edits]
+        replaced = any(isinstance(edit, Replace | Apply) for edit in edits)
+        self.watch = Watch(layout, timeline.frame_rate, replaced) if edits else None
         for place in self.points:
             place.watch = self.watch
 

@@ -1,11 +1,16 @@
 """Overflow: the watch over what interventions write, which stops a run whose activations are no numbers any more.
 
 A strength that is too large for the model's number format turns activations into infinity or NaN, from which a model
-goes on to make codes all the same: the clip would be noise and say nothing. Every write is summed over its features
-(a sum keeps infinity and NaN), one number a row and step that stays on the device. Once a step, before the next code
-is drawn, these and the logits are looked at: one look is what generating waits for at every step anyway.
+goes on to make codes all the same: the clip would be noise and say nothing. Once a step, before the next code is drawn,
+the logits are looked at: one number, and one look is what generating waits for at every step anyway.
+
+What is infinite or NaN in the residual stream makes the logits of its own step NaN, by way of the final norm. Writes to
+it are therefore only kept, and looked at when that happens, to say where it began. Others may be lost on the way (a
+weight of zero, a step that is not the last of its forward, a value replaced further up): they are summed over their
+features, which keeps infinity and NaN, and the sums are looked at with the logits.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -18,26 +23,35 @@ from audiolens.rows import Layout
 
 LOGITS = "hook_logits"
 """The one place where infinity is meant: a logit of -inf forbids a code."""
+STREAM = ("resid_pre", "resid_mid", "resid_cross", "resid_post", "attn_out", "cross_attn_out", "mlp_out", "embed")
+"""Sites that are the residual stream, or are added to it as they are."""
 
 
 class Watch(LogitsProcessor):
-    """Looks at one batch's writes and logits; as a logits processor it leaves the scores as they are."""
+    """Looks at one batch's writes and logits; as a logits processor it leaves the scores as they are.
 
-    def __init__(self, layout: Layout, frame_rate: float) -> None:
-        self.layout, self.frame_rate = layout, frame_rate
-        self.written: list[tuple[str, int, Tensor]] = []
+    `replaced` says that some edit puts other values in place, so that the stream may lose what was written below.
+    """
+
+    def __init__(self, layout: Layout, frame_rate: float, replaced: bool = False) -> None:
+        self.layout, self.frame_rate, self.replaced = layout, frame_rate, replaced
+        self.kept: list[tuple[str, int, Tensor]] = []
+        """Writes in their order: whole where the logits show them, else their sums "batch step"."""
         self.edited_from: int | None = None
 
     def wrote(self, site: str, value: Float[Tensor, "batch step ..."], start: int, edited_from: int = 0) -> None:
         """Take note of a value after its edits; `start` is its first step, `edited_from` the first that they touch."""
         first = max(start, edited_from)
         self.edited_from = first if self.edited_from is None else min(first, self.edited_from)
-        if not site.endswith(LOGITS):
-            self.written.append((site, start, _summed(value)))
+        if site.endswith(LOGITS):
+            return
+        shown = value.ndim == 3 and value.shape[1] == 1 and not self.replaced
+        shown = shown and site.rpartition("hook_")[2] in STREAM
+        self.kept.append((site, start, value if shown else _summed(value)))
 
     def ended(self, site: str, stream: Float[Tensor, "batch step d_model"], start: int) -> None:
         """Look at the stream with which a run stops before its logits."""
-        self.written.append((site, start, _summed(stream)))
+        self.kept.append((site, start, _summed(stream)))
         self.look()
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
@@ -51,16 +65,21 @@ class Watch(LogitsProcessor):
         Raises:
             ActivationOverflow: naming the first such site, row and step.
         """
-        sites = [(site, first, sums.isfinite()) for site, first, sums in self.written]
-        edited_from = self.edited_from
-        self.written, self.edited_from = [], None
-        if logits is not None:
-            # The model's own processors, and a user's edit, may have forbidden codes.
-            sites.append((LOGITS, start, _summed(logits).isnan().logical_not()))
-        if not sites:
+        kept, edited_from = self.kept, self.edited_from
+        self.kept, self.edited_from = [], None
+        sums = [value.sum() for _, _, value in kept if value.ndim == 2]
+        totals = [] if logits is None else [logits.sum(dtype=torch.float32)]
+        if sums:
+            # Of numbers, unless a sum of them overflows by itself: then the close look finds nothing.
+            totals.append(torch.stack([total.to(sums[0].device) for total in sums]).sum())
+        # The model's own processors, and a user's edit, may have forbidden codes: -inf among logits is meant.
+        said = [float(total) for total in totals]
+        if not any(map(math.isnan, said)) and all(map(math.isfinite, said[logits is not None :])):
             return
-        device = sites[-1][2].device
-        if bool(torch.cat([sound.flatten().to(device) for _, _, sound in sites]).all()):
+        sites = [(site, at, (_summed(value) if value.ndim == 3 else value).isfinite()) for site, at, value in kept]
+        if logits is not None:
+            sites.append((LOGITS, start, _summed(logits).isnan().logical_not()))
+        if all(bool(sound.all()) for _, _, sound in sites):
             return
         site, first, sound = next(entry for entry in sites if not bool(entry[2].all()))
         # The earliest step, and there the first row: logits hold a row's codebooks one after the other.

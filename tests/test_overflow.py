@@ -62,6 +62,22 @@ def inputs(lens: Any) -> dict[str, Any]:
     return dict(lens.tokenizer(PROMPTS, padding=True, return_tensors="pt"))
 
 
+@pytest.mark.parametrize("branch", ["cond", "null"])
+@pytest.mark.parametrize("site", ["resid_post", "mlp_out", "attn.k", "cross_attn.pattern", "mlp.pre"])
+def test_a_generation_names_where_it_began_and_the_branch(lens: Any, site: str, branch: Any) -> None:
+    # One number in, none out: twice, for the first may be finite still.
+    blown = [al.Scale(1e38, site=site, layers=[1], rows=[1], branch=branch, seconds=(0.2, 0.6)) for _ in range(2)]
+    name = rf"blocks\.1\.\w*\.?hook_{site.split('.')[-1]} \(branch {branch}\)"
+    with pytest.raises(ActivationOverflow, match=rf"row 1, step 5 .*{name}"):
+        lens.generate(PROMPTS, SECONDS, seeds=0, interventions=blown)
+
+
+@pytest.mark.parametrize("put", [al.Replace(torch.ones(48), layers=2), al.Apply(torch.ones_like, layers=2)])
+def test_what_is_put_over_it_further_up_hides_nothing(lens: Any, put: Any) -> None:
+    with pytest.raises(ActivationOverflow, match=r"row 1, step 5 .*blocks\.1\.hook_resid_post"):
+        lens.generate(PROMPTS, SECONDS, seeds=0, interventions=[twice(strength=2.0, rows=[1], seconds=(0.2, 0.6)), put])
+
+
 def test_what_overflows_further_up_is_seen_in_the_logits(lens: Any, codes: torch.Tensor) -> None:
     # Finite where it is written; a block above, where nothing is written, makes it infinite.
     blown = al.Add(HUGE, layers=[1], rows=[1])
