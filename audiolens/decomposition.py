@@ -39,6 +39,11 @@ class Stream:
         hooks = lens._family.hooks()
         return cls(lens.config.n_layers, tuple(part for part in _PARTS if f"hook_{part}" in hooks))
 
+    def links(self) -> list[tuple[str, str, str]]:
+        """The sums of a block, in its order: a state, the part added to it, and the state that they make."""
+        states = ["resid_pre", *(_PARTS[part] or "resid_post" for part in self.parts)]
+        return list(zip(states, self.parts, states[1:], strict=False))
+
 
 @dataclass(frozen=True, eq=False)
 class Readout:

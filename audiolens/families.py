@@ -199,7 +199,8 @@ def family_of(model: nn.Module) -> Family:
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         raise UnsupportedModelError(f"{kind}: {family.decoder}.layers holds no blocks.")
     for tap in family.block_taps.values():
-        _module(layers[0], tap.module, family)
+        for layer in layers:
+            _module(layer, tap.module, family)
     for tap in family.model_taps.values():
         _module(model, tap.module, family)
     return family
@@ -212,11 +213,15 @@ def config_of(model: Any, family: Family) -> LensConfig:
         UnsupportedModelError: if configuration and modules disagree.
     """
     decoder, codec = model.config.decoder, model.config.audio_encoder
-    layers = model.get_submodule(family.decoder).layers
-    if len(layers) != decoder.num_hidden_layers:
-        raise UnsupportedModelError(
-            f"the configuration says {decoder.num_hidden_layers} blocks, the decoder holds {len(layers)}."
-        )
+    body = model.get_submodule(family.decoder)
+    said = {
+        "blocks": (decoder.num_hidden_layers, len(body.layers)),
+        "codebooks": (decoder.num_codebooks, len(_module(body, "embed_tokens", family))),
+        "codebook heads": (decoder.num_codebooks, len(_module(model.decoder, "lm_heads", family))),
+    }
+    for part, (promised, held) in said.items():
+        if promised != held:
+            raise UnsupportedModelError(f"the configuration says {promised} {part}, the decoder holds {held}.")
     pad = model.generation_config.decoder_start_token_id
     return LensConfig(
         family=family.name,

@@ -25,6 +25,7 @@ from audiolens.generation import Generation
 from audiolens.interventions import Branch, Intervention, checked_branch
 from audiolens.loading import checked_device, load
 from audiolens.passes import alone
+from audiolens.proof import prove
 from audiolens.recording import Reading, Reduce, refuse_prefix
 from audiolens.text import Prompt
 from audiolens.timeline import Real, Span, Timeline, clip_timeline
@@ -42,7 +43,9 @@ class AudioLens:
         name: what results call the model.
 
     Raises:
-        UnsupportedModelError: if a part the lens relies on is not where it should be.
+        UnsupportedModelError: if a part the lens relies on is not where it should be, has another shape, or is built so
+            that an edit would not change what the model computes; `audiolens.proof` shows it by two tiny forwards.
+        InputError: if the model is in training mode.
     """
 
     # Views of the model's weights by TransformerLens's names; `weights.py` has their shapes.
@@ -60,6 +63,7 @@ class AudioLens:
             raise InputTypeError(f"tokenizer={type(tokenizer).__name__}: expected a tokenizer or a processor.")
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self._nnsight = Model(model, self.config.n_codebooks)
+        prove(self)
 
     @classmethod
     def from_pretrained(

@@ -66,7 +66,7 @@ class Form:
 
     def features(self, config: "LensConfig") -> tuple[int | None, ...]:
         """The sizes of one step (or token) of one row; `None` for keys, which grow."""
-        sizes = _sizes(config)
+        sizes = sizes_of(config)
         return tuple(sizes.get(axis) for axis in self.order[2:])
 
     def described(self, config: "LensConfig") -> str:
@@ -75,14 +75,14 @@ class Form:
         Where the conditioning is a prefix, its positions stand before the steps where they are asked for, and before
         the keys of a pattern always.
         """
-        sizes = _sizes(config)
+        sizes = sizes_of(config)
         known = {axis: f"{axis}={size}" for axis, size in sizes.items()}
         if config.conditioning == "prefix":
             known |= {axis: f"[prefix+]{axis}" for axis in _TIME} | ({"key": "prefix+key"} if self.square else {})
         return " ".join(known.get(axis, axis) for axis in self.axes)
 
 
-def _sizes(config: "LensConfig") -> dict[str, int]:
+def sizes_of(config: "LensConfig") -> dict[str, int]:
     return {
         "d_model": config.d_model,
         "d_mlp": config.d_mlp,
@@ -148,6 +148,8 @@ class Tap:
         """
         served, form = getattr(place, self.port), self.form
         value = self._part(served)
+        if not isinstance(value, Tensor):
+            raise self._unlike("a tensor", value)
         if form.model != form.run:
             sizes = {"h": view.config.n_heads} if "(h d)" in form.model else {}
             sizes |= {"c": view.config.n_codebooks} if "(b c)" in form.model else {}
@@ -167,9 +169,18 @@ class Tap:
         if self.item is None:
             return served
         if self.port != "inputs":
+            # A tensor would give its first row.
+            if isinstance(served, Tensor):
+                raise self._unlike("several values", served)
             return served[self.item]
         args, kwargs = served
         return args[self.item] if isinstance(self.item, int) else kwargs[self.item]
+
+    def _unlike(self, expected: str, found: Any) -> UnsupportedModelError:
+        part = self.module or "a block"
+        return UnsupportedModelError(
+            f"{part}: the lens expects {expected} as its {self.port}, and found {type(found).__name__}."
+        )
 
     def _whole(self, served: Any, changed: Tensor) -> Any:
         """What was served, with this site's part changed."""
