@@ -61,9 +61,26 @@ class Bound:
             name: self._place(tensor, name, config, rows, layout).to(device)
             for name, tensor in intervention.tensors.items()
         }
+        if form.timed:
+            # Refused before the run, and not where its values end.
+            self._enough(self.stop - self.start, "step")
         if form.square:
             # Its keys grow to the clip's steps: too few of them are refused before the run.
             self._fitted(layout.prefix + timeline.steps)
+
+    @property
+    def sequence(self) -> Tensor | None:
+        """The values, where they are others at every step (or token)."""
+        values = self.parts.get("values")
+        whole = values is not None and values.ndim == self.mask.ndim and values.shape[1] > 1
+        return values if whole else None
+
+    def _enough(self, length: int, unit: str) -> None:
+        if self.sequence is not None and self.sequence.shape[1] < length:
+            raise InputError(
+                f"{self.site}: the values hold {self.sequence.shape[1]} {unit}s, the span has {length}: give a value "
+                f"for every {unit}, or a shorter span."
+            )
 
     def touches(self, start: int, length: int) -> bool:
         """Whether a forward over these steps is changed at all; what has no steps is so in each."""
@@ -91,15 +108,10 @@ class Bound:
                 origin = min(self.start, 0)
                 amount = amount * self.schedule[:, first - origin : end - origin]
             parts = self._fitted(window.shape[-1])
-            if "values" in parts and parts["values"].ndim == window.ndim and parts["values"].shape[1] > 1:
-                values = parts["values"]
-                if end - self.start > values.shape[1]:
-                    unit = "step" if self.form.timed else "token"
-                    raise InputError(
-                        f"{self.site}: the values hold {values.shape[1]} {unit}s, the run reached {unit} "
-                        f"{end - self.start} of the span: give a value for every {unit}, or a shorter span."
-                    )
-                parts = {**parts, "values": values[:, first - self.start : end - self.start]}
+            if self.sequence is not None:
+                if not self.form.timed:
+                    self._enough(end - self.start, "token")
+                parts = {**parts, "values": parts["values"][:, first - self.start : end - self.start]}
             changed = self.intervention.change(window, amount, parts)
         if self.intervention.preserve_norm:
             norms = window.float().norm(dim=-1, keepdim=True)

@@ -22,7 +22,7 @@ from audiolens.errors import InputError
 from audiolens.families import Family, LensConfig, order, places, tap_of
 from audiolens.interventions import Apply, Intervention, Replace
 from audiolens.operations import place_of
-from audiolens.overflow import Watch
+from audiolens.overflow import LOGITS, Watch
 from audiolens.recording import Recorder, refuse_prefix
 from audiolens.rows import Layout
 from audiolens.sites import Site
@@ -105,8 +105,7 @@ class Run:
 
         for intervention in interventions:
             for site in places(family, config, intervention.site, intervention.layers):
-                if beyond(family, site, stop):
-                    continue
+                # Checked also where the run ends below.
                 edit = Bound(
                     intervention,
                     site.name,
@@ -116,7 +115,8 @@ class Run:
                     timeline=timeline,
                     device=device,
                 )
-                point(site).edits.append(edit)
+                if not beyond(family, site, stop):
+                    point(site).edits.append(edit)
         for site in recorder.places if recorder is not None else ():
             point(site)
         self.points = [points[site] for site in order(family, points)]
@@ -129,6 +129,11 @@ class Run:
     @property
     def idle(self) -> bool:
         return not self.points and self.gate is None
+
+    @property
+    def forbids(self) -> bool:
+        """Whether logits are edited: one of -inf forbids a code."""
+        return any(point.edits and point.site.hook == LOGITS for point in self.points)
 
     def forward(self) -> int:
         """One decoder forward; returns the step after it. Runs inside a trace."""

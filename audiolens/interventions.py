@@ -10,6 +10,8 @@ What stands on the text's side ("row token ...") has no steps, and takes neither
 branch all text is masked: there sdpa makes z zero whatever the values are, where eager attention takes their mean.
 Write `cross_attn.hook_z`, or the pattern, to give that branch something to read.
 
+A logit of -inf at `hook_logits`, in either branch, forbids its code; it takes an `Apply`, for all else must be finite.
+
 `strength` is a number, or one per affected row; a row of strength 0 is left bit-identical. `schedule` multiplies
 the strength over time: a function of the time in seconds, or one number per step of the clip. `preserve_norm`
 rescales every changed position to the norm it had.

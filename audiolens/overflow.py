@@ -22,7 +22,7 @@ from audiolens.errors import ActivationOverflow
 from audiolens.rows import Layout
 
 LOGITS = "hook_logits"
-"""The one place where infinity is meant: a logit of -inf forbids a code."""
+"""The one place where an infinity is meant: a logit of -inf forbids its code. One of +inf is no probability."""
 STREAM = ("resid_pre", "resid_mid", "resid_cross", "resid_post", "attn_out", "cross_attn_out", "mlp_out", "embed")
 """Sites that are the residual stream, or are added to it as they are."""
 
@@ -72,13 +72,16 @@ class Watch(LogitsProcessor):
         if sums:
             # Of numbers, unless a sum of them overflows by itself: then the close look finds nothing.
             totals.append(torch.stack([total.to(sums[0].device) for total in sums]).sum())
-        # The model's own processors, and a user's edit, may have forbidden codes: -inf among logits is meant.
         said = [float(total) for total in totals]
-        if not any(map(math.isnan, said)) and all(map(math.isfinite, said[logits is not None :])):
+        # Processors and edits may have forbidden codes: -inf is meant. A sum of both infinities is NaN.
+        if logits is not None and said[0] == -math.inf:
+            said.pop(0)
+        if all(map(math.isfinite, said)):
             return
         sites = [(site, at, (_summed(value) if value.ndim == 3 else value).isfinite()) for site, at, value in kept]
         if logits is not None:
-            sites.append((LOGITS, start, _summed(logits).isnan().logical_not()))
+            sums = _summed(logits)
+            sites.append((LOGITS, start, (sums.isnan() | sums.isposinf()).logical_not()))
         if all(bool(sound.all()) for _, _, sound in sites):
             return
         site, first, sound = next(entry for entry in sites if not bool(entry[2].all()))

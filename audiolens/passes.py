@@ -21,6 +21,7 @@ from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteria
 from audiolens.engine import Run
 from audiolens.errors import BusyError, InputError
 from audiolens.operations import close
+from audiolens.sampling import Forbid
 from audiolens.timeline import Timeline, undelay
 
 
@@ -83,7 +84,8 @@ def generate(model: NNsight, run: Run, timeline: Timeline, **inputs: Any) -> Int
 
     if run.watch is not None:
         # First of all, so that it sees the model's own scores.
-        inputs["logits_processor"] = LogitsProcessorList([run.watch, *inputs.get("logits_processor", ())])
+        forbid = [Forbid()] if run.forbids else []
+        inputs["logits_processor"] = LogitsProcessorList([run.watch, *forbid, *inputs.get("logits_processor", ())])
     bare: Any = model._module
     # With nothing to serve, the bare model is as fast as a model can be.
     return codes(bare.generate if run.idle else traced, timeline, **inputs)

@@ -40,6 +40,20 @@ class RowStreams:
         return noise.clamp_min_(torch.finfo(noise.dtype).tiny)
 
 
+class Forbid(LogitsProcessor):
+    """Codes whose logit is -inf, in whichever branch, are not drawn; nothing else is changed.
+
+    Guidance alone would make them NaN, null + (cond - null) x scale, and NaN is what the largest score then is.
+    """
+
+    def __call__(
+        self, input_ids: Int[Tensor, "sequence column"], scores: Float[Tensor, "branch_sequence vocab"]
+    ) -> Float[Tensor, "branch_sequence vocab"]:
+        branches = scores.unflatten(0, (-1, input_ids.shape[0]))
+        forbidden = branches.isneginf().any(0)
+        return branches.masked_fill(forbidden, torch.finfo(scores.dtype).min).flatten(0, 1)
+
+
 class RowSampler(LogitsProcessor):
     """Guidance, temperature, top-k and the draw, for `generate(do_sample=False)`.
 
@@ -74,10 +88,13 @@ class RowSampler(LogitsProcessor):
             merged = merged / self.temperature
             if self.top_k and self.top_k < merged.shape[-1]:
                 least = merged.topk(self.top_k).values[..., -1:]
-                # -inf would turn transformers' own guidance, x + (x - x), into NaN.
                 merged = merged.masked_fill(merged < least, torch.finfo(merged.dtype).min)
             merged = merged - rearrange(noise, "row codebook vocab -> (row codebook) vocab").log()
-        return torch.cat([merged, merged]) if guided else merged
+        if not guided:
+            return merged
+        # -inf would turn transformers' own guidance, x + (x - x), into NaN.
+        merged = merged.clamp_min(torch.finfo(merged.dtype).min)
+        return torch.cat([merged, merged])
 
 
 def sampling_arguments(

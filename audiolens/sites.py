@@ -40,10 +40,10 @@ def canonical(name: str, hooks: Iterable[str]) -> str:
         if candidate in hooks:
             return candidate
     short = [hook.replace("hook_", "") for hook in hooks]
-    if "cross" in name and not any("cross" in hook for hook in hooks):
+    if ("cross" in name or "text_states" in name) and not any("cross" in hook for hook in hooks):
         raise SiteError(
             f"site {name!r}: this model has no cross-attention; its text stands before the audio steps, in the "
-            f"decoder's own sequence (prefix=True reads it there). It has: {shortened(short, 40)}."
+            f"decoder's own sequence (prefix=True reads and changes it there). It has: {shortened(short, 40)}."
         )
     raise SiteError(
         f"unknown site {name!r}.{nearest(name.replace('hook_', ''), short)} This model has: {shortened(short, 40)}."

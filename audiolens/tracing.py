@@ -17,6 +17,7 @@ from nnsight import NNsight
 from nnsight.intervention.interleaver import Mediator
 from nnsight.intervention.tracer import InterleavingTracer
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from audiolens import passes, text
 from audiolens.audio import checked_codes
@@ -25,7 +26,7 @@ from audiolens.errors import InputError
 from audiolens.families import Family, LensConfig, tap_of
 from audiolens.operations import open_ahead, place_of
 from audiolens.rows import IN_PLACE, Layout, RowBatcher, read_columns
-from audiolens.sampling import checked_seeds, checked_settings, sampling_arguments
+from audiolens.sampling import Forbid, checked_seeds, checked_settings, sampling_arguments
 from audiolens.sites import Site
 from audiolens.taps import Put, View
 from audiolens.text import Prompt, checked_prompts
@@ -201,7 +202,9 @@ def requested(
             clip_timeline(timeline.seconds, config, prefix)
             drawn = checked_seeds(seeds, len(prompts))
             draw = sampling_arguments(drawn, config, guidance_scale, temperature, top_k)
-            return prefix, {"input_ids": encoded.ids, **told, **draw}
+            # A trace may write -inf to any logit.
+            processors = LogitsProcessorList([Forbid(), *draw.pop("logits_processor", ())])
+            return prefix, {"input_ids": encoded.ids, "logits_processor": processors, **told, **draw}
         if codes is not None:
             codes = checked_codes(codes, config, len(prompts)).to(lens.device)
         codes_timeline(codes, config, prefix)

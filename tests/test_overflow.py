@@ -3,6 +3,7 @@
 import random
 from typing import Any
 
+import nnsight
 import pytest
 import torch
 
@@ -122,6 +123,50 @@ def test_forbidden_codes_are_no_overflow() -> None:
     forbidden[5] = torch.nan
     with pytest.raises(ActivationOverflow, match=r"row 1, step 7 .*hook_logits"):
         watch.look(forbidden, 7)
+
+
+@pytest.mark.parametrize("name", ["lens", "melody_lens"])
+@pytest.mark.parametrize("branch", ["cond", "null"])
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_an_infinite_logit_is_named(request: Any, codes: torch.Tensor, name: str, branch: Any, value: float) -> None:
+    lens = request.getfixturevalue(name)
+
+    def write(logits: torch.Tensor) -> torch.Tensor:
+        return logits.index_fill(-1, torch.tensor([3]), value)
+
+    edit = al.Apply(write, site="logits", branch=branch, rows=[1], seconds=(0.2, 0.4))
+    where = rf"row 1, step 5 \(0\.20 s\): infinite or NaN at hook_logits \(branch {branch}\)"
+    with pytest.raises(ActivationOverflow, match=where):
+        lens.run_with_interventions(["calm"] * 3, codes, edit, guidance_scale=3.0)
+    for seeds in (None, 1):
+        with pytest.raises(ActivationOverflow, match=where):
+            lens.generate(["calm"] * 3, SECONDS, seeds=seeds, interventions=edit)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.5, 1.0])
+@pytest.mark.parametrize("top_k", [5, None])
+@pytest.mark.parametrize("seeds", [None, 1])
+@pytest.mark.parametrize("branch", ["cond", "null", "both"])
+def test_a_forbidden_code_is_never_drawn(lens: Any, branch: Any, seeds: Any, temperature: float, top_k: Any) -> None:
+    drawing = {"seeds": seeds, "temperature": temperature, "top_k": top_k, "decode": False}
+    torch.manual_seed(0)
+    plain = lens.generate(PROMPTS, SECONDS, **drawing).codes
+    often = plain.flatten().mode().values.reshape(1)
+
+    def forbid(logits: torch.Tensor) -> torch.Tensor:
+        return logits.index_fill(-1, often, -torch.inf)
+
+    made = lens.generate(PROMPTS, SECONDS, interventions=al.Apply(forbid, site="logits", branch=branch), **drawing)
+    assert (plain == often).any()
+    assert not (made.codes == often).any()
+    if branch == "both":
+        with lens.trace(PROMPTS, fn="generate", seconds=0.2, guidance_scale=3.0, seeds=seeds,
+                        temperature=temperature, top_k=top_k) as tracer:  # fmt: skip
+            for _ in tracer.iter[:9]:
+                place = lens.site("logits", branch="both")
+                place.value = forbid(place.value)
+            drawn = nnsight.save(tracer.result)
+        assert not (drawn == often).any()
 
 
 def test_nothing_is_watched_where_nothing_is_written(lens: Any, codes: torch.Tensor, monkeypatch: Any) -> None:

@@ -52,6 +52,8 @@ def generate(
     """
     from analysis import folder, placing
 
+    if not all(prompt.strip() for prompt in prompts):
+        raise InputError("an empty prompt: say in words what to play, such as 'a little tune with drums'.")
     todo = [placing.asked(text) for text in steer or []]
     blocks = placing.band_of(band)
     where = {"--layer": layer, "--strategy": strategy, "--band": band, "--branch": branch}
