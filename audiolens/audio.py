@@ -1,5 +1,6 @@
 """Waveforms and codes: any sample rate and channel count in, the codec's codes out, and back."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,13 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from audiolens import soundfiles
 from audiolens.errors import InputError, InputTypeError
 from audiolens.families import LensConfig
 from audiolens.timeline import Timeline
+
+Sound = tuple[Any, int] | str | os.PathLike[str]
+"""A waveform with its sample rate, or the path of a sound file."""
 
 
 def checked_waveform(waveform: Any, sample_rate: int, config: LensConfig) -> Float[Tensor, "row channel sample"]:
@@ -70,12 +75,14 @@ def checked_codes(codes: Any, config: LensConfig, rows: int | None = None) -> In
     Raises:
         InputTypeError, InputError: naming what does not fit.
     """
-    if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.ndim != 3:
-        raise InputTypeError("codes: expected whole numbers in a tensor 'row codebook frame'.")
-    if codes.shape[1] != config.n_codebooks or not codes.shape[2]:
+    integral = isinstance(codes, Tensor) and not (codes.is_floating_point() or codes.is_complex())
+    if not integral or codes.dtype == torch.bool or codes.ndim != 3:
+        found = f"{codes.dtype} {tuple(codes.shape)}" if isinstance(codes, Tensor) else type(codes).__name__
+        raise InputTypeError(f"codes: expected whole numbers in a tensor 'row codebook frame', found {found}.")
+    if codes.shape[1] != config.n_codebooks or not codes.numel():
         raise InputError(
-            f"codes of shape {tuple(codes.shape)}: this model has {config.n_codebooks} codebooks, and a clip has at "
-            "least one frame."
+            f"codes of shape {tuple(codes.shape)}: this model has {config.n_codebooks} codebooks, and codes have at "
+            "least one row and one frame."
         )
     if rows is not None and len(codes) != rows:
         raise InputError(f"{len(codes)} rows of codes for {rows} prompts: give one prompt per row.")
@@ -85,29 +92,34 @@ def checked_codes(codes: Any, config: LensConfig, rows: int | None = None) -> In
     return codes.long()
 
 
-def codes_of(audio: Any, lens: Any) -> Int[Tensor, "row codebook frame"]:
-    """The codes of a (waveform, sample_rate).
+def codes_of(audio: Any, lens: Any, name: str = "audio") -> Int[Tensor, "row codebook frame"]:
+    """The codes of a (waveform, sample_rate), or of a sound file.
 
     Raises:
-        InputTypeError: if it is not such a pair.
+        InputTypeError: if it is neither.
+        InputError: if there is no sound in it.
     """
+    if isinstance(audio, str | os.PathLike):
+        audio = soundfiles.read(audio)
     if not isinstance(audio, tuple | list) or len(audio) != 2:
-        raise InputTypeError(f"audio={type(audio).__name__}: expected (waveform, sample_rate).")
+        raise InputTypeError(
+            f"{name}={type(audio).__name__}: expected (waveform, sample_rate), or the path of a sound file."
+        )
     return lens.encode_audio(*audio)
 
 
 def clip_start(audio_prompt: Any, rows: int, timeline: Timeline, lens: Any) -> Int[Tensor, "row codebook frame"] | None:
-    """The codes that clips begin with, one row each: as given, or of a (waveform, sample rate); `None` for none.
+    """The codes that clips begin with, one row each: as given, or of a sound; `None` for none.
 
     Raises:
         InputTypeError, InputError: if it is neither, of other rows, or leaves nothing to generate.
     """
     if audio_prompt is None:
         return None
-    coded = isinstance(audio_prompt, Tensor) and not audio_prompt.is_floating_point()
-    if not coded and not (isinstance(audio_prompt, tuple) and len(audio_prompt) == 2):
-        raise InputTypeError("audio_prompt: expected (waveform, sample_rate), or codes 'row codebook frame'.")
-    codes: Any = audio_prompt if coded else lens.encode_audio(*audio_prompt)
+    if isinstance(audio_prompt, Tensor) and audio_prompt.is_floating_point():
+        raise InputTypeError("audio_prompt: a waveform needs its rate, (waveform, sample_rate); codes are integers.")
+    coded = isinstance(audio_prompt, Tensor)
+    codes: Any = audio_prompt if coded else codes_of(audio_prompt, lens, "audio_prompt")
     if codes.ndim == 3 and len(codes) == 1:
         codes = codes.expand(rows, -1, -1)
     codes = checked_codes(codes, lens.config, rows)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from audiolens import passes, text
-from audiolens.audio import clip_start
+from audiolens.audio import Sound, clip_start
 from audiolens.decomposition import equipped
 from audiolens.engine import Run, checked_interventions
 from audiolens.errors import InputError
@@ -31,7 +31,7 @@ def drawn(
     seconds: Real,
     reading: Reading,
     *,
-    audio_prompt: Tensor | tuple[Any, int] | None,
+    audio_prompt: Tensor | Sound | None,
     seeds: int | Sequence[int] | None,
     guidance_scale: Real,
     temperature: Real,

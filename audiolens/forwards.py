@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from audiolens import passes, text
-from audiolens.audio import checked_codes, codes_of
+from audiolens.audio import Sound, checked_codes, codes_of
 from audiolens.cache import ActivationCache
 from audiolens.decomposition import equipped
 from audiolens.engine import Run, beyond, checked_interventions
@@ -50,7 +50,7 @@ class Forward:
         codes: Int[Tensor, "row codebook frame"] | None,
         reading: Reading,
         *,
-        audio: tuple[Any, int] | None,
+        audio: Sound | None,
         guidance_scale: Real,
         interventions: Any,
         batch_size: int | None,
@@ -109,11 +109,15 @@ class Forward:
             raise InputError("no site to record: name at least one in sites.")
         last = order(self.lens._family, found)[-1]
         enough = 0 if last.layer is None else last.layer + 1
-        return replace(self, stop=None if beyond(self.lens._family, last, enough) else enough)._each(progress)
+        plan = replace(self, stop=None if beyond(self.lens._family, last, enough) else enough)
+        size, prefix = self.batch_size or len(self.sizes), self.lens.config.prefix
+        parts = list(chunks(self.sizes, guided=self.guided, batch_size=size, prefix=prefix))
+        with alone(self.lens.model):
+            # What no batch could do is refused before the first is asked for.
+            plan._run(parts[0][0], None)
+        return plan._each(parts, progress)
 
-    def _each(self, progress: bool) -> Iterator[ActivationCache]:
-        size = self.batch_size or len(self.sizes)
-        parts = list(chunks(self.sizes, guided=self.guided, batch_size=size, prefix=self.lens.config.prefix))
+    def _each(self, parts: Sequence[tuple[Layout, ...]], progress: bool) -> Iterator[ActivationCache]:
         for layouts in tqdm(parts, desc="reading", unit="batch", disable=not progress):
             first, rows = layouts[0].first, sum(layout.kept for layout in layouts)
             recorder = self._recorder(rows)
@@ -131,22 +135,25 @@ class Forward:
             return ActivationCache({}, {}, branch=self.reading.branch, prompts=prompts, model=self.lens.name)
         return equipped(recorder.cache(prompts, self.lens.name, self.lens.config.frame_rate), self.lens)
 
+    def _run(self, layout: Layout, recorder: Recorder | None) -> Run:
+        return Run(
+            self.lens._nnsight,
+            self.lens._family,
+            self.lens.config,
+            layout=layout,
+            timeline=self.timeline,
+            interventions=self.interventions,
+            recorder=recorder,
+            device=self.lens.device,
+            stop=self.stop,
+        )
+
     def _batch(self, layout: Layout, recorder: Recorder | None) -> Float[Tensor, "..."]:
         """Logits "row codebook step vocab" of one batch, or the stream "row step d_model" where it stopped."""
         lens = self.lens
         if recorder is not None:
             recorder.begin(layout)
-        run = Run(
-            lens._nnsight,
-            lens._family,
-            lens.config,
-            layout=layout,
-            timeline=self.timeline,
-            interventions=self.interventions,
-            recorder=recorder,
-            device=lens.device,
-            stop=self.stop,
-        )
+        run = self._run(layout, recorder)
         encoded = text.encode([self.prompts[row] for row in layout.rows], lens.model, lens.tokenizer)
         columns = read_columns(self.codes, lens.config, layout, lens.device)
         told = lens._family.inputs(lens.model, encoded, self.guided)

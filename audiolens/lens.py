@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from audiolens import text, weights
-from audiolens.audio import checked_codes, decode, encode
+from audiolens.audio import Sound, checked_codes, decode, encode
 from audiolens.cache import ActivationCache
 from audiolens.conditioning import refuse_melody
 from audiolens.drawing import drawn
@@ -77,13 +77,16 @@ class AudioLens:
     ) -> "AudioLens":
         """Open a bundled model ("etude"), a folder written by `save_pretrained`, or a hub model.
 
-        `dtype=None` keeps the weights' own.
+        `dtype=None` keeps the weights' own. `device_map` (such as "auto", which needs accelerate) spreads a model over
+        devices as transformers does, in the place of `device`.
 
         Raises:
             ModelNotFoundError: no such name or folder, or the hub cannot be reached.
             ModelFilesError: the folder does not hold a whole model.
             UnsupportedModelError: not a family the lens knows.
         """
+        if device is not None and device_map is not None:
+            raise InputError("device and device_map were both given: device_map places the model by itself.")
         target = None if device is None else checked_device(device)
         model, tokenizer = load(name, dtype=dtype, revision=revision, device_map=device_map)
         model.eval()
@@ -146,7 +149,7 @@ class AudioLens:
         decode: bool = True,
         use_cache: bool = True,
         progress: bool = False,
-        audio_prompt: Tensor | tuple[Any, int] | None = None,
+        audio_prompt: Tensor | Sound | None = None,
         prefix: bool = False,
         melody: Any = None,
     ) -> Generation:
@@ -170,8 +173,9 @@ class AudioLens:
             decode: `False` skips the codec; `out.audio` is then `None`.
             use_cache: `False` recomputes every step from the start, to check the key-value cache against.
             audio_prompt: what the clips begin with and go on from: (waveform, sample rate) of any rate, mono or stereo,
-                or codes "row codebook frame"; one for all rows, or one a row. It stands in `out.codes` and, through
-                the codec, in `out.audio`; interventions and recordings count their time from its beginning.
+                the path of a sound file, or codes "row codebook frame"; one for all rows, or one a row. It stands in
+                `out.codes` and, through the codec, in `out.audio`; interventions and recordings count their time from
+                its beginning.
             prefix: record the conditioning before step 0 too; see `run_with_cache`.
             melody: not supported yet; text alone conditions.
 
@@ -203,7 +207,7 @@ class AudioLens:
         prompts: Prompt | Sequence[Prompt],
         codes: Int[Tensor, "row codebook frame"] | None = None,
         *,
-        audio: tuple[Any, int] | None = None,
+        audio: Sound | None = None,
         sites: str | Sequence[str] = ("resid_post",),
         layers: int | Sequence[int] | None = None,
         branch: Branch = "cond",
@@ -223,7 +227,7 @@ class AudioLens:
 
         Args:
             codes: undelayed codes, a row per prompt; `None` reads only step 0, the start token.
-            audio: (waveform, sample rate) instead of codes.
+            audio: (waveform, sample rate) or the path of a sound file, instead of codes.
             branch: which branch's logits and activations; "both" adds a leading axis to each.
             seconds: record only these steps. The logits are always of all of them.
             reduce: "mean", "last" or "max" over the steps (the tail left out), or "eos": the text's last token, where
@@ -259,7 +263,7 @@ class AudioLens:
         prompts: Prompt | Sequence[Prompt],
         codes: Int[Tensor, "row codebook frame"] | None = None,
         *,
-        audio: tuple[Any, int] | None = None,
+        audio: Sound | None = None,
         sites: str | Sequence[str] = ("resid_post",),
         layers: int | Sequence[int] | None = None,
         branch: Branch = "cond",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,12 +19,13 @@ def measure(files: Annotated[list[Path], typer.Argument(help="Sound files.")], a
         audiolens measure clips/*.wav
     """
     from audiolens import measure as measures
+    from audiolens import soundfiles
 
     rows = []
     for file in files:
-        samples, sample_rate = _sound(file)
+        samples, sample_rate = soundfiles.read(file)
         try:
-            values = measures.table(samples, sample_rate).iloc[0].to_dict()
+            values = measures.table(samples[None], sample_rate).iloc[0].to_dict()
         except ValueError as error:
             raise InputError(f"{file}: {error}") from None
         rows.append({"file": str(file), **values})
@@ -33,15 +34,3 @@ def measure(files: Annotated[list[Path], typer.Argument(help="Sound files.")], a
         return
     units = {name: f"{name} [{unit}]" if unit else name for name, unit in measures.UNITS.items()}
     print_table([{units.get(key, key): cell(value) for key, value in row.items()} for row in rows])
-
-
-def _sound(file: Path) -> tuple[Any, int]:
-    import soundfile
-
-    if not file.is_file():
-        raise InputError(f"{file}: no such file.")
-    try:
-        samples, sample_rate = soundfile.read(file, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise InputError(f"{file} is not a sound file that can be read: {error.error_string}") from None
-    return samples.T[None], sample_rate
