@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from audiolens.errors import InputError
+from audiolens.errors import InputError, InputTypeError
 from audiolens.families import LensConfig
 from audiolens.interventions import Apply, Intervention
 from audiolens.rows import Layout, checked_rows
@@ -212,7 +212,10 @@ class Bound:
         if schedule is None:
             return None
         if callable(schedule):
-            schedule = [float(schedule(step / timeline.frame_rate)) for step in range(timeline.steps)]
+            try:
+                schedule = [float(schedule(step / timeline.frame_rate)) for step in range(timeline.steps)]
+            except (TypeError, ValueError) as error:
+                raise InputTypeError(f"{self.site}: the schedule gives no number for a time ({error}).") from None
         factors = torch.as_tensor(schedule, dtype=torch.float32)
         if not bool(torch.isfinite(factors).all()):
             raise InputError(f"{self.site}: the schedule gives NaN or infinite factors.")

@@ -18,7 +18,7 @@ from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
 
 from audiolens.bound import Bound
-from audiolens.errors import InputError
+from audiolens.errors import InputError, InputTypeError
 from audiolens.families import Family, LensConfig, order, places, tap_of
 from audiolens.interventions import Apply, Intervention, Replace
 from audiolens.operations import place_of
@@ -174,10 +174,11 @@ def checked_interventions(
     interventions: Intervention | Iterable[Intervention], family: Family, config: LensConfig, guided: bool
 ) -> tuple[Intervention, ...]:
     """Refuse, before a model runs, what no run of this model could do."""
-    listed = (interventions,) if isinstance(interventions, Intervention) else tuple(interventions)
+    many = isinstance(interventions, Iterable)
+    listed: tuple[Any, ...] = tuple(interventions) if many else (interventions,)
     for intervention in listed:
         if not isinstance(intervention, Intervention):
-            raise InputError(f"{type(intervention).__name__} is not an intervention: use Add, Ablate, Clamp, ...")
+            raise InputTypeError(f"{type(intervention).__name__} is not an intervention: use Add, Ablate, Clamp, ...")
         if intervention.branch == "null" and not guided:
             raise InputError("branch='null' needs guidance: without it (guidance_scale=1) there is only 'cond'.")
         if intervention.prefix:

@@ -53,7 +53,10 @@ def numbers(name: str, value: Any) -> Tensor:
 def finite(name: str, value: Any) -> Tensor:
     """A detached float32 copy, on the CPU, of an array of finite numbers; a run moves it to its model."""
     try:
-        tensor = torch.as_tensor(value).detach().to("cpu", torch.float32, copy=True)
+        tensor = torch.as_tensor(value).detach()
+        if tensor.is_complex():
+            raise TypeError("complex ones")
+        tensor = tensor.to("cpu", torch.float32, copy=True)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputTypeError(f"{name}={type(value).__name__}: expected numbers ({error}).") from None
     if not bool(torch.isfinite(tensor).all()):

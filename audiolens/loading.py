@@ -1,5 +1,6 @@
 """From a name to a model and its tokenizer, with errors that say what was wrong with the name or the files."""
 
+import importlib.util
 import json
 import logging
 import os
@@ -60,6 +61,8 @@ def load(
 
     if not isinstance(name, str | os.PathLike):
         raise InputTypeError(f"model {name!r}: expected 'etude', a hub name or a folder.")
+    if device_map is not None and importlib.util.find_spec("accelerate") is None:
+        raise InputError(f"device_map={device_map!r} needs accelerate, which is not installed: pip install accelerate.")
     source, local = _source(os.fspath(name))
     options: dict[str, Any] = {} if revision is None or local else {"revision": revision}
     if local:
@@ -109,8 +112,10 @@ def checked_device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise InputError(f"device={str(device)!r} is not available: {str(error).splitlines()[0]}") from None
+    if found.type == "meta":
+        raise InputError(f"device={str(device)!r} holds no numbers: give one that does, such as 'cpu'.")
     return found
 
 
@@ -160,6 +165,8 @@ def _source(name: str) -> tuple[str, bool]:
 def _explained(name: str, local: bool, error: Exception) -> InputError:
     """The error a caller can act on, for whatever transformers raised."""
     detail = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, ImportError):
+        return InputError(f"{name} could not be loaded, for want of a package: {detail}")
     if local:
         return ModelFilesError(f"{name} could not be loaded: {detail} The files are damaged or not all there.")
     return ModelNotFoundError(

@@ -10,6 +10,7 @@ from torch import Tensor
 from audiolens.cache import ActivationCache
 from audiolens.errors import InputError
 from audiolens.families import Family, LensConfig, order, places, tap_of
+from audiolens.loading import checked_device, checked_dtype
 from audiolens.rows import Layout
 from audiolens.sites import Site, checked_heads
 from audiolens.taps import Form
@@ -38,6 +39,9 @@ class Reading:
     def __post_init__(self) -> None:
         if self.reduce is not None and self.reduce not in get_args(Reduce):
             raise InputError(f"reduce={self.reduce!r}: expected one of {', '.join(get_args(Reduce))}, or None.")
+        if self.device is not None:
+            object.__setattr__(self, "device", checked_device(self.device))
+        object.__setattr__(self, "dtype", checked_dtype(self.dtype))
         if self.reduce == "eos" and self.seconds is not None:
             raise InputError(f"reduce='eos' is one place before the clip: a span of {self.seconds} s has no meaning.")
 

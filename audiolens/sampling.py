@@ -10,6 +10,7 @@ scores twice, which makes that guidance the identity; and it runs greedily, so t
 """
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,7 +122,10 @@ def checked_seeds(seeds: int | Sequence[int] | None, rows: int) -> list[int] | N
     """One seed per row: a single seed is every row's, `None` stays `None` (transformers' own sampler)."""
     if seeds is None:
         return None
-    listed = [seeds] * rows if isinstance(seeds, int) else list(seeds)
+    try:
+        listed = [seeds] * rows if isinstance(seeds, int) else list(seeds)
+    except TypeError:
+        raise InputTypeError(f"seeds={seeds!r}: expected a whole number, or one per prompt.") from None
     if len(listed) != rows:
         raise InputError(f"{len(listed)} seeds for {rows} rows: give one seed per prompt, or a single one for all.")
     for seed in listed:
@@ -134,6 +138,9 @@ def checked_seeds(seeds: int | Sequence[int] | None, rows: int) -> list[int] | N
 
 def checked_settings(guidance_scale: Real, temperature: Real, top_k: int | None) -> None:
     """Refuse settings that transformers would ignore in silence or fail on late."""
+    for name, value in {"guidance_scale": guidance_scale, "temperature": temperature}.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise InputTypeError(f"{name}={value!r}: expected a number.")
     if not math.isfinite(guidance_scale) or guidance_scale < 1:
         raise InputError(f"guidance_scale={guidance_scale}: expected a finite number of at least 1 (1 is no guidance).")
     if not math.isfinite(temperature) or temperature < 0:

@@ -4,6 +4,7 @@ Names are TransformerLens's where it has one. A short form leaves out "hook_" an
 `hook_resid_post` in every block, "attn.z" is `attn.hook_z`.
 """
 
+import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,8 @@ def resolve(
     hooks, model_hooks = list(hooks), list(model_hooks)
     chosen = checked_layers(layers, n_layers)
     found: dict[Site, None] = {}
+    if not isinstance(sites, Iterable):
+        raise InputTypeError(f"sites={sites!r}: expected a name such as 'resid_post', or a list of them.")
     for name in [sites] if isinstance(sites, str) else sites:
         match = _FULL.fullmatch(name) if isinstance(name, str) else None
         if match:
@@ -83,8 +86,8 @@ def checked_layers(layers: int | Iterable[int] | None, n_layers: int) -> list[in
     if layers is None:
         return list(range(n_layers))
     try:
-        listed = [layers] if isinstance(layers, int) else [int(layer) for layer in layers]
-    except (TypeError, ValueError):
+        listed = [operator.index(layer) for layer in (layers if isinstance(layers, Iterable) else [layers])]
+    except TypeError:
         raise InputTypeError(f"layers={layers!r}: expected a layer, a list of layers, or None for all.") from None
     if not listed:
         raise SiteError(f"no layer given: choose from 0 to {n_layers - 1}, or None for all.")

@@ -112,7 +112,10 @@ def checked_span(seconds: object) -> Span:
     """A (from, to) pair in seconds, or an error saying what is wrong with it."""
     if not isinstance(seconds, tuple | list) or len(seconds) != 2:
         raise InputTypeError(f"seconds={seconds!r}: expected a pair (from, to) in seconds.")
-    start, stop = float(seconds[0]), float(seconds[1])
+    try:
+        start, stop = float(seconds[0]), float(seconds[1])
+    except (TypeError, ValueError):
+        raise InputTypeError(f"seconds={seconds!r}: expected a pair (from, to) in seconds.") from None
     if not (math.isfinite(start) and math.isfinite(stop)) or start < 0 or stop <= start:
         raise InputError(f"seconds={seconds!r}: expected 0 <= from < to, both finite.")
     return start, stop

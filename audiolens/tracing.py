@@ -194,20 +194,22 @@ def requested(
         codes = joined(parts)
         sizes = text.lengths(prompts, lens.tokenizer, text.token_limit(model, lens.tokenizer))
         prefix = one_prefix(sizes, config)
-        encoded = text.encode(prompts, model, lens.tokenizer)
-        told = family.inputs(model, encoded, guided)
+        # Before the text is encoded: what is refused runs nothing.
         if fn == "generate":
             if codes is not None:
                 raise InputError("codes are for a forward: a generation makes its own.")
             clip_timeline(timeline.seconds, config, prefix)
             drawn = checked_seeds(seeds, len(prompts))
+        elif codes is not None:
+            codes = checked_codes(codes, config, len(prompts)).to(lens.device)
+        codes_timeline(codes, config, prefix)
+        encoded = text.encode(prompts, model, lens.tokenizer)
+        told = family.inputs(model, encoded, guided)
+        if fn == "generate":
             draw = sampling_arguments(drawn, config, guidance_scale, temperature, top_k)
             # A trace may write -inf to any logit.
             processors = LogitsProcessorList([Forbid(), *draw.pop("logits_processor", ())])
             return prefix, {"input_ids": encoded.ids, "logits_processor": processors, **told, **draw}
-        if codes is not None:
-            codes = checked_codes(codes, config, len(prompts)).to(lens.device)
-        codes_timeline(codes, config, prefix)
         layout = Layout(tuple(range(len(prompts))), len(prompts), 2 if guided else 1, len(prompts))
         columns = read_columns(codes, config, layout, lens.device)
         return prefix, {"decoder_input_ids": columns, **told}
