@@ -4,7 +4,6 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,75 +17,11 @@ SECONDS = 0.6
 STEPS = 15 + 3
 
 
-def bare(lens: Any, **kwargs: Any) -> torch.Tensor:
-    """Audio of the same model through transformers alone."""
-    inputs = lens.tokenizer(PROMPTS, padding=True, return_tensors="pt")
-    return lens.model.generate(
-        input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=STEPS, **kwargs
-    )
-
-
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-@pytest.mark.parametrize("temperature", [0, 1.0])
-@pytest.mark.parametrize("sites", [(), "resid_post"])
-def test_generate_without_seeds_is_transformers_own_to_the_bit(lens, guidance_scale, temperature, sites):
-    sampling = {"do_sample": True, "temperature": 1.0, "top_k": 20} if temperature else {"do_sample": False}
-    torch.manual_seed(3), random.seed(3)
-    expected = bare(lens, guidance_scale=guidance_scale, **sampling)
-    after = torch.get_rng_state(), random.getstate()
-    torch.manual_seed(3), random.seed(3)
-    out = lens.generate(PROMPTS, SECONDS, guidance_scale=guidance_scale, temperature=temperature, top_k=20, sites=sites)
-    assert torch.equal(out.audio, expected)
-    assert torch.equal(torch.get_rng_state(), after[0])
-    assert random.getstate() == after[1]
-
-
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_stereo_generate_is_transformers_own_to_the_bit(stereo_lens, guidance_scale):
-    torch.manual_seed(3)
-    expected = bare(stereo_lens, guidance_scale=guidance_scale, do_sample=True, top_k=20)
-    torch.manual_seed(3)
-    out = stereo_lens.generate(PROMPTS, SECONDS, guidance_scale=guidance_scale, top_k=20)
-    assert out.audio.shape == (3, 2, 15 * 640)
-    assert torch.equal(out.audio, expected)
-
-
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_half_precision_is_transformers_own_to_the_bit_too(checkpoint, guidance_scale):
+def test_rows_are_left_alone_in_half_precision_too(checkpoint):
     lens = al.AudioLens.from_pretrained(checkpoint, dtype="bfloat16")
-    assert lens.dtype == torch.bfloat16
-    torch.manual_seed(3)
-    expected = bare(lens, guidance_scale=guidance_scale, do_sample=True, top_k=20)
-    torch.manual_seed(3)
-    out = lens.generate(PROMPTS, SECONDS, guidance_scale=guidance_scale, top_k=20, sites="resid_post")
-    assert torch.equal(out.audio, expected)
     add = al.Add(torch.randn(48), layers=1, rows=[0])
     steered = lens.generate(PROMPTS, SECONDS, seeds=1, interventions=[add, al.Clamp(torch.ones(48), 0.5, rows=[1])])
     assert torch.equal(steered.codes[2], lens.generate(PROMPTS, SECONDS, seeds=1).codes[2])
-
-
-@pytest.mark.parametrize("branch", ["cond", "null", "both"])
-def test_logits_are_the_bare_forward_to_the_bit(lens, branch):
-    codes = torch.randint(0, 32, (3, 4, 15))
-    text = lens.tokenizer(PROMPTS, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        states = lens.model.text_encoder(**text).last_hidden_state
-    pad = torch.full((3, 4, 1), 32)
-    ids, _ = lens.model.decoder.build_delay_pattern_mask(
-        torch.cat([pad, codes], -1).flatten(0, 1), pad_token_id=32, max_length=19
-    )
-    mask = lens.model.decoder.build_delay_pattern_mask(
-        torch.cat([pad, codes], -1).flatten(0, 1), pad_token_id=32, max_length=19
-    )[1]
-    with torch.no_grad():
-        expected = lens.model(
-            encoder_outputs=(torch.cat([states, torch.zeros_like(states)]),),
-            attention_mask=torch.cat([text.attention_mask, torch.zeros_like(text.attention_mask)]),
-            decoder_input_ids=mask[:, :18].repeat(2, 1),
-        ).logits.unflatten(0, (2, 3, 4))
-    logits, _ = lens.run_with_cache(PROMPTS, codes, branch=branch, guidance_scale=3.0)
-    half = {"cond": expected[0], "null": expected[1], "both": expected}[branch]
-    assert torch.equal(logits, half)
 
 
 def test_residual_sites_are_transformers_hidden_states(lens):
@@ -160,23 +95,6 @@ def test_seeds_leave_the_global_random_state_alone(lens):
     lens.run_with_cache(PROMPTS)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
-
-
-def test_an_exception_inside_a_run_leaves_everything_as_it_was(lens):
-    config = lens.model.generation_config.to_dict()
-    before = torch.get_rng_state(), random.getstate()
-    expected = lens.generate(PROMPTS, SECONDS, seeds=1).codes
-
-    def fail(value: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("no")
-
-    for seeds in (None, 1):
-        with pytest.raises(RuntimeError, match="no"):
-            lens.generate(PROMPTS, SECONDS, seeds=seeds, interventions=al.Apply(fail, layers=1, seconds=(0.2, 0.4)))
-        assert torch.equal(torch.get_rng_state(), before[0])
-        assert random.getstate() == before[1]
-        assert lens.model.generation_config.to_dict() == config
-        assert torch.equal(lens.generate(PROMPTS, SECONDS, seeds=1).codes, expected)
 
 
 def test_a_processor_and_a_second_lens_on_one_model_will_do(checkpoint, lens):
@@ -348,8 +266,10 @@ def test_the_lens_describes_its_model(lens, stereo_lens):
 
 
 def test_importing_the_package_loads_nothing_heavy():
+    # Nothing but the standard library: whatever is not in it came with a package.
     code = (
-        "import audiolens, sys; heavy = {'torch', 'transformers', 'nnsight', 'numpy'} & set(sys.modules);"
-        "assert not heavy, heavy; assert 'AudioLens' in dir(audiolens)"
+        "import sys; before = set(sys.modules); import audiolens;"
+        "loaded = {name.partition('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names;"
+        "assert loaded == {'audiolens'}, loaded; assert 'AudioLens' in dir(audiolens)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
