@@ -1,0 +1,274 @@
+"""Drift: how far steered codes lie from what the unsteered model itself would have drawn, in nats per code.
+
+Rule 5 of the design: two-sided, because silence and loops are likelier than music, not better. The level is what the
+model's own samples of the same prompts and seeds cost, scored in the same way. Needs torch: `audiolens.measure` loads
+this file when one of its names is first asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from audiolens.audio import checked_codes
+from audiolens.errors import InputError, InputTypeError
+from audiolens.rows import whole_batch_size
+from audiolens.sampling import checked_settings
+from audiolens.text import checked_prompts
+from audiolens.timeline import Real
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from audiolens.generation import Generation
+    from audiolens.lens import AudioLens
+    from audiolens.text import Prompt
+
+SAMPLING = ("guidance_scale", "temperature", "top_k")
+
+
+@dataclass(frozen=True, eq=False)
+class Drift:
+    """How far clips drifted from the unsteered model; `drift` returns it.
+
+    Attributes:
+        nats: what each clip's codes cost under the unsteered model, a code, codebook by codebook.
+        level: the same of the model's own sample for that row's prompt (and seed).
+        outside: the share of each clip's codes that the unsteered model could not have drawn, being outside its top-k;
+            0 where all codes may be drawn.
+        spread: the mean |difference| between two of the model's own samples, of one prompt where it has several
+            seeds, else of any two rows; NaN for a single row. A drift under it is no more than another seed would do.
+        prompts, seeds: of the rows.
+        guidance_scale, temperature, top_k: of the sampling. The scores are those of the guided logits at that
+            temperature, over all codes: cut to the top-k, a steered code outside it would cost infinitely much.
+
+    It does not show quality: a clip can be as likely as the model's own and be worse, or be a style that the model
+    seldom plays and be good.
+    """
+
+    nats: Float[np.ndarray, "row codebook"]
+    level: Float[np.ndarray, "row codebook"]
+    outside: Float[np.ndarray, " row"]
+    spread: float
+    prompts: tuple[str | None, ...]
+    seeds: tuple[int, ...] | None
+    guidance_scale: float
+    temperature: float
+    top_k: int | None
+
+    @property
+    def difference(self) -> Float[np.ndarray, " row"]:
+        """Nats per code beyond the level, signed: negative is likelier than the model's own sample."""
+        return self.nats.mean(axis=1) - self.level.mean(axis=1)
+
+    @property
+    def rows(self) -> Float[np.ndarray, " row"]:
+        """The drift of each row: |difference|."""
+        return np.abs(self.difference)
+
+    @property
+    def value(self) -> float:
+        """The mean drift of the rows, in nats per code."""
+        return float(self.rows.mean())
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per clip: `prompt`, `seed`, `nats`, `level`, `difference`, `drift`, `outside`."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "prompt": list(self.prompts),
+                "seed": list(self.seeds) if self.seeds is not None else [None] * len(self.prompts),
+                "nats": self.nats.mean(axis=1),
+                "level": self.level.mean(axis=1),
+                "difference": self.difference,
+                "drift": self.rows,
+                "outside": self.outside,
+            }
+        )
+
+    def __repr__(self) -> str:
+        mean = self.difference.mean()
+        side = "likelier" if mean < 0 else "less likely" if mean > 0 else "no more or less likely"
+        return (
+            f"Drift({self.value:.3f} nats per code over {len(self.prompts)} clips, {side} than the model's own at "
+            f"{self.level.mean():.3f}, which differ by {self.spread:.3f}; guidance {self.guidance_scale:g}, "
+            f"temperature {self.temperature:g}, top-k {self.top_k or 'all'})"
+        )
+
+
+def drift(
+    lens: AudioLens,
+    out: Generation,
+    baseline: Generation | None = None,
+    *,
+    guidance_scale: Real | None = None,
+    temperature: Real | None = None,
+    batch_size: int = 16,
+) -> Drift:
+    """How far the clips of `out` lie from what `lens` draws by itself: |nats per code - its own samples' level|.
+
+    Args:
+        out: what `lens.generate(..., interventions=...)` returned; its codes are scored without the interventions, each
+            row under its own prompt. What an audio prompt gave is read, not scored.
+        baseline: the model's own clips of the same prompts, seeds and settings; drawn here by default (from seeds 0,
+            1, ... where `out` has none). Steering by nothing then drifts by 0, exactly so where both ran in equal
+            batches (else a code in some thousands flips).
+        guidance_scale, temperature: of the scores; as `out` was drawn by default, a greedy clip at temperature 1.
+        batch_size: rows drawn and scored at a time.
+
+    Raises:
+        InputError: rows that do not pair, a baseline that was steered or drawn otherwise, settings out of range.
+    """
+    for name, clips in (("out", out), ("baseline", baseline)):
+        if clips is not None and not all(hasattr(clips, field) for field in ("codes", "prompts", "seeds", "settings")):
+            raise InputTypeError(f"{name}={type(clips).__name__}: expected what lens.generate returned.")
+    sampling = {name: out.settings.get(name) for name in SAMPLING}
+    guidance_scale = _stated("guidance_scale", guidance_scale, sampling)
+    if temperature is None:
+        # What greedy clips cost at temperature 0 is nothing or infinitely much.
+        temperature = _stated("temperature", None, sampling) or 1.0
+    given = round(out.settings.get("audio_prompt_seconds", 0.0) * out.frame_rate)
+    if baseline is None:
+        baseline = _own(lens, out, given, batch_size)
+    _refuse_unpaired(out, baseline)
+    top_k = sampling["top_k"]
+    scored = [
+        _score(lens, clips.prompts, clips.codes, guidance_scale, temperature, batch_size) for clips in (out, baseline)
+    ]
+    (nats, rank), (level, _) = scored
+    n_out = rank[..., given:] >= top_k if top_k else torch.zeros_like(rank[..., given:], dtype=torch.bool)
+    level_of = level[..., given:].mean(-1).numpy()
+    return Drift(
+        nats=nats[..., given:].mean(-1).numpy(),
+        level=level_of,
+        outside=n_out.float().mean((1, 2)).numpy(),
+        spread=_spread(level_of.mean(axis=1), out.prompts),
+        prompts=tuple(out.prompts),
+        seeds=out.seeds,
+        guidance_scale=float(guidance_scale),
+        temperature=float(temperature),
+        top_k=top_k,
+    )
+
+
+def code_nats(
+    lens: AudioLens,
+    prompts: Prompt | Sequence[Prompt],
+    codes: Int[Tensor, "row codebook frame"],
+    *,
+    guidance_scale: Real = 3.0,
+    temperature: Real = 1.0,
+    batch_size: int = 16,
+) -> Float[Tensor, "row codebook frame"]:
+    """-log of the chance that `lens`, as it is, gives each code after the codes before it, in nats.
+
+    The chance is the softmax of the guided logits (null + guidance_scale x (cond - null)) over temperature, over all
+    codes. Codebook k's frame f is predicted at step f + its delay. On the CPU, in float32.
+
+    Raises:
+        InputError: codes that are not this model's, or settings out of range.
+    """
+    listed = checked_prompts(prompts)
+    codes = checked_codes(codes, lens.config)
+    listed = listed * len(codes) if len(listed) == 1 else listed
+    return _score(lens, listed, codes, guidance_scale, temperature, batch_size)[0]
+
+
+def _score(
+    lens: AudioLens,
+    prompts: Sequence[Prompt],
+    codes: Tensor,
+    guidance_scale: Real,
+    temperature: Real,
+    batch_size: int,
+) -> tuple[Float[Tensor, "row codebook frame"], Int[Tensor, "row codebook frame"]]:
+    """Nats of each code, and how many codes were likelier."""
+    checked_settings(guidance_scale, temperature, None)
+    if temperature == 0:
+        raise InputError("temperature=0: a greedy model gives every other code no chance; score at 1.")
+    codes = checked_codes(codes, lens.config, len(prompts))
+    parts = list(_parts(lens, prompts, codes, float(guidance_scale), float(temperature), whole_batch_size(batch_size)))
+    nats, rank = (torch.cat(side) for side in zip(*parts, strict=True))
+    return nats, rank
+
+
+def _parts(
+    lens: AudioLens, prompts: Sequence[Prompt], codes: Tensor, guidance_scale: float, temperature: float, size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`_score`, some rows at a time: logits of all codes are the largest thing here."""
+    frames = codes.shape[-1]
+    guided = guidance_scale > 1
+    for first in range(0, len(codes), size):
+        part = codes[first : first + size]
+        logits, _ = lens.run_with_cache(
+            prompts[first : first + size],
+            part,
+            sites=(),
+            branch="both" if guided else "cond",
+            guidance_scale=guidance_scale,
+        )
+        if guided:
+            cond, null = logits.float()
+            logits = null + (cond - null) * guidance_scale
+        books = [logits[:, book, delay : delay + frames] for book, delay in enumerate(lens.config.delays)]
+        scores = torch.stack(books, dim=1).float() / temperature
+        mine = scores.gather(-1, part.to(scores.device)[..., None])
+        nats = scores.logsumexp(-1) - mine[..., 0]
+        yield nats.cpu(), (scores > mine).sum(-1).cpu()
+
+
+def _own(lens: AudioLens, out: Generation, given: int, batch_size: int) -> Generation:
+    settings = {name: out.settings[name] for name in SAMPLING if name in out.settings}
+    missing = [name for name in SAMPLING if name not in settings]
+    if missing:
+        raise InputError(f"out does not say its {', '.join(missing)}: give the model's own clips as baseline=.")
+    return lens.generate(
+        out.prompts,
+        out.seconds,
+        seeds=list(out.seeds) if out.seeds is not None else range(len(out.prompts)),
+        exact=bool(out.settings.get("exact", False)) and out.seeds is not None,
+        audio_prompt=out.codes[..., :given] if given else None,
+        batch_size=batch_size,
+        decode=False,
+        **settings,
+    )
+
+
+def _stated(name: str, given: Real | None, sampling: dict[str, Any]) -> Real:
+    value = sampling[name] if given is None else given
+    if value is None:
+        raise InputError(f"out does not say its {name}: give {name}=.")
+    return value
+
+
+def _refuse_unpaired(out: Generation, baseline: Generation) -> None:
+    for name in ("prompts", "seeds"):
+        mine, own = getattr(out, name), getattr(baseline, name)
+        # Without seeds nothing pairs the rows but their order.
+        if mine is not None and own is not None and tuple(mine) != tuple(own):
+            raise InputError(f"baseline has other {name} than out: draw it from the same {name}, in their order.")
+    if tuple(out.codes.shape) != tuple(baseline.codes.shape):
+        raise InputError(
+            f"baseline has codes {tuple(baseline.codes.shape)}, out {tuple(out.codes.shape)}: draw clips of one length."
+        )
+    if baseline.settings.get("interventions"):
+        raise InputError("baseline was steered: its level would be the steering's own; draw it without interventions.")
+    for name in (*SAMPLING, "audio_prompt_seconds"):
+        mine, own = (clips.settings.get(name) for clips in (out, baseline))
+        if mine is not None and own is not None and mine != own:
+            raise InputError(f"baseline was drawn with {name}={own}, out with {mine}: draw both alike.")
+
+
+def _spread(level: Float[np.ndarray, " row"], prompts: Sequence[str | None]) -> float:
+    pairs = list(combinations(range(len(level)), 2))
+    alike = [pair for pair in pairs if prompts[pair[0]] == prompts[pair[1]]]
+    chosen = alike or pairs
+    return float(np.mean([abs(level[a] - level[b]) for a, b in chosen])) if chosen else float("nan")
