@@ -16,6 +16,7 @@ from audiolens.timeline import Timeline
 
 Sound = tuple[Any, int] | str | os.PathLike[str]
 """A waveform with its sample rate, or the path of a sound file."""
+_CHUNKED = "this codec cuts sound into chunks: set chunk_length_s=None in its configuration."
 
 
 def checked_waveform(waveform: Any, sample_rate: int, config: LensConfig) -> Float[Tensor, "row channel sample"]:
@@ -41,13 +42,19 @@ def checked_waveform(waveform: Any, sample_rate: int, config: LensConfig) -> Flo
         raise InputError(f"waveform of {wave.shape[1]} channels: expected one or two.")
     if wave.shape[1] != config.channels:
         wave = wave.mean(1, keepdim=True) if config.channels == 1 else wave.expand(-1, config.channels, -1)
-    if sample_rate != config.sample_rate:
-        from scipy.signal import resample_poly
+    return torch.from_numpy(resampled(wave.numpy(), int(sample_rate), config.sample_rate))
 
-        divisor = int(np.gcd(sample_rate, config.sample_rate))
-        up, down = config.sample_rate // divisor, sample_rate // divisor
-        wave = torch.from_numpy(resample_poly(wave.numpy(), up, down, axis=-1).astype(np.float32))
-    return wave
+
+def resampled(
+    samples: Float[np.ndarray, "*axes sample"], sample_rate: int, wanted: int
+) -> Float[np.ndarray, "*axes resampled"]:
+    """The same sound at another rate, by a polyphase filter; untouched at its own."""
+    if sample_rate == wanted:
+        return samples
+    from scipy.signal import resample_poly
+
+    divisor = int(np.gcd(sample_rate, wanted))
+    return resample_poly(samples, wanted // divisor, sample_rate // divisor, axis=-1).astype(np.float32)
 
 
 def encode(waveform: Any, sample_rate: int, model: Any, config: LensConfig) -> Int[Tensor, "row codebook frame"]:
@@ -62,11 +69,29 @@ def encode(waveform: Any, sample_rate: int, model: Any, config: LensConfig) -> I
     for side in wave.split(1, dim=1):
         frames = codec.encode(side).audio_codes
         if frames.shape[0] != 1:
-            raise InputError("this codec cuts sound into chunks: set chunk_length_s=None in its configuration.")
+            raise InputError(_CHUNKED)
         sides.append(frames[0])
     return rearrange(torch.stack(sides), "side row codebook frame -> row (codebook side) frame")[
         :, : config.n_codebooks
     ]
+
+
+def features(
+    waveform: Any, sample_rate: int, model: Any, config: LensConfig
+) -> Float[Tensor, "row codec_feature frame"]:
+    """What the codec's encoder says of a waveform, before it is quantised; a stereo model's two sides averaged.
+
+    Raises:
+        InputError: as `encode` does.
+    """
+    codec = model.audio_encoder
+    wave = checked_waveform(waveform, sample_rate, config).to(codec.device, codec.dtype)
+    chunk = codec.config.chunk_length
+    if chunk is not None and wave.shape[-1] > chunk:
+        raise InputError(_CHUNKED)
+    if codec.config.normalize:
+        wave = wave / (wave.square().mean(-1, keepdim=True).sqrt() + 1e-8)
+    return torch.stack([codec.encoder(side) for side in wave.split(1, dim=1)]).mean(0)
 
 
 def checked_codes(codes: Any, config: LensConfig, rows: int | None = None) -> Int[Tensor, "row codebook frame"]:

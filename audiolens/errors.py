@@ -48,6 +48,10 @@ class BusyError(AudioLensError, RuntimeError):
     """A second run was started inside a run of the same model."""
 
 
+class MissingPackageError(AudioLensError, ImportError):
+    """Something that needs a package which is not installed."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence naming the known names nearest to `name`, or an empty string."""
     matches = get_close_matches(name, list(known), n=3, cutoff=0.5)

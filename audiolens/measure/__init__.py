@@ -1,42 +1,59 @@
 """What is heard in a clip, as numbers (tempo, brightness, register, mode and more), and what is lost in it.
 
 Every measure is a function of (audio, sample_rate). Audio is a numpy array or torch tensor shaped [sample],
-[channel, sample] (one number comes back) or [row, channel, sample] (an array [row]); channels are averaged. Where no
+[channel, sample] (one number comes back) or [row, channel, sample] (an array [row]), of one or two channels, which are
+averaged; or a sound file, or what `lens.generate` returned, both without a sample rate; or a list of these. Where no
 number means anything (silence, the pitch of noise) it is NaN, never a made-up one; audio that cannot be measured (NaN
-samples, under 0.1 s, an impossible rate) is a ValueError. Loads librosa and scipy when first used, and torch only for
-what needs a model (`drift`, `frechet_distance`, `clap_score`).
+samples, under 0.1 s, over ten minutes, an impossible rate, a broken file) is an InputError. docs/measures.md has every
+measure's method and calibration. Loads librosa and scipy when first used, and torch only for what needs a model
+(`drift`, `frechet_distance`, `clap_score`).
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from audiolens.measure.failure import code_entropy, failed, failures
-from audiolens.measure.pitch import mode, pitch
-from audiolens.measure.rhythm import onset_rate, pulse_clarity, tempo, tempo_candidates
-from audiolens.measure.table import MEASURES, UNITS, table
-from audiolens.measure.timbre import brightness, loudness
+from audiolens.measure.pitch import mode, pitch, pitch_class
+from audiolens.measure.rhythm import onset_rate, pulse_clarity, tempo, tempo_ambiguity, tempo_candidates
+from audiolens.measure.table import EXTRA_MEASURES, MEASURES, UNITS, table, table_of_files
+from audiolens.measure.timbre import brightness, loudness, rolloff
 
 if TYPE_CHECKING:
+    from audiolens.measure.clap import clap_embeddings as clap_embeddings
+    from audiolens.measure.clap import clap_score as clap_score
+    from audiolens.measure.frechet import codec_features as codec_features
+    from audiolens.measure.frechet import fad as fad
+    from audiolens.measure.frechet import frechet_distance as frechet_distance
     from audiolens.measure.likelihood import Drift as Drift
     from audiolens.measure.likelihood import code_nats as code_nats
     from audiolens.measure.likelihood import drift as drift
 
 _WITH_A_MODEL = {
+    "clap_embeddings": "audiolens.measure.clap",
+    "clap_score": "audiolens.measure.clap",
+    "codec_features": "audiolens.measure.frechet",
+    "fad": "audiolens.measure.frechet",
+    "frechet_distance": "audiolens.measure.frechet",
     "Drift": "audiolens.measure.likelihood",
     "code_nats": "audiolens.measure.likelihood",
     "drift": "audiolens.measure.likelihood",
 }
 __all__ = [
     "tempo",
+    "tempo_ambiguity",
     "tempo_candidates",
     "onset_rate",
     "pulse_clarity",
     "brightness",
+    "rolloff",
     "loudness",
     "pitch",
+    "pitch_class",
     "mode",
     "table",
+    "table_of_files",
     "MEASURES",
+    "EXTRA_MEASURES",
     "UNITS",
     "failed",
     "failures",
@@ -44,6 +61,11 @@ __all__ = [
     "Drift",
     "code_nats",
     "drift",
+    "codec_features",
+    "frechet_distance",
+    "fad",
+    "clap_embeddings",
+    "clap_score",
 ]
 
 

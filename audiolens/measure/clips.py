@@ -6,29 +6,44 @@ tempo, onset rate and brightness together cost little more than one of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
-from typing import Any, Protocol, runtime_checkable
+from os import PathLike
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 from jaxtyping import Float
 
+from audiolens.errors import InputError, InputTypeError
+from audiolens.measure.files import LONGEST_SECONDS, MOST_CHANNELS, SoundPath, Span, load
 from audiolens.measure.onsets import Envelope, envelope
 
 SILENCE_DBFS = -60.0
 """A clip quieter than this (root mean square) is silent: nothing about it but its loudness is measured."""
 SHORTEST_SECONDS = 0.1
-MOST_CHANNELS = 8
 RATES_HZ = (4_000, 384_000)
 
 
-@runtime_checkable
-class Audio(Protocol):
+class Array(Protocol):
     """A numpy array or torch tensor: [sample], [channel, sample] or [row, channel, sample]."""
 
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray: ...
+
+
+class Sound(Protocol):
+    """What `lens.generate` returns, as far as a measure looks at it."""
+
+    @property
+    def audio(self) -> Any: ...
+
+    @property
+    def sample_rate(self) -> int: ...
+
+
+Audio = Array | SoundPath | Sound | Sequence[Array | SoundPath | Sound]
+"""What is measured; arrays with their `sample_rate`, in a list too."""
 
 
 @dataclass(frozen=True)
@@ -84,72 +99,117 @@ class Clip:
         return self.spectrum(n_fft, n_fft // 4)
 
 
-def read(audio: Audio, sample_rate: float) -> tuple[list[Clip], bool]:
+def read(audio: Any, sample_rate: float | None = None) -> tuple[list[Clip], bool]:
     """Check `audio` and mix each row down to a mono `Clip`; the flag says whether there is a row axis.
 
     Signed 16- and 32-bit integers are PCM and scaled to [-1, 1); other integers are refused.
 
+    Args:
+        audio: an array or tensor, the path of a sound file, what `lens.generate` returned, or a list of these, whose
+            clips may differ in length.
+        sample_rate: of arrays, in Hz; files and generations bring their own.
+
     Raises:
-        TypeError: not an array or tensor, or of a type that no sound has.
-        ValueError: of the wrong shape, too short, not finite, or with an impossible sample rate.
+        InputTypeError: no sound, or of a type that no sound has.
+        InputError: of the wrong shape, too short or too long, not finite, with an impossible sample rate, or a file
+            that cannot be read.
     """
-    if isinstance(sample_rate, bool) or not isinstance(sample_rate, Real):
-        raise TypeError(f"sample_rate is {sample_rate!r}; give the samples per second as a number, e.g. 16000")
-    if not RATES_HZ[0] <= sample_rate <= RATES_HZ[1]:
-        low, high = RATES_HZ
-        raise ValueError(f"sample_rate is {sample_rate}, expected {low} to {high} Hz; give the audio's own rate")
-    samples = _as_float(audio)
-    if samples.ndim not in (1, 2, 3):
-        raise ValueError(
-            f"audio has shape {samples.shape}; expected [sample], [channel, sample] or [row, channel, sample]"
-        )
-    rows = samples.reshape((1,) * (3 - samples.ndim) + samples.shape)
-    if not len(rows):
-        raise ValueError("audio has no rows; give at least one clip")
-    _, n_channels, n_samples = rows.shape
-    if not 1 <= n_channels <= MOST_CHANNELS:
-        raise ValueError(
-            f"audio of shape {samples.shape} has {n_channels} channels, expected 1 to {MOST_CHANNELS}; "
-            "mono rows need a channel axis (audio[:, None]), and [sample, channel] files a transpose (audio.T)"
-        )
-    if n_samples < SHORTEST_SECONDS * sample_rate:
-        raise ValueError(
-            f"audio has {n_samples} samples ({n_samples / sample_rate:.3f} s at {sample_rate} Hz); "
-            f"a measure needs at least {SHORTEST_SECONDS} s"
-        )
-    broken = np.flatnonzero(~np.isfinite(rows).all(axis=(1, 2)))
-    if len(broken):
-        where = f" in rows {broken.tolist()}" if samples.ndim == 3 else ""
-        raise ValueError(f"audio holds NaN or infinite samples{where}; drop or repair them before measuring")
-    rate = round(sample_rate)
-    return [Clip(np.ascontiguousarray(row.mean(axis=0)), rate) for row in rows], samples.ndim == 3
+    listed = isinstance(audio, list | tuple)
+    parts = [_rows(part, sample_rate) for part in (audio if listed else [audio])]
+    if not parts:
+        raise InputError("audio has no rows; give at least one clip")
+    return [clip for clips, _ in parts for clip in clips], listed or parts[0][1]
 
 
-def per_row(audio: Audio, sample_rate: float, function: Callable[[Clip], float]) -> float | Float[np.ndarray, " row"]:
+def per_row(
+    audio: Any, sample_rate: float | None, function: Callable[[Clip], float]
+) -> float | Float[np.ndarray, " row"]:
     """`function` of every row of `audio`: an array if there is a row axis, one number otherwise."""
     clips, many = read(audio, sample_rate)
     values = [function(clip) for clip in clips]
     return np.array(values) if many else values[0]
 
 
-def each(audio: Any, sample_rate: float) -> Iterator[Clip]:
-    """Every clip of an array [row, channel, sample], or of a list whose clips may differ in length."""
-    for part in audio if isinstance(audio, list | tuple) else [audio]:
-        yield from read(part, sample_rate)[0]
+def of_file(path: SoundPath, seconds: Span | None = None) -> Clip:
+    """The clip in a sound file, or in its span (from, to); what is wrong with it is said with the file's name."""
+    samples, sample_rate = load(path, seconds)
+    try:
+        return _rows(samples, sample_rate)[0][0]
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
-def _as_float(audio: Audio) -> np.ndarray:
+def is_path(audio: Any) -> TypeGuard[SoundPath]:
+    return isinstance(audio, str | PathLike)
+
+
+def _rows(audio: Any, sample_rate: float | None) -> tuple[list[Clip], bool]:
+    """The clips of one array, file or generation, and whether it has a row axis."""
+    if is_path(audio):
+        if sample_rate is not None:
+            raise InputError(f"{audio} brings its own sample rate; leave sample_rate out")
+        return [of_file(audio)], False
+    if hasattr(audio, "audio") and hasattr(audio, "sample_rate"):
+        if audio.audio is None:
+            raise InputError("these clips were made with decode=False; give lens.decode_codes(out.codes), and its rate")
+        return _rows(audio.audio, audio.sample_rate if sample_rate is None else sample_rate)
+    samples = _as_float(audio)
+    if sample_rate is None:
+        raise InputError("audio is an array, which does not know its sample rate; give sample_rate in Hz, e.g. 16000")
+    _check_rate(sample_rate)
+    if samples.ndim not in (1, 2, 3):
+        raise InputError(
+            f"audio has shape {samples.shape}; expected [sample], [channel, sample] or [row, channel, sample]"
+        )
+    rows = samples.reshape((1,) * (3 - samples.ndim) + samples.shape)
+    if not len(rows):
+        raise InputError("audio has no rows; give at least one clip")
+    _, n_channels, n_samples = rows.shape
+    if not 1 <= n_channels <= MOST_CHANNELS:
+        raise InputError(
+            f"audio of shape {samples.shape} has {n_channels} channels, expected one or two; mix more down first; "
+            "mono rows need a channel axis (audio[:, None]), and [sample, channel] files a transpose (audio.T)"
+        )
+    if n_samples < SHORTEST_SECONDS * sample_rate:
+        raise InputError(
+            f"audio has {n_samples} samples ({n_samples / sample_rate:.3f} s at {sample_rate} Hz); "
+            f"a measure needs at least {SHORTEST_SECONDS} s"
+        )
+    if n_samples > LONGEST_SECONDS * sample_rate:
+        raise InputError(
+            f"audio lasts {n_samples / sample_rate / 60:.0f} minutes; measure parts of at most "
+            f"{LONGEST_SECONDS / 60:.0f} (no one tempo or brightness is that of an hour)"
+        )
+    broken = np.flatnonzero(~np.isfinite(rows).all(axis=(1, 2)))
+    if len(broken):
+        where = f" in rows {broken.tolist()}" if samples.ndim == 3 else ""
+        raise InputError(f"audio holds NaN or infinite samples{where}; drop or repair them before measuring")
+    rate = round(sample_rate)
+    return [Clip(np.ascontiguousarray(row.mean(axis=0)), rate) for row in rows], samples.ndim == 3
+
+
+def _check_rate(sample_rate: Any) -> None:
+    if isinstance(sample_rate, bool) or not isinstance(sample_rate, Real):
+        raise InputTypeError(f"sample_rate is {sample_rate!r}; give the samples per second as a number, e.g. 16000")
+    low, high = RATES_HZ
+    if not low <= sample_rate <= high:
+        raise InputError(f"sample_rate is {sample_rate}, expected {low} to {high} Hz; give the audio's own rate")
+
+
+def _as_float(audio: Any) -> np.ndarray:
     if hasattr(audio, "detach"):
         # numpy has no bfloat16, and a tensor that needs gradients will not convert
         tensor: Any = audio
         tensor = tensor.detach().cpu()
         audio = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     if not isinstance(audio, np.ndarray):
-        raise TypeError(f"audio is a {type(audio).__name__}; give a numpy array or torch tensor of samples")
+        raise InputTypeError(
+            f"audio is a {type(audio).__name__}; give a numpy array or torch tensor of samples, or a sound file's path"
+        )
     if audio.dtype in (np.int16, np.int32):
         return audio.astype(np.float32) / -float(np.iinfo(audio.dtype).min)
     if not np.issubdtype(audio.dtype, np.floating):
-        raise TypeError(
+        raise InputTypeError(
             f"audio has dtype {audio.dtype}; give floats in [-1, 1], or PCM as int16 or int32 (codes are decoded first)"
         )
     return audio.astype(np.float32, copy=False)

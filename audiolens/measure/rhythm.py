@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from audiolens.errors import InputError
+from audiolens.measure.beats import beat_this_tempo
 from audiolens.measure.clips import Audio, Clip, per_row, read
 from audiolens.measure.onsets import peaks_seconds, vertex
 
@@ -19,38 +21,57 @@ SLOWEST_BPM, FASTEST_BPM = 40.0, 240.0
 ACCENT_SHARE = 0.5
 """An accent rises at least this share of the strong ones in its clip."""
 FEWEST_ONSETS = 4
+OCTAVES = (1 / 3, 1 / 2, 2.0, 3.0)
+OCTAVE_TOLERANCE = 0.04
 LEAST_CLARITY = 0.3
 """Clicks at random moments have a pulse clarity of about 0.2, the synthesiser's music 0.5 to 1."""
 
-TempoMethod = Literal["beat", "ioi"]
+TempoMethod = Literal["beat", "ioi", "beat_this"]
 
 
-def tempo(audio: Audio, sample_rate: float, method: TempoMethod = "beat") -> float | Float[np.ndarray, " row"]:
+def tempo(
+    audio: Audio, sample_rate: float | None = None, method: TempoMethod = "beat"
+) -> float | Float[np.ndarray, " row"]:
     """Beats per minute in [40, 240], every tempo equally likely beforehand.
 
     Args:
-        audio: [sample], [channel, sample] or [row, channel, sample]; channels are averaged.
-        sample_rate: of `audio`, in Hz.
+        audio: [sample], [channel, sample] or [row, channel, sample] (channels are averaged), a sound file, a
+            generation, or a list of these.
+        sample_rate: of arrays, in Hz.
         method: `"beat"` takes the period at which the onset envelope most resembles itself (its autocorrelation, as
             in `librosa.feature.tempo` with a uniform prior; the period is refined between frames). `"ioi"` is 60 over
-            the median interval between accents (onsets heard in most bands), and may leave that range.
+            the median interval between accents (onsets heard in most bands), and may leave that range. `"beat_this"` is
+            60 over the median interval between the beats of Beat This (ISMIR 2024), the paper's tracker: an extra,
+            `pip install 'audiolens[beats]'`.
 
     Returns:
-        BPM per row; NaN for silence, for fewer than four onsets, and ("beat") where nothing recurs, as in noise.
+        BPM per row; NaN for silence, for fewer than four onsets (beats), and ("beat") where nothing recurs, as in
+        noise.
 
-    Halving or doubling the beat is a matter of taste to listeners too: see `tempo_candidates`.
+    Halving or doubling the beat is a matter of taste to listeners too: see `tempo_ambiguity` and `tempo_candidates`.
     """
-    if method not in ("beat", "ioi"):
-        raise ValueError(f"method is {method!r}; expected 'beat' or 'ioi'")
-    return per_row(audio, sample_rate, beat_tempo if method == "beat" else ioi_tempo)
+    methods = {"beat": beat_tempo, "ioi": ioi_tempo, "beat_this": beat_this_tempo}
+    if method not in methods:
+        raise InputError(f"method is {method!r}; expected 'beat', 'ioi' or 'beat_this'")
+    return per_row(audio, sample_rate, methods[method])
 
 
-def onset_rate(audio: Audio, sample_rate: float) -> float | Float[np.ndarray, " row"]:
+def tempo_ambiguity(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
+    """How nearly another tempo would have been told, 0 to 1: the pulse at its strongest rival beside that at `tempo`.
+
+    Rivals are half, double, a third and three times the tempo ("beat") within [40, 240] BPM, to 4%; `tempo_candidates`
+    names them. Near 1 the octave is a toss-up, and a tempo that jumps by an octave under steering is no change of
+    pace; 0 where the envelope has no peak at any rival. NaN where the tempo is.
+    """
+    return per_row(audio, sample_rate, ambiguity)
+
+
+def onset_rate(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """Onsets per second, all instruments together; 0 for a sound without onsets, NaN for silence."""
     return per_row(audio, sample_rate, rate_of_onsets)
 
 
-def pulse_clarity(audio: Audio, sample_rate: float) -> float | Float[np.ndarray, " row"]:
+def pulse_clarity(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """How regular the pulse is, 0 to 1: the autocorrelation of the onset envelope at the beat's period.
 
     After Lartillot et al. (ISMIR 2008). 0 for a sound with fewer than four onsets, NaN for silence.
@@ -58,11 +79,11 @@ def pulse_clarity(audio: Audio, sample_rate: float) -> float | Float[np.ndarray,
     return per_row(audio, sample_rate, clarity_of_pulse)
 
 
-def tempo_candidates(audio: Audio, sample_rate: float, n: int = 3) -> list[tuple[float, float]]:
+def tempo_candidates(audio: Audio, sample_rate: float | None = None, n: int = 3) -> list[tuple[float, float]]:
     """The `n` likeliest tempi of one clip as (BPM, pulse clarity), best first: the octave ambiguity, not hidden."""
     clips, many = read(audio, sample_rate)
     if many and len(clips) > 1:
-        raise ValueError(f"audio has {len(clips)} rows; tempo_candidates takes one clip at a time")
+        raise InputError(f"audio has {len(clips)} rows; tempo_candidates takes one clip at a time")
     return _periods(clips[0])[:n]
 
 
@@ -72,6 +93,20 @@ def beat_tempo(clip: Clip) -> float:
     if not periods or periods[0][1] < LEAST_CLARITY:
         return float("nan")
     return periods[0][0]
+
+
+def ambiguity(clip: Clip) -> float:
+    """`tempo_ambiguity` of one clip."""
+    bpm = beat_tempo(clip)
+    if np.isnan(bpm):
+        return float("nan")
+    (_, height), *others = _periods(clip)
+    rivals = [
+        strength
+        for other, strength in others
+        if any(abs(other / (ratio * bpm) - 1) < OCTAVE_TOLERANCE for ratio in OCTAVES)
+    ]
+    return max([strength / height for strength in rivals], default=0.0)
 
 
 def ioi_tempo(clip: Clip) -> float:

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audiolens.measure.clips import Clip, each
-from audiolens.measure.pitch import major_minor, register_hz
-from audiolens.measure.rhythm import beat_tempo, clarity_of_pulse, ioi_tempo, rate_of_onsets
-from audiolens.measure.timbre import centroid_hz, level_dbfs
+from audiolens.errors import InputError, nearest
+from audiolens.measure.beats import beat_this_tempo
+from audiolens.measure.clips import Audio, Clip, is_path, of_file, read
+from audiolens.measure.files import SoundPath, Span, checked_span
+from audiolens.measure.pitch import key_tonic, major_minor, register_hz
+from audiolens.measure.rhythm import ambiguity, beat_tempo, clarity_of_pulse, ioi_tempo, rate_of_onsets
+from audiolens.measure.timbre import centroid_hz, level_dbfs, rolloff_hz
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,56 +23,129 @@ MEASURES: Mapping[str, Callable[[Clip], float]] = MappingProxyType(
     {
         "tempo": beat_tempo,
         "tempo_ioi": ioi_tempo,
+        "tempo_ambiguity": ambiguity,
         "onset_rate": rate_of_onsets,
         "pulse_clarity": clarity_of_pulse,
         "brightness": centroid_hz,
+        "rolloff": rolloff_hz,
         "loudness": level_dbfs,
         "pitch": register_hz,
+        "pitch_class": key_tonic,
         "mode": major_minor,
     }
 )
 """Column of `table` -> the measure of one clip."""
+EXTRA_MEASURES: Mapping[str, Callable[[Clip], float]] = MappingProxyType({"tempo_beat_this": beat_this_tempo})
+"""The same for measures that need a package of their own, and are measured only where asked for."""
 UNITS: Mapping[str, str] = MappingProxyType(
     {
         "tempo": "BPM",
         "tempo_ioi": "BPM",
+        "tempo_ambiguity": "",
         "onset_rate": "onsets/s",
         "pulse_clarity": "",
         "brightness": "Hz",
+        "rolloff": "Hz",
         "loudness": "dBFS",
         "pitch": "Hz",
+        "pitch_class": "semitones above C",
         "mode": "minor to major",
+        "tempo_beat_this": "BPM",
     }
 )
 """Column of `table` -> its unit, for axes and captions."""
 
 
-def table(audio: Any, sample_rate: float, measures: Sequence[str] | None = None, n_jobs: int = 1) -> pd.DataFrame:
+def table(
+    audio: Audio, sample_rate: float | None = None, measures: Sequence[str] | None = None, n_jobs: int = 1
+) -> pd.DataFrame:
     """Measure every clip: one row per clip in order, one column per measure.
 
     Args:
-        audio: [row, channel, sample] (or one clip), or a list of clips that may differ in length.
-        sample_rate: of all clips, in Hz.
-        measures: names from `MEASURES`; all of them by default. Spectra and onsets are shared between them.
+        audio: [row, channel, sample] (or one clip), a sound file, what `lens.generate` returned, or a list of these,
+            whose clips may differ in length.
+        sample_rate: of all arrays, in Hz; files bring their own.
+        measures: names from `MEASURES` or `EXTRA_MEASURES`; all of `MEASURES` by default. Spectra and onsets are shared
+            between them.
         n_jobs: processes, -1 for one per core. The numbers do not depend on it. They start once (about 2 s) and stay.
+
+    Raises:
+        InputError: anything that cannot be measured; `table_of_files` goes on with the other files.
     """
     import pandas as pd
 
-    names = list(MEASURES if measures is None else measures)
-    if isinstance(measures, str) or any(name not in MEASURES for name in names):
-        raise ValueError(f"measures are {measures!r}; expected a list of names out of {', '.join(MEASURES)}")
-    clips = list(each(audio, sample_rate))
-    if n_jobs == 1 or len(clips) < 2:
-        rows = _measure(clips, names)
+    names = checked_measures(measures)
+    listed = audio if isinstance(audio, list | tuple) else [audio]
+    if listed and all(is_path(part) for part in listed) and sample_rate is None:
+        # Opened where they are measured: a path travels to a process faster than its sound.
+        rows = spread(_measure, list(listed), n_jobs, names)
     else:
-        from joblib import Parallel, delayed, effective_n_jobs
-
-        n_parts = min(4 * effective_n_jobs(n_jobs), len(clips))
-        parts = [clips[part[0] : part[-1] + 1] for part in np.array_split(np.arange(len(clips)), n_parts)]
-        done = Parallel(n_jobs=n_jobs)(delayed(_measure)(part, names) for part in parts)
-        rows = [row for part in done for row in part or ()]
+        rows = spread(_measure, read(audio, sample_rate)[0], n_jobs, names)
     return pd.DataFrame(rows, columns=names, dtype=float)
 
 
-def _measure(clips: list[Clip], names: list[str]) -> list[list[float]]:
-    return [[MEASURES[name](clip) for name in names] for clip in clips]
+def table_of_files(
+    paths: Sequence[SoundPath], measures: Sequence[str] | None = None, n_jobs: int = 1, seconds: Span | None = None
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Measure sound files, and say of each that cannot be measured why: what `audiolens measure` calls.
+
+    Args:
+        paths, measures, n_jobs: as in `table`.
+        seconds: the span (from, to) of every file that is measured; the whole file by default.
+
+    Returns:
+        One row per measured file in order, with the file's `file` and `seconds` before the measures, and the refused
+        files, each with its reason.
+    """
+    import pandas as pd
+
+    names = checked_measures(measures)
+    span = None if seconds is None else checked_span(seconds)
+    done = spread(_measure_or_say, list(paths), n_jobs, names, span)
+    refused = {str(path): found for path, found in zip(paths, done, strict=True) if isinstance(found, str)}
+    rows = [[str(path), *found] for path, found in zip(paths, done, strict=True) if not isinstance(found, str)]
+    return pd.DataFrame(rows, columns=["file", "seconds", *names]), refused
+
+
+def checked_measures(measures: Sequence[str] | None) -> list[str]:
+    """Names of measures, those of `MEASURES` by default; an error that lists them where one is unknown."""
+    names = list(MEASURES if measures is None else measures)
+    known = [*MEASURES, *EXTRA_MEASURES]
+    unknown = [name for name in names if name not in known]
+    if isinstance(measures, str) or unknown or not names:
+        hint = nearest(unknown[0], known) if unknown and not isinstance(measures, str) else ""
+        raise InputError(f"measures are {measures!r}; expected a list of names out of {', '.join(known)}.{hint}")
+    return names
+
+
+def spread(function: Callable[..., list[Any]], items: list[Any], n_jobs: int, *arguments: Any) -> list[Any]:
+    """`function(part, *arguments)` of the parts of `items`, over processes; the results in one list, in order."""
+    if n_jobs == 1 or len(items) < 2:
+        return function(items, *arguments)
+    from joblib import Parallel, delayed, effective_n_jobs
+
+    n_parts = min(4 * effective_n_jobs(n_jobs), len(items))
+    parts = [items[part[0] : part[-1] + 1] for part in np.array_split(np.arange(len(items)), n_parts)]
+    done = Parallel(n_jobs=n_jobs)(delayed(function)(part, *arguments) for part in parts)
+    return [row for part in done for row in part or ()]
+
+
+def _measure(clips: list[Clip | SoundPath], names: list[str]) -> list[list[float]]:
+    return [_measured(clip if isinstance(clip, Clip) else of_file(clip), names) for clip in clips]
+
+
+def _measure_or_say(paths: list[SoundPath], names: list[str], seconds: Span | None) -> list[list[float] | str]:
+    found: list[list[float] | str] = []
+    for path in paths:
+        try:
+            clip = of_file(path, seconds)
+        except InputError as error:
+            found.append(str(error))
+        else:
+            found.append([clip.seconds, *_measured(clip, names)])
+    return found
+
+
+def _measured(clip: Clip, names: list[str]) -> list[float]:
+    measures = {**MEASURES, **EXTRA_MEASURES}
+    return [measures[name](clip) for name in names]

@@ -1,4 +1,4 @@
-"""Brightness and loudness: what is heard of a clip's colour and level."""
+"""Brightness, rolloff and loudness: what is heard of a clip's colour and level."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ GATE_DB = 40.0
 """Frames this far below the clip's loudest are pauses, whose colour is that of the noise floor."""
 
 
-def brightness(audio: Audio, sample_rate: float) -> float | Float[np.ndarray, " row"]:
+ROLLOFF_SHARE = 0.85
+
+
+def brightness(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """Spectral centroid in Hz: the mean over sounding frames of the magnitude-weighted mean frequency.
 
     The paper's measure of timbre (librosa's `spectral_centroid`), but pauses do not count. NaN for silence. Sounds of
@@ -20,7 +23,16 @@ def brightness(audio: Audio, sample_rate: float) -> float | Float[np.ndarray, " 
     return per_row(audio, sample_rate, centroid_hz)
 
 
-def loudness(audio: Audio, sample_rate: float) -> float | Float[np.ndarray, " row"]:
+def rolloff(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
+    """Spectral rolloff in Hz: the frequency below which 85% of the magnitude lies, the mean over sounding frames.
+
+    librosa's `spectral_rolloff`, but pauses do not count. How far up the sound reaches; `brightness` is its middle.
+    NaN for silence. Resolved to a bin of the spectrum (about 16 Hz).
+    """
+    return per_row(audio, sample_rate, rolloff_hz)
+
+
+def loudness(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """Root mean square in dB relative to full scale (a full-scale sine has -3); -inf for digital silence.
 
     Channels are averaged first, as for every measure: opposite channels cancel. Not weighted for the ear (no LUFS).
@@ -32,13 +44,26 @@ def centroid_hz(clip: Clip) -> float:
     """`brightness` of one clip."""
     if clip.silent:
         return float("nan")
-    magnitude = clip.timbre_spectrum
-    level = np.sqrt(np.square(magnitude).sum(axis=0))
-    sounding = magnitude[:, level > level.max() * 10 ** (-GATE_DB / 20)]
-    bins_hz = clip.bins_hz(2 * (len(magnitude) - 1))
+    sounding, bins_hz = _sounding(clip)
     return float(np.mean(bins_hz @ sounding / sounding.sum(axis=0)))
+
+
+def rolloff_hz(clip: Clip) -> float:
+    """`rolloff` of one clip."""
+    if clip.silent:
+        return float("nan")
+    sounding, bins_hz = _sounding(clip)
+    below = np.cumsum(sounding, axis=0)
+    return float(np.mean(bins_hz[(below < ROLLOFF_SHARE * below[-1]).sum(axis=0)]))
 
 
 def level_dbfs(clip: Clip) -> float:
     """`loudness` of one clip."""
     return clip.loudness_dbfs
+
+
+def _sounding(clip: Clip) -> tuple[Float[np.ndarray, "bin frame"], Float[np.ndarray, " bin"]]:
+    """The spectra of the frames that are no pauses, and the frequencies of their bins."""
+    magnitude = clip.timbre_spectrum
+    level = np.sqrt(np.square(magnitude).sum(axis=0))
+    return magnitude[:, level > level.max() * 10 ** (-GATE_DB / 20)], clip.bins_hz(2 * (len(magnitude) - 1))

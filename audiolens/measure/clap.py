@@ -1,0 +1,145 @@
+"""CLAP: how well sound fits words, and an embedding of sound (Wu et al. 2023, "Large-scale Contrastive
+Language-Audio Pretraining"), through transformers' own ClapModel.
+
+Needs torch, and the network once for the weights: `audiolens.measure` loads this file when one of its names is asked
+for. A clip's numbers depend on that clip alone: transformers' feature extractor draws at random (a crop of what is
+longer than ten seconds; with fusion, one clip of each batch that it calls longer), and we leave it nothing to draw.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from audiolens.audio import resampled
+from audiolens.errors import InputError, InputTypeError, ModelNotFoundError
+from audiolens.measure.clips import Audio, Clip, read
+from audiolens.rows import whole_batch_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEFAULT = "laion/clap-htsat-unfused"
+Clap = tuple[Any, Any]
+"""A ClapModel and its ClapProcessor."""
+Model = str | os.PathLike[str] | Clap
+
+
+def clap_score(
+    audio: Audio,
+    texts: str | Sequence[str],
+    sample_rate: float | None = None,
+    *,
+    model: Model = DEFAULT,
+    batch_size: int = 16,
+) -> Float[np.ndarray, " row"]:
+    """How well each clip fits its text, -1 to 1: the cosine of CLAP's embeddings, the mean over ten-second windows.
+
+    Args:
+        audio: clips as every measure takes them; mixed to mono and resampled to the model's rate (48 kHz).
+        texts: one for all clips, or one a clip.
+        sample_rate: of arrays, in Hz.
+        model: a hub name, a folder that `save_pretrained` wrote, or (ClapModel, ClapProcessor).
+        batch_size: windows in one run.
+
+    Raises:
+        InputError: other numbers of clips and texts, audio that cannot be measured.
+        ModelNotFoundError: no such model, or no network to fetch it.
+
+    It does not show how good a clip sounds, and its words are coarse (it hardly counts beats): compare scores of one
+    text, paired by seed.
+    """
+    clips, _ = read(audio, sample_rate)
+    listed = [texts] if isinstance(texts, str) else list(texts)
+    if not listed or not all(isinstance(text, str) and text.strip() for text in listed):
+        raise InputTypeError(f"texts={texts!r}: expected a text, or one a clip.")
+    if len(listed) not in (1, len(clips)):
+        raise InputError(f"{len(listed)} texts for {len(clips)} clips: give one text, or one a clip.")
+    clap, processor = opened(model)
+    embeddings = _embedded(clips, clap, processor, whole_batch_size(batch_size))
+    tokens = processor.tokenizer(listed, padding=True, truncation=True, return_tensors="pt").to(clap.device)
+    with torch.no_grad():
+        told = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+        words = clap.get_text_features(**told).pooler_output.float().cpu().numpy()
+    words = np.broadcast_to(words, (len(clips), words.shape[1]))
+    return np.array([float((windows @ word).mean()) for windows, word in zip(embeddings, words, strict=True)])
+
+
+def clap_embeddings(
+    audio: Audio, sample_rate: float | None = None, *, model: Model = DEFAULT, batch_size: int = 16
+) -> list[Float[np.ndarray, "window feature"]]:
+    """CLAP's embedding of each clip's ten-second windows, of length 1; the last window may be shorter.
+
+    Arguments and errors as in `clap_score`.
+    """
+    clips, _ = read(audio, sample_rate)
+    return _embedded(clips, *opened(model), whole_batch_size(batch_size))
+
+
+def opened(model: Model) -> Clap:
+    """The model and its processor; those of a name or folder are kept for the next call."""
+    if isinstance(model, str | os.PathLike):
+        return _loaded(os.fspath(model))
+    if isinstance(model, tuple | list) and len(model) == 2:
+        clap, processor = model
+        if hasattr(clap, "get_audio_features") and hasattr(processor, "feature_extractor"):
+            return clap, processor
+    raise InputTypeError(
+        f"model={type(model).__name__}: expected a hub name, a folder, or a pair (ClapModel, ClapProcessor)."
+    )
+
+
+@lru_cache(maxsize=2)
+def _loaded(name: str) -> Clap:
+    from transformers import ClapModel, ClapProcessor
+
+    try:
+        # Weights that are only there as a pickle are refused: a file from someone else is never dangerous.
+        clap: Any = ClapModel.from_pretrained(name, use_safetensors=True)
+        return clap.eval(), ClapProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        detail = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelNotFoundError(
+            f"the CLAP model {name!r} could not be loaded: {detail} Give a hub name (and a network for the first "
+            f"time) such as {DEFAULT!r}, a folder, or (ClapModel, ClapProcessor)."
+        ) from None
+
+
+def _embedded(clips: Sequence[Clip], clap: Any, processor: Any, size: int) -> list[Float[np.ndarray, "window feature"]]:
+    extractor = processor.feature_extractor
+    rate, longest = extractor.sampling_rate, extractor.nb_max_samples
+    windows: list[np.ndarray] = []
+    counts: list[int] = []
+    for clip in clips:
+        samples = resampled(clip.samples, clip.sample_rate, rate)
+        cut = [samples[start : start + longest] for start in range(0, len(samples), longest)]
+        # A rest of less than half a second says little, and would weigh as much as ten.
+        cut = [part for part in cut if len(part) >= rate / 2] or cut[:1]
+        windows += cut
+        counts.append(len(cut))
+    parts = []
+    for first in range(0, len(windows), size):
+        with _numpy_random_state():
+            inputs = extractor(windows[first : first + size], sampling_rate=rate, return_tensors="pt")
+        mels = inputs["input_features"].to(clap.device, clap.dtype)
+        is_longer = torch.zeros(len(mels), 1, dtype=torch.bool, device=clap.device)
+        with torch.no_grad():
+            parts.append(clap.get_audio_features(input_features=mels, is_longer=is_longer).pooler_output.float().cpu())
+    whole = torch.cat(parts).numpy()
+    return np.split(whole, np.cumsum(counts)[:-1])
+
+
+@contextmanager
+def _numpy_random_state() -> Iterator[None]:
+    state = np.random.get_state()
+    try:
+        yield
+    finally:
+        np.random.set_state(state)

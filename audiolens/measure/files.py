@@ -1,0 +1,99 @@
+"""Sound files: opened by libsndfile (WAV, FLAC, OGG, MP3, AIFF and more), and refused where they are not whole.
+
+Called by `clips`. What is wrong is told from the header where it can be: an hour of sound is never read into memory.
+"""
+
+from __future__ import annotations
+
+import re
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from audiolens.errors import InputError
+
+if TYPE_CHECKING:
+    import soundfile
+
+SoundPath = str | PathLike[str]
+Span = tuple[float, float]
+
+LONGEST_SECONDS = 600.0
+"""A measure is one number for a clip: what is longer is measured in parts."""
+MOST_CHANNELS = 2
+_STREAMED = 0x7FFFFF00
+"""Sizes from here up stand for "unknown" in the header of a sound that was written as it came."""
+_MISSED_SHARE = 0.05
+"""An MP3's length is an estimate: only what falls short of it by more is cut off."""
+
+
+def load(path: SoundPath, seconds: Span | None = None) -> tuple[Float[np.ndarray, "channel sample"], int]:
+    """The samples of a file, or of its span (from, to) in seconds, and its sample rate.
+
+    Raises:
+        InputError: no such file, not a sound, empty, cut off, of more than two channels, or over ten minutes long.
+    """
+    import soundfile
+
+    file = Path(path)
+    if not file.exists():
+        raise InputError(f"{file}: no such file.")
+    if not file.is_file():
+        raise InputError(f"{file} is no file: give the sound files in it ({file}/*.wav).")
+    if not file.stat().st_size:
+        raise InputError(f"{file} is empty (0 bytes).")
+    try:
+        with soundfile.SoundFile(fspath(file)) as sound:
+            start, n_frames = _part(file, sound, seconds)
+            sound.seek(start)
+            samples = sound.read(n_frames, dtype="float32", always_2d=True)
+            if len(samples) < (1 - _MISSED_SHARE) * n_frames:
+                raise InputError(
+                    f"{file} is cut off: its header promises {n_frames / sound.samplerate:.1f} s, and "
+                    f"{len(samples) / sound.samplerate:.1f} s can be read."
+                )
+            return samples.T, sound.samplerate
+    except soundfile.LibsndfileError as error:
+        why = f"{error.error_string}".rstrip(".")
+        raise InputError(f"{file} is not a sound file that can be read, or not a whole one ({why}).") from None
+
+
+def _part(file: Path, sound: soundfile.SoundFile, seconds: Span | None) -> tuple[int, int]:
+    """The first frame to read and how many, checked against the header."""
+    rate, n_frames = sound.samplerate, sound.frames
+    if sound.channels > MOST_CHANNELS:
+        raise InputError(
+            f"{file} has {sound.channels} channels: expected one or two. Mix it down first, for how loud each should "
+            "be is not ours to say (ffmpeg -i IN -ac 2 OUT)."
+        )
+    if not n_frames:
+        raise InputError(f"{file} holds no samples.")
+    for told, held in re.findall(r": (\d+) \(should be (\d+)\)", sound.extra_info):
+        if int(held) < int(told) < _STREAMED:
+            raise InputError(f"{file} is cut off: its header promises {told} bytes of sound, and it holds {held}.")
+    if seconds is None:
+        first, last = 0, n_frames
+    else:
+        first, last = (round(second * rate) for second in checked_span(seconds))
+        if last > n_frames:
+            raise InputError(f"{file} lasts {n_frames / rate:.1f} s: seconds={seconds} goes beyond it.")
+    if last - first > LONGEST_SECONDS * rate:
+        raise InputError(
+            f"{file}: {(last - first) / rate / 60:.0f} minutes are no clip, and no one tempo or brightness is theirs; "
+            f"measure parts of at most {LONGEST_SECONDS / 60:.0f} minutes (seconds=(0, 60), --seconds 0:60)."
+        )
+    return first, last - first
+
+
+def checked_span(seconds: Span) -> Span:
+    """A span (from, to) in seconds, or an error saying what is wrong with it."""
+    try:
+        start, stop = (float(second) for second in seconds)
+    except (TypeError, ValueError):
+        raise InputError(f"seconds={seconds!r}: expected a pair (from, to) in seconds.") from None
+    if not 0 <= start < stop < float("inf"):
+        raise InputError(f"seconds={seconds!r}: expected 0 <= from < to, both finite.")
+    return start, stop

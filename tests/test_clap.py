@@ -1,0 +1,161 @@
+"""CLAP score and FAD against bare transformers, on a tiny random CLAP written as a user would meet it."""
+
+from pathlib import Path
+from typing import Any
+
+import conftest
+import numpy as np
+import pytest
+import soundfile
+import torch
+from scipy.signal import resample_poly
+
+from audiolens import measure
+from audiolens.errors import InputError, InputTypeError, ModelNotFoundError
+
+RATE = 16_000
+
+
+def write_clap(folder: Path, *, fusion: bool) -> Path:
+    from transformers import ClapAudioConfig, ClapConfig, ClapFeatureExtractor, ClapModel, ClapProcessor, ClapTextConfig
+
+    torch.manual_seed(0)
+    text = ClapTextConfig(
+        vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=48, pad_token_id=0,
+    )  # fmt: skip
+    audio = ClapAudioConfig(
+        spec_size=64, num_mel_bins=16, patch_size=4, patch_stride=[4, 4], window_size=4, patch_embeds_hidden_size=8,
+        depths=[1, 1], num_attention_heads=[2, 2], hidden_size=16, enable_fusion=fusion, num_classes=4,
+    )  # fmt: skip
+    config = ClapConfig(text_config=text.to_dict(), audio_config=audio.to_dict(), projection_dim=12)
+    model = ClapModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8)
+    model.save_pretrained(folder)
+    extractor = ClapFeatureExtractor(
+        feature_size=16, max_length_s=2, truncation="fusion" if fusion else "rand_trunc", padding="repeatpad"
+    )
+    ClapProcessor(feature_extractor=extractor, tokenizer=conftest.write_tokenizer(folder)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clap(tmp_path_factory.mktemp("clap"), fusion=False)
+
+
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clap(tmp_path_factory.mktemp("fused"), fusion=True)
+
+
+@pytest.fixture(scope="module")
+def sounds() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    seconds = np.arange(2 * RATE) / RATE
+    rows = [np.sin(2 * np.pi * hz * seconds) * np.exp(-3 * (seconds % 0.5)) for hz in (220, 1500)]
+    return np.stack([*rows, rng.standard_normal(len(seconds))])[:, None].astype(np.float32) * 0.2
+
+
+TEXTS = ["slow dark piano", "fast bright guitar", "loud drums"]
+
+
+def bare(folder: Path, wave_48k: np.ndarray, text: str) -> float:
+    """The cosine as transformers' own forward gives it."""
+    from transformers import ClapModel, ClapProcessor
+
+    model: Any = ClapModel.from_pretrained(folder).eval()
+    processor = ClapProcessor.from_pretrained(folder)
+    mel = processor.feature_extractor(wave_48k, sampling_rate=48_000, return_tensors="pt")
+    tokens = processor.tokenizer(text, return_tensors="pt")
+    with torch.no_grad():
+        out = model(
+            input_ids=tokens["input_ids"],
+            attention_mask=tokens["attention_mask"],
+            input_features=mel["input_features"],
+            is_longer=torch.tensor([[False]]),
+        )
+        return float(out.logits_per_audio / model.logit_scale_a.exp())
+
+
+@pytest.mark.parametrize("kind", ["clap", "fused"])
+def test_scores_are_those_of_bare_transformers(kind: str, sounds: np.ndarray, request: pytest.FixtureRequest):
+    folder = request.getfixturevalue(kind)
+    found = measure.clap_score(sounds, TEXTS, RATE, model=folder, batch_size=2)
+    expected = [
+        bare(folder, resample_poly(sound[0], 3, 1).astype(np.float32), text)
+        for sound, text in zip(sounds, TEXTS, strict=True)
+    ]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.ptp(found) > 1e-3
+    one = measure.clap_score(sounds, TEXTS[0], RATE, model=folder)
+    assert one[0] == pytest.approx(found[0], abs=1e-5)
+
+
+def test_a_score_depends_on_its_clip_alone_and_leaves_the_random_state(fused: Path, sounds: np.ndarray):
+    np.random.seed(3)
+    before = np.random.get_state()[1].copy()  # type: ignore[index,union-attr]
+    together = measure.clap_score(sounds, TEXTS, RATE, model=fused)
+    alone = [measure.clap_score(sounds[i], TEXTS[i], RATE, model=fused)[0] for i in range(3)]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert (np.random.get_state()[1] == before).all()  # type: ignore[index]
+
+
+def test_a_long_clip_is_the_mean_of_its_windows(clap: Path, sounds: np.ndarray):
+    long = np.concatenate([sounds[0], sounds[1], sounds[2][:, : RATE // 4]], axis=-1)
+    at_48k = resample_poly(long[0], 3, 1).astype(np.float32)
+    # The last quarter of a second is left out.
+    expected = np.mean([bare(clap, at_48k[part * 96_000 : (part + 1) * 96_000], TEXTS[0]) for part in range(2)])
+    assert measure.clap_score(long, TEXTS[0], RATE, model=clap)[0] == pytest.approx(expected, abs=1e-5)
+    (windows,) = measure.clap_embeddings(long, RATE, model=clap)
+    assert windows.shape == (2, 12)
+    np.testing.assert_allclose(np.linalg.norm(windows, axis=1), 1, rtol=1e-5)
+
+
+def test_files_and_a_loaded_pair_score_alike(clap: Path, sounds: np.ndarray, tmp_path: Path):
+    from transformers import ClapModel, ClapProcessor
+
+    soundfile.write(tmp_path / "a.wav", sounds[0].T, RATE, subtype="FLOAT")
+    pair = (ClapModel.from_pretrained(clap).eval(), ClapProcessor.from_pretrained(clap))
+    from_file = measure.clap_score([tmp_path / "a.wav"], TEXTS[0], model=pair)
+    np.testing.assert_allclose(from_file, measure.clap_score(sounds[0], TEXTS[0], RATE, model=clap), atol=1e-6)
+
+
+def test_fad_is_the_frechet_distance_of_the_embeddings(clap: Path, sounds: np.ndarray):
+    from audiolens.measure.frechet import between
+
+    rng = np.random.default_rng(1)
+    a = sounds[0][None] * rng.uniform(0.3, 1, (13, 1, 1)) + 0.02 * rng.standard_normal((13, 1, 2 * RATE))
+    b = a + 0.3 * rng.standard_normal(a.shape)
+    embedded = [np.concatenate(measure.clap_embeddings(clips, RATE, model=clap)) for clips in (a, b)]
+    distance = measure.fad(a, b, RATE, model=clap, least=1)
+    assert distance == pytest.approx(between(*embedded, least=1), rel=1e-3)
+    assert measure.fad(*embedded, least=1) == pytest.approx(distance, rel=1e-3)
+    assert distance > 10 * abs(measure.fad(a, a, RATE, model=clap, least=1))
+    with pytest.raises(InputError, match="more than 60 are needed"):
+        measure.fad(a, b, RATE, model=clap)
+
+
+def test_what_does_not_fit_is_refused(clap: Path, sounds: np.ndarray, tmp_path: Path):
+    for texts, error, message in (
+        (TEXTS[:2], InputError, "2 texts for 3 clips"),
+        ([], InputTypeError, "expected a text"),
+        (["a", "", "b"], InputTypeError, "expected a text"),
+    ):
+        with pytest.raises(error, match=message):
+            measure.clap_score(sounds, texts, RATE, model=clap)
+    with pytest.raises(ModelNotFoundError, match="could not be loaded"):
+        measure.clap_score(sounds, TEXTS, RATE, model=tmp_path / "nothing")
+    with pytest.raises(InputTypeError, match="a pair"):
+        measure.clap_score(sounds, TEXTS, RATE, model=3)  # type: ignore[arg-type]
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    for file in clap.iterdir():
+        if file.suffix != ".safetensors":
+            (pickled / file.name).write_bytes(file.read_bytes())
+    torch.save({}, pickled / "pytorch_model.bin")
+    with pytest.raises(ModelNotFoundError, match="could not be loaded"):
+        measure.clap_score(sounds, TEXTS, RATE, model=pickled)
