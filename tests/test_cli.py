@@ -141,6 +141,26 @@ def test_measure_tables_sound_files(run: Run, tmp_path: Path) -> None:
     assert rows[1]["tempo"] is None
     code, out, _ = run("measure", "clicks.wav")
     assert "tempo [BPM]" in out
+    assert "loudness [dBFS]" in out
+    code, out, _ = run("measure", "clicks.wav", "--measures", "loudness, pitch_class", "--seconds", "1:3", "--json")
+    assert code == 0
+    assert set(json.loads(out)[0]) == {"file", "seconds", "loudness", "pitch_class"}
+    assert json.loads(out)[0]["seconds"] == 2
+
+
+def test_measure_goes_on_where_files_are_bad_and_names_them(run: Run, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.sin(np.arange(16_000)), 16_000)
+    soundfile.write(tmp_path / "six.wav", np.zeros((16_000, 6)), 16_000)
+    (tmp_path / "empty.wav").touch()
+    files = ("empty.wav", "a.wav", "none.wav", "six.wav")
+    code, out, err = run("measure", *files, "--measures", "loudness")
+    assert code == 2
+    assert [line.split()[0] for line in out.splitlines()] == ["file", "a.wav"]
+    reasons = ("empty.wav is empty", "none.wav: no such file", "six.wav has 6 channels")
+    assert all(reason in line for reason, line in zip(reasons, err.splitlines(), strict=True))
+    code, out, _ = run("measure", *files, "--measures", "loudness", "--json")
+    assert code == 2
+    assert [("loudness" in row, "error" in row) for row in json.loads(out)] == [(True, False), *[(False, True)] * 3]
 
 
 @pytest.mark.parametrize(
@@ -195,6 +215,11 @@ def test_measure_tables_sound_files(run: Run, tmp_path: Path) -> None:
         (("directions", "show", "full/file"), "not a whole safetensors file"),
         (("measure", "none.wav"), "no such file"),
         (("measure", "full/file"), "not a sound file"),
+        (("measure", "full"), "give the sound files in it"),
+        (("measure", "full/file", "--measures", "tempos"), "Did you mean 'tempo'"),
+        (("measure", "full/file", "--seconds", "5"), "expected FROM:TO"),
+        (("measure", "full/file", "--seconds", "5:1"), "0 <= from < to"),
+        (("measure", "full/file", "--jobs", "0"), "--jobs 0"),
         (("study",), "Missing argument"),
         (("stdy", "tempo"), "No such command 'stdy'"),
         (("study", "tempo", "--seconds", "abc"), "Invalid value for '--seconds'"),

@@ -42,7 +42,9 @@ def print_table(rows: Sequence[Mapping[Any, Any]]) -> None:
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
     # A pipe has no width: programs that read lines get whole ones.
-    console = Console() if sys.stdout.isatty() else Console(width=max(200, sum(len(n) + 12 for n in rows[0])))
+    # No markup: "[dBFS]" is a unit, and a file's name may hold brackets too.
+    wide = None if sys.stdout.isatty() else max(200, sum(len(n) + 12 for n in rows[0]))
+    console = Console(width=wide, markup=False)
     console.print(table)
 
 

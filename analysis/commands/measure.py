@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,26 +11,54 @@ from analysis.commands.common import Json, cell, print_table, to_json
 from audiolens.errors import InputError
 
 
-def measure(files: Annotated[list[Path], typer.Argument(help="Sound files.")], as_json: Json = False) -> None:
-    """What is heard in sound files: tempo, onset rate, brightness, loudness, register, mode.
+def measure(
+    files: Annotated[list[Path], typer.Argument(help="Sound files (WAV, FLAC, OGG, MP3, AIFF), mono or stereo.")],
+    measures: Annotated[
+        str | None, typer.Option(help="Only these, as tempo,brightness; tempo_beat_this needs audiolens[beats].")
+    ] = None,
+    seconds: Annotated[
+        str | None, typer.Option(metavar="FROM:TO", help="Only this span of each file; needed beyond ten minutes.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Processes; -1 is one per core. The numbers do not depend on it.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """What is heard in sound files: tempo, onsets, brightness, loudness, register, key, mode.
+
+    An empty cell (null in JSON) is what means nothing there: the tempo of silence, the pitch of noise. Files that
+    cannot be measured are named below the table of the others, with the reason, and the exit code is then 2.
 
     Example:
 
-        audiolens measure clips/*.wav
+        audiolens measure clips/*.wav --measures tempo,brightness
     """
-    from audiolens import measure as measures
-    from audiolens import soundfiles
+    from audiolens import measure as hearing
 
-    rows = []
-    for file in files:
-        samples, sample_rate = soundfiles.read(file)
-        try:
-            values = measures.table(samples[None], sample_rate).iloc[0].to_dict()
-        except ValueError as error:
-            raise InputError(f"{file}: {error}") from None
-        rows.append({"file": str(file), **values})
+    names = None if measures is None else [name.strip() for name in measures.split(",")]
+    if jobs == 0 or jobs < -1:
+        raise InputError(f"--jobs {jobs}: expected a number of processes, or -1 for one per core.")
+    frame, refused = hearing.table_of_files(files, names, n_jobs=jobs, seconds=_span(seconds))
+    rows: list[dict[str, Any]] = frame.to_dict("records")  # pyright: ignore[reportAssignmentType]
     if as_json:
-        typer.echo(to_json(rows))
-        return
-    units = {name: f"{name} [{unit}]" if unit else name for name, unit in measures.UNITS.items()}
-    print_table([{units.get(key, key): cell(value) for key, value in row.items()} for row in rows])
+        typer.echo(to_json([*rows, *({"file": file, "error": why} for file, why in refused.items())]))
+    elif rows:
+        units = {"seconds": "s", **hearing.UNITS}
+        heads = {name: f"{name} [{units[name]}]" if units.get(name) else name for name in frame}
+        print_table([{heads[name]: _shown(value) for name, value in row.items()} for row in rows])
+    for why in refused.values():
+        typer.echo(f"audiolens: {' '.join(why.split())}", err=True)
+    if refused:
+        raise typer.Exit(2)
+
+
+def _shown(value: Any) -> str:
+    return "" if value != value else cell(value)
+
+
+def _span(seconds: str | None) -> tuple[float, float] | None:
+    if seconds is None:
+        return None
+    try:
+        start, stop = (float(part) for part in seconds.split(":"))
+    except ValueError:
+        raise InputError(f"--seconds {seconds}: expected FROM:TO in seconds, such as 0:60.") from None
+    return start, stop

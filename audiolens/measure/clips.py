@@ -192,7 +192,7 @@ def _check_rate(sample_rate: Any) -> None:
     if isinstance(sample_rate, bool) or not isinstance(sample_rate, Real):
         raise InputTypeError(f"sample_rate is {sample_rate!r}; give the samples per second as a number, e.g. 16000")
     low, high = RATES_HZ
-    if not low <= sample_rate <= high:
+    if not low <= float(sample_rate) <= high:
         raise InputError(f"sample_rate is {sample_rate}, expected {low} to {high} Hz; give the audio's own rate")
 
 

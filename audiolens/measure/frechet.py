@@ -174,5 +174,5 @@ def _waves(lens: AudioLens, clips: Any, size: int) -> Iterator[tuple[Any, int]]:
         )
     coded = isinstance(clips, Tensor) and not clips.is_floating_point()
     for first in range(0, len(clips), size):
-        part = clips[first : first + size]
+        part: Any = clips[first : first + size]
         yield (lens.decode_codes(part) if coded else part), sample_rate
