@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from numbers import Real
 from os import PathLike
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol, TypeGuard, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from audiolens.errors import InputError, InputTypeError
 from audiolens.measure.files import LONGEST_SECONDS, MOST_CHANNELS, SoundPath, Span, load
 from audiolens.measure.onsets import Envelope, envelope
 
+T = TypeVar("T")
 SILENCE_DBFS = -60.0
 """A clip quieter than this (root mean square) is silent: nothing about it but its loudness is measured."""
 SHORTEST_SECONDS = 0.1
@@ -97,6 +98,19 @@ class Clip:
         """128 ms windows every 32 ms: `pitch` and `mode`."""
         n_fft = self.window(0.128)
         return self.spectrum(n_fft, n_fft // 4)
+
+
+def once(function: Callable[[Clip], T]) -> Callable[[Clip], T]:
+    """`function`, computed once a clip and kept with it: what several measures have in common."""
+
+    @wraps(function)
+    def kept(clip: Clip) -> T:
+        name = function.__qualname__
+        if name not in clip.__dict__:
+            clip.__dict__[name] = function(clip)
+        return clip.__dict__[name]
+
+    return kept
 
 
 def read(audio: Any, sample_rate: float | None = None) -> tuple[list[Clip], bool]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from jaxtyping import Bool, Float
 
+from audiolens.errors import InputError, InputTypeError
 from audiolens.measure.clips import Clip, read
 from audiolens.measure.rhythm import FEWEST_ONSETS, onsets_seconds
 
@@ -46,7 +47,7 @@ def failures(steered: Generated, baseline: Generated) -> pd.DataFrame:
 
     ours, theirs = _clips(steered, "steered"), _clips(baseline, "baseline")
     if len(ours) != len(theirs):
-        raise ValueError(
+        raise InputError(
             f"steered has {len(ours)} rows, baseline {len(theirs)}; give the same prompts and seeds in the same order"
         )
     entropy, reference = code_entropy(steered.codes), code_entropy(baseline.codes)
@@ -75,7 +76,7 @@ def code_entropy(codes: Any) -> Float[np.ndarray, " row"]:
     """
     array = np.asarray(codes.detach().cpu() if hasattr(codes, "detach") else codes)
     if array.ndim != 3 or not np.issubdtype(array.dtype, np.integer) or not array.size:
-        raise ValueError(
+        raise InputError(
             f"codes have shape {array.shape} and dtype {array.dtype}; expected integers [row, codebook, frame]"
         )
     return np.array([np.mean([_entropy_bits(book) for book in row]) for row in array])
@@ -93,5 +94,5 @@ def _entropy_bits(codes: np.ndarray) -> float:
 def _clips(generated: Generated, name: str) -> list[Clip]:
     missing = [field for field in ("audio", "codes", "sample_rate") if getattr(generated, field, None) is None]
     if missing:
-        raise TypeError(f"{name} has no {', '.join(missing)}; give what lens.generate returned")
+        raise InputTypeError(f"{name} has no {', '.join(missing)}; give what lens.generate returned")
     return read(generated.audio, generated.sample_rate)[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from audiolens.measure.clips import Audio, Clip, per_row
+from audiolens.measure.clips import Audio, Clip, once, per_row
 from audiolens.measure.onsets import vertex
 
 LOWEST_HZ, HIGHEST_HZ = 140.0, 1_200.0
@@ -90,6 +90,7 @@ def major_minor(clip: Clip) -> float:
     return float(_keys(profile, MAJOR).max() - _keys(profile, MINOR).max())
 
 
+@once
 def _clear_chroma(clip: Clip) -> Float[np.ndarray, "12"] | None:
     """`chroma` of a clip that has pitch; `None` for silence and noise."""
     if clip.silent or _strongest_partials(clip, *CHROMA_HZ).tonality_db < LEAST_TONALITY_DB:

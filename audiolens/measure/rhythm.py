@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from audiolens.errors import InputError
 from audiolens.measure.beats import beat_this_tempo
-from audiolens.measure.clips import Audio, Clip, per_row, read
+from audiolens.measure.clips import Audio, Clip, once, per_row, read
 from audiolens.measure.onsets import peaks_seconds, vertex
 
 SLOWEST_BPM, FASTEST_BPM = 40.0, 240.0
@@ -136,6 +136,7 @@ def clarity_of_pulse(clip: Clip) -> float:
     return periods[0][1] if periods else 0.0
 
 
+@once
 def onsets_seconds(clip: Clip) -> Float[np.ndarray, " onset"]:
     """When notes and strokes begin, in seconds; empty for silence."""
     if clip.silent:
@@ -144,6 +145,7 @@ def onsets_seconds(clip: Clip) -> Float[np.ndarray, " onset"]:
     return peaks_seconds(envelope.mean, envelope.frame_rate)
 
 
+@once
 def _periods(clip: Clip) -> list[tuple[float, float]]:
     """Peaks of the envelope's autocorrelation within the tempo range as (BPM, height), highest first."""
     import librosa

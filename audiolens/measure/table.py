@@ -113,7 +113,7 @@ def checked_measures(measures: Sequence[str] | None) -> list[str]:
     known = [*MEASURES, *EXTRA_MEASURES]
     unknown = [name for name in names if name not in known]
     if isinstance(measures, str) or unknown or not names:
-        hint = nearest(unknown[0], known) if unknown and not isinstance(measures, str) else ""
+        hint = nearest(str(unknown[0]), known) if unknown and not isinstance(measures, str) else ""
         raise InputError(f"measures are {measures!r}; expected a list of names out of {', '.join(known)}.{hint}")
     return names
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from audiolens.measure.clips import Audio, Clip, per_row
+from audiolens.measure.clips import Audio, Clip, once, per_row
 
 GATE_DB = 40.0
 """Frames this far below the clip's loudest are pauses, whose colour is that of the noise floor."""
@@ -62,6 +62,7 @@ def level_dbfs(clip: Clip) -> float:
     return clip.loudness_dbfs
 
 
+@once
 def _sounding(clip: Clip) -> tuple[Float[np.ndarray, "bin frame"], Float[np.ndarray, " bin"]]:
     """The spectra of the frames that are no pauses, and the frequencies of their bins."""
     magnitude = clip.timbre_spectrum
