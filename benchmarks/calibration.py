@@ -148,7 +148,7 @@ def _median(error: pd.Series) -> float:
 
 def _rho(values: pd.Series, label: pd.Series) -> str:
     known = values.notna()
-    return f"{spearmanr(values[known], label[known]).statistic:.3f}"
+    return f"{spearmanr(values[known], label[known])[0]:.3f}"
 
 
 def _auc(positive: Any, values: pd.Series) -> str:

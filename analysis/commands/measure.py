@@ -42,7 +42,7 @@ def measure(
         typer.echo(to_json([*rows, *({"file": file, "error": why} for file, why in refused.items())]))
     elif rows:
         units = {"seconds": "s", **hearing.UNITS}
-        heads = {name: f"{name} [{units[name]}]" if units.get(name) else name for name in frame}
+        heads = {name: f"{name} [{units[name]}]" if units.get(name) else name for name in map(str, frame.columns)}
         print_table([{heads[name]: _shown(value) for name, value in row.items()} for row in rows])
     for why in refused.values():
         typer.echo(f"audiolens: {' '.join(why.split())}", err=True)

@@ -40,8 +40,8 @@ def pitch_class(audio: Audio, sample_rate: float | None = None) -> float | Float
     fit best.
 
     Of a sound with one pitch class, that class. Krumhansl and Kessler's profiles, as in `mode`. A few seconds seldom
-    settle a key: on the synthesiser's clips it names the right one in six of ten. NaN where two tonics fit
-    nearly alike, for silence, noise, and two pitch classes. Steps on a circle: never average it.
+    settle a key: on the synthesiser's clips it names the right one in 55% (chance 17%). NaN where two tonics
+    fit nearly alike, for silence, noise, and two pitch classes. Steps on a circle: never average it.
     """
     return per_row(audio, sample_rate, key_tonic)
 
