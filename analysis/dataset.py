@@ -176,7 +176,8 @@ class Dataset:
             InputError: for a missing file or column, sounds of different rates, or one shorter than `seconds`.
         """
         import pandas as pd
-        import soundfile
+
+        from audiolens import soundfiles
 
         path = Path(table)
         if not path.is_file():
@@ -190,15 +191,12 @@ class Dataset:
                 raise InputError(f"{path} has no column {column!r}: it has {shortened(map(str, rows.columns))}.")
         sounds, rates = [], set()
         for name in rows[file].astype(str):
-            source = Path(folder) / name
-            if not source.is_file():
-                raise InputError(f"{source}: no such file, named in {path}.")
             try:
-                sound, rate = soundfile.read(source, dtype="float32", always_2d=True)
-            except soundfile.LibsndfileError as error:
-                raise InputError(f"{source} is not a sound file that can be read: {error.error_string}") from None
-            sounds.append(sound.T)
-            rates.add(int(rate))
+                sound, rate = soundfiles.read(Path(folder) / name)
+            except InputError as error:
+                raise InputError(f"{error} It is named in {path}.") from None
+            sounds.append(sound)
+            rates.add(rate)
         if len(rates) != 1:
             raise InputError(f"sounds of {len(rates)} sample rates ({shortened(map(str, sorted(rates)))}): give one.")
         return cls.from_arrays(

@@ -1,52 +1,92 @@
-"""Sound files: read whole, or refused with what is wrong with them.
+"""Sound files: opened by libsndfile (WAV, FLAC, OGG, MP3, AIFF and more), and refused where they are not whole.
 
-`AudioLens` reads the files it is given here, and `audiolens measure` those it measures. libsndfile opens a file that
-was cut short and hands out what is there, silently: what the file says of itself is compared with what it holds.
+libsndfile hands out what is there of a file that was cut short, silently: what the file says of itself is compared
+with what it holds. What is wrong is told from the header where it can be: an hour of sound is never read into memory.
 """
 
-import os
+from __future__ import annotations
+
 import re
+from os import PathLike, fspath
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
 from audiolens.errors import InputError, InputTypeError
+from audiolens.timeline import Span, checked_span
 
-_SIZES = re.compile(r":\s*(\d+) \(should be (\d+)\)")
-"""A line of libsndfile's log about a header that promises another size than the file has."""
-_UNKNOWN = 2**31 - 2**20
-"""Sizes from here on are what a program writes that cannot go back to its header, such as one that writes to a pipe."""
+if TYPE_CHECKING:
+    import soundfile
+
+SoundPath = str | PathLike[str]
+
+LONGEST_SECONDS = 600.0
+"""A measure is one number for a clip: what is longer is measured in parts."""
+MOST_CHANNELS = 2
+_STREAMED = 0x7FFFFF00
+"""Sizes from here up stand for "unknown" in the header of a sound that was written as it came."""
+_MISSED_SHARE = 0.05
+"""An MP3's length is an estimate: only what falls short of it by more was cut short."""
 
 
-def read(path: str | os.PathLike[str]) -> tuple[Float[np.ndarray, "channel sample"], int]:
-    """The samples of a sound file, floats in [-1, 1], and its sample rate in hertz.
+def read(path: SoundPath, seconds: Span | None = None) -> tuple[Float[np.ndarray, "channel sample"], int]:
+    """The samples of a file, floats in [-1, 1], or of its span (from, to) in seconds, and its sample rate in hertz.
 
     Raises:
-        InputError: if there is no such file, or it is empty, cut short, or not a sound file.
+        InputTypeError: if it is no path.
+        InputError: no such file, not a sound, empty, cut off, of more than two channels, or over ten minutes long.
     """
     import soundfile
 
-    if not isinstance(path, str | os.PathLike):
+    if not isinstance(path, str | PathLike):
         raise InputTypeError(f"{path!r}: expected the path of a sound file.")
     file = Path(path).expanduser()
+    if not file.exists():
+        raise InputError(f"{file}: no such file.")
     if not file.is_file():
-        raise InputError(f"{file}: no such file{', but a folder' if file.is_dir() else ''}.")
+        raise InputError(f"{file} is no file: give the sound files in it ({file}/*.wav).")
     if not file.stat().st_size:
-        raise InputError(f"{file} is empty: there is no sound in it.")
+        raise InputError(f"{file} is empty (0 bytes).")
     try:
-        about = soundfile.info(file, verbose=True)
-        samples, sample_rate = soundfile.read(file, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(fspath(file)) as sound:
+            start, n_frames = _part(file, sound, seconds)
+            sound.seek(start)
+            samples = sound.read(n_frames, dtype="float32", always_2d=True)
+            if len(samples) < (1 - _MISSED_SHARE) * n_frames:
+                raise InputError(
+                    f"{file} was cut short: its header promises {n_frames / sound.samplerate:.1f} s, and "
+                    f"{len(samples) / sound.samplerate:.1f} s can be read."
+                )
+            return samples.T, sound.samplerate
     except soundfile.LibsndfileError as error:
+        why = f"{error.error_string}".rstrip(".")
+        raise InputError(f"{file} is not a sound file that can be read, or not a whole one ({why}).") from None
+
+
+def _part(file: Path, sound: soundfile.SoundFile, seconds: Span | None) -> tuple[int, int]:
+    """The first frame to read and how many, checked against the header."""
+    rate, n_frames = sound.samplerate, sound.frames
+    if sound.channels > MOST_CHANNELS:
         raise InputError(
-            f"{file} is not a sound file that can be read, or not a whole one: {error.error_string}"
-        ) from None
-    sizes = [(int(said), int(held)) for said, held in _SIZES.findall(about.extra_info)]
-    short = any(held < said < _UNKNOWN for said, held in sizes)
-    if short or len(samples) < about.frames:
-        raise InputError(
-            f"{file} was cut short: it holds {len(samples) / sample_rate:.2f} s and says it has more. Copy it again."
+            f"{file} has {sound.channels} channels: expected one or two. Mix it down first, for how loud each should "
+            "be is not ours to say (ffmpeg -i IN -ac 2 OUT)."
         )
-    if not len(samples):
-        raise InputError(f"{file} holds no samples, or lost them: there is no sound in it.")
-    return samples.T, sample_rate
+    if not n_frames:
+        raise InputError(f"{file} holds no samples.")
+    for told, held in re.findall(r": (\d+) \(should be (\d+)\)", sound.extra_info):
+        if int(held) < int(told) < _STREAMED:
+            raise InputError(f"{file} was cut short: its header promises {told} bytes of sound, and it holds {held}.")
+    if seconds is None:
+        first, last = 0, n_frames
+    else:
+        first, last = (round(second * rate) for second in checked_span(seconds))
+        if last > n_frames:
+            raise InputError(f"{file} lasts {n_frames / rate:.1f} s: seconds={seconds} goes beyond it.")
+    if last - first > LONGEST_SECONDS * rate:
+        raise InputError(
+            f"{file}: {(last - first) / rate / 60:.0f} minutes are no clip, and no one tempo or brightness is theirs; "
+            f"measure parts of at most {LONGEST_SECONDS / 60:.0f} minutes (seconds=(0, 60), --seconds 0:60)."
+        )
+    return first, last - first

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import corner_plants as plants
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -304,7 +304,7 @@ def test_own_sounds_from_a_folder_and_a_table(lens: al.AudioLens, tmp_path: Path
     with pytest.raises(InputError, match="lasts 0.5 s, and seconds=2"):
         Dataset.from_folder(lens, tmp_path, table, "genre", seconds=2)
     table.write_text("file,genre\nabsent.wav,a")
-    with pytest.raises(InputError, match=r"absent.wav: no such file, named in"):
+    with pytest.raises(InputError, match=r"absent.wav: no such file. It is named in"):
         Dataset.from_folder(lens, tmp_path, table, "genre")
 
 

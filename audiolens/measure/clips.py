@@ -16,9 +16,11 @@ from typing import Any, Protocol, TypeGuard, TypeVar
 import numpy as np
 from jaxtyping import Float
 
+from audiolens import soundfiles
 from audiolens.errors import InputError, InputTypeError
-from audiolens.measure.files import LONGEST_SECONDS, MOST_CHANNELS, SoundPath, Span, load
 from audiolens.measure.onsets import Envelope, envelope
+from audiolens.soundfiles import LONGEST_SECONDS, MOST_CHANNELS, SoundPath
+from audiolens.timeline import Span
 
 T = TypeVar("T")
 SILENCE_DBFS = -60.0
@@ -146,7 +148,7 @@ def per_row(
 
 def of_file(path: SoundPath, seconds: Span | None = None) -> Clip:
     """The clip in a sound file, or in its span (from, to); what is wrong with it is said with the file's name."""
-    samples, sample_rate = load(path, seconds)
+    samples, sample_rate = soundfiles.read(path, seconds)
     try:
         return _rows(samples, sample_rate)[0][0]
     except InputError as error:

@@ -11,10 +11,11 @@ import numpy as np
 from audiolens.errors import InputError, nearest
 from audiolens.measure.beats import beat_this_tempo
 from audiolens.measure.clips import Audio, Clip, is_path, of_file, read
-from audiolens.measure.files import SoundPath, Span, checked_span
 from audiolens.measure.pitch import key_tonic, major_minor, register_hz
 from audiolens.measure.rhythm import ambiguity, beat_tempo, clarity_of_pulse, ioi_tempo, rate_of_onsets
 from audiolens.measure.timbre import centroid_hz, level_dbfs, rolloff_hz
+from audiolens.soundfiles import SoundPath
+from audiolens.timeline import Span, checked_span
 
 if TYPE_CHECKING:
     import pandas as pd
