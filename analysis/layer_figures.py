@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +43,8 @@ def paper(result: LayerAttribution, normalised: bool) -> Figure:
             axes.axhline(0, color=BLACK, linewidth=0.7)
             if not normalised:
                 axes.set_title(one.name, fontsize=9, loc="left")
-                axes.set_ylabel(one.unit or one.name, fontsize=7.5)
+                axes.set_ylabel(textwrap.fill(one.unit or one.name, 16), fontsize=7.5)
+            axes.margins(y=0.18)
         panels[-1].set_xlabel("block")
         panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         if normalised:

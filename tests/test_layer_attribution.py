@@ -45,7 +45,7 @@ def test_every_kind_is_drawn_with_its_unit(found: layer_attribution.LayerAttribu
         heights = np.concatenate([drawn[0].get_ydata() for drawn in panels[0].containers])
         assert np.abs(heights).max() == pytest.approx(1)
     else:
-        assert [axes.get_ylabel() for axes in panels][:2] == ["cross-validated score", "nats"]
+        assert [axes.get_ylabel().replace("\n", " ") for axes in panels][:2] == ["cross-validated score", "nats"]
     assert len(found.figure(normalised).data) == 5
 
 
