@@ -46,7 +46,7 @@ class Settings:
         branch: the half of the guidance that is steered.
         shown: how many (prompt, seed) pairs are kept as sound, the first ones.
         seed: which repetition, from 0 to `REPETITIONS` - 1: no two share a clip or a control direction.
-        batch_size, n_jobs: as in `sweep.run`; they change the time it takes.
+        batch_size, n_jobs: as in `sweep.play`; they change the time it takes.
         substitutes: what stands in for parts of a published protocol, a sentence each; the report repeats them.
     """
 

@@ -21,6 +21,7 @@ from analysis import outcome, pca, scan, similarity, sweep
 from analysis.listening import Listener
 from analysis.outcome import Outcome
 from analysis.pca import PCAResult
+from analysis.response import MEASURED
 from analysis.scan import Choice
 from analysis.settings import Settings
 from analysis.similarity import CosineMap
@@ -33,13 +34,6 @@ from audiolens.prompts import PromptSet, concepts, load
 if TYPE_CHECKING:
     from audiolens import AudioLens
 
-MEASURED: Mapping[str, str] = {
-    "tempo": "tempo_ioi",
-    "timbre": "brightness",
-    "density": "onset_rate",
-    "register": "pitch",
-}
-"""Concept -> the measure that its effect is reported in."""
 WORDS: Mapping[str, tuple[str, str]] = {
     "tempo": ("faster", "slower"),
     "timbre": ("brighter", "darker"),
@@ -234,7 +228,7 @@ def _stages(
     making = {"seconds": settings.seconds, **settings.sampling, "batch_size": settings.batch_size,
               "listener": listener}  # fmt: skip
     with clock.stage("scan"):
-        tried = sweep.run(
+        tried = sweep.play(
             lens,
             scan.conditions(directions.at(settings.blocks(len(directions))), settings.strengths, settings.branch),
             settings.development_clips(sets),
@@ -249,7 +243,7 @@ def _stages(
     # The first seed of the first prompts: kept before anything is known of them.
     shown = pairs[:: settings.test_seeds][: settings.shown]
     with clock.stage("dose-response"):
-        tested = sweep.run(
+        tested = sweep.play(
             lens,
             outcome.conditions(
                 directions,

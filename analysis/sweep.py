@@ -1,166 +1,198 @@
-"""Sweep: conditions x clips, packed into full batches by a fixed plan, one table row per clip.
+"""Sweep: strengths x strategies x layers x branches x concepts x prompts x seeds, one table row per clip.
 
-A clip is a (prompt, seed) pair; a condition is what is done to it. Every condition is applied to the same clips, so
-rows pair up by prompt and seed, and each is measured beside its unsteered baseline. One batch carries rows of many
-conditions: the vectors they add are merged into one vector per row and block.
+`run` crosses the factors and plays them; `play` is the level below, for any conditions. Every condition is applied to
+the same clips, so rows pair up by prompt and seed, and each is measured beside its unsteered baseline. With `out=`
+finished batches are kept in a folder (`analysis.ledger`): stopped at any moment, the same call goes on and ends with
+the same table, bit for bit.
 """
 
 from __future__ import annotations
 
-import time
+import io
+import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeGuard
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
+from analysis import ledger as ledgers
+from analysis import response
+from analysis.conditions import BASELINE, Clip, Condition, Plan, clips, merge, packed
+from analysis.factorial import Factors, conditions, named
 from analysis.listening import Heard, Listener
-from analysis.statistics import effect
+from analysis.playing import Also, Making, clips_per_second, heard_batches, threads
+from analysis.response import effects
+from analysis.swept import SweepResult
 from audiolens import measure
-from audiolens.errors import InputError
-from audiolens.interventions import Add, Branch, Intervention
-from audiolens.timeline import Span
+from audiolens.directions import Directions
+from audiolens.errors import InputError, StoppedError
+from audiolens.interventions import Branch
+from audiolens.prompts import PromptSet, concepts, load
+from audiolens.steering import Strategy, Unit
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
 
-BASELINE = "baseline"
-Clip = tuple[str, int]
-"""A prompt and the seed it is drawn with."""
+__all__ = [
+    "BASELINE",
+    "Clip",
+    "Condition",
+    "Estimate",
+    "Plan",
+    "SweepResult",
+    "clips",
+    "clips_per_second",
+    "effects",
+    "load_folder",
+    "merge",
+    "packed",
+    "plan",
+    "play",
+    "run",
+]
+
+Sound = Literal["wav", "flac"]
+_BYTES_PER_ROW = 400
+"""Of the table, twice: in its batch and in the whole."""
 
 
 @dataclass(frozen=True)
-class Condition:
-    """What is done to every clip.
+class Estimate:
+    """What a sweep will do and take, before it starts.
 
     Attributes:
-        name: unique in a sweep; "baseline" is the clips as they are.
-        interventions: applied to each row of the condition.
-        ask: what is asked instead of a clip's prompt (same seed); `None` asks the prompt itself.
-        labels: further columns of the condition's rows: strategy, layer, strength, ...
+        plan: its rows and batches.
+        seconds: of each clip.
+        speed: clips a second, measured on this machine with one short batch; NaN if it was not.
+        finished: rows that are there already.
+        n_bytes: on disk, about; 0 without a folder.
     """
 
-    name: str
-    interventions: tuple[Intervention, ...] = ()
-    ask: Callable[[str], str] | None = None
-    labels: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for intervention in self.interventions:
-            if intervention.rows is not None or torch.as_tensor(intervention.strength).ndim:
-                raise InputError(
-                    f"condition {self.name!r}: an intervention names rows or has a strength per row; "
-                    "a condition holds for all its rows, so give one strength and no rows."
-                )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which rows a sweep generates, in which batches: a function of its arguments alone.
-
-    Baselines come first, for every other row is measured beside its own.
-    """
-
-    conditions: tuple[Condition, ...]
-    clips: tuple[Clip, ...]
-    batch_size: int
+    plan: Plan
+    seconds: float
+    speed: float
+    finished: int = 0
+    n_bytes: int = 0
 
     @property
-    def batches(self) -> list[list[tuple[Condition, int]]]:
-        """Each batch's rows: a condition, and the number of a clip. Sizes are equal (within one), none above
-        `batch_size`; the baselines have batches of their own."""
-        first = [condition for condition in self.conditions if condition.name == BASELINE]
-        others = [condition for condition in self.conditions if condition.name != BASELINE]
-        packed = []
-        for group in (first, others):
-            rows = [(condition, clip) for condition in group for clip in range(len(self.clips))]
-            bounds = np.linspace(0, len(rows), -(-len(rows) // self.batch_size) + 1).astype(int)
-            packed += [rows[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
-        return packed
-
-    def __len__(self) -> int:
-        return len(self.conditions) * len(self.clips)
-
-
-@dataclass(frozen=True, eq=False)
-class SweepResult:
-    """One row per clip with everything measured.
-
-    `table` holds `condition` and its labels, `prompt`, `asked` (the prompt the model read), `seed`, the measures, and
-    `rms_ratio`, `onsets`, `entropy_ratio`, `failed` beside the baseline of the same prompt and seed. `audio` holds the
-    sound of the rows that were kept, by row number.
-
-    It does not show that a direction means what it is called: see the controls of `analysis.outcome`.
-    """
-
-    table: pd.DataFrame
-    measures: tuple[str, ...]
-    settings: Mapping[str, Any]
-    sample_rate: int
-    audio: Mapping[int, np.ndarray] = field(default_factory=dict)
-
-    def to_frame(self) -> pd.DataFrame:
-        return self.table
-
-    def effects(self, measured: str, n_bootstrap: int = 1000) -> pd.DataFrame:
-        """`effects` of this sweep's rows."""
-        return effects(self.table, measured, n_bootstrap)
-
-    def plot(self, measured: str | None = None) -> Any:
-        """The effect of each condition against its strength (matplotlib figure)."""
-        from analysis import plots
-
-        name = measured or self.measures[0]
-        return plots.strengths(self.effects(name), name)
-
-    def figure(self, measured: str | None = None) -> Any:
-        """The same for the screen (plotly figure)."""
-        from analysis import screen
-
-        name = measured or self.measures[0]
-        return screen.strengths(self.effects(name), name)
+    def expected_seconds(self) -> float:
+        """How long what is left will take."""
+        return (len(self.plan) - self.finished) / self.speed
 
     def __repr__(self) -> str:
-        lost = self.table["failed"].mean()
-        return (
-            f"SweepResult({len(self.table)} clips: {self.table['condition'].nunique()} conditions, "
-            f"{self.table['prompt'].nunique()} prompts, {lost:.0%} failed)"
-        )
+        kinds: dict[str, int] = {}
+        for condition in self.plan.conditions:
+            kind = str(condition.labels.get("kind", "condition"))
+            kinds[kind] = kinds.get(kind, 0) + 1
+        told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        sizes = [len(batch) for batch in self.plan.batches]
+        lines = [
+            f"{len(self.plan)} clips of {self.seconds:g} s: {len(self.plan.conditions)} conditions ({told}) x "
+            f"{len(self.plan.clips)} clips, in {len(sizes)} batches of {min(sizes)} to {max(sizes)}"
+        ]
+        if self.finished:
+            lines.append(f"{self.finished} of them are there already")
+        if math.isfinite(self.speed):
+            lines.append(f"about {_spoken(self.expected_seconds)} at {self.speed:.2g} clips a second here")
+        if self.n_bytes:
+            lines.append(f"about {self.n_bytes / 1e6:.3g} MB on disk")
+        return "; ".join(lines)
 
 
-def clips(prompts: Sequence[str], seeds_per_prompt: int, first_seed: int = 0) -> list[Clip]:
-    """Each prompt with its own seeds, no seed used twice, so that prompts are independent."""
-    if not prompts or seeds_per_prompt < 1:
-        raise InputError(f"{len(prompts)} prompts x {seeds_per_prompt} seeds: expected at least one of each.")
-    seeds = iter(range(first_seed, first_seed + len(prompts) * seeds_per_prompt))
-    return [(prompt, next(seeds)) for prompt in prompts for _ in range(seeds_per_prompt)]
-
-
-def plan(conditions: Sequence[Condition], clips: Sequence[Clip], batch_size: int = 64) -> Plan:
-    """Check and order a sweep before it runs.
-
-    Raises:
-        InputError: for doubled names or clips, no baseline, or nothing to do.
-    """
-    names = [condition.name for condition in conditions]
-    if len(set(names)) != len(names):
-        doubled = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"two conditions are named {doubled!r}: give each its own name.")
-    if BASELINE not in names:
-        raise InputError(f"no condition is named {BASELINE!r}: add Condition({BASELINE!r}) to compare with.")
-    if not clips or len(set(clips)) != len(clips):
-        raise InputError(f"{len(clips)} clips, {len(set(clips))} of them different: give each (prompt, seed) once.")
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size}: expected at least 1.")
-    return Plan(tuple(conditions), tuple(clips), batch_size)
+def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) -> Estimate:
+    """What `run` with these arguments would do and take; nothing is written. `timed` measures this machine's speed."""
+    prepared = _Prepared.of(lens, directions, **asked)
+    return prepared.estimate(lens, asked.get("out"), asked.get("sound"), timed)
 
 
 def run(
+    lens: AudioLens,
+    directions: Directions | Sequence[Directions] | Mapping[str, Directions],
+    *,
+    strengths: Sequence[float] = Factors.strengths,
+    strategies: Sequence[Strategy] = Factors.strategies,
+    layers: int | Sequence[int] | None = None,
+    band: tuple[int, int] | None = None,
+    branches: Sequence[Branch] = Factors.branches,
+    unit: Unit = "raw",
+    prompts: Sequence[str] | None = None,
+    seeds: int | Sequence[int] = 2,
+    sets: Mapping[str, PromptSet] | None = None,
+    n_random: int = Factors.n_random,
+    n_shuffled: int = Factors.n_shuffled,
+    control_strengths: Sequence[float] | None = None,
+    opposed: bool = False,
+    seconds: float = 5.0,
+    guidance_scale: float = 3.0,
+    temperature: float = 1.0,
+    top_k: int | None = 250,
+    measures: Sequence[str] = tuple(measure.MEASURES),
+    also: Also | None = None,
+    batch_size: int = 64,
+    out: str | os.PathLike[str] | None = None,
+    sound: Sound | None = None,
+    n_jobs: int | None = None,
+    progress: bool = True,
+    tell: Callable[[str], None] | None = None,
+) -> SweepResult:
+    """Steer along directions in every combination asked for, and measure every clip.
+
+    Everything is crossed: concepts x strategies x layers x branches x strengths, on the same clips, with the unsteered
+    baseline, the baseline drawn again with other seeds, control directions at the same places and strengths, and the
+    same seeds asked in the poles' words.
+
+    Args:
+        directions: one concept's, or several; each is called by its label, or by its key in a mapping.
+        strengths: coefficients of the directions, of either sign; 0 is the baseline and is always there.
+        strategies, unit: as `al.steer` takes them; "one-to-band" needs `band`.
+        layers: whose vectors, in the one-to strategies (default: every layer that was read).
+        branches: the halves of the guidance that are steered; strengths compare only within one.
+        prompts: neutral prompts (default: the development prompts of the first concept's set). Choose on these, and
+            report on others.
+        seeds: how many each prompt has, of its own; or the seeds, which then every prompt has.
+        sets: prompt sets by concept, for the poles' words (default: the bundled ones of these names).
+        n_random, n_shuffled: control directions; 19 can reach p = .05. Shuffled ones need `keep_samples=True`.
+        control_strengths: at which of the strengths there are controls (default: all).
+        opposed: also steer against prompts that ask for the other pole, at the same strengths as controls.
+        seconds, guidance_scale, temperature, top_k: as in `lens.generate`.
+        measures: names out of `audiolens.measure.MEASURES`.
+        also: further columns; see `play`.
+        batch_size: most rows of a batch.
+        out: a folder that keeps finished batches: the same call goes on where it was stopped, and ends with the same
+            table. `None` keeps nothing on disk.
+        sound: write each clip's sound into the folder too.
+        n_jobs: as in `play`.
+        progress: show a bar.
+        tell: is told the plan before the start, which takes one short batch to time.
+
+    Raises:
+        InputError: (or a subclass) before the model runs, for anything out of range, or a folder of another sweep.
+        StoppedError: for a disk that is full or a process that died; finished batches are kept.
+    """
+    prepared = _Prepared.of(
+        lens, directions, strengths=strengths, strategies=strategies, layers=layers, band=band, branches=branches,
+        unit=unit, prompts=prompts, seeds=seeds, sets=sets, n_random=n_random, n_shuffled=n_shuffled,
+        control_strengths=control_strengths, opposed=opposed, seconds=seconds, guidance_scale=guidance_scale,
+        temperature=temperature, top_k=top_k, batch_size=batch_size,
+    )  # fmt: skip
+    if tell is not None:
+        tell(repr(prepared.estimate(lens, out, sound)))
+    return play(
+        lens, prepared.plan.conditions, prepared.plan.clips, seconds=seconds, guidance_scale=guidance_scale,
+        temperature=temperature, top_k=top_k, measures=measures, also=also, batch_size=batch_size, out=out, sound=sound,
+        n_jobs=n_jobs, progress="sweeping" if progress else None,
+    )  # fmt: skip
+
+
+def play(
     lens: AudioLens,
     conditions: Sequence[Condition],
     clips: Sequence[Clip],
@@ -170,10 +202,13 @@ def run(
     temperature: float = 1.0,
     top_k: int | None = 250,
     measures: Sequence[str] = tuple(measure.MEASURES),
+    also: Also | None = None,
     batch_size: int = 64,
     n_jobs: int | None = None,
     listener: Listener | None = None,
     keep_audio: Callable[[Condition, Clip], bool] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    sound: Sound | None = None,
     progress: str | None = None,
 ) -> SweepResult:
     """Generate and measure every clip under every condition.
@@ -184,180 +219,219 @@ def run(
         clips: (prompt, seed) pairs, the same for all conditions.
         seconds, guidance_scale, temperature, top_k: as in `lens.generate`.
         measures: names out of `audiolens.measure.MEASURES`.
+        also: further columns by name: functions of (lens, generated clips) that give one number a row. They run beside
+            the generation, in this process. A column `nats` (nats a code under the unsteered model) is drift's.
         batch_size: most rows of a batch. The rows of each batch follow from the arguments alone.
         n_jobs: processes that decode and measure while the next batches are generated; 0 is none, `None` half the
             cores. The table does not depend on it.
         listener: one that is already there, for several sweeps; it then says what is measured, and by whom.
-        keep_audio: which rows' sound the result keeps (default: none).
+        keep_audio: which rows' sound the result keeps (default: none) or, with `sound`, the folder (default: all).
+        out, sound: as in `run`.
         progress: the label of a progress bar; `None` shows none.
     """
-    todo = plan(conditions, clips, batch_size)
-    baselines: dict[int, tuple[Heard, int]] = {}
-    labels: list[dict[str, Any]] = []
-    frames: list[pd.DataFrame] = []
-    audio: dict[int, np.ndarray] = {}
-    bar = tqdm(total=len(todo), desc=progress, unit="clip", disable=progress is None, smoothing=0.1)
-
-    def collect(batch: list[tuple[Condition, int]], heard: Heard) -> None:
-        for place, (condition, clip) in enumerate(batch):
-            if condition.name == BASELINE:
-                baselines[clip] = (heard, place)
-            if keep_audio is not None and keep_audio(condition, todo.clips[clip]):
-                audio[len(labels) + place] = heard.audio[place]
-        labels.extend(_labels(condition, todo.clips[clip]) for condition, clip in batch)
-        frames.append(heard.frame)
-        bar.update(len(batch))
-
-    waiting: list[tuple[list[tuple[Condition, int]], Future[Heard]]] = []
-    hearing = nullcontext(listener) if listener is not None else Listener(lens, measures, n_jobs)
-    with hearing as ear, bar:
-        for batch in todo.batches:
-            made = lens.generate(
-                [_asked(condition, todo.clips[clip][0]) for condition, clip in batch],
-                seconds=seconds,
-                seeds=[todo.clips[clip][1] for _, clip in batch],
-                guidance_scale=guidance_scale,
-                temperature=temperature,
-                top_k=top_k,
-                interventions=list(merge([condition for condition, _ in batch], lens.config.n_layers)),
-                decode=False,
-            )
-            steered = batch[0][0].name != BASELINE
-            # Waited for only now, so that the batches before were heard while this one was generated.
-            while len(waiting) > max(1, ear.n_jobs) or (steered and waiting and len(baselines) < len(todo.clips)):
-                collect(waiting[0][0], waiting.pop(0)[1].result())
-            reference = _reference(batch, baselines) if steered else None
-            waiting.append((batch, ear.hear(made.codes, reference)))
-        for batch, heard in waiting:
-            collect(batch, heard.result())
-    table = pd.concat([pd.DataFrame(labels), pd.concat(frames, ignore_index=True)], axis=1)
+    todo = packed(conditions, clips, batch_size)
+    making = Making(seconds, guidance_scale, temperature, top_k, also)
+    names = tuple(listener.measures if listener is not None else measures)
     settings = {
-        "model": lens.name,
         "seconds": seconds,
         "guidance_scale": guidance_scale,
         "temperature": temperature,
         "top_k": top_k,
         "batch_size": batch_size,
     }
-    return SweepResult(table, tuple(ear.measures), settings, lens.config.sample_rate, audio)
+    if sound is not None and (out is None or sound not in get_args(Sound)):
+        raise InputError(f"sound={sound!r}, out={out!r}: expected 'wav' or 'flac', and a folder to write it to.")
+
+    @contextmanager
+    def hearing() -> Iterator[Listener]:
+        # Not before the folder is known to be free: workers take seconds to start.
+        with nullcontext(listener) if listener is not None else Listener(lens, measures, n_jobs) as ear:
+            yield ear
+
+    bar = partial(tqdm, total=len(todo), desc=progress, unit="clip", disable=progress is None, smoothing=0.1)
+    done = {"model": lens.name, **settings}
+    if out is None:
+        with _stops(None, todo), hearing() as ear, bar() as shown:
+            table, codes, audio = _in_memory(heard_batches(lens, todo, making, ear), todo, keep_audio, shown)
+        return SweepResult(table, names, done, lens.config.sample_rate, audio, tuple(also or ()), _codes=codes)
+    further = {"measures": list(names), "also": sorted(also or ()), "sound": sound}
+    facts = ledgers.facts_of(
+        lens,
+        todo.conditions,
+        {**settings, **further},
+        clips=[list(clip) for clip in todo.clips],
+        asked={one.name: [one.asked(prompt) for prompt, _ in todo.clips] for one in todo.conditions if one.ask},
+        batches=[len(batch) for batch in todo.batches],
+        sample_rate=lens.config.sample_rate,
+        rows=len(todo),
+    )
+    columns = [*names, *response.LOST, *(also or ()), *(["file"] if sound else [])]
+    need = _size(lens, todo, seconds, sound)
+    with (
+        _stops(Path(out), todo),
+        ledgers.ledger(out, facts, todo.labels, columns, need) as kept,
+        threads(kept.facts["model"]["threads"]),
+        bar(initial=sum(len(todo.batches[number]) for number in kept.done)) as shown,
+    ):
+        if len(kept.done) < len(todo.batches):
+            with hearing() as ear:
+                _into_folder(
+                    kept, heard_batches(lens, todo, making, ear, kept.codes_of_done), todo, sound, keep_audio, shown
+                )
+        kept.close()
+    return load_folder(out)
 
 
-def clips_per_second(lens: AudioLens, prompt: str, seconds: float, batch_size: int = 64) -> float:
-    """How fast this machine generates, from one short batch: for estimates shown before a sweep."""
-    short = min(1.0, seconds)
-    started = time.perf_counter()
-    made = lens.generate([prompt] * batch_size, seconds=short, seeds=list(range(batch_size)), decode=False)
-    generating = (time.perf_counter() - started) * seconds / short
-    started = time.perf_counter()
-    heard = made.codes[:4].split(1)
-    for clip in heard:
-        lens.decode_codes(clip)
-    listening = (time.perf_counter() - started) * seconds / short * batch_size / len(heard)
-    # a worker listens while the next batch is generated
-    return batch_size / max(generating, listening)
+def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
+    """A sweep that was written with `out=`, also while it is being written: then the batches that are finished.
 
-
-def merge(conditions: Sequence[Condition], n_layers: int) -> Iterator[Intervention]:
-    """The interventions of a batch whose row i is under `conditions[i]`.
-
-    Conditions of plain additions alone share one addition per place, with a vector per row, which costs a decoder
-    step the same however many conditions a batch holds. The others keep their steps, in their order.
+    Raises:
+        InputError: if there is no sweep, none of its batches is finished yet, or it is damaged or of another version.
     """
-    added: dict[tuple[str, int, Branch, Span | None], dict[int, torch.Tensor]] = {}
-    others: dict[str, list[int]] = {}
-    for row, condition in enumerate(conditions):
-        additions = [step for step in condition.interventions if _plain(step)]
-        if len(additions) < len(condition.interventions):
-            others.setdefault(condition.name, []).append(row)
-            continue
-        for step in additions:
-            vector = torch.as_tensor(step.strength) * torch.as_tensor(step.vector)
-            for layer in _layers(step, n_layers):
-                rows = added.setdefault((step.site, layer, step.branch, step.seconds), {})
-                rows[row] = rows[row] + vector if row in rows else vector
-    for (site, layer, branch, seconds), rows in added.items():
-        vectors = torch.stack(list(rows.values()))
-        yield Add(vectors, site=site, layers=[layer], branch=branch, seconds=seconds, rows=list(rows))
-    for rows_here in others.values():
-        for step in conditions[rows_here[0]].interventions:
-            yield replace(step, rows=rows_here)
-
-
-def effects(table: pd.DataFrame, measured: str, n_bootstrap: int = 1000) -> pd.DataFrame:
-    """The effect of every condition on a measure, beside the baseline clips of the same prompt and seed.
-
-    One row per condition with its labels, `median` (of the measure, failed clips left out), `effect`, `low`, `high`
-    (statistics.effect; NaN where no baseline could be measured), `failed` (the share), `left_out` (pairs without a
-    baseline measure, which are in neither) and `clips`.
-    """
-    keys = ["prompt", "seed"]
-    baseline = table[table["condition"] == BASELINE].set_index(keys)[measured]
-    heard = {*measure.MEASURES, "rms_ratio", "onsets", "entropy_ratio", "failed", "asked", *keys}
-    labels = [column for column in table.columns if column not in heard]
-    rows = []
-    for _, group in table.groupby("condition", sort=False):
-        before = baseline.reindex(pd.MultiIndex.from_frame(group[keys])).to_numpy()
-        sound = group.loc[~group["failed"], measured]
-        rows.append(
-            {
-                **group[labels].iloc[0].to_dict(),
-                "median": float(sound.median()) if sound.notna().any() else float("nan"),
-                **_effect(group, measured, before, n_bootstrap),
-                "clips": len(group),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _effect(group: pd.DataFrame, measured: str, before: np.ndarray, n_bootstrap: int) -> dict[str, float]:
-    usable = np.isfinite(before) & (before > 0)
-    if not usable.any():
-        nothing, failed = float("nan"), float(group["failed"].mean())
-        return {"effect": nothing, "low": nothing, "high": nothing, "failed": failed, "left_out": len(group)}
-    found = effect(group[measured], before, group["prompt"], group["failed"], n_bootstrap=n_bootstrap)
-    return {
-        "effect": found.value,
-        "low": found.interval.low,
-        "high": found.interval.high,
-        "failed": found.failed_share,
-        "left_out": found.n_left_out,
-    }
-
-
-def _asked(condition: Condition, prompt: str) -> str:
-    return prompt if condition.ask is None else condition.ask(prompt)
-
-
-def _plain(step: Intervention) -> TypeGuard[Add]:
-    return (
-        type(step) is Add
-        and torch.as_tensor(step.vector).ndim == 1
-        and step.heads is None
-        and step.schedule is None
-        and not step.preserve_norm
-        and not step.prefix
+    place = Path(folder)
+    facts = ledgers.read_facts(place)
+    own = ("measures", "also", "sound")
+    settings = {"model": facts["model"]["name"]} | {k: v for k, v in facts["settings"].items() if k not in own}
+    return SweepResult(
+        ledgers.read_table(place),
+        tuple(facts["settings"]["measures"]),
+        settings,
+        facts["sample_rate"],
+        also=tuple(facts["settings"]["also"]),
+        folder=place,
+        planned=facts["rows"],
     )
 
 
-def _layers(step: Intervention, n_layers: int) -> list[int]:
-    if step.layers is None:
-        return list(range(n_layers))
-    return [step.layers] if isinstance(step.layers, int) else list(step.layers)
+@dataclass(frozen=True)
+class _Prepared:
+    """A factorial with its clips, checked and packed."""
+
+    plan: Plan
+    seconds: float
+
+    @classmethod
+    def of(
+        cls,
+        lens: AudioLens,
+        directions: Any,
+        *,
+        prompts: Sequence[str] | None = None,
+        seeds: int | Sequence[int] = 2,
+        sets: Mapping[str, PromptSet] | None = None,
+        seconds: float = 5.0,
+        batch_size: int = 64,
+        **asked: Any,
+    ) -> _Prepared:
+        own = named(directions)
+        for one in own.values():
+            one.meta.refuse_other(lens)
+        words = dict(sets) if sets is not None else {name: load(name, lens=lens) for name in own if name in concepts()}
+        if prompts is None:
+            neutral = next((one.development for one in words.values() if one.development), ())
+            if not neutral:
+                raise InputError(f"no neutral prompts are known for {', '.join(own)}: give prompts=[...].")
+            prompts = neutral
+        names = {entry.name for entry in fields(Factors)}
+        factors = Factors(**{name: value for name, value in asked.items() if name in names})
+        return cls(packed(conditions(own, factors, words), _pairs(prompts, seeds), batch_size), seconds)
+
+    def estimate(self, lens: AudioLens, out: Any, sound: Sound | None, timed: bool = True) -> Estimate:
+        speed = clips_per_second(lens, self.plan.clips[0][0], self.seconds, self.plan.batch_size) if timed else math.nan
+        done = ledgers.finished(Path(out)) if out is not None else frozenset()
+        there = sum(len(batch) for number, batch in enumerate(self.plan.batches) if number in done)
+        n_bytes = 0 if out is None else _size(lens, self.plan, self.seconds, sound)
+        return Estimate(self.plan, self.seconds, speed, there, n_bytes)
 
 
-def _labels(condition: Condition, clip: Clip) -> dict[str, Any]:
-    """The columns that say what a row is."""
-    prompt, seed = clip
-    asked = _asked(condition, prompt)
-    return {"condition": condition.name, **condition.labels, "prompt": prompt, "asked": asked, "seed": seed}
+def _pairs(prompts: Sequence[str], seeds: int | Sequence[int]) -> list[Clip]:
+    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise InputError("prompts: expected a list of texts.")
+    if isinstance(seeds, int):
+        return clips(prompts, seeds)
+    return [(prompt, int(seed)) for prompt in prompts for seed in seeds]
 
 
-def _reference(batch: list[tuple[Condition, int]], baselines: Mapping[int, tuple[Heard, int]]) -> Heard:
-    """The baseline clips beside a batch's rows."""
-    pairs = [baselines[clip] for _, clip in batch]
-    return Heard(
-        codes=np.stack([heard.codes[place] for heard, place in pairs]),
-        audio=np.stack([heard.audio[place] for heard, place in pairs]),
-        frame=pd.DataFrame(),
-        sample_rate=pairs[0][0].sample_rate,
-    )
+def _in_memory(
+    heard: Iterator[tuple[int, Heard]], todo: Plan, keep_audio: Callable[[Condition, Clip], bool] | None, bar: Any
+) -> tuple[pd.DataFrame, np.ndarray, dict[int, np.ndarray]]:
+    frames, codes, audio = [], [], {}
+    for number, batch in heard:
+        for place, (condition, clip) in enumerate(todo.batches[number]):
+            if keep_audio is not None and keep_audio(condition, todo.clips[clip]):
+                audio[todo.starts[number] + place] = batch.audio[place]
+        frames.append(batch.frame)
+        codes.append(ledgers.small(batch.codes))
+        bar.update(len(batch.frame))
+    table = pd.concat([todo.labels, pd.concat(frames, ignore_index=True)], axis=1)
+    return table, np.concatenate(codes), audio
+
+
+def _into_folder(
+    kept: ledgers.Ledger,
+    heard: Iterator[tuple[int, Heard]],
+    todo: Plan,
+    sound: Sound | None,
+    keep_audio: Callable[[Condition, Clip], bool] | None,
+    bar: Any,
+) -> None:
+    labels = todo.labels
+    for number, batch in heard:
+        start = todo.starts[number]
+        rows = labels.iloc[start : start + len(batch.frame)].reset_index(drop=True)
+        rows = pd.concat([rows, batch.frame], axis=1)
+        sounds: dict[str, bytes] = {}
+        if sound is not None:
+            files: list[str | None] = [None] * len(rows)
+            for place, (condition, clip) in enumerate(todo.batches[number]):
+                if keep_audio is None or keep_audio(condition, todo.clips[clip]):
+                    name = f"{start + place:06d}.{sound}"
+                    sounds[name] = _file(batch.audio[place], batch.sample_rate, sound)
+                    files[place] = f"{ledgers.SOUND}/{name}"
+            rows["file"] = files
+        kept.keep(number, rows, batch.codes, sounds)
+        bar.update(len(rows))
+
+
+def _file(audio: np.ndarray, sample_rate: int, sound: Sound) -> bytes:
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, audio.T, sample_rate, format=sound.upper(), subtype="PCM_16")
+    return buffer.getvalue()
+
+
+@contextmanager
+def _stops(out: Path | None, todo: Plan) -> Iterator[None]:
+    """Say what is kept when the machine, and not a mistake, ends a sweep."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise StoppedError(f"a process that measures clips died (out of memory?). {_kept(out, todo)}") from error
+    except OSError as error:
+        if not ledgers.disk_is_full(error):
+            raise
+        raise StoppedError(f"{out}: the disk is full. {_kept(out, todo)}") from error
+
+
+def _kept(out: Path | None, todo: Plan) -> str:
+    if out is None:
+        return "Nothing was kept: give a folder (out=) to keep what is finished."
+    done = len(ledgers.finished(out))
+    return f"{done} of {len(todo.batches)} batches are kept in {out}; run the same again to go on."
+
+
+def _size(lens: AudioLens, todo: Plan, seconds: float, sound: Sound | None) -> int:
+    config = lens.config
+    codes = config.n_codebooks * seconds * config.frame_rate * 2
+    samples = config.sample_rate * seconds * config.channels * 2
+    # FLAC of music: about six tenths.
+    heard = {None: 0.0, "wav": 1.0, "flac": 0.6}[sound] * samples
+    return round(len(todo) * (codes + heard + 2 * _BYTES_PER_ROW))
+
+
+def _spoken(seconds: float) -> str:
+    for size, name in ((3600, "hours"), (60, "minutes")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.0f} s"

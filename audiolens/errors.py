@@ -45,7 +45,11 @@ class ActivationOverflow(AudioLensError, OverflowError):
 
 
 class BusyError(AudioLensError, RuntimeError):
-    """A second run was started inside a run of the same model."""
+    """A second run was started inside a run of the same model, or into a folder that another process writes."""
+
+
+class StoppedError(AudioLensError, RuntimeError):
+    """A long run could not go on: a full disk, a process that died. What it had finished is kept."""
 
 
 class MissingPackageError(AudioLensError, ImportError):

@@ -79,7 +79,7 @@ def main(
     count = len(todo) * len(clips)
     typer.echo(f"{count} clips of {seconds:g} s at about {speed:.1f} a second: {count / speed / 60:.1f} minutes, "
                "then the readings", err=True)  # fmt: skip
-    heard = sweep.run(
+    heard = sweep.play(
         lens,
         todo,
         clips,

@@ -34,7 +34,7 @@ def _conditions(width: int) -> list[Condition]:
 @pytest.fixture(scope="module")
 def swept(lens: Any) -> sweep.SweepResult:
     conditions = _conditions(lens.config.d_model)
-    return sweep.run(lens, conditions, sweep.clips(PROMPTS, 2, 7), keep_audio=lambda *_: True, **MAKING)
+    return sweep.play(lens, conditions, sweep.clips(PROMPTS, 2, 7), keep_audio=lambda *_: True, **MAKING)
 
 
 def test_every_row_is_the_clip_its_condition_makes_alone(lens: Any, swept: sweep.SweepResult) -> None:
@@ -68,7 +68,7 @@ def test_failures_are_those_beside_the_baseline_of_the_same_clip(swept: sweep.Sw
 
 def test_baselines_come_first_in_batches_of_their_own() -> None:
     conditions = [Condition("b"), Condition("baseline"), Condition("c")]
-    todo = sweep.plan(conditions, sweep.clips(PROMPTS, 4), batch_size=5)
+    todo = sweep.packed(conditions, sweep.clips(PROMPTS, 4), batch_size=5)
     batches = todo.batches
     assert [condition.name for batch in batches[:2] for condition, _ in batch] == ["baseline"] * 8
     assert max(map(len, batches)) <= 5
@@ -91,7 +91,7 @@ def test_each_prompt_has_seeds_of_its_own() -> None:
 )
 def test_a_plan_that_cannot_be_compared_is_refused(conditions: list[Condition], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        sweep.plan(conditions, sweep.clips(PROMPTS, 1))
+        sweep.packed(conditions, sweep.clips(PROMPTS, 1))
 
 
 def test_rows_of_an_intervention_belong_to_the_sweep() -> None:
@@ -147,5 +147,5 @@ def test_the_result_tables_and_plots(swept: sweep.SweepResult) -> None:
 @pytest.mark.slow
 def test_workers_hear_the_same(lens: Any, swept: sweep.SweepResult) -> None:
     conditions = _conditions(lens.config.d_model)
-    again = sweep.run(lens, conditions, sweep.clips(PROMPTS, 2, 7), **{**MAKING, "n_jobs": 1})
+    again = sweep.play(lens, conditions, sweep.clips(PROMPTS, 2, 7), **{**MAKING, "n_jobs": 1})
     pd.testing.assert_frame_equal(again.table, swept.table)

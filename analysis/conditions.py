@@ -1,0 +1,170 @@
+"""Conditions: what is done to which clips, and how their rows are packed into full batches.
+
+A clip is a (prompt, seed) pair; a condition is what is done to it. Every condition is applied to the same clips, so
+rows pair up by prompt and seed. One batch carries rows of many conditions: the vectors they add are merged into one
+vector per row and block. Called by `sweep`, which plays them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, TypeGuard
+
+import numpy as np
+import pandas as pd
+import torch
+
+from audiolens.errors import InputError
+from audiolens.interventions import Add, Branch, Intervention
+from audiolens.timeline import Span
+
+BASELINE = "baseline"
+Clip = tuple[str, int]
+"""A prompt and the seed it is drawn with."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What is done to every clip.
+
+    Attributes:
+        name: unique in a sweep; "baseline" is the clips as they are.
+        interventions: applied to each row of the condition.
+        ask: what is asked instead of a clip's prompt (same seed); `None` asks the prompt itself.
+        labels: further columns of the condition's rows: strategy, layer, strength, ...
+        reseed: added to the seed that a clip is drawn with; its rows keep the seed by which they pair up.
+    """
+
+    name: str
+    interventions: tuple[Intervention, ...] = ()
+    ask: Callable[[str], str] | None = None
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    reseed: int = 0
+
+    def __post_init__(self) -> None:
+        for intervention in self.interventions:
+            if intervention.rows is not None or torch.as_tensor(intervention.strength).ndim:
+                raise InputError(
+                    f"condition {self.name!r}: an intervention names rows or has a strength per row; "
+                    "a condition holds for all its rows, so give one strength and no rows."
+                )
+
+    def asked(self, prompt: str) -> str:
+        """What the model reads where a clip's prompt is `prompt`."""
+        return prompt if self.ask is None else self.ask(prompt)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which rows a sweep generates, in which batches: a function of its arguments alone.
+
+    Baselines come first, for every other row is measured beside its own.
+    """
+
+    conditions: tuple[Condition, ...]
+    clips: tuple[Clip, ...]
+    batch_size: int
+
+    @cached_property
+    def batches(self) -> list[list[tuple[Condition, int]]]:
+        """Each batch's rows: a condition, and the number of a clip. Sizes are equal (within one), none above
+        `batch_size`; the baselines have batches of their own."""
+        first = [condition for condition in self.conditions if condition.name == BASELINE]
+        others = [condition for condition in self.conditions if condition.name != BASELINE]
+        packed = []
+        for group in (first, others):
+            rows = [(condition, clip) for condition in group for clip in range(len(self.clips))]
+            bounds = np.linspace(0, len(rows), -(-len(rows) // self.batch_size) + 1).astype(int)
+            packed += [rows[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+        return packed
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """The number of each batch's first row."""
+        return np.cumsum([0, *(len(batch) for batch in self.batches)])[:-1].tolist()
+
+    @property
+    def labels(self) -> pd.DataFrame:
+        """What each row is, in the order of the batches: its condition and that one's labels, prompt, asked, seed."""
+        rows = []
+        for condition, clip in (row for batch in self.batches for row in batch):
+            prompt, seed = self.clips[clip]
+            told = {"condition": condition.name, **condition.labels}
+            rows.append({**told, "prompt": prompt, "asked": condition.asked(prompt), "seed": seed})
+        return pd.DataFrame(rows)
+
+    def __len__(self) -> int:
+        return len(self.conditions) * len(self.clips)
+
+
+def clips(prompts: Sequence[str], seeds_per_prompt: int, first_seed: int = 0) -> list[Clip]:
+    """Each prompt with its own seeds, no seed used twice, so that prompts are independent."""
+    if not prompts or seeds_per_prompt < 1:
+        raise InputError(f"{len(prompts)} prompts x {seeds_per_prompt} seeds: expected at least one of each.")
+    seeds = iter(range(first_seed, first_seed + len(prompts) * seeds_per_prompt))
+    return [(prompt, next(seeds)) for prompt in prompts for _ in range(seeds_per_prompt)]
+
+
+def packed(conditions: Sequence[Condition], clips: Sequence[Clip], batch_size: int = 64) -> Plan:
+    """Check and order what is played before it is.
+
+    Raises:
+        InputError: for doubled names or clips, no baseline, or nothing to do.
+    """
+    names = [condition.name for condition in conditions]
+    if len(set(names)) != len(names):
+        doubled = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"two conditions are named {doubled!r}: give each its own name.")
+    if BASELINE not in names:
+        raise InputError(f"no condition is named {BASELINE!r}: add Condition({BASELINE!r}) to compare with.")
+    if not clips or len(set(clips)) != len(clips):
+        raise InputError(f"{len(clips)} clips, {len(set(clips))} of them different: give each (prompt, seed) once.")
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size}: expected at least 1.")
+    return Plan(tuple(conditions), tuple(clips), batch_size)
+
+
+def merge(conditions: Sequence[Condition], n_layers: int) -> Iterator[Intervention]:
+    """The interventions of a batch whose row i is under `conditions[i]`.
+
+    Conditions of plain additions alone share one addition per place, with a vector per row, which costs a decoder
+    step the same however many conditions a batch holds. The others keep their steps, in their order.
+    """
+    added: dict[tuple[str, int, Branch, Span | None, bool], dict[int, torch.Tensor]] = {}
+    others: dict[str, list[int]] = {}
+    for row, condition in enumerate(conditions):
+        additions = [step for step in condition.interventions if _plain(step)]
+        if len(additions) < len(condition.interventions):
+            others.setdefault(condition.name, []).append(row)
+            continue
+        for step in additions:
+            vector = torch.as_tensor(step.strength) * torch.as_tensor(step.vector)
+            for layer in _layers(step, n_layers):
+                rows = added.setdefault((step.site, layer, step.branch, step.seconds, step.prefix), {})
+                rows[row] = rows[row] + vector if row in rows else vector
+    for (site, layer, branch, seconds, prefix), rows in added.items():
+        vectors = torch.stack(list(rows.values()))
+        where: dict[str, Any] = {"site": site, "layers": [layer], "branch": branch, "seconds": seconds}
+        yield Add(vectors, rows=list(rows), prefix=prefix, **where)
+    for rows_here in others.values():
+        for step in conditions[rows_here[0]].interventions:
+            yield replace(step, rows=rows_here)
+
+
+def _plain(step: Intervention) -> TypeGuard[Add]:
+    return (
+        type(step) is Add
+        and torch.as_tensor(step.vector).ndim == 1
+        and step.heads is None
+        and step.schedule is None
+        and not step.preserve_norm
+        and not step.prefix
+    )
+
+
+def _layers(step: Intervention, n_layers: int) -> list[int]:
+    if step.layers is None:
+        return list(range(n_layers))
+    return [step.layers] if isinstance(step.layers, int) else list(step.layers)
