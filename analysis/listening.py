@@ -7,6 +7,9 @@ on an accelerator the sound is decoded there, and workers only measure. The numb
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
@@ -77,7 +80,7 @@ class Listener(AbstractContextManager["Listener"]):
             self._pool = ProcessPoolExecutor(
                 self.n_jobs,
                 initializer=_start,
-                initargs=(type(codec), codec.config, state) if self.on_cpu else (),
+                initargs=(os.getpid(), *((type(codec), codec.config, state) if self.on_cpu else ())),
                 env={"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
             )
             # Workers take seconds to start: begin before there is something to hear.
@@ -121,12 +124,20 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _start(codec_class: Any = None, config: Any = None, state: dict[str, Tensor] | None = None) -> None:
+def _start(parent: int, codec_class: Any = None, config: Any = None, state: dict[str, Tensor] | None = None) -> None:
     global _codec
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     if codec_class is not None and state is not None:
         _codec = codec_class(config).eval()
         _codec.load_state_dict(state)
+
+
+def _end_with(parent: int) -> None:
+    """Nobody ends the workers of a process that was killed."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _start_measuring() -> None:
