@@ -105,7 +105,9 @@ def conditions(
                 if words is not None and factors.opposed:
                     pole = words.poles[1] if strength > 0 else words.poles[0]
                     listed.append(_steered("opposed", own, place, where, strength, factors, words, pole=pole))
-        for pole in words.poles if words is not None else ():
+        if words is None:
+            continue
+        for pole in words.poles:
             told = _labels(kind="prompted", concept=concept, pole=pole)
             listed.append(Condition(f"prompted {concept} {pole}", ask=_asking(words, pole), labels=told))
     return listed

@@ -178,6 +178,12 @@ def read_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return begun
 
 
+def threads_of(folder: str | os.PathLike[str]) -> int | None:
+    """How many threads the sweep of a folder was begun with; `None` where none was begun."""
+    begun = _begun(Path(folder))
+    return None if begun is None else begun.get("model", {}).get("threads")
+
+
 def finished(folder: Path) -> frozenset[int]:
     """The numbers of the batches that are there."""
     return frozenset(int(path.stem) for path in (folder / BATCHES).glob("*.parquet") if path.stem.isdigit())
@@ -244,7 +250,8 @@ def _condition_hash(condition: Condition, times: np.ndarray) -> str:
 def _bytes(condition: Condition, step: Intervention, name: str, times: np.ndarray) -> bytes:
     value: Any = getattr(step, name)
     if callable(value) and name == "schedule":
-        value = torch.tensor([float(value(float(time))) for time in times])
+        schedule: Callable[[float], Any] = value
+        value = torch.tensor([float(schedule(float(time))) for time in times])
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)}".encode() + value.detach().cpu().double().contiguous().numpy().tobytes()
     if callable(value):

@@ -10,19 +10,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from analysis.response import rank_among, unit_of_change
 from analysis.scan import Choice
-from analysis.statistics import FEWEST_CONTROLS, LEVEL, MOST_FAILED, Monotonicity, bootstrap, rank_test, spearman
+from analysis.statistics import FEWEST_CONTROLS, LEVEL, MOST_FAILED, Monotonicity, spearman
 from analysis.sweep import BASELINE, Condition, effects
 from audiolens.directions import Directions
 from audiolens.interventions import Branch
 from audiolens.prompts import PromptSet
 from audiolens.steering import steer
 
-RELATIVE = ("tempo_ioi", "tempo", "onset_rate", "brightness", "pitch", "pulse_clarity")
-"""Measures whose change is a ratio; loudness is reported in dB, mode not at all."""
+CROSSED = ("tempo_ioi", "tempo", "onset_rate", "brightness", "pitch", "pulse_clarity", "loudness")
+"""Measures whose change is told beside the concept's own; mode moves too little to be one."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,10 @@ def outcomes(response: pd.DataFrame, sets: PromptSet, choice: Choice) -> tuple[O
         strength = sign * choice.strength
         here = response[response["strength"] == strength]
         steered = here[here["kind"] == "steered"].iloc[0]
-        ranks = {kind: _rank(steered["effect"], here[here["kind"] == kind], sign) for kind in ("random", "shuffled")}
+        ranks = {
+            kind: rank_among(steered["effect"], here.loc[here["kind"] == kind, "effect"], sign)
+            for kind in ("random", "shuffled")
+        }
         prompted = response[(response["kind"] == "prompted") & (response["pole"] == pole)]
         opposed = here[here["kind"] == "opposed"]
         found.append(
@@ -154,38 +157,12 @@ def cross_effects(table: pd.DataFrame, n_bootstrap: int = 1000) -> pd.DataFrame:
     """
     mine = table[table["kind"].isin([BASELINE, "steered"])]
     frames = []
-    for name in RELATIVE:
+    for name in CROSSED:
         if name in mine:
             found = effects(mine, name, n_bootstrap)
-            frames.append(found[found["kind"] == "steered"].assign(measure=name, unit="ratio"))
-    if "loudness" in mine:
-        frames.append(_loudness(mine, n_bootstrap).assign(measure="loudness", unit="dB"))
+            frames.append(found[found["kind"] == "steered"].assign(measure=name, unit=unit_of_change(name)))
     wanted = ["measure", "unit", "strength", "effect", "low", "high", "failed", "median", "clips"]
     return pd.concat(frames, ignore_index=True)[wanted]
-
-
-def _loudness(table: pd.DataFrame, n_bootstrap: int) -> pd.DataFrame:
-    keys = ["prompt", "seed"]
-    before = table[table["kind"] == BASELINE].set_index(keys)["loudness"]
-    rows = []
-    for strength, group in table[table["kind"] == "steered"].groupby("strength"):
-        change = group["loudness"].to_numpy() - before.loc[list(zip(*(group[k] for k in keys), strict=True))].to_numpy()
-        change = np.where(group["failed"] | ~np.isfinite(change), 0.0, change)
-        prompts = group["prompt"].to_numpy()
-        interval = bootstrap(lambda index, of=change: float(np.median(of[index])), prompts, n_bootstrap=n_bootstrap)
-        rows.append(
-            {"strength": strength, "effect": float(np.median(change)), "low": interval.low, "high": interval.high,
-             "failed": group["failed"].mean(), "median": group["loudness"].median(), "clips": len(group)}
-        )  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def _rank(observed: float, controls: pd.DataFrame, sign: int) -> tuple[float, int]:
-    """Rank p of an effect among controls; NaN where nothing was measured or there are none."""
-    values = controls["effect"].to_numpy(dtype=float)
-    if not len(values) or not np.isfinite(observed) or not np.isfinite(values).all():
-        return float("nan"), len(values)
-    return rank_test(observed, values, "greater" if sign > 0 else "less").p, len(values)
 
 
 def _asking(sets: PromptSet, pole: str) -> Any:

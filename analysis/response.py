@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from analysis.conditions import BASELINE
-from analysis.statistics import effect
+from analysis.statistics import effect, rank_test
 from audiolens import measure
 from audiolens.errors import InputError, nearest
 
@@ -24,6 +25,7 @@ MEASURED: Mapping[str, str] = {
 """Concept -> the measure that its effect is reported in."""
 LOST = ("rms_ratio", "onsets", "entropy_ratio", "failed")
 """Columns that say what was lost in a clip."""
+CONTROLS = ("random", "shuffled")
 KEYS = ["prompt", "seed"]
 _RATIOS = ("BPM", "Hz", "onsets/s")
 
@@ -45,33 +47,49 @@ def effects(table: pd.DataFrame, measured: str, n_bootstrap: int = 1000, further
 
     One row per condition with its labels, `median` (of the measure, failed clips left out), `effect`, `low`, `high`
     (`statistics.effect`: a ratio less 1, or a difference where `is_ratio` is false; NaN where no baseline could be
-    measured), `failed` (the share), `left_out` (pairs without a baseline measure, which are in neither) and `clips`;
-    and the median of each `further` column, of which `nats` (what a code costs the unsteered model) is also given as
-    `drift`: the mean over clips of |nats - the baseline's|.
+    measured; a control direction has no interval, for only its value is used), `failed` (the share), `left_out` (pairs
+    without a baseline measure, which are in neither) and `clips`; and the median of each `further` column, of which
+    `nats` (what a code costs the unsteered model) is also given as `drift`: the mean over clips of |nats - the
+    baseline's|.
     """
     if measured not in table:
         known = [name for name in (*measure.MEASURES, *further) if name in table]
         raise InputError(f"{measured!r} was not measured.{nearest(measured, known)} There are: {', '.join(known)}.")
-    before_all = table[table["condition"] == BASELINE].set_index(KEYS)
+    own = table[table["condition"] == BASELINE].set_index(KEYS)
+    columns = [measured, *(["nats"] if "nats" in further else [])]
+    pairs = own[columns].reindex(pd.MultiIndex.from_frame(table[KEYS])).to_numpy(dtype=float)
     heard = {*measure.MEASURES, *LOST, *further, "asked", "file", *KEYS}
     labels = [column for column in table.columns if column not in heard]
     rows = []
-    for _, group in table.groupby("condition", sort=False):
-        before = before_all.reindex(pd.MultiIndex.from_frame(group[KEYS]))
+    for places in table.groupby("condition", sort=False).indices.values():
+        group, before = table.iloc[places], pairs[places]
+        told = group[labels].iloc[0].to_dict()
         sound = group.loc[~group["failed"], measured]
         lost = {name: float(group[name].median()) for name in further}
         if "nats" in lost:
-            lost["drift"] = float(np.nanmean(np.abs(group["nats"].to_numpy() - before["nats"].to_numpy())))
+            lost["drift"] = float(np.nanmean(np.abs(group["nats"].to_numpy() - before[:, 1])))
+        draws = 0 if told.get("kind") in CONTROLS else n_bootstrap
         rows.append(
             {
-                **group[labels].iloc[0].to_dict(),
+                **told,
                 "median": float(sound.median()) if sound.notna().any() else float("nan"),
-                **_effect(group, measured, before[measured].to_numpy(dtype=float), n_bootstrap),
+                **_effect(group, measured, before[:, 0], draws),
                 **lost,
                 "clips": len(group),
             }
         )
     return pd.DataFrame(rows)
+
+
+def rank_among(observed: float, controls: ArrayLike, sign: int) -> tuple[float, int]:
+    """Rank p of an effect among those of controls, towards `sign`, and how many they are.
+
+    NaN where nothing was measured or there are none.
+    """
+    values = np.asarray(controls, dtype=float)
+    if not len(values) or not np.isfinite(observed) or not np.isfinite(values).all():
+        return float("nan"), len(values)
+    return rank_test(observed, values, "greater" if sign > 0 else "less").p, len(values)
 
 
 def _effect(group: pd.DataFrame, measured: str, before: np.ndarray, n_bootstrap: int) -> dict[str, float]:

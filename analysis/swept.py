@@ -13,9 +13,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from analysis import dose, response, tradeoff
 from analysis import ledger as ledgers
-from analysis import response
 from analysis.conditions import BASELINE
+from analysis.dose import CrossEffects, DoseResponse
+from analysis.tradeoff import Front, LayerMap, Limits, Strategies
 from audiolens.errors import InputError, nearest
 
 
@@ -94,10 +96,59 @@ class SweepResult:
         found = response.effects(self.table, measured, n_bootstrap, self.also)
         return found if self.distances is None else found.merge(self.distances, on="condition", how="left")
 
+    def dose_response(
+        self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000
+    ) -> DoseResponse:
+        """The effect against strength of one concept's directions (`dose.dose_response`).
+
+        `concept` may be left out where one was swept; `measured` is the concept's own measure unless given.
+        """
+        name = self._concept(concept)
+        own = measured or response.MEASURED.get(name, "")
+        if measured is None and own not in self.measures:
+            own = self.measures[0]
+        return dose.dose_response(self.effects(own, n_bootstrap), name, own)
+
+    def cross_effects(self, concept: str | None = None, n_bootstrap: int = 1000, **place: Any) -> CrossEffects:
+        """What steering along one concept did to every measure, at one place.
+
+        `place` chooses it (strategy, layer, branch, band) among those swept; the widest of the rest is taken.
+        """
+        name = self._concept(concept)
+        chosen = dose.place_of(self.dose_response(name, n_bootstrap=0).widest(**place).iloc[0])
+        keys = (self.table["kind"] == "steered") & dose.at_place(self.table, chosen)
+        rows = self.table[keys | (self.table["condition"] == BASELINE)]
+        found = [
+            response.effects(rows, one, n_bootstrap, self.also)
+            .query("kind == 'steered'")
+            .assign(measure=one, unit=response.unit_of_change(one))
+            for one in self.measures
+        ]
+        columns = ["measure", "unit", "strength", "effect", "low", "high", "failed", "median", "clips"]
+        return CrossEffects(name, chosen, pd.concat(found, ignore_index=True)[columns])
+
+    def layer_map(self, concept: str | None = None, measured: str | None = None, **which: Any) -> LayerMap:
+        """The effect at every layer and strength (`tradeoff.layer_map`)."""
+        return tradeoff.layer_map(self.dose_response(concept, measured, 0), **which)
+
+    def limits(self, concept: str | None = None, measured: str | None = None, **bound: Any) -> Limits:
+        """The largest strength at every place within a bound of loss (`tradeoff.limits`)."""
+        return tradeoff.limits(self.dose_response(concept, measured), **bound)
+
+    def strategies(self, concept: str | None = None, measured: str | None = None, **bound: Any) -> Strategies:
+        """What each strategy reaches within a bound of loss (`tradeoff.strategies`)."""
+        return tradeoff.strategies(self.dose_response(concept, measured), **bound)
+
+    def front(self, concept: str | None = None, measured: str | None = None, loss: str = "failed") -> Front:
+        """What is gained for what is lost (`tradeoff.front`)."""
+        return tradeoff.front(self.dose_response(concept, measured), loss)
+
     def plot(self, measured: str | None = None) -> Any:
-        """The effect of each condition against its strength (matplotlib figure)."""
+        """The dose-response of the one concept swept; of other conditions, their effects (matplotlib figure)."""
         from analysis import plots
 
+        if len(self.concepts) == 1:
+            return self.dose_response(measured=measured).plot()
         name = measured or self.measures[0]
         return plots.strengths(self.effects(name), name)
 
@@ -105,8 +156,24 @@ class SweepResult:
         """The same for the screen (plotly figure)."""
         from analysis import screen
 
+        if len(self.concepts) == 1:
+            return self.dose_response(measured=measured).figure()
         name = measured or self.measures[0]
         return screen.strengths(self.effects(name), name)
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """What was steered, where `sweep.run` crossed it."""
+        return () if "concept" not in self.table else tuple(self.table["concept"].dropna().unique())
+
+    def _concept(self, given: str | None) -> str:
+        known = self.concepts
+        if given is None and len(known) == 1:
+            return known[0]
+        if given not in known:
+            near = nearest(str(given), known)
+            raise InputError(f"concept={given!r}.{near} Swept were: {', '.join(known) or 'none by name'}.")
+        return given
 
     def __repr__(self) -> str:
         lost = self.table["failed"].mean()

@@ -1,0 +1,262 @@
+"""`audiolens sweep`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from analysis.commands.common import Json, Model, cell, open_lens, print_table, to_json
+from audiolens.errors import InputError
+
+if TYPE_CHECKING:
+    from analysis.swept import SweepResult
+    from audiolens import AudioLens, Directions
+    from audiolens.prompts import PromptSet
+
+_STOPPED = 130
+_RANGE = re.compile(r"^(?P<first>[^:]+):(?P<last>[^:]+):(?P<count>\d+)$")
+
+
+def sweep(
+    sources: Annotated[
+        list[str], typer.Argument(help="Concepts (tempo, timbre, ...), or files that `audiolens directions` wrote.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the table; the same command goes on where it was stopped.")
+    ],
+    strengths: Annotated[
+        str, typer.Option(help="FROM:TO:COUNT, or a list such as -1,-0.5,0.5,1. 0 is the unsteered baseline.")
+    ] = "-0.25:0.25:5",
+    strategy: Annotated[
+        str, typer.Option(help="one-to-one, one-to-all, one-to-band, all-to-all; several with commas.")
+    ] = "one-to-all",
+    layers: Annotated[str, typer.Option(help="all, or blocks such as 2,4,6-9.")] = "all",
+    band: Annotated[str | None, typer.Option(help="Blocks of one-to-band, such as 4-8.")] = None,
+    branch: Annotated[
+        str, typer.Option(help="Halves of the guidance that are steered: both, cond or null; several with commas.")
+    ] = "both",
+    split: Annotated[
+        str, typer.Option(help="Neutral prompts: development to choose on, test to report on.")
+    ] = "development",
+    prompts: Annotated[int, typer.Option(help="How many neutral prompts.")] = 8,
+    seeds: Annotated[int, typer.Option(help="How many seeds each prompt has.")] = 2,
+    controls: Annotated[int, typer.Option(help="Random directions at every place; 19 can reach p = .05.")] = 5,
+    shuffled: Annotated[int, typer.Option(help="Directions of shuffled labels (of concepts, not of files).")] = 0,
+    control_strengths: Annotated[
+        str | None, typer.Option(help="At which strengths there are controls [default: all].")
+    ] = None,
+    opposed: Annotated[
+        bool, typer.Option("--opposed", help="Also steer against prompts that ask for the other pole.")
+    ] = False,
+    seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
+    guidance: Annotated[float, typer.Option(help="How closely the prompt is followed; 1 is no guidance.")] = 3.0,
+    batch: Annotated[int, typer.Option(help="Most clips generated at a time.")] = 64,
+    sound: Annotated[str | None, typer.Option(help="Keep every clip: wav or flac.")] = None,
+    poles: Annotated[int, typer.Option(help="Prompts of each pole that a concept's directions are read from.")] = 48,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what would be done and how long it would take, and stop.")
+    ] = False,
+    model: Model = "etude",
+    as_json: Json = False,
+) -> None:
+    """Steer in every combination asked for, and measure every clip: one table row a clip.
+
+    Concepts x strategies x layers x branches x strengths, on the same prompts and seeds, beside unsteered clips,
+    control directions, and the same seeds asked in words. What is finished is kept: stop it at any moment, and the same
+    command goes on and ends with the same table.
+
+    Examples:
+
+        audiolens sweep tempo --strengths -0.25:0.25:9 --layers 4 -o runs/tempo
+
+        audiolens sweep tempo --layers all --strategy one-to-one,one-to-all --strengths=-1,1 -o runs/layers --plan
+
+        audiolens sweep tempo timbre --layers 4,6-7 --controls 19 --control-strengths=-0.125,0.125 -o runs/both
+    """
+    import torch
+
+    from analysis import ledger
+    from analysis import sweep as sweeps
+    from analysis.listening import share_cores
+
+    asked: dict[str, Any] = {
+        "strengths": _strengths("--strengths", strengths),
+        "strategies": _listed(strategy),
+        "band": _band(band),
+        "branches": _listed(branch),
+        "n_random": controls,
+        "n_shuffled": shuffled,
+        "control_strengths": control_strengths and _strengths("--control-strengths", control_strengths),
+        "opposed": opposed,
+        "seeds": seeds,
+        "seconds": seconds,
+        "guidance_scale": guidance,
+        "batch_size": batch,
+        "sound": sound,
+    }
+    blocks = _blocks(layers)
+    _check_sources(sources, split)
+    lens = open_lens(model)
+    share_cores()
+    # Directions are read again: with other threads they would differ in the last bits.
+    if (begun := ledger.threads_of(out)) is not None:
+        torch.set_num_threads(begun)
+    sets = _sets(sources, lens)
+    found = _directions(sources, sets, lens, poles, guidance, keep_samples=shuffled > 0, progress=not as_json)
+    neutral = _neutral(sets, split, prompts)
+    asked |= {"layers": blocks, "prompts": neutral, "sets": sets}
+    estimate = sweeps.plan(lens, found, out=out, **asked)
+    typer.echo(str(estimate), err=True)
+    if plan:
+        if as_json:
+            typer.echo(to_json(_plan_facts(estimate)))
+        return
+    try:
+        result = sweeps.run(lens, found, out=out, progress=not as_json, **asked)
+    except KeyboardInterrupt:
+        kept, of = len(ledger.finished(out)), len(estimate.plan.batches)
+        said = f"Stopped; {kept} of {of} batches are kept in {out}. The same command goes on from there."
+        typer.echo(f"\n{said}", err=True)
+        raise SystemExit(_STOPPED) from None
+    _tell(result, out, as_json)
+
+
+def _tell(result: SweepResult, out: Path, as_json: bool) -> None:
+    doses = [result.dose_response(concept) for concept in result.concepts]
+    if as_json:
+        tables = {dose.concept: dose.to_frame().to_dict("records") for dose in doses}
+        typer.echo(to_json({"folder": str(out), "clips": len(result.table), "effects": tables}))
+        return
+    for dose in doses:
+        typer.echo(f"\n{dose!r}")
+        shown = ("strength", "effect", "low", "high", "median", "failed", "p_random", "p_corrected")
+        rows = [{name: cell(row[name]) for name in shown} for _, row in dose.widest().iterrows()]
+        print_table(rows)
+        if len(dose.monotonicity) > 1:
+            typer.echo(f"{result.limits(dose.concept)!r}\n{result.strategies(dose.concept)!r}")
+    typer.echo(f"\n{out / 'clips.parquet'} has a row for every clip; "
+               "`analysis.sweep.load_folder` reads it, and draws and compares.")  # fmt: skip
+
+
+def _plan_facts(estimate: Any) -> dict[str, Any]:
+    return {
+        "clips": len(estimate.plan),
+        "conditions": len(estimate.plan.conditions),
+        "batches": [len(batch) for batch in estimate.plan.batches],
+        "finished": estimate.finished,
+        "seconds": estimate.expected_seconds,
+        "bytes": estimate.n_bytes,
+    }
+
+
+def _check_sources(sources: list[str], split: str) -> None:
+    """Refuse what can be seen without a model."""
+    from audiolens import Directions
+    from audiolens.errors import nearest
+    from audiolens.prompts import concepts
+
+    if split not in ("development", "test"):
+        raise InputError(f"--split {split!r}: expected development or test.")
+    for source in sources:
+        if Path(source).suffix == ".safetensors":
+            Directions.load(source)
+        elif source not in concepts():
+            raise InputError(
+                f"unknown concept {source!r}.{nearest(source, concepts())} Known: {', '.join(concepts())}; or a "
+                ".safetensors file of directions."
+            )
+
+
+def _sets(sources: list[str], lens: AudioLens) -> dict[str, PromptSet]:
+    from audiolens import Directions
+    from audiolens import prompts as sets_of
+
+    names = [Directions.load(s).meta.label if Path(s).suffix == ".safetensors" else s for s in sources]
+    return {name: sets_of.load(name, lens=lens) for name in names if name in sets_of.concepts()}
+
+
+def _directions(
+    sources: list[str],
+    sets: dict[str, PromptSet],
+    lens: AudioLens,
+    poles: int,
+    guidance: float,
+    *,
+    keep_samples: bool,
+    progress: bool,
+) -> list[Directions]:
+    """Directions from files, or read; the same command reads the same."""
+    from audiolens import Directions, difference_in_means
+
+    found = []
+    for source in sources:
+        if Path(source).suffix == ".safetensors":
+            found.append(Directions.load(source, lens=lens))
+            continue
+        own = sets[source]
+        found.append(
+            difference_in_means(
+                lens,
+                own.positive[:poles],
+                own.negative[:poles],
+                guidance_scale=guidance,
+                label=source,
+                keep_samples=keep_samples,
+                progress=progress,
+            )
+        )
+    return found
+
+
+def _neutral(sets: dict[str, PromptSet], split: str, count: int) -> list[str]:
+    own = next((getattr(one, split) for one in sets.values()), ())
+    if not own:
+        raise InputError("no neutral prompts are known for these directions: their label is no bundled concept.")
+    if not 1 <= count <= len(own):
+        raise InputError(f"--prompts {count}: there are {len(own)} neutral {split} prompts.")
+    return list(own[:count])
+
+
+def _strengths(option: str, text: str) -> list[float]:
+    """-2:2:9 or -1,-0.5,1 as numbers."""
+    import numpy as np
+
+    span = _RANGE.match(text.strip())
+    try:
+        if span is None:
+            return [float(part) for part in text.split(",")]
+        first, last, count = float(span["first"]), float(span["last"]), int(span["count"])
+    except ValueError:
+        raise InputError(f"{option} {text!r}: expected FROM:TO:COUNT (-2:2:9), or numbers with commas.") from None
+    if not first < last or count < 2:
+        raise InputError(f"{option} {text!r}: expected FROM below TO, and a COUNT of at least 2.")
+    return [round(float(value), 12) for value in np.linspace(first, last, count)]
+
+
+def _blocks(text: str) -> list[int] | None:
+    """all, 4, 2,4 or 2,6-9 as blocks; `None` is all."""
+    if text == "all":
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        ends = re.match(r"^(\d+)(?:-(\d+))?$", part.strip())
+        if ends is None:
+            raise InputError(f"--layers {text!r}: expected all, or blocks such as 2,4,6-9.")
+        first, last = int(ends[1]), int(ends[2] or ends[1])
+        found += range(first, last + 1)
+    if not found or len(set(found)) < len(found):
+        raise InputError(f"--layers {text!r}: expected at least one block, and each once.")
+    return found
+
+
+def _band(text: str | None) -> tuple[int, int] | None:
+    from analysis.placing import band_of
+
+    return band_of(text)
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
