@@ -3,13 +3,15 @@
 A patch at a block changes nothing below it, and nothing before its first step. Of the run that is patched, the keys and
 values of earlier steps and the residual stream at every block are therefore recorded once; cells with the same first
 step climb together from there. A cell joins the batch at the block where its patch is made, as a row for each pair, and
-the metric is read once, at the top. What the lens records comes through the lens; the climb drives the blocks' own
-modules, so that nothing is traced, kept or recomputed that a cell does not need.
+the metric is read once, at the top. Climbs from different steps differ in length, and only attention needs to know:
+they go up in step, and all that is computed a position at a time is computed for all of them at once. What the lens
+records comes through the lens; a climb drives the blocks' own modules, so that nothing is traced, kept or recomputed
+that a cell does not need.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
     from audiolens.cache import ActivationCache
 
 LOGITS, FINAL = "hook_logits", "ln_final.hook_normalized"
+POSITIONS = 512
+"""Of how many positions a processor computes at a time: what a block makes of more does not fit its cache."""
+_Positionwise = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
+_Steps = Generator[tuple[_Positionwise, Tensor], Any, Any]
+"""Asks for a function of every position of a stream, and is sent its values."""
 _STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_cross")
 
 
@@ -91,33 +98,34 @@ class Batch:
 
     def scored(self, cells: Sequence[Cell]) -> Float[Tensor, "cell pair codebook"]:
         """The summed log-probability of the scored codes under each cell's patch, in nats; NaN where a pair has no
-        such token. All cells have one first step, or are climbed from the earliest."""
+        such token."""
         plain = self.base.scores.double().sum(-1)
         out = plain.expand(len(cells), -1, -1).clone()
-        moving = [i for i, cell in enumerate(cells) if cell.start < cell.stop]
-        for group in self._groups(moving, cells):
-            out[group] = self._climbed([cells[i] for i in group])
+        places = {cell: i for i, cell in enumerate(cells)}
+        moving = [cell for cell in cells if cell.start < cell.stop]
+        swapped = [cell for cell in moving if cell.hooks[0] == LOGITS]
+        # Text states change every block above, and only the cells patched there.
+        told = [cell for cell in moving if cell.hooks[0] == TEXT_STATES]
+        for cell in swapped:
+            out[places[cell]] = self._swapped(cell)
+        for group in (told, [cell for cell in moving if cell not in told and cell not in swapped]):
+            for start, order, top in self._climbed(group):
+                out[[places[cell] for cell in order]] = self._read(top, start, order)
         for i, cell in enumerate(cells):
             if cell.token is not None and self.tokens is not None:
                 out[i, self.tokens[:, cell.token] < 0] = torch.nan
         return out
 
-    def _groups(self, moving: Sequence[int], cells: Sequence[Cell]) -> list[list[int]]:
-        """Cells that can climb together: text states change every block above, logits none."""
-        kinds: dict[str, list[int]] = {}
-        for i in moving:
-            hook = cells[i].hooks[0]
-            kinds.setdefault(hook if hook in (TEXT_STATES, LOGITS) else "", []).append(i)
-        return list(kinds.values())
-
-    def _climbed(self, cells: Sequence[Cell]) -> Float[Tensor, "cell pair codebook"]:
-        if cells[0].hooks == (LOGITS,):
-            return torch.stack([self._swapped(cell) for cell in cells])
-        climb = Climb(self, min(cell.start for cell in cells))
-        top, order = climb.run(cells)
-        found = self._read(top, climb.start, [cell.hooks == (FINAL,) for cell in order], order)
-        back = torch.tensor([order.index(cell) for cell in cells], device=found.device)
-        return found[back]
+    def _climbed(self, cells: Sequence[Cell]) -> list[tuple[int, list[Cell], Tensor]]:
+        """Each climb's first step, its cells, and their stream at the top."""
+        starts: dict[int, list[Cell]] = {}
+        for cell in cells:
+            starts.setdefault(cell.start, []).append(cell)
+        hooks = frozenset(hook for cell in cells for hook in cell.hooks)
+        first = min(cell.layer or 0 for cell in cells) if cells else 0
+        climbs = [(start, Climb(self, start, hooks, first).run(group)) for start, group in starts.items()]
+        reached = together([steps for _, steps in climbs])
+        return [(start, order, top) for (start, _), (top, order) in zip(climbs, reached, strict=True)]
 
     def _swapped(self, cell: Cell) -> Float[Tensor, "pair codebook"]:
         """Patched logits need no run."""
@@ -126,13 +134,11 @@ class Batch:
         inside = (steps >= cell.start) & (steps < cell.stop)
         return torch.where(inside, self.source.scores, self.base.scores).double().sum(-1)
 
-    def _read(
-        self, top: Tensor, start: int, normalised: Sequence[bool], order: Sequence[Cell]
-    ) -> Float[Tensor, "cell pair codebook"]:
+    def _read(self, top: Tensor, start: int, order: Sequence[Cell]) -> Float[Tensor, "cell pair codebook"]:
         decoder = self.lens.model.get_submodule(self.lens._family.decoder)
         stream = decoder.layer_norm(top)
         for i, cell in enumerate(order):
-            if normalised[i]:
+            if cell.hooks == (FINAL,):
                 stream[i] = self.base.steps(FINAL, None, start, self.steps)
                 value = self.source.steps(FINAL, None, cell.start, cell.stop)
                 stream[i, :, cell.start - start : cell.stop - start] = value
@@ -158,44 +164,81 @@ def log_probability(logits: Float[Tensor, "*row vocab"], codes: Int[Tensor, "*ro
     return wide.gather(-1, codes[..., None])[..., 0] - wide.logsumexp(-1)
 
 
-class Climb:
-    """One way up the blocks over the steps from `start`. A stream is "cell pair step d_model"."""
+def together(climbs: Sequence[_Steps]) -> list[Any]:
+    """Run climbs in step, each function once for the positions of all; what they return."""
+    asked = [next(climb) for climb in climbs]
+    ended: list[Any] = []
+    while asked:
+        values = _positionwise(asked[0][0], [stream for _, stream in asked])
+        asked = []
+        for climb, value in zip(climbs, values, strict=True):
+            try:
+                asked.append(climb.send(value))
+            except StopIteration as end:
+                ended.append(end.value)
+    return ended
 
-    def __init__(self, batch: Batch, start: int) -> None:
-        self.batch, self.start = batch, start
+
+def _positionwise(function: _Positionwise, streams: Sequence[Tensor]) -> list[Any]:
+    shapes = [stream.shape[:3] for stream in streams]
+    flat = torch.cat([stream.flatten(0, 2) for stream in streams])
+    size = POSITIONS if flat.device.type == "cpu" else len(flat)
+    made = [function(part) for part in flat.split(max(size, 1))]
+    several = isinstance(made[0], tuple)
+    columns = [torch.cat(parts) for parts in (zip(*made, strict=True) if several else [made])]
+    counts = [shape.numel() for shape in shapes]
+    split = [
+        [part.unflatten(0, shape) for part, shape in zip(column.split(counts), shapes, strict=True)]
+        for column in columns
+    ]
+    return list(zip(*split, strict=True)) if several else split[0]
+
+
+class Climb:
+    """One way up the blocks over the steps from `start`. A stream is "cell pair step d_model".
+
+    `hooks` are the sites patched by all climbs that go up together, `first` their lowest block: what one asks for, all
+    do.
+    """
+
+    def __init__(self, batch: Batch, start: int, hooks: frozenset[str], first: int) -> None:
+        self.batch, self.start, self.hooks, self.first = batch, start, hooks, first
         self.base, self.source, self.steps = batch.base, batch.source, batch.steps
         self.config = batch.lens.config
         self.layers = batch.lens.model.get_submodule(batch.lens._family.decoder).layers
         self.crosses = self.config.conditioning == "cross-attention"
         self.eager = batch.lens.model.decoder.config._attn_implementation == "eager"
+        length, before = batch.steps - start, batch.base.prefix + start
+        self.past = torch.ones(length, before + length, dtype=torch.bool, device=batch.codes.device).tril(before)
         self.text: Tensor | None = None
         self.new: list[Cell] = []
 
-    def run(self, cells: Sequence[Cell]) -> tuple[Float[Tensor, "cell pair step d_model"], list[Cell]]:
-        """The stream at the top, and which cell each of its rows is."""
+    def run(self, cells: Sequence[Cell]) -> _Steps:
+        """Returns the stream at the top, and which cell each of its rows is."""
         waiting = list(cells)
         joined: list[Cell] = []
-        stream: Tensor | None = None
+        stream = self._stream(0, self.config.n_layers)[None][:0]
         if cells[0].hooks == (TEXT_STATES,):
             self.text = self.base.all(TEXT_STATES, None).expand(len(cells), -1, -1, -1).clone()
             self.new, joined, waiting = waiting, waiting, []
             self.text = self._edited(TEXT_STATES, None, self.text)
             # The first self-attention has not met the text yet.
             stream, self.new = self._stream(1, 0).expand(len(joined), -1, -1, -1), []
-        for layer in range(self.config.n_layers):
+        for layer in range(self.first, self.config.n_layers):
             for part in (1, 2, 3):
                 ready = [cell for cell in waiting if not cell.inside and self._enters(cell) == (layer, part - 1)]
                 self.new = [cell for cell in waiting if cell.inside and (cell.layer, cell.part) == (layer, part)]
                 waiting = [cell for cell in waiting if cell not in ready and cell not in self.new]
-                rows = [] if stream is None else [stream]
-                rows += [torch.stack([self._patched(cell) for cell in ready])] if ready else []
-                rows += [self._stream(part - 1, layer).expand(len(self.new), -1, -1, -1)] if self.new else []
+                rows = [self._patched(cell) for cell in ready]
+                rows += [self._stream(part - 1, layer)] * len(self.new)
                 joined = [*joined, *ready, *self.new]
-                stream = (torch.cat(rows) if len(rows) > 1 else rows[0]) if rows else None
-                if stream is not None and not (self.text is not None and (layer, part) == (0, 1)):
-                    stream = self._part(layer, part, stream)
-        top = [torch.stack([self._patched(cell) for cell in waiting])] if waiting else []
-        return torch.cat([*([] if stream is None else [stream]), *top]), [*joined, *waiting]
+                if rows:
+                    stream = torch.cat([stream, torch.stack(rows)])
+                # Before the first cross-attention nothing knows the text.
+                if self.text is None or (layer, part) != (0, 1):
+                    stream = stream + (yield from self._part(layer, part, stream))
+        rows = [self._patched(cell) for cell in waiting]
+        return torch.cat([stream, torch.stack(rows)]) if rows else stream, [*joined, *waiting]
 
     def _enters(self, cell: Cell) -> tuple[int, int]:
         """The block and the number of its parts below which a patched stream joins; behind the last, the top."""
@@ -231,21 +274,31 @@ class Climb:
         stream[:, window] = value
         return stream
 
-    def _part(self, layer: int, part: int, stream: Tensor) -> Tensor:
+    def _part(self, layer: int, part: int, stream: Tensor) -> _Steps:
+        """Returns what a part of a block adds to the stream."""
         block = self.layers[layer]
         if part == 1:
-            return stream + self._self_attention(block, layer, stream)
+            return (yield from self._self_attention(block, layer, stream))
         if part == 2:
-            return stream + self._cross_attention(block, layer, stream) if self.crosses else stream
-        pre = self._edited("mlp.hook_pre", layer, block.fc1(block.final_layer_norm(stream)))
-        return stream + block.fc2(self._edited("mlp.hook_post", layer, block.activation_fn(pre)))
+            return (yield from self._cross_attention(block, layer, stream)) if self.crosses else stream.new_zeros(())
+        if not {"mlp.hook_pre", "mlp.hook_post"} & self.hooks:
+            return (yield lambda x: block.fc2(block.activation_fn(block.fc1(block.final_layer_norm(x)))), stream)
+        pre = yield lambda x: block.fc1(block.final_layer_norm(x)), stream
+        post = block.activation_fn(self._edited("mlp.hook_pre", layer, pre))
+        return (yield block.fc2, self._edited("mlp.hook_post", layer, post))
 
-    def _self_attention(self, block: Any, layer: int, stream: Tensor) -> Tensor:
-        attention = block.self_attn
-        given = self._edited("ln1.hook_normalized", layer, block.self_attn_layer_norm(stream))
+    def _self_attention(self, block: Any, layer: int, stream: Tensor) -> _Steps:
+        attention, norm = block.self_attn, block.self_attn_layer_norm
+
+        def projected(given: Tensor) -> tuple[Tensor, ...]:
+            return attention.q_proj(given), attention.k_proj(given), attention.v_proj(given)
+
+        if "ln1.hook_normalized" in self.hooks:
+            made = yield projected, self._edited("ln1.hook_normalized", layer, (yield norm, stream))
+        else:
+            made = yield lambda x: projected(norm(x)), stream
         query, key, value = (
-            self._edited(f"attn.hook_{name}", layer, self._heads(getattr(attention, f"{name}_proj")(given)))
-            for name in "qkv"
+            self._edited(f"attn.hook_{name}", layer, self._heads(one)) for name, one in zip("qkv", made, strict=True)
         )
         if past := self.base.prefix + self.start:
             before = (self.base.all(f"attn.hook_{name}", layer, self.start) for name in "kv")
@@ -253,14 +306,12 @@ class Climb:
                 torch.cat([old.expand(len(new), -1, -1, -1, -1), new], dim=2)
                 for old, new in zip(before, (key, value), strict=True)
             )
-        length = query.shape[2]
-        seen = torch.ones(length, past + length, dtype=torch.bool, device=query.device).tril(past)
-        z = self._attended("attn", layer, query, key, value, seen if past else None, causal=not past)
-        return attention.out_proj(z.flatten(-2))
+        z = self._attended("attn", layer, query, key, value, self.past if past else None, causal=not past)
+        return (yield attention.out_proj, z.flatten(-2))
 
-    def _cross_attention(self, block: Any, layer: int, stream: Tensor) -> Tensor:
+    def _cross_attention(self, block: Any, layer: int, stream: Tensor) -> _Steps:
         attention, rows = block.encoder_attn, len(stream)
-        query = self._heads(attention.q_proj(block.encoder_attn_layer_norm(stream)))
+        query = self._heads((yield lambda x: attention.q_proj(block.encoder_attn_layer_norm(x)), stream))
         query = self._edited("cross_attn.hook_q", layer, query)
         if self.text is None:
             key, value = (
@@ -276,11 +327,13 @@ class Climb:
         seen = self.batch.seen
         mask = None if seen is None else seen.expand(rows, -1, -1).flatten(0, 1)[:, None, None]
         z = self._attended("cross_attn", layer, query, key, value, mask, causal=False)
-        return attention.out_proj(z.flatten(-2))
+        return (yield attention.out_proj, z.flatten(-2))
 
     def _attended(
         self, group: str, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool
     ) -> Float[Tensor, "cell pair step head d_head"]:
+        if not len(query):
+            return query
         q, k, v = (tensor.flatten(0, 1).transpose(1, 2) for tensor in (query, key, value))
         if mask is not None and self.eager:
             # Where no token is seen, eager attention takes the mean of all, and sdpa nothing.

@@ -62,6 +62,13 @@ class Cell:
         return 3 if hook.startswith("mlp.") else 1
 
     @property
+    def enters(self) -> int:
+        """The first block that a patched row runs through, if only in part."""
+        if self.layer is None:
+            return 0
+        return self.layer + (self.hooks[0] in ("hook_mlp_out", "hook_resid_post"))
+
+    @property
     def inside(self) -> bool:
         """Whether the patch is made within a part, and not in the stream or in what the part adds to it."""
         return self.layer is not None and self.hooks[0] not in (*BEGIN, *WRITES)

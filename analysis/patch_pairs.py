@@ -36,7 +36,7 @@ class Pairs:
     clean: tuple[str, ...]
     corrupted: tuple[str, ...]
     codes: Int[Tensor, "pair codebook frame"]
-    history: Int[Tensor, "pair codebook frame"]
+    history: Int[Tensor, "pair codebook past"]
 
     def __len__(self) -> int:
         return len(self.clean)

@@ -91,7 +91,7 @@ def patch(
     windows: int | Sequence[Span] = 8,
     seconds: Span | None = None,
     heads: Sequence[int] | None = None,
-    history: Int[Tensor, "pair codebook frame"] | None = None,
+    history: Int[Tensor, "pair codebook past"] | None = None,
     clusters: Sequence[str] | None = None,
     sound: Sound | None = None,
     memory_gib: float = 1.0,
@@ -187,7 +187,7 @@ def plan(
     windows: int | Sequence[Span] = 8,
     seconds: Span | None = None,
     heads: Sequence[int] | None = None,
-    history: Int[Tensor, "pair codebook frame"] | None = None,
+    history: Int[Tensor, "pair codebook past"] | None = None,
     memory_gib: float = 1.0,
     timed: bool = True,
 ) -> Plan:
@@ -206,26 +206,19 @@ class _Job:
     memory: float
 
     @property
-    def groups(self) -> list[list[Cell]]:
-        """The cells that can climb together: those of one first step, in the order of the blocks."""
-        starts: dict[int, list[Cell]] = {}
-        for cell in self.grid.cells:
-            starts.setdefault(cell.start, []).append(cell)
-        return [
-            sorted(cells, key=lambda cell: (-1 if cell.layer is None else cell.layer, cell.part))
-            for cells in starts.values()
-        ]
+    def cells(self) -> list[Cell]:
+        """In the order in which a part of them climbs together: by first step, and up the blocks."""
+        return sorted(self.grid.cells, key=lambda cell: (cell.start, cell.enters, cell.part))
 
     def plan(self, timed: bool = False) -> Plan:
         runs, steps, blocks = self.runs, self.runs.steps, self.runs.lens.config.n_layers
         row, pair = self._row_bytes(), self._pair_bytes()
         room = self.memory * 2**30 / 2
-        largest = max(len(group) for group in self.groups)
         rows = max(1, int(room // row))
-        chunk = min(largest, rows)
+        chunk = min(len(self.grid.cells), rows)
         batch = max(1, min(len(runs.clean), rows // chunk, int(room // pair)))
         moving = [cell for cell in self.grid.cells if cell.start < cell.stop]
-        climbs = sum((blocks - (cell.layer or 0)) * (steps - cell.start) for cell in moving)
+        climbs = sum((blocks - cell.enters) * (steps - cell.start) for cell in moving)
         recorded = 2 * blocks * steps
         return Plan(
             cells=len(self.grid.cells),
@@ -250,14 +243,13 @@ class _Job:
                 batch = runs.batch(rows, self.grid.cells, self.mode)
                 for name, side in zip(names, (batch.base, batch.source), strict=True):
                     before[name][rows] = side.scores.double().sum(-1).cpu().numpy()
-                for group in self.groups:
-                    for first in range(0, len(group), plan.chunk):
-                        cells = group[first : first + plan.chunk]
-                        with alone(runs.lens.model), torch.no_grad():
-                            found = batch.scored(cells).cpu().numpy()
-                        for cell, values in zip(cells, found, strict=True):
-                            patched[(rows, slice(None), *cell.at)] = values
-                        bar.update(len(cells) * len(rows))
+                for first in range(0, len(self.cells), plan.chunk):
+                    cells = self.cells[first : first + plan.chunk]
+                    with alone(runs.lens.model), torch.no_grad():
+                        found = batch.scored(cells).cpu().numpy()
+                    for cell, values in zip(cells, found, strict=True):
+                        patched[(rows, slice(None), *cell.at)] = values
+                    bar.update(len(cells) * len(rows))
         return patched, before
 
     def _row_bytes(self) -> float:

@@ -238,7 +238,7 @@ def test_a_heads_result_is_its_z(mono: al.AudioLens) -> None:
         patching.patch(mono, CLEAN, CORRUPTED, codes_for(mono), METRIC, site, by="head", **QUIET).patched
         for site in ("cross_attn.z", "cross_attn.result")
     ]
-    np.testing.assert_array_equal(*grids)
+    np.testing.assert_array_equal(grids[0], grids[1])
 
 
 @LENSES
@@ -319,4 +319,102 @@ def test_single_precision_is_within_a_hundred_thousandth(checkpoint: Path, mono:
         patching.patch(model, CLEAN, CORRUPTED, codes_for(mono), METRIC, windows=3, **QUIET).patched
         for model in (single, mono)
     ]
-    np.testing.assert_allclose(*grids, rtol=1e-5)
+    np.testing.assert_allclose(grids[0], grids[1], rtol=1e-5)
+
+
+def test_nothing_behind_the_scored_window_has_an_effect(mono: al.AudioLens) -> None:
+    metric = patching.LogLikelihood((0.0, 0.2))
+    # Codebook 3's frame 4 is predicted at step 7.
+    windows = [(0.0, 0.04), (0.28, 0.32), (0.32, 0.4), (0.4, 0.6)]
+    found = patching.patch(mono, CLEAN, CORRUPTED, codes_for(mono), metric, windows=windows, **QUIET)
+    change = found.patched - found.corrupted[:, :, None, None]
+    assert (change[..., 2:] == 0).all()
+    # At step 0 of the last block only the first codebook has a frame to predict.
+    assert (np.abs(change[:, :, :2, 0]) > 0).all()
+    assert (change[:, 1:, 2, 0] == 0).all()
+    # At step 7 only the last codebook has a frame to predict.
+    assert (change[:, :3, :, 1] == 0).all()
+    assert (np.abs(change[:, 3, :, 1]) > 0).all()
+
+
+def test_small_memory_cuts_the_grid_and_changes_nothing(mono: al.AudioLens) -> None:
+    arguments = mono, CLEAN * 3, CORRUPTED * 3, codes_for(mono, 6), METRIC, "attn.z"
+    whole = patching.plan(*arguments, by="head", timed=False)
+    assert (whole.cells, whole.pairs, whole.chunk, whole.batch) == (12, 6, 12, 6)
+    tight: dict[str, Any] = {"by": "head", "memory_gib": 0.001}
+    cut = patching.plan(*arguments, **tight)
+    assert cut.chunk < 12
+    assert cut.batch < 6
+    assert cut.seconds > 0
+    assert "12 cells x 6 pairs" in repr(cut)
+    grids = [patching.patch(*arguments, **options, **QUIET).patched for options in ({"by": "head"}, tight)]
+    np.testing.assert_allclose(grids[0], grids[1], rtol=1e-10)
+
+
+def test_a_plan_counts_what_causality_and_depth_spare(mono: al.AudioLens) -> None:
+    found = patching.plan(mono, CLEAN, CORRUPTED, codes_for(mono), METRIC, windows=6, timed=False)
+    assert found.naive_row_steps == 18 * 2 * 3 * 12
+    # Two recorded runs of three blocks; above block l run 2 - l, over what is left of the clip.
+    assert found.row_steps == 2 * (2 * 3 * 12 + (2 + 1 + 0) * (12 + 10 + 8 + 6 + 4 + 2))
+
+
+def test_the_plan_and_a_bar_are_shown_first(mono: al.AudioLens, capsys: pytest.CaptureFixture[str]) -> None:
+    patching.patch(mono, CLEAN, CORRUPTED, codes_for(mono), METRIC, windows=2, n_bootstrap=10, n_permutations=10)
+    told = capsys.readouterr()
+    assert "6 cells x 2 pairs" in told.out + told.err
+    assert "patching" in told.err
+
+
+def test_a_history_is_read_before_the_scored_window_and_the_clean_codes_in_it(mono: al.AudioLens) -> None:
+    codes, own = codes_for(mono), codes_for(mono, seed=9)
+    first, scored = 5, patching.LogLikelihood((0.2, (5 + SCORED) / RATE))
+    found = patching.patch(
+        mono, CLEAN, CORRUPTED, codes, scored, history=own[..., :first], windows=1, layers=0, **QUIET
+    )
+    for row in range(2):
+        heard = torch.cat([own[row, :, :first], codes[row, :, first:]], dim=-1)
+        theirs = nats(mono, forward(mono, CORRUPTED[row], heard), codes[row], first)
+        np.testing.assert_allclose(found.corrupted[row], theirs, rtol=1e-8)
+        ours = nats(mono, forward(mono, CLEAN[row], codes[row]), codes[row], first)
+        np.testing.assert_allclose(found.clean[row], ours, rtol=1e-8)
+    same = patching.patch(mono, CLEAN, CLEAN, codes, scored, history=own, windows=1, layers=2, **QUIET)
+    # All that differs stands in the stream.
+    np.testing.assert_allclose(same.normalised("0") if same.gap("0").clear else 1, 1, atol=0.5)
+    assert np.abs(same.gap().value) > 0.1
+
+
+def test_no_prompt_and_padded_ones_equal_a_forward_each(mono: al.AudioLens) -> None:
+    codes = codes_for(mono)
+    both = patching.patch(mono, ["fast", CLEAN[1]], [None, "slow"], codes, METRIC, windows=2, **QUIET)
+    for row, (clean, corrupted) in enumerate([("fast", None), (CLEAN[1], "slow")]):
+        alone = patching.patch(mono, clean, corrupted, codes[row : row + 1], METRIC, windows=2, **QUIET)
+        np.testing.assert_allclose(both.patched[row], alone.patched[0], rtol=1e-9)
+        _, source = mono.run_with_cache(clean, codes[row : row + 1], layers=[1])
+        edit = al.Replace(source["resid_post", 1][:, :6], layers=1, seconds=(0.0, 0.24))
+        logits = mono.run_with_interventions(corrupted, codes[row : row + 1], edit)
+        np.testing.assert_allclose(alone.patched[0, :, 1, 0], nats(mono, logits[0], codes[row]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("which", ["melody_lens", "stereo_melody_lens"])
+@pytest.mark.parametrize(("by", "site"), [("seconds", "resid_post"), ("head", "attn.v"), ("component", None)])
+def test_melody_equals_replacing_through_the_lens(
+    which: str, by: Any, site: Any, request: pytest.FixtureRequest
+) -> None:
+    lens = request.getfixturevalue(which)
+    clean, corrupted, codes = ["fast piano", "fast"], ["slow loud guitar", "dark"], codes_for(lens)
+    metric, options = patching.LogLikelihood((0.0, 0.36)), {"layers": [1], "windows": [(0.12, 0.24)]}
+    found = patching.patch(lens, clean, corrupted, codes, metric, site, by=by, seconds=(0.12, 0.24), **options, **QUIET)
+    wanted = {"seconds": ["resid_post"], "head": ["attn.v"] * 4, "component": ["attn_out", "mlp_out", "resid_post"]}
+    for row in range(2):
+        _, source = lens.run_with_cache(clean[row], codes[row : row + 1], sites=set(wanted[by]), layers=[1])
+        for column, name in enumerate(wanted[by]):
+            edit = al.Replace(
+                source[name, 1][:, 3:6],
+                site=name,
+                layers=1,
+                seconds=(0.12, 0.24),
+                heads=[column] if by == "head" else None,
+            )
+            logits = lens.run_with_interventions(corrupted[row], codes[row : row + 1], edit)
+            expected = nats(lens, logits[0], codes[row])
+            np.testing.assert_allclose(found.patched[row, :, 0, column], expected, rtol=1e-5)

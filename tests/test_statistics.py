@@ -209,3 +209,43 @@ def test_holm_bounds_any_false_claim_and_bh_their_share():
 def test_corrections_refuse_what_is_no_p_value(p):
     with pytest.raises(ValueError, match="p_values"):
         statistics.correct(p)
+
+
+def test_means_of_a_grid_agree_with_the_bootstrap_of_each_cell():
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(12), 3)
+    values = rng.normal(0.3, 1, (36, 2, 3)) + rng.normal(0, 1, 12)[clusters][:, None, None]
+    values[5, 0, 0] = np.nan
+    found = statistics.means(values, clusters, n_bootstrap=4000)
+    assert found.value.shape == (2, 3)
+    assert found.n[0, 0] == 35
+    np.testing.assert_allclose(found.value, np.nanmean(values, axis=0))
+    for cell in [(0, 1), (1, 2)]:
+        own = values[(slice(None), *cell)]
+        each = statistics.bootstrap(lambda index, own=own: float(own[index].mean()), clusters, n_bootstrap=4000)
+        assert (found.low[cell], found.high[cell]) == pytest.approx((each.low, each.high), abs=0.05)
+        groups = own.reshape(12, 3).mean(1)
+        assert found.stderr[cell] == pytest.approx(groups.std(ddof=1) / np.sqrt(12))
+
+
+def test_means_keep_their_rate_of_false_claims_in_a_whole_grid():
+    rng = np.random.default_rng(1)
+    clusters = np.repeat(np.arange(16), 2)
+    single, whole = [], []
+    for _ in range(200):
+        values = rng.normal(0, 1, (32, 20)) + rng.normal(0, 1, 16)[clusters][:, None]
+        found = statistics.means(values, clusters, n_bootstrap=0, n_permutations=199)
+        single.append((found.p <= 0.05).mean())
+        whole.append(found.p_adjusted.min() <= 0.05)
+    assert np.mean(single) == pytest.approx(0.05, abs=0.03)
+    assert np.mean(whole) == pytest.approx(0.05, abs=0.045)
+
+
+def test_means_claim_what_is_there_and_never_an_exact_zero():
+    rng = np.random.default_rng(2)
+    values = np.stack([rng.normal(1, 0.5, 20), rng.normal(0, 0.5, 20), np.zeros(20)], axis=1)
+    found = statistics.means(values, np.arange(20))
+    assert found.p_adjusted[0] < 0.01
+    assert found.p[1] > 0.01
+    assert (found.p[2], found.low[2], found.high[2]) == (1, 0, 0)
+    assert "furthest from 0 is +0.97" in repr(found)

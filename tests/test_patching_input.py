@@ -1,0 +1,154 @@
+"""What patching refuses, and what its results say: at the door, in one line, with the remedy."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import audiolens as al
+from analysis import patching
+from analysis.patching import PatchingResult
+from audiolens.errors import InputError, InputTypeError, PromptError, SiteError
+
+METRIC = patching.LogLikelihood((0.0, 0.2))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"corrupted": ["slow", "dark", "calm"]}, PromptError, "2 clean and 3 corrupted prompts"),
+        ({"corrupted": ["slow", "bright"]}, InputError, "pair 1 has 'bright' on both sides"),
+        ({"codes": torch.zeros(3, 4, 15, dtype=torch.long)}, InputError, "3 rows of codes for 2 pairs"),
+        ({"codes": torch.zeros(2, 5, 15, dtype=torch.long)}, InputError, "4 codebooks"),
+        ({"codes": None}, InputTypeError, "codes: expected"),
+        ({"site": "cross_attn_outs"}, SiteError, "unknown site"),
+        ({"site": "hook_logitz"}, SiteError, "unknown site"),
+        ({"layers": 9}, SiteError, "layers 0 to 2"),
+        ({"site": "resid_post", "by": "token"}, InputError, "has no place a token"),
+        ({"site": "resid_post", "by": "head"}, InputError, "has no heads"),
+        ({"site": "cross_attn.k", "by": "seconds"}, InputError, "use by='token'"),
+        ({"site": ["attn.z", "cross_attn.z"], "by": "head"}, InputError, "one part of a block"),
+        ({"by": "step"}, InputError, "by='step': expected one of"),
+        ({"mode": "denoise"}, InputError, "'denoising' or 'noising'"),
+        ({"metric": "loss"}, InputError, "metric='loss'"),
+        ({"metric": patching.LogLikelihood((0.0, 9.0))}, InputError, "ends after the clip"),
+        ({"windows": 0}, InputError, "windows=0"),
+        ({"windows": 99}, InputError, "8 steps to divide"),
+        ({"windows": [(0.0, 9.0)]}, InputError, "ends after the clip"),
+        ({"by": "head", "heads": [7]}, InputError, "heads 0 to 3"),
+        ({"memory_gib": 0}, InputError, "memory_gib=0"),
+        ({"clusters": ["a"]}, InputError, "1 clusters for 2 pairs"),
+        ({"history": torch.zeros(2, 4, 15, dtype=torch.long)}, InputError, "starts at 0 s: score a later one"),
+        ({"metric": patching.Sound("tempo_ioi")}, InputError, "give codes=None"),
+    ],
+)
+def test_bad_input_is_refused(
+    lens: al.AudioLens, codes: Tensor, change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    given: dict[str, Any] = {"clean": ["fast", "bright"], "corrupted": ["slow", "dark"], "codes": codes[:2]}
+    given |= {"metric": METRIC, "progress": False, "n_bootstrap": 10, "n_permutations": 10} | change
+    with pytest.raises(error, match=message):
+        patching.patch(lens, **given)
+
+
+@pytest.mark.parametrize("site", [None, "cross_attn.k", "hook_text_states"])
+def test_prompts_of_different_length_are_never_shifted(lens: al.AudioLens, codes: Tensor, site: Any) -> None:
+    with pytest.raises(PromptError, match=r"1 of 2 pairs .* pair 1 with 2 and 3 tokens.*same_length=True"):
+        patching.patch(lens, ["fast", "fast"], ["slow", "slow song"], codes[:2], METRIC, site, by="token")
+    with pytest.raises(PromptError, match="1 of 2 pairs"):
+        patching.patch(
+            lens, ["fast", "fast"], ["slow", "slow song"], codes[:2], METRIC, "cross_attn.v", by="head", progress=False
+        )
+
+
+def test_a_family_without_cross_attention_says_so(melody_lens: al.AudioLens, codes: Tensor) -> None:
+    with pytest.raises(SiteError, match="no cross-attention"):
+        patching.patch(melody_lens, "fast", "slow", codes[:1], METRIC, "cross_attn_out")
+    with pytest.raises(SiteError, match="by='token': MusicGen Melody has no cross-attention"):
+        patching.patch(melody_lens, "fast", "slow", codes[:1], METRIC, by="token")
+
+
+def result(gap: float, spread: float = 0.5, mode: Any = "denoising", pairs: int = 16) -> PatchingResult:
+    """Planted numbers: two codebooks, three layers, two windows; the second layer recovers half of the gap."""
+    rng = np.random.default_rng(0)
+    corrupted = rng.normal(-100, 10, (pairs, 2))
+    clean = corrupted + gap / 2 + rng.normal(0, spread, (pairs, 2))
+    base, other = (corrupted, clean) if mode == "denoising" else (clean, corrupted)
+    share = np.array([[0.0, 0.0], [0.5, 0.1], [0.2, 0.0]])
+    patched = base[:, :, None, None] + (other - base)[:, :, None, None] * share
+    return PatchingResult(
+        patched=patched, clean=clean, corrupted=corrupted, codebooks=("0", "1"), layers=(0, 1, 2),
+        columns=("0.00-0.50", "0.50-1.00"), spans=((0.0, 0.5), (0.5, 1.0)), by="seconds", sites=("resid_post",),
+        mode=mode, metric="log-likelihood of the clean codes", unit="nats", scored=(0.0, 1.0),
+        prompts=(("fast", "slow"),) * pairs, clusters=tuple(map(str, range(pairs))),
+    )  # fmt: skip
+
+
+def test_a_result_says_the_gap_first_and_where_most_came_back() -> None:
+    found = result(4.0)
+    assert found.gap().interval.low > 3
+    assert found.best() == (1, "0.00-0.50")
+    np.testing.assert_allclose(found.normalised(), [[0, 0], [0.5, 0.1], [0.2, 0]], atol=1e-9)
+    text = repr(found)
+    assert text.index("gap +4") < text.index("most at block 1, seconds 0.00-0.50")
+    assert "(50% of the way to clean)" in text
+
+
+def test_a_noised_grid_starts_at_one() -> None:
+    found = result(4.0, mode="noising")
+    np.testing.assert_allclose(found.normalised(), [[1, 1], [0.5, 0.9], [0.8, 1]], atol=1e-9)
+    assert found.effect()[1, 0] < -1.5
+    assert found.best() == (1, "0.00-0.50")
+
+
+@pytest.mark.parametrize(("gap", "spread"), [(0.1, 3.0), (0.0, 0.0)])
+def test_a_share_of_no_gap_is_refused_and_never_a_division(gap: float, spread: float) -> None:
+    found = result(gap, spread)
+    with pytest.raises(InputError, match=r"no clear difference.*undefined.*history="):
+        found.normalised()
+    assert found.to_frame()["normalised"].isna().all()
+    assert "no clear gap" in repr(found)
+    assert np.isfinite(found.effect()).all()
+
+
+def test_one_pair_has_no_interval_and_no_share() -> None:
+    found = result(4.0, pairs=1)
+    assert np.isnan(found.gap().interval.low)
+    with pytest.raises(InputError, match="no clear difference"):
+        found.normalised()
+    assert "PatchingResult" in repr(found)
+
+
+def test_the_table_has_a_row_a_cell_and_codebook() -> None:
+    found = result(4.0)
+    table = found.to_frame()
+    assert len(table) == 3 * 3 * 2
+    assert list(table["codebook"].unique()) == ["0", "1", "total"]
+    cell = table[(table["codebook"] == "total") & (table["layer"] == 1) & (table["seconds"] == "0.00-0.50")].iloc[0]
+    change = (found.patched - found.corrupted[:, :, None, None]).sum(1)[:, 1, 0]
+    assert cell["effect"] == pytest.approx(change.mean())
+    assert cell["stderr"] == pytest.approx(change.std(ddof=1) / 4)
+    assert cell["low"] < cell["effect"] < cell["high"]
+    assert cell["n"] == 16
+    assert cell["p_adjusted"] < 0.01
+    assert cell["normalised"] == pytest.approx(0.5)
+    assert (table["gap_low"] > 0).all()
+
+
+def test_figures_have_axes_gap_and_caption() -> None:
+    found = result(4.0)
+    axes, bar = found.plot().axes
+    assert "window [s]" in axes.get_xlabel()
+    assert "[nats]" in bar.get_ylabel()
+    assert "gap +4" in axes.get_title(loc="left")
+    figure = found.figure(0)
+    assert len(figure.data) == 3
+    assert [trace.visible for trace in figure.data] == [True, False, False]
+    assert "16 pairs" in figure.layout.annotations[0].text
+
+
+def test_an_unknown_codebook_is_refused() -> None:
+    with pytest.raises(InputError, match="codebook=7: this grid has 0, 1, total"):
+        result(4.0).effect(7)
