@@ -1,0 +1,108 @@
+"""Patched generations: what must sound like the clean clip does, and matched pairs to play."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import planted_models
+import pytest
+
+import audiolens as al
+from analysis import patching
+from audiolens.errors import InputError, PromptError
+
+LOUD = patching.Sound("loudness", seconds=0.4, guidance_scale=3.0, top_k=0)
+QUIET: dict[str, Any] = {"progress": False, "n_bootstrap": 50, "n_permutations": 50}
+
+
+@pytest.fixture(scope="module")
+def plant(checkpoint: Path) -> planted_models.Plant:
+    return planted_models.head_plant(al.AudioLens.from_pretrained(checkpoint), 1, 2)
+
+
+def played(plant: planted_models.Plant, prompts: tuple[str, ...]) -> np.ndarray:
+    out = plant.lens.generate(prompts, 0.4, seeds=[0, 1, 2], guidance_scale=3.0, top_k=0)
+    return np.asarray(al.measure.loudness(out.audio, out.sample_rate))
+
+
+@pytest.mark.parametrize("mode", ["denoising", "noising"])
+def test_the_planted_head_alone_makes_the_other_clip(plant: planted_models.Plant, mode: Any) -> None:
+    found = patching.patch(
+        plant.lens, plant.positive, plant.negative, None, LOUD, "cross_attn.z", by="head", mode=mode, **QUIET
+    )
+    clean, corrupted = played(plant, plant.positive), played(plant, plant.negative)
+    assert (clean != corrupted).all()
+    np.testing.assert_allclose(found.clean[:, 0], clean, rtol=1e-4)
+    np.testing.assert_allclose(found.corrupted[:, 0], corrupted, rtol=1e-4)
+    base, other = (corrupted, clean) if mode == "denoising" else (clean, corrupted)
+    expected = np.broadcast_to(base[:, None, None], (3, 3, 4)).copy()
+    expected[:, 1, 2] = other
+    np.testing.assert_allclose(found.patched[:, 0], expected, rtol=1e-4)
+    assert (found.codebooks, found.unit, found.names) == (("loudness",), "dBFS", ("loudness",))
+
+
+def test_small_batches_and_fewer_pairs_play_the_same_clips(plant: planted_models.Plant) -> None:
+    options: dict[str, Any] = {"by": "component", "layers": [0, 1], **QUIET}
+    sound = patching.Sound("loudness", seconds=0.4, top_k=0, pairs=2, batch_size=4)
+    found = patching.patch(plant.lens, plant.positive, plant.negative, None, sound, **options)
+    assert found.patched.shape == (2, 1, 2, 4)
+    whole = patching.patch(plant.lens, plant.positive, plant.negative, None, LOUD, **options)
+    np.testing.assert_allclose(found.patched, whole.patched[:2], rtol=1e-4)
+    # From the planted block on, the stream is all that the text can say.
+    np.testing.assert_allclose(found.patched[:, 0, 1, 3], found.clean[:, 0], rtol=1e-4)
+
+
+def test_windows_and_tokens_are_patched_where_they_are(plant: planted_models.Plant) -> None:
+    sides = plant.positive[:2], plant.negative[:2]
+    codes = plant.lens.generate(sides[0], 0.4, seeds=[0, 1], decode=False).codes
+    found = patching.patch(plant.lens, *sides, codes, by="token", layers=1, sound=LOUD, **QUIET)
+    assert found.sound is not None
+    assert found.columns == found.sound.columns == ("+0 fast/slow", "+1", "+2", "+3 </s>")
+    assert np.isnan(found.sound.patched[0, 0, 0]).tolist() == [False, False, False, True]
+    timed = patching.patch(plant.lens, *sides, None, LOUD, layers=1, windows=[(0.0, 0.2), (0.2, 0.4)], **QUIET)
+    assert timed.spans == ((0.0, 0.2), (0.2, 0.4))
+    assert (timed.patched[:, 0, 0] != timed.corrupted).any()
+    labels = [axes.get_ylabel() for axes in found.plot().axes]
+    assert any("dBFS" in label for label in labels)
+    assert any("nats" in label for label in labels)
+
+
+def test_pairs_are_matched_take_turns_and_play_from_their_seeds(lens: al.AudioLens) -> None:
+    sets = al.prompts.PromptSet(
+        "tempo", ("fast", "slow"), ("fast music", "a fast song"), ("slow music", "a calm slow song")
+    )
+    found = patching.pairs(lens, sets, 3, seconds=0.4)
+    assert found.clean == ("fast music", "a calm slow song", "fast music")
+    assert found.corrupted == ("slow music", "a fast song", "slow music")
+    own = lens.generate("fast music", 0.4, seeds=[2], decode=False).codes
+    assert (found.codes[2] == own[0]).float().mean() > 0.9
+    assert found.codes.shape == found.history.shape == (3, 4, 10)
+    assert "3 of 10 frames" in repr(found)
+    alike = patching.pairs(lens, sets, 2, seconds=0.4, same_length=True)
+    assert set(alike.clean) == {"fast music", "slow music"}
+    grid = patching.patch(lens, found.clean, found.corrupted, found.codes, windows=1, **QUIET)
+    assert grid.means.n_clusters == 2
+    uneven = al.prompts.PromptSet("tempo", ("fast", "slow"), ("fast music",), ("slow music", "a slow song"))
+    with pytest.raises(InputError, match="none are matched"):
+        patching.pairs(lens, uneven, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"measure": "temp"}, "Did you mean 'tempo'"),
+        ({"measure": "tempo", "pairs": 0}, "at least one pair"),
+        ({"measure": "tempo", "batch_size": 2}, "at least three rows"),
+    ],
+)
+def test_a_sound_that_cannot_be_measured_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        patching.Sound(**options)
+
+
+def test_melody_plays_pairs_of_one_length_alone(melody_lens: al.AudioLens) -> None:
+    with pytest.raises(PromptError, match="no mask for its text"):
+        patching.patch(melody_lens, "fast", "slow song", None, LOUD, **QUIET)
+    found = patching.patch(melody_lens, "fast", "slow", None, LOUD, by="component", layers=2, **QUIET)
+    # The last block's stream is all that its output heads see.
+    np.testing.assert_allclose(found.patched[0, 0, 0, -1], found.clean[0, 0], rtol=1e-4)
