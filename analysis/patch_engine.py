@@ -183,7 +183,7 @@ def _positionwise(function: _Positionwise, streams: Sequence[Tensor]) -> list[An
     shapes = [stream.shape[:3] for stream in streams]
     flat = torch.cat([stream.flatten(0, 2) for stream in streams])
     size = POSITIONS if flat.device.type == "cpu" else len(flat)
-    made = [function(part) for part in flat.split(max(size, 1))]
+    made: list[Any] = [function(part) for part in flat.split(max(size, 1))]
     several = isinstance(made[0], tuple)
     columns = [torch.cat(parts) for parts in (zip(*made, strict=True) if several else [made])]
     counts = [shape.numel() for shape in shapes]

@@ -190,7 +190,7 @@ class _Playing:
             top_k=self.sound.top_k,
             interventions=todo,
         )
-        table = measure.table(made.audio, made.sample_rate, [self.sound.measure])
+        table = measure.table(made, measures=[self.sound.measure])
         return table[self.sound.measure].to_numpy().reshape(2 + len(cells), count)
 
 

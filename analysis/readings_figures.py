@@ -6,7 +6,7 @@ A position is a colour and a marker, a branch a line style.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -27,7 +27,7 @@ PANELS = (
     ("onset_correlation", "correlation with onsets per second,\nwithin the poles", (-1.05, 1.05), 0.0),
 )
 """Column, axis, limits, and what it is where there is nothing."""
-LINES = {"cond": ("-", "solid"), "null": (":", "dot"), "both": ("--", "dash")}
+LINES: dict[str, tuple[Any, str]] = {"cond": ("-", "solid"), "null": (":", "dot"), "both": ("--", "dash")}
 """Branch -> its line in matplotlib and in plotly."""
 
 

@@ -180,7 +180,7 @@ class Front:
 
     def __repr__(self) -> str:
         best = self.table[self.table["best"]]
-        ends = [mine.loc[mine["gain"].idxmax()] for _, mine in best.groupby("sign")]
+        ends = [mine.sort_values("gain").iloc[-1] for _, mine in best.groupby("sign")]
         told = ", ".join(f"{change(row['effect'], self.measured)} at {self.loss} {row[self.loss]:.2g}" for row in ends)
         return f"Front({self.concept} on {self.measured}: {len(best)} of {len(self.table)} conditions; furthest {told})"
 

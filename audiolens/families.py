@@ -213,11 +213,13 @@ def config_of(model: Any, family: Family) -> LensConfig:
         UnsupportedModelError: if configuration and modules disagree.
     """
     decoder, codec = model.config.decoder, model.config.audio_encoder
-    body = model.get_submodule(family.decoder)
+    body: Any = model.get_submodule(family.decoder)
+    embeddings: Any = _module(body, "embed_tokens", family)
+    heads: Any = _module(model.decoder, "lm_heads", family)
     said = {
         "blocks": (decoder.num_hidden_layers, len(body.layers)),
-        "codebooks": (decoder.num_codebooks, len(_module(body, "embed_tokens", family))),
-        "codebook heads": (decoder.num_codebooks, len(_module(model.decoder, "lm_heads", family))),
+        "codebooks": (decoder.num_codebooks, len(embeddings)),
+        "codebook heads": (decoder.num_codebooks, len(heads)),
     }
     for part, (promised, held) in said.items():
         if promised != held:

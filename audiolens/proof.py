@@ -94,14 +94,14 @@ def _writes(lens: Any) -> None:
         for before, part, after in links:
             names = (f"blocks.{layer}.hook_{hook}" for hook in (after, before, part))
             _arrived(*names, found=seen[after, layer], expected=written[before] + written[part])
-        last = f"blocks.{layer}.hook_resid_post"
         if layer + 1 < len(layers):
             _arrived(
                 f"blocks.{layer + 1}.hook_resid_pre",
-                last,
+                f"blocks.{layer}.hook_resid_post",
                 found=seen["resid_pre", layer + 1],
                 expected=written["resid_post"],
             )
+    last = f"blocks.{layers[-1]}.hook_resid_post"
     _arrived("the final norm's input", last, found=end, expected=written["resid_post"])
 
 

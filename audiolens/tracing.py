@@ -194,6 +194,7 @@ def requested(
         codes = joined(parts)
         sizes = text.lengths(prompts, lens.tokenizer, text.token_limit(model, lens.tokenizer))
         prefix = one_prefix(sizes, config)
+        drawn = None
         # Before the text is encoded: what is refused runs nothing.
         if fn == "generate":
             if codes is not None:
