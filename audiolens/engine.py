@@ -52,7 +52,7 @@ class Point:
             value = edit.apply(value, start if self.tap.form.timed else 0)
         if edits and self.watch is not None:
             seen = value if self.tap.form.timed else value.flatten(1)[:, None]
-            self.watch.wrote(self.site.name, seen, start, min(edit.start for edit in edits))
+            self.watch.wrote(self.site, seen, start, min([edit.start for edit in edits]))
         if edits:
             put(value, None)
         if wanted and recorder is not None:

@@ -20,10 +20,16 @@ from transformers import LogitsProcessor
 
 from audiolens.errors import ActivationOverflow
 from audiolens.rows import Layout
+from audiolens.sites import Site
 
 LOGITS = "hook_logits"
 """The one place where an infinity is meant: a logit of -inf forbids its code. One of +inf is no probability."""
-STREAM = ("resid_pre", "resid_mid", "resid_cross", "resid_post", "attn_out", "cross_attn_out", "mlp_out", "embed")
+STREAM = frozenset(
+    f"hook_{name}"
+    for name in (
+        "embed", "resid_pre", "attn_out", "resid_mid", "cross_attn_out", "resid_cross", "mlp_out", "resid_post",
+    )
+)  # fmt: skip
 """Sites that are the residual stream, or are added to it as they are."""
 
 
@@ -35,19 +41,20 @@ class Watch(LogitsProcessor):
 
     def __init__(self, layout: Layout, frame_rate: float, replaced: bool = False) -> None:
         self.layout, self.frame_rate, self.replaced = layout, frame_rate, replaced
-        self.kept: list[tuple[str, int, Tensor]] = []
+        self.kept: list[tuple[Site | str, int, Tensor]] = []
         """Writes in their order: whole where the logits show them, else their sums "batch step"."""
         self.edited_from: int | None = None
 
-    def wrote(self, site: str, value: Float[Tensor, "batch step ..."], start: int, edited_from: int = 0) -> None:
+    def wrote(self, site: Site, value: Float[Tensor, "batch step ..."], start: int, edited_from: int = 0) -> None:
         """Take note of a value after its edits; `start` is its first step, `edited_from` the first that they touch."""
-        first = max(start, edited_from)
-        self.edited_from = first if self.edited_from is None else min(first, self.edited_from)
-        if site.endswith(LOGITS):
-            return
-        shown = value.ndim == 3 and value.shape[1] == 1 and not self.replaced
-        shown = shown and site.rpartition("hook_")[2] in STREAM
-        self.kept.append((site, start, value if shown else _summed(value)))
+        # Called at every site of every step: names and sums wait until they are needed.
+        first = start if start > edited_from else edited_from
+        if self.edited_from is None or first < self.edited_from:
+            self.edited_from = first
+        if value.shape[1] == 1 and site.hook in STREAM and not self.replaced:
+            self.kept.append((site, start, value))
+        elif site.hook != LOGITS:
+            self.kept.append((site, start, _summed(value)))
 
     def ended(self, site: str, stream: Float[Tensor, "batch step d_model"], start: int) -> None:
         """Look at the stream with which a run stops before its logits."""
@@ -67,24 +74,22 @@ class Watch(LogitsProcessor):
         """
         kept, edited_from = self.kept, self.edited_from
         self.kept, self.edited_from = [], None
-        sums = [value.sum() for _, _, value in kept if value.ndim == 2]
-        totals = [] if logits is None else [logits.sum(dtype=torch.float32)]
-        if sums:
-            # Of numbers, unless a sum of them overflows by itself: then the close look finds nothing.
-            totals.append(torch.stack([total.to(sums[0].device) for total in sums]).sum())
-        said = [float(total) for total in totals]
-        # Processors and edits may have forbidden codes: -inf is meant. A sum of both infinities is NaN.
-        if logits is not None and said[0] == -math.inf:
-            said.pop(0)
-        if all(map(math.isfinite, said)):
+        totals = [value.sum() for _, _, value in kept if value.ndim == 2]
+        # Infinite or NaN where something summed is (or their own sum overflows: then the close look finds nothing).
+        finite = not totals or math.isfinite(torch.stack([one.to(totals[0].device) for one in totals]).sum().item())
+        # -inf among logits is meant: processors and edits may have forbidden codes. A sum of both infinities is NaN.
+        if finite and (logits is None or logits.sum(dtype=torch.float32).item() < math.inf):
             return
-        sites = [(site, at, (_summed(value) if value.ndim == 3 else value).isfinite()) for site, at, value in kept]
+        sites: list[tuple[Site | str, int, Tensor]] = [
+            (site, at, (_summed(value) if value.ndim == 3 else value).isfinite()) for site, at, value in kept
+        ]
         if logits is not None:
             sums = _summed(logits)
             sites.append((LOGITS, start, (sums.isnan() | sums.isposinf()).logical_not()))
         if all(bool(sound.all()) for _, _, sound in sites):
             return
         site, first, sound = next(entry for entry in sites if not bool(entry[2].all()))
+        name = site if isinstance(site, str) else site.name
         # The earliest step, and there the first row: logits hold a row's codebooks one after the other.
         place, step = min(sound.logical_not().nonzero().tolist(), key=lambda found: (found[1], found[0]))
         per_branch = max(len(sound) // self.layout.branches, 1)  # positions are one for all rows
@@ -94,7 +99,7 @@ class Watch(LogitsProcessor):
         at = first + step if edited_from is None else max(first + step, edited_from)
         when = f"step {at} ({at / self.frame_rate:.2f} s)" if at >= 0 else f"the prefix, position {at}"
         raise ActivationOverflow(
-            f"activations overflowed in row {row}, {when}: infinite or NaN at {site} (branch {branch}), after the "
+            f"activations overflowed in row {row}, {when}: infinite or NaN at {name} (branch {branch}), after the "
             "interventions of this run. Lower the strength of that row, or load the model in a wider dtype."
         )
 

@@ -11,6 +11,7 @@ import audiolens as al
 from audiolens.errors import ActivationOverflow, AudioLensError
 from audiolens.overflow import Watch
 from audiolens.rows import Layout
+from audiolens.sites import Site
 
 PROMPTS = ["fast piano", "slow dark guitar music", "calm"]
 SECONDS = 0.6
@@ -108,9 +109,9 @@ def test_the_error_is_a_callers_to_catch() -> None:
 def test_large_values_of_half_precision_are_no_overflow() -> None:
     watch = Watch(Layout((0, 1), 2, 1, 2), 25.0)
     # Each is finite in float16, their sum is not.
-    watch.wrote("blocks.0.hook_resid_post", torch.full((2, 3, 48), 60_000.0, dtype=torch.float16), 0)
+    watch.wrote(Site("hook_resid_post", 0), torch.full((2, 3, 48), 60_000.0, dtype=torch.float16), 0)
     watch.look(torch.zeros(8, 3, 32))
-    watch.wrote("blocks.0.hook_resid_post", torch.full((2, 3, 48), 60_000.0, dtype=torch.float16) * 2, 4)
+    watch.wrote(Site("hook_resid_post", 0), torch.full((2, 3, 48), 60_000.0, dtype=torch.float16) * 2, 4)
     with pytest.raises(ActivationOverflow, match="row 0, step 4"):
         watch.look(torch.zeros(8, 3, 32))
 
@@ -118,7 +119,7 @@ def test_large_values_of_half_precision_are_no_overflow() -> None:
 def test_forbidden_codes_are_no_overflow() -> None:
     watch = Watch(Layout((0, 1), 2, 1, 2), 25.0)
     forbidden = torch.zeros(8, 1, 32).index_fill(-1, torch.tensor([3]), -torch.inf)
-    watch.wrote("hook_logits", forbidden, 0)
+    watch.wrote(Site("hook_logits", None), forbidden, 0)
     watch.look(forbidden)
     forbidden[5] = torch.nan
     with pytest.raises(ActivationOverflow, match=r"row 1, step 7 .*hook_logits"):
