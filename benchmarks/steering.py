@@ -3,7 +3,7 @@
 Strategies against each other and conditional-only against both halves; add against clamp against ablate; the raw sum
 of two concepts against the orthogonalised pair; and what position and branch of reading do to a direction. All
 conditions run in one sweep on the same clips. Writes a Parquet file for every table, one of all clips, and a page of
-Markdown tables, which it prints. Under ten minutes on two quiet cores as it stands.
+Markdown tables, which it prints. How long the sweep will take is said before it starts.
 """
 
 from __future__ import annotations
@@ -258,10 +258,7 @@ def page(
     keys = ["concept", "strategy", "branch", "operator", "strength", "other_strength", "combine"]
     for name, head in heads.items():
         wide = tables[name].copy()
-        wide["cell"] = [
-            f"{row.effect:+.0%} [{row.low:+.0%}, {row.high:+.0%}]" if row.effect == row.effect else "none measured"
-            for row in wide.itertuples()
-        ]
+        wide["cell"] = [_effect(row.effect, row.low, row.high) for row in wide.itertuples()]
         shown = [key for key in keys if wide[key].notna().any()]
         pivot = wide.pivot_table(
             index=shown, columns="measure", values="cell", aggfunc="first", dropna=True, sort=False
@@ -281,6 +278,13 @@ def page(
         *_markdown(mine[["concept", *[name for name in mine.columns if name != "concept"]]]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _effect(effect: Any, low: Any, high: Any) -> str:
+    if effect != effect:
+        return "none measured"
+    # One prompt whose clips could be measured has no interval.
+    return f"{effect:+.0%} [{low:+.0%}, {high:+.0%}]" if low == low else f"{effect:+.0%}"
 
 
 def _labels(**told: Any) -> dict[str, Any]:

@@ -123,3 +123,9 @@ def test_the_page_has_every_table(benchmark: ModuleType, todo: list[Any]) -> Non
         assert told in text
     # Only the block that is steered is shown of the readings.
     assert "| last |" not in text
+    assert "nan" not in text
+    # Every table is one that Markdown can show: as many cells in each row as in its head.
+    for block in text.split("\n\n"):
+        rows = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in rows}) <= 1
+    assert benchmark._effect(0.5, float("nan"), float("nan")) == "+50%"
