@@ -200,9 +200,9 @@ def requested(
             if codes is not None:
                 raise InputError("codes are for a forward: a generation makes its own.")
             clip_timeline(timeline.seconds, config, prefix)
-            drawn = checked_seeds(seeds, len(prompts))
         elif codes is not None:
             codes = checked_codes(codes, config, len(prompts)).to(lens.device)
+        drawn = checked_seeds(seeds, len(prompts))
         codes_timeline(codes, config, prefix)
         encoded = text.encode(prompts, model, lens.tokenizer)
         told = family.inputs(model, encoded, guided)

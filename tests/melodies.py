@@ -16,14 +16,6 @@ FRAMES, STEPS = 15, 18
 D = 48
 
 
-def bare(lens: Any, prompts: list[str], **kwargs: Any) -> torch.Tensor:
-    """Audio of the same model through transformers alone."""
-    inputs = lens.tokenizer(prompts, return_tensors="pt")
-    return lens.model.generate(
-        input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=STEPS, **kwargs
-    )
-
-
 def bare_forward(lens: Any, prompts: list[str], codes: torch.Tensor, guided: bool = False) -> Any:
     """transformers' forward over given codes, behind the prefix that its own `generate` makes."""
     inputs = lens.tokenizer(prompts, return_tensors="pt")
