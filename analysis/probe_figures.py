@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from analysis.plots import BLACK, BLUE, GREEN, GREY, ORANGE, styled
 
 if TYPE_CHECKING:
-    from analysis.probing import ProbeResult
+    from analysis.probe_result import ProbeResult
 
 _BESIDE = {"mel": (ORANGE, "--"), "codec": (GREEN, "-.")}
 _DASHES = {"--": "dash", "-.": "dashdot"}

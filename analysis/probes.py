@@ -248,6 +248,11 @@ class Plan:
         return float(1 - residual / spread) if spread else float("nan")
 
 
+def target_of(labels: np.ndarray, classes: Sequence[str]) -> Labels:
+    """Labels as numbers: the place of a class among the sorted ones, or the quantity itself."""
+    return np.unique(labels, return_inverse=True)[1] if classes else np.asarray(labels, dtype=float)
+
+
 def balanced_accuracy(target: Labels, outputs: Float[np.ndarray, "row output"]) -> float:
     """Mean over classes of the share of its rows that are recognised: 1 / classes by chance, however unequal they are.
 
