@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 LOGITS, FINAL = "hook_logits", "ln_final.hook_normalized"
 POSITIONS = 512
 """Of how many positions a processor computes at a time: what a block makes of more does not fit its cache."""
-_Positionwise = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
+_Positionwise = Callable[[Tensor], tuple[Tensor, ...]]
 _Steps = Generator[tuple[_Positionwise, Tensor], Any, Any]
 """Asks for a function of every position of a stream, and is sent its values."""
 _STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_cross")
@@ -180,18 +180,24 @@ def together(climbs: Sequence[_Steps]) -> list[Any]:
 
 
 def _positionwise(function: _Positionwise, streams: Sequence[Tensor]) -> list[Any]:
-    shapes = [stream.shape[:3] for stream in streams]
-    flat = torch.cat([stream.flatten(0, 2) for stream in streams])
-    size = POSITIONS if flat.device.type == "cpu" else len(flat)
-    made: list[Any] = [function(part) for part in flat.split(max(size, 1))]
-    several = isinstance(made[0], tuple)
-    columns = [torch.cat(parts) for parts in (zip(*made, strict=True) if several else [made])]
-    counts = [shape.numel() for shape in shapes]
-    split = [
-        [part.unflatten(0, shape) for part, shape in zip(column.split(counts), shapes, strict=True)]
-        for column in columns
-    ]
-    return list(zip(*split, strict=True)) if several else split[0]
+    """A function of every position of several streams, small ones taken together and large ones in pieces."""
+    values: list[Any] = []
+    waiting: list[Tensor] = []
+    for stream in streams:
+        waiting.append(stream.flatten(0, 2))
+        if sum(map(len, waiting)) >= POSITIONS or len(values) + len(waiting) == len(streams):
+            values += _at_once(function, waiting)
+            waiting = []
+    shaped = zip(values, (stream.shape[:3] for stream in streams), strict=True)
+    return [tuple(part.unflatten(0, shape) for part in value) for value, shape in shaped]
+
+
+def _at_once(function: _Positionwise, streams: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    flat = torch.cat(list(streams)) if len(streams) > 1 else streams[0]
+    size = max(len(flat), 1) if flat.device.type != "cpu" or len(flat) <= 4 * POSITIONS else POSITIONS
+    made = [function(part) for part in flat.split(size)]
+    whole = made[0] if len(made) == 1 else tuple(torch.cat(parts) for parts in zip(*made, strict=True))
+    return list(zip(*(column.split([len(stream) for stream in streams]) for column in whole), strict=True))
 
 
 class Climb:
@@ -282,10 +288,12 @@ class Climb:
         if part == 2:
             return (yield from self._cross_attention(block, layer, stream)) if self.crosses else stream.new_zeros(())
         if not {"mlp.hook_pre", "mlp.hook_post"} & self.hooks:
-            return (yield lambda x: block.fc2(block.activation_fn(block.fc1(block.final_layer_norm(x)))), stream)
-        pre = yield lambda x: block.fc1(block.final_layer_norm(x)), stream
+            (out,) = yield lambda x: (block.fc2(block.activation_fn(block.fc1(block.final_layer_norm(x)))),), stream
+            return out
+        (pre,) = yield lambda x: (block.fc1(block.final_layer_norm(x)),), stream
         post = block.activation_fn(self._edited("mlp.hook_pre", layer, pre))
-        return (yield block.fc2, self._edited("mlp.hook_post", layer, post))
+        (out,) = yield lambda x: (block.fc2(x),), self._edited("mlp.hook_post", layer, post)
+        return out
 
     def _self_attention(self, block: Any, layer: int, stream: Tensor) -> _Steps:
         attention, norm = block.self_attn, block.self_attn_layer_norm
@@ -294,7 +302,8 @@ class Climb:
             return attention.q_proj(given), attention.k_proj(given), attention.v_proj(given)
 
         if "ln1.hook_normalized" in self.hooks:
-            made = yield projected, self._edited("ln1.hook_normalized", layer, (yield norm, stream))
+            (given,) = yield lambda x: (norm(x),), stream
+            made = yield projected, self._edited("ln1.hook_normalized", layer, given)
         else:
             made = yield lambda x: projected(norm(x)), stream
         query, key, value = (
@@ -307,12 +316,13 @@ class Climb:
                 for old, new in zip(before, (key, value), strict=True)
             )
         z = self._attended("attn", layer, query, key, value, self.past if past else None, causal=not past)
-        return (yield attention.out_proj, z.flatten(-2))
+        (out,) = yield lambda x: (attention.out_proj(x),), z.flatten(-2)
+        return out
 
     def _cross_attention(self, block: Any, layer: int, stream: Tensor) -> _Steps:
         attention, rows = block.encoder_attn, len(stream)
-        query = self._heads((yield lambda x: attention.q_proj(block.encoder_attn_layer_norm(x)), stream))
-        query = self._edited("cross_attn.hook_q", layer, query)
+        (query,) = yield lambda x: (attention.q_proj(block.encoder_attn_layer_norm(x)),), stream
+        query = self._edited("cross_attn.hook_q", layer, self._heads(query))
         if self.text is None:
             key, value = (
                 self._edited(
@@ -327,7 +337,8 @@ class Climb:
         seen = self.batch.seen
         mask = None if seen is None else seen.expand(rows, -1, -1).flatten(0, 1)[:, None, None]
         z = self._attended("cross_attn", layer, query, key, value, mask, causal=False)
-        return (yield attention.out_proj, z.flatten(-2))
+        (out,) = yield lambda x: (attention.out_proj(x),), z.flatten(-2)
+        return out
 
     def _attended(
         self, group: str, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool

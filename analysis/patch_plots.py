@@ -76,7 +76,7 @@ def _panel(figure: Figure, axes: Axes, result: PatchingResult, codebook: int | s
             continue
         shade = "white" if abs(value) > 0.6 * most else "black"
         if narrow:
-            axes.text(column, row, _short(value), ha="center", va="center", fontsize=6.5, color=shade)
+            axes.text(column, row, _short(value, most), ha="center", va="center", fontsize=6.5, color=shade)
         if significant[row, column]:
             low = 0.32 if narrow else 0.0
             axes.plot(column, row - low, marker="o", markersize=2.4, color=shade, linestyle="none")
@@ -144,8 +144,8 @@ def screen(result: PatchingResult, codebook: int | str = "total") -> go.Figure:
     return figure
 
 
-def _short(value: float) -> str:
-    """Two digits, without a leading zero."""
-    size = abs(value)
-    text = f"{value:.0f}" if size >= 9.95 else f"{value:.1f}" if size >= 0.095 else f"{value:.2f}"
+def _short(value: float, most: float) -> str:
+    """As many decimals as the largest of the grid needs."""
+    decimals = 0 if most >= 100 else 1 if most >= 1 else 2 if most >= 0.1 else 3
+    text = f"{value:.{decimals}f}"
     return "0" if float(text) == 0 else text.replace("-", "−")

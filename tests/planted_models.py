@@ -4,6 +4,7 @@ Each takes a tiny lens, rewrites its weights in place, and says what was planted
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ def xor_plant(lens: AudioLens, read_at: int, written_at: int, heads: tuple[int, 
     return Plant(lens, direction, read_at, heads, written_at, positive, negative)
 
 
-def _blocks(lens: AudioLens) -> torch.nn.ModuleList:
+def _blocks(lens: AudioLens) -> Any:
     return lens.model.decoder.model.decoder.layers
 
 

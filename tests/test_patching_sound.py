@@ -22,6 +22,7 @@ def plant(checkpoint: Path) -> planted_models.Plant:
 
 def played(plant: planted_models.Plant, prompts: tuple[str, ...]) -> np.ndarray:
     out = plant.lens.generate(prompts, 0.4, seeds=[0, 1, 2], guidance_scale=3.0, top_k=0)
+    assert out.audio is not None
     return np.asarray(al.measure.loudness(out.audio, out.sample_rate))
 
 
