@@ -15,12 +15,12 @@ import numpy as np
 from jaxtyping import Float
 
 from audiolens.errors import InputError, InputTypeError
-from audiolens.timeline import Span, checked_span
 
 if TYPE_CHECKING:
     import soundfile
 
 SoundPath = str | PathLike[str]
+Span = tuple[float, float]
 
 LONGEST_SECONDS = 600.0
 """A measure is one number for a clip: what is longer is measured in parts."""
@@ -67,6 +67,9 @@ def read(path: SoundPath, seconds: Span | None = None) -> tuple[Float[np.ndarray
 
 def _part(file: Path, sound: soundfile.SoundFile, seconds: Span | None) -> tuple[int, int]:
     """The first frame to read and how many, checked against the header."""
+    # Not above: what measures sound needs no torch.
+    from audiolens.timeline import checked_span
+
     rate, n_frames = sound.samplerate, sound.frames
     if sound.channels > MOST_CHANNELS:
         raise InputError(

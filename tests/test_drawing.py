@@ -82,8 +82,8 @@ def test_what_is_recorded_and_changed_counts_its_time_from_the_prompt_s_beginnin
 @pytest.mark.parametrize(
     ("audio_prompt", "message"),
     [
-        (torch.zeros(3200), "expected .waveform, sample_rate"),
-        ("a file.wav", "expected .waveform, sample_rate"),
+        (torch.zeros(3200), "needs its rate, .waveform, sample_rate"),
+        ("a file.wav", "no such file"),
         (torch.zeros(1, 4, 15, dtype=torch.long), "raise seconds="),
         (torch.zeros(2, 4, 5, dtype=torch.long), "2 rows"),
         (torch.zeros(1, 3, 5, dtype=torch.long), "4 codebooks"),

@@ -19,8 +19,7 @@ from jaxtyping import Float
 from audiolens import soundfiles
 from audiolens.errors import InputError, InputTypeError
 from audiolens.measure.onsets import Envelope, envelope
-from audiolens.soundfiles import LONGEST_SECONDS, MOST_CHANNELS, SoundPath
-from audiolens.timeline import Span
+from audiolens.soundfiles import LONGEST_SECONDS, MOST_CHANNELS, SoundPath, Span
 
 T = TypeVar("T")
 SILENCE_DBFS = -60.0

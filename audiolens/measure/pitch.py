@@ -112,7 +112,8 @@ def chroma(clip: Clip, band_hz: tuple[float, float] = CHROMA_HZ) -> Float[np.nda
     peaks_hz = (bins + _offset(magnitude, bins, frames)) * bin_hz
     inside = (peaks_hz >= band_hz[0]) & (peaks_hz <= band_hz[1])
     classes = np.round(12 * np.log2(peaks_hz[inside] / 440) + 9).astype(int) % 12
-    return np.bincount(classes, weights=magnitude[bins, frames][inside] ** 0.2, minlength=12)
+    # of nothing, bincount makes integers
+    return np.bincount(classes, weights=magnitude[bins, frames][inside] ** 0.2, minlength=12).astype(float)
 
 
 def _n_classes(profile: Float[np.ndarray, "12"]) -> int:
