@@ -101,9 +101,9 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
     """
     place = Path(folder)
     facts = json.loads(json.dumps(facts, default=str))
+    _refuse_foreign(place)
     if (begun := _begun(place)) is not None:
         refuse_other(place, begun, facts)
-    _refuse_foreign(place)
     try:
         (place / BATCHES).mkdir(parents=True, exist_ok=True)
         lock = FileLock(place / ".lock")
@@ -116,6 +116,9 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
         # Again: it may have been begun while this process came to the lock.
         if (begun := _begun(place)) is not None:
             refuse_other(place, begun, facts)
+        if not finished(place):
+            # Nothing was drawn by the plan that is there, so this one may take its place.
+            begun = None
         for leftover in place.rglob(f"{_UNFINISHED}*"):
             leftover.unlink()
         schema = _schema(labels, heard)
@@ -159,7 +162,7 @@ def refuse_other(folder: Path, begun: Mapping[str, Any], facts: Mapping[str, Any
         InputError: naming the first thing that differs.
     """
     reason = _difference(begun, facts)
-    if reason is not None:
+    if reason is not None and finished(folder):
         raise InputError(f"{folder} holds another sweep: {reason}. Choose another folder, or sweep as it was begun.")
 
 

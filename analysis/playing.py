@@ -20,8 +20,11 @@ from numpy.typing import ArrayLike
 
 from analysis.conditions import BASELINE, Condition, Plan, merge
 from analysis.listening import Heard, Listener
+from audiolens import text
 from audiolens.errors import InputError
 from audiolens.generation import Generation
+from audiolens.sampling import checked_seeds, checked_settings
+from audiolens.timeline import clip_timeline
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -39,6 +42,14 @@ class Making:
     temperature: float = 1.0
     top_k: int | None = 250
     also: Also | None = None
+
+    def check(self, lens: AudioLens, plan: Plan) -> None:
+        """Refuse before anything is begun what `lens.generate` would refuse at some batch."""
+        asked = {condition.asked(prompt): None for condition in plan.conditions for prompt, _ in plan.clips}
+        _, sizes = text.checked(list(asked), lens.model, lens.tokenizer)
+        checked_seeds([seed for _, seed in plan.clips], len(plan.clips))
+        checked_settings(self.guidance_scale, self.temperature, self.top_k)
+        clip_timeline(self.seconds, lens.config, lens.config.prefix(max(sizes)))
 
     def generate(self, lens: AudioLens, plan: Plan, batch: Sequence[tuple[Condition, int]]) -> Generation:
         """A batch of a plan, its conditions' interventions merged."""

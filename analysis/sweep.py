@@ -33,7 +33,7 @@ from analysis.response import effects
 from analysis.swept import SweepResult
 from audiolens import measure
 from audiolens.directions import Directions
-from audiolens.errors import InputError, StoppedError
+from audiolens.errors import InputError, StoppedError, nearest
 from audiolens.interventions import Branch
 from audiolens.prompts import PromptSet, concepts, load
 from audiolens.steering import Strategy, Unit
@@ -231,7 +231,8 @@ def play(
     """
     todo = packed(conditions, clips, batch_size)
     making = Making(seconds, guidance_scale, temperature, top_k, also)
-    names = tuple(listener.measures if listener is not None else measures)
+    making.check(lens, todo)
+    names = _names(listener.measures if listener is not None else measures, also or {})
     settings = {
         "seconds": seconds,
         "guidance_scale": guidance_scale,
@@ -342,6 +343,19 @@ class _Prepared:
         there = sum(len(batch) for number, batch in enumerate(self.plan.batches) if number in done)
         n_bytes = 0 if out is None else _size(lens, self.plan, self.seconds, sound)
         return Estimate(self.plan, self.seconds, speed, there, n_bytes)
+
+
+def _names(measures: Sequence[str], also: Mapping[str, Any]) -> tuple[str, ...]:
+    if isinstance(measures, str) or not measures:
+        raise InputError(f"measures={measures!r}: expected a list of names, such as ['tempo_ioi', 'brightness'].")
+    for name in measures:
+        if name not in measure.MEASURES:
+            raise InputError(f"no measure {name!r}.{nearest(name, measure.MEASURES)} There are: "
+                             f"{', '.join(measure.MEASURES)}.")  # fmt: skip
+    taken = {*measure.MEASURES, *response.LOST, "file"} & set(also)
+    if taken:
+        raise InputError(f"also: {', '.join(sorted(taken))} are names of the sweep's own columns: choose others.")
+    return tuple(measures)
 
 
 def _pairs(prompts: Sequence[str], seeds: int | Sequence[int]) -> list[Clip]:

@@ -176,7 +176,7 @@ def front(result: Front) -> Figure:
             _shares(axes, result.measured, "y")
             if result.loss == "failed":
                 axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-        panels[0].set_ylabel(f"{labelled(result.measured)}, towards the pole")
+        panels[0].set_ylabel(f"{labelled(result.measured)}, towards the pole", fontsize=8)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(names) + 1)
     return figure

@@ -131,17 +131,23 @@ class SweepResult:
         """The effect at every layer and strength (`tradeoff.layer_map`)."""
         return tradeoff.layer_map(self.dose_response(concept, measured, 0), **which)
 
-    def limits(self, concept: str | None = None, measured: str | None = None, **bound: Any) -> Limits:
+    def limits(
+        self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000, **bound: Any
+    ) -> Limits:
         """The largest strength at every place within a bound of loss (`tradeoff.limits`)."""
-        return tradeoff.limits(self.dose_response(concept, measured), **bound)
+        return tradeoff.limits(self.dose_response(concept, measured, n_bootstrap), **bound)
 
-    def strategies(self, concept: str | None = None, measured: str | None = None, **bound: Any) -> Strategies:
+    def strategies(
+        self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000, **bound: Any
+    ) -> Strategies:
         """What each strategy reaches within a bound of loss (`tradeoff.strategies`)."""
-        return tradeoff.strategies(self.dose_response(concept, measured), **bound)
+        return tradeoff.strategies(self.dose_response(concept, measured, n_bootstrap), **bound)
 
-    def front(self, concept: str | None = None, measured: str | None = None, loss: str = "failed") -> Front:
+    def front(
+        self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000, loss: str = "failed"
+    ) -> Front:
         """What is gained for what is lost (`tradeoff.front`)."""
-        return tradeoff.front(self.dose_response(concept, measured), loss)
+        return tradeoff.front(self.dose_response(concept, measured, n_bootstrap), loss)
 
     def plot(self, measured: str | None = None) -> Any:
         """The dose-response of the one concept swept; of other conditions, their effects (matplotlib figure)."""

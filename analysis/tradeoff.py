@@ -240,7 +240,8 @@ def strategies(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "fail
             best = reached.loc[(sign * reached["effect"]).idxmax()]
             told = {**place_of(best), **{name: best[name] for name in ("strength", "effect", "low", "high", loss)}}
         else:
-            told = {**place_of(group.iloc[0]), "layer": None, "strength": 0.0}
+            nothing = dict.fromkeys(("layer", "effect", "low", "high", loss), float("nan"))
+            told = {**place_of(group.iloc[0]), "strength": 0.0, **nothing}
         candidates = len(group[list(PLACE)].drop_duplicates())
         rows.append({**told, "strategy": strategy, "branch": branch, "sign": int(sign), "candidates": candidates})
     return Strategies(dose.concept, dose.measured, loss, bound, pd.DataFrame(rows))

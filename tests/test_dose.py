@@ -52,7 +52,7 @@ def result() -> SweepResult:
 
 @pytest.fixture(scope="module")
 def dose(result: SweepResult) -> Any:
-    return result.dose_response(n_bootstrap=100)
+    return result.dose_response(n_bootstrap=50)
 
 
 def at(table: pd.DataFrame, strategy: str, layer: int, strength: float) -> pd.Series:
@@ -156,27 +156,27 @@ def test_the_limit_is_the_last_strength_before_the_first_that_loses_too_much(dos
 
 def test_a_strength_beyond_one_that_failed_is_not_within_the_limit() -> None:
     lucky = swept(failing=lambda labels: float(abs(labels["strength"] or 0) == 0.5))
-    found = lucky.limits().table
+    found = lucky.limits(n_bootstrap=0).table
     assert (found["strength"].abs() == 0.25).all()
     assert not found["open"].any()
-    nothing = swept(failing=lambda labels: float(labels["kind"] == "steered")).limits().table
+    nothing = swept(failing=lambda labels: float(labels["kind"] == "steered")).limits(n_bootstrap=0).table
     assert (nothing["strength"] == 0).all()
     assert nothing["effect"].isna().all()
 
 
 def test_strategies_are_compared_at_their_best_layer_within_the_bound(result: SweepResult) -> None:
-    found = result.strategies().table.set_index(["strategy", "sign"])
+    found = result.strategies(n_bootstrap=0).table.set_index(["strategy", "sign"])
     assert found.loc[("one-to-one", 1), "layer"] == 3
     assert found.loc[("one-to-all", 1), "layer"] in (2, 4)
     assert found.loc[("one-to-all", 1), "effect"] == pytest.approx(2**0.5 - 1, abs=0.05)
     assert found.loc[("one-to-all", -1), "candidates"] == 3
-    lost = swept(failing=lambda labels: float(labels["kind"] == "steered")).strategies()
+    lost = swept(failing=lambda labels: float(labels["kind"] == "steered")).strategies(n_bootstrap=0)
     assert lost.table["effect"].isna().all()
     assert "none measured" in repr(lost)
 
 
 def test_the_front_is_that_of_a_naive_search(result: SweepResult) -> None:
-    table = result.front().table
+    table = result.front(n_bootstrap=0).table
     for _, row in table.iterrows():
         mine = table[table["sign"] == row["sign"]]
         better = [
@@ -188,7 +188,7 @@ def test_the_front_is_that_of_a_naive_search(result: SweepResult) -> None:
         assert row["best"] == (not better)
     assert table["best"].any()
     with pytest.raises(InputError, match="loss='drift': not measured in this sweep. There are: failed"):
-        result.front(loss="drift")
+        result.front(loss="drift", n_bootstrap=0)
 
 
 def test_drift_and_distances_stand_beside_the_effect() -> None:
@@ -211,8 +211,11 @@ def test_drift_and_distances_stand_beside_the_effect() -> None:
     far = result.compared(lambda a, b: float((a.double().mean() - b.double().mean()).abs()), "frechet")
     found = far.effects("tempo_ioi", 0)
     assert found["frechet"].to_numpy() == pytest.approx(12.0 * np.arange(len(found)))
-    assert far.limits(loss="drift", bound=0.25).table.groupby("sign")["open"].all().to_dict() == {-1: True, 1: False}
-    assert set(far.front(loss="frechet").table) >= {"frechet", "gain", "best"}
+    assert far.limits(loss="drift", bound=0.25, n_bootstrap=0).table.groupby("sign")["open"].all().to_dict() == {
+        -1: True,
+        1: False,
+    }
+    assert set(far.front(loss="frechet", n_bootstrap=0).table) >= {"frechet", "gain", "best"}
 
 
 def test_several_concepts_need_a_name() -> None:
@@ -222,14 +225,14 @@ def test_several_concepts_need_a_name() -> None:
     with pytest.raises(InputError, match="Did you mean 'timbre'"):
         result.dose_response("timber")
     with pytest.raises(InputError, match="Swept were: tempo, timbre"):
-        result.front()
+        result.front(n_bootstrap=0)
     with pytest.raises(InputError, match="'tempo_io' was not measured. Did you mean 'tempo_ioi'"):
         result.effects("tempo_io")
 
 
 @pytest.mark.parametrize("which", ["dose_response", "cross_effects", "layer_map", "limits", "strategies", "front"])
 def test_everything_is_tabled_drawn_and_said(result: SweepResult, which: str) -> None:
-    found = getattr(result, which)()
+    found = getattr(result, which)(**({} if which == "layer_map" else {"n_bootstrap": 20}))
     assert len(found.to_frame())
     figure = found.plot()
     figure.savefig("/dev/null", format="png")
@@ -242,7 +245,7 @@ def test_everything_unmeasured_can_be_drawn() -> None:
     result = swept(1)
     empty = SweepResult(result.table.assign(tempo_ioi=np.nan), ("tempo_ioi",), {}, planted.RATE)
     for which in ("dose_response", "cross_effects", "layer_map", "limits", "strategies", "front"):
-        found = getattr(empty, which)()
+        found = getattr(empty, which)(**({} if which == "layer_map" else {"n_bootstrap": 20}))
         found.plot().savefig("/dev/null", format="png")
         assert repr(found)
 
@@ -251,7 +254,7 @@ def test_what_failed_is_crossed_in_the_map_and_hollow_off_the_front(result: Swee
     axes = result.layer_map(strategy="one-to-all").plot().axes[0]
     crossed = {(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if line.get_marker() == "x"}
     assert crossed == {(0, 1), (5, 1), (6, 1)}
-    front = result.front()
+    front = result.front(n_bootstrap=0)
     panel = front.plot().axes[0]
     filled = [line for line in panel.lines if line.get_marker() in "os" and line.get_markerfacecolor() != "white"]
     drawn = sum(len(line.get_xdata()) for line in filled)

@@ -1,7 +1,9 @@
 """A sweep that was stopped anywhere goes on and ends with the same table; a folder that is another's is refused."""
 
 import errno
+import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -189,13 +191,25 @@ def test_another_sweep_is_refused_with_the_reason(lens: Any, whole: Path, tmp_pa
 def test_a_plan_of_another_version_is_refused(
     lens: Any, whole: Path, tmp_path: Path, change: Callable[[Any], Any], message: str
 ) -> None:
-    import json
-
     out = tmp_path / "sweep"
-    out.mkdir()
+    shutil.copytree(whole / "batches", out / "batches")
     (out / "plan.json").write_text(json.dumps(change(json.loads((whole / "plan.json").read_text()))))
     with pytest.raises(InputError, match=message):
         played(lens, out)
+
+
+def test_a_plan_that_nothing_was_drawn_by_is_replaced(lens: Any, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    # Killed at its first batch, of another length.
+    killed_at_write(1, False, lambda: played(lens, out, seconds=0.6))
+    assert (out / "plan.json").is_file()
+    with pytest.raises(InputError, match="no batch is finished yet"):
+        sweep.load_folder(out)
+    assert played(lens, out).whole
+    assert contents(out)["clips.parquet"] == contents(whole)["clips.parquet"]
+    with pytest.raises(InputError, match="seconds="):
+        played(lens, tmp_path / "never", seconds=float("nan"))
+    assert not (tmp_path / "never").exists()
 
 
 def test_a_folder_that_is_no_sweep_is_left_alone(lens: Any, tmp_path: Path) -> None:

@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from analysis import statistics
+from audiolens.directions import Directions
+from audiolens.provenance import Provenance
+from audiolens.reading import Samples
 
 
 def pairs(rng, n_prompts=24, n_seeds=4, shift=0.3, prompt_sd=0.15, seed_sd=0.2):
@@ -71,6 +75,21 @@ def test_no_effect_is_seldom_claimed():
     claimed = [statistics.effect(*pairs(rng, shift=0.0), n_bootstrap=300).claimable for _ in range(300)]
     print(f"false claims at 95%: {np.mean(claimed):.3f}")
     assert np.mean(claimed) <= 0.08
+
+
+@pytest.mark.slow
+def test_interval_of_a_difference_covers_the_truth_with_failed_clips_among_them():
+    rng, covered = np.random.default_rng(12), []
+    for _ in range(200):
+        steered, baseline, prompts = pairs(rng, n_prompts=12)
+        # Decibels: a shift of 4, and one clip in twenty that failed and is heard as none.
+        change = 10 * (steered / baseline - 1) + 1
+        failed = rng.random(len(change)) < 0.05
+        levels = np.full(len(change), -20.0)
+        found = statistics.effect(levels + change, levels, prompts, failed, relative=False, n_bootstrap=200)
+        covered.append(found.interval.low <= 4.0 <= found.interval.high)
+    print(f"coverage of the 95% interval of a difference, 12 prompts, 5% failed: {np.mean(covered):.3f}")
+    assert 0.91 <= np.mean(covered) <= 0.995
 
 
 def test_effect_without_bootstrap_or_with_one_prompt_has_no_interval():
@@ -149,6 +168,46 @@ def test_rank_p_is_uniform_when_the_direction_is_random_too():
     print(f"false positives at .05 with 19 controls: {np.mean(p <= 0.05):.3f}")
 
 
+def test_rank_p_is_uniform_among_effects_that_share_their_baseline_clips():
+    """Steered and control directions are measured on the same clips: their effects are correlated, and still rank."""
+    rng, p = np.random.default_rng(10), []
+    for _ in range(1500):
+        clips = rng.normal(0, 0.3, (1, 24))
+        pushes = rng.normal(0, 0.1, (20, 1)) + clips + rng.normal(0, 0.2, (20, 24))
+        own, *controls = np.median(pushes, axis=1)
+        p.append([statistics.rank_test(own, controls, side).p for side in ("greater", "less", "two-sided")])
+    rates = np.mean(np.array(p) <= 0.05, axis=0)
+    print(f"false positives at .05, shared clips, 19 controls: greater, less, two-sided {rates}")
+    np.testing.assert_allclose(rates, 0.05, atol=0.02)
+
+
+@pytest.mark.slow
+def test_shuffled_labels_rank_a_direction_of_nothing_anywhere_and_one_of_something_first():
+    rates = {}
+    for shift in (0.0, 1.5):
+        p = []
+        for seed in range(120):
+            directions, readout = shuffled_pair(shift, seed)
+            controls = [float(directions.shuffled(draw)[0] @ readout) for draw in range(9)]
+            p.append(statistics.rank_test(float(directions[0] @ readout), controls).p)
+        rates[shift] = float(np.mean(np.array(p) <= 0.1))
+    print(f"rank p at most .1 among 9 shuffled: {rates[0.0]:.3f} of nothing, {rates[1.5]:.3f} of a concept")
+    assert rates[0.0] == pytest.approx(0.1, abs=0.07)
+    assert rates[1.5] > 0.9
+
+
+def shuffled_pair(shift, seed):
+    """Directions at one layer whose prompts differ along a readout by `shift`, and that readout."""
+    draw = torch.Generator().manual_seed(seed)
+    readout = torch.zeros(8)
+    readout[0] = 1.0
+    labels = torch.arange(24) < 12
+    values = torch.randn(1, 24, 8, generator=draw) + shift * labels[:, None] * readout
+    samples = Samples(values, labels, (0,), tuple(map(str, range(24))))
+    meta = Provenance(model="planted", weights="0" * 16, n_layers=1)
+    return Directions(samples.difference(), (0,), torch.ones(1), meta, None, samples), readout
+
+
 @pytest.mark.parametrize(
     ("observed", "controls", "message"),
     [(1.0, [], "at least one"), (1.0, [np.nan, 2.0], "NaN"), (np.nan, [1.0], "NaN")],
@@ -203,6 +262,23 @@ def test_holm_bounds_any_false_claim_and_bh_their_share():
     print(f"Holm: any false claim {np.mean(any_false):.3f}; BH: share of false claims {np.mean(shares):.3f}")
     assert np.mean(any_false) <= 0.06
     assert np.mean(shares) <= 0.055
+
+
+def test_looking_at_twelve_layers_is_corrected_for_where_they_resemble_each_other():
+    """The best of twelve layers by rank p, neighbours alike: the families with any claim where there is nothing."""
+    rng, steps, claims = np.random.default_rng(11), 12, {"none": [], "holm": [], "bh": []}
+    for _ in range(400):
+        # A walk over layers, one for the direction and 399 for controls.
+        walks = rng.standard_normal((400, steps)).cumsum(axis=1) / np.sqrt(np.arange(1, steps + 1))
+        p = [statistics.rank_test(walks[0, layer], walks[1:, layer]).p for layer in range(steps)]
+        claims["none"].append(min(p) <= 0.05)
+        for method in ("holm", "bh"):
+            claims[method].append((statistics.correct(p, method) <= 0.05).any())
+    rates = {name: float(np.mean(found)) for name, found in claims.items()}
+    print(f"any false claim over 12 layers: uncorrected {rates['none']:.3f}, Holm {rates['holm']:.3f}, "
+          f"BH {rates['bh']:.3f}")  # fmt: skip
+    assert rates["none"] > 0.1
+    assert rates["holm"] <= rates["bh"] <= 0.08
 
 
 @pytest.mark.parametrize("p", [[], [0.5, np.nan], [1.5]])

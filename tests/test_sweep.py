@@ -10,8 +10,10 @@ import torch
 
 import audiolens as al
 from analysis import sweep
+from analysis.factorial import LABELS, Factors, conditions
 from analysis.sweep import Condition
 from audiolens.errors import InputError
+from audiolens.provenance import Provenance, weights_hash
 
 PROMPTS = ["a calm song", "fast piano"]
 MAKING = {"seconds": 1.0, "batch_size": 5, "n_jobs": 0}
@@ -29,6 +31,14 @@ def _conditions(width: int) -> list[Condition]:
         Condition("late", (al.Add(other, layers=[0], schedule=schedule),)),
         Condition("asked", ask=lambda prompt: f"bright {prompt}"),
     ]
+
+
+def _directions(lens: Any) -> al.Directions:
+    """One random vector per block of the model itself."""
+    config, draw = lens.config, torch.Generator().manual_seed(3)
+    meta = Provenance(model=lens.name, weights=weights_hash(lens.model), n_layers=config.n_layers, label="tempo")
+    vectors = torch.randn(config.n_layers, config.d_model, generator=draw)
+    return al.Directions(vectors, tuple(range(config.n_layers)), torch.ones(config.n_layers), meta)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +107,120 @@ def test_a_plan_that_cannot_be_compared_is_refused(conditions: list[Condition], 
 def test_rows_of_an_intervention_belong_to_the_sweep() -> None:
     with pytest.raises(InputError, match="one strength and no rows"):
         Condition("a", (al.Add(torch.ones(4), rows=[0]),))
+
+
+def test_the_factorial_has_every_combination_once() -> None:
+    factors = Factors(
+        strengths=[-1, 0, 1],
+        strategies=("one-to-one", "one-to-band", "all-to-all"),
+        layers=[2, 5],
+        band=(4, 6),
+        branches=("both", "cond"),
+        n_random=2,
+        control_strengths=[1],
+        opposed=True,
+    )
+    sets = planted.tempo()
+    one, other = planted.directions(), planted.directions(seed=1)
+    todo = conditions({"tempo": one, "timbre": other}, factors, {"tempo": sets})
+    table = pd.DataFrame([dict(condition.labels) for condition in todo])
+    places = 2 * (2 + 2 + 1)
+    assert table["kind"].value_counts().to_dict() == {
+        "baseline": 1, "redrawn": 1, "steered": 2 * places * 2, "random": 2 * places * 2, "opposed": places,
+        "prompted": 2,
+    }  # fmt: skip
+    assert len({condition.name for condition in todo}) == len(todo)
+    assert 0 not in set(table.loc[table["kind"] == "steered", "strength"])
+    by_place = {tuple(condition.labels[name] for name in LABELS): condition for condition in todo}
+    made = by_place["steered", "timbre", "one-to-band", 5, "4-6", "cond", -1.0, None, None]
+    expected = al.steer(other, "one-to-band", layer=5, band=(4, 6), strength=-1.0, branch="cond")
+    assert [list(step.layers) for step in made.interventions] == [[4, 5, 6]]
+    assert torch.equal(made.interventions[0].vector, expected[0].vector)
+    assert made.interventions[0].branch == "cond"
+    control = by_place["random", "tempo", "one-to-one", 2, None, "both", 1.0, 1, None]
+    assert torch.equal(control.interventions[0].vector, one.random_like(1)[2])
+    against = by_place["opposed", "tempo", "all-to-all", None, None, "both", 1.0, None, "slow"]
+    assert against.asked("a little song") == "a little slow song"
+    assert [list(step.layers) for step in against.interventions] == [[layer] for layer in range(8)]
+    asked = by_place["prompted", "tempo", None, None, None, None, None, None, "fast"]
+    assert (asked.asked("a little song"), asked.interventions) == ("a little fast song", ())
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"strengths": [0]}, "0 is the baseline"),
+        ({"strengths": [1, 1.0]}, "different finite numbers"),
+        ({"strengths": [float("nan")]}, "finite"),
+        ({"strategies": "one-to-one"}, "expected a list"),
+        ({"strategies": ["one-to-some"]}, "Expected one of"),
+        ({"strategies": ["one-to-band"]}, "needs band"),
+        ({"band": (1, 2)}, "only for the strategy 'one-to-band'"),
+        ({"branches": ["neither"]}, "branch='neither'"),
+        ({"layers": [1, 1]}, "expected each once"),
+        ({"layers": [99]}, "layer 99 does not exist"),
+        ({"control_strengths": [7]}, "expected some of"),
+        ({"n_random": -1}, "n_random=-1"),
+        ({"n_shuffled": 1}, "keep_samples=True"),
+        ({"prompts": "a song"}, "expected a list of texts"),
+        ({"prompts": None, "sets": {}}, "give prompts="),
+        ({"seeds": 0}, "expected at least one of each"),
+        ({"sound": "wav"}, "a folder to write it to"),
+        ({"measures": ["tempi"]}, "Did you mean 'tempo'"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_before_the_model_runs(
+    lens: Any, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(type(lens), "generate", lambda *_, **__: pytest.fail("the model ran"))
+    with pytest.raises(InputError, match=message):
+        sweep.run(lens, _directions(lens), **{"prompts": PROMPTS, "progress": False, "n_jobs": 0, **asked})
+
+
+def test_another_models_directions_are_refused(lens: Any) -> None:
+    with pytest.raises(InputError, match="has 3 blocks, not 8"):
+        sweep.run(lens, planted.directions(), prompts=PROMPTS)
+    with pytest.raises(InputError, match="each with its own label"):
+        sweep.run(lens, [_directions(lens), _directions(lens)], prompts=PROMPTS)
+
+
+def test_the_plan_is_told_and_then_done(lens: Any) -> None:
+    asked: dict[str, Any] = {
+        "strengths": [-4, 4], "layers": 1, "prompts": PROMPTS, "seeds": 1, "n_random": 1, "seconds": 0.4,
+        "measures": ["brightness"], "sets": {"tempo": planted.tempo()},
+    }  # fmt: skip
+    untimed = sweep.plan(lens, _directions(lens), timed=False, **asked)
+    assert np.isnan(untimed.speed)
+    kinds = "1 baseline, 1 redrawn, 2 steered, 2 random, 2 prompted"
+    assert f"16 clips of 0.4 s: 8 conditions ({kinds}) x 2 clips, in 2 batches" in repr(untimed)
+    told: list[str] = []
+    result = sweep.run(lens, _directions(lens), **asked, n_jobs=0, progress=False, tell=told.append)
+    assert len(told) == 1
+    assert "clips a second here" in told[0]
+    assert len(result.table) == len(untimed.plan) == 16
+    assert set(result.table["kind"]) == {"baseline", "redrawn", "steered", "random", "prompted"}
+    assert result.concepts == ("tempo",)
+    redrawn = result.table[result.table["kind"] == "redrawn"]
+    alone = lens.generate(redrawn["prompt"].tolist(), 0.4, seeds=[seed + 2**40 for seed in redrawn["seed"]])
+    assert torch.equal(result.codes("redrawn"), alone.codes)
+    assert not torch.equal(result.codes("redrawn"), result.codes("baseline"))
+    assert result.plot("brightness").axes
+
+
+def test_an_addition_before_the_first_step_stays_there_when_merged() -> None:
+    step = al.Add(torch.ones(4), layers=[1], prefix=True)
+    rows = [Condition("a", (step,)), Condition("b", (al.Add(torch.ones(4), layers=[1]),))]
+    merged = list(sweep.merge(rows, n_layers=3))
+    assert [(one.prefix, list(one.rows)) for one in merged] == [(True, [0]), (False, [1])]
+
+
+def test_further_columns_are_one_number_a_clip(lens: Any) -> None:
+    conditions = _conditions(lens.config.d_model)[:2]
+    asked = {**MAKING, "seconds": 0.4, "measures": ["loudness"]}
+    found = sweep.play(lens, conditions, sweep.clips(PROMPTS, 1), **asked, also={"n": lambda _, made: made.seeds})
+    assert (found.table["n"] == found.table["seed"]).all()
+    with pytest.raises(InputError, match=r"'n' gave numbers of shape \(\) for 2 clips"):
+        sweep.play(lens, conditions, sweep.clips(PROMPTS, 1), **asked, also={"n": lambda *_: 1.0})
 
 
 def test_effects_recover_what_was_planted() -> None:
