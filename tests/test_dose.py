@@ -211,10 +211,8 @@ def test_drift_and_distances_stand_beside_the_effect() -> None:
     far = result.compared(lambda a, b: float((a.double().mean() - b.double().mean()).abs()), "frechet")
     found = far.effects("tempo_ioi", 0)
     assert found["frechet"].to_numpy() == pytest.approx(12.0 * np.arange(len(found)))
-    assert far.limits(loss="drift", bound=0.25, n_bootstrap=0).table.groupby("sign")["open"].all().to_dict() == {
-        -1: True,
-        1: False,
-    }
+    limits = far.limits(loss="drift", bound=0.25, n_bootstrap=0).table
+    assert limits.groupby("sign")["open"].all().to_dict() == {-1: True, 1: False}
     assert set(far.front(loss="frechet", n_bootstrap=0).table) >= {"frechet", "gain", "best"}
 
 
