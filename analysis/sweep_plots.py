@@ -149,7 +149,7 @@ def strategies(result: Strategies) -> Figure:
 
 def front(result: Front) -> Figure:
     """Gain against loss, a panel per sign; the conditions that cannot be bettered are joined."""
-    signs = sorted(result.table["sign"].unique(), reverse=True)
+    signs = sorted(result.table["sign"].unique(), reverse=True) or [1.0]
     names = list(dict.fromkeys(result.table["strategy"]))
     with styled():
         figure = Figure(figsize=(3.9 * len(signs) + 1.0, 3.7), layout="constrained")
