@@ -123,21 +123,17 @@ def screen(result: PatchingResult, codebook: int | str = "total") -> go.Figure:
             visible=place == first,
         )
         shown = [other == place for other in range(len(names))]
-        told = title(result, name).replace("\n", "<br>")
+        small = [f"<sup>{line}</sup>" for line in caption(result).splitlines()]
+        told = "<br>".join([*title(result, name).splitlines(), *small])
         steps.append({"method": "update", "label": name, "args": [{"visible": shown}, {"title.text": told}]})
-    note = caption(result).replace("\n", "<br>")
     figure.update_layout(
         template="simple_white",
         title=steps[first]["args"][1]["title.text"],
         xaxis={"title": _AXES[result.by], "type": "category"},
         yaxis={"title": "block", "type": "category"},
         font_color=BLACK,
-        margin={"l": 70, "r": 20, "t": 80, "b": 140},
-        annotations=[
-            {"text": note, "showarrow": False, "xref": "paper", "yref": "paper", "x": 0, "y": -0.42, "align": "left",
-             "font": {"size": 11}}
-        ],
-    )  # fmt: skip
+        margin={"l": 70, "r": 20, "t": 130, "b": 60},
+    )
     if len(names) > 1:
         slider = {"steps": steps, "active": first, "currentvalue": {"prefix": "codebook "}, "pad": {"t": 45}}
         figure.update_layout(sliders=[slider])

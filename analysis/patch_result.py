@@ -177,7 +177,7 @@ class PatchingResult:
         return patch_plots.paper(self, codebook)
 
     def figure(self, codebook: int | str = TOTAL) -> Any:
-        """The same for the screen, every codebook on a slider (plotly figure)."""
+        """The same for the screen, every codebook on a slider (plotly figure); `.sound.figure()` is the grid by ear."""
         from analysis import patch_plots
 
         return patch_plots.screen(self, codebook)

@@ -146,7 +146,7 @@ def test_figures_have_axes_gap_and_caption() -> None:
     figure = found.figure(0)
     assert len(figure.data) == 3
     assert [trace.visible for trace in figure.data] == [True, False, False]
-    assert "16 pairs" in figure.layout.annotations[0].text
+    assert "16 pairs" in figure.layout.title.text
 
 
 def test_an_unknown_codebook_is_refused() -> None:
