@@ -160,7 +160,6 @@ def _plain(step: Intervention) -> TypeGuard[Add]:
         and step.heads is None
         and step.schedule is None
         and not step.preserve_norm
-        and not step.prefix
     )
 
 

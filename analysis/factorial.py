@@ -23,7 +23,8 @@ PLACE = ("concept", "strategy", "layer", "band", "branch")
 """Those that say where a direction is added."""
 REDRAWN = "redrawn"
 """The kind that is the baseline with other seeds: how far clips differ that nothing was done to."""
-_RESEED = 1 << 40
+RESEED = 1 << 31
+"""Added to the seeds of what is drawn again: a stream knows 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def conditions(
         InputError: (or a subclass) for a strategy, layer or band that makes no sense for the directions.
     """
     listed = [Condition(BASELINE, labels=_labels(kind=BASELINE, strength=0.0))]
-    listed.append(Condition(REDRAWN, labels=_labels(kind=REDRAWN), reseed=_RESEED))
+    listed.append(Condition(REDRAWN, labels=_labels(kind=REDRAWN), reseed=RESEED))
     for concept, own in directions.items():
         words = (sets or {}).get(concept)
         draws = [("random", number, own.random_like(number)) for number in range(factors.n_random)]

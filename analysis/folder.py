@@ -34,7 +34,7 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> 
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file: give the name of a folder.")
-    _check_above(target)
+    check_above(target)
     if not target.exists() or not any(target.iterdir()):
         return
     if overwrite is None:
@@ -54,7 +54,7 @@ def check_file(file: str | os.PathLike[str], *, overwrite: bool = False) -> None
     target = Path(file)
     if target.is_dir():
         raise InputError(f"{target} is a folder: give the name of a file.")
-    _check_above(target)
+    check_above(target)
     if target.exists() and not overwrite:
         raise InputError(f"{target} exists: choose another file, or replace it with --force.")
 
@@ -82,7 +82,8 @@ def fresh(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> 
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _check_above(target: Path) -> None:
+def check_above(target: Path) -> None:
+    """Refuse a place above which nothing can be made."""
     above = next(parent for parent in target.absolute().parents if parent.exists())
     if not above.is_dir():
         raise InputError(f"{target} cannot be written: {above} is a file. Choose another place.")

@@ -33,6 +33,7 @@ from safetensors.numpy import load_file, save
 from torch import Tensor, nn
 
 from analysis.conditions import Condition
+from analysis.folder import check_above
 from audiolens.errors import BusyError, InputError
 from audiolens.interventions import Intervention
 
@@ -101,7 +102,7 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
     """
     place = Path(folder)
     facts = json.loads(json.dumps(facts, default=str))
-    _refuse_foreign(place)
+    check(place)
     if (begun := _begun(place)) is not None:
         refuse_other(place, begun, facts)
     try:
@@ -319,7 +320,13 @@ def _begun(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def _refuse_foreign(folder: Path) -> None:
+def check(folder: Path) -> None:
+    """Refuse a place that no sweep can be written to, before anything is measured or generated.
+
+    Raises:
+        InputError: if it is a file, holds something else, or cannot be written.
+    """
+    check_above(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: give the name of a folder.")
     if not folder.exists() or (folder / PLAN).is_file():

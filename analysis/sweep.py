@@ -37,6 +37,7 @@ from audiolens.errors import InputError, StoppedError, nearest
 from audiolens.interventions import Branch
 from audiolens.prompts import PromptSet, concepts, load
 from audiolens.steering import Strategy, Unit
+from audiolens.timeline import clip_timeline
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -109,6 +110,9 @@ class Estimate:
 
 def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) -> Estimate:
     """What `run` with these arguments would do and take; nothing is written. `timed` measures this machine's speed."""
+    _check_sound(asked.get("sound"), asked.get("out"))
+    if asked.get("out") is not None:
+        ledgers.check(Path(asked["out"]))
     prepared = _Prepared.of(lens, directions, **asked)
     return prepared.estimate(lens, asked.get("out"), asked.get("sound"), timed)
 
@@ -240,8 +244,7 @@ def play(
         "top_k": top_k,
         "batch_size": batch_size,
     }
-    if sound is not None and (out is None or sound not in get_args(Sound)):
-        raise InputError(f"sound={sound!r}, out={out!r}: expected 'wav' or 'flac', and a folder to write it to.")
+    _check_sound(sound, out)
 
     @contextmanager
     def hearing() -> Iterator[Listener]:
@@ -324,6 +327,7 @@ class _Prepared:
         batch_size: int = 64,
         **asked: Any,
     ) -> _Prepared:
+        clip_timeline(seconds, lens.config)
         own = named(directions)
         for one in own.values():
             one.meta.refuse_other(lens)
@@ -343,6 +347,11 @@ class _Prepared:
         there = sum(len(batch) for number, batch in enumerate(self.plan.batches) if number in done)
         n_bytes = 0 if out is None else _size(lens, self.plan, self.seconds, sound)
         return Estimate(self.plan, self.seconds, speed, there, n_bytes)
+
+
+def _check_sound(sound: Any, out: Any) -> None:
+    if sound is not None and (out is None or sound not in get_args(Sound)):
+        raise InputError(f"sound={sound!r}, out={out!r}: expected 'wav' or 'flac', and a folder to write it to.")
 
 
 def _names(measures: Sequence[str], also: Mapping[str, Any]) -> tuple[str, ...]:

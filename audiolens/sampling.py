@@ -131,8 +131,9 @@ def checked_seeds(seeds: int | Sequence[int] | None, rows: int) -> list[int] | N
     for seed in listed:
         if isinstance(seed, bool) or not hasattr(seed, "__index__"):
             raise InputTypeError(f"seed {seed!r}: expected a whole number.")
-        if not 0 <= int(seed) < 2**63:
-            raise InputError(f"seed {seed}: expected 0 <= seed < 2**63.")
+        # torch seeds its generator with 32 bits, and takes the rest without a word.
+        if not 0 <= int(seed) < 2**32:
+            raise InputError(f"seed {seed}: expected 0 <= seed < 2**32.")
     return [int(seed) for seed in listed]
 
 

@@ -193,7 +193,7 @@ def test_shuffled_labels_rank_a_direction_of_nothing_anywhere_and_one_of_somethi
         rates[shift] = float(np.mean(np.array(p) <= 0.1))
     print(f"rank p at most .1 among 9 shuffled: {rates[0.0]:.3f} of nothing, {rates[1.5]:.3f} of a concept")
     assert rates[0.0] == pytest.approx(0.1, abs=0.07)
-    assert rates[1.5] > 0.9
+    assert rates[1.5] > 0.75
 
 
 def shuffled_pair(shift, seed):
