@@ -30,7 +30,7 @@ N_PAIRS = 64
 class Pairs:
     """Matched prompts with codes: what the clean prompt played, and (`history`) what the corrupted one played.
 
-    `clean` and `corrupted` differ in the concept's words alone; both poles take their turn as the clean one.
+    `clean` and `corrupted` differ in the concept's words alone.
     """
 
     clean: tuple[str, ...]
@@ -52,11 +52,14 @@ def pairs(
     *,
     seconds: Real = 2.0,
     same_length: bool = False,
+    turns: bool = False,
     guidance_scale: Real = 3.0,
     first_seed: int = 0,
     batch_size: int | None = 64,
 ) -> Pairs:
     """Pairs out of a set's matched prompts, with the codes that each side plays from the pair's seed.
+
+    The clean prompts are those of the positive pole (of the negative in `prompts.opposite`).
 
     Args:
         lens: the model, which generates.
@@ -64,7 +67,10 @@ def pairs(
         n: how many; beyond the set's prompts they start again with other seeds.
         seconds: of the codes.
         same_length: only pairs of equally many tokens, which patching by token needs.
-        guidance_scale: of the generation.
+        turns: let both poles take their turn as the clean one. For metrics on codes alone: of a measured sound the mean
+            gap would cancel.
+        guidance_scale: of the generation. Codes drawn under guidance obey the text more than the conditional branch
+            alone expects, which widens the gap.
         first_seed: pair i plays from seed first_seed + i, on both sides.
         batch_size: rows generated at a time.
 
@@ -79,7 +85,7 @@ def pairs(
         matched = [pair for pair, (a, b) in zip(matched, sizes, strict=True) if a == b]
     if not matched or n < 1:
         raise InputError(f"{prompts.concept}: {len(matched)} matched prompts of one length, {n} pairs asked for.")
-    chosen = [matched[i % len(matched)][:: 1 if i % 2 == 0 else -1] for i in range(n)]
+    chosen = [matched[i % len(matched)][:: -1 if turns and i % 2 else 1] for i in range(n)]
     sides = [tuple(pair[side] for pair in chosen) for side in (0, 1)]
     seeds = list(range(first_seed, first_seed + n))
     made = [

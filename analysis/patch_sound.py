@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sound:
-    """A metric on sound.
+    """A metric on sound. The clean prompts must all ask for one pole, or the mean gap cancels.
 
     Attributes:
         measure: out of `audiolens.measure.MEASURES`: "tempo_ioi", "brightness", ...

@@ -72,7 +72,9 @@ def test_pairs_are_matched_take_turns_and_play_from_their_seeds(lens: al.AudioLe
     sets = al.prompts.PromptSet(
         "tempo", ("fast", "slow"), ("fast music", "a fast song"), ("slow music", "a calm slow song")
     )
-    found = patching.pairs(lens, sets, 3, seconds=0.4)
+    plain = patching.pairs(lens, sets, 3, seconds=0.4)
+    assert plain.clean == ("fast music", "a fast song", "fast music")
+    found = patching.pairs(lens, sets, 3, seconds=0.4, turns=True)
     assert found.clean == ("fast music", "a calm slow song", "fast music")
     assert found.corrupted == ("slow music", "a fast song", "slow music")
     own = lens.generate("fast music", 0.4, seeds=[2], decode=False).codes
