@@ -18,7 +18,12 @@ from analysis.statistics import LEVEL
 if TYPE_CHECKING:
     from analysis.patch_result import PatchingResult
 
-_AXES = {"seconds": "patched window [s]", "head": "head", "component": "what is patched", "token": "text token"}
+_AXES = {
+    "seconds": "patched window [s]",
+    "head": "head",
+    "component": "what is patched",
+    "token": "text token (+0: the first that differs)",
+}
 _WIDEST = 12
 """Grids of more columns have no numbers in their cells."""
 

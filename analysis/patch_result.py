@@ -17,7 +17,6 @@ from audiolens.timeline import Span
 
 Mode = Literal["denoising", "noising"]
 TOTAL = "total"
-_KINDS = {"seconds": "window [s]", "head": "head", "component": "component", "token": "token"}
 
 
 @dataclass(frozen=True)
