@@ -54,3 +54,25 @@ def test_a_bar_holds_its_beats(labels: listener.Labels) -> None:
     meters = labels.bar_seconds / labels.beat_seconds
     assert set(np.round(meters, 9)) <= {3.0, 4.0}
     assert ((labels.bar_start >= 0) & (labels.bar_start < labels.bar_seconds)).all()
+
+
+def test_a_head_that_knows_nothing_leaves_everything_unheard_and_one_that_knows_all_nothing(
+    labels: listener.Labels,
+) -> None:
+    clips = np.arange(N_CLIPS)
+    targets = labels.targets(clips, np.zeros(N_CLIPS, dtype=int), N_FRAMES)
+    nothing = listener.unheard(torch.zeros_like(targets), targets)
+    assert nothing.beat.item() == pytest.approx(1, abs=0.1)
+    assert nothing.mode.item() == pytest.approx(1)
+    assert all(part.item() == 0 for part in listener.unheard(targets.clone(), targets))
+
+
+def test_mode_weighs_more_than_another_attribute(labels: listener.Labels) -> None:
+    targets = labels.targets(np.arange(N_CLIPS), np.zeros(N_CLIPS, dtype=int), N_FRAMES)
+
+    def lost(name: str) -> float:
+        said = targets.clone()
+        said[..., listener.BEAT_TARGETS + text.TARGETS.index(name)] += 1.0
+        return listener.unheard(said, targets).attributes.item()
+
+    assert lost("mode") == pytest.approx(listener.MODE_WEIGHT * lost("loudness_dbfs"))

@@ -1,10 +1,11 @@
 """étude's decoder: a stock MusicGen language model over codes, trained so that words are heard.
 
 Plain next-code training ignores the words, for a second of music already tells tempo and brightness, and learns the
-beat late, for it is rare among codes that are mostly noise. Four means help, and none of them favours a block, so that
+beat late, for it is rare among codes that are mostly noise. Five means help, and none of them favours a block, so that
 *where* a concept lives is the model's own affair: the text encoder comes pre-trained (`text.pretrain`); some crops are
-short, so that many beginnings are seen; in a share of the rows part of the history is hidden, so that only the words
-can tell; and a throw-away head on the final state is asked for beat and attributes (`listener`).
+short, so that many beginnings are seen; beginnings weigh more, for there only the words can tell; in a share of the
+rows part of the history is hidden, to the same end; and a throw-away head on the final state is asked for beat and
+attributes (`listener`).
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def build(text_encoder: T5EncoderModel, codec: EncodecModel) -> MusicgenForCondi
 class Schedule:
     """How long the decoder is trained, and on what."""
 
-    steps: int = 8000
+    steps: int = 7000
     batch_size: int = 16
     learning_rate: float = 2e-3
     warmup: int = 300
@@ -71,7 +72,9 @@ class Schedule:
     text_dropout: float = 0.12
     history_dropout: float = 0.12
     codebook_weights: tuple[float, ...] = (2.0, 1.0, 0.6, 0.4)
-    listening_weight: float = 1.0
+    beginning: tuple[int, float] = (6, 3.0)
+    """The first steps of a crop, and what they weigh."""
+    listening_weight: float = 0.6
 
 
 def final_states(
@@ -151,18 +154,19 @@ def train(
         history = _history(rng, schedule, columns.shape[-1] - 1).to(device)
         states = final_states(model, columns[..., :-1], dict(tokens), text_kept, history)
         losses, real = code_losses(model, states, columns)
-        nats = (losses * real * weights).sum() / (real * weights).sum()
+        weight = real * weights
+        weight[..., : schedule.beginning[0]] *= schedule.beginning[1]
+        nats = (losses * weight).sum() / weight.sum()
         # step t predicts the first codebook's frame t; the last steps only finish the delay
-        unheard = (head(states[:, : targets.shape[1]]) - targets) ** 2
+        unheard = listener.unheard(head(states[:, : targets.shape[1]]), targets)
         optimizer.zero_grad()
-        listening = unheard[..., : listener.BEAT_TARGETS].mean() + unheard[..., listener.BEAT_TARGETS :].mean()
-        (nats + schedule.listening_weight * listening).backward()
+        (nats + schedule.listening_weight * (unheard.beat + unheard.attributes)).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         step += 1
         if step % 20 == 0:
-            beat = float(unheard[..., :2].detach().mean() / 0.5)  # of the variance of a sine
-            report(step, schedule.steps, {"nats": float(nats.detach()), "beat_unexplained": beat})
+            lost = {name: float(value.detach()) for name, value in unheard._asdict().items()}
+            report(step, schedule.steps, {"nats": float(nats.detach()), **lost})
         if step % save_every == 0 or step == last:
             checkpoint.save(out, trained, step, optimizer)
     return model.eval()

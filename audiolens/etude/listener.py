@@ -8,6 +8,7 @@ blocks wrote, so the head favours no block: where a concept lives stays the mode
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from audiolens.etude.codec import FRAME_RATE
 
 BEAT_TARGETS = 4
 """Cosine and sine of the place within the beat, and within the bar."""
+MODE_WEIGHT = 3.0
+"""Of the mode among the attributes: one third of a chord tells it, where the others are heard in every frame."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,26 @@ class Labels:
         circles = [f(2 * np.pi * turn) for turn in turns for f in (np.cos, np.sin)]
         constant = np.repeat(self.attributes[clips, None], n_frames, axis=1)
         return torch.from_numpy(np.concatenate([np.stack(circles, axis=-1), constant], axis=-1)).float()
+
+
+class Unheard(NamedTuple):
+    """Shares of the variance that the head leaves unexplained, about 1 at first."""
+
+    beat: Float[Tensor, ""]
+    attributes: Float[Tensor, ""]
+    mode: Float[Tensor, ""]
+
+
+def unheard(said: Float[Tensor, "row frame target"], targets: Float[Tensor, "row frame target"]) -> Unheard:
+    """How far the head's word is from the truth: the beat, the attributes (mode weighing more), and mode alone."""
+    error = ((said - targets) ** 2).mean(dim=(0, 1))
+    beat, attributes = error[:BEAT_TARGETS], error[BEAT_TARGETS:]
+    weight = torch.ones_like(attributes)
+    weight[text.TARGETS.index("mode")] = MODE_WEIGHT
+    # a sine has a variance of one half, and so nearly have the attributes
+    return Unheard(
+        2 * beat.mean(), 2 * (weight * attributes).sum() / weight.sum(), attributes[text.TARGETS.index("mode")]
+    )
 
 
 def build_head(width: int) -> torch.nn.Linear:

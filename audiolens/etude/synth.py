@@ -3,9 +3,11 @@
 It is also the project's labelled data set: `labelled_clips(n, seed)` yields sound, attributes (the exact labels, for
 probing and for calibrating measures) and a caption, in the manner of SynTheory (Wei et al., ISMIR 2024).
 
-A clip is drums (a kick with a click on every beat, a snare on the weak ones), bass, soft chords and a melody. Notes
-are read from one-period wavetables; brightness sets the decay of the harmonics, then the whole mix is tilted
-until its spectral centroid is the one asked for: it means the same for every instrument, register and tempo.
+A clip is drums (a kick with a click on every beat, a snare on the weak ones), bass, chords and a melody. Notes are
+read from one-period wavetables; brightness sets the decay of the harmonics, then the whole mix is tilted until its
+spectral centroid is the one asked for: it means the same for every instrument, register and tempo. Kick and bass have
+the same energy a second at every tempo: were fast music fuller of them, a model that is asked for fast would play
+darker too, for guidance amplifies what goes together.
 """
 
 from __future__ import annotations
@@ -29,7 +31,14 @@ KIT_SEED = 7
 """Of the noise in the drums: one recorded kit, so that every stroke of a kind is the same sound."""
 
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
-CHORD_DEGREES = (0, 3, 4, 5)
+CHORD_DEGREES = (0, 0, 0, 3, 4)
+"""Mostly the tonic's own chord, whose third is the mode; never the sixth, which is the other mode's tonic."""
+PAD_LEVEL = 0.25
+EVEN_BEAT_SECONDS = 0.5
+"""The beat at which a kick has its plain level; slower ones are louder, for the same energy a second."""
+BASS_DECAY_BEATS = 0.4
+NOISE_SLOPE = 0.4
+"""Of drum noise, as a share of the slope of the notes' harmonics: strokes are brighter than notes, but not by far."""
 BELL_PARTIALS = ((1.0, 1.0), (2.76, 0.6), (5.40, 0.35), (8.93, 0.2))
 """(frequency ratio, amplitude) of a struck bar's modes (Fletcher and Rossing, The Physics of Musical Instruments)."""
 
@@ -96,6 +105,7 @@ class _Score:
         self.beats = np.arange(n_beats) * self.beat_seconds - start
         n_bars = n_beats // attributes.meter + 2
         self.chords = [0, *rng.choice(CHORD_DEGREES, n_bars)]
+        self.kick_level = np.sqrt(self.beat_seconds / EVEN_BEAT_SECONDS)
         self.rolloff = 1.6 - 0.9 * RANGES["centroid_hz"].position(attributes.centroid_hz)
 
     def pitch(self, degree: int, near_midi: float) -> float:
@@ -134,11 +144,11 @@ class _Score:
             chord = self.chords[index // self.a.meter]
             for interval in (0, 2, 4):
                 pad = _note("pad", self.pitch(chord + interval, 57), min(bar_seconds, 6.0), self.rolloff)
-                _place(sound, 0.2 * pad, self.beats[index])
+                _place(sound, PAD_LEVEL * pad, self.beats[index])
         for index, beat in enumerate(self.beats):
             chord = self.chords[index // self.a.meter]
             strong = index % self.a.meter == 0
-            bass = _note("bass", self.pitch(chord, 38), min(self.beat_seconds, 0.9), self.rolloff)
+            bass = _note("bass", self.pitch(chord, 38), self.beat_seconds, self.rolloff, self.beat_seconds)
             _place(sound, (0.8 if strong else 0.45) * bass, beat)
         return sound
 
@@ -147,11 +157,14 @@ class _Score:
         phase = 2 * np.pi * (48 * seconds + 70 * 0.03 * (1 - np.exp(-seconds / 0.03)))
         kick = np.sin(phase) * np.exp(-seconds / 0.05)
         kit = np.random.default_rng(KIT_SEED)
-        click, snare = _noise(kit, 0.06, 0.012, 1.0), _noise(kit, 0.14, 0.04, 0.5)
+        click, snare = (
+            _noise(kit, length, decay, level, NOISE_SLOPE * self.rolloff)
+            for length, decay, level in ((0.06, 0.012, 1.0), (0.14, 0.04, 0.5))
+        )
         sound = np.zeros(n_samples)
         for index, beat in enumerate(self.beats):
             strong = index % self.a.meter == 0
-            _place(sound, (1.3 if strong else 1.0) * kick, beat)
+            _place(sound, self.kick_level * (1.3 if strong else 1.0) * kick, beat)
             _place(sound, click, beat)
             if not strong:
                 _place(sound, snare, beat)
@@ -165,9 +178,17 @@ def _place(sound: Sound, note: Float[np.ndarray, " note"], onset_seconds: float)
         sound[first:last] += note[first - start : last - start]
 
 
-def _noise(rng: np.random.Generator, seconds: float, decay_seconds: float, level: float) -> Sound:
+def _noise(rng: np.random.Generator, seconds: float, decay_seconds: float, level: float, rolloff: float) -> Sound:
+    """A decaying burst of noise whose spectrum falls off by `_slope`."""
     n = int(seconds * SAMPLE_RATE)
-    return level * rng.standard_normal(n) * np.exp(-np.arange(n) / (decay_seconds * SAMPLE_RATE))
+    spectrum = np.fft.rfft(rng.standard_normal(n)) * _slope(n, -rolloff)
+    noise = np.fft.irfft(spectrum, n)
+    return level * noise / noise.std() * np.exp(-np.arange(n) / (decay_seconds * SAMPLE_RATE))
+
+
+def _slope(n: int, exponent: float) -> Float[np.ndarray, " bin"]:
+    """The gain (1 + f / 500 Hz) ** `exponent` at the frequencies of a real Fourier transform of `n` samples."""
+    return (1 + np.fft.rfftfreq(n, 1 / SAMPLE_RATE) / 500) ** exponent
 
 
 def _compress(sound: Sound, crest: float = 4.0) -> Sound:
@@ -184,26 +205,25 @@ def _tilt_to(sound: Sound, centroid_hz: float) -> Sound:
     bins_hz = np.fft.rfftfreq(n_fft, 1 / SAMPLE_RATE)
 
     def excess_hz(exponent: float) -> float:
-        gain = (1 + bins_hz / 500) ** exponent
+        gain = _slope(n_fft, exponent)
         return float(np.mean(magnitude @ (gain * bins_hz) / (magnitude @ gain))) - centroid_hz
 
     exponent: Any = brentq(excess_hz, -8.0, 4.0, xtol=1e-3)
-    gain = (1 + np.fft.rfftfreq(len(sound), 1 / SAMPLE_RATE) / 500) ** exponent
-    return np.fft.irfft(np.fft.rfft(sound) * gain, len(sound))
+    return np.fft.irfft(np.fft.rfft(sound) * _slope(len(sound), exponent), len(sound))
 
 
-# instrument: (attack, decay (0 = sustained), release) in seconds, vibrato in cents, harmonics -> relative amplitude
+# instrument: attack, decay (0 = sustained) and release in seconds (the bass decays in beats), vibrato in cents
 _ENVELOPES = {
     "pluck": (0.004, 0.22, 0.02, 0.0),
     "organ": (0.012, 0.0, 0.03, 0.0),
     "strings": (0.06, 0.0, 0.06, 22.0),
     "bells": (0.002, 0.5, 0.02, 0.0),
     "pad": (0.05, 0.0, 0.08, 0.0),
-    "bass": (0.006, 0.4, 0.03, 0.0),
+    "bass": (0.006, BASS_DECAY_BEATS, 0.03, 0.0),
 }
 
 
-def _note(instrument: str, midi: float, seconds: float, rolloff: float) -> Sound:
+def _note(instrument: str, midi: float, seconds: float, rolloff: float, decay_unit_seconds: float = 1.0) -> Sound:
     frequency_hz = 440 * 2 ** ((midi - 69) / 12)
     attack, decay, release, vibrato_cents = _ENVELOPES[instrument]
     n = max(int(seconds * SAMPLE_RATE), 64)
@@ -220,7 +240,7 @@ def _note(instrument: str, midi: float, seconds: float, rolloff: float) -> Sound
         sound = table[(phase * TABLE_SIZE).astype(np.int64) % TABLE_SIZE]
     envelope = np.minimum(time / attack, 1.0) * np.minimum((n / SAMPLE_RATE - time) / release, 1.0)
     if decay:
-        envelope *= np.exp(-time / decay)
+        envelope *= np.exp(-time / (decay * decay_unit_seconds))
     return sound * envelope
 
 
