@@ -1,0 +1,129 @@
+"""The placement figure, on paper (matplotlib) and on screen (plotly): every place's alignment, other evidence below."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import plotly.graph_objects as go
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from plotly.subplots import make_subplots
+
+from analysis.captions import captioned, screen_plain
+from analysis.plots import BLACK, GREY, SEVERAL, styled
+from analysis.screen import SYMBOLS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.placement.result import Placement
+
+
+def paper(placement: Placement) -> Figure:
+    """Alignment by block, a line a strategy, the chosen place ringed; a panel for every other kind of evidence."""
+    others = placement.evidence.evidence
+    with styled():
+        figure = Figure(figsize=(5.8, 3.0 + 1.15 * len(others)), layout="constrained")
+        heights = [2.2, *[1.0] * len(others)]
+        panels = figure.subplots(1 + len(others), 1, sharex=True, squeeze=False, height_ratios=heights).ravel()
+        axes = panels[0]
+        for (strategy, mine), (colour, marker) in zip(_strategies(placement), SEVERAL, strict=False):
+            errors = _errors(mine)
+            if mine.layer.isna().all():
+                axes.axhline(mine.alignment.iloc[0], color=colour, linestyle="--", label=strategy)
+                continue
+            axes.errorbar(
+                mine.layer.astype(int), mine.alignment, yerr=errors, color=colour, marker=marker, markersize=4.5,
+                capsize=2, elinewidth=1, linewidth=1.3, label=strategy,
+            )  # fmt: skip
+        if placement.random:
+            most = max(map(abs, placement.random))
+            axes.axhspan(-most, most, color=GREY, alpha=0.25, linewidth=0, label="random directions")
+        if placement.layer is not None:
+            axes.plot(
+                [placement.layer], [placement.chosen.alignment], marker="o", markersize=13, markerfacecolor="none",
+                markeredgecolor=BLACK, markeredgewidth=1.5, linestyle="none", label="placed here",
+            )  # fmt: skip
+        axes.axhline(0, color=BLACK, linewidth=0.7)
+        axes.set_ylabel("cosine with what\nthe words do")
+        axes.set_title(f"{placement.concept}: {' / '.join(placement.poles)}", fontsize=10, loc="left")
+        figure.legend(loc="outside upper center", ncols=4)
+        for panel, one in zip(panels[1:], others, strict=True):
+            below, above = np.nan_to_num(np.clip([one.values - one.low, one.high - one.values], 0, None))
+            panel.errorbar(
+                one.layers, one.values, yerr=[below, above], color=BLACK, marker=".", capsize=2, elinewidth=1,
+                linewidth=1.1,
+            )  # fmt: skip
+            panel.axhline(0, color=BLACK, linewidth=0.7)
+            panel.set_title(one.name, fontsize=8.5, loc="left")
+            panel.set_ylabel(textwrap.fill(one.unit or one.name, 14), fontsize=7)
+            panel.margins(y=0.18)
+        panels[-1].set_xlabel("block")
+        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        return captioned(figure, _caption(placement))
+
+
+def screen(placement: Placement) -> go.Figure:
+    """The same on screen."""
+    others = placement.evidence.evidence
+    titles = ["alignment", *(one.name for one in others)]
+    rows = len(titles)
+    weights = [2.2, *[1.0] * len(others)]
+    figure = make_subplots(
+        rows=rows, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.22 / rows,
+        row_heights=[weight / sum(weights) for weight in weights],
+    )  # fmt: skip
+    for (strategy, mine), (colour, marker) in zip(_strategies(placement), SEVERAL, strict=False):
+        if mine.layer.isna().all():
+            ends = [int(placement.evidence.evidence[0].layers[end]) for end in (0, -1)]
+            figure.add_scatter(x=ends, y=[mine.alignment.iloc[0]] * 2, mode="lines", name=strategy, row=1, col=1,
+                               line={"color": colour, "dash": "dash"})  # fmt: skip
+            continue
+        below, above = _errors(mine)
+        figure.add_scatter(
+            x=mine.layer.astype(int), y=mine.alignment, mode="lines+markers", line_color=colour, name=strategy,
+            marker={"symbol": SYMBOLS[marker], "size": 8}, customdata=np.stack([mine.gain, mine.strength], 1),
+            error_y={"type": "data", "symmetric": False, "array": above, "arrayminus": below}, row=1, col=1,
+            hovertemplate="block %{x}: cosine %{y:.3f}<br>gain %{customdata[0]:.3g}, as far as the word at "
+            "%{customdata[1]:.3g}<extra>" + strategy + "</extra>",
+        )  # fmt: skip
+    if placement.random:
+        most = max(map(abs, placement.random))
+        figure.add_hrect(y0=-most, y1=most, fillcolor=GREY, opacity=0.25, line_width=0, row=1, col=1)  # pyright: ignore[reportArgumentType]
+    if placement.layer is not None:
+        figure.add_scatter(
+            x=[placement.layer], y=[placement.chosen.alignment], mode="markers", name="placed here", row=1, col=1,
+            marker={"symbol": "circle-open", "size": 18, "color": BLACK, "line": {"width": 2}},
+        )  # fmt: skip
+    for row, one in enumerate(others, start=2):
+        below, above = np.nan_to_num(np.clip([one.values - one.low, one.high - one.values], 0, None))
+        figure.add_scatter(
+            x=list(one.layers), y=one.values, mode="lines+markers", line_color=BLACK, name=one.name, showlegend=False,
+            error_y={"type": "data", "symmetric": False, "array": above, "arrayminus": below}, row=row, col=1,
+            hovertemplate=f"block %{{x}}: %{{y:.4g}} {one.unit}<extra>{one.name}</extra>",
+        )  # fmt: skip
+        figure.update_yaxes(title_text=one.unit, row=row, col=1)
+    figure.update_yaxes(title_text="cosine with the words", row=1, col=1)
+    figure.update_xaxes(title_text="block", row=rows, col=1)
+    figure.update_layout(height=360 + 140 * len(others))
+    return screen_plain(figure, _caption(placement))
+
+
+def _strategies(placement: Placement) -> list[tuple[str, pd.DataFrame]]:
+    table = placement.candidates
+    return [(str(name), table[table.strategy == name]) for name in table.strategy.unique()]
+
+
+def _errors(mine: pd.DataFrame) -> Any:
+    return np.nan_to_num(np.clip([mine.alignment - mine.low, mine.high - mine.alignment], 0, None))
+
+
+def _caption(placement: Placement) -> str:
+    random = "; grey: the range of random directions at the chosen place" if placement.random else ""
+    return (
+        f"Cosine (Fisher metric) between what the direction and what the words do to the next codes, "
+        f"{placement.n_prompts} neutral prompts, 95% intervals over prompts; the ring is the place chosen{random}. "
+        "Below: other evidence by block."
+    )
