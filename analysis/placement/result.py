@@ -19,7 +19,7 @@ from audiolens.prompts import PromptSet
 from audiolens.steering import Strategy
 
 ALIGNMENT = "alignment"
-AS_GOOD = 0.98
+AS_GOOD = 0.995
 """Places that reach this share of the best are taken as equally good: the simplest of them is chosen."""
 
 
@@ -37,7 +37,7 @@ class Placement:
             neutral music as far towards a pole as the pole's word, without guidance.
         evidence: what else was read, over layers; the direction's length always.
         by: what decided.
-        certainty: the share of resampled prompts in which the chosen place is as good as the best (98% of it). NaN
+        certainty: the share of resampled prompts in which the chosen place is as good as the best (99.5% of it). NaN
             for other evidence than alignment.
         random: alignments of random directions of the same lengths at the chosen place.
         n_prompts: neutral prompts behind it.

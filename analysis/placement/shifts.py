@@ -48,7 +48,8 @@ class Candidate:
 
     @cached_property
     def targets(self) -> int:
-        return 1 if self.strategy == "one-to-one" else self.directions.meta.n_layers
+        counts = {"one-to-one": 1, "one-to-all": self.directions.meta.n_layers, "all-to-all": len(self.directions)}
+        return counts[self.strategy]
 
     def steps(self, strength: float | list[float]) -> list[Intervention]:
         return steer(self.directions, self.strategy, layer=self.layer, strength=strength)
