@@ -94,7 +94,8 @@ def compared(
     steps = len(conditions) * len(clips) * 2 * (round(seconds * lens.config.frame_rate) + max(lens.config.delays))
     rho: dict[str, float] = {}
     for strategy in STRENGTHS:
-        ranked: Any = spearmanr(*joined[joined.index.str.startswith(strategy)].to_numpy().T)
+        mine = joined[joined.index.str.startswith(strategy)]
+        ranked: Any = spearmanr(mine.alignment, mine["span"])
         rho[strategy] = float(ranked.statistic)
     fact = {"row_steps": placed.row_steps, "sweep_row_steps": steps, "cost": placed.row_steps / steps, "rho": rho,
             "best": str(whole.idxmax()), "certainty": placed.certainty}  # fmt: skip
