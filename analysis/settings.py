@@ -77,7 +77,7 @@ class Settings:
     @classmethod
     def full(cls, **changes: Any) -> Settings:
         """The full controls and enough prompts for narrow intervals; no time limit."""
-        sizes: dict[str, Any] = {"poles": 100, "development": 8, "test": 24, "n_random": 19, "n_shuffled": 10}
+        sizes: dict[str, Any] = {"poles": 100, "development": 8, "test": 24, "n_random": 19, "n_shuffled": 19}
         sizes["strengths"] = {"one-to-one": (0.5, 1.0), "one-to-all": (0.0625, 0.125, 0.25)}
         return cls(**{**sizes, **changes})
 

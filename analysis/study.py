@@ -302,7 +302,7 @@ def _tell_plan(lens: AudioLens, sets: PromptSet, settings: Settings, tell: Calla
     if settings.n_random < FEWEST_CONTROLS:
         tell(
             f"quick controls: {settings.n_random} random directions cannot reach p = .05, and "
-            f"{settings.n_shuffled} of shuffled labels; the full study has 19 and 10"
+            f"{settings.n_shuffled} of shuffled labels; the full study has 19 of either"
         )
     for sentence in settings.substitutes:
         tell(f"not as in the paper. {sentence}")

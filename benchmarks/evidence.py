@@ -7,18 +7,22 @@ Markdown page of tables. With `--update` the tables also replace those in the RE
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from types import SimpleNamespace
+from typing import Annotated, Any
 
 import pandas as pd
 import typer
 from matplotlib.figure import Figure
 
-from analysis import spectrograms, statistics
+from analysis import spectrograms, statistics, sweep
 from analysis import study as studies
 from analysis.listening import share_cores
-from analysis.sweep import BASELINE
-from audiolens import AudioLens
+from analysis.outcome import CROSSED
+from analysis.response import MEASURED, effects
+from analysis.sweep import BASELINE, Condition
+from audiolens import AudioLens, prompts, steer
 from audiolens.etude import evaluate
 from audiolens.etude.train import WEIGHTS
 
@@ -51,7 +55,7 @@ def main(
             [{"concept": s.concept} | o.as_dict() | {"spearman": s.monotonicity.rho} for s in found for o in s.outcomes]
         ),
         "response": pd.concat([response_of(s) for s in found]),
-        "cross": pd.concat([s.cross.assign(concept=s.concept) for s in found]),
+        "cross": pd.concat([crossed(lens, s, [other for other in found if other is not s]) for s in found]),
     }
     for name, table in tables.items():
         table.to_csv(out / f"{name}.csv", index=False)
@@ -102,6 +106,26 @@ def response_of(study: studies.Study) -> pd.DataFrame:
     return study.response[study.response.kind.isin(kinds)][wanted].assign(concept=study.concept)
 
 
+def crossed(lens: AudioLens, study: studies.Study, others: list[studies.Study]) -> pd.DataFrame:
+    """What the chosen steering did to every measure on test clips, with its direction whole and without its part along
+    the other concepts' (`orthogonal_to`), at the same place and strength."""
+    whole = study.directions
+    freed = whole.orthogonal_to(*(other.directions for other in others))
+    conditions = [Condition(BASELINE, labels={"kind": BASELINE, "direction": None, "strength": 0.0})]
+    for name, directions in (("whole", whole), ("freed", freed)):
+        for strength in (study.choice.strength, -study.choice.strength):
+            steps = steer(directions, **study.choice.where, strength=strength, branch=study.settings.branch)
+            labels = {"kind": "steered", "direction": name, "strength": strength}
+            conditions.append(Condition(f"{name} {strength:+g}", tuple(steps), labels=labels))
+    clips = study.settings.test_clips(prompts.load(study.concept, lens=lens))
+    played = sweep.play(
+        lens, conditions, clips, seconds=study.settings.seconds, **study.settings.sampling,
+        progress=f"cross-effects of {study.concept}",
+    )  # fmt: skip
+    found = [effects(played.table, one).query("kind == 'steered'").assign(measure=one) for one in CROSSED]
+    return pd.concat(found, ignore_index=True).assign(concept=study.concept, own=MEASURED[study.concept])
+
+
 def page(tables: dict[str, pd.DataFrame], found: list[studies.Study]) -> str:
     """The tables as Markdown, each under a line that says how to read it."""
     abilities = tables["abilities"]
@@ -125,6 +149,10 @@ def page(tables: dict[str, pd.DataFrame], found: list[studies.Study]) -> str:
         f"| {row.concept} | {row.kind} | {_place(row)} | {row.median:.0f} | {row.effect:+.1%} "
         f"{_interval(row.low, row.high, '+.0%')} | {row.failed:.0%} |"
         for row in tables["response"].itertuples()
+    ]
+    cross = [
+        f"| {row.concept} | {row.strength:+g} | {row.measure} | {_change(row.whole)} | {_change(row.freed)} |"
+        for row in _beside(tables["cross"])
     ]
     lines = [
         "**What étude hears in words.** 24 held-out captions a pole, two clips each; AUC of the high pole over the low "
@@ -152,6 +180,13 @@ def page(tables: dict[str, pd.DataFrame], found: list[studies.Study]) -> str:
         "",
         *(f"- {study.finding}" for study in found),
         "",
+        "**What else it does**: the same clips, steered along the direction as it is, and without its part along the "
+        "other concept's direction (`orthogonal_to`), at the same place and strength.",
+        "",
+        "| steered along | strength | heard in | as it is | freed of the other |",
+        "|---|---|---|---|---|",
+        *cross,
+        "",
         "<details><summary>Every condition</summary>",
         "",
         "| concept | condition | place and strength, or word | median | effect | failed |",
@@ -172,6 +207,20 @@ def renewed(document: str, text: str) -> str:
             "the document has no place for the evidence: <!-- evidence:begin --> and <!-- evidence:end -->"
         )
     return found
+
+
+def _beside(cross: pd.DataFrame) -> Iterator[SimpleNamespace]:
+    """Rows of the cross-effects with both directions side by side: of both, the measures that the concepts are."""
+    mine = cross[cross.measure.isin([*cross.own.unique(), "loudness"])]
+    for (concept, strength, measure), pair in mine.groupby(["concept", "strength", "measure"], sort=False):
+        sides = {row.direction: row for row in pair.itertuples()}
+        yield SimpleNamespace(concept=concept, strength=strength, measure=measure, **sides)
+
+
+def _change(row: Any) -> str:
+    if row.measure == "loudness":
+        return f"{row.effect:+.1f} dB {_interval(row.low, row.high, '+.1f')}"
+    return f"{row.effect:+.1%} {_interval(row.low, row.high, '+.0%')}, {row.failed:.0%} failed"
 
 
 def _place(row: object) -> str:

@@ -37,8 +37,15 @@ def tables() -> dict[str, pd.DataFrame]:
         "concept": "tempo", "kind": "steered", "strategy": "one-to-one", "layer": 4.0, "strength": -1.0,
         "pole": None, "median": 66.0, "effect": -0.4, "low": -0.5, "high": -0.3, "failed": 0.03,
     }  # fmt: skip
+    cross = {
+        "concept": "tempo", "own": "tempo_ioi", "measure": "tempo_ioi", "strength": 0.5, "direction": "whole",
+        "effect": 0.3, "low": 0.2, "high": 0.4, "failed": 0.0,
+    }  # fmt: skip
+    freed = cross | {"direction": "freed", "effect": 0.25}
+    louder = [one | {"measure": "loudness", "effect": 1.5, "low": 1.0, "high": 2.0} for one in (cross, freed)]
     rows: dict[str, list[dict[str, Any]]] = {
         "abilities": [ability, instrument], "neutral": [neutral], "steering": [steering], "response": [response],
+        "cross": [cross, freed, *louder],
     }  # fmt: skip
     return {name: pd.DataFrame(each) for name, each in rows.items()}
 
@@ -50,6 +57,8 @@ def test_the_page_says_what_the_tables_hold(evidence: ModuleType, tables: dict[s
     assert "| tempo | slow | -1 | -40.0% [-50%, -30%] | 3% | 66 | 0.050 (19) | 0.091 (10) | -36.0% |" in text
     assert "| tempo | steered | one-to-one 4, -1 | 66 | -40.0% [-50%, -30%] | 3% |" in text
     assert "- tempo turns." in text
+    assert "| tempo | +0.5 | tempo_ioi | +30.0% [+20%, +40%], 0% failed | +25.0% [+20%, +40%], 0% failed |" in text
+    assert "| tempo | +0.5 | loudness | +1.5 dB [+1.0, +2.0] | +1.5 dB [+1.0, +2.0] |" in text
 
 
 def test_every_table_has_as_many_cells_as_its_head(evidence: ModuleType, tables: dict[str, pd.DataFrame]) -> None:
