@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from analysis.commands import directions, generate, measure, models, probe, study, sweep
+from analysis.commands import directions, generate, measure, models, patch, place, probe, study, sweep
 from audiolens.errors import AudioLensError
 
 app = typer.Typer(
@@ -24,7 +24,9 @@ app = typer.Typer(
     help="Open a text-to-music model, find where a musical concept lives, and turn it up or down while it plays.\n\n"
     "Start with `audiolens study tempo`: it runs offline on the bundled model, **étude**, in a few minutes.",
 )
-for command in (study.study, probe.probe, sweep.sweep, generate.generate, models.models, measure.measure):
+for command in (
+    study.study, place.place, probe.probe, patch.patch, sweep.sweep, generate.generate, models.models, measure.measure,
+):  # fmt: skip
     app.command()(command)
 app.add_typer(directions.app, name="directions")
 

@@ -56,7 +56,8 @@ def test_help_comes_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("study",), ("probe",), ("generate",), ("directions",), ("models",), ("measure",)]
+    "command",
+    [(), ("study",), ("place",), ("probe",), ("patch",), ("generate",), ("directions",), ("models",), ("measure",)],
 )
 def test_every_command_has_help(run: Run, command: tuple[str, ...]) -> None:
     code, out, _ = run(*command, "--help")

@@ -54,6 +54,29 @@ def cell(value: Any) -> str:
     return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
 
 
+def write_result(found: Any, folder: Path, name: str) -> None:
+    """A result's table (CSV) and figure (PNG, SVG, HTML) under a name."""
+    found.to_frame().to_csv(folder / f"{name}.csv", index=False)
+    figure = found.plot()
+    for ending in ("png", "svg"):
+        figure.savefig(folder / f"{name}.{ending}")
+    found.figure().write_html(folder / f"{name}.html", include_plotlyjs=True)
+
+
+def shown(found: Any, as_json: bool, columns: Sequence[str], **only: Any) -> None:
+    """A result's finding and table: all of it for programs; for people these columns, and `only` the rows with them."""
+    table = found.to_frame()
+    if as_json:
+        rows = table.astype(object).where(table.notna(), None).to_dict("records")
+        typer.echo(to_json({"finding": repr(found), "rows": rows}))
+        return
+    typer.echo(repr(found))
+    for name, value in only.items():
+        table = table[table[name] == value]
+    kept = table[[name for name in columns if name in table]]
+    print_table([{key: cell(value) for key, value in row.items()} for row in kept.to_dict("records")])
+
+
 def to_json(value: Any) -> str:
     return json.dumps(_null(value), default=str, allow_nan=False)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analysis.commands.common import Json, Model, cell, open_lens, print_table, to_json
+from analysis.commands.common import Json, Model, open_lens, shown, write_result
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
@@ -85,17 +85,10 @@ def probe(
         progress=not as_json,
         **options,
     )
-    table = found.to_frame()
     if out is not None:
         with folder.fresh(out, overwrite=None) as work:
-            _write(found, work)
-    if as_json:
-        rows = table.astype(object).where(table.notna(), None).to_dict("records")
-        typer.echo(to_json({"finding": repr(found), "rows": rows}))
-        return
-    typer.echo(repr(found))
-    shown = table[[name for name in _SHOWN if not (name == "auc" and quantity)]]
-    print_table([{key: cell(value) for key, value in row.items()} for row in shown.to_dict("records")])
+            write_result(found, work, "probe")
+    shown(found, as_json, [name for name in _SHOWN if not (name == "auc" and quantity)])
 
 
 def _data(
@@ -119,14 +112,6 @@ def _data(
     return Dataset.from_synth(
         lens, concept, n, task="regression" if quantity else "classification", seed=seed, **length
     )
-
-
-def _write(found: Any, work: Path) -> None:
-    found.to_frame().to_csv(work / "probe.csv", index=False)
-    figure = found.plot()
-    for ending in ("png", "svg"):
-        figure.savefig(work / f"probe.{ending}")
-    found.figure().write_html(work / "probe.html", include_plotlyjs=True)
 
 
 def _numbers(text: str | None, option: str) -> list[int] | None:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from jaxtyping import Int
 from torch import Tensor
 
-from analysis.placement.beside import Beside, computed
+from analysis.placement.beside import Beside, checked_kinds, computed
 from analysis.placement.result import ALIGNMENT, Placement, chosen
-from analysis.placement.shifts import Candidate, asked_in_words, candidates, shifts_of
+from analysis.placement.shifts import Candidate, asked_in_words, candidates, checked_strategies, shifts_of
 from audiolens import prompts as prompt_sets
 from audiolens.directions import Directions, difference_in_means
 from audiolens.errors import InputError, InputTypeError
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Placement", "place"]
 
-By = Literal["alignment", "norm", "probe", "patching", "attribution"]
 READ_PROMPTS = 48
 """Of either pole, that directions are read from where none are given."""
 
@@ -82,16 +81,20 @@ def place(
     sets = prompt_sets.load(concept) if isinstance(concept, str) else concept
     if not isinstance(sets, PromptSet):
         raise InputTypeError(f"concept={type(concept).__name__}: expected the name of a prompt set, or a PromptSet.")
+    checked_strategies(strategies)
+    checked_kinds(compute)
+    known = {ALIGNMENT, "norm", *compute, *(evidence or {})}
+    if by not in known:
+        raise InputError(f"by={by!r}: expected one of {', '.join(sorted(known))}.")
     neutral = _neutral(sets, prompts)
     poles = asked_in_words(sets, neutral)
     if directions is None:
         # As many of either pole, so that the pairs are those of the set.
         read = min(READ_PROMPTS, len(sets.positive), len(sets.negative))
-        directions = difference_in_means(lens, sets.positive[:read], sets.negative[:read], seeds=list(range(read)))
+        directions = difference_in_means(
+            lens, sets.positive[:read], sets.negative[:read], seeds=list(range(read)), progress=progress
+        )
     found = candidates(directions, strategies, layers)
-    known = {ALIGNMENT, "norm", *compute, *(evidence or {})}
-    if by not in known:
-        raise InputError(f"by={by!r}: expected one of {', '.join(sorted(known))}.")
     if codes is None:
         drawn = list(range(seed, seed + len(neutral)))
         codes = lens.generate(neutral, seconds, seeds=drawn, decode=False, batch_size=batch_size).codes

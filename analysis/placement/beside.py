@@ -23,6 +23,12 @@ PROBED = 24
 HEARD_SECONDS = 1.0
 
 
+def checked_kinds(wanted: Sequence[str]) -> None:
+    for name in wanted:
+        if name not in get_args(Beside):
+            raise InputError(f"compute={name!r}: expected some of {', '.join(get_args(Beside))}.")
+
+
 def computed(
     lens: AudioLens,
     sets: PromptSet,
@@ -38,9 +44,7 @@ def computed(
     Probes tell the poles' prompts apart on the *same* codes, which leak nothing. Patching and attribution carry the
     stream of the positive pole's runs into the negative's, on what the positive pole plays in its first second.
     """
-    for name in wanted:
-        if name not in get_args(Beside):
-            raise InputError(f"compute={name!r}: expected some of {', '.join(get_args(Beside))}.")
+    checked_kinds(wanted)
     found: dict[str, pd.DataFrame] = {}
     spent = 0
     if "probe" in wanted:

@@ -93,15 +93,19 @@ def asked_in_words(sets: PromptSet, neutral: Sequence[str]) -> tuple[list[str], 
     return list(sets.positive[:wanted]), list(sets.negative[:wanted])
 
 
-def candidates(
-    directions: Directions, strategies: Sequence[Strategy], layers: int | Sequence[int] | None
-) -> list[Candidate]:
-    """Every strategy at every layer whose vector has a length."""
+def checked_strategies(strategies: Sequence[str]) -> None:
     for strategy in strategies:
         if strategy not in PLACED:
             raise InputError(f"strategy={strategy!r} is not placed: expected some of {', '.join(PLACED)}.")
     if not strategies:
         raise InputError(f"no strategies: give some of {', '.join(PLACED)}.")
+
+
+def candidates(
+    directions: Directions, strategies: Sequence[Strategy], layers: int | Sequence[int] | None
+) -> list[Candidate]:
+    """Every strategy at every layer whose vector has a length."""
+    checked_strategies(strategies)
     wanted = directions.layers if layers is None else checked_layers(layers, directions.meta.n_layers)
     missing = [layer for layer in wanted if layer not in directions]
     if missing:

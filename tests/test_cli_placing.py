@@ -1,0 +1,58 @@
+"""`audiolens place` and `audiolens patch`: where a concept lives, without writing Python."""
+
+# ruff: noqa: F811 - fixtures of another file are named as arguments
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_cli import Run, run  # noqa: F401 (fixtures)
+
+
+def test_place_names_a_place_and_writes_why(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    arguments = ("-m", checkpoint, "--prompts", 2, "--seconds", 0.5)
+    code, out, err = run("place", "tempo", *arguments, "-o", "placed")
+    assert code == 0, err
+    assert "tempo: one-to-" in out
+    assert "alignment" in out
+    assert {path.name for path in (tmp_path / "placed").iterdir()} == {
+        f"placement.{ending}" for ending in ("csv", "png", "svg", "html")
+    }
+    code, out, err = run("place", "tempo", *arguments, "--strategies", "one-to-all", "--json")
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    assert {row["strategy"] for row in rows} == {"one-to-all"}
+    assert sum(row["chosen"] for row in rows) == 1
+
+
+def test_patch_tells_the_gap_and_the_grid(run: Run, checkpoint: Path) -> None:
+    arguments = ("-m", checkpoint, "--pairs", 4, "--seconds", 0.4)
+    code, out, err = run("patch", "tempo", *arguments, "--by", "head")
+    assert code == 0, err
+    assert "nats" in out
+    assert "head" in out
+    code, out, err = run("patch", "tempo", *arguments, "--by", "component", "--json")
+    assert code == 0, err
+    assert {row["component"] for row in json.loads(out)["rows"]} >= {"attn_out", "mlp_out"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("place", "tempoo"), "Did you mean 'tempo'"),
+        (("place", "tempo", "--prompts", 0), "--prompts=0"),
+        (("place", "tempo", "--by", "loudest"), "by='loudest'"),
+        (("place", "tempo", "--strategies", "one-to-some"), "is not placed"),
+        (("patch", "tempo", "--pairs", 1), "--pairs=1"),
+        (("patch", "tempo", "--by", "hour"), "hour"),
+        (("patch", "tempo", "--site", "resid_pots"), "resid_post"),
+        (("patch", "tempo", "--pairs", 2, "--mode", "noise"), "denoising"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(run: Run, checkpoint: Path, arguments: tuple, message: str) -> None:
+    code, _, err = run(*arguments, "-m", checkpoint)
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1, err
