@@ -9,7 +9,7 @@ it. Other evidence (probes, patching, attribution, lengths, or your own) stands 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from jaxtyping import Int
 from torch import Tensor
