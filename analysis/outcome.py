@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.response import rank_among, unit_of_change
 from analysis.scan import Choice
 from analysis.statistics import FEWEST_CONTROLS, LEVEL, MOST_FAILED, Monotonicity, spearman
 from analysis.sweep import BASELINE, Condition, effects
+from analysis.sweep.response import rank_among, unit_of_change
 from audiolens.directions import Directions
 from audiolens.interventions import Branch
 from audiolens.prompts import PromptSet

@@ -21,11 +21,11 @@ from analysis import outcome, pca, scan, similarity, sweep
 from analysis.listening import Listener
 from analysis.outcome import Outcome
 from analysis.pca import PCAResult
-from analysis.response import MEASURED
 from analysis.scan import Choice
 from analysis.settings import Settings
 from analysis.similarity import CosineMap
 from analysis.statistics import FEWEST_CONTROLS, Monotonicity
+from analysis.sweep.response import MEASURED
 from audiolens.directions import Directions, difference_in_means
 from audiolens.errors import InputError, nearest, shortened
 from audiolens.measure import MEASURES
@@ -91,13 +91,13 @@ class Study:
 
     def plot(self) -> Any:
         """The dose-response (matplotlib figure)."""
-        from analysis import plots
+        from analysis.figures import plots
 
         return plots.dose_response(self.response, self.measure, self.poles)
 
     def figure(self) -> Any:
         """The dose-response (plotly figure)."""
-        from analysis import screen
+        from analysis.figures import screen
 
         return screen.dose_response(self.response, self.measure, self.poles)
 

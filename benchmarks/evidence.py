@@ -16,11 +16,12 @@ import pandas as pd
 import typer
 from matplotlib.figure import Figure
 
-from analysis import spectrograms, statistics, sweep
+from analysis import statistics, sweep
 from analysis import study as studies
+from analysis.figures import spectrograms
 from analysis.listening import share_cores
 from analysis.outcome import CROSSED
-from analysis.response import MEASURED, effects
+from analysis.sweep.response import MEASURED, effects
 from analysis.sweep import BASELINE, Condition
 from audiolens import AudioLens, prompts, steer
 from audiolens.etude import evaluate

@@ -21,7 +21,8 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from analysis import ledger, sweep
+from analysis import sweep
+from analysis.sweep import ledger
 from audiolens import AudioLens, Directions, difference_in_means
 from audiolens.errors import InputError
 from audiolens.prompts import load

@@ -21,8 +21,8 @@ import torch
 import typer
 
 from analysis import sweep
-from analysis.factorial import Factors, conditions
 from analysis.listening import Listener, share_cores
+from analysis.sweep.factorial import Factors, conditions
 from audiolens import AudioLens, difference_in_means
 from audiolens.prompts import load
 from audiolens.sampling import RowStreams

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from analysis import attribution
-from analysis.agreement import Cell, patched
+from analysis.attribution.agreement import Cell, patched
 from analysis.likelihood import Window
 from analysis.places import places_of, spans
 from audiolens.errors import InputError, SiteError

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from test_cli import Run, file, run  # noqa: F401 (fixtures)
 
-from analysis import ledger, sweep
+from analysis import sweep
 from analysis.commands import sweep as command
+from analysis.sweep import ledger
 
 SMALL = ("--seconds", 0.4, "--prompts", 2, "--seeds", 1, "--controls", 1, "--strengths=-4,4", "--layers", "1")
 

@@ -8,10 +8,10 @@ import planted
 import pytest
 from scipy import stats
 
-from analysis import response, tradeoff
-from analysis.conditions import BASELINE
-from analysis.factorial import Factors, conditions
-from analysis.swept import SweepResult
+from analysis.sweep import response, tradeoff
+from analysis.sweep.conditions import BASELINE
+from analysis.sweep.factorial import Factors, conditions
+from analysis.sweep.result import SweepResult
 from audiolens.errors import InputError
 
 STRENGTHS = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0)

@@ -8,7 +8,8 @@ import pandas as pd
 import planted
 import pytest
 
-from analysis import plots, scan, screen, spectrograms, sweep
+from analysis import scan, sweep
+from analysis.figures import plots, screen, spectrograms
 
 
 @pytest.fixture(scope="module")

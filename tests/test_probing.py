@@ -14,8 +14,8 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 import audiolens as al
-from analysis import probes, probing
-from analysis.probing import Dataset
+from analysis import probing
+from analysis.probing import Dataset, probes
 from audiolens.cache import ActivationCache
 from audiolens.errors import InputError, SiteError
 
@@ -262,7 +262,7 @@ def test_baselines_stand_beside_the_model(lens: al.AudioLens, sounds: Dataset) -
 
 
 def test_baselines_hear_the_span_that_is_probed(lens: al.AudioLens, sounds: Dataset) -> None:
-    from analysis import features
+    from analysis.probing import features
 
     half = features.of_sound(lens, sounds, "codec", (0.0, 0.2)).values
     assert sounds.codes is not None
@@ -273,7 +273,7 @@ def test_baselines_hear_the_span_that_is_probed(lens: al.AudioLens, sounds: Data
 
 
 def test_time_spans_and_positions_are_those_of_the_cache(lens: al.AudioLens, sounds: Dataset) -> None:
-    from analysis import features
+    from analysis.probing import features
 
     _, cache = lens.run_with_cache(sounds.prompts, sounds.codes, sites="attn_out")
     whole = cache.stack("attn_out").numpy()

@@ -17,8 +17,8 @@ import torch
 from filelock import FileLock
 
 import audiolens as al
-from analysis import ledger, listening, playing, sweep
-from analysis.sweep import Condition
+from analysis import listening, sweep
+from analysis.sweep import Condition, ledger, playing
 from audiolens.errors import BusyError, InputError, StoppedError
 
 CLIPS = sweep.clips(["a calm song", "fast piano"], 2)

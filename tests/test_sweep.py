@@ -10,8 +10,8 @@ import torch
 
 import audiolens as al
 from analysis import sweep
-from analysis.factorial import LABELS, Factors, conditions
 from analysis.sweep import Condition
+from analysis.sweep.factorial import LABELS, Factors, conditions
 from audiolens.errors import InputError
 from audiolens.provenance import Provenance, weights_hash
 

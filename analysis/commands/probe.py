@@ -12,7 +12,7 @@ from analysis.commands.common import Json, Model, open_lens, shown, write_result
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
-    from analysis.dataset import Dataset
+    from analysis.probing.dataset import Dataset
     from audiolens import AudioLens
 
 _SHOWN = ("place", "score", "low", "high", "auc", "shuffled", "shuffled_high", "selectivity", "p")

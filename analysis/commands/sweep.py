@@ -12,7 +12,7 @@ from analysis.commands.common import Json, Model, cell, open_lens, print_table, 
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
-    from analysis.swept import SweepResult
+    from analysis.sweep.result import SweepResult
     from audiolens import AudioLens, Directions
     from audiolens.prompts import PromptSet
 
@@ -78,9 +78,9 @@ def sweep(
     """
     import torch
 
-    from analysis import ledger
     from analysis import sweep as sweeps
     from analysis.listening import share_cores
+    from analysis.sweep import ledger
 
     asked: dict[str, Any] = {
         "strengths": _strengths("--strengths", strengths),

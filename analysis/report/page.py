@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis import plots
+from analysis.figures import plots
 from audiolens.measure import UNITS
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def compressed(samples: np.ndarray, sample_rate: int) -> str:
 def _thumbnail(samples: np.ndarray, sample_rate: int) -> bytes:
     from matplotlib.figure import Figure
 
-    from analysis import spectrograms
+    from analysis.figures import spectrograms
 
     figure = Figure(figsize=(1.9, 1.05), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))

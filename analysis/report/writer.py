@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis import plots, spectrograms
+from analysis.figures import plots, spectrograms
 from analysis.folder import STUDY
 from analysis.report import page
 from analysis.sweep import BASELINE

@@ -1,0 +1,187 @@
+"""Figures of attention: words by time, lags in beats, and what silencing a head costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import plotly.graph_objects as go
+from matplotlib.figure import Figure
+
+from analysis.figures.captions import captioned, heat, screen_heat, screen_plain
+from analysis.figures.plots import BLACK, GREY, SEVERAL, styled
+
+if TYPE_CHECKING:
+    from analysis.attention.ablation import HeadAblation
+    from analysis.attention.weights import LagAttention, TextAttention
+
+Head = tuple[int, int]
+
+
+def text_paper(result: TextAttention, row: int, heads: Sequence[Head] | None) -> Figure:
+    """Tokens by time of one row, a panel a head."""
+    chosen = list(heads or _leading(result.selective(), result.layers, result.heads, 6))
+    columns = min(3, len(chosen))
+    lines = -(-len(chosen) // columns)
+    tokens = result.tokens[row]
+    with styled():
+        figure = Figure(figsize=(3.4 * columns + 0.8, (0.16 * len(tokens) + 1.1) * lines + 0.7), layout="constrained")
+        panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+        image: Any = None
+        for (layer, head), axes in zip(chosen, panels.ravel(), strict=False):
+            weights = _of(result, layer, head)[row, :, : len(tokens)].T
+            image = heat(axes, weights, extent=(0, weights.shape[1] / result.frame_rate), limit=1.0, signed=False)
+            axes.set_yticks(range(len(tokens)), [token.lstrip("▁Ġ") for token in tokens], fontsize=7)
+            axes.set_title(f"block {layer} head {head}", fontsize=9)
+        for axes in panels.ravel()[len(chosen) :]:
+            axes.set_visible(False)
+        for axes in panels[-1]:
+            axes.set_xlabel("time [s]")
+        for axes in panels[:, 0]:
+            axes.set_ylabel("token")
+        figure.colorbar(image, ax=panels, shrink=0.7, label="attention weight")
+        return captioned(figure, _text_caption(result, row))
+
+
+def text_screen(result: TextAttention, row: int) -> go.Figure:
+    """Tokens by time of one row, with a slider over layers and heads, the most selective first."""
+    count = min(24, len(result.layers) * len(result.heads))
+    chosen = _leading(result.selective(), result.layers, result.heads, count)
+    names = [token.lstrip("▁Ġ") for token in result.tokens[row]]
+    figure, steps = go.Figure(), []
+    for place, (layer, head) in enumerate(chosen):
+        weights = _of(result, layer, head)[row, :, : len(names)].T
+        seconds = np.arange(weights.shape[1]) / result.frame_rate
+        figure.add_heatmap(
+            z=weights, x=seconds, y=list(range(len(names))), zmin=0, zmax=1, colorscale="Cividis",
+            colorbar_title="weight", visible=place == 0,
+            hovertemplate="%{x:.2f} s: %{z:.3f}<extra></extra>",
+        )  # fmt: skip
+        shown = [other == place for other in range(count)]
+        title = f"block {layer} head {head}"
+        steps.append({"method": "update", "label": title, "args": [{"visible": shown}, {"title.text": title}]})
+    figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, title_text="token")
+    figure.update_layout(
+        title=steps[0]["label"], xaxis_title="time [s]", sliders=[{"steps": steps, "pad": {"t": 90}}],
+    )  # fmt: skip
+    return screen_plain(figure, _text_caption(result, row))
+
+
+def lag_paper(result: LagAttention, heads: Sequence[Head] | None) -> Figure:
+    """Scores by layer and head, and profiles over lag in beats: means over clips."""
+    found = result.means
+    chosen = list(heads or _leading(np.nan_to_num(found.mean, nan=-1.0), result.layers, result.heads, 4))
+    with styled():
+        figure = Figure(figsize=(9.4, 3.9), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=[1, 1.35])
+        image = heat(left, found.mean, x=result.heads, y=result.layers)
+        for (line, column), periodic in np.ndenumerate(result.periodic):
+            if periodic:
+                dark = abs(found.mean[line, column]) > 0.6 * np.nanmax(np.abs(found.mean))
+                shade = "white" if dark else "black"
+                left.text(column, line, "*", ha="center", va="center", color=shade, fontsize=11)
+        left.set_xlabel("head")
+        left.set_ylabel("block")
+        figure.colorbar(image, ax=left, shrink=0.85, label="score, (on − off) / (on + off)")
+        grid = np.linspace(0.25, 3.0, 100)
+        for (layer, head), (colour, marker) in zip(chosen, SEVERAL, strict=False):
+            profile = _in_beats(result, layer, head, grid)
+            right.plot(grid, profile, color=colour, marker=marker, markevery=12, label=f"block {layer} head {head}")
+        for beat in (1, 2, 3):
+            right.axvline(beat, color=GREY, linewidth=0.8, linestyle=":")
+        right.axhline(1, color=BLACK, linewidth=0.8)
+        right.set_xlabel("lag [beats]")
+        right.set_ylabel("weight, relative to its mean over these lags")
+        right.legend()
+        return captioned(figure, _lag_caption(result))
+
+
+def lag_screen(result: LagAttention) -> go.Figure:
+    """Scores by layer and head."""
+    found = result.means
+    extra = np.stack([found.low, found.high, result.control, result.p], axis=-1)
+    hover = (
+        "block %{y} head %{x}: %{z:+.3f} [%{customdata[0]:+.3f}, %{customdata[1]:+.3f}]<br>other clips' beats "
+        "%{customdata[2]:+.3f}, p = %{customdata[3]:.3g}<extra></extra>"
+    )
+    heads, blocks = ([str(place) for place in axis] for axis in (result.heads, result.layers))
+    figure = go.Figure(screen_heat(found.mean, heads, blocks, "score", customdata=extra, hovertemplate=hover))
+    marks = np.where(result.periodic, "*", "")
+    figure.update_traces(text=marks, texttemplate="%{text}")
+    figure.update_layout(xaxis_title="head", yaxis_title="block")
+    return screen_plain(figure, _lag_caption(result))
+
+
+def ablation_paper(result: HeadAblation) -> Figure:
+    """Change of the log-likelihood, layers by heads."""
+    found = result.means
+    with styled():
+        figure = Figure(figsize=(1.9 + 0.55 * len(result.heads), 1.6 + 0.33 * len(result.layers)), layout="constrained")
+        axes = figure.add_subplot()
+        image = heat(axes, found.mean, x=result.heads, y=result.layers, numbers=True)
+        axes.set_xlabel("head")
+        axes.set_ylabel("block")
+        axes.set_title(f"{result.site} × {result.factor:g}", fontsize=9)
+        figure.colorbar(image, ax=axes, shrink=0.85, label="change [nats a code]")
+        return captioned(figure, _ablation_caption(result))
+
+
+def ablation_screen(result: HeadAblation) -> go.Figure:
+    """The same on screen."""
+    found = result.means
+    extra = np.stack([found.low, found.high], axis=-1)
+    hover = (
+        "block %{y} head %{x}: %{z:+.4g} [%{customdata[0]:+.4g}, %{customdata[1]:+.4g}] nats a code<extra></extra>"
+    )  # fmt: skip
+    heads, blocks = ([str(place) for place in axis] for axis in (result.heads, result.layers))
+    figure = go.Figure(screen_heat(found.mean, heads, blocks, "nats a code", customdata=extra, hovertemplate=hover))
+    figure.update_layout(xaxis_title="head", yaxis_title="block", title=f"{result.site} × {result.factor:g}")
+    return screen_plain(figure, _ablation_caption(result))
+
+
+def _leading(values: np.ndarray, layers: Sequence[int], heads: Sequence[int], count: int) -> list[Head]:
+    order = np.argsort(-values, axis=None)[:count]
+    return [(layers[place // len(heads)], heads[place % len(heads)]) for place in order]
+
+
+def _of(result: TextAttention, layer: int, head: int) -> np.ndarray:
+    return result.weights[result.layers.index(layer), result.heads.index(head)]
+
+
+def _in_beats(result: LagAttention, layer: int, head: int, grid: np.ndarray) -> np.ndarray:
+    """The mean profile over lags in beats, each clip's divided by its own mean; NaN beyond its longest lag."""
+    profiles = result.profiles[result.layers.index(layer), result.heads.index(head)]
+    lines = []
+    for profile, beat in zip(profiles, result.beat_seconds, strict=True):
+        if np.isfinite(beat):
+            places = grid * beat * result.frame_rate
+            line = np.interp(places, np.arange(len(profile)), profile, right=np.nan)
+            lines.append(line / np.nanmean(line))
+    counts = np.isfinite(lines).sum(0)
+    return np.where(counts >= 2, np.nansum(lines, axis=0) / np.maximum(counts, 1), np.nan)
+
+
+def _text_caption(result: TextAttention, row: int) -> str:
+    return (
+        f"Attention weight from each step to each token of “{result.prompts[row]}”. Where a head looks is not what it "
+        "takes from there."
+    )
+
+
+def _lag_caption(result: LagAttention) -> str:
+    clips = int(np.isfinite(result.beat_seconds).sum())
+    return (
+        f"Self-attention by how far back it looks, {clips} clips. Left: weight whole beats back (on) against half a "
+        "beat to either side (off); * interval above 0 and p ≤ .05 against beats dealt out to other clips, corrected "
+        "for all heads. Right: the leading heads' weight over lag in each clip's own beats."
+    )
+
+
+def _ablation_caption(result: HeadAblation) -> str:
+    first, end = result.window.seconds
+    return (
+        f"Change of the log-likelihood of the codes at {first:g}-{end:g} s when one head is scaled by "
+        f"{result.factor:g}: mean over {len(result.prompts)} clips and codebooks; intact "
+        f"{result.intact.mean():.3g} nats a code."
+    )

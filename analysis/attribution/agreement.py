@@ -1,0 +1,99 @@
+"""How far attributions agree with exact patching: some cells, drawn uniformly, are patched for real, a run each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from scipy import stats
+from torch import Tensor
+
+from analysis.attribution.gradients import Metric, scored
+from analysis.places import Place
+from analysis.statistics import Interval, bootstrap
+from audiolens.interventions import Replace
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Steps (or tokens) `start` to `stop` of one head (`None`: all) at one place."""
+
+    place: Place
+    start: int
+    stop: int
+    head: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """Attributed and exact effect of the same cells.
+
+    Attributes:
+        cells: one row a cell: `site`, `layer`, `start`, `stop`, `head`, `attributed`, `exact` (nats, mean over pairs).
+        rho: short site name -> Spearman's rank correlation over its cells; NaN where nothing varies.
+        intervals: of `rho`, over cells.
+        n_pairs: pairs the cells were patched on.
+
+    Cells are drawn uniformly, so that most may be near 0, where ranks are noise: the correlation over a grid with few
+    strong cells can be low although these are right. Ranks say nothing of scale: compare the two columns.
+    """
+
+    cells: pd.DataFrame
+    rho: Mapping[str, float]
+    intervals: Mapping[str, Interval]
+    n_pairs: int
+
+    @classmethod
+    def of(cls, cells: pd.DataFrame, n_pairs: int) -> Agreement:
+        rho, intervals = {}, {}
+        for site, mine in cells.groupby("site", sort=False):
+            pairs = mine[["attributed", "exact"]].to_numpy()
+            rho[str(site)] = _spearman(pairs)
+            with np.errstate(invalid="ignore"):
+                intervals[str(site)] = bootstrap(
+                    lambda index, of=pairs: float(np.nan_to_num(_spearman(of[index]))), np.arange(len(pairs)), None,
+                    n_bootstrap=300,
+                )  # fmt: skip
+        return cls(cells, rho, intervals, n_pairs)
+
+    def __repr__(self) -> str:
+        told = [
+            f"{site} {rho:.2f} [{self.intervals[site].low:.2f}, {self.intervals[site].high:.2f}]"
+            for site, rho in self.rho.items()
+        ]
+        return f"Agreement(Spearman with exact patching: {', '.join(told)}; {len(self.cells)} cells)"
+
+
+def patched(
+    lens: Any,
+    prompts: Sequence[str | None],
+    codes: Int[Tensor, "row codebook frame"],
+    own: Mapping[str, Tensor],
+    other: Mapping[str, Tensor],
+    cells: Sequence[Cell],
+    metric: Metric,
+) -> Float[np.ndarray, "cell row codebook"]:
+    """The metric with one cell after the other patched: the naive way, a run a cell.
+
+    `own` and `other` are activations by full site name: those of the run that is patched, and those put in place.
+    """
+    found = []
+    for cell in cells:
+        name = cell.place.name
+        mask = cell.place.cell(own[name], cell.start, cell.stop, cell.head)
+        mixed = torch.where(mask, other[name], own[name])
+        logits = lens.run_with_interventions(list(prompts), codes, Replace(mixed, site=name, branch="cond"))
+        found.append(scored(metric, logits, codes.to(logits.device)).double().cpu().numpy())
+    return np.stack(found)
+
+
+def _spearman(pairs: np.ndarray) -> float:
+    if len(pairs) < 3 or np.ptp(pairs[:, 0]) == 0 or np.ptp(pairs[:, 1]) == 0:
+        return float("nan")
+    found: Any = stats.spearmanr(pairs[:, 0], pairs[:, 1])
+    return float(found.statistic)

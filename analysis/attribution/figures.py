@@ -1,0 +1,150 @@
+"""Figures of attribution: cells of each site, and components by codebook; on paper (matplotlib) and screen (plotly)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import plotly.graph_objects as go
+from matplotlib.figure import Figure
+
+from analysis.figures.captions import captioned, heat, screen_heat, screen_plain
+from analysis.figures.plots import styled
+
+if TYPE_CHECKING:
+    from analysis.attribution import AttributionResult
+    from analysis.attribution.logits import DirectResult
+
+SHOWN = 36
+"""Components in a figure on paper."""
+
+
+def paper(result: AttributionResult) -> Figure:
+    """A panel per site: layers by time, by heads, or by tokens."""
+    sites = list(result.sites)
+    columns = min(3, len(sites))
+    rows = -(-len(sites) // columns)
+    with styled():
+        figure = Figure(figsize=(3.6 * columns, 2.6 * rows + 0.7), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for site, axes in zip(sites, panels, strict=False):
+            values, x, label = cells(result, site)
+            layers = result.sites[site].layers
+            continuous = label.startswith("time")
+            image = heat(
+                axes, values, x=None if continuous else x, y=["text"] if layers[0] < 0 else layers,
+                extent=(0, len(x) / result.frame_rate) if continuous else None, numbers=not continuous,
+            )  # fmt: skip
+            axes.set_title(f"{site}{_agrees(result, site)}", fontsize=9)
+            axes.set_xlabel(label)
+            axes.set_ylabel("block")
+            figure.colorbar(image, ax=axes, shrink=0.85, label="effect [nats]")
+        for axes in panels[len(sites) :]:
+            axes.set_visible(False)
+        return captioned(figure, caption(result))
+
+
+def screen(result: AttributionResult) -> go.Figure:
+    """One panel with a menu of sites."""
+    figure = go.Figure()
+    buttons = []
+    for place, site in enumerate(result.sites):
+        values, x, label = cells(result, site)
+        layers = result.sites[site].layers
+        figure.add_trace(
+            screen_heat(
+                values,
+                x,
+                ["text" if layer < 0 else str(layer) for layer in layers],
+                "effect [nats]",
+                visible=place == 0,
+                hovertemplate="block %{y}, " + label + " %{x}: %{z:.4g} nats<extra></extra>",
+            )  # fmt: skip
+        )
+        shown = [other == place for other in range(len(result.sites))]
+        title = f"{site}{_agrees(result, site)}"
+        layout = {"title.text": title, "xaxis.title.text": label}
+        buttons.append({"method": "update", "label": site, "args": [{"visible": shown}, layout]})
+    first = buttons[0]["args"][1]
+    figure.update_layout(
+        title=first["title.text"], xaxis_title=first["xaxis.title.text"], yaxis_title="block",
+        updatemenus=[{"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.15}],
+    )  # fmt: skip
+    return screen_plain(figure, caption(result))
+
+
+def cells(result: AttributionResult, site: str) -> tuple[np.ndarray, list[Any], str]:
+    """What is drawn of a site: values "layer column", the columns' places, and the axis's label."""
+    scores = result.sites[site]
+    if scores.heads and scores.place == "step":
+        values = result.of(site, ("layer", "head"))
+        return values, list(range(values.shape[1])), "head"
+    values = result.of(site, ("layer", "place"))
+    if scores.place == "step":
+        return values, [round(step / result.frame_rate, 4) for step in range(values.shape[1])], "time [s]"
+    words = {row: list(tokens) for row, tokens in enumerate(result.tokens)}
+    same = len({tuple(tokens) for tokens in words.values()}) == 1
+    return values, words[0] if same else list(range(values.shape[1])), "token" if same else "token (place in the text)"
+
+
+def caption(result: AttributionResult) -> str:
+    gap = result.gap
+    runs = ("corrupted", "clean") if result.towards == "denoising" else ("clean", "corrupted")
+    how = "gradient x difference" if result.method == "gradient" else f"integrated gradients, {result.steps} steps"
+    first, end = (0.0, 0.0) if result.window is None else result.window.seconds
+    metric = "metric" if result.window is None else f"log-likelihood of the codes at {first:g}-{end:g} s"
+    return (
+        f"Change of the {metric} if one cell of the {runs[0]} run took the {runs[1]} run's activation ({how}), mean "
+        f"over {len(result.clean)} pairs; whole gap {gap.mean:+.3g} nats [{gap.low:+.3g}, {gap.high:+.3g}]. rho: rank "
+        "correlation with exact patching of cells drawn at random."
+    )
+
+
+def direct_paper(result: DirectResult) -> Figure:
+    """The largest components by codebooks, numbers in the cells."""
+    labels, values = _largest(result)
+    with styled():
+        figure = Figure(figsize=(4.6, 0.17 * len(values) + 1.9), layout="constrained")
+        axes = figure.add_subplot()
+        image = heat(axes, values[::-1], x=range(values.shape[1]), numbers=True)
+        axes.set_yticks(range(len(values)), labels[::-1], fontsize=6.5)
+        axes.set_xlabel("codebook")
+        axes.set_ylabel("component")
+        figure.colorbar(image, ax=axes, shrink=0.7, label="direct effect [logits]")
+        return captioned(figure, direct_caption(result))
+
+
+def direct_screen(result: DirectResult) -> go.Figure:
+    """All components by codebooks."""
+    values = result.values.mean(1)
+    books = [str(book) for book in range(values.shape[1])]
+    hover = "%{y}, codebook %{x}: %{z:.4g} logits<extra></extra>"
+    figure = go.Figure(screen_heat(values[::-1], books, result.labels[::-1], "logits", hovertemplate=hover))
+    figure.update_layout(xaxis_title="codebook", yaxis_title="component", height=220 + 14 * len(values))
+    return screen_plain(figure, direct_caption(result), width=80)
+
+
+def direct_caption(result: DirectResult) -> str:
+    along = {
+        "codes": "the given codes' logits, less the vocabulary's mean",
+        "difference": "the clean-minus-corrupted difference of the logits",
+        "direction": "what the direction reads as in logits",
+    }[result.along]
+    first, end = result.window.seconds
+    shown = min(SHOWN, len(result.labels))
+    return (
+        f"What each component writes straight into the logits along {along}; mean over {len(result.prompts)} rows and "
+        f"the frames at {first:g}-{end:g} s. All {len(result.labels)} components add up to {result.totals.mean():+.3g} "
+        f"logits; on paper the {shown} largest."
+    )
+
+
+def _largest(result: DirectResult) -> tuple[list[str], np.ndarray]:
+    """The components that a page can hold, in the model's order."""
+    values = result.values.mean(1)
+    kept = np.sort(np.argsort(-np.abs(values).max(1))[:SHOWN])
+    return [result.labels[place] for place in kept], values[kept]
+
+
+def _agrees(result: AttributionResult, site: str) -> str:
+    return "" if result.agreement is None else f" (rho {result.agreement.rho[site]:.2f})"

@@ -1,0 +1,249 @@
+"""Direct logit attribution: what each component writes straight into the logits, past everything above it.
+
+The logits are linear in the stream once the final norm's scale is held at what it was: the sum over components of what
+each writes, read through the norm and a codebook's head. With the scale held, the parts add up exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from analysis.intervals import Means, means
+from analysis.likelihood import Window, by_frame
+from audiolens.audio import checked_codes
+from audiolens.cache import ActivationCache
+from audiolens.errors import InputError
+from audiolens.rows import whole_batch_size
+from audiolens.text import checked_prompts
+from audiolens.timeline import Span
+from audiolens.weights import decoder_of
+
+Along = Literal["codes", "difference", "direction"]
+
+
+@dataclass(frozen=True, eq=False)
+class DirectResult:
+    """What each component adds to the logits, mean over the frames of the window.
+
+    Attributes:
+        values: in logits. Components add up to `totals`.
+        labels: TransformerLens's ("3_cross_attn_out"; heads are "3_cross_attn_h2"; "norm_bias" the final norm's own).
+        totals: of the whole stream.
+        along: "codes" (the given codes' logits, less the mean over the vocabulary), "difference" (clean minus corrupted
+            logits, along the difference of both whole logits), "direction" (along what a direction in the stream reads
+            as).
+        prompts: of the rows (the clean ones).
+        window: the frames averaged over.
+
+    It does not show what later blocks make of a component: one that writes nothing along the logits may still decide
+    them through what reads it. The norm's scale is that of the whole stream, so a large part may shrink others.
+    """
+
+    values: Float[np.ndarray, "component row codebook"]
+    labels: tuple[str, ...]
+    totals: Float[np.ndarray, "row codebook"]
+    along: Along
+    prompts: tuple[str | None, ...]
+    window: Window
+
+    @property
+    def shares(self) -> Means:
+        """Mean over rows and codebooks of every component, with intervals over prompts: "component"."""
+        return means(np.moveaxis(self.values.mean(2), 0, -1), self.prompts)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per component and codebook: `component`, `layer` (-1: in no block), `codebook`, `logits`, `low`,
+        `high`."""
+        found = means(np.moveaxis(self.values, 1, 0), self.prompts)
+        component, codebook = np.indices(found.mean.shape)
+        return pd.DataFrame(
+            {
+                "component": np.asarray(self.labels)[component.ravel()],
+                "layer": np.asarray([layer_of(label) for label in self.labels])[component.ravel()],
+                "codebook": codebook.ravel(),
+                "logits": found.mean.ravel(),
+                "low": found.low.ravel(),
+                "high": found.high.ravel(),
+            }
+        )
+
+    def plot(self) -> Any:
+        """Components by codebooks (matplotlib figure)."""
+        from analysis.attribution import figures
+
+        return figures.direct_paper(self)
+
+    def figure(self) -> Any:
+        """The same on screen (plotly figure)."""
+        from analysis.attribution import figures
+
+        return figures.direct_screen(self)
+
+    def __repr__(self) -> str:
+        found = self.shares
+        order = np.argsort(-np.abs(found.mean))[:3]
+        told = [f"{self.labels[i]} {found.mean[i]:+.3g} [{found.low[i]:+.3g}, {found.high[i]:+.3g}]" for i in order]
+        return f"DirectResult(along the {self.along}, {self.totals.mean():+.3g} logits in all: {', '.join(told)})"
+
+
+def direct(
+    lens: Any,
+    prompts: str | Sequence[str | None],
+    codes: Int[Tensor, "row codebook frame"],
+    *,
+    corrupted: str | Sequence[str | None] | None = None,
+    direction: Any = None,
+    seconds: Span | None = None,
+    heads: bool = False,
+    batch_size: int = 16,
+) -> DirectResult:
+    """What every component writes into each codebook's logits, along one way of three.
+
+    Args:
+        prompts: one a row of codes.
+        corrupted: other prompts, paired by row: components are differenced (clean minus corrupted), and read along the
+            unit difference of the logits of both runs. Of both runs the whole stream then gives its length.
+        direction: a vector "d_model" in the stream before the final norm (a `Directions` gives its last layer's):
+            components are read along the unit vector of logits that it writes.
+        seconds: the window; default the first second.
+        heads: attention and cross-attention apart, by head.
+
+    Raises:
+        InputError: both `corrupted` and `direction`, prompts that do not pair up, or that differ in nothing.
+    """
+    codes = checked_codes(codes, lens.config)
+    listed = checked_prompts(prompts, len(codes))
+    others = None if corrupted is None else checked_prompts(corrupted, len(codes))
+    if others is not None and direction is not None:
+        raise InputError("corrupted and direction were both given: the logits are read along one of them.")
+    for given in (listed, others):
+        if given is not None and len(given) != len(codes):
+            raise InputError(f"{len(given)} prompts for {len(codes)} rows of codes: pair them by row.")
+    if listed == others:
+        raise InputError("clean and corrupted prompts are the same: their logits do not differ.")
+    window = Window.of(lens, codes, seconds)
+    short, size = window.cropped(codes), whole_batch_size(batch_size)
+    vector = None if direction is None else _vector(direction, lens)
+    parts, totals, labels = [], [], ()
+    for first in range(0, len(short), size):
+        rows = slice(first, first + size)
+        runs = [
+            _Run.of(lens, given[rows], short[rows], window, heads) for given in (listed, others) if given is not None
+        ]
+        ours = runs[0]
+        if others is not None:
+            along = _unit(ours.logits - runs[1].logits)
+        elif vector is not None:
+            along = ours.written(vector)
+        else:
+            wanted = short[rows, :, window.first : window.end].to(ours.logits.device)
+            along = (
+                torch.nn.functional.one_hot(wanted, ours.logits.shape[-1]).to(ours.logits) - 1 / ours.logits.shape[-1]
+            )
+        read = [run.read(along) for run in runs]
+        labels = ours.labels
+        parts.append(read[0] - read[1] if len(read) > 1 else read[0])
+        told = [(run.logits * along).sum(-1).mean(-1) for run in runs]
+        totals.append(told[0] - told[1] if len(told) > 1 else told[0])
+    return DirectResult(
+        values=torch.cat(parts, dim=1).double().cpu().numpy(),
+        labels=labels,
+        totals=torch.cat(totals).double().cpu().numpy(),
+        along="difference" if others is not None else "codes" if vector is None else "direction",
+        prompts=listed,
+        window=window,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One run of some rows: its components, its logits in the window, and how the final norm reads the stream."""
+
+    lens: Any
+    window: Window
+    labels: tuple[str, ...]
+    components: Float[Tensor, "component row step d_model"]
+    scale: Float[Tensor, "row step 1"]
+    logits: Float[Tensor, "row codebook frame vocab"]
+
+    @classmethod
+    def of(cls, lens: Any, prompts: Sequence[str | None], codes: Tensor, window: Window, heads: bool) -> _Run:
+        cross = lens.config.conditioning != "prefix"
+        outs = ["attn_out", *(["cross_attn_out"] if cross else []), "mlp_out"]
+        results = ["attn.result", *(["cross_attn.result"] if cross else [])] if heads else []
+        sites = ["blocks.0.hook_resid_pre", *outs, *results, f"blocks.{lens.config.n_layers - 1}.hook_resid_post"]
+        logits, cache = lens.run_with_cache(list(prompts), codes, sites=sites)
+        labels, values = _components(cache, heads)
+        stream = cache["resid_post", lens.config.n_layers - 1].float()
+        norm = decoder_of(lens).layer_norm
+        scale = (stream.var(-1, unbiased=False, keepdim=True) + norm.eps).rsqrt()
+        told = by_frame(logits, window.delays, window.end)[..., window.first :, :].float()
+        return cls(lens, window, (*labels, "norm_bias"), values, scale, told)
+
+    def read(self, along: Float[Tensor, "row codebook frame vocab"]) -> Float[Tensor, "component row codebook"]:
+        """Each component's part of the logits along vectors of them, mean over frames; the norm's bias last."""
+        norm = decoder_of(self.lens).layer_norm
+        weight, bias = norm.weight.detach().float(), norm.bias.detach().float()
+        parts = []
+        for codebook, (head, delay) in enumerate(zip(self.lens.W_U, self.window.delays, strict=True)):
+            steps = slice(self.window.first + delay, self.window.end + delay)
+            back = along[:, codebook] @ head.float().T
+            inner = weight * back
+            inner = (inner - inner.mean(-1, keepdim=True)) * self.scale[:, steps]
+            each = einsum(self.components[:, :, steps], inner, "component row step d, row step d -> component row step")
+            whole = torch.cat([each, (back @ bias)[None]])
+            parts.append(whole.mean(-1))
+        return torch.stack(parts, dim=-1)
+
+    def written(self, vector: Float[Tensor, " d_model"]) -> Float[Tensor, "row codebook frame vocab"]:
+        """The unit vector of logits that a vector in the stream writes, by the final norm and each head."""
+        weight = decoder_of(self.lens).layer_norm.weight.detach().float()
+        through = weight * (vector - vector.mean()).to(weight)
+        each = torch.stack([_unit(through @ head.float()) for head in self.lens.W_U])
+        return each[None, :, None].expand_as(self.logits)
+
+
+def _components(cache: ActivationCache, heads: bool) -> tuple[list[str], Float[Tensor, "component row step d_model"]]:
+    found = cache.decompose_resid()
+    labels, values = [], []
+    for label, value in zip(found.labels, found.values, strict=True):
+        layer, _, part = label.partition("_")
+        site = {"attn_out": "attn.result", "cross_attn_out": "cross_attn.result"}.get(part)
+        if not heads or site is None:
+            labels.append(label)
+            values.append(value.float())
+            continue
+        result = cache[site, int(layer)].float()
+        name = part.removesuffix("_out")
+        labels += [f"{layer}_{name}_h{head}" for head in range(result.shape[2])]
+        values += list(result.unbind(2))
+    return labels, torch.stack(values)
+
+
+def layer_of(label: str) -> int:
+    """The block a component stands in; -1 for the embeddings and the final norm's bias."""
+    layer, _, part = label.partition("_")
+    return int(layer) if layer.isdigit() and part != "pre" else -1
+
+
+def _vector(direction: Any, lens: Any) -> Float[Tensor, " d_model"]:
+    layers = getattr(direction, "layers", None)
+    vector = torch.as_tensor(direction if layers is None else direction[layers[-1]]).detach().float().cpu()
+    if vector.shape != (lens.config.d_model,) or not bool(torch.isfinite(vector).all()) or not bool(vector.any()):
+        raise InputError(
+            f"direction of shape {tuple(vector.shape)}: expected {lens.config.d_model} finite numbers, not all 0."
+        )
+    return vector
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)

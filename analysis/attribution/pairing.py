@@ -1,0 +1,205 @@
+"""Two runs that read the same codes under different prompts: paired at the door, run batch by batch, differenced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analysis.attribution.agreement import Agreement, Cell, patched
+from analysis.attribution.gradients import Metric, Pass, backward, scored
+from analysis.likelihood import Window
+from analysis.places import Place, places_of, spans
+from audiolens.audio import checked_codes
+from audiolens.errors import InputError
+from audiolens.rows import whole_batch_size
+from audiolens.text import checked_prompts, lengths, token_limit
+from audiolens.timeline import Span
+
+TEXT = "hook_text_states"
+
+Towards = Literal["denoising", "noising"]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The attributions of some rows; `cells` are "codebook row place head" by full site name, summed codebooks one."""
+
+    rows: np.ndarray
+    own: Float[np.ndarray, "row codebook"]
+    other: Float[np.ndarray, "row codebook"]
+    cells: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Pairing:
+    """What is compared, checked. `codes` are no longer than the metric's window asks for."""
+
+    lens: Any
+    clean: tuple[str | None, ...]
+    corrupted: tuple[str | None, ...]
+    towards: Towards
+    codes: Tensor
+    sizes: tuple[int, ...]
+    groups: Mapping[str, tuple[Place, ...]]
+    metric: Metric
+
+    @classmethod
+    def checked(
+        cls,
+        lens: Any,
+        clean: Any,
+        corrupted: Any,
+        codes: Any,
+        *,
+        sites: Sequence[str] | str,
+        layers: int | Sequence[int] | None,
+        seconds: Span | None,
+        metric: Metric | None,
+        towards: Towards,
+        along_text: bool,
+    ) -> Pairing:
+        """The plan, or an error before a model runs."""
+        codes = checked_codes(codes, lens.config)
+        prompts = [checked_prompts(given, len(codes)) for given in (clean, corrupted)]
+        if {len(prompts[0]), len(prompts[1])} != {len(codes)}:
+            raise InputError(
+                f"{len(prompts[0])} clean and {len(prompts[1])} corrupted prompts for {len(codes)} rows of codes: pair "
+                "them by row."
+            )
+        if prompts[0] == prompts[1]:
+            raise InputError("clean and corrupted prompts are the same: there is no difference to attribute.")
+        groups = places_of(lens, sites, layers)
+        if "logits" in groups:
+            raise InputError("hook_logits is what the metric is read from: name a site before it.")
+        prefixed = lens.config.conditioning == "prefix"
+        if along_text and prefixed:
+            raise InputError(
+                f"method='integrated' goes from one prompt's text states to the other's; the text of "
+                f"{lens.config.family} is a prefix without such a site: use method='gradient'."
+            )
+        on_text = [short for short, places in groups.items() if places[0].on_text]
+        reason = None
+        if prefixed:
+            reason = f"in {lens.config.family} the text's length shifts every step"
+        elif along_text:
+            reason = "method='integrated' goes from token to token"
+        elif on_text:
+            reason = f"the cells of {on_text[0]} are tokens"
+        limit = token_limit(lens.model, lens.tokenizer)
+        sizes = [lengths(given, lens.tokenizer, limit) for given in prompts]
+        for row, (first, second) in enumerate(zip(*sizes, strict=True)):
+            if reason is not None and first != second:
+                raise InputError(
+                    f"pair {row} has {first} and {second} tokens ({prompts[0][row]!r}, {prompts[1][row]!r}): {reason}, "
+                    "so the two need equally many. Exchange words of equal length, leave the pair out, or choose "
+                    "sites that have steps."
+                )
+        window = Window.of(lens, codes, seconds) if metric is None else metric
+        codes = window.cropped(codes) if isinstance(window, Window) else codes
+        return cls(lens, prompts[0], prompts[1], towards, codes, tuple(sizes[0]), groups, window)
+
+    @property
+    def own(self) -> tuple[str | None, ...]:
+        """Prompts of the run that is patched."""
+        return self.corrupted if self.towards == "denoising" else self.clean
+
+    @property
+    def other(self) -> tuple[str | None, ...]:
+        """Prompts of the run whose activations are put in place."""
+        return self.clean if self.towards == "denoising" else self.corrupted
+
+    @property
+    def places(self) -> dict[str, Place]:
+        """By full name, in the model's order."""
+        mine = {place.name: place for places in self.groups.values() for place in places}
+        return {name: mine[name] for name in self.lens.sites() if name in mine}
+
+    def batches(self, size: int) -> Iterator[np.ndarray]:
+        """Rows of each pass: where the text has no mask, of one length."""
+        whole_batch_size(size)
+        prefixed = self.lens.config.conditioning == "prefix"
+        kinds = np.asarray(self.sizes if prefixed else [0] * len(self.sizes))
+        for kind in np.unique(kinds):
+            rows = np.flatnonzero(kinds == kind)
+            yield from (rows[first : first + size] for first in range(0, len(rows), size))
+
+    def part(self, rows: np.ndarray, steps: int, per_codebook: bool) -> Part:
+        """The attributions of some pairs: by one gradient, or (`steps`) by gradients along the path of the text."""
+        own, other, codes = self._rows(rows)
+        names = list(self.places)
+        logits, theirs = self.lens.run_with_cache(other, codes, sites=names)
+        base = backward(self.lens, own, codes, names, self.metric, per_codebook=per_codebook)
+        gradients = self._along(base, own, other, codes, steps, per_codebook) if steps else base.gradients
+        cells = {}
+        for name, place in self.places.items():
+            difference = theirs[name].to(base.values[name]).float() - base.values[name].float()
+            cells[name] = place.summed(gradients[name].float() * difference).double().cpu().numpy()
+        scores = scored(self.metric, logits, codes.to(logits.device))
+        return Part(rows, base.scores.double().cpu().numpy(), scores.double().cpu().numpy(), cells)
+
+    def agreement(
+        self, attributed: Mapping[str, np.ndarray], *, check: int, pairs: int, cells: int, seed: int
+    ) -> Agreement:
+        """Cells of every site, drawn uniformly and patched; `attributed` is "layer pair codebook place head"."""
+        rng = np.random.default_rng(seed)
+        rows = np.sort(rng.permutation(len(self.own))[:pairs])
+        own, other, codes = self._rows(rows)
+        logits, mine = self.lens.run_with_cache(own, codes, sites=list(self.places))
+        theirs = self.lens.run_with_cache(other, codes, sites=list(self.places))[1]
+        base = scored(self.metric, logits, codes.to(logits.device)).double().cpu().numpy()
+        table = []
+        for short, places in self.groups.items():
+            values = attributed[short][:, rows]
+            there = min(self.sizes[row] for row in rows) if places[0].place == "token" else values.shape[3]
+            cuts = [(token, token + 1) for token in range(there)] if places[0].place == "token" else spans(there, cells)
+            heads = range(values.shape[4])
+            every = [(layer, cut, head) for layer in range(len(places)) for cut in cuts for head in heads]
+            drawn = [every[place] for place in np.sort(rng.permutation(len(every))[:check])]
+            todo = [Cell(places[at], cut[0], cut[1], head if places[at].heads else None) for at, cut, head in drawn]
+            exact = patched(self.lens, own, codes, mine.tensors, theirs.tensors, todo, self.metric) - base
+            for (at, cut, head), cell, effect in zip(drawn, todo, exact, strict=True):
+                told = values[at, :, :, cut[0] : cut[1], head].sum((1, 2)).mean()
+                table.append(
+                    {
+                        "site": short,
+                        "layer": -1 if cell.place.layer is None else cell.place.layer,
+                        "start": cell.start,
+                        "stop": cell.stop,
+                        "head": -1 if cell.head is None else cell.head,
+                        "attributed": float(told),
+                        "exact": float(effect.sum(1).mean()),
+                    }
+                )
+        return Agreement.of(pd.DataFrame(table), len(rows))
+
+    def _rows(self, rows: np.ndarray) -> tuple[list[str | None], list[str | None], Tensor]:
+        return [self.own[row] for row in rows], [self.other[row] for row in rows], self.codes[torch.as_tensor(rows)]
+
+    def _along(
+        self,
+        base: Pass,
+        own: Sequence[str | None],
+        other: Sequence[str | None],
+        codes: Tensor,
+        steps: int,
+        per_codebook: bool,
+    ) -> dict[str, Tensor]:
+        """Mean gradients at the middles of equal steps from one prompt's text states to the other's."""
+        ends = [self.lens.run_with_cache(list(prompts), None, sites=TEXT)[1][TEXT] for prompts in (own, other)]
+        names = list(base.gradients)
+        total = {name: torch.zeros_like(base.gradients[name], dtype=torch.float32) for name in names}
+        for step in range(steps):
+            states = ends[0] + (step + 0.5) / steps * (ends[1] - ends[0])
+            there = backward(
+                self.lens, own, codes, names, self.metric, text_states=states, per_codebook=per_codebook
+            )  # fmt: skip
+            for name in names:
+                total[name] += there.gradients[name].float() / steps
+        return total

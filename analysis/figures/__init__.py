@@ -1,0 +1,1 @@
+"""What figures share: colours and styles, captions and heat maps, spectrograms; and the figures of a study."""

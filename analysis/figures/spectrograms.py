@@ -1,0 +1,71 @@
+"""Spectrograms: what a clip looks like, alone or beside the clips of the same prompt and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.figures.plots import styled
+
+DEPTH_DB = 70.0
+"""How far below a clip's loudest the colour scale reaches."""
+
+
+def one(samples: np.ndarray, sample_rate: int, title: str = "", axes: Axes | None = None) -> Figure | Axes:
+    """Mel spectrogram of one clip in dB below its loudest; a figure with labelled axes, or drawn into `axes`."""
+    import librosa
+
+    power = librosa.feature.melspectrogram(
+        y=np.asarray(samples, dtype=np.float32).reshape(-1, samples.shape[-1]).mean(0), sr=sample_rate, n_fft=1024,
+        hop_length=256, n_mels=72, fmax=sample_rate / 2,
+    )  # fmt: skip
+    level = librosa.power_to_db(np.maximum(power, 1e-10), ref=float(max(power.max(), 1e-10)), top_db=DEPTH_DB)
+    seconds = samples.shape[-1] / sample_rate
+
+    def draw(target: Axes) -> None:
+        target.imshow(
+            level,
+            origin="lower",
+            aspect="auto",
+            cmap="viridis",
+            vmin=-DEPTH_DB,
+            vmax=0,
+            extent=(0, seconds, 0, len(level)),
+        )
+        ticks = [hertz for hertz in (500, 1000, 2000, 4000, 8000) if hertz <= sample_rate / 2]
+        edges = librosa.mel_frequencies(len(level) + 2, fmin=0.0, fmax=sample_rate / 2)
+        target.set_yticks(np.interp(ticks, edges, np.arange(len(edges)) - 0.5), [f"{t / 1000:g}" for t in ticks])
+        target.grid(False)
+        target.set_title(title, fontsize=9)
+
+    if axes is not None:
+        draw(axes)
+        return axes
+    with styled():
+        figure = Figure(figsize=(3.4, 2.0), layout="constrained")
+        own = figure.add_subplot()
+        draw(own)
+        own.set_xlabel("time [s]")
+        own.set_ylabel("frequency [kHz]")
+    return figure
+
+
+def paired(
+    grid: Sequence[Sequence[np.ndarray]], sample_rate: int, rows: Sequence[str], columns: Sequence[str]
+) -> Figure:
+    """Mel spectrograms of paired clips: a row per (prompt, seed), a column per condition, one colour scale in dB."""
+    with styled():
+        figure = Figure(figsize=(2.5 * len(columns), 1.75 * len(rows) + 0.4), layout="constrained")
+        panels = figure.subplots(len(rows), len(columns), sharex=True, sharey=True, squeeze=False)
+        for line, clips, panel_row in zip(rows, grid, panels, strict=True):
+            for column, clip, axes in zip(columns, clips, panel_row, strict=True):
+                one(clip, sample_rate, column if axes in panels[0] else "", axes)
+            panel_row[0].set_ylabel(f"{line}\nfrequency [kHz]", fontsize=7)
+        for axes in panels[-1]:
+            axes.set_xlabel("time [s]", fontsize=8)
+        image = panels[0, 0].images[0]
+        figure.colorbar(image, ax=panels, shrink=0.7, label="level [dB below the loudest]", pad=0.01)
+    return figure

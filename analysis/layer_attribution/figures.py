@@ -1,0 +1,85 @@
+"""The layer-attribution plot, on paper (matplotlib) and on screen (plotly)."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import plotly.graph_objects as go
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from plotly.subplots import make_subplots
+
+from analysis.figures.captions import captioned, screen_plain
+from analysis.figures.plots import BLACK, SEVERAL, styled
+from analysis.figures.screen import SYMBOLS
+
+if TYPE_CHECKING:
+    from analysis.layer_attribution.evidence import Evidence, LayerAttribution
+
+
+def paper(result: LayerAttribution, normalised: bool) -> Figure:
+    """A panel per kind of evidence, or one of shares of the largest."""
+    count = 1 if normalised else len(result.evidence)
+    with styled():
+        figure = Figure(figsize=(5.6, 3.4 if normalised else 1.0 + 1.25 * count), layout="constrained")
+        panels = figure.subplots(count, 1, sharex=True, squeeze=False).ravel()
+        for place, one in enumerate(result.evidence):
+            axes = panels[0 if normalised else place]
+            colour, marker = SEVERAL[place % len(SEVERAL)]
+            scale = float(np.nanmax(np.abs(one.values))) or 1.0
+            by = scale if normalised else 1.0
+            axes.errorbar(
+                one.layers, one.values / by, yerr=_errors(one) / by, color=colour, marker=marker, markersize=4.5,
+                capsize=2, elinewidth=1, linewidth=1.3,
+                label=f"{one.name} (1 is {scale:.3g} {one.unit})" if normalised else one.name,
+            )  # fmt: skip
+            at = one.layers.index(one.peak)
+            axes.plot(
+                [one.peak], [one.values[at] / by], marker="o", markersize=11, markerfacecolor="none",
+                markeredgecolor=colour, linestyle="none",
+            )  # fmt: skip
+            axes.axhline(0, color=BLACK, linewidth=0.7)
+            if not normalised:
+                axes.set_title(one.name, fontsize=9, loc="left")
+                axes.set_ylabel(textwrap.fill(one.unit or one.name, 16), fontsize=7.5)
+            axes.margins(y=0.18)
+        panels[-1].set_xlabel("block")
+        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        if normalised:
+            panels[0].set_ylabel("share of the largest")
+            figure.legend(loc="outside upper center", ncols=2)
+        return captioned(figure, _caption(normalised))
+
+
+def screen(result: LayerAttribution, normalised: bool) -> go.Figure:
+    """The same on screen."""
+    count = 1 if normalised else len(result.evidence)
+    titles = None if normalised else [one.name for one in result.evidence]
+    figure = make_subplots(rows=count, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.25 / count)
+    for place, one in enumerate(result.evidence):
+        colour, marker = SEVERAL[place % len(SEVERAL)]
+        scale = float(np.nanmax(np.abs(one.values))) or 1.0
+        by = scale if normalised else 1.0
+        below, above = _errors(one) / by
+        row = 1 if normalised else place + 1
+        figure.add_scatter(
+            x=list(one.layers), y=one.values / by, customdata=one.values, mode="lines+markers", line_color=colour,
+            marker={"symbol": SYMBOLS[marker], "size": 8}, name=one.name, row=row, col=1,
+            error_y={"type": "data", "symmetric": False, "array": above, "arrayminus": below},
+            hovertemplate=f"block %{{x}}: %{{customdata:.4g}} {one.unit}<extra>{one.name}</extra>",
+        )  # fmt: skip
+        figure.update_yaxes(title_text="share of the largest" if normalised else one.unit, row=row, col=1)
+    figure.update_xaxes(title_text="block", row=count, col=1)
+    figure.update_layout(height=420 if normalised else 160 + 170 * count)
+    return screen_plain(figure, _caption(normalised))
+
+
+def _errors(one: Evidence) -> Any:
+    return np.nan_to_num(np.clip([one.values - one.low, one.high - one.values], 0, None))
+
+
+def _caption(normalised: bool) -> str:
+    scale = "each as a share of its largest magnitude" if normalised else "each in its own unit"
+    return f"Evidence at each block, {scale}; bars are 95% intervals where there are any, a ring is the largest."

@@ -1,0 +1,5 @@
+"""The logit lens: what the stream says after each block (`read`), and what each block would play (`listen`)."""
+
+from analysis.logit_lens.reading import Audible, LogitLensResult, listen, read
+
+__all__ = ["Audible", "LogitLensResult", "listen", "read"]

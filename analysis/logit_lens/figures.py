@@ -1,0 +1,119 @@
+"""Figures of the logit lens: what blocks say, by codebook, and what they would play."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from plotly.subplots import make_subplots
+
+from analysis.figures import spectrograms
+from analysis.figures.captions import captioned, screen_plain
+from analysis.figures.plots import GREY, SEVERAL, axis_of, styled
+from analysis.figures.screen import SYMBOLS
+
+if TYPE_CHECKING:
+    from analysis.logit_lens.reading import Audible, LogitLensResult
+
+PANELS = {
+    "rank": "rank of the given code",
+    "probability": "probability of the given code",
+    "kl": "KL from the last block [nats]",
+}
+
+
+def paper(result: LogitLensResult) -> Figure:
+    """Rank, probability and divergence over blocks, a line a codebook."""
+    table = result.to_frame()
+    with styled():
+        figure = Figure(figsize=(9.6, 3.5), layout="constrained")
+        for axes, (name, label) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
+            for codebook, mine in table.groupby("codebook"):
+                colour, marker = SEVERAL[int(str(codebook)) % len(SEVERAL)]
+                axes.plot(mine["layer"], mine[name], color=colour, marker=marker, label=f"codebook {codebook}")
+                axes.fill_between(
+                    mine["layer"], mine[f"{name}_low"], mine[f"{name}_high"], color=colour, alpha=0.2, linewidth=0
+                )  # fmt: skip
+            axes.set_xlabel("block")
+            axes.set_ylabel(label)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if name == "rank":
+                axes.set_yscale("log")
+                control = table.groupby("layer")["control_rank"].mean()
+                axes.plot(control.index, control, color=GREY, linestyle="--", label="code of another clip")
+            else:
+                axes.set_ylim(bottom=0)
+            if name == "probability":
+                axes.axhline(1 / result.vocab_size, color=GREY, linestyle=":", label="uniform guess")
+        handles: dict[str, Any] = {}
+        for axes in figure.axes:
+            handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=6)
+        return captioned(figure, caption(result))
+
+
+def screen(result: LogitLensResult) -> go.Figure:
+    """The same, one panel beside the other."""
+    table = result.to_frame()
+    figure = make_subplots(cols=3, subplot_titles=list(PANELS.values()))
+    for column, name in enumerate(PANELS, 1):
+        for codebook, mine in table.groupby("codebook"):
+            colour, marker = SEVERAL[int(str(codebook)) % len(SEVERAL)]
+            figure.add_scatter(
+                x=mine["layer"], y=mine[name], row=1, col=column, mode="lines+markers", line_color=colour,
+                marker_symbol=SYMBOLS[marker], name=f"codebook {codebook}", showlegend=column == 1,
+                legendgroup=str(codebook),
+                error_y={
+                    "type": "data", "symmetric": False, "array": mine[f"{name}_high"] - mine[name],
+                    "arrayminus": mine[name] - mine[f"{name}_low"],
+                },
+            )  # fmt: skip
+    figure.update_xaxes(title_text="block")
+    figure.update_yaxes(type="log", row=1, col=1)
+    return screen_plain(figure, caption(result))
+
+
+def caption(result: LogitLensResult) -> str:
+    n = len({str(prompt) for prompt in result.prompts})
+    return (
+        "What the stream says after each block, read through the final norm and each codebook's head: mean over "
+        f"{len(result.prompts)} clips of {result.ranks.shape[-1] / result.frame_rate:g} s (ranks: geometric), bands "
+        f"are 95% intervals over {n} prompts. Dashed: rank of the code that another clip has at this place."
+    )
+
+
+def audible_paper(result: Audible, rows: int = 2) -> Figure:
+    """Spectrograms of the first clips: a column a block, the given clip last."""
+    columns = {**{f"block {layer}": clips for layer, clips in result.clips.items()}, "given": result.given}
+    shown = range(min(rows, len(result.given)))
+    sounds = [
+        [clips.audio[row].cpu().numpy() for clips in columns.values() if clips.audio is not None] for row in shown
+    ]
+    names = [str(result.given.prompts[row])[:20] for row in shown]
+    figure = spectrograms.paired(sounds, result.given.sample_rate, names, list(columns))
+    return captioned(
+        figure,
+        "What each block would play: its reading of every next frame, after the history of the given clip, decoded to "
+        "sound. Levels are relative to each clip's loudest.",
+    )
+
+
+def audible_screen(result: Audible) -> go.Figure:
+    """Medians over clips of measures of the sound, over blocks; the given clips as a line."""
+    table = result.to_frame()
+    measures = [name for name in table.columns if name not in ("layer", "row", "prompt", "same")]
+    figure = make_subplots(cols=1 + len(measures), subplot_titles=["codes as given", *map(axis_of, measures)])
+    middle = table.groupby("layer")[["same", *measures]].median()
+    for column, name in enumerate(["same", *measures], 1):
+        colour, marker = SEVERAL[column - 1]
+        figure.add_scatter(
+            x=middle.index[1:], y=middle[name].iloc[1:], row=1, col=column, mode="lines+markers", line_color=colour,
+            marker_symbol=SYMBOLS[marker], name=name,
+        )  # fmt: skip
+        if name != "same":
+            where: Any = {"row": 1, "col": column}
+            figure.add_hline(y=middle[name].iloc[0], line_dash="dash", line_color=GREY, **where)
+    figure.update_xaxes(title_text="block")
+    return screen_plain(figure, "What each block would play, measured: median over clips. Dashed: the given clips.")

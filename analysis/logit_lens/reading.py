@@ -1,0 +1,308 @@
+"""The logit lens: what the stream says after each block, read through the model's own final norm and heads.
+
+`read` compares it with what was played and with what the whole model says (nostalgebraist 2020, "interpreting GPT: the
+logit lens"); `listen` plays it. Codes are given, so every block says what comes next after the same history.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from analysis.intervals import means
+from analysis.likelihood import by_frame
+from audiolens import measure
+from audiolens.audio import checked_codes
+from audiolens.errors import InputError
+from audiolens.generation import Generation
+from audiolens.sampling import RowStreams, checked_seeds, checked_settings
+from audiolens.sites import checked_layers
+from audiolens.text import checked_prompts
+from audiolens.timeline import Real
+
+
+@dataclass(frozen=True, eq=False)
+class LogitLensResult:
+    """What each block says of every code, beside the code that was given and what the last block says.
+
+    Attributes:
+        ranks: of the given code, 1 the likeliest.
+        probabilities: of the given code.
+        divergences: KL(last block || this block), in nats: 0 where the model has made up its mind.
+        agrees: whether the likeliest code is the last block's.
+        control_ranks: of the code that the next row has at this place: how far a code's mere frequency goes. NaN with
+            one row.
+        layers: of the first axis; the last is the model's last block, whose reading is the model's own.
+        prompts: of the rows; intervals are over them.
+        frame_rate: frames a second.
+        vocab_size: codes a codebook; a uniform guess has mean rank (vocab_size + 1) / 2.
+
+    It does not show what a block *knows*: the heads were trained to read the last block alone, and what an earlier one
+    holds in another basis reads as noise. A code of low rank at a block need not be used there.
+    """
+
+    ranks: Float[np.ndarray, "layer row codebook frame"]
+    probabilities: Float[np.ndarray, "layer row codebook frame"]
+    divergences: Float[np.ndarray, "layer row codebook frame"]
+    agrees: Bool[np.ndarray, "layer row codebook frame"]
+    control_ranks: Float[np.ndarray, "layer row codebook frame"]
+    layers: tuple[int, ...]
+    prompts: tuple[str | None, ...]
+    frame_rate: float
+    vocab_size: int
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per layer and codebook, means over frames and rows with `_low` and `_high` ends over prompts:
+        `rank` (geometric mean), `probability`, `kl` [nats], `agreement`, `control_rank`."""
+        layer, codebook = np.indices((len(self.layers), self.ranks.shape[2]))
+        table = {"layer": np.asarray(self.layers)[layer.ravel()], "codebook": codebook.ravel()}
+        for name, values in self._summaries().items():
+            found = means(np.moveaxis(values.mean(-1), 1, 0), self.prompts)
+            undo = np.exp if "rank" in name else np.asarray
+            for suffix, part in (("", found.mean), ("_low", found.low), ("_high", found.high)):
+                table[name + suffix] = undo(part.ravel())
+        return pd.DataFrame(table)
+
+    def over_time(self) -> pd.DataFrame:
+        """One row per layer, codebook and frame: `seconds`, `rank` (geometric mean over rows), `probability`, `kl`."""
+        layer, codebook, frame = np.indices((len(self.layers), *self.ranks.shape[2:]))
+        summaries = self._summaries()
+        return pd.DataFrame(
+            {
+                "layer": np.asarray(self.layers)[layer.ravel()],
+                "codebook": codebook.ravel(),
+                "seconds": frame.ravel() / self.frame_rate,
+                "rank": np.exp(summaries["rank"].mean(1).ravel()),
+                "probability": summaries["probability"].mean(1).ravel(),
+                "kl": summaries["kl"].mean(1).ravel(),
+            }
+        )
+
+    def plot(self) -> Any:
+        """Rank, probability and divergence over blocks, a line a codebook (matplotlib figure)."""
+        from analysis.logit_lens import figures
+
+        return figures.paper(self)
+
+    def figure(self) -> Any:
+        """The same on screen (plotly figure)."""
+        from analysis.logit_lens import figures
+
+        return figures.screen(self)
+
+    def __repr__(self) -> str:
+        table = self.to_frame()
+        kl = table.groupby("layer")["kl"].mean()
+        half = next((layer for layer in self.layers if kl[layer] <= 0.5 * kl.iloc[0]), self.layers[-1])
+        first, last = (table[table["layer"] == layer] for layer in (self.layers[0], self.layers[-1]))
+        return (
+            f"LogitLensResult(rank of the code that follows: {np.exp(np.log(first['rank']).mean()):.1f} after block "
+            f"{self.layers[0]}, {np.exp(np.log(last['rank']).mean()):.1f} after the last; half of the divergence is "
+            f"gone after block {half})"
+        )
+
+    def _summaries(self) -> dict[str, np.ndarray]:
+        return {
+            "rank": np.log(self.ranks),
+            "probability": self.probabilities,
+            "kl": self.divergences,
+            "agreement": self.agrees.astype(float),
+            "control_rank": np.log(self.control_ranks),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Audible:
+    """What each block would play next, everywhere in clips that went on as given.
+
+    Attributes:
+        clips: layer -> its clips (`clips[3].audio`, `.save(folder)`, `.listen()`).
+        given: the given codes, through the same codec.
+
+    A frame follows the *given* history, not the block's own: the clip does not show what the block would play alone,
+    and its beat may be the history's.
+    """
+
+    clips: Mapping[int, Generation]
+    given: Generation
+
+    def __getitem__(self, layer: int) -> Generation:
+        if layer not in self.clips:
+            raise InputError(f"block {layer} was not read: there are {[*self.clips]}.")
+        return self.clips[layer]
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """A folder of clips a layer ("block03"), and "given".
+
+        Raises:
+            InputError: if one of them exists and is not empty, or cannot be written.
+        """
+        folder = Path(folder)
+        for layer, clips in self.clips.items():
+            clips.save(folder / f"block{layer:02d}")
+        self.given.save(folder / "given")
+        return folder
+
+    def to_frame(self, measures: Sequence[str] = ("tempo_ioi", "brightness", "loudness")) -> pd.DataFrame:
+        """One row per layer (-1: the given codes) and row: `prompt`, measures of the sound, and `same`, the share of
+        codes equal to the given ones."""
+        tables = []
+        for layer, clips in {-1: self.given, **self.clips}.items():
+            heard = measure.table(_sound(clips), clips.sample_rate, measures=list(measures))
+            same = (clips.codes == self.given.codes).float().mean((1, 2)).cpu().numpy()
+            labels = {"layer": layer, "row": np.arange(len(clips)), "prompt": clips.prompts}
+            tables.append(heard.assign(**labels, same=same)[[*labels, "same", *measures]])
+        return pd.concat(tables, ignore_index=True)
+
+    def plot(self) -> Any:
+        """Spectrograms of the first clips, a column a block (matplotlib figure)."""
+        from analysis.logit_lens import figures
+
+        return figures.audible_paper(self)
+
+    def figure(self) -> Any:
+        """Measures of the sound over blocks (plotly figure)."""
+        from analysis.logit_lens import figures
+
+        return figures.audible_screen(self)
+
+    def __repr__(self) -> str:
+        same = [float((clips.codes == self.given.codes).float().mean()) for clips in self.clips.values()]
+        told = ", ".join(f"{layer}: {share:.0%}" for layer, share in zip(self.clips, same, strict=True))
+        return f"Audible(codes that are the given ones, by block: {told})"
+
+
+def read(
+    lens: Any,
+    prompts: str | Sequence[str | None],
+    codes: Int[Tensor, "row codebook frame"],
+    *,
+    layers: int | Sequence[int] | None = None,
+    batch_size: int = 8,
+) -> LogitLensResult:
+    """Rank and probability of the given codes, and divergence from the last block, after every block.
+
+    Args:
+        layers: of which to keep the readings; the last block is always among them.
+        batch_size: rows in one forward.
+    """
+    codes, listed, chosen = _checked(lens, prompts, codes, layers)
+    found: dict[str, list[np.ndarray]] = {}
+    last = lens.config.n_layers - 1
+    others = codes.roll(-1, 0)
+    first = 0
+    for cache in lens.iter_cache(listed, codes, layers=chosen, batch_size=batch_size, progress=False):
+        rows = slice(first, first + len(cache.prompts))
+        first = rows.stop
+        final = _told(lens, cache, last, codes)
+        names = ("ranks", "probabilities", "divergences", "agrees", "others")
+        each: dict[str, list[Tensor]] = {name: [] for name in names}
+        for layer in chosen:
+            told = final if layer == last else _told(lens, cache, layer, codes)
+            mine, theirs = (told.gather(-1, given[rows, ..., None]) for given in (codes, others))
+            each["ranks"].append((told > mine).sum(-1) + 1)
+            each["others"].append((told > theirs).sum(-1) + 1)
+            each["probabilities"].append(mine[..., 0].exp())
+            each["divergences"].append((final.exp() * (final - told)).sum(-1))
+            each["agrees"].append(told.argmax(-1) == final.argmax(-1))
+        for name, parts in each.items():
+            found.setdefault(name, []).append(torch.stack(parts).cpu().numpy())
+    whole = {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
+    control = whole["others"].astype(float)
+    return LogitLensResult(
+        ranks=whole["ranks"].astype(float),
+        probabilities=whole["probabilities"].astype(float),
+        divergences=whole["divergences"].astype(float),
+        agrees=whole["agrees"],
+        control_ranks=control if len(codes) > 1 else np.full_like(control, np.nan),
+        layers=tuple(chosen),
+        prompts=listed,
+        frame_rate=lens.config.frame_rate,
+        vocab_size=lens.config.vocab_size,
+    )
+
+
+def listen(
+    lens: Any,
+    prompts: str | Sequence[str | None],
+    codes: Int[Tensor, "row codebook frame"],
+    *,
+    layers: int | Sequence[int] | None = None,
+    seeds: int | Sequence[int] | None = None,
+    temperature: Real = 1.0,
+    top_k: int | None = 250,
+    batch_size: int = 8,
+) -> Audible:
+    """What each block would play, decoded to sound.
+
+    Args:
+        layers: to listen to; default all.
+        seeds: one a row (or one for all): codes are drawn, with the same noise at every block. `None`: the likeliest.
+        temperature, top_k: of the draw.
+    """
+    codes, listed, chosen = _checked(lens, prompts, codes, layers, last=layers is None)
+    streams = checked_seeds(seeds, len(listed))
+    checked_settings(1.0, temperature, top_k)
+    noise = None
+    if streams is not None and temperature > 0:
+        source = RowStreams(streams, lens.config.n_codebooks, lens.config.vocab_size)
+        noise = torch.stack([source.draw() for _ in range(codes.shape[-1])], dim=2).log()
+    made: dict[int, list[Tensor]] = {layer: [] for layer in chosen}
+    first = 0
+    for cache in lens.iter_cache(listed, codes, layers=chosen, batch_size=batch_size, progress=False):
+        rows = slice(first, first + len(cache.prompts))
+        first = rows.stop
+        for layer in chosen:
+            told = _told(lens, cache, layer, codes)
+            if noise is not None:
+                told = told / temperature
+                if top_k and top_k < told.shape[-1]:
+                    told = told.masked_fill(told < told.topk(top_k).values[..., -1:], -torch.inf)
+                told = told - noise[rows].to(told)
+            made[layer].append(told.argmax(-1))
+
+    def clips(of: Tensor, layer: int | None) -> Generation:
+        settings = {"model": lens.name, "block": layer, "temperature": float(temperature), "top_k": top_k}
+        return Generation(
+            codes=of,
+            audio=lens.decode_codes(of),
+            sample_rate=lens.config.sample_rate,
+            frame_rate=lens.config.frame_rate,
+            prompts=listed,
+            seeds=None if streams is None or layer is None else tuple(streams),
+            cache=None,
+            settings=settings,
+        )
+
+    return Audible({layer: clips(torch.cat(parts), layer) for layer, parts in made.items()}, clips(codes, None))
+
+
+def _told(lens: Any, cache: Any, layer: int, codes: Tensor) -> Float[Tensor, "row codebook frame vocab"]:
+    """Log-probabilities of every frame's codes after a block."""
+    logits = cache.logit_lens(layers=layer)[0]
+    return by_frame(logits, lens.config.delays, codes.shape[-1]).float().log_softmax(-1)
+
+
+def _checked(
+    lens: Any, prompts: Any, codes: Any, layers: Any, last: bool = True
+) -> tuple[Tensor, tuple[str | None, ...], list[int]]:
+    codes = checked_codes(codes, lens.config)
+    listed = checked_prompts(prompts, len(codes))
+    checked_codes(codes, lens.config, len(listed))
+    chosen = checked_layers(layers, lens.config.n_layers)
+    top = [lens.config.n_layers - 1] if last else []
+    return codes.to(lens.device), listed, sorted({*chosen, *top})
+
+
+def _sound(clips: Generation) -> np.ndarray:
+    assert clips.audio is not None
+    return clips.audio.detach().float().cpu().numpy()

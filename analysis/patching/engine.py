@@ -1,0 +1,403 @@
+"""The fast engine of patching: one climb through the blocks for many cells, in a batch that grows as they are reached.
+
+A patch at a block changes nothing below it, and nothing before its first step. Of the run that is patched, the keys and
+values of earlier steps and the residual stream at every block are therefore recorded once; cells with the same first
+step climb together from there. A cell joins the batch at the block where its patch is made, as a row for each pair, and
+the metric is read once, at the top. Climbs from different steps differ in length, and only attention needs to know:
+they go up in step, and all that is computed a position at a time is computed for all of them at once. What the lens
+records comes through the lens; a climb drives the blocks' own modules, so that nothing is traced, kept or recomputed
+that a cell does not need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import einsum
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from analysis.patching.grid import BEGIN, EMBEDDINGS, TEXT_SIDE, TEXT_STATES, WRITES, Cell
+from audiolens.taps import attention_pattern
+
+if TYPE_CHECKING:
+    from audiolens import AudioLens
+    from audiolens.cache import ActivationCache
+
+LOGITS, FINAL = "hook_logits", "ln_final.hook_normalized"
+POSITIONS = 512
+"""Of how many positions a processor computes at a time: what a block makes of more does not fit its cache."""
+_Positionwise = Callable[[Tensor], tuple[Tensor, ...]]
+_Steps = Generator[tuple[_Positionwise, Tensor], Any, Any]
+"""Asks for a function of every position of a stream, and is sent its values."""
+_STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_cross")
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """What one of the two runs did, over a batch of pairs: its recording, and the positions before its step 0.
+
+    `scores` are log-probabilities of the scored codes, "pair codebook frame".
+    """
+
+    cache: ActivationCache
+    prefix: int
+    scores: Float[Tensor, "pair codebook frame"]
+
+    def all(self, hook: str, layer: int | None, stop: int | None = None) -> Tensor:
+        """A site's values; those with steps from the first position to before step `stop`."""
+        value = self.cache[hook if layer is None else f"blocks.{layer}.{hook}"]
+        return value if stop is None else value[:, : self.prefix + stop]
+
+    def steps(self, hook: str, layer: int | None, start: int, stop: int) -> Tensor:
+        return self.cache[hook if layer is None else f"blocks.{layer}.{hook}"][
+            :, self.prefix + start : self.prefix + stop
+        ]
+
+
+def recorded_hooks(lens: AudioLens, cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
+    """The sites to record of the run that is patched, and of the run that the values come from."""
+    cross = lens.config.conditioning == "cross-attention"
+    hooks = {hook for cell in cells for hook in cell.hooks}
+    base = ["attn.hook_k", "attn.hook_v", "hook_resid_pre", f"blocks.{lens.config.n_layers - 1}.hook_resid_post"]
+    base += ["cross_attn.hook_k", "cross_attn.hook_v", "hook_resid_mid", "hook_resid_cross"] if cross else []
+    base += [] if cross else ["hook_resid_mid"]
+    base += [hook for hook in (*EMBEDDINGS, TEXT_STATES, FINAL) if hook in hooks]
+    return base, [_told(hook) for hook in sorted(hooks - {LOGITS})]
+
+
+def _told(hook: str) -> str:
+    """A head's result is its z through fixed weights: patching either is patching both, and z is smaller."""
+    return hook.replace("hook_result", "hook_z")
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A batch of pairs: both runs, the codes scored, and how their text is seen.
+
+    `steps` are those up to the last that is scored. `tokens` says which token of a pair stands in which column of a
+    grid by tokens, -1 for none; `seen` which of the padded tokens are text.
+    """
+
+    lens: AudioLens
+    base: Side
+    source: Side
+    codes: Int[Tensor, "pair codebook frame"]
+    frames: tuple[int, int]
+    steps: int
+    seen: Bool[Tensor, "pair token"] | None
+    tokens: Int[Tensor, "pair column"] | None
+
+    @property
+    def pairs(self) -> int:
+        return len(self.codes)
+
+    def scored(self, cells: Sequence[Cell]) -> Float[Tensor, "cell pair codebook"]:
+        """The summed log-probability of the scored codes under each cell's patch, in nats; NaN where a pair has no
+        such token."""
+        plain = self.base.scores.double().sum(-1)
+        out = plain.expand(len(cells), -1, -1).clone()
+        places = {cell: i for i, cell in enumerate(cells)}
+        moving = [cell for cell in cells if cell.start < cell.stop]
+        swapped = [cell for cell in moving if cell.hooks[0] == LOGITS]
+        # Text states change every block above, and only the cells patched there.
+        told = [cell for cell in moving if cell.hooks[0] == TEXT_STATES]
+        for cell in swapped:
+            out[places[cell]] = self._swapped(cell)
+        for group in (told, [cell for cell in moving if cell not in told and cell not in swapped]):
+            for start, order, top in self._climbed(group):
+                out[[places[cell] for cell in order]] = self._read(top, start, order)
+        for i, cell in enumerate(cells):
+            if cell.token is not None and self.tokens is not None:
+                out[i, self.tokens[:, cell.token] < 0] = torch.nan
+        return out
+
+    def _climbed(self, cells: Sequence[Cell]) -> list[tuple[int, list[Cell], Tensor]]:
+        """Each climb's first step, its cells, and their stream at the top."""
+        starts: dict[int, list[Cell]] = {}
+        for cell in cells:
+            starts.setdefault(cell.start, []).append(cell)
+        hooks = frozenset(hook for cell in cells for hook in cell.hooks)
+        first = min(cell.layer or 0 for cell in cells) if cells else 0
+        climbs = [(start, Climb(self, start, hooks, first).run(group)) for start, group in starts.items()]
+        reached = together([steps for _, steps in climbs])
+        return [(start, order, top) for (start, _), (top, order) in zip(climbs, reached, strict=True)]
+
+    def _swapped(self, cell: Cell) -> Float[Tensor, "pair codebook"]:
+        """Patched logits need no run."""
+        frames = torch.arange(*self.frames, device=self.codes.device)
+        steps = frames + torch.tensor(self.lens.config.delays, device=frames.device)[:, None]
+        inside = (steps >= cell.start) & (steps < cell.stop)
+        return torch.where(inside, self.source.scores, self.base.scores).double().sum(-1)
+
+    def _read(self, top: Tensor, start: int, order: Sequence[Cell]) -> Float[Tensor, "cell pair codebook"]:
+        decoder = self.lens.model.get_submodule(self.lens._family.decoder)
+        stream = decoder.layer_norm(top)
+        for i, cell in enumerate(order):
+            if cell.hooks == (FINAL,):
+                stream[i] = self.base.steps(FINAL, None, start, self.steps)
+                value = self.source.steps(FINAL, None, cell.start, cell.stop)
+                stream[i, :, cell.start - start : cell.stop - start] = value
+        first, end = self.frames
+        sums = []
+        for codebook, shift in enumerate(self.lens.config.delays):
+            # Frames predicted before the patch are the unpatched run's.
+            begin = max(first, start - shift)
+            kept = self.base.scores[:, codebook, : begin - first].double().sum(-1)
+            if begin >= end:
+                sums.append(kept.expand(len(top), -1))
+                continue
+            head = self.lens.model.decoder.lm_heads[codebook]
+            logits = head(stream[:, :, begin + shift - start : end + shift - start])
+            mine = log_probability(logits, self.codes[:, codebook, begin:end].expand(len(top), -1, -1))
+            sums.append(kept + mine.double().sum(-1))
+        return torch.stack(sums, dim=-1)
+
+
+def log_probability(logits: Float[Tensor, "*row vocab"], codes: Int[Tensor, "*row"]) -> Float[Tensor, "*row"]:
+    """Of one code each, in at least single precision, without a table of all."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return wide.gather(-1, codes[..., None])[..., 0] - wide.logsumexp(-1)
+
+
+def together(climbs: Sequence[_Steps]) -> list[Any]:
+    """Run climbs in step, each function once for the positions of all; what they return."""
+    asked = [next(climb) for climb in climbs]
+    ended: list[Any] = []
+    while asked:
+        values = _positionwise(asked[0][0], [stream for _, stream in asked])
+        asked = []
+        for climb, value in zip(climbs, values, strict=True):
+            try:
+                asked.append(climb.send(value))
+            except StopIteration as end:
+                ended.append(end.value)
+    return ended
+
+
+def _positionwise(function: _Positionwise, streams: Sequence[Tensor]) -> list[Any]:
+    """A function of every position of several streams, small ones taken together and large ones in pieces."""
+    values: list[Any] = []
+    waiting: list[Tensor] = []
+    for stream in streams:
+        waiting.append(stream.flatten(0, 2))
+        if sum(map(len, waiting)) >= POSITIONS or len(values) + len(waiting) == len(streams):
+            values += _at_once(function, waiting)
+            waiting = []
+    shaped = zip(values, (stream.shape[:3] for stream in streams), strict=True)
+    return [tuple(part.unflatten(0, shape) for part in value) for value, shape in shaped]
+
+
+def _at_once(function: _Positionwise, streams: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    flat = torch.cat(list(streams)) if len(streams) > 1 else streams[0]
+    size = max(len(flat), 1) if flat.device.type != "cpu" or len(flat) <= 4 * POSITIONS else POSITIONS
+    made = [function(part) for part in flat.split(size)]
+    whole = made[0] if len(made) == 1 else tuple(torch.cat(parts) for parts in zip(*made, strict=True))
+    return list(zip(*(column.split([len(stream) for stream in streams]) for column in whole), strict=True))
+
+
+class Climb:
+    """One way up the blocks over the steps from `start`. A stream is "cell pair step d_model".
+
+    `hooks` are the sites patched by all climbs that go up together, `first` their lowest block: what one asks for, all
+    do.
+    """
+
+    def __init__(self, batch: Batch, start: int, hooks: frozenset[str], first: int) -> None:
+        self.batch, self.start, self.hooks, self.first = batch, start, hooks, first
+        self.base, self.source, self.steps = batch.base, batch.source, batch.steps
+        self.config = batch.lens.config
+        self.layers = batch.lens.model.get_submodule(batch.lens._family.decoder).layers
+        self.crosses = self.config.conditioning == "cross-attention"
+        self.eager = batch.lens.model.decoder.config._attn_implementation == "eager"
+        length, before = batch.steps - start, batch.base.prefix + start
+        self.past = torch.ones(length, before + length, dtype=torch.bool, device=batch.codes.device).tril(before)
+        self.text: Tensor | None = None
+        self.new: list[Cell] = []
+
+    def run(self, cells: Sequence[Cell]) -> _Steps:
+        """Returns the stream at the top, and which cell each of its rows is."""
+        waiting = list(cells)
+        joined: list[Cell] = []
+        stream = self._stream(0, self.config.n_layers)[None][:0]
+        if cells[0].hooks == (TEXT_STATES,):
+            self.text = self.base.all(TEXT_STATES, None).expand(len(cells), -1, -1, -1).clone()
+            self.new, joined, waiting = waiting, waiting, []
+            self.text = self._edited(TEXT_STATES, None, self.text)
+            # The first self-attention has not met the text yet.
+            stream, self.new = self._stream(1, 0).expand(len(joined), -1, -1, -1), []
+        for layer in range(self.first, self.config.n_layers):
+            for part in (1, 2, 3):
+                ready = [cell for cell in waiting if not cell.inside and self._enters(cell) == (layer, part - 1)]
+                self.new = [cell for cell in waiting if cell.inside and (cell.layer, cell.part) == (layer, part)]
+                waiting = [cell for cell in waiting if cell not in ready and cell not in self.new]
+                rows = [self._patched(cell) for cell in ready]
+                rows += [self._stream(part - 1, layer)] * len(self.new)
+                joined = [*joined, *ready, *self.new]
+                if rows:
+                    stream = torch.cat([stream, torch.stack(rows)])
+                # Before the first cross-attention nothing knows the text.
+                if self.text is None or (layer, part) != (0, 1):
+                    stream = stream + (yield from self._part(layer, part, stream))
+        rows = [self._patched(cell) for cell in waiting]
+        return torch.cat([stream, torch.stack(rows)]) if rows else stream, [*joined, *waiting]
+
+    def _enters(self, cell: Cell) -> tuple[int, int]:
+        """The block and the number of its parts below which a patched stream joins; behind the last, the top."""
+        hook = cell.hooks[0]
+        if cell.layer is None:
+            return (self.config.n_layers, 0) if hook == FINAL else (0, 0)
+        behind = BEGIN[hook] if hook in BEGIN else WRITES[hook]
+        return (cell.layer + 1, 0) if behind == 3 else (cell.layer, behind)
+
+    def _stream(self, behind: int, layer: int) -> Float[Tensor, "pair step d_model"]:
+        """The unpatched run's stream at a block, behind so many of its parts."""
+        if behind == 3:
+            layer, behind = layer + 1, 0
+        if layer == self.config.n_layers:
+            return self.base.steps("hook_resid_post", layer - 1, self.start, self.steps)
+        # Without cross-attention nothing happens in the second part.
+        hook = _STREAM[behind] if self.crosses else _STREAM[min(behind, 1)]
+        return self.base.steps(hook, layer, self.start, self.steps)
+
+    def _patched(self, cell: Cell) -> Float[Tensor, "pair step d_model"]:
+        """The stream of a cell where it joins."""
+        hook, (layer, behind) = cell.hooks[0], self._enters(cell)
+        stream = self._stream(behind, layer).clone()
+        if hook == FINAL:
+            return stream
+        window = slice(cell.start - self.start, cell.stop - self.start)
+        value = self.source.steps(hook, cell.layer, cell.start, cell.stop)
+        if hook in WRITES and cell.layer is not None:
+            # The MLP reads the stream behind the cross-attention, or behind the self-attention where there is none.
+            value = self._stream(WRITES[hook] - 1, cell.layer)[:, window] + value
+        elif hook in EMBEDDINGS:
+            value = stream[:, window] + value - self.base.steps(hook, None, cell.start, cell.stop)
+        stream[:, window] = value
+        return stream
+
+    def _part(self, layer: int, part: int, stream: Tensor) -> _Steps:
+        """Returns what a part of a block adds to the stream."""
+        block = self.layers[layer]
+        if part == 1:
+            return (yield from self._self_attention(block, layer, stream))
+        if part == 2:
+            return (yield from self._cross_attention(block, layer, stream)) if self.crosses else stream.new_zeros(())
+        if not {"mlp.hook_pre", "mlp.hook_post"} & self.hooks:
+            (out,) = yield lambda x: (block.fc2(block.activation_fn(block.fc1(block.final_layer_norm(x)))),), stream
+            return out
+        (pre,) = yield lambda x: (block.fc1(block.final_layer_norm(x)),), stream
+        post = block.activation_fn(self._edited("mlp.hook_pre", layer, pre))
+        (out,) = yield lambda x: (block.fc2(x),), self._edited("mlp.hook_post", layer, post)
+        return out
+
+    def _self_attention(self, block: Any, layer: int, stream: Tensor) -> _Steps:
+        attention, norm = block.self_attn, block.self_attn_layer_norm
+
+        def projected(given: Tensor) -> tuple[Tensor, ...]:
+            return attention.q_proj(given), attention.k_proj(given), attention.v_proj(given)
+
+        if "ln1.hook_normalized" in self.hooks:
+            (given,) = yield lambda x: (norm(x),), stream
+            made = yield projected, self._edited("ln1.hook_normalized", layer, given)
+        else:
+            made = yield lambda x: projected(norm(x)), stream
+        query, key, value = (
+            self._edited(f"attn.hook_{name}", layer, self._heads(one)) for name, one in zip("qkv", made, strict=True)
+        )
+        if past := self.base.prefix + self.start:
+            before = (self.base.all(f"attn.hook_{name}", layer, self.start) for name in "kv")
+            key, value = (
+                torch.cat([old.expand(len(new), -1, -1, -1, -1), new], dim=2)
+                for old, new in zip(before, (key, value), strict=True)
+            )
+        z = self._attended("attn", layer, query, key, value, self.past if past else None, causal=not past)
+        (out,) = yield lambda x: (attention.out_proj(x),), z.flatten(-2)
+        return out
+
+    def _cross_attention(self, block: Any, layer: int, stream: Tensor) -> _Steps:
+        attention, rows = block.encoder_attn, len(stream)
+        (query,) = yield lambda x: (attention.q_proj(block.encoder_attn_layer_norm(x)),), stream
+        query = self._edited("cross_attn.hook_q", layer, self._heads(query))
+        if self.text is None:
+            key, value = (
+                self._edited(
+                    f"cross_attn.hook_{name}",
+                    layer,
+                    self.base.all(f"cross_attn.hook_{name}", layer).expand(rows, -1, -1, -1, -1),
+                )
+                for name in "kv"
+            )
+        else:
+            key, value = (self._heads(getattr(attention, f"{name}_proj")(self.text)) for name in "kv")
+        seen = self.batch.seen
+        mask = None if seen is None else seen.expand(rows, -1, -1).flatten(0, 1)[:, None, None]
+        z = self._attended("cross_attn", layer, query, key, value, mask, causal=False)
+        (out,) = yield lambda x: (attention.out_proj(x),), z.flatten(-2)
+        return out
+
+    def _attended(
+        self, group: str, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool
+    ) -> Float[Tensor, "cell pair step head d_head"]:
+        if not len(query):
+            return query
+        q, k, v = (tensor.flatten(0, 1).transpose(1, 2) for tensor in (query, key, value))
+        if mask is not None and self.eager:
+            # Where no token is seen, eager attention takes the mean of all, and sdpa nothing.
+            mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, torch.finfo(q.dtype).min)
+        causal = causal and q.shape[2] > 1
+        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        z = attended.transpose(1, 2).unflatten(0, query.shape[:2])
+        hook = f"{group}.hook_pattern"
+        if any(hook in cell.hooks for cell in self.new):
+            pairs = len(self.new) * self.batch.pairs
+            of = mask[-pairs:] if mask is not None and len(mask) == len(q) else mask
+            scaling = float(self.config.d_head**-0.5)
+            pattern = attention_pattern(q[-pairs:], k[-pairs:], of, scaling, causal).unflatten(0, (-1, len(query[0])))
+            pattern = self._edited(hook, layer, pattern)
+            z = z.clone()
+            z[-len(self.new) :] = einsum(pattern, value[-len(self.new) :], "c p h q k, c p k h d -> c p q h d")
+        told = f"{group}.hook_result"
+        z = self._edited(f"{group}.hook_z", layer, z)
+        return self._edited(told, layer, z)
+
+    def _heads(self, tensor: Tensor) -> Float[Tensor, "cell pair step head d_head"]:
+        return tensor.unflatten(-1, (self.config.n_heads, self.config.d_head))
+
+    def _edited(self, hook: str, layer: int | None, value: Tensor) -> Tensor:
+        """`value` with the patches that are made at this site; the cells being patched are its last rows."""
+        mine = [i - len(self.new) for i, cell in enumerate(self.new) if hook in cell.hooks]
+        if not mine:
+            return value
+        value = value.clone()
+        for i in mine:
+            self._put(value[i], hook, layer, self.new[i])
+        return value
+
+    def _put(self, value: Tensor, hook: str, layer: int | None, cell: Cell) -> None:
+        """Write the other run's value of one cell into a view "pair ..." of this one's."""
+        theirs = self.source.all(_told(hook), layer)
+        window = slice(cell.start - self.start, cell.stop - self.start)
+        if hook.endswith("hook_pattern"):
+            heads = slice(None) if cell.head is None else slice(cell.head, cell.head + 1)
+            there = slice(self.source.prefix + cell.start, self.source.prefix + cell.stop)
+            value[:, heads, window] = theirs[:, heads, there, : value.shape[-1]]
+            return
+        if hook in TEXT_SIDE:
+            if cell.token is None or self.batch.tokens is None:
+                chosen = torch.ones(value.shape[:2], dtype=torch.bool, device=value.device)
+            else:
+                places = torch.arange(value.shape[1], device=value.device)
+                chosen = places == self.batch.tokens[:, cell.token, None]
+            if cell.head is not None:
+                value, theirs = value[:, :, cell.head], theirs[:, :, cell.head]
+            value[chosen] = theirs[chosen]
+            return
+        theirs = theirs[:, self.source.prefix + cell.start : self.source.prefix + cell.stop]
+        if cell.head is not None:
+            value, theirs = value[:, :, cell.head], theirs[:, :, cell.head]
+        value[:, window] = theirs

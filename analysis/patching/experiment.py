@@ -1,0 +1,317 @@
+"""Activation patching: put values of a clean run into a corrupted one (or the other way), and see what comes back.
+
+The metric on codes is the log-likelihood of the clean continuation, in nats, per codebook and in total. Both runs read
+the same codes unless a history is given, so that the gap between them is what the text alone adds: a few nats in a
+thousand. The raw gap with its interval therefore stands first. Every cell equals one full forward with a hook; how they
+are made faster than that is `engine.py`'s matter.
+
+Interchange of activations between music runs was studied before by Velez Vasquez et al. (ISMIR 2024); denoising and
+noising are told apart as in Heimersheim and Nanda (2024, arXiv 2404.15255).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from analysis.patching.grid import By, Cell, Grid, needs_tokens
+from analysis.patching.result import Mode, PatchingResult
+from analysis.patching.runs import Runs
+from analysis.patching.sound import Sound, heard
+from audiolens.errors import InputError
+from audiolens.passes import alone
+from audiolens.timeline import Span, codes_timeline
+
+if TYPE_CHECKING:
+    from audiolens import AudioLens
+
+
+@dataclass(frozen=True)
+class LogLikelihood:
+    """The metric on codes: log-probability of the clean codes in a window of the clip, summed over its frames, in nats.
+
+    `seconds=None` is the first second, or the whole of a shorter clip.
+    """
+
+    seconds: Span | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a grid takes, before it runs.
+
+    Attributes:
+        cells, pairs: of the grid; every pair has a row for every cell.
+        row_steps: steps of rows through one block that will be run.
+        naive_row_steps: the same of one full forward a cell.
+        batch: pairs that climb together; `chunk`: the most cells that do.
+        memory_mib: what recordings and the largest batch are expected to take, above the model.
+        seconds: at most, at the speed of one forward of one row on this machine; NaN if it was not timed.
+    """
+
+    cells: int
+    pairs: int
+    row_steps: int
+    naive_row_steps: int
+    batch: int
+    chunk: int
+    memory_mib: float
+    seconds: float = float("nan")
+
+    def __repr__(self) -> str:
+        took = "" if np.isnan(self.seconds) else f", at most about {_duration(self.seconds)}"
+        return (
+            f"Plan({self.cells} cells x {self.pairs} pairs: {self.row_steps:.3g} row-steps through a block, "
+            f"{self.row_steps / max(self.naive_row_steps, 1):.0%} of one forward a cell; batches of {self.batch} pairs "
+            f"x {self.chunk} cells, about {self.memory_mib:.0f} MiB{took})"
+        )
+
+
+def patch(
+    lens: AudioLens,
+    clean: str | None | Sequence[str | None],
+    corrupted: str | None | Sequence[str | None],
+    codes: Int[Tensor, "pair codebook frame"] | tuple[Any, int] | None,
+    metric: Literal["log_likelihood"] | LogLikelihood | Sound = "log_likelihood",
+    site: str | Sequence[str] | None = None,
+    *,
+    by: By = "seconds",
+    mode: Mode = "denoising",
+    layers: int | Sequence[int] | None = None,
+    windows: int | Sequence[Span] = 8,
+    seconds: Span | None = None,
+    heads: Sequence[int] | None = None,
+    history: Int[Tensor, "pair codebook past"] | None = None,
+    clusters: Sequence[str] | None = None,
+    sound: Sound | None = None,
+    memory_gib: float = 1.0,
+    n_bootstrap: int = 1000,
+    n_permutations: int = 2000,
+    seed: int = 0,
+    progress: bool = True,
+) -> PatchingResult:
+    """Patch every cell of a grid, over many pairs of a clean and a corrupted run.
+
+    Args:
+        lens: the model.
+        clean, corrupted: prompts, pair by pair (see `pairs` for matched ones out of a prompt set).
+        codes: what the clean prompt goes on to play, a row a pair, or (waveform, sample_rate); both runs read them.
+            `None` for a metric on sound.
+        metric: `"log_likelihood"` of those codes in the first second; `LogLikelihood(seconds=...)` for another window;
+            or a `Sound`, measured in patched generations.
+        site: one site, or several of one part of a block patched together (`("cross_attn.k", "cross_attn.v")`). With
+            `by="component"` each has a column of its own. By default `resid_post` by seconds, `cross_attn.z` by head
+            (`attn.z` without cross-attention), `attn_out`, `cross_attn_out`, `mlp_out` and `resid_post` by component,
+            and keys and values of the cross-attention by token.
+        by: what the columns are: "seconds" (time windows), "head", "component", or "token" (of the text: the first in
+            which the prompts differ is +0).
+        mode: "denoising": clean values into the corrupted run, what suffices; "noising": corrupted values into the
+            clean run, what is needed.
+        layers: rows of the grid (`None`: all blocks).
+        windows: of `by="seconds"`: so many equal ones up to the last scored step, or a list of (from, to) in seconds.
+            What lies behind the scored window cannot change it, and is exactly 0.
+        seconds: which steps the other grids patch (`None`: all).
+        heads: columns of `by="head"` (`None`: all).
+        history: codes that the corrupted run reads, in the place of `codes`, before the scored window: its own, say.
+            The scored window must then start later than 0.
+        clusters: what the intervals resample (default: the prompts of a pair, so that its seeds stay together).
+        sound: beside a grid on codes, a coarser one by ear.
+        memory_gib: what recordings and batches may take; larger grids run in parts.
+        n_bootstrap, n_permutations, seed: of the intervals and p-values.
+        progress: print the plan and show a bar.
+
+    Raises:
+        InputError: (or a subclass) for pairs, codes, sites or windows that do not fit, before the model runs.
+
+    The codes are scored under the conditional branch alone, without guidance.
+    """
+    options: dict[str, Any] = {"layers": layers, "windows": windows, "seconds": seconds, "heads": heads}
+    stats: dict[str, Any] = {"n_bootstrap": n_bootstrap, "n_permutations": n_permutations, "seed": seed}
+    if isinstance(metric, Sound):
+        if codes is not None or history is not None:
+            raise InputError("a metric on sound generates its own codes: give codes=None and no history.")
+        return heard(lens, clean, corrupted, metric, site, by=by, mode=mode, clusters=clusters, progress=progress,
+                     stats=stats, **options)  # fmt: skip
+    job = _job(lens, clean, corrupted, codes, metric, site, by, mode, history, memory_gib, options)
+    if progress:
+        tqdm.write(repr(job.plan(timed=True)))
+    patched, before = job.run(progress)
+    ear = None
+    if sound is not None:
+        coarse = {**options, "windows": 1, "seconds": None}
+        ear = heard(lens, clean, corrupted, sound, site, by=by, mode=mode, clusters=clusters, progress=progress,
+                    stats=stats, **coarse)  # fmt: skip
+    rate = lens.config.frame_rate
+    return PatchingResult(
+        patched=patched,
+        clean=before["clean"],
+        corrupted=before["corrupted"],
+        codebooks=tuple(str(codebook) for codebook in range(lens.config.n_codebooks)),
+        layers=job.grid.layers,
+        columns=job.grid.columns,
+        spans=job.grid.spans,
+        by=by,
+        sites=job.grid.sites,
+        mode=mode,
+        metric="log-likelihood of the clean codes",
+        unit="nats",
+        scored=(job.runs.frames[0] / rate, job.runs.frames[1] / rate),
+        prompts=tuple(zip(job.runs.clean, job.runs.corrupted, strict=True)),
+        clusters=job.runs.clusters(clusters),
+        sound=ear,
+        **stats,
+    )
+
+
+def plan(
+    lens: AudioLens,
+    clean: str | None | Sequence[str | None],
+    corrupted: str | None | Sequence[str | None],
+    codes: Int[Tensor, "pair codebook frame"] | tuple[Any, int],
+    metric: Literal["log_likelihood"] | LogLikelihood = "log_likelihood",
+    site: str | Sequence[str] | None = None,
+    *,
+    by: By = "seconds",
+    mode: Mode = "denoising",
+    layers: int | Sequence[int] | None = None,
+    windows: int | Sequence[Span] = 8,
+    seconds: Span | None = None,
+    heads: Sequence[int] | None = None,
+    history: Int[Tensor, "pair codebook past"] | None = None,
+    memory_gib: float = 1.0,
+    timed: bool = True,
+) -> Plan:
+    """What `patch` would take with the same arguments; `timed` runs one forward of one row to tell the time."""
+    options: dict[str, Any] = {"layers": layers, "windows": windows, "seconds": seconds, "heads": heads}
+    return _job(lens, clean, corrupted, codes, metric, site, by, mode, history, memory_gib, options).plan(timed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """A grid on codes, checked."""
+
+    runs: Runs
+    grid: Grid
+    mode: Mode
+    memory: float
+
+    @property
+    def cells(self) -> list[Cell]:
+        """In the order in which a part of them climbs together: by first step, and up the blocks."""
+        return sorted(self.grid.cells, key=lambda cell: (cell.start, cell.enters, cell.part))
+
+    def plan(self, timed: bool = False) -> Plan:
+        runs, steps, blocks = self.runs, self.runs.steps, self.runs.lens.config.n_layers
+        row, pair = self._row_bytes(), self._pair_bytes()
+        room = self.memory * 2**30 / 2
+        rows = max(1, int(room // row))
+        chunk = min(len(self.grid.cells), rows)
+        batch = max(1, min(len(runs.clean), rows // chunk, int(room // pair)))
+        moving = [cell for cell in self.grid.cells if cell.start < cell.stop]
+        climbs = sum((blocks - cell.enters) * (steps - cell.start) for cell in moving)
+        recorded = 2 * blocks * steps
+        return Plan(
+            cells=len(self.grid.cells),
+            pairs=len(runs.clean),
+            row_steps=(climbs + recorded) * len(runs.clean),
+            naive_row_steps=len(self.grid.cells) * len(runs.clean) * blocks * steps,
+            batch=batch,
+            chunk=chunk,
+            memory_mib=(batch * pair + batch * chunk * row) / 2**20,
+            seconds=(climbs + recorded) * len(runs.clean) * self._speed() if timed else float("nan"),
+        )
+
+    def run(self, progress: bool) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Patched metrics "pair codebook layer column", and the unpatched ones of both runs."""
+        runs, plan = self.runs, self.plan()
+        shape = len(runs.clean), runs.lens.config.n_codebooks
+        patched = np.full((*shape, len(self.grid.layers), len(self.grid.columns)), np.nan)
+        before = {"clean": np.empty(shape), "corrupted": np.empty(shape)}
+        names = ("corrupted", "clean") if self.mode == "denoising" else ("clean", "corrupted")
+        with tqdm(total=plan.cells * plan.pairs, desc="patching", unit="cell", disable=not progress) as bar:
+            for rows in runs.batches(plan.batch):
+                batch = runs.batch(rows, self.grid.cells, self.mode)
+                for name, side in zip(names, (batch.base, batch.source), strict=True):
+                    before[name][rows] = side.scores.double().sum(-1).cpu().numpy()
+                for first in range(0, len(self.cells), plan.chunk):
+                    cells = self.cells[first : first + plan.chunk]
+                    with alone(runs.lens.model), torch.no_grad():
+                        found = batch.scored(cells).cpu().numpy()
+                    for cell, values in zip(cells, found, strict=True):
+                        patched[(rows, slice(None), *cell.at)] = values
+                    bar.update(len(cells) * len(rows))
+        return patched, before
+
+    def _row_bytes(self) -> float:
+        """Of one row of a climb: its stream and what a block makes of it, its keys and values, its logits."""
+        config, steps = self.runs.lens.config, self.runs.steps
+        size = torch.finfo(self.runs.lens.dtype).bits // 8
+        block = steps * (2 * config.d_mlp + 10 * config.d_model) + 4 * (steps + self.runs.prefix) * config.d_model
+        return block * size + 12 * steps * config.vocab_size
+
+    def _pair_bytes(self) -> float:
+        """Of one pair's recordings."""
+        config, steps = self.runs.lens.config, self.runs.steps + self.runs.prefix
+        size = torch.finfo(self.runs.lens.dtype).bits // 8
+        wide = {hook: config.d_mlp for hook in ("mlp.hook_pre", "mlp.hook_post")}
+        keys = {"attn.hook_pattern": config.n_heads * steps, "cross_attn.hook_pattern": config.n_heads * 64}
+        theirs = sum({**wide, **keys}.get(hook, config.d_model) for hook in self.grid.hooks)
+        logits = 3 * 4 * config.n_codebooks * steps * config.vocab_size
+        return config.n_layers * steps * (7 * config.d_model + theirs) * size + logits
+
+    def _speed(self) -> float:
+        """Seconds that one step of one row takes in one block."""
+        runs = self.runs
+        given = runs.lens, runs.clean[:1], runs.read[0][:1]
+        _forward(*given)
+        begun = time.perf_counter()
+        _forward(*given)
+        taken = time.perf_counter() - begun
+        return taken / (runs.lens.config.n_layers * codes_timeline(given[2], runs.lens.config, runs.prefix).steps)
+
+
+def _forward(lens: AudioLens, prompts: Sequence[str | None], codes: Tensor) -> None:
+    lens.run_with_cache(prompts, codes, sites=())
+
+
+def _job(
+    lens: AudioLens,
+    clean: Any,
+    corrupted: Any,
+    codes: Any,
+    metric: Any,
+    site: Any,
+    by: Any,
+    mode: Any,
+    history: Any,
+    memory_gib: Any,
+    options: dict[str, Any],
+) -> _Job:
+    if mode not in ("denoising", "noising"):
+        raise InputError(f"mode={mode!r}: expected 'denoising' or 'noising'.")
+    if metric != "log_likelihood" and not isinstance(metric, LogLikelihood):
+        raise InputError(f"metric={metric!r}: expected 'log_likelihood', LogLikelihood(...) or Sound(...).")
+    if isinstance(memory_gib, bool) or not isinstance(memory_gib, int | float) or not memory_gib > 0:
+        raise InputError(f"memory_gib={memory_gib!r}: expected a number above 0.")
+    runs = Runs.checked(
+        lens, clean, corrupted, codes, metric.seconds if isinstance(metric, LogLikelihood) else None, history
+    )
+    tokens = runs.token_columns() if by == "token" else ()
+    grid = Grid.of(lens, site, by, steps=runs.steps, timeline=runs.timeline, tokens=tokens, **options)
+    if needs_tokens(grid.hooks):
+        runs.refuse_unequal(f"{' and '.join(grid.sites)} by {by}")
+    if lens.config.conditioning == "prefix" and any(hook.endswith("pattern") for hook in grid.hooks):
+        runs.refuse_unequal("attention patterns")
+    return _Job(runs, grid, mode, float(memory_gib))
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,152 @@
+"""Figures of patching grids, for paper (matplotlib) and screen (plotly): the raw effect, its gap in the title.
+
+Cells that differ from 0 in the whole grid (adjusted p at most 5%) carry a dot, so that colour is not all that says so.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import plotly.graph_objects as go
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.figures.plots import BLACK, GREY, axis_of, styled
+from analysis.statistics import LEVEL
+
+if TYPE_CHECKING:
+    from analysis.patching.result import PatchingResult
+
+_AXES = {
+    "seconds": "patched window [s]",
+    "head": "head",
+    "component": "what is patched",
+    "token": "text token (+0: the first that differs)",
+}
+_WIDEST = 12
+"""Grids of more columns have no numbers in their cells."""
+
+
+def paper(result: PatchingResult, codebook: int | str = "total") -> Figure:
+    """The grid of one codebook (or of all) as a heat map, and beside it the grid by ear."""
+    grids = [(result, codebook)] + ([(result.sound, "total")] if result.sound is not None else [])
+    widths = [1.0 + 0.52 * max(len(grid.columns), 3) for grid, _ in grids]
+    height = 2.0 + 0.3 * max(len(grid.layers) for grid, _ in grids)
+    with styled():
+        figure = Figure(figsize=(sum(widths) + 1.2 * len(grids), height), layout="constrained")
+        panels = figure.subplots(1, len(grids), squeeze=False, gridspec_kw={"width_ratios": widths})[0]
+        for axes, (grid, name) in zip(panels, grids, strict=True):
+            _panel(figure, axes, grid, name)
+        figure.supxlabel(caption(result), fontsize=7.5, color="#404040")
+    return figure
+
+
+def caption(result: PatchingResult) -> str:
+    """What the grid shows, in two lines."""
+    giver, taker = ("clean", "corrupted") if result.mode == "denoising" else ("corrupted", "clean")
+    told = f"{giver} values put into the {taker} run"
+    count = len(result.clean)
+    return (
+        f"{told.capitalize()}; mean change over {count} pairs of {result.means.n_clusters} prompts.\n"
+        f"Dots: adjusted p ≤ {LEVEL:g} in the whole grid. A patch carries all in which the runs differ."
+    )
+
+
+def title(result: PatchingResult, codebook: int | str) -> str:
+    gap = result.gap(codebook)
+    a, b = result.scored
+    which = "all codebooks" if str(codebook) == "total" and len(result.codebooks) > 1 else f"codebook {codebook}"
+    which = "" if len(result.codebooks) == 1 else f", {which}"
+    unclear = "" if gap.clear else " (covers 0)"
+    return f"{result.place}{which}\ngap {gap!r}{unclear}, {a:g}-{b:g} s"
+
+
+def unit_of(result: PatchingResult) -> str:
+    """The label of the colours."""
+    if len(result.codebooks) == 1:
+        return f"change of {axis_of(result.metric)}"
+    return f"change of the log-likelihood [{result.unit}]"
+
+
+def _panel(figure: Figure, axes: Axes, result: PatchingResult, codebook: int | str) -> None:
+    values = result.effect(codebook)
+    most = float(np.nanmax(np.abs(values))) or 1.0
+    image = axes.imshow(values, cmap="PuOr_r", vmin=-most, vmax=most, origin="lower", aspect="auto")
+    significant = result.means.p_adjusted[result._place(codebook)] <= LEVEL
+    narrow = len(result.columns) <= _WIDEST
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isfinite(value):
+            axes.text(column, row, "–", ha="center", va="center", fontsize=6.5, color=GREY)
+            continue
+        shade = "white" if abs(value) > 0.6 * most else "black"
+        if narrow:
+            axes.text(column, row, _short(value, most), ha="center", va="center", fontsize=6.5, color=shade)
+        if significant[row, column]:
+            low = 0.32 if narrow else 0.0
+            axes.plot(column, row - low, marker="o", markersize=2.4, color=shade, linestyle="none")
+    crowded = max(map(len, result.columns)) > 4
+    axes.set_xticks(
+        range(len(result.columns)),
+        list(result.columns),
+        rotation=40 if crowded else 0,
+        ha="right" if crowded else "center",
+    )
+    axes.set_yticks(range(len(result.layers)), [str("–" if layer is None else layer) for layer in result.layers])
+    axes.set_xlabel(_AXES[result.by])
+    axes.set_ylabel("block")
+    axes.grid(False)
+    axes.set_title(title(result, codebook), fontsize=9, loc="left")
+    figure.colorbar(image, ax=axes, shrink=0.9, label=unit_of(result))
+
+
+def screen(result: PatchingResult, codebook: int | str = "total") -> go.Figure:
+    """The grid as a heat map, with a slider over codebooks; intervals and p where the pointer is."""
+    names = list(result.names)
+    first = result._place(codebook)
+    figure = go.Figure()
+    rows = ["–" if layer is None else str(layer) for layer in result.layers]
+    steps: list[dict[str, Any]] = []
+    for place, name in enumerate(names):
+        found, values = result.means, result.means.value[place]
+        most = float(np.nanmax(np.abs(values))) or 1.0
+        figure.add_heatmap(
+            z=values,
+            x=list(result.columns),
+            y=rows,
+            zmin=-most,
+            zmax=most,
+            colorscale="PuOr_r",
+            colorbar_title=result.unit,
+            text=np.where(found.p_adjusted[place] <= LEVEL, "•", ""),
+            texttemplate="%{text}",
+            customdata=np.stack([found.low[place], found.high[place], found.p_adjusted[place]], axis=-1),
+            hovertemplate=(
+                "block %{y}, %{x}: %{z:+.3g} [%{customdata[0]:+.3g}, %{customdata[1]:+.3g}], "
+                "adjusted p = %{customdata[2]:.2g}<extra></extra>"
+            ),
+            visible=place == first,
+        )
+        shown = [other == place for other in range(len(names))]
+        small = [f"<sup>{line}</sup>" for line in caption(result).splitlines()]
+        told = "<br>".join([*title(result, name).splitlines(), *small])
+        steps.append({"method": "update", "label": name, "args": [{"visible": shown}, {"title.text": told}]})
+    figure.update_layout(
+        template="simple_white",
+        title=steps[first]["args"][1]["title.text"],
+        xaxis={"title": _AXES[result.by], "type": "category"},
+        yaxis={"title": "block", "type": "category"},
+        font_color=BLACK,
+        margin={"l": 70, "r": 20, "t": 130, "b": 60},
+    )
+    if len(names) > 1:
+        slider = {"steps": steps, "active": first, "currentvalue": {"prefix": "codebook "}, "pad": {"t": 45}}
+        figure.update_layout(sliders=[slider])
+    return figure
+
+
+def _short(value: float, most: float) -> str:
+    """As many decimals as the largest of the grid needs."""
+    decimals = 0 if most >= 100 else 1 if most >= 1 else 2 if most >= 0.1 else 3
+    text = f"{value:.{decimals}f}"
+    return "0" if float(text) == 0 else text.replace("-", "−")

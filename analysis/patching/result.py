@@ -1,0 +1,219 @@
+"""PatchingResult: what a grid of patches did to a metric, in its own unit first, over pairs of prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from analysis.patching.grid import By
+from analysis.statistics import Interval, Means, bootstrap, means
+from audiolens.errors import InputError
+from audiolens.timeline import Span
+
+Mode = Literal["denoising", "noising"]
+TOTAL = "total"
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How much the clean run's metric exceeds the corrupted run's: the mean over pairs, with its clustered interval."""
+
+    value: float
+    interval: Interval
+    unit: str
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves out 0; without that a share of the gap means nothing."""
+        return bool(self.interval.low > 0 or self.interval.high < 0)
+
+    def __repr__(self) -> str:
+        return f"{self.value:+.3g} {self.unit} [{self.interval.low:+.3g}, {self.interval.high:+.3g}]"
+
+
+@dataclass(frozen=True, eq=False)
+class PatchingResult:
+    """A grid of patches.
+
+    Attributes:
+        patched: "pair codebook layer column", the metric of every patched run; NaN where a pair has no such cell.
+        clean, corrupted: "pair codebook", the metric of the unpatched runs.
+        codebooks: of the metric's axis; a measured sound has one entry, named after the measure.
+        layers: of the grid; `None` for a site that stands in no block.
+        columns: windows in seconds, heads, components or tokens, as `by` says. `spans` are the windows' seconds.
+        sites: what was patched.
+        mode: "denoising" puts clean values into the corrupted run, "noising" corrupted ones into the clean run.
+        metric, unit: what was read; log-likelihoods of the clean codes are in nats.
+        scored: the seconds of the clean continuation that were scored.
+        clusters: each pair's cluster, which the intervals resample.
+        prompts: each pair's (clean, corrupted) prompt.
+        sound: the coarser grid by ear that stands beside a grid on codes.
+
+    It does not show that a place *holds* the concept: a patch carries everything in which the two runs differ, and a
+    place that recovers the gap may only pass it on. Given the same codes, both runs hear the same music, and what the
+    text adds is little; a share of that little is refused where its interval covers 0. A cell without effect may be
+    backed up by another.
+    """
+
+    patched: Float[np.ndarray, "pair codebook layer column"]
+    clean: Float[np.ndarray, "pair codebook"]
+    corrupted: Float[np.ndarray, "pair codebook"]
+    codebooks: tuple[str, ...]
+    layers: tuple[int | None, ...]
+    columns: tuple[str, ...]
+    spans: tuple[Span, ...] | None
+    by: By
+    sites: tuple[str, ...]
+    mode: Mode
+    metric: str
+    unit: str
+    scored: Span
+    prompts: tuple[tuple[str | None, str | None], ...]
+    clusters: tuple[str, ...]
+    sound: PatchingResult | None = None
+    n_bootstrap: int = 1000
+    n_permutations: int = 2000
+    seed: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The codebooks, and behind several their total."""
+        return (*self.codebooks, TOTAL) if len(self.codebooks) > 1 else self.codebooks
+
+    @cached_property
+    def means(self) -> Means:
+        """The effect of every cell, patched less unpatched, "codebook layer column", the total last."""
+        before = (self.corrupted if self.mode == "denoising" else self.clean)[:, :, None, None]
+        change = _with_total(self.patched - before)
+        return means(
+            change, self.clusters, n_bootstrap=self.n_bootstrap, n_permutations=self.n_permutations, seed=self.seed
+        )
+
+    def gap(self, codebook: int | str = TOTAL) -> Gap:
+        """Clean less corrupted of one codebook, or of all together."""
+        each = self._gaps[:, self._place(codebook)]
+        usable = np.isfinite(each)
+        if not usable.any():
+            raise InputError(f"no pair has a {self.metric} in both runs: there is no gap.")
+        own = each[usable]
+        interval = bootstrap(
+            lambda index: float(own[index].mean()),
+            np.asarray(self.clusters)[usable],
+            n_bootstrap=self.n_bootstrap,
+            seed=self.seed,
+        )
+        return Gap(float(own.mean()), interval, self.unit)
+
+    def effect(self, codebook: int | str = TOTAL) -> Float[np.ndarray, "layer column"]:
+        """The mean change that each patch made, in the metric's unit."""
+        return self.means.value[self._place(codebook)]
+
+    def normalised(self, codebook: int | str = TOTAL) -> Float[np.ndarray, "layer column"]:
+        """The grid between 0, the corrupted run, and 1, the clean run: mean effect over mean gap.
+
+        Raises:
+            InputError: if the gap's interval covers 0, or there are too few prompts for one.
+        """
+        gap = self.gap(codebook)
+        if not gap.clear:
+            raise InputError(
+                f"{self.metric}: the clean runs are {gap!r} from the corrupted ones, which is no clear difference, so "
+                "a share of it is undefined. Read .effect(); or score another window, take more pairs, or give the "
+                "corrupted run a history of its own (history=)."
+            )
+        # Over the pairs that have the cell, both in the same direction: what is patched in recovers or breaks it.
+        place = self._place(codebook)
+        patched, clean, corrupted = (_with_total(v)[:, place] for v in (self.patched, self.clean, self.corrupted))
+        there = np.isfinite(patched)
+        whole = np.where(there, (clean - corrupted)[:, None, None], np.nan)
+        part = patched - corrupted[:, None, None]
+        return np.nanmean(part, axis=0) / np.nanmean(whole, axis=0)
+
+    def best(self, codebook: int | str = TOTAL) -> tuple[int | None, str]:
+        """The layer and column of the cell that moves the metric furthest from the unpatched run to the other."""
+        sign = np.sign(self.gap(codebook).value) * (1 if self.mode == "denoising" else -1)
+        row, column = np.unravel_index(np.nanargmax(sign * self.effect(codebook)), self.patched.shape[2:])
+        return self.layers[int(row)], self.columns[int(column)]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per codebook (and their total), layer and column, with effect, interval and p; gaps beside them.
+
+        `normalised` is NaN where the gap is not clear.
+        """
+        found, tables = self.means, []
+        rows, columns = np.meshgrid(np.arange(len(self.layers)), np.arange(len(self.columns)), indexing="ij")
+        for place, name in enumerate(self.names):
+            gap = self.gap(name)
+            share = self.normalised(name) if gap.clear else np.full(rows.shape, np.nan)
+            parts = ("value", "stderr", "low", "high", "p", "p_adjusted", "n")
+            numbers = {part: getattr(found, part)[place].ravel() for part in parts}
+            table = pd.DataFrame(
+                {
+                    "codebook": name,
+                    "layer": [self.layers[row] for row in rows.ravel()],
+                    self.by: [self.columns[column] for column in columns.ravel()],
+                    "effect": numbers.pop("value"),
+                    **numbers,
+                    "normalised": share.ravel(),
+                    "gap": gap.value,
+                    "gap_low": gap.interval.low,
+                    "gap_high": gap.interval.high,
+                    "unit": self.unit,
+                }
+            )
+            tables.append(table.astype({"n": int}))
+        return pd.concat(tables, ignore_index=True)
+
+    def plot(self, codebook: int | str = TOTAL) -> Any:
+        """The grid as a heat map, with the grid by ear beside it (matplotlib figure)."""
+        from analysis.patching import figures
+
+        return figures.paper(self, codebook)
+
+    def figure(self, codebook: int | str = TOTAL) -> Any:
+        """The same for the screen, every codebook on a slider (plotly figure); `.sound.figure()` is the grid by ear."""
+        from analysis.patching import figures
+
+        return figures.screen(self, codebook)
+
+    @property
+    def place(self) -> str:
+        """What was patched, in words."""
+        return f"{' and '.join(self.sites) if self.by != 'component' else 'components'} by {self.by}"
+
+    def _place(self, codebook: int | str) -> int:
+        name = str(codebook)
+        if len(self.codebooks) == 1 and name == TOTAL:
+            return 0
+        if name not in self.names:
+            raise InputError(f"codebook={codebook!r}: this grid has {', '.join(self.names)}.")
+        return self.names.index(name)
+
+    @cached_property
+    def _gaps(self) -> Float[np.ndarray, "pair codebook"]:
+        return _with_total(self.clean - self.corrupted)
+
+    def __repr__(self) -> str:
+        gap = self.gap()
+        layer, column = self.best()
+        row, place = self.layers.index(layer), self.columns.index(column)
+        found, total = self.means, self._place(TOTAL)
+        where = f"{self.by} {column}" if layer is None else f"block {layer}, {self.by} {column}"
+        at = (total, row, place)
+        share = f" ({self.normalised()[row, place]:.0%} of the way to clean)" if gap.clear else ""
+        unclear = "" if gap.clear else "; no clear gap, so no share of it"
+        return (
+            f"PatchingResult({self.mode} {self.place}: gap {gap!r} over {len(self.clean)} pairs of "
+            f"{found.n_clusters} prompts{unclear}; most at {where}: {found.value[at]:+.3g} {self.unit} "
+            f"[{found.low[at]:+.3g}, {found.high[at]:+.3g}], p = {found.p_adjusted[at]:.2g}{share})"
+        )
+
+
+def _with_total(values: np.ndarray) -> np.ndarray:
+    """Values "pair codebook ..." with the sum over codebooks behind them, if there are several."""
+    return values if values.shape[1] == 1 else np.concatenate([values, values.sum(1, keepdims=True)], axis=1)

@@ -1,0 +1,286 @@
+"""Pairs of runs: what they read, checked and recorded batch by batch; and matched prompts to start with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from analysis.patching.engine import Batch, Side, log_probability, recorded_hooks
+from analysis.patching.grid import Cell
+from audiolens import text
+from audiolens.audio import checked_codes, codes_of
+from audiolens.errors import InputError, PromptError
+from audiolens.timeline import Real, Span, Timeline, codes_timeline
+
+if TYPE_CHECKING:
+    from audiolens import AudioLens
+    from audiolens.prompts import PromptSet
+
+N_PAIRS = 64
+"""How many pairs a claim about a few nats needs at the least."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Matched prompts with codes: what the clean prompt played, and (`history`) what the corrupted one played.
+
+    `clean` and `corrupted` differ in the concept's words alone.
+    """
+
+    clean: tuple[str, ...]
+    corrupted: tuple[str, ...]
+    codes: Int[Tensor, "pair codebook frame"]
+    history: Int[Tensor, "pair codebook past"]
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def __repr__(self) -> str:
+        return f"Pairs({len(self)} of {self.codes.shape[-1]} frames; first {self.clean[0]!r} | {self.corrupted[0]!r})"
+
+
+def pairs(
+    lens: AudioLens,
+    prompts: PromptSet,
+    n: int = N_PAIRS,
+    *,
+    seconds: Real = 2.0,
+    same_length: bool = False,
+    turns: bool = False,
+    guidance_scale: Real = 3.0,
+    first_seed: int = 0,
+    batch_size: int | None = 64,
+) -> Pairs:
+    """Pairs out of a set's matched prompts, with the codes that each side plays from the pair's seed.
+
+    The clean prompts are those of the positive pole (of the negative in `prompts.opposite`).
+
+    Args:
+        lens: the model, which generates.
+        prompts: a set whose poles are matched.
+        n: how many; beyond the set's prompts they start again with other seeds.
+        seconds: of the codes.
+        same_length: only pairs of equally many tokens, which patching by token needs.
+        turns: let both poles take their turn as the clean one. For metrics on codes alone: of a measured sound the mean
+            gap would cancel.
+        guidance_scale: of the generation. Codes drawn under guidance obey the text more than the conditional branch
+            alone expects, which widens the gap.
+        first_seed: pair i plays from seed first_seed + i, on both sides.
+        batch_size: rows generated at a time.
+
+    Raises:
+        InputError: if the set is not matched, or no pair is left.
+    """
+    if not prompts.matched:
+        raise InputError(f"{prompts.concept}: its poles have different numbers of prompts, so none are matched.")
+    matched = list(zip(prompts.positive, prompts.negative, strict=True))
+    if same_length:
+        sizes = [[len(tokens) for tokens in lens.text_tokens(pair)] for pair in matched]
+        matched = [pair for pair, (a, b) in zip(matched, sizes, strict=True) if a == b]
+    if not matched or n < 1:
+        raise InputError(f"{prompts.concept}: {len(matched)} matched prompts of one length, {n} pairs asked for.")
+    chosen = [matched[i % len(matched)][:: -1 if turns and i % 2 else 1] for i in range(n)]
+    sides = [tuple(pair[side] for pair in chosen) for side in (0, 1)]
+    seeds = list(range(first_seed, first_seed + n))
+    made = [
+        lens.generate(side, seconds, seeds=seeds, guidance_scale=guidance_scale, decode=False, batch_size=batch_size)
+        for side in sides
+    ]
+    return Pairs(sides[0], sides[1], made[0].codes, made[1].codes)
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Both runs of every pair. `read` holds the codes that the clean and the corrupted one read; `frames` is scored."""
+
+    lens: AudioLens
+    clean: tuple[str | None, ...]
+    corrupted: tuple[str | None, ...]
+    codes: Int[Tensor, "pair codebook frame"]
+    read: tuple[Int[Tensor, "pair codebook frame"], Int[Tensor, "pair codebook frame"]]
+    frames: tuple[int, int]
+    sizes: tuple[tuple[int, ...], tuple[int, ...]]
+    timeline: Timeline
+
+    @classmethod
+    def checked(
+        cls, lens: AudioLens, clean: Any, corrupted: Any, codes: Any, seconds: Span | None, history: Any
+    ) -> Runs:
+        """The runs, or an error before any model runs (but the codec, for audio)."""
+        if isinstance(codes, tuple | list):
+            codes = codes_of(codes, lens)
+        ours, theirs, sizes = checked_prompts(lens, clean, corrupted)
+        codes = checked_codes(codes, lens.config)
+        if len(codes) != len(ours):
+            raise InputError(f"{len(codes)} rows of codes for {len(ours)} pairs: give one row a pair.")
+        codes = codes.to(lens.device)
+        timeline = codes_timeline(codes, lens.config, lens.config.prefix(max(map(max, sizes))))
+        first, end = timeline.select(seconds or (0.0, min(1.0, timeline.seconds)))
+        steps = end + max(lens.config.delays)
+        # Nothing behind the last scored step can change it.
+        codes = codes[..., : min(codes.shape[-1], steps)]
+        read = codes, codes
+        if history is not None:
+            own = checked_codes(history, lens.config, len(ours)).to(lens.device)
+            if not first:
+                raise InputError(
+                    "history= is what the corrupted run reads before the scored window, which starts at 0 s: score a "
+                    "later one, with LogLikelihood(seconds=(1.0, 2.0)) for instance."
+                )
+            if own.shape[-1] < first:
+                raise InputError(f"history of {own.shape[-1]} frames: the scored window starts at frame {first}.")
+            read = codes, torch.cat([own[..., :first], codes[..., first:]], dim=-1)
+        else:
+            refuse_same(ours, theirs)
+        return cls(lens, ours, theirs, codes, read, (first, end), sizes, timeline)
+
+    @property
+    def steps(self) -> int:
+        """Those up to the last that predicts a scored code."""
+        return self.frames[1] + max(self.lens.config.delays)
+
+    @property
+    def prefix(self) -> int:
+        return self.lens.config.prefix(max(map(max, self.sizes)))
+
+    @cached_property
+    def offsets(self) -> tuple[Int[Tensor, "pair column"], tuple[str, ...]]:
+        """Each pair's token in every column of a grid by tokens (-1: none), and what the columns are called."""
+        return token_offsets(self.lens, self.clean, self.corrupted)
+
+    def token_columns(self) -> tuple[str, ...]:
+        if None in (*self.clean, *self.corrupted):
+            raise PromptError("patching by token: a prompt of None has no tokens; give texts on both sides.")
+        self.refuse_unequal("patching by token")
+        return self.offsets[1]
+
+    def refuse_unequal(self, what: str) -> None:
+        refuse_unequal(self.sizes, what)
+
+    def clusters(self, given: Sequence[str] | None) -> tuple[str, ...]:
+        return checked_clusters(given, self.clean, self.corrupted)
+
+    def batches(self, size: int) -> Iterator[list[int]]:
+        """Pairs that are run together: without a mask for the text (Melody) those of one length in tokens."""
+        prefix = self.lens.config.prefix
+        kinds: dict[tuple[int, int], list[int]] = {}
+        for row, (a, b) in enumerate(zip(*self.sizes, strict=True)):
+            kinds.setdefault((prefix(a), prefix(b)), []).append(row)
+        for rows in kinds.values():
+            for first in range(0, len(rows), size):
+                yield rows[first : first + size]
+
+    def batch(self, rows: Sequence[int], cells: Sequence[Cell], mode: str) -> Batch:
+        """Both runs of some pairs, recorded."""
+        base, source = (1, 0) if mode == "denoising" else (0, 1)
+        hooks = recorded_hooks(self.lens, cells)
+        depths = [cell.layer for cell in cells if cell.layer is not None]
+        above = range(min(depths, default=0), self.lens.config.n_layers)
+        tokens = None
+        if any(cell.token is not None for cell in cells):
+            tokens = self.offsets[0][list(rows)].to(self.lens.device)
+        return Batch(
+            self.lens,
+            self._side(base, rows, hooks[0], above),
+            self._side(source, rows, hooks[1], sorted(set(depths)) or None),
+            self.codes[list(rows)],
+            self.frames,
+            self.steps,
+            self._seen(base, rows),
+            tokens,
+        )
+
+    def _side(self, which: int, rows: Sequence[int], hooks: Sequence[str], layers: Any) -> Side:
+        lens, prefixed = self.lens, self.lens.config.conditioning == "prefix"
+        prompts = [(self.clean, self.corrupted)[which][row] for row in rows]
+        logits, cache = lens.run_with_cache(
+            prompts, self.read[which][list(rows)], sites=hooks, layers=layers, prefix=prefixed and bool(hooks)
+        )
+        prefix = lens.config.prefix(self.sizes[which][rows[0]])
+        return Side(cache, prefix, self._scores(logits, rows))
+
+    def _scores(self, logits: Tensor, rows: Sequence[int]) -> Float[Tensor, "pair codebook frame"]:
+        first, end = self.frames
+        found = []
+        for codebook, shift in enumerate(self.lens.config.delays):
+            steps = logits[:, codebook, first + shift : end + shift]
+            found.append(log_probability(steps, self.codes[list(rows), codebook, first:end]))
+        return torch.stack(found, dim=1)
+
+    def _seen(self, which: int, rows: Sequence[int]) -> Bool[Tensor, "pair token"] | None:
+        if self.lens.config.conditioning == "prefix":
+            return None
+        prompts = [(self.clean, self.corrupted)[which][row] for row in rows]
+        sizes = torch.tensor([0 if prompts[i] is None else self.sizes[which][row] for i, row in enumerate(rows)])
+        longest = max(self.sizes[which][row] for row in rows)
+        seen = torch.arange(longest) < sizes[:, None]
+        return None if bool(seen.all()) else seen.to(self.lens.device)
+
+
+def checked_prompts(lens: AudioLens, clean: Any, corrupted: Any) -> tuple[tuple, tuple, tuple]:
+    """Both sides' prompts, and their lengths in tokens; equally many, or an error."""
+    ours, one = text.checked(clean, lens.model, lens.tokenizer)
+    theirs, other = text.checked(corrupted, lens.model, lens.tokenizer)
+    if len(ours) != len(theirs):
+        raise PromptError(f"{len(ours)} clean and {len(theirs)} corrupted prompts: give them pair by pair.")
+    return ours, theirs, (tuple(one), tuple(other))
+
+
+def refuse_same(clean: Sequence[Any], corrupted: Sequence[Any]) -> None:
+    same = [row for row, (a, b) in enumerate(zip(clean, corrupted, strict=True)) if a == b]
+    if same:
+        raise InputError(
+            f"pair {same[0]} has {clean[same[0]]!r} on both sides, so nothing differs: give another corrupted prompt, "
+            "or a history= of its own."
+        )
+
+
+def refuse_unequal(sizes: tuple[tuple[int, ...], tuple[int, ...]], what: str) -> None:
+    """Raise where a pair's prompts have different numbers of tokens: a token would meet another one's place."""
+    apart = [row for row, (a, b) in enumerate(zip(*sizes, strict=True)) if a != b]
+    if apart:
+        a, b = sizes[0][apart[0]], sizes[1][apart[0]]
+        raise PromptError(
+            f"{what}: {len(apart)} of {len(sizes[0])} pairs have prompts of different length, such as pair "
+            f"{apart[0]} with {a} and {b} tokens. Word them alike (lens.text_tokens shows the tokens), or take "
+            "patching.pairs(..., same_length=True)."
+        )
+
+
+def checked_clusters(given: Any, clean: Sequence[Any], corrupted: Sequence[Any]) -> tuple[str, ...]:
+    if given is None:
+        # Either may be the clean one: the same two prompts are one cluster.
+        return tuple(" | ".join(sorted((str(a), str(b)))) for a, b in zip(clean, corrupted, strict=True))
+    listed = tuple(str(one) for one in given)
+    if len(listed) != len(clean):
+        raise InputError(f"{len(listed)} clusters for {len(clean)} pairs: give one a pair.")
+    return listed
+
+
+def token_offsets(
+    lens: AudioLens, clean: Sequence[Any], corrupted: Sequence[Any]
+) -> tuple[Int[Tensor, "pair column"], tuple[str, ...]]:
+    """Columns of tokens counted from the first in which a pair differs; named by the token where all pairs share it."""
+    sides = [lens.text_tokens([prompt])[0] for prompts in (clean, corrupted) for prompt in prompts]
+    ours, theirs = sides[: len(clean)], sides[len(clean) :]
+    marks = [next((i for i, pair in enumerate(zip(a, b, strict=True)) if pair[0] != pair[1]), 0)
+             for a, b in zip(ours, theirs, strict=True)]  # fmt: skip
+    least = -max(marks)
+    most = max(len(a) - mark for a, mark in zip(ours, marks, strict=True))
+    places = torch.full((len(ours), most - least), -1)
+    names = []
+    for column, offset in enumerate(range(least, most)):
+        spoken = set()
+        for row, (a, b, mark) in enumerate(zip(ours, theirs, marks, strict=True)):
+            place = mark + offset
+            if 0 <= place < len(a):
+                places[row, column] = place
+                spoken.add(a[place] if a[place] == b[place] else f"{a[place]}/{b[place]}")
+        names.append(f"{offset:+d} {spoken.pop()}" if len(spoken) == 1 else f"{offset:+d}")
+    return places, tuple(names)

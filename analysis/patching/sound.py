@@ -1,0 +1,207 @@
+"""Patching by ear: what a patched generation sounds like, measured, beside the clean and the corrupted one.
+
+The clean clip, the corrupted one and every patched one of a pair are drawn side by side from one seed. At each step a
+patched row takes the values that another row of the same batch has there, at that very step: nothing is stored, and
+nothing is shifted in time. Once their codes part, a patched row hears its own past and is patched with a row that hears
+another: what is put in is what the *other run* does at this second, its music included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from analysis.patching.grid import By, Cell, Grid, needs_tokens
+from analysis.patching.result import Mode, PatchingResult
+from analysis.patching.runs import checked_clusters, checked_prompts, refuse_same, refuse_unequal, token_offsets
+from audiolens import measure
+from audiolens.errors import InputError, PromptError, nearest
+from audiolens.interventions import Apply, Branch
+from audiolens.timeline import Span, clip_timeline
+
+if TYPE_CHECKING:
+    from audiolens import AudioLens
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A metric on sound. The clean prompts must all ask for one pole, or the mean gap cancels.
+
+    Attributes:
+        measure: out of `audiolens.measure.MEASURES`: "tempo_ioi", "brightness", ...
+        seconds: of the clips.
+        pairs: how many of the pairs are played, the first ones (`None`: all).
+        guidance_scale, temperature, top_k: as in `lens.generate`.
+        branch: which half of the guidance is patched; the null half does not know the text.
+        first_seed: pair i plays from seed first_seed + i.
+        batch_size: the most rows of one generation.
+    """
+
+    measure: str
+    seconds: float = 4.0
+    pairs: int | None = 16
+    guidance_scale: float = 3.0
+    temperature: float = 1.0
+    top_k: int | None = 250
+    branch: Branch = "cond"
+    first_seed: int = 0
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.measure not in measure.MEASURES:
+            near = nearest(str(self.measure), measure.MEASURES)
+            raise InputError(f"measure={self.measure!r}.{near} There are: {', '.join(measure.MEASURES)}.")
+        if self.pairs is not None and self.pairs < 1 or self.batch_size < 3:
+            raise InputError("Sound: expected at least one pair, and batches of at least three rows.")
+
+
+def heard(
+    lens: AudioLens,
+    clean: Any,
+    corrupted: Any,
+    sound: Sound,
+    site: str | Sequence[str] | None,
+    *,
+    by: By,
+    mode: Mode,
+    layers: int | Sequence[int] | None,
+    windows: int | Sequence[Span],
+    seconds: Span | None,
+    heads: Sequence[int] | None,
+    clusters: Sequence[str] | None,
+    progress: bool,
+    stats: dict[str, Any],
+) -> PatchingResult:
+    """The grid of a measure; see `patching.patch`."""
+    if mode not in ("denoising", "noising"):
+        raise InputError(f"mode={mode!r}: expected 'denoising' or 'noising'.")
+    ours, theirs, sizes = checked_prompts(lens, clean, corrupted)
+    groups = checked_clusters(clusters, ours, theirs)[: sound.pairs]
+    ours, theirs, sizes = ours[: sound.pairs], theirs[: sound.pairs], (sizes[0][: sound.pairs], sizes[1][: sound.pairs])
+    refuse_same(ours, theirs)
+    if lens.config.conditioning == "prefix" and any(a != b for a, b in zip(*sizes, strict=True)):
+        raise PromptError(
+            f"{lens.config.family} has no mask for its text, so a pair's prompts must be of equal length in tokens to "
+            "play side by side: take patching.pairs(..., same_length=True)."
+        )
+    timeline = clip_timeline(sound.seconds, lens.config, lens.config.prefix(max(map(max, sizes))))
+    places, columns = None, ()
+    if by == "token":
+        refuse_unequal(sizes, "patching by token")
+        places, columns = token_offsets(lens, ours, theirs)
+    grid = Grid.of(
+        lens, site, by, steps=timeline.steps, timeline=timeline, layers=layers, windows=windows, seconds=seconds,
+        heads=heads, tokens=columns,
+    )  # fmt: skip
+    if needs_tokens(grid.hooks):
+        refuse_unequal(sizes, f"{' and '.join(grid.sites)} by {by}")
+    run = _Playing(lens, sound, timeline.seconds, mode)
+    values = np.full((len(ours), len(grid.layers), len(grid.columns)), np.nan)
+    before = {"clean": np.empty(len(ours)), "corrupted": np.empty(len(ours))}
+    prefixes = [lens.config.prefix(size) for size in sizes[0]]
+    with tqdm(total=len(ours) * len(grid.cells), desc="playing", unit="clip", disable=not progress) as bar:
+        for rows, cells in _chunks(prefixes, grid.cells, sound.batch_size):
+            mine = [ours[row] for row in rows], [theirs[row] for row in rows]
+            tokens = None if places is None else places[rows]
+            found = run.clips(mine, rows, cells, tokens)
+            before["clean"][rows], before["corrupted"][rows] = found[0], found[1]
+            for cell, value in zip(cells, found[2:], strict=True):
+                there = np.ones(len(rows), bool) if tokens is None else (tokens[:, cell.token] >= 0).numpy()
+                values[(rows, *cell.at)] = np.where(there, value, np.nan)
+            bar.update(len(rows) * len(cells))
+    return PatchingResult(
+        patched=values[:, None],
+        clean=before["clean"][:, None],
+        corrupted=before["corrupted"][:, None],
+        codebooks=(sound.measure,),
+        layers=grid.layers,
+        columns=grid.columns,
+        spans=grid.spans,
+        by=by,
+        sites=grid.sites,
+        mode=mode,
+        metric=sound.measure,
+        unit=measure.UNITS[sound.measure],
+        scored=(0.0, timeline.seconds),
+        prompts=tuple(zip(ours, theirs, strict=True)),
+        clusters=groups,
+        **stats,
+    )
+
+
+def _chunks(prefixes: Sequence[int], cells: Sequence[Cell], size: int) -> Any:
+    """Rows and cells of each generation: both unpatched clips of its pairs stand in every one."""
+    chunk = min(len(cells), size - 2)
+    together = max(1, size // (chunk + 2))
+    for prefix in dict.fromkeys(prefixes):
+        mine = [row for row, own in enumerate(prefixes) if own == prefix]
+        for first in range(0, len(mine), together):
+            for begin in range(0, len(cells), chunk):
+                yield mine[first : first + together], cells[begin : begin + chunk]
+
+
+@dataclass(frozen=True)
+class _Playing:
+    """How clips are drawn and measured."""
+
+    lens: AudioLens
+    sound: Sound
+    seconds: float
+    mode: Mode
+
+    def clips(
+        self, prompts: tuple[Sequence[Any], Sequence[Any]], rows: Sequence[int], cells: Sequence[Cell], tokens: Any
+    ) -> Float[np.ndarray, "run pair"]:
+        """The measure of the clean, the corrupted, and each cell's patched clips."""
+        count, rate = len(rows), self.lens.config.frame_rate
+        base = prompts[1 if self.mode == "denoising" else 0]
+        listed = [*prompts[0], *prompts[1], *(prompt for _ in cells for prompt in base)]
+        giver = list(range(count)) if self.mode == "denoising" else list(range(count, 2 * count))
+        todo = []
+        for place, cell in enumerate(cells):
+            own = list(range((2 + place) * count, (3 + place) * count))
+            timed = cell.layer is not None and tokens is None
+            whole = cell.start == 0 and cell.stop >= round(self.seconds * rate)
+            for hook in cell.hooks:
+                todo.append(
+                    Apply(
+                        taking(count, None if tokens is None else tokens[:, cell.token]),
+                        site=hook,
+                        layers=cell.layer,
+                        rows=[*giver, *own],
+                        heads=None if cell.head is None else [cell.head],
+                        seconds=None if whole or not timed else (cell.start / rate, cell.stop / rate),
+                        branch=self.sound.branch,
+                    )
+                )
+        made = self.lens.generate(
+            listed,
+            self.seconds,
+            seeds=[self.sound.first_seed + row for _ in range(2 + len(cells)) for row in rows],
+            guidance_scale=self.sound.guidance_scale,
+            temperature=self.sound.temperature,
+            top_k=self.sound.top_k,
+            interventions=todo,
+        )
+        table = measure.table(made, measures=[self.sound.measure])
+        return table[self.sound.measure].to_numpy().reshape(2 + len(cells), count)
+
+
+def taking(count: int, tokens: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """A function for `Apply`: the last `count` rows take the values of the first, at one token of each or at all."""
+
+    def take(value: Tensor) -> Tensor:
+        giving, own = value[:count], value[count:]
+        if tokens is not None:
+            chosen = torch.arange(value.shape[1], device=value.device) == tokens[:, None].to(value.device)
+            giving = torch.where(chosen.reshape(*chosen.shape, *[1] * (value.ndim - 2)), giving, own)
+        return torch.cat([value[:count], giving])
+
+    return take

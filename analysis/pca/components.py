@@ -1,0 +1,298 @@
+"""PCA of activations per layer: do the poles of a concept lie apart, from which block on, and from when on?
+
+`fit` takes one vector per row and block: a cache reduced over time, or an array "layer row d_model". `trajectories`
+takes every step: a cache that was not reduced, or an array "layer row step d_model".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from sklearn.decomposition import PCA
+from sklearn.metrics import silhouette_samples
+
+from analysis.probing.dataset import checked_groups, same
+from analysis.statistics import Interval, bootstrap
+from audiolens.cache import ActivationCache
+from audiolens.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class PCAResult:
+    """The first principal components of every layer.
+
+    Attributes:
+        scores: "layer row component", each layer's activations centred and projected.
+        explained: "layer component", share of the layer's variance.
+        layers, labels: of the axes.
+        silhouettes: per layer the mean silhouette of the labels in all components kept: 1 far apart, 0 mixed, negative
+            nearer to the other pole.
+        intervals: of `silhouettes`, over groups: each row's own silhouette is kept as it is, so that they tell how
+            sure the mean is, not how the components would turn with other rows.
+
+    It does not show a separation that needs no labels: the poles were chosen, so something differs between them, and
+    the largest variance may be something else than the concept. It shows whether they are far apart beside the
+    spread within each.
+    """
+
+    scores: Float[np.ndarray, "layer row component"]
+    explained: Float[np.ndarray, "layer component"]
+    layers: tuple[int, ...]
+    labels: tuple[str, ...]
+    silhouettes: Float[np.ndarray, " layer"]
+    intervals: tuple[Interval, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per layer and activation: `layer`, `row`, `label`, `pc1`, `pc2`, ..."""
+        frames = [
+            pd.DataFrame(scores, columns=[f"pc{i + 1}" for i in range(scores.shape[1])]).assign(
+                layer=layer, row=np.arange(len(scores)), label=self.labels
+            )
+            for layer, scores in zip(self.layers, self.scores, strict=True)
+        ]
+        table = pd.concat(frames, ignore_index=True)
+        return table[["layer", "row", "label", *[name for name in table.columns if name.startswith("pc")]]]
+
+    def summary(self) -> pd.DataFrame:
+        """One row per layer: explained variance of each component, silhouette and its interval."""
+        parts = {f"explained_pc{i + 1}": self.explained[:, i] for i in range(self.explained.shape[1])}
+        return pd.DataFrame(
+            {
+                "layer": self.layers,
+                **parts,
+                "silhouette": self.silhouettes,
+                "low": [interval.low for interval in self.intervals],
+                "high": [interval.high for interval in self.intervals],
+            }
+        )
+
+    def plot(self, dimensions: int = 2) -> Any:
+        """One panel per layer, of the first two or three components (matplotlib figure)."""
+        from analysis.figures import plots
+        from analysis.pca import figures
+
+        return figures.space(self) if _checked_dimensions(self, dimensions) == 3 else plots.components(self)
+
+    def figure(self, dimensions: int = 2) -> Any:
+        """One panel with a slider over layers, to turn around in three dimensions (plotly figure)."""
+        from analysis.figures import screen
+        from analysis.pca import figures
+
+        three = _checked_dimensions(self, dimensions) == 3
+        return figures.space_on_screen(self) if three else screen.components(self)
+
+    def __repr__(self) -> str:
+        best = int(np.nanargmax(self.silhouettes))
+        interval = self.intervals[best]
+        return (
+            f"PCAResult({' and '.join(sorted(set(self.labels)))} lie furthest apart at block {self.layers[best]}: "
+            f"silhouette {self.silhouettes[best]:.2f} [{interval.low:.2f}, {interval.high:.2f}])"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectories:
+    """Where the poles go over time in each layer's components.
+
+    Attributes:
+        means: "layer pole step component", over groups (prompts).
+        errors: standard errors of `means`, over groups.
+        explained: "layer component", share of the variance over rows and steps.
+        silhouettes: "layer step": how far the poles lie apart at each step, 1 far, 0 mixed.
+        seconds: of each step, from the beginning of the clip.
+        layers, poles: of the axes.
+
+    It does not show what the model does with the difference. Much of a path is time itself, which all rows share: what
+    tells the poles apart is their distance from each other, not their way.
+    """
+
+    means: Float[np.ndarray, "layer pole step component"]
+    errors: Float[np.ndarray, "layer pole step component"]
+    explained: Float[np.ndarray, "layer component"]
+    silhouettes: Float[np.ndarray, "layer step"]
+    seconds: Float[np.ndarray, " step"]
+    layers: tuple[int, ...]
+    poles: tuple[str, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a layer, pole and step: `seconds`, `silhouette`, and `pc1`, `pc1_error`, `pc2`, ..."""
+        parts = []
+        for place, layer in enumerate(self.layers):
+            for number, pole in enumerate(self.poles):
+                columns: dict[str, Any] = {"layer": layer, "label": pole, "seconds": self.seconds}
+                columns["silhouette"] = self.silhouettes[place]
+                for i in range(self.means.shape[-1]):
+                    columns[f"pc{i + 1}"] = self.means[place, number, :, i]
+                    columns[f"pc{i + 1}_error"] = self.errors[place, number, :, i]
+                parts.append(pd.DataFrame(columns))
+        return pd.concat(parts, ignore_index=True)
+
+    def plot(self) -> Any:
+        """The paths of each layer, and how far apart they are over time (matplotlib figure)."""
+        from analysis.pca import figures
+
+        return figures.paths(self)
+
+    def figure(self) -> Any:
+        """The paths with a slider over layers (plotly figure)."""
+        from analysis.pca import figures
+
+        return figures.paths_on_screen(self)
+
+    def __repr__(self) -> str:
+        layer, step = np.unravel_index(int(np.nanargmax(self.silhouettes)), self.silhouettes.shape)
+        return (
+            f"Trajectories({' and '.join(self.poles)} lie furthest apart at block {self.layers[layer]}, "
+            f"{self.seconds[step]:.2f} s: silhouette {self.silhouettes[layer, step]:.2f}; "
+            f"{self.silhouettes[layer, 0]:.2f} at its first step)"
+        )
+
+
+def fit(
+    activations: ActivationCache | np.ndarray,
+    labels: Sequence[str],
+    *,
+    site: str = "resid_post",
+    n_components: int = 3,
+    layers: Sequence[int] | None = None,
+    groups: Sequence[Any] | None = None,
+) -> PCAResult:
+    """Principal components of every layer's activations.
+
+    Args:
+        activations: a cache recorded with `reduce="mean"` (or "last"), or an array "layer row d_model".
+        labels: the pole of each row.
+        site: which recording of a cache.
+        n_components: kept per layer.
+        layers: numbers of an array's layers (default 0, 1, ...).
+        groups: rows that are not independent, for the intervals; by default those that share a cache's prompt.
+
+    Raises:
+        InputError: if labels do not match rows, fewer than two labels or rows of a label, or activations are constant.
+    """
+    array, numbers, clusters = _arrays(activations, site, layers, groups, steps=False)
+    names = tuple(str(label) for label in labels)
+    _check(array, names)
+    n_kept = min(n_components, array.shape[1] - 1, array.shape[2])
+    scores, explained, silhouettes, intervals = [], [], [], []
+    for layer, rows in zip(numbers, array, strict=True):
+        _refuse_constant(rows, layer)
+        model = PCA(n_kept, svd_solver="full").fit(rows)
+        projected = model.transform(rows)
+        samples = np.asarray(silhouette_samples(projected, names))
+        scores.append(projected)
+        explained.append(model.explained_variance_ratio_)
+        silhouettes.append(samples.mean())
+        intervals.append(bootstrap(lambda index, of=samples: float(of[index].mean()), clusters, n_bootstrap=500))
+    return PCAResult(np.stack(scores), np.stack(explained), numbers, names, np.array(silhouettes), tuple(intervals))
+
+
+def trajectories(
+    activations: ActivationCache | np.ndarray,
+    labels: Sequence[str],
+    *,
+    site: str = "resid_post",
+    n_components: int = 3,
+    layers: Sequence[int] | None = None,
+    groups: Sequence[Any] | None = None,
+    frame_rate: float | None = None,
+) -> Trajectories:
+    """The poles' paths through the components of each layer, fitted to all rows and steps of it.
+
+    Args:
+        activations: a cache recorded without `reduce`, or an array "layer row step d_model". The tail, whose steps
+            only finish the delayed codebooks, is best left out: record with `seconds=(0, ...)`.
+        labels, site, n_components, layers, groups: as in `fit`.
+        frame_rate: steps a second; a cache knows its own.
+
+    Raises:
+        InputError: as `fit`, or for activations without steps.
+    """
+    array, numbers, clusters = _arrays(activations, site, layers, groups, steps=True)
+    names = tuple(str(label) for label in labels)
+    _check(array[:, :, 0], names)
+    first = activations.first_step if isinstance(activations, ActivationCache) else 0
+    rate = (activations.frame_rate if isinstance(activations, ActivationCache) else frame_rate) or 1.0
+    poles = tuple(dict.fromkeys(names))
+    told = np.array(names)
+    n_kept = min(n_components, array.shape[1] * array.shape[2] - 1, array.shape[3])
+    means, errors, explained, silhouettes = [], [], [], []
+    for layer, values in zip(numbers, array, strict=True):
+        _refuse_constant(values.reshape(-1, values.shape[-1]), layer)
+        model = PCA(n_kept, svd_solver="full").fit(values.reshape(-1, values.shape[-1]))
+        scores = model.transform(values.reshape(-1, values.shape[-1])).reshape(*values.shape[:2], -1)
+        own = [_by_group(scores[told == pole], clusters[told == pole]) for pole in poles]
+        means.append([one.mean(0) for one in own])
+        errors.append([one.std(0, ddof=1) / np.sqrt(len(one)) if len(one) > 1 else one[0] * np.nan for one in own])
+        explained.append(model.explained_variance_ratio_)
+        silhouettes.append([_silhouette(scores[:, step], names) for step in range(scores.shape[1])])
+    return Trajectories(
+        means=np.array(means),
+        errors=np.array(errors),
+        explained=np.stack(explained),
+        silhouettes=np.array(silhouettes),
+        seconds=(first + np.arange(array.shape[2])) / rate,
+        layers=numbers,
+        poles=poles,
+    )
+
+
+def _arrays(
+    activations: Any, site: str, layers: Sequence[int] | None, groups: Any, *, steps: bool
+) -> tuple[np.ndarray, tuple[int, ...], np.ndarray]:
+    """Values "layer row (step) d_model", the layers' numbers, and each row's group."""
+    ties = []
+    if isinstance(activations, ActivationCache):
+        held = activations.layers(site)
+        keep = [place for place, layer in enumerate(held) if layers is None or layer in layers]
+        if held and not keep:
+            raise InputError(f"layers={layers}: the cache holds {', '.join(map(str, held))} of {site}.")
+        ties = [same(activations.prompts)] if activations.prompts else []
+        activations = activations.stack(site)[keep].detach().float().cpu().numpy()
+        layers = [held[place] for place in keep]
+    array = np.asarray(activations, dtype=float)
+    if array.ndim != 3 + steps:
+        expected = "layer row step d_model" if steps else "layer row d_model"
+        how = "record without reduce" if steps else "record with reduce='mean', or average over steps"
+        raise InputError(f"activations of shape {array.shape}: expected '{expected}'; {how}.")
+    numbers = tuple(range(len(array)) if layers is None else layers)
+    if len(numbers) != len(array):
+        raise InputError(f"{len(numbers)} layers for activations of {len(array)}: give one number each.")
+    given = None if groups is None else np.asarray(groups)
+    return array, numbers, checked_groups(given, array.shape[1], ties)
+
+
+def _refuse_constant(rows: Float[np.ndarray, "row d_model"], layer: int) -> None:
+    if not np.ptp(rows, axis=0).any():
+        raise InputError(f"the activations of block {layer} are the same in every row: nothing varies.")
+
+
+def _by_group(scores: Float[np.ndarray, "row step component"], groups: np.ndarray) -> np.ndarray:
+    """The mean of each group, so that rows of one prompt count once."""
+    return np.stack([scores[groups == group].mean(0) for group in np.unique(groups)])
+
+
+def _silhouette(scores: Float[np.ndarray, "row component"], names: tuple[str, ...]) -> float:
+    """0 where all rows are at one point: at the first step of a model without text, say."""
+    return float(np.asarray(silhouette_samples(scores, names)).mean()) if np.ptp(scores, axis=0).any() else 0.0
+
+
+def _checked_dimensions(result: PCAResult, dimensions: int) -> int:
+    if dimensions not in (2, 3) or dimensions > max(result.scores.shape[2], 2):
+        raise InputError(f"dimensions={dimensions}: expected 2, or 3 with n_components of at least 3.")
+    return dimensions
+
+
+def _check(array: np.ndarray, labels: tuple[str, ...]) -> None:
+    if len(labels) != array.shape[1]:
+        raise InputError(f"{len(labels)} labels for {array.shape[1]} rows: give one per row.")
+    counts = {label: labels.count(label) for label in set(labels)}
+    if len(counts) < 2 or min(counts.values()) < 2:
+        raise InputError(f"labels {counts}: expected at least two labels with at least two rows each.")
+    if not np.isfinite(array).all():
+        raise InputError("activations hold NaN or infinite values: expected finite numbers.")

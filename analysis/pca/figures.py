@@ -1,0 +1,178 @@
+"""Figures of principal components beyond the flat panels of `figures.plots`: three dimensions, and paths over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import plotly.graph_objects as go
+from matplotlib.figure import Figure
+
+from analysis.figures.plots import POLES, SEVERAL, styled
+from analysis.figures.screen import SYMBOLS
+
+if TYPE_CHECKING:
+    from analysis.pca.components import PCAResult, Trajectories
+
+_FLAT = {"triangle-up": "circle-open", "triangle-down": "diamond-open"}
+"""What stands for a marker that plotly does not have in three dimensions."""
+
+
+def space(result: PCAResult) -> Figure:
+    """Scores of the first three components, one panel per layer, poles told apart by colour and marker."""
+    labels = np.array(result.labels)
+    poles = list(dict.fromkeys(result.labels))
+    columns = min(4, len(result.layers))
+    lines = -(-len(result.layers) // columns)
+    with styled():
+        figure = Figure(figsize=(3.0 * columns, 2.9 * lines + 0.5))
+        for place, layer in enumerate(result.layers):
+            axes: Any = figure.add_subplot(lines, columns, place + 1, projection="3d")
+            explained = result.explained[place]
+            for pole, (colour, marker) in zip(poles, looks(len(poles)), strict=True):
+                chosen = result.scores[place][labels == pole]
+                axes.scatter(*chosen.T[:3], s=9, c=colour, marker=marker, alpha=0.65, linewidths=0, label=pole)
+            axes.set_title(f"block {layer}, silhouette {result.silhouettes[place]:.2f}", fontsize=8.5, pad=-2)
+            for which, name in enumerate("xyz"):
+                getattr(axes, f"set_{name}label")(
+                    f"component {which + 1} ({explained[which]:.0%})", fontsize=6.5, labelpad=-9
+                )
+            axes.tick_params(labelsize=5.5, pad=-4)
+        handles, names = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="upper center", ncols=len(poles), markerscale=1.8)
+        figure.subplots_adjust(left=0.02, right=0.96, bottom=0.05, top=0.88 if lines == 1 else 0.92, wspace=0.12)
+    return figure
+
+
+def space_on_screen(result: PCAResult) -> go.Figure:
+    """The first three components of a layer, with a slider over layers."""
+    labels = np.array(result.labels)
+    poles = list(dict.fromkeys(result.labels))
+    figure = go.Figure()
+    for place in range(len(result.layers)):
+        for pole, (colour, marker) in zip(poles, looks(len(poles)), strict=True):
+            chosen = result.scores[place][labels == pole]
+            symbol = SYMBOLS[marker]
+            figure.add_scatter3d(
+                x=chosen[:, 0], y=chosen[:, 1], z=chosen[:, 2], mode="markers", name=pole, visible=place == 0,
+                marker={"color": colour, "symbol": _FLAT.get(symbol, symbol), "size": 4, "opacity": 0.75},
+            )  # fmt: skip
+    titles = [f"block {layer}: silhouette {result.silhouettes[i]:.2f}" for i, layer in enumerate(result.layers)]
+    axes = [
+        {
+            f"scene.{name}axis.title.text": f"component {which + 1} ({explained[which]:.0%})"
+            for which, name in enumerate("xyz")
+        }
+        for explained in result.explained
+    ]
+    figure.update_layout({key.replace(".", "_"): value for key, value in axes[0].items()})
+    return _sliding(figure, result.layers, len(poles), titles, axes)
+
+
+def paths(result: Trajectories) -> Figure:
+    """Mean path of each pole in two components a layer, a dot a second; below, how far apart they are over time."""
+    columns = min(4, len(result.layers))
+    lines = -(-len(result.layers) // columns)
+    marks = _whole_seconds(result.seconds)
+    with styled():
+        figure = Figure(figsize=(2.5 * columns + 0.6, 2.2 * lines + 2.2), layout="constrained")
+        halves: Any = figure.subfigures(2, 1, height_ratios=[2.2 * lines + 0.3, 1.9])
+        upper, lower = halves
+        panels = np.atleast_1d(upper.subplots(lines, columns)).ravel()
+        for place, axes in enumerate(panels):
+            if place >= len(result.layers):
+                axes.set_visible(False)
+                continue
+            for number, (pole, (colour, marker)) in enumerate(zip(result.poles, looks(len(result.poles)), strict=True)):
+                x, y = _two(result.means[place, number])
+                axes.plot(x, y, color=colour, linewidth=0.9, alpha=0.8)
+                axes.plot(x[marks], y[marks], color=colour, marker=marker, markersize=4, linestyle="none", label=pole)
+                axes.plot(
+                    x[:1], y[:1], color=colour, marker=marker, markersize=6, markerfacecolor="white", linestyle="none"
+                )
+            explained = result.explained[place]
+            axes.set_title(f"block {result.layers[place]}", fontsize=8.5)
+            axes.set_xlabel(f"component 1 ({explained[0]:.0%} of variance)", fontsize=7)
+            axes.set_ylabel(f"component 2 ({explained[1]:.0%})" if len(explained) > 1 else "", fontsize=7)
+            axes.tick_params(labelsize=6.5)
+        handles, names = panels[0].get_legend_handles_labels()
+        upper.legend(
+            handles, [f"{name}: a dot a second, from the hollow one" for name in names], loc="outside upper center",
+            ncols=min(2, len(names)),
+        )  # fmt: skip
+        axes = lower.subplots()
+        axes.grid(False)
+        step = float(np.median(np.diff(result.seconds))) if len(result.seconds) > 1 else 1.0
+        image = axes.imshow(
+            result.silhouettes, aspect="auto", origin="lower", cmap="viridis", interpolation="nearest",
+            vmin=min(0.0, float(result.silhouettes.min())),
+            extent=(result.seconds[0], result.seconds[-1] + step, -0.5, len(result.layers) - 0.5),
+        )  # fmt: skip
+        axes.set_yticks(range(len(result.layers)), [str(layer) for layer in result.layers])
+        axes.set_xlabel("time in the clip [s]")
+        axes.set_ylabel("block")
+        lower.colorbar(image, ax=axes, label="silhouette")
+    return figure
+
+
+def paths_on_screen(result: Trajectories) -> go.Figure:
+    """The poles' paths in two components, with a slider over layers; hovering tells the time."""
+    figure = go.Figure()
+    for place in range(len(result.layers)):
+        for number, (pole, (colour, marker)) in enumerate(zip(result.poles, looks(len(result.poles)), strict=True)):
+            x, y = _two(result.means[place, number])
+            figure.add_scatter(
+                x=x, y=y, mode="lines+markers", name=pole, visible=place == 0, line_color=colour,
+                marker={"symbol": SYMBOLS[marker], "size": 5}, customdata=np.stack(
+                    [result.seconds, result.silhouettes[place]], axis=1
+                ),
+                hovertemplate="%{customdata[0]:.2f} s, silhouette %{customdata[1]:.2f}<extra>" + pole + "</extra>",
+            )  # fmt: skip
+    titles = [f"block {layer}: paths of the poles" for layer in result.layers]
+    axes = [
+        {
+            "xaxis.title.text": f"component 1 ({explained[0]:.0%} of variance)",
+            "yaxis.title.text": f"component 2 ({explained[1]:.0%})" if len(explained) > 1 else "",
+        }
+        for explained in result.explained
+    ]
+    figure.update_layout({key.replace(".", "_"): value for key, value in axes[0].items()})
+    return _sliding(figure, result.layers, len(result.poles), titles, axes)
+
+
+def looks(count: int) -> list[tuple[str, str]]:
+    """Colour and marker of so many labels."""
+    return list(POLES) if count == 2 else [SEVERAL[i % len(SEVERAL)] for i in range(count)]
+
+
+def _sliding(
+    figure: go.Figure, layers: Sequence[int], each: int, titles: Sequence[str], axes: Sequence[dict[str, str]]
+) -> go.Figure:
+    steps = [
+        {
+            "method": "update",
+            "label": str(layer),
+            "args": [
+                {"visible": [i // each == place for i in range(each * len(layers))]},
+                {"title.text": titles[place], **axes[place]},
+            ],
+        }
+        for place, layer in enumerate(layers)
+    ]
+    return figure.update_layout(
+        template="simple_white",
+        title=titles[0],
+        sliders=[{"steps": steps, "currentvalue": {"prefix": "block "}, "pad": {"t": 40}}],
+        margin={"l": 70, "r": 20, "t": 50, "b": 60},
+    )
+
+
+def _two(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return means[:, 0], means[:, 1] if means.shape[1] > 1 else np.zeros(len(means))
+
+
+def _whole_seconds(seconds: np.ndarray) -> np.ndarray:
+    """The steps nearest to whole seconds."""
+    whole = np.arange(np.ceil(seconds[0]), np.floor(seconds[-1]) + 1)
+    return np.unique([int(np.abs(seconds - one).argmin()) for one in whole]) if len(whole) else np.array([0])

@@ -1,0 +1,259 @@
+"""Probing: can a label be read from the activations, from which block on, and better than from the sound itself?
+
+`probe` reads one vector a row at every place asked for (`features.py`), and cross-validates probes on them beside
+shuffled labels (`probes.py`); the rows come from a `Dataset`, a recorded cache, prompts, or an array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from joblib import Parallel, delayed
+
+from analysis.probing import features
+from analysis.probing.dataset import Dataset, Task, checked_groups, checked_labels, same, task_of
+from analysis.probing.features import Baseline, Features, Position
+from analysis.probing.probes import KINDS, Kind, Plan, Probe, Scored, target_of
+from analysis.probing.result import ProbeResult
+from audiolens import provenance
+from audiolens.cache import ActivationCache
+from audiolens.errors import InputError, shortened
+from audiolens.interventions import Branch
+from audiolens.provenance import Provenance
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from audiolens.lens import AudioLens
+
+
+def probe(
+    lens: AudioLens | None,
+    data: Dataset | ActivationCache | Sequence[str | None] | np.ndarray,
+    labels: Sequence[Any] | None = None,
+    *,
+    kind: Kind | None = None,
+    task: Task | None = None,
+    site: str = "resid_post",
+    layers: int | Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    position: Position = "mean",
+    branch: Branch = "cond",
+    codes: Int[Tensor, "row codebook frame"] | None = None,
+    groups: Sequence[Any] | None = None,
+    folds: int | Sequence[int] = 5,
+    n_shuffles: int = 20,
+    penalty: float | None = None,
+    n_components: int | None = None,
+    baselines: Sequence[Baseline] | None = None,
+    n_bootstrap: int = 500,
+    batch_size: int = 16,
+    n_jobs: int = 1,
+    seed: int = 0,
+    progress: bool = False,
+) -> ProbeResult:
+    """Probe a label at every block, cross-validated by prompt (Alain and Bengio, 2016).
+
+    Args:
+        lens: the model; `None` will do for a cache or an array, without baselines and directions.
+        data: a `Dataset`; prompts, with `labels` (clips are generated for them, unless `codes` are given or the
+            position is before any music); a cache recorded with `reduce=`; or an array "layer row feature".
+        labels: one a row, where `data` has none.
+        kind: "ridge" (classes or a quantity; closed form, its penalty chosen on the training side, so that places
+            and baselines of different width compare), "logistic" (classes), or "mlp" (either).
+        task: "classification" or "regression"; by default text and few whole numbers are classes.
+        site, layers: what is probed; a site with heads is probed with all its heads together.
+        heads: probe each of these heads by itself.
+        position: the mean over all steps, the "first" (the start token: the text alone), "last", "max", or the mean
+            over (from, to) in seconds; "eos" where the text stands in the decoder's own sequence.
+        branch: which half of the guidance; "both" is the mean of the two.
+        groups: rows that must stay on one side; by default those that share a prompt or a clip.
+        folds: how many, or the fold of each row.
+        n_shuffles: of the labels; p is at least 1 / (n + 1).
+        penalty, n_components: see `analysis.probing.probes.Probe`.
+        baselines: "mel" and "codec"; by default both where there is sound.
+        n_jobs: processes that share the places.
+
+    Raises:
+        InputError: (or a subclass) for a leak, labels that do not match or are too few, a place the model lacks, or
+            activations that are the same in every row.
+    """
+    rows, given = _rows(lens, data, labels, codes, groups, position, heads, site, layers)
+    told = task or task_of(rows.labels)
+    classes = tuple(map(str, np.unique(rows.labels))) if told == "classification" else ()
+    fitted = Probe(_checked_kind(kind, told), told, len(classes), _checked_penalty(penalty), n_components)
+    target = target_of(rows.labels, classes)
+    own = () if isinstance(folds, int) else folds
+    plan = Plan.of(
+        target,
+        np.asarray(rows.groups),
+        task=told,
+        names=classes,
+        n_folds=folds if isinstance(folds, int) else 2,
+        folds=own or None,
+        n_shuffles=n_shuffles,
+        seed=seed,
+    )
+    found = given
+    if found is None:
+        assert lens is not None
+        found = features.of_model(
+            lens, rows, site=site, layers=layers, heads=heads, position=position, branch=branch,
+            batch_size=batch_size, progress=progress,
+        )  # fmt: skip
+    _check_values(found)
+    chosen = _sounds(baselines, rows, lens, position)
+    beside = {} if lens is None else {name: features.of_sound(lens, rows, name, position) for name in chosen}
+    todo = [*found.values, *(one.values[0] for one in beside.values())]
+    scored = Parallel(n_jobs=n_jobs)(delayed(plan.scored)(values, fitted, n_bootstrap, seed) for values in todo)
+    everything = list[Scored](scored)  # pyright: ignore[reportArgumentType]
+    return ProbeResult(
+        scored=tuple(everything[: len(found.places)]),
+        places=found.places,
+        baselines=dict(zip(beside, everything[len(found.places) :], strict=True)),
+        labels=rows.labels,
+        groups=plan.groups,
+        folds=plan.folds,
+        classes=classes,
+        probe=fitted,
+        name=rows.name,
+        unit=rows.unit,
+        vectors=None
+        if fitted.kind == "mlp"
+        else np.stack([_vectors(fitted, values, target) for values in found.values]),
+        lengths=found.lengths,
+        meta=None if lens is None else _meta(lens, data, rows, found, fitted, position, branch),
+    )
+
+
+def _rows(
+    lens: AudioLens | None,
+    data: Any,
+    labels: Any,
+    codes: Any,
+    groups: Any,
+    position: Position,
+    heads: Any,
+    site: str,
+    layers: Any,
+) -> tuple[Dataset, Features | None]:
+    """The rows, and their activations where they come along."""
+    if isinstance(data, Dataset):
+        if labels is not None or codes is not None or groups is not None:
+            raise InputError("a Dataset has its own labels, codes and groups: change them there.")
+        if lens is None:
+            raise InputError("a Dataset is read from a model: give the lens.")
+        return data, None
+    if labels is None:
+        raise InputError("no labels: give one per row.")
+    if isinstance(data, ActivationCache):
+        found = features.of_cache(data, site, each_head=None if heads is None else True)
+        wanted = None if layers is None else {layers} if isinstance(layers, int) else set(layers)
+        keep = [
+            i
+            for i, place in enumerate(found.places)
+            if (wanted is None or place.layer in wanted) and (heads is None or place.head in heads)
+        ]
+        if not keep:
+            raise InputError(f"the cache holds {shortened(map(str, found.places))} of {site}: choose among these.")
+        found = Features(found.values[keep], found.lengths[keep], tuple(found.places[i] for i in keep), found.site)
+        prompts = data.prompts or tuple(f"row {place}" for place in range(found.values.shape[1]))
+    elif isinstance(data, np.ndarray | torch.Tensor):
+        found = features.of_array(data, None if layers is None or isinstance(layers, int) else layers)
+        prompts = tuple(f"row {place}" for place in range(found.values.shape[1]))
+    else:
+        if lens is None:
+            raise InputError("prompts are read by a model: give the lens.")
+        if isinstance(data, str) or not isinstance(data, Sequence):
+            raise InputError(f"data={type(data).__name__}: expected a Dataset, a cache, prompts, or an array.")
+        if codes is None and position in ("first", "eos"):
+            return Dataset(np.asarray(labels), tuple(data), groups=_array(groups)), None
+        return Dataset.from_prompts(lens, data, labels, codes=codes, groups=groups), None
+    if codes is not None:
+        raise InputError("codes go with prompts: these activations were read already.")
+    checked = checked_labels(labels, found.values.shape[1])
+    return Dataset(checked, prompts, groups=checked_groups(_array(groups), len(checked), [same(prompts)])), found
+
+
+def _checked_kind(kind: Any, task: Any) -> Kind:
+    if task not in ("classification", "regression"):
+        raise InputError(f"task={task!r}: expected 'classification' or 'regression'.")
+    if kind is None:
+        return "ridge"
+    if kind not in KINDS:
+        raise InputError(f"kind={kind!r}: expected one of {', '.join(KINDS)}.")
+    if kind == "logistic" and task == "regression":
+        raise InputError("kind='logistic' tells classes apart: use 'ridge' or 'mlp' for a quantity.")
+    return kind
+
+
+def _checked_penalty(penalty: Any) -> float | None:
+    if penalty is not None and not penalty > 0:
+        raise InputError(f"penalty={penalty}: expected a number above 0.")
+    return penalty
+
+
+def _check_values(found: Features) -> None:
+    if not np.isfinite(found.values).all():
+        raise InputError("activations hold NaN or infinite values: expected finite numbers.")
+    if not np.ptp(found.values, axis=1).any():
+        raise InputError(
+            "the activations are the same in every row at every place: nothing varies. Rows that differ in prompt "
+            "alone differ only after the text is read; choose other layers, or give rows codes of their own."
+        )
+
+
+def _sounds(
+    baselines: Sequence[Baseline] | None, rows: Dataset, lens: AudioLens | None, position: Position
+) -> tuple[Baseline, ...]:
+    if baselines is None:
+        audible = rows.codes is not None and lens is not None and position not in ("first", "eos")
+        # One clip for all rows says nothing of any.
+        alone = rows.codes is not None and bool((rows.codes == rows.codes[:1]).all())
+        return ("mel", "codec") if audible and not alone else ()
+    for name in baselines:
+        if name not in ("mel", "codec"):
+            raise InputError(f"baselines={name!r}: expected 'mel' and 'codec'.")
+    if baselines and lens is None:
+        raise InputError("baselines are made of sound, which needs the lens and a Dataset: give baselines=().")
+    return tuple(baselines)
+
+
+def _vectors(fitted: Probe, values: np.ndarray, target: np.ndarray) -> Float[np.ndarray, "output feature"]:
+    """Weights, as long as the difference of the poles' means is along them, and with its sign."""
+    weights = fitted.weights(values, target)
+    units = weights / np.maximum(np.linalg.norm(weights, axis=1, keepdims=True), np.finfo(float).tiny)
+    made = []
+    for place, unit in enumerate(units):
+        pole = target == place if fitted.task == "classification" else target > np.median(target)
+        made.append(unit * (unit @ (values[pole].mean(0) - values[~pole].mean(0))))
+    return np.stack(made)
+
+
+def _meta(
+    lens: AudioLens, data: Any, rows: Dataset, found: Features, fitted: Probe, position: Position, branch: Branch
+) -> Provenance:
+    made = isinstance(data, Sequence) and rows.codes is not None
+    return Provenance(
+        model=lens.name,
+        weights=provenance.weights_hash(lens.model),
+        n_layers=lens.config.n_layers,
+        site=found.site,
+        position=position if isinstance(position, str) else (float(position[0]), float(position[1])),
+        branch=branch,
+        source="codes" if rows.codes is not None or made else "start",
+        seconds=None if rows.codes is None else rows.codes.shape[-1] / lens.config.frame_rate,
+        estimator=f"{fitted.kind} probe",
+        prompts=provenance.prompts_hash(rows.prompts, ()),
+        label=rows.name,
+        revision=getattr(lens.model.config, "_commit_hash", None),
+        versions=provenance.versions(),
+    )
+
+
+def _array(values: Any) -> np.ndarray | None:
+    return None if values is None else np.asarray(values)

@@ -1,0 +1,242 @@
+"""What a probe sees of each row: a vector read from the model, or made of the sound without it (the baselines)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analysis.probing.dataset import Dataset
+from audiolens.cache import ActivationCache
+from audiolens.errors import InputError, SiteError, shortened
+from audiolens.interventions import Branch
+from audiolens.timeline import Span, checked_span
+
+if TYPE_CHECKING:
+    from audiolens.lens import AudioLens
+
+Position = Literal["mean", "first", "last", "max", "eos"] | Span
+Baseline = Literal["mel", "codec"]
+_GUIDED = 3.0
+_BANDS, _WINDOW, _HOPS, _LAG_SECONDS = 64, 1024, 50, 2
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a vector was read: a site's short name, its block (`None` for the model-wide), a head (`None` for all)."""
+
+    site: str
+    layer: int | None = None
+    head: int | None = None
+
+    def __str__(self) -> str:
+        block = self.site if self.layer is None else f"block {self.layer}"
+        return block if self.head is None else f"{block}, head {self.head}"
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Vectors of every place and row; `lengths` are the mean lengths of the activations, over rows and steps."""
+
+    values: Float[np.ndarray, "place row feature"]
+    lengths: Float[np.ndarray, " place"]
+    places: tuple[Place, ...]
+    site: str = "resid_post"
+
+    def __repr__(self) -> str:
+        return f"Features({len(self.places)} places of {self.site}, {self.values.shape[1]} rows)"
+
+
+def of_model(
+    lens: AudioLens,
+    data: Dataset,
+    *,
+    site: str = "resid_post",
+    layers: int | Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    position: Position = "mean",
+    branch: Branch = "cond",
+    batch_size: int = 16,
+    progress: bool = False,
+) -> Features:
+    """One vector a row and place, read batch by batch; memory is that of one batch and of what is returned.
+
+    Raises:
+        InputError: (or a subclass) for a place the model lacks, or one without a vector a step, before it runs.
+    """
+    _check_site(lens, site)
+    span, reduce = _reading(position, lens)
+    if data.codes is None and position not in ("first", "eos"):
+        raise InputError(
+            f"position={position!r}: these rows have no codes, so only the start token is read; give codes or sounds, "
+            "or position='first'."
+        )
+    parts: list[Features] = []
+    for cache in lens.iter_cache(
+        data.prompts,
+        data.codes,
+        sites=site,
+        layers=layers,
+        heads=heads,
+        branch=branch,
+        guidance_scale=1.0 if branch == "cond" else _GUIDED,
+        seconds=span,
+        reduce=reduce,  # pyright: ignore[reportArgumentType]
+        device="cpu",
+        batch_size=batch_size,
+        progress=progress,
+    ):
+        parts.append(of_cache(cache, site, each_head=heads is not None))
+    rows = [part.values.shape[1] for part in parts]
+    return Features(
+        values=np.concatenate([part.values for part in parts], axis=1),
+        lengths=np.average([part.lengths for part in parts], axis=0, weights=rows),
+        places=parts[0].places,
+        site=parts[0].site,
+    )
+
+
+def of_cache(cache: ActivationCache, site: str, each_head: bool | None = None) -> Features:
+    """The vectors that a cache holds, recorded with a reduction over time.
+
+    Raises:
+        InputError: if it was not, or the site was not recorded.
+    """
+    short = _short(site)
+    names = [name for name in cache if _short(name) == short and site in (name, short, _hooked(name))]
+    if not names:
+        raise SiteError(f"site {site!r} was not recorded. Recorded: {shortened(cache.keys())}.")
+    values, lengths, places = [], [], []
+    for name in names:
+        axes, tensor = cache.axes[name], cache[name].detach().float()
+        norms = cache.norms.get(name)
+        if "branch" in axes:
+            tensor, axes = tensor.mean(0), axes[1:]
+            norms = None if norms is None else norms.mean(0)
+        if "step" in axes or "query" in axes or "token" in axes:
+            raise InputError(
+                f"{name} was recorded with its steps, {tuple(axes)}: record it with reduce='mean', or a span's mean."
+            )
+        layer = int(name.split(".")[1]) if name.startswith("blocks.") else None
+        own = cache.heads or range(tensor.shape[1])
+        split = "head" in axes and (cache.heads is not None if each_head is None else each_head)
+        flat = tensor if "head" not in axes else tensor.flatten(1)
+        for place, head in enumerate(own) if split else [(0, None)]:
+            mine = tensor[:, place] if split else flat
+            values.append(mine.numpy())
+            told = mine.norm(dim=-1) if norms is None or norms.shape != mine.shape[:1] else norms
+            lengths.append(float(told.float().mean()))
+            places.append(Place(short, layer, head))
+    return Features(np.stack(values), np.array(lengths), tuple(places), short)
+
+
+def of_array(array: Any, layers: Sequence[int] | None = None) -> Features:
+    """An array "layer row feature" (or "row feature", one place) as features.
+
+    Raises:
+        InputError: if it has another shape, or layers do not match.
+    """
+    values = np.asarray(array.detach().cpu() if isinstance(array, Tensor) else array, dtype=float)
+    values = values[None] if values.ndim == 2 else values
+    numbers = tuple(range(len(values)) if layers is None else layers)
+    if values.ndim != 3 or len(numbers) != len(values):
+        raise InputError(f"activations of shape {values.shape} for layers {numbers}: expected 'layer row feature'.")
+    lengths = np.linalg.norm(values, axis=-1).mean(1)
+    return Features(values, lengths, tuple(Place("activations", layer) for layer in numbers), "activations")
+
+
+def of_sound(lens: AudioLens, data: Dataset, baseline: Baseline, position: Position = "mean") -> Features:
+    """The same rows without the model, over the same span: what sound or codes say by themselves.
+
+    "codec": mean, spread and mean step of the codec's own vectors over time. "mel": the same of 64 mel bands in dB,
+    and the autocorrelation of the onset strength up to two seconds (librosa).
+
+    Raises:
+        InputError: if rows have no sound.
+    """
+    if data.codes is None or position in ("first", "eos"):
+        raise InputError(f"baselines={baseline!r}: these rows are read before any sound; give baselines=().")
+    span = position if isinstance(position, tuple) else None
+    values = _codec(lens, data, span) if baseline == "codec" else _mel(lens, data, span)
+    lengths = np.linalg.norm(values, axis=-1).mean(keepdims=True)
+    return Features(values[None], lengths, (Place(baseline),), baseline)
+
+
+def _codec(lens: AudioLens, data: Dataset, span: Span | None) -> Float[np.ndarray, "row feature"]:
+    codes = data.codes
+    assert codes is not None
+    if span is not None:
+        codes = codes[..., slice(*lens.timeline(codes.shape[-1]).select(span))]
+    quantizer, channels = lens.model.audio_encoder.quantizer, lens.config.channels
+    with torch.no_grad():
+        sides = [
+            quantizer.decode(codes[:, side::channels].transpose(0, 1).to(lens.device)).float().cpu()
+            for side in range(channels)
+        ]
+    return _over_time(torch.cat(sides, dim=1).numpy())
+
+
+def _mel(lens: AudioLens, data: Dataset, span: Span | None) -> Float[np.ndarray, "row feature"]:
+    import librosa
+
+    audio, rate = data.audio, data.sample_rate
+    if audio is None or rate is None:
+        assert data.codes is not None
+        parts = [lens.decode_codes(part).float().mean(1).cpu() for part in data.codes.split(16)]
+        audio, rate = torch.cat(parts).numpy(), lens.config.sample_rate
+    if span is not None:
+        audio = audio[:, round(span[0] * rate) : round(span[1] * rate)]
+    hop, found = rate // _HOPS, []
+    for sound in audio:
+        power = librosa.feature.melspectrogram(y=sound, sr=rate, n_fft=_WINDOW, hop_length=hop, n_mels=_BANDS)
+        decibels = librosa.power_to_db(power, amin=1e-8, top_db=None)
+        onsets = librosa.onset.onset_strength(S=decibels, sr=rate, hop_length=hop)
+        lags = librosa.autocorrelate(onsets - onsets.mean(), max_size=_LAG_SECONDS * _HOPS)
+        rhythm = np.zeros(_LAG_SECONDS * _HOPS)
+        rhythm[: len(lags)] = lags / max(float(lags[0]), 1e-9)
+        found.append(np.concatenate([_over_time(decibels[None])[0], rhythm]))
+    return np.stack(found)
+
+
+def _over_time(values: Float[np.ndarray, "row band frame"]) -> Float[np.ndarray, "row feature"]:
+    """Mean, spread and mean absolute step over time of every band."""
+    steps = np.abs(np.diff(values, axis=-1)).mean(-1) if values.shape[-1] > 1 else np.zeros(values.shape[:2])
+    return np.concatenate([values.mean(-1), values.std(-1), steps], axis=1).astype(float)
+
+
+def _reading(position: Position, lens: AudioLens) -> tuple[Span | None, str]:
+    if isinstance(position, tuple | list):
+        return checked_span(position), "mean"
+    if position == "first":
+        # The step before which nothing was heard.
+        return (0, 1 / lens.config.frame_rate), "mean"
+    if position not in ("mean", "last", "max", "eos"):
+        raise InputError(
+            f"position={position!r}: expected 'mean', 'first', 'last', 'max', 'eos', or (from, to) in seconds."
+        )
+    return None, position
+
+
+def _check_site(lens: AudioLens, site: str) -> None:
+    if not isinstance(site, str):
+        raise InputError(f"site={site!r}: expected one site; probe several one after the other.")
+    shapes = [shape for name, shape in lens.sites().items() if _short(name) == _short(site)]
+    if shapes and ("step" not in shapes[0] or "codebook" in shapes[0]):
+        raise InputError(
+            f"site={site!r} is {shapes[0]!r}: expected one with a vector a step, such as 'resid_post' or 'attn.z'."
+        )
+
+
+def _hooked(name: str) -> str:
+    """A full site name without its block: "attn.hook_z"."""
+    return name.split(".", 2)[2] if name.startswith("blocks.") else name
+
+
+def _short(name: str) -> str:
+    """The short form of any name of a site: "attn.z"."""
+    return _hooked(name).replace("hook_", "")

@@ -1,0 +1,348 @@
+"""Probes on arrays: cross-validated by group, against shuffled labels, with intervals. Nothing here knows a model.
+
+Scaler and PCA see the training side of a split alone. Labels are shuffled within the folds, group by group, so that
+every shuffle has the folds, the class counts and the rows of the real labels, and the expected score of a shuffle is
+chance. All places (layers, heads, baselines) share folds and shuffles, so that their scores compare pairwise, and the
+best of the shuffles over all places tells how high chance goes in a search over them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.stats import rankdata
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from analysis.probing.dataset import Task, refuse_leak
+from analysis.statistics import Interval, bootstrap
+from audiolens.errors import InputError
+
+Kind = Literal["logistic", "ridge", "mlp"]
+KINDS: tuple[Kind, ...] = ("logistic", "ridge", "mlp")
+PENALTIES = np.logspace(0, 6, 13)
+_BINS = 5
+_MLP_COMPONENTS = 32
+
+Labels = Int[np.ndarray, " row"] | Float[np.ndarray, " row"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What is fitted.
+
+    Attributes:
+        kind: "logistic" (classes), "ridge" (either task), or "mlp" (either, one hidden layer of 32).
+        task: "classification" or "regression".
+        n_classes: of a classification.
+        penalty: on the squared norm of the weights of standardised features (1 / C of scikit-learn). By default as
+            many as there are features for "logistic", 1 for "mlp", and for "ridge" chosen on the training side by
+            leave-one-out.
+        n_components: principal components kept, fitted on the training side; `None` keeps all features (an "mlp" 32).
+    """
+
+    kind: Kind
+    task: Task
+    n_classes: int = 0
+    penalty: float | None = None
+    n_components: int | None = None
+
+    def preprocessing(self, n_rows: int, n_features: int) -> Pipeline:
+        """Scaler, and PCA if asked for, of so many training rows."""
+        components = self.n_components or (_MLP_COMPONENTS if self.kind == "mlp" else None)
+        if components is None:
+            return make_pipeline(StandardScaler())
+        return make_pipeline(StandardScaler(), PCA(min(components, n_rows - 1, n_features), random_state=0))
+
+    def outputs(
+        self, train: Float[np.ndarray, "row feature"], targets: Sequence[Labels], tests: Sequence[np.ndarray], seed: int
+    ) -> list[list[np.ndarray]]:
+        """For each target, the outputs "row class" (or "row 1" for a quantity) of each of `tests`."""
+        if self.kind == "ridge":
+            return self._ridge(train, targets, tests)
+        found = []
+        for target in targets:
+            fitted = self.fitted(train, target, seed)
+            found.append([self._output(fitted, test) for test in tests])
+        return found
+
+    def fitted(self, train: np.ndarray, target: Labels, seed: int = 0) -> Any:
+        """One estimator fitted to one target."""
+        if self.kind == "ridge":
+            model = RidgeCV(PENALTIES if self.penalty is None else [self.penalty], alpha_per_target=True)
+            return model.fit(train, self._coded(target))
+        if self.kind == "logistic":
+            model = LogisticRegression(C=1 / (self.penalty or max(train.shape[1], 1)), max_iter=300)
+        else:
+            family = MLPClassifier if self.task == "classification" else MLPRegressor
+            model = family(
+                hidden_layer_sizes=(32,), solver="lbfgs", max_iter=200, random_state=seed,
+                alpha=1.0 if self.penalty is None else self.penalty,
+            )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return model.fit(train, target)
+
+    def weights(self, values: Float[np.ndarray, "row feature"], target: Labels) -> Float[np.ndarray, "output feature"]:
+        """The weights of a linear probe fitted to all rows, in the features' own units: "class feature", or one."""
+        steps = self.preprocessing(*values.shape).fit(values)
+        coefficients = np.atleast_2d(self.fitted(steps.transform(values), target).coef_)
+        if self.task == "classification" and len(coefficients) == 1:
+            coefficients = np.concatenate([-coefficients, coefficients])
+        if "pca" in steps.named_steps:
+            coefficients = coefficients @ steps.named_steps["pca"].components_
+        return coefficients / steps.named_steps["standardscaler"].scale_
+
+    def _ridge(
+        self, train: np.ndarray, targets: Sequence[Labels], tests: Sequence[np.ndarray]
+    ) -> list[list[np.ndarray]]:
+        """All targets at once: they share one decomposition."""
+        coded = [self._coded(target) for target in targets]
+        model = RidgeCV(PENALTIES if self.penalty is None else [self.penalty], alpha_per_target=True)
+        model.fit(train, np.concatenate(coded, axis=1))
+        predicted = [model.predict(test).reshape(len(test), len(targets), -1) for test in tests]
+        return [[outputs[:, place] for outputs in predicted] for place in range(len(targets))]
+
+    def _coded(self, target: Labels) -> Float[np.ndarray, "row output"]:
+        if self.task == "regression":
+            return np.asarray(target, dtype=float)[:, None]
+        return 2.0 * (np.asarray(target)[:, None] == np.arange(self.n_classes)) - 1
+
+    def _output(self, model: Any, test: np.ndarray) -> Float[np.ndarray, "row output"]:
+        if self.task == "regression":
+            return np.asarray(model.predict(test), dtype=float).reshape(-1, 1)
+        return model.predict_proba(test)
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """How well labels are read from the vectors of one place.
+
+    Attributes:
+        score: out of fold: balanced accuracy (mean recall of the classes) or R², 0 being the training side's mean.
+        interval: of `score`, over groups.
+        auc: area under the curve, averaged over classes against the rest; NaN for a quantity.
+        auc_interval: of `auc`.
+        shuffled: the score of each shuffle of the labels.
+        memorised: mean score of the shuffles on their own training rows: what the probe can learn by heart.
+        outputs: out of fold, of the real labels: a column a class, or the predicted quantity.
+    """
+
+    score: float
+    interval: Interval
+    auc: float
+    auc_interval: Interval
+    shuffled: Float[np.ndarray, " shuffle"]
+    memorised: float
+    outputs: Float[np.ndarray, "row output"]
+
+    @property
+    def selectivity(self) -> float:
+        """Score minus the mean score of shuffled labels."""
+        return self.score - float(self.shuffled.mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Folds and shuffles of one data set: made once, shared by all places.
+
+    `targets` holds the real labels first, then the shuffled ones.
+    """
+
+    targets: tuple[Labels, ...]
+    groups: Int[np.ndarray, " row"]
+    folds: Int[np.ndarray, " row"]
+    task: Task
+    n_classes: int
+
+    @classmethod
+    def of(
+        cls,
+        target: Labels,
+        groups: Int[np.ndarray, " row"],
+        *,
+        task: Task,
+        names: Sequence[str] = (),
+        n_folds: int = 5,
+        folds: Sequence[int] | None = None,
+        n_shuffles: int = 20,
+        seed: int = 0,
+    ) -> Plan:
+        """Split and shuffle.
+
+        Raises:
+            InputError: if there are fewer than two labels, too few rows or groups of one, or given folds leak.
+        """
+        if isinstance(n_folds, bool) or not isinstance(n_folds, int) or n_folds < 2:
+            raise InputError(f"n_folds={n_folds!r}: expected a whole number of at least 2.")
+        _check_target(target, groups, task, names, n_folds if folds is None else 2)
+        if n_shuffles < 1:
+            raise InputError(f"n_shuffles={n_shuffles}: a score means nothing without shuffled labels; 20 are usual.")
+        sides = _split(target, groups, task, n_folds, seed) if folds is None else _given(folds, groups)
+        for fold in np.unique(sides):
+            rest = target[sides != fold]
+            if len(np.unique(rest)) < (len(names) if task == "classification" else 2):
+                raise InputError(f"the training side of fold {fold} lacks a label: give fewer folds, or more rows.")
+        rng = np.random.default_rng(seed)
+        shuffles = [shuffled(target, groups, sides, rng) for _ in range(n_shuffles)]
+        return cls((target, *shuffles), groups, sides, task, len(names))
+
+    def scored(
+        self, values: Float[np.ndarray, "row feature"], probe: Probe, n_bootstrap: int = 500, seed: int = 0
+    ) -> Scored:
+        """Fit every target on the other folds, and score it on its own."""
+        values = np.asarray(values, dtype=float)
+        outputs = [np.empty((len(values), max(self.n_classes, 1))) for _ in self.targets]
+        learned = []
+        means = [np.empty(len(values)) for _ in self.targets]
+        for fold in np.unique(self.folds):
+            test, train = self.folds == fold, self.folds != fold
+            steps = probe.preprocessing(int(train.sum()), values.shape[1]).fit(values[train])
+            seen, unseen = steps.transform(values[train]), steps.transform(values[test])
+            told = probe.outputs(seen, [target[train] for target in self.targets], (unseen, seen), seed)
+            for place, (target, (held_out, fitted)) in enumerate(zip(self.targets, told, strict=True)):
+                outputs[place][test] = held_out
+                means[place][test] = target[train].mean() if self.task == "regression" else 0.0
+                if place:
+                    learned.append(self._score(target[train], fitted, np.full(train.sum(), target[train].mean())))
+        real, mean = self.targets[0], means[0]
+        strata = real if self.task == "classification" else None
+
+        def score(index: np.ndarray) -> float:
+            return self._score(real[index], outputs[0][index], mean[index])
+
+        def area(index: np.ndarray) -> float:
+            return macro_auc(real[index], outputs[0][index])
+
+        everything = np.arange(len(real))
+        classes = self.task == "classification"
+        nothing = Interval(float("nan"), float("nan"), 0.95, len(np.unique(self.groups)))
+        return Scored(
+            score=score(everything),
+            interval=bootstrap(score, self.groups, strata, n_bootstrap=n_bootstrap, seed=seed),
+            auc=area(everything) if classes else float("nan"),
+            auc_interval=bootstrap(area, self.groups, strata, n_bootstrap=n_bootstrap, seed=seed)
+            if classes
+            else nothing,
+            shuffled=np.array(
+                [self._score(*parts) for parts in zip(self.targets[1:], outputs[1:], means[1:], strict=True)]
+            ),
+            memorised=float(np.mean(learned)),
+            outputs=outputs[0],
+        )
+
+    def _score(self, target: Labels, outputs: np.ndarray, means: np.ndarray) -> float:
+        if self.task == "classification":
+            return balanced_accuracy(target, outputs)
+        residual, spread = ((target - outputs[:, 0]) ** 2).sum(), ((target - means) ** 2).sum()
+        return float(1 - residual / spread) if spread else float("nan")
+
+
+def target_of(labels: np.ndarray, classes: Sequence[str]) -> Labels:
+    """Labels as numbers: the place of a class among the sorted ones, or the quantity itself."""
+    return np.unique(labels, return_inverse=True)[1] if classes else np.asarray(labels, dtype=float)
+
+
+def balanced_accuracy(target: Labels, outputs: Float[np.ndarray, "row output"]) -> float:
+    """Mean over classes of the share of its rows that are recognised: 1 / classes by chance, however unequal they are.
+
+    A row whose outputs are equal for several classes counts as that share of a hit: a probe that sees nothing
+    scores exactly chance.
+    """
+    best = outputs == outputs.max(axis=1, keepdims=True)
+    hits = best[np.arange(len(target)), np.asarray(target, dtype=int)] / best.sum(axis=1)
+    counts = np.bincount(np.asarray(target, dtype=int), minlength=outputs.shape[1])
+    sums = np.bincount(np.asarray(target, dtype=int), weights=hits, minlength=outputs.shape[1])
+    return float((sums[counts > 0] / counts[counts > 0]).mean())
+
+
+def macro_auc(target: Labels, outputs: Float[np.ndarray, "row output"]) -> float:
+    """Area under the curve of each class against the rest, averaged over classes; ties count half."""
+    areas = []
+    for place in range(outputs.shape[1]):
+        positive = np.asarray(target) == place
+        n, m = int(positive.sum()), int((~positive).sum())
+        if n and m:
+            areas.append((rankdata(outputs[:, place])[positive].sum() - n * (n + 1) / 2) / (n * m))
+    return float(np.mean(areas)) if areas else float("nan")
+
+
+def shuffled(
+    target: Labels, groups: Int[np.ndarray, " row"], folds: Int[np.ndarray, " row"], rng: np.random.Generator
+) -> Labels:
+    """Labels exchanged between groups of one fold; between rows of one fold, where a group holds several labels."""
+    result = np.array(target)
+    for fold in np.unique(folds):
+        rows = np.flatnonzero(folds == fold)
+        if not _constant(target, groups):
+            result[rows] = target[rng.permutation(rows)]
+            continue
+        # Groups of one size only, so that the class counts of a fold stay as they are.
+        numbers, first, sizes = np.unique(groups[rows], return_index=True, return_counts=True)
+        for size in np.unique(sizes):
+            mine = np.flatnonzero(sizes == size)
+            moved = target[rows[first[mine]]][rng.permutation(len(mine))]
+            for number, value in zip(numbers[mine], moved, strict=True):
+                result[rows[groups[rows] == number]] = value
+    return result
+
+
+def _constant(target: Labels, groups: Int[np.ndarray, " row"]) -> bool:
+    """Whether every group has one label."""
+    return len(np.unique(groups)) == len({*zip(groups.tolist(), np.asarray(target).tolist(), strict=True)})
+
+
+def _check_target(target: Labels, groups: np.ndarray, task: Task, names: Sequence[str], n_folds: int) -> None:
+    if task == "regression":
+        if len(np.unique(target)) < 2:
+            raise InputError("all labels are equal: there is nothing to tell apart.")
+        if len(np.unique(groups)) < 2 * n_folds:
+            raise InputError(
+                f"{len(np.unique(groups))} groups for {n_folds} folds: give two a fold at least, or fewer folds."
+            )
+        return
+    counts = {str(name): int((target == place).sum()) for place, name in enumerate(names)}
+    if len(names) < 2 or min(counts.values()) < 2:
+        raise InputError(f"labels {counts}: expected at least two labels with at least two rows each.")
+    for place, name in enumerate(names):
+        mine = len(np.unique(groups[target == place]))
+        if mine < n_folds:
+            raise InputError(
+                f"label {name!r} stands in {mine} groups (prompts, clips or pieces), fewer than the {n_folds} folds: "
+                f"give more, or n_folds={max(mine, 2)}."
+            )
+
+
+def _split(target: Labels, groups: np.ndarray, task: Task, n_folds: int, seed: int) -> Int[np.ndarray, " row"]:
+    strata = target
+    if task == "regression":
+        strata = (rankdata(target, method="ordinal") - 1) * _BINS // len(target)
+    sides = np.empty(len(target), dtype=int)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # It counts rows of a class; groups, which matter, were counted above.
+        warnings.simplefilter("ignore", UserWarning)
+        for fold, (_, test) in enumerate(splitter.split(np.zeros(len(target)), strata, groups)):
+            sides[test] = fold
+    return sides
+
+
+def _given(folds: Sequence[int], groups: np.ndarray) -> Int[np.ndarray, " row"]:
+    sides = np.asarray(folds)
+    if sides.shape != groups.shape:
+        raise InputError(f"{sides.size} folds for {len(groups)} rows: give one per row, or a number of folds.")
+    numbers = np.unique(sides, return_inverse=True)[1]
+    if numbers.max() < 1:
+        raise InputError("all rows are in one fold: expected at least two.")
+    refuse_leak(numbers, [groups], "folds")
+    return numbers

@@ -1,0 +1,207 @@
+"""What probing found: scores of every place beside shuffled labels and baselines, and weights to steer along."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+
+from analysis.probing.features import Place
+from analysis.probing.probes import Probe, Scored, balanced_accuracy, target_of
+from analysis.statistics import bootstrap, rank_test
+from audiolens.directions import Directions
+from audiolens.errors import InputError
+from audiolens.provenance import Provenance
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeResult:
+    """What probes read at each place, beside shuffled labels and beside the sound itself.
+
+    Attributes:
+        scored: one a place: score, interval, AUC, shuffled labels.
+        places: where it was read, in the model's order.
+        baselines: the same from the sound ("mel") and from the codec's vectors ("codec"), without the model.
+        labels, groups, folds: one a row.
+        classes: of a classification; empty for a quantity.
+        probe: what was fitted.
+        name, unit: of the label.
+        vectors: for linear probes, the weights fitted to all rows, in the activations' own units: "place output
+            feature", as long as the difference of the class's mean from the rest's is along them.
+        meta: where the activations come from; `None` for arrays and caches without their lens.
+        lengths: mean length of the activations at each place.
+
+    A score does not show that the model uses what a probe reads, nor that it made it: given music carries its tempo
+    into every block, which is what the baselines are for. A low one does not show that nothing is there, only that
+    this kind of probe does not find it in so many rows. The best of many places is chosen on the rows it is scored
+    on: `p` allows for the choice, its score and interval do not.
+    """
+
+    scored: tuple[Scored, ...]
+    places: tuple[Place, ...]
+    baselines: Mapping[str, Scored]
+    labels: np.ndarray
+    groups: Int[np.ndarray, " row"]
+    folds: Int[np.ndarray, " row"]
+    classes: tuple[str, ...]
+    probe: Probe
+    name: str
+    unit: str
+    vectors: Float[np.ndarray, "place output feature"] | None
+    lengths: Float[np.ndarray, " place"]
+    meta: Provenance | None
+
+    @property
+    def scores(self) -> Float[np.ndarray, " place"]:
+        return np.array([one.score for one in self.scored])
+
+    @property
+    def shuffled(self) -> Float[np.ndarray, "place shuffle"]:
+        """The scores of shuffled labels; shuffle i is the same at every place."""
+        return np.stack([one.shuffled for one in self.scored])
+
+    @property
+    def selectivity(self) -> Float[np.ndarray, " place"]:
+        """Score minus the mean score of shuffled labels (after Hewitt and Liang, 2019).
+
+        Theirs gives each word type a random label, which a probe can learn by heart because types recur in the test.
+        Here no prompt or clip recurs, so a shuffled label cannot be known: `memorised` in the table is what the probe
+        learns by heart of those it was trained on.
+        """
+        return np.array([one.selectivity for one in self.scored])
+
+    @property
+    def chance(self) -> float:
+        return 1 / len(self.classes) if self.classes else 0.0
+
+    @property
+    def metric(self) -> str:
+        return "balanced accuracy" if self.classes else "R²"
+
+    @property
+    def best(self) -> int:
+        """The place with the highest score (its index)."""
+        return int(np.argmax(self.scores))
+
+    @property
+    def p(self) -> Float[np.ndarray, " place"]:
+        """The share of shuffles whose best place scores as high: family-wise over the places searched."""
+        highest = self.shuffled.max(axis=0)
+        return np.array([rank_test(score, highest).p for score in self.scores])
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a place, then one a baseline: scores with intervals, AUC, shuffled labels, selectivity, p.
+
+        `shuffled` is the mean over shuffles, `shuffled_low` and `shuffled_high` the lowest and highest of them. `p` of
+        a place is family-wise over the places, of a baseline its own.
+        """
+        rows = [
+            _row("model", str(place), place.layer, place.head, one, p)
+            for place, one, p in zip(self.places, self.scored, self.p, strict=True)
+        ]
+        rows += [
+            _row("baseline", name, None, None, one, rank_test(one.score, one.shuffled).p)
+            for name, one in self.baselines.items()
+        ]
+        table = pd.DataFrame(rows)
+        table.insert(0, "label", self.name)
+        table.insert(5, "metric", self.metric)
+        return table.astype({"layer": "Int64", "head": "Int64"})
+
+    def gains(self, n_bootstrap: int = 500, seed: int = 0) -> pd.DataFrame:
+        """Score of each place minus that of each baseline on the same rows and folds, with paired intervals."""
+        rows = []
+        target = self._target()
+        strata = target if self.classes else None
+        for name, other in self.baselines.items():
+            for place, one in zip(self.places, self.scored, strict=True):
+
+                def gain(index: np.ndarray, mine: Scored = one, theirs: Scored = other) -> float:
+                    return _score(self, mine, index) - _score(self, theirs, index)
+
+                interval = bootstrap(gain, self.groups, strata, n_bootstrap=n_bootstrap, seed=seed)
+                rows.append(
+                    {"baseline": name, "place": str(place), "layer": place.layer, "head": place.head,
+                     "gain": one.score - other.score, "low": interval.low, "high": interval.high}
+                )  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def directions(self, towards: Any = None) -> Directions:
+        """The probes' weights as directions, one a block, as long as the difference of means is along them.
+
+        Args:
+            towards: the class that they point to, the rest being the other pole; of a quantity they point upwards.
+
+        Raises:
+            InputError: for an MLP, heads or other sites without one vector a block, or activations of no known model.
+        """
+        if self.vectors is None:
+            raise InputError(f"a probe of kind {self.probe.kind!r} has no weights to steer along: use a linear one.")
+        if self.meta is None:
+            raise InputError("these activations come without their model: probe with lens=, or a Dataset.")
+        layers = [place.layer for place in self.places if place.layer is not None and place.head is None]
+        if len(layers) < len(self.places) or self.meta.site.startswith(("attn.", "cross_attn.")):
+            raise InputError(
+                f"{self.meta.site} was probed by head or outside the blocks: directions need one vector a block."
+            )
+        output, poles = 0, (0, 0)
+        if self.classes:
+            if str(towards) not in self.classes:
+                raise InputError(f"towards={towards!r}: expected one of the classes {', '.join(self.classes)}.")
+            output = self.classes.index(str(towards))
+            mine = len(np.unique(self.groups[self._target() == output]))
+            poles = (mine, len(np.unique(self.groups[self._target() != output])))
+        label = f"{self.name}: {towards}" if self.classes else self.name
+        return Directions(
+            vectors=torch.from_numpy(self.vectors[:, output]).float(),
+            layers=tuple(layers),
+            residual_norms=torch.from_numpy(self.lengths),
+            meta=replace(self.meta, label=label, n_prompts=poles),
+        )
+
+    def plot(self) -> Any:
+        """Score by block (or a map of heads) over shuffled labels and baselines (matplotlib figure)."""
+        from analysis.probing import figures
+
+        return figures.paper(self)
+
+    def figure(self) -> Any:
+        """The same for the screen (plotly figure)."""
+        from analysis.probing import figures
+
+        return figures.screen(self)
+
+    def __repr__(self) -> str:
+        best = self.best
+        one, interval = self.scored[best], self.scored[best].interval
+        beside = "".join(f", {name} {other.score:.2f}" for name, other in self.baselines.items())
+        return (
+            f"ProbeResult({self.name}: {self.metric} {one.score:.2f} [{interval.low:.2f}, {interval.high:.2f}] at "
+            f"{self.places[best]}, best of {len(self.places)} (p = {self.p[best]:.3f}); shuffled labels "
+            f"{one.shuffled.mean():.2f}{beside})"
+        )
+
+    def _target(self) -> np.ndarray:
+        return target_of(self.labels, self.classes)
+
+
+def _score(result: ProbeResult, one: Scored, index: np.ndarray) -> float:
+    target = result._target()[index]
+    if result.classes:
+        return balanced_accuracy(target, one.outputs[index])
+    return float(1 - ((target - one.outputs[index, 0]) ** 2).sum() / ((target - target.mean()) ** 2).sum())
+
+
+def _row(kind: str, place: str, layer: int | None, head: int | None, one: Scored, p: float) -> dict[str, Any]:
+    interval = one.interval
+    return {
+        "kind": kind, "place": place, "layer": layer, "head": head, "score": one.score, "low": interval.low,
+        "high": interval.high, "auc": one.auc, "auc_low": one.auc_interval.low, "auc_high": one.auc_interval.high,
+        "shuffled": float(one.shuffled.mean()), "shuffled_low": float(one.shuffled.min()),
+        "shuffled_high": float(one.shuffled.max()), "selectivity": one.selectivity, "memorised": one.memorised, "p": p,
+    }  # fmt: skip

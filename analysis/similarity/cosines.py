@@ -1,0 +1,295 @@
+"""Cosines between directions: which blocks write a concept the same way, which concepts share a direction.
+
+`cosine_map` compares layers: of one set of directions, or of two. `compare` compares named sets at each layer:
+concepts, estimators, positions, time spans. Both against the spread of random directions, or of the same estimate with
+the labels shuffled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from scipy import stats
+
+from analysis.statistics import LEVEL, correct
+from audiolens.errors import InputError
+
+if TYPE_CHECKING:
+    from audiolens.directions import Directions
+
+Null = Literal["random", "shuffled"]
+_ESTIMATOR = "difference in means"
+
+
+@dataclass(frozen=True, eq=False)
+class CosineMap:
+    """Cosines between the directions of layers.
+
+    Attributes:
+        cosines: "layer other_layer", from -1 to 1.
+        layers, other_layers: the blocks of its rows and columns.
+        names: of the two sets of directions (twice the same name for a map of one).
+        chance: |cosine| that 5% of pairs of independent random directions of this width exceed.
+        p: how often random directions (or shuffled labels) are as far from 0; NaN where a direction meets itself.
+        null: which of the two.
+        n_draws: of the shuffles; 0 for random directions, whose spread is known.
+
+    A high cosine does not show that two blocks use the direction, only that it points the same way in both: in a
+    residual stream what one block writes stays there for the next to pass on. And activations fill few of their
+    dimensions, so that unrelated directions read from them are further from 0 than random ones: `null="shuffled"` is
+    the stricter comparison.
+    """
+
+    cosines: Float[np.ndarray, "layer other_layer"]
+    layers: tuple[int, ...]
+    other_layers: tuple[int, ...]
+    names: tuple[str, str]
+    chance: float
+    p: Float[np.ndarray, "layer other_layer"]
+    null: Null = "random"
+    n_draws: int = 0
+
+    @property
+    def significant(self) -> Bool[np.ndarray, "layer other_layer"]:
+        """Cells whose p, corrected over the map (Benjamini and Hochberg), is at most 0.05."""
+        return _significant(self.p)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per pair of blocks: `layer`, `other_layer`, `cosine`, `above_chance`, `p`, `significant`."""
+        rows, columns = np.meshgrid(self.layers, self.other_layers, indexing="ij")
+        cosine = self.cosines.ravel()
+        return pd.DataFrame(
+            {
+                "layer": rows.ravel(),
+                "other_layer": columns.ravel(),
+                "cosine": cosine,
+                "above_chance": np.abs(cosine) > self.chance,
+                "p": self.p.ravel(),
+                "significant": self.significant.ravel(),
+            }
+        )
+
+    def plot(self) -> Any:
+        """A labelled heat map (matplotlib figure)."""
+        from analysis.figures import plots
+
+        return plots.cosines(self)
+
+    def figure(self) -> Any:
+        """The same for the screen (plotly figure)."""
+        from analysis.figures import screen
+
+        return screen.cosines(self)
+
+    def __repr__(self) -> str:
+        first, second = self.names
+        if first == second and self.layers == self.other_layers and len(self.layers) > 1:
+            neighbours = float(np.mean(np.diagonal(self.cosines, 1)))
+            ends = float(self.cosines[0, -1])
+            return (
+                f"CosineMap({first}: neighbouring blocks {neighbours:+.2f} on average, first and last {ends:+.2f}; "
+                f"chance {self.chance:.2f})"
+            )
+        largest = float(self.cosines.flat[np.abs(self.cosines).argmax()])
+        return f"CosineMap({first} and {second}: largest {largest:+.2f}; chance {self.chance:.2f})"
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Cosines between named sets of directions at each layer: concepts, estimators, positions or time spans.
+
+    Attributes:
+        cosines: "layer name other_name".
+        layers, names: of the axes.
+        chance: |cosine| that 5% of pairs of random directions of this width exceed.
+        p, null, n_draws: as in `CosineMap`.
+
+    A cosine near 0 does not show that two concepts are apart in the model, only their mean directions; one far from 0
+    may come from prompts that name both.
+    """
+
+    cosines: Float[np.ndarray, "layer name other_name"]
+    layers: tuple[int, ...]
+    names: tuple[str, ...]
+    chance: float
+    p: Float[np.ndarray, "layer name other_name"]
+    null: Null = "random"
+    n_draws: int = 0
+
+    @property
+    def significant(self) -> Bool[np.ndarray, "layer name other_name"]:
+        """Cells whose p, corrected over all layers and pairs (Benjamini and Hochberg), is at most 0.05."""
+        found = np.zeros(self.p.shape, dtype=bool)
+        first, second = np.triu_indices(len(self.names), 1)
+        found[:, first, second] = _significant(self.p[:, first, second])
+        return found | found.transpose(0, 2, 1)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a layer and pair: `layer`, `name`, `other_name`, `cosine`, `above_chance`, `p`, `significant`."""
+        marks = self.significant
+        rows = [
+            {
+                "layer": layer, "name": self.names[i], "other_name": self.names[j], "cosine": self.cosines[place, i, j],
+                "above_chance": abs(self.cosines[place, i, j]) > self.chance, "p": self.p[place, i, j],
+                "significant": marks[place, i, j],
+            }
+            for place, layer in enumerate(self.layers)
+            for i, j in combinations(range(len(self.names)), 2)
+        ]  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def plot(self) -> Any:
+        """A heat map per layer (matplotlib figure)."""
+        from analysis.similarity import figures
+
+        return figures.paper(self)
+
+    def figure(self) -> Any:
+        """One heat map with a slider over layers (plotly figure)."""
+        from analysis.similarity import figures
+
+        return figures.screen(self)
+
+    def __repr__(self) -> str:
+        table = self.to_frame()
+        far = table.iloc[int(np.argmax(table["cosine"].abs()))]
+        return (
+            f"Comparison({len(self.names)} directions at {len(self.layers)} blocks: {far['name']} and "
+            f"{far['other_name']} most alike, {far['cosine']:+.2f} at block {far['layer']}; "
+            f"{table['significant'].mean():.0%} of cosines beyond {_told(self.null)})"
+        )
+
+
+def cosine_map(
+    directions: Directions, other: Directions | None = None, *, null: Null = "random", n_draws: int = 200
+) -> CosineMap:
+    """Cosines between every layer of `directions` and every layer of `other` (default: of itself).
+
+    Args:
+        null: "random" directions of the same width, or the same estimate with the labels "shuffled" over the prompts,
+            which keeps what the stream does to any direction (needs directions read with `keep_samples=True`).
+        n_draws: of the shuffles; p is at least 1 / (n + 1).
+
+    Raises:
+        InputError: if the two are of different width, or a direction has no length, or shuffles have no samples.
+    """
+    second = directions if other is None else other
+    ours, theirs = _units(directions), _units(second)
+    if ours.shape[1] != theirs.shape[1]:
+        raise InputError(f"directions of width {ours.shape[1]} and {theirs.shape[1]}: expected those of one model.")
+    cosines = np.clip(ours @ theirs.T, -1, 1)
+    if null == "random":
+        p = chance_p(cosines, ours.shape[1])
+    else:
+        drawn = _shuffles(directions, null, n_draws), _shuffles(second, null, n_draws)
+        p = _rank(cosines, np.abs(np.einsum("nld,nmd->nlm", *drawn)))
+    p[cosines > 1 - 1e-9] = np.nan
+    return CosineMap(
+        cosines=cosines,
+        layers=tuple(directions.layers),
+        other_layers=tuple(second.layers),
+        names=(_name(directions), _name(second)),
+        chance=chance_cosine(ours.shape[1]),
+        p=p,
+        null=null,
+        n_draws=0 if null == "random" else n_draws,
+    )
+
+
+def compare(directions: Mapping[str, Directions], *, null: Null = "random", n_draws: int = 200) -> Comparison:
+    """Cosines between named sets of directions at each layer that all of them have.
+
+    `{"tempo": d, "timbre": e}` compares concepts, `{"means": d, "probe": probe_weights(d)}` estimators,
+    `{"0 to 1 s": d, "1 to 2 s": e}` time spans, and so positions and sites.
+
+    Args:
+        null, n_draws: as in `cosine_map`. Sets read from the same prompts are shuffled alike; estimators other than
+            the difference of means have no shuffles.
+
+    Raises:
+        InputError: for fewer than two sets, no common layer, other widths, or as `cosine_map`.
+    """
+    if len(directions) < 2:
+        raise InputError(f"{len(directions)} sets of directions: give at least two by name.")
+    shared = sorted(set.intersection(*(set(one.layers) for one in directions.values())))
+    if not shared:
+        raise InputError("these directions have no layer in common.")
+    chosen = {name: one.at(shared) for name, one in directions.items()}
+    widths = {name: one.vectors.shape[1] for name, one in chosen.items()}
+    if len(set(widths.values())) > 1:
+        raise InputError(f"directions of different widths, {widths}: expected those of one model.")
+    units = np.stack([_units(one) for one in chosen.values()])
+    cosines = np.clip(np.einsum("nld,mld->lnm", units, units), -1, 1)
+    width = units.shape[-1]
+    if null == "random":
+        p = chance_p(cosines, width)
+    else:
+        places = {name: [one.layers.index(layer) for layer in shared] for name, one in directions.items()}
+        drawn = np.stack([_shuffles(one, null, n_draws)[:, places[name]] for name, one in directions.items()])
+        p = _rank(cosines, np.abs(np.einsum("nsld,msld->slnm", drawn, drawn)))
+    p[:, np.arange(len(chosen)), np.arange(len(chosen))] = np.nan
+    return Comparison(
+        cosines, tuple(shared), tuple(chosen), chance_cosine(width), p, null, 0 if null == "random" else n_draws
+    )
+
+
+def chance_cosine(width: int, share: float = 0.05) -> float:
+    """|cosine| that a `share` of pairs of random directions exceeds: (cosine + 1) / 2 is Beta((d-1)/2, (d-1)/2)."""
+    half = (width - 1) / 2
+    return float(2 * stats.beta.ppf(1 - share / 2, half, half) - 1) if width > 1 else 1.0
+
+
+def chance_p(cosines: np.ndarray, width: int) -> np.ndarray:
+    """How often a random pair of this width is as far from 0."""
+    half = (width - 1) / 2
+    return 2 * stats.beta.sf((1 + np.abs(cosines)) / 2, half, half) if width > 1 else np.ones(cosines.shape)
+
+
+def _rank(cosines: np.ndarray, drawn: Float[np.ndarray, "draw ..."]) -> np.ndarray:
+    return (1 + (drawn >= np.abs(cosines)).sum(axis=0)) / (len(drawn) + 1)
+
+
+def _shuffles(directions: Directions, null: str, n_draws: int) -> Float[np.ndarray, "draw layer d_model"]:
+    """Unit directions of shuffled labels; draw i is the same order for all sets of as many prompts."""
+    if null != "shuffled":
+        raise InputError(f"null={null!r}: expected 'random' or 'shuffled'.")
+    if n_draws < 1:
+        raise InputError(f"n_draws={n_draws}: expected at least 1.")
+    if directions.samples is None or directions.meta.estimator != _ESTIMATOR:
+        raise InputError(
+            f"{_name(directions)}: shuffles need a difference of means read with keep_samples=True; use null='random'."
+        )
+    return np.stack([_units(directions.shuffled(seed)) for seed in range(n_draws)])
+
+
+def _significant(p: np.ndarray) -> Bool[np.ndarray, "..."]:
+    known = np.isfinite(p)
+    found = np.zeros(p.shape, dtype=bool)
+    if known.any():
+        found[known] = correct(p[known], "bh") <= LEVEL
+    return found
+
+
+def _told(null: Null) -> str:
+    return "random directions" if null == "random" else "shuffled labels"
+
+
+def _units(directions: Directions) -> Float[np.ndarray, "layer d_model"]:
+    vectors = torch.stack([torch.as_tensor(directions[layer]) for layer in directions.layers])
+    array = vectors.detach().cpu().double().numpy()
+    norms = np.linalg.norm(array, axis=1, keepdims=True)
+    if not (norms > 0).all():
+        layer = list(directions.layers)[int(np.argmin(norms))]
+        raise InputError(f"the direction of block {layer} is zero: a cosine needs a length.")
+    return array / norms
+
+
+def _name(directions: Directions) -> str:
+    return directions.meta.label or "directions"

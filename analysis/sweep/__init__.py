@@ -1,0 +1,29 @@
+"""Sweep: strengths x strategies x layers x branches x concepts x prompts x seeds, one table row per clip.
+
+`run` crosses the factors and plays them, `play` any conditions on any clips; both give a `SweepResult`, whose methods
+say what the sweep found. `plan` says what `run` would take, `load_folder` reads what it wrote.
+"""
+
+from analysis.sweep.conditions import BASELINE, Clip, Condition, Plan, clips, merge, packed
+from analysis.sweep.experiment import Estimate, load_folder, plan, play, run
+from analysis.sweep.playing import clips_per_second
+from analysis.sweep.response import effects
+from analysis.sweep.result import SweepResult
+
+__all__ = [
+    "BASELINE",
+    "Clip",
+    "Condition",
+    "Estimate",
+    "Plan",
+    "SweepResult",
+    "clips",
+    "clips_per_second",
+    "effects",
+    "load_folder",
+    "merge",
+    "packed",
+    "plan",
+    "play",
+    "run",
+]

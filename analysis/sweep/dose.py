@@ -1,0 +1,211 @@
+"""Dose: the effect of a direction against its strength, per sign, beside controls and words; and what else it changed.
+
+On the effects of a sweep's conditions (`response.effects`), whose labels say kind, concept, place and strength. A
+measure is taken to rise towards a concept's positive pole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.statistics import MOST_FAILED, correct, spearman
+from analysis.sweep.conditions import BASELINE
+from analysis.sweep.factorial import PLACE
+from analysis.sweep.response import CONTROLS, is_ratio, rank_among, unit_of_change
+from audiolens.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class DoseResponse:
+    """Effect against strength at every place of a sweep.
+
+    Attributes:
+        concept, measured: what was steered, and the measure it is heard by.
+        table: one row per condition: its labels, `effect`, `low`, `high`, `median`, `failed`, what else was lost where
+            it was measured (`drift`, distances), and for steered ones `p_random`, `p_shuffled` (rank among controls at
+            that place and strength, towards the strength's own pole; NaN without), `n_random`, `n_shuffled`, and
+            `p_corrected`: `p_random` for having looked at several layers (Holm, over the layers of one strategy,
+            branch and strength).
+        monotonicity: one row per place: Spearman's `rho` of the median with strength, `p`, `n` strengths.
+
+    It does not show which layer is best: the widest of many places on these clips is flattered by the choice. Choose
+    here, and report on other prompts. With fewer than 19 controls no p can be .05.
+    """
+
+    concept: str
+    measured: str
+    table: pd.DataFrame
+    monotonicity: pd.DataFrame
+
+    @property
+    def steered(self) -> pd.DataFrame:
+        return self.table[self.table["kind"] == "steered"]
+
+    @property
+    def poles(self) -> tuple[str, str]:
+        """The names of the positive and the negative pole, where words were asked."""
+        named = self.table.loc[self.table["kind"] == "prompted", "pole"].tolist()
+        return (named[0], named[1]) if len(named) == 2 else ("positive", "negative")
+
+    def widest(self, **where: Any) -> pd.DataFrame:
+        """The steered rows of the place with the widest span between its signs, failed strengths left out."""
+        return widest(self.steered, self.measured, **where)
+
+    def to_frame(self) -> pd.DataFrame:
+        return self.table
+
+    def plot(self) -> Any:
+        """The widest place of each strategy with its controls, and the words (matplotlib figure)."""
+        from analysis.figures import plots
+        from analysis.sweep import plots as sweep_plots
+
+        return sweep_plots.in_units(plots.dose_response(self._shown, self.measured, self.poles), self.measured)
+
+    def figure(self) -> Any:
+        """The same for the screen (plotly figure)."""
+        from analysis.figures import screen
+        from analysis.sweep import screen as sweep_screen
+
+        return sweep_screen.in_units(screen.dose_response(self._shown, self.measured, self.poles), self.measured)
+
+    @property
+    def _shown(self) -> pd.DataFrame:
+        parts = [self.table[self.table["kind"].isin([BASELINE, "prompted"])]]
+        for strategy in self.steered["strategy"].unique():
+            place = place_of(self.widest(strategy=strategy).iloc[0])
+            kinds = self.table["kind"].isin(["steered", *CONTROLS])
+            parts.append(self.table[at_place(self.table, place) & kinds])
+        return pd.concat(parts, ignore_index=True)
+
+    def __repr__(self) -> str:
+        best = self.widest()
+        told = ", ".join(
+            f"{row.strength:+g}: {change(row.effect, self.measured)} [{change(row.low, self.measured)}, "
+            f"{change(row.high, self.measured)}]"
+            for row in (best.iloc[0], best.iloc[-1])
+        )
+        n_places = len(self.monotonicity)
+        of = "" if n_places == 1 else f", the widest of {n_places} places"
+        rho = self.monotonicity[at_place(self.monotonicity, place_of(best.iloc[0]))]["rho"].iloc[0]
+        return f"DoseResponse({self.concept} on {self.measured}, {spoken(best.iloc[0])}{of}: {told}; rho {rho:+.2f})"
+
+
+@dataclass(frozen=True, eq=False)
+class CrossEffects:
+    """What steering along one concept did to every measure, at one place.
+
+    `table` has one row per measure and strength: `effect`, `low`, `high`, `unit` ("ratio", or that of a difference),
+    `failed`. It does not show that an effect is the direction's own: a push may move any measure (see the controls of
+    `DoseResponse`), and with several measures some intervals leave out zero by chance.
+    """
+
+    concept: str
+    place: Mapping[str, Any]
+    table: pd.DataFrame
+
+    def to_frame(self) -> pd.DataFrame:
+        return self.table
+
+    def plot(self) -> Any:
+        """Change of every measure (matplotlib figure); differences, such as loudness, have a panel of their own."""
+        from analysis.sweep import plots as sweep_plots
+
+        return sweep_plots.cross_effects(self.table)
+
+    def figure(self) -> Any:
+        """The same for the screen (plotly figure)."""
+        from analysis.sweep import screen as sweep_screen
+
+        return sweep_screen.cross_effects(self.table)
+
+    def __repr__(self) -> str:
+        largest = self.table[self.table["strength"] == self.table["strength"].max()]
+        moved = largest[(largest["low"] > 0) | (largest["high"] < 0)]
+        told = ", ".join(f"{row.measure} {change(row.effect, row.measure)}" for row in moved.itertuples())
+        return f"CrossEffects({self.concept}, {spoken(self.place)}, {largest['strength'].iloc[0]:+g}: {told or 'none'})"
+
+
+def dose_response(effects: pd.DataFrame, concept: str, measured: str) -> DoseResponse:
+    """Rank, correct and correlate the effects of one concept's conditions.
+
+    Raises:
+        InputError: if the concept was not steered.
+    """
+    mine = effects[(effects["concept"] == concept) | (effects["kind"] == BASELINE)].reset_index(drop=True)
+    steered = mine["kind"] == "steered"
+    if not steered.any():
+        known = effects.loc[effects["kind"] == "steered", "concept"].unique()
+        raise InputError(f"{concept!r} was not steered; there are: {', '.join(map(str, known))}.")
+    at = mine.groupby([*PLACE, "strength"], dropna=False).ngroup()
+    columns: dict[str, list[float]] = {}
+    for kind in CONTROLS:
+        drawn = mine["kind"] == kind
+        controls = {key: group.to_numpy() for key, group in mine.loc[drawn, "effect"].groupby(at[drawn])}
+        ranks = [
+            rank_among(effect, controls.get(key, ()) if own else (), 1 if strength > 0 else -1)
+            for effect, key, own, strength in zip(mine["effect"], at, steered, mine["strength"], strict=True)
+        ]
+        columns |= {f"p_{kind}": [p for p, _ in ranks], f"n_{kind}": [n for _, n in ranks]}
+    table = mine.assign(**columns)
+    table["p_corrected"] = np.nan
+    family = [name for name in PLACE if name != "layer"]
+    ranked = table[steered & table["p_random"].notna()]
+    for _, group in ranked.groupby([*family, "strength"], dropna=False):
+        table.loc[group.index, "p_corrected"] = correct(group["p_random"])
+    base = float(table.loc[table["kind"] == BASELINE, "median"].iloc[0])
+    found = []
+    for _, group in table[steered].groupby(list(PLACE), dropna=False, sort=False):
+        rising = spearman([*group["strength"], 0.0], [*group["median"], base])
+        found.append({**place_of(group.iloc[0]), "rho": rising.rho, "p": rising.p, "n": rising.n})
+    return DoseResponse(concept, measured, table, pd.DataFrame(found))
+
+
+def widest(steered: pd.DataFrame, measured: str, **where: Any) -> pd.DataFrame:
+    """The rows, by strength, of the place whose signs lie furthest apart, strengths that fail too often left out."""
+    groups = [group for _, group in steered[at_place(steered, where)].groupby(list(PLACE), dropna=False, sort=False)]
+    if not groups:
+        raise InputError(f"nothing was steered at {where}.")
+    return max(groups, key=lambda group: _span(group, measured)).sort_values("strength")
+
+
+def change(value: float, measured: str) -> str:
+    """An effect with its unit: a signed share, or a signed difference."""
+    if not np.isfinite(value):
+        return "none measured"
+    return f"{value:+.0%}" if is_ratio(measured) else f"{value:+.2g} {unit_of_change(measured)}".strip()
+
+
+def spoken(place: Any) -> str:
+    """A place in words."""
+    strategy, layer, branch = place["strategy"], place["layer"], place["branch"]
+    where = "" if layer is None or layer != layer else f" {int(layer)}"
+    band = place["band"]
+    told = f" on {band}" if isinstance(band, str) else ""
+    return f"{strategy}{where}{told}{'' if branch == 'both' else f' ({branch})'}"
+
+
+def _span(group: pd.DataFrame, measured: str) -> float:
+    sound = group[(group["failed"] <= MOST_FAILED) & group["effect"].notna()]
+    up = sound.loc[sound["strength"] > 0, "effect"].max()
+    down = sound.loc[sound["strength"] < 0, "effect"].min()
+    up, down = (0.0 if value != value else float(value) for value in (up, down))
+    return np.log((1 + up) / max(1 + down, 1e-6)) if is_ratio(measured) else up - down
+
+
+def place_of(row: Any) -> dict[str, Any]:
+    """The labels of a row that say where a direction is added."""
+    return {name: row[name] for name in PLACE}
+
+
+def at_place(table: pd.DataFrame, place: Mapping[str, Any]) -> pd.Series:
+    """Which rows are at a place; what it leaves open (NaN, None) must be open there too."""
+    chosen = pd.Series(True, index=table.index)
+    for name, value in place.items():
+        open_ = value is None or value != value
+        chosen &= table[name].isna() if open_ else table[name] == value
+    return chosen

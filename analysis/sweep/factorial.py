@@ -1,0 +1,173 @@
+"""The factorial of a sweep: concepts x strategies x layers x branches x strengths, with baseline, controls, references.
+
+Pure: directions and prompts in, conditions out, each with the labels that its rows carry. Called by `sweep.run`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.sweep.conditions import BASELINE, Condition
+from audiolens.directions import Directions
+from audiolens.errors import InputError, InputTypeError
+from audiolens.interventions import Branch
+from audiolens.prompts import PromptSet
+from audiolens.steering import Strategy, Unit, steer
+
+LABELS = ("kind", "concept", "strategy", "layer", "band", "branch", "strength", "draw", "pole")
+"""The columns that tell conditions apart."""
+PLACE = ("concept", "strategy", "layer", "band", "branch")
+"""Those that say where a direction is added."""
+REDRAWN = "redrawn"
+"""The kind that is the baseline with other seeds: how far clips differ that nothing was done to."""
+RESEED = 1 << 31
+"""Added to the seeds of what is drawn again: a stream knows 32 bits."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What is crossed with what; see `sweep.run`, which takes the same."""
+
+    strengths: Sequence[float] = (-1.0, -0.5, 0.5, 1.0)
+    strategies: Sequence[Strategy] = ("one-to-all",)
+    layers: int | Sequence[int] | None = None
+    band: tuple[int, int] | None = None
+    branches: Sequence[Branch] = ("both",)
+    unit: Unit = "raw"
+    n_random: int = 5
+    n_shuffled: int = 0
+    control_strengths: Sequence[float] | None = None
+    opposed: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("strengths", "control_strengths"):
+            given = getattr(self, name)
+            if given is not None:
+                object.__setattr__(self, name, _strengths(name, given))
+        if self.control_strengths and not set(self.control_strengths) <= set(self.strengths):
+            raise InputError(f"control_strengths={self.control_strengths}: expected some of {self.strengths}.")
+        for name in ("strategies", "branches"):
+            given = getattr(self, name)
+            if isinstance(given, str) or not given or len(set(given)) < len(given):
+                raise InputError(f"{name}={given!r}: expected a list of different names.")
+        for name in ("n_random", "n_shuffled"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}={getattr(self, name)}: expected at least 0.")
+        if self.band is not None and "one-to-band" not in self.strategies:
+            raise InputError(f"band={self.band} is only for the strategy 'one-to-band', which is not swept.")
+
+    @property
+    def controlled(self) -> Sequence[float]:
+        """The strengths at which controls and opposing prompts are tried."""
+        return self.strengths if self.control_strengths is None else self.control_strengths
+
+
+def named(directions: Directions | Sequence[Directions] | Mapping[str, Directions]) -> dict[str, Directions]:
+    """Concepts by name: the labels of the directions, unless a mapping names them."""
+    if isinstance(directions, Mapping):
+        listed = list(directions.items())
+    else:
+        found = [directions] if isinstance(directions, Directions) else list(directions)
+        if not all(isinstance(one, Directions) for one in found):
+            raise InputTypeError(f"{type(directions).__name__}: expected Directions, a list of them, or a mapping.")
+        listed = [(one.meta.label or "direction", one) for one in found]
+    names = [name for name, _ in listed]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"concepts {names}: expected at least one, each with its own label; or give {{name: d}}.")
+    return dict(listed)
+
+
+def conditions(
+    directions: Mapping[str, Directions], factors: Factors, sets: Mapping[str, PromptSet] | None = None
+) -> list[Condition]:
+    """Everything the clips are put through, the baseline first.
+
+    Strength 0 is the baseline. Controls are injected as the direction is, at the same places and strengths. Concepts
+    with a prompt set are also asked for in the poles' words.
+
+    Raises:
+        InputError: (or a subclass) for a strategy, layer or band that makes no sense for the directions.
+    """
+    listed = [Condition(BASELINE, labels=_labels(kind=BASELINE, strength=0.0))]
+    listed.append(Condition(REDRAWN, labels=_labels(kind=REDRAWN), reseed=RESEED))
+    for concept, own in directions.items():
+        words = (sets or {}).get(concept)
+        draws = [("random", number, own.random_like(number)) for number in range(factors.n_random)]
+        draws += [("shuffled", number, own.shuffled(number)) for number in range(factors.n_shuffled)]
+        for place, where in _places(concept, own, factors):
+            for strength in factors.strengths:
+                listed.append(_steered("steered", own, place, where, strength, factors))
+            for strength in factors.controlled:
+                for kind, number, control in draws:
+                    listed.append(_steered(kind, control, place, where, strength, factors, draw=number))
+                if words is not None and factors.opposed:
+                    pole = words.poles[1] if strength > 0 else words.poles[0]
+                    listed.append(_steered("opposed", own, place, where, strength, factors, words, pole=pole))
+        if words is None:
+            continue
+        for pole in words.poles:
+            told = _labels(kind="prompted", concept=concept, pole=pole)
+            listed.append(Condition(f"prompted {concept} {pole}", ask=_asking(words, pole), labels=told))
+    return listed
+
+
+def _steered(
+    kind: str,
+    source: Directions,
+    place: Mapping[str, Any],
+    where: Mapping[str, Any],
+    strength: float,
+    factors: Factors,
+    words: PromptSet | None = None,
+    **further: Any,
+) -> Condition:
+    steps = steer(source, strength=strength, unit=factors.unit, **where)
+    told = _labels(kind=kind, strength=strength, **place, **further)
+    name = " ".join(str(value) for key, value in told.items() if value is not None and key != "strength")
+    ask = None if words is None else _asking(words, further["pole"])
+    return Condition(f"{name} {strength:+.12g}", tuple(steps), ask, told)
+
+
+def _places(concept: str, directions: Directions, factors: Factors) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Where a direction is added: as labels, and as `steer` takes it."""
+    chosen = directions.layers if factors.layers is None else factors.layers
+    layers = [chosen] if isinstance(chosen, int) else list(chosen)
+    if len(set(layers)) < len(layers):
+        raise InputError(f"layers={layers}: expected each once.")
+    for branch in factors.branches:
+        for strategy in factors.strategies:
+            if strategy == "all-to-all":
+                yield (
+                    {"concept": concept, "strategy": strategy, "branch": branch},
+                    {"strategy": strategy, "branch": branch},
+                )
+                continue
+            band = factors.band if strategy == "one-to-band" else None
+            for layer in layers:
+                where = {"strategy": strategy, "layer": layer, "branch": branch}
+                label = {} if band is None else {"band": f"{band[0]}-{band[1]}"}
+                yield {"concept": concept, **where, **label}, {**where, "band": band}
+
+
+def _labels(**told: Any) -> dict[str, Any]:
+    return {name: told.get(name) for name in LABELS}
+
+
+def _asking(words: PromptSet, pole: str) -> Any:
+    return lambda prompt: words.prompted(prompt, pole)
+
+
+def _strengths(name: str, given: Sequence[float]) -> tuple[float, ...]:
+    try:
+        values = [float(value) for value in given]
+    except (TypeError, ValueError):
+        raise InputTypeError(f"{name}={given!r}: expected a list of numbers.") from None
+    if not all(math.isfinite(value) for value in values) or len(set(values)) < len(values):
+        raise InputError(f"{name}={values}: expected different finite numbers.")
+    steered = tuple(sorted(value for value in values if value))
+    if not steered and name == "strengths":
+        raise InputError(f"{name}={values}: 0 is the baseline, which is always there; expected others.")
+    return steered

@@ -1,0 +1,165 @@
+"""Playing: the batches of a plan, generated one after the other and heard by workers meanwhile.
+
+The rows of a batch follow from the plan alone, so that a sweep which was stopped draws the rest as it would have been
+drawn. Called by `sweep.play`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike
+
+from analysis.listening import Heard, Listener
+from analysis.sweep.conditions import BASELINE, Condition, Plan, merge
+from audiolens import text
+from audiolens.errors import InputError
+from audiolens.generation import Generation
+from audiolens.sampling import checked_seeds, checked_settings
+from audiolens.timeline import clip_timeline
+
+if TYPE_CHECKING:
+    from audiolens import AudioLens
+
+Also = Mapping[str, Callable[["AudioLens", Generation], ArrayLike]]
+"""Further columns: name -> what gives one number a row, from a lens and the clips as `generate` returns them."""
+
+
+@dataclass(frozen=True)
+class Making:
+    """How every clip is made, as `lens.generate` takes it, and what is asked of it beside the listener's measures."""
+
+    seconds: float = 5.0
+    guidance_scale: float = 3.0
+    temperature: float = 1.0
+    top_k: int | None = 250
+    also: Also | None = None
+
+    def check(self, lens: AudioLens, plan: Plan) -> None:
+        """Refuse before anything is begun what `lens.generate` would refuse at some batch."""
+        asked = {condition.asked(prompt): None for condition in plan.conditions for prompt, _ in plan.clips}
+        _, sizes = text.checked(list(asked), lens.model, lens.tokenizer)
+        checked_seeds([seed for _, seed in plan.clips], len(plan.clips))
+        checked_settings(self.guidance_scale, self.temperature, self.top_k)
+        clip_timeline(self.seconds, lens.config, lens.config.prefix(max(sizes)))
+
+    def generate(self, lens: AudioLens, plan: Plan, batch: Sequence[tuple[Condition, int]]) -> Generation:
+        """A batch of a plan, its conditions' interventions merged."""
+        return lens.generate(
+            [condition.asked(plan.clips[clip][0]) for condition, clip in batch],
+            seconds=self.seconds,
+            seeds=[plan.clips[clip][1] + condition.reseed for condition, clip in batch],
+            guidance_scale=self.guidance_scale,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            interventions=list(merge([condition for condition, _ in batch], lens.config.n_layers)),
+            decode=False,
+        )
+
+
+def heard_batches(
+    lens: AudioLens,
+    plan: Plan,
+    making: Making,
+    ear: Listener,
+    done: Mapping[int, Callable[[], np.ndarray]] | None = None,
+) -> Iterator[tuple[int, Heard]]:
+    """Every batch that is not `done`, by number, as sound and numbers, in the plan's order.
+
+    `done` gives the codes of finished batches. Their baselines are heard again, for what is steered is measured beside
+    them. What was heard before an exception still comes, and the exception after it.
+    """
+    finished = {} if done is None else done
+    todo = [number for number in range(len(plan.batches)) if number not in finished]
+    n_baselines = sum(batch[0][0].name == BASELINE for batch in plan.batches)
+    if todo and todo[-1] >= n_baselines:
+        todo = sorted({*todo, *range(n_baselines)})
+    baselines: dict[int, tuple[Heard, int]] = {}
+    waiting: list[tuple[int, Future[Heard], pd.DataFrame]] = []
+
+    def first() -> Iterator[tuple[int, Heard]]:
+        number, future, further = waiting.pop(0)
+        heard = future.result()
+        if number < n_baselines:
+            baselines.update({clip: (heard, place) for place, (_, clip) in enumerate(plan.batches[number])})
+        if number not in finished:
+            yield number, replace(heard, frame=pd.concat([heard.frame, further], axis=1))
+
+    try:
+        for number in todo:
+            further = pd.DataFrame()
+            if number in finished:
+                codes = torch.from_numpy(finished[number]())
+            else:
+                made = making.generate(lens, plan, plan.batches[number])
+                codes, further = made.codes, _further(lens, made, making.also or {})
+            # Waited for only now, so that the batches before were heard while this one was generated.
+            steered = number >= n_baselines
+            while len(waiting) > max(1, ear.n_jobs) or (steered and waiting and waiting[0][0] < n_baselines):
+                yield from first()
+            reference = _reference(plan.batches[number], baselines) if steered else None
+            waiting.append((number, ear.hear(codes, reference), further))
+        while waiting:
+            yield from first()
+    except Exception:
+        while waiting:
+            if waiting[0][1].exception() is None:
+                yield from first()
+            else:
+                waiting.pop(0)
+        raise
+
+
+def clips_per_second(lens: AudioLens, prompt: str, seconds: float, batch_size: int = 64) -> float:
+    """How fast this machine generates, from one short batch: for estimates shown before a sweep."""
+    short = min(1.0, seconds)
+    started = time.perf_counter()
+    made = lens.generate([prompt] * batch_size, seconds=short, seeds=list(range(batch_size)), decode=False)
+    generating = (time.perf_counter() - started) * seconds / short
+    started = time.perf_counter()
+    heard = made.codes[:4].split(1)
+    for clip in heard:
+        lens.decode_codes(clip)
+    listening = (time.perf_counter() - started) * seconds / short * batch_size / len(heard)
+    # a worker listens while the next batch is generated
+    return batch_size / max(generating, listening)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """As many threads as a sweep was begun with: sums over other parts end in other bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _reference(batch: Sequence[tuple[Condition, int]], baselines: Mapping[int, tuple[Heard, int]]) -> Heard:
+    """The baseline clips beside a batch's rows."""
+    pairs = [baselines[clip] for _, clip in batch]
+    return Heard(
+        codes=np.stack([heard.codes[place] for heard, place in pairs]),
+        audio=np.stack([heard.audio[place] for heard, place in pairs]),
+        frame=pd.DataFrame(),
+        sample_rate=pairs[0][0].sample_rate,
+    )
+
+
+def _further(lens: AudioLens, made: Generation, also: Also) -> pd.DataFrame:
+    columns: dict[str, Any] = {}
+    for name, measured in also.items():
+        values = np.asarray(measured(lens, made), dtype=float)
+        if values.shape != (len(made),):
+            raise InputError(f"also: {name!r} gave numbers of shape {values.shape} for {len(made)} clips: one a clip.")
+        columns[name] = values
+    return pd.DataFrame(columns)

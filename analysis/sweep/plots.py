@@ -1,0 +1,197 @@
+"""Figures of sweeps on paper (matplotlib), in the style of `figures.plots`; `screen.py` has the plotly ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, ScalarFormatter
+
+from analysis.figures.plots import BLACK, GREY, POLES, SEVERAL, _signed, change_of, name_of, styled
+from analysis.statistics import MOST_FAILED
+from analysis.sweep.dose import spoken
+from analysis.sweep.response import is_ratio, unit_of_change
+
+if TYPE_CHECKING:
+    from analysis.sweep.tradeoff import Front, LayerMap, Limits, Strategies
+
+LOSSES = {"failed": "share of clips that failed", "drift": "drift [nats per code]"}
+
+
+def in_units(figure: Figure, measured: str) -> Figure:
+    """The first axis of a figure of shares as differences, where the measure has no true zero."""
+    if not is_ratio(measured):
+        with styled():
+            axes = figure.axes[0]
+            axes.yaxis.set_major_formatter(ScalarFormatter())
+            axes.set_ylabel(labelled(measured))
+    return figure
+
+
+def labelled(measured: str) -> str:
+    """The label of an axis of effects, with the unit of a difference."""
+    unit = "" if is_ratio(measured) else f" [{unit_of_change(measured)}]"
+    return change_of(measured) + unit
+
+
+def layer_map(result: LayerMap) -> Figure:
+    """Effect by layer and strength; a cross where more than a tenth of the clips failed, grey where none was heard."""
+    rows, columns = result.effect.shape
+    with styled():
+        figure = Figure(figsize=(2.4 + 0.62 * columns, 2.1 + 0.32 * rows), layout="constrained")
+        axes = figure.add_subplot()
+        most = float(np.nanmax(np.abs(result.effect), initial=0)) or 1.0
+        axes.set_facecolor("#D9D9D9")
+        image = axes.imshow(result.effect, vmin=-most, vmax=most, cmap="PuOr_r", origin="lower", aspect="auto")
+        axes.set_xticks(range(columns), [f"{strength:+g}" if strength else "0" for strength in result.strengths])
+        axes.set_yticks(range(rows), [str(layer) for layer in result.layers])
+        axes.set_xlabel("strength [differences of means]")
+        axes.set_ylabel("block" if result.strategy == "one-to-one" else "block the direction was read at")
+        axes.grid(False)
+        for (row, column), value in np.ndenumerate(result.effect):
+            lost = result.failed[row, column] > MOST_FAILED
+            shade = "white" if abs(value) > 0.65 * most else "black"
+            if lost:
+                axes.plot(column, row, marker="x", color=shade, markersize=11, markeredgewidth=0.9, alpha=0.7)
+            if max(rows, columns) <= 16 and np.isfinite(value):
+                text = _signed(value) if is_ratio(result.measured) else f"{value:+.2g}"
+                axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=shade)
+        bar = figure.colorbar(image, ax=axes)
+        bar.set_label(labelled(result.measured), fontsize=7.5)
+        _shares(bar.ax, result.measured, "y")
+        axes.set_title(f"{result.concept}, {result.strategy}")
+        figure.supxlabel("× more than a tenth of the clips failed", fontsize=7.5)
+    return figure
+
+
+def cross_effects(table: pd.DataFrame) -> Figure:
+    """Change of every measure by strength: shares in one panel, differences in one each."""
+    units = list(dict.fromkeys(table["unit"]))
+    counts = [table.loc[table["unit"] == unit, "measure"].nunique() for unit in units]
+    strengths = sorted(table["strength"].unique())
+    largest = max(abs(strength) for strength in strengths)
+    with styled():
+        figure = Figure(figsize=(6.6, 0.5 * sum(counts) + 0.75 * len(units) + 0.5), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(len(units), 1, gridspec_kw={"height_ratios": counts}))
+        for axes, unit in zip(panels, units, strict=True):
+            mine = table[table["unit"] == unit]
+            names = list(dict.fromkeys(mine["measure"]))
+            for strength, offset in zip(strengths, np.linspace(0.3, -0.3, len(strengths) + 2)[1:-1], strict=True):
+                rows = mine[mine["strength"] == strength].set_index("measure").reindex(names)
+                colour, marker = POLES[0] if strength > 0 else POLES[1]
+                faint = 0.35 + 0.65 * abs(strength) / largest
+                _intervals(axes, rows, np.arange(len(names)) - offset, colour, marker, f"{strength:+g}", faint)
+            axes.axvline(0, color=BLACK, linewidth=0.8)
+            axes.set_yticks(range(len(names)), [name_of(name) for name in names])
+            axes.set_ylim(len(names) - 0.5, -0.5)
+            if unit == "ratio":
+                axes.xaxis.set_major_formatter(FuncFormatter(_signed))
+            axes.set_xlabel(
+                "change against the unsteered clip" + ("" if unit == "ratio" else f" [{unit}]".replace(" []", ""))
+            )
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, title="strength", title_fontsize=8, loc="outside right upper")
+    return figure
+
+
+def limits(result: Limits) -> Figure:
+    """The range of strengths within the bound of loss at every place; an arrow where no strength went beyond it."""
+    places = list(dict.fromkeys(spoken(row) for _, row in result.table.iterrows()))
+    with styled():
+        figure = Figure(figsize=(6.2, 0.3 * len(places) + 1.5), layout="constrained")
+        axes = figure.add_subplot()
+        for _, row in result.table.iterrows():
+            colour, marker = POLES[0] if row["sign"] > 0 else POLES[1]
+            height = places.index(spoken(row))
+            axes.plot([0, row["strength"]], [height, height], color=colour, linewidth=3, solid_capstyle="butt")
+            end = {1: ">", -1: "<"}[row["sign"]] if row["open"] else marker
+            axes.plot(row["strength"], height, color=colour, marker=end, markersize=7 if row["open"] else 5)
+        axes.axvline(0, color=BLACK, linewidth=0.8)
+        axes.set_yticks(range(len(places)), places)
+        axes.set_ylim(len(places) - 0.5, -0.5)
+        axes.set_xlabel("strength [differences of means]; arrow: the bound was not reached")
+        axes.set_title(f"{result.concept}: {LOSSES.get(result.loss, result.loss)} at most {result.bound:g}")
+    return figure
+
+
+def strategies(result: Strategies) -> Figure:
+    """The furthest effect of every strategy towards either pole within the bound, with intervals over prompts."""
+    names = list(dict.fromkeys(zip(result.table["strategy"], result.table["branch"], strict=True)))
+    with styled():
+        figure = Figure(figsize=(6.4, 0.62 * len(names) + 1.4), layout="constrained")
+        axes = figure.add_subplot()
+        for sign, label in ((1, "towards the positive pole"), (-1, "towards the negative pole")):
+            colour, marker = POLES[0] if sign > 0 else POLES[1]
+            mine = result.table[result.table["sign"] == sign]
+            heights = [names.index(key) for key in zip(mine["strategy"], mine["branch"], strict=True)]
+            _intervals(axes, mine, np.array(heights, dtype=float), colour, marker, label)
+            for height, (_, row) in zip(heights, mine.iterrows(), strict=True):
+                if np.isfinite(row["effect"]):
+                    layer = (
+                        "" if row["layer"] != row["layer"] or row["layer"] is None else f"block {int(row['layer'])}, "
+                    )
+                    axes.annotate(
+                        f"{layer}{row['strength']:+g}", (row["effect"], height), xytext=(0, 6),
+                        textcoords="offset points", ha="center", va="bottom", fontsize=7, color=colour,
+                    )  # fmt: skip
+        axes.axvline(0, color=BLACK, linewidth=0.8)
+        axes.set_yticks(range(len(names)), [one if branch == "both" else f"{one} ({branch})" for one, branch in names])
+        axes.set_ylim(len(names) - 0.5, -0.7)
+        _shares(axes, result.measured, "x")
+        axes.set_xlabel(labelled(result.measured).replace("\n", " "))
+        axes.set_title(f"{result.concept}: {LOSSES.get(result.loss, result.loss)} at most {result.bound:g}")
+        figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def front(result: Front) -> Figure:
+    """Gain against loss, a panel per sign; the conditions that cannot be bettered are joined."""
+    signs = sorted(result.table["sign"].unique(), reverse=True) or [1.0]
+    names = list(dict.fromkeys(result.table["strategy"]))
+    with styled():
+        figure = Figure(figsize=(3.9 * len(signs) + 1.0, 3.7), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(1, len(signs), sharex=True))
+        for axes, sign in zip(panels, signs, strict=True):
+            mine = result.table[result.table["sign"] == sign]
+            best = mine[mine["best"]].sort_values([result.loss, "gain"])
+            axes.plot(best[result.loss], best["gain"], color=BLACK, linewidth=1, linestyle="--", label="front")
+            for place, strategy in enumerate(names):
+                colour, marker = SEVERAL[place % len(SEVERAL)]
+                own = mine[mine["strategy"] == strategy]
+                look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "none", "markersize": 6}
+                axes.plot(own[result.loss], own["gain"], **{**look, "markerfacecolor": "white"}, alpha=0.8)
+                axes.plot(own.loc[own["best"], result.loss], own.loc[own["best"], "gain"], **look, label=strategy)
+            for _, row in best.iterrows():
+                layer = "" if row["layer"] != row["layer"] or row["layer"] is None else f"{int(row['layer'])}, "
+                axes.annotate(
+                    f"{layer}{row['strength']:+g}", (row[result.loss], row["gain"]), xytext=(5, -3),
+                    textcoords="offset points", fontsize=6.5, va="top",
+                )  # fmt: skip
+            axes.axhline(0, color=GREY, linewidth=0.8)
+            axes.set_xlabel(LOSSES.get(result.loss, result.loss))
+            axes.set_title("towards the positive pole" if sign > 0 else "towards the negative pole")
+            _shares(axes, result.measured, "y")
+            if result.loss == "failed":
+                axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+        panels[0].set_ylabel(f"{labelled(result.measured)}, towards the pole", fontsize=8)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(names) + 1)
+    return figure
+
+
+def _intervals(
+    axes: Axes, rows: pd.DataFrame, heights: Any, colour: str, marker: str, label: str, alpha: float = 1.0
+) -> None:
+    error = np.nan_to_num(np.clip([rows["effect"] - rows["low"], rows["high"] - rows["effect"]], 0, None))
+    axes.errorbar(
+        rows["effect"], heights, xerr=error, color=colour, marker=marker, linestyle="none", markersize=5, elinewidth=1,
+        capsize=2, alpha=alpha, label=label,
+    )  # fmt: skip
+
+
+def _shares(axes: Axes, measured: str, which: str) -> None:
+    if is_ratio(measured):
+        (axes.xaxis if which == "x" else axes.yaxis).set_major_formatter(FuncFormatter(_signed))

@@ -1,0 +1,108 @@
+"""Response: what every condition of a sweep did to a measure, beside the baseline clips of the same prompt and seed.
+
+Functions on a sweep's table, which know nothing of models. Called by `sweep.SweepResult`, `outcome` and `study`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from analysis.statistics import effect, rank_test
+from analysis.sweep.conditions import BASELINE
+from audiolens import measure
+from audiolens.errors import InputError, nearest
+
+MEASURED: Mapping[str, str] = {
+    "tempo": "tempo_ioi",
+    "timbre": "brightness",
+    "density": "onset_rate",
+    "register": "pitch",
+}
+"""Concept -> the measure that its effect is reported in."""
+LOST = ("rms_ratio", "onsets", "entropy_ratio", "failed")
+"""Columns that say what was lost in a clip."""
+CONTROLS = ("random", "shuffled")
+KEYS = ["prompt", "seed"]
+_RATIOS = ("BPM", "Hz", "onsets/s")
+
+
+def is_ratio(measured: str) -> bool:
+    """Whether a measure has a true zero, so that its change is a share; of the others it is a difference."""
+    return measure.UNITS.get(measured, "") in _RATIOS or measured == "pulse_clarity"
+
+
+def unit_of_change(measured: str) -> str:
+    """The unit of `effects`: "ratio", or the measure's own (decibels of dBFS)."""
+    if is_ratio(measured):
+        return "ratio"
+    return {"dBFS": "dB"}.get(unit := measure.UNITS.get(measured, ""), unit)
+
+
+def effects(table: pd.DataFrame, measured: str, n_bootstrap: int = 1000, further: Sequence[str] = ()) -> pd.DataFrame:
+    """The effect of every condition on a measure, beside the baseline clips of the same prompt and seed.
+
+    One row per condition with its labels, `median` (of the measure, failed clips left out), `effect`, `low`, `high`
+    (`statistics.effect`: a ratio less 1, or a difference where `is_ratio` is false; NaN where no baseline could be
+    measured; a control direction has no interval, for only its value is used), `failed` (the share), `left_out` (pairs
+    without a baseline measure, which are in neither) and `clips`; and the median of each `further` column, of which
+    `nats` (what a code costs the unsteered model) is also given as `drift`: the mean over clips of |nats - the
+    baseline's|.
+    """
+    if measured not in table:
+        known = [name for name in (*measure.MEASURES, *further) if name in table]
+        raise InputError(f"{measured!r} was not measured.{nearest(measured, known)} There are: {', '.join(known)}.")
+    own = table[table["condition"] == BASELINE].set_index(KEYS)
+    columns = [measured, *(["nats"] if "nats" in further else [])]
+    pairs = own[columns].reindex(pd.MultiIndex.from_frame(table[KEYS])).to_numpy(dtype=float)
+    heard = {*measure.MEASURES, *LOST, *further, "asked", "file", *KEYS}
+    labels = [column for column in table.columns if column not in heard]
+    rows = []
+    for places in table.groupby("condition", sort=False).indices.values():
+        group, before = table.iloc[places], pairs[places]
+        told = group[labels].iloc[0].to_dict()
+        sound = group.loc[~group["failed"], measured]
+        lost = {name: float(group[name].median()) for name in further}
+        if "nats" in lost:
+            lost["drift"] = float(np.nanmean(np.abs(group["nats"].to_numpy() - before[:, 1])))
+        draws = 0 if told.get("kind") in CONTROLS else n_bootstrap
+        rows.append(
+            {
+                **told,
+                "median": float(sound.median()) if sound.notna().any() else float("nan"),
+                **_effect(group, measured, before[:, 0], draws),
+                **lost,
+                "clips": len(group),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def rank_among(observed: float, controls: ArrayLike, sign: int) -> tuple[float, int]:
+    """Rank p of an effect among those of controls, towards `sign`, and how many they are.
+
+    NaN where nothing was measured or there are none.
+    """
+    values = np.asarray(controls, dtype=float)
+    if not len(values) or not np.isfinite(observed) or not np.isfinite(values).all():
+        return float("nan"), len(values)
+    return rank_test(observed, values, "greater" if sign > 0 else "less").p, len(values)
+
+
+def _effect(group: pd.DataFrame, measured: str, before: np.ndarray, n_bootstrap: int) -> dict[str, float]:
+    relative = is_ratio(measured)
+    usable = np.isfinite(before) & ((before > 0) | (not relative))
+    if not usable.any():
+        nothing, failed = float("nan"), float(group["failed"].mean())
+        return {"effect": nothing, "low": nothing, "high": nothing, "failed": failed, "left_out": len(group)}
+    found = effect(group[measured], before, group["prompt"], group["failed"], relative, n_bootstrap=n_bootstrap)
+    return {
+        "effect": found.value,
+        "low": found.interval.low,
+        "high": found.interval.high,
+        "failed": found.failed_share,
+        "left_out": found.n_left_out,
+    }

@@ -1,0 +1,190 @@
+"""Swept: the clips of a sweep, whole or as far as it got, and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from analysis.sweep import dose, response, tradeoff
+from analysis.sweep import ledger as ledgers
+from analysis.sweep.conditions import BASELINE
+from analysis.sweep.dose import CrossEffects, DoseResponse
+from analysis.sweep.tradeoff import Front, LayerMap, Limits, Strategies
+from audiolens.errors import InputError, nearest
+
+
+@dataclass(frozen=True, eq=False)
+class SweepResult:
+    """One row per clip with everything measured.
+
+    Attributes:
+        table: `condition` and its labels, `prompt`, `asked` (the prompt the model read), `seed`, the measures, and
+            `rms_ratio`, `onsets`, `entropy_ratio`, `failed` beside the baseline of the same prompt and seed; `file`
+            where sound was written.
+        measures: what was measured; `also` is what was asked for beside it.
+        settings: how the clips were made.
+        audio: the sound of the rows that were kept, by row number.
+        folder: where it was written, if it was.
+        planned: rows of the whole sweep; more than there are where it was read before it ended.
+        distances: one row per condition that `compared` gave further numbers.
+
+    It does not show that a direction means what it is called: read it beside the controls.
+    """
+
+    table: pd.DataFrame
+    measures: tuple[str, ...]
+    settings: Mapping[str, Any]
+    sample_rate: int
+    audio: Mapping[int, np.ndarray] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
+    folder: Path | None = None
+    planned: int | None = None
+    distances: pd.DataFrame | None = None
+    _codes: Int[np.ndarray, "row codebook frame"] | None = None
+
+    def to_frame(self) -> pd.DataFrame:
+        return self.table
+
+    @property
+    def whole(self) -> bool:
+        """Whether every row is there."""
+        return self.planned is None or len(self.table) == self.planned
+
+    def codes(self, condition: str = BASELINE) -> Int[Tensor, "row codebook frame"]:
+        """The codes of a condition's clips, in the order of its rows."""
+        names = self.table["condition"]
+        if condition not in set(names):
+            raise InputError(f"no condition {condition!r}.{nearest(condition, set(names))}")
+        rows = np.flatnonzero(names == condition)
+        if self._codes is not None:
+            return torch.from_numpy(self._codes[rows]).long()
+        if self.folder is None:
+            raise InputError("the codes of this sweep were not kept.")
+        found, start = [], 0
+        for batch in sorted(ledgers.finished(self.folder)):
+            size = ledgers.n_rows(self.folder, batch)
+            mine = rows[(rows >= start) & (rows < start + size)] - start
+            if len(mine):
+                found.append(ledgers.read_codes(self.folder, batch)[mine])
+            start += size
+        return torch.from_numpy(np.concatenate(found)).long()
+
+    def compared(self, distance: Callable[[Tensor, Tensor], float], name: str = "distance") -> SweepResult:
+        """The same with the distance of each condition's clips from the baseline's, as a column of `effects`.
+
+        `distance` takes the codes of the two, such as `partial(al.measure.frechet_distance, lens)`. That of the kind
+        "redrawn", the baseline drawn with other seeds, is the least that can be seen.
+        """
+        own = self.codes(BASELINE)
+        names = list(dict.fromkeys(self.table["condition"]))
+        values = [0.0 if one == BASELINE else float(distance(self.codes(one), own)) for one in names]
+        found = pd.DataFrame({"condition": names, name: values})
+        if self.distances is not None:
+            found = self.distances.drop(columns=name, errors="ignore").merge(found, on="condition")
+        return replace(self, distances=found)
+
+    def effects(self, measured: str, n_bootstrap: int = 1000) -> pd.DataFrame:
+        """`response.effects` of this sweep's rows, with the distances that `compared` added."""
+        found = response.effects(self.table, measured, n_bootstrap, self.also)
+        return found if self.distances is None else found.merge(self.distances, on="condition", how="left")
+
+    def dose_response(
+        self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000
+    ) -> DoseResponse:
+        """The effect against strength of one concept's directions (`dose.dose_response`).
+
+        `concept` may be left out where one was swept; `measured` is the concept's own measure unless given.
+        """
+        name = self._concept(concept)
+        own = measured or response.MEASURED.get(name, "")
+        if measured is None and own not in self.measures:
+            own = self.measures[0]
+        return dose.dose_response(self.effects(own, n_bootstrap), name, own)
+
+    def cross_effects(self, concept: str | None = None, n_bootstrap: int = 1000, **place: Any) -> CrossEffects:
+        """What steering along one concept did to every measure, at one place.
+
+        `place` chooses it (strategy, layer, branch, band) among those swept; the widest of the rest is taken.
+        """
+        name = self._concept(concept)
+        chosen = dose.place_of(self.dose_response(name, n_bootstrap=0).widest(**place).iloc[0])
+        keys = (self.table["kind"] == "steered") & dose.at_place(self.table, chosen)
+        rows = self.table[keys | (self.table["condition"] == BASELINE)]
+        found = [
+            response.effects(rows, one, n_bootstrap, self.also)
+            .query("kind == 'steered'")
+            .assign(measure=one, unit=response.unit_of_change(one))
+            for one in self.measures
+        ]
+        columns = ["measure", "unit", "strength", "effect", "low", "high", "failed", "median", "clips"]
+        return CrossEffects(name, chosen, pd.concat(found, ignore_index=True)[columns])
+
+    def layer_map(self, concept: str | None = None, measured: str | None = None, **which: Any) -> LayerMap:
+        """The effect at every layer and strength (`tradeoff.layer_map`)."""
+        return tradeoff.layer_map(self.dose_response(concept, measured, 0), **which)
+
+    def limits(
+        self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000, **bound: Any
+    ) -> Limits:
+        """The largest strength at every place within a bound of loss (`tradeoff.limits`)."""
+        return tradeoff.limits(self.dose_response(concept, measured, n_bootstrap), **bound)
+
+    def strategies(
+        self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000, **bound: Any
+    ) -> Strategies:
+        """What each strategy reaches within a bound of loss (`tradeoff.strategies`)."""
+        return tradeoff.strategies(self.dose_response(concept, measured, n_bootstrap), **bound)
+
+    def front(
+        self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000, loss: str = "failed"
+    ) -> Front:
+        """What is gained for what is lost (`tradeoff.front`)."""
+        return tradeoff.front(self.dose_response(concept, measured, n_bootstrap), loss)
+
+    def plot(self, measured: str | None = None) -> Any:
+        """The dose-response of the one concept swept; of other conditions, their effects (matplotlib figure)."""
+        from analysis.figures import plots
+
+        if len(self.concepts) == 1:
+            return self.dose_response(measured=measured).plot()
+        name = measured or self.measures[0]
+        return plots.strengths(self.effects(name), name)
+
+    def figure(self, measured: str | None = None) -> Any:
+        """The same for the screen (plotly figure)."""
+        from analysis.figures import screen
+
+        if len(self.concepts) == 1:
+            return self.dose_response(measured=measured).figure()
+        name = measured or self.measures[0]
+        return screen.strengths(self.effects(name), name)
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """What was steered, where `sweep.run` crossed it."""
+        return () if "concept" not in self.table else tuple(self.table["concept"].dropna().unique())
+
+    def _concept(self, given: str | None) -> str:
+        known = self.concepts
+        if given is None and len(known) == 1:
+            return known[0]
+        if given not in known:
+            near = nearest(str(given), known)
+            raise InputError(f"concept={given!r}.{near} Swept were: {', '.join(known) or 'none by name'}.")
+        return given
+
+    def __repr__(self) -> str:
+        lost = self.table["failed"].mean()
+        there = "" if self.whole else f" of {self.planned} so far"
+        return (
+            f"SweepResult({len(self.table)} clips{there}: {self.table['condition'].nunique()} conditions, "
+            f"{self.table['prompt'].nunique()} prompts, {lost:.0%} failed)"
+        )

@@ -1,0 +1,290 @@
+"""Trade-off: how far a direction can be pushed before clips are lost, and where pushing gives most.
+
+On the effects of a sweep's conditions, as `dose` is. A loss is a column of them that grows as clips get worse: the
+share that `failed`, `drift`, a distance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+
+from analysis.statistics import MOST_FAILED
+from analysis.sweep.dose import DoseResponse, change, place_of, spoken
+from analysis.sweep.factorial import PLACE
+from audiolens.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class LayerMap:
+    """The effect at every layer and strength of one strategy.
+
+    Attributes:
+        effect, failed: "layer strength"; strength 0 is the baseline.
+        layers, strengths: the axes.
+
+    It does not show where a concept is computed: steering works wherever later blocks read. One cell in twenty leaves
+    out no change by chance.
+    """
+
+    concept: str
+    measured: str
+    strategy: str
+    branch: str
+    layers: tuple[int, ...]
+    strengths: tuple[float, ...]
+    effect: Float[np.ndarray, "layer strength"]
+    failed: Float[np.ndarray, "layer strength"]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per cell: `layer`, `strength`, `effect`, `failed`."""
+        cells = [(layer, strength) for layer in self.layers for strength in self.strengths]
+        frame = pd.DataFrame(cells, columns=["layer", "strength"])
+        return frame.assign(effect=self.effect.ravel(), failed=self.failed.ravel())
+
+    def plot(self) -> Any:
+        """A heat map, cells crossed where too many clips failed (matplotlib figure)."""
+        from analysis.sweep import plots
+
+        return plots.layer_map(self)
+
+    def figure(self) -> Any:
+        """The same for the screen (plotly figure)."""
+        from analysis.sweep import screen
+
+        return screen.layer_map(self)
+
+    def __repr__(self) -> str:
+        sound = np.where(self.failed <= MOST_FAILED, self.effect, np.nan)
+        if not np.isfinite(sound).any():
+            return f"LayerMap({self.concept}, {self.strategy}: nothing measured that did not fail)"
+        told = []
+        for place in (np.nanargmin(sound), np.nanargmax(sound)):
+            layer, strength = np.unravel_index(place, sound.shape)
+            told.append(f"{change(float(sound[layer, strength]), self.measured)} at layer {self.layers[layer]}, "
+                        f"strength {self.strengths[strength]:+g}")  # fmt: skip
+        return f"LayerMap({self.concept} on {self.measured}, {self.strategy}: from {told[0]}, to {told[1]})"
+
+
+@dataclass(frozen=True, eq=False)
+class Limits:
+    """How strongly each place may be steered within a bound of loss.
+
+    `table` has one row per place and sign: `strength`, the largest of that sign at which, and at all smaller ones, the
+    loss is within the bound (0: none is), its `effect`, `low`, `high` and loss, and `open`: no strength that was tried
+    went beyond the bound, so the true limit lies further out.
+
+    The loss of a share among n clips is known to about 1 / sqrt(n): a limit may be off by a step.
+    """
+
+    concept: str
+    measured: str
+    loss: str
+    bound: float
+    table: pd.DataFrame
+
+    def to_frame(self) -> pd.DataFrame:
+        return self.table
+
+    def plot(self) -> Any:
+        """The range of strengths within the bound at every place (matplotlib figure)."""
+        from analysis.sweep import plots
+
+        return plots.limits(self)
+
+    def figure(self) -> Any:
+        """The same for the screen (plotly figure)."""
+        from analysis.sweep import screen
+
+        return screen.limits(self)
+
+    def __repr__(self) -> str:
+        told = []
+        for sign in (-1, 1):
+            mine = self.table[self.table["sign"] == sign]
+            if len(mine):
+                best = mine.iloc[int(np.nanargmax(np.nan_to_num(sign * mine["effect"].to_numpy(), nan=-np.inf)))]
+                told.append(f"{best['strength']:+g} at {spoken(best)} ({change(best['effect'], self.measured)})")
+        return f"Limits({self.concept}, {self.loss} at most {self.bound:g}: best {' and '.join(told)})"
+
+
+@dataclass(frozen=True, eq=False)
+class Strategies:
+    """What each strategy reaches within a bound of loss, towards either pole: the rows of `Limits` that reach furthest.
+
+    Each row is the best of `candidates` layers on these very clips, which flatters all strategies, and those with more
+    candidates the more.
+    """
+
+    concept: str
+    measured: str
+    loss: str
+    bound: float
+    table: pd.DataFrame
+
+    def to_frame(self) -> pd.DataFrame:
+        return self.table
+
+    def plot(self) -> Any:
+        """The reach of every strategy, with intervals (matplotlib figure)."""
+        from analysis.sweep import plots
+
+        return plots.strategies(self)
+
+    def figure(self) -> Any:
+        """The same for the screen (plotly figure)."""
+        from analysis.sweep import screen
+
+        return screen.strategies(self)
+
+    def __repr__(self) -> str:
+        told = [f"{spoken(row)} at {row['strength']:+g} {change(row['effect'], self.measured)}"
+                for _, row in self.table.iterrows()]  # fmt: skip
+        return f"Strategies({self.concept} on {self.measured}, {self.loss} at most {self.bound:g}: {'; '.join(told)})"
+
+
+@dataclass(frozen=True, eq=False)
+class Front:
+    """Every steered condition by what it gains (the effect towards its own pole) and what it loses.
+
+    `table` has one row per condition: its place, `strength`, `sign`, `gain`, the loss, and `best`: no other of that
+    sign gains more and loses no more, or loses less and gains no less.
+
+    Which conditions lie on the front depends on these clips: neighbours within each other's intervals may swap places.
+    """
+
+    concept: str
+    measured: str
+    loss: str
+    table: pd.DataFrame
+
+    def to_frame(self) -> pd.DataFrame:
+        return self.table
+
+    def plot(self) -> Any:
+        """Gain against loss, a panel per sign, the front drawn through (matplotlib figure)."""
+        from analysis.sweep import plots
+
+        return plots.front(self)
+
+    def figure(self) -> Any:
+        """The same for the screen (plotly figure)."""
+        from analysis.sweep import screen
+
+        return screen.front(self)
+
+    def __repr__(self) -> str:
+        best = self.table[self.table["best"]]
+        ends = [mine.sort_values("gain").iloc[-1] for _, mine in best.groupby("sign")]
+        told = ", ".join(f"{change(row['effect'], self.measured)} at {self.loss} {row[self.loss]:.2g}" for row in ends)
+        return f"Front({self.concept} on {self.measured}: {len(best)} of {len(self.table)} conditions; furthest {told})"
+
+
+def layer_map(dose: DoseResponse, strategy: str | None = None, branch: str | None = None) -> LayerMap:
+    """The layer x strength map of one strategy that was swept over layers (default: the first).
+
+    Raises:
+        InputError: if no strategy of this name has layers.
+    """
+    mine = dose.steered[dose.steered["layer"].notna()]
+    for name, value in (("strategy", strategy), ("branch", branch)):
+        mine = mine[mine[name] == (mine[name].iloc[0] if value is None and len(mine) else value)]
+    if not len(mine):
+        known = dose.steered.loc[dose.steered["layer"].notna(), "strategy"].unique()
+        raise InputError(f"strategy={strategy!r}, branch={branch!r}: not swept over layers. There are: "
+                         f"{', '.join(map(str, known)) or 'none'}.")  # fmt: skip
+    layers = tuple(sorted(int(layer) for layer in mine["layer"].unique()))
+    strengths = tuple(sorted({0.0, *mine["strength"]}))
+    grids = []
+    for column in ("effect", "failed"):
+        wide = mine.pivot_table(index="layer", columns="strength", values=column, dropna=False)
+        wide = wide.reindex(index=list(layers), columns=list(strengths))
+        grid = wide.to_numpy(dtype=float, copy=True)
+        grid[:, strengths.index(0.0)] = 0.0
+        grids.append(grid)
+    first = mine.iloc[0]
+    return LayerMap(dose.concept, dose.measured, first["strategy"], first["branch"], layers, strengths, *grids)
+
+
+def limits(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "failed") -> Limits:
+    """The largest strength of either sign within a bound of loss, at every place."""
+    steered = _with_loss(dose, loss)
+    rows = []
+    for group in _rising(steered):
+        within = _within(group, bound, loss)
+        found = group[within].iloc[-1] if within.any() else group.iloc[0]
+        told = {name: found[name] if within.any() else float("nan") for name in ("effect", "low", "high", loss)}
+        strength = float(found["strength"]) if within.any() else 0.0
+        sign = int(np.sign(group["strength"].iloc[0]))
+        rows.append({**place_of(found), "sign": sign, "strength": strength, **told, "open": bool(within.all())})
+    return Limits(dose.concept, dose.measured, loss, bound, pd.DataFrame(rows))
+
+
+def strategies(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "failed") -> Strategies:
+    """What each strategy (and branch) reaches towards either pole within a bound of loss, at its best layer.
+
+    Every strength up to the limit counts, for an effect may turn before clips fail.
+    """
+    steered = _with_loss(dose, loss)
+    sound = pd.concat([group[_within(group, bound, loss)] for group in _rising(steered)])
+    rows = []
+    for keys, group in steered.groupby(["strategy", "branch", np.sign(steered["strength"])], sort=False):
+        strategy, branch, sign = cast(tuple[Any, Any, Any], keys)
+        reached = sound.loc[sound.index.intersection(group.index)].dropna(subset="effect")
+        if len(reached):
+            best = reached.loc[(sign * reached["effect"]).idxmax()]
+            told = {**place_of(best), **{name: best[name] for name in ("strength", "effect", "low", "high", loss)}}
+        else:
+            nothing = dict.fromkeys(("layer", "effect", "low", "high", loss), float("nan"))
+            told = {**place_of(group.iloc[0]), "strength": 0.0, **nothing}
+        candidates = len(group[list(PLACE)].drop_duplicates())
+        rows.append({**told, "strategy": strategy, "branch": branch, "sign": int(sign), "candidates": candidates})
+    return Strategies(dose.concept, dose.measured, loss, bound, pd.DataFrame(rows))
+
+
+def front(dose: DoseResponse, loss: str = "failed") -> Front:
+    """Which conditions cannot be bettered in both gain and loss."""
+    steered = _with_loss(dose, loss)
+    signs = np.sign(steered["strength"]).astype(int)
+    table = steered[[*PLACE, "strength", "effect", "low", "high"]].assign(
+        sign=signs, gain=signs * steered["effect"], **{loss: steered[loss]}
+    )
+    table = table[table["gain"].notna()].reset_index(drop=True)
+    best = np.zeros(len(table), dtype=bool)
+    for sign in table["sign"].unique():
+        mine = np.flatnonzero(table["sign"] == sign)
+        best[mine] = _undominated(table["gain"].to_numpy()[mine], table[loss].to_numpy(dtype=float)[mine])
+    return Front(dose.concept, dose.measured, loss, table.assign(best=best))
+
+
+def _undominated(gain: Float[np.ndarray, " n"], loss: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Points to which no other is at least equal in both and better in one."""
+    no_worse = (gain[None] >= gain[:, None]) & (loss[None] <= loss[:, None])
+    better = (gain[None] > gain[:, None]) | (loss[None] < loss[:, None])
+    return np.logical_not(np.any(no_worse & better, axis=1))
+
+
+def _rising(steered: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The rows of each place and sign, the weakest first."""
+    for _, group in steered.groupby([*PLACE, np.sign(steered["strength"])], dropna=False, sort=False):
+        yield group.sort_values("strength", key=abs)
+
+
+def _within(rising: pd.DataFrame, bound: float, loss: str) -> pd.Series:
+    """Which rows, and all weaker ones, lose no more than the bound."""
+    return rising[loss].fillna(np.inf).cummax() <= bound
+
+
+def _with_loss(dose: DoseResponse, loss: str) -> pd.DataFrame:
+    steered = dose.steered.reset_index(drop=True)
+    if loss not in steered or not pd.api.types.is_numeric_dtype(steered[loss]):
+        labels = {*PLACE, "strength", "draw", "effect", "low", "high", "median", "left_out", "clips"}
+        numbers = (name for name in steered.select_dtypes("number") if not str(name).startswith(("p_", "n_")))
+        known = [str(name) for name in numbers if name not in labels]
+        raise InputError(f"loss={loss!r}: not measured in this sweep. There are: {', '.join(known)}.")
+    return steered
