@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
 from analysis.figures.captions import captioned, heat, screen_heat, screen_plain
-from analysis.figures.plots import BLACK, GREY, SEVERAL, styled
+from analysis.figures.style import BLACK, GREY, SEVERAL, styled
 
 if TYPE_CHECKING:
     from analysis.attention.ablation import HeadAblation

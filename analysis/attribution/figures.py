@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
 from analysis.figures.captions import captioned, heat, screen_heat, screen_plain
-from analysis.figures.plots import styled
+from analysis.figures.style import styled
 
 if TYPE_CHECKING:
     from analysis.attribution import AttributionResult

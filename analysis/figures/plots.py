@@ -1,144 +1,32 @@
-"""Figures on paper (matplotlib): drawn from results and tables, never from a model. `screen.py` has the plotly ones.
-
-Colours are Okabe and Ito's, told apart by every kind of colour vision; markers and line styles say the same again.
-"""
+"""Figures of effects on paper (matplotlib), drawn from tables of sweeps and studies; `screen.py` has plotly ones."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from analysis.figures.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    POLES,
+    PURPLE,
+    SEVERAL,
+    change_of,
+    name_of,
+    percent,
+    signed,
+    styled,
+)
 from analysis.statistics import MOST_FAILED
-from audiolens import measure
-
-if TYPE_CHECKING:
-    from analysis.pca import PCAResult
-    from analysis.similarity import CosineMap
-
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-YELLOW, BLUE, RED, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
-GREY = "#8A8A8A"
-POLES = ((RED, "o"), (BLUE, "s"))
-"""Colour and marker of the positive and the negative pole."""
-SEVERAL = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (RED, "v"), (SKY, "P"), (BLACK, "X"))
-NAMES: Mapping[str, str] = {
-    "tempo": "tempo (beat)",
-    "tempo_ioi": "tempo (inter-onset interval)",
-    "onset_rate": "onset rate",
-    "pulse_clarity": "pulse clarity",
-    "brightness": "brightness (spectral centroid)",
-    "loudness": "loudness",
-    "pitch": "register (pitch)",
-    "mode": "mode",
-}
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "figure.dpi": 110,
-    "savefig.dpi": 160,
-    "svg.fonttype": "none",
-}
-
-
-def name_of(measured: str) -> str:
-    """A measure in words."""
-    return NAMES.get(measured, measured.replace("_", " "))
-
-
-def axis_of(measured: str) -> str:
-    """A measure in words, with its unit."""
-    unit = measure.UNITS.get(measured, "")
-    return f"{name_of(measured)} [{unit}]" if unit else name_of(measured)
-
-
-def change_of(measured: str) -> str:
-    """The label of an axis of effects."""
-    return f"change of {name_of(measured)}\nagainst the unsteered clip"
-
-
-@contextmanager
-def styled() -> Iterator[None]:
-    """The look of all figures, for the time of drawing one: the caller's settings are left alone."""
-    with mpl.rc_context(STYLE):
-        yield
-
-
-def cosines(result: CosineMap) -> Figure:
-    """A heat map of cosines between layers, numbers in the cells where they are readable."""
-    rows, columns = result.cosines.shape
-    with styled():
-        figure = Figure(figsize=(1.9 + 0.42 * columns, 1.3 + 0.42 * rows), layout="constrained")
-        axes = figure.add_subplot()
-        image = axes.imshow(result.cosines, vmin=-1, vmax=1, cmap="PuOr_r", origin="lower")
-        axes.set_xticks(range(columns), [str(layer) for layer in result.other_layers])
-        axes.set_yticks(range(rows), [str(layer) for layer in result.layers])
-        first, second = result.names
-        axes.set_xlabel("block" if first == second else f"block ({second})")
-        axes.set_ylabel("block" if first == second else f"block ({first})")
-        axes.grid(False)
-        marks = result.significant
-        if max(rows, columns) <= 16:
-            for (row, column), value in np.ndenumerate(result.cosines):
-                shade = "white" if abs(value) > 0.65 else "black"
-                text = f"{value:.2f}{'*' if marks[row, column] else ''}"
-                axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=shade)
-        else:
-            y, x = np.nonzero(~marks)
-            axes.scatter(x, y, s=5, color=GREY, marker="x", linewidths=0.5)
-        bar = figure.colorbar(image, ax=axes, shrink=0.85, label="cosine similarity")
-        for sign in (-1, 1):
-            bar.ax.axhline(sign * result.chance, color=BLACK, linewidth=0.8, linestyle=":")
-        title = f"{first}" if first == second else f"{first} and {second}"
-        beyond = "random directions" if result.null == "random" else "shuffled labels"
-        mark = "*" if max(rows, columns) <= 16 else "no cross:"
-        axes.set_title(f"{title}\n{mark} beyond {beyond}", fontsize=8.5)
-    return figure
-
-
-def components(result: PCAResult) -> Figure:
-    """Scores of the first two components, one panel per layer, poles told apart by colour and marker."""
-    count = len(result.layers)
-    columns = min(4, count)
-    lines = -(-count // columns)
-    poles = list(dict.fromkeys(result.labels))
-    labels = np.array(result.labels)
-    with styled():
-        figure = Figure(figsize=(2.3 * columns, 2.25 * lines + 0.4), layout="constrained")
-        panels = np.atleast_1d(figure.subplots(lines, columns)).ravel()
-        for place, axes in enumerate(panels):
-            if place >= count:
-                axes.set_visible(False)
-                continue
-            scores, explained = result.scores[place], result.explained[place]
-            for pole, (colour, marker) in zip(poles, _pairs(len(poles)), strict=True):
-                chosen = labels == pole
-                second = scores[chosen, 1] if scores.shape[1] > 1 else np.zeros(chosen.sum())
-                axes.scatter(
-                    scores[chosen, 0], second, s=11, c=colour, marker=marker, alpha=0.65, linewidths=0, label=pole
-                )
-            axes.set_title(f"block {result.layers[place]}, silhouette {result.silhouettes[place]:.2f}", fontsize=8.5)
-            axes.set_xlabel(f"component 1 ({explained[0]:.0%} of variance)", fontsize=7.5)
-            if len(explained) > 1:
-                axes.set_ylabel(f"component 2 ({explained[1]:.0%})", fontsize=7.5)
-            axes.tick_params(labelsize=7)
-        handles, names = panels[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper center", ncols=len(poles), markerscale=1.6)
-    return figure
 
 
 def layers(scan: pd.DataFrame, measured: str, *, chosen: Mapping[str, Any] | None = None) -> Figure:
@@ -172,7 +60,7 @@ def layers(scan: pd.DataFrame, measured: str, *, chosen: Mapping[str, Any] | Non
                     "chosen", (chosen["layer"], 1), xycoords=("data", "axes fraction"), ha="center", va="bottom",
                     fontsize=8, color=GREEN, xytext=(0, 1), textcoords="offset points",
                 )  # fmt: skip
-        _percent(panels[0])
+        percent(panels[0])
         panels[0].set_ylabel(change_of(measured))
     return figure
 
@@ -222,7 +110,7 @@ def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> F
             lower.axhline(MOST_FAILED, color=BLACK, linewidth=0.8, linestyle=":")
             lower.set_ylim(0, 1)
             lower.set_xlabel("strength [differences of means]")
-        _percent(grid[0, 0])
+        percent(grid[0, 0])
         grid[0, 0].set_ylabel(change_of(measured))
         grid[1, 0].set_ylabel("failed")
         grid[1, 0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
@@ -254,7 +142,7 @@ def cross_effects(table: pd.DataFrame) -> Figure:
         axes.axvline(0, color=BLACK, linewidth=0.8)
         axes.set_yticks(range(len(names)), [name_of(name) for name in names])
         axes.invert_yaxis()
-        axes.xaxis.set_major_formatter(FuncFormatter(_signed))
+        axes.xaxis.set_major_formatter(FuncFormatter(signed))
         axes.set_xlabel("change against the unsteered clip (median, interval over prompts)")
         axes.legend(title="strength", title_fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
@@ -300,7 +188,7 @@ def strengths(table: pd.DataFrame, measured: str) -> Figure:
         axes.axhline(0, color=BLACK, linewidth=0.8)
         axes.set_xlabel("strength [differences of means]")
         axes.set_ylabel(change_of(measured))
-        _percent(axes)
+        percent(axes)
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
@@ -355,15 +243,3 @@ def _references(axes: Axes, prompted: pd.DataFrame, poles: Sequence[str]) -> Non
                 float(mine["effect"].iloc[0]), color=GREEN, linestyle=line, linewidth=1.2,
                 label=f"asked for “{pole}”",
             )  # fmt: skip
-
-
-def _pairs(count: int) -> list[tuple[str, str]]:
-    return list(POLES) if count == 2 else [SEVERAL[i % len(SEVERAL)] for i in range(count)]
-
-
-def _signed(value: float, _: int = 0) -> str:
-    return f"{value:+.0%}".replace("-", "−") if round(value, 6) else "0"
-
-
-def _percent(axes: Axes) -> None:
-    axes.yaxis.set_major_formatter(FuncFormatter(_signed))

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.plots import styled
+from analysis.figures.style import styled
 
 DEPTH_DB = 70.0
 """How far below a clip's loudest the colour scale reaches."""

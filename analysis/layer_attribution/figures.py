@@ -12,8 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from plotly.subplots import make_subplots
 
 from analysis.figures.captions import captioned, screen_plain
-from analysis.figures.plots import BLACK, SEVERAL, styled
-from analysis.figures.screen import SYMBOLS
+from analysis.figures.style import BLACK, SEVERAL, SYMBOLS, styled
 
 if TYPE_CHECKING:
     from analysis.layer_attribution.evidence import Evidence, LayerAttribution

@@ -11,8 +11,7 @@ from plotly.subplots import make_subplots
 
 from analysis.figures import spectrograms
 from analysis.figures.captions import captioned, screen_plain
-from analysis.figures.plots import GREY, SEVERAL, axis_of, styled
-from analysis.figures.screen import SYMBOLS
+from analysis.figures.style import GREY, SEVERAL, SYMBOLS, axis_of, styled
 
 if TYPE_CHECKING:
     from analysis.logit_lens.reading import Audible, LogitLensResult

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.plots import BLACK, GREY, axis_of, styled
+from analysis.figures.style import BLACK, GREY, axis_of, styled
 from analysis.statistics import LEVEL
 
 if TYPE_CHECKING:

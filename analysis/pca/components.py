@@ -73,18 +73,16 @@ class PCAResult:
 
     def plot(self, dimensions: int = 2) -> Any:
         """One panel per layer, of the first two or three components (matplotlib figure)."""
-        from analysis.figures import plots
         from analysis.pca import figures
 
-        return figures.space(self) if _checked_dimensions(self, dimensions) == 3 else plots.components(self)
+        return figures.space_paper(self) if _checked_dimensions(self, dimensions) == 3 else figures.panels_paper(self)
 
     def figure(self, dimensions: int = 2) -> Any:
         """One panel with a slider over layers, to turn around in three dimensions (plotly figure)."""
-        from analysis.figures import screen
         from analysis.pca import figures
 
         three = _checked_dimensions(self, dimensions) == 3
-        return figures.space_on_screen(self) if three else screen.components(self)
+        return figures.space_screen(self) if three else figures.panels_screen(self)
 
     def __repr__(self) -> str:
         best = int(np.nanargmax(self.silhouettes))
@@ -136,13 +134,13 @@ class Trajectories:
         """The paths of each layer, and how far apart they are over time (matplotlib figure)."""
         from analysis.pca import figures
 
-        return figures.paths(self)
+        return figures.paths_paper(self)
 
     def figure(self) -> Any:
         """The paths with a slider over layers (plotly figure)."""
         from analysis.pca import figures
 
-        return figures.paths_on_screen(self)
+        return figures.paths_screen(self)
 
     def __repr__(self) -> str:
         layer, step = np.unravel_index(int(np.nanargmax(self.silhouettes)), self.silhouettes.shape)

@@ -1,4 +1,4 @@
-"""Figures of principal components beyond the flat panels of `figures.plots`: three dimensions, and paths over time."""
+"""Figures of principal components: in two and three dimensions, and paths over time."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
-from analysis.figures.plots import POLES, SEVERAL, styled
-from analysis.figures.screen import SYMBOLS
+from analysis.figures.style import SYMBOLS, looks, plain, styled
 
 if TYPE_CHECKING:
     from analysis.pca.components import PCAResult, Trajectories
@@ -19,7 +18,54 @@ _FLAT = {"triangle-up": "circle-open", "triangle-down": "diamond-open"}
 """What stands for a marker that plotly does not have in three dimensions."""
 
 
-def space(result: PCAResult) -> Figure:
+def panels_paper(result: PCAResult) -> Figure:
+    """Scores of the first two components, one panel per layer, poles told apart by colour and marker."""
+    count = len(result.layers)
+    columns = min(4, count)
+    lines = -(-count // columns)
+    poles = list(dict.fromkeys(result.labels))
+    labels = np.array(result.labels)
+    with styled():
+        figure = Figure(figsize=(2.3 * columns, 2.25 * lines + 0.4), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(lines, columns)).ravel()
+        for place, axes in enumerate(panels):
+            if place >= count:
+                axes.set_visible(False)
+                continue
+            scores, explained = result.scores[place], result.explained[place]
+            for pole, (colour, marker) in zip(poles, looks(len(poles)), strict=True):
+                chosen = labels == pole
+                second = scores[chosen, 1] if scores.shape[1] > 1 else np.zeros(chosen.sum())
+                axes.scatter(
+                    scores[chosen, 0], second, s=11, c=colour, marker=marker, alpha=0.65, linewidths=0, label=pole
+                )
+            axes.set_title(f"block {result.layers[place]}, silhouette {result.silhouettes[place]:.2f}", fontsize=8.5)
+            axes.set_xlabel(f"component 1 ({explained[0]:.0%} of variance)", fontsize=7.5)
+            if len(explained) > 1:
+                axes.set_ylabel(f"component 2 ({explained[1]:.0%})", fontsize=7.5)
+            axes.tick_params(labelsize=7)
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper center", ncols=len(poles), markerscale=1.6)
+    return figure
+
+
+def panels_screen(result: PCAResult) -> go.Figure:
+    """The first two components of a layer, with a slider over layers."""
+    poles = list(dict.fromkeys(result.labels))
+    labels = np.array(result.labels)
+    figure = go.Figure()
+    for place in range(len(result.layers)):
+        for pole, (colour, marker) in zip(poles, looks(len(poles)), strict=True):
+            x, y = _two(result.scores[place][labels == pole])
+            figure.add_scatter(
+                x=x, y=y, mode="markers", name=pole, visible=place == 0,
+                marker={"color": colour, "symbol": SYMBOLS[marker], "size": 7, "opacity": 0.7},
+            )  # fmt: skip
+    titles = [f"block {layer}: silhouette {result.silhouettes[i]:.2f}" for i, layer in enumerate(result.layers)]
+    return _sliding(figure, result.layers, len(poles), titles, _flat_axes(result))
+
+
+def space_paper(result: PCAResult) -> Figure:
     """Scores of the first three components, one panel per layer, poles told apart by colour and marker."""
     labels = np.array(result.labels)
     poles = list(dict.fromkeys(result.labels))
@@ -45,7 +91,7 @@ def space(result: PCAResult) -> Figure:
     return figure
 
 
-def space_on_screen(result: PCAResult) -> go.Figure:
+def space_screen(result: PCAResult) -> go.Figure:
     """The first three components of a layer, with a slider over layers."""
     labels = np.array(result.labels)
     poles = list(dict.fromkeys(result.labels))
@@ -66,11 +112,10 @@ def space_on_screen(result: PCAResult) -> go.Figure:
         }
         for explained in result.explained
     ]
-    figure.update_layout({key.replace(".", "_"): value for key, value in axes[0].items()})
     return _sliding(figure, result.layers, len(poles), titles, axes)
 
 
-def paths(result: Trajectories) -> Figure:
+def paths_paper(result: Trajectories) -> Figure:
     """Mean path of each pole in two components a layer, a dot a second; below, how far apart they are over time."""
     columns = min(4, len(result.layers))
     lines = -(-len(result.layers) // columns)
@@ -116,7 +161,7 @@ def paths(result: Trajectories) -> Figure:
     return figure
 
 
-def paths_on_screen(result: Trajectories) -> go.Figure:
+def paths_screen(result: Trajectories) -> go.Figure:
     """The poles' paths in two components, with a slider over layers; hovering tells the time."""
     figure = go.Figure()
     for place in range(len(result.layers)):
@@ -130,20 +175,7 @@ def paths_on_screen(result: Trajectories) -> go.Figure:
                 hovertemplate="%{customdata[0]:.2f} s, silhouette %{customdata[1]:.2f}<extra>" + pole + "</extra>",
             )  # fmt: skip
     titles = [f"block {layer}: paths of the poles" for layer in result.layers]
-    axes = [
-        {
-            "xaxis.title.text": f"component 1 ({explained[0]:.0%} of variance)",
-            "yaxis.title.text": f"component 2 ({explained[1]:.0%})" if len(explained) > 1 else "",
-        }
-        for explained in result.explained
-    ]
-    figure.update_layout({key.replace(".", "_"): value for key, value in axes[0].items()})
-    return _sliding(figure, result.layers, len(result.poles), titles, axes)
-
-
-def looks(count: int) -> list[tuple[str, str]]:
-    """Colour and marker of so many labels."""
-    return list(POLES) if count == 2 else [SEVERAL[i % len(SEVERAL)] for i in range(count)]
+    return _sliding(figure, result.layers, len(result.poles), titles, _flat_axes(result))
 
 
 def _sliding(
@@ -160,12 +192,19 @@ def _sliding(
         }
         for place, layer in enumerate(layers)
     ]
-    return figure.update_layout(
-        template="simple_white",
-        title=titles[0],
-        sliders=[{"steps": steps, "currentvalue": {"prefix": "block "}, "pad": {"t": 40}}],
-        margin={"l": 70, "r": 20, "t": 50, "b": 60},
-    )
+    figure.update_layout({key.replace(".", "_"): value for key, value in axes[0].items()})
+    slider = {"steps": steps, "currentvalue": {"prefix": "block "}, "pad": {"t": 40}}
+    return plain(figure.update_layout(title=titles[0], sliders=[slider]))
+
+
+def _flat_axes(result: PCAResult | Trajectories) -> list[dict[str, str]]:
+    return [
+        {
+            "xaxis.title.text": f"component 1 ({explained[0]:.0%} of variance)",
+            "yaxis.title.text": f"component 2 ({explained[1]:.0%})" if len(explained) > 1 else "",
+        }
+        for explained in result.explained
+    ]
 
 
 def _two(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

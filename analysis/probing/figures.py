@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
-from analysis.figures.plots import BLACK, BLUE, GREEN, GREY, ORANGE, styled
+from analysis.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, styled
 
 if TYPE_CHECKING:
     from analysis.probing.result import ProbeResult

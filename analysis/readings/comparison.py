@@ -66,13 +66,13 @@ class Readings:
         """Cosine to the reference, held-out AUC and onset correlation over the blocks (matplotlib figure)."""
         from analysis.readings import figures
 
-        return figures.on_paper(self)
+        return figures.paper(self)
 
     def figure(self) -> Any:
         """The same for the screen (plotly figure)."""
         from analysis.readings import figures
 
-        return figures.on_screen(self)
+        return figures.screen(self)
 
     def __repr__(self) -> str:
         told = self.summary().dropna(subset="cosine")

@@ -15,8 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from plotly.subplots import make_subplots
 
-from analysis.figures.plots import BLACK, SEVERAL, styled
-from analysis.figures.screen import SYMBOLS
+from analysis.figures.style import BLACK, SEVERAL, SYMBOLS, styled
 
 if TYPE_CHECKING:
     from analysis.readings.comparison import Readings
@@ -31,7 +30,7 @@ LINES: dict[str, tuple[Any, str]] = {"cond": ("-", "solid"), "null": (":", "dot"
 """Branch -> its line in matplotlib and in plotly."""
 
 
-def on_paper(result: Readings) -> Figure:
+def paper(result: Readings) -> Figure:
     """The three panels side by side, with the caption under them."""
     table = result.table
     positions, branches = (list(dict.fromkeys(table[name])) for name in ("position", "branch"))
@@ -58,7 +57,7 @@ def on_paper(result: Readings) -> Figure:
     return figure
 
 
-def on_screen(result: Readings) -> go.Figure:
+def screen(result: Readings) -> go.Figure:
     """The same panels, lines named as they are hovered over."""
     figure = make_subplots(cols=3, horizontal_spacing=0.09)
     for place, (column, label, limits, nothing) in enumerate(PANELS, start=1):

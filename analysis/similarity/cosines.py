@@ -78,15 +78,15 @@ class CosineMap:
 
     def plot(self) -> Any:
         """A labelled heat map (matplotlib figure)."""
-        from analysis.figures import plots
+        from analysis.similarity import figures
 
-        return plots.cosines(self)
+        return figures.map_paper(self)
 
     def figure(self) -> Any:
         """The same for the screen (plotly figure)."""
-        from analysis.figures import screen
+        from analysis.similarity import figures
 
-        return screen.cosines(self)
+        return figures.map_screen(self)
 
     def __repr__(self) -> str:
         first, second = self.names
@@ -149,13 +149,13 @@ class Comparison:
         """A heat map per layer (matplotlib figure)."""
         from analysis.similarity import figures
 
-        return figures.paper(self)
+        return figures.comparison_paper(self)
 
     def figure(self) -> Any:
         """One heat map with a slider over layers (plotly figure)."""
         from analysis.similarity import figures
 
-        return figures.screen(self)
+        return figures.comparison_screen(self)
 
     def __repr__(self) -> str:
         table = self.to_frame()

@@ -1,4 +1,4 @@
-"""Figures of cosines between named directions at each layer, on paper and on screen."""
+"""Figures of cosines, of layers and of named directions at each layer: on paper (matplotlib), on screen (plotly)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,72 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
-from analysis.figures.plots import BLACK, styled
+from analysis.figures.style import BLACK, GREY, plain, styled
 
 if TYPE_CHECKING:
-    from analysis.similarity.cosines import Comparison
+    from analysis.similarity.cosines import Comparison, CosineMap
 
 
-def paper(result: Comparison) -> Figure:
+def map_paper(result: CosineMap) -> Figure:
+    """A heat map of cosines between layers, numbers in the cells where they are readable."""
+    rows, columns = result.cosines.shape
+    with styled():
+        figure = Figure(figsize=(1.9 + 0.42 * columns, 1.3 + 0.42 * rows), layout="constrained")
+        axes = figure.add_subplot()
+        image = axes.imshow(result.cosines, vmin=-1, vmax=1, cmap="PuOr_r", origin="lower")
+        axes.set_xticks(range(columns), [str(layer) for layer in result.other_layers])
+        axes.set_yticks(range(rows), [str(layer) for layer in result.layers])
+        first, second = result.names
+        axes.set_xlabel("block" if first == second else f"block ({second})")
+        axes.set_ylabel("block" if first == second else f"block ({first})")
+        axes.grid(False)
+        marks = result.significant
+        if max(rows, columns) <= 16:
+            for (row, column), value in np.ndenumerate(result.cosines):
+                shade = "white" if abs(value) > 0.65 else "black"
+                text = f"{value:.2f}{'*' if marks[row, column] else ''}"
+                axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=shade)
+        else:
+            y, x = np.nonzero(~marks)
+            axes.scatter(x, y, s=5, color=GREY, marker="x", linewidths=0.5)
+        bar = figure.colorbar(image, ax=axes, shrink=0.85, label="cosine similarity")
+        for sign in (-1, 1):
+            bar.ax.axhline(sign * result.chance, color=BLACK, linewidth=0.8, linestyle=":")
+        title = f"{first}" if first == second else f"{first} and {second}"
+        beyond = "random directions" if result.null == "random" else "shuffled labels"
+        mark = "*" if max(rows, columns) <= 16 else "no cross:"
+        axes.set_title(f"{title}\n{mark} beyond {beyond}", fontsize=8.5)
+    return figure
+
+
+def map_screen(result: CosineMap) -> go.Figure:
+    """A heat map of cosines between layers."""
+    first, second = result.names
+    figure = go.Figure(
+        go.Heatmap(
+            z=result.cosines,
+            x=list(result.other_layers),
+            y=list(result.layers),
+            zmin=-1,
+            zmax=1,
+            colorscale="PuOr_r",
+            colorbar_title="cosine",
+            text=np.where(result.significant, "*", ""),
+            texttemplate="%{text}",
+            customdata=result.p,
+            hovertemplate="block %{y} and block %{x}: %{z:.3f}, p %{customdata:.3g}<extra></extra>",
+        )
+    )
+    same = first == second
+    figure.update_layout(
+        title=first if same else f"{first} and {second}",
+        xaxis_title="block" if same else f"block ({second})",
+        yaxis_title="block" if same else f"block ({first})",
+    )
+    return plain(figure)
+
+
+def comparison_paper(result: Comparison) -> Figure:
     """One heat map a layer, numbers in its lower half, a star where random directions do not reach."""
     count, names = len(result.layers), len(result.names)
     columns = min(4, count)
@@ -49,7 +108,7 @@ def paper(result: Comparison) -> Figure:
     return figure
 
 
-def screen(result: Comparison) -> go.Figure:
+def comparison_screen(result: Comparison) -> go.Figure:
     """One heat map with a slider over layers."""
     figure = go.Figure()
     marks = result.significant

@@ -62,16 +62,16 @@ class DoseResponse:
     def plot(self) -> Any:
         """The widest place of each strategy with its controls, and the words (matplotlib figure)."""
         from analysis.figures import plots
-        from analysis.sweep import plots as sweep_plots
+        from analysis.sweep.plots import in_units
 
-        return sweep_plots.in_units(plots.dose_response(self._shown, self.measured, self.poles), self.measured)
+        return in_units(plots.dose_response(self._shown, self.measured, self.poles), self.measured)
 
     def figure(self) -> Any:
         """The same for the screen (plotly figure)."""
         from analysis.figures import screen
-        from analysis.sweep import screen as sweep_screen
+        from analysis.sweep.screen import in_units
 
-        return sweep_screen.in_units(screen.dose_response(self._shown, self.measured, self.poles), self.measured)
+        return in_units(screen.dose_response(self._shown, self.measured, self.poles), self.measured)
 
     @property
     def _shown(self) -> pd.DataFrame:
@@ -113,15 +113,15 @@ class CrossEffects:
 
     def plot(self) -> Any:
         """Change of every measure (matplotlib figure); differences, such as loudness, have a panel of their own."""
-        from analysis.sweep import plots as sweep_plots
+        from analysis.sweep import plots
 
-        return sweep_plots.cross_effects(self.table)
+        return plots.cross_effects(self.table)
 
     def figure(self) -> Any:
         """The same for the screen (plotly figure)."""
-        from analysis.sweep import screen as sweep_screen
+        from analysis.sweep import screen
 
-        return sweep_screen.cross_effects(self.table)
+        return screen.cross_effects(self.table)
 
     def __repr__(self) -> str:
         largest = self.table[self.table["strength"] == self.table["strength"].max()]

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, ScalarFormatter
 
-from analysis.figures.plots import BLACK, GREY, POLES, SEVERAL, _signed, change_of, name_of, styled
+from analysis.figures.style import BLACK, GREY, POLES, SEVERAL, change_of, name_of, signed, styled
 from analysis.statistics import MOST_FAILED
 from analysis.sweep.dose import spoken
 from analysis.sweep.response import is_ratio, unit_of_change
@@ -57,7 +57,7 @@ def layer_map(result: LayerMap) -> Figure:
             if lost:
                 axes.plot(column, row, marker="x", color=shade, markersize=11, markeredgewidth=0.9, alpha=0.7)
             if max(rows, columns) <= 16 and np.isfinite(value):
-                text = _signed(value) if is_ratio(result.measured) else f"{value:+.2g}"
+                text = signed(value) if is_ratio(result.measured) else f"{value:+.2g}"
                 axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=shade)
         bar = figure.colorbar(image, ax=axes)
         bar.set_label(labelled(result.measured), fontsize=7.5)
@@ -88,7 +88,7 @@ def cross_effects(table: pd.DataFrame) -> Figure:
             axes.set_yticks(range(len(names)), [name_of(name) for name in names])
             axes.set_ylim(len(names) - 0.5, -0.5)
             if unit == "ratio":
-                axes.xaxis.set_major_formatter(FuncFormatter(_signed))
+                axes.xaxis.set_major_formatter(FuncFormatter(signed))
             axes.set_xlabel(
                 "change against the unsteered clip" + ("" if unit == "ratio" else f" [{unit}]".replace(" []", ""))
             )
@@ -194,4 +194,4 @@ def _intervals(
 
 def _shares(axes: Axes, measured: str, which: str) -> None:
     if is_ratio(measured):
-        (axes.xaxis if which == "x" else axes.yaxis).set_major_formatter(FuncFormatter(_signed))
+        (axes.xaxis if which == "x" else axes.yaxis).set_major_formatter(FuncFormatter(signed))

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.figures.plots import BLACK, GREY, POLES, SEVERAL, name_of
-from analysis.figures.screen import SYMBOLS, _plain
+from analysis.figures.style import BLACK, GREY, POLES, SEVERAL, SYMBOLS, name_of, plain
 from analysis.sweep.dose import spoken
 from analysis.sweep.plots import LOSSES, labelled
 from analysis.sweep.response import is_ratio
@@ -47,7 +46,7 @@ def layer_map(result: LayerMap) -> go.Figure:
     )
     read = "block" if result.strategy == "one-to-one" else "block the direction was read at"
     title = f"{result.concept}, {result.strategy}: {_label(result.measured)}"
-    return _plain(figure.update_layout(title=title, xaxis_title=STRENGTH, yaxis_title=read, xaxis_type="category"))
+    return plain(figure.update_layout(title=title, xaxis_title=STRENGTH, yaxis_title=read, xaxis_type="category"))
 
 
 def cross_effects(table: pd.DataFrame) -> go.Figure:
@@ -67,7 +66,7 @@ def cross_effects(table: pd.DataFrame) -> go.Figure:
         xaxis2={"title": "difference, in the unit named", "domain": [0.68, 1], "anchor": "y"},
         yaxis_autorange="reversed",
     )
-    return _plain(figure).update_layout(margin_l=190)
+    return plain(figure).update_layout(margin_l=190)
 
 
 def limits(result: Limits) -> go.Figure:
@@ -93,7 +92,7 @@ def limits(result: Limits) -> go.Figure:
         f"{result.concept}: {LOSSES.get(result.loss, result.loss)} at most {result.bound:g}; arrow: bound not reached"
     )
     figure.update_layout(title=title, xaxis_title=STRENGTH, yaxis_autorange="reversed", barmode="overlay")
-    return _plain(figure).update_layout(margin_l=150)
+    return plain(figure).update_layout(margin_l=150)
 
 
 def strategies(result: Strategies) -> go.Figure:
@@ -110,7 +109,7 @@ def strategies(result: Strategies) -> go.Figure:
     title = f"{result.concept}: {LOSSES.get(result.loss, result.loss)} at most {result.bound:g}"
     shares = "+.0%" if is_ratio(result.measured) else "+.2g"
     figure.update_layout(title=title, xaxis={"title": _label(result.measured), "tickformat": shares})
-    return _plain(figure).update_layout(margin_l=130)
+    return plain(figure).update_layout(margin_l=130)
 
 
 def front(result: Front) -> go.Figure:
@@ -140,7 +139,7 @@ def front(result: Front) -> go.Figure:
         },
         yaxis={"title": f"{_label(result.measured)}, towards the pole", "tickformat": shares},
     )
-    return _plain(figure)
+    return plain(figure)
 
 
 def _intervals(figure: go.Figure, rows: Any, names: Any, colour: str, marker: str, label: str, **more: Any) -> None:

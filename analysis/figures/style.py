@@ -1,0 +1,103 @@
+"""The look of all figures: colours, markers, measures in words, and the styles on paper and on screen.
+
+Colours are Okabe and Ito's, told apart by every kind of colour vision; markers and line styles say the same again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
+
+from audiolens import measure
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, RED, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+GREY = "#8A8A8A"
+POLES = ((RED, "o"), (BLUE, "s"))
+"""Colour and marker of the positive and the negative pole."""
+SEVERAL = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (RED, "v"), (SKY, "P"), (BLACK, "X"))
+SYMBOLS = {
+    "o": "circle",
+    "s": "square",
+    "^": "triangle-up",
+    "D": "diamond",
+    "v": "triangle-down",
+    "P": "cross",
+    "X": "x",
+}
+"""Plotly's names of these markers."""
+NAMES: Mapping[str, str] = {
+    "tempo": "tempo (beat)",
+    "tempo_ioi": "tempo (inter-onset interval)",
+    "onset_rate": "onset rate",
+    "pulse_clarity": "pulse clarity",
+    "brightness": "brightness (spectral centroid)",
+    "loudness": "loudness",
+    "pitch": "register (pitch)",
+    "mode": "mode",
+}
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "svg.fonttype": "none",
+}
+
+
+def name_of(measured: str) -> str:
+    """A measure in words."""
+    return NAMES.get(measured, measured.replace("_", " "))
+
+
+def axis_of(measured: str) -> str:
+    """A measure in words, with its unit."""
+    unit = measure.UNITS.get(measured, "")
+    return f"{name_of(measured)} [{unit}]" if unit else name_of(measured)
+
+
+def change_of(measured: str) -> str:
+    """The label of an axis of effects."""
+    return f"change of {name_of(measured)}\nagainst the unsteered clip"
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """The look of all figures, for the time of drawing one: the caller's settings are left alone."""
+    with mpl.rc_context(STYLE):
+        yield
+
+
+def looks(count: int) -> list[tuple[str, str]]:
+    """Colour and marker of so many labels."""
+    return list(POLES) if count == 2 else [SEVERAL[i % len(SEVERAL)] for i in range(count)]
+
+
+def signed(value: float, _: int = 0) -> str:
+    """A share with its sign, as an axis says it."""
+    return f"{value:+.0%}".replace("-", "−") if round(value, 6) else "0"
+
+
+def percent(axes: Axes) -> None:
+    """Shares up the axis."""
+    axes.yaxis.set_major_formatter(FuncFormatter(signed))
+
+
+def plain(figure: go.Figure) -> go.Figure:
+    """The look on screen."""
+    return figure.update_layout(template="simple_white", margin={"l": 70, "r": 20, "t": 50, "b": 60})
