@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from audiolens.audio import checked_codes
 from audiolens.errors import InputError
+from audiolens.text import Prompt, checked_prompts
 from audiolens.timeline import Span
 
 FIRST_SECOND: Span = (0.0, 1.0)
@@ -69,6 +71,17 @@ class Window:
         told = by_frame(logits, self.delays, self.end)[..., self.first :, :].float().log_softmax(-1)
         wanted = codes[..., self.first : self.end].to(told.device)
         return told.gather(-1, wanted[..., None])[..., 0]
+
+
+def checked_rows(lens: Any, prompts: Any, codes: Any) -> tuple[tuple[Prompt, ...], Int[Tensor, "row codebook frame"]]:
+    """Prompts (a single one stands for all rows) and the codes that each goes on with.
+
+    Raises:
+        PromptError, InputError: for what is no prompt or no code of this model, or a different number of them.
+    """
+    codes = checked_codes(codes, lens.config)
+    listed = checked_prompts(prompts, len(codes))
+    return listed, checked_codes(codes, lens.config, len(listed))
 
 
 def by_frame(

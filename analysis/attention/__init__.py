@@ -3,6 +3,7 @@ head off costs (`ablate`).
 """
 
 from analysis.attention.ablation import HeadAblation, ablate
-from analysis.attention.weights import LagAttention, TextAttention, beat_score, by_lag, to_text
+from analysis.attention.lags import LagAttention, beat_score, by_lag
+from analysis.attention.words import TextAttention, to_text
 
 __all__ = ["HeadAblation", "LagAttention", "TextAttention", "ablate", "beat_score", "by_lag", "to_text"]

@@ -15,14 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analysis.intervals import Means, means
-from analysis.likelihood import Window
+from analysis.likelihood import Window, checked_rows
 from analysis.places import places_of
-from audiolens.audio import checked_codes
 from audiolens.errors import InputError
 from audiolens.interventions import Scale
 from audiolens.rows import whole_batch_size
 from audiolens.sites import checked_heads
-from audiolens.text import checked_prompts
 from audiolens.timeline import Span
 
 
@@ -116,9 +114,7 @@ def ablate(
         SiteError: for a site the family lacks.
         InputError: for one without heads, or that stands on the text's side.
     """
-    codes = checked_codes(codes, lens.config)
-    listed = checked_prompts(prompts, len(codes))
-    checked_codes(codes, lens.config, len(listed))
+    listed, codes = checked_rows(lens, prompts, codes)
     places = list(places_of(lens, site, layers).values())[0]
     if not places[0].heads or places[0].place != "step":
         raise InputError(f"site={site!r}: expected one with heads and steps, 'attn.z' or 'cross_attn.z'.")

@@ -14,7 +14,8 @@ from analysis.figures.style import BLACK, GREY, SEVERAL, styled
 
 if TYPE_CHECKING:
     from analysis.attention.ablation import HeadAblation
-    from analysis.attention.weights import LagAttention, TextAttention
+    from analysis.attention.lags import LagAttention
+    from analysis.attention.words import TextAttention
 
 Head = tuple[int, int]
 

@@ -4,7 +4,8 @@
 logits.
 """
 
-from analysis.attribution.experiment import AttributionResult, Scores, attribute
+from analysis.attribution.experiment import attribute
 from analysis.attribution.logits import DirectResult, direct
+from analysis.attribution.result import AttributionResult, Scores
 
 __all__ = ["AttributionResult", "DirectResult", "Scores", "attribute", "direct"]

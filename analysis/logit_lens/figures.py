@@ -14,7 +14,8 @@ from analysis.figures.captions import captioned, screen_plain
 from analysis.figures.style import GREY, SEVERAL, SYMBOLS, axis_of, styled
 
 if TYPE_CHECKING:
-    from analysis.logit_lens.reading import Audible, LogitLensResult
+    from analysis.logit_lens.audible import Audible
+    from analysis.logit_lens.reading import LogitLensResult
 
 PANELS = {
     "rank": "rank of the given code",

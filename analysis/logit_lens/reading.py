@@ -1,15 +1,13 @@
 """The logit lens: what the stream says after each block, read through the model's own final norm and heads.
 
 `read` compares it with what was played and with what the whole model says (nostalgebraist 2020, "interpreting GPT: the
-logit lens"); `listen` plays it. Codes are given, so every block says what comes next after the same history.
+logit lens"). Codes are given, so every block says what comes next after the same history.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,15 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analysis.intervals import means
-from analysis.likelihood import by_frame
-from audiolens import measure
-from audiolens.audio import checked_codes
-from audiolens.errors import InputError
-from audiolens.generation import Generation
-from audiolens.sampling import RowStreams, checked_seeds, checked_settings
+from analysis.likelihood import by_frame, checked_rows
 from audiolens.sites import checked_layers
-from audiolens.text import checked_prompts
-from audiolens.timeline import Real
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,67 +111,6 @@ class LogitLensResult:
         }
 
 
-@dataclass(frozen=True, eq=False)
-class Audible:
-    """What each block would play next, everywhere in clips that went on as given.
-
-    Attributes:
-        clips: layer -> its clips (`clips[3].audio`, `.save(folder)`, `.listen()`).
-        given: the given codes, through the same codec.
-
-    A frame follows the *given* history, not the block's own: the clip does not show what the block would play alone,
-    and its beat may be the history's.
-    """
-
-    clips: Mapping[int, Generation]
-    given: Generation
-
-    def __getitem__(self, layer: int) -> Generation:
-        if layer not in self.clips:
-            raise InputError(f"block {layer} was not read: there are {[*self.clips]}.")
-        return self.clips[layer]
-
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """A folder of clips a layer ("block03"), and "given".
-
-        Raises:
-            InputError: if one of them exists and is not empty, or cannot be written.
-        """
-        folder = Path(folder)
-        for layer, clips in self.clips.items():
-            clips.save(folder / f"block{layer:02d}")
-        self.given.save(folder / "given")
-        return folder
-
-    def to_frame(self, measures: Sequence[str] = ("tempo_ioi", "brightness", "loudness")) -> pd.DataFrame:
-        """One row per layer (-1: the given codes) and row: `prompt`, measures of the sound, and `same`, the share of
-        codes equal to the given ones."""
-        tables = []
-        for layer, clips in {-1: self.given, **self.clips}.items():
-            heard = measure.table(_sound(clips), clips.sample_rate, measures=list(measures))
-            same = (clips.codes == self.given.codes).float().mean((1, 2)).cpu().numpy()
-            labels = {"layer": layer, "row": np.arange(len(clips)), "prompt": clips.prompts}
-            tables.append(heard.assign(**labels, same=same)[[*labels, "same", *measures]])
-        return pd.concat(tables, ignore_index=True)
-
-    def plot(self) -> Any:
-        """Spectrograms of the first clips, a column a block (matplotlib figure)."""
-        from analysis.logit_lens import figures
-
-        return figures.audible_paper(self)
-
-    def figure(self) -> Any:
-        """Measures of the sound over blocks (plotly figure)."""
-        from analysis.logit_lens import figures
-
-        return figures.audible_screen(self)
-
-    def __repr__(self) -> str:
-        same = [float((clips.codes == self.given.codes).float().mean()) for clips in self.clips.values()]
-        told = ", ".join(f"{layer}: {share:.0%}" for layer, share in zip(self.clips, same, strict=True))
-        return f"Audible(codes that are the given ones, by block: {told})"
-
-
 def read(
     lens: Any,
     prompts: str | Sequence[str | None],
@@ -195,7 +125,7 @@ def read(
         layers: of which to keep the readings; the last block is always among them.
         batch_size: rows in one forward.
     """
-    codes, listed, chosen = _checked(lens, prompts, codes, layers)
+    codes, listed, chosen = checked(lens, prompts, codes, layers)
     found: dict[str, list[np.ndarray]] = {}
     last = lens.config.n_layers - 1
     others = codes.roll(-1, 0)
@@ -203,11 +133,11 @@ def read(
     for cache in lens.iter_cache(listed, codes, layers=chosen, batch_size=batch_size, progress=False):
         rows = slice(first, first + len(cache.prompts))
         first = rows.stop
-        final = _told(lens, cache, last, codes)
+        final = log_probabilities(lens, cache, last, codes)
         names = ("ranks", "probabilities", "divergences", "agrees", "others")
         each: dict[str, list[Tensor]] = {name: [] for name in names}
         for layer in chosen:
-            told = final if layer == last else _told(lens, cache, layer, codes)
+            told = final if layer == last else log_probabilities(lens, cache, layer, codes)
             mine, theirs = (told.gather(-1, given[rows, ..., None]) for given in (codes, others))
             each["ranks"].append((told > mine).sum(-1) + 1)
             each["others"].append((told > theirs).sum(-1) + 1)
@@ -231,78 +161,17 @@ def read(
     )
 
 
-def listen(
-    lens: Any,
-    prompts: str | Sequence[str | None],
-    codes: Int[Tensor, "row codebook frame"],
-    *,
-    layers: int | Sequence[int] | None = None,
-    seeds: int | Sequence[int] | None = None,
-    temperature: Real = 1.0,
-    top_k: int | None = 250,
-    batch_size: int = 8,
-) -> Audible:
-    """What each block would play, decoded to sound.
-
-    Args:
-        layers: to listen to; default all.
-        seeds: one a row (or one for all): codes are drawn, with the same noise at every block. `None`: the likeliest.
-        temperature, top_k: of the draw.
-    """
-    codes, listed, chosen = _checked(lens, prompts, codes, layers, last=layers is None)
-    streams = checked_seeds(seeds, len(listed))
-    checked_settings(1.0, temperature, top_k)
-    noise = None
-    if streams is not None and temperature > 0:
-        source = RowStreams(streams, lens.config.n_codebooks, lens.config.vocab_size)
-        noise = torch.stack([source.draw() for _ in range(codes.shape[-1])], dim=2).log()
-    made: dict[int, list[Tensor]] = {layer: [] for layer in chosen}
-    first = 0
-    for cache in lens.iter_cache(listed, codes, layers=chosen, batch_size=batch_size, progress=False):
-        rows = slice(first, first + len(cache.prompts))
-        first = rows.stop
-        for layer in chosen:
-            told = _told(lens, cache, layer, codes)
-            if noise is not None:
-                told = told / temperature
-                if top_k and top_k < told.shape[-1]:
-                    told = told.masked_fill(told < told.topk(top_k).values[..., -1:], -torch.inf)
-                told = told - noise[rows].to(told)
-            made[layer].append(told.argmax(-1))
-
-    def clips(of: Tensor, layer: int | None) -> Generation:
-        settings = {"model": lens.name, "block": layer, "temperature": float(temperature), "top_k": top_k}
-        return Generation(
-            codes=of,
-            audio=lens.decode_codes(of),
-            sample_rate=lens.config.sample_rate,
-            frame_rate=lens.config.frame_rate,
-            prompts=listed,
-            seeds=None if streams is None or layer is None else tuple(streams),
-            cache=None,
-            settings=settings,
-        )
-
-    return Audible({layer: clips(torch.cat(parts), layer) for layer, parts in made.items()}, clips(codes, None))
-
-
-def _told(lens: Any, cache: Any, layer: int, codes: Tensor) -> Float[Tensor, "row codebook frame vocab"]:
+def log_probabilities(lens: Any, cache: Any, layer: int, codes: Tensor) -> Float[Tensor, "row codebook frame vocab"]:
     """Log-probabilities of every frame's codes after a block."""
     logits = cache.logit_lens(layers=layer)[0]
     return by_frame(logits, lens.config.delays, codes.shape[-1]).float().log_softmax(-1)
 
 
-def _checked(
+def checked(
     lens: Any, prompts: Any, codes: Any, layers: Any, last: bool = True
 ) -> tuple[Tensor, tuple[str | None, ...], list[int]]:
-    codes = checked_codes(codes, lens.config)
-    listed = checked_prompts(prompts, len(codes))
-    checked_codes(codes, lens.config, len(listed))
+    """Codes, prompts and layers to read (the last block among them if `last`), or an error before the model runs."""
+    listed, codes = checked_rows(lens, prompts, codes)
     chosen = checked_layers(layers, lens.config.n_layers)
     top = [lens.config.n_layers - 1] if last else []
     return codes.to(lens.device), listed, sorted({*chosen, *top})
-
-
-def _sound(clips: Generation) -> np.ndarray:
-    assert clips.audio is not None
-    return clips.audio.detach().float().cpu().numpy()

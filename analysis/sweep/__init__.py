@@ -5,7 +5,8 @@ say what the sweep found. `plan` says what `run` would take, `load_folder` reads
 """
 
 from analysis.sweep.conditions import BASELINE, Clip, Condition, Plan, clips, merge, packed
-from analysis.sweep.experiment import Estimate, load_folder, plan, play, run
+from analysis.sweep.estimate import Estimate
+from analysis.sweep.experiment import load_folder, plan, play, run
 from analysis.sweep.playing import clips_per_second
 from analysis.sweep.response import effects
 from analysis.sweep.result import SweepResult

@@ -8,94 +8,41 @@ the same table, bit for bit.
 
 from __future__ import annotations
 
-import io
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
 from tqdm.auto import tqdm
 
-from analysis.listening import Heard, Listener
+from analysis.listening import Listener
 from analysis.sweep import ledger as ledgers
 from analysis.sweep import response
-from analysis.sweep.conditions import Clip, Condition, Plan, clips, packed
-from analysis.sweep.factorial import Factors, conditions, named
-from analysis.sweep.playing import Also, Making, clips_per_second, heard_batches, threads
+from analysis.sweep.conditions import Clip, Condition, packed
+from analysis.sweep.estimate import Estimate, Prepared
+from analysis.sweep.factorial import Factors
+from analysis.sweep.keeping import Sound, check_sound, in_memory, into_folder, size_of, stops
+from analysis.sweep.playing import Also, Making, heard_batches, threads
 from analysis.sweep.result import SweepResult
 from audiolens import measure
 from audiolens.directions import Directions
-from audiolens.errors import InputError, StoppedError, nearest
+from audiolens.errors import InputError, nearest
 from audiolens.interventions import Branch
-from audiolens.prompts import PromptSet, concepts, load
+from audiolens.prompts import PromptSet
 from audiolens.steering import Strategy, Unit
-from audiolens.timeline import clip_timeline
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
 
 
-Sound = Literal["wav", "flac"]
-_BYTES_PER_ROW = 400
-"""Of the table, twice: in its batch and in the whole."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a sweep will do and take, before it starts.
-
-    Attributes:
-        plan: its rows and batches.
-        seconds: of each clip.
-        speed: clips a second, measured on this machine with one short batch; NaN if it was not.
-        finished: rows that are there already.
-        n_bytes: on disk, about; 0 without a folder.
-    """
-
-    plan: Plan
-    seconds: float
-    speed: float
-    finished: int = 0
-    n_bytes: int = 0
-
-    @property
-    def expected_seconds(self) -> float:
-        """How long what is left will take."""
-        return (len(self.plan) - self.finished) / self.speed
-
-    def __repr__(self) -> str:
-        kinds: dict[str, int] = {}
-        for condition in self.plan.conditions:
-            kind = str(condition.labels.get("kind", "condition"))
-            kinds[kind] = kinds.get(kind, 0) + 1
-        told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        sizes = [len(batch) for batch in self.plan.batches]
-        lines = [
-            f"{len(self.plan)} clips of {self.seconds:g} s: {len(self.plan.conditions)} conditions ({told}) x "
-            f"{len(self.plan.clips)} clips, in {len(sizes)} batches of {min(sizes)} to {max(sizes)}"
-        ]
-        if self.finished:
-            lines.append(f"{self.finished} of them are there already")
-        if math.isfinite(self.speed):
-            lines.append(f"about {_spoken(self.expected_seconds)} at {self.speed:.2g} clips a second here")
-        if self.n_bytes:
-            lines.append(f"about {self.n_bytes / 1e6:.3g} MB on disk")
-        return "; ".join(lines)
-
-
 def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) -> Estimate:
     """What `run` with these arguments would do and take; nothing is written. `timed` measures this machine's speed."""
-    _check_sound(asked.get("sound"), asked.get("out"))
+    check_sound(asked.get("sound"), asked.get("out"))
     if asked.get("out") is not None:
         ledgers.check(Path(asked["out"]))
-    prepared = _Prepared.of(lens, directions, **asked)
+    prepared = Prepared.of(lens, directions, **asked)
     return prepared.estimate(lens, asked.get("out"), asked.get("sound"), timed)
 
 
@@ -163,7 +110,7 @@ def run(
         InputError: (or a subclass) before the model runs, for anything out of range, or a folder of another sweep.
         StoppedError: for a disk that is full or a process that died; finished batches are kept.
     """
-    prepared = _Prepared.of(
+    prepared = Prepared.of(
         lens, directions, strengths=strengths, strategies=strategies, layers=layers, band=band, branches=branches,
         unit=unit, prompts=prompts, seeds=seeds, sets=sets, n_random=n_random, n_shuffled=n_shuffled,
         control_strengths=control_strengths, opposed=opposed, seconds=seconds, guidance_scale=guidance_scale,
@@ -226,7 +173,7 @@ def play(
         "top_k": top_k,
         "batch_size": batch_size,
     }
-    _check_sound(sound, out)
+    check_sound(sound, out)
 
     @contextmanager
     def hearing() -> Iterator[Listener]:
@@ -237,8 +184,8 @@ def play(
     bar = partial(tqdm, total=len(todo), desc=progress, unit="clip", disable=progress is None, smoothing=0.1)
     done = {"model": lens.name, **settings}
     if out is None:
-        with _stops(None, todo), hearing() as ear, bar() as shown:
-            table, codes, audio = _in_memory(heard_batches(lens, todo, making, ear), todo, keep_audio, shown)
+        with stops(None, todo), hearing() as ear, bar() as shown:
+            table, codes, audio = in_memory(heard_batches(lens, todo, making, ear), todo, keep_audio, shown)
         return SweepResult(table, names, done, lens.config.sample_rate, audio, tuple(also or ()), _codes=codes)
     further = {"measures": list(names), "also": sorted(also or ()), "sound": sound}
     facts = ledgers.facts_of(
@@ -252,16 +199,16 @@ def play(
         rows=len(todo),
     )
     columns = [*names, *response.LOST, *(also or ()), *(["file"] if sound else [])]
-    need = _size(lens, todo, seconds, sound)
+    need = size_of(lens, todo, seconds, sound)
     with (
-        _stops(Path(out), todo),
+        stops(Path(out), todo),
         ledgers.ledger(out, facts, todo.labels, columns, need) as kept,
         threads(kept.facts["model"]["threads"]),
         bar(initial=sum(len(todo.batches[number]) for number in kept.done)) as shown,
     ):
         if len(kept.done) < len(todo.batches):
             with hearing() as ear:
-                _into_folder(
+                into_folder(
                     kept, heard_batches(lens, todo, making, ear, kept.codes_of_done), todo, sound, keep_audio, shown
                 )
         kept.close()
@@ -289,53 +236,6 @@ def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
     )
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A factorial with its clips, checked and packed."""
-
-    plan: Plan
-    seconds: float
-
-    @classmethod
-    def of(
-        cls,
-        lens: AudioLens,
-        directions: Any,
-        *,
-        prompts: Sequence[str] | None = None,
-        seeds: int | Sequence[int] = 2,
-        sets: Mapping[str, PromptSet] | None = None,
-        seconds: float = 5.0,
-        batch_size: int = 64,
-        **asked: Any,
-    ) -> _Prepared:
-        clip_timeline(seconds, lens.config)
-        own = named(directions)
-        for one in own.values():
-            one.meta.refuse_other(lens)
-        words = dict(sets) if sets is not None else {name: load(name, lens=lens) for name in own if name in concepts()}
-        if prompts is None:
-            neutral = next((one.development for one in words.values() if one.development), ())
-            if not neutral:
-                raise InputError(f"no neutral prompts are known for {', '.join(own)}: give prompts=[...].")
-            prompts = neutral
-        names = {entry.name for entry in fields(Factors)}
-        factors = Factors(**{name: value for name, value in asked.items() if name in names})
-        return cls(packed(conditions(own, factors, words), _pairs(prompts, seeds), batch_size), seconds)
-
-    def estimate(self, lens: AudioLens, out: Any, sound: Sound | None, timed: bool = True) -> Estimate:
-        speed = clips_per_second(lens, self.plan.clips[0][0], self.seconds, self.plan.batch_size) if timed else math.nan
-        done = ledgers.finished(Path(out)) if out is not None else frozenset()
-        there = sum(len(batch) for number, batch in enumerate(self.plan.batches) if number in done)
-        n_bytes = 0 if out is None else _size(lens, self.plan, self.seconds, sound)
-        return Estimate(self.plan, self.seconds, speed, there, n_bytes)
-
-
-def _check_sound(sound: Any, out: Any) -> None:
-    if sound is not None and (out is None or sound not in get_args(Sound)):
-        raise InputError(f"sound={sound!r}, out={out!r}: expected 'wav' or 'flac', and a folder to write it to.")
-
-
 def _names(measures: Sequence[str], also: Mapping[str, Any]) -> tuple[str, ...]:
     if isinstance(measures, str) or not measures:
         raise InputError(f"measures={measures!r}: expected a list of names, such as ['tempo_ioi', 'brightness'].")
@@ -347,96 +247,3 @@ def _names(measures: Sequence[str], also: Mapping[str, Any]) -> tuple[str, ...]:
     if taken:
         raise InputError(f"also: {', '.join(sorted(taken))} are names of the sweep's own columns: choose others.")
     return tuple(measures)
-
-
-def _pairs(prompts: Sequence[str], seeds: int | Sequence[int]) -> list[Clip]:
-    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise InputError("prompts: expected a list of texts.")
-    if isinstance(seeds, int):
-        return clips(prompts, seeds)
-    return [(prompt, int(seed)) for prompt in prompts for seed in seeds]
-
-
-def _in_memory(
-    heard: Iterator[tuple[int, Heard]], todo: Plan, keep_audio: Callable[[Condition, Clip], bool] | None, bar: Any
-) -> tuple[pd.DataFrame, np.ndarray, dict[int, np.ndarray]]:
-    frames, codes, audio = [], [], {}
-    for number, batch in heard:
-        for place, (condition, clip) in enumerate(todo.batches[number]):
-            if keep_audio is not None and keep_audio(condition, todo.clips[clip]):
-                audio[todo.starts[number] + place] = batch.audio[place]
-        frames.append(batch.frame)
-        codes.append(ledgers.small(batch.codes))
-        bar.update(len(batch.frame))
-    table = pd.concat([todo.labels, pd.concat(frames, ignore_index=True)], axis=1)
-    return table, np.concatenate(codes), audio
-
-
-def _into_folder(
-    kept: ledgers.Ledger,
-    heard: Iterator[tuple[int, Heard]],
-    todo: Plan,
-    sound: Sound | None,
-    keep_audio: Callable[[Condition, Clip], bool] | None,
-    bar: Any,
-) -> None:
-    labels = todo.labels
-    for number, batch in heard:
-        start = todo.starts[number]
-        rows = labels.iloc[start : start + len(batch.frame)].reset_index(drop=True)
-        rows = pd.concat([rows, batch.frame], axis=1)
-        sounds: dict[str, bytes] = {}
-        if sound is not None:
-            files: list[str | None] = [None] * len(rows)
-            for place, (condition, clip) in enumerate(todo.batches[number]):
-                if keep_audio is None or keep_audio(condition, todo.clips[clip]):
-                    name = f"{start + place:06d}.{sound}"
-                    sounds[name] = _file(batch.audio[place], batch.sample_rate, sound)
-                    files[place] = f"{ledgers.SOUND}/{name}"
-            rows["file"] = files
-        kept.keep(number, rows, batch.codes, sounds)
-        bar.update(len(rows))
-
-
-def _file(audio: np.ndarray, sample_rate: int, sound: Sound) -> bytes:
-    import soundfile
-
-    buffer = io.BytesIO()
-    soundfile.write(buffer, audio.T, sample_rate, format=sound.upper(), subtype="PCM_16")
-    return buffer.getvalue()
-
-
-@contextmanager
-def _stops(out: Path | None, todo: Plan) -> Iterator[None]:
-    """Say what is kept when the machine, and not a mistake, ends a sweep."""
-    try:
-        yield
-    except BrokenProcessPool as error:
-        raise StoppedError(f"a process that measures clips died (out of memory?). {_kept(out, todo)}") from error
-    except OSError as error:
-        if not ledgers.disk_is_full(error):
-            raise
-        raise StoppedError(f"{out}: the disk is full. {_kept(out, todo)}") from error
-
-
-def _kept(out: Path | None, todo: Plan) -> str:
-    if out is None:
-        return "Nothing was kept: give a folder (out=) to keep what is finished."
-    done = len(ledgers.finished(out))
-    return f"{done} of {len(todo.batches)} batches are kept in {out}; run the same again to go on."
-
-
-def _size(lens: AudioLens, todo: Plan, seconds: float, sound: Sound | None) -> int:
-    config = lens.config
-    codes = config.n_codebooks * seconds * config.frame_rate * 2
-    samples = config.sample_rate * seconds * config.channels * 2
-    # FLAC of music: about six tenths.
-    heard = {None: 0.0, "wav": 1.0, "flac": 0.6}[sound] * samples
-    return round(len(todo) * (codes + heard + 2 * _BYTES_PER_ROW))
-
-
-def _spoken(seconds: float) -> str:
-    for size, name in ((3600, "hours"), (60, "minutes")):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {name}"
-    return f"{seconds:.0f} s"

@@ -1,0 +1,198 @@
+"""Self-attention by lag: which heads look back by the beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from analysis.attention.weights import caches, checked
+from analysis.intervals import Means, means
+from analysis.statistics import LEVEL, correct
+from audiolens.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class LagAttention:
+    """Self-attention by how far back it looks, and how much more on the beat than between beats.
+
+    Attributes:
+        profiles: mean weight at each lag (0, 1, 2, ... steps back), over the same queries for every lag.
+        scores: per row (on - off) / (on + off), from -1 to 1: on is the mean weight one, two, ... whole beats back, off
+            that half a beat to either side of each, so that a steady decay is no beat. NaN where the beat is unknown.
+        beat_seconds: of each row.
+        p: how often clips' beats dealt out to *other* clips score as high on average, corrected for as many heads
+            (Benjamini-Hochberg).
+        control: the mean score under those dealt-out beats, and `control_high` its 95% quantile.
+        layers, heads, prompts, frame_rate: of the axes.
+
+    It does not show that a head keeps time: it may follow whatever recurs with the beat. Beats of other clips are a
+    hard control, as a double or a half of a beat falls on some of its lags too.
+    """
+
+    profiles: Float[np.ndarray, "layer head row lag"]
+    scores: Float[np.ndarray, "layer head row"]
+    beat_seconds: Float[np.ndarray, " row"]
+    p: Float[np.ndarray, "layer head"]
+    control: Float[np.ndarray, "layer head"]
+    control_high: Float[np.ndarray, "layer head"]
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    prompts: tuple[str | None, ...]
+    frame_rate: float
+
+    @property
+    def means(self) -> Means:
+        """Mean score over rows with intervals over prompts: "layer head"."""
+        kept = np.isfinite(self.beat_seconds)
+        rows = [prompt for prompt, keep in zip(self.prompts, kept, strict=True) if keep]
+        return means(np.moveaxis(self.scores[:, :, kept], 2, 0), rows)
+
+    @property
+    def periodic(self) -> Bool[np.ndarray, "layer head"]:
+        """The heads that look back by the beat: score above 0 with its whole interval, and p at most .05."""
+        return (self.means.low > 0) & (self.p <= LEVEL)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per layer and head: `score`, `low`, `high`, `control`, `control_high`, `p`, `periodic`."""
+        found = self.means
+        layer, head = (axis.ravel() for axis in np.meshgrid(self.layers, self.heads, indexing="ij"))
+        columns = {
+            "score": found.mean, "low": found.low, "high": found.high, "control": self.control,
+            "control_high": self.control_high, "p": self.p, "periodic": self.periodic,
+        }  # fmt: skip
+        return pd.DataFrame({"layer": layer, "head": head, **{name: v.ravel() for name, v in columns.items()}})
+
+    def plot(self, heads: Sequence[tuple[int, int]] | None = None) -> Any:
+        """Scores by layer and head, and the profiles of some heads over lag in beats (matplotlib figure)."""
+        from analysis.attention import figures
+
+        return figures.lag_paper(self, heads)
+
+    def figure(self) -> Any:
+        """Scores by layer and head (plotly figure)."""
+        from analysis.attention import figures
+
+        return figures.lag_screen(self)
+
+    def __repr__(self) -> str:
+        found = self.means
+        layer, head = np.unravel_index(np.nanargmax(found.mean), found.mean.shape)
+        n = int(np.isfinite(self.beat_seconds).sum())
+        return (
+            f"LagAttention({int(self.periodic.sum())} of {self.p.size} heads look back by the beat; most: block "
+            f"{self.layers[layer]} head {self.heads[head]}, {found.mean[layer, head]:+.2f} "
+            f"[{found.low[layer, head]:+.2f}, {found.high[layer, head]:+.2f}], other clips' beats "
+            f"{self.control[layer, head]:+.2f}, p = {self.p[layer, head]:.3g}; {n} clips)"
+        )
+
+
+def by_lag(
+    lens: Any,
+    prompts: str | Sequence[str | None],
+    codes: Int[Tensor, "row codebook frame"],
+    *,
+    beat_seconds: Sequence[float] | np.ndarray | None = None,
+    layers: int | Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    longest_seconds: float | None = None,
+    n_permutations: int = 999,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> LagAttention:
+    """Self-attention by lag, and its beat.
+
+    Args:
+        beat_seconds: a beat of each clip, in seconds; NaN is unknown. Default: measured in the decoded sound
+            (`audiolens.measure.tempo`).
+        longest_seconds: how far back; default half of the clip. Only queries that can look so far back count.
+        n_permutations: times that beats are dealt out to other clips.
+        seed: of the dealing.
+
+    Raises:
+        InputError: fewer than two clips with a beat, or lags that leave no query.
+    """
+    codes, listed, blocks, chosen = checked(lens, prompts, codes, layers, heads)
+    frames, rate = codes.shape[-1], lens.config.frame_rate
+    lags = frames // 2 if longest_seconds is None else round(longest_seconds * rate)
+    if not 2 <= lags < frames:
+        raise InputError(
+            f"longest_seconds={longest_seconds}: of a clip of {frames / rate:g} s expected {2 / rate:g} s up to less "
+            "than its length."
+        )
+    beats = _beats(lens, codes, beat_seconds)
+    profiles = np.empty((len(blocks), len(chosen), len(listed), lags + 1))
+    for first, cache in caches(lens, listed, codes, "attn.pattern", blocks, chosen, batch_size):
+        for place, layer in enumerate(blocks):
+            pattern = cache["attn.pattern", layer].float().cpu().numpy()
+            # The keys begin with the prefix, where there is one; what counts back is steps.
+            pattern = pattern[..., pattern.shape[-1] - pattern.shape[-2] :]
+            queries = np.arange(lags, frames)
+            for lag in range(lags + 1):
+                found = pattern[:, :, queries, queries - lag].mean(-1)
+                profiles[place, :, first : first + len(pattern), lag] = found.T
+    known = np.flatnonzero(np.isfinite(beats))
+    scores = np.full(profiles.shape[:3], np.nan)
+    # Each clip under each clip's beat, once: dealing out is then only picking.
+    table = np.stack([beat_score(profiles[:, :, known], beats[other] * rate) for other in known], axis=-1)
+    scores[:, :, known] = np.moveaxis(np.diagonal(table, axis1=2, axis2=3), -1, 2)
+    rng = np.random.default_rng(seed)
+    own = np.arange(len(known))
+    dealt = np.stack([_mean_score(table[:, :, own, rng.permutation(own)]) for _ in range(n_permutations)])
+    observed = _mean_score(scores[:, :, known])
+    p = (1 + (dealt >= observed).sum(0)) / (n_permutations + 1)
+    return LagAttention(
+        profiles=profiles,
+        scores=scores,
+        beat_seconds=beats,
+        p=correct(p.ravel(), "bh").reshape(p.shape),
+        control=dealt.mean(0),
+        control_high=np.quantile(dealt, 0.95, axis=0),
+        layers=tuple(blocks),
+        heads=tuple(chosen),
+        prompts=listed,
+        frame_rate=rate,
+    )
+
+
+def beat_score(profiles: Float[np.ndarray, "*lead lag"], beat_steps: float) -> Float[np.ndarray, "*lead"]:
+    """(on - off) / (on + off) of weights by lag, for a beat of so many steps; NaN if one and a half do not fit."""
+    n = int((profiles.shape[-1] - 1) / beat_steps - 0.5)
+    if n < 1:
+        return np.full(profiles.shape[:-1], np.nan)
+
+    def at(beats: np.ndarray) -> np.ndarray:
+        places = beats * beat_steps
+        below = np.floor(places).astype(int)
+        above = np.minimum(below + 1, profiles.shape[-1] - 1)
+        return profiles[..., below] * (1 - places + below) + profiles[..., above] * (places - below)
+
+    whole = np.arange(1, n + 1)
+    on, off = at(whole).mean(-1), ((at(whole - 0.5) + at(whole + 0.5)) / 2).mean(-1)
+    return np.asarray((on - off) / np.maximum(on + off, np.finfo(float).tiny))
+
+
+def _mean_score(scores: np.ndarray) -> np.ndarray:
+    """Mean over clips of "layer head row", of those whose lags reach far enough."""
+    counts = np.isfinite(scores).sum(-1)
+    return np.nansum(scores, axis=-1) / np.maximum(counts, 1)
+
+
+def _beats(lens: Any, codes: Tensor, given: Any) -> Float[np.ndarray, " row"]:
+    if given is None:
+        from audiolens import measure
+
+        audio = lens.decode_codes(codes).detach().float().cpu().numpy()
+        beats = 60 / np.atleast_1d(measure.tempo(audio, lens.config.sample_rate))
+    else:
+        beats = np.asarray(given, dtype=float)
+    if beats.shape != (len(codes),) or (beats[np.isfinite(beats)] <= 0).any():
+        raise InputError(f"beat_seconds of shape {beats.shape}: expected {len(codes)} positive numbers, one a clip.")
+    if np.isfinite(beats).sum() < 2 or len(np.unique(beats[np.isfinite(beats)])) < 2:
+        raise InputError("fewer than two clips have beats that differ: there is no other clip's beat to compare with.")
+    return beats

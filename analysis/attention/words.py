@@ -1,0 +1,167 @@
+"""Attention to the text: which word is heard when, by layer and head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from analysis.attention.weights import caches, checked
+from analysis.intervals import Means, means
+from audiolens.errors import InputError, nearest
+
+
+@dataclass(frozen=True, eq=False)
+class TextAttention:
+    """Attention from steps to the text's tokens.
+
+    Attributes:
+        weights: NaN behind the end of a row's text. A cross-attention's add up to 1 over tokens; a family whose text
+            is a prefix also looks at steps and chroma, and they add up to less.
+        tokens: of each row, as strings.
+        layers, heads: of the first two axes.
+        prompts: of the rows.
+        frame_rate: steps a second.
+
+    It does not show which word matters: a head may rest on a token that says nothing (often the last), and take
+    nothing from it. See `attribution.attribute` with `sites="cross_attn.v"`.
+    """
+
+    weights: Float[np.ndarray, "layer head row step token"]
+    tokens: tuple[tuple[str, ...], ...]
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    prompts: tuple[str | None, ...]
+    frame_rate: float
+
+    def word(self, word: str | Sequence[str]) -> Float[np.ndarray, "layer head row step"]:
+        """Weight on a word (or any of several), summed where it comes more than once; NaN in rows without it.
+
+        Raises:
+            InputError: if no row holds it.
+        """
+        wanted = {word} if isinstance(word, str) else set(word)
+        here = [[_plain(token) in wanted for token in tokens] for tokens in self.tokens]
+        if not any(map(any, here)):
+            known = {_plain(token) for tokens in self.tokens for token in tokens}
+            asked = sorted(wanted)[0]
+            raise InputError(f"no prompt holds the token {asked!r}.{nearest(asked, known)}")
+        mask = np.zeros((len(here), self.weights.shape[-1]), dtype=bool)
+        for row, places in enumerate(here):
+            mask[row, : len(places)] = places
+        found = np.where(mask[:, None], self.weights, 0.0).sum(-1)
+        found[:, :, ~mask.any(1)] = np.nan
+        return found
+
+    def listens(self, word: str | Sequence[str]) -> Means:
+        """Mean weight on a word as a multiple of a uniform share of its text, with intervals over prompts: "layer
+        head". 1 is no preference."""
+        uniform = np.array([len(tokens) for tokens in self.tokens], dtype=float)
+        ratio = self.word(word).mean(-1) * uniform
+        kept = np.isfinite(ratio[0, 0])
+        rows = [prompt for prompt, keep in zip(self.prompts, kept, strict=True) if keep]
+        return means(np.moveaxis(ratio[:, :, kept], 2, 0), rows)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per layer, head and token (by its word): mean `weight` over rows and steps with `low` and `high`
+        over prompts, and `uniform`, the share it would have if all tokens weighed the same."""
+        tables = []
+        layer, head = (axis.ravel() for axis in np.meshgrid(self.layers, self.heads, indexing="ij"))
+        for word in dict.fromkeys(_plain(token) for tokens in self.tokens for token in tokens):
+            values = self.word(word).mean(-1)
+            kept = np.isfinite(values[0, 0])
+            rows = [prompt for prompt, keep in zip(self.prompts, kept, strict=True) if keep]
+            found = means(np.moveaxis(values[:, :, kept], 2, 0), rows)
+            counts = [
+                sum(_plain(token) == word for token in tokens) / len(tokens)
+                for tokens, keep in zip(self.tokens, kept, strict=True)
+                if keep
+            ]
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "layer": layer,
+                        "head": head,
+                        "token": word,
+                        "weight": found.mean.ravel(),
+                        "low": found.low.ravel(),
+                        "high": found.high.ravel(),
+                        "uniform": float(np.mean(counts)),
+                        "rows": int(kept.sum()),
+                    }
+                )
+            )
+        return pd.concat(tables, ignore_index=True)
+
+    def plot(self, row: int = 0, heads: Sequence[tuple[int, int]] | None = None) -> Any:
+        """Tokens by time of one row, a panel a (layer, head); default the heads furthest from uniform (matplotlib)."""
+        from analysis.attention import figures
+
+        return figures.text_paper(self, row, heads)
+
+    def figure(self, row: int = 0) -> Any:
+        """Tokens by time of one row, with a slider over layers and heads (plotly figure)."""
+        from analysis.attention import figures
+
+        return figures.text_screen(self, row)
+
+    def selective(self) -> Float[np.ndarray, "layer head"]:
+        """How far a head is from weighing all tokens alike: KL from uniform in nats, mean over rows and steps."""
+        counts = np.array([len(tokens) for tokens in self.tokens], dtype=float)[:, None, None]
+        shares = self.weights / np.nansum(self.weights, axis=-1, keepdims=True)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            terms = np.where(shares > 0, shares * np.log(shares * counts), 0.0)
+        return terms.sum(-1).mean((2, 3))
+
+    def __repr__(self) -> str:
+        far = self.selective()
+        layer, head = np.unravel_index(far.argmax(), far.shape)
+        weights = self.weights[layer, head].mean(axis=1)
+        tops = [_plain(tokens[int(np.nanargmax(w))]) for tokens, w in zip(self.tokens, weights, strict=True)]
+        top = max(set(tops), key=tops.count)
+        return (
+            f"TextAttention({len(self.prompts)} rows; most selective: block {self.layers[layer]} head "
+            f"{self.heads[head]}, {far[layer, head]:.2f} nats from uniform, most often on {top!r})"
+        )
+
+
+def to_text(
+    lens: Any,
+    prompts: str | Sequence[str | None],
+    codes: Int[Tensor, "row codebook frame"],
+    *,
+    layers: int | Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    batch_size: int = 8,
+) -> TextAttention:
+    """Weights from every step to every token of its prompt, per layer and head; the tail is left out.
+
+    Where the text is a prefix (MusicGen Melody) these are the self-attention's weights on the text's places in it.
+    """
+    codes, listed, blocks, chosen = checked(lens, prompts, codes, layers, heads)
+    if any(prompt is None for prompt in listed):
+        raise InputError("a prompt is None: without text there is nothing to attend to. Leave that row out.")
+    prefixed = lens.config.conditioning == "prefix"
+    tokens = tuple(tuple(words) for words in lens.text_tokens(list(listed)))
+    shape = (len(blocks), len(chosen), len(listed), codes.shape[-1], max(map(len, tokens)))
+    weights = np.full(shape, np.nan)
+    site = "attn.pattern" if prefixed else "cross_attn.pattern"
+    for first, cache in caches(lens, listed, codes, site, blocks, chosen, batch_size):
+        for place, layer in enumerate(blocks):
+            pattern = cache[site, layer].float().cpu().numpy()[:, :, : codes.shape[-1]]
+            longest = max(cache.prefixes) if prefixed else 0
+            for row in range(len(pattern)):
+                n = len(tokens[first + row])
+                start = longest - n if prefixed else 0
+                weights[place, :, first + row, :, :n] = pattern[row, :, :, start : start + n]
+    return TextAttention(weights, tokens, tuple(blocks), tuple(chosen), listed, lens.config.frame_rate)
+
+
+def _plain(token: str) -> str:
+    """A token as its word, without the sign of a word's start."""
+    return token.lstrip("▁Ġ")

@@ -1,0 +1,143 @@
+"""The audible logit lens: what each block would play, decoded to sound."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from analysis.logit_lens.reading import checked, log_probabilities
+from audiolens import measure
+from audiolens.errors import InputError
+from audiolens.generation import Generation
+from audiolens.sampling import RowStreams, checked_seeds, checked_settings
+from audiolens.timeline import Real
+
+
+@dataclass(frozen=True, eq=False)
+class Audible:
+    """What each block would play next, everywhere in clips that went on as given.
+
+    Attributes:
+        clips: layer -> its clips (`clips[3].audio`, `.save(folder)`, `.listen()`).
+        given: the given codes, through the same codec.
+
+    A frame follows the *given* history, not the block's own: the clip does not show what the block would play alone,
+    and its beat may be the history's.
+    """
+
+    clips: Mapping[int, Generation]
+    given: Generation
+
+    def __getitem__(self, layer: int) -> Generation:
+        if layer not in self.clips:
+            raise InputError(f"block {layer} was not read: there are {[*self.clips]}.")
+        return self.clips[layer]
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """A folder of clips a layer ("block03"), and "given".
+
+        Raises:
+            InputError: if one of them exists and is not empty, or cannot be written.
+        """
+        folder = Path(folder)
+        for layer, clips in self.clips.items():
+            clips.save(folder / f"block{layer:02d}")
+        self.given.save(folder / "given")
+        return folder
+
+    def to_frame(self, measures: Sequence[str] = ("tempo_ioi", "brightness", "loudness")) -> pd.DataFrame:
+        """One row per layer (-1: the given codes) and row: `prompt`, measures of the sound, and `same`, the share of
+        codes equal to the given ones."""
+        tables = []
+        for layer, clips in {-1: self.given, **self.clips}.items():
+            heard = measure.table(_sound(clips), clips.sample_rate, measures=list(measures))
+            same = (clips.codes == self.given.codes).float().mean((1, 2)).cpu().numpy()
+            labels = {"layer": layer, "row": np.arange(len(clips)), "prompt": clips.prompts}
+            tables.append(heard.assign(**labels, same=same)[[*labels, "same", *measures]])
+        return pd.concat(tables, ignore_index=True)
+
+    def plot(self) -> Any:
+        """Spectrograms of the first clips, a column a block (matplotlib figure)."""
+        from analysis.logit_lens import figures
+
+        return figures.audible_paper(self)
+
+    def figure(self) -> Any:
+        """Measures of the sound over blocks (plotly figure)."""
+        from analysis.logit_lens import figures
+
+        return figures.audible_screen(self)
+
+    def __repr__(self) -> str:
+        same = [float((clips.codes == self.given.codes).float().mean()) for clips in self.clips.values()]
+        told = ", ".join(f"{layer}: {share:.0%}" for layer, share in zip(self.clips, same, strict=True))
+        return f"Audible(codes that are the given ones, by block: {told})"
+
+
+def listen(
+    lens: Any,
+    prompts: str | Sequence[str | None],
+    codes: Int[Tensor, "row codebook frame"],
+    *,
+    layers: int | Sequence[int] | None = None,
+    seeds: int | Sequence[int] | None = None,
+    temperature: Real = 1.0,
+    top_k: int | None = 250,
+    batch_size: int = 8,
+) -> Audible:
+    """What each block would play, decoded to sound.
+
+    Args:
+        layers: to listen to; default all.
+        seeds: one a row (or one for all): codes are drawn, with the same noise at every block. `None`: the likeliest.
+        temperature, top_k: of the draw.
+    """
+    codes, listed, chosen = checked(lens, prompts, codes, layers, last=layers is None)
+    streams = checked_seeds(seeds, len(listed))
+    checked_settings(1.0, temperature, top_k)
+    noise = None
+    if streams is not None and temperature > 0:
+        source = RowStreams(streams, lens.config.n_codebooks, lens.config.vocab_size)
+        noise = torch.stack([source.draw() for _ in range(codes.shape[-1])], dim=2).log()
+    made: dict[int, list[Tensor]] = {layer: [] for layer in chosen}
+    first = 0
+    for cache in lens.iter_cache(listed, codes, layers=chosen, batch_size=batch_size, progress=False):
+        rows = slice(first, first + len(cache.prompts))
+        first = rows.stop
+        for layer in chosen:
+            told = log_probabilities(lens, cache, layer, codes)
+            if noise is not None:
+                told = told / temperature
+                if top_k and top_k < told.shape[-1]:
+                    told = told.masked_fill(told < told.topk(top_k).values[..., -1:], -torch.inf)
+                told = told - noise[rows].to(told)
+            made[layer].append(told.argmax(-1))
+
+    def clips(of: Tensor, layer: int | None) -> Generation:
+        settings = {"model": lens.name, "block": layer, "temperature": float(temperature), "top_k": top_k}
+        return Generation(
+            codes=of,
+            audio=lens.decode_codes(of),
+            sample_rate=lens.config.sample_rate,
+            frame_rate=lens.config.frame_rate,
+            prompts=listed,
+            seeds=None if streams is None or layer is None else tuple(streams),
+            cache=None,
+            settings=settings,
+        )
+
+    return Audible({layer: clips(torch.cat(parts), layer) for layer, parts in made.items()}, clips(codes, None))
+
+
+def _sound(clips: Generation) -> np.ndarray:
+    assert clips.audio is not None
+    return clips.audio.detach().float().cpu().numpy()

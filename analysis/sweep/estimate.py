@@ -1,0 +1,121 @@
+"""Estimate: a factorial with its clips, checked and packed before it starts, and what it will take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.sweep import ledger as ledgers
+from analysis.sweep.conditions import Clip, Plan, clips, packed
+from analysis.sweep.factorial import Factors, conditions, named
+from analysis.sweep.keeping import Sound, size_of
+from analysis.sweep.playing import clips_per_second
+from audiolens.errors import InputError
+from audiolens.prompts import PromptSet, concepts, load
+from audiolens.timeline import clip_timeline
+
+if TYPE_CHECKING:
+    from audiolens import AudioLens
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a sweep will do and take, before it starts.
+
+    Attributes:
+        plan: its rows and batches.
+        seconds: of each clip.
+        speed: clips a second, measured on this machine with one short batch; NaN if it was not.
+        finished: rows that are there already.
+        n_bytes: on disk, about; 0 without a folder.
+    """
+
+    plan: Plan
+    seconds: float
+    speed: float
+    finished: int = 0
+    n_bytes: int = 0
+
+    @property
+    def expected_seconds(self) -> float:
+        """How long what is left will take."""
+        return (len(self.plan) - self.finished) / self.speed
+
+    def __repr__(self) -> str:
+        kinds: dict[str, int] = {}
+        for condition in self.plan.conditions:
+            kind = str(condition.labels.get("kind", "condition"))
+            kinds[kind] = kinds.get(kind, 0) + 1
+        told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        sizes = [len(batch) for batch in self.plan.batches]
+        lines = [
+            f"{len(self.plan)} clips of {self.seconds:g} s: {len(self.plan.conditions)} conditions ({told}) x "
+            f"{len(self.plan.clips)} clips, in {len(sizes)} batches of {min(sizes)} to {max(sizes)}"
+        ]
+        if self.finished:
+            lines.append(f"{self.finished} of them are there already")
+        if math.isfinite(self.speed):
+            lines.append(f"about {_spoken(self.expected_seconds)} at {self.speed:.2g} clips a second here")
+        if self.n_bytes:
+            lines.append(f"about {self.n_bytes / 1e6:.3g} MB on disk")
+        return "; ".join(lines)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A factorial with its clips, checked and packed."""
+
+    plan: Plan
+    seconds: float
+
+    @classmethod
+    def of(
+        cls,
+        lens: AudioLens,
+        directions: Any,
+        *,
+        prompts: Sequence[str] | None = None,
+        seeds: int | Sequence[int] = 2,
+        sets: Mapping[str, PromptSet] | None = None,
+        seconds: float = 5.0,
+        batch_size: int = 64,
+        **asked: Any,
+    ) -> Prepared:
+        clip_timeline(seconds, lens.config)
+        own = named(directions)
+        for one in own.values():
+            one.meta.refuse_other(lens)
+        words = dict(sets) if sets is not None else {name: load(name, lens=lens) for name in own if name in concepts()}
+        if prompts is None:
+            neutral = next((one.development for one in words.values() if one.development), ())
+            if not neutral:
+                raise InputError(f"no neutral prompts are known for {', '.join(own)}: give prompts=[...].")
+            prompts = neutral
+        names = {entry.name for entry in fields(Factors)}
+        factors = Factors(**{name: value for name, value in asked.items() if name in names})
+        return cls(packed(conditions(own, factors, words), _pairs(prompts, seeds), batch_size), seconds)
+
+    def estimate(self, lens: AudioLens, out: Any, sound: Sound | None, timed: bool = True) -> Estimate:
+        speed = clips_per_second(lens, self.plan.clips[0][0], self.seconds, self.plan.batch_size) if timed else math.nan
+        done = ledgers.finished(Path(out)) if out is not None else frozenset()
+        there = sum(len(batch) for number, batch in enumerate(self.plan.batches) if number in done)
+        n_bytes = 0 if out is None else size_of(lens, self.plan, self.seconds, sound)
+        return Estimate(self.plan, self.seconds, speed, there, n_bytes)
+
+
+def _pairs(prompts: Sequence[str], seeds: int | Sequence[int]) -> list[Clip]:
+    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise InputError("prompts: expected a list of texts.")
+    if isinstance(seeds, int):
+        return clips(prompts, seeds)
+    return [(prompt, int(seed)) for prompt in prompts for seed in seeds]
+
+
+def _spoken(seconds: float) -> str:
+    for size, name in ((3600, "hours"), (60, "minutes")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.0f} s"
