@@ -127,8 +127,8 @@ class Monotonicity:
 class Means:
     """The mean of every cell of a grid over rows, its clustered standard error and interval, and permutation p.
 
-    All arrays have the grid's shape; `n` counts the rows that have a value. NaN ends, errors where there are fewer than
-    two clusters.
+    All arrays have the grid's shape; `n` counts the rows that have a value. Ends and errors are NaN where there are
+    fewer than two clusters, p where nothing was permuted.
 
     A small p does not show a large mean, and cells of one grid share their rows: neighbours err together.
     """
@@ -145,9 +145,10 @@ class Means:
 
     def __repr__(self) -> str:
         best = np.unravel_index(np.nanargmax(np.abs(self.value)), self.value.shape)
+        p = f", p = {self.p_adjusted[best]:.3g} in the whole grid" if np.isfinite(self.p_adjusted[best]) else ""
         return (
             f"Means({self.value.size} cells; furthest from 0 is {self.value[best]:+.3g} "
-            f"[{self.low[best]:+.3g}, {self.high[best]:+.3g}], p = {self.p_adjusted[best]:.3g} in the whole grid)"
+            f"[{self.low[best]:+.3g}, {self.high[best]:+.3g}]{p})"
         )
 
 
@@ -261,15 +262,15 @@ def means(
     clusters: ArrayLike,
     confidence: float = 0.95,
     n_bootstrap: int = 1000,
-    n_permutations: int = 2000,
+    n_permutations: int = 0,
     seed: int = 0,
 ) -> Means:
-    """The mean over rows of every cell of a grid "row ...", with clustered interval and sign-flip p; NaN is left out.
+    """The mean over rows of every cell of a grid "row ...", with clustered interval; NaN is left out, cell by cell.
 
-    The interval is that of `bootstrap` for a mean, in one product for all cells. The p-value flips the signs of whole
-    clusters: under no effect a cluster's values are as likely with the other sign. `p_adjusted` compares a cell's
-    studentised mean with the largest of the grid under the same flips (Westfall and Young 1993), and so bounds the
-    chance of one false claim in the whole grid.
+    The interval is that of `bootstrap` for a mean, in one product for all cells. With `n_permutations` there is a
+    p-value too, which flips the signs of whole clusters: under no effect a cluster's values are as likely with the
+    other sign. `p_adjusted` compares a cell's studentised mean with the largest of the grid under the same flips
+    (Westfall and Young 1993), and so bounds the chance of one false claim in the whole grid.
     """
     array = np.asarray(values, dtype=float)
     groups = _clusters(clusters, len(array))
@@ -294,10 +295,10 @@ def means(
         seen = np.where(root > 0, np.abs(sums.sum(0)) / root, 0.0)
         signs = rng.choice((-1.0, 1.0), (n_permutations, count))
         flipped = np.where(root > 0, np.abs(signs @ sums) / root, 0.0)
-    close = 1e-9
-    p = (1 + (flipped >= seen - close).sum(0)) / (n_permutations + 1)
-    most = flipped.max(1, initial=0.0)
-    adjusted = (1 + (most[:, None] >= seen - close).sum(0)) / (n_permutations + 1)
+    most, seen = flipped.max(1, initial=0.0), seen - 1e-9
+    p, adjusted = ((1 + (each >= seen).sum(0)) / (n_permutations + 1) for each in (flipped, most[:, None]))
+    if n_permutations < 1:
+        p = adjusted = np.full(flat.shape[1], np.nan)
     parts = (mean, spread, low, high, p, adjusted, n)
     return Means(*(part.reshape(shape) for part in parts), n_clusters=count, confidence=confidence)
 
@@ -387,6 +388,8 @@ def _vector(values: ArrayLike, name: str) -> Float[np.ndarray, " row"]:
 
 def _clusters(prompts: ArrayLike, n: int) -> np.ndarray:
     array = np.asarray(prompts)
+    if array.dtype == object:  # None, of a row without a prompt, is a cluster of its own
+        array = array.astype(str)
     if array.ndim != 1 or len(array) != n:
         raise ValueError(f"prompts has shape {array.shape}; expected one prompt for each of the {n} rows")
     return array

@@ -52,7 +52,7 @@ def test_a_head_that_looks_nowhere_in_particular_has_a_share_of_one(lens: Any, c
     with torch.no_grad():
         blind.model.decoder.model.decoder.layers[1].encoder_attn.q_proj.weight[12:24] = 0
     found = attention.to_text(blind, PROMPTS, codes)
-    assert found.listens("fast").mean[1, 1] == pytest.approx(1, abs=1e-5)
+    assert found.listens("fast").value[1, 1] == pytest.approx(1, abs=1e-5)
     assert found.selective()[1, 1] == pytest.approx(0, abs=1e-5)
     assert found.selective().argmin() == 5
 
@@ -104,7 +104,7 @@ def test_heads_that_follow_their_own_clips_beat_stand_out_against_other_clips(
     assert np.unravel_index(found.p.argmin(), found.p.shape) == (1, 2)
     assert found.p[1, 2] <= 0.05
     assert (np.delete(found.p.ravel(), 6) > 0.1).all()
-    assert found.means.mean[1, 2] > 0.5
+    assert found.means.value[1, 2] > 0.5
     assert found.control[1, 2] < 0.3
     assert "block 1 head 2" in repr(found)
     assert found.periodic[1, 2]

@@ -47,7 +47,7 @@ def test_the_metric_is_the_log_likelihood_of_every_code_of_the_window(result: An
         for prompts, found in ((CLEAN, result.clean_scores), (CORRUPTED, result.corrupted_scores)):
             np.testing.assert_allclose(found.sum(1), score(bare(lens, prompts, codes), codes), rtol=1e-5)
     gap = result.clean_scores.sum(1) - result.corrupted_scores.sum(1)
-    assert result.gap.mean == pytest.approx(gap.mean())
+    assert result.gap.value == pytest.approx(gap.mean())
     assert result.gap.low <= gap.mean() <= result.gap.high
 
 

@@ -304,6 +304,24 @@ def test_means_of_a_grid_agree_with_the_bootstrap_of_each_cell():
         assert found.stderr[cell] == pytest.approx(groups.std(ddof=1) / np.sqrt(12))
 
 
+def test_intervals_of_means_cover_the_truth_when_rows_share_a_prompt():
+    rng = np.random.default_rng(1)
+    prompts = np.repeat(np.arange(10), 4)
+    own = rng.normal(size=(10, 400))
+    found = statistics.means(own[prompts] + 0.3 * rng.normal(size=(40, 400)), prompts)
+    assert 0.91 <= ((found.low <= 0) & (found.high >= 0)).mean() <= 0.985
+
+
+def test_means_leave_out_what_is_missing_and_one_prompt_has_no_interval():
+    values = np.array([[1.0, np.nan], [3.0, 5.0]])
+    found = statistics.means(values, ["a", None])
+    assert found.value.tolist() == [2.0, 5.0]
+    assert found.n_clusters == 2
+    assert np.isfinite(found.low[0])
+    assert np.isnan(found.p).all()
+    assert np.isnan(statistics.means(values, ["a", "a"]).low).all()
+
+
 def test_means_keep_their_rate_of_false_claims_in_a_whole_grid():
     rng = np.random.default_rng(1)
     clusters = np.repeat(np.arange(16), 2)
@@ -320,7 +338,7 @@ def test_means_keep_their_rate_of_false_claims_in_a_whole_grid():
 def test_means_claim_what_is_there_and_never_an_exact_zero():
     rng = np.random.default_rng(2)
     values = np.stack([rng.normal(1, 0.5, 20), rng.normal(0, 0.5, 20), np.zeros(20)], axis=1)
-    found = statistics.means(values, np.arange(20))
+    found = statistics.means(values, np.arange(20), n_permutations=2000)
     assert found.p_adjusted[0] < 0.01
     assert found.p[1] > 0.01
     assert (found.p[2], found.low[2], found.high[2]) == (1, 0, 0)

@@ -14,9 +14,9 @@ import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analysis.intervals import Means, means
 from analysis.likelihood import Window, checked_rows
 from analysis.places import places_of
+from analysis.statistics import Means, means
 from audiolens.errors import InputError
 from audiolens.interventions import Scale
 from audiolens.rows import whole_batch_size
@@ -56,13 +56,13 @@ class HeadAblation:
     def to_frame(self) -> pd.DataFrame:
         """One row per layer, head and codebook: `change`, `low`, `high` in nats a code."""
         found = means(np.moveaxis(self.changes, 2, 0), self.prompts)
-        layer, head, codebook = np.indices(found.mean.shape)
+        layer, head, codebook = np.indices(found.value.shape)
         return pd.DataFrame(
             {
                 "layer": np.asarray(self.layers)[layer.ravel()],
                 "head": np.asarray(self.heads)[head.ravel()],
                 "codebook": codebook.ravel(),
-                "change": found.mean.ravel(),
+                "change": found.value.ravel(),
                 "low": found.low.ravel(),
                 "high": found.high.ravel(),
             }
@@ -82,10 +82,10 @@ class HeadAblation:
 
     def __repr__(self) -> str:
         found = self.means
-        layer, head = np.unravel_index(found.mean.argmin(), found.mean.shape)
+        layer, head = np.unravel_index(found.value.argmin(), found.value.shape)
         return (
             f"HeadAblation({self.site} x {self.factor:g}: block {self.layers[layer]} head {self.heads[head]} matters "
-            f"most, {found.mean[layer, head]:+.3g} nats a code [{found.low[layer, head]:+.3g}, "
+            f"most, {found.value[layer, head]:+.3g} nats a code [{found.low[layer, head]:+.3g}, "
             f"{found.high[layer, head]:+.3g}])"
         )
 

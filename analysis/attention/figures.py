@@ -72,14 +72,14 @@ def text_screen(result: TextAttention, row: int) -> go.Figure:
 def lag_paper(result: LagAttention, heads: Sequence[Head] | None) -> Figure:
     """Scores by layer and head, and profiles over lag in beats: means over clips."""
     found = result.means
-    chosen = list(heads or _leading(np.nan_to_num(found.mean, nan=-1.0), result.layers, result.heads, 4))
+    chosen = list(heads or _leading(np.nan_to_num(found.value, nan=-1.0), result.layers, result.heads, 4))
     with styled():
         figure = Figure(figsize=(9.4, 3.9), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[1, 1.35])
-        image = heat(left, found.mean, x=result.heads, y=result.layers)
+        image = heat(left, found.value, x=result.heads, y=result.layers)
         for (line, column), periodic in np.ndenumerate(result.periodic):
             if periodic:
-                dark = abs(found.mean[line, column]) > 0.6 * np.nanmax(np.abs(found.mean))
+                dark = abs(found.value[line, column]) > 0.6 * np.nanmax(np.abs(found.value))
                 shade = "white" if dark else "black"
                 left.text(column, line, "*", ha="center", va="center", color=shade, fontsize=11)
         left.set_xlabel("head")
@@ -107,7 +107,7 @@ def lag_screen(result: LagAttention) -> go.Figure:
         "%{customdata[2]:+.3f}, p = %{customdata[3]:.3g}<extra></extra>"
     )
     heads, blocks = ([str(place) for place in axis] for axis in (result.heads, result.layers))
-    figure = go.Figure(screen_heat(found.mean, heads, blocks, "score", customdata=extra, hovertemplate=hover))
+    figure = go.Figure(screen_heat(found.value, heads, blocks, "score", customdata=extra, hovertemplate=hover))
     marks = np.where(result.periodic, "*", "")
     figure.update_traces(text=marks, texttemplate="%{text}")
     figure.update_layout(xaxis_title="head", yaxis_title="block")
@@ -120,7 +120,7 @@ def ablation_paper(result: HeadAblation) -> Figure:
     with styled():
         figure = Figure(figsize=(1.9 + 0.55 * len(result.heads), 1.6 + 0.33 * len(result.layers)), layout="constrained")
         axes = figure.add_subplot()
-        image = heat(axes, found.mean, x=result.heads, y=result.layers, numbers=True)
+        image = heat(axes, found.value, x=result.heads, y=result.layers, numbers=True)
         axes.set_xlabel("head")
         axes.set_ylabel("block")
         axes.set_title(f"{result.site} × {result.factor:g}", fontsize=9)
@@ -136,7 +136,7 @@ def ablation_screen(result: HeadAblation) -> go.Figure:
         "block %{y} head %{x}: %{z:+.4g} [%{customdata[0]:+.4g}, %{customdata[1]:+.4g}] nats a code<extra></extra>"
     )  # fmt: skip
     heads, blocks = ([str(place) for place in axis] for axis in (result.heads, result.layers))
-    figure = go.Figure(screen_heat(found.mean, heads, blocks, "nats a code", customdata=extra, hovertemplate=hover))
+    figure = go.Figure(screen_heat(found.value, heads, blocks, "nats a code", customdata=extra, hovertemplate=hover))
     figure.update_layout(xaxis_title="head", yaxis_title="block", title=f"{result.site} × {result.factor:g}")
     return screen_plain(figure, _ablation_caption(result))
 

@@ -12,8 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analysis.attention.weights import caches, checked
-from analysis.intervals import Means, means
-from analysis.statistics import LEVEL, correct
+from analysis.statistics import LEVEL, Means, correct, means
 from audiolens.errors import InputError
 
 
@@ -63,7 +62,7 @@ class LagAttention:
         found = self.means
         layer, head = (axis.ravel() for axis in np.meshgrid(self.layers, self.heads, indexing="ij"))
         columns = {
-            "score": found.mean, "low": found.low, "high": found.high, "control": self.control,
+            "score": found.value, "low": found.low, "high": found.high, "control": self.control,
             "control_high": self.control_high, "p": self.p, "periodic": self.periodic,
         }  # fmt: skip
         return pd.DataFrame({"layer": layer, "head": head, **{name: v.ravel() for name, v in columns.items()}})
@@ -82,11 +81,11 @@ class LagAttention:
 
     def __repr__(self) -> str:
         found = self.means
-        layer, head = np.unravel_index(np.nanargmax(found.mean), found.mean.shape)
+        layer, head = np.unravel_index(np.nanargmax(found.value), found.value.shape)
         n = int(np.isfinite(self.beat_seconds).sum())
         return (
             f"LagAttention({int(self.periodic.sum())} of {self.p.size} heads look back by the beat; most: block "
-            f"{self.layers[layer]} head {self.heads[head]}, {found.mean[layer, head]:+.2f} "
+            f"{self.layers[layer]} head {self.heads[head]}, {found.value[layer, head]:+.2f} "
             f"[{found.low[layer, head]:+.2f}, {found.high[layer, head]:+.2f}], other clips' beats "
             f"{self.control[layer, head]:+.2f}, p = {self.p[layer, head]:.3g}; {n} clips)"
         )

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analysis.attention.weights import caches, checked
-from analysis.intervals import Means, means
+from analysis.statistics import Means, means
 from audiolens.errors import InputError, nearest
 
 
@@ -88,7 +88,7 @@ class TextAttention:
                         "layer": layer,
                         "head": head,
                         "token": word,
-                        "weight": found.mean.ravel(),
+                        "weight": found.value.ravel(),
                         "low": found.low.ravel(),
                         "high": found.high.ravel(),
                         "uniform": float(np.mean(counts)),

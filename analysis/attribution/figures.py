@@ -95,7 +95,7 @@ def caption(result: AttributionResult) -> str:
     metric = "metric" if result.window is None else f"log-likelihood of the codes at {first:g}-{end:g} s"
     return (
         f"Change of the {metric} if one cell of the {runs[0]} run took the {runs[1]} run's activation ({how}), mean "
-        f"over {len(result.clean)} pairs; whole gap {gap.mean:+.3g} nats [{gap.low:+.3g}, {gap.high:+.3g}]. rho: rank "
+        f"over {len(result.clean)} pairs; whole gap {gap.value:+.3g} nats [{gap.low:+.3g}, {gap.high:+.3g}]. rho: rank "
         "correlation with exact patching of cells drawn at random."
     )
 

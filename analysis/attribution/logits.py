@@ -17,8 +17,8 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analysis.intervals import Means, means
 from analysis.likelihood import Window, by_frame
+from analysis.statistics import Means, means
 from audiolens.audio import checked_codes
 from audiolens.cache import ActivationCache
 from audiolens.errors import InputError
@@ -64,13 +64,13 @@ class DirectResult:
         """One row per component and codebook: `component`, `layer` (-1: in no block), `codebook`, `logits`, `low`,
         `high`."""
         found = means(np.moveaxis(self.values, 1, 0), self.prompts)
-        component, codebook = np.indices(found.mean.shape)
+        component, codebook = np.indices(found.value.shape)
         return pd.DataFrame(
             {
                 "component": np.asarray(self.labels)[component.ravel()],
                 "layer": np.asarray([layer_of(label) for label in self.labels])[component.ravel()],
                 "codebook": codebook.ravel(),
-                "logits": found.mean.ravel(),
+                "logits": found.value.ravel(),
                 "low": found.low.ravel(),
                 "high": found.high.ravel(),
             }
@@ -90,8 +90,8 @@ class DirectResult:
 
     def __repr__(self) -> str:
         found = self.shares
-        order = np.argsort(-np.abs(found.mean))[:3]
-        told = [f"{self.labels[i]} {found.mean[i]:+.3g} [{found.low[i]:+.3g}, {found.high[i]:+.3g}]" for i in order]
+        order = np.argsort(-np.abs(found.value))[:3]
+        told = [f"{self.labels[i]} {found.value[i]:+.3g} [{found.low[i]:+.3g}, {found.high[i]:+.3g}]" for i in order]
         return f"DirectResult(along the {self.along}, {self.totals.mean():+.3g} logits in all: {', '.join(told)})"
 
 

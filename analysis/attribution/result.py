@@ -12,8 +12,8 @@ from jaxtyping import Float
 
 from analysis.attribution.agreement import Agreement
 from analysis.attribution.pairing import Towards
-from analysis.intervals import Means, means
 from analysis.likelihood import Window
+from analysis.statistics import Means, means
 from audiolens.errors import InputError, nearest
 
 Method = Literal["gradient", "integrated"]
@@ -93,10 +93,10 @@ class AttributionResult:
         gap = self.gap
         if not (gap.low > 0 or gap.high < 0):
             raise InputError(
-                f"the gap between clean and corrupted is {gap.mean:+.3g} nats [{gap.low:+.3g}, {gap.high:+.3g}]: its "
+                f"the gap between clean and corrupted is {gap.value:+.3g} nats [{gap.low:+.3g}, {gap.high:+.3g}]: its "
                 "interval covers 0, so shares of it mean nothing. Read the raw nats (.of), or give more pairs."
             )
-        return self.of(site, by) / float(gap.mean)
+        return self.of(site, by) / float(gap.value)
 
     def over(self, site: str, by: By | Sequence[By] = "layer") -> Means:
         """Mean attribution along some axes with intervals over clean prompts."""
@@ -111,7 +111,7 @@ class AttributionResult:
         """
         if self.method != "integrated" or "text_states" not in self.sites:
             raise InputError("completeness is that of method='integrated', at site 'text_states'.")
-        whole = float(self.gap.mean) * (1 if self.towards == "denoising" else -1)
+        whole = float(self.gap.value) * (1 if self.towards == "denoising" else -1)
         return float(self._scores("text_states").values.sum((0, 2, 3, 4)).mean()) / whole
 
     def to_frame(self) -> pd.DataFrame:
@@ -126,7 +126,7 @@ class AttributionResult:
                         "site": site,
                         "layer": layer.ravel(),
                         "head": head.ravel(),
-                        "effect": found.mean.ravel(),
+                        "effect": found.value.ravel(),
                         "low": found.low.ravel(),
                         "high": found.high.ravel(),
                     }
@@ -137,7 +137,7 @@ class AttributionResult:
     def by_layer(self, site: str) -> pd.DataFrame:
         """One row per layer: `layer`, `effect`, `low`, `high`, summed over steps, heads and codebooks."""
         found = self.over(site, "layer")
-        table = {"layer": self._scores(site).layers, "effect": found.mean, "low": found.low, "high": found.high}
+        table = {"layer": self._scores(site).layers, "effect": found.value, "low": found.low, "high": found.high}
         return pd.DataFrame(table)
 
     def plot(self) -> Any:
@@ -155,7 +155,7 @@ class AttributionResult:
     def __repr__(self) -> str:
         gap = self.gap
         found = [
-            f"clean over corrupted {gap.mean:+.3g} nats [{gap.low:+.3g}, {gap.high:+.3g}], {len(self.clean)} pairs"
+            f"clean over corrupted {gap.value:+.3g} nats [{gap.low:+.3g}, {gap.high:+.3g}], {len(self.clean)} pairs"
         ]
         for site, scores in self.sites.items():
             by: tuple[By, ...] = ("layer", "head") if scores.heads else ("layer",)

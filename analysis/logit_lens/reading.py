@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analysis.intervals import means
 from analysis.likelihood import by_frame, checked_rows
+from analysis.statistics import means
 from audiolens.sites import checked_layers
 
 
@@ -59,7 +59,7 @@ class LogitLensResult:
         for name, values in self._summaries().items():
             found = means(np.moveaxis(values.mean(-1), 1, 0), self.prompts)
             undo = np.exp if "rank" in name else np.asarray
-            for suffix, part in (("", found.mean), ("_low", found.low), ("_high", found.high)):
+            for suffix, part in (("", found.value), ("_low", found.low), ("_high", found.high)):
                 table[name + suffix] = undo(part.ravel())
         return pd.DataFrame(table)
 
