@@ -68,9 +68,14 @@ class Window:
         self, logits: Float[Tensor, "row codebook step vocab"], codes: Int[Tensor, "row codebook _"]
     ) -> Float[Tensor, "row codebook frame"]:
         """Log-likelihood of every code in the window, in nats."""
-        told = by_frame(logits, self.delays, self.end)[..., self.first :, :].float().log_softmax(-1)
-        wanted = codes[..., self.first : self.end].to(told.device)
-        return told.gather(-1, wanted[..., None])[..., 0]
+        told = by_frame(logits[..., self.first :, :], self.delays, self.end - self.first)
+        return log_probability(told, codes[..., self.first : self.end].to(told.device))
+
+
+def log_probability(logits: Float[Tensor, "*row vocab"], codes: Int[Tensor, "*row"]) -> Float[Tensor, "*row"]:
+    """Of one code each, in at least single precision, without a table of all."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return wide.gather(-1, codes[..., None])[..., 0] - wide.logsumexp(-1)
 
 
 def checked_rows(lens: Any, prompts: Any, codes: Any) -> tuple[tuple[Prompt, ...], Int[Tensor, "row codebook frame"]]:

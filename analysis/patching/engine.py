@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from analysis.likelihood import Window, log_probability
 from analysis.patching.grid import BEGIN, EMBEDDINGS, TEXT_SIDE, TEXT_STATES, WRITES, Cell
 from audiolens.taps import attention_pattern
 
@@ -87,7 +88,7 @@ class Batch:
     base: Side
     source: Side
     codes: Int[Tensor, "pair codebook frame"]
-    frames: tuple[int, int]
+    window: Window
     steps: int
     seen: Bool[Tensor, "pair token"] | None
     tokens: Int[Tensor, "pair column"] | None
@@ -129,8 +130,8 @@ class Batch:
 
     def _swapped(self, cell: Cell) -> Float[Tensor, "pair codebook"]:
         """Patched logits need no run."""
-        frames = torch.arange(*self.frames, device=self.codes.device)
-        steps = frames + torch.tensor(self.lens.config.delays, device=frames.device)[:, None]
+        frames = torch.arange(self.window.first, self.window.end, device=self.codes.device)
+        steps = frames + torch.tensor(self.window.delays, device=frames.device)[:, None]
         inside = (steps >= cell.start) & (steps < cell.stop)
         return torch.where(inside, self.source.scores, self.base.scores).double().sum(-1)
 
@@ -142,9 +143,9 @@ class Batch:
                 stream[i] = self.base.steps(FINAL, None, start, self.steps)
                 value = self.source.steps(FINAL, None, cell.start, cell.stop)
                 stream[i, :, cell.start - start : cell.stop - start] = value
-        first, end = self.frames
+        first, end = self.window.first, self.window.end
         sums = []
-        for codebook, shift in enumerate(self.lens.config.delays):
+        for codebook, shift in enumerate(self.window.delays):
             # Frames predicted before the patch are the unpatched run's.
             begin = max(first, start - shift)
             kept = self.base.scores[:, codebook, : begin - first].double().sum(-1)
@@ -156,12 +157,6 @@ class Batch:
             mine = log_probability(logits, self.codes[:, codebook, begin:end].expand(len(top), -1, -1))
             sums.append(kept + mine.double().sum(-1))
         return torch.stack(sums, dim=-1)
-
-
-def log_probability(logits: Float[Tensor, "*row vocab"], codes: Int[Tensor, "*row"]) -> Float[Tensor, "*row"]:
-    """Of one code each, in at least single precision, without a table of all."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return wide.gather(-1, codes[..., None])[..., 0] - wide.logsumexp(-1)
 
 
 def together(climbs: Sequence[_Steps]) -> list[Any]:

@@ -149,7 +149,6 @@ def patch(
         coarse = {**options, "windows": 1, "seconds": None}
         ear = heard(lens, clean, corrupted, sound, site, by=by, mode=mode, clusters=clusters, progress=progress,
                     stats=stats, **coarse)  # fmt: skip
-    rate = lens.config.frame_rate
     return PatchingResult(
         patched=patched,
         clean=before["clean"],
@@ -163,7 +162,7 @@ def patch(
         mode=mode,
         metric="log-likelihood of the clean codes",
         unit="nats",
-        scored=(job.runs.frames[0] / rate, job.runs.frames[1] / rate),
+        scored=job.runs.window.seconds,
         prompts=tuple(zip(job.runs.clean, job.runs.corrupted, strict=True)),
         clusters=job.runs.clusters(clusters),
         sound=ear,

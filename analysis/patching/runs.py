@@ -8,10 +8,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from analysis.patching.engine import Batch, Side, log_probability, recorded_hooks
+from analysis.likelihood import Window
+from analysis.patching.engine import Batch, Side, recorded_hooks
 from analysis.patching.grid import Cell
 from audiolens import text
 from audiolens.audio import checked_codes, codes_of
@@ -97,14 +98,14 @@ def pairs(
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """Both runs of every pair. `read` holds the codes that the clean and the corrupted one read; `frames` is scored."""
+    """Both runs of every pair. `read` holds the codes that the clean and the corrupted one read; `window` is scored."""
 
     lens: AudioLens
     clean: tuple[str | None, ...]
     corrupted: tuple[str | None, ...]
     codes: Int[Tensor, "pair codebook frame"]
     read: tuple[Int[Tensor, "pair codebook frame"], Int[Tensor, "pair codebook frame"]]
-    frames: tuple[int, int]
+    window: Window
     sizes: tuple[tuple[int, ...], tuple[int, ...]]
     timeline: Timeline
 
@@ -121,10 +122,8 @@ class Runs:
             raise InputError(f"{len(codes)} rows of codes for {len(ours)} pairs: give one row a pair.")
         codes = codes.to(lens.device)
         timeline = codes_timeline(codes, lens.config, lens.config.prefix(max(map(max, sizes))))
-        first, end = timeline.select(seconds or (0.0, min(1.0, timeline.seconds)))
-        steps = end + max(lens.config.delays)
-        # Nothing behind the last scored step can change it.
-        codes = codes[..., : min(codes.shape[-1], steps)]
+        window = Window.of(lens, codes, seconds)
+        first, codes = window.first, window.cropped(codes)
         read = codes, codes
         if history is not None:
             own = checked_codes(history, lens.config, len(ours)).to(lens.device)
@@ -138,12 +137,12 @@ class Runs:
             read = codes, torch.cat([own[..., :first], codes[..., first:]], dim=-1)
         else:
             refuse_same(ours, theirs)
-        return cls(lens, ours, theirs, codes, read, (first, end), sizes, timeline)
+        return cls(lens, ours, theirs, codes, read, window, sizes, timeline)
 
     @property
     def steps(self) -> int:
         """Those up to the last that predicts a scored code."""
-        return self.frames[1] + max(self.lens.config.delays)
+        return self.window.end + max(self.window.delays)
 
     @property
     def prefix(self) -> int:
@@ -190,7 +189,7 @@ class Runs:
             self._side(base, rows, hooks[0], above),
             self._side(source, rows, hooks[1], sorted(set(depths)) or None),
             self.codes[list(rows)],
-            self.frames,
+            self.window,
             self.steps,
             self._seen(base, rows),
             tokens,
@@ -203,15 +202,7 @@ class Runs:
             prompts, self.read[which][list(rows)], sites=hooks, layers=layers, prefix=prefixed and bool(hooks)
         )
         prefix = lens.config.prefix(self.sizes[which][rows[0]])
-        return Side(cache, prefix, self._scores(logits, rows))
-
-    def _scores(self, logits: Tensor, rows: Sequence[int]) -> Float[Tensor, "pair codebook frame"]:
-        first, end = self.frames
-        found = []
-        for codebook, shift in enumerate(self.lens.config.delays):
-            steps = logits[:, codebook, first + shift : end + shift]
-            found.append(log_probability(steps, self.codes[list(rows), codebook, first:end]))
-        return torch.stack(found, dim=1)
+        return Side(cache, prefix, self.window.each(logits, self.codes[list(rows)]))
 
     def _seen(self, which: int, rows: Sequence[int]) -> Bool[Tensor, "pair token"] | None:
         if self.lens.config.conditioning == "prefix":
