@@ -140,7 +140,7 @@ def test_ablation_is_a_head_set_to_zero_by_a_hook(lens: Any, codes: torch.Tensor
 
 
 def test_the_planted_head_is_the_only_one_that_costs_anything(lens: Any, codes: torch.Tensor):
-    found = attention.ablate(plants.listening_head(lens, 1, 2), PROMPTS, codes, site="cross_attn.z")
+    found = attention.ablate(plants.head_plant(plants.copied(lens), 1, 2).lens, PROMPTS, codes, site="cross_attn.z")
     cost = np.abs(found.changes).max((2, 3))
     assert cost[1, 2] > 1e-3
     cost[1, 2] = 0

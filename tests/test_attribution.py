@@ -151,7 +151,7 @@ def test_integrated_gradients_add_up_to_the_gap_as_steps_grow(lens: Any, codes: 
 
 @pytest.mark.parametrize(("layer", "head"), [(0, 2), (1, 0), (2, 3)])
 def test_the_planted_head_carries_everything_that_the_text_says(lens: Any, codes: torch.Tensor, layer: int, head: int):
-    model = plants.listening_head(lens, layer, head)
+    model = plants.head_plant(plants.copied(lens), layer, head).lens
     found = attribution.attribute(model, CLEAN, CORRUPTED, codes, check=6, check_pairs=2, seconds=WINDOW)
     heads = found.of("cross_attn.z", ("layer", "head"))
     assert np.unravel_index(np.abs(heads).argmax(), heads.shape) == (layer, head)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import planted
 import pytest
 import soundfile
+from plants import tables as planted
 
 from analysis import cli
 from analysis.commands import common

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import planted
 import pytest
+from plants import tables as planted
 from scipy import stats
 
 from analysis.sweep import response, tradeoff

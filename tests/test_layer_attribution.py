@@ -2,8 +2,8 @@
 
 import numpy as np
 import pandas as pd
-import planted
 import pytest
+from plants import tables as planted
 
 from analysis import layer_attribution
 from audiolens.errors import InputError, InputTypeError

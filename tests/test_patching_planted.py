@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import planted_models
+import plants
 import pytest
 from conftest import write_model
 
@@ -24,7 +24,7 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("five"), layers=BLOCKS)
 
 
-def grid(plant: planted_models.Plant, mode: Any = "denoising", **options: Any) -> PatchingResult:
+def grid(plant: plants.Plant, mode: Any = "denoising", **options: Any) -> PatchingResult:
     """Over pairs that the clean prompts play themselves, both poles taking turns."""
     sides = list(zip(plant.positive, plant.negative, strict=True))
     sides = [pair[:: 1 if i % 2 == 0 else -1] for i, pair in enumerate(sides * (ROWS // len(sides)))]
@@ -37,12 +37,12 @@ def grid(plant: planted_models.Plant, mode: Any = "denoising", **options: Any) -
 
 
 @pytest.fixture(scope="module", params=[(1, 3), (3, 0)], ids=lambda place: f"block {place[0]}, head {place[1]}")
-def head_plant(request: pytest.FixtureRequest, five: Path) -> planted_models.Plant:
-    return planted_models.head_plant(al.AudioLens.from_pretrained(five), *request.param)
+def head_plant(request: pytest.FixtureRequest, five: Path) -> plants.Plant:
+    return plants.head_plant(al.AudioLens.from_pretrained(five), *request.param)
 
 
 @pytest.mark.parametrize("mode", ["denoising", "noising"])
-def test_only_the_planted_head_carries_the_text(head_plant: planted_models.Plant, mode: Any) -> None:
+def test_only_the_planted_head_carries_the_text(head_plant: plants.Plant, mode: Any) -> None:
     found = grid(head_plant, mode, by="head", site="cross_attn.z")
     assert found.gap().interval.low > 1
     share = found.normalised()
@@ -56,7 +56,7 @@ def test_only_the_planted_head_carries_the_text(head_plant: planted_models.Plant
     assert found.means.p_adjusted[-1].min() == found.means.p_adjusted[place]
 
 
-def test_components_peak_where_it_was_planted(head_plant: planted_models.Plant) -> None:
+def test_components_peak_where_it_was_planted(head_plant: plants.Plant) -> None:
     found = grid(head_plant, by="component", site=("attn_out", "cross_attn_out", "mlp_out"))
     assert found.best() == (head_plant.written_at, "cross_attn_out")
     share = found.normalised()
@@ -64,18 +64,18 @@ def test_components_peak_where_it_was_planted(head_plant: planted_models.Plant) 
     np.testing.assert_allclose(share[: head_plant.written_at], 0, atol=1e-4)
 
 
-def test_the_stream_steps_up_where_it_was_planted(head_plant: planted_models.Plant) -> None:
+def test_the_stream_steps_up_where_it_was_planted(head_plant: plants.Plant) -> None:
     share = grid(head_plant, site="resid_post", windows=1).normalised()[:, 0]
     expected = (np.arange(BLOCKS) >= head_plant.written_at).astype(float)
     np.testing.assert_allclose(share, expected, atol=1e-4)
 
 
 @pytest.fixture(scope="module", params=[(0, 2), (2, 4)], ids=lambda place: f"read {place[0]}, written {place[1]}")
-def xor_plant(request: pytest.FixtureRequest, five: Path) -> planted_models.Plant:
-    return planted_models.xor_plant(al.AudioLens.from_pretrained(five), *request.param)
+def xor_plant(request: pytest.FixtureRequest, five: Path) -> plants.Plant:
+    return plants.xor_plant(al.AudioLens.from_pretrained(five), *request.param)
 
 
-def test_an_mlp_that_needs_two_features_is_found_with_what_it_reads(xor_plant: planted_models.Plant) -> None:
+def test_an_mlp_that_needs_two_features_is_found_with_what_it_reads(xor_plant: plants.Plant) -> None:
     found = grid(xor_plant, by="component", site=("attn_out", "cross_attn_out", "mlp_out"))
     assert found.gap().interval.low > 1
     expected = np.zeros((BLOCKS, 3))
@@ -86,7 +86,7 @@ def test_an_mlp_that_needs_two_features_is_found_with_what_it_reads(xor_plant: p
     assert heads[xor_plant.read_at].round(2).tolist() == [0, 0, 1, 0]
 
 
-def test_two_features_that_change_together_leave_no_gap_to_share(xor_plant: planted_models.Plant) -> None:
+def test_two_features_that_change_together_leave_no_gap_to_share(xor_plant: plants.Plant) -> None:
     codes = xor_plant.lens.generate(["fast bright"] * 8, SECONDS, seeds=list(range(8)), decode=False).codes
     found = patching.patch(
         xor_plant.lens, ["fast bright"] * 8, ["slow dark"] * 8, codes, METRIC, by="component",

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import planted_models
+import plants
 import pytest
 
 import audiolens as al
@@ -16,18 +16,18 @@ QUIET: dict[str, Any] = {"progress": False, "n_bootstrap": 50, "n_permutations":
 
 
 @pytest.fixture(scope="module")
-def plant(checkpoint: Path) -> planted_models.Plant:
-    return planted_models.head_plant(al.AudioLens.from_pretrained(checkpoint), 1, 2)
+def plant(checkpoint: Path) -> plants.Plant:
+    return plants.head_plant(al.AudioLens.from_pretrained(checkpoint), 1, 2)
 
 
-def played(plant: planted_models.Plant, prompts: tuple[str, ...]) -> np.ndarray:
+def played(plant: plants.Plant, prompts: tuple[str, ...]) -> np.ndarray:
     out = plant.lens.generate(prompts, 0.4, seeds=[0, 1, 2], guidance_scale=3.0, top_k=0)
     assert out.audio is not None
     return np.asarray(al.measure.loudness(out.audio, out.sample_rate))
 
 
 @pytest.mark.parametrize("mode", ["denoising", "noising"])
-def test_the_planted_head_alone_makes_the_other_clip(plant: planted_models.Plant, mode: Any) -> None:
+def test_the_planted_head_alone_makes_the_other_clip(plant: plants.Plant, mode: Any) -> None:
     found = patching.patch(
         plant.lens, plant.positive, plant.negative, None, LOUD, "cross_attn.z", by="head", mode=mode, **QUIET
     )
@@ -42,7 +42,7 @@ def test_the_planted_head_alone_makes_the_other_clip(plant: planted_models.Plant
     assert (found.codebooks, found.unit, found.names) == (("loudness",), "dBFS", ("loudness",))
 
 
-def test_small_batches_and_fewer_pairs_play_the_same_clips(plant: planted_models.Plant) -> None:
+def test_small_batches_and_fewer_pairs_play_the_same_clips(plant: plants.Plant) -> None:
     options: dict[str, Any] = {"by": "component", "layers": [0, 1], **QUIET}
     sound = patching.Sound("loudness", seconds=0.4, top_k=0, pairs=2, batch_size=4)
     found = patching.patch(plant.lens, plant.positive, plant.negative, None, sound, **options)
@@ -53,7 +53,7 @@ def test_small_batches_and_fewer_pairs_play_the_same_clips(plant: planted_models
     np.testing.assert_allclose(found.patched[:, 0, 1, 3], found.clean[:, 0], rtol=1e-4)
 
 
-def test_windows_and_tokens_are_patched_where_they_are(plant: planted_models.Plant) -> None:
+def test_windows_and_tokens_are_patched_where_they_are(plant: plants.Plant) -> None:
     sides = plant.positive[:2], plant.negative[:2]
     codes = plant.lens.generate(sides[0], 0.4, seeds=[0, 1], decode=False).codes
     found = patching.patch(plant.lens, *sides, codes, by="token", layers=1, sound=LOUD, **QUIET)

@@ -5,8 +5,8 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import planted
 import pytest
+from plants import tables as planted
 
 from analysis import scan, sweep
 from analysis.figures import plots, screen, spectrograms

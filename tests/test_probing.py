@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import corner_plants as plants
 import numpy as np
 import pytest
 import soundfile
 import torch
 from conftest import write_model
+from plants import corners
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
@@ -25,11 +25,11 @@ QUICK: dict[str, Any] = {"n_shuffles": 2, "n_bootstrap": 0}
 
 def planted(folder: Path) -> al.AudioLens:
     """Block 1 writes tempo and timbre, each by a head; block 2's MLP whether they agree."""
-    lens = al.AudioLens.from_pretrained(write_model(folder, layers=plants.N_LAYERS))
-    plants.quiet(lens.model)
-    plants.words(lens, 1, head=1, pair=0, axis=0)
-    plants.words(lens, 1, head=2, pair=1, axis=1)
-    plants.exclusive_or(lens, 2)
+    lens = al.AudioLens.from_pretrained(write_model(folder, layers=corners.N_LAYERS))
+    corners.quiet(lens.model)
+    corners.words(lens, 1, head=1, pair=0, axis=0)
+    corners.words(lens, 1, head=2, pair=1, axis=1)
+    corners.exclusive_or(lens, 2)
     return lens
 
 
@@ -41,7 +41,7 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> al.AudioLens:
 @pytest.fixture(scope="module")
 def given(plant: al.AudioLens) -> tuple[list[str], ActivationCache]:
     """Prompts of all four corners over the same codes in each corner, and what every block holds of them."""
-    prompts = plants.prompts(ROWS)
+    prompts = corners.prompts(ROWS)
     _, cache = plant.run_with_cache(
         prompts, _shared(4), sites=["resid_post", "attn.z", "cross_attn.z", "mlp_out"], reduce="mean"
     )
@@ -113,7 +113,7 @@ def test_prompts_codes_and_caches_give_the_same_probe(
 
 
 def test_only_the_text_is_read_at_the_first_step(plant: al.AudioLens) -> None:
-    prompts = plants.prompts(10)
+    prompts = corners.prompts(10)
     found = probing.probe(plant, prompts, _tempo(prompts), position="first", layers=[1], **QUICK)
     assert not found.baselines
     assert found.scores[0] > 0.97
@@ -125,7 +125,7 @@ def test_probe_weights_steer(plant: al.AudioLens, given: tuple[list[str], Activa
     prompts, cache = given
     found = probing.probe(plant, cache, _tempo(prompts), groups=_pairs(), baselines=(), **QUICK)
     fast = found.directions("fast")
-    written = plants.axes(plant.config.d_model)[0]
+    written = corners.axes(plant.config.d_model)[0]
     assert float(torch.cosine_similarity(fast[1], written, dim=0)) > 0.6
     np.testing.assert_allclose(found.directions("slow")[1], -fast[1], atol=1e-5)
     means = cache["resid_post", 1]

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import numpy as np
-import planted
 import pytest
 import torch
+from plants import tables as planted
 
 from analysis import similarity
 from audiolens.directions import Directions

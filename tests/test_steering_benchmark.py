@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import planted
 import pytest
 import torch
 from conftest import benchmark_script
+from plants import tables as planted
 
 import audiolens as al
 from audiolens.interventions import Add

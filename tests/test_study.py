@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import planted
 import pytest
 import soundfile
 import torch
+from plants import tables as planted
 
 import audiolens as al
 from analysis import folder, outcome, scan, study, sweep

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import planted
 import pytest
 import torch
+from plants import tables as planted
 
 import audiolens as al
 from analysis import sweep

@@ -3,6 +3,7 @@
 Each takes a tiny lens, rewrites its weights in place, and says what was planted where.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from audiolens import AudioLens
 
+CLEAN = ["fast piano", "fast dark guitar music", "a fast song", "the fast calm jazz", "fast loud drums"]
+CORRUPTED = [prompt.replace("fast", "slow") for prompt in CLEAN]
 AMPLITUDE = 50.0
 """Of what is planted, beside a stream of about five: the blocks' norms then see it at a fixed length."""
 
@@ -32,6 +35,18 @@ class Plant:
     negative: tuple[str, ...]
 
 
+def copied(lens: AudioLens) -> AudioLens:
+    """The same model, to be planted in while others go on with the first."""
+    return AudioLens(copy.deepcopy(lens.model), lens.tokenizer, name="planted")
+
+
+def deaf(lens: AudioLens) -> AudioLens:
+    """A copy with no cross-attention that writes: its text says nothing."""
+    planted = copied(lens)
+    _silence(planted)
+    return planted
+
+
 def head_plant(lens: AudioLens, layer: int, head: int) -> Plant:
     """One head of one cross-attention is the only one whose output is not zero.
 
@@ -41,9 +56,8 @@ def head_plant(lens: AudioLens, layer: int, head: int) -> Plant:
     positive = ("fast piano", "fast guitar music", "the fast song")
     negative = tuple(prompt.replace("fast", "slow") for prompt in positive)
     (direction,) = _directions(lens, 1)
+    _silence(lens)
     with torch.no_grad():
-        for block in _blocks(lens):
-            block.encoder_attn.out_proj.weight.zero_()
         signs = torch.tensor([1.0] * 3 + [-1.0] * 3)
         _read(lens, layer, head, (*positive, *negative), signs, direction)
         _hear(lens, direction)
@@ -76,6 +90,12 @@ def xor_plant(lens: AudioLens, read_at: int, written_at: int, heads: tuple[int, 
                 head.weight -= (head.weight @ feature)[:, None] * feature
         _hear(lens, direction)
     return Plant(lens, direction, read_at, heads, written_at, positive, negative)
+
+
+def _silence(lens: AudioLens) -> None:
+    with torch.no_grad():
+        for block in _blocks(lens):
+            block.encoder_attn.out_proj.weight.zero_()
 
 
 def _blocks(lens: AudioLens) -> Any:
