@@ -96,8 +96,12 @@ def test_the_wheel_holds_both_packages_and_every_data_file(tmp_path):
     assert not [path for path in tracked if (ROOT / path).exists() and path not in packed]
 
 
+def make(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=check)
+
+
 def test_help_names_every_target():
-    text = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    text = make("help").stdout
     for target in ("study", "test", "evidence", "lint", "clean"):
         assert f"make {target}" in text
 
@@ -114,11 +118,11 @@ def test_a_finished_study_is_repeated_only_when_asked(tmp_path):
     (tmp_path / "venv" / ".installed").touch()
     (tmp_path / "tempo").mkdir()
     (tmp_path / "tempo" / "summary.json").touch()
-    study = ["make", f"VENV={tmp_path / 'venv'}", f"OUT={tmp_path}", "study"]
-    text = subprocess.run(study, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    study = (f"VENV={tmp_path / 'venv'}", f"OUT={tmp_path}", "study")
+    text = make(*study).stdout
     assert "make study FORCE=1" in text
     assert re.findall("^ran .*$", text, re.MULTILINE) == [f"ran study timbre --out {tmp_path}/timbre"]
-    text = subprocess.run([*study, "FORCE=1"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    text = make(*study, "FORCE=1").stdout
     assert f"ran study tempo --out {tmp_path}/tempo --force" in text
 
 
@@ -129,13 +133,7 @@ def test_an_environment_of_an_old_python_is_made_anew(tmp_path, release, made):
     python = f'[ "$1" = -c ] && exec {sys.executable} -c "{told}$2"\nexit 0'
     _script(tmp_path / "venv" / "bin" / "python", python)
     new = _script(tmp_path / "python3.11", "exit 0")
-    done = subprocess.run(
-        ["make", f"PYTHON={new}", f"VENV={tmp_path / 'venv'}", "install"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = make(f"PYTHON={new}", f"VENV={tmp_path / 'venv'}", "install")
     assert ("Creating" in done.stdout) is made
 
 
@@ -143,12 +141,6 @@ def test_an_old_python_is_refused_in_one_line(tmp_path):
     old = tmp_path / "python3.9"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
-    done = subprocess.run(
-        ["make", f"PYTHON={old}", f"VENV={tmp_path / 'venv'}", "install"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = make(f"PYTHON={old}", f"VENV={tmp_path / 'venv'}", "install", check=False)
     assert done.returncode != 0
     assert "needs Python 3.11 or newer" in done.stderr

@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-DIVERGING = "PuOr_r"
-"""Both colour maps' name, matplotlib's and plotly's: safe for every kind of colour vision."""
+from analysis.figures.style import DIVERGING
+
 SEQUENTIAL = "cividis"
 
 

@@ -21,6 +21,7 @@ from analysis.figures.style import (
     PURPLE,
     SEVERAL,
     change_of,
+    errors,
     name_of,
     percent,
     signed,
@@ -86,10 +87,10 @@ def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> F
             _controls(upper, table[table["strategy"] == strategy])
             _references(upper, table[table["kind"] == "prompted"], poles)
             colour, marker = SEVERAL[column]
-            error = np.clip([mine["effect"] - mine["low"], mine["high"] - mine["effect"]], 0, None)
+            error = errors(mine["effect"], mine["low"], mine["high"])
             upper.errorbar(
-                mine["strength"], mine["effect"], yerr=np.nan_to_num(error), color=colour, linewidth=1.6,
-                elinewidth=1, capsize=3, zorder=4,
+                mine["strength"], mine["effect"], yerr=error, color=colour, linewidth=1.6, elinewidth=1, capsize=3,
+                zorder=4,
             )  # fmt: skip
             _points(
                 upper,
@@ -134,7 +135,7 @@ def cross_effects(table: pd.DataFrame) -> Figure:
             colour, marker = POLES[0] if strength > 0 else POLES[1]
             mine = table[table["strength"] == strength].set_index("measure").reindex(names)
             places = np.arange(len(names)) - offset
-            error = np.nan_to_num(np.clip([mine["effect"] - mine["low"], mine["high"] - mine["effect"]], 0, None))
+            error = errors(mine["effect"], mine["low"], mine["high"])
             axes.errorbar(
                 mine["effect"], places, xerr=error, color=colour, marker=marker, linestyle="none", markersize=5,
                 elinewidth=1, capsize=2, alpha=1.0 if abs(strength) == largest else 0.45, label=f"{strength:+g}",
@@ -182,7 +183,7 @@ def strengths(table: pd.DataFrame, measured: str) -> Figure:
         axes = figure.add_subplot()
         for place, (name, mine) in enumerate(lines(table)):
             colour, marker = SEVERAL[place % len(SEVERAL)]
-            error = np.nan_to_num(np.clip([mine["effect"] - mine["low"], mine["high"] - mine["effect"]], 0, None))
+            error = errors(mine["effect"], mine["low"], mine["high"])
             axes.errorbar(mine["strength"], mine["effect"], yerr=error, color=colour, elinewidth=1, capsize=2)
             _points(axes, mine["strength"], mine["effect"], mine["failed"], colour, marker, 1.0, name)
         axes.axhline(0, color=BLACK, linewidth=0.8)

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.figures.plots import lines
-from analysis.figures.style import BLACK, GREEN, GREY, PURPLE, SEVERAL, SYMBOLS, change_of, plain
+from analysis.figures.style import BLACK, GREEN, GREY, PURPLE, SEVERAL, SYMBOLS, change_of, plain, screen_errors
 
 
 def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> go.Figure:
@@ -23,12 +23,7 @@ def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> g
         figure.add_scatter(
             x=mine["strength"],
             y=mine["effect"],
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": (mine["high"] - mine["effect"]).fillna(0),
-                "arrayminus": (mine["effect"] - mine["low"]).fillna(0),
-            },
+            error_y=screen_errors(mine["effect"], mine["low"], mine["high"]),
             customdata=mine["failed"],
             hovertemplate="strength %{x:+g}: %{y:+.1%}, %{customdata:.0%} failed<extra>" + str(strategy) + "</extra>",
             mode="lines+markers",

@@ -5,11 +5,12 @@ Colours are Okabe and Ito's, told apart by every kind of colour vision; markers 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, RED, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#8A8A8A"
+DIVERGING = "PuOr_r"
+"""The map of what has a sign, by the name that matplotlib and plotly share: safe for every kind of colour vision."""
 POLES = ((RED, "o"), (BLUE, "s"))
 """Colour and marker of the positive and the negative pole."""
 SEVERAL = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (RED, "v"), (SKY, "P"), (BLACK, "X"))
@@ -98,6 +101,42 @@ def percent(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(signed))
 
 
+def errors(value: Any, low: Any, high: Any) -> np.ndarray:
+    """How far an interval reaches below and above, "side point": nothing where there is none."""
+    value, low, high = (np.asarray(one, dtype=float) for one in (value, low, high))
+    return np.nan_to_num(np.clip([value - low, high - value], 0, None))
+
+
+def screen_errors(value: Any, low: Any, high: Any) -> dict[str, Any]:
+    """The same as plotly's error bars."""
+    below, above = errors(value, low, high)
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
+
+
 def plain(figure: go.Figure) -> go.Figure:
     """The look on screen."""
     return figure.update_layout(template="simple_white", margin={"l": 70, "r": 20, "t": 50, "b": 60})
+
+
+def sliding(
+    figure: go.Figure, layers: Sequence[int], titles: Sequence[str], axes: Sequence[dict[str, str]] = (), each: int = 1
+) -> go.Figure:
+    """The figure with a slider over layers, whose traces stand one behind the other, so many `each`.
+
+    `axes` are a layer's further settings, "xaxis.title.text" for one.
+    """
+    further = axes or [{} for _ in layers]
+    steps = [
+        {
+            "method": "update",
+            "label": str(layer),
+            "args": [
+                {"visible": [i // each == place for i in range(each * len(layers))]},
+                {"title.text": titles[place], **further[place]},
+            ],
+        }
+        for place, layer in enumerate(layers)
+    ]
+    figure.update_layout({key.replace(".", "_"): value for key, value in further[0].items()})
+    slider = {"steps": steps, "currentvalue": {"prefix": "block "}, "pad": {"t": 40}}
+    return plain(figure.update_layout(title=titles[0], sliders=[slider]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import plotly.graph_objects as go
@@ -12,10 +12,10 @@ from matplotlib.ticker import MaxNLocator
 from plotly.subplots import make_subplots
 
 from analysis.figures.captions import captioned, screen_plain
-from analysis.figures.style import BLACK, SEVERAL, SYMBOLS, styled
+from analysis.figures.style import BLACK, SEVERAL, SYMBOLS, errors, styled
 
 if TYPE_CHECKING:
-    from analysis.layer_attribution.evidence import Evidence, LayerAttribution
+    from analysis.layer_attribution.evidence import LayerAttribution
 
 
 def paper(result: LayerAttribution, normalised: bool) -> Figure:
@@ -30,8 +30,8 @@ def paper(result: LayerAttribution, normalised: bool) -> Figure:
             scale = float(np.nanmax(np.abs(one.values))) or 1.0
             by = scale if normalised else 1.0
             axes.errorbar(
-                one.layers, one.values / by, yerr=_errors(one) / by, color=colour, marker=marker, markersize=4.5,
-                capsize=2, elinewidth=1, linewidth=1.3,
+                one.layers, one.values / by, yerr=errors(one.values, one.low, one.high) / by, color=colour,
+                marker=marker, markersize=4.5, capsize=2, elinewidth=1, linewidth=1.3,
                 label=f"{one.name} (1 is {scale:.3g} {one.unit})" if normalised else one.name,
             )  # fmt: skip
             at = one.layers.index(one.peak)
@@ -61,7 +61,7 @@ def screen(result: LayerAttribution, normalised: bool) -> go.Figure:
         colour, marker = SEVERAL[place % len(SEVERAL)]
         scale = float(np.nanmax(np.abs(one.values))) or 1.0
         by = scale if normalised else 1.0
-        below, above = _errors(one) / by
+        below, above = errors(one.values, one.low, one.high) / by
         row = 1 if normalised else place + 1
         figure.add_scatter(
             x=list(one.layers), y=one.values / by, customdata=one.values, mode="lines+markers", line_color=colour,
@@ -73,10 +73,6 @@ def screen(result: LayerAttribution, normalised: bool) -> go.Figure:
     figure.update_xaxes(title_text="block", row=count, col=1)
     figure.update_layout(height=420 if normalised else 160 + 170 * count)
     return screen_plain(figure, _caption(normalised))
-
-
-def _errors(one: Evidence) -> Any:
-    return np.nan_to_num(np.clip([one.values - one.low, one.high - one.values], 0, None))
 
 
 def _caption(normalised: bool) -> str:

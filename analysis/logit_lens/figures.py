@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from analysis.figures import spectrograms
 from analysis.figures.captions import captioned, screen_plain
-from analysis.figures.style import GREY, SEVERAL, SYMBOLS, axis_of, styled
+from analysis.figures.style import GREY, SEVERAL, SYMBOLS, axis_of, screen_errors, styled
 
 if TYPE_CHECKING:
     from analysis.logit_lens.audible import Audible
@@ -65,10 +65,7 @@ def screen(result: LogitLensResult) -> go.Figure:
                 x=mine["layer"], y=mine[name], row=1, col=column, mode="lines+markers", line_color=colour,
                 marker_symbol=SYMBOLS[marker], name=f"codebook {codebook}", showlegend=column == 1,
                 legendgroup=str(codebook),
-                error_y={
-                    "type": "data", "symmetric": False, "array": mine[f"{name}_high"] - mine[name],
-                    "arrayminus": mine[name] - mine[f"{name}_low"],
-                },
+                error_y=screen_errors(mine[name], mine[f"{name}_low"], mine[f"{name}_high"]),
             )  # fmt: skip
     figure.update_xaxes(title_text="block")
     figure.update_yaxes(type="log", row=1, col=1)

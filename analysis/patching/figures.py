@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.style import BLACK, GREY, axis_of, styled
+from analysis.figures.style import BLACK, DIVERGING, GREY, axis_of, styled
 from analysis.statistics import LEVEL
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def unit_of(result: PatchingResult) -> str:
 def _panel(figure: Figure, axes: Axes, result: PatchingResult, codebook: int | str) -> None:
     values = result.effect(codebook)
     most = float(np.nanmax(np.abs(values))) or 1.0
-    image = axes.imshow(values, cmap="PuOr_r", vmin=-most, vmax=most, origin="lower", aspect="auto")
+    image = axes.imshow(values, cmap=DIVERGING, vmin=-most, vmax=most, origin="lower", aspect="auto")
     significant = result.means.p_adjusted[result._place(codebook)] <= LEVEL
     narrow = len(result.columns) <= _WIDEST
     for (row, column), value in np.ndenumerate(values):
@@ -116,7 +116,7 @@ def screen(result: PatchingResult, codebook: int | str = "total") -> go.Figure:
             y=rows,
             zmin=-most,
             zmax=most,
-            colorscale="PuOr_r",
+            colorscale=DIVERGING,
             colorbar_title=result.unit,
             text=np.where(found.p_adjusted[place] <= LEVEL, "•", ""),
             texttemplate="%{text}",

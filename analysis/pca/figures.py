@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
-from analysis.figures.style import SYMBOLS, looks, plain, styled
+from analysis.figures.style import SYMBOLS, looks, sliding, styled
 
 if TYPE_CHECKING:
     from analysis.pca.components import PCAResult, Trajectories
@@ -62,7 +61,7 @@ def panels_screen(result: PCAResult) -> go.Figure:
                 marker={"color": colour, "symbol": SYMBOLS[marker], "size": 7, "opacity": 0.7},
             )  # fmt: skip
     titles = [f"block {layer}: silhouette {result.silhouettes[i]:.2f}" for i, layer in enumerate(result.layers)]
-    return _sliding(figure, result.layers, len(poles), titles, _flat_axes(result))
+    return sliding(figure, result.layers, titles, _flat_axes(result), each=len(poles))
 
 
 def space_paper(result: PCAResult) -> Figure:
@@ -112,7 +111,7 @@ def space_screen(result: PCAResult) -> go.Figure:
         }
         for explained in result.explained
     ]
-    return _sliding(figure, result.layers, len(poles), titles, axes)
+    return sliding(figure, result.layers, titles, axes, each=len(poles))
 
 
 def paths_paper(result: Trajectories) -> Figure:
@@ -175,26 +174,7 @@ def paths_screen(result: Trajectories) -> go.Figure:
                 hovertemplate="%{customdata[0]:.2f} s, silhouette %{customdata[1]:.2f}<extra>" + pole + "</extra>",
             )  # fmt: skip
     titles = [f"block {layer}: paths of the poles" for layer in result.layers]
-    return _sliding(figure, result.layers, len(result.poles), titles, _flat_axes(result))
-
-
-def _sliding(
-    figure: go.Figure, layers: Sequence[int], each: int, titles: Sequence[str], axes: Sequence[dict[str, str]]
-) -> go.Figure:
-    steps = [
-        {
-            "method": "update",
-            "label": str(layer),
-            "args": [
-                {"visible": [i // each == place for i in range(each * len(layers))]},
-                {"title.text": titles[place], **axes[place]},
-            ],
-        }
-        for place, layer in enumerate(layers)
-    ]
-    figure.update_layout({key.replace(".", "_"): value for key, value in axes[0].items()})
-    slider = {"steps": steps, "currentvalue": {"prefix": "block "}, "pad": {"t": 40}}
-    return plain(figure.update_layout(title=titles[0], sliders=[slider]))
+    return sliding(figure, result.layers, titles, _flat_axes(result), each=len(result.poles))
 
 
 def _flat_axes(result: PCAResult | Trajectories) -> list[dict[str, str]]:

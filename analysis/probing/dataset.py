@@ -110,7 +110,7 @@ class Dataset:
             ).codes.cpu()  # fmt: skip
         elif codes.ndim == 3 and len(codes) == 1:
             codes = codes.expand(len(listed), -1, -1)
-        return cls(np.asarray(labels), listed, codes, groups=_array(groups), name=name)
+        return cls(np.asarray(labels), listed, codes, groups=array_of(groups), name=name)
 
     @classmethod
     def from_arrays(
@@ -150,7 +150,7 @@ class Dataset:
         audio = np.stack([wave[:samples] for wave in waves])
         codes = encoded(lens, audio, sample_rate)
         told = tuple(prompts) if prompts is not None else (None,) * len(waves)
-        return cls(np.asarray(labels), told, codes, audio, sample_rate, _array(groups), name, unit)
+        return cls(np.asarray(labels), told, codes, audio, sample_rate, array_of(groups), name, unit)
 
     @classmethod
     def from_folder(
@@ -383,5 +383,6 @@ def _mono(sound: Any, place: int) -> Float[np.ndarray, " sample"]:
     return wave if wave.ndim == 1 else wave.mean(0)
 
 
-def _array(values: Any) -> np.ndarray | None:
+def array_of(values: Any) -> np.ndarray | None:
+    """An array, where anything was given."""
     return None if values is None else np.asarray(values)

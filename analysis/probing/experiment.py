@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from joblib import Parallel, delayed
 
 from analysis.probing import features
-from analysis.probing.dataset import Dataset, Task, checked_groups, checked_labels, same, task_of
+from analysis.probing.dataset import Dataset, Task, array_of, checked_groups, checked_labels, same, task_of
 from analysis.probing.features import Baseline, Features, Position
 from analysis.probing.probes import KINDS, Kind, Plan, Probe, Scored, target_of
 from analysis.probing.result import ProbeResult
@@ -171,12 +171,12 @@ def _rows(
         if isinstance(data, str) or not isinstance(data, Sequence):
             raise InputError(f"data={type(data).__name__}: expected a Dataset, a cache, prompts, or an array.")
         if codes is None and position in ("first", "eos"):
-            return Dataset(np.asarray(labels), tuple(data), groups=_array(groups)), None
+            return Dataset(np.asarray(labels), tuple(data), groups=array_of(groups)), None
         return Dataset.from_prompts(lens, data, labels, codes=codes, groups=groups), None
     if codes is not None:
         raise InputError("codes go with prompts: these activations were read already.")
     checked = checked_labels(labels, found.values.shape[1])
-    return Dataset(checked, prompts, groups=checked_groups(_array(groups), len(checked), [same(prompts)])), found
+    return Dataset(checked, prompts, groups=checked_groups(array_of(groups), len(checked), [same(prompts)])), found
 
 
 def _checked_kind(kind: Any, task: Any) -> Kind:
@@ -253,7 +253,3 @@ def _meta(
         revision=getattr(lens.model.config, "_commit_hash", None),
         versions=provenance.versions(),
     )
-
-
-def _array(values: Any) -> np.ndarray | None:
-    return None if values is None else np.asarray(values)

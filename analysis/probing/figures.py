@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
-from analysis.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, styled
+from analysis.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, errors, screen_errors, styled
 
 if TYPE_CHECKING:
     from analysis.probing.result import ProbeResult
@@ -59,7 +59,7 @@ def _blocks(result: ProbeResult) -> Figure:
             axes.axhspan(other.interval.low, other.interval.high, color=colour, alpha=0.13, linewidth=0)
             axes.axhline(other.score, color=colour, linestyle=line, linewidth=1.3, label=f"{name}, no model")
         score = mine["score"].to_numpy(float)
-        error = np.nan_to_num(np.clip([score - mine["low"], mine["high"] - score], 0, None))
+        error = errors(score, mine["low"], mine["high"])
         axes.errorbar(
             x, score, yerr=error, color=BLUE, marker="o", markersize=4.5, linewidth=1.4, elinewidth=1, capsize=2.5,
             zorder=4, label=f"{_site(result)}, {result.probe.kind} probe",
@@ -118,12 +118,7 @@ def _blocks_on_screen(result: ProbeResult) -> go.Figure:
     figure.add_scatter(
         x=names,
         y=score,
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": np.nan_to_num(mine["high"] - score),
-            "arrayminus": np.nan_to_num(score - mine["low"]),
-        },
+        error_y=screen_errors(score, mine["low"], mine["high"]),
         customdata=np.stack([mine["shuffled"], mine["p"], mine["auc"].fillna(np.nan)], axis=1),
         hovertemplate="%{x}: %{y:.3f}, shuffled %{customdata[0]:.3f}, p %{customdata[1]:.3f}, "
         "AUC %{customdata[2]:.3f}<extra></extra>",

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
-from analysis.figures.style import BLACK, GREY, plain, styled
+from analysis.figures.style import BLACK, DIVERGING, GREY, plain, sliding, styled
 
 if TYPE_CHECKING:
     from analysis.similarity.cosines import Comparison, CosineMap
@@ -20,7 +20,7 @@ def map_paper(result: CosineMap) -> Figure:
     with styled():
         figure = Figure(figsize=(1.9 + 0.42 * columns, 1.3 + 0.42 * rows), layout="constrained")
         axes = figure.add_subplot()
-        image = axes.imshow(result.cosines, vmin=-1, vmax=1, cmap="PuOr_r", origin="lower")
+        image = axes.imshow(result.cosines, vmin=-1, vmax=1, cmap=DIVERGING, origin="lower")
         axes.set_xticks(range(columns), [str(layer) for layer in result.other_layers])
         axes.set_yticks(range(rows), [str(layer) for layer in result.layers])
         first, second = result.names
@@ -56,7 +56,7 @@ def map_screen(result: CosineMap) -> go.Figure:
             y=list(result.layers),
             zmin=-1,
             zmax=1,
-            colorscale="PuOr_r",
+            colorscale=DIVERGING,
             colorbar_title="cosine",
             text=np.where(result.significant, "*", ""),
             texttemplate="%{text}",
@@ -90,7 +90,7 @@ def comparison_paper(result: Comparison) -> Figure:
                 continue
             axes.grid(False)
             shown = np.where(np.tri(names, dtype=bool), result.cosines[place], np.nan)
-            image = axes.imshow(shown, vmin=-1, vmax=1, cmap="PuOr_r")
+            image = axes.imshow(shown, vmin=-1, vmax=1, cmap=DIVERGING)
             for row, column in zip(*np.tril_indices(names, -1), strict=True):
                 value = result.cosines[place, row, column]
                 text = f"{value:.2f}{'*' if marks[place, row, column] else ''}"
@@ -119,28 +119,12 @@ def comparison_screen(result: Comparison) -> go.Figure:
         ]
         figure.add_heatmap(
             z=result.cosines[place], x=list(result.names), y=list(result.names), zmin=-1, zmax=1,
-            colorscale="PuOr_r", colorbar_title="cosine", text=text, texttemplate="%{text}",
+            colorscale=DIVERGING, colorbar_title="cosine", text=text, texttemplate="%{text}",
             customdata=result.p[place], visible=place == 0,
             hovertemplate="%{y} and %{x}: %{z:.3f}, p %{customdata:.3g}<extra></extra>",
         )  # fmt: skip
-    steps = [
-        {
-            "method": "update",
-            "label": str(layer),
-            "args": [
-                {"visible": [i == place for i in range(len(result.layers))]},
-                {"title.text": f"block {layer}; {_beyond(result)}"},
-            ],
-        }
-        for place, layer in enumerate(result.layers)
-    ]
-    return figure.update_layout(
-        template="simple_white",
-        title=f"block {result.layers[0]}; {_beyond(result)}",
-        yaxis_autorange="reversed",
-        sliders=[{"steps": steps, "currentvalue": {"prefix": "block "}, "pad": {"t": 60}}],
-        margin={"l": 90, "r": 20, "t": 50, "b": 60},
-    )
+    titles = [f"block {layer}; {_beyond(result)}" for layer in result.layers]
+    return sliding(figure, result.layers, titles).update_layout(yaxis_autorange="reversed", margin_l=90)
 
 
 def _beyond(result: Comparison) -> str:

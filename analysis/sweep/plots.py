@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, ScalarFormatter
 
-from analysis.figures.style import BLACK, GREY, POLES, SEVERAL, change_of, name_of, signed, styled
+from analysis.figures.style import BLACK, DIVERGING, GREY, POLES, SEVERAL, change_of, errors, name_of, signed, styled
 from analysis.statistics import MOST_FAILED
 from analysis.sweep.dose import spoken
 from analysis.sweep.response import is_ratio, unit_of_change
@@ -45,7 +45,7 @@ def layer_map(result: LayerMap) -> Figure:
         axes = figure.add_subplot()
         most = float(np.nanmax(np.abs(result.effect), initial=0)) or 1.0
         axes.set_facecolor("#D9D9D9")
-        image = axes.imshow(result.effect, vmin=-most, vmax=most, cmap="PuOr_r", origin="lower", aspect="auto")
+        image = axes.imshow(result.effect, vmin=-most, vmax=most, cmap=DIVERGING, origin="lower", aspect="auto")
         axes.set_xticks(range(columns), [f"{strength:+g}" if strength else "0" for strength in result.strengths])
         axes.set_yticks(range(rows), [str(layer) for layer in result.layers])
         axes.set_xlabel("strength [differences of means]")
@@ -185,7 +185,7 @@ def front(result: Front) -> Figure:
 def _intervals(
     axes: Axes, rows: pd.DataFrame, heights: Any, colour: str, marker: str, label: str, alpha: float = 1.0
 ) -> None:
-    error = np.nan_to_num(np.clip([rows["effect"] - rows["low"], rows["high"] - rows["effect"]], 0, None))
+    error = errors(rows["effect"], rows["low"], rows["high"])
     axes.errorbar(
         rows["effect"], heights, xerr=error, color=colour, marker=marker, linestyle="none", markersize=5, elinewidth=1,
         capsize=2, alpha=alpha, label=label,

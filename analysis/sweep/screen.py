@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.figures.style import BLACK, GREY, POLES, SEVERAL, SYMBOLS, name_of, plain
+from analysis.figures.style import BLACK, DIVERGING, GREY, POLES, SEVERAL, SYMBOLS, name_of, plain, screen_errors
 from analysis.sweep.dose import spoken
 from analysis.sweep.plots import LOSSES, labelled
 from analysis.sweep.response import is_ratio
@@ -35,7 +35,7 @@ def layer_map(result: LayerMap) -> go.Figure:
             y=[str(layer) for layer in result.layers],
             zmin=-most,
             zmax=most,
-            colorscale="PuOr_r",
+            colorscale=DIVERGING,
             customdata=result.failed,
             colorbar={"title": "change", "tickformat": "+.0%" if shares else "+.2g"},
             hovertemplate="block %{y}, strength %{x}: %{z:"
@@ -146,12 +146,7 @@ def _intervals(figure: go.Figure, rows: Any, names: Any, colour: str, marker: st
     figure.add_scatter(
         x=rows["effect"],
         y=names,
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": (rows["high"] - rows["effect"]).fillna(0),
-            "arrayminus": (rows["effect"] - rows["low"]).fillna(0),
-        },
+        error_x=screen_errors(rows["effect"], rows["low"], rows["high"]),
         mode="markers",
         marker={"color": colour, "symbol": SYMBOLS[marker], "size": 8},
         name=label,
