@@ -1,7 +1,8 @@
 """Experiments on an audiolens model: each takes a lens or a cache and returns a result you can table and plot.
 
-Modules load on first use (`analysis.probing`, `from analysis import sweep`), so the command line starts at once.
-`analysis` imports `audiolens`, never the reverse.
+Each has a package (`analysis.probing`, `from analysis import sweep`) that exports what users call, and whose other
+modules are the parts it is made of. They load on first use, so the command line starts at once. `analysis` imports
+`audiolens`, never the reverse.
 """
 
 from importlib import import_module
