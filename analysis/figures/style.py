@@ -119,11 +119,17 @@ def plain(figure: go.Figure) -> go.Figure:
 
 
 def sliding(
-    figure: go.Figure, layers: Sequence[int], titles: Sequence[str], axes: Sequence[dict[str, str]] = (), each: int = 1
+    figure: go.Figure,
+    layers: Sequence[int],
+    titles: Sequence[str],
+    axes: Sequence[dict[str, str]] = (),
+    *,
+    each: int = 1,
+    gap: int = 40,
 ) -> go.Figure:
     """The figure with a slider over layers, whose traces stand one behind the other, so many `each`.
 
-    `axes` are a layer's further settings, "xaxis.title.text" for one.
+    `axes` are a layer's further settings, "xaxis.title.text" for one; `gap` is what the labels above need, in pixels.
     """
     further = axes or [{} for _ in layers]
     steps = [
@@ -138,5 +144,5 @@ def sliding(
         for place, layer in enumerate(layers)
     ]
     figure.update_layout({key.replace(".", "_"): value for key, value in further[0].items()})
-    slider = {"steps": steps, "currentvalue": {"prefix": "block "}, "pad": {"t": 40}}
+    slider = {"steps": steps, "currentvalue": {"prefix": "block "}, "pad": {"t": gap}}
     return plain(figure.update_layout(title=titles[0], sliders=[slider]))

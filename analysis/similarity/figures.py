@@ -124,7 +124,7 @@ def comparison_screen(result: Comparison) -> go.Figure:
             hovertemplate="%{y} and %{x}: %{z:.3f}, p %{customdata:.3g}<extra></extra>",
         )  # fmt: skip
     titles = [f"block {layer}; {_beyond(result)}" for layer in result.layers]
-    return sliding(figure, result.layers, titles).update_layout(yaxis_autorange="reversed", margin_l=90)
+    return sliding(figure, result.layers, titles, gap=60).update_layout(yaxis_autorange="reversed", margin_l=90)
 
 
 def _beyond(result: Comparison) -> str:
