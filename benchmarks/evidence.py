@@ -21,8 +21,8 @@ from analysis import study as studies
 from analysis.figures import spectrograms
 from analysis.listening import share_cores
 from analysis.outcome import CROSSED
-from analysis.sweep.response import MEASURED, effects
 from analysis.sweep import BASELINE, Condition
+from analysis.sweep.response import MEASURED, effects
 from audiolens import AudioLens, prompts, steer
 from audiolens.etude import evaluate
 from audiolens.etude.train import WEIGHTS

@@ -20,8 +20,8 @@ from scipy.stats import spearmanr
 
 from analysis import placement, scan, sweep
 from analysis.listening import Listener, share_cores
-from analysis.response import MEASURED, effects
 from analysis.statistics import MOST_FAILED
+from analysis.sweep.response import MEASURED, effects
 from audiolens import AudioLens, difference_in_means
 from audiolens.prompts import load
 from audiolens.steering import Strategy

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import planted_models
+import plants
 import pytest
 import torch
 from conftest import write_model
@@ -28,12 +28,12 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("five"), layers=BLOCKS)
 
 
-def set_of(plant: planted_models.Plant) -> PromptSet:
+def set_of(plant: plants.Plant) -> PromptSet:
     """The plant's poles as a set without words of its own: pairs are then the words."""
     return PromptSet("planted", ("high", "low"), plant.positive, plant.negative, NEUTRAL)
 
 
-def placed(plant: planted_models.Plant, **options: Any) -> placement.Placement:
+def placed(plant: plants.Plant, **options: Any) -> placement.Placement:
     lens, sets = plant.lens, set_of(plant)
     n = min(len(plant.positive), len(plant.negative))
     codes = lens.generate(list(NEUTRAL[:n]), 0.6, seeds=list(range(n)), guidance_scale=1.0, decode=False).codes
@@ -45,7 +45,7 @@ def placed(plant: planted_models.Plant, **options: Any) -> placement.Placement:
 
 @pytest.mark.parametrize(("layer", "head"), [(0, 1), (1, 3), (3, 0), (4, 2)])
 def test_a_planted_head_is_placed_at_its_block(five: Path, layer: int, head: int) -> None:
-    plant = planted_models.head_plant(al.AudioLens.from_pretrained(five), layer, head)
+    plant = plants.head_plant(al.AudioLens.from_pretrained(five), layer, head)
     found = placed(plant)
     assert (found.strategy, found.layer) == ("one-to-one", layer)
     assert found.where == {"strategy": "one-to-one", "layer": layer}
@@ -57,24 +57,24 @@ def test_a_planted_head_is_placed_at_its_block(five: Path, layer: int, head: int
 
 @pytest.mark.parametrize(("read_at", "written_at"), [(0, 2), (2, 4), (1, 3)])
 def test_an_exclusive_or_is_placed_at_the_mlp_that_writes_it(five: Path, read_at: int, written_at: int) -> None:
-    plant = planted_models.xor_plant(al.AudioLens.from_pretrained(five), read_at, written_at)
+    plant = plants.xor_plant(al.AudioLens.from_pretrained(five), read_at, written_at)
     found = placed(plant)
     assert (found.strategy, found.layer) == ("one-to-one", written_at)
 
 
 @pytest.fixture(scope="module")
-def plant(five: Path) -> planted_models.Plant:
-    return planted_models.head_plant(al.AudioLens.from_pretrained(five), 1, 3)
+def plant(five: Path) -> plants.Plant:
+    return plants.head_plant(al.AudioLens.from_pretrained(five), 1, 3)
 
 
 @pytest.fixture(scope="module")
-def full(plant: planted_models.Plant) -> placement.Placement:
+def full(plant: plants.Plant) -> placement.Placement:
     """With everything computed beside, and one kind of evidence of one's own."""
     own = dict(zip(("layer", "value"), (range(1, BLOCKS), (0.1, 0.2, 0.9, 0.3)), strict=True))
     return placed(plant, compute=("probe", "patching", "attribution"), evidence={"mine": pd.DataFrame(own)})
 
 
-def test_shifts_are_those_of_raw_hooks(plant: planted_models.Plant) -> None:
+def test_shifts_are_those_of_raw_hooks(plant: plants.Plant) -> None:
     """A naive loop over hooks on the bare model, and the metric written out code by code."""
     lens, sets = plant.lens, set_of(plant)
     codes = torch.randint(0, 32, (2, 4, 9), generator=torch.Generator().manual_seed(3))
@@ -146,7 +146,7 @@ def test_everything_else_stands_beside(full: placement.Placement) -> None:
     assert "high" in repr(full)
 
 
-def test_other_evidence_may_decide(plant: planted_models.Plant) -> None:
+def test_other_evidence_may_decide(plant: plants.Plant) -> None:
     found = placed(plant, by="mine", evidence={"mine": [0, 0.1, 0.2, 0.9, 0.3]}, strategies=("one-to-all",))
     assert found.name == "one-to-all 3"
     assert np.isnan(found.certainty)
@@ -159,7 +159,7 @@ def test_both_figures_are_drawn(full: placement.Placement, tmp_path: Path) -> No
     assert {"one-to-one", "one-to-all", "placed here", "patching"} <= set(names)
 
 
-def test_the_same_call_places_alike(plant: planted_models.Plant) -> None:
+def test_the_same_call_places_alike(plant: plants.Plant) -> None:
     one, other = placed(plant), placed(plant)
     assert one.candidates.equals(other.candidates)
 
@@ -177,12 +177,12 @@ def test_the_same_call_places_alike(plant: planted_models.Plant) -> None:
         ({"prompts": ["piano"]}, "rows of codes"),
     ],
 )
-def test_what_cannot_be_placed_is_refused(plant: planted_models.Plant, options: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_placed_is_refused(plant: plants.Plant, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         placed(plant, **options)
 
 
-def test_poles_that_do_not_differ_are_refused(plant: planted_models.Plant) -> None:
+def test_poles_that_do_not_differ_are_refused(plant: plants.Plant) -> None:
     lens, sets = plant.lens, set_of(plant)
     codes = torch.zeros(3, 4, 5, dtype=torch.long)
     directions = al.difference_in_means(lens, sets.positive, sets.negative, codes=codes)
@@ -202,7 +202,7 @@ def test_a_model_whose_text_is_a_prefix_is_placed_too(melody_lens: al.AudioLens)
     assert np.isfinite(found.candidates.alignment).all()
 
 
-def test_prompts_go_round_batches_without_a_trace(plant: planted_models.Plant) -> None:
+def test_prompts_go_round_batches_without_a_trace(plant: plants.Plant) -> None:
     whole, parts = placed(plant, batch_size=16), placed(plant, batch_size=2)
     np.testing.assert_allclose(whole.candidates.alignment, parts.candidates.alignment, atol=1e-4)
     assert whole.row_steps == parts.row_steps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import plotly.graph_objects as go
@@ -11,9 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from plotly.subplots import make_subplots
 
-from analysis.captions import captioned, screen_plain
-from analysis.plots import BLACK, GREY, SEVERAL, styled
-from analysis.screen import SYMBOLS
+from analysis.figures.captions import captioned, screen_plain
+from analysis.figures.style import BLACK, GREY, SEVERAL, SYMBOLS, errors, screen_errors, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,13 +29,12 @@ def paper(placement: Placement) -> Figure:
         panels = figure.subplots(1 + len(others), 1, sharex=True, squeeze=False, height_ratios=heights).ravel()
         axes = panels[0]
         for (strategy, mine), (colour, marker) in zip(_strategies(placement), SEVERAL, strict=False):
-            errors = _errors(mine)
             if mine.layer.isna().all():
                 axes.axhline(mine.alignment.iloc[0], color=colour, linestyle="--", label=strategy)
                 continue
             axes.errorbar(
-                mine.layer.astype(int), mine.alignment, yerr=errors, color=colour, marker=marker, markersize=4.5,
-                capsize=2, elinewidth=1, linewidth=1.3, label=strategy,
+                mine.layer.astype(int), mine.alignment, yerr=errors(mine.alignment, mine.low, mine.high),
+                color=colour, marker=marker, markersize=4.5, capsize=2, elinewidth=1, linewidth=1.3, label=strategy,
             )  # fmt: skip
         if placement.random:
             most = max(map(abs, placement.random))
@@ -51,10 +49,9 @@ def paper(placement: Placement) -> Figure:
         axes.set_title(f"{placement.concept}: {' / '.join(placement.poles)}", fontsize=10, loc="left")
         figure.legend(loc="outside upper center", ncols=4)
         for panel, one in zip(panels[1:], others, strict=True):
-            below, above = np.nan_to_num(np.clip([one.values - one.low, one.high - one.values], 0, None))
             panel.errorbar(
-                one.layers, one.values, yerr=[below, above], color=BLACK, marker=".", capsize=2, elinewidth=1,
-                linewidth=1.1,
+                one.layers, one.values, yerr=errors(one.values, one.low, one.high), color=BLACK, marker=".",
+                capsize=2, elinewidth=1, linewidth=1.1,
             )  # fmt: skip
             panel.axhline(0, color=BLACK, linewidth=0.7)
             panel.set_title(one.name, fontsize=8.5, loc="left")
@@ -81,11 +78,10 @@ def screen(placement: Placement) -> go.Figure:
             figure.add_scatter(x=ends, y=[mine.alignment.iloc[0]] * 2, mode="lines", name=strategy, row=1, col=1,
                                line={"color": colour, "dash": "dash"})  # fmt: skip
             continue
-        below, above = _errors(mine)
         figure.add_scatter(
             x=mine.layer.astype(int), y=mine.alignment, mode="lines+markers", line_color=colour, name=strategy,
             marker={"symbol": SYMBOLS[marker], "size": 8}, customdata=np.stack([mine.gain, mine.strength], 1),
-            error_y={"type": "data", "symmetric": False, "array": above, "arrayminus": below}, row=1, col=1,
+            error_y=screen_errors(mine.alignment, mine.low, mine.high), row=1, col=1,
             hovertemplate="block %{x}: cosine %{y:.3f}<br>gain %{customdata[0]:.3g}, as far as the word at "
             "%{customdata[1]:.3g}<extra>" + strategy + "</extra>",
         )  # fmt: skip
@@ -98,10 +94,9 @@ def screen(placement: Placement) -> go.Figure:
             marker={"symbol": "circle-open", "size": 18, "color": BLACK, "line": {"width": 2}},
         )  # fmt: skip
     for row, one in enumerate(others, start=2):
-        below, above = np.nan_to_num(np.clip([one.values - one.low, one.high - one.values], 0, None))
         figure.add_scatter(
             x=list(one.layers), y=one.values, mode="lines+markers", line_color=BLACK, name=one.name, showlegend=False,
-            error_y={"type": "data", "symmetric": False, "array": above, "arrayminus": below}, row=row, col=1,
+            error_y=screen_errors(one.values, one.low, one.high), row=row, col=1,
             hovertemplate=f"block %{{x}}: %{{y:.4g}} {one.unit}<extra>{one.name}</extra>",
         )  # fmt: skip
         figure.update_yaxes(title_text=one.unit, row=row, col=1)
@@ -114,10 +109,6 @@ def screen(placement: Placement) -> go.Figure:
 def _strategies(placement: Placement) -> list[tuple[str, pd.DataFrame]]:
     table = placement.candidates
     return [(str(name), table[table.strategy == name]) for name in table.strategy.unique()]
-
-
-def _errors(mine: pd.DataFrame) -> Any:
-    return np.nan_to_num(np.clip([mine.alignment - mine.low, mine.high - mine.alignment], 0, None))
 
 
 def _caption(placement: Placement) -> str:

@@ -1,0 +1,131 @@
+"""Placing: every candidate tried on given codes, and the best named.
+
+`place` puts the direction into every candidate place (one layer's vector at its own block, at all blocks, ...), reads
+given codes, and compares what that does to the next codes with what the concept's *words* do to them: the place where
+a direction says most nearly the same as words, and least of anything else, is the one. No clip is steered or heard for
+it. Other evidence (probes, patching, attribution, lengths, or your own) stands beside it, and may decide instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, get_args
+
+from jaxtyping import Int
+from torch import Tensor
+
+from analysis.placement.beside import Beside, checked_kinds, computed
+from analysis.placement.result import ALIGNMENT, Placement, chosen
+from analysis.placement.shifts import Candidate, asked_in_words, candidates, checked_strategies, shifts_of
+from audiolens import prompts as prompt_sets
+from audiolens.directions import Directions, difference_in_means
+from audiolens.errors import InputError, InputTypeError
+from audiolens.prompts import PromptSet
+from audiolens.steering import Strategy
+
+if TYPE_CHECKING:
+    from audiolens import AudioLens
+
+READ_PROMPTS = 48
+"""Of either pole, that directions are read from where none are given."""
+
+
+def place(
+    lens: AudioLens,
+    concept: str | PromptSet,
+    directions: Directions | None = None,
+    *,
+    strategies: Sequence[Strategy] = ("one-to-one", "one-to-all"),
+    layers: int | Sequence[int] | None = None,
+    prompts: Sequence[str] | None = None,
+    codes: Int[Tensor, "row codebook frame"] | None = None,
+    seconds: float = 2.0,
+    evidence: Mapping[str, Any] | None = None,
+    compute: Sequence[Beside] = get_args(Beside),
+    by: str = ALIGNMENT,
+    n_random: int = 5,
+    batch_size: int = 16,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+    progress: bool = True,
+) -> Placement:
+    """Where, and by which strategy, to apply a concept's direction.
+
+    Args:
+        lens: the model.
+        concept: a bundled prompt set's name, or a set of one's own.
+        directions: of that concept, from the negative to the positive pole; read by difference in means if left out.
+        strategies: "one-to-one", "one-to-all" and "all-to-all", the simplest first: of places that are as good, the
+            first strategy and the lowest block is taken.
+        layers: whose vectors are candidates (default: every layer of the directions).
+        prompts: neutral prompts (default: the first eight development prompts of the set).
+        codes: what is played after them, a row each; by default the model plays them, unsteered.
+        seconds: of those clips.
+        evidence: further evidence over layers, by name, as `layer_attribution.gather` takes it.
+        compute: evidence that is computed beside, on the same clips: "probe", "patching", "attribution".
+        by: what decides: "alignment" (see `Placement`), or the name of other evidence, whose largest value then does,
+            with the first strategy.
+        n_random: random directions of the same lengths, put where the chosen one is: what alignment chance reaches.
+        batch_size: rows of a forward pass.
+        n_bootstrap, seed: of the intervals, over prompts; the clips are drawn from `seed` on.
+        progress: show a bar.
+
+    Raises:
+        InputError: (or a subclass) for strategies, layers or evidence that are not there, or a direction of length 0
+            everywhere.
+
+    The words and the direction act on the conditional branch, without guidance.
+    """
+    sets = prompt_sets.load(concept) if isinstance(concept, str) else concept
+    if not isinstance(sets, PromptSet):
+        raise InputTypeError(f"concept={type(concept).__name__}: expected the name of a prompt set, or a PromptSet.")
+    checked_strategies(strategies)
+    checked_kinds(compute)
+    known = {ALIGNMENT, "norm", *compute, *(evidence or {})}
+    if by not in known:
+        raise InputError(f"by={by!r}: expected one of {', '.join(sorted(known))}.")
+    neutral = _neutral(sets, prompts)
+    poles = asked_in_words(sets, neutral)
+    if directions is None:
+        # As many of either pole, so that the pairs are those of the set.
+        read = min(READ_PROMPTS, len(sets.positive), len(sets.negative))
+        directions = difference_in_means(
+            lens, sets.positive[:read], sets.negative[:read], seeds=list(range(read)), progress=progress
+        )
+    found = candidates(directions, strategies, layers)
+    if codes is None:
+        drawn = list(range(seed, seed + len(neutral)))
+        codes = lens.generate(neutral, seconds, seeds=drawn, decode=False, batch_size=batch_size).codes
+    elif len(codes) != len(neutral):
+        raise InputError(f"{len(codes)} rows of codes for {len(neutral)} prompts: give one each.")
+    shown = "placing" if progress else None
+    told = shifts_of(lens, neutral, poles, codes, found, batch_size=batch_size, progress=shown)
+    beside, spent = computed(lens, sets, directions, poles, codes, compute, batch_size=batch_size)
+    other = {"norm": directions, **beside, **(evidence or {})}
+    placement = chosen(
+        sets,
+        directions,
+        found,
+        told,
+        other,
+        by=by,
+        n_bootstrap=n_bootstrap,
+        seed=seed,
+        row_steps=told.row_steps + spent,
+    )
+    if not n_random:
+        return placement
+    where = next(one for one in found if one.name == placement.name)
+    random = [Candidate(where.strategy, where.layer, directions.random_like(seed + draw)) for draw in range(n_random)]
+    control = shifts_of(lens, neutral, poles, codes, random, batch_size=batch_size)
+    return placement.beside(control.alignment().tolist(), control.row_steps)
+
+
+def _neutral(sets: PromptSet, prompts: Sequence[str] | None) -> list[str]:
+    if prompts is None:
+        if not sets.development:
+            raise InputError(f"{sets.concept}: the set has no neutral prompts: give prompts=[...].")
+        return list(sets.development[:8])
+    if isinstance(prompts, str) or not len(prompts):
+        raise InputError("prompts: expected a list of neutral prompts, at least one.")
+    return list(prompts)
