@@ -7,7 +7,7 @@ false-positive rate is checked on simulated data in the tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -259,7 +259,7 @@ def bootstrap(
 
 def means(
     values: ArrayLike,
-    clusters: ArrayLike,
+    clusters: ArrayLike | Sequence[str | None],
     confidence: float = 0.95,
     n_bootstrap: int = 1000,
     n_permutations: int = 0,
@@ -386,7 +386,7 @@ def _vector(values: ArrayLike, name: str) -> Float[np.ndarray, " row"]:
     return array
 
 
-def _clusters(prompts: ArrayLike, n: int) -> np.ndarray:
+def _clusters(prompts: ArrayLike | Sequence[str | None], n: int) -> np.ndarray:
     array = np.asarray(prompts)
     if array.dtype == object:  # None, of a row without a prompt, is a cluster of its own
         array = array.astype(str)
