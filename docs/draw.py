@@ -1,0 +1,59 @@
+"""The figure of `docs/concepts.md`: `python docs/draw.py` draws it again, from the lens's own timeline."""
+
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from audiolens.timeline import Timeline, delay, delays_of
+
+FRAMES, CODEBOOKS, RATE = 6, 4, 25.0
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5A5A5A"
+
+
+def delays(path: Path) -> None:
+    """Six frames of four codebooks as the decoder's columns: what each step reads, and what it predicts."""
+    timeline = Timeline(FRAMES, RATE, delays_of(CODEBOOKS, 1))
+    frames = torch.arange(FRAMES).expand(1, CODEBOOKS, FRAMES)
+    columns = delay(frames, timeline.delays, pad=-1)[0]
+    figure = Figure(figsize=(7.4, 3.0), layout="constrained")
+    axes = figure.add_subplot()
+    for codebook, row in enumerate(columns.tolist()):
+        for column, frame in enumerate(row):
+            empty = frame < 0
+            axes.add_patch(
+                Rectangle(
+                    (column - 0.5, codebook - 0.5), 1, 1, linewidth=0.8, edgecolor="white",
+                    facecolor="#EDEDED" if empty else BLUE, alpha=1.0 if empty else 0.25 + 0.6 * frame / FRAMES,
+                    hatch="//" if empty else None,
+                )
+            )  # fmt: skip
+            shade = "white" if frame > 2 else "black"
+            text = "start" if column == 0 else "" if empty else f"{frame}"
+            axes.text(column, codebook, text, ha="center", va="center", fontsize=8, color=shade)
+    for step in range(timeline.steps):
+        tail = step > timeline.last
+        axes.annotate(
+            "", (step + 0.85, 3.85), (step + 0.15, 3.85),
+            arrowprops={"arrowstyle": "->", "color": ORANGE if tail else GREY, "linewidth": 1.2,
+                        "linestyle": "--" if tail else "-"},
+        )  # fmt: skip
+        name = f"step {step}" + ("\n(tail)" if tail else "\nlast" if step == timeline.last else "")
+        axes.text(step + 0.5, 4.0, name, ha="center", va="top", fontsize=7.5, color="black")
+    axes.set_xlim(-0.6, columns.shape[1] - 0.4)
+    axes.set_ylim(4.6, -0.6)
+    axes.set_xticks(range(columns.shape[1]))
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.set_xlabel("column that the decoder reads and predicts (numbers: frame of the codec)")
+    axes.set_yticks(range(CODEBOOKS), [f"codebook {codebook}" for codebook in range(CODEBOOKS)])
+    axes.grid(False)
+    for side in ("left", "right", "bottom", "top"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(length=0)
+    figure.savefig(path, dpi=160)
+
+
+if __name__ == "__main__":
+    delays(Path(__file__).with_name("delays.png"))
