@@ -54,6 +54,9 @@ def sweep(
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
     guidance: Annotated[float, typer.Option(help="How closely the prompt is followed; 1 is no guidance.")] = 3.0,
     batch: Annotated[int, typer.Option(help="Most clips generated at a time.")] = 64,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes that measure beside the generation [default: half the cores].")
+    ] = None,
     sound: Annotated[str | None, typer.Option(help="Keep every clip: wav or flac.")] = None,
     poles: Annotated[int, typer.Option(help="Prompts of each pole that a concept's directions are read from.")] = 48,
     plan: Annotated[
@@ -115,7 +118,7 @@ def sweep(
             typer.echo(to_json(_plan_facts(estimate)))
         return
     try:
-        result = sweeps.run(lens, found, out=out, progress=not as_json, **asked)
+        result = sweeps.run(lens, found, out=out, n_jobs=jobs, progress=not as_json, **asked)
     except KeyboardInterrupt:
         kept, of = len(ledger.finished(out)), len(estimate.plan.batches)
         said = f"Stopped; {kept} of {of} batches are kept in {out}. The same command goes on from there."

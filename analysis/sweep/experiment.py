@@ -173,6 +173,8 @@ def play(
         "top_k": top_k,
         "batch_size": batch_size,
     }
+    if n_jobs is not None and n_jobs < 0:
+        raise InputError(f"n_jobs={n_jobs}: expected 0 for none, or a number of processes.")
     check_sound(sound, out)
 
     @contextmanager

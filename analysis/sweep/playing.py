@@ -103,10 +103,13 @@ def heard_batches(
                 codes, further = made.codes, _further(lens, made, making.also or {})
             # Waited for only now, so that the batches before were heard while this one was generated.
             steered = number >= n_baselines
-            while len(waiting) > max(1, ear.n_jobs) or (steered and waiting and waiting[0][0] < n_baselines):
+            while steered and waiting and waiting[0][0] < n_baselines:
                 yield from first()
             reference = _reference(plan.batches[number], baselines) if steered else None
             waiting.append((number, ear.hear(codes, reference), further))
+            # What is heard is handed on at once: whoever keeps it loses no more than what is still being heard.
+            while waiting and (waiting[0][1].done() or len(waiting) > max(1, ear.n_jobs) + 1):
+                yield from first()
         while waiting:
             yield from first()
     except Exception:
