@@ -117,8 +117,8 @@ def _equal(place: Path, other: Path) -> bool:
 
 
 def _orphans(session: int) -> int:
-    """Processes of a killed one's session that still run ten seconds later."""
-    for _ in range(20):
+    """Processes of a killed one's session that still run a minute later."""
+    for _ in range(120):
         alive = [entry for entry in os.listdir("/proc") if entry.isdigit() and _session(entry) == session]
         if not alive:
             return 0
