@@ -79,22 +79,24 @@ def conditions(
     n_shuffled: int = 0,
     branch: Branch = "both",
     first_draw: int = 0,
+    doses: Sequence[float] = (0.5, 1.0),
 ) -> list[Condition]:
-    """Everything test clips are put through; see the module's docstring. Strengths are -s, -s/2, s/2 and s.
+    """Everything test clips are put through; see the module's docstring.
 
-    Controls are draws `first_draw`, `first_draw` + 1, ...
+    Strengths are `doses` times the chosen one, with both signs; controls are draws `first_draw`, `first_draw` + 1, ...
     """
+    shares = sorted({sign * dose for dose in doses for sign in (-1, 1)})
     listed = [Condition(BASELINE, labels=_labels(BASELINE))]
 
     def add(kind: str, source: Directions, place: Choice, strength: float, **labels: Any) -> None:
         steps = tuple(steer(source, **place.where, strength=strength, branch=branch))
-        told = {**place.where, "strength": strength, **labels}
+        told = {"strategy": place.strategy, "layer": place.layer, "strength": strength, **labels}
         name = " ".join([kind, place.strategy, *(f"{value}" for value in labels.values()), f"{strength:+g}"])
         listed.append(Condition(name, steps, labels=_labels(kind, **told)))
 
     for kind, places in (("steered", [choice]), ("alternative", alternatives)):
         for place in places:
-            for share in (-1.0, -0.5, 0.5, 1.0):
+            for share in shares:
                 add(kind, directions, place, share * place.strength)
     for kind, count, draw in (
         ("random", n_random, directions.random_like),
@@ -107,7 +109,7 @@ def conditions(
     for pole, other, sign in zip(sets.poles, reversed(sets.poles), (1, -1), strict=True):
         asked = Condition(f"prompted {pole}", ask=_asking(sets, pole), labels=_labels("prompted", pole=pole))
         steps = tuple(steer(directions, **choice.where, strength=sign * choice.strength, branch=branch))
-        told = _labels("opposed", pole=other, **choice.where, strength=sign * choice.strength)
+        told = _labels("opposed", choice.strategy, choice.layer, sign * choice.strength, pole=other)
         listed += [asked, Condition(f"steered {pole}, asked {other}", steps, _asking(sets, other), told)]
     return listed
 

@@ -1,11 +1,11 @@
-"""The scan: steering at every block on development prompts, and the place and strength chosen from it.
+"""The scan: steering on development prompts, at every block or at one place, and what is chosen from it.
 
 The choice is made here and reported elsewhere, on test prompts: the best of many tries looks better than it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,28 +25,46 @@ class Choice:
     """Where and how strongly a direction is applied.
 
     Attributes:
-        strategy, layer, strength: as `al.steer` takes them; the strength is used with both signs.
+        strategy, layer, strength: as `al.steer` takes them; the strength is used with both signs. `layer` is `None`
+            where every block has its own vector.
         span: what it did on development clips: the measure at +strength over that at -strength, by medians; 2 is twice
             as fast.
         failed: the larger share of failed clips of the two signs.
         candidates: how many were compared. The more, the more `span` flatters.
+        layers: the blocks that are changed, where the strategy needs them named.
     """
 
     strategy: Strategy
-    layer: int
+    layer: int | None
     strength: float
     span: float
     failed: float
     candidates: int
+    layers: tuple[int, ...] | None = None
 
     @property
     def where(self) -> dict[str, Any]:
         """`al.steer(d, **choice.where, strength=...)`."""
-        return {"strategy": self.strategy, "layer": self.layer}
+        named = {} if self.layers is None else {"layers": list(self.layers)}
+        return {"strategy": self.strategy, "layer": self.layer, **named}
+
+    @property
+    def told(self) -> str:
+        """The place in words."""
+        return told(self.where)
 
     def __repr__(self) -> str:
-        verb = "added at" if self.strategy == "one-to-one" else "read at"
-        return f"Choice({self.strategy}, {verb} block {self.layer}, strength ±{self.strength:g})"
+        return f"Choice({self.told}, strength ±{self.strength:g})"
+
+
+def told(where: Mapping[str, Any]) -> str:
+    """A place that `al.steer` takes, in words."""
+    strategy, layer, layers = where["strategy"], where.get("layer"), where.get("layers")
+    if strategy == "all-to-all":
+        return "all-to-all, every block its own direction"
+    if strategy == "one-to-band" and layers:
+        return f"one-to-band, read at block {layer}, added at blocks {min(layers)} to {max(layers)}"
+    return f"{strategy}, {'added' if strategy == 'one-to-one' else 'read'} at block {layer}"
 
 
 def conditions(
@@ -60,39 +78,51 @@ def conditions(
             than one added once.
         branch: the half of the guidance that is steered.
     """
+    places = [{"strategy": strategy, "layer": layer} for strategy in strengths for layer in directions.layers]
+    return at(directions, places, strengths, branch)
+
+
+def at(
+    directions: Directions,
+    places: Iterable[Mapping[str, Any]],
+    strengths: Mapping[Strategy, Sequence[float]],
+    branch: Branch = "both",
+) -> list[Condition]:
+    """The baseline, and some places, as `al.steer` takes them, with their strategy's strengths and both signs."""
     listed = [Condition(BASELINE, labels=_labels())]
-    for strategy, amounts in strengths.items():
-        for layer in directions.layers:
-            for strength in sorted({sign * amount for amount in amounts for sign in (-1, 1)}):
-                steps = steer(directions, strategy=strategy, layer=layer, strength=strength, branch=branch)
-                name = f"{strategy} {layer} {strength:+g}"
-                listed.append(Condition(name, tuple(steps), labels=_labels(strategy, layer, strength)))
+    for place in places:
+        strategy, layer = place["strategy"], place.get("layer")
+        for strength in sorted({sign * amount for amount in strengths[strategy] for sign in (-1, 1)}):
+            steps = steer(directions, **place, strength=strength, branch=branch)
+            name = " ".join([strategy, *([] if layer is None else [str(layer)]), f"{strength:+g}"])
+            listed.append(Condition(name, tuple(steps), labels=_labels(strategy, layer, strength)))
     return listed
 
 
-def choose(scan: pd.DataFrame, strategy: str | None = None) -> Choice:
+def choose(scan: pd.DataFrame, strategy: str | None = None, layers: Sequence[int] | None = None) -> Choice:
     """The place and strength with the widest span between its two signs, of those that fail in at most a tenth.
 
     Args:
         scan: `sweep.effects` of `conditions`: strategy, layer, strength, effect, failed.
         strategy: choose among this one's only.
+        layers: the blocks that were changed, where the strategy needs them named.
 
     If all fail too often, the one that fails least is chosen; with no effect to compare (nothing could be measured),
     the first.
     """
     mine = scan[scan["strategy"].notna()] if strategy is None else scan[scan["strategy"] == strategy]
     found = []
-    for key, pair in mine.groupby([mine["strategy"], mine["layer"], mine["strength"].abs()]):
+    for key, pair in mine.groupby([mine["strategy"], mine["layer"], mine["strength"].abs()], dropna=False):
         name, layer, amount = cast(tuple[Any, Any, Any], key)
         up, down = (pair[pair["strength"] * sign > 0].iloc[0] for sign in (1, -1))
         span = (1 + up["effect"]) / max(1 + down["effect"], 1e-6)
         lost = float(max(up["failed"], down["failed"]))
-        found.append((name, int(layer), float(amount), float(span), lost))
+        found.append((name, None if pd.isna(layer) else int(layer), float(amount), float(span), lost))
     if not found:
         raise InputError("the scan holds no steered condition: nothing to choose from.")
     sound = [item for item in found if item[4] <= MOST_FAILED]
     best = max(sound, key=lambda item: np.nan_to_num(item[3])) if sound else min(found, key=lambda item: item[4])
-    return Choice(*best, candidates=len(found))
+    return Choice(*best, candidates=len(found), layers=None if layers is None else tuple(layers))
 
 
 def _labels(strategy: str | None = None, layer: int | None = None, strength: float = 0.0) -> dict[str, object]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from analysis import sweep
-from audiolens import text
-from audiolens.errors import InputError
+from analysis.response import MEASURED, is_ratio
+from audiolens import measure, text
+from audiolens.errors import InputError, nearest
 from audiolens.interventions import Branch
 from audiolens.prompts import PromptSet
 from audiolens.reading import Position
@@ -39,9 +40,17 @@ class Settings:
         position: where in the clip, or in the text, it is read; as in `difference_in_means`.
         development, development_seeds: neutral prompts, and seeds of each, that place and strength are chosen on.
         test, test_seeds: the same for what is reported.
-        strengths: per strategy, what is tried at every block, in differences of means.
+        place_by: what says where the direction is added: "evidence" (`analysis.placement`: no steering), or "scan", the
+            block at which steering does most on development prompts.
+        verify: scan the blocks all the same, to see what the evidence missed.
+        strengths: per strategy, what is tried at every block of a scan, in differences of means.
+        strengths_at_place: per strategy, what is tried at the one place that the evidence names.
+        doses: what is reported on test prompts, times the chosen strength; 1 is one of them.
         n_random, n_shuffled: control directions. 19 can reach p = .05, 5 cannot.
         most_blocks: the most blocks that are scanned, evenly spaced where a model has more.
+        pairs: prompts of either pole, matched, in which activations are patched; 0 patches none.
+        measured: how the concept is heard; by default the measure that `analysis.response.MEASURED` has for it.
+        frechet: also give the Fréchet distance of steered clips from unsteered ones, which needs many.
         seconds, guidance_scale, temperature, top_k: of every clip.
         branch: the half of the guidance that is steered.
         shown: how many (prompt, seed) pairs are kept as sound, the first ones.
@@ -57,12 +66,26 @@ class Settings:
     development_seeds: int = 2
     test: int = 8
     test_seeds: int = 4
+    place_by: Literal["evidence", "scan"] = "evidence"
+    verify: bool = False
     strengths: Mapping[Strategy, tuple[float, ...]] = field(
         default_factory=lambda: {"one-to-one": (0.5, 1.0), "one-to-all": (0.125,)}
     )
+    strengths_at_place: Mapping[Strategy, tuple[float, ...]] = field(
+        default_factory=lambda: {
+            "one-to-one": (0.25, 0.5, 1.0),
+            "one-to-all": (0.0625, 0.125, 0.25),
+            "one-to-band": (0.125, 0.25, 0.5),
+            "all-to-all": (0.0625, 0.125, 0.25),
+        }
+    )
+    doses: tuple[float, ...] = (0.5, 1.0)
     n_random: int = 5
     n_shuffled: int = 0
     most_blocks: int = 12
+    pairs: int = 16
+    measured: str | None = None
+    frechet: bool = False
     seconds: float = 5.0
     guidance_scale: float = 3.0
     temperature: float = 1.0
@@ -77,7 +100,8 @@ class Settings:
     @classmethod
     def full(cls, **changes: Any) -> Settings:
         """The full controls and enough prompts for narrow intervals; no time limit."""
-        sizes: dict[str, Any] = {"poles": 100, "development": 8, "test": 24, "n_random": 19, "n_shuffled": 19}
+        sizes: dict[str, Any] = {"poles": 100, "development": 8, "test": 24, "n_random": 19, "n_shuffled": 19,
+                                 "pairs": 64, "frechet": True}  # fmt: skip
         sizes["strengths"] = {"one-to-one": (0.5, 1.0), "one-to-all": (0.0625, 0.125, 0.25)}
         return cls(**{**sizes, **changes})
 
@@ -86,13 +110,13 @@ class Settings:
         """The protocol of Facchiano et al. (2025, arXiv 2504.04479), with the full controls; no time limit.
 
         Directions from 100 prompts a pole at the text's last token, one block's added at every block (one-to-all) to
-        both halves of the guidance at strength 1.25; every block is tried as the source. `substitutes` says what is
-        not as in the paper, on this model and in general.
+        both halves of the guidance at strength 1.25, reported for strengths to 2; every block is tried as the source.
+        `substitutes` says what is not as in the paper, on this model and in general.
         """
         other = [
             "Prompts: audiolens's own, a hundred a pole.",
             "Tempo: from the intervals between onsets (librosa), not by Beat This.",
-            "Quality: the share of failed clips, not FAD.",
+            "Quality: the share of failed clips, and the Fréchet distance in the model's own codec, not FAD.",
         ]
         position: Position = "eos"
         if lens.config.conditioning != "prefix":
@@ -100,7 +124,9 @@ class Settings:
             other.insert(0, "Position: the clip's last step, for the text of this model stands in no decoder sequence.")
         protocol: dict[str, Any] = {
             "position": position,
+            "place_by": "scan",
             "strengths": {"one-to-all": (1.25,)},
+            "doses": (0.4, 0.8, 1.0, 1.6),
             "branch": "both",
             "most_blocks": lens.config.n_layers,
             "substitutes": tuple(other),
@@ -117,6 +143,11 @@ class Settings:
         """The number of the first control direction."""
         return self.seed * DRAWS_APART
 
+    @property
+    def first_pair(self) -> int:
+        """The seed of the first pair of prompts that are patched."""
+        return self.seed * SEEDS_APART
+
     def reading_seeds(self, sets: PromptSet) -> range:
         """Seeds of the clips that directions are read from: prompt i of either pole takes seed i."""
         first = self.seed * SEEDS_APART
@@ -132,28 +163,59 @@ class Settings:
         return sweep.clips(sets.test[: self.test], self.test_seeds, TEST_SEED + self.seed * SEEDS_APART)
 
     def __post_init__(self) -> None:
-        for strategy, amounts in self.strengths.items():
+        for strategy, amounts in (*self.strengths.items(), *self.strengths_at_place.items()):
             if not amounts or not all(np.isfinite(amount) and amount > 0 for amount in amounts):
                 raise InputError(f"strengths of {strategy}: {list(amounts)}; expected finite numbers above 0.")
         if not self.strengths:
             raise InputError("strengths is empty: expected a strategy with at least one strength.")
+        if 1.0 not in self.doses or not all(np.isfinite(dose) and dose > 0 for dose in self.doses):
+            raise InputError(f"doses={self.doses}: expected finite numbers above 0, 1.0 among them.")
+        if self.place_by not in ("evidence", "scan"):
+            raise InputError(f"place_by={self.place_by!r}: expected 'evidence' or 'scan'.")
 
     def blocks(self, n_layers: int) -> list[int]:
         """The blocks that are scanned."""
         return np.unique(np.linspace(0, n_layers - 1, min(self.most_blocks, n_layers)).round().astype(int)).tolist()
 
-    def clips(self, n_layers: int) -> dict[str, int]:
-        """Clips that each stage generates, known before the start."""
+    def clips(self, n_layers: int, placed: bool = False) -> dict[str, int]:
+        """Clips that each stage generates, known before the start; `placed`: there is evidence to place by."""
         development = self.development * self.development_seeds
-        places = sum(2 * len(set(amounts)) for amounts in self.strengths.values()) * len(self.blocks(n_layers))
-        conditions = 1 + 4 * len(self.strengths) + 2 * (self.n_random + self.n_shuffled) + 4
+        by_strategy = {name: 2 * len(set(amounts)) for name, amounts in self.strengths.items()}
+        # One strategy is the place's, and every other one that is asked for stands beside it.
+        strategies = max(1, len(self.strengths))
+        scanned = sum(by_strategy.values()) * len(self.blocks(n_layers))
+        conditions = 1 + 2 * len(set(self.doses)) * strategies + 2 * (self.n_random + self.n_shuffled) + 4
         # The start token is enough for these.
         heard = self.position not in ("first", "eos")
-        return {
-            "reading directions": 2 * self.poles * heard,
-            "scanning blocks": development * (1 + places),
-            "dose-response": self.test * self.test_seeds * conditions,
-        }
+        counts = {"reading directions": 2 * self.poles * heard}
+        if self.scans(placed):
+            counts["scanning blocks"] = development * (1 + scanned)
+        if placed and self.place_by == "evidence":
+            tried = {2 * len(set(amounts)) for amounts in self.strengths_at_place.values()}
+            counts["choosing a strength"] = development * (1 + max(tried) * strategies)
+        return {**counts, "dose-response": self.test * self.test_seeds * conditions}
+
+    def scans(self, placed: bool) -> bool:
+        """Whether all blocks are tried; `placed`: there is evidence to place by."""
+        return self.verify or self.place_by == "scan" or not placed
+
+    def measure_of(self, concept: str) -> str:
+        """What a concept is heard by.
+
+        Raises:
+            InputError: if nothing hears it, or what does changes by differences and not by shares.
+        """
+        known = [name for name in measure.MEASURES if is_ratio(name)]
+        name = self.measured or MEASURED.get(concept)
+        if name is None:
+            raise InputError(
+                f"no measure hears {concept!r}, so a study of it could not say what it did. Concepts with one: "
+                f"{', '.join(MEASURED)}; or name one with measured=: {', '.join(known)}."
+            )
+        if name not in known:
+            raise InputError(f"measured={name!r}: expected a measure that changes by shares.{nearest(name, known)} "
+                             f"There are: {', '.join(known)}.")  # fmt: skip
+        return name
 
     def check(self, lens: AudioLens, sets: PromptSet) -> None:
         """Refuse at the door what would only fail after minutes."""
@@ -168,6 +230,8 @@ class Settings:
             least = 2 if name == "poles" else 1
             if getattr(self, name) < least:
                 raise InputError(f"{name}={getattr(self, name)}: expected at least {least}.")
+        if self.pairs < 0:
+            raise InputError(f"pairs={self.pairs}: expected at least 0.")
         if self.n_random < 1:
             raise InputError("n_random=0: an effect without a control shows nothing; expected at least 1.")
         if self.position == "eos":

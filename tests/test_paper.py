@@ -30,6 +30,8 @@ SIZES = {
     "n_random": 1,
     "n_shuffled": 1,
     "shown": 1,
+    "pairs": 2,
+    "frechet": False,
     "n_jobs": 0,
     "batch_size": 32,
 }
@@ -126,10 +128,14 @@ def test_prompts_are_english_and_neutral(made: Any) -> None:
 def test_the_folder_is_whole_and_names_what_is_not_the_papers(made: Any, facts: Any) -> None:
     out, _ = made
     table = pd.read_parquet(out / "clips.parquet")
-    counts = Settings(**{**SIZES, "position": "eos", "strengths": {"one-to-all": (1.25,)}}).clips(3)
+    counts = Settings(
+        **{**SIZES, "position": "eos", "strengths": {"one-to-all": (1.25,)}, "doses": (0.4, 0.8, 1.0, 1.6)}
+    ).clips(3)
     assert counts["reading directions"] == 0
     assert len(table) == sum(counts.values())
-    assert len(list((out / "audio").glob("*.wav"))) == 1 + 4 + 2
+    assert len(list((out / "audio").glob("*.wav"))) == 1 + 8 + 2
+    steered = table[(table["split"] == "test") & (table["kind"] == "steered")]
+    assert sorted({abs(strength) for strength in steered["strength"]}) == [0.5, 1.0, 1.25, 2.0]
     assert {"dose_response.png", "scan.png", "pca.png"} <= {file.name for file in (out / "figures").iterdir()}
     page = (out / "index.html").read_text("utf-8")
     assert "the activation at the last token of its text" in page

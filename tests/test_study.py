@@ -31,6 +31,7 @@ TINY = Settings(
     n_shuffled=1,
     seconds=2.0,
     shown=2,
+    pairs=2,
     n_jobs=0,
 )
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from analysis.commands.common import Force, Json, Model, command_line, open_lens
 from audiolens.errors import InputError
 
+if TYPE_CHECKING:
+    from audiolens.prompts import PromptSet
+
+_STOPPED = 130
+
 
 def study(
-    concept: Annotated[str, typer.Argument(help="tempo, timbre, density or register.")],
+    concept: Annotated[
+        str | None,
+        typer.Argument(help="tempo, timbre, density or register; or a .csv, .json or .toml file of prompts."),
+    ] = None,
     model: Model = "etude",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write [default: study-CONCEPT].")] = None,
     full: Annotated[
@@ -22,6 +31,20 @@ def study(
         bool,
         typer.Option("--paper", help="The paper's protocol: read at the text's end, one-to-all, both branches, ±1.25."),
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Also steer at every block, to see what the evidence missed.")
+    ] = False,
+    concepts: Annotated[
+        str | None, typer.Option(help="Several, such as tempo,timbre: a folder each, and what each does to the others.")
+    ] = None,
+    positive: Annotated[Path | None, typer.Option(help="A text file of one's own prompts, a line each.")] = None,
+    negative: Annotated[Path | None, typer.Option(help="The other pole's.")] = None,
+    words: Annotated[
+        str | None, typer.Option(help="What asks for the poles, such as fast,slow [default: the poles' names].")
+    ] = None,
+    measured: Annotated[
+        str | None, typer.Option("--measure", help="How the concept is heard, such as brightness.")
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
     seed: Annotated[int, typer.Option(help="0 to 99: another one is an independent repetition.")] = 0,
     force: Force = False,
@@ -29,46 +52,110 @@ def study(
 ) -> None:
     """The whole experiment: from a concept to what steering along its direction does, as a folder with a page.
 
-    Directions are read at every block and compared; steering is tried at every block on development prompts; the best
-    is reported on test prompts beside random directions and beside asking in words.
+    Directions are read at every block and compared; evidence says where one is added; strength is chosen on development
+    prompts and reported on test prompts, beside random directions and beside asking in words. What is finished stays in
+    the folder: stopped at any moment, the same command goes on.
 
     Examples:
 
         audiolens study tempo
 
-        audiolens study timbre --out runs/timbre --force
+        audiolens study --concepts tempo,timbre --out runs
 
-        audiolens study tempo --full --model facebook/musicgen-small
+        audiolens study --positive plucked.txt --negative bowed.txt --measure onset_rate
+
+        audiolens study tempo --full --verify --model facebook/musicgen-small
 
         audiolens study tempo --paper --model facebook/musicgen-melody
     """
-    from analysis import folder
+    from analysis import stages
     from analysis import study as studies
     from analysis.listening import share_cores
 
     if paper and full:
         raise InputError("--full and --paper are two studies: give one of them.")
-    target = out or Path(f"study-{concept}")
-    studies.prompts_of(concept)
-    folder.check(target, overwrite=force)
-    changes: dict[str, Any] = {"seconds": seconds, "seed": seed}
+    asked = _asked(concept, concepts, positive, negative)
+    changes: dict[str, Any] = {"seconds": seconds, "seed": seed, "verify": verify, "measured": measured}
+    target = out or Path("studies" if len(asked) > 1 else f"study-{_name(asked[0])}")
+    for one in asked:
+        if isinstance(one, str) and not _is_file(one):
+            studies.prompts_of(one, settings=studies.Settings(measured=measured))
+        stages.check(target / one if len(asked) > 1 else target, overwrite=force)
     lens = open_lens(model)
+    sets = [_sets(one, words, lens) for one in asked]
     if paper:
         settings = studies.Settings.paper(lens, **changes)
     else:
         settings = studies.Settings.full(**changes) if full else studies.Settings(**changes)
     share_cores()
-    found = studies.run(
-        lens,
-        concept,
-        target,
-        settings=settings,
-        overwrite=force,
-        progress=not as_json,
-        tell=lambda line: typer.echo(line, err=True),
-        command=command_line(),
-    )
+    options: dict[str, Any] = {
+        "settings": settings, "overwrite": force, "progress": not as_json and sys.stderr.isatty(),
+        "tell": lambda line: typer.echo(line, err=True), "command": command_line(),
+    }  # fmt: skip
+    try:
+        if len(sets) > 1:
+            from analysis import several
+
+            found: Any = several.run(lens, sets, target, **options)
+        else:
+            found = studies.run(lens, sets[0], target, **options)
+    except KeyboardInterrupt:
+        typer.echo(f"\nStopped; what is finished is kept in {target}. The same command goes on.", err=True)
+        sys.exit(_STOPPED)
     if as_json:
         typer.echo((target / "summary.json").read_text("utf-8"))
         return
-    typer.echo(f"\n{found.finding}\n\n{target / 'index.html'} shows it; the clips are in {target / 'audio'}.")
+    sound = "" if len(sets) > 1 else f"; the clips are in {target / 'audio'}"
+    typer.echo(f"\n{found.finding}\n\n{target / 'index.html'} shows it{sound}.")
+
+
+def _asked(concept: str | None, concepts: str | None, positive: Path | None, negative: Path | None) -> list[Any]:
+    """What is to be studied: names of concepts, files of prompts, or the two files of one's own poles."""
+    ways = [given for given in (concept, concepts, positive or negative) if given is not None]
+    if len(ways) != 1:
+        raise InputError(
+            "name what to study: a concept (audiolens study tempo), several (--concepts tempo,timbre), or two files of "
+            "prompts (--positive FILE --negative FILE)."
+        )
+    if concept is not None:
+        return [concept]
+    if concepts is not None:
+        names = [name.strip() for name in concepts.split(",") if name.strip()]
+        if len(names) < 2 or len(set(names)) < len(names):
+            raise InputError(f"--concepts {concepts}: expected two or more different ones, such as tempo,timbre.")
+        return names
+    if positive is None or negative is None:
+        raise InputError("--positive and --negative go together: a contrast needs both poles.")
+    return [(positive, negative)]
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).suffix.lower() in (".csv", ".json", ".toml")
+
+
+def _name(asked: Any) -> str:
+    if isinstance(asked, tuple):
+        return "-".join(path.stem for path in asked)
+    return Path(asked).stem if _is_file(asked) else str(asked)
+
+
+def _sets(asked: Any, words: str | None, lens: Any) -> PromptSet | str:
+    """The prompts of a concept of one's own, with the bundled neutral ones where it has none; a known one's name."""
+    from audiolens import prompts
+
+    if isinstance(asked, str) and not _is_file(asked):
+        if words is not None:
+            raise InputError("--words are those of one's own prompts; the bundled sets have theirs.")
+        return asked
+    neutral = prompts.load("tempo", lens=lens)
+    own = prompts.from_files(*asked, concept=_name(asked)) if isinstance(asked, tuple) else prompts.from_file(asked)
+    return own.completed(neutral, _words(words))
+
+
+def _words(words: str | None) -> tuple[str, str] | None:
+    if words is None:
+        return None
+    parts = [part.strip() for part in words.split(",")]
+    if len(parts) != 2 or not all(parts):
+        raise InputError(f"--words {words}: expected two, the positive pole's first, such as fast,slow.")
+    return parts[0], parts[1]

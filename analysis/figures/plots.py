@@ -81,7 +81,7 @@ def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> F
         for column, strategy in enumerate(strategies):
             upper, lower = grid[:, column]
             mine = table[(table["strategy"] == strategy) & table["kind"].isin(["steered", "alternative"])]
-            layer = int(mine["layer"].iloc[0])
+            layer = mine["layer"].iloc[0]
             base = table[table["kind"] == "baseline"].assign(strength=0.0)
             mine = pd.concat([mine, base]).sort_values("strength")
             _controls(upper, table[table["strategy"] == strategy])
@@ -105,7 +105,7 @@ def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> F
             )
             upper.axhline(0, color=BLACK, linewidth=0.8)
             where = "added at" if strategy == "one-to-one" else "read at"
-            upper.set_title(f"{strategy}, {where} block {layer}")
+            upper.set_title(strategy if pd.isna(layer) else f"{strategy}, {where} block {int(layer)}")
             width = 0.5 * float(np.min(np.diff(np.unique(mine["strength"]))))
             lower.bar(mine["strength"], mine["failed"], width=width, color=colour)
             lower.axhline(MOST_FAILED, color=BLACK, linewidth=0.8, linestyle=":")

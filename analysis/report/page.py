@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,25 @@ from analysis.figures import plots
 from audiolens.measure import UNITS
 
 if TYPE_CHECKING:
-    from analysis.report.writer import Drawing, Sound
+    from analysis.report.drawings import Drawing
+    from analysis.report.writer import Sound
     from analysis.study import Study
+
+MOST_PLAYERS = 24
+_SOUND_BYTES = 6_000_000
+"""Of all players together, as text: clips of half a minute would make a page that no mail takes."""
+_TABLE_BYTES = 1_400_000
+"""Browsers refuse to download longer links: a larger table is linked as the file beside the page."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: figures beneath a title."""
+
+    name: str
+    title: str
+    figures: tuple[str, ...] = ()
+    text: str = ""
 
 
 def render(
@@ -29,55 +47,47 @@ def render(
     facts: Mapping[str, Any],
 ) -> str:
     """The page's HTML. `folder` holds the figures as files already."""
-    from jinja2 import Environment
-
-    template = files("analysis.report").joinpath("page.html.j2").read_text("utf-8")
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    figures = [
-        {
-            "name": drawing.name,
-            "title": drawing.title,
-            "caption": drawing.caption,
-            "image": _data("image/png", (folder / "figures" / f"{drawing.name}.png").read_bytes()),
-        }
-        for drawing in drawings
-    ]
-    downloads = {f"tables/{name}.csv": _csv(table) for name, table in tables.items()}
-    downloads["clips.csv"] = _csv(study.clips)
-    return environment.from_string(template).render(
+    figures = {drawing.name: _figure(drawing, folder) for drawing in drawings}
+    pairs, left_out = _pairs(study, sounds)
+    everything = {**tables, "clips": study.clips}
+    return template("page.html.j2").render(
         study=study,
+        style=style(),
+        plotly=_plotly() if any(figure["html"] for figure in figures.values()) else "",
         facts=facts,
         quantity=plots.name_of(study.measure),
         unit=f" {UNITS[study.measure]}" if UNITS.get(study.measure) else "",
         outcomes=[_outcome(outcome.as_dict()) for outcome in study.outcomes],
-        rho=_number(study.monotonicity.rho, "+.2f"),
-        baseline=_number(float(study.response.loc[study.response["kind"] == "baseline", "median"].iloc[0]), ".0f"),
-        pairs=_pairs(study, sounds),
-        figures=[figure for figure in figures if figure["name"] != "spectrograms"],
-        downloads=downloads,
+        rho=number(study.monotonicity.rho, "+.2f"),
+        baseline=number(float(study.response.loc[study.response["kind"] == "baseline", "median"].iloc[0]), ".0f"),
+        sections=[
+            {"name": one.name, "title": one.title, "text": one.text,
+             "figures": [figures[name] for name in one.figures if name in figures]}
+            for one in _sections(study)
+            if one.name == "listen" and pairs or one.name == "lost" or any(name in figures for name in one.figures)
+        ],
+        pairs=pairs,
+        more_sounds=left_out,
+        lost=[] if study.lost is None else [_lost(row) for row in study.lost.to_dict("records")],
+        frechet=study.lost is not None and bool(study.lost["frechet"].notna().any()),
+        downloads={name: csv_link(table, _file_of(name)) for name, table in everything.items()},
+        rows={name: len(table) for name, table in everything.items()},
         minutes=sum(study.seconds.values()) / 60,
-    )
+    )  # fmt: skip
 
 
-def _pairs(study: Study, sounds: Sequence[Sound]) -> list[dict[str, Any]]:
-    """The sounds in rows of one prompt and seed, each with its picture and what was measured in it."""
-    tested = study.clips[study.clips["split"] == "test"].to_dict("records")
-    heard = {(row["condition"], row["prompt"], row["seed"]): row for row in tested}
-    rows: dict[int, dict[str, Any]] = {}
-    for sound in sounds:
-        measured = heard[sound.condition, sound.prompt, sound.seed]
-        row = rows.setdefault(sound.pair, {"prompt": sound.prompt, "seed": sound.seed, "clips": []})
-        row["clips"].append(
-            {
-                "label": sound.label.replace(" -", " −"),
-                "file": f"audio/{sound.file}",
-                "audio": compressed(sound.samples, study.sample_rate),
-                "image": _data("image/png", _thumbnail(sound.samples, study.sample_rate)),
-                "value": _number(float(measured[study.measure]), ".0f"),
-                "failed": bool(measured["failed"]),
-            }
-        )
-    return list(rows.values())
+def template(name: str) -> Any:
+    """One of the templates beside this file."""
+    from jinja2 import Environment
+
+    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_text(name))
+
+
+def style() -> Any:
+    """The look of all pages, to stand in them."""
+    from markupsafe import Markup
+
+    return Markup(_text("style.css"))
 
 
 def compressed(samples: np.ndarray, sample_rate: int) -> str:
@@ -90,8 +100,92 @@ def compressed(samples: np.ndarray, sample_rate: int) -> str:
             continue
         buffer = io.BytesIO()
         soundfile.write(buffer, clip, sample_rate, format=kind, subtype=subtype)
-        return _data(mime, buffer.getvalue())
+        return data_link(mime, buffer.getvalue())
     raise RuntimeError("libsndfile can write neither Ogg nor FLAC")
+
+
+def csv_link(table: pd.DataFrame, file: str) -> str:
+    """A table as a link that downloads it; one too long for that is linked as the `file` beside the page."""
+    link = data_link("text/csv;charset=utf-8", table.to_csv(index=False).encode("utf-8"))
+    return link if len(link) <= _TABLE_BYTES else file
+
+
+def data_link(mime: str, content: bytes) -> str:
+    """Content as a link that holds it."""
+    return f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def number(value: float, form: str) -> str:
+    """A number in words, with a real minus."""
+    return format(value, form).replace("-", "−") if np.isfinite(value) else "not measured"
+
+
+def _sections(study: Study) -> list[Section]:
+    why = study.place.why if study.place is not None else (
+        "Place and strength were chosen by steering at every block on development prompts."
+    )  # fmt: skip
+    missing = study.where.reason if study.where is not None else ""
+    return [
+        Section("listen", "Listen"),
+        Section("response", "Dose and response", ("dose_response", "cross_effects")),
+        *([Section("lost", "What was lost")] if study.lost is not None else []),
+        Section("where", "Where it lives", ("layer_attribution", "patching_windows", "patching_components"), missing),
+        Section("geometry", "What it looks like inside", ("pca", "cosines", "norms")),
+        Section("place", "How the place was chosen", ("scan",), why),
+    ]
+
+
+def _figure(drawing: Drawing, folder: Path) -> dict[str, Any]:
+    """A figure as the page shows it: alive where it has a screen of its own, else as a picture."""
+    from markupsafe import Markup
+
+    html, image = None, None
+    if drawing.screen is None:
+        image = data_link("image/png", (folder / "figures" / f"{drawing.name}.png").read_bytes())
+    else:
+        import plotly.io
+
+        drawing.screen.update_layout(autosize=True, width=None)
+        html = plotly.io.to_html(
+            drawing.screen, include_plotlyjs=False, full_html=False, div_id=f"live-{drawing.name}",
+            config={"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d"]},
+        )  # fmt: skip
+    return {
+        "name": drawing.name, "title": drawing.title, "caption": drawing.caption, "tables": drawing.tables,
+        "image": image, "html": None if html is None else Markup(html),
+    }  # fmt: skip
+
+
+def _pairs(study: Study, sounds: Sequence[Sound]) -> tuple[list[dict[str, Any]], int]:
+    """The sounds in rows of one prompt and seed, each with its picture and what was measured in it.
+
+    Whole rows, as many as the page has room for; and how many sounds are left out.
+    """
+    tested = study.clips[study.clips["split"] == "test"].to_dict("records")
+    heard = {(row["condition"], row["prompt"], row["seed"]): row for row in tested}
+    rows: list[dict[str, Any]] = []
+    size = count = 0
+    for pair in dict.fromkeys(sound.pair for sound in sounds):
+        mine = [sound for sound in sounds if sound.pair == pair]
+        clips = []
+        for sound in mine:
+            measured = heard[sound.condition, sound.prompt, sound.seed]
+            clips.append(
+                {
+                    "label": sound.label.replace(" -", " −"),
+                    "file": f"audio/{sound.file}",
+                    "audio": compressed(sound.samples, study.sample_rate),
+                    "image": data_link("image/png", _thumbnail(sound.samples, study.sample_rate)),
+                    "value": number(float(measured[study.measure]), ".0f"),
+                    "failed": bool(measured["failed"]),
+                }
+            )
+        size += sum(len(clip["audio"]) for clip in clips)
+        if count + len(clips) > MOST_PLAYERS or (rows and size > _SOUND_BYTES):
+            break
+        count += len(clips)
+        rows.append({"prompt": mine[0].prompt, "seed": mine[0].seed, "clips": clips})
+    return rows, len(sounds) - count
 
 
 def _thumbnail(samples: np.ndarray, sample_rate: int) -> bytes:
@@ -109,20 +203,38 @@ def _thumbnail(samples: np.ndarray, sample_rate: int) -> bytes:
 
 
 def _outcome(values: dict[str, Any]) -> dict[str, Any]:
-    percent = {key: _number(values[key], "+.0%") for key in ("effect", "low", "high", "prompted", "opposed")}
-    percent["strength"] = _number(values["strength"], "+g")
-    ranks = {key: _number(values[key], ".2f") for key in ("p_random", "p_shuffled")}
-    return {**values, **percent, **ranks, "failed": _number(values["failed"], ".0%"),
-            "median": _number(values["median"], ".0f")}  # fmt: skip
+    percent = {key: number(values[key], "+.0%") for key in ("effect", "low", "high", "prompted", "opposed")}
+    percent["strength"] = number(values["strength"], "+g")
+    ranks = {key: number(values[key], ".2f") for key in ("p_random", "p_shuffled")}
+    return {**values, **percent, **ranks, "failed": number(values["failed"], ".0%"),
+            "median": number(values["median"], ".0f")}  # fmt: skip
 
 
-def _number(value: float, form: str) -> str:
-    return format(value, form).replace("-", "−") if np.isfinite(value) else "not measured"
+def _lost(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of what was lost, in words."""
+    if row["kind"] == "baseline":
+        label = "unsteered, another seed"
+    elif row["kind"] == "prompted":
+        label = f"asked for “{row['pole']}”"
+    else:
+        label = f"{row['strategy']} {number(float(row['strength']), '+g')}"
+    percent = {name: number(float(row[name]), ".0%") for name in ("failed", "rms_ratio", "entropy_ratio")}
+    drift, distance = number(float(row["drift"]), ".3f"), number(float(row["frechet"]), ".3g")
+    return {"kind": row["kind"], "label": label, **percent, "onsets": number(float(row["onsets"]), ".0f"),
+            "drift": drift, "frechet": "" if row["kind"] == "baseline" else distance}  # fmt: skip
 
 
-def _csv(table: pd.DataFrame) -> str:
-    return _data("text/csv", table.to_csv(index=False).encode("utf-8"))
+def _file_of(name: str) -> str:
+    return "clips.csv" if name == "clips" else f"tables/{name}.csv"
 
 
-def _data(mime: str, content: bytes) -> str:
-    return f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}"
+def _plotly() -> Any:
+    """The library that draws live figures, to stand in the page: there is no network to fetch it from."""
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    return Markup(get_plotlyjs())
+
+
+def _text(name: str) -> str:
+    return files("analysis.report").joinpath(name).read_text("utf-8")

@@ -12,26 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis.figures import plots, spectrograms
+from analysis import stages, where
 from analysis.folder import STUDY
 from analysis.report import page
+from analysis.report.drawings import drawings
 from analysis.sweep import BASELINE
-from audiolens.provenance import versions
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from analysis.study import Study
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure with the sentence under it."""
-
-    name: str
-    title: str
-    caption: str
-    figure: Figure
 
 
 @dataclass(frozen=True)
@@ -102,73 +90,28 @@ def tables(study: Study) -> dict[str, pd.DataFrame]:
         "directions": study.directions.to_frame(),
         "cosines": study.cosines.to_frame(),
         "pca": study.components.summary(),
+        "pca_points": study.components.to_frame(),
+        "layer_attribution": where.evidence(study.directions, study.where).to_frame(),
+        **({} if study.lost is None else {"lost": study.lost}),
+        **_where_tables(study),
     }
 
 
-def drawings(study: Study, kept: list[Sound]) -> list[Drawing]:
-    """Every figure of the study, with its caption."""
-    settings, name = study.settings, plots.name_of(study.measure)
-    chosen = {"strategy": study.choice.strategy, "layer": study.choice.layer}
-    listed = [
-        Drawing(
-            "dose_response",
-            "Dose and response",
-            f"Change of {name} on {settings.test} neutral test prompts x {settings.test_seeds} seeds, each clip beside "
-            "the unsteered one of the same prompt and seed: median, and 95% interval over prompts. Crosses: "
-            "directions without meaning, of the same length at the same place. Green lines: the same seeds, asked for "
-            "in words. Hollow markers, and bars above the dotted line: more than a tenth of the clips were no music "
-            "any more; these count as no change.",
-            plots.dose_response(study.response, study.measure, study.poles),
-        ),
-        Drawing(
-            "cross_effects",
-            "What else changed",
-            "The same clips in other measures (median and 95% interval over prompts; fainter: half the strength). "
-            "A direction that moved one thing only would leave the others at 0.",
-            plots.cross_effects(study.cross[study.cross["unit"] == "ratio"]),
-        ),
-        Drawing(
-            "scan",
-            "Where steering works",
-            f"Change of {name} on {settings.development} development prompts x {settings.development_seeds} seeds, by "
-            "block, for both signs. Place and strength were chosen here and are reported above on other prompts. "
-            "Hollow markers: more than a tenth of the clips failed.",
-            plots.layers(study.scan[study.scan["strategy"].notna()], study.measure, chosen=chosen),
-        ),
-        Drawing(
-            "cosines",
-            "The direction from block to block",
-            "Cosine of the directions read at two blocks. Dotted marks on the scale: what 5% of random pairs exceed.",
-            study.cosines.plot(),
-        ),
-        Drawing(
-            "pca",
-            "The two poles inside the model",
-            f"Each point is a prompt: {_read_at(settings.position)}, on the first two principal components of its "
-            "block. Silhouette: 1 far apart, 0 mixed.",
-            study.components.plot(),
-        ),
-        Drawing(
-            "norms",
-            "How long the direction is",
-            "Length of the difference of means at each block, and as a share of the residual stream it is added to.",
-            plots.norms(study.directions.to_frame()),
-        ),
-    ]
-    pairs = {sound.pair: [other for other in kept if other.pair == sound.pair] for sound in kept}
-    if pairs:
-        grid = [[sound.samples for sound in row if not sound.label.startswith("asked")] for row in pairs.values()]
-        columns = [sound.label for sound in next(iter(pairs.values())) if not sound.label.startswith("asked")]
-        rows = [f"{row[0].prompt}\nseed {row[0].seed}" for row in pairs.values()]
-        figure = spectrograms.paired(grid, study.sample_rate, rows, columns)
-        caption = "Mel spectrograms of the clips that can be heard above: each row is one prompt and seed."
-        listed.append(Drawing("spectrograms", "The clips as pictures", caption, figure))
-    return listed
+def _where_tables(study: Study) -> dict[str, pd.DataFrame]:
+    found = study.where
+    tables = {} if study.place is None else {"placement": study.place.evidence}
+    if found is None:
+        return tables
+    for name in ("windows", "components"):
+        grid = getattr(found, name)
+        if grid is not None:
+            tables[f"patching_{name}"] = grid.to_frame()
+    return tables if found.attribution is None else {**tables, "attribution": found.attribution}
 
 
 def summary(study: Study, command: str) -> dict[str, Any]:
     """What `summary.json` holds: plain values, with null where nothing could be measured."""
-    return _plain(
+    return plain(
         {
             "format": STUDY,
             "concept": study.concept,
@@ -177,6 +120,7 @@ def summary(study: Study, command: str) -> dict[str, Any]:
             "finding": study.finding,
             "measure": study.measure,
             "choice": asdict(study.choice),
+            "place": None if study.place is None else {"where": study.place.where, "why": study.place.why},
             "outcomes": [outcome.as_dict() for outcome in study.outcomes],
             "monotonicity": asdict(study.monotonicity),
             "cross_effects": study.cross.to_dict("records"),
@@ -184,30 +128,20 @@ def summary(study: Study, command: str) -> dict[str, Any]:
             "seconds": study.seconds,
             "settings": asdict(study.settings),
             "directions": study.directions.meta.as_dict(),
-            "versions": versions(),
+            "versions": stages.versions(),
             "command": command,
         }
     )
 
 
-def _read_at(position: Any) -> str:
-    """What a direction was read from, in words."""
-    names = {
-        "mean": "its mean activation while a clip is generated",
-        "first": "the activation at the start token, before any sound",
-        "last": "the activation at the last step of the clip generated",
-        "eos": "the activation at the last token of its text",
-    }
-    return names.get(position) or "its mean activation over {:g} to {:g} s of the clip generated".format(*position)
-
-
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Plain values for JSON, with null for NaN and infinity."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value

@@ -1,7 +1,7 @@
 """PromptSet: a concept's two poles as prompts, neutral prompts beside them, and the words that ask for a pole."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from audiolens.errors import InputError, InputTypeError, PromptError, nearest, shortened
@@ -106,6 +106,30 @@ class PromptSet:
             article = "an" if word[0].lower() in "aeiou" else "a"
             spoken[0] = article.capitalize() if spoken[0][0].isupper() else article
         return " ".join([*spoken[:place], word, *spoken[place:]])
+
+    def completed(self, neutral: "PromptSet", words: tuple[str, str] | None = None) -> "PromptSet":
+        """The same with what it lacks for a study: neutral prompts and nouns of another set, and words for its poles.
+
+        Words are, where the set has none, `words` or else the poles' names. Neutral prompts that hold one of them, or
+        stand in a pole, are left out.
+        """
+        asked = words or self.poles
+        sides = [own or (word,) for own, word in zip((self.positive_words, self.negative_words), asked, strict=True)]
+        taken = {word.lower() for side in sides for word in side}
+        own = {*self.positive, *self.negative}
+
+        def usable(prompts: Sequence[str]) -> tuple[str, ...]:
+            bare = {prompt: {token.strip(".,;:!?").lower() for token in prompt.split()} for prompt in prompts}
+            return tuple(prompt for prompt in prompts if prompt not in own and not bare[prompt] & taken)
+
+        return replace(
+            self,
+            development=self.development or usable([p for p in neutral.development if p not in self.test]),
+            test=self.test or usable([p for p in neutral.test if p not in self.development]),
+            positive_words=sides[0],
+            negative_words=sides[1],
+            nouns=self.nouns or neutral.nouns,
+        )
 
     def balance(self) -> Balance:
         """How far length or single words tell the poles apart."""

@@ -1,14 +1,17 @@
 """Tables of clips in which every effect is known: what a sweep would have measured, without a model."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from analysis import outcome, scan
+from analysis import lost, outcome, scan
+from analysis.patch_result import PatchingResult
 from analysis.study import Settings, Study
 from analysis.sweep import Condition, clips
+from analysis.where import Where
 from audiolens.directions import Directions
 from audiolens.prompts import PromptSet, load
 from audiolens.provenance import Provenance
@@ -117,6 +120,34 @@ def _clicks(bpm: float) -> np.ndarray:
     return (0.4 * np.sin(2 * np.pi * 440 * seconds) * np.exp(-12 * (seconds % (60 / bpm))))[None].astype(np.float32)
 
 
+def patched(by: Any, columns: Sequence[str], sites: Sequence[str]) -> PatchingResult:
+    """A grid over eight pairs in which patching works at block 5, in the second column."""
+    rng, pairs = np.random.default_rng(1), 8
+    gap = 40 + rng.normal(0, 5, (pairs, 2))
+    lost = rng.normal(-300, 10, (pairs, 2))
+    share = 0.6 * np.exp(-0.5 * (np.arange(N_LAYERS) - 5) ** 2)[:, None] * (np.arange(len(columns)) == 1)
+    effect = share * gap[..., None, None] + rng.normal(0, 0.5, (pairs, 2, N_LAYERS, len(columns)))
+    prompts = tuple((f"a fast tune {i}", f"a slow tune {i}") for i in range(pairs))
+    return PatchingResult(
+        patched=lost[..., None, None] + effect, clean=lost + gap, corrupted=lost, codebooks=("0", "1"),
+        layers=tuple(range(N_LAYERS)), columns=tuple(columns), spans=None, by=by, sites=tuple(sites),
+        mode="denoising", metric="log-likelihood of the clean codes", unit="nats", scored=(0.0, 1.0),
+        clusters=tuple(clean for clean, _ in prompts), prompts=prompts, n_bootstrap=200, n_permutations=200,
+    )  # fmt: skip
+
+
+def where() -> Where:
+    """What was patched and attributed, in which the concept enters through the cross-attention."""
+    sites = ("attn_out", "cross_attn_out", "mlp_out", "resid_post")
+    effect = np.exp(-0.5 * (np.arange(N_LAYERS) - 5) ** 2)
+    tables = [
+        pd.DataFrame({"site": site, "layer": range(N_LAYERS), "effect": effect, "low": effect - 1, "high": effect + 1})
+        for site in sites
+    ]
+    windows = patched("seconds", ["0.00-0.25", "0.25-0.50", "0.50-0.75"], ["resid_post"])
+    return Where(windows, patched("component", sites, sites), pd.concat(tables, ignore_index=True))
+
+
 def study() -> Study:
     """A whole study of planted tables, with tones as its sounds."""
     from analysis import pca, similarity, sweep
@@ -131,6 +162,8 @@ def study() -> Study:
     activations[:, :20, 0] += np.arange(N_LAYERS)[:, None]
     shown = clips_heard[clips_heard["kind"].isin(["baseline", "steered", "prompted"]) & (clips_heard["seed"] == 0)]
     keys = shown[["condition", "prompt", "seed"]].itertuples(index=False, name=None)
+    scored = clips_heard[clips_heard["kind"].isin(lost.KINDS)][["condition", "prompt", "seed"]]
+    scored = scored.assign(nats=rng.normal(2, 0.1, len(scored)), frechet=float("nan"))
     return Study(
         concept="tempo",
         poles=("fast", "slow"),
@@ -151,4 +184,6 @@ def study() -> Study:
         model="planted",
         sample_rate=RATE,
         seconds={"directions": 4.0, "scan": 60.0, "dose-response": 80.0},
+        where=where(),
+        lost=lost.table(clips_heard, scored),
     )

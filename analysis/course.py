@@ -1,0 +1,330 @@
+"""The course of a study: its stages one after the other, each kept when it is finished (`analysis.stages`).
+
+Trace, directions, analysis, placement, then steering. Called by `study.run`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import ledger, lost, outcome, pca, placed, scan, similarity, sweep, where
+from analysis.listening import Listener
+from analysis.pca import PCAResult
+from analysis.placed import Place
+from analysis.scan import Choice
+from analysis.settings import Settings
+from analysis.stages import Stages
+from analysis.statistics import FEWEST_CONTROLS
+from analysis.study import Study
+from analysis.sweep import BASELINE, Clip, Condition, SweepResult
+from analysis.where import Where
+from audiolens.directions import Directions, difference_in_means
+from audiolens.measure import MEASURES
+from audiolens.prompts import PromptSet
+
+if TYPE_CHECKING:
+    from audiolens import AudioLens
+
+SHOWN = (BASELINE, "steered", "prompted")
+"""The kinds of condition that can be heard on the page."""
+
+FIGURES_SECONDS = 25.0
+"""About what drawing and writing the page takes."""
+
+
+def follow(
+    lens: AudioLens,
+    sets: PromptSet,
+    settings: Settings,
+    stages: Stages,
+    progress: bool,
+    tell: Callable[[str], None],
+) -> Study:
+    """Every stage of a study, from what is kept or anew."""
+    with ExitStack() as until_the_end:
+        return _Course(
+            lens, sets, settings, stages, progress, Teller(lens, sets, settings, tell), until_the_end
+        ).study()
+
+
+@dataclass(frozen=True)
+class _Course:
+    lens: AudioLens
+    sets: PromptSet
+    settings: Settings
+    stages: Stages
+    progress: bool
+    teller: Teller
+    until_the_end: ExitStack
+
+    def study(self) -> Study:
+        settings, sets = self.settings, self.sets
+        measured = settings.measure_of(sets.concept)
+        directions = self._directions()
+        found = self._where()
+        place = self._place(directions)
+        choice, alternatives, tried, scanned = self._choice(directions, measured, place)
+        tested = self._tested(directions, choice, alternatives)
+        scored = self._scored(tested)
+        response = tested.effects(measured)
+        clips = [*(one.table for one in tried), tested.table]
+        return Study(
+            concept=sets.concept,
+            poles=sets.poles,
+            measure=measured,
+            directions=directions,
+            cosines=similarity.cosine_map(directions),
+            components=_components(directions, sets),
+            scan=scanned,
+            choice=choice,
+            alternatives=alternatives,
+            response=response,
+            outcomes=outcome.outcomes(response, sets, choice),
+            monotonicity=outcome.monotonicity(response),
+            cross=outcome.cross_effects(tested.table),
+            clips=pd.concat(clips, ignore_index=True).drop(columns="file", errors="ignore"),
+            sounds=_sounds(tested),
+            settings=settings,
+            model=self.lens.name,
+            sample_rate=tested.sample_rate,
+            seconds=dict(self.stages.seconds),
+            where=found,
+            place=place,
+            lost=lost.table(tested.table, scored),
+        )
+
+    def _directions(self) -> Directions:
+        settings, sets = self.settings, self.sets
+        asked: dict[str, Any] = {
+            "position": settings.position, "branch": "cond", "guidance_scale": settings.guidance_scale,
+            "seconds": settings.reading_seconds, "batch_size": settings.batch_size,
+            "seeds": [*settings.reading_seeds(sets)], "label": sets.concept,
+        }  # fmt: skip
+        poles = [list(side[: settings.poles]) for side in (sets.positive, sets.negative)]
+        stage = self.stages.stage("directions", {**asked, "poles": poles})
+        self.teller.begin("directions", stage.there)
+        return stage.kept(
+            lambda: difference_in_means(self.lens, *poles, **asked, keep_samples=True, progress=self.progress),
+            placed.write_directions,
+            placed.read_directions,
+        )
+
+    def _where(self) -> Where | None:
+        """Grids of patches and attributions of a few pairs; `None` where the poles are not matched."""
+        settings, sets = self.settings, self.sets
+        if not settings.pairs or not sets.matched:
+            return None
+        asked = {
+            "n": settings.pairs, "guidance_scale": settings.guidance_scale, "first_seed": settings.first_pair,
+            "seconds": min(1.0, settings.seconds), "batch_size": settings.batch_size,
+        }  # fmt: skip
+        stage = self.stages.stage("patching", {**asked, "poles": [sets.positive, sets.negative]})
+        self.teller.begin("patching", stage.there)
+        return stage.kept(lambda: where.find(self.lens, sets, asked), where.write, where.read)
+
+    def _place(self, directions: Directions) -> Place | None:
+        """Where the evidence says that the direction is added, before anything is steered."""
+        if self.settings.place_by != "evidence" or not placed.available():
+            return None
+        follows = {"directions": placed.hash_of(directions), "poles": [self.sets.positive, self.sets.negative]}
+        stage = self.stages.stage("placement", follows)
+        self.teller.begin("placement", stage.there)
+        place = stage.kept(
+            lambda: placed.place_of(self.lens, self.sets, directions), placed.write_place, placed.read_place
+        )
+        self.teller.tell(repr(place))
+        return place
+
+    def _choice(
+        self, directions: Directions, measured: str, place: Place | None
+    ) -> tuple[Choice, tuple[Choice, ...], list[SweepResult], pd.DataFrame]:
+        """Place and strength, the other strategies beside it, the clips these were chosen on, and their effects."""
+        settings, tried, tables = self.settings, [], []
+
+        def effects(name: str, label: str, todo: list[Condition]) -> pd.DataFrame:
+            tried.append(self._swept(name, label, todo, settings.development_clips(self.sets)))
+            tables.append(tried[-1].effects(measured, n_bootstrap=0).assign(stage=name))
+            return tables[-1]
+
+        if settings.scans(place is not None):
+            at = directions.at(settings.blocks(len(directions)))
+            everywhere = effects("scan", "scanning blocks", scan.conditions(at, settings.strengths, settings.branch))
+        if place is None:
+            choice = scan.choose(everywhere)
+            others = [scan.choose(everywhere, other) for other in settings.strengths if other != choice.strategy]
+        else:
+            places = [dict(place.where), *placed.beside(place.where, settings.strengths)]
+            todo = scan.at(directions, places, settings.strengths_at_place, settings.branch)
+            here = effects("strength", "choosing a strength", todo)
+            choice, *others = (scan.choose(here, one["strategy"], one.get("layers")) for one in places)
+        self.teller.tell(f"chosen on development prompts: {choice!r}")
+        return choice, tuple(others), tried, pd.concat(tables, ignore_index=True)
+
+    def _tested(self, directions: Directions, choice: Choice, alternatives: tuple[Choice, ...]) -> SweepResult:
+        settings = self.settings
+        pairs = settings.test_clips(self.sets)
+        # The first seed of the first prompts: kept before anything is known of them.
+        shown = pairs[:: settings.test_seeds][: settings.shown]
+        todo = outcome.conditions(
+            directions,
+            self.sets,
+            choice,
+            alternatives,
+            n_random=settings.n_random,
+            n_shuffled=settings.n_shuffled,
+            branch=settings.branch,
+            first_draw=settings.first_draw,
+            doses=settings.doses,
+        )
+        return self._swept("dose-response", "dose-response", todo, pairs, shown)
+
+    def _scored(self, tested: SweepResult) -> pd.DataFrame:
+        settings = self.settings
+        # What was tested stands for everything that these numbers follow from.
+        follows = {"tested": None if tested.folder is None else tested.folder.name, "frechet": settings.frechet}
+        stage = self.stages.stage("lost", follows)
+        self.teller.begin("what was lost", stage.there)
+        return stage.kept(
+            lambda: lost.score(self.lens, tested, settings),
+            lambda table, folder: table.to_parquet(folder / "lost.parquet", index=False),
+            lambda folder: pd.read_parquet(folder / "lost.parquet"),
+        )
+
+    def _swept(
+        self, name: str, label: str, conditions: list[Condition], clips: list[Clip], shown: list[Clip] | None = None
+    ) -> SweepResult:
+        """A sweep in a folder of its own, which it goes on with batch by batch; `shown` are kept as sound."""
+        settings = self.settings
+        making = {"seconds": settings.seconds, **settings.sampling, "batch_size": settings.batch_size}
+        follows = {
+            **making,
+            "conditions": ledger.facts_of(self.lens, conditions, making)["conditions"],
+            "clips": clips,
+            "asked": {one.name: [one.asked(prompt) for prompt, _ in clips] for one in conditions if one.ask},
+            "measures": [*MEASURES],
+            "shown": shown,
+        }
+        stage = self.stages.stage(name, follows)
+        whole = stage.place is not None and (stage.place / ledger.TABLE).is_file()
+        started = time.perf_counter()
+        with self.teller.swept(label, len(conditions) * len(clips), kept=whole, begun=stage.there):
+            result = sweep.play(
+                self.lens,
+                conditions,
+                clips,
+                **making,
+                n_jobs=0,
+                listener=None if whole else self._listener,
+                keep_audio=lambda condition, clip: clip in (shown or ()) and condition.labels["kind"] in SHOWN,
+                out=stage.place,
+                sound="flac" if stage.place is not None and shown is not None else None,
+                progress=label if self.progress and not whole else None,
+            )
+        stage.took(0.0 if whole else time.perf_counter() - started)
+        return result
+
+    @cached_property
+    def _listener(self) -> Listener:
+        """Started when the first clip is to be heard."""
+        return self.until_the_end.enter_context(Listener(self.lens, tuple(MEASURES), self.settings.n_jobs))
+
+
+@dataclass
+class Teller:
+    """Says what is done, a line a stage, with the time that is left."""
+
+    lens: AudioLens
+    sets: PromptSet
+    settings: Settings
+    line: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.counts = settings.clips(self.lens.config.n_layers, placed.available())
+        parts = ", ".join(f"{count} for {stage}" for stage, count in self.counts.items())
+        self.tell(f"{sum(self.counts.values())} clips of {settings.seconds:g} s: {parts}")
+        if settings.n_random < FEWEST_CONTROLS:
+            self.tell(
+                f"quick controls: {settings.n_random} random directions cannot reach p = .05, and "
+                f"{settings.n_shuffled} of shuffled labels; the full study has 19 and 10"
+            )
+        for sentence in settings.substitutes:
+            self.tell(f"not as in the paper. {sentence}")
+        # Seconds a clip on this machine, once it is known, and what is still to be generated.
+        self.pace = float("nan")
+        self.counts["reading directions"] *= settings.reading_seconds / settings.seconds  # pyright: ignore[reportArgumentType]
+
+    def tell(self, line: str) -> None:
+        self.line(line)
+
+    def begin(self, label: str, kept: bool) -> None:
+        """A stage without clips of its own, or of directions."""
+        count = self.counts.pop("reading directions", 0.0) if label == "directions" else 0.0
+        if kept:
+            self.tell(f"{label}: kept from before")
+            return
+        if count and np.isnan(self.pace):
+            self._time()
+        self.tell(f"{label}{self._left(count)}")
+
+    @contextmanager
+    def swept(self, label: str, clips: int, kept: bool, begun: bool) -> Iterator[None]:
+        """A sweep; unless some of it was there, its own pace is the next estimate's."""
+        self.counts.pop(label, None)
+        if kept:
+            self.tell(f"{label}: kept from before")
+            yield
+            return
+        if np.isnan(self.pace):
+            self._time()
+        self.tell(f"{label}: {clips} clips{' less those that are kept' if begun else ''}{self._left(clips)}")
+        started = time.perf_counter()
+        yield
+        if not begun:
+            self.pace = (time.perf_counter() - started) / clips
+
+    def _time(self) -> None:
+        settings = self.settings
+        speed = sweep.clips_per_second(self.lens, self.sets.development[0], settings.seconds, settings.batch_size)
+        self.pace = 1 / speed
+
+    def _left(self, count: float) -> str:
+        if np.isnan(self.pace):
+            return ""
+        here, after = count * self.pace, sum(self.counts.values()) * self.pace + FIGURES_SECONDS
+        now = f", about {_spoken(here)}" if here else ""
+        return f"{now}; about {_spoken(here + after)} left in all"
+
+
+def _spoken(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} minutes"
+
+
+def _components(directions: Directions, sets: PromptSet) -> PCAResult:
+    samples = directions.samples
+    assert samples is not None
+    labels = [sets.poles[0] if positive else sets.poles[1] for positive in samples.labels.tolist()]
+    return pca.fit(samples.values.numpy(), labels, layers=directions.layers)
+
+
+def _sounds(tested: SweepResult) -> dict[tuple[str, str, int], np.ndarray]:
+    """The clips that were kept as sound: (condition, prompt, seed) -> "channel sample"."""
+    import soundfile
+
+    keys = list(tested.table[["condition", "prompt", "seed"]].itertuples(index=False, name=None))
+    if tested.folder is None:
+        return {key: tested.audio[row] for row, key in enumerate(keys) if row in tested.audio}
+    found = {}
+    for key, file in zip(keys, tested.table["file"], strict=True):
+        if isinstance(file, str):
+            samples, _ = soundfile.read(tested.folder / file, dtype="float32", always_2d=True)
+            found[key] = samples.T
+    return found

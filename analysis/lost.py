@@ -1,0 +1,87 @@
+"""Lost: what steering cost beside its effect: failed clips, drift from the model's own music, Fréchet distance.
+
+`score` reads the clips that can be heard once more, and is kept as a stage; `table` says it condition by condition.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from analysis.settings import Settings
+from analysis.sweep import BASELINE, SweepResult
+from audiolens import measure
+from audiolens.errors import InputError
+
+if TYPE_CHECKING:
+    from audiolens import AudioLens
+
+KINDS = (BASELINE, "steered", "alternative", "prompted")
+_LABELS = ["kind", "strategy", "layer", "strength", "pole"]
+_LOST = ["rms_ratio", "onsets", "entropy_ratio"]
+
+
+def score(lens: AudioLens, tested: SweepResult, settings: Settings) -> pd.DataFrame:
+    """One row per clip of the conditions that are steered or asked for: `nats` a code under the unsteered model.
+
+    `frechet`, the same in all rows of a condition, is the distance of its clips from the unsteered ones in the codec's
+    features: NaN where the settings do not ask for it, or there are too few clips for it.
+    """
+    rows, reference = [], None
+    names = tested.table[tested.table["kind"].isin(KINDS)]
+    for condition in dict.fromkeys(names["condition"]):
+        mine = tested.table[tested.table["condition"] == condition]
+        codes = tested.codes(condition)
+        nats = measure.code_nats(
+            lens, list(mine["asked"]), codes, guidance_scale=settings.guidance_scale,
+            temperature=settings.temperature or 1.0,
+        )  # fmt: skip
+        distance = float("nan")
+        if settings.frechet:
+            features = measure.codec_features(lens, codes)
+            reference = features if condition == BASELINE else reference
+            if condition != BASELINE and reference is not None:
+                try:
+                    distance = measure.frechet_distance(lens, reference, features)
+                except InputError:
+                    # Too few clips for a distance that is not mostly bias.
+                    distance = float("nan")
+        rows.append(
+            mine[["condition", "prompt", "seed"]].assign(nats=nats.mean(dim=(1, 2)).double().numpy(), frechet=distance)
+        )
+    return pd.concat(rows, ignore_index=True)
+
+
+def table(clips: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
+    """One row per condition: `failed` (the share), medians of `rms_ratio`, `onsets` and `entropy_ratio`, `nats`,
+    `drift` and `frechet`.
+
+    `drift` is the mean over clips of |nats - those of the unsteered clip of the same prompt and seed|; in the row of
+    the unsteered clips it is the mean |difference| between two seeds of one prompt, which is what chance alone gives
+    (NaN with one seed a prompt). Asking in words is scored under the words.
+    """
+    own = scored[scored["condition"] == BASELINE].set_index(["prompt", "seed"])["nats"]
+    rows = []
+    for condition, nats in scored.groupby("condition", sort=False):
+        mine = clips[clips["condition"] == condition]
+        if condition == BASELINE:
+            apart = [abs(a - b) for _, one in nats.groupby("prompt") for a, b in combinations(one["nats"], 2)]
+            drift = float(np.mean(apart)) if apart else float("nan")
+        else:
+            before = own.reindex(pd.MultiIndex.from_frame(nats[["prompt", "seed"]])).to_numpy()
+            drift = float(np.abs(nats["nats"].to_numpy() - before).mean())
+        rows.append(
+            {
+                **mine[_LABELS].iloc[0].to_dict(),
+                "failed": float(mine["failed"].mean()),
+                **{name: float(mine[name].median()) for name in _LOST},
+                "nats": float(nats["nats"].mean()),
+                "drift": drift,
+                "frechet": float(nats["frechet"].iloc[0]),
+                "clips": len(mine),
+            }
+        )
+    return pd.DataFrame(rows)

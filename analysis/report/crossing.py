@@ -1,0 +1,62 @@
+"""Figures of cross-effects: what steering along each concept does to every concept's measure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from matplotlib.figure import Figure
+
+from analysis.captions import captioned, heat, screen_heat, screen_plain
+from analysis.plots import styled
+
+CAPTION = (
+    "Median change of each concept's measure on test prompts, steered against unsteered at the same seed. Brackets: "
+    "95% interval over prompts. A direction that moved its own concept alone would leave the other columns at 0."
+)
+
+
+def paper(table: pd.DataFrame) -> Figure:
+    """A heat map with its numbers."""
+    values, told, rows, columns = _grid(table)
+    with styled():
+        figure = Figure(figsize=(2.4 + 1.9 * len(columns), 1.5 + 0.55 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        most = float(np.nanmax(np.abs(values))) or 1.0
+        image = heat(axes, values, x=columns, y=rows, limit=most)
+        for (row, column), text in np.ndenumerate(told):
+            shade = "white" if abs(values[row, column]) > 0.6 * most else "black"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=shade)
+        axes.set_xlabel("what is heard")
+        axes.set_ylabel("steered towards")
+        bar = figure.colorbar(image, ax=axes, label="change")
+        bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:+.0%}")
+        return captioned(figure, CAPTION)
+
+
+def screen(table: pd.DataFrame) -> go.Figure:
+    """The same on screen."""
+    values, told, rows, columns = _grid(table)
+    cells = screen_heat(values, columns, rows, "change", text=told, texttemplate="%{text}")
+    figure = go.Figure(cells)
+    figure.update_layout(xaxis_title="what is heard", yaxis_title="steered towards")
+    return screen_plain(figure, CAPTION)
+
+
+def _grid(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
+    """Effects "steered heard", their words, and the names of both."""
+    steered = list(dict.fromkeys(table[["concept", "pole", "strength"]].itertuples(index=False, name=None)))
+    heard = list(dict.fromkeys(table[["heard", "measure"]].itertuples(index=False, name=None)))
+    cells = {(row["concept"], row["pole"], row["heard"]): row for row in table.to_dict("records")}
+    values = np.full((len(steered), len(heard)), np.nan)
+    told: Any = np.full(values.shape, "", dtype=object)
+    for i, (concept, pole, _) in enumerate(steered):
+        for j, (other, _) in enumerate(heard):
+            cell = cells[concept, pole, other]
+            values[i, j] = cell["effect"]
+            if np.isfinite(cell["effect"]):
+                told[i, j] = f"{cell['effect']:+.0%}\n[{cell['low']:+.0%}, {cell['high']:+.0%}]".replace("-", "−")
+    names = [f"{pole} ({concept} {strength:+g})".replace("-", "−") for concept, pole, strength in steered]
+    return values, told, names, [f"{name} ({measured})" for name, measured in heard]

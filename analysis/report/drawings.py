@@ -1,0 +1,188 @@
+"""Drawings: every figure of a study, with its caption, as a picture and, where that helps, alive on screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+
+from analysis import plots, spectrograms, where
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from analysis.report.writer import Sound
+    from analysis.study import Study
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with the sentence under it, the tables that hold its numbers, and how it looks alive, if it does."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+    tables: tuple[str, ...] = ()
+    screen: go.Figure | None = None
+
+
+def drawings(study: Study, kept: Sequence[Sound]) -> list[Drawing]:
+    """Every figure of a study."""
+    return [*_responses(study), *_places(study), *_insides(study), *_pictures(study, kept)]
+
+
+def _responses(study: Study) -> list[Drawing]:
+    settings, name = study.settings, plots.name_of(study.measure)
+    return [
+        Drawing(
+            "dose_response",
+            "Dose and response",
+            f"Change of {name} on {settings.test} neutral test prompts x {settings.test_seeds} seeds, each clip beside "
+            "the unsteered one of the same prompt and seed: median, and 95% interval over prompts. Crosses: "
+            "directions without meaning, of the same length at the same place. Green lines: the same seeds, asked for "
+            "in words. Hollow markers, and bars above the dotted line: more than a tenth of the clips were no music "
+            "any more; these count as no change.",
+            plots.dose_response(study.response, study.measure, study.poles),
+            ("dose_response",),
+        ),
+        Drawing(
+            "cross_effects",
+            "What else changed",
+            "The same clips in other measures (median and 95% interval over prompts; fainter: smaller strengths). "
+            "A direction that moved one thing only would leave the others at 0.",
+            plots.cross_effects(study.cross[study.cross["unit"] == "ratio"]),
+            ("cross_effects",),
+        ),
+    ]
+
+
+def _places(study: Study) -> list[Drawing]:
+    settings, found = study.settings, study.where
+    by_block = where.evidence(study.directions, found)
+    pairs = 0 if found is None or found.windows is None else len(found.windows.clean)
+    listed = [
+        Drawing(
+            "layer_attribution",
+            "Every kind of evidence, block by block",
+            "Each in its own unit, from prompts alone, without steering. Norm: the length of "
+            "the direction as a share of the stream it is added to. Told apart: held-out AUC of the poles along it. "
+            "Attribution and patching: how much likelier the music of one prompt becomes when activations of its run "
+            f"are put into the run of the other, to first order and exactly ({pairs} pairs of prompts; bars are 95% "
+            "intervals over prompts). Kinds may peak apart and all be right.",
+            by_block.plot(),
+            ("layer_attribution",),
+            _bare(by_block.figure()),
+        )
+    ]
+    if found is not None and found.windows is not None:
+        listed.append(
+            Drawing(
+                "patching_windows",
+                "Patching the stream, block by block and window by window",
+                f"What comes back of the music that “{study.poles[0]}” prompts play when the stream of their run is "
+                "put into the run of the matched prompt, at one block and in one window of time. A patch carries "
+                "everything in which the runs differ.",
+                found.windows.plot(),
+                ("patching_windows",),
+                _low(found.windows.figure()),
+            )
+        )
+    if found is not None and found.components is not None:
+        listed.append(
+            Drawing(
+                "patching_components",
+                "Patching what each part of a block adds",
+                "The same over the whole clip, for the outputs of attention, cross-attention and MLP apart: where the "
+                "text comes in, and what passes it on.",
+                found.components.plot(),
+                ("patching_components",),
+                _low(found.components.figure()),
+            )
+        )
+    scanned = study.scan
+    if "stage" in scanned:
+        scanned = scanned[scanned["stage"] == "scan"]
+    if len(scanned):
+        choice = study.choice
+        chosen = None if choice.layer is None else {"strategy": choice.strategy, "layer": choice.layer}
+        told = "Place and strength were chosen here" if study.place is None else "The place was chosen without this"
+        listed.append(
+            Drawing(
+                "scan",
+                "Where steering works",
+                f"Change of {plots.name_of(study.measure)} on {settings.development} development prompts x "
+                f"{settings.development_seeds} seeds, by block, for both signs. {told}; what is reported above is from "
+                "other prompts. Hollow markers: more than a tenth of the clips failed.",
+                plots.layers(scanned[scanned["strategy"].notna()], study.measure, chosen=chosen),
+                ("scan",),
+            )
+        )
+    return listed
+
+
+def _insides(study: Study) -> list[Drawing]:
+    return [
+        Drawing(
+            "pca",
+            "The two poles in every block",
+            f"Each point is a prompt: {_read_at(study.settings.position)}, on the first two principal components of "
+            "its block. Move the slider from block to block. Silhouette: 1 far apart, 0 mixed.",
+            study.components.plot(),
+            ("pca_points", "pca"),
+            study.components.figure(),
+        ),
+        Drawing(
+            "cosines",
+            "The direction from block to block",
+            "Cosine of the directions read at two blocks; a star where random directions do not reach. What one block "
+            "writes stays in the stream for the next to pass on, so neighbours agree in part for that reason alone.",
+            study.cosines.plot(),
+            ("cosines",),
+            study.cosines.figure(),
+        ),
+        Drawing(
+            "norms",
+            "How long the direction is",
+            "Length of the difference of means at each block, and as a share of the residual stream it is added to.",
+            plots.norms(study.directions.to_frame()),
+            ("directions",),
+        ),
+    ]
+
+
+def _pictures(study: Study, kept: Sequence[Sound]) -> list[Drawing]:
+    pairs = {sound.pair: [other for other in kept if other.pair == sound.pair] for sound in kept}
+    if not pairs:
+        return []
+    grid = [[sound.samples for sound in row if not sound.label.startswith("asked")] for row in pairs.values()]
+    columns = [sound.label for sound in next(iter(pairs.values())) if not sound.label.startswith("asked")]
+    rows = [f"{row[0].prompt}\nseed {row[0].seed}" for row in pairs.values()]
+    figure = spectrograms.paired(grid, study.sample_rate, rows, columns)
+    caption = "Mel spectrograms of the clips that can be heard: each row is one prompt and seed."
+    return [Drawing("spectrograms", "The clips as pictures", caption, figure)]
+
+
+def _bare(figure: go.Figure) -> go.Figure:
+    """Without the caption inside: the page has its own beneath."""
+    kept = [note for note in figure.layout.annotations if not (note.yanchor == "top" and note.y == 0)]
+    figure.layout.annotations = kept
+    return figure.update_layout(margin_b=60, margin_t=30, showlegend=False)
+
+
+def _low(figure: go.Figure) -> go.Figure:
+    """With less room for its title."""
+    return figure.update_layout(title_font_size=13, margin_t=90, height=430)
+
+
+def _read_at(position: Any) -> str:
+    """What a direction was read from, in words."""
+    names = {
+        "mean": "its mean activation while a clip is generated",
+        "first": "the activation at the start token, before any sound",
+        "last": "the activation at the last step of the clip generated",
+        "eos": "the activation at the last token of its text",
+    }
+    return names.get(position) or "its mean activation over {:g} to {:g} s of the clip generated".format(*position)

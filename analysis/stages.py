@@ -1,0 +1,313 @@
+"""Stages: what a study has finished, kept in its folder under a hash of all that it follows from.
+
+`study.json` says what the folder is a study of. A stage lies in `stages/NAME-KEY` as safetensors, Parquet and JSON,
+made beside its place and renamed: it is there whole or not at all. The key is a hash of weights, versions, the code
+that makes it, and what it was asked; the same call takes it as it is, and another one makes its own beside it. One
+process writes at a time; the lock is the system's and ends with its process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+import analysis
+import audiolens
+from analysis.folder import check_above, is_study
+from analysis.ledger import content_hash, disk_is_full
+from audiolens import provenance
+from audiolens.errors import BusyError, InputError, StoppedError
+
+FORMAT = "audiolens.run.1"
+BEGUN, STAGES, SUMMARY = "study.json", "stages", "summary.json"
+UNFINISHED = ".unfinished-"
+_LOCK, _SECONDS = ".lock", "seconds.json"
+_MEASURING = ("librosa", "numpy", "scipy", "scikit-learn", "pandas")
+# What draws and shows results does not change them.
+_SHOWING = ("report", "commands", "figures", "cli", "plots", "screen", "captions", "spectrograms")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Stages:
+    """The stages of a folder, or, with `folder=None`, of nothing but memory.
+
+    Attributes:
+        folder: of the study.
+        common: what every stage follows from.
+        used: the folders of the stages that this run asked for.
+        seconds: how long each of them took to make, whenever that was.
+    """
+
+    folder: Path | None = None
+    common: Mapping[str, Any] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def stage(self, name: str, follows: Mapping[str, Any]) -> Stage:
+        """The stage that follows from these values."""
+        if self.folder is None:
+            return Stage(name, None, self.seconds)
+        entry = f"{name}-{hash_of({'stage': name, **self.common, **follows})}"
+        self.used.add(entry)
+        return Stage(name, self.folder / STAGES / entry, self.seconds)
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One stage: `place` is its folder, `None` in memory; `seconds` is that of all stages."""
+
+    name: str
+    place: Path | None
+    seconds: dict[str, float]
+
+    @property
+    def there(self) -> bool:
+        """Whether something of it is kept: the whole, but for a sweep, which is kept batch by batch."""
+        return self.place is not None and self.place.is_dir()
+
+    def kept(self, make: Callable[[], T], write: Callable[[T, Path], object], read: Callable[[Path], T]) -> T:
+        """Its result: as it is kept, or else made, written and read again, so that both are the same bits.
+
+        One that cannot be read any more is made anew.
+        """
+        if self.place is not None and self.place.is_dir():
+            try:
+                found = read(self.place)
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+                shutil.rmtree(self.place)
+            else:
+                self.took(0.0)
+                return found
+        started = time.perf_counter()
+        made = make()
+        if self.place is not None:
+            with whole(self.place) as work:
+                write(made, work)
+            made = read(self.place)
+        self.took(time.perf_counter() - started)
+        return made
+
+    def took(self, seconds: float) -> None:
+        """Add to how long it took: what was made before counts too."""
+        if self.place is None:
+            self.seconds[self.name] = seconds
+            return
+        # Beside the stage: inside it would make equal results unequal files.
+        path, before = self.place.with_name(f"{self.place.name}.{_SECONDS}"), 0.0
+        with suppress(OSError, ValueError):
+            before = float(json.loads(path.read_text("utf-8")))
+        self.seconds[self.name] = before + seconds
+        if seconds:
+            put(path, json.dumps(self.seconds[self.name]).encode())
+
+
+def hash_of(values: Mapping[str, Any]) -> str:
+    """A hash of plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def common_of(lens: Any) -> dict[str, Any]:
+    """What every stage follows from: weights, device, versions, and the code that makes it."""
+    return {
+        "weights": content_hash(lens.model),
+        "device": lens.device.type,
+        "dtype": str(lens.dtype),
+        "attention": str(getattr(lens.model.config, "_attn_implementation", None)),
+        "versions": versions(),
+        "code": code_hash(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of what a study's numbers depend on."""
+    return {**provenance.versions(), **{name: version(name) for name in _MEASURING}}
+
+
+@cache
+def code_hash() -> str:
+    """A hash of audiolens's own code, but for what only shows results: a change of it without a new version counts."""
+    digest = hashlib.sha256()
+    for package in (audiolens, analysis):
+        root = Path(str(package.__file__)).parent
+        for path in sorted(root.rglob("*.py")):
+            names = path.relative_to(root).with_suffix("").parts
+            if not any(part == word or part.endswith(f"_{word}") for part in names for word in _SHOWING):
+                digest.update(f"{'/'.join(names)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Refuse a place that no study can be written to, before a model is opened.
+
+    Raises:
+        InputError: if it is a file, holds something else or (without `overwrite`) a study of an earlier version, or
+            cannot be written.
+    """
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file: give the name of a folder.")
+    check_above(target)
+    if not target.exists() or (target / BEGUN).is_file():
+        if target.exists():
+            _refuse_unwritable(target)
+        return
+    # What a process leaves that was killed before it had said what it begins.
+    if all(entry.name == _LOCK or entry.name.startswith(UNFINISHED) for entry in target.iterdir()):
+        return
+    if not is_study(target):
+        raise InputError(f"{target} exists and holds something other than a study: choose another folder.")
+    if not overwrite:
+        raise InputError(
+            f"{target} holds a finished study of an earlier version: choose another folder, or replace it with --force."
+        )
+
+
+@contextmanager
+def begun(
+    folder: str | os.PathLike[str], facts: Mapping[str, Any], common: Mapping[str, Any], *, overwrite: bool = False
+) -> Iterator[Stages]:
+    """Open a folder for a study, begun here or before; no other process can until the block ends.
+
+    Args:
+        facts: what the study is of: a change of any of them is refused, unless `overwrite`.
+        common: what every stage follows from.
+        overwrite: let this study take the place of one that is there; when it ends well, stages that it did not use
+            are removed.
+
+    Raises:
+        InputError: as `check`, or naming what the folder holds instead.
+        BusyError: if another process is writing to it.
+    """
+    target, facts = Path(folder), {"format": FORMAT, **json.loads(json.dumps(facts, default=str))}
+    check(target, overwrite=overwrite)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(target / _LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BusyError(f"{target}: another process is at work on this study; wait for it, or stop it.") from None
+    except OSError as error:
+        raise InputError(f"{target} cannot be written: {error.strerror or error}. Choose another place.") from None
+    try:
+        if not overwrite:
+            _refuse_other(target, facts)
+        for leftover in (*target.glob(f"{UNFINISHED}*"), *(target / STAGES).glob(f"{UNFINISHED}*")):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        # First: what holds stages must say of what.
+        put(target / BEGUN, json.dumps(facts, indent=1, ensure_ascii=False).encode())
+        (target / STAGES).mkdir(exist_ok=True)
+        stages = Stages(target, common)
+        yield stages
+        if overwrite:
+            for entry in (target / STAGES).iterdir():
+                if entry.name.split(".")[0] not in stages.used:
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        raise StoppedError(f"{target}: the disk is full. What is finished is kept; run the same again.") from error
+    finally:
+        lock.release()
+
+
+@contextmanager
+def whole(place: Path) -> Iterator[Path]:
+    """An empty folder that takes the name `place` when the block ends well, also if the power fails after that."""
+    work = place.with_name(f"{UNFINISHED}{place.name}")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        yield work
+        for path in work.rglob("*"):
+            if path.is_file():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+        os.replace(work, place)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def aside(folder: Path) -> Iterator[Path]:
+    """An empty folder inside one, for as long as the block runs; what is left of a killed one is begun anew."""
+    work = folder / f"{UNFINISHED}page"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all."""
+    aside = path.with_name(f"{UNFINISHED}{path.name}")
+    with open(aside, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def show(work: Path, target: Path) -> None:
+    """Move what `work` holds to `target`, over what is there under the same names, the summary last.
+
+    A process that is killed meanwhile leaves a study without a summary: one that is not finished.
+    """
+    with suppress(FileNotFoundError):
+        (target / SUMMARY).unlink()
+    for entry in sorted(work.iterdir(), key=lambda one: one.name == SUMMARY):
+        place = target / entry.name
+        if place.is_dir():
+            shutil.rmtree(place)
+        os.replace(entry, place)
+
+
+def _refuse_other(folder: Path, facts: Mapping[str, Any]) -> None:
+    path = folder / BEGUN
+    if not path.is_file():
+        return
+    otherwise = "choose another folder, or replace it with --force."
+    try:
+        there = json.loads(path.read_text("utf-8"))
+        name, versions_there = there["format"], dict(there["versions"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} is damaged ({' '.join(str(error).split())[:80]}): {otherwise}") from None
+    if name != FORMAT:
+        raise InputError(f"{folder} holds a study of format {name}; this version writes {FORMAT}: {otherwise}")
+    if there.get("concept") != facts["concept"]:
+        raise InputError(f"{folder} holds a study of {there.get('concept')!r}, not {facts['concept']!r}: {otherwise}")
+    if there.get("weights") != facts["weights"]:
+        raise InputError(
+            f"{folder} holds a study of another model ({there.get('model')!r}; this is {facts['model']!r} with other "
+            f"weights): {otherwise}"
+        )
+    for package, installed in facts["versions"].items():
+        if versions_there.get(package) != installed:
+            raise InputError(
+                f"{folder} was begun with {package} {versions_there.get(package)}, and this is {installed}: {otherwise}"
+            )
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    try:
+        put(folder / ".written", b"")
+        (folder / ".written").unlink()
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}. Choose another place.") from None
