@@ -15,6 +15,7 @@ from plants import tables as planted
 from analysis import cli
 from analysis.commands import common
 
+BEGUN = {"format": "audiolens.run.1", "concept": "tempo", "model": "mine", "weights": "0", "versions": {}}
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -221,7 +222,17 @@ def test_measure_goes_on_where_files_are_bad_and_names_them(run: Run, tmp_path: 
         (("measure", "full/file", "--seconds", "5"), "expected FROM:TO"),
         (("measure", "full/file", "--seconds", "5:1"), "0 <= from < to"),
         (("measure", "full/file", "--jobs", "0"), "--jobs 0"),
-        (("study",), "Missing argument"),
+        (("study",), "name what to study"),
+        (("study", "tempo", "--concepts", "tempo,timbre"), "name what to study"),
+        (("study", "--concepts", "tempo"), "two or more different ones"),
+        (("study", "--concepts", "tempo,tempi"), "Did you mean 'tempo'"),
+        (("study", "--positive", "full/file"), "go together"),
+        (("study", "none.csv", "-m", "{checkpoint}", "--measure", "pitch"), "none.csv"),
+        (("study", "tempo", "--words", "a,b", "-m", "{checkpoint}"), "those of one's own prompts"),
+        (("study", "tempo", "--measure", "brightnes"), "Did you mean 'brightness'"),
+        (("study", "timbre", "-m", "{checkpoint}", "--out", "begun"), "holds a study of 'tempo', not 'timbre'"),
+        (("study", "tempo", "-m", "{checkpoint}", "--out", "begun"), "of another model ('mine'; this is"),
+        (("study", "tempo", "-m", "{checkpoint}", "--out", "broken"), "is damaged"),
         (("stdy", "tempo"), "No such command 'stdy'"),
         (("study", "tempo", "--seconds", "abc"), "Invalid value for '--seconds'"),
         (("study", "tempo", "--ful"), "See audiolens study --help."),
@@ -235,6 +246,10 @@ def test_bad_input_is_one_line_and_exit_code_2(
     (tmp_path / "full" / "file").write_text("years of work")
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "summary.json").write_text(json.dumps({"format": "audiolens.study.1"}))
+    for name, content in (("begun", json.dumps(BEGUN)), ("broken", json.dumps(BEGUN)[:40])):
+        (tmp_path / name / "stages" / "scan-0").mkdir(parents=True)
+        (tmp_path / name / "study.json").write_text(content)
+        (tmp_path / name / ".lock").touch()
     half = tmp_path / "half"
     half.mkdir()
     for source in checkpoint.iterdir():
@@ -280,15 +295,34 @@ def test_a_bug_still_shows_its_traceback(run: Run, monkeypatch: pytest.MonkeyPat
 def test_study_writes_a_folder_and_says_the_finding(
     run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A terminal that knows no colours and no width.
+    for name, value in (("TERM", "dumb"), ("NO_COLOR", "1"), ("COLUMNS", "1"), ("LINES", "0")):
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr("analysis.study._run", lambda *_: planted.study())
     code, out, err = run("study", "tempo", "-m", checkpoint)
     assert code == 0, err
-    assert "faster" in out
+    assert planted.study().finding in out
+    assert "\x1b" not in out + err
     assert (tmp_path / "study-tempo" / "index.html").is_file()
     assert f"audiolens study tempo -m {checkpoint}" in (tmp_path / "study-tempo" / "index.html").read_text()
     code, out, _ = run("study", "tempo", "-m", checkpoint, "--force", "--json")
     assert code == 0
     assert json.loads(out)["concept"] == "tempo"
+
+
+def test_a_stopped_study_says_what_is_kept(
+    run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("analysis.study._run", stopped)
+    code, out, err = run("study", "tempo", "-m", checkpoint)
+    assert (code, out) == (130, "")
+    assert "what is finished is kept in study-tempo. The same command goes on." in err
+    assert (tmp_path / "study-tempo" / "study.json").is_file()
+    monkeypatch.setattr("analysis.study._run", lambda *_: planted.study())
+    assert run("study", "tempo", "-m", checkpoint)[0] == 0
 
 
 def test_probe_gives_programs_every_place_and_baseline(run: Run, checkpoint: Path, tmp_path: Path) -> None:

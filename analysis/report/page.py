@@ -64,7 +64,7 @@ def render(
             {"name": one.name, "title": one.title, "text": one.text,
              "figures": [figures[name] for name in one.figures if name in figures]}
             for one in _sections(study)
-            if one.name == "listen" and pairs or one.name == "lost" or any(name in figures for name in one.figures)
+            if _shown(one, pairs, figures)
         ],
         pairs=pairs,
         more_sounds=left_out,
@@ -124,7 +124,7 @@ def _sections(study: Study) -> list[Section]:
     why = study.place.why if study.place is not None else (
         "Place and strength were chosen by steering at every block on development prompts."
     )  # fmt: skip
-    missing = study.where.reason if study.where is not None else ""
+    missing = study.where.reason if study.where is not None else "No prompts of the two poles are matched: none patched."
     return [
         Section("listen", "Listen"),
         Section("response", "Dose and response", ("dose_response", "cross_effects")),
@@ -133,6 +133,13 @@ def _sections(study: Study) -> list[Section]:
         Section("geometry", "What it looks like inside", ("pca", "cosines", "norms")),
         Section("place", "How the place was chosen", ("scan",), why),
     ]
+
+
+def _shown(section: Section, pairs: Sequence[Any], figures: Mapping[str, Any]) -> bool:
+    """Whether there is something to show in it."""
+    if section.name == "listen":
+        return bool(pairs)
+    return bool(section.text) or section.name == "lost" or any(name in figures for name in section.figures)
 
 
 def _figure(drawing: Drawing, folder: Path) -> dict[str, Any]:

@@ -1,0 +1,193 @@
+"""The page of a study in a real browser: it opens from disk, players play, the slider moves, tables download."""
+
+import io
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import planted
+import pytest
+import soundfile
+
+from analysis.report import page as pages
+from analysis.report import writer
+from analysis.several import Several
+
+PATIENCE = 120_000
+"""Milliseconds: a busy machine draws slowly."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return planted.study().save(tmp_path_factory.mktemp("page") / "tempo", command="audiolens study tempo")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install .[dev])")
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    program = next((found for name in names if (found := shutil.which(name))), None)
+    if program is None:
+        pytest.skip("no Chromium on this machine (Debian: apt install chromium): the page was not opened")
+    with playwright.sync_playwright() as driver:
+        # Root, as in a container, has no sandbox of its own; nobody is there to click before a sound plays.
+        flags = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
+        opened = driver.chromium.launch(executable_path=program, args=flags, timeout=PATIENCE)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def opened(browser: Any, folder: Path) -> Any:
+    """The page, with what it complained of and asked for."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(PATIENCE)
+    page.said, page.asked = [], []
+    page.on("console", lambda message: page.said.append((message.type, message.text)))
+    page.on("pageerror", lambda error: page.said.append(("error", str(error))))
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.goto((folder / "index.html").as_uri(), timeout=PATIENCE)
+    return page
+
+
+def test_it_opens_from_disk_without_a_word_and_without_a_network(opened: Any) -> None:
+    opened.wait_for_selector("#live-pca .main-svg")
+    assert [said for said in opened.said if said[0] in ("error", "warning")] == []
+    assert {url.split(":")[0] for url in opened.asked} <= {"file", "data", "blob"}
+    assert opened.inner_text(".finding").startswith("Steering tempo")
+    live = {"pca", "cosines", "layer_attribution", "patching_windows", "patching_components"}
+    drawn = "[...document.querySelectorAll('.js-plotly-plot')].filter(e => e.querySelector('.main-svg')).map(e => e.id)"
+    assert set(opened.evaluate(drawn)) == {f"live-{name}" for name in live}
+    broken = "[...document.images].filter(i => !i.complete || i.naturalWidth == 0).length"
+    assert opened.evaluate(broken) == 0
+
+
+def test_every_player_plays_its_clip(opened: Any, folder: Path) -> None:
+    lengths = {f"audio/{path.name}": soundfile.info(path).duration for path in (folder / "audio").glob("*.wav")}
+    opened.wait_for_function("[...document.querySelectorAll('audio')].every(a => a.readyState > 0)")
+    found = opened.evaluate("[...document.querySelectorAll('audio')].map(a => [a.title, a.duration])")
+    assert 0 < len(found) <= pages.MOST_PLAYERS
+    for name, duration in found:
+        assert duration == pytest.approx(lengths[name], abs=0.02)
+    heard = opened.evaluate(
+        """async () => {
+            const player = document.querySelectorAll('audio')[1];
+            await player.play();
+            for (let i = 0; i < 400 && player.currentTime < 0.2; i++) await new Promise(r => setTimeout(r, 50));
+            const time = player.currentTime;
+            player.pause();
+            return [time, player.error === null];
+        }"""
+    )
+    assert heard[0] >= 0.2
+    assert heard[1]
+
+
+def test_the_slider_moves_from_block_to_block(opened: Any) -> None:
+    shown = """() => {
+        const p = document.getElementById('live-pca');
+        return [p.layout.title.text, p.data.map(d => d.visible === true)];
+    }"""
+    title, visible = opened.evaluate(shown)
+    assert "block 0" in title
+    assert visible[:2] == [True, True]
+    assert not any(visible[2:])
+    rail = opened.locator("#live-pca .slider-rail-touch-rect")
+    rail.scroll_into_view_if_needed()
+    box = rail.bounding_box()
+    opened.mouse.click(box["x"] + box["width"] - 3, box["y"] + box["height"] / 2)
+    opened.wait_for_function("document.getElementById('live-pca').layout.title.text.startsWith('block 7')")
+    _, visible = opened.evaluate(shown)
+    assert visible[-2:] == [True, True]
+    assert not any(visible[:-2])
+
+
+def test_every_table_downloads_as_it_lies_in_the_folder(opened: Any, folder: Path) -> None:
+    links = opened.locator("#tables a.csv")
+    names = [link.get_attribute("download") for link in links.all()]
+    assert set(names) == {*(path.name for path in (folder / "tables").iterdir()), "clips.csv"}
+    for link, name in zip(links.all(), names, strict=True):
+        with opened.expect_download(timeout=PATIENCE) as download:
+            link.click()
+        path = folder / "clips.csv" if name == "clips.csv" else folder / "tables" / name
+        assert Path(download.value.path()).read_bytes() == path.read_bytes()
+
+
+def test_the_index_of_several_opens_and_leads_to_them(browser: Any, folder: Path, tmp_path: Path) -> None:
+    from analysis.report import index
+
+    first = planted.study()
+    index.write(Several((first, replace(first, concept="timbre", measure="brightness"))), tmp_path, "audiolens study")
+    shutil.copytree(folder, tmp_path / "tempo")
+    page = browser.new_page()
+    page.set_default_timeout(PATIENCE)
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto((tmp_path / "index.html").as_uri(), timeout=PATIENCE)
+    assert page.locator(".finding").count() == 2
+    page.click("text=tempo: players")
+    page.wait_for_selector("audio")
+    assert said == []
+
+
+def test_all_tables_stand_in_the_page(folder: Path) -> None:
+    text = (folder / "index.html").read_text("utf-8")
+    found = planted.study()
+    for name, table in writer.tables(found).items():
+        assert f'download="{name}.csv"' in text, name
+        assert len(pd.read_csv(folder / "tables" / f"{name}.csv")) == len(table)
+    assert {"lost", "patching_windows", "patching_components", "attribution", "layer_attribution"} <= set(
+        writer.tables(found)
+    )
+    assert (folder / "index.html").stat().st_size < 15e6
+
+
+def test_long_tables_are_linked_and_short_ones_are_inside() -> None:
+    short = pd.DataFrame({"a": range(10)})
+    assert pages.csv_link(short, "tables/a.csv").startswith("data:text/csv")
+    assert pages.csv_link(pd.DataFrame({"a": np.arange(3e5)}), "tables/a.csv") == "tables/a.csv"
+
+
+def test_players_are_no_more_than_the_page_bears_and_pairs_stay_whole() -> None:
+    found = planted.study()
+    condition = "baseline"
+    rng = np.random.default_rng(0)
+    heard = found.clips[(found.clips["split"] == "test") & (found.clips["condition"] == condition)]
+    keys = [(condition, row.prompt, row.seed) for row in heard.itertuples()][:6]
+    sounds = [
+        writer.Sound(pair, *key, f"steered {n:+d}", rng.normal(0, 0.1, (1, 4000)).astype(np.float32))
+        for pair, key in enumerate(keys)
+        for n in range(7)
+    ]
+    rows, left_out = pages._pairs(found, sounds)
+    assert [len(row["clips"]) for row in rows] == [7, 7, 7]
+    assert left_out == 7 * 3
+
+
+def test_what_is_compressed_sounds_like_what_was_kept() -> None:
+    seconds = np.arange(32_000) / 16_000
+    tone = 0.5 * np.sin(2 * np.pi * 440 * seconds)[None].astype(np.float32)
+    link = pages.compressed(tone, 16_000)
+    import base64
+
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(link.split(",")[1])))
+    assert (rate, len(samples)) == (16_000, 32_000)
+    assert len(link) < 32_000
+    assert np.corrcoef(samples, tone[0])[0, 1] > 0.98
+
+
+def test_prompts_are_shown_as_they_are_written(tmp_path: Path) -> None:
+    found = planted.study()
+    sounds = {(name, prompt, seed): clip for (name, prompt, seed), clip in list(found.sounds.items())[:2]}
+    clips = found.clips.replace({"prompt": {next(iter(sounds))[1]: "a <b>bold</b> & 'quoted' song"}})
+    renamed = {(name, "a <b>bold</b> & 'quoted' song", seed): clip for (name, _, seed), clip in sounds.items()}
+    out = replace(found, sounds=renamed, clips=clips).save(tmp_path / "odd")
+    text = (out / "index.html").read_text("utf-8")
+    assert "a &lt;b&gt;bold&lt;/b&gt;" in text
+    assert re.search(r"<b>bold", text.split("plotly.js")[-1]) is None

@@ -1,0 +1,165 @@
+"""Several concepts in one go, one's own concept from two files, and the place that evidence names."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from test_stages import TINY
+
+import audiolens as al
+from analysis import placed, scan, several, study
+from analysis.placed import Place
+from audiolens.errors import InputError, InputTypeError
+
+
+@pytest.fixture(scope="module")
+def both(lens: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[several.Several, Path]:
+    out = tmp_path_factory.mktemp("several") / "runs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("analysis.report.write", _summary_alone)
+        found = several.run(lens, ["tempo", "timbre"], out, settings=TINY, progress=False)
+    return found, out
+
+
+def _summary_alone(found: study.Study, folder: Path, *, command: str = "") -> None:
+    (folder / "summary.json").write_text(json.dumps({"finding": found.finding}))
+
+
+def test_every_concept_has_its_folder_beneath_one_index(both: tuple[several.Several, Path]) -> None:
+    found, out = both
+    assert [one.concept for one in found.studies] == ["tempo", "timbre"]
+    assert {path.name for path in out.iterdir()} == {
+        "tempo", "timbre", "index.html", "summary.json", "cross_effects.csv", "cross_effects.png", "cosines.csv",
+        "cosines.png",
+    }  # fmt: skip
+    page = (out / "index.html").read_text("utf-8")
+    assert 'href="tempo/index.html"' in page
+    assert 'href="timbre/index.html"' in page
+
+
+def test_cross_effects_are_those_of_each_study(both: tuple[several.Several, Path]) -> None:
+    found, out = both
+    table = found.to_frame()
+    assert len(table) == 2 * 2 * 2
+    for one in found.studies:
+        for outcome in one.outcomes:
+            own = table[(table["concept"] == one.concept) & (table["pole"] == outcome.pole)].set_index("heard")
+            other = next(another for another in found.studies if another is not one)
+            row = one.cross[(one.cross["measure"] == other.measure) & (one.cross["strength"] == outcome.strength)].iloc[
+                0
+            ]
+            for name in ("effect", "low", "high"):
+                pd.testing.assert_series_equal(
+                    pd.Series([own.loc[other.concept, name], own.loc[one.concept, name]]),
+                    pd.Series([row[name], getattr(outcome, name)]),
+                    check_exact=False,
+                )
+    written = pd.read_csv(out / "cross_effects.csv")
+    pd.testing.assert_frame_equal(written, table, check_dtype=False)
+    assert found.plot().axes
+    assert found.figure().data
+    assert "tempo, timbre" in repr(found)
+
+
+def test_several_are_refused_before_the_first_runs(lens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "_run", lambda *_: pytest.fail("a study ran"))
+    (tmp_path / "timbre").mkdir()
+    (tmp_path / "timbre" / "thesis.txt").write_text("years")
+    for concepts, message in (
+        (["tempo", "timbre"], "other than a study"),
+        (["tempo", "tempi"], "Did you mean 'tempo'"),
+        (["tempo"], "two or more"),
+        (["tempo", "tempo"], "two or more different"),
+    ):
+        with pytest.raises(InputError, match=message):
+            several.run(lens, concepts, tmp_path, settings=TINY)
+    with pytest.raises(InputTypeError, match="expected a list"):
+        several.run(lens, "tempo,timbre", tmp_path, settings=TINY)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "index.html").write_text("mine")
+    with pytest.raises(InputError, match="no index of studies"):
+        several.run(lens, ["tempo", "timbre"], tmp_path / "other", settings=TINY)
+
+
+def test_a_concept_of_ones_own_from_two_files(lens: Any, tmp_path: Path) -> None:
+    (tmp_path / "loud.txt").write_text("a loud song\nloud drums\nloud jazz\n")
+    (tmp_path / "soft.txt").write_text("a soft song\nsoft drums\n")
+    own = al.prompts.from_files(tmp_path / "loud.txt", tmp_path / "soft.txt", concept="force")
+    neutral = replace(al.prompts.load("tempo"), test=("a calm piano song", "a loud tune", "the guitar"))
+    sets = own.completed(neutral)
+    assert sets.test == ("a calm piano song", "the guitar")
+    assert sets.prompted("a calm piano song", "loud") == "a calm piano loud song"
+    with pytest.raises(InputError, match="no measure hears 'force'"):
+        study.run(lens, sets, settings=TINY)
+    with pytest.raises(InputError, match="measured='loudness': expected a measure that changes by shares"):
+        study.run(lens, sets, settings=replace(TINY, measured="loudness"))
+    found = study.run(lens, sets, settings=replace(TINY, measured="brightness"), progress=False)
+    assert (found.concept, found.measure, found.poles) == ("force", "brightness", ("loud", "soft"))
+    assert "more loud" in found.finding
+    # Three prompts against two match in no pairs.
+    assert found.where is None
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ({"strategy": "one-to-one", "layer": 1}, "one-to-one (added at block 1,"),
+        (
+            {"strategy": "one-to-band", "layer": 1, "layers": [1, 2]},
+            "one-to-band (read at block 1, added at blocks 1 to",
+        ),
+        ({"strategy": "all-to-all"}, "all-to-all (every block its own direction,"),
+    ],
+)
+def test_the_place_that_evidence_names_is_steered_without_a_scan(
+    lens: Any, monkeypatch: pytest.MonkeyPatch, where: dict[str, Any], told: str
+) -> None:
+    place = Place(where, "the text comes in there", pd.DataFrame({"layer": [0, 1, 2], "nats": [0.1, 2.0, 0.3]}))
+    monkeypatch.setattr(placed, "available", lambda: True)
+    monkeypatch.setattr(placed, "place_of", lambda *_: place)
+    found = study.run(lens, "tempo", settings=TINY, progress=False)
+    assert set(found.scan["stage"]) == {"strength"}
+    tried = found.scan[found.scan["strategy"] == where["strategy"]]
+    assert set(tried["layer"].dropna()) == ({1} if "layer" in where else set())
+    assert sorted({abs(strength) for strength in tried["strength"]}) == sorted(
+        TINY.strengths_at_place[where["strategy"]]  # pyright: ignore[reportArgumentType]
+    )
+    assert {key: value for key, value in found.choice.where.items() if value is not None} == where
+    assert told in found.finding
+    assert found.place is place
+
+
+def test_verifying_scans_beside_the_evidence_and_changes_nothing(
+    lens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place({"strategy": "one-to-all", "layer": 2}, "there", pd.DataFrame({"layer": [2], "nats": [1.0]}))
+    monkeypatch.setattr(placed, "available", lambda: True)
+    monkeypatch.setattr(placed, "place_of", lambda *_: place)
+    monkeypatch.setattr("analysis.report.write", _summary_alone)
+    told: list[str] = []
+    alone = study.run(lens, "tempo", tmp_path / "out", settings=TINY, progress=False)
+    beside = study.run(
+        lens, "tempo", tmp_path / "out", settings=replace(TINY, verify=True), progress=False, tell=told.append
+    )
+    assert set(beside.scan["stage"]) == {"scan", "strength"}
+    assert set(beside.scan.query("stage == 'scan'")["layer"].dropna()) == {0, 1, 2}
+    assert beside.choice == alone.choice
+    pd.testing.assert_frame_equal(beside.response, alone.response)
+    assert {line for line in told if "kept from before" in line} == {
+        f"{stage}: kept from before"
+        for stage in ("directions", "patching", "placement", "choosing a strength", "dose-response", "what was lost")
+    }
+    assert beside.place is not None
+    assert (beside.place.where, beside.place.why) == (place.where, place.why)
+    pd.testing.assert_frame_equal(beside.place.evidence, place.evidence)
+
+
+def test_what_may_stand_beside_a_place() -> None:
+    assert placed.beside({"strategy": "one-to-all", "layer": 3}, ["one-to-one", "one-to-all"]) == [
+        {"strategy": "one-to-one", "layer": 3}
+    ]
+    assert placed.beside({"strategy": "all-to-all"}, ["one-to-one", "one-to-all"]) == []
+    assert scan.told({"strategy": "one-to-all", "layer": 3}) == "one-to-all, read at block 3"
