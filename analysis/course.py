@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis import ledger, lost, outcome, pca, placed, scan, similarity, sweep, where
+from analysis import keeping, lost, outcome, pca, placement, scan, similarity, sweep, where
 from analysis.listening import Listener
 from analysis.pca import PCAResult
-from analysis.placed import Place
+from analysis.placement import Placement
 from analysis.scan import Choice
 from analysis.settings import Settings
 from analysis.stages import Stages
 from analysis.statistics import FEWEST_CONTROLS
 from analysis.study import Study
-from analysis.sweep import BASELINE, Clip, Condition, SweepResult
+from analysis.sweep import BASELINE, Clip, Condition, SweepResult, ledger
 from analysis.where import Where
 from audiolens.directions import Directions, difference_in_means
 from audiolens.measure import MEASURES
@@ -70,8 +70,8 @@ class _Course:
         measured = settings.measure_of(sets.concept)
         directions = self._directions()
         found = self._where()
-        place = self._place(directions)
-        choice, alternatives, tried, scanned = self._choice(directions, measured, place)
+        placed = self._placed(directions)
+        choice, alternatives, tried, scanned = self._choice(directions, measured, placed)
         tested = self._tested(directions, choice, alternatives)
         scored = self._scored(tested)
         response = tested.effects(measured)
@@ -97,7 +97,7 @@ class _Course:
             sample_rate=tested.sample_rate,
             seconds=dict(self.stages.seconds),
             where=found,
-            place=place,
+            placement=placed,
             lost=lost.table(tested.table, scored),
         )
 
@@ -113,12 +113,12 @@ class _Course:
         self.teller.begin("directions", stage.there)
         return stage.kept(
             lambda: difference_in_means(self.lens, *poles, **asked, keep_samples=True, progress=self.progress),
-            placed.write_directions,
-            placed.read_directions,
+            keeping.write_directions,
+            keeping.read_directions,
         )
 
     def _where(self) -> Where | None:
-        """Grids of patches and attributions of a few pairs; `None` where the poles are not matched."""
+        """Grids of patches of a few pairs; `None` where the poles are not matched."""
         settings, sets = self.settings, self.sets
         if not settings.pairs or not sets.matched:
             return None
@@ -130,21 +130,30 @@ class _Course:
         self.teller.begin("patching", stage.there)
         return stage.kept(lambda: where.find(self.lens, sets, asked), where.write, where.read)
 
-    def _place(self, directions: Directions) -> Place | None:
+    def _placed(self, directions: Directions) -> Placement | None:
         """Where the evidence says that the direction is added, before anything is steered."""
-        if self.settings.place_by != "evidence" or not placed.available():
+        settings = self.settings
+        if settings.place_by != "evidence":
             return None
-        follows = {"directions": placed.hash_of(directions), "poles": [self.sets.positive, self.sets.negative]}
+        asked: dict[str, Any] = {
+            "layers": settings.blocks(len(directions)), "prompts": list(self.sets.development[: settings.development]),
+            "seconds": settings.reading_seconds, "seed": settings.first_pair,
+        }  # fmt: skip
+        words = [self.sets.prompted(prompt, pole) for prompt in asked["prompts"] for pole in self.sets.poles]
+        follows = {**asked, "directions": keeping.hash_of(directions), "words": words,
+                   "poles": [self.sets.positive, self.sets.negative]}  # fmt: skip
         stage = self.stages.stage("placement", follows)
         self.teller.begin("placement", stage.there)
-        place = stage.kept(
-            lambda: placed.place_of(self.lens, self.sets, directions), placed.write_place, placed.read_place
+        found = stage.kept(
+            lambda: placement.place(self.lens, self.sets, directions, **asked, progress=False),
+            keeping.write_placement,
+            lambda folder: keeping.read_placement(folder, directions),
         )
-        self.teller.tell(repr(place))
-        return place
+        self.teller.tell(found.reason)
+        return found
 
     def _choice(
-        self, directions: Directions, measured: str, place: Place | None
+        self, directions: Directions, measured: str, placed: Placement | None
     ) -> tuple[Choice, tuple[Choice, ...], list[SweepResult], pd.DataFrame]:
         """Place and strength, the other strategies beside it, the clips these were chosen on, and their effects."""
         settings, tried, tables = self.settings, [], []
@@ -154,17 +163,17 @@ class _Course:
             tables.append(tried[-1].effects(measured, n_bootstrap=0).assign(stage=name))
             return tables[-1]
 
-        if settings.scans(place is not None):
+        if settings.scans:
             at = directions.at(settings.blocks(len(directions)))
             everywhere = effects("scan", "scanning blocks", scan.conditions(at, settings.strengths, settings.branch))
-        if place is None:
+        if placed is None:
             choice = scan.choose(everywhere)
             others = [scan.choose(everywhere, other) for other in settings.strengths if other != choice.strategy]
         else:
-            places = [dict(place.where), *placed.beside(place.where, settings.strengths)]
+            places = [placed.where, *scan.beside(placed.where, settings.strengths)]
             todo = scan.at(directions, places, settings.strengths_at_place, settings.branch)
             here = effects("strength", "choosing a strength", todo)
-            choice, *others = (scan.choose(here, one["strategy"], one.get("layers")) for one in places)
+            choice, *others = (scan.choose(here, one["strategy"]) for one in places)
         self.teller.tell(f"chosen on development prompts: {choice!r}")
         return choice, tuple(others), tried, pd.concat(tables, ignore_index=True)
 
@@ -248,13 +257,13 @@ class Teller:
 
     def __post_init__(self) -> None:
         settings = self.settings
-        self.counts = settings.clips(self.lens.config.n_layers, placed.available())
+        self.counts = settings.clips(self.lens.config.n_layers)
         parts = ", ".join(f"{count} for {stage}" for stage, count in self.counts.items())
         self.tell(f"{sum(self.counts.values())} clips of {settings.seconds:g} s: {parts}")
         if settings.n_random < FEWEST_CONTROLS:
             self.tell(
                 f"quick controls: {settings.n_random} random directions cannot reach p = .05, and "
-                f"{settings.n_shuffled} of shuffled labels; the full study has 19 and 10"
+                f"{settings.n_shuffled} of shuffled labels; the full study has 19 of either"
             )
         for sentence in settings.substitutes:
             self.tell(f"not as in the paper. {sentence}")

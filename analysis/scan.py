@@ -31,7 +31,6 @@ class Choice:
             as fast.
         failed: the larger share of failed clips of the two signs.
         candidates: how many were compared. The more, the more `span` flatters.
-        layers: the blocks that are changed, where the strategy needs them named.
     """
 
     strategy: Strategy
@@ -40,31 +39,21 @@ class Choice:
     span: float
     failed: float
     candidates: int
-    layers: tuple[int, ...] | None = None
 
     @property
     def where(self) -> dict[str, Any]:
         """`al.steer(d, **choice.where, strength=...)`."""
-        named = {} if self.layers is None else {"layers": list(self.layers)}
-        return {"strategy": self.strategy, "layer": self.layer, **named}
+        return {"strategy": self.strategy, "layer": self.layer}
 
     @property
     def told(self) -> str:
         """The place in words."""
-        return told(self.where)
+        if self.layer is None:
+            return f"{self.strategy}, every block its own direction"
+        return f"{self.strategy}, {'added' if self.strategy == 'one-to-one' else 'read'} at block {self.layer}"
 
     def __repr__(self) -> str:
         return f"Choice({self.told}, strength ±{self.strength:g})"
-
-
-def told(where: Mapping[str, Any]) -> str:
-    """A place that `al.steer` takes, in words."""
-    strategy, layer, layers = where["strategy"], where.get("layer"), where.get("layers")
-    if strategy == "all-to-all":
-        return "all-to-all, every block its own direction"
-    if strategy == "one-to-band" and layers:
-        return f"one-to-band, read at block {layer}, added at blocks {min(layers)} to {max(layers)}"
-    return f"{strategy}, {'added' if strategy == 'one-to-one' else 'read'} at block {layer}"
 
 
 def conditions(
@@ -99,13 +88,20 @@ def at(
     return listed
 
 
-def choose(scan: pd.DataFrame, strategy: str | None = None, layers: Sequence[int] | None = None) -> Choice:
+def beside(where: Mapping[str, Any], strategies: Iterable[Strategy]) -> list[dict[str, Any]]:
+    """The same block in the other one-to strategies, to stand beside a place."""
+    if where.get("layer") is None:
+        return []
+    others = (name for name in strategies if name != where["strategy"] and name != "all-to-all")
+    return [{"strategy": name, "layer": where["layer"]} for name in others]
+
+
+def choose(scan: pd.DataFrame, strategy: str | None = None) -> Choice:
     """The place and strength with the widest span between its two signs, of those that fail in at most a tenth.
 
     Args:
         scan: `sweep.effects` of `conditions`: strategy, layer, strength, effect, failed.
         strategy: choose among this one's only.
-        layers: the blocks that were changed, where the strategy needs them named.
 
     If all fail too often, the one that fails least is chosen; with no effect to compare (nothing could be measured),
     the first.
@@ -122,7 +118,7 @@ def choose(scan: pd.DataFrame, strategy: str | None = None, layers: Sequence[int
         raise InputError("the scan holds no steered condition: nothing to choose from.")
     sound = [item for item in found if item[4] <= MOST_FAILED]
     best = max(sound, key=lambda item: np.nan_to_num(item[3])) if sound else min(found, key=lambda item: item[4])
-    return Choice(*best, candidates=len(found), layers=None if layers is None else tuple(layers))
+    return Choice(*best, candidates=len(found))
 
 
 def _labels(strategy: str | None = None, layer: int | None = None, strength: float = 0.0) -> dict[str, object]:

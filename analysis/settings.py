@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from analysis import sweep
-from analysis.response import MEASURED, is_ratio
+from analysis.sweep.response import MEASURED, is_ratio
 from audiolens import measure, text
 from audiolens.errors import InputError, nearest
 from audiolens.interventions import Branch
@@ -75,7 +75,6 @@ class Settings:
         default_factory=lambda: {
             "one-to-one": (0.25, 0.5, 1.0),
             "one-to-all": (0.0625, 0.125, 0.25),
-            "one-to-band": (0.125, 0.25, 0.5),
             "all-to-all": (0.0625, 0.125, 0.25),
         }
     )
@@ -177,8 +176,8 @@ class Settings:
         """The blocks that are scanned."""
         return np.unique(np.linspace(0, n_layers - 1, min(self.most_blocks, n_layers)).round().astype(int)).tolist()
 
-    def clips(self, n_layers: int, placed: bool = False) -> dict[str, int]:
-        """Clips that each stage generates, known before the start; `placed`: there is evidence to place by."""
+    def clips(self, n_layers: int) -> dict[str, int]:
+        """Clips that each stage generates, known before the start."""
         development = self.development * self.development_seeds
         by_strategy = {name: 2 * len(set(amounts)) for name, amounts in self.strengths.items()}
         # One strategy is the place's, and every other one that is asked for stands beside it.
@@ -188,16 +187,17 @@ class Settings:
         # The start token is enough for these.
         heard = self.position not in ("first", "eos")
         counts = {"reading directions": 2 * self.poles * heard}
-        if self.scans(placed):
+        if self.scans:
             counts["scanning blocks"] = development * (1 + scanned)
-        if placed and self.place_by == "evidence":
+        if self.place_by == "evidence":
             tried = {2 * len(set(amounts)) for amounts in self.strengths_at_place.values()}
             counts["choosing a strength"] = development * (1 + max(tried) * strategies)
         return {**counts, "dose-response": self.test * self.test_seeds * conditions}
 
-    def scans(self, placed: bool) -> bool:
-        """Whether all blocks are tried; `placed`: there is evidence to place by."""
-        return self.verify or self.place_by == "scan" or not placed
+    @property
+    def scans(self) -> bool:
+        """Whether all blocks are tried."""
+        return self.verify or self.place_by == "scan"
 
     def measure_of(self, concept: str) -> str:
         """What a concept is heard by.

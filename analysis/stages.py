@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 import analysis
 import audiolens
 from analysis.folder import check_above, is_study
-from analysis.ledger import content_hash, disk_is_full
+from analysis.sweep.ledger import content_hash, disk_is_full
 from audiolens import provenance
 from audiolens.errors import BusyError, InputError, StoppedError
 

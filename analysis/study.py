@@ -20,7 +20,7 @@ import pandas as pd
 from analysis import stages
 from analysis.outcome import Outcome
 from analysis.pca import PCAResult
-from analysis.placed import Place
+from analysis.placement import Placement
 from analysis.scan import Choice
 from analysis.settings import Settings
 from analysis.similarity import CosineMap
@@ -60,7 +60,7 @@ class Study:
         clips: one row per clip generated, of both splits.
         sounds: a few paired clips: (condition, prompt, seed) -> samples.
         seconds: how long each stage took to make.
-        where, place: what was patched and attributed, and where the evidence puts the direction, if there is any.
+        where, placement: what was patched, and where the evidence puts the direction, if it was asked.
         lost: what steering cost: failed clips, drift, Fréchet distance (`analysis.lost.table`).
 
     What it does not show: that the direction *is* the concept (it is what separates these prompts, and moves this
@@ -89,7 +89,7 @@ class Study:
     sample_rate: int
     seconds: Mapping[str, float]
     where: Where | None = None
-    place: Place | None = None
+    placement: Placement | None = None
     lost: pd.DataFrame | None = None
 
     def to_frame(self) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Where a study looks before it steers: a few matched pairs of prompts, patched and attributed.
+"""Where a study looks before it steers: a few matched pairs of prompts, patched block by block.
 
 `find` makes it; `write` and `read` keep it. Nothing is chosen from it: that is `analysis.placement`'s matter.
 """
@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file, save_file
 
-from analysis import attribution, layer_attribution, patching
+from analysis import layer_attribution, patching
 from analysis.layer_attribution import LayerAttribution
-from analysis.patch_result import PatchingResult
+from analysis.patching import PatchingResult
+from analysis.placement import Placement
 from audiolens.directions import Directions
 from audiolens.errors import InputError
 
@@ -31,75 +32,62 @@ _ARRAYS = ("patched", "clean", "corrupted")
 
 @dataclass(frozen=True, eq=False)
 class Where:
-    """Grids of patches, and attributions, of the same pairs.
+    """Grids of patches of the same pairs.
 
     Attributes:
         windows: the stream patched block by block and window by window.
         components: what each part of a block adds, patched over the whole clip.
-        attribution: one row per site and block: `site`, `layer`, `effect`, `low`, `high` in nats, to first order.
         reason: why some of them are missing, if they are.
 
-    It does not show where the concept is computed: see what each of the results does not show.
+    It does not show where the concept is computed: see what a `PatchingResult` does not show.
     """
 
-    windows: PatchingResult | None
-    components: PatchingResult | None
-    attribution: pd.DataFrame | None
+    windows: PatchingResult | None = None
+    components: PatchingResult | None = None
     reason: str = ""
 
 
-def find(lens: AudioLens, sets: PromptSet, asked: Mapping[str, Any], progress: bool = False) -> Where:
-    """Patch and attribute pairs: `asked` names `n`, `seconds`, `guidance_scale`, `first_seed` and `batch_size`."""
-    own = {name: asked[name] for name in ("n", "seconds", "guidance_scale", "first_seed", "batch_size")}
-    prefix = lens.config.conditioning == "prefix"
-    found: dict[str, Any] = {"windows": None, "components": None, "attribution": None}
+def find(lens: AudioLens, sets: PromptSet, asked: Mapping[str, Any]) -> Where:
+    """Patch matched pairs; `asked` are arguments of `patching.pairs`."""
+    found: dict[str, Any] = {}
     try:
-        # Gradients are taken where the two prompts of a pair stand at the same steps.
-        pairs = patching.pairs(lens, sets, same_length=prefix, **own)
+        pairs = patching.pairs(lens, sets, **asked)
         given = pairs.clean, pairs.corrupted, pairs.codes
-        found["windows"] = patching.patch(lens, *given, progress=progress)
-        found["components"] = patching.patch(lens, *given, by="component", progress=progress)
-        sites = [site for site in ("resid_post", "attn_out", "cross_attn_out", "mlp_out")
-                 if f"blocks.0.hook_{site}" in lens.sites()]  # fmt: skip
-        result = attribution.attribute(lens, *given, sites=sites, check=0)
-        tables = [result.by_layer(site).assign(site=site) for site in sites]
-        found["attribution"] = pd.concat(tables, ignore_index=True)[["site", "layer", "effect", "low", "high"]]
+        found["windows"] = patching.patch(lens, *given, progress=False)
+        found["components"] = patching.patch(lens, *given, by="component", progress=False)
     except InputError as error:
         return Where(**found, reason=str(error))
     return Where(**found)
 
 
-def evidence(directions: Directions, found: Where | None) -> LayerAttribution:
-    """What there is over blocks, in one figure's worth."""
+def evidence(directions: Directions, found: Where | None, placement: Placement | None) -> LayerAttribution:
+    """What there is over blocks, in one figure's worth: the placement's evidence, or else what was patched."""
     given: dict[str, Any] = {"norm": directions}
     units = {"told apart": "held-out AUC"}
     if directions.evidence is not None:
         given["told apart"] = pd.Series(directions.evidence.auc.numpy(), index=list(directions.layers))
-    if found is not None and found.attribution is not None:
-        stream = found.attribution[found.attribution["site"] == "resid_post"]
-        given["attribution"] = stream[["layer", "effect", "low", "high"]]
-    if found is not None and found.components is not None:
+    if placement is not None:
+        given |= {one.name: one for one in placement.evidence.evidence}
+    elif found is not None and found.components is not None:
         table = found.components.to_frame()
-        codebook = table["codebook"].iloc[-1]
+        table = table[table["codebook"] == found.components.names[-1]]
         for site, name in (("cross_attn_out", "patching cross-attention"), ("resid_post", "patching the stream")):
-            mine = table[(table["component"] == site) & (table["codebook"] == codebook)]
+            mine = table[table["component"] == site]
             if len(mine):
-                given[name] = mine[["layer", "effect", "low", "high"]]
-                units[name] = "nats"
+                given[name], units[name] = mine[["layer", "effect", "low", "high"]], "nats"
     return layer_attribution.gather(units=units, **given)
 
 
 def write(found: Where, folder: Path) -> None:
-    """As safetensors, Parquet and JSON."""
+    """As safetensors and JSON."""
     facts: dict[str, Any] = {"reason": found.reason}
     for name in _GRIDS:
         grid: PatchingResult | None = getattr(found, name)
-        if grid is None:
-            continue
-        save_file({key: np.ascontiguousarray(getattr(grid, key)) for key in _ARRAYS}, folder / f"{name}.safetensors")
-        facts[name] = {one.name: getattr(grid, one.name) for one in fields(grid) if one.name not in (*_ARRAYS, "sound")}
-    if found.attribution is not None:
-        found.attribution.to_parquet(folder / "attribution.parquet", index=False)
+        if grid is not None:
+            arrays = {key: np.ascontiguousarray(getattr(grid, key)) for key in _ARRAYS}
+            save_file(arrays, folder / f"{name}.safetensors")
+            plain = [one.name for one in fields(grid) if one.name not in (*_ARRAYS, "sound")]
+            facts[name] = {key: getattr(grid, key) for key in plain}
     (folder / "facts.json").write_text(json.dumps(facts), "utf-8")
 
 
@@ -108,13 +96,10 @@ def read(folder: Path) -> Where:
     facts = json.loads((folder / "facts.json").read_text("utf-8"))
     grids: dict[str, Any] = {}
     for name in _GRIDS:
-        told = facts.get(name)
-        grids[name] = None
-        if told is not None:
-            values = {key: _tuples(value) for key, value in told.items()}
+        if name in facts:
+            values = {key: _tuples(value) for key, value in facts[name].items()}
             grids[name] = PatchingResult(**load_file(folder / f"{name}.safetensors"), **values)
-    path = folder / "attribution.parquet"
-    return Where(**grids, attribution=pd.read_parquet(path) if path.is_file() else None, reason=facts["reason"])
+    return Where(**grids, reason=facts["reason"])
 
 
 def _tuples(value: Any) -> Any:

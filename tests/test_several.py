@@ -10,8 +10,7 @@ import pytest
 from test_stages import TINY
 
 import audiolens as al
-from analysis import placed, scan, several, study
-from analysis.placed import Place
+from analysis import placement, scan, several, study
 from audiolens.errors import InputError, InputTypeError
 
 
@@ -107,37 +106,42 @@ def test_a_concept_of_ones_own_from_two_files(lens: Any, tmp_path: Path) -> None
     ("where", "told"),
     [
         ({"strategy": "one-to-one", "layer": 1}, "one-to-one (added at block 1,"),
-        (
-            {"strategy": "one-to-band", "layer": 1, "layers": [1, 2]},
-            "one-to-band (read at block 1, added at blocks 1 to",
-        ),
-        ({"strategy": "all-to-all"}, "all-to-all (every block its own direction,"),
+        ({"strategy": "all-to-all", "layer": None}, "all-to-all (every block its own direction,"),
     ],
 )
 def test_the_place_that_evidence_names_is_steered_without_a_scan(
     lens: Any, monkeypatch: pytest.MonkeyPatch, where: dict[str, Any], told: str
 ) -> None:
-    place = Place(where, "the text comes in there", pd.DataFrame({"layer": [0, 1, 2], "nats": [0.1, 2.0, 0.3]}))
-    monkeypatch.setattr(placed, "available", lambda: True)
-    monkeypatch.setattr(placed, "place_of", lambda *_: place)
-    found = study.run(lens, "tempo", settings=TINY, progress=False)
+    own = placement.place
+    monkeypatch.setattr(placement, "place", lambda *given, **asked: replace(own(*given, **asked), **where))
+    told_lines: list[str] = []
+    found = study.run(lens, "tempo", settings=TINY, progress=False, tell=told_lines.append)
     assert set(found.scan["stage"]) == {"strength"}
     tried = found.scan[found.scan["strategy"] == where["strategy"]]
-    assert set(tried["layer"].dropna()) == ({1} if "layer" in where else set())
-    assert sorted({abs(strength) for strength in tried["strength"]}) == sorted(
-        TINY.strengths_at_place[where["strategy"]]  # pyright: ignore[reportArgumentType]
-    )
-    assert {key: value for key, value in found.choice.where.items() if value is not None} == where
+    assert set(tried["layer"].dropna()) == ({where["layer"]} - {None})
+    wanted = TINY.strengths_at_place[where["strategy"]]
+    assert sorted({abs(strength) for strength in tried["strength"]}) == sorted(wanted)
+    assert found.choice.where == where
     assert told in found.finding
-    assert found.place is place
+    assert found.placement is not None
+    assert found.placement.reason in told_lines
+
+
+def test_a_study_goes_where_placement_says(lens: Any) -> None:
+    found = study.run(lens, "tempo", settings=TINY, progress=False)
+    neutral = al.prompts.load("tempo").development[: TINY.development]
+    alone = placement.place(
+        lens, "tempo", found.directions, prompts=neutral, seconds=TINY.reading_seconds, progress=False
+    )
+    assert found.placement is not None
+    assert found.placement.where == alone.where
+    pd.testing.assert_frame_equal(found.placement.to_frame(), alone.to_frame())
+    assert {"strategy": found.choice.strategy, "layer": found.choice.layer} == {"layer": None, **alone.where}
 
 
 def test_verifying_scans_beside_the_evidence_and_changes_nothing(
     lens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Place({"strategy": "one-to-all", "layer": 2}, "there", pd.DataFrame({"layer": [2], "nats": [1.0]}))
-    monkeypatch.setattr(placed, "available", lambda: True)
-    monkeypatch.setattr(placed, "place_of", lambda *_: place)
     monkeypatch.setattr("analysis.report.write", _summary_alone)
     told: list[str] = []
     alone = study.run(lens, "tempo", tmp_path / "out", settings=TINY, progress=False)
@@ -152,14 +156,10 @@ def test_verifying_scans_beside_the_evidence_and_changes_nothing(
         f"{stage}: kept from before"
         for stage in ("directions", "patching", "placement", "choosing a strength", "dose-response", "what was lost")
     }
-    assert beside.place is not None
-    assert (beside.place.where, beside.place.why) == (place.where, place.why)
-    pd.testing.assert_frame_equal(beside.place.evidence, place.evidence)
 
 
 def test_what_may_stand_beside_a_place() -> None:
-    assert placed.beside({"strategy": "one-to-all", "layer": 3}, ["one-to-one", "one-to-all"]) == [
+    assert scan.beside({"strategy": "one-to-all", "layer": 3}, ["one-to-one", "one-to-all"]) == [
         {"strategy": "one-to-one", "layer": 3}
     ]
-    assert placed.beside({"strategy": "all-to-all"}, ["one-to-one", "one-to-all"]) == []
-    assert scan.told({"strategy": "one-to-all", "layer": 3}) == "one-to-all, read at block 3"
+    assert scan.beside({"strategy": "all-to-all"}, ["one-to-one", "one-to-all"]) == []

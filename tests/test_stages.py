@@ -14,8 +14,9 @@ import pytest
 import torch
 from filelock import FileLock
 
-from analysis import course, ledger, playing, stages, study
+from analysis import course, stages, study
 from analysis.settings import Settings
+from analysis.sweep import ledger, playing
 from audiolens import directions as directions_of
 from audiolens.errors import BusyError, InputError, StoppedError
 
@@ -97,7 +98,7 @@ def test_stopped_before_every_stage_it_ends_with_the_same_bytes(
             stops += 1
         else:
             break
-    assert stops >= 7
+    assert stops >= 9
     assert sum("kept from before" in line for line in told) >= 8
     assert_same(out, whole)
 
@@ -122,7 +123,7 @@ def killed(work: Callable[[], object], at: int, watched: str) -> None:
         os._exit(0)
 
 
-@pytest.mark.parametrize("kills", [[("replace", 0), ("fsync", 2), ("replace", 7), ("fsync", 9)], [("replace", 29)]])
+@pytest.mark.parametrize("kills", [[("replace", 0), ("fsync", 2), ("replace", 7), ("fsync", 12)], [("replace", 31)]])
 def test_killed_at_any_write_it_ends_with_the_same_bytes(
     lens: Any, whole: Path, tmp_path: Path, kills: list[tuple[str, int]]
 ) -> None:
@@ -148,7 +149,7 @@ def test_a_finished_study_is_not_made_again(
     assert (out / "notes.txt").read_text() == "mine"
     (out / "notes.txt").unlink()
     assert_same(out, whole)
-    assert again.seconds.keys() == {"directions", "patching", "scan", "dose-response", "lost"}
+    assert again.seconds.keys() == {"directions", "patching", "placement", "strength", "dose-response", "lost"}
     assert min(again.seconds.values()) > 0
 
 
@@ -178,7 +179,9 @@ def test_only_what_follows_from_a_change_is_made_again(
 
 def test_a_damaged_stage_is_made_again(lens: Any, whole: Path, tmp_path: Path) -> None:
     out = shutil.copytree(whole, tmp_path / "tempo")
-    for file in ("directions-*/samples.safetensors", "patching-*/facts.json", "lost-*/lost.parquet"):
+    files = ("directions-*/samples.safetensors", "patching-*/facts.json", "placement-*/evidence.parquet",
+             "lost-*/lost.parquet")  # fmt: skip
+    for file in files:
         (path,) = (out / "stages").glob(file)
         path.write_bytes(path.read_bytes()[:-20])
     ran(lens, out)
@@ -261,4 +264,4 @@ def test_in_memory_and_in_a_folder_are_the_same_study(lens: Any, whole: Path) ->
     found = study.run(lens, "tempo", settings=TINY, progress=False)
     kept = pd.read_parquet(whole / "clips.parquet")
     pd.testing.assert_frame_equal(found.clips, kept, check_dtype=False, check_exact=True)
-    assert ledger.finished(next(path for path in (whole / "stages").glob("scan-*") if path.is_dir()))
+    assert ledger.finished(next(path for path in (whole / "stages").glob("strength-*") if path.is_dir()))

@@ -32,6 +32,7 @@ TINY = Settings(
     seconds=2.0,
     shown=2,
     pairs=2,
+    place_by="scan",
     n_jobs=0,
 )
 

@@ -9,8 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
-from analysis.captions import captioned, heat, screen_heat, screen_plain
-from analysis.plots import styled
+from analysis.figures.captions import captioned, heat, screen_heat, screen_plain
+from analysis.figures.style import styled
 
 CAPTION = (
     "Median change of each concept's measure on test prompts, steered against unsteered at the same seed. Brackets: "

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from analysis import plots, spectrograms, where
+from analysis import where
+from analysis.figures import plots, spectrograms
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,22 +62,7 @@ def _responses(study: Study) -> list[Drawing]:
 
 def _places(study: Study) -> list[Drawing]:
     settings, found = study.settings, study.where
-    by_block = where.evidence(study.directions, found)
-    pairs = 0 if found is None or found.windows is None else len(found.windows.clean)
-    listed = [
-        Drawing(
-            "layer_attribution",
-            "Every kind of evidence, block by block",
-            "Each in its own unit, from prompts alone, without steering. Norm: the length of "
-            "the direction as a share of the stream it is added to. Told apart: held-out AUC of the poles along it. "
-            "Attribution and patching: how much likelier the music of one prompt becomes when activations of its run "
-            f"are put into the run of the other, to first order and exactly ({pairs} pairs of prompts; bars are 95% "
-            "intervals over prompts). Kinds may peak apart and all be right.",
-            by_block.plot(),
-            ("layer_attribution",),
-            _bare(by_block.figure()),
-        )
-    ]
+    listed = [_evidence(study)]
     if found is not None and found.windows is not None:
         listed.append(
             Drawing(
@@ -108,7 +94,7 @@ def _places(study: Study) -> list[Drawing]:
     if len(scanned):
         choice = study.choice
         chosen = None if choice.layer is None else {"strategy": choice.strategy, "layer": choice.layer}
-        told = "Place and strength were chosen here" if study.place is None else "The place was chosen without this"
+        told = "Place and strength were chosen here" if study.placement is None else "The place was chosen without this"
         listed.append(
             Drawing(
                 "scan",
@@ -121,6 +107,27 @@ def _places(study: Study) -> list[Drawing]:
             )
         )
     return listed
+
+
+def _evidence(study: Study) -> Drawing:
+    placed = study.placement
+    if placed is not None:
+        figure, screen, named = placed.plot(), placed.figure(), ("placement", "layer_attribution")
+        told = (
+            "Alignment decided: the cosine of what the direction, added there, does to the next codes with what the "
+            "concept's words do; a black ring marks the place. The others stand beside it, each in its own unit. None "
+            "of them comes from a clip that was steered. Bars: 95% intervals."
+        )
+    else:
+        found = where.evidence(study.directions, study.where, None)
+        figure, screen, named = found.plot(), found.figure(), ("layer_attribution",)
+        told = (
+            "Each in its own unit, from prompts alone, without steering. Norm: the length of the direction as a share "
+            "of the stream it is added to. Told apart: held-out AUC of the poles along it. Patching: how much likelier "
+            "the music of one prompt becomes when activations of its run are put into the run of the other. Bars: 95% "
+            "intervals over prompts. Kinds may peak apart and all be right."
+        )
+    return Drawing("layer_attribution", "Every kind of evidence, block by block", told, figure, named, _bare(screen))
 
 
 def _insides(study: Study) -> list[Drawing]:

@@ -121,10 +121,13 @@ def number(value: float, form: str) -> str:
 
 
 def _sections(study: Study) -> list[Section]:
-    why = study.place.why if study.place is not None else (
-        "Place and strength were chosen by steering at every block on development prompts."
-    )  # fmt: skip
-    missing = study.where.reason if study.where is not None else "No prompts of the two poles are matched: none patched."
+    if study.placement is None:
+        why = "Place and strength were chosen by steering at every block on development prompts."
+    else:
+        why = f"{study.placement.reason} Only the strength was chosen by steering, there and on development prompts."
+    missing = (
+        study.where.reason if study.where is not None else "No prompts of the two poles are matched: none patched."
+    )
     return [
         Section("listen", "Listen"),
         Section("response", "Dose and response", ("dose_response", "cross_effects")),

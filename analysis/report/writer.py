@@ -91,26 +91,25 @@ def tables(study: Study) -> dict[str, pd.DataFrame]:
         "cosines": study.cosines.to_frame(),
         "pca": study.components.summary(),
         "pca_points": study.components.to_frame(),
-        "layer_attribution": where.evidence(study.directions, study.where).to_frame(),
+        "layer_attribution": where.evidence(study.directions, study.where, study.placement).to_frame(),
         **({} if study.lost is None else {"lost": study.lost}),
         **_where_tables(study),
     }
 
 
 def _where_tables(study: Study) -> dict[str, pd.DataFrame]:
-    found = study.where
-    tables = {} if study.place is None else {"placement": study.place.evidence}
-    if found is None:
-        return tables
-    for name in ("windows", "components"):
-        grid = getattr(found, name)
-        if grid is not None:
-            tables[f"patching_{name}"] = grid.to_frame()
-    return tables if found.attribution is None else {**tables, "attribution": found.attribution}
+    tables = {} if study.placement is None else {"placement": study.placement.to_frame()}
+    if study.where is not None:
+        for name in ("windows", "components"):
+            grid = getattr(study.where, name)
+            if grid is not None:
+                tables[f"patching_{name}"] = grid.to_frame()
+    return tables
 
 
 def summary(study: Study, command: str) -> dict[str, Any]:
     """What `summary.json` holds: plain values, with null where nothing could be measured."""
+    placed = study.placement
     return plain(
         {
             "format": STUDY,
@@ -120,7 +119,9 @@ def summary(study: Study, command: str) -> dict[str, Any]:
             "finding": study.finding,
             "measure": study.measure,
             "choice": asdict(study.choice),
-            "place": None if study.place is None else {"where": study.place.where, "why": study.place.why},
+            "placement": None
+            if placed is None
+            else {**placed.where, "reason": placed.reason, "certainty": placed.certainty},
             "outcomes": [outcome.as_dict() for outcome in study.outcomes],
             "monotonicity": asdict(study.monotonicity),
             "cross_effects": study.cross.to_dict("records"),

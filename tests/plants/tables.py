@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from analysis import lost, outcome, scan
-from analysis.patch_result import PatchingResult
+from analysis.patching import PatchingResult
 from analysis.study import Settings, Study
 from analysis.sweep import Condition, clips
 from analysis.where import Where
@@ -137,15 +137,10 @@ def patched(by: Any, columns: Sequence[str], sites: Sequence[str]) -> PatchingRe
 
 
 def where() -> Where:
-    """What was patched and attributed, in which the concept enters through the cross-attention."""
+    """What was patched, where the concept enters through the cross-attention."""
     sites = ("attn_out", "cross_attn_out", "mlp_out", "resid_post")
-    effect = np.exp(-0.5 * (np.arange(N_LAYERS) - 5) ** 2)
-    tables = [
-        pd.DataFrame({"site": site, "layer": range(N_LAYERS), "effect": effect, "low": effect - 1, "high": effect + 1})
-        for site in sites
-    ]
     windows = patched("seconds", ["0.00-0.25", "0.25-0.50", "0.50-0.75"], ["resid_post"])
-    return Where(windows, patched("component", sites, sites), pd.concat(tables, ignore_index=True))
+    return Where(windows, patched("component", sites, sites))
 
 
 def study() -> Study:
