@@ -19,6 +19,7 @@ from analysis import keeping, lost, outcome, pca, placement, scan, similarity, s
 from analysis.listening import Listener
 from analysis.pca import PCAResult
 from analysis.placement import Placement
+from analysis.placement.shifts import words_of
 from analysis.scan import Choice
 from analysis.settings import Settings
 from analysis.stages import Stages
@@ -139,7 +140,7 @@ class _Course:
             "layers": settings.blocks(len(directions)), "prompts": list(self.sets.development[: settings.development]),
             "seconds": settings.reading_seconds, "seed": settings.first_pair,
         }  # fmt: skip
-        words = [self.sets.prompted(prompt, pole) for prompt in asked["prompts"] for pole in self.sets.poles]
+        words = words_of(self.sets, asked["prompts"])
         follows = {**asked, "directions": keeping.hash_of(directions), "words": words,
                    "poles": [self.sets.positive, self.sets.negative]}  # fmt: skip
         stage = self.stages.stage("placement", follows)

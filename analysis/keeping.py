@@ -15,7 +15,7 @@ from analysis.placement import Placement
 from audiolens.directions import Directions
 from audiolens.reading import Samples
 
-_PLAIN = ("concept", "strategy", "layer", "by", "certainty", "n_prompts", "row_steps")
+_PLAIN = ("concept", "strategy", "layer", "by", "certainty", "n_prompts", "row_steps", "left_out", "at_strength")
 
 
 def write_directions(directions: Directions, folder: Path) -> None:

@@ -7,14 +7,16 @@ false-positive rate is checked on simulated data in the tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from scipy import stats
+
+from analysis.resampling import Interval, bootstrap, levels
 
 MOST_FAILED = 0.10
 """The largest share of failed clips with which an effect may be claimed."""
@@ -24,16 +26,6 @@ FEWEST_CONTROLS = 19
 """The fewest controls among which p can be that small: 1 / (19 + 1)."""
 
 Alternative = Literal["greater", "less", "two-sided"]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A bootstrap interval over clusters (prompts); NaN ends where there are fewer than two clusters."""
-
-    low: float
-    high: float
-    confidence: float
-    n_clusters: int
 
 
 @dataclass(frozen=True)
@@ -219,44 +211,6 @@ def auc(
     return AUC(value, interval, int(truth.sum()), int((~truth).sum()), int(np.isnan(values).sum()))
 
 
-def bootstrap(
-    statistic: Callable[[Int[np.ndarray, " draw"]], float],
-    clusters: np.ndarray,
-    strata: np.ndarray | None = None,
-    confidence: float = 0.95,
-    n_bootstrap: int = 1000,
-    seed: int = 0,
-) -> Interval:
-    """A percentile interval of `statistic(row indices)`, resampling whole clusters.
-
-    Plain percentiles are too narrow for few clusters (8 prompts: about 90% for 95%), so their levels are widened as
-    Student's t would (Hesterberg 2015, "What teachers should know about the bootstrap", section 5.2).
-
-    Args:
-        statistic: takes indices of rows (with repeats) and returns a number.
-        clusters: each row's cluster.
-        strata: each row's stratum; clusters are resampled among those that cover the same strata.
-    """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}; expected a number between 0 and 1, e.g. 0.95")
-    _, which = np.unique(clusters, return_inverse=True)
-    members = [np.flatnonzero(which == cluster) for cluster in range(which.max() + 1)]
-    groups: dict[frozenset[Any], list[int]] = {}
-    for cluster, rows in enumerate(members):
-        covers = frozenset() if strata is None else frozenset(np.asarray(strata)[rows].tolist())
-        groups.setdefault(covers, []).append(cluster)
-    fewest = min(len(group) for group in groups.values())
-    if n_bootstrap < 1 or fewest < 2:
-        return Interval(float("nan"), float("nan"), confidence, len(members))
-    rng = np.random.default_rng(seed)
-    values = np.empty(n_bootstrap)
-    for draw in range(n_bootstrap):
-        chosen = np.concatenate([rng.choice(group, len(group)) for group in groups.values()])
-        values[draw] = statistic(np.concatenate([members[cluster] for cluster in chosen]))
-    low, high = np.quantile(values, _levels(confidence, fewest))
-    return Interval(float(low), float(high), confidence, len(members))
-
-
 def means(
     values: ArrayLike,
     clusters: ArrayLike | Sequence[str | None],
@@ -290,7 +244,7 @@ def means(
         low = high = np.full(flat.shape[1], np.nan)
         if n_bootstrap and count > 1:
             weights = rng.multinomial(count, np.full(count, 1 / count), size=n_bootstrap)
-            low, high = np.nanquantile((weights @ sums) / (weights @ sizes), _levels(confidence, count), axis=0)
+            low, high = np.nanquantile((weights @ sums) / (weights @ sizes), levels(confidence, count), axis=0)
         root = np.sqrt((sums**2).sum(0))
         seen = np.where(root > 0, np.abs(sums.sum(0)) / root, 0.0)
         signs = rng.choice((-1.0, 1.0), (n_permutations, count))
@@ -366,12 +320,6 @@ def correct(p_values: ArrayLike, method: Literal["holm", "bh"] = "holm") -> Floa
     adjusted = np.empty_like(stepped)
     adjusted[order] = stepped
     return adjusted
-
-
-def _levels(confidence: float, clusters: int) -> tuple[float, float]:
-    """The two levels of the percentiles, widened for few clusters as in `bootstrap`."""
-    tail = stats.norm.cdf(np.sqrt(clusters / (clusters - 1)) * stats.t.ppf((1 - confidence) / 2, clusters - 1))
-    return float(tail), float(1 - tail)
 
 
 def _area(positive: np.ndarray, negative: np.ndarray) -> float:

@@ -43,6 +43,8 @@ def test_patch_tells_the_gap_and_the_grid(run: Run, checkpoint: Path) -> None:
     [
         (("place", "tempoo"), "Did you mean 'tempo'"),
         (("place", "tempo", "--prompts", 0), "--prompts=0"),
+        (("place", "tempo", "--prompts", 1000), "--prompts=1000"),
+        (("place", "none.csv"), "none.csv"),
         (("place", "tempo", "--by", "loudest"), "by='loudest'"),
         (("place", "tempo", "--strategies", "one-to-some"), "is not placed"),
         (("patch", "tempo", "--pairs", 1), "--pairs=1"),

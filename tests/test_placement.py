@@ -151,12 +151,72 @@ def test_other_evidence_may_decide(plant: plants.Plant) -> None:
     assert found.name == "one-to-all 3"
     assert np.isnan(found.certainty)
     assert "chosen by mine" in found.reason
+    # Where it is far below 0 it speaks against the place.
+    worst = placed(plant, by="mine", evidence={"mine": [0, -5.0, 0.2, 0.1, 0.3]}, strategies=("one-to-all",))
+    assert worst.name == "one-to-all 4"
 
 
 def test_both_figures_are_drawn(full: placement.Placement, tmp_path: Path) -> None:
     full.plot().savefig(tmp_path / "place.png")
     names = [trace.name for trace in full.figure().data]
     assert {"one-to-one", "one-to-all", "placed here", "patching"} <= set(names)
+
+
+def test_all_to_all_changes_the_blocks_that_have_a_direction(plant: plants.Plant) -> None:
+    found = placed(plant, strategies=("all-to-all",))
+    assert found.layers == [1, 2, 3, 4]
+    assert [step.layers for step in al.steer(found.directions, **found.where)] == [[layer] for layer in found.layers]
+    assert np.isnan(found.certainty)
+    assert "every block's own" in found.reason
+
+
+def test_intervals_are_over_prompts_and_not_over_clips(plant: plants.Plant) -> None:
+    lens, sets = plant.lens, set_of(plant)
+    codes = torch.randint(0, 32, (3, 4, 9), generator=torch.Generator().manual_seed(3))
+    directions = al.difference_in_means(lens, sets.positive, sets.negative, codes=codes)
+    options: dict[str, Any] = {"codes": codes, "compute": (), "n_random": 0, "progress": False}
+    one = placement.place(lens, sets, directions, prompts=["piano"] * 3, **options)
+    assert one.n_prompts == 1
+    assert one.candidates.low.isna().all()
+    assert "nan" not in one.reason
+    assert np.isfinite(placement.place(lens, sets, directions, prompts=NEUTRAL[:3], **options).candidates.low).all()
+
+
+def test_what_cannot_be_computed_is_left_out_and_named(plant: plants.Plant) -> None:
+    lens, sets = plant.lens, set_of(plant)
+    codes = torch.randint(0, 32, (1, 4, 9), generator=torch.Generator().manual_seed(3))
+    directions = al.difference_in_means(lens, sets.positive, sets.negative, codes=codes.repeat(3, 1, 1))
+    found = placement.place(
+        lens, sets, directions, prompts=["piano"], codes=codes, compute=("probe",), n_random=0, progress=False
+    )
+    assert "one neutral prompt is too few" in found.left_out["probe"]
+    assert "Without probe" in repr(found)
+
+
+def test_directions_of_another_model_are_refused(plant: plants.Plant, checkpoint: Path) -> None:
+    lens = al.AudioLens.from_pretrained(checkpoint)
+    theirs = al.difference_in_means(lens, ["fast song"], ["slow song"], seconds=0.4, progress=False)
+    with pytest.raises(InputError, match="read from"):
+        placement.place(plant.lens, set_of(plant), theirs, prompts=NEUTRAL[:2], progress=False)
+
+
+def test_bundled_sets_are_in_the_words_that_the_model_reads(
+    monkeypatch: pytest.MonkeyPatch, plant: plants.Plant
+) -> None:
+    asked = []
+    monkeypatch.setattr(
+        "audiolens.prompts.load", lambda concept, **more: asked.append((concept, more["lens"])) or set_of(plant)
+    )
+    placement.place(plant.lens, "tempo", prompts=NEUTRAL[:2], seconds=0.4, compute=(), n_random=0, progress=False)
+    assert asked == [("tempo", plant.lens)]
+
+
+def test_in_half_precision_it_places_alike(plant: plants.Plant, five: Path) -> None:
+    half = plants.head_plant(al.AudioLens.from_pretrained(five), 1, 3)
+    half.lens.model.to(torch.bfloat16)
+    found = placed(half)
+    assert found.candidates.alignment.max() > 0.9
+    assert found.chosen.layer == 1
 
 
 def test_the_same_call_places_alike(plant: plants.Plant) -> None:
@@ -169,9 +229,14 @@ def test_the_same_call_places_alike(plant: plants.Plant) -> None:
     [
         ({"strategies": ("one-to-band",)}, "is not placed"),
         ({"strategies": ()}, "no strategies"),
+        ({"strategies": "one-to-one"}, "expected a list"),
+        ({"compute": "probe"}, "expected a list"),
+        ({"n_random": -1}, "n_random=-1"),
+        ({"n_bootstrap": -1}, "n_bootstrap=-1"),
         ({"layers": 7}, "7"),
         ({"by": "loudest"}, "by='loudest'"),
-        ({"by": "mine", "evidence": {"mine": [1.0, 0, 0, 0, 0]}}, "no candidate"),
+        ({"by": "mine", "evidence": {"mine": pd.DataFrame({"layer": [0], "value": [1.0]})}}, "no value"),
+        ({"by": "norm", "strategies": ("all-to-all",)}, "names one block"),
         ({"compute": ("probes",)}, "compute='probes'"),
         ({"prompts": "piano"}, "list of neutral prompts"),
         ({"prompts": ["piano"]}, "rows of codes"),
@@ -200,6 +265,9 @@ def test_a_model_whose_text_is_a_prefix_is_placed_too(melody_lens: al.AudioLens)
         compute=("patching",),
     )  # fmt: skip
     assert np.isfinite(found.candidates.alignment).all()
+    uneven = PromptSet("own", ("fast", "slow"), ("fast loud piano", "fast song"), sets.negative, ("piano", "song"))
+    with pytest.raises(InputError, match="4 and 3 tokens"):
+        placement.place(melody_lens, uneven, prompts=["piano", "song"], progress=False)
 
 
 def test_prompts_go_round_batches_without_a_trace(plant: plants.Plant) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from analysis.attribution.gradients import Metric, scored
 from analysis.places import Place
-from analysis.statistics import Interval, bootstrap
+from analysis.resampling import Interval, bootstrap
 from audiolens.interventions import Replace
 
 

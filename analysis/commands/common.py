@@ -14,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
+    from audiolens.prompts import PromptSet
 
 Model = Annotated[
     str, typer.Option("--model", "-m", help="`etude` (bundled), a folder, or a hub name like facebook/musicgen-small.")
@@ -26,6 +27,14 @@ def open_lens(model: str) -> AudioLens:
     from audiolens import AudioLens
 
     return AudioLens.from_pretrained(model)
+
+
+def prompt_set(concept: str, lens: AudioLens) -> PromptSet:
+    """A bundled concept's prompts in the words that the model reads, or those of a file."""
+    from audiolens import prompts
+
+    own = Path(concept).suffix.lower() in (".csv", ".json", ".toml")
+    return prompts.from_file(concept) if own else prompts.load(concept, lens=lens)
 
 
 def command_line() -> str:

@@ -7,13 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from analysis.commands.common import Json, Model, open_lens, shown, write_result
+from analysis.commands.common import Json, Model, open_lens, prompt_set, shown, write_result
 
 _SHOWN = ("layer", "seconds", "head", "component", "token", "effect", "low", "high", "normalised", "p_adjusted")
 
 
 def patch(
-    concept: Annotated[str, typer.Argument(help="A bundled concept: its matched prompts are the pairs.")],
+    concept: Annotated[
+        str, typer.Argument(help="A bundled concept, or a file of prompts: its matched prompts are the pairs.")
+    ],
     model: Model = "etude",
     by: Annotated[str, typer.Option(help="Columns of the grid: seconds, head, component or token.")] = "seconds",
     site: Annotated[
@@ -41,14 +43,13 @@ def patch(
     """
     from analysis import folder, patching
     from audiolens.errors import InputError
-    from audiolens.prompts import load
 
     if pairs < 2:
         raise InputError(f"--pairs={pairs}: expected at least 2.")
     if out is not None:
         folder.check(out, overwrite=None)
     lens = open_lens(model)
-    sets = load(concept, lens=lens)
+    sets = prompt_set(concept, lens)
     told = patching.pairs(lens, sets, pairs, seconds=seconds, first_seed=seed, same_length=by == "token")
     options: dict[str, Any] = {"by": by, "mode": mode, "site": site}
     metric = patching.LogLikelihood((0.0, seconds))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from analysis.commands.common import Json, Model, open_lens, shown, write_result
+from analysis.commands.common import Json, Model, open_lens, prompt_set, shown, write_result
+from audiolens.errors import InputError
 
 _SHOWN = ("strategy", "layer", "alignment", "low", "high", "gain", "strength", "chosen", "norm", "probe", "patching",
           "attribution")  # fmt: skip
 
 
 def place(
-    concept: Annotated[str, typer.Argument(help="A bundled concept: tempo, timbre, register, density, loudness, ...")],
+    concept: Annotated[
+        str, typer.Argument(help="A bundled concept such as tempo, or a .csv, .json or .toml file of prompts.")
+    ],
     model: Model = "etude",
     read: Annotated[
         Path | None, typer.Option("--directions", help="A file of `audiolens directions` [default: read anew].")
@@ -46,21 +50,17 @@ def place(
     """
     from analysis import folder, placement
     from audiolens import Directions
-    from audiolens.errors import InputError
-    from audiolens.prompts import load
 
-    if prompts < 1:
-        raise InputError(f"--prompts={prompts}: expected at least 1.")
     if out is not None:
         folder.check(out, overwrite=None)
     lens = open_lens(model)
-    sets = load(concept, lens=lens)
+    sets = prompt_set(concept, lens)
     options: dict[str, Any] = {"strategies": [name.strip() for name in strategies.split(",")], "by": by, "seed": seed}
     found = placement.place(
         lens,
         sets,
         None if read is None else Directions.load(read, lens=lens),
-        prompts=sets.development[:prompts],
+        prompts=_neutral(sets.development, prompts, concept),
         seconds=seconds,
         progress=not as_json,
         **options,
@@ -69,3 +69,11 @@ def place(
         with folder.fresh(out, overwrite=None) as work:
             write_result(found, work, "placement")
     shown(found, as_json, _SHOWN)
+
+
+def _neutral(development: Sequence[str], count: int, concept: str) -> Sequence[str]:
+    if not development:
+        raise InputError(f"{concept}: the set has no neutral development prompts, and placing needs some.")
+    if not 1 <= count <= len(development):
+        raise InputError(f"--prompts={count}: the set has {len(development)} development prompts.")
+    return development[:count]

@@ -11,7 +11,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from analysis.patching.grid import By
-from analysis.statistics import Interval, Means, bootstrap, means
+from analysis.resampling import Interval, bootstrap
+from analysis.statistics import Means, means
 from audiolens.errors import InputError
 from audiolens.timeline import Span
 

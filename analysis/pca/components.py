@@ -17,7 +17,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_samples
 
 from analysis.probing.dataset import checked_groups, same
-from analysis.statistics import Interval, bootstrap
+from analysis.resampling import Interval, bootstrap
 from audiolens.cache import ActivationCache
 from audiolens.errors import InputError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -23,10 +24,26 @@ PROBED = 24
 HEARD_SECONDS = 1.0
 
 
+@dataclass
+class Computed:
+    """Evidence by name, a frame "layer value low high" each; why some is missing; and the row-steps that it took."""
+
+    found: dict[str, pd.DataFrame] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    row_steps: int = 0
+
+
 def checked_kinds(wanted: Sequence[str]) -> None:
+    if isinstance(wanted, str):
+        raise InputError(f"compute={wanted!r}: expected a list, such as [{wanted!r}].")
     for name in wanted:
         if name not in get_args(Beside):
             raise InputError(f"compute={name!r}: expected some of {', '.join(get_args(Beside))}.")
+
+
+def generated_steps(lens: AudioLens, rows: int, seconds: float) -> int:
+    """Row-steps of generating clips under guidance, both halves counted."""
+    return 2 * rows * (round(seconds * lens.config.frame_rate) + max(lens.config.delays))
 
 
 def computed(
@@ -38,30 +55,34 @@ def computed(
     wanted: Sequence[Beside],
     *,
     batch_size: int,
-) -> tuple[dict[str, pd.DataFrame], int]:
-    """Evidence by name, a frame "layer value low high" each, and the row-steps that it took.
+) -> Computed:
+    """What is wanted and can be computed.
 
     Probes tell the poles' prompts apart on the *same* codes, which leak nothing. Patching and attribution carry the
     stream of the positive pole's runs into the negative's, on what the positive pole plays in its first second.
     """
     checked_kinds(wanted)
-    found: dict[str, pd.DataFrame] = {}
-    spent = 0
-    if "probe" in wanted:
-        found["probe"], spent = _probed(lens, sets, directions, codes, batch_size)
-    if "patching" in wanted or "attribution" in wanted:
-        clean, corrupted = list(poles[0]), list(poles[1])
+    result = Computed()
+    clean, corrupted = list(poles[0]), list(poles[1])
+    played = None
+    if {"patching", "attribution"} & set(wanted):
         length = min(HEARD_SECONDS, codes.shape[-1] / lens.config.frame_rate)
         played = lens.generate(clean, length, seeds=list(range(len(clean))), decode=False, batch_size=batch_size).codes
-        spent += len(clean) * 2 * (played.shape[-1] + max(lens.config.delays))
-        common = (lens, clean, corrupted, played, directions)
-        if "patching" in wanted:
-            found["patching"], more = _patched(*common)
-            spent += more
-        if "attribution" in wanted:
-            found["attribution"], more = _attributed(*common, batch_size)
-            spent += more
-    return found, spent
+        result.row_steps += generated_steps(lens, len(clean), length)
+    for name in dict.fromkeys(wanted):
+        try:
+            if name == "probe":
+                table, spent = _probed(lens, sets, directions, codes, batch_size)
+            else:
+                assert played is not None
+                carry = _patched if name == "patching" else _attributed
+                table, spent = carry(lens, clean, corrupted, played, directions, batch_size)
+        except InputError as error:
+            result.left_out[name] = str(error)
+            continue
+        result.found[name] = table
+        result.row_steps += spent
+    return result
 
 
 def _probed(
@@ -69,6 +90,8 @@ def _probed(
 ) -> tuple[pd.DataFrame, int]:
     from analysis import probing
 
+    if len(codes) < 2:
+        raise InputError("a probe is trained on some clips and tested on others: one neutral prompt is too few.")
     each = min(PROBED, len(sets.positive), len(sets.negative))
     prompts = [*sets.positive[:each], *sets.negative[:each]]
     frames = min(codes.shape[-1], round(HEARD_SECONDS * lens.config.frame_rate))
@@ -85,7 +108,7 @@ def _probed(
 
 
 def _patched(
-    lens: AudioLens, clean: list[str], corrupted: list[str], codes: Tensor, directions: Directions
+    lens: AudioLens, clean: list[str], corrupted: list[str], codes: Tensor, directions: Directions, _: int
 ) -> tuple[pd.DataFrame, int]:
     from analysis import patching
 

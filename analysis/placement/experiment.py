@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
-from analysis.placement.beside import Beside, checked_kinds, computed
+from analysis import layer_attribution
+from analysis.placement.beside import Beside, checked_kinds, computed, generated_steps
 from analysis.placement.result import ALIGNMENT, Placement, chosen
 from analysis.placement.shifts import Candidate, asked_in_words, candidates, checked_strategies, shifts_of
 from audiolens import prompts as prompt_sets
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 READ_PROMPTS = 48
 """Of either pole, that directions are read from where none are given."""
+READ_SECONDS = 2.0
 
 
 def place(
@@ -62,63 +65,82 @@ def place(
         codes: what is played after them, a row each; by default the model plays them, unsteered.
         seconds: of those clips.
         evidence: further evidence over layers, by name, as `layer_attribution.gather` takes it.
-        compute: evidence that is computed beside, on the same clips: "probe", "patching", "attribution".
-        by: what decides: "alignment" (see `Placement`), or the name of other evidence, whose largest value then does,
-            with the first strategy.
+        compute: evidence that is computed beside, on the same clips: "probe", "patching", "attribution". What cannot
+            be (a probe of one clip, attribution between prompts of unequal length) is left out, and said so.
+        by: what decides: "alignment" (see `Placement`), or the name of other evidence, whose largest value among the
+            candidates' blocks then does, with the first strategy that has a block.
         n_random: random directions of the same lengths, put where the chosen one is: what alignment chance reaches.
         batch_size: rows of a forward pass.
         n_bootstrap, seed: of the intervals, over prompts; the clips are drawn from `seed` on.
         progress: show a bar.
 
     Raises:
-        InputError: (or a subclass) for strategies, layers or evidence that are not there, or a direction of length 0
-            everywhere.
+        InputError: (or a subclass) for strategies, layers or evidence that are not there, directions of another model
+            or of length 0 everywhere, and, where the text is a prefix, words of unequal length.
 
     The words and the direction act on the conditional branch, without guidance.
     """
-    sets = prompt_sets.load(concept) if isinstance(concept, str) else concept
+    sets = prompt_sets.load(concept, lens=lens) if isinstance(concept, str) else concept
     if not isinstance(sets, PromptSet):
         raise InputTypeError(f"concept={type(concept).__name__}: expected the name of a prompt set, or a PromptSet.")
     checked_strategies(strategies)
     checked_kinds(compute)
-    known = {ALIGNMENT, "norm", *compute, *(evidence or {})}
+    for name, value, least in (
+        ("n_random", n_random, 0),
+        ("n_bootstrap", n_bootstrap, 0),
+        ("batch_size", batch_size, 2),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"{name}={value!r}: expected a whole number of at least {least}.")
+    given = layer_attribution.gather(**evidence).evidence if evidence else ()
+    known = {ALIGNMENT, "norm", *compute, *(one.name for one in given)}
     if by not in known:
         raise InputError(f"by={by!r}: expected one of {', '.join(sorted(known))}.")
+    if by != ALIGNMENT and all(strategy == "all-to-all" for strategy in strategies):
+        raise InputError(f"by={by!r} names one block: give a strategy that has one, such as one-to-one.")
     neutral = _neutral(sets, prompts)
-    poles = asked_in_words(sets, neutral)
+    poles = asked_in_words(lens, sets, neutral)
+    if codes is not None and len(codes) != len(neutral):
+        raise InputError(f"{len(codes)} rows of codes for {len(neutral)} prompts: give one each.")
+    spent = 0
     if directions is None:
         # As many of either pole, so that the pairs are those of the set.
         read = min(READ_PROMPTS, len(sets.positive), len(sets.negative))
         directions = difference_in_means(
-            lens, sets.positive[:read], sets.negative[:read], seeds=list(range(read)), progress=progress
-        )
+            lens, sets.positive[:read], sets.negative[:read], seeds=list(range(read)), batch_size=batch_size,
+            seconds=READ_SECONDS, label=sets.concept, progress=progress,
+        )  # fmt: skip
+        spent += generated_steps(lens, 2 * read, READ_SECONDS)
+    directions.meta.refuse_other(lens)
     found = candidates(directions, strategies, layers)
     if codes is None:
         drawn = list(range(seed, seed + len(neutral)))
         codes = lens.generate(neutral, seconds, seeds=drawn, decode=False, batch_size=batch_size).codes
-    elif len(codes) != len(neutral):
-        raise InputError(f"{len(codes)} rows of codes for {len(neutral)} prompts: give one each.")
-    shown = "placing" if progress else None
-    told = shifts_of(lens, neutral, poles, codes, found, batch_size=batch_size, progress=shown)
-    beside, spent = computed(lens, sets, directions, poles, codes, compute, batch_size=batch_size)
-    other = {"norm": directions, **beside, **(evidence or {})}
-    placement = chosen(
-        sets,
-        directions,
-        found,
-        told,
-        other,
-        by=by,
-        n_bootstrap=n_bootstrap,
-        seed=seed,
-        row_steps=told.row_steps + spent,
+        spent += generated_steps(lens, len(neutral), seconds)
+    told = shifts_of(
+        lens, neutral, poles, codes, found, batch_size=batch_size, progress="placing" if progress else None
     )
-    if not n_random:
-        return placement
+    beside = computed(lens, sets, directions, poles, codes, compute, batch_size=batch_size)
+    if by in beside.left_out:
+        raise InputError(f"by={by!r}: {beside.left_out[by]}")
+    placement = chosen(
+        sets, found, told, layer_attribution.gather(norm=directions, **beside.found, **(evidence or {})),
+        prompts=neutral, by=by, left_out=beside.left_out, n_bootstrap=n_bootstrap, seed=seed,
+        row_steps=spent + told.row_steps + beside.row_steps,
+    )  # fmt: skip
     where = next(one for one in found if one.name == placement.name)
-    random = [Candidate(where.strategy, where.layer, directions.random_like(seed + draw)) for draw in range(n_random)]
-    control = shifts_of(lens, neutral, poles, codes, random, batch_size=batch_size)
-    return placement.beside(control.alignment().tolist(), control.row_steps)
+    strength = placement.strength
+    if np.isfinite(strength):
+        far = shifts_of(lens, neutral, poles, codes, [where], batch_size=batch_size, step=strength)
+        placement = placement.with_more(far.row_steps, at_strength=float(far.alignment()[0]))
+    if n_random:
+        own = [
+            Candidate(where.strategy, where.layer, where.directions.random_like(seed + draw))
+            for draw in range(n_random)
+        ]
+        control = shifts_of(lens, neutral, poles, codes, own, batch_size=batch_size)
+        placement = placement.with_more(control.row_steps, random=tuple(control.alignment().tolist()))
+    return placement
 
 
 def _neutral(sets: PromptSet, prompts: Sequence[str] | None) -> list[str]:

@@ -87,7 +87,11 @@ def screen(placement: Placement) -> go.Figure:
         )  # fmt: skip
     if placement.random:
         most = max(map(abs, placement.random))
-        figure.add_hrect(y0=-most, y1=most, fillcolor=GREY, opacity=0.25, line_width=0, row=1, col=1)  # pyright: ignore[reportArgumentType]
+        x0, x1 = (float(value) for value in np.quantile(others[0].layers, (0, 1)))
+        figure.add_scatter(
+            x=[x0, x1, x1, x0], y=[-most, -most, most, most], fill="toself", fillcolor="rgba(138,138,138,0.25)",
+            mode="none", name="random directions", hoverinfo="skip", row=1, col=1,
+        )  # fmt: skip
     if placement.layer is not None:
         figure.add_scatter(
             x=[placement.layer], y=[placement.chosen.alignment], mode="markers", name="placed here", row=1, col=1,
@@ -112,9 +116,10 @@ def _strategies(placement: Placement) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _caption(placement: Placement) -> str:
-    random = "; grey: the range of random directions at the chosen place" if placement.random else ""
+    random = "; grey: up to the largest |cosine| of random directions there" if placement.random else ""
+    ring = "; the ring is the place chosen" if placement.layer is not None else f"; chosen is {placement.name}"
     return (
         f"Cosine (Fisher metric) between what the direction and what the words do to the next codes, "
-        f"{placement.n_prompts} neutral prompts, 95% intervals over prompts; the ring is the place chosen{random}. "
+        f"{placement.n_prompts} neutral prompts, 95% intervals over prompts{ring}{random}. "
         "Below: other evidence by block."
     )

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from analysis import layer_attribution, statistics
-from analysis.layer_attribution import LayerAttribution
-from analysis.placement.shifts import Candidate, Shifts
+from analysis.layer_attribution import Evidence, LayerAttribution
+from analysis.placement.shifts import Candidate, Shifts, place_name
+from analysis.resampling import interval_of, resampled
 from audiolens.directions import Directions
 from audiolens.errors import InputError
 from audiolens.prompts import PromptSet
@@ -30,22 +30,25 @@ class Placement:
     Attributes:
         concept, poles: what was placed, the positive pole first.
         strategy, layer: the place; `layer` is whose vector, `None` in "all-to-all".
-        directions: at the site that they were read at.
+        directions: at the site that they were read at; in "all-to-all" those of the blocks that are changed.
         candidates: one row per place: `strategy`, `layer`; `alignment` with `low` and `high`, the cosine of what the
             direction does to the next codes there and of what the words do (Fisher metric; 95% intervals over
             prompts); `gain`, the share of the words' shift that a strength of 1 brings about; `strength`, which moves
             neutral music as far towards a pole as the pole's word, without guidance.
         evidence: what else was read, over layers; the direction's length always.
+        left_out: evidence that was wanted and could not be computed, and why.
         by: what decided.
         certainty: the share of resampled prompts in which the chosen place is as good as the best (99.5% of it). NaN
-            for other evidence than alignment.
+            for other evidence than alignment, and where there is nothing to choose or to resample.
+        at_strength: the chosen place's alignment at its `strength`, where shifts need not be linear any more.
         random: alignments of random directions of the same lengths at the chosen place.
-        n_prompts: neutral prompts behind it.
-        row_steps: steps of rows that the decoder ran for it, all evidence included: its cost.
+        n_prompts: different neutral prompts behind it.
+        row_steps: steps of rows that the decoder ran for it, whatever was generated or read for it included.
 
     It does not show that steering there works: what moves the next codes as words do need not add up over a clip, and
     nothing is said of strengths that leave the linear range. It cannot find a place that no candidate is at. Words'
-    and direction's shifts are compared on music that is not steered.
+    and direction's shifts are compared on music that is not steered. Intervals and certainty are over the neutral
+    prompts, one clip each; how well the direction itself is known is not in them.
     """
 
     concept: str
@@ -59,6 +62,8 @@ class Placement:
     certainty: float
     n_prompts: int
     row_steps: int
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    at_strength: float = float("nan")
     random: tuple[float, ...] = ()
 
     @property
@@ -74,13 +79,13 @@ class Placement:
     @property
     def layers(self) -> list[int]:
         """The blocks that are changed."""
-        if self.strategy == "one-to-one" and self.layer is not None:
-            return [self.layer]
-        return list(range(self.directions.meta.n_layers))
+        if self.layer is None:
+            return list(self.directions.layers)
+        return [self.layer] if self.strategy == "one-to-one" else list(range(self.directions.meta.n_layers))
 
     @property
     def name(self) -> str:
-        return self.strategy if self.layer is None else f"{self.strategy} {self.layer}"
+        return place_name(self.strategy, self.layer)
 
     @property
     def chosen(self) -> pd.Series:
@@ -98,30 +103,31 @@ class Placement:
     def reason(self) -> str:
         """Why, in a sentence."""
         row, low, high = self.chosen, *self.poles[::-1]
-        where = "added at every block, each its own" if self.layer is None else (
-            f"block {self.layer}'s, added {'there' if self.strategy == 'one-to-one' else 'at every block'}"
-        )  # fmt: skip
+        vector = "every block's own direction" if self.layer is None else f"block {self.layer}'s direction"
+        added = "added there" if self.strategy == "one-to-one" else "added at every block"
         told = (
-            f"From {low} to {high} by {where}: it moves the next codes as the words do with a cosine of "
-            f"{row.alignment:.2f} [{row.low:.2f}, {row.high:.2f}]"
+            f"From {low} to {high} by {vector}, {added}: it moves the next codes as the words do with a cosine of "
+            f"{row.alignment:.2f}{'' if np.isnan(row.low) else f' [{row.low:.2f}, {row.high:.2f}]'}"
         )
+        if not np.isnan(self.at_strength):
+            told += f" ({self.at_strength:.2f} at strength {self.strength:.2g})"
         if self.by != ALIGNMENT:
-            one = self.evidence[self.by]
-            told = f"{told}; chosen by {self.by}, which is largest there ({one.values[one.layers.index(one.peak)]:.3g})"
+            told += f"; chosen by {self.by}, which is largest there among the candidates"
         else:
             best = self.candidates.iloc[int(self.candidates.alignment.argmax())]
             if best.name != row.name:
-                told += f", as good as the best ({_named(best)}: {best.alignment:.2f})"
+                name = place_name(best.strategy, None if pd.isna(best.layer) else best.layer)
+                told += f", as good as the best ({name}: {best.alignment:.2f})"
             rest = self.candidates.alignment
-            told += f"; places reach {rest.min():.2f} to {rest.max():.2f}"
+            if len(rest) > 1:
+                told += f"; places reach {rest.min():.2f} to {rest.max():.2f}"
         if self.random:
             told += f", random directions there at most {max(map(abs, self.random)):.2f}"
         return f"{told}."
 
-    def beside(self, random: Sequence[float], row_steps: int) -> Placement:
-        """The same with random directions' alignments beside it."""
-        told = tuple(float(value) for value in random)
-        return replace(self, random=told, row_steps=self.row_steps + row_steps)
+    def with_more(self, row_steps: int, **found: Any) -> Placement:
+        """The same with what was found out at the chosen place, and its cost."""
+        return replace(self, row_steps=self.row_steps + row_steps, **found)
 
     def to_frame(self) -> pd.DataFrame:
         """`candidates`, with `chosen`, and what the other evidence says of each one's layer."""
@@ -145,30 +151,29 @@ class Placement:
 
     def __repr__(self) -> str:
         sure = "" if np.isnan(self.certainty) else f" As good as the best in {self.certainty:.0%} of resamples."
-        return f"Placement({self.concept}: {self.name}. {self.reason}{sure})"
+        missing = "".join(f" Without {name}: {why}" for name, why in self.left_out.items())
+        return f"Placement({self.concept}: {self.name}. {self.reason}{sure}{missing})"
 
 
 def chosen(
     sets: PromptSet,
-    directions: Directions,
     places: Sequence[Candidate],
     told: Shifts,
-    other: Mapping[str, Any],
+    evidence: LayerAttribution,
     *,
+    prompts: Sequence[str],
     by: str,
+    left_out: Mapping[str, str],
     n_bootstrap: int,
     seed: int,
     row_steps: int,
 ) -> Placement:
     """The placement that the shifts, or other evidence, decide."""
-    evidence = layer_attribution.gather(**other)
-    alignment, n_rows = told.alignment(), told.words.shape[0]
-    ends = [
-        statistics.bootstrap(
-            lambda rows, at=at: float(told.alignment(rows)[at]), np.arange(n_rows), n_bootstrap=n_bootstrap, seed=seed
-        )
-        for at in range(len(places))
-    ]
+    alignment = told.alignment()
+    draws = resampled(prompts, n_bootstrap, seed)
+    again = np.array([told.alignment(rows) for rows in draws]).reshape(len(draws), len(places))
+    n_prompts = len(set(prompts))
+    ends = [interval_of(again[:, at], n_prompts) for at in range(len(places))]
     table = pd.DataFrame(
         {
             "strategy": [place.strategy for place in places],
@@ -180,27 +185,24 @@ def chosen(
             "strength": [0.5 / gain if gain > 0 else float("nan") for gain in told.gain],
         }
     )
-    if by == ALIGNMENT:
-        at, certainty = _first_as_good(alignment), _certainty(told, n_bootstrap, seed)
-    else:
-        one = evidence[by]
-        try:
-            at = next(index for index, place in enumerate(places) if place.layer == one.peak)
-        except StopIteration:
-            raise InputError(f"{by} is largest at layer {one.peak}, which is no candidate.") from None
-        certainty = float("nan")
+    at, certainty = _first_as_good(alignment), float("nan")
+    if by != ALIGNMENT:
+        at = _largest(evidence[by], places)
+    elif len(places) > 1 and len(again):
+        certainty = float(np.mean(again[:, at] >= _enough(again.max(axis=1))))
     return Placement(
         concept=sets.concept,
         poles=sets.poles,
         strategy=places[at].strategy,
         layer=places[at].layer,
-        directions=directions,
+        directions=places[at].directions,
         candidates=table,
         evidence=evidence,
         by=by,
         certainty=certainty,
-        n_prompts=n_rows,
+        n_prompts=n_prompts,
         row_steps=row_steps,
+        left_out=dict(left_out),
     )
 
 
@@ -209,18 +211,16 @@ def _first_as_good(alignment: Float[np.ndarray, " candidate"]) -> int:
     return int(np.flatnonzero(alignment >= _enough(alignment.max()))[0])
 
 
-def _certainty(told: Shifts, n_bootstrap: int, seed: int) -> float:
-    at, rows = _first_as_good(told.alignment()), told.words.shape[0]
-    if rows < 2 or not n_bootstrap:
-        return float("nan")
-    rng = np.random.default_rng(seed)
-    again = [told.alignment(rng.integers(rows, size=rows)) for _ in range(n_bootstrap)]
-    return float(np.mean([found[at] >= _enough(found.max()) for found in again]))
+def _enough(best: Any) -> Any:
+    return best - (1 - AS_GOOD) * np.abs(best)
 
 
-def _enough(best: float) -> float:
-    return best * (AS_GOOD if best > 0 else 2 - AS_GOOD)
-
-
-def _named(row: pd.Series) -> str:
-    return str(row.strategy) if pd.isna(row.layer) else f"{row.strategy} {row.layer}"
+def _largest(one: Evidence, places: Sequence[Candidate]) -> int:
+    """The first place at the candidates' block with the largest value; a block where it is far below 0 is no place."""
+    values = dict(zip(one.layers, one.values, strict=True))
+    known = {place.layer: values[place.layer] for place in places if place.layer in values}
+    finite = {layer: value for layer, value in known.items() if np.isfinite(value)}
+    if not finite:
+        raise InputError(f"{one.name} has no value at any candidate's block.")
+    best = max(finite, key=lambda layer: finite[layer])
+    return next(at for at, place in enumerate(places) if place.layer == best)

@@ -7,7 +7,7 @@ words say, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -30,8 +30,17 @@ if TYPE_CHECKING:
     from audiolens.interventions import Intervention
 
 STEP = 0.25
-"""The strength of either sign that shifts are read at, all blocks together: small, and far above rounding."""
+"""The strength of either sign that shifts are read at, all blocks together: small, and far above float32's rounding."""
+COARSE_STEP = 1.0
+"""The same for half precision, whose rounding is larger."""
+FRAMES = 64
+"""Frames whose predictions are compared at a time: all of a long clip at once would fill the memory."""
 PLACED = ("one-to-one", "one-to-all", "all-to-all")
+
+
+def place_name(strategy: str, layer: int | None) -> str:
+    """How a place is called: "one-to-one 3"."""
+    return strategy if layer is None else f"{strategy} {layer}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +53,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        return self.strategy if self.layer is None else f"{self.strategy} {self.layer}"
+        return place_name(self.strategy, self.layer)
 
     @cached_property
     def targets(self) -> int:
@@ -82,8 +91,28 @@ class Shifts:
         return self.inner.sum(1) / self.words.sum()
 
 
-def asked_in_words(sets: PromptSet, neutral: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Neutral prompts asked for the positive pole and for the negative; the set's own pairs where it has no words."""
+def asked_in_words(lens: AudioLens, sets: PromptSet, neutral: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Neutral prompts asked for the positive pole and for the negative; the set's own pairs where it has no words.
+
+    Raises:
+        InputError: where there are too few pairs; where the text is a prefix, for pairs of unequal length, whose shift
+            would be that of the steps behind them too.
+    """
+    positive, negative = words_of(sets, neutral)
+    if lens.config.conditioning == "prefix":
+        sizes = [[len(tokens) for tokens in lens.text_tokens(side)] for side in (positive, negative)]
+        apart = [row for row, (a, b) in enumerate(zip(*sizes, strict=True)) if a != b]
+        if apart:
+            row = apart[0]
+            raise InputError(
+                f"{positive[row]!r} and {negative[row]!r} have {sizes[0][row]} and {sizes[1][row]} tokens: where the "
+                "text stands before the music, words of unequal length shift every step. Word them alike."
+            )
+    return positive, negative
+
+
+def words_of(sets: PromptSet, neutral: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What is compared with the direction: neutral prompts with either pole's word in them, or pairs of the set."""
     if sets.positive_words and sets.negative_words:
         positive, negative = ([sets.prompted(prompt, pole) for prompt in neutral] for pole in sets.poles)
         return positive, negative
@@ -94,6 +123,8 @@ def asked_in_words(sets: PromptSet, neutral: Sequence[str]) -> tuple[list[str], 
 
 
 def checked_strategies(strategies: Sequence[str]) -> None:
+    if isinstance(strategies, str):
+        raise InputError(f"strategies={strategies!r}: expected a list, such as [{strategies!r}].")
     for strategy in strategies:
         if strategy not in PLACED:
             raise InputError(f"strategy={strategy!r} is not placed: expected some of {', '.join(PLACED)}.")
@@ -131,9 +162,13 @@ def shifts_of(
     places: Sequence[Candidate],
     *,
     batch_size: int,
+    step: float | None = None,
     progress: str | None = None,
 ) -> Shifts:
-    """The shifts that the poles' words and every place make, on the same codes."""
+    """The shifts that the poles' words and every place make, on the same codes.
+
+    `step` is the strength that places are tried at, of either sign (default: `STEP` over all changed blocks together).
+    """
     half = max(1, batch_size // 2)
     batches = [slice(first, first + half) for first in range(0, len(neutral), half)]
     bar = tqdm(total=len(batches) * (3 + len(places)), desc=progress, unit="pass", disable=progress is None)
@@ -144,11 +179,11 @@ def shifts_of(
             base = run.logits(run.prompts).softmax(-1)
             words = run.logits(list(poles[0][rows])) - run.logits(list(poles[1][rows]))
             bar.update(3)
-            words = words - (base * words).sum(-1, keepdim=True)
             inner, own = [], []
-            for shift in run.shifts(places):
+            for place in places:
+                shift = run.shift(place, step)
                 inner.append(_product(base, shift, words))
-                own.append(_product(base, shift - (base * shift).sum(-1, keepdim=True), shift))
+                own.append(_product(base, shift, shift))
                 bar.update()
             columns.append((np.stack(inner), np.stack(own), _product(base, words, words)))
             spent += run.row_steps
@@ -170,15 +205,16 @@ class _Run:
         codes = self.codes.repeat(len(prompts) // len(self.codes), 1, 1)
         told = self.lens.run_with_interventions(prompts, codes, list(steps))
         self.row_steps += len(prompts) * told.shape[2]
-        return by_frame(told.float(), self.delays, codes.shape[-1]).double()
+        return by_frame(told.float(), self.delays, codes.shape[-1])
 
-    def shifts(self, places: Sequence[Candidate]) -> Iterator[Float[Tensor, "row codebook frame vocab"]]:
+    def shift(self, place: Candidate, step: float | None) -> Float[Tensor, "row codebook frame vocab"]:
         """Of a strength of 1, by a central difference: both signs are rows of one pass."""
+        if step is None:
+            fine = torch.finfo(self.lens.dtype).eps < 1e-6
+            step = (STEP if fine else COARSE_STEP) / place.targets
         n = len(self.prompts)
-        for place in places:
-            step = STEP / place.targets
-            both = self.logits(self.prompts * 2, place.steps([step] * n + [-step] * n))
-            yield (both[:n] - both[n:]) / (2 * step)
+        both = self.logits(self.prompts * 2, place.steps([step] * n + [-step] * n))
+        return (both[:n] - both[n:]) / (2 * step)
 
 
 def _product(
@@ -186,5 +222,11 @@ def _product(
     one: Float[Tensor, "row codebook frame vocab"],
     other: Float[Tensor, "row codebook frame vocab"],
 ) -> Float[np.ndarray, " row"]:
-    """Sum over all codes; exact in the metric where one of them has no mean."""
-    return (weight * one * other).sum((1, 2, 3)).cpu().numpy()
+    """The inner product in the Fisher metric, the weighted covariance, summed over all codes."""
+    total = np.zeros(len(one))
+    for part in zip(*(tensor.split(FRAMES, dim=2) for tensor in (weight, one, other)), strict=True):
+        # Not every accelerator has float64.
+        p, a, b = (values.cpu().double() for values in part)
+        centred = a - (p * a).sum(-1, keepdim=True)
+        total += (p * centred * b).sum((1, 2, 3)).numpy()
+    return total

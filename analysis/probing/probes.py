@@ -25,7 +25,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from analysis.probing.dataset import Task, refuse_leak
-from analysis.statistics import Interval, bootstrap
+from analysis.resampling import Interval, bootstrap
 from audiolens.errors import InputError
 
 Kind = Literal["logistic", "ridge", "mlp"]

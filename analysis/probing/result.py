@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 
 from analysis.probing.features import Place
 from analysis.probing.probes import Probe, Scored, balanced_accuracy, target_of
-from analysis.statistics import bootstrap, rank_test
+from analysis.resampling import bootstrap
+from analysis.statistics import rank_test
 from audiolens.directions import Directions
 from audiolens.errors import InputError
 from audiolens.provenance import Provenance
