@@ -29,7 +29,7 @@ def delays(path: Path) -> None:
                     hatch="//" if empty else None,
                 )
             )  # fmt: skip
-            shade = "white" if frame > 2 else "black"
+            shade = "white" if frame > 3 else "black"
             text = "start" if column == 0 else "" if empty else f"{frame}"
             axes.text(column, codebook, text, ha="center", va="center", fontsize=8, color=shade)
     for step in range(timeline.steps):
