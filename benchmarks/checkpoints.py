@@ -6,8 +6,6 @@ heads, codebooks), around T5-base and the 32 kHz EnCodec that they share. Parame
 arithmetic over shapes (`cache_bytes`, `recording_bytes`), which `tests/test_checkpoints.py` holds against tensors.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

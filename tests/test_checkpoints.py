@@ -34,9 +34,9 @@ def test_keys_and_values_take_what_the_formula_says(
     columns = torch.zeros(2 * config.n_codebooks, steps, dtype=torch.long)
     with torch.no_grad():
         kept = lens.model(**text, decoder_input_ids=columns, use_cache=True).past_key_values
-    sides = [kept] if prefixed else [kept.self_attention_cache, kept.cross_attention_cache]
+    sides = [kept.self_attention_cache, kept.cross_attention_cache]
     held = sum(part.numel() * part.element_size() for side in sides for layer in side.layers
-               for part in (layer.keys, layer.values))  # fmt: skip
+               for part in (layer.keys, layer.values) if part is not None)  # fmt: skip
     tokens = text["input_ids"].shape[1]
     assert held == 2 * checkpoints.cache_bytes(size, steps, tokens, branches=1, item=4)
 

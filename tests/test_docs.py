@@ -1,7 +1,7 @@
 """What the documentation prints works: its Python runs, its commands parse, its links lead somewhere.
 
 The blocks of a page run in their order, in one namespace and an empty folder, on étude. Only sizes are cut: fewer
-prompts a pole, fewer labelled clips. A block whose first line is
+prompts, clips, seconds and draws. A block whose first line is
 
     # needs the hub, # needs a GPU   runs on a checkpoint of the same family with random weights, on the CPU;
     # takes ...                      is too long to run here: it compiles, and what it imports is there.
@@ -9,9 +9,12 @@ prompts a pole, fewer labelled clips. A block whose first line is
 
 import ast
 import importlib
+import importlib.util
+import inspect
 import re
 import shlex
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +26,11 @@ import typer
 from conftest import WORDS, write_model
 
 import audiolens as al
-from analysis import cli, patching, probing
+from analysis import attribution, cli, patching, placement, probing
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("CONTRIBUTING.md")), *sorted((ROOT / "docs").glob("*.md"))]
-POLE, NEUTRAL, CLIPS, PAIRS, SECONDS = 4, 4, 24, 3, 2.0
+POLE, NEUTRAL, CLIPS, PAIRS, SECONDS = 3, 4, 16, 6, 2.0
 """Prompts a pole, neutral prompts, labelled clips, pairs and seconds of a clip that a page is given at the most."""
 
 _FENCE = re.compile(r"^```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -80,17 +83,33 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"facebook/musicgen-small": plain, "facebook/musicgen-melody": melody}
 
 
+@pytest.fixture(scope="module")
+def etude() -> al.AudioLens:
+    """Opened once for all pages."""
+    return al.AudioLens.from_pretrained("etude")
+
+
+def at_most(function: Callable[..., Any], **most: float) -> Callable[..., Any]:
+    """The same function, with these arguments cut to these values."""
+    signature = inspect.signature(function)
+
+    def smaller(*args: Any, **options: Any) -> Any:
+        bound = signature.bind(*args, **options)
+        bound.apply_defaults()
+        bound.arguments.update({name: min(bound.arguments[name], value) for name, value in most.items()})
+        return function(*bound.args, **bound.kwargs)
+
+    return smaller
+
+
 @pytest.fixture
-def shop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stand_ins: dict[str, Path]) -> None:
+def shop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stand_ins: dict[str, Path], etude: al.AudioLens) -> None:
     """An empty folder, small sizes, and the stand-ins behind the hub's names."""
-    opened, loaded = al.AudioLens.from_pretrained, al.prompts.load
-    generated, paired, drawn = al.AudioLens.generate, patching.pairs, probing.Dataset.from_synth
-    tabled = al.measure.table
-    etude: list[al.AudioLens] = []
+    opened, loaded, tabled = al.AudioLens.from_pretrained, al.prompts.load, al.measure.table
 
     def from_pretrained(name: Any, **options: Any) -> al.AudioLens:
         if name == "etude" and not options:
-            return etude[0] if etude else etude.append(opened("etude")) or etude[0]
+            return etude
         if name in stand_ins:
             options = {key: value for key, value in options.items() if key == "dtype"}
         return opened(stand_ins.get(name, name), **options)
@@ -102,20 +121,25 @@ def shop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stand_ins: dict[str, P
 
     monkeypatch.setattr(al.AudioLens, "from_pretrained", from_pretrained)
     monkeypatch.setattr(al.prompts, "load", load)
-    monkeypatch.setattr(
-        al.AudioLens,
-        "generate",
-        lambda self, prompts, seconds=SECONDS, **options: generated(self, prompts, min(seconds, SECONDS), **options),
-    )
+    for home, name, most in (
+        (al.AudioLens, "generate", {"seconds": SECONDS}),
+        (patching, "pairs", {"n": PAIRS}),
+        (probing.Dataset, "from_synth", {"n": CLIPS, "seconds": 1.0}),
+        (probing, "probe", {"n_shuffles": 2, "n_bootstrap": 20}),
+        (attribution, "attribute", {"check": 2}),
+        (patching, "patch", {"n_bootstrap": 20, "n_permutations": 20}),
+    ):
+        monkeypatch.setattr(home, name, at_most(getattr(home, name), **most))
+    placed = placement.place
+    small = {"seconds": 1.0, "n_random": 1, "n_bootstrap": 20, "compute": ()}
+
+    def place(lens: Any, concept: str, directions: Any = None, **options: Any) -> Any:
+        return placed(
+            lens, concept, directions, **{**small, "prompts": load(concept, lens=lens).development[:3], **options}
+        )
+
+    monkeypatch.setattr(placement, "place", place)
     monkeypatch.setattr(al.measure, "table", lambda *asked, **options: tabled(*asked, **{**options, "n_jobs": 1}))
-    monkeypatch.setattr(
-        patching, "pairs", lambda lens, sets, n=PAIRS, **options: paired(lens, sets, min(n, PAIRS), **options)
-    )
-    monkeypatch.setattr(
-        probing.Dataset,
-        "from_synth",
-        lambda lens, concept, n=CLIPS, **options: drawn(lens, concept, min(n, CLIPS), **{"seconds": 1.0, **options}),
-    )
     monkeypatch.chdir(tmp_path)
 
 
@@ -152,8 +176,7 @@ def test_what_is_too_long_to_run_imports_what_is_there(page: Path) -> None:
     for block in blocks(page, "python"):
         for node in ast.walk(block.code(ast.PyCF_ONLY_AST)):
             if isinstance(node, ast.ImportFrom) and node.module:
-                found = importlib.import_module(node.module)
-                assert all(hasattr(found, name.name) for name in node.names), ast.unparse(node)
+                assert all(imports(node.module, name.name) for name in node.names), ast.unparse(node)
             elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "al":
                 assert hasattr(al, node.attr), f"{named(page)}: al.{node.attr}"
 
@@ -209,17 +232,17 @@ def anchors(page: Path) -> set[str]:
 
 def resolves(name: str) -> bool:
     """Whether a dotted name is a module, or something in one."""
-    found: Any = importlib.import_module(name.split(".")[0])
-    parts = name.split(".")[1:]
-    for at, part in enumerate(parts, 1):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            try:
-                found = importlib.import_module(".".join([name.split(".")[0], *parts[:at]]))
-            except ImportError:
-                return False
-    return True
+    module, _, last = name.rpartition(".")
+    return imports(module, last)
+
+
+def imports(module: str, name: str) -> bool:
+    """Whether `from module import name` works."""
+    try:
+        found = importlib.import_module(module)
+    except ImportError:
+        return False
+    return hasattr(found, name) or importlib.util.find_spec(f"{module}.{name}") is not None
 
 
 def test_the_citation_is_of_this_version() -> None:
