@@ -21,7 +21,7 @@ from audiolens import directions as directions_of
 from audiolens.errors import BusyError, InputError, StoppedError
 
 TINY = Settings(
-    poles=2, reading_seconds=0.5, development=1, development_seeds=1, test=2, test_seeds=1,
+    poles=2, reading_seconds=0.5, development=2, development_seeds=1, test=2, test_seeds=1,
     strengths={"one-to-all": (0.5,)}, doses=(1.0,), n_random=1, seconds=0.5, shown=1, pairs=2, batch_size=8, n_jobs=0,
 )  # fmt: skip
 
