@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,22 +89,39 @@ class Generation:
             raise
         return folder
 
-    def listen(self, row: int | None = None) -> Any:
-        """An audio player for a notebook: one row, or all of them under their prompts."""
+    def listen(self, row: int | Sequence[int] | None = None, labels: Sequence[str] | None = None) -> Any:
+        """Audio players for a notebook, with the sound inside: of one row, of several, or of all.
+
+        Args:
+            row: one row (a bare player), or several; default all, each under its label.
+            labels: what stands above each player; default the prompts.
+
+        The sound is compressed (Ogg Vorbis), so that a notebook stays small: for the samples, take `audio` or `save`.
+        """
         from IPython.display import HTML, Audio  # pyright: ignore[reportMissingImports]
+
+        from audiolens.soundfiles import compressed
 
         if self.audio is None:
             raise InputError(
                 "these clips were made with decode=False: use lens.decode_codes(out.codes) for their sound."
             )
-        players = [
-            Audio(self.audio[index].detach().float().cpu().numpy(), rate=self.sample_rate, normalize=False)
-            for index in ([row] if row is not None else range(len(self)))
-        ]
-        if row is not None:
+        rows = list(range(len(self))) if row is None else [row] if isinstance(row, int) else list(row)
+        for index in rows:
+            if not -len(self) <= index < len(self):
+                raise InputError(f"row {index}: there are rows 0 to {len(self) - 1}.")
+        told = [self.prompts[index] or "(no prompt)" for index in rows] if labels is None else list(labels)
+        if len(told) != len(rows):
+            raise InputError(f"{len(told)} labels for {len(rows)} clips: give one each.")
+        players = []
+        for index in rows:
+            content, mime = compressed(self.audio[index].detach().float().cpu().numpy(), self.sample_rate)
+            player = Audio(content)
+            player.mimetype = mime
+            players.append(player)
+        if isinstance(row, int) and labels is None:
             return players[0]
-        labels = [_escape(prompt or "(no prompt)") for prompt in self.prompts]
-        return HTML("".join(f"<p>{t}<br>{p._repr_html_()}</p>" for t, p in zip(labels, players, strict=True)))
+        return HTML("".join(map(_labelled, told, players)))
 
     def _name(self, row: int) -> str:
         words = re.sub(r"[^a-z0-9]+", "-", (self.prompts[row] or "unconditional").lower()).strip("-")[:40]
@@ -114,6 +131,10 @@ class Generation:
     def __repr__(self) -> str:
         recorded = "" if self.cache is None else f", {len(self.cache)} sites recorded"
         return f"Generation({len(self)} clips of {self.seconds:g} s at {self.sample_rate} Hz{recorded})"
+
+
+def _labelled(label: str, player: Any) -> str:
+    return f'<div style="display: inline-block; margin: 0 1em 0.6em 0">{_escape(label)}<br>{player._repr_html_()}</div>'
 
 
 def _escape(text: str) -> str:

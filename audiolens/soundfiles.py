@@ -2,10 +2,12 @@
 
 libsndfile hands out what is there of a file that was cut short, silently: what the file says of itself is compared
 with what it holds. What is wrong is told from the header where it can be: an hour of sound is never read into memory.
+The other way, clips are compressed for a page or a notebook to carry them inside.
 """
 
 from __future__ import annotations
 
+import io
 import re
 from os import PathLike, fspath
 from pathlib import Path
@@ -63,6 +65,23 @@ def read(path: SoundPath, seconds: Span | None = None) -> tuple[Float[np.ndarray
     except soundfile.LibsndfileError as error:
         why = f"{error.error_string}".rstrip(".")
         raise InputError(f"{file} is not a sound file that can be read, or not a whole one ({why}).") from None
+
+
+def compressed(samples: Float[np.ndarray, "channel sample"], sample_rate: int) -> tuple[bytes, str]:
+    """A clip as the bytes of a file and its MIME type: Ogg Vorbis, or FLAC where this libsndfile cannot write that.
+
+    Samples beyond [-1, 1] are clipped.
+    """
+    import soundfile
+
+    clip = np.clip(samples.T, -1, 1)
+    for kind, subtype, mime in (("OGG", "VORBIS", "audio/ogg"), ("FLAC", "PCM_16", "audio/flac")):
+        if kind not in soundfile.available_formats() or subtype not in soundfile.available_subtypes(kind):
+            continue
+        buffer = io.BytesIO()
+        soundfile.write(buffer, clip, sample_rate, format=kind, subtype=subtype)
+        return buffer.getvalue(), mime
+    raise RuntimeError("libsndfile can write neither Ogg nor FLAC")
 
 
 def _part(file: Path, sound: soundfile.SoundFile, seconds: Span | None) -> tuple[int, int]:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.figures import plots
+from audiolens import soundfiles
 from audiolens.measure import UNITS
 
 if TYPE_CHECKING:
@@ -91,17 +92,9 @@ def style() -> Any:
 
 
 def compressed(samples: np.ndarray, sample_rate: int) -> str:
-    """Sound as a data URI: Ogg Vorbis, or FLAC where this build of libsndfile cannot write that."""
-    import soundfile
-
-    clip = np.clip(samples.T, -1, 1)
-    for kind, subtype, mime in (("OGG", "VORBIS", "audio/ogg"), ("FLAC", "PCM_16", "audio/flac")):
-        if kind not in soundfile.available_formats() or subtype not in soundfile.available_subtypes(kind):
-            continue
-        buffer = io.BytesIO()
-        soundfile.write(buffer, clip, sample_rate, format=kind, subtype=subtype)
-        return data_link(mime, buffer.getvalue())
-    raise RuntimeError("libsndfile can write neither Ogg nor FLAC")
+    """Sound as a data URI."""
+    content, mime = soundfiles.compressed(samples, sample_rate)
+    return data_link(mime, content)
 
 
 def csv_link(table: pd.DataFrame, file: str) -> str:
