@@ -20,11 +20,12 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help install study test lint format evidence clean
+.PHONY: help install study test lint format evidence notebooks clean
 
 help:
 	@echo 'make study     install, steer tempo and timbre on the bundled model, write $(OUT)/*/index.html'
 	@echo 'make test      install, then ruff, pyright and pytest'
+	@echo 'make notebooks run the notebooks from top to bottom and save what they show'
 	@echo 'make evidence  the full figures behind the README and the model card (no time limit)'
 	@echo 'make lint      ruff and pyright only'
 	@echo 'make format    lay the code out with ruff'
@@ -81,6 +82,10 @@ evidence: $(STAMP)
 	@echo '==> Measuring the evidence; this takes a while'
 	@$(BIN)/python benchmarks/evidence.py --out $(OUT)/evidence --test $(TEST_PROMPTS)$(if $(UPDATE), --update)
 	@echo '==> Tables: $(OUT)/evidence'
+
+notebooks: $(STAMP)
+	@echo '==> Running the notebooks'
+	@HF_HUB_OFFLINE=1 $(BIN)/python notebooks/execute.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
