@@ -49,7 +49,7 @@ class Settings:
         n_random, n_shuffled: control directions. 19 can reach p = .05, 5 cannot.
         most_blocks: the most blocks that are scanned, evenly spaced where a model has more.
         pairs: prompts of either pole, matched, in which activations are patched; 0 patches none.
-        measured: how the concept is heard; by default the measure that `analysis.response.MEASURED` has for it.
+        measured: how the concept is heard; by default the measure that `analysis.sweep.response.MEASURED` has for it.
         frechet: also give the Fréchet distance of steered clips from unsteered ones, which needs many.
         seconds, guidance_scale, temperature, top_k: of every clip.
         branch: the half of the guidance that is steered.

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from analysis import attribution
 from analysis.likelihood import Window
-from analysis.places import spans
+from analysis.site_cells import spans
 from audiolens import AudioLens
 from audiolens.timeline import delay
 

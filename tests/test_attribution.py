@@ -10,7 +10,7 @@ import torch
 from analysis import attribution
 from analysis.attribution.agreement import Cell, patched
 from analysis.likelihood import Window
-from analysis.places import places_of, spans
+from analysis.site_cells import places_of, spans
 from audiolens.errors import InputError, SiteError
 from audiolens.timeline import delay
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analysis.likelihood import Window, checked_rows
-from analysis.places import places_of
+from analysis.site_cells import places_of
 from analysis.statistics import Means, means
 from audiolens.errors import InputError
 from audiolens.interventions import Scale

@@ -14,8 +14,8 @@ from scipy import stats
 from torch import Tensor
 
 from analysis.attribution.gradients import Metric, scored
-from analysis.places import Place
 from analysis.resampling import Interval, bootstrap
+from analysis.site_cells import Place
 from audiolens.interventions import Replace
 
 

@@ -24,7 +24,7 @@ from analysis.attribution.gradients import Metric
 from analysis.attribution.pairing import Pairing, Part, Towards
 from analysis.attribution.result import AttributionResult, Method, Scores
 from analysis.likelihood import Window
-from analysis.places import Place
+from analysis.site_cells import Place
 from audiolens.errors import InputError
 from audiolens.timeline import Span
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from analysis.attribution.agreement import Agreement, Cell, patched
 from analysis.attribution.gradients import Metric, Pass, backward, scored
 from analysis.likelihood import Window
-from analysis.places import Place, places_of, spans
+from analysis.site_cells import Place, places_of, spans
 from audiolens.audio import checked_codes
 from audiolens.errors import InputError
 from audiolens.rows import whole_batch_size

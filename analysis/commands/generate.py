@@ -50,19 +50,20 @@ def generate(
 
         audiolens generate "a little tune" -s tempo.safetensors:+0.125 -s timbre.safetensors:-0.125 --orthogonal
     """
-    from analysis import folder, placing
+    from analysis import folder
+    from analysis.commands import steering
 
     if not all(prompt.strip() for prompt in prompts):
         raise InputError("an empty prompt: say in words what to play, such as 'a little tune with drums'.")
-    todo = [placing.asked(text) for text in steer or []]
-    blocks = placing.band_of(band)
+    todo = [steering.asked(text) for text in steer or []]
+    blocks = steering.band_of(band)
     where = {"--layer": layer, "--strategy": strategy, "--band": band, "--branch": branch}
     for option, value in {**where, "--orthogonal": orthogonal or None}.items():
         if value is not None and not todo:
             raise InputError(f"{option} says where a direction is added, and there is none: give one with --steer.")
     folder.check(out, overwrite=None)
     lens = open_lens(model)
-    steps = placing.placed(
+    steps = steering.placed(
         todo, lens, layer=layer, strategy=strategy, band=blocks, branch=branch or "both", orthogonal=orthogonal
     )
     made: dict[str, Any] = {

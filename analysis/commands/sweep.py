@@ -256,7 +256,7 @@ def _blocks(text: str) -> list[int] | None:
 
 
 def _band(text: str | None) -> tuple[int, int] | None:
-    from analysis.placing import band_of
+    from analysis.commands.steering import band_of
 
     return band_of(text)
 
