@@ -3,12 +3,15 @@
 For every concept each block is steered at, by both strategies, at several strengths of either sign, on neutral
 development prompts. A place's effect is its widest span between the two signs among strengths that fail in at most a
 tenth of the clips. The best of many tries looks better than it is, so strengths (and the best place) are chosen on one
-half of the clips, by seed, and read on the other, both ways round; the figures are means of the two.
+half of the clips, by seed, and read on the other, both ways round; the figures are means of the two, and may pass 100%.
+Placement reads other development prompts than the sweep steers. With `--update` the table replaces that in
+docs/placement.md.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +23,8 @@ from scipy.stats import spearmanr
 
 from analysis import placement, scan, sweep
 from analysis.listening import Listener, share_cores
+from analysis.placement.shifts import place_name
+from analysis.resampling import interval_of, resampled
 from analysis.statistics import MOST_FAILED
 from analysis.sweep.response import MEASURED, effects
 from audiolens import AudioLens, difference_in_means
@@ -32,6 +37,7 @@ STRENGTHS: Mapping[Strategy, tuple[float, ...]] = {
 }
 AIM_SHARE, AIM_COST = 0.9, 0.1
 READ = 48
+PAGE = Path(__file__).parent.parent / "docs" / "placement.md"
 
 
 def main(
@@ -41,6 +47,7 @@ def main(
     prompts: Annotated[int, typer.Option(help="Development prompts.")] = 8,
     seeds: Annotated[int, typer.Option(help="Seeds of each, an even number.")] = 4,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
+    update: Annotated[bool, typer.Option(help="Put the table into docs/placement.md.")] = False,
 ) -> None:
     """Print what placement and the rules reach, as a share of the best place's effect."""
     share_cores()
@@ -55,8 +62,13 @@ def main(
     table = pd.concat(rows, ignore_index=True)
     table.to_csv(out / "placement.csv", index=False)
     (out / "placement.json").write_text(json.dumps(facts, indent=1))
-    typer.echo(page(table, facts))
-    (out / "placement.md").write_text(page(table, facts), "utf-8")
+    text = page(table, facts)
+    typer.echo(text)
+    (out / "placement.md").write_text(text, "utf-8")
+    if update:
+        marks = r"(<!-- placement:begin -->\n).*(<!-- placement:end -->)"
+        page_text = PAGE.read_text("utf-8")
+        PAGE.write_text(re.sub(marks, lambda match: match[1] + text + match[2], page_text, flags=re.DOTALL), "utf-8")
 
 
 def compared(
@@ -65,8 +77,9 @@ def compared(
     """One row per rule: the place it names and the share of the best effect that it reaches."""
     sets, measured = load(concept, lens=lens), MEASURED[concept]
     directions = difference_in_means(lens, sets.positive[:READ], sets.negative[:READ], seeds=list(range(READ)))
-    # Placed before anything is steered.
-    placed = placement.place(lens, sets, directions)
+    # Placed before anything is steered, on prompts that the sweep does not use.
+    others = sets.development[n_prompts : 2 * n_prompts]
+    placed = placement.place(lens, sets, directions, prompts=others)
     typer.echo(repr(placed))
     conditions = scan.conditions(directions, STRENGTHS)
     clips = sweep.clips(sets.development[:n_prompts], n_seeds)
@@ -78,7 +91,7 @@ def compared(
     spans = [spans_of(swept.table[half], measured) for half in halves]
     whole = best_strengths(spans_of(swept.table, measured))
     rules = {"placement": [placed.name]} | named_by_rules(placed)
-    rules["random block"] = [name for name in whole.index if name.startswith("one-to-one")]
+    rules["a random place"] = list(whole.index)
     rows = []
     for rule, names in rules.items():
         shares = [
@@ -88,6 +101,8 @@ def compared(
         ]
         effect = float(np.mean([whole.get(name, np.nan) for name in names]))
         rows.append((concept, rule, names[0] if len(names) == 1 else "any", float(np.mean(shares)), effect))
+    best = str(whole.idxmax())
+    low, high = interval(swept.table, measured, spans_of(swept.table, measured), placed.name, best)
     candidates = placed.candidates.assign(name=_names(placed.candidates)).set_index("name")
     joined = pd.concat([candidates.alignment, whole.rename("span")], axis=1).dropna()
     joined.to_csv(out / f"{concept}.csv")
@@ -98,21 +113,38 @@ def compared(
         ranked: Any = spearmanr(mine.alignment, mine["span"])
         rho[strategy] = float(ranked.statistic)
     fact = {"row_steps": placed.row_steps, "sweep_row_steps": steps, "cost": placed.row_steps / steps, "rho": rho,
-            "best": str(whole.idxmax()), "certainty": placed.certainty}  # fmt: skip
+            "best": best, "interval": [low, high], "certainty": placed.certainty}  # fmt: skip
     return pd.DataFrame(rows, columns=["concept", "rule", "place", "share", "span"]), fact
 
 
 def named_by_rules(placed: placement.Placement) -> dict[str, list[str]]:
-    """What simpler rules name: the middle, the longest direction, and where other evidence peaks."""
-    n_layers = placed.directions.meta.n_layers
-    rules = {
-        "middle block": [f"one-to-one {n_layers // 2}"],
-        "middle block, one-to-all": [f"one-to-all {n_layers // 2}"],
-    }
+    """What simpler rules name: the middle, the longest direction, and where other evidence peaks; by both strategies."""
+    blocks = {"middle block": placed.directions.meta.n_layers // 2}
     for one in placed.evidence.evidence:
-        rule = "largest norm" if one.name == "norm" else f"largest {one.name}"
-        rules[rule] = [f"one-to-one {one.peak}"]
-    return rules
+        blocks[f"largest {one.name}"] = one.layers[int(np.nanargmax(one.values))]
+    return {f"{rule}, {strategy}": [f"{strategy} {layer}"] for rule, layer in blocks.items() for strategy in STRENGTHS}
+
+
+def interval(table: pd.DataFrame, measured: str, spans: pd.DataFrame, place: str, best: str) -> tuple[float, float]:
+    """Of the share of the best place's span that a place reaches, over prompts; strengths as chosen on all clips."""
+    keys = ["prompt", "seed"]
+    baseline = table[table.condition == sweep.BASELINE].set_index(keys)[measured]
+    changes: dict[tuple[str, int], np.ndarray] = {}
+    for name in (place, best):
+        mine = spans[(spans.place == name) & (spans.failed <= MOST_FAILED)]
+        strength = float(mine.strength.iloc[int(mine.span.argmax())])
+        for sign in (1, -1):
+            rows: Any = table[table.condition == f"{name} {sign * strength:+g}"].set_index(keys).loc[baseline.index]
+            ratio = rows[measured] / baseline
+            changes[name, sign] = ratio.where(~rows.failed & ratio.notna(), 1.0).to_numpy()
+
+    def span(name: str, rows: np.ndarray) -> float:
+        return float(np.log(np.median(changes[name, 1][rows]) / np.median(changes[name, -1][rows])))
+
+    prompts = baseline.index.get_level_values("prompt")
+    shares = [span(place, rows) / span(best, rows) for rows in resampled(prompts, 1000)]
+    found = interval_of(np.array(shares), len(set(prompts)))
+    return found.low, found.high
 
 
 def spans_of(table: pd.DataFrame, measured: str) -> pd.DataFrame:
@@ -152,18 +184,23 @@ def page(table: pd.DataFrame, facts: Mapping[str, Any]) -> str:
     for rule in wide.index:
         cells = [f"{wide.loc[rule, name]:.0%} ({places.loc[rule, name]})" for name in concepts]
         lines.append(f"| {rule} | {' | '.join(cells)} | {wide.loc[rule].mean():.0%} |")
-    lines.append("")
+    lines += [
+        "",
+        "Placement's share of the best place's span, 95% intervals over prompts, both at the strength best on all clips:",
+        "",
+    ]
     for concept, fact in facts.items():
         rho = ", ".join(f"{name} {value:.2f}" for name, value in fact["rho"].items())
+        low, high = fact["interval"]
         lines.append(
-            f"- {concept}: best place of the sweep {fact['best']}; rank correlation of alignment with effect: {rho}; "
-            f"placement took {fact['cost']:.1%} of the sweep's row-steps (aim {AIM_COST:.0%})."
+            f"- {concept}: [{low:.0%}, {high:.0%}] of {fact['best']}; rank correlation of alignment with effect: "
+            f"{rho}; placement took {fact['cost']:.1%} of the sweep's row-steps (aim {AIM_COST:.0%})."
         )
     return "\n".join(lines) + "\n"
 
 
 def _names(candidates: pd.DataFrame) -> list[str]:
-    return [f"{row.strategy} {row.layer}" for row in candidates.itertuples()]
+    return [place_name(str(row.strategy), row.layer) for row in candidates.itertuples()]
 
 
 if __name__ == "__main__":
