@@ -186,7 +186,7 @@ def page(table: pd.DataFrame, facts: Mapping[str, Any]) -> str:
         lines.append(f"| {rule} | {' | '.join(cells)} | {wide.loc[rule].mean():.0%} |")
     lines += [
         "",
-        "Placement's share of the best place's span, 95% intervals over prompts, both at the strength best on all clips:",
+        "Placement's share of the best place's span, 95% intervals over prompts, at the strengths best on all clips:",
         "",
     ]
     for concept, fact in facts.items():
