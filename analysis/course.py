@@ -109,11 +109,11 @@ class _Course:
             "seconds": settings.reading_seconds, "batch_size": settings.batch_size,
             "seeds": [*settings.reading_seeds(sets)], "label": sets.concept,
         }  # fmt: skip
-        poles = [list(side[: settings.poles]) for side in (sets.positive, sets.negative)]
-        stage = self.stages.stage("directions", {**asked, "poles": poles})
+        high, low = (list(side[: settings.poles]) for side in (sets.positive, sets.negative))
+        stage = self.stages.stage("directions", {**asked, "poles": [high, low]})
         self.teller.begin("directions", stage.there)
         return stage.kept(
-            lambda: difference_in_means(self.lens, *poles, **asked, keep_samples=True, progress=self.progress),
+            lambda: difference_in_means(self.lens, high, low, **asked, keep_samples=True, progress=self.progress),
             keeping.write_directions,
             keeping.read_directions,
         )
@@ -164,6 +164,7 @@ class _Course:
             tables.append(tried[-1].effects(measured, n_bootstrap=0).assign(stage=name))
             return tables[-1]
 
+        everywhere = pd.DataFrame()
         if settings.scans:
             at = directions.at(settings.blocks(len(directions)))
             everywhere = effects("scan", "scanning blocks", scan.conditions(at, settings.strengths, settings.branch))

@@ -42,18 +42,13 @@ class Several:
         """
         rows = []
         for one in self.studies:
+            cells: dict[Any, Any] = {(row["measure"], row["strength"]): row for row in one.cross.to_dict("records")}
             for outcome in one.outcomes:
-                at = one.cross[one.cross["strength"] == outcome.strength].set_index("measure")
                 for other in self.studies:
-                    found = at.loc[other.measure] if other.measure in at.index else None
-                    rows.append(
-                        {
-                            "concept": one.concept, "pole": outcome.pole, "strength": outcome.strength,
-                            "heard": other.concept, "measure": other.measure,
-                            **{name: float("nan") if found is None else float(found[name])
-                               for name in ("effect", "low", "high", "failed")},
-                        }
-                    )  # fmt: skip
+                    found = cells.get((other.measure, outcome.strength), {})
+                    numbers = {name: float(found.get(name, "nan")) for name in ("effect", "low", "high", "failed")}
+                    steered = {"concept": one.concept, "pole": outcome.pole, "strength": outcome.strength}
+                    rows.append({**steered, "heard": other.concept, "measure": other.measure, **numbers})
         return pd.DataFrame(rows)
 
     @property

@@ -113,7 +113,11 @@ def test_the_place_that_evidence_names_is_steered_without_a_scan(
     lens: Any, monkeypatch: pytest.MonkeyPatch, where: dict[str, Any], told: str
 ) -> None:
     own = placement.place
-    monkeypatch.setattr(placement, "place", lambda *given, **asked: replace(own(*given, **asked), **where))
+
+    def placed(*given: Any, **asked: Any) -> placement.Placement:
+        return replace(own(*given, **asked, strategies=[where["strategy"]]), **where)
+
+    monkeypatch.setattr(placement, "place", placed)
     told_lines: list[str] = []
     found = study.run(lens, "tempo", settings=TINY, progress=False, tell=told_lines.append)
     assert set(found.scan["stage"]) == {"strength"}
@@ -150,7 +154,7 @@ def test_verifying_scans_beside_the_evidence_and_changes_nothing(
     )
     assert set(beside.scan["stage"]) == {"scan", "strength"}
     assert set(beside.scan.query("stage == 'scan'")["layer"].dropna()) == {0, 1, 2}
-    assert beside.choice == alone.choice
+    assert repr(beside.choice) == repr(alone.choice)
     pd.testing.assert_frame_equal(beside.response, alone.response)
     assert {line for line in told if "kept from before" in line} == {
         f"{stage}: kept from before"

@@ -174,8 +174,8 @@ def _pictures(study: Study, kept: Sequence[Sound]) -> list[Drawing]:
 
 def _bare(figure: go.Figure) -> go.Figure:
     """Without the caption inside: the page has its own beneath."""
-    kept = [note for note in figure.layout.annotations if not (note.yanchor == "top" and note.y == 0)]
-    figure.layout.annotations = kept
+    layout: Any = figure.layout
+    layout.annotations = [note for note in layout.annotations if not (note.yanchor == "top" and note.y == 0)]
     return figure.update_layout(margin_b=60, margin_t=30, showlegend=False)
 
 

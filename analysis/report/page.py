@@ -213,7 +213,7 @@ def _outcome(values: dict[str, Any]) -> dict[str, Any]:
             "median": number(values["median"], ".0f")}  # fmt: skip
 
 
-def _lost(row: dict[str, Any]) -> dict[str, Any]:
+def _lost(row: Mapping[Any, Any]) -> dict[str, Any]:
     """A row of what was lost, in words."""
     if row["kind"] == "baseline":
         label = "unsteered, another seed"
