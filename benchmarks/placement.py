@@ -118,7 +118,7 @@ def compared(
 
 
 def named_by_rules(placed: placement.Placement) -> dict[str, list[str]]:
-    """What simpler rules name: the middle, the longest direction, and where other evidence peaks; by both strategies."""
+    """What simpler rules name, by both strategies: the middle, and where a length or other evidence is largest."""
     blocks = {"middle block": placed.directions.meta.n_layers // 2}
     for one in placed.evidence.evidence:
         blocks[f"largest {one.name}"] = one.layers[int(np.nanargmax(one.values))]
