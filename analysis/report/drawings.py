@@ -120,7 +120,8 @@ def _evidence(study: Study) -> Drawing:
         )
     else:
         found = where.evidence(study.directions, study.where, None)
-        figure, screen, named = found.plot(), found.figure(), ("layer_attribution",)
+        # A panel has its name above it already.
+        figure, screen, named = found.plot(), found.figure().update_layout(showlegend=False), ("layer_attribution",)
         told = (
             "Each in its own unit, from prompts alone, without steering. Norm: the length of the direction as a share "
             "of the stream it is added to. Told apart: held-out AUC of the poles along it. Patching: how much likelier "
@@ -176,12 +177,13 @@ def _bare(figure: go.Figure) -> go.Figure:
     """Without the caption inside: the page has its own beneath."""
     layout: Any = figure.layout
     layout.annotations = [note for note in layout.annotations if not (note.yanchor == "top" and note.y == 0)]
-    return figure.update_layout(margin_b=60, margin_t=30, showlegend=False)
+    figure.update_yaxes(title_font_size=10)
+    return figure.update_layout(margin_b=60, margin_t=50, legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"})
 
 
 def _low(figure: go.Figure) -> go.Figure:
     """With less room for its title."""
-    return figure.update_layout(title_font_size=13, margin_t=90, height=430)
+    return figure.update_layout(title_font_size=12, margin_t=110, height=450)
 
 
 def _read_at(position: Any) -> str:
