@@ -68,7 +68,8 @@ def load(
     if local:
         options["local_files_only"] = True
     try:
-        config = transformers.AutoConfig.from_pretrained(source, **options)
+        with _without_chatter():
+            config = transformers.AutoConfig.from_pretrained(source, **options)
         architecture = (config.architectures or ["?"])[0]
         known = [family.architecture for family in FAMILIES]
         if architecture not in known:
@@ -177,7 +178,10 @@ def _explained(name: str, local: bool, error: Exception) -> InputError:
 
 @contextmanager
 def _without_chatter() -> Iterator[None]:
-    """Keep transformers' progress bars and its warning about sub-configurations off the screen while loading."""
+    """Keep transformers' progress bars off the screen, and its warnings about configurations.
+
+    Sub-configurations it does not know, and a start token past the codes, are MusicGen's own.
+    """
     from transformers.utils import logging as chatter
 
     level, shown = chatter.get_verbosity(), chatter.is_progress_bar_enabled()

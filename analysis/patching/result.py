@@ -185,7 +185,9 @@ class PatchingResult:
     @property
     def place(self) -> str:
         """What was patched, in words."""
-        return f"{' and '.join(self.sites) if self.by != 'component' else 'components'} by {self.by}"
+        if self.by == "component":
+            return "what each part of a block adds"
+        return f"{' and '.join(self.sites)} by {self.by}"
 
     def _place(self, codebook: int | str) -> int:
         name = str(codebook)
