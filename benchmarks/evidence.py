@@ -20,7 +20,7 @@ from analysis import statistics, sweep
 from analysis import study as studies
 from analysis.figures import spectrograms
 from analysis.listening import share_cores
-from analysis.outcome import CROSSED
+from analysis.study.outcome import CROSSED
 from analysis.sweep import BASELINE, Condition
 from analysis.sweep.response import MEASURED, effects
 from audiolens import AudioLens, prompts, steer

@@ -21,11 +21,12 @@ import pandas as pd
 import typer
 from scipy.stats import spearmanr
 
-from analysis import placement, scan, sweep
+from analysis import placement, sweep
 from analysis.listening import Listener, share_cores
 from analysis.placement.shifts import place_name
 from analysis.resampling import interval_of, resampled
 from analysis.statistics import MOST_FAILED
+from analysis.study import scan
 from analysis.sweep.response import MEASURED, effects
 from audiolens import AudioLens, difference_in_means
 from audiolens.prompts import load

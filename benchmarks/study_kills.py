@@ -21,7 +21,7 @@ import typer
 from kills import _orphans
 
 from analysis import study
-from analysis.settings import Settings
+from analysis.study.settings import Settings
 from audiolens import AudioLens
 
 SIZES: dict[str, Any] = {

@@ -298,7 +298,7 @@ def test_study_writes_a_folder_and_says_the_finding(
     # A terminal that knows no colours and no width.
     for name, value in (("TERM", "dumb"), ("NO_COLOR", "1"), ("COLUMNS", "1"), ("LINES", "0")):
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("analysis.study._run", lambda *_: planted.study())
+    monkeypatch.setattr("analysis.study.experiment._run", lambda *_: planted.study())
     code, out, err = run("study", "tempo", "-m", checkpoint)
     assert code == 0, err
     assert planted.study().finding in out
@@ -316,12 +316,12 @@ def test_a_stopped_study_says_what_is_kept(
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("analysis.study._run", stopped)
+    monkeypatch.setattr("analysis.study.experiment._run", stopped)
     code, out, err = run("study", "tempo", "-m", checkpoint)
     assert (code, out) == (130, "")
     assert "what is finished is kept in study-tempo. The same command goes on." in err
     assert (tmp_path / "study-tempo" / "study.json").is_file()
-    monkeypatch.setattr("analysis.study._run", lambda *_: planted.study())
+    monkeypatch.setattr("analysis.study.experiment._run", lambda *_: planted.study())
     assert run("study", "tempo", "-m", checkpoint)[0] == 0
 
 

@@ -16,7 +16,7 @@ from plants import tables as planted
 
 from analysis.report import page as pages
 from analysis.report import writer
-from analysis.several import Several
+from analysis.study.several import Several
 
 PATIENCE = 120_000
 """Milliseconds: a busy machine draws slowly."""

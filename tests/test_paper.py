@@ -17,7 +17,7 @@ from melodies import bare_forward
 
 import audiolens as al
 from analysis import cli, study
-from analysis.settings import Settings
+from analysis.study.settings import Settings
 from audiolens import prompts
 from audiolens.errors import InputError
 

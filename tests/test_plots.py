@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from plants import tables as planted
 
-from analysis import scan, sweep
+from analysis import sweep
 from analysis.figures import plots, screen, spectrograms
+from analysis.study import scan
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import pytest
 from test_stages import TINY
 
 import audiolens as al
-from analysis import placement, scan, several, study
+from analysis import placement, study
+from analysis.study import scan, several
 from audiolens.errors import InputError, InputTypeError
 
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 from filelock import FileLock
 
-from analysis import course, stages, study
-from analysis.settings import Settings
+from analysis import study
+from analysis.study import course, stages
+from analysis.study.settings import Settings
 from analysis.sweep import ledger, playing
 from audiolens import directions as directions_of
 from audiolens.errors import BusyError, InputError, StoppedError

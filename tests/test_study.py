@@ -13,10 +13,10 @@ import torch
 from plants import tables as planted
 
 import audiolens as al
-from analysis import folder, outcome, scan, study, sweep
-from analysis.scan import Choice
-from analysis.settings import REPETITIONS
-from analysis.study import Settings
+from analysis import folder, study, sweep
+from analysis.study import Settings, outcome, scan
+from analysis.study.scan import Choice
+from analysis.study.settings import REPETITIONS
 from audiolens.errors import InputError
 
 TINY = Settings(

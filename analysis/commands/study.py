@@ -68,9 +68,9 @@ def study(
 
         audiolens study tempo --paper --model facebook/musicgen-melody
     """
-    from analysis import stages
     from analysis import study as studies
     from analysis.listening import share_cores
+    from analysis.study import stages
 
     if paper and full:
         raise InputError("--full and --paper are two studies: give one of them.")
@@ -94,7 +94,7 @@ def study(
     }  # fmt: skip
     try:
         if len(sets) > 1:
-            from analysis import several
+            from analysis.study import several
 
             found: Any = several.run(lens, sets, target, **options)
         else:

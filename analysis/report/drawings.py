@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from analysis import where
 from analysis.figures import plots, spectrograms
+from analysis.study import where
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from analysis.report.writer import Sound
-    from analysis.study import Study
+    from analysis.study.experiment import Study
 
 
 @dataclass(frozen=True)

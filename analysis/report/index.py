@@ -7,14 +7,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis import stages
 from analysis.report import crossing, page
 from analysis.report.writer import plain
+from analysis.study import stages
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from analysis.several import Several
+    from analysis.study.several import Several
 
 FORMAT = "audiolens.studies.1"
 _COSINES = (

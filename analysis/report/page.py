@@ -20,7 +20,7 @@ from audiolens.measure import UNITS
 if TYPE_CHECKING:
     from analysis.report.drawings import Drawing
     from analysis.report.writer import Sound
-    from analysis.study import Study
+    from analysis.study.experiment import Study
 
 MOST_PLAYERS = 24
 _SOUND_BYTES = 6_000_000

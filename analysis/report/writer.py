@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis import stages, where
 from analysis.folder import STUDY
 from analysis.report import page
 from analysis.report.drawings import drawings
+from analysis.study import stages, where
 from analysis.sweep import BASELINE
 
 if TYPE_CHECKING:
-    from analysis.study import Study
+    from analysis.study.experiment import Study
 
 
 @dataclass(frozen=True)

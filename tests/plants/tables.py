@@ -7,11 +7,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analysis import lost, outcome, scan
 from analysis.patching import PatchingResult
-from analysis.study import Settings, Study
+from analysis.study import Settings, Study, lost, outcome, scan
+from analysis.study.where import Where
 from analysis.sweep import Condition, clips
-from analysis.where import Where
 from audiolens.directions import Directions
 from audiolens.prompts import PromptSet, load
 from audiolens.provenance import Provenance

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis import stages
-from analysis.outcome import Outcome
 from analysis.pca import PCAResult
 from analysis.placement import Placement
-from analysis.scan import Choice
-from analysis.settings import Settings
 from analysis.similarity import CosineMap
-from analysis.stages import Stages
 from analysis.statistics import FEWEST_CONTROLS, Monotonicity
-from analysis.where import Where
+from analysis.study import stages
+from analysis.study.outcome import Outcome
+from analysis.study.scan import Choice
+from analysis.study.settings import Settings
+from analysis.study.stages import Stages
+from analysis.study.where import Where
 from audiolens.directions import Directions
 from audiolens.errors import InputError, nearest, shortened
 from audiolens.prompts import PromptSet, concepts, load
@@ -61,7 +61,7 @@ class Study:
         sounds: a few paired clips: (condition, prompt, seed) -> samples.
         seconds: how long each stage took to make.
         where, placement: what was patched, and where the evidence puts the direction, if it was asked.
-        lost: what steering cost: failed clips, drift, Fréchet distance (`analysis.lost.table`).
+        lost: what steering cost: failed clips, drift, Fréchet distance (`analysis.study.lost.table`).
 
     What it does not show: that the direction *is* the concept (it is what separates these prompts, and moves this
     measure); that the chosen block is where the concept is computed (steering works wherever later blocks read);
@@ -214,7 +214,7 @@ def _run(
     progress: bool,
     tell: Callable[[str], None],
 ) -> Study:
-    from analysis import course
+    from analysis.study import course
 
     return course.follow(lens, sets, settings, kept, progress, tell)
 

@@ -1,4 +1,4 @@
-"""The course of a study: its stages one after the other, each kept when it is finished (`analysis.stages`).
+"""The course of a study: its stages one after the other, each kept when it is finished (`analysis.study.stages`).
 
 Trace, directions, analysis, placement, then steering. Called by `study.run`.
 """
@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis import keeping, lost, outcome, pca, placement, scan, similarity, sweep, where
+from analysis import pca, placement, similarity, sweep
 from analysis.listening import Listener
 from analysis.pca import PCAResult
 from analysis.placement import Placement
 from analysis.placement.shifts import words_of
-from analysis.scan import Choice
-from analysis.settings import Settings
-from analysis.stages import Stages
 from analysis.statistics import FEWEST_CONTROLS
-from analysis.study import Study
+from analysis.study import keeping, lost, outcome, scan, where
+from analysis.study.experiment import Study
+from analysis.study.scan import Choice
+from analysis.study.settings import Settings
+from analysis.study.stages import Stages
+from analysis.study.where import Where
 from analysis.sweep import BASELINE, Clip, Condition, SweepResult, ledger
-from analysis.where import Where
 from audiolens.directions import Directions, difference_in_means
 from audiolens.measure import MEASURES
 from audiolens.prompts import PromptSet

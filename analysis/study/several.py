@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from analysis import similarity, stages, study
-from analysis.settings import Settings
+from analysis import similarity
 from analysis.similarity import Comparison
-from analysis.study import Study
+from analysis.study import experiment as study
+from analysis.study import stages
+from analysis.study.experiment import Study
+from analysis.study.settings import Settings
 from audiolens.errors import InputError, InputTypeError
 from audiolens.prompts import PromptSet
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from analysis.settings import Settings
+from analysis.study.settings import Settings
 from analysis.sweep import BASELINE, SweepResult
 from audiolens import measure
 from audiolens.errors import InputError

@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.scan import Choice
 from analysis.statistics import FEWEST_CONTROLS, LEVEL, MOST_FAILED, Monotonicity, spearman
+from analysis.study.scan import Choice
 from analysis.sweep import BASELINE, Condition, effects
 from analysis.sweep.response import rank_among, unit_of_change
 from audiolens.directions import Directions

@@ -1,0 +1,9 @@
+"""The study: one concept from prompts to a report, its place from evidence, its stages kept as they are finished.
+
+`run` makes a `Study`, `Settings` say how much of everything, `prompts_of` which prompts a concept has.
+"""
+
+from analysis.study.experiment import Study, prompts_of, run
+from analysis.study.settings import Settings
+
+__all__ = ["Settings", "Study", "prompts_of", "run"]
