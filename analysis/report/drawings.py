@@ -115,8 +115,8 @@ def _evidence(study: Study) -> Drawing:
         figure, screen, named = placed.plot(), placed.figure(), ("placement", "layer_attribution")
         told = (
             "Alignment decided: the cosine of what the direction, added there, does to the next codes with what the "
-            "concept's words do; a black ring marks the place. The others stand beside it, each in its own unit. None "
-            "of them comes from a clip that was steered. Bars: 95% intervals."
+            "concept's words do; a black ring marks the place, grey is what random directions reach there. The others "
+            "stand beside it, each in its own unit. None comes from a clip that was steered. Bars: 95% intervals."
         )
     else:
         found = where.evidence(study.directions, study.where, None)
