@@ -11,7 +11,7 @@ from test_stages import TINY
 
 import audiolens as al
 from analysis import placement, study
-from analysis.study import scan, several
+from analysis.study import experiment, scan, several
 from audiolens.errors import InputError, InputTypeError
 
 
@@ -65,7 +65,7 @@ def test_cross_effects_are_those_of_each_study(both: tuple[several.Several, Path
 
 
 def test_several_are_refused_before_the_first_runs(lens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "_run", lambda *_: pytest.fail("a study ran"))
+    monkeypatch.setattr(experiment, "_run", lambda *_: pytest.fail("a study ran"))
     (tmp_path / "timbre").mkdir()
     (tmp_path / "timbre" / "thesis.txt").write_text("years")
     for concepts, message in (
