@@ -60,6 +60,7 @@ study: $(STAMP)
 	    continue; \
 	  fi; \
 	  echo "==> Steering $$concept on étude"; \
+	  $(if $(FORCE),rm -rf $(OUT)/$$concept/stages;) \
 	  $(BIN)/audiolens study $$concept --out $(OUT)/$$concept$(if $(FORCE), --force); \
 	done
 	@echo '==> Results: open $(OUT)/tempo/index.html and $(OUT)/timbre/index.html in a browser'

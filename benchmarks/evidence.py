@@ -46,7 +46,7 @@ def main(
     heard.clips.drop(columns="mfcc").to_parquet(out / "abilities.parquet")
     found = [
         studies.run(
-            lens, concept, out / concept, settings=studies.Settings.full(test=test), overwrite=True, tell=typer.echo,
+            lens, concept, out / concept, settings=studies.Settings.full(test=test, place_by="scan"), overwrite=True, tell=typer.echo,
             command=f"make evidence TEST_PROMPTS={test}",
         )
         for concept in ("tempo", "timbre")
