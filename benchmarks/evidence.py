@@ -44,11 +44,13 @@ def main(
     heard = evaluate.abilities(lens, n_jobs=-1)
     tables = {"abilities": with_intervals(heard), "neutral": heard.neutral()}
     heard.clips.drop(columns="mfcc").to_parquet(out / "abilities.parquet")
+    # Every block is steered at, to choose the place: placement is measured beside that, by benchmarks/placement.py.
+    settings = studies.Settings.full(test=test, place_by="scan")
     found = [
         studies.run(
-            lens, concept, out / concept, settings=studies.Settings.full(test=test, place_by="scan"), overwrite=True, tell=typer.echo,
+            lens, concept, out / concept, settings=settings, overwrite=True, tell=typer.echo,
             command=f"make evidence TEST_PROMPTS={test}",
-        )
+        )  # fmt: skip
         for concept in ("tempo", "timbre")
     ]  # fmt: skip
     tables |= {
