@@ -65,7 +65,8 @@ def paper(placement: Placement) -> Figure:
 def screen(placement: Placement) -> go.Figure:
     """The same on screen."""
     others = placement.evidence.evidence
-    titles = ["alignment", *(one.name for one in others)]
+    # The legend stands where the first title would.
+    titles = ["", *(one.name for one in others)]
     rows = len(titles)
     weights = [2.2, *[1.0] * len(others)]
     figure = make_subplots(
