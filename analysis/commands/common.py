@@ -33,8 +33,12 @@ def prompt_set(concept: str, lens: AudioLens) -> PromptSet:
     """A bundled concept's prompts in the words that the model reads, or those of a file."""
     from audiolens import prompts
 
-    own = Path(concept).suffix.lower() in (".csv", ".json", ".toml")
-    return prompts.from_file(concept) if own else prompts.load(concept, lens=lens)
+    return prompts.from_file(concept) if is_prompt_file(concept) else prompts.load(concept, lens=lens)
+
+
+def is_prompt_file(name: str) -> bool:
+    """Whether a concept is given as a file of prompts, by its ending."""
+    return Path(name).suffix.lower() in (".csv", ".json", ".toml")
 
 
 def command_line() -> str:

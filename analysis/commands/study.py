@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analysis.commands.common import Force, Json, Model, command_line, open_lens
+from analysis.commands.common import Force, Json, Model, command_line, is_prompt_file, open_lens
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def study(
     changes: dict[str, Any] = {"seconds": seconds, "seed": seed, "verify": verify, "measured": measured}
     target = out or Path("studies" if len(asked) > 1 else f"study-{_name(asked[0])}")
     for one in asked:
-        if isinstance(one, str) and not _is_file(one):
+        if isinstance(one, str) and not is_prompt_file(one):
             studies.prompts_of(one, settings=studies.Settings(measured=measured))
         stages.check(target / one if len(asked) > 1 else target, overwrite=force)
     lens = open_lens(model)
@@ -129,21 +129,17 @@ def _asked(concept: str | None, concepts: str | None, positive: Path | None, neg
     return [(positive, negative)]
 
 
-def _is_file(name: str) -> bool:
-    return Path(name).suffix.lower() in (".csv", ".json", ".toml")
-
-
 def _name(asked: Any) -> str:
     if isinstance(asked, tuple):
         return "-".join(path.stem for path in asked)
-    return Path(asked).stem if _is_file(asked) else str(asked)
+    return Path(asked).stem if is_prompt_file(asked) else str(asked)
 
 
 def _sets(asked: Any, words: str | None, lens: Any) -> PromptSet | str:
     """The prompts of a concept of one's own, with the bundled neutral ones where it has none; a known one's name."""
     from audiolens import prompts
 
-    if isinstance(asked, str) and not _is_file(asked):
+    if isinstance(asked, str) and not is_prompt_file(asked):
         if words is not None:
             raise InputError("--words are those of one's own prompts; the bundled sets have theirs.")
         return asked

@@ -92,8 +92,8 @@ def place(
     ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(f"{name}={value!r}: expected a whole number of at least {least}.")
-    given = layer_attribution.gather(**evidence).evidence if evidence else ()
-    known = {ALIGNMENT, "norm", *compute, *(one.name for one in given)}
+    given = {one.name: one for one in layer_attribution.gather(**evidence).evidence} if evidence else {}
+    known = {ALIGNMENT, "norm", *compute, *given}
     if by not in known:
         raise InputError(f"by={by!r}: expected one of {', '.join(sorted(known))}.")
     if by != ALIGNMENT and all(strategy == "all-to-all" for strategy in strategies):
@@ -124,7 +124,7 @@ def place(
     if by in beside.left_out:
         raise InputError(f"by={by!r}: {beside.left_out[by]}")
     placement = chosen(
-        sets, found, told, layer_attribution.gather(norm=directions, **beside.found, **(evidence or {})),
+        sets, found, told, layer_attribution.gather(norm=directions, **beside.found, **given),
         prompts=neutral, by=by, left_out=beside.left_out, n_bootstrap=n_bootstrap, seed=seed,
         row_steps=spent + told.row_steps + beside.row_steps,
     )  # fmt: skip
