@@ -92,7 +92,9 @@ def place(
     ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(f"{name}={value!r}: expected a whole number of at least {least}.")
-    given = {one.name: one for one in layer_attribution.gather(**evidence).evidence} if evidence else {}
+    given: dict[str, Any] = {}
+    if evidence:
+        given = {one.name: one for one in layer_attribution.gather(**evidence).evidence}
     known = {ALIGNMENT, "norm", *compute, *given}
     if by not in known:
         raise InputError(f"by={by!r}: expected one of {', '.join(sorted(known))}.")
