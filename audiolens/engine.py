@@ -21,7 +21,7 @@ from audiolens.bound import Bound
 from audiolens.errors import InputError, InputTypeError
 from audiolens.families import Family, LensConfig, order, places, tap_of
 from audiolens.interventions import Apply, Intervention, Replace
-from audiolens.operations import place_of
+from audiolens.operations import module_of, place_of
 from audiolens.overflow import LOGITS, Watch
 from audiolens.recording import Recorder, refuse_prefix
 from audiolens.rows import Layout
@@ -120,6 +120,9 @@ class Run:
         for site in recorder.places if recorder is not None else ():
             point(site)
         self.points = [points[site] for site in order(family, points)]
+        read = [self.decoder._module, *([] if self.gate is None else [self.gate._module])]
+        self.modules = [] if self.idle else [*read, *(module_of(model, family, site) for site in points)]
+        """Those that nnsight has to serve."""
         edits = [edit.intervention for place in self.points for edit in place.edits]
         replaced = any(isinstance(edit, Replace | Apply) for edit in edits)
         self.watch = Watch(layout, timeline.frame_rate, replaced) if edits else None

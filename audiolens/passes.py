@@ -20,7 +20,7 @@ from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteria
 
 from audiolens.engine import Run
 from audiolens.errors import BusyError, InputError
-from audiolens.operations import close
+from audiolens.operations import close, only
 from audiolens.sampling import Forbid
 from audiolens.timeline import Timeline, undelay
 
@@ -87,8 +87,9 @@ def generate(model: NNsight, run: Run, timeline: Timeline, **inputs: Any) -> Int
         forbid = [Forbid()] if run.forbids else []
         inputs["logits_processor"] = LogitsProcessorList([run.watch, *forbid, *inputs.get("logits_processor", ())])
     bare: Any = model._module
-    # With nothing to serve, the bare model is as fast as a model can be.
-    return codes(bare.generate if run.idle else traced, timeline, **inputs)
+    with only(bare, run.modules):
+        # With nothing to serve, the bare model is as fast as a model can be.
+        return codes(bare.generate if run.idle else traced, timeline, **inputs)
 
 
 def forward(model: NNsight, run: Run, **inputs: Any) -> Float[Tensor, "sequence step feature"]:
@@ -97,7 +98,7 @@ def forward(model: NNsight, run: Run, **inputs: Any) -> Float[Tensor, "sequence 
     What stands before step 0 is left out.
     """
     kept: list[Tensor] = []
-    with torch.no_grad():
+    with torch.no_grad(), only(model._module, run.modules):
         if run.idle:
             kept.append(model._module(use_cache=False, **inputs).logits)
         else:

@@ -65,6 +65,7 @@ def state(lens: Any) -> list[Any]:
         lens.model.decoder.model.decoder.embed_positions.weights.sum().item(),
         lens.model.training,
         [module for module in modules if module.__dict__[STATE].sourced],
+        [module.__dict__.get("forward") for module in modules],
     ]
 
 
