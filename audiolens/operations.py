@@ -23,6 +23,8 @@ from audiolens.sites import Site
 from audiolens.taps import Tap
 
 _OPENED: WeakKeyDictionary[nn.Module, list[State]] = WeakKeyDictionary()
+_CONTROLLED: WeakKeyDictionary[nn.Module, list[tuple[int, dict[str, Any], Controller]]] = WeakKeyDictionary()
+"""Found once a model, which takes a millisecond; a part that is put in later is served as before."""
 
 
 def place_of(model: NNsight, family: Family, site: Site) -> Any:
@@ -43,19 +45,30 @@ def only(model: nn.Module, modules: Iterable[nn.Module]) -> Iterator[None]:
 
     A module whose forward is not its class's (accelerate aligns devices by one) keeps nnsight's, which calls it.
     """
-    kept = {id(model), *map(id, modules)}
+    if model not in _CONTROLLED:
+        _CONTROLLED[model] = _controlled(model)
+    kept = set(map(id, modules))
     muted = []
     try:
-        for module in model.modules():
-            own, forward = module.__dict__, module.__dict__.get("forward")
-            plain = isinstance(forward, Controller) and forward.state.body is type(module).forward
-            if plain and id(module) not in kept and "_hf_hook" not in own:
+        for part, own, forward in _CONTROLLED[model]:
+            if part not in kept and own.get("forward") is forward:
                 del own["forward"]
                 muted.append((own, forward))
         yield
     finally:
         for own, forward in muted:
             own["forward"] = forward
+
+
+def _controlled(model: nn.Module) -> list[tuple[int, dict[str, Any], Controller]]:
+    """Every part of a model whose own forward nnsight calls: its id, attributes, and nnsight's forward."""
+    found = []
+    for part in model.modules():
+        own, forward = part.__dict__, part.__dict__.get("forward")
+        plain = isinstance(forward, Controller) and forward.state.original is type(part).forward
+        if plain and part is not model and "_hf_hook" not in own:
+            found.append((id(part), own, forward))
+    return found
 
 
 def open_ahead(model: NNsight, family: Family, site: Site) -> None:

@@ -7,6 +7,7 @@ would read and edit each other's under guidance; `RowBatcher` knows the four cou
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class Layout:
     prefix: int = 0
     first: int = 0
 
-    @property
+    @cached_property
     def places(self) -> slice | Tensor:
         """Where the real rows belong in what is recorded: a slice where they follow one another."""
         real = tuple(row - self.first for row in self.rows[: self.kept])
