@@ -6,9 +6,11 @@ Steered noise says nothing of music: what is held is what was read, where it was
 import json
 import re
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -20,6 +22,7 @@ from analysis import cli, study
 from analysis.study.settings import Settings
 from audiolens import prompts
 from audiolens.errors import InputError
+from audiolens.measure import beats
 
 SIZES = {
     "poles": 6,
@@ -177,3 +180,43 @@ def test_what_a_model_cannot_do_is_refused_before_it_runs(
     assert ended.value.code == 2
     assert "give one of them" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+class Tracker:
+    """Stands for Beat This, which has to fetch its weights: a beat every 0.4 s."""
+
+    def __init__(self, **_: Any) -> None: ...
+
+    def __call__(self, signal: Any, sr: int) -> tuple[Any, Any]:
+        return np.arange(0.0, len(signal) / sr, 0.4), None
+
+
+def test_beat_this_hears_the_tempo_where_it_is_there(
+    english: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package: Any = types.ModuleType("beat_this.inference")
+    package.Audio2Beats = Tracker
+    monkeypatch.setitem(sys.modules, "beat_this", types.ModuleType("beat_this"))
+    monkeypatch.setitem(sys.modules, "beat_this.inference", package)
+    beats._tracker.cache_clear()
+    lens = al.AudioLens.from_pretrained(english)
+
+    settings = Settings.paper(lens, **{**SIZES, "pairs": 0, "seconds": 2.0})
+    try:
+        found = study.run(lens, "tempo", tmp_path / "tempo", settings=settings, progress=False)
+    finally:
+        beats._tracker.cache_clear()
+
+    assert found.measure == "tempo_beat_this"
+    assert settings.measure_of("timbre") == "brightness"
+    assert not any("Beat This" in sentence for sentence in settings.substitutes)
+    heard = pd.read_parquet(tmp_path / "tempo" / "clips.parquet")["tempo_beat_this"].dropna()
+    np.testing.assert_allclose(heard, 150)
+
+
+def test_without_it_the_substitute_is_named_with_the_reason(english: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "beat_this", None)
+    beats._tracker.cache_clear()
+    settings = Settings.paper(al.AudioLens.from_pretrained(english))
+    assert settings.measure_of("tempo") == "tempo_ioi"
+    assert any(re.search(r"not by Beat This: .*pip install 'audiolens\[beats\]'", one) for one in settings.substitutes)

@@ -29,7 +29,6 @@ from analysis.study.stages import Stages
 from analysis.study.where import Where
 from analysis.sweep import BASELINE, Clip, Condition, SweepResult, ledger
 from audiolens.directions import Directions, difference_in_means
-from audiolens.measure import MEASURES
 from audiolens.prompts import PromptSet
 
 if TYPE_CHECKING:
@@ -221,7 +220,7 @@ class _Course:
             "conditions": ledger.facts_of(self.lens, conditions, making)["conditions"],
             "clips": clips,
             "asked": {one.name: [one.asked(prompt) for prompt, _ in clips] for one in conditions if one.ask},
-            "measures": [*MEASURES],
+            "measures": list(self._measures),
             "shown": shown,
         }
         stage = self.stages.stage(name, follows)
@@ -234,6 +233,7 @@ class _Course:
                 clips,
                 **making,
                 n_jobs=0,
+                measures=self._measures,
                 listener=None if whole else self._listener,
                 keep_audio=lambda condition, clip: clip in (shown or ()) and condition.labels["kind"] in SHOWN,
                 out=stage.place,
@@ -244,9 +244,13 @@ class _Course:
         return result
 
     @cached_property
+    def _measures(self) -> tuple[str, ...]:
+        return self.settings.measures_of(self.sets.concept)
+
+    @cached_property
     def _listener(self) -> Listener:
         """Started when the first clip is to be heard."""
-        return self.until_the_end.enter_context(Listener(self.lens, tuple(MEASURES), self.settings.n_jobs))
+        return self.until_the_end.enter_context(Listener(self.lens, self._measures, self.settings.n_jobs))
 
 
 @dataclass

@@ -13,6 +13,7 @@ from analysis.sweep.response import MEASURED, is_ratio
 from audiolens import measure, text
 from audiolens.errors import InputError, nearest
 from audiolens.interventions import Branch
+from audiolens.measure import beats
 from audiolens.prompts import PromptSet
 from audiolens.reading import Position
 from audiolens.recording import refuse_prefix
@@ -50,6 +51,7 @@ class Settings:
         most_blocks: the most blocks that are scanned, evenly spaced where a model has more.
         pairs: prompts of either pole, matched, in which activations are patched; 0 patches none.
         measured: how the concept is heard; by default the measure that `analysis.sweep.response.MEASURED` has for it.
+        heard_by: measures that take the place of these defaults, by concept.
         frechet: also give the Fréchet distance of steered clips from unsteered ones, which needs many.
         seconds, guidance_scale, temperature, top_k: of every clip.
         branch: the half of the guidance that is steered.
@@ -84,6 +86,7 @@ class Settings:
     most_blocks: int = 12
     pairs: int = 16
     measured: str | None = None
+    heard_by: Mapping[str, str] = field(default_factory=dict)
     frechet: bool = False
     seconds: float = 5.0
     guidance_scale: float = 3.0
@@ -112,11 +115,14 @@ class Settings:
         both halves of the guidance at strength 1.25, reported for strengths to 2; every block is tried as the source.
         `substitutes` says what is not as in the paper, on this model and in general.
         """
-        other = [
-            "Prompts: audiolens's own, a hundred a pole.",
-            "Tempo: from the intervals between onsets (librosa), not by Beat This.",
-            "Quality: the share of failed clips, and the Fréchet distance in the model's own codec, not FAD.",
-        ]
+        other = ["Prompts: audiolens's own, a hundred a pole."]
+        lacking = beats.lacking()
+        if lacking is not None:
+            other.append(f"Tempo: from the intervals between onsets (librosa), not by Beat This: {lacking}")
+        other.append(
+            "Quality: the share of failed clips, and the Fréchet distance in the model's own codec, not FAD, whose 512 "
+            "features would need more than 2,560 clips of every condition."
+        )
         position: Position = "eos"
         if lens.config.conditioning != "prefix":
             position = "last"
@@ -128,6 +134,7 @@ class Settings:
             "doses": (0.4, 0.8, 1.0, 1.6),
             "branch": "both",
             "most_blocks": lens.config.n_layers,
+            "heard_by": {"tempo": "tempo_beat_this"} if lacking is None else {},
             "substitutes": tuple(other),
         }
         return cls.full(**{**protocol, **changes})
@@ -205,8 +212,8 @@ class Settings:
         Raises:
             InputError: if nothing hears it, or what does changes by differences and not by shares.
         """
-        known = [name for name in measure.MEASURES if is_ratio(name)]
-        name = self.measured or MEASURED.get(concept)
+        known = [name for name in (*measure.MEASURES, *measure.EXTRA_MEASURES) if is_ratio(name)]
+        name = self.measured or self.heard_by.get(concept) or MEASURED.get(concept)
         if name is None:
             raise InputError(
                 f"no measure hears {concept!r}, so a study of it could not say what it did. Concepts with one: "
@@ -216,6 +223,11 @@ class Settings:
             raise InputError(f"measured={name!r}: expected a measure that changes by shares.{nearest(name, known)} "
                              f"There are: {', '.join(known)}.")  # fmt: skip
         return name
+
+    def measures_of(self, concept: str) -> tuple[str, ...]:
+        """Everything that is measured in the clips of a concept."""
+        own = self.measure_of(concept)
+        return (*measure.MEASURES, *([own] if own not in measure.MEASURES else []))
 
     def check(self, lens: AudioLens, sets: PromptSet) -> None:
         """Refuse at the door what would only fail after minutes."""

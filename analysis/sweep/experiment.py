@@ -96,7 +96,7 @@ def run(
         control_strengths: at which of the strengths there are controls (default: all).
         opposed: also steer against prompts that ask for the other pole, at the same strengths as controls.
         seconds, guidance_scale, temperature, top_k: as in `lens.generate`.
-        measures: names out of `audiolens.measure.MEASURES`.
+        measures: names out of `audiolens.measure.MEASURES`, or `EXTRA_MEASURES`.
         also: further columns; see `play`.
         batch_size: most rows of a batch.
         out: a folder that keeps finished batches: the same call goes on where it was stopped, and ends with the same
@@ -151,7 +151,7 @@ def play(
         conditions: one of them "baseline".
         clips: (prompt, seed) pairs, the same for all conditions.
         seconds, guidance_scale, temperature, top_k: as in `lens.generate`.
-        measures: names out of `audiolens.measure.MEASURES`.
+        measures: names out of `audiolens.measure.MEASURES`, or `EXTRA_MEASURES`.
         also: further columns by name: functions of (lens, generated clips) that give one number a row. They run beside
             the generation, in this process. A column `nats` (nats a code under the unsteered model) is drift's.
         batch_size: most rows of a batch. The rows of each batch follow from the arguments alone.
@@ -241,11 +241,11 @@ def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
 def _names(measures: Sequence[str], also: Mapping[str, Any]) -> tuple[str, ...]:
     if isinstance(measures, str) or not measures:
         raise InputError(f"measures={measures!r}: expected a list of names, such as ['tempo_ioi', 'brightness'].")
+    known = [*measure.MEASURES, *measure.EXTRA_MEASURES]
     for name in measures:
-        if name not in measure.MEASURES:
-            raise InputError(f"no measure {name!r}.{nearest(name, measure.MEASURES)} There are: "
-                             f"{', '.join(measure.MEASURES)}.")  # fmt: skip
-    taken = {*measure.MEASURES, *response.LOST, "file"} & set(also)
+        if name not in known:
+            raise InputError(f"no measure {name!r}.{nearest(name, known)} There are: {', '.join(known)}.")
+    taken = {*known, *response.LOST, "file"} & set(also)
     if taken:
         raise InputError(f"also: {', '.join(sorted(taken))} are names of the sweep's own columns: choose others.")
     return tuple(measures)

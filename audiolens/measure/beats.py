@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from audiolens.errors import InputError, MissingPackageError
+from audiolens.errors import AudioLensError, InputError, MissingPackageError
 from audiolens.measure.clips import Clip
 
 FEWEST_BEATS = 4
@@ -31,6 +31,15 @@ def beat_this_tempo(clip: Clip) -> float:
 def tempo_of(beats: Float[np.ndarray, " beat"]) -> float:
     """BPM of beats in seconds; NaN of fewer than four."""
     return 60 / float(np.median(np.diff(beats))) if len(beats) >= FEWEST_BEATS else float("nan")
+
+
+def lacking() -> str | None:
+    """Why Beat This cannot be used here; `None` where it can. Fetches its weights where they are not there yet."""
+    try:
+        _tracker()
+    except AudioLensError as error:
+        return str(error)
+    return None
 
 
 @cache
