@@ -51,15 +51,30 @@ def main() -> None:
         _refuse(f"{message}{'' if message.endswith(('.', '?')) else '.'} See {command} --help.")
     except AudioLensError as error:
         _refuse(str(error))
-    except OSError as error:
-        if error.filename is None:
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; nothing is flushed into what they closed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        refused = _refused_by_the_disk(error)
+        if refused is None:
             raise
-        _refuse(f"{error.filename}: {error.strerror or error}.")
+        _refuse(refused)
     else:
         # What a command returns is nothing; typer returns the code of --help, and of Ctrl-C.
         if code == _STOPPED:
             typer.echo("Stopped; nothing was written.", err=True)
         sys.exit(code or 0)
+
+
+def _refused_by_the_disk(error: Exception) -> str | None:
+    """A line for what could not be written or read, as for a disk that is full; `None` of any other error."""
+    if isinstance(error, OSError):
+        return f"{'' if error.filename is None else f'{error.filename}: '}{error.strerror or error}."
+    libraries = (("soundfile", "LibsndfileError"), ("safetensors", "SafetensorError"), ("pyarrow", "ArrowException"))
+    # Of those that are loaded: what was not cannot have raised it.
+    kinds = tuple(getattr(sys.modules[name], kind) for name, kind in libraries if name in sys.modules)
+    return f"a file could not be written or read ({error}): is the disk full?" if isinstance(error, kinds) else None
 
 
 def _refuse(message: str) -> None:

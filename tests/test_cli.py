@@ -1,6 +1,7 @@
 """The command line: what it does, what it refuses in one line with exit code 2, and that help comes at once."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -54,6 +55,46 @@ def test_help_comes_at_once() -> None:
     done = subprocess.run([sys.executable, "-c", code], check=False)
     assert done.returncode == 0, "the command line imports a heavy package before a command needs it"
     assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["generate", "a tune", "--model", "{model}", "--seconds", "1", "-o", "clips"], "is the disk full?"),
+        (["directions", "set.csv", "--model", "{model}", "--seconds", "0.5", "-o", "d.safetensors"], "large"),
+    ],
+)
+def test_a_disk_that_fills_up_is_a_line_and_leaves_nothing(
+    arguments: list[str], expected: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "set.csv").write_text("fast,slow\nfast song,slow song\n")
+    words = [word.format(model=checkpoint) for word in arguments]
+    # No file may grow past a kilobyte.
+    code = (
+        "import resource, sys; from analysis import cli; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024)); "
+        f"sys.argv = ['audiolens', *{words!r}]; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("audiolens: ")
+    assert expected in done.stderr.splitlines()[-1]
+    assert [one.name for one in tmp_path.iterdir()] == ["set.csv"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, where nothing can be written (Linux)")
+def test_output_that_cannot_be_written_is_a_line_and_a_closed_pipe_is_none() -> None:
+    code = "import sys; from analysis import cli; sys.argv = ['audiolens', 'models', '--json']; cli.main()"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "No space left" in done.stderr
+
+    read, written = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", code], stdout=written, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(written)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 @pytest.mark.parametrize(

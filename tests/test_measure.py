@@ -199,6 +199,24 @@ def test_pitch_class_of_one_note_is_that_note(hz, expected):
 
 
 NO_BEAT = {"tempo", "tempo_ioi", "tempo_ambiguity"}
+
+
+def beeps(hz: list[float], rate: int) -> np.ndarray:
+    """Two notes a second of 50 ms, whose sudden ends sound at every pitch a little."""
+    time = np.arange(5 * rate) / rate
+    which, since = (time // 0.5).astype(int), time % 0.5 - 0.0131
+    notes = 0.3 * np.sin(2 * np.pi * np.asarray(hz)[which % len(hz)] * time)
+    return np.where((since >= 0) & (since < 0.05), notes, 0)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+@pytest.mark.parametrize(("hz", "expected"), [([440.0], 9), ([523.25], 0), ([330.0], 4), ([440.0, 660.0], np.nan)])
+def test_the_clicks_of_short_notes_are_no_pitch_classes(rate: int, hz: list[float], expected: float):
+    sound = beeps(hz, rate)
+    np.testing.assert_equal(measure.pitch_class(sound, rate), expected)
+    assert np.isnan(measure.mode(sound, rate))
+
+
 NO_PITCH = {"pitch", "pitch_class", "mode"}
 NOWHERE = NO_BEAT | NO_PITCH | {"onset_rate", "pulse_clarity", "brightness", "rolloff"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from audiolens.measure.clips import Audio, Clip, once, per_row
 from audiolens.measure.onsets import vertex
@@ -18,6 +18,9 @@ KEY_HZ = (50.0, 400.0)
 LEAST_TONALITY_DB = 14.0
 """What the strongest partial stands above its surroundings in a sound with pitch: music 20 to 50 dB, white noise 9."""
 FEWEST_CLASSES = 3
+LEAST_SHARE = 0.025
+"""Of the energy, for a pitch class to count as played: the clicks of short notes leave 2% in a neighbouring one, and
+the third of the synthesiser's clips has 2.6% or more."""
 LEAST_KEY_MARGIN = 0.05
 """By how much correlation the best tonic must lead; a ninth of the synthesiser's clips stays without a key."""
 MAJOR = np.array([6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88])
@@ -60,10 +63,11 @@ def key_tonic(clip: Clip) -> float:
     profile = _clear_chroma(clip)
     if profile is None:
         return float("nan")
-    if _n_classes(profile) == 1:
-        return float(np.argmax(profile))
+    played = _played(clip)
+    if len(played) == 1:
+        return float(played[0])
     low = chroma(clip, KEY_HZ)
-    if _n_classes(low) < FEWEST_CLASSES:
+    if len(played) < FEWEST_CLASSES or _n_classes(low) < FEWEST_CLASSES:
         return float("nan")
     fit = np.maximum(_keys(low, MAJOR), _keys(low, MINOR))
     second, first = np.sort(fit)[-2:]
@@ -85,7 +89,7 @@ def register_hz(clip: Clip) -> float:
 def major_minor(clip: Clip) -> float:
     """`mode` of one clip."""
     profile = _clear_chroma(clip)
-    if profile is None or _n_classes(profile) < FEWEST_CLASSES:
+    if profile is None or len(_played(clip)) < FEWEST_CLASSES:
         return float("nan")
     return float(_keys(profile, MAJOR).max() - _keys(profile, MINOR).max())
 
@@ -98,10 +102,10 @@ def _clear_chroma(clip: Clip) -> Float[np.ndarray, "12"] | None:
     return chroma(clip)
 
 
-def chroma(clip: Clip, band_hz: tuple[float, float] = CHROMA_HZ) -> Float[np.ndarray, "12"]:
-    """How present each pitch class (0 = C) is: every spectral peak in a band, by the fifth root of its size.
+def chroma(clip: Clip, band_hz: tuple[float, float] = CHROMA_HZ, power: float = 0.2) -> Float[np.ndarray, "12"]:
+    """How present each pitch class (0 = C) is: every spectral peak in a band, by a power of its size.
 
-    The root makes it a count of notes rather than of loudness, so that bass and chords do not drown the third.
+    The fifth root makes it a count of notes rather than of loudness, so that bass and chords do not drown the third.
     """
     magnitude = clip.pitch_spectrum
     audible = np.where(magnitude > magnitude.max() * 1e-3, magnitude, 0.0)
@@ -113,7 +117,13 @@ def chroma(clip: Clip, band_hz: tuple[float, float] = CHROMA_HZ) -> Float[np.nda
     inside = (peaks_hz >= band_hz[0]) & (peaks_hz <= band_hz[1])
     classes = np.round(12 * np.log2(peaks_hz[inside] / 440) + 9).astype(int) % 12
     # of nothing, bincount makes integers
-    return np.bincount(classes, weights=magnitude[bins, frames][inside] ** 0.2, minlength=12).astype(float)
+    return np.bincount(classes, weights=magnitude[bins, frames][inside] ** power, minlength=12).astype(float)
+
+
+def _played(clip: Clip) -> Int[np.ndarray, " class"]:
+    """The pitch classes that hold some of the energy."""
+    energy = chroma(clip, power=2.0)
+    return np.flatnonzero(energy > LEAST_SHARE * energy.sum())
 
 
 def _n_classes(profile: Float[np.ndarray, "12"]) -> int:
