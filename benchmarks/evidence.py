@@ -12,8 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
 
+import numpy as np
 import pandas as pd
 import typer
+from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from analysis import statistics, sweep
@@ -26,6 +28,7 @@ from analysis.sweep.response import MEASURED, effects
 from audiolens import AudioLens, prompts, steer
 from audiolens.etude import evaluate
 from audiolens.etude.train import WEIGHTS
+from audiolens.soundfiles import compressed
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", WEIGHTS / "README.md")
@@ -67,8 +70,9 @@ def main(
     picture = pictured(found)
     picture.savefig(out / "steered.png", dpi=110)
     if update:
-        (ROOT / "docs").mkdir(exist_ok=True)
         picture.savefig(ROOT / "docs" / "steered.png", dpi=110)
+        for name, sound in sounding(found).items():
+            (ROOT / "docs" / "sounds" / name).write_bytes(sound)
     for path in PAGES if update else ():
         path.write_text(renewed(path.read_text("utf-8"), text), "utf-8")
     typer.echo(text)
@@ -89,17 +93,28 @@ def with_intervals(heard: evaluate.Abilities) -> pd.DataFrame:
     return table
 
 
+def first_clip(study: studies.Study) -> list[Float[np.ndarray, "channel sample"]]:
+    """The first test clip steered to the negative pole, not steered, and steered to the positive pole."""
+    _, prompt, seed = next(iter(study.sounds))
+    place = f"steered {study.choice.strategy} "
+    names = (f"{place}{-study.choice.strength:+g}", BASELINE, f"{place}{study.choice.strength:+g}")
+    return [study.sounds[name, prompt, seed] for name in names]
+
+
 def pictured(found: list[studies.Study]) -> Figure:
-    """Spectrograms of the first test clip of every study: steered to either pole, and not."""
-    rows, grid = [], []
-    for study in found:
-        _, prompt, seed = next(iter(study.sounds))
-        place = f"steered {study.choice.strategy} "
-        names = (f"{place}{-study.choice.strength:+g}", BASELINE, f"{place}{study.choice.strength:+g}")
-        grid.append([study.sounds[name, prompt, seed] for name in names])
-        rows.append(f"{study.concept}: {' / '.join(reversed(study.poles))}")
+    """Spectrograms of the first test clip of every study."""
+    rows = [f"{study.concept}: {' / '.join(reversed(study.poles))}" for study in found]
     columns = ("steered to the negative pole", "the same seed, not steered", "steered to the positive pole")
-    return spectrograms.paired(grid, found[0].sample_rate, rows, columns)
+    return spectrograms.paired([first_clip(study) for study in found], found[0].sample_rate, rows, columns)
+
+
+def sounding(found: list[studies.Study]) -> dict[str, bytes]:
+    """The same clips as files, under their poles' names; unsteered the studies share them."""
+    files = {}
+    for study in found:
+        for name, samples in zip((study.poles[1], "unsteered", study.poles[0]), first_clip(study), strict=True):
+            files[f"{name}.ogg"] = compressed(samples, study.sample_rate)[0]
+    return files
 
 
 def response_of(study: studies.Study) -> pd.DataFrame:
