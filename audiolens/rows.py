@@ -17,6 +17,7 @@ from torch import Tensor
 
 from audiolens.errors import InputError, InputTypeError
 from audiolens.families import LensConfig
+from audiolens.sites import whole_numbers
 from audiolens.text import BUCKET, checked_prompts
 from audiolens.timeline import delay
 
@@ -154,13 +155,21 @@ def start_columns(
 
 
 def checked_rows(rows: Sequence[int] | None, total: int) -> list[int]:
-    """Row numbers of an intervention; `None` is all of them."""
+    """Row numbers as they were given, all different; `None` is all of them.
+
+    Raises:
+        InputTypeError: if they are no list of whole numbers; a mask is none.
+        InputError: if there is none, one twice, or one that does not exist.
+    """
     if rows is None:
         return list(range(total))
+    given = rows.tolist() if isinstance(rows, Tensor) else rows
     try:
-        listed = [int(row) for row in rows]
-    except (TypeError, ValueError):
-        raise InputTypeError(f"rows={rows!r}: expected a list of row numbers.") from None
+        listed = whole_numbers(given)
+    except TypeError:
+        raise InputTypeError(
+            f"rows={given!r}: expected a list of row numbers; of a mask, give mask.nonzero().flatten()."
+        ) from None
     if not listed or len(set(listed)) != len(listed) or not all(0 <= row < total for row in listed):
         raise InputError(f"rows={listed}: expected different rows between 0 and {total - 1}.")
     return listed

@@ -8,6 +8,7 @@ import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
 
@@ -86,7 +87,7 @@ def checked_layers(layers: int | Iterable[int] | None, n_layers: int) -> list[in
     if layers is None:
         return list(range(n_layers))
     try:
-        listed = [operator.index(layer) for layer in (layers if isinstance(layers, Iterable) else [layers])]
+        listed = whole_numbers(layers if isinstance(layers, Iterable) else [layers])
     except TypeError:
         raise InputTypeError(f"layers={layers!r}: expected a layer, a list of layers, or None for all.") from None
     if not listed:
@@ -100,9 +101,29 @@ def checked_layers(layers: int | Iterable[int] | None, n_layers: int) -> list[in
 def checked_heads(heads: Sequence[int], n_heads: int) -> tuple[int, ...]:
     """Head numbers as they were given, all different."""
     try:
-        listed = tuple(int(head) for head in heads)
-    except (TypeError, ValueError):
+        listed = tuple(whole_numbers(heads))
+    except TypeError:
         raise InputTypeError(f"heads={heads!r}: expected a list of heads, or None for all.") from None
     if not listed or len(set(listed)) != len(listed) or not all(0 <= head < n_heads for head in listed):
         raise InputError(f"heads={list(listed)}: expected different ones; this model has heads 0 to {n_heads - 1}.")
     return listed
+
+
+def whole_numbers(values: Iterable[Any]) -> list[int]:
+    """The whole numbers of a list, an array or a tensor.
+
+    Raises:
+        TypeError: if there is anything else. That a bool passes for 0 or 1 would turn a mask into the first two places.
+    """
+    return [whole_number(value) for value in values]
+
+
+def whole_number(value: Any) -> int:
+    """One whole number, Python's, numpy's or torch's.
+
+    Raises:
+        TypeError: if it is none, and for a bool.
+    """
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")) == "torch.bool":
+        raise TypeError(f"{value!r} is no number.")
+    return operator.index(value)

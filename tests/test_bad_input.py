@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,11 +53,16 @@ READING: list[tuple[dict[str, Any], str]] = [
     ({"layers": -1}, "layer -1 does not exist"),
     ({"layers": [1.5]}, "layers=.*expected a layer"),
     ({"layers": "a"}, "layers='a': expected a layer"),
+    ({"layers": True}, "layers=True: expected a layer"),
+    ({"layers": torch.tensor([False, True, True])}, "layers=tensor.*expected a layer"),
     ({"layers": []}, "no layer given"),
     ({"branch": "nul"}, "branch='nul'"),
     ({"reduce": "median"}, "reduce='median'"),
     ({"sites": "attn.z", "heads": [4]}, "heads 0 to 3"),
     ({"sites": "attn.z", "heads": 3}, "heads=3: expected a list"),
+    ({"sites": "attn.z", "heads": [0.7]}, r"heads=\[0.7\]: expected a list"),
+    ({"sites": "attn.z", "heads": "01"}, "heads='01': expected a list"),
+    ({"sites": "attn.z", "heads": [True, False]}, r"heads=\[True, False\]: expected a list"),
     ({"batch_size": 1.5}, "batch_size=1.5"),
 ]
 EDITING: list[tuple[Callable[[], Any], str]] = [
@@ -69,6 +75,13 @@ EDITING: list[tuple[Callable[[], Any], str]] = [
     (lambda: al.Clamp(VECTOR, [1.0, 2.0, 3.0]), "3 values of value for 2 rows"),
     (lambda: al.Add(VECTOR, rows=[2]), r"rows=\[2\]: expected different rows between 0 and 1"),
     (lambda: al.Add(VECTOR, rows=1), "rows=1: expected a list"),
+    (lambda: al.Add(VECTOR, rows=[True, False]), r"rows=\[True, False\]: expected a list .* mask.nonzero"),
+    (lambda: al.Add(VECTOR, rows=torch.tensor([True, False])), r"rows=\[True, False\]: expected a list"),
+    (lambda: al.Add(VECTOR, rows=[torch.tensor(True)]), "rows=.*expected a list"),
+    (lambda: al.Add(VECTOR, rows=np.array([True, False])), "rows=.*expected a list"),
+    (lambda: al.Add(VECTOR, rows=[0.5]), r"rows=\[0.5\]: expected a list"),
+    (lambda: al.Add(VECTOR, rows="01"), "rows='01': expected a list"),
+    (lambda: al.Add(VECTOR, rows=torch.tensor([[True], [False]]).nonzero()), "rows=.*expected a list"),
     (lambda: al.Add(VECTOR, layers=[3]), "layer 3 does not exist"),
     (lambda: al.Add(VECTOR, site="resid_pst"), "Did you mean 'resid_post'"),
     (lambda: al.Add(VECTOR, site=4), "sites=4: expected a name"),
