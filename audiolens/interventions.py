@@ -42,6 +42,17 @@ def checked_branch(branch: object, guided: bool = True) -> None:
         raise InputError(f"branch={branch!r} needs guidance: without it (guidance_scale=1) there is only 'cond'.")
 
 
+def checked_flags(**flags: object) -> None:
+    """Refuse what is neither True nor False: a word such as "no" would count as True.
+
+    Raises:
+        InputTypeError: naming the flag.
+    """
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise InputTypeError(f"{name}={flag!r}: expected True or False.")
+
+
 def numbers(name: str, value: Any) -> Tensor:
     """A finite float tensor of no or one axis from a number, a sequence, an array or a tensor."""
     tensor = finite(name, value)
@@ -81,8 +92,7 @@ class Intervention:
 
     def __post_init__(self) -> None:
         checked_branch(self.branch)
-        if not isinstance(self.prefix, bool):
-            raise InputTypeError(f"prefix={self.prefix!r}: expected True or False.")
+        checked_flags(prefix=self.prefix, preserve_norm=self.preserve_norm)
         if self.seconds is not None:
             checked_span(self.seconds)
         object.__setattr__(self, "strength", numbers("strength", self.strength))

@@ -22,13 +22,13 @@ from audiolens.errors import InputError, InputTypeError
 from audiolens.families import LensConfig, config_of, family_of, places, shapes
 from audiolens.forwards import Forward
 from audiolens.generation import Generation
-from audiolens.interventions import Branch, Intervention, checked_branch
+from audiolens.interventions import Branch, Intervention, checked_branch, checked_flags
 from audiolens.loading import checked_device, load
 from audiolens.passes import alone
 from audiolens.proof import prove
 from audiolens.recording import Reading, Reduce, refuse_prefix
 from audiolens.text import Prompt
-from audiolens.timeline import Real, Span, Timeline, clip_timeline
+from audiolens.timeline import Real, Span, Timeline, checked_frames, clip_timeline
 from audiolens.tracing import LensTracer, Model, SiteValue, position, requested
 
 Interventions = Intervention | Iterable[Intervention]
@@ -113,8 +113,12 @@ class AudioLens:
         ]
 
     def timeline(self, frames: int) -> Timeline:
-        """The steps of a clip of some frames."""
-        return Timeline(frames, self.config.frame_rate, self.config.delays)
+        """The steps of a clip of so many frames.
+
+        Raises:
+            InputTypeError, InputError: if that is no whole number, or under 1.
+        """
+        return Timeline(checked_frames(frames), self.config.frame_rate, self.config.delays)
 
     def encode_audio(self, waveform: Any, sample_rate: int) -> Int[Tensor, "row codebook frame"]:
         """A waveform as undelayed codes; see `audiolens.audio.encode`."""
@@ -358,6 +362,7 @@ class AudioLens:
         if len(found) != 1:
             raise InputError(f"{name!r} is a site of every block: give its layer, or its full name.")
         checked_branch(branch)
+        checked_flags(prefix=prefix)
         if prefix:
             refuse_prefix(self.config, "prefix=True")
         return SiteValue(self._nnsight, self._family, self.config, found[0], branch, prefix)

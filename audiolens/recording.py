@@ -10,6 +10,7 @@ from torch import Tensor
 from audiolens.cache import ActivationCache
 from audiolens.errors import InputError
 from audiolens.families import Family, LensConfig, order, places, tap_of
+from audiolens.interventions import checked_flags
 from audiolens.loading import checked_device, checked_dtype
 from audiolens.rows import Layout
 from audiolens.sites import Site, checked_heads
@@ -37,6 +38,7 @@ class Reading:
     prefix: bool = False
 
     def __post_init__(self) -> None:
+        checked_flags(prefix=self.prefix)
         if self.reduce is not None and self.reduce not in get_args(Reduce):
             raise InputError(f"reduce={self.reduce!r}: expected one of {', '.join(get_args(Reduce))}, or None.")
         if self.device is not None:
