@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from audiolens.errors import InputError, InputTypeError
+from audiolens.sites import whole_numbers
 from audiolens.timeline import Real, Span, checked_span
 
 Branch = Literal["cond", "null", "both"]
@@ -40,6 +41,27 @@ def checked_branch(branch: object, guided: bool = True) -> None:
         raise InputError(f"branch={branch!r}: expected 'cond', 'null' or 'both'.")
     if branch != "cond" and not guided:
         raise InputError(f"branch={branch!r} needs guidance: without it (guidance_scale=1) there is only 'cond'.")
+
+
+def checked_rows(rows: Sequence[int] | None, total: int) -> list[int]:
+    """Row numbers as they were given, all different; `None` is all of them.
+
+    Raises:
+        InputTypeError: if they are no list of whole numbers; a mask is none.
+        InputError: if there is none, one twice, or one that does not exist.
+    """
+    if rows is None:
+        return list(range(total))
+    given = rows.tolist() if isinstance(rows, Tensor) else rows
+    try:
+        listed = whole_numbers(given)
+    except TypeError:
+        raise InputTypeError(
+            f"rows={given!r}: expected a list of row numbers; of a mask, give mask.nonzero().flatten()."
+        ) from None
+    if not listed or len(set(listed)) != len(listed) or not all(0 <= row < total for row in listed):
+        raise InputError(f"rows={listed}: expected different rows between 0 and {total - 1}.")
+    return listed
 
 
 def checked_flags(**flags: object) -> None:

@@ -15,9 +15,8 @@ from jaxtyping import Int
 from nnsight.intervention.batching import Batcher
 from torch import Tensor
 
-from audiolens.errors import InputError, InputTypeError
+from audiolens.errors import InputError
 from audiolens.families import LensConfig
-from audiolens.sites import whole_numbers
 from audiolens.text import BUCKET, checked_prompts
 from audiolens.timeline import delay
 
@@ -152,27 +151,6 @@ def start_columns(
     """The start token and the frames that a batch is to continue, undelayed: transformers' `generate` delays them."""
     mine = codes[list(layout.rows)]
     return torch.cat([torch.full_like(mine[..., :1], config.pad_code), mine], dim=-1).flatten(0, 1)
-
-
-def checked_rows(rows: Sequence[int] | None, total: int) -> list[int]:
-    """Row numbers as they were given, all different; `None` is all of them.
-
-    Raises:
-        InputTypeError: if they are no list of whole numbers; a mask is none.
-        InputError: if there is none, one twice, or one that does not exist.
-    """
-    if rows is None:
-        return list(range(total))
-    given = rows.tolist() if isinstance(rows, Tensor) else rows
-    try:
-        listed = whole_numbers(given)
-    except TypeError:
-        raise InputTypeError(
-            f"rows={given!r}: expected a list of row numbers; of a mask, give mask.nonzero().flatten()."
-        ) from None
-    if not listed or len(set(listed)) != len(listed) or not all(0 <= row < total for row in listed):
-        raise InputError(f"rows={listed}: expected different rows between 0 and {total - 1}.")
-    return listed
 
 
 class RowBatcher(Batcher):

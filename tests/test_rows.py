@@ -1,13 +1,12 @@
 """Several invokes in one run each see and edit their own rows, with guidance on or off."""
 
 import nnsight
-import numpy as np
 import pytest
 import torch
 
 import audiolens as al
 from audiolens import errors
-from audiolens.rows import EXACT_ROWS, batches, checked_rows
+from audiolens.rows import EXACT_ROWS, batches
 
 ONE, TWO = ["fast piano", "calm"], ["slow dark guitar music"]
 ALL = [*ONE, *TWO]
@@ -121,15 +120,3 @@ def test_exact_batches_do_not_depend_on_company():
     assert [(len(layout.rows), length) for layout, length in layouts] == [(EXACT_ROWS, 16), (EXACT_ROWS, 32)]
     assert layouts[0][0].kept == 14
     assert layouts[1][0].kept == 7
-
-
-def test_rows_are_whole_numbers_of_any_kind_and_a_mask_is_none():
-    for rows in ([2, 0], (2, 0), np.array([2, 0]), torch.tensor([2, 0]), [np.int64(2), torch.tensor(0)]):
-        assert checked_rows(rows, 3) == [2, 0]
-    assert checked_rows(range(2), 3) == [0, 1]
-    assert checked_rows(None, 2) == [0, 1]
-    mask = torch.tensor([True, False, True])
-    assert checked_rows(mask.nonzero().flatten(), 3) == [0, 2]
-    for wrong in (mask, mask.tolist(), mask.numpy(), [mask[0]], [0.5], "01", 1, [None], torch.zeros(2, 1)):
-        with pytest.raises(errors.InputTypeError, match="of a mask, give mask"):
-            checked_rows(wrong, 3)
