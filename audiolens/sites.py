@@ -22,6 +22,12 @@ class Site:
     hook: str
     layer: int | None = None
 
+    @classmethod
+    def of(cls, name: str) -> "Site":
+        """The place of a full name."""
+        match = _FULL.fullmatch(name)
+        return cls(match[2], int(match[1])) if match else cls(name)
+
     @property
     def name(self) -> str:
         return self.hook if self.layer is None else f"blocks.{self.layer}.{self.hook}"
@@ -86,16 +92,25 @@ def checked_layers(layers: int | Iterable[int] | None, n_layers: int) -> list[in
     """Layer numbers as a list, sorted and without repeats; `None` is all of them."""
     if layers is None:
         return list(range(n_layers))
-    try:
-        listed = whole_numbers(layers if isinstance(layers, Iterable) else [layers])
-    except TypeError:
-        raise InputTypeError(f"layers={layers!r}: expected a layer, a list of layers, or None for all.") from None
+    listed = listed_layers(layers)
     if not listed:
         raise SiteError(f"no layer given: choose from 0 to {n_layers - 1}, or None for all.")
     for layer in listed:
         if not 0 <= layer < n_layers:
             raise SiteError(f"layer {layer} does not exist: this model has layers 0 to {n_layers - 1}.")
     return sorted(set(listed))
+
+
+def listed_layers(layers: int | Iterable[int]) -> list[int]:
+    """One layer or several, as a list.
+
+    Raises:
+        InputTypeError: if they are no whole numbers.
+    """
+    try:
+        return whole_numbers(layers if isinstance(layers, Iterable) else [layers])
+    except TypeError:
+        raise InputTypeError(f"layers={layers!r}: expected a layer, a list of layers, or None for all.") from None
 
 
 def checked_heads(heads: Sequence[int], n_heads: int) -> tuple[int, ...]:
