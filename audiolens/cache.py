@@ -18,7 +18,9 @@ from torch import Tensor
 
 from audiolens.decomposition import Components, Readout, Stream, accumulate, decompose, logit_lens
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
-from audiolens.sites import Site, listed_layers
+from audiolens.interventions import checked_rows, finite
+from audiolens.loading import checked_device, checked_dtype
+from audiolens.sites import Site, listed_layers, whole_number
 from audiolens.stored import changed, outlines, read, some, write
 from audiolens.timeline import Span, checked_span
 
@@ -74,9 +76,17 @@ class ActivationCache:
         return list(self.tensors)
 
     def __getitem__(self, key: str | tuple[str, int]) -> Tensor:
-        """One site's tensor, by full name or by (short name, layer)."""
+        """One site's tensor, by name or by (short name, layer).
+
+        Raises:
+            SiteError: if it was not recorded, or stands in every block and comes without a layer.
+            InputTypeError: if the key is neither.
+        """
         name = self._key(key)
         if name not in self.tensors:
+            layers = self.layers(name)
+            if layers:
+                raise SiteError(f"{key!r} was recorded at layers {layers}: give one of them, or stack them all.")
             raise SiteError(
                 f"{name!r} was not recorded.{nearest(name, self.tensors)} Recorded: {shortened(self.tensors)}."
             )
@@ -103,8 +113,12 @@ class ActivationCache:
         return torch.stack([self.norms[name] for name in names])
 
     def rows(self, rows: Sequence[int]) -> "ActivationCache":
-        """The same cache for some rows."""
-        chosen = list(rows)
+        """The same cache for some rows, in the order given.
+
+        Raises:
+            InputTypeError, InputError: if these are no row numbers, or not of rows that the cache holds.
+        """
+        chosen = checked_rows(rows, self._row_count())
         index = torch.tensor(chosen)
 
         def pick(tensor: Tensor, name: str) -> Tensor:
@@ -160,22 +174,21 @@ class ActivationCache:
     def project(self, direction: Any, site: str = "resid_post") -> Float[Tensor, "layer ..."]:
         """Projection on unit directions over time: "layer row step".
 
-        `direction` is "d_model", "layer d_model", or a mapping from layer to vector (a `Directions` will do). Units
-        are those of the residual stream.
+        `direction` is "d_model", "layer d_model" (a tensor, an array or a list), or a mapping from layer to vector (a
+        `Directions` will do). Units are those of the residual stream.
+
+        Raises:
+            SiteError: if the site was not recorded, or a mapping lacks one of its layers.
+            InputTypeError, InputError: for vectors that are no finite numbers, of another width, or zero.
         """
-        layers = self.layers(site)
         values = self.stack(site).float()
-        if isinstance(direction, Tensor):
-            vectors = direction if direction.ndim == 2 else direction.expand(len(layers), -1)
-        else:
-            vectors = torch.stack([torch.as_tensor(direction[layer]) for layer in layers])
-        vectors = vectors.to(values).float()
-        if vectors.shape != (len(layers), values.shape[-1]):
-            raise InputError(
-                f"directions of shape {tuple(vectors.shape)}: expected ({len(layers)}, {values.shape[-1]}) at {site}."
-            )
-        unit = vectors / vectors.norm(dim=-1, keepdim=True)
-        return torch.einsum("l...d,ld->l...", values, unit)
+        layers = self.layers(site)
+        vectors = torch.stack(_vectors(direction, layers, values.shape[-1], site))
+        lengths = vectors.norm(dim=-1, keepdim=True)
+        for layer, length in zip(layers, lengths.flatten().tolist(), strict=True):
+            if not length > 0:
+                raise InputError(f"the direction at layer {layer} is zero: a projection needs one with a length.")
+        return torch.einsum("l...d,ld->l...", values, (vectors / lengths).to(values))
 
     def decompose_resid(self, layer: int | None = None) -> Components:
         """What was written into the residual stream below a block: "component row step d_model", with labels.
@@ -217,16 +230,22 @@ class ActivationCache:
         """
         return logit_lens(self, lens, site, layers)
 
-    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> "ActivationCache":
-        """The same cache on another device or in another dtype."""
+    def to(self, device: Any = None, dtype: str | torch.dtype | None = None) -> "ActivationCache":
+        """The same cache on another device or in another floating dtype, given as such or by name.
+
+        Raises:
+            InputError: if there is no such device here, or this is no floating dtype.
+        """
+        target = None if device is None else checked_device(device)
+        kind = checked_dtype(dtype)
 
         def moved(tensor: Tensor, cast: torch.dtype | None) -> Tensor:
             # An outline has nothing to move.
-            return tensor if tensor.is_meta else tensor.to(device=device, dtype=cast)
+            return tensor if tensor.is_meta else tensor.to(device=target, dtype=cast)
 
         return replace(
             self,
-            tensors=changed(self.tensors, lambda tensor, _: moved(tensor, dtype)),
+            tensors=changed(self.tensors, lambda tensor, _: moved(tensor, kind)),
             norms=changed(self.norms, lambda tensor, _: moved(tensor, None)),
         )
 
@@ -292,11 +311,12 @@ class ActivationCache:
         return f"ActivationCache({len(self.tensors)} sites, branch={self.branch}: {', '.join(shapes)}{more})"
 
     def _key(self, key: object) -> str:
-        if isinstance(key, tuple) and len(key) == 2 and isinstance(key[0], str):
-            return f"blocks.{int(key[1])}.{_hook(key[0])}"
-        if isinstance(key, str):
-            return key
-        raise InputTypeError(f"{key!r}: expected a site name or a (site, layer) pair.")
+        try:
+            if isinstance(key, tuple) and len(key) == 2:
+                return f"blocks.{whole_number(key[1])}.{_hook(key[0])}"
+            return _hook(key)
+        except TypeError:
+            raise InputTypeError(f"{key!r}: expected a site name or a (site, layer) pair.") from None
 
     def _some(self, names: Sequence[str]) -> "ActivationCache":
         """The same cache for some full names."""
@@ -307,10 +327,37 @@ class ActivationCache:
             norms=some(self.norms, [name for name in names if name in self.norms]),
         )
 
+    def _row_count(self) -> int:
+        for name, outline in outlines(self.tensors).items():
+            return outline.shape[self.axes[name].index("row")]
+        return len(self.prompts)
+
 
 def _time(axes: Sequence[str]) -> str | None:
     """The axis of the steps: a pattern's are its queries."""
     return next((axis for axis in ("step", "query") if axis in axes), None)
+
+
+def _vectors(direction: Any, layers: Sequence[int], width: int, site: str) -> list[Tensor]:
+    """A vector for each layer, of whatever holds them."""
+    if isinstance(direction, Mapping) or hasattr(direction, "layers"):
+        absent = [layer for layer in layers if layer not in direction]
+        if absent:
+            raise SiteError(
+                f"no direction for layer {absent[0]}: {site} was recorded at layers {layers}. cache.at_layers([...]) "
+                "chooses those that have one."
+            )
+        vectors = [finite("direction", direction[layer]) for layer in layers]
+    else:
+        given = finite("direction", direction)
+        vectors = list(given) if given.ndim == 2 and len(given) == len(layers) else [given] * len(layers)
+    for vector in vectors:
+        if vector.shape != (width,):
+            raise InputError(
+                f"direction of shape {tuple(vector.shape)}: expected a vector of {width}, or one for each of the "
+                f"{len(layers)} layers recorded at {site}."
+            )
+    return vectors
 
 
 def _chosen(sites: object, names: Iterable[str], path: object) -> list[str]:

@@ -107,7 +107,7 @@ def test_a_loaded_cache_reads_a_tensor_when_it_is_first_asked_for(cache, asked, 
     back = ActivationCache.load(cache.save(tmp_path / "cache.safetensors"))
     assert (len(back), repr(back), back.keys(), back.layers("attn.z")) == (6, repr(cache), cache.keys(), [0, 1, 2])
     assert ("resid_post", 1) in back
-    part = back.at_layers([1, 2]).rows([2, 0]).seconds((0.2, 0.4)).to("cpu", torch.float16)
+    part = back.at_layers([1, 2]).rows([2, 0]).seconds((0.2, 0.4)).to("cpu", "float16")
     assert "(2, 2, 5, 48)" in repr(part)
     assert asked == []
     expected = cache["resid_post", 1][:, [2, 0], 5:10].half()
@@ -187,3 +187,77 @@ def test_layers_are_chosen_and_what_stands_in_no_block_stays(lens, codes):
     for wrong in ("a", [True], 0.5):
         with pytest.raises(InputTypeError, match="layers=.*expected a layer"):
             cache.at_layers(wrong)
+        with pytest.raises(InputTypeError, match="layers=.*expected a layer"):
+            cache.logit_lens(layers=wrong)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_what_is_no_row_or_device_or_dtype_is_refused(cache, tmp_path: Path, asked, loaded):
+    if loaded:
+        cache = ActivationCache.load(cache.save(tmp_path / "cache.safetensors"))
+    for rows in ([5], [-1], [], [1, 1]):
+        with pytest.raises(InputError, match="rows=.*: expected different rows between 0 and 2"):
+            cache.rows(rows)
+    for rows in ([0.5], [True, False], 0, "01", torch.tensor([True, False, True])):
+        with pytest.raises(InputTypeError, match="rows=.*: expected a list of row numbers"):
+            cache.rows(rows)
+    for given, message in [
+        ({"device": "cuda:9"}, "device='cuda:9' is not available"),
+        ({"device": "foo"}, "device='foo' is not available"),
+        ({"dtype": torch.int64}, "dtype=torch.int64: expected a floating dtype"),
+        ({"dtype": "float17"}, "dtype='float17': expected a floating dtype"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            cache.to(**given)
+    assert asked == []
+    moved = cache.to("cpu", "float16")
+    assert moved["resid_post", 1].dtype == torch.float16
+    assert torch.equal(moved["resid_post", 1], cache["resid_post", 1].half())
+
+
+@pytest.mark.parametrize("key", [("resid_post", "a"), ("resid_post", 1.5), ("resid_post", True), (1, 1), 3, None, ()])
+def test_what_is_no_key_is_refused(cache, key):
+    with pytest.raises(InputTypeError, match="expected a site name or a .site, layer. pair"):
+        cache[key]
+    assert key not in cache
+
+
+def test_short_names_are_keys_where_they_name_one_place(lens, cache, codes):
+    _, whole = lens.run_with_cache("calm", codes[:1], sites=["embed", "ln_final.normalized"])
+    assert torch.equal(whole["embed"], whole["hook_embed"])
+    assert whole["ln_final.normalized"].shape == (1, 18, 48)
+    assert torch.equal(cache["blocks.1.resid_post"], cache["resid_post", 1])
+    with pytest.raises(SiteError, match=r"'resid_post' was recorded at layers \[0, 1, 2\]: give one of them"):
+        cache["resid_post"]
+
+
+def test_arrays_and_lists_are_directions_too(cache):
+    vectors = torch.randn(3, 48, generator=torch.Generator().manual_seed(2))
+    for given in (vectors.numpy(), vectors.tolist()):
+        assert torch.equal(cache.project(given), cache.project(vectors))
+        assert torch.equal(cache.project(given[1]), cache.project(vectors[1]))
+    torch.testing.assert_close(cache.project(vectors[1])[0], cache["resid_post", 0] @ vectors[1] / vectors[1].norm())
+    part = cache.at_layers([0, 2])
+    assert torch.equal(part.project({0: vectors[0], 2: vectors[2]}), cache.project(vectors)[[0, 2]])
+
+
+@pytest.mark.parametrize(
+    ("direction", "error", "message"),
+    [
+        (torch.zeros(48), InputError, "direction at layer 0 is zero"),
+        (torch.eye(48)[:3] * torch.tensor([[1.0], [0.0], [1.0]]), InputError, "direction at layer 1 is zero"),
+        (torch.full((48,), torch.nan), InputError, "direction holds NaN or infinite"),
+        ({0: torch.ones(48)}, SiteError, r"no direction for layer 1: .* recorded at layers \[0, 1, 2\]"),
+        ({0: torch.ones(7), 1: torch.ones(48), 2: torch.ones(48)}, InputError, "expected a vector of 48"),
+        (torch.ones(7), InputError, r"direction of shape \(7,\): expected a vector of 48, or one for each of the 3"),
+        (torch.ones(2, 48), InputError, r"direction of shape \(2, 48\): expected a vector of 48, or one for each of"),
+        (torch.ones(2, 3, 48), InputError, "expected a vector of 48"),
+        ([], InputError, "expected a vector of 48"),
+        (1.0, InputError, "expected a vector of 48"),
+        ("up", InputTypeError, "direction=str: expected numbers"),
+        (None, InputTypeError, "direction=NoneType: expected numbers"),
+    ],
+)
+def test_what_points_nowhere_is_no_direction(cache, direction, error, message):
+    with pytest.raises(error, match=message):
+        cache.project(direction)
