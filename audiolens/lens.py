@@ -94,10 +94,12 @@ class AudioLens:
 
     @property
     def device(self) -> torch.device:
+        """Where the decoder is; under a `device_map`, its first part."""
         return next(self.model.decoder.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
+        """What the decoder computes in, and activations come in."""
         return next(self.model.decoder.parameters()).dtype
 
     def sites(self) -> dict[str, str]:
@@ -148,7 +150,7 @@ class AudioLens:
         reduce: Reduce | None = None,
         heads: Sequence[int] | None = None,
         cache_device: Any = None,
-        cache_dtype: torch.dtype | None = None,
+        cache_dtype: str | torch.dtype | None = None,
         batch_size: int | None = None,
         decode: bool = True,
         use_cache: bool = True,
@@ -221,7 +223,7 @@ class AudioLens:
         reduce: Reduce | None = None,
         heads: Sequence[int] | None = None,
         device: Any = None,
-        dtype: torch.dtype | None = None,
+        dtype: str | torch.dtype | None = None,
         batch_size: int | None = None,
         stop_at_layer: int | None = None,
         prefix: bool = False,
@@ -247,6 +249,12 @@ class AudioLens:
             The logits of that branch, unmerged, "row codebook step vocab", and the recordings. Step s holds frame s of
             codebook 0 and frame s - k of a codebook delayed by k. With `stop_at_layer`, as in TransformerLens, the
             residual stream that this block would have read, "row step d_model", in the place of the logits.
+
+        Raises:
+            InputError, InputTypeError: for anything that does not fit this model or the clip, before the model runs:
+                among them a `SiteError` for a site or layer that it does not have, a `PromptError` for a prompt.
+            ActivationOverflow: while it runs, if interventions make activations infinite or NaN.
+            BusyError: if this model is running already, further out in the same program.
         """
         refuse_melody(melody)
         reading = Reading(sites, layers, branch, seconds, reduce, device, dtype, heads, prefix)
@@ -276,7 +284,7 @@ class AudioLens:
         interventions: Interventions = (),
         reduce: Reduce | None = None,
         device: Any = None,
-        dtype: torch.dtype | None = None,
+        dtype: str | torch.dtype | None = None,
         heads: Sequence[int] | None = None,
         batch_size: int = 16,
         progress: bool = True,
@@ -309,7 +317,14 @@ class AudioLens:
         guidance_scale: Real = 1.0,
         batch_size: int | None = None,
     ) -> Float[Tensor, "*branch row codebook step vocab"]:
-        """The logits of one changed forward over given codes; see `run_with_cache`."""
+        """The logits of one changed forward over given codes; see `run_with_cache`.
+
+        Returns:
+            The logits of that branch, unmerged: "row codebook step vocab", with a leading "branch" axis under "both".
+
+        Raises:
+            InputError, InputTypeError, ActivationOverflow, BusyError: as `run_with_cache`.
+        """
         logits, _ = self.run_with_cache(
             prompts,
             codes,

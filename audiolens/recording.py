@@ -33,7 +33,7 @@ class Reading:
     seconds: Span | None = None
     reduce: Reduce | None = None
     device: Any = None
-    dtype: torch.dtype | None = None
+    dtype: str | torch.dtype | None = None
     heads: Sequence[int] | None = None
     prefix: bool = False
 
@@ -83,6 +83,7 @@ class Recorder:
         heads: tuple[int, ...] | None = None,
     ) -> None:
         self.reading = reading
+        self.dtype = checked_dtype(reading.dtype)
         self.places = frozenset(places)
         self.forms, self.heads = forms, heads
         self.rows, self.keys, self.longest = rows, timeline.prefix + timeline.steps, timeline.prefix
@@ -201,7 +202,7 @@ class Recorder:
     def _empty(self, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         device = like.device if self.reading.device is None else self.reading.device
         make = torch.zeros if self.reading.prefix else torch.empty
-        return make(shape, device=device, dtype=dtype or self.reading.dtype or like.dtype)
+        return make(shape, device=device, dtype=dtype or self.dtype or like.dtype)
 
     def result(self) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]], dict[str, Tensor]]:
         """Tensors, their axes, and mean norms, by site name in the model's order."""
@@ -217,7 +218,7 @@ class Recorder:
             if reduced:
                 user.remove(order.pop(2))
             tensor = self._averaged(self.tensors[name]) if reduced and mean else self.tensors[name]
-            tensor = tensor if self.reading.dtype is None else tensor.to(self.reading.dtype)
+            tensor = tensor if self.dtype is None else tensor.to(self.dtype)
             tensor = tensor.permute([order.index(axis) for axis in user])
             tensors[name] = tensor if both else tensor[0]
             if reduced and mean:
