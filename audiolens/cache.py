@@ -175,20 +175,21 @@ class ActivationCache:
         """Projection on unit directions over time: "layer row step".
 
         `direction` is "d_model", "layer d_model" (a tensor, an array or a list), or a mapping from layer to vector (a
-        `Directions` will do). Units are those of the residual stream.
+        `Directions` will do). Units are those of the residual stream. Where a layer's vector is zero (a probe may find
+        nothing to read there) the projection is 0.
 
         Raises:
             SiteError: if the site was not recorded, or a mapping lacks one of its layers.
-            InputTypeError, InputError: for vectors that are no finite numbers, of another width, or zero.
+            InputTypeError, InputError: for vectors that are no finite numbers, have another width, or are all zero.
         """
         values = self.stack(site).float()
         layers = self.layers(site)
         vectors = torch.stack(_vectors(direction, layers, values.shape[-1], site))
         lengths = vectors.norm(dim=-1, keepdim=True)
-        for layer, length in zip(layers, lengths.flatten().tolist(), strict=True):
-            if not length > 0:
-                raise InputError(f"the direction at layer {layer} is zero: a projection needs one with a length.")
-        return torch.einsum("l...d,ld->l...", values, (vectors / lengths).to(values))
+        if not bool(lengths.any()):
+            raise InputError("direction is zero: a projection needs one with a length.")
+        units = vectors / lengths.where(lengths > 0, 1.0)
+        return torch.einsum("l...d,ld->l...", values, units.to(values))
 
     def decompose_resid(self, layer: int | None = None) -> Components:
         """What was written into the residual stream below a block: "component row step d_model", with labels.

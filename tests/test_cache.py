@@ -239,13 +239,16 @@ def test_arrays_and_lists_are_directions_too(cache):
     torch.testing.assert_close(cache.project(vectors[1])[0], cache["resid_post", 0] @ vectors[1] / vectors[1].norm())
     part = cache.at_layers([0, 2])
     assert torch.equal(part.project({0: vectors[0], 2: vectors[2]}), cache.project(vectors)[[0, 2]])
+    none = cache.project(vectors * torch.tensor([[1.0], [0.0], [1.0]]))
+    assert not none[1].any()
+    assert torch.equal(none[[0, 2]], cache.project(vectors)[[0, 2]])
 
 
 @pytest.mark.parametrize(
     ("direction", "error", "message"),
     [
-        (torch.zeros(48), InputError, "direction at layer 0 is zero"),
-        (torch.eye(48)[:3] * torch.tensor([[1.0], [0.0], [1.0]]), InputError, "direction at layer 1 is zero"),
+        (torch.zeros(48), InputError, "direction is zero"),
+        (torch.zeros(3, 48), InputError, "direction is zero"),
         (torch.full((48,), torch.nan), InputError, "direction holds NaN or infinite"),
         ({0: torch.ones(48)}, SiteError, r"no direction for layer 1: .* recorded at layers \[0, 1, 2\]"),
         ({0: torch.ones(7), 1: torch.ones(48), 2: torch.ones(48)}, InputError, "expected a vector of 48"),
