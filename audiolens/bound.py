@@ -13,8 +13,8 @@ from torch import Tensor
 
 from audiolens.errors import InputError, InputTypeError
 from audiolens.families import LensConfig
-from audiolens.interventions import Apply, Intervention
-from audiolens.rows import Layout, checked_rows
+from audiolens.interventions import Apply, Intervention, checked_rows
+from audiolens.rows import Layout
 from audiolens.sites import checked_heads
 from audiolens.taps import Form
 from audiolens.timeline import Timeline

@@ -6,26 +6,26 @@ use the short forms. Every tensor's axes are named: "row step d_model" for a res
 Patterns are "row head query key", with as many keys as the clip has steps (or the longest prompt tokens).
 """
 
-import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from audiolens.decomposition import Components, Readout, Stream, accumulate, decompose, logit_lens
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
-from audiolens.permissions import opened
+from audiolens.interventions import checked_rows, finite
+from audiolens.loading import checked_device, checked_dtype
+from audiolens.sites import Site, listed_layers, whole_number
+from audiolens.stored import changed, outlines, read, some, write
 from audiolens.timeline import Span, checked_span
 
 _FORMAT = "audiolens.activations.1"
+_NORMS = "norms/"
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +72,21 @@ class ActivationCache:
             return False
 
     def keys(self) -> list[str]:
+        """The full names of the sites recorded, in the model's order."""
         return list(self.tensors)
 
     def __getitem__(self, key: str | tuple[str, int]) -> Tensor:
-        """One site's tensor, by full name or by (short name, layer)."""
+        """One site's tensor, by name or by (short name, layer).
+
+        Raises:
+            SiteError: if it was not recorded, or stands in every block and comes without a layer.
+            InputTypeError: if the key is neither.
+        """
         name = self._key(key)
         if name not in self.tensors:
+            layers = self.layers(name)
+            if layers:
+                raise SiteError(f"{key!r} was recorded at layers {layers}: give one of them, or stack them all.")
             raise SiteError(
                 f"{name!r} was not recorded.{nearest(name, self.tensors)} Recorded: {shortened(self.tensors)}."
             )
@@ -86,8 +95,8 @@ class ActivationCache:
     def layers(self, site: str) -> list[int]:
         """The layers at which a site was recorded."""
         hook = _hook(site)
-        found = [name.split(".", 2) for name in self.tensors if name.startswith("blocks.")]
-        return sorted(int(layer) for _, layer, rest in found if rest == hook)
+        places = map(Site.of, self.tensors)
+        return sorted(place.layer for place in places if place.layer is not None and place.hook == hook)
 
     def stack(self, site: str) -> Float[Tensor, "layer ..."]:
         """A site of every recorded layer: "layer row step d_model" (or "layer branch row ...", or without "step")."""
@@ -104,58 +113,83 @@ class ActivationCache:
         return torch.stack([self.norms[name] for name in names])
 
     def rows(self, rows: Sequence[int]) -> "ActivationCache":
-        """The same cache for some rows."""
-        index = torch.tensor(list(rows))
+        """The same cache for some rows, in the order given.
+
+        Raises:
+            InputTypeError, InputError: if these are no row numbers, or not of rows that the cache holds.
+        """
+        chosen = checked_rows(rows, self._row_count())
+        index = torch.tensor(chosen)
 
         def pick(tensor: Tensor, name: str) -> Tensor:
             return tensor.index_select(self.axes[name].index("row"), index.to(tensor.device))
 
         return replace(
             self,
-            tensors={name: pick(tensor, name) for name, tensor in self.tensors.items()},
-            norms={name: pick(tensor, name) for name, tensor in self.norms.items()},
-            prompts=tuple(self.prompts[row] for row in rows) if self.prompts else (),
-            prefixes=tuple(self.prefixes[row] for row in rows) if self.prefixes else (),
+            tensors=changed(self.tensors, pick),
+            norms=changed(self.norms, pick),
+            prompts=tuple(self.prompts[row] for row in chosen) if self.prompts else (),
+            prefixes=tuple(self.prefixes[row] for row in chosen) if self.prefixes else (),
         )
 
     def seconds(self, span: Span) -> "ActivationCache":
-        """The same cache for the steps of a span in seconds."""
+        """The same cache for the steps of a span in seconds.
+
+        Raises:
+            InputTypeError, InputError: if this is no span, or not one inside the recorded steps.
+        """
         if self.reduce is not None:
             raise InputError(f"this cache was reduced over time ({self.reduce}): it has no steps to choose from.")
         start, stop = checked_span(span)
         first, end = round(start * self.frame_rate), round(stop * self.frame_rate)
         times = {name: axes.index(time) for name, axes in self.axes.items() if (time := _time(axes))}
-        steps = {self.tensors[name].shape[axis] for name, axis in times.items()}
+        steps = {outlines(self.tensors)[name].shape[axis] for name, axis in times.items()}
         if first >= end or first < self.first_step or any(end > self.first_step + count for count in steps):
             raise InputError(f"seconds={span} is not inside the recorded steps.")
-        return replace(
-            self,
-            first_step=first,
-            tensors={
-                name: tensor.narrow(times[name], first - self.first_step, end - first) if name in times else tensor
-                for name, tensor in self.tensors.items()
-            },
-        )
+
+        def cut(tensor: Tensor, name: str) -> Tensor:
+            return tensor.narrow(times[name], first - self.first_step, end - first) if name in times else tensor
+
+        return replace(self, first_step=first, tensors=changed(self.tensors, cut))
+
+    def at_layers(self, layers: int | Sequence[int] | None) -> "ActivationCache":
+        """The same cache for the sites of some blocks (`None`: all); what stands in no block, such as logits, stays.
+
+        Raises:
+            InputTypeError: if these are no layers.
+            SiteError: if nothing was recorded at one of them.
+        """
+        places = {name: Site.of(name).layer for name in self.tensors}
+        held = sorted({layer for layer in places.values() if layer is not None})
+        if layers is None:
+            return self
+        chosen = listed_layers(layers)
+        if not chosen:
+            raise SiteError(f"no layer given: the cache holds layers {held}.")
+        absent = [layer for layer in chosen if layer not in held]
+        if absent:
+            raise SiteError(f"nothing was recorded at layer {absent[0]}: the cache holds layers {held}.")
+        return self._some([name for name, layer in places.items() if layer is None or layer in chosen])
 
     def project(self, direction: Any, site: str = "resid_post") -> Float[Tensor, "layer ..."]:
         """Projection on unit directions over time: "layer row step".
 
-        `direction` is "d_model", "layer d_model", or a mapping from layer to vector (a `Directions` will do). Units
-        are those of the residual stream.
+        `direction` is "d_model", "layer d_model" (a tensor, an array or a list), or a mapping from layer to vector (a
+        `Directions` will do). Units are those of the residual stream. Where a layer's vector is zero (a probe may find
+        nothing to read there) the projection is 0.
+
+        Raises:
+            SiteError: if the site was not recorded, or a mapping lacks one of its layers.
+            InputTypeError, InputError: for vectors that are no finite numbers, have another width, or are all zero.
         """
-        layers = self.layers(site)
         values = self.stack(site).float()
-        if isinstance(direction, Tensor):
-            vectors = direction if direction.ndim == 2 else direction.expand(len(layers), -1)
-        else:
-            vectors = torch.stack([torch.as_tensor(direction[layer]) for layer in layers])
-        vectors = vectors.to(values).float()
-        if vectors.shape != (len(layers), values.shape[-1]):
-            raise InputError(
-                f"directions of shape {tuple(vectors.shape)}: expected ({len(layers)}, {values.shape[-1]}) at {site}."
-            )
-        unit = vectors / vectors.norm(dim=-1, keepdim=True)
-        return torch.einsum("l...d,ld->l...", values, unit)
+        layers = self.layers(site)
+        vectors = torch.stack(_vectors(direction, layers, values.shape[-1], site))
+        lengths = vectors.norm(dim=-1, keepdim=True)
+        if not bool(lengths.any()):
+            raise InputError("direction is zero: a projection needs one with a length.")
+        units = vectors / lengths.where(lengths > 0, 1.0)
+        return torch.einsum("l...d,ld->l...", values, units.to(values))
 
     def decompose_resid(self, layer: int | None = None) -> Components:
         """What was written into the residual stream below a block: "component row step d_model", with labels.
@@ -197,17 +231,27 @@ class ActivationCache:
         """
         return logit_lens(self, lens, site, layers)
 
-    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> "ActivationCache":
-        """The same cache on another device or in another dtype."""
+    def to(self, device: Any = None, dtype: str | torch.dtype | None = None) -> "ActivationCache":
+        """The same cache on another device or in another floating dtype, given as such or by name.
+
+        Raises:
+            InputError: if there is no such device here, or this is no floating dtype.
+        """
+        target = None if device is None else checked_device(device)
+        kind = checked_dtype(dtype)
+
+        def moved(tensor: Tensor, cast: torch.dtype | None) -> Tensor:
+            # An outline has nothing to move.
+            return tensor if tensor.is_meta else tensor.to(device=target, dtype=cast)
+
         return replace(
             self,
-            tensors={name: tensor.to(device=device, dtype=dtype) for name, tensor in self.tensors.items()},
-            norms={name: tensor.to(device=device) for name, tensor in self.norms.items()},
+            tensors=changed(self.tensors, lambda tensor, _: moved(tensor, kind)),
+            norms=changed(self.norms, lambda tensor, _: moved(tensor, None)),
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one safetensors file with the labels in its header; an existing file is replaced whole."""
-        path = Path(path)
         labels = {
             "format": _FORMAT,
             "axes": {name: list(axes) for name, axes in self.axes.items()},
@@ -221,70 +265,73 @@ class ActivationCache:
             "stream": None if self.stream is None else asdict(self.stream),
             "prefixes": list(self.prefixes),
         }
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
-        tensors.update({f"norms/{name}": norm.detach().cpu().contiguous() for name, norm in self.norms.items()})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            whole = Path(folder) / "cache.safetensors"
-            save_file(tensors, whole, metadata={"audiolens": json.dumps(labels)})
-            opened(whole).replace(path)
-        return path
+        return write(Path(path), {**self.tensors, **{_NORMS + name: norm for name, norm in self.norms.items()}}, labels)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], sites: Sequence[str] | None = None) -> "ActivationCache":
-        """Read a saved cache, or only some full site names of it.
+    def load(cls, path: str | os.PathLike[str], sites: str | Sequence[str] | None = None) -> "ActivationCache":
+        """Open a saved cache, or only some sites of it, by full or short name ("resid_post": every layer it holds).
+
+        Each tensor is read when it is first asked for, and kept; `rows`, `seconds`, `at_layers` and `to` read none.
+        The file must stay as it is until then.
 
         Raises:
-            InputError: if the file is not a whole activation cache.
+            InputError: if the file is not a whole activation cache; also later, from a read, if it has gone or changed.
+            SiteError: if it does not hold one of the sites.
         """
+        labels, stored = read(path, _FORMAT)
         try:
-            with safe_open(path, framework="pt") as file:
-                labels = json.loads((file.metadata() or {})["audiolens"])
-                if labels["format"] != _FORMAT:
-                    raise InputError(f"{path}: format {labels['format']!r}, expected {_FORMAT!r}.")
-                wanted = list(labels["axes"]) if sites is None else list(sites)
-                missing = [name for name in wanted if name not in labels["axes"]]
-                if missing:
-                    raise SiteError(f"{path} does not hold {missing[0]!r}.{nearest(missing[0], labels['axes'])}")
-                keys = set(file.keys())
-                tensors = {name: file.get_tensor(name) for name in wanted}
-                norms = {name: file.get_tensor(f"norms/{name}") for name in wanted if f"norms/{name}" in keys}
-                blocks = labels.get("stream")
-                stream = None if blocks is None else Stream(int(blocks["n_layers"]), tuple(blocks["parts"]))
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file.") from None
-        except (KeyError, json.JSONDecodeError) as error:
-            raise InputError(f"{path} is not an activation cache: {error!r} is missing or unreadable.") from None
+            axes = {name: tuple(own) for name, own in labels["axes"].items()}
+            unlike = [name for name, own in axes.items() if stored.outlines[name].ndim != len(own)]
+            if unlike:
+                raise InputError(f"{path}: {unlike[0]} has not the axes {axes[unlike[0]]} that its label names.")
+            blocks = labels.get("stream")
+            norms = [name for name in axes if _NORMS + name in stored]
+            whole = cls(
+                tensors=stored.some(list(axes)),
+                axes=axes,
+                branch=labels["branch"],
+                first_step=labels["first_step"],
+                frame_rate=labels["frame_rate"],
+                prompts=tuple(labels["prompts"]),
+                reduce=labels["reduce"],
+                norms=stored.some(norms, under=_NORMS),
+                model=labels["model"],
+                heads=None if labels.get("heads") is None else tuple(labels["heads"]),
+                stream=None if blocks is None else Stream(int(blocks["n_layers"]), tuple(blocks["parts"])),
+                prefixes=tuple(labels.get("prefixes", ())),
+            )
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"{path} is not a whole safetensors file: {error}.") from None
-        return cls(
-            tensors=tensors,
-            axes={name: tuple(labels["axes"][name]) for name in wanted},
-            branch=labels["branch"],
-            first_step=labels["first_step"],
-            frame_rate=labels["frame_rate"],
-            prompts=tuple(labels["prompts"]),
-            reduce=labels["reduce"],
-            norms=norms,
-            model=labels["model"],
-            heads=None if labels.get("heads") is None else tuple(labels["heads"]),
-            stream=stream,
-            prefixes=tuple(labels.get("prefixes", ())),
-        )
+            raise InputError(f"{path} is not an activation cache: {error!r} is missing or unreadable.") from None
+        return whole if sites is None else whole._some(_chosen(sites, whole.tensors, path))
 
     def __repr__(self) -> str:
-        shapes = [f"{name} {tuple(tensor.shape)}" for name, tensor in list(self.tensors.items())[:2]]
+        shapes = [f"{name} {tuple(tensor.shape)}" for name, tensor in list(outlines(self.tensors).items())[:2]]
         more = ", ..." if len(self.tensors) > 2 else ""
         return f"ActivationCache({len(self.tensors)} sites, branch={self.branch}: {', '.join(shapes)}{more})"
 
     def _key(self, key: object) -> str:
-        if isinstance(key, tuple) and len(key) == 2 and isinstance(key[0], str):
-            return f"blocks.{int(key[1])}.{_hook(key[0])}"
-        if isinstance(key, str):
-            return key
-        raise InputTypeError(f"{key!r}: expected a site name or a (site, layer) pair.")
+        try:
+            if isinstance(key, tuple) and len(key) == 2:
+                return f"blocks.{whole_number(key[1])}.{_hook(key[0])}"
+            return _hook(key)
+        except TypeError:
+            raise InputTypeError(f"{key!r}: expected a site name or a (site, layer) pair.") from None
+
+    def _some(self, names: Sequence[str]) -> "ActivationCache":
+        """The same cache for some full names."""
+        return replace(
+            self,
+            tensors=some(self.tensors, names),
+            axes={name: self.axes[name] for name in names},
+            norms=some(self.norms, [name for name in names if name in self.norms]),
+        )
+
+    def _row_count(self) -> int:
+        for name, outline in outlines(self.tensors).items():
+            return outline.shape[self.axes[name].index("row")]
+        return len(self.prompts)
 
 
 def _time(axes: Sequence[str]) -> str | None:
@@ -292,8 +339,46 @@ def _time(axes: Sequence[str]) -> str | None:
     return next((axis for axis in ("step", "query") if axis in axes), None)
 
 
-def _hook(site: str) -> str:
+def _vectors(direction: Any, layers: Sequence[int], width: int, site: str) -> list[Tensor]:
+    """A vector for each layer, of whatever holds them."""
+    if isinstance(direction, Mapping) or hasattr(direction, "layers"):
+        absent = [layer for layer in layers if layer not in direction]
+        if absent:
+            raise SiteError(
+                f"no direction for layer {absent[0]}: {site} was recorded at layers {layers}. cache.at_layers([...]) "
+                "chooses those that have one."
+            )
+        vectors = [finite("direction", direction[layer]) for layer in layers]
+    else:
+        given = finite("direction", direction)
+        vectors = list(given) if given.ndim == 2 and len(given) == len(layers) else [given] * len(layers)
+    for vector in vectors:
+        if vector.shape != (width,):
+            raise InputError(
+                f"direction of shape {tuple(vector.shape)}: expected a vector of {width}, or one for each of the "
+                f"{len(layers)} layers recorded at {site}."
+            )
+    return vectors
+
+
+def _chosen(sites: object, names: Iterable[str], path: object) -> list[str]:
+    """The full names that full or short ones stand for in a file."""
+    if not isinstance(sites, Iterable):
+        raise InputTypeError(f"sites={sites!r}: expected a name such as 'resid_post', or a list of them.")
+    found: dict[str, None] = {}
+    for site in [sites] if isinstance(sites, str) else sites:
+        hook = _hook(site)
+        mine = [name for name in names if hook in (name, Site.of(name).hook)]
+        if not mine:
+            raise SiteError(f"{path} does not hold {site!r}.{nearest(hook, names)} It holds: {shortened(names)}.")
+        found.update(dict.fromkeys(mine))
+    return list(found)
+
+
+def _hook(site: object) -> str:
     """The full hook name of a short one: "resid_post" and "attn.z" gain their "hook_"."""
+    if not isinstance(site, str):
+        raise InputTypeError(f"site {site!r}: expected a name such as 'resid_post' or 'blocks.3.hook_resid_post'.")
     group, _, leaf = site.rpartition(".")
     leaf = leaf if leaf.startswith("hook_") else f"hook_{leaf}"
     return f"{group}.{leaf}" if group else leaf

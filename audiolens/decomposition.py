@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
+from audiolens.sites import listed_layers
 from audiolens.weights import decoder_of
 
 if TYPE_CHECKING:
@@ -140,9 +141,11 @@ def logit_lens(
         raise InputError("reduce='max' keeps no state of the stream: record steps, or reduce='mean' or 'last'.")
     if not site.rpartition("hook_")[2].startswith("resid_"):
         raise SiteError(f"site={site!r} is no state of the residual stream: use resid_pre, resid_mid or resid_post.")
-    chosen = cache.layers(site) if layers is None else [layers] if isinstance(layers, int) else list(layers)
-    if not chosen:
+    chosen = cache.layers(site) if layers is None else listed_layers(layers)
+    if not cache.layers(site):
         raise SiteError(f"site {site!r} was not recorded. Recorded: {shortened(cache.tensors)}.")
+    if not chosen:
+        raise SiteError(f"no layer given: {site} was recorded at layers {cache.layers(site)}.")
     read = []
     for layer in chosen:
         states = cache[site, layer]

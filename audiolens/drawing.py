@@ -16,7 +16,7 @@ from audiolens.decomposition import equipped
 from audiolens.engine import Run, checked_interventions
 from audiolens.errors import InputError
 from audiolens.generation import Generation
-from audiolens.interventions import checked_branch
+from audiolens.interventions import checked_branch, checked_flags
 from audiolens.passes import alone, random_state
 from audiolens.recording import Reading, Recorder
 from audiolens.rows import batches, start_columns
@@ -44,6 +44,7 @@ def drawn(
     progress: bool,
 ) -> Generation:
     """The clips of one call; see `AudioLens.generate`."""
+    checked_flags(exact=exact, decode=decode, use_cache=use_cache, progress=progress)
     config = lens.config
     rows = len(seeds) if isinstance(seeds, Sequence) else None
     listed, sizes = text.checked(prompts, lens.model, lens.tokenizer, rows)

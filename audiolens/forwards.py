@@ -18,7 +18,7 @@ from audiolens.decomposition import equipped
 from audiolens.engine import Run, beyond, checked_interventions
 from audiolens.errors import InputError, SiteError
 from audiolens.families import order, places
-from audiolens.interventions import Intervention, checked_branch
+from audiolens.interventions import Intervention, checked_branch, checked_flags
 from audiolens.passes import alone, random_state
 from audiolens.recording import Reading, Recorder
 from audiolens.rows import Layout, batches, checked_batch_size, chunks, in_order, read_columns
@@ -104,6 +104,7 @@ class Forward:
 
     def caches(self, progress: bool) -> Iterator[ActivationCache]:
         """A cache a batch. No logits are handed out: a run ends above the last block recorded."""
+        checked_flags(progress=progress)
         found = places(self.lens._family, self.lens.config, self.reading.sites, self.reading.layers)
         if not found:
             raise InputError("no site to record: name at least one in sites.")

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from audiolens.errors import InputError, InputTypeError
+from audiolens.sites import whole_numbers
 from audiolens.timeline import Real, Span, checked_span
 
 Branch = Literal["cond", "null", "both"]
@@ -40,6 +41,38 @@ def checked_branch(branch: object, guided: bool = True) -> None:
         raise InputError(f"branch={branch!r}: expected 'cond', 'null' or 'both'.")
     if branch != "cond" and not guided:
         raise InputError(f"branch={branch!r} needs guidance: without it (guidance_scale=1) there is only 'cond'.")
+
+
+def checked_rows(rows: Sequence[int] | None, total: int) -> list[int]:
+    """Row numbers as they were given, all different; `None` is all of them.
+
+    Raises:
+        InputTypeError: if they are no list of whole numbers; a mask is none.
+        InputError: if there is none, one twice, or one that does not exist.
+    """
+    if rows is None:
+        return list(range(total))
+    given = rows.tolist() if isinstance(rows, Tensor) else rows
+    try:
+        listed = whole_numbers(given)
+    except TypeError:
+        raise InputTypeError(
+            f"rows={given!r}: expected a list of row numbers; of a mask, give mask.nonzero().flatten()."
+        ) from None
+    if not listed or len(set(listed)) != len(listed) or not all(0 <= row < total for row in listed):
+        raise InputError(f"rows={listed}: expected different rows between 0 and {total - 1}.")
+    return listed
+
+
+def checked_flags(**flags: object) -> None:
+    """Refuse what is neither True nor False: a word such as "no" would count as True.
+
+    Raises:
+        InputTypeError: naming the flag.
+    """
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise InputTypeError(f"{name}={flag!r}: expected True or False.")
 
 
 def numbers(name: str, value: Any) -> Tensor:
@@ -66,7 +99,15 @@ def finite(name: str, value: Any) -> Tensor:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Intervention:
-    """Where and when something is done; what is done is each subclass's `change`."""
+    """Where and when something is done; what is done is each subclass's `change`.
+
+    Raises, here and in every subclass:
+        InputTypeError: when it is made, for what is no number, span, or True or False where it should be.
+        InputError: when it is made, for an unknown branch, or numbers that are not finite; and by a run, before its
+            model runs, for strengths or vectors that do not fit the rows or the site, for rows or heads that do not
+            exist, and for seconds outside the clip.
+        SiteError: by a run, for a site or layer that its model does not have.
+    """
 
     site: str = "resid_post"
     layers: int | Sequence[int] | None = None
@@ -81,8 +122,7 @@ class Intervention:
 
     def __post_init__(self) -> None:
         checked_branch(self.branch)
-        if not isinstance(self.prefix, bool):
-            raise InputTypeError(f"prefix={self.prefix!r}: expected True or False.")
+        checked_flags(prefix=self.prefix, preserve_norm=self.preserve_norm)
         if self.seconds is not None:
             checked_span(self.seconds)
         object.__setattr__(self, "strength", numbers("strength", self.strength))
@@ -114,7 +154,11 @@ def _nonzero(name: str, direction: Tensor) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Add(Intervention):
-    """Add `strength * vector`: "d_model", or "row d_model" for one vector per row (at head sites "d_head")."""
+    """Add `strength * vector`: "d_model", or "row d_model" for one vector per row (at head sites "d_head").
+
+    Raises:
+        InputTypeError, InputError: if the vector is no finite numbers, or (by the run) not of the site's width.
+    """
 
     vector: Any
 
@@ -124,15 +168,21 @@ class Add(Intervention):
 
     @property
     def tensors(self) -> dict[str, Tensor]:
+        """The vector, or one for each row."""
         return {"vector": self.vector}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
+        """`value + amount * vector`."""
         return value + (amount * parts["vector"]).to(value.dtype)
 
 
 @dataclass(frozen=True, eq=False)
 class Ablate(Intervention):
-    """Project `direction` out: at strength 1 nothing of it is left, at 0.5 half."""
+    """Project `direction` out: at strength 1 nothing of it is left, at 0.5 half.
+
+    Raises:
+        InputTypeError, InputError: if the direction is no finite numbers, is zero, or (by the run) has another width.
+    """
 
     direction: Any
 
@@ -143,9 +193,11 @@ class Ablate(Intervention):
 
     @property
     def tensors(self) -> dict[str, Tensor]:
+        """The direction, or one for each row."""
         return {"direction": self.direction}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
+        """`value` less `amount` times its projection on the unit direction."""
         unit = _unit(parts["direction"])
         along = (value.float() * unit).sum(-1, keepdim=True)
         return value - (amount * along * unit).to(value.dtype)
@@ -156,6 +208,9 @@ class Clamp(Intervention):
     """Set the projection on the unit direction to `value` times the direction's own norm.
 
     `value` is a number, or one per affected row; 0 is `Ablate`, 1 the direction's whole length.
+
+    Raises:
+        InputTypeError, InputError: as `Ablate`; and if a value is not finite, or (by the run) there is not one a row.
     """
 
     direction: Any
@@ -169,9 +224,11 @@ class Clamp(Intervention):
 
     @property
     def tensors(self) -> dict[str, Tensor]:
+        """The direction and the value, or one of either for each row."""
         return {"direction": self.direction, "value": self.value}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
+        """`value` with its projection moved by `amount` of the way to the one that is set."""
         direction = parts["direction"]
         unit = _unit(direction)
         along = (value.float() * unit).sum(-1, keepdim=True)
@@ -187,6 +244,10 @@ class Replace(Intervention):
     prefix among the rows, as in a recording. A pattern's values are "row head query key", "row head key", "head key" or
     "key", its keys as in a recording too; keys beyond those of the run are left out. A strength between 0 and 1 goes
     that part of the way.
+
+    Raises:
+        InputTypeError, InputError: if the values are no finite numbers, or (by the run) have a shape that does not fit
+            the site, or fewer rows, steps, tokens or keys than it changes.
     """
 
     values: Any
@@ -197,16 +258,22 @@ class Replace(Intervention):
 
     @property
     def tensors(self) -> dict[str, Tensor]:
+        """The values, or those of each row."""
         return {"values": self.values}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
+        """The values where `amount` is 1, and else that part of the way to them."""
         values = parts["values"].to(value.dtype).expand_as(value)
         return torch.where(amount == 1, values, value + (amount * (values.float() - value.float())).to(value.dtype))
 
 
 @dataclass(frozen=True, eq=False)
 class Scale(Intervention):
-    """Multiply by `factor`, a number or one per affected row; a strength between 0 and 1 goes part of the way."""
+    """Multiply by `factor`, a number or one per affected row; a strength between 0 and 1 goes part of the way.
+
+    Raises:
+        InputTypeError, InputError: if a factor is no finite number, or (by the run) there is not one a row.
+    """
 
     factor: Any
 
@@ -216,9 +283,11 @@ class Scale(Intervention):
 
     @property
     def tensors(self) -> dict[str, Tensor]:
+        """The factor, or one for each row."""
         return {"factor": self.factor}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
+        """`value` times the factor, or that part of the way to it that `amount` says."""
         return value * (1 + amount * (parts["factor"] - 1)).to(value.dtype)
 
 
@@ -228,6 +297,11 @@ class Apply(Intervention):
 
     `None` leaves the value as it is, so a function may also only look. Under `branch="both"` it is called once
     for each branch. `strength` and `schedule` are not meant here and are refused.
+
+    Raises:
+        InputTypeError: if the function cannot be called.
+        InputError: for a strength or a schedule; and, while a model runs, if the function returns anything but `None`
+            or a tensor of the shape that it was given.
     """
 
     function: Callable[[Tensor], Tensor | None]

@@ -22,13 +22,13 @@ from audiolens.errors import InputError, InputTypeError
 from audiolens.families import LensConfig, config_of, family_of, places, shapes
 from audiolens.forwards import Forward
 from audiolens.generation import Generation
-from audiolens.interventions import Branch, Intervention, checked_branch
+from audiolens.interventions import Branch, Intervention, checked_branch, checked_flags
 from audiolens.loading import checked_device, load
 from audiolens.passes import alone
 from audiolens.proof import prove
 from audiolens.recording import Reading, Reduce, refuse_prefix
 from audiolens.text import Prompt
-from audiolens.timeline import Real, Span, Timeline, clip_timeline
+from audiolens.timeline import Real, Span, Timeline, checked_frames, clip_timeline
 from audiolens.tracing import LensTracer, Model, SiteValue, position, requested
 
 Interventions = Intervention | Iterable[Intervention]
@@ -94,10 +94,12 @@ class AudioLens:
 
     @property
     def device(self) -> torch.device:
+        """Where the decoder is; under a `device_map`, its first part."""
         return next(self.model.decoder.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
+        """What the decoder computes in, and activations come in."""
         return next(self.model.decoder.parameters()).dtype
 
     def sites(self) -> dict[str, str]:
@@ -113,8 +115,12 @@ class AudioLens:
         ]
 
     def timeline(self, frames: int) -> Timeline:
-        """The steps of a clip of some frames."""
-        return Timeline(frames, self.config.frame_rate, self.config.delays)
+        """The steps of a clip of so many frames.
+
+        Raises:
+            InputTypeError, InputError: if that is no whole number, or under 1.
+        """
+        return Timeline(checked_frames(frames), self.config.frame_rate, self.config.delays)
 
     def encode_audio(self, waveform: Any, sample_rate: int) -> Int[Tensor, "row codebook frame"]:
         """A waveform as undelayed codes; see `audiolens.audio.encode`."""
@@ -144,7 +150,7 @@ class AudioLens:
         reduce: Reduce | None = None,
         heads: Sequence[int] | None = None,
         cache_device: Any = None,
-        cache_dtype: torch.dtype | None = None,
+        cache_dtype: str | torch.dtype | None = None,
         batch_size: int | None = None,
         decode: bool = True,
         use_cache: bool = True,
@@ -217,7 +223,7 @@ class AudioLens:
         reduce: Reduce | None = None,
         heads: Sequence[int] | None = None,
         device: Any = None,
-        dtype: torch.dtype | None = None,
+        dtype: str | torch.dtype | None = None,
         batch_size: int | None = None,
         stop_at_layer: int | None = None,
         prefix: bool = False,
@@ -243,6 +249,12 @@ class AudioLens:
             The logits of that branch, unmerged, "row codebook step vocab", and the recordings. Step s holds frame s of
             codebook 0 and frame s - k of a codebook delayed by k. With `stop_at_layer`, as in TransformerLens, the
             residual stream that this block would have read, "row step d_model", in the place of the logits.
+
+        Raises:
+            InputError, InputTypeError: for anything that does not fit this model or the clip, before the model runs:
+                among them a `SiteError` for a site or layer that it does not have, a `PromptError` for a prompt.
+            ActivationOverflow: while it runs, if interventions make activations infinite or NaN.
+            BusyError: if this model is running already, further out in the same program.
         """
         refuse_melody(melody)
         reading = Reading(sites, layers, branch, seconds, reduce, device, dtype, heads, prefix)
@@ -272,7 +284,7 @@ class AudioLens:
         interventions: Interventions = (),
         reduce: Reduce | None = None,
         device: Any = None,
-        dtype: torch.dtype | None = None,
+        dtype: str | torch.dtype | None = None,
         heads: Sequence[int] | None = None,
         batch_size: int = 16,
         progress: bool = True,
@@ -305,7 +317,14 @@ class AudioLens:
         guidance_scale: Real = 1.0,
         batch_size: int | None = None,
     ) -> Float[Tensor, "*branch row codebook step vocab"]:
-        """The logits of one changed forward over given codes; see `run_with_cache`."""
+        """The logits of one changed forward over given codes; see `run_with_cache`.
+
+        Returns:
+            The logits of that branch, unmerged: "row codebook step vocab", with a leading "branch" axis under "both".
+
+        Raises:
+            InputError, InputTypeError, ActivationOverflow, BusyError: as `run_with_cache`.
+        """
         logits, _ = self.run_with_cache(
             prompts,
             codes,
@@ -358,6 +377,7 @@ class AudioLens:
         if len(found) != 1:
             raise InputError(f"{name!r} is a site of every block: give its layer, or its full name.")
         checked_branch(branch)
+        checked_flags(prefix=prefix)
         if prefix:
             refuse_prefix(self.config, "prefix=True")
         return SiteValue(self._nnsight, self._family, self.config, found[0], branch, prefix)

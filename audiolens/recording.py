@@ -10,6 +10,7 @@ from torch import Tensor
 from audiolens.cache import ActivationCache
 from audiolens.errors import InputError
 from audiolens.families import Family, LensConfig, order, places, tap_of
+from audiolens.interventions import checked_flags
 from audiolens.loading import checked_device, checked_dtype
 from audiolens.rows import Layout
 from audiolens.sites import Site, checked_heads
@@ -32,11 +33,12 @@ class Reading:
     seconds: Span | None = None
     reduce: Reduce | None = None
     device: Any = None
-    dtype: torch.dtype | None = None
+    dtype: str | torch.dtype | None = None
     heads: Sequence[int] | None = None
     prefix: bool = False
 
     def __post_init__(self) -> None:
+        checked_flags(prefix=self.prefix)
         if self.reduce is not None and self.reduce not in get_args(Reduce):
             raise InputError(f"reduce={self.reduce!r}: expected one of {', '.join(get_args(Reduce))}, or None.")
         if self.device is not None:
@@ -81,6 +83,7 @@ class Recorder:
         heads: tuple[int, ...] | None = None,
     ) -> None:
         self.reading = reading
+        self.dtype = checked_dtype(reading.dtype)
         self.places = frozenset(places)
         self.forms, self.heads = forms, heads
         self.rows, self.keys, self.longest = rows, timeline.prefix + timeline.steps, timeline.prefix
@@ -199,7 +202,7 @@ class Recorder:
     def _empty(self, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         device = like.device if self.reading.device is None else self.reading.device
         make = torch.zeros if self.reading.prefix else torch.empty
-        return make(shape, device=device, dtype=dtype or self.reading.dtype or like.dtype)
+        return make(shape, device=device, dtype=dtype or self.dtype or like.dtype)
 
     def result(self) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]], dict[str, Tensor]]:
         """Tensors, their axes, and mean norms, by site name in the model's order."""
@@ -215,7 +218,7 @@ class Recorder:
             if reduced:
                 user.remove(order.pop(2))
             tensor = self._averaged(self.tensors[name]) if reduced and mean else self.tensors[name]
-            tensor = tensor if self.reading.dtype is None else tensor.to(self.reading.dtype)
+            tensor = tensor if self.dtype is None else tensor.to(self.dtype)
             tensor = tensor.permute([order.index(axis) for axis in user])
             tensors[name] = tensor if both else tensor[0]
             if reduced and mean:

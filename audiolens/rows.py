@@ -15,7 +15,7 @@ from jaxtyping import Int
 from nnsight.intervention.batching import Batcher
 from torch import Tensor
 
-from audiolens.errors import InputError, InputTypeError
+from audiolens.errors import InputError
 from audiolens.families import LensConfig
 from audiolens.text import BUCKET, checked_prompts
 from audiolens.timeline import delay
@@ -151,19 +151,6 @@ def start_columns(
     """The start token and the frames that a batch is to continue, undelayed: transformers' `generate` delays them."""
     mine = codes[list(layout.rows)]
     return torch.cat([torch.full_like(mine[..., :1], config.pad_code), mine], dim=-1).flatten(0, 1)
-
-
-def checked_rows(rows: Sequence[int] | None, total: int) -> list[int]:
-    """Row numbers of an intervention; `None` is all of them."""
-    if rows is None:
-        return list(range(total))
-    try:
-        listed = [int(row) for row in rows]
-    except (TypeError, ValueError):
-        raise InputTypeError(f"rows={rows!r}: expected a list of row numbers.") from None
-    if not listed or len(set(listed)) != len(listed) or not all(0 <= row < total for row in listed):
-        raise InputError(f"rows={listed}: expected different rows between 0 and {total - 1}.")
-    return listed
 
 
 class RowBatcher(Batcher):

@@ -8,6 +8,7 @@ import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
 
@@ -20,6 +21,12 @@ class Site:
 
     hook: str
     layer: int | None = None
+
+    @classmethod
+    def of(cls, name: str) -> "Site":
+        """The place of a full name."""
+        match = _FULL.fullmatch(name)
+        return cls(match[2], int(match[1])) if match else cls(name)
 
     @property
     def name(self) -> str:
@@ -85,10 +92,7 @@ def checked_layers(layers: int | Iterable[int] | None, n_layers: int) -> list[in
     """Layer numbers as a list, sorted and without repeats; `None` is all of them."""
     if layers is None:
         return list(range(n_layers))
-    try:
-        listed = [operator.index(layer) for layer in (layers if isinstance(layers, Iterable) else [layers])]
-    except TypeError:
-        raise InputTypeError(f"layers={layers!r}: expected a layer, a list of layers, or None for all.") from None
+    listed = listed_layers(layers)
     if not listed:
         raise SiteError(f"no layer given: choose from 0 to {n_layers - 1}, or None for all.")
     for layer in listed:
@@ -97,12 +101,44 @@ def checked_layers(layers: int | Iterable[int] | None, n_layers: int) -> list[in
     return sorted(set(listed))
 
 
+def listed_layers(layers: int | Iterable[int]) -> list[int]:
+    """One layer or several, as a list.
+
+    Raises:
+        InputTypeError: if they are no whole numbers.
+    """
+    try:
+        return whole_numbers(layers if isinstance(layers, Iterable) else [layers])
+    except TypeError:
+        raise InputTypeError(f"layers={layers!r}: expected a layer, a list of layers, or None for all.") from None
+
+
 def checked_heads(heads: Sequence[int], n_heads: int) -> tuple[int, ...]:
     """Head numbers as they were given, all different."""
     try:
-        listed = tuple(int(head) for head in heads)
-    except (TypeError, ValueError):
+        listed = tuple(whole_numbers(heads))
+    except TypeError:
         raise InputTypeError(f"heads={heads!r}: expected a list of heads, or None for all.") from None
     if not listed or len(set(listed)) != len(listed) or not all(0 <= head < n_heads for head in listed):
         raise InputError(f"heads={list(listed)}: expected different ones; this model has heads 0 to {n_heads - 1}.")
     return listed
+
+
+def whole_numbers(values: Iterable[Any]) -> list[int]:
+    """The whole numbers of a list, an array or a tensor.
+
+    Raises:
+        TypeError: if there is anything else. That a bool passes for 0 or 1 would turn a mask into the first two places.
+    """
+    return [whole_number(value) for value in values]
+
+
+def whole_number(value: Any) -> int:
+    """One whole number, Python's, numpy's or torch's.
+
+    Raises:
+        TypeError: if it is none, and for a bool.
+    """
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")) == "torch.bool":
+        raise TypeError(f"{value!r} is no number.")
+    return operator.index(value)

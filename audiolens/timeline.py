@@ -15,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from audiolens.errors import InputError, InputTypeError
+from audiolens.sites import whole_number
 
 if TYPE_CHECKING:
     from audiolens.families import LensConfig
@@ -106,6 +107,21 @@ def codes_timeline(codes: Tensor | None, config: "LensConfig", prefix: int = 0) 
     if prefix + timeline.steps > config.max_steps:
         raise InputError(f"codes of {codes.shape[-1]} frames: this model reads {config.max_steps - prefix} steps.")
     return timeline
+
+
+def checked_frames(frames: object) -> int:
+    """A number of codec frames.
+
+    Raises:
+        InputTypeError, InputError: if it is no whole number, or under 1.
+    """
+    try:
+        count = whole_number(frames)
+    except TypeError:
+        raise InputTypeError(f"frames={frames!r}: expected a whole number.") from None
+    if count < 1:
+        raise InputError(f"frames={count}: a clip has at least one.")
+    return count
 
 
 def checked_span(seconds: object) -> Span:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,11 +53,17 @@ READING: list[tuple[dict[str, Any], str]] = [
     ({"layers": -1}, "layer -1 does not exist"),
     ({"layers": [1.5]}, "layers=.*expected a layer"),
     ({"layers": "a"}, "layers='a': expected a layer"),
+    ({"layers": True}, "layers=True: expected a layer"),
+    ({"layers": torch.tensor([False, True, True])}, "layers=tensor.*expected a layer"),
     ({"layers": []}, "no layer given"),
     ({"branch": "nul"}, "branch='nul'"),
     ({"reduce": "median"}, "reduce='median'"),
+    ({"prefix": "no"}, "prefix='no': expected True or False"),
     ({"sites": "attn.z", "heads": [4]}, "heads 0 to 3"),
     ({"sites": "attn.z", "heads": 3}, "heads=3: expected a list"),
+    ({"sites": "attn.z", "heads": [0.7]}, r"heads=\[0.7\]: expected a list"),
+    ({"sites": "attn.z", "heads": "01"}, "heads='01': expected a list"),
+    ({"sites": "attn.z", "heads": [True, False]}, r"heads=\[True, False\]: expected a list"),
     ({"batch_size": 1.5}, "batch_size=1.5"),
 ]
 EDITING: list[tuple[Callable[[], Any], str]] = [
@@ -69,6 +76,13 @@ EDITING: list[tuple[Callable[[], Any], str]] = [
     (lambda: al.Clamp(VECTOR, [1.0, 2.0, 3.0]), "3 values of value for 2 rows"),
     (lambda: al.Add(VECTOR, rows=[2]), r"rows=\[2\]: expected different rows between 0 and 1"),
     (lambda: al.Add(VECTOR, rows=1), "rows=1: expected a list"),
+    (lambda: al.Add(VECTOR, rows=[True, False]), r"rows=\[True, False\]: expected a list .* mask.nonzero"),
+    (lambda: al.Add(VECTOR, rows=torch.tensor([True, False])), r"rows=\[True, False\]: expected a list"),
+    (lambda: al.Add(VECTOR, rows=[torch.tensor(True)]), "rows=.*expected a list"),
+    (lambda: al.Add(VECTOR, rows=np.array([True, False])), "rows=.*expected a list"),
+    (lambda: al.Add(VECTOR, rows=[0.5]), r"rows=\[0.5\]: expected a list"),
+    (lambda: al.Add(VECTOR, rows="01"), "rows='01': expected a list"),
+    (lambda: al.Add(VECTOR, rows=torch.tensor([[True], [False]]).nonzero()), "rows=.*expected a list"),
     (lambda: al.Add(VECTOR, layers=[3]), "layer 3 does not exist"),
     (lambda: al.Add(VECTOR, site="resid_pst"), "Did you mean 'resid_post'"),
     (lambda: al.Add(VECTOR, site=4), "sites=4: expected a name"),
@@ -83,6 +97,8 @@ EDITING: list[tuple[Callable[[], Any], str]] = [
     # What can never work is refused when it is made.
     (lambda: al.Add(VECTOR * torch.nan), "vector holds NaN or infinite"),
     (lambda: al.Add(VECTOR, strength=float("inf")), "strength holds NaN or infinite"),
+    (lambda: al.Add(VECTOR, preserve_norm="no"), "preserve_norm='no': expected True or False"),
+    (lambda: al.Add(VECTOR, prefix=1), "prefix=1: expected True or False"),
     (lambda: al.Add(VECTOR, strength="much"), "strength=str: expected numbers"),
     (lambda: al.Add(VECTOR.to(torch.complex64)), r"vector=Tensor: expected numbers \(complex"),
     (lambda: al.Add(None), "vector=NoneType: expected numbers"),
@@ -140,6 +156,17 @@ def test_what_are_no_codes_is_said(lens: Any, codes: Any, message: str) -> None:
         checked_codes(codes, lens.config)
 
 
+@pytest.mark.parametrize("frames", [-3, 0, "a", 2.5, True, None])
+def test_a_timeline_has_a_whole_number_of_frames(lens: Any, frames: Any) -> None:
+    with pytest.raises(AudioLensError, match=f"frames={frames!r}: (a clip|expected a whole)"):
+        lens.timeline(frames)
+
+
+def test_a_progress_bar_is_shown_or_not(still: Any) -> None:
+    with pytest.raises(InputTypeError, match="progress='no': expected True or False"):
+        still.iter_cache(PROMPTS, CODES, progress="no")
+
+
 @pytest.mark.parametrize(("arguments", "message"), [*EVERYWHERE, *READING, *READERS])
 @pytest.mark.parametrize("entry", ["run_with_cache", "iter_cache"])
 def test_readers_refuse(still: Any, entry: str, arguments: dict[str, Any], message: str) -> None:
@@ -158,6 +185,10 @@ def test_readers_refuse(still: Any, entry: str, arguments: dict[str, Any], messa
         ({"seconds": "0.6"}, "seconds='0.6': expected a number"),
         ({"seconds": 0.04}, "makes clips of 0.12 to 5 seconds"),
         ({"span": (0.0, 9.0)}, "ends after the clip"),
+        ({"exact": "yes"}, "exact='yes': expected True or False"),
+        ({"decode": 0}, "decode=0: expected True or False"),
+        ({"use_cache": "no"}, "use_cache='no': expected True or False"),
+        ({"progress": "no"}, "progress='no': expected True or False"),
         ({"temperature": "hot"}, "temperature='hot': expected a number"),
         ({"top_k": 1.5}, "top_k=1.5"),
         ({"seeds": 1.5}, "seeds=1.5: expected a whole number"),

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import audiolens as al
 from audiolens import errors
+from audiolens.interventions import checked_rows
 
 PROMPTS = ["fast piano", "slow dark guitar music", "calm"]
 SECONDS = 0.6
@@ -270,3 +272,15 @@ def test_what_can_never_work_is_refused_when_made(make, message):
 def test_what_cannot_work_on_this_model_is_refused(lens, codes, intervention, message):
     with pytest.raises(errors.AudioLensError, match=message):
         lens.run_with_interventions(PROMPTS, codes, intervention)
+
+
+def test_rows_are_whole_numbers_of_any_kind_and_a_mask_is_none():
+    for rows in ([2, 0], (2, 0), np.array([2, 0]), torch.tensor([2, 0]), [np.int64(2), torch.tensor(0)]):
+        assert checked_rows(rows, 3) == [2, 0]
+    assert checked_rows(range(2), 3) == [0, 1]
+    assert checked_rows(None, 2) == [0, 1]
+    mask = torch.tensor([True, False, True])
+    assert checked_rows(mask.nonzero().flatten(), 3) == [0, 2]
+    for wrong in (mask, mask.tolist(), mask.numpy(), [mask[0]], [0.5], "01", 1, [None], torch.zeros(2, 1)):
+        with pytest.raises(errors.InputTypeError, match="of a mask, give mask"):
+            checked_rows(wrong, 3)

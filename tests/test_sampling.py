@@ -19,11 +19,12 @@ def clips(lens, pairs, **options):
 
 
 def test_exact_clips_are_bit_equal_alone_in_batches_and_in_any_order(lens):
-    pairs = [(WORDS[index % 4], index) for index in range(20)]
+    pairs = [(WORDS[index % 4], index) for index in range(32)]
     whole = clips(lens, pairs, exact=True)
-    shuffled = random.Random(0).sample(pairs, 7)
-    for other in (clips(lens, shuffled, exact=True), clips(lens, pairs[3:4], exact=True)):
-        for pair, codes in other.items():
+    assert len({codes.numpy().tobytes() for codes in whole.values()}) == 32
+    turned, seven = pairs[::-1], random.Random(0).sample(pairs, 7)
+    for chosen in (turned, seven, pairs[3:4]):
+        for pair, codes in clips(lens, chosen, exact=True).items():
             assert torch.equal(codes, whole[pair])
 
 
