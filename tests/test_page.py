@@ -1,5 +1,6 @@
 """The page of a study in a real browser: it opens from disk, players play, the slider moves, tables download."""
 
+import gzip
 import io
 import re
 import shutil
@@ -16,6 +17,7 @@ from plants import tables as planted
 
 from analysis.report import page as pages
 from analysis.report import writer
+from analysis.study import Study
 from analysis.study.several import Several
 
 PATIENCE = 120_000
@@ -23,8 +25,20 @@ PATIENCE = 120_000
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return planted.study().save(tmp_path_factory.mktemp("page") / "tempo", command="audiolens study tempo")
+def study() -> Study:
+    """A planted study with as many clips as a full one has."""
+    found, rng = planted.study(), np.random.default_rng(0)
+    again = [found.clips]
+    while sum(map(len, again)) < 8500:
+        more = found.clips.copy()
+        more[["tempo_ioi", "brightness"]] *= rng.normal(1, 0.1, (len(more), 2))
+        again.append(more.assign(seed=more["seed"] + 10_000 * len(again)))
+    return replace(found, clips=pd.concat(again, ignore_index=True))
+
+
+@pytest.fixture(scope="module")
+def folder(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return study.save(tmp_path_factory.mktemp("page") / "tempo", command="audiolens study tempo")
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +57,16 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def opened(browser: Any, folder: Path) -> Any:
-    """The page, with what it complained of and asked for."""
+def opened(browser: Any, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The page as one has it from a mail, without its folder, with what it complained of and asked for."""
+    mailed = shutil.copy(folder / "index.html", tmp_path_factory.mktemp("mailed"))
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(PATIENCE)
     page.said, page.asked = [], []
     page.on("console", lambda message: page.said.append((message.type, message.text)))
     page.on("pageerror", lambda error: page.said.append(("error", str(error))))
     page.on("request", lambda request: page.asked.append(request.url))
-    page.goto((folder / "index.html").as_uri(), timeout=PATIENCE)
+    page.goto(Path(mailed).as_uri(), timeout=PATIENCE)
     return page
 
 
@@ -107,18 +122,52 @@ def test_the_slider_moves_from_block_to_block(opened: Any) -> None:
     assert not any(visible[:-2])
 
 
+def _file(folder: Path, name: str) -> Path:
+    return folder / name if name == "clips.csv" else folder / "tables" / name
+
+
 def test_every_table_downloads_as_it_lies_in_the_folder(opened: Any, folder: Path) -> None:
-    links = opened.locator("#tables a.csv")
-    names = [link.get_attribute("download") for link in links.all()]
-    assert set(names) == {*(path.name for path in (folder / "tables").iterdir()), "clips.csv"}
-    for place, (link, name) in enumerate(zip(links.all(), names, strict=True)):
+    links = opened.locator("#tables a.csv").all()
+    packed = [link.get_attribute("data-csv") is not None for link in links]
+    assert {link.inner_text() for link in links} == {
+        *(path.name for path in (folder / "tables").iterdir()),
+        "clips.csv",
+    }
+    assert any(packed)
+    assert not all(packed)
+    for place, link in enumerate(links):
         if place % 8 == 7:
             # Chromium stops a page after ten downloads that no hand has asked for.
             opened.reload()
         with opened.expect_download(timeout=PATIENCE) as download:
             link.click()
-        path = folder / "clips.csv" if name == "clips.csv" else folder / "tables" / name
+        path = _file(folder, link.inner_text())
+        assert download.value.suggested_filename == path.name
         assert Path(download.value.path()).read_bytes() == path.read_bytes()
+
+
+def test_the_clips_of_a_full_study_download_without_their_folder(opened: Any, folder: Path) -> None:
+    assert (folder / "clips.csv").stat().st_size > 2e6
+    opened.reload()
+    with opened.expect_download(timeout=PATIENCE) as download:
+        opened.click("#csv-clips")
+    assert Path(download.value.path()).read_bytes() == (folder / "clips.csv").read_bytes()
+
+
+def test_a_browser_that_cannot_unpack_saves_tables_packed(opened: Any, folder: Path) -> None:
+    opened.reload()
+    opened.evaluate("delete window.DecompressionStream")
+    with opened.expect_download(timeout=PATIENCE) as download:
+        opened.click("#csv-clips")
+    opened.reload()
+    assert download.value.suggested_filename == "clips.csv.gz"
+    assert gzip.decompress(Path(download.value.path()).read_bytes()) == (folder / "clips.csv").read_bytes()
+
+
+def test_the_link_below_a_figure_saves_its_table(opened: Any, folder: Path) -> None:
+    with opened.expect_download(timeout=PATIENCE) as download:
+        opened.click("#dose_response figcaption a.csv")
+    assert Path(download.value.path()).read_bytes() == (folder / "tables" / "dose_response.csv").read_bytes()
 
 
 def test_the_index_of_several_opens_and_leads_to_them(browser: Any, folder: Path, tmp_path: Path) -> None:
@@ -139,20 +188,13 @@ def test_the_index_of_several_opens_and_leads_to_them(browser: Any, folder: Path
     assert said == []
 
 
-def test_all_tables_stand_in_the_page(folder: Path) -> None:
+def test_all_tables_stand_in_the_page(folder: Path, study: Study) -> None:
     text = (folder / "index.html").read_text("utf-8")
-    found = planted.study()
-    for name, table in writer.tables(found).items():
-        assert f'download="{name}.csv"' in text, name
+    for name, table in writer.tables(study).items():
+        assert f'id="csv-{name}" href="data:' in text, name
         assert len(pd.read_csv(folder / "tables" / f"{name}.csv")) == len(table)
-    assert {"lost", "patching_windows", "patching_components", "layer_attribution"} <= set(writer.tables(found))
+    assert {"lost", "patching_windows", "patching_components", "layer_attribution"} <= set(writer.tables(study))
     assert (folder / "index.html").stat().st_size < 15e6
-
-
-def test_long_tables_are_linked_and_short_ones_are_inside() -> None:
-    short = pd.DataFrame({"a": range(10)})
-    assert pages.csv_link(short, "tables/a.csv").startswith("data:text/csv")
-    assert pages.csv_link(pd.DataFrame({"a": np.arange(3e5)}), "tables/a.csv") == "tables/a.csv"
 
 
 def test_players_are_no_more_than_the_page_bears_and_pairs_stay_whole() -> None:

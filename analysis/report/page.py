@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.figures import plots
+from analysis.report.downloads import data_link, downloads
 from audiolens import soundfiles
 from audiolens.measure import UNITS
 
@@ -23,10 +23,8 @@ if TYPE_CHECKING:
     from analysis.study.experiment import Study
 
 MOST_PLAYERS = 24
-_SOUND_BYTES = 6_000_000
+SOUND_BYTES = 5_000_000
 """Of all players together, as text: clips of half a minute would make a page that no mail takes."""
-_TABLE_BYTES = 1_400_000
-"""Browsers refuse to download longer links: a larger table is linked as the file beside the page."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,8 @@ def render(
     everything = {**tables, "clips": study.clips}
     return template("page.html.j2").render(
         study=study,
-        style=style(),
+        style=verbatim("style.css"),
+        script=verbatim("downloads.js"),
         plotly=_plotly() if any(figure["html"] for figure in figures.values()) else "",
         facts=facts,
         quantity=plots.name_of(study.measure),
@@ -71,41 +70,30 @@ def render(
         more_sounds=left_out,
         lost=[] if study.lost is None else [_lost(row) for row in study.lost.to_dict("records")],
         frechet=study.lost is not None and bool(study.lost["frechet"].notna().any()),
-        downloads={name: csv_link(table, _file_of(name)) for name, table in everything.items()},
-        rows={name: len(table) for name, table in everything.items()},
+        downloads=downloads(everything, {name: _file_of(name) for name in everything}),
         minutes=sum(study.seconds.values()) / 60,
     )  # fmt: skip
 
 
 def template(name: str) -> Any:
     """One of the templates beside this file."""
-    from jinja2 import Environment
+    from jinja2 import Environment, FunctionLoader
 
-    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_text(name))
+    loader = FunctionLoader(_text)
+    return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(name)
 
 
-def style() -> Any:
-    """The look of all pages, to stand in them."""
+def verbatim(name: str) -> Any:
+    """A style or a script beside this file, to stand in a page as it is."""
     from markupsafe import Markup
 
-    return Markup(_text("style.css"))
+    return Markup(_text(name))
 
 
 def compressed(samples: np.ndarray, sample_rate: int) -> str:
     """Sound as a data URI."""
     content, mime = soundfiles.compressed(samples, sample_rate)
     return data_link(mime, content)
-
-
-def csv_link(table: pd.DataFrame, file: str) -> str:
-    """A table as a link that downloads it; one too long for that is linked as the `file` beside the page."""
-    link = data_link("text/csv;charset=utf-8", table.to_csv(index=False).encode("utf-8"))
-    return link if len(link) <= _TABLE_BYTES else file
-
-
-def data_link(mime: str, content: bytes) -> str:
-    """Content as a link that holds it."""
-    return f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def number(value: float, form: str) -> str:
@@ -184,7 +172,7 @@ def _pairs(study: Study, sounds: Sequence[Sound]) -> tuple[list[dict[str, Any]],
                 }
             )
         size += sum(len(clip["audio"]) for clip in clips)
-        if count + len(clips) > MOST_PLAYERS or (rows and size > _SOUND_BYTES):
+        if count + len(clips) > MOST_PLAYERS or (rows and size > SOUND_BYTES):
             break
         count += len(clips)
         rows.append({"prompt": mine[0].prompt, "seed": mine[0].seed, "clips": clips})
