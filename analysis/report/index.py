@@ -36,7 +36,11 @@ def write(several: Several, folder: Path, command: str = "") -> None:
     """Write `index.html`, `summary.json`, the tables and their figures above the studies' folders."""
     tables = {"cross_effects": several.to_frame(), "cosines": several.cosines.to_frame()}
     drawn: dict[str, tuple[str, str, Figure]] = {
-        "cross_effects": ("What each does to the others", crossing.CAPTION, several.plot()),
+        "cross_effects": (
+            "What each does to the others",
+            crossing.CAPTION,
+            crossing.paper(several.to_frame(), caption=False),
+        ),
         "cosines": ("How the directions lie to one another", _COSINES, several.cosines.plot()),
     }
     held = downloads(tables, {name: f"{name}.csv" for name in tables})
