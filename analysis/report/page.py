@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis.figures import plots
+from analysis.figures.style import name_of
+from analysis.report import losses
 from analysis.report.downloads import data_link, downloads
+from analysis.report.words import number
 from audiolens import soundfiles
 from audiolens.measure import UNITS
 
@@ -55,7 +57,7 @@ def render(
         script=verbatim("downloads.js"),
         plotly=_plotly() if any(figure["html"] for figure in figures.values()) else "",
         facts=facts,
-        quantity=plots.name_of(study.measure),
+        quantity=name_of(study.measure),
         unit=f" {UNITS[study.measure]}" if UNITS.get(study.measure) else "",
         outcomes=[_outcome(outcome.as_dict()) for outcome in study.outcomes],
         rho=number(study.monotonicity.rho, "+.2f"),
@@ -68,7 +70,7 @@ def render(
         ],
         pairs=pairs,
         more_sounds=left_out,
-        lost=[] if study.lost is None else [_lost(row) for row in study.lost.to_dict("records")],
+        lost=[losses.words(row) for row in tables["lost"].to_dict("records")] if "lost" in tables else [],
         frechet=study.lost is not None and bool(study.lost["frechet"].notna().any()),
         downloads=downloads(everything, {name: _file_of(name) for name in everything}),
         minutes=sum(study.seconds.values()) / 60,
@@ -96,11 +98,6 @@ def compressed(samples: np.ndarray, sample_rate: int) -> str:
     return data_link(mime, content)
 
 
-def number(value: float, form: str) -> str:
-    """A number in words, with a real minus."""
-    return format(value, form).replace("-", "−") if np.isfinite(value) else "not measured"
-
-
 def _sections(study: Study) -> list[Section]:
     if study.placement is None:
         why = "Place and strength were chosen by steering at every block on development prompts."
@@ -112,7 +109,7 @@ def _sections(study: Study) -> list[Section]:
     return [
         Section("listen", "Listen"),
         Section("response", "Dose and response", ("dose_response", "cross_effects")),
-        *([Section("lost", "What was lost")] if study.lost is not None else []),
+        *([Section("lost", "What was lost beside the effect")] if study.lost is not None else []),
         Section("where", "Where it lives", ("layer_attribution", "patching_windows", "patching_components"), missing),
         Section("geometry", "What it looks like inside", ("pca", "cosines", "norms")),
         Section("place", "How the place was chosen", ("scan",), why),
@@ -199,20 +196,6 @@ def _outcome(values: dict[str, Any]) -> dict[str, Any]:
     ranks = {key: number(values[key], ".2f") for key in ("p_random", "p_shuffled")}
     return {**values, **percent, **ranks, "failed": number(values["failed"], ".0%"),
             "median": number(values["median"], ".0f")}  # fmt: skip
-
-
-def _lost(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """A row of what was lost, in words."""
-    if row["kind"] == "baseline":
-        label = "unsteered, another seed"
-    elif row["kind"] == "prompted":
-        label = f"asked for “{row['pole']}”"
-    else:
-        label = f"{row['strategy']} {number(float(row['strength']), '+g')}"
-    percent = {name: number(float(row[name]), ".0%") for name in ("failed", "rms_ratio", "entropy_ratio")}
-    drift, distance = number(float(row["drift"]), ".3f"), number(float(row["frechet"]), ".3g")
-    return {"kind": row["kind"], "label": label, **percent, "onsets": number(float(row["onsets"]), ".0f"),
-            "drift": drift, "frechet": "" if row["kind"] == "baseline" else distance}  # fmt: skip
 
 
 def _file_of(name: str) -> str:
