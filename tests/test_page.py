@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ def study() -> Study:
         more = found.clips.copy()
         more[["tempo_ioi", "brightness"]] *= rng.normal(1, 0.1, (len(more), 2))
         again.append(more.assign(seed=more["seed"] + 10_000 * len(again)))
-    return replace(found, clips=pd.concat(again, ignore_index=True))
+    where = planted.placed(found.choice.strategy, found.choice.layer or 0)
+    scan = found.scan.assign(stage="scan")
+    return replace(found, clips=pd.concat(again, ignore_index=True), placement=where, scan=scan)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +85,55 @@ def test_it_opens_from_disk_without_a_word_and_without_a_network(opened: Any) ->
     assert opened.evaluate(broken) == 0
 
 
+@pytest.mark.parametrize("width", [1280, 400])
+def test_nothing_lies_on_anything_else_at_any_width(opened: Any, width: int) -> None:
+    opened.set_viewport_size({"width": width, "height": 900})
+    opened.reload()
+    opened.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length > 5")
+    opened.wait_for_timeout(500)
+    found = opened.evaluate(_LAID_OUT)
+    opened.set_viewport_size({"width": 1280, "height": 900})
+    assert {name for name, parts in found["figures"].items() if "slider" in parts} == {
+        "live-pca", "live-patching_windows", "live-patching_components"
+    }  # fmt: skip
+    for name, parts in found["figures"].items():
+        assert {"plot", "x ticks", "x title"} <= set(parts), name
+        for (one, a), (other, b) in combinations(parts.items(), 2):
+            across = min(a[2], b[2]) - max(a[0], b[0])
+            down = min(a[3], b[3]) - max(a[1], b[1])
+            assert min(across, down) <= 1, f"{name}: {one} {a} lies on {other} {b}"
+    assert found["width"] <= width
+    assert found["pictures"]
+    # As many pixels an inch as make letters of nine points readable.
+    assert all(shown >= least for shown, least in found["pictures"])
+
+
+_LAID_OUT = """() => {
+    const box = (nodes) => {
+        const all = nodes.map(n => n.getBoundingClientRect()).filter(r => r.width && r.height);
+        const side = (name, pick) => pick(...all.map(r => r[name]));
+        return all.length && ["left", "top", "right", "bottom"].map((n, i) => side(n, i < 2 ? Math.min : Math.max));
+    };
+    const figures = {};
+    for (const figure of document.querySelectorAll('.js-plotly-plot')) {
+        const parts = {};
+        const part = (name, nodes) => { const found = box([...nodes]); if (found) parts[name] = found; };
+        const inside = (selector) => figure.querySelectorAll(selector);
+        part("plot", inside('.bglayer .bg').length ? inside('.bglayer .bg') : inside('.draglayer .nsewdrag'));
+        part("x ticks", inside('[class^=x][class$=tick] text'));
+        part("x title", [...inside('g.infolayer > g')].filter(g => /^g-x\\d*title$/.test(g.getAttribute('class'))));
+        part("title", inside('.g-gtitle'));
+        part("slider", inside('.slider-container'));
+        part("legend", inside('g.infolayer > .legend'));
+        const notes = [...inside('g.annotation')].map(n => [n.getBoundingClientRect().top, n]);
+        if (notes.length) part("first name", [notes.sort((a, b) => a[0] - b[0])[0][1]]);
+        figures[figure.id] = parts;
+    }
+    const pictures = [...document.querySelectorAll('figure img')].map(i => [i.clientWidth, parseInt(i.style.minWidth)]);
+    return { figures, pictures, width: document.documentElement.scrollWidth };
+}"""
+
+
 def test_every_player_plays_its_clip(opened: Any, folder: Path) -> None:
     lengths = {f"audio/{path.name}": soundfile.info(path).duration for path in (folder / "audio").glob("*.wav")}
     opened.wait_for_function("[...document.querySelectorAll('audio')].every(a => a.readyState > 0)")
@@ -103,15 +155,16 @@ def test_every_player_plays_its_clip(opened: Any, folder: Path) -> None:
     assert heard[1]
 
 
-def test_the_slider_moves_from_block_to_block(opened: Any) -> None:
+def test_the_slider_moves_from_block_to_block(opened: Any, study: Study) -> None:
     shown = """() => {
         const p = document.getElementById('live-pca');
         return [p.layout.title.text, p.data.map(d => d.visible === true)];
     }"""
     title, visible = opened.evaluate(shown)
-    assert "block 0" in title
-    assert visible[:2] == [True, True]
-    assert not any(visible[2:])
+    start = 2 * study.components.layers.index(study.choice.layer)
+    assert f"block {study.choice.layer}:" in title
+    assert [place for place, seen in enumerate(visible) if seen] == [start, start + 1]
+    assert start != 0
     rail = opened.locator("#live-pca .slider-rail-touch-rect")
     rail.scroll_into_view_if_needed()
     box = rail.bounding_box()

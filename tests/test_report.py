@@ -1,13 +1,15 @@
 """What a page says and shows of a study, without a browser: losses beside effects, the choice in words, figures."""
 
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 from plants import tables as planted
 
 from analysis.figures.style import NAMES
-from analysis.report import crossing, drawings, losses
+from analysis.report import crossing, drawings, losses, screens
 from analysis.study import Study
 from analysis.study.several import Several
 
@@ -48,6 +50,58 @@ def test_what_another_seed_does_is_not_told_of_the_unsteered_clips_themselves(st
     assert (told["label"], told["drift"], told["onsets"]) == ("unsteered, another seed", f"{spread:.3f}", "–")
 
 
+def test_components_open_at_the_block_that_was_chosen(study: Study) -> None:
+    figure = _screen(study, "pca")
+    slider: Any = figure.layout["sliders"][0]
+    layer = study.choice.layer
+    assert study.components.layers[slider.active] == layer
+    assert layer != 0
+    assert figure.layout["title"].text.startswith(f"block {layer}")
+    visible = [place for place, trace in enumerate(figure.data) if trace.visible is True]
+    assert visible == [2 * slider.active, 2 * slider.active + 1]
+    own = study.components.scores[slider.active][:20, 0]
+    assert np.allclose(figure.data[visible[0]].x, own)
+    assert "component 1" in figure.layout["xaxis"].title.text
+
+
+def test_without_a_block_components_open_where_the_poles_lie_furthest_apart(study: Study) -> None:
+    nowhere = replace(study, choice=replace(study.choice, layer=None, strategy="all-to-all"), placement=None)
+    slider: Any = _screen(nowhere, "pca").layout["sliders"][0]
+    assert slider.active == int(np.argmax(study.components.silhouettes))
+
+
+@pytest.mark.parametrize("name", ["patching_windows", "patching_components", "pca"])
+def test_sliders_stand_above_and_no_title_has_small_print(study: Study, name: str) -> None:
+    figure = _screen(study, name)
+    slider: Any = figure.layout["sliders"][0]
+    assert (slider.y, slider.yanchor) == (1, "bottom")
+    titles = [figure.layout["title"].text, *(step.args[1]["title.text"] for step in slider.steps)]
+    assert all(titles)
+    assert not any("<sup>" in title for title in titles)
+    assert len({len(title.split("<br>")) for title in titles}) == 1
+
+
+def test_what_the_small_print_said_is_in_the_caption(study: Study) -> None:
+    grid = _drawing(study, "patching_windows")
+    assert "8 pairs" in grid.caption
+    assert "0.05" in grid.caption
+
+
+def test_every_panel_of_the_evidence_has_its_name(study: Study) -> None:
+    names = {note.text for note in _screen(study, "layer_attribution").layout["annotations"]}
+    assert names == {"alignment", "norm", "patching"}
+    assert study.placement is not None
+    before = {note.text for note in study.placement.figure().layout.annotations}
+    assert any("95% intervals" in text for text in before)
+
+
+def test_what_else_changed_has_loudness_in_decibels(study: Study) -> None:
+    shares, differences = _drawing(study, "cross_effects").figure.axes
+    assert [label.get_text() for label in differences.get_yticklabels()] == ["loudness"]
+    assert "[dB]" in differences.get_xlabel()
+    assert NAMES["brightness"] in [label.get_text() for label in shares.get_yticklabels()]
+
+
 def test_concepts_are_named_in_words_and_a_caption_is_not_said_twice(study: Study) -> None:
     table = Several((study, replace(study, concept="timbre", measure="brightness"))).to_frame()
     bare, whole = crossing.paper(table, caption=False), crossing.paper(table)
@@ -56,6 +110,10 @@ def test_concepts_are_named_in_words_and_a_caption_is_not_said_twice(study: Stud
     names = [label.get_text() for label in bare.axes[0].get_xticklabels()]
     assert [name.split("\n")[1] for name in names] == [NAMES["tempo_ioi"], NAMES["brightness"]]
     assert "tempo_ioi" not in crossing.screen(table).to_json()
+
+
+def test_a_title_keeps_its_large_lines() -> None:
+    assert screens.large("one<br>two<br><sup>small</sup><br><sup>smaller</sup>") == "one<br>two"
 
 
 def _drawing(study: Study, name: str) -> drawings.Drawing:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MOST_PLAYERS = 24
 SOUND_BYTES = 5_000_000
 """Of all players together, as text: clips of half a minute would make a page that no mail takes."""
+_READABLE = 75
+"""Pixels an inch of a picture, at least: its text is then of nine, and a narrow screen scrolls."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,8 @@ def _figure(drawing: Drawing, folder: Path) -> dict[str, Any]:
         )  # fmt: skip
     return {
         "name": drawing.name, "title": drawing.title, "caption": drawing.caption, "tables": drawing.tables,
-        "image": image, "html": None if html is None else Markup(html),
+        "image": image, "least": round(_READABLE * drawing.figure.get_figwidth()),
+        "html": None if html is None else Markup(html),
     }  # fmt: skip
 
 
