@@ -9,7 +9,7 @@ import pytest
 from plants import tables as planted
 
 from analysis.figures.style import NAMES
-from analysis.report import crossing, drawings, losses, screens
+from analysis.report import crossing, drawings, losses, screens, words
 from analysis.study import Study
 from analysis.study.several import Several
 
@@ -48,6 +48,27 @@ def test_what_another_seed_does_is_not_told_of_the_unsteered_clips_themselves(st
     assert another[["effect", "failed", "rms_ratio", "onsets", "entropy_ratio"]].isna().all()
     told = losses.words({"kind": "another seed", **another})
     assert (told["label"], told["drift"], told["onsets"]) == ("unsteered, another seed", f"{spread:.3f}", "–")
+
+
+def test_the_choice_of_the_strength_is_told_with_what_was_tried(study: Study) -> None:
+    choice, told = study.choice, words.strength(study)
+    scan = study.scan[(study.scan["strategy"] == choice.strategy) & (study.scan["layer"] == choice.layer)]
+    for amount in scan["strength"].abs().unique():
+        assert f"±{amount:g}" in told.split("tried there")[0]
+    up, down = (scan.loc[scan["strength"] == sign * choice.strength, "effect"].iloc[0] for sign in (1, -1))
+    assert f"at +{choice.strength:g} is {(1 + up) / (1 + down):.3g} times that at −{choice.strength:g}" in told
+    assert "widest span" in told
+    assert "the best of" not in told
+    assert f"the best of {choice.candidates} places" in words.strength(replace(study, placement=None))
+    lost = words.strength(replace(study, choice=replace(choice, failed=0.4, span=float("nan"))))
+    assert "fewest failed clips" in lost
+    assert "not measured; 40% failed" in lost
+
+
+def test_the_second_cosine_of_a_place_is_explained(study: Study) -> None:
+    told = words.place(study)
+    assert "at strength 0.56" in told
+    assert "it is 0.72" in told.split("small step")[1]
 
 
 def test_components_open_at_the_block_that_was_chosen(study: Study) -> None:

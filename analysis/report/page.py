@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.figures.style import name_of
-from analysis.report import losses
+from analysis.report import losses, words
 from analysis.report.downloads import data_link, downloads
 from analysis.report.words import number
 from audiolens import soundfiles
@@ -75,6 +75,7 @@ def render(
         lost=[losses.words(row) for row in tables["lost"].to_dict("records")] if "lost" in tables else [],
         frechet=study.lost is not None and bool(study.lost["frechet"].notna().any()),
         downloads=downloads(everything, {name: _file_of(name) for name in everything}),
+        chosen=words.strength(study),
         minutes=sum(study.seconds.values()) / 60,
     )  # fmt: skip
 
@@ -101,10 +102,6 @@ def compressed(samples: np.ndarray, sample_rate: int) -> str:
 
 
 def _sections(study: Study) -> list[Section]:
-    if study.placement is None:
-        why = "Place and strength were chosen by steering at every block on development prompts."
-    else:
-        why = f"{study.placement.reason} Only the strength was chosen by steering, there and on development prompts."
     missing = (
         study.where.reason if study.where is not None else "No prompts of the two poles are matched: none patched."
     )
@@ -114,7 +111,7 @@ def _sections(study: Study) -> list[Section]:
         *([Section("lost", "What was lost beside the effect")] if study.lost is not None else []),
         Section("where", "Where it lives", ("layer_attribution", "patching_windows", "patching_components"), missing),
         Section("geometry", "What it looks like inside", ("pca", "cosines", "norms")),
-        Section("place", "How the place was chosen", ("scan",), why),
+        Section("place", "How place and strength were chosen", ("scan",), words.place(study)),
     ]
 
 
