@@ -251,6 +251,10 @@ def test_the_index_of_several_opens_and_leads_to_them(browser: Any, folder: Path
     page.on("pageerror", lambda error: said.append(str(error)))
     page.goto((tmp_path / "index.html").as_uri(), timeout=PATIENCE)
     assert page.locator(".finding").count() == 2
+    page.set_viewport_size({"width": 400, "height": 900})
+    shown = "[...document.querySelectorAll('figure img')].map(i => [i.clientWidth, parseInt(i.style.minWidth)])"
+    assert all(width >= least > 300 for width, least in page.evaluate(shown))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
     page.click("text=tempo: players")
     page.wait_for_selector("audio")
     assert said == []

@@ -129,7 +129,10 @@ def test_concepts_are_named_in_words_and_a_caption_is_not_said_twice(study: Stud
     assert not bare.get_supxlabel()
     assert "95% interval" in whole.get_supxlabel()
     names = [label.get_text() for label in bare.axes[0].get_xticklabels()]
-    assert [name.split("\n")[1] for name in names] == [NAMES["tempo_ioi"], NAMES["brightness"]]
+    assert [" ".join(name.split("\n")[1:]) for name in names] == [NAMES["tempo_ioi"], NAMES["brightness"]]
+    bare.canvas.draw()
+    left, right = (label.get_window_extent() for label in bare.axes[0].get_xticklabels())
+    assert left.x1 < right.x0
     assert "tempo_ioi" not in crossing.screen(table).to_json()
 
 

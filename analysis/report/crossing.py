@@ -22,7 +22,7 @@ def paper(table: pd.DataFrame, caption: bool = True) -> Figure:
     """A heat map with its numbers; without the caption for a page that has its own."""
     values, told, rows, columns = _grid(table)
     with styled():
-        figure = Figure(figsize=(2.4 + 1.9 * len(columns), 1.5 + 0.55 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(2.4 + 1.9 * len(columns), 1.8 + 0.55 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         most = float(np.nanmax(np.abs(values))) or 1.0
         image = heat(axes, values, x=columns, y=rows, limit=most)
@@ -60,4 +60,6 @@ def _grid(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[str], list[
             if np.isfinite(cell["effect"]):
                 told[i, j] = f"{cell['effect']:+.0%}\n[{cell['low']:+.0%}, {cell['high']:+.0%}]".replace("-", "−")
     names = [f"{pole} ({concept} {strength:+g})".replace("-", "−") for concept, pole, strength in steered]
-    return values, told, names, [f"{name}, heard as\n{name_of(measured)}" for name, measured in heard]
+    # In short lines: the name of the next column stands beside it.
+    words = [f"{name}, heard as\n{name_of(measured)}".replace(" (", "\n(") for name, measured in heard]
+    return values, told, names, words

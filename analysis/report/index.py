@@ -51,7 +51,8 @@ def write(several: Several, folder: Path, command: str = "") -> None:
         stages.put(folder / f"{name}.png", buffer.getvalue())
         stages.put(folder / f"{name}.csv", tables[name].to_csv(index=False).encode("utf-8"))
         image = data_link("image/png", buffer.getvalue())
-        figures.append({"title": title, "caption": caption, "image": image, "table": held[name]})
+        least = page.least_width(figure)
+        figures.append({"title": title, "caption": caption, "image": image, "least": least, "table": held[name]})
     names = [one.concept for one in several.studies]
     facts = {
         "format": FORMAT, "model": several.studies[0].model, "concepts": names, "finding": several.finding,

@@ -20,6 +20,8 @@ from audiolens import soundfiles
 from audiolens.measure import UNITS
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from analysis.report.drawings import Drawing
     from analysis.report.writer import Sound
     from analysis.study.experiment import Study
@@ -28,7 +30,7 @@ MOST_PLAYERS = 24
 SOUND_BYTES = 5_000_000
 """Of all players together, as text: clips of half a minute would make a page that no mail takes."""
 _READABLE = 75
-"""Pixels an inch of a picture, at least: its text is then of nine, and a narrow screen scrolls."""
+"""Pixels an inch of a picture, at least: its text is then of nine."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,11 @@ def verbatim(name: str) -> Any:
     return Markup(_text(name))
 
 
+def least_width(figure: Figure) -> int:
+    """Pixels that a picture takes at least, so that it can be read: a narrower screen scrolls over it."""
+    return round(_READABLE * figure.get_figwidth())
+
+
 def compressed(samples: np.ndarray, sample_rate: int) -> str:
     """Sound as a data URI."""
     content, mime = soundfiles.compressed(samples, sample_rate)
@@ -139,7 +146,7 @@ def _figure(drawing: Drawing, folder: Path) -> dict[str, Any]:
         )  # fmt: skip
     return {
         "name": drawing.name, "title": drawing.title, "caption": drawing.caption, "tables": drawing.tables,
-        "image": image, "least": round(_READABLE * drawing.figure.get_figwidth()),
+        "image": image, "least": least_width(drawing.figure),
         "html": None if html is None else Markup(html),
     }  # fmt: skip
 
