@@ -40,7 +40,7 @@ def slid(figure: go.Figure) -> go.Figure:
     layout.sliders[0].update(y=1, yanchor="bottom", x=0, len=1, pad={"t": 0, "b": 14, "l": 0, "r": 0})
     top = (layout.title.text.count("<br>") + 1) * _LINE + 14
     # Points have a legend beneath them; a heat map has its scale at the side.
-    below = 80 if any(trace.type == "scatter" for trace in figure.data) else 50
+    below = 80 if any(trace.type == "scatter" for trace in _traces(figure)) else 50
     figure.update_layout(
         title={"font_size": 12.5, "yref": "container", "y": 1, "yanchor": "top", "pad": {"t": 10}},
         legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
@@ -60,6 +60,10 @@ def opened(figure: go.Figure, layer: int) -> go.Figure:
     place = [step.label for step in slider.steps].index(str(layer))
     data, further = slider.steps[place].args
     slider.active = place
-    for trace, visible in zip(figure.data, data["visible"], strict=True):
+    for trace, visible in zip(_traces(figure), data["visible"], strict=True):
         trace.update(visible=visible)
     return figure.update_layout({key.replace(".", "_"): value for key, value in further.items()})
+
+
+def _traces(figure: go.Figure) -> Any:
+    return figure.data
