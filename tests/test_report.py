@@ -102,6 +102,19 @@ def test_sliders_stand_above_and_no_title_has_small_print(study: Study, name: st
     assert len({len(title.split("<br>")) for title in titles}) == 1
 
 
+def test_a_model_of_one_codebook_has_a_grid_without_a_slider(study: Study) -> None:
+    assert study.where is not None
+    windows = study.where.windows
+    assert windows is not None
+    parts = {name: getattr(windows, name)[:, :1] for name in ("patched", "clean", "corrupted")}
+    alone = replace(study, where=replace(study.where, windows=replace(windows, **parts, codebooks=("0",))))
+    grid = _drawing(alone, "patching_windows")
+    assert grid.screen is not None
+    assert "<sup>" not in grid.screen.layout["title"].text
+    assert not grid.screen.layout["sliders"]
+    assert "slider" not in grid.caption
+
+
 def test_what_the_small_print_said_is_in_the_caption(study: Study) -> None:
     grid = _drawing(study, "patching_windows")
     assert "8 pairs" in grid.caption

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from analysis.figures.captions import captioned, heat, screen_heat, screen_plain
 from analysis.figures.style import name_of, signed, styled
@@ -32,7 +33,7 @@ def paper(table: pd.DataFrame, caption: bool = True) -> Figure:
         axes.set_xlabel("what is heard")
         axes.set_ylabel("steered towards")
         bar = figure.colorbar(image, ax=axes, label="change")
-        bar.ax.yaxis.set_major_formatter(signed)
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(signed))
         return captioned(figure, CAPTION) if caption else figure
 
 

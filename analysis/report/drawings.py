@@ -187,9 +187,10 @@ def _pictures(study: Study, kept: Sequence[Sound]) -> list[Drawing]:
 
 def _pairs(grid: PatchingResult) -> str:
     """What the small print of a grid says, for the caption."""
+    slider = " The slider goes from codebook to codebook." if len(grid.names) > 1 else ""
     return (
         f"Mean over {len(grid.clean)} pairs of prompts, over the first {grid.scored[1]:g} s; dots: adjusted p at most "
-        f"{LEVEL:g} in the whole grid. The slider goes from codebook to codebook."
+        f"{LEVEL:g} in the whole grid.{slider}"
     )
 
 

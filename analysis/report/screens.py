@@ -28,23 +28,25 @@ def bare(figure: go.Figure, first: str = "") -> go.Figure:
 
 
 def slid(figure: go.Figure) -> go.Figure:
-    """With the slider between title and axes: beneath them, it would lie on what a narrow screen turns and wraps.
+    """With its slider, if any, between title and axes: beneath, it would lie on what a narrow screen turns and wraps.
 
     Titles lose their small print: it stands in the caption of the page.
     """
     layout: Any = figure.layout
     layout.title.text = large(layout.title.text)
-    for step in layout.sliders[0].steps:
-        data, further = step.args
-        step.args = (data, {**further, "title.text": large(further["title.text"])})
-    layout.sliders[0].update(y=1, yanchor="bottom", x=0, len=1, pad={"t": 0, "b": 14, "l": 0, "r": 0})
     top = (layout.title.text.count("<br>") + 1) * _LINE + 14
+    for slider in layout.sliders:
+        for step in slider.steps:
+            data, further = step.args
+            step.args = (data, {**further, "title.text": large(further["title.text"])})
+        slider.update(y=1, yanchor="bottom", x=0, len=1, pad={"t": 0, "b": 14, "l": 0, "r": 0})
+        top += _SLIDER
     # Points have a legend beneath them; a heat map has its scale at the side.
     below = 80 if any(trace.type == "scatter" for trace in _traces(figure)) else 50
     figure.update_layout(
         title={"font_size": 12.5, "yref": "container", "y": 1, "yanchor": "top", "pad": {"t": 10}},
         legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
-        margin={"t": top + _SLIDER, "b": below, "r": 20}, height=top + _SLIDER + _PLOT + below,
+        margin={"t": top, "b": below, "r": 20}, height=top + _PLOT + below,
     )  # fmt: skip
     return figure.update_xaxes(automargin=True, title_standoff=12)
 
