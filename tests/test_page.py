@@ -1,12 +1,17 @@
 """The page of a study in a real browser: it opens from disk, players play, the slider moves, tables download."""
 
+import gzip
 import io
+import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -16,6 +21,7 @@ from plants import tables as planted
 
 from analysis.report import page as pages
 from analysis.report import writer
+from analysis.study import Study
 from analysis.study.several import Several
 
 PATIENCE = 120_000
@@ -23,17 +29,43 @@ PATIENCE = 120_000
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return planted.study().save(tmp_path_factory.mktemp("page") / "tempo", command="audiolens study tempo")
+def study() -> Study:
+    """A planted study with as many clips as a full one has."""
+    found, rng = planted.study(), np.random.default_rng(0)
+    again = [found.clips]
+    while sum(map(len, again)) < 8500:
+        more = found.clips.copy()
+        more[["tempo_ioi", "brightness"]] *= rng.normal(1, 0.1, (len(more), 2))
+        again.append(more.assign(seed=more["seed"] + 10_000 * len(again)))
+    where = planted.placed(found.choice.strategy, found.choice.layer or 0)
+    scan = found.scan.assign(stage="scan")
+    return replace(found, clips=pd.concat(again, ignore_index=True), placement=where, scan=scan)
+
+
+@pytest.fixture(scope="module")
+def folder(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return study.save(tmp_path_factory.mktemp("page") / "tempo", command="audiolens study tempo")
+
+
+def _unopened(why: str) -> NoReturn:
+    """Pages go unseen only where a person is told so; a machine that tests by itself (`CI`) must have a browser."""
+    told = f"the pages were NOT opened in a browser: {why}"
+    if os.environ.get("CI"):
+        pytest.fail(told)
+    warnings.warn(told, stacklevel=2)
+    pytest.skip(told)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install .[dev])")
+    try:
+        import playwright.sync_api as playwright
+    except ImportError:
+        _unopened("playwright is not installed (pip install .[dev])")
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     program = next((found for name in names if (found := shutil.which(name))), None)
     if program is None:
-        pytest.skip("no Chromium on this machine (Debian: apt install chromium): the page was not opened")
+        _unopened("no Chromium on this machine (Debian: apt install chromium)")
     with playwright.sync_playwright() as driver:
         # Root, as in a container, has no sandbox of its own; nobody is there to click before a sound plays.
         flags = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
@@ -43,15 +75,16 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def opened(browser: Any, folder: Path) -> Any:
-    """The page, with what it complained of and asked for."""
+def opened(browser: Any, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The page as one has it from a mail, without its folder, with what it complained of and asked for."""
+    mailed = shutil.copy(folder / "index.html", tmp_path_factory.mktemp("mailed"))
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(PATIENCE)
     page.said, page.asked = [], []
     page.on("console", lambda message: page.said.append((message.type, message.text)))
     page.on("pageerror", lambda error: page.said.append(("error", str(error))))
     page.on("request", lambda request: page.asked.append(request.url))
-    page.goto((folder / "index.html").as_uri(), timeout=PATIENCE)
+    page.goto(Path(mailed).as_uri(), timeout=PATIENCE)
     return page
 
 
@@ -65,6 +98,55 @@ def test_it_opens_from_disk_without_a_word_and_without_a_network(opened: Any) ->
     assert set(opened.evaluate(drawn)) == {f"live-{name}" for name in live}
     broken = "[...document.images].filter(i => !i.complete || i.naturalWidth == 0).length"
     assert opened.evaluate(broken) == 0
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_nothing_lies_on_anything_else_at_any_width(opened: Any, width: int) -> None:
+    opened.set_viewport_size({"width": width, "height": 900})
+    opened.reload()
+    opened.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length > 5")
+    opened.wait_for_timeout(500)
+    found = opened.evaluate(_LAID_OUT)
+    opened.set_viewport_size({"width": 1280, "height": 900})
+    assert {name for name, parts in found["figures"].items() if "slider" in parts} == {
+        "live-pca", "live-patching_windows", "live-patching_components"
+    }  # fmt: skip
+    for name, parts in found["figures"].items():
+        assert {"plot", "x ticks", "x title"} <= set(parts), name
+        for (one, a), (other, b) in combinations(parts.items(), 2):
+            across = min(a[2], b[2]) - max(a[0], b[0])
+            down = min(a[3], b[3]) - max(a[1], b[1])
+            assert min(across, down) <= 1, f"{name}: {one} {a} lies on {other} {b}"
+    assert found["width"] <= width
+    assert found["pictures"]
+    # As many pixels an inch as make letters of nine points readable.
+    assert all(shown >= least for shown, least in found["pictures"])
+
+
+_LAID_OUT = """() => {
+    const box = (nodes) => {
+        const all = nodes.map(n => n.getBoundingClientRect()).filter(r => r.width && r.height);
+        const side = (name, pick) => pick(...all.map(r => r[name]));
+        return all.length && ["left", "top", "right", "bottom"].map((n, i) => side(n, i < 2 ? Math.min : Math.max));
+    };
+    const figures = {};
+    for (const figure of document.querySelectorAll('.js-plotly-plot')) {
+        const parts = {};
+        const part = (name, nodes) => { const found = box([...nodes]); if (found) parts[name] = found; };
+        const inside = (selector) => figure.querySelectorAll(selector);
+        part("plot", inside('.bglayer .bg').length ? inside('.bglayer .bg') : inside('.draglayer .nsewdrag'));
+        part("x ticks", inside('[class^=x][class$=tick] text'));
+        part("x title", [...inside('g.infolayer > g')].filter(g => /^g-x\\d*title$/.test(g.getAttribute('class'))));
+        part("title", inside('.g-gtitle'));
+        part("slider", inside('.slider-container'));
+        part("legend", inside('g.infolayer > .legend'));
+        const notes = [...inside('g.annotation')].map(n => [n.getBoundingClientRect().top, n]);
+        if (notes.length) part("first name", [notes.sort((a, b) => a[0] - b[0])[0][1]]);
+        figures[figure.id] = parts;
+    }
+    const pictures = [...document.querySelectorAll('figure img')].map(i => [i.clientWidth, parseInt(i.style.minWidth)]);
+    return { figures, pictures, width: document.documentElement.scrollWidth };
+}"""
 
 
 def test_every_player_plays_its_clip(opened: Any, folder: Path) -> None:
@@ -88,15 +170,16 @@ def test_every_player_plays_its_clip(opened: Any, folder: Path) -> None:
     assert heard[1]
 
 
-def test_the_slider_moves_from_block_to_block(opened: Any) -> None:
+def test_the_slider_moves_from_block_to_block(opened: Any, study: Study) -> None:
     shown = """() => {
         const p = document.getElementById('live-pca');
         return [p.layout.title.text, p.data.map(d => d.visible === true)];
     }"""
     title, visible = opened.evaluate(shown)
-    assert "block 0" in title
-    assert visible[:2] == [True, True]
-    assert not any(visible[2:])
+    start = 2 * study.components.layers.index(study.choice.layer)
+    assert f"block {study.choice.layer}:" in title
+    assert [place for place, seen in enumerate(visible) if seen] == [start, start + 1]
+    assert start != 0
     rail = opened.locator("#live-pca .slider-rail-touch-rect")
     rail.scroll_into_view_if_needed()
     box = rail.bounding_box()
@@ -107,18 +190,52 @@ def test_the_slider_moves_from_block_to_block(opened: Any) -> None:
     assert not any(visible[:-2])
 
 
+def _file(folder: Path, name: str) -> Path:
+    return folder / name if name == "clips.csv" else folder / "tables" / name
+
+
 def test_every_table_downloads_as_it_lies_in_the_folder(opened: Any, folder: Path) -> None:
-    links = opened.locator("#tables a.csv")
-    names = [link.get_attribute("download") for link in links.all()]
-    assert set(names) == {*(path.name for path in (folder / "tables").iterdir()), "clips.csv"}
-    for place, (link, name) in enumerate(zip(links.all(), names, strict=True)):
+    links = opened.locator("#tables a.csv").all()
+    packed = [link.get_attribute("data-csv") is not None for link in links]
+    assert {link.inner_text() for link in links} == {
+        *(path.name for path in (folder / "tables").iterdir()),
+        "clips.csv",
+    }
+    assert any(packed)
+    assert not all(packed)
+    for place, link in enumerate(links):
         if place % 8 == 7:
             # Chromium stops a page after ten downloads that no hand has asked for.
             opened.reload()
         with opened.expect_download(timeout=PATIENCE) as download:
             link.click()
-        path = folder / "clips.csv" if name == "clips.csv" else folder / "tables" / name
+        path = _file(folder, link.inner_text())
+        assert download.value.suggested_filename == path.name
         assert Path(download.value.path()).read_bytes() == path.read_bytes()
+
+
+def test_the_clips_of_a_full_study_download_without_their_folder(opened: Any, folder: Path) -> None:
+    assert (folder / "clips.csv").stat().st_size > 2e6
+    opened.reload()
+    with opened.expect_download(timeout=PATIENCE) as download:
+        opened.click("#csv-clips")
+    assert Path(download.value.path()).read_bytes() == (folder / "clips.csv").read_bytes()
+
+
+def test_a_browser_that_cannot_unpack_saves_tables_packed(opened: Any, folder: Path) -> None:
+    opened.reload()
+    opened.evaluate("delete window.DecompressionStream")
+    with opened.expect_download(timeout=PATIENCE) as download:
+        opened.click("#csv-clips")
+    opened.reload()
+    assert download.value.suggested_filename == "clips.csv.gz"
+    assert gzip.decompress(Path(download.value.path()).read_bytes()) == (folder / "clips.csv").read_bytes()
+
+
+def test_the_link_below_a_figure_saves_its_table(opened: Any, folder: Path) -> None:
+    with opened.expect_download(timeout=PATIENCE) as download:
+        opened.click("#dose_response figcaption a.csv")
+    assert Path(download.value.path()).read_bytes() == (folder / "tables" / "dose_response.csv").read_bytes()
 
 
 def test_the_index_of_several_opens_and_leads_to_them(browser: Any, folder: Path, tmp_path: Path) -> None:
@@ -134,25 +251,56 @@ def test_the_index_of_several_opens_and_leads_to_them(browser: Any, folder: Path
     page.on("pageerror", lambda error: said.append(str(error)))
     page.goto((tmp_path / "index.html").as_uri(), timeout=PATIENCE)
     assert page.locator(".finding").count() == 2
+    page.set_viewport_size({"width": 400, "height": 900})
+    shown = "[...document.querySelectorAll('figure img')].map(i => [i.clientWidth, parseInt(i.style.minWidth)])"
+    assert all(width >= least > 300 for width, least in page.evaluate(shown))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
     page.click("text=tempo: players")
     page.wait_for_selector("audio")
     assert said == []
 
 
-def test_all_tables_stand_in_the_page(folder: Path) -> None:
+def test_all_tables_stand_in_the_page(folder: Path, study: Study) -> None:
     text = (folder / "index.html").read_text("utf-8")
-    found = planted.study()
-    for name, table in writer.tables(found).items():
-        assert f'download="{name}.csv"' in text, name
+    for name, table in writer.tables(study).items():
+        assert f'id="csv-{name}" href="data:' in text, name
         assert len(pd.read_csv(folder / "tables" / f"{name}.csv")) == len(table)
-    assert {"lost", "patching_windows", "patching_components", "layer_attribution"} <= set(writer.tables(found))
+    assert {"lost", "patching_windows", "patching_components", "layer_attribution"} <= set(writer.tables(study))
     assert (folder / "index.html").stat().st_size < 15e6
 
 
-def test_long_tables_are_linked_and_short_ones_are_inside() -> None:
-    short = pd.DataFrame({"a": range(10)})
-    assert pages.csv_link(short, "tables/a.csv").startswith("data:text/csv")
-    assert pages.csv_link(pd.DataFrame({"a": np.arange(3e5)}), "tables/a.csv") == "tables/a.csv"
+class _Links(HTMLParser):
+    """What a page points to, and what it names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pointed: list[str] = []
+        self.named: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        told = dict(attrs)
+        self.pointed += [value for name in ("src", "href") if (value := told.get(name)) is not None]
+        self.named += [value for value in [told.get("id")] if value is not None]
+
+
+def test_a_page_points_to_nothing_outside_itself(folder: Path) -> None:
+    links = _Links()
+    links.feed((folder / "index.html").read_text("utf-8"))
+    assert len(links.named) == len(set(links.named))
+    inside = {link[1:] for link in links.pointed if link.startswith("#")}
+    assert {"csv-clips", "csv-lost", "words"} - inside == {"csv-clips"}
+    assert inside <= set(links.named)
+    assert [link[:80] for link in links.pointed if not link.startswith(("#", "data:"))] == []
+
+
+def test_every_figure_and_word_that_needs_one_has_its_explanation(folder: Path) -> None:
+    text = (folder / "index.html").read_text("utf-8")
+    words = text.partition('<section id="words">')[2].partition("</section>")[0]
+    for word in ("nat", "codebook", "resid_post", "cross_attn_out", "one-to-all", "cosine", "gap"):
+        assert word in "".join(re.findall("<dt>(.*?)</dt>", words)), word
+    for live in ("patching_windows", "patching_components", "pca"):
+        # Small print in a title would lie on its other lines.
+        assert "<sup>" not in text.partition(f'id="live-{live}"')[2].partition("</figure>")[0]
 
 
 def test_players_are_no_more_than_the_page_bears_and_pairs_stay_whole() -> None:

@@ -58,20 +58,6 @@ def test_layers_shows_a_panel_per_strategy_and_marks_the_choice(scanned: pd.Data
     assert [text.get_text() for text in figure.axes[1].texts] == ["chosen"]
 
 
-def test_cross_effects_names_measures() -> None:
-    table = pd.DataFrame(
-        [
-            {"measure": name, "strength": strength, "effect": strength, "low": strength - 0.1, "high": strength + 0.1}
-            for name in ("tempo_ioi", "brightness")
-            for strength in (-0.5, 0.5)
-        ]
-    )
-    axes = plots.cross_effects(table).axes[0]
-    names = [label.get_text() for label in axes.get_yticklabels()]
-    assert names == [plots.name_of("tempo_ioi"), plots.name_of("brightness")]
-    assert "change" in axes.get_xlabel()
-
-
 def test_norms_have_units() -> None:
     left, right = plots.norms(planted.directions().to_frame()).axes
     assert "residual units" in left.get_ylabel()

@@ -22,9 +22,7 @@ from analysis.figures.style import (
     SEVERAL,
     change_of,
     errors,
-    name_of,
     percent,
-    signed,
     styled,
 )
 from analysis.statistics import MOST_FAILED
@@ -119,33 +117,6 @@ def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> F
         for axes in grid[0]:
             handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         figure.legend(handles.values(), handles.keys(), loc="outside right upper")
-    return figure
-
-
-def cross_effects(table: pd.DataFrame) -> Figure:
-    """What else changed: the effect on every measure. `table` has measure, strength, effect, low, high."""
-    names = list(dict.fromkeys(table["measure"]))
-    strengths_ = sorted(strength for strength in table["strength"].unique() if strength != 0)
-    with styled():
-        figure = Figure(figsize=(6.4, 0.55 * len(names) + 1.2), layout="constrained")
-        axes = figure.add_subplot()
-        spread = np.linspace(0.28, -0.28, len(strengths_)) if len(strengths_) > 1 else [0.0]
-        largest = max(abs(strength) for strength in strengths_)
-        for strength, offset in zip(strengths_, spread, strict=True):
-            colour, marker = POLES[0] if strength > 0 else POLES[1]
-            mine = table[table["strength"] == strength].set_index("measure").reindex(names)
-            places = np.arange(len(names)) - offset
-            error = errors(mine["effect"], mine["low"], mine["high"])
-            axes.errorbar(
-                mine["effect"], places, xerr=error, color=colour, marker=marker, linestyle="none", markersize=5,
-                elinewidth=1, capsize=2, alpha=1.0 if abs(strength) == largest else 0.45, label=f"{strength:+g}",
-            )  # fmt: skip
-        axes.axvline(0, color=BLACK, linewidth=0.8)
-        axes.set_yticks(range(len(names)), [name_of(name) for name in names])
-        axes.invert_yaxis()
-        axes.xaxis.set_major_formatter(FuncFormatter(signed))
-        axes.set_xlabel("change against the unsteered clip (median, interval over prompts)")
-        axes.legend(title="strength", title_fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 

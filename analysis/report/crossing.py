@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from analysis.figures.captions import captioned, heat, screen_heat, screen_plain
-from analysis.figures.style import styled
+from analysis.figures.style import name_of, signed, styled
 
 CAPTION = (
     "Median change of each concept's measure on test prompts, steered against unsteered at the same seed. Brackets: "
@@ -18,11 +19,11 @@ CAPTION = (
 )
 
 
-def paper(table: pd.DataFrame) -> Figure:
-    """A heat map with its numbers."""
+def paper(table: pd.DataFrame, caption: bool = True) -> Figure:
+    """A heat map with its numbers; without the caption for a page that has its own."""
     values, told, rows, columns = _grid(table)
     with styled():
-        figure = Figure(figsize=(2.4 + 1.9 * len(columns), 1.5 + 0.55 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(2.4 + 1.9 * len(columns), 1.8 + 0.55 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         most = float(np.nanmax(np.abs(values))) or 1.0
         image = heat(axes, values, x=columns, y=rows, limit=most)
@@ -32,13 +33,14 @@ def paper(table: pd.DataFrame) -> Figure:
         axes.set_xlabel("what is heard")
         axes.set_ylabel("steered towards")
         bar = figure.colorbar(image, ax=axes, label="change")
-        bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:+.0%}")
-        return captioned(figure, CAPTION)
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(signed))
+        return captioned(figure, CAPTION) if caption else figure
 
 
 def screen(table: pd.DataFrame) -> go.Figure:
     """The same on screen."""
     values, told, rows, columns = _grid(table)
+    columns = [name.replace("\n", "<br>") for name in columns]
     cells = screen_heat(values, columns, rows, "change", text=told, texttemplate="%{text}")
     figure = go.Figure(cells)
     figure.update_layout(xaxis_title="what is heard", yaxis_title="steered towards")
@@ -59,4 +61,6 @@ def _grid(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[str], list[
             if np.isfinite(cell["effect"]):
                 told[i, j] = f"{cell['effect']:+.0%}\n[{cell['low']:+.0%}, {cell['high']:+.0%}]".replace("-", "−")
     names = [f"{pole} ({concept} {strength:+g})".replace("-", "−") for concept, pole, strength in steered]
-    return values, told, names, [f"{name} ({measured})" for name, measured in heard]
+    # In short lines: the name of the next column stands beside it.
+    words = [f"{name}, heard as\n{name_of(measured)}".replace(" (", "\n(") for name, measured in heard]
+    return values, told, names, words

@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from analysis.figures import plots, spectrograms
+from analysis.figures.style import name_of
+from analysis.report import screens
+from analysis.statistics import LEVEL
 from analysis.study import where
+from analysis.sweep import plots as sweep_plots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from analysis.patching import PatchingResult
     from analysis.report.writer import Sound
     from analysis.study.experiment import Study
 
@@ -36,7 +41,7 @@ def drawings(study: Study, kept: Sequence[Sound]) -> list[Drawing]:
 
 
 def _responses(study: Study) -> list[Drawing]:
-    settings, name = study.settings, plots.name_of(study.measure)
+    settings, name = study.settings, name_of(study.measure)
     return [
         Drawing(
             "dose_response",
@@ -54,7 +59,7 @@ def _responses(study: Study) -> list[Drawing]:
             "What else changed",
             "The same clips in other measures (median and 95% interval over prompts; fainter: smaller strengths). "
             "A direction that moved one thing only would leave the others at 0.",
-            plots.cross_effects(study.cross[study.cross["unit"] == "ratio"]),
+            sweep_plots.cross_effects(study.cross),
             ("cross_effects",),
         ),
     ]
@@ -70,10 +75,10 @@ def _places(study: Study) -> list[Drawing]:
                 "Patching the stream, block by block and window by window",
                 f"What comes back of the music that “{study.poles[0]}” prompts play when the stream of their run is "
                 "put into the run of the matched prompt, at one block and in one window of time. A patch carries "
-                "everything in which the runs differ.",
+                f"everything in which the runs differ. {_pairs(found.windows)}",
                 found.windows.plot(),
                 ("patching_windows",),
-                _low(found.windows.figure()),
+                screens.slid(found.windows.figure()),
             )
         )
     if found is not None and found.components is not None:
@@ -82,10 +87,10 @@ def _places(study: Study) -> list[Drawing]:
                 "patching_components",
                 "Patching what each part of a block adds",
                 "The same over the whole clip, for the outputs of attention, cross-attention and MLP apart: where the "
-                "text comes in, and what passes it on.",
+                f"text comes in, and what passes it on. {_pairs(found.components)}",
                 found.components.plot(),
                 ("patching_components",),
-                _low(found.components.figure()),
+                screens.slid(found.components.figure()),
             )
         )
     scanned = study.scan
@@ -99,7 +104,7 @@ def _places(study: Study) -> list[Drawing]:
             Drawing(
                 "scan",
                 "Where steering works",
-                f"Change of {plots.name_of(study.measure)} on {settings.development} development prompts x "
+                f"Change of {name_of(study.measure)} on {settings.development} development prompts x "
                 f"{settings.development_seeds} seeds, by block, for both signs. {told}; what is reported above is from "
                 "other prompts. Hollow markers: more than a tenth of the clips failed.",
                 plots.layers(scanned[scanned["strategy"].notna()], study.measure, chosen=chosen),
@@ -116,19 +121,24 @@ def _evidence(study: Study) -> Drawing:
         told = (
             "Alignment decided: the cosine of what the direction, added there, does to the next codes with what the "
             "concept's words do; a black ring marks the place, grey is what random directions reach there. The others "
-            "stand beside it, each in its own unit. None comes from a clip that was steered. Bars: 95% intervals."
+            "stand beside it, each in its own unit. Norm: the direction's length beside the stream's. Probe: how well "
+            "the poles are told apart in held-out clips. Patching: how much likelier the positive pole's music becomes "
+            "when the stream of its run is put into the other's; attribution: the same, from gradients. None comes "
+            "from a clip that was steered. Bars: 95% intervals."
         )
+        screen = screens.bare(screen, "alignment")
     else:
         found = where.evidence(study.directions, study.where, None)
         # A panel has its name above it already.
-        figure, screen, named = found.plot(), found.figure().update_layout(showlegend=False), ("layer_attribution",)
+        figure, named = found.plot(), ("layer_attribution",)
+        screen = screens.bare(found.figure()).update_layout(showlegend=False)
         told = (
             "Each in its own unit, from prompts alone, without steering. Norm: the length of the direction as a share "
             "of the stream it is added to. Told apart: held-out AUC of the poles along it. Patching: how much likelier "
             "the music of one prompt becomes when activations of its run are put into the run of the other. Bars: 95% "
             "intervals over prompts. Kinds may peak apart and all be right."
         )
-    return Drawing("layer_attribution", "Every kind of evidence, block by block", told, figure, named, _bare(screen))
+    return Drawing("layer_attribution", "Every kind of evidence, block by block", told, figure, named, screen)
 
 
 def _insides(study: Study) -> list[Drawing]:
@@ -137,10 +147,12 @@ def _insides(study: Study) -> list[Drawing]:
             "pca",
             "The two poles in every block",
             f"Each point is a prompt: {_read_at(study.settings.position)}, on the first two principal components of "
-            "its block. Move the slider from block to block. Silhouette: 1 far apart, 0 mixed.",
+            f"its block. Move the slider from block to block; it opens at block {_opening(study)}, "
+            f"{'where the poles lie furthest apart' if study.choice.layer is None else 'the one that was chosen'}. "
+            "Silhouette: 1 far apart, 0 mixed.",
             study.components.plot(),
             ("pca_points", "pca"),
-            study.components.figure(),
+            screens.slid(screens.opened(study.components.figure(), _opening(study))),
         ),
         Drawing(
             "cosines",
@@ -173,17 +185,19 @@ def _pictures(study: Study, kept: Sequence[Sound]) -> list[Drawing]:
     return [Drawing("spectrograms", "The clips as pictures", caption, figure)]
 
 
-def _bare(figure: go.Figure) -> go.Figure:
-    """Without the caption inside: the page has its own beneath."""
-    layout: Any = figure.layout
-    layout.annotations = [note for note in layout.annotations if not (note.yanchor == "top" and note.y == 0)]
-    figure.update_yaxes(title_font_size=10)
-    return figure.update_layout(margin_b=60, margin_t=50, legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"})
+def _pairs(grid: PatchingResult) -> str:
+    """What the small print of a grid says, for the caption."""
+    slider = " The slider goes from codebook to codebook." if len(grid.names) > 1 else ""
+    return (
+        f"Mean over {len(grid.clean)} pairs of prompts, over the first {grid.scored[1]:g} s; dots: adjusted p at most "
+        f"{LEVEL:g} in the whole grid.{slider}"
+    )
 
 
-def _low(figure: go.Figure) -> go.Figure:
-    """With less room for its title."""
-    return figure.update_layout(title_font_size=12, margin_t=110, height=450)
+def _opening(study: Study) -> int:
+    """The block that the direction is applied at or read at, or else the one where the poles lie furthest apart."""
+    found = study.components
+    return found.layers[int(found.silhouettes.argmax())] if study.choice.layer is None else study.choice.layer
 
 
 def _read_at(position: Any) -> str:

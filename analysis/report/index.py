@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.report import crossing, page
+from analysis.report.downloads import data_link, downloads
 from analysis.report.writer import plain
 from analysis.study import stages
 
@@ -35,18 +36,23 @@ def write(several: Several, folder: Path, command: str = "") -> None:
     """Write `index.html`, `summary.json`, the tables and their figures above the studies' folders."""
     tables = {"cross_effects": several.to_frame(), "cosines": several.cosines.to_frame()}
     drawn: dict[str, tuple[str, str, Figure]] = {
-        "cross_effects": ("What each does to the others", crossing.CAPTION, several.plot()),
+        "cross_effects": (
+            "What each does to the others",
+            crossing.CAPTION,
+            crossing.paper(several.to_frame(), caption=False),
+        ),
         "cosines": ("How the directions lie to one another", _COSINES, several.cosines.plot()),
     }
+    held = downloads(tables, {name: f"{name}.csv" for name in tables})
     figures: list[dict[str, Any]] = []
     for name, (title, caption, figure) in drawn.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         stages.put(folder / f"{name}.png", buffer.getvalue())
         stages.put(folder / f"{name}.csv", tables[name].to_csv(index=False).encode("utf-8"))
-        image = page.data_link("image/png", buffer.getvalue())
-        link = page.csv_link(tables[name], f"{name}.csv")
-        figures.append({"name": name, "title": title, "caption": caption, "image": image, "link": link})
+        image = data_link("image/png", buffer.getvalue())
+        least = page.least_width(figure)
+        figures.append({"title": title, "caption": caption, "image": image, "least": least, "table": held[name]})
     names = [one.concept for one in several.studies]
     facts = {
         "format": FORMAT, "model": several.studies[0].model, "concepts": names, "finding": several.finding,
@@ -54,7 +60,7 @@ def write(several: Several, folder: Path, command: str = "") -> None:
     }  # fmt: skip
     html = page.template("index.html.j2").render(
         names=names, model=several.studies[0].model, studies=several.studies, figures=figures, command=command,
-        style=page.style(),
+        style=page.verbatim("style.css"), script=page.verbatim("downloads.js"),
     )  # fmt: skip
     # First: it says whose the index is.
     stages.put(folder / stages.SUMMARY, json.dumps(plain(facts), indent=2, ensure_ascii=False).encode("utf-8"))

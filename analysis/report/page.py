@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,20 +12,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis.figures import plots
+from analysis.figures.style import name_of
+from analysis.report import losses, words
+from analysis.report.downloads import data_link, downloads
+from analysis.report.words import number
 from audiolens import soundfiles
 from audiolens.measure import UNITS
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from analysis.report.drawings import Drawing
     from analysis.report.writer import Sound
     from analysis.study.experiment import Study
 
 MOST_PLAYERS = 24
-_SOUND_BYTES = 6_000_000
+SOUND_BYTES = 5_000_000
 """Of all players together, as text: clips of half a minute would make a page that no mail takes."""
-_TABLE_BYTES = 1_400_000
-"""Browsers refuse to download longer links: a larger table is linked as the file beside the page."""
+_READABLE = 75
+"""Pixels an inch of a picture, at least: its text is then of nine."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,11 @@ def render(
     everything = {**tables, "clips": study.clips}
     return template("page.html.j2").render(
         study=study,
-        style=style(),
+        style=verbatim("style.css"),
+        script=verbatim("downloads.js"),
         plotly=_plotly() if any(figure["html"] for figure in figures.values()) else "",
         facts=facts,
-        quantity=plots.name_of(study.measure),
+        quantity=name_of(study.measure),
         unit=f" {UNITS[study.measure]}" if UNITS.get(study.measure) else "",
         outcomes=[_outcome(outcome.as_dict()) for outcome in study.outcomes],
         rho=number(study.monotonicity.rho, "+.2f"),
@@ -69,26 +74,32 @@ def render(
         ],
         pairs=pairs,
         more_sounds=left_out,
-        lost=[] if study.lost is None else [_lost(row) for row in study.lost.to_dict("records")],
+        lost=[losses.words(row) for row in tables["lost"].to_dict("records")] if "lost" in tables else [],
         frechet=study.lost is not None and bool(study.lost["frechet"].notna().any()),
-        downloads={name: csv_link(table, _file_of(name)) for name, table in everything.items()},
-        rows={name: len(table) for name, table in everything.items()},
+        downloads=downloads(everything, {name: _file_of(name) for name in everything}),
+        chosen=words.strength(study),
         minutes=sum(study.seconds.values()) / 60,
     )  # fmt: skip
 
 
 def template(name: str) -> Any:
     """One of the templates beside this file."""
-    from jinja2 import Environment
+    from jinja2 import Environment, FunctionLoader
 
-    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_text(name))
+    loader = FunctionLoader(_text)
+    return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(name)
 
 
-def style() -> Any:
-    """The look of all pages, to stand in them."""
+def verbatim(name: str) -> Any:
+    """A style or a script beside this file, to stand in a page as it is."""
     from markupsafe import Markup
 
-    return Markup(_text("style.css"))
+    return Markup(_text(name))
+
+
+def least_width(figure: Figure) -> int:
+    """Pixels that a picture takes at least, so that it can be read: a narrower screen scrolls over it."""
+    return round(_READABLE * figure.get_figwidth())
 
 
 def compressed(samples: np.ndarray, sample_rate: int) -> str:
@@ -97,37 +108,17 @@ def compressed(samples: np.ndarray, sample_rate: int) -> str:
     return data_link(mime, content)
 
 
-def csv_link(table: pd.DataFrame, file: str) -> str:
-    """A table as a link that downloads it; one too long for that is linked as the `file` beside the page."""
-    link = data_link("text/csv;charset=utf-8", table.to_csv(index=False).encode("utf-8"))
-    return link if len(link) <= _TABLE_BYTES else file
-
-
-def data_link(mime: str, content: bytes) -> str:
-    """Content as a link that holds it."""
-    return f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def number(value: float, form: str) -> str:
-    """A number in words, with a real minus."""
-    return format(value, form).replace("-", "−") if np.isfinite(value) else "not measured"
-
-
 def _sections(study: Study) -> list[Section]:
-    if study.placement is None:
-        why = "Place and strength were chosen by steering at every block on development prompts."
-    else:
-        why = f"{study.placement.reason} Only the strength was chosen by steering, there and on development prompts."
     missing = (
         study.where.reason if study.where is not None else "No prompts of the two poles are matched: none patched."
     )
     return [
         Section("listen", "Listen"),
         Section("response", "Dose and response", ("dose_response", "cross_effects")),
-        *([Section("lost", "What was lost")] if study.lost is not None else []),
+        *([Section("lost", "What was lost beside the effect")] if study.lost is not None else []),
         Section("where", "Where it lives", ("layer_attribution", "patching_windows", "patching_components"), missing),
         Section("geometry", "What it looks like inside", ("pca", "cosines", "norms")),
-        Section("place", "How the place was chosen", ("scan",), why),
+        Section("place", "How place and strength were chosen", ("scan",), words.place(study)),
     ]
 
 
@@ -155,7 +146,8 @@ def _figure(drawing: Drawing, folder: Path) -> dict[str, Any]:
         )  # fmt: skip
     return {
         "name": drawing.name, "title": drawing.title, "caption": drawing.caption, "tables": drawing.tables,
-        "image": image, "html": None if html is None else Markup(html),
+        "image": image, "least": least_width(drawing.figure),
+        "html": None if html is None else Markup(html),
     }  # fmt: skip
 
 
@@ -184,7 +176,7 @@ def _pairs(study: Study, sounds: Sequence[Sound]) -> tuple[list[dict[str, Any]],
                 }
             )
         size += sum(len(clip["audio"]) for clip in clips)
-        if count + len(clips) > MOST_PLAYERS or (rows and size > _SOUND_BYTES):
+        if count + len(clips) > MOST_PLAYERS or (rows and size > SOUND_BYTES):
             break
         count += len(clips)
         rows.append({"prompt": mine[0].prompt, "seed": mine[0].seed, "clips": clips})
@@ -211,20 +203,6 @@ def _outcome(values: dict[str, Any]) -> dict[str, Any]:
     ranks = {key: number(values[key], ".2f") for key in ("p_random", "p_shuffled")}
     return {**values, **percent, **ranks, "failed": number(values["failed"], ".0%"),
             "median": number(values["median"], ".0f")}  # fmt: skip
-
-
-def _lost(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """A row of what was lost, in words."""
-    if row["kind"] == "baseline":
-        label = "unsteered, another seed"
-    elif row["kind"] == "prompted":
-        label = f"asked for “{row['pole']}”"
-    else:
-        label = f"{row['strategy']} {number(float(row['strength']), '+g')}"
-    percent = {name: number(float(row[name]), ".0%") for name in ("failed", "rms_ratio", "entropy_ratio")}
-    drift, distance = number(float(row["drift"]), ".3f"), number(float(row["frechet"]), ".3g")
-    return {"kind": row["kind"], "label": label, **percent, "onsets": number(float(row["onsets"]), ".0f"),
-            "drift": drift, "frechet": "" if row["kind"] == "baseline" else distance}  # fmt: skip
 
 
 def _file_of(name: str) -> str:

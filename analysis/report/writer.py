@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.folder import STUDY
-from analysis.report import page
+from analysis.report import losses, page
 from analysis.report.drawings import drawings
 from analysis.study import stages, where
 from analysis.sweep import BASELINE
@@ -92,7 +92,7 @@ def tables(study: Study) -> dict[str, pd.DataFrame]:
         "pca": study.components.summary(),
         "pca_points": study.components.to_frame(),
         "layer_attribution": where.evidence(study.directions, study.where, study.placement).to_frame(),
-        **({} if study.lost is None else {"lost": study.lost}),
+        **({} if study.lost is None else {"lost": losses.beside(study.lost, study.response)}),
         **_where_tables(study),
     }
 

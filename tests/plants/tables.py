@@ -7,13 +7,16 @@ import numpy as np
 import pandas as pd
 import torch
 
+from analysis.layer_attribution import Evidence, LayerAttribution
 from analysis.patching import PatchingResult
+from analysis.placement import Placement
 from analysis.study import Settings, Study, lost, outcome, scan
 from analysis.study.where import Where
 from analysis.sweep import Condition, clips
 from audiolens.directions import Directions
 from audiolens.prompts import PromptSet, load
 from audiolens.provenance import Provenance
+from audiolens.steering import Strategy
 
 N_LAYERS = 8
 RATE = 16_000
@@ -140,6 +143,27 @@ def where() -> Where:
     sites = ("attn_out", "cross_attn_out", "mlp_out", "resid_post")
     windows = patched("seconds", ["0.00-0.25", "0.25-0.50", "0.50-0.75"], ["resid_post"])
     return Where(windows, patched("component", sites, sites))
+
+
+def placed(strategy: Strategy = "one-to-one", layer: int = 3) -> Placement:
+    """What evidence says of a concept whose words act at one block, of which some was read otherwise."""
+    blocks = tuple(range(N_LAYERS))
+    near = np.exp(-0.5 * (np.arange(N_LAYERS) - layer) ** 2 / 4)
+    candidates = [
+        {"strategy": name, "layer": block, "alignment": share * near[block], "low": share * near[block] - 0.1,
+         "high": share * near[block] + 0.1, "gain": 0.8, "strength": 0.56}
+        for name, share in (("one-to-one", 0.7), ("one-to-all", 0.6))
+        for block in blocks
+    ]  # fmt: skip
+    evidence = [
+        Evidence("norm", "share of the residual length", blocks, near, *[np.full(N_LAYERS, np.nan)] * 2),
+        Evidence("patching", "nats", blocks, 40 * near, 40 * near - 5, 40 * near + 5),
+    ]
+    return Placement(
+        concept="tempo", poles=tempo().poles, strategy=strategy, layer=layer, directions=directions(),
+        candidates=pd.DataFrame(candidates), evidence=LayerAttribution(tuple(evidence)), by="alignment", certainty=0.9,
+        n_prompts=8, row_steps=1000, at_strength=0.72, random=(0.1, -0.15),
+    )  # fmt: skip
 
 
 def study() -> Study:

@@ -1,0 +1,61 @@
+"""Losses: what steering cost, condition by condition, beside what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.report.words import number
+from analysis.sweep import BASELINE
+
+ANOTHER = "another seed"
+_SAME = ("kind", "strategy", "layer", "strength", "pole")
+_EFFECT = ("effect", "low", "high")
+
+
+def beside(lost: pd.DataFrame, response: pd.DataFrame) -> pd.DataFrame:
+    """What was lost (`analysis.study.lost.table`), with `effect`, `low` and `high` of the same condition.
+
+    What the unsteered clips drift by between two seeds of one prompt has a row of its own, of kind "another seed": the
+    other numbers of theirs are of the very clips that all others are compared with, and their drift is 0.
+    """
+    found = {_key(row): row for row in response.to_dict("records") if row["kind"] in set(lost["kind"])}
+    rows: list[dict[Any, Any]] = []
+    for row in lost.to_dict("records"):
+        told = {**row, **{name: found[_key(row)][name] for name in _EFFECT}}
+        if row["kind"] == BASELINE:
+            apart = {**dict.fromkeys(told, np.nan), "kind": ANOTHER, "strategy": None, "pole": None}
+            rows += [{**told, "drift": 0.0}, {**apart, "drift": row["drift"], "clips": row["clips"]}]
+        else:
+            rows.append(told)
+    table = pd.DataFrame(rows)
+    return table[[*_SAME, *_EFFECT, *(name for name in table.columns if name not in (*_SAME, *_EFFECT))]]
+
+
+def words(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """A row of `beside`, in words."""
+    if row["kind"] == BASELINE:
+        label = "unsteered"
+    elif row["kind"] == ANOTHER:
+        label = "unsteered, another seed"
+    elif row["kind"] == "prompted":
+        label = f"asked for “{row['pole']}”"
+    else:
+        label = f"{row['strategy']} {number(row['strength'], '+g')}"
+    forms = {
+        "effect": "+.0%", "low": "+.0%", "high": "+.0%", "failed": ".0%", "rms_ratio": ".0%", "onsets": ".0f",
+        "entropy_ratio": ".0%", "drift": ".3f", "frechet": ".3g",
+    }  # fmt: skip
+    told = {name: number(row[name], form, "–") for name, form in forms.items()}
+    if row["kind"] == BASELINE:
+        # What the others are compared with, which has no interval and no distance from itself.
+        told |= {"effect": "0%", "low": "–", "drift": "0", "frechet": "–"}
+    told["interval"] = "–" if told["low"] == "–" else f"{told['low']} to {told['high']}"
+    return {"kind": row["kind"], "label": label, **told}
+
+
+def _key(row: Mapping[Any, Any]) -> tuple[Any, ...]:
+    return tuple(None if pd.isna(row[name]) else row[name] for name in _SAME)

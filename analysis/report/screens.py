@@ -1,0 +1,71 @@
+"""Screens: live figures as the page shows them, at any width: its own caption beneath, nothing over anything else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import plotly.graph_objects as go
+
+_LINE, _SLIDER, _NAME = 17, 78, 26
+"""Pixels: a line of a title, a slider with its labels and some air, and the name of a panel."""
+_PLOT = 330
+
+
+def bare(figure: go.Figure, first: str = "") -> go.Figure:
+    """Without the caption inside, for the page has its own; the first panel is named, where the legend left no room."""
+    layout: Any = figure.layout
+    layout.annotations = [note for note in layout.annotations if not (note.yanchor == "top" and note.y == 0)]
+    above = 0.0
+    if first:
+        figure.add_annotation(
+            text=first, x=0.5, y=1, xref="paper", yref="paper", xanchor="center", yanchor="bottom", showarrow=False,
+            font_size=16,
+        )  # fmt: skip
+        above = _NAME / (layout.height - 110)
+    figure.update_yaxes(title_font_size=10)
+    legend = {"orientation": "h", "y": 1 + above, "yanchor": "bottom"}
+    return figure.update_layout(margin_b=60, margin_t=50, legend=legend)
+
+
+def slid(figure: go.Figure) -> go.Figure:
+    """With its slider, if any, between title and axes: beneath, it would lie on what a narrow screen turns and wraps.
+
+    Titles lose their small print: it stands in the caption of the page.
+    """
+    layout: Any = figure.layout
+    layout.title.text = large(layout.title.text)
+    top = (layout.title.text.count("<br>") + 1) * _LINE + 14
+    for slider in layout.sliders:
+        for step in slider.steps:
+            data, further = step.args
+            step.args = (data, {**further, "title.text": large(further["title.text"])})
+        slider.update(y=1, yanchor="bottom", x=0, len=1, pad={"t": 0, "b": 14, "l": 0, "r": 0})
+        top += _SLIDER
+    # Points have a legend beneath them; a heat map has its scale at the side.
+    below = 80 if any(trace.type == "scatter" for trace in _traces(figure)) else 50
+    figure.update_layout(
+        title={"font_size": 12.5, "yref": "container", "y": 1, "yanchor": "top", "pad": {"t": 10}},
+        legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
+        margin={"t": top, "b": below, "r": 20}, height=top + _PLOT + below,
+    )  # fmt: skip
+    return figure.update_xaxes(automargin=True, title_standoff=12)
+
+
+def large(title: str) -> str:
+    """A title without its lines in small print."""
+    return "<br>".join(line for line in title.split("<br>") if not line.startswith("<sup>"))
+
+
+def opened(figure: go.Figure, layer: int) -> go.Figure:
+    """With its slider at a block."""
+    slider: Any = figure.layout["sliders"][0]
+    place = [step.label for step in slider.steps].index(str(layer))
+    data, further = slider.steps[place].args
+    slider.active = place
+    for trace, visible in zip(_traces(figure), data["visible"], strict=True):
+        trace.update(visible=visible)
+    return figure.update_layout({key.replace(".", "_"): value for key, value in further.items()})
+
+
+def _traces(figure: go.Figure) -> Any:
+    return figure.data

@@ -1,0 +1,55 @@
+"""Words: what a page says of a study's numbers, in sentences that name how they came about."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis.figures.style import name_of
+from analysis.statistics import MOST_FAILED
+
+if TYPE_CHECKING:
+    from analysis.study.experiment import Study
+
+
+def number(value: Any, form: str, missing: str = "not measured") -> str:
+    """A number in words, with a real minus."""
+    return format(value, form).replace("-", "−") if np.isfinite(value) else missing
+
+
+def place(study: Study) -> str:
+    """How the place was chosen."""
+    placed = study.placement
+    if placed is None:
+        return "Place and strength were chosen by steering at every block on development prompts."
+    told = placed.reason
+    if np.isfinite(placed.at_strength):
+        told += (
+            f" The first cosine is of a small step; at strength {placed.strength:.2g}, which without guidance moves "
+            f"the codes about as far as the words do, it is {placed.at_strength:.2f}."
+        )
+    return f"{told} Only the strength was chosen by steering, there and on development prompts."
+
+
+def strength(study: Study) -> str:
+    """How the strength was chosen: what was tried there, by which rule, and what the best of it did."""
+    choice, settings, scan = study.choice, study.settings, study.scan
+    mine = scan[scan["strategy"] == choice.strategy]
+    mine = mine[mine["layer"].isna() if choice.layer is None else mine["layer"] == choice.layer]
+    if "stage" in mine and study.placement is not None:
+        mine = mine[mine["stage"] == "strength"]
+    tried = ", ".join(f"±{amount:g}" for amount in np.unique(mine["strength"].abs()))
+    where = "" if study.placement is not None else f", the best of {choice.candidates} places and strengths"
+    rule = (
+        f"the widest span between its two signs of those with at most {MOST_FAILED:.0%} of clips failed"
+        if choice.failed <= MOST_FAILED
+        else f"the fewest failed clips, for all failed in more than {MOST_FAILED:.0%}"
+    )
+    chosen = f"{choice.strength:g}"
+    span = f"{name_of(study.measure)} at +{chosen} is {choice.span:.3g} times that at −{chosen}"
+    return (
+        f"Strength ±{chosen}, of {tried} tried there on {settings.development} development prompts x "
+        f"{settings.development_seeds} seeds{where}: {rule} ({span if np.isfinite(choice.span) else 'not measured'}; "
+        f"{choice.failed:.0%} failed)."
+    )
