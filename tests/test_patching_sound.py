@@ -68,6 +68,28 @@ def test_windows_and_tokens_are_patched_where_they_are(plant: plants.Plant) -> N
     assert any("nats" in label for label in labels)
 
 
+def test_windows_by_number_end_with_the_clip(plant: plants.Plant) -> None:
+    """The tail's steps are in no second of the clip: equal windows once ran past its end."""
+    sides = plant.positive[:1], plant.negative[:1]
+    sound = patching.Sound("loudness", seconds=1.0)
+    found = patching.patch(plant.lens, *sides, None, sound, layers=[1], **QUIET)
+    assert found.spans is not None
+    assert found.spans[-1][1] == 1.0
+    assert found.patched.shape == (1, 1, 1, 8)
+    quarters = patching.patch(
+        plant.lens, *sides, None, patching.Sound("loudness", seconds=2.0), layers=[1], windows=4, **QUIET
+    )
+    assert quarters.spans == ((0.0, 0.48), (0.48, 1.0), (1.0, 1.52), (1.52, 2.0))
+
+
+def test_one_window_is_the_whole_clip_with_its_tail(plant: plants.Plant) -> None:
+    """A stream patched from the first step to the last of the tail makes the other clip, to its last code."""
+    found = patching.patch(
+        plant.lens, plant.positive, plant.negative, None, LOUD, "resid_post", layers=[2], windows=1, **QUIET
+    )
+    np.testing.assert_allclose(found.patched[:, 0, 0, 0], found.clean[:, 0], rtol=1e-4)
+
+
 def test_pairs_are_matched_take_turns_and_play_from_their_seeds(lens: al.AudioLens) -> None:
     sets = al.prompts.PromptSet(
         "tempo", ("fast", "slow"), ("fast music", "a fast song"), ("slow music", "a calm slow song")

@@ -96,8 +96,9 @@ def heard(
     if by == "token":
         refuse_unequal(sizes, "patching by token")
         places, columns = token_offsets(lens, ours, theirs)
+    # Windows divide what is heard: the steps after the last frame finish the delayed codebooks, and are in no second.
     grid = Grid.of(
-        lens, site, by, steps=timeline.steps, timeline=timeline, layers=layers, windows=windows, seconds=seconds,
+        lens, site, by, steps=timeline.frames, timeline=timeline, layers=layers, windows=windows, seconds=seconds,
         heads=heads, tokens=columns,
     )  # fmt: skip
     if needs_tokens(grid.hooks):
