@@ -90,6 +90,49 @@ def test_one_window_is_the_whole_clip_with_its_tail(plant: plants.Plant) -> None
     np.testing.assert_allclose(found.patched[:, 0, 0, 0], found.clean[:, 0], rtol=1e-4)
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_a_sound_grid_is_planned_and_shown_before_its_first_clip(
+    plant: plants.Plant, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], guidance_scale: float
+) -> None:
+    """What was promised is what is played: clips, generations, and rows of the decoder."""
+    sound = patching.Sound("loudness", seconds=0.4, top_k=0, guidance_scale=guidance_scale, batch_size=8)
+    asked: dict[str, Any] = {"by": "head", "layers": [1, 2]}
+    given = plant.lens, plant.positive, plant.negative, None, sound
+    plan = patching.plan(*given, **asked, timed=False)
+    assert np.isnan(plan.seconds)
+    rows, shown = [], []
+    generate = plant.lens.generate
+
+    def counted(prompts: Any, seconds: Any, **options: Any) -> Any:
+        if options.get("decode", True):
+            shown.append("SoundPlan(8 cells x 3 pairs" in capfd.readouterr().err)
+            rows.append(len(prompts))
+        return generate(prompts, seconds, **options)
+
+    monkeypatch.setattr(plant.lens, "generate", counted)
+    patching.patch(*given, **asked, n_bootstrap=10, n_permutations=10)
+    assert shown[0]
+    assert (len(rows), max(rows), sum(rows)) == (plan.generations, plan.rows, plan.clips)
+    # 10 frames and 3 steps of tail in 3 blocks.
+    assert plan.row_steps == plan.clips * (10 + 3) * 3 * (1 if guidance_scale == 1 else 2)
+    rows.clear()
+    timed = patching.plan(*given, **asked)
+    assert 0 < timed.seconds < 600
+    assert not rows
+    assert "clips of 0.4 s" in repr(timed)
+
+
+def test_a_sound_that_does_not_fit_is_refused_before_the_codes_are_patched(
+    plant: plants.Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = plant.lens.generate(plant.positive, 0.4, seeds=[0, 1, 2], decode=False).codes
+    monkeypatch.setattr(plant.lens, "run_with_cache", lambda *_, **__: pytest.fail("the model ran"))
+    with pytest.raises(InputError, match="this model makes clips"):
+        patching.patch(
+            plant.lens, plant.positive, plant.negative, codes, sound=patching.Sound("loudness", seconds=900.0), **QUIET
+        )
+
+
 def test_pairs_are_matched_take_turns_and_play_from_their_seeds(lens: al.AudioLens) -> None:
     sets = al.prompts.PromptSet(
         "tempo", ("fast", "slow"), ("fast music", "a fast song"), ("slow music", "a calm slow song")
