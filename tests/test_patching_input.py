@@ -149,6 +149,17 @@ def test_figures_have_axes_gap_and_caption() -> None:
     assert "16 pairs" in figure.layout.title.text
 
 
+@pytest.mark.parametrize(("pairs", "said"), [(63, True), (64, False)])
+def test_a_gap_of_fewer_pairs_than_a_claim_needs_says_so(pairs: int, said: bool) -> None:
+    found = result(4.0, pairs=pairs)
+    assert ("fewer than 64 pairs" in repr(found)) == said
+    assert ("fewer than 64 pairs" in found.figure().layout.title.text) == said
+
+
+def test_a_grid_that_was_not_heard_says_so() -> None:
+    assert "Not heard" in result(4.0).figure().layout.title.text
+
+
 def test_an_unknown_codebook_is_refused() -> None:
     with pytest.raises(InputError, match="codebook=7: this grid has 0, 1, total"):
         result(4.0).effect(7)

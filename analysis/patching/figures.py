@@ -24,6 +24,8 @@ _AXES = {
     "component": "what is patched",
     "token": "text token (+0: the first that differs)",
 }
+_TEXT = {"cross_attn.k", "cross_attn.v", "text_states"}
+"""Sites that hold nothing but the text."""
 _WIDEST = 12
 """Grids of more columns have no numbers in their cells."""
 
@@ -43,14 +45,31 @@ def paper(result: PatchingResult, codebook: int | str = "total") -> Figure:
 
 
 def caption(result: PatchingResult) -> str:
-    """What the grid shows, in two lines."""
+    """What the grid shows, in two lines, and a third on what was heard."""
     giver, taker = ("clean", "corrupted") if result.mode == "denoising" else ("corrupted", "clean")
     told = f"{giver} values put into the {taker} run"
-    count = len(result.clean)
-    return (
-        f"{told.capitalize()}; mean change over {count} pairs of {result.means.n_clusters} prompts.\n"
-        f"Dots: adjusted p ≤ {LEVEL:g} in the whole grid. A patch carries all in which the runs differ."
-    )
+    few = f" ({result.too_few}: a sketch)" if result.too_few else ""
+    lines = [
+        f"{told.capitalize()}; mean change over {len(result.clean)} pairs of {result.means.n_clusters} prompts{few}.",
+        f"Dots: adjusted p ≤ {LEVEL:g} in the whole grid. A patch carries all in which the runs differ.",
+    ]
+    if result.by_ear:
+        lines.append(_carried(result))
+    elif result.sound is None:
+        lines.append("Not heard: no patched clips were played beside it (sound=).")
+    else:
+        lines.append(f"By ear, on the right: {len(result.sound.clean)} pairs. {_carried(result.sound)}")
+    return "\n".join(filter(None, lines))
+
+
+def _carried(result: PatchingResult) -> str:
+    """What a patch between runs that play their own codes puts in beside the text."""
+    sites = {site.replace("hook_", "") for site in result.sites}
+    if sites <= _TEXT:
+        return ""
+    if all(site.startswith("cross_attn") for site in sites):
+        return "What the donor takes from its text also hangs on its own music."
+    return "The donor's own music is patched in too."
 
 
 def title(result: PatchingResult, codebook: int | str) -> str:

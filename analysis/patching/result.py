@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from analysis.patching.grid import By
+from analysis.patching.runs import N_PAIRS
 from analysis.resampling import Interval, bootstrap
 from analysis.statistics import Means, means
 from audiolens.errors import InputError
@@ -183,6 +184,16 @@ class PatchingResult:
         return figures.screen(self, codebook)
 
     @property
+    def by_ear(self) -> bool:
+        """Whether the metric was measured in played clips."""
+        return self.codebooks == (self.metric,)
+
+    @property
+    def too_few(self) -> str:
+        """What is to be said where a gap of a few nats comes from fewer pairs than a claim needs; else nothing."""
+        return "" if self.by_ear or len(self.clean) >= N_PAIRS else f"fewer than {N_PAIRS} pairs"
+
+    @property
     def place(self) -> str:
         """What was patched, in words."""
         if self.by == "component":
@@ -210,9 +221,10 @@ class PatchingResult:
         at = (total, row, place)
         share = f" ({self.normalised()[row, place]:.0%} of the way to clean)" if gap.clear else ""
         unclear = "" if gap.clear else "; no clear gap, so no share of it"
+        few = f", {self.too_few}" if self.too_few else ""
         return (
             f"PatchingResult({self.mode} {self.place}: gap {gap!r} over {len(self.clean)} pairs of "
-            f"{found.n_clusters} prompts{unclear}; most at {where}: {found.value[at]:+.3g} {self.unit} "
+            f"{found.n_clusters} prompts{few}{unclear}; most at {where}: {found.value[at]:+.3g} {self.unit} "
             f"[{found.low[at]:+.3g}, {found.high[at]:+.3g}], p = {found.p_adjusted[at]:.2g}{share})"
         )
 
