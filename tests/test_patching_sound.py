@@ -43,7 +43,8 @@ def test_the_planted_head_alone_makes_the_other_clip(plant: plants.Plant, mode: 
 
 
 def test_small_batches_and_fewer_pairs_play_the_same_clips(plant: plants.Plant) -> None:
-    options: dict[str, Any] = {"by": "component", "layers": [0, 1], **QUIET}
+    sites = ("attn_out", "cross_attn_out", "mlp_out", "resid_post")
+    options: dict[str, Any] = {"by": "component", "site": sites, "layers": [0, 1], **QUIET}
     sound = patching.Sound("loudness", seconds=0.4, top_k=0, pairs=2, batch_size=4)
     found = patching.patch(plant.lens, plant.positive, plant.negative, None, sound, **options)
     assert found.patched.shape == (2, 1, 2, 4)
@@ -60,7 +61,9 @@ def test_windows_and_tokens_are_patched_where_they_are(plant: plants.Plant) -> N
     assert found.sound is not None
     assert found.columns == found.sound.columns == ("+0 fast/slow", "+1", "+2", "+3 </s>")
     assert np.isnan(found.sound.patched[0, 0, 0]).tolist() == [False, False, False, True]
-    timed = patching.patch(plant.lens, *sides, None, LOUD, layers=1, windows=[(0.0, 0.2), (0.2, 0.4)], **QUIET)
+    timed = patching.patch(
+        plant.lens, *sides, None, LOUD, "resid_post", layers=1, windows=[(0.0, 0.2), (0.2, 0.4)], **QUIET
+    )
     assert timed.spans == ((0.0, 0.2), (0.2, 0.4))
     assert (timed.patched[:, 0, 0] != timed.corrupted).any()
     labels = [axes.get_ylabel() for axes in found.plot().axes]
@@ -133,6 +136,28 @@ def test_a_sound_that_does_not_fit_is_refused_before_the_codes_are_patched(
         )
 
 
+def test_by_ear_the_text_is_patched_and_not_the_donors_music(plant: plants.Plant) -> None:
+    """The plant reads its text at block 1: by ear as by codes, block 0 must move nothing.
+
+    The stream would: it carries the codes that the donor played, and no text yet.
+    """
+    assert plant.read_at == 1
+    codes = plant.lens.generate(plant.positive, 0.4, seeds=[0, 1, 2], decode=False).codes
+    given = plant.lens, plant.positive, plant.negative
+    found = patching.patch(*given, codes, layers=[0, 1], windows=2, sound=LOUD, **QUIET)
+    ear = found.sound
+    assert ear is not None
+    assert (found.sites, ear.sites) == (("resid_post",), ("cross_attn_out",))
+    np.testing.assert_allclose(ear.patched[:, 0, 0, 0], ear.corrupted[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(ear.patched[:, 0, 1, 0], ear.clean[:, 0], rtol=1e-6)
+    stream = patching.patch(*given, None, LOUD, "resid_post", layers=[0], windows=1, **QUIET)
+    assert (np.abs(stream.patched[:, 0, 0, 0] / stream.corrupted[:, 0] - 1) > 1e-5).any()
+    captions = [axes.get_text() for figure in (found, stream) if (axes := figure.plot()._supxlabel) is not None]
+    assert "3 pairs. What the donor takes from its text also hangs on its own music." in captions[0]
+    assert "The donor's own music is patched in too." in captions[1]
+    assert "Not heard" not in captions[0]
+
+
 def test_pairs_are_matched_take_turns_and_play_from_their_seeds(lens: al.AudioLens) -> None:
     sets = al.prompts.PromptSet(
         "tempo", ("fast", "slow"), ("fast music", "a fast song"), ("slow music", "a calm slow song")
@@ -171,6 +196,8 @@ def test_a_sound_that_cannot_be_measured_is_refused(options: dict[str, Any], mes
 def test_melody_plays_pairs_of_one_length_alone(melody_lens: al.AudioLens) -> None:
     with pytest.raises(PromptError, match="no mask for its text"):
         patching.patch(melody_lens, "fast", "slow song", None, LOUD, **QUIET)
-    found = patching.patch(melody_lens, "fast", "slow", None, LOUD, by="component", layers=2, **QUIET)
+    found = patching.patch(
+        melody_lens, "fast", "slow", None, LOUD, ("attn_out", "resid_post"), by="component", layers=2, **QUIET
+    )
     # The last block's stream is all that its output heads see.
     np.testing.assert_allclose(found.patched[0, 0, 0, -1], found.clean[0, 0], rtol=1e-4)

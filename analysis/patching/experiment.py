@@ -81,7 +81,8 @@ def patch(
         site: one site, or several of one part of a block patched together (`("cross_attn.k", "cross_attn.v")`). With
             `by="component"` each has a column of its own. By default `resid_post` by seconds, `cross_attn.z` by head
             (`attn.z` without cross-attention), `attn_out`, `cross_attn_out`, `mlp_out` and `resid_post` by component,
-            and keys and values of the cross-attention by token.
+            and keys and values of the cross-attention by token. A grid by ear leaves the stream out, and by seconds
+            takes `cross_attn_out`: the stream of a run that plays its own codes carries them, at any block.
         by: what the columns are: "seconds" (time windows), "head", "component", or "token" (of the text: the first in
             which the prompts differ is +0).
         mode: "denoising": clean values into the corrupted run, what suffices; "noising": corrupted values into the
@@ -94,7 +95,7 @@ def patch(
         history: codes that the corrupted run reads, in the place of `codes`, before the scored window: its own, say.
             The scored window must then start later than 0.
         clusters: what the intervals resample (default: the prompts of a pair, so that its seeds stay together).
-        sound: beside a grid on codes, a coarser one by ear.
+        sound: beside a grid on codes, a coarser one by ear, over the whole clip.
         memory_gib: what recordings and batches may take; larger grids run in parts.
         n_bootstrap, n_permutations, seed: of the intervals and p-values.
         progress: show plans and a bar, on stderr. Without them, see `plan`.

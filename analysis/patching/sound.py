@@ -3,7 +3,8 @@
 The clean clip, the corrupted one and every patched one of a pair are drawn side by side from one seed. At each step a
 patched row takes the values that another row of the same batch has there, at that very step: nothing is stored, and
 nothing is shifted in time. Once their codes part, a patched row hears its own past and is patched with a row that hears
-another: what is put in is what the *other run* does at this second, its music included.
+another: what is put in is what the *other run* does at this second, its music included. Only keys and values of the
+cross-attention, and the text's states, hold nothing but the text.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class Listening:
         # Windows divide what is heard: the steps behind the last frame finish the delayed codebooks, in no second.
         grid = Grid.of(
             lens, site, by, steps=timeline.frames, timeline=timeline, layers=layers, windows=windows, seconds=seconds,
-            heads=heads, tokens=columns,
+            heads=heads, tokens=columns, heard=True,
         )  # fmt: skip
         if needs_tokens(grid.hooks):
             refuse_unequal(sizes, f"{' and '.join(grid.sites)} by {by}")
