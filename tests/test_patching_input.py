@@ -20,7 +20,7 @@ METRIC = patching.LogLikelihood((0.0, 0.2))
     [
         ({"corrupted": ["slow", "dark", "calm"]}, PromptError, "2 clean and 3 corrupted prompts"),
         ({"corrupted": ["slow", "bright"]}, InputError, "pair 1 has 'bright' on both sides"),
-        ({"codes": torch.zeros(3, 4, 15, dtype=torch.long)}, InputError, "3 rows of codes for 2 pairs"),
+        ({"codes": torch.zeros(3, 4, 15, dtype=torch.long)}, InputError, "3 rows of codes for 2 prompts"),
         ({"codes": torch.zeros(2, 5, 15, dtype=torch.long)}, InputError, "4 codebooks"),
         ({"codes": None}, InputTypeError, "codes: expected"),
         ({"site": "cross_attn_outs"}, SiteError, "unknown site"),

@@ -184,8 +184,11 @@ def test_pairs_are_matched_take_turns_and_play_from_their_seeds(lens: al.AudioLe
     ("options", "message"),
     [
         ({"measure": "temp"}, "Did you mean 'tempo'"),
-        ({"measure": "tempo", "pairs": 0}, "at least one pair"),
-        ({"measure": "tempo", "batch_size": 2}, "at least three rows"),
+        ({"measure": "tempo", "pairs": 0}, "pairs=0: expected a whole number of at least 1"),
+        ({"measure": "tempo", "batch_size": 2}, "batch_size=2: expected a whole number of at least 3"),
+        ({"measure": "tempo", "pairs": 1.5}, "pairs=1.5"),
+        ({"measure": "tempo", "first_seed": -1}, "first_seed=-1"),
+        ({"measure": "tempo", "temperature": -1.0}, "temperature=-1"),
     ],
 )
 def test_a_sound_that_cannot_be_measured_is_refused(options: dict[str, Any], message: str) -> None:

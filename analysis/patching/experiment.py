@@ -25,9 +25,10 @@ from tqdm.auto import tqdm
 
 from analysis.patching.grid import By, Cell, Grid, needs_tokens
 from analysis.patching.plans import Plan, SoundPlan
-from analysis.patching.result import Mode, PatchingResult
+from analysis.patching.result import Mode, PatchingResult, checked_mode
 from analysis.patching.runs import Runs
 from analysis.patching.sound import Listening, Sound
+from audiolens.checks import checked_amount, checked_count
 from audiolens.errors import InputError
 from audiolens.passes import alone
 from audiolens.timeline import Span, codes_timeline
@@ -106,7 +107,8 @@ def patch(
     The codes are scored under the conditional branch alone, without guidance.
     """
     options: dict[str, Any] = {"layers": layers, "windows": windows, "seconds": seconds, "heads": heads}
-    stats: dict[str, Any] = {"n_bootstrap": n_bootstrap, "n_permutations": n_permutations, "seed": seed}
+    counts = {"n_bootstrap": n_bootstrap, "n_permutations": n_permutations, "seed": seed}
+    stats: dict[str, Any] = {name: checked_count(name, value, 0) for name, value in counts.items()}
     asked: dict[str, Any] = {"by": by, "mode": mode, "clusters": clusters}
     if isinstance(metric, Sound):
         if codes is not None or history is not None or sound is not None:
@@ -283,12 +285,10 @@ def _job(
     memory_gib: Any,
     options: dict[str, Any],
 ) -> _Job:
-    if mode not in ("denoising", "noising"):
-        raise InputError(f"mode={mode!r}: expected 'denoising' or 'noising'.")
+    checked_mode(mode)
     if metric != "log_likelihood" and not isinstance(metric, LogLikelihood):
         raise InputError(f"metric={metric!r}: expected 'log_likelihood', LogLikelihood(...) or Sound(...).")
-    if isinstance(memory_gib, bool) or not isinstance(memory_gib, int | float) or not memory_gib > 0:
-        raise InputError(f"memory_gib={memory_gib!r}: expected a number above 0.")
+    memory = checked_amount("memory_gib", memory_gib, above=0)
     runs = Runs.checked(
         lens, clean, corrupted, codes, metric.seconds if isinstance(metric, LogLikelihood) else None, history
     )
@@ -298,4 +298,4 @@ def _job(
         runs.refuse_unequal(f"{' and '.join(grid.sites)} by {by}")
     if lens.config.conditioning == "prefix" and any(hook.endswith("pattern") for hook in grid.hooks):
         runs.refuse_unequal("attention patterns")
-    return _Job(runs, grid, mode, float(memory_gib))
+    return _Job(runs, grid, mode, memory)

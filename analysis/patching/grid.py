@@ -116,8 +116,7 @@ class Grid:
         Raises:
             InputError: (or a subclass) for a site that the model lacks, or one that `by` cannot divide.
         """
-        if by not in get_args(By):
-            raise InputError(f"by={by!r}: expected one of {', '.join(map(repr, get_args(By)))}.")
+        checked_by(by)
         if by == "token" and lens.config.conditioning == "prefix":
             raise SiteError(
                 f"by='token': {lens.config.family} has no cross-attention: its text stands before the audio "
@@ -152,6 +151,12 @@ class Grid:
         return cls(
             by, names, depths, columns, None if spans is None else tuple(span for *_, span in spans), tuple(cells)
         )
+
+
+def checked_by(by: Any) -> None:
+    """Raise for columns that no grid has."""
+    if by not in get_args(By):
+        raise InputError(f"by={by!r}: expected one of {', '.join(map(repr, get_args(By)))}.")
 
 
 def needs_tokens(hooks: Sequence[str]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,12 @@ from audiolens.timeline import Span
 
 Mode = Literal["denoising", "noising"]
 TOTAL = "total"
+
+
+def checked_mode(mode: Any) -> None:
+    """Raise for anything but a way to patch."""
+    if mode not in get_args(Mode):
+        raise InputError(f"mode={mode!r}: expected {' or '.join(map(repr, get_args(Mode)))}.")
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from analysis.matched import refuse_unequal
 from analysis.patching.grid import By, Cell, Grid, needs_tokens
 from analysis.patching.plans import SoundPlan
-from analysis.patching.result import Mode, PatchingResult
-from analysis.patching.runs import checked_clusters, checked_prompts, refuse_same, refuse_unequal, token_offsets
+from analysis.patching.result import Mode, PatchingResult, checked_mode
+from analysis.patching.runs import checked_clusters, checked_prompts, refuse_same, token_offsets
 from audiolens import measure
+from audiolens.checks import checked_count
 from audiolens.errors import InputError, PromptError, nearest
-from audiolens.interventions import Apply, Branch
+from audiolens.interventions import Apply, Branch, checked_branch
+from audiolens.sampling import checked_settings
 from audiolens.timeline import Span, Timeline, clip_timeline
 
 if TYPE_CHECKING:
@@ -59,11 +62,16 @@ class Sound:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        if self.measure not in measure.MEASURES:
+        if not isinstance(self.measure, str) or self.measure not in measure.MEASURES:
             near = nearest(str(self.measure), measure.MEASURES)
             raise InputError(f"measure={self.measure!r}.{near} There are: {', '.join(measure.MEASURES)}.")
-        if self.pairs is not None and self.pairs < 1 or self.batch_size < 3:
-            raise InputError("Sound: expected at least one pair, and batches of at least three rows.")
+        if self.pairs is not None:
+            checked_count("pairs", self.pairs)
+        # A patched clip plays beside both unpatched ones.
+        checked_count("batch_size", self.batch_size, 3)
+        checked_count("first_seed", self.first_seed, 0)
+        checked_settings(self.guidance_scale, self.temperature, self.top_k)
+        checked_branch(self.branch, guided=self.guidance_scale != 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +107,7 @@ class Listening:
         clusters: Sequence[str] | None,
     ) -> Listening:
         """The grid, or an error before any model runs; see `patching.patch`."""
-        if mode not in ("denoising", "noising"):
-            raise InputError(f"mode={mode!r}: expected 'denoising' or 'noising'.")
+        checked_mode(mode)
         ours, theirs, sizes = checked_prompts(lens, clean, corrupted)
         groups = checked_clusters(clusters, ours, theirs)[: sound.pairs]
         ours, theirs = ours[: sound.pairs], theirs[: sound.pairs]
