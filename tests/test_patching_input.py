@@ -1,5 +1,6 @@
 """What patching refuses, and what its results say: at the door, in one line, with the remedy."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,26 @@ def test_a_gap_of_fewer_pairs_than_a_claim_needs_says_so(pairs: int, said: bool)
     found = result(4.0, pairs=pairs)
     assert ("fewer than 64 pairs" in repr(found)) == said
     assert ("fewer than 64 pairs" in found.figure().layout.title.text) == said
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_could_not_be_measured_is_told_and_drawn() -> None:
+    """A slow clip may have no tempo: a cell or all of them are empty, and so may be the gap."""
+    full = result(4.0)
+    ear = {"codebooks": ("tempo_ioi",), "metric": "tempo_ioi", "unit": "BPM"}
+    one: dict[str, Any] = {name: getattr(full, name)[:, :1].copy() for name in ("patched", "clean", "corrupted")}
+    one["patched"][:, :, 0] = np.nan
+    some = replace(full, **ear, **one)
+    assert np.isnan(some.to_frame()[["effect", "p", "p_adjusted", "normalised"]].iloc[0]).all()
+    assert "most at block 1" in repr(some)
+    nothing = replace(some, corrupted=np.full_like(some.corrupted, np.nan))
+    assert not nothing.gap().clear
+    assert "no pair was measured in both runs" in repr(nothing)
+    with pytest.raises(InputError, match="no best cell"):
+        nothing.best()
+    for found, told in ((some, "in all of which"), (nothing, "in 0 of which")):
+        assert told in found.figure().layout.title.text
+        assert found.plot().axes
 
 
 def test_a_grid_that_was_not_heard_says_so() -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 _SHOWN = ("layer", "seconds", "head", "component", "token", "effect", "low", "high", "normalised", "p_adjusted")
-_HEARD_PAIRS, _HEARD_SECONDS = 8, 3.0
+_HEARD_PAIRS, _HEARD_SECONDS = 8, 5.0
 """Of the grid by ear: enough to hear whether a place is heard at all, in a minute or two."""
 
 

@@ -26,7 +26,7 @@ _AXES = {
 }
 _TEXT = {"cross_attn.k", "cross_attn.v", "text_states"}
 """Sites that hold nothing but the text."""
-_WIDEST = 12
+_WIDEST = 24
 """Grids of more columns have no numbers in their cells."""
 
 
@@ -54,12 +54,23 @@ def caption(result: PatchingResult) -> str:
         f"Dots: adjusted p ≤ {LEVEL:g} in the whole grid. A patch carries all in which the runs differ.",
     ]
     if result.by_ear:
-        lines.append(_carried(result))
+        lines.append(f"{_measured(result)} {_carried(result)}")
     elif result.sound is None:
         lines.append("Not heard: no patched clips were played beside it (sound=).")
     else:
-        lines.append(f"By ear, on the right: {len(result.sound.clean)} pairs. {_carried(result.sound)}")
+        lines.append(f"By ear, on the right: {_measured(result.sound)} {_carried(result.sound)}")
     return "\n".join(filter(None, lines))
+
+
+def _measured(result: PatchingResult) -> str:
+    """How many pairs were played, and where the measure heard nothing."""
+    pairs = len(result.clean)
+    both = int(np.isfinite(result.clean - result.corrupted).all(1).sum())
+    return (
+        f"{pairs} pairs"
+        + (", in all of which" if both == pairs else f", in {both} of which")
+        + " both runs were measured."
+    )
 
 
 def _carried(result: PatchingResult) -> str:
@@ -90,7 +101,7 @@ def unit_of(result: PatchingResult) -> str:
 
 def _panel(figure: Figure, axes: Axes, result: PatchingResult, codebook: int | str) -> None:
     values = result.effect(codebook)
-    most = float(np.nanmax(np.abs(values))) or 1.0
+    most = float(np.nan_to_num(np.abs(values)).max()) or 1.0
     image = axes.imshow(values, cmap=DIVERGING, vmin=-most, vmax=most, origin="lower", aspect="auto")
     significant = result.means.p_adjusted[result._place(codebook)] <= LEVEL
     narrow = len(result.columns) <= _WIDEST
@@ -128,7 +139,7 @@ def screen(result: PatchingResult, codebook: int | str = "total") -> go.Figure:
     steps: list[dict[str, Any]] = []
     for place, name in enumerate(names):
         found, values = result.means, result.means.value[place]
-        most = float(np.nanmax(np.abs(values))) or 1.0
+        most = float(np.nan_to_num(np.abs(values)).max()) or 1.0
         figure.add_heatmap(
             z=values,
             x=list(result.columns),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -41,6 +42,8 @@ class Gap:
         return bool(self.interval.low > 0 or self.interval.high < 0)
 
     def __repr__(self) -> str:
+        if not np.isfinite(self.value):
+            return f"unknown (no pair was measured in both runs) [{self.unit}]"
         return f"{self.value:+.3g} {self.unit} [{self.interval.low:+.3g}, {self.interval.high:+.3g}]"
 
 
@@ -103,11 +106,11 @@ class PatchingResult:
         )
 
     def gap(self, codebook: int | str = TOTAL) -> Gap:
-        """Clean less corrupted of one codebook, or of all together."""
+        """Clean less corrupted of one codebook, or of all together; NaN where no pair was measured in both runs."""
         each = self._gaps[:, self._place(codebook)]
         usable = np.isfinite(each)
         if not usable.any():
-            raise InputError(f"no pair has a {self.metric} in both runs: there is no gap.")
+            return Gap(float("nan"), Interval(float("nan"), float("nan"), 0.95, 0), self.unit)
         own = each[usable]
         interval = bootstrap(
             lambda index: float(own[index].mean()),
@@ -140,12 +143,25 @@ class PatchingResult:
         there = np.isfinite(patched)
         whole = np.where(there, (clean - corrupted)[:, None, None], np.nan)
         part = patched - corrupted[:, None, None]
-        return np.nanmean(part, axis=0) / np.nanmean(whole, axis=0)
+        with warnings.catch_warnings():
+            # A cell that no pair has, or in which nothing could be measured, is NaN.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return np.nanmean(part, axis=0) / np.nanmean(whole, axis=0)
 
     def best(self, codebook: int | str = TOTAL) -> tuple[int | None, str]:
-        """The layer and column of the cell that moves the metric furthest from the unpatched run to the other."""
-        sign = np.sign(self.gap(codebook).value) * (1 if self.mode == "denoising" else -1)
-        row, column = np.unravel_index(np.nanargmax(sign * self.effect(codebook)), self.patched.shape[2:])
+        """The layer and column of the cell that moves the metric furthest from the unpatched run to the other.
+
+        Raises:
+            InputError: if no cell was measured.
+        """
+        effect = self.effect(codebook)
+        if not np.isfinite(effect).any():
+            raise InputError(f"no clip has a {self.metric} before and after a patch: there is no best cell.")
+        gap = self.gap(codebook).value
+        towards = np.sign(gap) * (1 if self.mode == "denoising" else -1) * effect
+        row, column = np.unravel_index(
+            np.nanargmax(towards if np.isfinite(gap) else np.abs(effect)), self.patched.shape[2:]
+        )
         return self.layers[int(row)], self.columns[int(column)]
 
     def to_frame(self) -> pd.DataFrame:
@@ -220,6 +236,8 @@ class PatchingResult:
 
     def __repr__(self) -> str:
         gap = self.gap()
+        if not np.isfinite(self.effect()).any():
+            return f"PatchingResult({self.mode} {self.place}: gap {gap!r}; no patched clip has a {self.metric})"
         layer, column = self.best()
         row, place = self.layers.index(layer), self.columns.index(column)
         found, total = self.means, self._place(TOTAL)
