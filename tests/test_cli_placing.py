@@ -61,9 +61,10 @@ def test_patch_is_heard_by_the_concepts_measure(
 def test_a_file_of_prompts_is_heard_where_it_names_a_measure(tmp_path: Path) -> None:
     from analysis.commands.patch import _ear
 
-    assert _ear("tempo.csv", None, 64, 0) is None
-    assert _ear("mine", None, 64, 0) is None
-    named = _ear("mine.csv", "loudness", 64, 5)
+    assert _ear("tempo.csv", "head", None, 64, 0) is None
+    assert _ear("mine", "head", None, 64, 0) is None
+    assert _ear("tempo", "token", None, 64, 0) is None
+    named = _ear("mine.csv", "token", "loudness", 64, 5)
     assert named is not None
     assert (named.measure, named.pairs, named.first_seed) == ("loudness", 8, 5)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SHOWN = ("layer", "seconds", "head", "component", "token", "effect", "low", "high", "normalised", "p_adjusted")
 _HEARD_PAIRS, _HEARD_SECONDS = 8, 5.0
-"""Of the grid by ear: enough to hear whether a place is heard at all, in a minute or two."""
+"""Of the grid by ear: enough to hear whether a place is heard at all, in minutes."""
 
 
 def patch(
@@ -59,7 +59,7 @@ def patch(
     first, with its interval: where that covers 0, there is nothing to share out.
 
     Beside it stands a coarse grid by ear: patched clips, measured. It is played where the concept has a measure (the
-    bundled tempo, timbre, density and register) or --sound names one. It has few pairs, and says so.
+    bundled tempo, timbre, density and register; not by token) or --sound names one. It has few pairs, and says so.
 
     Examples:
 
@@ -82,7 +82,7 @@ def patch(
         raise InputError("--sound and --no-sound were both given: give one.")
     checked_by(by)
     checked_mode(mode)
-    ear = None if no_sound else _ear(concept, sound, pairs, seed)
+    ear = None if no_sound else _ear(concept, by, sound, pairs, seed)
     if out is not None:
         folder.check(out, overwrite=None)
     lens = open_lens(model)
@@ -113,12 +113,13 @@ def patch(
         shown(result.sound, False, _SHOWN)
 
 
-def _ear(concept: str, measured: str | None, pairs: int, seed: int) -> Sound | None:
+def _ear(concept: str, by: str, measured: str | None, pairs: int, seed: int) -> Sound | None:
     """What is heard: the measure asked for, or that of a bundled concept."""
     from analysis.patching import Sound
     from analysis.sweep.response import MEASURED
 
-    name = measured or (None if is_prompt_file(concept) else MEASURED.get(concept))
+    # A grid by token has a column for every word: over a thousand clips, which is for who asks for them.
+    name = measured or (None if is_prompt_file(concept) or by == "token" else MEASURED.get(concept))
     if name is None:
         return None
     return Sound(name, seconds=_HEARD_SECONDS, pairs=min(pairs, _HEARD_PAIRS), first_seed=seed)
