@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import Tensor
 
 import audiolens as al
@@ -179,6 +180,15 @@ def test_what_could_not_be_measured_is_told_and_drawn() -> None:
 
 def test_a_grid_that_was_not_heard_says_so() -> None:
     assert "Not heard" in result(4.0).figure().layout.title.text
+
+
+def test_a_narrow_grids_caption_stays_in_its_figure() -> None:
+    found = result(4.0)
+    figure = replace(found, columns=found.columns[:1], patched=found.patched[..., :1]).plot()
+    assert figure._supxlabel is not None
+    FigureCanvasAgg(figure).draw()
+    box = figure._supxlabel.get_window_extent()
+    assert (box.x0, box.x1) == (pytest.approx(max(box.x0, 0)), pytest.approx(min(box.x1, figure.bbox.width)))
 
 
 def test_an_unknown_codebook_is_refused() -> None:

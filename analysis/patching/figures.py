@@ -5,6 +5,7 @@ Cells that differ from 0 in the whole grid (adjusted p at most 5%) carry a dot, 
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,7 +41,10 @@ def paper(result: PatchingResult, codebook: int | str = "total") -> Figure:
         panels = figure.subplots(1, len(grids), squeeze=False, gridspec_kw={"width_ratios": widths})[0]
         for axes, (grid, name) in zip(panels, grids, strict=True):
             _panel(figure, axes, grid, name)
-        figure.supxlabel(caption(result), fontsize=7.5, color="#404040")
+        width = int(figure.get_figwidth() * 17)
+        lines = [part for line in caption(result).splitlines() for part in wrap(line, width)]
+        figure.set_figheight(height + 0.14 * (len(lines) - 2))
+        figure.supxlabel("\n".join(lines), fontsize=7.5, color="#404040")
     return figure
 
 
@@ -127,7 +131,7 @@ def _panel(figure: Figure, axes: Axes, result: PatchingResult, codebook: int | s
     axes.set_ylabel("block")
     axes.grid(False)
     axes.set_title(title(result, codebook), fontsize=9, loc="left")
-    figure.colorbar(image, ax=axes, shrink=0.9, label=unit_of(result))
+    figure.colorbar(image, ax=axes, shrink=0.9, label="\n".join(wrap(unit_of(result), int(9 * figure.get_figheight()))))
 
 
 def screen(result: PatchingResult, codebook: int | str = "total") -> go.Figure:
