@@ -7,6 +7,7 @@ false-positive rate is checked on simulated data in the tests.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -244,15 +245,17 @@ def means(
         low = high = np.full(flat.shape[1], np.nan)
         if n_bootstrap and count > 1:
             weights = rng.multinomial(count, np.full(count, 1 / count), size=n_bootstrap)
-            low, high = np.nanquantile((weights @ sums) / (weights @ sizes), levels(confidence, count), axis=0)
+            with warnings.catch_warnings():
+                # A cell without values has no interval.
+                warnings.simplefilter("ignore", RuntimeWarning)
+                low, high = np.nanquantile((weights @ sums) / (weights @ sizes), levels(confidence, count), axis=0)
         root = np.sqrt((sums**2).sum(0))
         seen = np.where(root > 0, np.abs(sums.sum(0)) / root, 0.0)
         signs = rng.choice((-1.0, 1.0), (n_permutations, count))
         flipped = np.where(root > 0, np.abs(signs @ sums) / root, 0.0)
     most, seen = flipped.max(1, initial=0.0), seen - 1e-9
     p, adjusted = ((1 + (each >= seen).sum(0)) / (n_permutations + 1) for each in (flipped, most[:, None]))
-    if n_permutations < 1:
-        p = adjusted = np.full(flat.shape[1], np.nan)
+    p, adjusted = (np.where((n == 0) | (n_permutations < 1), np.nan, each) for each in (p, adjusted))
     parts = (mean, spread, low, high, p, adjusted, n)
     return Means(*(part.reshape(shape) for part in parts), n_clusters=count, confidence=confidence)
 

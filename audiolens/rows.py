@@ -15,6 +15,7 @@ from jaxtyping import Int
 from nnsight.intervention.batching import Batcher
 from torch import Tensor
 
+from audiolens.checks import checked_count
 from audiolens.errors import InputError
 from audiolens.families import LensConfig
 from audiolens.text import BUCKET, checked_prompts
@@ -73,9 +74,7 @@ def whole_batch_size(batch_size: int) -> int:
     Raises:
         InputError: if it is no whole number, or under 1.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(f"batch_size={batch_size!r}: expected a whole number of at least 1.")
-    return batch_size
+    return checked_count("batch_size", batch_size)
 
 
 def batches(

@@ -110,6 +110,31 @@ def test_heads_that_follow_their_own_clips_beat_stand_out_against_other_clips(
     assert found.periodic[1, 2]
 
 
+@pytest.mark.parametrize(
+    ("beats", "longest", "remedy"),
+    [
+        # 15 frames at 25 a second: lags to 0.28 s.
+        ([30.0, 40.0, 30.0, 40.0, 30.0], None, "fastest beat lasts 30 s; give longer clips"),
+        ([0.24, 0.28, 0.28, 0.3, 0.3], None, "fastest beat lasts 0.24 s; give longest_seconds=0.36"),
+        ([0.12, 0.16, 0.2, 0.2, 0.2], 0.12, "give longest_seconds=0.2"),
+    ],
+)
+def test_beats_that_no_lag_reaches_are_refused(
+    lens: Any, codes: torch.Tensor, beats: list[float], longest: float | None, remedy: str
+):
+    with pytest.raises(InputError, match=remedy):
+        attention.by_lag(lens, PROMPTS, codes, beat_seconds=beats, longest_seconds=longest)
+
+
+def test_the_lags_that_a_refusal_names_are_enough(lens: Any, codes: torch.Tensor):
+    beats = [0.24, 0.28, 0.28, 0.3, 0.3]
+    found = attention.by_lag(
+        lens, PROMPTS, codes, beat_seconds=beats, longest_seconds=0.36, n_permutations=9, layers=[1]
+    )
+    assert np.isfinite(found.scores).sum(-1).tolist() == [[1, 1, 1, 1]]
+    assert "of 4 heads look back by the beat" in repr(found)
+
+
 @pytest.mark.parametrize(("site", "module"), [("attn.z", "self_attn"), ("cross_attn.z", "encoder_attn")])
 def test_ablation_is_a_head_set_to_zero_by_a_hook(lens: Any, codes: torch.Tensor, site: str, module: str):
     found = attention.ablate(lens, PROMPTS, codes, site=site, heads=[0, 3], batch_size=12)

@@ -206,14 +206,14 @@ def test_a_family_with_a_prefix_is_attributed_behind_it(melody_lens: Any, codes:
         attribution.attribute(melody_lens, CLEAN, CORRUPTED, codes, sites="cross_attn.z")
     with pytest.raises(InputError, match="use method='gradient'"):
         attribution.attribute(melody_lens, CLEAN, CORRUPTED, codes, method="integrated")
-    with pytest.raises(InputError, match="pair 0 has 3 and 4 tokens.*shifts every step"):
+    with pytest.raises(InputError, match="shifts every step.*pair 0 with 3 and 4 tokens"):
         attribution.attribute(melody_lens, CLEAN, ["slow piano music", *CORRUPTED[1:]], codes)
 
 
 def test_tokens_that_do_not_align_are_refused_only_where_it_matters(lens: Any, codes: torch.Tensor):
     longer = ["slow piano music", *CORRUPTED[1:]]
     for asked in ({"sites": "cross_attn.v"}, {"sites": "cross_attn.pattern"}, {"method": "integrated"}):
-        with pytest.raises(InputError, match="pair 0 has 3 and 4 tokens"):
+        with pytest.raises(InputError, match="pair 0 with 3 and 4 tokens"):
             attribution.attribute(lens, CLEAN, longer, codes, **asked)
     assert attribution.attribute(lens, CLEAN, longer, codes, sites="cross_attn.z", check=0).sites
 
@@ -222,7 +222,7 @@ def test_tokens_that_do_not_align_are_refused_only_where_it_matters(lens: Any, c
     ("change", "message"),
     [
         ({"corrupted": CLEAN}, "are the same"),
-        ({"corrupted": CORRUPTED[:2]}, "5 clean and 2 corrupted prompts"),
+        ({"corrupted": CORRUPTED[:2]}, "5 rows of codes for 2 prompts"),
         ({"sites": "hook_logits"}, "read from"),
         ({"sites": []}, "name at least one"),
         ({"method": "magic"}, "expected 'gradient' or 'integrated'"),

@@ -29,13 +29,74 @@ def test_place_names_a_place_and_writes_why(run: Run, checkpoint: Path, tmp_path
 
 def test_patch_tells_the_gap_and_the_grid(run: Run, checkpoint: Path) -> None:
     arguments = ("-m", checkpoint, "--pairs", 4, "--seconds", 0.4)
-    code, out, err = run("patch", "tempo", *arguments, "--by", "head")
+    code, out, err = run("patch", "tempo", *arguments, "--by", "head", "--no-sound")
     assert code == 0, err
     assert "nats" in out
     assert "head" in out
-    code, out, err = run("patch", "tempo", *arguments, "--by", "component", "--json")
+    assert "fewer than 64 pairs" in out
+    code, out, err = run("patch", "tempo", *arguments, "--by", "component", "--no-sound", "--json")
     assert code == 0, err
     assert {row["component"] for row in json.loads(out)["rows"]} >= {"attn_out", "mlp_out"}
+    assert json.loads(out)["sound"] is None
+    assert "Plan(12 cells x 4 pairs" in err
+
+
+def test_patch_is_heard_by_the_concepts_measure(
+    run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analysis.commands.patch._HEARD_SECONDS", 0.4)
+    arguments = ("patch", "timbre", "-m", checkpoint, "--pairs", 3, "--seconds", 0.4)
+    code, out, err = run(*arguments, "--json", "-o", "heard")
+    assert code == 0, err
+    heard = json.loads(out)["sound"]
+    assert {row["codebook"] for row in heard["rows"]} == {"brightness"}
+    assert {row["seconds"] for row in heard["rows"]} == {"0.00-0.40"}
+    assert "SoundPlan(3 cells x 3 pairs" in err
+    assert (tmp_path / "heard" / "by-ear.csv").exists()
+    code, out, err = run(*arguments, "--sound", "loudness")
+    assert code == 0, err
+    assert "dBFS" in out
+
+
+def test_a_file_of_prompts_is_heard_where_it_names_a_measure(tmp_path: Path) -> None:
+    from analysis.commands.patch import _ear
+
+    assert _ear("tempo.csv", "head", None, 64, 0) is None
+    assert _ear("mine", "head", None, 64, 0) is None
+    assert _ear("tempo", "token", None, 64, 0) is None
+    named = _ear("mine.csv", "token", "loudness", 64, 5)
+    assert named is not None
+    assert (named.measure, named.pairs, named.first_seed) == ("loudness", 8, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--by", "hour"), "by='hour'"),
+        (("--mode", "noise"), "mode='noise'"),
+        (("--site", "resid_pots"), "resid_post"),
+        (("--site", "resid_post", "--by", "token"), "has no place a token"),
+        (("--site", "cross_attn.k"), "use by='token'"),
+        (("--seconds", 0.12), "windows=8: there are 6 steps"),
+        (("--sound", "tempoo"), "measure='tempoo'"),
+        (("--sound", "tempo", "--no-sound"), "both given"),
+    ],
+)
+def test_patch_refuses_before_a_pair_is_played(
+    run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple, message: str
+) -> None:
+    monkeypatch.setattr("audiolens.lens.AudioLens.generate", lambda *_, **__: pytest.fail("a pair was played"))
+    code, _, err = run("patch", "tempo", "-m", checkpoint, *arguments)
+    assert code == 2
+    assert message in err
+
+
+def test_sites_on_the_texts_side_take_pairs_of_one_length(run: Run, checkpoint: Path) -> None:
+    """Of the set's matched prompts some differ in length: playing them first to refuse them after helped nobody."""
+    arguments = ("-m", checkpoint, "--pairs", 3, "--seconds", 0.4, "--no-sound", "--json")
+    code, out, err = run("patch", "tempo", *arguments, "--site", "cross_attn.v", "--by", "head")
+    assert code == 0, err
+    assert len(json.loads(out)["rows"]) == 5 * 3 * 4
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_tables_and_figures_name_what_they_show(lens: Any, codes: torch.Tensor):
         ({"direction": torch.ones(3)}, "expected 48 finite numbers"),
         ({"direction": torch.zeros(48)}, "not all 0"),
         ({"corrupted": CLEAN}, "are the same"),
-        ({"corrupted": CORRUPTED[:2]}, "2 prompts for 5 rows"),
+        ({"corrupted": CORRUPTED[:2]}, "5 rows of codes for 2 prompts"),
     ],
 )
 def test_bad_input_is_refused(lens: Any, codes: torch.Tensor, asked: dict[str, Any], message: str):

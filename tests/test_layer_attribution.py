@@ -1,11 +1,13 @@
 """Evidence of any form stands over the layers it belongs to, in its own unit."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 from plants import tables as planted
 
-from analysis import layer_attribution
+from analysis import layer_attribution, probing
 from audiolens.errors import InputError, InputTypeError
 
 
@@ -36,6 +38,18 @@ def test_values_stand_at_their_layers(found: layer_attribution.LayerAttribution)
     assert "patching -7 at block 5" in repr(found)
 
 
+@pytest.mark.parametrize(("labels", "unit"), [(["a", "b"] * 20, "balanced accuracy"), (np.arange(40) / 40, "R²")])
+def test_a_probe_says_which_score_it_is(labels: Any, unit: str):
+    values = np.random.default_rng(0).normal(size=(3, 40, 4))
+    probe = probing.probe(None, values, labels, n_shuffles=2, n_bootstrap=0)
+    for given in (probe, probe.to_frame()):
+        found = layer_attribution.gather(probe=given)["probe"]
+        assert (found.unit, found.layers) == (unit, (0, 1, 2))
+        np.testing.assert_allclose(found.values, probe.scores)
+    drawn = layer_attribution.gather(probe=probe).plot().axes[0]
+    assert drawn.get_ylabel().replace("\n", " ") == unit
+
+
 @pytest.mark.parametrize("normalised", [False, True])
 def test_every_kind_is_drawn_with_its_unit(found: layer_attribution.LayerAttribution, normalised: bool):
     panels = found.plot(normalised).axes
@@ -45,7 +59,10 @@ def test_every_kind_is_drawn_with_its_unit(found: layer_attribution.LayerAttribu
         heights = np.concatenate([drawn[0].get_ydata() for drawn in panels[0].containers])
         assert np.abs(heights).max() == pytest.approx(1)
     else:
-        assert [axes.get_ylabel().replace("\n", " ") for axes in panels][:2] == ["cross-validated score", "nats"]
+        assert [axes.get_ylabel().replace("\n", " ") for axes in panels][:2] == [
+            "score (balanced accuracy or R²)",
+            "nats",
+        ]
     assert len(found.figure(normalised).data) == 5
 
 

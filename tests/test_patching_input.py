@@ -1,10 +1,12 @@
 """What patching refuses, and what its results say: at the door, in one line, with the remedy."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import Tensor
 
 import audiolens as al
@@ -20,7 +22,7 @@ METRIC = patching.LogLikelihood((0.0, 0.2))
     [
         ({"corrupted": ["slow", "dark", "calm"]}, PromptError, "2 clean and 3 corrupted prompts"),
         ({"corrupted": ["slow", "bright"]}, InputError, "pair 1 has 'bright' on both sides"),
-        ({"codes": torch.zeros(3, 4, 15, dtype=torch.long)}, InputError, "3 rows of codes for 2 pairs"),
+        ({"codes": torch.zeros(3, 4, 15, dtype=torch.long)}, InputError, "3 rows of codes for 2 prompts"),
         ({"codes": torch.zeros(2, 5, 15, dtype=torch.long)}, InputError, "4 codebooks"),
         ({"codes": None}, InputTypeError, "codes: expected"),
         ({"site": "cross_attn_outs"}, SiteError, "unknown site"),
@@ -147,6 +149,46 @@ def test_figures_have_axes_gap_and_caption() -> None:
     assert len(figure.data) == 3
     assert [trace.visible for trace in figure.data] == [True, False, False]
     assert "16 pairs" in figure.layout.title.text
+
+
+@pytest.mark.parametrize(("pairs", "said"), [(63, True), (64, False)])
+def test_a_gap_of_fewer_pairs_than_a_claim_needs_says_so(pairs: int, said: bool) -> None:
+    found = result(4.0, pairs=pairs)
+    assert ("fewer than 64 pairs" in repr(found)) == said
+    assert ("fewer than 64 pairs" in found.figure().layout.title.text) == said
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_could_not_be_measured_is_told_and_drawn() -> None:
+    """A slow clip may have no tempo: a cell or all of them are empty, and so may be the gap."""
+    full = result(4.0)
+    ear = {"codebooks": ("tempo_ioi",), "metric": "tempo_ioi", "unit": "BPM"}
+    one: dict[str, Any] = {name: getattr(full, name)[:, :1].copy() for name in ("patched", "clean", "corrupted")}
+    one["patched"][:, :, 0] = np.nan
+    some = replace(full, **ear, **one)
+    assert np.isnan(some.to_frame()[["effect", "p", "p_adjusted", "normalised"]].iloc[0]).all()
+    assert "most at block 1" in repr(some)
+    nothing = replace(some, corrupted=np.full_like(some.corrupted, np.nan))
+    assert not nothing.gap().clear
+    assert "no pair was measured in both runs" in repr(nothing)
+    with pytest.raises(InputError, match="no best cell"):
+        nothing.best()
+    for found, told in ((some, "in all of which"), (nothing, "in 0 of which")):
+        assert told in found.figure().layout.title.text
+        assert found.plot().axes
+
+
+def test_a_grid_that_was_not_heard_says_so() -> None:
+    assert "Not heard" in result(4.0).figure().layout.title.text
+
+
+def test_a_narrow_grids_caption_stays_in_its_figure() -> None:
+    found = result(4.0)
+    figure = replace(found, columns=found.columns[:1], patched=found.patched[..., :1]).plot()
+    assert figure._supxlabel is not None
+    FigureCanvasAgg(figure).draw()
+    box = figure._supxlabel.get_window_extent()
+    assert (box.x0, box.x1) == (pytest.approx(max(box.x0, 0)), pytest.approx(min(box.x1, figure.bbox.width)))
 
 
 def test_an_unknown_codebook_is_refused() -> None:

@@ -72,6 +72,15 @@ def test_activations_with_steps_are_refused(activations: np.ndarray) -> None:
         pca.fit(activations[:, :, None], LABELS)
 
 
+def test_titles_tell_the_silhouette_with_its_interval(activations: np.ndarray) -> None:
+    found = pca.fit(activations, LABELS)
+    low, high = found.intervals[3].low, found.intervals[3].high
+    told = f"silhouette {found.silhouettes[3]:.2f} [{low:.2f}, {high:.2f}]"
+    for figure in (found.plot(), found.plot(dimensions=3)):
+        assert told in figure.axes[3].get_title()
+    assert told in found.figure().layout.sliders[0].steps[3].args[1]["title.text"]
+
+
 def test_components_in_three_dimensions(activations: np.ndarray) -> None:
     found = pca.fit(activations, LABELS)
     panels = found.plot(dimensions=3).axes

@@ -17,6 +17,7 @@ from torch import Tensor
 from analysis.likelihood import Window, checked_rows
 from analysis.site_cells import places_of
 from analysis.statistics import Means, means
+from audiolens.checks import checked_amount
 from audiolens.errors import InputError
 from audiolens.interventions import Scale
 from audiolens.rows import whole_batch_size
@@ -115,11 +116,11 @@ def ablate(
         InputError: for one without heads, or that stands on the text's side.
     """
     listed, codes = checked_rows(lens, prompts, codes)
+    whole_batch_size(batch_size)
     places = list(places_of(lens, site, layers).values())[0]
     if not places[0].heads or places[0].place != "step":
         raise InputError(f"site={site!r}: expected one with heads and steps, 'attn.z' or 'cross_attn.z'.")
-    if not np.isfinite(factor):
-        raise InputError(f"factor={factor}: expected a finite number.")
+    factor = checked_amount("factor", factor)
     whole = (0.0, lens.timeline(codes.shape[-1]).seconds)
     window = Window.of(lens, codes, whole if seconds is None else seconds)
     codes = window.cropped(codes)
@@ -145,7 +146,7 @@ def ablate(
         changes=changes,
         intact=intact.double().cpu().numpy(),
         site=places[0].short,
-        factor=float(factor),
+        factor=factor,
         layers=tuple(-1 if place.layer is None else place.layer for place in places),
         heads=tuple(chosen),
         prompts=listed,

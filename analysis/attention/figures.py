@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 
 from analysis.figures.captions import captioned, heat, screen_heat, screen_plain
 from analysis.figures.style import BLACK, GREY, SEVERAL, styled
+from audiolens.checks import checked_count
+from audiolens.errors import InputError, shortened
 
 if TYPE_CHECKING:
     from analysis.attention.ablation import HeadAblation
@@ -22,10 +24,10 @@ Head = tuple[int, int]
 
 def text_paper(result: TextAttention, row: int, heads: Sequence[Head] | None) -> Figure:
     """Tokens by time of one row, a panel a head."""
-    chosen = list(heads or _leading(result.selective(), result.layers, result.heads, 6))
+    chosen = _asked(result, heads) or _leading(result.selective(), result.layers, result.heads, 6)
     columns = min(3, len(chosen))
     lines = -(-len(chosen) // columns)
-    tokens = result.tokens[row]
+    tokens = result.tokens[_checked_row(result, row)]
     with styled():
         figure = Figure(figsize=(3.4 * columns + 0.8, (0.16 * len(tokens) + 1.1) * lines + 0.7), layout="constrained")
         panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
@@ -49,7 +51,7 @@ def text_screen(result: TextAttention, row: int) -> go.Figure:
     """Tokens by time of one row, with a slider over layers and heads, the most selective first."""
     count = min(24, len(result.layers) * len(result.heads))
     chosen = _leading(result.selective(), result.layers, result.heads, count)
-    names = [token.lstrip("▁Ġ") for token in result.tokens[row]]
+    names = [token.lstrip("▁Ġ") for token in result.tokens[_checked_row(result, row)]]
     figure, steps = go.Figure(), []
     for place, (layer, head) in enumerate(chosen):
         weights = _of(result, layer, head)[row, :, : len(names)].T
@@ -72,7 +74,8 @@ def text_screen(result: TextAttention, row: int) -> go.Figure:
 def lag_paper(result: LagAttention, heads: Sequence[Head] | None) -> Figure:
     """Scores by layer and head, and profiles over lag in beats: means over clips."""
     found = result.means
-    chosen = list(heads or _leading(np.nan_to_num(found.value, nan=-1.0), result.layers, result.heads, 4))
+    leading = _leading(np.nan_to_num(found.value, nan=-1.0), result.layers, result.heads, 4)
+    chosen = _asked(result, heads) or leading
     with styled():
         figure = Figure(figsize=(9.4, 3.9), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[1, 1.35])
@@ -144,6 +147,28 @@ def ablation_screen(result: HeadAblation) -> go.Figure:
 def _leading(values: np.ndarray, layers: Sequence[int], heads: Sequence[int], count: int) -> list[Head]:
     order = np.argsort(-values, axis=None)[:count]
     return [(layers[place // len(heads)], heads[place % len(heads)]) for place in order]
+
+
+def _asked(result: TextAttention | LagAttention, heads: Sequence[Head] | None) -> list[Head]:
+    """The heads asked for, each a (layer, head) of the result."""
+    if heads is None:
+        return []
+    for one in heads:
+        if not isinstance(one, tuple | list) or len(one) != 2:
+            raise InputError(f"heads={heads!r}: expected (layer, head) pairs.")
+        if one[0] not in result.layers or one[1] not in result.heads:
+            raise InputError(
+                f"heads: {tuple(one)} was not read; there are layers {shortened(map(str, result.layers))} and heads "
+                f"{shortened(map(str, result.heads))}."
+            )
+    return [(layer, head) for layer, head in heads]
+
+
+def _checked_row(result: TextAttention, row: int) -> int:
+    count = len(result.prompts)
+    if checked_count("row", row, 0) >= count:
+        raise InputError(f"row={row}: there are rows 0 to {count - 1}.")
+    return row
 
 
 def _of(result: TextAttention, layer: int, head: int) -> np.ndarray:

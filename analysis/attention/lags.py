@@ -13,7 +13,9 @@ from torch import Tensor
 
 from analysis.attention.weights import caches, checked
 from analysis.statistics import LEVEL, Means, correct, means
-from audiolens.errors import InputError
+from audiolens.checks import checked_amount, checked_count
+from audiolens.errors import InputError, InputTypeError
+from audiolens.rows import whole_batch_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,17 +116,22 @@ def by_lag(
         seed: of the dealing.
 
     Raises:
-        InputError: fewer than two clips with a beat, or lags that leave no query.
+        InputError: fewer than two clips with beats that differ, none that fits the lags one and a half times, or lags
+            that leave no query.
     """
     codes, listed, blocks, chosen = checked(lens, prompts, codes, layers, heads)
+    checked_count("n_permutations", n_permutations)
+    checked_count("seed", seed, 0)
+    whole_batch_size(batch_size)
     frames, rate = codes.shape[-1], lens.config.frame_rate
-    lags = frames // 2 if longest_seconds is None else round(longest_seconds * rate)
+    lags = frames // 2 if longest_seconds is None else round(checked_amount("longest_seconds", longest_seconds) * rate)
     if not 2 <= lags < frames:
         raise InputError(
             f"longest_seconds={longest_seconds}: of a clip of {frames / rate:g} s expected {2 / rate:g} s up to less "
             "than its length."
         )
     beats = _beats(lens, codes, beat_seconds)
+    _refuse_too_slow(beats * rate, lags, frames, rate)
     profiles = np.empty((len(blocks), len(chosen), len(listed), lags + 1))
     for first, cache in caches(lens, listed, codes, "attn.pattern", blocks, chosen, batch_size):
         for place, layer in enumerate(blocks):
@@ -161,7 +168,7 @@ def by_lag(
 
 def beat_score(profiles: Float[np.ndarray, "*lead lag"], beat_steps: float) -> Float[np.ndarray, "*lead"]:
     """(on - off) / (on + off) of weights by lag, for a beat of so many steps; NaN if one and a half do not fit."""
-    n = int((profiles.shape[-1] - 1) / beat_steps - 0.5)
+    n = whole_beats(profiles.shape[-1] - 1, beat_steps)
     if n < 1:
         return np.full(profiles.shape[:-1], np.nan)
 
@@ -174,6 +181,25 @@ def beat_score(profiles: Float[np.ndarray, "*lead lag"], beat_steps: float) -> F
     whole = np.arange(1, n + 1)
     on, off = at(whole).mean(-1), ((at(whole - 0.5) + at(whole + 0.5)) / 2).mean(-1)
     return np.asarray((on - off) / np.maximum(on + off, np.finfo(float).tiny))
+
+
+def whole_beats(lags: int, beat_steps: float) -> int:
+    """How many beats of so many steps fit into the lags, with half of one behind the last."""
+    return int(lags / beat_steps - 0.5)
+
+
+def _refuse_too_slow(beat_steps: Float[np.ndarray, " row"], lags: int, frames: int, rate: float) -> None:
+    """Raise where no clip has a beat and a half within the lags: there is nothing to score."""
+    fastest = np.nanmin(beat_steps)
+    if whole_beats(lags, fastest) >= 1:
+        return
+    # Clips are as long as given, and a query must stand behind the longest lag.
+    needed = int(np.ceil(1.5 * fastest))
+    remedy = f"give longest_seconds={needed / rate:g}" if needed < frames else "give longer clips"
+    raise InputError(
+        f"lags to {lags / rate:g} s hold a beat and a half of no clip: the fastest beat lasts {fastest / rate:.3g} s; "
+        f"{remedy}."
+    )
 
 
 def _mean_score(scores: np.ndarray) -> np.ndarray:
@@ -189,7 +215,10 @@ def _beats(lens: Any, codes: Tensor, given: Any) -> Float[np.ndarray, " row"]:
         audio = lens.decode_codes(codes).detach().float().cpu().numpy()
         beats = 60 / np.atleast_1d(measure.tempo(audio, lens.config.sample_rate))
     else:
-        beats = np.asarray(given, dtype=float)
+        try:
+            beats = np.asarray(given, dtype=float)
+        except (TypeError, ValueError):
+            raise InputTypeError(f"beat_seconds={given!r}: expected a number of seconds for each clip.") from None
     if beats.shape != (len(codes),) or (beats[np.isfinite(beats)] <= 0).any():
         raise InputError(f"beat_seconds of shape {beats.shape}: expected {len(codes)} positive numbers, one a clip.")
     if np.isfinite(beats).sum() < 2 or len(np.unique(beats[np.isfinite(beats)])) < 2:

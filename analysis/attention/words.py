@@ -99,7 +99,11 @@ class TextAttention:
         return pd.concat(tables, ignore_index=True)
 
     def plot(self, row: int = 0, heads: Sequence[tuple[int, int]] | None = None) -> Any:
-        """Tokens by time of one row, a panel a (layer, head); default the heads furthest from uniform (matplotlib)."""
+        """Tokens by time of one row, a panel a (layer, head); default the heads furthest from uniform (matplotlib).
+
+        Raises:
+            InputError: for a row or a head that was not read.
+        """
         from analysis.attention import figures
 
         return figures.text_paper(self, row, heads)
@@ -142,6 +146,11 @@ def to_text(
     """Weights from every step to every token of its prompt, per layer and head; the tail is left out.
 
     Where the text is a prefix (MusicGen Melody) these are the self-attention's weights on the text's places in it.
+
+    Raises:
+        PromptError, InputError: for prompts or codes that do not fit the model or each other, a prompt of `None`, or a
+            head that the model lacks.
+        SiteError: for a layer that it lacks.
     """
     codes, listed, blocks, chosen = checked(lens, prompts, codes, layers, heads)
     if any(prompt is None for prompt in listed):

@@ -25,7 +25,8 @@ from analysis.attribution.pairing import Pairing, Part, Towards
 from analysis.attribution.result import AttributionResult, Method, Scores
 from analysis.likelihood import Window
 from analysis.site_cells import Place
-from audiolens.errors import InputError
+from audiolens.checks import checked_count
+from audiolens.errors import InputError, InputTypeError
 from audiolens.timeline import Span
 
 
@@ -76,10 +77,12 @@ def attribute(
     for name, value, known in (("method", method, get_args(Method)), ("towards", towards, get_args(Towards))):
         if value not in known:
             raise InputError(f"{name}={value!r}: expected {' or '.join(map(repr, known))}.")
-    counts = {"steps": (steps, 1), "check": (check, 0), "check_pairs": (check_pairs, 1), "cells": (cells, 1)}
-    for name, (value, least) in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"{name}={value!r}: expected a whole number of at least {least}.")
+    for name, value in (("steps", steps), ("check_pairs", check_pairs), ("cells", cells)):
+        checked_count(name, value)
+    for name, value in (("check", check), ("seed", seed)):
+        checked_count(name, value, 0)
+    if metric is not None and not callable(metric):
+        raise InputTypeError(f"metric={metric!r}: expected a function of (logits, codes), or None.")
     along = method == "integrated"
     todo = Pairing.checked(
         lens,

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from audiolens.errors import InputError
+
 Metric = Callable[[Tensor, Tensor], Tensor]
 """(logits "row codebook step vocab", codes) -> "row codebook", or one number a row."""
 
@@ -74,6 +76,15 @@ def backward(
 
 
 def scored(metric: Metric, logits: Tensor, codes: Tensor) -> Float[Tensor, "row codebook"]:
-    """The metric with its codebook axis, of length 1 where it gives one number a row."""
+    """The metric with its codebook axis, of length 1 where it gives one number a row.
+
+    Raises:
+        InputError: for a metric that gives anything else.
+    """
     scores = metric(logits, codes)
+    if not isinstance(scores, Tensor) or scores.ndim not in (1, 2) or len(scores) != len(codes):
+        found = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise InputError(
+            f"metric: gave {found} for {len(codes)} rows; expected a tensor 'row codebook', or one number a row."
+        )
     return scores if scores.ndim == 2 else scores[:, None]

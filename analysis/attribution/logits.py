@@ -17,13 +17,11 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analysis.likelihood import Window, by_frame
+from analysis.likelihood import Window, by_frame, checked_rows
 from analysis.statistics import Means, means
-from audiolens.audio import checked_codes
 from audiolens.cache import ActivationCache
 from audiolens.errors import InputError
 from audiolens.rows import whole_batch_size
-from audiolens.text import checked_prompts
 from audiolens.timeline import Span
 from audiolens.weights import decoder_of
 
@@ -120,14 +118,10 @@ def direct(
     Raises:
         InputError: both `corrupted` and `direction`, prompts that do not pair up, or that differ in nothing.
     """
-    codes = checked_codes(codes, lens.config)
-    listed = checked_prompts(prompts, len(codes))
-    others = None if corrupted is None else checked_prompts(corrupted, len(codes))
+    listed, codes = checked_rows(lens, prompts, codes)
+    others = None if corrupted is None else checked_rows(lens, corrupted, codes)[0]
     if others is not None and direction is not None:
         raise InputError("corrupted and direction were both given: the logits are read along one of them.")
-    for given in (listed, others):
-        if given is not None and len(given) != len(codes):
-            raise InputError(f"{len(given)} prompts for {len(codes)} rows of codes: pair them by row.")
     if listed == others:
         raise InputError("clean and corrupted prompts are the same: their logits do not differ.")
     window = Window.of(lens, codes, seconds)

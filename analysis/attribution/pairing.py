@@ -14,12 +14,13 @@ from torch import Tensor
 
 from analysis.attribution.agreement import Agreement, Cell, patched
 from analysis.attribution.gradients import Metric, Pass, backward, scored
-from analysis.likelihood import Window
+from analysis.likelihood import Window, checked_rows
+from analysis.matched import refuse_unequal
 from analysis.site_cells import Place, places_of, spans
 from audiolens.audio import checked_codes
 from audiolens.errors import InputError
 from audiolens.rows import whole_batch_size
-from audiolens.text import checked_prompts, lengths, token_limit
+from audiolens.text import lengths, token_limit
 from audiolens.timeline import Span
 
 TEXT = "hook_text_states"
@@ -66,13 +67,8 @@ class Pairing:
         along_text: bool,
     ) -> Pairing:
         """The plan, or an error before a model runs."""
+        prompts = [checked_rows(lens, given, codes)[0] for given in (clean, corrupted)]
         codes = checked_codes(codes, lens.config)
-        prompts = [checked_prompts(given, len(codes)) for given in (clean, corrupted)]
-        if {len(prompts[0]), len(prompts[1])} != {len(codes)}:
-            raise InputError(
-                f"{len(prompts[0])} clean and {len(prompts[1])} corrupted prompts for {len(codes)} rows of codes: pair "
-                "them by row."
-            )
         if prompts[0] == prompts[1]:
             raise InputError("clean and corrupted prompts are the same: there is no difference to attribute.")
         groups = places_of(lens, sites, layers)
@@ -91,16 +87,11 @@ class Pairing:
         elif along_text:
             reason = "method='integrated' goes from token to token"
         elif on_text:
-            reason = f"the cells of {on_text[0]} are tokens"
+            reason = f"the cells of {on_text[0]} are tokens (other sites have steps)"
         limit = token_limit(lens.model, lens.tokenizer)
         sizes = [lengths(given, lens.tokenizer, limit) for given in prompts]
-        for row, (first, second) in enumerate(zip(*sizes, strict=True)):
-            if reason is not None and first != second:
-                raise InputError(
-                    f"pair {row} has {first} and {second} tokens ({prompts[0][row]!r}, {prompts[1][row]!r}): {reason}, "
-                    "so the two need equally many. Exchange words of equal length, leave the pair out, or choose "
-                    "sites that have steps."
-                )
+        if reason is not None:
+            refuse_unequal(sizes, reason)
         window = Window.of(lens, codes, seconds) if metric is None else metric
         codes = window.cropped(codes) if isinstance(window, Window) else codes
         return cls(lens, prompts[0], prompts[1], towards, codes, tuple(sizes[0]), groups, window)

@@ -78,16 +78,21 @@ def write_result(found: Any, folder: Path, name: str) -> None:
 
 def shown(found: Any, as_json: bool, columns: Sequence[str], **only: Any) -> None:
     """A result's finding and table: all of it for programs; for people these columns, and `only` the rows with them."""
-    table = found.to_frame()
     if as_json:
-        rows = table.astype(object).where(table.notna(), None).to_dict("records")
-        typer.echo(to_json({"finding": repr(found), "rows": rows}))
+        typer.echo(to_json(told(found)))
         return
+    table = found.to_frame()
     typer.echo(repr(found))
     for name, value in only.items():
         table = table[table[name] == value]
     kept = table[[name for name in columns if name in table]]
     print_table([{key: cell(value) for key, value in row.items()} for row in kept.to_dict("records")])
+
+
+def told(found: Any) -> dict[str, Any]:
+    """A result's finding and the whole of its table."""
+    table = found.to_frame()
+    return {"finding": repr(found), "rows": table.astype(object).where(table.notna(), None).to_dict("records")}
 
 
 def to_json(value: Any) -> str:

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analysis.commands.common import Json, Model, open_lens, prompt_set, shown, write_result
+from analysis.commands.common import (
+    Json,
+    Model,
+    is_prompt_file,
+    open_lens,
+    prompt_set,
+    shown,
+    to_json,
+    told,
+    write_result,
+)
+
+if TYPE_CHECKING:
+    from analysis.patching import Sound
+    from audiolens import AudioLens
 
 _SHOWN = ("layer", "seconds", "head", "component", "token", "effect", "low", "high", "normalised", "p_adjusted")
+_HEARD_PAIRS, _HEARD_SECONDS = 8, 5.0
+"""Of the grid by ear: enough to hear whether a place is heard at all, in minutes."""
 
 
 def patch(
@@ -25,6 +41,13 @@ def patch(
     mode: Annotated[str, typer.Option(help="denoising (what suffices) or noising (what is needed).")] = "denoising",
     seconds: Annotated[float, typer.Option(help="The clean continuation that is scored, from its start.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the clips, intervals and p-values.")] = 0,
+    sound: Annotated[
+        str | None,
+        typer.Option(
+            help=f"The measure of a coarse grid by ear beside it, over {_HEARD_PAIRS} pairs [default: the concept's]."
+        ),
+    ] = None,
+    no_sound: Annotated[bool, typer.Option("--no-sound", help="Play no patched clips.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="New folder for the table and the figure (PNG, SVG, HTML).")
     ] = None,
@@ -35,28 +58,86 @@ def patch(
     The metric is the log-likelihood of what the clean prompt plays, in nats. The gap between the two prompts comes
     first, with its interval: where that covers 0, there is nothing to share out.
 
+    Beside it stands a coarse grid by ear: patched clips, measured. It is played where the concept has a measure (the
+    bundled tempo, timbre, density and register; not by token) or --sound names one. It has few pairs, and says so.
+
     Examples:
 
         audiolens patch tempo
 
         audiolens patch tempo --by head --pairs 32 -o tempo-heads
+
+        audiolens patch timbre --by component --sound loudness
+
+        audiolens patch tempo --no-sound --json
     """
     from analysis import folder, patching
+    from analysis.patching.grid import checked_by
+    from analysis.patching.result import checked_mode
     from audiolens.errors import InputError
 
     if pairs < 2:
         raise InputError(f"--pairs={pairs}: expected at least 2.")
+    if sound is not None and no_sound:
+        raise InputError("--sound and --no-sound were both given: give one.")
+    checked_by(by)
+    checked_mode(mode)
+    ear = None if no_sound else _ear(concept, by, sound, pairs, seed)
     if out is not None:
         folder.check(out, overwrite=None)
     lens = open_lens(model)
     sets = prompt_set(concept, lens)
-    told = patching.pairs(lens, sets, pairs, seconds=seconds, first_seed=seed, same_length=by == "token")
-    options: dict[str, Any] = {"by": by, "mode": mode, "site": site}
+    asked: dict[str, Any] = {"by": by, "site": site}
+    alike = _needs_equal_lengths(lens, seconds, ear, **asked)
+    found = patching.pairs(lens, sets, pairs, seconds=seconds, first_seed=seed, same_length=alike)
+    given = lens, found.clean, found.corrupted
     metric = patching.LogLikelihood((0.0, seconds))
-    found = patching.patch(
-        lens, told.clean, told.corrupted, told.codes, metric, seed=seed, progress=not as_json, **options
-    )
+    asked["mode"] = mode
+    if as_json:
+        # The bar is for people; how long it will take is for whoever waits.
+        typer.echo(repr(patching.plan(*given, found.codes, metric, **asked)), err=True)
+        if ear is not None:
+            typer.echo(repr(patching.plan(*given, None, ear, windows=1, **asked)), err=True)
+    result = patching.patch(*given, found.codes, metric, sound=ear, seed=seed, progress=not as_json, **asked)
     if out is not None:
         with folder.fresh(out, overwrite=None) as work:
-            write_result(found, work, "patching")
-    shown(found, as_json, _SHOWN, codebook="total")
+            write_result(result, work, "patching")
+            if result.sound is not None:
+                write_result(result.sound, work, "by-ear")
+    if as_json:
+        typer.echo(to_json({**told(result), "sound": None if result.sound is None else told(result.sound)}))
+        return
+    shown(result, False, _SHOWN, codebook="total")
+    if result.sound is not None:
+        typer.echo()
+        shown(result.sound, False, _SHOWN)
+
+
+def _ear(concept: str, by: str, measured: str | None, pairs: int, seed: int) -> Sound | None:
+    """What is heard: the measure asked for, or that of a bundled concept."""
+    from analysis.patching import Sound
+    from analysis.sweep.response import MEASURED
+
+    # A grid by token has a column for every word: over a thousand clips, which is for who asks for them.
+    name = measured or (None if is_prompt_file(concept) or by == "token" else MEASURED.get(concept))
+    if name is None:
+        return None
+    return Sound(name, seconds=_HEARD_SECONDS, pairs=min(pairs, _HEARD_PAIRS), first_seed=seed)
+
+
+def _needs_equal_lengths(lens: AudioLens, seconds: float, ear: Sound | None, **asked: Any) -> bool:
+    """Whether both prompts of a pair must have equally many tokens; or an error, before any pair is played."""
+    from analysis.patching.grid import Grid, needs_tokens
+    from audiolens.timeline import clip_timeline
+
+    same = asked["by"] == "token"
+    for length, heard in ((seconds, False), *([] if ear is None else [(ear.seconds, True)])):
+        timeline = clip_timeline(length, lens.config)
+        windows = 1 if heard else 8
+        steps = timeline.frames if heard else timeline.steps
+        grid = Grid.of(
+            lens, **asked, steps=steps, timeline=timeline, layers=None, windows=windows, seconds=None, heads=None,
+            tokens=(), heard=heard,
+        )  # fmt: skip
+        same = same or needs_tokens(grid.hooks) or (heard and lens.config.conditioning == "prefix")
+    return same

@@ -18,13 +18,13 @@ from audiolens.directions import Directions
 from audiolens.errors import InputError, InputTypeError
 
 UNITS: Mapping[str, str] = {
-    "probe": "cross-validated score",
+    "probe": "score (balanced accuracy or R²)",
     "patching": "nats",
     "attribution": "nats",
     "norm": "share of the residual length",
     "steering": "relative change",
 }
-"""Of the usual evidence, by name."""
+"""Of the usual evidence, by name. A probe's own result says which score it is."""
 _VALUES = ("effect", "value", "score", "mean", "norm")
 _NOT_VALUES = {"layer", "low", "high"}
 
@@ -122,6 +122,11 @@ def _evidence(name: str, given: Any, unit: str) -> Evidence:
         return _made(name, unit, pd.DataFrame({"layer": given.layers, "value": shares.cpu().numpy()}), "value")
     if hasattr(given, "to_frame") and not isinstance(given, pd.DataFrame | pd.Series):
         given = given.to_frame()
+    if isinstance(given, pd.DataFrame) and {"layer", "metric"} <= {*given.columns}:
+        # Of a probe; the sound itself, scored beside the blocks, stands in none.
+        given = given[given["layer"].notna()]
+        if unit in ("", UNITS["probe"]) and given["metric"].nunique() == 1:
+            unit = str(given["metric"].iloc[0])
     if isinstance(given, pd.Series):
         given = pd.DataFrame({"layer": given.index, "value": given.to_numpy()})
     if not isinstance(given, pd.DataFrame):

@@ -100,6 +100,11 @@ def listen(
         layers: to listen to; default all.
         seeds: one a row (or one for all): codes are drawn, with the same noise at every block. `None`: the likeliest.
         temperature, top_k: of the draw.
+
+    Raises:
+        PromptError, InputError: for prompts or codes that do not fit the model or each other, seeds that are not one a
+            row, or settings that no draw can follow.
+        SiteError: for a layer that the model lacks.
     """
     codes, listed, chosen = checked(lens, prompts, codes, layers, last=layers is None)
     streams = checked_seeds(seeds, len(listed))

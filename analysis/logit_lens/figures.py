@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 from plotly.subplots import make_subplots
 
 from analysis.figures import spectrograms
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from analysis.logit_lens.audible import Audible
     from analysis.logit_lens.reading import LogitLensResult
 
+_LINE = 24
+"""Characters of a prompt in one line beside its clips."""
 PANELS = {
     "rank": "rank of the given code",
     "probability": "probability of the given code",
@@ -41,6 +44,10 @@ def paper(result: LogitLensResult) -> Figure:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             if name == "rank":
                 axes.set_yscale("log")
+                # As plain numbers, some between the powers of ten: ranks often stay within one.
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_major_formatter(ScalarFormatter())
+                axes.yaxis.set_minor_formatter(NullFormatter())
                 control = table.groupby("layer")["control_rank"].mean()
                 axes.plot(control.index, control, color=GREY, linestyle="--", label="code of another clip")
             else:
@@ -88,7 +95,7 @@ def audible_paper(result: Audible, rows: int = 2) -> Figure:
     sounds = [
         [clips.audio[row].cpu().numpy() for clips in columns.values() if clips.audio is not None] for row in shown
     ]
-    names = [str(result.given.prompts[row])[:20] for row in shown]
+    names = ["\n".join(wrap(str(result.given.prompts[row]), _LINE)) for row in shown]
     figure = spectrograms.paired(sounds, result.given.sample_rate, names, list(columns))
     return captioned(
         figure,

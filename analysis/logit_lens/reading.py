@@ -124,6 +124,10 @@ def read(
     Args:
         layers: of which to keep the readings; the last block is always among them.
         batch_size: rows in one forward.
+
+    Raises:
+        PromptError, InputError: for prompts or codes that do not fit the model or each other.
+        SiteError: for a layer that it lacks.
     """
     codes, listed, chosen = checked(lens, prompts, codes, layers)
     found: dict[str, list[np.ndarray]] = {}

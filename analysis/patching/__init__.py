@@ -4,9 +4,21 @@
 that would take.
 """
 
-from analysis.patching.experiment import LogLikelihood, Plan, patch, plan
+from analysis.patching.experiment import LogLikelihood, patch, plan
+from analysis.patching.plans import Plan, SoundPlan
 from analysis.patching.result import Gap, PatchingResult
 from analysis.patching.runs import Pairs, pairs
 from analysis.patching.sound import Sound
 
-__all__ = ["Gap", "LogLikelihood", "Pairs", "PatchingResult", "Plan", "Sound", "pairs", "patch", "plan"]
+__all__ = [
+    "Gap",
+    "LogLikelihood",
+    "Pairs",
+    "PatchingResult",
+    "Plan",
+    "Sound",
+    "SoundPlan",
+    "pairs",
+    "patch",
+    "plan",
+]

@@ -11,6 +11,7 @@ noising are told apart as in Heimersheim and Nanda (2024, arXiv 2404.15255).
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,9 +24,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from analysis.patching.grid import By, Cell, Grid, needs_tokens
-from analysis.patching.result import Mode, PatchingResult
+from analysis.patching.plans import Plan, SoundPlan
+from analysis.patching.result import Mode, PatchingResult, checked_mode
 from analysis.patching.runs import Runs
-from analysis.patching.sound import Sound, heard
+from analysis.patching.sound import Listening, Sound
+from audiolens.checks import checked_amount, checked_count
 from audiolens.errors import InputError
 from audiolens.passes import alone
 from audiolens.timeline import Span, codes_timeline
@@ -42,37 +45,6 @@ class LogLikelihood:
     """
 
     seconds: Span | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a grid takes, before it runs.
-
-    Attributes:
-        cells, pairs: of the grid; every pair has a row for every cell.
-        row_steps: steps of rows through one block that will be run.
-        naive_row_steps: the same of one full forward a cell.
-        batch: pairs that climb together; `chunk`: the most cells that do.
-        memory_mib: what recordings and the largest batch are expected to take, above the model.
-        seconds: at most, at the speed of one forward of one row on this machine; NaN if it was not timed.
-    """
-
-    cells: int
-    pairs: int
-    row_steps: int
-    naive_row_steps: int
-    batch: int
-    chunk: int
-    memory_mib: float
-    seconds: float = float("nan")
-
-    def __repr__(self) -> str:
-        took = "" if np.isnan(self.seconds) else f", at most about {_duration(self.seconds)}"
-        return (
-            f"Plan({self.cells} cells x {self.pairs} pairs: {self.row_steps:.3g} row-steps through a block, "
-            f"{self.row_steps / max(self.naive_row_steps, 1):.0%} of one forward a cell; batches of {self.batch} pairs "
-            f"x {self.chunk} cells, about {self.memory_mib:.0f} MiB{took})"
-        )
 
 
 def patch(
@@ -110,7 +82,8 @@ def patch(
         site: one site, or several of one part of a block patched together (`("cross_attn.k", "cross_attn.v")`). With
             `by="component"` each has a column of its own. By default `resid_post` by seconds, `cross_attn.z` by head
             (`attn.z` without cross-attention), `attn_out`, `cross_attn_out`, `mlp_out` and `resid_post` by component,
-            and keys and values of the cross-attention by token.
+            and keys and values of the cross-attention by token. A grid by ear leaves the stream out, and by seconds
+            takes `cross_attn_out`: the stream of a run that plays its own codes carries them, at any block.
         by: what the columns are: "seconds" (time windows), "head", "component", or "token" (of the text: the first in
             which the prompts differ is +0).
         mode: "denoising": clean values into the corrupted run, what suffices; "noising": corrupted values into the
@@ -123,10 +96,10 @@ def patch(
         history: codes that the corrupted run reads, in the place of `codes`, before the scored window: its own, say.
             The scored window must then start later than 0.
         clusters: what the intervals resample (default: the prompts of a pair, so that its seeds stay together).
-        sound: beside a grid on codes, a coarser one by ear.
+        sound: beside a grid on codes, a coarser one by ear, over the whole clip.
         memory_gib: what recordings and batches may take; larger grids run in parts.
         n_bootstrap, n_permutations, seed: of the intervals and p-values.
-        progress: print the plan and show a bar.
+        progress: show plans and a bar, on stderr. Without them, see `plan`.
 
     Raises:
         InputError: (or a subclass) for pairs, codes, sites or windows that do not fit, before the model runs.
@@ -134,21 +107,27 @@ def patch(
     The codes are scored under the conditional branch alone, without guidance.
     """
     options: dict[str, Any] = {"layers": layers, "windows": windows, "seconds": seconds, "heads": heads}
-    stats: dict[str, Any] = {"n_bootstrap": n_bootstrap, "n_permutations": n_permutations, "seed": seed}
+    counts = {"n_bootstrap": n_bootstrap, "n_permutations": n_permutations, "seed": seed}
+    stats: dict[str, Any] = {name: checked_count(name, value, 0) for name, value in counts.items()}
+    asked: dict[str, Any] = {"by": by, "mode": mode, "clusters": clusters}
     if isinstance(metric, Sound):
-        if codes is not None or history is not None:
-            raise InputError("a metric on sound generates its own codes: give codes=None and no history.")
-        return heard(lens, clean, corrupted, metric, site, by=by, mode=mode, clusters=clusters, progress=progress,
-                     stats=stats, **options)  # fmt: skip
+        if codes is not None or history is not None or sound is not None:
+            raise InputError("a metric on sound generates its own codes: give codes=None, no history and no sound=.")
+        ear = Listening.checked(lens, clean, corrupted, metric, site, **asked, **options)
+        if progress:
+            _show(ear.plan(timed=True))
+        return ear.run(progress, stats)
     job = _job(lens, clean, corrupted, codes, metric, site, by, mode, history, memory_gib, options)
-    if progress:
-        tqdm.write(repr(job.plan(timed=True)))
-    patched, before = job.run(progress)
+    groups = job.runs.clusters(clusters)
     ear = None
     if sound is not None:
-        coarse = {**options, "windows": 1, "seconds": None}
-        ear = heard(lens, clean, corrupted, sound, site, by=by, mode=mode, clusters=clusters, progress=progress,
-                    stats=stats, **coarse)  # fmt: skip
+        ear = Listening.checked(
+            lens, clean, corrupted, sound, site, **asked, **{**options, "windows": 1, "seconds": None}
+        )
+    if progress:
+        for todo in filter(None, (job, ear)):
+            _show(todo.plan(timed=True))
+    patched, before = job.run(progress)
     return PatchingResult(
         patched=patched,
         clean=before["clean"],
@@ -164,8 +143,8 @@ def patch(
         unit="nats",
         scored=job.runs.window.seconds,
         prompts=tuple(zip(job.runs.clean, job.runs.corrupted, strict=True)),
-        clusters=job.runs.clusters(clusters),
-        sound=ear,
+        clusters=groups,
+        sound=None if ear is None else ear.run(progress, stats),
         **stats,
     )
 
@@ -174,8 +153,8 @@ def plan(
     lens: AudioLens,
     clean: str | None | Sequence[str | None],
     corrupted: str | None | Sequence[str | None],
-    codes: Int[Tensor, "pair codebook frame"] | tuple[Any, int],
-    metric: Literal["log_likelihood"] | LogLikelihood = "log_likelihood",
+    codes: Int[Tensor, "pair codebook frame"] | tuple[Any, int] | None,
+    metric: Literal["log_likelihood"] | LogLikelihood | Sound = "log_likelihood",
     site: str | Sequence[str] | None = None,
     *,
     by: By = "seconds",
@@ -187,10 +166,22 @@ def plan(
     history: Int[Tensor, "pair codebook past"] | None = None,
     memory_gib: float = 1.0,
     timed: bool = True,
-) -> Plan:
-    """What `patch` would take with the same arguments; `timed` runs one forward of one row to tell the time."""
+) -> Plan | SoundPlan:
+    """What `patch` would take with the same arguments; `timed` runs one forward of one row to tell the time.
+
+    For a `Sound`, a `SoundPlan`: timed are a few steps of its largest generation, and one clip.
+    """
     options: dict[str, Any] = {"layers": layers, "windows": windows, "seconds": seconds, "heads": heads}
+    if isinstance(metric, Sound):
+        return Listening.checked(lens, clean, corrupted, metric, site, by=by, mode=mode, clusters=None, **options).plan(
+            timed
+        )
     return _job(lens, clean, corrupted, codes, metric, site, by, mode, history, memory_gib, options).plan(timed)
+
+
+def _show(plan: Plan | SoundPlan) -> None:
+    """On stderr, where the bar is: stdout is for what a program reads."""
+    tqdm.write(repr(plan), file=sys.stderr)
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,12 +285,10 @@ def _job(
     memory_gib: Any,
     options: dict[str, Any],
 ) -> _Job:
-    if mode not in ("denoising", "noising"):
-        raise InputError(f"mode={mode!r}: expected 'denoising' or 'noising'.")
+    checked_mode(mode)
     if metric != "log_likelihood" and not isinstance(metric, LogLikelihood):
         raise InputError(f"metric={metric!r}: expected 'log_likelihood', LogLikelihood(...) or Sound(...).")
-    if isinstance(memory_gib, bool) or not isinstance(memory_gib, int | float) or not memory_gib > 0:
-        raise InputError(f"memory_gib={memory_gib!r}: expected a number above 0.")
+    memory = checked_amount("memory_gib", memory_gib, above=0)
     runs = Runs.checked(
         lens, clean, corrupted, codes, metric.seconds if isinstance(metric, LogLikelihood) else None, history
     )
@@ -309,8 +298,4 @@ def _job(
         runs.refuse_unequal(f"{' and '.join(grid.sites)} by {by}")
     if lens.config.conditioning == "prefix" and any(hook.endswith("pattern") for hook in grid.hooks):
         runs.refuse_unequal("attention patterns")
-    return _Job(runs, grid, mode, float(memory_gib))
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    return _Job(runs, grid, mode, memory)

@@ -5,6 +5,7 @@ Cells that differ from 0 in the whole grid (adjusted p at most 5%) carry a dot, 
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,9 @@ _AXES = {
     "component": "what is patched",
     "token": "text token (+0: the first that differs)",
 }
-_WIDEST = 12
+_TEXT = {"cross_attn.k", "cross_attn.v", "text_states"}
+"""Sites that hold nothing but the text."""
+_WIDEST = 24
 """Grids of more columns have no numbers in their cells."""
 
 
@@ -38,19 +41,50 @@ def paper(result: PatchingResult, codebook: int | str = "total") -> Figure:
         panels = figure.subplots(1, len(grids), squeeze=False, gridspec_kw={"width_ratios": widths})[0]
         for axes, (grid, name) in zip(panels, grids, strict=True):
             _panel(figure, axes, grid, name)
-        figure.supxlabel(caption(result), fontsize=7.5, color="#404040")
+        width = int(figure.get_figwidth() * 17)
+        lines = [part for line in caption(result).splitlines() for part in wrap(line, width)]
+        figure.set_figheight(height + 0.14 * (len(lines) - 2))
+        figure.supxlabel("\n".join(lines), fontsize=7.5, color="#404040")
     return figure
 
 
 def caption(result: PatchingResult) -> str:
-    """What the grid shows, in two lines."""
+    """What the grid shows, in two lines, and a third on what was heard."""
     giver, taker = ("clean", "corrupted") if result.mode == "denoising" else ("corrupted", "clean")
     told = f"{giver} values put into the {taker} run"
-    count = len(result.clean)
+    few = f" ({result.too_few}: a sketch)" if result.too_few else ""
+    lines = [
+        f"{told.capitalize()}; mean change over {len(result.clean)} pairs of {result.means.n_clusters} prompts{few}.",
+        f"Dots: adjusted p ≤ {LEVEL:g} in the whole grid. A patch carries all in which the runs differ.",
+    ]
+    if result.by_ear:
+        lines.append(f"{_measured(result)} {_carried(result)}")
+    elif result.sound is None:
+        lines.append("Not heard: no patched clips were played beside it (sound=).")
+    else:
+        lines.append(f"By ear, on the right: {_measured(result.sound)} {_carried(result.sound)}")
+    return "\n".join(filter(None, lines))
+
+
+def _measured(result: PatchingResult) -> str:
+    """How many pairs were played, and where the measure heard nothing."""
+    pairs = len(result.clean)
+    both = int(np.isfinite(result.clean - result.corrupted).all(1).sum())
     return (
-        f"{told.capitalize()}; mean change over {count} pairs of {result.means.n_clusters} prompts.\n"
-        f"Dots: adjusted p ≤ {LEVEL:g} in the whole grid. A patch carries all in which the runs differ."
+        f"{pairs} pairs"
+        + (", in all of which" if both == pairs else f", in {both} of which")
+        + " both runs were measured."
     )
+
+
+def _carried(result: PatchingResult) -> str:
+    """What a patch between runs that play their own codes puts in beside the text."""
+    sites = {site.replace("hook_", "") for site in result.sites}
+    if sites <= _TEXT:
+        return ""
+    if all(site.startswith("cross_attn") for site in sites):
+        return "What the donor takes from its text also hangs on its own music."
+    return "The donor's own music is patched in too."
 
 
 def title(result: PatchingResult, codebook: int | str) -> str:
@@ -71,7 +105,7 @@ def unit_of(result: PatchingResult) -> str:
 
 def _panel(figure: Figure, axes: Axes, result: PatchingResult, codebook: int | str) -> None:
     values = result.effect(codebook)
-    most = float(np.nanmax(np.abs(values))) or 1.0
+    most = float(np.nan_to_num(np.abs(values)).max()) or 1.0
     image = axes.imshow(values, cmap=DIVERGING, vmin=-most, vmax=most, origin="lower", aspect="auto")
     significant = result.means.p_adjusted[result._place(codebook)] <= LEVEL
     narrow = len(result.columns) <= _WIDEST
@@ -97,7 +131,7 @@ def _panel(figure: Figure, axes: Axes, result: PatchingResult, codebook: int | s
     axes.set_ylabel("block")
     axes.grid(False)
     axes.set_title(title(result, codebook), fontsize=9, loc="left")
-    figure.colorbar(image, ax=axes, shrink=0.9, label=unit_of(result))
+    figure.colorbar(image, ax=axes, shrink=0.9, label="\n".join(wrap(unit_of(result), int(9 * figure.get_figheight()))))
 
 
 def screen(result: PatchingResult, codebook: int | str = "total") -> go.Figure:
@@ -109,7 +143,7 @@ def screen(result: PatchingResult, codebook: int | str = "total") -> go.Figure:
     steps: list[dict[str, Any]] = []
     for place, name in enumerate(names):
         found, values = result.means, result.means.value[place]
-        most = float(np.nanmax(np.abs(values))) or 1.0
+        most = float(np.nan_to_num(np.abs(values)).max()) or 1.0
         figure.add_heatmap(
             z=values,
             x=list(result.columns),

@@ -36,6 +36,10 @@ _DEFAULTS: dict[str, tuple[str, ...]] = {
     "token": ("cross_attn.k", "cross_attn.v"),
 }
 
+_HEARD = {**_DEFAULTS, "seconds": ("cross_attn_out",), "component": ("attn_out", "cross_attn_out", "mlp_out")}
+"""By ear both runs play their own codes, and the stream carries all of them: patched at any block, the first too, it
+moves the clip, whatever the text does there. Heard is therefore what a block takes from the text."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -103,22 +107,22 @@ class Grid:
         seconds: Span | None,
         heads: Sequence[int] | None,
         tokens: tuple[str, ...],
+        heard: bool = False,
     ) -> Grid:
         """The cells over so many `steps`; later ones cannot change what is scored, and are left out of a patch.
+
+        Without a site, those of a grid on codes, or of one that is `heard`.
 
         Raises:
             InputError: (or a subclass) for a site that the model lacks, or one that `by` cannot divide.
         """
-        if by not in get_args(By):
-            raise InputError(f"by={by!r}: expected one of {', '.join(map(repr, get_args(By)))}.")
-        names = _DEFAULTS[by] if site is None else (site,) if isinstance(site, str) else tuple(site)
-        if lens.config.conditioning == "prefix" and by in ("token", "component", "head"):
-            names = _without_cross(names, by, lens) if site is None else names
-            if by == "token":
-                raise SiteError(
-                    f"by='token': {lens.config.family} has no cross-attention: its text stands before the audio "
-                    "steps, in the decoder's own sequence. Use by='component' or by='seconds'."
-                )
+        checked_by(by)
+        if by == "token" and lens.config.conditioning == "prefix":
+            raise SiteError(
+                f"by='token': {lens.config.family} has no cross-attention: its text stands before the audio "
+                "steps, in the decoder's own sequence. Use by='component' or by='seconds'."
+            )
+        names = (site,) if isinstance(site, str) else tuple(site) if site is not None else _default(by, lens, heard)
         groups = [(name,) for name in names] if by == "component" else [names]
         found = [places(lens._family, lens.config, group, layers) for group in groups]
         _refuse_mixed(by, found)
@@ -149,14 +153,24 @@ class Grid:
         )
 
 
+def checked_by(by: Any) -> None:
+    """Raise for columns that no grid has."""
+    if by not in get_args(By):
+        raise InputError(f"by={by!r}: expected one of {', '.join(map(repr, get_args(By)))}.")
+
+
 def needs_tokens(hooks: Sequence[str]) -> bool:
     """Whether any of these sites has a place a token, so that both prompts must have equally many."""
     return any(hook in TEXT_SIDE for hook in hooks)
 
 
-def _without_cross(names: tuple[str, ...], by: str, lens: Any) -> tuple[str, ...]:
-    kept = tuple(name for name in names if not name.startswith("cross"))
-    return kept or (("attn.z",) if by == "head" else tuple(name for name in names if name in lens.sites()))
+def _default(by: By, lens: AudioLens, heard: bool) -> tuple[str, ...]:
+    names = (_HEARD if heard else _DEFAULTS)[by]
+    if lens.config.conditioning != "prefix":
+        return names
+    # Here the self-attention is what takes from the text.
+    alone = {"cross_attn_out": "attn_out", "cross_attn.z": "attn.z"}
+    return tuple(dict.fromkeys(alone.get(name, name) for name in names))
 
 
 def _refuse_mixed(by: str, found: Sequence[Sequence[Site]]) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
 from analysis.patching.grid import By
+from analysis.patching.runs import N_PAIRS
 from analysis.resampling import Interval, bootstrap
 from analysis.statistics import Means, means
 from audiolens.errors import InputError
@@ -18,6 +20,12 @@ from audiolens.timeline import Span
 
 Mode = Literal["denoising", "noising"]
 TOTAL = "total"
+
+
+def checked_mode(mode: Any) -> None:
+    """Raise for anything but a way to patch."""
+    if mode not in get_args(Mode):
+        raise InputError(f"mode={mode!r}: expected {' or '.join(map(repr, get_args(Mode)))}.")
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,8 @@ class Gap:
         return bool(self.interval.low > 0 or self.interval.high < 0)
 
     def __repr__(self) -> str:
+        if not np.isfinite(self.value):
+            return f"unknown (no pair was measured in both runs) [{self.unit}]"
         return f"{self.value:+.3g} {self.unit} [{self.interval.low:+.3g}, {self.interval.high:+.3g}]"
 
 
@@ -96,11 +106,11 @@ class PatchingResult:
         )
 
     def gap(self, codebook: int | str = TOTAL) -> Gap:
-        """Clean less corrupted of one codebook, or of all together."""
+        """Clean less corrupted of one codebook, or of all together; NaN where no pair was measured in both runs."""
         each = self._gaps[:, self._place(codebook)]
         usable = np.isfinite(each)
         if not usable.any():
-            raise InputError(f"no pair has a {self.metric} in both runs: there is no gap.")
+            return Gap(float("nan"), Interval(float("nan"), float("nan"), 0.95, 0), self.unit)
         own = each[usable]
         interval = bootstrap(
             lambda index: float(own[index].mean()),
@@ -133,12 +143,25 @@ class PatchingResult:
         there = np.isfinite(patched)
         whole = np.where(there, (clean - corrupted)[:, None, None], np.nan)
         part = patched - corrupted[:, None, None]
-        return np.nanmean(part, axis=0) / np.nanmean(whole, axis=0)
+        with warnings.catch_warnings():
+            # A cell that no pair has, or in which nothing could be measured, is NaN.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return np.nanmean(part, axis=0) / np.nanmean(whole, axis=0)
 
     def best(self, codebook: int | str = TOTAL) -> tuple[int | None, str]:
-        """The layer and column of the cell that moves the metric furthest from the unpatched run to the other."""
-        sign = np.sign(self.gap(codebook).value) * (1 if self.mode == "denoising" else -1)
-        row, column = np.unravel_index(np.nanargmax(sign * self.effect(codebook)), self.patched.shape[2:])
+        """The layer and column of the cell that moves the metric furthest from the unpatched run to the other.
+
+        Raises:
+            InputError: if no cell was measured.
+        """
+        effect = self.effect(codebook)
+        if not np.isfinite(effect).any():
+            raise InputError(f"no clip has a {self.metric} before and after a patch: there is no best cell.")
+        gap = self.gap(codebook).value
+        towards = np.sign(gap) * (1 if self.mode == "denoising" else -1) * effect
+        row, column = np.unravel_index(
+            np.nanargmax(towards if np.isfinite(gap) else np.abs(effect)), self.patched.shape[2:]
+        )
         return self.layers[int(row)], self.columns[int(column)]
 
     def to_frame(self) -> pd.DataFrame:
@@ -183,6 +206,16 @@ class PatchingResult:
         return figures.screen(self, codebook)
 
     @property
+    def by_ear(self) -> bool:
+        """Whether the metric was measured in played clips."""
+        return self.codebooks == (self.metric,)
+
+    @property
+    def too_few(self) -> str:
+        """What is to be said where a gap of a few nats comes from fewer pairs than a claim needs; else nothing."""
+        return "" if self.by_ear or len(self.clean) >= N_PAIRS else f"fewer than {N_PAIRS} pairs"
+
+    @property
     def place(self) -> str:
         """What was patched, in words."""
         if self.by == "component":
@@ -203,6 +236,8 @@ class PatchingResult:
 
     def __repr__(self) -> str:
         gap = self.gap()
+        if not np.isfinite(self.effect()).any():
+            return f"PatchingResult({self.mode} {self.place}: gap {gap!r}; no patched clip has a {self.metric})"
         layer, column = self.best()
         row, place = self.layers.index(layer), self.columns.index(column)
         found, total = self.means, self._place(TOTAL)
@@ -210,9 +245,10 @@ class PatchingResult:
         at = (total, row, place)
         share = f" ({self.normalised()[row, place]:.0%} of the way to clean)" if gap.clear else ""
         unclear = "" if gap.clear else "; no clear gap, so no share of it"
+        few = f", {self.too_few}" if self.too_few else ""
         return (
             f"PatchingResult({self.mode} {self.place}: gap {gap!r} over {len(self.clean)} pairs of "
-            f"{found.n_clusters} prompts{unclear}; most at {where}: {found.value[at]:+.3g} {self.unit} "
+            f"{found.n_clusters} prompts{few}{unclear}; most at {where}: {found.value[at]:+.3g} {self.unit} "
             f"[{found.low[at]:+.3g}, {found.high[at]:+.3g}], p = {found.p_adjusted[at]:.2g}{share})"
         )
 

@@ -12,16 +12,18 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from analysis.likelihood import Window
+from analysis.matched import refuse_unequal
 from analysis.patching.engine import Batch, Side, recorded_hooks
 from analysis.patching.grid import Cell
 from audiolens import text
 from audiolens.audio import checked_codes, codes_of
-from audiolens.errors import InputError, PromptError
+from audiolens.checks import checked_count
+from audiolens.errors import InputError, InputTypeError, PromptError
+from audiolens.prompts import PromptSet
 from audiolens.timeline import Real, Span, Timeline, codes_timeline
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
-    from audiolens.prompts import PromptSet
 
 N_PAIRS = 64
 """How many pairs a claim about a few nats needs at the least."""
@@ -76,16 +78,22 @@ def pairs(
         batch_size: rows generated at a time.
 
     Raises:
-        InputError: if the set is not matched, or no pair is left.
+        InputError, InputTypeError: for anything but a set whose poles are matched, or where no pair is left.
     """
+    if not isinstance(prompts, PromptSet):
+        raise InputTypeError(
+            f"prompts={prompts!r}: expected a PromptSet, such as audiolens.prompts.load('tempo') gives."
+        )
+    checked_count("n", n)
+    checked_count("first_seed", first_seed, 0)
     if not prompts.matched:
         raise InputError(f"{prompts.concept}: its poles have different numbers of prompts, so none are matched.")
     matched = list(zip(prompts.positive, prompts.negative, strict=True))
     if same_length:
         sizes = [[len(tokens) for tokens in lens.text_tokens(pair)] for pair in matched]
         matched = [pair for pair, (a, b) in zip(matched, sizes, strict=True) if a == b]
-    if not matched or n < 1:
-        raise InputError(f"{prompts.concept}: {len(matched)} matched prompts of one length, {n} pairs asked for.")
+    if not matched:
+        raise InputError(f"{prompts.concept}: none of its matched prompts are of one length in tokens.")
     chosen = [matched[i % len(matched)][:: -1 if turns and i % 2 else 1] for i in range(n)]
     sides = [tuple(pair[side] for pair in chosen) for side in (0, 1)]
     seeds = list(range(first_seed, first_seed + n))
@@ -117,10 +125,7 @@ class Runs:
         if isinstance(codes, tuple | list):
             codes = codes_of(codes, lens)
         ours, theirs, sizes = checked_prompts(lens, clean, corrupted)
-        codes = checked_codes(codes, lens.config)
-        if len(codes) != len(ours):
-            raise InputError(f"{len(codes)} rows of codes for {len(ours)} pairs: give one row a pair.")
-        codes = codes.to(lens.device)
+        codes = checked_codes(codes, lens.config, len(ours)).to(lens.device)
         timeline = codes_timeline(codes, lens.config, lens.config.prefix(max(map(max, sizes))))
         window = Window.of(lens, codes, seconds)
         first, codes = window.first, window.cropped(codes)
@@ -229,18 +234,6 @@ def refuse_same(clean: Sequence[Any], corrupted: Sequence[Any]) -> None:
         raise InputError(
             f"pair {same[0]} has {clean[same[0]]!r} on both sides, so nothing differs: give another corrupted prompt, "
             "or a history= of its own."
-        )
-
-
-def refuse_unequal(sizes: tuple[tuple[int, ...], tuple[int, ...]], what: str) -> None:
-    """Raise where a pair's prompts have different numbers of tokens: a token would meet another one's place."""
-    apart = [row for row, (a, b) in enumerate(zip(*sizes, strict=True)) if a != b]
-    if apart:
-        a, b = sizes[0][apart[0]], sizes[1][apart[0]]
-        raise PromptError(
-            f"{what}: {len(apart)} of {len(sizes[0])} pairs have prompts of different length, such as pair "
-            f"{apart[0]} with {a} and {b} tokens. Word them alike (lens.text_tokens shows the tokens), or take "
-            "patching.pairs(..., same_length=True)."
         )
 
 

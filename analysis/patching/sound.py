@@ -3,28 +3,35 @@
 The clean clip, the corrupted one and every patched one of a pair are drawn side by side from one seed. At each step a
 patched row takes the values that another row of the same batch has there, at that very step: nothing is stored, and
 nothing is shifted in time. Once their codes part, a patched row hears its own past and is patched with a row that hears
-another: what is put in is what the *other run* does at this second, its music included.
+another: what is put in is what the *other run* does at this second, its music included. Only keys and values of the
+cross-attention, and the text's states, hold nothing but the text.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from analysis.matched import refuse_unequal
 from analysis.patching.grid import By, Cell, Grid, needs_tokens
-from analysis.patching.result import Mode, PatchingResult
-from analysis.patching.runs import checked_clusters, checked_prompts, refuse_same, refuse_unequal, token_offsets
+from analysis.patching.plans import SoundPlan
+from analysis.patching.result import Mode, PatchingResult, checked_mode
+from analysis.patching.runs import checked_clusters, checked_prompts, refuse_same, token_offsets
 from audiolens import measure
+from audiolens.checks import checked_count
 from audiolens.errors import InputError, PromptError, nearest
-from audiolens.interventions import Apply, Branch
-from audiolens.timeline import Span, clip_timeline
+from audiolens.interventions import Apply, Branch, checked_branch
+from audiolens.sampling import checked_settings
+from audiolens.timeline import Span, Timeline, clip_timeline
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -55,124 +62,160 @@ class Sound:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        if self.measure not in measure.MEASURES:
+        if not isinstance(self.measure, str) or self.measure not in measure.MEASURES:
             near = nearest(str(self.measure), measure.MEASURES)
             raise InputError(f"measure={self.measure!r}.{near} There are: {', '.join(measure.MEASURES)}.")
-        if self.pairs is not None and self.pairs < 1 or self.batch_size < 3:
-            raise InputError("Sound: expected at least one pair, and batches of at least three rows.")
+        if self.pairs is not None:
+            checked_count("pairs", self.pairs)
+        # A patched clip plays beside both unpatched ones.
+        checked_count("batch_size", self.batch_size, 3)
+        checked_count("first_seed", self.first_seed, 0)
+        checked_settings(self.guidance_scale, self.temperature, self.top_k)
+        checked_branch(self.branch, guided=self.guidance_scale != 1)
 
 
-def heard(
-    lens: AudioLens,
-    clean: Any,
-    corrupted: Any,
-    sound: Sound,
-    site: str | Sequence[str] | None,
-    *,
-    by: By,
-    mode: Mode,
-    layers: int | Sequence[int] | None,
-    windows: int | Sequence[Span],
-    seconds: Span | None,
-    heads: Sequence[int] | None,
-    clusters: Sequence[str] | None,
-    progress: bool,
-    stats: dict[str, Any],
-) -> PatchingResult:
-    """The grid of a measure; see `patching.patch`."""
-    if mode not in ("denoising", "noising"):
-        raise InputError(f"mode={mode!r}: expected 'denoising' or 'noising'.")
-    ours, theirs, sizes = checked_prompts(lens, clean, corrupted)
-    groups = checked_clusters(clusters, ours, theirs)[: sound.pairs]
-    ours, theirs, sizes = ours[: sound.pairs], theirs[: sound.pairs], (sizes[0][: sound.pairs], sizes[1][: sound.pairs])
-    refuse_same(ours, theirs)
-    if lens.config.conditioning == "prefix" and any(a != b for a, b in zip(*sizes, strict=True)):
-        raise PromptError(
-            f"{lens.config.family} has no mask for its text, so a pair's prompts must be of equal length in tokens to "
-            "play side by side: take patching.pairs(..., same_length=True)."
-        )
-    timeline = clip_timeline(sound.seconds, lens.config, lens.config.prefix(max(map(max, sizes))))
-    places, columns = None, ()
-    if by == "token":
-        refuse_unequal(sizes, "patching by token")
-        places, columns = token_offsets(lens, ours, theirs)
-    grid = Grid.of(
-        lens, site, by, steps=timeline.steps, timeline=timeline, layers=layers, windows=windows, seconds=seconds,
-        heads=heads, tokens=columns,
-    )  # fmt: skip
-    if needs_tokens(grid.hooks):
-        refuse_unequal(sizes, f"{' and '.join(grid.sites)} by {by}")
-    run = _Playing(lens, sound, timeline.seconds, mode)
-    values = np.full((len(ours), len(grid.layers), len(grid.columns)), np.nan)
-    before = {"clean": np.empty(len(ours)), "corrupted": np.empty(len(ours))}
-    prefixes = [lens.config.prefix(size) for size in sizes[0]]
-    with tqdm(total=len(ours) * len(grid.cells), desc="playing", unit="clip", disable=not progress) as bar:
-        for rows, cells in _chunks(prefixes, grid.cells, sound.batch_size):
-            mine = [ours[row] for row in rows], [theirs[row] for row in rows]
-            tokens = None if places is None else places[rows]
-            found = run.clips(mine, rows, cells, tokens)
-            before["clean"][rows], before["corrupted"][rows] = found[0], found[1]
-            for cell, value in zip(cells, found[2:], strict=True):
-                there = np.ones(len(rows), bool) if tokens is None else (tokens[:, cell.token] >= 0).numpy()
-                values[(rows, *cell.at)] = np.where(there, value, np.nan)
-            bar.update(len(rows) * len(cells))
-    return PatchingResult(
-        patched=values[:, None],
-        clean=before["clean"][:, None],
-        corrupted=before["corrupted"][:, None],
-        codebooks=(sound.measure,),
-        layers=grid.layers,
-        columns=grid.columns,
-        spans=grid.spans,
-        by=by,
-        sites=grid.sites,
-        mode=mode,
-        metric=sound.measure,
-        unit=measure.UNITS[sound.measure],
-        scored=(0.0, timeline.seconds),
-        prompts=tuple(zip(ours, theirs, strict=True)),
-        clusters=groups,
-        **stats,
-    )
-
-
-def _chunks(prefixes: Sequence[int], cells: Sequence[Cell], size: int) -> Any:
-    """Rows and cells of each generation: both unpatched clips of its pairs stand in every one."""
-    chunk = min(len(cells), size - 2)
-    together = max(1, size // (chunk + 2))
-    for prefix in dict.fromkeys(prefixes):
-        mine = [row for row, own in enumerate(prefixes) if own == prefix]
-        for first in range(0, len(mine), together):
-            for begin in range(0, len(cells), chunk):
-                yield mine[first : first + together], cells[begin : begin + chunk]
-
-
-@dataclass(frozen=True)
-class _Playing:
-    """How clips are drawn and measured."""
+@dataclass(frozen=True, eq=False)
+class Listening:
+    """A grid of a measure, checked."""
 
     lens: AudioLens
     sound: Sound
-    seconds: float
+    grid: Grid
     mode: Mode
+    clean: tuple[Any, ...]
+    corrupted: tuple[Any, ...]
+    clusters: tuple[str, ...]
+    prefixes: tuple[int, ...]
+    timeline: Timeline
+    tokens: Int[Tensor, "pair column"] | None
 
-    def clips(
-        self, prompts: tuple[Sequence[Any], Sequence[Any]], rows: Sequence[int], cells: Sequence[Cell], tokens: Any
-    ) -> Float[np.ndarray, "run pair"]:
-        """The measure of the clean, the corrupted, and each cell's patched clips."""
+    @classmethod
+    def checked(
+        cls,
+        lens: AudioLens,
+        clean: Any,
+        corrupted: Any,
+        sound: Sound,
+        site: str | Sequence[str] | None,
+        *,
+        by: By,
+        mode: Mode,
+        layers: int | Sequence[int] | None,
+        windows: int | Sequence[Span],
+        seconds: Span | None,
+        heads: Sequence[int] | None,
+        clusters: Sequence[str] | None,
+    ) -> Listening:
+        """The grid, or an error before any model runs; see `patching.patch`."""
+        checked_mode(mode)
+        ours, theirs, sizes = checked_prompts(lens, clean, corrupted)
+        groups = checked_clusters(clusters, ours, theirs)[: sound.pairs]
+        ours, theirs = ours[: sound.pairs], theirs[: sound.pairs]
+        sizes = sizes[0][: sound.pairs], sizes[1][: sound.pairs]
+        refuse_same(ours, theirs)
+        if lens.config.conditioning == "prefix" and any(a != b for a, b in zip(*sizes, strict=True)):
+            raise PromptError(
+                f"{lens.config.family} has no mask for its text, so a pair's prompts must be of equal length in tokens "
+                "to play side by side: take patching.pairs(..., same_length=True)."
+            )
+        timeline = clip_timeline(sound.seconds, lens.config, lens.config.prefix(max(map(max, sizes))))
+        places, columns = None, ()
+        if by == "token":
+            refuse_unequal(sizes, "patching by token")
+            places, columns = token_offsets(lens, ours, theirs)
+        # Windows divide what is heard: the steps behind the last frame finish the delayed codebooks, in no second.
+        grid = Grid.of(
+            lens, site, by, steps=timeline.frames, timeline=timeline, layers=layers, windows=windows, seconds=seconds,
+            heads=heads, tokens=columns, heard=True,
+        )  # fmt: skip
+        if needs_tokens(grid.hooks):
+            refuse_unequal(sizes, f"{' and '.join(grid.sites)} by {by}")
+        prefixes = tuple(lens.config.prefix(size) for size in sizes[0])
+        return cls(lens, sound, grid, mode, ours, theirs, groups, prefixes, timeline, places)
+
+    @property
+    def generations(self) -> list[tuple[list[int], tuple[Cell, ...]]]:
+        """Pairs and cells of each: both unpatched clips of its pairs stand in every one."""
+        cells = self.grid.cells
+        chunk = min(len(cells), self.sound.batch_size - 2)
+        together = max(1, self.sound.batch_size // (chunk + 2))
+        found = []
+        for prefix in dict.fromkeys(self.prefixes):
+            mine = [row for row, own in enumerate(self.prefixes) if own == prefix]
+            for first in range(0, len(mine), together):
+                for begin in range(0, len(cells), chunk):
+                    found.append((mine[first : first + together], cells[begin : begin + chunk]))
+        return found
+
+    def plan(self, timed: bool = False) -> SoundPlan:
+        """What it takes; `timed` plays a few steps of the largest generation, and decodes and measures one clip."""
+        counts = [len(rows) * (2 + len(cells)) for rows, cells in self.generations]
+        branches = 1 if self.sound.guidance_scale == 1 else 2
+        seconds = float("nan")
+        if timed:
+            step, clip = self._speed()
+            # A generation of fewer rows is no slower.
+            seconds = len(counts) * self.timeline.steps * step + sum(counts) * clip
+        return SoundPlan(
+            cells=len(self.grid.cells),
+            pairs=len(self.clean),
+            clips=sum(counts),
+            clip_seconds=self.timeline.seconds,
+            generations=len(counts),
+            rows=max(counts),
+            row_steps=sum(counts) * branches * self.timeline.steps * self.lens.config.n_layers,
+            seconds=seconds,
+        )
+
+    def run(self, progress: bool, stats: dict[str, Any]) -> PatchingResult:
+        """Play and measure every clip; `stats` are the result's resampling settings."""
+        grid, sound = self.grid, self.sound
+        values = np.full((len(self.clean), len(grid.layers), len(grid.columns)), np.nan)
+        before = {"clean": np.empty(len(self.clean)), "corrupted": np.empty(len(self.clean))}
+        with tqdm(total=len(self.clean) * len(grid.cells), desc="playing", unit="clip", disable=not progress) as bar:
+            for rows, cells in self.generations:
+                found = self._measured(self._played(rows, cells)).reshape(2 + len(cells), len(rows))
+                before["clean"][rows], before["corrupted"][rows] = found[0], found[1]
+                for cell, value in zip(cells, found[2:], strict=True):
+                    tokens = self.tokens
+                    there = np.ones(len(rows), bool) if tokens is None else (tokens[rows, cell.token] >= 0).numpy()
+                    values[(rows, *cell.at)] = np.where(there, value, np.nan)
+                bar.update(len(rows) * len(cells))
+        return PatchingResult(
+            patched=values[:, None],
+            clean=before["clean"][:, None],
+            corrupted=before["corrupted"][:, None],
+            codebooks=(sound.measure,),
+            layers=grid.layers,
+            columns=grid.columns,
+            spans=grid.spans,
+            by=grid.by,
+            sites=grid.sites,
+            mode=self.mode,
+            metric=sound.measure,
+            unit=measure.UNITS[sound.measure],
+            scored=(0.0, self.timeline.seconds),
+            prompts=tuple(zip(self.clean, self.corrupted, strict=True)),
+            clusters=self.clusters,
+            **stats,
+        )
+
+    def _played(self, rows: Sequence[int], cells: Sequence[Cell], seconds: float | None = None, **how: Any) -> Any:
+        """The clean, the corrupted, and each cell's patched clips; of so many `seconds`, to time them."""
         count, rate = len(rows), self.lens.config.frame_rate
-        base = prompts[1 if self.mode == "denoising" else 0]
-        listed = [*prompts[0], *prompts[1], *(prompt for _ in cells for prompt in base)]
+        sides = [self.clean[row] for row in rows], [self.corrupted[row] for row in rows]
+        base = sides[1 if self.mode == "denoising" else 0]
+        listed = [*sides[0], *sides[1], *(prompt for _ in cells for prompt in base)]
         giver = list(range(count)) if self.mode == "denoising" else list(range(count, 2 * count))
         todo = []
         for place, cell in enumerate(cells):
             own = list(range((2 + place) * count, (3 + place) * count))
-            timed = cell.layer is not None and tokens is None
-            whole = cell.start == 0 and cell.stop >= round(self.seconds * rate)
+            timed = cell.layer is not None and self.tokens is None and seconds is None
+            whole = cell.start == 0 and cell.stop >= self.timeline.frames
             for hook in cell.hooks:
                 todo.append(
                     Apply(
-                        taking(count, None if tokens is None else tokens[:, cell.token]),
+                        taking(count, None if self.tokens is None else self.tokens[list(rows), cell.token]),
                         site=hook,
                         layers=cell.layer,
                         rows=[*giver, *own],
@@ -181,17 +224,42 @@ class _Playing:
                         branch=self.sound.branch,
                     )
                 )
-        made = self.lens.generate(
+        return self.lens.generate(
             listed,
-            self.seconds,
+            self.timeline.seconds if seconds is None else seconds,
             seeds=[self.sound.first_seed + row for _ in range(2 + len(cells)) for row in rows],
             guidance_scale=self.sound.guidance_scale,
             temperature=self.sound.temperature,
             top_k=self.sound.top_k,
             interventions=todo,
+            **how,
         )
-        table = measure.table(made, measures=[self.sound.measure])
-        return table[self.sound.measure].to_numpy().reshape(2 + len(cells), count)
+
+    def _measured(self, clips: Any) -> Float[np.ndarray, " clip"]:
+        return measure.table(clips, measures=[self.sound.measure])[self.sound.measure].to_numpy()
+
+    def _speed(self) -> tuple[float, float]:
+        """Seconds that a step of the largest generation takes, and that one clip takes to be decoded and measured."""
+        config = self.lens.config
+        largest = max(self.generations, key=lambda each: len(each[0]) * (2 + len(each[1])))
+        tail = self.timeline.steps - self.timeline.frames
+        frames = max(1, tail)
+        _played = partial(self._played, *largest, seconds=frames / config.frame_rate, decode=False)
+        codes = _played().codes[:1].repeat(1, 1, -(-self.timeline.frames // frames))[..., : self.timeline.frames]
+        step = _seconds(_played) / (frames + tail)
+
+        def clip() -> None:
+            audio = self.lens.decode_codes(codes).detach().float().cpu().numpy()
+            measure.table(audio, config.sample_rate, measures=[self.sound.measure])
+
+        clip()
+        return step, _seconds(clip)
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
 
 
 def taking(count: int, tokens: Tensor | None) -> Callable[[Tensor], Tensor]:

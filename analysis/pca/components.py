@@ -19,6 +19,7 @@ from sklearn.metrics import silhouette_samples
 from analysis.probing.dataset import checked_groups, same
 from analysis.resampling import Interval, bootstrap
 from audiolens.cache import ActivationCache
+from audiolens.checks import checked_count
 from audiolens.errors import InputError
 
 
@@ -176,7 +177,7 @@ def fit(
     array, numbers, clusters = _arrays(activations, site, layers, groups, steps=False)
     names = tuple(str(label) for label in labels)
     _check(array, names)
-    n_kept = min(n_components, array.shape[1] - 1, array.shape[2])
+    n_kept = min(checked_count("n_components", n_components), array.shape[1] - 1, array.shape[2])
     scores, explained, silhouettes, intervals = [], [], [], []
     for layer, rows in zip(numbers, array, strict=True):
         _refuse_constant(rows, layer)
@@ -218,7 +219,7 @@ def trajectories(
     rate = (activations.frame_rate if isinstance(activations, ActivationCache) else frame_rate) or 1.0
     poles = tuple(dict.fromkeys(names))
     told = np.array(names)
-    n_kept = min(n_components, array.shape[1] * array.shape[2] - 1, array.shape[3])
+    n_kept = min(checked_count("n_components", n_components), array.shape[1] * array.shape[2] - 1, array.shape[3])
     means, errors, explained, silhouettes = [], [], [], []
     for layer, values in zip(numbers, array, strict=True):
         _refuse_constant(values.reshape(-1, values.shape[-1]), layer)

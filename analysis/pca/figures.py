@@ -38,7 +38,7 @@ def panels_paper(result: PCAResult) -> Figure:
                 axes.scatter(
                     scores[chosen, 0], second, s=11, c=colour, marker=marker, alpha=0.65, linewidths=0, label=pole
                 )
-            axes.set_title(f"block {result.layers[place]}, silhouette {result.silhouettes[place]:.2f}", fontsize=8.5)
+            axes.set_title(_told(result, place, "\n"), fontsize=8.5)
             axes.set_xlabel(f"component 1 ({explained[0]:.0%} of variance)", fontsize=7.5)
             if len(explained) > 1:
                 axes.set_ylabel(f"component 2 ({explained[1]:.0%})", fontsize=7.5)
@@ -60,7 +60,7 @@ def panels_screen(result: PCAResult) -> go.Figure:
                 x=x, y=y, mode="markers", name=pole, visible=place == 0,
                 marker={"color": colour, "symbol": SYMBOLS[marker], "size": 7, "opacity": 0.7},
             )  # fmt: skip
-    titles = [f"block {layer}: silhouette {result.silhouettes[i]:.2f}" for i, layer in enumerate(result.layers)]
+    titles = [_told(result, place, ": ") for place in range(len(result.layers))]
     return sliding(figure, result.layers, titles, _flat_axes(result), each=len(poles))
 
 
@@ -72,13 +72,13 @@ def space_paper(result: PCAResult) -> Figure:
     lines = -(-len(result.layers) // columns)
     with styled():
         figure = Figure(figsize=(3.0 * columns, 2.9 * lines + 0.5))
-        for place, layer in enumerate(result.layers):
+        for place in range(len(result.layers)):
             axes: Any = figure.add_subplot(lines, columns, place + 1, projection="3d")
             explained = result.explained[place]
             for pole, (colour, marker) in zip(poles, looks(len(poles)), strict=True):
                 chosen = result.scores[place][labels == pole]
                 axes.scatter(*chosen.T[:3], s=9, c=colour, marker=marker, alpha=0.65, linewidths=0, label=pole)
-            axes.set_title(f"block {layer}, silhouette {result.silhouettes[place]:.2f}", fontsize=8.5, pad=-2)
+            axes.set_title(_told(result, place, "\n"), fontsize=8.5, pad=-2)
             for which, name in enumerate("xyz"):
                 getattr(axes, f"set_{name}label")(
                     f"component {which + 1} ({explained[which]:.0%})", fontsize=6.5, labelpad=-9
@@ -103,7 +103,7 @@ def space_screen(result: PCAResult) -> go.Figure:
                 x=chosen[:, 0], y=chosen[:, 1], z=chosen[:, 2], mode="markers", name=pole, visible=place == 0,
                 marker={"color": colour, "symbol": _FLAT.get(symbol, symbol), "size": 4, "opacity": 0.75},
             )  # fmt: skip
-    titles = [f"block {layer}: silhouette {result.silhouettes[i]:.2f}" for i, layer in enumerate(result.layers)]
+    titles = [_told(result, place, ": ") for place in range(len(result.layers))]
     axes = [
         {
             f"scene.{name}axis.title.text": f"component {which + 1} ({explained[which]:.0%})"
@@ -175,6 +175,15 @@ def paths_screen(result: Trajectories) -> go.Figure:
             )  # fmt: skip
     titles = [f"block {layer}: paths of the poles" for layer in result.layers]
     return sliding(figure, result.layers, titles, _flat_axes(result), each=len(result.poles))
+
+
+def _told(result: PCAResult, place: int, joint: str) -> str:
+    """A panel's title: how far the poles lie apart there, with the interval over prompts."""
+    interval = result.intervals[place]
+    # Rounded first, and 0 added: no "-0.00".
+    value, low, high = (round(float(one), 2) + 0.0 for one in (result.silhouettes[place], interval.low, interval.high))
+    known = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
+    return f"block {result.layers[place]}{joint}silhouette {value:.2f}{known}"
 
 
 def _flat_axes(result: PCAResult | Trajectories) -> list[dict[str, str]]:

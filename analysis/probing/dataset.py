@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from audiolens.checks import checked_amount, checked_count
 from audiolens.errors import InputError, InputTypeError, nearest, shortened
 from audiolens.etude.synth import CLIP_SECONDS
 
@@ -228,9 +229,17 @@ class Dataset:
         meter. Classes are equally many. No prompt is given, so that the sound alone speaks.
 
         étude's codec and decoder were trained on the clips of seeds 1 and 2: take others.
+
+        Raises:
+            InputError: for a concept, a task or numbers that the synthesiser does not know, or too few clips.
         """
         from audiolens.etude import synth
 
+        checked_count("n", n, 2)
+        checked_count("seed", seed, 0)
+        checked_amount("seconds", seconds, above=0)
+        if task not in get_args(Task):
+            raise InputError(f"task={task!r}: expected {' or '.join(map(repr, get_args(Task)))}.")
         chosen, labels = _drawn(concept, n, task, seed)
         audio = np.stack([synth.labelled_clip(index, seed, seconds).audio for index in chosen])
         codes = encoded(lens, audio, synth.SAMPLE_RATE)

@@ -21,6 +21,7 @@ from analysis.probing.probes import KINDS, Kind, Plan, Probe, Scored, target_of
 from analysis.probing.result import ProbeResult
 from audiolens import provenance
 from audiolens.cache import ActivationCache
+from audiolens.checks import checked_amount, checked_count
 from audiolens.errors import InputError, shortened
 from audiolens.interventions import Branch
 from audiolens.provenance import Provenance
@@ -82,10 +83,14 @@ def probe(
         InputError: (or a subclass) for a leak, labels that do not match or are too few, a place the model lacks, or
             activations that are the same in every row.
     """
+    _check_numbers(penalty, n_components, n_bootstrap, n_jobs, seed)
     rows, given = _rows(lens, data, labels, codes, groups, position, heads, site, layers)
     told = task or task_of(rows.labels)
+    checked = _checked_kind(kind, told)
+    if told == "regression" and rows.labels.dtype.kind not in "biuf":
+        raise InputError("task='regression' needs labels that are numbers; these are text: use task='classification'.")
     classes = tuple(map(str, np.unique(rows.labels))) if told == "classification" else ()
-    fitted = Probe(_checked_kind(kind, told), told, len(classes), _checked_penalty(penalty), n_components)
+    fitted = Probe(checked, told, len(classes), penalty, n_components)
     target = target_of(rows.labels, classes)
     own = () if isinstance(folds, int) else folds
     plan = Plan.of(
@@ -179,6 +184,18 @@ def _rows(
     return Dataset(checked, prompts, groups=checked_groups(array_of(groups), len(checked), [same(prompts)])), found
 
 
+def _check_numbers(penalty: Any, n_components: Any, n_bootstrap: Any, n_jobs: Any, seed: Any) -> None:
+    if penalty is not None:
+        checked_amount("penalty", penalty, above=0)
+    if n_components is not None:
+        checked_count("n_components", n_components)
+    checked_count("n_bootstrap", n_bootstrap, 0)
+    checked_count("seed", seed, 0)
+    # As in joblib: -1 is every core.
+    if n_jobs != -1:
+        checked_count("n_jobs", n_jobs)
+
+
 def _checked_kind(kind: Any, task: Any) -> Kind:
     if task not in ("classification", "regression"):
         raise InputError(f"task={task!r}: expected 'classification' or 'regression'.")
@@ -189,12 +206,6 @@ def _checked_kind(kind: Any, task: Any) -> Kind:
     if kind == "logistic" and task == "regression":
         raise InputError("kind='logistic' tells classes apart: use 'ridge' or 'mlp' for a quantity.")
     return kind
-
-
-def _checked_penalty(penalty: Any) -> float | None:
-    if penalty is not None and not penalty > 0:
-        raise InputError(f"penalty={penalty}: expected a number above 0.")
-    return penalty
 
 
 def _check_values(found: Features) -> None:

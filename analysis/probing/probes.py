@@ -26,6 +26,7 @@ from sklearn.preprocessing import StandardScaler
 
 from analysis.probing.dataset import Task, refuse_leak
 from analysis.resampling import Interval, bootstrap
+from audiolens.checks import checked_count
 from audiolens.errors import InputError
 
 Kind = Literal["logistic", "ridge", "mlp"]
@@ -183,8 +184,8 @@ class Plan:
         Raises:
             InputError: if there are fewer than two labels, too few rows or groups of one, or given folds leak.
         """
-        if isinstance(n_folds, bool) or not isinstance(n_folds, int) or n_folds < 2:
-            raise InputError(f"n_folds={n_folds!r}: expected a whole number of at least 2.")
+        checked_count("n_folds", n_folds, 2)
+        checked_count("n_shuffles", n_shuffles, 0)
         _check_target(target, groups, task, names, n_folds if folds is None else 2)
         if n_shuffles < 1:
             raise InputError(f"n_shuffles={n_shuffles}: a score means nothing without shuffled labels; 20 are usual.")

@@ -59,6 +59,7 @@ class ProbeResult:
 
     @property
     def scores(self) -> Float[np.ndarray, " place"]:
+        """Out of fold, in the `metric`: 1 is perfect, and `chance` what a probe that sees nothing has."""
         return np.array([one.score for one in self.scored])
 
     @property
@@ -78,10 +79,12 @@ class ProbeResult:
 
     @property
     def chance(self) -> float:
+        """One over the number of classes; of a quantity 0, what predicting the training side's mean has."""
         return 1 / len(self.classes) if self.classes else 0.0
 
     @property
     def metric(self) -> str:
+        """What `scores` are: the mean recall of the classes, or the share of a quantity's variance."""
         return "balanced accuracy" if self.classes else "R²"
 
     @property

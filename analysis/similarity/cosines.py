@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -19,10 +19,9 @@ from jaxtyping import Bool, Float
 from scipy import stats
 
 from analysis.statistics import LEVEL, correct
-from audiolens.errors import InputError
-
-if TYPE_CHECKING:
-    from audiolens.directions import Directions
+from audiolens.checks import checked_count
+from audiolens.directions import Directions
+from audiolens.errors import InputError, InputTypeError
 
 Null = Literal["random", "shuffled"]
 _ESTIMATOR = "difference in means"
@@ -178,9 +177,12 @@ def cosine_map(
         n_draws: of the shuffles; p is at least 1 / (n + 1).
 
     Raises:
-        InputError: if the two are of different width, or a direction has no length, or shuffles have no samples.
+        InputError, InputTypeError: if either is no `Directions`, the two are of different width, a direction has no
+            length, or shuffles have no samples.
     """
     second = directions if other is None else other
+    _refuse_other({"directions": directions, "other": second})
+    _checked_null(null, n_draws)
     ours, theirs = _units(directions), _units(second)
     if ours.shape[1] != theirs.shape[1]:
         raise InputError(f"directions of width {ours.shape[1]} and {theirs.shape[1]}: expected those of one model.")
@@ -188,7 +190,7 @@ def cosine_map(
     if null == "random":
         p = chance_p(cosines, ours.shape[1])
     else:
-        drawn = _shuffles(directions, null, n_draws), _shuffles(second, null, n_draws)
+        drawn = _shuffles(directions, n_draws), _shuffles(second, n_draws)
         p = _rank(cosines, np.abs(np.einsum("nld,nmd->nlm", *drawn)))
     p[cosines > 1 - 1e-9] = np.nan
     return CosineMap(
@@ -214,8 +216,14 @@ def compare(directions: Mapping[str, Directions], *, null: Null = "random", n_dr
             the difference of means have no shuffles.
 
     Raises:
-        InputError: for fewer than two sets, no common layer, other widths, or as `cosine_map`.
+        InputError, InputTypeError: for fewer than two sets, no common layer, other widths, or as `cosine_map`.
     """
+    if not isinstance(directions, Mapping):
+        raise InputTypeError(
+            f"directions: expected sets by name, {{'tempo': d, ...}}, not {type(directions).__name__}."
+        )
+    _refuse_other(directions)
+    _checked_null(null, n_draws)
     if len(directions) < 2:
         raise InputError(f"{len(directions)} sets of directions: give at least two by name.")
     shared = sorted(set.intersection(*(set(one.layers) for one in directions.values())))
@@ -232,7 +240,7 @@ def compare(directions: Mapping[str, Directions], *, null: Null = "random", n_dr
         p = chance_p(cosines, width)
     else:
         places = {name: [one.layers.index(layer) for layer in shared] for name, one in directions.items()}
-        drawn = np.stack([_shuffles(one, null, n_draws)[:, places[name]] for name, one in directions.items()])
+        drawn = np.stack([_shuffles(one, n_draws)[:, places[name]] for name, one in directions.items()])
         p = _rank(cosines, np.abs(np.einsum("nsld,msld->slnm", drawn, drawn)))
     p[:, np.arange(len(chosen)), np.arange(len(chosen))] = np.nan
     return Comparison(
@@ -256,12 +264,23 @@ def _rank(cosines: np.ndarray, drawn: Float[np.ndarray, "draw ..."]) -> np.ndarr
     return (1 + (drawn >= np.abs(cosines)).sum(axis=0)) / (len(drawn) + 1)
 
 
-def _shuffles(directions: Directions, null: str, n_draws: int) -> Float[np.ndarray, "draw layer d_model"]:
+def _refuse_other(given: Mapping[str, Any]) -> None:
+    """Raise for anything but directions."""
+    for name, one in given.items():
+        if not isinstance(one, Directions):
+            raise InputTypeError(
+                f"{name}: expected Directions, as difference_in_means gives them, not {type(one).__name__}."
+            )
+
+
+def _checked_null(null: Any, n_draws: Any) -> None:
+    if null not in get_args(Null):
+        raise InputError(f"null={null!r}: expected {' or '.join(map(repr, get_args(Null)))}.")
+    checked_count("n_draws", n_draws)
+
+
+def _shuffles(directions: Directions, n_draws: int) -> Float[np.ndarray, "draw layer d_model"]:
     """Unit directions of shuffled labels; draw i is the same order for all sets of as many prompts."""
-    if null != "shuffled":
-        raise InputError(f"null={null!r}: expected 'random' or 'shuffled'.")
-    if n_draws < 1:
-        raise InputError(f"n_draws={n_draws}: expected at least 1.")
     if directions.samples is None or directions.meta.estimator != _ESTIMATOR:
         raise InputError(
             f"{_name(directions)}: shuffles need a difference of means read with keep_samples=True; use null='random'."

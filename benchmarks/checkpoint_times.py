@@ -1,0 +1,113 @@
+"""How long the published sizes take, on random weights: `python benchmarks/checkpoint_times.py [--update]`.
+
+A model of each size is filled with random numbers, for the time of a step depends on sizes alone (but not that of
+the text, which is short here). Steps are timed behind the first, which also encodes the text; both halves of the
+guidance run. Reading is one forward over given codes that records `resid_post` of every block.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from checkpoints import PAGE, RATE, SIZES, Size, shell
+from tqdm.auto import tqdm
+
+from audiolens import AudioLens
+from audiolens.etude.text import build_tokenizer
+
+STEPS = 8
+"""Timed, behind as many that are not."""
+READ_SECONDS = 5
+PROMPT = "a calm song with drums"
+
+
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help="Sizes, such as small (default: small medium).")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, or bfloat16 on a GPU.")] = "float32",
+    rows: Annotated[list[int], typer.Option(help="Clips of a batch.")] = [1, 8],  # noqa: B006 - typer copies it
+    update: Annotated[bool, typer.Option(help=f"Put the table into docs/{PAGE.name}.")] = False,
+) -> None:
+    """Time generating and reading, and print or renew the table."""
+    wanted = [size for name in names or ["small", "medium"] for size in SIZES if size.name.endswith(f"musicgen-{name}")]
+    lines = [
+        "| size | rows | a second of every clip, generated | the same, every block steered | "
+        f"{READ_SECONDS} s of codes read, all blocks recorded |",
+        "|---|---|---|---|---|",
+    ]
+    for size in wanted:
+        lens = AudioLens(random_model(size, device, dtype), build_tokenizer(), name=size.name)
+        for count in rows:
+            times = [timed_second(lens, count, steered=False), timed_second(lens, count, steered=True),
+                     timed_reading(lens, count)]  # fmt: skip
+            lines.append(f"| `{size.name}` | {count} | " + " | ".join(f"{one:.3g} s" for one in times) + " |")
+            tqdm.write(lines[-1])
+        del lens
+        gc.collect()
+    table = "\n".join(lines) + "\n"
+    typer.echo(table)
+    if update:
+        marks = r"(<!-- times:begin -->\n).*?(<!-- times:end -->)"
+        page, n = re.subn(marks, lambda found: found[1] + table + found[2], Path(PAGE).read_text("utf-8"), flags=re.S)
+        if n != 1:
+            raise ValueError("no place for the times: expected <!-- times:begin --> and <!-- times:end -->, once")
+        PAGE.write_text(page, "utf-8")
+
+
+def random_model(size: Size, device: str, dtype: str) -> Any:
+    """A published size with random numbers in it, as the checkpoint's configuration would have it otherwise."""
+    model = shell(size).to(getattr(torch, dtype)).to_empty(device=device)
+    torch.manual_seed(0)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data.normal_(0, 0.02)
+        else:
+            tensor.data.zero_()
+    model.decoder.model.decoder.embed_positions.make_weights(2048, size.width)
+    generation = model.generation_config
+    generation.pad_token_id = generation.bos_token_id = generation.decoder_start_token_id = 2048
+    generation.do_sample = True
+    return model.eval()
+
+
+def timed_second(lens: AudioLens, rows: int, *, steered: bool) -> float:
+    """Seconds that a second of `rows` clips takes, from the difference of a long and a short generation."""
+    from audiolens import Add
+
+    vector = torch.full((lens.config.d_model,), 1e-3)
+    edits = [Add(vector, layers=list(range(lens.config.n_layers)))] if steered else []
+
+    def run(frames: int) -> float:
+        begun = time.perf_counter()
+        lens.generate([PROMPT] * rows, frames / RATE, interventions=edits, guidance_scale=3.0, decode=False)
+        if lens.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - begun
+
+    run(STEPS)
+    each = [(run(2 * STEPS) - run(STEPS)) / STEPS for _ in range(3)]
+    return statistics.median(each) * RATE
+
+
+def timed_reading(lens: AudioLens, rows: int) -> float:
+    """Seconds of one forward over given codes, every block recorded."""
+    codes = torch.randint(2048, (rows, lens.config.n_codebooks, READ_SECONDS * RATE))
+    taken = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        lens.run_with_cache([PROMPT] * rows, codes)
+        if lens.device.type == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - begun)
+    return min(taken[1:])
+
+
+if __name__ == "__main__":
+    typer.run(main)
