@@ -16,7 +16,6 @@ from nnsight.intervention.batching import Batcher
 from torch import Tensor
 
 from audiolens.checks import checked_count
-from audiolens.errors import InputError
 from audiolens.families import LensConfig
 from audiolens.text import BUCKET, checked_prompts
 from audiolens.timeline import delay
