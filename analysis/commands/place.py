@@ -26,7 +26,9 @@ def place(
     strategies: Annotated[
         str, typer.Option(help="Candidates: one-to-one, one-to-all, all-to-all.")
     ] = "one-to-one,one-to-all",
-    prompts: Annotated[int, typer.Option(help="Neutral development prompts.")] = 8,
+    prompts: Annotated[
+        int, typer.Option(help="Neutral development prompts, the bundled ones for a file without any.")
+    ] = 8,
     seconds: Annotated[float, typer.Option(help="Of each clip that is read.")] = 2.0,
     by: Annotated[
         str, typer.Option(help="What decides: alignment, norm, probe, patching or attribution.")
