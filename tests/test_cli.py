@@ -225,6 +225,11 @@ def test_measure_goes_on_where_files_are_bad_and_names_them(run: Run, tmp_path: 
         (("study",), "name what to study"),
         (("study", "tempo", "--concepts", "tempo,timbre"), "name what to study"),
         (("study", "--concepts", "tempo"), "two or more different ones"),
+        (("study", "--concepts", "tempo,timbre", "--measure", "pitch"), "with --concepts each has its own"),
+        (("study", "--concepts", "tempo,one.csv"), "is studied by itself"),
+        (("study", "one.csv", "--measure", "pitch"), "one.csv: 'one' has 1 prompt for the pole 'fast'"),
+        (("study", "one.csv"), "one.csv: 'one' has 1 prompt"),
+        (("study", "--positive", "one.txt", "--negative", "two.txt"), "one.txt and two.txt: 'one-two' has 1 prompt"),
         (("study", "--concepts", "tempo,tempi"), "Did you mean 'tempo'"),
         (("study", "--positive", "full/file"), "go together"),
         (("study", "none.csv", "-m", "{checkpoint}", "--measure", "pitch"), "none.csv"),
@@ -244,6 +249,9 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("years of work")
+    (tmp_path / "one.csv").write_text("fast,slow\na fast song,a slow song\n,slow drums\n")
+    (tmp_path / "one.txt").write_text("a bright song\n")
+    (tmp_path / "two.txt").write_text("a dark song\nmusic\n")
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "summary.json").write_text(json.dumps({"format": "audiolens.study.1"}))
     for name, content in (("begun", json.dumps(BEGUN)), ("broken", json.dumps(BEGUN)[:40])):

@@ -332,6 +332,25 @@ def test_a_set_without_words_for_a_pole_is_refused_before_anything_runs(lens: An
         study.run(lens, replace(planted.tempo(), **{side: ()}))
 
 
+@pytest.mark.parametrize("pole", [0, 1])
+def test_one_prompt_in_a_pole_is_refused_before_anything_runs(
+    lens: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pole: int
+) -> None:
+    monkeypatch.setattr(study.experiment, "_run", lambda *_: pytest.fail("a study ran"))
+    sets = planted.tempo()
+    lone = replace(sets, **{("positive", "negative")[pole]: (sets.positive, sets.negative)[pole][:1]})
+    with pytest.raises(InputError, match=f"1 prompt for the pole '{sets.poles[pole]}': a study needs at least 2"):
+        study.run(lens, lone, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_plan_counts_the_prompts_that_there_are() -> None:
+    sets = planted.tempo()
+    few = replace(sets, positive=sets.positive[:3], negative=sets.negative[:2])
+    assert Settings(poles=48).clips(8, few)["reading directions"] == 5
+    assert Settings(poles=48).clips(8, sets)["reading directions"] == 96
+
+
 def test_a_strength_that_is_no_number_is_refused() -> None:
     with pytest.raises(InputError, match="finite numbers above 0"):
         Settings(strengths={"one-to-one": (float("nan"),)})

@@ -260,7 +260,7 @@ class Teller:
 
     def __post_init__(self) -> None:
         settings = self.settings
-        self.counts = settings.clips(self.lens.config.n_layers)
+        self.counts = settings.clips(self.lens.config.n_layers, self.sets)
         parts = ", ".join(f"{count} for {stage}" for stage, count in self.counts.items())
         self.tell(f"{sum(self.counts.values())} clips of {settings.seconds:g} s: {parts}")
         if settings.n_random < FEWEST_CONTROLS:
