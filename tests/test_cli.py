@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from plants import tables as planted
 
+import audiolens as al
 from analysis import cli
 from analysis.commands import common
 
@@ -41,8 +42,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 @pytest.fixture(scope="module")
 def file(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directions read from the tiny checkpoint."""
-    import audiolens as al
-
     lens = al.AudioLens.from_pretrained(checkpoint)
     found = al.difference_in_means(lens, ["fast song"], ["slow song"], seconds=0.5, label="tempo", progress=False)
     return found.save(tmp_path_factory.mktemp("directions") / "tempo.safetensors")
@@ -66,6 +65,10 @@ def test_every_command_has_help(run: Run, command: tuple[str, ...]) -> None:
     assert "Usage" in out
 
 
+def test_the_version_is_said_without_a_command(run: Run) -> None:
+    assert run("--version") == (0, f"audiolens {al.__version__}\n", "")
+
+
 def test_generate_writes_the_same_clip_for_the_same_seed(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         code, out, err = run("generate", "a calm song", "-m", checkpoint, "--seconds", 1, "--seed", 3, "-o", name)
@@ -86,8 +89,6 @@ def test_generate_steers_beside_a_baseline(run: Run, checkpoint: Path, file: Pat
 
 
 def test_generate_steers_along_several_at_a_band(run: Run, checkpoint: Path, file: Path, tmp_path: Path) -> None:
-    import audiolens as al
-
     one = al.Directions.load(file)
     other = (one + one.random_like(1)).save(tmp_path / "other.safetensors")
     lens = al.AudioLens.from_pretrained(checkpoint)
@@ -169,7 +170,10 @@ def test_measure_goes_on_where_files_are_bad_and_names_them(run: Run, tmp_path: 
     ("arguments", "message"),
     [
         (("study", "tempi"), "Did you mean 'tempo'"),
+        (("study", "temp"), "Known: density, register, tempo, timbre; or"),
+        (("study", "temp", "--measure", "pitch"), "Known: bells, density,"),
         (("study", "bells"), "no measure hears 'bells'"),
+        (("study", "tempo", "--measure", "loudness"), "measure 'loudness': expected one that changes by shares"),
         (("study", "tempo", "-m", "etud"), "Did you mean 'etude'"),
         (("study", "tempo", "-m", "."), "holds no config.json"),
         (("study", "tempo", "-m", "facebook/musicgen-smal"), "works offline"),

@@ -91,7 +91,7 @@ class _Course:
             response=response,
             outcomes=outcome.outcomes(response, sets, choice),
             monotonicity=outcome.monotonicity(response),
-            cross=outcome.cross_effects(tested.table),
+            cross=outcome.cross_effects(tested.table, measures=dict.fromkeys((*outcome.CROSSED, measured))),
             clips=pd.concat(clips, ignore_index=True).drop(columns="file", errors="ignore"),
             sounds=_sounds(tested),
             settings=settings,

@@ -27,6 +27,7 @@ from analysis.study.scan import Choice
 from analysis.study.settings import Settings
 from analysis.study.stages import Stages
 from analysis.study.where import Where
+from analysis.sweep.response import MEASURED
 from audiolens.directions import Directions
 from audiolens.errors import InputError, nearest, shortened
 from audiolens.prompts import PromptSet, concepts, load
@@ -138,15 +139,19 @@ def prompts_of(concept: str | PromptSet, lens: AudioLens | None = None, settings
     """The prompts of a concept that can be studied, with a lens in the words that it reads (`prompts.load`).
 
     Raises:
-        InputError: for an unknown concept, naming the nearest, or one that no measure hears.
+        InputError: for an unknown concept, naming the nearest that can be studied, or one that no measure hears.
     """
+    chosen = settings or Settings()
     sets = concept if isinstance(concept, PromptSet) else None
     if sets is None:
-        known = concepts()
-        if concept not in known:
-            raise InputError(f"unknown concept {concept!r}.{nearest(str(concept), known)} Known: {shortened(known)}.")
+        if concept not in concepts():
+            known = [name for name in concepts() if chosen.measured or name in MEASURED]
+            raise InputError(
+                f"unknown concept {concept!r}.{nearest(str(concept), known)} Known: {shortened(known)}; or a .csv, "
+                ".json or .toml file of prompts."
+            )
         sets = load(concept, lens=lens)  # pyright: ignore[reportArgumentType]
-    (settings or Settings()).measure_of(sets.concept)
+    chosen.measure_of(sets.concept)
     return sets
 
 

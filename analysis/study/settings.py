@@ -213,10 +213,10 @@ class Settings:
         if name is None:
             raise InputError(
                 f"no measure hears {concept!r}, so a study of it could not say what it did. Concepts with one: "
-                f"{', '.join(MEASURED)}; or name one with measured=: {', '.join(known)}."
+                f"{', '.join(MEASURED)}; or name one (--measure, measured=): {', '.join(known)}."
             )
         if name not in known:
-            raise InputError(f"measured={name!r}: expected a measure that changes by shares.{nearest(name, known)} "
+            raise InputError(f"measure {name!r}: expected one that changes by shares.{nearest(name, known)} "
                              f"There are: {', '.join(known)}.")  # fmt: skip
         return name
 
