@@ -182,7 +182,7 @@ def play(
     making.check(lens, todo)
     names = _names(listener.measures if listener is not None else measures, also or {})
     given = (seconds, guidance_scale, temperature, top_k, batch_size)
-    settings = dict(zip(_SETTINGS, given, strict=True))
+    settings: dict[str, Any] = dict(zip(_SETTINGS, given, strict=True))
     if n_jobs is not None and n_jobs < 0:
         raise InputError(f"n_jobs={n_jobs}: expected 0 for none, or a number of processes.")
     check_sound(sound, out)
