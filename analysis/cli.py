@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from analysis.commands import directions, generate, measure, models, patch, place, probe, study, sweep
+from analysis.commands import directions, generate, measure, models, patch, place, probe, report, study, sweep
 from audiolens.errors import AudioLensError
 
 app = typer.Typer(
@@ -44,7 +44,8 @@ def _options(
 
 
 for command in (
-    study.study, place.place, probe.probe, patch.patch, sweep.sweep, generate.generate, models.models, measure.measure,
+    study.study, report.report, place.place, probe.probe, patch.patch, sweep.sweep, generate.generate, models.models,
+    measure.measure,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(directions.app, name="directions")

@@ -57,7 +57,19 @@ def test_help_comes_at_once() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [(), ("study",), ("place",), ("probe",), ("patch",), ("generate",), ("directions",), ("models",), ("measure",)],
+    [
+        (),
+        ("study",),
+        ("place",),
+        ("probe",),
+        ("patch",),
+        ("generate",),
+        ("directions",),
+        ("models",),
+        ("measure",),
+        ("report",),
+        ("sweep",),
+    ],
 )
 def test_every_command_has_help(run: Run, command: tuple[str, ...]) -> None:
     code, out, _ = run(*command, "--help")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,19 +196,20 @@ def run(
     facts = {"concept": sets.concept, "model": lens.name, "weights": common["weights"], "versions": common["versions"]}
     with stages.begun(out, facts, common, overwrite=overwrite) as kept:
         study = _run(lens, sets, chosen, kept, progress, tell)
-        _write(study, Path(out), command, tell)
+        started = time.perf_counter()
+        write(study, Path(out), command, kept.used)
+        tell(f"figures and page: {time.perf_counter() - started:.0f} s")
     return study
 
 
-def _write(study: Study, folder: Path, command: str, tell: Callable[[str], None]) -> None:
-    """Put tables, figures, sound and page into a folder that holds stages."""
+def write(study: Study, folder: Path, command: str, used: Iterable[str]) -> None:
+    """Put tables, figures, sound and page into a folder that holds the stages `used`."""
     from analysis import report
 
-    started = time.perf_counter()
     with stages.aside(folder) as work:
         report.write(study, work, command=command)
+        (work / stages.MADE).write_bytes(stages.made_of(used))
         stages.show(work, folder)
-    tell(f"figures and page: {time.perf_counter() - started:.0f} s")
 
 
 def _run(

@@ -114,13 +114,13 @@ def conditions(
     return listed
 
 
-def outcomes(response: pd.DataFrame, sets: PromptSet, choice: Choice) -> tuple[Outcome, Outcome]:
+def outcomes(response: pd.DataFrame, poles: Sequence[str], choice: Choice) -> tuple[Outcome, Outcome]:
     """What steering did towards the positive and towards the negative pole.
 
     `response` is `sweep.effects` of the concept's measure over `conditions`.
     """
     found = []
-    for pole, sign in zip(sets.poles, (1, -1), strict=True):
+    for pole, sign in zip(poles, (1, -1), strict=True):
         strength = sign * choice.strength
         here = response[response["strength"] == strength]
         steered = here[here["kind"] == "steered"].iloc[0]
