@@ -34,6 +34,26 @@ def test_place_takes_a_file_of_ones_own_prompts(run: Run, checkpoint: Path, tmp_
     assert "mine: one-to-" in out
 
 
+def test_poles_whose_names_the_model_does_not_know_are_compared_by_their_prompts(
+    run: Run, checkpoint: Path, tmp_path: Path
+) -> None:
+    for name, poles in (("known", "loud,soft"), ("unknown", "zupfig,gestrichen")):
+        lines = (poles, "a loud song,a soft song", "loud drums,soft drums", "music,jazz")
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines))
+    arguments = ("-m", checkpoint, "--prompts", 2, "--seconds", 0.5, "--json")
+    code, out, err = run("place", "unknown.csv", *arguments)
+    assert code == 0, err
+    assert "reads 'zupfig' and 'gestrichen' alike" in err
+    assert max(abs(row["alignment"]) for row in json.loads(out)["rows"]) > 0
+    code, _, err = run("place", "known.csv", *arguments)
+    assert code == 0, err
+    assert "alike" not in err
+    code, _, err = run("study", "unknown.csv", "-m", checkpoint, "--measure", "pitch", "--seconds", 0.5)
+    assert code == 2
+    assert "Give words that it knows (--words" in err
+    assert not (tmp_path / "study-unknown").exists()
+
+
 @pytest.mark.parametrize("command", ["place", "patch", "directions", "sweep"])
 def test_what_gives_the_poles_away_is_one_line(run: Run, checkpoint: Path, tmp_path: Path, command: str) -> None:
     (tmp_path / "mine.csv").write_text("loud,soft\na loud song,a soft song\nloud drums,soft drums\n")

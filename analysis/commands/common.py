@@ -57,6 +57,16 @@ def completed(own: PromptSet, lens: AudioLens, words: tuple[str, str] | None = N
     return own.completed(prompts.load("tempo", lens=lens), words)
 
 
+def words_unread(sets: PromptSet, lens: AudioLens) -> str | None:
+    """Says that the model tells the poles' words not apart, if it does not."""
+    from audiolens import text
+
+    high, low = (sets.words(pole)[0] for pole in sets.poles)
+    if text.read_alike(high, low, lens.tokenizer):
+        return f"audiolens: {sets.concept!r}: the model reads {high!r} and {low!r} alike, for it knows neither"
+    return None
+
+
 def is_prompt_file(name: str) -> bool:
     """Whether a concept is given as a file of prompts, by its ending."""
     return Path(name).suffix.lower() in (".csv", ".json", ".toml")

@@ -19,6 +19,7 @@ from analysis.commands.common import (
     own_prompts,
     print_table,
     to_json,
+    words_unread,
 )
 from audiolens.errors import InputError
 
@@ -139,7 +140,7 @@ def sweep(
     found = _directions(given, sets, lens, poles, guidance, keep_samples=shuffled > 0, progress=not as_json)
     asked |= {"layers": blocks, "prompts": neutral, "sets": sets}
     estimate = sweeps.plan(lens, found, out=out, **asked)
-    _tell_lack([one.meta.label for one in found], sets, measured)
+    _tell_lack([one.meta.label for one in found], sets, measured, lens)
     typer.echo(str(estimate), err=True)
     if plan:
         if as_json:
@@ -278,7 +279,7 @@ def _neutral(sets: dict[str, PromptSet], split: str, count: int, lens: AudioLens
     return list(own[:count])
 
 
-def _tell_lack(labels: Sequence[str], sets: dict[str, PromptSet], measured: str | None) -> None:
+def _tell_lack(labels: Sequence[str], sets: dict[str, PromptSet], measured: str | None, lens: AudioLens) -> None:
     """Say what a concept of one's own goes without."""
     from analysis.sweep.response import MEASURED
 
@@ -286,6 +287,8 @@ def _tell_lack(labels: Sequence[str], sets: dict[str, PromptSet], measured: str 
         if label not in sets:
             typer.echo(f"{label!r}: a file of directions keeps no prompts, so neutral ones are the bundled ones and "
                        "nothing is asked in words; give the file of prompts to have both.", err=True)  # fmt: skip
+        elif told := words_unread(sets[label], lens):
+            typer.echo(f"{told}: the clips that are asked in words say nothing.", err=True)
         if measured is None and label not in MEASURED:
             typer.echo(f"{label!r}: told in tempo, for no measure is known to hear it; --measure names one.", err=True)
 
