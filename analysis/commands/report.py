@@ -18,7 +18,7 @@ def report(
 ) -> None:
     """Draw the page of a finished study anew, with its tables and figures, from what the folder keeps.
 
-    No model is opened and nothing is generated; it takes about half a minute. The numbers stay what they are.
+    No model is opened and nothing is generated; it takes some seconds. The numbers stay what they are.
 
     Examples:
 

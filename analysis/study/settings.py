@@ -233,8 +233,8 @@ class Settings:
         high, low = (sets.words(pole)[0] for pole in sets.poles)
         if text.read_alike(high, low, lens.tokenizer):
             raise InputError(
-                f"{sets.concept!r}: the model reads {high!r} and {low!r} alike, for it knows neither, so that nothing can be asked "
-                "in words. Give words that it knows (--words, PromptSet.completed), or name the poles by them."
+                f"{sets.concept!r}: the model reads {high!r} and {low!r} alike, for it knows neither, so that nothing "
+                "can be asked in words. Give words that it knows (--words, PromptSet.completed), or name poles by them."
             )
         for name in ("poles", "development_seeds", "test_seeds", "most_blocks", "batch_size"):
             least = FEWEST_PROMPTS if name == "poles" else 1
