@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from analysis.commands import directions, generate, measure, models, patch, place, probe, study, sweep
+from analysis.commands import directions, generate, measure, models, patch, place, probe, report, study, sweep
 from audiolens.errors import AudioLensError
 
 app = typer.Typer(
@@ -24,8 +24,28 @@ app = typer.Typer(
     help="Open a text-to-music model, find where a musical concept lives, and turn it up or down while it plays.\n\n"
     "Start with `audiolens study tempo`: it runs offline on the bundled model, **étude**, in a few minutes.",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"audiolens {version('audiolens')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
 for command in (
-    study.study, place.place, probe.probe, patch.patch, sweep.sweep, generate.generate, models.models, measure.measure,
+    study.study, report.report, place.place, probe.probe, patch.patch, sweep.sweep, generate.generate, models.models,
+    measure.measure,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(directions.app, name="directions")

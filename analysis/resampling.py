@@ -79,7 +79,7 @@ def levels(confidence: float, clusters: int) -> tuple[float, float]:
 class _Groups:
     """Rows by cluster, and clusters by the strata that they cover."""
 
-    members: list[Int[np.ndarray, " row"]]
+    members: list[Int[np.ndarray, " _"]]
     groups: list[list[int]]
 
     @classmethod

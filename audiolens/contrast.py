@@ -13,6 +13,9 @@ from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+FEWEST_HALF = 4
+"""Prompts a pole in the first half from which `Evidence.stable_at` says a number: the curve has the points 1, 2, 4."""
+
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
@@ -35,15 +38,19 @@ class Evidence:
     counts: Int[Tensor, " count"]
     stability: Float[Tensor, "count layer"]
 
-    def stable_at(self, tolerance: float = 0.05) -> Int[Tensor, " layer"]:
+    def stable_at(self, tolerance: float = 0.05) -> Float[Tensor, " layer"]:
         """How many prompts a pole are enough: the first of `counts` from which the cosine to the other half's direction
-        stays within `tolerance` of what the whole first half reaches.
+        stays within `tolerance` of what the whole first half reaches. NaN where that half has fewer than 4 (fewer than
+        7 prompts a pole): such a curve is too short to be flat.
 
-        The paper saw about 25. Counts double, so the answer is that coarse, and it cannot exceed half the prompts.
+        The paper saw about 25. Counts double, so the answer is that coarse, and it cannot exceed half the prompts. It
+        says where more prompts stop helping, not that the direction is good: see `split_half_cosine`.
         """
+        if self.counts[-1] < FEWEST_HALF:
+            return torch.full_like(self.split_half_cosine, torch.nan)
         near = (self.stability - self.stability[-1]).abs() <= tolerance
         settled = near.flip(0).long().cumprod(0).sum(0)
-        return self.counts[len(self.counts) - settled]
+        return self.counts[len(self.counts) - settled].to(self.stability.dtype)
 
     def __repr__(self) -> str:
         return f"Evidence(split-half cosine {_span(self.split_half_cosine)}, held-out AUC {_span(self.auc)})"

@@ -112,3 +112,8 @@ def encode(prompts: Sequence[Prompt], model: Any, tokenizer: Any, length: int | 
         for tensor in (ids, mask, states)
     ]
     return Text(*whole)
+
+
+def read_alike(first: str, second: str, tokenizer: Any) -> bool:
+    """Whether two texts are the same tokens, as they are where a tokenizer knows neither of the words that differ."""
+    return tokenizer(first)["input_ids"] == tokenizer(second)["input_ids"]

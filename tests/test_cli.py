@@ -13,6 +13,7 @@ import pytest
 import soundfile
 from plants import tables as planted
 
+import audiolens as al
 from analysis import cli
 from analysis.commands import common
 
@@ -42,8 +43,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 @pytest.fixture(scope="module")
 def file(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directions read from the tiny checkpoint."""
-    import audiolens as al
-
     lens = al.AudioLens.from_pretrained(checkpoint)
     found = al.difference_in_means(lens, ["fast song"], ["slow song"], seconds=0.5, label="tempo", progress=False)
     return found.save(tmp_path_factory.mktemp("directions") / "tempo.safetensors")
@@ -99,12 +98,28 @@ def test_output_that_cannot_be_written_is_a_line_and_a_closed_pipe_is_none() -> 
 
 @pytest.mark.parametrize(
     "command",
-    [(), ("study",), ("place",), ("probe",), ("patch",), ("generate",), ("directions",), ("models",), ("measure",)],
+    [
+        (),
+        ("study",),
+        ("place",),
+        ("probe",),
+        ("patch",),
+        ("generate",),
+        ("directions",),
+        ("models",),
+        ("measure",),
+        ("report",),
+        ("sweep",),
+    ],
 )
 def test_every_command_has_help(run: Run, command: tuple[str, ...]) -> None:
     code, out, _ = run(*command, "--help")
     assert code == 0
     assert "Usage" in out
+
+
+def test_the_version_is_said_without_a_command(run: Run) -> None:
+    assert run("--version") == (0, f"audiolens {al.__version__}\n", "")
 
 
 def test_generate_writes_the_same_clip_for_the_same_seed(run: Run, checkpoint: Path, tmp_path: Path) -> None:
@@ -127,8 +142,6 @@ def test_generate_steers_beside_a_baseline(run: Run, checkpoint: Path, file: Pat
 
 
 def test_generate_steers_along_several_at_a_band(run: Run, checkpoint: Path, file: Path, tmp_path: Path) -> None:
-    import audiolens as al
-
     one = al.Directions.load(file)
     other = (one + one.random_like(1)).save(tmp_path / "other.safetensors")
     lens = al.AudioLens.from_pretrained(checkpoint)
@@ -210,7 +223,10 @@ def test_measure_goes_on_where_files_are_bad_and_names_them(run: Run, tmp_path: 
     ("arguments", "message"),
     [
         (("study", "tempi"), "Did you mean 'tempo'"),
+        (("study", "temp"), "Known: density, register, tempo, timbre; or"),
+        (("study", "temp", "--measure", "pitch"), "Known: bells, density,"),
         (("study", "bells"), "no measure hears 'bells'"),
+        (("study", "tempo", "--measure", "loudness"), "measure 'loudness': expected one that changes by shares"),
         (("study", "tempo", "-m", "etud"), "Did you mean 'etude'"),
         (("study", "tempo", "-m", "."), "holds no config.json"),
         (("study", "tempo", "-m", "facebook/musicgen-smal"), "works offline"),
@@ -266,6 +282,11 @@ def test_measure_goes_on_where_files_are_bad_and_names_them(run: Run, tmp_path: 
         (("study",), "name what to study"),
         (("study", "tempo", "--concepts", "tempo,timbre"), "name what to study"),
         (("study", "--concepts", "tempo"), "two or more different ones"),
+        (("study", "--concepts", "tempo,timbre", "--measure", "pitch"), "with --concepts each has its own"),
+        (("study", "--concepts", "tempo,one.csv"), "is studied by itself"),
+        (("study", "one.csv", "--measure", "pitch"), "one.csv: 'one' has 1 prompt for the pole 'fast'"),
+        (("study", "one.csv"), "one.csv: 'one' has 1 prompt"),
+        (("study", "--positive", "one.txt", "--negative", "two.txt"), "one.txt and two.txt: 'one-two' has 1 prompt"),
         (("study", "--concepts", "tempo,tempi"), "Did you mean 'tempo'"),
         (("study", "--positive", "full/file"), "go together"),
         (("study", "none.csv", "-m", "{checkpoint}", "--measure", "pitch"), "none.csv"),
@@ -285,6 +306,9 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("years of work")
+    (tmp_path / "one.csv").write_text("fast,slow\na fast song,a slow song\n,slow drums\n")
+    (tmp_path / "one.txt").write_text("a bright song\n")
+    (tmp_path / "two.txt").write_text("a dark song\nmusic\n")
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "summary.json").write_text(json.dumps({"format": "audiolens.study.1"}))
     for name, content in (("begun", json.dumps(BEGUN)), ("broken", json.dumps(BEGUN)[:40])):

@@ -27,6 +27,49 @@ def test_place_names_a_place_and_writes_why(run: Run, checkpoint: Path, tmp_path
     assert sum(row["chosen"] for row in rows) == 1
 
 
+def test_place_takes_a_file_of_ones_own_prompts(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("loud,soft\na loud song,a soft song\nloud drums,soft drums\nmusic,jazz\n")
+    code, out, err = run("place", "mine.csv", "-m", checkpoint, "--prompts", 2, "--seconds", 0.5)
+    assert code == 0, err
+    assert "mine: one-to-" in out
+
+
+def test_poles_whose_names_the_model_does_not_know_are_compared_by_their_prompts(
+    run: Run, checkpoint: Path, tmp_path: Path
+) -> None:
+    for name, poles in (("known", "loud,soft"), ("unknown", "zupfig,gestrichen")):
+        lines = (poles, "a loud song,a soft song", "loud drums,soft drums", "music,jazz")
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines))
+    arguments = ("-m", checkpoint, "--prompts", 2, "--seconds", 0.5, "--json")
+    code, out, err = run("place", "unknown.csv", *arguments)
+    assert code == 0, err
+    assert "reads 'zupfig' and 'gestrichen' alike" in err
+    assert max(abs(row["alignment"]) for row in json.loads(out)["rows"]) > 0
+    code, _, err = run("place", "known.csv", *arguments)
+    assert code == 0, err
+    assert "alike" not in err
+    code, _, err = run("study", "unknown.csv", "-m", checkpoint, "--measure", "pitch", "--seconds", 0.5)
+    assert code == 2
+    assert "Give words that it knows (--words" in err
+    assert not (tmp_path / "study-unknown").exists()
+
+
+@pytest.mark.parametrize("command", ["place", "patch", "directions", "sweep"])
+def test_what_gives_the_poles_away_is_one_line(run: Run, checkpoint: Path, tmp_path: Path, command: str) -> None:
+    (tmp_path / "mine.csv").write_text("loud,soft\na loud song,a soft song\nloud drums,soft drums\n")
+    options = {
+        "place": ("--prompts", 0), "patch": ("--by", "hour"), "directions": ("--position", "eos"),
+        "sweep": ("--prompts", 0, "-o", "out"),
+    }  # fmt: skip
+    code, _, err = run(command, "mine.csv", "-m", checkpoint, *options[command])
+    lines = err.strip().splitlines()
+    assert code == 2
+    told = "audiolens: mine.csv: {!r} stands in 100% of the {} prompts and in no other"
+    assert lines[0].startswith(told.format("loud", "positive"))
+    assert lines[1].startswith(told.format("soft", "negative"))
+    assert len(lines) == 3
+
+
 def test_patch_tells_the_gap_and_the_grid(run: Run, checkpoint: Path) -> None:
     arguments = ("-m", checkpoint, "--pairs", 4, "--seconds", 0.4)
     code, out, err = run("patch", "tempo", *arguments, "--by", "head", "--no-sound")

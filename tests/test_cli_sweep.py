@@ -3,6 +3,7 @@
 # ruff: noqa: F811 - fixtures of another file are named as arguments
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,36 @@ def test_it_sweeps_says_the_finding_and_knows_what_it_did(
     code, out, err = run(*words, "--seconds", 0.5)
     assert (code, out.strip()) == (2, "")
     assert "holds another sweep" in err
+    # Not told first what of the other one is there.
+    assert err.count("\n") == 1
+
+
+def test_ones_own_concept_is_swept_as_the_notebook_says(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "my-prompts.csv").write_text("loud,soft\na loud song,a soft song\nloud drums,soft piano\nmusic,jazz\n")
+    notebook = Path(__file__).parents[1] / "notebooks" / "6_own_concept_and_checkpoints.ipynb"
+    last = "".join(json.loads(notebook.read_text("utf-8"))["cells"][-1]["source"])
+    commands = [shlex.split(line)[1:] for line in last.splitlines() if line.startswith("    audiolens ")]
+    assert [words[0] for words in commands] == ["directions", "sweep"]
+    for words in commands:
+        words[words.index("--model") + 1] = str(checkpoint)
+    code, _, err = run(*commands[0], "--seconds", 0.4)
+    assert code == 0, err
+    code, out, err = run(*commands[1], *SMALL, "--plan", "--json")
+    assert code == 0, err
+    # Unsteered, drawn again, two steered and two controls; nothing is known to ask in words.
+    assert json.loads(out)["conditions"] == 6
+    assert "give the file of prompts to have both" in err
+    # The file of prompts has the poles' words too.
+    code, out, err = run("sweep", "my-prompts.csv", "-m", checkpoint, "-o", "mine-sweep", *SMALL, "--plan", "--json")
+    assert code == 0, err
+    assert json.loads(out)["conditions"] == 8
+    code, out, err = run(
+        "sweep", "my-prompts.csv", "-m", checkpoint, "-o", "mine-sweep", *SMALL, "--measure", "brightness"
+    )
+    assert code == 0, err
+    assert "DoseResponse(my-prompts on brightness" in out
+    asked = set(sweep.load_folder(tmp_path / "mine-sweep").table.query("pole == 'loud'")["asked"])
+    assert all("loud" in prompt for prompt in asked)
 
 
 def test_stopping_keeps_what_is_finished_and_says_how_to_go_on(
@@ -76,6 +107,8 @@ def test_stopping_keeps_what_is_finished_and_says_how_to_go_on(
     [
         (("tempi",), "Did you mean 'tempo'"),
         (("none.safetensors",), "no such file"),
+        (("none.csv",), "none.csv"),
+        (("{file}", "--measure", "brightnes"), "Did you mean 'brightness'"),
         (("{file}", "--strengths", "much"), "expected FROM:TO:COUNT"),
         (("{file}", "--strengths", "2:1:3"), "expected FROM below TO"),
         (("{file}", "--strengths", "0"), "0 is the baseline"),

@@ -152,6 +152,9 @@ def test_stability_ends_at_the_split_half_cosine(directions: al.Directions) -> N
     assert evidence is not None
     assert evidence.counts.tolist() == [1, 2, 3]
     torch.testing.assert_close(evidence.stability[-1], evidence.split_half_cosine)
+    # Three prompts in a half are too few for a curve to be flat.
+    assert evidence.stable_at().isnan().all()
+    assert directions.to_frame()["stable_at"].isna().all()
 
 
 def test_a_direction_is_stable_from_where_its_curve_stays_flat() -> None:
@@ -161,6 +164,21 @@ def test_a_direction_is_stable_from_where_its_curve_stays_flat() -> None:
     assert evidence.stable_at().tolist() == [4, 2]
     assert evidence.stable_at(tolerance=0.0).tolist() == [5, 4]
     assert evidence.stable_at(tolerance=1.0).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(("prompts", "told"), [(7, True), (8, True), (6, False), (4, False)])
+def test_few_prompts_say_nothing_of_stability(prompts: int, told: bool) -> None:
+    contrast, first = Contrast(prompts, prompts), (prompts + 1) // 2
+    vectors = torch.eye(2 * prompts)[None].double()
+    for pole in (0, 1):
+        for i in range(first):
+            contrast.add(vectors[:, [2 * i + pole]], torch.ones(1, 1), torch.tensor([bool(pole)]))
+    for pole in (0, 1):
+        for i in range(first, prompts):
+            contrast.add(vectors[:, [2 * i + pole]], torch.ones(1, 1), torch.tensor([bool(pole)]))
+    evidence = contrast.evidence()
+    assert evidence is not None
+    assert evidence.stable_at().isfinite().all() == told
 
 
 def test_a_single_pair_gives_a_direction_without_evidence(lens: Any) -> None:

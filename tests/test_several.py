@@ -5,13 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from plants import tables as planted
 from test_stages import TINY
 
 import audiolens as al
 from analysis import placement, study
-from analysis.study import experiment, scan, several
+from analysis.study import Settings, experiment, scan, several
 from audiolens.errors import InputError, InputTypeError
 
 
@@ -64,6 +66,23 @@ def test_cross_effects_are_those_of_each_study(both: tuple[several.Several, Path
     assert "tempo, timbre" in repr(found)
 
 
+def test_a_measure_that_a_study_does_not_cross_is_heard_in_its_clips() -> None:
+    tempo = planted.study()
+    clips = tempo.clips.assign(rolloff=3 * tempo.clips["tempo_ioi"])
+    other = replace(tempo, concept="edge", measure="rolloff", clips=clips)
+    table = several.Several((replace(tempo, clips=clips), other)).to_frame().set_index(["concept", "heard", "pole"])
+    for pole in ("fast", "slow"):
+        heard, own = (table.loc[("tempo", name, pole)] for name in ("edge", "tempo"))
+        assert heard["effect"] == pytest.approx(own["effect"])
+        assert abs(heard["effect"]) > 0.2
+    assert np.isfinite(table["effect"]).all()
+
+
+def test_a_study_crosses_its_own_measure(lens: Any) -> None:
+    found = study.run(lens, "tempo", settings=replace(TINY, measured="rolloff"), progress=False)
+    assert "rolloff" in set(found.cross["measure"])
+
+
 def test_several_are_refused_before_the_first_runs(lens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiment, "_run", lambda *_: pytest.fail("a study ran"))
     (tmp_path / "timbre").mkdir()
@@ -76,6 +95,12 @@ def test_several_are_refused_before_the_first_runs(lens: Any, tmp_path: Path, mo
     ):
         with pytest.raises(InputError, match=message):
             several.run(lens, concepts, tmp_path, settings=TINY)
+    with pytest.raises(InputError, match="'rolloff' would hear every one of the concepts"):
+        several.run(lens, ["tempo", "timbre"], tmp_path, settings=replace(TINY, measured="rolloff"))
+    outside = replace(al.prompts.load("tempo"), concept="../tempo")
+    monkeypatch.setattr(Settings, "measure_of", lambda *_: "tempo_ioi")
+    with pytest.raises(InputError, match="cannot name a folder"):
+        several.run(lens, ["timbre", outside], tmp_path, settings=TINY)
     with pytest.raises(InputTypeError, match="expected a list"):
         several.run(lens, "tempo,timbre", tmp_path, settings=TINY)
     (tmp_path / "other").mkdir()
@@ -95,7 +120,7 @@ def test_a_concept_of_ones_own_from_two_files(lens: Any, tmp_path: Path) -> None
     assert sets.prompted("a calm piano song", "loud") == "a calm piano loud song"
     with pytest.raises(InputError, match="no measure hears 'force'"):
         study.run(lens, sets, settings=TINY)
-    with pytest.raises(InputError, match="measured='loudness': expected a measure that changes by shares"):
+    with pytest.raises(InputError, match="measure 'loudness': expected one that changes by shares"):
         study.run(lens, sets, settings=replace(TINY, measured="loudness"))
     found = study.run(lens, sets, settings=replace(TINY, measured="brightness"), progress=False)
     assert (found.concept, found.measure, found.poles) == ("force", "brightness", ("loud", "soft"))

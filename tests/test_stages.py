@@ -42,8 +42,9 @@ def _bare_page() -> Any:
             table.to_csv(folder / "tables" / f"{name}.csv", index=False)
         found.clips.to_parquet(folder / "clips.parquet", index=False)
         found.directions.save(folder / "directions.safetensors")
+        (folder / "audio").mkdir()
         for sound, samples in enumerate(found.sounds.values()):
-            (folder / f"sound{sound}").write_bytes(samples.tobytes())
+            (folder / "audio" / f"{sound}").write_bytes(samples.tobytes())
         facts = {**report.writer.summary(found, command), "seconds": None}
         (folder / "summary.json").write_text(json.dumps(facts), "utf-8")
 
@@ -74,6 +75,18 @@ def assert_same(out: Path, whole: Path) -> None:
 
 class Stopped(Exception):
     """What a test stops a study with."""
+
+
+def stopped_at_once(lens: Any, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin a study in the place of the one that is there, and stop before its first stage."""
+
+    def stop(*_: Any) -> Any:
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr("analysis.study.experiment._run", stop)
+        with pytest.raises(Stopped):
+            ran(lens, out, overwrite=True)
 
 
 def test_stopped_before_every_stage_it_ends_with_the_same_bytes(
@@ -232,6 +245,35 @@ def test_another_study_is_refused_and_replaced_only_when_asked(
     if "concept" in change:
         ran(lens, out, overwrite=True)
         assert_same(out, whole)
+
+
+@pytest.mark.parametrize("old", [{"concept": "timbre"}, {"weights": "0" * 64}, None])
+def test_a_replaced_study_shows_nothing_until_the_new_one_is_done(
+    lens: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: dict[str, str] | None
+) -> None:
+    out = shutil.copytree(whole, tmp_path / "tempo")
+    for name in ("index.html", "notes.txt"):
+        (out / name).write_text("mine" if name == "notes.txt" else "bright")
+    if old is None:
+        # A study of an earlier version says what it is in its summary alone.
+        (out / "study.json").unlink()
+        (out / "summary.json").write_text(json.dumps({"format": "audiolens.study.1"}))
+    else:
+        (out / "study.json").write_text(json.dumps({**json.loads((whole / "study.json").read_text()), **old}))
+    stopped_at_once(lens, out, monkeypatch)
+    assert {path.name for path in out.iterdir()} == {"study.json", "stages", ".lock", "notes.txt"}
+    assert json.loads((out / "study.json").read_text())["concept"] == "tempo"
+    ran(lens, out)
+    (out / "notes.txt").unlink()
+    assert_same(out, whole)
+
+
+def test_repeating_a_study_leaves_its_page_until_the_new_one_is_done(
+    lens: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(whole, tmp_path / "tempo")
+    stopped_at_once(lens, out, monkeypatch)
+    assert_same(out, whole)
 
 
 def test_no_two_processes_write_one_study(lens: Any, whole: Path, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ CHOICE = Choice("one-to-all", 3, 0.5, 2.0, 0.0, 32)
 
 def test_outcomes_recover_what_was_planted() -> None:
     response = _effects(planted.steered(CHOICE, [], noise=0.02))
-    fast, slow = outcome.outcomes(response, planted.tempo(), CHOICE)
+    fast, slow = outcome.outcomes(response, planted.tempo().poles, CHOICE)
     assert fast.effect == pytest.approx(np.exp(0.4) - 1, abs=0.03)
     assert slow.effect == pytest.approx(np.exp(-0.4) - 1, abs=0.03)
     assert fast.prompted == pytest.approx(0.5, abs=0.05)
@@ -99,19 +99,19 @@ def test_outcomes_recover_what_was_planted() -> None:
 def test_moving_towards_a_pole_needs_the_right_side_an_interval_and_sound_clips() -> None:
     table = planted.steered(CHOICE, [], noise=0.02)
     good = sweep.effects(table, "tempo_ioi", n_bootstrap=200)
-    assert all(found.towards for found in outcome.outcomes(good, planted.tempo(), CHOICE))
+    assert all(found.towards for found in outcome.outcomes(good, planted.tempo().poles, CHOICE))
     swapped = planted.tempo().opposite
     reversed_ = good.assign(strength=-good["strength"])
-    assert not any(found.towards for found in outcome.outcomes(reversed_, swapped, CHOICE))
+    assert not any(found.towards for found in outcome.outcomes(reversed_, swapped.poles, CHOICE))
     broken = planted.steered(CHOICE, [], noise=0.02, failing=lambda labels: 0.3 if labels["strength"] == 0.5 else 0.0)
-    fast, slow = outcome.outcomes(sweep.effects(broken, "tempo_ioi", n_bootstrap=200), planted.tempo(), CHOICE)
+    fast, slow = outcome.outcomes(sweep.effects(broken, "tempo_ioi", n_bootstrap=200), planted.tempo().poles, CHOICE)
     assert not fast.towards
     assert slow.towards
 
 
 def test_a_claim_needs_nineteen_random_directions_that_do_less() -> None:
     def found(table: pd.DataFrame) -> outcome.Outcome:
-        return outcome.outcomes(sweep.effects(table, "tempo_ioi", n_bootstrap=200), planted.tempo(), CHOICE)[0]
+        return outcome.outcomes(sweep.effects(table, "tempo_ioi", n_bootstrap=200), planted.tempo().poles, CHOICE)[0]
 
     full = planted.steered(CHOICE, [], noise=0.02, n_random=19)
     claim = found(full)
@@ -330,6 +330,25 @@ def test_settings_out_of_range_are_refused(lens: Any, changes: dict[str, Any], m
 def test_a_set_without_words_for_a_pole_is_refused_before_anything_runs(lens: Any, side: str) -> None:
     with pytest.raises(InputError, match="no words for"):
         study.run(lens, replace(planted.tempo(), **{side: ()}))
+
+
+@pytest.mark.parametrize("pole", [0, 1])
+def test_one_prompt_in_a_pole_is_refused_before_anything_runs(
+    lens: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pole: int
+) -> None:
+    monkeypatch.setattr("analysis.study.experiment._run", lambda *_: pytest.fail("a study ran"))
+    sets = planted.tempo()
+    lone = replace(sets, **{("positive", "negative")[pole]: (sets.positive, sets.negative)[pole][:1]})
+    with pytest.raises(InputError, match=f"1 prompt for the pole '{sets.poles[pole]}': a study needs at least 2"):
+        study.run(lens, lone, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_plan_counts_the_prompts_that_there_are() -> None:
+    sets = planted.tempo()
+    few = replace(sets, positive=sets.positive[:3], negative=sets.negative[:2])
+    assert Settings(poles=48).clips(8, few)["reading directions"] == 5
+    assert Settings(poles=48).clips(8, sets)["reading directions"] == 96
 
 
 def test_a_strength_that_is_no_number_is_refused() -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import shlex
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,10 +31,40 @@ def open_lens(model: str) -> AudioLens:
 
 
 def prompt_set(concept: str, lens: AudioLens) -> PromptSet:
-    """A bundled concept's prompts in the words that the model reads, or those of a file."""
+    """A bundled concept's prompts in the words that the model reads, or those of a file, `completed`."""
     from audiolens import prompts
 
-    return prompts.from_file(concept) if is_prompt_file(concept) else prompts.load(concept, lens=lens)
+    return completed(own_prompts(concept), lens) if is_prompt_file(concept) else prompts.load(concept, lens=lens)
+
+
+def own_prompts(*paths: str | Path, **options: Any) -> PromptSet:
+    """The prompts of one file, or of a pole's file each; what gives a pole away is a line on stderr."""
+    from audiolens import prompts
+
+    read: Any = prompts.from_file if len(paths) == 1 else prompts.from_files
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        sets = read(*paths, **options)
+    for one in told:
+        typer.echo(f"audiolens: {one.message}", err=True)
+    return sets
+
+
+def completed(own: PromptSet, lens: AudioLens, words: tuple[str, str] | None = None) -> PromptSet:
+    """One's own prompts with the bundled neutral ones, and words for the poles, where they have none."""
+    from audiolens import prompts
+
+    return own.completed(prompts.load("tempo", lens=lens), words)
+
+
+def words_unread(sets: PromptSet, lens: AudioLens) -> str | None:
+    """Says that the model tells the poles' words not apart, if it does not."""
+    from audiolens import text
+
+    high, low = (sets.words(pole)[0] for pole in sets.poles)
+    if text.read_alike(high, low, lens.tokenizer):
+        return f"audiolens: {sets.concept!r}: the model reads {high!r} and {low!r} alike, for it knows neither"
+    return None
 
 
 def is_prompt_file(name: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from analysis.commands.common import Force, Json, Model, cell, open_lens, print_table, to_json
+from analysis.commands.common import Force, Json, Model, cell, open_lens, own_prompts, print_table, to_json
 
 
 class _Read(TyperGroup):
@@ -55,7 +55,7 @@ def directions_read(
 
     folder.check_file(out, overwrite=force)
     own = bool(Path(concept).suffix)
-    sets = sets_of.from_file(concept) if own else sets_of.load(concept, vocabulary)
+    sets = own_prompts(concept) if own else sets_of.load(concept, vocabulary)
     lens = open_lens(model)
     if not own:
         sets = sets_of.load(concept, vocabulary, lens=lens)

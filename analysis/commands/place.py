@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from analysis.commands.common import Json, Model, open_lens, prompt_set, shown, write_result
+from analysis.commands.common import Json, Model, open_lens, prompt_set, shown, words_unread, write_result
 from audiolens.errors import InputError
 
 _SHOWN = ("strategy", "layer", "alignment", "low", "high", "gain", "strength", "chosen", "norm", "probe", "patching",
@@ -26,7 +27,9 @@ def place(
     strategies: Annotated[
         str, typer.Option(help="Candidates: one-to-one, one-to-all, all-to-all.")
     ] = "one-to-one,one-to-all",
-    prompts: Annotated[int, typer.Option(help="Neutral development prompts.")] = 8,
+    prompts: Annotated[
+        int, typer.Option(help="Neutral development prompts, the bundled ones for a file without any.")
+    ] = 8,
     seconds: Annotated[float, typer.Option(help="Of each clip that is read.")] = 2.0,
     by: Annotated[
         str, typer.Option(help="What decides: alignment, norm, probe, patching or attribution.")
@@ -55,6 +58,9 @@ def place(
         folder.check(out, overwrite=None)
     lens = open_lens(model)
     sets = prompt_set(concept, lens)
+    if told := words_unread(sets, lens):
+        typer.echo(f"{told}; pairs of the file's own prompts are compared instead.", err=True)
+        sets = replace(sets, positive_words=(), negative_words=())
     options: dict[str, Any] = {"strategies": [name.strip() for name in strategies.split(",")], "by": by, "seed": seed}
     found = placement.place(
         lens,

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analysis.commands.common import Force, Json, Model, command_line, is_prompt_file, open_lens
+from analysis.commands.common import (
+    Force,
+    Json,
+    Model,
+    command_line,
+    completed,
+    is_prompt_file,
+    open_lens,
+    own_prompts,
+)
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,14 +84,16 @@ def study(
     if paper and full:
         raise InputError("--full and --paper are two studies: give one of them.")
     asked = _asked(concept, concepts, positive, negative)
+    if concepts is not None and measured is not None:
+        raise InputError("--measure hears one concept: with --concepts each has its own. Give one of the two.")
     changes: dict[str, Any] = {"seconds": seconds, "seed": seed, "verify": verify, "measured": measured}
     target = out or Path("studies" if len(asked) > 1 else f"study-{_name(asked[0])}")
+    own_words = _words(words)
+    given = [_given(one, words, measured) for one in asked]
     for one in asked:
-        if isinstance(one, str) and not is_prompt_file(one):
-            studies.prompts_of(one, settings=studies.Settings(measured=measured))
         stages.check(target / one if len(asked) > 1 else target, overwrite=force)
     lens = open_lens(model)
-    sets = [_sets(one, words, lens) for one in asked]
+    sets = [one if isinstance(one, str) else completed(one, lens, own_words) for one in given]
     if paper:
         settings = studies.Settings.paper(lens, **changes)
     else:
@@ -123,6 +134,11 @@ def _asked(concept: str | None, concepts: str | None, positive: Path | None, neg
         names = [name.strip() for name in concepts.split(",") if name.strip()]
         if len(names) < 2 or len(set(names)) < len(names):
             raise InputError(f"--concepts {concepts}: expected two or more different ones, such as tempo,timbre.")
+        if any(is_prompt_file(name) for name in names):
+            raise InputError(
+                f"--concepts {concepts}: expected bundled concepts. A file of prompts is studied by itself, for it "
+                "needs a measure: audiolens study FILE --measure NAME."
+            )
         return names
     if positive is None or negative is None:
         raise InputError("--positive and --negative go together: a contrast needs both poles.")
@@ -135,17 +151,24 @@ def _name(asked: Any) -> str:
     return Path(asked).stem if is_prompt_file(asked) else str(asked)
 
 
-def _sets(asked: Any, words: str | None, lens: Any) -> PromptSet | str:
-    """The prompts of a concept of one's own, with the bundled neutral ones where it has none; a known one's name."""
-    from audiolens import prompts
+def _given(asked: Any, words: str | None, measured: str | None) -> PromptSet | str:
+    """The prompts of one's own files, or a known concept's name; refused here where no study of them can be."""
+    from analysis import study as studies
+    from analysis.study.settings import refuse_too_few
 
+    settings = studies.Settings(measured=measured)
     if isinstance(asked, str) and not is_prompt_file(asked):
         if words is not None:
             raise InputError("--words are those of one's own prompts; the bundled sets have theirs.")
+        studies.prompts_of(asked, settings=settings)
         return asked
-    neutral = prompts.load("tempo", lens=lens)
-    own = prompts.from_files(*asked, concept=_name(asked)) if isinstance(asked, tuple) else prompts.from_file(asked)
-    return own.completed(neutral, _words(words))
+    own = own_prompts(*asked, concept=_name(asked)) if isinstance(asked, tuple) else own_prompts(asked)
+    try:
+        refuse_too_few(own)
+        settings.measure_of(own.concept)
+    except InputError as error:
+        raise InputError(f"{' and '.join(map(str, asked)) if isinstance(asked, tuple) else asked}: {error}") from None
+    return own
 
 
 def _words(words: str | None) -> tuple[str, str] | None:

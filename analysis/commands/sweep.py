@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analysis.commands.common import Json, Model, cell, open_lens, print_table, to_json
+from analysis.commands.common import (
+    Json,
+    Model,
+    cell,
+    completed,
+    is_prompt_file,
+    open_lens,
+    own_prompts,
+    print_table,
+    to_json,
+    words_unread,
+)
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,7 +34,11 @@ _RANGE = re.compile(r"^(?P<first>[^:]+):(?P<last>[^:]+):(?P<count>\d+)$")
 
 def sweep(
     sources: Annotated[
-        list[str], typer.Argument(help="Concepts (tempo, timbre, ...), or files that `audiolens directions` wrote.")
+        list[str],
+        typer.Argument(
+            help="Concepts (tempo, timbre, ...), .csv, .json or .toml files of prompts, or .safetensors files that "
+            "`audiolens directions` wrote."
+        ),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the table; the same command goes on where it was stopped.")
@@ -39,12 +55,17 @@ def sweep(
         str, typer.Option(help="Halves of the guidance that are steered: both, cond or null; several with commas.")
     ] = "both",
     split: Annotated[
-        str, typer.Option(help="Neutral prompts: development to choose on, test to report on.")
+        str,
+        typer.Option(
+            help="Neutral prompts: development to choose on, test to report on; the bundled ones where a file has none."
+        ),
     ] = "development",
     prompts: Annotated[int, typer.Option(help="How many neutral prompts.")] = 8,
     seeds: Annotated[int, typer.Option(help="How many seeds each prompt has.")] = 2,
     controls: Annotated[int, typer.Option(help="Random directions at every place; 19 can reach p = .05.")] = 5,
-    shuffled: Annotated[int, typer.Option(help="Directions of shuffled labels (of concepts, not of files).")] = 0,
+    shuffled: Annotated[
+        int, typer.Option(help="Directions of shuffled labels (of prompts, not of files of directions).")
+    ] = 0,
     control_strengths: Annotated[
         str | None, typer.Option(help="At which strengths there are controls [default: all].")
     ] = None,
@@ -59,6 +80,10 @@ def sweep(
     ] = None,
     sound: Annotated[str | None, typer.Option(help="Keep every clip: wav or flac.")] = None,
     poles: Annotated[int, typer.Option(help="Prompts of each pole that a concept's directions are read from.")] = 48,
+    measured: Annotated[
+        str | None,
+        typer.Option("--measure", help="What effects are told in [default: the concept's own measure, else tempo]."),
+    ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what would be done and how long it would take, and stop.")
     ] = False,
@@ -78,6 +103,8 @@ def sweep(
         audiolens sweep tempo --layers all --strategy one-to-one,one-to-all --strengths=-1,1 -o runs/layers --plan
 
         audiolens sweep tempo timbre --layers 4,6-7 --controls 19 --control-strengths=-0.125,0.125 -o runs/both
+
+        audiolens sweep my-prompts.csv --measure brightness -o runs/mine
     """
     import torch
 
@@ -101,17 +128,19 @@ def sweep(
         "sound": sound,
     }
     blocks = _blocks(layers)
-    _check_sources(sources, split)
+    _check_measure(measured)
+    given = _given(sources, split)
     lens = open_lens(model)
     share_cores()
     # Directions are read again: with other threads they would differ in the last bits.
     if (begun := ledger.threads_of(out)) is not None:
         torch.set_num_threads(begun)
-    sets = _sets(sources, lens)
-    found = _directions(sources, sets, lens, poles, guidance, keep_samples=shuffled > 0, progress=not as_json)
-    neutral = _neutral(sets, split, prompts)
+    sets = _sets(given, lens)
+    neutral = _neutral(sets, split, prompts, lens)
+    found = _directions(given, sets, lens, poles, guidance, keep_samples=shuffled > 0, progress=not as_json)
     asked |= {"layers": blocks, "prompts": neutral, "sets": sets}
     estimate = sweeps.plan(lens, found, out=out, **asked)
+    _tell_lack([one.meta.label for one in found], sets, measured, lens)
     typer.echo(str(estimate), err=True)
     if plan:
         if as_json:
@@ -124,11 +153,11 @@ def sweep(
         said = f"Stopped; {kept} of {of} batches are kept in {out}. The same command goes on from there."
         typer.echo(f"\n{said}", err=True)
         raise SystemExit(_STOPPED) from None
-    _tell(result, out, as_json)
+    _tell(result, out, measured, as_json)
 
 
-def _tell(result: SweepResult, out: Path, as_json: bool) -> None:
-    doses = [result.dose_response(concept) for concept in result.concepts]
+def _tell(result: SweepResult, out: Path, measured: str | None, as_json: bool) -> None:
+    doses = [result.dose_response(concept, measured) for concept in result.concepts]
     if as_json:
         tables = {dose.concept: dose.to_frame().to_dict("records") for dose in doses}
         typer.echo(to_json({"folder": str(out), "clips": len(result.table), "effects": tables}))
@@ -139,7 +168,7 @@ def _tell(result: SweepResult, out: Path, as_json: bool) -> None:
         rows = [{name: cell(row[name]) for name in shown} for _, row in dose.widest().iterrows()]
         print_table(rows)
         if len(dose.monotonicity) > 1:
-            typer.echo(f"{result.limits(dose.concept)!r}\n{result.strategies(dose.concept)!r}")
+            typer.echo(f"{result.limits(dose.concept, measured)!r}\n{result.strategies(dose.concept, measured)!r}")
     typer.echo(f"\n{out / 'clips.parquet'} has a row for every clip; "
                "`analysis.sweep.load_folder` reads it, and draws and compares.")  # fmt: skip
 
@@ -155,34 +184,57 @@ def _plan_facts(estimate: Any) -> dict[str, Any]:
     }
 
 
-def _check_sources(sources: list[str], split: str) -> None:
-    """Refuse what can be seen without a model."""
+def _check_measure(measured: str | None) -> None:
+    from audiolens.errors import nearest
+    from audiolens.measure import MEASURES
+
+    if measured is not None and measured not in MEASURES:
+        raise InputError(f"--measure {measured!r}.{nearest(measured, MEASURES)} There are: {', '.join(MEASURES)}.")
+
+
+def _given(sources: list[str], split: str) -> list[Directions | PromptSet | str]:
+    """Directions and prompts of files, and names of concepts; what can be seen without a model is refused."""
     from audiolens import Directions
     from audiolens.errors import nearest
     from audiolens.prompts import concepts
 
     if split not in ("development", "test"):
         raise InputError(f"--split {split!r}: expected development or test.")
+    found: list[Directions | PromptSet | str] = []
     for source in sources:
         if Path(source).suffix == ".safetensors":
-            Directions.load(source)
-        elif source not in concepts():
+            found.append(Directions.load(source))
+        elif is_prompt_file(source):
+            found.append(own_prompts(source))
+        elif source in concepts():
+            found.append(source)
+        else:
             raise InputError(
                 f"unknown concept {source!r}.{nearest(source, concepts())} Known: {', '.join(concepts())}; or a "
-                ".safetensors file of directions."
+                ".safetensors file of directions, or a .csv, .json or .toml file of prompts."
             )
+    return found
 
 
-def _sets(sources: list[str], lens: AudioLens) -> dict[str, PromptSet]:
+def _sets(given: Sequence[Directions | PromptSet | str], lens: AudioLens) -> dict[str, PromptSet]:
+    """Prompts by concept, for those that are known."""
     from audiolens import Directions
     from audiolens import prompts as sets_of
 
-    names = [Directions.load(s).meta.label if Path(s).suffix == ".safetensors" else s for s in sources]
-    return {name: sets_of.load(name, lens=lens) for name in names if name in sets_of.concepts()}
+    sets: dict[str, PromptSet] = {}
+    for one in given:
+        name = one if isinstance(one, str) else one.meta.label if isinstance(one, Directions) else one.concept
+        if name in sets:
+            raise InputError(f"{name!r} is swept twice: give each concept once, each with its own label.")
+        if not isinstance(one, Directions | str):
+            sets[name] = completed(one, lens)
+        elif name in sets_of.concepts():
+            sets[name] = sets_of.load(name, lens=lens)
+    return sets
 
 
 def _directions(
-    sources: list[str],
+    given: Sequence[Directions | PromptSet | str],
     sets: dict[str, PromptSet],
     lens: AudioLens,
     poles: int,
@@ -195,18 +247,19 @@ def _directions(
     from audiolens import Directions, difference_in_means
 
     found = []
-    for source in sources:
-        if Path(source).suffix == ".safetensors":
-            found.append(Directions.load(source, lens=lens))
+    for one in given:
+        if isinstance(one, Directions):
+            one.meta.refuse_other(lens)
+            found.append(one)
             continue
-        own = sets[source]
+        own = sets[one if isinstance(one, str) else one.concept]
         found.append(
             difference_in_means(
                 lens,
                 own.positive[:poles],
                 own.negative[:poles],
                 guidance_scale=guidance,
-                label=source,
+                label=own.concept,
                 keep_samples=keep_samples,
                 progress=progress,
             )
@@ -214,13 +267,30 @@ def _directions(
     return found
 
 
-def _neutral(sets: dict[str, PromptSet], split: str, count: int) -> list[str]:
-    own = next((getattr(one, split) for one in sets.values()), ())
-    if not own:
-        raise InputError("no neutral prompts are known for these directions: their label is no bundled concept.")
+def _neutral(sets: dict[str, PromptSet], split: str, count: int, lens: AudioLens) -> list[str]:
+    """Of the first concept with prompts; directions alone are swept on the bundled ones."""
+    from audiolens import prompts as sets_of
+
+    own = next((getattr(one, split) for one in sets.values()), None)
+    if own is None:
+        own = getattr(sets_of.load("tempo", lens=lens), split)
     if not 1 <= count <= len(own):
         raise InputError(f"--prompts {count}: there are {len(own)} neutral {split} prompts.")
     return list(own[:count])
+
+
+def _tell_lack(labels: Sequence[str], sets: dict[str, PromptSet], measured: str | None, lens: AudioLens) -> None:
+    """Say what a concept of one's own goes without."""
+    from analysis.sweep.response import MEASURED
+
+    for label in labels:
+        if label not in sets:
+            typer.echo(f"{label!r}: a file of directions keeps no prompts, so neutral ones are the bundled ones and "
+                       "nothing is asked in words; give the file of prompts to have both.", err=True)  # fmt: skip
+        elif told := words_unread(sets[label], lens):
+            typer.echo(f"{told}: the clips that are asked in words say nothing.", err=True)
+        if measured is None and label not in MEASURED:
+            typer.echo(f"{label!r}: told in tempo, for no measure is known to hear it; --measure names one.", err=True)
 
 
 def _strengths(option: str, text: str) -> list[float]:

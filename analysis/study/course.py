@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis import pca, placement, similarity, sweep
+from analysis import placement, sweep
 from analysis.listening import Listener
-from analysis.pca import PCAResult
 from analysis.placement import Placement
 from analysis.placement.shifts import words_of
 from analysis.statistics import FEWEST_CONTROLS
 from analysis.study import keeping, lost, outcome, scan, where
+from analysis.study.assembly import Parts, assembled, chosen, places
 from analysis.study.experiment import Study
 from analysis.study.scan import Choice
 from analysis.study.settings import Settings
@@ -72,35 +72,13 @@ class _Course:
         directions = self._directions()
         found = self._where()
         placed = self._placed(directions)
-        choice, alternatives, tried, scanned = self._choice(directions, measured, placed)
+        tried = self._tried(directions, placed)
+        choice, alternatives, _ = chosen(tried, placed, settings, measured)
+        self.teller.tell(f"chosen on development prompts: {choice!r}")
         tested = self._tested(directions, choice, alternatives)
         scored = self._scored(tested)
-        response = tested.effects(measured)
-        clips = [*(one.table for one in tried), tested.table]
-        return Study(
-            concept=sets.concept,
-            poles=sets.poles,
-            measure=measured,
-            directions=directions,
-            cosines=similarity.cosine_map(directions),
-            components=_components(directions, sets),
-            scan=scanned,
-            choice=choice,
-            alternatives=alternatives,
-            response=response,
-            outcomes=outcome.outcomes(response, sets, choice),
-            monotonicity=outcome.monotonicity(response),
-            cross=outcome.cross_effects(tested.table),
-            clips=pd.concat(clips, ignore_index=True).drop(columns="file", errors="ignore"),
-            sounds=_sounds(tested),
-            settings=settings,
-            model=self.lens.name,
-            sample_rate=tested.sample_rate,
-            seconds=dict(self.stages.seconds),
-            where=found,
-            placement=placed,
-            lost=lost.table(tested.table, scored),
-        )
+        parts = Parts(directions, found, placed, tried, tested, scored)
+        return assembled(parts, sets.concept, sets.poles, settings, self.lens.name, self.stages.seconds)
 
     def _directions(self) -> Directions:
         settings, sets = self.settings, self.sets
@@ -153,31 +131,20 @@ class _Course:
         self.teller.tell(found.reason)
         return found
 
-    def _choice(
-        self, directions: Directions, measured: str, placed: Placement | None
-    ) -> tuple[Choice, tuple[Choice, ...], list[SweepResult], pd.DataFrame]:
-        """Place and strength, the other strategies beside it, the clips these were chosen on, and their effects."""
-        settings, tried, tables = self.settings, [], []
+    def _tried(self, directions: Directions, placed: Placement | None) -> dict[str, SweepResult]:
+        """The clips that place and strength are chosen on, by stage."""
+        settings, tried = self.settings, {}
 
-        def effects(name: str, label: str, todo: list[Condition]) -> pd.DataFrame:
-            tried.append(self._swept(name, label, todo, settings.development_clips(self.sets)))
-            tables.append(tried[-1].effects(measured, n_bootstrap=0).assign(stage=name))
-            return tables[-1]
+        def try_(name: str, label: str, todo: list[Condition]) -> None:
+            tried[name] = self._swept(name, label, todo, settings.development_clips(self.sets))
 
-        everywhere = pd.DataFrame()
         if settings.scans:
             at = directions.at(settings.blocks(len(directions)))
-            everywhere = effects("scan", "scanning blocks", scan.conditions(at, settings.strengths, settings.branch))
-        if placed is None:
-            choice = scan.choose(everywhere)
-            others = [scan.choose(everywhere, other) for other in settings.strengths if other != choice.strategy]
-        else:
-            places = [placed.where, *scan.beside(placed.where, settings.strengths)]
-            todo = scan.at(directions, places, settings.strengths_at_place, settings.branch)
-            here = effects("strength", "choosing a strength", todo)
-            choice, *others = (scan.choose(here, one["strategy"]) for one in places)
-        self.teller.tell(f"chosen on development prompts: {choice!r}")
-        return choice, tuple(others), tried, pd.concat(tables, ignore_index=True)
+            try_("scan", "scanning blocks", scan.conditions(at, settings.strengths, settings.branch))
+        if placed is not None:
+            todo = scan.at(directions, places(placed, settings), settings.strengths_at_place, settings.branch)
+            try_("strength", "choosing a strength", todo)
+        return tried
 
     def _tested(self, directions: Directions, choice: Choice, alternatives: tuple[Choice, ...]) -> SweepResult:
         settings = self.settings
@@ -205,8 +172,8 @@ class _Course:
         self.teller.begin("what was lost", stage.there)
         return stage.kept(
             lambda: lost.score(self.lens, tested, settings),
-            lambda table, folder: table.to_parquet(folder / "lost.parquet", index=False),
-            lambda folder: pd.read_parquet(folder / "lost.parquet"),
+            lost.write,
+            lost.read,
         )
 
     def _swept(
@@ -264,7 +231,7 @@ class Teller:
 
     def __post_init__(self) -> None:
         settings = self.settings
-        self.counts = settings.clips(self.lens.config.n_layers)
+        self.counts = settings.clips(self.lens.config.n_layers, self.sets)
         parts = ", ".join(f"{count} for {stage}" for stage, count in self.counts.items())
         self.tell(f"{sum(self.counts.values())} clips of {settings.seconds:g} s: {parts}")
         if settings.n_random < FEWEST_CONTROLS:
@@ -322,25 +289,3 @@ class Teller:
 
 def _spoken(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} minutes"
-
-
-def _components(directions: Directions, sets: PromptSet) -> PCAResult:
-    samples = directions.samples
-    assert samples is not None
-    labels = [sets.poles[0] if positive else sets.poles[1] for positive in samples.labels.tolist()]
-    return pca.fit(samples.values.numpy(), labels, layers=directions.layers)
-
-
-def _sounds(tested: SweepResult) -> dict[tuple[str, str, int], np.ndarray]:
-    """The clips that were kept as sound: (condition, prompt, seed) -> "channel sample"."""
-    import soundfile
-
-    keys = list(tested.table[["condition", "prompt", "seed"]].itertuples(index=False, name=None))
-    if tested.folder is None:
-        return {key: tested.audio[row] for row, key in enumerate(keys) if row in tested.audio}
-    found = {}
-    for key, file in zip(keys, tested.table["file"], strict=True):
-        if isinstance(file, str):
-            samples, _ = soundfile.read(tested.folder / file, dtype="float32", always_2d=True)
-            found[key] = samples.T
-    return found

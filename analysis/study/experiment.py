@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from analysis.study.scan import Choice
 from analysis.study.settings import Settings
 from analysis.study.stages import Stages
 from analysis.study.where import Where
+from analysis.sweep.response import MEASURED
 from audiolens.directions import Directions
 from audiolens.errors import InputError, nearest, shortened
 from audiolens.prompts import PromptSet, concepts, load
@@ -138,15 +139,19 @@ def prompts_of(concept: str | PromptSet, lens: AudioLens | None = None, settings
     """The prompts of a concept that can be studied, with a lens in the words that it reads (`prompts.load`).
 
     Raises:
-        InputError: for an unknown concept, naming the nearest, or one that no measure hears.
+        InputError: for an unknown concept, naming the nearest that can be studied, or one that no measure hears.
     """
+    chosen = settings or Settings()
     sets = concept if isinstance(concept, PromptSet) else None
     if sets is None:
-        known = concepts()
-        if concept not in known:
-            raise InputError(f"unknown concept {concept!r}.{nearest(str(concept), known)} Known: {shortened(known)}.")
+        if concept not in concepts():
+            known = [name for name in concepts() if chosen.measured or name in MEASURED]
+            raise InputError(
+                f"unknown concept {concept!r}.{nearest(str(concept), known)} Known: {shortened(known)}; or a .csv, "
+                ".json or .toml file of prompts."
+            )
         sets = load(concept, lens=lens)  # pyright: ignore[reportArgumentType]
-    (settings or Settings()).measure_of(sets.concept)
+    chosen.measure_of(sets.concept)
     return sets
 
 
@@ -191,19 +196,20 @@ def run(
     facts = {"concept": sets.concept, "model": lens.name, "weights": common["weights"], "versions": common["versions"]}
     with stages.begun(out, facts, common, overwrite=overwrite) as kept:
         study = _run(lens, sets, chosen, kept, progress, tell)
-        _write(study, Path(out), command, tell)
+        started = time.perf_counter()
+        write(study, Path(out), command, kept.used)
+        tell(f"figures and page: {time.perf_counter() - started:.0f} s")
     return study
 
 
-def _write(study: Study, folder: Path, command: str, tell: Callable[[str], None]) -> None:
-    """Put tables, figures, sound and page into a folder that holds stages."""
+def write(study: Study, folder: Path, command: str, used: Iterable[str]) -> None:
+    """Put tables, figures, sound and page into a folder that holds the stages `used`."""
     from analysis import report
 
-    started = time.perf_counter()
     with stages.aside(folder) as work:
         report.write(study, work, command=command)
+        (work / stages.MADE).write_bytes(stages.made_of(used))
         stages.show(work, folder)
-    tell(f"figures and page: {time.perf_counter() - started:.0f} s")
 
 
 def _run(

@@ -21,17 +21,16 @@ _PLAIN = ("concept", "strategy", "layer", "by", "certainty", "n_prompts", "row_s
 def write_directions(directions: Directions, folder: Path) -> None:
     """With the samples that `Directions.save` leaves out."""
     directions.save(folder / "directions.safetensors")
-    if directions.samples is not None:
-        kept = {"values": directions.samples.values.contiguous(), "labels": directions.samples.labels}
-        save_file(kept, folder / "samples.safetensors")
-        (folder / "prompts.json").write_text(json.dumps(directions.samples.prompts), "utf-8")
+    samples = directions.samples
+    if samples is None:
+        raise ValueError("directions of a study keep their samples.")
+    save_file({"values": samples.values.contiguous(), "labels": samples.labels}, folder / "samples.safetensors")
+    (folder / "prompts.json").write_text(json.dumps(samples.prompts), "utf-8")
 
 
 def read_directions(folder: Path) -> Directions:
     """What `write_directions` wrote."""
     found = Directions.load(folder / "directions.safetensors")
-    if not (folder / "samples.safetensors").is_file():
-        return found
     kept = load_file(folder / "samples.safetensors")
     prompts = json.loads((folder / "prompts.json").read_text("utf-8"))
     return replace(found, samples=Samples(kept["values"], kept["labels"], found.layers, tuple(prompts)))

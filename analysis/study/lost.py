@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 KINDS = (BASELINE, "steered", "alternative", "prompted")
 _LABELS = ["kind", "strategy", "layer", "strength", "pole"]
+_FILE = "lost.parquet"
 _LOST = ["rms_ratio", "onsets", "entropy_ratio"]
 
 
@@ -85,3 +87,13 @@ def table(clips: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def write(scored: pd.DataFrame, folder: Path) -> None:
+    """As Parquet."""
+    scored.to_parquet(folder / _FILE, index=False)
+
+
+def read(folder: Path) -> pd.DataFrame:
+    """What `write` wrote."""
+    return pd.read_parquet(folder / _FILE)

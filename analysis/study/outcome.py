@@ -114,13 +114,13 @@ def conditions(
     return listed
 
 
-def outcomes(response: pd.DataFrame, sets: PromptSet, choice: Choice) -> tuple[Outcome, Outcome]:
+def outcomes(response: pd.DataFrame, poles: Sequence[str], choice: Choice) -> tuple[Outcome, Outcome]:
     """What steering did towards the positive and towards the negative pole.
 
     `response` is `sweep.effects` of the concept's measure over `conditions`.
     """
     found = []
-    for pole, sign in zip(sets.poles, (1, -1), strict=True):
+    for pole, sign in zip(poles, (1, -1), strict=True):
         strength = sign * choice.strength
         here = response[response["strength"] == strength]
         steered = here[here["kind"] == "steered"].iloc[0]
@@ -152,14 +152,14 @@ def monotonicity(response: pd.DataFrame) -> Monotonicity:
     return spearman(mine["strength"].to_numpy(), mine["median"].to_numpy())
 
 
-def cross_effects(table: pd.DataFrame, n_bootstrap: int = 1000) -> pd.DataFrame:
+def cross_effects(table: pd.DataFrame, n_bootstrap: int = 1000, measures: Sequence[str] = CROSSED) -> pd.DataFrame:
     """What else the chosen steering changed: one row per measure and strength with `effect`, `low`, `high`.
 
     Effects are ratios, but for loudness, whose change is in dB (`unit`).
     """
     mine = table[table["kind"].isin([BASELINE, "steered"])]
     frames = []
-    for name in CROSSED:
+    for name in measures:
         if name in mine:
             found = effects(mine, name, n_bootstrap)
             frames.append(found[found["kind"] == "steered"].assign(measure=name, unit=unit_of_change(name)))

@@ -30,6 +30,8 @@ DRAWS_APART = 1_000
 """The same for control directions."""
 REPETITIONS = TEST_SEED // SEEDS_APART
 """Different `Settings.seed`: development seeds of more would be test seeds."""
+FEWEST_PROMPTS = 2
+"""Prompts of either pole: of one there is no spread, so that nothing says whether the poles lie apart."""
 
 
 @dataclass(frozen=True)
@@ -183,8 +185,8 @@ class Settings:
         """The blocks that are scanned."""
         return np.unique(np.linspace(0, n_layers - 1, min(self.most_blocks, n_layers)).round().astype(int)).tolist()
 
-    def clips(self, n_layers: int) -> dict[str, int]:
-        """Clips that each stage generates, known before the start."""
+    def clips(self, n_layers: int, sets: PromptSet | None = None) -> dict[str, int]:
+        """Clips that each stage generates, known before the start; without `sets`, the most that directions take."""
         development = self.development * self.development_seeds
         by_strategy = {name: 2 * len(set(amounts)) for name, amounts in self.strengths.items()}
         # One strategy is the place's, and every other one that is asked for stands beside it.
@@ -193,7 +195,8 @@ class Settings:
         conditions = 1 + 2 * len(set(self.doses)) * strategies + 2 * (self.n_random + self.n_shuffled) + 4
         # The start token is enough for these.
         heard = self.position not in ("first", "eos")
-        counts = {"reading directions": 2 * self.poles * heard}
+        sides = [self.poles] * 2 if sets is None else [len(sets.positive), len(sets.negative)]
+        counts = {"reading directions": sum(min(self.poles, side) for side in sides) * heard}
         if self.scans:
             counts["scanning blocks"] = development * (1 + scanned)
         if self.place_by == "evidence":
@@ -217,10 +220,10 @@ class Settings:
         if name is None:
             raise InputError(
                 f"no measure hears {concept!r}, so a study of it could not say what it did. Concepts with one: "
-                f"{', '.join(MEASURED)}; or name one with measured=: {', '.join(known)}."
+                f"{', '.join(MEASURED)}; or name one (--measure, measured=): {', '.join(known)}."
             )
         if name not in known:
-            raise InputError(f"measured={name!r}: expected a measure that changes by shares.{nearest(name, known)} "
+            raise InputError(f"measure {name!r}: expected one that changes by shares.{nearest(name, known)} "
                              f"There are: {', '.join(known)}.")  # fmt: skip
         return name
 
@@ -231,6 +234,7 @@ class Settings:
 
     def check(self, lens: AudioLens, sets: PromptSet) -> None:
         """Refuse at the door what would only fail after minutes."""
+        refuse_too_few(sets)
         for name in ("development", "test"):
             wanted, there = getattr(self, name), len(getattr(sets, name))
             if not 1 <= wanted <= there:
@@ -238,8 +242,14 @@ class Settings:
         for pole in sets.poles:
             # Refuses a set that has no word for a pole: the prompted references need one.
             sets.prompted(sets.test[0], pole)
+        high, low = (sets.words(pole)[0] for pole in sets.poles)
+        if text.read_alike(high, low, lens.tokenizer):
+            raise InputError(
+                f"{sets.concept!r}: the model reads {high!r} and {low!r} alike, for it knows neither, so that nothing "
+                "can be asked in words. Give words that it knows (--words, PromptSet.completed), or name poles by them."
+            )
         for name in ("poles", "development_seeds", "test_seeds", "most_blocks", "batch_size"):
-            least = 2 if name == "poles" else 1
+            least = FEWEST_PROMPTS if name == "poles" else 1
             if getattr(self, name) < least:
                 raise InputError(f"{name}={getattr(self, name)}: expected at least {least}.")
         if self.pairs < 0:
@@ -267,3 +277,17 @@ class Settings:
         ):
             if count > most:
                 raise InputError(f"{what}={count}: expected at most {most}, so that repetitions share none.")
+
+
+def refuse_too_few(sets: PromptSet) -> None:
+    """Refuse a contrast that a study of could only fail.
+
+    Raises:
+        InputError: naming the pole that has too few prompts.
+    """
+    for pole, side in zip(sets.poles, (sets.positive, sets.negative), strict=True):
+        if len(side) < FEWEST_PROMPTS:
+            raise InputError(
+                f"{sets.concept!r} has {len(side)} prompt for the pole {pole!r}: a study needs at least "
+                f"{FEWEST_PROMPTS} of either, and about 25 for a steady direction."
+            )

@@ -6,7 +6,7 @@ A folder each, as `analysis.study` writes it, and an index that stands above the
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from analysis.similarity import Comparison
 from analysis.study import experiment as study
 from analysis.study import stages
 from analysis.study.experiment import Study
+from analysis.study.outcome import cross_effects
 from analysis.study.settings import Settings
 from audiolens.errors import InputError, InputTypeError
 from audiolens.prompts import PromptSet
@@ -43,8 +44,9 @@ class Several:
         steered / unsteered - 1 at the same seed), `low`, `high` and `failed`.
         """
         rows = []
+        measures = dict.fromkeys(one.measure for one in self.studies)
         for one in self.studies:
-            cells: dict[Any, Any] = {(row["measure"], row["strength"]): row for row in one.cross.to_dict("records")}
+            cells: dict[Any, Any] = {(row["measure"], row["strength"]): row for row in _heard(one, measures)}
             for outcome in one.outcomes:
                 for other in self.studies:
                     found = cells.get((other.measure, outcome.strength), {})
@@ -99,10 +101,19 @@ def run(
     if isinstance(concepts, str) or not isinstance(concepts, Sequence):
         raise InputTypeError(f"concepts={concepts!r}: expected a list, such as ['tempo', 'timbre'].")
     chosen = settings or Settings()
+    if chosen.measured is not None:
+        raise InputError(
+            f"the measure {chosen.measured!r} would hear every one of the concepts: leave measured out, so that each "
+            "is heard by its own, or study them one by one."
+        )
     sets = [study.prompts_of(concept, lens, chosen) for concept in concepts]
     names = [one.concept for one in sets]
     if len(names) < 2 or len(set(names)) < len(names):
         raise InputError(f"concepts {', '.join(names)}: expected two or more different ones.")
+    for name in names:
+        # A set's own name may come from a file of someone else.
+        if Path(name).name != name:
+            raise InputError(f"concept {name!r} cannot name a folder: expected a name without a path.")
     place = None if out is None else Path(out)
     for one in sets:
         chosen.check(lens, one)
@@ -125,6 +136,16 @@ def run(
 
         index.write(result, place, command)
     return result
+
+
+def _heard(one: Study, measures: Iterable[str]) -> list[Any]:
+    """What one study's steering did to these measures: as it tells, or else from its clips."""
+    further = [name for name in measures if name not in set(one.cross["measure"])]
+    rows = one.cross.to_dict("records")
+    if further:
+        tested = one.clips[one.clips["split"] == "test"]
+        rows += cross_effects(tested, measures=further).to_dict("records")
+    return rows
 
 
 def _check_index(place: Path) -> None:

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -33,6 +33,10 @@ from audiolens.errors import BusyError, InputError, StoppedError
 
 FORMAT = "audiolens.run.1"
 BEGUN, STAGES, SUMMARY = "study.json", "stages", "summary.json"
+MADE = "made.json"
+"""The stages that a page was made of, by name: other settings leave others beside them."""
+SHOWN = ("index.html", "audio", "figures", "tables", "clips.csv", "clips.parquet", "directions.safetensors", MADE)
+"""What a finished study shows beside its summary."""
 UNFINISHED = ".unfinished-"
 _LOCK, _SECONDS = ".lock", "seconds.json"
 _MEASURING = ("librosa", "numpy", "scipy", "scikit-learn", "pandas")
@@ -116,6 +120,11 @@ class Stage:
             put(path, json.dumps(self.seconds[self.name]).encode())
 
 
+def made_of(used: Iterable[str]) -> bytes:
+    """`MADE` of the stages that were used."""
+    return json.dumps({entry.rpartition("-")[0]: entry for entry in sorted(used)}, indent=1).encode()
+
+
 def hash_of(values: Mapping[str, Any]) -> str:
     """A hash of plain values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -195,17 +204,11 @@ def begun(
     """
     target, facts = Path(folder), {"format": FORMAT, **json.loads(json.dumps(facts, default=str))}
     check(target, overwrite=overwrite)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(target / _LOCK)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BusyError(f"{target}: another process is at work on this study; wait for it, or stop it.") from None
-    except OSError as error:
-        raise InputError(f"{target} cannot be written: {error.strerror or error}. Choose another place.") from None
-    try:
+    with locked(target):
         if not overwrite:
             _refuse_other(target, facts)
+        elif _begun(target) != facts:
+            _clear(target)
         for leftover in (*target.glob(f"{UNFINISHED}*"), *(target / STAGES).glob(f"{UNFINISHED}*")):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         # First: what holds stages must say of what.
@@ -217,6 +220,27 @@ def begun(
             for entry in (target / STAGES).iterdir():
                 if entry.name.split(".")[0] not in stages.used:
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+@contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """A folder that no other process writes to until the block ends; it is made if it is not there.
+
+    Raises:
+        BusyError: if another process is writing to it.
+        InputError: if it cannot be written.
+        StoppedError: if the disk is full.
+    """
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(target / _LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BusyError(f"{target}: another process is at work on this study; wait for it, or stop it.") from None
+    except OSError as error:
+        raise InputError(f"{target} cannot be written: {error.strerror or error}. Choose another place.") from None
+    try:
+        yield
     except OSError as error:
         if not disk_is_full(error):
             raise
@@ -277,6 +301,23 @@ def show(work: Path, target: Path) -> None:
         if place.is_dir():
             shutil.rmtree(place)
         os.replace(entry, place)
+
+
+def _begun(folder: Path) -> Any:
+    """What `study.json` says, or `None` where there is none that can be read."""
+    try:
+        return json.loads((folder / BEGUN).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _clear(folder: Path) -> None:
+    """Remove what another study showed: stopped from here on, the folder claims none that it does not hold."""
+    # The summary says that a study is finished; without `study.json` it is also all that says there is one.
+    names = (SUMMARY, *SHOWN) if (folder / BEGUN).is_file() else (*SHOWN, SUMMARY)
+    for name in names:
+        entry = folder / name
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
 def _refuse_other(folder: Path, facts: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 from analysis.listening import Listener
 from analysis.sweep import ledger as ledgers
 from analysis.sweep import response
-from analysis.sweep.conditions import Clip, Condition, packed
+from analysis.sweep.conditions import Clip, Condition, Plan, packed
 from analysis.sweep.estimate import Estimate, Prepared
 from analysis.sweep.factorial import Factors
 from analysis.sweep.keeping import Sound, check_sound, in_memory, into_folder, size_of, stops
@@ -37,12 +38,26 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 
+_SETTINGS = ("seconds", "guidance_scale", "temperature", "top_k", "batch_size")
+
+
 def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) -> Estimate:
-    """What `run` with these arguments would do and take; nothing is written. `timed` measures this machine's speed."""
+    """What `run` with these arguments would do and take; nothing is written. `timed` measures this machine's speed.
+
+    Raises:
+        InputError: as `run`, also for a folder of another sweep.
+    """
     check_sound(asked.get("sound"), asked.get("out"))
     if asked.get("out") is not None:
         ledgers.check(Path(asked["out"]))
     prepared = Prepared.of(lens, directions, **asked)
+    if asked.get("out") is not None and ledgers.finished(Path(asked["out"])):
+        given = signature(run).bind(lens, directions, **asked)
+        given.apply_defaults()
+        settings = {name: given.arguments[name] for name in _SETTINGS}
+        names = _names(given.arguments["measures"], given.arguments["also"] or {})
+        facts = _facts(lens, prepared.plan, settings, names, given.arguments["also"], asked.get("sound"))
+        ledgers.refuse_begun(Path(asked["out"]), facts)
     return prepared.estimate(lens, asked.get("out"), asked.get("sound"), timed)
 
 
@@ -166,13 +181,8 @@ def play(
     making = Making(seconds, guidance_scale, temperature, top_k, also)
     making.check(lens, todo)
     names = _names(listener.measures if listener is not None else measures, also or {})
-    settings = {
-        "seconds": seconds,
-        "guidance_scale": guidance_scale,
-        "temperature": temperature,
-        "top_k": top_k,
-        "batch_size": batch_size,
-    }
+    given = (seconds, guidance_scale, temperature, top_k, batch_size)
+    settings: dict[str, Any] = dict(zip(_SETTINGS, given, strict=True))
     if n_jobs is not None and n_jobs < 0:
         raise InputError(f"n_jobs={n_jobs}: expected 0 for none, or a number of processes.")
     check_sound(sound, out)
@@ -189,17 +199,7 @@ def play(
         with stops(None, todo), hearing() as ear, bar() as shown:
             table, codes, audio = in_memory(heard_batches(lens, todo, making, ear), todo, keep_audio, shown)
         return SweepResult(table, names, done, lens.config.sample_rate, audio, tuple(also or ()), _codes=codes)
-    further = {"measures": list(names), "also": sorted(also or ()), "sound": sound}
-    facts = ledgers.facts_of(
-        lens,
-        todo.conditions,
-        {**settings, **further},
-        clips=[list(clip) for clip in todo.clips],
-        asked={one.name: [one.asked(prompt) for prompt, _ in todo.clips] for one in todo.conditions if one.ask},
-        batches=[len(batch) for batch in todo.batches],
-        sample_rate=lens.config.sample_rate,
-        rows=len(todo),
-    )
+    facts = _facts(lens, todo, settings, names, also, sound)
     columns = [*names, *response.LOST, *(also or ()), *(["file"] if sound else [])]
     need = size_of(lens, todo, seconds, sound)
     with (
@@ -215,6 +215,28 @@ def play(
                 )
         kept.close()
     return load_folder(out)
+
+
+def _facts(
+    lens: AudioLens,
+    todo: Plan,
+    settings: Mapping[str, Any],
+    names: Sequence[str],
+    also: Also | None,
+    sound: Sound | None,
+) -> dict[str, Any]:
+    """What the folder of a sweep says of it."""
+    further = {"measures": list(names), "also": sorted(also or ()), "sound": sound}
+    return ledgers.facts_of(
+        lens,
+        todo.conditions,
+        {**settings, **further},
+        clips=[list(clip) for clip in todo.clips],
+        asked={one.name: [one.asked(prompt) for prompt, _ in todo.clips] for one in todo.conditions if one.ask},
+        batches=[len(batch) for batch in todo.batches],
+        sample_rate=lens.config.sample_rate,
+        rows=len(todo),
+    )
 
 
 def load_folder(folder: str | os.PathLike[str]) -> SweepResult:

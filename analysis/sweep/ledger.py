@@ -101,10 +101,9 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
         BusyError: if another process is writing to it.
     """
     place = Path(folder)
-    facts = json.loads(json.dumps(facts, default=str))
+    facts = _plain(facts)
     check(place)
-    if (begun := _begun(place)) is not None:
-        refuse_other(place, begun, facts)
+    refuse_begun(place, facts)
     try:
         (place / BATCHES).mkdir(parents=True, exist_ok=True)
         lock = FileLock(place / ".lock")
@@ -115,8 +114,7 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
         raise InputError(f"{place} cannot be written: {error.strerror or error}. Choose another place.") from None
     try:
         # Again: it may have been begun while this process came to the lock.
-        if (begun := _begun(place)) is not None:
-            refuse_other(place, begun, facts)
+        begun = refuse_begun(place, facts)
         if not finished(place):
             # Nothing was drawn by the plan that is there, so this one may take its place.
             begun = None
@@ -156,15 +154,22 @@ def facts_of(lens: Any, conditions: Sequence[Condition], settings: Mapping[str, 
     }
 
 
-def refuse_other(folder: Path, begun: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Raise unless a folder was begun with these facts.
+def refuse_begun(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a folder was begun with, if it was; raise unless that is these facts.
 
     Raises:
         InputError: naming the first thing that differs.
     """
-    reason = _difference(begun, facts)
+    begun = _begun(folder)
+    reason = None if begun is None else _difference(begun, _plain(facts))
     if reason is not None and finished(folder):
         raise InputError(f"{folder} holds another sweep: {reason}. Choose another folder, or sweep as it was begun.")
+    return begun
+
+
+def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """As a file gives them back."""
+    return json.loads(json.dumps(facts, default=str))
 
 
 def read_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def study() -> Study:
         choice=choice,
         alternatives=alternatives,
         response=response,
-        outcomes=outcome.outcomes(response, sets, choice),
+        outcomes=outcome.outcomes(response, sets.poles, choice),
         monotonicity=outcome.monotonicity(response),
         cross=outcome.cross_effects(clips_heard, n_bootstrap=200),
         clips=pd.concat([scanned(), clips_heard], ignore_index=True),

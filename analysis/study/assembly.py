@@ -1,0 +1,112 @@
+"""Assembly: the study that its stages make, whether they were made just now (`course`) or are read again (`finished`).
+
+Nothing here knows of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import pca, similarity
+from analysis.pca import PCAResult
+from analysis.placement import Placement
+from analysis.study import lost, outcome, scan
+from analysis.study.experiment import Study
+from analysis.study.scan import Choice
+from analysis.study.settings import Settings
+from analysis.study.where import Where
+from analysis.sweep import SweepResult
+from audiolens.directions import Directions
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What the stages of a study made; `tried` is by stage."""
+
+    directions: Directions
+    where: Where | None
+    placement: Placement | None
+    tried: Mapping[str, SweepResult]
+    tested: SweepResult
+    scored: pd.DataFrame
+
+
+def assembled(
+    parts: Parts, concept: str, poles: tuple[str, str], settings: Settings, model: str, seconds: Mapping[str, float]
+) -> Study:
+    """The study that stages make, whether they were made just now or are read again."""
+    measured, tested = settings.measure_of(concept), parts.tested
+    choice, alternatives, scanned = chosen(parts.tried, parts.placement, settings, measured)
+    response = tested.effects(measured)
+    clips = [*(one.table for one in parts.tried.values()), tested.table]
+    return Study(
+        concept=concept,
+        poles=poles,
+        measure=measured,
+        directions=parts.directions,
+        cosines=similarity.cosine_map(parts.directions),
+        components=_components(parts.directions, poles),
+        scan=scanned,
+        choice=choice,
+        alternatives=alternatives,
+        response=response,
+        outcomes=outcome.outcomes(response, poles, choice),
+        monotonicity=outcome.monotonicity(response),
+        cross=outcome.cross_effects(tested.table, measures=[*dict.fromkeys((*outcome.CROSSED, measured))]),
+        clips=pd.concat(clips, ignore_index=True).drop(columns="file", errors="ignore"),
+        sounds=_sounds(tested),
+        settings=settings,
+        model=model,
+        sample_rate=tested.sample_rate,
+        seconds=dict(seconds),
+        where=parts.where,
+        placement=parts.placement,
+        lost=lost.table(tested.table, parts.scored),
+    )
+
+
+def chosen(
+    tried: Mapping[str, SweepResult], placed: Placement | None, settings: Settings, measured: str
+) -> tuple[Choice, tuple[Choice, ...], pd.DataFrame]:
+    """Place and strength, the other strategies beside it, and the effects that these were chosen by."""
+    effects = {name: one.effects(measured, n_bootstrap=0).assign(stage=name) for name, one in tried.items()}
+    if placed is None:
+        choice = scan.choose(effects["scan"])
+        left = [other for other in settings.strengths if other != choice.strategy]
+        others = [scan.choose(effects["scan"], other) for other in left]
+    else:
+        at_place = [scan.choose(effects["strength"], one["strategy"]) for one in places(placed, settings)]
+        choice, others = at_place[0], at_place[1:]
+    return choice, tuple(others), pd.concat(effects.values(), ignore_index=True)
+
+
+def places(placed: Placement, settings: Settings) -> list[dict[str, Any]]:
+    """Where the evidence puts the direction, and the other strategies there."""
+    return [placed.where, *scan.beside(placed.where, settings.strengths)]
+
+
+def _components(directions: Directions, poles: tuple[str, str]) -> PCAResult:
+    samples = directions.samples
+    assert samples is not None
+    labels = [poles[0] if positive else poles[1] for positive in samples.labels.tolist()]
+    return pca.fit(samples.values.numpy(), labels, layers=directions.layers)
+
+
+def _sounds(tested: SweepResult) -> dict[tuple[str, str, int], np.ndarray]:
+    """The clips that were kept as sound: (condition, prompt, seed) -> "channel sample"."""
+    import soundfile
+
+    keys = list(tested.table[["condition", "prompt", "seed"]].itertuples(index=False, name=None))
+    if tested.folder is None:
+        return {key: tested.audio[row] for row, key in enumerate(keys) if row in tested.audio}
+    found = {}
+    for key, file in zip(keys, tested.table["file"], strict=True):
+        if isinstance(file, str):
+            samples, _ = soundfile.read(tested.folder / file, dtype="float32", always_2d=True)
+            found[key] = samples.T
+    return found
