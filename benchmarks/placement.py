@@ -56,6 +56,7 @@ AIM_SHARE, AIM_COST = 0.9, 0.1
 READ = 48
 HALVINGS = 20
 DRAWS = 500
+WIDEST_INTERVAL = 5.0
 PAGE = Path(__file__).parent.parent / "docs" / "placement.md"
 
 
@@ -267,12 +268,12 @@ def compared(asked: Asked, concept: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     return pd.DataFrame(rows, columns=["concept", "rule", "place", "share"]), facts
 
 
-def named_by_rules(placed: placement.Placement) -> dict[str, list[str]]:
+def named_by_rules(placed: placement.Placement) -> dict[str, str]:
     """What simpler rules name, by both strategies: the middle, and where a length or other evidence is largest."""
     blocks = {"middle block": placed.directions.meta.n_layers // 2}
     for one in placed.evidence.evidence:
         blocks[f"largest {one.name}"] = one.layers[int(np.nanargmax(one.values))]
-    return {f"{rule}, {strategy}": [f"{strategy} {layer}"] for rule, layer in blocks.items() for strategy in STRENGTHS}
+    return {f"{rule}, {strategy}": f"{strategy} {layer}" for rule, layer in blocks.items() for strategy in STRENGTHS}
 
 
 def chosen_strengths(spans: pd.DataFrame) -> pd.DataFrame:
@@ -308,7 +309,7 @@ def page(table: pd.DataFrame, facts: Mapping[str, Any]) -> str:
     lines += [
         "",
         "| concept | placement's share, 95% over prompts | its span | widest span | words' span | widest at | "
-        "places still rising | halves agree | alignment ranks, one-to-one | one-to-all | cost |",
+        "widest at the last strength | halves agree | alignment ranks, one-to-one | one-to-all | cost |",
         "|---|" + "---|" * 10,
     ]
     for label, fact in facts.items():
@@ -316,7 +317,9 @@ def page(table: pd.DataFrame, facts: Mapping[str, Any]) -> str:
         spans = (fact[name] for name in ("span", "best_span", "words_span"))
         told = [f"{span:.1f} dB" if fact["unit"] == "dB" else f"x{np.exp(span):.2f}" for span in spans]
         rho = [f"{fact['rho'][strategy]:.2f}" for strategy in STRENGTHS]
-        cells = [f"[{low:.0%}, {high:.0%}]", *told, fact["best"], f"{fact['at_the_end']} of {fact['places']}",
+        # Where nothing moves the measure, a share of the widest span is one of nothing.
+        share = f"[{low:.0%}, {high:.0%}]" if high - low < WIDEST_INTERVAL else "cannot be told"
+        cells = [share, *told, fact["best"], f"{fact['at_the_end']} of {fact['places']}",
                  f"{fact['reliability']:.2f}", *rho, f"{fact['cost']:.1%}"]  # fmt: skip
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
