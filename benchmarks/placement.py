@@ -1,24 +1,27 @@
 """Placement against the truth of a brute-force sweep, and beside simpler rules: `python benchmarks/placement.py`.
 
 For every concept each block is steered at, by both strategies, at several strengths of either sign, on neutral
-development prompts. A place's effect is its widest span between the two signs among strengths that fail in at most a
-tenth of the clips. The best of many tries looks better than it is, so strengths (and the best place) are chosen on one
-half of the clips, by seed, and read on the other, both ways round; the figures are means of the two, and may pass 100%.
-Placement reads other development prompts than the sweep steers. With `--update` the table replaces that in
-docs/placement.md.
+development prompts; a place whose largest strength fails in at most a tenth of the clips is tried at twice that too.
+A place's effect is its widest span between the two signs among strengths that fail in at most a tenth of the clips. The
+best of many tries looks better than it is, so strengths (and the best place) are chosen on one half of each prompt's
+seeds and read on the other, both ways round, over many halvings; a share may pass 100%. Placement reads other
+development prompts than the sweep steers. The same clips are asked in the poles' words beside it. With `--update` the
+table replaces that in docs/placement.md.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import typer
+from jaxtyping import Bool, Float, Int
 from scipy.stats import spearmanr
 
 from analysis import placement, sweep
@@ -27,8 +30,11 @@ from analysis.placement.shifts import place_name
 from analysis.resampling import interval_of, resampled
 from analysis.statistics import MOST_FAILED
 from analysis.study import scan
-from analysis.sweep.response import MEASURED, effects
+from analysis.sweep.response import KEYS, MEASURED, is_ratio
 from audiolens import AudioLens, difference_in_means
+from audiolens.directions import Directions
+from audiolens.measure.failure import LEAST_ENTROPY_RATIO
+from audiolens.measure.rhythm import FEWEST_ONSETS
 from audiolens.prompts import load
 from audiolens.steering import Strategy
 
@@ -36,13 +42,26 @@ STRENGTHS: Mapping[Strategy, tuple[float, ...]] = {
     "one-to-one": (0.25, 0.5, 1.0),
     "one-to-all": (0.03125, 0.0625, 0.125),
 }
+HEARD: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    **{concept: {concept: (measured, "failed")} for concept, measured in MEASURED.items()},
+    "density": {"density": (MEASURED["density"], "failed"), "density, a beat": ("onsets_per_beat", "failed")},
+    "loudness": {"loudness": ("loudness", "spoilt"), "loudness, level a loss": ("loudness", "failed")},
+}
+"""Concept -> by what it is heard, and which clips are lost; the first counts, a second is told beside it.
+
+A level far from the unsteered clip's is a ground of failure, and what loudness asks for: it counts there no more than a
+low tempo does in tempo ("spoilt" is by onsets and entropy alone).
+"""
 AIM_SHARE, AIM_COST = 0.9, 0.1
 READ = 48
+HALVINGS = 20
+DRAWS = 500
+WIDEST_INTERVAL = 5.0
 PAGE = Path(__file__).parent.parent / "docs" / "placement.md"
 
 
 def main(
-    concepts: Annotated[list[str] | None, typer.Argument(help="Which (default: all that have a measure).")] = None,
+    concepts: Annotated[list[str] | None, typer.Argument(help=f"Which (default: {', '.join(HEARD)}).")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the sweeps (resumable) and tables.")] = Path("runs/placement"),
     model: Annotated[str, typer.Option(help="étude, or another.")] = "etude",
     prompts: Annotated[int, typer.Option(help="Development prompts.")] = 8,
@@ -54,11 +73,12 @@ def main(
     share_cores()
     lens = AudioLens.from_pretrained(model)
     out.mkdir(parents=True, exist_ok=True)
+    asked = Asked(lens, out, prompts, seeds, seconds)
     rows, facts = [], {}
-    for concept in concepts or list(MEASURED):
-        told, fact = compared(lens, concept, out, prompts, seeds, seconds)
+    for concept in concepts or list(HEARD):
+        told, fact = compared(asked, concept)
         rows.append(told)
-        facts[concept] = fact
+        facts |= fact
         typer.echo(told.to_string(index=False))
     table = pd.concat(rows, ignore_index=True)
     table.to_csv(out / "placement.csv", index=False)
@@ -72,131 +92,236 @@ def main(
         PAGE.write_text(re.sub(marks, lambda match: match[1] + text + match[2], page_text, flags=re.DOTALL), "utf-8")
 
 
-def compared(
-    lens: AudioLens, concept: str, out: Path, n_prompts: int, n_seeds: int, seconds: float
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """One row per rule: the place it names and the share of the best effect that it reaches."""
-    sets, measured = load(concept, lens=lens), MEASURED[concept]
-    directions = difference_in_means(lens, sets.positive[:READ], sets.negative[:READ], seeds=list(range(READ)))
+@dataclass(frozen=True)
+class Asked:
+    """What is played for every concept."""
+
+    lens: AudioLens
+    out: Path
+    n_prompts: int
+    n_seeds: int
+    seconds: float
+
+    def directions(self, concept: str) -> Directions:
+        sets = load(concept, lens=self.lens)
+        return difference_in_means(self.lens, sets.positive[:READ], sets.negative[:READ], seeds=list(range(READ)))
+
+    def play(self, concept: str, name: str, conditions: Sequence[sweep.Condition]) -> pd.DataFrame:
+        """The conditions on the clips of a concept, kept in a folder of that name."""
+        measures = [*MEASURED.values(), *(["loudness"] if concept == "loudness" else [])]
+        clips = sweep.clips(load(concept, lens=self.lens).development[: self.n_prompts], self.n_seeds)
+        with Listener(self.lens, measures) as ear:
+            swept = sweep.play(
+                self.lens, conditions, clips, seconds=self.seconds, listener=ear, out=self.out / name, progress=name
+            )
+        table = swept.table
+        varied = (table.entropy_ratio >= LEAST_ENTROPY_RATIO) & (table.onsets >= FEWEST_ONSETS)
+        return table.assign(onsets_per_beat=60 * table.onset_rate / table.tempo_ioi, spoilt=~varied)
+
+    def steered(self, concept: str, directions: Directions) -> pd.DataFrame:
+        """Every place at every strength, and at twice the largest where that does no harm."""
+        table = self.play(concept, concept, scan.conditions(directions, STRENGTHS))
+        lost = table[table.strength.abs() == table.strategy.map({name: max(of) for name, of in STRENGTHS.items()})]
+        _, failed = next(iter(HEARD[concept].values()))
+        lost = lost.groupby(["strategy", "layer", "strength"])[failed].mean().groupby(["strategy", "layer"]).max()
+        whole: Any = lost[lost <= MOST_FAILED].index
+        places = [{"strategy": strategy, "layer": int(layer)} for strategy, layer in whole]
+        if not places:
+            return table
+        doubled: dict[Strategy, tuple[float, ...]] = {name: (2 * max(of),) for name, of in STRENGTHS.items()}
+        more = self.play(concept, f"{concept}-doubled", scan.at(directions, places, doubled))
+        return pd.concat([table, more[more.condition != sweep.BASELINE]], ignore_index=True)
+
+    def prompted(self, concept: str) -> pd.DataFrame:
+        """The same clips, asked in either pole's word."""
+        sets = load(concept, lens=self.lens)
+        poles = [
+            sweep.Condition(pole, ask=lambda prompt, pole=pole: sets.prompted(prompt, pole), labels={"strength": sign})
+            for pole, sign in (("positive", 1.0), ("negative", -1.0))
+        ]
+        baseline = sweep.Condition(sweep.BASELINE, labels={"strength": 0.0})
+        return self.play(concept, f"{concept}-asked", [baseline, *poles]).assign(strategy="words", layer=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What every place did to a measure at every strength, clip by clip.
+
+    Attributes:
+        tried: place and strength.
+        change: of the measure from the unsteered clip, as a logarithm or (loudness) in dB; 0 where the clip failed.
+        lost: which clips failed.
+        prompts, seeds: of the clips.
+    """
+
+    tried: pd.DataFrame
+    change: Float[np.ndarray, "sign tried clip"]
+    lost: Bool[np.ndarray, "sign tried clip"]
+    prompts: np.ndarray
+    seeds: np.ndarray
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, measured: str, failed: str = "failed") -> Truth:
+        own = table[table.condition == sweep.BASELINE].set_index(KEYS)[measured]
+        own = own[own.notna()]
+        shares = is_ratio(measured) or measured == "onsets_per_beat"
+        tried, changes, losts = [], [], []
+        steered = table[table.condition != sweep.BASELINE]
+        for (strategy, layer, strength), pair in steered.groupby(["strategy", "layer", steered.strength.abs()]):
+            tried.append((place_name(strategy, int(layer)), float(strength)))
+            for sign in (1, -1):
+                rows: Any = pair[pair.strength * sign > 0].set_index(KEYS).loc[own.index]
+                change = np.log(rows[measured] / own) if shares else rows[measured] - own
+                gone = rows[failed].to_numpy() | ~np.isfinite(change.to_numpy())
+                changes.append(np.where(gone, 0.0, change))
+                losts.append(gone)
+        change, lost = (np.array(values).reshape(-1, 2, len(own)).swapaxes(0, 1) for values in (changes, losts))
+        return cls(
+            pd.DataFrame(tried, columns=["place", "strength"]),
+            change,
+            lost,
+            own.index.get_level_values("prompt").to_numpy(),
+            own.index.get_level_values("seed").to_numpy(),
+        )
+
+    def spans(self, rows: Int[np.ndarray, " clip"] | slice = slice(None)) -> pd.DataFrame:
+        """Place, strength, span between its signs (medians), and the larger share of failed clips."""
+        up, down = np.median(self.change[:, :, rows], axis=2)
+        return self.tried.assign(span=up - down, failed=self.lost[:, :, rows].mean(2).max(0))
+
+    def halvings(self, n: int, among: Int[np.ndarray, " clip"] | None = None, seed: int = 0) -> Iterator[list[Any]]:
+        """Pairs of halves of some clips, by seeds: no seed on both sides, each prompt on both."""
+        rng = np.random.default_rng(seed)
+        rows = np.arange(len(self.seeds)) if among is None else among
+        for _ in range(n):
+            first = np.concatenate([
+                rng.permutation(np.unique(own))[: len(np.unique(own)) // 2]
+                for own in (self.seeds[self.prompts == prompt] for prompt in np.unique(self.prompts))
+            ])  # fmt: skip
+            side = np.isin(self.seeds[rows], first)
+            yield [rows[side], rows[~side]]
+
+    def shares(self, names: Sequence[str], n: int, among: Int[np.ndarray, " clip"] | None = None, seed: int = 0) -> Any:
+        """Of the best place's span, what each of some places reaches."""
+        there, best = np.zeros(len(names)), 0.0
+        for halves in self.halvings(n, among, seed):
+            spans = [self.spans(rows) for rows in halves]
+            for chosen_on, read_on in (spans, spans[::-1]):
+                there += [held_out(chosen_on, read_on, name) for name in names]
+                best += held_out(chosen_on, read_on, None)
+        return there / best
+
+    def interval(self, name: str) -> tuple[float, float]:
+        """Of the share of one place, over prompts."""
+        draws = resampled(self.prompts, DRAWS)
+        shares = [self.shares([name], HALVINGS // 2, rows, seed)[0] for seed, rows in enumerate(draws)]
+        found = interval_of(np.array(shares), len(np.unique(self.prompts)))
+        return found.low, found.high
+
+    @property
+    def reliability(self) -> float:
+        """Rank correlation between halves of the clips, of what places do at their best strengths."""
+        at = self.tried.reset_index().merge(chosen_strengths(self.spans()).reset_index(), on=["place", "strength"])[
+            "index"
+        ]
+        pairs = [[self.spans(rows).span[at] for rows in halves] for halves in self.halvings(HALVINGS)]
+        ranked: Any = [spearmanr(*pair) for pair in pairs]
+        return float(np.mean([one.statistic for one in ranked]))
+
+
+def compared(asked: Asked, concept: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """One row per rule and measure: the place it names and the share of the best effect that it reaches."""
+    lens, sets, directions = asked.lens, load(concept, lens=asked.lens), asked.directions(concept)
     # Placed before anything is steered, on prompts that the sweep does not use.
-    others = sets.development[n_prompts : 2 * n_prompts]
+    others = sets.development[asked.n_prompts : 2 * asked.n_prompts]
     placed = placement.place(lens, sets, directions, prompts=others)
     typer.echo(repr(placed))
-    conditions = scan.conditions(directions, STRENGTHS)
-    clips = sweep.clips(sets.development[:n_prompts], n_seeds)
-    with Listener(lens, ("tempo_ioi", "brightness", "onset_rate", "pitch")) as ear:
-        swept = sweep.play(
-            lens, conditions, clips, seconds=seconds, listener=ear, out=out / concept, progress=f"sweeping {concept}"
-        )
-    halves = [swept.table.seed % 2 == half for half in (0, 1)]
-    spans = [spans_of(swept.table[half], measured) for half in halves]
-    whole = best_strengths(spans_of(swept.table, measured))
-    rules = {"placement": [placed.name]} | named_by_rules(placed)
-    rules["a random place"] = list(whole.index)
-    rows = []
-    for rule, names in rules.items():
-        shares = [
-            held_out(spans[half], spans[1 - half], name) / held_out(spans[half], spans[1 - half], None)
-            for half in (0, 1)
-            for name in names
-        ]
-        effect = float(np.mean([whole.get(name, np.nan) for name in names]))
-        rows.append((concept, rule, names[0] if len(names) == 1 else "any", float(np.mean(shares)), effect))
-    best = str(whole.idxmax())
-    low, high = interval(swept.table, measured, spans_of(swept.table, measured), placed.name, best)
+    steered, prompted = asked.steered(concept, directions), asked.prompted(concept)
     candidates = placed.candidates.assign(name=_names(placed.candidates)).set_index("name")
-    joined = pd.concat([candidates.alignment, whole.rename("span")], axis=1).dropna()
-    joined.to_csv(out / f"{concept}.csv")
-    steps = len(conditions) * len(clips) * 2 * (round(seconds * lens.config.frame_rate) + max(lens.config.delays))
-    rho: dict[str, float] = {}
-    for strategy in STRENGTHS:
-        mine = joined[joined.index.str.startswith(strategy)]
-        ranked: Any = spearmanr(mine.alignment, mine["span"])
-        rho[strategy] = float(ranked.statistic)
-    fact = {"row_steps": placed.row_steps, "sweep_row_steps": steps, "cost": placed.row_steps / steps, "rho": rho,
-            "best": best, "interval": [low, high], "certainty": placed.certainty}  # fmt: skip
-    return pd.DataFrame(rows, columns=["concept", "rule", "place", "share", "span"]), fact
+    rules = {"placement": placed.name} | named_by_rules(placed)
+    frames = round(asked.seconds * lens.config.frame_rate) + max(lens.config.delays)
+    rows, facts = [], {}
+    for label, (measured, failed) in HEARD[concept].items():
+        truth = Truth.of(steered, measured, failed)
+        chosen = chosen_strengths(truth.spans())
+        spans = chosen.span.clip(lower=0)
+        shares = pd.Series(truth.shares(list(spans.index), HALVINGS), spans.index)
+        rows += [(label, rule, name, shares.get(name, np.nan)) for rule, name in rules.items()]
+        rows.append((label, "a random place", "any", shares.mean()))
+        joined = pd.concat([candidates.alignment, chosen, shares.rename("share")], axis=1)
+        joined.to_csv(asked.out / f"{label}.csv")
+        rho: dict[str, float] = {}
+        for strategy in STRENGTHS:
+            mine = joined[joined.index.str.startswith(strategy)].dropna()
+            ranked: Any = spearmanr(mine.alignment, mine["span"])
+            rho[strategy] = float(ranked.statistic)
+        words = Truth.of(prompted, measured, failed).spans()
+        furthest = truth.tried.groupby("place").strength.max()
+        facts[label] = {
+            "row_steps": placed.row_steps, "sweep_row_steps": len(steered) * 2 * frames,
+            "cost": placed.row_steps / (len(steered) * 2 * frames), "rho": rho, "reliability": truth.reliability,
+            "place": placed.name, "best": str(spans.idxmax()), "interval": truth.interval(placed.name),
+            "span": float(spans[placed.name]), "best_span": float(spans.max()), "words_span": float(words.span.iloc[0]),
+            "at_the_end": int((chosen.strength == furthest).sum()), "places": len(spans), "clips": len(truth.seeds),
+            "certainty": placed.certainty, "unit": "dB" if measured == "loudness" else "",
+        }  # fmt: skip
+    return pd.DataFrame(rows, columns=["concept", "rule", "place", "share"]), facts
 
 
-def named_by_rules(placed: placement.Placement) -> dict[str, list[str]]:
+def named_by_rules(placed: placement.Placement) -> dict[str, str]:
     """What simpler rules name, by both strategies: the middle, and where a length or other evidence is largest."""
     blocks = {"middle block": placed.directions.meta.n_layers // 2}
     for one in placed.evidence.evidence:
         blocks[f"largest {one.name}"] = one.layers[int(np.nanargmax(one.values))]
-    return {f"{rule}, {strategy}": [f"{strategy} {layer}"] for rule, layer in blocks.items() for strategy in STRENGTHS}
+    return {f"{rule}, {strategy}": f"{strategy} {layer}" for rule, layer in blocks.items() for strategy in STRENGTHS}
 
 
-def interval(table: pd.DataFrame, measured: str, spans: pd.DataFrame, place: str, best: str) -> tuple[float, float]:
-    """Of the share of the best place's span that a place reaches, over prompts; strengths as chosen on all clips."""
-    keys = ["prompt", "seed"]
-    baseline = table[table.condition == sweep.BASELINE].set_index(keys)[measured]
-    changes: dict[tuple[str, int], np.ndarray] = {}
-    for name in (place, best):
-        mine = spans[(spans.place == name) & (spans.failed <= MOST_FAILED)]
-        strength = float(mine.strength.iloc[int(mine.span.argmax())])
-        for sign in (1, -1):
-            rows: Any = table[table.condition == f"{name} {sign * strength:+g}"].set_index(keys).loc[baseline.index]
-            ratio = rows[measured] / baseline
-            changes[name, sign] = ratio.where(~rows.failed & ratio.notna(), 1.0).to_numpy()
-
-    def span(name: str, rows: np.ndarray) -> float:
-        return float(np.log(np.median(changes[name, 1][rows]) / np.median(changes[name, -1][rows])))
-
-    prompts = baseline.index.get_level_values("prompt")
-    shares = [span(place, rows) / span(best, rows) for rows in resampled(prompts, 1000)]
-    found = interval_of(np.array(shares), len(set(prompts)))
-    return found.low, found.high
-
-
-def spans_of(table: pd.DataFrame, measured: str) -> pd.DataFrame:
-    """Place, strength, log of the span between its signs, and the larger share of failed clips."""
-    found: Any = effects(table, measured, n_bootstrap=0).dropna(subset="strategy")
-    rows = []
-    for (strategy, layer, strength), pair in found.groupby(["strategy", "layer", found.strength.abs()]):
-        up, down = (pair[pair.strength * sign > 0].iloc[0] for sign in (1, -1))
-        span = np.log((1 + up.effect) / max(1 + down.effect, 1e-6))
-        rows.append((f"{strategy} {layer:.0f}", strength, span, max(up.failed, down.failed)))
-    return pd.DataFrame(rows, columns=["place", "strength", "span", "failed"])
-
-
-def best_strengths(spans: pd.DataFrame) -> pd.Series:
-    """The widest span of every place within the bound of loss; 0 where every strength fails too often."""
-    within = spans.assign(span=spans.span.where(spans.failed <= MOST_FAILED, 0.0))
-    return within.groupby("place").span.max()
+def chosen_strengths(spans: pd.DataFrame) -> pd.DataFrame:
+    """The strength of every place with the widest span within the bound of loss; a span of 0 where there is none."""
+    within = spans[spans.failed <= MOST_FAILED]
+    best = within.loc[within.groupby("place").span.idxmax()].set_index("place")
+    return best.reindex(spans.place.unique()).fillna({"span": 0.0})
 
 
 def held_out(chosen_on: pd.DataFrame, read_on: pd.DataFrame, place: str | None) -> float:
     """The span on one half of the clips at the strength (and the place, if none is given) chosen on the other."""
-    mine = chosen_on if place is None else chosen_on[chosen_on.place == place]
-    within = mine[mine.failed <= MOST_FAILED]
-    if within.empty:
+    within = chosen_on.failed <= MOST_FAILED
+    if place is not None:
+        within &= chosen_on.place == place
+    if not within.any():
         return 0.0
-    best = within.iloc[int(within.span.argmax())]
-    there = read_on[(read_on.place == best.place) & (read_on.strength == best.strength)]
-    return float(there.span.iloc[0])
+    # Both hold the same places and strengths, row by row.
+    return float(read_on.span[chosen_on.span[within].idxmax()])
 
 
 def page(table: pd.DataFrame, facts: Mapping[str, Any]) -> str:
-    """The shares as Markdown, a column a concept."""
+    """The shares as Markdown, a column a concept and measure; the mean is over what counts."""
     wide: Any = table.pivot_table(index="rule", columns="concept", values="share", sort=False)
     places: Any = table.pivot_table(index="rule", columns="concept", values="place", aggfunc="first", sort=False)
-    concepts = list(wide.columns)
-    lines = [f"| rule | {' | '.join(concepts)} | mean |", "|---|" + "---|" * (len(concepts) + 1)]
+    counted = [name for name in wide.columns if name in HEARD]
+    lines = [f"| rule | {' | '.join(wide.columns)} | mean{'' if len(counted) == len(wide.columns) else '*'} |"]
+    lines.append("|---|" + "---|" * (len(wide.columns) + 1))
     for rule in wide.index:
-        cells = [f"{wide.loc[rule, name]:.0%} ({places.loc[rule, name]})" for name in concepts]
-        lines.append(f"| {rule} | {' | '.join(cells)} | {wide.loc[rule].mean():.0%} |")
+        cells = [f"{wide.loc[rule, name]:.0%} ({places.loc[rule, name]})" for name in wide.columns]
+        lines.append(f"| {rule} | {' | '.join(cells)} | {wide.loc[rule, counted].mean():.0%} |")
+    if len(counted) < len(wide.columns):
+        lines += ["", f"\\* of {', '.join(counted)}."]
     lines += [
         "",
-        "Placement's share of the best place's span, 95% intervals over prompts, at the strengths best on all clips:",
-        "",
+        "| concept | placement's share, 95% over prompts | its span | widest span | words' span | widest at | "
+        "widest at the last strength | halves agree | alignment ranks, one-to-one | one-to-all | cost |",
+        "|---|" + "---|" * 10,
     ]
-    for concept, fact in facts.items():
-        rho = ", ".join(f"{name} {value:.2f}" for name, value in fact["rho"].items())
+    for label, fact in facts.items():
         low, high = fact["interval"]
-        lines.append(
-            f"- {concept}: [{low:.0%}, {high:.0%}] of {fact['best']}; rank correlation of alignment with effect: "
-            f"{rho}; placement took {fact['cost']:.1%} of the sweep's row-steps (aim {AIM_COST:.0%})."
-        )
+        spans = (fact[name] for name in ("span", "best_span", "words_span"))
+        told = [f"{span:.1f} dB" if fact["unit"] == "dB" else f"x{np.exp(span):.2f}" for span in spans]
+        rho = [f"{fact['rho'][strategy]:.2f}" for strategy in STRENGTHS]
+        # Where nothing moves the measure, a share of the widest span is one of nothing.
+        share = f"[{low:.0%}, {high:.0%}]" if high - low < WIDEST_INTERVAL else "cannot be told"
+        cells = [share, *told, fact["best"], f"{fact['at_the_end']} of {fact['places']}",
+                 f"{fact['reliability']:.2f}", *rho, f"{fact['cost']:.1%}"]  # fmt: skip
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
