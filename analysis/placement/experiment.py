@@ -20,6 +20,7 @@ from analysis.placement.beside import Beside, checked_kinds, computed, generated
 from analysis.placement.result import ALIGNMENT, Placement, chosen
 from analysis.placement.shifts import Candidate, asked_in_words, candidates, checked_strategies, shifts_of
 from audiolens import prompts as prompt_sets
+from audiolens.checks import checked_count
 from audiolens.directions import Directions, difference_in_means
 from audiolens.errors import InputError, InputTypeError
 from audiolens.prompts import PromptSet
@@ -90,8 +91,7 @@ def place(
         ("n_bootstrap", n_bootstrap, 0),
         ("batch_size", batch_size, 2),
     ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"{name}={value!r}: expected a whole number of at least {least}.")
+        checked_count(name, value, least)
     given: dict[str, Any] = {}
     if evidence:
         given = {one.name: one for one in layer_attribution.gather(**evidence).evidence}
