@@ -182,7 +182,8 @@ class Directions:
             columns["split_half_cosine"] = self.evidence.split_half_cosine.numpy()
             columns["separation"] = self.evidence.separation.numpy()
             columns["auc"] = self.evidence.auc.numpy()
-            columns["stable_at"] = self.evidence.stable_at().numpy()
+            # Whole numbers, missing where there are too few prompts to tell.
+            columns["stable_at"] = pd.array(self.evidence.stable_at().numpy(), dtype="Int64")
         return pd.DataFrame(columns)
 
     def save(self, path: str | os.PathLike[str]) -> Path:

@@ -58,7 +58,7 @@ def test_poles_whose_names_the_model_does_not_know_are_compared_by_their_prompts
 def test_what_gives_the_poles_away_is_one_line(run: Run, checkpoint: Path, tmp_path: Path, command: str) -> None:
     (tmp_path / "mine.csv").write_text("loud,soft\na loud song,a soft song\nloud drums,soft drums\n")
     options = {
-        "place": ("--prompts", 0), "patch": ("--by", "hour"), "directions": ("--position", "eos"),
+        "place": ("--prompts", 0), "patch": ("--seconds", 99), "directions": ("--position", "eos"),
         "sweep": ("--prompts", 0, "-o", "out"),
     }  # fmt: skip
     code, _, err = run(command, "mine.csv", "-m", checkpoint, *options[command])

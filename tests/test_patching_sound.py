@@ -152,7 +152,11 @@ def test_by_ear_the_text_is_patched_and_not_the_donors_music(plant: plants.Plant
     np.testing.assert_allclose(ear.patched[:, 0, 1, 0], ear.clean[:, 0], rtol=1e-6)
     stream = patching.patch(*given, None, LOUD, "resid_post", layers=[0], windows=1, **QUIET)
     assert (np.abs(stream.patched[:, 0, 0, 0] / stream.corrupted[:, 0] - 1) > 1e-5).any()
-    captions = [axes.get_text() for figure in (found, stream) if (axes := figure.plot()._supxlabel) is not None]
+    captions = [
+        " ".join(axes.get_text().split())
+        for figure in (found, stream)
+        if (axes := figure.plot()._supxlabel) is not None
+    ]
     assert "3 pairs, in all of which both runs were measured. What the donor takes from its text" in captions[0]
     assert "The donor's own music is patched in too." in captions[1]
     assert "Not heard" not in captions[0]

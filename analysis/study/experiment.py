@@ -234,6 +234,8 @@ def _side(found: Outcome, word: str) -> str:
         text = f"not reliably {word} ({found.effect:+.0%} {interval}, {found.failed:.0%} of clips failed)"
     else:
         ranked = f"p = {found.p_random:.2g} among {found.n_random} random directions"
+        if found.n_shuffled:
+            ranked += f" and {found.p_shuffled:.2g} among {found.n_shuffled} of shuffled labels"
         if found.n_random < FEWEST_CONTROLS:
             ranked = "not yet told from random directions (quick controls)"
         elif not found.claimable:
