@@ -1,8 +1,8 @@
 """How long the published sizes take, on random weights: `python benchmarks/checkpoint_times.py [--update]`.
 
 A model of each size is filled with random numbers, for the time of a step depends on sizes alone (but not that of
-the text, which is short here). Steps are timed behind the first, which also encodes the text; both halves of the
-guidance run. Reading is one forward over given codes that records `resid_post` of every block.
+the text, which is short here). Clips of half a second are generated, text and all but the codec, with both halves of
+the guidance, and told by the second. Reading is one forward over given codes that records `resid_post` of every block.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ import typer
 from checkpoints import PAGE, RATE, SIZES, Size, shell
 from tqdm.auto import tqdm
 
-from audiolens import AudioLens
+from audiolens import Add, AudioLens
 from audiolens.etude.text import build_tokenizer
 
-STEPS = 8
-"""Timed, behind as many that are not."""
+SECONDS, REPEATS = 0.5, 3
 READ_SECONDS = 5
 PROMPT = "a calm song with drums"
 
@@ -45,8 +44,7 @@ def main(
     for size in wanted:
         lens = AudioLens(random_model(size, device, dtype), build_tokenizer(), name=size.name)
         for count in rows:
-            times = [timed_second(lens, count, steered=False), timed_second(lens, count, steered=True),
-                     timed_reading(lens, count)]  # fmt: skip
+            times = [*timed_second(lens, count), timed_reading(lens, count)]
             lines.append(f"| `{size.name}` | {count} | " + " | ".join(f"{one:.3g} s" for one in times) + " |")
             tqdm.write(lines[-1])
         del lens
@@ -77,23 +75,21 @@ def random_model(size: Size, device: str, dtype: str) -> Any:
     return model.eval()
 
 
-def timed_second(lens: AudioLens, rows: int, *, steered: bool) -> float:
-    """Seconds that a second of `rows` clips takes, from the difference of a long and a short generation."""
-    from audiolens import Add
-
+def timed_second(lens: AudioLens, rows: int) -> tuple[float, float]:
+    """Seconds that a second of `rows` clips takes, as it is and with every block steered: medians, in turn."""
     vector = torch.full((lens.config.d_model,), 1e-3)
-    edits = [Add(vector, layers=list(range(lens.config.n_layers)))] if steered else []
+    edits = [Add(vector, layers=list(range(lens.config.n_layers)))]
 
-    def run(frames: int) -> float:
+    def run(interventions: list[Add]) -> float:
         begun = time.perf_counter()
-        lens.generate([PROMPT] * rows, frames / RATE, interventions=edits, guidance_scale=3.0, decode=False)
+        lens.generate([PROMPT] * rows, SECONDS, interventions=interventions, guidance_scale=3.0, decode=False)
         if lens.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - begun
+        return (time.perf_counter() - begun) / SECONDS
 
-    run(STEPS)
-    each = [(run(2 * STEPS) - run(STEPS)) / STEPS for _ in range(3)]
-    return statistics.median(each) * RATE
+    times = [(run([]), run(edits)) for _ in range(REPEATS + 1)][1:]
+    plain, steered = zip(*times, strict=True)
+    return statistics.median(plain), statistics.median(steered)
 
 
 def timed_reading(lens: AudioLens, rows: int) -> float:
