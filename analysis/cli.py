@@ -94,7 +94,11 @@ def _refused_by_the_disk(error: Exception) -> str | None:
     libraries = (("soundfile", "LibsndfileError"), ("safetensors", "SafetensorError"), ("pyarrow", "ArrowException"))
     # Of those that are loaded: what was not cannot have raised it.
     kinds = tuple(getattr(sys.modules[name], kind) for name, kind in libraries if name in sys.modules)
-    return f"a file could not be written or read ({error}): is the disk full?" if isinstance(error, kinds) else None
+    return (
+        f"a file could not be written or read ({error}): is the disk full, or the file gone?"
+        if isinstance(error, kinds)
+        else None
+    )
 
 
 def _refuse(message: str) -> None:

@@ -372,7 +372,7 @@ def _chosen(sites: object, names: Iterable[str], path: object) -> list[str]:
         if not mine:
             raise SiteError(f"{path} does not hold {site!r}.{nearest(hook, names)} It holds: {shortened(names)}.")
         found.update(dict.fromkeys(mine))
-    return list(found)
+    return [name for name in names if name in found]
 
 
 def _hook(site: object) -> str:

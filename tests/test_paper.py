@@ -19,6 +19,7 @@ from melodies import bare_forward
 
 import audiolens as al
 from analysis import cli, study
+from analysis.study import several
 from analysis.study.settings import Settings
 from audiolens import prompts
 from audiolens.errors import InputError
@@ -203,11 +204,13 @@ def test_beat_this_hears_the_tempo_where_it_is_there(
 
     settings = Settings.paper(lens, **{**SIZES, "pairs": 0, "seconds": 2.0})
     try:
-        found = study.run(lens, "tempo", tmp_path / "tempo", settings=settings, progress=False)
+        both = several.run(lens, ["tempo", "timbre"], tmp_path, settings=settings, progress=False)
     finally:
         beats._tracker.cache_clear()
 
+    found, other = both.studies
     assert found.measure == "tempo_beat_this"
+    assert "tempo_beat_this" in other.clips
     assert settings.measure_of("timbre") == "brightness"
     assert not any("Beat This" in sentence for sentence in settings.substitutes)
     heard = pd.read_parquet(tmp_path / "tempo" / "clips.parquet")["tempo_beat_this"].dropna()

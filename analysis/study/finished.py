@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from safetensors import SafetensorError
+from soundfile import LibsndfileError
 
 from analysis import sweep
 from analysis.study import experiment, keeping, lost, stages, where
@@ -21,7 +22,9 @@ from audiolens.errors import InputError
 if TYPE_CHECKING:
     from analysis.study.several import Several
 
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, pa.ArrowException)
+_DAMAGE = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, LibsndfileError, pa.ArrowException,
+)  # fmt: skip
 
 
 def load_folder(folder: str | os.PathLike[str]) -> Study:
@@ -48,10 +51,12 @@ def load_folder(folder: str | os.PathLike[str]) -> Study:
         return assembled(
             parts, told["concept"], (high, low), _settings(told["settings"]), told["model"], told["seconds"]
         )
+    except InputError as error:
+        raise InputError(f"{place}: what its page was made of is gone or damaged: {error}") from None
     except _DAMAGE as error:
         raise InputError(
-            f"{place}: what its page was made of is gone or damaged ({' '.join(str(error).split())[:120]}). "
-            "The command that made it makes it again."
+            f"{place}: what its page was made of is gone or damaged ({' '.join(str(error).split())[:120]}). Remove "
+            f"{place / stages.STAGES}, and the command that made it makes it again."
         ) from None
 
 
@@ -68,7 +73,7 @@ def redraw(folder: str | os.PathLike[str]) -> Study | Several:
     place = Path(folder)
     if not index.is_ours(place):
         return _redrawn(place)
-    told = json.loads((place / stages.SUMMARY).read_text("utf-8"))
+    told = _object(place / stages.SUMMARY)
     names = [str(name) for name in told.get("concepts", ())]
     if not names or any(Path(name).name != name for name in names):
         raise InputError(f"{place / stages.SUMMARY} is damaged: it names no studies.")
@@ -79,7 +84,7 @@ def redraw(folder: str | os.PathLike[str]) -> Study | Several:
 
 def _redrawn(place: Path) -> Study:
     told = _summary(place)
-    begun = json.loads((place / stages.BEGUN).read_text("utf-8"))
+    begun = _object(place / stages.BEGUN)
     for package, installed in stages.versions().items():
         made = dict(begun.get("versions") or {}).get(package)
         if made != installed:

@@ -229,12 +229,14 @@ class Settings:
 
     def measures_of(self, concept: str) -> tuple[str, ...]:
         """Everything that is measured in the clips of a concept."""
-        own = self.measure_of(concept)
-        return (*measure.MEASURES, *([own] if own not in measure.MEASURES else []))
+        # Those of the other concepts too: studied together, each is heard by what hears the others.
+        further = {self.measure_of(concept), *self.heard_by.values()} - {*measure.MEASURES}
+        return (*measure.MEASURES, *sorted(further))
 
     def check(self, lens: AudioLens, sets: PromptSet) -> None:
         """Refuse at the door what would only fail after minutes."""
         refuse_too_few(sets)
+        measure.refuse_lacking(self.measures_of(sets.concept))
         for name in ("development", "test"):
             wanted, there = getattr(self, name), len(getattr(sets, name))
             if not 1 <= wanted <= there:

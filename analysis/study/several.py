@@ -140,10 +140,11 @@ def run(
 
 def _heard(one: Study, measures: Iterable[str]) -> list[Any]:
     """What one study's steering did to these measures: as it tells, or else from its clips."""
-    further = [name for name in measures if name not in set(one.cross["measure"])]
+    tested = one.clips[one.clips["split"] == "test"]
+    # Of folders that were made by themselves, some may not have been heard by all of them.
+    further = [name for name in measures if name not in set(one.cross["measure"]) and name in tested]
     rows = one.cross.to_dict("records")
     if further:
-        tested = one.clips[one.clips["split"] == "test"]
         rows += cross_effects(tested, measures=further).to_dict("records")
     return rows
 

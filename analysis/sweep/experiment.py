@@ -267,6 +267,7 @@ def _names(measures: Sequence[str], also: Mapping[str, Any]) -> tuple[str, ...]:
     for name in measures:
         if name not in known:
             raise InputError(f"no measure {name!r}.{nearest(name, known)} There are: {', '.join(known)}.")
+    measure.refuse_lacking(measures)
     taken = {*known, *response.LOST, "file"} & set(also)
     if taken:
         raise InputError(f"also: {', '.join(sorted(taken))} are names of the sweep's own columns: choose others.")

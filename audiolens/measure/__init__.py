@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from audiolens.measure.failure import code_entropy, failed, failures
 from audiolens.measure.pitch import mode, pitch, pitch_class
 from audiolens.measure.rhythm import onset_rate, pulse_clarity, tempo, tempo_ambiguity, tempo_candidates
-from audiolens.measure.table import EXTRA_MEASURES, MEASURES, UNITS, table, table_of_files
+from audiolens.measure.table import EXTRA_MEASURES, MEASURES, UNITS, refuse_lacking, table, table_of_files
 from audiolens.measure.timbre import brightness, loudness, rolloff
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ __all__ = [
     "mode",
     "table",
     "table_of_files",
+    "refuse_lacking",
     "MEASURES",
     "EXTRA_MEASURES",
     "UNITS",

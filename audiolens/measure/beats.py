@@ -36,10 +36,15 @@ def tempo_of(beats: Float[np.ndarray, " beat"]) -> float:
 def lacking() -> str | None:
     """Why Beat This cannot be used here; `None` where it can. Fetches its weights where they are not there yet."""
     try:
-        _tracker()
+        require()
     except AudioLensError as error:
         return str(error)
     return None
+
+
+def require() -> None:
+    """Raise, as the measure itself would, where Beat This cannot be used here."""
+    _tracker()
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from audiolens.errors import InputError, nearest
-from audiolens.measure.beats import beat_this_tempo
+from audiolens.measure.beats import beat_this_tempo, require
 from audiolens.measure.clips import Audio, Clip, is_path, of_file, read
 from audiolens.measure.pitch import key_tonic, major_minor, register_hz
 from audiolens.measure.rhythm import ambiguity, beat_tempo, clarity_of_pulse, ioi_tempo, rate_of_onsets
@@ -118,6 +118,16 @@ def checked_measures(measures: Sequence[str] | None) -> list[str]:
         hint = nearest(str(unknown[0]), known) if unknown and not isinstance(measures, str) else ""
         raise InputError(f"measures are {measures!r}; expected a list of names out of {', '.join(known)}.{hint}")
     return names
+
+
+def refuse_lacking(measures: Sequence[str]) -> None:
+    """Raise where one of the measures needs what is not here, before any clip is made for it.
+
+    Raises:
+        MissingPackageError, InputError: saying what it needs.
+    """
+    if "tempo_beat_this" in measures:
+        require()
 
 
 def spread(function: Callable[..., list[Any]], items: list[Any], n_jobs: int, *arguments: Any) -> list[Any]:
