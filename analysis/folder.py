@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,11 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from audiolens.errors import InputError
+from filelock import FileLock, Timeout
+
+from audiolens.errors import BusyError, InputError
 from audiolens.permissions import opened
 
 STUDY = "audiolens.study.1"
 """The format in a study's `summary.json`."""
+LOCK = ".lock"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_study(folder: Path) -> bool:
@@ -116,3 +121,29 @@ def _put(work: Path, target: Path) -> None:
             aside.rmdir()
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def held(folder: Path, busy: str) -> Iterator[None]:
+    """A folder, made if it is not there, that no other process writes to until the block ends.
+
+    Raises:
+        BusyError: in the words of `busy`, if another process does.
+        InputError: if it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BusyError(f"{folder}: another process is {busy}; wait for it, or stop it.") from None
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}. Choose another place.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def disk_is_full(error: OSError) -> bool:
+    return error.errno in _FULL

@@ -16,11 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from audiolens.checks import whole_number
 from audiolens.decomposition import Components, Readout, Stream, accumulate, decompose, logit_lens
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
 from audiolens.interventions import checked_rows, finite
 from audiolens.loading import checked_device, checked_dtype
-from audiolens.sites import Site, listed_layers, whole_number
+from audiolens.sites import Site, listed_layers
 from audiolens.stored import changed, outlines, read, some, write
 from audiolens.timeline import Span, checked_span
 

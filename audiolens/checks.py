@@ -1,11 +1,32 @@
 """Numbers at the door: counts, seeds and amounts, checked once and in the same words everywhere."""
 
 import math
+import operator
+from collections.abc import Iterable
 from numbers import Real
-from operator import index
 from typing import Any
 
 from audiolens.errors import InputError
+
+
+def whole_numbers(values: Iterable[Any]) -> list[int]:
+    """The whole numbers of a list, an array or a tensor.
+
+    Raises:
+        TypeError: if there is anything else. That a bool passes for 0 or 1 would turn a mask into the first two places.
+    """
+    return [whole_number(value) for value in values]
+
+
+def whole_number(value: Any) -> int:
+    """One whole number, Python's, numpy's or torch's.
+
+    Raises:
+        TypeError: if it is none, and for a bool.
+    """
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")) == "torch.bool":
+        raise TypeError(f"{value!r} is no number.")
+    return operator.index(value)
 
 
 def checked_count(name: str, value: Any, least: int = 1) -> int:
@@ -15,7 +36,7 @@ def checked_count(name: str, value: Any, least: int = 1) -> int:
         InputError: if it is none (a truth value is none), or under `least`.
     """
     try:
-        number = None if isinstance(value, bool) else index(value)
+        number = whole_number(value)
     except TypeError:
         number = None
     if number is None or number < least:

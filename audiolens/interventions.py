@@ -27,8 +27,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from audiolens.checks import whole_numbers
 from audiolens.errors import InputError, InputTypeError
-from audiolens.sites import whole_numbers
 from audiolens.timeline import Real, Span, checked_span
 
 Branch = Literal["cond", "null", "both"]

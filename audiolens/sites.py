@@ -4,12 +4,11 @@ Names are TransformerLens's where it has one. A short form leaves out "hook_" an
 `hook_resid_post` in every block, "attn.z" is `attn.hook_z`.
 """
 
-import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from audiolens.checks import whole_numbers
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
 
 _FULL = re.compile(r"blocks\.(\d+)\.(.+)")
@@ -122,23 +121,3 @@ def checked_heads(heads: Sequence[int], n_heads: int) -> tuple[int, ...]:
     if not listed or len(set(listed)) != len(listed) or not all(0 <= head < n_heads for head in listed):
         raise InputError(f"heads={list(listed)}: expected different ones; this model has heads 0 to {n_heads - 1}.")
     return listed
-
-
-def whole_numbers(values: Iterable[Any]) -> list[int]:
-    """The whole numbers of a list, an array or a tensor.
-
-    Raises:
-        TypeError: if there is anything else. That a bool passes for 0 or 1 would turn a mask into the first two places.
-    """
-    return [whole_number(value) for value in values]
-
-
-def whole_number(value: Any) -> int:
-    """One whole number, Python's, numpy's or torch's.
-
-    Raises:
-        TypeError: if it is none, and for a bool.
-    """
-    if isinstance(value, bool) or str(getattr(value, "dtype", "")) == "torch.bool":
-        raise TypeError(f"{value!r} is no number.")
-    return operator.index(value)

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from audiolens.checks import whole_number
 from audiolens.errors import InputError, InputTypeError
-from audiolens.sites import whole_number
 
 if TYPE_CHECKING:
     from audiolens.families import LensConfig

@@ -21,7 +21,6 @@ from analysis.commands.common import (
 
 if TYPE_CHECKING:
     from analysis.patching import Sound
-    from audiolens import AudioLens
 
 _SHOWN = ("layer", "seconds", "head", "component", "token", "effect", "low", "high", "normalised", "p_adjusted")
 _HEARD_PAIRS, _HEARD_SECONDS = 8, 5.0
@@ -72,7 +71,7 @@ def patch(
         audiolens patch tempo --no-sound --json
     """
     from analysis import folder, patching
-    from analysis.patching.grid import checked_by
+    from analysis.patching.grid import checked_by, needs_equal_lengths
     from analysis.patching.result import checked_mode
     from audiolens.errors import InputError
 
@@ -88,7 +87,7 @@ def patch(
     lens = open_lens(model)
     sets = prompt_set(concept, lens)
     asked: dict[str, Any] = {"by": by, "site": site}
-    alike = _needs_equal_lengths(lens, seconds, ear, **asked)
+    alike = any(needs_equal_lengths(lens, **asked, heard=heard) for heard in ((False, True) if ear else (False,)))
     found = patching.pairs(lens, sets, pairs, seconds=seconds, first_seed=seed, same_length=alike)
     given = lens, found.clean, found.corrupted
     metric = patching.LogLikelihood((0.0, seconds))
@@ -123,21 +122,3 @@ def _ear(concept: str, by: str, measured: str | None, pairs: int, seed: int) -> 
     if name is None:
         return None
     return Sound(name, seconds=_HEARD_SECONDS, pairs=min(pairs, _HEARD_PAIRS), first_seed=seed)
-
-
-def _needs_equal_lengths(lens: AudioLens, seconds: float, ear: Sound | None, **asked: Any) -> bool:
-    """Whether both prompts of a pair must have equally many tokens; or an error, before any pair is played."""
-    from analysis.patching.grid import Grid, needs_tokens
-    from audiolens.timeline import clip_timeline
-
-    same = asked["by"] == "token"
-    for length, heard in ((seconds, False), *([] if ear is None else [(ear.seconds, True)])):
-        timeline = clip_timeline(length, lens.config)
-        windows = 1 if heard else 8
-        steps = timeline.frames if heard else timeline.steps
-        grid = Grid.of(
-            lens, **asked, steps=steps, timeline=timeline, layers=None, windows=windows, seconds=None, heads=None,
-            tokens=(), heard=heard,
-        )  # fmt: skip
-        same = same or needs_tokens(grid.hooks) or (heard and lens.config.conditioning == "prefix")
-    return same

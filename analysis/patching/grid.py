@@ -116,18 +116,9 @@ class Grid:
         Raises:
             InputError: (or a subclass) for a site that the model lacks, or one that `by` cannot divide.
         """
-        checked_by(by)
-        if by == "token" and lens.config.conditioning == "prefix":
-            raise SiteError(
-                f"by='token': {lens.config.family} has no cross-attention: its text stands before the audio "
-                "steps, in the decoder's own sequence. Use by='component' or by='seconds'."
-            )
-        names = (site,) if isinstance(site, str) else tuple(site) if site is not None else _default(by, lens, heard)
-        groups = [(name,) for name in names] if by == "component" else [names]
-        found = [places(lens._family, lens.config, group, layers) for group in groups]
-        _refuse_mixed(by, found)
+        names, found = _sites(lens, site, by, layers, heard)
         if by == "component":
-            columns = tuple(group[0].removeprefix("hook_") for group in groups)
+            columns = tuple(name.removeprefix("hook_") for name in names)
         elif by == "head":
             listed = range(lens.config.n_heads) if heads is None else checked_heads(heads, lens.config.n_heads)
             columns = tuple(str(head) for head in listed)
@@ -162,6 +153,34 @@ def checked_by(by: Any) -> None:
 def needs_tokens(hooks: Sequence[str]) -> bool:
     """Whether any of these sites has a place a token, so that both prompts must have equally many."""
     return any(hook in TEXT_SIDE for hook in hooks)
+
+
+def needs_equal_lengths(lens: AudioLens, site: str | Sequence[str] | None, by: By, heard: bool = False) -> bool:
+    """Whether a grid takes only pairs whose prompts have equally many tokens.
+
+    Raises:
+        InputError: (or a subclass) for a site that the model lacks, or one that `by` cannot divide.
+    """
+    _, found = _sites(lens, site, by, None, heard)
+    shifted = heard and lens.config.conditioning == "prefix"
+    return by == "token" or shifted or needs_tokens([place.hook for group in found for place in group])
+
+
+def _sites(
+    lens: AudioLens, site: str | Sequence[str] | None, by: By, layers: int | Sequence[int] | None, heard: bool
+) -> tuple[tuple[str, ...], list[list[Site]]]:
+    """The sites as they were asked for, or those of the default, and their places: a list a column of components."""
+    checked_by(by)
+    if by == "token" and lens.config.conditioning == "prefix":
+        raise SiteError(
+            f"by='token': {lens.config.family} has no cross-attention: its text stands before the audio steps, in the "
+            "decoder's own sequence. Use by='component' or by='seconds'."
+        )
+    names = (site,) if isinstance(site, str) else tuple(site) if site is not None else _default(by, lens, heard)
+    groups = [(name,) for name in names] if by == "component" else [names]
+    found = [list(places(lens._family, lens.config, group, layers)) for group in groups]
+    _refuse_mixed(by, found)
+    return names, found
 
 
 def _default(by: By, lens: AudioLens, heard: bool) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ def paper(table: pd.DataFrame, caption: bool = True) -> Figure:
     with styled():
         figure = Figure(figsize=(2.4 + 1.9 * len(columns), 1.8 + 0.55 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
-        most = float(np.nanmax(np.abs(values))) or 1.0
+        most = float(np.abs(values[np.isfinite(values)]).max(initial=0.0)) or 1.0
         image = heat(axes, values, x=columns, y=rows, limit=most)
         for (row, column), text in np.ndenumerate(told):
             shade = "white" if abs(values[row, column]) > 0.6 * most else "black"

@@ -8,10 +8,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-from safetensors import SafetensorError
-from soundfile import LibsndfileError
-
 from analysis import sweep
 from analysis.study import experiment, keeping, lost, stages, where
 from analysis.study.assembly import Parts, assembled
@@ -21,10 +17,6 @@ from audiolens.errors import InputError
 
 if TYPE_CHECKING:
     from analysis.study.several import Several
-
-_DAMAGE = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, LibsndfileError, pa.ArrowException,
-)  # fmt: skip
 
 
 def load_folder(folder: str | os.PathLike[str]) -> Study:
@@ -53,7 +45,7 @@ def load_folder(folder: str | os.PathLike[str]) -> Study:
         )
     except InputError as error:
         raise InputError(f"{place}: what its page was made of is gone or damaged: {error}") from None
-    except _DAMAGE as error:
+    except stages.DAMAGE as error:
         raise InputError(
             f"{place}: what its page was made of is gone or damaged ({' '.join(str(error).split())[:120]}). Remove "
             f"{place / stages.STAGES}, and the command that made it makes it again."

@@ -21,15 +21,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
+import pyarrow as pa
 from safetensors import SafetensorError
+from soundfile import LibsndfileError
 
 import analysis
 import audiolens
-from analysis.folder import check_above, is_study
-from analysis.sweep.ledger import content_hash, disk_is_full
+from analysis.folder import LOCK, check_above, disk_is_full, held, is_study
+from analysis.sweep.ledger import content_hash
 from audiolens import provenance
-from audiolens.errors import BusyError, InputError, StoppedError
+from audiolens.errors import InputError, StoppedError
 
 FORMAT = "audiolens.run.1"
 BEGUN, STAGES, SUMMARY = "study.json", "stages", "summary.json"
@@ -38,7 +39,11 @@ MADE = "made.json"
 SHOWN = ("index.html", "audio", "figures", "tables", "clips.csv", "clips.parquet", "directions.safetensors", MADE)
 """What a finished study shows beside its summary."""
 UNFINISHED = ".unfinished-"
-_LOCK, _SECONDS = ".lock", "seconds.json"
+_SECONDS = "seconds.json"
+DAMAGE = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, LibsndfileError, pa.ArrowException,
+)  # fmt: skip
+"""What reading a damaged stage raises."""
 _MEASURING = ("librosa", "numpy", "scipy", "scikit-learn", "pandas")
 # What draws and shows results does not change them.
 _SHOWING = ("report", "commands", "figures", "cli", "plots", "screen", "captions", "spectrograms")
@@ -92,7 +97,7 @@ class Stage:
         if self.place is not None and self.place.is_dir():
             try:
                 found = read(self.place)
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+            except DAMAGE:
                 shutil.rmtree(self.place)
             else:
                 self.took(0.0)
@@ -176,7 +181,7 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
             _refuse_unwritable(target)
         return
     # What a process leaves that was killed before it had said what it begins.
-    if all(entry.name == _LOCK or entry.name.startswith(UNFINISHED) for entry in target.iterdir()):
+    if all(entry.name == LOCK or entry.name.startswith(UNFINISHED) for entry in target.iterdir()):
         return
     if not is_study(target):
         raise InputError(f"{target} exists and holds something other than a study: choose another folder.")
@@ -232,21 +237,12 @@ def locked(target: Path) -> Iterator[None]:
         StoppedError: if the disk is full.
     """
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(target / _LOCK)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BusyError(f"{target}: another process is at work on this study; wait for it, or stop it.") from None
-    except OSError as error:
-        raise InputError(f"{target} cannot be written: {error.strerror or error}. Choose another place.") from None
-    try:
-        yield
+        with held(target, "at work on this study"):
+            yield
     except OSError as error:
         if not disk_is_full(error):
             raise
         raise StoppedError(f"{target}: the disk is full. What is finished is kept; run the same again.") from error
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
+from analysis.folder import disk_is_full
 from analysis.listening import Heard
 from analysis.sweep import ledger as ledgers
 from analysis.sweep.conditions import Clip, Condition, Plan
@@ -82,7 +83,7 @@ def stops(out: Path | None, todo: Plan) -> Iterator[None]:
     except BrokenProcessPool as error:
         raise StoppedError(f"a process that measures clips died (out of memory?). {_kept(out, todo)}") from error
     except OSError as error:
-        if not ledgers.disk_is_full(error):
+        if not disk_is_full(error):
             raise
         raise StoppedError(f"{out}: the disk is full. {_kept(out, todo)}") from error
 

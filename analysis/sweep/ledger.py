@@ -10,7 +10,6 @@ pair up with those that are there.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -27,20 +26,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from torch import Tensor, nn
 
-from analysis.folder import check_above
+from analysis.folder import check_above, held
 from analysis.sweep.conditions import Condition
-from audiolens.errors import BusyError, InputError
+from audiolens.errors import InputError
 from audiolens.interventions import Intervention
 
 FORMAT = "audiolens.sweep.1"
 PLAN, TABLE, BATCHES, SOUND = "plan.json", "clips.parquet", "batches", "audio"
 _UNFINISHED = ".unfinished-"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -104,15 +101,8 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
     facts = _plain(facts)
     check(place)
     refuse_begun(place, facts)
-    try:
-        (place / BATCHES).mkdir(parents=True, exist_ok=True)
-        lock = FileLock(place / ".lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BusyError(f"{place}: another process is sweeping into this folder; wait for it, or stop it.") from None
-    except OSError as error:
-        raise InputError(f"{place} cannot be written: {error.strerror or error}. Choose another place.") from None
-    try:
+    with held(place, "sweeping into this folder"):
+        (place / BATCHES).mkdir(exist_ok=True)
         # Again: it may have been begun while this process came to the lock.
         begun = refuse_begun(place, facts)
         if not finished(place):
@@ -129,8 +119,6 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
         if begun is None:
             _put(place / PLAN, json.dumps(facts, indent=1).encode())
         yield Ledger(place, begun or facts, schema)
-    finally:
-        lock.release()
 
 
 def facts_of(lens: Any, conditions: Sequence[Condition], settings: Mapping[str, Any], **others: Any) -> dict[str, Any]:
@@ -239,10 +227,6 @@ def content_hash(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.detach().reshape(-1).contiguous().cpu().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def disk_is_full(error: OSError) -> bool:
-    return error.errno in _FULL
 
 
 def _condition_hash(condition: Condition, times: np.ndarray) -> str:
