@@ -291,6 +291,7 @@ def test_measure_goes_on_where_files_are_bad_and_names_them(run: Run, tmp_path: 
         (("study", "--positive", "full/file"), "go together"),
         (("study", "none.csv", "-m", "{checkpoint}", "--measure", "pitch"), "none.csv"),
         (("study", "tempo", "--words", "a,b", "-m", "{checkpoint}"), "those of one's own prompts"),
+        (("study", "one.csv", "--words", "fast,Fast"), "expected two different ones"),
         (("study", "tempo", "--measure", "brightnes"), "Did you mean 'brightness'"),
         (("study", "timbre", "-m", "{checkpoint}", "--out", "begun"), "holds a study of 'tempo', not 'timbre'"),
         (("study", "tempo", "-m", "{checkpoint}", "--out", "begun"), "of another model ('mine'; this is"),

@@ -152,6 +152,7 @@ def test_sites_on_the_texts_side_take_pairs_of_one_length(run: Run, checkpoint: 
         (("place", "tempo", "--by", "loudest"), "by='loudest'"),
         (("place", "tempo", "--strategies", "one-to-some"), "is not placed"),
         (("patch", "tempo", "--pairs", 1), "--pairs=1"),
+        (("patch", "tempo", "--seed", -1), "--seed=-1"),
         (("patch", "tempo", "--by", "hour"), "hour"),
         (("patch", "tempo", "--site", "resid_pots"), "resid_post"),
         (("patch", "tempo", "--pairs", 2, "--mode", "noise"), "denoising"),

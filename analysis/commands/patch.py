@@ -73,10 +73,11 @@ def patch(
     from analysis import folder, patching
     from analysis.patching.grid import checked_by, needs_equal_lengths
     from analysis.patching.result import checked_mode
+    from audiolens.checks import checked_count
     from audiolens.errors import InputError
 
-    if pairs < 2:
-        raise InputError(f"--pairs={pairs}: expected at least 2.")
+    for name, given, least in (("--pairs", pairs, 2), ("--seed", seed, 0)):
+        checked_count(name, given, least)
     if sound is not None and no_sound:
         raise InputError("--sound and --no-sound were both given: give one.")
     checked_by(by)

@@ -175,6 +175,6 @@ def _words(words: str | None) -> tuple[str, str] | None:
     if words is None:
         return None
     parts = [part.strip() for part in words.split(",")]
-    if len(parts) != 2 or not all(parts):
-        raise InputError(f"--words {words}: expected two, the positive pole's first, such as fast,slow.")
+    if len(parts) != 2 or not all(parts) or parts[0].lower() == parts[1].lower():
+        raise InputError(f"--words {words}: expected two different ones, the positive pole's first, such as fast,slow.")
     return parts[0], parts[1]
