@@ -88,7 +88,9 @@ def patch(
     lens = open_lens(model)
     sets = prompt_set(concept, lens)
     asked: dict[str, Any] = {"by": by, "site": site}
-    alike = any(needs_equal_lengths(lens, **asked, heard=heard) for heard in ((False, True) if ear else (False,)))
+    alike = needs_equal_lengths(lens, **asked, seconds=seconds)
+    if ear is not None:
+        alike |= needs_equal_lengths(lens, **asked, seconds=ear.seconds, heard=True)
     found = patching.pairs(lens, sets, pairs, seconds=seconds, first_seed=seed, same_length=alike)
     given = lens, found.clean, found.corrupted
     metric = patching.LogLikelihood((0.0, seconds))

@@ -23,7 +23,7 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from analysis.patching.grid import By, Cell, Grid, needs_tokens
+from analysis.patching.grid import WINDOWS, By, Cell, Grid, needs_tokens
 from analysis.patching.plans import Plan, SoundPlan
 from analysis.patching.result import Mode, PatchingResult, checked_mode
 from analysis.patching.runs import Runs
@@ -58,7 +58,7 @@ def patch(
     by: By = "seconds",
     mode: Mode = "denoising",
     layers: int | Sequence[int] | None = None,
-    windows: int | Sequence[Span] = 8,
+    windows: int | Sequence[Span] = WINDOWS,
     seconds: Span | None = None,
     heads: Sequence[int] | None = None,
     history: Int[Tensor, "pair codebook past"] | None = None,
@@ -160,7 +160,7 @@ def plan(
     by: By = "seconds",
     mode: Mode = "denoising",
     layers: int | Sequence[int] | None = None,
-    windows: int | Sequence[Span] = 8,
+    windows: int | Sequence[Span] = WINDOWS,
     seconds: Span | None = None,
     heads: Sequence[int] | None = None,
     history: Int[Tensor, "pair codebook past"] | None = None,

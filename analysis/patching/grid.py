@@ -15,12 +15,14 @@ import numpy as np
 from audiolens.errors import InputError, SiteError
 from audiolens.families import places
 from audiolens.sites import Site, checked_heads
-from audiolens.timeline import Real, Span, Timeline
+from audiolens.timeline import Real, Span, Timeline, clip_timeline
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
 
 By = Literal["seconds", "head", "component", "token"]
+WINDOWS = 8
+"""Of a grid by seconds, where none are named."""
 TEXT_STATES = "hook_text_states"
 BEGIN = {"hook_resid_pre": 0, "hook_resid_mid": 1, "hook_resid_cross": 2, "hook_resid_post": 3}
 """Sites that are the residual stream itself, by how many of a block's three parts it has behind it there."""
@@ -155,13 +157,18 @@ def needs_tokens(hooks: Sequence[str]) -> bool:
     return any(hook in TEXT_SIDE for hook in hooks)
 
 
-def needs_equal_lengths(lens: AudioLens, site: str | Sequence[str] | None, by: By, heard: bool = False) -> bool:
-    """Whether a grid takes only pairs whose prompts have equally many tokens.
+def needs_equal_lengths(
+    lens: AudioLens, site: str | Sequence[str] | None, by: By, seconds: Real, heard: bool = False
+) -> bool:
+    """Whether a grid over clips of `seconds` takes only pairs whose prompts have equally many tokens.
 
     Raises:
-        InputError: (or a subclass) for a site that the model lacks, or one that `by` cannot divide.
+        InputError: (or a subclass) for a site that the model lacks, one that `by` cannot divide, or a clip too short.
     """
     _, found = _sites(lens, site, by, None, heard)
+    timeline = clip_timeline(seconds, lens.config)
+    if by == "seconds" and not heard:
+        _windows(WINDOWS, timeline, timeline.steps)
     shifted = heard and lens.config.conditioning == "prefix"
     return by == "token" or shifted or needs_tokens([place.hook for group in found for place in group])
 
