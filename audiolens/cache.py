@@ -366,13 +366,13 @@ def _chosen(sites: object, names: Iterable[str], path: object) -> list[str]:
     """The full names that full or short ones stand for in a file."""
     if not isinstance(sites, Iterable):
         raise InputTypeError(f"sites={sites!r}: expected a name such as 'resid_post', or a list of them.")
-    found: dict[str, None] = {}
+    found: set[str] = set()
     for site in [sites] if isinstance(sites, str) else sites:
         hook = _hook(site)
         mine = [name for name in names if hook in (name, Site.of(name).hook)]
         if not mine:
             raise SiteError(f"{path} does not hold {site!r}.{nearest(hook, names)} It holds: {shortened(names)}.")
-        found.update(dict.fromkeys(mine))
+        found.update(mine)
     return [name for name in names if name in found]
 
 

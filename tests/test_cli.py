@@ -59,7 +59,10 @@ def test_help_comes_at_once() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["generate", "a tune", "--model", "{model}", "--seconds", "1", "-o", "clips"], "is the disk full"),
+        (
+            ["generate", "a tune", "--model", "{model}", "--seconds", "1", "-o", "clips"],
+            "the disk full, or the file gone?",
+        ),
         (["directions", "set.csv", "--model", "{model}", "--seconds", "0.5", "-o", "d.safetensors"], "large"),
     ],
 )

@@ -76,8 +76,8 @@ def patch(
     from audiolens.checks import checked_count
     from audiolens.errors import InputError
 
-    for name, given, least in (("--pairs", pairs, 2), ("--seed", seed, 0)):
-        checked_count(name, given, least)
+    checked_count("--pairs", pairs, 2)
+    checked_count("--seed", seed, 0)
     if sound is not None and no_sound:
         raise InputError("--sound and --no-sound were both given: give one.")
     checked_by(by)

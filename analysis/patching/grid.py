@@ -170,7 +170,7 @@ def needs_equal_lengths(
     if by == "seconds" and not heard:
         _windows(WINDOWS, timeline, timeline.steps)
     shifted = heard and lens.config.conditioning == "prefix"
-    return by == "token" or shifted or needs_tokens([place.hook for group in found for place in group])
+    return shifted or needs_tokens([place.hook for group in found for place in group])
 
 
 def _sites(

@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from torch import Tensor, nn
 
-from analysis.folder import check_above, held
+from analysis.folder import LOCK, check_above, held
 from analysis.sweep.conditions import Condition
 from audiolens.errors import InputError
 from audiolens.interventions import Intervention
@@ -321,7 +321,7 @@ def check(folder: Path) -> None:
     if not folder.exists() or (folder / PLAN).is_file():
         return
     # What a process leaves that was killed before its plan was there.
-    own = {BATCHES, ".lock"}
+    own = {BATCHES, LOCK}
     if any(entry.name not in own and not entry.name.startswith(_UNFINISHED) for entry in folder.iterdir()):
         raise InputError(f"{folder} exists and holds something other than a sweep: choose another folder.")
 
