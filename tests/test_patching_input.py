@@ -12,6 +12,7 @@ from torch import Tensor
 import audiolens as al
 from analysis import patching
 from analysis.patching import PatchingResult
+from analysis.patching.grid import needs_equal_lengths
 from audiolens.errors import InputError, InputTypeError, PromptError, SiteError
 
 METRIC = patching.LogLikelihood((0.0, 0.2))
@@ -63,6 +64,18 @@ def test_prompts_of_different_length_are_never_shifted(lens: al.AudioLens, codes
         patching.patch(
             lens, ["fast", "fast"], ["slow", "slow song"], codes[:2], METRIC, "cross_attn.v", by="head", progress=False
         )
+
+
+def test_patterns_over_the_text_before_the_steps_take_pairs_of_one_length(
+    melody_lens: al.AudioLens, lens: al.AudioLens, codes: Tensor
+) -> None:
+    with pytest.raises(PromptError, match=r"attn.pattern by head.*same_length=True"):
+        patching.patch(
+            melody_lens, ["fast", "fast"], ["slow", "slow song"], codes[:2], METRIC, "attn.pattern", by="head"
+        )
+    assert needs_equal_lengths(melody_lens, "attn.pattern", "head", 1.0)
+    assert not needs_equal_lengths(lens, "attn.pattern", "head", 1.0)
+    assert not needs_equal_lengths(melody_lens, "attn.z", "head", 1.0)
 
 
 def test_a_family_without_cross_attention_says_so(melody_lens: al.AudioLens, codes: Tensor) -> None:

@@ -294,8 +294,6 @@ def _job(
     )
     tokens = runs.token_columns() if by == "token" else ()
     grid = Grid.of(lens, site, by, steps=runs.steps, timeline=runs.timeline, tokens=tokens, **options)
-    if needs_tokens(grid.hooks):
+    if needs_tokens(lens, grid.hooks):
         runs.refuse_unequal(f"{' and '.join(grid.sites)} by {by}")
-    if lens.config.conditioning == "prefix" and any(hook.endswith("pattern") for hook in grid.hooks):
-        runs.refuse_unequal("attention patterns")
     return _Job(runs, grid, mode, memory)

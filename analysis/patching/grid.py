@@ -152,9 +152,13 @@ def checked_by(by: Any) -> None:
         raise InputError(f"by={by!r}: expected one of {', '.join(map(repr, get_args(By)))}.")
 
 
-def needs_tokens(hooks: Sequence[str]) -> bool:
-    """Whether any of these sites has a place a token, so that both prompts must have equally many."""
-    return any(hook in TEXT_SIDE for hook in hooks)
+def needs_tokens(lens: AudioLens, hooks: Sequence[str]) -> bool:
+    """Whether any of these sites has a place a token, so that both prompts must have equally many.
+
+    Where the text stands before the steps, every pattern has: its keys begin there.
+    """
+    patterns = lens.config.conditioning == "prefix" and any(hook.endswith("pattern") for hook in hooks)
+    return patterns or any(hook in TEXT_SIDE for hook in hooks)
 
 
 def needs_equal_lengths(
@@ -170,7 +174,7 @@ def needs_equal_lengths(
     if by == "seconds" and not heard:
         _windows(WINDOWS, timeline, timeline.steps)
     shifted = heard and lens.config.conditioning == "prefix"
-    return shifted or needs_tokens([place.hook for group in found for place in group])
+    return shifted or needs_tokens(lens, [place.hook for group in found for place in group])
 
 
 def _sites(

@@ -128,7 +128,7 @@ class Listening:
             lens, site, by, steps=timeline.frames, timeline=timeline, layers=layers, windows=windows, seconds=seconds,
             heads=heads, tokens=columns, heard=True,
         )  # fmt: skip
-        if needs_tokens(grid.hooks):
+        if needs_tokens(lens, grid.hooks):
             refuse_unequal(sizes, f"{' and '.join(grid.sites)} by {by}")
         prefixes = tuple(lens.config.prefix(size) for size in sizes[0])
         return cls(lens, sound, grid, mode, ours, theirs, groups, prefixes, timeline, places)
