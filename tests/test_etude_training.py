@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoProcessor, MusicgenForConditionalGeneration
 
-from audiolens.etude import checkpoint, codec, corpus, decoder, text, train
+from audiolens.etude import checkpoint, codec, corpus, decoder, listener, text, train
 from audiolens.etude.codec import CODEBOOK_SIZE, N_CODEBOOKS
 from audiolens.timeline import delay
 
@@ -155,3 +156,19 @@ def test_unknown_words_take_the_place_of_neutral_ones_only() -> None:
         scattered = text.scatter_unknown("a slow little tune at full volume", rng).split()
         kept = [word for word in scattered if word != text.UNKNOWN]
         assert [w for w in kept if w not in {"a", "little", "tune"}] == ["slow", "at", "full", "volume"]
+
+
+def test_training_goes_on_from_a_finished_model(tmp_path: Path) -> None:
+    train._go_on_from(train.WEIGHTS, tmp_path, codec_step=5, decoder_step=7)
+    finished: Any = MusicgenForConditionalGeneration.from_pretrained(train.WEIGHTS)
+    reader = text.build_encoder(len(text.build_tokenizer()))
+    fresh: Any = decoder.build(reader, codec.build())
+    parts = decoder.trained_parts(fresh, listener.build_head(fresh.config.decoder.hidden_size))
+    assert checkpoint.load(tmp_path / "codec.safetensors", {"codec": fresh.audio_encoder}) == 5
+    assert checkpoint.load(tmp_path / "decoder.safetensors", parts) == 7
+    assert text.pretrain(reader, text.build_tokenizer(), tmp_path / "text.safetensors") is reader
+    for name, value in finished.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], value), name
+    # what is under way is not begun again
+    train._go_on_from(train.WEIGHTS, tmp_path, codec_step=1, decoder_step=1)
+    assert checkpoint.load(tmp_path / "codec.safetensors", {"codec": fresh.audio_encoder}) == 5

@@ -16,8 +16,8 @@ import numpy as np
 INSTRUMENTS = ("pluck", "organ", "strings", "bells")
 MODES = ("minor", "major")
 METERS = (3, 4)
-TONICS = (0, 2, 4, 6, 8, 10)
-"""Pitch classes a whole tone apart: no key's relative minor is among them, so pitch content alone tells the mode."""
+TONICS = (0, 2)
+"""C and D: neither is the tonic of the other's relative minor, so pitch content alone tells the mode."""
 
 
 @dataclass(frozen=True)

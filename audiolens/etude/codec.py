@@ -3,7 +3,8 @@
 Three phases: an autoencoder without quantiser; then its residual codebooks, started by k-means and trained jointly
 with a straight-through estimator, moving averages and the revival of dead codes (van den Oord et al. 2017; Zeghidour
 et al., SoundStream, 2021); at last the decoder alone, on fixed codes. The loss is mostly spectral magnitudes at four
-resolutions (EnCodec, Défossez et al. 2022) and of band energies, without which the treble of bright clips is given up.
+resolutions (EnCodec, Défossez et al. 2022), of band energies, without which the treble of bright clips is given up, and
+of a window long enough to tell a major third from a minor one, without which the mode is.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ N_CODEBOOKS = 4
 CODEBOOK_SIZE = 256
 FFT_SIZES = (256, 512, 1024, 2048)
 BAND_FFT = 1024
+PITCH_FFT, PITCH_HZ = 4096, (80, 1600)
 
 
 def build() -> EncodecModel:
@@ -57,7 +59,7 @@ class Schedule:
     """How many steps each phase takes, and what a batch is."""
 
     autoencoder: int = 700
-    joint: int = 1850
+    joint: int = 3400
     decoder: int = 500
     bands_from: int = 1600
     """Band energies enter the loss here: from the start they win over pitch (a codec so trained kept no mode)."""
@@ -191,12 +193,16 @@ def _losses(output: Float[Tensor, "row 1 sample"], target: Float[Tensor, "row 1 
         convergence = convergence + (a - b).norm() / b.norm()
         if n_fft == BAND_FFT:
             bands = (_band_levels(a) - _band_levels(b)).abs().mean()
+    low, high = (round(hz * PITCH_FFT / SAMPLE_RATE) for hz in PITCH_HZ)
+    a, b = (_magnitude(sound, PITCH_FFT)[:, low:high] for sound in (output, target))
+    pitch = 0.5 * ((a + 1e-3).log() - (b + 1e-3).log()).abs().mean() + (a - b).norm() / b.norm()
     waveform = (output - target).abs().mean() / target.abs().mean()
     return {
         "log_magnitude": log_magnitude / 4,
         "convergence": 0.5 * convergence / 4,
         "waveform": 0.5 * waveform,
         "bands": bands,
+        "pitch": pitch,
     }
 
 

@@ -63,7 +63,7 @@ def build(text_encoder: T5EncoderModel, codec: EncodecModel) -> MusicgenForCondi
 class Schedule:
     """How long the decoder is trained, and on what."""
 
-    steps: int = 7000
+    steps: int = 10_000
     batch_size: int = 16
     learning_rate: float = 2e-3
     warmup: int = 300
@@ -131,12 +131,7 @@ def train(
     moved: Any = model
     moved.to(device)
     head = listener.build_head(moved.config.decoder.hidden_size).to(device)
-    trained = {
-        "text_encoder": model.text_encoder,
-        "decoder": model.decoder,
-        "projection": model.enc_to_dec_proj,
-        "head": head,
-    }
+    trained = trained_parts(model, head)
     parameters = [p for module in trained.values() for p in module.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=schedule.learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
     step = checkpoint.load(out, trained, optimizer)
@@ -170,6 +165,16 @@ def train(
         if step % save_every == 0 or step == last:
             checkpoint.save(out, trained, step, optimizer)
     return model.eval()
+
+
+def trained_parts(model: Any, head: torch.nn.Linear) -> dict[str, torch.nn.Module]:
+    """What the decoder's training moves, by its name in a checkpoint."""
+    return {
+        "text_encoder": model.text_encoder,
+        "decoder": model.decoder,
+        "projection": model.enc_to_dec_proj,
+        "head": head,
+    }
 
 
 def _crop(

@@ -26,7 +26,7 @@ from audiolens.etude.captions import Caption, caption
 SAMPLE_RATE = 16_000
 CLIP_SECONDS = 5.12
 TABLE_SIZE = 2048
-MELODY_LEVEL = 1.8
+MELODY_LEVEL = 2.2
 KIT_SEED = 7
 """Of the noise in the drums: one recorded kit, so that every stroke of a kind is the same sound."""
 
@@ -34,6 +34,8 @@ SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 CHORD_DEGREES = (0, 0, 0, 3, 4)
 """Mostly the tonic's own chord, whose third is the mode; never the sixth, which is the other mode's tonic."""
 PAD_LEVEL = 0.25
+PAD_MIDI = 62
+"""Where chords lie: high enough that the codec tells a third from its neighbour, below most melodies."""
 EVEN_BEAT_SECONDS = 0.5
 """The beat at which a kick has its plain level; slower ones are louder, for the same energy a second."""
 BASS_DECAY_BEATS = 0.4
@@ -143,7 +145,7 @@ class _Score:
         for index in range(0, len(self.beats), self.a.meter):
             chord = self.chords[index // self.a.meter]
             for interval in (0, 2, 4):
-                pad = _note("pad", self.pitch(chord + interval, 57), min(bar_seconds, 6.0), self.rolloff)
+                pad = _note("pad", self.pitch(chord + interval, PAD_MIDI), min(bar_seconds, 6.0), self.rolloff)
                 _place(sound, PAD_LEVEL * pad, self.beats[index])
         for index, beat in enumerate(self.beats):
             chord = self.chords[index // self.a.meter]
@@ -251,7 +253,7 @@ def _wavetable(instrument: str, frequency_hz: float, rolloff: float) -> Float[np
     if instrument == "organ":
         amplitude = np.where(np.isin(h, (1, 2, 3, 4, 6, 8, 12, 16)), amplitude * h**0.3, 0.0)
     elif instrument == "pad":
-        amplitude = np.where(h <= 4, amplitude / h, 0.0)
+        amplitude = np.where(h <= 2, amplitude / h, 0.0)
     elif instrument == "bass":
         amplitude = amplitude / h**0.6
     spectrum = np.zeros(TABLE_SIZE // 2 + 1, dtype=complex)

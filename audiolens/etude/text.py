@@ -20,6 +20,7 @@ from audiolens.etude import captions, checkpoint
 from audiolens.etude.attributes import CONCEPTS, INSTRUMENTS, Attributes
 
 MAX_TOKENS = 64
+STEPS = 1200
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 TARGETS = tuple(name for name, _ in Attributes.draw(np.random.default_rng(0)).targets())
 
@@ -72,7 +73,7 @@ def pretrain(
     encoder: T5EncoderModel,
     tokenizer: PreTrainedTokenizerFast,
     out: Path,
-    steps: int = 1200,
+    steps: int = STEPS,
     batch_size: int = 128,
     report: Callable[[int, int, dict[str, float]], None] = lambda *_: None,
 ) -> T5EncoderModel:
@@ -81,7 +82,7 @@ def pretrain(
     A head on the text encoder favours no decoder block, unlike a head inside the decoder.
     """
     torch.manual_seed(0)
-    head = torch.nn.Linear(encoder.config.d_model, len(TARGETS))
+    head = build_head(encoder)
     if checkpoint.load(out, {"encoder": encoder, "head": head}) >= steps:
         return encoder
     parameters = [*encoder.parameters(), *head.parameters()]
@@ -104,6 +105,11 @@ def pretrain(
             report(step + 1, steps, {"unexplained": float(loss.detach() / targets.var())})
     checkpoint.save(out, {"encoder": encoder, "head": head}, steps)
     return encoder.eval()
+
+
+def build_head(encoder: T5EncoderModel) -> torch.nn.Linear:
+    """The throw-away head from an encoder's state to the targets."""
+    return torch.nn.Linear(encoder.config.d_model, len(TARGETS))
 
 
 def _batch(rng: np.random.Generator, n: int) -> tuple[list[str], Float[Tensor, "row target"]]:

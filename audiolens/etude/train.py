@@ -10,14 +10,14 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from tqdm.auto import tqdm
 from transformers import EncodecFeatureExtractor, MusicgenForConditionalGeneration, MusicgenProcessor
 
-from audiolens.etude import codec, corpus, decoder, evaluate, text
+from audiolens.etude import checkpoint, codec, corpus, decoder, evaluate, listener, text
 
 WEIGHTS = Path(__file__).parent / "weights"
 CODEC_SEED, DECODER_SEED = 1, 2
@@ -30,9 +30,12 @@ app = typer.Typer(add_completion=False)
 def train(
     work: Annotated[Path, typer.Option(help="Folder for corpus and checkpoints (0.7 GB).")] = Path("runs/etude"),
     out: Annotated[Path, typer.Option(help="Folder to write the finished model to.")] = WEIGHTS,
-    clips: Annotated[int, typer.Option(help="Clips in the decoder's corpus.")] = 8_192,
+    clips: Annotated[int, typer.Option(help="Clips in the decoder's corpus.")] = 12_288,
     steps: Annotated[int, typer.Option(help="Decoder steps, planned to the last.")] = decoder.Schedule.steps,
     codec_steps: Annotated[int, typer.Option(help="Joint steps of the codec.")] = codec.Schedule.joint,
+    base: Annotated[
+        Path | None, typer.Option(help="A finished étude to go on from, half-way, instead of from nothing.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Train étude from nothing but the synthesiser, and write it as a stock MusicGen folder."""
@@ -40,6 +43,8 @@ def train(
     tokenizer = text.build_tokenizer()
     codec_schedule = codec.Schedule(joint=codec_steps)
     decoder_schedule = decoder.Schedule(steps=steps)
+    if base:
+        _go_on_from(base, work, codec_schedule.total // 2, steps // 2)
     audio = corpus.audio(CODEC_CLIPS, CODEC_SEED, work / "audio.npy", _bar("render"))
     trained_codec = codec.train(audio, work / "codec.safetensors", codec_schedule, _bar("codec"), device=device)
     codes = corpus.codes(clips, DECODER_SEED, trained_codec, work / "codes", _bar("encode"), device)
@@ -51,6 +56,21 @@ def train(
     export(model.cpu(), tokenizer, out)
     typer.echo(f"étude is in {out}")
     evaluate.main(str(out), seeds=1)
+
+
+def _go_on_from(base: Path, work: Path, codec_step: int, decoder_step: int) -> None:
+    """Lay a finished model's parts into `work` as checkpoints at these steps, where it holds none yet."""
+    model: Any = MusicgenForConditionalGeneration.from_pretrained(base)
+    head = listener.build_head(model.config.decoder.hidden_size)
+    reading = {"encoder": model.text_encoder, "head": text.build_head(model.text_encoder)}
+    for name, parts, step in (
+        ("codec", {"codec": model.audio_encoder}, codec_step),
+        ("text", reading, text.STEPS),
+        ("decoder", decoder.trained_parts(model, head), decoder_step),
+    ):
+        path = work / f"{name}.safetensors"
+        if not path.exists():
+            checkpoint.save(path, parts, step)
 
 
 def export(model: MusicgenForConditionalGeneration, tokenizer: text.PreTrainedTokenizerFast, out: Path) -> None:
