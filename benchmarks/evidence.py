@@ -7,6 +7,7 @@ Markdown page of tables. With `--update` the tables also replace those in the RE
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +32,6 @@ from audiolens.etude.train import WEIGHTS
 from audiolens.soundfiles import compressed
 
 ROOT = Path(__file__).parent.parent
-CLIPS_A_CAPTION = 4
 PAGES = (ROOT / "README.md", WEIGHTS / "README.md")
 
 
@@ -39,21 +39,24 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for tables and studies.")] = Path("runs/evidence"),
     model: Annotated[str, typer.Option(help="étude, or a folder that the recipe wrote.")] = "etude",
     test: Annotated[int, typer.Option(help="Neutral test prompts, four seeds each.")] = 24,
+    clips: Annotated[int, typer.Option(help="Clips of every caption with words.")] = 2,
+    shuffled: Annotated[int, typer.Option(help="Directions of shuffled labels beside the 19 random ones.")] = 19,
+    scan: Annotated[bool, typer.Option(help="Steer at every block to choose the place; else ask placement.")] = True,
     update: Annotated[bool, typer.Option(help="Put the tables into the README and the model card.")] = False,
 ) -> None:
     """Measure everything the README and the model card claim."""
     share_cores()
     lens = AudioLens.from_pretrained(model)
     out.mkdir(parents=True, exist_ok=True)
-    heard = evaluate.abilities(lens, CLIPS_A_CAPTION, n_neutral=96, n_reference=960, n_jobs=-1)
+    heard = evaluate.abilities(lens, clips, n_jobs=-1)
     tables = {"abilities": with_intervals(heard), "neutral": heard.neutral()}
     heard.clips.drop(columns="mfcc").to_parquet(out / "abilities.parquet")
     # Every block is steered at, to choose the place: placement is measured beside that, by benchmarks/placement.py.
-    settings = studies.Settings.full(test=test, place_by="scan")
+    settings = studies.Settings.full(test=test, n_shuffled=shuffled, place_by="scan" if scan else "evidence")
     found = [
         studies.run(
             lens, concept, out / concept, settings=settings, overwrite=True, tell=typer.echo,
-            command=f"make evidence TEST_PROMPTS={test}",
+            command="python benchmarks/evidence.py " + " ".join(sys.argv[1:]),
         )  # fmt: skip
         for concept in ("tempo", "timbre")
     ]  # fmt: skip
@@ -66,7 +69,7 @@ def main(
     }
     for name, table in tables.items():
         table.to_csv(out / f"{name}.csv", index=False)
-    text = page(tables, found)
+    text = page(tables, found, clips)
     (out / "evidence.md").write_text(text, "utf-8")
     picture = pictured(found)
     picture.savefig(out / "steered.png", dpi=110)
@@ -145,7 +148,7 @@ def crossed(lens: AudioLens, study: studies.Study, others: list[studies.Study]) 
     return pd.concat(found, ignore_index=True).assign(concept=study.concept, own=MEASURED[study.concept])
 
 
-def page(tables: dict[str, pd.DataFrame], found: list[studies.Study]) -> str:
+def page(tables: dict[str, pd.DataFrame], found: list[studies.Study], clips: int = 2) -> str:
     """The tables as Markdown, each under a line that says how to read it."""
     abilities = tables["abilities"]
     named = [
@@ -174,8 +177,8 @@ def page(tables: dict[str, pd.DataFrame], found: list[studies.Study]) -> str:
         for row in _beside(tables["cross"])
     ]
     lines = [
-        "**What étude hears in words.** 24 held-out captions a pole, four clips each; AUC of the high pole over the "
-        "low one with a 95% interval over captions; ceiling: the same measure on the synthesiser's clips after the "
+        f"**What étude hears in words.** 24 held-out captions a pole, {clips} clips each; AUC of the high pole over "
+        "the low one with a 95% interval over captions; ceiling: the same measure on the synthesiser's clips after the "
         "codec.",
         "",
         "| concept | measure | low, median | high, median | AUC | ceiling | difference |",

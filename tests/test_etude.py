@@ -75,6 +75,12 @@ def test_bright_words_are_heard_as_bright(etude: AudioLens) -> None:
     assert np.median(bright) > 1.4 * np.median(dark)
 
 
+@pytest.mark.slow
+def test_words_of_register_are_heard_as_high_and_low(etude: AudioLens) -> None:
+    low, high = heard(etude, "register", "pitch")
+    assert np.nanmedian(high) > 1.4 * np.nanmedian(low)
+
+
 def test_the_codec_keeps_tempo_and_brightness(etude: AudioLens) -> None:
     clips = list(synth.labelled_clips(24, seed=8))
     raw = np.stack([clip.audio for clip in clips])[:, None]
