@@ -19,6 +19,7 @@ from sklearn.metrics import roc_auc_score
 
 from audiolens import AudioLens, measure
 from audiolens.etude import synth
+from audiolens.etude.attributes import TONICS
 
 PAGE = Path(__file__).parent.parent / "docs" / "measures.md"
 SEED = 404
@@ -84,7 +85,10 @@ def calibrated(labels: pd.DataFrame, heard: pd.DataFrame) -> list[Row]:
             f"ρ {_rho(heard['loudness'], labels['loudness_dbfs'])}",
         ),
         _hz(heard, "pitch", 440 * 2 ** ((labels["register_midi"] - 69) / 12), "middle of the melody"),
-        _row(heard, "pitch_class", "tonic", f"{_share(heard['pitch_class'], labels['tonic']):.0%} right (chance 17%)"),
+        _row(
+            heard, "pitch_class", "tonic",
+            f"{_share(heard['pitch_class'], labels['tonic']):.0%} right (one of {len(TONICS)} tonics)",
+        ),
         _row(heard, "mode", "major or minor", f"AUC {_auc(labels['mode'] == 'major', heard['mode'])}"),
     ]  # fmt: skip
     return rows

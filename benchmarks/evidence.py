@@ -163,8 +163,8 @@ def page(tables: dict[str, pd.DataFrame], found: list[studies.Study], clips: int
     ]
     steered = [
         f"| {row.concept} | {row.pole} | {row.strength:+g} | {row.effect:+.1%} {_interval(row.low, row.high, '+.0%')} "
-        f"| {row.failed:.0%} | {row.median:.0f} | {row.p_random:.3f} ({row.n_random}) "
-        f"| {row.p_shuffled:.3f} ({row.n_shuffled}) | {row.prompted:+.1%} | {row.opposed:+.1%} | {row.spearman:.2f} |"
+        f"| {row.failed:.0%} | {row.median:.0f} | {_ranked(row.p_random, row.n_random)} "
+        f"| {_ranked(row.p_shuffled, row.n_shuffled)} | {row.prompted:+.1%} | {row.opposed:+.1%} | {row.spearman:.2f} |"
         for row in tables["steering"].itertuples()
     ]
     dose = [
@@ -250,6 +250,10 @@ def _place(row: object) -> str:
     strategy, layer, strength, pole = (getattr(row, name) for name in ("strategy", "layer", "strength", "pole"))
     where = f"{strategy} {layer:.0f}, {strength:+g}" if isinstance(strategy, str) else ""
     return ", ".join(part for part in (where, pole if isinstance(pole, str) else "") if part)
+
+
+def _ranked(p: float, controls: int) -> str:
+    return f"{p:.3f} ({controls})" if controls else "(none)"
 
 
 def _number(value: float) -> str:
