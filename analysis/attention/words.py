@@ -127,7 +127,7 @@ class TextAttention:
         layer, head = np.unravel_index(far.argmax(), far.shape)
         weights = self.weights[layer, head].mean(axis=1)
         tops = [_plain(tokens[int(np.nanargmax(w))]) for tokens, w in zip(self.tokens, weights, strict=True)]
-        top = max(set(tops), key=tops.count)
+        top = max(tops, key=tops.count)  # of words as frequent, the first row's
         return (
             f"TextAttention({len(self.prompts)} rows; most selective: block {self.layers[layer]} head "
             f"{self.heads[head]}, {far[layer, head]:.2f} nats from uniform, most often on {top!r})"
