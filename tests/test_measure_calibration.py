@@ -63,7 +63,8 @@ def test_pitch_does_not_hear_brightness(labels_and_measures):
 def test_mode(labels_and_measures):
     labels, heard = labels_and_measures
     told = heard["mode"].notna()
-    area = roc_auc_score(labels["mode"][told] == "major", heard["mode"][told])
+    # a clip that is not told lies between the modes: leaving it out would flatter the measure
+    area = roc_auc_score(labels["mode"] == "major", heard["mode"].fillna(0.0))
     print(f"mode: told of {told.mean():.1%}, AUC {area:.3f}")
     assert told.mean() >= 0.95
     assert area >= 0.84
