@@ -20,7 +20,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help install study test lint format evidence notebooks clean
+.PHONY: help install study test browser lint format evidence notebooks clean
 
 help:
 	@echo 'make study     install, steer tempo and timbre on the bundled model, write $(OUT)/*/index.html'
@@ -71,9 +71,18 @@ lint: $(STAMP)
 	@echo '==> pyright'
 	@$(BIN)/pyright
 
-test: lint
+# The page's tests open it in a browser. A person without one is told so; a machine that tests by itself installs it.
+test: lint $(if $(CI),browser)
 	@echo '==> pytest'
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 $(PYTEST_ARGS)
+
+browser:
+	@if ! { command -v chromium || command -v chromium-browser || command -v google-chrome || command -v chrome; } >/dev/null; then \
+	  echo '==> Installing Chromium, which opens the pages under test'; \
+	  sudo=''; if [ "$$(id -u)" != 0 ]; then sudo='sudo -n'; fi; \
+	  { $$sudo apt-get update && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium; } >$(VENV)/browser.log 2>&1 \
+	    || { tail -n 5 $(VENV)/browser.log >&2; echo 'Could not install Chromium with apt-get: install it, or Chrome, by hand.' >&2; exit 1; }; \
+	fi
 
 format: $(STAMP)
 	@$(BIN)/ruff format .
