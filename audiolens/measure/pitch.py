@@ -12,7 +12,10 @@ from audiolens.measure.onsets import vertex
 
 LOWEST_HZ, HIGHEST_HZ = 140.0, 1_200.0
 """Where a melody sounds: above the bass, below the harmonics' own territory."""
-CHROMA_HZ = (100.0, 1_500.0)
+CHROMA_HZ = (100.0, 1_000.0)
+"""Where notes tell their pitch class: higher up the fifth harmonics lie, which sound a major third in minor too."""
+AUDIBLE_SHARE = 0.01
+"""Of the strongest partial, for a peak to count: a codec leaves faint tones of its own between the notes."""
 KEY_HZ = (50.0, 400.0)
 """Where bass and chords tell the tonic, below most of the melody and of the harmonics."""
 LEAST_TONALITY_DB = 14.0
@@ -20,7 +23,7 @@ LEAST_TONALITY_DB = 14.0
 FEWEST_CLASSES = 3
 LEAST_SHARE = 0.025
 """Of the energy, for a pitch class to count as played: the clicks of short notes leave 2% in a neighbouring one, and
-the third of the synthesiser's clips has 2.6% or more."""
+the third of 95% of the synthesiser's clips has 3.6% or more."""
 LEAST_KEY_MARGIN = 0.05
 """By how much correlation the best tonic must lead; a ninth of the synthesiser's clips stays without a key."""
 MAJOR = np.array([6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88])
@@ -52,8 +55,9 @@ def pitch_class(audio: Audio, sample_rate: float | None = None) -> float | Float
 def mode(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """Major against minor, -2 to 2: the best correlation of the chroma with a major key's profile minus a minor key's.
 
-    Krumhansl and Kessler's profiles over all twelve tonics. Positive is major. A few seconds seldom settle it: read the
-    sign over many clips, not of one. NaN for silence, noise, and fewer than three pitch classes.
+    Krumhansl and Kessler's profiles over all twelve tonics, of the partials from 100 to 1000 Hz. Positive is major. A
+    few seconds seldom settle it: read the sign over many clips, not of one. NaN for silence, noise, and fewer than
+    three pitch classes.
     """
     return per_row(audio, sample_rate, major_minor)
 
@@ -108,7 +112,7 @@ def chroma(clip: Clip, band_hz: tuple[float, float] = CHROMA_HZ, power: float = 
     The fifth root makes it a count of notes rather than of loudness, so that bass and chords do not drown the third.
     """
     magnitude = clip.pitch_spectrum
-    audible = np.where(magnitude > magnitude.max() * 1e-3, magnitude, 0.0)
+    audible = np.where(magnitude > magnitude.max() * AUDIBLE_SHARE, magnitude, 0.0)
     inner = audible[1:-1]
     bins, frames = np.nonzero((inner > audible[2:]) & (inner >= audible[:-2]))
     bins = bins + 1
