@@ -183,7 +183,7 @@ def test_what_is_too_long_to_run_imports_what_is_there(page: Path) -> None:
 
 def commands(page: Path) -> list[str]:
     lines = [line for block in blocks(page, "bash") for line in block.text.replace("\\\n", " ").splitlines()]
-    return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+    return [line.split("  #")[0].strip() for line in lines if line.split("#")[0].strip()]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
