@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.figures.style import name_of
-from analysis.statistics import MOST_FAILED
+from analysis.study.scan import CHOSEN_FAILED
 
 if TYPE_CHECKING:
     from analysis.study.experiment import Study
@@ -42,9 +42,9 @@ def strength(study: Study) -> str:
     tried = ", ".join(f"±{amount:g}" for amount in np.unique(mine["strength"].abs()))
     where = "" if study.placement is not None else f", the best of {choice.candidates} places and strengths"
     rule = (
-        f"the widest span between its two signs of those with at most {MOST_FAILED:.0%} of clips failed"
-        if choice.failed <= MOST_FAILED
-        else f"the fewest failed clips, for all failed in more than {MOST_FAILED:.0%}"
+        f"the widest span between its two signs of those with at most {CHOSEN_FAILED:.0%} of clips failed"
+        if choice.failed <= CHOSEN_FAILED
+        else f"the fewest failed clips, for all failed in more than {CHOSEN_FAILED:.0%}"
     )
     chosen = f"{choice.strength:g}"
     span = f"{name_of(study.measure)} at +{chosen} is {choice.span:.3g} times that at −{chosen}"

@@ -19,6 +19,9 @@ from audiolens.errors import InputError
 from audiolens.interventions import Branch
 from audiolens.steering import Strategy, steer
 
+CHOSEN_FAILED = MOST_FAILED / 2
+"""The most failed clips of a choice: half of what a claim allows, for what was chosen does worse on other clips."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -97,7 +100,7 @@ def beside(where: Mapping[str, Any], strategies: Iterable[Strategy]) -> list[dic
 
 
 def choose(scan: pd.DataFrame, strategy: str | None = None) -> Choice:
-    """The place and strength with the widest span between its two signs, of those that fail in at most a tenth.
+    """The place and strength with the widest span between its two signs, of those that fail in at most `CHOSEN_FAILED`.
 
     Args:
         scan: `sweep.effects` of `conditions`: strategy, layer, strength, effect, failed.
@@ -116,7 +119,7 @@ def choose(scan: pd.DataFrame, strategy: str | None = None) -> Choice:
         found.append((name, None if pd.isna(layer) else int(layer), float(amount), float(span), lost))
     if not found:
         raise InputError("the scan holds no steered condition: nothing to choose from.")
-    sound = [item for item in found if item[4] <= MOST_FAILED]
+    sound = [item for item in found if item[4] <= CHOSEN_FAILED]
     best = max(sound, key=lambda item: np.nan_to_num(item[3])) if sound else min(found, key=lambda item: item[4])
     return Choice(*best, candidates=len(found))
 

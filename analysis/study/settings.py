@@ -67,7 +67,7 @@ class Settings:
     position: Position = "mean"
     reading_seconds: float = 2.0
     development: int = 8
-    development_seeds: int = 2
+    development_seeds: int = 3
     test: int = 8
     test_seeds: int = 4
     place_by: Literal["evidence", "scan"] = "evidence"
@@ -104,9 +104,11 @@ class Settings:
     @classmethod
     def full(cls, **changes: Any) -> Settings:
         """The full controls and enough prompts for narrow intervals; no time limit."""
-        sizes: dict[str, Any] = {"poles": 100, "development": 8, "test": 24, "n_random": 19, "n_shuffled": 19,
-                                 "pairs": 64, "frechet": True}  # fmt: skip
+        sizes: dict[str, Any] = {"poles": 100, "development": 16, "test": 24, "n_random": 19,
+                                 "n_shuffled": 19, "pairs": 64, "frechet": True}  # fmt: skip
         sizes["strengths"] = {"one-to-one": (0.5, 1.0), "one-to-all": (0.0625, 0.125, 0.25)}
+        one, every = (0.25, 0.5, 0.75, 1.0), (0.0625, 0.125, 0.1875, 0.25)
+        sizes["strengths_at_place"] = {"one-to-one": one, "one-to-all": every, "all-to-all": every}
         return cls(**{**sizes, **changes})
 
     @classmethod

@@ -63,7 +63,7 @@ def build(text_encoder: T5EncoderModel, codec: EncodecModel) -> MusicgenForCondi
 class Schedule:
     """How long the decoder is trained, and on what."""
 
-    steps: int = 10_000
+    steps: int = 17_000
     batch_size: int = 16
     learning_rate: float = 2e-3
     warmup: int = 300

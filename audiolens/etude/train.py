@@ -30,7 +30,7 @@ app = typer.Typer(add_completion=False)
 def train(
     work: Annotated[Path, typer.Option(help="Folder for corpus and checkpoints (0.7 GB).")] = Path("runs/etude"),
     out: Annotated[Path, typer.Option(help="Folder to write the finished model to.")] = WEIGHTS,
-    clips: Annotated[int, typer.Option(help="Clips in the decoder's corpus.")] = 12_288,
+    clips: Annotated[int, typer.Option(help="Clips in the decoder's corpus.")] = 24_576,
     steps: Annotated[int, typer.Option(help="Decoder steps, planned to the last.")] = decoder.Schedule.steps,
     codec_steps: Annotated[int, typer.Option(help="Joint steps of the codec.")] = codec.Schedule.joint,
     base: Annotated[
