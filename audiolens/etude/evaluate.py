@@ -93,9 +93,9 @@ class Abilities:
             low, high = POLES[concept]
             named = self.clips[self.clips.concept == concept]
             for measure in measures:
-                played = _auc(named[measure], named.level == high)
+                played = auc(named[measure], named.level == high)
                 poles = self.reference[self.reference[f"label_{concept}"].isin((low, high))]
-                ceiling = _auc(poles[measure], poles[f"label_{concept}"] == high)
+                ceiling = auc(poles[measure], poles[f"label_{concept}"] == high)
                 medians = [named[named.level == level][measure].median() for level in (low, high)]
                 rows.append((concept, measure, *medians, played, ceiling, played - ceiling))
         instrument = self.clips[self.clips.concept == "instrument"]
@@ -192,7 +192,7 @@ def heard(audio: Float[np.ndarray, "row channel sample"], sample_rate: int, n_jo
     return frame
 
 
-def _auc(scores: pd.Series, positive: pd.Series) -> float:
+def auc(scores: pd.Series, positive: pd.Series) -> float:
     """Chance that a positive clip scores above a negative one; a clip without a number counts as a tie (0.5)."""
     from scipy.stats import mannwhitneyu
 
