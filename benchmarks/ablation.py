@@ -50,11 +50,11 @@ class Recipe:
 RECIPES = (
     Recipe("all of it"),
     Recipe("all of it, from another start", start=1),
+    Recipe("none of the four", {**NO_HEAD, **NO_HIDING, **NO_BEGINNING}, pretrained_text=False),
     Recipe("text encoder not pre-trained", pretrained_text=False),
     Recipe("no head on the final state", NO_HEAD),
     Recipe("no history hidden", NO_HIDING),
     Recipe("beginnings weigh the same", NO_BEGINNING),
-    Recipe("none of the four", {**NO_HEAD, **NO_HIDING, **NO_BEGINNING}, pretrained_text=False),
 )
 
 
