@@ -169,7 +169,8 @@ def _explained(name: str, local: bool, error: Exception) -> InputError:
     if isinstance(error, ImportError):
         return InputError(f"{name} could not be loaded, for want of a package: {detail}")
     if local:
-        return ModelFilesError(f"{name} could not be loaded: {detail} The files are damaged or not all there.")
+        told = detail.rstrip(".")
+        return ModelFilesError(f"{name} could not be loaded: {told}. The files are damaged or not all there.")
     return ModelNotFoundError(
         f"{name!r} could not be loaded from the hub: {detail} Check the name and the network."
         f"{nearest(name, HUB) if name not in HUB else ''} 'etude' is bundled and works offline."

@@ -46,7 +46,7 @@ DAMAGE = (
 """What reading a damaged stage raises."""
 _MEASURING = ("librosa", "numpy", "scipy", "scikit-learn", "pandas")
 # What draws and shows results does not change them.
-_SHOWING = ("report", "commands", "figures", "cli", "plots", "screen", "captions", "spectrograms")
+_SHOWING = ("report", "commands", "figures", "cli", "plots", "screen", "spectrograms")
 
 T = TypeVar("T")
 
