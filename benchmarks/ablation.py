@@ -21,7 +21,6 @@ import torch
 import typer
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import MusicgenForConditionalGeneration
 
 from audiolens import AudioLens, measure
@@ -70,7 +69,7 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     shipped: Any = MusicgenForConditionalGeneration.from_pretrained(train.WEIGHTS)
     codec, folder = shipped.audio_encoder, codes or work / "codes"
-    learnt = corpus.codes(clips, train.DECODER_SEED, codec, folder, _bar("encode"))
+    learnt = corpus.codes(clips, train.DECODER_SEED, codec, folder, train.bar("encode"))
     held_out = corpus.codes(HELD_OUT, HELD_OUT_SEED, codec, work / "held-out")
     rows = []
     for recipe in RECIPES:
@@ -99,11 +98,11 @@ def trained(
     reader = text.build_encoder(len(tokenizer))
     if recipe.pretrained_text:
         kept = work / f"text-{recipe.start}.safetensors"
-        text.pretrain(reader, tokenizer, kept, report=_bar("text"))
+        text.pretrain(reader, tokenizer, kept, report=train.bar("text"))
     torch.manual_seed(recipe.start)
     model = decoder.build(reader, codec.cpu())
     state = out / f"decoder-{schedule.steps}.safetensors"
-    decoder.train(model, tokenizer, codes, train.DECODER_SEED, state, schedule, _bar(recipe.name))
+    decoder.train(model, tokenizer, codes, train.DECODER_SEED, state, schedule, train.bar(recipe.name))
     train.export(model, tokenizer, out / "model")
     return model
 
@@ -147,7 +146,7 @@ def words(folder: Path, draws: int) -> dict[str, float]:
             for draw in range(draws)
         ]
         captions, high, seeds = zip(*asked, strict=True)
-        played = lens.generate(list(captions), 5.0, seeds=list(seeds), batch_size=48, progress=True)
+        played = lens.generate(list(captions), 5.0, seeds=list(seeds), batch_size=evaluate.ROWS, progress=True)
         table = measure.table(played, measures=[measured])
         found[concept] = evaluate.auc(table[measured], pd.Series(high))
     return found
@@ -169,16 +168,6 @@ def page(table: pd.DataFrame, steps: int, clips: int, draws: int) -> str:
         told = f"{row['gap']:.1f} [{row['low']:.1f}, {row['high']:.1f}] | {row['tempo']:.2f} | {row['timbre']:.2f}"
         lines.append(f"| {row['recipe']} | {row['nats']:.3f} | {told} |")
     return "\n".join(lines) + "\n"
-
-
-def _bar(name: str) -> Any:
-    bar = tqdm(desc=name, mininterval=5)
-
-    def report(done: int, total: int, *_: object) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-
-    return report
 
 
 if __name__ == "__main__":

@@ -45,14 +45,14 @@ def train(
     decoder_schedule = decoder.Schedule(steps=steps)
     if base:
         _go_on_from(base, work, codec_schedule.total // 2, steps // 2)
-    audio = corpus.audio(CODEC_CLIPS, CODEC_SEED, work / "audio.npy", _bar("render"))
-    trained_codec = codec.train(audio, work / "codec.safetensors", codec_schedule, _bar("codec"), device=device)
-    codes = corpus.codes(clips, DECODER_SEED, trained_codec, work / "codes", _bar("encode"), device)
+    audio = corpus.audio(CODEC_CLIPS, CODEC_SEED, work / "audio.npy", bar("render"))
+    trained_codec = codec.train(audio, work / "codec.safetensors", codec_schedule, bar("codec"), device=device)
+    codes = corpus.codes(clips, DECODER_SEED, trained_codec, work / "codes", bar("encode"), device)
     reader = text.build_encoder(len(tokenizer))
-    text.pretrain(reader, tokenizer, work / "text.safetensors", report=_bar("text"))
+    text.pretrain(reader, tokenizer, work / "text.safetensors", report=bar("text"))
     model = decoder.build(reader, trained_codec.cpu())
     state = work / "decoder.safetensors"
-    decoder.train(model, tokenizer, codes, DECODER_SEED, state, decoder_schedule, _bar("decoder"), device=device)
+    decoder.train(model, tokenizer, codes, DECODER_SEED, state, decoder_schedule, bar("decoder"), device=device)
     export(model.cpu(), tokenizer, out)
     typer.echo(f"étude is in {out}")
     evaluate.main(str(out), seeds=1)
@@ -86,19 +86,19 @@ def export(model: MusicgenForConditionalGeneration, tokenizer: text.PreTrainedTo
     fresh.rmdir()
 
 
-def _bar(name: str) -> Callable[..., None]:
+def bar(name: str) -> Callable[..., None]:
     """A progress bar that takes (done, total) or (done, total, values), made at its first call."""
-    bar: tqdm | None = None
+    shown: tqdm | None = None
 
     def report(done: int, total: int, values: dict[str, float] | None = None) -> None:
-        nonlocal bar
-        if bar is None:
-            bar = tqdm(total=total, desc=name, initial=done, mininterval=5)
-        bar.update(done - bar.n)
+        nonlocal shown
+        if shown is None:
+            shown = tqdm(total=total, desc=name, initial=done, mininterval=5)
+        shown.update(done - shown.n)
         if values:
-            bar.set_postfix({key: f"{value:.3f}" for key, value in values.items()}, refresh=False)
+            shown.set_postfix({key: f"{value:.3f}" for key, value in values.items()}, refresh=False)
         if done >= total:
-            bar.close()
+            shown.close()
 
     return report
 
