@@ -1,16 +1,13 @@
-"""One run of the model under nnsight: the clock, and what is edited and recorded at each decoder forward.
+"""One run of the model under nnsight: what is edited and recorded at each decoder forward.
 
-The clock is the absolute position: every forward starts by reading what the decoder was given, the new columns and
-the length already cached. It is therefore the same with and without the key-value cache, and for `generate`, whose
-first forward transformers runs twice for MusicGen and once for Melody. Counting calls would be off by one there. Steps
-are counted behind the prefix, whose positions are the negative ones.
-
-A forward reads only the sites where something is edited or recorded at these very steps. A forward that is to stop
-before a block leaves the model there, by nnsight's own stop: nothing above runs.
+A forward reads only the sites where something is edited or recorded at the steps that it holds (`clock.py`). A forward
+that is to stop before a block leaves the model there, by nnsight's own stop: nothing above runs.
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -18,7 +15,8 @@ from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
 
 from audiolens.bound import Bound
-from audiolens.errors import InputError, InputTypeError
+from audiolens.clock import Clock
+from audiolens.errors import InputError, InputTypeError, UnsupportedModelError
 from audiolens.families import Family, LensConfig, order, places, tap_of
 from audiolens.interventions import Apply, Intervention, Replace
 from audiolens.operations import module_of, place_of
@@ -28,6 +26,10 @@ from audiolens.rows import Layout
 from audiolens.sites import Site
 from audiolens.taps import Tap, View
 from audiolens.timeline import Timeline
+
+REOPEN = (
+    "Another library may have replaced a forward of the model's: open a new lens on it, AudioLens(model, tokenizer)."
+)
 
 
 @dataclass
@@ -48,6 +50,12 @@ class Point:
             return
         heads = recorder.heads_of(self.site) if recorder is not None and wanted else None
         value, put = self.tap.open(self.place, view if edits or heads is None else replace(view, heads=heads))
+        if self.tap.form.timed and value.shape[1] != length:
+            raise UnsupportedModelError(
+                f"{self.site.name} holds {value.shape[1]} steps in a forward of {length} ({-min(start, 0)} of them "
+                f"before step 0): transformers {version('transformers')} does not run this model as the lens expects. "
+                "Install a release that audiolens supports (docs/versions.md)."
+            )
         for edit in edits:
             value = edit.apply(value, start if self.tap.form.timed else 0)
         if edits and self.watch is not None:
@@ -57,17 +65,6 @@ class Point:
             put(value, None)
         if wanted and recorder is not None:
             recorder.write(self.site, value[:, :, list(heads)] if edits and heads else value, start, layout)
-
-
-def clock(decoder: Any, prefix: int) -> tuple[int, int]:
-    """Inside a run: the first step of the forward that is running, and how many it has.
-
-    A prefix is a part of the forward that finds nothing cached; it counts as steps before step 0.
-    """
-    _, given = decoder.inputs
-    past, steps = given.get("past_key_values"), given["input_ids"].shape[-1]
-    cached = 0 if past is None else int(past.get_seq_length())
-    return cached - prefix, steps if cached else prefix + steps
 
 
 class Run:
@@ -89,6 +86,7 @@ class Run:
         self.layout, self.recorder = layout, recorder
         self.view = View(config, layout.branches * len(layout.rows))
         self.decoder = model.get(family.decoder)
+        self.clock = Clock(self.decoder, layout.prefix)
         # Whatever reads the stream where the run is to stop: a block, or above the last one the final norm.
         self.gate = None
         self.end = ""
@@ -140,7 +138,7 @@ class Run:
 
     def forward(self) -> int:
         """One decoder forward; returns the step after it. Runs inside a trace."""
-        start, length = clock(self.decoder, self.layout.prefix)
+        start, length = self.clock.tick()
         for point in self.points:
             point.visit(start, length, self.recorder, self.layout, self.view)
         return start + length
@@ -154,14 +152,24 @@ class Run:
         kept.append(tracer.result.logits)
 
     def generation(self, tracer: Any, steps: int) -> None:
-        """All forwards of a generation. Runs inside a trace."""
-        try:
+        """All forwards of a generation. Runs inside a trace; `finished` says whether it saw them all."""
+        # What ends the loop early is said by `finished`, in the lens's words.
+        with suppress(OutOfOrderError):
             for _ in tracer.iter[:]:
                 if self.forward() >= steps:
                     return
-        except OutOfOrderError:
-            # transformers ended the clip early; what it made is kept.
-            return
+
+    def finished(self, steps: int) -> None:
+        """Look whether every step came by.
+
+        Raises:
+            UnsupportedModelError: if steps were made that the run never saw, so that nothing was done to them.
+        """
+        if not self.idle and self.clock.end < steps:
+            raise UnsupportedModelError(
+                f"the model made {steps} steps, and the lens saw {max(self.clock.end, 0)} of them: edits and "
+                f"recordings of the others are missing. {REOPEN}"
+            )
 
 
 def beyond(family: Family, site: Site, stop: int | None) -> bool:

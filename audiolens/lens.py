@@ -5,6 +5,7 @@ to the bare model unless something is asked for. Model, generation configuration
 left as they were, also after an exception.
 """
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
@@ -24,12 +25,13 @@ from audiolens.forwards import Forward
 from audiolens.generation import Generation
 from audiolens.interventions import Branch, Intervention, checked_branch, checked_flags
 from audiolens.loading import checked_device, load
+from audiolens.operations import Model
 from audiolens.passes import alone
 from audiolens.proof import prove
 from audiolens.recording import Reading, Reduce, refuse_prefix
 from audiolens.text import Prompt
 from audiolens.timeline import Real, Span, Timeline, checked_frames, clip_timeline
-from audiolens.tracing import LensTracer, Model, SiteValue, position, requested
+from audiolens.tracing import LensTracer, SiteValue, position, requested
 
 Interventions = Intervention | Iterable[Intervention]
 
@@ -56,9 +58,9 @@ class AudioLens:
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str | None = None) -> None:
         self._family = family_of(model)
-        self.config: LensConfig = config_of(model, self._family)
-        self.model = model
-        self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        self._config = config_of(model, self._family)
+        self._model = model
+        self._tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         if not callable(self.tokenizer):
             raise InputTypeError(f"tokenizer={type(tokenizer).__name__}: expected a tokenizer or a processor.")
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
@@ -91,6 +93,25 @@ class AudioLens:
         model, tokenizer = load(name, dtype=dtype, revision=revision, device_map=device_map)
         model.eval()
         return cls(model if target is None else model.to(target), tokenizer, name=os.fspath(name))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AudioLens":
+        """A lens on a copy of the model."""
+        return type(self)(copy.deepcopy(self.model, memo), copy.deepcopy(self.tokenizer, memo), name=self.name)
+
+    @property
+    def model(self) -> Any:
+        """The transformers model, as it was given. For another one, open another lens."""
+        return self._model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self._tokenizer
+
+    @property
+    def config(self) -> LensConfig:
+        """The model's sizes, rates and family."""
+        return self._config
 
     @property
     def device(self) -> torch.device:

@@ -17,24 +17,57 @@ from nnsight import NNsight
 from nnsight.intervention.source import STATE, Controller, SourceNotAvailable, State
 from torch import nn
 
-from audiolens.errors import UnsupportedModelError
+from audiolens.errors import InputError, UnsupportedModelError, shortened
 from audiolens.families import Family, tap_of
+from audiolens.rows import RowBatcher
 from audiolens.sites import Site
 from audiolens.taps import Tap
+from audiolens.text import checked_prompts
 
 _OPENED: WeakKeyDictionary[nn.Module, list[State]] = WeakKeyDictionary()
 _CONTROLLED: WeakKeyDictionary[nn.Module, list[tuple[int, dict[str, Any], Controller]]] = WeakKeyDictionary()
 """Found once a model, which takes a millisecond; a part that is put in later is served as before."""
 
 
-def place_of(model: NNsight, family: Family, site: Site) -> Any:
+class Model(NNsight):
+    """The model's envoy tree, counting rows as the lens does."""
+
+    _batcher_class = RowBatcher
+
+    def __init__(self, module: Any, n_codebooks: int) -> None:
+        super().__init__(module)
+        self.n_codebooks = n_codebooks
+        self._opened = dict(module.named_modules())
+
+    def check_unchanged(self) -> None:
+        """Look whether the modules are those that the lens was opened on: nnsight would not see others.
+
+        Raises:
+            InputError: naming those that are not.
+        """
+        now = dict(self._module.named_modules())
+        changed = [name for name in {**self._opened, **now} if now.get(name) is not self._opened.get(name)]
+        if changed:
+            raise InputError(
+                f"the model changed after the lens was opened: {shortened(changed, 4)}. Open a new lens on it, "
+                "AudioLens(model, tokenizer), after adapters are added or merged and modules replaced."
+            )
+
+    def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
+        if inputs:
+            return len(checked_prompts(*inputs))
+        # The lens's own passes bring transformers' arguments and no prompts: one worker over the whole batch.
+        return 1 if "attention_mask" in kwargs else 0
+
+
+def place_of(model: Model, family: Family, site: Site) -> Any:
     """The envoy that serves a site: of a module, or of one operation inside its forward."""
     tap = tap_of(family, site)
     envoy = _envoy(model, family, site, tap)
     return envoy if tap.op is None else _operation(model, envoy, tap.op)
 
 
-def module_of(model: NNsight, family: Family, site: Site) -> nn.Module:
+def module_of(model: Model, family: Family, site: Site) -> nn.Module:
     """The module that a site's envoy stands for."""
     return _envoy(model, family, site, tap_of(family, site))._module
 
@@ -71,7 +104,7 @@ def _controlled(model: nn.Module) -> list[tuple[int, dict[str, Any], Controller]
     return found
 
 
-def open_ahead(model: NNsight, family: Family, site: Site) -> None:
+def open_ahead(model: Model, family: Family, site: Site) -> None:
     """Open what later sites of the same module need: once its forward has begun, it is too late."""
     hooks = list(family.block_taps)
     if site.layer is None:
@@ -89,7 +122,7 @@ def close(model: nn.Module) -> None:
         state.body, state.compiled, state.sourced = state.original, None, False
 
 
-def _envoy(model: NNsight, family: Family, site: Site, tap: Tap) -> Any:
+def _envoy(model: Model, family: Family, site: Site, tap: Tap) -> Any:
     root = model if site.layer is None else model.get(family.decoder).layers[site.layer]
     return root.get(tap.module) if tap.module else root
 

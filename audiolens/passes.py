@@ -14,13 +14,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
-from nnsight import NNsight
+from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor, nn
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from audiolens.engine import Run
-from audiolens.errors import BusyError, InputError
-from audiolens.operations import close, only
+from audiolens.engine import REOPEN, Run
+from audiolens.errors import BusyError, InputError, UnsupportedModelError
+from audiolens.operations import Model, close, only
 from audiolens.sampling import Forbid
 from audiolens.timeline import Timeline, undelay
 
@@ -66,8 +66,9 @@ def codes(generate: Callable[..., Any], timeline: Timeline, **inputs: Any) -> In
     with suppress(_Done):
         generate(max_new_tokens=timeline.steps - given, stopping_criteria=StoppingCriteriaList([keeper]), **inputs)
     columns = keeper.columns
-    if columns is None:
-        raise RuntimeError("transformers' generate made no column.")
+    found = 0 if columns is None else columns.shape[-1]
+    if columns is None or found != keeper.wanted:
+        raise UnsupportedModelError(f"transformers' generate made {found} columns of codes, expected {keeper.wanted}.")
     made = undelay(columns.unflatten(0, (-1, len(timeline.delays))), timeline.delays, timeline.frames)
     if start is not None:
         # Where delayed codebooks still read given frames, transformers draws too, and feeds what was given.
@@ -75,8 +76,9 @@ def codes(generate: Callable[..., Any], timeline: Timeline, **inputs: Any) -> In
     return made
 
 
-def generate(model: NNsight, run: Run, timeline: Timeline, **inputs: Any) -> Int[Tensor, "row codebook frame"]:
+def generate(model: Model, run: Run, timeline: Timeline, **inputs: Any) -> Int[Tensor, "row codebook frame"]:
     """One batch of codes, drawn by transformers' `generate` under the run's plan."""
+    model.check_unchanged()
 
     def traced(**ready: Any) -> None:
         with model.trace(fn="generate", **ready) as tracer:
@@ -89,26 +91,40 @@ def generate(model: NNsight, run: Run, timeline: Timeline, **inputs: Any) -> Int
     bare: Any = model._module
     with only(bare, run.modules):
         # With nothing to serve, the bare model is as fast as a model can be.
-        return codes(bare.generate if run.idle else traced, timeline, **inputs)
+        made = codes(bare.generate if run.idle else traced, timeline, **inputs)
+    run.finished(timeline.steps)
+    return made
 
 
-def forward(model: NNsight, run: Run, **inputs: Any) -> Float[Tensor, "sequence step feature"]:
+def forward(model: Model, run: Run, **inputs: Any) -> Float[Tensor, "sequence step feature"]:
     """One decoder forward; the logits as transformers lays them out, or the stream where the run stops.
 
     What stands before step 0 is left out.
     """
+    model.check_unchanged()
     kept: list[Tensor] = []
     with torch.no_grad(), only(model._module, run.modules):
         if run.idle:
             kept.append(model._module(use_cache=False, **inputs).logits)
         else:
-            with model.trace(use_cache=False, **inputs) as tracer:
+            with _served(), model.trace(use_cache=False, **inputs) as tracer:
                 run.single(tracer, kept)
     if run.watch is not None and run.gate is not None:
         run.watch.ended(run.end, kept[0], -run.layout.prefix)
     elif run.watch is not None:
         run.watch.look(kept[0], -run.layout.prefix)
     return kept[0][:, run.layout.prefix :]
+
+
+@contextmanager
+def _served() -> Iterator[None]:
+    try:
+        yield
+    except OutOfOrderError as error:
+        raise UnsupportedModelError(
+            f"the model ran and did not pass all the places that were asked for ({str(error).splitlines()[0]}). "
+            f"{REOPEN}"
+        ) from error
 
 
 @contextmanager

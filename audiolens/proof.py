@@ -1,10 +1,11 @@
 """The proof at load: every site holds what the lens says it does, and what is written is what the model goes on with.
 
-Two forwards over a few steps. The first reads every site and compares its shape with the one that `lens.sites()`
-lists. The second writes numbers of its own at every place of the residual stream, in every block, and looks at what
-arrives: each state must be the state before it plus the part added to it, as *written*, up to the input of the final
-norm. A sum of small whole numbers is exact in every dtype and knows nothing of the weights: a model of random, of zero
-or of broken weights passes, and one in which an edit would be read by nothing does not.
+Two forwards over a few steps, and then a tiny generation (`proof_generation.py`). The first forward reads every site
+and compares its shape with the one that `lens.sites()` lists. The second writes numbers of its own at every place of
+the residual stream, in every block, and looks at what arrives: each state must be the state before it plus the part
+added to it, as *written*, up to the input of the final norm. A sum of small whole numbers is exact in every dtype and
+knows nothing of the weights: a model of random, of zero or of broken weights passes, and one in which an edit would be
+read by nothing does not.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from audiolens.decomposition import Stream
 from audiolens.errors import ActivationOverflow, AudioLensError, UnsupportedModelError
 from audiolens.families import order, tap_of
 from audiolens.interventions import Apply
+from audiolens.proof_generation import prove_time
 from audiolens.sites import Site
 from audiolens.taps import Pattern, sizes_of
 
@@ -35,6 +37,7 @@ def prove(lens: Any) -> None:
     with _explained(lens):
         _reads(lens)
         _writes(lens)
+        prove_time(lens)
 
 
 def _reads(lens: Any) -> None:

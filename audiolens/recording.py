@@ -1,14 +1,15 @@
 """What a run keeps of what it sees: whole activations by position, or a reduction over time without storing them."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import torch
 from torch import Tensor
 
 from audiolens.cache import ActivationCache
-from audiolens.errors import InputError
+from audiolens.errors import InputError, UnsupportedModelError
 from audiolens.families import Family, LensConfig, order, places, tap_of
 from audiolens.interventions import checked_flags
 from audiolens.loading import checked_device, checked_dtype
@@ -71,6 +72,8 @@ class Recorder:
     padding is zero, and so is what a causal pattern gives to keys that a step does not see.
 
     With a prefix, step 0 stands at one index in all rows, and its key too: what lies before a shorter one is 0.
+
+    Nothing is handed out before every step of every row was written, one step after another.
     """
 
     def __init__(
@@ -97,6 +100,8 @@ class Recorder:
         self.tensors: dict[str, Tensor] = {}
         self.norms: dict[str, Tensor] = {}
         self.seen: dict[str, int] = {}
+        """By site, the step up to which this batch is recorded."""
+        self.begun = torch.zeros(rows, dtype=torch.bool)
         self.prefixes = torch.zeros(rows, dtype=torch.long)
 
     @classmethod
@@ -120,8 +125,28 @@ class Recorder:
 
     def begin(self, layout: Layout) -> None:
         """A new batch of rows starts at the beginning of the clip."""
+        if bool(self.begun.any()):
+            self._complete()
         self.seen = {}
+        self.begun[layout.places] = True
         self.prefixes[layout.places] = layout.prefix
+
+    def _complete(self) -> None:
+        """Look whether the batch that ends here was recorded to its last step.
+
+        Raises:
+            UnsupportedModelError: naming the site and the first step that never came by.
+        """
+        for site, form in self.forms.items():
+            expected = self.stop if form.timed else 0
+            if self.seen.get(site.name, -sys.maxsize) < expected:
+                self._missing(site, max(self.seen.get(site.name, self.start), self.start))
+
+    def _missing(self, site: Site, step: int) -> NoReturn:
+        raise UnsupportedModelError(
+            f"{site.name}: step {step} never came by, so that there is nothing to hand out for it. This release of "
+            "transformers or nnsight does not run the model as the lens expects (docs/versions.md)."
+        )
 
     def wants(self, site: Site, start: int, length: int) -> bool:
         if site not in self.places:
@@ -142,8 +167,12 @@ class Recorder:
             self.seen[name] = 0
             return
         first, end = max(self.start, start), min(self.stop, start + value.shape[1])
+        seen = self.seen.get(name, max(self.start, -layout.prefix))
+        if first > seen:
+            self._missing(site, seen)
+        self.seen[name] = max(seen, end)
         if self.reading.reduce is not None:
-            first = max(first, self.seen.get(name, self.start))
+            first = max(first, seen)
             if first >= end:
                 return
         window = self._mine(value[:, first - start : end - start], layout)
@@ -151,7 +180,6 @@ class Recorder:
             self._keep(name, form, window, layout, first - self.start)
         else:
             self._reduce(name, form, window, layout)
-            self.seen[name] = end
 
     def _mine(self, value: Tensor, layout: Layout) -> Tensor:
         """Of "batch ...", what is recorded: "branch row ...", without the padding's rows."""
@@ -205,13 +233,19 @@ class Recorder:
         return make(shape, device=device, dtype=dtype or self.dtype or like.dtype)
 
     def result(self) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]], dict[str, Tensor]]:
-        """Tensors, their axes, and mean norms, by site name in the model's order."""
+        """Tensors, their axes, and mean norms, by site name in the model's order.
+
+        Raises:
+            UnsupportedModelError: if a step or a row of them was never written.
+        """
+        self._complete()
+        if not bool(self.begun.all()):
+            row = int(self.begun.int().argmin())
+            raise UnsupportedModelError(f"row {row} was in no batch of this run, so that there is nothing to hand out.")
         mean, both = self.reading.reduce == "mean", self.reading.branch == "both"
         tensors, norms, axes = {}, {}, {}
         for site, form in self.forms.items():
             name = site.name
-            if name not in self.tensors:
-                continue
             reduced = self.reading.reduce is not None and form.timed
             order = ["branch", *form.order]
             user = ["branch", *form.axes]

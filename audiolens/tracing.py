@@ -13,40 +13,22 @@ from types import CodeType
 from typing import Any, Literal
 
 import torch
-from nnsight import NNsight
 from nnsight.intervention.interleaver import Mediator
 from nnsight.intervention.tracer import InterleavingTracer
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from audiolens import passes, text
+from audiolens import clock, passes, text
 from audiolens.audio import checked_codes
-from audiolens.engine import clock
 from audiolens.errors import InputError
 from audiolens.families import Family, LensConfig, tap_of
-from audiolens.operations import open_ahead, place_of
+from audiolens.operations import Model, open_ahead, place_of
 from audiolens.rows import IN_PLACE, Layout, RowBatcher, read_columns
 from audiolens.sampling import Forbid, checked_seeds, checked_settings, sampling_arguments
 from audiolens.sites import Site
 from audiolens.taps import Put, View
-from audiolens.text import Prompt, checked_prompts
+from audiolens.text import Prompt
 from audiolens.timeline import Real, Timeline, clip_timeline, codes_timeline
-
-
-class Model(NNsight):
-    """The model's envoy tree, counting rows as the lens does."""
-
-    _batcher_class = RowBatcher
-
-    def __init__(self, module: Any, n_codebooks: int) -> None:
-        super().__init__(module)
-        self.n_codebooks = n_codebooks
-
-    def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
-        if inputs:
-            return len(checked_prompts(*inputs))
-        # The lens's own passes bring transformers' arguments and no prompts: one worker over the whole batch.
-        return 1 if "attention_mask" in kwargs else 0
 
 
 @dataclass(frozen=True)
@@ -149,7 +131,7 @@ def running(what: str) -> RowBatcher:
 
 def position(model: Model, family: Family) -> int:
     """Inside a trace: the step at which the running forward starts, whatever stands before step 0."""
-    return max(0, clock(model.get(family.decoder), running("position").prefix)[0])
+    return max(0, clock.read(model.get(family.decoder), running("position").prefix)[0])
 
 
 def one_prefix(sizes: Sequence[int], config: LensConfig) -> int:
@@ -224,6 +206,7 @@ def requested(
 
     @contextmanager
     def guard() -> Iterator[None]:
+        lens._nnsight.check_unchanged()
         with passes.alone(model), passes.random_state(keep=fn == "forward" or seeds is not None):
             yield
 
