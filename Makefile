@@ -20,13 +20,14 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help install study test browser lint format evidence notebooks clean
+.PHONY: help install study test browser lint format evidence notebooks versions clean
 
 help:
 	@echo 'make study     install, steer tempo and timbre on the bundled model, write $(OUT)/*/index.html'
 	@echo 'make test      install, then ruff, pyright and pytest'
 	@echo 'make notebooks run the notebooks from top to bottom and save what they show'
 	@echo 'make evidence  the full figures behind the README and the model card (no time limit)'
+	@echo 'make versions  the exact tests on the lowest, pinned and newest versions of what audiolens stands on'
 	@echo 'make lint      ruff and pyright only'
 	@echo 'make format    lay the code out with ruff'
 	@echo 'make clean     remove the environment, caches and builds (results in $(OUT)/ stay)'
@@ -97,6 +98,10 @@ notebooks: $(STAMP)
 	@echo '==> Running the notebooks'
 	@HF_HUB_OFFLINE=1 $(BIN)/python notebooks/execute.py
 
+versions: $(STAMP)
+	@echo '==> Testing the lowest, pinned and newest versions'
+	@$(BIN)/python benchmarks/versions.py
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-versions build dist .pytest_cache .ruff_cache
 	find audiolens analysis tests benchmarks notebooks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,177 @@
+"""The versions that audiolens is right on: `make versions`, or `python benchmarks/versions.py [--only lowest]`.
+
+What follows transformers and nnsight closely is tested in an environment of its own for the lowest versions that
+`pyproject.toml` promises (of every package, not of these two alone), for those of `constraints.txt`, and for the newest
+that pip finds. All stand on the torch of this environment. A fourth is made wrong on purpose: in a copy of transformers
+the decoder's cache has another name, and every family must be refused at load. The table goes into `docs/versions.md`.
+
+With `--torch` the lowest stand on the lowest torch that is promised, and the newest on the newest: several gigabytes of
+downloads, where no build for the CPU is at hand.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import xml.etree.ElementTree as ElementTree
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from packaging.requirements import Requirement
+from pages import renew
+from tqdm.auto import tqdm
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "versions.md"
+FOLDER = ROOT / ".venv-versions"
+SHOWN = ("transformers", "nnsight", "torch", "numpy")
+TESTS = ("identity", "raw_hooks", "clock", "proof", "sites", "forwards", "sampling", "melody", "melody_sites", "prefix")
+"""Identity with bare transformers, edits against raw hooks, timed edits and recordings, and Melody."""
+RENAMED = "renamed"
+WRONG = f"newest, the cache renamed to `{RENAMED}` in a copy"
+
+
+def main(
+    only: Annotated[list[str] | None, typer.Option(help="lowest, pinned or newest (default: all, and wrong).")] = None,
+    whole: Annotated[bool, typer.Option(help="Run every test of the project, not only the exact ones.")] = False,
+    torch: Annotated[bool, typer.Option(help="Another torch too: its lowest and its newest.")] = False,
+) -> None:
+    """Build the environments, test in each, and write the table; exit code 1 if one is not right."""
+    wanted = only or (["lowest", "newest"] if torch else ["lowest", "pinned", "newest", "wrong"])
+    lines, right = [], True
+    for name in tqdm(wanted, desc="versions", unit="environment"):
+        python = environment(name, torch)
+        if name == "wrong":
+            passed, result = refused(python)
+        else:
+            passed, result = tested(python, whole)
+        right &= passed
+        lines.append(f"| {WRONG if name == 'wrong' else name} | {' | '.join(versions(python))} | {result} |")
+        tqdm.write(lines[-1])
+    if not only and not whole:
+        heads = ["", *SHOWN, "result"]
+        renew(PAGE, "torch" if torch else "versions", "\n".join([row(heads), row(["---"] * len(heads)), *lines]) + "\n")
+    raise typer.Exit(0 if right else 1)
+
+
+def row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def requirements(torch: bool) -> list[Requirement]:
+    """What the project depends on, with torch or without it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    return [found for found in map(Requirement, project["dependencies"]) if torch or found.name != "torch"]
+
+
+def lowest(requirement: Requirement) -> str:
+    (least,) = (one.version for one in requirement.specifier if one.operator == ">=")
+    return f"{requirement.name}=={least}"
+
+
+def environment(name: str, torch: bool) -> Path:
+    """The interpreter of a new environment, which sees the packages of this one behind its own."""
+    folder = FOLDER / (f"{name}-torch" if torch else name)
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python = folder / "bin" / "python"
+    own = packages(python)
+    (own / "behind.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    specs = {
+        "lowest": list(map(lowest, requirements(torch))),
+        "newest": ["--upgrade", "--upgrade-strategy", "eager", *(one.name for one in requirements(torch))],
+    }
+    specs["wrong"] = specs["newest"]
+    if name in specs:
+        pin = folder / "torch.txt"
+        pin.write_text("" if torch else f"torch=={version('torch')}\n")
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", pin]
+        subprocess.run([*pip, *specs[name]], check=True)
+    if name == "wrong":
+        rename(own / "transformers" / "models")
+    return python
+
+
+def packages(python: Path) -> Path:
+    asked = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    return Path(subprocess.check_output([python, "-c", asked], text=True).strip())
+
+
+def versions(python: Path) -> list[str]:
+    asked = f"from importlib.metadata import version; print(*map(version, {SHOWN}))"
+    return subprocess.check_output([python, "-c", asked], text=True).split()
+
+
+def surroundings() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def tested(python: Path, whole: bool) -> tuple[bool, str]:
+    """Whether the tests pass, and what the table says."""
+    report = python.parent / "report.xml"
+    report.unlink(missing_ok=True)
+    chosen = [] if whole else [f"tests/test_{name}.py" for name in TESTS]
+    options = ["-q", "-n", "auto", "--maxprocesses", "8", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    subprocess.run([python, "-m", "pytest", *options, *chosen], cwd=ROOT, env=surroundings(), check=False)
+    if not report.is_file():
+        return False, "the tests did not run"
+    suite = ElementTree.parse(report).getroot().find("testsuite")
+    assert suite is not None
+    count, skipped = int(suite.attrib["tests"]), int(suite.attrib["skipped"])
+    wrong = int(suite.attrib["failures"]) + int(suite.attrib["errors"])
+    return not wrong and count > 0, f"{count - wrong - skipped} passed, {wrong} failed"
+
+
+def refused(python: Path) -> tuple[bool, str]:
+    """Whether every family is refused at load for the clock's reason, and what the table says."""
+    program = """
+import sys, tempfile
+from pathlib import Path
+sys.path.insert(0, "tests")
+import conftest
+import audiolens as al
+for melody in (False, True):
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            al.AudioLens.from_pretrained(conftest.write_model(Path(folder), melody=melody))
+        except al.errors.UnsupportedModelError as error:
+            assert "the step that is running is unknown" in str(error), error
+        else:
+            sys.exit("a model opened although its clock cannot be read")
+"""
+    done = subprocess.run([python, "-c", program], cwd=ROOT, env=surroundings(), check=False)
+    return done.returncode == 0, "refused at load" if done.returncode == 0 else "NOT refused at load"
+
+
+def rename(models: Path) -> None:
+    """Give the cache another name, in every family, where the model calls its decoder and nowhere else."""
+    for family, kind in {"musicgen": "Musicgen", "musicgen_melody": "MusicgenMelody"}.items():
+        file = models / family / f"modeling_{family}.py"
+        before, decoder = file.read_text("utf-8").split(f"class {kind}Decoder(", 1)
+        decoder, model = decoder.split(f"class {kind}Model(", 1)
+        first = "        if use_cache and cache is None"
+        decoder = once(decoder, "        cache: Cache | None = None", f"        {RENAMED}: Cache | None = None", file)
+        decoder = once(decoder, first, f"        cache = {RENAMED}\n{first}", file)
+        model = once(model, "            cache=cache", f"            {RENAMED}=cache", file)
+        file.write_text(f"{before}class {kind}Decoder({decoder}class {kind}Model({model}", "utf-8")
+
+
+def once(text: str, old: str, new: str, file: Path) -> str:
+    """The text with the first `old` exchanged.
+
+    Raises:
+        ValueError: if there is none: the file is not written as expected.
+    """
+    if old not in text:
+        raise ValueError(f"{file}: expected {old.strip()!r}, to rename it")
+    return text.replace(old, new, 1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
