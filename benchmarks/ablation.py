@@ -10,7 +10,6 @@ without it would come to. Resumable; with `--update` the table replaces that in 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +19,7 @@ import pandas as pd
 import torch
 import typer
 from jaxtyping import Float, Int
+from pages import renewed
 from torch import Tensor
 from transformers import MusicgenForConditionalGeneration
 
@@ -84,9 +84,7 @@ def main(
     told = page(pd.DataFrame(rows), steps, clips, draws)
     typer.echo(told)
     if update:
-        marks = r"(<!-- ablation:begin -->\n).*(<!-- ablation:end -->)"
-        card = CARD.read_text("utf-8")
-        CARD.write_text(re.sub(marks, lambda match: match[1] + told + match[2], card, flags=re.DOTALL), "utf-8")
+        CARD.write_text(renewed(CARD.read_text("utf-8"), "ablation", told), "utf-8")
 
 
 def trained(

@@ -6,7 +6,6 @@ With `--update` the table replaces the one in the docs. What a measure loses in 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import typer
+from pages import renewed
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
@@ -53,7 +53,7 @@ def main(
     after = calibrated(labels, measure.table(coded, lens.config.sample_rate, n_jobs=jobs))
     text = markdown(before, after, model, clips)
     if update:
-        PAGE.write_text(renewed(PAGE.read_text("utf-8"), text), "utf-8")
+        PAGE.write_text(renewed(PAGE.read_text("utf-8"), "calibration", text), "utf-8")
     print(text)
 
 
@@ -109,15 +109,6 @@ def markdown(before: list[Row], after: list[Row], model: str, n: int) -> str:
         ),
     ]
     return "\n".join(lines) + "\n"
-
-
-def renewed(document: str, text: str) -> str:
-    """`document` with `text` between its calibration marks."""
-    marks = r"(<!-- calibration:begin -->\n).*(<!-- calibration:end -->)"
-    found, n = re.subn(marks, lambda match: match[1] + text + match[2], document, flags=re.DOTALL)
-    if n != 1:
-        raise ValueError("the document has no place for the table: <!-- calibration:begin --> and its end")
-    return found
 
 
 def _tempo(labels: pd.DataFrame, heard: pd.DataFrame, name: str) -> Row:

@@ -8,15 +8,14 @@ the guidance, and told by the second. Reading is one forward over given codes th
 from __future__ import annotations
 
 import gc
-import re
 import statistics
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from checkpoints import PAGE, RATE, SIZES, Size, shell
+from pages import renewed
 from tqdm.auto import tqdm
 
 from audiolens import Add, AudioLens
@@ -52,11 +51,7 @@ def main(
     table = "\n".join(lines) + "\n"
     typer.echo(table)
     if update:
-        marks = r"(<!-- times:begin -->\n).*?(<!-- times:end -->)"
-        page, n = re.subn(marks, lambda found: found[1] + table + found[2], Path(PAGE).read_text("utf-8"), flags=re.S)
-        if n != 1:
-            raise ValueError("no place for the times: expected <!-- times:begin --> and <!-- times:end -->, once")
-        PAGE.write_text(page, "utf-8")
+        PAGE.write_text(renewed(PAGE.read_text("utf-8"), "times", table), "utf-8")
 
 
 def random_model(size: Size, device: str, dtype: str) -> Any:

@@ -6,7 +6,6 @@ heads, codebooks), around T5-base and the 32 kHz EnCodec that they share. Parame
 arithmetic over shapes (`cache_bytes`, `recording_bytes`), which `tests/test_checkpoints.py` holds against tensors.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +13,7 @@ from typing import Annotated, Any
 import torch
 import transformers
 import typer
+from pages import renewed
 
 PAGE = Path(__file__).parent.parent / "docs" / "checkpoints.md"
 SECONDS, RATE, TOKENS, CHROMA = 30, 50, 16, 235
@@ -106,22 +106,12 @@ def rows() -> list[str]:
     return lines
 
 
-def renewed(page: str, table: str) -> str:
-    """The page with the table in its place."""
-    found = re.subn(
-        r"(<!-- sizes:begin -->\n).*?(<!-- sizes:end -->)", lambda marks: marks[1] + table + marks[2], page, flags=re.S
-    )
-    if found[1] != 1:
-        raise ValueError("no place for the sizes: expected <!-- sizes:begin --> and <!-- sizes:end -->, once")
-    return found[0]
-
-
 def main(update: Annotated[bool, typer.Option(help=f"Put the table into docs/{PAGE.name}.")] = False) -> None:
     """Count, and print or renew the table."""
     table = "\n".join(rows()) + "\n"
     print(table)
     if update:
-        PAGE.write_text(renewed(PAGE.read_text("utf-8"), table), "utf-8")
+        PAGE.write_text(renewed(PAGE.read_text("utf-8"), "sizes", table), "utf-8")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Markdown page of tables. With `--update` the tables also replace those in the RE
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import pandas as pd
 import typer
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from pages import renewed
 
 from analysis import statistics, sweep
 from analysis import study as studies
@@ -78,7 +78,7 @@ def main(
         for name, sound in sounding(found).items():
             (ROOT / "docs" / "sounds" / name).write_bytes(sound)
     for path in PAGES if update else ():
-        path.write_text(renewed(path.read_text("utf-8"), text), "utf-8")
+        path.write_text(renewed(path.read_text("utf-8"), "evidence", text), "utf-8")
     typer.echo(text)
 
 
@@ -219,17 +219,6 @@ def page(tables: dict[str, pd.DataFrame], found: list[studies.Study], clips: int
         "</details>",
     ]
     return "\n".join(lines) + "\n"
-
-
-def renewed(document: str, text: str) -> str:
-    """`document` with `text` between its evidence marks."""
-    marks = r"(<!-- evidence:begin -->\n).*(<!-- evidence:end -->)"
-    found, n = re.subn(marks, lambda match: match[1] + text + match[2], document, flags=re.DOTALL)
-    if n != 1:
-        raise ValueError(
-            "the document has no place for the evidence: <!-- evidence:begin --> and <!-- evidence:end -->"
-        )
-    return found
 
 
 def _beside(cross: pd.DataFrame) -> Iterator[SimpleNamespace]:

@@ -12,7 +12,6 @@ table replaces that in docs/placement.md.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 import pandas as pd
 import typer
 from jaxtyping import Bool, Float, Int
+from pages import renewed
 from scipy.stats import spearmanr
 
 from analysis import placement, sweep
@@ -87,9 +87,7 @@ def main(
     typer.echo(text)
     (out / "placement.md").write_text(text, "utf-8")
     if update:
-        marks = r"(<!-- placement:begin -->\n).*(<!-- placement:end -->)"
-        page_text = PAGE.read_text("utf-8")
-        PAGE.write_text(re.sub(marks, lambda match: match[1] + text + match[2], page_text, flags=re.DOTALL), "utf-8")
+        PAGE.write_text(renewed(PAGE.read_text("utf-8"), "placement", text), "utf-8")
 
 
 @dataclass(frozen=True)

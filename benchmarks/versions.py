@@ -24,7 +24,7 @@ from typing import Annotated
 
 import typer
 from packaging.requirements import Requirement
-from pages import renew
+from pages import renewed
 from tqdm.auto import tqdm
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +56,8 @@ def main(
         tqdm.write(lines[-1])
     if not only and not whole:
         heads = ["", *SHOWN, "result"]
-        renew(PAGE, "torch" if torch else "versions", "\n".join([row(heads), row(["---"] * len(heads)), *lines]) + "\n")
+        table = "\n".join([row(heads), row(["---"] * len(heads)), *lines]) + "\n"
+        PAGE.write_text(renewed(PAGE.read_text("utf-8"), "torch" if torch else "versions", table), "utf-8")
     raise typer.Exit(0 if right else 1)
 
 

@@ -62,10 +62,3 @@ def test_the_smallest_model_counts_as_published_and_stands_in_the_page(checkpoin
     assert checkpoints.parameters(model.decoder) == expected
     row = next(line for line in checkpoints.PAGE.read_text("utf-8").splitlines() if f"`{size.name}`" in line)
     assert f"{checkpoints.parameters(model) / 1e9:.2f} B" in row
-
-
-def test_only_the_place_between_the_marks_is_renewed(checkpoints: ModuleType) -> None:
-    document = "before\n<!-- sizes:begin -->\nold\n<!-- sizes:end -->\nafter"
-    assert checkpoints.renewed(document, "new\n") == document.replace("old", "new")
-    with pytest.raises(ValueError, match="no place for the sizes"):
-        checkpoints.renewed("nothing here", "new")

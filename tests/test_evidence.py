@@ -68,15 +68,3 @@ def test_every_table_has_as_many_cells_as_its_head(evidence: ModuleType, tables:
             below = iter(lines[at + 1 :])
             while (row := next(below)).startswith("|"):
                 assert row.count("|") == line.count("|") == lines[at - 1].count("|")
-
-
-def test_only_the_place_between_the_marks_is_renewed(evidence: ModuleType) -> None:
-    document = "before\n<!-- evidence:begin -->\nold\n<!-- evidence:end -->\nafter"
-    assert evidence.renewed(document, r"new \1" + "\n") == document.replace("old", r"new \1")
-    with pytest.raises(ValueError, match="no place for the evidence"):
-        evidence.renewed("nothing here", "new")
-
-
-def test_the_readme_and_the_card_have_a_place(evidence: ModuleType) -> None:
-    for path in evidence.PAGES:
-        assert evidence.renewed(path.read_text("utf-8"), "x\n")
