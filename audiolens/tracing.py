@@ -31,6 +31,7 @@ from audiolens.sites import Site
 from audiolens.taps import Put, View
 from audiolens.text import Prompt, checked_prompts
 from audiolens.timeline import Real, Timeline, clip_timeline, codes_timeline
+from audiolens.traced_source import CurrentInvoker, CurrentTracer
 
 
 class Model(NNsight):
@@ -61,8 +62,11 @@ class Request:
     guard: Callable[[], AbstractContextManager[None]]
 
 
-class LensTracer(InterleavingTracer):
+class LensTracer(CurrentTracer, InterleavingTracer):
     """nnsight's tracer, run under the lens's guard: one run at a time, random state put back."""
+
+    def invoke(self, *args: Any, **kwargs: Any) -> CurrentInvoker:
+        return CurrentInvoker(self, *args, **kwargs)
 
     def execute(self, code: CodeType) -> None:
         with self.kwargs["request"].guard():
