@@ -128,7 +128,8 @@ class Bound:
             mine = self.form.turned(window.index_select(0, index))
             theirs = self.intervention.function(mine)  # pyright: ignore[reportAttributeAccessIssue]
             if theirs is None:
-                continue
+                # It may have written into its own copy.
+                theirs = mine
             if not isinstance(theirs, Tensor) or theirs.shape != mine.shape:
                 got = tuple(theirs.shape) if isinstance(theirs, Tensor) else type(theirs).__name__
                 raise InputError(f"{self.site}: the function returned {got}, expected shape {tuple(mine.shape)}.")

@@ -299,8 +299,8 @@ class Scale(Intervention):
 class Apply(Intervention):
     """Call `function(value)` on the affected rows of one branch, in the site's shape, and use what it returns.
 
-    `None` leaves the value as it is, so a function may also only look. Under `branch="both"` it is called once
-    for each branch. `strength` and `schedule` are not meant here and are refused.
+    The value is the function's own copy: one that returns `None` has changed it in place, or only looked. Under
+    `branch="both"` it is called once for each branch. `strength` and `schedule` are not meant here and are refused.
 
     Raises:
         InputTypeError: if the function cannot be called.

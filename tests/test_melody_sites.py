@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import nnsight
 import pytest
 import torch
 from conftest import CHROMA
@@ -86,6 +87,26 @@ def test_looking_changes_nothing_and_what_was_read_can_be_put_back(melody_lens, 
         _, mine = melody_lens.run_with_cache(MIXED, codes, sites=site, interventions=halved, prefix=prefix)
         again = melody_lens.run_with_interventions(MIXED, codes, al.Replace(mine[site], site=site, prefix=prefix))
         assert torch.equal(again, logits)
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize("site", SITES)
+def test_writing_into_what_was_read_in_a_trace_is_assigning_it_or_is_refused(melody_lens, site, prefix):
+    codes, options = random_codes(melody_lens), {"branch": "null", "prefix": prefix}
+    halved = al.Scale(0.5, site=site, **options)
+    expected = melody_lens.run_with_interventions(ALIKE, codes, halved, branch="null", guidance_scale=3.0)
+
+    def written() -> torch.Tensor:
+        with torch.no_grad(), melody_lens.trace(ALIKE, codes=codes, guidance_scale=3.0) as tracer:
+            melody_lens.site(site, **options).value[:] *= 0.5
+            logits = nnsight.save(tracer.result)
+        return logits[-5:]
+
+    if site.endswith(("pattern", "result", "pos_embed")):
+        with pytest.raises(errors.InputError, match=f"{site} .*changed in place"):
+            written()
+    else:
+        assert torch.equal(written(), expected)
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
