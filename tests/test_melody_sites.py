@@ -6,7 +6,7 @@ import nnsight
 import pytest
 import torch
 from conftest import CHROMA
-from everywhere import IN_BLOCK, WHOLE, full
+from everywhere import IN_BLOCK, WHOLE, full, least_lead
 from melodies import ALIKE, FRAMES, MIXED, PREFIX, SECONDS, STEPS, D, bare_forward
 
 import audiolens as al
@@ -126,7 +126,7 @@ def test_every_site_read_while_generating_is_read_from_the_codes(either, branch,
     [
         al.Scale(0.0, site="attn.pattern", layers=1, heads=[0, 3]),
         al.Scale(0.5, site="attn.pattern", layers=1, branch="cond", prefix=True),
-        al.Scale(0.0, site="attn.result", layers=[0, 2], heads=[1], seconds=(0.2, 0.4)),
+        al.Scale(0.0, site="attn.result", layers=[0, 2], heads=[3], seconds=(0.2, 0.4)),
         al.Scale(0.5, site="embed", seconds=(0.0, 0.2)),
         al.Scale(0.5, site="embed", prefix=True, rows=[0, 3]),
         al.Scale(0.0, site="pos_embed", seconds=(0.2, 0.4)),
@@ -136,6 +136,7 @@ def test_a_steered_generation_is_what_a_forward_over_its_codes_computes(melody_l
     options = {"sites": ["attn.pattern", "attn.result", "resid_post", "logits"], "branch": "both", "prefix": True}
     options |= {"guidance_scale": 3.0, "interventions": edit}
     outs = [melody_lens.generate(MIXED, SECONDS, temperature=0, use_cache=flag, **options) for flag in (True, False)]
+    assert least_lead(outs[0], melody_lens.config.delays) > 1e-4
     assert torch.equal(outs[0].codes, outs[1].codes)
     _, cache = melody_lens.run_with_cache(MIXED, outs[0].codes, **options)
     for name in cache:
