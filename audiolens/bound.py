@@ -57,6 +57,8 @@ class Bound:
         amount = layout.of(per_row).reshape(-1, *[1] * (extra + 1))
         self.amount = (amount if strength.ndim else strength).to(device)
         self.schedule = self._schedule(timeline, extra, device)
+        values = intervention.tensors.get("values")
+        self.stepped = values is not None and values.ndim == extra + 2
         self.parts = {
             name: self._place(tensor, name, config, rows, layout).to(device)
             for name, tensor in intervention.tensors.items()
@@ -71,9 +73,7 @@ class Bound:
     @property
     def sequence(self) -> Tensor | None:
         """The values, where they are others at every step (or token)."""
-        values = self.parts.get("values")
-        whole = values is not None and values.ndim == self.mask.ndim and values.shape[1] > 1
-        return values if whole else None
+        return self.parts["values"] if self.stepped else None
 
     def _enough(self, length: int, unit: str) -> None:
         if self.sequence is not None and self.sequence.shape[1] < length:
@@ -128,7 +128,8 @@ class Bound:
             mine = self.form.turned(window.index_select(0, index))
             theirs = self.intervention.function(mine)  # pyright: ignore[reportAttributeAccessIssue]
             if theirs is None:
-                continue
+                # It may have written into its own copy.
+                theirs = mine
             if not isinstance(theirs, Tensor) or theirs.shape != mine.shape:
                 got = tuple(theirs.shape) if isinstance(theirs, Tensor) else type(theirs).__name__
                 raise InputError(f"{self.site}: the function returned {got}, expected shape {tuple(mine.shape)}.")
@@ -177,22 +178,36 @@ class Bound:
         given = self.form.turned(tensor) if free == 2 else tensor
         trailing = given.shape[max(free, 0) :]
         wanted = feature[len(feature) - len(trailing) :]
-        fits = all(size in (own, None) for own, size in zip(trailing, wanted, strict=True))
+        # Size 1 along the heads (or codebooks) means the same for each.
+        alike = [*[1] * (len(trailing) - 1), None]
+        fits = all(size in (own, None) or own == one for own, size, one in zip(trailing, wanted, alike, strict=True))
         if not fits or free > (2 if name == "values" else 1) or not tensor.ndim:
-            most = self.form.described(config) if name == "values" else "one vector a row"
+            most = self.form.described(config) if name == "values" else f"(row, {', '.join(self.form.order[2:])})"
             raise InputError(
                 f"{self.site}: {name} has shape {tuple(tensor.shape)}, expected the last axes of "
                 f"{self._features(config)} at this site, or at most {most}."
             )
+        if not free and len(feature) > 1 and tensor.shape[0] == len(rows) > 1:
+            raise self._ambiguous(name, tensor)
         tensor = given
         if free <= 0:
             return tensor
+        if free == 1 and len(feature) > 1 and tensor.shape[0] == 1:
+            tensor = tensor.expand(len(rows), *tensor.shape[1:])
         if tensor.shape[0] != len(rows):
             raise InputError(f"{self.site}: {name} holds {tensor.shape[0]} rows, the run changes {len(rows)}.")
         spread = tensor.new_zeros(layout.total, *tensor.shape[1:])
         spread[list(rows)] = tensor
         placed = layout.of(spread)
         return placed if free == 2 else placed.unsqueeze(1)
+
+    def _ambiguous(self, name: str, tensor: Tensor) -> InputError:
+        """What to raise where the first axis counts as many heads (or codebooks) as rows."""
+        outer, inner = self.form.order[2:]
+        return InputError(
+            f"{self.site}: {name} of shape {tuple(tensor.shape)} may be ({outer}, {inner}) or (row, {inner}): give "
+            f"(row, {outer}, {inner}), with size 1 along an axis where it is the same."
+        )
 
     def _features(self, config: LensConfig) -> str:
         sizes = zip(self.form.order[2:], self.form.features(config), strict=True)

@@ -48,6 +48,10 @@ class BusyError(AudioLensError, RuntimeError):
     """A second run was started inside a run of the same model, or into a folder that another process writes."""
 
 
+class StaleSourceError(AudioLensError, RuntimeError):
+    """A file was edited under the code that traces in it, which has not been loaded again."""
+
+
 class StoppedError(AudioLensError, RuntimeError):
     """A long run could not go on: a full disk, a process that died. What it had finished is kept."""
 

@@ -12,6 +12,10 @@ Write `cross_attn.hook_z`, or the pattern, to give that branch something to read
 
 A logit of -inf at `hook_logits`, in either branch, forbids its code; it takes an `Apply`, for all else must be finite.
 
+Where a step holds several vectors (one a head, one a codebook), values are "d_head", "head d_head" or "row head
+d_head", where size 1 along an axis means the same for every row, or every head. A shape "n d_head", where n is the
+number of heads and of rows, is ambiguous and is refused.
+
 `strength` is a number, or one per affected row; a row of strength 0 is left bit-identical. `schedule` multiplies
 the strength over time: a function of the time in seconds, or one number per step of the clip. `preserve_norm`
 rescales every changed position to the norm it had.
@@ -154,7 +158,7 @@ def _nonzero(name: str, direction: Tensor) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Add(Intervention):
-    """Add `strength * vector`: "d_model", or "row d_model" for one vector per row (at head sites "d_head").
+    """Add `strength * vector`: "d_model", or "row d_model" for one vector per row (at head sites "row head d_head").
 
     Raises:
         InputTypeError, InputError: if the vector is no finite numbers, or (by the run) not of the site's width.
@@ -295,8 +299,8 @@ class Scale(Intervention):
 class Apply(Intervention):
     """Call `function(value)` on the affected rows of one branch, in the site's shape, and use what it returns.
 
-    `None` leaves the value as it is, so a function may also only look. Under `branch="both"` it is called once
-    for each branch. `strength` and `schedule` are not meant here and are refused.
+    The value is the function's own copy: one that returns `None` has changed it in place, or only looked. Under
+    `branch="both"` it is called once for each branch. `strength` and `schedule` are not meant here and are refused.
 
     Raises:
         InputTypeError: if the function cannot be called.

@@ -64,7 +64,7 @@ class AudioLens:
         if not callable(self.tokenizer):
             raise InputTypeError(f"tokenizer={type(tokenizer).__name__}: expected a tokenizer or a processor.")
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
-        self._nnsight = Model(model, self.config.n_codebooks)
+        self._nnsight = Model(model)
         prove(self)
 
     @classmethod

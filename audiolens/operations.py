@@ -34,9 +34,8 @@ class Model(NNsight):
 
     _batcher_class = RowBatcher
 
-    def __init__(self, module: Any, n_codebooks: int) -> None:
+    def __init__(self, module: Any) -> None:
         super().__init__(module)
-        self.n_codebooks = n_codebooks
         self._opened = dict(module.named_modules())
 
     def check_unchanged(self) -> None:

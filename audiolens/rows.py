@@ -1,11 +1,13 @@
 """Which rows of a batch are whose: guidance halves, codebooks, and the invokes of a trace.
 
-Inside a guided run a tensor's first axis may count rows, rows of both branches (conditional first, then null),
-or either of these times the codebooks. nnsight's own batcher narrows only what counts plain rows, so two invokes
-would read and edit each other's under guidance; `RowBatcher` knows the four counts.
+Inside a guided run a tensor's first axis may count rows, or rows of both branches (conditional first, then null).
+nnsight's own batcher narrows only what counts plain rows, so two invokes would read and edit each other's under
+guidance; `RowBatcher` knows both counts. A site whose first axis counts something else is served `entire`, and knows
+its rows itself.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,18 +15,17 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from nnsight.intervention.batching import Batcher
+from nnsight.intervention.interleaver import Mediator
 from torch import Tensor
 
 from audiolens.checks import checked_count
+from audiolens.errors import InputError
 from audiolens.families import LensConfig
 from audiolens.text import BUCKET, checked_prompts
 from audiolens.timeline import delay
 
 EXACT_ROWS = 16
 """Exact runs hold this many rows, padded with repeats, whatever was asked for."""
-
-IN_PLACE = "_audiolens_in_place"
-"""Marks an edited tensor whose rows go back into the tensor they were read from."""
 
 
 @dataclass(frozen=True)
@@ -152,19 +153,19 @@ def start_columns(
 
 
 class RowBatcher(Batcher):
-    """nnsight's batcher for a model whose rows are doubled by guidance and multiplied by codebooks.
+    """nnsight's batcher for a model whose rows are doubled by guidance.
 
-    A tensor belongs to the batch when its first axis counts `total` rows times {1, 2} branches times {1, codebooks};
-    floats of two axes are the position embeddings, "step d_model", which are every row's. An invoke is served its own
-    rows of every branch, in the same layout, and its edits go back to just these.
+    A tensor belongs to the batch when its first axis counts `total` rows times {1, 2} branches. An invoke is served its
+    own rows of every branch, in the same layout, and its edits go back to just these. `copies` are the values read in
+    this run that are not the model's own tensors, as they were served.
     """
 
     def __init__(self, envoy: Any, kwargs: dict | None = None) -> None:
         super().__init__(envoy, kwargs)
         self.request: Any = self.kwargs.get("request")
         self.branches = self.request.branches if self.request is not None else 1
-        self.codebooks = envoy.n_codebooks
         self.prefix = 0
+        self.copies = Copies()
 
     def assemble(self, fn: Any) -> tuple:
         """One call from the prompts and codes of every invoke; a plan of the lens's own comes ready-made."""
@@ -175,43 +176,73 @@ class RowBatcher(Batcher):
         self.prefix, ready = self.request.inputs(prompts, codes)
         return (), ready
 
-    def _shape(self, tensor: Tensor) -> tuple[int, int] | None:
-        """(branches, rows a row) of a batched tensor's first axis, or `None` if it is not batched."""
-        if not tensor.ndim or _positions(tensor):
-            return None
-        for branches in (self.branches, 1):
-            for each in (1, self.codebooks):
-                if tensor.shape[0] == branches * each * self.total:
-                    return branches, each
-        return None
+    def _halves(self, tensor: Tensor) -> int | None:
+        """How many branches the first axis of a tensor holds, or `None` if it does not count rows."""
+        counts = (branches for branches in (self.branches, 1) if tensor.shape[:1] == (branches * self.total,))
+        return next(counts, None)
 
     def _narrow_tensor(self, tensor: Tensor, group: list) -> Tensor:
-        shape = self._shape(tensor)
-        if shape is None:
+        branches = self._halves(tensor)
+        if branches is None:
             return tensor
-        branches, each = shape
-        start, size = group
-        rows = tensor.unflatten(0, (branches, self.total * each))
-        mine = rows.narrow(1, start * each, size * each)
+        mine = tensor.unflatten(0, (branches, self.total)).narrow(1, *group)
         return mine[0] if branches == 1 else mine.flatten(0, 1)
 
     def _widen_tensor(self, full: Tensor, group: list, edited: Tensor) -> Tensor:
-        if _positions(full):
-            full = full.expand(self.branches * self.total, -1, -1)
-        shape = self._shape(full)
-        if shape is None:
+        branches = self._halves(full)
+        if branches is None:
             return edited
-        branches, each = shape
         start, size = group
-        rows = full.unflatten(0, (branches, self.total * each))
-        mine = edited.unflatten(0, (branches, size * each))
-        if getattr(edited, IN_PLACE, False):
-            # The block keeps this very tensor for its skip connection: another one would not reach it.
-            rows[:, start * each : (start + size) * each].copy_(mine)
-            return full
-        before, after = rows[:, : start * each], rows[:, (start + size) * each :]
-        return torch.cat([before, mine, after], dim=1).flatten(0, 1)
+        rows = full.unflatten(0, (branches, self.total))
+        mine = edited.unflatten(0, (branches, size))
+        return torch.cat([rows[:, :start], mine, rows[:, start + size :]], dim=1).flatten(0, 1)
 
 
-def _positions(tensor: Tensor) -> bool:
-    return tensor.ndim == 2 and tensor.is_floating_point()
+@contextmanager
+def entire(mediator: Mediator) -> Iterator[None]:
+    """Have an invoke served whole tensors meanwhile, and what it puts back taken as whole ones."""
+    group, mediator.batch_group = mediator.batch_group, None
+    try:
+        yield
+    finally:
+        mediator.batch_group = group
+
+
+class Copies:
+    """Copies that reads in a trace were given, by invoke and name. Writing into one would change nothing in the model.
+
+    One is held until the same is read in a later forward, or is assigned.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, str], tuple[Tensor, int]] = {}
+
+    def keep(self, invoke: int, name: str, value: Tensor) -> Tensor:
+        """The value as it is handed out; an earlier one of this name must not have been written into."""
+        self._refuse(name, *self._held.pop((invoke, name), (value, None)))
+        if value.is_inference():
+            # Only other tensors count the writes into them.
+            with torch.inference_mode(False):
+                value = value.clone()
+        self._held[invoke, name] = value, value._version
+        return value
+
+    def assigned(self, invoke: int, name: str) -> None:
+        """What was written into it has reached the model."""
+        self._held.pop((invoke, name), None)
+
+    def check(self) -> None:
+        """Refuse writes into any of them.
+
+        Raises:
+            InputError: naming the site.
+        """
+        for (_, name), (value, version) in self._held.items():
+            self._refuse(name, value, version)
+
+    def _refuse(self, name: str, value: Tensor, version: int | None) -> None:
+        if version is not None and value._version != version:
+            raise InputError(
+                f"{name}: the value read in a trace was changed in place, but it is a copy, so the model would not "
+                "change: assign the changed value (lens.site(...).value = changed), or write into value.clone()."
+            )

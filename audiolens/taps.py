@@ -10,7 +10,7 @@ from what the attention was given; a changed one recomputes what follows from it
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from einops import einsum, rearrange
@@ -139,6 +139,11 @@ class Tap:
     item: int | str | None = None
     op: str | None = None
     in_place: bool = False
+    recomputed: ClassVar[bool] = False
+    """Whether the model never holds the value, so that it is made from what the model does hold."""
+
+    shared: ClassVar[bool] = False
+    """Whether one tensor stands for all rows, so that a write into it would change them all."""
 
     def open(self, place: Any, view: View) -> tuple[Tensor, Put]:
         """Inside a run: the value that `place`, the envoy of this tap, serves, and what puts another in its place.
@@ -200,6 +205,8 @@ class Tap:
 class Positions(Tap):
     """The position embeddings, which the model adds to every row: a change may differ from row to row."""
 
+    shared = True
+
     def open(self, place: Any, view: View) -> tuple[Tensor, Put]:
         table, put = super().open(place, view)
         # Three axes: another invoke has changed its rows already.
@@ -209,6 +216,8 @@ class Positions(Tap):
 @dataclass(frozen=True)
 class Pattern(Tap):
     """Attention's weights, recomputed from what its kernel is given; another pattern recomputes z with its values."""
+
+    recomputed = True
 
     def open(self, place: Any, view: View) -> tuple[Tensor, Put]:
         args, kwargs = place.inputs
@@ -234,6 +243,8 @@ class Pattern(Tap):
 @dataclass(frozen=True)
 class Result(Tap):
     """What each head writes: z through its part of the output weights. Their sum, with the bias, is the output."""
+
+    recomputed = True
 
     def open(self, place: Any, view: View) -> tuple[Tensor, Put]:
         projection, heads = place._module, view.config.n_heads

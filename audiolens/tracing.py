@@ -23,32 +23,40 @@ from audiolens.audio import checked_codes
 from audiolens.errors import InputError
 from audiolens.families import Family, LensConfig, tap_of
 from audiolens.operations import Model, open_ahead, place_of
-from audiolens.rows import IN_PLACE, Layout, RowBatcher, read_columns
+from audiolens.rows import Layout, RowBatcher, entire, read_columns
 from audiolens.sampling import Forbid, checked_seeds, checked_settings, sampling_arguments
 from audiolens.sites import Site
 from audiolens.taps import Put, View
 from audiolens.text import Prompt
 from audiolens.timeline import Real, Timeline, clip_timeline, codes_timeline
+from audiolens.traced_source import CurrentInvoker, CurrentTracer
 
 
 @dataclass(frozen=True)
 class Request:
     """What a trace runs: how its inputs are built, how many branches they have, and the guard around the run.
 
-    `inputs` gives the length of the prefix before step 0, and the arguments of the call.
+    `generates` marks a generation, which is many forwards. `inputs` gives the length of the prefix before step 0, and
+    the arguments of the call.
     """
 
     branches: int
+    generates: bool
     inputs: Callable[[Sequence[Prompt], Sequence[Tensor | None]], tuple[int, dict[str, Any]]]
     guard: Callable[[], AbstractContextManager[None]]
 
 
-class LensTracer(InterleavingTracer):
+class LensTracer(CurrentTracer, InterleavingTracer):
     """nnsight's tracer, run under the lens's guard: one run at a time, random state put back."""
+
+    def invoke(self, *args: Any, **kwargs: Any) -> CurrentInvoker:
+        return CurrentInvoker(self, *args, **kwargs)
 
     def execute(self, code: CodeType) -> None:
         with self.kwargs["request"].guard():
             super().execute(code)
+            if isinstance(self.batcher, RowBatcher):
+                self.batcher.copies.check()
 
 
 class SiteValue:
@@ -56,9 +64,15 @@ class SiteValue:
 
     Its shape is that of `lens.sites()`; `branch="both"` adds a leading branch axis, and with `prefix` the steps begin
     with those of the prefix, in the forward that holds it: the first. Values come in the model's order, and each may be
-    asked for once a forward. For gradients with respect to a value that is a part of the model's tensor (a head site, a
-    branch under guidance, one of several invokes, steps behind a prefix), or that is recomputed (a pattern, a head's
-    result), assign a leaf of your own and differentiate by it.
+    asked for once a forward.
+
+    Writing into a value that is the model's own tensor is assigning it, until the next value is asked for. Patterns,
+    results, position embeddings and, in a generation, what stands on the text's side are copies: a write into one of
+    them that is not assigned then is refused when the run ends.
+
+    For gradients with respect to a value that is a part of the model's tensor (a head site, a branch under guidance,
+    one of several invokes, steps behind a prefix), or that is a copy, assign a leaf of your own and differentiate by
+    it.
     """
 
     def __init__(
@@ -70,35 +84,43 @@ class SiteValue:
 
     @property
     def value(self) -> Tensor:
-        _, whole, _ = self._opened()
+        whole, _, rows = self._opened()
         if skipped := self._skipped(whole):
             whole = whole[:, skipped:]
-        if self._branch != "cond" or self._batcher.branches > 1:
+        if self._branch != "cond" or self._batcher.branches > 1 or rows != slice(None):
             # Otherwise it is the model's own tensor and not a view of it: gradients can be asked for.
-            whole = whole.unflatten(0, (self._batcher.branches, -1))[self._part]
-        return self._tap.form.turned(whole)
+            whole = whole.unflatten(0, (self._batcher.branches, -1))[:, rows][self._part]
+        value = self._tap.form.turned(whole)
+        if self._tap.recomputed:
+            return self._batcher.copies.keep(*self._copy, value)
+        # A generation keeps the text's side for every step: a write into it would be made again and again.
+        if self._tap.shared or (self._batcher.request.generates and not self._tap.form.timed):
+            return self._batcher.copies.keep(*self._copy, value.clone())
+        return value
 
     @value.setter
     def value(self, changed: Tensor) -> None:
-        place, before, put = self._opened()
+        before, put, rows = self._opened()
         whole = before.unflatten(0, (self._batcher.branches, -1)).clone()
         chosen = torch.zeros(whole.shape[:2], dtype=torch.bool, device=whole.device)
-        steps = whole[:, :, self._skipped(before) :]
+        steps = whole[:, rows, self._skipped(before) :]
         expected = self._tap.form.turned(steps[self._part]).shape
         if changed.shape != expected:
             raise InputError(f"{self._site.name}: {tuple(changed.shape)} was assigned, expected {tuple(expected)}.")
         steps[self._part] = self._tap.form.turned(changed).to(whole.dtype)
-        chosen[self._part] = True
-        after = whole.flatten(0, 1)
-        if self._tap.in_place and self._batcher.batching:
-            setattr(after, IN_PLACE, True)
-            place.input = after
-            return
-        put(after, chosen.flatten())
+        chosen[:, rows][self._part] = True
+        put(whole.flatten(0, 1), chosen.flatten())
+        self._batcher.copies.assigned(*self._copy)
 
     @property
     def _batcher(self) -> RowBatcher:
         return running(self._site.name)
+
+    @property
+    def _copy(self) -> tuple[int, str]:
+        """Whose copy of what."""
+        branch = "" if self._branch == "cond" else f" of branch {self._branch!r}"
+        return id(Mediator.current(self._site.name)), f"{self._site.name}{branch}"
 
     def _skipped(self, whole: Tensor) -> int:
         """How many positions of this forward are left out: all of the prefix, which a later step does not hold."""
@@ -115,13 +137,26 @@ class SiteValue:
             raise InputError("branch='null' needs guidance: without it (guidance_scale=1) there is only 'cond'.")
         return half
 
-    def _opened(self) -> tuple[Any, Tensor, Put]:
-        """The envoy, what it serves of this invoke's rows (one branch after the other), and what puts another there."""
-        batcher, group = self._batcher, Mediator.current(self._site.name).batch_group
-        rows = batcher.total if group is None else group[1]
+    def _opened(self) -> tuple[Tensor, Put, slice]:
+        """What the site serves (one branch after the other), what puts another there, and the invoke's rows in it.
+
+        The model's own tensors are served whole: views of them can be written into. What is recomputed is made for the
+        invoke's rows alone.
+        """
+        mediator, batcher = Mediator.current(self._site.name), self._batcher
+        start, size = mediator.batch_group or (0, batcher.total)
         open_ahead(self._model, self._family, self._site)
         place = place_of(self._model, self._family, self._site)
-        return place, *self._tap.open(place, View(self._config, rows * batcher.branches))
+        if self._tap.recomputed:
+            return *self._tap.open(place, View(self._config, size * batcher.branches)), slice(None)
+        with entire(mediator):
+            value, put = self._tap.open(place, View(self._config, batcher.total * batcher.branches))
+
+        def put_whole(other: Tensor, chosen: Tensor | None) -> None:
+            with entire(mediator):
+                put(other, chosen)
+
+        return value, put_whole, slice(None) if size == batcher.total else slice(start, start + size)
 
 
 def running(what: str) -> RowBatcher:
@@ -210,4 +245,5 @@ def requested(
         with passes.alone(model), passes.random_state(keep=fn == "forward" or seeds is not None):
             yield
 
-    return Request(2 if guided else 1, inputs, guard), generate if fn == "generate" else forward
+    generates = fn == "generate"
+    return Request(2 if guided else 1, generates, inputs, guard), generate if generates else forward

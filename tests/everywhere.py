@@ -1,5 +1,6 @@
 """The names of every site, and prompts and codes to run the small models with."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,3 +30,13 @@ SITES = [full(site) for site in (*IN_BLOCK, *WHOLE)]
 def random_codes(lens: Any, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 32, (3, lens.config.n_codebooks, 15), generator=generator)
+
+
+def least_lead(out: Any, delays: Sequence[int], guidance_scale: float = 3.0) -> float:
+    """By how much a greedy generation's code leads the next likeliest, where it does so least: kernels of another shape
+    may choose otherwise where that is nothing. `out` has recorded the logits of both branches."""
+    frames = out.codes.shape[-1]
+    cond, null = out.cache["hook_logits"][..., -frames - max(delays) :, :]
+    guided = null + guidance_scale * (cond - null)
+    best = torch.stack([guided[:, k, shift : shift + frames] for k, shift in enumerate(delays)]).topk(2).values
+    return float((best[..., 0] - best[..., 1]).min())

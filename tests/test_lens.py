@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from everywhere import least_lead
 
 import audiolens as al
 from audiolens import errors
@@ -77,12 +78,14 @@ def test_reductions_at_capture_equal_those_of_the_whole_recording(lens, reduce):
         )
 
 
-def test_key_value_cache_on_equals_off(lens):
-    add = al.Add(torch.randn(48), strength=2.0, seconds=(0.2, 0.4))
+def test_key_value_cache_on_equals_off(lens, vector):
+    add = al.Add(vector, strength=2.0, seconds=(0.2, 0.4))
+    sites = ["resid_post", "logits"]
     runs = [
-        lens.generate(PROMPTS, SECONDS, temperature=0, interventions=add, sites="resid_post", use_cache=flag)
+        lens.generate(PROMPTS, SECONDS, temperature=0, interventions=add, sites=sites, branch="both", use_cache=flag)
         for flag in (True, False)
     ]
+    assert least_lead(runs[0], lens.config.delays) > 1e-4
     assert torch.equal(runs[0].codes, runs[1].codes)
     torch.testing.assert_close(
         runs[0].cache.stack("resid_post"), runs[1].cache.stack("resid_post"), rtol=1e-4, atol=1e-5

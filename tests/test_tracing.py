@@ -1,5 +1,7 @@
 """A trace reads and writes every site as the lens's own verbs do, invoke by invoke."""
 
+from typing import Any
+
 import nnsight
 import pytest
 import torch
@@ -47,7 +49,11 @@ def test_an_invoke_edits_its_own_rows_of_every_site(lens, site, scale):
         with tracer.invoke(prompts[2:], codes=codes[2:]):
             seen = nnsight.save(lens.site(site).value)
             second = nnsight.save(tracer.result)
-    assert torch.equal(seen, value[2:])
+    if site.endswith(("pattern", "result")):
+        # Made for these rows alone, by kernels of another shape.
+        torch.testing.assert_close(seen, value[2:], rtol=1e-5, atol=1e-6)
+    else:
+        assert torch.equal(seen, value[2:])
     halves = plain.chunk(2) if scale > 1 else (plain,)
     assert torch.equal(second, torch.cat([half[2:] for half in halves]))
     assert not torch.equal(first[:2], halves[0][:2])
@@ -100,6 +106,116 @@ def test_gradients_reach_a_pattern_of_ones_own(lens, codes):
     assert all(gradient.abs().max() > 0 for gradient in gradients)
 
 
+def test_gradients_reach_the_texts_own_states(lens, codes):
+    with lens.trace(PROMPTS, codes=codes) as tracer:
+        states = lens.site("text_states").value
+        loss = tracer.result.float().square().mean()
+        gradient = nnsight.save(torch.autograd.grad(loss, states)[0])
+    assert gradient.shape == (3, 5, 48)
+    assert gradient.abs().max() > 0
+
+
 def test_a_wrong_shape_assigned_in_a_trace_names_the_one_expected(lens, codes):
     with pytest.raises(errors.InputError, match=r"expected \(3, 4, 18, 18\)"), lens.trace(PROMPTS, codes=codes):
         lens.site("attn.pattern", 1).value = torch.zeros(3, 18, 4, 18)
+
+
+@pytest.mark.parametrize("invokes", [1, 2])
+@pytest.mark.parametrize(("branch", "scale"), [("cond", 1.0), ("cond", 3.0), ("null", 3.0), ("both", 3.0)])
+@pytest.mark.parametrize("site", SITES)
+def test_writing_into_what_was_read_is_assigning_it_or_is_refused(lens, codes, site, branch, scale, invokes):
+    def place() -> Any:
+        return lens.site(site, branch=branch)
+
+    # One invoke holds all rows of the same run, or the last two of three.
+    before, mine = (PROMPTS[:1], PROMPTS[1:]) if invokes == 2 else ([], PROMPTS)
+    with lens.trace(guidance_scale=scale) as tracer:
+        if before:
+            with tracer.invoke(before, codes=codes[:1]):
+                pass
+        with tracer.invoke(mine, codes=codes[-len(mine) :]):
+            place().value = place().value * 0.5
+        with tracer.invoke():
+            expected = nnsight.save(tracer.result)
+    found, refused = expected, ""
+    try:
+        with lens.trace(guidance_scale=scale) as tracer:
+            if before:
+                with tracer.invoke(before, codes=codes[:1]):
+                    pass
+            with tracer.invoke(mine, codes=codes[-len(mine) :]), torch.no_grad():
+                place().value[:] *= 0.5
+            with tracer.invoke():
+                found = nnsight.save(tracer.result)
+    except errors.InputError as error:
+        refused = str(error)
+    if site.endswith(("pattern", "result", "pos_embed")):
+        assert site in refused
+        assert "changed in place" in refused
+    else:
+        assert not refused
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("site", ["attn.pattern", "cross_attn.pattern", "attn.result", "cross_attn.v", "pos_embed"])
+def test_a_copy_written_into_and_then_assigned_counts(lens, codes, site):
+    layer = None if site == "pos_embed" else 1
+    expected = lens.run_with_interventions(PROMPTS, codes, al.Scale(0.5, site=site, layers=layer))
+    with torch.no_grad(), lens.trace(PROMPTS, codes=codes) as tracer:
+        place = lens.site(site, layer)
+        place.value *= 0.5
+        logits = nnsight.save(tracer.result)
+    assert torch.equal(logits, expected)
+    with torch.no_grad(), lens.trace(PROMPTS, codes=codes) as tracer:
+        own = lens.site(site, layer).value.clone()
+        own *= 0.5
+        logits = nnsight.save(tracer.result)
+    assert torch.equal(logits, lens.run_with_cache(PROMPTS, codes)[0])
+
+
+def test_a_copy_written_into_is_refused_at_any_step_and_in_inference_mode(lens, codes):
+    def inferring() -> None:
+        with torch.inference_mode(), lens.trace(PROMPTS, codes=codes):
+            lens.site("attn.pattern", 1).value[..., 0] = 0
+
+    def generating(site: str, last: int) -> None:
+        with lens.trace(PROMPTS, fn="generate", seconds=0.4, seeds=1, guidance_scale=3.0) as tracer:
+            for step in tracer.iter[:14]:
+                value = lens.site(f"cross_attn.{site}", 1, branch="null").value
+                if step == last:
+                    value[..., 0] = 1
+
+    with pytest.raises(errors.InputError, match="pattern: .* changed in place"):
+        inferring()
+    for site, last in [("pattern", 4), ("pattern", 13), ("k", 4), ("v", 0)]:
+        with pytest.raises(errors.InputError, match=f"hook_{site} of branch 'null': .* changed in place"):
+            generating(site, last)
+    assert lens.run_with_cache(PROMPTS, codes)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_function_may_change_its_value_in_place(lens, codes, site):
+    def halve(value: torch.Tensor) -> None:
+        value *= 0.5
+
+    options = {"branch": "both", "guidance_scale": 3.0}
+    expected = lens.run_with_interventions(PROMPTS, codes, al.Apply(lambda value: value * 0.5, site=site), **options)
+    changed = lens.run_with_interventions(PROMPTS, codes, al.Apply(halve, site=site), **options)
+    assert torch.equal(changed, expected)
+    assert not torch.equal(changed, lens.run_with_cache(PROMPTS, codes, **options)[0])
+
+
+@pytest.mark.parametrize("branch", ["cond", "both"])
+@pytest.mark.parametrize(
+    "site", ["embed", "attn.k", "attn.z", "resid_mid", "cross_attn.z", "mlp.post", "resid_post", "logits"]
+)
+def test_writing_into_what_was_read_steers_a_generation_as_assigning_does(lens, site, branch):
+    layer = None if site in ("embed", "logits") else 1
+    options = {"fn": "generate", "seconds": 0.4, "seeds": [1, 2, 3], "guidance_scale": 3.0}
+    with torch.no_grad(), lens.trace(PROMPTS, **options) as tracer:
+        for _ in tracer.iter[:14]:
+            lens.site(site, layer, branch=branch).value[:] *= -20
+        written = nnsight.save(tracer.result)
+    scaled = al.Scale(-20.0, site=site, layers=layer, branch=branch)
+    assert torch.equal(written, lens.generate(PROMPTS, 0.4, seeds=[1, 2, 3], interventions=scaled).codes)
+    assert not torch.equal(written, lens.generate(PROMPTS, 0.4, seeds=[1, 2, 3]).codes)

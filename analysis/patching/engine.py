@@ -210,7 +210,8 @@ class Climb:
         self.crosses = self.config.conditioning == "cross-attention"
         self.eager = batch.lens.model.decoder.config._attn_implementation == "eager"
         length, before = batch.steps - start, batch.base.prefix + start
-        self.past = torch.ones(length, before + length, dtype=torch.bool, device=batch.codes.device).tril(before)
+        past = torch.ones(length, before + length, dtype=torch.bool, device=batch.codes.device).tril(before)
+        self.past: Bool[Tensor, "1 1 query key"] = past[None, None]
         self.text: Tensor | None = None
         self.new: list[Cell] = []
 
@@ -336,7 +337,14 @@ class Climb:
         return out
 
     def _attended(
-        self, group: str, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool
+        self,
+        group: str,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Bool[Tensor, "#row 1 #query key"] | None,
+        causal: bool,
     ) -> Float[Tensor, "cell pair step head d_head"]:
         if not len(query):
             return query
@@ -350,7 +358,7 @@ class Climb:
         hook = f"{group}.hook_pattern"
         if any(hook in cell.hooks for cell in self.new):
             pairs = len(self.new) * self.batch.pairs
-            of = mask[-pairs:] if mask is not None and len(mask) == len(q) else mask
+            of = None if mask is None else mask.expand(len(q), -1, -1, -1)[-pairs:]
             scaling = float(self.config.d_head**-0.5)
             pattern = attention_pattern(q[-pairs:], k[-pairs:], of, scaling, causal).unflatten(0, (-1, len(query[0])))
             pattern = self._edited(hook, layer, pattern)

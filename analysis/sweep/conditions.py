@@ -17,10 +17,14 @@ import pandas as pd
 import torch
 
 from audiolens.errors import InputError
+from audiolens.families import FAMILIES
 from audiolens.interventions import Add, Branch, Intervention
+from audiolens.sites import Site, resolve
 from audiolens.timeline import Span
 
 BASELINE = "baseline"
+_BLOCK = {hook: tap for family in FAMILIES for hook, tap in family.block_taps.items()}
+_WHOLE = {hook: tap for family in FAMILIES for hook, tap in family.model_taps.items()}
 Clip = tuple[str, int]
 """A prompt and the seed it is drawn with."""
 
@@ -132,7 +136,7 @@ def merge(conditions: Sequence[Condition], n_layers: int) -> Iterator[Interventi
     Conditions of plain additions alone share one addition per place, with a vector per row, which costs a decoder
     step the same however many conditions a batch holds. The others keep their steps, in their order.
     """
-    added: dict[tuple[str, int, Branch, Span | None, bool], dict[int, torch.Tensor]] = {}
+    added: dict[tuple[Site, Branch, Span | None, bool], dict[int, torch.Tensor]] = {}
     others: dict[str, list[int]] = {}
     for row, condition in enumerate(conditions):
         additions = [step for step in condition.interventions if _plain(step)]
@@ -141,13 +145,15 @@ def merge(conditions: Sequence[Condition], n_layers: int) -> Iterator[Interventi
             continue
         for step in additions:
             vector = torch.as_tensor(step.strength) * torch.as_tensor(step.vector)
-            for layer in _layers(step, n_layers):
-                rows = added.setdefault((step.site, layer, step.branch, step.seconds, step.prefix), {})
+            for place in resolve(step.site, step.layers, hooks=_BLOCK, model_hooks=_WHOLE, n_layers=n_layers):
+                rows = added.setdefault((place, step.branch, step.seconds, step.prefix), {})
                 rows[row] = rows[row] + vector if row in rows else vector
-    for (site, layer, branch, seconds, prefix), rows in added.items():
+    for (place, branch, seconds, prefix), rows in added.items():
         vectors = torch.stack(list(rows.values()))
-        where: dict[str, Any] = {"site": site, "layers": [layer], "branch": branch, "seconds": seconds}
-        yield Add(vectors, rows=list(rows), prefix=prefix, **where)
+        if len((_WHOLE if place.layer is None else _BLOCK)[place.hook].form.axes) > 3:
+            # A step holds several vectors there, one a head or a codebook: a row's is the same for all of them.
+            vectors = vectors[:, None]
+        yield Add(vectors, rows=list(rows), site=place.name, branch=branch, seconds=seconds, prefix=prefix)
     for rows_here in others.values():
         for step in conditions[rows_here[0]].interventions:
             yield replace(step, rows=rows_here)
@@ -161,9 +167,3 @@ def _plain(step: Intervention) -> TypeGuard[Add]:
         and step.schedule is None
         and not step.preserve_norm
     )
-
-
-def _layers(step: Intervention, n_layers: int) -> list[int]:
-    if step.layers is None:
-        return list(range(n_layers))
-    return [step.layers] if isinstance(step.layers, int) else list(step.layers)

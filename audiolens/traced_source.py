@@ -1,0 +1,120 @@
+"""The source of traced blocks, as it was when the code that enters them was compiled.
+
+nnsight runs the text of a `with` block, which it finds by file name and line, and reads each file once. After an edit
+and a reload it would run the old block. Here the text is the one whose compiled code is running, whichever version of
+the file that is.
+"""
+
+import linecache
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib.machinery import SourceFileLoader
+from types import CodeType, FrameType
+from typing import no_type_check
+
+from nnsight.intervention.tracer import Invoker
+from nnsight.tracing.globals import BLOCKS, SOURCES
+from nnsight.tracing.tracer import Tracer, skip_context, skippable
+
+from audiolens.errors import StaleSourceError
+
+_READ: dict[str, list[str]] = {}
+"""Every version of a file's text that was traced, the newest last."""
+_KNOWN: dict[tuple[str, int, str, int], CodeType] = {}
+"""The code that entered each traced block, keyed as nnsight keys blocks, for the text that nnsight now holds."""
+
+
+class CurrentTracer(Tracer):
+    """A tracer that reads its block from the text of the code that enters it."""
+
+    @no_type_check
+    def __enter__(self) -> Tracer:
+        # As nnsight's own, whose helpers take the caller two frames up: a checker's wrapper would be one more frame.
+        hold_source(sys._getframe(1))
+        self.capture()
+        if skippable(self.node):
+            skip_context(self)
+        return self
+
+
+class CurrentInvoker(CurrentTracer, Invoker):
+    """nnsight's invoke, which reads its block likewise."""
+
+
+def hold_source(frame: FrameType) -> None:
+    """Have nnsight hold the text from which the code of a frame was compiled.
+
+    Raises:
+        StaleSourceError: if no text that is known was.
+    """
+    code, name = frame.f_code, frame.f_code.co_filename
+    key = (name, frame.f_lineno, code.co_name, code.co_firstlineno)
+    if _KNOWN.get(key) == code:
+        return
+    if not _within_a_block(code):
+        text = _text_of(frame)
+        if text is None:
+            return
+        if text != SOURCES.get(name):
+            for cache in (BLOCKS, _KNOWN):
+                for other in [other for other in cache if other[0] == name]:
+                    del cache[other]
+            SOURCES[name] = text
+        if text not in _READ.setdefault(name, []):
+            _READ[name].append(text)
+    _KNOWN[key] = code
+
+
+def _within_a_block(code: CodeType) -> bool:
+    """Whether nnsight compiled the code, as a part of another block, from the text that it holds."""
+    blocks = (compiled for _, compiled in BLOCKS.values() if compiled is not None)
+    return any(code is part for compiled in blocks for part in _nested(compiled))
+
+
+def _text_of(frame: FrameType) -> str | None:
+    """The version of its file from which the code of a frame was compiled; `None` where there is no text."""
+    code, name = frame.f_code, frame.f_code.co_filename
+    known = (SOURCES.get(name, ""), _now(name), *reversed(_READ.get(name, [])))
+    texts = [text for place, text in enumerate(known) if text and text not in known[:place]]
+    found = next((text for text in texts if code in _compiled(text, name)), None)
+    if found is not None:
+        return found
+    # Test runners and notebooks compile something else than the text as it stands.
+    if len(texts) > 1 or _as_written(frame):
+        raise StaleSourceError(
+            f"{name} has changed since the code that is running was loaded, so the block traced at line "
+            f"{frame.f_lineno} cannot be read: reload the module (importlib.reload), or restart Python."
+        )
+    return texts[0] if texts else None
+
+
+def _now(name: str) -> str:
+    """A file's text as it is now; of `python -c`, its program."""
+    linecache.checkcache(name)
+    text = "".join(linecache.getlines(name))
+    if not text and name == "<string>" and "-c" in sys.orig_argv:
+        return sys.orig_argv[sys.orig_argv.index("-c") + 1] + "\n"
+    return text
+
+
+def _as_written(frame: FrameType) -> bool:
+    """Whether a frame's code was compiled from its file without any change."""
+    name, own = frame.f_code.co_filename, frame.f_globals
+    return name == "<string>" or (type(own.get("__loader__")) is SourceFileLoader and own.get("__file__") == name)
+
+
+@lru_cache(maxsize=16)
+def _compiled(text: str, name: str) -> frozenset[CodeType]:
+    """All code that a text compiles to: its own, and that of every function in it."""
+    try:
+        return frozenset(_nested(compile(text, name, "exec", dont_inherit=True)))
+    except (SyntaxError, ValueError):
+        return frozenset()
+
+
+def _nested(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _nested(constant)
