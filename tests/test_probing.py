@@ -235,6 +235,15 @@ def test_scores_of_several_unequal_classes() -> None:
     assert set(found.to_frame().columns) >= {"layer", "head", "score", "low", "high", "auc", "shuffled", "selectivity"}
 
 
+def test_the_best_place_of_noise_is_said_to_be_no_better_than_chance() -> None:
+    values = np.random.default_rng(0).normal(size=(12, 60, 8))
+    found = probing.probe(None, values, ["a", "b"] * 30, groups=range(60), n_bootstrap=0)
+    assert found.p.min() > 0.05
+    assert "best of 12 (no better than shuffled labels: p = " in repr(found)
+    values[4, ::2] += 2
+    assert "best of 12 (p = 0.048)" in repr(probing.probe(None, values, ["a", "b"] * 30, groups=range(60)))
+
+
 @pytest.mark.parametrize("kind", ["ridge", "logistic", "mlp"])
 def test_a_rare_class_is_recognised_as_far_as_it_lies_apart(kind: Any) -> None:
     """Two sigma apart, the best threshold recognises Phi(1) = 84% of either class, however rare one is."""

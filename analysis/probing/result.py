@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from analysis.probing.features import Place
 from analysis.probing.probes import Probe, Scored, balanced_accuracy, target_of
 from analysis.resampling import bootstrap
-from analysis.statistics import rank_test
+from analysis.statistics import LEVEL, rank_test
 from audiolens.directions import Directions
 from audiolens.errors import InputError
 from audiolens.provenance import Provenance
@@ -188,12 +188,13 @@ class ProbeResult:
 
     def __repr__(self) -> str:
         best = self.best
+        chance = "no better than shuffled labels: " if self.p[best] > LEVEL else ""
         one, interval = self.scored[best], self.scored[best].interval
         beside = "".join(f", {name} {other.score:.2f}" for name, other in self.baselines.items())
         ends = f"[{interval.low:.2f}, {interval.high:.2f}]" + (f", AUC {one.auc:.2f}" if self.classes else "")
         return (
             f"ProbeResult({self.name}: {self.metric} {one.score:.2f} {ends} at "
-            f"{self.places[best]}, best of {len(self.places)} (p = {self.p[best]:.3f}); shuffled labels "
+            f"{self.places[best]}, best of {len(self.places)} ({chance}p = {self.p[best]:.3f}); shuffled labels "
             f"{one.shuffled.mean():.2f}{beside}{'' if self.grouped else f'; {UNGROUPED}'})"
         )
 
