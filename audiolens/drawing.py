@@ -31,7 +31,7 @@ def drawn(
     seconds: Real,
     reading: Reading,
     *,
-    audio_prompt: Tensor | Sound | None,
+    audio_prompt: Tensor | Sound | Sequence[Sound] | None,
     seeds: int | Sequence[int] | None,
     guidance_scale: Real,
     temperature: Real,
