@@ -1,5 +1,6 @@
 """A clip that begins with given sound goes on as transformers would, drawn from its own seed."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -98,6 +99,17 @@ def test_each_row_goes_on_from_its_own_sound(lens, tmp_path):
     assert torch.equal(lens.generate(PROMPTS, SECONDS, audio_prompt=files, **given).codes, expected)
     alone = lens.generate(PROMPTS, SECONDS, audio_prompt=[(sounds[0], 16000)], **given).codes
     assert torch.equal(alone, lens.generate(PROMPTS, SECONDS, audio_prompt=(sounds[0], 16000), **given).codes)
+
+
+def test_a_clip_longer_than_the_model_is_set_up_for_is_said(lens, monkeypatch):
+    given = {"seeds": 1, "decode": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        lens.generate("calm", 2.0, **given)
+        monkeypatch.setattr(lens.model.generation_config, "max_length", 33)
+        lens.generate("calm", 1.3, **given)
+    with pytest.warns(UserWarning, match=r"seconds=1.4: .* is set up for clips of up to 1.32 s"):
+        lens.generate("calm", 1.4, **given)
 
 
 def test_rows_that_may_be_channels_are_refused(lens, monkeypatch):
