@@ -26,6 +26,9 @@ LEVEL = 0.05
 FEWEST_CONTROLS = 19
 """The fewest controls among which p can be that small: 1 / (19 + 1)."""
 
+N_PERMUTATIONS = 999
+"""Flips of signs behind the p of a grid's cells."""
+
 Alternative = Literal["greater", "less", "two-sided"]
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from audiolens import soundfiles
-from audiolens.errors import InputError, InputTypeError
+from audiolens.errors import InputError, InputTypeError, shortened
 from audiolens.families import LensConfig
 from audiolens.timeline import Timeline
 
@@ -143,8 +143,7 @@ def clip_start(audio_prompt: Any, rows: int, timeline: Timeline, lens: Any) -> I
         return None
     if isinstance(audio_prompt, Tensor) and audio_prompt.is_floating_point():
         raise InputTypeError("audio_prompt: a waveform needs its rate, (waveform, sample_rate); codes are integers.")
-    coded = isinstance(audio_prompt, Tensor)
-    codes: Any = audio_prompt if coded else codes_of(audio_prompt, lens, "audio_prompt")
+    codes: Any = audio_prompt if isinstance(audio_prompt, Tensor) else _sounds_codes(audio_prompt, rows, lens)
     if codes.ndim == 3 and len(codes) == 1:
         codes = codes.expand(rows, -1, -1)
     codes = checked_codes(codes, lens.config, rows)
@@ -154,6 +153,32 @@ def clip_start(audio_prompt: Any, rows: int, timeline: Timeline, lens: Any) -> I
             "raise seconds=, which counts both, or give less of it."
         )
     return codes.to(lens.device)
+
+
+def _sounds_codes(audio_prompt: Any, rows: int, lens: Any) -> Int[Tensor, "row codebook frame"]:
+    """The codes of one sound, or of a list of sounds, one a row."""
+    sounds: list[Any] = [*audio_prompt] if isinstance(audio_prompt, list | tuple) else []
+    if not sounds or not all(isinstance(one, str | os.PathLike | tuple | list) for one in sounds):
+        _refuse_rows_or_channels(audio_prompt, rows)
+        return codes_of(audio_prompt, lens, "audio_prompt")
+    each = [codes_of(one, lens, f"audio_prompt[{place}]") for place, one in enumerate(sounds)]
+    frames = [codes.shape[-1] for codes in each]
+    if len(set(frames)) > 1:
+        lasting = shortened(f"{count / lens.config.frame_rate:g} s" for count in frames)
+        raise InputError(f"audio_prompt: sounds of {lasting}; the clips go on from one length, so cut them to it.")
+    return torch.cat(each)
+
+
+def _refuse_rows_or_channels(audio_prompt: Any, rows: int) -> None:
+    """A waveform of two axes with as many rows as prompts may be meant either way: its author says which."""
+    wave: Any = audio_prompt[0] if isinstance(audio_prompt, tuple | list) and len(audio_prompt) == 2 else ()
+    shape: tuple[int, ...] = tuple(getattr(wave, "shape", ()))
+    if rows > 1 and len(shape) == 2 and shape[0] == rows:
+        stereo = f", or {(1, *shape)} for stereo sound that all rows share" if rows == 2 else ""
+        raise InputError(
+            f"audio_prompt of shape {shape} for {rows} prompts: channels, or a sound a row? Give 'row channel sample': "
+            f"{(rows, 1, shape[1])} for a sound a row{stereo}."
+        )
 
 
 def decode(codes: Tensor, model: Any, config: LensConfig) -> Float[Tensor, "row channel sample"]:

@@ -7,6 +7,7 @@ tried on prompts of the second, which had no part in it.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
@@ -15,6 +16,9 @@ from torch.nn.functional import cosine_similarity
 
 FEWEST_HALF = 4
 """Prompts a pole in the first half from which `Evidence.stable_at` says a number: the curve has the points 1, 2, 4."""
+
+N_SHUFFLES = 999
+LEVEL = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +32,8 @@ class Evidence:
         auc: chance that a held-out positive prompt lies further along it than a held-out negative one.
         counts, stability: the direction of the first `counts[i]` prompts a pole, as its cosine to the direction of the
             other half: where the curve is flat, more prompts change nothing.
+        p: the share of shuffles of the held-out prompts' poles whose largest AUC over all layers is as large: the best
+            layer is the best of many. `None` in a file of an earlier version.
 
     They say that the poles differ in a steady way, not that the difference is the concept, nor that the model uses it.
     """
@@ -37,6 +43,7 @@ class Evidence:
     auc: Float[Tensor, " layer"]
     counts: Int[Tensor, " count"]
     stability: Float[Tensor, "count layer"]
+    p: Float[Tensor, " layer"] | None = None
 
     def stable_at(self, tolerance: float = 0.05) -> Float[Tensor, " layer"]:
         """How many prompts a pole are enough: the first of `counts` from which the cosine to the other half's direction
@@ -52,8 +59,19 @@ class Evidence:
         settled = near.flip(0).long().cumprod(0).sum(0)
         return self.counts[len(self.counts) - settled].to(self.stability.dtype)
 
+    @property
+    def finding(self) -> str:
+        """How well the best layer tells held-out prompts apart, beside what the best layer does by chance."""
+        layers = len(self.auc)
+        told = f"held-out AUC up to {float(self.auc.max()):.2f}"
+        if self.p is None:
+            return f"{told}, the best of {layers}"
+        least = float(self.p.min())
+        chance = "no better than shuffled poles: " if least > LEVEL else ""
+        return f"{told} ({chance}p = {least:.3f}, the best of {layers})"
+
     def __repr__(self) -> str:
-        return f"Evidence(split-half cosine {_span(self.split_half_cosine)}, held-out AUC {_span(self.auc)})"
+        return f"Evidence(split-half cosine {_span(self.split_half_cosine)}, {self.finding})"
 
 
 class Contrast:
@@ -114,6 +132,7 @@ class Contrast:
             stability=torch.stack(
                 [cosine_similarity(early, halves[1], dim=-1) for early in self.snapshots.values()]
             ).float(),
+            p=_p_of_auc(positive, negative).float(),
         )
 
     def _sums(self) -> Tensor:
@@ -154,9 +173,33 @@ def _cohens_d(
 def _auc(
     positive: Float[Tensor, "layer prompt"], negative: Float[Tensor, "layer other_prompt"]
 ) -> Float[Tensor, " layer"]:
-    n = positive.shape[1]
-    ranks = torch.from_numpy(rankdata(torch.cat([positive, negative], dim=1).numpy(), axis=1))
-    return (ranks[:, :n].sum(1) - n * (n + 1) / 2) / (n * negative.shape[1])
+    sizes = positive.shape[1], negative.shape[1]
+    return _area(_ranks(positive, negative)[:, : sizes[0]].sum(1), *sizes)
+
+
+def _p_of_auc(
+    positive: Float[Tensor, "layer prompt"], negative: Float[Tensor, "layer other_prompt"]
+) -> Float[Tensor, " layer"]:
+    """Family-wise over layers: all see the same shuffles of the poles, of which the best layer counts."""
+    sizes = positive.shape[1], negative.shape[1]
+    rng = np.random.default_rng(0)
+    poles = np.zeros((sum(sizes), N_SHUFFLES))
+    poles[: sizes[0]] = 1
+    dealt = torch.from_numpy(rng.permuted(poles, axis=0))
+    highest = _area(_ranks(positive, negative) @ dealt, *sizes).amax(0)
+    found = _auc(positive, negative)
+    return (1 + (highest[None] >= found[:, None]).sum(1)) / (N_SHUFFLES + 1)
+
+
+def _ranks(
+    positive: Float[Tensor, "layer prompt"], negative: Float[Tensor, "layer other_prompt"]
+) -> Float[Tensor, "layer both"]:
+    return torch.from_numpy(rankdata(torch.cat([positive, negative], dim=1).numpy(), axis=1))
+
+
+def _area(sums: Tensor, n_positive: int, n_negative: int) -> Tensor:
+    """The AUC of which the positive prompts' ranks add up to these sums."""
+    return (sums - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
 
 
 def _span(values: Tensor) -> str:

@@ -182,6 +182,8 @@ class Directions:
             columns["split_half_cosine"] = self.evidence.split_half_cosine.numpy()
             columns["separation"] = self.evidence.separation.numpy()
             columns["auc"] = self.evidence.auc.numpy()
+            if self.evidence.p is not None:
+                columns["auc_p"] = self.evidence.p.numpy()
             # Whole numbers, missing where there are too few prompts to tell.
             columns["stable_at"] = pd.array(self.evidence.stable_at().numpy(), dtype="Int64")
         return pd.DataFrame(columns)
@@ -200,7 +202,8 @@ class Directions:
         }
         tensors = {"vectors": self.vectors, "residual_norms": self.residual_norms}
         if self.evidence is not None:
-            tensors.update({f"evidence/{name}": value for name, value in vars(self.evidence).items()})
+            kept = {name: value for name, value in vars(self.evidence).items() if value is not None}
+            tensors.update({f"evidence/{name}": value for name, value in kept.items()})
         return provenance.write(path, tensors, facts)
 
     @classmethod
@@ -231,7 +234,7 @@ class Directions:
         return directions
 
     def __repr__(self) -> str:
-        told = "" if self.evidence is None else f", held-out AUC up to {float(self.evidence.auc.max()):.2f}"
+        told = "" if self.evidence is None else f", {self.evidence.finding}"
         counts = f"{self.meta.n_prompts[0]} + {self.meta.n_prompts[1]} prompts"
         span = f"{self.layers[0]} to {self.layers[-1]}" if len(self) > 1 else f"{self.layers[0]}"
         return (

@@ -3,6 +3,7 @@
 `AudioLens.generate` is the way to ask for them.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,9 @@ from audiolens.sampling import checked_seeds, checked_settings, sampling_argumen
 from audiolens.text import Prompt
 from audiolens.timeline import Real, clip_timeline
 
+_UNSET_LENGTH = 20
+"""transformers' own `max_length` of a model whose makers gave none."""
+
 
 def drawn(
     lens: Any,
@@ -31,7 +35,7 @@ def drawn(
     seconds: Real,
     reading: Reading,
     *,
-    audio_prompt: Tensor | Sound | None,
+    audio_prompt: Tensor | Sound | Sequence[Sound] | None,
     seeds: int | Sequence[int] | None,
     guidance_scale: Real,
     temperature: Real,
@@ -52,6 +56,7 @@ def drawn(
     checked_settings(guidance_scale, temperature, top_k)
     guided = guidance_scale > 1
     timeline = clip_timeline(seconds, config, config.prefix(max(sizes)))
+    _warn_beyond(timeline.seconds, lens)
     todo = checked_interventions(interventions, lens._family, config, guided)
     checked_branch(reading.branch, guided or not reading.sites)
     recorder = Recorder.of(reading, lens._family, config, len(listed), timeline)
@@ -109,3 +114,15 @@ def drawn(
             "interventions": [type(intervention).__name__ for intervention in todo],
         },
     )
+
+
+def _warn_beyond(seconds: float, lens: Any) -> None:
+    """Say that a clip is longer than the model's makers have it play: `max_length` follows the clips of training."""
+    steps = lens.model.generation_config.max_length
+    usual = 0.0 if steps in (None, _UNSET_LENGTH) else steps / lens.config.frame_rate
+    if 0 < usual < seconds - 1e-9:
+        warnings.warn(
+            f"seconds={seconds:g}: {lens.name!r} is set up for clips of up to {usual:g} s; beyond that it may play no "
+            "music, for it was hardly trained on longer ones.",
+            stacklevel=4,
+        )

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 
+from audiolens import soundfiles
 from audiolens.cache import ActivationCache
 from audiolens.errors import InputError
 from audiolens.permissions import opened
@@ -47,11 +49,11 @@ class Generation:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write a WAV per row, `codes.safetensors` and `generation.json` into a new folder.
 
-        Raises:
-            InputError: if the folder exists and is not empty, cannot be written, or there is no audio.
-        """
-        import soundfile
+        A row is written in 16 bits, or in 32-bit floats where it goes beyond full scale.
 
+        Raises:
+            InputError: if the folder exists and is not empty, cannot be written, or there is no audio or NaN in it.
+        """
         folder = Path(folder)
         if self.audio is None:
             raise InputError(
@@ -59,6 +61,10 @@ class Generation:
             )
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder} exists and is not an empty folder: choose another, or remove it.")
+        clips = self.audio.detach().float().cpu().numpy()
+        broken = [row for row, clip in enumerate(clips) if not np.isfinite(clip).all()]
+        if broken:
+            raise InputError(f"the sound of rows {broken} holds NaN or infinite samples: save the other rows alone.")
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             work = opened(Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent)))
@@ -67,8 +73,7 @@ class Generation:
         try:
             names = [self._name(row) for row in range(len(self))]
             for row, name in enumerate(names):
-                clip = self.audio[row].detach().float().cpu().T.numpy()
-                soundfile.write(work / name, clip, self.sample_rate, subtype="PCM_16")
+                soundfiles.write(work / name, clips[row], self.sample_rate)
             save_file({"codes": self.codes.detach().cpu().contiguous()}, work / "codes.safetensors")
             opened(work / "codes.safetensors")
             rows = [
@@ -100,8 +105,6 @@ class Generation:
         """
         from IPython.display import HTML, Audio  # pyright: ignore[reportMissingImports]
 
-        from audiolens.soundfiles import compressed
-
         if self.audio is None:
             raise InputError(
                 "these clips were made with decode=False: use lens.decode_codes(out.codes) for their sound."
@@ -115,7 +118,7 @@ class Generation:
             raise InputError(f"{len(told)} labels for {len(rows)} clips: give one each.")
         players = []
         for index in rows:
-            content, mime = compressed(self.audio[index].detach().float().cpu().numpy(), self.sample_rate)
+            content, mime = soundfiles.compressed(self.audio[index].detach().float().cpu().numpy(), self.sample_rate)
             player = Audio(content)
             player.mimetype = mime
             players.append(player)

@@ -176,7 +176,7 @@ class AudioLens:
         decode: bool = True,
         use_cache: bool = True,
         progress: bool = False,
-        audio_prompt: Tensor | Sound | None = None,
+        audio_prompt: Tensor | Sound | Sequence[Sound] | None = None,
         prefix: bool = False,
         melody: Any = None,
     ) -> Generation:
@@ -200,7 +200,8 @@ class AudioLens:
             decode: `False` skips the codec; `out.audio` is then `None`.
             use_cache: `False` recomputes every step from the start, to check the key-value cache against.
             audio_prompt: what the clips begin with and go on from: (waveform, sample rate) of any rate, mono or stereo,
-                the path of a sound file, or codes "row codebook frame"; one for all rows, or one a row. It stands in
+                or the path of a sound file; a list of these, or a waveform "row channel sample", one a row; or codes
+                "row codebook frame". One for all rows, or one a row. It stands in
                 `out.codes` and, through the codec, in `out.audio`; interventions and recordings count their time from
                 its beginning.
             prefix: record the conditioning before step 0 too; see `run_with_cache`.

@@ -2,19 +2,21 @@
 
 libsndfile hands out what is there of a file that was cut short, silently: what the file says of itself is compared
 with what it holds. What is wrong is told from the header where it can be: an hour of sound is never read into memory.
-The other way, clips are compressed for a page or a notebook to carry them inside.
+The other way, clips are written, and compressed for a page or a notebook to carry them inside: what is no sound is
+refused, and nothing is clipped without a word.
 """
 
 from __future__ import annotations
 
 import io
 import re
+import warnings
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int16
 
 from audiolens.errors import InputError, InputTypeError
 
@@ -67,21 +69,60 @@ def read(path: SoundPath, seconds: Span | None = None) -> tuple[Float[np.ndarray
         raise InputError(f"{file} is not a sound file that can be read, or not a whole one ({why}).") from None
 
 
-def compressed(samples: Float[np.ndarray, "channel sample"], sample_rate: int) -> tuple[bytes, str]:
-    """A clip as the bytes of a file and its MIME type: Ogg Vorbis, or FLAC where this libsndfile cannot write that.
+def write(
+    file: SoundPath | io.BytesIO,
+    samples: Float[np.ndarray, "channel sample"],
+    sample_rate: int,
+    kind: Literal["WAV", "FLAC"] = "WAV",
+) -> None:
+    """Write a clip in 16 bits; a WAV whose samples go beyond [-1, 1] in 32-bit floats, which keep them.
 
-    Samples beyond [-1, 1] are clipped.
+    FLAC holds whole numbers alone: there such samples are clipped, with a warning.
+
+    Raises:
+        InputError: for NaN or infinite samples.
     """
     import soundfile
 
-    clip = np.clip(samples.T, -1, 1)
-    for kind, subtype, mime in (("OGG", "VORBIS", "audio/ogg"), ("FLAC", "PCM_16", "audio/flac")):
-        if kind not in soundfile.available_formats() or subtype not in soundfile.available_subtypes(kind):
-            continue
-        buffer = io.BytesIO()
-        soundfile.write(buffer, clip, sample_rate, format=kind, subtype=subtype)
-        return buffer.getvalue(), mime
+    peak = _checked_peak(samples)
+    if kind == "WAV" and peak > 1:
+        soundfile.write(file, samples.T.astype(np.float32), sample_rate, format=kind, subtype="FLOAT")
+    else:
+        soundfile.write(file, _in_16_bits(samples, peak).T, sample_rate, format=kind, subtype="PCM_16")
+
+
+def compressed(samples: Float[np.ndarray, "channel sample"], sample_rate: int) -> tuple[bytes, str]:
+    """A clip as the bytes of a file and its MIME type: Ogg Vorbis, or FLAC where this libsndfile cannot write that.
+
+    Ogg keeps samples beyond [-1, 1], which a player may clip; FLAC as in `write`.
+
+    Raises:
+        InputError: for NaN or infinite samples.
+    """
+    import soundfile
+
+    peak, buffer = _checked_peak(samples), io.BytesIO()
+    if "OGG" in soundfile.available_formats() and "VORBIS" in soundfile.available_subtypes("OGG"):
+        soundfile.write(buffer, samples.T, sample_rate, format="OGG", subtype="VORBIS")
+        return buffer.getvalue(), "audio/ogg"
+    if "FLAC" in soundfile.available_formats():
+        soundfile.write(buffer, _in_16_bits(samples, peak).T, sample_rate, format="FLAC", subtype="PCM_16")
+        return buffer.getvalue(), "audio/flac"
     raise RuntimeError("libsndfile can write neither Ogg nor FLAC")
+
+
+def _checked_peak(samples: Any) -> float:
+    """The largest |sample|."""
+    if not np.isfinite(samples).all():
+        raise InputError("the sound holds NaN or infinite samples: no file can hold those; drop the clip or repair it.")
+    return float(np.abs(samples).max(initial=0.0))
+
+
+def _in_16_bits(samples: Float[np.ndarray, "channel sample"], peak: float) -> Int16[np.ndarray, "channel sample"]:
+    """As libsndfile reads them: 1 is 32768, so that what was read from 16 bits is written as it was."""
+    if peak > 1:
+        warnings.warn(f"a clip goes to {peak:.2f} of full scale, and is clipped at 1 in its file.", stacklevel=3)
+    return np.round(np.asarray(samples, dtype=np.float64) * 32768).clip(-32768, 32767).astype(np.int16)
 
 
 def _part(file: Path, sound: soundfile.SoundFile, seconds: Span | None) -> tuple[int, int]:

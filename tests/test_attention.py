@@ -57,6 +57,29 @@ def test_a_head_that_looks_nowhere_in_particular_has_a_share_of_one(lens: Any, c
     assert found.selective().argmin() == 5
 
 
+def test_no_head_is_named_where_none_looks_back_by_the_beat(lens: Any, codes: torch.Tensor):
+    found = attention.by_lag(lens, PROMPTS, codes, beat_seconds=[0.12, 0.16, 0.2, 0.24, 0.12], n_permutations=99)
+    assert not found.periodic.any()
+    assert "0 of 12 heads look back by the beat" in repr(found)
+    assert f"least p = {found.p.min():.3g}" in repr(found)
+    assert "block" not in repr(found)
+
+
+def test_the_most_important_head_of_noise_is_said_to_be_no_clearer_than_chance():
+    rng = np.random.default_rng(0)
+    changes = rng.normal(size=(3, 4, 20, 1))
+    facts: Any = {"site": "attn.z", "factor": 0.0, "layers": (0, 1, 2), "heads": (0, 1, 2, 3), "window": None}
+    prompts = tuple(f"prompt {row}" for row in range(20))
+    silent = attention.HeadAblation(changes=changes, intact=np.zeros((20, 1)), prompts=prompts, **facts)
+    assert "no head clear of chance; at most block" in repr(silent)
+    planted = changes.copy()
+    planted[1, 2] -= 2
+    found = attention.HeadAblation(changes=planted, intact=np.zeros((20, 1)), prompts=prompts, **facts)
+    assert "most block 1 head 2" in repr(found)
+    assert "chance" not in repr(found)
+    assert found.to_frame().query("layer == 1 and head == 2")["p"].item() == pytest.approx(0.001)
+
+
 def test_profiles_are_means_of_eager_attention_along_diagonals(lens: Any, codes: torch.Tensor, eager: Any):
     found = attention.by_lag(lens, PROMPTS, codes, beat_seconds=[0.12, 0.16, 0.2, 0.24, 0.12], n_permutations=9)
     assert found.profiles.shape == (3, 4, 5, 8)

@@ -1,5 +1,6 @@
 """Attributions are gradient x difference, complete along a path, exact where the model is linear, and find a plant."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -251,9 +252,23 @@ def test_a_metric_without_difference_and_a_gap_that_covers_0_have_no_scale(lens:
     assert both.of("resid_post").shape[0] == 3
 
 
+def test_a_site_where_no_cell_is_clear_of_chance_has_no_peak(result: Any):
+    """Five pairs: no flip of signs can be rarer than one in 32, and that over all cells."""
+    assert "resid_post is nowhere clear of chance, largest at block" in repr(result)
+    many = 40
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(3, many, 1, 1, 4))
+    values[1, :, :, :, 2] += 2
+    facts: Any = {"clean": tuple(map(str, range(many))), "corrupted": ("x",) * many, "agreement": None}
+    planted = replace(result, sites={"attn.z": replace(result.sites["cross_attn.z"], values=values)}, **facts)
+    planted = replace(planted, clean_scores=np.zeros((many, 1)), corrupted_scores=np.zeros((many, 1)))
+    assert "attn.z peaks at block 1 head 2: +" in repr(planted)
+    assert "(p = 0.001)" in repr(planted)
+
+
 def test_tables_and_figures_name_what_they_show(result: Any):
     table = result.to_frame()
-    assert list(table.columns) == ["site", "layer", "head", "effect", "low", "high"]
+    assert list(table.columns) == ["site", "layer", "head", "effect", "low", "high", "p"]
     assert len(table) == 4 * 3 + 2 * 3 * 4
     one = table[(table["site"] == "mlp_out") & (table["layer"] == 1)].iloc[0]
     assert one["effect"] == pytest.approx(result.of("mlp_out", "layer")[1])

@@ -144,6 +144,18 @@ def test_generate_steers_beside_a_baseline(run: Run, checkpoint: Path, file: Pat
     assert not np.array_equal(*sounds)
 
 
+def test_a_strength_that_drowns_the_stream_is_said(run: Run, checkpoint: Path, file: Path) -> None:
+    found = al.Directions.load(file)
+    share = float((found.norms / found.residual_norms).max())
+    arguments = ("generate", "a calm song", "-m", checkpoint, "--seconds", 1, "--steer")
+    code, _, err = run(*arguments, f"{file}:{2.9 / share}", "-o", "usual")
+    assert code == 0, err
+    assert "the stream's own length" not in err
+    code, _, err = run(*arguments, f"{file}:{1e4 / share}", "-o", "drowned")
+    assert code == 0, err
+    assert "1e+04 times the stream's own length at block" in err
+
+
 def test_generate_steers_along_several_at_a_band(run: Run, checkpoint: Path, file: Path, tmp_path: Path) -> None:
     one = al.Directions.load(file)
     other = (one + one.random_like(1)).save(tmp_path / "other.safetensors")
@@ -234,7 +246,10 @@ def test_measure_goes_on_where_files_are_bad_and_names_them(run: Run, tmp_path: 
         (("study", "tempo", "-m", "."), "holds no config.json"),
         (("study", "tempo", "-m", "facebook/musicgen-smal"), "works offline"),
         (("study", "tempo", "-m", "{checkpoint}", "--seconds", "nan"), "seconds=nan"),
-        (("study", "tempo", "-m", "{checkpoint}", "--seconds", "500"), "expected 0.5 to"),
+        (("study", "tempo", "-m", "{checkpoint}", "--seconds", "500"), "expected 1 to"),
+        (("study", "tempo", "-m", "{checkpoint}", "--seconds", "0.5"), "fewer than 4 onsets counts as failed"),
+        (("study", "tempo", "--full", "--quick"), "--full and --quick are different studies"),
+        (("study", "tempo", "--quick", "--paper"), "--quick and --paper are different studies"),
         (("study", "tempo", "-m", "{checkpoint}", "--out", "full"), "other than a study"),
         (("study", "tempo", "-m", "{checkpoint}", "--out", "full", "--force"), "other than a study"),
         (("study", "tempo", "-m", "{checkpoint}", "--out", "full/file/below"), "is a file"),

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -179,6 +180,47 @@ def test_few_prompts_say_nothing_of_stability(prompts: int, told: bool) -> None:
     evidence = contrast.evidence()
     assert evidence is not None
     assert evidence.stable_at().isfinite().all() == told
+
+
+def _evidence(rng: np.random.Generator, shift: float, layers: int = 12, prompts: int = 16) -> Evidence:
+    """Of prompts whose positive pole lies `shift` further along one feature of the last layer."""
+    contrast = Contrast(prompts, prompts)
+    positive = torch.arange(2 * prompts) % 2 == 1
+    values = torch.from_numpy(rng.normal(size=(layers, 2 * prompts, 8))).float()
+    values[-1, positive, 0] += shift
+    contrast.add(values, torch.ones(layers, 2 * prompts), positive)
+    evidence = contrast.evidence()
+    assert evidence is not None
+    return evidence
+
+
+def test_the_best_layers_auc_is_judged_as_the_best_of_many() -> None:
+    """Of no concept the largest AUC of twelve is high, and p at most .05 as seldom as it says."""
+    rng = np.random.default_rng(0)
+    found = [_evidence(rng, 0.0) for _ in range(60)]
+    assert np.mean([float(one.auc.max()) for one in found]) > 0.68
+    assert all(one.p is not None for one in found)
+    assert np.mean([float(one.p.min()) <= 0.05 for one in found]) < 0.15  # type: ignore[union-attr]
+    chance = next(one for one in found if float(one.p.min()) > 0.05)  # type: ignore[union-attr]
+    assert "no better than shuffled poles: p = " in repr(chance)
+    planted = _evidence(rng, 4.0)
+    assert planted.p is not None
+    assert planted.p.argmin() == 11
+    assert float(planted.p[11]) <= 0.005
+    assert f"(p = {float(planted.p[11]):.3f}, the best of 12)" in repr(planted)
+
+
+def test_evidence_of_an_earlier_file_claims_no_p(lens: Any, tmp_path: Path) -> None:
+    directions = al.difference_in_means(lens, FAST, SLOW, **QUIET)
+    assert directions.evidence is not None
+    assert directions.to_frame()["auc_p"].between(0, 1).all()
+    assert directions.evidence.finding in repr(directions)
+    older = replace(directions, evidence=replace(directions.evidence, p=None))
+    loaded = al.Directions.load(older.save(tmp_path / "older.safetensors"))
+    assert loaded.evidence is not None
+    assert loaded.evidence.p is None
+    assert "the best of" in repr(loaded)
+    assert "p = " not in repr(loaded)
 
 
 def test_a_single_pair_gives_a_direction_without_evidence(lens: Any) -> None:

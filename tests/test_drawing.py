@@ -1,11 +1,14 @@
 """A clip that begins with given sound goes on as transformers would, drawn from its own seed."""
 
+import warnings
 from typing import Any
 
 import pytest
+import soundfile
 import torch
 
 import audiolens as al
+from audiolens.errors import InputError
 
 PROMPTS = ["fast piano", "slow dark guitar music", "calm"]
 SECONDS = 0.6
@@ -81,6 +84,51 @@ def test_what_is_recorded_and_changed_counts_its_time_from_the_prompt_s_beginnin
     less = lens.generate(PROMPTS, SECONDS, seeds=[1, 2, 3], audio_prompt=(wave(1), 16000), reduce="mean", **given)
     expected = out.cache["resid_post", 2][:, :FRAMES].mean(1)
     torch.testing.assert_close(less.cache["resid_post", 2], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_each_row_goes_on_from_its_own_sound(lens, tmp_path):
+    sounds = wave(1)
+    given = {"seeds": [1, 2, 3], "decode": False}
+    expected = lens.generate(PROMPTS, SECONDS, audio_prompt=lens.encode_audio(sounds, 16000), **given).codes
+    assert not torch.equal(expected[0], expected[1])
+    for start in (
+        (sounds, 16000),
+        [(sound, 16000) for sound in sounds],
+        [[sound[0].numpy(), 16000] for sound in sounds],
+    ):
+        assert torch.equal(lens.generate(PROMPTS, SECONDS, audio_prompt=start, **given).codes, expected)
+    files = [tmp_path / f"{row}.wav" for row in range(3)]
+    for file, sound in zip(files, sounds, strict=True):
+        soundfile.write(file, sound.T.numpy(), 16000, subtype="FLOAT")
+    assert torch.equal(lens.generate(PROMPTS, SECONDS, audio_prompt=files, **given).codes, expected)
+    alone = lens.generate(PROMPTS, SECONDS, audio_prompt=[(sounds[0], 16000)], **given).codes
+    assert torch.equal(alone, lens.generate(PROMPTS, SECONDS, audio_prompt=(sounds[0], 16000), **given).codes)
+
+
+def test_a_clip_longer_than_the_model_is_set_up_for_is_said(lens, monkeypatch):
+    given = {"seeds": 1, "decode": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        lens.generate("calm", 2.0, **given)
+        monkeypatch.setattr(lens.model.generation_config, "max_length", 33)
+        lens.generate("calm", 1.3, **given)
+    with pytest.warns(UserWarning, match=r"seconds=1.4: .* is set up for clips of up to 1.32 s"):
+        lens.generate("calm", 1.4, **given)
+
+
+def test_rows_that_may_be_channels_are_refused(lens, monkeypatch):
+    monkeypatch.setattr("audiolens.passes.generate", lambda *_, **__: pytest.fail("the model ran"))
+    sounds = wave(1, 2)[:, 0]
+    with pytest.raises(InputError, match=r"\(2, \d+\) for 2 prompts: channels, or a sound a row.*\(2, 1, .*\(1, 2, "):
+        lens.generate(PROMPTS[:2], SECONDS, audio_prompt=(sounds, 16000))
+    with pytest.raises(InputError, match=r"\(3, \d+\) for 3 prompts.*\(3, 1, \d+\) for a sound a row\.$"):
+        lens.generate(PROMPTS, SECONDS, audio_prompt=(wave(1)[:, 0].numpy(), 16000))
+    with pytest.raises(InputError, match="sounds of 0.2 s, 0.12 s"):
+        lens.generate(PROMPTS[:2], SECONDS, audio_prompt=[(sounds[0], 16000), (sounds[1, :1920], 16000)])
+    with pytest.raises(al.errors.AudioLensError, match=r"audio_prompt\[1\]=list: expected"):
+        lens.generate(PROMPTS[:2], SECONDS, audio_prompt=[(sounds[0], 16000), [sounds[1]]])
+    with pytest.raises(InputError, match="2 rows of codes for 3 prompts"):
+        lens.generate(PROMPTS, SECONDS, audio_prompt=[(sounds[0], 16000), (sounds[1], 16000)])
 
 
 @pytest.mark.parametrize(

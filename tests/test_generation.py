@@ -3,6 +3,8 @@
 import base64
 import io
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +60,26 @@ def test_several_rows_in_the_order_asked_for_under_other_labels(clips: Generatio
     np.testing.assert_allclose([loudest_hz(sound) for sound in sounds(html)], [PITCHES_HZ[2], PITCHES_HZ[0]], atol=1)
     assert html.index("high<br>") < html.index("low<br>")
     assert "a tune" not in html
+
+
+def test_a_saved_clip_is_its_sound_however_loud(clips: Generation, tmp_path: Path) -> None:
+    audio = clips.audio.clone()  # type: ignore[union-attr]
+    audio[1] *= 10
+    folder = replace(clips, audio=audio).save(tmp_path / "clips")
+    quiet, loud, _ = (soundfile.read(file, dtype="float32")[0] for file in sorted(folder.glob("*.wav")))
+    np.testing.assert_allclose(quiet, audio[0, 0], atol=0.51 / 32768)
+    np.testing.assert_array_equal(loud, audio[1, 0])
+
+
+def test_clips_with_nan_are_not_saved_and_their_rows_named(clips: Generation, tmp_path: Path) -> None:
+    audio = clips.audio.clone()  # type: ignore[union-attr]
+    audio[1, 0, 5] = torch.nan
+    broken = replace(clips, audio=audio)
+    with pytest.raises(InputError, match=r"the sound of rows \[1\] holds NaN"):
+        broken.save(tmp_path / "clips")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="NaN"):
+        broken.listen()
 
 
 def test_rows_and_labels_that_are_not_there_are_refused(clips: Generation) -> None:

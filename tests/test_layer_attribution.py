@@ -35,6 +35,7 @@ def test_values_stand_at_their_layers(found: layer_attribution.LayerAttribution)
     assert found["other"].unit == "beats"
     table = found.to_frame()
     assert table.loc[(table["evidence"] == "patching") & (table["layer"] == 5), "share"].item() == -1
+    assert "not tested against chance" in repr(found)
     assert "patching -7 at block 5" in repr(found)
 
 

@@ -101,6 +101,38 @@ def test_tempo_candidates_show_the_octave():
         measure.tempo_candidates(np.zeros((2, 1, RATE), np.float32), RATE)
 
 
+@pytest.mark.parametrize("bpm", [100, 120, 128, 140])
+@pytest.mark.parametrize("seconds", [5, 20])
+def test_the_tempo_of_bare_clicks_or_its_octave_is_the_label(bpm: int, seconds: int):
+    sound = np.zeros(seconds * RATE, np.float32)
+    for start in np.arange(0, seconds, 60 / bpm):
+        sound[round(start * RATE) : round(start * RATE) + 40] = 0.5
+    row = measure.table(sound, RATE).iloc[0]
+    assert any(row[name] == pytest.approx(bpm, rel=0.01) for name in ("tempo", "tempo_octave"))
+    assert row["tempo_ambiguity"] > 0.6
+    pulse = dict(measure.tempo_candidates(sound, RATE, n=9))
+    assert row["tempo_ambiguity"] == pytest.approx(pulse[row["tempo_octave"]] / pulse[row["tempo"]])
+    assert measure.tempo_octave(sound, RATE) == row["tempo_octave"]
+
+
+@pytest.mark.parametrize("offset", [0.2, -0.05])
+def test_a_constant_offset_is_not_heard(offset: float):
+    tone = 0.3 * np.sin(2 * np.pi * 488 * TIME) * (np.sin(2 * np.pi * 2 * TIME) > 0)
+    for sound in (tone, drums(120), chord_progression("minor", 2, 0), 0.02 * noise()):
+        centred = (sound - sound.mean()).astype(np.float32)
+        expected, row = measure.table(centred, RATE).iloc[0], measure.table(centred + np.float32(offset), RATE).iloc[0]
+        np.testing.assert_allclose(row, expected, rtol=2e-3)
+    assert measure.brightness(0.3 * np.sin(2 * np.pi * 488 * TIME) + offset, RATE) == pytest.approx(488, rel=0.01)
+    assert measure.loudness(np.full(RATE, offset), RATE) == -np.inf
+
+
+def test_a_clip_without_an_offset_is_measured_as_it_is():
+    half = drums(120)[: RATE * 2]
+    sound = np.concatenate([half, -half])
+    assert sound.mean(dtype=np.float64) == pytest.approx(0, abs=1e-12)
+    np.testing.assert_array_equal(measure.clips.read(sound, RATE)[0][0].samples, sound)
+
+
 def test_an_octave_that_could_be_heard_either_way_is_reported():
     """A beat whose every second stroke is softer: the softer, the likelier half the tempo."""
     beat = drums(140, seed=1)
@@ -160,7 +192,7 @@ def test_rolloff_agrees_with_librosa_on_steady_sound_and_is_85_percent_of_white_
 
 def test_loudness_is_the_rms_in_dbfs():
     assert measure.loudness(np.sin(2 * np.pi * 440 * TIME), RATE) == pytest.approx(-3.01, abs=0.01)
-    assert measure.loudness(np.full(RATE, 0.1), RATE) == pytest.approx(-20, abs=1e-3)
+    assert measure.loudness(np.resize([0.1, -0.1], RATE), RATE) == pytest.approx(-20, abs=1e-3)
 
 
 @pytest.mark.parametrize("melody_hz", [175, 262, 392, 587, 880])
@@ -198,7 +230,7 @@ def test_pitch_class_of_one_note_is_that_note(hz, expected):
     assert measure.pitch_class(0.2 * np.sin(2 * np.pi * hz * TIME), RATE) == expected
 
 
-NO_BEAT = {"tempo", "tempo_ioi", "tempo_ambiguity"}
+NO_BEAT = {"tempo", "tempo_ioi", "tempo_ambiguity", "tempo_octave"}
 
 
 def beeps(hz: list[float], rate: int) -> np.ndarray:
@@ -231,7 +263,7 @@ NOWHERE = NO_BEAT | NO_PITCH | {"onset_rate", "pulse_clarity", "brightness", "ro
         (clicks(np.array([1.0])), NO_BEAT | NO_PITCH),
         (clicks(np.arange(0.1, 5, 0.5)), NO_PITCH),
         (0.3 * np.sin(2 * np.pi * 440 * TIME), NO_BEAT | {"mode"}),
-        (np.full(RATE, 0.3), NO_BEAT | NO_PITCH),
+        (np.full(RATE, 0.3), NOWHERE),
     ],
     ids=["silence", "near silence", "white noise", "brown noise", "one click", "clicks", "sine", "constant"],
 )

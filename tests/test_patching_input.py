@@ -111,6 +111,11 @@ def test_a_result_says_the_gap_first_and_where_most_came_back() -> None:
     assert "(50% of the way to clean)" in text
 
 
+def test_the_largest_cell_of_noise_is_said_to_be_no_clearer_than_chance() -> None:
+    assert "no cell clear of chance, most at" in repr(result(0.0, 3.0))
+    assert "chance" not in repr(result(4.0))
+
+
 def test_a_noised_grid_starts_at_one() -> None:
     found = result(4.0, mode="noising")
     np.testing.assert_allclose(found.normalised(), [[1, 1], [0.5, 0.9], [0.8, 1]], atol=1e-9)

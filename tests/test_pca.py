@@ -34,6 +34,41 @@ def test_scores_are_those_of_sklearn(activations: np.ndarray) -> None:
     np.testing.assert_allclose(np.abs(found.scores[2]), np.abs(expected), atol=1e-8)
 
 
+def test_shuffled_labels_have_the_silhouettes_of_sklearn() -> None:
+    from sklearn.metrics import silhouette_score
+
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(30, 3))
+    targets = np.stack([rng.permutation(np.repeat([0, 1, 2], [12, 10, 8])) for _ in range(5)])
+    expected = [silhouette_score(scores, target) for target in targets]
+    np.testing.assert_allclose(pca.components._silhouettes(scores, targets), expected)
+
+
+def test_the_best_of_many_layers_is_judged_as_the_best_of_many() -> None:
+    """Labels of noise: over simulated data p is at most .05 about as often as it says, whatever the best layer."""
+    rng = np.random.default_rng(0)
+    p, naive = [], []
+    for _ in range(40):
+        values = rng.normal(size=(8, 24, 6))
+        found = pca.fit(values, ["a", "b"] * 12, n_shuffles=39)
+        p.append(found.p.min())
+        naive.append(pca.fit(values[[found.silhouettes.argmax()]], ["a", "b"] * 12, n_shuffles=39).p[0])
+    assert np.mean(np.array(p) <= 0.05) < 0.15
+    assert np.median(p) > 0.3
+    assert np.median(naive) < 0.15, "one layer, chosen as the best of eight, seems to say something"
+    assert "lie no further apart than shuffled" in repr(found)
+
+
+def test_a_planted_separation_is_one_and_rows_without_groups_are_said(activations: np.ndarray) -> None:
+    found = pca.fit(activations, LABELS)
+    assert found.p[3] == pytest.approx(0.01)
+    assert found.summary()["p"].tolist() == found.p.tolist()
+    assert "lie furthest apart at block 3" in repr(found)
+    assert "best of 4 (p = 0.010)" in repr(found)
+    assert "each counted as independent" in repr(found)
+    assert "independent" not in repr(pca.fit(activations, LABELS, groups=range(40)))
+
+
 def test_a_cache_says_its_own_layers(activations: np.ndarray) -> None:
     import torch
 

@@ -146,6 +146,14 @@ def test_everything_else_stands_beside(full: placement.Placement) -> None:
     assert "high" in repr(full)
 
 
+def test_an_alignment_that_chance_reaches_is_said_to_be_one(full: placement.Placement) -> None:
+    own = abs(float(full.chosen.alignment))
+    assert "which is as much" in repr(dataclasses.replace(full, random=(0.1, -own)))
+    assert "which is as much" not in repr(dataclasses.replace(full, random=(0.5 * own, -0.1 * own)))
+    unsure = full.candidates.assign(low=-0.1)
+    assert "its interval covers 0" in repr(dataclasses.replace(full, candidates=unsure, random=()))
+
+
 def test_other_evidence_may_decide(plant: plants.Plant) -> None:
     found = placed(plant, by="mine", evidence={"mine": [0, 0.1, 0.2, 0.9, 0.3]}, strategies=("one-to-all",))
     assert found.name == "one-to-all 3"

@@ -1,6 +1,7 @@
 """Probes: against planted models and data, shuffled labels and leaks; and what they refuse."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import soundfile
 import torch
 from conftest import write_model
 from plants import corners
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import Ridge, RidgeClassifier, RidgeCV
 from sklearn.preprocessing import StandardScaler
 
 import audiolens as al
@@ -232,6 +233,82 @@ def test_scores_of_several_unequal_classes() -> None:
     assert float(found.shuffled.mean()) == pytest.approx(1 / 3, abs=0.05)
     assert found.scored[0].auc > 0.6
     assert set(found.to_frame().columns) >= {"layer", "head", "score", "low", "high", "auc", "shuffled", "selectivity"}
+
+
+def test_the_best_place_of_noise_is_said_to_be_no_better_than_chance() -> None:
+    values = np.random.default_rng(0).normal(size=(12, 60, 8))
+    found = probing.probe(None, values, ["a", "b"] * 30, groups=range(60), n_bootstrap=0)
+    assert found.p.min() > 0.05
+    assert "best of 12 (no better than shuffled labels: p = " in repr(found)
+    values[4, ::2] += 2
+    assert "best of 12 (p = 0.048)" in repr(probing.probe(None, values, ["a", "b"] * 30, groups=range(60)))
+
+
+@pytest.mark.parametrize("kind", ["ridge", "logistic", "mlp"])
+def test_a_rare_class_is_recognised_as_far_as_it_lies_apart(kind: Any) -> None:
+    """Two sigma apart, the best threshold recognises Phi(1) = 84% of either class, however rare one is."""
+    rng = np.random.default_rng(0)
+    labels = (np.arange(200) < 20).astype(int)
+    values = rng.normal(size=(1, 200, 8))
+    values[0, :, 0] += 2 * labels
+    found = probing.probe(None, values, labels, kind=kind, n_bootstrap=50)
+    assert found.scores[0] == pytest.approx(0.84, abs=0.06)
+    assert found.p[0] == pytest.approx(1 / 21)
+    assert found.scored[0].auc == pytest.approx(0.92, abs=0.05)
+    assert f"AUC {found.scored[0].auc:.2f}" in repr(found)
+    assert float(found.shuffled.mean()) == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_ridge_of_unequal_classes_is_the_weighted_one_of_sklearn() -> None:
+    rng = np.random.default_rng(4)
+    labels = np.repeat([0, 1, 2], [30, 8, 12])
+    values = rng.normal(size=(50, 5)) + labels[:, None] * [1, 0, 0, 0, 0]
+    plan = probes.Plan.of(labels, np.arange(50), task="classification", names=("a", "b", "c"), n_folds=4, n_shuffles=1)
+    found = plan.scored(values, probes.Probe("ridge", "classification", 3, penalty=3.0), n_bootstrap=0)
+    for fold in range(4):
+        test = plan.folds == fold
+        scale = StandardScaler().fit(values[~test])
+        fitted = RidgeClassifier(3.0, class_weight="balanced").fit(scale.transform(values[~test]), labels[~test])
+        expected = fitted.decision_function(scale.transform(values[test]))
+        np.testing.assert_allclose(found.outputs[test], expected, rtol=1e-6, atol=1e-8)
+
+
+def test_equal_classes_are_scored_as_without_weights() -> None:
+    rng = np.random.default_rng(5)
+    labels = np.arange(40) % 2
+    values = rng.normal(size=(40, 6))
+    plan = probes.Plan.of(labels, np.arange(40), task="classification", names=("a", "b"), n_folds=4, n_shuffles=1)
+    found = plan.scored(values, probes.Probe("ridge", "classification", 2), n_bootstrap=0)
+    for fold in range(4):
+        test = plan.folds == fold
+        scale = StandardScaler().fit(values[~test])
+        coded = 2.0 * (labels[~test][:, None] == np.arange(2)) - 1
+        fitted = RidgeCV(probes.PENALTIES, alpha_per_target=True).fit(scale.transform(values[~test]), coded)
+        np.testing.assert_allclose(found.outputs[test], fitted.predict(scale.transform(values[test])), rtol=1e-9)
+
+
+def test_rows_whose_prompts_are_not_known_are_said_to_count_as_independent(
+    given: tuple[list[str], ActivationCache],
+) -> None:
+    """Rows of a prompt share a vector that says nothing of the label but which prompt it is."""
+    rng = np.random.default_rng(0)
+    names = [f"prompt {row // 10}" for row in range(200)]
+    labels = np.repeat(rng.permutation(np.arange(20) % 2), 10)
+    values = (rng.normal(size=(20, 64))[np.arange(200) // 10] + 0.3 * rng.normal(size=(200, 64)))[None]
+    bare = probing.probe(None, values, labels, **QUICK)
+    assert bare.scores[0] > 0.95, "the data are such that a leak shows"
+    assert not bare.grouped
+    assert "rows without prompts or groups=, each counted as independent" in repr(bare)
+    assert "each counted as independent" in bare.plot().axes[0].get_title(loc="left").replace("\n", " ")
+    named = probing.probe(None, values, labels, groups=names, **QUICK)
+    assert named.scores[0] < 0.75
+    assert "independent" not in repr(named)
+    prompts, cache = given
+    recorded = probing.probe(None, cache, _tempo(prompts), **QUICK)
+    assert recorded.grouped
+    assert recorded.groups.max() + 1 == len(set(prompts))
+    unnamed = probing.probe(None, replace(cache, prompts=()), _tempo(prompts), **QUICK)
+    assert "each counted as independent" in repr(unnamed)
 
 
 @pytest.fixture(scope="module")

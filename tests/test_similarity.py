@@ -88,6 +88,13 @@ def test_p_is_the_share_of_random_pairs_beyond() -> None:
         assert similarity.chance_p(np.array(cosine), 16) == pytest.approx((spread > cosine).mean(), abs=0.01)
 
 
+def test_the_largest_cosine_of_a_map_of_noise_is_no_finding() -> None:
+    found = similarity.cosine_map(independent(0), independent(1))
+    assert "0% of them beyond random directions" in repr(found)
+    pair = repr(similarity.compare({"one": independent(0), "other": independent(1)}))
+    assert "as far as chance goes" in pair
+
+
 def test_named_directions_are_compared_at_each_layer() -> None:
     tempo, timbre = planted.directions(), planted.directions(seed=1)
     found = similarity.compare({"tempo": tempo, "timbre": timbre.at([2, 5]), "both": tempo + timbre})

@@ -1,5 +1,6 @@
 """A sound file is read whole, at any rate and with one channel or two, or refused with what is wrong with it."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,39 @@ def test_a_broken_file_is_refused_and_nothing_runs(
     ):
         with pytest.raises(InputError, match=message):
             call()
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    """Of every 16-bit value, both ends among them, nothing is lost; louder than full scale, nothing either."""
+    exact = (np.array([[-32768, -32767, -1, 0, 1, 12345, 32767]]) / 32768).astype(np.float32)
+    for kind in ("WAV", "FLAC"):
+        soundfiles.write(tmp_path / kind, exact, RATE, kind)
+        np.testing.assert_array_equal(soundfiles.read(tmp_path / kind)[0], exact)
+        assert soundfile.info(tmp_path / kind).subtype == "PCM_16"
+    soundfiles.write(tmp_path / "loud.wav", 30 * WAVE.T, RATE)
+    np.testing.assert_array_equal(soundfiles.read(tmp_path / "loud.wav")[0], 30 * WAVE.T)
+
+
+def test_sound_that_a_file_cannot_hold_is_refused_or_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = WAVE.T.copy()
+    broken[0, 7] = np.nan
+    for call in (
+        lambda: soundfiles.write(tmp_path / "x.wav", broken, RATE),
+        lambda: soundfiles.compressed(broken, RATE),
+    ):
+        with pytest.raises(InputError, match="NaN or infinite samples"):
+            call()
+    assert not list(tmp_path.iterdir())
+    tone = 3 * np.sin(np.arange(RATE) / 10)[None]
+    with pytest.warns(UserWarning, match="goes to 3.00 of full scale, and is clipped at 1"):
+        soundfiles.write(tmp_path / "x.flac", tone, RATE, "FLAC")
+    content, mime = soundfiles.compressed(tone, RATE)
+    assert mime == "audio/ogg"
+    played = soundfile.read(io.BytesIO(content))[0]
+    assert np.abs(played).max() == pytest.approx(3, rel=0.1)
+    monkeypatch.setattr(soundfile, "available_formats", lambda: ["FLAC"])
+    with pytest.warns(UserWarning, match="is clipped at 1"):
+        assert soundfiles.compressed(tone, RATE)[1] == "audio/flac"
 
 
 def test_no_file_is_said(lens: Any, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from audiolens.errors import BusyError, InputError, StoppedError
 
 TINY = Settings(
     poles=2, reading_seconds=0.5, development=2, development_seeds=1, test=2, test_seeds=1,
-    strengths={"one-to-all": (0.5,)}, doses=(1.0,), n_random=1, seconds=0.5, shown=1, pairs=2, batch_size=8, n_jobs=0,
+    strengths={"one-to-all": (0.5,)}, doses=(1.0,), n_random=1, seconds=1.0, shown=1, pairs=2, batch_size=8, n_jobs=0,
 )  # fmt: skip
 
 
@@ -180,10 +180,17 @@ def test_only_what_follows_from_a_change_is_made_again(
 
     monkeypatch.setattr(playing.Making, "generate", noted)
     changed = replace(TINY, n_random=2)
-    ran(lens, out, changed)
+    with pytest.raises(InputError, match="finished study with n_random=1, and this one has 2.*--force"):
+        ran(lens, out, changed)
+    assert_same(out, whole)
+    assert not made
+    ran(lens, out, changed, overwrite=True)
     assert set(made) == {"test"}
     assert json.loads((out / "summary.json").read_text())["settings"]["n_random"] == 2
+    ran(lens, out, overwrite=True)
     made.clear()
+    # What changes nothing but the time it takes is no other study.
+    ran(lens, out, replace(TINY, n_jobs=1))
     ran(lens, out)
     assert not made
     before = {name: content for name, content in contents(whole).items() if not name.startswith("stages")}

@@ -310,7 +310,7 @@ def test_a_concept_that_cannot_be_studied_is_refused(lens: Any, concept: str, me
     ("changes", "message"),
     [
         ({"seconds": float("nan")}, "seconds=nan"),
-        ({"seconds": 600.0}, "expected 0.5 to"),
+        ({"seconds": 600.0}, "expected 1 to"),
         ({"test": 1000}, "has 40"),
         ({"n_random": 0}, "without a control"),
         ({"seed": -1}, "seed=-1"),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from analysis.likelihood import Window, checked_rows
 from analysis.site_cells import places_of
-from analysis.statistics import Means, means
+from analysis.statistics import LEVEL, N_PERMUTATIONS, Means, means
 from audiolens.checks import checked_amount
 from audiolens.errors import InputError
 from audiolens.interventions import Scale
@@ -51,12 +51,12 @@ class HeadAblation:
 
     @property
     def means(self) -> Means:
-        """Mean over rows and codebooks with intervals over prompts: "layer head"."""
-        return means(np.moveaxis(self.changes.mean(3), 2, 0), self.prompts)
+        """Mean over rows and codebooks with intervals over prompts and p over all heads: "layer head"."""
+        return means(np.moveaxis(self.changes.mean(3), 2, 0), self.prompts, n_permutations=N_PERMUTATIONS)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per layer, head and codebook: `change`, `low`, `high` in nats a code."""
-        found = means(np.moveaxis(self.changes, 2, 0), self.prompts)
+        """One row per layer, head and codebook: `change`, `low`, `high` in nats a code, and `p` over all rows."""
+        found = means(np.moveaxis(self.changes, 2, 0), self.prompts, n_permutations=N_PERMUTATIONS)
         layer, head, codebook = np.indices(found.value.shape)
         return pd.DataFrame(
             {
@@ -66,6 +66,7 @@ class HeadAblation:
                 "change": found.value.ravel(),
                 "low": found.low.ravel(),
                 "high": found.high.ravel(),
+                "p": found.p_adjusted.ravel(),
             }
         )
 
@@ -84,10 +85,12 @@ class HeadAblation:
     def __repr__(self) -> str:
         found = self.means
         layer, head = np.unravel_index(found.value.argmin(), found.value.shape)
+        p = found.p_adjusted[layer, head]
+        matters = "no head clear of chance; at most" if p > LEVEL else "most"
         return (
-            f"HeadAblation({self.site} x {self.factor:g}: block {self.layers[layer]} head {self.heads[head]} matters "
-            f"most, {found.value[layer, head]:+.3g} nats a code [{found.low[layer, head]:+.3g}, "
-            f"{found.high[layer, head]:+.3g}])"
+            f"HeadAblation({self.site} x {self.factor:g}: {matters} block {self.layers[layer]} head "
+            f"{self.heads[head]}, {found.value[layer, head]:+.3g} nats a code [{found.low[layer, head]:+.3g}, "
+            f"{found.high[layer, head]:+.3g}], p = {p:.2g} over {found.value.size} heads)"
         )
 
 

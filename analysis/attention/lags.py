@@ -82,9 +82,14 @@ class LagAttention:
         return figures.lag_screen(self)
 
     def __repr__(self) -> str:
-        found = self.means
-        layer, head = np.unravel_index(np.nanargmax(found.value), found.value.shape)
         n = int(np.isfinite(self.beat_seconds).sum())
+        if not self.periodic.any():
+            return (
+                f"LagAttention(0 of {self.p.size} heads look back by the beat: other clips' beats score as high, least "
+                f"p = {self.p.min():.3g}; {n} clips)"
+            )
+        found = self.means
+        layer, head = np.unravel_index(np.where(self.periodic, found.value, -np.inf).argmax(), found.value.shape)
         return (
             f"LagAttention({int(self.periodic.sum())} of {self.p.size} heads look back by the beat; most: block "
             f"{self.layers[layer]} head {self.heads[head]}, {found.value[layer, head]:+.2f} "

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analysis.likelihood import Window, by_frame, checked_rows
-from analysis.statistics import Means, means
+from analysis.statistics import N_PERMUTATIONS, Means, means
 from audiolens.cache import ActivationCache
 from audiolens.errors import InputError
 from audiolens.rows import whole_batch_size
@@ -55,8 +55,8 @@ class DirectResult:
 
     @property
     def shares(self) -> Means:
-        """Mean over rows and codebooks of every component, with intervals over prompts: "component"."""
-        return means(np.moveaxis(self.values.mean(2), 0, -1), self.prompts)
+        """Mean over rows and codebooks of every component, with intervals over prompts and p over all: "component"."""
+        return means(np.moveaxis(self.values.mean(2), 0, -1), self.prompts, n_permutations=N_PERMUTATIONS)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per component and codebook: `component`, `layer` (-1: in no block), `codebook`, `logits`, `low`,
@@ -89,8 +89,12 @@ class DirectResult:
     def __repr__(self) -> str:
         found = self.shares
         order = np.argsort(-np.abs(found.value))[:3]
-        told = [f"{self.labels[i]} {found.value[i]:+.3g} [{found.low[i]:+.3g}, {found.high[i]:+.3g}]" for i in order]
-        return f"DirectResult(along the {self.along}, {self.totals.mean():+.3g} logits in all: {', '.join(told)})"
+        told = [
+            f"{self.labels[i]} {found.value[i]:+.3g} [{found.low[i]:+.3g}, {found.high[i]:+.3g}], "
+            f"p = {found.p_adjusted[i]:.2g}"
+            for i in order
+        ]
+        return f"DirectResult(along the {self.along}, {self.totals.mean():+.3g} logits in all: {'; '.join(told)})"
 
 
 def direct(

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from analysis.attribution.agreement import Agreement
 from analysis.attribution.pairing import Towards
 from analysis.likelihood import Window
-from analysis.statistics import Means, means
+from analysis.statistics import LEVEL, N_PERMUTATIONS, Means, means
 from audiolens.errors import InputError, nearest
 
 Method = Literal["gradient", "integrated"]
@@ -98,9 +98,9 @@ class AttributionResult:
             )
         return self.of(site, by) / float(gap.value)
 
-    def over(self, site: str, by: By | Sequence[By] = "layer") -> Means:
-        """Mean attribution along some axes with intervals over clean prompts."""
-        return means(np.moveaxis(self._along(site, by), -1, 0), self.clean)
+    def over(self, site: str, by: By | Sequence[By] = "layer", n_permutations: int = 0) -> Means:
+        """Mean attribution along some axes with intervals over clean prompts, and p over all cells if permuted."""
+        return means(np.moveaxis(self._along(site, by), -1, 0), self.clean, n_permutations=n_permutations)
 
     @property
     def completeness(self) -> float:
@@ -115,10 +115,13 @@ class AttributionResult:
         return float(self._scores("text_states").values.sum((0, 2, 3, 4)).mean()) / whole
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per site, layer and head: `effect`, `low`, `high` in nats (layer -1: in no block; head -1: none)."""
+        """One row per site, layer and head: `effect`, `low`, `high` in nats, and `p` over the site's cells.
+
+        Layer -1 is in no block, head -1 is none.
+        """
         frames = []
         for site, scores in self.sites.items():
-            found = self.over(site, ("layer", "head"))
+            found = self.over(site, ("layer", "head"), N_PERMUTATIONS)
             layer, head = np.meshgrid(scores.layers, self._heads(scores), indexing="ij")
             frames.append(
                 pd.DataFrame(
@@ -129,6 +132,7 @@ class AttributionResult:
                         "effect": found.value.ravel(),
                         "low": found.low.ravel(),
                         "high": found.high.ravel(),
+                        "p": found.p_adjusted.ravel(),
                     }
                 )
             )
@@ -159,12 +163,14 @@ class AttributionResult:
         ]
         for site, scores in self.sites.items():
             by: tuple[By, ...] = ("layer", "head") if scores.heads else ("layer",)
-            cells = self.of(site, by)
-            peak = np.unravel_index(np.abs(cells).argmax(), cells.shape)
+            cells = self.over(site, by, N_PERMUTATIONS)
+            peak = np.unravel_index(np.abs(cells.value).argmax(), cells.value.shape)
+            p = cells.p_adjusted[peak]
             head = f" head {peak[1]}" if scores.heads else ""
-            rho = "" if self.agreement is None else f" (rho {self.agreement.rho[site]:.2f})"
+            rho = "" if self.agreement is None else f", rho {self.agreement.rho[site]:.2f}"
+            peaks = "is nowhere clear of chance, largest" if p > LEVEL else "peaks"
             where = "the text" if scores.layers[peak[0]] < 0 else f"block {scores.layers[peak[0]]}{head}"
-            found.append(f"{site} peaks at {where}: {cells[peak]:+.3g}{rho}")
+            found.append(f"{site} {peaks} at {where}: {cells.value[peak]:+.3g} (p = {p:.2g}{rho})")
         return f"AttributionResult({self.method}, {self.towards}: {'; '.join(found)})"
 
     def _along(self, site: str, by: By | Sequence[By]) -> Float[np.ndarray, "..."]:

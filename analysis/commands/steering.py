@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
-    from audiolens import AudioLens
+    from audiolens import AudioLens, Directions
     from audiolens.interventions import Intervention
 
 _STEER = re.compile(r"^(?P<file>.+?):(?P<strength>[^:]+)$")
+MOST_OF_STREAM = 3.0
+"""Times the stream's own length, beyond which what is added drowns it."""
 _BAND = re.compile(r"^(?P<first>\d+)-(?P<last>\d+)$")
 
 
@@ -44,6 +48,18 @@ def band_of(text: str | None) -> tuple[int, int] | None:
     return int(parts["first"]), int(parts["last"])
 
 
+def drowning(file: Path, directions: Directions, strength: float) -> str | None:
+    """Says that so much of a direction drowns the stream, if it does: `measure.failed` does not name noise."""
+    shares = abs(strength) * directions.norms / directions.residual_norms
+    if float(shares.max()) <= MOST_OF_STREAM:
+        return None
+    layer = directions.layers[int(shares.argmax())]
+    return (
+        f"audiolens: {file}:{strength:+g} is {float(shares.max()):.3g} times the stream's own length at block {layer}: "
+        "more is lost than steered; strengths up to 1 are usual"
+    )
+
+
 def placed(
     todo: Sequence[tuple[Path, float]],
     lens: AudioLens,
@@ -62,7 +78,10 @@ def placed(
     if orthogonal:
         found = orthogonalised(*found)
     steps: list[Intervention] = []
-    for directions, (_, strength) in zip(found, todo, strict=True):
+    for directions, (file, strength) in zip(found, todo, strict=True):
+        caution = drowning(file, directions, strength)
+        if caution is not None:
+            typer.echo(caution, err=True)
         where: dict[str, Any] = {"band": band}
         if chosen != "all-to-all":
             where["layer"] = directions.layers[len(directions.layers) // 2] if layer is None else layer

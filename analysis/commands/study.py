@@ -33,9 +33,8 @@ def study(
     ] = None,
     model: Model = "etude",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write [default: study-CONCEPT].")] = None,
-    full: Annotated[
-        bool, typer.Option("--full/--quick", help="All controls and more prompts, or done in five minutes.")
-    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="All controls and more prompts: hours.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Done in five minutes; the default.")] = False,
     paper: Annotated[
         bool,
         typer.Option("--paper", help="The paper's protocol: read at the text's end, one-to-all, both branches, ±1.25."),
@@ -81,8 +80,9 @@ def study(
     from analysis.listening import share_cores
     from analysis.study import stages
 
-    if paper and full:
-        raise InputError("--full and --paper are two studies: give one of them.")
+    sizes = [name for name, given in (("--full", full), ("--quick", quick), ("--paper", paper)) if given]
+    if len(sizes) > 1:
+        raise InputError(f"{' and '.join(sizes)} are different studies: give one of them.")
     asked = _asked(concept, concepts, positive, negative)
     if concepts is not None and measured is not None:
         raise InputError("--measure hears one concept: with --concepts each has its own. Give one of the two.")

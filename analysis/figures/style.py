@@ -40,6 +40,7 @@ SYMBOLS = {
 NAMES: Mapping[str, str] = {
     "tempo": "tempo (beat)",
     "tempo_ioi": "tempo (inter-onset interval)",
+    "tempo_octave": "tempo's octave",
     "onset_rate": "onset rate",
     "pulse_clarity": "pulse clarity",
     "brightness": "brightness (spectral centroid)",

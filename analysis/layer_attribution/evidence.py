@@ -89,10 +89,14 @@ class LayerAttribution:
         return figures.screen(self, normalised)
 
     def __repr__(self) -> str:
-        peaks = [
-            f"{one.name} {one.values[one.layers.index(one.peak)]:+.3g} at block {one.peak}" for one in self.evidence
-        ]
-        return f"LayerAttribution(largest: {', '.join(peaks)})"
+        return f"LayerAttribution(largest of each, not tested against chance: {', '.join(map(_peak, self.evidence))})"
+
+
+def _peak(one: Evidence) -> str:
+    """Where a kind of evidence is largest, with its interval where it has one."""
+    at = one.layers.index(one.peak)
+    ends = f" [{one.low[at]:+.3g}, {one.high[at]:+.3g}]" if np.isfinite(one.low[at]) else ""
+    return f"{one.name} {one.values[at]:+.3g}{ends} at block {one.peak}"
 
 
 def gather(*, units: Mapping[str, str] | None = None, **evidence: Any) -> LayerAttribution:

@@ -95,10 +95,12 @@ class LogitLensResult:
         kl = table.groupby("layer")["kl"].mean()
         half = next((layer for layer in self.layers if kl[layer] <= 0.5 * kl.iloc[0]), self.layers[-1])
         first, last = (table[table["layer"] == layer] for layer in (self.layers[0], self.layers[-1]))
+        other = np.exp(np.log(last["control_rank"]).mean())
+        chance = "" if np.isnan(other) else f" (of another row's code {other:.1f})"
         return (
             f"LogitLensResult(rank of the code that follows: {np.exp(np.log(first['rank']).mean()):.1f} after block "
-            f"{self.layers[0]}, {np.exp(np.log(last['rank']).mean()):.1f} after the last; half of the divergence is "
-            f"gone after block {half})"
+            f"{self.layers[0]}, {np.exp(np.log(last['rank']).mean()):.1f} after the last{chance}; half of the "
+            f"divergence is gone after block {half})"
         )
 
     def _summaries(self) -> dict[str, np.ndarray]:

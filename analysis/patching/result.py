@@ -14,7 +14,7 @@ from jaxtyping import Float
 from analysis.patching.grid import By
 from analysis.patching.runs import N_PAIRS
 from analysis.resampling import Interval, bootstrap
-from analysis.statistics import Means, means
+from analysis.statistics import LEVEL, Means, means
 from audiolens.errors import InputError
 from audiolens.timeline import Span
 
@@ -246,9 +246,10 @@ class PatchingResult:
         share = f" ({self.normalised()[row, place]:.0%} of the way to clean)" if gap.clear else ""
         unclear = "" if gap.clear else "; no clear gap, so no share of it"
         few = f", {self.too_few}" if self.too_few else ""
+        most = "no cell clear of chance, most" if found.p_adjusted[at] > LEVEL else "most"
         return (
             f"PatchingResult({self.mode} {self.place}: gap {gap!r} over {len(self.clean)} pairs of "
-            f"{found.n_clusters} prompts{few}{unclear}; most at {where}: {found.value[at]:+.3g} {self.unit} "
+            f"{found.n_clusters} prompts{few}{unclear}; {most} at {where}: {found.value[at]:+.3g} {self.unit} "
             f"[{found.low[at]:+.3g}, {found.high[at]:+.3g}], p = {found.p_adjusted[at]:.2g}{share})"
         )
 

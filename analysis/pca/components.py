@@ -12,12 +12,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from scipy.spatial.distance import pdist, squareform
 from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_samples
 
 from analysis.probing.dataset import checked_groups, same
+from analysis.probing.probes import shuffled
+from analysis.probing.result import UNGROUPED
 from analysis.resampling import Interval, bootstrap
+from analysis.statistics import LEVEL, rank_test
 from audiolens.cache import ActivationCache
 from audiolens.checks import checked_count
 from audiolens.errors import InputError
@@ -35,6 +39,8 @@ class PCAResult:
             nearer to the other pole.
         intervals: of `silhouettes`, over groups: each row's own silhouette is kept as it is, so that they tell how
             sure the mean is, not how the components would turn with other rows.
+        p: per layer the share of shuffles of the labels whose best layer has as large a silhouette.
+        grouped: whether groups or prompts are known; else each row counts as independent in `intervals` and `p`.
 
     It does not show a separation that needs no labels: the poles were chosen, so something differs between them, and
     the largest variance may be something else than the concept. It shows whether they are far apart beside the
@@ -47,6 +53,8 @@ class PCAResult:
     labels: tuple[str, ...]
     silhouettes: Float[np.ndarray, " layer"]
     intervals: tuple[Interval, ...]
+    p: Float[np.ndarray, " layer"]
+    grouped: bool
 
     def to_frame(self) -> pd.DataFrame:
         """One row per layer and activation: `layer`, `row`, `label`, `pc1`, `pc2`, ..."""
@@ -60,7 +68,7 @@ class PCAResult:
         return table[["layer", "row", "label", *[name for name in table.columns if name.startswith("pc")]]]
 
     def summary(self) -> pd.DataFrame:
-        """One row per layer: explained variance of each component, silhouette and its interval."""
+        """One row per layer: explained variance of each component, silhouette, its interval and `p` over all layers."""
         parts = {f"explained_pc{i + 1}": self.explained[:, i] for i in range(self.explained.shape[1])}
         return pd.DataFrame(
             {
@@ -69,6 +77,7 @@ class PCAResult:
                 "silhouette": self.silhouettes,
                 "low": [interval.low for interval in self.intervals],
                 "high": [interval.high for interval in self.intervals],
+                "p": self.p,
             }
         )
 
@@ -87,10 +96,12 @@ class PCAResult:
 
     def __repr__(self) -> str:
         best = int(np.nanargmax(self.silhouettes))
-        interval = self.intervals[best]
+        interval, poles = self.intervals[best], " and ".join(sorted(set(self.labels)))
+        found = "furthest apart at" if self.p[best] <= LEVEL else "no further apart than shuffled labels, furthest at"
         return (
-            f"PCAResult({' and '.join(sorted(set(self.labels)))} lie furthest apart at block {self.layers[best]}: "
-            f"silhouette {self.silhouettes[best]:.2f} [{interval.low:.2f}, {interval.high:.2f}])"
+            f"PCAResult({poles} lie {found} block {self.layers[best]}: silhouette {self.silhouettes[best]:.2f} "
+            f"[{interval.low:.2f}, {interval.high:.2f}], best of {len(self.layers)} (p = {self.p[best]:.3f})"
+            f"{'' if self.grouped else f'; {UNGROUPED}'})"
         )
 
 
@@ -147,8 +158,8 @@ class Trajectories:
         layer, step = np.unravel_index(int(np.nanargmax(self.silhouettes)), self.silhouettes.shape)
         return (
             f"Trajectories({' and '.join(self.poles)} lie furthest apart at block {self.layers[layer]}, "
-            f"{self.seconds[step]:.2f} s: silhouette {self.silhouettes[layer, step]:.2f}; "
-            f"{self.silhouettes[layer, 0]:.2f} at its first step)"
+            f"{self.seconds[step]:.2f} s: silhouette {self.silhouettes[layer, step]:.2f}, the largest "
+            f"of {self.silhouettes.size}, not tested against chance; first step {self.silhouettes[layer, 0]:.2f})"
         )
 
 
@@ -160,6 +171,8 @@ def fit(
     n_components: int = 3,
     layers: Sequence[int] | None = None,
     groups: Sequence[Any] | None = None,
+    n_shuffles: int = 99,
+    seed: int = 0,
 ) -> PCAResult:
     """Principal components of every layer's activations.
 
@@ -170,6 +183,8 @@ def fit(
         n_components: kept per layer.
         layers: numbers of an array's layers (default 0, 1, ...).
         groups: rows that are not independent, for the intervals; by default those that share a cache's prompt.
+        n_shuffles: of the labels, between groups; p is at least 1 / (n + 1).
+        seed: of the shuffles.
 
     Raises:
         InputError: if labels do not match rows, fewer than two labels or rows of a label, or activations are constant.
@@ -177,8 +192,10 @@ def fit(
     array, numbers, clusters = _arrays(activations, site, layers, groups, steps=False)
     names = tuple(str(label) for label in labels)
     _check(array, names)
+    checked_count("n_shuffles", n_shuffles)
+    dealt = _shuffles(names, clusters, n_shuffles, checked_count("seed", seed, 0))
     n_kept = min(checked_count("n_components", n_components), array.shape[1] - 1, array.shape[2])
-    scores, explained, silhouettes, intervals = [], [], [], []
+    scores, explained, silhouettes, intervals, chance = [], [], [], [], []
     for layer, rows in zip(numbers, array, strict=True):
         _refuse_constant(rows, layer)
         model = PCA(n_kept, svd_solver="full").fit(rows)
@@ -187,8 +204,19 @@ def fit(
         scores.append(projected)
         explained.append(model.explained_variance_ratio_)
         silhouettes.append(samples.mean())
+        chance.append(_silhouettes(projected, dealt))
         intervals.append(bootstrap(lambda index, of=samples: float(of[index].mean()), clusters, n_bootstrap=500))
-    return PCAResult(np.stack(scores), np.stack(explained), numbers, names, np.array(silhouettes), tuple(intervals))
+    highest = np.max(chance, axis=0)
+    return PCAResult(
+        np.stack(scores),
+        np.stack(explained),
+        numbers,
+        names,
+        np.array(silhouettes),
+        tuple(intervals),
+        p=np.array([rank_test(float(one), highest).p for one in silhouettes]),
+        grouped=groups is not None or any(isinstance(text, str) for text in getattr(activations, "prompts", ())),
+    )
 
 
 def trajectories(
@@ -274,6 +302,27 @@ def _refuse_constant(rows: Float[np.ndarray, "row d_model"], layer: int) -> None
 def _by_group(scores: Float[np.ndarray, "row step component"], groups: np.ndarray) -> np.ndarray:
     """The mean of each group, so that rows of one prompt count once."""
     return np.stack([scores[groups == group].mean(0) for group in np.unique(groups)])
+
+
+def _shuffles(
+    names: tuple[str, ...], groups: Int[np.ndarray, " row"], n: int, seed: int
+) -> Int[np.ndarray, "shuffle row"]:
+    """Labels, as numbers, dealt out anew to whole groups."""
+    target, rng = np.unique(names, return_inverse=True)[1], np.random.default_rng(seed)
+    return np.stack([shuffled(target, groups, np.zeros(len(target), dtype=int), rng) for _ in range(n)])
+
+
+def _silhouettes(
+    scores: Float[np.ndarray, "row component"], targets: Int[np.ndarray, "shuffle row"]
+) -> Float[np.ndarray, " shuffle"]:
+    """The mean silhouette under each labelling: they share the distances, unlike calls of scikit-learn's."""
+    distances, labels = squareform(pdist(scores)), np.unique(targets)
+    members = np.stack([targets == label for label in labels]).astype(float)
+    sums, sizes = members @ distances, members.sum(-1, keepdims=True)
+    own = members.astype(bool)
+    within = np.where(own, sums / np.maximum(sizes - 1, 1), 0.0).sum(0)
+    beyond = np.where(own, np.inf, sums / sizes).min(0)
+    return ((beyond - within) / np.maximum(np.maximum(within, beyond), np.finfo(float).tiny)).mean(-1)
 
 
 def _silhouette(scores: Float[np.ndarray, "row component"], names: tuple[str, ...]) -> float:

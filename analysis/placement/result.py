@@ -122,7 +122,11 @@ class Placement:
             if len(rest) > 1:
                 told += f"; places reach {rest.min():.2f} to {rest.max():.2f}"
         if self.random:
-            told += f", random directions there at most {max(map(abs, self.random)):.2f}"
+            most = max(map(abs, self.random))
+            told += f", random directions there at most {most:.2f}"
+            told += ", which is as much" if most >= abs(row.alignment) else ""
+        elif row.low <= 0:
+            told += ", which chance may do too (its interval covers 0)"
         return f"{told}."
 
     def with_more(self, row_steps: int, **found: Any) -> Placement:

@@ -49,6 +49,7 @@ class Dataset:
         groups: rows of one group never stand on both sides of a split. By default rows that share a prompt or a clip
             share a group; what all rows share tells no row from another and groups none.
         name, unit: of the label, for tables and figures.
+        grouped: whether it is known which rows belong together: by default, whether groups or prompts were given.
 
     Raises:
         InputError: if lengths differ, a label is missing, or `groups` puts one prompt or one clip on both sides.
@@ -62,6 +63,7 @@ class Dataset:
     groups: np.ndarray | None = None
     name: str = "label"
     unit: str = ""
+    grouped: bool | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", tuple(self.prompts))
@@ -69,6 +71,9 @@ class Dataset:
         for what, given in (("codes", self.codes), ("audio", self.audio)):
             if given is not None and len(given) != len(self.prompts):
                 raise InputError(f"{what} of {len(given)} rows for {len(self.prompts)} prompts: give one row each.")
+        if self.grouped is None:
+            known = self.groups is not None or any(prompt is not None for prompt in self.prompts)
+            object.__setattr__(self, "grouped", known)
         ties = [same(self.prompts), *([] if self.codes is None else [same_codes(self.codes)])]
         object.__setattr__(self, "groups", checked_groups(self.groups, len(self.prompts), ties))
 
@@ -244,7 +249,9 @@ class Dataset:
         audio = np.stack([synth.labelled_clip(index, seed, seconds).audio for index in chosen])
         codes = encoded(lens, audio, synth.SAMPLE_RATE)
         unit = "share of the range" if task == "regression" else ""
-        return cls(np.array(labels), (None,) * n, codes, audio, synth.SAMPLE_RATE, name=concept, unit=unit)
+        return cls(
+            np.array(labels), (None,) * n, codes, audio, synth.SAMPLE_RATE, name=concept, unit=unit, grouped=True
+        )
 
 
 def task_of(labels: np.ndarray) -> Task:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from joblib import Parallel, delayed
 
 from analysis.probing import features
-from analysis.probing.dataset import Dataset, Task, array_of, checked_groups, checked_labels, same, task_of
+from analysis.probing.dataset import Dataset, Task, array_of, checked_labels, task_of
 from analysis.probing.features import Baseline, Features, Position
 from analysis.probing.probes import KINDS, Kind, Plan, Probe, Scored, target_of
 from analysis.probing.result import ProbeResult
@@ -72,7 +72,8 @@ def probe(
         position: the mean over all steps, the "first" (the start token: the text alone), "last", "max", or the mean
             over (from, to) in seconds; "eos" where the text stands in the decoder's own sequence.
         branch: which half of the guidance; "both" is the mean of the two.
-        groups: rows that must stay on one side; by default those that share a prompt or a clip.
+        groups: rows that must stay on one side; by default those that share a prompt or a clip. An array has neither:
+            without groups each of its rows counts as independent, and the result says so.
         folds: how many, or the fold of each row.
         n_shuffles: of the labels; p is at least 1 / (n + 1).
         penalty, n_components: see `analysis.probing.probes.Probe`.
@@ -132,6 +133,7 @@ def probe(
         else np.stack([_vectors(fitted, values, target) for values in found.values]),
         lengths=found.lengths,
         meta=None if lens is None else _meta(lens, data, rows, found, fitted, position, branch),
+        grouped=bool(rows.grouped),
     )
 
 
@@ -166,10 +168,10 @@ def _rows(
         if not keep:
             raise InputError(f"the cache holds {shortened(map(str, found.places))} of {site}: choose among these.")
         found = Features(found.values[keep], found.lengths[keep], tuple(found.places[i] for i in keep), found.site)
-        prompts = data.prompts or tuple(f"row {place}" for place in range(found.values.shape[1]))
+        prompts = data.prompts or (None,) * found.values.shape[1]
     elif isinstance(data, np.ndarray | torch.Tensor):
         found = features.of_array(data, None if layers is None or isinstance(layers, int) else layers)
-        prompts = tuple(f"row {place}" for place in range(found.values.shape[1]))
+        prompts = (None,) * found.values.shape[1]
     else:
         if lens is None:
             raise InputError("prompts are read by a model: give the lens.")
@@ -180,8 +182,7 @@ def _rows(
         return Dataset.from_prompts(lens, data, labels, codes=codes, groups=groups), None
     if codes is not None:
         raise InputError("codes go with prompts: these activations were read already.")
-    checked = checked_labels(labels, found.values.shape[1])
-    return Dataset(checked, prompts, groups=checked_groups(array_of(groups), len(checked), [same(prompts)])), found
+    return Dataset(checked_labels(labels, len(prompts)), prompts, groups=array_of(groups)), found
 
 
 def _check_numbers(penalty: Any, n_components: Any, n_bootstrap: Any, n_jobs: Any, seed: Any) -> None:

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
 from analysis.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, errors, screen_errors, styled
+from analysis.probing.result import UNGROUPED
 
 if TYPE_CHECKING:
     from analysis.probing.result import ProbeResult
@@ -38,6 +39,7 @@ def caption(result: ProbeResult) -> str:
     return (
         f"{what}, {len(np.unique(result.folds))}-fold over {groups} groups ({rows} rows), 95% intervals over groups. "
         f"Grey: {result.shuffled.shape[1]} shuffles of the labels, lowest to highest."
+        + ("" if result.grouped else f" {UNGROUPED.capitalize()}.")
     )
 
 

@@ -1,9 +1,10 @@
 """Probes on arrays: cross-validated by group, against shuffled labels, with intervals. Nothing here knows a model.
 
-Scaler and PCA see the training side of a split alone. Labels are shuffled within the folds, group by group, so that
-every shuffle has the folds, the class counts and the rows of the real labels, and the expected score of a shuffle is
-chance. All places (layers, heads, baselines) share folds and shuffles, so that their scores compare pairwise, and the
-best of the shuffles over all places tells how high chance goes in a search over them.
+Scaler and PCA see the training side of a split alone. Rows are weighted so that every class counts alike: else a probe
+of rare rows names the frequent class throughout, whatever it reads. Labels are shuffled within the folds, group by
+group, so that every shuffle has the folds, the class counts and the rows of the real labels, and the expected score of
+a shuffle is chance. All places (layers, heads, baselines) share folds and shuffles, so that their scores compare
+pairwise, and the best of the shuffles over all places tells how high chance goes in a search over them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_sample_weight
 
 from analysis.probing.dataset import Task, refuse_leak
 from analysis.resampling import Interval, bootstrap
@@ -69,7 +71,7 @@ class Probe:
         self, train: Float[np.ndarray, "row feature"], targets: Sequence[Labels], tests: Sequence[np.ndarray], seed: int
     ) -> list[list[np.ndarray]]:
         """For each target, the outputs "row class" (or "row 1" for a quantity) of each of `tests`."""
-        if self.kind == "ridge":
+        if self.kind == "ridge" and all(self._row_weights(target) is None for target in targets):
             return self._ridge(train, targets, tests)
         found = []
         for target in targets:
@@ -78,10 +80,11 @@ class Probe:
         return found
 
     def fitted(self, train: np.ndarray, target: Labels, seed: int = 0) -> Any:
-        """One estimator fitted to one target."""
+        """One estimator fitted to one target, every class of the same weight."""
+        weights = self._row_weights(target)
         if self.kind == "ridge":
             model = RidgeCV(PENALTIES if self.penalty is None else [self.penalty], alpha_per_target=True)
-            return model.fit(train, self._coded(target))
+            return model.fit(train, self._coded(target), sample_weight=weights)
         if self.kind == "logistic":
             model = LogisticRegression(C=1 / (self.penalty or max(train.shape[1], 1)), max_iter=300)
         else:
@@ -92,7 +95,7 @@ class Probe:
             )  # fmt: skip
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            return model.fit(train, target)
+            return model.fit(train, target, sample_weight=weights)
 
     def weights(self, values: Float[np.ndarray, "row feature"], target: Labels) -> Float[np.ndarray, "output feature"]:
         """The weights of a linear probe fitted to all rows, in the features' own units: "class feature", or one."""
@@ -107,12 +110,19 @@ class Probe:
     def _ridge(
         self, train: np.ndarray, targets: Sequence[Labels], tests: Sequence[np.ndarray]
     ) -> list[list[np.ndarray]]:
-        """All targets at once: they share one decomposition."""
+        """All targets at once: rows that weigh the same share one decomposition."""
         coded = [self._coded(target) for target in targets]
         model = RidgeCV(PENALTIES if self.penalty is None else [self.penalty], alpha_per_target=True)
         model.fit(train, np.concatenate(coded, axis=1))
         predicted = [model.predict(test).reshape(len(test), len(targets), -1) for test in tests]
         return [[outputs[:, place] for outputs in predicted] for place in range(len(targets))]
+
+    def _row_weights(self, target: Labels) -> Float[np.ndarray, " row"] | None:
+        """Weights with which the classes of a target count alike, 1 on average; `None` where each row's is 1."""
+        if self.task == "regression":
+            return None
+        weights = compute_sample_weight("balanced", target)
+        return None if np.ptp(weights) == 0 else weights
 
     def _coded(self, target: Labels) -> Float[np.ndarray, "row output"]:
         if self.task == "regression":
@@ -120,8 +130,8 @@ class Probe:
         return 2.0 * (np.asarray(target)[:, None] == np.arange(self.n_classes)) - 1
 
     def _output(self, model: Any, test: np.ndarray) -> Float[np.ndarray, "row output"]:
-        if self.task == "regression":
-            return np.asarray(model.predict(test), dtype=float).reshape(-1, 1)
+        if self.task == "regression" or self.kind == "ridge":
+            return np.asarray(model.predict(test), dtype=float).reshape(len(test), -1)
         return model.predict_proba(test)
 
 

@@ -14,10 +14,13 @@ from jaxtyping import Float, Int
 from analysis.probing.features import Place
 from analysis.probing.probes import Probe, Scored, balanced_accuracy, target_of
 from analysis.resampling import bootstrap
-from analysis.statistics import rank_test
+from analysis.statistics import LEVEL, rank_test
 from audiolens.directions import Directions
 from audiolens.errors import InputError
 from audiolens.provenance import Provenance
+
+UNGROUPED = "rows without prompts or groups=, each counted as independent"
+"""What a result says where rows of one prompt or piece may stand on both sides of a split."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +32,8 @@ class ProbeResult:
         places: where it was read, in the model's order.
         baselines: the same from the sound ("mel") and from the codec's vectors ("codec"), without the model.
         labels, groups, folds: one a row.
+        grouped: whether it is known which rows belong together, from `groups=` or from their prompts. Where it is not,
+            each row (but for equal clips) counts as independent, and rows of one prompt or piece may score by that.
         classes: of a classification; empty for a quantity.
         probe: what was fitted.
         name, unit: of the label.
@@ -56,6 +61,7 @@ class ProbeResult:
     vectors: Float[np.ndarray, "place output feature"] | None
     lengths: Float[np.ndarray, " place"]
     meta: Provenance | None
+    grouped: bool = True
 
     @property
     def scores(self) -> Float[np.ndarray, " place"]:
@@ -182,12 +188,14 @@ class ProbeResult:
 
     def __repr__(self) -> str:
         best = self.best
+        chance = "no better than shuffled labels: " if self.p[best] > LEVEL else ""
         one, interval = self.scored[best], self.scored[best].interval
         beside = "".join(f", {name} {other.score:.2f}" for name, other in self.baselines.items())
+        ends = f"[{interval.low:.2f}, {interval.high:.2f}]" + (f", AUC {one.auc:.2f}" if self.classes else "")
         return (
-            f"ProbeResult({self.name}: {self.metric} {one.score:.2f} [{interval.low:.2f}, {interval.high:.2f}] at "
-            f"{self.places[best]}, best of {len(self.places)} (p = {self.p[best]:.3f}); shuffled labels "
-            f"{one.shuffled.mean():.2f}{beside})"
+            f"ProbeResult({self.name}: {self.metric} {one.score:.2f} {ends} at "
+            f"{self.places[best]}, best of {len(self.places)} ({chance}p = {self.p[best]:.3f}); shuffled labels "
+            f"{one.shuffled.mean():.2f}{beside}{'' if self.grouped else f'; {UNGROUPED}'})"
         )
 
     def _target(self) -> np.ndarray:

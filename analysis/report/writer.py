@@ -17,6 +17,7 @@ from analysis.report import losses, page
 from analysis.report.drawings import drawings
 from analysis.study import stages, where
 from analysis.sweep import BASELINE
+from audiolens import soundfiles
 
 if TYPE_CHECKING:
     from analysis.study.experiment import Study
@@ -41,13 +42,11 @@ class Sound:
 
 def write(study: Study, folder: Path, *, command: str = "") -> None:
     """Fill an empty folder with everything a study found."""
-    import soundfile
-
     for name in ("audio", "figures", "tables"):
         (folder / name).mkdir()
     kept = sounds(study)
     for sound in kept:
-        soundfile.write(folder / "audio" / sound.file, sound.samples.T, study.sample_rate, subtype="PCM_16")
+        soundfiles.write(folder / "audio" / sound.file, sound.samples, study.sample_rate)
     study.directions.save(folder / "directions.safetensors")
     study.clips.to_parquet(folder / "clips.parquet", index=False)
     study.clips.to_csv(folder / "clips.csv", index=False)

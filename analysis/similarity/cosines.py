@@ -89,7 +89,8 @@ class CosineMap:
 
     def __repr__(self) -> str:
         first, second = self.names
-        if first == second and self.layers == self.other_layers and len(self.layers) > 1:
+        # Two sets may share a name and their layers: only a direction that meets itself has no p.
+        if self.layers == self.other_layers and len(self.layers) > 1 and np.isnan(np.diagonal(self.p)).all():
             neighbours = float(np.mean(np.diagonal(self.cosines, 1)))
             ends = float(self.cosines[0, -1])
             return (
@@ -97,7 +98,10 @@ class CosineMap:
                 f"chance {self.chance:.2f})"
             )
         largest = float(self.cosines.flat[np.abs(self.cosines).argmax()])
-        return f"CosineMap({first} and {second}: largest {largest:+.2f}; chance {self.chance:.2f})"
+        return (
+            f"CosineMap({first} and {second}: largest of {self.cosines.size} {largest:+.2f}; "
+            f"{self.significant.mean():.0%} of them beyond {_told(self.null)})"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +165,8 @@ class Comparison:
         far = table.iloc[int(np.argmax(table["cosine"].abs()))]
         return (
             f"Comparison({len(self.names)} directions at {len(self.layers)} blocks: {far['name']} and "
-            f"{far['other_name']} most alike, {far['cosine']:+.2f} at block {far['layer']}; "
+            f"{far['other_name']} most alike, {far['cosine']:+.2f} at block {far['layer']}"
+            f"{'' if far['significant'] else ', as far as chance goes'}; "
             f"{table['significant'].mean():.0%} of cosines beyond {_told(self.null)})"
         )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,11 +172,11 @@ def run(
         lens: the model.
         concept: "tempo", "timbre", "density", "register", or a prompt set (of another name with `settings.measured`).
         out: folder to write (`None` writes nothing; `study.save` still can). Finished stages stay in it: the same call
-            goes on where it was stopped, at any moment, and ends with the same tables; other settings make only what
-            follows from them anew, and their page takes the place of the one that is there.
+            goes on where it was stopped, at any moment, and ends with the same tables. Other settings make only what
+            follows from them anew; a finished study of other settings is replaced only with `overwrite`.
         settings: how much of everything (default: `Settings()`, which hurries; `Settings.full()` is the evidence).
-        overwrite: let this study take the place of one of another concept, model or version. Any other folder is
-            refused. Stages that this study follows from are kept; to make all anew, remove the folder.
+        overwrite: let this study take the place of one of other settings, concept, model or version. Any other folder
+            is refused. Stages that this study follows from are kept; to make all anew, remove the folder.
         progress: show bars.
         tell: is told the plan and the stages, a line at a time.
         command: what reproduces this study; stands in its page.
@@ -190,6 +190,8 @@ def run(
     chosen = settings or Settings()
     sets = prompts_of(concept, lens, chosen)
     chosen.check(lens, sets)
+    if out is not None and not overwrite:
+        stages.refuse_other_settings(Path(out), asdict(chosen))
     if out is None:
         return _run(lens, sets, chosen, Stages(), progress, tell)
     common = stages.common_of(lens)

@@ -14,6 +14,7 @@ from audiolens import measure, text
 from audiolens.errors import InputError, nearest
 from audiolens.interventions import Branch
 from audiolens.measure import beats
+from audiolens.measure.rhythm import FASTEST_BPM, FEWEST_ONSETS
 from audiolens.prompts import PromptSet
 from audiolens.reading import Position
 from audiolens.recording import refuse_prefix
@@ -30,6 +31,9 @@ DRAWS_APART = 1_000
 """The same for control directions."""
 REPETITIONS = TEST_SEED // SEEDS_APART
 """Different `Settings.seed`: development seeds of more would be test seeds."""
+LEAST_SECONDS = FEWEST_ONSETS * 60 / FASTEST_BPM
+"""Of a clip that can be told from a failed one, which needs its onsets: none shorter could show an effect."""
+_FEW_ONSETS = f" (a clip of fewer than {FEWEST_ONSETS} onsets counts as failed)"
 FEWEST_PROMPTS = 2
 """Prompts of either pole: of one there is no spread, so that nothing says whether the poles lie apart."""
 
@@ -267,9 +271,10 @@ class Settings:
         _, tokens = text.checked(read, lens.model, lens.tokenizer)
         config = lens.config
         longest = (config.max_steps - config.prefix(max(tokens)) - max(config.delays)) / config.frame_rate
-        for name in ("seconds", "reading_seconds"):
-            if not 0.5 <= getattr(self, name) <= longest:
-                raise InputError(f"{name}={getattr(self, name)}: expected 0.5 to {longest:g} for this model.")
+        for name, least, why in (("seconds", LEAST_SECONDS, _FEW_ONSETS), ("reading_seconds", 0.5, "")):
+            if not least <= getattr(self, name) <= longest:
+                given = getattr(self, name)
+                raise InputError(f"{name}={given}: expected {least:g} to {longest:g} for this model{why}.")
         if not 0 <= self.seed < REPETITIONS:
             raise InputError(f"seed={self.seed}: expected 0 to {REPETITIONS - 1}, each a repetition of its own.")
         for what, count, most in (

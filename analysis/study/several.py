@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +119,8 @@ def run(
         chosen.check(lens, one)
         if place is not None:
             stages.check(place / one.concept, overwrite=overwrite)
+            if not overwrite:
+                stages.refuse_other_settings(place / one.concept, asdict(chosen))
     if place is not None:
         _check_index(place)
     found = []

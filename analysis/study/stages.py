@@ -44,6 +44,8 @@ DAMAGE = (
     OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, LibsndfileError, pa.ArrowException,
 )  # fmt: skip
 """What reading a damaged stage raises."""
+_PACE = {"n_jobs"}
+"""Settings that change how long a study takes, and no bit of it."""
 _MEASURING = ("librosa", "numpy", "scipy", "scikit-learn", "pandas")
 # What draws and shows results does not change them.
 _SHOWING = ("report", "commands", "figures", "cli", "plots", "screen", "spectrograms")
@@ -189,6 +191,25 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         raise InputError(
             f"{target} holds a finished study of an earlier version: choose another folder, or replace it with --force."
         )
+
+
+def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse to replace what a finished study shows by a study of other settings.
+
+    Raises:
+        InputError: naming the first setting that differs.
+    """
+    try:
+        shown = json.loads((folder / SUMMARY).read_text("utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    mine = json.loads(json.dumps(settings, default=str))
+    for name in sorted({*mine} & {*shown} - _PACE):
+        if mine[name] != shown[name]:
+            raise InputError(
+                f"{folder} holds a finished study with {name}={shown[name]}, and this one has {mine[name]}: choose "
+                "another folder, or replace it with --force."
+            )
 
 
 @contextmanager

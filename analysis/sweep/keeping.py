@@ -16,6 +16,7 @@ from analysis.folder import disk_is_full
 from analysis.listening import Heard
 from analysis.sweep import ledger as ledgers
 from analysis.sweep.conditions import Clip, Condition, Plan
+from audiolens import soundfiles
 from audiolens.errors import InputError, StoppedError
 
 if TYPE_CHECKING:
@@ -106,8 +107,6 @@ def size_of(lens: AudioLens, todo: Plan, seconds: float, sound: Sound | None) ->
 
 
 def _file(audio: np.ndarray, sample_rate: int, sound: Sound) -> bytes:
-    import soundfile
-
     buffer = io.BytesIO()
-    soundfile.write(buffer, audio.T, sample_rate, format=sound.upper(), subtype="PCM_16")
+    soundfiles.write(buffer, audio, sample_rate, "FLAC" if sound == "flac" else "WAV")
     return buffer.getvalue()

@@ -1,12 +1,12 @@
 """What is heard in a clip, as numbers (tempo, brightness, register, mode and more), and what is lost in it.
 
-Every measure is a function of (audio, sample_rate). Audio is a numpy array or torch tensor shaped [sample],
-[channel, sample] (one number comes back) or [row, channel, sample] (an array [row]), of one or two channels, which are
-averaged; or a sound file, or what `lens.generate` returned, both without a sample rate; or a list of these. Where no
-number means anything (silence, the pitch of noise) it is NaN, never a made-up one; audio that cannot be measured (NaN
-samples, under 0.1 s, over ten minutes, an impossible rate, a broken file) is an InputError. docs/measures.md has every
-measure's method and calibration. Loads librosa and scipy when first used, and torch only for what needs a model
-(`drift`, `frechet_distance`, `clap_score`).
+Every measure is a function of (audio, sample_rate). Audio is a numpy array or torch tensor shaped [sample], [channel,
+sample] (one number comes back) or [row, channel, sample] (an array [row]), of one or two channels, which are averaged,
+and a constant offset is taken away; or a sound file, or what `lens.generate` returned, both without a sample rate; or a
+list of these. Where no number means anything (silence, the pitch of noise) it is NaN, never a made-up one; audio that
+cannot be measured (NaN samples, under 0.1 s, over ten minutes, an impossible rate, a broken file) is an InputError.
+docs/measures.md has every measure's method and calibration. Loads librosa and scipy when first used, and torch only for
+what needs a model (`drift`, `frechet_distance`, `clap_score`).
 """
 
 from importlib import import_module
@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from audiolens.measure.failure import code_entropy, failed, failures
 from audiolens.measure.pitch import mode, pitch, pitch_class
-from audiolens.measure.rhythm import onset_rate, pulse_clarity, tempo, tempo_ambiguity, tempo_candidates
+from audiolens.measure.rhythm import (
+    onset_rate,
+    pulse_clarity,
+    tempo,
+    tempo_ambiguity,
+    tempo_candidates,
+    tempo_octave,
+)
 from audiolens.measure.table import EXTRA_MEASURES, MEASURES, UNITS, refuse_lacking, table, table_of_files
 from audiolens.measure.timbre import brightness, loudness, rolloff
 
@@ -42,6 +49,7 @@ __all__ = [
     "tempo",
     "tempo_ambiguity",
     "tempo_candidates",
+    "tempo_octave",
     "onset_rate",
     "pulse_clarity",
     "brightness",

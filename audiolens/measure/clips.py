@@ -50,7 +50,7 @@ Audio = Array | SoundPath | Sound | Sequence[Array | SoundPath | Sound]
 
 @dataclass(frozen=True)
 class Clip:
-    """One mono sound. Spectra are magnitudes [bin, frame] of Hann windows that lie wholly inside the clip."""
+    """One mono sound around 0. Spectra are magnitudes [bin, frame] of Hann windows that lie wholly inside the clip."""
 
     samples: Float[np.ndarray, " sample"]
     sample_rate: int
@@ -117,7 +117,8 @@ def once(function: Callable[[Clip], T]) -> Callable[[Clip], T]:
 def read(audio: Any, sample_rate: float | None = None) -> tuple[list[Clip], bool]:
     """Check `audio` and mix each row down to a mono `Clip`; the flag says whether there is a row axis.
 
-    Signed 16- and 32-bit integers are PCM and scaled to [-1, 1); other integers are refused.
+    A constant offset is no sound, and is taken away. Signed 16- and 32-bit integers are PCM, scaled to [-1, 1); other
+    integers are refused.
 
     Args:
         audio: an array or tensor, the path of a sound file, what `lens.generate` returned, or a list of these, whose
@@ -200,7 +201,12 @@ def _rows(audio: Any, sample_rate: float | None) -> tuple[list[Clip], bool]:
         where = f" in rows {broken.tolist()}" if samples.ndim == 3 else ""
         raise InputError(f"audio holds NaN or infinite samples{where}; drop or repair them before measuring")
     rate = round(sample_rate)
-    return [Clip(np.ascontiguousarray(row.mean(axis=0)), rate) for row in rows], samples.ndim == 3
+    return [Clip(_centred(row.mean(axis=0)), rate) for row in rows], samples.ndim == 3
+
+
+def _centred(samples: Float[np.ndarray, " sample"]) -> Float[np.ndarray, " sample"]:
+    """Without a constant offset: nobody hears one, and it would count as level and as the lowest of frequencies."""
+    return np.ascontiguousarray(samples - samples.mean(dtype=np.float64).astype(samples.dtype))
 
 
 def _check_rate(sample_rate: Any) -> None:

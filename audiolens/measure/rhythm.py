@@ -48,7 +48,8 @@ def tempo(
         BPM per row; NaN for silence, for fewer than four onsets (beats), and ("beat") where nothing recurs, as in
         noise.
 
-    Halving or doubling the beat is a matter of taste to listeners too: see `tempo_ambiguity` and `tempo_candidates`.
+    Halving or doubling the beat is a matter of taste to listeners too, and "beat" may name either (clicks at 128 BPM,
+    20 s long, 64): `tempo_octave` is the other one, `tempo_ambiguity` how near the two were. Tables have all three.
     """
     methods = {"beat": beat_tempo, "ioi": ioi_tempo, "beat_this": beat_this_tempo}
     if method not in methods:
@@ -64,6 +65,15 @@ def tempo_ambiguity(audio: Audio, sample_rate: float | None = None) -> float | F
     pace; 0 where the envelope has no peak at any rival. NaN where the tempo is.
     """
     return per_row(audio, sample_rate, ambiguity)
+
+
+def tempo_octave(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
+    """The tempo in BPM that would have been told otherwise: the strongest rival of `tempo` ("beat").
+
+    That which `tempo_ambiguity` compares: half, double, a third or three times the tempo. NaN where the envelope has no
+    peak at any of them, and where the tempo is.
+    """
+    return per_row(audio, sample_rate, octave_tempo)
 
 
 def onset_rate(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
@@ -97,16 +107,26 @@ def beat_tempo(clip: Clip) -> float:
 
 def ambiguity(clip: Clip) -> float:
     """`tempo_ambiguity` of one clip."""
-    bpm = beat_tempo(clip)
-    if np.isnan(bpm):
+    if np.isnan(beat_tempo(clip)):
         return float("nan")
-    (_, height), *others = _periods(clip)
+    _, strength = _rival(clip)
+    return strength / _periods(clip)[0][1]
+
+
+def octave_tempo(clip: Clip) -> float:
+    """`tempo_octave` of one clip."""
+    return _rival(clip)[0]
+
+
+def _rival(clip: Clip) -> tuple[float, float]:
+    """The strongest peak an octave or a twelfth from `beat_tempo`, as (BPM, height); (NaN, 0) for none."""
+    bpm = beat_tempo(clip)
     rivals = [
-        strength
-        for other, strength in others
+        (other, strength)
+        for other, strength in _periods(clip)
         if any(abs(other / (ratio * bpm) - 1) < OCTAVE_TOLERANCE for ratio in OCTAVES)
     ]
-    return max([strength / height for strength in rivals], default=0.0)
+    return max(rivals, key=lambda rival: rival[1], default=(float("nan"), 0.0))
 
 
 def ioi_tempo(clip: Clip) -> float:

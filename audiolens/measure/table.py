@@ -12,7 +12,7 @@ from audiolens.errors import InputError, nearest
 from audiolens.measure.beats import beat_this_tempo, require
 from audiolens.measure.clips import Audio, Clip, is_path, of_file, read
 from audiolens.measure.pitch import key_tonic, major_minor, register_hz
-from audiolens.measure.rhythm import ambiguity, beat_tempo, clarity_of_pulse, ioi_tempo, rate_of_onsets
+from audiolens.measure.rhythm import ambiguity, beat_tempo, clarity_of_pulse, ioi_tempo, octave_tempo, rate_of_onsets
 from audiolens.measure.timbre import centroid_hz, level_dbfs, rolloff_hz
 from audiolens.soundfiles import SoundPath, Span
 
@@ -24,6 +24,7 @@ MEASURES: Mapping[str, Callable[[Clip], float]] = MappingProxyType(
         "tempo": beat_tempo,
         "tempo_ioi": ioi_tempo,
         "tempo_ambiguity": ambiguity,
+        "tempo_octave": octave_tempo,
         "onset_rate": rate_of_onsets,
         "pulse_clarity": clarity_of_pulse,
         "brightness": centroid_hz,
@@ -42,6 +43,7 @@ UNITS: Mapping[str, str] = MappingProxyType(
         "tempo": "BPM",
         "tempo_ioi": "BPM",
         "tempo_ambiguity": "",
+        "tempo_octave": "BPM",
         "onset_rate": "onsets/s",
         "pulse_clarity": "",
         "brightness": "Hz",

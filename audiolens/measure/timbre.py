@@ -35,7 +35,8 @@ def rolloff(audio: Audio, sample_rate: float | None = None) -> float | Float[np.
 def loudness(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """Root mean square in dB relative to full scale (a full-scale sine has -3); -inf for digital silence.
 
-    Channels are averaged first, as for every measure: opposite channels cancel. Not weighted for the ear (no LUFS).
+    Channels are averaged first, as for every measure: opposite channels cancel. A constant offset does not count. Not
+    weighted for the ear (no LUFS).
     """
     return per_row(audio, sample_rate, level_dbfs)
 
