@@ -21,6 +21,7 @@ from transformers import LogitsProcessorList
 
 from audiolens import passes, text
 from audiolens.audio import checked_codes
+from audiolens.checks import one_or_listed
 from audiolens.engine import clock
 from audiolens.errors import InputError
 from audiolens.families import Family, LensConfig, tap_of
@@ -186,7 +187,8 @@ def requested(
     """What a trace asks of the batcher, and what it runs: one forward's logits, or a generation's codes."""
     if fn not in ("forward", "generate"):
         raise InputError(f"fn={fn!r}: expected 'forward' or 'generate'.")
-    checked_settings(guidance_scale, temperature, top_k)
+    guidance_scale, temperature, top_k = checked_settings(guidance_scale, temperature, top_k)
+    seeds = one_or_listed("seeds", seeds)
     guided = guidance_scale > 1
     model, config = lens.model, lens.config
 
