@@ -32,7 +32,7 @@ class Factors:
     """What is crossed with what; see `sweep.run`, which takes the same."""
 
     strengths: Sequence[float] = (-1.0, -0.5, 0.5, 1.0)
-    strategies: Sequence[Strategy] = ("one-to-all",)
+    strategies: Sequence[Strategy] = ("one-to-one",)
     layers: int | Sequence[int] | None = None
     band: tuple[int, int] | None = None
     branches: Sequence[Branch] = ("both",)
