@@ -37,7 +37,8 @@ def test_every_kind_of_number_multiplies_and_divides(directions: Any, half: Any)
 
 
 def test_a_sum_of_directions_is_theirs(directions: Any) -> None:
-    assert torch.equal(sum([directions] * 3).vectors, directions.vectors * 3)
+    added: Any = sum([directions] * 3)
+    assert torch.equal(added.vectors, directions.vectors * 3)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +92,10 @@ def test_layers_are_found_by_any_whole_number_and_by_nothing_else(directions: An
     assert directions.at(np.array([2, 0])).layers == (0, 2)
 
 
-@pytest.mark.parametrize(
-    "mask", [np.array([True, False, True]), torch.tensor([True, False, True]), [True, False], True]
-)
+MASK = [True, False, True]
+
+
+@pytest.mark.parametrize("mask", [np.array(MASK), torch.tensor(MASK), MASK, True])
 def test_a_mask_names_no_layers(directions: Any, lens: Any, mask: Any) -> None:
     with pytest.raises(TypeError, match="expected a layer, a list of layers"):
         directions.at(mask)
