@@ -20,6 +20,7 @@ from torch import Tensor
 from analysis.likelihood import Window, by_frame, checked_rows
 from analysis.statistics import Means, means
 from audiolens.cache import ActivationCache
+from audiolens.checks import checked_flags
 from audiolens.errors import InputError
 from audiolens.rows import whole_batch_size
 from audiolens.timeline import Span
@@ -118,6 +119,7 @@ def direct(
     Raises:
         InputError: both `corrupted` and `direction`, prompts that do not pair up, or that differ in nothing.
     """
+    checked_flags(heads=heads)
     listed, codes = checked_rows(lens, prompts, codes)
     others = None if corrupted is None else checked_rows(lens, corrupted, codes)[0]
     if others is not None and direction is not None:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from audiolens.checks import checked_flags
 from audiolens.directions import Directions
 from audiolens.errors import InputError, InputTypeError
 
@@ -78,12 +79,14 @@ class LayerAttribution:
 
     def plot(self, normalised: bool = False) -> Any:
         """A panel per kind, one above the other, or (`normalised`) all as shares of their largest (matplotlib)."""
+        checked_flags(normalised=normalised)
         from analysis.layer_attribution import figures
 
         return figures.paper(self, normalised)
 
     def figure(self, normalised: bool = False) -> Any:
         """The same on screen (plotly figure)."""
+        checked_flags(normalised=normalised)
         from analysis.layer_attribution import figures
 
         return figures.screen(self, normalised)

@@ -18,6 +18,8 @@ import torch
 
 from audiolens.errors import InputError
 from audiolens.interventions import Add, Branch, Intervention
+from audiolens.rows import whole_batch_size
+from audiolens.sites import listed_layers
 from audiolens.timeline import Span
 
 BASELINE = "baseline"
@@ -121,9 +123,7 @@ def packed(conditions: Sequence[Condition], clips: Sequence[Clip], batch_size: i
         raise InputError(f"no condition is named {BASELINE!r}: add Condition({BASELINE!r}) to compare with.")
     if not clips or len(set(clips)) != len(clips):
         raise InputError(f"{len(clips)} clips, {len(set(clips))} of them different: give each (prompt, seed) once.")
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size}: expected at least 1.")
-    return Plan(tuple(conditions), tuple(clips), batch_size)
+    return Plan(tuple(conditions), tuple(clips), whole_batch_size(batch_size))
 
 
 def merge(conditions: Sequence[Condition], n_layers: int) -> Iterator[Intervention]:
@@ -166,4 +166,4 @@ def _plain(step: Intervention) -> TypeGuard[Add]:
 def _layers(step: Intervention, n_layers: int) -> list[int]:
     if step.layers is None:
         return list(range(n_layers))
-    return [step.layers] if isinstance(step.layers, int) else list(step.layers)
+    return listed_layers(step.layers)
