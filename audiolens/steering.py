@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
-from audiolens.checks import listed, one_or_listed, whole_number, whole_numbers
+from audiolens.checks import checked_flags, listed, one_or_listed, whole_number, whole_numbers
 from audiolens.directions import Directions
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest
 from audiolens.interventions import Ablate, Add, Branch, Clamp, Intervention, Numbers, Schedule
@@ -82,6 +82,7 @@ def steer(
     Raises:
         InputError: (or a subclass) for a strategy, layer, band or strength that makes no sense here, naming what does.
     """
+    checked_flags(preserve_norm=preserve_norm, prefix=prefix)
     concepts = _concepts(directions)
     _choose("strategy", strategy, Strategy)
     _choose("unit", unit, Unit)
