@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from audiolens.checks import checked_amount, checked_count, refuse_masked
-from audiolens.errors import InputError, InputTypeError
+from audiolens.checks import checked_amount, checked_count
+from audiolens.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -55,19 +55,6 @@ def checked_resampling(confidence: object, n_bootstrap: object) -> None:
     if not 0 < checked_amount("confidence", confidence) < 1:
         raise InputError(f"confidence is {confidence}; expected a number between 0 and 1, e.g. 0.95")
     checked_count("n_bootstrap", n_bootstrap, least=0)
-
-
-def numbers_of(values: Any, name: str) -> Float[np.ndarray, "..."]:
-    """An array of numbers.
-
-    Raises:
-        InputTypeError: for anything else, text and masked arrays among it.
-    """
-    refuse_masked(name, values)
-    array = np.asarray(values.detach().cpu().double() if hasattr(values, "detach") else values)
-    if array.dtype.kind in "SUmMcV" or (array.dtype.kind == "O" and any(isinstance(one, str) for one in array.flat)):
-        raise InputTypeError(f"{name} of {array.dtype}: expected numbers.")
-    return array.astype(float)
 
 
 def resampled(

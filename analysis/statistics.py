@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from analysis.resampling import Interval, bootstrap, checked_resampling, levels, numbers_of
-from audiolens.checks import checked_count, checked_flags, refuse_masked
+from analysis.resampling import Interval, bootstrap, checked_resampling, levels
+from audiolens.checks import checked_count, checked_flags, numbers_of, refuse_masked
 from audiolens.errors import InputError
 
 MOST_FAILED = 0.10
@@ -229,7 +229,7 @@ def means(
     other sign. `p_adjusted` compares a cell's studentised mean with the largest of the grid under the same flips
     (Westfall and Young 1993), and so bounds the chance of one false claim in the whole grid.
     """
-    array = numbers_of(values, "values")
+    array = numbers_of("values", values)
     groups = _clusters(clusters, len(array))
     checked_resampling(confidence, n_bootstrap)
     n_permutations = checked_count("n_permutations", n_permutations, least=0)
@@ -335,7 +335,7 @@ def _area(positive: np.ndarray, negative: np.ndarray) -> float:
 
 
 def _vector(values: ArrayLike, name: str) -> Float[np.ndarray, " row"]:
-    array = numbers_of(values, name)
+    array = numbers_of(name, values)
     if array.ndim != 1:
         raise InputError(f"{name} has shape {array.shape}; expected one number per row")
     return array

@@ -139,6 +139,19 @@ def refuse_masked(name: str, values: Any) -> None:
         raise InputTypeError(f"{name}: a masked array, whose mask would be ignored. Fill it, or leave those rows out.")
 
 
+def numbers_of(name: str, values: Any) -> np.ndarray:
+    """An array of numbers.
+
+    Raises:
+        InputTypeError: for anything else, text and masked arrays among it.
+    """
+    refuse_masked(name, values)
+    array = np.asarray(values.detach().cpu().double() if hasattr(values, "detach") else values)
+    if array.dtype.kind in "SUmMcV" or (array.dtype.kind == "O" and any(isinstance(one, str) for one in array.flat)):
+        raise InputTypeError(f"{name} of {array.dtype}: expected numbers.")
+    return array.astype(float)
+
+
 def _has_items(values: Any) -> bool:
     """Whether it can be iterated; an array or a tensor without axes says so of itself, and cannot."""
     return isinstance(values, Iterable) and bool(getattr(values, "ndim", 1))

@@ -383,7 +383,13 @@ def test_an_effect_refuses_what_would_mean_something_else(asked: dict[str, Any])
 
 def test_means_and_areas_refuse_it_too() -> None:
     rows = np.ones((10, 2))
-    for asked in ({"confidence": -1}, {"confidence": 1.5}, {"n_bootstrap": -1}, {"n_permutations": -1}):
+    refused: list[dict[str, Any]] = [
+        {"confidence": -1},
+        {"confidence": 1.5},
+        {"n_bootstrap": -1},
+        {"n_permutations": -1},
+    ]
+    for asked in refused:
         with pytest.raises(AudioLensError):
             statistics.means(rows, PROMPT, **asked)
     with pytest.raises(AudioLensError):

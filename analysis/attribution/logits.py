@@ -23,6 +23,7 @@ from audiolens.cache import ActivationCache
 from audiolens.checks import checked_flags
 from audiolens.errors import InputError
 from audiolens.rows import whole_batch_size
+from audiolens.tensors import finite
 from audiolens.timeline import Span
 from audiolens.weights import decoder_of
 
@@ -233,8 +234,8 @@ def layer_of(label: str) -> int:
 
 def _vector(direction: Any, lens: Any) -> Float[Tensor, " d_model"]:
     layers = getattr(direction, "layers", None)
-    vector = torch.as_tensor(direction if layers is None else direction[layers[-1]]).detach().float().cpu()
-    if vector.shape != (lens.config.d_model,) or not bool(torch.isfinite(vector).all()) or not bool(vector.any()):
+    vector = finite("direction", direction if layers is None else direction[layers[-1]])
+    if vector.shape != (lens.config.d_model,) or not bool(vector.any()):
         raise InputError(
             f"direction of shape {tuple(vector.shape)}: expected {lens.config.d_model} finite numbers, not all 0."
         )

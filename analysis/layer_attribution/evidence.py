@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from audiolens.checks import checked_flags
+from audiolens.checks import checked_flags, numbers_of
 from audiolens.directions import Directions
 from audiolens.errors import InputError, InputTypeError
 
@@ -134,7 +134,7 @@ def _evidence(name: str, given: Any, unit: str) -> Evidence:
         given = pd.DataFrame({"layer": given.index, "value": given.to_numpy()})
     if not isinstance(given, pd.DataFrame):
         try:
-            values = np.asarray(given, dtype=float)
+            values = numbers_of(name, given)
         except (TypeError, ValueError):
             raise InputTypeError(f"{name}={type(given).__name__}: expected a frame, a series or numbers.") from None
         if values.ndim != 1 or not len(values):
