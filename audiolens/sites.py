@@ -5,7 +5,7 @@ Names are TransformerLens's where it has one. A short form leaves out "hook_" an
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,8 +108,9 @@ def names_once(name: str, sites: Any) -> list[Any]:
     if isinstance(sites, str):
         return [sites]
     try:
-        return listed(name, sites)
-    except InputTypeError:
+        # Their order says nothing: a run has its model's.
+        return sorted(sites) if isinstance(sites, Set) else listed(name, sites)
+    except TypeError:
         raise InputTypeError(f"{name}={sites!r}: expected a name such as 'resid_post', or a list of them.") from None
 
 

@@ -27,7 +27,7 @@ from analysis.likelihood import Window
 from analysis.site_cells import Place
 from audiolens.checks import checked_count, checked_flags
 from audiolens.errors import InputError, InputTypeError
-from audiolens.sites import checked_names
+from audiolens.sites import names_once
 from audiolens.timeline import Span
 
 
@@ -76,7 +76,7 @@ def attribute(
             metric sees no difference at all.
     """
     checked_flags(per_codebook=per_codebook, progress=progress)
-    sites = None if sites is None else checked_names("sites", sites)
+    sites = None if sites is None else names_once("sites", sites)
     for name, value, known in (("method", method, get_args(Method)), ("towards", towards, get_args(Towards))):
         if value not in known:
             raise InputError(f"{name}={value!r}: expected {' or '.join(map(repr, known))}.")
