@@ -11,6 +11,9 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from audiolens.checks import checked_amount, checked_count
+from audiolens.errors import InputError
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -37,11 +40,21 @@ def bootstrap(
         clusters: each row's cluster.
         strata: each row's stratum; clusters are resampled among those that cover the same strata.
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}; expected a number between 0 and 1, e.g. 0.95")
+    checked_resampling(confidence, n_bootstrap)
     groups = _Groups.of(clusters, strata)
     values = np.array([statistic(rows) for rows in groups.draws(n_bootstrap, seed)])
     return interval_of(values, groups.fewest, confidence, n_clusters=len(groups.members))
+
+
+def checked_resampling(confidence: object, n_bootstrap: object) -> None:
+    """Refuse what would give an interval upside down, or none, without a word.
+
+    Raises:
+        InputError: for a confidence that is not between 0 and 1, or a number of draws that is none.
+    """
+    if not 0 < checked_amount("confidence", confidence) < 1:
+        raise InputError(f"confidence is {confidence}; expected a number between 0 and 1, e.g. 0.95")
+    checked_count("n_bootstrap", n_bootstrap, least=0)
 
 
 def resampled(
@@ -101,7 +114,7 @@ class _Groups:
             return []
         rng = np.random.default_rng(seed)
         found = []
-        for _ in range(count):
+        for _ in range(checked_count("n_bootstrap", count, least=0)):
             chosen = np.concatenate([rng.choice(group, len(group)) for group in self.groups])
             found.append(np.concatenate([self.members[cluster] for cluster in chosen]))
         return found

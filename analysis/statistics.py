@@ -10,14 +10,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from analysis.resampling import Interval, bootstrap, levels
+from analysis.resampling import Interval, bootstrap, checked_resampling, levels
+from audiolens.checks import checked_count, checked_flags, numbers_of, refuse_masked
+from audiolens.errors import InputError
 
 MOST_FAILED = 0.10
 """The largest share of failed clips with which an effect may be claimed."""
@@ -170,15 +173,16 @@ def effect(
         n_bootstrap: draws; 0 gives no interval (NaN), for control directions of which only the value is used.
         seed: of the draws.
     """
+    checked_flags(relative=relative)
     after, before = _vector(steered, "steered"), _vector(baseline, "baseline")
     clusters = _clusters(prompts, len(after))
-    lost = np.zeros(len(after), dtype=bool) if failed is None else np.asarray(failed, dtype=bool)
+    lost = np.zeros(len(after), dtype=bool) if failed is None else _truth(failed, "failed")
     _same_length(steered=after, baseline=before, prompts=clusters, failed=lost)
     if relative and np.any(before < 0):
-        raise ValueError("baseline has negative values, of which a share says nothing; give relative=False")
+        raise InputError("baseline has negative values, of which a share says nothing; give relative=False")
     usable = np.isfinite(before) & ((before > 0) | (not relative))
     if not usable.any():
-        raise ValueError("no pair has a usable baseline measure; nothing to compare with")
+        raise InputError("no pair has a usable baseline measure; nothing to compare with")
     after, before, clusters, lost = after[usable], before[usable], clusters[usable], lost[usable]
     lost = lost | ~np.isfinite(after)
     change = np.where(lost, 0.0, after / before - 1 if relative else after - before)
@@ -199,13 +203,11 @@ def auc(
     NaN scores count half against everything: a clip without a tempo is neither fast nor slow. Without `prompts` every
     row is its own cluster. Prompts are resampled within each label, so that every draw holds both.
     """
-    values = np.asarray(scores, dtype=float)
-    truth = np.asarray(labels)
+    values, truth = _vector(scores, "scores"), _truth(labels, "labels")
     clusters = _clusters(np.arange(len(values)) if prompts is None else prompts, len(values))
     _same_length(scores=values, labels=truth, prompts=clusters)
-    if not set(np.unique(truth).tolist()) == {0, 1}:
-        raise ValueError(f"labels hold {np.unique(truth)[:5].tolist()}; expected both True and False (or 1 and 0)")
-    truth = truth.astype(bool)
+    if truth.all() or not truth.any():
+        raise InputError(f"labels hold {np.unique(truth).tolist()}; expected both True and False (or 1 and 0)")
 
     def area(index: Int[np.ndarray, " draw"]) -> float:
         return _area(values[index][truth[index]], values[index][~truth[index]])
@@ -230,8 +232,10 @@ def means(
     other sign. `p_adjusted` compares a cell's studentised mean with the largest of the grid under the same flips
     (Westfall and Young 1993), and so bounds the chance of one false claim in the whole grid.
     """
-    array = np.asarray(values, dtype=float)
+    array = numbers_of("values", values)
     groups = _clusters(clusters, len(array))
+    checked_resampling(confidence, n_bootstrap)
+    n_permutations = checked_count("n_permutations", n_permutations, least=0)
     shape, flat = array.shape[1:], array.reshape(len(array), -1)
     _, which = np.unique(groups, return_inverse=True)
     count = int(which.max()) + 1
@@ -271,9 +275,9 @@ def rank_test(observed: float, controls: ArrayLike, alternative: Alternative = "
     """
     values = _vector(controls, "controls")
     if not len(values):
-        raise ValueError("no controls; a rank needs at least one (19 to reach p = .05)")
+        raise InputError("no controls; a rank needs at least one (19 to reach p = .05)")
     if not np.isfinite(values).all() or not np.isfinite(observed):
-        raise ValueError("observed or controls hold NaN or infinity; give failed ones an effect of 0")
+        raise InputError("observed or controls hold NaN or infinity; give failed ones an effect of 0")
     if alternative == "greater":
         k = int((values >= observed).sum())
     elif alternative == "less":
@@ -281,7 +285,7 @@ def rank_test(observed: float, controls: ArrayLike, alternative: Alternative = "
     elif alternative == "two-sided":
         k = int((np.abs(values) >= abs(observed)).sum())
     else:
-        raise ValueError(f"alternative is {alternative!r}; expected 'greater', 'less' or 'two-sided'")
+        raise InputError(f"alternative is {alternative!r}; expected 'greater', 'less' or 'two-sided'")
     return RankTest((1 + k) / (len(values) + 1), float(observed), len(values), k, alternative)
 
 
@@ -316,11 +320,11 @@ def correct(p_values: ArrayLike, method: Literal["holm", "bh"] = "holm") -> Floa
     """
     p = _vector(p_values, "p_values")
     if not len(p) or not ((p >= 0) & (p <= 1)).all():
-        raise ValueError("p_values hold none, NaN, or values outside [0, 1]; leave tests out that were not made")
+        raise InputError("p_values hold none, NaN, or values outside [0, 1]; leave tests out that were not made")
     if method == "bh":
         return stats.false_discovery_control(p, method="bh")
     if method != "holm":
-        raise ValueError(f"method is {method!r}; expected 'holm' or 'bh'")
+        raise InputError(f"method is {method!r}; expected 'holm' or 'bh'")
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1.0)
     adjusted = np.empty_like(stepped)
@@ -334,22 +338,36 @@ def _area(positive: np.ndarray, negative: np.ndarray) -> float:
 
 
 def _vector(values: ArrayLike, name: str) -> Float[np.ndarray, " row"]:
-    array = np.asarray(values, dtype=float)
+    array = numbers_of(name, values)
     if array.ndim != 1:
-        raise ValueError(f"{name} has shape {array.shape}; expected one number per row")
+        raise InputError(f"{name} has shape {array.shape}; expected one number per row")
     return array
 
 
+def _truth(values: ArrayLike, name: str) -> Bool[np.ndarray, " row"]:
+    """True and False, or 1 and 0: text would all be true."""
+    refuse_masked(name, values)
+    array = np.asarray(values)
+    told = array.astype(object).ravel().tolist()
+    if array.ndim != 1 or not all(isinstance(one, bool | np.bool_ | Real) and one in (0, 1) for one in told):
+        found = list(dict.fromkeys(told))[:5]
+        raise InputError(
+            f"{name} hold {found} in shape {array.shape}; expected True or False (or 1 and 0) for each row"
+        )
+    return array.astype(bool)
+
+
 def _clusters(prompts: ArrayLike | Sequence[str | None], n: int) -> np.ndarray:
+    refuse_masked("prompts", prompts)
     array = np.asarray(prompts)
     if array.dtype == object:  # None, of a row without a prompt, is a cluster of its own
         array = array.astype(str)
     if array.ndim != 1 or len(array) != n:
-        raise ValueError(f"prompts has shape {array.shape}; expected one prompt for each of the {n} rows")
+        raise InputError(f"prompts has shape {array.shape}; expected one prompt for each of the {n} rows")
     return array
 
 
 def _same_length(**arrays: np.ndarray) -> None:
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"lengths differ: {', '.join(f'{name} {n}' for name, n in lengths.items())}")
+        raise InputError(f"lengths differ: {', '.join(f'{name} {n}' for name, n in lengths.items())}")

@@ -10,8 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from audiolens import soundfiles
+from audiolens.checks import real_number
 from audiolens.errors import InputError, InputTypeError, shortened
 from audiolens.families import LensConfig
+from audiolens.tensors import tensor_of
 from audiolens.timeline import Timeline
 
 Sound = tuple[Any, int] | str | os.PathLike[str]
@@ -22,18 +24,17 @@ _CHUNKED = "this codec cuts sound into chunks: set chunk_length_s=None in its co
 def checked_waveform(waveform: Any, sample_rate: int, config: LensConfig) -> Float[Tensor, "row channel sample"]:
     """A waveform "sample", "channel sample" or "row channel sample" at the model's rate and channel count."""
     try:
-        wave = torch.as_tensor(waveform)
-    except (TypeError, ValueError, RuntimeError):
-        raise InputTypeError(f"waveform: expected an array of samples, not {type(waveform).__name__}.") from None
-    if isinstance(sample_rate, bool) or not isinstance(sample_rate, int | np.integer) or sample_rate <= 0:
-        raise InputError(f"sample_rate={sample_rate!r}: expected a positive whole number of hertz.")
+        wave = tensor_of("waveform", waveform).detach()
+    except InputTypeError as error:
+        raise InputTypeError(f"waveform: expected an array of samples ({error}).") from None
+    rate = _hertz(sample_rate)
     if not wave.is_floating_point():
         raise InputTypeError(f"waveform of {wave.dtype}: expected floating samples between -1 and 1.")
     if wave.ndim not in (1, 2, 3):
         raise InputError(
             f"waveform of shape {tuple(wave.shape)}: expected 'sample', 'channel sample' or 'row channel sample'."
         )
-    wave = wave[(None,) * (3 - wave.ndim)].float()
+    wave = wave[(None,) * (3 - wave.ndim)].to("cpu", torch.float32)
     if not wave.numel():
         raise InputError("the waveform is empty.")
     if not bool(torch.isfinite(wave).all()):
@@ -42,7 +43,17 @@ def checked_waveform(waveform: Any, sample_rate: int, config: LensConfig) -> Flo
         raise InputError(f"waveform of {wave.shape[1]} channels: expected one or two.")
     if wave.shape[1] != config.channels:
         wave = wave.mean(1, keepdim=True) if config.channels == 1 else wave.expand(-1, config.channels, -1)
-    return torch.from_numpy(resampled(wave.numpy(), int(sample_rate), config.sample_rate))
+    return torch.from_numpy(resampled(wave.numpy(), rate, config.sample_rate))
+
+
+def _hertz(sample_rate: Any) -> int:
+    try:
+        rate = real_number(sample_rate)
+    except TypeError:
+        rate = 0.0
+    if not rate.is_integer() or rate <= 0:
+        raise InputError(f"sample_rate={sample_rate!r}: expected a positive whole number of hertz.")
+    return int(rate)
 
 
 def resampled(

@@ -16,13 +16,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from audiolens.arrays import AsArray
 from audiolens.checks import whole_number
 from audiolens.decomposition import Components, Readout, Stream, accumulate, decompose, logit_lens
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
-from audiolens.interventions import checked_rows, finite
+from audiolens.interventions import checked_rows
 from audiolens.loading import checked_device, checked_dtype
-from audiolens.sites import Site, listed_layers
+from audiolens.sites import Site, listed_layers, names_once
 from audiolens.stored import changed, outlines, read, some, write
+from audiolens.tensors import finite
 from audiolens.timeline import Span, checked_span
 
 _FORMAT = "audiolens.activations.1"
@@ -30,7 +32,7 @@ _NORMS = "norms/"
 
 
 @dataclass(frozen=True, eq=False)
-class ActivationCache:
+class ActivationCache(AsArray):
     """Recorded activations.
 
     `tensors` and `axes` share their keys. `first_step` is the position of the step axis's first entry,
@@ -59,6 +61,11 @@ class ActivationCache:
     stream: Stream | None = None
     readout: Readout | None = None
     prefixes: tuple[int, ...] = ()
+
+    @property
+    def instead(self) -> str:
+        """What to give where one array is expected."""
+        return "give one of its tensors, cache['resid_post', 3], or a site's layers, cache.stack('resid_post')."
 
     def __len__(self) -> int:
         return len(self.tensors)
@@ -364,10 +371,8 @@ def _vectors(direction: Any, layers: Sequence[int], width: int, site: str) -> li
 
 def _chosen(sites: object, names: Iterable[str], path: object) -> list[str]:
     """The full names that full or short ones stand for in a file."""
-    if not isinstance(sites, Iterable):
-        raise InputTypeError(f"sites={sites!r}: expected a name such as 'resid_post', or a list of them.")
     found: set[str] = set()
-    for site in [sites] if isinstance(sites, str) else sites:
+    for site in names_once("sites", sites):
         hook = _hook(site)
         mine = [name for name in names if hook in (name, Site.of(name).hook)]
         if not mine:

@@ -1,12 +1,21 @@
-"""Numbers at the door: counts, seeds and amounts, checked once and in the same words everywhere."""
+"""Arguments at the door: numbers, flags and lists, checked once and in the same words everywhere.
+
+A number may be Python's, numpy's, or an array or tensor without axes; a truth value is none. What is given as a list
+may be any iterable with an order, and is read once.
+"""
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from numbers import Real
 from typing import Any
 
-from audiolens.errors import InputError
+import numpy as np
+
+from audiolens.arrays import AsArray
+from audiolens.errors import InputError, InputTypeError
+
+_UNORDERED = (str, bytes, Mapping, Set, AsArray)
 
 
 def whole_numbers(values: Iterable[Any]) -> list[int]:
@@ -26,7 +35,22 @@ def whole_number(value: Any) -> int:
     """
     if isinstance(value, bool) or str(getattr(value, "dtype", "")) == "torch.bool":
         raise TypeError(f"{value!r} is no number.")
+    if getattr(value, "ndim", 0):
+        raise TypeError(f"{value!r} is no single number.")
     return operator.index(value)
+
+
+def real_number(value: Any) -> float:
+    """One real number, Python's, numpy's or torch's.
+
+    Raises:
+        TypeError: if it is none, and for a bool.
+    """
+    if getattr(value, "ndim", 1) == 0 and hasattr(value, "item") and not isinstance(value, np.ma.MaskedArray):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{value!r} is no number.")
+    return float(value)
 
 
 def checked_count(name: str, value: Any, least: int = 1) -> int:
@@ -50,8 +74,89 @@ def checked_amount(name: str, value: Any, above: float = -math.inf) -> float:
     Raises:
         InputError: if it is none (a truth value is none), or not above `above`.
     """
-    number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    try:
+        number = real_number(value)
+    except (TypeError, OverflowError):
+        number = math.nan
     if not math.isfinite(number) or not number > above:
         wanted = "a finite number" if above == -math.inf else f"a finite number above {above:g}"
         raise InputError(f"{name}={value!r}: expected {wanted}.")
     return number
+
+
+def checked_seed(seed: Any) -> int:
+    """One seed.
+
+    Raises:
+        InputTypeError, InputError: if it is no whole number, or not one of 32 bits.
+    """
+    try:
+        number = whole_number(seed)
+    except TypeError:
+        raise InputTypeError(f"seed {seed!r}: expected a whole number.") from None
+    # torch seeds its generator with 32 bits, and takes the rest without a word.
+    if not 0 <= number < 2**32:
+        raise InputError(f"seed {seed}: expected 0 <= seed < 2**32.")
+    return number
+
+
+def checked_flags(**flags: object) -> None:
+    """Refuse what is neither True nor False: a word such as "no" would count as True.
+
+    Raises:
+        InputTypeError: naming the flag.
+    """
+    for name, flag in flags.items():
+        if not isinstance(flag, bool | np.bool_):
+            raise InputTypeError(f"{name}={flag!r}: expected True or False.")
+
+
+def listed(name: str, values: Any) -> list[Any]:
+    """The items of any iterable with an order, read once.
+
+    Raises:
+        InputTypeError: for one value, text, a mapping or a set, whose items have no order, or a masked array.
+    """
+    if isinstance(values, _UNORDERED) or not _has_items(values):
+        raise InputTypeError(f"{name}={_told(values)}: expected a list.")
+    refuse_masked(name, values)
+    return list(values)
+
+
+def one_or_listed(name: str, values: Any) -> Any:
+    """A value without items as it is, and the items of any other as a list, read once."""
+    return values if isinstance(values, str) or not _has_items(values) else listed(name, values)
+
+
+def refuse_masked(name: str, values: Any) -> None:
+    """Refuse masked arrays: all that computes here would use the values under the mask.
+
+    Raises:
+        InputTypeError: if any value is masked.
+    """
+    parts = values if isinstance(values, list | tuple) else [values]
+    if any(np.ma.is_masked(part) for part in parts if isinstance(part, np.ma.MaskedArray)):
+        raise InputTypeError(f"{name}: a masked array, whose mask would be ignored. Fill it, or leave those rows out.")
+
+
+def numbers_of(name: str, values: Any) -> np.ndarray:
+    """An array of numbers.
+
+    Raises:
+        InputTypeError: for anything else, text and masked arrays among it.
+    """
+    refuse_masked(name, values)
+    array = np.asarray(values.detach().cpu().double() if hasattr(values, "detach") else values)
+    if array.dtype.kind in "SUmMcV" or (array.dtype.kind == "O" and any(isinstance(one, str) for one in array.flat)):
+        raise InputTypeError(f"{name} of {array.dtype}: expected numbers.")
+    return array.astype(float)
+
+
+def _has_items(values: Any) -> bool:
+    """Whether it can be iterated; an array or a tensor without axes says so of itself, and cannot."""
+    return isinstance(values, Iterable) and bool(getattr(values, "ndim", 1))
+
+
+def _told(values: Any) -> str:
+    """What was given, in few words: itself, or its type where it may be long."""
+    return type(values).__name__ if isinstance(values, Iterable) and not isinstance(values, str) else repr(values)

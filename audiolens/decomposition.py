@@ -4,7 +4,7 @@ The stream is a sum. It starts as the embedding of the codes and of the position
 attention, cross-attention and MLP put out. `ActivationCache` carries the verbs; the sums and the reading are here.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from audiolens.arrays import AsArray
+from audiolens.checks import checked_flags, whole_number
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
 from audiolens.sites import listed_layers
 from audiolens.weights import decoder_of
@@ -71,7 +73,7 @@ class Readout:
 
 
 @dataclass(frozen=True, eq=False)
-class Components:
+class Components(AsArray):
     """Parts (or states) of the residual stream: `values` is "component row step d_model", `labels` names them.
 
     Labels are TransformerLens's: "embed", "3_attn_out", "3_pre", "final_post". With both branches recorded a
@@ -83,6 +85,17 @@ class Components:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.labels)
+
+    def _numbers(self) -> Float[Tensor, "component ..."]:
+        return self.values
+
+    @property
+    def instead(self) -> str:
+        """What to give where one tensor is expected."""
+        return "give its values, or one component, parts['3_attn_out']."
 
     def __getitem__(self, label: str) -> Float[Tensor, "..."]:
         """One component, by its label."""
@@ -113,6 +126,7 @@ def decompose(cache: "ActivationCache", layer: int | None) -> Components:
 
 def accumulate(cache: "ActivationCache", layer: int | None, incl_mid: bool) -> Components:
     """The states of the stream up to a block."""
+    checked_flags(incl_mid=incl_mid)
     what = f"accumulated_resid({'' if layer is None else layer})"
     stream, end = _checked(cache, layer, what)
     inner = [_PARTS[part] for part in stream.parts[:-1]] if incl_mid else []
@@ -162,9 +176,11 @@ def _checked(cache: "ActivationCache", layer: int | None, what: str) -> tuple[St
         raise InputError(f"{what}: this cache does not know its model's blocks. Record it with a lens.")
     if cache.reduce == "max":
         raise InputError(f"{what}: a sum of maxima is not the maximum of the sum. Record steps, or reduce='mean'.")
-    end = stream.n_layers if layer is None or layer == -1 else layer
-    if isinstance(end, bool) or not isinstance(end, int):
-        raise InputTypeError(f"{what}: expected a layer, or None for the whole model.")
+    try:
+        asked = stream.n_layers if layer is None else whole_number(layer)
+    except TypeError:
+        raise InputTypeError(f"{what}: expected a layer, or None for the whole model.") from None
+    end = stream.n_layers if asked == -1 else asked
     if not 0 <= end <= stream.n_layers:
         raise InputError(f"{what}: this model has layers 0 to {stream.n_layers - 1}; {stream.n_layers} is all of them.")
     return stream, end

@@ -4,30 +4,32 @@ A direction points from the negative to the positive pole and is stored raw: its
 means, so a strength of 1 moves one pole's mean onto the other's.
 """
 
-import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from audiolens import provenance
+from audiolens.arrays import AsArray
+from audiolens.checks import checked_flags, checked_seed, whole_number
 from audiolens.contrast import Contrast, Evidence
 from audiolens.errors import InputError, InputTypeError, SiteError, shortened
 from audiolens.interventions import Branch
 from audiolens.provenance import Provenance
 from audiolens.reading import Codes, PoleReader, Position, Samples
-
-_PARALLEL = 1e-5
+from audiolens.sites import listed_layers
+from audiolens.timeline import Real
+from audiolens.vectors import apart, multiplier, unit
 
 
 @dataclass(frozen=True, eq=False)
-class Directions:
+class Directions(AsArray):
     """One vector per layer.
 
     Attributes:
@@ -38,7 +40,8 @@ class Directions:
         evidence: what the prompts say about them; `None` after arithmetic, which it does not survive.
         samples: one vector per prompt, where they were kept.
 
-    `d[layer]` is one vector. Arithmetic is per layer and needs the same model, site and layers.
+    `d[layer]` is one vector. Arithmetic is per layer and needs the same model, site and layers. numpy and torch take it
+    for its vectors, "layer d_model".
     """
 
     vectors: Float[Tensor, "layer d_model"]
@@ -49,7 +52,7 @@ class Directions:
     samples: Samples | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
+        object.__setattr__(self, "layers", tuple(listed_layers(self.layers)))
         for name in ("vectors", "residual_norms"):
             object.__setattr__(self, name, getattr(self, name).detach().to("cpu", torch.float32))
         shapes = tuple(self.vectors.shape), tuple(self.residual_norms.shape)
@@ -72,7 +75,18 @@ class Directions:
         return iter(self.layers)
 
     def __contains__(self, layer: object) -> bool:
-        return layer in self.layers
+        try:
+            return whole_number(layer) in self.layers
+        except TypeError:
+            return False
+
+    def _numbers(self) -> Float[Tensor, "layer d_model"]:
+        return self.vectors
+
+    @property
+    def instead(self) -> str:
+        """What to give where one vector is expected."""
+        return "give one vector, d[layer], or place it by al.steer(d, layer=...)."
 
     def __getitem__(self, layer: int) -> Float[Tensor, " d_model"]:
         """The vector read at a layer.
@@ -86,9 +100,11 @@ class Directions:
         """Mean length of the activations at a layer."""
         return float(self.residual_norms[self._place(layer)])
 
-    def at(self, layers: int | Sequence[int]) -> "Directions":
+    def at(self, layers: int | Iterable[int]) -> "Directions":
         """The same directions at some layers only."""
-        chosen = sorted({layers} if isinstance(layers, int) else set(layers))
+        chosen = sorted(set(listed_layers(layers)))
+        if not chosen:
+            raise SiteError(f"no layer given: there are layers {shortened(map(str, self.layers), 60)}.")
         places = torch.tensor([self._place(layer) for layer in chosen])
         return replace(
             self,
@@ -101,7 +117,7 @@ class Directions:
 
     def unit(self) -> "Directions":
         """The same directions at length 1; a zero vector stays zero."""
-        return self._changed(_unit(self.vectors), f"unit({self.meta.label})")
+        return self._changed(unit(self.vectors), f"unit({self.meta.label})")
 
     def __add__(self, other: "Directions") -> "Directions":
         self._refuse_foreign(other)
@@ -114,15 +130,26 @@ class Directions:
     def __neg__(self) -> "Directions":
         return self._changed(-self.vectors, f"-({self.meta.label})")
 
-    def __mul__(self, factor: float) -> "Directions":
-        if isinstance(factor, bool) or not isinstance(factor, int | float) or not math.isfinite(factor):
-            raise InputTypeError(f"directions times {factor!r}: expected a finite number.")
-        return self._changed(self.vectors * factor, f"{factor:g} * ({self.meta.label})")
+    def __radd__(self, other: object) -> "Directions":
+        # What `sum` starts from.
+        if type(other) is int and other == 0:
+            return self
+        raise InputTypeError(f"{type(other).__name__} plus directions: expected Directions.")
+
+    def __rsub__(self, other: object) -> "Directions":
+        raise InputTypeError(f"{type(other).__name__} minus directions: expected Directions.")
+
+    def __mul__(self, factor: Real) -> "Directions":
+        number = multiplier("times", factor)
+        return self._changed(self.vectors * number, f"{number:g} * ({self.meta.label})")
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: float) -> "Directions":
-        return self * (1 / divisor)
+    def __truediv__(self, divisor: Real) -> "Directions":
+        number = multiplier("divided by", divisor)
+        if number == 0:
+            raise InputError(f"directions divided by {divisor!r}: expected a number other than 0.")
+        return self * (1 / number)
 
     def orthogonal_to(self, *others: "Directions") -> "Directions":
         """What is left of each vector after removing its part in the span of the others', layer by layer.
@@ -151,9 +178,9 @@ class Directions:
 
     def random_like(self, seed: int) -> "Directions":
         """Random directions of the same length at each layer: the control of what any push would do."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(checked_seed(seed))
         drawn = torch.randn(self.vectors.shape, generator=generator)
-        return self._changed(_unit(drawn) * self.norms[:, None], f"random {seed} like ({self.meta.label})")
+        return self._changed(unit(drawn) * self.norms[:, None], f"random {seed} like ({self.meta.label})")
 
     def shuffled(self, seed: int, *, match_norms: bool = True) -> "Directions":
         """The same estimate with the poles' labels shuffled over the prompts: what no concept would give.
@@ -161,12 +188,13 @@ class Directions:
         Shuffled means nearly cancel, so vectors are stretched to these directions' lengths, unless `match_norms`
         is false. Needs the samples that `keep_samples=True` keeps.
         """
+        checked_flags(match_norms=match_norms)
         if self.samples is None:
             raise InputError("shuffled needs one vector a prompt: read the directions with keep_samples=True.")
-        order = torch.randperm(len(self.samples.labels), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(self.samples.labels), generator=torch.Generator().manual_seed(checked_seed(seed)))
         vectors = self.samples.difference(self.samples.labels[order])
         if match_norms:
-            vectors = _unit(vectors) * self.norms[:, None]
+            vectors = unit(vectors) * self.norms[:, None]
         return self._changed(vectors, f"shuffled {seed} of ({self.meta.label})")
 
     def to_frame(self) -> Any:
@@ -243,11 +271,13 @@ class Directions:
         )
 
     def _place(self, layer: int) -> int:
-        if layer not in self.layers:
-            raise SiteError(
-                f"no direction at layer {layer!r}: there are layers {shortened(map(str, self.layers), 60)}."
-            )
-        return self.layers.index(layer)
+        try:
+            number = whole_number(layer)
+        except TypeError:
+            raise InputTypeError(f"layer {layer!r}: expected a layer number; d.at([...]) takes several.") from None
+        if number not in self.layers:
+            raise SiteError(f"no direction at layer {number}: there are layers {shortened(map(str, self.layers), 60)}.")
+        return self.layers.index(number)
 
     def _changed(self, vectors: Tensor, label: str | None = None) -> "Directions":
         meta = self.meta if label is None else replace(self.meta, label=label)
@@ -312,6 +342,7 @@ def difference_in_means(
         InputError: (or a subclass) for an empty pole, a prompt in both, or a place the model does not have, before
             it runs.
     """
+    checked_flags(keep_samples=keep_samples)
     reader = PoleReader(
         lens, positive, negative, site=site, layers=layers, position=position, branch=branch,
         guidance_scale=guidance_scale, codes=codes, audio=audio, seeds=seeds, seconds=seconds, batch_size=batch_size,
@@ -337,17 +368,6 @@ def difference_in_means(
         evidence=contrast.evidence(),
         samples=samples,
     )
-
-
-def apart(
-    vectors: Float[Tensor, "layer d_model"], others: Sequence[Float[Tensor, "layer d_model"]]
-) -> tuple[Float[Tensor, "layer d_model"], Bool[Tensor, " layer"]]:
-    """What is left of each vector without its part in the span of the others', and where that is nothing."""
-    # Unit vectors first, so that the rank cut-off of the least squares does not depend on lengths.
-    basis = torch.stack([_unit(other).double() for other in others], dim=-1)
-    whole = vectors.double()
-    rest = whole - (basis @ (torch.linalg.pinv(basis) @ whole[..., None]))[..., 0]
-    return rest.float(), rest.norm(dim=-1) <= _PARALLEL * whole.norm(dim=-1)
 
 
 def orthogonalised(*directions: Directions) -> list[Directions]:
@@ -380,7 +400,3 @@ def _meta(lens: Any, reader: PoleReader, label: str) -> Provenance:
         revision=getattr(lens.model.config, "_commit_hash", None),
         versions=provenance.versions(),
     )
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from audiolens import passes, text
 from audiolens.audio import Sound, clip_start
+from audiolens.checks import one_or_listed
 from audiolens.decomposition import equipped
 from audiolens.engine import Run, checked_interventions
 from audiolens.errors import InputError
@@ -50,10 +51,11 @@ def drawn(
     """The clips of one call; see `AudioLens.generate`."""
     checked_flags(exact=exact, decode=decode, use_cache=use_cache, progress=progress)
     config = lens.config
-    rows = len(seeds) if isinstance(seeds, Sequence) else None
+    seeds = one_or_listed("seeds", seeds)
+    rows = len(seeds) if isinstance(seeds, list) else None
     listed, sizes = text.checked(prompts, lens.model, lens.tokenizer, rows)
     streams = checked_seeds(seeds, len(listed))
-    checked_settings(guidance_scale, temperature, top_k)
+    guidance_scale, temperature, top_k = checked_settings(guidance_scale, temperature, top_k)
     guided = guidance_scale > 1
     timeline = clip_timeline(seconds, config, config.prefix(max(sizes)))
     _warn_beyond(timeline.seconds, lens)

@@ -194,6 +194,7 @@ def family_of(model: nn.Module) -> Family:
     if family is None:
         known = ", ".join(family.architecture for family in FAMILIES)
         raise UnsupportedModelError(f"{kind} is not a model the lens can open: expected one of {known}.")
+    _refuse_quantised(model, family)
     decoder = _module(model, family.decoder, family)
     layers = _module(decoder, "layers", family)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
@@ -204,6 +205,17 @@ def family_of(model: nn.Module) -> Family:
     for tap in family.model_taps.values():
         _module(model, tap.module, family)
     return family
+
+
+def _refuse_quantised(model: nn.Module, family: Family) -> None:
+    """Weights that are packed integers have no values to read, and their modules no plain tensors to edit."""
+    packed = [name for name, one in model.named_parameters() if not one.is_floating_point()]
+    packed += [name for name, part in model.named_modules() if "quantized" in type(part).__module__]
+    if packed or getattr(model, "is_quantized", False):
+        part = packed[0] if packed else "its weights"
+        raise UnsupportedModelError(
+            f"a quantised {family.name} ({part}) is not supported: load it in float32, bfloat16 or float16."
+        )
 
 
 def config_of(model: Any, family: Family) -> LensConfig:

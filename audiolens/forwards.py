@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from audiolens import passes, text
 from audiolens.audio import Sound, checked_codes, codes_of
 from audiolens.cache import ActivationCache
+from audiolens.checks import whole_number
 from audiolens.decomposition import equipped
 from audiolens.engine import Run, beyond, checked_interventions
 from audiolens.errors import InputError, SiteError
@@ -64,13 +65,13 @@ class Forward:
         listed, sizes = text.checked(prompts, lens.model, lens.tokenizer, None if codes is None else len(codes))
         if codes is not None:
             codes = checked_codes(codes, lens.config, len(listed)).to(lens.device)
-        checked_settings(guidance_scale, 1.0, None)
+        guidance_scale, _, _ = checked_settings(guidance_scale, 1.0, None)
         guided = guidance_scale > 1
         checked_branch(reading.branch, guided)
         timeline = codes_timeline(codes, lens.config, lens.config.prefix(max(sizes)))
         stop = _checked_stop(stop_at_layer, lens.config.n_layers)
         if stop and reading.layers is None:
-            reading = replace(reading, layers=range(stop))
+            reading = replace(reading, layers=list(range(stop)))
         for site in places(lens._family, lens.config, reading.sites, reading.layers):
             if beyond(lens._family, site, stop):
                 raise SiteError(
@@ -167,10 +168,12 @@ class Forward:
 def _checked_stop(stop_at_layer: object, n_layers: int) -> int | None:
     if stop_at_layer is None:
         return None
-    if isinstance(stop_at_layer, bool) or not isinstance(stop_at_layer, int):
-        raise InputError(f"stop_at_layer={stop_at_layer!r}: expected a layer, or None to run to the logits.")
-    if not -n_layers <= stop_at_layer <= n_layers:
+    try:
+        stop = whole_number(stop_at_layer)
+    except TypeError:
+        raise InputError(f"stop_at_layer={stop_at_layer!r}: expected a layer, or None to run to the logits.") from None
+    if not -n_layers <= stop <= n_layers:
         raise InputError(
             f"stop_at_layer={stop_at_layer}: this model has layers 0 to {n_layers - 1}; {n_layers} runs them all."
         )
-    return stop_at_layer % n_layers if stop_at_layer < 0 else stop_at_layer
+    return stop % n_layers if stop < 0 else stop

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from audiolens import soundfiles
 from audiolens.cache import ActivationCache
-from audiolens.errors import InputError
+from audiolens.checks import listed, one_or_listed, whole_numbers
+from audiolens.errors import InputError, InputTypeError
 from audiolens.permissions import opened
 
 
@@ -109,11 +110,16 @@ class Generation:
             raise InputError(
                 "these clips were made with decode=False: use lens.decode_codes(out.codes) for their sound."
             )
-        rows = list(range(len(self))) if row is None else [row] if isinstance(row, int) else list(row)
+        given = one_or_listed("row", row)
+        single = row is not None and not isinstance(given, list)
+        try:
+            rows = list(range(len(self))) if row is None else whole_numbers([given] if single else given)
+        except TypeError:
+            raise InputTypeError(f"row={row!r}: expected a row number, several, or None for all.") from None
         for index in rows:
             if not -len(self) <= index < len(self):
                 raise InputError(f"row {index}: there are rows 0 to {len(self) - 1}.")
-        told = [self.prompts[index] or "(no prompt)" for index in rows] if labels is None else list(labels)
+        told = [self.prompts[index] or "(no prompt)" for index in rows] if labels is None else listed("labels", labels)
         if len(told) != len(rows):
             raise InputError(f"{len(told)} labels for {len(rows)} clips: give one each.")
         players = []
@@ -122,7 +128,7 @@ class Generation:
             player = Audio(content)
             player.mimetype = mime
             players.append(player)
-        if isinstance(row, int) and labels is None:
+        if single and labels is None:
             return players[0]
         return HTML("".join(map(_labelled, told, players)))
 

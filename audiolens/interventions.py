@@ -28,11 +28,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from audiolens.checks import whole_numbers
+from audiolens.checks import checked_flags, listed, whole_numbers
 from audiolens.errors import InputError, InputTypeError
+from audiolens.sites import checked_names, head_numbers, layers_once
+from audiolens.tensors import finite, numbers
 from audiolens.timeline import Real, Span, checked_span
 
 Branch = Literal["cond", "null", "both"]
@@ -56,49 +59,25 @@ def checked_rows(rows: Sequence[int] | None, total: int) -> list[int]:
     """
     if rows is None:
         return list(range(total))
-    given = rows.tolist() if isinstance(rows, Tensor) else rows
+    chosen = row_numbers(rows)
+    if not chosen or len(set(chosen)) != len(chosen) or not all(0 <= row < total for row in chosen):
+        raise InputError(f"rows={chosen}: expected different rows between 0 and {total - 1}.")
+    return chosen
+
+
+def row_numbers(rows: Any) -> list[int]:
+    """Row numbers as they were given, read once.
+
+    Raises:
+        InputTypeError: if they are no list of whole numbers; a mask is none.
+    """
     try:
-        listed = whole_numbers(given)
+        return whole_numbers(listed("rows", rows))
     except TypeError:
+        given = rows.tolist() if isinstance(rows, Tensor | np.ndarray) else rows
         raise InputTypeError(
             f"rows={given!r}: expected a list of row numbers; of a mask, give mask.nonzero().flatten()."
         ) from None
-    if not listed or len(set(listed)) != len(listed) or not all(0 <= row < total for row in listed):
-        raise InputError(f"rows={listed}: expected different rows between 0 and {total - 1}.")
-    return listed
-
-
-def checked_flags(**flags: object) -> None:
-    """Refuse what is neither True nor False: a word such as "no" would count as True.
-
-    Raises:
-        InputTypeError: naming the flag.
-    """
-    for name, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise InputTypeError(f"{name}={flag!r}: expected True or False.")
-
-
-def numbers(name: str, value: Any) -> Tensor:
-    """A finite float tensor of no or one axis from a number, a sequence, an array or a tensor."""
-    tensor = finite(name, value)
-    if tensor.ndim > 1:
-        raise InputError(f"{name} has shape {tuple(tensor.shape)}: expected a number, or one per row.")
-    return tensor
-
-
-def finite(name: str, value: Any) -> Tensor:
-    """A detached float32 copy, on the CPU, of an array of finite numbers; a run moves it to its model."""
-    try:
-        tensor = torch.as_tensor(value).detach()
-        if tensor.is_complex():
-            raise TypeError("complex ones")
-        tensor = tensor.to("cpu", torch.float32, copy=True)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputTypeError(f"{name}={type(value).__name__}: expected numbers ({error}).") from None
-    if not bool(torch.isfinite(tensor).all()):
-        raise InputError(f"{name} holds NaN or infinite values: expected finite numbers.")
-    return tensor
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -129,6 +108,10 @@ class Intervention:
         checked_flags(prefix=self.prefix, preserve_norm=self.preserve_norm)
         if self.seconds is not None:
             checked_span(self.seconds)
+        object.__setattr__(self, "site", checked_names("site", self.site))
+        for name, read in (("layers", layers_once), ("rows", row_numbers), ("heads", head_numbers)):
+            given = getattr(self, name)
+            object.__setattr__(self, name, None if given is None else read(given))
         object.__setattr__(self, "strength", numbers("strength", self.strength))
         if self.schedule is not None and not callable(self.schedule):
             object.__setattr__(self, "schedule", numbers("schedule", self.schedule))

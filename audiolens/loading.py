@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ HUB = (
 """Hub names known to be of a supported family; any other of that family will do too."""
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -61,6 +63,7 @@ def load(
 
     if not isinstance(name, str | os.PathLike):
         raise InputTypeError(f"model {name!r}: expected 'etude', a hub name or a folder.")
+    checked_device_map(device_map)
     if device_map is not None and importlib.util.find_spec("accelerate") is None:
         raise InputError(f"device_map={device_map!r} needs accelerate, which is not installed: pip install accelerate.")
     source, local = _source(os.fspath(name))
@@ -94,14 +97,35 @@ def load(
     except (InputError, UnsupportedModelError):
         raise
     except Exception as error:
+        if device_map is not None:
+            raise InputError(f"{name} could not be placed by device_map={device_map!r}: {_detail(error)}") from error
         raise _explained(str(name), local, error) from error
     return model, tokenizer
+
+
+def checked_device_map(device_map: Any) -> None:
+    """Refuse a map that names no device of this machine.
+
+    Raises:
+        InputTypeError, InputError: saying what is taken.
+    """
+    if device_map is None or (isinstance(device_map, str) and device_map in _MAPS):
+        return
+    if isinstance(device_map, bool) or not isinstance(device_map, str | int | torch.device | Mapping):
+        raise InputTypeError(f"device_map={device_map!r}: expected {', '.join(_MAPS)}, a device, or parts by device.")
+    for device in device_map.values() if isinstance(device_map, Mapping) else [device_map]:
+        if device == "disk":
+            raise InputError(f"device_map={device_map!r}: activations cannot be read from parts that lie on disk.")
+        try:
+            checked_device(device)
+        except InputError as error:
+            raise InputError(f"device_map={device_map!r}: expected {', '.join(_MAPS)}, or devices; {error}") from None
 
 
 def checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """A floating dtype from itself or its name."""
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+    if found is not None and found not in _DTYPES:
         raise InputError(f"dtype={dtype!r}: expected a floating dtype such as 'float32' or 'bfloat16'.")
     if found is None and dtype is not None:
         raise InputError(f"dtype={dtype!r}: expected a floating dtype such as 'float32' or 'bfloat16'.")
@@ -165,7 +189,7 @@ def _source(name: str) -> tuple[str, bool]:
 
 def _explained(name: str, local: bool, error: Exception) -> InputError:
     """The error a caller can act on, for whatever transformers raised."""
-    detail = (str(error).strip() or type(error).__name__).splitlines()[0]
+    detail = _detail(error)
     if isinstance(error, ImportError):
         return InputError(f"{name} could not be loaded, for want of a package: {detail}")
     if local:
@@ -175,6 +199,10 @@ def _explained(name: str, local: bool, error: Exception) -> InputError:
         f"{name!r} could not be loaded from the hub: {detail} Check the name and the network."
         f"{nearest(name, HUB) if name not in HUB else ''} 'etude' is bundled and works offline."
     )
+
+
+def _detail(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from audiolens.audio import codes_of
+from audiolens.checks import checked_flags, checked_seed, one_or_listed
 from audiolens.errors import InputError, InputTypeError, PromptError
 from audiolens.interventions import Branch, checked_branch
 from audiolens.recording import refuse_prefix
@@ -80,6 +81,7 @@ class PoleReader:
         progress: bool,
         prefix: bool = False,
     ) -> None:
+        checked_flags(progress=progress, prefix=prefix)
         self.lens = lens
         self.positive, self.negative = _checked_poles(positive, negative)
         self.site, self.layers = _checked_site(lens, site, layers)
@@ -247,7 +249,8 @@ def _checked_site(lens: Any, site: Any, layers: Any) -> tuple[str, tuple[int, ..
 def _checked_seeds(seeds: Any, count: int) -> list[int]:
     if seeds is None:
         return list(range(count))
-    listed = [seeds] * count if isinstance(seeds, int) else list(seeds)
+    given = one_or_listed("seeds", seeds)
+    listed = [checked_seed(seed) for seed in (given if isinstance(given, list) else [given] * count)]
     if len(listed) != count:
         raise InputError(f"{len(listed)} seeds for {count} prompts a pole: prompt i of either pole takes seed i.")
     return listed

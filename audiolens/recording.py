@@ -14,7 +14,7 @@ from audiolens.families import Family, LensConfig, order, places, tap_of
 from audiolens.interventions import checked_flags
 from audiolens.loading import checked_device, checked_dtype
 from audiolens.rows import Layout
-from audiolens.sites import Site, checked_heads
+from audiolens.sites import Site, checked_heads, head_numbers, layers_once, names_once
 from audiolens.taps import Form
 from audiolens.timeline import Span, Timeline
 
@@ -40,6 +40,11 @@ class Reading:
 
     def __post_init__(self) -> None:
         checked_flags(prefix=self.prefix)
+        once: dict[str, Any] = {"sites": names_once("sites", self.sites)}
+        once["layers"] = None if self.layers is None else layers_once(self.layers)
+        once["heads"] = None if self.heads is None else head_numbers(self.heads)
+        for name, read in once.items():
+            object.__setattr__(self, name, read)
         if self.reduce is not None and self.reduce not in get_args(Reduce):
             raise InputError(f"reduce={self.reduce!r}: expected one of {', '.join(get_args(Reduce))}, or None.")
         if self.device is not None:

@@ -10,7 +10,6 @@ scores twice, which makes that guidance the identity; and it runs greedily, so t
 """
 
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from audiolens.checks import checked_seed, one_or_listed, real_number, whole_number
 from audiolens.errors import InputError, InputTypeError
 from audiolens.families import LensConfig
 from audiolens.timeline import Real
@@ -122,29 +122,38 @@ def checked_seeds(seeds: int | Sequence[int] | None, rows: int) -> list[int] | N
     """One seed per row: a single seed is every row's, `None` stays `None` (transformers' own sampler)."""
     if seeds is None:
         return None
-    try:
-        listed = [seeds] * rows if isinstance(seeds, int) else list(seeds)
-    except TypeError:
-        raise InputTypeError(f"seeds={seeds!r}: expected a whole number, or one per prompt.") from None
+    given = one_or_listed("seeds", seeds)
+    listed = given if isinstance(given, list) else [_whole("seeds", given)] * rows
     if len(listed) != rows:
         raise InputError(f"{len(listed)} seeds for {rows} rows: give one seed per prompt, or a single one for all.")
-    for seed in listed:
-        if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-            raise InputTypeError(f"seed {seed!r}: expected a whole number.")
-        # torch seeds its generator with 32 bits, and takes the rest without a word.
-        if not 0 <= int(seed) < 2**32:
-            raise InputError(f"seed {seed}: expected 0 <= seed < 2**32.")
-    return [int(seed) for seed in listed]
+    return [checked_seed(seed) for seed in listed]
 
 
-def checked_settings(guidance_scale: Real, temperature: Real, top_k: int | None) -> None:
-    """Refuse settings that transformers would ignore in silence or fail on late."""
-    for name, value in {"guidance_scale": guidance_scale, "temperature": temperature}.items():
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise InputTypeError(f"{name}={value!r}: expected a number.")
+def checked_settings(guidance_scale: Real, temperature: Real, top_k: int | None) -> tuple[float, float, int | None]:
+    """The settings as Python's numbers; refused are those that transformers would ignore in silence or fail on late."""
+    guidance_scale, temperature = _real("guidance_scale", guidance_scale), _real("temperature", temperature)
     if not math.isfinite(guidance_scale) or guidance_scale < 1:
         raise InputError(f"guidance_scale={guidance_scale}: expected a finite number of at least 1 (1 is no guidance).")
     if not math.isfinite(temperature) or temperature < 0:
         raise InputError(f"temperature={temperature}: expected a finite number of at least 0 (0 is greedy).")
-    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0):
+    try:
+        kept = None if top_k is None else whole_number(top_k)
+    except TypeError:
+        kept = -1
+    if kept is not None and kept < 0:
         raise InputError(f"top_k={top_k!r}: expected a positive whole number, or 0 or None for all codes.")
+    return guidance_scale, temperature, kept
+
+
+def _whole(name: str, value: object) -> int:
+    try:
+        return whole_number(value)
+    except TypeError:
+        raise InputTypeError(f"{name}={value!r}: expected a whole number, or one per prompt.") from None
+
+
+def _real(name: str, value: object) -> float:
+    try:
+        return real_number(value)
+    except TypeError:
+        raise InputTypeError(f"{name}={value!r}: expected a number.") from None

@@ -5,10 +5,11 @@ Names are TransformerLens's where it has one. A short form leaves out "hook_" an
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
-from audiolens.checks import whole_numbers
+from audiolens.checks import listed, whole_numbers
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
 
 _FULL = re.compile(r"blocks\.(\d+)\.(.+)")
@@ -73,9 +74,7 @@ def resolve(
     hooks, model_hooks = list(hooks), list(model_hooks)
     chosen = checked_layers(layers, n_layers)
     found: dict[Site, None] = {}
-    if not isinstance(sites, Iterable):
-        raise InputTypeError(f"sites={sites!r}: expected a name such as 'resid_post', or a list of them.")
-    for name in [sites] if isinstance(sites, str) else sites:
+    for name in names_once("sites", sites):
         match = _FULL.fullmatch(name) if isinstance(name, str) else None
         if match:
             layer = checked_layers(int(match[1]), n_layers)[0]
@@ -100,24 +99,72 @@ def checked_layers(layers: int | Iterable[int] | None, n_layers: int) -> list[in
     return sorted(set(listed))
 
 
+def names_once(name: str, sites: Any) -> list[Any]:
+    """One site's name or several, as a list.
+
+    Raises:
+        InputTypeError: if they are neither.
+    """
+    if isinstance(sites, str):
+        return [sites]
+    try:
+        # Their order says nothing: a run has its model's.
+        return sorted(sites) if isinstance(sites, Set) else listed(name, sites)
+    except TypeError:
+        raise InputTypeError(f"{name}={sites!r}: expected a name such as 'resid_post', or a list of them.") from None
+
+
+def checked_names(name: str, sites: Any) -> Any:
+    """One site's name as it is, or several as a list of at least one.
+
+    Raises:
+        InputTypeError, InputError: if they are neither, or none.
+    """
+    found = names_once(name, sites)
+    if not found:
+        raise InputError(f"{name}={sites!r} names no site: give at least one, such as 'resid_post'.")
+    return sites if isinstance(sites, str) else found
+
+
 def listed_layers(layers: int | Iterable[int]) -> list[int]:
     """One layer or several, as a list.
 
     Raises:
         InputTypeError: if they are no whole numbers.
     """
+    found = layers_once(layers)
+    return found if isinstance(found, list) else [found]
+
+
+def layers_once(layers: Any) -> int | list[int]:
+    """One layer as a number, or several as a list, read once.
+
+    Raises:
+        InputTypeError: if they are no whole numbers; a mask is none.
+    """
     try:
-        return whole_numbers(layers if isinstance(layers, Iterable) else [layers])
+        given = layers if isinstance(layers, Iterable) and getattr(layers, "ndim", 1) else [layers]
+        found = whole_numbers(given)
     except TypeError:
         raise InputTypeError(f"layers={layers!r}: expected a layer, a list of layers, or None for all.") from None
+    return found if given is layers else found[0]
 
 
 def checked_heads(heads: Sequence[int], n_heads: int) -> tuple[int, ...]:
     """Head numbers as they were given, all different."""
+    found = tuple(head_numbers(heads))
+    if not found or len(set(found)) != len(found) or not all(0 <= head < n_heads for head in found):
+        raise InputError(f"heads={list(found)}: expected different ones; this model has heads 0 to {n_heads - 1}.")
+    return found
+
+
+def head_numbers(heads: Any) -> list[int]:
+    """Head numbers as they were given, read once.
+
+    Raises:
+        InputTypeError: if they are no list of whole numbers; a mask is none.
+    """
     try:
-        listed = tuple(whole_numbers(heads))
+        return whole_numbers(listed("heads", heads))
     except TypeError:
         raise InputTypeError(f"heads={heads!r}: expected a list of heads, or None for all.") from None
-    if not listed or len(set(listed)) != len(listed) or not all(0 <= head < n_heads for head in listed):
-        raise InputError(f"heads={list(listed)}: expected different ones; this model has heads 0 to {n_heads - 1}.")
-    return listed

@@ -15,11 +15,14 @@ from typing import Any, Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
-from audiolens.directions import Directions, apart
+from audiolens.checks import checked_flags, listed, one_or_listed, whole_number, whole_numbers
+from audiolens.directions import Directions
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest
-from audiolens.interventions import Ablate, Add, Branch, Clamp, Intervention, Numbers, Schedule, numbers
-from audiolens.sites import checked_layers
+from audiolens.interventions import Ablate, Add, Branch, Clamp, Intervention, Numbers, Schedule
+from audiolens.sites import checked_layers, layers_once
+from audiolens.tensors import numbers
 from audiolens.timeline import Span
+from audiolens.vectors import apart
 
 Strategy = Literal["one-to-one", "one-to-all", "one-to-band", "all-to-all"]
 Unit = Literal["raw", "unit", "residual"]
@@ -29,7 +32,7 @@ Combine = Literal["sum", "orthogonalised"]
 
 def steer(
     directions: Directions | Sequence[Directions],
-    strategy: Strategy = "one-to-all",
+    strategy: Strategy = "one-to-one",
     layer: int | Sequence[int] | None = None,
     layers: int | Sequence[int] | None = None,
     band: tuple[int, int] | None = None,
@@ -48,8 +51,9 @@ def steer(
 
     Args:
         directions: what to steer along, one concept or several; the site is the one they were read at.
-        strategy: "one-to-one" puts `layer`'s vector at `layer`, "one-to-all" at every block, "one-to-band" at the
-            blocks of `band` (or `layers`); "all-to-all" puts every block's own vector there (or at `layers` only).
+        strategy: "one-to-one" puts `layer`'s vector at `layer`, "one-to-all" at every block, where it adds up and wants
+            a fraction of the strength, "one-to-band" at the blocks of `band` (or `layers`); "all-to-all" puts every
+            block's own vector there (or at `layers` only).
         layer: whose vector, in the one-to strategies; may be left out where there is only one. With several concepts,
             one for all, or one for each.
         layers: target blocks of "one-to-band" and "all-to-all", any list of them.
@@ -78,12 +82,14 @@ def steer(
     Raises:
         InputError: (or a subclass) for a strategy, layer, band or strength that makes no sense here, naming what does.
     """
+    checked_flags(preserve_norm=preserve_norm, prefix=prefix)
     concepts = _concepts(directions)
     _choose("strategy", strategy, Strategy)
     _choose("unit", unit, Unit)
     _choose("operator", operator, Operator)
     _choose("combine", combine, Combine)
     amount = numbers("strength", strength)
+    layers = None if layers is None else layers_once(layers)
     where: dict[str, Any] = {
         "site": concepts[0].meta.site,
         "branch": branch,
@@ -110,22 +116,25 @@ class _Placed:
 
 
 def _concepts(directions: Any) -> list[Directions]:
-    listed = [directions] if isinstance(directions, Directions) else directions
-    if not isinstance(listed, Sequence) or not all(isinstance(one, Directions) for one in listed):
+    try:
+        found = [directions] if isinstance(directions, Directions) else listed("directions", directions)
+    except InputTypeError:
+        found = [directions]
+    if not all(isinstance(one, Directions) for one in found):
         raise InputTypeError(
             f"{type(directions).__name__}: expected Directions, or a list of them; for a bare vector, use Add."
         )
-    if not listed:
+    if not found:
         raise InputError("no directions: give at least one.")
-    for name, found in (
-        ("weights", [one.meta.weights for one in listed]),
-        ("sites", [one.meta.site for one in listed]),
+    for name, differing in (
+        ("weights", {one.meta.weights for one in found}),
+        ("sites", {one.meta.site for one in found}),
     ):
-        if len(set(found)) > 1:
+        if len(differing) > 1:
             raise InputError(
-                f"directions of different {name} are not steered together: {', '.join(sorted(set(found)))}."
+                f"directions of different {name} are not steered together: {', '.join(sorted(differing))}."
             )
-    return list(listed)
+    return found
 
 
 def _placed(
@@ -160,11 +169,11 @@ def _sources(concepts: list[Directions], strategy: Strategy, layer: Any) -> list
     if strategy == "all-to-all":
         _refuse(strategy, layer=layer)
         return [None] * len(concepts)
-    several = isinstance(layer, Sequence) and not isinstance(layer, str)
-    listed: list[Any] = list(layer) if several else [layer] * len(concepts)
-    if len(listed) != len(concepts):
+    given = one_or_listed("layer", layer)
+    whose = given if isinstance(given, list) else [given] * len(concepts)
+    if len(whose) != len(concepts):
         raise InputError(f"layer={layer} for {len(concepts)} concepts: give one for all, or one for each.")
-    return [_source(one, strategy, where) for one, where in zip(concepts, listed, strict=True)]
+    return [_source(one, strategy, where) for one, where in zip(concepts, whose, strict=True)]
 
 
 def _targets(directions: Directions, strategy: Strategy, source: int | None, layers: Any, band: Any) -> list[int]:
@@ -214,12 +223,14 @@ def _source(directions: Directions, strategy: Strategy, layer: int | None) -> in
         if len(directions) == 1:
             return directions.layers[0]
         raise SiteError(f"strategy={strategy!r} needs layer=: whose vector, of {_listed(directions)}.")
-    if isinstance(layer, bool) or not isinstance(layer, int):
-        raise InputTypeError(f"layer={layer!r}: expected a layer number.")
-    checked_layers(layer, directions.meta.n_layers)
-    if layer not in directions:
-        raise SiteError(f"no direction at layer {layer}: there are {_listed(directions)}.")
-    return layer
+    try:
+        number = whole_number(layer)
+    except TypeError:
+        raise InputTypeError(f"layer={layer!r}: expected a layer number.") from None
+    checked_layers(number, directions.meta.n_layers)
+    if number not in directions:
+        raise SiteError(f"no direction at layer {number}: there are {_listed(directions)}.")
+    return number
 
 
 def _band(band: Any, layers: int | Sequence[int] | None, n_layers: int) -> list[int]:
@@ -229,13 +240,14 @@ def _band(band: Any, layers: int | Sequence[int] | None, n_layers: int) -> list[
         )
     if layers is not None:
         return checked_layers(layers, n_layers)
-    if not isinstance(band, tuple | list) or len(band) != 2 or not all(type(end) is int for end in band):
-        raise InputTypeError(f"band={band!r}: expected a pair of layers (first, last), both included.")
-    if band[0] > band[1]:
-        raise InputError(f"band={tuple(band)} is empty: the first layer comes after the last.")
-    for end in band:
-        checked_layers(end, n_layers)
-    return list(range(band[0], band[1] + 1))
+    try:
+        first, last = whole_numbers(listed("band", band))
+    except (TypeError, ValueError):
+        raise InputTypeError(f"band={band!r}: expected a pair of layers (first, last), both included.") from None
+    if first > last:
+        raise InputError(f"band={(first, last)} is empty: the first layer comes after the last.")
+    checked_layers([first, last], n_layers)
+    return list(range(first, last + 1))
 
 
 def _refuse(strategy: Strategy, **given: Any) -> None:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from audiolens.checks import whole_number
+from audiolens.checks import real_number, whole_number
 from audiolens.errors import InputError, InputTypeError
 
 if TYPE_CHECKING:
@@ -87,16 +87,18 @@ def clip_timeline(seconds: object, config: "LensConfig", prefix: int = 0) -> Tim
     Raises:
         InputTypeError, InputError: if it is no length, or one that the model cannot make.
     """
-    if isinstance(seconds, bool) or not isinstance(seconds, float | int):
-        raise InputTypeError(f"seconds={seconds!r}: expected a number.")
+    try:
+        length = real_number(seconds)
+    except TypeError:
+        raise InputTypeError(f"seconds={seconds!r}: expected a number.") from None
     tail = max(config.delays)
     longest = (config.max_steps - prefix - tail) / config.frame_rate
     # Below this many frames transformers leaves the delay out without a word.
     least = max(1, tail)
     shortest = least / config.frame_rate
-    if not (shortest <= seconds + 1e-9 and seconds <= longest + 1e-9):
+    if not (shortest <= length + 1e-9 and length <= longest + 1e-9):
         raise InputError(f"seconds={seconds}: this model makes clips of {shortest:g} to {longest:g} seconds.")
-    return Timeline(max(least, round(seconds * config.frame_rate)), config.frame_rate, config.delays, prefix)
+    return Timeline(max(least, round(length * config.frame_rate)), config.frame_rate, config.delays, prefix)
 
 
 def codes_timeline(codes: Tensor | None, config: "LensConfig", prefix: int = 0) -> Timeline:
@@ -129,8 +131,8 @@ def checked_span(seconds: object) -> Span:
     if not isinstance(seconds, tuple | list) or len(seconds) != 2:
         raise InputTypeError(f"seconds={seconds!r}: expected a pair (from, to) in seconds.")
     try:
-        start, stop = float(seconds[0]), float(seconds[1])
-    except (TypeError, ValueError):
+        start, stop = map(real_number, seconds)
+    except TypeError:
         raise InputTypeError(f"seconds={seconds!r}: expected a pair (from, to) in seconds.") from None
     if not (math.isfinite(start) and math.isfinite(stop)) or start < 0 or stop <= start:
         raise InputError(f"seconds={seconds!r}: expected 0 <= from < to, both finite.")

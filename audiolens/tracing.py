@@ -20,6 +20,7 @@ from transformers import LogitsProcessorList
 
 from audiolens import clock, passes, text
 from audiolens.audio import checked_codes
+from audiolens.checks import one_or_listed
 from audiolens.errors import InputError
 from audiolens.families import Family, LensConfig, tap_of
 from audiolens.operations import Model, open_ahead, place_of
@@ -203,7 +204,8 @@ def requested(
     """What a trace asks of the batcher, and what it runs: one forward's logits, or a generation's codes."""
     if fn not in ("forward", "generate"):
         raise InputError(f"fn={fn!r}: expected 'forward' or 'generate'.")
-    checked_settings(guidance_scale, temperature, top_k)
+    guidance_scale, temperature, top_k = checked_settings(guidance_scale, temperature, top_k)
+    seeds = one_or_listed("seeds", seeds)
     guided = guidance_scale > 1
     model, config = lens.model, lens.config
 

@@ -15,6 +15,7 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor
 
+from audiolens.checks import whole_number
 from audiolens.errors import InputError, InputTypeError
 
 
@@ -29,10 +30,21 @@ class Weights(tuple[Tensor, ...]):
             if inside:
                 raise InputTypeError(f"{index!r}: a slice stands alone here; use torch.stack(W) to index through it.")
             return Weights(super().__getitem__(place))
+        try:
+            place = whole_number(place)
+        except TypeError:
+            raise InputTypeError(f"weight {place!r}: expected the number of one, 0 to {len(self) - 1}.") from None
         if not -len(self) <= place < len(self):
             raise InputError(f"there is no weight {place}: this model has {len(self)}, 0 to {len(self) - 1}.")
         chosen = super().__getitem__(place)
         return chosen[tuple(inside)] if inside else chosen
+
+    def _no_arithmetic(self, other: object) -> Any:  # noqa: ARG002 - the signature of the operators
+        raise InputTypeError("weights are one tensor a block: compute with one of them, or with torch.stack(W).")
+
+    # A tuple's own would repeat the blocks, or put another model's after them.
+    __mul__ = __rmul__ = __add__ = __radd__ = _no_arithmetic
+    __array_ufunc__ = None
 
     def __repr__(self) -> str:
         return f"Weights({len(self)} x {tuple(self[0].shape)})"

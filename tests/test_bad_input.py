@@ -85,7 +85,7 @@ EDITING: list[tuple[Callable[[], Any], str]] = [
     (lambda: al.Add(VECTOR, rows=torch.tensor([[True], [False]]).nonzero()), "rows=.*expected a list"),
     (lambda: al.Add(VECTOR, layers=[3]), "layer 3 does not exist"),
     (lambda: al.Add(VECTOR, site="resid_pst"), "Did you mean 'resid_post'"),
-    (lambda: al.Add(VECTOR, site=4), "sites=4: expected a name"),
+    (lambda: al.Add(VECTOR, site=4), "site=4: expected a name"),
     (lambda: al.Add(VECTOR, seconds=(0.0, 9.0)), "ends after the clip, which lasts 0.6 s"),
     (lambda: al.Add(VECTOR, seconds=(0.52, 0.53)), "selects no step"),
     (lambda: al.Add(VECTOR, schedule=[1.0, 2.0]), "schedule has .2,. factors"),

@@ -31,7 +31,7 @@ def test_it_sweeps_says_the_finding_and_knows_what_it_did(
     assert not (tmp_path / "out").exists()
     code, out, err = run(*words)
     assert code == 0, err
-    assert "DoseResponse(tempo on tempo_ioi, one-to-all 1" in out
+    assert "DoseResponse(tempo on tempo_ioi, one-to-one 1" in out
     assert "out/clips.parquet" in out
     code, out, err = run(*words, "--json")
     assert code == 0, err

@@ -1,6 +1,7 @@
 """The table of many clips, and the test for failed ones."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,3 +77,44 @@ def test_failed_refuses_rows_that_do_not_pair_and_results_without_codes():
         measure.failed(SimpleNamespace(audio=clip, sample_rate=RATE), generated([clip]))
     with pytest.raises(ValueError, match="row, codebook, frame"):
         measure.code_entropy(np.zeros((4, 128), int))
+
+
+def clips_of(prompts: Any, seeds: Any, frames: int = 128, **more: Any) -> Any:
+    codes = np.random.default_rng(0).integers(0, 256, (len(prompts), 4, frames))
+    made = generated([drums(120)] * len(prompts), codes)
+    given = {"prompts": tuple(prompts), "seeds": None if seeds is None else tuple(seeds), "settings": {"model": "a"}}
+    return SimpleNamespace(**{**vars(made), **given, **more})
+
+
+@pytest.mark.parametrize(
+    ("baseline", "message"),
+    [
+        (clips_of(["one", "three"], [0, 1]), "row 1: the prompt of steered is 'two', of baseline 'three'"),
+        (clips_of(["two", "one"], [1, 0]), "row 0: the prompt"),
+        (clips_of(["one", "two"], [0, 2]), "row 1: the seed of steered is 1, of baseline 2"),
+        (clips_of(["one", "two"], None), "row 0: the seed of steered is 0, of baseline None"),
+        (clips_of(["one", "two"], [0, 1], frames=64), "steered has frames 128, baseline 64"),
+        (clips_of(["one", "two"], [0, 1], sample_rate=RATE // 2), "sample rate"),
+        (clips_of(["one", "two"], [0, 1], settings={"model": "b"}), "steered has model a, baseline b"),
+    ],
+)
+def test_a_baseline_belongs_to_its_clips(baseline: Any, message: str) -> None:
+    steered = clips_of(["one", "two"], [0, 1])
+    assert not measure.failed(steered, clips_of(["one", "two"], [0, 1])).any()
+    with pytest.raises(ValueError, match=message):
+        measure.failed(steered, baseline)
+
+
+def test_measures_read_any_layout_of_the_same_samples_and_no_mask() -> None:
+    clip = drums(120).astype(np.float32)
+    expected = measure.brightness(clip, RATE)
+    rate: Any = torch.tensor(RATE)
+    frozen = clip.copy()
+    frozen.flags.writeable = False
+    for same in (clip.astype(">f4"), clip[::-1].copy()[::-1], np.repeat(clip, 2)[::2], frozen, torch.from_numpy(clip)):
+        assert measure.brightness(same, np.int64(RATE)) == expected
+        assert measure.loudness(same, rate) == measure.loudness(clip, RATE)
+    pcm = (clip * 32767).astype(np.int16)
+    assert measure.brightness(pcm.astype(">i2"), RATE) == measure.brightness(pcm, RATE)
+    with pytest.raises(TypeError, match="mask would be ignored"):
+        measure.brightness(np.ma.masked_array(clip, mask=clip > 0.1), RATE)

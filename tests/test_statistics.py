@@ -1,5 +1,7 @@
 """The statistics keep their promises on simulated data: coverage, false-positive rates, agreement with scikit-learn."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from analysis import statistics
 from audiolens.directions import Directions
+from audiolens.errors import AudioLensError
 from audiolens.provenance import Provenance
 from audiolens.reading import Samples
 
@@ -343,3 +346,62 @@ def test_means_claim_what_is_there_and_never_an_exact_zero():
     assert found.p[1] > 0.01
     assert (found.p[2], found.low[2], found.high[2]) == (1, 0, 0)
     assert "furthest from 0 is +0.97" in repr(found)
+
+
+TEN = np.linspace(100.0, 109.0, 10)
+PROMPT = [f"prompt {i // 2}" for i in range(10)]
+
+
+@pytest.mark.parametrize("lost", [[False] * 9 + [True], [0] * 9 + [1], np.arange(10) == 9, [0.0] * 9 + [1.0]])
+def test_which_clips_failed_is_said_by_truth_values(lost: Any) -> None:
+    assert statistics.effect(TEN, TEN, PROMPT, failed=lost, n_bootstrap=0).failed_share == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"failed": ["False"] * 10},
+        {"failed": [None] * 10},
+        {"failed": [0.5] * 10},
+        {"failed": [float("nan")] * 10},
+        {"failed": np.ma.masked_array([False] * 10, mask=[True] * 10)},
+        {"steered": np.ma.masked_array(TEN, mask=TEN > 105)},
+        {"baseline": np.ma.masked_array(TEN, mask=TEN > 105)},
+        {"steered": [str(value) for value in TEN]},
+        {"steered": np.array([str(value) for value in TEN], dtype=object)},
+        {"prompts": np.ma.masked_array(PROMPT, mask=TEN > 105)},
+        {"relative": "no"},
+        {"confidence": -1},
+        {"confidence": 95},
+        {"n_bootstrap": -5},
+    ],
+)
+def test_an_effect_refuses_what_would_mean_something_else(asked: dict[str, Any]) -> None:
+    with pytest.raises(AudioLensError):
+        statistics.effect(**{"steered": TEN, "baseline": TEN, "prompts": PROMPT, **asked})
+
+
+def test_means_and_areas_refuse_it_too() -> None:
+    rows = np.ones((10, 2))
+    refused: list[dict[str, Any]] = [
+        {"confidence": -1},
+        {"confidence": 1.5},
+        {"n_bootstrap": -1},
+        {"n_permutations": -1},
+    ]
+    for asked in refused:
+        with pytest.raises(AudioLensError):
+            statistics.means(rows, PROMPT, **asked)
+    with pytest.raises(AudioLensError):
+        statistics.means(np.ma.masked_array(rows, mask=rows > 0), PROMPT)
+    for labels in (["True", "False"] * 5, [True] * 10, np.ma.masked_array([True, False] * 5, mask=[True] * 10)):
+        with pytest.raises(AudioLensError):
+            statistics.auc(TEN, labels)
+    with pytest.raises(AudioLensError):
+        statistics.rank_test(1.0, np.ma.masked_array(TEN, mask=TEN > 105))
+
+
+def test_tensors_of_any_floating_dtype_are_read_as_their_numbers() -> None:
+    halves = torch.tensor(TEN, dtype=torch.bfloat16)
+    found = statistics.effect(halves, halves, PROMPT, n_bootstrap=0)  # pyright: ignore[reportArgumentType]
+    assert found.value == 0.0

@@ -73,7 +73,13 @@ def test_bands_and_lists_of_layers_select_the_same(directions: al.Directions) ->
 
 def test_a_single_layer_needs_no_naming(directions: al.Directions) -> None:
     assert set(placed(al.steer(directions.at(2), "one-to-one"))) == {2}
-    assert set(placed(al.steer(directions.at(2)))) == {0, 1, 2}
+    assert set(placed(al.steer(directions.at(2), "one-to-all"))) == {0, 1, 2}
+
+
+def test_a_layer_alone_steers_at_that_block_alone(directions: al.Directions) -> None:
+    (one,) = al.steer(directions, layer=1)
+    assert one.layers == [1]
+    assert set(placed(al.steer(directions.at(2)))) == {2}
 
 
 def test_place_time_and_strength_are_handed_on(directions: al.Directions) -> None:
@@ -166,7 +172,7 @@ def test_orthogonalised_concepts_keep_the_first_and_free_the_later_ones(
 
 def test_each_concept_may_come_from_a_block_of_its_own(directions: al.Directions) -> None:
     other = directions.random_like(1)
-    first, second = al.steer([directions, other], layer=[0, 2], combine="orthogonalised")
+    first, second = al.steer([directions, other], "one-to-all", layer=[0, 2], combine="orthogonalised")
     assert torch.equal(placed([first])[1], directions[0])
     freed = placed([second])[1]
     assert abs(float(freed @ directions[0])) < 1e-4
@@ -246,7 +252,7 @@ def test_what_is_not_there_to_steer_with_is_refused(lens: Any, directions: al.Di
     with pytest.raises(SiteError, match="no direction at layer 1: there are layers 0, 2"):
         al.steer(directions.at([0, 2]), layer=1)
     with pytest.raises(SiteError, match="no direction at layer 1"):
-        al.steer(directions.at([0, 2]), layer=0, unit="residual")
+        al.steer(directions.at([0, 2]), "one-to-all", layer=0, unit="residual")
     with pytest.raises(InputError, match="is zero: there is nothing to steer along"):
         al.steer(0.0 * directions, layer=0)
     with pytest.raises(TypeError, match="for a bare vector, use Add"):

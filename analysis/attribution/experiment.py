@@ -25,8 +25,9 @@ from analysis.attribution.pairing import Pairing, Part, Towards
 from analysis.attribution.result import AttributionResult, Method, Scores
 from analysis.likelihood import Window
 from analysis.site_cells import Place
-from audiolens.checks import checked_count
+from audiolens.checks import checked_count, checked_flags
 from audiolens.errors import InputError, InputTypeError
+from audiolens.sites import names_once
 from audiolens.timeline import Span
 
 
@@ -74,6 +75,8 @@ def attribute(
         InputError: prompts and codes that do not pair up, tokens that do not align, or prompts between which the
             metric sees no difference at all.
     """
+    checked_flags(per_codebook=per_codebook, progress=progress)
+    sites = None if sites is None else names_once("sites", sites)
     for name, value, known in (("method", method, get_args(Method)), ("towards", towards, get_args(Towards))):
         if value not in known:
             raise InputError(f"{name}={value!r}: expected {' or '.join(map(repr, known))}.")

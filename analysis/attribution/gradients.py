@@ -49,6 +49,8 @@ def backward(
         metric: summed over codebooks unless `per_codebook`, which costs a backward pass a codebook.
         text_states: what the decoder attends to in place of the prompts' own states.
     """
+    if torch.is_inference_mode_enabled():
+        raise InputError("gradients are asked for inside torch.inference_mode(), which keeps none: leave it first.")
     names = list(sites)
     extra = [] if text_states is None or "hook_text_states" in names else ["hook_text_states"]
     with torch.enable_grad(), lens.trace(list(prompts), codes=codes) as tracer:

@@ -20,8 +20,10 @@ from torch import Tensor
 from analysis.likelihood import Window, by_frame, checked_rows
 from analysis.statistics import N_PERMUTATIONS, Means, means
 from audiolens.cache import ActivationCache
+from audiolens.checks import checked_flags
 from audiolens.errors import InputError
 from audiolens.rows import whole_batch_size
+from audiolens.tensors import finite
 from audiolens.timeline import Span
 from audiolens.weights import decoder_of
 
@@ -122,6 +124,7 @@ def direct(
     Raises:
         InputError: both `corrupted` and `direction`, prompts that do not pair up, or that differ in nothing.
     """
+    checked_flags(heads=heads)
     listed, codes = checked_rows(lens, prompts, codes)
     others = None if corrupted is None else checked_rows(lens, corrupted, codes)[0]
     if others is not None and direction is not None:
@@ -235,8 +238,8 @@ def layer_of(label: str) -> int:
 
 def _vector(direction: Any, lens: Any) -> Float[Tensor, " d_model"]:
     layers = getattr(direction, "layers", None)
-    vector = torch.as_tensor(direction if layers is None else direction[layers[-1]]).detach().float().cpu()
-    if vector.shape != (lens.config.d_model,) or not bool(torch.isfinite(vector).all()) or not bool(vector.any()):
+    vector = finite("direction", direction if layers is None else direction[layers[-1]])
+    if vector.shape != (lens.config.d_model,) or not bool(vector.any()):
         raise InputError(
             f"direction of shape {tuple(vector.shape)}: expected {lens.config.d_model} finite numbers, not all 0."
         )

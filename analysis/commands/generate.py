@@ -15,11 +15,11 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(help="One or more prompts, each in quotes.")],
     steer: Annotated[
         list[str] | None,
-        typer.Option("--steer", "-s", help="FILE:STRENGTH, e.g. tempo.safetensors:+0.125. May be given several times."),
+        typer.Option("--steer", "-s", help="FILE:STRENGTH, e.g. tempo.safetensors:+1. May be given several times."),
     ] = None,
     layer: Annotated[int | None, typer.Option(help="Whose block's direction [default: the middle one's].")] = None,
     strategy: Annotated[
-        str | None, typer.Option(help="one-to-one, one-to-all, one-to-band or all-to-all [default: one-to-all].")
+        str | None, typer.Option(help="one-to-one, one-to-all, one-to-band or all-to-all [default: one-to-one].")
     ] = None,
     band: Annotated[
         str | None, typer.Option(help="Blocks of one-to-band, such as 4-8, which this option chooses.")
@@ -46,9 +46,9 @@ def generate(
 
         audiolens generate "a little tune with drums" -o tune
 
-        audiolens generate "a little tune with drums" --steer study-tempo/directions.safetensors:+0.125 --baseline
+        audiolens generate "a little tune with drums" --steer study-tempo/directions.safetensors:+1 --baseline
 
-        audiolens generate "a little tune" -s tempo.safetensors:+0.125 -s timbre.safetensors:-0.125 --orthogonal
+        audiolens generate "a little tune" -s tempo.safetensors:+1 -s timbre.safetensors:-0.25 --orthogonal
     """
     from analysis import folder
     from analysis.commands import steering

@@ -70,10 +70,10 @@ def placed(
     branch: str,
     orthogonal: bool,
 ) -> list[Intervention]:
-    """The interventions of several files; `strategy=None` is one-to-band with a band, and one-to-all without."""
+    """The interventions of several files; `strategy=None` is one-to-band with a band, and one-to-one without."""
     from audiolens import Directions, orthogonalised, steer
 
-    chosen = strategy or ("one-to-all" if band is None else "one-to-band")
+    chosen = strategy or ("one-to-one" if band is None else "one-to-band")
     found = [Directions.load(file, lens=lens) for file, _ in todo]
     if orthogonal:
         found = orthogonalised(*found)

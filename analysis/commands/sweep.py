@@ -45,10 +45,10 @@ def sweep(
     ],
     strengths: Annotated[
         str, typer.Option(help="FROM:TO:COUNT, or a list such as -1,-0.5,0.5,1. 0 is the unsteered baseline.")
-    ] = "-0.25:0.25:5",
+    ] = "-1:1:5",
     strategy: Annotated[
         str, typer.Option(help="one-to-one, one-to-all, one-to-band, all-to-all; several with commas.")
-    ] = "one-to-all",
+    ] = "one-to-one",
     layers: Annotated[str, typer.Option(help="all, or blocks such as 2,4,6-9.")] = "all",
     band: Annotated[str | None, typer.Option(help="Blocks of one-to-band, such as 4-8.")] = None,
     branch: Annotated[
@@ -98,11 +98,11 @@ def sweep(
 
     Examples:
 
-        audiolens sweep tempo --strengths -0.25:0.25:9 --layers 4 -o runs/tempo
+        audiolens sweep tempo --strengths -1:1:9 --layers 4 -o runs/tempo
 
-        audiolens sweep tempo --layers all --strategy one-to-one,one-to-all --strengths=-1,1 -o runs/layers --plan
+        audiolens sweep tempo --layers all --strategy one-to-one,one-to-all --strengths=-0.25,0.25 -o runs/layers --plan
 
-        audiolens sweep tempo timbre --layers 4,6-7 --controls 19 --control-strengths=-0.125,0.125 -o runs/both
+        audiolens sweep tempo timbre --layers 4,6-7 --controls 19 --control-strengths=-1,1 -o runs/both
 
         audiolens sweep my-prompts.csv --measure brightness -o runs/mine
     """

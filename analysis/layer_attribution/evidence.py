@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from audiolens.checks import checked_flags, numbers_of
 from audiolens.directions import Directions
 from audiolens.errors import InputError, InputTypeError
 
@@ -78,12 +79,14 @@ class LayerAttribution:
 
     def plot(self, normalised: bool = False) -> Any:
         """A panel per kind, one above the other, or (`normalised`) all as shares of their largest (matplotlib)."""
+        checked_flags(normalised=normalised)
         from analysis.layer_attribution import figures
 
         return figures.paper(self, normalised)
 
     def figure(self, normalised: bool = False) -> Any:
         """The same on screen (plotly figure)."""
+        checked_flags(normalised=normalised)
         from analysis.layer_attribution import figures
 
         return figures.screen(self, normalised)
@@ -135,7 +138,7 @@ def _evidence(name: str, given: Any, unit: str) -> Evidence:
         given = pd.DataFrame({"layer": given.index, "value": given.to_numpy()})
     if not isinstance(given, pd.DataFrame):
         try:
-            values = np.asarray(given, dtype=float)
+            values = numbers_of(name, given)
         except (TypeError, ValueError):
             raise InputTypeError(f"{name}={type(given).__name__}: expected a frame, a series or numbers.") from None
         if values.ndim != 1 or not len(values):

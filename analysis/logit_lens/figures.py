@@ -93,7 +93,8 @@ def audible_paper(result: Audible, rows: int = 2) -> Figure:
     columns = {**{f"block {layer}": clips for layer, clips in result.clips.items()}, "given": result.given}
     shown = range(min(rows, len(result.given)))
     sounds = [
-        [clips.audio[row].cpu().numpy() for clips in columns.values() if clips.audio is not None] for row in shown
+        [clips.audio[row].float().cpu().numpy() for clips in columns.values() if clips.audio is not None]
+        for row in shown
     ]
     names = ["\n".join(wrap(str(result.given.prompts[row]), _LINE)) for row in shown]
     figure = spectrograms.paired(sounds, result.given.sample_rate, names, list(columns))

@@ -28,7 +28,7 @@ from analysis.patching.plans import Plan, SoundPlan
 from analysis.patching.result import Mode, PatchingResult, checked_mode
 from analysis.patching.runs import Runs
 from analysis.patching.sound import Listening, Sound
-from audiolens.checks import checked_amount, checked_count
+from audiolens.checks import checked_amount, checked_count, checked_flags
 from audiolens.errors import InputError
 from audiolens.passes import alone
 from audiolens.timeline import Span, codes_timeline
@@ -106,6 +106,7 @@ def patch(
 
     The codes are scored under the conditional branch alone, without guidance.
     """
+    checked_flags(progress=progress)
     options: dict[str, Any] = {"layers": layers, "windows": windows, "seconds": seconds, "heads": heads}
     counts = {"n_bootstrap": n_bootstrap, "n_permutations": n_permutations, "seed": seed}
     stats: dict[str, Any] = {name: checked_count(name, value, 0) for name, value in counts.items()}
@@ -171,6 +172,7 @@ def plan(
 
     For a `Sound`, a `SoundPlan`: timed are a few steps of its largest generation, and one clip.
     """
+    checked_flags(timed=timed)
     options: dict[str, Any] = {"layers": layers, "windows": windows, "seconds": seconds, "heads": heads}
     if isinstance(metric, Sound):
         return Listening.checked(lens, clean, corrupted, metric, site, by=by, mode=mode, clusters=None, **options).plan(

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from audiolens.checks import one_or_listed, whole_number
 from audiolens.errors import InputError, SiteError
 from audiolens.families import places
-from audiolens.sites import Site, checked_heads
+from audiolens.sites import Site, checked_heads, checked_names, layers_once
 from audiolens.timeline import Real, Span, Timeline, clip_timeline
 
 if TYPE_CHECKING:
@@ -187,7 +188,9 @@ def _sites(
             f"by='token': {lens.config.family} has no cross-attention: its text stands before the audio steps, in the "
             "decoder's own sequence. Use by='component' or by='seconds'."
         )
-    names = (site,) if isinstance(site, str) else tuple(site) if site is not None else _default(by, lens, heard)
+    asked = _default(by, lens, heard) if site is None else checked_names("site", site)
+    names = (asked,) if isinstance(asked, str) else tuple(asked)
+    layers = None if layers is None else layers_once(layers)
     groups = [(name,) for name in names] if by == "component" else [names]
     found = [list(places(lens._family, lens.config, group, layers)) for group in groups]
     _refuse_mixed(by, found)
@@ -228,8 +231,13 @@ def _refuse_mixed(by: str, found: Sequence[Sequence[Site]]) -> None:
 def _windows(windows: int | Sequence[Span], timeline: Timeline, steps: int) -> list[tuple[int, int, Span]]:
     """(start, stop, seconds) of each window. A number divides all steps up to the last that is scored."""
     rate = timeline.frame_rate
-    if isinstance(windows, bool) or not isinstance(windows, int | Sequence) or not windows:
-        raise InputError(f"windows={windows!r}: expected a number of windows, or a list of (from, to) in seconds.")
+    given = one_or_listed("windows", windows)
+    try:
+        windows = given if isinstance(given, list) else whole_number(given)
+    except TypeError:
+        windows = 0
+    if not windows:
+        raise InputError(f"windows={given!r}: expected a number of windows, or a list of (from, to) in seconds.")
     if isinstance(windows, int):
         if not 1 <= windows <= steps:
             raise InputError(f"windows={windows}: there are {steps} steps to divide; give 1 to {steps}.")

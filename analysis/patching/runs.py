@@ -17,7 +17,7 @@ from analysis.patching.engine import Batch, Side, recorded_hooks
 from analysis.patching.grid import Cell
 from audiolens import text
 from audiolens.audio import checked_codes, codes_of
-from audiolens.checks import checked_count
+from audiolens.checks import checked_count, checked_flags
 from audiolens.errors import InputError, InputTypeError, PromptError
 from audiolens.prompts import PromptSet
 from audiolens.timeline import Real, Span, Timeline, codes_timeline
@@ -80,6 +80,7 @@ def pairs(
     Raises:
         InputError, InputTypeError: for anything but a set whose poles are matched, or where no pair is left.
     """
+    checked_flags(same_length=same_length, turns=turns)
     if not isinstance(prompts, PromptSet):
         raise InputTypeError(
             f"prompts={prompts!r}: expected a PromptSet, such as audiolens.prompts.load('tempo') gives."

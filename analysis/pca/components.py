@@ -23,8 +23,9 @@ from analysis.probing.result import UNGROUPED
 from analysis.resampling import Interval, bootstrap
 from analysis.statistics import LEVEL, rank_test
 from audiolens.cache import ActivationCache
-from audiolens.checks import checked_count
+from audiolens.checks import checked_count, numbers_of
 from audiolens.errors import InputError
+from audiolens.sites import listed_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,18 +277,19 @@ def _arrays(
     ties = []
     if isinstance(activations, ActivationCache):
         held = activations.layers(site)
-        keep = [place for place, layer in enumerate(held) if layers is None or layer in layers]
-        if held and not keep:
-            raise InputError(f"layers={layers}: the cache holds {', '.join(map(str, held))} of {site}.")
+        chosen = held if layers is None else listed_layers(layers)
+        if held and (not chosen or not set(chosen) <= set(held)):
+            raise InputError(f"layers={chosen}: the cache holds {', '.join(map(str, held))} of {site}.")
+        keep = [place for place, layer in enumerate(held) if layer in chosen]
         ties = [same(activations.prompts)] if activations.prompts else []
-        activations = activations.stack(site)[keep].detach().float().cpu().numpy()
+        activations = activations.stack(site)[keep]
         layers = [held[place] for place in keep]
-    array = np.asarray(activations, dtype=float)
+    array = numbers_of("activations", activations)
     if array.ndim != 3 + steps:
         expected = "layer row step d_model" if steps else "layer row d_model"
         how = "record without reduce" if steps else "record with reduce='mean', or average over steps"
         raise InputError(f"activations of shape {array.shape}: expected '{expected}'; {how}.")
-    numbers = tuple(range(len(array)) if layers is None else layers)
+    numbers = tuple(range(len(array)) if layers is None else listed_layers(layers))
     if len(numbers) != len(array):
         raise InputError(f"{len(numbers)} layers for activations of {len(array)}: give one number each.")
     given = None if groups is None else np.asarray(groups)

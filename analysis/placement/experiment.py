@@ -20,7 +20,7 @@ from analysis.placement.beside import Beside, checked_kinds, computed, generated
 from analysis.placement.result import ALIGNMENT, Placement, chosen
 from analysis.placement.shifts import Candidate, asked_in_words, candidates, checked_strategies, shifts_of
 from audiolens import prompts as prompt_sets
-from audiolens.checks import checked_count
+from audiolens.checks import checked_count, checked_flags
 from audiolens.directions import Directions, difference_in_means
 from audiolens.errors import InputError, InputTypeError
 from audiolens.prompts import PromptSet
@@ -81,6 +81,7 @@ def place(
 
     The words and the direction act on the conditional branch, without guidance.
     """
+    checked_flags(progress=progress)
     sets = prompt_sets.load(concept, lens=lens) if isinstance(concept, str) else concept
     if not isinstance(sets, PromptSet):
         raise InputTypeError(f"concept={type(concept).__name__}: expected the name of a prompt set, or a PromptSet.")

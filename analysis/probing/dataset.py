@@ -20,7 +20,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from audiolens.checks import checked_amount, checked_count
+from audiolens.checks import checked_amount, checked_count, checked_flags
 from audiolens.errors import InputError, InputTypeError, nearest, shortened
 from audiolens.etude.synth import CLIP_SECONDS
 
@@ -106,6 +106,7 @@ class Dataset:
         Generated codes say what was asked for: any block then reads the concept in its own past. Codes that all rows
         share, or that both poles share, leave the text as the only source.
         """
+        checked_flags(progress=progress)
         listed = tuple(prompts)
         checked_labels(labels, len(listed))
         if codes is None:

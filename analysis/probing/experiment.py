@@ -21,7 +21,7 @@ from analysis.probing.probes import KINDS, Kind, Plan, Probe, Scored, target_of
 from analysis.probing.result import ProbeResult
 from audiolens import provenance
 from audiolens.cache import ActivationCache
-from audiolens.checks import checked_amount, checked_count
+from audiolens.checks import checked_amount, checked_count, checked_flags
 from audiolens.errors import InputError, shortened
 from audiolens.interventions import Branch
 from audiolens.provenance import Provenance
@@ -84,6 +84,7 @@ def probe(
         InputError: (or a subclass) for a leak, labels that do not match or are too few, a place the model lacks, or
             activations that are the same in every row.
     """
+    checked_flags(progress=progress)
     _check_numbers(penalty, n_components, n_bootstrap, n_jobs, seed)
     rows, given = _rows(lens, data, labels, codes, groups, position, heads, site, layers)
     told = task or task_of(rows.labels)

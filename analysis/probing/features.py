@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from analysis.probing.dataset import Dataset
 from audiolens.cache import ActivationCache
+from audiolens.checks import numbers_of
 from audiolens.errors import InputError, SiteError, shortened
 from audiolens.interventions import Branch
+from audiolens.sites import listed_layers
 from audiolens.timeline import Span, checked_span
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def of_cache(cache: ActivationCache, site: str, each_head: bool | None = None) -
         flat = tensor if "head" not in axes else tensor.flatten(1)
         for place, head in enumerate(own) if split else [(0, None)]:
             mine = tensor[:, place] if split else flat
-            values.append(mine.numpy())
+            values.append(mine.cpu().numpy())
             told = mine.norm(dim=-1) if norms is None or norms.shape != mine.shape[:1] else norms
             lengths.append(float(told.float().mean()))
             places.append(Place(short, layer, head))
@@ -141,9 +142,9 @@ def of_array(array: Any, layers: Sequence[int] | None = None) -> Features:
     Raises:
         InputError: if it has another shape, or layers do not match.
     """
-    values = np.asarray(array.detach().cpu() if isinstance(array, Tensor) else array, dtype=float)
+    values = numbers_of("activations", array)
     values = values[None] if values.ndim == 2 else values
-    numbers = tuple(range(len(values)) if layers is None else layers)
+    numbers = tuple(range(len(values)) if layers is None else listed_layers(layers))
     if values.ndim != 3 or len(numbers) != len(values):
         raise InputError(f"activations of shape {values.shape} for layers {numbers}: expected 'layer row feature'.")
     lengths = np.linalg.norm(values, axis=-1).mean(1)

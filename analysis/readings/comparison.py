@@ -18,6 +18,7 @@ import torch
 from scipy.stats import spearmanr
 
 from audiolens import measure
+from audiolens.checks import checked_flags
 from audiolens.directions import Directions, difference_in_means
 from audiolens.errors import InputError
 from audiolens.interventions import Branch, checked_branch
@@ -109,6 +110,7 @@ def compare(
         InputError: (or a subclass) without a position or branch, or for one that this model does not have; a position
             is refused before the clips are made.
     """
+    checked_flags(progress=progress)
     if not positions or not branches:
         raise InputError(f"positions={list(positions)}, branches={list(branches)}: give at least one of each.")
     poles = [list(side[:prompts]) for side in (sets.positive, sets.negative)]

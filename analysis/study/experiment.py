@@ -28,6 +28,7 @@ from analysis.study.settings import Settings
 from analysis.study.stages import Stages
 from analysis.study.where import Where
 from analysis.sweep.response import MEASURED
+from audiolens.checks import checked_flags
 from audiolens.directions import Directions
 from audiolens.errors import InputError, nearest, shortened
 from audiolens.prompts import PromptSet, concepts, load
@@ -111,6 +112,7 @@ class Study:
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False, command: str = "") -> Path:
         """Write tables, figures, sound, directions and the page; see `analysis.report`."""
+        checked_flags(overwrite=overwrite)
         from analysis import folder as folders
         from analysis import report
 
@@ -187,6 +189,7 @@ def run(
         BusyError: if another process is at work in the folder.
         StoppedError: for a disk that is full or a process that died; what is finished is kept.
     """
+    checked_flags(overwrite=overwrite, progress=progress)
     chosen = settings or Settings()
     sets = prompts_of(concept, lens, chosen)
     chosen.check(lens, sets)

@@ -11,6 +11,7 @@ import numpy as np
 from analysis import sweep
 from analysis.sweep.response import MEASURED, is_ratio
 from audiolens import measure, text
+from audiolens.checks import checked_flags
 from audiolens.errors import InputError, nearest
 from audiolens.interventions import Branch
 from audiolens.measure import beats
@@ -177,6 +178,7 @@ class Settings:
         return sweep.clips(sets.test[: self.test], self.test_seeds, TEST_SEED + self.seed * SEEDS_APART)
 
     def __post_init__(self) -> None:
+        checked_flags(verify=self.verify, frechet=self.frechet)
         for strategy, amounts in (*self.strengths.items(), *self.strengths_at_place.items()):
             if not amounts or not all(np.isfinite(amount) and amount > 0 for amount in amounts):
                 raise InputError(f"strengths of {strategy}: {list(amounts)}; expected finite numbers above 0.")

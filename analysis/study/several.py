@@ -20,6 +20,7 @@ from analysis.study import stages
 from analysis.study.experiment import Study
 from analysis.study.outcome import cross_effects
 from analysis.study.settings import Settings
+from audiolens.checks import checked_flags
 from audiolens.errors import InputError, InputTypeError
 from audiolens.prompts import PromptSet
 
@@ -98,6 +99,7 @@ def run(
     Raises:
         InputError: (or a subclass) before the first of them runs, as `study.run`.
     """
+    checked_flags(overwrite=overwrite, progress=progress)
     if isinstance(concepts, str) or not isinstance(concepts, Sequence):
         raise InputTypeError(f"concepts={concepts!r}: expected a list, such as ['tempo', 'timbre'].")
     chosen = settings or Settings()

@@ -19,6 +19,7 @@ import torch
 from audiolens.errors import InputError
 from audiolens.families import FAMILIES
 from audiolens.interventions import Add, Branch, Intervention
+from audiolens.rows import whole_batch_size
 from audiolens.sites import Site, resolve
 from audiolens.timeline import Span
 
@@ -125,9 +126,7 @@ def packed(conditions: Sequence[Condition], clips: Sequence[Clip], batch_size: i
         raise InputError(f"no condition is named {BASELINE!r}: add Condition({BASELINE!r}) to compare with.")
     if not clips or len(set(clips)) != len(clips):
         raise InputError(f"{len(clips)} clips, {len(set(clips))} of them different: give each (prompt, seed) once.")
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size}: expected at least 1.")
-    return Plan(tuple(conditions), tuple(clips), batch_size)
+    return Plan(tuple(conditions), tuple(clips), whole_batch_size(batch_size))
 
 
 def merge(conditions: Sequence[Condition], n_layers: int) -> Iterator[Intervention]:

@@ -28,11 +28,15 @@ from analysis.sweep.keeping import Sound, check_sound, in_memory, into_folder, s
 from analysis.sweep.playing import Also, Making, heard_batches, threads
 from analysis.sweep.result import SweepResult
 from audiolens import measure
+from audiolens.checks import checked_amount, checked_count, checked_flags
 from audiolens.directions import Directions
 from audiolens.errors import InputError, nearest
 from audiolens.interventions import Branch
 from audiolens.prompts import PromptSet
+from audiolens.rows import whole_batch_size
+from audiolens.sampling import checked_settings
 from audiolens.steering import Strategy, Unit
+from audiolens.timeline import clip_timeline
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -47,6 +51,7 @@ def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) 
     Raises:
         InputError: as `run`, also for a folder of another sweep.
     """
+    checked_flags(timed=timed)
     check_sound(asked.get("sound"), asked.get("out"))
     if asked.get("out") is not None:
         ledgers.check(Path(asked["out"]))
@@ -54,7 +59,7 @@ def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) 
     if asked.get("out") is not None and ledgers.finished(Path(asked["out"])):
         given = signature(run).bind(lens, directions, **asked)
         given.apply_defaults()
-        settings = {name: given.arguments[name] for name in _SETTINGS}
+        settings = _settings(*(given.arguments[name] for name in _SETTINGS))
         names = _names(given.arguments["measures"], given.arguments["also"] or {})
         facts = _facts(lens, prepared.plan, settings, names, given.arguments["also"], asked.get("sound"))
         ledgers.refuse_begun(Path(asked["out"]), facts)
@@ -125,6 +130,7 @@ def run(
         InputError: (or a subclass) before the model runs, for anything out of range, or a folder of another sweep.
         StoppedError: for a disk that is full or a process that died; finished batches are kept.
     """
+    checked_flags(opposed=opposed, progress=progress)
     prepared = Prepared.of(
         lens, directions, strengths=strengths, strategies=strategies, layers=layers, band=band, branches=branches,
         unit=unit, prompts=prompts, seeds=seeds, sets=sets, n_random=n_random, n_shuffled=n_shuffled,
@@ -178,13 +184,13 @@ def play(
         progress: the label of a progress bar; `None` shows none.
     """
     todo = packed(conditions, clips, batch_size)
+    clip_timeline(seconds, lens.config)
+    settings = _settings(seconds, guidance_scale, temperature, top_k, batch_size)
+    seconds, guidance_scale, temperature, top_k, batch_size = settings.values()
     making = Making(seconds, guidance_scale, temperature, top_k, also)
     making.check(lens, todo)
     names = _names(listener.measures if listener is not None else measures, also or {})
-    given = (seconds, guidance_scale, temperature, top_k, batch_size)
-    settings: dict[str, Any] = dict(zip(_SETTINGS, given, strict=True))
-    if n_jobs is not None and n_jobs < 0:
-        raise InputError(f"n_jobs={n_jobs}: expected 0 for none, or a number of processes.")
+    n_jobs = None if n_jobs is None else checked_count("n_jobs", n_jobs, least=0)
     check_sound(sound, out)
 
     @contextmanager
@@ -215,6 +221,12 @@ def play(
                 )
         kept.close()
     return load_folder(out)
+
+
+def _settings(seconds: Any, guidance_scale: Any, temperature: Any, top_k: Any, batch_size: Any) -> dict[str, Any]:
+    """Settings as Python's own numbers, so that a folder says the same of them whatever library they came from."""
+    drawn = checked_settings(guidance_scale, temperature, top_k)
+    return dict(zip(_SETTINGS, (checked_amount("seconds", seconds), *drawn, whole_batch_size(batch_size)), strict=True))
 
 
 def _facts(

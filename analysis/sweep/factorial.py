@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.sweep.conditions import BASELINE, Condition
+from audiolens.checks import checked_count, checked_flags, listed, real_number
 from audiolens.directions import Directions
 from audiolens.errors import InputError, InputTypeError
 from audiolens.interventions import Branch
 from audiolens.prompts import PromptSet
+from audiolens.sites import layers_once
 from audiolens.steering import Strategy, Unit, steer
 
 LABELS = ("kind", "concept", "strategy", "layer", "band", "branch", "strength", "draw", "pole")
@@ -32,7 +34,7 @@ class Factors:
     """What is crossed with what; see `sweep.run`, which takes the same."""
 
     strengths: Sequence[float] = (-1.0, -0.5, 0.5, 1.0)
-    strategies: Sequence[Strategy] = ("one-to-all",)
+    strategies: Sequence[Strategy] = ("one-to-one",)
     layers: int | Sequence[int] | None = None
     band: tuple[int, int] | None = None
     branches: Sequence[Branch] = ("both",)
@@ -50,12 +52,14 @@ class Factors:
         if self.control_strengths and not set(self.control_strengths) <= set(self.strengths):
             raise InputError(f"control_strengths={self.control_strengths}: expected some of {self.strengths}.")
         for name in ("strategies", "branches"):
-            given = getattr(self, name)
-            if isinstance(given, str) or not given or len(set(given)) < len(given):
-                raise InputError(f"{name}={given!r}: expected a list of different names.")
+            object.__setattr__(self, name, _names(name, getattr(self, name)))
+        if self.layers is not None:
+            object.__setattr__(self, "layers", layers_once(self.layers))
+            if self.layers == []:
+                raise InputError("layers=[]: nothing would be steered; give at least one, or None for all.")
+        checked_flags(opposed=self.opposed)
         for name in ("n_random", "n_shuffled"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}={getattr(self, name)}: expected at least 0.")
+            object.__setattr__(self, name, checked_count(name, getattr(self, name), least=0))
         if self.band is not None and "one-to-band" not in self.strategies:
             raise InputError(f"band={self.band} is only for the strategy 'one-to-band', which is not swept.")
 
@@ -68,16 +72,16 @@ class Factors:
 def named(directions: Directions | Sequence[Directions] | Mapping[str, Directions]) -> dict[str, Directions]:
     """Concepts by name: the labels of the directions, unless a mapping names them."""
     if isinstance(directions, Mapping):
-        listed = list(directions.items())
+        pairs = list(directions.items())
     else:
         found = [directions] if isinstance(directions, Directions) else list(directions)
         if not all(isinstance(one, Directions) for one in found):
             raise InputTypeError(f"{type(directions).__name__}: expected Directions, a list of them, or a mapping.")
-        listed = [(one.meta.label or "direction", one) for one in found]
-    names = [name for name, _ in listed]
+        pairs = [(one.meta.label or "direction", one) for one in found]
+    names = [name for name, _ in pairs]
     if not names or len(set(names)) < len(names):
         raise InputError(f"concepts {names}: expected at least one, each with its own label; or give {{name: d}}.")
-    return dict(listed)
+    return dict(pairs)
 
 
 def conditions(
@@ -91,27 +95,27 @@ def conditions(
     Raises:
         InputError: (or a subclass) for a strategy, layer or band that makes no sense for the directions.
     """
-    listed = [Condition(BASELINE, labels=_labels(kind=BASELINE, strength=0.0))]
-    listed.append(Condition(REDRAWN, labels=_labels(kind=REDRAWN), reseed=RESEED))
+    found = [Condition(BASELINE, labels=_labels(kind=BASELINE, strength=0.0))]
+    found.append(Condition(REDRAWN, labels=_labels(kind=REDRAWN), reseed=RESEED))
     for concept, own in directions.items():
         words = (sets or {}).get(concept)
         draws = [("random", number, own.random_like(number)) for number in range(factors.n_random)]
         draws += [("shuffled", number, own.shuffled(number)) for number in range(factors.n_shuffled)]
         for place, where in _places(concept, own, factors):
             for strength in factors.strengths:
-                listed.append(_steered("steered", own, place, where, strength, factors))
+                found.append(_steered("steered", own, place, where, strength, factors))
             for strength in factors.controlled:
                 for kind, number, control in draws:
-                    listed.append(_steered(kind, control, place, where, strength, factors, draw=number))
+                    found.append(_steered(kind, control, place, where, strength, factors, draw=number))
                 if words is not None and factors.opposed:
                     pole = words.poles[1] if strength > 0 else words.poles[0]
-                    listed.append(_steered("opposed", own, place, where, strength, factors, words, pole=pole))
+                    found.append(_steered("opposed", own, place, where, strength, factors, words, pole=pole))
         if words is None:
             continue
         for pole in words.poles:
             told = _labels(kind="prompted", concept=concept, pole=pole)
-            listed.append(Condition(f"prompted {concept} {pole}", ask=_asking(words, pole), labels=told))
-    return listed
+            found.append(Condition(f"prompted {concept} {pole}", ask=_asking(words, pole), labels=told))
+    return found
 
 
 def _steered(
@@ -160,10 +164,20 @@ def _asking(words: PromptSet, pole: str) -> Any:
     return lambda prompt: words.prompted(prompt, pole)
 
 
+def _names(name: str, given: Any) -> tuple[str, ...]:
+    try:
+        names = tuple(listed(name, given))
+    except InputTypeError:
+        names = ()
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"{name}={given!r}: expected a list of different names.")
+    return names
+
+
 def _strengths(name: str, given: Sequence[float]) -> tuple[float, ...]:
     try:
-        values = [float(value) for value in given]
-    except (TypeError, ValueError):
+        values = [real_number(value) for value in listed(name, given)]
+    except TypeError:
         raise InputTypeError(f"{name}={given!r}: expected a list of numbers.") from None
     if not all(math.isfinite(value) for value in values) or len(set(values)) < len(values):
         raise InputError(f"{name}={values}: expected different finite numbers.")

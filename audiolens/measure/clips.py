@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
-from numbers import Real
 from os import PathLike
 from typing import Any, Protocol, TypeGuard, TypeVar
 
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from audiolens import soundfiles
+from audiolens.checks import real_number, refuse_masked
 from audiolens.errors import InputError, InputTypeError
 from audiolens.measure.onsets import Envelope, envelope
 from audiolens.soundfiles import LONGEST_SECONDS, MOST_CHANNELS, SoundPath, Span
@@ -172,7 +172,7 @@ def _rows(audio: Any, sample_rate: float | None) -> tuple[list[Clip], bool]:
     samples = _as_float(audio)
     if sample_rate is None:
         raise InputError("audio is an array, which does not know its sample rate; give sample_rate in Hz, e.g. 16000")
-    _check_rate(sample_rate)
+    sample_rate = _checked_rate(sample_rate)
     if samples.ndim not in (1, 2, 3):
         raise InputError(
             f"audio has shape {samples.shape}; expected [sample], [channel, sample] or [row, channel, sample]"
@@ -209,12 +209,17 @@ def _centred(samples: Float[np.ndarray, " sample"]) -> Float[np.ndarray, " sampl
     return np.ascontiguousarray(samples - samples.mean(dtype=np.float64).astype(samples.dtype))
 
 
-def _check_rate(sample_rate: Any) -> None:
-    if isinstance(sample_rate, bool) or not isinstance(sample_rate, Real):
-        raise InputTypeError(f"sample_rate is {sample_rate!r}; give the samples per second as a number, e.g. 16000")
+def _checked_rate(sample_rate: Any) -> float:
+    try:
+        rate = real_number(sample_rate)
+    except TypeError:
+        raise InputTypeError(
+            f"sample_rate is {sample_rate!r}; give the samples per second as a number, e.g. 16000"
+        ) from None
     low, high = RATES_HZ
-    if not low <= float(sample_rate) <= high:
+    if not low <= rate <= high:
         raise InputError(f"sample_rate is {sample_rate}, expected {low} to {high} Hz; give the audio's own rate")
+    return rate
 
 
 def _as_float(audio: Any) -> np.ndarray:
@@ -227,10 +232,12 @@ def _as_float(audio: Any) -> np.ndarray:
         raise InputTypeError(
             f"audio is a {type(audio).__name__}; give a numpy array or torch tensor of samples, or a sound file's path"
         )
+    refuse_masked("audio", audio)
+    audio = audio.astype(audio.dtype.newbyteorder("="), copy=False)
     if audio.dtype in (np.int16, np.int32):
         return audio.astype(np.float32) / -float(np.iinfo(audio.dtype).min)
     if not np.issubdtype(audio.dtype, np.floating):
         raise InputTypeError(
             f"audio has dtype {audio.dtype}; give floats in [-1, 1], or PCM as int16 or int32 (codes are decoded first)"
         )
-    return audio.astype(np.float32, copy=False)
+    return np.asarray(audio, dtype=np.float32)

@@ -32,11 +32,14 @@ class Generated(Protocol):
 
 
 def failed(steered: Generated, baseline: Generated) -> Bool[np.ndarray, " row"]:
-    """Which rows of `steered` are no music any more, each beside the row of `baseline` with its prompt and seed.
+    """Which rows of `steered` are no music any more, each compared with the row of `baseline` of its prompt and seed.
 
     A row failed when its root mean square lies outside [1/3, 3] times the baseline's, when it has fewer than four
     onsets, or when the entropy of its codes is under half the baseline's. Failed rows count as no effect: a clip
     steered into silence is not a slow clip. Four beats take five seconds at 50 BPM: shorter clips of slow music fail.
+
+    Raises:
+        InputError: if the baseline is of another model, length, prompts or seeds.
     """
     return failures(steered, baseline)["failed"].to_numpy(dtype=bool)
 
@@ -50,6 +53,7 @@ def failures(steered: Generated, baseline: Generated) -> pd.DataFrame:
         raise InputError(
             f"steered has {len(ours)} rows, baseline {len(theirs)}; give the same prompts and seeds in the same order"
         )
+    _refuse_unpaired(steered, baseline)
     entropy, reference = code_entropy(steered.codes), code_entropy(baseline.codes)
     with np.errstate(divide="ignore", invalid="ignore"):
         rms_ratio = _rms(ours) / _rms(theirs)
@@ -80,6 +84,29 @@ def code_entropy(codes: Any) -> Float[np.ndarray, " row"]:
             f"codes have shape {array.shape} and dtype {array.dtype}; expected integers [row, codebook, frame]"
         )
     return np.array([np.mean([_entropy_bits(book) for book in row]) for row in array])
+
+
+def _refuse_unpaired(steered: Generated, baseline: Generated) -> None:
+    """A baseline is the same clips without steering: of one model, one length, and row for row one prompt and seed."""
+    for name, ours, theirs in (
+        ("frames", steered.codes.shape[-1], baseline.codes.shape[-1]),
+        ("sample rate", steered.sample_rate, baseline.sample_rate),
+        ("model", *(getattr(one, "settings", {}).get("model") for one in (steered, baseline))),
+    ):
+        if ours != theirs and None not in (ours, theirs):
+            raise InputError(f"steered has {name} {ours}, baseline {theirs}; give the same clips without steering")
+    for name in ("prompts", "seeds"):
+        if not (hasattr(steered, name) and hasattr(baseline, name)):
+            continue
+        sides = getattr(steered, name), getattr(baseline, name)
+        ours, theirs = ((None,) * len(steered.codes) if side is None else tuple(side) for side in sides)
+        other = [row for row, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1]]
+        if other:
+            row = other[0]
+            raise InputError(
+                f"row {row}: the {name[:-1]} of steered is {ours[row]!r}, of baseline {theirs[row]!r}; give the same "
+                "prompts and seeds in the same order"
+            )
 
 
 def _rms(clips: list[Clip]) -> Float[np.ndarray, " row"]:

@@ -1,0 +1,41 @@
+"""What numpy and torch make of a value that has a length and items: its numbers, or an error.
+
+Left to themselves both would iterate it, and compute with its layer numbers or its names.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from audiolens.errors import InputTypeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class AsArray:
+    """Lets `np.asarray` and `torch.as_tensor` take a copy of `_numbers`, and numpy's operators defer to the value's."""
+
+    __array_ufunc__ = None
+
+    def _numbers(self) -> "Tensor":
+        raise InputTypeError(f"{type(self).__name__} is no array of numbers: {self.instead}")
+
+    @property
+    def instead(self) -> str:
+        """What to give where one array is expected."""
+        raise NotImplementedError
+
+    def _copy(self) -> "Tensor":
+        return self._numbers().detach().clone()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:  # noqa: ARG002 - always a copy
+        values = self._copy().cpu()
+        # numpy has no bfloat16.
+        return np.asarray(values.float() if values.is_floating_point() and values.itemsize < 4 else values, dtype=dtype)
+
+    def __dlpack__(self, **how: Any) -> Any:
+        return self._copy().__dlpack__(**how)
+
+    def __dlpack_device__(self) -> Any:
+        return self._numbers().__dlpack_device__()
