@@ -2,11 +2,12 @@
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from numbers import Real
 from typing import Any
 
-from audiolens.errors import InputError
+from audiolens.errors import InputError, InputTypeError
 
 
 def whole_numbers(values: Iterable[Any]) -> list[int]:
@@ -27,6 +28,20 @@ def whole_number(value: Any) -> int:
     if isinstance(value, bool) or str(getattr(value, "dtype", "")) == "torch.bool":
         raise TypeError(f"{value!r} is no number.")
     return operator.index(value)
+
+
+def in_order(name: str, values: Any, what: str) -> tuple[Any, ...]:
+    """Values in their order, read once, so that a generator will do.
+
+    Raises:
+        InputTypeError: for text, for what cannot be iterated, and for a set or a mapping, whose order pairs nothing.
+    """
+    try:
+        if not isinstance(values, str | bytes | AbstractSet | Mapping):
+            return tuple(values)
+    except TypeError:
+        pass
+    raise InputTypeError(f"{name}: expected a list of {what}, in order, got {type(values).__name__}.")
 
 
 def checked_count(name: str, value: Any, least: int = 1) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from audiolens import tokens
 from audiolens.errors import (
     InputError,
     InputTypeError,
@@ -54,7 +55,7 @@ def load(
 
     Raises:
         ModelNotFoundError: no such name or folder, or the hub could not be reached.
-        ModelFilesError: the folder does not hold a whole model.
+        ModelFilesError: the folder does not hold a whole model with its tokenizer.
         UnsupportedModelError: the model is of no supported family.
     """
     import transformers
@@ -91,11 +92,27 @@ def load(
                 "Save or download the model again."
             )
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+        refuse_tokenizer(tokenizer, model, str(name))
     except (InputError, UnsupportedModelError):
         raise
     except Exception as error:
         raise _explained(str(name), local, error) from error
     return model, tokenizer
+
+
+def refuse_tokenizer(tokenizer: Any, model: Any, name: str | None = None) -> None:
+    """Raise unless a tokenizer can be that of a model's text encoder; `name` is that of files both were loaded from.
+
+    Raises:
+        ModelFilesError: if it was loaded with the model, InputError if not: it knows no word, or its tokens have
+            numbers that the text encoder does not embed.
+    """
+    told = tokens.mismatch(tokenizer, model.text_encoder.get_input_embeddings().num_embeddings)
+    if told is None:
+        return
+    if name is None:
+        raise InputError(f"tokenizer={type(tokenizer).__name__}: {told}")
+    raise ModelFilesError(f"{name}: {told}")
 
 
 def checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

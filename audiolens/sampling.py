@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from audiolens.checks import in_order
 from audiolens.errors import InputError, InputTypeError
 from audiolens.families import LensConfig
 from audiolens.timeline import Real
@@ -123,9 +124,9 @@ def checked_seeds(seeds: int | Sequence[int] | None, rows: int) -> list[int] | N
     if seeds is None:
         return None
     try:
-        listed = [seeds] * rows if isinstance(seeds, int) else list(seeds)
-    except TypeError:
-        raise InputTypeError(f"seeds={seeds!r}: expected a whole number, or one per prompt.") from None
+        listed = [seeds] * rows if isinstance(seeds, int) else list(in_order("seeds", seeds, "seeds"))
+    except InputTypeError:
+        raise InputTypeError(f"seeds={seeds!r}: expected a whole number, or one per prompt, in order.") from None
     if len(listed) != rows:
         raise InputError(f"{len(listed)} seeds for {rows} rows: give one seed per prompt, or a single one for all.")
     for seed in listed:

@@ -22,7 +22,7 @@ from transformers import LogitsProcessorList
 from audiolens import passes, text
 from audiolens.audio import checked_codes
 from audiolens.engine import clock
-from audiolens.errors import InputError
+from audiolens.errors import InputError, PromptError
 from audiolens.families import Family, LensConfig, tap_of
 from audiolens.operations import open_ahead, place_of
 from audiolens.rows import IN_PLACE, Layout, RowBatcher, read_columns
@@ -44,6 +44,8 @@ class Model(NNsight):
 
     def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
         if inputs:
+            if isinstance(inputs[0], Iterator):
+                raise PromptError("the prompts of a trace are read twice: give a list, not a generator.")
             return len(checked_prompts(*inputs))
         # The lens's own passes bring transformers' arguments and no prompts: one worker over the whole batch.
         return 1 if "attention_mask" in kwargs else 0

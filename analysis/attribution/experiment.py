@@ -28,8 +28,10 @@ from analysis.site_cells import Place
 from audiolens.checks import checked_count
 from audiolens.errors import InputError, InputTypeError
 from audiolens.timeline import Span
+from audiolens.tokens import named_once
 
 
+@named_once
 def attribute(
     lens: Any,
     clean: str | Sequence[str | None],

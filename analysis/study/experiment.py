@@ -31,6 +31,7 @@ from analysis.sweep.response import MEASURED
 from audiolens.directions import Directions
 from audiolens.errors import InputError, nearest, shortened
 from audiolens.prompts import PromptSet, concepts, load
+from audiolens.tokens import named_once
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -155,6 +156,7 @@ def prompts_of(concept: str | PromptSet, lens: AudioLens | None = None, settings
     return sets
 
 
+@named_once
 def run(
     lens: AudioLens,
     concept: str | PromptSet,

@@ -22,6 +22,7 @@ from analysis.study.outcome import cross_effects
 from analysis.study.settings import Settings
 from audiolens.errors import InputError, InputTypeError
 from audiolens.prompts import PromptSet
+from audiolens.tokens import named_once
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -82,6 +83,7 @@ class Several:
         return f"Several({', '.join(one.concept for one in self.studies)} on {self.studies[0].model!r}: {told})"
 
 
+@named_once
 def run(
     lens: AudioLens,
     concepts: Sequence[str | PromptSet],

@@ -33,6 +33,7 @@ from audiolens.errors import InputError, nearest
 from audiolens.interventions import Branch
 from audiolens.prompts import PromptSet
 from audiolens.steering import Strategy, Unit
+from audiolens.tokens import named_once
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _SETTINGS = ("seconds", "guidance_scale", "temperature", "top_k", "batch_size")
 
 
+@named_once
 def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) -> Estimate:
     """What `run` with these arguments would do and take; nothing is written. `timed` measures this machine's speed.
 
@@ -61,6 +63,7 @@ def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) 
     return prepared.estimate(lens, asked.get("out"), asked.get("sound"), timed)
 
 
+@named_once
 def run(
     lens: AudioLens,
     directions: Directions | Sequence[Directions] | Mapping[str, Directions],
@@ -140,6 +143,7 @@ def run(
     )  # fmt: skip
 
 
+@named_once
 def play(
     lens: AudioLens,
     conditions: Sequence[Condition],
