@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
 from analysis.commands import directions, generate, measure, models, patch, place, probe, report, study, sweep
-from audiolens.errors import AudioLensError
+from audiolens.errors import AudioLensError, UnreadWordsWarning
+from audiolens.tokens import naming_once
 
 app = typer.Typer(
     name="audiolens",
@@ -61,7 +65,8 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
-        code = app(prog_name="audiolens", standalone_mode=False)
+        with naming_once(), _plainly_warned():
+            code = app(prog_name="audiolens", standalone_mode=False)
     except _UsageError as error:
         message = error.format_message()
         if not message:
@@ -85,6 +90,23 @@ def main() -> None:
         if code == _STOPPED:
             typer.echo("Stopped; nothing was written.", err=True)
         sys.exit(code or 0)
+
+
+@contextmanager
+def _plainly_warned() -> Iterator[None]:
+    """Show a warning of unread words as the commands say everything else: in a line of stderr."""
+    with warnings.catch_warnings():
+        shown: Callable[..., None] = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+            if issubclass(category, UnreadWordsWarning):
+                typer.echo(f"audiolens: {message}", err=True)
+            else:
+                shown(message, category, *where)
+
+        warnings.simplefilter("always", UnreadWordsWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _refused_by_the_disk(error: Exception) -> str | None:

@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from audiolens import text
 from audiolens.audio import checked_codes
 from audiolens.errors import InputError
-from audiolens.text import Prompt, checked_prompts
+from audiolens.text import Prompt
 from audiolens.timeline import Span
 
 FIRST_SECOND: Span = (0.0, 1.0)
@@ -85,7 +86,7 @@ def checked_rows(lens: Any, prompts: Any, codes: Any) -> tuple[tuple[Prompt, ...
         PromptError, InputError: for what is no prompt or no code of this model, or a different number of them.
     """
     codes = checked_codes(codes, lens.config)
-    listed = checked_prompts(prompts, len(codes))
+    listed, _ = text.checked(prompts, lens.model, lens.tokenizer, len(codes))
     return listed, checked_codes(codes, lens.config, len(listed))
 
 

@@ -123,6 +123,17 @@ def listed(name: str, values: Any) -> list[Any]:
     return list(values)
 
 
+def in_order(name: str, values: Any, what: str) -> tuple[Any, ...]:
+    """As `listed`; `what` says of what in the message.
+
+    Raises:
+        InputTypeError: as `listed` does.
+    """
+    if isinstance(values, _UNORDERED) or not _has_items(values):
+        raise InputTypeError(f"{name}: expected a list of {what}, in order, got {type(values).__name__}.")
+    return tuple(listed(name, values))
+
+
 def one_or_listed(name: str, values: Any) -> Any:
     """A value without items as it is, and the items of any other as a list, read once."""
     return values if isinstance(values, str) or not _has_items(values) else listed(name, values)

@@ -25,6 +25,7 @@ from audiolens.provenance import Provenance
 from audiolens.reading import Codes, PoleReader, Position, Samples
 from audiolens.sites import listed_layers
 from audiolens.timeline import Real
+from audiolens.tokens import named_once
 from audiolens.vectors import apart, multiplier, unit
 
 
@@ -296,6 +297,7 @@ class Directions(AsArray):
                 raise InputError(f"directions of different {name} do not combine: {mine} and {theirs}.")
 
 
+@named_once
 def difference_in_means(
     lens: Any,
     positive: Sequence[str | None],
@@ -339,8 +341,8 @@ def difference_in_means(
         prefix: take the conditioning before step 0 into the "mean" too, where it stands in the decoder's own sequence.
 
     Raises:
-        InputError: (or a subclass) for an empty pole, a prompt in both, or a place the model does not have, before
-            it runs.
+        InputError: (or a subclass) for an empty pole, a prompt in both, poles that are the same tokens to the model, or
+            a place that it does not have, before it runs; after it, if the direction is 0 at every layer.
     """
     checked_flags(keep_samples=keep_samples)
     reader = PoleReader(
@@ -348,6 +350,18 @@ def difference_in_means(
         guidance_scale=guidance_scale, codes=codes, audio=audio, seeds=seeds, seconds=seconds, batch_size=batch_size,
         progress=progress, prefix=prefix,
     )  # fmt: skip
+    reader.check_text()
+    found = read_poles(lens, reader, label, keep_samples)
+    if not found.vectors.any():
+        raise InputError(
+            f"the direction is 0 at every layer: at {reader.site}, position {reader.position!r}, branch "
+            f"{reader.branch!r} the model does not tell these poles apart. Read another place, or give other prompts."
+        )
+    return found
+
+
+def read_poles(lens: Any, reader: PoleReader, label: str, keep_samples: bool) -> Directions:
+    """What `difference_in_means` makes of a plan, directions of length 0 among it."""
     contrast = Contrast(len(reader.negative), len(reader.positive))
     kept: Tensor | None = None
     for batch in reader:

@@ -40,6 +40,10 @@ class PromptError(InputError):
     """A prompt that is empty, not text, or longer than the text encoder reads."""
 
 
+class UnreadWordsWarning(UserWarning):
+    """A prompt holds words that the model's tokenizer does not know; the message names them, once a call."""
+
+
 class ActivationOverflow(AudioLensError, OverflowError):
     """Interventions made activations infinite or NaN; the run was stopped."""
 

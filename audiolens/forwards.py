@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from audiolens import passes, text
+from audiolens import passes, text, tokens
 from audiolens.audio import Sound, checked_codes, codes_of
 from audiolens.cache import ActivationCache
 from audiolens.checks import whole_number
@@ -114,6 +114,7 @@ class Forward:
         plan = replace(self, stop=None if beyond(self.lens._family, last, enough) else enough)
         size, prefix = self.batch_size or len(self.sizes), self.lens.config.prefix
         parts = list(chunks(self.sizes, guided=self.guided, batch_size=size, prefix=prefix))
+        tokens.tell_unread()
         with alone(self.lens.model):
             # What no batch could do is refused before the first is asked for.
             plan._run(parts[0][0], None)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from audiolens import text, weights
+from audiolens import text, tokens, weights
 from audiolens.audio import Sound, checked_codes, decode, encode
 from audiolens.cache import ActivationCache
 from audiolens.conditioning import refuse_melody
@@ -24,7 +24,7 @@ from audiolens.families import LensConfig, config_of, family_of, places, shapes
 from audiolens.forwards import Forward
 from audiolens.generation import Generation
 from audiolens.interventions import Branch, Intervention, checked_branch, checked_flags
-from audiolens.loading import checked_device, load
+from audiolens.loading import checked_device, load, refuse_tokenizer
 from audiolens.operations import Model
 from audiolens.passes import alone
 from audiolens.proof import prove
@@ -47,7 +47,7 @@ class AudioLens:
     Raises:
         UnsupportedModelError: if a part the lens relies on is not where it should be, has another shape, or is built so
             that an edit would not change what the model computes; `audiolens.proof` shows it by two tiny forwards.
-        InputError: if the model is in training mode.
+        InputError: if the model is in training mode, or the tokenizer is not one of its text encoder's.
     """
 
     # Views of the model's weights by TransformerLens's names; `weights.py` has their shapes.
@@ -63,6 +63,7 @@ class AudioLens:
         self._tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         if not callable(self.tokenizer):
             raise InputTypeError(f"tokenizer={type(tokenizer).__name__}: expected a tokenizer or a processor.")
+        refuse_tokenizer(self.tokenizer, model)
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self._nnsight = Model(model)
         prove(self)
@@ -84,7 +85,7 @@ class AudioLens:
 
         Raises:
             ModelNotFoundError: no such name or folder, or the hub cannot be reached.
-            ModelFilesError: the folder does not hold a whole model.
+            ModelFilesError: the folder does not hold a whole model with its tokenizer.
             UnsupportedModelError: not a family the lens knows.
         """
         if device is not None and device_map is not None:
@@ -131,7 +132,7 @@ class AudioLens:
         """Each prompt's tokens as strings, as the text encoder reads them; none for an absent prompt."""
         listed = text.checked_prompts(prompts)
         return [
-            [] if prompt is None else self.tokenizer.convert_ids_to_tokens(self.tokenizer(prompt)["input_ids"])
+            [] if prompt is None else self.tokenizer.convert_ids_to_tokens(tokens.ids([prompt], self.tokenizer)[0])
             for prompt in listed
         ]
 

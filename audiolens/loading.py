@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from audiolens import tokens
 from audiolens.errors import (
     InputError,
     InputTypeError,
@@ -56,7 +57,7 @@ def load(
 
     Raises:
         ModelNotFoundError: no such name or folder, or the hub could not be reached.
-        ModelFilesError: the folder does not hold a whole model.
+        ModelFilesError: the folder does not hold a whole model with its tokenizer.
         UnsupportedModelError: the model is of no supported family.
     """
     import transformers
@@ -94,6 +95,7 @@ def load(
                 "Save or download the model again."
             )
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+        refuse_tokenizer(tokenizer, model, str(name))
     except (InputError, UnsupportedModelError):
         raise
     except Exception as error:
@@ -122,6 +124,21 @@ def checked_device_map(device_map: Any) -> None:
             raise InputError(f"device_map={device_map!r}: expected {', '.join(_MAPS)}, or devices; {error}") from None
 
 
+def refuse_tokenizer(tokenizer: Any, model: Any, name: str | None = None) -> None:
+    """Raise unless a tokenizer can be that of a model's text encoder; `name` is that of files both were loaded from.
+
+    Raises:
+        ModelFilesError: if it was loaded with the model, InputError if not: it knows no word, or its tokens have
+            numbers that the text encoder does not embed.
+    """
+    told = tokens.mismatch(tokenizer, model.text_encoder.get_input_embeddings().num_embeddings)
+    if told is None:
+        return
+    if name is None:
+        raise InputError(f"tokenizer={type(tokenizer).__name__}: {told}")
+    raise ModelFilesError(f"{name}: {told}")
+
+
 def checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """A floating dtype from itself or its name."""
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
@@ -132,7 +149,7 @@ def checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return found
 
 
-def checked_device(device: str | torch.device) -> torch.device:
+def checked_device(device: str | int | torch.device) -> torch.device:
     """A device that exists here."""
     try:
         found = torch.device(device)

@@ -17,7 +17,7 @@ from nnsight import NNsight
 from nnsight.intervention.source import STATE, Controller, SourceNotAvailable, State
 from torch import nn
 
-from audiolens.errors import InputError, UnsupportedModelError, shortened
+from audiolens.errors import InputError, PromptError, UnsupportedModelError, shortened
 from audiolens.families import Family, tap_of
 from audiolens.rows import RowBatcher
 from audiolens.sites import Site
@@ -54,6 +54,8 @@ class Model(NNsight):
 
     def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
         if inputs:
+            if isinstance(inputs[0], Iterator):
+                raise PromptError("the prompts of a trace are read twice: give a list, not a generator.")
             return len(checked_prompts(*inputs))
         # The lens's own passes bring transformers' arguments and no prompts: one worker over the whole batch.
         return 1 if "attention_mask" in kwargs else 0

@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from audiolens import text, tokens
 from audiolens.audio import codes_of
-from audiolens.checks import checked_flags, checked_seed, one_or_listed
+from audiolens.checks import checked_flags, checked_seed, in_order, one_or_listed
 from audiolens.errors import InputError, InputTypeError, PromptError
 from audiolens.interventions import Branch, checked_branch
 from audiolens.recording import refuse_prefix
@@ -107,6 +108,21 @@ class PoleReader:
             raise InputError(
                 f"position={self.position} ends after the clips, which last {seconds:g} s: raise seconds=."
             )
+
+    def check_text(self) -> None:
+        """Check the prompts as the model reads them, before it runs.
+
+        Raises:
+            PromptError: for a prompt that is too long, or if the model reads the same in both poles, so that they
+                would differ in their seeds or in nothing.
+        """
+        model, tokenizer = self.lens.model, self.lens.tokenizer
+        apart = self.codes is not None and not torch.equal(*self.codes)
+        if not apart and text.read_alike(self.positive, self.negative, tokenizer):
+            words = ", ".join(map(repr, tokens.unread(self.prompts, tokenizer)))
+            reason = f": it does not know {words}" if words else ""
+            raise PromptError(f"the model reads both poles alike{reason}. Give prompts that differ in words it knows.")
+        text.checked(self.prompts, model, tokenizer)
 
     @property
     def generates(self) -> bool:
@@ -207,11 +223,10 @@ class PoleReader:
 def _checked_poles(positive: Any, negative: Any) -> tuple[tuple[str | None, ...], tuple[str | None, ...]]:
     sides = []
     for name, prompts in (("positive", positive), ("negative", negative)):
-        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
-            raise InputTypeError(f"{name}: expected a list of prompts, got {type(prompts).__name__}.")
-        if not prompts:
+        listed = in_order(name, prompts, "prompts")
+        if not listed:
             raise PromptError(f"no {name} prompts: a difference of means needs both poles.")
-        sides.append(tuple(prompts))
+        sides.append(listed)
     shared = sorted({prompt for prompt in sides[0] if prompt is not None} & set(sides[1]))
     if shared:
         raise PromptError(f"{len(shared)} prompts stand in both poles, such as {shared[0]!r}: they would cancel.")

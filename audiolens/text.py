@@ -5,6 +5,7 @@ generating run on the very same states. A prompt of `None` is unconditional: zer
 guidance's null branch, and as transformers' own unconditional inputs.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from audiolens.errors import PromptError
+from audiolens import tokens
+from audiolens.checks import in_order
+from audiolens.errors import InputTypeError, PromptError
 
 Prompt = str | None
 BUCKET = 16
@@ -39,9 +42,9 @@ def checked_prompts(prompts: Prompt | Sequence[Prompt], rows: int | None = None)
         listed: tuple[Prompt, ...] = (prompts,) * (rows or 1)
     else:
         try:
-            listed = tuple(prompts)
-        except TypeError:
-            raise PromptError(f"prompts={prompts!r}: expected text, None, or a list of them.") from None
+            listed = in_order("prompts", prompts, "prompts")
+        except InputTypeError:
+            raise PromptError(f"prompts={prompts!r}: expected text, None, or a list of them, in order.") from None
     if not listed:
         raise PromptError("no prompt given: give at least one, or [None] to generate without one.")
     for row, prompt in enumerate(listed):
@@ -64,9 +67,9 @@ def checked(
 
 def lengths(prompts: Sequence[Prompt], tokenizer: Any, limit: int) -> list[int]:
     """Each prompt's length in tokens (1 for none), refusing those the text encoder would not read whole."""
-    found = []
-    for row, prompt in enumerate(prompts):
-        count = 1 if prompt is None else len(tokenizer(prompt)["input_ids"])
+    read = iter(tokens.ids([prompt for prompt in prompts if prompt is not None], tokenizer))
+    found = [1 if prompt is None else len(next(read)) for prompt in prompts]
+    for row, (prompt, count) in enumerate(zip(prompts, found, strict=True)):
         if count > limit:
             raise PromptError(
                 f"prompt {row} has {count} tokens, the text encoder reads {limit}: shorten it "
@@ -74,7 +77,7 @@ def lengths(prompts: Sequence[Prompt], tokenizer: Any, limit: int) -> list[int]:
             )
         if prompt is not None and not count:
             raise PromptError(f"prompt {row} ({prompt!r}) has no token in this model's vocabulary.")
-        found.append(count)
+    tokens.note_unread(prompts, tokenizer)
     return found
 
 
@@ -90,19 +93,24 @@ def token_limit(model: Any, tokenizer: Any) -> int:
 
 @torch.no_grad()
 def encode(prompts: Sequence[Prompt], model: Any, tokenizer: Any, length: int | None = None) -> Text:
-    """Tokenise and encode prompts, padded to their longest, or to `length` tokens.
+    """Tokenise and encode prompts, padded on the right to their longest, or to `length` tokens.
+
+    Whatever padding or truncation the tokenizer is set to: what reads the text counts its tokens from the left.
 
     Without gradients, as in transformers' `generate`: attention takes another kernel with them, and other last bits.
     """
+    tokens.tell_unread()
     device = model.text_encoder.device
     spoken = [row for row, prompt in enumerate(prompts) if prompt is not None]
     if not spoken:
-        ids = torch.full((len(prompts), length or 1), tokenizer.pad_token_id or 0, device=device)
+        ids = torch.full((len(prompts), length or 1), _pad(model, tokenizer), device=device)
         states = torch.zeros(*ids.shape, model.config.text_encoder.d_model, device=device, dtype=model.dtype)
         return Text(ids, torch.zeros_like(ids), states)
-    padding = {"padding": True} if length is None else {"padding": "max_length", "max_length": length}
-    batch = tokenizer([prompts[row] for row in spoken], return_tensors="pt", **padding).to(device)
-    ids, mask = batch["input_ids"], batch["attention_mask"]
+    read = [torch.tensor(row) for row in tokens.ids([str(prompts[row]) for row in spoken], tokenizer)]
+    ids = torch.full((len(spoken), length or max(map(len, read))), _pad(model, tokenizer), device=device)
+    mask = torch.zeros_like(ids)
+    for row, own in enumerate(read):
+        ids[row, : len(own)], mask[row, : len(own)] = own.to(device), 1
     states = model.text_encoder(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
     if len(spoken) == len(prompts):
         return Text(ids, mask, states)
@@ -114,6 +122,15 @@ def encode(prompts: Sequence[Prompt], model: Any, tokenizer: Any, length: int | 
     return Text(*whole)
 
 
-def read_alike(first: str, second: str, tokenizer: Any) -> bool:
-    """Whether two texts are the same tokens, as they are where a tokenizer knows neither of the words that differ."""
-    return tokenizer(first)["input_ids"] == tokenizer(second)["input_ids"]
+def read_alike(first: Prompt | Sequence[Prompt], second: Prompt | Sequence[Prompt], tokenizer: Any) -> bool:
+    """Whether two texts, or two lists of them in any order, are the same tokens, as they are where a tokenizer knows
+    neither of the words that differ."""
+    sides = [checked_prompts(side) for side in (first, second)]
+    told = [Counter(map(tuple, tokens.ids([text for text in side if text is not None], tokenizer))) for side in sides]
+    return told[0] == told[1] and sides[0].count(None) == sides[1].count(None)
+
+
+def _pad(model: Any, tokenizer: Any) -> int:
+    """What stands behind the end of a shorter text, under the mask; a tokenizer may have none of its own."""
+    own = (getattr(tokenizer, "pad_token_id", None), getattr(model.config.text_encoder, "pad_token_id", None), 0)
+    return next(number for number in own if number is not None)

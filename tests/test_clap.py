@@ -95,6 +95,24 @@ def test_scores_are_those_of_bare_transformers(kind: str, sounds: np.ndarray, re
     assert one[0] == pytest.approx(found[0], abs=1e-5)
 
 
+def test_texts_are_padded_behind_their_end_whatever_the_tokenizer_says(clap: Path, sounds: np.ndarray):
+    from transformers import ClapModel, ClapProcessor
+
+    model, processor = ClapModel.from_pretrained(clap).eval(), ClapProcessor.from_pretrained(clap)
+    processor.tokenizer.padding_side = "left"
+    uneven = ["slow dark piano with drums", "fast", "loud drums"]
+    expected = [measure.clap_score(sounds[i : i + 1], uneven[i], RATE, model=clap)[0] for i in range(3)]
+    np.testing.assert_allclose(measure.clap_score(sounds, uneven, RATE, model=(model, processor)), expected, atol=1e-5)
+    assert processor.tokenizer.padding_side == "left"
+
+
+def test_a_text_that_clap_would_cut_and_texts_in_no_order_are_refused(clap: Path, sounds: np.ndarray):
+    with pytest.raises(InputError, match="a text has 46 tokens, and CLAP reads 40"):
+        measure.clap_score(sounds, "drums " * 45, RATE, model=clap)
+    with pytest.raises(TypeError, match="in order"):
+        measure.clap_score(sounds, set(TEXTS), RATE, model=clap)  # type: ignore[arg-type]
+
+
 def test_a_score_depends_on_its_clip_alone_and_leaves_the_random_state(fused: Path, sounds: np.ndarray):
     np.random.seed(3)
     before = np.random.get_state()[1].copy()  # type: ignore[index,union-attr]

@@ -325,7 +325,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("years of work")
-    (tmp_path / "one.csv").write_text("fast,slow\na fast song,a slow song\n,slow drums\n")
+    (tmp_path / "one.csv").write_text("fast,slow\na fast song,a slow song\n")
     (tmp_path / "one.txt").write_text("a bright song\n")
     (tmp_path / "two.txt").write_text("a dark song\nmusic\n")
     (tmp_path / "done").mkdir()

@@ -163,7 +163,11 @@ def test_own_sets_load_alike_from_csv_json_toml_and_lines(tmp_path: Path) -> Non
         ("a.csv", b"", "is empty"),
         ("a.csv", b"fast\nquick\n", "expected the names of two poles"),
         ("a.csv", b"fast,slow\nquick,\n", "no negative prompts"),
-        ("a.csv", b"fast,slow\nquick, one,slow\n", r"row 2 has 3 cells"),
+        ("a.csv", b"fast,slow\nquick, one,slow\n", r"line 2 has 3 cells"),
+        ("a.csv", b"fast,slow\none,two\nthree,\n", r"line 3 has a prompt for 'fast' only"),
+        ("a.csv", b"fast,slow\none,two\n\n , three\nfour,five\n", r"line 4 has a prompt for 'slow' only"),
+        ("a.csv", b"fast,slow\none,two\nthree\n", r"line 3 has 1 cells, expected 2"),
+        ("a.csv", b'fast,slow\none,"two\nthree,four\n', r"line 2: unexpected end of data"),
         ("a.csv", b"fast,slow\nsame,same\n", "both poles"),
         ("a.csv", b"fast,slow\none,two\none,three\n", "more than once"),
         ("a.csv", "fast,slow\nvite à fond,lent\n".encode("latin-1"), "not UTF-8"),
@@ -172,6 +176,9 @@ def test_own_sets_load_alike_from_csv_json_toml_and_lines(tmp_path: Path) -> Non
         ("a.json", b'{"positive": ["x"], "negative": [3]}', r"negative\[0\] is int"),
         ("a.json", b'{"positive": ["x"], "negative": ["  "]}', r"negative\[0\] is empty"),
         ("a.json", b'{"positiv": ["x"], "negative": ["y"]}', "Did you mean 'positive'"),
+        ("a.json", b'{"positive": ["x"], "negative": ["y"], "positive": ["z"]}', "'positive' stands in it twice"),
+        ("a.json", b'{"positive": ["x"], "negative": ["y"], "concept": 3}', "concept=3: expected a name"),
+        ("a.json", b'{"positive": 3, "negative": ["y"]}', "positive: expected a list of texts"),
         ("a.toml", b"positive = [", "not TOML"),
         ("a.xlsx", b"", r"expected a \.csv"),
     ],
@@ -207,6 +214,37 @@ def test_two_files_of_lines_are_refused_like_one(tmp_path: Path) -> None:
                           ("none", "cannot be read")):  # fmt: skip
         with pytest.raises(InputError, match=message):
             prompts.from_files(tmp_path / "fast.txt", tmp_path / f"{name}.txt")
+
+
+@pytest.mark.parametrize("ends", [b"\n", b"\r\n", b"\r"])
+def test_a_csv_pairs_what_stands_in_a_line(tmp_path: Path, ends: bytes) -> None:
+    lines = [b"\xef\xbb\xbffast,slow", b'"a fast, light jig",NA', b"", b" , ", b"None,\"a \"\"slow\"\"\nair\"",
+             "quick\u2028step,no\x0crush".encode()]  # fmt: skip
+    (tmp_path / "pace.csv").write_bytes(ends.join(lines))
+    sets = prompts.from_file(tmp_path / "pace.csv")
+    assert sets.positive == ("a fast, light jig", "None", "quick step")
+    assert sets.negative == ("NA", 'a "slow" air', "no rush")
+
+
+def test_a_line_that_is_blank_in_one_of_two_files_is_refused(tmp_path: Path) -> None:
+    fast, slow = tmp_path / "fast.txt", tmp_path / "slow.txt"
+    fast.write_text("presto\n\nvivace\nallegro\n")
+    slow.write_text("largo\nlento\n\nadagio\n")
+    with pytest.raises(PromptError, match=r"fast.txt: line 2 is blank, and that of .*slow.txt is not"):
+        prompts.from_files(fast, slow)
+    with pytest.raises(PromptError, match=r"fast.txt: line 2 is blank, and that of .*slow.txt is not"):
+        prompts.from_files(slow, fast)
+
+
+def test_lines_of_two_files_are_pairs_where_both_are_blank_in_the_same_places(tmp_path: Path) -> None:
+    fast, slow, more = (tmp_path / f"{name}.txt" for name in ("fast", "slow", "more"))
+    fast.write_bytes("presto\n\nquick\u2028step\n \n\n".encode())
+    slow.write_bytes(b"\xef\xbb\xbflargo\r\n  \r\nlento")
+    more.write_text("adagio\n\ngrave\nlarghetto")
+    sets = prompts.from_files(fast, slow)
+    assert (sets.positive, sets.negative) == (("presto", "quick step"), ("largo", "lento"))
+    # Poles of different sizes are no pairs.
+    assert not prompts.from_files(fast, more).matched
 
 
 def test_a_trivial_leak_is_warned_of(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_neutral_prompt_is_asked_for_a_pole_in_good_english() -> None:
 def knowing(known: bool) -> Any:
     """A lens whose tokenizer knows every word, or does not know "bandoneon"."""
 
-    def tokenizer(texts: list[str]) -> dict[str, list[list[int]]]:
+    def tokenizer(texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
         return {"input_ids": [[0 if not known and "bandoneon" in text else 1] for text in texts]}
 
     tokenizer.unk_token_id = 0  # type: ignore[attr-defined]

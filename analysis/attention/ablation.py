@@ -23,6 +23,7 @@ from audiolens.interventions import Scale
 from audiolens.rows import whole_batch_size
 from audiolens.sites import checked_heads
 from audiolens.timeline import Span
+from audiolens.tokens import named_once
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +95,7 @@ class HeadAblation:
         )
 
 
+@named_once
 def ablate(
     lens: Any,
     prompts: str | Sequence[str | None],

@@ -16,6 +16,7 @@ from analysis.statistics import LEVEL, Means, correct, means
 from audiolens.checks import checked_amount, checked_count
 from audiolens.errors import InputError, InputTypeError
 from audiolens.rows import whole_batch_size
+from audiolens.tokens import named_once
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +99,7 @@ class LagAttention:
         )
 
 
+@named_once
 def by_lag(
     lens: Any,
     prompts: str | Sequence[str | None],

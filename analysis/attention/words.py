@@ -14,6 +14,7 @@ from torch import Tensor
 from analysis.attention.weights import caches, checked
 from analysis.statistics import Means, means
 from audiolens.errors import InputError, nearest
+from audiolens.tokens import named_once
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +135,7 @@ class TextAttention:
         )
 
 
+@named_once
 def to_text(
     lens: Any,
     prompts: str | Sequence[str | None],

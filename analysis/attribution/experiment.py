@@ -29,8 +29,10 @@ from audiolens.checks import checked_count, checked_flags
 from audiolens.errors import InputError, InputTypeError
 from audiolens.sites import names_once
 from audiolens.timeline import Span
+from audiolens.tokens import named_once
 
 
+@named_once
 def attribute(
     lens: Any,
     clean: str | Sequence[str | None],

@@ -25,6 +25,7 @@ from audiolens.errors import InputError
 from audiolens.rows import whole_batch_size
 from audiolens.tensors import finite
 from audiolens.timeline import Span
+from audiolens.tokens import named_once
 from audiolens.weights import decoder_of
 
 Along = Literal["codes", "difference", "direction"]
@@ -99,6 +100,7 @@ class DirectResult:
         return f"DirectResult(along the {self.along}, {self.totals.mean():+.3g} logits in all: {'; '.join(told)})"
 
 
+@named_once
 def direct(
     lens: Any,
     prompts: str | Sequence[str | None],

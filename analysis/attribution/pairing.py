@@ -20,8 +20,9 @@ from analysis.site_cells import Place, places_of, spans
 from audiolens.audio import checked_codes
 from audiolens.errors import InputError
 from audiolens.rows import whole_batch_size
-from audiolens.text import lengths, token_limit
+from audiolens.text import checked_prompts, lengths, token_limit
 from audiolens.timeline import Span
+from audiolens.tokens import note_unread
 
 TEXT = "hook_text_states"
 
@@ -67,8 +68,10 @@ class Pairing:
         along_text: bool,
     ) -> Pairing:
         """The plan, or an error before a model runs."""
-        prompts = [checked_rows(lens, given, codes)[0] for given in (clean, corrupted)]
         codes = checked_codes(codes, lens.config)
+        sides = [checked_prompts(given, len(codes)) for given in (clean, corrupted)]
+        note_unread((*sides[0], *sides[1]), lens.tokenizer)
+        prompts = [checked_rows(lens, side, codes)[0] for side in sides]
         if prompts[0] == prompts[1]:
             raise InputError("clean and corrupted prompts are the same: there is no difference to attribute.")
         groups = places_of(lens, sites, layers)

@@ -20,6 +20,7 @@ from audiolens.errors import InputError
 from audiolens.generation import Generation
 from audiolens.sampling import RowStreams, checked_seeds, checked_settings
 from audiolens.timeline import Real
+from audiolens.tokens import named_once
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +84,7 @@ class Audible:
         return f"Audible(codes that are the given ones, by block: {told})"
 
 
+@named_once
 def listen(
     lens: Any,
     prompts: str | Sequence[str | None],

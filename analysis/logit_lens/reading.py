@@ -19,6 +19,7 @@ from torch import Tensor
 from analysis.likelihood import by_frame, checked_rows
 from analysis.statistics import means
 from audiolens.sites import checked_layers
+from audiolens.tokens import named_once
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +114,7 @@ class LogitLensResult:
         }
 
 
+@named_once
 def read(
     lens: Any,
     prompts: str | Sequence[str | None],

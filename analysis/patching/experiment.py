@@ -32,6 +32,7 @@ from audiolens.checks import checked_amount, checked_count, checked_flags
 from audiolens.errors import InputError
 from audiolens.passes import alone
 from audiolens.timeline import Span, codes_timeline
+from audiolens.tokens import named_once
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -47,6 +48,7 @@ class LogLikelihood:
     seconds: Span | None = None
 
 
+@named_once
 def patch(
     lens: AudioLens,
     clean: str | None | Sequence[str | None],
@@ -150,6 +152,7 @@ def patch(
     )
 
 
+@named_once
 def plan(
     lens: AudioLens,
     clean: str | None | Sequence[str | None],

@@ -15,12 +15,13 @@ from analysis.likelihood import Window
 from analysis.matched import refuse_unequal
 from analysis.patching.engine import Batch, Side, recorded_hooks
 from analysis.patching.grid import Cell
-from audiolens import text
+from audiolens import text, tokens
 from audiolens.audio import checked_codes, codes_of
 from audiolens.checks import checked_count, checked_flags
 from audiolens.errors import InputError, InputTypeError, PromptError
 from audiolens.prompts import PromptSet
 from audiolens.timeline import Real, Span, Timeline, codes_timeline
+from audiolens.tokens import named_once
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -48,6 +49,7 @@ class Pairs:
         return f"Pairs({len(self)} of {self.codes.shape[-1]} frames; first {self.clean[0]!r} | {self.corrupted[0]!r})"
 
 
+@named_once
 def pairs(
     lens: AudioLens,
     prompts: PromptSet,
@@ -95,6 +97,7 @@ def pairs(
         matched = [pair for pair, (a, b) in zip(matched, sizes, strict=True) if a == b]
     if not matched:
         raise InputError(f"{prompts.concept}: none of its matched prompts are of one length in tokens.")
+    tokens.note_unread([prompt for pair in matched[:n] for prompt in pair], lens.tokenizer)
     chosen = [matched[i % len(matched)][:: -1 if turns and i % 2 else 1] for i in range(n)]
     sides = [tuple(pair[side] for pair in chosen) for side in (0, 1)]
     seeds = list(range(first_seed, first_seed + n))
@@ -222,8 +225,9 @@ class Runs:
 
 def checked_prompts(lens: AudioLens, clean: Any, corrupted: Any) -> tuple[tuple, tuple, tuple]:
     """Both sides' prompts, and their lengths in tokens; equally many, or an error."""
-    ours, one = text.checked(clean, lens.model, lens.tokenizer)
-    theirs, other = text.checked(corrupted, lens.model, lens.tokenizer)
+    ours, theirs = text.checked_prompts(clean), text.checked_prompts(corrupted)
+    tokens.note_unread((*ours, *theirs), lens.tokenizer)
+    one, other = (text.checked(side, lens.model, lens.tokenizer)[1] for side in (ours, theirs))
     if len(ours) != len(theirs):
         raise PromptError(f"{len(ours)} clean and {len(theirs)} corrupted prompts: give them pair by pair.")
     return ours, theirs, (tuple(one), tuple(other))

@@ -20,6 +20,7 @@ from sklearn.metrics import silhouette_samples
 from analysis.probing.dataset import checked_groups, same
 from analysis.probing.probes import shuffled
 from analysis.probing.result import UNGROUPED
+from analysis.probing.table import column
 from analysis.resampling import Interval, bootstrap
 from analysis.statistics import LEVEL, rank_test
 from audiolens.cache import ActivationCache
@@ -191,7 +192,7 @@ def fit(
         InputError: if labels do not match rows, fewer than two labels or rows of a label, or activations are constant.
     """
     array, numbers, clusters = _arrays(activations, site, layers, groups, steps=False)
-    names = tuple(str(label) for label in labels)
+    names = tuple(map(str, column("labels", labels, array.shape[1])))
     _check(array, names)
     checked_count("n_shuffles", n_shuffles)
     dealt = _shuffles(names, clusters, n_shuffles, checked_count("seed", seed, 0))
@@ -242,7 +243,7 @@ def trajectories(
         InputError: as `fit`, or for activations without steps.
     """
     array, numbers, clusters = _arrays(activations, site, layers, groups, steps=True)
-    names = tuple(str(label) for label in labels)
+    names = tuple(map(str, column("labels", labels, array.shape[1])))
     _check(array[:, :, 0], names)
     first = activations.first_step if isinstance(activations, ActivationCache) else 0
     rate = (activations.frame_rate if isinstance(activations, ActivationCache) else frame_rate) or 1.0
@@ -292,8 +293,7 @@ def _arrays(
     numbers = tuple(range(len(array)) if layers is None else listed_layers(layers))
     if len(numbers) != len(array):
         raise InputError(f"{len(numbers)} layers for activations of {len(array)}: give one number each.")
-    given = None if groups is None else np.asarray(groups)
-    return array, numbers, checked_groups(given, array.shape[1], ties)
+    return array, numbers, checked_groups(groups, array.shape[1], ties)
 
 
 def _refuse_constant(rows: Float[np.ndarray, "row d_model"], layer: int) -> None:
@@ -339,8 +339,6 @@ def _checked_dimensions(result: PCAResult, dimensions: int) -> int:
 
 
 def _check(array: np.ndarray, labels: tuple[str, ...]) -> None:
-    if len(labels) != array.shape[1]:
-        raise InputError(f"{len(labels)} labels for {array.shape[1]} rows: give one per row.")
     counts = {label: labels.count(label) for label in set(labels)}
     if len(counts) < 2 or min(counts.values()) < 2:
         raise InputError(f"labels {counts}: expected at least two labels with at least two rows each.")

@@ -20,11 +20,12 @@ from analysis.placement.beside import Beside, checked_kinds, computed, generated
 from analysis.placement.result import ALIGNMENT, Placement, chosen
 from analysis.placement.shifts import Candidate, asked_in_words, candidates, checked_strategies, shifts_of
 from audiolens import prompts as prompt_sets
-from audiolens.checks import checked_count, checked_flags
+from audiolens.checks import checked_count, checked_flags, in_order
 from audiolens.directions import Directions, difference_in_means
 from audiolens.errors import InputError, InputTypeError
 from audiolens.prompts import PromptSet
 from audiolens.steering import Strategy
+from audiolens.tokens import named_once, note_unread
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -34,6 +35,7 @@ READ_PROMPTS = 48
 READ_SECONDS = 2.0
 
 
+@named_once
 def place(
     lens: AudioLens,
     concept: str | PromptSet,
@@ -103,6 +105,8 @@ def place(
         raise InputError(f"by={by!r} names one block: give a strategy that has one, such as one-to-one.")
     neutral = _neutral(sets, prompts)
     poles = asked_in_words(lens, sets, neutral)
+    read_from = () if directions is not None else (*sets.positive[:READ_PROMPTS], *sets.negative[:READ_PROMPTS])
+    note_unread((*neutral, *poles[0], *poles[1], *read_from), lens.tokenizer)
     if codes is not None and len(codes) != len(neutral):
         raise InputError(f"{len(codes)} rows of codes for {len(neutral)} prompts: give one each.")
     spent = 0
@@ -151,6 +155,7 @@ def _neutral(sets: PromptSet, prompts: Sequence[str] | None) -> list[str]:
         if not sets.development:
             raise InputError(f"{sets.concept}: the set has no neutral prompts: give prompts=[...].")
         return list(sets.development[:8])
-    if isinstance(prompts, str) or not len(prompts):
+    listed = [] if isinstance(prompts, str) else list(in_order("prompts", prompts, "neutral prompts"))
+    if not listed:
         raise InputError("prompts: expected a list of neutral prompts, at least one.")
-    return list(prompts)
+    return listed

@@ -117,6 +117,11 @@ def words_of(sets: PromptSet, neutral: Sequence[str]) -> tuple[list[str], list[s
         positive, negative = ([sets.prompted(prompt, pole) for prompt in neutral] for pole in sets.poles)
         return positive, negative
     wanted = len(neutral)
+    if not sets.matched:
+        raise InputError(
+            f"{sets.concept}: a set without words for its poles is compared pair by pair, and its poles have "
+            f"{len(sets.positive)} and {len(sets.negative)} prompts: give words, or as many prompts of either."
+        )
     if min(len(sets.positive), len(sets.negative)) < wanted:
         raise InputError(f"{sets.concept}: a set without words for its poles needs {wanted} prompts of either here.")
     return list(sets.positive[:wanted]), list(sets.negative[:wanted])

@@ -20,7 +20,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from audiolens.checks import checked_amount, checked_count, checked_flags
+from analysis.probing.table import column, numbers_or_text, read_columns
+from audiolens.checks import checked_amount, checked_count, checked_flags, in_order
 from audiolens.errors import InputError, InputTypeError, nearest, shortened
 from audiolens.etude.synth import CLIP_SECONDS
 
@@ -66,7 +67,7 @@ class Dataset:
     grouped: bool | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompts", tuple(self.prompts))
+        object.__setattr__(self, "prompts", in_order("prompts", self.prompts, "prompts"))
         object.__setattr__(self, "labels", checked_labels(self.labels, len(self.prompts)))
         for what, given in (("codes", self.codes), ("audio", self.audio)):
             if given is not None and len(given) != len(self.prompts):
@@ -107,17 +108,17 @@ class Dataset:
         share, or that both poles share, leave the text as the only source.
         """
         checked_flags(progress=progress)
-        listed = tuple(prompts)
-        checked_labels(labels, len(listed))
+        listed = in_order("prompts", prompts, "prompts")
+        told = checked_labels(labels, len(listed))
         if codes is None:
-            numbers = list(range(len(listed))) if seeds is None else list(seeds)
+            numbers = list(range(len(listed))) if seeds is None else list(in_order("seeds", seeds, "seeds"))
             codes = lens.generate(
                 listed, seconds, seeds=numbers, guidance_scale=guidance_scale, decode=False,
                 batch_size=batch_size, progress=progress,
             ).codes.cpu()  # fmt: skip
         elif codes.ndim == 3 and len(codes) == 1:
             codes = codes.expand(len(listed), -1, -1)
-        return cls(np.asarray(labels), listed, codes, groups=array_of(groups), name=name)
+        return cls(told, listed, codes, groups=groups_of(groups, len(listed)), name=name)
 
     @classmethod
     def from_arrays(
@@ -142,10 +143,11 @@ class Dataset:
         Raises:
             InputError: if labels do not match, or a sound is shorter than `seconds`.
         """
-        if not len(sounds):
+        heard = in_order("sounds", sounds, "sounds")
+        if not heard:
             raise InputError("no sounds: give at least two of each label.")
-        checked_labels(labels, len(sounds))
-        waves = [_mono(sound, place) for place, sound in enumerate(sounds)]
+        known = checked_labels(labels, len(heard))
+        waves = [_mono(sound, place) for place, sound in enumerate(heard)]
         shortest = min(len(wave) for wave in waves)
         samples = shortest if seconds is None else round(seconds * sample_rate)
         if shortest < samples or not samples:
@@ -156,8 +158,8 @@ class Dataset:
             )
         audio = np.stack([wave[:samples] for wave in waves])
         codes = encoded(lens, audio, sample_rate)
-        told = tuple(prompts) if prompts is not None else (None,) * len(waves)
-        return cls(np.asarray(labels), told, codes, audio, sample_rate, array_of(groups), name, unit)
+        told = (None,) * len(waves) if prompts is None else in_order("prompts", prompts, "prompts")
+        return cls(known, told, codes, audio, sample_rate, groups_of(groups, len(waves)), name, unit)
 
     @classmethod
     def from_folder(
@@ -174,34 +176,27 @@ class Dataset:
     ) -> Dataset:
         """Sound files of a folder and a CSV with a row a file.
 
+        Every cell is read as text. Labels become numbers where all of them are, and no two that differ would become
+        the same: "01" stays text.
+
         Args:
             table: the CSV; its column `file` names files relative to `folder`.
             label, group, prompt: the columns of the label, of what rows must stay together (piece, artist), and of
-                the text that the model is given beside the sound (none by default).
+                the text that the model is given with the sound (none by default, and where its cell is blank).
 
         Raises:
-            InputError: for a missing file or column, sounds of different rates, or one shorter than `seconds`.
+            InputError: for a missing file or column, a line without its file, label or group, sounds of different
+                rates, or one shorter than `seconds`.
         """
-        import pandas as pd
-
         from audiolens import soundfiles
 
-        path = Path(table)
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; expected a CSV with columns {file!r} and {label!r}.")
-        try:
-            rows = pd.read_csv(path)
-        except (ValueError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is not a CSV that can be read: {error}.") from None
-        for column in (file, label, *filter(None, (group, prompt))):
-            if column not in rows:
-                raise InputError(f"{path} has no column {column!r}: it has {shortened(map(str, rows.columns))}.")
+        columns = read_columns(Path(table), filled=[file, label, *filter(None, [group])], blank=[prompt])
         sounds, rates = [], set()
-        for name in rows[file].astype(str):
+        for name in columns[file]:
             try:
                 sound, rate = soundfiles.read(Path(folder) / name)
             except InputError as error:
-                raise InputError(f"{error} It is named in {path}.") from None
+                raise InputError(f"{error} It is named in {table}.") from None
             sounds.append(sound)
             rates.add(rate)
         if len(rates) != 1:
@@ -210,9 +205,9 @@ class Dataset:
             lens,
             sounds,
             rates.pop(),
-            rows[label].to_numpy(),
-            prompts=None if prompt is None else [str(text) for text in rows[prompt]],
-            groups=None if group is None else rows[group].to_numpy(),
+            numbers_or_text(columns[label]).tolist(),
+            prompts=None if prompt is None else [text or None for text in columns[prompt]],
+            groups=None if group is None else columns[group],
             seconds=seconds,
             name=label,
         )
@@ -272,22 +267,8 @@ def told_labels(labels: np.ndarray) -> str:
 
 
 def checked_labels(labels: Any, rows: int) -> np.ndarray:
-    """Labels as an array, one a row, none missing.
-
-    Raises:
-        InputError: saying which is missing, or how many there are.
-    """
-    array = np.asarray(labels)
-    if array.ndim != 1 or len(array) != rows:
-        raise InputError(f"{array.size} labels for {rows} rows: give one per row.")
-    if array.dtype.kind == "O":
-        missing = [value is None or value != value for value in array]
-        array = array if any(missing) else array.astype(str)
-    else:
-        missing = ~np.isfinite(array) if array.dtype.kind == "f" else np.zeros(rows, dtype=bool)
-    if np.any(missing):
-        raise InputError(f"the label of row {int(np.argmax(missing))} is missing: leave the row out, or label it.")
-    return array
+    """Labels as an array, one a row, none missing, of one kind; see `column`."""
+    return column("labels", labels, rows)
 
 
 def same(values: Sequence[str | None]) -> np.ndarray:
@@ -321,10 +302,7 @@ def checked_groups(groups: Any, rows: int, ties: Sequence[np.ndarray] = ()) -> n
         graph = coo_array((np.ones(len(edges[0])), edges), shape=(offset, offset))
         found = connected_components(graph, directed=False)[1][:rows]
         return np.unique(found, return_inverse=True)[1]
-    given = np.asarray(groups)
-    if given.ndim != 1 or len(given) != rows:
-        raise InputError(f"{given.size} groups for {rows} rows: give one per row.")
-    numbers = np.unique(given, return_inverse=True)[1]
+    numbers = np.unique(column("groups", groups, rows), return_inverse=True)[1]
     refuse_leak(numbers, ties, "groups")
     return numbers
 
@@ -400,6 +378,6 @@ def _mono(sound: Any, place: int) -> Float[np.ndarray, " sample"]:
     return wave if wave.ndim == 1 else wave.mean(0)
 
 
-def array_of(values: Any) -> np.ndarray | None:
-    """An array, where anything was given."""
-    return None if values is None else np.asarray(values)
+def groups_of(groups: Any, rows: int) -> np.ndarray | None:
+    """Groups as an array, one a row, where any were given; see `column`."""
+    return None if groups is None else column("groups", groups, rows)

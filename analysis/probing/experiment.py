@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from joblib import Parallel, delayed
 
 from analysis.probing import features
-from analysis.probing.dataset import Dataset, Task, array_of, checked_labels, task_of
+from analysis.probing.dataset import Dataset, Task, checked_labels, groups_of, task_of
 from analysis.probing.features import Baseline, Features, Position
 from analysis.probing.probes import KINDS, Kind, Plan, Probe, Scored, target_of
 from analysis.probing.result import ProbeResult
@@ -25,6 +25,7 @@ from audiolens.checks import checked_amount, checked_count, checked_flags
 from audiolens.errors import InputError, shortened
 from audiolens.interventions import Branch
 from audiolens.provenance import Provenance
+from audiolens.tokens import named_once
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from audiolens.lens import AudioLens
 
 
+@named_once
 def probe(
     lens: AudioLens | None,
     data: Dataset | ActivationCache | Sequence[str | None] | np.ndarray,
@@ -179,11 +181,13 @@ def _rows(
         if isinstance(data, str) or not isinstance(data, Sequence):
             raise InputError(f"data={type(data).__name__}: expected a Dataset, a cache, prompts, or an array.")
         if codes is None and position in ("first", "eos"):
-            return Dataset(np.asarray(labels), tuple(data), groups=array_of(groups)), None
+            rows = len(data)
+            return Dataset(checked_labels(labels, rows), tuple(data), groups=groups_of(groups, rows)), None
         return Dataset.from_prompts(lens, data, labels, codes=codes, groups=groups), None
     if codes is not None:
         raise InputError("codes go with prompts: these activations were read already.")
-    return Dataset(checked_labels(labels, len(prompts)), prompts, groups=array_of(groups)), found
+    checked = checked_labels(labels, len(prompts))
+    return Dataset(checked, prompts, groups=groups_of(groups, len(checked))), found
 
 
 def _check_numbers(penalty: Any, n_components: Any, n_bootstrap: Any, n_jobs: Any, seed: Any) -> None:

@@ -19,11 +19,12 @@ from scipy.stats import spearmanr
 
 from audiolens import measure
 from audiolens.checks import checked_flags
-from audiolens.directions import Directions, difference_in_means
+from audiolens.directions import Directions, read_poles
 from audiolens.errors import InputError
 from audiolens.interventions import Branch, checked_branch
 from audiolens.prompts import PromptSet
 from audiolens.reading import PoleReader, Position
+from audiolens.tokens import named_once
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -87,6 +88,7 @@ class Readings:
         return f"Readings({self.concept} on {self.model!r}: {alike}{onsets})"
 
 
+@named_once
 def compare(
     lens: AudioLens,
     sets: PromptSet,
@@ -114,12 +116,16 @@ def compare(
     if not positions or not branches:
         raise InputError(f"positions={list(positions)}, branches={list(branches)}: give at least one of each.")
     poles = [list(side[:prompts]) for side in (sets.positive, sets.negative)]
+
+    def reader(position: Position, branch: Branch, codes: Any = None, bar: bool = False) -> PoleReader:
+        return PoleReader(
+            lens, *poles, site="resid_post", layers=None, position=position, branch=branch, codes=codes, audio=None,
+            guidance_scale=guidance_scale, seeds=None, seconds=seconds, batch_size=batch_size, progress=bar,
+        )  # fmt: skip
+
     for position, branch in product(positions, branches):
         checked_branch(branch, guidance_scale > 1)
-        PoleReader(
-            lens, *poles, site="resid_post", layers=None, position=position, branch=branch, codes=None, audio=None,
-            guidance_scale=guidance_scale, seeds=None, seconds=seconds, batch_size=batch_size, progress=False,
-        )  # fmt: skip
+        reader(position, branch).check_text()
     made: dict[str, Any] = {"guidance_scale": guidance_scale, "batch_size": batch_size, "progress": progress}
     codes = [
         lens.generate(side, seconds, seeds=list(range(len(side))), decode=False, **made).codes.cpu() for side in poles
@@ -128,16 +134,8 @@ def compare(
     frames, reference = [], None
     for position in positions:
         for branch in branches:
-            found = difference_in_means(
-                lens,
-                poles[0],
-                poles[1],
-                position=position,
-                branch=branch,
-                codes=(codes[0], codes[1]),
-                keep_samples=True,
-                **made,
-            )
+            # A place where the poles are alike is a finding here: its direction is 0, and so it is said.
+            found = read_poles(lens, reader(position, branch, (codes[0], codes[1]), progress), "", keep_samples=True)
             reference = found if reference is None else reference
             frames.append(_rows(found, reference, rates).assign(position=str(position), branch=branch))
     table = pd.concat(frames, ignore_index=True)

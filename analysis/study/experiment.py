@@ -32,6 +32,7 @@ from audiolens.checks import checked_flags
 from audiolens.directions import Directions
 from audiolens.errors import InputError, nearest, shortened
 from audiolens.prompts import PromptSet, concepts, load
+from audiolens.tokens import named_once
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -157,6 +158,7 @@ def prompts_of(concept: str | PromptSet, lens: AudioLens | None = None, settings
     return sets
 
 
+@named_once
 def run(
     lens: AudioLens,
     concept: str | PromptSet,

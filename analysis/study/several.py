@@ -23,6 +23,7 @@ from analysis.study.settings import Settings
 from audiolens.checks import checked_flags
 from audiolens.errors import InputError, InputTypeError
 from audiolens.prompts import PromptSet
+from audiolens.tokens import named_once
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -83,6 +84,7 @@ class Several:
         return f"Several({', '.join(one.concept for one in self.studies)} on {self.studies[0].model!r}: {told})"
 
 
+@named_once
 def run(
     lens: AudioLens,
     concepts: Sequence[str | PromptSet],

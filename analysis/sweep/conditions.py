@@ -100,6 +100,11 @@ class Plan:
             rows.append({**told, "prompt": prompt, "asked": condition.asked(prompt), "seed": seed})
         return pd.DataFrame(rows)
 
+    def asked(self) -> list[str]:
+        """Every text that is asked for, once."""
+        texts = (condition.asked(prompt) for condition in self.conditions for prompt, _ in self.clips)
+        return list(dict.fromkeys(texts))
+
     def __len__(self) -> int:
         return len(self.conditions) * len(self.clips)
 

@@ -13,7 +13,8 @@ from analysis.sweep.conditions import Clip, Plan, clips, packed
 from analysis.sweep.factorial import Factors, conditions, named
 from analysis.sweep.keeping import Sound, size_of
 from analysis.sweep.playing import clips_per_second
-from audiolens.checks import checked_count, checked_seed, one_or_listed
+from audiolens import tokens
+from audiolens.checks import checked_count, checked_seed, in_order, one_or_listed
 from audiolens.errors import InputError
 from audiolens.prompts import PromptSet, concepts, load
 from audiolens.timeline import clip_timeline
@@ -97,7 +98,9 @@ class Prepared:
             prompts = neutral
         names = {entry.name for entry in fields(Factors)}
         factors = Factors(**{name: value for name, value in asked.items() if name in names})
-        return cls(packed(conditions(own, factors, words), _pairs(prompts, seeds), batch_size), float(seconds))
+        plan = packed(conditions(own, factors, words), _pairs(prompts, seeds), batch_size)
+        tokens.note_unread(plan.asked(), lens.tokenizer)
+        return cls(plan, float(seconds))
 
     def estimate(self, lens: AudioLens, out: Any, sound: Sound | None, timed: bool = True) -> Estimate:
         speed = clips_per_second(lens, self.plan.clips[0][0], self.seconds, self.plan.batch_size) if timed else math.nan
@@ -108,12 +111,13 @@ class Prepared:
 
 
 def _pairs(prompts: Sequence[str], seeds: int | Sequence[int]) -> list[Clip]:
-    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+    listed = () if isinstance(prompts, str) else in_order("prompts", prompts, "texts")
+    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in listed):
         raise InputError("prompts: expected a list of texts.")
     given = one_or_listed("seeds", seeds)
     if isinstance(given, list):
-        return [(prompt, seed) for prompt in prompts for seed in map(checked_seed, given)]
-    return clips(prompts, checked_count("seeds", given, least=0))
+        return [(prompt, seed) for prompt in listed for seed in map(checked_seed, given)]
+    return clips(listed, checked_count("seeds", given, least=0))
 
 
 def _spoken(seconds: float) -> str:

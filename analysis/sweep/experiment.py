@@ -37,6 +37,7 @@ from audiolens.rows import whole_batch_size
 from audiolens.sampling import checked_settings
 from audiolens.steering import Strategy, Unit
 from audiolens.timeline import clip_timeline
+from audiolens.tokens import named_once
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 _SETTINGS = ("seconds", "guidance_scale", "temperature", "top_k", "batch_size")
 
 
+@named_once
 def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) -> Estimate:
     """What `run` with these arguments would do and take; nothing is written. `timed` measures this machine's speed.
 
@@ -66,6 +68,7 @@ def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) 
     return prepared.estimate(lens, asked.get("out"), asked.get("sound"), timed)
 
 
+@named_once
 def run(
     lens: AudioLens,
     directions: Directions | Sequence[Directions] | Mapping[str, Directions],
@@ -146,6 +149,7 @@ def run(
     )  # fmt: skip
 
 
+@named_once
 def play(
     lens: AudioLens,
     conditions: Sequence[Condition],

@@ -45,8 +45,7 @@ class Making:
 
     def check(self, lens: AudioLens, plan: Plan) -> None:
         """Refuse before anything is begun what `lens.generate` would refuse at some batch."""
-        asked = {condition.asked(prompt): None for condition in plan.conditions for prompt, _ in plan.clips}
-        _, sizes = text.checked(list(asked), lens.model, lens.tokenizer)
+        _, sizes = text.checked(plan.asked(), lens.model, lens.tokenizer)
         checked_seeds([seed for _, seed in plan.clips], len(plan.clips))
         checked_settings(self.guidance_scale, self.temperature, self.top_k)
         clip_timeline(self.seconds, lens.config, lens.config.prefix(max(sizes)))

@@ -19,9 +19,11 @@ import torch
 from jaxtyping import Float
 
 from audiolens.audio import resampled
+from audiolens.checks import in_order
 from audiolens.errors import InputError, InputTypeError, ModelNotFoundError
 from audiolens.measure.clips import Audio, Clip, read
 from audiolens.rows import whole_batch_size
+from audiolens.tokens import note_unread, tell_unread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,14 +59,23 @@ def clap_score(
     text, paired by seed.
     """
     clips, _ = read(audio, sample_rate)
-    listed = [texts] if isinstance(texts, str) else list(texts)
+    listed = [texts] if isinstance(texts, str) else list(in_order("texts", texts, "texts"))
     if not listed or not all(isinstance(text, str) and text.strip() for text in listed):
         raise InputTypeError(f"texts={texts!r}: expected a text, or one a clip.")
     if len(listed) not in (1, len(clips)):
         raise InputError(f"{len(listed)} texts for {len(clips)} clips: give one text, or one a clip.")
     clap, processor = opened(model)
     embeddings = _embedded(clips, clap, processor, whole_batch_size(batch_size))
-    tokens = processor.tokenizer(listed, padding=True, truncation=True, return_tensors="pt").to(clap.device)
+    # The text's vector is that of its first token: padding must not stand there, whatever the tokenizer is set to.
+    tokens = processor.tokenizer(listed, padding=True, padding_side="right", truncation=False, return_tensors="pt").to(
+        clap.device
+    )
+    of_text = clap.config.text_config
+    limit = min(processor.tokenizer.model_max_length, of_text.max_position_embeddings - of_text.pad_token_id - 1)
+    if tokens["input_ids"].shape[1] > limit:
+        raise InputError(f"a text has {tokens['input_ids'].shape[1]} tokens, and CLAP reads {limit}: shorten it.")
+    note_unread(listed, processor.tokenizer)
+    tell_unread()
     with torch.no_grad():
         told = {name: tokens[name] for name in ("input_ids", "attention_mask")}
         words = clap.get_text_features(**told).pooler_output.float().cpu().numpy()

@@ -17,12 +17,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from audiolens import text
 from audiolens.audio import checked_codes
 from audiolens.errors import InputError, InputTypeError
 from audiolens.rows import whole_batch_size
 from audiolens.sampling import checked_settings
-from audiolens.text import checked_prompts
 from audiolens.timeline import Real
+from audiolens.tokens import named_once
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,6 +105,7 @@ class Drift:
         )
 
 
+@named_once
 def drift(
     lens: AudioLens,
     out: Generation,
@@ -139,6 +141,7 @@ def drift(
     if baseline is None:
         baseline = _own(lens, out, given, batch_size)
     _refuse_unpaired(out, baseline)
+    text.checked(out.prompts, lens.model, lens.tokenizer)
     top_k = sampling["top_k"]
     scored = [
         _score(lens, clips.prompts, clips.codes, guidance_scale, temperature, batch_size) for clips in (out, baseline)
@@ -159,6 +162,7 @@ def drift(
     )
 
 
+@named_once
 def code_nats(
     lens: AudioLens,
     prompts: Prompt | Sequence[Prompt],
@@ -176,7 +180,7 @@ def code_nats(
     Raises:
         InputError: codes that are not this model's, or settings out of range.
     """
-    listed = checked_prompts(prompts)
+    listed, _ = text.checked(prompts, lens.model, lens.tokenizer)
     codes = checked_codes(codes, lens.config)
     listed = listed * len(codes) if len(listed) == 1 else listed
     return _score(lens, listed, codes, guidance_scale, temperature, batch_size)[0]

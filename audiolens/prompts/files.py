@@ -2,21 +2,22 @@
 
 A whole set as JSON or TOML has the keys of `PromptSet`: `positive` and `negative`, and what else is known of
 `concept`, `poles`, `development`, `test`, `positive_words`, `negative_words`, `nouns`. A CSV has a header with the
-two poles' names, the positive first, and a column of prompts under each.
+two poles' names, the positive first, and a pair of prompts a line.
 """
 
-import csv
 import json
 import os
 import tomllib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from audiolens import tokens
 from audiolens.errors import InputError, PromptError, nearest, shortened
 from audiolens.prompts.sets import PromptSet
+from audiolens.tables import csv_rows, read_text
 
 _NEUTRAL = "neutral"
 _KEYS = (
@@ -69,14 +70,14 @@ def from_file(
 
     Raises:
         InputError: if the file cannot be read, is not UTF-8, or does not have the two poles.
-        PromptError: if a pole is empty, a prompt repeats, or one stands in both poles.
+        PromptError: if a pole is empty, a prompt repeats or stands in both poles, or a line of a CSV has only one.
     """
     path = Path(path)
     readers = {".csv": _from_csv, ".json": _from_json, ".toml": _from_toml}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path}: expected a .csv, .json or .toml file; two files of lines go to from_files.")
-    fields = {"concept": path.stem, **reader(path, _read(path))}
+    fields = {"concept": path.stem, **reader(path, read_text(path))}
     given = {"concept": concept, "development": development, "test": test}
     return _checked(path, {**fields, **{key: value for key, value in given.items() if value is not None}})
 
@@ -89,9 +90,22 @@ def from_files(
     development: Sequence[str] = (),
     test: Sequence[str] = (),
 ) -> PromptSet:
-    """A set from two text files of one prompt a line; the poles are named after the files. Errors as `from_file`."""
+    """A set from two text files of one prompt a line; the poles are named after the files.
+
+    Line i of one is paired with line i of the other where the files have as many lines. Errors as `from_file`, and for
+    a line that is blank in one file only.
+    """
     sides = [Path(positive), Path(negative)]
-    lines = [[line for line in _read(path).splitlines() if line.strip()] for path in sides]
+    lines = [read_text(path).rstrip().split("\n") for path in sides]
+    _refuse_empty(sides[0], map(any, lines))
+    for number, pair in enumerate(zip(*lines, strict=False), 1):
+        blank = [not line.strip() for line in pair]
+        if blank[0] != blank[1]:
+            raise PromptError(
+                f"{sides[blank[1]]}: line {number} is blank, and that of {sides[blank[0]]} is not, so that the prompts "
+                "after it would be paired with others. Take the blank line out, or write its prompt."
+            )
+    lines = [[line for line in side if line.strip()] for side in lines]
     fields = {
         "concept": concept,
         "poles": [path.stem for path in sides],
@@ -108,16 +122,14 @@ def _reads_english(lens: Any, concept: str) -> bool:
         return False
     sets, unknown = load(concept, "english"), lens.tokenizer.unk_token_id
     texts = [*sets.positive, *sets.negative, *sets.development, *sets.test]
-    return not any(unknown in row for row in lens.tokenizer(texts)["input_ids"])
+    return not any(unknown in row for row in tokens.ids(texts, lens.tokenizer))
 
 
 def _checked(path: Path, fields: Mapping[str, Any]) -> PromptSet:
     unknown = [key for key in fields if key not in _KEYS]
     if unknown:
         raise InputError(f"{path}: unknown key {unknown[0]!r}.{nearest(unknown[0], _KEYS)} Known: {shortened(_KEYS)}.")
-    missing = [key for key in ("positive", "negative") if not fields.get(key)]
-    if missing:
-        raise PromptError(f"{path}: no {missing[0]} prompts. A contrast needs prompts on both sides.")
+    _refuse_empty(path, [fields.get(key) for key in ("positive", "negative")])
     try:
         prompts = PromptSet(**{"poles": ("positive", "negative"), **fields})
     except (InputError, TypeError) as error:
@@ -127,34 +139,46 @@ def _checked(path: Path, fields: Mapping[str, Any]) -> PromptSet:
     return prompts
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+def _refuse_empty(path: Path, sides: Iterable[Any]) -> None:
+    missing = [name for name, side in zip(("positive", "negative"), sides, strict=True) if not side]
+    if missing:
+        raise PromptError(f"{path}: no {missing[0]} prompts. A contrast needs prompts on both sides.")
 
 
 def _from_csv(path: Path, text: str) -> dict[str, Any]:
-    rows = [row for row in csv.reader(text.splitlines()) if any(cell.strip() for cell in row)]
+    rows = [(line, cells) for line, cells in csv_rows(path, text) if any(cells)]
     if not rows:
         raise PromptError(f"{path} is empty: expected a header with the two poles' names, and prompts under them.")
-    header = [cell.strip() for cell in rows[0]]
+    header = rows[0][1]
     if len(header) != 2 or not all(header):
         raise InputError(f"{path}: the header is {header}; expected the names of two poles, the positive first.")
-    wide = next((number for number, row in enumerate(rows, 1) if len(row) > 2), None)
-    if wide:
-        raise InputError(f"{path}: row {wide} has {len(rows[wide - 1])} cells, expected 2 (quote prompts with commas).")
-    columns = [[row[i] for row in rows[1:] if len(row) > i and row[i].strip()] for i in range(2)]
+    columns = [[cells[side] for _, cells in rows[1:]] for side in (0, 1)]
+    _refuse_empty(path, map(any, columns))
+    for line, cells in rows[1:]:
+        if not all(cells):
+            raise PromptError(
+                f"{path}: line {line} has a prompt for {header[not cells[0]]!r} only, and a line is a pair: give it "
+                "both, or take it out. Poles of different sizes go into a JSON or TOML file, or a text file each."
+            )
     return {"poles": header, "positive": columns[0], "negative": columns[1]}
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys all differ: of two alike, Python would keep the last."""
+    names = [name for name, _ in pairs]
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled is not None:
+        raise InputError(f"the key {doubled!r} stands in it twice: keep one.")
+    return dict(pairs)
 
 
 def _from_json(path: Path, text: str) -> dict[str, Any]:
     try:
-        fields = json.loads(text)
+        fields = json.loads(text, object_pairs_hook=_once_each)
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not JSON: {error}.") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     if not isinstance(fields, dict):
         raise InputError(f"{path} holds a {type(fields).__name__}: expected an object with 'positive' and 'negative'.")
     return fields

@@ -38,6 +38,8 @@ class PromptSet:
     vocabulary: str = "own"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.concept, str) or not self.concept.strip():
+            raise InputTypeError(f"concept={self.concept!r}: expected a name.")
         for name in _LISTS:
             object.__setattr__(self, name, _texts(name, getattr(self, name)))
         if len(self.poles) != 2 or self.poles[0] == self.poles[1]:
