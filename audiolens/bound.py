@@ -233,7 +233,7 @@ class Bound:
                 raise InputTypeError(f"{self.site}: the schedule gives no number for a time ({error}).") from None
         factors = torch.as_tensor(schedule, dtype=torch.float32)
         if not bool(torch.isfinite(factors).all()):
-            raise InputError(f"{self.site}: the schedule gives NaN or infinite factors.")
+            raise InputError(f"{self.site}: the schedule gives NaN or infinite factors in float32.")
         if factors.ndim == 1 and len(factors) == timeline.frames:
             # The tail follows the last frame, whose codes it finishes.
             factors = torch.cat([factors, factors[-1:].expand(timeline.steps - timeline.frames)])

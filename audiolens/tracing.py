@@ -25,7 +25,13 @@ from audiolens.errors import InputError
 from audiolens.families import Family, LensConfig, tap_of
 from audiolens.operations import Model, open_ahead, place_of
 from audiolens.rows import Layout, RowBatcher, entire, read_columns
-from audiolens.sampling import Forbid, checked_seeds, checked_settings, sampling_arguments
+from audiolens.sampling import (
+    Forbid,
+    checked_generation_config,
+    checked_seeds,
+    checked_settings,
+    sampling_arguments,
+)
 from audiolens.sites import Site
 from audiolens.taps import Put, View
 from audiolens.text import Prompt
@@ -208,6 +214,8 @@ def requested(
     seeds = one_or_listed("seeds", seeds)
     guided = guidance_scale > 1
     model, config = lens.model, lens.config
+    if fn == "generate":
+        checked_generation_config(model, config)
 
     def inputs(prompts: Sequence[Prompt], parts: Sequence[Tensor | None]) -> tuple[int, dict[str, Any]]:
         codes = joined(parts)
