@@ -21,6 +21,7 @@ from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteria
 from audiolens.engine import REOPEN, Run
 from audiolens.errors import BusyError, InputError, UnsupportedModelError
 from audiolens.operations import Model, close, only
+from audiolens.overflow import Watch
 from audiolens.sampling import Forbid
 from audiolens.timeline import Timeline, undelay
 
@@ -84,10 +85,10 @@ def generate(model: Model, run: Run, timeline: Timeline, **inputs: Any) -> Int[T
         with model.trace(fn="generate", **ready) as tracer:
             run.generation(tracer, timeline.steps)
 
-    if run.watch is not None:
-        # First of all, so that it sees the model's own scores.
-        forbid = [Forbid()] if run.forbids else []
-        inputs["logits_processor"] = LogitsProcessorList([run.watch, *forbid, *inputs.get("logits_processor", ())])
+    watch = run.watch or Watch(run.layout, timeline.frame_rate)
+    # First of all, so that it sees the model's own scores.
+    forbid = [Forbid()] if run.forbids else []
+    inputs["logits_processor"] = LogitsProcessorList([watch, *forbid, *inputs.get("logits_processor", ())])
     bare: Any = model._module
     with only(bare, run.modules):
         # With nothing to serve, the bare model is as fast as a model can be.
