@@ -7,7 +7,7 @@ Python's `random` in every block, and nnsight and the samplers from torch's.
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -64,7 +64,7 @@ def codes(generate: Callable[..., Any], timeline: Timeline, **inputs: Any) -> In
     keeper = _KeepColumns(timeline.steps + 1)
     start = inputs.get("decoder_input_ids")
     given = 0 if start is None else start.shape[-1] - 1
-    with suppress(_Done):
+    with suppress(_Done), _device(inputs["attention_mask"].device):
         generate(max_new_tokens=timeline.steps - given, stopping_criteria=StoppingCriteriaList([keeper]), **inputs)
     columns = keeper.columns
     found = 0 if columns is None else columns.shape[-1]
@@ -75,6 +75,12 @@ def codes(generate: Callable[..., Any], timeline: Timeline, **inputs: Any) -> In
         # Where delayed codebooks still read given frames, transformers draws too, and feeds what was given.
         made[..., :given] = start.unflatten(0, (-1, len(timeline.delays)))[..., 1:]
     return made
+
+
+def _device(own: torch.device) -> AbstractContextManager[Any]:
+    """Where transformers puts tensors of which it does not say it: torch's default may be where no model is."""
+    default = torch.get_default_device()
+    return nullcontext() if default.type == "cpu" or default == own else own
 
 
 def generate(model: Model, run: Run, timeline: Timeline, **inputs: Any) -> Int[Tensor, "row codebook frame"]:

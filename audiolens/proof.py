@@ -42,7 +42,7 @@ def prove(lens: Any) -> None:
 
 def _reads(lens: Any) -> None:
     family, config = lens._family, lens.config
-    codes = torch.zeros(ROWS, config.n_codebooks, 1, dtype=torch.long)
+    codes = torch.zeros(ROWS, config.n_codebooks, 1, dtype=torch.long, device=lens.device)
     steps = lens.timeline(1).steps
     sizes = {**sizes_of(config), "row": ROWS, "step": steps, "query": steps, "token": 1}
     sites = [

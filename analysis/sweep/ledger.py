@@ -244,7 +244,7 @@ def _bytes(condition: Condition, step: Intervention, name: str, times: np.ndarra
     value: Any = getattr(step, name)
     if callable(value) and name == "schedule":
         schedule: Callable[[float], Any] = value
-        value = torch.tensor([float(schedule(float(time))) for time in times])
+        value = torch.tensor([float(schedule(float(time))) for time in times], dtype=torch.float32, device="cpu")
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)}".encode() + value.detach().cpu().double().contiguous().numpy().tobytes()
     if callable(value):
