@@ -20,6 +20,7 @@ from audiolens.errors import ActivationOverflow, AudioLensError, UnsupportedMode
 from audiolens.families import order, tap_of
 from audiolens.interventions import Apply
 from audiolens.proof_generation import prove_time
+from audiolens.proof_projections import prove_projections
 from audiolens.sites import Site
 from audiolens.taps import Pattern, sizes_of
 
@@ -37,6 +38,7 @@ def prove(lens: Any) -> None:
     with _explained(lens):
         _reads(lens)
         _writes(lens)
+        prove_projections(lens)
         prove_time(lens)
 
 
