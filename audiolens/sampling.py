@@ -9,7 +9,9 @@ transformers appends its own guidance after a caller's processors, so under guid
 scores twice, which makes that guidance the identity; and it runs greedily, so that the largest score wins.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -171,17 +173,34 @@ def checked_generation_config(model: Any, config: LensConfig) -> None:
             f"the model's generation_config starts clips with token {start}, the lens was opened with "
             f"{config.pad_code}: set lens.model.generation_config.decoder_start_token_id = {config.pad_code}."
         )
-    found = {
-        name: value
-        for name, value in vars(own).items()
-        if name in _neutral() and not _changes_nothing(name, value, config.vocab_size)
-    }
+    found = _leaking(own, config)
     if found:
         named = ", ".join(f"{name}={value!r}" for name, value in found.items())
         raise InputError(
             f"the model's generation_config sets {named}: the lens draws by guidance_scale, temperature and top_k "
             f"alone, as each call gives them. Take it back: lens.model.generation_config.{next(iter(found))} = None."
         )
+
+
+@contextmanager
+def settings_aside(model: Any, config: LensConfig) -> Iterator[None]:
+    """Without the settings that `checked_generation_config` refuses: for a run that is no clip of anybody's."""
+    own = model.generation_config
+    model.generation_config = copy.deepcopy(own)
+    for name in _leaking(own, config):
+        setattr(model.generation_config, name, None)
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _leaking(own: GenerationConfig, config: LensConfig) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(own).items()
+        if name in _neutral() and not _changes_nothing(name, value, config.vocab_size)
+    }
 
 
 @cache

@@ -135,6 +135,18 @@ def test_what_reads_given_codes_does_not_mind(lens: Any, own: Any, codes: torch.
     assert torch.equal(lens.run_with_cache(PROMPTS, codes[:2])[0], before)
 
 
+@pytest.mark.parametrize("name", ["repetition_penalty", "num_beams", "eos_token_id", "suppress_tokens", "top_p"])
+def test_a_model_with_such_a_setting_opens_to_be_read(lens: Any, own: Any, codes: torch.Tensor, name: str) -> None:
+    setattr(own, name, LEAKING[name])
+    before = own.to_dict()
+    opened = al.AudioLens(lens.model, lens.tokenizer)
+    assert lens.model.generation_config is own
+    assert own.to_dict() == before
+    assert torch.equal(opened.run_with_cache(PROMPTS, codes[:2])[0], lens.run_with_cache(PROMPTS, codes[:2])[0])
+    with pytest.raises(InputError, match=f"sets {name}="):
+        opened.generate(PROMPTS, SECONDS)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
