@@ -127,7 +127,7 @@ class ActivationCache(AsArray):
             InputTypeError, InputError: if these are no row numbers, or not of rows that the cache holds.
         """
         chosen = checked_rows(rows, self._row_count())
-        index = torch.tensor(chosen)
+        index = torch.tensor(chosen, device="cpu")
 
         def pick(tensor: Tensor, name: str) -> Tensor:
             return tensor.index_select(self.axes[name].index("row"), index.to(tensor.device))

@@ -209,8 +209,9 @@ class AudioLens:
             melody: not supported yet; text alone conditions.
 
         Raises:
-            InputError: (or a subclass) for anything out of range, before the model runs.
-            ActivationOverflow: while it runs, if interventions make activations infinite or NaN.
+            InputError: (or a subclass) for anything out of range, before the model runs; and if a setting of
+                `model.generation_config` would change the draw: the arguments decide it alone.
+            ActivationOverflow: while it runs, if interventions, or the model itself, make logits infinite or NaN.
         """
         refuse_melody(melody)
         return drawn(

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def load(
         loading = {**options, "dtype": checked_dtype(dtype) or "auto", "use_safetensors": True}
         if device_map is not None:
             loading["device_map"] = device_map
-        with _without_chatter():
+        with _without_chatter(), _plain_defaults(device_map is None):
             model, report = getattr(transformers, architecture).from_pretrained(
                 source, output_loading_info=True, **loading
             )
@@ -137,6 +137,18 @@ def refuse_tokenizer(tokenizer: Any, model: Any, name: str | None = None) -> Non
     if name is None:
         raise InputError(f"tokenizer={type(tokenizer).__name__}: {told}")
     raise ModelFilesError(f"{name}: {told}")
+
+
+@contextmanager
+def _plain_defaults(on_cpu: bool) -> Iterator[None]:
+    """torch's own defaults: tables that no file holds, such as positions, are made in the default dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu") if on_cpu else nullcontext():
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -7,7 +7,7 @@ Python's `random` in every block, and nnsight and the samplers from torch's.
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,6 +21,7 @@ from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteria
 from audiolens.engine import REOPEN, Run
 from audiolens.errors import BusyError, InputError, UnsupportedModelError
 from audiolens.operations import Model, close, only
+from audiolens.overflow import Watch
 from audiolens.sampling import Forbid
 from audiolens.timeline import Timeline, undelay
 
@@ -63,7 +64,7 @@ def codes(generate: Callable[..., Any], timeline: Timeline, **inputs: Any) -> In
     keeper = _KeepColumns(timeline.steps + 1)
     start = inputs.get("decoder_input_ids")
     given = 0 if start is None else start.shape[-1] - 1
-    with suppress(_Done):
+    with suppress(_Done), _device(inputs["attention_mask"].device):
         generate(max_new_tokens=timeline.steps - given, stopping_criteria=StoppingCriteriaList([keeper]), **inputs)
     columns = keeper.columns
     found = 0 if columns is None else columns.shape[-1]
@@ -76,6 +77,12 @@ def codes(generate: Callable[..., Any], timeline: Timeline, **inputs: Any) -> In
     return made
 
 
+def _device(own: torch.device) -> AbstractContextManager[Any]:
+    """Where transformers puts tensors of which it does not say it: torch's default may be where no model is."""
+    default = torch.get_default_device()
+    return nullcontext() if default.type == "cpu" or default == own else own
+
+
 def generate(model: Model, run: Run, timeline: Timeline, **inputs: Any) -> Int[Tensor, "row codebook frame"]:
     """One batch of codes, drawn by transformers' `generate` under the run's plan."""
     model.check_unchanged()
@@ -84,10 +91,10 @@ def generate(model: Model, run: Run, timeline: Timeline, **inputs: Any) -> Int[T
         with model.trace(fn="generate", **ready) as tracer:
             run.generation(tracer, timeline.steps)
 
-    if run.watch is not None:
-        # First of all, so that it sees the model's own scores.
-        forbid = [Forbid()] if run.forbids else []
-        inputs["logits_processor"] = LogitsProcessorList([run.watch, *forbid, *inputs.get("logits_processor", ())])
+    watch = run.watch or Watch(run.layout, timeline.frame_rate)
+    # First of all, so that it sees the model's own scores.
+    forbid = [Forbid()] if run.forbids else []
+    inputs["logits_processor"] = LogitsProcessorList([watch, *forbid, *inputs.get("logits_processor", ())])
     bare: Any = model._module
     with only(bare, run.modules):
         # With nothing to serve, the bare model is as fast as a model can be.

@@ -26,7 +26,7 @@ from audiolens.errors import UnsupportedModelError
 from audiolens.interventions import Intervention, Replace
 from audiolens.recording import Reading, Recorder
 from audiolens.rows import Layout, read_columns
-from audiolens.sampling import sampling_arguments
+from audiolens.sampling import sampling_arguments, settings_aside
 from audiolens.text import Text
 from audiolens.timeline import Timeline, delay
 
@@ -45,7 +45,7 @@ def prove_time(lens: Any) -> None:
         UnsupportedModelError: naming what did not match, and the version of transformers.
     """
     plan = _Plan.of(lens)
-    with passes.alone(lens.model), passes.random_state(keep=True):
+    with passes.alone(lens.model), passes.random_state(keep=True), settings_aside(lens.model, lens.config):
         codes, played = plan.generated()
         if not torch.equal(codes, plan.codes):
             raise _unlike("its codes are not those whose logits were written")

@@ -104,7 +104,28 @@ def weights_hash(model: nn.Module) -> str:
         values = flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED].to(torch.bfloat16).cpu()
         digest.update(f"{name} {tuple(parameter.shape)} ".encode())
         digest.update(values.view(torch.int16).numpy().tobytes())
+    digest.update(adapter_settings(decoder))
     return digest.hexdigest()[:16]
+
+
+def adapter_settings(model: nn.Module) -> bytes:
+    """What changes a model without a weight of its own: plain values (which adapter is active, and how strongly) of
+    modules that are neither torch's nor transformers'. Nothing where there are none.
+    """
+    told, every = [], vars(nn.Module())
+    for name, module in sorted(model.named_modules(), key=lambda entry: entry[0]):
+        if type(module).__module__.partition(".")[0] not in ("torch", "transformers"):
+            own = {key: value for key, value in vars(module).items() if key not in every and _plain(value)}
+            told.append([name, type(module).__qualname__, sorted((key, repr(value)) for key, value in own.items())])
+    return json.dumps(told).encode() if told else b""
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_plain, value))
+    if isinstance(value, Mapping):
+        return all(map(_plain, [*value, *value.values()]))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def prompts_hash(positive: Sequence[str | None], negative: Sequence[str | None]) -> str:

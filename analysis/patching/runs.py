@@ -217,9 +217,9 @@ class Runs:
         if self.lens.config.conditioning == "prefix":
             return None
         prompts = [(self.clean, self.corrupted)[which][row] for row in rows]
-        sizes = torch.tensor([0 if prompts[i] is None else self.sizes[which][row] for i, row in enumerate(rows)])
+        sizes = [0 if prompts[i] is None else self.sizes[which][row] for i, row in enumerate(rows)]
         longest = max(self.sizes[which][row] for row in rows)
-        seen = torch.arange(longest) < sizes[:, None]
+        seen = torch.arange(longest, device="cpu") < torch.tensor(sizes, device="cpu")[:, None]
         return None if bool(seen.all()) else seen.to(self.lens.device)
 
 
@@ -262,7 +262,7 @@ def token_offsets(
              for a, b in zip(ours, theirs, strict=True)]  # fmt: skip
     least = -max(marks)
     most = max(len(a) - mark for a, mark in zip(ours, marks, strict=True))
-    places = torch.full((len(ours), most - least), -1)
+    places = torch.full((len(ours), most - least), -1, dtype=torch.long, device="cpu")
     names = []
     for column, offset in enumerate(range(least, most)):
         spoken = set()

@@ -50,7 +50,7 @@ class Condition:
 
     def __post_init__(self) -> None:
         for intervention in self.interventions:
-            if intervention.rows is not None or torch.as_tensor(intervention.strength).ndim:
+            if intervention.rows is not None or torch.as_tensor(intervention.strength, device="cpu").ndim:
                 raise InputError(
                     f"condition {self.name!r}: an intervention names rows or has a strength per row; "
                     "a condition holds for all its rows, so give one strength and no rows."
@@ -148,7 +148,7 @@ def merge(conditions: Sequence[Condition], n_layers: int) -> Iterator[Interventi
             others.setdefault(condition.name, []).append(row)
             continue
         for step in additions:
-            vector = torch.as_tensor(step.strength) * torch.as_tensor(step.vector)
+            vector = torch.as_tensor(step.strength, device="cpu") * torch.as_tensor(step.vector, device="cpu")
             for place in resolve(step.site, step.layers, hooks=_BLOCK, model_hooks=_WHOLE, n_layers=n_layers):
                 rows = added.setdefault((place, step.branch, step.seconds, step.prefix), {})
                 rows[row] = rows[row] + vector if row in rows else vector
@@ -166,7 +166,7 @@ def merge(conditions: Sequence[Condition], n_layers: int) -> Iterator[Interventi
 def _plain(step: Intervention) -> TypeGuard[Add]:
     return (
         type(step) is Add
-        and torch.as_tensor(step.vector).ndim == 1
+        and torch.as_tensor(step.vector, device="cpu").ndim == 1
         and step.heads is None
         and step.schedule is None
         and not step.preserve_norm

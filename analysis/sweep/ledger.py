@@ -34,6 +34,7 @@ from analysis.folder import LOCK, check_above, held
 from analysis.sweep.conditions import Condition
 from audiolens.errors import InputError
 from audiolens.interventions import Intervention
+from audiolens.provenance import adapter_settings
 
 FORMAT = "audiolens.sweep.1"
 PLAN, TABLE, BATCHES, SOUND = "plan.json", "clips.parquet", "batches", "audio"
@@ -221,11 +222,12 @@ def small(codes: np.ndarray) -> np.ndarray:
 
 
 def content_hash(model: nn.Module) -> str:
-    """A hash of every weight and buffer of a model, to the bit: names, types, shapes and values."""
+    """A hash of every weight and buffer of a model, to the bit (names, types, shapes, values), and of its adapters."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.detach().reshape(-1).contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    digest.update(adapter_settings(model))
     return digest.hexdigest()
 
 
@@ -244,7 +246,7 @@ def _bytes(condition: Condition, step: Intervention, name: str, times: np.ndarra
     value: Any = getattr(step, name)
     if callable(value) and name == "schedule":
         schedule: Callable[[float], Any] = value
-        value = torch.tensor([float(schedule(float(time))) for time in times])
+        value = torch.tensor([float(schedule(float(time))) for time in times], dtype=torch.float32, device="cpu")
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)}".encode() + value.detach().cpu().double().contiguous().numpy().tobytes()
     if callable(value):

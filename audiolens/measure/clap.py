@@ -67,17 +67,19 @@ def clap_score(
     clap, processor = opened(model)
     embeddings = _embedded(clips, clap, processor, whole_batch_size(batch_size))
     # The text's vector is that of its first token: padding must not stand there, whatever the tokenizer is set to.
-    tokens = processor.tokenizer(listed, padding=True, padding_side="right", truncation=False, return_tensors="pt").to(
-        clap.device
-    )
+    tokens = processor.tokenizer(listed, padding=True, padding_side="right", truncation=False)
     of_text = clap.config.text_config
     limit = min(processor.tokenizer.model_max_length, of_text.max_position_embeddings - of_text.pad_token_id - 1)
-    if tokens["input_ids"].shape[1] > limit:
-        raise InputError(f"a text has {tokens['input_ids'].shape[1]} tokens, and CLAP reads {limit}: shorten it.")
+    longest = len(tokens["input_ids"][0])
+    if longest > limit:
+        raise InputError(f"a text has {longest} tokens, and CLAP reads {limit}: shorten it.")
     note_unread(listed, processor.tokenizer)
     tell_unread()
     with torch.no_grad():
-        told = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+        told = {
+            name: torch.tensor(tokens[name], dtype=torch.long, device=clap.device)
+            for name in ("input_ids", "attention_mask")
+        }
         words = clap.get_text_features(**told).pooler_output.float().cpu().numpy()
     words = np.broadcast_to(words, (len(clips), words.shape[1]))
     return np.array([float((windows @ word).mean()) for windows, word in zip(embeddings, words, strict=True)])
@@ -138,8 +140,8 @@ def _embedded(clips: Sequence[Clip], clap: Any, processor: Any, size: int) -> li
     parts = []
     for first in range(0, len(windows), size):
         with _numpy_random_state():
-            inputs = extractor(windows[first : first + size], sampling_rate=rate, return_tensors="pt")
-        mels = inputs["input_features"].to(clap.device, clap.dtype)
+            inputs = extractor(windows[first : first + size], sampling_rate=rate, return_tensors="np")
+        mels = torch.from_numpy(inputs["input_features"]).to(clap.device, clap.dtype)
         is_longer = torch.zeros(len(mels), 1, dtype=torch.bool, device=clap.device)
         with torch.no_grad():
             parts.append(clap.get_audio_features(input_features=mels, is_longer=is_longer).pooler_output.float().cpu())
