@@ -58,7 +58,7 @@ def clap_score(
     It does not show how good a clip sounds, and its words are coarse (it hardly counts beats): compare scores of one
     text, paired by seed.
     """
-    clips, _ = read(audio, sample_rate)
+    clips, _ = read(audio, sample_rate, centred=False)
     listed = [texts] if isinstance(texts, str) else list(in_order("texts", texts, "texts"))
     if not listed or not all(isinstance(text, str) and text.strip() for text in listed):
         raise InputTypeError(f"texts={texts!r}: expected a text, or one a clip.")
@@ -92,7 +92,7 @@ def clap_embeddings(
 
     Arguments and errors as in `clap_score`.
     """
-    clips, _ = read(audio, sample_rate)
+    clips, _ = read(audio, sample_rate, centred=False)
     return _embedded(clips, *opened(model), whole_batch_size(batch_size))
 
 
