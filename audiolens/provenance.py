@@ -106,6 +106,15 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def content_hash(model: nn.Module) -> str:
+    """A hash of every weight and buffer of a model, to the bit: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().reshape(-1).contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def prompts_hash(positive: Sequence[str | None], negative: Sequence[str | None]) -> str:
     """A hash of the prompts of both poles, in their order."""
     return hashlib.sha256(json.dumps([list(positive), list(negative)]).encode()).hexdigest()[:16]

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from analysis.folder import LOCK, Held, check_in_place, held
 from analysis.sweep.conditions import Condition
@@ -38,6 +38,7 @@ from audiolens.files import UNFINISHED as _UNFINISHED
 from audiolens.files import as_path, refused, remove_unfinished
 from audiolens.files import put as _put
 from audiolens.interventions import Intervention
+from audiolens.provenance import content_hash
 
 FORMAT = "audiolens.sweep.1"
 PLAN, TABLE, BATCHES, SOUND = "plan.json", "clips.parquet", "batches", "audio"
@@ -237,15 +238,6 @@ def n_rows(folder: Path, batch: int) -> int:
 def small(codes: np.ndarray) -> np.ndarray:
     """Codes in as few bytes as hold them."""
     return np.ascontiguousarray(codes, dtype=np.int16 if codes.max(initial=0) < 2**15 else np.int32)
-
-
-def content_hash(model: nn.Module) -> str:
-    """A hash of every weight and buffer of a model, to the bit: names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().reshape(-1).contiguous().cpu().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _condition_hash(condition: Condition, times: np.ndarray) -> str:

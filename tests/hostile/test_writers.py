@@ -5,7 +5,6 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,12 @@ import pandas as pd
 import pytest
 import torch
 from test_cli import Run, run  # noqa: F401 (fixtures)
-from test_stages import TINY
 
 import audiolens as al
 from analysis import folder as folders
 from analysis import study, sweep
 from analysis.report import index
-from analysis.study import assembly, several, stages
+from analysis.study import assembly, stages
 from analysis.sweep import ledger
 from audiolens import files, soundfiles
 from audiolens.errors import InputError, InputTypeError
@@ -198,14 +196,6 @@ def test_all_studies_are_looked_at_before_the_first_is_drawn(
     linked(place / "cosines.png", outside / "victim")
     with pytest.raises(InputError, match=r"cosines\.png is a symbolic link"):
         study.redraw(place)
-
-
-def test_a_set_called_by_a_path_is_not_studied_outside(lens: Any, tmp_path: Path) -> None:
-    own = replace(al.prompts.load("tempo"), concept="..")
-    settings = replace(TINY, measured=None)
-    with pytest.raises(InputError, match=r"'\.\.'"):
-        several.run(lens, ["timbre", own], tmp_path / "new" / "studies", settings=settings, progress=False)
-    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("file", ["../own/victim", "/etc/hostname", "audio/../../own/victim", "batches/0.flac"])
