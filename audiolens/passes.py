@@ -2,8 +2,11 @@
 
 Both leave the global random state as it was where asked, and always after an exception: transformers draws from
 Python's `random` in every block, and nnsight and the samplers from torch's.
+
+A process that is forked while another thread runs a model has none of that thread: in it, the run is over.
 """
 
+import os
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +23,7 @@ from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteria
 
 from audiolens.engine import REOPEN, Run
 from audiolens.errors import BusyError, InputError, UnsupportedModelError
-from audiolens.operations import Model, close, only
+from audiolens.operations import Model, abandon, close, only
 from audiolens.overflow import Watch
 from audiolens.sampling import Forbid
 from audiolens.timeline import Timeline, undelay
@@ -28,10 +31,11 @@ from audiolens.timeline import Timeline, undelay
 
 @dataclass
 class _Guard:
-    """Whether a model is running; its lock keeps other threads waiting."""
+    """Whether a model is running, and in which thread; its lock keeps other threads waiting."""
 
     lock: Any = field(default_factory=threading.RLock)
     running: bool = False
+    thread: int | None = None
 
 
 # By model, not by lens: two lenses on one model share its modules, which nnsight serves one run at a time.
@@ -148,12 +152,32 @@ def alone(model: nn.Module) -> Iterator[None]:
             raise BusyError("this model is already running: a run cannot be started inside another one.")
         if model.training:
             raise InputError("the model is in training mode (dropout would change every run): call model.eval().")
-        guard.running = True
+        guard.running, guard.thread = True, threading.get_ident()
         try:
             yield
         finally:
             close(model)
-            guard.running = False
+            guard.running, guard.thread = False, None
+
+
+def _forked() -> None:
+    """In a forked process: end the runs of threads that it does not have, which would hold their locks for ever.
+
+    Nor does it have the threads that torch computes on, and would wait for them: it computes on its own.
+    """
+    if torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+    for model, guard in _GUARDS.items():
+        if guard.thread == threading.get_ident():
+            continue
+        guard.lock = threading.RLock()
+        if guard.running:
+            guard.running, guard.thread = False, None
+            abandon(model)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 @contextmanager

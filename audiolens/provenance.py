@@ -7,7 +7,6 @@ of it, and lets another model refuse it.
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from audiolens.errors import InputError
-from audiolens.permissions import opened
+from audiolens.files import written
 
 FORMAT = "audiolens.directions.1"
 _SAMPLED = 256
@@ -128,6 +127,16 @@ def _plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
+def content_hash(model: nn.Module) -> str:
+    """A hash of every weight and buffer of a model, to the bit (names, types, shapes, values), and of its adapters."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().reshape(-1).contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    digest.update(adapter_settings(model))
+    return digest.hexdigest()
+
+
 def prompts_hash(positive: Sequence[str | None], negative: Sequence[str | None]) -> str:
     """A hash of the prompts of both poles, in their order."""
     return hashlib.sha256(json.dumps([list(positive), list(negative)]).encode()).hexdigest()[:16]
@@ -148,21 +157,12 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], facts: Ma
     """Write one safetensors file with `facts` in its header; it appears whole or not at all.
 
     Raises:
-        InputError: if the place cannot be written.
+        InputError: if the place cannot be written, or something other than a file has the name.
     """
-    path = Path(path)
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise InputError(f"{path} is a folder: give the name of a file, such as {path / 'directions.safetensors'}.")
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            whole = Path(folder) / path.name
-            save_file(kept, whole, metadata={"audiolens": json.dumps({"format": FORMAT, **facts})})
-            os.replace(opened(whole), path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from None
-    return path
+    with written(path) as whole:
+        save_file(kept, whole, metadata={"audiolens": json.dumps({"format": FORMAT, **facts})})
+    return Path(path)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

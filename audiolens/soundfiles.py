@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int16
 
 from audiolens.errors import InputError, InputTypeError
+from audiolens.files import as_path, put, refused
 
 if TYPE_CHECKING:
     import soundfile
@@ -77,14 +78,21 @@ def write(
 ) -> None:
     """Write a clip in 16 bits; a WAV whose samples go beyond [-1, 1] in 32-bit floats, which keep them.
 
-    FLAC holds whole numbers alone: there such samples are clipped, with a warning.
+    FLAC holds whole numbers alone: there such samples are clipped, with a warning. An existing file is replaced whole.
 
     Raises:
-        InputError: for NaN or infinite samples.
+        InputError: for NaN or infinite samples, or a file that cannot be written.
     """
     import soundfile
 
     peak = _checked_peak(samples)
+    if not isinstance(file, io.BytesIO):
+        content = io.BytesIO()
+        write(content, samples, sample_rate, kind)
+        path = as_path(file)
+        with refused(path):
+            put(path, content.getvalue())
+        return
     if kind == "WAV" and peak > 1:
         soundfile.write(file, samples.T.astype(np.float32), sample_rate, format=kind, subtype="FLOAT")
     else:

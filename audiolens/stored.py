@@ -6,7 +6,6 @@ tensor waits until the tensor is wanted.
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from audiolens.errors import InputError
-from audiolens.permissions import opened
+from audiolens.files import written
 
 Change = Callable[[Tensor, str], Tensor]
 
@@ -85,13 +84,14 @@ def changed(tensors: Mapping[str, Tensor], change: Change) -> Mapping[str, Tenso
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], labels: Mapping[str, Any]) -> Path:
-    """Write one safetensors file with the labels in its header; an existing file is replaced whole."""
+    """Write one safetensors file with the labels in its header; an existing file is replaced whole.
+
+    Raises:
+        InputError: if the place cannot be written, or something other than a file has the name.
+    """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / "cache.safetensors"
+    with written(path) as made:
         save_file(whole, made, metadata={"audiolens": json.dumps(labels)})
-        opened(made).replace(path)
     return path
 
 

@@ -11,6 +11,7 @@ from analysis.report import crossing, page
 from analysis.report.downloads import data_link, downloads
 from analysis.report.writer import plain
 from analysis.study import stages
+from audiolens.files import refuse_special
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from analysis.study.several import Several
 
 FORMAT = "audiolens.studies.1"
+_TABLES = ("cross_effects", "cosines")
 _COSINES = (
     "Cosine of the concepts' directions at each block; a star where random directions do not reach. One far from 0 may "
     "come from prompts that name both."
@@ -30,6 +32,16 @@ def is_ours(folder: Path) -> bool:
         return json.loads((folder / stages.SUMMARY).read_text("utf-8")).get("format") == FORMAT
     except (OSError, ValueError, AttributeError):
         return False
+
+
+def check(folder: Path) -> None:
+    """Refuse a folder where something other than a file has the name of one that `write` makes.
+
+    Raises:
+        InputError: naming it.
+    """
+    for name in ("index.html", stages.SUMMARY, *(f"{name}.{kind}" for name in _TABLES for kind in ("png", "csv"))):
+        refuse_special(folder / name)
 
 
 def write(several: Several, folder: Path, command: str = "") -> None:

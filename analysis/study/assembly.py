@@ -20,8 +20,10 @@ from analysis.study.experiment import Study
 from analysis.study.scan import Choice
 from analysis.study.settings import Settings
 from analysis.study.where import Where
-from analysis.sweep import SweepResult
+from analysis.sweep import SweepResult, ledger
 from audiolens.directions import Directions
+from audiolens.errors import InputError
+from audiolens.files import is_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +109,9 @@ def _sounds(tested: SweepResult) -> dict[tuple[str, str, int], np.ndarray]:
     found = {}
     for key, file in zip(keys, tested.table["file"], strict=True):
         if isinstance(file, str):
-            samples, _ = soundfile.read(tested.folder / file, dtype="float32", always_2d=True)
+            sounds, _, name = file.partition("/")
+            if sounds != ledger.SOUND or not is_name(name):
+                raise InputError(f"{tested.folder}: its table names {file!r} as a sound, which is not one of its own.")
+            samples, _ = soundfile.read(tested.folder / sounds / name, dtype="float32", always_2d=True)
             found[key] = samples.T
     return found

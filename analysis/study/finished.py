@@ -14,6 +14,7 @@ from analysis.study.assembly import Parts, assembled
 from analysis.study.experiment import Study
 from analysis.study.settings import Settings
 from audiolens.errors import InputError
+from audiolens.files import as_path, inside, is_name, refuse_links, remove_unfinished
 
 if TYPE_CHECKING:
     from analysis.study.several import Several
@@ -25,7 +26,7 @@ def load_folder(folder: str | os.PathLike[str]) -> Study:
     Raises:
         InputError: if it holds none, it is not finished, or what it was made of is gone or damaged.
     """
-    place = Path(folder)
+    place = as_path(folder)
     told = _summary(place)
     entries = _entries(place)
     try:
@@ -62,14 +63,19 @@ def redraw(folder: str | os.PathLike[str]) -> Study | Several:
     from analysis.report import index
     from analysis.study.several import Several
 
-    place = Path(folder)
+    place = as_path(folder)
     if not index.is_ours(place):
         return _redrawn(place)
     told = _object(place / stages.SUMMARY)
-    names = [str(name) for name in told.get("concepts", ())]
-    if not names or any(Path(name).name != name for name in names):
+    names = told.get("concepts")
+    if not isinstance(names, list) or not names or not all(map(is_name, names)):
         raise InputError(f"{place / stages.SUMMARY} is damaged: it names no studies.")
-    found = Several(tuple(_redrawn(place / name) for name in names))
+    index.check(place)
+    studies = [inside(place, name) for name in names]
+    for one in studies:
+        # Before the first is drawn.
+        _summary(one)
+    found = Several(tuple(_redrawn(one) for one in studies))
     index.write(found, place, str(told.get("command", "")))
     return found
 
@@ -84,14 +90,19 @@ def _redrawn(place: Path) -> Study:
                 f"{place} was made with {package} {made}, and this is {installed}: a page drawn now would say so too. "
                 "Draw it with that version, or study again."
             )
-    with stages.locked(place):
+    with stages.locked(place) as kept:
         study = load_folder(place)
-        experiment.write(study, place, str(told.get("command", "")), _entries(place).values())
+        used = _entries(place).values()
+        kept.keep(place / stages.BEGUN, *(place / stages.STAGES / entry for entry in used))
+        remove_unfinished(place)
+        experiment.write(study, place, str(told.get("command", "")), used, kept.check)
     return study
 
 
 def _summary(place: Path) -> dict[str, Any]:
-    """What the summary of a finished study says."""
+    """What the summary of a finished study says; nothing in its folder is a link."""
+    if place.is_dir():
+        refuse_links(place)
     if not (place / stages.BEGUN).is_file():
         raise InputError(f"{place} holds no study that keeps its stages: there is no {stages.BEGUN} in it.")
     if not (place / stages.SUMMARY).is_file():
@@ -102,7 +113,7 @@ def _summary(place: Path) -> dict[str, Any]:
 def _entries(place: Path) -> dict[str, str]:
     """The folders of its stages, by name."""
     found = _object(place / stages.MADE)
-    if any(Path(str(entry)).name != entry for entry in found.values()):
+    if not all(map(is_name, found.values())):
         raise InputError(f"{place / stages.MADE} is damaged: it names no stages.")
     return found
 

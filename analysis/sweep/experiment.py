@@ -31,6 +31,7 @@ from audiolens import measure
 from audiolens.checks import checked_amount, checked_count, checked_flags
 from audiolens.directions import Directions
 from audiolens.errors import InputError, nearest
+from audiolens.files import as_path, refuse_links
 from audiolens.interventions import Branch
 from audiolens.prompts import PromptSet
 from audiolens.rows import whole_batch_size
@@ -261,7 +262,9 @@ def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
     Raises:
         InputError: if there is no sweep, none of its batches is finished yet, or it is damaged or of another version.
     """
-    place = Path(folder)
+    place = as_path(folder)
+    if place.is_dir():
+        refuse_links(place)
     facts = ledgers.read_facts(place)
     own = ("measures", "also", "sound")
     settings = {"model": facts["model"]["name"]} | {k: v for k, v in facts["settings"].items() if k not in own}

@@ -2,7 +2,8 @@
 
 `plan.json` comes first and says what is swept; a batch is a Parquet of its rows and a file of its codes, written beside
 their places and renamed, the Parquet last: a batch is there or is not. Nothing is ever changed in place, so another
-process may read meanwhile. One process writes at a time; the lock is the system's and ends with its process.
+process may read meanwhile. One process writes at a time; the lock is the system's and ends with its process. A folder
+that holds links is refused before anything is written, and one that loses batches meanwhile is not written to any more.
 
 A folder goes on only with the very plan, weights and versions that it was begun with: rows drawn otherwise would not
 pair up with those that are there.
@@ -15,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -28,17 +29,19 @@ import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
-from analysis.folder import LOCK, check_above, held
+from analysis.folder import LOCK, Held, check_in_place, held
 from analysis.sweep.conditions import Condition
 from audiolens.errors import InputError
+from audiolens.files import UNFINISHED as _UNFINISHED
+from audiolens.files import as_path, refused, remove_unfinished
+from audiolens.files import put as _put
 from audiolens.interventions import Intervention
-from audiolens.provenance import adapter_settings
+from audiolens.provenance import content_hash
 
 FORMAT = "audiolens.sweep.1"
 PLAN, TABLE, BATCHES, SOUND = "plan.json", "clips.parquet", "batches", "audio"
-_UNFINISHED = ".unfinished-"
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,13 @@ class Ledger:
         folder: where it is.
         facts: what `plan.json` holds.
         schema: of the table that the batches make.
+        held: the folder as this run holds it.
     """
 
     folder: Path
     facts: Mapping[str, Any]
     schema: pa.Schema
+    held: Held
 
     @property
     def done(self) -> frozenset[int]:
@@ -61,12 +66,22 @@ class Ledger:
         return finished(self.folder)
 
     def keep(self, batch: int, rows: pd.DataFrame, codes: np.ndarray, sounds: Mapping[str, bytes]) -> None:
-        """Add a finished batch: its rows, its codes "row codebook frame", and files of sound by name."""
+        """Add a finished batch: its rows, its codes "row codebook frame", and files of sound by name.
+
+        Raises:
+            StoppedError: if the folder was removed, or lost what was in it.
+        """
+        self.held.check()
+        if sounds:
+            with refused(self.folder / SOUND):
+                (self.folder / SOUND).mkdir(exist_ok=True)
         for name, content in sounds.items():
             _put(self.folder / SOUND / name, content)
         _put(_codes_file(self.folder, batch), save({"codes": small(codes)}))
         # Last: with it the batch is there.
         _put(_rows_file(self.folder, batch), _parquet(rows, self.schema))
+        self.held.keep(*(self.folder / SOUND / name for name in sounds))
+        self.held.keep(_codes_file(self.folder, batch), _rows_file(self.folder, batch))
 
     @property
     def codes_of_done(self) -> dict[int, Callable[[], np.ndarray]]:
@@ -75,6 +90,7 @@ class Ledger:
 
     def close(self) -> pd.DataFrame:
         """Write the whole table, if it is not there yet, and return it."""
+        self.held.check()
         if not (self.folder / TABLE).is_file():
             rows = read_rows(self.folder, sorted(self.done))
             _put(self.folder / TABLE, _parquet(rows, self.schema))
@@ -97,20 +113,22 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
         InputError: if the folder holds something else or a sweep that these rows do not belong to, naming what
             differs, or cannot be written.
         BusyError: if another process is writing to it.
+        StoppedError: from a write, if the folder was removed meanwhile, or lost what was in it.
     """
-    place = Path(folder)
+    place = as_path(folder)
     facts = _plain(facts)
     check(place)
     refuse_begun(place, facts)
-    with held(place, "sweeping into this folder"):
-        (place / BATCHES).mkdir(exist_ok=True)
+    with held(place, "sweeping into this folder") as kept:
+        with refused(place / BATCHES):
+            (place / BATCHES).mkdir(exist_ok=True)
         # Again: it may have been begun while this process came to the lock.
         begun = refuse_begun(place, facts)
         if not finished(place):
             # Nothing was drawn by the plan that is there, so this one may take its place.
             begun = None
-        for leftover in place.rglob(f"{_UNFINISHED}*"):
-            leftover.unlink()
+        for here in (place, place / BATCHES, place / SOUND):
+            remove_unfinished(here)
         schema = _schema(labels, heard)
         missing = need * (1 - len(finished(place)) / max(1, len(facts["batches"])))
         free = shutil.disk_usage(place).free
@@ -119,7 +137,8 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
                              "free. Free some, keep less sound, or choose another place.")  # fmt: skip
         if begun is None:
             _put(place / PLAN, json.dumps(facts, indent=1).encode())
-        yield Ledger(place, begun or facts, schema)
+        kept.keep(place / PLAN, place / BATCHES, place / SOUND)
+        yield Ledger(place, begun or facts, schema, kept)
 
 
 def facts_of(lens: Any, conditions: Sequence[Condition], settings: Mapping[str, Any], **others: Any) -> dict[str, Any]:
@@ -221,16 +240,6 @@ def small(codes: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(codes, dtype=np.int16 if codes.max(initial=0) < 2**15 else np.int32)
 
 
-def content_hash(model: nn.Module) -> str:
-    """A hash of every weight and buffer of a model, to the bit (names, types, shapes, values), and of its adapters."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().reshape(-1).contiguous().cpu().view(torch.uint8).numpy().tobytes())
-    digest.update(adapter_settings(model))
-    return digest.hexdigest()
-
-
 def _condition_hash(condition: Condition, times: np.ndarray) -> str:
     digest = hashlib.sha256()
     digest.update(json.dumps([dict(condition.labels), condition.reseed], default=str, sort_keys=True).encode())
@@ -315,11 +324,9 @@ def check(folder: Path) -> None:
     """Refuse a place that no sweep can be written to, before anything is measured or generated.
 
     Raises:
-        InputError: if it is a file, holds something else, or cannot be written.
+        InputError: if it is a file, holds links or something else, or cannot be written.
     """
-    check_above(folder)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file: give the name of a folder.")
+    check_in_place(folder)
     if not folder.exists() or (folder / PLAN).is_file():
         return
     # What a process leaves that was killed before its plan was there.
@@ -362,19 +369,3 @@ def _rows_file(folder: Path, batch: int) -> Path:
 
 def _codes_file(folder: Path, batch: int) -> Path:
     return folder / BATCHES / f"{batch:05d}.safetensors"
-
-
-def _put(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all, also when the power fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{_UNFINISHED}{path.name}")
-    try:
-        with open(aside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        with suppress(OSError):
-            aside.unlink()
-        raise
