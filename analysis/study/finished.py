@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis import sweep
+from analysis.folder import refuse_path
 from analysis.study import experiment, keeping, lost, stages, where
 from analysis.study.assembly import Parts, assembled
 from analysis.study.experiment import Study
@@ -66,9 +67,10 @@ def redraw(folder: str | os.PathLike[str]) -> Study | Several:
     if not index.is_ours(place):
         return _redrawn(place)
     told = _object(place / stages.SUMMARY)
-    names = [str(name) for name in told.get("concepts", ())]
-    if not names or any(Path(name).name != name for name in names):
-        raise InputError(f"{place / stages.SUMMARY} is damaged: it names no studies.")
+    names = _names(place / stages.SUMMARY, told.get("concepts"), "studies")
+    for name in names:
+        if (studied := _summary(place / name).get("concept")) != name:
+            raise InputError(f"{place / name} is named after another concept than it studies, {studied!r}: rename it.")
     found = Several(tuple(_redrawn(place / name) for name in names))
     index.write(found, place, str(told.get("command", "")))
     return found
@@ -102,17 +104,29 @@ def _summary(place: Path) -> dict[str, Any]:
 def _entries(place: Path) -> dict[str, str]:
     """The folders of its stages, by name."""
     found = _object(place / stages.MADE)
-    if any(Path(str(entry)).name != entry for entry in found.values()):
-        raise InputError(f"{place / stages.MADE} is damaged: it names no stages.")
+    return dict(zip(found, _names(place / stages.MADE, list(found.values()), "stages"), strict=True))
+
+
+def _names(path: Path, found: Any, what: str) -> list[str]:
+    """The names of folders, each inside the one of the file that lists them."""
+    if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
+        raise InputError(f"{path} is damaged: it names no {what}.")
+    try:
+        for name in found:
+            refuse_path(name)
+    except InputError as error:
+        raise InputError(f"{path} is damaged: it names no {what}: {error}") from None
     return found
 
 
 def _object(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text("utf-8"))
+        # JSON can hold half a character, which no page can.
+        json.dumps(found, ensure_ascii=False).encode("utf-8")
     except FileNotFoundError:
         raise InputError(f"{path.parent} has no {path.name}: the command that made the study makes it again.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:80]}.") from None
     if not isinstance(found, dict):
         raise InputError(f"{path} is damaged: it holds a {type(found).__name__}.")

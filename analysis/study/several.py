@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from analysis import similarity
+from analysis.folder import refuse_path
 from analysis.similarity import Comparison
 from analysis.study import experiment as study
 from analysis.study import stages
@@ -115,9 +116,7 @@ def run(
     if len(names) < 2 or len(set(names)) < len(names):
         raise InputError(f"concepts {', '.join(names)}: expected two or more different ones.")
     for name in names:
-        # A set's own name may come from a file of someone else.
-        if Path(name).name != name:
-            raise InputError(f"concept {name!r} cannot name a folder: expected a name without a path.")
+        refuse_path(name)
     place = None if out is None else Path(out)
     for one in sets:
         chosen.check(lens, one)
