@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
+from analysis.commands.common import say
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 _STEER = re.compile(r"^(?P<file>.+?):(?P<strength>[^:]+)$")
 MOST_OF_STREAM = 3.0
 """Times the stream's own length, beyond which what is added drowns it."""
-_BAND = re.compile(r"^(?P<first>\d+)-(?P<last>\d+)$")
+_BAND = re.compile(r"^(?P<first>\d{1,6})-(?P<last>\d{1,6})$")
 
 
 def asked(text: str) -> tuple[Path, float]:
@@ -81,7 +80,7 @@ def placed(
     for directions, (file, strength) in zip(found, todo, strict=True):
         caution = drowning(file, directions, strength)
         if caution is not None:
-            typer.echo(caution, err=True)
+            say(caution, err=True)
         where: dict[str, Any] = {"band": band}
         if chosen != "all-to-all":
             where["layer"] = directions.layers[len(directions.layers) // 2] if layer is None else layer
