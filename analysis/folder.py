@@ -30,7 +30,7 @@ def is_study(folder: Path) -> bool:
     """Whether a folder holds a study that was written here."""
     try:
         return json.loads((folder / "summary.json").read_text("utf-8")).get("format") == STUDY
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 
@@ -220,6 +220,16 @@ def held(folder: Path, busy: str) -> Iterator[Held]:
         raise
     finally:
         lock.release()
+
+
+def refuse_path(name: str) -> None:
+    """Refuse what cannot be the name of one folder inside another: names may come from a file of someone else.
+
+    Raises:
+        InputError: for a path, a way up, and control characters.
+    """
+    if name in ("", ".", "..") or any(sign in "/\\" or not sign.isprintable() for sign in name):
+        raise InputError(f"{name!r} cannot name a folder: expected a name without a path.")
 
 
 def disk_is_full(error: OSError) -> bool:

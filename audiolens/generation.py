@@ -130,7 +130,11 @@ class Generation:
 
 
 def _labelled(label: str, player: Any) -> str:
-    return f'<div style="display: inline-block; margin: 0 1em 0.6em 0">{_escape(label)}<br>{player._repr_html_()}</div>'
+    # Notebooks set what stands between two $ as mathematics, but for these classes.
+    return (
+        '<div class="tex2jax_ignore mathjax_ignore" style="display: inline-block; margin: 0 1em 0.6em 0">'
+        f"{_escape(label)}<br>{player._repr_html_()}</div>"
+    )
 
 
 def _escape(text: str) -> str:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from audiolens.characters import refuse_control
 from audiolens.errors import InputError
 from audiolens.files import written
 
@@ -59,6 +60,11 @@ class Provenance:
     label: str = ""
     revision: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, str):
+                refuse_control(name, value)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from analysis.commands.common import Json, Model, open_lens, to_json
+from analysis.commands.common import Json, Model, open_lens, say, to_json
 from audiolens.errors import InputError
 
 
@@ -79,6 +79,6 @@ def generate(
         else:
             clips.save(work)
     for caution in cautions:
-        typer.echo(caution, err=True)
+        say(caution, err=True)
     written = sorted(str(path) for path in out.rglob("*.wav"))
-    typer.echo(to_json(written) if as_json else "\n".join(written))
+    say(to_json(written) if as_json else "\n".join(written))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _STEER = re.compile(r"^(?P<file>.+?):(?P<strength>[^:]+)$")
 MOST_OF_STREAM = 3.0
 """Times the stream's own length, beyond which what is added drowns it."""
-_BAND = re.compile(r"^(?P<first>\d+)-(?P<last>\d+)$")
+_BAND = re.compile(r"^(?P<first>\d{1,6})-(?P<last>\d{1,6})$")
 
 
 def asked(text: str) -> tuple[Path, float]:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis import sweep
+from analysis.folder import refuse_path
 from analysis.study import experiment, keeping, lost, stages, where
 from analysis.study.assembly import Parts, assembled
 from analysis.study.experiment import Study
 from analysis.study.settings import Settings
 from audiolens.errors import InputError
-from audiolens.files import as_path, inside, is_name, refuse_links, remove_unfinished
+from audiolens.files import as_path, inside, refuse_links, remove_unfinished
 
 if TYPE_CHECKING:
     from analysis.study.several import Several
@@ -67,14 +68,13 @@ def redraw(folder: str | os.PathLike[str]) -> Study | Several:
     if not index.is_ours(place):
         return _redrawn(place)
     told = _object(place / stages.SUMMARY)
-    names = told.get("concepts")
-    if not isinstance(names, list) or not names or not all(map(is_name, names)):
-        raise InputError(f"{place / stages.SUMMARY} is damaged: it names no studies.")
+    names = _names(place / stages.SUMMARY, told.get("concepts"), "studies")
     index.check(place)
     studies = [inside(place, name) for name in names]
-    for one in studies:
-        # Before the first is drawn.
-        _summary(one)
+    # All before the first is drawn.
+    for one, name in zip(studies, names, strict=True):
+        if (studied := _summary(one).get("concept")) != name:
+            raise InputError(f"{one} is named after another concept than it studies, {studied!r}: rename it.")
     found = Several(tuple(_redrawn(one) for one in studies))
     index.write(found, place, str(told.get("command", "")))
     return found
@@ -113,17 +113,29 @@ def _summary(place: Path) -> dict[str, Any]:
 def _entries(place: Path) -> dict[str, str]:
     """The folders of its stages, by name."""
     found = _object(place / stages.MADE)
-    if not all(map(is_name, found.values())):
-        raise InputError(f"{place / stages.MADE} is damaged: it names no stages.")
+    return dict(zip(found, _names(place / stages.MADE, list(found.values()), "stages"), strict=True))
+
+
+def _names(path: Path, found: Any, what: str) -> list[str]:
+    """The names of folders, each inside the one of the file that lists them."""
+    if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
+        raise InputError(f"{path} is damaged: it names no {what}.")
+    try:
+        for name in found:
+            refuse_path(name)
+    except InputError as error:
+        raise InputError(f"{path} is damaged: it names no {what}: {error}") from None
     return found
 
 
 def _object(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text("utf-8"))
+        # JSON can hold half a character, which no page can.
+        json.dumps(found, ensure_ascii=False).encode("utf-8")
     except FileNotFoundError:
         raise InputError(f"{path.parent} has no {path.name}: the command that made the study makes it again.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:80]}.") from None
     if not isinstance(found, dict):
         raise InputError(f"{path} is damaged: it holds a {type(found).__name__}.")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from analysis import similarity
+from analysis.folder import refuse_path
 from analysis.similarity import Comparison
 from analysis.study import experiment as study
 from analysis.study import stages
@@ -22,7 +23,7 @@ from analysis.study.outcome import cross_effects
 from analysis.study.settings import Settings
 from audiolens.checks import checked_flags
 from audiolens.errors import InputError, InputTypeError
-from audiolens.files import as_path, inside, is_name
+from audiolens.files import as_path, inside
 from audiolens.prompts import PromptSet
 from audiolens.tokens import named_once
 
@@ -116,9 +117,7 @@ def run(
     if len(names) < 2 or len(set(names)) < len(names):
         raise InputError(f"concepts {', '.join(names)}: expected two or more different ones.")
     for name in names:
-        # A set's own name may come from a file of someone else.
-        if not is_name(name):
-            raise InputError(f"concept {name!r} cannot name a folder: expected a name without a path.")
+        refuse_path(name)
     place = None if out is None else as_path(out)
     for one in sets:
         chosen.check(lens, one)

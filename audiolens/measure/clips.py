@@ -19,13 +19,12 @@ from audiolens import soundfiles
 from audiolens.checks import real_number, refuse_masked
 from audiolens.errors import InputError, InputTypeError
 from audiolens.measure.onsets import Envelope, envelope
-from audiolens.soundfiles import LONGEST_SECONDS, MOST_CHANNELS, SoundPath, Span
+from audiolens.soundfiles import LONGEST_SECONDS, MOST_CHANNELS, RATES_HZ, SoundPath, Span
 
 T = TypeVar("T")
 SILENCE_DBFS = -60.0
 """A clip quieter than this (root mean square) is silent: nothing about it but its loudness is measured."""
 SHORTEST_SECONDS = 0.1
-RATES_HZ = (4_000, 384_000)
 
 
 class Array(Protocol):

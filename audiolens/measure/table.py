@@ -153,10 +153,10 @@ def _measure_or_say(paths: list[SoundPath], names: list[str], seconds: Span | No
     for path in paths:
         try:
             clip = of_file(path, seconds)
-        except InputError as error:
-            found.append(str(error))
-        else:
             found.append([clip.seconds, *_measured(clip, names)])
+        except InputError as error:
+            told = str(error)
+            found.append(told if str(path) in told else f"{path}: {told}")
     return found
 
 

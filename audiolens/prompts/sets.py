@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from audiolens.characters import refuse_control
 from audiolens.errors import InputError, InputTypeError, PromptError, nearest, shortened
 from audiolens.prompts.balance import Balance, measure
 
@@ -40,6 +41,7 @@ class PromptSet:
     def __post_init__(self) -> None:
         if not isinstance(self.concept, str) or not self.concept.strip():
             raise InputTypeError(f"concept={self.concept!r}: expected a name.")
+        refuse_control("concept", self.concept)
         for name in _LISTS:
             object.__setattr__(self, name, _texts(name, getattr(self, name)))
         if len(self.poles) != 2 or self.poles[0] == self.poles[1]:
@@ -154,6 +156,8 @@ def _texts(name: str, values: Any) -> tuple[str, ...]:
         if not value.strip():
             raise PromptError(f"{name}[{place}] is empty.")
     texts = tuple(" ".join(value.split()) for value in values)
+    for place, text in enumerate(texts):
+        refuse_control(f"{name}[{place}]", text)
     if len(set(texts)) != len(texts):
         repeated = next(text for text in texts if texts.count(text) > 1)
         raise PromptError(f"{name} holds {repeated!r} more than once: a repeated prompt would count twice.")
