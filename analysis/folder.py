@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from audiolens.errors import BusyError, InputError
+from audiolens.files import read_object
 from audiolens.permissions import opened
 
 STUDY = "audiolens.study.1"
@@ -25,8 +25,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def is_study(folder: Path) -> bool:
     """Whether a folder holds a study that was written here."""
     try:
-        return json.loads((folder / "summary.json").read_text("utf-8")).get("format") == STUDY
-    except (OSError, ValueError, AttributeError):
+        return read_object(folder / "summary.json").get("format") == STUDY
+    except InputError:
         return False
 
 

@@ -11,6 +11,8 @@ from analysis.report import crossing, page
 from analysis.report.downloads import data_link, downloads
 from analysis.report.writer import plain
 from analysis.study import stages
+from audiolens.errors import InputError
+from audiolens.files import read_object
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,8 +29,8 @@ _COSINES = (
 def is_ours(folder: Path) -> bool:
     """Whether a folder holds an index that was written here."""
     try:
-        return json.loads((folder / stages.SUMMARY).read_text("utf-8")).get("format") == FORMAT
-    except (OSError, ValueError, AttributeError):
+        return read_object(folder / stages.SUMMARY).get("format") == FORMAT
+    except InputError:
         return False
 
 

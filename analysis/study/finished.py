@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +13,7 @@ from analysis.study.assembly import Parts, assembled
 from analysis.study.experiment import Study
 from analysis.study.settings import Settings
 from audiolens.errors import InputError
+from audiolens.files import read_object
 
 if TYPE_CHECKING:
     from analysis.study.several import Several
@@ -108,15 +108,9 @@ def _entries(place: Path) -> dict[str, str]:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path.parent} has no {path.name}: the command that made the study makes it again.") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:80]}.") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} is damaged: it holds a {type(found).__name__}.")
-    return found
+    if not path.exists():
+        raise InputError(f"{path.parent} has no {path.name}: the command that made the study makes it again.")
+    return read_object(path)
 
 
 def _settings(told: dict[str, Any]) -> Settings:
