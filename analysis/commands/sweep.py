@@ -21,6 +21,7 @@ from analysis.commands.common import (
     to_json,
     words_unread,
 )
+from audiolens.checks import MOST_PLACES, bounded
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
@@ -304,8 +305,8 @@ def _strengths(option: str, text: str) -> list[float]:
         first, last, count = float(span["first"]), float(span["last"]), int(span["count"])
     except ValueError:
         raise InputError(f"{option} {text!r}: expected FROM:TO:COUNT (-2:2:9), or numbers with commas.") from None
-    if not first < last or count < 2:
-        raise InputError(f"{option} {text!r}: expected FROM below TO, and a COUNT of at least 2.")
+    if not first < last or not 2 <= count <= MOST_PLACES:
+        raise InputError(f"{option} {text!r}: expected FROM below TO, and a COUNT of 2 to {MOST_PLACES:,}.")
     return [round(float(value), 12) for value in np.linspace(first, last, count)]
 
 
@@ -315,11 +316,11 @@ def _blocks(text: str) -> list[int] | None:
         return None
     found: list[int] = []
     for part in text.split(","):
-        ends = re.match(r"^(\d+)(?:-(\d+))?$", part.strip())
+        ends = re.match(r"^(\d{1,9})(?:-(\d{1,9}))?$", part.strip())
         if ends is None:
             raise InputError(f"--layers {text!r}: expected all, or blocks such as 2,4,6-9.")
         first, last = int(ends[1]), int(ends[2] or ends[1])
-        found += range(first, last + 1)
+        found += bounded("--layers", range(first, last + 1), MOST_PLACES)
     if not found or len(set(found)) < len(found):
         raise InputError(f"--layers {text!r}: expected at least one block, and each once.")
     return found
