@@ -114,7 +114,7 @@ def json_of(path: Path, text: str, most_text: int = MOST_TEXT) -> Any:
     try:
         found = json.loads(text, object_pairs_hook=_once_each, parse_int=_whole, parse_float=_real)
     except json.JSONDecodeError as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}.") from None
+        raise InputError(f"{path} cannot be read: it is not JSON: {error}.") from None
     except RecursionError:
         raise _too_deep(path) from None
     except InputError as error:
@@ -138,7 +138,7 @@ def toml_of(path: Path, text: str) -> dict[str, Any]:
     except RecursionError:
         raise _too_deep(path) from None
     except ValueError as error:
-        raise InputError(f"{path} cannot be read as TOML: {error}.") from None
+        raise InputError(f"{path} cannot be read: it is not TOML: {error}.") from None
     _refuse_beyond(path, found)
     return found
 

@@ -1,13 +1,12 @@
 """A model's files, checked before transformers opens any: whoever sent them can break a model, and run nothing.
 
 transformers follows what it finds in a folder: code that a configuration names, an adapter and its base model, pickled
-checkpoints, weights wherever an index points. So it is given a folder of our own, which holds only the files named
-here, each a regular file that was checked: JSON as it was read, weights as links to safetensors files whose headers
-describe all of their bytes. Models of the hub are downloaded by those names, and go the same way.
+checkpoints, weights wherever an index points. So it is given a folder of our own, which holds links to the files named
+here and nothing else. Each is a regular file that was checked: JSON within bounds, weights in safetensors files whose
+headers describe all of their bytes. Models of the hub are downloaded by those names, and go the same way.
 """
 
 import copy
-import json
 import os
 import re
 import tempfile
@@ -93,16 +92,15 @@ class ModelFiles:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[ModelFiles]:
-    """The files of a folder, checked and put where transformers may look; the weights stay in place.
+    """The files of a folder, checked and linked to where transformers may look.
 
     Raises:
         ModelFilesError: naming the file that is missing, is no regular one, names code, or goes beyond the limits.
     """
     try:
-        texts = {name: read_text(folder / name) for name in (*PLAIN, *TOKENIZER) if _there(folder / name)}
-        whole = {name: _object(folder / name, text) for name, text in texts.items()}
+        whole = {name: _object(folder / name) for name in (*PLAIN, *TOKENIZER) if _there(folder / name)}
         headers = {name: read_header(folder / name) for name in _shards(folder)}
-        opaque = {name: read_bytes(folder / name) for name in OPAQUE if _there(folder / name)}
+        opaque = [name for name in OPAQUE if _there(folder / name) and read_bytes(folder / name)]
     except ModelFilesError:
         raise
     except InputError as error:
@@ -113,13 +111,7 @@ def staged(folder: Path) -> Iterator[ModelFiles]:
             _refuse_numbers(folder / name, values, headers)
     with tempfile.TemporaryDirectory(prefix="audiolens-model-") as made:
         work = Path(made)
-        for name, text in texts.items():
-            (work / name).write_text(text, "utf-8")
-        for name, content in opaque.items():
-            (work / name).write_bytes(content)
-        if WEIGHTS not in headers:
-            (work / INDEX).write_text(json.dumps(read_object(folder / INDEX)), "utf-8")
-        for name in headers:
+        for name in (*whole, *opaque, *headers, *([] if WEIGHTS in headers else [INDEX])):
             (work / name).symlink_to((folder / name).absolute())
         yield ModelFiles(folder, work, whole[CONFIG], headers)
 
@@ -137,8 +129,8 @@ def downloaded(name: str, revision: str | None) -> Path:
     return Path(snapshot_download(name, revision=small.name, allow_patterns=weights))
 
 
-def _object(path: Path, text: str) -> dict[str, Any]:
-    found = json_of(path, text, MOST_BYTES if path.name == "tokenizer.json" else MOST_TEXT)
+def _object(path: Path) -> dict[str, Any]:
+    found = json_of(path, read_text(path), MOST_BYTES if path.name == "tokenizer.json" else MOST_TEXT)
     if not isinstance(found, dict):
         raise ModelFilesError(f"{path} holds a {type(found).__name__}: expected a JSON object.")
     return found

@@ -243,14 +243,14 @@ def test_a_melody_prefix_is_held_to_a_length(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ('{"a": ' * 100_000, "is nested too deeply|cannot be read as JSON"),
+        ('{"a": ' * 100_000, "is nested too deeply|cannot be read: it is not JSON"),
         ('{"a": ' * 200 + "1" + "}" * 200, "is nested too deeply"),
         ("[" * 900 + "]" * 900, "is nested too deeply"),
         ('{"a": ' + "9" * 5_000 + "}", "a number of 5,000 digits"),
         ('{"a": 1, "a": 2}', "'a' stands in it twice"),
         ("[]", "holds a list"),
-        ("{", "cannot be read as JSON"),
-        ("\0", "cannot be read as JSON"),
+        ("{", "cannot be read: it is not JSON"),
+        ("\0", "cannot be read: it is not JSON"),
     ],
 )
 def test_json_is_bounded_in_every_file(folder: Path, name: str, text: str, match: str) -> None:
