@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from audiolens.errors import BusyError, InputError
-from audiolens.files import read_object
+from audiolens.bounded_files import read_object
 from audiolens.permissions import opened
 
 STUDY = "audiolens.study.1"

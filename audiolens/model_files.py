@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from audiolens.errors import InputError, ModelFilesError
-from audiolens.files import (
+from audiolens.bounded_files import (
     MOST_BYTES,
     MOST_TEXT,
     Header,

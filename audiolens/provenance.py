@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from audiolens.errors import InputError
-from audiolens.files import json_of, read_header
+from audiolens.bounded_files import json_of, read_header
 from audiolens.permissions import opened
 
 FORMAT = "audiolens.directions.1"

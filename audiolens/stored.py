@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from audiolens.errors import InputError
-from audiolens.files import json_of, read_header
+from audiolens.bounded_files import json_of, read_header
 from audiolens.permissions import opened
 
 Change = Callable[[Tensor, str], Tensor]

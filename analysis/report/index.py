@@ -12,7 +12,7 @@ from analysis.report.downloads import data_link, downloads
 from analysis.report.writer import plain
 from analysis.study import stages
 from audiolens.errors import InputError
-from audiolens.files import read_object
+from audiolens.bounded_files import read_object
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,7 @@ from analysis.study.assembly import Parts, assembled
 from analysis.study.experiment import Study
 from analysis.study.settings import Settings
 from audiolens.errors import InputError
-from audiolens.files import read_object
+from audiolens.bounded_files import read_object
 
 if TYPE_CHECKING:
     from analysis.study.several import Several

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from analysis.layer_attribution import Evidence, LayerAttribution
 from analysis.placement import Placement
 from audiolens.directions import Directions
-from audiolens.files import read_header, read_json, read_object
+from audiolens.bounded_files import read_header, read_json, read_object
 from audiolens.reading import Samples
 
 _PLAIN = ("concept", "strategy", "layer", "by", "certainty", "n_prompts", "row_steps", "left_out", "at_strength")

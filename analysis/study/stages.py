@@ -31,7 +31,7 @@ from analysis.folder import LOCK, check_above, disk_is_full, held, is_study
 from analysis.sweep.ledger import content_hash
 from audiolens import provenance
 from audiolens.errors import InputError, StoppedError
-from audiolens.files import read_json, read_object
+from audiolens.bounded_files import read_json, read_object
 
 FORMAT = "audiolens.run.1"
 BEGUN, STAGES, SUMMARY = "study.json", "stages", "summary.json"

@@ -21,7 +21,7 @@ from analysis.patching import PatchingResult
 from analysis.placement import Placement
 from audiolens.directions import Directions
 from audiolens.errors import InputError
-from audiolens.files import read_header, read_object
+from audiolens.bounded_files import read_header, read_object
 
 if TYPE_CHECKING:
     from audiolens import AudioLens

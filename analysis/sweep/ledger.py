@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from analysis.folder import LOCK, check_above, held
 from analysis.sweep.conditions import Condition
 from audiolens.errors import InputError
-from audiolens.files import read_header, read_json
+from audiolens.bounded_files import read_header, read_json
 from audiolens.interventions import Intervention
 
 FORMAT = "audiolens.sweep.1"

@@ -15,7 +15,7 @@ from typing import Any
 
 from audiolens import tokens
 from audiolens.errors import InputError, PromptError, nearest, shortened
-from audiolens.files import csv_rows, json_of, read_text, toml_of
+from audiolens.bounded_files import csv_rows, json_of, read_text, toml_of
 from audiolens.prompts.sets import PromptSet
 
 _NEUTRAL = "neutral"
