@@ -6,7 +6,6 @@ Or filled in place, by one process at a time, which looks before each write whet
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from audiolens import files
+from audiolens.bounded_files import read_object
 from audiolens.errors import AudioLensError, BusyError, InputError, StoppedError
 
 STUDY = "audiolens.study.1"
@@ -29,8 +29,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def is_study(folder: Path) -> bool:
     """Whether a folder holds a study that was written here."""
     try:
-        return json.loads((folder / "summary.json").read_text("utf-8")).get("format") == STUDY
-    except (OSError, ValueError, AttributeError, RecursionError):
+        return read_object(folder / "summary.json").get("format") == STUDY
+    except (OSError, InputError):
         return False
 
 

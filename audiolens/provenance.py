@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from audiolens.bounded_files import json_of, read_header
 from audiolens.characters import refuse_control
 from audiolens.errors import InputError
 from audiolens.files import written
@@ -182,18 +183,18 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         raise InputError(f"{path} is a folder, not a file of directions.")
     if not path.is_file():
         raise InputError(f"{path}: no such file.")
+    header = read_header(path).metadata.get("audiolens", "{}")
     try:
         with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get("audiolens")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except SafetensorError as error:
         raise InputError(f"{path} is not a whole safetensors file: {error}.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
     try:
-        facts = json.loads(header) if header is not None else {}
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: its header is damaged ({error}).") from None
+        facts = json_of(path, header)
+    except InputError as error:
+        raise InputError(f"{path}: its header is damaged ({error})") from None
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         told = facts.get("format") if isinstance(facts, dict) else None
         raise InputError(f"{path} holds no directions: its header says {told or 'nothing'}, expected {FORMAT}.")

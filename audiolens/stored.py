@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from audiolens.bounded_files import json_of, read_header
 from audiolens.errors import InputError
 from audiolens.files import written
 
@@ -103,22 +104,20 @@ def read(path: str | os.PathLike[str], format_: str) -> tuple[dict[str, Any], St
     """
     # A later change of the working directory must not lead elsewhere.
     place = Path(path).absolute()
+    if not place.exists():
+        raise InputError(f"{path}: no such file.")
+    # Before the header: what is written in between is then another file.
+    source = _Source(place, _stamp(place))
+    header = read_header(place)
+    labels = json_of(place, header.metadata.get("audiolens", "null"))
+    found = labels.get("format") if isinstance(labels, dict) else None
+    if found != format_:
+        raise InputError(f"{path} is not an activation cache: format {found!r}, expected {format_!r}.")
     try:
-        source = _Source(place, _stamp(place))
-        with safe_open(place, framework="pt") as file:
-            labels = json.loads((file.metadata() or {})["audiolens"])
-            if labels["format"] != format_:
-                raise InputError(f"{path}: format {labels['format']!r}, expected {format_!r}.")
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file.") from None
-    except (KeyError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not an activation cache: {error!r} is missing or unreadable.") from None
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{path} is not a whole safetensors file: {error}.") from None
-    return labels, Stored({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, source.tensor)
+        outlines = {name: torch.empty(shape, device="meta") for name, shape in header.shapes.items()}
+    except RuntimeError as error:
+        raise InputError(f"{path} is not an activation cache: {str(error).splitlines()[0]}.") from None
+    return labels, Stored(outlines, source.tensor)
 
 
 @dataclass(frozen=True)

@@ -74,11 +74,11 @@ def patch(
     from analysis import folder, patching
     from analysis.patching.grid import checked_by, needs_equal_lengths
     from analysis.patching.result import checked_mode
-    from audiolens.checks import checked_count
+    from audiolens.checks import MOST_SEED, checked_count
     from audiolens.errors import InputError
 
     checked_count("--pairs", pairs, 2)
-    checked_count("--seed", seed, 0)
+    checked_count("--seed", seed, 0, MOST_SEED)
     if sound is not None and no_sound:
         raise InputError("--sound and --no-sound were both given: give one.")
     checked_by(by)

@@ -28,7 +28,7 @@ from analysis.patching.plans import Plan, SoundPlan
 from analysis.patching.result import Mode, PatchingResult, checked_mode
 from analysis.patching.runs import Runs
 from analysis.patching.sound import Listening, Sound
-from audiolens.checks import checked_amount, checked_count, checked_flags
+from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_flags
 from audiolens.errors import ActivationOverflow, InputError
 from audiolens.passes import alone
 from audiolens.timeline import Span, codes_timeline
@@ -110,8 +110,9 @@ def patch(
     """
     checked_flags(progress=progress)
     options: dict[str, Any] = {"layers": layers, "windows": windows, "seconds": seconds, "heads": heads}
-    counts = {"n_bootstrap": n_bootstrap, "n_permutations": n_permutations, "seed": seed}
+    counts = {"n_bootstrap": n_bootstrap, "n_permutations": n_permutations}
     stats: dict[str, Any] = {name: checked_count(name, value, 0) for name, value in counts.items()}
+    stats["seed"] = checked_count("seed", seed, 0, MOST_SEED)
     asked: dict[str, Any] = {"by": by, "mode": mode, "clusters": clusters}
     if isinstance(metric, Sound):
         if codes is not None or history is not None or sound is not None:

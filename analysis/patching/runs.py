@@ -17,7 +17,7 @@ from analysis.patching.engine import Batch, Side, recorded_hooks
 from analysis.patching.grid import Cell
 from audiolens import text, tokens
 from audiolens.audio import checked_codes, codes_of
-from audiolens.checks import checked_count, checked_flags
+from audiolens.checks import MOST_SEED, checked_count, checked_flags
 from audiolens.errors import InputError, InputTypeError, PromptError
 from audiolens.prompts import PromptSet
 from audiolens.timeline import Real, Span, Timeline, codes_timeline
@@ -88,7 +88,7 @@ def pairs(
             f"prompts={prompts!r}: expected a PromptSet, such as audiolens.prompts.load('tempo') gives."
         )
     checked_count("n", n)
-    checked_count("first_seed", first_seed, 0)
+    checked_count("first_seed", first_seed, 0, MOST_SEED)
     if not prompts.matched:
         raise InputError(f"{prompts.concept}: its poles have different numbers of prompts, so none are matched.")
     matched = list(zip(prompts.positive, prompts.negative, strict=True))

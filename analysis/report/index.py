@@ -16,6 +16,8 @@ from analysis.report.templates import template, text
 from analysis.report.writer import plain
 from analysis.spreadsheets import csv_of
 from analysis.study import stages
+from audiolens.bounded_files import read_object
+from audiolens.errors import InputError
 from audiolens.files import refuse_special
 
 if TYPE_CHECKING:
@@ -34,8 +36,8 @@ _COSINES = (
 def is_ours(folder: Path) -> bool:
     """Whether a folder holds an index that was written here."""
     try:
-        return json.loads((folder / stages.SUMMARY).read_text("utf-8")).get("format") == FORMAT
-    except (OSError, ValueError, AttributeError, RecursionError):
+        return read_object(folder / stages.SUMMARY).get("format") == FORMAT
+    except (OSError, InputError):
         return False
 
 

@@ -14,6 +14,7 @@ from analysis.study import experiment, keeping, lost, stages, where
 from analysis.study.assembly import Parts, assembled
 from analysis.study.experiment import Study
 from analysis.study.settings import Settings
+from audiolens.bounded_files import read_object
 from audiolens.errors import InputError
 from audiolens.files import as_path, inside, refuse_links, remove_unfinished
 
@@ -129,16 +130,14 @@ def _names(path: Path, found: Any, what: str) -> list[str]:
 
 
 def _object(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise InputError(f"{path.parent} has no {path.name}: the command that made the study makes it again.")
+    found = read_object(path)
     try:
-        found = json.loads(path.read_text("utf-8"))
         # JSON can hold half a character, which no page can.
         json.dumps(found, ensure_ascii=False).encode("utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path.parent} has no {path.name}: the command that made the study makes it again.") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:80]}.") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} is damaged: it holds a {type(found).__name__}.")
     return found
 
 

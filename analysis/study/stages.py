@@ -30,6 +30,7 @@ import audiolens
 from analysis.folder import LOCK, Held, check_in_place, disk_is_full, held, is_study
 from analysis.sweep.ledger import content_hash
 from audiolens import provenance
+from audiolens.bounded_files import read_json, read_object
 from audiolens.errors import InputError, StoppedError
 from audiolens.files import UNFINISHED, as_path, new_folder, put, refused, remove, remove_unfinished
 
@@ -135,8 +136,8 @@ class Stage:
             return
         # Beside the stage: inside it would make equal results unequal files.
         path, before = self.place.with_name(f"{self.place.name}.{_SECONDS}"), 0.0
-        with suppress(OSError, ValueError):
-            before = float(json.loads(path.read_text("utf-8")))
+        with suppress(ValueError, TypeError):
+            before = float(read_json(path))
         self.seconds[self.name] = before + seconds
         if self.held is not None:
             self.held.check()
@@ -215,8 +216,8 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         InputError: naming the first setting that differs.
     """
     try:
-        shown = json.loads((folder / SUMMARY).read_text("utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
+        shown = read_object(folder / SUMMARY)["settings"]
+    except (ValueError, KeyError, TypeError):
         return
     mine = json.loads(json.dumps(settings, default=str))
     for name in sorted({*mine} & {*shown} - _PACE):
@@ -300,8 +301,8 @@ def show(work: Path, target: Path) -> None:
 def _begun(folder: Path) -> Any:
     """What `study.json` says, or `None` where there is none that can be read."""
     try:
-        return json.loads((folder / BEGUN).read_text("utf-8"))
-    except (OSError, ValueError):
+        return read_json(folder / BEGUN)
+    except InputError:
         return None
 
 
@@ -318,9 +319,9 @@ def _refuse_other(folder: Path, facts: Mapping[str, Any]) -> None:
         return
     otherwise = "choose another folder, or replace it with --force."
     try:
-        there = json.loads(path.read_text("utf-8"))
+        there = read_object(path)
         name, versions_there = there["format"], dict(there["versions"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path} is damaged ({' '.join(str(error).split())[:80]}): {otherwise}") from None
     if name != FORMAT:
         raise InputError(f"{folder} holds a study of format {name}; this version writes {FORMAT}: {otherwise}")

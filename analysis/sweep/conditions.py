@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from audiolens.checks import checked_count
 from audiolens.errors import InputError
 from audiolens.families import FAMILIES
 from audiolens.interventions import Add, Branch, Intervention
@@ -111,7 +112,7 @@ class Plan:
 
 def clips(prompts: Sequence[str], seeds_per_prompt: int, first_seed: int = 0) -> list[Clip]:
     """Each prompt with its own seeds, no seed used twice, so that prompts are independent."""
-    if not prompts or seeds_per_prompt < 1:
+    if not prompts or checked_count("seeds", seeds_per_prompt, 0) < 1:
         raise InputError(f"{len(prompts)} prompts x {seeds_per_prompt} seeds: expected at least one of each.")
     seeds = iter(range(first_seed, first_seed + len(prompts) * seeds_per_prompt))
     return [(prompt, next(seeds)) for prompt in prompts for _ in range(seeds_per_prompt)]

@@ -28,7 +28,7 @@ from analysis.sweep.keeping import Sound, check_sound, in_memory, into_folder, s
 from analysis.sweep.playing import Also, Making, heard_batches, threads
 from analysis.sweep.result import SweepResult
 from audiolens import measure
-from audiolens.checks import checked_amount, checked_count, checked_flags
+from audiolens.checks import MOST_JOBS, checked_amount, checked_count, checked_flags
 from audiolens.directions import Directions
 from audiolens.errors import InputError, nearest
 from audiolens.files import as_path, refuse_links
@@ -195,7 +195,7 @@ def play(
     making = Making(seconds, guidance_scale, temperature, top_k, also)
     making.check(lens, todo)
     names = _names(listener.measures if listener is not None else measures, also or {})
-    n_jobs = None if n_jobs is None else checked_count("n_jobs", n_jobs, least=0)
+    n_jobs = None if n_jobs is None else checked_count("n_jobs", n_jobs, 0, MOST_JOBS)
     check_sound(sound, out)
 
     @contextmanager

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from analysis.folder import LOCK, Held, check_in_place, held
 from analysis.sweep.conditions import Condition
+from audiolens.bounded_files import read_header, read_json
 from audiolens.errors import InputError
 from audiolens.files import UNFINISHED as _UNFINISHED
 from audiolens.files import as_path, refused, remove_unfinished
@@ -225,8 +226,9 @@ def read_codes(folder: Path, batch: int) -> np.ndarray:
     """The codes of a finished batch: row codebook frame."""
     path = _codes_file(folder, batch)
     try:
+        read_header(path)
         return load_file(path)["codes"].astype(np.int64)
-    except (OSError, SafetensorError, KeyError) as error:
+    except (OSError, InputError, SafetensorError, KeyError) as error:
         raise _damaged(path, batch, error) from None
 
 
@@ -309,12 +311,9 @@ def _measuring_versions() -> dict[str, str]:
 
 def _begun(folder: Path) -> dict[str, Any] | None:
     path = folder / PLAN
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.exists():
         return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from None
+    found = read_json(path)
     if not isinstance(found, dict) or not str(found.get("format", "")).startswith("audiolens.sweep."):
         raise InputError(f"{path} is not the plan of a sweep: choose another folder.")
     return found

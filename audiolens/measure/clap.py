@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from jaxtyping import Float
 
 from audiolens.audio import resampled
 from audiolens.checks import in_order
-from audiolens.errors import InputError, InputTypeError, ModelNotFoundError
+from audiolens.errors import InputError, InputTypeError, ModelFilesError, ModelNotFoundError
 from audiolens.measure.clips import Audio, Clip, read
+from audiolens.model_files import CONFIG, downloaded, staged
 from audiolens.rows import whole_batch_size
 from audiolens.tokens import note_unread, tell_unread
 
@@ -111,18 +113,25 @@ def opened(model: Model) -> Clap:
 
 @lru_cache(maxsize=2)
 def _loaded(name: str) -> Clap:
-    from transformers import ClapModel, ClapProcessor
+    from transformers import ClapConfig, ClapModel, ClapProcessor
 
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
+        folder = Path(name).expanduser()
         # Weights that are only there as a pickle are refused: a file from someone else is never dangerous.
-        clap: Any = ClapModel.from_pretrained(name, use_safetensors=True)
-        return clap.eval(), ClapProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        with staged(folder if folder.is_dir() else downloaded(name, None)) as files:
+            if files.config.get("model_type") != "clap":
+                raise ModelFilesError(f"{folder / CONFIG} is not that of a CLAP model.")
+            files.refuse_larger(ClapModel, ClapConfig.from_pretrained(files.folder, local_files_only=True))
+            clap: Any = ClapModel.from_pretrained(files.folder, use_safetensors=True, **options)
+            return clap.eval(), ClapProcessor.from_pretrained(files.folder, **options)
+    except Exception as error:
+        # Whatever transformers makes of files that are not a whole model.
         detail = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelNotFoundError(
             f"the CLAP model {name!r} could not be loaded: {detail} Give a hub name (and a network for the first "
             f"time) such as {DEFAULT!r}, a folder, or (ClapModel, ClapProcessor)."
-        ) from None
+        ) from error
 
 
 def _embedded(clips: Sequence[Clip], clap: Any, processor: Any, size: int) -> list[Float[np.ndarray, "window feature"]]:

@@ -1,5 +1,6 @@
 """PromptSet: a concept's two poles as prompts, neutral prompts beside them, and the words that ask for a pole."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -126,10 +127,11 @@ class PromptSet:
             bare = {prompt: {token.strip(".,;:!?").lower() for token in prompt.split()} for prompt in prompts}
             return tuple(prompt for prompt in prompts if prompt not in own and not bare[prompt] & taken)
 
+        developed, tested = set(self.development), set(self.test)
         return replace(
             self,
-            development=self.development or usable([p for p in neutral.development if p not in self.test]),
-            test=self.test or usable([p for p in neutral.test if p not in self.development]),
+            development=self.development or usable([p for p in neutral.development if p not in tested]),
+            test=self.test or usable([p for p in neutral.test if p not in developed]),
             positive_words=sides[0],
             negative_words=sides[1],
             nouns=self.nouns or neutral.nouns,
@@ -159,7 +161,8 @@ def _texts(name: str, values: Any) -> tuple[str, ...]:
     for place, text in enumerate(texts):
         refuse_control(f"{name}[{place}]", text)
     if len(set(texts)) != len(texts):
-        repeated = next(text for text in texts if texts.count(text) > 1)
+        counts = Counter(texts)
+        repeated = next(text for text in texts if counts[text] > 1)
         raise PromptError(f"{name} holds {repeated!r} more than once: a repeated prompt would count twice.")
     return texts
 
