@@ -65,7 +65,8 @@ def real_number(value: Any) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, operator.index(value))
+        # Too large for a float: a whole number, or a fraction.
+        return -math.inf if str(value).startswith("-") else math.inf
 
 
 def checked_count(name: str, value: Any, least: int = 1, most: int = MOST) -> int:

@@ -281,6 +281,7 @@ def _arrays(
         chosen = held if layers is None else listed_layers(layers)
         if held and (not chosen or not set(chosen) <= set(held)):
             raise InputError(f"layers={chosen}: the cache holds {', '.join(map(str, held))} of {site}.")
+        _refuse_axes(activations, site, held, steps)
         keep = [place for place, layer in enumerate(held) if layer in chosen]
         ties = [same(activations.prompts)] if activations.prompts else []
         activations = activations.stack(site)[keep]
@@ -294,6 +295,18 @@ def _arrays(
     if len(numbers) != len(array):
         raise InputError(f"{len(numbers)} layers for activations of {len(array)}: give one number each.")
     return array, numbers, checked_groups(groups, array.shape[1], ties)
+
+
+def _refuse_axes(cache: ActivationCache, site: str, held: Sequence[int], steps: bool) -> None:
+    """A head is no step, and the zeros before a shorter prefix are no activations."""
+    axes = cache.axes_of(site, held[0]) if held else ()
+    if "head" in axes or "key" in axes:
+        raise InputError(f"{site} has the axes {' '.join(axes)}: give an array of one head, 'layer row (step) d_head'.")
+    if steps and cache.first_step < 0 and len(set(cache.prefixes)) > 1:
+        raise InputError(
+            "the rows' prefixes differ in length, and the cache holds zeros before the shorter ones: record without "
+            "prefix=True, or prompts of one length."
+        )
 
 
 def _refuse_constant(rows: Float[np.ndarray, "row d_model"], layer: int) -> None:

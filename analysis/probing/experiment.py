@@ -7,7 +7,7 @@ shuffled labels (`probes.py`); the rows come from a `Dataset`, a recorded cache,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -161,6 +161,8 @@ def _rows(
     if labels is None:
         raise InputError("no labels: give one per row.")
     if isinstance(data, ActivationCache):
+        if lens is not None and data.model and data.model != lens.name:
+            raise InputError(f"the cache was recorded from {data.model!r}, and the lens is of {lens.name!r}.")
         found = features.of_cache(data, site, each_head=None if heads is None else True)
         wanted = None if layers is None else {layers} if isinstance(layers, int) else set(layers)
         keep = [
@@ -255,6 +257,10 @@ def _meta(
     lens: AudioLens, data: Any, rows: Dataset, found: Features, fitted: Probe, position: Position, branch: Branch
 ) -> Provenance:
     made = isinstance(data, Sequence) and rows.codes is not None
+    if isinstance(data, ActivationCache):
+        # It was recorded before, and says how.
+        position = cast(Position, data.reduce or position)
+        branch = cast(Branch, data.branch)
     return Provenance(
         model=lens.name,
         weights=provenance.weights_hash(lens.model),

@@ -167,7 +167,12 @@ def _rows(audio: Any, sample_rate: float | None, centred: bool) -> tuple[list[Cl
     if hasattr(audio, "audio") and hasattr(audio, "sample_rate"):
         if audio.audio is None:
             raise InputError("these clips were made with decode=False; give lens.decode_codes(out.codes), and its rate")
-        return _rows(audio.audio, audio.sample_rate if sample_rate is None else sample_rate, centred)
+        if sample_rate not in (None, audio.sample_rate):
+            raise InputError(
+                f"generated clips bring their own sample rate, {audio.sample_rate}, and sample_rate={sample_rate} was "
+                "given: leave it out, and measure arrays apart"
+            )
+        return _rows(audio.audio, audio.sample_rate, centred)
     samples = _as_float(audio)
     if sample_rate is None:
         raise InputError("audio is an array, which does not know its sample rate; give sample_rate in Hz, e.g. 16000")
