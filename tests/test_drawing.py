@@ -123,6 +123,9 @@ def test_rows_that_may_be_channels_are_refused(lens, monkeypatch):
         lens.generate(PROMPTS[:2], SECONDS, audio_prompt=(sounds, 16000))
     with pytest.raises(InputError, match=r"\(3, \d+\) for 3 prompts.*\(3, 1, \d+\) for a sound a row\.$"):
         lens.generate(PROMPTS, SECONDS, audio_prompt=(wave(1)[:, 0].numpy(), 16000))
+    for listed in ([*sounds.numpy()], sounds.tolist(), (*sounds.numpy(),)):
+        with pytest.raises(InputError, match=r"\(2, \d+\) for 2 prompts: channels, or a sound a row"):
+            lens.generate(PROMPTS[:2], SECONDS, audio_prompt=(listed, 16000))
     with pytest.raises(InputError, match="sounds of 0.2 s, 0.12 s"):
         lens.generate(PROMPTS[:2], SECONDS, audio_prompt=[(sounds[0], 16000), (sounds[1, :1920], 16000)])
     with pytest.raises(al.errors.AudioLensError, match=r"audio_prompt\[1\]=list: expected"):
