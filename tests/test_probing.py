@@ -18,7 +18,7 @@ import audiolens as al
 from analysis import probing
 from analysis.probing import Dataset, probes
 from audiolens.cache import ActivationCache
-from audiolens.errors import InputError, SiteError
+from audiolens.errors import AudioLensError, InputError, SiteError
 
 ROWS = 20
 QUICK: dict[str, Any] = {"n_shuffles": 2, "n_bootstrap": 0}
@@ -101,6 +101,62 @@ def test_heads_are_told_apart(given: tuple[list[str], ActivationCache]) -> None:
     assert found.scores[1] == pytest.approx(0.5, abs=0.1)
     assert found.plot().axes[0].get_xlabel() == "head"
     assert "head" in found.figure().layout.xaxis.title.text
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"layers": 1}, [1]),
+        ({"layers": np.int64(1)}, [1]),
+        ({"layers": torch.tensor([2, 1])}, [1, 2]),
+        ({"layers": (layer for layer in (0, 2))}, [0, 2]),
+    ],
+)
+def test_layers_of_a_cache_are_whole_numbers_of_any_library(
+    given: tuple[list[str], ActivationCache], asked: dict[str, Any], expected: list[int]
+) -> None:
+    prompts, cache = given
+    found = probing.probe(None, cache, _tempo(prompts), groups=_pairs(), **asked, **QUICK)
+    assert [place.layer for place in found.places] == expected
+
+
+def test_heads_of_a_cache_may_be_read_once(given: tuple[list[str], ActivationCache]) -> None:
+    prompts, cache = given
+    found = probing.probe(
+        None, cache, _tempo(prompts), site="attn.z", heads=(head for head in (2, 0)), groups=_pairs(), **QUICK
+    )
+    assert {(place.layer, place.head) for place in found.places} == {(i, j) for i in range(4) for j in (0, 2)}
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"layers": [1, 9]}, r"layers=\[1, 9\]: the cache holds 0, 1, 2, 3 of attn.z"),
+        ({"layers": []}, r"layers=\[\]: the cache holds"),
+        ({"layers": [True, False, True, False]}, "expected a layer, a list of layers"),
+        ({"layers": np.array([True, False, True, False])}, "expected a layer, a list of layers"),
+        ({"heads": [True, False]}, "expected a list of heads"),
+        ({"heads": np.array([True, False])}, "expected a list of heads"),
+        ({"heads": [0, 9]}, r"heads=\[0, 9\]: the cache holds 0, 1, 2"),
+        ({"heads": [0], "site": "resid_post"}, r"heads=\[0\]: the cache holds none of resid_post"),
+    ],
+)
+def test_what_a_cache_does_not_hold_is_refused(
+    given: tuple[list[str], ActivationCache], asked: dict[str, Any], message: str
+) -> None:
+    prompts, cache = given
+    with pytest.raises(AudioLensError, match=message):
+        probing.probe(None, cache, _tempo(prompts), groups=_pairs(), **{"site": "attn.z", **asked}, **QUICK)
+
+
+def test_layers_of_an_array_name_its_places() -> None:
+    values, labels = np.random.default_rng(0).normal(size=(1, 20, 4)), ["a", "b"] * 10
+    found = probing.probe(None, values, labels, layers=7, **QUICK)
+    assert [place.layer for place in found.places] == [7]
+    with pytest.raises(InputError, match=r"layers \(2,\)"):
+        probing.probe(None, values.repeat(3, 0), labels, layers=2, **QUICK)
+    with pytest.raises(InputError, match="an array has none"):
+        probing.probe(None, values, labels, heads=[0], **QUICK)
 
 
 def test_prompts_codes_and_caches_give_the_same_probe(
