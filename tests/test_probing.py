@@ -441,6 +441,33 @@ def test_own_sounds_from_a_folder_and_a_table(lens: al.AudioLens, tmp_path: Path
         Dataset.from_folder(lens, tmp_path, table, "genre")
 
 
+@pytest.mark.parametrize("dtype", [np.int16, np.int32])
+def test_sounds_in_whole_numbers_are_those_that_they_were_scaled_from(lens: al.AudioLens, dtype: Any) -> None:
+    waves = np.random.default_rng(0).integers(-6000, 6000, size=(4, 2, 6400)) / 2**15
+    scaled = (waves * -float(np.iinfo(dtype).min)).astype(dtype)
+    labels = ["a", "b"] * 2
+    whole = Dataset.from_arrays(lens, [scaled[0], torch.from_numpy(scaled[1]), *scaled[2:]], 16_000, labels)
+    real = Dataset.from_arrays(lens, [*waves], 16_000, labels)
+    np.testing.assert_array_equal(np.asarray(whole.audio), waves.mean(1).astype(np.float32))
+    assert whole.codes is not None
+    assert real.codes is not None
+    assert torch.equal(whole.codes, real.codes)
+
+
+def test_sounds_of_unknown_scale_are_refused(lens: al.AudioLens) -> None:
+    sound = np.zeros(6400)
+    masked = np.ma.masked_less(np.linspace(-1, 1, 6400), 0)
+    for other, message in (
+        (sound.astype(np.uint8), "sound 1 has dtype uint8"),
+        ([0, 1] * 3200, "sound 1 has dtype int64"),
+        (sound.astype(bool), "sound 1 has dtype bool"),
+        (sound.astype(complex), "sound 1 has dtype complex128"),
+        (masked, "sounds: a masked array"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            Dataset.from_arrays(lens, [sound, other], 16_000, ["a", "b"])
+
+
 def test_the_synthesiser_gives_balanced_labels_that_are_its_own(lens: al.AudioLens) -> None:
     from audiolens.etude import synth
 
