@@ -159,6 +159,36 @@ def test_layers_of_an_array_name_its_places() -> None:
         probing.probe(None, values, labels, heads=[0], **QUICK)
 
 
+def test_folds_are_a_number_of_any_library_or_one_a_row() -> None:
+    values, labels = np.random.default_rng(0).normal(size=(1, 20, 4)), ["a", "b"] * 10
+    own = [i // 2 % 4 for i in range(20)]
+    for folds in (own, np.array(own), torch.tensor(own), iter(own), [*torch.tensor(own)], np.array(own, dtype=float)):
+        assert probing.probe(None, values, labels, folds=folds, **QUICK).folds.tolist() == own  # type: ignore[arg-type]
+    expected = probing.probe(None, values, labels, folds=4, **QUICK).folds
+    assert len(np.unique(expected)) == 4
+    for number in (np.int64(4), torch.tensor(4), np.array(4)):
+        found = probing.probe(None, values, labels, folds=number, **QUICK).folds  # type: ignore[arg-type]
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("folds", "message"),
+    [
+        ([], "0 folds for 20 rows"),
+        (np.zeros((20, 1)), "20 folds for 20 rows: give one per row"),
+        (True, "n_folds=True"),
+        ("two", "n_folds='two'"),
+        ({0, 1}, "folds=set: expected a list"),
+        ([0, 1] * 9 + [0, float("nan")], "the fold of row 19 is missing"),
+        (np.ma.masked_array([0, 1] * 10, mask=[1] + [0] * 19), "folds: a masked array"),
+    ],
+)
+def test_folds_that_are_neither_are_refused(folds: Any, message: str) -> None:
+    values = np.random.default_rng(0).normal(size=(1, 20, 4))
+    with pytest.raises(AudioLensError, match=message):
+        probing.probe(None, values, ["a", "b"] * 10, folds=folds, **QUICK)
+
+
 def test_prompts_codes_and_caches_give_the_same_probe(
     plant: al.AudioLens, given: tuple[list[str], ActivationCache]
 ) -> None:

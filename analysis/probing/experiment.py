@@ -21,7 +21,7 @@ from analysis.probing.probes import KINDS, Kind, Plan, Probe, Scored, target_of
 from analysis.probing.result import ProbeResult
 from audiolens import provenance
 from audiolens.cache import ActivationCache
-from audiolens.checks import checked_amount, checked_count, checked_flags
+from audiolens.checks import checked_amount, checked_count, checked_flags, one_or_listed
 from audiolens.errors import InputError
 from audiolens.interventions import Branch
 from audiolens.provenance import Provenance
@@ -97,14 +97,15 @@ def probe(
     classes = tuple(map(str, np.unique(rows.labels))) if told == "classification" else ()
     fitted = Probe(checked, told, len(classes), penalty, n_components)
     target = target_of(rows.labels, classes)
-    own = () if isinstance(folds, int) else folds
+    own = one_or_listed("folds", folds)
+    given_folds = isinstance(own, list)
     plan = Plan.of(
         target,
         np.asarray(rows.groups),
         task=told,
         names=classes,
-        n_folds=folds if isinstance(folds, int) else 2,
-        folds=own or None,
+        n_folds=2 if given_folds else own,
+        folds=own if given_folds else None,
         n_shuffles=n_shuffles,
         seed=seed,
     )
