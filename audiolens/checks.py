@@ -154,11 +154,15 @@ def numbers_of(name: str, values: Any) -> np.ndarray:
     """An array of numbers.
 
     Raises:
-        InputTypeError: for anything else, text and masked arrays among it.
+        InputTypeError: for anything else, text, truth values, complex numbers and masked arrays among it.
     """
     refuse_masked(name, values)
-    array = np.asarray(values.detach().cpu().double() if hasattr(values, "detach") else values)
-    if array.dtype.kind in "SUmMcV" or (array.dtype.kind == "O" and any(isinstance(one, str) for one in array.flat)):
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.double() if values.is_floating_point() else values
+    array = np.asarray(values)
+    other = array.dtype.kind == "O" and any(isinstance(one, str | bool | complex) for one in array.flat)
+    if array.dtype.kind in "SUmMcVb" or other:
         raise InputTypeError(f"{name} of {array.dtype}: expected numbers.")
     return array.astype(float)
 
