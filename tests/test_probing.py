@@ -321,6 +321,20 @@ def test_scores_of_several_unequal_classes() -> None:
     assert set(found.to_frame().columns) >= {"layer", "head", "score", "low", "high", "auc", "shuffled", "selectivity"}
 
 
+def test_what_no_shuffle_can_show_is_not_called_chance() -> None:
+    """Two rows of either class in each of two folds can be dealt out in 36 ways, two groups a fold in 4."""
+    values, labels = np.random.default_rng(0).normal(size=(1, 8, 3)), np.array([0, 0, 1, 1] * 2)
+    values[0, labels == 1] += 50
+    folds = [0] * 4 + [1] * 4
+    pairs = [0, 0, 2, 2, 3, 3, 4, 4]
+    least = [probes.least_p(labels, np.array(rows), np.array(folds), 999) for rows in (range(8), pairs)]
+    assert least == pytest.approx([1 / 36, 1 / 4])
+    given: dict[str, Any] = {"folds": folds, "groups": list("aabbccdd"), "n_bootstrap": 0}
+    assert "(too few rows or shuffles to test: p = " in repr(probing.probe(None, values, labels, **given))
+    few = probing.probe(None, values, labels, **{**given, "groups": range(8), "n_shuffles": 9})
+    assert "(too few rows or shuffles to test: p = " in repr(few)
+
+
 def test_the_best_place_of_noise_is_said_to_be_no_better_than_chance() -> None:
     values = np.random.default_rng(0).normal(size=(12, 60, 8))
     found = probing.probe(None, values, ["a", "b"] * 30, groups=range(60), n_bootstrap=0)

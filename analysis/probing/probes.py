@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import factorial, prod
 from typing import Any, Literal
 
 import numpy as np
@@ -307,6 +308,25 @@ def shuffled(
             for number, value in zip(numbers[mine], moved, strict=True):
                 result[rows[groups[rows] == number]] = value
     return result
+
+
+def least_p(target: Labels, groups: Int[np.ndarray, " row"], folds: Int[np.ndarray, " row"], n_shuffles: int) -> float:
+    """The smallest p that so many shuffles, and so few labels to exchange, can give."""
+    ways = 1
+    for fold in np.unique(folds):
+        rows = np.flatnonzero(folds == fold)
+        if not _constant(target, groups):
+            ways *= _orders(target[rows])
+            continue
+        _, first, sizes = np.unique(groups[rows], return_index=True, return_counts=True)
+        ways *= prod(_orders(target[rows[first[sizes == size]]]) for size in np.unique(sizes))
+    return max(1 / ways, 1 / (n_shuffles + 1))
+
+
+def _orders(labels: Labels) -> int:
+    """The number of different orders of labels."""
+    counts = np.unique(labels, return_counts=True)[1].tolist()
+    return factorial(sum(counts)) // prod(map(factorial, counts))
 
 
 def _constant(target: Labels, groups: Int[np.ndarray, " row"]) -> bool:
