@@ -1,7 +1,7 @@
 """Arguments at the door: numbers, flags and lists, checked once and in the same words everywhere.
 
-A number may be Python's, numpy's, or an array or tensor without axes; a truth value is none. What is given as a list
-may be any iterable with an order, and is read once.
+A number may be Python's, numpy's, or an array or tensor without axes; booleans are not accepted as numbers. What is
+given as a list may be any iterable with an order, and is read once.
 """
 
 import math
@@ -140,7 +140,7 @@ def one_or_listed(name: str, values: Any) -> Any:
 
 
 def refuse_masked(name: str, values: Any) -> None:
-    """Refuse masked arrays: all that computes here would use the values under the mask.
+    """Refuse masked arrays: the code below ignores masks.
 
     Raises:
         InputTypeError: if any value is masked.

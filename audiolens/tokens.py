@@ -26,7 +26,10 @@ _OURS = tuple(f"{Path(__file__).parent.parent / name}/" for name in ("audiolens"
 
 @dataclass
 class _Call:
-    """Unread words of one call: those told, and those to tell. `whole` is a call that runs a model many times."""
+    """Unknown words of one call: already reported, and still to report.
+
+    `whole` is a call that runs a model many times.
+    """
 
     whole: bool
     named: set[str] = field(default_factory=set)

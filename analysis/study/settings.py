@@ -33,7 +33,7 @@ DRAWS_APART = 1_000
 REPETITIONS = TEST_SEED // SEEDS_APART
 """Different `Settings.seed`: development seeds of more would be test seeds."""
 LEAST_SECONDS = FEWEST_ONSETS * 60 / FASTEST_BPM
-"""Of a clip that can be told from a failed one, which needs its onsets: none shorter could show an effect."""
+"""The shortest clip that can have four onsets; anything shorter counts as failed."""
 _FEW_ONSETS = f" (a clip of fewer than {FEWEST_ONSETS} onsets counts as failed)"
 FEWEST_PROMPTS = 2
 """Prompts of either pole: of one there is no spread, so that nothing says whether the poles lie apart."""
