@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from audiolens.errors import AudioLensWarning
+
 if TYPE_CHECKING:
     from audiolens import AudioLens
     from audiolens.prompts import PromptSet
@@ -43,7 +45,7 @@ def own_prompts(*paths: str | Path, **options: Any) -> PromptSet:
 
     read: Any = prompts.from_file if len(paths) == 1 else prompts.from_files
     with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", UserWarning)
+        warnings.simplefilter("always", AudioLensWarning)
         sets = read(*paths, **options)
     for one in told:
         typer.echo(f"audiolens: {one.message}", err=True)
