@@ -40,7 +40,11 @@ class PromptError(InputError):
     """A prompt that is empty, not text, or longer than the text encoder reads."""
 
 
-class UnreadWordsWarning(UserWarning):
+class AudioLensWarning(UserWarning):
+    """Anything that audiolens does all the same, but says first."""
+
+
+class UnreadWordsWarning(AudioLensWarning):
     """A prompt holds words that the model's tokenizer does not know; the message names them, once a call."""
 
 

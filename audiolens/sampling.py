@@ -186,7 +186,10 @@ def checked_generation_config(model: Any, config: LensConfig) -> None:
 
 @contextmanager
 def settings_aside(model: Any, config: LensConfig) -> Iterator[None]:
-    """Without the settings that `checked_generation_config` refuses: for a run that is no clip of anybody's."""
+    """Without the settings that `checked_generation_config` refuses.
+
+    This is for the proof at load, which makes no clip for the user.
+    """
     own = model.generation_config
     model.generation_config = copy.deepcopy(own)
     for name in _leaking(own, config):

@@ -49,7 +49,8 @@ def test_a_probe_of_a_cache_says_how_the_cache_was_read(lens: Any, stereo_lens: 
     things = ["piano", "guitar", "drums", "song", "jazz", "music"]
     prompts = [f"{speed} {thing}" for thing in things for speed in ("fast", "slow")]
     labels = ["fast", "slow"] * 6
-    _, cache = lens.run_with_cache(prompts, reduce="mean", branch="null", guidance_scale=3.0)
+    codes = torch.randint(0, 32, (12, 4, 6), generator=torch.Generator().manual_seed(0))
+    _, cache = lens.run_with_cache(prompts, codes, reduce="mean", branch="null", guidance_scale=3.0)
     found = probing.probe(lens, cache, labels, position="last", n_shuffles=20, folds=2)
     directions = found.directions("slow")
     assert (directions.meta.position, directions.meta.branch) == ("mean", "null")
