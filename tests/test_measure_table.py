@@ -105,6 +105,17 @@ def test_a_baseline_belongs_to_its_clips(baseline: Any, message: str) -> None:
         measure.failed(steered, baseline)
 
 
+def test_a_baseline_is_unsteered_and_drawn_alike() -> None:
+    drawn = {"model": "a", "guidance_scale": 3.0, "temperature": 1.0, "top_k": 250}
+    steered = clips_of(["one"], [0], settings={**drawn, "interventions": ["Add"]})
+    assert not measure.failed(steered, clips_of(["one"], [0], settings=drawn)).any()
+    with pytest.raises(ValueError, match="baseline was steered itself"):
+        measure.failed(steered, steered)
+    for name, other in (("guidance_scale", 1.0), ("temperature", 0.5), ("top_k", 20)):
+        with pytest.raises(ValueError, match=f"steered was drawn with {name}=.*, baseline with {other}"):
+            measure.failed(steered, clips_of(["one"], [0], settings={**drawn, name: other}))
+
+
 def test_measures_read_any_layout_of_the_same_samples_and_no_mask() -> None:
     clip = drums(120).astype(np.float32)
     expected = measure.brightness(clip, RATE)

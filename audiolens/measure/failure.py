@@ -14,6 +14,7 @@ from audiolens.measure.rhythm import FEWEST_ONSETS, onsets_seconds
 if TYPE_CHECKING:
     import pandas as pd
 
+SAMPLING = ("guidance_scale", "temperature", "top_k")
 LOUDEST_RATIO = 3.0
 LEAST_ENTROPY_RATIO = 0.5
 
@@ -32,14 +33,14 @@ class Generated(Protocol):
 
 
 def failed(steered: Generated, baseline: Generated) -> Bool[np.ndarray, " row"]:
-    """Which rows of `steered` are no music any more, each compared with the row of `baseline` of its prompt and seed.
+    """Which steered rows failed, compared with the baseline row of the same prompt and seed.
 
     A row failed when its root mean square lies outside [1/3, 3] times the baseline's, when it has fewer than four
     onsets, or when the entropy of its codes is under half the baseline's. Failed rows count as no effect: a clip
     steered into silence is not a slow clip. Four beats take five seconds at 50 BPM: shorter clips of slow music fail.
 
     Raises:
-        InputError: if the baseline is of another model, length, prompts or seeds.
+        InputError: if the baseline is of another model, length, prompts, seeds or sampling, or was steered itself.
     """
     return failures(steered, baseline)["failed"].to_numpy(dtype=bool)
 
@@ -95,6 +96,14 @@ def _refuse_unpaired(steered: Generated, baseline: Generated) -> None:
     ):
         if ours != theirs and None not in (ours, theirs):
             raise InputError(f"steered has {name} {ours}, baseline {theirs}; give the same clips without steering")
+    ours, theirs = (getattr(one, "settings", {}) for one in (steered, baseline))
+    if theirs.get("interventions"):
+        raise InputError("baseline was steered itself; give the same clips without steering")
+    for name in SAMPLING:
+        if None not in (ours.get(name), theirs.get(name)) and ours[name] != theirs[name]:
+            raise InputError(
+                f"steered was drawn with {name}={ours[name]}, baseline with {theirs[name]}; draw both alike"
+            )
     for name in ("prompts", "seeds"):
         if not (hasattr(steered, name) and hasattr(baseline, name)):
             continue

@@ -20,6 +20,7 @@ from torch import Tensor
 from audiolens import text
 from audiolens.audio import checked_codes
 from audiolens.errors import InputError, InputTypeError
+from audiolens.measure.failure import SAMPLING
 from audiolens.overflow import checked_logits
 from audiolens.rows import whole_batch_size
 from audiolens.sampling import checked_settings
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from audiolens.generation import Generation
     from audiolens.lens import AudioLens
     from audiolens.text import Prompt
-
-SAMPLING = ("guidance_scale", "temperature", "top_k")
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,7 +268,7 @@ def _refuse_unpaired(out: Generation, baseline: Generation) -> None:
         )
     if baseline.settings.get("interventions"):
         raise InputError("baseline was steered: its level would be the steering's own; draw it without interventions.")
-    for name in (*SAMPLING, "audio_prompt_seconds"):
+    for name in ("model", *SAMPLING, "audio_prompt_seconds"):
         mine, own = (clips.settings.get(name) for clips in (out, baseline))
         if mine is not None and own is not None and mine != own:
             raise InputError(f"baseline was drawn with {name}={own}, out with {mine}: draw both alike.")
