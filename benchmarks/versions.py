@@ -4,9 +4,6 @@ What follows transformers and nnsight closely is tested in an environment of its
 `pyproject.toml` promises (of every package, not of these two alone), for those of `constraints.txt`, and for the newest
 that pip finds. All stand on the torch of this environment. A fourth is made wrong on purpose: in a copy of transformers
 the decoder's cache has another name, and every family must be refused at load. The table goes into `docs/versions.md`.
-
-With `--torch` the lowest stand on the lowest torch that is promised, and the newest on the newest: several gigabytes of
-downloads, where no build for the CPU is at hand.
 """
 
 from __future__ import annotations
@@ -40,13 +37,12 @@ WRONG = f"newest, the cache renamed to `{RENAMED}` in a copy"
 def main(
     only: Annotated[list[str] | None, typer.Option(help="lowest, pinned or newest (default: all, and wrong).")] = None,
     whole: Annotated[bool, typer.Option(help="Run every test of the project, not only the exact ones.")] = False,
-    torch: Annotated[bool, typer.Option(help="Another torch too: its lowest and its newest.")] = False,
 ) -> None:
     """Build the environments, test in each, and write the table; exit code 1 if one is not right."""
-    wanted = only or (["lowest", "newest"] if torch else ["lowest", "pinned", "newest", "wrong"])
+    wanted = only or ["lowest", "pinned", "newest", "wrong"]
     lines, right = [], True
     for name in tqdm(wanted, desc="versions", unit="environment"):
-        python = environment(name, torch)
+        python = environment(name)
         if name == "wrong":
             passed, result = refused(python)
         else:
@@ -57,7 +53,7 @@ def main(
     if not only and not whole:
         heads = ["", *SHOWN, "result"]
         table = "\n".join([row(heads), row(["---"] * len(heads)), *lines]) + "\n"
-        PAGE.write_text(renewed(PAGE.read_text("utf-8"), "torch" if torch else "versions", table), "utf-8")
+        PAGE.write_text(renewed(PAGE.read_text("utf-8"), "versions", table), "utf-8")
     raise typer.Exit(0 if right else 1)
 
 
@@ -65,10 +61,10 @@ def row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def requirements(torch: bool) -> list[Requirement]:
-    """What the project depends on, with torch or without it."""
+def requirements() -> list[Requirement]:
+    """What the project depends on, torch left out."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    return [found for found in map(Requirement, project["dependencies"]) if torch or found.name != "torch"]
+    return [found for found in map(Requirement, project["dependencies"]) if found.name != "torch"]
 
 
 def lowest(requirement: Requirement) -> str:
@@ -76,22 +72,23 @@ def lowest(requirement: Requirement) -> str:
     return f"{requirement.name}=={least}"
 
 
-def environment(name: str, torch: bool) -> Path:
+def environment(name: str) -> Path:
     """The interpreter of a new environment, which sees the packages of this one behind its own."""
-    folder = FOLDER / (f"{name}-torch" if torch else name)
+    folder = FOLDER / name
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
     own = packages(python)
     (own / "behind.pth").write_text(sysconfig.get_path("purelib") + "\n")
     specs = {
-        "lowest": list(map(lowest, requirements(torch))),
-        "newest": ["--upgrade", "--upgrade-strategy", "eager", *(one.name for one in requirements(torch))],
+        "lowest": list(map(lowest, requirements())),
+        "newest": ["--upgrade", "--upgrade-strategy", "eager", *(one.name for one in requirements())],
     }
     specs["wrong"] = specs["newest"]
     if name in specs:
         pin = folder / "torch.txt"
-        pin.write_text("" if torch else f"torch=={version('torch')}\n")
+        # All over the same torch.
+        pin.write_text(f"torch=={version('torch')}\n")
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", pin]
         subprocess.run([*pip, *specs[name]], check=True)
     if name == "wrong":

@@ -12,7 +12,7 @@ TABLES = {
     "docs/measures.md": ["calibration"],
     "docs/placement.md": ["placement"],
     "docs/checkpoints.md": ["sizes", "times"],
-    "docs/versions.md": ["versions", "torch"],
+    "docs/versions.md": ["versions"],
 }
 
 
