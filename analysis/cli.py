@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from analysis.commands import directions, generate, measure, models, patch, place, probe, report, study, sweep
-from audiolens.errors import AudioLensError, UnreadWordsWarning
+from audiolens.errors import AudioLensError, DamageWarning, UnreadWordsWarning
 from audiolens.tokens import naming_once
 
 app = typer.Typer(
@@ -55,6 +55,7 @@ for command in (
 app.add_typer(directions.app, name="directions")
 
 _STOPPED = 130
+_PLAIN = (UnreadWordsWarning, DamageWarning)
 # Some versions of typer carry a click of their own, others take the installed one: this is the right class in both.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
@@ -94,17 +95,18 @@ def main() -> None:
 
 @contextmanager
 def _plainly_warned() -> Iterator[None]:
-    """Show a warning of unread words as the commands say everything else: in a line of stderr."""
+    """Show warnings of unread words and damaged files as the commands say everything else: in a line of stderr."""
     with warnings.catch_warnings():
         shown: Callable[..., None] = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
-            if issubclass(category, UnreadWordsWarning):
+            if issubclass(category, _PLAIN):
                 typer.echo(f"audiolens: {message}", err=True)
             else:
                 shown(message, category, *where)
 
-        warnings.simplefilter("always", UnreadWordsWarning)
+        for plain in _PLAIN:
+            warnings.simplefilter("always", plain)
         warnings.showwarning = show
         yield
 

@@ -16,8 +16,8 @@ from filelock import FileLock, Timeout
 from audiolens.errors import BusyError, InputError
 from audiolens.permissions import opened
 
-STUDY = "audiolens.study.1"
-"""The format in a study's `summary.json`."""
+STUDY, UNSEALED_STUDY = "audiolens.study.2", "audiolens.study.1"
+"""The format in a study's `summary.json`, and the one before, without a hash."""
 LOCK = ".lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -25,7 +25,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def is_study(folder: Path) -> bool:
     """Whether a folder holds a study that was written here."""
     try:
-        return json.loads((folder / "summary.json").read_text("utf-8")).get("format") == STUDY
+        return json.loads((folder / "summary.json").read_text("utf-8")).get("format") in (STUDY, UNSEALED_STUDY)
     except (OSError, ValueError, AttributeError):
         return False
 

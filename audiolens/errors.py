@@ -40,6 +40,14 @@ class PromptError(InputError):
     """A prompt that is empty, not text, or longer than the text encoder reads."""
 
 
+class DamagedError(InputError):
+    """A kept file is not what was written; the message names it."""
+
+
+class DamageWarning(UserWarning):
+    """A kept file was not what was written, and is made again; the message names it."""
+
+
 class UnreadWordsWarning(UserWarning):
     """A prompt holds words that the model's tokenizer does not know; the message names them, once a call."""
 

@@ -1,6 +1,5 @@
 """Generation: the clips of one `generate` call, their codes, and what was recorded while they were made."""
 
-import json
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ from audiolens import soundfiles
 from audiolens.cache import ActivationCache
 from audiolens.checks import listed, one_or_listed, whole_numbers
 from audiolens.errors import InputError, InputTypeError
+from audiolens.integrity import digest, sealed_json
 from audiolens.permissions import opened
 
 
@@ -50,7 +50,8 @@ class Generation:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write a WAV per row, `codes.safetensors` and `generation.json` into a new folder.
 
-        A row is written in 16 bits, or in 32-bit floats where it goes beyond full scale.
+        A row is written in 16 bits, or in 32-bit floats where it goes beyond full scale. `generation.json` holds the
+        hash of every other file.
 
         Raises:
             InputError: if the folder exists and is not empty, cannot be written, or there is no audio or NaN in it.
@@ -77,6 +78,7 @@ class Generation:
                 soundfiles.write(work / name, clips[row], self.sample_rate)
             save_file({"codes": self.codes.detach().cpu().contiguous()}, work / "codes.safetensors")
             opened(work / "codes.safetensors")
+            held = {name: digest((work / name).read_bytes()) for name in (*names, "codes.safetensors")}
             rows = [
                 {"file": name, "prompt": prompt, "seed": None if self.seeds is None else self.seeds[row]}
                 for row, (name, prompt) in enumerate(zip(names, self.prompts, strict=True))
@@ -85,8 +87,10 @@ class Generation:
                 "sample_rate": self.sample_rate,
                 "frame_rate": self.frame_rate,
                 "settings": dict(self.settings),
+                "rows": rows,
+                "files": held,
             }
-            (work / "generation.json").write_text(json.dumps({**facts, "rows": rows}, indent=2, default=str))
+            (work / "generation.json").write_bytes(sealed_json(facts, indent=2))
             if folder.exists():
                 folder.rmdir()
             work.rename(folder)

@@ -19,10 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from audiolens.errors import InputError
+from audiolens import integrity
+from audiolens.errors import DamagedError, InputError
 from audiolens.permissions import opened
 
-FORMAT = "audiolens.directions.1"
+FORMAT = "audiolens.directions.2"
+UNSEALED = "audiolens.directions.1"
+"""The format before, without hashes: read as it is, its damage unnoticed where the lengths of vectors stay."""
 _SAMPLED = 256
 
 
@@ -137,7 +140,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], facts: Ma
             raise InputError(f"{path} is a folder: give the name of a file, such as {path / 'directions.safetensors'}.")
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             whole = Path(folder) / path.name
-            save_file(kept, whole, metadata={"audiolens": json.dumps({"format": FORMAT, **facts})})
+            save_file(kept, whole, metadata=integrity.sealed_header({"format": FORMAT, **facts}, kept))
             os.replace(opened(whole), path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}.") from None
@@ -149,6 +152,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
 
     Raises:
         InputError: if there is no such file, it is truncated or corrupt, or holds something other than directions.
+        DamagedError: if it is not what was written.
     """
     path = Path(path)
     if path.is_dir():
@@ -157,17 +161,21 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         raise InputError(f"{path}: no such file.")
     try:
         with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get("audiolens")
+            header = (file.metadata() or {}).get(integrity.HEADER, "{}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except SafetensorError as error:
         raise InputError(f"{path} is not a whole safetensors file: {error}.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
     try:
-        facts = json.loads(header) if header is not None else {}
+        facts = json.loads(header)
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}: its header is damaged ({error}).") from None
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        raise DamagedError(f"{path}: its header is damaged ({error}).") from None
+    if not isinstance(facts, dict) or facts.get("format") not in (FORMAT, UNSEALED):
         told = facts.get("format") if isinstance(facts, dict) else None
         raise InputError(f"{path} holds no directions: its header says {told or 'nothing'}, expected {FORMAT}.")
+    if facts["format"] == FORMAT or integrity.SEAL in facts:
+        integrity.check_header(path, facts, {name: tensor.shape for name, tensor in tensors.items()})
+        for name, tensor in tensors.items():
+            integrity.check_tensor(path, facts, name, tensor)
     return tensors, facts

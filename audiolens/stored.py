@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from audiolens import integrity
 from audiolens.errors import InputError
 from audiolens.permissions import opened
 
@@ -90,26 +91,30 @@ def write(path: Path, tensors: Mapping[str, Tensor], labels: Mapping[str, Any]) 
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / "cache.safetensors"
-        save_file(whole, made, metadata={"audiolens": json.dumps(labels)})
+        save_file(whole, made, metadata=integrity.sealed_header(labels, whole))
         opened(made).replace(path)
     return path
 
 
-def read(path: str | os.PathLike[str], format_: str) -> tuple[dict[str, Any], Stored]:
-    """The labels of a file, and its tensors, of which none is read yet.
+def read(path: str | os.PathLike[str], format_: str, unsealed: str) -> tuple[dict[str, Any], Stored]:
+    """The labels of a file, and its tensors, of which none is read yet; in the `unsealed` format they have no hashes.
 
     Raises:
-        InputError: if it is no file of this format, or not a whole one.
+        InputError: if it is no file of these formats, or not a whole one; from a read, if the tensor is damaged.
     """
     # A later change of the working directory must not lead elsewhere.
     place = Path(path).absolute()
     try:
-        source = _Source(place, _stamp(place))
+        stamp = _stamp(place)
         with safe_open(place, framework="pt") as file:
-            labels = json.loads((file.metadata() or {})["audiolens"])
-            if labels["format"] != format_:
+            labels = json.loads((file.metadata() or {})[integrity.HEADER])
+            if labels["format"] not in (format_, unsealed):
                 raise InputError(f"{path}: format {labels['format']!r}, expected {format_!r}.")
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        sealed = labels["format"] == format_ or integrity.SEAL in labels
+        if sealed:
+            integrity.check_header(path, labels, shapes)
+        source = _Source(place, stamp, labels if sealed else None)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file.") from None
     except (KeyError, json.JSONDecodeError) as error:
@@ -127,6 +132,7 @@ class _Source:
 
     path: Path
     stamp: tuple[int, ...]
+    sealed: Mapping[str, Any] | None
 
     def tensor(self, name: str) -> Tensor:
         try:
@@ -142,6 +148,8 @@ class _Source:
             raise InputError(
                 f"{name} cannot be read: {self.path} was written anew after this cache was loaded. Load it again."
             )
+        if self.sealed is not None:
+            integrity.check_tensor(self.path, self.sealed, name, found)
         return found
 
 

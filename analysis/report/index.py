@@ -11,13 +11,14 @@ from analysis.report import crossing, page
 from analysis.report.downloads import data_link, downloads
 from analysis.report.writer import plain
 from analysis.study import stages
+from audiolens.integrity import sealed_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from analysis.study.several import Several
 
-FORMAT = "audiolens.studies.1"
+FORMAT, UNSEALED = "audiolens.studies.2", "audiolens.studies.1"
 _COSINES = (
     "Cosine of the concepts' directions at each block; a star where random directions do not reach. One far from 0 may "
     "come from prompts that name both."
@@ -27,7 +28,7 @@ _COSINES = (
 def is_ours(folder: Path) -> bool:
     """Whether a folder holds an index that was written here."""
     try:
-        return json.loads((folder / stages.SUMMARY).read_text("utf-8")).get("format") == FORMAT
+        return json.loads((folder / stages.SUMMARY).read_text("utf-8")).get("format") in (FORMAT, UNSEALED)
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -63,5 +64,5 @@ def write(several: Several, folder: Path, command: str = "") -> None:
         style=page.verbatim("style.css"), script=page.verbatim("downloads.js"),
     )  # fmt: skip
     # First: it says whose the index is.
-    stages.put(folder / stages.SUMMARY, json.dumps(plain(facts), indent=2, ensure_ascii=False).encode("utf-8"))
+    stages.put(folder / stages.SUMMARY, sealed_json(plain(facts), indent=2, ensure_ascii=False))
     stages.put(folder / "index.html", html.encode("utf-8"))

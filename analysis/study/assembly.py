@@ -99,14 +99,6 @@ def _components(directions: Directions, poles: tuple[str, str]) -> PCAResult:
 
 def _sounds(tested: SweepResult) -> dict[tuple[str, str, int], np.ndarray]:
     """The clips that were kept as sound: (condition, prompt, seed) -> "channel sample"."""
-    import soundfile
-
-    keys = list(tested.table[["condition", "prompt", "seed"]].itertuples(index=False, name=None))
-    if tested.folder is None:
-        return {key: tested.audio[row] for row, key in enumerate(keys) if row in tested.audio}
-    found = {}
-    for key, file in zip(keys, tested.table["file"], strict=True):
-        if isinstance(file, str):
-            samples, _ = soundfile.read(tested.folder / file, dtype="float32", always_2d=True)
-            found[key] = samples.T
-    return found
+    keys = tested.table[["condition", "prompt", "seed"]].itertuples(index=False, name=None)
+    found = {key: tested.sound(row) for row, key in enumerate(keys)}
+    return {key: samples for key, samples in found.items() if samples is not None}

@@ -1,7 +1,8 @@
 """Stages: what a study has finished, kept in its folder under a hash of all that it follows from.
 
-`study.json` says what the folder is a study of. A stage lies in `stages/NAME-KEY` as safetensors, Parquet and JSON,
-made beside its place and renamed: it is there whole or not at all. The key is a hash of weights, versions, the code
+`study.json` says what the folder is a study of. A stage lies in `stages/NAME-KEY` as safetensors, Parquet and JSON with
+a manifest of their hashes (a sweep: as `analysis.sweep.ledger` keeps it), made beside its place and renamed: it is
+there whole or not at all, and made again if a byte of it changed. The key is a hash of weights, versions, the code
 that makes it, and what it was asked; the same call takes it as it is, and another one makes its own beside it. One
 process writes at a time; the lock is the system's and ends with its process.
 """
@@ -11,9 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -27,15 +30,18 @@ from soundfile import LibsndfileError
 
 import analysis
 import audiolens
-from analysis.folder import LOCK, check_above, disk_is_full, held, is_study
+from analysis.folder import LOCK, UNSEALED_STUDY, check_above, disk_is_full, held, is_study
 from analysis.sweep.ledger import content_hash
 from audiolens import provenance
-from audiolens.errors import InputError, StoppedError
+from audiolens.errors import DamagedError, DamageWarning, InputError, StoppedError
+from audiolens.integrity import check_manifest, read_json, sealed_json, write_manifest
 
-FORMAT = "audiolens.run.1"
+FORMAT = "audiolens.run.2"
+UNSEALED = "audiolens.run.1"
+"""The format before, without hashes: still read, not gone on with."""
 BEGUN, STAGES, SUMMARY = "study.json", "stages", "summary.json"
 MADE = "made.json"
-"""The stages that a page was made of, by name: other settings leave others beside them."""
+"""The stages that a page was made of, by name, and the hashes of what says so: other settings leave others there."""
 SHOWN = ("index.html", "audio", "figures", "tables", "clips.csv", "clips.parquet", "directions.safetensors", MADE)
 """What a finished study shows beside its summary."""
 UNFINISHED = ".unfinished-"
@@ -44,6 +50,8 @@ DAMAGE = (
     OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, LibsndfileError, pa.ArrowException,
 )  # fmt: skip
 """What reading a damaged stage raises."""
+_ENTRY = re.compile(rf"({re.escape(UNFINISHED)})*[a-z-]+-[0-9a-f]{{16}}(\.{re.escape(_SECONDS)})?")
+_STILL_KEPT = "the stages are kept, and the same study with --force goes on with them."
 _PACE = {"n_jobs"}
 """Settings that change how long a study takes, and no bit of it."""
 _MEASURING = ("librosa", "numpy", "scipy", "scikit-learn", "pandas")
@@ -94,13 +102,14 @@ class Stage:
     def kept(self, make: Callable[[], T], write: Callable[[T, Path], object], read: Callable[[Path], T]) -> T:
         """Its result: as it is kept, or else made, written and read again, so that both are the same bits.
 
-        One that cannot be read any more is made anew.
+        One that is not what was written is made anew, with a `DamageWarning`.
         """
-        if self.place is not None and self.place.is_dir():
+        if self.place is not None and self.place.exists():
             try:
+                check_manifest(self.place, self.place.name)
                 found = read(self.place)
-            except DAMAGE:
-                shutil.rmtree(self.place)
+            except DAMAGE as error:
+                self.discard(error)
             else:
                 self.took(0.0)
                 return found
@@ -109,27 +118,33 @@ class Stage:
         if self.place is not None:
             with whole(self.place) as work:
                 write(made, work)
+                write_manifest(work, self.place.name)
             made = read(self.place)
         self.took(time.perf_counter() - started)
         return made
 
+    def discard(self, error: Exception) -> None:
+        """Remove what is kept of it, which is not what was written."""
+        assert self.place is not None
+        told = " ".join(str(error).split())[:200].rstrip(".")
+        warnings.warn(DamageWarning(f"{told}: {self.name} is made again."), stacklevel=3)
+        shutil.rmtree(self.place) if self.place.is_dir() else self.place.unlink()
+
     def took(self, seconds: float) -> None:
-        """Add to how long it took: what was made before counts too."""
+        """Add to how long it took: what was made before counts too, and is left out where that is not known."""
         if self.place is None:
             self.seconds[self.name] = seconds
             return
         # Beside the stage: inside it would make equal results unequal files.
         path, before = self.place.with_name(f"{self.place.name}.{_SECONDS}"), 0.0
-        with suppress(OSError, ValueError):
-            before = float(json.loads(path.read_text("utf-8")))
+        try:
+            before = float(read_json(path)["seconds"])
+        except (OSError, ValueError, KeyError, TypeError):
+            if not seconds:
+                return
         self.seconds[self.name] = before + seconds
         if seconds:
-            put(path, json.dumps(self.seconds[self.name]).encode())
-
-
-def made_of(used: Iterable[str]) -> bytes:
-    """`MADE` of the stages that were used."""
-    return json.dumps({entry.rpartition("-")[0]: entry for entry in sorted(used)}, indent=1).encode()
+            put(path, sealed_json({"seconds": self.seconds[self.name]}))
 
 
 def hash_of(values: Mapping[str, Any]) -> str:
@@ -185,6 +200,10 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     # What a process leaves that was killed before it had said what it begins.
     if all(entry.name == LOCK or entry.name.startswith(UNFINISHED) for entry in target.iterdir()):
         return
+    if _has_stages(target):
+        if not overwrite:
+            raise DamagedError(f"{target / BEGUN} is gone: {_STILL_KEPT}")
+        return
     if not is_study(target):
         raise InputError(f"{target} exists and holds something other than a study: choose another folder.")
     if not overwrite:
@@ -200,8 +219,9 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         InputError: naming the first setting that differs.
     """
     try:
-        shown = json.loads((folder / SUMMARY).read_text("utf-8"))["settings"]
+        shown = read_json(folder / SUMMARY, former=(UNSEALED_STUDY,))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
+        # Not what was written: the study is finished again.
         return
     mine = json.loads(json.dumps(settings, default=str))
     for name in sorted({*mine} & {*shown} - _PACE):
@@ -238,7 +258,7 @@ def begun(
         for leftover in (*target.glob(f"{UNFINISHED}*"), *(target / STAGES).glob(f"{UNFINISHED}*")):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         # First: what holds stages must say of what.
-        put(target / BEGUN, json.dumps(facts, indent=1, ensure_ascii=False).encode())
+        put(target / BEGUN, sealed_json(facts, ensure_ascii=False))
         (target / STAGES).mkdir(exist_ok=True)
         stages = Stages(target, common)
         yield stages
@@ -320,10 +340,16 @@ def show(work: Path, target: Path) -> None:
         os.replace(entry, place)
 
 
+def _has_stages(folder: Path) -> bool:
+    """Whether a folder holds stages of a study, and nothing among them that is not ours."""
+    entries = list((folder / STAGES).glob("*")) if (folder / STAGES).is_dir() else []
+    return bool(entries) and all(_ENTRY.fullmatch(entry.name) for entry in entries)
+
+
 def _begun(folder: Path) -> Any:
     """What `study.json` says, or `None` where there is none that can be read."""
     try:
-        return json.loads((folder / BEGUN).read_text("utf-8"))
+        return read_json(folder / BEGUN, former=(UNSEALED,))
     except (OSError, ValueError):
         return None
 
@@ -343,8 +369,10 @@ def _refuse_other(folder: Path, facts: Mapping[str, Any]) -> None:
         return
     otherwise = "choose another folder, or replace it with --force."
     try:
-        there = json.loads(path.read_text("utf-8"))
+        there = read_json(path, former=(UNSEALED,))
         name, versions_there = there["format"], dict(there["versions"])
+    except DamagedError as error:
+        raise DamagedError(f"{str(error).rstrip('.')}: {_STILL_KEPT}") from None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path} is damaged ({' '.join(str(error).split())[:80]}): {otherwise}") from None
     if name != FORMAT:
