@@ -23,12 +23,12 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import numpy as np
-import pandas as pd
 import torch
 import typer
 
 import audiolens as al
 from analysis import report, study, sweep
+from analysis.report import writer
 from analysis.study.settings import Settings
 from analysis.sweep import Condition
 from audiolens.errors import InputError
@@ -210,33 +210,29 @@ def studies(lens: Any, work: Path) -> list[Kept]:
         (next(path for path in begun.glob("stages/dose-response-*") if path.is_dir()) / file).unlink()
     return [
         Kept("finished study", whole, whole, other, read_study, run),
-        Kept("unfinished study", begun, whole, other, _unread, run),
+        Kept("unfinished study", begun, whole, other, read_study, run),
     ]
 
 
 def read_study(folder: Path) -> tuple[Facts, bool]:
     """All that the folder of a finished study says."""
     found = study.load_folder(folder)
-    told = {name: _digest(table.to_csv(index=False)) for name, table in report.writer.tables(found).items()}
+    told = {name: _digest(table.to_csv(index=False)) for name, table in writer.tables(found).items()}
     told["clips"] = _digest(found.clips.to_csv(index=False))
     told["samples"] = _digest(found.directions.vectors.numpy(), found.directions.samples.values.numpy())  # pyright: ignore[reportOptionalMemberAccess]
     told["sounds"] = _digest(*found.sounds.values())
-    facts = {**report.writer.summary(found, ""), "versions": None}
+    facts = {**writer.summary(found, ""), "versions": None}
     return {**told, "summary": _digest(json.dumps(facts, sort_keys=True))}, True
-
-
-def _unread(folder: Path) -> tuple[Facts, bool]:
-    raise InputError(f"{folder} is not finished.")
 
 
 def tables_alone(found: study.Study, folder: Path, *, command: str = "") -> None:
     """What a study shows, but for pictures and page."""
     (folder / "tables").mkdir()
-    for name, table in report.writer.tables(found).items():
+    for name, table in writer.tables(found).items():
         table.to_csv(folder / "tables" / f"{name}.csv", index=False)
     found.clips.to_parquet(folder / "clips.parquet", index=False)
     found.directions.save(folder / "directions.safetensors")
-    facts = {**report.writer.summary(found, command), "seconds": {}}
+    facts = {**writer.summary(found, command), "seconds": {}}
     (folder / "summary.json").write_bytes(sealed_json(facts))
 
 
@@ -284,8 +280,6 @@ def main(
         found = {one.name: damaged(one, Path(place), flips, seed, lambda *_: rng.randrange(every) == 0) for one in kept}
     for one in found.values():
         typer.echo("\n".join(one.faults))
-    table = pd.DataFrame({name: one.counts for name, one in found.items()}).fillna(0).astype(int)
-    typer.echo(table.to_string())
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({name: {**one.counts, "faults": one.faults} for name, one in found.items()}, indent=1))
     if any(one.faults for one in found.values()):
