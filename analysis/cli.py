@@ -16,6 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from analysis.commands import directions, generate, measure, models, patch, place, probe, report, study, sweep
+from analysis.commands.common import say
+from audiolens.characters import printable
 from audiolens.errors import AudioLensError, DamageWarning, UnreadWordsWarning
 from audiolens.tokens import naming_once
 
@@ -34,7 +36,7 @@ def _version(asked: bool) -> None:
     if asked:
         from importlib.metadata import version
 
-        typer.echo(f"audiolens {version('audiolens')}")
+        say(f"audiolens {version('audiolens')}")
         raise typer.Exit
 
 
@@ -89,7 +91,7 @@ def main() -> None:
     else:
         # What a command returns is nothing; typer returns the code of --help, and of Ctrl-C.
         if code == _STOPPED:
-            typer.echo("Stopped; nothing was written.", err=True)
+            say("Stopped; nothing was written.", err=True)
         sys.exit(code or 0)
 
 
@@ -101,9 +103,9 @@ def _plainly_warned() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
             if issubclass(category, _PLAIN):
-                typer.echo(f"audiolens: {message}", err=True)
+                say(f"audiolens: {message}", err=True)
             else:
-                shown(message, category, *where)
+                shown(printable(str(message)), category, *where)
 
         for plain in _PLAIN:
             warnings.simplefilter("always", plain)
@@ -126,7 +128,7 @@ def _refused_by_the_disk(error: Exception) -> str | None:
 
 
 def _refuse(message: str) -> None:
-    typer.echo(f"audiolens: {' '.join(message.split())}", err=True)
+    say(f"audiolens: {' '.join(message.split())}", err=True)
     sys.exit(2)
 
 

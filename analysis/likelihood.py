@@ -17,6 +17,7 @@ from torch import Tensor
 from audiolens import text
 from audiolens.audio import checked_codes
 from audiolens.errors import InputError
+from audiolens.overflow import checked_logits
 from audiolens.text import Prompt
 from audiolens.timeline import Span
 
@@ -68,7 +69,12 @@ class Window:
     def each(
         self, logits: Float[Tensor, "row codebook step vocab"], codes: Int[Tensor, "row codebook _"]
     ) -> Float[Tensor, "row codebook frame"]:
-        """Log-likelihood of every code in the window, in nats."""
+        """Log-likelihood of every code in the window, in nats.
+
+        Raises:
+            ActivationOverflow: if a logit is NaN or infinite.
+        """
+        checked_logits(logits, self.frame_rate)
         told = by_frame(logits[..., self.first :, :], self.delays, self.end - self.first)
         return log_probability(told, codes[..., self.first : self.end].to(told.device))
 

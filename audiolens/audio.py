@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from audiolens import soundfiles
-from audiolens.checks import real_number
+from audiolens.checks import RATES_HZ, real_number
 from audiolens.errors import InputError, InputTypeError, shortened
 from audiolens.families import LensConfig
 from audiolens.tensors import tensor_of
@@ -53,6 +53,8 @@ def _hertz(sample_rate: Any) -> int:
         rate = 0.0
     if not rate.is_integer() or rate <= 0:
         raise InputError(f"sample_rate={sample_rate!r}: expected a positive whole number of hertz.")
+    if not RATES_HZ[0] <= rate <= RATES_HZ[1]:
+        raise InputError(f"sample_rate={sample_rate!r}: expected {RATES_HZ[0]:,} to {RATES_HZ[1]:,} hertz.")
     return int(rate)
 
 

@@ -43,9 +43,9 @@ class Bound:
         self.branches = layout.branches
         extra = len(form.features(config))
         rows = checked_rows(intervention.rows, layout.total)
-        affected = torch.zeros(layout.total, dtype=torch.bool)
+        affected = torch.zeros(layout.total, dtype=torch.bool, device="cpu")
         affected[rows] = True
-        strength = torch.as_tensor(intervention.strength)
+        strength = torch.as_tensor(intervention.strength, device="cpu")
         per_row = self._spread(strength, rows, layout.total, "strength")
         active = layout.of(affected & (per_row != 0)) & layout.branch(intervention.branch)
         self.active = active
@@ -161,7 +161,7 @@ class Bound:
 
     def _spread(self, values: Tensor, rows: Sequence[int], total: int, name: str) -> Tensor:
         """One number per row of the caller from a single number or one per affected row."""
-        spread = torch.zeros(total)
+        spread = torch.zeros(total, dtype=torch.float32, device="cpu")
         if values.ndim and len(values) != len(rows):
             raise InputError(f"{self.site}: {len(values)} values of {name} for {len(rows)} rows.")
         spread[list(rows)] = values
@@ -218,7 +218,7 @@ class Bound:
             raise InputError(
                 f"heads={list(heads)}: {self.site} has no heads; use attn.hook_q, k, v, z, pattern, result."
             )
-        mask = torch.zeros(1, 1, config.n_heads, 1, dtype=torch.bool)
+        mask = torch.zeros(1, 1, config.n_heads, 1, dtype=torch.bool, device="cpu")
         mask[:, :, list(checked_heads(heads, config.n_heads))] = True
         return mask
 
@@ -231,9 +231,9 @@ class Bound:
                 schedule = [float(schedule(step / timeline.frame_rate)) for step in range(timeline.steps)]
             except (TypeError, ValueError) as error:
                 raise InputTypeError(f"{self.site}: the schedule gives no number for a time ({error}).") from None
-        factors = torch.as_tensor(schedule, dtype=torch.float32)
+        factors = torch.as_tensor(schedule, dtype=torch.float32, device="cpu")
         if not bool(torch.isfinite(factors).all()):
-            raise InputError(f"{self.site}: the schedule gives NaN or infinite factors.")
+            raise InputError(f"{self.site}: the schedule gives NaN or infinite factors in float32.")
         if factors.ndim == 1 and len(factors) == timeline.frames:
             # The tail follows the last frame, whose codes it finishes.
             factors = torch.cat([factors, factors[-1:].expand(timeline.steps - timeline.frames)])
@@ -243,5 +243,5 @@ class Bound:
                 f"{timeline.frames} frames (or {timeline.steps} steps, the tail included)."
             )
         # The prefix has no time, and keeps its strength.
-        before = torch.ones(-min(self.start, 0))
+        before = torch.ones(-min(self.start, 0), dtype=torch.float32, device="cpu")
         return torch.cat([before, factors]).reshape(1, -1, *[1] * extra).to(device)

@@ -20,6 +20,7 @@ from audiolens.arrays import AsArray
 from audiolens.checks import whole_number
 from audiolens.decomposition import Components, Readout, Stream, accumulate, decompose, logit_lens
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
+from audiolens.files import as_path
 from audiolens.interventions import checked_rows
 from audiolens.loading import checked_device, checked_dtype
 from audiolens.sites import Site, listed_layers, names_once
@@ -129,7 +130,7 @@ class ActivationCache(AsArray):
             InputTypeError, InputError: if these are no row numbers, or not of rows that the cache holds.
         """
         chosen = checked_rows(rows, self._row_count())
-        index = torch.tensor(chosen)
+        index = torch.tensor(chosen, device="cpu")
 
         def pick(tensor: Tensor, name: str) -> Tensor:
             return tensor.index_select(self.axes[name].index("row"), index.to(tensor.device))
@@ -261,7 +262,11 @@ class ActivationCache(AsArray):
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one safetensors file with the labels in its header; an existing file is replaced whole."""
+        """Write one safetensors file with the labels in its header; an existing file is replaced whole.
+
+        Raises:
+            InputError: if the place cannot be written, or something other than a file has the name.
+        """
         labels = {
             "format": _FORMAT,
             "axes": {name: list(axes) for name, axes in self.axes.items()},
@@ -275,7 +280,8 @@ class ActivationCache(AsArray):
             "stream": None if self.stream is None else asdict(self.stream),
             "prefixes": list(self.prefixes),
         }
-        return write(Path(path), {**self.tensors, **{_NORMS + name: norm for name, norm in self.norms.items()}}, labels)
+        norms = {_NORMS + name: norm for name, norm in self.norms.items()}
+        return write(as_path(path), {**self.tensors, **norms}, labels)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], sites: str | Sequence[str] | None = None) -> "ActivationCache":

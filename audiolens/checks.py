@@ -7,6 +7,7 @@ may be any iterable with an order, and is read once.
 import math
 import operator
 from collections.abc import Iterable, Mapping, Set
+from itertools import islice
 from numbers import Real
 from typing import Any
 
@@ -15,6 +16,17 @@ import numpy as np
 from audiolens.arrays import AsArray
 from audiolens.errors import InputError, InputTypeError
 
+MOST = 1_000_000
+"""Of what is counted: a loop or a list of more would not end."""
+MOST_SEED = 2**32 - 1
+MOST_ITEMS = 10_000_000
+"""Of a list."""
+MOST_JOBS = 1_024
+"""Processes: each is started, whether there is work for it or not."""
+MOST_PLACES = 10_000
+"""Of a list of layers or heads."""
+RATES_HZ = (1_000, 768_000)
+"""Sample rates that sound has; resampling from others would make thousands of samples of one."""
 _UNORDERED = (str, bytes, Mapping, Set, AsArray)
 
 
@@ -50,14 +62,17 @@ def real_number(value: Any) -> float:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{value!r} is no number.")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, operator.index(value))
 
 
-def checked_count(name: str, value: Any, least: int = 1) -> int:
+def checked_count(name: str, value: Any, least: int = 1, most: int = MOST) -> int:
     """A whole number.
 
     Raises:
-        InputError: if it is none (a truth value is none), or under `least`.
+        InputError: if it is none (a truth value is none), under `least`, or over `most`.
     """
     try:
         number = whole_number(value)
@@ -65,6 +80,8 @@ def checked_count(name: str, value: Any, least: int = 1) -> int:
         number = None
     if number is None or number < least:
         raise InputError(f"{name}={value!r}: expected a whole number of at least {least}.")
+    if number > most:
+        raise InputError(f"{name}={value!r}: expected a whole number of at most {most:,}.")
     return number
 
 
@@ -76,7 +93,7 @@ def checked_amount(name: str, value: Any, above: float = -math.inf) -> float:
     """
     try:
         number = real_number(value)
-    except (TypeError, OverflowError):
+    except TypeError:
         number = math.nan
     if not math.isfinite(number) or not number > above:
         wanted = "a finite number" if above == -math.inf else f"a finite number above {above:g}"
@@ -120,7 +137,21 @@ def listed(name: str, values: Any) -> list[Any]:
     if isinstance(values, _UNORDERED) or not _has_items(values):
         raise InputTypeError(f"{name}={_told(values)}: expected a list.")
     refuse_masked(name, values)
-    return list(values)
+    return bounded(name, values)
+
+
+def bounded(name: str, values: Iterable[Any], most: int = MOST_ITEMS) -> list[Any]:
+    """The items of an iterable, which may be without end.
+
+    Raises:
+        InputError: if there are more than `most`.
+    """
+    if isinstance(values, range) and (values[-1:] and abs(values[-1] - values[0]) // abs(values.step) >= most):
+        raise InputError(f"{name}={values!r}: expected at most {most:,} items.")
+    items = list(islice(values, most + 1))
+    if len(items) > most:
+        raise InputError(f"{name}={_told(values)}: expected at most {most:,} items.")
+    return items
 
 
 def in_order(name: str, values: Any, what: str) -> tuple[Any, ...]:

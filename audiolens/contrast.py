@@ -83,7 +83,7 @@ class Contrast:
         self.first = tuple((size + 1) // 2 for size in self.sizes)
         self.counts = [0, 0]
         self.sums: Tensor | None = None
-        self.norms = torch.zeros(0)
+        self.norms = torch.zeros(0, dtype=torch.float32, device="cpu")
         self.snapshots: dict[int, Tensor] = {}
         self.scores: tuple[list[Tensor], list[Tensor]] = ([], [])
 
@@ -128,7 +128,7 @@ class Contrast:
             split_half_cosine=cosine_similarity(halves[0], halves[1], dim=-1).float(),
             separation=_cohens_d(positive, negative).float(),
             auc=_auc(positive, negative).float(),
-            counts=torch.tensor(list(self.snapshots)),
+            counts=torch.tensor(list(self.snapshots), device="cpu"),
             stability=torch.stack(
                 [cosine_similarity(early, halves[1], dim=-1) for early in self.snapshots.values()]
             ).float(),
@@ -188,7 +188,7 @@ def _p_of_auc(
     dealt = torch.from_numpy(rng.permuted(poles, axis=0))
     highest = _area(_ranks(positive, negative) @ dealt, *sizes).amax(0)
     found = _auc(positive, negative)
-    return (1 + (highest[None] >= found[:, None]).sum(1)) / (N_SHUFFLES + 1)
+    return (1 + (highest[None] >= found[:, None]).sum(1)).float() / (N_SHUFFLES + 1)
 
 
 def _ranks(

@@ -106,7 +106,7 @@ class Directions(AsArray):
         chosen = sorted(set(listed_layers(layers)))
         if not chosen:
             raise SiteError(f"no layer given: there are layers {shortened(map(str, self.layers), 60)}.")
-        places = torch.tensor([self._place(layer) for layer in chosen])
+        places = torch.tensor([self._place(layer) for layer in chosen], device="cpu")
         return replace(
             self,
             vectors=self.vectors[places],
@@ -179,8 +179,8 @@ class Directions(AsArray):
 
     def random_like(self, seed: int) -> "Directions":
         """Random directions of the same length at each layer: the control of what any push would do."""
-        generator = torch.Generator().manual_seed(checked_seed(seed))
-        drawn = torch.randn(self.vectors.shape, generator=generator)
+        generator = torch.Generator("cpu").manual_seed(checked_seed(seed))
+        drawn = torch.randn(self.vectors.shape, generator=generator, dtype=torch.float32, device="cpu")
         return self._changed(unit(drawn) * self.norms[:, None], f"random {seed} like ({self.meta.label})")
 
     def shuffled(self, seed: int, *, match_norms: bool = True) -> "Directions":
@@ -192,7 +192,8 @@ class Directions(AsArray):
         checked_flags(match_norms=match_norms)
         if self.samples is None:
             raise InputError("shuffled needs one vector a prompt: read the directions with keep_samples=True.")
-        order = torch.randperm(len(self.samples.labels), generator=torch.Generator().manual_seed(checked_seed(seed)))
+        generator = torch.Generator("cpu").manual_seed(checked_seed(seed))
+        order = torch.randperm(len(self.samples.labels), generator=generator, device="cpu")
         vectors = self.samples.difference(self.samples.labels[order])
         if match_norms:
             vectors = unit(vectors) * self.norms[:, None]
@@ -254,7 +255,8 @@ class Directions(AsArray):
                 meta=meta,
                 evidence=Evidence(**kept) if kept else None,
             )
-            agree = torch.allclose(directions.norms, torch.tensor(facts["norms"]), rtol=1e-4)
+            told = torch.tensor(facts["norms"], dtype=torch.float32, device="cpu")
+            agree = torch.allclose(directions.norms, told, rtol=1e-4)
         except (KeyError, TypeError, AttributeError, RuntimeError, InputError) as error:
             raise InputError(f"{path}: its header and its vectors do not fit together ({error}).") from None
         if not agree:
@@ -373,7 +375,7 @@ def read_poles(lens: Any, reader: PoleReader, label: str, keep_samples: bool) ->
             kept[:, batch.index] = batch.values
     samples = None
     if kept is not None:
-        labels = torch.arange(len(reader.prompts)) < len(reader.positive)
+        labels = torch.arange(len(reader.prompts), device="cpu") < len(reader.positive)
         samples = Samples(kept, labels, reader.layers, reader.prompts)
     return Directions(
         vectors=contrast.difference(),

@@ -22,7 +22,7 @@ from audiolens.interventions import checked_branch, checked_flags
 from audiolens.passes import alone, random_state
 from audiolens.recording import Reading, Recorder
 from audiolens.rows import batches, start_columns
-from audiolens.sampling import checked_seeds, checked_settings, sampling_arguments
+from audiolens.sampling import checked_generation_config, checked_seeds, checked_settings, sampling_arguments
 from audiolens.text import Prompt
 from audiolens.timeline import Real, clip_timeline
 
@@ -56,6 +56,7 @@ def drawn(
     listed, sizes = text.checked(prompts, lens.model, lens.tokenizer, rows)
     streams = checked_seeds(seeds, len(listed))
     guidance_scale, temperature, top_k = checked_settings(guidance_scale, temperature, top_k)
+    checked_generation_config(lens.model, config)
     guided = guidance_scale > 1
     timeline = clip_timeline(seconds, config, config.prefix(max(sizes)))
     _warn_beyond(timeline.seconds, lens)

@@ -53,7 +53,7 @@ class UnreadWordsWarning(UserWarning):
 
 
 class ActivationOverflow(AudioLensError, OverflowError):
-    """Interventions made activations infinite or NaN; the run was stopped."""
+    """Activations are infinite or NaN, by an intervention or by the model itself; the run was stopped."""
 
 
 class BusyError(AudioLensError, RuntimeError):

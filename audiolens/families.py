@@ -237,6 +237,10 @@ def config_of(model: Any, family: Family) -> LensConfig:
         if promised != held:
             raise UnsupportedModelError(f"the configuration says {promised} {part}, the decoder holds {held}.")
     pad = model.generation_config.decoder_start_token_id
+    if pad is not None and (not isinstance(pad, int) or not 0 <= pad <= decoder.vocab_size):
+        raise UnsupportedModelError(
+            f"the generation configuration has decoder_start_token_id={pad!r:.80}: expected 0 to {decoder.vocab_size}."
+        )
     return LensConfig(
         family=family.name,
         n_layers=decoder.num_hidden_layers,

@@ -2,8 +2,6 @@
 
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +16,8 @@ from audiolens import soundfiles
 from audiolens.cache import ActivationCache
 from audiolens.checks import listed, one_or_listed, whole_numbers
 from audiolens.errors import InputError, InputTypeError
+from audiolens.files import as_path, new_folder, refuse_taken, refused
 from audiolens.integrity import digest, sealed_json
-from audiolens.permissions import opened
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,47 +54,20 @@ class Generation:
         Raises:
             InputError: if the folder exists and is not empty, cannot be written, or there is no audio or NaN in it.
         """
-        folder = Path(folder)
+        folder = as_path(folder)
         if self.audio is None:
             raise InputError(
                 "these clips were made with decode=False: use lens.decode_codes(out.codes) for their sound."
             )
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"{folder} exists and is not an empty folder: choose another, or remove it.")
+        refuse_taken(folder)
         clips = self.audio.detach().float().cpu().numpy()
         broken = [row for row, clip in enumerate(clips) if not np.isfinite(clip).all()]
         if broken:
             raise InputError(f"the sound of rows {broken} holds NaN or infinite samples: save the other rows alone.")
-        try:
+        with refused(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            work = opened(Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent)))
-        except OSError as error:
-            raise InputError(f"{folder} cannot be written: {error.strerror}.") from None
-        try:
-            names = [self._name(row) for row in range(len(self))]
-            for row, name in enumerate(names):
-                soundfiles.write(work / name, clips[row], self.sample_rate)
-            save_file({"codes": self.codes.detach().cpu().contiguous()}, work / "codes.safetensors")
-            opened(work / "codes.safetensors")
-            held = {name: digest((work / name).read_bytes()) for name in (*names, "codes.safetensors")}
-            rows = [
-                {"file": name, "prompt": prompt, "seed": None if self.seeds is None else self.seeds[row]}
-                for row, (name, prompt) in enumerate(zip(names, self.prompts, strict=True))
-            ]
-            facts = {
-                "sample_rate": self.sample_rate,
-                "frame_rate": self.frame_rate,
-                "settings": dict(self.settings),
-                "rows": rows,
-                "files": held,
-            }
-            (work / "generation.json").write_bytes(sealed_json(facts, indent=2))
-            if folder.exists():
-                folder.rmdir()
-            work.rename(folder)
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
+            with new_folder(folder) as work:
+                self._write(work, clips)
         return folder
 
     def listen(self, row: int | Sequence[int] | None = None, labels: Sequence[str] | None = None) -> Any:
@@ -136,6 +107,25 @@ class Generation:
             return players[0]
         return HTML("".join(map(_labelled, told, players)))
 
+    def _write(self, folder: Path, clips: Float[np.ndarray, "row channel sample"]) -> None:
+        """Fill an empty folder."""
+        names = [self._name(row) for row in range(len(self))]
+        for row, name in enumerate(names):
+            soundfiles.write(folder / name, clips[row], self.sample_rate)
+        save_file({"codes": self.codes.detach().cpu().contiguous()}, folder / "codes.safetensors")
+        rows = [
+            {"file": name, "prompt": prompt, "seed": None if self.seeds is None else self.seeds[row]}
+            for row, (name, prompt) in enumerate(zip(names, self.prompts, strict=True))
+        ]
+        facts = {
+            "sample_rate": self.sample_rate,
+            "frame_rate": self.frame_rate,
+            "settings": dict(self.settings),
+            "rows": rows,
+            "files": {name: digest((folder / name).read_bytes()) for name in (*names, "codes.safetensors")},
+        }
+        (folder / "generation.json").write_bytes(sealed_json(facts, indent=2))
+
     def _name(self, row: int) -> str:
         words = re.sub(r"[^a-z0-9]+", "-", (self.prompts[row] or "unconditional").lower()).strip("-")[:40]
         seed = "" if self.seeds is None else f"-seed{self.seeds[row]}"
@@ -147,7 +137,11 @@ class Generation:
 
 
 def _labelled(label: str, player: Any) -> str:
-    return f'<div style="display: inline-block; margin: 0 1em 0.6em 0">{_escape(label)}<br>{player._repr_html_()}</div>'
+    # Notebooks set what stands between two $ as mathematics, but for these classes.
+    return (
+        '<div class="tex2jax_ignore mathjax_ignore" style="display: inline-block; margin: 0 1em 0.6em 0">'
+        f"{_escape(label)}<br>{player._repr_html_()}</div>"
+    )
 
 
 def _escape(text: str) -> str:

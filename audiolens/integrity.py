@@ -7,15 +7,18 @@ written, or a `DamagedError` names the file. Hashes show damage and exchanged fi
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from errno import ENOENT
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from audiolens.errors import DamagedError
+from audiolens.bounded_files import read_bytes, read_object
+from audiolens.errors import DamagedError, InputError
 
 MANIFEST = "manifest.json"
 HEADER, SEAL = "audiolens", "sha256"
@@ -84,14 +87,13 @@ def read_json(path: Path, former: Collection[str | None] = ()) -> dict[str, Any]
         DamagedError: if it cannot be read, or holds something other than what was written.
         FileNotFoundError: if it is not there.
     """
+    if not path.exists():
+        raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(path))
     try:
-        found = json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise DamagedError(f"{path} is damaged and cannot be read: {' '.join(str(error).split())[:80]}.") from None
-    if not isinstance(found, dict):
-        raise DamagedError(f"{path} is damaged: it holds a {type(found).__name__}.")
+        found = read_object(path)
+    except InputError as error:
+        reason = str(error).removeprefix(str(path))
+        raise DamagedError(f"{path} is damaged: {f'it{reason}' if reason[0] == ' ' else reason.lstrip(': ')}") from None
     told = found.pop(SEAL, None)
     if told is None and found.get("format") in former:
         return found
@@ -158,15 +160,26 @@ def check_bytes(path: Path, told: str) -> bytes:
     Raises:
         DamagedError: if it is gone, cannot be read, or differs.
     """
-    if not path.is_file():
-        raise DamagedError(f"{path} is gone.")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DamagedError(f"{path} cannot be read: {error.strerror or error}.") from None
+    content = content_of(path)
     if digest(content) != told:
         raise DamagedError(f"{path} is damaged: it is not what was written.")
     return content
+
+
+def content_of(path: Path) -> bytes:
+    """The bytes of a file of any size.
+
+    Raises:
+        DamagedError: if it is gone, no file, or cannot be read.
+    """
+    if not path.is_file():
+        raise DamagedError(f"{path} is gone.")
+    try:
+        return read_bytes(path, path.stat().st_size)
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except InputError as error:
+        raise DamagedError(str(error)) from None
 
 
 def _files(folder: Path) -> Iterable[Path]:

@@ -297,5 +297,5 @@ class Apply(Intervention):
         super().__post_init__()
         if not callable(self.function):
             raise InputTypeError(f"function={self.function!r}: expected something to call with the activations.")
-        if self.schedule is not None or bool((torch.as_tensor(self.strength) != 1).any()):
+        if self.schedule is not None or bool((torch.as_tensor(self.strength, device="cpu") != 1).any()):
             raise InputError("Apply takes no strength and no schedule: the function decides what is done.")

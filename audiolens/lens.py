@@ -25,10 +25,11 @@ from audiolens.forwards import Forward
 from audiolens.generation import Generation
 from audiolens.interventions import Branch, Intervention, checked_branch, checked_flags
 from audiolens.loading import checked_device, load, refuse_tokenizer
-from audiolens.operations import Model
+from audiolens.operations import Model, unharmed
 from audiolens.passes import alone
 from audiolens.proof import prove
 from audiolens.recording import Reading, Reduce, refuse_prefix
+from audiolens.reopening import Opening, packed
 from audiolens.text import Prompt
 from audiolens.timeline import Real, Span, Timeline, checked_frames, clip_timeline
 from audiolens.tracing import LensTracer, SiteValue, position, requested
@@ -65,8 +66,10 @@ class AudioLens:
             raise InputTypeError(f"tokenizer={type(tokenizer).__name__}: expected a tokenizer or a processor.")
         refuse_tokenizer(self.tokenizer, model)
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
-        self._nnsight = Model(model)
-        prove(self)
+        with unharmed(model):
+            self._nnsight = Model(model)
+            prove(self)
+        self._opening: Opening | None = None
 
     @classmethod
     def from_pretrained(
@@ -93,11 +96,32 @@ class AudioLens:
         target = None if device is None else checked_device(device)
         model, tokenizer = load(name, dtype=dtype, revision=revision, device_map=device_map)
         model.eval()
-        return cls(model if target is None else model.to(target), tokenizer, name=os.fspath(name))
+        lens = cls(model if target is None else model.to(target), tokenizer, name=os.fspath(name))
+        # The hub's branches move on: the commit is what was loaded.
+        commit = getattr(model.config, "_commit_hash", None) or revision
+        lens._opening = Opening.of(name, dtype, commit, device_map)
+        return lens
+
+    def __copy__(self) -> "AudioLens":
+        """A lens on the same model."""
+        return self._on(self.model, self.tokenizer)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AudioLens":
         """A lens on a copy of the model."""
-        return type(self)(copy.deepcopy(self.model, memo), copy.deepcopy(self.tokenizer, memo), name=self.name)
+        return self._on(copy.deepcopy(self.model, memo), copy.deepcopy(self.tokenizer, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it was opened and a hash of its weights: where it arrives, it is opened again.
+
+        Raises:
+            InputError: for a model that was given in memory; from the other side, if its weights are not the same.
+        """
+        return packed(self, self._opening)
+
+    def _on(self, model: Any, tokenizer: Any) -> "AudioLens":
+        made = type(self)(model, tokenizer, name=self.name)
+        made._opening = self._opening
+        return made
 
     @property
     def model(self) -> Any:
@@ -209,8 +233,9 @@ class AudioLens:
             melody: not supported yet; text alone conditions.
 
         Raises:
-            InputError: (or a subclass) for anything out of range, before the model runs.
-            ActivationOverflow: while it runs, if interventions make activations infinite or NaN.
+            InputError: (or a subclass) for anything out of range, before the model runs; and if a setting of
+                `model.generation_config` would change the draw: the arguments decide it alone.
+            ActivationOverflow: while it runs, if interventions, or the model itself, make logits infinite or NaN.
         """
         refuse_melody(melody)
         return drawn(

@@ -1,12 +1,11 @@
 """From a name to a model and its tokenizer, with errors that say what was wrong with the name or the files."""
 
 import importlib.util
-import json
 import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from audiolens.errors import (
     nearest,
 )
 from audiolens.families import FAMILIES
+from audiolens.model_files import CONFIG, downloaded, staged
 
 BUNDLED = {"etude": Path(__file__).parent / "etude" / "weights"}
 """Models that come with the package."""
@@ -43,7 +43,7 @@ HUB = (
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_PARTS = {"text_encoder": ("t5", "mt5", "umt5"), "audio_encoder": ("encodec",)}
 
 
 def load(
@@ -67,41 +67,42 @@ def load(
     checked_device_map(device_map)
     if device_map is not None and importlib.util.find_spec("accelerate") is None:
         raise InputError(f"device_map={device_map!r} needs accelerate, which is not installed: pip install accelerate.")
-    source, local = _source(os.fspath(name))
-    options: dict[str, Any] = {} if revision is None or local else {"revision": revision}
-    if local:
-        options["local_files_only"] = True
+    told, wanted = str(name), checked_dtype(dtype)
+    local = _folder(os.fspath(name))
     try:
         with _without_chatter():
-            config = transformers.AutoConfig.from_pretrained(source, **options)
-        architecture = (config.architectures or ["?"])[0]
-        known = [family.architecture for family in FAMILIES]
-        if architecture not in known:
-            raise UnsupportedModelError(
-                f"{name}: {architecture} is not a model the lens can open: expected one of {', '.join(known)}."
-            )
-        # A pickle can run anything when it is opened: only safetensors are.
-        loading = {**options, "dtype": checked_dtype(dtype) or "auto", "use_safetensors": True}
-        if device_map is not None:
-            loading["device_map"] = device_map
-        with _without_chatter():
-            model, report = getattr(transformers, architecture).from_pretrained(
-                source, output_loading_info=True, **loading
-            )
-        missing = sorted(report.get("missing_keys", ()))
-        if missing:
-            raise ModelFilesError(
-                f"{name}: the weights lack {len(missing)} tensors ({missing[0]}, ...): the file is not whole. "
-                "Save or download the model again."
-            )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-        refuse_tokenizer(tokenizer, model, str(name))
+            folder = local or downloaded(told, revision)
+        with staged(folder) as files:
+            model_class = _class_of(told, files.config)
+            with _without_chatter():
+                config = model_class.config_class.from_pretrained(files.folder, local_files_only=True)
+            files.refuse_larger(model_class, config, config.audio_encoder.num_quantizers)
+            options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+            # A pickle can run anything when it is opened: only safetensors are.
+            loading = {**options, "dtype": wanted or "auto", "use_safetensors": True}
+            if device_map is not None:
+                loading["device_map"] = device_map
+            with _without_chatter(), _plain_defaults(device_map is None):
+                model, report = model_class.from_pretrained(files.folder, output_loading_info=True, **loading)
+            missing = sorted(report.get("missing_keys", ()))
+            if missing:
+                raise ModelFilesError(
+                    f"{name}: the weights lack {len(missing)} tensors ({missing[0]}, ...): the file is not whole. "
+                    "Save or download the model again."
+                )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, config=config, **options)
+        refuse_tokenizer(tokenizer, model, told)
     except (InputError, UnsupportedModelError):
         raise
     except Exception as error:
         if device_map is not None:
             raise InputError(f"{name} could not be placed by device_map={device_map!r}: {_detail(error)}") from error
-        raise _explained(str(name), local, error) from error
+        raise _explained(told, local is not None, error) from error
+    # Not the folder that they were loaded from, which is gone.
+    for part in (model.config, tokenizer):
+        part.name_or_path = str(local or told)
+    if local is None:
+        model.config._commit_hash = folder.name
     return model, tokenizer
 
 
@@ -139,6 +140,18 @@ def refuse_tokenizer(tokenizer: Any, model: Any, name: str | None = None) -> Non
     raise ModelFilesError(f"{name}: {told}")
 
 
+@contextmanager
+def _plain_defaults(on_cpu: bool) -> Iterator[None]:
+    """torch's own defaults: tables that no file holds, such as positions, are made in the default dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu") if on_cpu else nullcontext():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """A floating dtype from itself or its name."""
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
@@ -161,47 +174,56 @@ def checked_device(device: str | int | torch.device) -> torch.device:
     return found
 
 
-def _source(name: str) -> tuple[str, bool]:
-    """What to load from, and whether it lies on this disk; a folder is checked for a whole model."""
+def _folder(name: str) -> Path | None:
+    """The folder of a model on this disk; `None` for one of the hub."""
     if name in BUNDLED:
         folder = BUNDLED[name]
-        if not (folder / "config.json").is_file():
+        if not (folder / CONFIG).is_file():
             raise ModelFilesError(
                 f"the bundled model {name!r} is not in this installation ({folder} holds no config.json): "
                 "reinstall audiolens, or train it with `python -m audiolens.etude.train`."
             )
-    else:
-        folder = Path(name).expanduser()
+        return folder
+    folder = Path(name).expanduser()
     if not folder.is_dir():
         if folder.exists():
             raise ModelNotFoundError(f"{name} is a file: give the folder that holds the model.")
         if _HUB_NAME.fullmatch(name) and not name.startswith("."):
-            return name, False
+            return None
         raise ModelNotFoundError(
             f"unknown model {name!r}: not a bundled model, not a folder, not a hub name (owner/name)."
             f"{nearest(name, [*BUNDLED, *HUB])} 'etude' is bundled and works offline."
         )
-    config = folder / "config.json"
-    if not config.is_file():
+    if not (folder / CONFIG).is_file():
         raise ModelFilesError(
             f"{folder} holds no config.json: it is not a saved model. Give the folder that "
             "save_pretrained wrote, a hub name, or 'etude'."
         )
-    try:
-        json.loads(config.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelFilesError(f"{config} is not readable as JSON ({error}): the model is half-written.") from None
-    if not any((folder / weights).is_file() for weights in _WEIGHTS):
-        pickles = sorted(folder.glob("*.bin"))
-        if pickles:
-            raise ModelFilesError(
-                f"{folder} holds its weights as a pickle ({pickles[0].name}), which can run anything when it is "
-                f"opened: save the model again as safetensors ({_WEIGHTS[0]})."
-            )
-        raise ModelFilesError(
-            f"{folder} holds a config.json but no weights ({_WEIGHTS[0]}): the model is half-written."
+    return folder
+
+
+def _class_of(name: str, config: Mapping[str, Any]) -> Any:
+    """The class of a model by its configuration, which must be of a supported family, and made of supported parts."""
+    import transformers
+
+    named = config.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else "?"
+    known = [family.architecture for family in FAMILIES]
+    if architecture not in known:
+        raise UnsupportedModelError(
+            f"{name}: {architecture} is not a model the lens can open: expected one of {', '.join(known)}."
         )
-    return str(folder), True
+    found = getattr(transformers, architecture)
+    expected = {"": (found.config_class.model_type,), **_PARTS}
+    for part, kinds in expected.items():
+        values = config.get(part, {}) if part else config
+        kind = values.get("model_type", kinds[0]) if isinstance(values, Mapping) else type(values).__name__
+        if kind not in kinds:
+            raise UnsupportedModelError(
+                f"{name}: config.json says model_type={kind!r:.80}{f' of {part}' if part else ''}, expected "
+                f"{' or '.join(map(repr, kinds))} in a {architecture}."
+            )
+    return found
 
 
 def _explained(name: str, local: bool, error: Exception) -> InputError:
@@ -219,7 +241,9 @@ def _explained(name: str, local: bool, error: Exception) -> InputError:
 
 
 def _detail(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    # "Validation error for field 'x':" says what it is in the line below.
+    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
 
 
 @contextmanager

@@ -123,6 +123,40 @@ def close(model: nn.Module) -> None:
         state.body, state.compiled, state.sourced = state.original, None, False
 
 
+@contextmanager
+def unharmed(model: nn.Module) -> Iterator[None]:
+    """Take what nnsight puts on a model's modules off again if the block fails."""
+    before = {part: part.__dict__.get("forward") for part in model.modules() if STATE not in part.__dict__}
+    try:
+        yield
+    except BaseException:
+        close(model)
+        _CONTROLLED.pop(model, None)
+        for part, forward in before.items():
+            part.__dict__.pop(STATE, None)
+            part.__dict__.pop("forward", None)
+            if forward is not None:
+                part.__dict__["forward"] = forward
+        raise
+
+
+def abandon(model: nn.Module) -> None:
+    """Put a model back of which a run ended without a word: its forwards, and nnsight's readiness to serve."""
+    close(model)
+    for _, own, forward in _CONTROLLED.get(model, ()):
+        own.setdefault("forward", forward)
+    for state in _states(model):
+        for reference, *_ in state.routes:
+            if (interleaver := reference()) is not None:
+                interleaver.interleaving, interleaver.mediators, interleaver.batcher = False, [], None
+                interleaver.reindex()
+
+
+def _states(model: nn.Module) -> list[State]:
+    """What nnsight keeps on the modules of a model."""
+    return [part.__dict__[STATE] for part in model.modules() if STATE in part.__dict__]
+
+
 def _envoy(model: Model, family: Family, site: Site, tap: Tap) -> Any:
     root = model if site.layer is None else model.get(family.decoder).layers[site.layer]
     return root.get(tap.module) if tap.module else root

@@ -2,12 +2,15 @@
 
 Both leave the global random state as it was where asked, and always after an exception: transformers draws from
 Python's `random` in every block, and nnsight and the samplers from torch's.
+
+A process that is forked while another thread runs a model has none of that thread: in it, the run is over.
 """
 
+import os
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,17 +23,19 @@ from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteria
 
 from audiolens.engine import REOPEN, Run
 from audiolens.errors import BusyError, InputError, UnsupportedModelError
-from audiolens.operations import Model, close, only
+from audiolens.operations import Model, abandon, close, only
+from audiolens.overflow import Watch
 from audiolens.sampling import Forbid
 from audiolens.timeline import Timeline, undelay
 
 
 @dataclass
 class _Guard:
-    """Whether a model is running; its lock keeps other threads waiting."""
+    """Whether a model is running, and in which thread; its lock keeps other threads waiting."""
 
     lock: Any = field(default_factory=threading.RLock)
     running: bool = False
+    thread: int | None = None
 
 
 # By model, not by lens: two lenses on one model share its modules, which nnsight serves one run at a time.
@@ -63,7 +68,7 @@ def codes(generate: Callable[..., Any], timeline: Timeline, **inputs: Any) -> In
     keeper = _KeepColumns(timeline.steps + 1)
     start = inputs.get("decoder_input_ids")
     given = 0 if start is None else start.shape[-1] - 1
-    with suppress(_Done):
+    with suppress(_Done), _device(inputs["attention_mask"].device):
         generate(max_new_tokens=timeline.steps - given, stopping_criteria=StoppingCriteriaList([keeper]), **inputs)
     columns = keeper.columns
     found = 0 if columns is None else columns.shape[-1]
@@ -76,6 +81,12 @@ def codes(generate: Callable[..., Any], timeline: Timeline, **inputs: Any) -> In
     return made
 
 
+def _device(own: torch.device) -> AbstractContextManager[Any]:
+    """Where transformers puts tensors of which it does not say it: torch's default may be where no model is."""
+    default = torch.get_default_device()
+    return nullcontext() if default.type == "cpu" or default == own else own
+
+
 def generate(model: Model, run: Run, timeline: Timeline, **inputs: Any) -> Int[Tensor, "row codebook frame"]:
     """One batch of codes, drawn by transformers' `generate` under the run's plan."""
     model.check_unchanged()
@@ -84,10 +95,10 @@ def generate(model: Model, run: Run, timeline: Timeline, **inputs: Any) -> Int[T
         with model.trace(fn="generate", **ready) as tracer:
             run.generation(tracer, timeline.steps)
 
-    if run.watch is not None:
-        # First of all, so that it sees the model's own scores.
-        forbid = [Forbid()] if run.forbids else []
-        inputs["logits_processor"] = LogitsProcessorList([run.watch, *forbid, *inputs.get("logits_processor", ())])
+    watch = run.watch or Watch(run.layout, timeline.frame_rate)
+    # First of all, so that it sees the model's own scores.
+    forbid = [Forbid()] if run.forbids else []
+    inputs["logits_processor"] = LogitsProcessorList([watch, *forbid, *inputs.get("logits_processor", ())])
     bare: Any = model._module
     with only(bare, run.modules):
         # With nothing to serve, the bare model is as fast as a model can be.
@@ -141,12 +152,32 @@ def alone(model: nn.Module) -> Iterator[None]:
             raise BusyError("this model is already running: a run cannot be started inside another one.")
         if model.training:
             raise InputError("the model is in training mode (dropout would change every run): call model.eval().")
-        guard.running = True
+        guard.running, guard.thread = True, threading.get_ident()
         try:
             yield
         finally:
             close(model)
-            guard.running = False
+            guard.running, guard.thread = False, None
+
+
+def _forked() -> None:
+    """In a forked process: end the runs of threads that it does not have, which would hold their locks for ever.
+
+    Nor does it have the threads that torch computes on, and would wait for them: it computes on its own.
+    """
+    if torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+    for model, guard in _GUARDS.items():
+        if guard.thread == threading.get_ident():
+            continue
+        guard.lock = threading.RLock()
+        if guard.running:
+            guard.running, guard.thread = False, None
+            abandon(model)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from audiolens.errors import ActivationOverflow, AudioLensError, UnsupportedMode
 from audiolens.families import order, tap_of
 from audiolens.interventions import Apply
 from audiolens.proof_generation import prove_time
+from audiolens.proof_projections import prove_projections
 from audiolens.sites import Site
 from audiolens.taps import Pattern, sizes_of
 
@@ -37,12 +38,13 @@ def prove(lens: Any) -> None:
     with _explained(lens):
         _reads(lens)
         _writes(lens)
+        prove_projections(lens)
         prove_time(lens)
 
 
 def _reads(lens: Any) -> None:
     family, config = lens._family, lens.config
-    codes = torch.zeros(ROWS, config.n_codebooks, 1, dtype=torch.long)
+    codes = torch.zeros(ROWS, config.n_codebooks, 1, dtype=torch.long, device=lens.device)
     steps = lens.timeline(1).steps
     sizes = {**sizes_of(config), "row": ROWS, "step": steps, "query": steps, "token": 1}
     sites = [

@@ -7,7 +7,6 @@ of it, and lets another model refuse it.
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -20,8 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from audiolens import integrity
+from audiolens.bounded_files import json_of, read_header
+from audiolens.characters import refuse_control
 from audiolens.errors import DamagedError, InputError
-from audiolens.permissions import opened
+from audiolens.files import written
 
 FORMAT = "audiolens.directions.2"
 UNSEALED = "audiolens.directions.1"
@@ -63,6 +64,11 @@ class Provenance:
     label: str = ""
     revision: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, str):
+                refuse_control(name, value)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -107,7 +113,38 @@ def weights_hash(model: nn.Module) -> str:
         values = flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED].to(torch.bfloat16).cpu()
         digest.update(f"{name} {tuple(parameter.shape)} ".encode())
         digest.update(values.view(torch.int16).numpy().tobytes())
+    digest.update(adapter_settings(decoder))
     return digest.hexdigest()[:16]
+
+
+def adapter_settings(model: nn.Module) -> bytes:
+    """What changes a model without a weight of its own: plain values (which adapter is active, and how strongly) of
+    modules that are neither torch's nor transformers'. Nothing where there are none.
+    """
+    told, every = [], vars(nn.Module())
+    for name, module in sorted(model.named_modules(), key=lambda entry: entry[0]):
+        if type(module).__module__.partition(".")[0] not in ("torch", "transformers"):
+            own = {key: value for key, value in vars(module).items() if key not in every and _plain(value)}
+            told.append([name, type(module).__qualname__, sorted((key, repr(value)) for key, value in own.items())])
+    return json.dumps(told).encode() if told else b""
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_plain, value))
+    if isinstance(value, Mapping):
+        return all(map(_plain, [*value, *value.values()]))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def content_hash(model: nn.Module) -> str:
+    """A hash of every weight and buffer of a model, to the bit (names, types, shapes, values), and of its adapters."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().reshape(-1).contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    digest.update(adapter_settings(model))
+    return digest.hexdigest()
 
 
 def prompts_hash(positive: Sequence[str | None], negative: Sequence[str | None]) -> str:
@@ -130,21 +167,12 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], facts: Ma
     """Write one safetensors file with `facts` in its header; it appears whole or not at all.
 
     Raises:
-        InputError: if the place cannot be written.
+        InputError: if the place cannot be written, or something other than a file has the name.
     """
-    path = Path(path)
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise InputError(f"{path} is a folder: give the name of a file, such as {path / 'directions.safetensors'}.")
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            whole = Path(folder) / path.name
-            save_file(kept, whole, metadata=integrity.sealed_header({"format": FORMAT, **facts}, kept))
-            os.replace(opened(whole), path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from None
-    return path
+    with written(path) as whole:
+        save_file(kept, whole, metadata=integrity.sealed_header({"format": FORMAT, **facts}, kept))
+    return Path(path)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -159,18 +187,18 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         raise InputError(f"{path} is a folder, not a file of directions.")
     if not path.is_file():
         raise InputError(f"{path}: no such file.")
+    header = read_header(path).metadata.get(integrity.HEADER, "{}")
     try:
         with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(integrity.HEADER, "{}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except SafetensorError as error:
         raise InputError(f"{path} is not a whole safetensors file: {error}.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
     try:
-        facts = json.loads(header)
-    except json.JSONDecodeError as error:
-        raise DamagedError(f"{path}: its header is damaged ({error}).") from None
+        facts = json_of(path, header)
+    except InputError as error:
+        raise DamagedError(f"{path}: its header is damaged ({error})") from None
     if not isinstance(facts, dict) or facts.get("format") not in (FORMAT, UNSEALED):
         told = facts.get("format") if isinstance(facts, dict) else None
         raise InputError(f"{path} holds no directions: its header says {told or 'nothing'}, expected {FORMAT}.")

@@ -148,15 +148,15 @@ class PoleReader:
         for start in tqdm(starts, desc="reading", unit="batch", disable=not self.progress):
             rows = order[start : start + self.batch_size]
             values, norms = self._read([self.prompts[row] for row in rows], rows)
-            index = torch.tensor(rows)
+            index = torch.tensor(rows, device="cpu")
             yield Batch(values, norms, index < len(self.positive), index)
 
     def _order(self) -> list[int]:
         """Rows in the order they are read: pairs together, shuffled, the first halves of both poles first."""
         n, m = len(self.positive), len(self.negative)
         # A file's order may have a meaning; the halves should not.
-        generator = torch.Generator().manual_seed(0)
-        shuffled = torch.randperm(max(n, m), generator=generator).tolist()
+        generator = torch.Generator("cpu").manual_seed(0)
+        shuffled = torch.randperm(max(n, m), generator=generator, device="cpu").tolist()
         poles = [[row for row in shuffled if row < n], [n + row for row in shuffled if row < m]]
         halves = [[pole[: (len(pole) + 1) // 2] for pole in poles], [pole[(len(pole) + 1) // 2 :] for pole in poles]]
         return [row for half in halves for pair in zip_longest(*half) for row in pair if row is not None]

@@ -106,8 +106,8 @@ class Recorder:
         self.norms: dict[str, Tensor] = {}
         self.seen: dict[str, int] = {}
         """By site, the step up to which this batch is recorded."""
-        self.begun = torch.zeros(rows, dtype=torch.bool)
-        self.prefixes = torch.zeros(rows, dtype=torch.long)
+        self.begun = torch.zeros(rows, dtype=torch.bool, device="cpu")
+        self.prefixes = torch.zeros(rows, dtype=torch.long, device="cpu")
 
     @classmethod
     def of(

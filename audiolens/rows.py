@@ -47,16 +47,16 @@ class Layout:
         real = tuple(row - self.first for row in self.rows[: self.kept])
         if real == tuple(range(real[0], real[0] + len(real))):
             return slice(real[0], real[0] + len(real))
-        return torch.tensor(real)
+        return torch.tensor(real, device="cpu")
 
     def of(self, values: Tensor) -> Tensor:
         """A tensor with one entry per row of the caller, as one entry per row of the whole batch."""
-        return values[torch.tensor(self.rows)].repeat(self.branches, *[1] * (values.ndim - 1))
+        return values[torch.tensor(self.rows, device=values.device)].repeat(self.branches, *[1] * (values.ndim - 1))
 
     def branch(self, branch: str) -> Tensor:
         """The batch rows that belong to a branch, as a mask."""
         size = len(self.rows)
-        mask = torch.zeros(self.branches * size, dtype=torch.bool)
+        mask = torch.zeros(self.branches * size, dtype=torch.bool, device="cpu")
         mask[: size if branch == "cond" else None] = True
         if branch == "null":
             mask[:size] = False
@@ -124,7 +124,7 @@ def chunks(
 def in_order(parts: Sequence[Tensor], layouts: Sequence[Layout], axis: int) -> Tensor:
     """The runs' results, with the rows along `axis`, as one tensor in the caller's order of rows."""
     whole = torch.cat(list(parts), dim=axis)
-    order = torch.tensor([row for layout in layouts for row in layout.rows])
+    order = torch.tensor([row for layout in layouts for row in layout.rows], device="cpu")
     if bool((order.diff() > 0).all()):
         return whole
     return whole.index_select(axis, order.argsort().to(whole.device))

@@ -9,20 +9,33 @@ transformers appends its own guidance after a caller's processors, so under guid
 scores twice, which makes that guidance the identity; and it runs greedily, so that the largest score wins.
 """
 
-import math
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from audiolens.checks import checked_seed, one_or_listed, real_number, whole_number
 from audiolens.errors import InputError, InputTypeError
 from audiolens.families import LensConfig
 from audiolens.timeline import Real
+
+MOST_GUIDANCE = 1e6
+TEMPERATURES = (1e-6, 1e6)
+"""Within these limits guided logits over a temperature stay finite in float32, in which transformers draws."""
+
+_ASKED = frozenset(("do_sample", "temperature", "top_k", "guidance_scale", "max_length", "max_new_tokens", "use_cache"))
+"""Settings of transformers' `generate` that each call of the lens gives itself."""
+_KEPT = frozenset(("pad_token_id", "bos_token_id", "decoder_start_token_id", "transformers_version"))
+"""Those that say what the model is, and not how it draws."""
+_RETURNED = frozenset(("return_dict_in_generate", "output_scores", "output_logits"))
+"""Those of what is returned, which the lens does not read."""
 
 
 class RowStreams:
@@ -35,7 +48,7 @@ class RowStreams:
 
     def draw(self) -> Float[Tensor, "row codebook vocab"]:
         """The next step's noise."""
-        noise = torch.empty(len(self.generators), *self.shape)
+        noise = torch.empty(len(self.generators), *self.shape, dtype=torch.float32, device="cpu")
         for row, generator in zip(noise, self.generators, strict=True):
             row.exponential_(generator=generator)
         return noise.clamp_min_(torch.finfo(noise.dtype).tiny)
@@ -132,10 +145,11 @@ def checked_seeds(seeds: int | Sequence[int] | None, rows: int) -> list[int] | N
 def checked_settings(guidance_scale: Real, temperature: Real, top_k: int | None) -> tuple[float, float, int | None]:
     """The settings as Python's numbers; refused are those that transformers would ignore in silence or fail on late."""
     guidance_scale, temperature = _real("guidance_scale", guidance_scale), _real("temperature", temperature)
-    if not math.isfinite(guidance_scale) or guidance_scale < 1:
-        raise InputError(f"guidance_scale={guidance_scale}: expected a finite number of at least 1 (1 is no guidance).")
-    if not math.isfinite(temperature) or temperature < 0:
-        raise InputError(f"temperature={temperature}: expected a finite number of at least 0 (0 is greedy).")
+    if not 1 <= guidance_scale <= MOST_GUIDANCE:
+        raise InputError(f"guidance_scale={guidance_scale}: expected 1 (no guidance) to {MOST_GUIDANCE:g}.")
+    least, most = TEMPERATURES
+    if temperature != 0 and not least <= temperature <= most:
+        raise InputError(f"temperature={temperature}: expected 0 (greedy), or {least:g} to {most:g}.")
     try:
         kept = None if top_k is None else whole_number(top_k)
     except TypeError:
@@ -143,6 +157,73 @@ def checked_settings(guidance_scale: Real, temperature: Real, top_k: int | None)
     if kept is not None and kept < 0:
         raise InputError(f"top_k={top_k!r}: expected a positive whole number, or 0 or None for all codes.")
     return guidance_scale, temperature, kept
+
+
+def checked_generation_config(model: Any, config: LensConfig) -> None:
+    """Refuse settings of the model's own that would change what `generate` draws: a call's arguments say all of it.
+
+    Raises:
+        InputError: naming each such setting of `model.generation_config`, and how to take it back; or if its start
+            token is no longer the one with which the lens was opened.
+    """
+    own = model.generation_config
+    start = own.bos_token_id if own.decoder_start_token_id is None else own.decoder_start_token_id
+    if start != config.pad_code:
+        raise InputError(
+            f"the model's generation_config starts clips with token {start}, the lens was opened with "
+            f"{config.pad_code}: set lens.model.generation_config.decoder_start_token_id = {config.pad_code}."
+        )
+    found = _leaking(own, config)
+    if found:
+        named = ", ".join(f"{name}={value!r}" for name, value in found.items())
+        raise InputError(
+            f"the model's generation_config sets {named}: the lens draws by guidance_scale, temperature and top_k "
+            f"alone, as each call gives them. Take it back: lens.model.generation_config.{next(iter(found))} = None."
+        )
+
+
+@contextmanager
+def settings_aside(model: Any, config: LensConfig) -> Iterator[None]:
+    """Without the settings that `checked_generation_config` refuses: for a run that is no clip of anybody's."""
+    own = model.generation_config
+    model.generation_config = copy.deepcopy(own)
+    for name in _leaking(own, config):
+        setattr(model.generation_config, name, None)
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _leaking(own: GenerationConfig, config: LensConfig) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(own).items()
+        if name in _neutral() and not _changes_nothing(name, value, config.vocab_size)
+    }
+
+
+@cache
+def _neutral() -> dict[str, Any]:
+    """What every setting that transformers knows is where nobody sets it."""
+    bare = GenerationConfig()
+    # Since transformers 5 a setting that nobody sets is None, and its default is named elsewhere.
+    defaults = getattr(bare, "_get_default_generation_params", dict)()
+    known = {name: value for name, value in vars(bare).items() if not name.startswith("_")}
+    return {
+        name: defaults.get(name) if value is None else value
+        for name, value in known.items()
+        if name not in _ASKED | _KEPT | _RETURNED
+    }
+
+
+def _changes_nothing(name: str, value: Any, vocab_size: int) -> bool:
+    if value is None or value == _neutral()[name]:
+        return True
+    if name == "eos_token_id":
+        # What no head predicts ends no clip.
+        return all(token >= vocab_size for token in (value if isinstance(value, list | tuple) else [value]))
+    return value is False or (isinstance(value, list | tuple | dict) and not value)
 
 
 def _whole(name: str, value: object) -> int:

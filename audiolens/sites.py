@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from audiolens.checks import listed, whole_numbers
+from audiolens.checks import MOST_PLACES, bounded, listed, whole_numbers
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
 
-_FULL = re.compile(r"blocks\.(\d+)\.(.+)")
+_FULL = re.compile(r"blocks\.(\d{1,9})\.(.+)")
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def layers_once(layers: Any) -> int | list[int]:
     """
     try:
         given = layers if isinstance(layers, Iterable) and getattr(layers, "ndim", 1) else [layers]
-        found = whole_numbers(given)
+        found = whole_numbers(bounded("layers", given, MOST_PLACES))
     except TypeError:
         raise InputTypeError(f"layers={layers!r}: expected a layer, a list of layers, or None for all.") from None
     return found if given is layers else found[0]
@@ -165,6 +165,6 @@ def head_numbers(heads: Any) -> list[int]:
         InputTypeError: if they are no list of whole numbers; a mask is none.
     """
     try:
-        return whole_numbers(listed("heads", heads))
+        return whole_numbers(bounded("heads", listed("heads", heads), MOST_PLACES))
     except TypeError:
         raise InputTypeError(f"heads={heads!r}: expected a list of heads, or None for all.") from None

@@ -1,9 +1,10 @@
-"""Sound files: opened by libsndfile (WAV, FLAC, OGG, MP3, AIFF and more), and refused where they are not whole.
+"""Sound files: opened by libsndfile (WAV, FLAC, OGG, MP3, AIFF, AU, W64), and refused where they are not whole.
 
 libsndfile hands out what is there of a file that was cut short, silently: what the file says of itself is compared
-with what it holds. What is wrong is told from the header where it can be: an hour of sound is never read into memory.
+with what it holds, and a format that does not say enough for that is refused. All that a header can show is checked
+before a sample is read: an hour of sound is never read into memory.
 The other way, clips are written, and compressed for a page or a notebook to carry them inside: what is no sound is
-refused, and nothing is clipped without a word.
+refused, and nothing is clipped without a word. The same clip is always the same bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float, Int16
 
+from audiolens import ogg
 from audiolens.errors import InputError, InputTypeError
+from audiolens.files import as_path, put, refused
 
 if TYPE_CHECKING:
     import soundfile
@@ -29,8 +32,15 @@ Span = tuple[float, float]
 LONGEST_SECONDS = 600.0
 """A measure is one number for a clip: what is longer is measured in parts."""
 MOST_CHANNELS = 2
+RATES_HZ = (4_000, 384_000)
+MOST_SAMPLES = 57_600_000
+"""Of all channels: ten minutes of stereo at 48 kHz, 230 MB as floats. A small file may promise far more."""
+_WHOLE = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "FLAC", "OGG", "MP3")
+"""Formats by which a file that was cut can be told from a whole one, by libsndfile or here."""
 _STREAMED = 0x7FFFFF00
 """Sizes from here up stand for "unknown" in the header of a sound that was written as it came."""
+_SERIAL = 1
+"""Of every Ogg stream that is written: the same clip is the same bytes."""
 _MISSED_SHARE = 0.05
 """An MP3's length is an estimate: only what falls short of it by more was cut short."""
 
@@ -47,18 +57,15 @@ def read(path: SoundPath, seconds: Span | None = None) -> tuple[Float[np.ndarray
     if not isinstance(path, str | PathLike):
         raise InputTypeError(f"{path!r}: expected the path of a sound file.")
     file = Path(path).expanduser()
-    if not file.exists():
-        raise InputError(f"{file}: no such file.")
-    if not file.is_file():
-        raise InputError(f"{file} is no file: give the sound files in it ({file}/*.wav).")
-    if not file.stat().st_size:
-        raise InputError(f"{file} is empty (0 bytes).")
+    _refuse_no_file(file)
     try:
         with soundfile.SoundFile(fspath(file)) as sound:
             start, n_frames = _part(file, sound, seconds)
+            if sound.format == "OGG":
+                ogg.refuse_cut(file)
             sound.seek(start)
             samples = sound.read(n_frames, dtype="float32", always_2d=True)
-            if len(samples) < (1 - _MISSED_SHARE) * n_frames:
+            if len(samples) < (1 - _MISSED_SHARE if sound.format == "MP3" else 1) * n_frames:
                 raise InputError(
                     f"{file} was cut short: its header promises {n_frames / sound.samplerate:.1f} s, and "
                     f"{len(samples) / sound.samplerate:.1f} s can be read."
@@ -67,6 +74,20 @@ def read(path: SoundPath, seconds: Span | None = None) -> tuple[Float[np.ndarray
     except soundfile.LibsndfileError as error:
         why = f"{error.error_string}".rstrip(".")
         raise InputError(f"{file} is not a sound file that can be read, or not a whole one ({why}).") from None
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror or error}.") from None
+
+
+def _refuse_no_file(file: Path) -> None:
+    try:
+        if not file.exists():
+            raise InputError(f"{file}: no such file.")
+        if not file.is_file():
+            raise InputError(f"{file} is no file: give the sound files in it ({file}/*.wav).")
+        if not file.stat().st_size:
+            raise InputError(f"{file} is empty (0 bytes).")
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror or error}.") from None
 
 
 def write(
@@ -77,16 +98,25 @@ def write(
 ) -> None:
     """Write a clip in 16 bits; a WAV whose samples go beyond [-1, 1] in 32-bit floats, which keep them.
 
-    FLAC holds whole numbers alone: there such samples are clipped, with a warning.
+    FLAC holds whole numbers alone: there such samples are clipped, with a warning. An existing file is replaced whole.
 
     Raises:
-        InputError: for NaN or infinite samples.
+        InputError: for NaN or infinite samples, or a file that cannot be written.
     """
     import soundfile
 
     peak = _checked_peak(samples)
+    if not isinstance(file, io.BytesIO):
+        content = io.BytesIO()
+        write(content, samples, sample_rate, kind)
+        path = as_path(file)
+        with refused(path):
+            put(path, content.getvalue())
+        return
     if kind == "WAV" and peak > 1:
-        soundfile.write(file, samples.T.astype(np.float32), sample_rate, format=kind, subtype="FLOAT")
+        buffer = io.BytesIO()
+        soundfile.write(buffer, samples.T.astype(np.float32), sample_rate, format=kind, subtype="FLOAT")
+        _put(file, _undated(buffer.getvalue()))
     else:
         soundfile.write(file, _in_16_bits(samples, peak).T, sample_rate, format=kind, subtype="PCM_16")
 
@@ -104,11 +134,24 @@ def compressed(samples: Float[np.ndarray, "channel sample"], sample_rate: int) -
     peak, buffer = _checked_peak(samples), io.BytesIO()
     if "OGG" in soundfile.available_formats() and "VORBIS" in soundfile.available_subtypes("OGG"):
         soundfile.write(buffer, samples.T, sample_rate, format="OGG", subtype="VORBIS")
-        return buffer.getvalue(), "audio/ogg"
+        return ogg.with_serial(buffer.getvalue(), _SERIAL), "audio/ogg"
     if "FLAC" in soundfile.available_formats():
         soundfile.write(buffer, _in_16_bits(samples, peak).T, sample_rate, format="FLAC", subtype="PCM_16")
         return buffer.getvalue(), "audio/flac"
     raise RuntimeError("libsndfile can write neither Ogg nor FLAC")
+
+
+def _undated(wav: bytes) -> bytes:
+    """A WAV of floats without the time of day, which libsndfile writes next to the peak of each channel."""
+    place = wav.index(b"PEAK") + 12
+    return wav[:place] + bytes(4) + wav[place + 4 :]
+
+
+def _put(file: SoundPath | io.BytesIO, content: bytes) -> None:
+    if isinstance(file, io.BytesIO):
+        file.write(content)
+    else:
+        Path(file).write_bytes(content)
 
 
 def _checked_peak(samples: Any) -> float:
@@ -126,7 +169,7 @@ def _in_16_bits(samples: Float[np.ndarray, "channel sample"], peak: float) -> In
 
 
 def _part(file: Path, sound: soundfile.SoundFile, seconds: Span | None) -> tuple[int, int]:
-    """The first frame to read and how many, checked against the header."""
+    """The first frame to read and how many; all that the header says is checked before a sample is read."""
     # Not above: what measures sound needs no torch.
     from audiolens.timeline import checked_span
 
@@ -135,6 +178,13 @@ def _part(file: Path, sound: soundfile.SoundFile, seconds: Span | None) -> tuple
         raise InputError(
             f"{file} has {sound.channels} channels: expected one or two. Mix it down first, for how loud each should "
             "be is not ours to say (ffmpeg -i IN -ac 2 OUT)."
+        )
+    if not RATES_HZ[0] <= rate <= RATES_HZ[1]:
+        raise InputError(f"{file} says {rate} Hz, expected {RATES_HZ[0]} to {RATES_HZ[1]}: convert it to its own rate.")
+    if sound.format not in _WHOLE:
+        raise InputError(
+            f"{file}: a file of format {sound.format} that was cut short looks like a whole one. Convert it to WAV or "
+            "FLAC (ffmpeg -i IN OUT.flac)."
         )
     if not n_frames:
         raise InputError(f"{file} holds no samples.")
@@ -151,5 +201,10 @@ def _part(file: Path, sound: soundfile.SoundFile, seconds: Span | None) -> tuple
         raise InputError(
             f"{file}: {(last - first) / rate / 60:.0f} minutes are no clip, and no one tempo or brightness is theirs; "
             f"measure parts of at most {LONGEST_SECONDS / 60:.0f} minutes (seconds=(0, 60), --seconds 0:60)."
+        )
+    if (last - first) * sound.channels > MOST_SAMPLES:
+        raise InputError(
+            f"{file}: {(last - first) / rate:.0f} s of {sound.channels} channels at {rate} Hz are more than "
+            f"{MOST_SAMPLES} samples; measure parts of it (seconds=(0, 60), --seconds 0:60)."
         )
     return first, last - first

@@ -4,9 +4,7 @@
 tensor waits until the tensor is wanted.
 """
 
-import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from audiolens import integrity
+from audiolens.bounded_files import json_of, read_header
 from audiolens.errors import InputError
-from audiolens.permissions import opened
+from audiolens.files import written
 
 Change = Callable[[Tensor, str], Tensor]
 
@@ -86,13 +85,14 @@ def changed(tensors: Mapping[str, Tensor], change: Change) -> Mapping[str, Tenso
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], labels: Mapping[str, Any]) -> Path:
-    """Write one safetensors file with the labels in its header; an existing file is replaced whole."""
+    """Write one safetensors file with the labels in its header; an existing file is replaced whole.
+
+    Raises:
+        InputError: if the place cannot be written, or something other than a file has the name.
+    """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / "cache.safetensors"
+    with written(path) as made:
         save_file(whole, made, metadata=integrity.sealed_header(labels, whole))
-        opened(made).replace(path)
     return path
 
 
@@ -104,26 +104,23 @@ def read(path: str | os.PathLike[str], format_: str, unsealed: str) -> tuple[dic
     """
     # A later change of the working directory must not lead elsewhere.
     place = Path(path).absolute()
+    if not place.exists():
+        raise InputError(f"{path}: no such file.")
+    # Before the header: what is written in between is then another file.
+    stamp = _stamp(place)
+    header = read_header(place)
+    labels = json_of(place, header.metadata.get(integrity.HEADER, "null"))
+    found = labels.get("format") if isinstance(labels, dict) else None
+    if found not in (format_, unsealed):
+        raise InputError(f"{path} is not an activation cache: format {found!r}, expected {format_!r}.")
+    sealed = found == format_ or integrity.SEAL in labels
+    if sealed:
+        integrity.check_header(path, labels, header.shapes)
     try:
-        stamp = _stamp(place)
-        with safe_open(place, framework="pt") as file:
-            labels = json.loads((file.metadata() or {})[integrity.HEADER])
-            if labels["format"] not in (format_, unsealed):
-                raise InputError(f"{path}: format {labels['format']!r}, expected {format_!r}.")
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-        sealed = labels["format"] == format_ or integrity.SEAL in labels
-        if sealed:
-            integrity.check_header(path, labels, shapes)
-        source = _Source(place, stamp, labels if sealed else None)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file.") from None
-    except (KeyError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not an activation cache: {error!r} is missing or unreadable.") from None
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{path} is not a whole safetensors file: {error}.") from None
-    return labels, Stored({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, source.tensor)
+        outlines = {name: torch.empty(shape, device="meta") for name, shape in header.shapes.items()}
+    except RuntimeError as error:
+        raise InputError(f"{path} is not an activation cache: {str(error).splitlines()[0]}.") from None
+    return labels, Stored(outlines, _Source(place, stamp, labels if sealed else None).tensor)
 
 
 @dataclass(frozen=True)

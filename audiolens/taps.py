@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from audiolens.errors import UnsupportedModelError
+from audiolens.projections import affine
 
 if TYPE_CHECKING:
     from audiolens.families import LensConfig
@@ -249,13 +250,14 @@ class Result(Tap):
     def open(self, place: Any, view: View) -> tuple[Tensor, Put]:
         projection, heads = place._module, view.config.n_heads
         z = view.of(rearrange(place.input, "b s (h d) -> b s h d", h=heads), 2)
-        weights = view.of(rearrange(projection.weight, "m (h d) -> h d m", h=heads), 0)
+        matrix, bias = affine(projection, heads * z.shape[-1], z, call=place)
+        weights = view.of(rearrange(matrix, "m (h d) -> h d m", h=heads), 0)
         before = einsum(z, weights, "b s h d, h d m -> b s h m")
 
         def put(other: Tensor, chosen: Tensor | None = None) -> None:
             output = place.output
             different = (other != before).flatten(2).any(-1) if chosen is None else chosen[:, None]
-            summed = other.sum(2) if projection.bias is None else other.sum(2) + projection.bias
+            summed = other.sum(2) if bias is None else other.sum(2) + bias
             place.output = torch.where(different[..., None], summed, output)
 
         return before, put

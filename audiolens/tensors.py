@@ -28,7 +28,7 @@ def finite(name: str, value: Any) -> Tensor:
         raise InputTypeError(f"{name}={type(value).__name__}: expected numbers ({kind}).")
     tensor = tensor.to("cpu", torch.float32, copy=True)
     if not bool(torch.isfinite(tensor).all()):
-        raise InputError(f"{name} holds NaN or infinite values: expected finite numbers.")
+        raise InputError(f"{name} holds NaN or infinite values in float32: expected finite numbers.")
     return tensor
 
 
@@ -48,7 +48,10 @@ def tensor_of(name: str, values: Any) -> Tensor:
     if hasattr(values, "__array__"):
         return _of_array(name, np.asarray(values))
     try:
-        return torch.as_tensor(list(values) if isinstance(values, Iterable) else values)
+        given = list(values) if isinstance(values, Iterable) else values
+        made = torch.as_tensor(given, device="cpu")
+        # Of Python's numbers torch makes its default dtype, which may round them.
+        return torch.as_tensor(given, dtype=torch.float32, device="cpu") if made.is_floating_point() else made
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputTypeError(f"{name}={type(values).__name__}: expected numbers ({error}).") from None
 

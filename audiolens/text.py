@@ -103,14 +103,17 @@ def encode(prompts: Sequence[Prompt], model: Any, tokenizer: Any, length: int | 
     device = model.text_encoder.device
     spoken = [row for row, prompt in enumerate(prompts) if prompt is not None]
     if not spoken:
-        ids = torch.full((len(prompts), length or 1), _pad(model, tokenizer), device=device)
+        ids = torch.full((len(prompts), length or 1), _pad(model, tokenizer), dtype=torch.long, device=device)
         states = torch.zeros(*ids.shape, model.config.text_encoder.d_model, device=device, dtype=model.dtype)
         return Text(ids, torch.zeros_like(ids), states)
-    read = [torch.tensor(row) for row in tokens.ids([str(prompts[row]) for row in spoken], tokenizer)]
-    ids = torch.full((len(spoken), length or max(map(len, read))), _pad(model, tokenizer), device=device)
+    told = tokens.ids([str(prompts[row]) for row in spoken], tokenizer)
+    read = [torch.tensor(row, dtype=torch.long, device=device) for row in told]
+    ids = torch.full(
+        (len(spoken), length or max(map(len, read))), _pad(model, tokenizer), dtype=torch.long, device=device
+    )
     mask = torch.zeros_like(ids)
     for row, own in enumerate(read):
-        ids[row, : len(own)], mask[row, : len(own)] = own.to(device), 1
+        ids[row, : len(own)], mask[row, : len(own)] = own, 1
     states = model.text_encoder(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
     if len(spoken) == len(prompts):
         return Text(ids, mask, states)

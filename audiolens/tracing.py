@@ -24,8 +24,15 @@ from audiolens.checks import one_or_listed
 from audiolens.errors import InputError
 from audiolens.families import Family, LensConfig, tap_of
 from audiolens.operations import Model, open_ahead, place_of
+from audiolens.overflow import Watch
 from audiolens.rows import Layout, RowBatcher, entire, read_columns
-from audiolens.sampling import Forbid, checked_seeds, checked_settings, sampling_arguments
+from audiolens.sampling import (
+    Forbid,
+    checked_generation_config,
+    checked_seeds,
+    checked_settings,
+    sampling_arguments,
+)
 from audiolens.sites import Site
 from audiolens.taps import Put, View
 from audiolens.text import Prompt
@@ -208,6 +215,8 @@ def requested(
     seeds = one_or_listed("seeds", seeds)
     guided = guidance_scale > 1
     model, config = lens.model, lens.config
+    if fn == "generate":
+        checked_generation_config(model, config)
 
     def inputs(prompts: Sequence[Prompt], parts: Sequence[Tensor | None]) -> tuple[int, dict[str, Any]]:
         codes = joined(parts)
@@ -222,15 +231,16 @@ def requested(
         elif codes is not None:
             codes = checked_codes(codes, config, len(prompts)).to(lens.device)
         drawn = checked_seeds(seeds, len(prompts))
+        layout = Layout(tuple(range(len(prompts))), len(prompts), 2 if guided else 1, len(prompts))
         codes_timeline(codes, config, prefix)
         encoded = text.encode(prompts, model, lens.tokenizer)
         told = family.inputs(model, encoded, guided)
         if fn == "generate":
             draw = sampling_arguments(drawn, config, guidance_scale, temperature, top_k)
             # A trace may write -inf to any logit.
-            processors = LogitsProcessorList([Forbid(), *draw.pop("logits_processor", ())])
+            watch = Watch(layout, config.frame_rate, traced=True)
+            processors = LogitsProcessorList([watch, Forbid(), *draw.pop("logits_processor", ())])
             return prefix, {"input_ids": encoded.ids, "logits_processor": processors, **told, **draw}
-        layout = Layout(tuple(range(len(prompts))), len(prompts), 2 if guided else 1, len(prompts))
         columns = read_columns(codes, config, layout, lens.device)
         return prefix, {"decoder_input_ids": columns, **told}
 

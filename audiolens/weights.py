@@ -4,6 +4,8 @@
 weights; here they are those of the self-attention with `_cross` behind (`lens.W_Q_cross[3]`), so that both stand side
 by side where names are completed.
 
+Where an adapter stands in the place of a layer, a weight is what the two do together: computed, and no view.
+
 The weights are the model's as they stand. TransformerLens folds the layer norms into them when it loads a model; here
 `ln1.hook_normalized` is the norm's whole output, and `W_Q[l]` acts on that. MusicGen's projections have no biases, so
 there is no `b_Q` nor any kin of it. Every tensor is detached: reading one builds no graph.
@@ -12,11 +14,13 @@ there is no `b_Q` nor any kin of it. Every tensor is detached: reading one build
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
 from audiolens.checks import whole_number
 from audiolens.errors import InputError, InputTypeError
+from audiolens.projections import affine, table
 
 
 class Weights(tuple[Tensor, ...]):
@@ -73,10 +77,11 @@ def vocabulary() -> tuple[property, property, property]:
     """
 
     def embeddings(lens: Any) -> Weights:
-        return _weights((table.weight for table in decoder_of(lens).embed_tokens), "code d_model -> code d_model")
+        return _weights((_rows(part, lens) for part in decoder_of(lens).embed_tokens), "code d_model -> code d_model")
 
     def heads(lens: Any) -> Weights:
-        return _weights((head.weight for head in lens.model.decoder.lm_heads), "vocab d_model -> d_model vocab")
+        matrices = (_matrix(head, lens.config.d_model, lens) for head in lens.model.decoder.lm_heads)
+        return _weights(matrices, "vocab d_model -> d_model vocab")
 
     def positions(lens: Any) -> Tensor:
         return decoder_of(lens).embed_positions.weights.detach()
@@ -95,9 +100,26 @@ def _per_block(module: str, axes: str) -> property:
         if module.startswith("encoder_attn") and lens.config.conditioning != "cross-attention":
             raise AttributeError(f"{lens.config.family} has no cross-attention, and so no weights of one.")
         sizes = {"head": lens.config.n_heads} if "head" in axes else {}
-        return _weights((block.get_submodule(module).weight for block in decoder_of(lens).layers), axes, **sizes)
+        parts = [block.get_submodule(module) for block in decoder_of(lens).layers]
+        width = lens.config.d_mlp if module == "fc2" else lens.config.d_model
+        return _weights((_matrix(part, width, lens) for part in parts), axes, **sizes)
 
     return property(read, doc=f'One a block: "{axes.partition(" -> ")[2]}".')
+
+
+@torch.no_grad()
+def _matrix(module: Any, width: int, lens: Any) -> Tensor:
+    return affine(module, width, _like(module, lens))[0]
+
+
+@torch.no_grad()
+def _rows(module: Any, lens: Any) -> Tensor:
+    return table(module, _like(module, lens))
+
+
+def _like(module: Any, lens: Any) -> Tensor:
+    """Where a part of the model stands, in the dtype that it computes in."""
+    return torch.empty(0, dtype=lens.dtype, device=next(module.parameters()).device)
 
 
 def decoder_of(lens: Any) -> Any:

@@ -23,7 +23,7 @@ import torch
 import typer
 from tqdm.auto import tqdm
 
-from audiolens import Add, AudioLens, engine
+from audiolens import Add, AudioLens, engine, passes
 from audiolens.timeline import delay
 
 WIDTH, BLOCKS, VOCABULARY, N_CODEBOOKS = 512, 12, 256, 4
@@ -119,16 +119,21 @@ def timed(lens: AudioLens, model: Any, rows: int) -> dict[str, Timed]:
 
 
 def unwatched(function: Callable[[], Any]) -> Callable[[], Any]:
-    """The same without the watch over what interventions write."""
+    """The same without the watch over what interventions write, and over the logits."""
 
     def bare() -> Any:
-        watch, engine.Watch = engine.Watch, lambda *_: None
+        watch, engine.Watch, passes.Watch = engine.Watch, lambda *_: None, lambda *_: _as_it_is
         try:
             return function()
         finally:
-            engine.Watch = watch
+            engine.Watch = passes.Watch = watch
 
     return bare
+
+
+def _as_it_is(_: Any, scores: Any) -> Any:
+    """A logits processor that does nothing."""
+    return scores
 
 
 @contextmanager

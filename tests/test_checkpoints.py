@@ -35,7 +35,7 @@ def test_keys_and_values_take_what_the_formula_says(
     columns = torch.zeros(2 * config.n_codebooks, steps, dtype=torch.long)
     with torch.no_grad():
         out = lens.model(**text, decoder_input_ids=columns, use_cache=True)
-    (kept,) = (out[name] for name in CACHE_NAMES if name in out)
+    kept = next(out[name] for name in CACHE_NAMES if name in out)
     sides = [kept.self_attention_cache, kept.cross_attention_cache]
     held = sum(part.numel() * part.element_size() for side in sides for layer in side.layers
                for part in (layer.keys, layer.values) if part is not None)  # fmt: skip

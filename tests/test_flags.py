@@ -18,7 +18,7 @@ MODULES = ["audiolens", "audiolens.measure", "audiolens.prompts", "audiolens.est
 EXPERIMENTS = [f"analysis.{found.name}" for found in pkgutil.iter_modules(analysis.__path__) if found.name != "cli"]
 CODES = torch.zeros(1, 4, 6, dtype=torch.long)
 # What holds a flag as a finding, and what writes the folders of commands.
-NO_DOORS = ("Effect", "Scores", "check", "check_file", "fresh", "app", "main")
+NO_DOORS = ("Effect", "Scores", "PCAResult", "ProbeResult", "check", "check_file", "fresh", "app", "main")
 
 
 def _flags(function: Any) -> list[str]:

@@ -170,12 +170,18 @@ def test_a_forbidden_code_is_never_drawn(lens: Any, branch: Any, seeds: Any, tem
         assert not (drawn == often).any()
 
 
-def test_nothing_is_watched_where_nothing_is_written(lens: Any, codes: torch.Tensor, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("sites", [(), "resid_post"])
+@pytest.mark.parametrize("seeds", [None, 0])
+def test_a_step_is_looked_at_once_and_a_forward_only_where_something_is_written(
+    lens: Any, codes: torch.Tensor, monkeypatch: Any, sites: Any, seeds: Any
+) -> None:
     looked = []
-    monkeypatch.setattr(Watch, "look", lambda *_: looked.append(1))
+    monkeypatch.setattr(Watch, "look", lambda *_: looked.append(1) or 0.0)
     lens.run_with_cache(PROMPTS, codes)
-    lens.generate(PROMPTS, SECONDS, seeds=0, sites="resid_post")
     assert not looked
+    lens.generate(PROMPTS, SECONDS, seeds=seeds, sites=sites)
+    assert len(looked) == 15 + 3
+    looked.clear()
     lens.run_with_interventions(PROMPTS, codes, al.Add(torch.ones(48)))
     assert looked == [1]
 

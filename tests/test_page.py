@@ -2,30 +2,26 @@
 
 import gzip
 import io
-import os
 import re
 import shutil
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from chromium import PATIENCE, launched
 from plants import tables as planted
 
 from analysis.report import page as pages
 from analysis.report import writer
 from analysis.study import Study
 from analysis.study.several import Several
-
-PATIENCE = 120_000
-"""Milliseconds: a busy machine draws slowly."""
 
 
 @pytest.fixture(scope="module")
@@ -47,31 +43,10 @@ def folder(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return study.save(tmp_path_factory.mktemp("page") / "tempo", command="audiolens study tempo")
 
 
-def _unopened(why: str) -> NoReturn:
-    """Pages go unseen only where a person is told so; a machine that tests by itself (`CI`) must have a browser."""
-    told = f"the pages were NOT opened in a browser: {why}"
-    if os.environ.get("CI"):
-        pytest.fail(told)
-    warnings.warn(told, stacklevel=2)
-    pytest.skip(told)
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    try:
-        import playwright.sync_api as playwright
-    except ImportError:
-        _unopened("playwright is not installed (pip install .[dev])")
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    program = next((found for name in names if (found := shutil.which(name))), None)
-    if program is None:
-        _unopened("no Chromium on this machine (Debian: apt install chromium)")
-    with playwright.sync_playwright() as driver:
-        # Root, as in a container, has no sandbox of its own; nobody is there to click before a sound plays.
-        flags = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
-        opened = driver.chromium.launch(executable_path=program, args=flags, timeout=PATIENCE)
+    with launched() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

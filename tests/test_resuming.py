@@ -64,7 +64,7 @@ def killed_at_write(number: int, whole_first: bool, work: Callable[[], object]) 
     writes = iter(range(1_000))
     put = batches.put
 
-    def put_and_die(path: Path, content: bytes) -> None:
+    def put_and_die(path: Path, content: bytes) -> object:
         if next(writes) != number:
             return put(path, content)
         aside = path.with_name(f"{batches.UNFINISHED}{path.name}")
@@ -197,11 +197,11 @@ def test_a_plan_of_another_version_is_refused(
     out = tmp_path / "sweep"
     own = read_json(whole / "plan.json")
     changed, theirs = change(own), ledger.batches_of(whole, own)
+    (out / "batches").mkdir(parents=True)
     for batch in theirs.done if "model" in changed else ():
         rows, schema = theirs.rows(batch), pa.Schema.from_pandas(theirs.rows(batch), preserve_index=False)
         mine = replace(theirs, folder=out, plan=ledger.plan_hash(changed))
         mine.keep(batch, rows, theirs.codes(batch), {}, schema)
-    out.mkdir(exist_ok=True)
     (out / "plan.json").write_bytes(sealed_json(changed))
     with pytest.raises(InputError, match=message):
         played(lens, out)
@@ -258,7 +258,7 @@ def test_a_table_of_fewer_rows_than_planned_is_never_written(
 
     with monkeypatch.context() as patch:
         patch.setattr(playing.Making, "generate", losing)
-        with pytest.raises(StoppedError, match=r"batches/00001.parquet is gone.* Run the same again"):
+        with pytest.raises(StoppedError, match=r"batches/00001.parquet was removed while .* Run the same again"):
             played(lens, out)
     assert not (out / "clips.parquet").exists()
     played(lens, out)

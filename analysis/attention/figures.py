@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
 from analysis.figures.captions import captioned, heat, screen_heat, screen_plain
+from analysis.figures.literal import literally
 from analysis.figures.style import BLACK, GREY, SEVERAL, styled
 from audiolens.checks import checked_count
 from audiolens.errors import InputError, shortened
@@ -47,6 +48,7 @@ def text_paper(result: TextAttention, row: int, heads: Sequence[Head] | None) ->
         return captioned(figure, _text_caption(result, row))
 
 
+@literally
 def text_screen(result: TextAttention, row: int) -> go.Figure:
     """Tokens by time of one row, with a slider over layers and heads, the most selective first."""
     count = min(24, len(result.layers) * len(result.heads))
@@ -101,6 +103,7 @@ def lag_paper(result: LagAttention, heads: Sequence[Head] | None) -> Figure:
         return captioned(figure, _lag_caption(result))
 
 
+@literally
 def lag_screen(result: LagAttention) -> go.Figure:
     """Scores by layer and head."""
     found = result.means
@@ -131,6 +134,7 @@ def ablation_paper(result: HeadAblation) -> Figure:
         return captioned(figure, _ablation_caption(result))
 
 
+@literally
 def ablation_screen(result: HeadAblation) -> go.Figure:
     """The same on screen."""
     found = result.means

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from analysis.attention.weights import caches, checked
 from analysis.statistics import LEVEL, Means, correct, means
-from audiolens.checks import checked_amount, checked_count
+from audiolens.checks import MOST_SEED, checked_amount, checked_count
 from audiolens.errors import InputError, InputTypeError
 from audiolens.rows import whole_batch_size
 from audiolens.tokens import named_once
@@ -128,7 +128,7 @@ def by_lag(
     """
     codes, listed, blocks, chosen = checked(lens, prompts, codes, layers, heads)
     checked_count("n_permutations", n_permutations)
-    checked_count("seed", seed, 0)
+    checked_count("seed", seed, 0, MOST_SEED)
     whole_batch_size(batch_size)
     frames, rate = codes.shape[-1], lens.config.frame_rate
     lags = frames // 2 if longest_seconds is None else round(checked_amount("longest_seconds", longest_seconds) * rate)

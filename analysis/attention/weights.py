@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from analysis.likelihood import checked_rows
+from audiolens.errors import ActivationOverflow
 from audiolens.rows import whole_batch_size
 from audiolens.sites import checked_heads, checked_layers
 
@@ -33,4 +34,11 @@ def caches(
     for first in range(0, len(prompts), size):
         rows = slice(first, first + size)
         _, cache = lens.run_with_cache(list(prompts[rows]), codes[rows], sites=site, layers=layers, heads=heads)
+        for layer in layers:
+            lost = cache[site, layer].isnan().flatten(1).any(1)
+            if bool(lost.any()):
+                raise ActivationOverflow(
+                    f"{site} holds NaN in block {layer}, row {first + int(lost.nonzero()[0])}: the model's weights "
+                    "are at fault, or its dtype is too narrow."
+                )
         yield first, cache

@@ -25,7 +25,7 @@ from analysis.attribution.pairing import Pairing, Part, Towards
 from analysis.attribution.result import AttributionResult, Method, Scores
 from analysis.likelihood import Window
 from analysis.site_cells import Place
-from audiolens.checks import checked_count, checked_flags
+from audiolens.checks import MOST_SEED, checked_count, checked_flags
 from audiolens.errors import InputError, InputTypeError
 from audiolens.sites import names_once
 from audiolens.timeline import Span
@@ -84,8 +84,8 @@ def attribute(
             raise InputError(f"{name}={value!r}: expected {' or '.join(map(repr, known))}.")
     for name, value in (("steps", steps), ("check_pairs", check_pairs), ("cells", cells)):
         checked_count(name, value)
-    for name, value in (("check", check), ("seed", seed)):
-        checked_count(name, value, 0)
+    checked_count("check", check, 0)
+    checked_count("seed", seed, 0, MOST_SEED)
     if metric is not None and not callable(metric):
         raise InputTypeError(f"metric={metric!r}: expected a function of (logits, codes), or None.")
     along = method == "integrated"

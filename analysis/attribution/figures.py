@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
 from analysis.figures.captions import captioned, heat, screen_heat, screen_plain
+from analysis.figures.literal import literally
 from analysis.figures.style import styled
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def paper(result: AttributionResult) -> Figure:
         return captioned(figure, caption(result))
 
 
+@literally
 def screen(result: AttributionResult) -> go.Figure:
     """One panel with a menu of sites."""
     figure = go.Figure()
@@ -114,6 +116,7 @@ def direct_paper(result: DirectResult) -> Figure:
         return captioned(figure, direct_caption(result))
 
 
+@literally
 def direct_screen(result: DirectResult) -> go.Figure:
     """All components by codebooks."""
     values = result.values.mean(1)

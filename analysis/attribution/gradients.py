@@ -81,7 +81,7 @@ def scored(metric: Metric, logits: Tensor, codes: Tensor) -> Float[Tensor, "row 
     """The metric with its codebook axis, of length 1 where it gives one number a row.
 
     Raises:
-        InputError: for a metric that gives anything else.
+        InputError: for a metric that gives anything else, NaN among it.
     """
     scores = metric(logits, codes)
     if not isinstance(scores, Tensor) or scores.ndim not in (1, 2) or len(scores) != len(codes):
@@ -89,4 +89,8 @@ def scored(metric: Metric, logits: Tensor, codes: Tensor) -> Float[Tensor, "row 
         raise InputError(
             f"metric: gave {found} for {len(codes)} rows; expected a tensor 'row codebook', or one number a row."
         )
-    return scores if scores.ndim == 2 else scores[:, None]
+    shaped = scores if scores.ndim == 2 else scores[:, None]
+    lost = shaped.detach().isnan().any(-1)
+    if bool(lost.any()):
+        raise InputError(f"metric: gave NaN for row {int(lost.nonzero()[0])}; expected a number for each.")
+    return shaped

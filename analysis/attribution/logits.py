@@ -22,6 +22,7 @@ from analysis.statistics import N_PERMUTATIONS, Means, means
 from audiolens.cache import ActivationCache
 from audiolens.checks import checked_flags
 from audiolens.errors import InputError
+from audiolens.overflow import checked_logits
 from audiolens.rows import whole_batch_size
 from audiolens.tensors import finite
 from audiolens.timeline import Span
@@ -185,6 +186,7 @@ class _Run:
         results = ["attn.result", *(["cross_attn.result"] if cross else [])] if heads else []
         sites = ["blocks.0.hook_resid_pre", *outs, *results, f"blocks.{lens.config.n_layers - 1}.hook_resid_post"]
         logits, cache = lens.run_with_cache(list(prompts), codes, sites=sites)
+        checked_logits(logits, lens.config.frame_rate)
         labels, values = _components(cache, heads)
         stream = cache["resid_post", lens.config.n_layers - 1].float()
         norm = decoder_of(lens).layer_norm

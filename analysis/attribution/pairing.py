@@ -174,7 +174,11 @@ class Pairing:
         return Agreement.of(pd.DataFrame(table), len(rows))
 
     def _rows(self, rows: np.ndarray) -> tuple[list[str | None], list[str | None], Tensor]:
-        return [self.own[row] for row in rows], [self.other[row] for row in rows], self.codes[torch.as_tensor(rows)]
+        return (
+            [self.own[row] for row in rows],
+            [self.other[row] for row in rows],
+            self.codes[torch.as_tensor(rows, device=self.codes.device)],
+        )
 
     def _along(
         self,

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from audiolens.characters import printable
+
 if TYPE_CHECKING:
     from audiolens import AudioLens
     from audiolens.prompts import PromptSet
@@ -46,7 +48,7 @@ def own_prompts(*paths: str | Path, **options: Any) -> PromptSet:
         warnings.simplefilter("always", UserWarning)
         sets = read(*paths, **options)
     for one in told:
-        typer.echo(f"audiolens: {one.message}", err=True)
+        say(f"audiolens: {one.message}", err=True)
     return sets
 
 
@@ -73,7 +75,18 @@ def is_prompt_file(name: str) -> bool:
 
 
 def command_line() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """What was typed; a file's name may hold bytes that are no text, and a page cannot."""
+    return printable(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+
+
+def say(text: str = "", *, err: bool = False) -> None:
+    """A line of output; names and labels come from files of others, and a terminal obeys some characters."""
+    typer.echo(printable(text), err=err)
+
+
+def say_json(file: Path) -> None:
+    """A file of JSON, for programs: what is no plain letter in it as an escape."""
+    typer.echo(json.dumps(json.loads(file.read_text("utf-8")), indent=2))
 
 
 def print_table(rows: Sequence[Mapping[Any, Any]]) -> None:
@@ -82,9 +95,9 @@ def print_table(rows: Sequence[Mapping[Any, Any]]) -> None:
 
     table = Table(box=None, pad_edge=False)
     for name in rows[0]:
-        table.add_column(name)
+        table.add_column(printable(name))
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*(printable(str(value)) for value in row.values()))
     # A pipe has no width: programs that read lines get whole ones.
     # No markup: "[dBFS]" is a unit, and a file's name may hold brackets too.
     wide = None if sys.stdout.isatty() else max(200, sum(len(n) + 12 for n in rows[0]))
@@ -100,20 +113,28 @@ def cell(value: Any) -> str:
 
 def write_result(found: Any, folder: Path, name: str) -> None:
     """A result's table (CSV) and figure (PNG, SVG, HTML) under a name."""
-    found.to_frame().to_csv(folder / f"{name}.csv", index=False)
+    import matplotlib as mpl
+
+    from analysis.figures.literal import as_typed
+    from analysis.report import live
+    from analysis.spreadsheets import csv_of
+
+    (folder / f"{name}.csv").write_text(csv_of(found.to_frame()), "utf-8")
     figure = found.plot()
-    for ending in ("png", "svg"):
-        figure.savefig(folder / f"{name}.{ending}")
-    found.figure().write_html(folder / f"{name}.html", include_plotlyjs=True)
+    # Without a salt of its own, an SVG names its parts by chance.
+    with as_typed(), mpl.rc_context({"svg.hashsalt": "audiolens"}):
+        figure.savefig(folder / f"{name}.png")
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    live.write(found.figure(), folder / f"{name}.html", name)
 
 
 def shown(found: Any, as_json: bool, columns: Sequence[str], **only: Any) -> None:
     """A result's finding and table: all of it for programs; for people these columns, and `only` the rows with them."""
     if as_json:
-        typer.echo(to_json(told(found)))
+        say(to_json(told(found)))
         return
     table = found.to_frame()
-    typer.echo(repr(found))
+    say(repr(found))
     for name, value in only.items():
         table = table[table[name] == value]
     kept = table[[name for name in columns if name in table]]

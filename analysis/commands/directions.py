@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from analysis.commands.common import Force, Json, Model, cell, open_lens, own_prompts, print_table, to_json
+from analysis.commands.common import Force, Json, Model, cell, open_lens, own_prompts, print_table, say, to_json
 
 
 class _Read(TyperGroup):
@@ -84,13 +84,13 @@ def directions_show(file: Annotated[Path, typer.Argument(help="A directions file
 def _show(found: Any, file: Path, as_json: bool) -> None:
     facts = {"file": str(file), **found.meta.as_dict(), "layers": found.to_frame().to_dict("records")}
     if as_json:
-        typer.echo(to_json(facts))
+        say(to_json(facts))
         return
     meta = found.meta
     clips = "" if meta.seconds is None else f" of {meta.seconds:g} s"
     versions = ", ".join(f"{name} {number}" for name, number in meta.versions.items())
-    typer.echo(f"{file}: {found!r}")
-    typer.echo(f"read at position {meta.position}, branch {meta.branch}, guidance {meta.guidance_scale:g}, "
+    say(f"{file}: {found!r}")
+    say(f"read at position {meta.position}, branch {meta.branch}, guidance {meta.guidance_scale:g}, "
                f"from {meta.source}{clips}")  # fmt: skip
-    typer.echo(f"weights {meta.weights}, revision {meta.revision or 'none'}, prompts {meta.prompts}; {versions}")
+    say(f"weights {meta.weights}, revision {meta.revision or 'none'}, prompts {meta.prompts}; {versions}")
     print_table([{key: cell(value) for key, value in row.items()} for row in facts["layers"]])

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from analysis.commands.common import Json, Model, open_lens, to_json
+from analysis.commands.common import Json, Model, open_lens, say, to_json
 from audiolens.errors import InputError
 
 
@@ -63,7 +63,7 @@ def generate(
             raise InputError(f"{option} says where a direction is added, and there is none: give one with --steer.")
     folder.check(out, overwrite=None)
     lens = open_lens(model)
-    steps = steering.placed(
+    steps, cautions = steering.placed(
         todo, lens, layer=layer, strategy=strategy, band=blocks, branch=branch or "both", orthogonal=orthogonal
     )
     made: dict[str, Any] = {
@@ -78,5 +78,7 @@ def generate(
             clips.save(work / "steered")
         else:
             clips.save(work)
+    for caution in cautions:
+        say(caution, err=True)
     written = sorted(str(path) for path in out.rglob("*.wav"))
-    typer.echo(to_json(written) if as_json else "\n".join(written))
+    say(to_json(written) if as_json else "\n".join(written))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from analysis.commands.common import Json, cell, print_table, to_json
+from analysis.commands.common import Json, cell, print_table, say, to_json
 from audiolens.errors import InputError
 
 
@@ -39,13 +39,13 @@ def measure(
     frame, refused = hearing.table_of_files(files, names, n_jobs=jobs, seconds=_span(seconds))
     rows: list[dict[str, Any]] = frame.to_dict("records")  # pyright: ignore[reportAssignmentType]
     if as_json:
-        typer.echo(to_json([*rows, *({"file": file, "error": why} for file, why in refused.items())]))
+        say(to_json([*rows, *({"file": file, "error": why} for file, why in refused.items())]))
     elif rows:
         units = {"seconds": "s", **hearing.UNITS}
         heads = {name: f"{name} [{units[name]}]" if units.get(name) else name for name in map(str, frame.columns)}
         print_table([{heads[name]: _shown(value) for name, value in row.items()} for row in rows])
     for why in refused.values():
-        typer.echo(f"audiolens: {' '.join(why.split())}", err=True)
+        say(f"audiolens: {' '.join(why.split())}", err=True)
     if refused:
         raise typer.Exit(2)
 

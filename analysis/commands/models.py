@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import typer
-
-from analysis.commands.common import Json, print_table, to_json
+from analysis.commands.common import Json, print_table, say, to_json
 
 
 def models(as_json: Json = False) -> None:
@@ -16,7 +14,7 @@ def models(as_json: Json = False) -> None:
         for name, folder in BUNDLED.items()
     ] + [{"model": name, "kind": "hub", "here": _downloaded(name)} for name in HUB]
     if as_json:
-        typer.echo(to_json(rows))
+        say(to_json(rows))
         return
     print_table([{**row, "here": "ready, works offline" if row["here"] else "not on this disk"} for row in rows])
 

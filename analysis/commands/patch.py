@@ -13,6 +13,7 @@ from analysis.commands.common import (
     is_prompt_file,
     open_lens,
     prompt_set,
+    say,
     shown,
     to_json,
     told,
@@ -73,11 +74,11 @@ def patch(
     from analysis import folder, patching
     from analysis.patching.grid import checked_by, needs_equal_lengths
     from analysis.patching.result import checked_mode
-    from audiolens.checks import checked_count
+    from audiolens.checks import MOST_SEED, checked_count
     from audiolens.errors import InputError
 
     checked_count("--pairs", pairs, 2)
-    checked_count("--seed", seed, 0)
+    checked_count("--seed", seed, 0, MOST_SEED)
     if sound is not None and no_sound:
         raise InputError("--sound and --no-sound were both given: give one.")
     checked_by(by)
@@ -97,9 +98,9 @@ def patch(
     asked["mode"] = mode
     if as_json:
         # The bar is for people; how long it will take is for whoever waits.
-        typer.echo(repr(patching.plan(*given, found.codes, metric, **asked)), err=True)
+        say(repr(patching.plan(*given, found.codes, metric, **asked)), err=True)
         if ear is not None:
-            typer.echo(repr(patching.plan(*given, None, ear, windows=1, **asked)), err=True)
+            say(repr(patching.plan(*given, None, ear, windows=1, **asked)), err=True)
     result = patching.patch(*given, found.codes, metric, sound=ear, seed=seed, progress=not as_json, **asked)
     if out is not None:
         with folder.fresh(out, overwrite=None) as work:
@@ -107,11 +108,11 @@ def patch(
             if result.sound is not None:
                 write_result(result.sound, work, "by-ear")
     if as_json:
-        typer.echo(to_json({**told(result), "sound": None if result.sound is None else told(result.sound)}))
+        say(to_json({**told(result), "sound": None if result.sound is None else told(result.sound)}))
         return
     shown(result, False, _SHOWN, codebook="total")
     if result.sound is not None:
-        typer.echo()
+        say()
         shown(result.sound, False, _SHOWN)
 
 

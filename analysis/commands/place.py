@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from analysis.commands.common import Json, Model, open_lens, prompt_set, shown, words_unread, write_result
+from analysis.commands.common import Json, Model, open_lens, prompt_set, say, shown, words_unread, write_result
 from audiolens.errors import InputError
 
 _SHOWN = ("strategy", "layer", "alignment", "low", "high", "gain", "strength", "chosen", "norm", "probe", "patching",
@@ -59,7 +59,7 @@ def place(
     lens = open_lens(model)
     sets = prompt_set(concept, lens)
     if told := words_unread(sets, lens):
-        typer.echo(f"{told}; pairs of the file's own prompts are compared instead.", err=True)
+        say(f"{told}; pairs of the file's own prompts are compared instead.", err=True)
         sets = replace(sets, positive_words=(), negative_words=())
     options: dict[str, Any] = {"strategies": [name.strip() for name in strategies.split(",")], "by": by, "seed": seed}
     found = placement.place(

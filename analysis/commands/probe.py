@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analysis.commands.common import Json, Model, open_lens, shown, write_result
+from audiolens.checks import MOST_PLACES, bounded
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
@@ -120,11 +121,11 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
         return None
     found: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
         if not match:
             raise InputError(f"{option}={text}: expected numbers such as 0,3 or a range such as 2-5.")
         first, last = int(match[1]), int(match[2] or match[1])
-        found += range(first, last + 1)
+        found += bounded(option, range(first, last + 1), MOST_PLACES)
     if not found:
         raise InputError(f"{option}={text}: expected numbers such as 0,3 or a range such as 2-5.")
     return found

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from analysis.commands.common import Json
+from analysis.commands.common import Json, say, say_json
 
 
 def report(
@@ -30,6 +30,6 @@ def report(
 
     found = study.redraw(folder)
     if as_json:
-        typer.echo((folder / "summary.json").read_text("utf-8"))
+        say_json(folder / "summary.json")
         return
-    typer.echo(f"{found.finding}\n\n{folder / 'index.html'} is drawn anew.")
+    say(f"{found.finding}\n\n{folder / 'index.html'} is drawn anew.")

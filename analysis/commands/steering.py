@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 _STEER = re.compile(r"^(?P<file>.+?):(?P<strength>[^:]+)$")
 MOST_OF_STREAM = 3.0
 """Times the stream's own length, beyond which what is added drowns it."""
-_BAND = re.compile(r"^(?P<first>\d+)-(?P<last>\d+)$")
+_BAND = re.compile(r"^(?P<first>\d{1,6})-(?P<last>\d{1,6})$")
 
 
 def asked(text: str) -> tuple[Path, float]:
@@ -69,8 +67,11 @@ def placed(
     band: tuple[int, int] | None,
     branch: str,
     orthogonal: bool,
-) -> list[Intervention]:
-    """The interventions of several files; `strategy=None` is one-to-band with a band, and one-to-one without."""
+) -> tuple[list[Intervention], list[str]]:
+    """The interventions of several files, and what is to be said of their strengths once clips are made.
+
+    `strategy=None` is one-to-band with a band, and one-to-one without.
+    """
     from audiolens import Directions, orthogonalised, steer
 
     chosen = strategy or ("one-to-one" if band is None else "one-to-band")
@@ -78,14 +79,12 @@ def placed(
     if orthogonal:
         found = orthogonalised(*found)
     steps: list[Intervention] = []
-    for directions, (file, strength) in zip(found, todo, strict=True):
-        caution = drowning(file, directions, strength)
-        if caution is not None:
-            typer.echo(caution, err=True)
+    for directions, (_, strength) in zip(found, todo, strict=True):
         where: dict[str, Any] = {"band": band}
         if chosen != "all-to-all":
             where["layer"] = directions.layers[len(directions.layers) // 2] if layer is None else layer
         elif layer is not None:
             raise InputError("--strategy all-to-all adds every block's own direction: leave --layer out.")
         steps += steer(directions, chosen, strength=strength, branch=branch, **where)  # pyright: ignore[reportArgumentType]
-    return steps
+    cautions = [drowning(file, directions, strength) for directions, (file, strength) in zip(found, todo, strict=True)]
+    return steps, [caution for caution in cautions if caution is not None]

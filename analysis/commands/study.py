@@ -17,6 +17,8 @@ from analysis.commands.common import (
     is_prompt_file,
     open_lens,
     own_prompts,
+    say,
+    say_json,
 )
 from audiolens.errors import InputError
 
@@ -101,7 +103,7 @@ def study(
     share_cores()
     options: dict[str, Any] = {
         "settings": settings, "overwrite": force, "progress": not as_json and sys.stderr.isatty(),
-        "tell": lambda line: typer.echo(line, err=True), "command": command_line(),
+        "tell": lambda line: say(line, err=True), "command": command_line(),
     }  # fmt: skip
     try:
         if len(sets) > 1:
@@ -111,13 +113,13 @@ def study(
         else:
             found = studies.run(lens, sets[0], target, **options)
     except KeyboardInterrupt:
-        typer.echo(f"\nStopped; what is finished is kept in {target}. The same command goes on.", err=True)
+        say(f"\nStopped; what is finished is kept in {target}. The same command goes on.", err=True)
         sys.exit(_STOPPED)
     if as_json:
-        typer.echo((target / "summary.json").read_text("utf-8"))
+        say_json(target / "summary.json")
         return
     sound = "" if len(sets) > 1 else f"; the clips are in {target / 'audio'}"
-    typer.echo(f"\n{found.finding}\n\n{target / 'index.html'} shows it{sound}.")
+    say(f"\n{found.finding}\n\n{target / 'index.html'} shows it{sound}.")
 
 
 def _asked(concept: str | None, concepts: str | None, positive: Path | None, negative: Path | None) -> list[Any]:

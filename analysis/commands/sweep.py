@@ -18,9 +18,11 @@ from analysis.commands.common import (
     open_lens,
     own_prompts,
     print_table,
+    say,
     to_json,
     words_unread,
 )
+from audiolens.checks import MOST_PLACES, bounded
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
     from audiolens.prompts import PromptSet
 
 _STOPPED = 130
-_RANGE = re.compile(r"^(?P<first>[^:]+):(?P<last>[^:]+):(?P<count>\d+)$")
+_RANGE = re.compile(r"^(?P<first>[^:]+):(?P<last>[^:]+):(?P<count>\d{1,6})$")
+_MOST_STRENGTHS = 1000
 
 
 def sweep(
@@ -141,17 +144,17 @@ def sweep(
     asked |= {"layers": blocks, "prompts": neutral, "sets": sets}
     estimate = sweeps.plan(lens, found, out=out, **asked)
     _tell_lack([one.meta.label for one in found], sets, measured, lens)
-    typer.echo(str(estimate), err=True)
+    say(str(estimate), err=True)
     if plan:
         if as_json:
-            typer.echo(to_json(_plan_facts(estimate)))
+            say(to_json(_plan_facts(estimate)))
         return
     try:
         result = sweeps.run(lens, found, out=out, n_jobs=jobs, progress=not as_json, **asked)
     except KeyboardInterrupt:
         kept, of = len(ledger.finished(out)), len(estimate.plan.batches)
         said = f"Stopped; {kept} of {of} batches are kept in {out}. The same command goes on from there."
-        typer.echo(f"\n{said}", err=True)
+        say(f"\n{said}", err=True)
         raise SystemExit(_STOPPED) from None
     _tell(result, out, measured, as_json)
 
@@ -160,16 +163,16 @@ def _tell(result: SweepResult, out: Path, measured: str | None, as_json: bool) -
     doses = [result.dose_response(concept, measured) for concept in result.concepts]
     if as_json:
         tables = {dose.concept: dose.to_frame().to_dict("records") for dose in doses}
-        typer.echo(to_json({"folder": str(out), "clips": len(result.table), "effects": tables}))
+        say(to_json({"folder": str(out), "clips": len(result.table), "effects": tables}))
         return
     for dose in doses:
-        typer.echo(f"\n{dose!r}")
+        say(f"\n{dose!r}")
         shown = ("strength", "effect", "low", "high", "median", "failed", "p_random", "p_corrected")
         rows = [{name: cell(row[name]) for name in shown} for _, row in dose.widest().iterrows()]
         print_table(rows)
         if len(dose.monotonicity) > 1:
-            typer.echo(f"{result.limits(dose.concept, measured)!r}\n{result.strategies(dose.concept, measured)!r}")
-    typer.echo(f"\n{out / 'clips.parquet'} has a row for every clip; "
+            say(f"{result.limits(dose.concept, measured)!r}\n{result.strategies(dose.concept, measured)!r}")
+    say(f"\n{out / 'clips.parquet'} has a row for every clip; "
                "`analysis.sweep.load_folder` reads it, and draws and compares.")  # fmt: skip
 
 
@@ -285,12 +288,12 @@ def _tell_lack(labels: Sequence[str], sets: dict[str, PromptSet], measured: str 
 
     for label in labels:
         if label not in sets:
-            typer.echo(f"{label!r}: a file of directions keeps no prompts, so neutral ones are the bundled ones and "
+            say(f"{label!r}: a file of directions keeps no prompts, so neutral ones are the bundled ones and "
                        "nothing is asked in words; give the file of prompts to have both.", err=True)  # fmt: skip
         elif told := words_unread(sets[label], lens):
-            typer.echo(f"{told}: the clips that are asked in words say nothing.", err=True)
+            say(f"{told}: the clips that are asked in words say nothing.", err=True)
         if measured is None and label not in MEASURED:
-            typer.echo(f"{label!r}: told in tempo, for no measure is known to hear it; --measure names one.", err=True)
+            say(f"{label!r}: told in tempo, for no measure is known to hear it; --measure names one.", err=True)
 
 
 def _strengths(option: str, text: str) -> list[float]:
@@ -304,8 +307,8 @@ def _strengths(option: str, text: str) -> list[float]:
         first, last, count = float(span["first"]), float(span["last"]), int(span["count"])
     except ValueError:
         raise InputError(f"{option} {text!r}: expected FROM:TO:COUNT (-2:2:9), or numbers with commas.") from None
-    if not first < last or count < 2:
-        raise InputError(f"{option} {text!r}: expected FROM below TO, and a COUNT of at least 2.")
+    if not first < last or not 2 <= count <= _MOST_STRENGTHS:
+        raise InputError(f"{option} {text!r}: expected FROM below TO, and a COUNT of 2 to {_MOST_STRENGTHS}.")
     return [round(float(value), 12) for value in np.linspace(first, last, count)]
 
 
@@ -315,11 +318,11 @@ def _blocks(text: str) -> list[int] | None:
         return None
     found: list[int] = []
     for part in text.split(","):
-        ends = re.match(r"^(\d+)(?:-(\d+))?$", part.strip())
+        ends = re.match(r"^(\d{1,6})(?:-(\d{1,6}))?$", part.strip())
         if ends is None:
             raise InputError(f"--layers {text!r}: expected all, or blocks such as 2,4,6-9.")
         first, last = int(ends[1]), int(ends[2] or ends[1])
-        found += range(first, last + 1)
+        found += bounded("--layers", range(first, last + 1), MOST_PLACES)
     if not found or len(set(found)) < len(found):
         raise InputError(f"--layers {text!r}: expected at least one block, and each once.")
     return found

@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from analysis.figures.literal import literally
 from analysis.figures.plots import lines
 from analysis.figures.style import BLACK, GREEN, GREY, PURPLE, SEVERAL, SYMBOLS, change_of, plain, screen_errors
 
 
+@literally
 def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> go.Figure:
     """Effect against strength, with controls and prompted references; `table` as in `plots.dose_response`."""
     figure = go.Figure()
@@ -56,6 +58,7 @@ def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> g
     return plain(figure)
 
 
+@literally
 def strengths(table: pd.DataFrame, measured: str) -> go.Figure:
     """Effect against strength of a sweep's conditions."""
     figure = go.Figure()

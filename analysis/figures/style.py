@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
+from analysis.figures.literal import AS_TYPED
 from audiolens import measure
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ STYLE: dict[Any, Any] = {
     "figure.dpi": 110,
     "savefig.dpi": 160,
     "svg.fonttype": "none",
+    **AS_TYPED,
 }
 
 

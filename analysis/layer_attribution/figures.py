@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from plotly.subplots import make_subplots
 
 from analysis.figures.captions import captioned, screen_plain
+from analysis.figures.literal import literally
 from analysis.figures.style import BLACK, SEVERAL, SYMBOLS, errors, styled
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def paper(result: LayerAttribution, normalised: bool) -> Figure:
         return captioned(figure, _caption(normalised))
 
 
+@literally
 def screen(result: LayerAttribution, normalised: bool) -> go.Figure:
     """The same on screen."""
     count = 1 if normalised else len(result.evidence)

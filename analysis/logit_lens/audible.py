@@ -121,7 +121,7 @@ def listen(
         rows = slice(first, first + len(cache.prompts))
         first = rows.stop
         for layer in chosen:
-            told = log_probabilities(lens, cache, layer, codes)
+            told = log_probabilities(lens, cache, layer, codes, rows)
             if noise is not None:
                 told = told / temperature
                 if top_k and top_k < told.shape[-1]:

@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 
 from analysis.figures import spectrograms
 from analysis.figures.captions import captioned, screen_plain
+from analysis.figures.literal import literally
 from analysis.figures.style import GREY, SEVERAL, SYMBOLS, axis_of, screen_errors, styled
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def paper(result: LogitLensResult) -> Figure:
         return captioned(figure, caption(result))
 
 
+@literally
 def screen(result: LogitLensResult) -> go.Figure:
     """The same, one panel beside the other."""
     table = result.to_frame()
@@ -105,6 +107,7 @@ def audible_paper(result: Audible, rows: int = 2) -> Figure:
     )
 
 
+@literally
 def audible_screen(result: Audible) -> go.Figure:
     """Medians over clips of measures of the sound, over blocks; the given clips as a line."""
     table = result.to_frame()

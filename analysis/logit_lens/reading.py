@@ -18,6 +18,7 @@ from torch import Tensor
 
 from analysis.likelihood import by_frame, checked_rows
 from analysis.statistics import means
+from audiolens.overflow import checked_logits
 from audiolens.sites import checked_layers
 from audiolens.tokens import named_once
 
@@ -141,11 +142,11 @@ def read(
     for cache in lens.iter_cache(listed, codes, layers=chosen, batch_size=batch_size, progress=False):
         rows = slice(first, first + len(cache.prompts))
         first = rows.stop
-        final = log_probabilities(lens, cache, last, codes)
+        final = log_probabilities(lens, cache, last, codes, rows)
         names = ("ranks", "probabilities", "divergences", "agrees", "others")
         each: dict[str, list[Tensor]] = {name: [] for name in names}
         for layer in chosen:
-            told = final if layer == last else log_probabilities(lens, cache, layer, codes)
+            told = final if layer == last else log_probabilities(lens, cache, layer, codes, rows)
             mine, theirs = (told.gather(-1, given[rows, ..., None]) for given in (codes, others))
             each["ranks"].append((told > mine).sum(-1) + 1)
             each["others"].append((told > theirs).sum(-1) + 1)
@@ -169,9 +170,16 @@ def read(
     )
 
 
-def log_probabilities(lens: Any, cache: Any, layer: int, codes: Tensor) -> Float[Tensor, "row codebook frame vocab"]:
-    """Log-probabilities of every frame's codes after a block."""
-    logits = cache.logit_lens(layers=layer)[0]
+def log_probabilities(
+    lens: Any, cache: Any, layer: int, codes: Tensor, rows: slice
+) -> Float[Tensor, "row codebook frame vocab"]:
+    """Log-probabilities of every frame's codes after a block; `rows` are those that the cache holds.
+
+    Raises:
+        ActivationOverflow: if a logit is NaN or infinite.
+    """
+    named = range(rows.start, rows.stop)
+    logits = checked_logits(cache.logit_lens(layers=layer)[0], lens.config.frame_rate, named)
     return by_frame(logits, lens.config.delays, codes.shape[-1]).float().log_softmax(-1)
 
 

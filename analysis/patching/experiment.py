@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -28,8 +28,8 @@ from analysis.patching.plans import Plan, SoundPlan
 from analysis.patching.result import Mode, PatchingResult, checked_mode
 from analysis.patching.runs import Runs
 from analysis.patching.sound import Listening, Sound
-from audiolens.checks import checked_amount, checked_count, checked_flags
-from audiolens.errors import InputError
+from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_flags
+from audiolens.errors import ActivationOverflow, InputError
 from audiolens.passes import alone
 from audiolens.timeline import Span, codes_timeline
 from audiolens.tokens import named_once
@@ -110,8 +110,9 @@ def patch(
     """
     checked_flags(progress=progress)
     options: dict[str, Any] = {"layers": layers, "windows": windows, "seconds": seconds, "heads": heads}
-    counts = {"n_bootstrap": n_bootstrap, "n_permutations": n_permutations, "seed": seed}
+    counts = {"n_bootstrap": n_bootstrap, "n_permutations": n_permutations}
     stats: dict[str, Any] = {name: checked_count(name, value, 0) for name, value in counts.items()}
+    stats["seed"] = checked_count("seed", seed, 0, MOST_SEED)
     asked: dict[str, Any] = {"by": by, "mode": mode, "clusters": clusters}
     if isinstance(metric, Sound):
         if codes is not None or history is not None or sound is not None:
@@ -241,9 +242,21 @@ class _Job:
                     with alone(runs.lens.model), torch.no_grad():
                         found = batch.scored(cells).cpu().numpy()
                     for cell, values in zip(cells, found, strict=True):
+                        self._refuse_nan(cell, rows, values)
                         patched[(rows, slice(None), *cell.at)] = values
                     bar.update(len(cells) * len(rows))
         return patched, before
+
+    def _refuse_nan(self, cell: Cell, rows: Sequence[int], values: Float[np.ndarray, "pair codebook"]) -> None:
+        """Raise for NaN, but where a pair has no such token."""
+        lost = np.isnan(values).any(1)
+        if cell.token is not None:
+            lost &= (self.runs.offsets[0][list(rows), cell.token] >= 0).numpy()
+        if lost.any():
+            raise ActivationOverflow(
+                f"the patch at {' and '.join(cell.hooks)}, layer {cell.layer}, made logits NaN in pair "
+                f"{rows[int(lost.argmax())]}: load the model in a wider dtype."
+            )
 
     def _row_bytes(self) -> float:
         """Of one row of a climb: its stream and what a block makes of it, its keys and values, its logits."""

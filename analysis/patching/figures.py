@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.figures.literal import literally
 from analysis.figures.style import BLACK, DIVERGING, GREY, axis_of, styled
 from analysis.statistics import LEVEL
 
@@ -134,6 +135,7 @@ def _panel(figure: Figure, axes: Axes, result: PatchingResult, codebook: int | s
     figure.colorbar(image, ax=axes, shrink=0.9, label="\n".join(wrap(unit_of(result), int(9 * figure.get_figheight()))))
 
 
+@literally
 def screen(result: PatchingResult, codebook: int | str = "total") -> go.Figure:
     """The grid as a heat map, with a slider over codebooks; intervals and p where the pointer is."""
     names = list(result.names)

@@ -140,9 +140,9 @@ class PatchingResult:
         # Over the pairs that have the cell, both in the same direction: what is patched in recovers or breaks it.
         place = self._place(codebook)
         patched, clean, corrupted = (_with_total(v)[:, place] for v in (self.patched, self.clean, self.corrupted))
-        there = np.isfinite(patched)
+        there = np.isfinite(patched) & np.isfinite(clean - corrupted)[:, None, None]
         whole = np.where(there, (clean - corrupted)[:, None, None], np.nan)
-        part = patched - corrupted[:, None, None]
+        part = np.where(there, patched - corrupted[:, None, None], np.nan)
         with warnings.catch_warnings():
             # A cell that no pair has, or in which nothing could be measured, is NaN.
             warnings.simplefilter("ignore", RuntimeWarning)
@@ -247,10 +247,14 @@ class PatchingResult:
         unclear = "" if gap.clear else "; no clear gap, so no share of it"
         few = f", {self.too_few}" if self.too_few else ""
         most = "no cell clear of chance, most" if found.p_adjusted[at] > LEVEL else "most"
+        pairs, measured = len(self.clean), int(np.isfinite(self._gaps[:, total]).sum())
+        both = f"{pairs}" if measured == pairs else f"{measured} of {pairs}"
+        # The cell's own pairs: those that have it, or in which it was measured.
+        own = "" if found.n[at] == measured else f" over {found.n[at]:.0f} pairs"
         return (
-            f"PatchingResult({self.mode} {self.place}: gap {gap!r} over {len(self.clean)} pairs of "
-            f"{found.n_clusters} prompts{few}{unclear}; {most} at {where}: {found.value[at]:+.3g} {self.unit} "
-            f"[{found.low[at]:+.3g}, {found.high[at]:+.3g}], p = {found.p_adjusted[at]:.2g}{share})"
+            f"PatchingResult({self.mode} {self.place}: gap {gap!r} over {both} pairs of "
+            f"{gap.interval.n_clusters} prompts{few}{unclear}; {most} at {where}: {found.value[at]:+.3g} {self.unit} "
+            f"[{found.low[at]:+.3g}, {found.high[at]:+.3g}]{own}, p = {found.p_adjusted[at]:.2g}{share})"
         )
 
 

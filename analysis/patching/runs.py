@@ -17,7 +17,7 @@ from analysis.patching.engine import Batch, Side, recorded_hooks
 from analysis.patching.grid import Cell
 from audiolens import text, tokens
 from audiolens.audio import checked_codes, codes_of
-from audiolens.checks import checked_count, checked_flags
+from audiolens.checks import MOST_SEED, checked_count, checked_flags
 from audiolens.errors import InputError, InputTypeError, PromptError
 from audiolens.prompts import PromptSet
 from audiolens.timeline import Real, Span, Timeline, codes_timeline
@@ -88,7 +88,7 @@ def pairs(
             f"prompts={prompts!r}: expected a PromptSet, such as audiolens.prompts.load('tempo') gives."
         )
     checked_count("n", n)
-    checked_count("first_seed", first_seed, 0)
+    checked_count("first_seed", first_seed, 0, MOST_SEED)
     if not prompts.matched:
         raise InputError(f"{prompts.concept}: its poles have different numbers of prompts, so none are matched.")
     matched = list(zip(prompts.positive, prompts.negative, strict=True))
@@ -217,9 +217,9 @@ class Runs:
         if self.lens.config.conditioning == "prefix":
             return None
         prompts = [(self.clean, self.corrupted)[which][row] for row in rows]
-        sizes = torch.tensor([0 if prompts[i] is None else self.sizes[which][row] for i, row in enumerate(rows)])
+        sizes = [0 if prompts[i] is None else self.sizes[which][row] for i, row in enumerate(rows)]
         longest = max(self.sizes[which][row] for row in rows)
-        seen = torch.arange(longest) < sizes[:, None]
+        seen = torch.arange(longest, device="cpu") < torch.tensor(sizes, device="cpu")[:, None]
         return None if bool(seen.all()) else seen.to(self.lens.device)
 
 
@@ -262,7 +262,7 @@ def token_offsets(
              for a, b in zip(ours, theirs, strict=True)]  # fmt: skip
     least = -max(marks)
     most = max(len(a) - mark for a, mark in zip(ours, marks, strict=True))
-    places = torch.full((len(ours), most - least), -1)
+    places = torch.full((len(ours), most - least), -1, dtype=torch.long, device="cpu")
     names = []
     for column, offset in enumerate(range(least, most)):
         spoken = set()

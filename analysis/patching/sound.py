@@ -27,7 +27,7 @@ from analysis.patching.plans import SoundPlan
 from analysis.patching.result import Mode, PatchingResult, checked_mode
 from analysis.patching.runs import checked_clusters, checked_prompts, refuse_same, token_offsets
 from audiolens import measure
-from audiolens.checks import checked_count
+from audiolens.checks import MOST_SEED, checked_count
 from audiolens.errors import InputError, PromptError, nearest
 from audiolens.interventions import Apply, Branch, checked_branch
 from audiolens.sampling import checked_settings
@@ -69,7 +69,7 @@ class Sound:
             checked_count("pairs", self.pairs)
         # A patched clip plays beside both unpatched ones.
         checked_count("batch_size", self.batch_size, 3)
-        checked_count("first_seed", self.first_seed, 0)
+        checked_count("first_seed", self.first_seed, 0, MOST_SEED)
         checked_settings(self.guidance_scale, self.temperature, self.top_k)
         checked_branch(self.branch, guided=self.guidance_scale != 1)
 

@@ -24,7 +24,7 @@ from analysis.probing.table import column
 from analysis.resampling import Interval, bootstrap
 from analysis.statistics import LEVEL, rank_test
 from audiolens.cache import ActivationCache
-from audiolens.checks import checked_count, numbers_of
+from audiolens.checks import MOST_SEED, checked_count, numbers_of
 from audiolens.errors import InputError
 from audiolens.sites import listed_layers
 
@@ -195,7 +195,7 @@ def fit(
     names = tuple(map(str, column("labels", labels, array.shape[1])))
     _check(array, names)
     checked_count("n_shuffles", n_shuffles)
-    dealt = _shuffles(names, clusters, n_shuffles, checked_count("seed", seed, 0))
+    dealt = _shuffles(names, clusters, n_shuffles, checked_count("seed", seed, 0, MOST_SEED))
     n_kept = min(checked_count("n_components", n_components), array.shape[1] - 1, array.shape[2])
     scores, explained, silhouettes, intervals, chance = [], [], [], [], []
     for layer, rows in zip(numbers, array, strict=True):

@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
+from analysis.figures.literal import in_template, literally
 from analysis.figures.style import SYMBOLS, looks, sliding, styled
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def panels_paper(result: PCAResult) -> Figure:
     return figure
 
 
+@literally
 def panels_screen(result: PCAResult) -> go.Figure:
     """The first two components of a layer, with a slider over layers."""
     poles = list(dict.fromkeys(result.labels))
@@ -90,6 +92,7 @@ def space_paper(result: PCAResult) -> Figure:
     return figure
 
 
+@literally
 def space_screen(result: PCAResult) -> go.Figure:
     """The first three components of a layer, with a slider over layers."""
     labels = np.array(result.labels)
@@ -160,6 +163,7 @@ def paths_paper(result: Trajectories) -> Figure:
     return figure
 
 
+@literally
 def paths_screen(result: Trajectories) -> go.Figure:
     """The poles' paths in two components, with a slider over layers; hovering tells the time."""
     figure = go.Figure()
@@ -171,7 +175,8 @@ def paths_screen(result: Trajectories) -> go.Figure:
                 marker={"symbol": SYMBOLS[marker], "size": 5}, customdata=np.stack(
                     [result.seconds, result.silhouettes[place]], axis=1
                 ),
-                hovertemplate="%{customdata[0]:.2f} s, silhouette %{customdata[1]:.2f}<extra>" + pole + "</extra>",
+                hovertemplate="%{customdata[0]:.2f} s, silhouette %{customdata[1]:.2f}"
+                f"<extra>{in_template(pole)}</extra>",
             )  # fmt: skip
     titles = [f"block {layer}: paths of the poles" for layer in result.layers]
     return sliding(figure, result.layers, titles, _flat_axes(result), each=len(result.poles))

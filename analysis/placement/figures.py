@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from plotly.subplots import make_subplots
 
 from analysis.figures.captions import captioned, screen_plain
+from analysis.figures.literal import literally
 from analysis.figures.style import BLACK, GREY, SEVERAL, SYMBOLS, errors, screen_errors, styled
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def paper(placement: Placement) -> Figure:
         return captioned(figure, _caption(placement))
 
 
+@literally
 def screen(placement: Placement) -> go.Figure:
     """The same on screen."""
     others = placement.evidence.evidence

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from analysis.likelihood import by_frame
 from audiolens.directions import Directions
 from audiolens.errors import InputError
+from audiolens.overflow import checked_logits
 from audiolens.prompts import PromptSet
 from audiolens.sites import checked_layers
 from audiolens.steering import Strategy, steer
@@ -209,6 +210,7 @@ class _Run:
     ) -> Float[Tensor, "row codebook frame vocab"]:
         codes = self.codes.repeat(len(prompts) // len(self.codes), 1, 1)
         told = self.lens.run_with_interventions(prompts, codes, list(steps))
+        checked_logits(told, self.lens.config.frame_rate)
         self.row_steps += len(prompts) * told.shape[2]
         return by_frame(told.float(), self.delays, codes.shape[-1])
 

@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from analysis.probing.table import column, numbers_or_text, read_columns
-from audiolens.checks import checked_amount, checked_count, checked_flags, in_order
+from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_flags, in_order
 from audiolens.errors import InputError, InputTypeError, nearest, shortened
 from audiolens.etude.synth import CLIP_SECONDS
 
@@ -237,7 +237,7 @@ class Dataset:
         from audiolens.etude import synth
 
         checked_count("n", n, 2)
-        checked_count("seed", seed, 0)
+        checked_count("seed", seed, 0, MOST_SEED)
         checked_amount("seconds", seconds, above=0)
         if task not in get_args(Task):
             raise InputError(f"task={task!r}: expected {' or '.join(map(repr, get_args(Task)))}.")

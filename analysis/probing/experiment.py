@@ -21,7 +21,7 @@ from analysis.probing.probes import KINDS, Kind, Plan, Probe, Scored, target_of
 from analysis.probing.result import ProbeResult
 from audiolens import provenance
 from audiolens.cache import ActivationCache
-from audiolens.checks import checked_amount, checked_count, checked_flags
+from audiolens.checks import MOST_JOBS, MOST_SEED, checked_amount, checked_count, checked_flags
 from audiolens.errors import InputError, shortened
 from audiolens.interventions import Branch
 from audiolens.provenance import Provenance
@@ -196,10 +196,10 @@ def _check_numbers(penalty: Any, n_components: Any, n_bootstrap: Any, n_jobs: An
     if n_components is not None:
         checked_count("n_components", n_components)
     checked_count("n_bootstrap", n_bootstrap, 0)
-    checked_count("seed", seed, 0)
+    checked_count("seed", seed, 0, MOST_SEED)
     # As in joblib: -1 is every core.
     if n_jobs != -1:
-        checked_count("n_jobs", n_jobs)
+        checked_count("n_jobs", n_jobs, 1, MOST_JOBS)
 
 
 def _checked_kind(kind: Any, task: Any) -> Kind:

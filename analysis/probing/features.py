@@ -114,7 +114,7 @@ def of_cache(cache: ActivationCache, site: str, each_head: bool | None = None) -
         raise SiteError(f"site {site!r} was not recorded. Recorded: {shortened(cache.keys())}.")
     values, lengths, places = [], [], []
     for name in names:
-        axes, tensor = cache.axes[name], cache[name].detach().float()
+        axes, tensor = cache.axes[name], cache[name].detach().float().cpu()
         norms = cache.norms.get(name)
         if "branch" in axes:
             tensor, axes = tensor.mean(0), axes[1:]

@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
+from analysis.figures.literal import literally
 from analysis.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, errors, screen_errors, styled
 from analysis.probing.result import UNGROUPED
 
@@ -24,6 +25,7 @@ def paper(result: ProbeResult) -> Figure:
     return _heads(result) if _is_map(result) else _blocks(result)
 
 
+@literally
 def screen(result: ProbeResult) -> go.Figure:
     """The same, to hover over."""
     figure = _heads_on_screen(result) if _is_map(result) else _blocks_on_screen(result)

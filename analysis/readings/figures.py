@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from plotly.subplots import make_subplots
 
+from analysis.figures.literal import literally
 from analysis.figures.style import BLACK, SEVERAL, SYMBOLS, styled
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def paper(result: Readings) -> Figure:
     return figure
 
 
+@literally
 def screen(result: Readings) -> go.Figure:
     """The same panels, lines named as they are hovered over."""
     figure = make_subplots(cols=3, horizontal_spacing=0.09)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from analysis.figures.captions import captioned, heat, screen_heat, screen_plain
+from analysis.figures.literal import literally
 from analysis.figures.style import name_of, signed, styled
 
 CAPTION = (
@@ -37,6 +38,7 @@ def paper(table: pd.DataFrame, caption: bool = True) -> Figure:
         return captioned(figure, CAPTION) if caption else figure
 
 
+@literally
 def screen(table: pd.DataFrame) -> go.Figure:
     """The same on screen."""
     values, told, rows, columns = _grid(table)

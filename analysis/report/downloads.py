@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from analysis.spreadsheets import csv_of
+
 MOST_BYTES = 4_000_000
 """Of all packed tables, as text: what sounds and figures leave of 15 MB. 8,500 clips of a full study take 1.6 MB."""
 _PLAIN_BYTES = 60_000
@@ -56,7 +58,7 @@ def downloads(tables: Mapping[str, pd.DataFrame], places: Mapping[str, str]) -> 
         places: the file of each, seen from the page: where one is linked that finds no room, the longest ones first.
     """
     found, left = {}, MOST_BYTES
-    contents = {name: table.to_csv(index=False).encode("utf-8") for name, table in tables.items()}
+    contents = {name: csv_of(table).encode("utf-8") for name, table in tables.items()}
     for name in sorted(contents, key=lambda name: len(contents[name])):
         content, rows = contents[name], len(tables[name])
         if len(content) <= _PLAIN_BYTES:

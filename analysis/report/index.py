@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-from analysis.report import crossing, page
+from analysis.figures.literal import as_typed
+from analysis.folder import refuse_path
+from analysis.report import crossing, live, page
 from analysis.report.downloads import data_link, downloads
+from analysis.report.templates import template, text
 from analysis.report.writer import plain
+from analysis.spreadsheets import csv_of
 from analysis.study import stages
+from audiolens.bounded_files import read_object
+from audiolens.errors import InputError
+from audiolens.files import refuse_special
 from audiolens.integrity import sealed_json
 
 if TYPE_CHECKING:
@@ -19,6 +26,7 @@ if TYPE_CHECKING:
     from analysis.study.several import Several
 
 FORMAT, UNSEALED = "audiolens.studies.2", "audiolens.studies.1"
+_TABLES = ("cross_effects", "cosines")
 _COSINES = (
     "Cosine of the concepts' directions at each block; a star where random directions do not reach. One far from 0 may "
     "come from prompts that name both."
@@ -28,13 +36,28 @@ _COSINES = (
 def is_ours(folder: Path) -> bool:
     """Whether a folder holds an index that was written here."""
     try:
-        return json.loads((folder / stages.SUMMARY).read_text("utf-8")).get("format") in (FORMAT, UNSEALED)
-    except (OSError, ValueError, AttributeError):
+        return read_object(folder / stages.SUMMARY).get("format") in (FORMAT, UNSEALED)
+    except (OSError, InputError):
         return False
 
 
+def check(folder: Path) -> None:
+    """Refuse a folder where something other than a file has the name of one that `write` makes.
+
+    Raises:
+        InputError: naming it.
+    """
+    for name in ("index.html", stages.SUMMARY, *(f"{name}.{kind}" for name in _TABLES for kind in ("png", "csv"))):
+        refuse_special(folder / name)
+
+
 def write(several: Several, folder: Path, command: str = "") -> None:
-    """Write `index.html`, `summary.json`, the tables and their figures above the studies' folders."""
+    """Write `index.html`, `summary.json`, the tables and their figures above the studies' folders.
+
+    Raises:
+        InputError: if a study's concept cannot be the name of its folder.
+    """
+    linked = [(one, _link(one.concept)) for one in several.studies]
     tables = {"cross_effects": several.to_frame(), "cosines": several.cosines.to_frame()}
     drawn: dict[str, tuple[str, str, Figure]] = {
         "cross_effects": (
@@ -48,9 +71,10 @@ def write(several: Several, folder: Path, command: str = "") -> None:
     figures: list[dict[str, Any]] = []
     for name, (title, caption, figure) in drawn.items():
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
+        with as_typed():
+            figure.savefig(buffer, format="png")
         stages.put(folder / f"{name}.png", buffer.getvalue())
-        stages.put(folder / f"{name}.csv", tables[name].to_csv(index=False).encode("utf-8"))
+        stages.put(folder / f"{name}.csv", csv_of(tables[name]).encode("utf-8"))
         image = data_link("image/png", buffer.getvalue())
         least = page.least_width(figure)
         figures.append({"title": title, "caption": caption, "image": image, "least": least, "table": held[name]})
@@ -59,10 +83,17 @@ def write(several: Several, folder: Path, command: str = "") -> None:
         "format": FORMAT, "model": several.studies[0].model, "concepts": names, "finding": several.finding,
         "cross_effects": several.to_frame().to_dict("records"), "command": command,
     }  # fmt: skip
-    html = page.template("index.html.j2").render(
-        names=names, model=several.studies[0].model, studies=several.studies, figures=figures, command=command,
-        style=page.verbatim("style.css"), script=page.verbatim("downloads.js"),
+    saves = text("downloads.js")
+    html = template("index.html.j2").render(
+        names=names, model=several.studies[0].model, studies=linked, figures=figures, command=command,
+        style=text("style.css"), saves=saves, policy=live.policy(saves),
     )  # fmt: skip
     # First: it says whose the index is.
     stages.put(folder / stages.SUMMARY, sealed_json(plain(facts), indent=2, ensure_ascii=False))
     stages.put(folder / "index.html", html.encode("utf-8"))
+
+
+def _link(folder: str) -> str:
+    """The page of a study, from above its folder; quoted, no name is taken for another address."""
+    refuse_path(folder)
+    return f"{quote(folder, safe='')}/index.html"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.figures.style import name_of
-from analysis.report import losses, words
+from analysis.report import live, losses, words
 from analysis.report.downloads import data_link, downloads
+from analysis.report.templates import template, text
 from analysis.report.words import number
 from audiolens import soundfiles
 from audiolens.measure import UNITS
@@ -55,11 +55,15 @@ def render(
     figures = {drawing.name: _figure(drawing, folder) for drawing in drawings}
     pairs, left_out = _pairs(study, sounds)
     everything = {**tables, "clips": study.clips}
+    library, calls = live.scripts() if any(figure["live"] for figure in figures.values()) else ("", "")
+    saves = text("downloads.js")
     return template("page.html.j2").render(
         study=study,
-        style=verbatim("style.css"),
-        script=verbatim("downloads.js"),
-        plotly=_plotly() if any(figure["html"] for figure in figures.values()) else "",
+        policy=live.policy(library, calls, saves),
+        style=text("style.css"),
+        library=library,
+        calls=calls,
+        saves=saves,
         facts=facts,
         quantity=name_of(study.measure),
         unit=f" {UNITS[study.measure]}" if UNITS.get(study.measure) else "",
@@ -80,21 +84,6 @@ def render(
         chosen=words.strength(study),
         minutes=sum(study.seconds.values()) / 60,
     )  # fmt: skip
-
-
-def template(name: str) -> Any:
-    """One of the templates beside this file."""
-    from jinja2 import Environment, FunctionLoader
-
-    loader = FunctionLoader(_text)
-    return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(name)
-
-
-def verbatim(name: str) -> Any:
-    """A style or a script beside this file, to stand in a page as it is."""
-    from markupsafe import Markup
-
-    return Markup(_text(name))
 
 
 def least_width(figure: Figure) -> int:
@@ -131,23 +120,14 @@ def _shown(section: Section, pairs: Sequence[Any], figures: Mapping[str, Any]) -
 
 def _figure(drawing: Drawing, folder: Path) -> dict[str, Any]:
     """A figure as the page shows it: alive where it has a screen of its own, else as a picture."""
-    from markupsafe import Markup
-
-    html, image = None, None
+    shown, image = None, None
     if drawing.screen is None:
         image = data_link("image/png", (folder / "figures" / f"{drawing.name}.png").read_bytes())
     else:
-        import plotly.io
-
-        drawing.screen.update_layout(autosize=True, width=None)
-        html = plotly.io.to_html(
-            drawing.screen, include_plotlyjs=False, full_html=False, div_id=f"live-{drawing.name}",
-            config={"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d"]},
-        )  # fmt: skip
+        shown = live.figure(drawing.screen.update_layout(autosize=True, width=None), f"live-{drawing.name}")
     return {
         "name": drawing.name, "title": drawing.title, "caption": drawing.caption, "tables": drawing.tables,
-        "image": image, "least": least_width(drawing.figure),
-        "html": None if html is None else Markup(html),
+        "image": image, "least": least_width(drawing.figure), "live": shown,
     }  # fmt: skip
 
 
@@ -207,15 +187,3 @@ def _outcome(values: dict[str, Any]) -> dict[str, Any]:
 
 def _file_of(name: str) -> str:
     return "clips.csv" if name == "clips" else f"tables/{name}.csv"
-
-
-def _plotly() -> Any:
-    """The library that draws live figures, to stand in the page: there is no network to fetch it from."""
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
-    return Markup(get_plotlyjs())
-
-
-def _text(name: str) -> str:
-    return files("analysis.report").joinpath(name).read_text("utf-8")

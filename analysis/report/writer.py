@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from analysis.figures.literal import as_typed
 from analysis.folder import STUDY
 from analysis.report import losses, page
 from analysis.report.drawings import drawings
+from analysis.spreadsheets import csv_of
 from analysis.study import stages, where
 from analysis.sweep import BASELINE
 from audiolens import soundfiles
@@ -49,13 +51,14 @@ def write(study: Study, folder: Path, *, command: str = "") -> None:
         soundfiles.write(folder / "audio" / sound.file, sound.samples, study.sample_rate)
     study.directions.save(folder / "directions.safetensors")
     study.clips.to_parquet(folder / "clips.parquet", index=False)
-    study.clips.to_csv(folder / "clips.csv", index=False)
+    (folder / "clips.csv").write_text(csv_of(study.clips), "utf-8")
     shown = tables(study)
     for name, table in shown.items():
-        table.to_csv(folder / "tables" / f"{name}.csv", index=False)
+        (folder / "tables" / f"{name}.csv").write_text(csv_of(table), "utf-8")
     drawn = drawings(study, kept)
-    for drawing in drawn:
-        drawing.figure.savefig(folder / "figures" / f"{drawing.name}.png")
+    with as_typed():
+        for drawing in drawn:
+            drawing.figure.savefig(folder / "figures" / f"{drawing.name}.png")
     facts = summary(study, command)
     (folder / "summary.json").write_bytes(sealed_json(facts, indent=2, ensure_ascii=False))
     html = page.render(study, folder, kept, drawn, shown, facts)

@@ -306,7 +306,7 @@ def _told(null: Null) -> str:
 
 
 def _units(directions: Directions) -> Float[np.ndarray, "layer d_model"]:
-    vectors = torch.stack([torch.as_tensor(directions[layer]) for layer in directions.layers])
+    vectors = torch.stack([torch.as_tensor(directions[layer], device="cpu") for layer in directions.layers])
     array = vectors.detach().cpu().double().numpy()
     norms = np.linalg.norm(array, axis=1, keepdims=True)
     if not (norms > 0).all():

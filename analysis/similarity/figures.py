@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
+from analysis.figures.literal import literally
 from analysis.figures.style import BLACK, DIVERGING, GREY, plain, sliding, styled
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def map_paper(result: CosineMap) -> Figure:
     return figure
 
 
+@literally
 def map_screen(result: CosineMap) -> go.Figure:
     """A heat map of cosines between layers."""
     first, second = result.names
@@ -108,6 +110,7 @@ def comparison_paper(result: Comparison) -> Figure:
     return figure
 
 
+@literally
 def comparison_screen(result: Comparison) -> go.Figure:
     """One heat map with a slider over layers."""
     figure = go.Figure()

@@ -32,6 +32,7 @@ from analysis.sweep.response import MEASURED
 from audiolens.checks import checked_flags
 from audiolens.directions import Directions
 from audiolens.errors import InputError, nearest, shortened
+from audiolens.files import aside
 from audiolens.prompts import PromptSet, concepts, load
 from audiolens.tokens import named_once
 
@@ -205,17 +206,19 @@ def run(
     with stages.begun(out, facts, common, overwrite=overwrite) as kept:
         study = _run(lens, sets, chosen, kept, progress, tell)
         started = time.perf_counter()
-        write(study, Path(out), command, kept.used)
+        write(study, Path(out), command, kept.used, kept.check)
         tell(f"figures and page: {time.perf_counter() - started:.0f} s")
     return study
 
 
-def write(study: Study, folder: Path, command: str, used: Iterable[str]) -> None:
-    """Put tables, figures, sound and page into a folder that holds the stages `used`."""
+def write(study: Study, folder: Path, command: str, used: Iterable[str], check: Callable[[], None]) -> None:
+    """Put tables, figures, sound and page into a folder that holds the stages `used`, if `check` finds them there."""
     from analysis import report
 
-    with stages.aside(folder) as work:
+    check()
+    with aside(folder) as work:
         report.write(study, work, command=command)
+        check()
         (work / stages.MADE).write_bytes(made_of(folder, work, used))
         stages.show(work, folder)
 

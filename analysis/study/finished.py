@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Collection
 from dataclasses import fields
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis import sweep
-from analysis.folder import UNSEALED_STUDY
+from analysis.folder import UNSEALED_STUDY, refuse_path
 from analysis.study import experiment, keeping, lost, stages, where
 from analysis.study.assembly import Parts, assembled
 from analysis.study.experiment import Study
@@ -17,6 +18,7 @@ from analysis.study.made import check_made
 from analysis.study.settings import Settings
 from analysis.sweep import SweepResult
 from audiolens.errors import DamagedError, InputError
+from audiolens.files import as_path, inside, refuse_links, remove_unfinished
 from audiolens.integrity import read_json
 
 _UNSEALED = (stages.UNSEALED, UNSEALED_STUDY, "audiolens.studies.1")
@@ -32,7 +34,7 @@ def load_folder(folder: str | os.PathLike[str]) -> Study:
     Raises:
         InputError: if it holds none, it is not finished, or what it was made of is gone or damaged.
     """
-    place = Path(folder)
+    place = as_path(folder)
     told = _summary(place)
     entries = _entries(place)
     try:
@@ -67,14 +69,18 @@ def redraw(folder: str | os.PathLike[str]) -> Study | Several:
     from analysis.report import index
     from analysis.study.several import Several
 
-    place = Path(folder)
+    place = as_path(folder)
     if not index.is_ours(place):
         return _redrawn(place)
     told = _object(place / stages.SUMMARY)
-    names = [str(name) for name in told.get("concepts", ())]
-    if not names or any(Path(name).name != name for name in names):
-        raise InputError(f"{place / stages.SUMMARY} is damaged: it names no studies.")
-    found = Several(tuple(_redrawn(place / name) for name in names))
+    names = _names(place / stages.SUMMARY, told.get("concepts"), "studies")
+    index.check(place)
+    studies = [inside(place, name) for name in names]
+    # All before the first is drawn.
+    for one, name in zip(studies, names, strict=True):
+        if (studied := _summary(one).get("concept")) != name:
+            raise InputError(f"{one} is named after another concept than it studies, {studied!r}: rename it.")
+    found = Several(tuple(_redrawn(one) for one in studies))
     index.write(found, place, str(told.get("command", "")))
     return found
 
@@ -94,14 +100,19 @@ def _redrawn(place: Path) -> Study:
                 f"{place} was made with {package} {made}, and this is {installed}: a page drawn now would say so too. "
                 "Draw it with that version, or study again."
             )
-    with stages.locked(place):
+    with stages.locked(place) as kept:
         study = load_folder(place)
-        experiment.write(study, place, str(told.get("command", "")), _entries(place).values())
+        used = _entries(place).values()
+        kept.keep(place / stages.BEGUN, *(place / stages.STAGES / entry for entry in used))
+        remove_unfinished(place)
+        experiment.write(study, place, str(told.get("command", "")), used, kept.check)
     return study
 
 
 def _summary(place: Path) -> dict[str, Any]:
-    """What the summary of a finished study says."""
+    """What the summary of a finished study says; nothing in its folder is a link."""
+    if place.is_dir():
+        refuse_links(place)
     if not (place / stages.BEGUN).is_file():
         raise InputError(f"{place} holds no study that keeps its stages: there is no {stages.BEGUN} in it.")
     if not (place / stages.SUMMARY).is_file():
@@ -111,11 +122,23 @@ def _summary(place: Path) -> dict[str, Any]:
 
 def _entries(place: Path) -> dict[str, str]:
     """The folders of its stages, by name."""
-    sealed = _is_sealed(place)
-    found = _object(place / stages.MADE, former=() if sealed else (None,))
+    path, sealed = place / stages.MADE, _is_sealed(place)
+    found = _object(path, former=() if sealed else (None,))
     found = found.get("stages") if sealed else found
-    if not isinstance(found, dict) or any(Path(str(entry)).name != entry for entry in found.values()):
-        raise DamagedError(f"{place / stages.MADE} is damaged: it names no stages.")
+    if not isinstance(found, dict):
+        raise DamagedError(f"{path} is damaged: it names no stages.")
+    return dict(zip(found, _names(path, list(found.values()), "stages"), strict=True))
+
+
+def _names(path: Path, found: Any, what: str) -> list[str]:
+    """The names of folders, each inside the one of the file that lists them."""
+    if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
+        raise DamagedError(f"{path} is damaged: it names no {what}.")
+    try:
+        for name in found:
+            refuse_path(name)
+    except InputError as error:
+        raise DamagedError(f"{path} is damaged: it names no {what}: {error}") from None
     return found
 
 
@@ -133,11 +156,17 @@ def _swept(place: Path) -> SweepResult:
 
 def _object(path: Path, former: Collection[str | None] = _UNSEALED) -> dict[str, Any]:
     try:
-        return read_json(path, former)
+        found = read_json(path, former)
     except FileNotFoundError:
         raise DamagedError(f"{path.parent} has no {path.name}: {_AGAIN}") from None
     except DamagedError as error:
         raise DamagedError(f"{str(error).rstrip('.')}: {_AGAIN}") from None
+    try:
+        # JSON can hold half a character, which no page can.
+        json.dumps(found, ensure_ascii=False).encode("utf-8")
+    except ValueError as error:
+        raise DamagedError(f"{path} cannot be read: {' '.join(str(error).split())[:80]}.") from None
+    return found
 
 
 def _settings(told: dict[str, Any]) -> Settings:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from analysis.layer_attribution import Evidence, LayerAttribution
 from analysis.placement import Placement
+from audiolens.bounded_files import read_header, read_json, read_object
 from audiolens.directions import Directions
 from audiolens.reading import Samples
 
@@ -31,8 +32,9 @@ def write_directions(directions: Directions, folder: Path) -> None:
 def read_directions(folder: Path) -> Directions:
     """What `write_directions` wrote."""
     found = Directions.load(folder / "directions.safetensors")
+    read_header(folder / "samples.safetensors")
     kept = load_file(folder / "samples.safetensors")
-    prompts = json.loads((folder / "prompts.json").read_text("utf-8"))
+    prompts = read_json(folder / "prompts.json")
     return replace(found, samples=Samples(kept["values"], kept["labels"], found.layers, tuple(prompts)))
 
 
@@ -51,7 +53,7 @@ def write_placement(placement: Placement, folder: Path) -> None:
 
 def read_placement(folder: Path, directions: Directions) -> Placement:
     """What `write_placement` wrote."""
-    facts = json.loads((folder / "placement.json").read_text("utf-8"))
+    facts = read_object(folder / "placement.json")
     evidence = []
     for (name, unit), mine in pd.read_parquet(folder / "evidence.parquet").groupby(["evidence", "unit"], sort=False):
         values = [mine[part].to_numpy(float) for part in ("value", "low", "high")]

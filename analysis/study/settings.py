@@ -11,7 +11,7 @@ import numpy as np
 from analysis import sweep
 from analysis.sweep.response import MEASURED, is_ratio
 from audiolens import measure, text
-from audiolens.checks import checked_flags
+from audiolens.checks import checked_count, checked_flags
 from audiolens.errors import InputError, nearest
 from audiolens.interventions import Branch
 from audiolens.measure import beats
@@ -34,6 +34,10 @@ REPETITIONS = TEST_SEED // SEEDS_APART
 """Different `Settings.seed`: development seeds of more would be test seeds."""
 LEAST_SECONDS = FEWEST_ONSETS * 60 / FASTEST_BPM
 """Of a clip that can be told from a failed one, which needs its onsets: none shorter could show an effect."""
+_COUNTS = (
+    "poles", "development", "development_seeds", "test", "test_seeds", "n_random", "n_shuffled", "most_blocks",
+    "pairs", "shown", "batch_size",
+)  # fmt: skip
 _FEW_ONSETS = f" (a clip of fewer than {FEWEST_ONSETS} onsets counts as failed)"
 FEWEST_PROMPTS = 2
 """Prompts of either pole: of one there is no spread, so that nothing says whether the poles lie apart."""
@@ -179,6 +183,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         checked_flags(verify=self.verify, frechet=self.frechet)
+        for name in _COUNTS:
+            checked_count(name, getattr(self, name), 0)
         for strategy, amounts in (*self.strengths.items(), *self.strengths_at_place.items()):
             if not amounts or not all(np.isfinite(amount) and amount > 0 for amount in amounts):
                 raise InputError(f"strengths of {strategy}: {list(amounts)}; expected finite numbers above 0.")

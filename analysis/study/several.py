@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from analysis import similarity
+from analysis.folder import refuse_path
 from analysis.similarity import Comparison
 from analysis.study import experiment as study
 from analysis.study import stages
@@ -22,6 +23,7 @@ from analysis.study.outcome import cross_effects
 from analysis.study.settings import Settings
 from audiolens.checks import checked_flags
 from audiolens.errors import InputError, InputTypeError
+from audiolens.files import as_path, inside
 from audiolens.prompts import PromptSet
 from audiolens.tokens import named_once
 
@@ -115,14 +117,12 @@ def run(
     if len(names) < 2 or len(set(names)) < len(names):
         raise InputError(f"concepts {', '.join(names)}: expected two or more different ones.")
     for name in names:
-        # A set's own name may come from a file of someone else.
-        if Path(name).name != name:
-            raise InputError(f"concept {name!r} cannot name a folder: expected a name without a path.")
-    place = None if out is None else Path(out)
+        refuse_path(name)
+    place = None if out is None else as_path(out)
     for one in sets:
         chosen.check(lens, one)
         if place is not None:
-            stages.check(place / one.concept, overwrite=overwrite)
+            stages.check(inside(place, one.concept), overwrite=overwrite)
             if not overwrite:
                 stages.refuse_other_settings(place / one.concept, asdict(chosen))
     if place is not None:
@@ -156,8 +156,9 @@ def _heard(one: Study, measures: Iterable[str]) -> list[Any]:
 
 
 def _check_index(place: Path) -> None:
-    """Refuse to write over an index that is another's."""
+    """Refuse to write over an index that is another's, or where links have its names."""
     from analysis.report import index
 
+    index.check(place)
     if (place / "index.html").exists() and not index.is_ours(place):
         raise InputError(f"{place / 'index.html'} is there and is no index of studies: choose another folder.")

@@ -4,7 +4,8 @@
 a manifest of their hashes (a sweep: as `analysis.sweep.ledger` keeps it), made beside its place and renamed: it is
 there whole or not at all, and made again if a byte of it changed. The key is a hash of weights, versions, the code
 that makes it, and what it was asked; the same call takes it as it is, and another one makes its own beside it. One
-process writes at a time; the lock is the system's and ends with its process.
+process writes at a time; the lock is the system's and ends with its process. A folder that holds links is refused
+before anything is written, and one that loses stages meanwhile is not written to any more.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -30,10 +30,11 @@ from soundfile import LibsndfileError
 
 import analysis
 import audiolens
-from analysis.folder import LOCK, UNSEALED_STUDY, check_above, disk_is_full, held, is_study
+from analysis.folder import LOCK, UNSEALED_STUDY, Held, check_in_place, disk_is_full, held, is_study
 from analysis.sweep.ledger import content_hash
 from audiolens import provenance
 from audiolens.errors import DamagedError, DamageWarning, InputError, StoppedError
+from audiolens.files import UNFINISHED, as_path, new_folder, put, refused, remove, remove_unfinished
 from audiolens.integrity import check_manifest, read_json, sealed_json, write_manifest
 
 FORMAT = "audiolens.run.2"
@@ -44,7 +45,6 @@ MADE = "made.json"
 """The stages that a page was made of, by name, and the hashes of what says so: other settings leave others there."""
 SHOWN = ("index.html", "audio", "figures", "tables", "clips.csv", "clips.parquet", "directions.safetensors", MADE)
 """What a finished study shows beside its summary."""
-UNFINISHED = ".unfinished-"
 _SECONDS = "seconds.json"
 DAMAGE = (
     OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, LibsndfileError, pa.ArrowException,
@@ -70,29 +70,42 @@ class Stages:
         common: what every stage follows from.
         used: the folders of the stages that this run asked for.
         seconds: how long each of them took to make, whenever that was.
+        held: the folder as this run holds it.
     """
 
     folder: Path | None = None
     common: Mapping[str, Any] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     seconds: dict[str, float] = field(default_factory=dict)
+    held: Held | None = None
 
     def stage(self, name: str, follows: Mapping[str, Any]) -> Stage:
-        """The stage that follows from these values."""
+        """The stage that follows from these values.
+
+        Raises:
+            StoppedError: if the folder was removed, or lost what this run has put into it.
+        """
         if self.folder is None:
             return Stage(name, None, self.seconds)
+        self.check()
         entry = f"{name}-{hash_of({'stage': name, **self.common, **follows})}"
         self.used.add(entry)
-        return Stage(name, self.folder / STAGES / entry, self.seconds)
+        return Stage(name, self.folder / STAGES / entry, self.seconds, self.held)
+
+    def check(self) -> None:
+        """Refuse to write on where what was written is gone."""
+        if self.held is not None:
+            self.held.check()
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One stage: `place` is its folder, `None` in memory; `seconds` is that of all stages."""
+    """One stage: `place` is its folder, `None` in memory; `seconds` and `held` are those of all stages."""
 
     name: str
     place: Path | None
     seconds: dict[str, float]
+    held: Held | None = None
 
     @property
     def there(self) -> bool:
@@ -116,7 +129,9 @@ class Stage:
         started = time.perf_counter()
         made = make()
         if self.place is not None:
-            with whole(self.place) as work:
+            if self.held is not None:
+                self.held.check()
+            with new_folder(self.place) as work:
                 write(made, work)
                 write_manifest(work, self.place.name)
             made = read(self.place)
@@ -128,7 +143,9 @@ class Stage:
         assert self.place is not None
         told = " ".join(str(error).split())[:200].rstrip(".")
         warnings.warn(DamageWarning(f"{told}: {self.name} is made again."), stacklevel=3)
-        shutil.rmtree(self.place) if self.place.is_dir() else self.place.unlink()
+        if self.held is not None:
+            self.held.release(self.place)
+        remove(self.place)
 
     def took(self, seconds: float) -> None:
         """Add to how long it took: what was made before counts too, and is left out where that is not known."""
@@ -136,15 +153,17 @@ class Stage:
             self.seconds[self.name] = seconds
             return
         # Beside the stage: inside it would make equal results unequal files.
-        path, before = self.place.with_name(f"{self.place.name}.{_SECONDS}"), 0.0
-        try:
+        path, before = self.place.with_name(f"{self.place.name}.{_SECONDS}"), None
+        with suppress(OSError, ValueError, KeyError, TypeError):
             before = float(read_json(path)["seconds"])
-        except (OSError, ValueError, KeyError, TypeError):
-            if not seconds:
-                return
-        self.seconds[self.name] = before + seconds
+        if seconds or before is not None:
+            self.seconds[self.name] = (before or 0.0) + seconds
+        if self.held is not None:
+            self.held.check()
         if seconds:
             put(path, sealed_json({"seconds": self.seconds[self.name]}))
+        if self.held is not None:
+            self.held.keep(self.place, path)
 
 
 def hash_of(values: Mapping[str, Any]) -> str:
@@ -186,16 +205,12 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Refuse a place that no study can be written to, before a model is opened.
 
     Raises:
-        InputError: if it is a file, holds something else or (without `overwrite`) a study of an earlier version, or
-            cannot be written.
+        InputError: if it is a file, holds links, something else or (without `overwrite`) a study of an earlier version,
+            or cannot be written.
     """
-    target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file: give the name of a folder.")
-    check_above(target)
+    target = as_path(folder)
+    check_in_place(target)
     if not target.exists() or (target / BEGUN).is_file():
-        if target.exists():
-            _refuse_unwritable(target)
         return
     # What a process leaves that was killed before it had said what it begins.
     if all(entry.name == LOCK or entry.name.startswith(UNFINISHED) for entry in target.iterdir()):
@@ -250,80 +265,42 @@ def begun(
     """
     target, facts = Path(folder), {"format": FORMAT, **json.loads(json.dumps(facts, default=str))}
     check(target, overwrite=overwrite)
-    with locked(target):
+    with locked(target) as kept:
         if not overwrite:
             _refuse_other(target, facts)
         elif _begun(target) != facts:
             _clear(target)
-        for leftover in (*target.glob(f"{UNFINISHED}*"), *(target / STAGES).glob(f"{UNFINISHED}*")):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        remove_unfinished(target)
+        remove_unfinished(target / STAGES)
         # First: what holds stages must say of what.
         put(target / BEGUN, sealed_json(facts, ensure_ascii=False))
-        (target / STAGES).mkdir(exist_ok=True)
-        stages = Stages(target, common)
+        with refused(target / STAGES):
+            (target / STAGES).mkdir(exist_ok=True)
+        kept.keep(target / BEGUN)
+        stages = Stages(target, common, held=kept)
         yield stages
         if overwrite:
             for entry in (target / STAGES).iterdir():
                 if entry.name.split(".")[0] not in stages.used:
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                    remove(entry)
 
 
 @contextmanager
-def locked(target: Path) -> Iterator[None]:
+def locked(target: Path) -> Iterator[Held]:
     """A folder that no other process writes to until the block ends; it is made if it is not there.
 
     Raises:
         BusyError: if another process is writing to it.
         InputError: if it cannot be written.
-        StoppedError: if the disk is full.
+        StoppedError: if the disk is full, or the folder is removed meanwhile.
     """
     try:
-        with held(target, "at work on this study"):
-            yield
+        with held(target, "at work on this study") as kept:
+            yield kept
     except OSError as error:
         if not disk_is_full(error):
             raise
         raise StoppedError(f"{target}: the disk is full. What is finished is kept; run the same again.") from error
-
-
-@contextmanager
-def whole(place: Path) -> Iterator[Path]:
-    """An empty folder that takes the name `place` when the block ends well, also if the power fails after that."""
-    work = place.with_name(f"{UNFINISHED}{place.name}")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
-        yield work
-        for path in work.rglob("*"):
-            if path.is_file():
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
-        os.replace(work, place)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-
-
-@contextmanager
-def aside(folder: Path) -> Iterator[Path]:
-    """An empty folder inside one, for as long as the block runs; what is left of a killed one is begun anew."""
-    work = folder / f"{UNFINISHED}page"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def put(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all."""
-    aside = path.with_name(f"{UNFINISHED}{path.name}")
-    with open(aside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def show(work: Path, target: Path) -> None:
@@ -335,8 +312,8 @@ def show(work: Path, target: Path) -> None:
         (target / SUMMARY).unlink()
     for entry in sorted(work.iterdir(), key=lambda one: one.name == SUMMARY):
         place = target / entry.name
-        if place.is_dir():
-            shutil.rmtree(place)
+        if place.is_dir() or entry.is_dir():
+            remove(place)
         os.replace(entry, place)
 
 
@@ -357,10 +334,8 @@ def _begun(folder: Path) -> Any:
 def _clear(folder: Path) -> None:
     """Remove what another study showed: stopped from here on, the folder claims none that it does not hold."""
     # The summary says that a study is finished; without `study.json` it is also all that says there is one.
-    names = (SUMMARY, *SHOWN) if (folder / BEGUN).is_file() else (*SHOWN, SUMMARY)
-    for name in names:
-        entry = folder / name
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+    for name in (SUMMARY, *SHOWN) if (folder / BEGUN).is_file() else (*SHOWN, SUMMARY):
+        remove(folder / name)
 
 
 def _refuse_other(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -389,11 +364,3 @@ def _refuse_other(folder: Path, facts: Mapping[str, Any]) -> None:
             raise InputError(
                 f"{folder} was begun with {package} {versions_there.get(package)}, and this is {installed}: {otherwise}"
             )
-
-
-def _refuse_unwritable(folder: Path) -> None:
-    try:
-        put(folder / ".written", b"")
-        (folder / ".written").unlink()
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror or error}. Choose another place.") from None

@@ -19,6 +19,7 @@ from analysis import layer_attribution, patching
 from analysis.layer_attribution import LayerAttribution
 from analysis.patching import PatchingResult
 from analysis.placement import Placement
+from audiolens.bounded_files import read_header, read_object
 from audiolens.directions import Directions
 from audiolens.errors import InputError
 
@@ -93,11 +94,12 @@ def write(found: Where, folder: Path) -> None:
 
 def read(folder: Path) -> Where:
     """What `write` wrote."""
-    facts = json.loads((folder / "facts.json").read_text("utf-8"))
+    facts = read_object(folder / "facts.json")
     grids: dict[str, Any] = {}
     for name in _GRIDS:
         if name in facts:
             values = {key: _tuples(value) for key, value in facts[name].items()}
+            read_header(folder / f"{name}.safetensors")
             grids[name] = PatchingResult(**load_file(folder / f"{name}.safetensors"), **values)
     return Where(**grids, reason=facts["reason"])
 

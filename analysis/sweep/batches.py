@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -25,10 +24,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from audiolens.errors import DamagedError, DamageWarning, InputError, StoppedError
-from audiolens.integrity import OPEN_SEAL, check_bytes, check_files, check_seal, digest, seal
+from audiolens.files import UNFINISHED as UNFINISHED
+from audiolens.files import is_name, put
+from audiolens.integrity import OPEN_SEAL, check_bytes, check_files, check_seal, content_of, digest, seal
 
 TABLE, BATCHES, SOUND = "clips.parquet", "batches", "audio"
-UNFINISHED = ".unfinished-"
 _SEALED = b"audiolens"
 
 
@@ -55,8 +55,8 @@ class Batches:
 
     def keep(
         self, batch: int, rows: pd.DataFrame, codes: np.ndarray, sounds: Mapping[str, bytes], schema: pa.Schema
-    ) -> None:
-        """Add a finished batch: its rows, its codes "row codebook frame", and files of sound by name."""
+    ) -> list[Path]:
+        """Add a finished batch: its rows, its codes "row codebook frame", and files of sound by name; all its files."""
         files = {f"{SOUND}/{name}": content for name, content in sounds.items()}
         files[_codes_file(batch)] = save({"codes": small(codes)})
         for name, content in files.items():
@@ -65,6 +65,7 @@ class Batches:
         held = {name: digest(content) for name, content in files.items()}
         # Last: with it the batch is there.
         put(self.folder / _rows_file(batch), _parquet(rows, schema, {**told, "files": held}))
+        return [self.folder / name for name in (*files, _rows_file(batch))]
 
     def rows(self, batch: int) -> pd.DataFrame:
         """The rows of a finished batch.
@@ -91,10 +92,11 @@ class Batches:
         Raises:
             DamagedError: if they are not what was written.
         """
-        if file != f"{SOUND}/{Path(file).name}":
-            raise _damaged(self.folder / TABLE, f"it names no sound of this folder: {file[:60]}")
+        sounds, _, name = file.partition("/")
+        if sounds != SOUND or not is_name(name):
+            raise DamagedError(f"{self.folder}: its table names {file!r} as a sound, which is not one of its own.")
         try:
-            batch = int(np.searchsorted(np.cumsum(self.sizes), int(Path(file).stem), side="right"))
+            batch = int(np.searchsorted(np.cumsum(self.sizes), int(Path(name).stem), side="right"))
         except ValueError as error:
             raise _damaged(self.folder / file, error) from None
         return self._content(batch, file)
@@ -177,7 +179,7 @@ class Batches:
     def _content(self, batch: int, name: str) -> bytes:
         path = self.folder / name
         if self.plan is None:
-            return path.read_bytes()
+            return content_of(path)
         told = self._opened(batch)[1]["files"].get(name)
         if told is None:
             raise _damaged(path, "its batch does not list it")
@@ -210,22 +212,6 @@ def small(codes: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(codes, dtype=np.int16 if codes.max(initial=0) < 2**15 else np.int32)
 
 
-def put(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all, also when the power fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{UNFINISHED}{path.name}")
-    try:
-        with open(aside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        with suppress(OSError):
-            aside.unlink()
-        raise
-
-
 def _rows_file(batch: int) -> str:
     return f"{BATCHES}/{batch:05d}.parquet"
 
@@ -245,13 +231,11 @@ def _parquet(rows: pd.DataFrame, schema: pa.Schema, told: Mapping[str, Any]) -> 
 def _read(path: Path, *, sealed: bool) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The rows of a file, and what it says of itself."""
     try:
-        content = path.read_bytes()
+        content = content_of(path)
         if sealed:
             check_seal(path, content)
         rows = pd.read_parquet(io.BytesIO(content))
         told = json.loads((pq.read_metadata(io.BytesIO(content)).metadata or {}).get(_SEALED, b"{}"))
-    except FileNotFoundError:
-        raise DamagedError(f"{path} is gone. {_REMEDY}") from None
     except DamagedError as error:
         raise DamagedError(f"{error} {_REMEDY}") from None
     except (OSError, ValueError, pa.ArrowException) as error:

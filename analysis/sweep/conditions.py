@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from audiolens.checks import checked_count
 from audiolens.errors import InputError
 from audiolens.families import FAMILIES
 from audiolens.interventions import Add, Branch, Intervention
@@ -50,7 +51,7 @@ class Condition:
 
     def __post_init__(self) -> None:
         for intervention in self.interventions:
-            if intervention.rows is not None or torch.as_tensor(intervention.strength).ndim:
+            if intervention.rows is not None or torch.as_tensor(intervention.strength, device="cpu").ndim:
                 raise InputError(
                     f"condition {self.name!r}: an intervention names rows or has a strength per row; "
                     "a condition holds for all its rows, so give one strength and no rows."
@@ -111,7 +112,7 @@ class Plan:
 
 def clips(prompts: Sequence[str], seeds_per_prompt: int, first_seed: int = 0) -> list[Clip]:
     """Each prompt with its own seeds, no seed used twice, so that prompts are independent."""
-    if not prompts or seeds_per_prompt < 1:
+    if not prompts or checked_count("seeds", seeds_per_prompt, 0) < 1:
         raise InputError(f"{len(prompts)} prompts x {seeds_per_prompt} seeds: expected at least one of each.")
     seeds = iter(range(first_seed, first_seed + len(prompts) * seeds_per_prompt))
     return [(prompt, next(seeds)) for prompt in prompts for _ in range(seeds_per_prompt)]
@@ -148,7 +149,7 @@ def merge(conditions: Sequence[Condition], n_layers: int) -> Iterator[Interventi
             others.setdefault(condition.name, []).append(row)
             continue
         for step in additions:
-            vector = torch.as_tensor(step.strength) * torch.as_tensor(step.vector)
+            vector = torch.as_tensor(step.strength, device="cpu") * torch.as_tensor(step.vector, device="cpu")
             for place in resolve(step.site, step.layers, hooks=_BLOCK, model_hooks=_WHOLE, n_layers=n_layers):
                 rows = added.setdefault((place, step.branch, step.seconds, step.prefix), {})
                 rows[row] = rows[row] + vector if row in rows else vector
@@ -166,7 +167,7 @@ def merge(conditions: Sequence[Condition], n_layers: int) -> Iterator[Interventi
 def _plain(step: Intervention) -> TypeGuard[Add]:
     return (
         type(step) is Add
-        and torch.as_tensor(step.vector).ndim == 1
+        and torch.as_tensor(step.vector, device="cpu").ndim == 1
         and step.heads is None
         and step.schedule is None
         and not step.preserve_norm

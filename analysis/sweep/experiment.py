@@ -28,9 +28,10 @@ from analysis.sweep.keeping import Sound, check_sound, in_memory, into_folder, s
 from analysis.sweep.playing import Also, Making, heard_batches, threads
 from analysis.sweep.result import SweepResult
 from audiolens import measure
-from audiolens.checks import checked_amount, checked_count, checked_flags
+from audiolens.checks import MOST_JOBS, checked_amount, checked_count, checked_flags
 from audiolens.directions import Directions
 from audiolens.errors import InputError, nearest
+from audiolens.files import as_path, refuse_links
 from audiolens.interventions import Branch
 from audiolens.prompts import PromptSet
 from audiolens.rows import whole_batch_size
@@ -194,7 +195,7 @@ def play(
     making = Making(seconds, guidance_scale, temperature, top_k, also)
     making.check(lens, todo)
     names = _names(listener.measures if listener is not None else measures, also or {})
-    n_jobs = None if n_jobs is None else checked_count("n_jobs", n_jobs, least=0)
+    n_jobs = None if n_jobs is None else checked_count("n_jobs", n_jobs, 0, MOST_JOBS)
     check_sound(sound, out)
 
     @contextmanager
@@ -263,7 +264,9 @@ def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
         DamagedError: (an InputError) if it is not what was written, naming the file; codes and sound are compared when
             they are asked for.
     """
-    place = Path(folder)
+    place = as_path(folder)
+    if place.is_dir():
+        refuse_links(place)
     facts = ledgers.read_facts(place)
     own = ("measures", "also", "sound")
     settings = {"model": facts["model"]["name"]} | {k: v for k, v in facts["settings"].items() if k not in own}

@@ -1,7 +1,8 @@
 """The ledger: a folder of finished batches, from which a sweep goes on after it was stopped at any moment.
 
 `plan.json` comes first and says what is swept; batches follow (`batches`), each there or not. One process writes at a
-time; the lock is the system's and ends with its process.
+time; the lock is the system's and ends with its process. A folder that holds links is refused before anything is
+written, and one that loses batches meanwhile is not written to any more.
 
 A folder goes on only with the very plan, weights and versions that it was begun with: rows drawn otherwise would not
 pair up with those that are there. What is damaged in it is noticed and made again: a batch anew, the table from the
@@ -26,14 +27,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from analysis.folder import LOCK, check_above, held
-from analysis.sweep.batches import BATCHES, SOUND, TABLE, UNFINISHED, Batches, finished, plans_of, put
+from analysis.folder import LOCK, Held, check_in_place, held
+from analysis.sweep.batches import BATCHES, SOUND, TABLE, UNFINISHED, Batches, finished, plans_of
 from analysis.sweep.conditions import Condition
 from audiolens.errors import DamagedError, DamageWarning, InputError
+from audiolens.files import as_path, put, refused, remove_unfinished
 from audiolens.integrity import SEAL, read_json, sealed_json
 from audiolens.interventions import Intervention
+from audiolens.provenance import content_hash
 
 FORMAT = "audiolens.sweep.2"
 UNSEALED = "audiolens.sweep.1"
@@ -53,11 +56,13 @@ class Ledger:
         folder: where it is.
         facts: what `plan.json` holds.
         schema: of the table that the batches make.
+        held: the folder as this run holds it.
     """
 
     folder: Path
     facts: Mapping[str, Any]
     schema: pa.Schema
+    held: Held
 
     @property
     def batches(self) -> Batches:
@@ -69,8 +74,16 @@ class Ledger:
         return self.batches.done
 
     def keep(self, batch: int, rows: pd.DataFrame, codes: np.ndarray, sounds: Mapping[str, bytes]) -> None:
-        """Add a finished batch: its rows, its codes "row codebook frame", and files of sound by name."""
-        self.batches.keep(batch, rows, codes, sounds, self.schema)
+        """Add a finished batch: its rows, its codes "row codebook frame", and files of sound by name.
+
+        Raises:
+            StoppedError: if the folder was removed, or lost what was in it.
+        """
+        self.held.check()
+        if sounds:
+            with refused(self.folder / SOUND):
+                (self.folder / SOUND).mkdir(exist_ok=True)
+        self.held.keep(*self.batches.keep(batch, rows, codes, sounds, self.schema))
 
     @property
     def codes_of_done(self) -> dict[int, Callable[[], np.ndarray]]:
@@ -78,7 +91,12 @@ class Ledger:
         return {batch: partial(self.batches.codes, batch) for batch in self.done}
 
     def close(self) -> None:
-        """Write the whole table, unless it is there and whole."""
+        """Write the whole table, unless it is there and whole.
+
+        Raises:
+            StoppedError: if the folder was removed, or lost what was in it.
+        """
+        self.held.check()
         self.batches.close(self.schema)
 
 
@@ -100,17 +118,19 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
         InputError: if the folder holds something else or a sweep that these rows do not belong to, naming what
             differs, or cannot be written.
         BusyError: if another process is writing to it.
+        StoppedError: from a write, if the folder was removed meanwhile, or lost what was in it.
     """
-    place = Path(folder)
+    place = as_path(folder)
     facts = _plain(facts)
     check(place)
     refuse_begun(place, facts)
-    with held(place, "sweeping into this folder"):
-        (place / BATCHES).mkdir(exist_ok=True)
+    with held(place, "sweeping into this folder") as kept:
+        with refused(place / BATCHES):
+            (place / BATCHES).mkdir(exist_ok=True)
         # Again: it may have been begun while this process came to the lock.
         begun = refuse_begun(place, facts)
-        for leftover in place.rglob(f"{UNFINISHED}*"):
-            leftover.unlink()
+        for here in (place, place / BATCHES, place / SOUND):
+            remove_unfinished(here)
         schema = _schema(labels, heard)
         there = batches_of(place, begun or facts)
         there.drop_damaged()
@@ -121,7 +141,9 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
                              "free. Free some, keep less sound, or choose another place.")  # fmt: skip
         if begun is None or not _says(place / PLAN, begun):
             put(place / PLAN, sealed_json(begun or facts))
-        yield Ledger(place, begun or facts, schema)
+        # After the damaged batches are gone, which this run is to make again.
+        kept.keep(place / PLAN, place / BATCHES, place / SOUND)
+        yield Ledger(place, begun or facts, schema, kept)
 
 
 def facts_of(lens: Any, conditions: Sequence[Condition], settings: Mapping[str, Any], **others: Any) -> dict[str, Any]:
@@ -250,15 +272,6 @@ def threads_of(folder: str | os.PathLike[str]) -> int | None:
     return begun.get("model", {}).get("threads")
 
 
-def content_hash(model: nn.Module) -> str:
-    """A hash of every weight and buffer of a model, to the bit: names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().reshape(-1).contiguous().cpu().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _condition_hash(condition: Condition, times: np.ndarray) -> str:
     digest = hashlib.sha256()
     digest.update(json.dumps([dict(condition.labels), condition.reseed], default=str, sort_keys=True).encode())
@@ -274,7 +287,7 @@ def _bytes(condition: Condition, step: Intervention, name: str, times: np.ndarra
     value: Any = getattr(step, name)
     if callable(value) and name == "schedule":
         schedule: Callable[[float], Any] = value
-        value = torch.tensor([float(schedule(float(time))) for time in times])
+        value = torch.tensor([float(schedule(float(time))) for time in times], dtype=torch.float32, device="cpu")
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)}".encode() + value.detach().cpu().double().contiguous().numpy().tobytes()
     if callable(value):
@@ -360,11 +373,9 @@ def check(folder: Path) -> None:
     """Refuse a place that no sweep can be written to, before anything is measured or generated.
 
     Raises:
-        InputError: if it is a file, holds something else, or cannot be written.
+        InputError: if it is a file, holds links or something else, or cannot be written.
     """
-    check_above(folder)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file: give the name of a folder.")
+    check_in_place(folder)
     if not folder.exists() or (folder / PLAN).is_file():
         return
     # What a process leaves that was killed before its plan was there.

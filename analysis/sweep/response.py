@@ -67,7 +67,7 @@ def effects(table: pd.DataFrame, measured: str, n_bootstrap: int = 1000, further
         sound = group.loc[~group["failed"], measured]
         lost = {name: float(group[name].median()) for name in further}
         if "nats" in lost:
-            lost["drift"] = float(np.nanmean(np.abs(group["nats"].to_numpy() - before[:, 1])))
+            lost["drift"] = float(np.mean(np.abs(group["nats"].to_numpy() - before[:, 1])))
         draws = 0 if told.get("kind") in CONTROLS else n_bootstrap
         rows.append(
             {

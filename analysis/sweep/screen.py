@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from analysis.figures.literal import literally
 from analysis.figures.style import BLACK, DIVERGING, GREY, POLES, SEVERAL, SYMBOLS, name_of, plain, screen_errors
 from analysis.sweep.dose import spoken
 from analysis.sweep.plots import LOSSES, labelled
@@ -24,6 +25,7 @@ def in_units(figure: go.Figure, measured: str) -> go.Figure:
     return figure if is_ratio(measured) else figure.update_yaxes(tickformat="+.3g", title=_label(measured))
 
 
+@literally
 def layer_map(result: LayerMap) -> go.Figure:
     """Effect by layer and strength."""
     most = float(np.nanmax(np.abs(result.effect), initial=0)) or 1.0
@@ -49,6 +51,7 @@ def layer_map(result: LayerMap) -> go.Figure:
     return plain(figure.update_layout(title=title, xaxis_title=STRENGTH, yaxis_title=read, xaxis_type="category"))
 
 
+@literally
 def cross_effects(table: pd.DataFrame) -> go.Figure:
     """Change of every measure that changes by a share; the differences are in the hover text of their own axis."""
     figure = go.Figure()
@@ -69,6 +72,7 @@ def cross_effects(table: pd.DataFrame) -> go.Figure:
     return plain(figure).update_layout(margin_l=190)
 
 
+@literally
 def limits(result: Limits) -> go.Figure:
     """The range of strengths within the bound of loss at every place."""
     figure = go.Figure()
@@ -95,6 +99,7 @@ def limits(result: Limits) -> go.Figure:
     return plain(figure).update_layout(margin_l=150)
 
 
+@literally
 def strategies(result: Strategies) -> go.Figure:
     """The furthest effect of every strategy towards either pole within the bound."""
     figure = go.Figure()
@@ -112,6 +117,7 @@ def strategies(result: Strategies) -> go.Figure:
     return plain(figure).update_layout(margin_l=130)
 
 
+@literally
 def front(result: Front) -> go.Figure:
     """Gain against loss; filled markers cannot be bettered."""
     figure = go.Figure()

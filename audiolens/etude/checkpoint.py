@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from audiolens.files import written
 
 
 def save(
@@ -19,11 +20,10 @@ def save(
     if optimizer is not None:
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
-    partial = path.with_suffix(".partial")
-    save_file(
-        {key: value.detach().clone().contiguous() for key, value in tensors.items()}, partial, {"step": str(step)}
-    )
-    os.replace(partial, path)
+    with written(path) as whole:
+        save_file(
+            {key: value.detach().clone().contiguous() for key, value in tensors.items()}, whole, {"step": str(step)}
+        )
 
 
 def load(path: Path, modules: Mapping[str, torch.nn.Module], optimizer: torch.optim.Optimizer | None = None) -> int:

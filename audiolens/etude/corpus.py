@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Int, Integer
 
 from audiolens.etude import synth
+from audiolens.files import written
 
 CHUNK = 256
 CLIP_SAMPLES = round(synth.CLIP_SECONDS * synth.SAMPLE_RATE)
@@ -97,8 +98,5 @@ def _workers() -> ProcessPoolExecutor:
 
 
 def _write(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(path.name + ".partial")
-    with partial_path.open("wb") as file:
+    with written(path) as whole, whole.open("wb") as file:
         np.save(file, array)
-    os.replace(partial_path, path)

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from audiolens.etude import synth
 from audiolens.etude.attributes import INSTRUMENTS
 from audiolens.etude.captions import ADJECTIVES, ENDINGS, NEUTRAL_ADJECTIVES, NOUNS
+from audiolens.files import written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -218,7 +219,8 @@ def main(
     if out:
         frames = {"abilities": result.to_frame(), "neutral": result.neutral()}
         tables = {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()}
-        out.write_text(json.dumps(tables, indent=1))
+        with written(out) as whole:
+            whole.write_text(json.dumps(tables, indent=1))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ text encoder -> train the decoder -> write a folder that transformers alone can 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +16,7 @@ import typer
 from tqdm.auto import tqdm
 from transformers import EncodecFeatureExtractor, MusicgenForConditionalGeneration, MusicgenProcessor
 
+from audiolens import files
 from audiolens.etude import checkpoint, codec, corpus, decoder, evaluate, listener, text
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -75,15 +75,14 @@ def _go_on_from(base: Path, work: Path, codec_step: int, decoder_step: int) -> N
 
 def export(model: MusicgenForConditionalGeneration, tokenizer: text.PreTrainedTokenizerFast, out: Path) -> None:
     """Write the model and its processor; each file appears whole, and other files in `out` (its card) stay."""
-    fresh = out.with_name(out.name + ".partial")
-    shutil.rmtree(fresh, ignore_errors=True)
-    model.save_pretrained(fresh)
-    features = EncodecFeatureExtractor(feature_size=1, sampling_rate=corpus.synth.SAMPLE_RATE)
-    MusicgenProcessor(features, tokenizer).save_pretrained(fresh)
     out.mkdir(parents=True, exist_ok=True)
-    for file in fresh.iterdir():
-        os.replace(file, out / file.name)
-    fresh.rmdir()
+    with files.aside(out) as fresh:
+        model.save_pretrained(fresh)
+        features = EncodecFeatureExtractor(feature_size=1, sampling_rate=corpus.synth.SAMPLE_RATE)
+        MusicgenProcessor(features, tokenizer).save_pretrained(fresh)
+        for file in fresh.iterdir():
+            files.refuse_special(out / file.name)
+            os.replace(file, out / file.name)
 
 
 def bar(name: str) -> Callable[..., None]:

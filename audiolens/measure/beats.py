@@ -6,7 +6,12 @@ before.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -17,6 +22,7 @@ from audiolens.measure.clips import Clip
 
 FEWEST_BEATS = 4
 CHECKPOINT = "final0"
+_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def beat_this_tempo(clip: Clip) -> float:
@@ -57,11 +63,31 @@ def _tracker() -> Any:
             f"the tempo by Beat This needs its package ({error}): pip install 'audiolens[beats]', or take another "
             "method ('beat', 'ioi')."
         ) from None
+    if Path(CHECKPOINT).exists():
+        raise InputError(
+            f"{Path(CHECKPOINT).absolute()} would be opened in the place of Beat This's own weights of that name: "
+            "rename it, or work in another folder."
+        )
     try:
-        return Audio2Beats(checkpoint_path=CHECKPOINT, device="cpu", dbn=False)
-    except (OSError, ValueError) as error:
+        with _tensors_only():
+            return Audio2Beats(checkpoint_path=CHECKPOINT, device="cpu", dbn=False)
+    except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
         # What it raises where it cannot fetch its weights.
         raise InputError(
             f"Beat This could not load its weights ({CHECKPOINT}): {error}. They come from the network when first "
             "used; try again where there is one."
         ) from None
+
+
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """Have `torch.load` take nothing but tensors from a pickle, as which the weights come: it could run anything."""
+    before = os.environ.get(_ONLY)
+    os.environ[_ONLY] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_ONLY]
+        else:
+            os.environ[_ONLY] = before

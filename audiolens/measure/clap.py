@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from jaxtyping import Float
 
 from audiolens.audio import resampled
 from audiolens.checks import in_order
-from audiolens.errors import InputError, InputTypeError, ModelNotFoundError
+from audiolens.errors import InputError, InputTypeError, ModelFilesError, ModelNotFoundError
 from audiolens.measure.clips import Audio, Clip, read
+from audiolens.model_files import CONFIG, downloaded, staged
 from audiolens.rows import whole_batch_size
 from audiolens.tokens import note_unread, tell_unread
 
@@ -58,7 +60,7 @@ def clap_score(
     It does not show how good a clip sounds, and its words are coarse (it hardly counts beats): compare scores of one
     text, paired by seed.
     """
-    clips, _ = read(audio, sample_rate)
+    clips, _ = read(audio, sample_rate, centred=False)
     listed = [texts] if isinstance(texts, str) else list(in_order("texts", texts, "texts"))
     if not listed or not all(isinstance(text, str) and text.strip() for text in listed):
         raise InputTypeError(f"texts={texts!r}: expected a text, or one a clip.")
@@ -67,17 +69,19 @@ def clap_score(
     clap, processor = opened(model)
     embeddings = _embedded(clips, clap, processor, whole_batch_size(batch_size))
     # The text's vector is that of its first token: padding must not stand there, whatever the tokenizer is set to.
-    tokens = processor.tokenizer(listed, padding=True, padding_side="right", truncation=False, return_tensors="pt").to(
-        clap.device
-    )
+    tokens = processor.tokenizer(listed, padding=True, padding_side="right", truncation=False)
     of_text = clap.config.text_config
     limit = min(processor.tokenizer.model_max_length, of_text.max_position_embeddings - of_text.pad_token_id - 1)
-    if tokens["input_ids"].shape[1] > limit:
-        raise InputError(f"a text has {tokens['input_ids'].shape[1]} tokens, and CLAP reads {limit}: shorten it.")
+    longest = len(tokens["input_ids"][0])
+    if longest > limit:
+        raise InputError(f"a text has {longest} tokens, and CLAP reads {limit}: shorten it.")
     note_unread(listed, processor.tokenizer)
     tell_unread()
     with torch.no_grad():
-        told = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+        told = {
+            name: torch.tensor(tokens[name], dtype=torch.long, device=clap.device)
+            for name in ("input_ids", "attention_mask")
+        }
         words = clap.get_text_features(**told).pooler_output.float().cpu().numpy()
     words = np.broadcast_to(words, (len(clips), words.shape[1]))
     return np.array([float((windows @ word).mean()) for windows, word in zip(embeddings, words, strict=True)])
@@ -90,7 +94,7 @@ def clap_embeddings(
 
     Arguments and errors as in `clap_score`.
     """
-    clips, _ = read(audio, sample_rate)
+    clips, _ = read(audio, sample_rate, centred=False)
     return _embedded(clips, *opened(model), whole_batch_size(batch_size))
 
 
@@ -109,18 +113,25 @@ def opened(model: Model) -> Clap:
 
 @lru_cache(maxsize=2)
 def _loaded(name: str) -> Clap:
-    from transformers import ClapModel, ClapProcessor
+    from transformers import ClapConfig, ClapModel, ClapProcessor
 
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
+        folder = Path(name).expanduser()
         # Weights that are only there as a pickle are refused: a file from someone else is never dangerous.
-        clap: Any = ClapModel.from_pretrained(name, use_safetensors=True)
-        return clap.eval(), ClapProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        with staged(folder if folder.is_dir() else downloaded(name, None)) as files:
+            if files.config.get("model_type") != "clap":
+                raise ModelFilesError(f"{folder / CONFIG} is not that of a CLAP model.")
+            files.refuse_larger(ClapModel, ClapConfig.from_pretrained(files.folder, local_files_only=True))
+            clap: Any = ClapModel.from_pretrained(files.folder, use_safetensors=True, **options)
+            return clap.eval(), ClapProcessor.from_pretrained(files.folder, **options)
+    except Exception as error:
+        # Whatever transformers makes of files that are not a whole model.
         detail = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelNotFoundError(
             f"the CLAP model {name!r} could not be loaded: {detail} Give a hub name (and a network for the first "
             f"time) such as {DEFAULT!r}, a folder, or (ClapModel, ClapProcessor)."
-        ) from None
+        ) from error
 
 
 def _embedded(clips: Sequence[Clip], clap: Any, processor: Any, size: int) -> list[Float[np.ndarray, "window feature"]]:
@@ -138,8 +149,8 @@ def _embedded(clips: Sequence[Clip], clap: Any, processor: Any, size: int) -> li
     parts = []
     for first in range(0, len(windows), size):
         with _numpy_random_state():
-            inputs = extractor(windows[first : first + size], sampling_rate=rate, return_tensors="pt")
-        mels = inputs["input_features"].to(clap.device, clap.dtype)
+            inputs = extractor(windows[first : first + size], sampling_rate=rate, return_tensors="np")
+        mels = torch.from_numpy(inputs["input_features"]).to(clap.device, clap.dtype)
         is_longer = torch.zeros(len(mels), 1, dtype=torch.bool, device=clap.device)
         with torch.no_grad():
             parts.append(clap.get_audio_features(input_features=mels, is_longer=is_longer).pooler_output.float().cpu())

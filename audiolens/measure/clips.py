@@ -19,13 +19,12 @@ from audiolens import soundfiles
 from audiolens.checks import real_number, refuse_masked
 from audiolens.errors import InputError, InputTypeError
 from audiolens.measure.onsets import Envelope, envelope
-from audiolens.soundfiles import LONGEST_SECONDS, MOST_CHANNELS, SoundPath, Span
+from audiolens.soundfiles import LONGEST_SECONDS, MOST_CHANNELS, RATES_HZ, SoundPath, Span
 
 T = TypeVar("T")
 SILENCE_DBFS = -60.0
 """A clip quieter than this (root mean square) is silent: nothing about it but its loudness is measured."""
 SHORTEST_SECONDS = 0.1
-RATES_HZ = (4_000, 384_000)
 
 
 class Array(Protocol):
@@ -114,11 +113,11 @@ def once(function: Callable[[Clip], T]) -> Callable[[Clip], T]:
     return kept
 
 
-def read(audio: Any, sample_rate: float | None = None) -> tuple[list[Clip], bool]:
+def read(audio: Any, sample_rate: float | None = None, *, centred: bool = True) -> tuple[list[Clip], bool]:
     """Check `audio` and mix each row down to a mono `Clip`; the flag says whether there is a row axis.
 
-    A constant offset is no sound, and is taken away. Signed 16- and 32-bit integers are PCM, scaled to [-1, 1); other
-    integers are refused.
+    A constant offset is no sound, and is taken away (`centred`). Signed 16- and 32-bit integers are PCM, scaled to
+    [-1, 1); other integers are refused.
 
     Args:
         audio: an array or tensor, the path of a sound file, what `lens.generate` returned, or a list of these, whose
@@ -131,7 +130,7 @@ def read(audio: Any, sample_rate: float | None = None) -> tuple[list[Clip], bool
             that cannot be read.
     """
     listed = isinstance(audio, list | tuple)
-    parts = [_rows(part, sample_rate) for part in (audio if listed else [audio])]
+    parts = [_rows(part, sample_rate, centred) for part in (audio if listed else [audio])]
     if not parts:
         raise InputError("audio has no rows; give at least one clip")
     return [clip for clips, _ in parts for clip in clips], listed or parts[0][1]
@@ -146,11 +145,11 @@ def per_row(
     return np.array(values) if many else values[0]
 
 
-def of_file(path: SoundPath, seconds: Span | None = None) -> Clip:
+def of_file(path: SoundPath, seconds: Span | None = None, *, centred: bool = True) -> Clip:
     """The clip in a sound file, or in its span (from, to); what is wrong with it is said with the file's name."""
     samples, sample_rate = soundfiles.read(path, seconds)
     try:
-        return _rows(samples, sample_rate)[0][0]
+        return _rows(samples, sample_rate, centred)[0][0]
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -159,16 +158,16 @@ def is_path(audio: Any) -> TypeGuard[SoundPath]:
     return isinstance(audio, str | PathLike)
 
 
-def _rows(audio: Any, sample_rate: float | None) -> tuple[list[Clip], bool]:
+def _rows(audio: Any, sample_rate: float | None, centred: bool) -> tuple[list[Clip], bool]:
     """The clips of one array, file or generation, and whether it has a row axis."""
     if is_path(audio):
         if sample_rate is not None:
             raise InputError(f"{audio} brings its own sample rate; leave sample_rate out")
-        return [of_file(audio)], False
+        return [of_file(audio, centred=centred)], False
     if hasattr(audio, "audio") and hasattr(audio, "sample_rate"):
         if audio.audio is None:
             raise InputError("these clips were made with decode=False; give lens.decode_codes(out.codes), and its rate")
-        return _rows(audio.audio, audio.sample_rate if sample_rate is None else sample_rate)
+        return _rows(audio.audio, audio.sample_rate if sample_rate is None else sample_rate, centred)
     samples = _as_float(audio)
     if sample_rate is None:
         raise InputError("audio is an array, which does not know its sample rate; give sample_rate in Hz, e.g. 16000")
@@ -201,7 +200,8 @@ def _rows(audio: Any, sample_rate: float | None) -> tuple[list[Clip], bool]:
         where = f" in rows {broken.tolist()}" if samples.ndim == 3 else ""
         raise InputError(f"audio holds NaN or infinite samples{where}; drop or repair them before measuring")
     rate = round(sample_rate)
-    return [Clip(_centred(row.mean(axis=0)), rate) for row in rows], samples.ndim == 3
+    mono = [row.mean(axis=0) for row in rows]
+    return [Clip(_centred(row) if centred else row, rate) for row in mono], samples.ndim == 3
 
 
 def _centred(samples: Float[np.ndarray, " sample"]) -> Float[np.ndarray, " sample"]:

@@ -90,7 +90,7 @@ def codec_features(
     pooled: list[Features] = []
     for wave, sample_rate in _waves(lens, clips, size):
         with alone(lens.model), torch.no_grad():
-            frames = audio.features(wave, sample_rate, lens.model, lens.config).double().cpu()
+            frames = audio.features(wave, sample_rate, lens.model, lens.config).cpu().double()
         n_frames = frames.shape[-1]
         window = n_frames if window_seconds is None else round(window_seconds * lens.config.frame_rate)
         if not 1 <= window <= n_frames:

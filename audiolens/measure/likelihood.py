@@ -20,6 +20,7 @@ from torch import Tensor
 from audiolens import text
 from audiolens.audio import checked_codes
 from audiolens.errors import InputError, InputTypeError
+from audiolens.overflow import checked_logits
 from audiolens.rows import whole_batch_size
 from audiolens.sampling import checked_settings
 from audiolens.timeline import Real
@@ -179,6 +180,7 @@ def code_nats(
 
     Raises:
         InputError: codes that are not this model's, or settings out of range.
+        ActivationOverflow: if a logit is NaN or infinite.
     """
     listed, _ = text.checked(prompts, lens.model, lens.tokenizer)
     codes = checked_codes(codes, lens.config)
@@ -219,6 +221,8 @@ def _parts(
             branch="both" if guided else "cond",
             guidance_scale=guidance_scale,
         )
+        for branch in logits if guided else (logits,):
+            checked_logits(branch, lens.config.frame_rate, range(first, first + len(part)))
         if guided:
             cond, null = logits.float()
             logits = null + (cond - null) * guidance_scale

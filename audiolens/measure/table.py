@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from audiolens.checks import MOST_JOBS, checked_count
 from audiolens.errors import InputError, nearest
 from audiolens.measure.beats import beat_this_tempo, require
 from audiolens.measure.clips import Audio, Clip, is_path, of_file, read
@@ -134,6 +135,8 @@ def refuse_lacking(measures: Sequence[str]) -> None:
 
 def spread(function: Callable[..., list[Any]], items: list[Any], n_jobs: int, *arguments: Any) -> list[Any]:
     """`function(part, *arguments)` of the parts of `items`, over processes; the results in one list, in order."""
+    if n_jobs != -1:
+        checked_count("n_jobs", n_jobs, 1, MOST_JOBS)
     if n_jobs == 1 or len(items) < 2:
         return function(items, *arguments)
     from joblib import Parallel, delayed, effective_n_jobs
@@ -153,10 +156,10 @@ def _measure_or_say(paths: list[SoundPath], names: list[str], seconds: Span | No
     for path in paths:
         try:
             clip = of_file(path, seconds)
-        except InputError as error:
-            found.append(str(error))
-        else:
             found.append([clip.seconds, *_measured(clip, names)])
+        except InputError as error:
+            told = str(error)
+            found.append(told if str(path) in told else f"{path}: {told}")
     return found
 
 

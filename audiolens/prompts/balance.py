@@ -1,6 +1,7 @@
 """Balance: what tells the two poles of a set apart beside their meaning, namely length and single words."""
 
 import re
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +42,9 @@ def measure(positive: Sequence[str], negative: Sequence[str], leak: float = 0.9)
         {word: count / len(side) for word, count in mine.most_common() if word not in theirs}
         for side, mine, theirs in zip(sides, counts, reversed(counts), strict=True)
     )
-    wins = sum((a > b) + 0.5 * (a == b) for a in lengths[0] for b in lengths[1])
+    shorter = sorted(lengths[1])
+    # As many negative prompts are shorter as stand before its length, and half of those as long count.
+    wins = sum(bisect_left(shorter, length) + bisect_right(shorter, length) for length in lengths[0]) / 2
     auc = wins / (len(lengths[0]) * len(lengths[1]))
     leaks = [
         f"{word!r} stands in {share:.0%} of the {pole} prompts and in no other"

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from audiolens.etude.attributes import INSTRUMENTS
 from audiolens.etude.captions import ADJECTIVES, ENDINGS, NEUTRAL_ADJECTIVES, NOUNS, OPENINGS, PHRASES
+from audiolens.files import put
 
 T = TypeVar("T")
 PAIRS = 100
@@ -138,8 +139,8 @@ def render_neutral() -> str:
 def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     for concept in CONTRASTS:
-        (FOLDER / f"{concept}.toml").write_text(render(concept), "utf-8")
-    (FOLDER / "neutral.toml").write_text(render_neutral(), "utf-8")
+        put(FOLDER / f"{concept}.toml", render(concept).encode("utf-8"))
+    put(FOLDER / "neutral.toml", render_neutral().encode("utf-8"))
 
 
 def _frame(form: str, other: tuple[str, str] | None, rng: random.Random) -> str:

@@ -5,7 +5,6 @@ A whole set as JSON or TOML has the keys of `PromptSet`: `positive` and `negativ
 two poles' names, the positive first, and a pair of prompts a line.
 """
 
-import json
 import os
 import tomllib
 import warnings
@@ -15,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from audiolens import tokens
+from audiolens.bounded_files import csv_rows, json_of, read_text, toml_of
 from audiolens.errors import InputError, PromptError, nearest, shortened
 from audiolens.prompts.sets import PromptSet
-from audiolens.tables import csv_rows, read_text
 
 _NEUTRAL = "neutral"
 _KEYS = (
@@ -73,7 +72,7 @@ def from_file(
         PromptError: if a pole is empty, a prompt repeats or stands in both poles, or a line of a CSV has only one.
     """
     path = Path(path)
-    readers = {".csv": _from_csv, ".json": _from_json, ".toml": _from_toml}
+    readers = {".csv": _from_csv, ".json": _from_json, ".toml": toml_of}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path}: expected a .csv, .json or .toml file; two files of lines go to from_files.")
@@ -163,32 +162,11 @@ def _from_csv(path: Path, text: str) -> dict[str, Any]:
     return {"poles": header, "positive": columns[0], "negative": columns[1]}
 
 
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys all differ: of two alike, Python would keep the last."""
-    names = [name for name, _ in pairs]
-    doubled = next((name for name in names if names.count(name) > 1), None)
-    if doubled is not None:
-        raise InputError(f"the key {doubled!r} stands in it twice: keep one.")
-    return dict(pairs)
-
-
 def _from_json(path: Path, text: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(text, object_pairs_hook=_once_each)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON: {error}.") from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    fields = json_of(path, text)
     if not isinstance(fields, dict):
         raise InputError(f"{path} holds a {type(fields).__name__}: expected an object with 'positive' and 'negative'.")
     return fields
-
-
-def _from_toml(path: Path, text: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is not TOML: {error}.") from None
 
 
 def _folder(vocabulary: str) -> Any:

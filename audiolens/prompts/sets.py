@@ -1,9 +1,11 @@
 """PromptSet: a concept's two poles as prompts, neutral prompts beside them, and the words that ask for a pole."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from audiolens.characters import refuse_control
 from audiolens.errors import InputError, InputTypeError, PromptError, nearest, shortened
 from audiolens.prompts.balance import Balance, measure
 
@@ -40,6 +42,7 @@ class PromptSet:
     def __post_init__(self) -> None:
         if not isinstance(self.concept, str) or not self.concept.strip():
             raise InputTypeError(f"concept={self.concept!r}: expected a name.")
+        refuse_control("concept", self.concept)
         for name in _LISTS:
             object.__setattr__(self, name, _texts(name, getattr(self, name)))
         if len(self.poles) != 2 or self.poles[0] == self.poles[1]:
@@ -124,10 +127,11 @@ class PromptSet:
             bare = {prompt: {token.strip(".,;:!?").lower() for token in prompt.split()} for prompt in prompts}
             return tuple(prompt for prompt in prompts if prompt not in own and not bare[prompt] & taken)
 
+        developed, tested = set(self.development), set(self.test)
         return replace(
             self,
-            development=self.development or usable([p for p in neutral.development if p not in self.test]),
-            test=self.test or usable([p for p in neutral.test if p not in self.development]),
+            development=self.development or usable([p for p in neutral.development if p not in tested]),
+            test=self.test or usable([p for p in neutral.test if p not in developed]),
             positive_words=sides[0],
             negative_words=sides[1],
             nouns=self.nouns or neutral.nouns,
@@ -154,8 +158,11 @@ def _texts(name: str, values: Any) -> tuple[str, ...]:
         if not value.strip():
             raise PromptError(f"{name}[{place}] is empty.")
     texts = tuple(" ".join(value.split()) for value in values)
+    for place, text in enumerate(texts):
+        refuse_control(f"{name}[{place}]", text)
     if len(set(texts)) != len(texts):
-        repeated = next(text for text in texts if texts.count(text) > 1)
+        counts = Counter(texts)
+        repeated = next(text for text in texts if counts[text] > 1)
         raise PromptError(f"{name} holds {repeated!r} more than once: a repeated prompt would count twice.")
     return texts
 

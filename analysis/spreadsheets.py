@@ -1,0 +1,37 @@
+"""Tables for people, as CSV: a cell that a spreadsheet would compute is text in it.
+
+A spreadsheet reads a cell that begins with =, +, -, @ or white space as a formula, which can call programs and send
+other cells away; behind an apostrophe it is text. Numbers stay numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+_BEGINNINGS = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 (spreadsheets read the wide ones too)
+
+
+def csv_of(table: pd.DataFrame, *, index: bool = False) -> str:
+    """A table as CSV."""
+    named = table.rename(columns=_cell, index=_cell if index else None)
+    for place, dtype in enumerate(named.dtypes):
+        if not pd.api.types.is_numeric_dtype(dtype):
+            cells: Any = pd.Series([_cell(value) for value in named.iloc[:, place]], index=named.index, dtype=object)
+            named.isetitem(place, cells)
+    return named.to_csv(index=index)
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str) or not value.startswith(_BEGINNINGS) or _is_number(value):
+        return value
+    return f"'{value}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text.isprintable()

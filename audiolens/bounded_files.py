@@ -1,0 +1,289 @@
+"""Files from anyone, read within bounds: text, JSON, TOML, CSV and safetensors headers.
+
+Every loader reads with these. Only regular files are opened, so that a pipe or a device cannot stall a program; size,
+nesting, numbers and texts have limits far beyond any file that audiolens writes; and what is wrong is an `InputError`
+of one line that names the file.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from audiolens.errors import InputError
+
+Row = tuple[int, list[str]]
+"""The line a row begins in, and its cells without the spaces around them."""
+
+MOST_BYTES = 64 * 2**20
+"""Of a file of text."""
+MOST_DEPTH = 64
+MOST_DIGITS = 40
+MOST_TEXT = 2**17
+"""Characters of one text or key; of one cell of a CSV it is what Python's own reader takes."""
+MOST_HEADER_BYTES = 100_000_000
+"""What safetensors itself takes."""
+MOST_TENSORS = 100_000
+MOST_AXES = 16
+
+_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says of itself: its own texts, and the shape of each tensor by name."""
+
+    metadata: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
+    data_bytes: int
+
+    @property
+    def elements(self) -> int:
+        return sum(prod(shape) for shape in self.shapes.values())
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """A regular file's bytes.
+
+    Raises:
+        InputError: if it cannot be read, is no regular file, or is larger than `most` bytes.
+    """
+    try:
+        _refuse_special(path)
+        with open(path, "rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
+    if len(content) > most:
+        raise InputError(f"{path} is too large: expected at most {most / 2**20:,.0f} MB.")
+    return content
+
+
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
+    """A file's text, without a byte order mark, its lines ended by a line feed.
+
+    Raises:
+        InputError: as `read_bytes`, or if it is not UTF-8.
+    """
+    try:
+        text = read_bytes(path, most).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(path: Path, most: int = MOST_BYTES) -> Any:
+    """A file's JSON.
+
+    Raises:
+        InputError: as `read_text` and `json_of`.
+    """
+    return json_of(path, read_text(path, most))
+
+
+def read_object(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
+    """A file's JSON, which is an object.
+
+    Raises:
+        InputError: as `read_json`, or if it is anything else.
+    """
+    found = read_json(path, most)
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds a {type(found).__name__}: expected a JSON object.")
+    return found
+
+
+def json_of(path: Path, text: str, most_text: int = MOST_TEXT) -> Any:
+    """JSON that stands in a file.
+
+    Raises:
+        InputError: if it is not JSON, a key stands twice in an object, or it goes beyond the limits above.
+    """
+    try:
+        found = json.loads(text, object_pairs_hook=_once_each, parse_int=_whole, parse_float=_real)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} cannot be read: it is not JSON: {error}.") from None
+    except RecursionError:
+        raise _too_deep(path) from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    _refuse_beyond(path, found, most_text)
+    return found
+
+
+def toml_of(path: Path, text: str) -> dict[str, Any]:
+    """TOML that stands in a file.
+
+    Raises:
+        InputError: if it is not TOML, or goes beyond the limits above.
+    """
+    # tomllib takes time that grows with the square of a dotted key's parts: found before it is called.
+    marks = re.sub(r"\"[^\"\n]*\"|'[^'\n]*'|[\w \t-]+", "", text)
+    if "." * MOST_DEPTH in marks:
+        raise _too_deep(path)
+    try:
+        found = tomllib.loads(text)
+    except RecursionError:
+        raise _too_deep(path) from None
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read: it is not TOML: {error}.") from None
+    _refuse_beyond(path, found)
+    return found
+
+
+def csv_rows(path: Path, text: str) -> list[Row]:
+    """The rows of a CSV, its header first; empty lines are left out.
+
+    Raises:
+        InputError: for quotes that do not match, cells beyond the limit, and rows of more or fewer cells than the
+            header has.
+    """
+    # Not the text's own `splitlines`: it also cuts at form feeds and at Unicode's separators, inside a cell.
+    reader = csv.reader(io.StringIO(text), strict=True)
+    rows: list[Row] = []
+    line = 1
+    try:
+        for cells in reader:
+            if cells:
+                rows.append((line, [cell.strip() for cell in cells]))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{path}, line {line}: {error}; quote a cell that holds commas or quotes, once.") from None
+    for line, cells in rows:
+        if len(cells) != len(rows[0][1]):
+            raise InputError(
+                f"{path}: line {line} has {len(cells)} cells, expected {len(rows[0][1])} (quote cells with commas)."
+            )
+    return rows
+
+
+def read_header(path: Path) -> Header:
+    """The header of a safetensors file, whose data must be exactly what the header describes.
+
+    Raises:
+        InputError: if it cannot be read, is no regular file, or not a whole safetensors file.
+    """
+    try:
+        _refuse_special(path)
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, MOST_HEADER_BYTES):
+                raise _not_whole(path, f"it has {size:,} bytes, and its header would have {length:,}")
+            content = file.read(length)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
+    try:
+        entries = json_of(path, content.decode(), MOST_HEADER_BYTES)
+        metadata = entries.pop("__metadata__", {})
+        if not all(isinstance(text, str) for text in metadata.values()):
+            raise TypeError("its metadata are not texts")
+        if len(entries) > MOST_TENSORS:
+            raise ValueError(f"it lists {len(entries):,} tensors, expected at most {MOST_TENSORS:,}")
+        shapes = {name: _shape(name, entry) for name, entry in entries.items()}
+        spans = sorted(tuple(entry["data_offsets"]) for entry in entries.values())
+        _refuse_gaps(spans, size - 8 - length)
+    except InputError as error:
+        raise _not_whole(path, str(error).removeprefix(f"{path} ").removeprefix(f"{path}: ").rstrip(".")) from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _not_whole(path, str(error)) from None
+    return Header(metadata, shapes, size - 8 - length)
+
+
+def _refuse_special(path: Path) -> None:
+    """Before it is opened: opening a pipe waits for whoever writes to it."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{path} cannot be read: it is a folder.")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path} cannot be read: it is no regular file.")
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys all differ: of two alike, Python would keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        doubled = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise InputError(f"the key {_short(doubled)} stands in it twice: keep one.")
+    return found
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise InputError(f"a number of {len(digits):,} digits: expected at most {MOST_DIGITS}.")
+    return int(digits)
+
+
+def _real(digits: str) -> float:
+    if len(digits) > MOST_TEXT:
+        raise InputError(f"a number of {len(digits):,} digits: expected at most {MOST_TEXT:,}.")
+    return float(digits)
+
+
+def _refuse_beyond(path: Path, value: Any, most_text: int = MOST_TEXT) -> None:
+    """Refuse values nested too deeply, and numbers and texts that are too long. Not by recursion, which has an end."""
+    level: list[Any] = [value]
+    for _ in range(MOST_DEPTH + 1):
+        inner: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                inner += [*one, *one.values()]
+            elif isinstance(one, list):
+                inner += one
+            elif isinstance(one, str) and len(one) > most_text:
+                raise InputError(f"{path} holds a text of {len(one):,} characters: expected at most {most_text:,}.")
+            elif isinstance(one, int) and one.bit_length() > 4 * MOST_DIGITS:
+                raise InputError(f"{path} holds a number of more than {MOST_DIGITS} digits.")
+        level = inner
+        if not level:
+            return
+    raise _too_deep(path)
+
+
+def _shape(name: str, entry: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape of a tensor, whose bytes are as many as it and the type make."""
+    shape, (start, stop) = entry["shape"], entry["data_offsets"]
+    numbers = [*shape, start, stop]
+    if any(isinstance(number, bool) or not isinstance(number, int) or number < 0 for number in numbers):
+        raise ValueError(f"the shape or place of {_short(name)} is not of whole numbers")
+    bits = _BITS.get(entry["dtype"])
+    if bits is None or len(shape) > MOST_AXES or prod(shape) * bits != (stop - start) * 8:
+        raise ValueError(f"{_short(name)} is {entry['dtype']} {_short(shape)} in {stop - start:,} bytes")
+    return tuple(shape)
+
+
+def _refuse_gaps(spans: list[tuple[int, ...]], size: int) -> None:
+    """Refuse tensors that overlap, leave bytes between them, or end before or after the file does."""
+    end = 0
+    for start, stop in spans:
+        if start != end:
+            raise ValueError("its tensors overlap, or leave a gap")
+        end = stop
+    if end != size:
+        raise ValueError(f"its header promises {end:,} bytes, and {size:,} are there")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _too_deep(path: Path) -> InputError:
+    return InputError(f"{path} is nested too deeply: expected at most {MOST_DEPTH} levels.")
+
+
+def _not_whole(path: Path, reason: str) -> InputError:
+    return InputError(f"{path} is not a whole safetensors file: {reason}.")

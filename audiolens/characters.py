@@ -1,0 +1,35 @@
+"""Characters that no text holds: a terminal obeys them, and some cannot be written to a file."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from audiolens.errors import InputError
+
+_KINDS = ("Cc", "Cs")
+_TURNING = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Line separators, and what makes a terminal show the letters of a line in another order."""
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: with an escape (`\\x1b`) for what it would obey, but for tabs and the ends of lines."""
+    return "".join(_escaped(sign) if sign not in "\n\t" and _is_control(sign) else sign for sign in text)
+
+
+def refuse_control(name: str, text: str) -> None:
+    """Refuse text that holds a control character or half a character.
+
+    Raises:
+        InputError: naming it.
+    """
+    found = next((sign for sign in text if unicodedata.category(sign) in _KINDS), None)
+    if found is not None:
+        raise InputError(f"{name} holds {_escaped(found)}, which is no character of a text: take it out.")
+
+
+def _is_control(sign: str) -> bool:
+    return unicodedata.category(sign) in _KINDS or sign in _TURNING
+
+
+def _escaped(sign: str) -> str:
+    return sign.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,77 @@
+"""Ogg's pages: they show whether a file was cut or damaged, and carry the serial number of their stream.
+
+libsndfile plays what is left of a cut Ogg as if it were all. Every page says which number it is, whether it is the
+last, and by a checksum what it held (RFC 3533).
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from audiolens.errors import InputError
+
+_HEAD = struct.Struct("<4sBBqIIIB")
+_CHECKSUM = slice(22, 26)
+_LAST = 4
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+def refuse_cut(path: Path) -> None:
+    """Read a file page by page to the last one.
+
+    Raises:
+        InputError: if it ends before that, a page is missing or damaged, or another stream follows.
+    """
+    with path.open("rb") as file:
+        place = before = 0
+        serial = None
+        for page in _pages(file, path):
+            _, _, flags, _, mine, number, checksum, _ = _HEAD.unpack_from(page)
+            if serial is not None and mine != serial:
+                raise InputError(f"{path} holds several Ogg streams, of which one would be read: save each by itself.")
+            if checksum != _checksum(page) or (serial is not None and number != before + 1):
+                raise InputError(f"{path} is damaged: the Ogg page at byte {place} is not the one that was written.")
+            place, before, serial = place + len(page), number, mine
+            if flags & _LAST:
+                break
+        else:
+            raise InputError(f"{path} was cut short: its last Ogg page, which says that it is the last, is missing.")
+        if file.read(4) == b"OggS":
+            raise InputError(f"{path} holds several Ogg streams, of which one would be read: save each by itself.")
+
+
+def with_serial(content: bytes, serial: int) -> bytes:
+    """The same whole file of one stream under another serial number: encoders draw one by the time of day."""
+    parts, place = [], 0
+    while place < len(content):
+        count = content[place + _HEAD.size - 1]
+        size = _HEAD.size + count + sum(content[place + _HEAD.size : place + _HEAD.size + count])
+        page = bytearray(content[place : place + size])
+        struct.pack_into("<I", page, 14, serial)
+        struct.pack_into("<I", page, _CHECKSUM.start, _checksum(page))
+        parts.append(bytes(page))
+        place += size
+    return b"".join(parts)
+
+
+def _pages(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    while head := file.read(_HEAD.size):
+        sizes = file.read(head[-1]) if len(head) == _HEAD.size else b""
+        body = file.read(sum(sizes))
+        if len(head) < _HEAD.size or len(sizes) < head[-1] or len(body) < sum(sizes):
+            raise InputError(f"{path} was cut short: it ends inside an Ogg page.")
+        if not head.startswith(b"OggS"):
+            raise InputError(f"{path} is damaged: no Ogg page begins at byte {file.tell() - len(head + sizes + body)}.")
+        yield head + sizes + body
+
+
+def _checksum(page: bytes | bytearray) -> int:
+    """Ogg's CRC of a page, which is zlib's of the mirrored bytes, mirrored, without the ones before and after."""
+    blank = bytearray(page)
+    blank[_CHECKSUM] = bytes(4)
+    ones = 0xFFFFFFFF
+    return int(f"{zlib.crc32(blank.translate(_MIRRORED), ones) ^ ones:032b}"[::-1], 2)

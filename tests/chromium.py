@@ -1,0 +1,41 @@
+"""A real browser for pages, driven by playwright; without one, tests of pages are left out aloud."""
+
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import pytest
+
+PATIENCE = 120_000
+"""Milliseconds: a busy machine draws slowly."""
+
+
+@contextmanager
+def launched() -> Iterator[Any]:
+    """A running Chromium."""
+    try:
+        import playwright.sync_api as playwright
+    except ImportError:
+        _unopened("playwright is not installed (pip install .[dev])")
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    program = next((found for name in names if (found := shutil.which(name))), None)
+    if program is None:
+        _unopened("no Chromium on this machine (Debian: apt install chromium)")
+    with playwright.sync_playwright() as driver:
+        # Root, as in a container, has no sandbox of its own; nobody is there to click before a sound plays.
+        flags = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
+        opened = driver.chromium.launch(executable_path=program, args=flags, timeout=PATIENCE)
+        yield opened
+        opened.close()
+
+
+def _unopened(why: str) -> NoReturn:
+    """Pages go unseen only where a person is told so; a machine that tests by itself (`CI`) must have a browser."""
+    told = f"the pages were NOT opened in a browser: {why}"
+    if os.environ.get("CI"):
+        pytest.fail(told)
+    warnings.warn(told, stacklevel=2)
+    pytest.skip(told)

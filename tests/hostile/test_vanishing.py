@@ -1,0 +1,112 @@
+"""A folder that goes, or loses files, while a run writes into it: the run stops at its next write, in one line."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_resuming import played
+from test_stages import TINY
+
+from analysis import folder as folders
+from analysis import study
+from analysis.study import course, stages
+from audiolens import files
+from audiolens.errors import StoppedError
+
+FACTS = {"concept": "tempo", "weights": "0", "model": "m", "versions": {}}
+
+
+def kept(stages_: stages.Stages, name: str) -> str:
+    """A stage that is made, written and read again."""
+
+    def write(made: str, folder: Path) -> None:
+        (folder / "made").write_text(made)
+
+    return stages_.stage(name, {}).kept(lambda: name, write, lambda folder: (folder / "made").read_text())
+
+
+def begun_then(work: Callable[[stages.Stages, Path], object], place: Path) -> None:
+    with stages.begun(place, FACTS, {}) as found:
+        work(found, place)
+
+
+def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+    place = tmp_path / "study"
+
+    def in_stages(found: stages.Stages, place: Path) -> None:
+        shutil.rmtree(place)
+        kept(found, "directions")
+
+    def under_a_lock() -> None:
+        with stages.locked(place):
+            shutil.rmtree(place)
+            (place / "page").write_text("")
+
+    def beside() -> None:
+        with folders.fresh(place) as work:
+            shutil.rmtree(work)
+            (work / "table.csv").write_text("")
+
+    with pytest.raises(StoppedError, match=f"{place} was removed"):
+        begun_then(in_stages, place)
+    with pytest.raises(StoppedError, match=f"{place} was removed"):
+        under_a_lock()
+    with pytest.raises(StoppedError, match="make it again"):
+        beside()
+    with pytest.raises(StoppedError, match=f"{place} is gone"):
+        files.put(place / "x", b"")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_study_that_loses_a_stage_or_its_place_stops(tmp_path: Path) -> None:
+    place = tmp_path / "study"
+
+    def losing(found: stages.Stages, place: Path) -> None:
+        assert [kept(found, name) for name in ("directions", "patching")] == ["directions", "patching"]
+        next(place.glob("stages/directions-*/made")).unlink()
+        kept(found, "lost")
+
+    def moved(found: stages.Stages, place: Path) -> None:
+        place.rename(tmp_path / "moved")
+        shutil.copytree(tmp_path / "moved", place)
+        kept(found, "lost")
+
+    with pytest.raises(StoppedError, match=r"directions-\w+/made was removed while this run was writing"):
+        begun_then(losing, place)
+    with pytest.raises(StoppedError, match="another was put in its place"):
+        begun_then(moved, place)
+    assert not list(tmp_path.rglob("lost-*"))
+
+
+def test_the_page_of_a_study_that_lost_a_stage_is_not_written(
+    lens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, tell = tmp_path / "tempo", course.Teller.tell
+
+    def losing(teller: course.Teller, line: str) -> None:
+        tell(teller, line)
+        if line.startswith("dose-response"):
+            shutil.rmtree(next(path for path in out.glob("stages/strength-*") if path.is_dir()))
+
+    monkeypatch.setattr(course.Teller, "tell", losing)
+    with pytest.raises(StoppedError, match=r"strength-\w+/.* was removed while this run was writing"):
+        study.run(lens, "tempo", out, settings=TINY, progress=False)
+    assert not (out / "summary.json").exists()
+
+
+@pytest.mark.parametrize("loss", ["folder", "batches/00000.parquet", "batches/00000.safetensors", "plan.json", "audio"])
+def test_a_sweep_that_loses_what_it_wrote_stops_at_the_next_batch(lens: Any, tmp_path: Path, loss: str) -> None:
+    out, calls = tmp_path / "sweep", []
+
+    def losing(_: Any, clips: Any) -> list[float]:
+        calls.append(len(clips))
+        if len(calls) == 4:
+            files.remove(out if loss == "folder" else out / loss)
+        return [0.0] * len(clips)
+
+    with pytest.raises(StoppedError, match="was removed.* while this run was writing: nothing more is written"):
+        played(lens, out, also={"lost": losing})
+    assert not (out / "clips.parquet").exists()
+    assert out.exists() == (loss != "folder")
