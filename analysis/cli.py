@@ -18,7 +18,7 @@ import typer
 from analysis.commands import directions, generate, measure, models, patch, place, probe, report, study, sweep
 from analysis.commands.common import say
 from audiolens.characters import printable
-from audiolens.errors import AudioLensError, DamageWarning, UnreadWordsWarning
+from audiolens.errors import AudioLensError, AudioLensWarning
 from audiolens.tokens import naming_once
 
 app = typer.Typer(
@@ -57,7 +57,6 @@ for command in (
 app.add_typer(directions.app, name="directions")
 
 _STOPPED = 130
-_PLAIN = (UnreadWordsWarning, DamageWarning)
 # Some versions of typer carry a click of their own, others take the installed one: this is the right class in both.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
@@ -97,18 +96,19 @@ def main() -> None:
 
 @contextmanager
 def _plainly_warned() -> Iterator[None]:
-    """Show warnings of unread words and damaged files as the commands say everything else: in a line of stderr."""
+    """Show a warning of audiolens as the commands say everything else: in a line of stderr, each once."""
+    said: set[str] = set()
     with warnings.catch_warnings():
         shown: Callable[..., None] = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
-            if issubclass(category, _PLAIN):
-                say(f"audiolens: {message}", err=True)
-            else:
+            if not issubclass(category, AudioLensWarning):
                 shown(printable(str(message)), category, *where)
+            elif str(message) not in said:
+                said.add(str(message))
+                say(f"audiolens: {message}", err=True)
 
-        for plain in _PLAIN:
-            warnings.simplefilter("always", plain)
+        warnings.simplefilter("always", AudioLensWarning)
         warnings.showwarning = show
         yield
 

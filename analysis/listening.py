@@ -129,7 +129,9 @@ def _start(parent: int, codec_class: Any = None, config: Any = None, state: dict
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     if codec_class is not None and state is not None:
-        _codec = codec_class(config).eval()
+        # In the dtype in which the model decodes: another one would make other sound of the same codes.
+        dtype = next((part.dtype for part in state.values() if part.is_floating_point()), torch.float32)
+        _codec = codec_class(config).to(dtype).eval()
         _codec.load_state_dict(state)
 
 

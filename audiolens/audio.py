@@ -184,9 +184,12 @@ def _sounds_codes(audio_prompt: Any, rows: int, lens: Any) -> Int[Tensor, "row c
 
 def _refuse_rows_or_channels(audio_prompt: Any, rows: int) -> None:
     """A waveform of two axes with as many rows as prompts may be meant either way: its author says which."""
-    wave: Any = audio_prompt[0] if isinstance(audio_prompt, tuple | list) and len(audio_prompt) == 2 else ()
-    shape: tuple[int, ...] = tuple(getattr(wave, "shape", ()))
-    if rows > 1 and len(shape) == 2 and shape[0] == rows:
+    given = isinstance(audio_prompt, tuple | list) and len(audio_prompt) == 2
+    if rows < 2 or not given:
+        return
+    # A list of waves has no shape of its own.
+    shape = tuple(tensor_of("audio_prompt", audio_prompt[0]).shape)
+    if len(shape) == 2 and shape[0] == rows:
         stereo = f", or {(1, *shape)} for stereo sound that all rows share" if rows == 2 else ""
         raise InputError(
             f"audio_prompt of shape {shape} for {rows} prompts: channels, or a sound a row? Give 'row channel sample': "

@@ -109,6 +109,10 @@ class ActivationCache(AsArray):
         places = map(Site.of, self.tensors)
         return sorted(place.layer for place in places if place.layer is not None and place.hook == hook)
 
+    def axes_of(self, site: str, layer: int | None = None) -> tuple[str, ...]:
+        """The axes of a recorded site: ("row", "step", "d_model")."""
+        return self.axes[self._key(site if layer is None else (site, layer))]
+
     def stack(self, site: str) -> Float[Tensor, "layer ..."]:
         """A site of every recorded layer: "layer row step d_model" (or "layer branch row ...", or without "step")."""
         layers = self.layers(site)

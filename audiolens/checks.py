@@ -1,7 +1,7 @@
 """Arguments at the door: numbers, flags and lists, checked once and in the same words everywhere.
 
-A number may be Python's, numpy's, or an array or tensor without axes; a truth value is none. What is given as a list
-may be any iterable with an order, and is read once.
+A number may be Python's, numpy's, or an array or tensor without axes; booleans are not accepted as numbers. What is
+given as a list may be any iterable with an order, and is read once.
 """
 
 import math
@@ -65,7 +65,8 @@ def real_number(value: Any) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, operator.index(value))
+        # Too large for a float: a whole number, or a fraction.
+        return -math.inf if str(value).startswith("-") else math.inf
 
 
 def checked_count(name: str, value: Any, least: int = 1, most: int = MOST) -> int:
@@ -171,7 +172,7 @@ def one_or_listed(name: str, values: Any) -> Any:
 
 
 def refuse_masked(name: str, values: Any) -> None:
-    """Refuse masked arrays: all that computes here would use the values under the mask.
+    """Refuse masked arrays: the code below ignores masks.
 
     Raises:
         InputTypeError: if any value is masked.
@@ -185,11 +186,15 @@ def numbers_of(name: str, values: Any) -> np.ndarray:
     """An array of numbers.
 
     Raises:
-        InputTypeError: for anything else, text and masked arrays among it.
+        InputTypeError: for anything else, text, truth values, complex numbers and masked arrays among it.
     """
     refuse_masked(name, values)
-    array = np.asarray(values.detach().cpu().double() if hasattr(values, "detach") else values)
-    if array.dtype.kind in "SUmMcV" or (array.dtype.kind == "O" and any(isinstance(one, str) for one in array.flat)):
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.double() if values.is_floating_point() else values
+    array = np.asarray(values)
+    other = array.dtype.kind == "O" and any(isinstance(one, str | bool | complex) for one in array.flat)
+    if array.dtype.kind in "SUmMcVb" or other:
         raise InputTypeError(f"{name} of {array.dtype}: expected numbers.")
     return array.astype(float)
 

@@ -34,6 +34,8 @@ class Evidence:
             other half: where the curve is flat, more prompts change nothing.
         p: the share of shuffles of the held-out prompts' poles whose largest AUC over all layers is as large: the best
             layer is the best of many. `None` in a file of an earlier version.
+        least_p: the `p` of an AUC of 1: with few held-out prompts many shuffles reach it at some layer. `None` in a
+            file of an earlier version.
 
     They say that the poles differ in a steady way, not that the difference is the concept, nor that the model uses it.
     """
@@ -44,6 +46,7 @@ class Evidence:
     counts: Int[Tensor, " count"]
     stability: Float[Tensor, "count layer"]
     p: Float[Tensor, " layer"] | None = None
+    least_p: Float[Tensor, ""] | None = None
 
     def stable_at(self, tolerance: float = 0.05) -> Float[Tensor, " layer"]:
         """How many prompts a pole are enough: the first of `counts` from which the cosine to the other half's direction
@@ -67,8 +70,13 @@ class Evidence:
         if self.p is None:
             return f"{told}, the best of {layers}"
         least = float(self.p.min())
-        chance = "no better than shuffled poles: " if least > LEVEL else ""
-        return f"{told} ({chance}p = {least:.3f}, the best of {layers})"
+        return f"{told} ({self._caution(least)}p = {least:.3f}, the best of {layers})"
+
+    def _caution(self, p: float) -> str:
+        if p <= LEVEL:
+            return ""
+        few = self.least_p is not None and float(self.least_p) >= LEVEL
+        return "too few held-out prompts to test: " if few else "no better than shuffled poles: "
 
     def __repr__(self) -> str:
         return f"Evidence(split-half cosine {_span(self.split_half_cosine)}, {self.finding})"
@@ -132,7 +140,8 @@ class Contrast:
             stability=torch.stack(
                 [cosine_similarity(early, halves[1], dim=-1) for early in self.snapshots.values()]
             ).float(),
-            p=_p_of_auc(positive, negative).float(),
+            p=_p_of_auc(positive, negative, _auc(positive, negative)).float(),
+            least_p=_p_of_auc(positive, negative, torch.ones(1, device="cpu"))[0].float(),
         )
 
     def _sums(self) -> Tensor:
@@ -178,8 +187,8 @@ def _auc(
 
 
 def _p_of_auc(
-    positive: Float[Tensor, "layer prompt"], negative: Float[Tensor, "layer other_prompt"]
-) -> Float[Tensor, " layer"]:
+    positive: Float[Tensor, "layer prompt"], negative: Float[Tensor, "layer other_prompt"], found: Float[Tensor, " auc"]
+) -> Float[Tensor, " auc"]:
     """Family-wise over layers: all see the same shuffles of the poles, of which the best layer counts."""
     sizes = positive.shape[1], negative.shape[1]
     rng = np.random.default_rng(0)
@@ -187,7 +196,6 @@ def _p_of_auc(
     poles[: sizes[0]] = 1
     dealt = torch.from_numpy(rng.permuted(poles, axis=0))
     highest = _area(_ranks(positive, negative) @ dealt, *sizes).amax(0)
-    found = _auc(positive, negative)
     return (1 + (highest[None] >= found[:, None]).sum(1)).float() / (N_SHUFFLES + 1)
 
 

@@ -151,6 +151,11 @@ def logit_lens(
             "this cache holds no final norm and no heads (a file never does): give the lens of the model it was "
             "recorded from, cache.logit_lens(lens)."
         )
+    if lens is not None and cache.model and cache.model != lens.name:
+        raise InputError(
+            f"this cache was recorded from {cache.model!r}, and the lens is of {lens.name!r}: give the lens of the "
+            "model it was recorded from, opened under the same name."
+        )
     if cache.reduce == "max":
         raise InputError("reduce='max' keeps no state of the stream: record steps, or reduce='mean' or 'last'.")
     if not site.rpartition("hook_")[2].startswith("resid_"):

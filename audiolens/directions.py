@@ -122,11 +122,11 @@ class Directions(AsArray):
 
     def __add__(self, other: "Directions") -> "Directions":
         self._refuse_foreign(other)
-        return self._changed(self.vectors + other.vectors, f"{self.meta.label} + {other.meta.label}")
+        return self._summed(other, self.vectors + other.vectors, f"{self.meta.label} + {other.meta.label}")
 
     def __sub__(self, other: "Directions") -> "Directions":
         self._refuse_foreign(other)
-        return self._changed(self.vectors - other.vectors, f"{self.meta.label} - ({other.meta.label})")
+        return self._summed(other, self.vectors - other.vectors, f"{self.meta.label} - ({other.meta.label})")
 
     def __neg__(self) -> "Directions":
         return self._changed(-self.vectors, f"-({self.meta.label})")
@@ -286,6 +286,11 @@ class Directions(AsArray):
     def _changed(self, vectors: Tensor, label: str | None = None) -> "Directions":
         meta = self.meta if label is None else replace(self.meta, label=label)
         return replace(self, vectors=vectors, meta=meta, evidence=None, samples=None)
+
+    def _summed(self, other: "Directions", vectors: Tensor, label: str) -> "Directions":
+        # Whichever stands first: the stream's length is the mean of what both readings found.
+        lengths = (self.residual_norms + other.residual_norms) / 2
+        return replace(self._changed(vectors, label), residual_norms=lengths)
 
     def _refuse_foreign(self, other: Any) -> None:
         if not isinstance(other, Directions):

@@ -16,7 +16,7 @@ from audiolens.audio import Sound, clip_start
 from audiolens.checks import one_or_listed
 from audiolens.decomposition import equipped
 from audiolens.engine import Run, checked_interventions
-from audiolens.errors import InputError
+from audiolens.errors import AudioLensWarning, InputError
 from audiolens.generation import Generation
 from audiolens.interventions import checked_branch, checked_flags
 from audiolens.passes import alone, random_state
@@ -25,6 +25,7 @@ from audiolens.rows import batches, start_columns
 from audiolens.sampling import checked_generation_config, checked_seeds, checked_settings, sampling_arguments
 from audiolens.text import Prompt
 from audiolens.timeline import Real, clip_timeline
+from audiolens.tokens import callers_level
 
 _UNSET_LENGTH = 20
 """transformers' own `max_length` of a model whose makers gave none."""
@@ -127,5 +128,6 @@ def _warn_beyond(seconds: float, lens: Any) -> None:
         warnings.warn(
             f"seconds={seconds:g}: {lens.name!r} is set up for clips of up to {usual:g} s; beyond that it may play no "
             "music, for it was hardly trained on longer ones.",
-            stacklevel=4,
+            AudioLensWarning,
+            stacklevel=callers_level(),
         )

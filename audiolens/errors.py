@@ -44,11 +44,15 @@ class DamagedError(InputError):
     """A kept file is not what was written; the message names it."""
 
 
-class DamageWarning(UserWarning):
+class AudioLensWarning(UserWarning):
+    """Anything that audiolens does all the same, but says first."""
+
+
+class DamageWarning(AudioLensWarning):
     """A kept file was not what was written, and is made again; the message names it."""
 
 
-class UnreadWordsWarning(UserWarning):
+class UnreadWordsWarning(AudioLensWarning):
     """A prompt holds words that the model's tokenizer does not know; the message names them, once a call."""
 
 

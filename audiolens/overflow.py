@@ -1,4 +1,4 @@
-"""Overflow: the watch over what interventions write, which stops a run whose activations are no numbers any more.
+"""Overflow: the watch over what interventions write, which stops a run whose activations become NaN or infinite.
 
 A strength that is too large for the model's number format turns activations into infinity or NaN, as a broken weight
 does, and from them a model goes on to make codes all the same: the clip would be noise and say nothing. Once a step,

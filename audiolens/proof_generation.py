@@ -33,12 +33,6 @@ from audiolens.timeline import Timeline, delay
 ROWS, TOKENS = 2, 2
 EDITED_ROW, FIRST, LAST = 1, 1, 3
 """The edit touches the conditional half of this row, from step FIRST to before LAST."""
-SEARCH = {
-    "num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1, "max_time": None, "stop_strings": None,
-    "penalty_alpha": None, "prompt_lookup_num_tokens": None, "dola_layers": None, "constraints": None,
-    "force_words_ids": None, "custom_generate": None, "watermarking_config": None,
-}  # fmt: skip
-"""What a generation configuration may say of these, if anything."""
 CLOSE = 1e5
 """Recordings agree within so many roundings of their dtype, or within FAR of their length."""
 FAR = 0.25
@@ -50,7 +44,6 @@ def prove_time(lens: Any) -> None:
     Raises:
         UnsupportedModelError: naming what did not match, and the version of transformers.
     """
-    _refuse_search(lens)
     plan = _Plan.of(lens)
     with passes.alone(lens.model), passes.random_state(keep=True), settings_aside(lens.model, lens.config):
         codes, played = plan.generated()
@@ -64,17 +57,6 @@ def prove_time(lens: Any) -> None:
             raise _unlike(f"{name}, recorded meanwhile, is not what a forward over the same codes holds")
     if not torch.equal(played[plan.middle], plan.expected):
         raise _unlike(f"an edit of {plan.middle} from step {FIRST} to {LAST - 1} changed other places than those")
-
-
-def _refuse_search(lens: Any) -> None:
-    """Refuse settings under which transformers' `generate` searches several sequences, or stops by a clock."""
-    for name, plain in SEARCH.items():
-        value = getattr(lens.model.generation_config, name, None)
-        if value is not None and value != plain:
-            raise UnsupportedModelError(
-                f"{lens.name}: its generation_config has {name}={value!r:.80}, and the lens draws one sequence a row, "
-                f"one step after another: set it to {plain}."
-            )
 
 
 @dataclass(frozen=True, eq=False)

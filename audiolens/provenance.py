@@ -118,8 +118,9 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def adapter_settings(model: nn.Module) -> bytes:
-    """What changes a model without a weight of its own: plain values (which adapter is active, and how strongly) of
-    modules that are neither torch's nor transformers'. Nothing where there are none.
+    """Adapter settings (active adapter, scale) that change the output but are not weights.
+
+    They are the plain values of modules that are neither torch's nor transformers'; empty where there are none.
     """
     told, every = [], vars(nn.Module())
     for name, module in sorted(model.named_modules(), key=lambda entry: entry[0]):

@@ -140,7 +140,7 @@ class Recorder:
         """Look whether the batch that ends here was recorded to its last step.
 
         Raises:
-            UnsupportedModelError: naming the site and the first step that never came by.
+            UnsupportedModelError: naming the site and the first step that was never recorded.
         """
         for site, form in self.forms.items():
             expected = self.stop if form.timed else 0
@@ -149,8 +149,8 @@ class Recorder:
 
     def _missing(self, site: Site, step: int) -> NoReturn:
         raise UnsupportedModelError(
-            f"{site.name}: step {step} never came by, so that there is nothing to hand out for it. This release of "
-            "transformers or nnsight does not run the model as the lens expects (docs/versions.md)."
+            f"{site.name}: step {step} was never recorded. This release of transformers or nnsight does not run the "
+            "model as the lens expects (docs/versions.md)."
         )
 
     def wants(self, site: Site, start: int, length: int) -> bool:

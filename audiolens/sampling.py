@@ -146,7 +146,9 @@ def checked_settings(guidance_scale: Real, temperature: Real, top_k: int | None)
     """The settings as Python's numbers; refused are those that transformers would ignore in silence or fail on late."""
     guidance_scale, temperature = _real("guidance_scale", guidance_scale), _real("temperature", temperature)
     if not 1 <= guidance_scale <= MOST_GUIDANCE:
-        raise InputError(f"guidance_scale={guidance_scale}: expected 1 (no guidance) to {MOST_GUIDANCE:g}.")
+        raise InputError(
+            f"guidance_scale={guidance_scale}: expected at least 1 (no guidance), up to {MOST_GUIDANCE:g}."
+        )
     least, most = TEMPERATURES
     if temperature != 0 and not least <= temperature <= most:
         raise InputError(f"temperature={temperature}: expected 0 (greedy), or {least:g} to {most:g}.")
@@ -184,7 +186,10 @@ def checked_generation_config(model: Any, config: LensConfig) -> None:
 
 @contextmanager
 def settings_aside(model: Any, config: LensConfig) -> Iterator[None]:
-    """Without the settings that `checked_generation_config` refuses: for a run that is no clip of anybody's."""
+    """Without the settings that `checked_generation_config` refuses.
+
+    This is for the proof at load, which makes no clip for the user.
+    """
     own = model.generation_config
     model.generation_config = copy.deepcopy(own)
     for name in _leaking(own, config):

@@ -20,8 +20,9 @@ import numpy as np
 from jaxtyping import Float, Int16
 
 from audiolens import ogg
-from audiolens.errors import InputError, InputTypeError
+from audiolens.errors import AudioLensWarning, InputError, InputTypeError
 from audiolens.files import as_path, put, refused
+from audiolens.tokens import callers_level
 
 if TYPE_CHECKING:
     import soundfile
@@ -164,7 +165,11 @@ def _checked_peak(samples: Any) -> float:
 def _in_16_bits(samples: Float[np.ndarray, "channel sample"], peak: float) -> Int16[np.ndarray, "channel sample"]:
     """As libsndfile reads them: 1 is 32768, so that what was read from 16 bits is written as it was."""
     if peak > 1:
-        warnings.warn(f"a clip goes to {peak:.2f} of full scale, and is clipped at 1 in its file.", stacklevel=3)
+        warnings.warn(
+            f"a clip goes to {peak:.2f} of full scale, and is clipped at 1 in its file.",
+            AudioLensWarning,
+            stacklevel=callers_level(),
+        )
     return np.round(np.asarray(samples, dtype=np.float64) * 32768).clip(-32768, 32767).astype(np.int16)
 
 

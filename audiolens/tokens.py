@@ -16,7 +16,7 @@ from inspect import currentframe
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from audiolens.errors import InputTypeError, PromptError, UnreadWordsWarning
+from audiolens.errors import AudioLensWarning, InputTypeError, PromptError, UnreadWordsWarning
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,7 +26,10 @@ _OURS = tuple(f"{Path(__file__).parent.parent / name}/" for name in ("audiolens"
 
 @dataclass
 class _Call:
-    """Unread words of one call: those told, and those to tell. `whole` is a call that runs a model many times."""
+    """Unknown words of one call: already reported, and still to report.
+
+    `whole` is a call that runs a model many times.
+    """
 
     whole: bool
     named: set[str] = field(default_factory=set)
@@ -85,7 +88,7 @@ def tell_unread() -> None:
             f"unknown to the model: {', '.join(map(repr, words))}. Its tokenizer has no token of their own for these "
             "words, so the model does not see what they ask for.",
             UnreadWordsWarning,
-            stacklevel=_callers_level(),
+            stacklevel=callers_level(),
         )
 
 
@@ -137,7 +140,8 @@ def mismatch(tokenizer: Any, embedded: int) -> str | None:
     if 2 * len(vocabulary) < embedded:
         warnings.warn(
             f"the tokenizer has {len(vocabulary)} tokens, and the text encoder embeds {embedded}: is it this model's?",
-            stacklevel=_callers_level(),
+            AudioLensWarning,
+            stacklevel=callers_level(),
         )
     return None
 
@@ -187,7 +191,7 @@ def _bare(word: str) -> str:
     return word[kept[0] : kept[-1] + 1] if kept else ""
 
 
-def _callers_level() -> int:
+def callers_level() -> int:
     """The `stacklevel`, for a warning in the calling function, of the frame that called into the package."""
     frame = currentframe()
     level, outermost = 0, 0

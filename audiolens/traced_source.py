@@ -46,7 +46,7 @@ def hold_source(frame: FrameType) -> None:
     """Have nnsight hold the text from which the code of a frame was compiled.
 
     Raises:
-        StaleSourceError: if no text that is known was.
+        StaleSourceError: if no known version of the file matches the running code.
     """
     code, name = frame.f_code, frame.f_code.co_filename
     key = (name, frame.f_lineno, code.co_name, code.co_firstlineno)

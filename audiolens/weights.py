@@ -4,7 +4,7 @@
 weights; here they are those of the self-attention with `_cross` behind (`lens.W_Q_cross[3]`), so that both stand side
 by side where names are completed.
 
-Where an adapter stands in the place of a layer, a weight is what the two do together: computed, and no view.
+With an adapter, a weight is the effective matrix, computed rather than a view.
 
 The weights are the model's as they stand. TransformerLens folds the layer norms into them when it loads a model; here
 `ln1.hook_normalized` is the norm's whole output, and `W_Q[l]` acts on that. MusicGen's projections have no biases, so

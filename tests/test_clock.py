@@ -177,13 +177,13 @@ def test_steps_that_were_never_recorded_are_not_handed_out(lens: Any, reduce: An
     short, _ = recorder(lens, reduce=reduce)
     short.begin(LAYOUT)
     short.write(site, values[:, : steps - 1], 0, LAYOUT)
-    with pytest.raises(UnsupportedModelError, match=f"resid_pre: step {steps - 1} never came by"):
+    with pytest.raises(UnsupportedModelError, match=f"resid_pre: step {steps - 1} was never recorded"):
         short.result()
 
     gap, _ = recorder(lens, reduce=reduce)
     gap.begin(LAYOUT)
     gap.write(site, values[:, :2], 0, LAYOUT)
-    with pytest.raises(UnsupportedModelError, match="resid_pre: step 2 never came by"):
+    with pytest.raises(UnsupportedModelError, match="resid_pre: step 2 was never recorded"):
         gap.write(site, values[:, 3:4], 3, LAYOUT)
 
 

@@ -217,6 +217,21 @@ def test_the_best_layers_auc_is_judged_as_the_best_of_many() -> None:
     assert f"(p = {float(planted.p[11]):.3f}, the best of 12)" in repr(planted)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "layers", "least"), [(4, 1, 1 / 6), (5, 1, 1 / 6), (6, 1, 1 / 20), (8, 1, 1 / 70), (8, 12, 12 / 70)]
+)
+def test_too_few_held_out_prompts_are_not_called_chance(prompts: int, layers: int, least: float) -> None:
+    """2 + 2 held-out prompts can be dealt out in six ways, so that p is a sixth however far apart the poles lie."""
+    apart = _evidence(np.random.default_rng(0), 50.0, layers, prompts)
+    assert apart.p is not None
+    assert apart.least_p is not None
+    assert float(apart.least_p) == pytest.approx(least, abs=0.03)
+    assert apart.p[-1] == apart.least_p
+    assert "no better" not in repr(apart)
+    if least > 0.06:
+        assert "(too few held-out prompts to test: p = " in repr(apart)
+
+
 def test_evidence_of_an_earlier_file_claims_no_p(lens: Any, tmp_path: Path) -> None:
     directions = al.difference_in_means(lens, FAST, SLOW, **QUIET)
     assert directions.evidence is not None

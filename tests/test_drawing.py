@@ -8,7 +8,8 @@ import soundfile
 import torch
 
 import audiolens as al
-from audiolens.errors import InputError
+from analysis.cli import _plainly_warned
+from audiolens.errors import AudioLensWarning, InputError
 
 PROMPTS = ["fast piano", "slow dark guitar music", "calm"]
 SECONDS = 0.6
@@ -112,8 +113,19 @@ def test_a_clip_longer_than_the_model_is_set_up_for_is_said(lens, monkeypatch):
         lens.generate("calm", 2.0, **given)
         monkeypatch.setattr(lens.model.generation_config, "max_length", 33)
         lens.generate("calm", 1.3, **given)
-    with pytest.warns(UserWarning, match=r"seconds=1.4: .* is set up for clips of up to 1.32 s"):
+    with pytest.warns(AudioLensWarning, match=r"seconds=1.4: .* is set up for clips of up to 1.32 s") as caught:
         lens.generate("calm", 1.4, **given)
+    assert [one.filename for one in caught] == [__file__]
+
+
+def test_the_command_line_says_a_warning_in_a_line_and_once(lens, monkeypatch, capsys):
+    monkeypatch.setattr(lens.model.generation_config, "max_length", 33)
+    with _plainly_warned():
+        for _ in range(2):
+            lens.generate("calm", 1.4, seeds=1, decode=False)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("audiolens: seconds=1.4: ")
 
 
 def test_rows_that_may_be_channels_are_refused(lens, monkeypatch):
@@ -123,6 +135,9 @@ def test_rows_that_may_be_channels_are_refused(lens, monkeypatch):
         lens.generate(PROMPTS[:2], SECONDS, audio_prompt=(sounds, 16000))
     with pytest.raises(InputError, match=r"\(3, \d+\) for 3 prompts.*\(3, 1, \d+\) for a sound a row\.$"):
         lens.generate(PROMPTS, SECONDS, audio_prompt=(wave(1)[:, 0].numpy(), 16000))
+    for listed in ([*sounds.numpy()], sounds.tolist(), (*sounds.numpy(),)):
+        with pytest.raises(InputError, match=r"\(2, \d+\) for 2 prompts: channels, or a sound a row"):
+            lens.generate(PROMPTS[:2], SECONDS, audio_prompt=(listed, 16000))
     with pytest.raises(InputError, match="sounds of 0.2 s, 0.12 s"):
         lens.generate(PROMPTS[:2], SECONDS, audio_prompt=[(sounds[0], 16000), (sounds[1, :1920], 16000)])
     with pytest.raises(al.errors.AudioLensError, match=r"audio_prompt\[1\]=list: expected"):

@@ -150,9 +150,9 @@ def test_a_model_with_such_a_setting_opens_to_be_read(lens: Any, own: Any, codes
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"guidance_scale": 1e39}, r"guidance_scale=1e\+39: expected 1 \(no guidance\) to 1e\+06"),
-        ({"guidance_scale": 0.5}, "guidance_scale=0.5: expected 1"),
-        ({"guidance_scale": float("nan")}, "guidance_scale=nan: expected 1"),
+        ({"guidance_scale": 1e39}, r"guidance_scale=1e\+39: expected at least 1 \(no guidance\), up to 1e\+06"),
+        ({"guidance_scale": 0.5}, "guidance_scale=0.5: expected at least 1"),
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan: expected at least 1"),
         ({"temperature": 1e-45}, r"temperature=1e-45: expected 0 \(greedy\), or 1e-06 to 1e\+06"),
         ({"temperature": 1e39}, r"temperature=1e\+39: expected 0"),
         ({"temperature": -1.0}, r"temperature=-1\.0: expected 0"),

@@ -43,6 +43,8 @@ METRIC = patching.LogLikelihood((0.0, 0.2))
         ({"by": "head", "heads": [7]}, InputError, "heads 0 to 3"),
         ({"memory_gib": 0}, InputError, "memory_gib=0"),
         ({"clusters": ["a"]}, InputError, "1 clusters for 2 pairs"),
+        ({"clusters": {"a", "b"}}, InputTypeError, "clusters: expected a list of clusters, in order, got set"),
+        ({"clusters": "ab"}, InputTypeError, "clusters: expected a list of clusters, in order, got str"),
         ({"history": torch.zeros(2, 4, 15, dtype=torch.long)}, InputError, "starts at 0 s: score a later one"),
         ({"metric": patching.Sound("tempo_ioi")}, InputError, "give codes=None"),
     ],

@@ -59,6 +59,18 @@ def test_the_best_of_many_layers_is_judged_as_the_best_of_many() -> None:
     assert "lie no further apart than shuffled" in repr(found)
 
 
+@pytest.mark.parametrize(("rows", "shuffles", "least"), [(4, 2999, 1 / 3), (6, 2999, 1 / 10), (24, 9, 1 / 10)])
+def test_what_no_shuffle_can_show_is_not_called_chance(rows: int, shuffles: int, least: float) -> None:
+    """Two poles of 2 rows have three partitions, of 3 rows ten: p of the clearest difference is a third, or a tenth."""
+    values = np.random.default_rng(0).normal(size=(1, rows, 6))
+    values[0, ::2] += 50
+    found = pca.fit(values, ["a", "b"] * (rows // 2), n_shuffles=shuffles)
+    assert found.least_p == pytest.approx(least, rel=0.15)
+    assert found.p[0] == found.least_p
+    assert "lie furthest apart at" in repr(found)
+    assert "(too few rows or shuffles to test: p = " in repr(found)
+
+
 def test_a_planted_separation_is_one_and_rows_without_groups_are_said(activations: np.ndarray) -> None:
     found = pca.fit(activations, LABELS)
     assert found.p[3] == pytest.approx(0.01)

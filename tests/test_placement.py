@@ -151,7 +151,11 @@ def test_an_alignment_that_chance_reaches_is_said_to_be_one(full: placement.Plac
     assert "which is as much" in repr(dataclasses.replace(full, random=(0.1, -own)))
     assert "which is as much" not in repr(dataclasses.replace(full, random=(0.5 * own, -0.1 * own)))
     unsure = full.candidates.assign(low=-0.1)
-    assert "its interval covers 0" in repr(dataclasses.replace(full, candidates=unsure, random=()))
+    assert "not distinguishable from chance (its interval covers 0)" in repr(
+        dataclasses.replace(full, candidates=unsure, random=())
+    )
+    against = full.candidates.assign(low=-0.5, high=-0.3)
+    assert "chance" not in dataclasses.replace(full, candidates=against, random=()).reason
 
 
 def test_other_evidence_may_decide(plant: plants.Plant) -> None:

@@ -18,7 +18,7 @@ import audiolens as al
 from analysis import probing
 from analysis.probing import Dataset, probes
 from audiolens.cache import ActivationCache
-from audiolens.errors import InputError, SiteError
+from audiolens.errors import AudioLensError, InputError, SiteError
 
 ROWS = 20
 QUICK: dict[str, Any] = {"n_shuffles": 2, "n_bootstrap": 0}
@@ -101,6 +101,92 @@ def test_heads_are_told_apart(given: tuple[list[str], ActivationCache]) -> None:
     assert found.scores[1] == pytest.approx(0.5, abs=0.1)
     assert found.plot().axes[0].get_xlabel() == "head"
     assert "head" in found.figure().layout.xaxis.title.text
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"layers": 1}, [1]),
+        ({"layers": np.int64(1)}, [1]),
+        ({"layers": torch.tensor([2, 1])}, [1, 2]),
+        ({"layers": (layer for layer in (0, 2))}, [0, 2]),
+    ],
+)
+def test_layers_of_a_cache_are_whole_numbers_of_any_library(
+    given: tuple[list[str], ActivationCache], asked: dict[str, Any], expected: list[int]
+) -> None:
+    prompts, cache = given
+    found = probing.probe(None, cache, _tempo(prompts), groups=_pairs(), **asked, **QUICK)
+    assert [place.layer for place in found.places] == expected
+
+
+def test_heads_of_a_cache_may_be_read_once(given: tuple[list[str], ActivationCache]) -> None:
+    prompts, cache = given
+    found = probing.probe(
+        None, cache, _tempo(prompts), site="attn.z", heads=(head for head in (2, 0)), groups=_pairs(), **QUICK
+    )
+    assert {(place.layer, place.head) for place in found.places} == {(i, j) for i in range(4) for j in (0, 2)}
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"layers": [1, 9]}, r"layers=\[1, 9\]: the cache holds 0, 1, 2, 3 of attn.z"),
+        ({"layers": []}, r"layers=\[\]: the cache holds"),
+        ({"layers": [True, False, True, False]}, "expected a layer, a list of layers"),
+        ({"layers": np.array([True, False, True, False])}, "expected a layer, a list of layers"),
+        ({"heads": [True, False]}, "expected a list of heads"),
+        ({"heads": np.array([True, False])}, "expected a list of heads"),
+        ({"heads": [0, 9]}, r"heads=\[0, 9\]: the cache holds 0, 1, 2"),
+        ({"heads": [0], "site": "resid_post"}, r"heads=\[0\]: the cache holds none of resid_post"),
+    ],
+)
+def test_what_a_cache_does_not_hold_is_refused(
+    given: tuple[list[str], ActivationCache], asked: dict[str, Any], message: str
+) -> None:
+    prompts, cache = given
+    with pytest.raises(AudioLensError, match=message):
+        probing.probe(None, cache, _tempo(prompts), groups=_pairs(), **{"site": "attn.z", **asked}, **QUICK)
+
+
+def test_layers_of_an_array_name_its_places() -> None:
+    values, labels = np.random.default_rng(0).normal(size=(1, 20, 4)), ["a", "b"] * 10
+    found = probing.probe(None, values, labels, layers=7, **QUICK)
+    assert [place.layer for place in found.places] == [7]
+    with pytest.raises(InputError, match=r"layers \(2,\)"):
+        probing.probe(None, values.repeat(3, 0), labels, layers=2, **QUICK)
+    with pytest.raises(InputError, match="an array has none"):
+        probing.probe(None, values, labels, heads=[0], **QUICK)
+
+
+def test_folds_are_a_number_of_any_library_or_one_a_row() -> None:
+    values, labels = np.random.default_rng(0).normal(size=(1, 20, 4)), ["a", "b"] * 10
+    own = [i // 2 % 4 for i in range(20)]
+    for folds in (own, np.array(own), torch.tensor(own), iter(own), [*torch.tensor(own)], np.array(own, dtype=float)):
+        assert probing.probe(None, values, labels, folds=folds, **QUICK).folds.tolist() == own  # type: ignore[arg-type]
+    expected = probing.probe(None, values, labels, folds=4, **QUICK).folds
+    assert len(np.unique(expected)) == 4
+    for number in (np.int64(4), torch.tensor(4), np.array(4)):
+        found = probing.probe(None, values, labels, folds=number, **QUICK).folds  # type: ignore[arg-type]
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("folds", "message"),
+    [
+        ([], "0 folds for 20 rows"),
+        (np.zeros((20, 1)), "20 folds for 20 rows: give one per row"),
+        (True, "n_folds=True"),
+        ("two", "n_folds='two'"),
+        ({0, 1}, "folds=set: expected a list"),
+        ([0, 1] * 9 + [0, float("nan")], "the fold of row 19 is missing"),
+        (np.ma.masked_array([0, 1] * 10, mask=[1] + [0] * 19), "folds: a masked array"),
+    ],
+)
+def test_folds_that_are_neither_are_refused(folds: Any, message: str) -> None:
+    values = np.random.default_rng(0).normal(size=(1, 20, 4))
+    with pytest.raises(AudioLensError, match=message):
+        probing.probe(None, values, ["a", "b"] * 10, folds=folds, **QUICK)
 
 
 def test_prompts_codes_and_caches_give_the_same_probe(
@@ -233,6 +319,20 @@ def test_scores_of_several_unequal_classes() -> None:
     assert float(found.shuffled.mean()) == pytest.approx(1 / 3, abs=0.05)
     assert found.scored[0].auc > 0.6
     assert set(found.to_frame().columns) >= {"layer", "head", "score", "low", "high", "auc", "shuffled", "selectivity"}
+
+
+def test_what_no_shuffle_can_show_is_not_called_chance() -> None:
+    """Two rows of either class in each of two folds can be dealt out in 36 ways, two groups a fold in 4."""
+    values, labels = np.random.default_rng(0).normal(size=(1, 8, 3)), np.array([0, 0, 1, 1] * 2)
+    values[0, labels == 1] += 50
+    folds = [0] * 4 + [1] * 4
+    pairs = [0, 0, 2, 2, 3, 3, 4, 4]
+    least = [probes.least_p(labels, np.array(rows), np.array(folds), 999) for rows in (range(8), pairs)]
+    assert least == pytest.approx([1 / 36, 1 / 4])
+    given: dict[str, Any] = {"folds": folds, "groups": list("aabbccdd"), "n_bootstrap": 0}
+    assert "(too few rows or shuffles to test: p = " in repr(probing.probe(None, values, labels, **given))
+    few = probing.probe(None, values, labels, **{**given, "groups": range(8), "n_shuffles": 9})
+    assert "(too few rows or shuffles to test: p = " in repr(few)
 
 
 def test_the_best_place_of_noise_is_said_to_be_no_better_than_chance() -> None:
@@ -383,6 +483,33 @@ def test_own_sounds_from_a_folder_and_a_table(lens: al.AudioLens, tmp_path: Path
     table.write_text("file,genre\nabsent.wav,a")
     with pytest.raises(InputError, match=r"absent.wav: no such file. It is named in"):
         Dataset.from_folder(lens, tmp_path, table, "genre")
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32])
+def test_sounds_in_whole_numbers_are_those_that_they_were_scaled_from(lens: al.AudioLens, dtype: Any) -> None:
+    waves = np.random.default_rng(0).integers(-6000, 6000, size=(4, 2, 6400)) / 2**15
+    scaled = (waves * -float(np.iinfo(dtype).min)).astype(dtype)
+    labels = ["a", "b"] * 2
+    whole = Dataset.from_arrays(lens, [scaled[0], torch.from_numpy(scaled[1]), *scaled[2:]], 16_000, labels)
+    real = Dataset.from_arrays(lens, [*waves], 16_000, labels)
+    np.testing.assert_array_equal(np.asarray(whole.audio), waves.mean(1).astype(np.float32))
+    assert whole.codes is not None
+    assert real.codes is not None
+    assert torch.equal(whole.codes, real.codes)
+
+
+def test_sounds_of_unknown_scale_are_refused(lens: al.AudioLens) -> None:
+    sound = np.zeros(6400)
+    masked = np.ma.masked_less(np.linspace(-1, 1, 6400), 0)
+    for other, message in (
+        (sound.astype(np.uint8), "sound 1 has dtype uint8"),
+        ([0, 1] * 3200, "sound 1 has dtype int64"),
+        (sound.astype(bool), "sound 1 has dtype bool"),
+        (sound.astype(complex), "sound 1 has dtype complex128"),
+        (masked, "sounds: a masked array"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            Dataset.from_arrays(lens, [sound, other], 16_000, ["a", "b"])
 
 
 def test_the_synthesiser_gives_balanced_labels_that_are_its_own(lens: al.AudioLens) -> None:

@@ -252,6 +252,7 @@ def test_a_trivial_leak_is_warned_of(tmp_path: Path) -> None:
     (tmp_path / "pace.csv").write_text("fast,slow\n" + "\n".join(rows))
     with pytest.warns(UserWarning, match="The direction will be") as caught:
         sets = prompts.from_file(tmp_path / "pace.csv")
+    assert {one.filename for one in caught} == {__file__}
     told = " ".join(str(warning.message) for warning in caught)
     assert "'fast' stands in 100% of the positive prompts" in told
     assert "length alone" in told

@@ -104,6 +104,19 @@ def test_a_plan_that_cannot_be_compared_is_refused(conditions: list[Condition], 
         sweep.packed(conditions, sweep.clips(PROMPTS, 1))
 
 
+def test_clips_and_conditions_have_an_order() -> None:
+    ordered = sweep.clips(PROMPTS, 2)
+    conditions = [Condition("baseline"), Condition("a")]
+    for given in ({*ordered}, dict(ordered)):
+        with pytest.raises(TypeError, match="clips: expected a list of .prompt, seed. pairs, in order"):
+            sweep.packed(conditions, given)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="conditions: expected a list of conditions, in order"):
+        sweep.packed({one.name: one for one in conditions}, ordered)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="prompts: expected a list of prompts, in order"):
+        sweep.clips({*PROMPTS}, 1)  # type: ignore[arg-type]
+    assert sweep.packed(iter(conditions), iter(ordered)) == sweep.packed(conditions, ordered)  # type: ignore[arg-type]
+
+
 def test_rows_of_an_intervention_belong_to_the_sweep() -> None:
     with pytest.raises(InputError, match="one strength and no rows"):
         Condition("a", (al.Add(torch.ones(4), rows=[0]),))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 import audiolens as al
 from analysis import pca
@@ -134,6 +135,8 @@ def test_numbers_have_the_kind_that_they_are_written_in() -> None:
         (["a", None, "b", "c"], "the label of row 1 is missing"),
         ([1.0, 2.0, float("inf"), 3.0], "the label of row 2 is missing"),
         ({"a", "b", "c", "d"}, "in order"),
+        (np.ma.masked_array([1, 2, 1, 2], mask=[0, 1, 0, 0]), "labels: a masked array"),
+        (np.ma.masked_array(["a", "b", "a", "b"], mask=[0, 1, 0, 0]), "labels: a masked array"),
     ],
 )
 def test_labels_and_groups_are_of_one_kind_and_whole(lens: al.AudioLens, values: Any, message: str) -> None:
@@ -153,6 +156,15 @@ def test_a_column_keeps_the_kind_of_its_array() -> None:
         assert column("labels", values, 2).tolist() == values
         assert column("labels", np.array(values), 2).dtype == np.array(values).dtype
     assert column("labels", (str(n) for n in range(2)), 2).tolist() == ["0", "1"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int32, torch.bool])
+def test_a_column_may_be_a_tensor_or_hold_tensors(dtype: torch.dtype) -> None:
+    values = torch.tensor([1, 0, 1], dtype=dtype)
+    for given in (values, [*values]):
+        assert column("labels", given, 3).tolist() == [1, 0, 1]
+    if dtype.is_floating_point:
+        assert column("labels", values.requires_grad_(), 3).tolist() == [1, 0, 1]
 
 
 def test_prompts_and_labels_of_a_set_have_no_order_to_pair_them_by(lens: al.AudioLens) -> None:

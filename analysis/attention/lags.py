@@ -13,7 +13,7 @@ from torch import Tensor
 
 from analysis.attention.weights import caches, checked
 from analysis.statistics import LEVEL, Means, correct, means
-from audiolens.checks import MOST_SEED, checked_amount, checked_count
+from audiolens.checks import MOST_SEED, checked_amount, checked_count, refuse_masked
 from audiolens.errors import InputError, InputTypeError
 from audiolens.rows import whole_batch_size
 from audiolens.tokens import named_once
@@ -222,6 +222,7 @@ def _beats(lens: Any, codes: Tensor, given: Any) -> Float[np.ndarray, " row"]:
         audio = lens.decode_codes(codes).detach().float().cpu().numpy()
         beats = 60 / np.atleast_1d(measure.tempo(audio, lens.config.sample_rate))
     else:
+        refuse_masked("beat_seconds", given)
         try:
             beats = np.asarray(given, dtype=float)
         except (TypeError, ValueError):

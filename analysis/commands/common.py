@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from audiolens.characters import printable
+from audiolens.errors import AudioLensWarning
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -45,7 +46,7 @@ def own_prompts(*paths: str | Path, **options: Any) -> PromptSet:
 
     read: Any = prompts.from_file if len(paths) == 1 else prompts.from_files
     with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", UserWarning)
+        warnings.simplefilter("always", AudioLensWarning)
         sets = read(*paths, **options)
     for one in told:
         say(f"audiolens: {one.message}", err=True)

@@ -17,7 +17,7 @@ from analysis.patching.engine import Batch, Side, recorded_hooks
 from analysis.patching.grid import Cell
 from audiolens import text, tokens
 from audiolens.audio import checked_codes, codes_of
-from audiolens.checks import MOST_SEED, checked_count, checked_flags
+from audiolens.checks import MOST_SEED, checked_count, checked_flags, in_order
 from audiolens.errors import InputError, InputTypeError, PromptError
 from audiolens.prompts import PromptSet
 from audiolens.timeline import Real, Span, Timeline, codes_timeline
@@ -246,7 +246,7 @@ def checked_clusters(given: Any, clean: Sequence[Any], corrupted: Sequence[Any])
     if given is None:
         # Either may be the clean one: the same two prompts are one cluster.
         return tuple(" | ".join(sorted((str(a), str(b)))) for a, b in zip(clean, corrupted, strict=True))
-    listed = tuple(str(one) for one in given)
+    listed = tuple(map(str, in_order("clusters", given, "clusters")))
     if len(listed) != len(clean):
         raise InputError(f"{len(listed)} clusters for {len(clean)} pairs: give one a pair.")
     return listed

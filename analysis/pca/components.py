@@ -19,7 +19,7 @@ from sklearn.metrics import silhouette_samples
 
 from analysis.probing.dataset import checked_groups, same
 from analysis.probing.probes import shuffled
-from analysis.probing.result import UNGROUPED
+from analysis.probing.result import UNGROUPED, UNTESTED
 from analysis.probing.table import column
 from analysis.resampling import Interval, bootstrap
 from analysis.statistics import LEVEL, rank_test
@@ -43,6 +43,7 @@ class PCAResult:
             sure the mean is, not how the components would turn with other rows.
         p: per layer the share of shuffles of the labels whose best layer has as large a silhouette.
         grouped: whether groups or prompts are known; else each row counts as independent in `intervals` and `p`.
+        least_p: the smallest p that these shuffles can give; few rows have few ways to shuffle their labels.
 
     It does not show a separation that needs no labels: the poles were chosen, so something differs between them, and
     the largest variance may be something else than the concept. It shows whether they are far apart beside the
@@ -57,6 +58,7 @@ class PCAResult:
     intervals: tuple[Interval, ...]
     p: Float[np.ndarray, " layer"]
     grouped: bool
+    least_p: float = 0.0
 
     def to_frame(self) -> pd.DataFrame:
         """One row per layer and activation: `layer`, `row`, `label`, `pc1`, `pc2`, ..."""
@@ -99,10 +101,12 @@ class PCAResult:
     def __repr__(self) -> str:
         best = int(np.nanargmax(self.silhouettes))
         interval, poles = self.intervals[best], " and ".join(sorted(set(self.labels)))
-        found = "furthest apart at" if self.p[best] <= LEVEL else "no further apart than shuffled labels, furthest at"
+        mixed, untested = self.p[best] > LEVEL, self.least_p >= LEVEL
+        found = "no further apart than shuffled labels, furthest at" if mixed and not untested else "furthest apart at"
+        few = UNTESTED if mixed and untested else ""
         return (
             f"PCAResult({poles} lie {found} block {self.layers[best]}: silhouette {self.silhouettes[best]:.2f} "
-            f"[{interval.low:.2f}, {interval.high:.2f}], best of {len(self.layers)} (p = {self.p[best]:.3f})"
+            f"[{interval.low:.2f}, {interval.high:.2f}], best of {len(self.layers)} ({few}p = {self.p[best]:.3f})"
             f"{'' if self.grouped else f'; {UNGROUPED}'})"
         )
 
@@ -216,8 +220,10 @@ def fit(
         names,
         np.array(silhouettes),
         tuple(intervals),
-        p=np.array([rank_test(float(one), highest).p for one in silhouettes]),
+        # Equal silhouettes, summed in another order, differ in their last digits.
+        p=np.array([rank_test(float(one) - 1e-9, highest).p for one in silhouettes]),
         grouped=groups is not None or any(isinstance(text, str) for text in getattr(activations, "prompts", ())),
+        least_p=_least_p(np.unique(names, return_inverse=True)[1], dealt),
     )
 
 
@@ -281,6 +287,7 @@ def _arrays(
         chosen = held if layers is None else listed_layers(layers)
         if held and (not chosen or not set(chosen) <= set(held)):
             raise InputError(f"layers={chosen}: the cache holds {', '.join(map(str, held))} of {site}.")
+        _refuse_axes(activations, site, held, steps)
         keep = [place for place, layer in enumerate(held) if layer in chosen]
         ties = [same(activations.prompts)] if activations.prompts else []
         activations = activations.stack(site)[keep]
@@ -294,6 +301,18 @@ def _arrays(
     if len(numbers) != len(array):
         raise InputError(f"{len(numbers)} layers for activations of {len(array)}: give one number each.")
     return array, numbers, checked_groups(groups, array.shape[1], ties)
+
+
+def _refuse_axes(cache: ActivationCache, site: str, held: Sequence[int], steps: bool) -> None:
+    """A head is no step, and the zeros before a shorter prefix are no activations."""
+    axes = cache.axes_of(site, held[0]) if held else ()
+    if "head" in axes or "key" in axes:
+        raise InputError(f"{site} has the axes {' '.join(axes)}: give an array of one head, 'layer row (step) d_head'.")
+    if steps and cache.first_step < 0 and len(set(cache.prefixes)) > 1:
+        raise InputError(
+            "the rows' prefixes differ in length, and the cache holds zeros before the shorter ones: record without "
+            "prefix=True, or prompts of one length."
+        )
 
 
 def _refuse_constant(rows: Float[np.ndarray, "row d_model"], layer: int) -> None:
@@ -312,6 +331,18 @@ def _shuffles(
     """Labels, as numbers, dealt out anew to whole groups."""
     target, rng = np.unique(names, return_inverse=True)[1], np.random.default_rng(seed)
     return np.stack([shuffled(target, groups, np.zeros(len(target), dtype=int), rng) for _ in range(n)])
+
+
+def _least_p(target: Int[np.ndarray, " row"], dealt: Int[np.ndarray, "shuffle row"]) -> float:
+    """p of poles that lie wholly apart: shuffles that part the rows as the labels do have the same silhouette."""
+    same = [np.array_equal(_by_first_row(one), _by_first_row(target)) for one in dealt]
+    return (1 + sum(same)) / (len(dealt) + 1)
+
+
+def _by_first_row(labels: Int[np.ndarray, " row"]) -> Int[np.ndarray, " row"]:
+    """Labels numbered in the order of their first rows."""
+    _, first, which = np.unique(labels, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[which]
 
 
 def _silhouettes(

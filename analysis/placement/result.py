@@ -125,8 +125,8 @@ class Placement:
             most = max(map(abs, self.random))
             told += f", random directions there at most {most:.2f}"
             told += ", which is as much" if most >= abs(row.alignment) else ""
-        elif row.low <= 0:
-            told += ", which chance may do too (its interval covers 0)"
+        elif row.low <= 0 <= row.high:
+            told += ", not distinguishable from chance (its interval covers 0)"
         return f"{told}."
 
     def with_more(self, row_steps: int, **found: Any) -> Placement:

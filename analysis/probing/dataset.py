@@ -24,6 +24,7 @@ from analysis.probing.table import column, numbers_or_text, read_columns
 from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_flags, in_order
 from audiolens.errors import InputError, InputTypeError, nearest, shortened
 from audiolens.etude.synth import CLIP_SECONDS
+from audiolens.measure.clips import as_float
 
 if TYPE_CHECKING:
     from audiolens.lens import AudioLens
@@ -134,7 +135,7 @@ class Dataset:
         name: str = "label",
         unit: str = "",
     ) -> Dataset:
-        """One's own sounds, each "sample" or "channel sample", of one rate.
+        """One's own sounds, each "sample" or "channel sample", of one rate: floats, or PCM as int16 or int32.
 
         Args:
             groups: what each sound was cut from (piece, artist, album): excerpts of one piece tell each other's label.
@@ -368,9 +369,10 @@ def _drawn(concept: str, n: int, task: Task, seed: int) -> tuple[list[int], list
 
 def _mono(sound: Any, place: int) -> Float[np.ndarray, " sample"]:
     try:
-        wave = np.asarray(sound, dtype=np.float32)
+        samples = sound if isinstance(sound, np.ndarray | Tensor) else np.asarray(sound)
     except (TypeError, ValueError):
         raise InputTypeError(f"sound {place}: expected an array of samples, not {type(sound).__name__}.") from None
+    wave = as_float(samples, f"sound {place}")
     if wave.ndim not in (1, 2) or not wave.size:
         raise InputError(f"sound {place} of shape {wave.shape}: expected 'sample' or 'channel sample'.")
     if not np.isfinite(wave).all():

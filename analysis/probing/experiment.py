@@ -7,7 +7,7 @@ shuffled labels (`probes.py`); the rows come from a `Dataset`, a recorded cache,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -21,10 +21,11 @@ from analysis.probing.probes import KINDS, Kind, Plan, Probe, Scored, target_of
 from analysis.probing.result import ProbeResult
 from audiolens import provenance
 from audiolens.cache import ActivationCache
-from audiolens.checks import MOST_JOBS, MOST_SEED, checked_amount, checked_count, checked_flags
-from audiolens.errors import InputError, shortened
+from audiolens.checks import MOST_JOBS, MOST_SEED, checked_amount, checked_count, checked_flags, one_or_listed
+from audiolens.errors import InputError
 from audiolens.interventions import Branch
 from audiolens.provenance import Provenance
+from audiolens.sites import head_numbers, listed_layers
 from audiolens.tokens import named_once
 
 if TYPE_CHECKING:
@@ -96,14 +97,15 @@ def probe(
     classes = tuple(map(str, np.unique(rows.labels))) if told == "classification" else ()
     fitted = Probe(checked, told, len(classes), penalty, n_components)
     target = target_of(rows.labels, classes)
-    own = () if isinstance(folds, int) else folds
+    own = one_or_listed("folds", folds)
+    given_folds = isinstance(own, list)
     plan = Plan.of(
         target,
         np.asarray(rows.groups),
         task=told,
         names=classes,
-        n_folds=folds if isinstance(folds, int) else 2,
-        folds=own or None,
+        n_folds=2 if given_folds else own,
+        folds=own if given_folds else None,
         n_shuffles=n_shuffles,
         seed=seed,
     )
@@ -161,19 +163,16 @@ def _rows(
     if labels is None:
         raise InputError("no labels: give one per row.")
     if isinstance(data, ActivationCache):
-        found = features.of_cache(data, site, each_head=None if heads is None else True)
-        wanted = None if layers is None else {layers} if isinstance(layers, int) else set(layers)
-        keep = [
-            i
-            for i, place in enumerate(found.places)
-            if (wanted is None or place.layer in wanted) and (heads is None or place.head in heads)
-        ]
-        if not keep:
-            raise InputError(f"the cache holds {shortened(map(str, found.places))} of {site}: choose among these.")
-        found = Features(found.values[keep], found.lengths[keep], tuple(found.places[i] for i in keep), found.site)
+        if lens is not None and data.model and data.model != lens.name:
+            raise InputError(f"the cache was recorded from {data.model!r}, and the lens is of {lens.name!r}.")
+        found = _held(features.of_cache(data, site, each_head=None if heads is None else True), site, layers, heads)
         prompts = data.prompts or (None,) * found.values.shape[1]
     elif isinstance(data, np.ndarray | torch.Tensor):
-        found = features.of_array(data, None if layers is None or isinstance(layers, int) else layers)
+        if heads is not None:
+            raise InputError(
+                "heads= chooses among the heads of a model or a cache, and an array has none: leave it out."
+            )
+        found = features.of_array(data, layers)
         prompts = (None,) * found.values.shape[1]
     else:
         if lens is None:
@@ -188,6 +187,24 @@ def _rows(
         raise InputError("codes go with prompts: these activations were read already.")
     checked = checked_labels(labels, len(prompts))
     return Dataset(checked, prompts, groups=groups_of(groups, len(checked))), found
+
+
+def _held(found: Features, site: str, layers: Any, heads: Any) -> Features:
+    """The places of a cache that were asked for."""
+    keep = np.full(len(found.places), True)
+    for name, asked, held in (
+        ("layers", None if layers is None else listed_layers(layers), [place.layer for place in found.places]),
+        ("heads", None if heads is None else head_numbers(heads), [place.head for place in found.places]),
+    ):
+        if asked is None:
+            continue
+        known = [number for number in dict.fromkeys(held) if number is not None]
+        if not asked or not set(asked) <= set(known):
+            there = ", ".join(map(str, known)) or "none"
+            raise InputError(f"{name}={asked}: the cache holds {there} of {site}; choose among these.")
+        keep &= [number in asked for number in held]
+    places = tuple(place for place, kept in zip(found.places, keep, strict=True) if kept)
+    return Features(found.values[keep], found.lengths[keep], places, found.site)
 
 
 def _check_numbers(penalty: Any, n_components: Any, n_bootstrap: Any, n_jobs: Any, seed: Any) -> None:
@@ -255,6 +272,10 @@ def _meta(
     lens: AudioLens, data: Any, rows: Dataset, found: Features, fitted: Probe, position: Position, branch: Branch
 ) -> Provenance:
     made = isinstance(data, Sequence) and rows.codes is not None
+    if isinstance(data, ActivationCache):
+        # It was recorded before, and says how.
+        position = cast(Position, data.reduce or position)
+        branch = cast(Branch, data.branch)
     return Provenance(
         model=lens.name,
         weights=provenance.weights_hash(lens.model),

@@ -136,7 +136,7 @@ def of_cache(cache: ActivationCache, site: str, each_head: bool | None = None) -
     return Features(np.stack(values), np.array(lengths), tuple(places), short)
 
 
-def of_array(array: Any, layers: Sequence[int] | None = None) -> Features:
+def of_array(array: Any, layers: int | Sequence[int] | None = None) -> Features:
     """An array "layer row feature" (or "row feature", one place) as features.
 
     Raises:

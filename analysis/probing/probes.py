@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import factorial, prod
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 
 from analysis.probing.dataset import Task, refuse_leak
+from analysis.probing.table import column
 from analysis.resampling import Interval, bootstrap
 from audiolens.checks import checked_count
 from audiolens.errors import InputError
@@ -194,8 +196,8 @@ class Plan:
         Raises:
             InputError: if there are fewer than two labels, too few rows or groups of one, or given folds leak.
         """
-        checked_count("n_folds", n_folds, 2)
-        checked_count("n_shuffles", n_shuffles, 0)
+        n_folds = checked_count("n_folds", n_folds, 2)
+        n_shuffles = checked_count("n_shuffles", n_shuffles, 0)
         _check_target(target, groups, task, names, n_folds if folds is None else 2)
         if n_shuffles < 1:
             raise InputError(f"n_shuffles={n_shuffles}: a score means nothing without shuffled labels; 20 are usual.")
@@ -308,6 +310,25 @@ def shuffled(
     return result
 
 
+def least_p(target: Labels, groups: Int[np.ndarray, " row"], folds: Int[np.ndarray, " row"], n_shuffles: int) -> float:
+    """The smallest p that so many shuffles, and so few labels to exchange, can give."""
+    ways = 1
+    for fold in np.unique(folds):
+        rows = np.flatnonzero(folds == fold)
+        if not _constant(target, groups):
+            ways *= _orders(target[rows])
+            continue
+        _, first, sizes = np.unique(groups[rows], return_index=True, return_counts=True)
+        ways *= prod(_orders(target[rows[first[sizes == size]]]) for size in np.unique(sizes))
+    return max(1 / ways, 1 / (n_shuffles + 1))
+
+
+def _orders(labels: Labels) -> int:
+    """The number of different orders of labels."""
+    counts = np.unique(labels, return_counts=True)[1].tolist()
+    return factorial(sum(counts)) // prod(map(factorial, counts))
+
+
 def _constant(target: Labels, groups: Int[np.ndarray, " row"]) -> bool:
     """Whether every group has one label."""
     return len(np.unique(groups)) == len({*zip(groups.tolist(), np.asarray(target).tolist(), strict=True)})
@@ -349,10 +370,7 @@ def _split(target: Labels, groups: np.ndarray, task: Task, n_folds: int, seed: i
 
 
 def _given(folds: Sequence[int], groups: np.ndarray) -> Int[np.ndarray, " row"]:
-    sides = np.asarray(folds)
-    if sides.shape != groups.shape:
-        raise InputError(f"{sides.size} folds for {len(groups)} rows: give one per row, or a number of folds.")
-    numbers = np.unique(sides, return_inverse=True)[1]
+    numbers = np.unique(column("folds", folds, len(groups)), return_inverse=True)[1]
     if numbers.max() < 1:
         raise InputError("all rows are in one fold: expected at least two.")
     refuse_leak(numbers, [groups], "folds")

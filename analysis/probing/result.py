@@ -12,13 +12,14 @@ import torch
 from jaxtyping import Float, Int
 
 from analysis.probing.features import Place
-from analysis.probing.probes import Probe, Scored, balanced_accuracy, target_of
+from analysis.probing.probes import Probe, Scored, balanced_accuracy, least_p, target_of
 from analysis.resampling import bootstrap
 from analysis.statistics import LEVEL, rank_test
 from audiolens.directions import Directions
 from audiolens.errors import InputError
 from audiolens.provenance import Provenance
 
+UNTESTED = "too few rows or shuffles to test: "
 UNGROUPED = "rows without prompts or groups=, each counted as independent"
 """What a result says where rows of one prompt or piece may stand on both sides of a split."""
 
@@ -188,7 +189,10 @@ class ProbeResult:
 
     def __repr__(self) -> str:
         best = self.best
-        chance = "no better than shuffled labels: " if self.p[best] > LEVEL else ""
+        ways = least_p(self._target(), self.groups, self.folds, self.shuffled.shape[1])
+        least = max(ways, rank_test(1.0, self.shuffled.max(axis=0)).p)
+        said = UNTESTED if least >= LEVEL else "no better than shuffled labels: "
+        chance = said if self.p[best] > LEVEL else ""
         one, interval = self.scored[best], self.scored[best].interval
         beside = "".join(f", {name} {other.score:.2f}" for name, other in self.baselines.items())
         ends = f"[{interval.low:.2f}, {interval.high:.2f}]" + (f", AUC {one.auc:.2f}" if self.classes else "")

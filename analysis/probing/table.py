@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from audiolens.bounded_files import csv_rows, read_text
-from audiolens.checks import in_order
+from audiolens.checks import in_order, refuse_masked
 from audiolens.errors import InputError, shortened
 
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
@@ -61,10 +61,12 @@ def column(name: str, values: Any, rows: int) -> np.ndarray:
 
     Raises:
         InputError: saying which is missing, how many there are, or which kinds are mixed.
+        InputTypeError: for what has no order, or a masked array.
     """
     import pandas as pd
 
-    given = np.asarray(values) if hasattr(values, "__array__") else in_order(name, values, name)
+    refuse_masked(name, values)
+    given = _array(values) if hasattr(values, "__array__") else [*map(_plain, in_order(name, values, name))]
     array = np.asarray(given)
     if array.ndim != 1 or len(array) != rows:
         raise InputError(f"{array.size} {name} for {rows} rows: give one per row.")
@@ -80,3 +82,16 @@ def column(name: str, values: Any, rows: int) -> np.ndarray:
     if len(kinds) > 1:
         raise InputError(f"{name} mix {' and '.join(kinds)}: give {name} of one kind.")
     return array.astype(str) if array.dtype.kind == "O" else array
+
+
+def _array(values: Any) -> np.ndarray:
+    """An array of what can be one; numpy has no bfloat16."""
+    if not hasattr(values, "detach"):
+        return np.asarray(values)
+    tensor = values.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor).numpy()
+
+
+def _plain(value: Any) -> Any:
+    """A label, or what a tensor without axes holds."""
+    return value.item() if hasattr(value, "detach") and not value.ndim else value

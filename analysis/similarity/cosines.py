@@ -166,7 +166,7 @@ class Comparison:
         return (
             f"Comparison({len(self.names)} directions at {len(self.layers)} blocks: {far['name']} and "
             f"{far['other_name']} most alike, {far['cosine']:+.2f} at block {far['layer']}"
-            f"{'' if far['significant'] else ', as far as chance goes'}; "
+            f"{'' if far['significant'] else ', not distinguishable from chance'}; "
             f"{table['significant'].mean():.0%} of cosines beyond {_told(self.null)})"
         )
 

@@ -77,8 +77,9 @@ def redraw(folder: str | os.PathLike[str]) -> Study | Several:
     index.check(place)
     studies = [inside(place, name) for name in names]
     # All before the first is drawn.
-    for one, name in zip(studies, names, strict=True):
-        if (studied := _summary(one).get("concept")) != name:
+    summaries = [_summary(one) for one in studies]
+    for one, name, summary in zip(studies, names, summaries, strict=True):
+        if (studied := summary.get("concept")) != name:
             raise InputError(f"{one} is named after another concept than it studies, {studied!r}: rename it.")
     found = Several(tuple(_redrawn(one) for one in studies))
     index.write(found, place, str(told.get("command", "")))

@@ -33,7 +33,7 @@ DRAWS_APART = 1_000
 REPETITIONS = TEST_SEED // SEEDS_APART
 """Different `Settings.seed`: development seeds of more would be test seeds."""
 LEAST_SECONDS = FEWEST_ONSETS * 60 / FASTEST_BPM
-"""Of a clip that can be told from a failed one, which needs its onsets: none shorter could show an effect."""
+"""The shortest clip that can have four onsets; anything shorter counts as failed."""
 _COUNTS = (
     "poles", "development", "development_seeds", "test", "test_seeds", "n_random", "n_shuffled", "most_blocks",
     "pairs", "shown", "batch_size",

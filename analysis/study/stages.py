@@ -36,6 +36,7 @@ from audiolens import provenance
 from audiolens.errors import DamagedError, DamageWarning, InputError, StoppedError
 from audiolens.files import UNFINISHED, as_path, new_folder, put, refused, remove, remove_unfinished
 from audiolens.integrity import check_manifest, read_json, sealed_json, write_manifest
+from audiolens.tokens import callers_level
 
 FORMAT = "audiolens.run.2"
 UNSEALED = "audiolens.run.1"
@@ -142,7 +143,7 @@ class Stage:
         """Remove what is kept of it, which is not what was written."""
         assert self.place is not None
         told = " ".join(str(error).split())[:200].rstrip(".")
-        warnings.warn(DamageWarning(f"{told}: {self.name} is made again."), stacklevel=3)
+        warnings.warn(DamageWarning(f"{told}: {self.name} is made again."), stacklevel=callers_level())
         if self.held is not None:
             self.held.release(self.place)
         remove(self.place)

@@ -27,6 +27,7 @@ from audiolens.errors import DamagedError, DamageWarning, InputError, StoppedErr
 from audiolens.files import UNFINISHED as UNFINISHED
 from audiolens.files import is_name, put
 from audiolens.integrity import OPEN_SEAL, check_bytes, check_files, check_seal, content_of, digest, seal
+from audiolens.tokens import callers_level
 
 TABLE, BATCHES, SOUND = "clips.parquet", "batches", "audio"
 _SEALED = b"audiolens"
@@ -116,7 +117,7 @@ class Batches:
             try:
                 self.check(batch)
             except DamagedError as error:
-                warnings.warn(DamageWarning(f"{error} Batch {batch} is made again."), stacklevel=2)
+                warnings.warn(DamageWarning(f"{error} Batch {batch} is made again."), stacklevel=callers_level())
                 for name in (_rows_file(batch), _codes_file(batch)):
                     (self.folder / name).unlink(missing_ok=True)
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from audiolens.checks import checked_count
+from audiolens.checks import checked_count, in_order
 from audiolens.errors import InputError
 from audiolens.families import FAMILIES
 from audiolens.interventions import Add, Branch, Intervention
@@ -112,6 +112,7 @@ class Plan:
 
 def clips(prompts: Sequence[str], seeds_per_prompt: int, first_seed: int = 0) -> list[Clip]:
     """Each prompt with its own seeds, no seed used twice, so that prompts are independent."""
+    prompts = in_order("prompts", prompts, "prompts")
     if not prompts or checked_count("seeds", seeds_per_prompt, 0) < 1:
         raise InputError(f"{len(prompts)} prompts x {seeds_per_prompt} seeds: expected at least one of each.")
     seeds = iter(range(first_seed, first_seed + len(prompts) * seeds_per_prompt))
@@ -123,7 +124,10 @@ def packed(conditions: Sequence[Condition], clips: Sequence[Clip], batch_size: i
 
     Raises:
         InputError: for doubled names or clips, no baseline, or nothing to do.
+        InputTypeError: for conditions or clips without an order, as in a set.
     """
+    conditions = in_order("conditions", conditions, "conditions")
+    clips = in_order("clips", clips, "(prompt, seed) pairs")
     names = [condition.name for condition in conditions]
     if len(set(names)) != len(names):
         doubled = next(name for name in names if names.count(name) > 1)
@@ -132,7 +136,7 @@ def packed(conditions: Sequence[Condition], clips: Sequence[Clip], batch_size: i
         raise InputError(f"no condition is named {BASELINE!r}: add Condition({BASELINE!r}) to compare with.")
     if not clips or len(set(clips)) != len(clips):
         raise InputError(f"{len(clips)} clips, {len(set(clips))} of them different: give each (prompt, seed) once.")
-    return Plan(tuple(conditions), tuple(clips), whole_batch_size(batch_size))
+    return Plan(conditions, clips, whole_batch_size(batch_size))
 
 
 def merge(conditions: Sequence[Condition], n_layers: int) -> Iterator[Intervention]:

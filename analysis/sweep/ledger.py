@@ -37,6 +37,7 @@ from audiolens.files import as_path, put, refused, remove_unfinished
 from audiolens.integrity import SEAL, read_json, sealed_json
 from audiolens.interventions import Intervention
 from audiolens.provenance import content_hash
+from audiolens.tokens import callers_level
 
 FORMAT = "audiolens.sweep.2"
 UNSEALED = "audiolens.sweep.1"
@@ -211,7 +212,7 @@ def _replanned(facts: dict[str, Any], plans: Mapping[str, int], damage: str) -> 
         raise AnotherSweepError(
             f"{damage}, and its batches are of another sweep: choose another folder, or sweep as it was begun."
         )
-    warnings.warn(DamageWarning(f"{damage}: it is written again."), stacklevel=2)
+    warnings.warn(DamageWarning(f"{damage}: it is written again."), stacklevel=callers_level())
     return {**facts, "model": {**facts["model"], "threads": plans[plan_hash(facts)]}}
 
 

@@ -167,8 +167,13 @@ def _rows(audio: Any, sample_rate: float | None, centred: bool) -> tuple[list[Cl
     if hasattr(audio, "audio") and hasattr(audio, "sample_rate"):
         if audio.audio is None:
             raise InputError("these clips were made with decode=False; give lens.decode_codes(out.codes), and its rate")
-        return _rows(audio.audio, audio.sample_rate if sample_rate is None else sample_rate, centred)
-    samples = _as_float(audio)
+        if sample_rate not in (None, audio.sample_rate):
+            raise InputError(
+                f"generated clips bring their own sample rate, {audio.sample_rate}, and sample_rate={sample_rate} was "
+                "given: leave it out, and measure arrays apart"
+            )
+        return _rows(audio.audio, audio.sample_rate, centred)
+    samples = as_float(audio)
     if sample_rate is None:
         raise InputError("audio is an array, which does not know its sample rate; give sample_rate in Hz, e.g. 16000")
     sample_rate = _checked_rate(sample_rate)
@@ -222,7 +227,12 @@ def _checked_rate(sample_rate: Any) -> float:
     return rate
 
 
-def _as_float(audio: Any) -> np.ndarray:
+def as_float(audio: Any, name: str = "audio") -> np.ndarray:
+    """Samples of an array or a tensor in float32, those of 16- and 32-bit PCM scaled to [-1, 1).
+
+    Raises:
+        InputTypeError: for anything else, other integers and masked arrays among it.
+    """
     if hasattr(audio, "detach"):
         # numpy has no bfloat16, and a tensor that needs gradients will not convert
         tensor: Any = audio
@@ -230,14 +240,15 @@ def _as_float(audio: Any) -> np.ndarray:
         audio = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     if not isinstance(audio, np.ndarray):
         raise InputTypeError(
-            f"audio is a {type(audio).__name__}; give a numpy array or torch tensor of samples, or a sound file's path"
+            f"{name} is a {type(audio).__name__}; give a numpy array or torch tensor of samples, or a sound file's path"
         )
-    refuse_masked("audio", audio)
+    refuse_masked(name, audio)
     audio = audio.astype(audio.dtype.newbyteorder("="), copy=False)
     if audio.dtype in (np.int16, np.int32):
         return audio.astype(np.float32) / -float(np.iinfo(audio.dtype).min)
     if not np.issubdtype(audio.dtype, np.floating):
         raise InputTypeError(
-            f"audio has dtype {audio.dtype}; give floats in [-1, 1], or PCM as int16 or int32 (codes are decoded first)"
+            f"{name} has dtype {audio.dtype}; give floats in [-1, 1], or PCM as int16 or int32 "
+            "(codes are decoded first)"
         )
     return np.asarray(audio, dtype=np.float32)

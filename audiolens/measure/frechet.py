@@ -163,6 +163,8 @@ def _waves(lens: AudioLens, clips: Any, size: int) -> Iterator[tuple[Any, int]]:
     """The sound of clips, some rows at a time."""
     sample_rate = lens.config.sample_rate
     if hasattr(clips, "codes") and hasattr(clips, "audio"):
+        if clips.audio is not None:
+            sample_rate = clips.sample_rate
         clips = clips.codes if clips.audio is None else clips.audio
     elif isinstance(clips, tuple | list) and len(clips) == 2 and isinstance(clips[1], int):
         clips, sample_rate = clips

@@ -68,10 +68,9 @@ def tempo_ambiguity(audio: Audio, sample_rate: float | None = None) -> float | F
 
 
 def tempo_octave(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
-    """The tempo in BPM that would have been told otherwise: the strongest rival of `tempo` ("beat").
+    """The runner-up tempo in BPM: half, double, a third or three times `tempo` ("beat").
 
-    That which `tempo_ambiguity` compares: half, double, a third or three times the tempo. NaN where the envelope has no
-    peak at any of them, and where the tempo is.
+    `tempo_ambiguity` compares the two. NaN where the envelope has no peak at any of them, and where the tempo is.
     """
     return per_row(audio, sample_rate, octave_tempo)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from audiolens import tokens
 from audiolens.bounded_files import csv_rows, json_of, read_text, toml_of
-from audiolens.errors import InputError, PromptError, nearest, shortened
+from audiolens.errors import AudioLensWarning, InputError, PromptError, nearest, shortened
 from audiolens.prompts.sets import PromptSet
 
 _NEUTRAL = "neutral"
@@ -134,7 +134,11 @@ def _checked(path: Path, fields: Mapping[str, Any]) -> PromptSet:
     except (InputError, TypeError) as error:
         raise type(error)(f"{path}: {error}") from None
     for sentence in prompts.balance().leaks:
-        warnings.warn(f"{path}: {sentence}. The direction will be that of this difference.", stacklevel=3)
+        warnings.warn(
+            f"{path}: {sentence}. The direction will be that of this difference.",
+            AudioLensWarning,
+            stacklevel=tokens.callers_level(),
+        )
     return prompts
 
 

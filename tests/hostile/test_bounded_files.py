@@ -17,7 +17,8 @@ from analysis.folder import is_study
 from analysis.probing import table
 from analysis.study import finished
 from analysis.sweep import ledger
-from audiolens import files, prompts
+from audiolens import bounded_files as files
+from audiolens import prompts
 from audiolens.cache import ActivationCache
 from audiolens.errors import InputError
 from audiolens.prompts import balance
