@@ -20,8 +20,8 @@ from audiolens import files
 from audiolens.bounded_files import read_object
 from audiolens.errors import AudioLensError, BusyError, InputError, StoppedError
 
-STUDY = "audiolens.study.1"
-"""The format in a study's `summary.json`."""
+STUDY, UNSEALED_STUDY = "audiolens.study.2", "audiolens.study.1"
+"""The format in a study's `summary.json`, and the one before, without a hash."""
 LOCK = ".lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -29,7 +29,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def is_study(folder: Path) -> bool:
     """Whether a folder holds a study that was written here."""
     try:
-        return read_object(folder / "summary.json").get("format") == STUDY
+        return read_object(folder / "summary.json").get("format") in (STUDY, UNSEALED_STUDY)
     except (OSError, InputError):
         return False
 
@@ -171,6 +171,10 @@ class Held:
         for place in places:
             found = [place] if place.is_file() else place.rglob("*")
             self.kept.update(path for path in found if path.is_file() and path.name != LOCK)
+
+    def release(self, place: Path) -> None:
+        """Count a file, or all that a folder holds, no longer among what has to stay: it is about to be removed."""
+        self.kept.difference_update([path for path in self.kept if path.is_relative_to(place)])
 
     def check(self) -> None:
         """Refuse to write on into a folder that was removed, exchanged or emptied.

@@ -28,7 +28,9 @@ from audiolens.stored import changed, outlines, read, some, write
 from audiolens.tensors import finite
 from audiolens.timeline import Span, checked_span
 
-_FORMAT = "audiolens.activations.1"
+_FORMAT = "audiolens.activations.2"
+_UNSEALED = "audiolens.activations.1"
+"""The format before, without hashes."""
 _NORMS = "norms/"
 
 
@@ -290,13 +292,14 @@ class ActivationCache(AsArray):
         """Open a saved cache, or only some sites of it, by full or short name ("resid_post": every layer it holds).
 
         Each tensor is read when it is first asked for, and kept; `rows`, `seconds`, `at_layers` and `to` read none.
-        The file must stay as it is until then.
+        The file must stay as it is until then. Each is compared with its hash when it is read.
 
         Raises:
             InputError: if the file is not a whole activation cache; also later, from a read, if it has gone or changed.
+            DamagedError: (an InputError) if labels or, from a read, a tensor are not those that were written.
             SiteError: if it does not hold one of the sites.
         """
-        labels, stored = read(path, _FORMAT)
+        labels, stored = read(path, _FORMAT, _UNSEALED)
         try:
             axes = {name: tuple(own) for name, own in labels["axes"].items()}
             unlike = [name for name, own in axes.items() if stored.outlines[name].ndim != len(own)]

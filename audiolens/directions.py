@@ -242,6 +242,7 @@ class Directions(AsArray):
 
         Raises:
             InputError: for a missing, truncated, corrupt or foreign file, or one of another model.
+            DamagedError: (an InputError) if vectors or header are not those that were written.
         """
         tensors, facts = provenance.read(path)
         try:

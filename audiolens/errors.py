@@ -40,8 +40,16 @@ class PromptError(InputError):
     """A prompt that is empty, not text, or longer than the text encoder reads."""
 
 
+class DamagedError(InputError):
+    """A kept file is not what was written; the message names it."""
+
+
 class AudioLensWarning(UserWarning):
     """Anything that audiolens does all the same, but says first."""
+
+
+class DamageWarning(AudioLensWarning):
+    """A kept file was not what was written, and is made again; the message names it."""
 
 
 class UnreadWordsWarning(AudioLensWarning):

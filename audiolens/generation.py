@@ -1,6 +1,5 @@
 """Generation: the clips of one `generate` call, their codes, and what was recorded while they were made."""
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from audiolens.cache import ActivationCache
 from audiolens.checks import listed, one_or_listed, whole_numbers
 from audiolens.errors import InputError, InputTypeError
 from audiolens.files import as_path, new_folder, refuse_taken, refused
+from audiolens.integrity import digest, sealed_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,8 @@ class Generation:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write a WAV per row, `codes.safetensors` and `generation.json` into a new folder.
 
-        A row is written in 16 bits, or in 32-bit floats where it goes beyond full scale.
+        A row is written in 16 bits, or in 32-bit floats where it goes beyond full scale. `generation.json` holds the
+        hash of every other file.
 
         Raises:
             InputError: if the folder exists and is not empty, cannot be written, or there is no audio or NaN in it.
@@ -116,8 +117,14 @@ class Generation:
             {"file": name, "prompt": prompt, "seed": None if self.seeds is None else self.seeds[row]}
             for row, (name, prompt) in enumerate(zip(names, self.prompts, strict=True))
         ]
-        facts = {"sample_rate": self.sample_rate, "frame_rate": self.frame_rate, "settings": dict(self.settings)}
-        (folder / "generation.json").write_text(json.dumps({**facts, "rows": rows}, indent=2, default=str))
+        facts = {
+            "sample_rate": self.sample_rate,
+            "frame_rate": self.frame_rate,
+            "settings": dict(self.settings),
+            "rows": rows,
+            "files": {name: digest((folder / name).read_bytes()) for name in (*names, "codes.safetensors")},
+        }
+        (folder / "generation.json").write_bytes(sealed_json(facts, indent=2))
 
     def _name(self, row: int) -> str:
         words = re.sub(r"[^a-z0-9]+", "-", (self.prompts[row] or "unconditional").lower()).strip("-")[:40]

@@ -18,12 +18,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from audiolens import integrity
 from audiolens.bounded_files import json_of, read_header
 from audiolens.characters import refuse_control
-from audiolens.errors import InputError
+from audiolens.errors import DamagedError, InputError
 from audiolens.files import written
 
-FORMAT = "audiolens.directions.1"
+FORMAT = "audiolens.directions.2"
+UNSEALED = "audiolens.directions.1"
+"""The format before, without hashes: read as it is, its damage unnoticed where the lengths of vectors stay."""
 _SAMPLED = 256
 
 
@@ -169,7 +172,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], facts: Ma
     """
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with written(path) as whole:
-        save_file(kept, whole, metadata={"audiolens": json.dumps({"format": FORMAT, **facts})})
+        save_file(kept, whole, metadata=integrity.sealed_header({"format": FORMAT, **facts}, kept))
     return Path(path)
 
 
@@ -178,13 +181,14 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
 
     Raises:
         InputError: if there is no such file, it is truncated or corrupt, or holds something other than directions.
+        DamagedError: if it is not what was written.
     """
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder, not a file of directions.")
     if not path.is_file():
         raise InputError(f"{path}: no such file.")
-    header = read_header(path).metadata.get("audiolens", "{}")
+    header = read_header(path).metadata.get(integrity.HEADER, "{}")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
@@ -195,8 +199,12 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
     try:
         facts = json_of(path, header)
     except InputError as error:
-        raise InputError(f"{path}: its header is damaged ({error})") from None
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        raise DamagedError(f"{path}: its header is damaged ({error})") from None
+    if not isinstance(facts, dict) or facts.get("format") not in (FORMAT, UNSEALED):
         told = facts.get("format") if isinstance(facts, dict) else None
         raise InputError(f"{path} holds no directions: its header says {told or 'nothing'}, expected {FORMAT}.")
+    if facts["format"] == FORMAT or integrity.SEAL in facts:
+        integrity.check_header(path, facts, {name: tensor.shape for name, tensor in tensors.items()})
+        for name, tensor in tensors.items():
+            integrity.check_tensor(path, facts, name, tensor)
     return tensors, facts

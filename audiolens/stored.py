@@ -4,7 +4,6 @@
 tensor waits until the tensor is wanted.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from audiolens import integrity
 from audiolens.bounded_files import json_of, read_header
 from audiolens.errors import InputError
 from audiolens.files import written
@@ -92,32 +92,35 @@ def write(path: Path, tensors: Mapping[str, Tensor], labels: Mapping[str, Any]) 
     """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with written(path) as made:
-        save_file(whole, made, metadata={"audiolens": json.dumps(labels)})
+        save_file(whole, made, metadata=integrity.sealed_header(labels, whole))
     return path
 
 
-def read(path: str | os.PathLike[str], format_: str) -> tuple[dict[str, Any], Stored]:
-    """The labels of a file, and its tensors, of which none is read yet.
+def read(path: str | os.PathLike[str], format_: str, unsealed: str) -> tuple[dict[str, Any], Stored]:
+    """The labels of a file, and its tensors, of which none is read yet; in the `unsealed` format they have no hashes.
 
     Raises:
-        InputError: if it is no file of this format, or not a whole one.
+        InputError: if it is no file of these formats, or not a whole one; from a read, if the tensor is damaged.
     """
     # A later change of the working directory must not lead elsewhere.
     place = Path(path).absolute()
     if not place.exists():
         raise InputError(f"{path}: no such file.")
     # Before the header: what is written in between is then another file.
-    source = _Source(place, _stamp(place))
+    stamp = _stamp(place)
     header = read_header(place)
-    labels = json_of(place, header.metadata.get("audiolens", "null"))
+    labels = json_of(place, header.metadata.get(integrity.HEADER, "null"))
     found = labels.get("format") if isinstance(labels, dict) else None
-    if found != format_:
+    if found not in (format_, unsealed):
         raise InputError(f"{path} is not an activation cache: format {found!r}, expected {format_!r}.")
+    sealed = found == format_ or integrity.SEAL in labels
+    if sealed:
+        integrity.check_header(path, labels, header.shapes)
     try:
         outlines = {name: torch.empty(shape, device="meta") for name, shape in header.shapes.items()}
     except RuntimeError as error:
         raise InputError(f"{path} is not an activation cache: {str(error).splitlines()[0]}.") from None
-    return labels, Stored(outlines, source.tensor)
+    return labels, Stored(outlines, _Source(place, stamp, labels if sealed else None).tensor)
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ class _Source:
 
     path: Path
     stamp: tuple[int, ...]
+    sealed: Mapping[str, Any] | None
 
     def tensor(self, name: str) -> Tensor:
         try:
@@ -141,6 +145,8 @@ class _Source:
             raise InputError(
                 f"{name} cannot be read: {self.path} was written anew after this cache was loaded. Load it again."
             )
+        if self.sealed is not None:
+            integrity.check_tensor(self.path, self.sealed, name, found)
         return found
 
 

@@ -16,8 +16,9 @@ from plants import tables as planted
 import audiolens as al
 from analysis import cli
 from analysis.commands import common
+from audiolens.integrity import sealed_json
 
-BEGUN = {"format": "audiolens.run.1", "concept": "tempo", "model": "mine", "weights": "0", "versions": {}}
+BEGUN = {"format": "audiolens.run.2", "concept": "tempo", "model": "mine", "weights": "0", "versions": {}}
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -330,9 +331,9 @@ def test_bad_input_is_one_line_and_exit_code_2(
     (tmp_path / "two.txt").write_text("a dark song\nmusic\n")
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "summary.json").write_text(json.dumps({"format": "audiolens.study.1"}))
-    for name, content in (("begun", json.dumps(BEGUN)), ("broken", json.dumps(BEGUN)[:40])):
+    for name, content in (("begun", sealed_json(BEGUN)), ("broken", sealed_json(BEGUN)[:40])):
         (tmp_path / name / "stages" / "scan-0").mkdir(parents=True)
-        (tmp_path / name / "study.json").write_text(content)
+        (tmp_path / name / "study.json").write_bytes(content)
         (tmp_path / name / ".lock").touch()
     half = tmp_path / "half"
     half.mkdir()

@@ -2,7 +2,6 @@
 
 # ruff: noqa: F811 - fixtures of another file are named as arguments
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,11 @@ from test_stages import TINY
 from analysis import study
 from analysis.report import index
 from analysis.study import stages
+from analysis.study.made import made_of
 from analysis.sweep import playing
 from audiolens import AudioLens
 from audiolens.errors import BusyError, InputError
+from audiolens.integrity import read_json, sealed_json
 
 COMMAND = "audiolens study tempo --seconds 0.5"
 
@@ -83,11 +84,13 @@ def test_an_index_is_drawn_anew_with_its_studies(out: Path) -> None:
     place = out.parent / "studies"
     for name in ("tempo", "density"):
         shutil.copytree(out, place / name)
-        facts = json.loads((place / name / "summary.json").read_text("utf-8"))
-        (place / name / "summary.json").write_text(json.dumps({**facts, "concept": name}), "utf-8")
+        used = read_json(out / "made.json")["stages"].values()
+        for file in ("summary.json", "study.json"):
+            (place / name / file).write_bytes(sealed_json({**read_json(out / file), "concept": name}))
+        (place / name / "made.json").write_bytes(made_of(place / name, place / name, used))
         (place / name / "index.html").unlink()
     told = {"format": index.FORMAT, "concepts": ["tempo", "density"], "command": "audiolens study --concepts ..."}
-    (place / "summary.json").write_text(json.dumps(told), "utf-8")
+    (place / "summary.json").write_bytes(sealed_json(told))
     found = study.redraw(place)
     assert "tempo, density" in repr(found)
     assert (place / "density" / "index.html").is_file()
@@ -111,13 +114,13 @@ def _remove(*names: str) -> Any:
 
 
 def _other_version(out: Path) -> None:
-    facts = json.loads((out / "study.json").read_text("utf-8"))
+    facts = read_json(out / "study.json")
     facts["versions"]["librosa"] = "0.1"
-    (out / "study.json").write_text(json.dumps(facts))
+    (out / "study.json").write_bytes(sealed_json(facts))
 
 
 def _outside(out: Path) -> None:
-    (out / "made.json").write_text(json.dumps({"directions": "../../elsewhere"}))
+    (out / "made.json").write_bytes(sealed_json({"stages": {"directions": "../../elsewhere"}}))
 
 
 @pytest.mark.parametrize(

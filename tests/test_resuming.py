@@ -6,11 +6,13 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import soundfile
 import torch
@@ -18,8 +20,9 @@ from filelock import FileLock
 
 import audiolens as al
 from analysis import listening, sweep
-from analysis.sweep import Condition, ledger, playing
-from audiolens.errors import BusyError, InputError, StoppedError
+from analysis.sweep import Condition, batches, ledger, playing
+from audiolens.errors import BusyError, DamagedError, DamageWarning, InputError, StoppedError
+from audiolens.integrity import read_json, sealed_json
 
 CLIPS = sweep.clips(["a calm song", "fast piano"], 2)
 MAKING: dict[str, Any] = {"seconds": 0.4, "batch_size": 4, "measures": ("brightness", "loudness"), "n_jobs": 0}
@@ -59,17 +62,17 @@ def killed_at_write(number: int, whole_first: bool, work: Callable[[], object]) 
         assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
         return
     writes = iter(range(1_000))
-    put = ledger._put
+    put = batches.put
 
-    def put_and_die(path: Path, content: bytes) -> None:
+    def put_and_die(path: Path, content: bytes) -> object:
         if next(writes) != number:
             return put(path, content)
-        aside = path.with_name(f"{ledger._UNFINISHED}{path.name}")
+        aside = path.with_name(f"{batches.UNFINISHED}{path.name}")
         aside.parent.mkdir(parents=True, exist_ok=True)
         aside.write_bytes(content if whole_first else content[: len(content) // 2])
         return os.kill(os.getpid(), signal.SIGKILL)
 
-    ledger._put = put_and_die
+    ledger.put = batches.put = put_and_die
     try:
         work()
     finally:
@@ -119,7 +122,7 @@ def test_a_reader_sees_whole_batches_at_every_write(
     lens: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, table, seen = tmp_path / "sweep", sweep.load_folder(whole).table, []
-    replace = os.replace
+    replace_ = os.replace
 
     def read() -> None:
         if not ledger.finished(out):
@@ -135,7 +138,7 @@ def test_a_reader_sees_whole_batches_at_every_write(
 
     def watched(source: Any, target: Any) -> None:
         read()
-        replace(source, target)
+        replace_(source, target)
         read()
 
     monkeypatch.setattr(ledger.os, "replace", watched)
@@ -192,8 +195,14 @@ def test_a_plan_of_another_version_is_refused(
     lens: Any, whole: Path, tmp_path: Path, change: Callable[[Any], Any], message: str
 ) -> None:
     out = tmp_path / "sweep"
-    shutil.copytree(whole / "batches", out / "batches")
-    (out / "plan.json").write_text(json.dumps(change(json.loads((whole / "plan.json").read_text()))))
+    own = read_json(whole / "plan.json")
+    changed, theirs = change(own), ledger.batches_of(whole, own)
+    (out / "batches").mkdir(parents=True)
+    for batch in theirs.done if "model" in changed else ():
+        rows, schema = theirs.rows(batch), pa.Schema.from_pandas(theirs.rows(batch), preserve_index=False)
+        mine = replace(theirs, folder=out, plan=ledger.plan_hash(changed))
+        mine.keep(batch, rows, theirs.codes(batch), {}, schema)
+    (out / "plan.json").write_bytes(sealed_json(changed))
     with pytest.raises(InputError, match=message):
         played(lens, out)
 
@@ -228,12 +237,61 @@ def test_a_damaged_batch_is_named(lens: Any, whole: Path, tmp_path: Path) -> Non
     killed_at_write(1 + 3 * 6, False, lambda: played(lens, out))
     part = out / "batches" / "00001.parquet"
     part.write_bytes(part.read_bytes()[:100])
-    with pytest.raises(InputError, match=r"00001.parquet is damaged .* remove batches/00001"):
+    with pytest.raises(InputError, match=r"00001.parquet is damaged: .* Sweep the same again"):
         sweep.load_folder(out)
-    part.unlink()
     assert contents(out).keys() != contents(whole).keys()
-    assert played(lens, out).whole
+    with pytest.warns(DamageWarning, match=r"00001.parquet is damaged: .* Batch 1 is made again"):
+        assert played(lens, out).whole
     assert contents(out)["clips.parquet"] == contents(whole)["clips.parquet"]
+
+
+def test_a_table_of_fewer_rows_than_planned_is_never_written(
+    lens: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, generate = tmp_path / "sweep", playing.Making.generate
+
+    def losing(making: Any, lens: Any, plan: Any, batch: Any) -> Any:
+        if batch[0][0].name == "late":
+            for path in (out / "batches").glob("00001.*"):
+                path.unlink()
+        return generate(making, lens, plan, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(playing.Making, "generate", losing)
+        with pytest.raises(StoppedError, match=r"batches/00001.parquet was removed while .* Run the same again"):
+            played(lens, out)
+    assert not (out / "clips.parquet").exists()
+    played(lens, out)
+    assert contents(out) == contents(whole)
+
+
+def test_damaged_codes_of_the_baseline_are_made_again(lens: Any, whole: Path, tmp_path: Path) -> None:
+    """What is steered is measured beside them: other codes would be other numbers."""
+    out = shutil.copytree(whole, tmp_path / "sweep")
+    for file in ("clips.parquet", "batches/00003.parquet"):
+        (out / file).unlink()
+    codes = out / "batches" / "00000.safetensors"
+    content = bytearray(codes.read_bytes())
+    content[-3] ^= 4
+    codes.write_bytes(bytes(content))
+    with pytest.raises(DamagedError, match=r"00000.safetensors is damaged"):
+        sweep.load_folder(out).codes("baseline")
+    with pytest.warns(DamageWarning, match=r"00000.safetensors is damaged.*Batch 0 is made again"):
+        played(lens, out)
+    assert contents(out) == contents(whole)
+
+
+def test_a_folder_of_the_format_before_is_read_and_not_gone_on_with(lens: Any, whole: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(whole, tmp_path / "sweep")
+    facts = {**read_json(whole / "plan.json"), "format": "audiolens.sweep.1"}
+    (out / "plan.json").write_text(json.dumps(facts))
+    for path in (out / "clips.parquet", *(out / "batches").glob("*.parquet")):
+        pd.read_parquet(path).to_parquet(path, index=False)
+    found, theirs = sweep.load_folder(out), sweep.load_folder(whole)
+    pd.testing.assert_frame_equal(found.table, theirs.table)
+    assert torch.equal(found.codes("late"), theirs.codes("late"))
+    with pytest.raises(InputError, match="of format audiolens.sweep.1, and this version writes audiolens.sweep.2"):
+        played(lens, out)
 
 
 def test_one_process_at_a_time(lens: Any, whole: Path, tmp_path: Path) -> None:
@@ -259,7 +317,7 @@ def test_a_full_disk_keeps_what_was_written(
         patch.setattr(ledger.os, "fsync", fill)
         with pytest.raises(StoppedError, match="the disk is full. 2 of 4 batches are kept"):
             played(lens, out)
-    assert not list(out.rglob(f"{ledger._UNFINISHED}*"))
+    assert not list(out.rglob(f"{batches.UNFINISHED}*"))
     assert len(sweep.load_folder(out).table) == 8
     assert played(lens, out).whole
     assert contents(out)["clips.parquet"] == contents(whole)["clips.parquet"]

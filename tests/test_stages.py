@@ -20,6 +20,7 @@ from analysis.study.settings import Settings
 from analysis.sweep import ledger, playing
 from audiolens import directions as directions_of
 from audiolens.errors import BusyError, InputError, StoppedError
+from audiolens.integrity import read_json, sealed_json
 
 TINY = Settings(
     poles=2, reading_seconds=0.5, development=2, development_seeds=1, test=2, test_seeds=1,
@@ -46,7 +47,7 @@ def _bare_page() -> Any:
         for sound, samples in enumerate(found.sounds.values()):
             (folder / "audio" / f"{sound}").write_bytes(samples.tobytes())
         facts = {**report.writer.summary(found, command), "seconds": None}
-        (folder / "summary.json").write_text(json.dumps(facts), "utf-8")
+        (folder / "summary.json").write_bytes(sealed_json(facts))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "write", tables_alone)
@@ -243,7 +244,7 @@ def test_another_study_is_refused_and_replaced_only_when_asked(
     out = tmp_path / "tempo"
     (out / "stages" / "scan-0123").mkdir(parents=True)
     (out / "stages" / "scan-0123" / "clips.parquet").write_bytes(b"hours")
-    (out / "study.json").write_text(json.dumps({**json.loads((whole / "study.json").read_text()), **change}))
+    (out / "study.json").write_bytes(sealed_json({**read_json(whole / "study.json"), **change}))
     before = contents(out)
     with pytest.raises(InputError, match="replace it with --force") as refused:
         ran(lens, out)
@@ -266,7 +267,7 @@ def test_a_replaced_study_shows_nothing_until_the_new_one_is_done(
         (out / "study.json").unlink()
         (out / "summary.json").write_text(json.dumps({"format": "audiolens.study.1"}))
     else:
-        (out / "study.json").write_text(json.dumps({**json.loads((whole / "study.json").read_text()), **old}))
+        (out / "study.json").write_bytes(sealed_json({**read_json(whole / "study.json"), **old}))
     stopped_at_once(lens, out, monkeypatch)
     assert {path.name for path in out.iterdir()} == {"study.json", "stages", ".lock", "notes.txt"}
     assert json.loads((out / "study.json").read_text())["concept"] == "tempo"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -19,13 +18,14 @@ from analysis.study import stages
 from audiolens.bounded_files import read_object
 from audiolens.errors import InputError
 from audiolens.files import refuse_special
+from audiolens.integrity import sealed_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from analysis.study.several import Several
 
-FORMAT = "audiolens.studies.1"
+FORMAT, UNSEALED = "audiolens.studies.2", "audiolens.studies.1"
 _TABLES = ("cross_effects", "cosines")
 _COSINES = (
     "Cosine of the concepts' directions at each block; a star where random directions do not reach. One far from 0 may "
@@ -36,7 +36,7 @@ _COSINES = (
 def is_ours(folder: Path) -> bool:
     """Whether a folder holds an index that was written here."""
     try:
-        return read_object(folder / stages.SUMMARY).get("format") == FORMAT
+        return read_object(folder / stages.SUMMARY).get("format") in (FORMAT, UNSEALED)
     except (OSError, InputError):
         return False
 
@@ -89,7 +89,7 @@ def write(several: Several, folder: Path, command: str = "") -> None:
         style=text("style.css"), saves=saves, policy=live.policy(saves),
     )  # fmt: skip
     # First: it says whose the index is.
-    stages.put(folder / stages.SUMMARY, json.dumps(plain(facts), indent=2, ensure_ascii=False).encode("utf-8"))
+    stages.put(folder / stages.SUMMARY, sealed_json(plain(facts), indent=2, ensure_ascii=False))
     stages.put(folder / "index.html", html.encode("utf-8"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from analysis.spreadsheets import csv_of
 from analysis.study import stages, where
 from analysis.sweep import BASELINE
 from audiolens import soundfiles
+from audiolens.integrity import sealed_json
 
 if TYPE_CHECKING:
     from analysis.study.experiment import Study
@@ -60,7 +60,7 @@ def write(study: Study, folder: Path, *, command: str = "") -> None:
         for drawing in drawn:
             drawing.figure.savefig(folder / "figures" / f"{drawing.name}.png")
     facts = summary(study, command)
-    (folder / "summary.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False), "utf-8")
+    (folder / "summary.json").write_bytes(sealed_json(facts, indent=2, ensure_ascii=False))
     html = page.render(study, folder, kept, drawn, shown, facts)
     (folder / "index.html").write_text(html, "utf-8")
 

@@ -20,10 +20,8 @@ from analysis.study.experiment import Study
 from analysis.study.scan import Choice
 from analysis.study.settings import Settings
 from analysis.study.where import Where
-from analysis.sweep import SweepResult, ledger
+from analysis.sweep import SweepResult
 from audiolens.directions import Directions
-from audiolens.errors import InputError
-from audiolens.files import is_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,17 +99,6 @@ def _components(directions: Directions, poles: tuple[str, str]) -> PCAResult:
 
 def _sounds(tested: SweepResult) -> dict[tuple[str, str, int], np.ndarray]:
     """The clips that were kept as sound: (condition, prompt, seed) -> "channel sample"."""
-    import soundfile
-
-    keys = list(tested.table[["condition", "prompt", "seed"]].itertuples(index=False, name=None))
-    if tested.folder is None:
-        return {key: tested.audio[row] for row, key in enumerate(keys) if row in tested.audio}
-    found = {}
-    for key, file in zip(keys, tested.table["file"], strict=True):
-        if isinstance(file, str):
-            sounds, _, name = file.partition("/")
-            if sounds != ledger.SOUND or not is_name(name):
-                raise InputError(f"{tested.folder}: its table names {file!r} as a sound, which is not one of its own.")
-            samples, _ = soundfile.read(tested.folder / sounds / name, dtype="float32", always_2d=True)
-            found[key] = samples.T
-    return found
+    keys = tested.table[["condition", "prompt", "seed"]].itertuples(index=False, name=None)
+    found = {key: tested.sound(row) for row, key in enumerate(keys)}
+    return {key: samples for key, samples in found.items() if samples is not None}

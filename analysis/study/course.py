@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -193,20 +193,27 @@ class _Course:
         stage = self.stages.stage(name, follows)
         whole = stage.place is not None and (stage.place / ledger.TABLE).is_file()
         started = time.perf_counter()
+        play = partial(
+            sweep.play,
+            self.lens,
+            conditions,
+            clips,
+            **making,
+            n_jobs=0,
+            measures=self._measures,
+            listener=None if whole else self._listener,
+            keep_audio=lambda condition, clip: clip in (shown or ()) and condition.labels["kind"] in SHOWN,
+            out=stage.place,
+            sound="flac" if stage.place is not None and shown is not None else None,
+            progress=label if self.progress and not whole else None,
+        )
         with self.teller.swept(label, len(conditions) * len(clips), kept=whole, begun=stage.there):
-            result = sweep.play(
-                self.lens,
-                conditions,
-                clips,
-                **making,
-                n_jobs=0,
-                measures=self._measures,
-                listener=None if whole else self._listener,
-                keep_audio=lambda condition, clip: clip in (shown or ()) and condition.labels["kind"] in SHOWN,
-                out=stage.place,
-                sound="flac" if stage.place is not None and shown is not None else None,
-                progress=label if self.progress and not whole else None,
-            )
+            try:
+                result = play()
+            except ledger.AnotherSweepError as error:
+                # Under this stage's name lies another's, or too little of its own.
+                stage.discard(error)
+                result = play()
         stage.took(0.0 if whole else time.perf_counter() - started)
         return result
 

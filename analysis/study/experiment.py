@@ -22,6 +22,7 @@ from analysis.placement import Placement
 from analysis.similarity import CosineMap
 from analysis.statistics import FEWEST_CONTROLS, Monotonicity
 from analysis.study import stages
+from analysis.study.made import made_of
 from analysis.study.outcome import Outcome
 from analysis.study.scan import Choice
 from analysis.study.settings import Settings
@@ -217,8 +218,8 @@ def write(study: Study, folder: Path, command: str, used: Iterable[str], check: 
     check()
     with aside(folder) as work:
         report.write(study, work, command=command)
-        (work / stages.MADE).write_bytes(stages.made_of(used))
         check()
+        (work / stages.MADE).write_bytes(made_of(folder, work, used))
         stages.show(work, folder)
 
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis import sweep
-from analysis.folder import refuse_path
+from analysis.folder import UNSEALED_STUDY, refuse_path
 from analysis.study import experiment, keeping, lost, stages, where
 from analysis.study.assembly import Parts, assembled
 from analysis.study.experiment import Study
+from analysis.study.made import check_made
 from analysis.study.settings import Settings
-from audiolens.bounded_files import read_object
-from audiolens.errors import InputError
+from analysis.sweep import SweepResult
+from audiolens.errors import DamagedError, InputError
 from audiolens.files import as_path, inside, refuse_links, remove_unfinished
+from audiolens.integrity import read_json
+
+_UNSEALED = (stages.UNSEALED, UNSEALED_STUDY, "audiolens.studies.1")
+_AGAIN = "the command that made the study makes it again."
 
 if TYPE_CHECKING:
     from analysis.study.several import Several
@@ -32,27 +38,25 @@ def load_folder(folder: str | os.PathLike[str]) -> Study:
     told = _summary(place)
     entries = _entries(place)
     try:
+        if _is_sealed(place):
+            check_made(place, _object(place / stages.MADE))
         at = {name: place / stages.STAGES / entry for name, entry in entries.items()}
         directions = keeping.read_directions(at["directions"])
         parts = Parts(
             directions=directions,
             where=where.read(at["patching"]) if "patching" in at else None,
             placement=keeping.read_placement(at["placement"], directions) if "placement" in at else None,
-            tried={name: sweep.load_folder(at[name]) for name in ("scan", "strength") if name in at},
-            tested=sweep.load_folder(at["dose-response"]),
+            tried={name: _swept(at[name]) for name in ("scan", "strength") if name in at},
+            tested=_swept(at["dose-response"]),
             scored=lost.read(at["lost"]),
         )
         high, low = told["poles"]
         return assembled(
             parts, told["concept"], (high, low), _settings(told["settings"]), told["model"], told["seconds"]
         )
-    except InputError as error:
-        raise InputError(f"{place}: what its page was made of is gone or damaged: {error}") from None
     except stages.DAMAGE as error:
-        raise InputError(
-            f"{place}: what its page was made of is gone or damaged ({' '.join(str(error).split())[:120]}). Remove "
-            f"{place / stages.STAGES}, and the command that made it makes it again."
-        ) from None
+        told = " ".join(str(error).split())[:200].rstrip(".")
+        raise DamagedError(f"{place}: what its page was made of is gone or damaged ({told}): {_AGAIN}") from None
 
 
 def redraw(folder: str | os.PathLike[str]) -> Study | Several:
@@ -85,6 +89,11 @@ def redraw(folder: str | os.PathLike[str]) -> Study | Several:
 def _redrawn(place: Path) -> Study:
     told = _summary(place)
     begun = _object(place / stages.BEGUN)
+    if begun.get("format") != stages.FORMAT:
+        raise InputError(
+            f"{place} holds a study of format {begun.get('format')}: load_folder reads it, and a page is drawn of "
+            f"{stages.FORMAT} alone. Study again."
+        )
     for package, installed in stages.versions().items():
         made = dict(begun.get("versions") or {}).get(package)
         if made != installed:
@@ -114,31 +123,50 @@ def _summary(place: Path) -> dict[str, Any]:
 
 def _entries(place: Path) -> dict[str, str]:
     """The folders of its stages, by name."""
-    found = _object(place / stages.MADE)
-    return dict(zip(found, _names(place / stages.MADE, list(found.values()), "stages"), strict=True))
+    path, sealed = place / stages.MADE, _is_sealed(place)
+    found = _object(path, former=() if sealed else (None,))
+    found = found.get("stages") if sealed else found
+    if not isinstance(found, dict):
+        raise DamagedError(f"{path} is damaged: it names no stages.")
+    return dict(zip(found, _names(path, list(found.values()), "stages"), strict=True))
 
 
 def _names(path: Path, found: Any, what: str) -> list[str]:
     """The names of folders, each inside the one of the file that lists them."""
     if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
-        raise InputError(f"{path} is damaged: it names no {what}.")
+        raise DamagedError(f"{path} is damaged: it names no {what}.")
     try:
         for name in found:
             refuse_path(name)
     except InputError as error:
-        raise InputError(f"{path} is damaged: it names no {what}: {error}") from None
+        raise DamagedError(f"{path} is damaged: it names no {what}: {error}") from None
     return found
 
 
-def _object(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise InputError(f"{path.parent} has no {path.name}: the command that made the study makes it again.")
-    found = read_object(path)
+def _is_sealed(place: Path) -> bool:
+    """Whether its files hold hashes: those of the format before do not."""
+    return _object(place / stages.BEGUN).get("format") != stages.UNSEALED
+
+
+def _swept(place: Path) -> SweepResult:
+    found = sweep.load_folder(place)
+    if not found.whole:
+        raise DamagedError(f"{place} holds {len(found.table)} of {found.planned} rows")
+    return found
+
+
+def _object(path: Path, former: Collection[str | None] = _UNSEALED) -> dict[str, Any]:
+    try:
+        found = read_json(path, former)
+    except FileNotFoundError:
+        raise DamagedError(f"{path.parent} has no {path.name}: {_AGAIN}") from None
+    except DamagedError as error:
+        raise DamagedError(f"{str(error).rstrip('.')}: {_AGAIN}") from None
     try:
         # JSON can hold half a character, which no page can.
         json.dumps(found, ensure_ascii=False).encode("utf-8")
     except ValueError as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:80]}.") from None
+        raise DamagedError(f"{path} cannot be read: {' '.join(str(error).split())[:80]}.") from None
     return found
 
 

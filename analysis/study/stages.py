@@ -1,7 +1,8 @@
 """Stages: what a study has finished, kept in its folder under a hash of all that it follows from.
 
-`study.json` says what the folder is a study of. A stage lies in `stages/NAME-KEY` as safetensors, Parquet and JSON,
-made beside its place and renamed: it is there whole or not at all. The key is a hash of weights, versions, the code
+`study.json` says what the folder is a study of. A stage lies in `stages/NAME-KEY` as safetensors, Parquet and JSON with
+a manifest of their hashes (a sweep: as `analysis.sweep.ledger` keeps it), made beside its place and renamed: it is
+there whole or not at all, and made again if a byte of it changed. The key is a hash of weights, versions, the code
 that makes it, and what it was asked; the same call takes it as it is, and another one makes its own beside it. One
 process writes at a time; the lock is the system's and ends with its process. A folder that holds links is refused
 before anything is written, and one that loses stages meanwhile is not written to any more.
@@ -12,8 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -27,17 +30,20 @@ from soundfile import LibsndfileError
 
 import analysis
 import audiolens
-from analysis.folder import LOCK, Held, check_in_place, disk_is_full, held, is_study
+from analysis.folder import LOCK, UNSEALED_STUDY, Held, check_in_place, disk_is_full, held, is_study
 from analysis.sweep.ledger import content_hash
 from audiolens import provenance
-from audiolens.bounded_files import read_json, read_object
-from audiolens.errors import InputError, StoppedError
+from audiolens.errors import DamagedError, DamageWarning, InputError, StoppedError
 from audiolens.files import UNFINISHED, as_path, new_folder, put, refused, remove, remove_unfinished
+from audiolens.integrity import check_manifest, read_json, sealed_json, write_manifest
+from audiolens.tokens import callers_level
 
-FORMAT = "audiolens.run.1"
+FORMAT = "audiolens.run.2"
+UNSEALED = "audiolens.run.1"
+"""The format before, without hashes: still read, not gone on with."""
 BEGUN, STAGES, SUMMARY = "study.json", "stages", "summary.json"
 MADE = "made.json"
-"""The stages that a page was made of, by name: other settings leave others beside them."""
+"""The stages that a page was made of, by name, and the hashes of what says so: other settings leave others there."""
 SHOWN = ("index.html", "audio", "figures", "tables", "clips.csv", "clips.parquet", "directions.safetensors", MADE)
 """What a finished study shows beside its summary."""
 _SECONDS = "seconds.json"
@@ -45,6 +51,8 @@ DAMAGE = (
     OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, LibsndfileError, pa.ArrowException,
 )  # fmt: skip
 """What reading a damaged stage raises."""
+_ENTRY = re.compile(rf"({re.escape(UNFINISHED)})*[a-z-]+-[0-9a-f]{{16}}(\.{re.escape(_SECONDS)})?")
+_STILL_KEPT = "the stages are kept, and the same study with --force goes on with them."
 _PACE = {"n_jobs"}
 """Settings that change how long a study takes, and no bit of it."""
 _MEASURING = ("librosa", "numpy", "scipy", "scikit-learn", "pandas")
@@ -108,13 +116,14 @@ class Stage:
     def kept(self, make: Callable[[], T], write: Callable[[T, Path], object], read: Callable[[Path], T]) -> T:
         """Its result: as it is kept, or else made, written and read again, so that both are the same bits.
 
-        One that cannot be read any more is made anew.
+        One that is not what was written is made anew, with a `DamageWarning`.
         """
-        if self.place is not None and self.place.is_dir():
+        if self.place is not None and self.place.exists():
             try:
+                check_manifest(self.place, self.place.name)
                 found = read(self.place)
-            except DAMAGE:
-                remove(self.place)
+            except DAMAGE as error:
+                self.discard(error)
             else:
                 self.took(0.0)
                 return found
@@ -125,31 +134,37 @@ class Stage:
                 self.held.check()
             with new_folder(self.place) as work:
                 write(made, work)
+                write_manifest(work, self.place.name)
             made = read(self.place)
         self.took(time.perf_counter() - started)
         return made
 
+    def discard(self, error: Exception) -> None:
+        """Remove what is kept of it, which is not what was written."""
+        assert self.place is not None
+        told = " ".join(str(error).split())[:200].rstrip(".")
+        warnings.warn(DamageWarning(f"{told}: {self.name} is made again."), stacklevel=callers_level())
+        if self.held is not None:
+            self.held.release(self.place)
+        remove(self.place)
+
     def took(self, seconds: float) -> None:
-        """Add to how long it took: what was made before counts too."""
+        """Add to how long it took: what was made before counts too, and is left out where that is not known."""
         if self.place is None:
             self.seconds[self.name] = seconds
             return
         # Beside the stage: inside it would make equal results unequal files.
-        path, before = self.place.with_name(f"{self.place.name}.{_SECONDS}"), 0.0
-        with suppress(ValueError, TypeError):
-            before = float(read_json(path))
-        self.seconds[self.name] = before + seconds
+        path, before = self.place.with_name(f"{self.place.name}.{_SECONDS}"), None
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            before = float(read_json(path)["seconds"])
+        if seconds or before is not None:
+            self.seconds[self.name] = (before or 0.0) + seconds
         if self.held is not None:
             self.held.check()
         if seconds:
-            put(path, json.dumps(self.seconds[self.name]).encode())
+            put(path, sealed_json({"seconds": self.seconds[self.name]}))
         if self.held is not None:
             self.held.keep(self.place, path)
-
-
-def made_of(used: Iterable[str]) -> bytes:
-    """`MADE` of the stages that were used."""
-    return json.dumps({entry.rpartition("-")[0]: entry for entry in sorted(used)}, indent=1).encode()
 
 
 def hash_of(values: Mapping[str, Any]) -> str:
@@ -201,6 +216,10 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     # What a process leaves that was killed before it had said what it begins.
     if all(entry.name == LOCK or entry.name.startswith(UNFINISHED) for entry in target.iterdir()):
         return
+    if _has_stages(target):
+        if not overwrite:
+            raise DamagedError(f"{target / BEGUN} is gone: {_STILL_KEPT}")
+        return
     if not is_study(target):
         raise InputError(f"{target} exists and holds something other than a study: choose another folder.")
     if not overwrite:
@@ -216,8 +235,9 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         InputError: naming the first setting that differs.
     """
     try:
-        shown = read_object(folder / SUMMARY)["settings"]
-    except (ValueError, KeyError, TypeError):
+        shown = read_json(folder / SUMMARY, former=(UNSEALED_STUDY,))["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        # Not what was written: the study is finished again.
         return
     mine = json.loads(json.dumps(settings, default=str))
     for name in sorted({*mine} & {*shown} - _PACE):
@@ -254,7 +274,7 @@ def begun(
         remove_unfinished(target)
         remove_unfinished(target / STAGES)
         # First: what holds stages must say of what.
-        put(target / BEGUN, json.dumps(facts, indent=1, ensure_ascii=False).encode())
+        put(target / BEGUN, sealed_json(facts, ensure_ascii=False))
         with refused(target / STAGES):
             (target / STAGES).mkdir(exist_ok=True)
         kept.keep(target / BEGUN)
@@ -298,11 +318,17 @@ def show(work: Path, target: Path) -> None:
         os.replace(entry, place)
 
 
+def _has_stages(folder: Path) -> bool:
+    """Whether a folder holds stages of a study, and nothing among them that is not ours."""
+    entries = list((folder / STAGES).glob("*")) if (folder / STAGES).is_dir() else []
+    return bool(entries) and all(_ENTRY.fullmatch(entry.name) for entry in entries)
+
+
 def _begun(folder: Path) -> Any:
     """What `study.json` says, or `None` where there is none that can be read."""
     try:
-        return read_json(folder / BEGUN)
-    except InputError:
+        return read_json(folder / BEGUN, former=(UNSEALED,))
+    except (OSError, ValueError):
         return None
 
 
@@ -319,9 +345,11 @@ def _refuse_other(folder: Path, facts: Mapping[str, Any]) -> None:
         return
     otherwise = "choose another folder, or replace it with --force."
     try:
-        there = read_object(path)
+        there = read_json(path, former=(UNSEALED,))
         name, versions_there = there["format"], dict(there["versions"])
-    except (ValueError, TypeError, KeyError) as error:
+    except DamagedError as error:
+        raise DamagedError(f"{str(error).rstrip('.')}: {_STILL_KEPT}") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path} is damaged ({' '.join(str(error).split())[:80]}): {otherwise}") from None
     if name != FORMAT:
         raise InputError(f"{folder} holds a study of format {name}; this version writes {FORMAT}: {otherwise}")

@@ -260,7 +260,9 @@ def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
     """A sweep that was written with `out=`, also while it is being written: then the batches that are finished.
 
     Raises:
-        InputError: if there is no sweep, none of its batches is finished yet, or it is damaged or of another version.
+        InputError: if there is no sweep, none of its batches is finished yet, or it is of another version.
+        DamagedError: (an InputError) if it is not what was written, naming the file; codes and sound are compared when
+            they are asked for.
     """
     place = as_path(folder)
     if place.is_dir():
@@ -268,14 +270,18 @@ def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
     facts = ledgers.read_facts(place)
     own = ("measures", "also", "sound")
     settings = {"model": facts["model"]["name"]} | {k: v for k, v in facts["settings"].items() if k not in own}
+    batches = ledgers.batches_of(place, facts)
+    table, done = batches.table()
     return SweepResult(
-        ledgers.read_table(place),
+        table,
         tuple(facts["settings"]["measures"]),
         settings,
         facts["sample_rate"],
         also=tuple(facts["settings"]["also"]),
         folder=place,
         planned=facts["rows"],
+        _batches=batches,
+        _done=done,
     )
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 from analysis.folder import disk_is_full
 from analysis.listening import Heard
 from analysis.sweep import ledger as ledgers
+from analysis.sweep.batches import SOUND, finished, small
 from analysis.sweep.conditions import Clip, Condition, Plan
 from audiolens import soundfiles
 from audiolens.errors import InputError, StoppedError
@@ -43,7 +44,7 @@ def in_memory(
             if keep_audio is not None and keep_audio(condition, todo.clips[clip]):
                 audio[todo.starts[number] + place] = batch.audio[place]
         frames.append(batch.frame)
-        codes.append(ledgers.small(batch.codes))
+        codes.append(small(batch.codes))
         bar.update(len(batch.frame))
     table = pd.concat([todo.labels, pd.concat(frames, ignore_index=True)], axis=1)
     return table, np.concatenate(codes), audio
@@ -70,7 +71,7 @@ def into_folder(
                 if keep_audio is None or keep_audio(condition, todo.clips[clip]):
                     name = f"{start + place:06d}.{sound}"
                     sounds[name] = _file(batch.audio[place], batch.sample_rate, sound)
-                    files[place] = f"{ledgers.SOUND}/{name}"
+                    files[place] = f"{SOUND}/{name}"
             rows["file"] = files
         kept.keep(number, rows, batch.codes, sounds)
         bar.update(len(rows))
@@ -92,7 +93,7 @@ def stops(out: Path | None, todo: Plan) -> Iterator[None]:
 def _kept(out: Path | None, todo: Plan) -> str:
     if out is None:
         return "Nothing was kept: give a folder (out=) to keep what is finished."
-    done = len(ledgers.finished(out))
+    done = len(finished(out))
     return f"{done} of {len(todo.batches)} batches are kept in {out}; run the same again to go on."
 
 

@@ -1,12 +1,12 @@
 """The ledger: a folder of finished batches, from which a sweep goes on after it was stopped at any moment.
 
-`plan.json` comes first and says what is swept; a batch is a Parquet of its rows and a file of its codes, written beside
-their places and renamed, the Parquet last: a batch is there or is not. Nothing is ever changed in place, so another
-process may read meanwhile. One process writes at a time; the lock is the system's and ends with its process. A folder
-that holds links is refused before anything is written, and one that loses batches meanwhile is not written to any more.
+`plan.json` comes first and says what is swept; batches follow (`batches`), each there or not. One process writes at a
+time; the lock is the system's and ends with its process. A folder that holds links is refused before anything is
+written, and one that loses batches meanwhile is not written to any more.
 
 A folder goes on only with the very plan, weights and versions that it was begun with: rows drawn otherwise would not
-pair up with those that are there.
+pair up with those that are there. What is damaged in it is noticed and made again: a batch anew, the table from the
+batches, a plan that is gone from the batches that were made by it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -25,24 +26,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from analysis.folder import LOCK, Held, check_in_place, held
+from analysis.sweep.batches import BATCHES, SOUND, TABLE, UNFINISHED, Batches, finished, plans_of
 from analysis.sweep.conditions import Condition
-from audiolens.bounded_files import read_header, read_json
-from audiolens.errors import InputError
-from audiolens.files import UNFINISHED as _UNFINISHED
-from audiolens.files import as_path, refused, remove_unfinished
-from audiolens.files import put as _put
+from audiolens.errors import DamagedError, DamageWarning, InputError
+from audiolens.files import as_path, put, refused, remove_unfinished
+from audiolens.integrity import SEAL, read_json, sealed_json
 from audiolens.interventions import Intervention
 from audiolens.provenance import content_hash
+from audiolens.tokens import callers_level
 
-FORMAT = "audiolens.sweep.1"
-PLAN, TABLE, BATCHES, SOUND = "plan.json", "clips.parquet", "batches", "audio"
+FORMAT = "audiolens.sweep.2"
+UNSEALED = "audiolens.sweep.1"
+"""The format before, without hashes: still read, not gone on with."""
+PLAN = "plan.json"
+
+
+class AnotherSweepError(InputError):
+    """A folder holds another sweep, or too little of one to tell which."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,13 @@ class Ledger:
     held: Held
 
     @property
+    def batches(self) -> Batches:
+        return batches_of(self.folder, self.facts)
+
+    @property
     def done(self) -> frozenset[int]:
         """The numbers of the batches that are finished."""
-        return finished(self.folder)
+        return self.batches.done
 
     def keep(self, batch: int, rows: pd.DataFrame, codes: np.ndarray, sounds: Mapping[str, bytes]) -> None:
         """Add a finished batch: its rows, its codes "row codebook frame", and files of sound by name.
@@ -76,32 +84,29 @@ class Ledger:
         if sounds:
             with refused(self.folder / SOUND):
                 (self.folder / SOUND).mkdir(exist_ok=True)
-        for name, content in sounds.items():
-            _put(self.folder / SOUND / name, content)
-        _put(_codes_file(self.folder, batch), save({"codes": small(codes)}))
-        # Last: with it the batch is there.
-        _put(_rows_file(self.folder, batch), _parquet(rows, self.schema))
-        self.held.keep(*(self.folder / SOUND / name for name in sounds))
-        self.held.keep(_codes_file(self.folder, batch), _rows_file(self.folder, batch))
+        self.held.keep(*self.batches.keep(batch, rows, codes, sounds, self.schema))
 
     @property
     def codes_of_done(self) -> dict[int, Callable[[], np.ndarray]]:
         """What gives the codes of each finished batch."""
-        return {batch: partial(read_codes, self.folder, batch) for batch in self.done}
+        return {batch: partial(self.batches.codes, batch) for batch in self.done}
 
-    def close(self) -> pd.DataFrame:
-        """Write the whole table, if it is not there yet, and return it."""
+    def close(self) -> None:
+        """Write the whole table, unless it is there and whole.
+
+        Raises:
+            StoppedError: if the folder was removed, or lost what was in it.
+        """
         self.held.check()
-        if not (self.folder / TABLE).is_file():
-            rows = read_rows(self.folder, sorted(self.done))
-            _put(self.folder / TABLE, _parquet(rows, self.schema))
-        return read_table(self.folder)
+        self.batches.close(self.schema)
 
 
 @contextmanager
 def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.DataFrame, heard: Sequence[str],
            need: int = 0) -> Iterator[Ledger]:  # fmt: skip
     """Open a folder to write batches into, begun here or before; no other process can until the block ends.
+
+    Finished batches that are not what was written are removed, with a `DamageWarning`: they are to be made again.
 
     Args:
         folder: a new or empty place, or one that was begun with the same `facts`.
@@ -125,19 +130,19 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
             (place / BATCHES).mkdir(exist_ok=True)
         # Again: it may have been begun while this process came to the lock.
         begun = refuse_begun(place, facts)
-        if not finished(place):
-            # Nothing was drawn by the plan that is there, so this one may take its place.
-            begun = None
         for here in (place, place / BATCHES, place / SOUND):
             remove_unfinished(here)
         schema = _schema(labels, heard)
-        missing = need * (1 - len(finished(place)) / max(1, len(facts["batches"])))
+        there = batches_of(place, begun or facts)
+        there.drop_damaged()
+        missing = need * (1 - len(there.done) / max(1, len(facts["batches"])))
         free = shutil.disk_usage(place).free
         if missing > free:
             raise InputError(f"{place}: the sweep needs about {missing / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are "
                              "free. Free some, keep less sound, or choose another place.")  # fmt: skip
-        if begun is None:
-            _put(place / PLAN, json.dumps(facts, indent=1).encode())
+        if begun is None or not _says(place / PLAN, begun):
+            put(place / PLAN, sealed_json(begun or facts))
+        # After the damaged batches are gone, which this run is to make again.
         kept.keep(place / PLAN, place / BATCHES, place / SOUND)
         yield Ledger(place, begun or facts, schema, kept)
 
@@ -164,16 +169,70 @@ def facts_of(lens: Any, conditions: Sequence[Condition], settings: Mapping[str, 
 
 
 def refuse_begun(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a folder was begun with, if it was; raise unless that is these facts.
+    """What a folder goes on with: the plan that it was begun with, `None` where nothing was made by one.
 
     Raises:
-        InputError: naming the first thing that differs.
+        AnotherSweepError: naming the first thing that differs from these facts, or what is damaged.
     """
-    begun = _begun(folder)
-    reason = None if begun is None else _difference(begun, _plain(facts))
-    if reason is not None and finished(folder):
-        raise InputError(f"{folder} holds another sweep: {reason}. Choose another folder, or sweep as it was begun.")
-    return begun
+    facts = _plain(facts)
+    try:
+        begun = _begun(folder)
+        damage = f"{folder / PLAN} is gone"
+    except DamagedError as error:
+        begun, damage = None, str(error)
+    made, plans = finished(folder), plans_of(folder)
+    if begun is None:
+        if made or (folder / PLAN).exists():
+            return _replanned(facts, plans, damage)
+        return None
+    reason = _difference(begun, facts)
+    if reason is None:
+        if plans and plan_hash(facts) not in plans:
+            raise AnotherSweepError(f"{folder / PLAN} is this sweep's, and the batches there are of another: choose "
+                                    "another folder, or bring the plan back that they were made by.")  # fmt: skip
+        return begun if made or (folder / TABLE).exists() else None
+    if set(plans) == {plan_hash(facts)}:
+        return _replanned(facts, plans, f"{folder / PLAN} is of another sweep than its batches")
+    if made or (folder / TABLE).exists():
+        raise AnotherSweepError(
+            f"{folder} holds another sweep: {reason}. Choose another folder, or sweep as it was begun."
+        )
+    # Nothing was drawn by the plan that is there, so this one may take its place.
+    return None
+
+
+def _replanned(facts: dict[str, Any], plans: Mapping[str, int], damage: str) -> dict[str, Any]:
+    """The plan of a folder that has lost it, if the batches there were made by it."""
+    damage = damage.rstrip(".")
+    if not plans:
+        raise AnotherSweepError(
+            f"{damage}, and no whole batch is left to tell what was swept: remove the folder, or choose another."
+        )
+    if set(plans) != {plan_hash(facts)}:
+        raise AnotherSweepError(
+            f"{damage}, and its batches are of another sweep: choose another folder, or sweep as it was begun."
+        )
+    warnings.warn(DamageWarning(f"{damage}: it is written again."), stacklevel=callers_level())
+    return {**facts, "model": {**facts["model"], "threads": plans[plan_hash(facts)]}}
+
+
+def _says(plan: Path, facts: Mapping[str, Any]) -> bool:
+    try:
+        return read_json(plan) == facts
+    except (DamagedError, OSError):
+        return False
+
+
+def plan_hash(facts: Mapping[str, Any]) -> str:
+    """A hash of what a sweep's rows follow from: all but the model's name, and threads, which a folder keeps."""
+    model = {key: value for key, value in facts["model"].items() if key not in ("name", "threads")}
+    return hashlib.sha256(json.dumps({**facts, "model": model}, sort_keys=True).encode()).hexdigest()
+
+
+def batches_of(folder: Path, facts: Mapping[str, Any]) -> Batches:
+    """The batches of a folder whose plan says these facts."""
+    sealed = facts["format"] == FORMAT
+    return Batches(folder, tuple(facts["batches"]), plan_hash(facts) if sealed else None, facts["model"]["threads"])
 
 
 def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,60 +245,32 @@ def read_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         InputError: if there is none, or it is not of this version.
+        DamagedError: if it is not what was written.
     """
     place = Path(folder)
-    begun = _begun(place)
+    again = "The command that swept into this folder writes it again."
+    try:
+        begun = _begun(place)
+    except DamagedError as error:
+        raise DamagedError(f"{error} {again}") from None
     if begun is None:
-        raise InputError(f"{place} holds no sweep: there is no {PLAN} in it.")
-    if begun["format"] != FORMAT:
+        lost = f", though batches: it is gone. {again}" if finished(place) else "."
+        raise InputError(f"{place} holds no sweep: there is no {PLAN} in it{lost}")
+    if begun["format"] not in (FORMAT, UNSEALED):
         raise InputError(f"{place} holds a sweep of format {begun['format']}; this version reads {FORMAT}.")
     return begun
 
 
 def threads_of(folder: str | os.PathLike[str]) -> int | None:
     """How many threads the sweep of a folder was begun with; `None` where none was begun."""
-    begun = _begun(Path(folder))
-    return None if begun is None else begun.get("model", {}).get("threads")
-
-
-def finished(folder: Path) -> frozenset[int]:
-    """The numbers of the batches that are there."""
-    return frozenset(int(path.stem) for path in (folder / BATCHES).glob("*.parquet") if path.stem.isdigit())
-
-
-def read_table(folder: Path) -> pd.DataFrame:
-    """The rows of a folder, those of the finished batches while it is not whole."""
-    if (folder / TABLE).is_file():
-        return _read(folder / TABLE)
-    done = sorted(finished(folder))
-    return read_rows(folder, done)
-
-
-def read_rows(folder: Path, batches: Sequence[int]) -> pd.DataFrame:
-    """The rows of some batches, one below the other."""
-    if not batches:
-        raise InputError(f"{folder}: no batch is finished yet.")
-    return pd.concat([_read(_rows_file(folder, batch)) for batch in batches], ignore_index=True)
-
-
-def read_codes(folder: Path, batch: int) -> np.ndarray:
-    """The codes of a finished batch: row codebook frame."""
-    path = _codes_file(folder, batch)
+    place = Path(folder)
     try:
-        read_header(path)
-        return load_file(path)["codes"].astype(np.int64)
-    except (OSError, InputError, SafetensorError, KeyError) as error:
-        raise _damaged(path, batch, error) from None
-
-
-def n_rows(folder: Path, batch: int) -> int:
-    """How many rows a finished batch has."""
-    return pq.read_metadata(_rows_file(folder, batch)).num_rows
-
-
-def small(codes: np.ndarray) -> np.ndarray:
-    """Codes in as few bytes as hold them."""
-    return np.ascontiguousarray(codes, dtype=np.int16 if codes.max(initial=0) < 2**15 else np.int32)
+        begun = _begun(place)
+    except DamagedError:
+        begun = None
+    if begun is None:
+        return next(iter(plans_of(place).values()), None)
+    return begun.get("model", {}).get("threads")
 
 
 def _condition_hash(condition: Condition, times: np.ndarray) -> str:
@@ -310,13 +341,33 @@ def _measuring_versions() -> dict[str, str]:
 
 
 def _begun(folder: Path) -> dict[str, Any] | None:
+    """What `plan.json` says; `None` where there is none."""
     path = folder / PLAN
-    if not path.exists():
+    try:
+        found = read_json(path, former=(UNSEALED,))
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    found = read_json(path)
-    if not isinstance(found, dict) or not str(found.get("format", "")).startswith("audiolens.sweep."):
-        raise InputError(f"{path} is not the plan of a sweep: choose another folder.")
+    except DamagedError:
+        _refuse_foreign(path)
+        raise
+    if not str(found.get("format", "")).startswith("audiolens.sweep."):
+        raise _foreign(path)
     return found
+
+
+def _refuse_foreign(path: Path) -> None:
+    """What can be read and never had a hash was not damaged: it is another program's."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return
+    ours = isinstance(found, dict) and (SEAL in found or str(found.get("format", "")).startswith("audiolens."))
+    if not ours:
+        raise _foreign(path)
+
+
+def _foreign(path: Path) -> InputError:
+    return AnotherSweepError(f"{path} is not the plan of a sweep: choose another folder.")
 
 
 def check(folder: Path) -> None:
@@ -330,8 +381,11 @@ def check(folder: Path) -> None:
         return
     # What a process leaves that was killed before its plan was there.
     own = {BATCHES, LOCK}
-    if any(entry.name not in own and not entry.name.startswith(_UNFINISHED) for entry in folder.iterdir()):
-        raise InputError(f"{folder} exists and holds something other than a sweep: choose another folder.")
+    if finished(folder):
+        # Its plan is gone: batches say whose they are.
+        own |= {TABLE, SOUND}
+    if any(entry.name not in own and not entry.name.startswith(UNFINISHED) for entry in folder.iterdir()):
+        raise AnotherSweepError(f"{folder} exists and holds something other than a sweep: choose another folder.")
 
 
 def _schema(labels: pd.DataFrame, heard: Sequence[str]) -> pa.Schema:
@@ -342,29 +396,3 @@ def _schema(labels: pd.DataFrame, heard: Sequence[str]) -> pa.Schema:
     except (pa.ArrowException, TypeError) as error:
         raise InputError(f"a condition's labels cannot stand in a table: {error}. Use numbers and texts.") from None
     return pa.schema([*known, *((name, types.get(name, pa.float64())) for name in heard)])
-
-
-def _parquet(rows: pd.DataFrame, schema: pa.Schema) -> bytes:
-    buffer = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pandas(rows, schema=schema, preserve_index=False), buffer)
-    return buffer.getvalue().to_pybytes()
-
-
-def _read(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except (OSError, pa.ArrowException) as error:
-        raise _damaged(path, path.stem, error) from None
-
-
-def _damaged(path: Path, batch: object, error: Exception) -> InputError:
-    told = " ".join(str(error).split())[:120]
-    return InputError(f"{path} is damaged ({told}): remove {path.parent.name}/{batch}.* and sweep again to remake it.")
-
-
-def _rows_file(folder: Path, batch: int) -> Path:
-    return folder / BATCHES / f"{batch:05d}.parquet"
-
-
-def _codes_file(folder: Path, batch: int) -> Path:
-    return folder / BATCHES / f"{batch:05d}.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from analysis.sweep import dose, response, tradeoff
-from analysis.sweep import ledger as ledgers
+from analysis.sweep.batches import Batches
 from analysis.sweep.conditions import BASELINE
 from analysis.sweep.dose import CrossEffects, DoseResponse
 from analysis.sweep.tradeoff import Front, LayerMap, Limits, Strategies
@@ -49,6 +50,8 @@ class SweepResult:
     planned: int | None = None
     distances: pd.DataFrame | None = None
     _codes: Int[np.ndarray, "row codebook frame"] | None = None
+    _batches: Batches | None = None
+    _done: tuple[int, ...] = ()
 
     def to_frame(self) -> pd.DataFrame:
         return self.table
@@ -66,16 +69,32 @@ class SweepResult:
         rows = np.flatnonzero(names == condition)
         if self._codes is not None:
             return torch.from_numpy(self._codes[rows]).long()
-        if self.folder is None:
+        if self._batches is None:
             raise InputError("the codes of this sweep were not kept.")
         found, start = [], 0
-        for batch in sorted(ledgers.finished(self.folder)):
-            size = ledgers.n_rows(self.folder, batch)
+        for batch in self._done:
+            size = self._batches.sizes[batch]
             mine = rows[(rows >= start) & (rows < start + size)] - start
             if len(mine):
-                found.append(ledgers.read_codes(self.folder, batch)[mine])
+                found.append(self._batches.codes(batch)[mine])
             start += size
         return torch.from_numpy(np.concatenate(found)).long()
+
+    def sound(self, row: int) -> Float[np.ndarray, "channel sample"] | None:
+        """The sound of a row, `None` where it was not kept.
+
+        Raises:
+            DamagedError: if its file is gone or not what was written.
+        """
+        if row in self.audio or self._batches is None:
+            return self.audio.get(row)
+        file = self.table["file"].iloc[row] if "file" in self.table else None
+        if not isinstance(file, str):
+            return None
+        import soundfile
+
+        samples, _ = soundfile.read(io.BytesIO(self._batches.sound(file)), dtype="float32", always_2d=True)
+        return samples.T
 
     def compared(self, distance: Callable[[Tensor, Tensor], float], name: str = "distance") -> SweepResult:
         """The same with the distance of each condition's clips from the baseline's, as a column of `effects`.

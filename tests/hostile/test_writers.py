@@ -1,6 +1,5 @@
 """What a received folder holds leads no write out of it, and nothing but a file is ever replaced by one."""
 
-import json
 import os
 import shutil
 import socket
@@ -19,10 +18,11 @@ from analysis import folder as folders
 from analysis import study, sweep
 from analysis.report import index
 from analysis.study import assembly, stages
-from analysis.sweep import ledger
+from analysis.sweep import batches, ledger
 from audiolens import files, soundfiles
 from audiolens.errors import InputError, InputTypeError
 from audiolens.etude import checkpoint as training
+from audiolens.integrity import sealed_json
 
 SECRET = b"what the sender must not change"
 FACTS = {"format": ledger.FORMAT, "batches": [1]}
@@ -51,7 +51,7 @@ def received(tmp_path: Path) -> Path:
     place = tmp_path / "received"
     place.mkdir()
     facts = {"format": stages.FORMAT, "concept": "tempo", "weights": "0", "versions": stages.versions()}
-    (place / "study.json").write_text(json.dumps(facts))
+    (place / "study.json").write_bytes(sealed_json(facts))
     return place
 
 
@@ -60,8 +60,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def finished(place: Path) -> Path:
-    (place / "summary.json").write_text(json.dumps({"format": "audiolens.study.1", "settings": {}}))
-    (place / "made.json").write_text("{}")
+    (place / "summary.json").write_bytes(sealed_json({"format": folders.STUDY, "concept": "tempo", "settings": {}}))
+    (place / "made.json").write_bytes(sealed_json({"stages": {}}))
     return place
 
 
@@ -125,7 +125,7 @@ def test_no_write_goes_through_a_name_that_can_be_guessed(tmp_path: Path, outsid
     place.mkdir()
     for name in (".unfinished-summary.json", ".unfinished-page", ".unfinished-00000"):
         linked(place / name, outside / "victim")
-    for put in (stages.put, ledger._put, files.put):
+    for put in (stages.put, batches.put, ledger.put, files.put):
         put(place / "summary.json", b"{}")
     assert (place / "summary.json").read_bytes() == b"{}"
     assert all((place / name).is_symlink() for name in (".unfinished-summary.json", ".unfinished-page"))
@@ -157,12 +157,12 @@ def test_a_hard_link_under_the_name_of_a_lock_is_not_emptied(received: Path, out
 def test_studies_that_are_named_by_a_path_are_not_drawn(tmp_path: Path, received: Path, name: Any) -> None:
     place = received / "studies"
     place.mkdir()
-    (place / "summary.json").write_text(json.dumps({"format": index.FORMAT, "concepts": [name]}))
+    (place / "summary.json").write_bytes(sealed_json({"format": index.FORMAT, "concepts": [name]}))
     finished(received)
     before = contents(tmp_path)
     with pytest.raises(InputError, match="names no studies"):
         study.redraw(place)
-    (received / "made.json").write_text(json.dumps({"directions": name}))
+    (received / "made.json").write_bytes(sealed_json({"stages": {"directions": name}}))
     with pytest.raises(InputError, match="names no stages"):
         study.load_folder(received)
     assert contents(tmp_path).keys() == before.keys()
@@ -173,7 +173,7 @@ def test_a_study_that_is_a_link_inside_several_is_not_drawn(
 ) -> None:
     place = tmp_path / "studies"
     place.mkdir()
-    (place / "summary.json").write_text(json.dumps({"format": index.FORMAT, "concepts": ["tempo"]}))
+    (place / "summary.json").write_bytes(sealed_json({"format": index.FORMAT, "concepts": ["tempo"]}))
     linked(place / "tempo", finished(received))
     before = contents(received)
     with pytest.raises(InputError, match="tempo is a symbolic link, and links inside a folder are not followed"):
@@ -187,7 +187,7 @@ def test_all_studies_are_looked_at_before_the_first_is_drawn(
     place = tmp_path / "studies"
     for name in ("tempo", "timbre"):
         shutil.copytree(finished(received), place / name)
-    (place / "summary.json").write_text(json.dumps({"format": index.FORMAT, "concepts": ["tempo", "timbre"]}))
+    (place / "summary.json").write_bytes(sealed_json({"format": index.FORMAT, "concepts": ["tempo", "timbre"]}))
     monkeypatch.setattr(study.finished, "load_folder", lambda _: pytest.fail("one was read to be drawn"))
     linked(place / "timbre" / "figures", outside)
     with pytest.raises(InputError, match="figures is a symbolic link"):
@@ -202,14 +202,16 @@ def test_all_studies_are_looked_at_before_the_first_is_drawn(
 def test_a_table_names_no_sound_outside_its_folder(tmp_path: Path, outside: Path, file: str) -> None:
     soundfiles.write(tmp_path / "sound.wav", np.zeros((1, 99), dtype=np.float32), 16000)
     table = pd.DataFrame({"condition": ["a"], "prompt": ["b"], "seed": [0], "file": [file]})
-    tested = sweep.SweepResult(table, ("brightness",), {}, 16000, folder=tmp_path / "sweep")
+    place = tmp_path / "sweep"
+    theirs = batches.Batches(place, (1,), None)
+    tested = sweep.SweepResult(table, ("brightness",), {}, 16000, folder=place, _batches=theirs)
     with pytest.raises(InputError, match="as a sound, which is not one of its own"):
         assembly._sounds(tested)
 
 
 def test_a_sweep_is_not_read_through_links(tmp_path: Path, outside: Path) -> None:
     linked(tmp_path / "sweep" / "batches" / "00000.parquet", outside / "00000.parquet")
-    (tmp_path / "sweep" / "plan.json").write_text(json.dumps(FACTS))
+    (tmp_path / "sweep" / "plan.json").write_bytes(sealed_json(FACTS))
     with pytest.raises(InputError, match=r"00000\.parquet is a symbolic link"):
         sweep.load_folder(tmp_path / "sweep")
 

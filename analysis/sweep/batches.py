@@ -1,0 +1,248 @@
+"""Batches: the finished parts of a sweep in its folder, each under hashes, and the whole table that they make.
+
+A batch is a Parquet of its rows, a file of its codes and perhaps sounds. Its Parquet, written last, says which batch of
+which plan it is and holds the hash of every other file of it and of its own bytes: a file that changed, or that belongs
+to another batch or another sweep, is noticed when it is read. `ledger` opens the folder.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from audiolens.errors import DamagedError, DamageWarning, InputError, StoppedError
+from audiolens.files import UNFINISHED as UNFINISHED
+from audiolens.files import is_name, put
+from audiolens.integrity import OPEN_SEAL, check_bytes, check_files, check_seal, content_of, digest, seal
+from audiolens.tokens import callers_level
+
+TABLE, BATCHES, SOUND = "clips.parquet", "batches", "audio"
+_SEALED = b"audiolens"
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of one plan in a folder.
+
+    Attributes:
+        folder: where they are.
+        sizes: rows of each batch of the plan.
+        plan: the plan's hash; `None` in folders of the format before, whose files hold no hashes.
+        threads: that the plan was begun with.
+    """
+
+    folder: Path
+    sizes: tuple[int, ...]
+    plan: str | None
+    threads: int = 1
+
+    @property
+    def done(self) -> frozenset[int]:
+        """The numbers of the batches that are there."""
+        return finished(self.folder) & frozenset(range(len(self.sizes)))
+
+    def keep(
+        self, batch: int, rows: pd.DataFrame, codes: np.ndarray, sounds: Mapping[str, bytes], schema: pa.Schema
+    ) -> list[Path]:
+        """Add a finished batch: its rows, its codes "row codebook frame", and files of sound by name; all its files."""
+        files = {f"{SOUND}/{name}": content for name, content in sounds.items()}
+        files[_codes_file(batch)] = save({"codes": small(codes)})
+        for name, content in files.items():
+            put(self.folder / name, content)
+        told = {"batch": batch, "plan": self.plan, "threads": self.threads}
+        held = {name: digest(content) for name, content in files.items()}
+        # Last: with it the batch is there.
+        put(self.folder / _rows_file(batch), _parquet(rows, schema, {**told, "files": held}))
+        return [self.folder / name for name in (*files, _rows_file(batch))]
+
+    def rows(self, batch: int) -> pd.DataFrame:
+        """The rows of a finished batch.
+
+        Raises:
+            DamagedError: if they are not what was written.
+        """
+        return self._opened(batch)[0]
+
+    def codes(self, batch: int) -> np.ndarray:
+        """The codes of a finished batch: row codebook frame.
+
+        Raises:
+            DamagedError: if they are not what was written.
+        """
+        try:
+            return load(self._content(batch, _codes_file(batch)))["codes"].astype(np.int64)
+        except (SafetensorError, KeyError, OSError) as error:
+            raise _damaged(self.folder / _codes_file(batch), error) from None
+
+    def sound(self, file: str) -> bytes:
+        """The bytes of a row's file of sound, under the name that the table gives it.
+
+        Raises:
+            DamagedError: if they are not what was written.
+        """
+        sounds, _, name = file.partition("/")
+        if sounds != SOUND or not is_name(name):
+            raise DamagedError(f"{self.folder}: its table names {file!r} as a sound, which is not one of its own.")
+        try:
+            batch = int(np.searchsorted(np.cumsum(self.sizes), int(Path(name).stem), side="right"))
+        except ValueError as error:
+            raise _damaged(self.folder / file, error) from None
+        return self._content(batch, file)
+
+    def check(self, batch: int) -> None:
+        """Read every file of a finished batch.
+
+        Raises:
+            DamagedError: naming the first that is gone or not what was written.
+        """
+        if self.plan is not None:
+            check_files(self.folder, self._opened(batch)[1]["files"])
+
+    def drop_damaged(self) -> None:
+        """Remove the finished batches that are not what was written, with a warning each; they are made again."""
+        for batch in sorted(self.done):
+            try:
+                self.check(batch)
+            except DamagedError as error:
+                warnings.warn(DamageWarning(f"{error} Batch {batch} is made again."), stacklevel=callers_level())
+                for name in (_rows_file(batch), _codes_file(batch)):
+                    (self.folder / name).unlink(missing_ok=True)
+
+    def table(self) -> tuple[pd.DataFrame, tuple[int, ...]]:
+        """The rows of the folder and the numbers of their batches: of all, or of the finished ones while it is begun.
+
+        Raises:
+            InputError: if no batch is finished yet.
+            DamagedError: if the table, and what would make it again, are not what was written.
+        """
+        everything = tuple(range(len(self.sizes)))
+        damage = None
+        if (self.folder / TABLE).exists():
+            try:
+                return self._whole_table(), everything
+            except DamagedError as error:
+                damage = error
+        done = tuple(sorted(self.done))
+        if damage is not None and done != everything:
+            raise damage
+        if not done:
+            raise InputError(f"{self.folder}: no batch is finished yet.")
+        return pd.concat([self.rows(batch) for batch in done], ignore_index=True), done
+
+    def close(self, schema: pa.Schema) -> None:
+        """Write the whole table, unless it is there and whole.
+
+        Raises:
+            StoppedError: if a batch that was finished is gone: a table of fewer rows is never written.
+        """
+        lost = sorted(frozenset(range(len(self.sizes))) - self.done)
+        if lost:
+            raise StoppedError(
+                f"{self.folder / _rows_file(lost[0])} is gone, and {len(lost) - 1} more: something removed finished "
+                "batches. Run the same again to make them again."
+            )
+        with suppress(DamagedError):
+            self._whole_table()
+            return
+        rows = pd.concat([self.rows(batch) for batch in range(len(self.sizes))], ignore_index=True)
+        put(self.folder / TABLE, _parquet(rows, schema, {"plan": self.plan}))
+
+    def _whole_table(self) -> pd.DataFrame:
+        rows, told = _read(self.folder / TABLE, sealed=self.plan is not None)
+        if self.plan is not None and told.get("plan") != self.plan:
+            raise _damaged(self.folder / TABLE, "it is the table of another sweep")
+        if len(rows) != sum(self.sizes):
+            raise _damaged(self.folder / TABLE, f"it has {len(rows)} rows of {sum(self.sizes)}")
+        return rows
+
+    def _opened(self, batch: int) -> tuple[pd.DataFrame, dict[str, Any]]:
+        path = self.folder / _rows_file(batch)
+        rows, told = _read(path, sealed=self.plan is not None)
+        if self.plan is not None and (told.get("plan"), told.get("batch")) != (self.plan, batch):
+            raise _damaged(path, "it is of another batch or another sweep")
+        if len(rows) != self.sizes[batch]:
+            raise _damaged(path, f"it has {len(rows)} rows of {self.sizes[batch]}")
+        return rows, told
+
+    def _content(self, batch: int, name: str) -> bytes:
+        path = self.folder / name
+        if self.plan is None:
+            return content_of(path)
+        told = self._opened(batch)[1]["files"].get(name)
+        if told is None:
+            raise _damaged(path, "its batch does not list it")
+        try:
+            return check_bytes(path, told)
+        except DamagedError as error:
+            raise DamagedError(f"{error} {_REMEDY}") from None
+
+
+_REMEDY = "Sweep the same again: it is made again."
+
+
+def finished(folder: Path) -> frozenset[int]:
+    """The numbers of the batches that are there."""
+    return frozenset(int(path.stem) for path in (folder / BATCHES).glob("*.parquet") if path.stem.isdigit())
+
+
+def plans_of(folder: Path) -> dict[str, int]:
+    """The hashes of the plans that the whole batches of a folder were made by, with the threads of each."""
+    found: dict[str, int] = {}
+    for batch in sorted(finished(folder)):
+        with suppress(DamagedError, TypeError, ValueError):
+            told = _read(folder / _rows_file(batch), sealed=True)[1]
+            found[str(told.get("plan"))] = int(told.get("threads", 1))
+    return found
+
+
+def small(codes: np.ndarray) -> np.ndarray:
+    """Codes in as few bytes as hold them."""
+    return np.ascontiguousarray(codes, dtype=np.int16 if codes.max(initial=0) < 2**15 else np.int32)
+
+
+def _rows_file(batch: int) -> str:
+    return f"{BATCHES}/{batch:05d}.parquet"
+
+
+def _codes_file(batch: int) -> str:
+    return f"{BATCHES}/{batch:05d}.safetensors"
+
+
+def _parquet(rows: pd.DataFrame, schema: pa.Schema, told: Mapping[str, Any]) -> bytes:
+    table = pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
+    own = {_SEALED: json.dumps({**told, "seal": OPEN_SEAL})}
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **own}), buffer)
+    return seal(buffer.getvalue().to_pybytes())
+
+
+def _read(path: Path, *, sealed: bool) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The rows of a file, and what it says of itself."""
+    try:
+        content = content_of(path)
+        if sealed:
+            check_seal(path, content)
+        rows = pd.read_parquet(io.BytesIO(content))
+        told = json.loads((pq.read_metadata(io.BytesIO(content)).metadata or {}).get(_SEALED, b"{}"))
+    except DamagedError as error:
+        raise DamagedError(f"{error} {_REMEDY}") from None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise _damaged(path, error) from None
+    return rows, told
+
+
+def _damaged(path: Path, reason: object) -> DamagedError:
+    return DamagedError(f"{path} is damaged ({' '.join(str(reason).split())[:120]}). {_REMEDY}")
