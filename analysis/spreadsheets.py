@@ -10,11 +10,14 @@ from typing import Any
 
 import pandas as pd
 
+from audiolens.checks import checked_flags
+
 _BEGINNINGS = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 (spreadsheets read the wide ones too)
 
 
 def csv_of(table: pd.DataFrame, *, index: bool = False) -> str:
     """A table as CSV."""
+    checked_flags(index=index)
     named = table.rename(columns=_cell, index=_cell if index else None)
     for place, dtype in enumerate(named.dtypes):
         if not pd.api.types.is_numeric_dtype(dtype):

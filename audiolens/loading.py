@@ -68,10 +68,10 @@ def load(
     if device_map is not None and importlib.util.find_spec("accelerate") is None:
         raise InputError(f"device_map={device_map!r} needs accelerate, which is not installed: pip install accelerate.")
     told, wanted = str(name), checked_dtype(dtype)
-    local = _folder(os.fspath(name))
+    local = folder = _folder(os.fspath(name))
     try:
         with _without_chatter():
-            folder = local or downloaded(told, revision)
+            folder = folder or downloaded(told, revision)
         with staged(folder) as files:
             model_class = _class_of(told, files.config)
             with _without_chatter():
@@ -95,7 +95,7 @@ def load(
     except (InputError, UnsupportedModelError):
         raise
     except Exception as error:
-        if device_map is not None:
+        if device_map is not None and folder is not None:
             raise InputError(f"{name} could not be placed by device_map={device_map!r}: {_detail(error)}") from error
         raise _explained(told, local is not None, error) from error
     # Not the folder that they were loaded from, which is gone.

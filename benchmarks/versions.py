@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "versions.md"
 FOLDER = ROOT / ".venv-versions"
 SHOWN = ("transformers", "nnsight", "torch", "numpy")
-TESTS = ("identity", "raw_hooks", "clock", "proof", "sites", "forwards", "sampling", "melody", "melody_sites", "prefix")
+TESTS = ("identity", "raw_hooks", "clock", "melody")
 """Identity with bare transformers, edits against raw hooks, timed edits and recordings, and Melody."""
 RENAMED = "renamed"
 WRONG = f"newest, the cache renamed to `{RENAMED}` in a copy"

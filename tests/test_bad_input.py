@@ -1,6 +1,8 @@
 """What cannot work is refused at every door, in one clear line, before any part of the model runs."""
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 import audiolens as al
+from audiolens import loading
 from audiolens.audio import checked_codes
 from audiolens.errors import AudioLensError, InputTypeError
 
@@ -279,27 +282,25 @@ def test_devices_and_formats_are_checked_where_a_model_is_opened(lens: Any, monk
 
 
 def test_a_hub_model_is_asked_for_as_told(lens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import transformers
+    told: dict[str, Any] = {}
+    bare = copy.deepcopy(lens.model)
 
-    told: dict[str, dict[str, Any]] = {}
+    def downloaded(name: str, revision: str | None) -> Path:
+        told["hub"] = name, revision
+        return Path(lens.name)
 
-    def asked(kind: str, result: Any) -> Any:
-        def from_pretrained(name: str, **given: Any) -> Any:
-            told[kind] = {"name": name, **given}
-            return result
+    def from_pretrained(folder: Any, **given: Any) -> Any:
+        told["model"] = given
+        return bare, {"missing_keys": set()}
 
-        return from_pretrained
-
-    model = type(lens.model)
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", asked("config", lens.model.config))
-    monkeypatch.setattr(model, "from_pretrained", asked("model", (lens.model, {"missing_keys": set()})))
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", asked("tokenizer", lens.tokenizer))
+    monkeypatch.setattr(loading, "downloaded", downloaded)
+    monkeypatch.setattr(type(lens.model), "from_pretrained", from_pretrained)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     name, revision = "facebook/musicgen-small", "4c8334b02c6ec4e8664a91979669a501ec497792"
     opened = al.AudioLens.from_pretrained(name, dtype="bfloat16", revision=revision, device_map="auto")
     assert opened.name == name
-    assert all(call["name"] == name and call["revision"] == revision for call in told.values())
+    assert told["hub"] == (name, revision)
     model_told = told["model"]
     assert (model_told["dtype"], model_told["device_map"]) == (torch.bfloat16, "auto")
     # Nothing that is opened can run.
-    assert model_told["use_safetensors"] is True
+    assert (model_told["use_safetensors"], model_told["trust_remote_code"]) == (True, False)

@@ -62,7 +62,7 @@ def test_help_comes_at_once() -> None:
     [
         (
             ["generate", "a tune", "--model", "{model}", "--seconds", "1", "-o", "clips"],
-            "the disk full, or the file gone?",
+            "cannot be written: File too large.",
         ),
         (["directions", "set.csv", "--model", "{model}", "--seconds", "0.5", "-o", "d.safetensors"], "large"),
     ],

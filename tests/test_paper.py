@@ -105,14 +105,15 @@ def test_every_steered_row_gets_one_blocks_vector_at_every_block_in_both_branche
         assert list(rows["asked"]) == list(call["prompts"])
         steps = call["interventions"]
         assert {(type(step), step.site, step.branch, step.prefix, step.seconds) for step in steps} == {
-            (al.Add, "resid_post", "both", False, None)
+            (al.Add, f"blocks.{layer}.hook_resid_post", "both", False, None) for layer in LAYERS
         }
         assert call["guidance_scale"] == 3.0
         mine = rows[rows["kind"] == "steered"]
         assert set(mine["strategy"]) == {"one-to-all"}
         for row, (source, strength) in zip(mine.index, mine[["layer", "strength"]].to_numpy(), strict=True):
             for layer in LAYERS:
-                (step,) = [one for one in steps if layer in one.layers and row in one.rows]
+                mine_here = [one for one in steps if one.site == f"blocks.{layer}.hook_resid_post" and row in one.rows]
+                (step,) = mine_here
                 expected = strength * read[int(source)]
                 torch.testing.assert_close(step.vector[list(step.rows).index(row)], expected)
         if split == "development":
@@ -172,7 +173,7 @@ def test_what_a_model_cannot_do_is_refused_before_it_runs(
     sets = prompts.load("tempo", "english")
     most = max(len(melody.tokenizer(text)["input_ids"]) for text in (*sets.positive, *sets.negative))
     longest = (128 - CHROMA - most - 3) / 25
-    with pytest.raises(InputError, match=rf"seconds=4.7: expected 0.5 to {longest:g}"):
+    with pytest.raises(InputError, match=rf"seconds=4.7: expected 1 to {longest:g}"):
         study.run(melody, "tempo", settings=Settings(seconds=4.7))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["audiolens", "study", "tempo", "--paper", "--full"])
