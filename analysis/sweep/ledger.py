@@ -32,6 +32,7 @@ from torch import Tensor
 from analysis.folder import LOCK, Held, check_in_place, held
 from analysis.sweep.batches import BATCHES, SOUND, TABLE, UNFINISHED, Batches, finished, plans_of
 from analysis.sweep.conditions import Condition
+from audiolens import bounded_files
 from audiolens.errors import DamagedError, DamageWarning, InputError
 from audiolens.files import as_path, put, refused, remove_unfinished
 from audiolens.integrity import SEAL, read_json, sealed_json
@@ -358,8 +359,8 @@ def _begun(folder: Path) -> dict[str, Any] | None:
 def _refuse_foreign(path: Path) -> None:
     """What can be read and never had a hash was not damaged: it is another program's."""
     try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = bounded_files.read_json(path)
+    except InputError:
         return
     ours = isinstance(found, dict) and (SEAL in found or str(found.get("format", "")).startswith("audiolens."))
     if not ours:
