@@ -136,7 +136,7 @@ def listed(name: str, values: Any) -> list[Any]:
         InputTypeError: for one value, text, a mapping or a set, whose items have no order, or a masked array.
     """
     if isinstance(values, _UNORDERED) or not _has_items(values):
-        raise InputTypeError(f"{name}={_told(values)}: expected a list.")
+        raise InputTypeError(f"{name}={_told(values)}: expected a list, in order.")
     refuse_masked(name, values)
     return bounded(name, values)
 

@@ -39,7 +39,9 @@ def test_loudness_and_brightness_are_what_the_label_says(clips: list[synth.Label
     heard = measure.table(np.stack([clip.audio for clip in clips])[:, None], synth.SAMPLE_RATE)
     loudness = np.array([clip.attributes.loudness_dbfs for clip in clips])
     centroid = np.array([clip.attributes.centroid_hz for clip in clips])
-    assert np.allclose(heard.loudness, loudness, atol=0.01)
+    # The label counts a kick's constant part, which the measure takes away first.
+    constant = np.array([clip.audio.mean() for clip in clips])
+    assert np.allclose(heard.loudness, 10 * np.log10(10 ** (loudness / 10) - constant**2), atol=0.01)
     # rounding off the last peaks moves the centroid of a few clips
     assert np.median(np.abs(heard.brightness / centroid - 1)) < 0.03
     assert spearmanr(heard.brightness, centroid).statistic > 0.99
