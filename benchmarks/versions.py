@@ -8,6 +8,7 @@ the decoder's cache has another name, and every family must be refused at load. 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -30,6 +31,8 @@ FOLDER = ROOT / ".venv-versions"
 SHOWN = ("transformers", "nnsight", "torch", "numpy")
 TESTS = ("identity", "raw_hooks", "clock", "melody")
 """Identity with bare transformers, edits against raw hooks, timed edits and recordings, and Melody."""
+ENVIRONMENTS = ("lowest", "pinned", "newest", "wrong")
+ROWS = FOLDER / "rows.json"
 RENAMED = "renamed"
 WRONG = f"newest, the cache renamed to `{RENAMED}` in a copy"
 
@@ -39,21 +42,21 @@ def main(
     whole: Annotated[bool, typer.Option(help="Run every test of the project, not only the exact ones.")] = False,
 ) -> None:
     """Build the environments, test in each, and write the table; exit code 1 if one is not right."""
-    wanted = only or ["lowest", "pinned", "newest", "wrong"]
-    lines, right = [], True
-    for name in tqdm(wanted, desc="versions", unit="environment"):
+    right = True
+    # Rows of former calls stay, so that one environment can be tried again by itself.
+    kept: dict[str, str] = json.loads(ROWS.read_text("utf-8")) if ROWS.is_file() else {}
+    for name in tqdm(only or ENVIRONMENTS, desc="versions", unit="environment"):
         python = environment(name)
-        if name == "wrong":
-            passed, result = refused(python)
-        else:
-            passed, result = tested(python, whole)
+        passed, result = refused(python) if name == "wrong" else tested(python, whole)
         right &= passed
-        lines.append(f"| {WRONG if name == 'wrong' else name} | {' | '.join(versions(python))} | {result} |")
-        tqdm.write(lines[-1])
-    if not only and not whole:
+        kept[name] = row([WRONG if name == "wrong" else name, *versions(python), result])
+        tqdm.write(kept[name])
+        if not whole:
+            ROWS.write_text(json.dumps(kept, indent=1), "utf-8")
+    if not whole and kept.keys() >= set(ENVIRONMENTS):
         heads = ["", *SHOWN, "result"]
-        table = "\n".join([row(heads), row(["---"] * len(heads)), *lines]) + "\n"
-        PAGE.write_text(renewed(PAGE.read_text("utf-8"), "versions", table), "utf-8")
+        table = [row(heads), row(["---"] * len(heads)), *(kept[name] for name in ENVIRONMENTS)]
+        PAGE.write_text(renewed(PAGE.read_text("utf-8"), "versions", "\n".join(table) + "\n"), "utf-8")
     raise typer.Exit(0 if right else 1)
 
 
@@ -92,6 +95,9 @@ def environment(name: str) -> Path:
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", pin]
         subprocess.run([*pip, *specs[name]], check=True)
     if name == "wrong":
+        if not (own / "transformers").is_dir():
+            # The newest is the one behind.
+            shutil.copytree(Path(sysconfig.get_path("purelib")) / "transformers", own / "transformers")
         rename(own / "transformers" / "models")
     return python
 
