@@ -129,13 +129,17 @@ def checked_flags(**flags: object) -> None:
             raise InputTypeError(f"{name}={flag!r}: expected True or False.")
 
 
+def _in_order(values: Any) -> bool:
+    return _has_items(values) and not isinstance(values, _UNORDERED)
+
+
 def listed(name: str, values: Any) -> list[Any]:
     """The items of any iterable with an order, read once.
 
     Raises:
         InputTypeError: for one value, text, a mapping or a set, whose items have no order, or a masked array.
     """
-    if isinstance(values, _UNORDERED) or not _has_items(values):
+    if not _in_order(values):
         raise InputTypeError(f"{name}={_told(values)}: expected a list, in order.")
     refuse_masked(name, values)
     return bounded(name, values)
@@ -161,7 +165,7 @@ def in_order(name: str, values: Any, what: str) -> tuple[Any, ...]:
     Raises:
         InputTypeError: as `listed` does.
     """
-    if isinstance(values, _UNORDERED) or not _has_items(values):
+    if not _in_order(values):
         raise InputTypeError(f"{name}: expected a list of {what}, in order, got {type(values).__name__}.")
     return tuple(listed(name, values))
 
