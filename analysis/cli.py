@@ -19,7 +19,7 @@ from analysis.commands import directions, generate, measure, models, patch, plac
 from analysis.commands.common import say
 from audiolens.characters import printable
 from audiolens.errors import AudioLensError, AudioLensWarning
-from audiolens.tokens import naming_once
+from audiolens.model.tokens import naming_once
 
 app = typer.Typer(
     name="audiolens",

@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from audiolens import text
-from audiolens.audio import checked_codes
 from audiolens.errors import InputError
-from audiolens.overflow import checked_logits
-from audiolens.text import Prompt
-from audiolens.timeline import Span
+from audiolens.model import text
+from audiolens.model.text import Prompt
+from audiolens.model.timeline import Span
+from audiolens.sound.codec import checked_codes
+from audiolens.tracing.overflow import checked_logits
 
 FIRST_SECOND: Span = (0.0, 1.0)
 """The default window: later, a second of audio history already tells what the text said."""

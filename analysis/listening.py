@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from audiolens import measure
-from audiolens.audio import decode
+from audiolens.sound.codec import decode
 
 if TYPE_CHECKING:
     from audiolens import AudioLens

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from audiolens import etude as etude
     from audiolens import measure as measure
     from audiolens import prompts as prompts
-    from audiolens.cache import ActivationCache as ActivationCache
-    from audiolens.directions import Directions as Directions
-    from audiolens.directions import difference_in_means as difference_in_means
-    from audiolens.directions import orthogonalised as orthogonalised
-    from audiolens.generation import Generation as Generation
+    from audiolens.cache.activation_cache import ActivationCache as ActivationCache
+    from audiolens.directions.directions import Directions as Directions
+    from audiolens.directions.directions import difference_in_means as difference_in_means
+    from audiolens.directions.directions import orthogonalised as orthogonalised
+    from audiolens.directions.steering import steer as steer
     from audiolens.interventions import Ablate as Ablate
     from audiolens.interventions import Add as Add
     from audiolens.interventions import Apply as Apply
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from audiolens.interventions import Replace as Replace
     from audiolens.interventions import Scale as Scale
     from audiolens.lens import AudioLens as AudioLens
-    from audiolens.steering import steer as steer
+    from audiolens.tracing.generation import Generation as Generation
 
 _MODULES = ("errors", "etude", "measure", "prompts")
 _NAMES = {
-    "ActivationCache": "audiolens.cache",
-    "Directions": "audiolens.directions",
-    "difference_in_means": "audiolens.directions",
-    "orthogonalised": "audiolens.directions",
-    "Generation": "audiolens.generation",
+    "ActivationCache": "audiolens.cache.activation_cache",
+    "Directions": "audiolens.directions.directions",
+    "difference_in_means": "audiolens.directions.directions",
+    "orthogonalised": "audiolens.directions.directions",
+    "Generation": "audiolens.tracing.generation",
     "Intervention": "audiolens.interventions",
     "Ablate": "audiolens.interventions",
     "Add": "audiolens.interventions",
@@ -43,7 +43,7 @@ _NAMES = {
     "Replace": "audiolens.interventions",
     "Scale": "audiolens.interventions",
     "AudioLens": "audiolens.lens",
-    "steer": "audiolens.steering",
+    "steer": "audiolens.directions.steering",
 }
 __all__ = [
     "Ablate",

@@ -34,9 +34,9 @@ from torch import Tensor
 
 from audiolens.checks import checked_flags, listed, whole_numbers
 from audiolens.errors import InputError, InputTypeError
-from audiolens.sites import checked_names, head_numbers, layers_once
+from audiolens.model.sites import checked_names, head_numbers, layers_once
+from audiolens.model.timeline import Real, Span, checked_span
 from audiolens.tensors import finite, numbers
-from audiolens.timeline import Real, Span, checked_span
 
 Branch = Literal["cond", "null", "both"]
 Numbers = Real | Sequence[Real] | Tensor

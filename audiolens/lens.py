@@ -14,25 +14,25 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from audiolens import text, tokens, weights
-from audiolens.audio import Sound, checked_codes, decode, encode
-from audiolens.cache import ActivationCache
-from audiolens.conditioning import refuse_melody
-from audiolens.drawing import drawn
+from audiolens.cache.activation_cache import ActivationCache
 from audiolens.errors import InputError, InputTypeError
-from audiolens.families import LensConfig, config_of, family_of, places, shapes
-from audiolens.forwards import Forward
-from audiolens.generation import Generation
 from audiolens.interventions import Branch, Intervention, checked_branch, checked_flags
-from audiolens.loading import checked_device, load, refuse_tokenizer
-from audiolens.operations import Model, unharmed
-from audiolens.passes import alone
-from audiolens.proof import prove
-from audiolens.recording import Reading, Reduce, refuse_prefix
-from audiolens.reopening import Opening, packed
-from audiolens.text import Prompt
-from audiolens.timeline import Real, Span, Timeline, checked_frames, clip_timeline
-from audiolens.tracing import LensTracer, SiteValue, position, requested
+from audiolens.model import text, tokens, weights
+from audiolens.model.conditioning import refuse_melody
+from audiolens.model.families import LensConfig, config_of, family_of, places, shapes
+from audiolens.model.loading import checked_device, load, refuse_tokenizer
+from audiolens.model.text import Prompt
+from audiolens.model.timeline import Real, Span, Timeline, checked_frames, clip_timeline
+from audiolens.sound.codec import Sound, checked_codes, decode, encode
+from audiolens.tracing.generate_clips import drawn
+from audiolens.tracing.generation import Generation
+from audiolens.tracing.model_calls import alone
+from audiolens.tracing.nnsight_source import Model, unharmed
+from audiolens.tracing.recording import Reading, Reduce, refuse_prefix
+from audiolens.tracing.reopening import Opening, packed
+from audiolens.tracing.run_on_codes import Forward
+from audiolens.tracing.self_check.sites import prove
+from audiolens.tracing.trace import LensTracer, SiteValue, position, requested
 
 Interventions = Intervention | Iterable[Intervention]
 
@@ -47,7 +47,8 @@ class AudioLens:
 
     Raises:
         UnsupportedModelError: if a part the lens relies on is not where it should be, has another shape, or is built so
-            that an edit would not change what the model computes; `audiolens.proof` shows it by two tiny forwards.
+            that an edit would not change what the model computes; `audiolens.tracing.self_check` shows it by two tiny
+            forwards and a tiny generation.
         InputError: if the model is in training mode, or the tokenizer is not one of its text encoder's.
     """
 
@@ -169,7 +170,7 @@ class AudioLens:
         return Timeline(checked_frames(frames), self.config.frame_rate, self.config.delays)
 
     def encode_audio(self, waveform: Any, sample_rate: int) -> Int[Tensor, "row codebook frame"]:
-        """A waveform as undelayed codes; see `audiolens.audio.encode`."""
+        """A waveform as undelayed codes; see `audiolens.sound.codec.encode`."""
         with alone(self.model), torch.no_grad():
             return encode(waveform, sample_rate, self.model, self.config)
 
@@ -396,7 +397,7 @@ class AudioLens:
         temperature: Real = 1.0,
         top_k: int | None = 250,
     ) -> LensTracer:
-        """nnsight's own trace, with rows and branches understood; see `audiolens.tracing`.
+        """nnsight's own trace, with rows and branches understood; see `audiolens.tracing.trace`.
 
         Without prompts the block holds `with tracer.invoke(prompts, codes=...)` blocks. `fn="generate"` takes
         `seconds`, `seeds`, `temperature` and `top_k` as `generate` does; its steps are `tracer.iter[:]`, where

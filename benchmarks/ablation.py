@@ -24,8 +24,8 @@ from torch import Tensor
 from transformers import MusicgenForConditionalGeneration
 
 from audiolens import AudioLens, measure
-from audiolens.etude import corpus, decoder, evaluate, listener, text, train
-from audiolens.timeline import delay
+from audiolens.etude.training import corpus, decoder, evaluate, listener, text, train
+from audiolens.model.timeline import delay
 
 CARD = train.WEIGHTS / "README.md"
 HELD_OUT_SEED, HELD_OUT = 77, 256

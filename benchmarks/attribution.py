@@ -24,9 +24,9 @@ from tqdm.auto import tqdm
 
 from analysis import attribution
 from analysis.likelihood import Window
-from analysis.site_cells import spans
+from analysis.site_grid import spans
 from audiolens import AudioLens
-from audiolens.timeline import delay
+from audiolens.model.timeline import delay
 
 CLEAN, CORRUPTED = "a fast song with drums", "a slow song with drums"
 AIM = 30.0

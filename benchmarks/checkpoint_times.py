@@ -19,7 +19,7 @@ from pages import renewed
 from tqdm.auto import tqdm
 
 from audiolens import Add, AudioLens
-from audiolens.etude.text import build_tokenizer
+from audiolens.etude.training.text import build_tokenizer
 
 SECONDS, REPEATS = 0.5, 3
 READ_SECONDS = 5

@@ -3,7 +3,7 @@
 Nothing is downloaded and nothing is timed. Each model is built on torch's meta device, which holds shapes and no
 numbers, from the sizes with which transformers' conversion scripts built the published checkpoints (blocks, width,
 heads, codebooks), around T5-base and the 32 kHz EnCodec that they share. Parameters are counted there; the rest is
-arithmetic over shapes (`cache_bytes`, `recording_bytes`), which `tests/test_checkpoints.py` holds against tensors.
+arithmetic over shapes (`cache_bytes`, `recording_bytes`), which `tests/model/test_checkpoints.py` holds to tensors.
 """
 
 from dataclasses import dataclass

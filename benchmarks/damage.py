@@ -32,7 +32,7 @@ from analysis.report import writer
 from analysis.study.settings import Settings
 from analysis.sweep import Condition
 from audiolens.errors import InputError
-from audiolens.integrity import sealed_json
+from audiolens.files.integrity import sealed_json
 
 MAKING: dict[str, Any] = {"seconds": 0.4, "batch_size": 4, "measures": ("brightness", "loudness"), "n_jobs": 0}
 TINY = Settings(

@@ -23,13 +23,13 @@ from analysis import statistics, sweep
 from analysis import study as studies
 from analysis.figures import spectrograms
 from analysis.listening import share_cores
-from analysis.study.outcome import CROSSED
+from analysis.study.test_result import CROSSED
 from analysis.sweep import BASELINE, Condition
 from analysis.sweep.response import MEASURED, effects
 from audiolens import AudioLens, prompts, steer
-from audiolens.etude import evaluate
-from audiolens.etude.train import WEIGHTS
-from audiolens.soundfiles import compressed
+from audiolens.etude.training import evaluate
+from audiolens.etude.training.train import WEIGHTS
+from audiolens.sound.soundfiles import compressed
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", WEIGHTS / "README.md")

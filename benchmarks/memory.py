@@ -59,10 +59,10 @@ def main(
 def peak(model: str, size: int, seconds: float, batch_size: int) -> dict[str, float]:
     """The most memory that reading `size` prompts holds at once, in MiB: of the process, and above the loaded model."""
     from audiolens import AudioLens, difference_in_means
-    from audiolens.prompts import build
+    from audiolens.etude.training import prompt_sets
 
     lens = AudioLens.from_pretrained(model)
-    matched = build.pairs("tempo", size // 2)
+    matched = prompt_sets.pairs("tempo", size // 2)
     positive, negative = [pair[0] for pair in matched], [pair[1] for pair in matched]
     read = {"seconds": seconds, "batch_size": batch_size}
     loaded = _status_kib("VmRSS")

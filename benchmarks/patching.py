@@ -22,7 +22,7 @@ import typer
 from tracing import BLOCKS, N_CODEBOOKS, VOCABULARY, _status_kib, random_lens
 
 from analysis import patching
-from audiolens.timeline import delay
+from audiolens.model.timeline import delay
 
 STEPS, WINDOWS = 64, 16
 CLEAN, CORRUPTED = "a fast song with drums", "a slow song with drums"

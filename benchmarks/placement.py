@@ -32,11 +32,11 @@ from analysis.statistics import MOST_FAILED
 from analysis.study import scan
 from analysis.sweep.response import KEYS, MEASURED, is_ratio
 from audiolens import AudioLens, difference_in_means
-from audiolens.directions import Directions
+from audiolens.directions.directions import Directions
+from audiolens.directions.steering import Strategy
 from audiolens.measure.failure import LEAST_ENTROPY_RATIO
 from audiolens.measure.rhythm import FEWEST_ONSETS
 from audiolens.prompts import load
-from audiolens.steering import Strategy
 
 STRENGTHS: Mapping[Strategy, tuple[float, ...]] = {
     "one-to-one": (0.25, 0.5, 1.0),

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 import typer
 
-from analysis import readings, sweep
+from analysis import reading_comparison, sweep
 from analysis.listening import share_cores
 from analysis.sweep import BASELINE, Condition
 from audiolens import AudioLens, Directions, difference_in_means, steer
@@ -94,10 +94,10 @@ def main(
     tables["first_order"] = first_orders(lens, read, layers, sets["tempo"].development[:prompts], guidance)
     tables["readings"] = pd.concat(
         [
-            readings.compare(
+            reading_comparison.compare(
                 lens,
                 one,
-                positions=(*readings.POSITIONS, (0.5 * reading_seconds, reading_seconds)),
+                positions=(*reading_comparison.POSITIONS, (0.5 * reading_seconds, reading_seconds)),
                 seconds=reading_seconds,
                 guidance_scale=guidance,
                 prompts=min(poles, compared),

@@ -25,7 +25,7 @@ from analysis.listening import Listener, share_cores
 from analysis.sweep.factorial import Factors, conditions
 from audiolens import AudioLens, difference_in_means
 from audiolens.prompts import load
-from audiolens.sampling import RowStreams
+from audiolens.tracing.sampling import RowStreams
 
 AIM = 3.0
 

@@ -23,8 +23,9 @@ import torch
 import typer
 from tqdm.auto import tqdm
 
-from audiolens import Add, AudioLens, engine, passes
-from audiolens.timeline import delay
+from audiolens import Add, AudioLens
+from audiolens.model.timeline import delay
+from audiolens.tracing import model_calls, plan
 
 WIDTH, BLOCKS, VOCABULARY, N_CODEBOOKS = 512, 12, 256, 4
 SECONDS, FRAMES = 2.0, 50
@@ -122,11 +123,11 @@ def unwatched(function: Callable[[], Any]) -> Callable[[], Any]:
     """The same without the watch over what interventions write, and over the logits."""
 
     def bare() -> Any:
-        watch, engine.Watch, passes.Watch = engine.Watch, lambda *_: None, lambda *_: _as_it_is
+        watch, plan.Watch, model_calls.Watch = plan.Watch, lambda *_: None, lambda *_: _as_it_is
         try:
             return function()
         finally:
-            engine.Watch = passes.Watch = watch
+            plan.Watch = model_calls.Watch = watch
 
     return bare
 
@@ -191,7 +192,7 @@ def random_model(blocks: int) -> tuple[Any, Any]:
         T5Config,
     )
 
-    from audiolens.etude import text
+    from audiolens.etude.training import text
 
     torch.manual_seed(0)
     tokenizer = text.build_tokenizer()

@@ -6,7 +6,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from audiolens.timeline import Timeline, delay, delays_of
+from audiolens.model.timeline import Timeline, delay, delays_of
 
 FRAMES, CODEBOOKS, RATE = 6, 4, 25.0
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5A5A5A"

@@ -3,7 +3,7 @@
     python notebooks/execute.py             # all of them, in place (`make notebooks`)
     python notebooks/execute.py 1_first_look
 
-A cell that fails stops it, and nothing of that notebook is saved. `tests/test_notebooks.py` runs them the same way.
+A cell that fails stops it, and nothing of that notebook is saved. The notebooks' tests run them the same way.
 """
 
 from __future__ import annotations

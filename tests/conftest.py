@@ -13,6 +13,8 @@ import torch
 
 torch.set_num_threads(1)
 
+pytest_plugins = ("command_line",)
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 WORDS = [

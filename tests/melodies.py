@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from conftest import CHROMA
 
-from audiolens.timeline import delay
+from audiolens.model.timeline import delay
 
 ALIKE = ["fast bright piano", "slow dark guitar", "calm soft jazz", "loud drums song", "a fast song"]
 TOKENS = 4  # three words and </s>

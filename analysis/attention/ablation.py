@@ -15,15 +15,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analysis.likelihood import Window, checked_rows
-from analysis.site_cells import places_of
+from analysis.site_grid import places_of
 from analysis.statistics import LEVEL, N_PERMUTATIONS, Means, means
 from audiolens.checks import checked_amount
 from audiolens.errors import InputError
 from audiolens.interventions import Scale
-from audiolens.rows import whole_batch_size
-from audiolens.sites import checked_heads
-from audiolens.timeline import Span
-from audiolens.tokens import named_once
+from audiolens.model.sites import checked_heads
+from audiolens.model.timeline import Span
+from audiolens.model.tokens import named_once
+from audiolens.tracing.batching import whole_batch_size
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,8 +15,8 @@ from analysis.attention.weights import caches, checked
 from analysis.statistics import LEVEL, Means, correct, means
 from audiolens.checks import MOST_SEED, checked_amount, checked_count, refuse_masked
 from audiolens.errors import InputError, InputTypeError
-from audiolens.rows import whole_batch_size
-from audiolens.tokens import named_once
+from audiolens.model.tokens import named_once
+from audiolens.tracing.batching import whole_batch_size
 
 
 @dataclass(frozen=True, eq=False)

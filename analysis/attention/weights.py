@@ -13,8 +13,8 @@ from torch import Tensor
 
 from analysis.likelihood import checked_rows
 from audiolens.errors import ActivationOverflow
-from audiolens.rows import whole_batch_size
-from audiolens.sites import checked_heads, checked_layers
+from audiolens.model.sites import checked_heads, checked_layers
+from audiolens.tracing.batching import whole_batch_size
 
 
 def checked(

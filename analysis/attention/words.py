@@ -14,7 +14,7 @@ from torch import Tensor
 from analysis.attention.weights import caches, checked
 from analysis.statistics import Means, means
 from audiolens.errors import InputError, nearest
-from audiolens.tokens import named_once
+from audiolens.model.tokens import named_once
 
 
 @dataclass(frozen=True, eq=False)

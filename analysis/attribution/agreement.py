@@ -15,7 +15,7 @@ from torch import Tensor
 
 from analysis.attribution.gradients import Metric, scored
 from analysis.resampling import Interval, bootstrap
-from analysis.site_cells import Place
+from analysis.site_grid import Place
 from audiolens.interventions import Replace
 
 

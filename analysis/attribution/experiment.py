@@ -24,12 +24,12 @@ from analysis.attribution.gradients import Metric
 from analysis.attribution.pairing import Pairing, Part, Towards
 from analysis.attribution.result import AttributionResult, Method, Scores
 from analysis.likelihood import Window
-from analysis.site_cells import Place
+from analysis.site_grid import Place
 from audiolens.checks import MOST_SEED, checked_count, checked_flags
 from audiolens.errors import InputError, InputTypeError
-from audiolens.sites import names_once
-from audiolens.timeline import Span
-from audiolens.tokens import named_once
+from audiolens.model.sites import names_once
+from audiolens.model.timeline import Span
+from audiolens.model.tokens import named_once
 
 
 @named_once

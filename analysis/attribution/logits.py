@@ -19,15 +19,15 @@ from torch import Tensor
 
 from analysis.likelihood import Window, by_frame, checked_rows
 from analysis.statistics import N_PERMUTATIONS, Means, means
-from audiolens.cache import ActivationCache
+from audiolens.cache.activation_cache import ActivationCache
 from audiolens.checks import checked_flags
 from audiolens.errors import InputError
-from audiolens.overflow import checked_logits
-from audiolens.rows import whole_batch_size
+from audiolens.model.timeline import Span
+from audiolens.model.tokens import named_once
+from audiolens.model.weights import decoder_of
 from audiolens.tensors import finite
-from audiolens.timeline import Span
-from audiolens.tokens import named_once
-from audiolens.weights import decoder_of
+from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.overflow import checked_logits
 
 Along = Literal["codes", "difference", "direction"]
 

@@ -16,13 +16,13 @@ from analysis.attribution.agreement import Agreement, Cell, patched
 from analysis.attribution.gradients import Metric, Pass, backward, scored
 from analysis.likelihood import Window, checked_rows
 from analysis.matched import refuse_unequal
-from analysis.site_cells import Place, places_of, spans
-from audiolens.audio import checked_codes
+from analysis.site_grid import Place, places_of, spans
 from audiolens.errors import InputError
-from audiolens.rows import whole_batch_size
-from audiolens.text import checked_prompts, lengths, token_limit
-from audiolens.timeline import Span
-from audiolens.tokens import note_unread
+from audiolens.model.text import checked_prompts, lengths, token_limit
+from audiolens.model.timeline import Span
+from audiolens.model.tokens import note_unread
+from audiolens.sound.codec import checked_codes
+from audiolens.tracing.batching import whole_batch_size
 
 TEXT = "hook_text_states"
 

@@ -62,7 +62,7 @@ def completed(own: PromptSet, lens: AudioLens, words: tuple[str, str] | None = N
 
 def words_unread(sets: PromptSet, lens: AudioLens) -> str | None:
     """Says that the model tells the poles' words not apart, if it does not."""
-    from audiolens import text
+    from audiolens.model import text
 
     high, low = (sets.words(pole)[0] for pole in sets.poles)
     if text.read_alike(high, low, lens.tokenizer):

@@ -49,7 +49,7 @@ def directions_read(
 
         audiolens directions my-prompts.csv -o mine.safetensors
     """
-    from analysis import folder
+    from analysis.store import folder
     from audiolens import difference_in_means
     from audiolens import prompts as sets_of
 

@@ -50,8 +50,8 @@ def generate(
 
         audiolens generate "a little tune" -s tempo.safetensors:+1 -s timbre.safetensors:-0.25 --orthogonal
     """
-    from analysis import folder
     from analysis.commands import steering
+    from analysis.store import folder
 
     if not all(prompt.strip() for prompt in prompts):
         raise InputError("an empty prompt: say in words what to play, such as 'a little tune with drums'.")

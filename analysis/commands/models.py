@@ -7,7 +7,7 @@ from analysis.commands.common import Json, print_table, say, to_json
 
 def models(as_json: Json = False) -> None:
     """The models there are: what is on this disk works offline; any other hub name or folder of the family will do."""
-    from audiolens.loading import BUNDLED, HUB
+    from audiolens.model.loading import BUNDLED, HUB
 
     rows = [
         {"model": name, "kind": "bundled", "here": (folder / "config.json").is_file()}

@@ -71,9 +71,10 @@ def patch(
 
         audiolens patch tempo --no-sound --json
     """
-    from analysis import folder, patching
+    from analysis import patching
     from analysis.patching.grid import checked_by, needs_equal_lengths
     from analysis.patching.result import checked_mode
+    from analysis.store import folder
     from audiolens.checks import MOST_SEED, checked_count
     from audiolens.errors import InputError
 

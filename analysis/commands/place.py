@@ -51,7 +51,8 @@ def place(
 
         audiolens place timbre --directions timbre.safetensors -o timbre-place
     """
-    from analysis import folder, placement
+    from analysis import placement
+    from analysis.store import folder
     from audiolens import Directions
 
     if out is not None:

@@ -63,7 +63,8 @@ def probe(
 
         audiolens probe genre --audio songs --labels songs.csv --group artist
     """
-    from analysis import folder, probing
+    from analysis import probing
+    from analysis.store import folder
 
     if (audio is None) != (labels is None):
         raise InputError("--audio and --labels go together: a folder, and a CSV that labels its files.")

@@ -107,9 +107,9 @@ def study(
     }  # fmt: skip
     try:
         if len(sets) > 1:
-            from analysis.study import several
+            from analysis.study import study_set
 
-            found: Any = several.run(lens, sets, target, **options)
+            found: Any = study_set.run(lens, sets, target, **options)
         else:
             found = studies.run(lens, sets[0], target, **options)
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from audiolens.checks import checked_flags, numbers_of
-from audiolens.directions import Directions
+from audiolens.directions.directions import Directions
 from audiolens.errors import InputError, InputTypeError
 
 UNITS: Mapping[str, str] = {

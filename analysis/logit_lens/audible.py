@@ -17,10 +17,10 @@ from torch import Tensor
 from analysis.logit_lens.reading import checked, log_probabilities
 from audiolens import measure
 from audiolens.errors import InputError
-from audiolens.generation import Generation
-from audiolens.sampling import RowStreams, checked_seeds, checked_settings
-from audiolens.timeline import Real
-from audiolens.tokens import named_once
+from audiolens.model.timeline import Real
+from audiolens.model.tokens import named_once
+from audiolens.tracing.generation import Generation
+from audiolens.tracing.sampling import RowStreams, checked_seeds, checked_settings
 
 
 @dataclass(frozen=True, eq=False)

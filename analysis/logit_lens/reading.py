@@ -18,9 +18,9 @@ from torch import Tensor
 
 from analysis.likelihood import by_frame, checked_rows
 from analysis.statistics import means
-from audiolens.overflow import checked_logits
-from audiolens.sites import checked_layers
-from audiolens.tokens import named_once
+from audiolens.model.sites import checked_layers
+from audiolens.model.tokens import named_once
+from audiolens.tracing.overflow import checked_logits
 
 
 @dataclass(frozen=True, eq=False)

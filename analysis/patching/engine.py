@@ -23,11 +23,11 @@ from torch.nn import functional
 
 from analysis.likelihood import Window, log_probability
 from analysis.patching.grid import BEGIN, EMBEDDINGS, TEXT_SIDE, TEXT_STATES, WRITES, Cell
-from audiolens.taps import attention_pattern
+from audiolens.model.site_access import attention_pattern
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
-    from audiolens.cache import ActivationCache
+    from audiolens.cache.activation_cache import ActivationCache
 
 LOGITS, FINAL = "hook_logits", "ln_final.hook_normalized"
 POSITIONS = 512

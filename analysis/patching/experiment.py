@@ -30,9 +30,9 @@ from analysis.patching.runs import Runs
 from analysis.patching.sound import Listening, Sound
 from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_flags
 from audiolens.errors import ActivationOverflow, InputError
-from audiolens.passes import alone
-from audiolens.timeline import Span, codes_timeline
-from audiolens.tokens import named_once
+from audiolens.model.timeline import Span, codes_timeline
+from audiolens.model.tokens import named_once
+from audiolens.tracing.model_calls import alone
 
 if TYPE_CHECKING:
     from audiolens import AudioLens

@@ -14,9 +14,9 @@ import numpy as np
 
 from audiolens.checks import one_or_listed, whole_number
 from audiolens.errors import InputError, SiteError
-from audiolens.families import places
-from audiolens.sites import Site, checked_heads, checked_names, layers_once
-from audiolens.timeline import Real, Span, Timeline, clip_timeline
+from audiolens.model.families import places
+from audiolens.model.sites import Site, checked_heads, checked_names, layers_once
+from audiolens.model.timeline import Real, Span, Timeline, clip_timeline
 
 if TYPE_CHECKING:
     from audiolens import AudioLens

@@ -16,7 +16,7 @@ from analysis.patching.runs import N_PAIRS
 from analysis.resampling import Interval, bootstrap
 from analysis.statistics import LEVEL, Means, means
 from audiolens.errors import InputError
-from audiolens.timeline import Span
+from audiolens.model.timeline import Span
 
 Mode = Literal["denoising", "noising"]
 TOTAL = "total"

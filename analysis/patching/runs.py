@@ -15,13 +15,13 @@ from analysis.likelihood import Window
 from analysis.matched import refuse_unequal
 from analysis.patching.engine import Batch, Side, recorded_hooks
 from analysis.patching.grid import Cell
-from audiolens import text, tokens
-from audiolens.audio import checked_codes, codes_of
 from audiolens.checks import MOST_SEED, checked_count, checked_flags, in_order
 from audiolens.errors import InputError, InputTypeError, PromptError
+from audiolens.model import text, tokens
+from audiolens.model.timeline import Real, Span, Timeline, codes_timeline
+from audiolens.model.tokens import named_once
 from audiolens.prompts import PromptSet
-from audiolens.timeline import Real, Span, Timeline, codes_timeline
-from audiolens.tokens import named_once
+from audiolens.sound.codec import checked_codes, codes_of
 
 if TYPE_CHECKING:
     from audiolens import AudioLens

@@ -30,8 +30,8 @@ from audiolens import measure
 from audiolens.checks import MOST_SEED, checked_count
 from audiolens.errors import InputError, PromptError, nearest
 from audiolens.interventions import Apply, Branch, checked_branch
-from audiolens.sampling import checked_settings
-from audiolens.timeline import Span, Timeline, clip_timeline
+from audiolens.model.timeline import Span, Timeline, clip_timeline
+from audiolens.tracing.sampling import checked_settings
 
 if TYPE_CHECKING:
     from audiolens import AudioLens

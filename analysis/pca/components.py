@@ -23,10 +23,10 @@ from analysis.probing.result import UNGROUPED, UNTESTED
 from analysis.probing.table import column
 from analysis.resampling import Interval, bootstrap
 from analysis.statistics import LEVEL, rank_test
-from audiolens.cache import ActivationCache
+from audiolens.cache.activation_cache import ActivationCache
 from audiolens.checks import MOST_SEED, checked_count, numbers_of
 from audiolens.errors import InputError
-from audiolens.sites import listed_layers
+from audiolens.model.sites import listed_layers
 
 
 @dataclass(frozen=True, eq=False)

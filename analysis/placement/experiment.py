@@ -16,16 +16,16 @@ from jaxtyping import Int
 from torch import Tensor
 
 from analysis import layer_attribution
-from analysis.placement.beside import Beside, checked_kinds, computed, generated_steps
+from analysis.placement.other_evidence import Beside, checked_kinds, computed, generated_steps
 from analysis.placement.result import ALIGNMENT, Placement, chosen
 from analysis.placement.shifts import Candidate, asked_in_words, candidates, checked_strategies, shifts_of
 from audiolens import prompts as prompt_sets
 from audiolens.checks import checked_count, checked_flags, in_order
-from audiolens.directions import Directions, difference_in_means
+from audiolens.directions.directions import Directions, difference_in_means
+from audiolens.directions.steering import Strategy
 from audiolens.errors import InputError, InputTypeError
+from audiolens.model.tokens import named_once, note_unread
 from audiolens.prompts import PromptSet
-from audiolens.steering import Strategy
-from audiolens.tokens import named_once, note_unread
 
 if TYPE_CHECKING:
     from audiolens import AudioLens

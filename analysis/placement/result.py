@@ -13,10 +13,10 @@ from jaxtyping import Float
 from analysis.layer_attribution import Evidence, LayerAttribution
 from analysis.placement.shifts import Candidate, Shifts, place_name
 from analysis.resampling import interval_of, resampled
-from audiolens.directions import Directions
+from audiolens.directions.directions import Directions
+from audiolens.directions.steering import Strategy
 from audiolens.errors import InputError
 from audiolens.prompts import PromptSet
-from audiolens.steering import Strategy
 
 ALIGNMENT = "alignment"
 AS_GOOD = 0.995

@@ -19,12 +19,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from analysis.likelihood import by_frame
-from audiolens.directions import Directions
+from audiolens.directions.directions import Directions
+from audiolens.directions.steering import Strategy, steer
 from audiolens.errors import InputError
-from audiolens.overflow import checked_logits
+from audiolens.model.sites import checked_layers
 from audiolens.prompts import PromptSet
-from audiolens.sites import checked_layers
-from audiolens.steering import Strategy, steer
+from audiolens.tracing.overflow import checked_logits
 
 if TYPE_CHECKING:
     from audiolens import AudioLens

@@ -189,7 +189,7 @@ class Dataset:
             InputError: for a missing file or column, a line without its file, label or group, sounds of different
                 rates, or one shorter than `seconds`.
         """
-        from audiolens import soundfiles
+        from audiolens.sound import soundfiles
 
         columns = read_columns(Path(table), filled=[file, label, *filter(None, [group])], blank=[prompt])
         sounds, rates = [], set()

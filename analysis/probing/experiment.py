@@ -19,14 +19,14 @@ from analysis.probing.dataset import Dataset, Task, checked_labels, groups_of, t
 from analysis.probing.features import Baseline, Features, Position
 from analysis.probing.probes import KINDS, Kind, Plan, Probe, Scored, target_of
 from analysis.probing.result import ProbeResult
-from audiolens import provenance
-from audiolens.cache import ActivationCache
+from audiolens.cache.activation_cache import ActivationCache
 from audiolens.checks import MOST_JOBS, MOST_SEED, checked_amount, checked_count, checked_flags, one_or_listed
+from audiolens.directions import provenance
+from audiolens.directions.provenance import Provenance
 from audiolens.errors import InputError
 from audiolens.interventions import Branch
-from audiolens.provenance import Provenance
-from audiolens.sites import head_numbers, listed_layers
-from audiolens.tokens import named_once
+from audiolens.model.sites import head_numbers, listed_layers
+from audiolens.model.tokens import named_once
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 
 from analysis.probing.dataset import Dataset
-from audiolens.cache import ActivationCache
+from audiolens.cache.activation_cache import ActivationCache
 from audiolens.checks import numbers_of
 from audiolens.errors import InputError, SiteError, shortened
 from audiolens.interventions import Branch
-from audiolens.sites import listed_layers
-from audiolens.timeline import Span, checked_span
+from audiolens.model.sites import listed_layers
+from audiolens.model.timeline import Span, checked_span
 
 if TYPE_CHECKING:
     from audiolens.lens import AudioLens

@@ -15,9 +15,9 @@ from analysis.probing.features import Place
 from analysis.probing.probes import Probe, Scored, balanced_accuracy, least_p, target_of
 from analysis.resampling import bootstrap
 from analysis.statistics import LEVEL, rank_test
-from audiolens.directions import Directions
+from audiolens.directions.directions import Directions
+from audiolens.directions.provenance import Provenance
 from audiolens.errors import InputError
-from audiolens.provenance import Provenance
 
 UNTESTED = "too few rows or shuffles to test: "
 UNGROUPED = "rows without prompts or groups=, each counted as independent"

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from audiolens.bounded_files import csv_rows, read_text
 from audiolens.checks import in_order, refuse_masked
 from audiolens.errors import InputError, shortened
+from audiolens.files.bounded import csv_rows, read_text
 
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 _KINDS = {"b": "truth values", "U": "text", "S": "text"}

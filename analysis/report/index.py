@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from analysis.figures.literal import as_typed
-from analysis.folder import refuse_path
 from analysis.report import crossing, live, page
 from analysis.report.downloads import data_link, downloads
 from analysis.report.templates import template, text
 from analysis.report.writer import plain
 from analysis.spreadsheets import csv_of
+from analysis.store.folder import refuse_path
 from analysis.study import stages
-from audiolens.bounded_files import read_object
 from audiolens.errors import InputError
-from audiolens.files import refuse_special
-from audiolens.integrity import sealed_json
+from audiolens.files.atomic import refuse_special
+from audiolens.files.bounded import read_object
+from audiolens.files.integrity import sealed_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from analysis.study.several import Several
+    from analysis.study.study_set import Several
 
 FORMAT, UNSEALED = "audiolens.studies.2", "audiolens.studies.1"
 _TABLES = ("cross_effects", "cosines")

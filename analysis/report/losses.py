@@ -17,7 +17,7 @@ _EFFECT = ("effect", "low", "high")
 
 
 def beside(lost: pd.DataFrame, response: pd.DataFrame) -> pd.DataFrame:
-    """What was lost (`analysis.study.lost.table`), with `effect`, `low` and `high` of the same condition.
+    """What was lost (`analysis.study.side_effects.table`), with `effect`, `low` and `high` of the same condition.
 
     What the unsteered clips drift by between two seeds of one prompt has a row of its own, of kind "another seed": the
     other numbers of theirs are of the very clips that all others are compared with, and their drift is 0.

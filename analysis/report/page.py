@@ -16,8 +16,8 @@ from analysis.report import live, losses, words
 from analysis.report.downloads import data_link, downloads
 from analysis.report.templates import template, text
 from analysis.report.words import number
-from audiolens import soundfiles
 from audiolens.measure import UNITS
+from audiolens.sound import soundfiles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

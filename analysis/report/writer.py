@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 
 from analysis.figures.literal import as_typed
-from analysis.folder import STUDY
 from analysis.report import losses, page
 from analysis.report.drawings import drawings
 from analysis.spreadsheets import csv_of
+from analysis.store.folder import STUDY
 from analysis.study import stages, where
 from analysis.sweep import BASELINE
-from audiolens import soundfiles
-from audiolens.integrity import sealed_json
+from audiolens.files.integrity import sealed_json
+from audiolens.sound import soundfiles
 
 if TYPE_CHECKING:
     from analysis.study.experiment import Study

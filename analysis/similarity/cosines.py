@@ -20,7 +20,7 @@ from scipy import stats
 
 from analysis.statistics import LEVEL, correct
 from audiolens.checks import checked_count
-from audiolens.directions import Directions
+from audiolens.directions.directions import Directions
 from audiolens.errors import InputError, InputTypeError
 
 Null = Literal["random", "shuffled"]

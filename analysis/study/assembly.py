@@ -15,13 +15,13 @@ import pandas as pd
 from analysis import pca, similarity
 from analysis.pca import PCAResult
 from analysis.placement import Placement
-from analysis.study import lost, outcome, scan
+from analysis.study import scan, side_effects, test_result
 from analysis.study.experiment import Study
 from analysis.study.scan import Choice
 from analysis.study.settings import Settings
 from analysis.study.where import Where
 from analysis.sweep import SweepResult
-from audiolens.directions import Directions
+from audiolens.directions.directions import Directions
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +55,9 @@ def assembled(
         choice=choice,
         alternatives=alternatives,
         response=response,
-        outcomes=outcome.outcomes(response, poles, choice),
-        monotonicity=outcome.monotonicity(response),
-        cross=outcome.cross_effects(tested.table, measures=[*dict.fromkeys((*outcome.CROSSED, measured))]),
+        outcomes=test_result.outcomes(response, poles, choice),
+        monotonicity=test_result.monotonicity(response),
+        cross=test_result.cross_effects(tested.table, measures=[*dict.fromkeys((*test_result.CROSSED, measured))]),
         clips=pd.concat(clips, ignore_index=True).drop(columns="file", errors="ignore"),
         sounds=_sounds(tested),
         settings=settings,
@@ -66,7 +66,7 @@ def assembled(
         seconds=dict(seconds),
         where=parts.where,
         placement=parts.placement,
-        lost=lost.table(tested.table, parts.scored),
+        lost=side_effects.table(tested.table, parts.scored),
     )
 
 

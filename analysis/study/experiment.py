@@ -23,18 +23,18 @@ from analysis.similarity import CosineMap
 from analysis.statistics import FEWEST_CONTROLS, Monotonicity
 from analysis.study import stages
 from analysis.study.made import made_of
-from analysis.study.outcome import Outcome
 from analysis.study.scan import Choice
 from analysis.study.settings import Settings
 from analysis.study.stages import Stages
+from analysis.study.test_result import Outcome
 from analysis.study.where import Where
 from analysis.sweep.response import MEASURED
 from audiolens.checks import checked_flags
-from audiolens.directions import Directions
+from audiolens.directions.directions import Directions
 from audiolens.errors import InputError, nearest, shortened
-from audiolens.files import aside
+from audiolens.files.atomic import aside
+from audiolens.model.tokens import named_once
 from audiolens.prompts import PromptSet, concepts, load
-from audiolens.tokens import named_once
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -66,7 +66,7 @@ class Study:
         sounds: a few paired clips: (condition, prompt, seed) -> samples.
         seconds: how long each stage took to make.
         where, placement: what was patched, and where the evidence puts the direction, if it was asked.
-        lost: what steering cost: failed clips, drift, Fréchet distance (`analysis.study.lost.table`).
+        lost: what steering cost: failed clips, drift, Fréchet distance (`analysis.study.side_effects.table`).
 
     What it does not show: that the direction *is* the concept (it is what separates these prompts, and moves this
     measure); that the chosen block is where the concept is computed (steering works wherever later blocks read);
@@ -116,8 +116,8 @@ class Study:
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False, command: str = "") -> Path:
         """Write tables, figures, sound, directions and the page; see `analysis.report`."""
         checked_flags(overwrite=overwrite)
-        from analysis import folder as folders
         from analysis import report
+        from analysis.store import folder as folders
 
         with folders.fresh(folder, overwrite=overwrite) as work:
             report.write(self, work, command=command)
@@ -231,9 +231,9 @@ def _run(
     progress: bool,
     tell: Callable[[str], None],
 ) -> Study:
-    from analysis.study import course
+    from analysis.study import pipeline
 
-    return course.follow(lens, sets, settings, kept, progress, tell)
+    return pipeline.follow(lens, sets, settings, kept, progress, tell)
 
 
 def _side(found: Outcome, word: str) -> str:

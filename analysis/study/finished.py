@@ -10,22 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis import sweep
-from analysis.folder import UNSEALED_STUDY, refuse_path
-from analysis.study import experiment, keeping, lost, stages, where
+from analysis.store.folder import UNSEALED_STUDY, refuse_path
+from analysis.study import experiment, side_effects, stages, storage, where
 from analysis.study.assembly import Parts, assembled
 from analysis.study.experiment import Study
 from analysis.study.made import check_made
 from analysis.study.settings import Settings
 from analysis.sweep import SweepResult
 from audiolens.errors import DamagedError, InputError
-from audiolens.files import as_path, inside, refuse_links, remove_unfinished
-from audiolens.integrity import read_json
+from audiolens.files.atomic import as_path, inside, refuse_links, remove_unfinished
+from audiolens.files.integrity import read_json
 
 _UNSEALED = (stages.UNSEALED, UNSEALED_STUDY, "audiolens.studies.1")
 _AGAIN = "the command that made the study makes it again."
 
 if TYPE_CHECKING:
-    from analysis.study.several import Several
+    from analysis.study.study_set import Several
 
 
 def load_folder(folder: str | os.PathLike[str]) -> Study:
@@ -41,14 +41,14 @@ def load_folder(folder: str | os.PathLike[str]) -> Study:
         if _is_sealed(place):
             check_made(place, _object(place / stages.MADE))
         at = {name: place / stages.STAGES / entry for name, entry in entries.items()}
-        directions = keeping.read_directions(at["directions"])
+        directions = storage.read_directions(at["directions"])
         parts = Parts(
             directions=directions,
             where=where.read(at["patching"]) if "patching" in at else None,
-            placement=keeping.read_placement(at["placement"], directions) if "placement" in at else None,
+            placement=storage.read_placement(at["placement"], directions) if "placement" in at else None,
             tried={name: _swept(at[name]) for name in ("scan", "strength") if name in at},
             tested=_swept(at["dose-response"]),
-            scored=lost.read(at["lost"]),
+            scored=side_effects.read(at["lost"]),
         )
         high, low = told["poles"]
         return assembled(
@@ -67,7 +67,7 @@ def redraw(folder: str | os.PathLike[str]) -> Study | Several:
         BusyError: if another process is at work in the folder.
     """
     from analysis.report import index
-    from analysis.study.several import Several
+    from analysis.study.study_set import Several
 
     place = as_path(folder)
     if not index.is_ours(place):

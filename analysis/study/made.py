@@ -13,7 +13,7 @@ from typing import Any
 from analysis.study.stages import BEGUN, STAGES, SUMMARY
 from analysis.sweep.ledger import PLAN, plan_hash, read_facts
 from audiolens.errors import DamagedError
-from audiolens.integrity import MANIFEST, check_bytes, check_manifest, digest, read_json, sealed_json
+from audiolens.files.integrity import MANIFEST, check_bytes, check_manifest, digest, read_json, sealed_json
 
 
 def made_of(folder: Path, work: Path, used: Iterable[str]) -> bytes:

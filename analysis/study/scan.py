@@ -14,10 +14,10 @@ import pandas as pd
 
 from analysis.statistics import MOST_FAILED
 from analysis.sweep import BASELINE, Condition
-from audiolens.directions import Directions
+from audiolens.directions.directions import Directions
+from audiolens.directions.steering import Strategy, steer
 from audiolens.errors import InputError
 from audiolens.interventions import Branch
-from audiolens.steering import Strategy, steer
 
 CHOSEN_FAILED = MOST_FAILED / 2
 """The most failed clips of a choice: half of what a claim allows, for what was chosen does worse on other clips."""

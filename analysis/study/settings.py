@@ -10,16 +10,17 @@ import numpy as np
 
 from analysis import sweep
 from analysis.sweep.response import MEASURED, is_ratio
-from audiolens import measure, text
+from audiolens import measure
 from audiolens.checks import checked_count, checked_flags
+from audiolens.directions.pole_reader import Position
+from audiolens.directions.steering import Strategy
 from audiolens.errors import InputError, nearest
 from audiolens.interventions import Branch
 from audiolens.measure import beats
 from audiolens.measure.rhythm import FASTEST_BPM, FEWEST_ONSETS
+from audiolens.model import text
 from audiolens.prompts import PromptSet
-from audiolens.reading import Position
-from audiolens.recording import refuse_prefix
-from audiolens.steering import Strategy
+from audiolens.tracing.recording import refuse_prefix
 
 if TYPE_CHECKING:
     from audiolens import AudioLens

@@ -30,13 +30,13 @@ from soundfile import LibsndfileError
 
 import analysis
 import audiolens
-from analysis.folder import LOCK, UNSEALED_STUDY, Held, check_in_place, disk_is_full, held, is_study
+from analysis.store.folder import LOCK, UNSEALED_STUDY, Held, check_in_place, disk_is_full, held, is_study
 from analysis.sweep.ledger import content_hash
-from audiolens import provenance
+from audiolens.directions import provenance
 from audiolens.errors import DamagedError, DamageWarning, InputError, StoppedError
-from audiolens.files import UNFINISHED, as_path, new_folder, put, refused, remove, remove_unfinished
-from audiolens.integrity import check_manifest, read_json, sealed_json, write_manifest
-from audiolens.tokens import callers_level
+from audiolens.files.atomic import UNFINISHED, as_path, new_folder, put, refused, remove, remove_unfinished
+from audiolens.files.integrity import check_manifest, read_json, sealed_json, write_manifest
+from audiolens.model.tokens import callers_level
 
 FORMAT = "audiolens.run.2"
 UNSEALED = "audiolens.run.1"

@@ -19,9 +19,9 @@ from analysis import layer_attribution, patching
 from analysis.layer_attribution import LayerAttribution
 from analysis.patching import PatchingResult
 from analysis.placement import Placement
-from audiolens.bounded_files import read_header, read_object
-from audiolens.directions import Directions
+from audiolens.directions.directions import Directions
 from audiolens.errors import InputError
+from audiolens.files.bounded import read_header, read_object
 
 if TYPE_CHECKING:
     from audiolens import AudioLens

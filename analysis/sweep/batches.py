@@ -24,10 +24,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from audiolens.errors import DamagedError, DamageWarning, InputError, StoppedError
-from audiolens.files import UNFINISHED as UNFINISHED
-from audiolens.files import is_name, put
-from audiolens.integrity import OPEN_SEAL, check_bytes, check_files, check_seal, content_of, digest, seal
-from audiolens.tokens import callers_level
+from audiolens.files.atomic import UNFINISHED as UNFINISHED
+from audiolens.files.atomic import is_name, put
+from audiolens.files.integrity import OPEN_SEAL, check_bytes, check_files, check_seal, content_of, digest, seal
+from audiolens.model.tokens import callers_level
 
 TABLE, BATCHES, SOUND = "clips.parquet", "batches", "audio"
 _SEALED = b"audiolens"

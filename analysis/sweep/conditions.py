@@ -18,11 +18,11 @@ import torch
 
 from audiolens.checks import checked_count, in_order
 from audiolens.errors import InputError
-from audiolens.families import FAMILIES
 from audiolens.interventions import Add, Branch, Intervention
-from audiolens.rows import whole_batch_size
-from audiolens.sites import Site, resolve
-from audiolens.timeline import Span
+from audiolens.model.families import FAMILIES
+from audiolens.model.sites import Site, resolve
+from audiolens.model.timeline import Span
+from audiolens.tracing.batching import whole_batch_size
 
 BASELINE = "baseline"
 _BLOCK = {hook: tap for family in FAMILIES for hook, tap in family.block_taps.items()}

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from analysis.sweep import ledger as ledgers
 from analysis.sweep.conditions import Clip, Plan, clips, packed
 from analysis.sweep.factorial import Factors, conditions, named
-from analysis.sweep.keeping import Sound, size_of
 from analysis.sweep.playing import clips_per_second
-from audiolens import tokens
+from analysis.sweep.storage import Sound, size_of
 from audiolens.checks import checked_count, checked_seed, in_order, one_or_listed
 from audiolens.errors import InputError
+from audiolens.model import tokens
+from audiolens.model.timeline import clip_timeline
 from audiolens.prompts import PromptSet, concepts, load
-from audiolens.timeline import clip_timeline
 
 if TYPE_CHECKING:
     from audiolens import AudioLens

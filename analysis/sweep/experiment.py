@@ -24,21 +24,21 @@ from analysis.sweep import response
 from analysis.sweep.conditions import Clip, Condition, Plan, packed
 from analysis.sweep.estimate import Estimate, Prepared
 from analysis.sweep.factorial import Factors
-from analysis.sweep.keeping import Sound, check_sound, in_memory, into_folder, size_of, stops
 from analysis.sweep.playing import Also, Making, heard_batches, threads
 from analysis.sweep.result import SweepResult
+from analysis.sweep.storage import Sound, check_sound, in_memory, into_folder, size_of, stops
 from audiolens import measure
 from audiolens.checks import MOST_JOBS, checked_amount, checked_count, checked_flags
-from audiolens.directions import Directions
+from audiolens.directions.directions import Directions
+from audiolens.directions.steering import Strategy, Unit
 from audiolens.errors import InputError, nearest
-from audiolens.files import as_path, refuse_links
+from audiolens.files.atomic import as_path, refuse_links
 from audiolens.interventions import Branch
+from audiolens.model.timeline import clip_timeline
+from audiolens.model.tokens import named_once
 from audiolens.prompts import PromptSet
-from audiolens.rows import whole_batch_size
-from audiolens.sampling import checked_settings
-from audiolens.steering import Strategy, Unit
-from audiolens.timeline import clip_timeline
-from audiolens.tokens import named_once
+from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.sampling import checked_settings
 
 if TYPE_CHECKING:
     from audiolens import AudioLens

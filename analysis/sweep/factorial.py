@@ -12,12 +12,12 @@ from typing import Any
 
 from analysis.sweep.conditions import BASELINE, Condition
 from audiolens.checks import checked_count, checked_flags, listed, real_number
-from audiolens.directions import Directions
+from audiolens.directions.directions import Directions
+from audiolens.directions.steering import Strategy, Unit, steer
 from audiolens.errors import InputError, InputTypeError
 from audiolens.interventions import Branch
+from audiolens.model.sites import layers_once
 from audiolens.prompts import PromptSet
-from audiolens.sites import layers_once
-from audiolens.steering import Strategy, Unit, steer
 
 LABELS = ("kind", "concept", "strategy", "layer", "band", "branch", "strength", "draw", "pole")
 """The columns that tell conditions apart."""

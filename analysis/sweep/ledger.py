@@ -29,16 +29,16 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from analysis.folder import LOCK, Held, check_in_place, held
+from analysis.store.folder import LOCK, Held, check_in_place, held
 from analysis.sweep.batches import BATCHES, SOUND, TABLE, UNFINISHED, Batches, finished, plans_of
 from analysis.sweep.conditions import Condition
-from audiolens import bounded_files
+from audiolens.directions.provenance import content_hash
 from audiolens.errors import DamagedError, DamageWarning, InputError
-from audiolens.files import as_path, put, refused, remove_unfinished
-from audiolens.integrity import SEAL, read_json, sealed_json
+from audiolens.files import bounded
+from audiolens.files.atomic import as_path, put, refused, remove_unfinished
+from audiolens.files.integrity import SEAL, read_json, sealed_json
 from audiolens.interventions import Intervention
-from audiolens.provenance import content_hash
-from audiolens.tokens import callers_level
+from audiolens.model.tokens import callers_level
 
 FORMAT = "audiolens.sweep.2"
 UNSEALED = "audiolens.sweep.1"
@@ -150,7 +150,7 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
 
 def facts_of(lens: Any, conditions: Sequence[Condition], settings: Mapping[str, Any], **others: Any) -> dict[str, Any]:
     """What a sweep's rows follow from, as plain values: versions, weights, settings, and hashes of what is done."""
-    from audiolens import provenance
+    from audiolens.directions import provenance
 
     times = np.arange(round(settings["seconds"] * lens.config.frame_rate)) / lens.config.frame_rate
     return {
@@ -359,7 +359,7 @@ def _begun(folder: Path) -> dict[str, Any] | None:
 def _refuse_foreign(path: Path) -> None:
     """What can be read and never had a hash was not damaged: it is another program's."""
     try:
-        found = bounded_files.read_json(path)
+        found = bounded.read_json(path)
     except InputError:
         return
     ours = isinstance(found, dict) and (SEAL in found or str(found.get("format", "")).startswith("audiolens."))

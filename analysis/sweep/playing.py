@@ -20,11 +20,11 @@ from numpy.typing import ArrayLike
 
 from analysis.listening import Heard, Listener
 from analysis.sweep.conditions import BASELINE, Condition, Plan, merge
-from audiolens import text
 from audiolens.errors import InputError
-from audiolens.generation import Generation
-from audiolens.sampling import checked_seeds, checked_settings
-from audiolens.timeline import clip_timeline
+from audiolens.model import text
+from audiolens.model.timeline import clip_timeline
+from audiolens.tracing.generation import Generation
+from audiolens.tracing.sampling import checked_seeds, checked_settings
 
 if TYPE_CHECKING:
     from audiolens import AudioLens

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from audiolens.audio import resampled
 from audiolens.checks import in_order
 from audiolens.errors import InputError, InputTypeError, ModelFilesError, ModelNotFoundError
 from audiolens.measure.clips import Audio, Clip, read
-from audiolens.model_files import CONFIG, downloaded, staged
-from audiolens.rows import whole_batch_size
-from audiolens.tokens import note_unread, tell_unread
+from audiolens.model.model_files import CONFIG, downloaded, staged
+from audiolens.model.tokens import note_unread, tell_unread
+from audiolens.sound.codec import resampled
+from audiolens.tracing.batching import whole_batch_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

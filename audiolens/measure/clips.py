@@ -15,11 +15,11 @@ from typing import Any, Protocol, TypeGuard, TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from audiolens import soundfiles
 from audiolens.checks import real_number, refuse_masked
 from audiolens.errors import InputError, InputTypeError
 from audiolens.measure.onsets import Envelope, envelope
-from audiolens.soundfiles import LONGEST_SECONDS, MOST_CHANNELS, RATES_HZ, SoundPath, Span
+from audiolens.sound import soundfiles
+from audiolens.sound.soundfiles import LONGEST_SECONDS, MOST_CHANNELS, RATES_HZ, SoundPath, Span
 
 T = TypeVar("T")
 SILENCE_DBFS = -60.0

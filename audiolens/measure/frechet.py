@@ -15,16 +15,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from audiolens import audio
 from audiolens.errors import InputError, InputTypeError
-from audiolens.passes import alone
-from audiolens.rows import whole_batch_size
-from audiolens.timeline import Real
+from audiolens.model.timeline import Real
+from audiolens.sound import codec
+from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.model_calls import alone
 
 if TYPE_CHECKING:
-    from audiolens.generation import Generation
     from audiolens.lens import AudioLens
     from audiolens.measure.clap import Clap
+    from audiolens.tracing.generation import Generation
 
 Features = Float[np.ndarray, "window feature"]
 """One vector per window of sound; two clips' windows never mix."""
@@ -90,7 +90,7 @@ def codec_features(
     pooled: list[Features] = []
     for wave, sample_rate in _waves(lens, clips, size):
         with alone(lens.model), torch.no_grad():
-            frames = audio.features(wave, sample_rate, lens.model, lens.config).cpu().double()
+            frames = codec.features(wave, sample_rate, lens.model, lens.config).cpu().double()
         n_frames = frames.shape[-1]
         window = n_frames if window_seconds is None else round(window_seconds * lens.config.frame_rate)
         if not 1 <= window <= n_frames:

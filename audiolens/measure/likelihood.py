@@ -17,22 +17,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from audiolens import text
-from audiolens.audio import checked_codes
 from audiolens.errors import InputError, InputTypeError
 from audiolens.measure.failure import SAMPLING
-from audiolens.overflow import checked_logits
-from audiolens.rows import whole_batch_size
-from audiolens.sampling import checked_settings
-from audiolens.timeline import Real
-from audiolens.tokens import named_once
+from audiolens.model import text
+from audiolens.model.timeline import Real
+from audiolens.model.tokens import named_once
+from audiolens.sound.codec import checked_codes
+from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.overflow import checked_logits
+from audiolens.tracing.sampling import checked_settings
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from audiolens.generation import Generation
     from audiolens.lens import AudioLens
-    from audiolens.text import Prompt
+    from audiolens.model.text import Prompt
+    from audiolens.tracing.generation import Generation
 
 
 @dataclass(frozen=True, eq=False)

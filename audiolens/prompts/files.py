@@ -13,9 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from audiolens import tokens
-from audiolens.bounded_files import csv_rows, json_of, read_text, toml_of
 from audiolens.errors import AudioLensWarning, InputError, PromptError, nearest, shortened
+from audiolens.files.bounded import csv_rows, json_of, read_text, toml_of
+from audiolens.model import tokens
 from audiolens.prompts.sets import PromptSet
 
 _NEUTRAL = "neutral"

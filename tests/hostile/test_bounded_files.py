@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import save, save_file
 
 import audiolens as al
-from analysis.folder import is_study
 from analysis.probing import table
+from analysis.store.folder import is_study
 from analysis.study import finished
 from analysis.sweep import ledger
-from audiolens import bounded_files as files
 from audiolens import prompts
-from audiolens.cache import ActivationCache
+from audiolens.cache.activation_cache import ActivationCache
 from audiolens.errors import InputError
+from audiolens.files import bounded as files
 from audiolens.prompts import balance
 from hostile.ends import ends
 

@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import audiolens as al
-from audiolens import model_files
 from audiolens.errors import AudioLensError, InputError, ModelFilesError, UnsupportedModelError
 from audiolens.measure import clap
+from audiolens.model import model_files
 from hostile.ends import ends
 
 

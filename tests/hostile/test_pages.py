@@ -21,7 +21,7 @@ from analysis.figures import literal
 from analysis.report import index, live
 from analysis.spreadsheets import csv_of
 from analysis.study import Study
-from analysis.study.several import Several
+from analysis.study.study_set import Several
 from audiolens.errors import InputError
 from hostile import strangers
 

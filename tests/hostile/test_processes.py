@@ -18,9 +18,9 @@ from joblib import Parallel, delayed
 from nnsight.intervention.source import STATE
 
 import audiolens as al
-from audiolens import passes
+from audiolens.directions.provenance import content_hash
 from audiolens.errors import BusyError, InputError
-from audiolens.provenance import content_hash
+from audiolens.tracing import model_calls
 
 PATIENCE = 60.0
 
@@ -191,7 +191,7 @@ def test_a_model_that_no_lens_takes_is_left_as_it_was(own: Any, monkeypatch: pyt
     after = {name: dict(vars(part)) for name, part in model.named_modules()}
     assert {name: set(own) for name, own in after.items()} == {name: set(own) for name, own in before.items()}
     assert not any(STATE in vars(part) for part in model.modules())
-    assert not passes._GUARDS.get(model, passes._Guard()).running
+    assert not model_calls._GUARDS.get(model, model_calls._Guard()).running
     assert torch.equal(codes_of(al.AudioLens(model, own.tokenizer), 1), codes_of(own, 1))
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiolens import ogg, soundfiles
 from audiolens.errors import InputError
+from audiolens.sound import ogg, soundfiles
 
 RATE = 16_000
 NOISE = (0.1 * np.random.default_rng(0).standard_normal((2 * RATE, 1))).astype(np.float32)

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_resuming import played
-from test_stages import TINY
+from small_runs import TINY, played
 
-from analysis import folder as folders
 from analysis import study
-from analysis.study import course, stages
-from audiolens import files
+from analysis.store import folder as folders
+from analysis.study import pipeline, stages
 from audiolens.errors import StoppedError
+from audiolens.files import atomic
 
 FACTS = {"concept": "tempo", "weights": "0", "model": "m", "versions": {}}
 
@@ -56,7 +55,7 @@ def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
     with pytest.raises(StoppedError, match="make it again"):
         beside()
     with pytest.raises(StoppedError, match=f"{place} is gone"):
-        files.put(place / "x", b"")
+        atomic.put(place / "x", b"")
     assert not list(tmp_path.iterdir())
 
 
@@ -83,14 +82,14 @@ def test_a_study_that_loses_a_stage_or_its_place_stops(tmp_path: Path) -> None:
 def test_the_page_of_a_study_that_lost_a_stage_is_not_written(
     lens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, tell = tmp_path / "tempo", course.Teller.tell
+    out, tell = tmp_path / "tempo", pipeline.Teller.tell
 
-    def losing(teller: course.Teller, line: str) -> None:
+    def losing(teller: pipeline.Teller, line: str) -> None:
         tell(teller, line)
         if line.startswith("dose-response"):
             shutil.rmtree(next(path for path in out.glob("stages/strength-*") if path.is_dir()))
 
-    monkeypatch.setattr(course.Teller, "tell", losing)
+    monkeypatch.setattr(pipeline.Teller, "tell", losing)
     with pytest.raises(StoppedError, match=r"strength-\w+/.* was removed while this run was writing"):
         study.run(lens, "tempo", out, settings=TINY, progress=False)
     assert not (out / "summary.json").exists()
@@ -103,7 +102,7 @@ def test_a_sweep_that_loses_what_it_wrote_stops_at_the_next_batch(lens: Any, tmp
     def losing(_: Any, clips: Any) -> list[float]:
         calls.append(len(clips))
         if len(calls) == 4:
-            files.remove(out if loss == "folder" else out / loss)
+            atomic.remove(out if loss == "folder" else out / loss)
         return [0.0] * len(clips)
 
     with pytest.raises(StoppedError, match="was removed.* while this run was writing: nothing more is written"):

@@ -11,18 +11,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_cli import Run, run  # noqa: F401 (fixtures)
+from command_line import Run
 
 import audiolens as al
-from analysis import folder as folders
 from analysis import study, sweep
 from analysis.report import index
+from analysis.store import folder as folders
 from analysis.study import assembly, stages
 from analysis.sweep import batches, ledger
-from audiolens import files, soundfiles
 from audiolens.errors import InputError, InputTypeError
-from audiolens.etude import checkpoint as training
-from audiolens.integrity import sealed_json
+from audiolens.etude.training import checkpoint as training
+from audiolens.files import atomic
+from audiolens.files.integrity import sealed_json
+from audiolens.sound import soundfiles
 
 SECRET = b"what the sender must not change"
 FACTS = {"format": ledger.FORMAT, "batches": [1]}
@@ -125,7 +126,7 @@ def test_no_write_goes_through_a_name_that_can_be_guessed(tmp_path: Path, outsid
     place.mkdir()
     for name in (".unfinished-summary.json", ".unfinished-page", ".unfinished-00000"):
         linked(place / name, outside / "victim")
-    for put in (stages.put, batches.put, ledger.put, files.put):
+    for put in (stages.put, batches.put, ledger.put, atomic.put):
         put(place / "summary.json", b"{}")
     assert (place / "summary.json").read_bytes() == b"{}"
     assert all((place / name).is_symlink() for name in (".unfinished-summary.json", ".unfinished-page"))
@@ -141,7 +142,7 @@ def test_names_are_random_and_opened_for_this_writer_alone(tmp_path: Path, monke
 
     monkeypatch.setattr(os, "open", watched)
     for _ in range(3):
-        files.put(tmp_path / "x", b"")
+        atomic.put(tmp_path / "x", b"")
     assert len({path for path, _ in seen}) == 3
     assert all(flags & os.O_EXCL and flags & os.O_NOFOLLOW for _, flags in seen)
     assert [path.name for path in tmp_path.iterdir() if path.name != "own"] == ["x"]
@@ -245,7 +246,7 @@ SAVES: dict[str, Callable[[Any, Path], Any]] = {
     "clips": lambda made, place: made["clips"].save(place),
     "sound": lambda made, place: soundfiles.write(place, np.zeros((1, 99), dtype=np.float32), 16000),
     "training": lambda made, place: training.save(place, {"one": torch.nn.Linear(2, 2)}, 1),
-    "put": lambda made, place: files.put(place, b"new"),
+    "put": lambda made, place: atomic.put(place, b"new"),
     "command": lambda made, place: folders.check_file(place, overwrite=True),
     "folder": lambda made, place: folders.check(place, overwrite=None),
     "study": lambda made, place: stages.check(place, overwrite=True),

@@ -10,13 +10,13 @@ import torch
 from analysis.layer_attribution import Evidence, LayerAttribution
 from analysis.patching import PatchingResult
 from analysis.placement import Placement
-from analysis.study import Settings, Study, lost, outcome, scan
+from analysis.study import Settings, Study, scan, side_effects, test_result
 from analysis.study.where import Where
 from analysis.sweep import Condition, clips
-from audiolens.directions import Directions
+from audiolens.directions.directions import Directions
+from audiolens.directions.provenance import Provenance
+from audiolens.directions.steering import Strategy
 from audiolens.prompts import PromptSet, load
-from audiolens.provenance import Provenance
-from audiolens.steering import Strategy
 
 N_LAYERS = 8
 RATE = 16_000
@@ -103,7 +103,7 @@ def steered(
     sets = tempo()
     real = directions()
     real = Directions(**{**vars(real), "samples": None})
-    todo = outcome.conditions(real, sets, choice, alternatives, n_random=n_random)
+    todo = test_result.conditions(real, sets, choice, alternatives, n_random=n_random)
 
     def factor(labels: dict) -> float:
         kind = labels["kind"]
@@ -180,7 +180,7 @@ def study() -> Study:
     activations[:, :20, 0] += np.arange(N_LAYERS)[:, None]
     shown = clips_heard[clips_heard["kind"].isin(["baseline", "steered", "prompted"]) & (clips_heard["seed"] == 0)]
     keys = shown[["condition", "prompt", "seed"]].itertuples(index=False, name=None)
-    scored = clips_heard[clips_heard["kind"].isin(lost.KINDS)][["condition", "prompt", "seed"]]
+    scored = clips_heard[clips_heard["kind"].isin(side_effects.KINDS)][["condition", "prompt", "seed"]]
     scored = scored.assign(nats=rng.normal(2, 0.1, len(scored)), frechet=float("nan"))
     return Study(
         concept="tempo",
@@ -193,9 +193,9 @@ def study() -> Study:
         choice=choice,
         alternatives=alternatives,
         response=response,
-        outcomes=outcome.outcomes(response, sets.poles, choice),
-        monotonicity=outcome.monotonicity(response),
-        cross=outcome.cross_effects(clips_heard, n_bootstrap=200),
+        outcomes=test_result.outcomes(response, sets.poles, choice),
+        monotonicity=test_result.monotonicity(response),
+        cross=test_result.cross_effects(clips_heard, n_bootstrap=200),
         clips=pd.concat([scanned(), clips_heard], ignore_index=True),
         sounds={key: _clicks(bpm=80 + 10 * place) for place, key in enumerate(keys)},
         settings=Settings(),
@@ -203,5 +203,5 @@ def study() -> Study:
         sample_rate=RATE,
         seconds={"directions": 4.0, "scan": 60.0, "dose-response": 80.0},
         where=where(),
-        lost=lost.table(clips_heard, scored),
+        lost=side_effects.table(clips_heard, scored),
     )

@@ -1,0 +1,141 @@
+"""The evidence that stands beside alignment: what can be read off, what a patch carries, what the gradient says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Int
+from torch import Tensor
+
+from audiolens.directions.directions import Directions
+from audiolens.errors import InputError
+from audiolens.prompts import PromptSet
+
+if TYPE_CHECKING:
+    from audiolens import AudioLens
+
+Beside = Literal["probe", "patching", "attribution"]
+PROBED = 24
+"""Prompts of either pole that a probe is trained and tested on."""
+HEARD_SECONDS = 1.0
+
+
+@dataclass
+class Computed:
+    """Evidence by name, a frame "layer value low high" each; why some is missing; and the row-steps that it took."""
+
+    found: dict[str, pd.DataFrame] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    row_steps: int = 0
+
+
+def checked_kinds(wanted: Sequence[str]) -> None:
+    if isinstance(wanted, str):
+        raise InputError(f"compute={wanted!r}: expected a list, such as [{wanted!r}].")
+    for name in wanted:
+        if name not in get_args(Beside):
+            raise InputError(f"compute={name!r}: expected some of {', '.join(get_args(Beside))}.")
+
+
+def generated_steps(lens: AudioLens, rows: int, seconds: float) -> int:
+    """Row-steps of generating clips under guidance, both halves counted."""
+    return 2 * rows * (round(seconds * lens.config.frame_rate) + max(lens.config.delays))
+
+
+def computed(
+    lens: AudioLens,
+    sets: PromptSet,
+    directions: Directions,
+    poles: tuple[Sequence[str], Sequence[str]],
+    codes: Int[Tensor, "row codebook frame"],
+    wanted: Sequence[Beside],
+    *,
+    batch_size: int,
+) -> Computed:
+    """What is wanted and can be computed.
+
+    Probes tell the poles' prompts apart on the *same* codes, which leak nothing. Patching and attribution carry the
+    stream of the positive pole's runs into the negative's, on what the positive pole plays in its first second.
+    """
+    checked_kinds(wanted)
+    result = Computed()
+    clean, corrupted = list(poles[0]), list(poles[1])
+    played = None
+    if {"patching", "attribution"} & set(wanted):
+        length = min(HEARD_SECONDS, codes.shape[-1] / lens.config.frame_rate)
+        played = lens.generate(clean, length, seeds=list(range(len(clean))), decode=False, batch_size=batch_size).codes
+        result.row_steps += generated_steps(lens, len(clean), length)
+    for name in dict.fromkeys(wanted):
+        try:
+            if name == "probe":
+                table, spent = _probed(lens, sets, directions, codes, batch_size)
+            else:
+                assert played is not None
+                carry = _patched if name == "patching" else _attributed
+                table, spent = carry(lens, clean, corrupted, played, directions, batch_size)
+        except InputError as error:
+            result.left_out[name] = str(error)
+            continue
+        result.found[name] = table
+        result.row_steps += spent
+    return result
+
+
+def _probed(
+    lens: AudioLens, sets: PromptSet, directions: Directions, codes: Tensor, batch_size: int
+) -> tuple[pd.DataFrame, int]:
+    from analysis import probing
+
+    if len(codes) < 2:
+        raise InputError("a probe is trained on some clips and tested on others: one neutral prompt is too few.")
+    each = min(PROBED, len(sets.positive), len(sets.negative))
+    prompts = [*sets.positive[:each], *sets.negative[:each]]
+    frames = min(codes.shape[-1], round(HEARD_SECONDS * lens.config.frame_rate))
+    # Both poles of a pair read the same clip, and what shares a clip stays on one side.
+    clips = [row % len(codes) for row in range(each)] * 2
+    folds = max(2, min(5, len(set(clips))))
+    result = probing.probe(
+        lens, prompts, [pole for pole in sets.poles for _ in range(each)], site=directions.meta.site,
+        layers=list(directions.layers), codes=codes[clips, :, :frames], groups=clips, folds=folds,
+        baselines=(), n_shuffles=5, n_bootstrap=200, batch_size=batch_size,
+    )  # fmt: skip
+    table = result.to_frame()
+    return _frame(table.layer, table.score, table.low, table.high), len(prompts) * (frames + max(lens.config.delays))
+
+
+def _patched(
+    lens: AudioLens, clean: list[str], corrupted: list[str], codes: Tensor, directions: Directions, _: int
+) -> tuple[pd.DataFrame, int]:
+    from analysis import patching
+
+    asked: dict[str, Any] = {"site": directions.meta.site, "layers": list(directions.layers), "windows": 1}
+    result = patching.patch(lens, clean, corrupted, codes, **asked, n_permutations=100, progress=False)
+    plan = patching.plan(lens, clean, corrupted, codes, **asked, timed=False)
+    total = (-1, slice(None), 0)
+    found = result.means
+    table = _frame(directions.layers, found.value[total], found.low[total], found.high[total])
+    return table, round(plan.row_steps / lens.config.n_layers)
+
+
+def _attributed(
+    lens: AudioLens, clean: list[str], corrupted: list[str], codes: Tensor, directions: Directions, batch_size: int
+) -> tuple[pd.DataFrame, int]:
+    from analysis import attribution
+
+    result = attribution.attribute(
+        lens, clean, corrupted, codes, sites=directions.meta.site, layers=list(directions.layers), check=0,
+        batch_size=batch_size,
+    )  # fmt: skip
+    table = result.by_layer(directions.meta.site)
+    # Two passes forward, and one backward that costs two.
+    spent = 4 * len(clean) * (codes.shape[-1] + max(lens.config.delays))
+    return _frame(table.layer, table.effect, table.low, table.high), spent
+
+
+def _frame(layer: Any, value: Any, low: Any, high: Any) -> pd.DataFrame:
+    columns = {"layer": layer, "value": value, "low": low, "high": high}
+    return pd.DataFrame({name: np.asarray(one) for name, one in columns.items()})

@@ -1,0 +1,186 @@
+"""Readings: what the place in time and the half of the guidance at which a direction is read do to it.
+
+A mean over time carries, beside what the prompts ask for, how many of its frames hold an onset, so that a direction
+of tempo can be one of busyness; the start token has heard nothing but the text. The table lays the readings side by
+side on the very same clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import spearmanr
+
+from audiolens import measure
+from audiolens.checks import checked_flags
+from audiolens.directions.directions import Directions, read_poles
+from audiolens.directions.pole_reader import PoleReader, Position
+from audiolens.errors import InputError
+from audiolens.interventions import Branch, checked_branch
+from audiolens.model.tokens import named_once
+from audiolens.prompts import PromptSet
+
+if TYPE_CHECKING:
+    from audiolens import AudioLens
+
+POSITIONS: tuple[Position, ...] = ("mean", "first", "last")
+BRANCHES: tuple[Branch, ...] = ("cond", "null", "both")
+
+
+@dataclass(frozen=True, eq=False)
+class Readings:
+    """The directions that each position and branch of reading gives, side by side.
+
+    `table` has one row per position, branch and layer:
+        norm: length of the difference of means, and `relative_norm`, in mean lengths of the activations there.
+        separation, auc, split_half_cosine, stable_at: as in `Evidence`.
+        cosine: to the direction of the first position and branch (`reference`) at that layer.
+        onset_correlation: Spearman's between a clip's projection on the direction and its onsets per second, within
+            either pole and then averaged: what the reading carries of busyness beside the poles' difference.
+
+    `null` is read too, where only the codes drawn so far can tell the poles apart; at "first" it is the same for all
+    prompts, its direction zero, and its columns NaN. It does not show which reading steers best: that takes a sweep.
+    Nor does a low cosine say which of two readings is the concept's.
+    """
+
+    table: pd.DataFrame
+    concept: str
+    model: str
+    reference: tuple[str, str]
+    prompts: tuple[int, int]
+    seconds: float
+
+    def to_frame(self) -> pd.DataFrame:
+        return self.table
+
+    def summary(self) -> pd.DataFrame:
+        """One row per position and branch: medians over layers of cosine, auc and onset correlation."""
+        kept = self.table.groupby(["position", "branch"], sort=False)
+        return kept[["relative_norm", "cosine", "auc", "onset_correlation"]].median().reset_index()
+
+    def plot(self) -> Any:
+        """Cosine to the reference, held-out AUC and onset correlation over the blocks (matplotlib figure)."""
+        from analysis.reading_comparison import figures
+
+        return figures.paper(self)
+
+    def figure(self) -> Any:
+        """The same for the screen (plotly figure)."""
+        from analysis.reading_comparison import figures
+
+        return figures.screen(self)
+
+    def __repr__(self) -> str:
+        told = self.summary().dropna(subset="cosine")
+        others = told[(told["position"] != self.reference[0]) | (told["branch"] != self.reference[1])]
+        sides = [f"{row.position} {row.branch} {row.cosine:+.2f}" for row in others.itertuples()]
+        carried = told.set_index(["position", "branch"])["onset_correlation"].get(self.reference, float("nan"))
+        onsets = f"; correlation of {' '.join(self.reference)} with onsets {carried:+.2f}" if carried == carried else ""
+        alike = (
+            f"cosine to {' '.join(self.reference)}, median over blocks: {', '.join(sides)}" if sides else "one reading"
+        )
+        return f"Readings({self.concept} on {self.model!r}: {alike}{onsets})"
+
+
+@named_once
+def compare(
+    lens: AudioLens,
+    sets: PromptSet,
+    *,
+    positions: Sequence[Position] = POSITIONS,
+    branches: Sequence[Branch] = BRANCHES,
+    seconds: float = 2.0,
+    guidance_scale: float = 3.0,
+    prompts: int | None = None,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> Readings:
+    """Read a concept at every position in every branch, from the very same clips.
+
+    Args:
+        positions, branches: as in `difference_in_means`; the first of each is what the others are compared with.
+        seconds, guidance_scale: of the clips, prompt i of either pole drawn from seed i.
+        prompts: of each pole; `None` is all.
+
+    Raises:
+        InputError: (or a subclass) without a position or branch, or for one that this model does not have; a position
+            is refused before the clips are made.
+    """
+    checked_flags(progress=progress)
+    if not positions or not branches:
+        raise InputError(f"positions={list(positions)}, branches={list(branches)}: give at least one of each.")
+    poles = [list(side[:prompts]) for side in (sets.positive, sets.negative)]
+
+    def reader(position: Position, branch: Branch, codes: Any = None, bar: bool = False) -> PoleReader:
+        return PoleReader(
+            lens, *poles, site="resid_post", layers=None, position=position, branch=branch, codes=codes, audio=None,
+            guidance_scale=guidance_scale, seeds=None, seconds=seconds, batch_size=batch_size, progress=bar,
+        )  # fmt: skip
+
+    for position, branch in product(positions, branches):
+        checked_branch(branch, guidance_scale > 1)
+        reader(position, branch).check_text()
+    made: dict[str, Any] = {"guidance_scale": guidance_scale, "batch_size": batch_size, "progress": progress}
+    codes = [
+        lens.generate(side, seconds, seeds=list(range(len(side))), decode=False, **made).codes.cpu() for side in poles
+    ]
+    rates = np.concatenate([_onset_rates(lens, clip) for side in codes for clip in side.split(batch_size)])
+    frames, reference = [], None
+    for position in positions:
+        for branch in branches:
+            # A place where the poles are alike is a finding here: its direction is 0, and so it is said.
+            found = read_poles(lens, reader(position, branch, (codes[0], codes[1]), progress), "", keep_samples=True)
+            reference = found if reference is None else reference
+            frames.append(_rows(found, reference, rates).assign(position=str(position), branch=branch))
+    table = pd.concat(frames, ignore_index=True)
+    first = ["position", "branch"]
+    return Readings(
+        table=table[[*first, *[name for name in table.columns if name not in first]]],
+        concept=sets.concept,
+        model=lens.name,
+        reference=(str(positions[0]), branches[0]),
+        prompts=(len(poles[0]), len(poles[1])),
+        seconds=seconds,
+    )
+
+
+def within_poles(
+    projections: np.ndarray,
+    rates: np.ndarray,
+    labels: np.ndarray,
+) -> float:
+    """Spearman's correlation within the positive and within the negative rows, averaged; NaN where nothing varies."""
+    found = []
+    for pole in (True, False):
+        mine = (labels == pole) & np.isfinite(rates)
+        x, y = projections[mine], rates[mine]
+        varied = len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0
+        found.append(float(spearmanr(x, y).statistic) if varied else float("nan"))  # pyright: ignore[reportAttributeAccessIssue]
+    return float(np.mean(found))
+
+
+def _rows(found: Directions, reference: Directions, rates: np.ndarray) -> pd.DataFrame:
+    table = found.to_frame()
+    table.insert(2, "relative_norm", table["norm"] / table["residual_norm"])
+    table["cosine"] = found.cosine(reference).numpy()
+    samples = found.samples
+    assert samples is not None
+    along = torch.einsum("lpd,ld->lp", samples.values, found.unit().vectors).double().numpy()
+    table["onset_correlation"] = [within_poles(layer, rates, samples.labels.numpy()) for layer in along]
+    # What is left where prompts cannot be told apart is rounding, not a direction.
+    nothing = table["relative_norm"] < 1e-5
+    told = ["split_half_cosine", "separation", "auc", "stable_at", "cosine", "onset_correlation"]
+    table = table.astype(dict.fromkeys(told, float))
+    table.loc[nothing, told] = float("nan")
+    return table
+
+
+def _onset_rates(lens: AudioLens, codes: torch.Tensor) -> np.ndarray:
+    audio = lens.decode_codes(codes).float().cpu().numpy()
+    return np.atleast_1d(measure.onset_rate(audio, lens.config.sample_rate))

@@ -1,0 +1,104 @@
+"""Figures of `readings.Readings`: three panels over the blocks, on paper (matplotlib) and on screen (plotly).
+
+A position is a colour and a marker, a branch a line style.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from plotly.subplots import make_subplots
+
+from analysis.figures.literal import literally
+from analysis.figures.style import BLACK, SEVERAL, SYMBOLS, styled
+
+if TYPE_CHECKING:
+    from analysis.reading_comparison.comparison import Readings
+
+PANELS = (
+    ("cosine", "cosine to the direction read at\n{reference}", (-1.05, 1.05), 0.0),
+    ("auc", "AUC between the poles,\non held-out prompts", (-0.03, 1.03), 0.5),
+    ("onset_correlation", "correlation with onsets per second,\nwithin the poles", (-1.05, 1.05), 0.0),
+)
+"""Column, axis, limits, and what it is where there is nothing."""
+LINES: dict[str, tuple[Any, str]] = {"cond": ("-", "solid"), "null": (":", "dot"), "both": ("--", "dash")}
+"""Branch -> its line in matplotlib and in plotly."""
+
+
+def paper(result: Readings) -> Figure:
+    """The three panels side by side, with the caption under them."""
+    table = result.table
+    positions, branches = (list(dict.fromkeys(table[name])) for name in ("position", "branch"))
+    with styled():
+        figure = Figure(figsize=(10.2, 4.0), layout="constrained")
+        for axes, (column, label, limits, nothing) in zip(figure.subplots(1, 3), PANELS, strict=True):
+            for colour, marker, position, branch, rows in _lines(table):
+                axes.plot(
+                    rows["layer"], rows[column], color=colour, marker=marker, markersize=4, linewidth=1.2,
+                    linestyle=LINES[branch][0], label=f"{position}, {branch}",
+                )  # fmt: skip
+            axes.axhline(nothing, color=BLACK, linewidth=0.8)
+            axes.set_ylim(*limits)
+            axes.set_xlabel("block")
+            axes.set_ylabel(label.format(reference=", ".join(result.reference)))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        looks = dict(zip(positions, SEVERAL, strict=False))
+        handles = [
+            Line2D([], [], color=looks[name][0], marker=looks[name][1], label=f"position {name}") for name in positions
+        ]
+        handles += [Line2D([], [], color=BLACK, linestyle=LINES[name][0], label=f"branch {name}") for name in branches]
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+        figure.supxlabel(caption(result), fontsize=8)
+    return figure
+
+
+@literally
+def screen(result: Readings) -> go.Figure:
+    """The same panels, lines named as they are hovered over."""
+    figure = make_subplots(cols=3, horizontal_spacing=0.09)
+    for place, (column, label, limits, nothing) in enumerate(PANELS, start=1):
+        for colour, marker, position, branch, rows in _lines(result.table):
+            figure.add_scatter(
+                x=rows["layer"],
+                y=rows[column],
+                mode="lines+markers",
+                line={"color": colour, "dash": LINES[branch][1]},
+                marker={"symbol": SYMBOLS[marker], "size": 6},
+                name=f"{position}, {branch}",
+                legendgroup=f"{position}, {branch}",
+                showlegend=place == 1,
+                hovertemplate="block %{x}: %{y:+.2f}",
+                row=1,
+                col=place,
+            )
+        figure.add_hline(y=nothing, line_color=BLACK, line_width=1, row=1, col=place)  # pyright: ignore[reportArgumentType]
+        title = label.format(reference=", ".join(result.reference)).replace("\n", "<br>")
+        figure.update_yaxes(title_text=title, range=limits, col=place)
+        figure.update_xaxes(title_text="block", col=place)
+    return figure.update_layout(
+        template="simple_white", title=caption(result).replace("\n", "<br>"), title_font_size=13
+    )
+
+
+def caption(result: Readings) -> str:
+    """What the panels are of."""
+    n, m = result.prompts
+    return (
+        f"{result.concept} read at different places of the same clips ({n} + {m} prompts, {result.seconds:g} s each, "
+        f"{result.model}).\nLines end where prompts cannot be told apart: there is no direction."
+    )
+
+
+def _lines(table: pd.DataFrame) -> Iterator[tuple[str, str, str, str, pd.DataFrame]]:
+    """Colour, marker, position, branch and rows of every line that has a direction somewhere."""
+    positions = list(dict.fromkeys(table["position"]))
+    for (position, branch), rows in table.groupby(["position", "branch"], sort=False):
+        if rows["cosine"].notna().any():
+            colour, marker = SEVERAL[positions.index(position) % len(SEVERAL)]
+            yield colour, marker, str(position), str(branch), rows.sort_values("layer")

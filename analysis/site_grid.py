@@ -1,0 +1,92 @@
+"""Sites as an analysis over cells sees them: which axes hold time (or tokens) and heads, how a cell is cut out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from audiolens.errors import InputError
+from audiolens.model.sites import resolve
+
+_SUMMED = ("d_model", "d_head", "d_mlp", "key")
+
+
+@dataclass(frozen=True)
+class Place:
+    """One site of one layer.
+
+    `axes` are those of its values; `place` is what its cells count: steps, or tokens of the text. `on_text` marks a
+    site that compares only between prompts of equally many tokens.
+    """
+
+    name: str
+    short: str
+    layer: int | None
+    axes: tuple[str, ...]
+
+    @property
+    def place(self) -> Literal["step", "token"]:
+        return "token" if "token" in self.axes else "step"
+
+    @property
+    def on_text(self) -> bool:
+        return "token" in self.axes or ("key" in self.axes and "cross_attn" in self.name)
+
+    @property
+    def heads(self) -> bool:
+        return "head" in self.axes
+
+    def summed(self, values: Float[Tensor, "codebook row ..."]) -> Float[Tensor, "codebook row place head"]:
+        """Summed over features (and a pattern's keys); the head axis has length 1 where the site has no heads."""
+        features = [1 + place for place, axis in enumerate(self.axes) if axis in _SUMMED]
+        cells = values.sum(dim=features)
+        if not self.heads:
+            return cells[..., None]
+        return cells if self.axes.index("head") > 1 else cells.transpose(-1, -2)
+
+    def cell(
+        self, values: Float[Tensor, "row ..."], start: int, stop: int, head: int | None
+    ) -> Bool[Tensor, "row ..."]:
+        """A mask over the site's values: these steps (or tokens) of a head, or of all heads."""
+        mask = torch.zeros_like(values, dtype=torch.bool)
+        time = next(place for place, axis in enumerate(self.axes) if axis in ("step", "query", "token"))
+        chosen = mask.narrow(time, start, stop - start)
+        if head is not None:
+            chosen = chosen.narrow(self.axes.index("head"), head, 1)
+        chosen.fill_(True)
+        return mask
+
+
+def places_of(
+    lens: Any, sites: str | Sequence[str], layers: int | Sequence[int] | None
+) -> dict[str, tuple[Place, ...]]:
+    """The places that names and layers select, by short name.
+
+    Raises:
+        SiteError: for a site or layer that the model lacks.
+        InputError: if no site is named.
+    """
+    shapes = lens.sites()
+    hooks = [name.split(".", 2)[2] for name in shapes if name.startswith("blocks.0.")]
+    whole = [name for name in shapes if not name.startswith("blocks.")]
+    found: dict[str, list[Place]] = {}
+    for site in resolve(sites, layers, hooks=hooks, model_hooks=whole, n_layers=lens.config.n_layers):
+        axes = tuple(part.split("=")[0].replace("[prefix+]", "") for part in shapes[site.name].split())
+        short = site.hook.replace("hook_", "")
+        axes = tuple("key" if axis.endswith("key") else axis for axis in axes)
+        found.setdefault(short, []).append(Place(site.name, short, site.layer, axes))
+    if not found:
+        raise InputError("no site: name at least one in sites.")
+    return {short: tuple(sorted(places, key=lambda place: place.layer or 0)) for short, places in found.items()}
+
+
+def spans(length: int, cells: int) -> list[tuple[int, int]]:
+    """`length` steps cut into at most so many spans, as equal as whole steps allow."""
+    n = min(cells, length)
+    edges = [round(place * length / n) for place in range(n + 1)]
+    return list(zip(edges[:-1], edges[1:], strict=True))

@@ -1,0 +1,263 @@
+"""A folder of results: checked before anything runs, filled beside its place, and there only when it is whole.
+
+Or filled in place, by one process at a time, which looks before each write whether the folder still holds what it did.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from audiolens.errors import AudioLensError, BusyError, InputError, StoppedError
+from audiolens.files import atomic
+from audiolens.files.bounded import read_object
+
+STUDY, UNSEALED_STUDY = "audiolens.study.2", "audiolens.study.1"
+"""The format in a study's `summary.json`, and the one before, without a hash."""
+LOCK = ".lock"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_study(folder: Path) -> bool:
+    """Whether a folder holds a study that was written here."""
+    try:
+        return read_object(folder / "summary.json").get("format") in (STUDY, UNSEALED_STUDY)
+    except (OSError, InputError):
+        return False
+
+
+def check(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> None:
+    """Refuse a place where no new folder can be. `overwrite=None`: nothing is replaced there, so it is not offered.
+
+    Raises:
+        InputError: if it holds a study and `overwrite` is false, holds anything else, or cannot be written.
+    """
+    target = atomic.as_path(folder)
+    if target.is_symlink():
+        raise InputError(f"{target} is a symbolic link: give the name of a new folder.")
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file: give the name of a folder.")
+    check_above(target)
+    if not target.exists() or not any(target.iterdir()):
+        return
+    if overwrite is None:
+        raise InputError(f"{target} exists and is not empty: choose another folder.")
+    if not is_study(target):
+        raise InputError(f"{target} exists and holds something other than a study: choose another folder.")
+    if not overwrite:
+        raise InputError(f"{target} holds a finished study: choose another folder, or replace it with --force.")
+
+
+def check_file(file: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Refuse a place where no new file can be.
+
+    Raises:
+        InputError: if it is a folder, link or device, is there and `overwrite` is false, or cannot be written.
+    """
+    target = atomic.as_path(file)
+    atomic.refuse_special(target)
+    check_above(target)
+    if target.exists() and not overwrite:
+        raise InputError(f"{target} exists: choose another file, or replace it with --force.")
+
+
+def check_in_place(folder: Path) -> None:
+    """Refuse a place where no folder can be filled step by step, or one that holds links.
+
+    Raises:
+        InputError: if it is a file, nothing can be made in it or above it, or as `atomic.refuse_links`.
+    """
+    if folder.is_symlink() and not folder.exists():
+        raise InputError(f"{folder} is a symbolic link to nothing: give the name of a folder.")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: give the name of a folder.")
+    check_above(folder)
+    if folder.is_dir():
+        atomic.refuse_links(folder)
+        _check_writable(folder, folder)
+
+
+@contextmanager
+def fresh(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> Iterator[Path]:
+    """A temporary folder beside `folder`, which takes its name if the block ends well and vanishes otherwise.
+
+    Raises:
+        InputError: as `check`.
+        StoppedError: if someone removes it meanwhile.
+    """
+    target = Path(folder)
+    check(target, overwrite=overwrite)
+    above = target.absolute().parent
+    with atomic.refused(target):
+        above.mkdir(parents=True, exist_ok=True)
+    with atomic.aside(above, f".{target.name[:40]}-unfinished-") as work:
+        try:
+            yield work
+            # What was free at the start may be taken by now.
+            check(target, overwrite=overwrite)
+            _put(work, target)
+        except AudioLensError:
+            raise
+        except Exception as error:
+            if work.is_dir():
+                raise
+            raise StoppedError(f"{work} was removed while {target} was being made in it: make it again.") from error
+
+
+def check_above(target: Path) -> None:
+    """Refuse a place above which nothing can be made."""
+    above = next(parent for parent in target.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise InputError(f"{target} cannot be written: {above} is a file. Choose another place.")
+    _check_writable(target, above)
+
+
+def _check_writable(target: Path, folder: Path) -> None:
+    try:
+        # Only writing tells: root may write where nothing can be made, and file systems can be read-only or full.
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(
+            f"{target} cannot be written: nothing can be made in {folder} ({error.strerror or error}). "
+            "Choose another place."
+        ) from None
+
+
+def _put(work: Path, target: Path) -> None:
+    if not target.exists():
+        work.rename(target)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name[:40]}-replaced-", dir=target.absolute().parent))
+    old = aside / "study"
+    try:
+        target.rename(old)
+        try:
+            work.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
+    except BaseException:
+        # Not rmtree: an old study that could not go back is still in there.
+        with suppress(OSError):
+            aside.rmdir()
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A folder that this process alone writes to, and what has to stay in it until it is done.
+
+    Attributes:
+        folder: where it is.
+        lock: which file its lock is, so that another folder of the same name is told from it.
+        kept: the files that were there or were written since.
+    """
+
+    folder: Path
+    lock: tuple[int, int] | None
+    kept: set[Path] = field(default_factory=set)
+
+    def keep(self, *places: Path) -> None:
+        """Count files, and all that folders hold, among what has to stay."""
+        for place in places:
+            found = [place] if place.is_file() else place.rglob("*")
+            self.kept.update(path for path in found if path.is_file() and path.name != LOCK)
+
+    def release(self, place: Path) -> None:
+        """Count a file, or all that a folder holds, no longer among what has to stay: it is about to be removed."""
+        self.kept.difference_update([path for path in self.kept if path.is_relative_to(place)])
+
+    def check(self) -> None:
+        """Refuse to write on into a folder that was removed, exchanged or emptied.
+
+        Raises:
+            StoppedError: naming what is gone.
+        """
+        if (gone := self.gone()) is not None:
+            raise StoppedError(f"{gone} while this run was writing: nothing more is written. Run the same again.")
+
+    def gone(self) -> str | None:
+        """What was taken away, in words; `None` where all is there."""
+        if self.lock != _identity(self.folder / LOCK):
+            return f"{self.folder} was removed, or another was put in its place,"
+        there = {path for folder in {path.parent for path in self.kept} for path in _listed(folder)}
+        lost = sorted(self.kept - there)
+        return f"{lost[0]} was removed" if lost else None
+
+
+@contextmanager
+def held(folder: Path, busy: str) -> Iterator[Held]:
+    """A folder, made if it is not there, that no other process writes to until the block ends.
+
+    Raises:
+        BusyError: in the words of `busy`, if another process does.
+        InputError: if it cannot be written, or holds links.
+        StoppedError: if the block fails, and the folder was removed meanwhile.
+    """
+    with atomic.refused(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    atomic.refuse_links(folder)
+    _refuse_shared(folder / LOCK)
+    try:
+        lock = FileLock(folder / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BusyError(f"{folder}: another process is {busy}; wait for it, or stop it.") from None
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}. Choose another place.") from None
+    found = Held(folder, _identity(folder / LOCK))
+    try:
+        yield found
+    except AudioLensError:
+        raise
+    except Exception:
+        found.check()
+        raise
+    finally:
+        lock.release()
+
+
+def refuse_path(name: str) -> None:
+    """Refuse what cannot be the name of one folder inside another: names may come from a file of someone else.
+
+    Raises:
+        InputError: for a path, a way up, and control characters.
+    """
+    if name in ("", ".", "..") or any(sign in "/\\" or not sign.isprintable() for sign in name):
+        raise InputError(f"{name!r} cannot name a folder: expected a name without a path.")
+
+
+def disk_is_full(error: OSError) -> bool:
+    return error.errno in _FULL
+
+
+def _refuse_shared(lock: Path) -> None:
+    """Opening a lock empties it, also under the other names that the same file has."""
+    with suppress(FileNotFoundError):
+        facts = lock.stat()
+        if facts.st_size and facts.st_nlink > 1:
+            raise InputError(f"{lock} is a file that has another name too, and would be emptied: remove it.")
+
+
+def _identity(lock: Path) -> tuple[int, int] | None:
+    try:
+        facts = os.lstat(lock)
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return [folder / name for name in os.listdir(folder)]
+    except OSError:
+        return []

@@ -1,0 +1,298 @@
+"""The course of a study: its stages one after the other, each kept when it is finished (`analysis.study.stages`).
+
+Trace, directions, analysis, placement, then steering. Called by `study.run`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import placement, sweep
+from analysis.listening import Listener
+from analysis.placement import Placement
+from analysis.placement.shifts import words_of
+from analysis.statistics import FEWEST_CONTROLS
+from analysis.study import scan, side_effects, storage, test_result, where
+from analysis.study.assembly import Parts, assembled, chosen, places
+from analysis.study.experiment import Study
+from analysis.study.scan import Choice
+from analysis.study.settings import Settings
+from analysis.study.stages import Stages
+from analysis.study.where import Where
+from analysis.sweep import BASELINE, Clip, Condition, SweepResult, ledger
+from audiolens.directions.directions import Directions, difference_in_means
+from audiolens.prompts import PromptSet
+
+if TYPE_CHECKING:
+    from audiolens import AudioLens
+
+SHOWN = (BASELINE, "steered", "prompted")
+"""The kinds of condition that can be heard on the page."""
+
+FIGURES_SECONDS = 25.0
+"""About what drawing and writing the page takes."""
+
+
+def follow(
+    lens: AudioLens,
+    sets: PromptSet,
+    settings: Settings,
+    stages: Stages,
+    progress: bool,
+    tell: Callable[[str], None],
+) -> Study:
+    """Every stage of a study, from what is kept or anew."""
+    with ExitStack() as until_the_end:
+        return _Course(
+            lens, sets, settings, stages, progress, Teller(lens, sets, settings, tell), until_the_end
+        ).study()
+
+
+@dataclass(frozen=True)
+class _Course:
+    lens: AudioLens
+    sets: PromptSet
+    settings: Settings
+    stages: Stages
+    progress: bool
+    teller: Teller
+    until_the_end: ExitStack
+
+    def study(self) -> Study:
+        settings, sets = self.settings, self.sets
+        measured = settings.measure_of(sets.concept)
+        directions = self._directions()
+        found = self._where()
+        placed = self._placed(directions)
+        tried = self._tried(directions, placed)
+        choice, alternatives, _ = chosen(tried, placed, settings, measured)
+        self.teller.tell(f"chosen on development prompts: {choice!r}")
+        tested = self._tested(directions, choice, alternatives)
+        scored = self._scored(tested)
+        parts = Parts(directions, found, placed, tried, tested, scored)
+        return assembled(parts, sets.concept, sets.poles, settings, self.lens.name, self.stages.seconds)
+
+    def _directions(self) -> Directions:
+        settings, sets = self.settings, self.sets
+        asked: dict[str, Any] = {
+            "position": settings.position, "branch": "cond", "guidance_scale": settings.guidance_scale,
+            "seconds": settings.reading_seconds, "batch_size": settings.batch_size,
+            "seeds": [*settings.reading_seeds(sets)], "label": sets.concept,
+        }  # fmt: skip
+        high, low = (list(side[: settings.poles]) for side in (sets.positive, sets.negative))
+        stage = self.stages.stage("directions", {**asked, "poles": [high, low]})
+        self.teller.begin("directions", stage.there)
+        return stage.kept(
+            lambda: difference_in_means(self.lens, high, low, **asked, keep_samples=True, progress=self.progress),
+            storage.write_directions,
+            storage.read_directions,
+        )
+
+    def _where(self) -> Where | None:
+        """Grids of patches of a few pairs; `None` where the poles are not matched."""
+        settings, sets = self.settings, self.sets
+        if not settings.pairs or not sets.matched:
+            return None
+        asked = {
+            "n": settings.pairs, "guidance_scale": settings.guidance_scale, "first_seed": settings.first_pair,
+            "seconds": min(1.0, settings.seconds), "batch_size": settings.batch_size,
+        }  # fmt: skip
+        stage = self.stages.stage("patching", {**asked, "poles": [sets.positive, sets.negative]})
+        self.teller.begin("patching", stage.there)
+        return stage.kept(lambda: where.find(self.lens, sets, asked), where.write, where.read)
+
+    def _placed(self, directions: Directions) -> Placement | None:
+        """Where the evidence says that the direction is added, before anything is steered."""
+        settings = self.settings
+        if settings.place_by != "evidence":
+            return None
+        asked: dict[str, Any] = {
+            "layers": settings.blocks(len(directions)), "prompts": list(self.sets.development[: settings.development]),
+            "seconds": settings.reading_seconds, "seed": settings.first_pair,
+        }  # fmt: skip
+        words = words_of(self.sets, asked["prompts"])
+        follows = {**asked, "directions": storage.hash_of(directions), "words": words,
+                   "poles": [self.sets.positive, self.sets.negative]}  # fmt: skip
+        stage = self.stages.stage("placement", follows)
+        self.teller.begin("placement", stage.there)
+        found = stage.kept(
+            lambda: placement.place(self.lens, self.sets, directions, **asked, progress=False),
+            storage.write_placement,
+            lambda folder: storage.read_placement(folder, directions),
+        )
+        self.teller.tell(found.reason)
+        return found
+
+    def _tried(self, directions: Directions, placed: Placement | None) -> dict[str, SweepResult]:
+        """The clips that place and strength are chosen on, by stage."""
+        settings, tried = self.settings, {}
+
+        def try_(name: str, label: str, todo: list[Condition]) -> None:
+            tried[name] = self._swept(name, label, todo, settings.development_clips(self.sets))
+
+        if settings.scans:
+            at = directions.at(settings.blocks(len(directions)))
+            try_("scan", "scanning blocks", scan.conditions(at, settings.strengths, settings.branch))
+        if placed is not None:
+            todo = scan.at(directions, places(placed, settings), settings.strengths_at_place, settings.branch)
+            try_("strength", "choosing a strength", todo)
+        return tried
+
+    def _tested(self, directions: Directions, choice: Choice, alternatives: tuple[Choice, ...]) -> SweepResult:
+        settings = self.settings
+        pairs = settings.test_clips(self.sets)
+        # The first seed of the first prompts: kept before anything is known of them.
+        shown = pairs[:: settings.test_seeds][: settings.shown]
+        todo = test_result.conditions(
+            directions,
+            self.sets,
+            choice,
+            alternatives,
+            n_random=settings.n_random,
+            n_shuffled=settings.n_shuffled,
+            branch=settings.branch,
+            first_draw=settings.first_draw,
+            doses=settings.doses,
+        )
+        return self._swept("dose-response", "dose-response", todo, pairs, shown)
+
+    def _scored(self, tested: SweepResult) -> pd.DataFrame:
+        settings = self.settings
+        # What was tested stands for everything that these numbers follow from.
+        follows = {"tested": None if tested.folder is None else tested.folder.name, "frechet": settings.frechet}
+        stage = self.stages.stage("lost", follows)
+        self.teller.begin("what was lost", stage.there)
+        return stage.kept(
+            lambda: side_effects.score(self.lens, tested, settings),
+            side_effects.write,
+            side_effects.read,
+        )
+
+    def _swept(
+        self, name: str, label: str, conditions: list[Condition], clips: list[Clip], shown: list[Clip] | None = None
+    ) -> SweepResult:
+        """A sweep in a folder of its own, which it goes on with batch by batch; `shown` are kept as sound."""
+        settings = self.settings
+        making = {"seconds": settings.seconds, **settings.sampling, "batch_size": settings.batch_size}
+        follows = {
+            **making,
+            "conditions": ledger.facts_of(self.lens, conditions, making)["conditions"],
+            "clips": clips,
+            "asked": {one.name: [one.asked(prompt) for prompt, _ in clips] for one in conditions if one.ask},
+            "measures": list(self._measures),
+            "shown": shown,
+        }
+        stage = self.stages.stage(name, follows)
+        whole = stage.place is not None and (stage.place / ledger.TABLE).is_file()
+        started = time.perf_counter()
+        play = partial(
+            sweep.play,
+            self.lens,
+            conditions,
+            clips,
+            **making,
+            n_jobs=0,
+            measures=self._measures,
+            listener=None if whole else self._listener,
+            keep_audio=lambda condition, clip: clip in (shown or ()) and condition.labels["kind"] in SHOWN,
+            out=stage.place,
+            sound="flac" if stage.place is not None and shown is not None else None,
+            progress=label if self.progress and not whole else None,
+        )
+        with self.teller.swept(label, len(conditions) * len(clips), kept=whole, begun=stage.there):
+            try:
+                result = play()
+            except ledger.AnotherSweepError as error:
+                # Under this stage's name lies another's, or too little of its own.
+                stage.discard(error)
+                result = play()
+        stage.took(0.0 if whole else time.perf_counter() - started)
+        return result
+
+    @cached_property
+    def _measures(self) -> tuple[str, ...]:
+        return self.settings.measures_of(self.sets.concept)
+
+    @cached_property
+    def _listener(self) -> Listener:
+        """Started when the first clip is to be heard."""
+        return self.until_the_end.enter_context(Listener(self.lens, self._measures, self.settings.n_jobs))
+
+
+@dataclass
+class Teller:
+    """Says what is done, a line a stage, with the time that is left."""
+
+    lens: AudioLens
+    sets: PromptSet
+    settings: Settings
+    line: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.counts = settings.clips(self.lens.config.n_layers, self.sets)
+        parts = ", ".join(f"{count} for {stage}" for stage, count in self.counts.items())
+        self.tell(f"{sum(self.counts.values())} clips of {settings.seconds:g} s: {parts}")
+        if settings.n_random < FEWEST_CONTROLS:
+            self.tell(
+                f"quick controls: {settings.n_random} random directions cannot reach p = .05, and "
+                f"{settings.n_shuffled} of shuffled labels; the full study has 19 of either"
+            )
+        for sentence in settings.substitutes:
+            self.tell(f"not as in the paper. {sentence}")
+        # Seconds a clip on this machine, once it is known, and what is still to be generated.
+        self.pace = float("nan")
+        self.counts["reading directions"] *= settings.reading_seconds / settings.seconds  # pyright: ignore[reportArgumentType]
+
+    def tell(self, line: str) -> None:
+        self.line(line)
+
+    def begin(self, label: str, kept: bool) -> None:
+        """A stage without clips of its own, or of directions."""
+        count = self.counts.pop("reading directions", 0.0) if label == "directions" else 0.0
+        if kept:
+            self.tell(f"{label}: kept from before")
+            return
+        if count and np.isnan(self.pace):
+            self._time()
+        self.tell(f"{label}{self._left(count)}")
+
+    @contextmanager
+    def swept(self, label: str, clips: int, kept: bool, begun: bool) -> Iterator[None]:
+        """A sweep; unless some of it was there, its own pace is the next estimate's."""
+        self.counts.pop(label, None)
+        if kept:
+            self.tell(f"{label}: kept from before")
+            yield
+            return
+        if np.isnan(self.pace):
+            self._time()
+        self.tell(f"{label}: {clips} clips{' less those that are kept' if begun else ''}{self._left(clips)}")
+        started = time.perf_counter()
+        yield
+        if not begun:
+            self.pace = (time.perf_counter() - started) / clips
+
+    def _time(self) -> None:
+        settings = self.settings
+        speed = sweep.clips_per_second(self.lens, self.sets.development[0], settings.seconds, settings.batch_size)
+        self.pace = 1 / speed
+
+    def _left(self, count: float) -> str:
+        if np.isnan(self.pace):
+            return ""
+        here, after = count * self.pace, sum(self.counts.values()) * self.pace + FIGURES_SECONDS
+        now = f", about {_spoken(here)}" if here else ""
+        return f"{now}; about {_spoken(here + after)} left in all"
+
+
+def _spoken(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} minutes"

@@ -1,0 +1,113 @@
+"""Keeping: where finished batches go, in memory or in a folder, and what is said when a sweep cannot go on."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from analysis.listening import Heard
+from analysis.store.folder import disk_is_full
+from analysis.sweep import ledger as ledgers
+from analysis.sweep.batches import SOUND, finished, small
+from analysis.sweep.conditions import Clip, Condition, Plan
+from audiolens.errors import InputError, StoppedError
+from audiolens.sound import soundfiles
+
+if TYPE_CHECKING:
+    from audiolens import AudioLens
+
+Sound = Literal["wav", "flac"]
+_BYTES_PER_ROW = 400
+"""Of the table, twice: in its batch and in the whole."""
+
+
+def check_sound(sound: Any, out: Any) -> None:
+    """Refuse an unknown kind of file, and sound without a folder to keep it in."""
+    if sound is not None and (out is None or sound not in get_args(Sound)):
+        raise InputError(f"sound={sound!r}, out={out!r}: expected 'wav' or 'flac', and a folder to write it to.")
+
+
+def in_memory(
+    heard: Iterator[tuple[int, Heard]], todo: Plan, keep_audio: Callable[[Condition, Clip], bool] | None, bar: Any
+) -> tuple[pd.DataFrame, np.ndarray, dict[int, np.ndarray]]:
+    """The table, the codes, and the sound that is kept by row, once everything is heard."""
+    frames, codes, audio = [], [], {}
+    for number, batch in heard:
+        for place, (condition, clip) in enumerate(todo.batches[number]):
+            if keep_audio is not None and keep_audio(condition, todo.clips[clip]):
+                audio[todo.starts[number] + place] = batch.audio[place]
+        frames.append(batch.frame)
+        codes.append(small(batch.codes))
+        bar.update(len(batch.frame))
+    table = pd.concat([todo.labels, pd.concat(frames, ignore_index=True)], axis=1)
+    return table, np.concatenate(codes), audio
+
+
+def into_folder(
+    kept: ledgers.Ledger,
+    heard: Iterator[tuple[int, Heard]],
+    todo: Plan,
+    sound: Sound | None,
+    keep_audio: Callable[[Condition, Clip], bool] | None,
+    bar: Any,
+) -> None:
+    """Write each batch as it is heard, with its sound if that is asked for."""
+    labels = todo.labels
+    for number, batch in heard:
+        start = todo.starts[number]
+        rows = labels.iloc[start : start + len(batch.frame)].reset_index(drop=True)
+        rows = pd.concat([rows, batch.frame], axis=1)
+        sounds: dict[str, bytes] = {}
+        if sound is not None:
+            files: list[str | None] = [None] * len(rows)
+            for place, (condition, clip) in enumerate(todo.batches[number]):
+                if keep_audio is None or keep_audio(condition, todo.clips[clip]):
+                    name = f"{start + place:06d}.{sound}"
+                    sounds[name] = _file(batch.audio[place], batch.sample_rate, sound)
+                    files[place] = f"{SOUND}/{name}"
+            rows["file"] = files
+        kept.keep(number, rows, batch.codes, sounds)
+        bar.update(len(rows))
+
+
+@contextmanager
+def stops(out: Path | None, todo: Plan) -> Iterator[None]:
+    """Say what is kept when the machine, and not a mistake, ends a sweep."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise StoppedError(f"a process that measures clips died (out of memory?). {_kept(out, todo)}") from error
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        raise StoppedError(f"{out}: the disk is full. {_kept(out, todo)}") from error
+
+
+def _kept(out: Path | None, todo: Plan) -> str:
+    if out is None:
+        return "Nothing was kept: give a folder (out=) to keep what is finished."
+    done = len(finished(out))
+    return f"{done} of {len(todo.batches)} batches are kept in {out}; run the same again to go on."
+
+
+def size_of(lens: AudioLens, todo: Plan, seconds: float, sound: Sound | None) -> int:
+    """Bytes that a plan will take on disk, about."""
+    config = lens.config
+    codes = config.n_codebooks * seconds * config.frame_rate * 2
+    samples = config.sample_rate * seconds * config.channels * 2
+    # FLAC of music: about six tenths.
+    heard = {None: 0.0, "wav": 1.0, "flac": 0.6}[sound] * samples
+    return round(len(todo) * (codes + heard + 2 * _BYTES_PER_ROW))
+
+
+def _file(audio: np.ndarray, sample_rate: int, sound: Sound) -> bytes:
+    buffer = io.BytesIO()
+    soundfiles.write(buffer, audio, sample_rate, "FLAC" if sound == "flac" else "WAV")
+    return buffer.getvalue()

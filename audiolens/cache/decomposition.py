@@ -1,0 +1,218 @@
+"""The residual stream taken apart: what each part of the model wrote into it, its states, and what each state says.
+
+The stream is a sum. It starts as the embedding of the codes and of the positions, and every block adds what its
+attention, cross-attention and MLP put out. `ActivationCache` carries the verbs; the sums and the reading are here.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from audiolens.arrays import AsArray
+from audiolens.checks import checked_flags, whole_number
+from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
+from audiolens.model.sites import listed_layers
+from audiolens.model.weights import decoder_of
+
+if TYPE_CHECKING:
+    from audiolens.cache.activation_cache import ActivationCache
+
+# What a block adds to the stream, in the model's order, and the state that follows where the block goes on.
+_PARTS = {"attn_out": "resid_mid", "cross_attn_out": "resid_cross", "mlp_out": None}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What is added up in a model's residual stream: `n_layers` blocks, each adding `parts` in this order."""
+
+    n_layers: int
+    parts: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.n_layers < 1 or not self.parts or not set(self.parts) <= set(_PARTS):
+            raise InputError(f"a stream of {self.n_layers} blocks that add {self.parts}: expected some of {[*_PARTS]}.")
+
+    @classmethod
+    def of(cls, lens: Any) -> "Stream":
+        hooks = lens._family.hooks()
+        return cls(lens.config.n_layers, tuple(part for part in _PARTS if f"hook_{part}" in hooks))
+
+    def links(self) -> list[tuple[str, str, str]]:
+        """The sums of a block, in its order: a state, the part added to it, and the state that they make."""
+        states = ["resid_pre", *(_PARTS[part] or "resid_post" for part in self.parts)]
+        return list(zip(states, self.parts, states[1:], strict=False))
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """From the stream to logits: the final norm, then one head "d_model vocab" a codebook.
+
+    The model's own tensors, not copies, and only these: a cache that holds them keeps no module of the model alive.
+    """
+
+    weight: Float[Tensor, " d_model"]
+    bias: Float[Tensor, " d_model"]
+    eps: float
+    heads: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, lens: Any) -> "Readout":
+        norm = decoder_of(lens).layer_norm
+        return cls(norm.weight.detach(), norm.bias.detach(), norm.eps, tuple(lens.W_U))
+
+    def logits(self, states: Float[Tensor, "*rows step d_model"]) -> Float[Tensor, "*rows codebook step vocab"]:
+        """On the model's device and in its dtype, as the model would; given back on the states' device."""
+        states_there = states.to(self.weight.device, self.weight.dtype)
+        normed = F.layer_norm(states_there, [len(self.weight)], self.weight, self.bias, self.eps)
+        return torch.stack([normed @ head for head in self.heads], dim=-3).to(states.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Components(AsArray):
+    """Parts (or states) of the residual stream: `values` is "component row step d_model", `labels` names them.
+
+    Labels are TransformerLens's: "embed", "3_attn_out", "3_pre", "final_post". With both branches recorded a
+    "branch" axis follows the first; without steps (a cache reduced over time) the "step" axis is missing.
+    """
+
+    values: Float[Tensor, "component ..."]
+    labels: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.labels)
+
+    def _numbers(self) -> Float[Tensor, "component ..."]:
+        return self.values
+
+    @property
+    def instead(self) -> str:
+        """What to give where one tensor is expected."""
+        return "give its values, or one component, parts['3_attn_out']."
+
+    def __getitem__(self, label: str) -> Float[Tensor, "..."]:
+        """One component, by its label."""
+        if label not in self.labels:
+            raise SiteError(
+                f"no component {label!r}.{nearest(label, self.labels)} There are: {shortened(self.labels)}."
+            )
+        return self.values[self.labels.index(label)]
+
+    def __repr__(self) -> str:
+        return f"Components({shortened(self.labels, 6)}; {tuple(self.values.shape)})"
+
+
+def equipped(cache: "ActivationCache", lens: Any) -> "ActivationCache":
+    """The cache with what it needs to be taken apart and read out."""
+    return replace(cache, stream=Stream.of(lens), readout=Readout.of(lens))
+
+
+def decompose(cache: "ActivationCache", layer: int | None) -> Components:
+    """What was written into the stream below a block."""
+    what = f"decompose_resid({'' if layer is None else layer})"
+    stream, end = _checked(cache, layer, what)
+    apart = ("hook_embed", "hook_pos_embed")
+    start = apart if all(name in cache.tensors for name in apart) else ("blocks.0.hook_resid_pre",)
+    blocks = [f"blocks.{block}.hook_{part}" for block in range(end) for part in stream.parts]
+    return _collected(cache, {_label(name): name for name in (*start, *blocks)}, what)
+
+
+def accumulate(cache: "ActivationCache", layer: int | None, incl_mid: bool) -> Components:
+    """The states of the stream up to a block."""
+    checked_flags(incl_mid=incl_mid)
+    what = f"accumulated_resid({'' if layer is None else layer})"
+    stream, end = _checked(cache, layer, what)
+    inner = [_PARTS[part] for part in stream.parts[:-1]] if incl_mid else []
+    states = {}
+    for block in range(end):
+        states[f"{block}_pre"] = _before(cache, block)
+        states.update({_label(f"blocks.{block}.hook_{state}"): f"blocks.{block}.hook_{state}" for state in inner})
+    if end == stream.n_layers:
+        states["final_post"] = f"blocks.{end - 1}.hook_resid_post"
+    else:
+        states[f"{end}_pre"] = _before(cache, end)
+    return _collected(cache, states, what)
+
+
+def logit_lens(
+    cache: "ActivationCache", lens: Any, site: str, layers: int | Sequence[int] | None
+) -> Float[Tensor, "layer ..."]:
+    """What the stream says at some blocks: their logits, had the model ended there."""
+    readout = cache.readout if lens is None else Readout.of(lens)
+    if readout is None:
+        raise InputError(
+            "this cache holds no final norm and no heads (a file never does): give the lens of the model it was "
+            "recorded from, cache.logit_lens(lens)."
+        )
+    if lens is not None and cache.model and cache.model != lens.name:
+        raise InputError(
+            f"this cache was recorded from {cache.model!r}, and the lens is of {lens.name!r}: give the lens of the "
+            "model it was recorded from, opened under the same name."
+        )
+    if cache.reduce == "max":
+        raise InputError("reduce='max' keeps no state of the stream: record steps, or reduce='mean' or 'last'.")
+    if not site.rpartition("hook_")[2].startswith("resid_"):
+        raise SiteError(f"site={site!r} is no state of the residual stream: use resid_pre, resid_mid or resid_post.")
+    chosen = cache.layers(site) if layers is None else listed_layers(layers)
+    if not cache.layers(site):
+        raise SiteError(f"site {site!r} was not recorded. Recorded: {shortened(cache.tensors)}.")
+    if not chosen:
+        raise SiteError(f"no layer given: {site} was recorded at layers {cache.layers(site)}.")
+    read = []
+    for layer in chosen:
+        states = cache[site, layer]
+        if states.shape[-1] != len(readout.weight):
+            raise InputError(f"the cache is {states.shape[-1]} wide, the lens's model {len(readout.weight)}.")
+        read.append(readout.logits(states) if cache.reduce is None else readout.logits(states[..., None, :])[..., 0, :])
+    return torch.stack(read)
+
+
+def _checked(cache: "ActivationCache", layer: int | None, what: str) -> tuple[Stream, int]:
+    """The model's blocks, and the one before which to stop."""
+    stream = cache.stream
+    if stream is None:
+        raise InputError(f"{what}: this cache does not know its model's blocks. Record it with a lens.")
+    if cache.reduce == "max":
+        raise InputError(f"{what}: a sum of maxima is not the maximum of the sum. Record steps, or reduce='mean'.")
+    try:
+        asked = stream.n_layers if layer is None else whole_number(layer)
+    except TypeError:
+        raise InputTypeError(f"{what}: expected a layer, or None for the whole model.") from None
+    end = stream.n_layers if asked == -1 else asked
+    if not 0 <= end <= stream.n_layers:
+        raise InputError(f"{what}: this model has layers 0 to {stream.n_layers - 1}; {stream.n_layers} is all of them.")
+    return stream, end
+
+
+def _before(cache: "ActivationCache", block: int) -> str:
+    """Where the state that a block reads was recorded: at its door, or at the one before's."""
+    name = f"blocks.{block}.hook_resid_pre"
+    return name if not block or name in cache.tensors else f"blocks.{block - 1}.hook_resid_post"
+
+
+def _label(name: str) -> str:
+    return name.removeprefix("blocks.").replace("hook_", "").replace("resid_", "").replace(".", "_")
+
+
+def _collected(cache: "ActivationCache", names: dict[str, str], what: str) -> Components:
+    missing = [name for name in names.values() if name not in cache.tensors]
+    if missing:
+        raise SiteError(
+            f"{what} needs what was not recorded: {shortened(missing, 4)}. Record sites={_recipe(names.values())}."
+        )
+    # Positions come once for all rows.
+    parts = torch.broadcast_tensors(*(cache.tensors[name] for name in names.values()))
+    return Components(torch.stack(parts), tuple(names))
+
+
+def _recipe(names: Iterable[str]) -> list[str]:
+    """The sites to record: short names, but for the start of the stream, which only one block has."""
+    start = "blocks.0.hook_resid_pre"
+    return list(dict.fromkeys(name if name == start else name.rpartition("hook_")[2] for name in names))

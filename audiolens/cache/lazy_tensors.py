@@ -1,0 +1,155 @@
+"""A cache's file: its tensors and their labels, written whole, and read one by one when they are first asked for.
+
+`ActivationCache` saves and loads with it. A loaded cache is cut and moved without a read, too: what is done to a
+tensor waits until the tensor is wanted.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from audiolens.errors import InputError
+from audiolens.files import integrity
+from audiolens.files.atomic import written
+from audiolens.files.bounded import json_of, read_header
+
+Change = Callable[[Tensor, str], Tensor]
+
+
+class Stored(Mapping[str, Tensor]):
+    """Tensors by name, each read at its first use and then held. `outlines` are their shapes, as tensors without data.
+
+    A copy, or a pickle for another process, holds the tensors themselves.
+    """
+
+    def __init__(self, outlines: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
+        self.outlines = dict(outlines)
+        self._read = read
+        self._held: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.outlines)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outlines)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.outlines
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.outlines:
+            raise KeyError(name)
+        if name not in self._held:
+            self._held[name] = self._read(name)
+        return self._held[name]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self.items()),)
+
+    def some(self, names: Sequence[str], under: str = "") -> "Stored":
+        """Those of these names, which the file has under a prefix."""
+        return Stored({name: self.outlines[under + name] for name in names}, lambda name: self._once(under + name))
+
+    def changed(self, change: Change) -> "Stored":
+        """The same after a change, which the outlines meet now and each tensor when it is read."""
+        outlines = {name: change(outline, name) for name, outline in self.outlines.items()}
+        return Stored(outlines, lambda name: change(self._once(name), name))
+
+    def _once(self, name: str) -> Tensor:
+        """For another that will hold its own: nothing more is held here."""
+        return self._held[name] if name in self._held else self._read(name)
+
+
+def outlines(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors as far as their shapes go, without a read."""
+    return tensors.outlines if isinstance(tensors, Stored) else tensors
+
+
+def some(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Mapping[str, Tensor]:
+    """Those of these names."""
+    return tensors.some(names) if isinstance(tensors, Stored) else {name: tensors[name] for name in names}
+
+
+def changed(tensors: Mapping[str, Tensor], change: Change) -> Mapping[str, Tensor]:
+    """Every tensor changed; stored ones when they are read."""
+    if isinstance(tensors, Stored):
+        return tensors.changed(change)
+    return {name: change(tensor, name) for name, tensor in tensors.items()}
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], labels: Mapping[str, Any]) -> Path:
+    """Write one safetensors file with the labels in its header; an existing file is replaced whole.
+
+    Raises:
+        InputError: if the place cannot be written, or something other than a file has the name.
+    """
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with written(path) as made:
+        save_file(whole, made, metadata=integrity.sealed_header(labels, whole))
+    return path
+
+
+def read(path: str | os.PathLike[str], format_: str, unsealed: str) -> tuple[dict[str, Any], Stored]:
+    """The labels of a file, and its tensors, of which none is read yet; in the `unsealed` format they have no hashes.
+
+    Raises:
+        InputError: if it is no file of these formats, or not a whole one; from a read, if the tensor is damaged.
+    """
+    # A later change of the working directory must not lead elsewhere.
+    place = Path(path).absolute()
+    if not place.exists():
+        raise InputError(f"{path}: no such file.")
+    # Before the header: what is written in between is then another file.
+    stamp = _stamp(place)
+    header = read_header(place)
+    labels = json_of(place, header.metadata.get(integrity.HEADER, "null"))
+    found = labels.get("format") if isinstance(labels, dict) else None
+    if found not in (format_, unsealed):
+        raise InputError(f"{path} is not an activation cache: format {found!r}, expected {format_!r}.")
+    sealed = found == format_ or integrity.SEAL in labels
+    if sealed:
+        integrity.check_header(path, labels, header.shapes)
+    try:
+        outlines = {name: torch.empty(shape, device="meta") for name, shape in header.shapes.items()}
+    except RuntimeError as error:
+        raise InputError(f"{path} is not an activation cache: {str(error).splitlines()[0]}.") from None
+    return labels, Stored(outlines, _Source(place, stamp, labels if sealed else None).tensor)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file as it was when it was opened; it is opened again for each tensor, and nothing holds it in between."""
+
+    path: Path
+    stamp: tuple[int, ...]
+    sealed: Mapping[str, Any] | None
+
+    def tensor(self, name: str) -> Tensor:
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                same = _stamp(self.path) == self.stamp
+                found = file.get_tensor(name) if same else None
+        except Exception as error:
+            raise InputError(
+                f"{name} cannot be read: {self.path} is gone, or no longer readable ({error}). A loaded cache reads "
+                "each tensor when it is first asked for: keep the file in place, or ask before it goes."
+            ) from None
+        if found is None:
+            raise InputError(
+                f"{name} cannot be read: {self.path} was written anew after this cache was loaded. Load it again."
+            )
+        if self.sealed is not None:
+            integrity.check_tensor(self.path, self.sealed, name, found)
+        return found
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    facts = path.stat()
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns

@@ -1,0 +1,424 @@
+"""Directions: one vector per layer with its provenance; how it is read (difference of means); its algebra and file.
+
+A direction points from the negative to the positive pole and is stored raw: its length is the whole difference of
+means, so a strength of 1 moves one pole's mean onto the other's.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from audiolens.arrays import AsArray
+from audiolens.checks import checked_flags, checked_seed, whole_number
+from audiolens.directions import provenance
+from audiolens.directions.evidence import Contrast, Evidence
+from audiolens.directions.pole_reader import Codes, PoleReader, Position, Samples
+from audiolens.directions.provenance import Provenance
+from audiolens.directions.vectors import apart, multiplier, unit
+from audiolens.errors import InputError, InputTypeError, SiteError, shortened
+from audiolens.interventions import Branch
+from audiolens.model.sites import listed_layers
+from audiolens.model.timeline import Real
+from audiolens.model.tokens import named_once
+
+
+@dataclass(frozen=True, eq=False)
+class Directions(AsArray):
+    """One vector per layer.
+
+    Attributes:
+        vectors: raw, on the CPU in float32.
+        layers: the block each vector was read at, ascending.
+        residual_norms: mean length of the activations there, over prompts and steps.
+        meta: where they come from.
+        evidence: what the prompts say about them; `None` after arithmetic, which it does not survive.
+        samples: one vector per prompt, where they were kept.
+
+    `d[layer]` is one vector. Arithmetic is per layer and needs the same model, site and layers. numpy and torch take it
+    for its vectors, "layer d_model".
+    """
+
+    vectors: Float[Tensor, "layer d_model"]
+    layers: tuple[int, ...]
+    residual_norms: Float[Tensor, " layer"]
+    meta: Provenance
+    evidence: Evidence | None = None
+    samples: Samples | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(listed_layers(self.layers)))
+        for name in ("vectors", "residual_norms"):
+            object.__setattr__(self, name, getattr(self, name).detach().to("cpu", torch.float32))
+        shapes = tuple(self.vectors.shape), tuple(self.residual_norms.shape)
+        if len(shapes[0]) != 2 or shapes[0][0] != len(self.layers) or shapes[1] != (len(self.layers),):
+            raise InputError(f"vectors {shapes[0]} and norms {shapes[1]} for {len(self.layers)} layers: one a layer.")
+        if not self.layers or list(self.layers) != sorted(set(self.layers)):
+            raise InputError(f"layers={self.layers}: expected different layers, ascending.")
+        if not bool(torch.isfinite(self.vectors).all()):
+            raise InputError(f"{self.meta.label or 'these directions'}: a vector holds NaN or infinite values.")
+
+    @property
+    def norms(self) -> Float[Tensor, " layer"]:
+        """Length of each raw vector."""
+        return self.vectors.norm(dim=-1)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.layers)
+
+    def __contains__(self, layer: object) -> bool:
+        try:
+            return whole_number(layer) in self.layers
+        except TypeError:
+            return False
+
+    def _numbers(self) -> Float[Tensor, "layer d_model"]:
+        return self.vectors
+
+    @property
+    def instead(self) -> str:
+        """What to give where one vector is expected."""
+        return "give one vector, d[layer], or place it by al.steer(d, layer=...)."
+
+    def __getitem__(self, layer: int) -> Float[Tensor, " d_model"]:
+        """The vector read at a layer.
+
+        Raises:
+            SiteError: if there is none; the message lists the layers there are.
+        """
+        return self.vectors[self._place(layer)]
+
+    def residual_norm(self, layer: int) -> float:
+        """Mean length of the activations at a layer."""
+        return float(self.residual_norms[self._place(layer)])
+
+    def at(self, layers: int | Iterable[int]) -> "Directions":
+        """The same directions at some layers only."""
+        chosen = sorted(set(listed_layers(layers)))
+        if not chosen:
+            raise SiteError(f"no layer given: there are layers {shortened(map(str, self.layers), 60)}.")
+        places = torch.tensor([self._place(layer) for layer in chosen], device="cpu")
+        return replace(
+            self,
+            vectors=self.vectors[places],
+            layers=tuple(chosen),
+            residual_norms=self.residual_norms[places],
+            evidence=None,
+            samples=None,
+        )
+
+    def unit(self) -> "Directions":
+        """The same directions at length 1; a zero vector stays zero."""
+        return self._changed(unit(self.vectors), f"unit({self.meta.label})")
+
+    def __add__(self, other: "Directions") -> "Directions":
+        self._refuse_foreign(other)
+        return self._summed(other, self.vectors + other.vectors, f"{self.meta.label} + {other.meta.label}")
+
+    def __sub__(self, other: "Directions") -> "Directions":
+        self._refuse_foreign(other)
+        return self._summed(other, self.vectors - other.vectors, f"{self.meta.label} - ({other.meta.label})")
+
+    def __neg__(self) -> "Directions":
+        return self._changed(-self.vectors, f"-({self.meta.label})")
+
+    def __radd__(self, other: object) -> "Directions":
+        # What `sum` starts from.
+        if type(other) is int and other == 0:
+            return self
+        raise InputTypeError(f"{type(other).__name__} plus directions: expected Directions.")
+
+    def __rsub__(self, other: object) -> "Directions":
+        raise InputTypeError(f"{type(other).__name__} minus directions: expected Directions.")
+
+    def __mul__(self, factor: Real) -> "Directions":
+        number = multiplier("times", factor)
+        return self._changed(self.vectors * number, f"{number:g} * ({self.meta.label})")
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Real) -> "Directions":
+        number = multiplier("divided by", divisor)
+        if number == 0:
+            raise InputError(f"directions divided by {divisor!r}: expected a number other than 0.")
+        return self * (1 / number)
+
+    def orthogonal_to(self, *others: "Directions") -> "Directions":
+        """What is left of each vector after removing its part in the span of the others', layer by layer.
+
+        The others stay as they are, and their order does not matter here. Of two directions made orthogonal, only
+        this one changes: `a.orthogonal_to(b)` with `b`, or `b.orthogonal_to(a)` with `a`, are different pairs.
+
+        Raises:
+            InputError: if nothing is left at some layer.
+        """
+        if not others:
+            raise InputError("orthogonal_to needs at least one other direction.")
+        for other in others:
+            self._refuse_foreign(other)
+        rest, empty = apart(self.vectors, [other.vectors for other in others])
+        if bool(empty.any()):
+            where = [layer for layer, gone in zip(self.layers, empty.tolist(), strict=True) if gone]
+            raise InputError(f"nothing is left at layers {shortened(map(str, where))}: the vectors are parallel there.")
+        names = ", ".join(other.meta.label for other in others)
+        return self._changed(rest, f"({self.meta.label}).orthogonal_to({names})")
+
+    def cosine(self, other: "Directions") -> Float[Tensor, " layer"]:
+        """Cosine of the two vectors of each layer."""
+        self._refuse_foreign(other)
+        return cosine_similarity(self.vectors, other.vectors, dim=-1)
+
+    def random_like(self, seed: int) -> "Directions":
+        """Random directions of the same length at each layer: the control of what any push would do."""
+        generator = torch.Generator("cpu").manual_seed(checked_seed(seed))
+        drawn = torch.randn(self.vectors.shape, generator=generator, dtype=torch.float32, device="cpu")
+        return self._changed(unit(drawn) * self.norms[:, None], f"random {seed} like ({self.meta.label})")
+
+    def shuffled(self, seed: int, *, match_norms: bool = True) -> "Directions":
+        """The same estimate with the poles' labels shuffled over the prompts: what no concept would give.
+
+        Shuffled means nearly cancel, so vectors are stretched to these directions' lengths, unless `match_norms`
+        is false. Needs the samples that `keep_samples=True` keeps.
+        """
+        checked_flags(match_norms=match_norms)
+        if self.samples is None:
+            raise InputError("shuffled needs one vector a prompt: read the directions with keep_samples=True.")
+        generator = torch.Generator("cpu").manual_seed(checked_seed(seed))
+        order = torch.randperm(len(self.samples.labels), generator=generator, device="cpu")
+        vectors = self.samples.difference(self.samples.labels[order])
+        if match_norms:
+            vectors = unit(vectors) * self.norms[:, None]
+        return self._changed(vectors, f"shuffled {seed} of ({self.meta.label})")
+
+    def to_frame(self) -> Any:
+        """One row a layer (pandas): lengths in the model's units, and the evidence where there is some."""
+        import pandas as pd
+
+        columns: dict[str, Any] = {
+            "layer": self.layers,
+            "norm": self.norms.numpy(),
+            "residual_norm": self.residual_norms.numpy(),
+        }
+        if self.evidence is not None:
+            columns["split_half_cosine"] = self.evidence.split_half_cosine.numpy()
+            columns["separation"] = self.evidence.separation.numpy()
+            columns["auc"] = self.evidence.auc.numpy()
+            if self.evidence.p is not None:
+                columns["auc_p"] = self.evidence.p.numpy()
+            # Whole numbers, missing where there are too few prompts to tell.
+            columns["stable_at"] = pd.array(self.evidence.stable_at().numpy(), dtype="Int64")
+        return pd.DataFrame(columns)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one safetensors file, provenance in its header; an existing one is replaced whole. Samples stay out.
+
+        Raises:
+            InputError: if the place cannot be written.
+        """
+        facts = {
+            "meta": self.meta.as_dict(),
+            "layers": list(self.layers),
+            "norms": self.norms.tolist(),
+            "residual_norms": self.residual_norms.tolist(),
+        }
+        tensors = {"vectors": self.vectors, "residual_norms": self.residual_norms}
+        if self.evidence is not None:
+            kept = {name: value for name, value in vars(self.evidence).items() if value is not None}
+            tensors.update({f"evidence/{name}": value for name, value in kept.items()})
+        return provenance.write(path, tensors, facts)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], lens: Any = None) -> "Directions":
+        """Read a file that `save` wrote; with `lens`, only if it was read from that very model.
+
+        Raises:
+            InputError: for a missing, truncated, corrupt or foreign file, or one of another model.
+            DamagedError: (an InputError) if vectors or header are not those that were written.
+        """
+        tensors, facts = provenance.read(path)
+        try:
+            meta = Provenance.from_dict(facts["meta"])
+            kept = {key.removeprefix("evidence/"): value for key, value in tensors.items() if "/" in key}
+            directions = cls(
+                vectors=tensors["vectors"],
+                layers=tuple(facts["layers"]),
+                residual_norms=tensors["residual_norms"],
+                meta=meta,
+                evidence=Evidence(**kept) if kept else None,
+            )
+            told = torch.tensor(facts["norms"], dtype=torch.float32, device="cpu")
+            agree = torch.allclose(directions.norms, told, rtol=1e-4)
+        except (KeyError, TypeError, AttributeError, RuntimeError, InputError) as error:
+            raise InputError(f"{path}: its header and its vectors do not fit together ({error}).") from None
+        if not agree:
+            raise InputError(f"{path} is damaged: its vectors do not have the lengths its header gives.")
+        if lens is not None:
+            meta.refuse_other(lens)
+        return directions
+
+    def __repr__(self) -> str:
+        told = "" if self.evidence is None else f", {self.evidence.finding}"
+        counts = f"{self.meta.n_prompts[0]} + {self.meta.n_prompts[1]} prompts"
+        span = f"{self.layers[0]} to {self.layers[-1]}" if len(self) > 1 else f"{self.layers[0]}"
+        return (
+            f"Directions({self.meta.label or 'unnamed'}: layers {span} at {self.meta.site} of {self.meta.model!r}, "
+            f"{self.meta.estimator} of {counts}{told})"
+        )
+
+    def _place(self, layer: int) -> int:
+        try:
+            number = whole_number(layer)
+        except TypeError:
+            raise InputTypeError(f"layer {layer!r}: expected a layer number; d.at([...]) takes several.") from None
+        if number not in self.layers:
+            raise SiteError(f"no direction at layer {number}: there are layers {shortened(map(str, self.layers), 60)}.")
+        return self.layers.index(number)
+
+    def _changed(self, vectors: Tensor, label: str | None = None) -> "Directions":
+        meta = self.meta if label is None else replace(self.meta, label=label)
+        return replace(self, vectors=vectors, meta=meta, evidence=None, samples=None)
+
+    def _summed(self, other: "Directions", vectors: Tensor, label: str) -> "Directions":
+        # Whichever stands first: the stream's length is the mean of what both readings found.
+        lengths = (self.residual_norms + other.residual_norms) / 2
+        return replace(self._changed(vectors, label), residual_norms=lengths)
+
+    def _refuse_foreign(self, other: Any) -> None:
+        if not isinstance(other, Directions):
+            raise InputTypeError(f"{type(other).__name__}: expected Directions.")
+        for name, mine, theirs in (
+            ("weights", self.meta.weights, other.meta.weights),
+            ("sites", self.meta.site, other.meta.site),
+            ("layers", self.layers, other.layers),
+            ("widths", self.vectors.shape[1], other.vectors.shape[1]),
+        ):
+            if mine != theirs:
+                raise InputError(f"directions of different {name} do not combine: {mine} and {theirs}.")
+
+
+@named_once
+def difference_in_means(
+    lens: Any,
+    positive: Sequence[str | None],
+    negative: Sequence[str | None],
+    site: str = "resid_post",
+    position: Position = "mean",
+    branch: Branch = "cond",
+    guidance_scale: float = 3.0,
+    codes: Codes | tuple[Codes, Codes] | None = None,
+    audio: Any = None,
+    seeds: int | Sequence[int] | None = None,
+    seconds: float = 2.0,
+    batch_size: int = 32,
+    layers: int | Sequence[int] | None = None,
+    label: str = "",
+    keep_samples: bool = False,
+    progress: bool = True,
+    prefix: bool = False,
+) -> Directions:
+    """The mean activation under positive prompts minus that under negative ones, at every layer.
+
+    Marks and Tegmark (2023) and, for music, Facchiano et al. (2025, arXiv 2504.04479), who read it at the end of the
+    text. Read while a clip is generated for each prompt, prompt i of either pole with seed i; or, with `codes` or
+    `audio`, from given music. Means run along: memory is set by one batch.
+
+    Args:
+        positive, negative: the prompts of the poles; `None` is no prompt (for poles told apart by their music).
+        site: a site with one vector a step in every block.
+        position: "mean" over all steps but the tail, "first" (the start token: the text alone, nothing generated),
+            "last", or the mean over (from, to) in seconds. "eos" is the text's last token, where the text stands in
+            the decoder's own sequence (MusicGen Melody): our reading of the paper's place.
+        branch: the half of the guidance that is read; "both" is the mean of the two.
+        guidance_scale: of the clips generated.
+        codes: one row a prompt, the same for both poles, or a pair (positive's, negative's).
+        audio: (waveform, sample rate) instead of codes, or a pair of them.
+        seeds: seed i is that of prompt i of either pole; 0, 1, 2, ... by default.
+        seconds: length of the clips generated.
+        layers: blocks to read; `None` is all.
+        label: what to call the direction, such as `sets.concept`.
+        keep_samples: keep one vector a prompt and layer (4 x d_model x layers x prompts bytes), for `shuffled`.
+        prefix: take the conditioning before step 0 into the "mean" too, where it stands in the decoder's own sequence.
+
+    Raises:
+        InputError: (or a subclass) for an empty pole, a prompt in both, poles that are the same tokens to the model, or
+            a place that it does not have, before it runs; after it, if the direction is 0 at every layer.
+    """
+    checked_flags(keep_samples=keep_samples)
+    reader = PoleReader(
+        lens, positive, negative, site=site, layers=layers, position=position, branch=branch,
+        guidance_scale=guidance_scale, codes=codes, audio=audio, seeds=seeds, seconds=seconds, batch_size=batch_size,
+        progress=progress, prefix=prefix,
+    )  # fmt: skip
+    reader.check_text()
+    found = read_poles(lens, reader, label, keep_samples)
+    if not found.vectors.any():
+        raise InputError(
+            f"the direction is 0 at every layer: at {reader.site}, position {reader.position!r}, branch "
+            f"{reader.branch!r} the model does not tell these poles apart. Read another place, or give other prompts."
+        )
+    return found
+
+
+def read_poles(lens: Any, reader: PoleReader, label: str, keep_samples: bool) -> Directions:
+    """What `difference_in_means` makes of a plan, directions of length 0 among it."""
+    contrast = Contrast(len(reader.negative), len(reader.positive))
+    kept: Tensor | None = None
+    for batch in reader:
+        contrast.add(batch.values, batch.norms, batch.positive)
+        if keep_samples:
+            if kept is None:
+                kept = batch.values.new_zeros(len(batch.values), len(reader.prompts), batch.values.shape[-1])
+            kept[:, batch.index] = batch.values
+    samples = None
+    if kept is not None:
+        labels = torch.arange(len(reader.prompts), device="cpu") < len(reader.positive)
+        samples = Samples(kept, labels, reader.layers, reader.prompts)
+    return Directions(
+        vectors=contrast.difference(),
+        layers=reader.layers,
+        residual_norms=contrast.residual_norms(),
+        meta=_meta(lens, reader, label),
+        evidence=contrast.evidence(),
+        samples=samples,
+    )
+
+
+def orthogonalised(*directions: Directions) -> list[Directions]:
+    """Several directions made orthogonal to each other at every layer, one after the other (Gram-Schmidt).
+
+    The order matters: the first stays as it is, and each later one loses its part along those before it, so that
+    steering along it no longer steers along them.
+    """
+    made: list[Directions] = []
+    for one in directions:
+        made.append(one.orthogonal_to(*made) if made else one)
+    return made
+
+
+def _meta(lens: Any, reader: PoleReader, label: str) -> Provenance:
+    return Provenance(
+        model=lens.name,
+        weights=provenance.weights_hash(lens.model),
+        n_layers=lens.config.n_layers,
+        site=reader.site,
+        position=reader.position,
+        prefix=reader.prefix,
+        branch=reader.branch,
+        guidance_scale=float(reader.guidance_scale),
+        source=reader.source,
+        seconds=float(reader.seconds) if reader.generates else None,
+        n_prompts=(len(reader.positive), len(reader.negative)),
+        prompts=provenance.prompts_hash(reader.positive, reader.negative),
+        label=label,
+        revision=getattr(lens.model.config, "_commit_hash", None),
+        versions=provenance.versions(),
+    )

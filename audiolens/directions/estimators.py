@@ -1,0 +1,83 @@
+"""Other estimators of a direction than the difference of means, behind the same `Directions`.
+
+`principal_component` and `probe_weights` take `Directions` read with `keep_samples=True` and give `Directions` of the
+same site and layers, so that estimators compare on the same activations. Both point to the positive pole, and both are
+as long as the difference of means is along them, so that a strength of 1 means the same step. `mean_centred` reads
+anew, one pole against neutral prompts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from audiolens.directions.directions import Directions, difference_in_means
+from audiolens.directions.pole_reader import Samples
+from audiolens.errors import InputError
+
+
+def mean_centred(lens: Any, pole: Sequence[str | None], neutral: Sequence[str | None], **reading: Any) -> Directions:
+    """The mean under one pole's prompts, centred on the mean under neutral ones, as `sets.development` are.
+
+    Jorgensen et al. (2023). For a concept that has no opposite; half as long as a difference of two poles that lie
+    on either side of what is neutral. `reading` is handed to `difference_in_means`, errors are its own.
+    """
+    found = difference_in_means(lens, pole, neutral, **reading)
+    return replace(found, meta=replace(found.meta, estimator="mean-centred"))
+
+
+def principal_component(directions: Directions) -> Directions:
+    """The first principal component of the differences between matched prompts, around zero.
+
+    Zou et al. (2023, representation engineering), without their random signs. Needs as many positive as negative
+    prompts, matched in their order.
+
+    Raises:
+        InputError: without samples, or if the poles are not matched.
+    """
+    samples = _samples(directions)
+    positive, negative = samples.values[:, samples.labels], samples.values[:, ~samples.labels]
+    if positive.shape != negative.shape:
+        raise InputError(
+            f"{positive.shape[1]} positive and {negative.shape[1]} negative prompts: pairs need as many of either."
+        )
+    return _oriented(directions, torch.linalg.svd(positive - negative, full_matrices=False).Vh[:, 0], "pca of pairs")
+
+
+def probe_weights(directions: Directions, penalty: float = 1.0) -> Directions:
+    """The weights of a logistic regression that tells the poles apart, per layer (scikit-learn).
+
+    Alain and Bengio (2016). Features are standardised for the fit. `penalty` is the weight of the squared norm,
+    1 / C in scikit-learn. What tells best apart is not always what moves the model: it may read what it never uses.
+
+    Raises:
+        InputError: without samples, or with a penalty that is not positive.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    samples = _samples(directions)
+    if not penalty > 0:
+        raise InputError(f"penalty={penalty}: expected a number above 0.")
+    weights = []
+    for values in samples.values:
+        spread = values.std(0).clamp_min(1e-8)
+        fit = LogisticRegression(C=1 / penalty, max_iter=1000)
+        fit.fit(((values - values.mean(0)) / spread).numpy(), samples.labels.numpy())
+        weights.append(torch.from_numpy(fit.coef_[0]).float() / spread)
+    return _oriented(directions, torch.stack(weights), "probe weights")
+
+
+def _samples(directions: Directions) -> Samples:
+    if directions.samples is None:
+        raise InputError("estimators need one vector a prompt: read the directions with keep_samples=True.")
+    return directions.samples
+
+
+def _oriented(directions: Directions, vectors: Float[Tensor, "layer d_model"], estimator: str) -> Directions:
+    """Vectors as directions: pointing to the positive pole, as long as the difference of means along them."""
+    unit = vectors / vectors.norm(dim=-1, keepdim=True)
+    along = (unit * _samples(directions).difference()).sum(-1, keepdim=True)
+    return replace(directions, vectors=unit * along, evidence=None, meta=replace(directions.meta, estimator=estimator))

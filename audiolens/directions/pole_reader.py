@@ -1,0 +1,278 @@
+"""Reading: one vector per prompt and layer of two poles, batch by batch, while generating or from given codes.
+
+A batch is all that is held: the lens reduces over time as it runs. Positive prompt i and negative prompt i share
+their seed (or their codes), so that what differs between the poles is what the prompts ask for.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from audiolens.checks import checked_flags, checked_seed, in_order, one_or_listed
+from audiolens.errors import InputError, InputTypeError, PromptError
+from audiolens.interventions import Branch, checked_branch
+from audiolens.model import text, tokens
+from audiolens.model.sites import resolve
+from audiolens.model.timeline import Span, checked_span
+from audiolens.sound.codec import codes_of
+from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.recording import refuse_prefix
+
+Position = Literal["mean", "first", "last", "eos"] | Span
+Codes = Int[Tensor, "row codebook frame"]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """One vector per prompt: positive prompts in their order, then the negative ones.
+
+    `labels` is true for the positive pole.
+    """
+
+    values: Float[Tensor, "layer prompt d_model"]
+    labels: Bool[Tensor, " prompt"]
+    layers: tuple[int, ...]
+    prompts: tuple[str | None, ...]
+
+    def difference(self, labels: Bool[Tensor, " prompt"] | None = None) -> Float[Tensor, "layer d_model"]:
+        """The difference of the poles' means, under these labels or others."""
+        chosen = self.labels if labels is None else labels
+        return self.values[:, chosen].mean(1) - self.values[:, ~chosen].mean(1)
+
+    def __repr__(self) -> str:
+        positive = int(self.labels.sum())
+        return f"Samples({positive} positive, {len(self.labels) - positive} negative, {len(self.layers)} layers)"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What was read of some rows: `index` are their places in `Samples`."""
+
+    values: Float[Tensor, "layer row d_model"]
+    norms: Float[Tensor, "layer row"]
+    positive: Bool[Tensor, " row"]
+    index: Int[Tensor, " row"]
+
+
+class PoleReader:
+    """The plan of a reading, checked before a model runs; iterate over it for the batches."""
+
+    def __init__(
+        self,
+        lens: Any,
+        positive: Sequence[str | None],
+        negative: Sequence[str | None],
+        *,
+        site: str,
+        layers: int | Sequence[int] | None,
+        position: Position,
+        branch: Branch,
+        guidance_scale: float,
+        codes: Codes | tuple[Codes, Codes] | None,
+        audio: Any,
+        seeds: int | Sequence[int] | None,
+        seconds: float,
+        batch_size: int,
+        progress: bool,
+        prefix: bool = False,
+    ) -> None:
+        checked_flags(progress=progress, prefix=prefix)
+        self.lens = lens
+        self.positive, self.negative = _checked_poles(positive, negative)
+        self.site, self.layers = _checked_site(lens, site, layers)
+        self.position = _checked_position(position, lens)
+        if self.position == "eos" and None in self.prompts:
+            raise PromptError("position='eos' is the end of the text, and a prompt of None has none: give texts.")
+        if prefix:
+            refuse_prefix(lens.config, "prefix=True")
+            if self.position != "mean":
+                raise InputError(
+                    f"prefix=True takes the prefix into a mean: position={position!r} names its own place."
+                )
+        self.prefix = prefix
+        checked_branch(branch)
+        self.branch: Branch = branch
+        if audio is not None and codes is not None:
+            raise InputError("codes and audio were both given: give one of them.")
+        self.guidance_scale, self.seconds = guidance_scale, seconds
+        self.batch_size, self.progress = whole_batch_size(batch_size), progress
+        self.codes = self._checked_codes(_encoded(lens, audio) if audio is not None else codes)
+        self.seeds = _checked_seeds(seeds, max(len(self.positive), len(self.negative)))
+        if self.generates and isinstance(self.position, tuple) and self.position[1] > seconds:
+            raise InputError(
+                f"position={self.position} ends after the clips, which last {seconds:g} s: raise seconds=."
+            )
+
+    def check_text(self) -> None:
+        """Check the prompts as the model reads them, before it runs.
+
+        Raises:
+            PromptError: for a prompt that is too long, or if the model reads the same in both poles, so that they
+                would differ in their seeds or in nothing.
+        """
+        model, tokenizer = self.lens.model, self.lens.tokenizer
+        apart = self.codes is not None and not torch.equal(*self.codes)
+        if not apart and text.read_alike(self.positive, self.negative, tokenizer):
+            words = ", ".join(map(repr, tokens.unread(self.prompts, tokenizer)))
+            reason = f": it does not know {words}" if words else ""
+            raise PromptError(f"the model reads both poles alike{reason}. Give prompts that differ in words it knows.")
+        text.checked(self.prompts, model, tokenizer)
+
+    @property
+    def generates(self) -> bool:
+        """Whether clips have to be made."""
+        return self.codes is None and not self.starts
+
+    @property
+    def starts(self) -> bool:
+        """Whether the start token is enough: the first step sees no other, and the text's end not even that."""
+        return self.position in ("first", "eos")
+
+    @property
+    def source(self) -> str:
+        return "start" if self.starts else "generation" if self.generates else "codes"
+
+    @property
+    def prompts(self) -> tuple[str | None, ...]:
+        return (*self.positive, *self.negative)
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = self._order()
+        starts = range(0, len(order), self.batch_size)
+        for start in tqdm(starts, desc="reading", unit="batch", disable=not self.progress):
+            rows = order[start : start + self.batch_size]
+            values, norms = self._read([self.prompts[row] for row in rows], rows)
+            index = torch.tensor(rows, device="cpu")
+            yield Batch(values, norms, index < len(self.positive), index)
+
+    def _order(self) -> list[int]:
+        """Rows in the order they are read: pairs together, shuffled, the first halves of both poles first."""
+        n, m = len(self.positive), len(self.negative)
+        # A file's order may have a meaning; the halves should not.
+        generator = torch.Generator("cpu").manual_seed(0)
+        shuffled = torch.randperm(max(n, m), generator=generator, device="cpu").tolist()
+        poles = [[row for row in shuffled if row < n], [n + row for row in shuffled if row < m]]
+        halves = [[pole[: (len(pole) + 1) // 2] for pole in poles], [pole[(len(pole) + 1) // 2 :] for pole in poles]]
+        return [row for half in halves for pair in zip_longest(*half) for row in pair if row is not None]
+
+    def _read(self, prompts: list[str | None], rows: list[int]) -> tuple[Tensor, Tensor]:
+        """Values "layer row d_model" and mean lengths "layer row" of some rows."""
+        span = self.position if isinstance(self.position, tuple) else None
+        reduce = self.position if self.position in ("last", "eos") else "mean"
+        what: dict[str, Any] = {
+            "sites": self.site,
+            "layers": self.layers,
+            "branch": self.branch,
+            "reduce": reduce,
+            "prefix": self.prefix,
+        }
+        places = [self._place(row) for row in rows]
+        if self.generates:
+            seeds = [self.seeds[place] for place in places]
+            cache = self.lens.generate(
+                prompts, self.seconds, seeds=seeds, guidance_scale=self.guidance_scale, span=span, decode=False,
+                cache_device="cpu", **what,
+            ).cache  # fmt: skip
+        else:
+            # Under given codes the conditional half does not know of the null half: half the work.
+            scale = 1.0 if self.branch == "cond" else self.guidance_scale
+            codes = None if self.starts or self.codes is None else self._rows_of(self.codes, rows)
+            _, cache = self.lens.run_with_cache(
+                prompts,
+                codes,
+                guidance_scale=scale,
+                seconds=span,
+                device="cpu",
+                stop_at_layer=self.layers[-1] + 1,
+                **what,
+            )
+        values = cache.stack(self.site).float()
+        norms = cache.stack_norms(self.site).float() if reduce == "mean" else values.norm(dim=-1)
+        if self.branch == "both":
+            values, norms = values.mean(1), norms.mean(1)
+        return values, norms
+
+    def _place(self, row: int) -> int:
+        return row if row < len(self.positive) else row - len(self.positive)
+
+    def _rows_of(self, codes: tuple[Codes, Codes], rows: list[int]) -> Tensor:
+        return torch.stack([codes[int(row >= len(self.positive))][self._place(row)] for row in rows])
+
+    def _checked_codes(self, codes: Codes | tuple[Codes, Codes] | None) -> tuple[Codes, Codes] | None:
+        if codes is None:
+            return None
+        sides = (codes, codes) if isinstance(codes, Tensor) else tuple(codes)
+        if len(sides) != 2 or not all(isinstance(side, Tensor) and side.ndim == 3 for side in sides):
+            raise InputTypeError("codes: expected 'row codebook frame', or a pair of them, the positive pole's first.")
+        for pole, side, prompts in zip(("positive", "negative"), sides, (self.positive, self.negative), strict=True):
+            if len(side) != len(prompts):
+                raise InputError(f"codes of {len(side)} rows for {len(prompts)} {pole} prompts: give one row a prompt.")
+        if sides[0].shape[1:] != sides[1].shape[1:]:
+            raise InputError(
+                f"codes of shapes {tuple(sides[0].shape)} and {tuple(sides[1].shape)}: expected one length."
+            )
+        return sides[0], sides[1]
+
+
+def _checked_poles(positive: Any, negative: Any) -> tuple[tuple[str | None, ...], tuple[str | None, ...]]:
+    sides = []
+    for name, prompts in (("positive", positive), ("negative", negative)):
+        listed = in_order(name, prompts, "prompts")
+        if not listed:
+            raise PromptError(f"no {name} prompts: a difference of means needs both poles.")
+        sides.append(listed)
+    shared = sorted({prompt for prompt in sides[0] if prompt is not None} & set(sides[1]))
+    if shared:
+        raise PromptError(f"{len(shared)} prompts stand in both poles, such as {shared[0]!r}: they would cancel.")
+    return sides[0], sides[1]
+
+
+def _checked_position(position: Any, lens: Any) -> Position:
+    if position == "eos":
+        refuse_prefix(lens.config, "position='eos'", "Use 'first' or 'last'.")
+    if isinstance(position, tuple | list):
+        start, stop = checked_span(position)
+        return start, stop
+    if position not in ("mean", "first", "last", "eos"):
+        raise InputError(f"position={position!r}: expected 'mean', 'first', 'last', 'eos', or (from, to) in seconds.")
+    return position
+
+
+def _checked_site(lens: Any, site: Any, layers: Any) -> tuple[str, tuple[int, ...]]:
+    """The short name of a site with one vector a step, and its layers; a full name brings its own."""
+    shapes = lens.sites()
+    hooks = dict.fromkeys(name.split(".", 2)[2] for name in shapes if name.startswith("blocks."))
+    whole = [name for name in shapes if not name.startswith("blocks.")]
+    found = resolve(site, layers, hooks=hooks, model_hooks=whole, n_layers=lens.config.n_layers)
+    if any(place.layer is None for place in found):
+        raise InputError(f"site={site!r} stands in no block: a direction needs one vector a layer.")
+    if any("head" in shapes[place.name] for place in found):
+        raise InputError(
+            f"site={site!r} has one vector a head: read a site with one vector a step, such as 'attn_out'."
+        )
+    if len({place.hook for place in found}) != 1:
+        raise InputError(f"site={site!r}: expected one site; directions of several are read one after the other.")
+    return found[0].hook.replace("hook_", ""), tuple(place.layer for place in found if place.layer is not None)
+
+
+def _checked_seeds(seeds: Any, count: int) -> list[int]:
+    if seeds is None:
+        return list(range(count))
+    given = one_or_listed("seeds", seeds)
+    listed = [checked_seed(seed) for seed in (given if isinstance(given, list) else [given] * count)]
+    if len(listed) != count:
+        raise InputError(f"{len(listed)} seeds for {count} prompts a pole: prompt i of either pole takes seed i.")
+    return listed
+
+
+def _encoded(lens: Any, audio: Any) -> Codes | tuple[Codes, Codes]:
+    """Codes of (waveform, sample_rate), or of a pair of them, the positive pole's first."""
+    if isinstance(audio, tuple | list) and len(audio) == 2 and isinstance(audio[0], tuple | list):
+        return codes_of(audio[0], lens), codes_of(audio[1], lens)
+    return codes_of(audio, lens)

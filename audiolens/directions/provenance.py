@@ -1,0 +1,210 @@
+"""Provenance: where a set of directions comes from, and the safetensors header that keeps it.
+
+A direction without its model, site, branch and prompts is a list of numbers. The header makes a file that says all
+of it, and lets another model refuse it.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from audiolens.characters import refuse_control
+from audiolens.errors import DamagedError, InputError
+from audiolens.files import integrity
+from audiolens.files.atomic import written
+from audiolens.files.bounded import json_of, read_header
+
+FORMAT = "audiolens.directions.2"
+UNSEALED = "audiolens.directions.1"
+"""The format before, without hashes: read as it is, its damage unnoticed where the lengths of vectors stay."""
+_SAMPLED = 256
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How directions were read.
+
+    Attributes:
+        model, revision, weights: the model's name, its hub commit where it has one, and the hash of its decoder.
+        n_layers: blocks of that model.
+        site, position, branch, guidance_scale: where, when, and in which half of the guidance it was read.
+        source: `"generation"` (read while generating), `"codes"`, or `"start"` (nothing but text and start token).
+        seconds: length of the clips generated, `None` where none were.
+        estimator: what made vectors of activations.
+        n_prompts: prompts of the positive and the negative pole.
+        prompts: hash of the prompts of both poles.
+        prefix: whether its mean takes the conditioning before step 0 in (MusicGen Melody).
+        label: what the direction is, and what was done to it since ("tempo", "-tempo", "tempo + timbre").
+        versions: of the packages that read it.
+    """
+
+    model: str
+    weights: str
+    n_layers: int
+    site: str = "resid_post"
+    position: str | tuple[float, float] = "mean"
+    branch: str = "cond"
+    guidance_scale: float = 1.0
+    source: str = "generation"
+    seconds: float | None = None
+    estimator: str = "difference in means"
+    n_prompts: tuple[int, int] = (0, 0)
+    prompts: str = ""
+    prefix: bool = False
+    label: str = ""
+    revision: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, str):
+                refuse_control(name, value)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Provenance":
+        """The inverse of `as_dict`; keys of later versions are left out."""
+        known = {entry.name for entry in fields(cls)}
+        tuples = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+        return cls(**{key: value for key, value in {**values, **tuples}.items() if key in known})
+
+    def refuse_other(self, lens: Any) -> None:
+        """Raise unless `lens` holds the very model these directions were read from.
+
+        Raises:
+            InputError: naming both models and what differs.
+        """
+        if lens.config.n_layers != self.n_layers:
+            reason = f"has {lens.config.n_layers} blocks, not {self.n_layers}"
+        elif weights_hash(lens.model) != self.weights:
+            reason = "holds other weights"
+        else:
+            return
+        raise InputError(
+            f"these directions were read from {self.model!r}, and {lens.name!r} {reason}: a direction means nothing "
+            f"in another model. Read it again with this lens, or load without lens= to look at it."
+        )
+
+
+def weights_hash(model: nn.Module) -> str:
+    """A hash of a model's decoder: every parameter's name and shape, and 256 evenly spaced values of each.
+
+    Cheap for billions of parameters, and blind to a change of other values alone: training moves them all, an edit of
+    one weight may go unseen. Values are rounded to bfloat16 first, so that a model loaded in float32 and in bfloat16
+    is the same one.
+    """
+    digest = hashlib.sha256()
+    decoder = getattr(model, "decoder", model)
+    for name, parameter in sorted(decoder.named_parameters(), key=lambda entry: entry[0]):
+        flat = parameter.detach().reshape(-1)
+        values = flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED].to(torch.bfloat16).cpu()
+        digest.update(f"{name} {tuple(parameter.shape)} ".encode())
+        digest.update(values.view(torch.int16).numpy().tobytes())
+    digest.update(adapter_settings(decoder))
+    return digest.hexdigest()[:16]
+
+
+def adapter_settings(model: nn.Module) -> bytes:
+    """Adapter settings (active adapter, scale) that change the output but are not weights.
+
+    They are the plain values of modules that are neither torch's nor transformers'; empty where there are none.
+    """
+    told, every = [], vars(nn.Module())
+    for name, module in sorted(model.named_modules(), key=lambda entry: entry[0]):
+        if type(module).__module__.partition(".")[0] not in ("torch", "transformers"):
+            own = {key: value for key, value in vars(module).items() if key not in every and _plain(value)}
+            told.append([name, type(module).__qualname__, sorted((key, repr(value)) for key, value in own.items())])
+    return json.dumps(told).encode() if told else b""
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_plain, value))
+    if isinstance(value, Mapping):
+        return all(map(_plain, [*value, *value.values()]))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def content_hash(model: nn.Module) -> str:
+    """A hash of every weight and buffer of a model, to the bit (names, types, shapes, values), and of its adapters."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().reshape(-1).contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    digest.update(adapter_settings(model))
+    return digest.hexdigest()
+
+
+def prompts_hash(positive: Sequence[str | None], negative: Sequence[str | None]) -> str:
+    """A hash of the prompts of both poles, in their order."""
+    return hashlib.sha256(json.dumps([list(positive), list(negative)]).encode()).hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of what a reading depends on."""
+    found = {}
+    for package in ("audiolens", "torch", "transformers", "nnsight"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
+    """Write one safetensors file with `facts` in its header; it appears whole or not at all.
+
+    Raises:
+        InputError: if the place cannot be written, or something other than a file has the name.
+    """
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with written(path) as whole:
+        save_file(kept, whole, metadata=integrity.sealed_header({"format": FORMAT, **facts}, kept))
+    return Path(path)
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write` wrote.
+
+    Raises:
+        InputError: if there is no such file, it is truncated or corrupt, or holds something other than directions.
+        DamagedError: if it is not what was written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a file of directions.")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file.")
+    header = read_header(path).metadata.get(integrity.HEADER, "{}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a whole safetensors file: {error}.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
+    try:
+        facts = json_of(path, header)
+    except InputError as error:
+        raise DamagedError(f"{path}: its header is damaged ({error})") from None
+    if not isinstance(facts, dict) or facts.get("format") not in (FORMAT, UNSEALED):
+        told = facts.get("format") if isinstance(facts, dict) else None
+        raise InputError(f"{path} holds no directions: its header says {told or 'nothing'}, expected {FORMAT}.")
+    if facts["format"] == FORMAT or integrity.SEAL in facts:
+        integrity.check_header(path, facts, {name: tensor.shape for name, tensor in tensors.items()})
+        for name, tensor in tensors.items():
+            integrity.check_tensor(path, facts, name, tensor)
+    return tensors, facts

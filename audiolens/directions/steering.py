@@ -1,0 +1,266 @@
+"""Steering: a placed direction as interventions: which layer's vector goes where, how strong, when, on which rows.
+
+The strategies are those of Facchiano et al. (2025): one layer's vector at its own block (one-to-one), at every block
+(one-to-all, the paper's best) or in a band of blocks (one-to-band); and every block its own vector (all-to-all).
+
+Several concepts are steered at once by giving several directions, as they are or each freed of those before it; the
+signs and weights are theirs (`steer([tempo, -0.5 * timbre])`). With a strength per row for each, add the lists instead:
+`steer(tempo, strength=...) + steer(timbre, strength=...)`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from jaxtyping import Float
+from torch import Tensor
+
+from audiolens.checks import checked_flags, listed, one_or_listed, whole_number, whole_numbers
+from audiolens.directions.directions import Directions
+from audiolens.directions.vectors import apart
+from audiolens.errors import InputError, InputTypeError, SiteError, nearest
+from audiolens.interventions import Ablate, Add, Branch, Clamp, Intervention, Numbers, Schedule
+from audiolens.model.sites import checked_layers, layers_once
+from audiolens.model.timeline import Span
+from audiolens.tensors import numbers
+
+Strategy = Literal["one-to-one", "one-to-all", "one-to-band", "all-to-all"]
+Unit = Literal["raw", "unit", "residual"]
+Operator = Literal["add", "ablate", "clamp"]
+Combine = Literal["sum", "orthogonalised"]
+
+
+def steer(
+    directions: Directions | Sequence[Directions],
+    strategy: Strategy = "one-to-one",
+    layer: int | Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
+    band: tuple[int, int] | None = None,
+    strength: Numbers = 1.0,
+    unit: Unit = "raw",
+    branch: Branch = "both",
+    seconds: Span | None = None,
+    rows: Sequence[int] | None = None,
+    schedule: Schedule | None = None,
+    preserve_norm: bool = False,
+    operator: Operator = "add",
+    prefix: bool = False,
+    combine: Combine = "sum",
+) -> list[Intervention]:
+    """The interventions that steer along a direction, or along several at once.
+
+    Args:
+        directions: what to steer along, one concept or several; the site is the one they were read at.
+        strategy: "one-to-one" puts `layer`'s vector at `layer`, "one-to-all" at every block, where it adds up and wants
+            a fraction of the strength, "one-to-band" at the blocks of `band` (or `layers`); "all-to-all" puts every
+            block's own vector there (or at `layers` only).
+        layer: whose vector, in the one-to strategies; may be left out where there is only one. With several concepts,
+            one for all, or one for each.
+        layers: target blocks of "one-to-band" and "all-to-all", any list of them.
+        band: target blocks of "one-to-band", as (first, last), both included.
+        strength: the coefficient; negative steers to the negative pole. A number, or one per affected row, so that a
+            whole dose-response runs in one batch.
+        unit: what a strength of 1 is: "raw" the whole difference of means (the paper's), "unit" a vector of length 1,
+            "residual" the mean length of the activations at the block that is changed.
+        branch: "cond", "null" or "both". To first order "cond" alone moves the guided logits by guidance_scale times
+            what "both" does: strengths compare only within one branch.
+        seconds: (from, to); `None` is the whole clip, the tail included.
+        rows: affected rows; `None` is all.
+        schedule: multiplies the strength over time: a function of the time in seconds, or one number per frame.
+        preserve_norm: rescale every changed position to the length it had.
+        operator: "add"; "clamp" sets the projection on the direction to `strength` x `unit` (0 is no direction, not
+            no change); "ablate" removes the share `strength` of the projection, whatever the unit.
+        prefix: steer the conditioning before step 0 too, where it stands in the decoder's own sequence.
+        combine: of several concepts. "sum" takes each vector as it is; "orthogonalised" takes from each its part along
+            those before it (Gram-Schmidt: the first stays whole, so the order matters), so that steering along a later
+            one does not steer along an earlier one; clamps and ablations of several undo each other without it.
+
+    Returns:
+        One intervention per different vector, to be given to `lens.generate(interventions=...)`; those of several
+        concepts follow one another in the order given.
+
+    Raises:
+        InputError: (or a subclass) for a strategy, layer, band or strength that makes no sense here, naming what does.
+    """
+    checked_flags(preserve_norm=preserve_norm, prefix=prefix)
+    concepts = _concepts(directions)
+    _choose("strategy", strategy, Strategy)
+    _choose("unit", unit, Unit)
+    _choose("operator", operator, Operator)
+    _choose("combine", combine, Combine)
+    amount = numbers("strength", strength)
+    layers = None if layers is None else layers_once(layers)
+    where: dict[str, Any] = {
+        "site": concepts[0].meta.site,
+        "branch": branch,
+        "seconds": seconds,
+        "rows": rows,
+        "schedule": schedule,
+        "preserve_norm": preserve_norm,
+        "prefix": prefix,
+    }
+    return [
+        _intervention(placed, operator, amount, where)
+        for placed in _placed(
+            concepts, strategy, layer, layers, band, "unit" if operator == "ablate" else unit, combine
+        )
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Placed:
+    """A vector and the blocks it goes to."""
+
+    vector: Float[Tensor, " d_model"]
+    layers: list[int]
+
+
+def _concepts(directions: Any) -> list[Directions]:
+    try:
+        found = [directions] if isinstance(directions, Directions) else listed("directions", directions)
+    except InputTypeError:
+        found = [directions]
+    if not all(isinstance(one, Directions) for one in found):
+        raise InputTypeError(
+            f"{type(directions).__name__}: expected Directions, or a list of them; for a bare vector, use Add."
+        )
+    if not found:
+        raise InputError("no directions: give at least one.")
+    for name, differing in (
+        ("weights", {one.meta.weights for one in found}),
+        ("sites", {one.meta.site for one in found}),
+    ):
+        if len(differing) > 1:
+            raise InputError(
+                f"directions of different {name} are not steered together: {', '.join(sorted(differing))}."
+            )
+    return found
+
+
+def _placed(
+    concepts: list[Directions],
+    strategy: Strategy,
+    layer: int | Sequence[int] | None,
+    layers: int | Sequence[int] | None,
+    band: tuple[int, int] | None,
+    unit: Unit,
+    combine: Combine,
+) -> list[_Placed]:
+    """Every concept's vectors and where they go, one concept after the other."""
+    sources = _sources(concepts, strategy, layer)
+    placed = []
+    for place, (directions, source) in enumerate(zip(concepts, sources, strict=True)):
+        before = list(zip(concepts, sources, strict=True))[:place] if combine == "orthogonalised" else []
+        targets = _targets(directions, strategy, source, layers, band)
+        # One vector for all targets, unless each has its own or its own length.
+        groups = [targets] if source is not None and unit != "residual" else [[target] for target in targets]
+        for group in groups:
+            vector = _freed(
+                directions,
+                group[0] if source is None else source,
+                [other[group[0] if read is None else read] for other, read in before],
+            )
+            placed.append(_Placed(_scaled(vector, directions, group[0], unit), group))
+    return placed
+
+
+def _sources(concepts: list[Directions], strategy: Strategy, layer: Any) -> list[int | None]:
+    """Whose vector each concept takes; `None` is each block's own."""
+    if strategy == "all-to-all":
+        _refuse(strategy, layer=layer)
+        return [None] * len(concepts)
+    given = one_or_listed("layer", layer)
+    whose = given if isinstance(given, list) else [given] * len(concepts)
+    if len(whose) != len(concepts):
+        raise InputError(f"layer={layer} for {len(concepts)} concepts: give one for all, or one for each.")
+    return [_source(one, strategy, where) for one, where in zip(concepts, whose, strict=True)]
+
+
+def _targets(directions: Directions, strategy: Strategy, source: int | None, layers: Any, band: Any) -> list[int]:
+    n_layers = directions.meta.n_layers
+    if source is None:
+        _refuse(strategy, band=band)
+        return list(directions.layers) if layers is None else checked_layers(layers, n_layers)
+    if strategy == "one-to-band":
+        return _band(band, layers, n_layers)
+    _refuse(strategy, layers=layers, band=band)
+    return [source] if strategy == "one-to-one" else list(range(n_layers))
+
+
+def _freed(directions: Directions, layer: int, before: list[Tensor]) -> Float[Tensor, " d_model"]:
+    """The vector of a layer, without its part along the vectors of the concepts before."""
+    vector = directions[layer]
+    if float(vector.norm()) == 0:
+        raise InputError(f"the direction at layer {layer} is zero: there is nothing to steer along.")
+    if not before:
+        return vector
+    rest, empty = apart(vector[None], [other[None] for other in before])
+    if bool(empty):
+        raise InputError(
+            f"nothing is left of {directions.meta.label or 'a direction'!r} at layer {layer} without its part along "
+            "the concepts before it: they are parallel."
+        )
+    return rest[0]
+
+
+def _scaled(vector: Tensor, directions: Directions, target: int, unit: Unit) -> Float[Tensor, " d_model"]:
+    """A vector at the length that a strength of 1 means at a block."""
+    if unit == "raw":
+        return vector
+    return vector / float(vector.norm()) * (directions.residual_norm(target) if unit == "residual" else 1.0)
+
+
+def _intervention(placed: _Placed, operator: Operator, amount: Tensor, where: dict[str, Any]) -> Intervention:
+    if operator == "add":
+        return Add(placed.vector, strength=amount, layers=placed.layers, **where)
+    if operator == "ablate":
+        return Ablate(placed.vector, strength=amount, layers=placed.layers, **where)
+    return Clamp(placed.vector, amount, layers=placed.layers, **where)
+
+
+def _source(directions: Directions, strategy: Strategy, layer: int | None) -> int:
+    if layer is None:
+        if len(directions) == 1:
+            return directions.layers[0]
+        raise SiteError(f"strategy={strategy!r} needs layer=: whose vector, of {_listed(directions)}.")
+    try:
+        number = whole_number(layer)
+    except TypeError:
+        raise InputTypeError(f"layer={layer!r}: expected a layer number.") from None
+    checked_layers(number, directions.meta.n_layers)
+    if number not in directions:
+        raise SiteError(f"no direction at layer {number}: there are {_listed(directions)}.")
+    return number
+
+
+def _band(band: Any, layers: int | Sequence[int] | None, n_layers: int) -> list[int]:
+    if (band is None) == (layers is None):
+        raise InputError(
+            "strategy='one-to-band' needs band=(first, last), both included, or layers=[...]: one of them."
+        )
+    if layers is not None:
+        return checked_layers(layers, n_layers)
+    try:
+        first, last = whole_numbers(listed("band", band))
+    except (TypeError, ValueError):
+        raise InputTypeError(f"band={band!r}: expected a pair of layers (first, last), both included.") from None
+    if first > last:
+        raise InputError(f"band={(first, last)} is empty: the first layer comes after the last.")
+    checked_layers([first, last], n_layers)
+    return list(range(first, last + 1))
+
+
+def _refuse(strategy: Strategy, **given: Any) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(f"strategy={strategy!r} takes no {name}=: {name}={value!r} would be ignored.")
+
+
+def _choose(name: str, value: Any, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise InputError(f"{name}={value!r}.{nearest(str(value), get_args(choices))} Expected one of: "
+                         f"{', '.join(get_args(choices))}.")  # fmt: skip
+
+
+def _listed(directions: Directions) -> str:
+    return "layers " + ", ".join(map(str, directions.layers))

@@ -1,0 +1,1 @@
+"""The recipe that makes the bundled models: codec, text encoder and decoder, trained from nothing."""

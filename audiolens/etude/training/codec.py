@@ -1,0 +1,231 @@
+"""étude's codec: a stock EnCodec, and the quantiser training that transformers leaves out.
+
+Three phases: an autoencoder without quantiser; then its residual codebooks, started by k-means and trained jointly
+with a straight-through estimator, moving averages and the revival of dead codes (van den Oord et al. 2017; Zeghidour
+et al., SoundStream, 2021); at last the decoder alone, on fixed codes. The loss is mostly spectral magnitudes at four
+resolutions (EnCodec, Défossez et al. 2022), of band energies, without which the treble of bright clips is given up, and
+of a window long enough to tell a major third from a minor one, without which the mode is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import librosa
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import EncodecConfig, EncodecModel
+
+from audiolens.etude.synth import SAMPLE_RATE
+from audiolens.etude.training import checkpoint
+from audiolens.etude.training.rates import warm_cosine
+
+HOP = 640
+FRAME_RATE = SAMPLE_RATE // HOP
+N_CODEBOOKS = 4
+CODEBOOK_SIZE = 256
+FFT_SIZES = (256, 512, 1024, 2048)
+BAND_FFT = 1024
+PITCH_FFT, PITCH_HZ = 4096, (80, 1600)
+
+
+def build() -> EncodecModel:
+    """An untrained codec: 16 kHz mono, 25 frames a second, four codebooks of 256 (0.8 kbit/s), 2.1 M parameters."""
+    config = EncodecConfig(
+        sampling_rate=SAMPLE_RATE,
+        audio_channels=1,
+        normalize=False,
+        target_bandwidths=[N_CODEBOOKS * math.log2(CODEBOOK_SIZE) * FRAME_RATE / 1000],
+        upsampling_ratios=[4, 4, 5, 8],
+        num_filters=16,
+        hidden_size=64,
+        codebook_size=CODEBOOK_SIZE,
+        num_lstm_layers=1,
+        use_causal_conv=False,
+        use_conv_shortcut=False,
+    )
+    return EncodecModel(config)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many steps each phase takes, and what a batch is."""
+
+    autoencoder: int = 700
+    joint: int = 3400
+    decoder: int = 500
+    bands_from: int = 1600
+    """Band energies enter the loss here: from the start they win over pitch (a codec so trained kept no mode)."""
+    batch_size: int = 16
+    segment_frames: int = 32
+    learning_rate: float = 1e-3
+
+    @property
+    def total(self) -> int:
+        return self.autoencoder + self.joint + self.decoder
+
+
+def train(
+    audio: Int[np.ndarray, "clip sample"],
+    out: Path,
+    schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
+    report: Callable[[int, int, dict[str, float]], None] = lambda *_: None,
+    save_every: int = 200,
+    report_every: int = 20,
+    device: str = "cpu",
+) -> Any:
+    """Train a codec on 16-bit clips, resuming from `out` where it holds a checkpoint; writes `out` as it goes."""
+    torch.manual_seed(0)
+    model: Any = build()
+    model.to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, betas=(0.8, 0.99), weight_decay=0.0)
+    step = checkpoint.load(out, {"codec": model}, optimizer)
+    model.train()
+    while step < schedule.total:
+        if step == schedule.autoencoder:
+            _start_codebooks(model, [_segments(audio, s, schedule, device) for s in range(24)])
+        for group in optimizer.param_groups:
+            group["lr"] = warm_cosine(step, schedule.total, schedule.learning_rate, warmup=100, floor=0.05)
+        target = _segments(audio, step, schedule, device)
+        decoder_only = step >= schedule.autoencoder + schedule.joint
+        with torch.set_grad_enabled(not decoder_only):
+            latent = model.encoder(target)
+        commitment = latent.new_zeros(())
+        if step >= schedule.autoencoder:
+            quantized = quantize(model, latent.detach(), learn=not decoder_only, seed=step)
+            commitment = F.mse_loss(latent, quantized)
+            latent = latent + (quantized - latent).detach()
+        losses = _losses(model.decoder(latent), target)
+        wanted = [value for name, value in losses.items() if name != "bands" or step >= schedule.bands_from]
+        loss = torch.stack(wanted).sum() + 0.25 * commitment
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        if step % report_every == 0:
+            values = {name: float(value.detach()) for name, value in losses.items()}
+            report(step, schedule.total, values | {"commitment": float(commitment.detach())})
+        if step % save_every == 0 or step == schedule.total:
+            checkpoint.save(out, {"codec": model}, step, optimizer)
+    return model.eval()
+
+
+@torch.no_grad()
+def quantize(
+    model: EncodecModel,
+    latent: Float[Tensor, "row latent frame"],
+    learn: bool = False,
+    decay: float = 0.99,
+    seed: int = 0,
+) -> Float[Tensor, "row latent frame"]:
+    """Residual quantisation of `latent`; with `learn`, moves each codebook towards what it was given.
+
+    `seed` picks the vectors at which unused codes start anew.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    rows, _, frames = latent.shape
+    residual = latent.permute(0, 2, 1).reshape(rows * frames, -1)
+    total = torch.zeros_like(residual)
+    for book in _codebooks(model):
+        codes = book.quantize(residual)
+        chosen = book.decode(codes)
+        if learn:
+            counts = F.one_hot(codes, CODEBOOK_SIZE).to(residual.dtype)
+            book.cluster_size.mul_(decay).add_(counts.sum(0), alpha=1 - decay)
+            book.embed_avg.mul_(decay).add_(counts.T @ residual, alpha=1 - decay)
+            book.embed.copy_(book.embed_avg / book.cluster_size.clamp_min(1e-3)[:, None])
+            _revive(book, residual, generator)
+        residual = residual - chosen
+        total = total + chosen
+    return total.reshape(rows, frames, -1).permute(0, 2, 1)
+
+
+def _codebooks(model: EncodecModel) -> list[Any]:
+    layers: Any = model.quantizer.layers
+    return [layer.codebook for layer in layers]
+
+
+def _revive(
+    book: Any, residual: Float[Tensor, "vector latent"], generator: torch.Generator, floor: float = 0.2
+) -> None:
+    """Codes that hardly anything chooses restart at random vectors of the batch."""
+    dead = (book.cluster_size < floor).nonzero().flatten()
+    if len(dead):
+        fresh = residual[torch.randint(len(residual), (len(dead),), generator=generator).to(residual.device)]
+        book.embed[dead], book.embed_avg[dead], book.cluster_size[dead] = fresh, fresh, 1.0
+
+
+@torch.no_grad()
+def _start_codebooks(model: EncodecModel, batches: list[Tensor], rounds: int = 12) -> None:
+    latent = torch.cat([model.encoder(batch) for batch in batches])
+    residual = latent.permute(0, 2, 1).reshape(-1, latent.shape[1])
+    generator = torch.Generator("cpu").manual_seed(0)
+    for book in _codebooks(model):
+        book.embed.copy_(
+            residual[torch.randperm(len(residual), generator=generator)[:CODEBOOK_SIZE].to(residual.device)]
+        )
+        counts = residual.new_zeros(CODEBOOK_SIZE)
+        for _ in range(rounds):
+            chosen = F.one_hot(book.quantize(residual), CODEBOOK_SIZE).to(residual.dtype)
+            counts = chosen.sum(0)
+            used = counts > 0
+            book.embed[used] = (chosen.T @ residual)[used] / counts[used, None]
+        book.cluster_size.copy_(counts / len(batches))
+        book.embed_avg.copy_(book.embed * book.cluster_size[:, None])
+        residual = residual - book.decode(book.quantize(residual))
+
+
+def _losses(output: Float[Tensor, "row 1 sample"], target: Float[Tensor, "row 1 sample"]) -> dict[str, Tensor]:
+    log_magnitude = output.new_zeros(())
+    convergence = output.new_zeros(())
+    bands = output.new_zeros(())
+    for n_fft in FFT_SIZES:
+        a, b = _magnitude(output, n_fft), _magnitude(target, n_fft)
+        log_magnitude = log_magnitude + ((a + 1e-3).log() - (b + 1e-3).log()).abs().mean()
+        convergence = convergence + (a - b).norm() / b.norm()
+        if n_fft == BAND_FFT:
+            bands = (_band_levels(a) - _band_levels(b)).abs().mean()
+    low, high = (round(hz * PITCH_FFT / SAMPLE_RATE) for hz in PITCH_HZ)
+    a, b = (_magnitude(sound, PITCH_FFT)[:, low:high] for sound in (output, target))
+    pitch = 0.5 * ((a + 1e-3).log() - (b + 1e-3).log()).abs().mean() + (a - b).norm() / b.norm()
+    waveform = (output - target).abs().mean() / target.abs().mean()
+    return {
+        "log_magnitude": log_magnitude / 4,
+        "convergence": 0.5 * convergence / 4,
+        "waveform": 0.5 * waveform,
+        "bands": bands,
+        "pitch": pitch,
+    }
+
+
+def _band_levels(magnitude: Float[Tensor, "row bin frame"]) -> Float[Tensor, "row band block"]:
+    """Log power in 32 mel bands over 64 ms: the energy of noise and treble, which bin by bin is cheapest left out."""
+    filters = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=BAND_FFT, n_mels=32, norm=None)
+    power = torch.from_numpy(filters).to(magnitude) @ magnitude**2
+    return (F.avg_pool1d(power, 4) + 1e-4).log()
+
+
+def _magnitude(audio: Float[Tensor, "row 1 sample"], n_fft: int) -> Float[Tensor, "row bin frame"]:
+    window = torch.hann_window(n_fft, device=audio.device)
+    spectrum = torch.stft(audio[:, 0], n_fft, n_fft // 4, window=window, return_complex=True)
+    return (spectrum.real**2 + spectrum.imag**2 + 1e-10).sqrt() / window.norm()
+
+
+def _segments(
+    audio: Int[np.ndarray, "clip sample"], step: int, schedule: Schedule, device: str
+) -> Float[Tensor, "row 1 segment"]:
+    """A batch of random segments that depends on the step alone, so that a resumed run sees what it would have seen."""
+    rng = np.random.default_rng([11, step])
+    length = schedule.segment_frames * HOP
+    rows = rng.integers(len(audio), size=schedule.batch_size)
+    starts = rng.integers(audio.shape[1] - length + 1, size=schedule.batch_size)
+    cut = np.stack([audio[row, start : start + length] for row, start in zip(rows, starts, strict=True)])
+    return torch.from_numpy(cut.astype(np.float32) / 32768)[:, None].to(device)

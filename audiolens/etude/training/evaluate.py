@@ -1,0 +1,228 @@
+"""étude's abilities, measured: does it play what words ask for, and what is left when no word asks?
+
+`python -m audiolens.etude.training.evaluate` prints an AUC for every concept: how well a measure separates clips of
+the two poles, asked for in wording that training never saw. Next to it stands the ceiling, the same AUC on the
+synthesiser's own clips after the codec. An AUC does not show that clips sound good,
+only that the poles differ.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+from jaxtyping import Float, Int
+
+from audiolens.etude import synth
+from audiolens.etude.attributes import INSTRUMENTS
+from audiolens.etude.captions import ADJECTIVES, ENDINGS, NEUTRAL_ADJECTIVES, NOUNS
+from audiolens.files.atomic import written
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+    from audiolens.lens import AudioLens
+
+ROWS = 48
+POLES = {
+    "tempo": ("low", "high"),
+    "timbre": ("low", "high"),
+    "register": ("low", "high"),
+    "density": ("low", "high"),
+    "loudness": ("low", "high"),
+    "mode": ("minor", "major"),
+}
+MEASURED_BY = {
+    "tempo": ("tempo", "tempo_ioi"),
+    "timbre": ("brightness",),
+    "register": ("pitch",),
+    "density": ("onsets_per_beat", "onset_rate"),
+    "loudness": ("loudness",),
+    "mode": ("mode",),
+}
+FRAMES = (
+    "{} music for a rainy afternoon", "some {} sounds from far away", "i would like something {} please",
+    "can you make it {} tonight", "background music , {} , under a podcast", "nothing but {} music",
+    "an evening of {} improvisation", "compose something {} about my sister", "these people perform something {}",
+    "a {} soundtrack about rivers", "one {} jam session", "an improvisation , {} as ever",
+    "what about a {} tune tonight", "it should sound {}", "we want it {} today", "imagine a {} dance",
+    "{} music under an old movie",
+    "let us hear it {} again", "my neighbour hums a {} melody", "a {} piece , nothing fancy", "try a {} one",
+    "something {} while cooking", "that {} song everybody hums", "{} as can be",
+)  # fmt: skip
+"""Held-out wordings: each holds words outside the grammar, so none can be a training caption."""
+
+
+def held_out_captions(concept: str, level: str, n: int = len(FRAMES)) -> list[str]:
+    """`n` captions (at most one a frame) that name only `concept`, going round its words."""
+    words = islice(cycle(ADJECTIVES[concept][level]), n)
+    return [frame.format(word) for frame, word in zip(FRAMES, words, strict=False)]
+
+
+def neutral_captions(n: int, seed: int = 0) -> list[str]:
+    """`n` different captions that name nothing."""
+    rng = np.random.default_rng([14, seed])
+    texts: dict[str, None] = {}
+    while len(texts) < n:
+        texts[f"a {rng.choice(NEUTRAL_ADJECTIVES)} {rng.choice(NOUNS)} {rng.choice(ENDINGS)}"] = None
+    return list(texts)
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What étude was heard to do.
+
+    Attributes:
+        clips: one row per generated clip: concept, level, caption, seed and every measure.
+        reference: one row per clip of the synthesiser after the codec: `label_<concept>` and every measure.
+    """
+
+    clips: pd.DataFrame
+    reference: pd.DataFrame
+
+    def to_frame(self) -> pd.DataFrame:
+        """AUC of high over low pole per concept and measure: étude's, the ceiling's, and their difference."""
+        import pandas as pd
+
+        rows = []
+        for concept, measures in MEASURED_BY.items():
+            low, high = POLES[concept]
+            named = self.clips[self.clips.concept == concept]
+            for measure in measures:
+                played = auc(named[measure], named.level == high)
+                poles = self.reference[self.reference[f"label_{concept}"].isin((low, high))]
+                ceiling = auc(poles[measure], poles[f"label_{concept}"] == high)
+                medians = [named[named.level == level][measure].median() for level in (low, high)]
+                rows.append((concept, measure, *medians, played, ceiling, played - ceiling))
+        instrument = self.clips[self.clips.concept == "instrument"]
+        played = self._instrument_auc(instrument, "level")
+        ceiling = self._instrument_auc(self._tested(), "label_instrument")
+        rows.append(("instrument", "classifier", np.nan, np.nan, played, ceiling, played - ceiling))
+        columns = ["concept", "measure", "low_median", "high_median", "auc", "ceiling", "difference"]
+        return pd.DataFrame(rows, columns=columns)
+
+    def neutral(self) -> pd.DataFrame:
+        """Where neutral captions lie: the share above the reference's median, and the spread relative to it."""
+        import pandas as pd
+
+        neutral = self.clips[self.clips.concept == "neutral"]
+        rows = []
+        for measures in MEASURED_BY.values():
+            for measure in measures:
+                heard, drawn = neutral[measure].dropna(), self.reference[measure].dropna()
+                spread = np.ptp(np.quantile(heard, (0.1, 0.9))) / np.ptp(np.quantile(drawn, (0.1, 0.9)))
+                above = float((heard > drawn.median()).mean())
+                rows.append((measure, *np.quantile(heard, (0.1, 0.5, 0.9)), above, spread))
+        columns = ["measure", "p10", "median", "p90", "share_above_reference", "relative_spread"]
+        return pd.DataFrame(rows, columns=columns)
+
+    def _tested(self) -> pd.DataFrame:
+        return self.reference[len(self.reference) // 2 :]
+
+    def _instrument_auc(self, clips: pd.DataFrame, label: str) -> float:
+        """Mean one-against-rest AUC of a classifier fitted on the first half of the reference."""
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.metrics import roc_auc_score
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        fitted = self.reference[: len(self.reference) // 2]
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+        classifier.fit(np.stack(list(fitted.mfcc)), fitted.label_instrument)
+        scores = classifier.predict_proba(np.stack(list(clips.mfcc)))
+        return float(roc_auc_score(clips[label], scores, multi_class="ovr", labels=list(classifier.classes_)))
+
+
+def abilities(
+    lens: AudioLens,
+    n_seeds: int = 2,
+    n_neutral: int = 48,
+    n_reference: int = 480,
+    seconds: float = 5.0,
+    n_jobs: int = 1,
+) -> Abilities:
+    """Generate and measure held-out captions of every concept, neutral ones, and the reference after the codec.
+
+    Every clip of a pole has a seed of its own; the poles of a concept share them pair by pair.
+    """
+    import pandas as pd
+
+    plan = [
+        {"concept": concept, "level": level, "caption": caption, "seed": frame * n_seeds + draw}
+        for concept, levels in {**POLES, "instrument": INSTRUMENTS}.items()
+        for level in levels
+        for frame, caption in enumerate(held_out_captions(concept, level))
+        for draw in range(n_seeds)
+    ]
+    neutral = enumerate(neutral_captions(n_neutral))
+    plan += [{"concept": "neutral", "level": "", "caption": caption, "seed": seed} for seed, caption in neutral]
+    captions, seeds = [clip["caption"] for clip in plan], [clip["seed"] for clip in plan]
+    out = lens.generate(captions, seconds, seeds=seeds, batch_size=ROWS, decode=False, progress=True)
+    clips = pd.concat([pd.DataFrame(plan), heard(_decoded(lens, out.codes), lens.config.sample_rate, n_jobs)], axis=1)
+    drawn = list(synth.labelled_clips(n_reference, seed=99, seconds=seconds))
+    labels = pd.DataFrame([{f"label_{c}": d.attributes.level(c) for c in (*POLES, "instrument")} for d in drawn])
+    raw = np.stack([clip.audio for clip in drawn])[:, None]
+    coded = [
+        _decoded(lens, lens.encode_audio(rows, synth.SAMPLE_RATE))
+        for rows in np.split(raw, range(ROWS, len(raw), ROWS))
+    ]
+    measured = heard(np.concatenate(coded), lens.config.sample_rate, n_jobs)
+    return Abilities(clips, pd.concat([labels, measured], axis=1))
+
+
+def _decoded(lens: AudioLens, codes: Int[Tensor, "row codebook frame"]) -> Float[np.ndarray, "row channel sample"]:
+    return np.concatenate([lens.decode_codes(part).float().cpu().numpy() for part in codes.split(ROWS)])
+
+
+def heard(audio: Float[np.ndarray, "row channel sample"], sample_rate: int, n_jobs: int = 1) -> pd.DataFrame:
+    """Every measure of every clip, onsets per beat, and the mean and spread of the cepstrum (for the instrument)."""
+    import librosa
+    import pandas as pd
+
+    from audiolens import measure
+
+    frame = measure.table(audio, sample_rate, n_jobs=n_jobs)
+    frame["onsets_per_beat"] = frame.onset_rate * 60 / frame.tempo
+    cepstra = (librosa.feature.mfcc(y=clip.mean(0), sr=sample_rate, n_mfcc=20) for clip in audio)
+    frame["mfcc"] = pd.Series([np.concatenate([c.mean(1), c.std(1)]) for c in cepstra])
+    return frame
+
+
+def auc(scores: pd.Series, positive: pd.Series) -> float:
+    """Chance that a positive clip scores above a negative one; a clip without a number counts as a tie (0.5)."""
+    from scipy.stats import mannwhitneyu
+
+    positive_scores, negative_scores = scores[positive].to_numpy(), scores[~positive].to_numpy()
+    a, b = positive_scores[np.isfinite(positive_scores)], negative_scores[np.isfinite(negative_scores)]
+    pairs = len(positive_scores) * len(negative_scores)
+    if not len(a) or not len(b):
+        return 0.5
+    return float((mannwhitneyu(a, b).statistic + 0.5 * (pairs - len(a) * len(b))) / pairs)
+
+
+def main(
+    model: Annotated[str, typer.Option(help="étude, or a folder that `train` wrote.")] = "etude",
+    seeds: Annotated[int, typer.Option(help="Clips per caption.")] = 2,
+    out: Annotated[Path | None, typer.Option(help="Also write the table as JSON.")] = None,
+) -> None:
+    """Measure whether étude plays what words ask for, beside the ceiling that its codec sets."""
+    from audiolens.lens import AudioLens
+
+    result = abilities(AudioLens.from_pretrained(model), seeds)
+    typer.echo(result.to_frame().round(3).to_string(index=False))
+    typer.echo(result.neutral().round(2).to_string(index=False))
+    if out:
+        frames = {"abilities": result.to_frame(), "neutral": result.neutral()}
+        tables = {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()}
+        with written(out) as whole:
+            whole.write_text(json.dumps(tables, indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,84 @@
+"""What the decoder is made to hear while it is trained: where in the beat the next frame lies, and how it sounds.
+
+A beat is a rare event among codes that are mostly noise, so the loss over codes alone teaches it late. A linear head on
+the decoder's *final* state regresses it at every frame, and is thrown away. The final state is the sum of what all
+blocks wrote, so the head favours no block: where a concept lives stays the model's own affair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from audiolens.etude import synth
+from audiolens.etude.training import text
+from audiolens.etude.training.codec import FRAME_RATE
+
+BEAT_TARGETS = 4
+"""Cosine and sine of the place within the beat, and within the bar."""
+MODE_WEIGHT = 3.0
+"""Of the mode among the attributes: one third of a chord tells it, where the others are heard in every frame."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is known of the first clips of a set: captions, when bars begin, and the attributes as numbers."""
+
+    captions: list[str]
+    beat_seconds: Float[np.ndarray, " clip"]
+    bar_seconds: Float[np.ndarray, " clip"]
+    bar_start: Float[np.ndarray, " clip"]
+    attributes: Float[np.ndarray, "clip attribute"]
+
+    @classmethod
+    def of(cls, n_clips: int, seed: int) -> Labels:
+        """The labels of the first `n_clips` clips of set `seed`, drawn again as `synth` draws them."""
+        captions, times, numbers = [], [], []
+        for index in range(n_clips):
+            attributes, caption, rng = synth.label(index, seed)
+            beat_seconds = 60 / attributes.tempo_bpm
+            captions.append(caption.text)
+            times.append((beat_seconds, attributes.meter * beat_seconds, synth.bar_start(attributes, rng)))
+            numbers.append([value for _, value in attributes.targets()])
+        beat, bar, start = np.array(times).T
+        return cls(captions, beat, bar, start, np.array(numbers))
+
+    def targets(
+        self, clips: Int[np.ndarray, " row"], starts: Int[np.ndarray, " row"], n_frames: int
+    ) -> Float[Tensor, "row frame target"]:
+        """What the head should say at each frame of the crops that begin at frame `starts` of `clips`."""
+        seconds = (starts[:, None] + np.arange(n_frames) + 0.5) / FRAME_RATE + self.bar_start[clips, None]
+        turns = (seconds / self.beat_seconds[clips, None], seconds / self.bar_seconds[clips, None])
+        circles = [f(2 * np.pi * turn) for turn in turns for f in (np.cos, np.sin)]
+        constant = np.repeat(self.attributes[clips, None], n_frames, axis=1)
+        return torch.from_numpy(np.concatenate([np.stack(circles, axis=-1), constant], axis=-1)).float()
+
+
+class Unheard(NamedTuple):
+    """Shares of the variance that the head leaves unexplained, about 1 at first."""
+
+    beat: Float[Tensor, ""]
+    attributes: Float[Tensor, ""]
+    mode: Float[Tensor, ""]
+
+
+def unheard(said: Float[Tensor, "row frame target"], targets: Float[Tensor, "row frame target"]) -> Unheard:
+    """How far the head's word is from the truth: the beat, the attributes (mode weighing more), and mode alone."""
+    error = ((said - targets) ** 2).mean(dim=(0, 1))
+    beat, attributes = error[:BEAT_TARGETS], error[BEAT_TARGETS:]
+    weight = torch.ones_like(attributes)
+    weight[text.TARGETS.index("mode")] = MODE_WEIGHT
+    # a sine has a variance of one half, and so nearly have the attributes
+    return Unheard(
+        2 * beat.mean(), 2 * (weight * attributes).sum() / weight.sum(), attributes[text.TARGETS.index("mode")]
+    )
+
+
+def build_head(width: int) -> torch.nn.Linear:
+    """The head from a state of `width` to the targets."""
+    return torch.nn.Linear(width, BEAT_TARGETS + len(text.TARGETS))

@@ -1,0 +1,210 @@
+"""Write étude's prompt sets from its caption grammar: `python -m audiolens.etude.training.prompt_sets`.
+
+A pair is one sentence frame (opening, neutral words, sometimes one word for another attribute) filled once with a
+wording of each pole, an adjective for an adjective and a phrase for a phrase. So poles differ in the concept's words
+alone, and whatever else a prompt names is named equally often on both sides. Every synonym of a pole comes up about
+equally often. The same files come out on every machine: one seed, and only `random.random`, whose stream is fixed.
+"""
+
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TypeVar
+
+from audiolens.etude.attributes import INSTRUMENTS
+from audiolens.etude.captions import ADJECTIVES, ENDINGS, NEUTRAL_ADJECTIVES, NOUNS, OPENINGS, PHRASES
+from audiolens.files.atomic import put
+
+T = TypeVar("T")
+PAIRS = 100
+NEUTRAL = 40
+SEED = 20250
+FOLDER = Path(__file__).parents[2] / "prompts" / "data" / "etude"
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two poles in the grammar: the attribute, the levels of either side, and the names of the poles."""
+
+    attribute: str
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+    poles: tuple[str, str]
+
+    def wordings(self, grammar: Mapping[str, Mapping[str, Sequence[str]]]) -> tuple[list[str], list[str]]:
+        """The wordings of each side; where a side spans several levels, they take turns."""
+        words = grammar[self.attribute]
+        sides = [_in_turn([words[level] for level in levels]) for levels in (self.positive, self.negative)]
+        return sides[0], sides[1]
+
+    def telling(self) -> frozenset[str]:
+        """Words that stand on one side only, so that they name a pole."""
+        adjectives, phrases = self.wordings(ADJECTIVES), self.wordings(PHRASES)
+        sides = [{word for text in adjectives[i] + phrases[i] for word in text.split()} for i in (0, 1)]
+        return frozenset(sides[0] ^ sides[1]) - neutral_words()
+
+
+CONTRASTS: Mapping[str, Contrast] = MappingProxyType(
+    {
+        "tempo": Contrast("tempo", ("high",), ("low",), ("fast", "slow")),
+        "timbre": Contrast("timbre", ("high",), ("low",), ("bright", "dark")),
+        "register": Contrast("register", ("high",), ("low",), ("high", "low")),
+        "density": Contrast("density", ("high",), ("low",), ("busy", "sparse")),
+        "loudness": Contrast("loudness", ("high",), ("low",), ("loud", "soft")),
+        "mode": Contrast("mode", ("major",), ("minor",), ("major", "minor")),
+        **{
+            name: Contrast("instrument", (name,), tuple(o for o in INSTRUMENTS if o != name), (name, "others"))
+            for name in INSTRUMENTS
+        },
+    }
+)
+"""Concept -> contrast. An instrument is contrasted with all the others, in turn."""
+
+
+def neutral_words() -> frozenset[str]:
+    """Words of captions that name nothing."""
+    texts = (*NEUTRAL_ADJECTIVES, *NOUNS, *OPENINGS, *ENDINGS)
+    return frozenset(word for text in texts for word in text.split())
+
+
+def pairs(concept: str, count: int = PAIRS) -> list[tuple[str, str]]:
+    """Matched prompts of a concept: (positive, negative), all different."""
+    contrast = CONTRASTS[concept]
+    rng = random.Random(f"{SEED} {concept}")
+    adjectives, phrases = contrast.wordings(ADJECTIVES), contrast.wordings(PHRASES)
+    # Each form in its share of the wordings, so that every synonym comes up about equally often.
+    n_adjectives = round(count * len(adjectives[0]) / (len(adjectives[0]) + len(phrases[0])))
+    n_phrases = count - n_adjectives
+    wordings = [*_wordings(adjectives, n_adjectives), *_wordings(phrases, n_phrases)]
+    forms = ["adjective"] * n_adjectives + ["phrase"] * n_phrases
+    asides = _shuffled(_asides(contrast), rng)
+    # One pair in about three names something else as well: each level of each other attribute equally often.
+    others: list[tuple[str, str] | None] = [*asides, *[None] * count][:count]
+    plan = list(zip(_shuffled(list(zip(forms, wordings, strict=True)), rng), _shuffled(others, rng), strict=True))
+    made: list[tuple[str, str]] = []
+    seen: set[str] = set()
+    for (form, (positive, negative)), other in plan:
+        while True:
+            frame = _frame(form, other, rng)
+            pair = (frame.replace("*", positive), frame.replace("*", negative))
+            if seen.isdisjoint(pair):
+                break
+        seen.update(pair)
+        made.append(pair)
+    return made
+
+
+def neutral(count: int) -> list[str]:
+    """Prompts that name nothing, no two alike but for their opening."""
+    rng = random.Random(f"{SEED} neutral")
+    made: dict[tuple[str, ...], str] = {}
+    while len(made) < count:
+        adjective, noun = _optional(NEUTRAL_ADJECTIVES, 0.7, rng), _pick(NOUNS, rng)
+        key = (*adjective, noun, *_optional(ENDINGS, 0.6, rng))
+        if len(key) > 1 and key not in made:
+            made[key] = " ".join([_pick(OPENINGS, rng), *key])
+    return list(made.values())
+
+
+def render(concept: str) -> str:
+    """The TOML file of a concept's poles."""
+    contrast = CONTRASTS[concept]
+    made = pairs(concept)
+    words = contrast.wordings(ADJECTIVES)
+    # The plainest adjective is the pole's own name, where that is an adjective.
+    ordered = [
+        sorted(side, key=lambda word, pole=pole: word != pole) for side, pole in zip(words, contrast.poles, strict=True)
+    ]
+    return _toml(
+        {
+            "concept": concept,
+            "poles": contrast.poles,
+            "positive_words": ordered[0],
+            "negative_words": ordered[1],
+            "positive": [positive for positive, _ in made],
+            "negative": [negative for _, negative in made],
+        }
+    )
+
+
+def render_neutral() -> str:
+    """The TOML file of the neutral prompts that all concepts share, and of the nouns of the grammar."""
+    made = neutral(2 * NEUTRAL)
+    return _toml({"nouns": NOUNS, "development": made[:NEUTRAL], "test": made[NEUTRAL:]})
+
+
+def main() -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for concept in CONTRASTS:
+        put(FOLDER / f"{concept}.toml", render(concept).encode("utf-8"))
+    put(FOLDER / "neutral.toml", render_neutral().encode("utf-8"))
+
+
+def _frame(form: str, other: tuple[str, str] | None, rng: random.Random) -> str:
+    """A sentence with `*` where the concept's wording goes; `other` is a (form, wording) of another attribute."""
+    adjectives = ["*"] if form == "adjective" else []
+    phrases = ["*"] if form == "phrase" else []
+    if other is not None:
+        (adjectives if other[0] == "adjective" else phrases).append(other[1])
+    adjectives += _optional(NEUTRAL_ADJECTIVES, 0.6, rng)
+    phrases += _optional(ENDINGS, 0.5, rng)
+    return " ".join([_pick(OPENINGS, rng), *_shuffled(adjectives, rng), _pick(NOUNS, rng), *_shuffled(phrases, rng)])
+
+
+def _asides(contrast: Contrast) -> list[tuple[str, str]]:
+    """For every level of every other attribute, one adjective and one phrase that share no telling word."""
+    telling = contrast.telling()
+    found = []
+    for attribute in ADJECTIVES:
+        if attribute == contrast.attribute:
+            continue
+        for level in ADJECTIVES[attribute]:
+            for form, grammar in (("adjective", ADJECTIVES), ("phrase", PHRASES)):
+                clear = [text for text in grammar[attribute][level] if telling.isdisjoint(text.split())]
+                found.append((form, clear[len(found) % len(clear)]))
+    return found
+
+
+def _wordings(sides: tuple[list[str], list[str]], count: int) -> Iterator[tuple[str, str]]:
+    """Every wording of either side about equally often, each meeting all of the other side's in time."""
+    positive, negative = sides
+    for k in range(count):
+        yield positive[k % len(positive)], negative[(k + k // len(negative)) % len(negative)]
+
+
+def _in_turn(lists: Sequence[Sequence[str]]) -> list[str]:
+    longest = max(len(items) for items in lists)
+    return [items[i] for i in range(longest) for items in lists if i < len(items)]
+
+
+def _pick(options: Sequence[str], rng: random.Random) -> str:
+    return options[int(rng.random() * len(options))]
+
+
+def _optional(options: Sequence[str], share: float, rng: random.Random) -> list[str]:
+    return [_pick(options, rng)] if rng.random() < share else []
+
+
+def _shuffled(items: Iterable[T], rng: random.Random) -> list[T]:
+    keyed = [(rng.random(), place, item) for place, item in enumerate(items)]
+    return [item for _, _, item in sorted(keyed, key=lambda entry: entry[:2])]
+
+
+def _toml(fields: Mapping[str, str | Sequence[str]]) -> str:
+    """Plain ASCII TOML, one prompt a line."""
+    lines = []
+    for key, value in fields.items():
+        if isinstance(value, str):
+            lines.append(f"{key} = {json.dumps(value)}")
+        elif sum(map(len, value)) < 80:
+            lines.append(f"{key} = [{', '.join(map(json.dumps, value))}]")
+        else:
+            lines += [f"{key} = [", *(f"    {json.dumps(item)}," for item in value), "]"]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

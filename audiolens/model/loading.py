@@ -1,0 +1,265 @@
+"""From a name to a model and its tokenizer, with errors that say what was wrong with the name or the files."""
+
+import importlib.util
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from audiolens.errors import (
+    InputError,
+    InputTypeError,
+    ModelFilesError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+    nearest,
+)
+from audiolens.model import tokens
+from audiolens.model.families import FAMILIES
+from audiolens.model.model_files import CONFIG, downloaded, staged
+
+BUNDLED = {"etude": Path(__file__).parents[1] / "etude" / "weights"}
+"""Models that come with the package."""
+
+HUB = (
+    "facebook/musicgen-small",
+    "facebook/musicgen-medium",
+    "facebook/musicgen-large",
+    "facebook/musicgen-stereo-small",
+    "facebook/musicgen-stereo-medium",
+    "facebook/musicgen-stereo-large",
+    "facebook/musicgen-melody",
+    "facebook/musicgen-melody-large",
+    "facebook/musicgen-stereo-melody",
+    "facebook/musicgen-stereo-melody-large",
+)
+"""Hub names known to be of a supported family; any other of that family will do too."""
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_PARTS = {"text_encoder": ("t5", "mt5", "umt5"), "audio_encoder": ("encodec",)}
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    device_map: Any = None,
+) -> tuple[Any, Any]:
+    """A model and its tokenizer, by bundled name, folder or hub name.
+
+    Raises:
+        ModelNotFoundError: no such name or folder, or the hub could not be reached.
+        ModelFilesError: the folder does not hold a whole model with its tokenizer.
+        UnsupportedModelError: the model is of no supported family.
+    """
+    import transformers
+
+    if not isinstance(name, str | os.PathLike):
+        raise InputTypeError(f"model {name!r}: expected 'etude', a hub name or a folder.")
+    checked_device_map(device_map)
+    if device_map is not None and importlib.util.find_spec("accelerate") is None:
+        raise InputError(f"device_map={device_map!r} needs accelerate, which is not installed: pip install accelerate.")
+    told, wanted = str(name), checked_dtype(dtype)
+    local = folder = _folder(os.fspath(name))
+    try:
+        with _without_chatter():
+            folder = folder or downloaded(told, revision)
+        with staged(folder) as files:
+            model_class = _class_of(told, files.config)
+            with _without_chatter():
+                config = model_class.config_class.from_pretrained(files.folder, local_files_only=True)
+            files.refuse_larger(model_class, config, config.audio_encoder.num_quantizers)
+            options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+            # A pickle can run anything when it is opened: only safetensors are.
+            loading = {**options, "dtype": wanted or "auto", "use_safetensors": True}
+            if device_map is not None:
+                loading["device_map"] = device_map
+            with _without_chatter(), _plain_defaults(device_map is None):
+                model, report = model_class.from_pretrained(files.folder, output_loading_info=True, **loading)
+            missing = sorted(report.get("missing_keys", ()))
+            if missing:
+                raise ModelFilesError(
+                    f"{name}: the weights lack {len(missing)} tensors ({missing[0]}, ...): the file is not whole. "
+                    "Save or download the model again."
+                )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, config=config, **options)
+        refuse_tokenizer(tokenizer, model, told)
+    except (InputError, UnsupportedModelError):
+        raise
+    except Exception as error:
+        if device_map is not None and folder is not None:
+            raise InputError(f"{name} could not be placed by device_map={device_map!r}: {_detail(error)}") from error
+        raise _explained(told, local is not None, error) from error
+    # Not the folder that they were loaded from, which is gone.
+    for part in (model.config, tokenizer):
+        part.name_or_path = str(local or told)
+    if local is None:
+        model.config._commit_hash = folder.name
+    return model, tokenizer
+
+
+def checked_device_map(device_map: Any) -> None:
+    """Refuse a map that names no device of this machine.
+
+    Raises:
+        InputTypeError, InputError: saying what is taken.
+    """
+    if device_map is None or (isinstance(device_map, str) and device_map in _MAPS):
+        return
+    if isinstance(device_map, bool) or not isinstance(device_map, str | int | torch.device | Mapping):
+        raise InputTypeError(f"device_map={device_map!r}: expected {', '.join(_MAPS)}, a device, or parts by device.")
+    for device in device_map.values() if isinstance(device_map, Mapping) else [device_map]:
+        if device == "disk":
+            raise InputError(f"device_map={device_map!r}: activations cannot be read from parts that lie on disk.")
+        try:
+            checked_device(device)
+        except InputError as error:
+            raise InputError(f"device_map={device_map!r}: expected {', '.join(_MAPS)}, or devices; {error}") from None
+
+
+def refuse_tokenizer(tokenizer: Any, model: Any, name: str | None = None) -> None:
+    """Raise unless a tokenizer can be that of a model's text encoder; `name` is that of files both were loaded from.
+
+    Raises:
+        ModelFilesError: if it was loaded with the model, InputError if not: it knows no word, or its tokens have
+            numbers that the text encoder does not embed.
+    """
+    told = tokens.mismatch(tokenizer, model.text_encoder.get_input_embeddings().num_embeddings)
+    if told is None:
+        return
+    if name is None:
+        raise InputError(f"tokenizer={type(tokenizer).__name__}: {told}")
+    raise ModelFilesError(f"{name}: {told}")
+
+
+@contextmanager
+def _plain_defaults(on_cpu: bool) -> Iterator[None]:
+    """torch's own defaults: tables that no file holds, such as positions, are made in the default dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu") if on_cpu else nullcontext():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A floating dtype from itself or its name."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found is not None and found not in _DTYPES:
+        raise InputError(f"dtype={dtype!r}: expected a floating dtype such as 'float32' or 'bfloat16'.")
+    if found is None and dtype is not None:
+        raise InputError(f"dtype={dtype!r}: expected a floating dtype such as 'float32' or 'bfloat16'.")
+    return found
+
+
+def checked_device(device: str | int | torch.device) -> torch.device:
+    """A device that exists here."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise InputError(f"device={str(device)!r} is not available: {str(error).splitlines()[0]}") from None
+    if found.type == "meta":
+        raise InputError(f"device={str(device)!r} holds no numbers: give one that does, such as 'cpu'.")
+    return found
+
+
+def _folder(name: str) -> Path | None:
+    """The folder of a model on this disk; `None` for one of the hub."""
+    if name in BUNDLED:
+        folder = BUNDLED[name]
+        if not (folder / CONFIG).is_file():
+            raise ModelFilesError(
+                f"the bundled model {name!r} is not in this installation ({folder} holds no config.json): "
+                "reinstall audiolens, or train it with `python -m audiolens.etude.training.train`."
+            )
+        return folder
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if folder.exists():
+            raise ModelNotFoundError(f"{name} is a file: give the folder that holds the model.")
+        if _HUB_NAME.fullmatch(name) and not name.startswith("."):
+            return None
+        raise ModelNotFoundError(
+            f"unknown model {name!r}: not a bundled model, not a folder, not a hub name (owner/name)."
+            f"{nearest(name, [*BUNDLED, *HUB])} 'etude' is bundled and works offline."
+        )
+    if not (folder / CONFIG).is_file():
+        raise ModelFilesError(
+            f"{folder} holds no config.json: it is not a saved model. Give the folder that "
+            "save_pretrained wrote, a hub name, or 'etude'."
+        )
+    return folder
+
+
+def _class_of(name: str, config: Mapping[str, Any]) -> Any:
+    """The class of a model by its configuration, which must be of a supported family, and made of supported parts."""
+    import transformers
+
+    named = config.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else "?"
+    known = [family.architecture for family in FAMILIES]
+    if architecture not in known:
+        raise UnsupportedModelError(
+            f"{name}: {architecture} is not a model the lens can open: expected one of {', '.join(known)}."
+        )
+    found = getattr(transformers, architecture)
+    expected = {"": (found.config_class.model_type,), **_PARTS}
+    for part, kinds in expected.items():
+        values = config.get(part, {}) if part else config
+        kind = values.get("model_type", kinds[0]) if isinstance(values, Mapping) else type(values).__name__
+        if kind not in kinds:
+            raise UnsupportedModelError(
+                f"{name}: config.json says model_type={kind!r:.80}{f' of {part}' if part else ''}, expected "
+                f"{' or '.join(map(repr, kinds))} in a {architecture}."
+            )
+    return found
+
+
+def _explained(name: str, local: bool, error: Exception) -> InputError:
+    """The error a caller can act on, for whatever transformers raised."""
+    detail = _detail(error)
+    if isinstance(error, ImportError):
+        return InputError(f"{name} could not be loaded, for want of a package: {detail}")
+    if local:
+        told = detail.rstrip(".")
+        return ModelFilesError(f"{name} could not be loaded: {told}. The files are damaged or not all there.")
+    return ModelNotFoundError(
+        f"{name!r} could not be loaded from the hub: {detail} Check the name and the network."
+        f"{nearest(name, HUB) if name not in HUB else ''} 'etude' is bundled and works offline."
+    )
+
+
+def _detail(error: Exception) -> str:
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    # "Validation error for field 'x':" says what it is in the line below.
+    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Keep transformers' progress bars off the screen, and its warnings about configurations.
+
+    Sub-configurations it does not know, and a start token past the codes, are MusicGen's own.
+    """
+    from transformers.utils import logging as chatter
+
+    level, shown = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
+    chatter.set_verbosity(logging.ERROR)
+    chatter.disable_progress_bar()
+    try:
+        yield
+    finally:
+        chatter.set_verbosity(level)
+        if shown:
+            chatter.enable_progress_bar()

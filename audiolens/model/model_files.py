@@ -1,0 +1,226 @@
+"""A model's files, checked before transformers opens any: whoever sent them can break a model, and run nothing.
+
+transformers follows what it finds in a folder: code that a configuration names, an adapter and its base model, pickled
+checkpoints, weights wherever an index points. So it is given a folder of our own, which holds links to the files named
+here and nothing else. Each is a regular file that was checked: JSON within bounds, weights in safetensors files whose
+headers describe all of their bytes. Models of the hub are downloaded by those names, and go the same way.
+"""
+
+import copy
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from audiolens.errors import InputError, ModelFilesError
+from audiolens.files.bounded import (
+    MOST_BYTES,
+    MOST_TEXT,
+    Header,
+    json_of,
+    read_bytes,
+    read_header,
+    read_object,
+    read_text,
+)
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PLAIN = (CONFIG, "generation_config.json", "preprocessor_config.json", "processor_config.json")
+TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+OPAQUE = ("spiece.model", "merges.txt")
+"""What is no JSON; tokenizers parse it."""
+
+MOST_NUMBER = 1_000_000
+"""Of a configuration, unless the weights are said to have more values along an axis."""
+_MOST = {
+    "num_labels": 10_000, "chroma_length": 10_000, "num_chroma": 10_000, "audio_channels": 2, "num_codebooks": 1_000,
+    "dilation_growth_rate": 16, "num_residual_layers": 5, "num_lstm_layers": 100,
+}  # fmt: skip
+_LAYERS = re.compile(r"(num_(hidden_|decoder_|encoder_)?|n_|encoder_|decoder_)layers|layers|depths")
+_MOST_LAYERS = 1_000
+_CODE = ("auto_map", "custom_pipelines", "kernel_config", "custom_generate")
+"""Keys under which a configuration names code to be fetched and run."""
+_IMPLEMENTATIONS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
+_MOST_MADE = 2**26
+"""Values that a model makes and does not load, its table of positions above all."""
+_SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Files that were checked: `folder` holds them and nothing else, for as long as the block that staged them.
+
+    `source` is where they came from.
+    """
+
+    source: Path
+    folder: Path
+    config: Mapping[str, Any]
+    headers: Mapping[str, Header]
+
+    def refuse_larger(self, model_class: Any, config: Any, modules: int = 0) -> None:
+        """Refuse a configuration of far more values than the weights hold: transformers would make up the rest.
+
+        `modules` are made in a loop whose length the configuration gives indirectly.
+
+        Raises:
+            ModelFilesError: saying how many values each has.
+        """
+        tensors = sum(len(header.shapes) for header in self.headers.values())
+        elements = sum(header.elements for header in self.headers.values())
+        data_bytes = sum(header.data_bytes for header in self.headers.values())
+        if modules > tensors:
+            raise ModelFilesError(f"{self.source / CONFIG} asks for {modules:,} modules, and has {tensors:,} tensors.")
+        with torch.device("meta"):
+            shell = model_class(copy.deepcopy(config))
+        # Packed weights hold up to eight values a byte.
+        held = 8 * data_bytes if "quantization_config" in self.config else 2 * elements
+        wanted = sum(parameter.numel() for parameter in shell.parameters())
+        made = sum(buffer.numel() for buffer in shell.buffers())
+        if wanted > held or made > elements + _MOST_MADE:
+            raise ModelFilesError(
+                f"{self.source / CONFIG} describes a model of {wanted + made:,} values, and its weights hold "
+                f"{elements:,}: they do not belong together."
+            )
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[ModelFiles]:
+    """The files of a folder, checked and linked to where transformers may look.
+
+    Raises:
+        ModelFilesError: naming the file that is missing, is no regular one, names code, or goes beyond the limits.
+    """
+    try:
+        whole = {name: _object(folder / name) for name in (*PLAIN, *TOKENIZER) if _there(folder / name)}
+        headers = {name: read_header(folder / name) for name in _shards(folder)}
+        opaque = [name for name in OPAQUE if _there(folder / name) and read_bytes(folder / name)]
+    except ModelFilesError:
+        raise
+    except InputError as error:
+        raise ModelFilesError(f"{folder} could not be loaded: {error} The files are damaged or half-written.") from None
+    for name, values in whole.items():
+        refuse_code(folder / name, values)
+        if name in PLAIN:
+            _refuse_numbers(folder / name, values, headers)
+    with tempfile.TemporaryDirectory(prefix="audiolens-model-") as made:
+        work = Path(made)
+        for name in (*whole, *opaque, *headers, *([] if WEIGHTS in headers else [INDEX])):
+            (work / name).symlink_to((folder / name).absolute())
+        yield ModelFiles(folder, work, whole[CONFIG], headers)
+
+
+def downloaded(name: str, revision: str | None) -> Path:
+    """The folder of a model of the hub: the files named above, fetched where they are not on this disk yet.
+
+    What the hub's client raises is left as it is.
+    """
+    from huggingface_hub import snapshot_download
+
+    small = Path(snapshot_download(name, revision=revision, allow_patterns=[*PLAIN, *TOKENIZER, *OPAQUE, INDEX]))
+    weights = _indexed(small) if _there(small / INDEX) else [WEIGHTS]
+    # The folder is named after its commit: both downloads are of one.
+    return Path(snapshot_download(name, revision=small.name, allow_patterns=weights))
+
+
+def _object(path: Path) -> dict[str, Any]:
+    found = json_of(path, read_text(path), MOST_BYTES if path.name == "tokenizer.json" else MOST_TEXT)
+    if not isinstance(found, dict):
+        raise ModelFilesError(f"{path} holds a {type(found).__name__}: expected a JSON object.")
+    return found
+
+
+def refuse_code(path: Path, values: Any) -> None:
+    """Refuse a configuration that names code to run, at any depth: transformers' own models need none.
+
+    Raises:
+        ModelFilesError: naming the key.
+    """
+    for key, value in _entries(values):
+        fetched = isinstance(value, str) and bool(_IMPLEMENTATIONS.fullmatch(key)) and "/" in value
+        if fetched or (key in _CODE and value):
+            raise ModelFilesError(
+                f"{path} names code to run ({key}={value!r:.80}), and a model's files are not allowed to: take the key "
+                "out, if the model is one of transformers' own."
+            )
+
+
+def _shards(folder: Path) -> list[str]:
+    """The names of the files of weights, which are there."""
+    if _there(folder / WEIGHTS):
+        return [WEIGHTS]
+    if not _there(folder / INDEX):
+        raise _no_weights(folder)
+    names = _indexed(folder)
+    missing = [name for name in names if not _there(folder / name)]
+    if missing:
+        raise ModelFilesError(f"{folder} has no {missing[0]}, which {INDEX} names: the model is half-written.")
+    return names
+
+
+def _indexed(folder: Path) -> list[str]:
+    """The files of weights that an index names."""
+    index = read_object(folder / INDEX)
+    places, facts = index.get("weight_map"), index.get("metadata", {})
+    if not isinstance(places, dict) or not places or not isinstance(facts, dict):
+        raise ModelFilesError(f"{folder / INDEX} has no weight_map: the model is half-written.")
+    names = list(dict.fromkeys(map(str, places.values())))
+    for name in names:
+        if not _SHARD.fullmatch(name):
+            raise ModelFilesError(
+                f"{folder / INDEX} names {name!r:.80}: expected names of .safetensors files in the same folder."
+            )
+    return names
+
+
+def _no_weights(folder: Path) -> ModelFilesError:
+    pickles = sorted(folder.glob("*.bin"))
+    if pickles:
+        return ModelFilesError(
+            f"{folder} holds its weights as a pickle ({pickles[0].name}), which can run anything when it is opened: "
+            f"save the model again as safetensors ({WEIGHTS})."
+        )
+    return ModelFilesError(f"{folder} holds a {CONFIG} but no weights ({WEIGHTS}): the model is half-written.")
+
+
+def _there(path: Path) -> bool:
+    """Whether there is anything of this name; what is no regular file is refused where it is read."""
+    return os.path.lexists(path)
+
+
+def _refuse_numbers(path: Path, values: Mapping[str, Any], headers: Mapping[str, Header]) -> None:
+    """Refuse numbers that the weights do not bear out, before anything of that size is made."""
+    shapes = [shape for header in headers.values() for shape in header.shapes.values()]
+    most = max([MOST_NUMBER, *(size for shape in shapes for size in shape)])
+    layers = min(len(shapes), _MOST_LAYERS)
+    for key, number in _leaves(values):
+        limit = layers if _LAYERS.fullmatch(key) else _MOST.get(key, most)
+        # NaN is within no limit.
+        if isinstance(number, int | float) and not -limit <= number <= limit:
+            raise ModelFilesError(f"{path}: {key}={number}, expected at most {limit:,} with these weights.")
+
+
+def _entries(values: Any) -> Iterator[tuple[str, Any]]:
+    """All keys with their values, at any depth; files are not nested deeply."""
+    if isinstance(values, dict):
+        yield from values.items()
+    for value in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
+        yield from _entries(value)
+
+
+def _leaves(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """What is no object and no list, with the key it stands under."""
+    if isinstance(values, dict):
+        for own, value in values.items():
+            yield from _leaves(value, own)
+    elif isinstance(values, list):
+        for value in values:
+            yield from _leaves(value, key)
+    else:
+        yield key, values

@@ -1,0 +1,139 @@
+"""Prompts as the text encoder sees them: checked, tokenised and encoded.
+
+The text is encoded once, here, and handed to transformers ready-made (`conditioning.py`), so that reading and
+generating run on the very same states. A prompt of `None` is unconditional: zero states and a zero mask, as in
+guidance's null branch, and as transformers' own unconditional inputs.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from audiolens.checks import in_order
+from audiolens.errors import InputTypeError, PromptError
+from audiolens.model import tokens
+
+Prompt = str | None
+BUCKET = 16
+"""Exact runs pad each prompt to the next multiple of this many tokens, whatever its batch."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """The encoded prompts of one batch, before guidance."""
+
+    ids: Int[Tensor, "row token"]
+    mask: Int[Tensor, "row token"]
+    states: Float[Tensor, "row token d_text"]
+
+
+def checked_prompts(prompts: Prompt | Sequence[Prompt], rows: int | None = None) -> tuple[Prompt, ...]:
+    """Prompts as a tuple, one a row; a single one stands for `rows` rows.
+
+    Raises:
+        PromptError: for an empty list, an empty prompt, or something that is not text.
+    """
+    if prompts is None or isinstance(prompts, str):
+        listed: tuple[Prompt, ...] = (prompts,) * (rows or 1)
+    else:
+        try:
+            listed = in_order("prompts", prompts, "prompts")
+        except InputTypeError:
+            raise PromptError(f"prompts={prompts!r}: expected text, None, or a list of them, in order.") from None
+    if not listed:
+        raise PromptError("no prompt given: give at least one, or [None] to generate without one.")
+    for row, prompt in enumerate(listed):
+        if prompt is None:
+            continue
+        if not isinstance(prompt, str):
+            raise PromptError(f"prompt {row} is {type(prompt).__name__}: expected text, or None for no prompt.")
+        if not prompt.strip():
+            raise PromptError(f"prompt {row} is empty: use None to generate without a prompt.")
+    return listed
+
+
+def checked(
+    prompts: Prompt | Sequence[Prompt], model: Any, tokenizer: Any, rows: int | None = None
+) -> tuple[tuple[Prompt, ...], list[int]]:
+    """Prompts, one a row, and their lengths in tokens."""
+    listed = checked_prompts(prompts, rows)
+    return listed, lengths(listed, tokenizer, token_limit(model, tokenizer))
+
+
+def lengths(prompts: Sequence[Prompt], tokenizer: Any, limit: int) -> list[int]:
+    """Each prompt's length in tokens (1 for none), refusing those the text encoder would not read whole."""
+    read = iter(tokens.ids([prompt for prompt in prompts if prompt is not None], tokenizer))
+    found = [1 if prompt is None else len(next(read)) for prompt in prompts]
+    for row, (prompt, count) in enumerate(zip(prompts, found, strict=True)):
+        if count > limit:
+            raise PromptError(
+                f"prompt {row} has {count} tokens, the text encoder reads {limit}: shorten it "
+                f"({str(prompt)[:40]!r}...)."
+            )
+        if prompt is not None and not count:
+            raise PromptError(f"prompt {row} ({prompt!r}) has no token in this model's vocabulary.")
+    tokens.note_unread(prompts, tokenizer)
+    return found
+
+
+def token_limit(model: Any, tokenizer: Any) -> int:
+    """How many tokens the text encoder reads: the smaller of what tokenizer and encoder declare."""
+    declared = [
+        getattr(model.config.text_encoder, "n_positions", None),
+        getattr(model.config.text_encoder, "max_position_embeddings", None),
+        getattr(tokenizer, "model_max_length", None),
+    ]
+    return min((int(value) for value in declared if value and value < 10**6), default=512)
+
+
+@torch.no_grad()
+def encode(prompts: Sequence[Prompt], model: Any, tokenizer: Any, length: int | None = None) -> Text:
+    """Tokenise and encode prompts, padded on the right to their longest, or to `length` tokens.
+
+    Whatever padding or truncation the tokenizer is set to: what reads the text counts its tokens from the left.
+
+    Without gradients, as in transformers' `generate`: attention takes another kernel with them, and other last bits.
+    """
+    tokens.tell_unread()
+    device = model.text_encoder.device
+    spoken = [row for row, prompt in enumerate(prompts) if prompt is not None]
+    if not spoken:
+        ids = torch.full((len(prompts), length or 1), _pad(model, tokenizer), dtype=torch.long, device=device)
+        states = torch.zeros(*ids.shape, model.config.text_encoder.d_model, device=device, dtype=model.dtype)
+        return Text(ids, torch.zeros_like(ids), states)
+    told = tokens.ids([str(prompts[row]) for row in spoken], tokenizer)
+    read = [torch.tensor(row, dtype=torch.long, device=device) for row in told]
+    ids = torch.full(
+        (len(spoken), length or max(map(len, read))), _pad(model, tokenizer), dtype=torch.long, device=device
+    )
+    mask = torch.zeros_like(ids)
+    for row, own in enumerate(read):
+        ids[row, : len(own)], mask[row, : len(own)] = own, 1
+    states = model.text_encoder(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
+    if len(spoken) == len(prompts):
+        return Text(ids, mask, states)
+    places = torch.tensor(spoken, device=device)
+    whole = [
+        tensor.new_zeros(len(prompts), *tensor.shape[1:]).index_copy(0, places, tensor)
+        for tensor in (ids, mask, states)
+    ]
+    return Text(*whole)
+
+
+def read_alike(first: Prompt | Sequence[Prompt], second: Prompt | Sequence[Prompt], tokenizer: Any) -> bool:
+    """Whether two texts, or two lists of them in any order, are the same tokens, as they are where a tokenizer knows
+    neither of the words that differ."""
+    sides = [checked_prompts(side) for side in (first, second)]
+    told = [Counter(map(tuple, tokens.ids([text for text in side if text is not None], tokenizer))) for side in sides]
+    return told[0] == told[1] and sides[0].count(None) == sides[1].count(None)
+
+
+def _pad(model: Any, tokenizer: Any) -> int:
+    """What stands behind the end of a shorter text, under the mask; a tokenizer may have none of its own."""
+    own = (getattr(tokenizer, "pad_token_id", None), getattr(model.config.text_encoder, "pad_token_id", None), 0)
+    return next(number for number in own if number is not None)

@@ -1,0 +1,164 @@
+"""Time, once: steps, frames and seconds, and the codebook delay pattern done and undone.
+
+Step s reads delayed column s (column 0 is the start token) and predicts column s + 1, which holds frame s of
+codebook 0 and frame s - k of a codebook delayed by k. A clip of F frames therefore takes F + (longest delay)
+steps; the last ones, the tail, only finish the delayed codebooks. A stereo model delays its codebooks in pairs.
+Where the conditioning is a prefix in the decoder's own sequence, its positions are the negative steps, -1 the last.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from audiolens.checks import real_number, whole_number
+from audiolens.errors import InputError, InputTypeError
+
+if TYPE_CHECKING:
+    from audiolens.model.families import LensConfig
+
+Real = float | int
+Span = tuple[Real, Real]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The steps of one clip.
+
+    `frames` counts codec frames, `frame_rate` is in frames a second, `delays` holds each codebook's delay in steps,
+    `prefix` is how many positions the longest prefix of these rows takes before step 0.
+    """
+
+    frames: int
+    frame_rate: float
+    delays: tuple[int, ...]
+    prefix: int = 0
+
+    @property
+    def steps(self) -> int:
+        """All steps, the tail included."""
+        return self.frames + max(self.delays)
+
+    @property
+    def last(self) -> int:
+        """The step that predicts the last frame of codebook 0."""
+        return self.frames - 1
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.frame_rate
+
+    def select(self, seconds: Span | None, prefix: bool = False) -> tuple[int, int]:
+        """The steps (from, to) of a span in seconds; `None` is every step, the tail included.
+
+        With `prefix` they begin with the first position of the longest prefix, a negative step.
+
+        Raises:
+            InputError: if the span is empty, not finite, or outside the clip; or, with `prefix`, does not start at 0.
+        """
+        first, end = self._steps(seconds)
+        if prefix and first:
+            raise InputError(
+                f"seconds={seconds} with prefix=True: the prefix ends where the clip begins, so the span must start "
+                "at 0. A schedule can be 0 where nothing is to change."
+            )
+        return -self.prefix if prefix else first, end
+
+    def _steps(self, seconds: Span | None) -> tuple[int, int]:
+        if seconds is None:
+            return 0, self.steps
+        start, stop = checked_span(seconds)
+        first, end = round(start * self.frame_rate), round(stop * self.frame_rate)
+        if end > self.frames:
+            raise InputError(
+                f"seconds={seconds} ends after the clip, which lasts {self.seconds:g} s: give a span inside it."
+            )
+        if first >= end:
+            raise InputError(f"seconds={seconds} selects no step: one step lasts {1 / self.frame_rate:g} s here.")
+        return first, end
+
+
+def clip_timeline(seconds: object, config: "LensConfig", prefix: int = 0) -> Timeline:
+    """The steps of a clip to be generated, behind a prefix of at most so many positions.
+
+    Raises:
+        InputTypeError, InputError: if it is no length, or one that the model cannot make.
+    """
+    try:
+        length = real_number(seconds)
+    except TypeError:
+        raise InputTypeError(f"seconds={seconds!r}: expected a number.") from None
+    tail = max(config.delays)
+    longest = (config.max_steps - prefix - tail) / config.frame_rate
+    # Below this many frames transformers leaves the delay out without a word.
+    least = max(1, tail)
+    shortest = least / config.frame_rate
+    if not (shortest <= length + 1e-9 and length <= longest + 1e-9):
+        raise InputError(f"seconds={seconds}: this model makes clips of {shortest:g} to {longest:g} seconds.")
+    return Timeline(max(least, round(length * config.frame_rate)), config.frame_rate, config.delays, prefix)
+
+
+def codes_timeline(codes: Tensor | None, config: "LensConfig", prefix: int = 0) -> Timeline:
+    """The steps of given codes behind such a prefix; without codes, the one step of the start token."""
+    if codes is None:
+        return Timeline(1, config.frame_rate, (0,), prefix)
+    timeline = Timeline(codes.shape[-1], config.frame_rate, config.delays, prefix)
+    if prefix + timeline.steps > config.max_steps:
+        raise InputError(f"codes of {codes.shape[-1]} frames: this model reads {config.max_steps - prefix} steps.")
+    return timeline
+
+
+def checked_frames(frames: object) -> int:
+    """A number of codec frames.
+
+    Raises:
+        InputTypeError, InputError: if it is no whole number, or under 1.
+    """
+    try:
+        count = whole_number(frames)
+    except TypeError:
+        raise InputTypeError(f"frames={frames!r}: expected a whole number.") from None
+    if count < 1:
+        raise InputError(f"frames={count}: a clip has at least one.")
+    return count
+
+
+def checked_span(seconds: object) -> Span:
+    """A (from, to) pair in seconds, or an error saying what is wrong with it."""
+    if not isinstance(seconds, tuple | list) or len(seconds) != 2:
+        raise InputTypeError(f"seconds={seconds!r}: expected a pair (from, to) in seconds.")
+    try:
+        start, stop = map(real_number, seconds)
+    except TypeError:
+        raise InputTypeError(f"seconds={seconds!r}: expected a pair (from, to) in seconds.") from None
+    if not (math.isfinite(start) and math.isfinite(stop)) or start < 0 or stop <= start:
+        raise InputError(f"seconds={seconds!r}: expected 0 <= from < to, both finite.")
+    return start, stop
+
+
+def delays_of(n_codebooks: int, channels: int) -> tuple[int, ...]:
+    """Each codebook's delay in steps: 0 1 2 3 for mono, 0 0 1 1 2 2 3 3 for a stereo model of eight."""
+    return tuple(codebook // channels for codebook in range(n_codebooks))
+
+
+def delay(
+    codes: Int[Tensor, "row codebook frame"], delays: tuple[int, ...], pad: int
+) -> Int[Tensor, "row codebook column"]:
+    """Codes as the decoder's columns: the start token, each codebook shifted by its delay, `pad` elsewhere."""
+    rows, codebooks, frames = codes.shape
+    columns = codes.new_full((rows, codebooks, 1 + frames + max(delays)), pad)
+    for codebook, shift in enumerate(delays):
+        columns[:, codebook, 1 + shift : 1 + shift + frames] = codes[:, codebook]
+    return columns
+
+
+def undelay(
+    columns: Int[Tensor, "row codebook column"], delays: tuple[int, ...], frames: int
+) -> Int[Tensor, "row codebook frame"]:
+    """The codes inside delayed columns: the inverse of `delay`."""
+    return torch.stack(
+        [columns[:, codebook, 1 + shift : 1 + shift + frames] for codebook, shift in enumerate(delays)], dim=1
+    )

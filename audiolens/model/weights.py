@@ -1,0 +1,130 @@
+"""The weights of a model by TransformerLens's names: views of the model's own tensors, one a block or one a codebook.
+
+`AudioLens` carries the names, so `lens.W_Q[3]` reads as in TransformerLens. That has no name for a cross-attention's
+weights; here they are those of the self-attention with `_cross` behind (`lens.W_Q_cross[3]`), so that both stand side
+by side where names are completed.
+
+With an adapter, a weight is the effective matrix, computed rather than a view.
+
+The weights are the model's as they stand. TransformerLens folds the layer norms into them when it loads a model; here
+`ln1.hook_normalized` is the norm's whole output, and `W_Q[l]` acts on that. MusicGen's projections have no biases, so
+there is no `b_Q` nor any kin of it. Every tensor is detached: reading one builds no graph.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from audiolens.checks import whole_number
+from audiolens.errors import InputError, InputTypeError
+from audiolens.model.projections import affine, table
+
+
+class Weights(tuple[Tensor, ...]):
+    """One tensor a block (or a codebook): `W[3]`, or `W[3, head]`. `torch.stack(W)` copies them into one tensor."""
+
+    __slots__ = ()
+
+    def __getitem__(self, index: Any) -> Any:
+        place, *inside = index if isinstance(index, tuple) else (index,)
+        if isinstance(place, slice):
+            if inside:
+                raise InputTypeError(f"{index!r}: a slice stands alone here; use torch.stack(W) to index through it.")
+            return Weights(super().__getitem__(place))
+        try:
+            place = whole_number(place)
+        except TypeError:
+            raise InputTypeError(f"weight {place!r}: expected the number of one, 0 to {len(self) - 1}.") from None
+        if not -len(self) <= place < len(self):
+            raise InputError(f"there is no weight {place}: this model has {len(self)}, 0 to {len(self) - 1}.")
+        chosen = super().__getitem__(place)
+        return chosen[tuple(inside)] if inside else chosen
+
+    def _no_arithmetic(self, other: object) -> Any:  # noqa: ARG002 - the signature of the operators
+        raise InputTypeError("weights are one tensor a block: compute with one of them, or with torch.stack(W).")
+
+    # A tuple's own would repeat the blocks, or put another model's after them.
+    __mul__ = __rmul__ = __add__ = __radd__ = _no_arithmetic
+    __array_ufunc__ = None
+
+    def __repr__(self) -> str:
+        return f"Weights({len(self)} x {tuple(self[0].shape)})"
+
+
+def attention(module: str) -> tuple[property, property, property, property]:
+    """W_Q, W_K, W_V ("head d_model d_head") and W_O ("head d_head d_model") of one attention of every block."""
+    into = "(head d_head) d_model -> head d_model d_head"
+    return (
+        _per_block(f"{module}.q_proj", into),
+        _per_block(f"{module}.k_proj", into),
+        _per_block(f"{module}.v_proj", into),
+        _per_block(f"{module}.out_proj", "d_model (head d_head) -> head d_head d_model"),
+    )
+
+
+def mlp() -> tuple[property, property]:
+    """W_in ("d_model d_mlp") and W_out ("d_mlp d_model") of every block."""
+    return _per_block("fc1", "d_mlp d_model -> d_model d_mlp"), _per_block("fc2", "d_model d_mlp -> d_mlp d_model")
+
+
+def vocabulary() -> tuple[property, property, property]:
+    """W_E ("code d_model") and W_U ("d_model vocab") of every codebook, and W_pos ("position d_model").
+
+    The last row of a `W_E` is the start token's, which no `W_U` predicts.
+    """
+
+    def embeddings(lens: Any) -> Weights:
+        return _weights((_rows(part, lens) for part in decoder_of(lens).embed_tokens), "code d_model -> code d_model")
+
+    def heads(lens: Any) -> Weights:
+        matrices = (_matrix(head, lens.config.d_model, lens) for head in lens.model.decoder.lm_heads)
+        return _weights(matrices, "vocab d_model -> d_model vocab")
+
+    def positions(lens: Any) -> Tensor:
+        return decoder_of(lens).embed_positions.weights.detach()
+
+    return (
+        property(embeddings, doc='One a codebook: "code d_model"; the last row is the start token\'s.'),
+        property(heads, doc='One a codebook: "d_model vocab".'),
+        property(positions, doc='"position d_model".'),
+    )
+
+
+def _per_block(module: str, axes: str) -> property:
+    """A weight of every block; `axes` lays transformers' "out in" out as TransformerLens has it, without a copy."""
+
+    def read(lens: Any) -> Weights:
+        if module.startswith("encoder_attn") and lens.config.conditioning != "cross-attention":
+            raise AttributeError(f"{lens.config.family} has no cross-attention, and so no weights of one.")
+        sizes = {"head": lens.config.n_heads} if "head" in axes else {}
+        parts = [block.get_submodule(module) for block in decoder_of(lens).layers]
+        width = lens.config.d_mlp if module == "fc2" else lens.config.d_model
+        return _weights((_matrix(part, width, lens) for part in parts), axes, **sizes)
+
+    return property(read, doc=f'One a block: "{axes.partition(" -> ")[2]}".')
+
+
+@torch.no_grad()
+def _matrix(module: Any, width: int, lens: Any) -> Tensor:
+    return affine(module, width, _like(module, lens))[0]
+
+
+@torch.no_grad()
+def _rows(module: Any, lens: Any) -> Tensor:
+    return table(module, _like(module, lens))
+
+
+def _like(module: Any, lens: Any) -> Tensor:
+    """Where a part of the model stands, in the dtype that it computes in."""
+    return torch.empty(0, dtype=lens.dtype, device=next(module.parameters()).device)
+
+
+def decoder_of(lens: Any) -> Any:
+    return lens.model.get_submodule(lens._family.decoder)
+
+
+def _weights(parameters: Iterable[Tensor], axes: str, **sizes: int) -> Weights:
+    return Weights(rearrange(parameter.detach(), axes, **sizes) for parameter in parameters)

@@ -1,0 +1,206 @@
+"""Waveforms and codes: any sample rate and channel count in, the codec's codes out, and back."""
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from audiolens.checks import RATES_HZ, real_number
+from audiolens.errors import InputError, InputTypeError, shortened
+from audiolens.model.families import LensConfig
+from audiolens.model.timeline import Timeline
+from audiolens.sound import soundfiles
+from audiolens.tensors import tensor_of
+
+Sound = tuple[Any, int] | str | os.PathLike[str]
+"""A waveform with its sample rate, or the path of a sound file."""
+_CHUNKED = "this codec cuts sound into chunks: set chunk_length_s=None in its configuration."
+
+
+def checked_waveform(waveform: Any, sample_rate: int, config: LensConfig) -> Float[Tensor, "row channel sample"]:
+    """A waveform "sample", "channel sample" or "row channel sample" at the model's rate and channel count."""
+    try:
+        wave = tensor_of("waveform", waveform).detach()
+    except InputTypeError as error:
+        raise InputTypeError(f"waveform: expected an array of samples ({error}).") from None
+    rate = _hertz(sample_rate)
+    if not wave.is_floating_point():
+        raise InputTypeError(f"waveform of {wave.dtype}: expected floating samples between -1 and 1.")
+    if wave.ndim not in (1, 2, 3):
+        raise InputError(
+            f"waveform of shape {tuple(wave.shape)}: expected 'sample', 'channel sample' or 'row channel sample'."
+        )
+    wave = wave[(None,) * (3 - wave.ndim)].to("cpu", torch.float32)
+    if not wave.numel():
+        raise InputError("the waveform is empty.")
+    if not bool(torch.isfinite(wave).all()):
+        raise InputError("the waveform holds NaN or infinite samples.")
+    if wave.shape[1] > 2:
+        raise InputError(f"waveform of {wave.shape[1]} channels: expected one or two.")
+    if wave.shape[1] != config.channels:
+        wave = wave.mean(1, keepdim=True) if config.channels == 1 else wave.expand(-1, config.channels, -1)
+    return torch.from_numpy(resampled(wave.numpy(), rate, config.sample_rate))
+
+
+def _hertz(sample_rate: Any) -> int:
+    try:
+        rate = real_number(sample_rate)
+    except TypeError:
+        rate = 0.0
+    if not rate.is_integer() or rate <= 0:
+        raise InputError(f"sample_rate={sample_rate!r}: expected a positive whole number of hertz.")
+    if not RATES_HZ[0] <= rate <= RATES_HZ[1]:
+        raise InputError(f"sample_rate={sample_rate!r}: expected {RATES_HZ[0]:,} to {RATES_HZ[1]:,} hertz.")
+    return int(rate)
+
+
+def resampled(
+    samples: Float[np.ndarray, "*axes sample"], sample_rate: int, wanted: int
+) -> Float[np.ndarray, "*axes resampled"]:
+    """The same sound at another rate, by a polyphase filter; untouched at its own."""
+    if sample_rate == wanted:
+        return samples
+    from scipy.signal import resample_poly
+
+    divisor = int(np.gcd(sample_rate, wanted))
+    return resample_poly(samples, wanted // divisor, sample_rate // divisor, axis=-1).astype(np.float32)
+
+
+def encode(waveform: Any, sample_rate: int, model: Any, config: LensConfig) -> Int[Tensor, "row codebook frame"]:
+    """Undelayed codes of a waveform, mixed down or doubled to the model's channels and resampled to its rate.
+
+    Raises:
+        InputError: if the waveform is empty, not finite, or of an unknown shape.
+    """
+    codec = model.audio_encoder
+    wave = checked_waveform(waveform, sample_rate, config).to(codec.device, codec.dtype)
+    sides = []
+    for side in wave.split(1, dim=1):
+        frames = codec.encode(side).audio_codes
+        if frames.shape[0] != 1:
+            raise InputError(_CHUNKED)
+        sides.append(frames[0])
+    return rearrange(torch.stack(sides), "side row codebook frame -> row (codebook side) frame")[
+        :, : config.n_codebooks
+    ]
+
+
+def features(
+    waveform: Any, sample_rate: int, model: Any, config: LensConfig
+) -> Float[Tensor, "row codec_feature frame"]:
+    """What the codec's encoder says of a waveform, before it is quantised; a stereo model's two sides averaged.
+
+    Raises:
+        InputError: as `encode` does.
+    """
+    codec = model.audio_encoder
+    wave = checked_waveform(waveform, sample_rate, config).to(codec.device, codec.dtype)
+    chunk = codec.config.chunk_length
+    if chunk is not None and wave.shape[-1] > chunk:
+        raise InputError(_CHUNKED)
+    if codec.config.normalize:
+        wave = wave / (wave.square().mean(-1, keepdim=True).sqrt() + 1e-8)
+    return torch.stack([codec.encoder(side) for side in wave.split(1, dim=1)]).mean(0)
+
+
+def checked_codes(codes: Any, config: LensConfig, rows: int | None = None) -> Int[Tensor, "row codebook frame"]:
+    """Undelayed codes of this model, for so many rows.
+
+    Raises:
+        InputTypeError, InputError: naming what does not fit.
+    """
+    integral = isinstance(codes, Tensor) and not (codes.is_floating_point() or codes.is_complex())
+    if not integral or codes.dtype == torch.bool or codes.ndim != 3:
+        found = f"{codes.dtype} {tuple(codes.shape)}" if isinstance(codes, Tensor) else type(codes).__name__
+        raise InputTypeError(f"codes: expected whole numbers in a tensor 'row codebook frame', found {found}.")
+    if codes.shape[1] != config.n_codebooks or not codes.numel():
+        raise InputError(
+            f"codes of shape {tuple(codes.shape)}: this model has {config.n_codebooks} codebooks, and codes have at "
+            "least one row and one frame."
+        )
+    if rows is not None and len(codes) != rows:
+        raise InputError(f"{len(codes)} rows of codes for {rows} prompts: give one prompt per row.")
+    low, high = int(codes.min()), int(codes.max())
+    if low < 0 or high >= config.vocab_size:
+        raise InputError(f"codes from {low} to {high}: this model's go from 0 to {config.vocab_size - 1}.")
+    return codes.long()
+
+
+def codes_of(audio: Any, lens: Any, name: str = "audio") -> Int[Tensor, "row codebook frame"]:
+    """The codes of a (waveform, sample_rate), or of a sound file.
+
+    Raises:
+        InputTypeError: if it is neither.
+        InputError: if there is no sound in it.
+    """
+    if isinstance(audio, str | os.PathLike):
+        audio = soundfiles.read(audio)
+    if not isinstance(audio, tuple | list) or len(audio) != 2:
+        raise InputTypeError(
+            f"{name}={type(audio).__name__}: expected (waveform, sample_rate), or the path of a sound file."
+        )
+    return lens.encode_audio(*audio)
+
+
+def clip_start(audio_prompt: Any, rows: int, timeline: Timeline, lens: Any) -> Int[Tensor, "row codebook frame"] | None:
+    """The codes that clips begin with, one row each: as given, or of a sound; `None` for none.
+
+    Raises:
+        InputTypeError, InputError: if it is neither, of other rows, or leaves nothing to generate.
+    """
+    if audio_prompt is None:
+        return None
+    if isinstance(audio_prompt, Tensor) and audio_prompt.is_floating_point():
+        raise InputTypeError("audio_prompt: a waveform needs its rate, (waveform, sample_rate); codes are integers.")
+    codes: Any = audio_prompt if isinstance(audio_prompt, Tensor) else _sounds_codes(audio_prompt, rows, lens)
+    if codes.ndim == 3 and len(codes) == 1:
+        codes = codes.expand(rows, -1, -1)
+    codes = checked_codes(codes, lens.config, rows)
+    if codes.shape[-1] >= timeline.frames:
+        raise InputError(
+            f"audio_prompt lasts {codes.shape[-1] / timeline.frame_rate:g} s, the clip {timeline.seconds:g} s with it: "
+            "raise seconds=, which counts both, or give less of it."
+        )
+    return codes.to(lens.device)
+
+
+def _sounds_codes(audio_prompt: Any, rows: int, lens: Any) -> Int[Tensor, "row codebook frame"]:
+    """The codes of one sound, or of a list of sounds, one a row."""
+    sounds: list[Any] = [*audio_prompt] if isinstance(audio_prompt, list | tuple) else []
+    if not sounds or not all(isinstance(one, str | os.PathLike | tuple | list) for one in sounds):
+        _refuse_rows_or_channels(audio_prompt, rows)
+        return codes_of(audio_prompt, lens, "audio_prompt")
+    each = [codes_of(one, lens, f"audio_prompt[{place}]") for place, one in enumerate(sounds)]
+    frames = [codes.shape[-1] for codes in each]
+    if len(set(frames)) > 1:
+        lasting = shortened(f"{count / lens.config.frame_rate:g} s" for count in frames)
+        raise InputError(f"audio_prompt: sounds of {lasting}; the clips go on from one length, so cut them to it.")
+    return torch.cat(each)
+
+
+def _refuse_rows_or_channels(audio_prompt: Any, rows: int) -> None:
+    """A waveform of two axes with as many rows as prompts may be meant either way: its author says which."""
+    given = isinstance(audio_prompt, tuple | list) and len(audio_prompt) == 2
+    if rows < 2 or not given:
+        return
+    # A list of waves has no shape of its own.
+    shape = tuple(tensor_of("audio_prompt", audio_prompt[0]).shape)
+    if len(shape) == 2 and shape[0] == rows:
+        stereo = f", or {(1, *shape)} for stereo sound that all rows share" if rows == 2 else ""
+        raise InputError(
+            f"audio_prompt of shape {shape} for {rows} prompts: channels, or a sound a row? Give 'row channel sample': "
+            f"{(rows, 1, shape[1])} for a sound a row{stereo}."
+        )
+
+
+def decode(codes: Tensor, model: Any, config: LensConfig) -> Float[Tensor, "row channel sample"]:
+    """The sound of undelayed codes; a stereo model's codebooks alternate left and right."""
+    scales = [None] * len(codes)
+    sides = [codes[:, side :: config.channels] for side in range(config.channels)]
+    return torch.cat(
+        [model.audio_encoder.decode(side[None], audio_scales=scales).audio_values for side in sides], dim=1
+    )

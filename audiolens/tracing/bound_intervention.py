@@ -1,0 +1,247 @@
+"""An intervention bound to one run: its tensors cut to the batch, its branch and rows a mask, its span steps.
+
+The batch holds every row of the conditional branch, then (under guidance) every row of the null branch; its
+`Layout` says which of the caller's rows stands where. Values have a run's layout (`taps.py`); the user's own order of
+axes is met only where values are given and where a function is called.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from audiolens.errors import InputError, InputTypeError
+from audiolens.interventions import Apply, Intervention, checked_rows
+from audiolens.model.families import LensConfig
+from audiolens.model.site_access import Form
+from audiolens.model.sites import checked_heads
+from audiolens.model.timeline import Timeline
+from audiolens.tracing.batching import Layout
+
+
+class Bound:
+    """One intervention at one site of one run. `apply` is called at every decoder forward."""
+
+    def __init__(
+        self,
+        intervention: Intervention,
+        site: str,
+        form: Form,
+        *,
+        config: LensConfig,
+        layout: Layout,
+        timeline: Timeline,
+        device: torch.device,
+    ) -> None:
+        self.intervention = intervention
+        self.site = site
+        self.form = form
+        self.start, self.stop = self._span(timeline)
+        # Before the keys of a shorter prefix stand those of the longest.
+        self.unkeyed = timeline.prefix - layout.prefix
+        self.branches = layout.branches
+        extra = len(form.features(config))
+        rows = checked_rows(intervention.rows, layout.total)
+        affected = torch.zeros(layout.total, dtype=torch.bool, device="cpu")
+        affected[rows] = True
+        strength = torch.as_tensor(intervention.strength, device="cpu")
+        per_row = self._spread(strength, rows, layout.total, "strength")
+        active = layout.of(affected & (per_row != 0)) & layout.branch(intervention.branch)
+        self.active = active
+        self.everything, self.anything = bool(active.all()), bool(active.any())
+        self.mask = active.reshape(-1, *[1] * (extra + 1)).to(device)
+        if intervention.heads is not None:
+            self.mask = self.mask & self._heads(intervention.heads, config).to(device)
+            self.everything = False
+        amount = layout.of(per_row).reshape(-1, *[1] * (extra + 1))
+        self.amount = (amount if strength.ndim else strength).to(device)
+        self.schedule = self._schedule(timeline, extra, device)
+        values = intervention.tensors.get("values")
+        self.stepped = values is not None and values.ndim == extra + 2
+        self.parts = {
+            name: self._place(tensor, name, config, rows, layout).to(device)
+            for name, tensor in intervention.tensors.items()
+        }
+        if form.timed:
+            # Refused before the run, and not where its values end.
+            self._enough(self.stop - self.start, "step")
+        if form.square:
+            # Its keys grow to the clip's steps: too few of them are refused before the run.
+            self._fitted(layout.prefix + timeline.steps)
+
+    @property
+    def sequence(self) -> Tensor | None:
+        """The values, where they are others at every step (or token)."""
+        return self.parts["values"] if self.stepped else None
+
+    def _enough(self, length: int, unit: str) -> None:
+        if self.sequence is not None and self.sequence.shape[1] < length:
+            raise InputError(
+                f"{self.site}: the values hold {self.sequence.shape[1]} {unit}s, the span has {length}: give a value "
+                f"for every {unit}, or a shorter span."
+            )
+
+    def touches(self, start: int, length: int) -> bool:
+        """Whether a forward over these steps is changed at all; what has no steps is so in each."""
+        return self.anything and (not self.form.timed or (start < self.stop and start + length > self.start))
+
+    def apply(self, value: Tensor, start: int) -> Tensor:
+        """The value "batch step ... feature" after the intervention; `start` is the first step's position."""
+        length = value.shape[1]
+        first, end = max(self.start, start), min(self.stop, start + length)
+        whole = first == start and end == start + length
+        window = value if whole else value[:, first - start : end - start]
+        changed = self._changed(window, first, end)
+        if whole:
+            return changed
+        result = value.clone()
+        result[:, first - start : end - start] = changed
+        return result
+
+    def _changed(self, window: Tensor, first: int, end: int) -> Tensor:
+        if isinstance(self.intervention, Apply):
+            changed = self._called(window)
+        else:
+            amount = self.amount
+            if self.schedule is not None:
+                origin = min(self.start, 0)
+                amount = amount * self.schedule[:, first - origin : end - origin]
+            parts = self._fitted(window.shape[-1])
+            if self.sequence is not None:
+                if not self.form.timed:
+                    self._enough(end - self.start, "token")
+                parts = {**parts, "values": parts["values"][:, first - self.start : end - self.start]}
+            changed = self.intervention.change(window, amount, parts)
+        if self.intervention.preserve_norm:
+            norms = window.float().norm(dim=-1, keepdim=True)
+            changed = (changed * (norms / changed.float().norm(dim=-1, keepdim=True).clamp_min(1e-12))).to(window.dtype)
+        return changed if self.everything else torch.where(self.mask, changed, window)
+
+    def _called(self, window: Tensor) -> Tensor:
+        changed = window
+        for half in range(self.branches):
+            size = len(self.active) // self.branches
+            index = half * size + self.active[half * size : (half + 1) * size].nonzero().flatten().to(window.device)
+            if not len(index):
+                continue
+            mine = self.form.turned(window.index_select(0, index))
+            theirs = self.intervention.function(mine)  # pyright: ignore[reportAttributeAccessIssue]
+            if theirs is None:
+                # It may have written into its own copy.
+                theirs = mine
+            if not isinstance(theirs, Tensor) or theirs.shape != mine.shape:
+                got = tuple(theirs.shape) if isinstance(theirs, Tensor) else type(theirs).__name__
+                raise InputError(f"{self.site}: the function returned {got}, expected shape {tuple(mine.shape)}.")
+            changed = changed.index_copy(0, index, self.form.turned(theirs).to(window.dtype))
+        return changed
+
+    def _fitted(self, width: int) -> dict[str, Tensor]:
+        """The parts, cut to the keys that a pattern has in this forward: the unseen and the padding weigh nothing."""
+        if self.form.order[-1] != "key":
+            return self.parts
+        fitted = {}
+        for name, part in self.parts.items():
+            keyed = name in ("vector", "direction", "values")
+            first = self.unkeyed if self.form.square else 0
+            if keyed and part.shape[-1] < first + width:
+                raise InputError(f"{self.site}: {name} has {part.shape[-1]} keys, the pattern {first + width}.")
+            fitted[name] = part[..., first : first + width] if keyed else part
+        return fitted
+
+    def _span(self, timeline: Timeline) -> tuple[int, int]:
+        """The steps of the intervention; every token, where there are no steps."""
+        if self.form.timed:
+            return timeline.select(self.intervention.seconds, self.intervention.prefix)
+        if self.intervention.seconds is not None or self.intervention.schedule is not None:
+            raise InputError(
+                f"{self.site} has no steps: the text stands for the whole clip. Leave out seconds/schedule."
+            )
+        return 0, sys.maxsize
+
+    def _spread(self, values: Tensor, rows: Sequence[int], total: int, name: str) -> Tensor:
+        """One number per row of the caller from a single number or one per affected row."""
+        spread = torch.zeros(total, dtype=torch.float32, device="cpu")
+        if values.ndim and len(values) != len(rows):
+            raise InputError(f"{self.site}: {len(values)} values of {name} for {len(rows)} rows.")
+        spread[list(rows)] = values
+        return spread
+
+    def _place(self, tensor: Tensor, name: str, config: LensConfig, rows: Sequence[int], layout: Layout) -> Tensor:
+        """A part of the intervention, shaped to broadcast against "batch step ... feature"."""
+        feature = self.form.features(config)
+        if name in ("value", "factor"):
+            if not tensor.ndim:
+                return tensor
+            return layout.of(self._spread(tensor, rows, layout.total, name)).reshape(-1, *[1] * (len(feature) + 1))
+        free = tensor.ndim - len(feature)
+        given = self.form.turned(tensor) if free == 2 else tensor
+        trailing = given.shape[max(free, 0) :]
+        wanted = feature[len(feature) - len(trailing) :]
+        # Size 1 along the heads (or codebooks) means the same for each.
+        alike = [*[1] * (len(trailing) - 1), None]
+        fits = all(size in (own, None) or own == one for own, size, one in zip(trailing, wanted, alike, strict=True))
+        if not fits or free > (2 if name == "values" else 1) or not tensor.ndim:
+            most = self.form.described(config) if name == "values" else f"(row, {', '.join(self.form.order[2:])})"
+            raise InputError(
+                f"{self.site}: {name} has shape {tuple(tensor.shape)}, expected the last axes of "
+                f"{self._features(config)} at this site, or at most {most}."
+            )
+        if not free and len(feature) > 1 and tensor.shape[0] == len(rows) > 1:
+            raise self._ambiguous(name, tensor)
+        tensor = given
+        if free <= 0:
+            return tensor
+        if free == 1 and len(feature) > 1 and tensor.shape[0] == 1:
+            tensor = tensor.expand(len(rows), *tensor.shape[1:])
+        if tensor.shape[0] != len(rows):
+            raise InputError(f"{self.site}: {name} holds {tensor.shape[0]} rows, the run changes {len(rows)}.")
+        spread = tensor.new_zeros(layout.total, *tensor.shape[1:])
+        spread[list(rows)] = tensor
+        placed = layout.of(spread)
+        return placed if free == 2 else placed.unsqueeze(1)
+
+    def _ambiguous(self, name: str, tensor: Tensor) -> InputError:
+        """What to raise where the first axis counts as many heads (or codebooks) as rows."""
+        outer, inner = self.form.order[2:]
+        return InputError(
+            f"{self.site}: {name} of shape {tuple(tensor.shape)} may be ({outer}, {inner}) or (row, {inner}): give "
+            f"(row, {outer}, {inner}), with size 1 along an axis where it is the same."
+        )
+
+    def _features(self, config: LensConfig) -> str:
+        sizes = zip(self.form.order[2:], self.form.features(config), strict=True)
+        return "(" + ", ".join(axis if size is None else f"{axis}={size}" for axis, size in sizes) + ")"
+
+    def _heads(self, heads: Sequence[int], config: LensConfig) -> Tensor:
+        if "head" not in self.form.axes:
+            raise InputError(
+                f"heads={list(heads)}: {self.site} has no heads; use attn.hook_q, k, v, z, pattern, result."
+            )
+        mask = torch.zeros(1, 1, config.n_heads, 1, dtype=torch.bool, device="cpu")
+        mask[:, :, list(checked_heads(heads, config.n_heads))] = True
+        return mask
+
+    def _schedule(self, timeline: Timeline, extra: int, device: torch.device) -> Tensor | None:
+        schedule = self.intervention.schedule
+        if schedule is None:
+            return None
+        if callable(schedule):
+            try:
+                schedule = [float(schedule(step / timeline.frame_rate)) for step in range(timeline.steps)]
+            except (TypeError, ValueError) as error:
+                raise InputTypeError(f"{self.site}: the schedule gives no number for a time ({error}).") from None
+        factors = torch.as_tensor(schedule, dtype=torch.float32, device="cpu")
+        if not bool(torch.isfinite(factors).all()):
+            raise InputError(f"{self.site}: the schedule gives NaN or infinite factors in float32.")
+        if factors.ndim == 1 and len(factors) == timeline.frames:
+            # The tail follows the last frame, whose codes it finishes.
+            factors = torch.cat([factors, factors[-1:].expand(timeline.steps - timeline.frames)])
+        if factors.shape != (timeline.steps,):
+            raise InputError(
+                f"{self.site}: the schedule has {tuple(factors.shape)} factors, expected one for each of the "
+                f"{timeline.frames} frames (or {timeline.steps} steps, the tail included)."
+            )
+        # The prefix has no time, and keeps its strength.
+        before = torch.ones(-min(self.start, 0), dtype=torch.float32, device="cpu")
+        return torch.cat([before, factors]).reshape(1, -1, *[1] * extra).to(device)

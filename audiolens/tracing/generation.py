@@ -1,0 +1,150 @@
+"""Generation: the clips of one `generate` call, their codes, and what was recorded while they were made."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from safetensors.torch import save_file
+from torch import Tensor
+
+from audiolens.cache.activation_cache import ActivationCache
+from audiolens.checks import listed, one_or_listed, whole_numbers
+from audiolens.errors import InputError, InputTypeError
+from audiolens.files.atomic import as_path, new_folder, refuse_taken, refused
+from audiolens.files.integrity import digest, sealed_json
+from audiolens.sound import soundfiles
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """Generated clips.
+
+    `codes` are undelayed, and begin with the audio prompt where one was given; `audio` is `None` if the codec was
+    skipped; `cache` is `None` if nothing was recorded.
+    `seeds` is `None` where transformers' own sampler drew. `settings` says how the clips were made.
+    """
+
+    codes: Int[Tensor, "row codebook frame"]
+    audio: Float[Tensor, "row channel sample"] | None
+    sample_rate: int
+    frame_rate: float
+    prompts: tuple[str | None, ...]
+    seeds: tuple[int, ...] | None
+    cache: ActivationCache | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def seconds(self) -> float:
+        return self.codes.shape[-1] / self.frame_rate
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write a WAV per row, `codes.safetensors` and `generation.json` into a new folder.
+
+        A row is written in 16 bits, or in 32-bit floats where it goes beyond full scale. `generation.json` holds the
+        hash of every other file.
+
+        Raises:
+            InputError: if the folder exists and is not empty, cannot be written, or there is no audio or NaN in it.
+        """
+        folder = as_path(folder)
+        if self.audio is None:
+            raise InputError(
+                "these clips were made with decode=False: use lens.decode_codes(out.codes) for their sound."
+            )
+        refuse_taken(folder)
+        clips = self.audio.detach().float().cpu().numpy()
+        broken = [row for row, clip in enumerate(clips) if not np.isfinite(clip).all()]
+        if broken:
+            raise InputError(f"the sound of rows {broken} holds NaN or infinite samples: save the other rows alone.")
+        with refused(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with new_folder(folder) as work:
+                self._write(work, clips)
+        return folder
+
+    def listen(self, row: int | Sequence[int] | None = None, labels: Sequence[str] | None = None) -> Any:
+        """Audio players for a notebook, with the sound inside: of one row, of several, or of all.
+
+        Args:
+            row: one row (a bare player), or several; default all, each under its label.
+            labels: what stands above each player; default the prompts.
+
+        The sound is compressed (Ogg Vorbis), so that a notebook stays small: for the samples, take `audio` or `save`.
+        """
+        from IPython.display import HTML, Audio  # pyright: ignore[reportMissingImports]
+
+        if self.audio is None:
+            raise InputError(
+                "these clips were made with decode=False: use lens.decode_codes(out.codes) for their sound."
+            )
+        given = one_or_listed("row", row)
+        single = row is not None and not isinstance(given, list)
+        try:
+            rows = list(range(len(self))) if row is None else whole_numbers([given] if single else given)
+        except TypeError:
+            raise InputTypeError(f"row={row!r}: expected a row number, several, or None for all.") from None
+        for index in rows:
+            if not -len(self) <= index < len(self):
+                raise InputError(f"row {index}: there are rows 0 to {len(self) - 1}.")
+        told = [self.prompts[index] or "(no prompt)" for index in rows] if labels is None else listed("labels", labels)
+        if len(told) != len(rows):
+            raise InputError(f"{len(told)} labels for {len(rows)} clips: give one each.")
+        players = []
+        for index in rows:
+            content, mime = soundfiles.compressed(self.audio[index].detach().float().cpu().numpy(), self.sample_rate)
+            player = Audio(content)
+            player.mimetype = mime
+            players.append(player)
+        if single and labels is None:
+            return players[0]
+        return HTML("".join(map(_labelled, told, players)))
+
+    def _write(self, folder: Path, clips: Float[np.ndarray, "row channel sample"]) -> None:
+        """Fill an empty folder."""
+        names = [self._name(row) for row in range(len(self))]
+        for row, name in enumerate(names):
+            soundfiles.write(folder / name, clips[row], self.sample_rate)
+        save_file({"codes": self.codes.detach().cpu().contiguous()}, folder / "codes.safetensors")
+        rows = [
+            {"file": name, "prompt": prompt, "seed": None if self.seeds is None else self.seeds[row]}
+            for row, (name, prompt) in enumerate(zip(names, self.prompts, strict=True))
+        ]
+        facts = {
+            "sample_rate": self.sample_rate,
+            "frame_rate": self.frame_rate,
+            "settings": dict(self.settings),
+            "rows": rows,
+            "files": {name: digest((folder / name).read_bytes()) for name in (*names, "codes.safetensors")},
+        }
+        (folder / "generation.json").write_bytes(sealed_json(facts, indent=2))
+
+    def _name(self, row: int) -> str:
+        words = re.sub(r"[^a-z0-9]+", "-", (self.prompts[row] or "unconditional").lower()).strip("-")[:40]
+        seed = "" if self.seeds is None else f"-seed{self.seeds[row]}"
+        return f"{row:03d}-{words or 'clip'}{seed}.wav"
+
+    def __repr__(self) -> str:
+        recorded = "" if self.cache is None else f", {len(self.cache)} sites recorded"
+        return f"Generation({len(self)} clips of {self.seconds:g} s at {self.sample_rate} Hz{recorded})"
+
+
+def _labelled(label: str, player: Any) -> str:
+    # Notebooks set what stands between two $ as mathematics, but for these classes.
+    return (
+        '<div class="tex2jax_ignore mathjax_ignore" style="display: inline-block; margin: 0 1em 0.6em 0">'
+        f"{_escape(label)}<br>{player._repr_html_()}</div>"
+    )
+
+
+def _escape(text: str) -> str:
+    from html import escape
+
+    return escape(text)

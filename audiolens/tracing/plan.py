@@ -1,0 +1,198 @@
+"""One run of the model under nnsight: what is edited and recorded at each decoder forward.
+
+A forward reads only the sites where something is edited or recorded at the steps that it holds (`clock.py`). A forward
+that is to stop before a block leaves the model there, by nnsight's own stop: nothing above runs.
+"""
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from nnsight.intervention.interleaver import OutOfOrderError
+from torch import Tensor
+
+from audiolens.errors import InputError, InputTypeError, UnsupportedModelError
+from audiolens.interventions import Apply, Intervention, Replace
+from audiolens.model.families import Family, LensConfig, order, places, tap_of
+from audiolens.model.site_access import Tap, View
+from audiolens.model.sites import Site
+from audiolens.model.timeline import Timeline
+from audiolens.tracing.batching import Layout
+from audiolens.tracing.bound_intervention import Bound
+from audiolens.tracing.clock import Clock
+from audiolens.tracing.nnsight_source import module_of, place_of
+from audiolens.tracing.overflow import LOGITS, Watch
+from audiolens.tracing.recording import Recorder, refuse_prefix
+
+REOPEN = (
+    "Another library may have replaced a forward of the model's: open a new lens on it, AudioLens(model, tokenizer)."
+)
+
+
+@dataclass
+class Point:
+    """One site of one run: where nnsight serves it, and what happens there."""
+
+    site: Site
+    tap: Tap
+    place: Any
+    edits: list[Bound] = field(default_factory=list)
+    watch: Watch | None = None
+
+    def visit(self, start: int, length: int, recorder: Recorder | None, layout: Layout, view: View) -> None:
+        """Edit and record the steps of one forward."""
+        edits = [edit for edit in self.edits if edit.touches(start, length)]
+        wanted = recorder is not None and recorder.wants(self.site, start, length)
+        if not edits and not wanted:
+            return
+        heads = recorder.heads_of(self.site) if recorder is not None and wanted else None
+        value, put = self.tap.open(self.place, view if edits or heads is None else replace(view, heads=heads))
+        if self.tap.form.timed and value.shape[1] != length:
+            raise UnsupportedModelError(
+                f"{self.site.name} holds {value.shape[1]} steps in a forward of {length} ({-min(start, 0)} of them "
+                f"before step 0): transformers {version('transformers')} does not run this model as the lens expects. "
+                "Install a release that audiolens supports (docs/versions.md)."
+            )
+        for edit in edits:
+            value = edit.apply(value, start if self.tap.form.timed else 0)
+        if edits and self.watch is not None:
+            seen = value if self.tap.form.timed else value.flatten(1)[:, None]
+            self.watch.wrote(self.site, seen, start, min([edit.start for edit in edits]))
+        if edits:
+            put(value, None)
+        if wanted and recorder is not None:
+            recorder.write(self.site, value[:, :, list(heads)] if edits and heads else value, start, layout)
+
+
+class Run:
+    """The plan of one batch: the points to visit, in the model's order, at every decoder forward."""
+
+    def __init__(
+        self,
+        model: Any,
+        family: Family,
+        config: LensConfig,
+        *,
+        layout: Layout,
+        timeline: Timeline,
+        interventions: Iterable[Intervention],
+        recorder: Recorder | None,
+        device: torch.device,
+        stop: int | None = None,
+    ) -> None:
+        self.layout, self.recorder = layout, recorder
+        self.view = View(config, layout.branches * len(layout.rows))
+        self.decoder = model.get(family.decoder)
+        self.clock = Clock(self.decoder, layout.prefix)
+        # Whatever reads the stream where the run is to stop: a block, or above the last one the final norm.
+        self.gate = None
+        self.end = ""
+        if stop is not None:
+            whole = stop == config.n_layers
+            self.gate = self.decoder.layer_norm if whole else self.decoder.layers[stop]
+            self.end = f"blocks.{stop - 1}.hook_resid_post" if whole else f"blocks.{stop}.hook_resid_pre"
+        points: dict[Site, Point] = {}
+
+        def point(site: Site) -> Point:
+            if site not in points:
+                points[site] = Point(site, tap_of(family, site), place_of(model, family, site))
+            return points[site]
+
+        for intervention in interventions:
+            for site in places(family, config, intervention.site, intervention.layers):
+                # Checked also where the run ends below.
+                edit = Bound(
+                    intervention,
+                    site.name,
+                    tap_of(family, site).form,
+                    config=config,
+                    layout=layout,
+                    timeline=timeline,
+                    device=device,
+                )
+                if not beyond(family, site, stop):
+                    point(site).edits.append(edit)
+        for site in recorder.places if recorder is not None else ():
+            point(site)
+        self.points = [points[site] for site in order(family, points)]
+        read = [self.decoder._module, *([] if self.gate is None else [self.gate._module])]
+        self.modules = [] if self.idle else [*read, *(module_of(model, family, site) for site in points)]
+        """Those that nnsight has to serve."""
+        edits = [edit.intervention for place in self.points for edit in place.edits]
+        replaced = any(isinstance(edit, Replace | Apply) for edit in edits)
+        self.watch = Watch(layout, timeline.frame_rate, replaced) if edits else None
+        for place in self.points:
+            place.watch = self.watch
+
+    @property
+    def idle(self) -> bool:
+        return not self.points and self.gate is None
+
+    @property
+    def forbids(self) -> bool:
+        """Whether logits are edited: one of -inf forbids a code."""
+        return any(point.edits and point.site.hook == LOGITS for point in self.points)
+
+    def forward(self) -> int:
+        """One decoder forward; returns the step after it. Runs inside a trace."""
+        start, length = self.clock.tick()
+        for point in self.points:
+            point.visit(start, length, self.recorder, self.layout, self.view)
+        return start + length
+
+    def single(self, tracer: Any, kept: list[Tensor]) -> None:
+        """One forward, and the logits it returns, or the stream where it stops. Runs inside a trace."""
+        self.forward()
+        if self.gate is not None:
+            kept.append(self.gate.input)
+            tracer.stop()
+        kept.append(tracer.result.logits)
+
+    def generation(self, tracer: Any, steps: int) -> None:
+        """All forwards of a generation. Runs inside a trace; `finished` says whether it saw them all."""
+        # What ends the loop early is said by `finished`, in the lens's words.
+        with suppress(OutOfOrderError):
+            for _ in tracer.iter[:]:
+                if self.forward() >= steps:
+                    return
+
+    def finished(self, steps: int) -> None:
+        """Look whether every step came by.
+
+        Raises:
+            UnsupportedModelError: if steps were made that the run never saw, so that nothing was done to them.
+        """
+        if not self.idle and self.clock.end < steps:
+            raise UnsupportedModelError(
+                f"the model made {steps} steps, and the lens saw {max(self.clock.end, 0)} of them: edits and "
+                f"recordings of the others are missing. {REOPEN}"
+            )
+
+
+def beyond(family: Family, site: Site, stop: int | None) -> bool:
+    """Whether a run that stops before block `stop` (`None`: never) ends without reaching a site."""
+    if stop is None:
+        return False
+    if site.layer is None:
+        return order(family, [site, Site("hook_resid_pre", 0)])[-1] == site
+    return site.layer >= stop
+
+
+def checked_interventions(
+    interventions: Intervention | Iterable[Intervention], family: Family, config: LensConfig, guided: bool
+) -> tuple[Intervention, ...]:
+    """Refuse, before a model runs, what no run of this model could do."""
+    many = isinstance(interventions, Iterable)
+    listed: tuple[Any, ...] = tuple(interventions) if many else (interventions,)
+    for intervention in listed:
+        if not isinstance(intervention, Intervention):
+            raise InputTypeError(f"{type(intervention).__name__} is not an intervention: use Add, Ablate, Clamp, ...")
+        if intervention.branch == "null" and not guided:
+            raise InputError("branch='null' needs guidance: without it (guidance_scale=1) there is only 'cond'.")
+        if intervention.prefix:
+            refuse_prefix(config, "prefix=True")
+        places(family, config, intervention.site, intervention.layers)
+    return listed

@@ -1,0 +1,302 @@
+"""What a run keeps of what it sees: whole activations by position, or a reduction over time without storing them."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn, get_args
+
+import torch
+from torch import Tensor
+
+from audiolens.cache.activation_cache import ActivationCache
+from audiolens.errors import InputError, UnsupportedModelError
+from audiolens.interventions import checked_flags
+from audiolens.model.families import Family, LensConfig, order, places, tap_of
+from audiolens.model.loading import checked_device, checked_dtype
+from audiolens.model.site_access import Form
+from audiolens.model.sites import Site, checked_heads, head_numbers, layers_once, names_once
+from audiolens.model.timeline import Span, Timeline
+from audiolens.tracing.batching import Layout
+
+Reduce = Literal["mean", "last", "max", "eos"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a run records: sites, layers and heads, of which branch, over which steps, whole or reduced over time.
+
+    `prefix` takes the prefix in as well; `reduce="eos"` takes of it the text's last token, and nothing else.
+    """
+
+    sites: str | Sequence[str] = ()
+    layers: int | Sequence[int] | None = None
+    branch: Literal["cond", "null", "both"] = "cond"
+    seconds: Span | None = None
+    reduce: Reduce | None = None
+    device: Any = None
+    dtype: str | torch.dtype | None = None
+    heads: Sequence[int] | None = None
+    prefix: bool = False
+
+    def __post_init__(self) -> None:
+        checked_flags(prefix=self.prefix)
+        once: dict[str, Any] = {"sites": names_once("sites", self.sites)}
+        once["layers"] = None if self.layers is None else layers_once(self.layers)
+        once["heads"] = None if self.heads is None else head_numbers(self.heads)
+        for name, read in once.items():
+            object.__setattr__(self, name, read)
+        if self.reduce is not None and self.reduce not in get_args(Reduce):
+            raise InputError(f"reduce={self.reduce!r}: expected one of {', '.join(get_args(Reduce))}, or None.")
+        if self.device is not None:
+            object.__setattr__(self, "device", checked_device(self.device))
+        object.__setattr__(self, "dtype", checked_dtype(self.dtype))
+        if self.reduce == "eos" and self.seconds is not None:
+            raise InputError(f"reduce='eos' is one place before the clip: a span of {self.seconds} s has no meaning.")
+
+
+def refuse_prefix(config: LensConfig, asked: str, instead: str = "Leave it out.") -> None:
+    """Raise where the decoder's own sequence holds no conditioning.
+
+    Raises:
+        InputError: naming the family, and what to do instead.
+    """
+    if config.conditioning != "prefix":
+        raise InputError(
+            f"{asked}: {config.family} reads its text through {config.conditioning}, so no place of the decoder's own "
+            f"sequence holds the text or its end. {instead}"
+        )
+
+
+class Recorder:
+    """Collects one run's activations into whole tensors over all rows, batch after batch.
+
+    Full recordings are written into place by position, so that a step seen twice (under `generate`, MusicGen's first
+    one) is kept once; reductions take each step once, at its first sight. What has no steps is kept once a batch.
+
+    Tokens and keys are as many as the longest batch has, or (the keys of a self-attention) as the clip has steps: the
+    padding is zero, and so is what a causal pattern gives to keys that a step does not see.
+
+    With a prefix, step 0 stands at one index in all rows, and its key too: what lies before a shorter one is 0.
+
+    Nothing is handed out before every step of every row was written, one step after another.
+    """
+
+    def __init__(
+        self,
+        reading: Reading,
+        places: Sequence[Site],
+        rows: int,
+        timeline: Timeline,
+        forms: Mapping[Site, Form],
+        heads: tuple[int, ...] | None = None,
+    ) -> None:
+        self.reading = reading
+        self.dtype = checked_dtype(reading.dtype)
+        self.places = frozenset(places)
+        self.forms, self.heads = forms, heads
+        self.rows, self.keys, self.longest = rows, timeline.prefix + timeline.steps, timeline.prefix
+        self.start, self.stop = timeline.select(reading.seconds, reading.prefix)
+        if reading.reduce == "eos":
+            # No row is padded, so that the text's last token is the one before step 0.
+            self.start, self.stop = -1, 0
+        elif reading.reduce is not None and reading.seconds is None:
+            # The tail predicts no frame of codebook 0: it stays out of every summary over time.
+            self.stop = timeline.frames
+        self.tensors: dict[str, Tensor] = {}
+        self.norms: dict[str, Tensor] = {}
+        self.seen: dict[str, int] = {}
+        """By site, the step up to which this batch is recorded."""
+        self.begun = torch.zeros(rows, dtype=torch.bool, device="cpu")
+        self.prefixes = torch.zeros(rows, dtype=torch.long, device="cpu")
+
+    @classmethod
+    def of(
+        cls, reading: Reading, family: Family, config: LensConfig, rows: int, timeline: Timeline
+    ) -> "Recorder | None":
+        """A recorder for the sites a reading names, or `None` if it names none."""
+        found = places(family, config, reading.sites, reading.layers)
+        if reading.prefix:
+            refuse_prefix(config, "prefix=True")
+        if reading.reduce == "eos":
+            refuse_prefix(config, "reduce='eos'", "Use reduce='last', or a span of the first step.")
+        if not found:
+            return None
+        forms = {site: tap_of(family, site).form for site in order(family, found)}
+        if reading.heads is None:
+            return cls(reading, found, rows, timeline, forms)
+        if not any("head" in form.axes for form in forms.values()):
+            raise InputError(f"heads={reading.heads}: no site that is read has heads; attn.hook_z is one that has.")
+        return cls(reading, found, rows, timeline, forms, checked_heads(reading.heads, config.n_heads))
+
+    def begin(self, layout: Layout) -> None:
+        """A new batch of rows starts at the beginning of the clip."""
+        if bool(self.begun.any()):
+            self._complete()
+        self.seen = {}
+        self.begun[layout.places] = True
+        self.prefixes[layout.places] = layout.prefix
+
+    def _complete(self) -> None:
+        """Look whether the batch that ends here was recorded to its last step.
+
+        Raises:
+            UnsupportedModelError: naming the site and the first step that was never recorded.
+        """
+        for site, form in self.forms.items():
+            expected = self.stop if form.timed else 0
+            if self.seen.get(site.name, -sys.maxsize) < expected:
+                self._missing(site, max(self.seen.get(site.name, self.start), self.start))
+
+    def _missing(self, site: Site, step: int) -> NoReturn:
+        raise UnsupportedModelError(
+            f"{site.name}: step {step} was never recorded. This release of transformers or nnsight does not run the "
+            "model as the lens expects (docs/versions.md)."
+        )
+
+    def wants(self, site: Site, start: int, length: int) -> bool:
+        if site not in self.places:
+            return False
+        if not self.forms[site].timed:
+            return site.name not in self.seen
+        return start < self.stop and start + length > self.start
+
+    def heads_of(self, site: Site) -> tuple[int, ...] | None:
+        """The heads to record at a site; `None` is all, or that it has none."""
+        return self.heads if "head" in self.forms[site].axes else None
+
+    def write(self, site: Site, value: Tensor, start: int, layout: Layout) -> None:
+        """Keep "batch step ..." of the steps from `start`, or "batch token ..." where there are no steps."""
+        name, form = site.name, self.forms[site]
+        if not form.timed:
+            self._keep(name, form, self._mine(value, layout), layout, 0)
+            self.seen[name] = 0
+            return
+        first, end = max(self.start, start), min(self.stop, start + value.shape[1])
+        seen = self.seen.get(name, max(self.start, -layout.prefix))
+        if first > seen:
+            self._missing(site, seen)
+        self.seen[name] = max(seen, end)
+        if self.reading.reduce is not None:
+            first = max(first, seen)
+            if first >= end:
+                return
+        window = self._mine(value[:, first - start : end - start], layout)
+        if self.reading.reduce is None:
+            self._keep(name, form, window, layout, first - self.start)
+        else:
+            self._reduce(name, form, window, layout)
+
+    def _mine(self, value: Tensor, layout: Layout) -> Tensor:
+        """Of "batch ...", what is recorded: "branch row ...", without the padding's rows."""
+        window = value.detach().unflatten(0, (layout.branches, -1))
+        if self.reading.branch != "both":
+            half = 0 if self.reading.branch == "cond" else 1
+            window = window[half : half + 1]
+        return window[:, : layout.kept]
+
+    def _keep(self, name: str, form: Form, window: Tensor, layout: Layout, first: int) -> None:
+        length = self.stop - self.start if form.timed else window.shape[2]
+        window = window if form.open is None else self._fitted(name, form, window, layout)
+        if name not in self.tensors:
+            shape = (window.shape[0], self.rows, length, *window.shape[3:])
+            self.tensors[name] = self._empty(shape, window)
+        kept = self.tensors[name]
+        kept[:, layout.places, first : first + window.shape[2]] = window.to(kept.device, kept.dtype)
+
+    def _fitted(self, name: str, form: Form, window: Tensor, layout: Layout) -> Tensor:
+        """The window with as many tokens or keys as were kept; where it has more, what was kept gains them."""
+        axis = form.order.index(str(form.open)) - len(form.order)
+        if form.square and layout.prefix < self.longest:
+            window = _padded(window, axis, window.shape[axis] + self.longest - layout.prefix, before=True)
+        size = self.keys if form.square else window.shape[axis]
+        if name in self.tensors:
+            self.tensors[name] = _padded(self.tensors[name], axis, size)
+            size = self.tensors[name].shape[axis]
+        return _padded(window, axis, size)
+
+    def _reduce(self, name: str, form: Form, window: Tensor, layout: Layout) -> None:
+        rows = layout.places
+        window = window if form.open is None else self._fitted(name, form, window, layout)
+        if name not in self.tensors:
+            shape = (window.shape[0], self.rows, *window.shape[3:])
+            fill = -torch.inf if self.reading.reduce == "max" else 0.0
+            self.tensors[name] = self._empty(shape, window, torch.float32).fill_(fill)
+            self.norms[name] = self._empty(shape[:-1], window, torch.float32).zero_()
+        kept, norms = self.tensors[name], self.norms[name]
+        window = window.to(kept.device, torch.float32)
+        if self.reading.reduce == "mean":
+            kept[:, rows] += window.sum(2)
+            norms[:, rows] += window.norm(dim=-1).sum(2)
+        elif self.reading.reduce in ("last", "eos"):
+            kept[:, rows] = window[:, :, -1]
+        else:
+            kept[:, rows] = torch.maximum(kept[:, rows], window.amax(2))
+
+    def _empty(self, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        device = like.device if self.reading.device is None else self.reading.device
+        make = torch.zeros if self.reading.prefix else torch.empty
+        return make(shape, device=device, dtype=dtype or self.dtype or like.dtype)
+
+    def result(self) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]], dict[str, Tensor]]:
+        """Tensors, their axes, and mean norms, by site name in the model's order.
+
+        Raises:
+            UnsupportedModelError: if a step or a row of them was never written.
+        """
+        self._complete()
+        if not bool(self.begun.all()):
+            row = int(self.begun.int().argmin())
+            raise UnsupportedModelError(f"row {row} was in no batch of this run, so that there is nothing to hand out.")
+        mean, both = self.reading.reduce == "mean", self.reading.branch == "both"
+        tensors, norms, axes = {}, {}, {}
+        for site, form in self.forms.items():
+            name = site.name
+            reduced = self.reading.reduce is not None and form.timed
+            order = ["branch", *form.order]
+            user = ["branch", *form.axes]
+            if reduced:
+                user.remove(order.pop(2))
+            tensor = self._averaged(self.tensors[name]) if reduced and mean else self.tensors[name]
+            tensor = tensor if self.dtype is None else tensor.to(self.dtype)
+            tensor = tensor.permute([order.index(axis) for axis in user])
+            tensors[name] = tensor if both else tensor[0]
+            if reduced and mean:
+                norm = self._averaged(self.norms[name])
+                norms[name] = norm if both else norm[0]
+            axes[name] = tuple(user if both else user[1:])
+        return tensors, axes, norms
+
+    def _averaged(self, sums: Tensor) -> Tensor:
+        """Sums "branch row ..." over the positions each row has, as means."""
+        if not self.reading.prefix:
+            return sums / (self.stop - self.start)
+        counts = (self.stop + self.prefixes).to(sums.device)
+        return sums / counts.reshape(-1, *[1] * (sums.ndim - 2))
+
+    def cache(self, prompts: tuple[str | None, ...], model: str, frame_rate: float) -> ActivationCache:
+        """Everything recorded, with its labels."""
+        tensors, axes, norms = self.result()
+        return ActivationCache(
+            tensors=tensors,
+            axes=axes,
+            branch=self.reading.branch,
+            first_step=self.start,
+            frame_rate=frame_rate,
+            prompts=prompts,
+            reduce=self.reading.reduce,
+            norms=norms,
+            model=model,
+            heads=self.heads,
+            prefixes=tuple(self.prefixes.tolist()) if self.longest else (),
+        )
+
+
+def _padded(tensor: Tensor, axis: int, size: int, *, before: bool = False) -> Tensor:
+    """The tensor with zeros behind it (or before) along one axis, up to a size."""
+    missing = size - tensor.shape[axis]
+    if missing <= 0:
+        return tensor
+    shape = list(tensor.shape)
+    shape[axis] = missing
+    zeros = tensor.new_zeros(shape)
+    return torch.cat([zeros, tensor] if before else [tensor, zeros], dim=axis)

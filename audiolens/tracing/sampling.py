@@ -1,0 +1,245 @@
+"""One random stream per row, so that a clip is drawn from its own seed and never from its batch.
+
+The sampler does guidance, temperature, top-k and the draw in one logits processor. The draw is the exponential
+race (Gumbel-max): the largest of `logits / temperature - log(e)`, with `e` exponential noise from the row's own
+stream. Two rows with one seed therefore share their noise, and a steered clip stays paired with its baseline:
+codes differ only where the logits moved past the noise.
+
+transformers appends its own guidance after a caller's processors, so under guidance the sampler returns its
+scores twice, which makes that guidance the identity; and it runs greedily, so that the largest score wins.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from audiolens.checks import checked_seed, one_or_listed, real_number, whole_number
+from audiolens.errors import InputError, InputTypeError
+from audiolens.model.families import LensConfig
+from audiolens.model.timeline import Real
+
+MOST_GUIDANCE = 1e6
+TEMPERATURES = (1e-6, 1e6)
+"""Within these limits guided logits over a temperature stay finite in float32, in which transformers draws."""
+
+_ASKED = frozenset(("do_sample", "temperature", "top_k", "guidance_scale", "max_length", "max_new_tokens", "use_cache"))
+"""Settings of transformers' `generate` that each call of the lens gives itself."""
+_KEPT = frozenset(("pad_token_id", "bos_token_id", "decoder_start_token_id", "transformers_version"))
+"""Those that say what the model is, and not how it draws."""
+_RETURNED = frozenset(("return_dict_in_generate", "output_scores", "output_logits"))
+"""Those of what is returned, which the lens does not read."""
+
+
+class RowStreams:
+    """Exponential noise for a batch, each row from a generator seeded with its own seed."""
+
+    def __init__(self, seeds: Sequence[int], n_codebooks: int, vocab_size: int) -> None:
+        # On the CPU whatever the model's device: a seed then names the same stream everywhere.
+        self.generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        self.shape = (n_codebooks, vocab_size)
+
+    def draw(self) -> Float[Tensor, "row codebook vocab"]:
+        """The next step's noise."""
+        noise = torch.empty(len(self.generators), *self.shape, dtype=torch.float32, device="cpu")
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        return noise.clamp_min_(torch.finfo(noise.dtype).tiny)
+
+
+class Forbid(LogitsProcessor):
+    """Codes whose logit is -inf, in whichever branch, are not drawn; nothing else is changed.
+
+    Guidance alone would make them NaN, null + (cond - null) x scale, and NaN is what the largest score then is.
+    """
+
+    def __call__(
+        self, input_ids: Int[Tensor, "sequence column"], scores: Float[Tensor, "branch_sequence vocab"]
+    ) -> Float[Tensor, "branch_sequence vocab"]:
+        branches = scores.unflatten(0, (-1, input_ids.shape[0]))
+        forbidden = branches.isneginf().any(0)
+        return branches.masked_fill(forbidden, torch.finfo(scores.dtype).min).flatten(0, 1)
+
+
+class RowSampler(LogitsProcessor):
+    """Guidance, temperature, top-k and the draw, for `generate(do_sample=False)`.
+
+    Scores come as transformers has them, rows and codebooks in one axis, conditional rows first. `temperature=0`
+    takes the largest logit.
+    """
+
+    def __init__(
+        self,
+        streams: RowStreams,
+        *,
+        guidance_scale: float,
+        temperature: float,
+        top_k: int | None,
+    ) -> None:
+        self.streams = streams
+        self.guidance_scale = guidance_scale
+        self.temperature = temperature
+        self.top_k = top_k
+
+    def __call__(
+        self, input_ids: Int[Tensor, "sequence column"], scores: Float[Tensor, "branch_sequence vocab"]
+    ) -> Float[Tensor, "branch_sequence vocab"]:
+        guided = scores.shape[0] == 2 * input_ids.shape[0]
+        if guided:
+            cond, null = scores.chunk(2)
+            merged = null + (cond - null) * self.guidance_scale
+        else:
+            merged = scores
+        if self.temperature > 0:
+            noise = self.streams.draw().to(merged.device, non_blocking=True)
+            merged = merged / self.temperature
+            if self.top_k and self.top_k < merged.shape[-1]:
+                least = merged.topk(self.top_k).values[..., -1:]
+                merged = merged.masked_fill(merged < least, torch.finfo(merged.dtype).min)
+            merged = merged - rearrange(noise, "row codebook vocab -> (row codebook) vocab").log()
+        if not guided:
+            return merged
+        # -inf would turn transformers' own guidance, x + (x - x), into NaN.
+        merged = merged.clamp_min(torch.finfo(merged.dtype).min)
+        return torch.cat([merged, merged])
+
+
+def sampling_arguments(
+    seeds: Sequence[int] | None, config: LensConfig, guidance_scale: Real, temperature: Real, top_k: int | None
+) -> dict[str, Any]:
+    """How `generate` guides and draws a batch: transformers' own sampler, or one stream per row."""
+    if seeds is None:
+        own = {"temperature": float(temperature), "top_k": top_k or 0} if temperature > 0 else {}
+        return {"do_sample": temperature > 0, "guidance_scale": float(guidance_scale), **own}
+    sampler = RowSampler(
+        RowStreams(seeds, config.n_codebooks, config.vocab_size),
+        guidance_scale=float(guidance_scale),
+        temperature=float(temperature),
+        top_k=top_k,
+    )
+    return {
+        "do_sample": False,
+        "guidance_scale": float(guidance_scale),
+        "logits_processor": LogitsProcessorList([sampler]),
+    }
+
+
+def checked_seeds(seeds: int | Sequence[int] | None, rows: int) -> list[int] | None:
+    """One seed per row: a single seed is every row's, `None` stays `None` (transformers' own sampler)."""
+    if seeds is None:
+        return None
+    given = one_or_listed("seeds", seeds)
+    listed = given if isinstance(given, list) else [_whole("seeds", given)] * rows
+    if len(listed) != rows:
+        raise InputError(f"{len(listed)} seeds for {rows} rows: give one seed per prompt, or a single one for all.")
+    return [checked_seed(seed) for seed in listed]
+
+
+def checked_settings(guidance_scale: Real, temperature: Real, top_k: int | None) -> tuple[float, float, int | None]:
+    """The settings as Python's numbers; refused are those that transformers would ignore in silence or fail on late."""
+    guidance_scale, temperature = _real("guidance_scale", guidance_scale), _real("temperature", temperature)
+    if not 1 <= guidance_scale <= MOST_GUIDANCE:
+        raise InputError(
+            f"guidance_scale={guidance_scale}: expected at least 1 (no guidance), up to {MOST_GUIDANCE:g}."
+        )
+    least, most = TEMPERATURES
+    if temperature != 0 and not least <= temperature <= most:
+        raise InputError(f"temperature={temperature}: expected 0 (greedy), or {least:g} to {most:g}.")
+    try:
+        kept = None if top_k is None else whole_number(top_k)
+    except TypeError:
+        kept = -1
+    if kept is not None and kept < 0:
+        raise InputError(f"top_k={top_k!r}: expected a positive whole number, or 0 or None for all codes.")
+    return guidance_scale, temperature, kept
+
+
+def checked_generation_config(model: Any, config: LensConfig) -> None:
+    """Refuse settings of the model's own that would change what `generate` draws: a call's arguments say all of it.
+
+    Raises:
+        InputError: naming each such setting of `model.generation_config`, and how to take it back; or if its start
+            token is no longer the one with which the lens was opened.
+    """
+    own = model.generation_config
+    start = own.bos_token_id if own.decoder_start_token_id is None else own.decoder_start_token_id
+    if start != config.pad_code:
+        raise InputError(
+            f"the model's generation_config starts clips with token {start}, the lens was opened with "
+            f"{config.pad_code}: set lens.model.generation_config.decoder_start_token_id = {config.pad_code}."
+        )
+    found = _leaking(own, config)
+    if found:
+        named = ", ".join(f"{name}={value!r}" for name, value in found.items())
+        raise InputError(
+            f"the model's generation_config sets {named}: the lens draws by guidance_scale, temperature and top_k "
+            f"alone, as each call gives them. Take it back: lens.model.generation_config.{next(iter(found))} = None."
+        )
+
+
+@contextmanager
+def settings_aside(model: Any, config: LensConfig) -> Iterator[None]:
+    """Without the settings that `checked_generation_config` refuses.
+
+    This is for the proof at load, which makes no clip for the user.
+    """
+    own = model.generation_config
+    model.generation_config = copy.deepcopy(own)
+    for name in _leaking(own, config):
+        setattr(model.generation_config, name, None)
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _leaking(own: GenerationConfig, config: LensConfig) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(own).items()
+        if name in _neutral() and not _changes_nothing(name, value, config.vocab_size)
+    }
+
+
+@cache
+def _neutral() -> dict[str, Any]:
+    """What every setting that transformers knows is where nobody sets it."""
+    bare = GenerationConfig()
+    # Since transformers 5 a setting that nobody sets is None, and its default is named elsewhere.
+    defaults = getattr(bare, "_get_default_generation_params", dict)()
+    known = {name: value for name, value in vars(bare).items() if not name.startswith("_")}
+    return {
+        name: defaults.get(name) if value is None else value
+        for name, value in known.items()
+        if name not in _ASKED | _KEPT | _RETURNED
+    }
+
+
+def _changes_nothing(name: str, value: Any, vocab_size: int) -> bool:
+    if value is None or value == _neutral()[name]:
+        return True
+    if name == "eos_token_id":
+        # What no head predicts ends no clip.
+        return all(token >= vocab_size for token in (value if isinstance(value, list | tuple) else [value]))
+    return value is False or (isinstance(value, list | tuple | dict) and not value)
+
+
+def _whole(name: str, value: object) -> int:
+    try:
+        return whole_number(value)
+    except TypeError:
+        raise InputTypeError(f"{name}={value!r}: expected a whole number, or one per prompt.") from None
+
+
+def _real(name: str, value: object) -> float:
+    try:
+        return real_number(value)
+    except TypeError:
+        raise InputTypeError(f"{name}={value!r}: expected a number.") from None

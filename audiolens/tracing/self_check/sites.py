@@ -1,0 +1,135 @@
+"""The proof at load: every site holds what the lens says it does, and what is written is what the model goes on with.
+
+Two forwards over a few steps, and then a tiny generation (`proof_generation.py`). The first forward reads every site
+and compares its shape with the one that `lens.sites()` lists. The second writes numbers of its own at every place of
+the residual stream, in every block, and looks at what arrives: each state must be the state before it plus the part
+added to it, as *written*, up to the input of the final norm. A sum of small whole numbers is exact in every dtype and
+knows nothing of the weights: a model of random, of zero or of broken weights passes, and one in which an edit would be
+read by nothing does not.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from audiolens.cache.decomposition import Stream
+from audiolens.errors import ActivationOverflow, AudioLensError, UnsupportedModelError
+from audiolens.interventions import Apply
+from audiolens.model.families import order, tap_of
+from audiolens.model.site_access import Pattern, sizes_of
+from audiolens.model.sites import Site
+from audiolens.tracing.self_check.projections import prove_projections
+from audiolens.tracing.self_check.steps import prove_time
+
+ROWS = 2
+"""Not one: an axis that was taken for another would not be seen."""
+
+
+def prove(lens: Any) -> None:
+    """Raise unless the model of a lens is built as its family says.
+
+    Raises:
+        UnsupportedModelError: naming the site or the part that did not match.
+        InputError: if the model is in training mode.
+    """
+    with _explained(lens):
+        _reads(lens)
+        _writes(lens)
+        prove_projections(lens)
+        prove_time(lens)
+
+
+def _reads(lens: Any) -> None:
+    family, config = lens._family, lens.config
+    codes = torch.zeros(ROWS, config.n_codebooks, 1, dtype=torch.long, device=lens.device)
+    steps = lens.timeline(1).steps
+    sizes = {**sizes_of(config), "row": ROWS, "step": steps, "query": steps, "token": 1}
+    sites = [
+        *map(Site, family.model_taps),
+        *(Site(hook, layer) for layer in range(config.n_layers) for hook in family.block_taps),
+    ]
+    # What else attends (flash attention) has no patterns, and everything else.
+    patterns = lens.model.config.decoder._attn_implementation in ("sdpa", "eager")
+    sites = [site for site in order(family, sites) if patterns or not isinstance(tap_of(family, site), Pattern)]
+    with torch.no_grad(), lens.trace([None] * ROWS, codes=codes):
+        for site in sites:
+            _compare(lens, site, sizes, config.prefix(1) + steps)
+
+
+def _compare(lens: Any, site: Site, sizes: dict[str, int], keys: int) -> None:
+    """The shape of one site, inside a trace."""
+    tap = tap_of(lens._family, site)
+    try:
+        value = lens.site(site.name).value
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{site.name}: {error}") from None
+    expected = {axis: sizes.get(axis, keys if tap.form.square else 1) for axis in tap.form.axes}
+    if tuple(value.shape) != tuple(expected.values()):
+        axes = " ".join(f"{axis}={size}" for axis, size in expected.items())
+        raise UnsupportedModelError(
+            f"{site.name} has shape {tuple(value.shape)} in this model, the lens expects {axes}: its "
+            f"{tap.module or 'block'} is not built as the lens knows it."
+        )
+
+
+def _writes(lens: Any) -> None:
+    links, layers = Stream.of(lens).links(), range(lens.config.n_layers)
+    hooks = list(dict.fromkeys(hook for link in links for hook in link))
+    step = torch.arange(lens.config.d_model, device=lens.device)
+    # Whole numbers from -5 to 5, others at every place.
+    written = {hook: ((place + 1) * step % 11 - 5).to(lens.dtype) for place, hook in enumerate(hooks)}
+    seen: dict[tuple[str, int], Tensor] = {}
+
+    def writing(hook: str, layer: int) -> Callable[[Tensor], Tensor]:
+        def function(value: Tensor) -> Tensor:
+            seen[hook, layer] = value
+            return written[hook].to(value.device, value.dtype).expand_as(value)
+
+        return function
+
+    prefixed = lens.config.conditioning == "prefix"
+    edits = [
+        Apply(writing(hook, layer), site=hook, layers=[layer], prefix=prefixed) for layer in layers for hook in hooks
+    ]
+    end, _ = lens.run_with_cache([None], sites=(), interventions=edits, stop_at_layer=len(layers))
+    for layer in layers:
+        for before, part, after in links:
+            names = (f"blocks.{layer}.hook_{hook}" for hook in (after, before, part))
+            _arrived(*names, found=seen[after, layer], expected=written[before] + written[part])
+        if layer + 1 < len(layers):
+            _arrived(
+                f"blocks.{layer + 1}.hook_resid_pre",
+                f"blocks.{layer}.hook_resid_post",
+                found=seen["resid_pre", layer + 1],
+                expected=written["resid_post"],
+            )
+    last = f"blocks.{layers[-1]}.hook_resid_post"
+    _arrived("the final norm's input", last, found=end, expected=written["resid_post"])
+
+
+def _arrived(place: str, *sources: str, found: Tensor, expected: Tensor) -> None:
+    # What a compiled model rounds otherwise is still what was written.
+    if not torch.allclose(found, expected.to(found.device, found.dtype).expand_as(found), rtol=0, atol=0.25):
+        raise UnsupportedModelError(
+            f"an edit would not change the output of this model: {place} is not what was written at "
+            f"{' and '.join(sources)}. Its blocks do not add up as the lens knows them."
+        )
+
+
+@contextmanager
+def _explained(lens: Any) -> Iterator[None]:
+    """What fails in another way is a part that did not match, too."""
+    try:
+        yield
+    except ActivationOverflow as error:
+        raise UnsupportedModelError(f"an edit would not change the output of this model: {error}") from error
+    except (AudioLensError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{type(lens.model).__name__} does not run as the lens knows {lens.config.family}: "
+            f"{type(error).__name__}: {str(error).strip()[:300]}"
+        ) from error

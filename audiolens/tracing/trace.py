@@ -1,0 +1,262 @@
+"""nnsight's own trace with rows, branches and codebooks understood: for what the lens's verbs did not foresee.
+
+`lens.trace(prompts, codes=...)` opens it; `tracer.invoke(prompts, codes=...)` puts several into one run, each with
+its own rows; `lens.site(name).value` reads or assigns a site's value on these rows. `tracer.result` is the logits
+"row codebook step vocab" of a forward (branches one after the other under guidance), or the codes of a generation.
+Where the text is a prefix in the decoder's own sequence, a run's prompts are of one length in tokens.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from types import CodeType
+from typing import Any, Literal
+
+import torch
+from nnsight.intervention.interleaver import Mediator
+from nnsight.intervention.tracer import InterleavingTracer
+from torch import Tensor
+from transformers import LogitsProcessorList
+
+from audiolens.checks import one_or_listed
+from audiolens.errors import InputError
+from audiolens.model import text
+from audiolens.model.families import Family, LensConfig, tap_of
+from audiolens.model.site_access import Put, View
+from audiolens.model.sites import Site
+from audiolens.model.text import Prompt
+from audiolens.model.timeline import Real, Timeline, clip_timeline, codes_timeline
+from audiolens.sound.codec import checked_codes
+from audiolens.tracing import clock, model_calls
+from audiolens.tracing.batching import Layout, RowBatcher, entire, read_columns
+from audiolens.tracing.nnsight_source import Model, open_ahead, place_of
+from audiolens.tracing.overflow import Watch
+from audiolens.tracing.sampling import (
+    Forbid,
+    checked_generation_config,
+    checked_seeds,
+    checked_settings,
+    sampling_arguments,
+)
+from audiolens.tracing.traced_source import CurrentInvoker, CurrentTracer
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a trace runs: how its inputs are built, how many branches they have, and the guard around the run.
+
+    `generates` marks a generation, which is many forwards. `inputs` gives the length of the prefix before step 0, and
+    the arguments of the call.
+    """
+
+    branches: int
+    generates: bool
+    inputs: Callable[[Sequence[Prompt], Sequence[Tensor | None]], tuple[int, dict[str, Any]]]
+    guard: Callable[[], AbstractContextManager[None]]
+
+
+class LensTracer(CurrentTracer, InterleavingTracer):
+    """nnsight's tracer, run under the lens's guard: one run at a time, random state put back."""
+
+    def invoke(self, *args: Any, **kwargs: Any) -> CurrentInvoker:
+        return CurrentInvoker(self, *args, **kwargs)
+
+    def execute(self, code: CodeType) -> None:
+        with self.kwargs["request"].guard():
+            super().execute(code)
+            if isinstance(self.batcher, RowBatcher):
+                self.batcher.copies.check()
+
+
+class SiteValue:
+    """A site inside a trace: `value` reads or assigns it, on the rows of this invoke and of one branch.
+
+    Its shape is that of `lens.sites()`; `branch="both"` adds a leading branch axis, and with `prefix` the steps begin
+    with those of the prefix, in the forward that holds it: the first. Values come in the model's order, and each may be
+    asked for once a forward.
+
+    Writing into a value that is the model's own tensor is assigning it, until the next value is asked for. Patterns,
+    results, position embeddings and, in a generation, what stands on the text's side are copies: a write into one of
+    them that is not assigned then is refused when the run ends.
+
+    For gradients with respect to a value that is a part of the model's tensor (a head site, a branch under guidance,
+    one of several invokes, steps behind a prefix), or that is a copy, assign a leaf of your own and differentiate by
+    it.
+    """
+
+    def __init__(
+        self, model: Model, family: Family, config: LensConfig, site: Site, branch: str, prefix: bool = False
+    ) -> None:
+        self._model, self._family, self._config, self._site = model, family, config, site
+        self._branch, self._prefix = branch, prefix
+        self._tap = tap_of(family, site)
+
+    @property
+    def value(self) -> Tensor:
+        whole, _, rows = self._opened()
+        if skipped := self._skipped(whole):
+            whole = whole[:, skipped:]
+        if self._branch != "cond" or self._batcher.branches > 1 or rows != slice(None):
+            # Otherwise it is the model's own tensor and not a view of it: gradients can be asked for.
+            whole = whole.unflatten(0, (self._batcher.branches, -1))[:, rows][self._part]
+        value = self._tap.form.turned(whole)
+        if self._tap.recomputed:
+            return self._batcher.copies.keep(*self._copy, value)
+        # A generation keeps the text's side for every step: a write into it would be made again and again.
+        if self._tap.shared or (self._batcher.request.generates and not self._tap.form.timed):
+            return self._batcher.copies.keep(*self._copy, value.clone())
+        return value
+
+    @value.setter
+    def value(self, changed: Tensor) -> None:
+        before, put, rows = self._opened()
+        whole = before.unflatten(0, (self._batcher.branches, -1)).clone()
+        chosen = torch.zeros(whole.shape[:2], dtype=torch.bool, device=whole.device)
+        steps = whole[:, rows, self._skipped(before) :]
+        expected = self._tap.form.turned(steps[self._part]).shape
+        if changed.shape != expected:
+            raise InputError(f"{self._site.name}: {tuple(changed.shape)} was assigned, expected {tuple(expected)}.")
+        steps[self._part] = self._tap.form.turned(changed).to(whole.dtype)
+        chosen[:, rows][self._part] = True
+        put(whole.flatten(0, 1), chosen.flatten())
+        self._batcher.copies.assigned(*self._copy)
+
+    @property
+    def _batcher(self) -> RowBatcher:
+        return running(self._site.name)
+
+    @property
+    def _copy(self) -> tuple[int, str]:
+        """Whose copy of what."""
+        branch = "" if self._branch == "cond" else f" of branch {self._branch!r}"
+        return id(Mediator.current(self._site.name)), f"{self._site.name}{branch}"
+
+    def _skipped(self, whole: Tensor) -> int:
+        """How many positions of this forward are left out: all of the prefix, which a later step does not hold."""
+        prefix = 0 if self._prefix else self._batcher.prefix
+        return prefix if whole.shape[1] > prefix else 0
+
+    @property
+    def _part(self) -> Any:
+        """Of values with a leading branch axis, what is asked for."""
+        if self._branch == "both":
+            return ...
+        half = 0 if self._branch == "cond" else 1
+        if half >= self._batcher.branches:
+            raise InputError("branch='null' needs guidance: without it (guidance_scale=1) there is only 'cond'.")
+        return half
+
+    def _opened(self) -> tuple[Tensor, Put, slice]:
+        """What the site serves (one branch after the other), what puts another there, and the invoke's rows in it.
+
+        The model's own tensors are served whole: views of them can be written into. What is recomputed is made for the
+        invoke's rows alone.
+        """
+        mediator, batcher = Mediator.current(self._site.name), self._batcher
+        start, size = mediator.batch_group or (0, batcher.total)
+        open_ahead(self._model, self._family, self._site)
+        place = place_of(self._model, self._family, self._site)
+        if self._tap.recomputed:
+            return *self._tap.open(place, View(self._config, size * batcher.branches)), slice(None)
+        with entire(mediator):
+            value, put = self._tap.open(place, View(self._config, batcher.total * batcher.branches))
+
+        def put_whole(other: Tensor, chosen: Tensor | None) -> None:
+            with entire(mediator):
+                put(other, chosen)
+
+        return value, put_whole, slice(None) if size == batcher.total else slice(start, start + size)
+
+
+def running(what: str) -> RowBatcher:
+    """The batcher of the run that is running, inside a trace; `what` is asked of it."""
+    return Mediator.current(what).interleaver.batcher
+
+
+def position(model: Model, family: Family) -> int:
+    """Inside a trace: the step at which the running forward starts, whatever stands before step 0."""
+    return max(0, clock.read(model.get(family.decoder), running("position").prefix)[0])
+
+
+def one_prefix(sizes: Sequence[int], config: LensConfig) -> int:
+    """The prefix of a run's rows, given their prompts' lengths in tokens; rows of several do not fit into one run."""
+    if len({config.prefix(size) for size in sizes}) > 1:
+        raise InputError(
+            f"prompts of {', '.join(map(str, sorted(set(sizes))))} tokens in one trace: {config.family} has no mask "
+            "for its text, so a trace takes prompts of one length. Trace the others apart."
+        )
+    return config.prefix(sizes[0])
+
+
+def joined(codes: Sequence[Tensor | None]) -> Tensor | None:
+    """The codes of every invoke in one tensor; all must have them, of one length, or none."""
+    given = [part for part in codes if part is not None]
+    if not given:
+        return None
+    if len(given) != len(codes) or len({part.shape[-1] for part in given}) > 1:
+        raise InputError("several invokes in one run: give codes to all or none, of one number of frames.")
+    return torch.cat(given)
+
+
+def requested(
+    lens: Any,
+    family: Family,
+    *,
+    guidance_scale: Real,
+    fn: Literal["forward", "generate"],
+    timeline: Timeline,
+    seeds: int | Sequence[int] | None,
+    temperature: Real,
+    top_k: int | None,
+) -> tuple[Request, Callable[..., Tensor]]:
+    """What a trace asks of the batcher, and what it runs: one forward's logits, or a generation's codes."""
+    if fn not in ("forward", "generate"):
+        raise InputError(f"fn={fn!r}: expected 'forward' or 'generate'.")
+    guidance_scale, temperature, top_k = checked_settings(guidance_scale, temperature, top_k)
+    seeds = one_or_listed("seeds", seeds)
+    guided = guidance_scale > 1
+    model, config = lens.model, lens.config
+    if fn == "generate":
+        checked_generation_config(model, config)
+
+    def inputs(prompts: Sequence[Prompt], parts: Sequence[Tensor | None]) -> tuple[int, dict[str, Any]]:
+        codes = joined(parts)
+        sizes = text.lengths(prompts, lens.tokenizer, text.token_limit(model, lens.tokenizer))
+        prefix = one_prefix(sizes, config)
+        drawn = None
+        # Before the text is encoded: what is refused runs nothing.
+        if fn == "generate":
+            if codes is not None:
+                raise InputError("codes are for a forward: a generation makes its own.")
+            clip_timeline(timeline.seconds, config, prefix)
+        elif codes is not None:
+            codes = checked_codes(codes, config, len(prompts)).to(lens.device)
+        drawn = checked_seeds(seeds, len(prompts))
+        layout = Layout(tuple(range(len(prompts))), len(prompts), 2 if guided else 1, len(prompts))
+        codes_timeline(codes, config, prefix)
+        encoded = text.encode(prompts, model, lens.tokenizer)
+        told = family.inputs(model, encoded, guided)
+        if fn == "generate":
+            draw = sampling_arguments(drawn, config, guidance_scale, temperature, top_k)
+            # A trace may write -inf to any logit.
+            watch = Watch(layout, config.frame_rate, traced=True)
+            processors = LogitsProcessorList([watch, Forbid(), *draw.pop("logits_processor", ())])
+            return prefix, {"input_ids": encoded.ids, "logits_processor": processors, **told, **draw}
+        columns = read_columns(codes, config, layout, lens.device)
+        return prefix, {"decoder_input_ids": columns, **told}
+
+    def forward(**ready: Any) -> Tensor:
+        steps = ready["decoder_input_ids"].shape[-1]
+        return model(use_cache=False, **ready).logits[:, -steps:].unflatten(0, (-1, config.n_codebooks))
+
+    def generate(**ready: Any) -> Tensor:
+        return model_calls.codes(model.generate, timeline, **ready)
+
+    @contextmanager
+    def guard() -> Iterator[None]:
+        lens._nnsight.check_unchanged()
+        with model_calls.alone(model), model_calls.random_state(keep=fn == "forward" or seeds is not None):
+            yield
+
+    generates = fn == "generate"
+    return Request(2 if guided else 1, generates, inputs, guard), generate if generates else forward

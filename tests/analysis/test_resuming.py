@@ -1,0 +1,366 @@
+"""A sweep that was stopped anywhere goes on and ends with the same table; a folder that is another's is refused."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import soundfile
+import torch
+from filelock import FileLock
+from small_runs import conditions, played
+
+import audiolens as al
+from analysis import listening, sweep
+from analysis.sweep import Condition, batches, ledger, playing
+from audiolens.errors import BusyError, DamagedError, DamageWarning, InputError, StoppedError
+from audiolens.files.integrity import read_json, sealed_json
+
+
+@pytest.fixture(scope="module")
+def whole(lens: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "sweep"
+    played(lens, out)
+    return out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def killed_at_write(number: int, whole_first: bool, work: Callable[[], object]) -> None:
+    """Run `work` in a process that kills itself (-9) at its n-th write: before it is renamed, or in its middle."""
+    child = os.fork()
+    if child:
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+        return
+    writes = iter(range(1_000))
+    put = batches.put
+
+    def put_and_die(path: Path, content: bytes) -> object:
+        if next(writes) != number:
+            return put(path, content)
+        aside = path.with_name(f"{batches.UNFINISHED}{path.name}")
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(content if whole_first else content[: len(content) // 2])
+        return os.kill(os.getpid(), signal.SIGKILL)
+
+    ledger.put = batches.put = put_and_die
+    try:
+        work()
+    finally:
+        os._exit(0)
+
+
+@pytest.mark.parametrize(
+    ("kills", "whole_first"),
+    # The plan; a sound and the Parquet of a baseline batch; codes of a steered one; the table at the end.
+    [([0, 3, 6], False), ([6, 5, 4], True), ([24], False)],
+)
+def test_killed_at_any_write_it_ends_with_the_same_bytes(
+    lens: Any, whole: Path, tmp_path: Path, kills: list[int], whole_first: bool
+) -> None:
+    out = tmp_path / "sweep"
+    for number in kills:
+        killed_at_write(number, whole_first, lambda: played(lens, out))
+    result = played(lens, out)
+    mine, theirs = contents(out), contents(whole)
+    assert set(mine) == set(theirs)
+    assert [name for name in theirs if mine[name] != theirs[name]] == []
+    assert result.whole
+
+
+def test_what_is_there_is_not_generated_again(
+    lens: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "sweep"
+    killed_at_write(1 + 3 * 6, False, lambda: played(lens, out))
+    assert ledger.finished(out) == {0, 1, 2}
+    generated: list[int] = []
+    generate = playing.Making.generate
+
+    def counted(making: Any, lens: Any, plan: Any, batch: Any) -> Any:
+        generated.append(len(batch))
+        return generate(making, lens, plan, batch)
+
+    monkeypatch.setattr(playing.Making, "generate", counted)
+    played(lens, out)
+    assert generated == [4]
+    played(lens, out)
+    assert generated == [4]
+    assert contents(out)["clips.parquet"] == contents(whole)["clips.parquet"]
+
+
+def test_a_reader_sees_whole_batches_at_every_write(
+    lens: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, table, seen = tmp_path / "sweep", sweep.load_folder(whole).table, []
+    replace_ = os.replace
+
+    def read() -> None:
+        if not ledger.finished(out):
+            with pytest.raises(InputError, match=r"no batch is finished yet|holds no sweep"):
+                sweep.load_folder(out)
+            return
+        found = sweep.load_folder(out)
+        assert len(found.table) % 4 == 0
+        pd.testing.assert_frame_equal(found.table, table.iloc[: len(found.table)], check_dtype=False)
+        assert len(found.codes("baseline")) == 4
+        assert all((out / file).is_file() for file in found.table["file"])
+        seen.append(len(found.table))
+
+    def watched(source: Any, target: Any) -> None:
+        read()
+        replace_(source, target)
+        read()
+
+    monkeypatch.setattr(ledger.os, "replace", watched)
+    played(lens, out)
+    assert set(seen) == {4, 8, 12, 16}
+
+
+def test_the_folder_holds_what_memory_does(lens: Any, whole: Path) -> None:
+    mine = played(lens, None, keep_audio=lambda *_: True)
+    theirs = sweep.load_folder(whole)
+    pd.testing.assert_frame_equal(mine.table, theirs.table.drop(columns="file"), check_dtype=False)
+    for name in ("baseline", "late"):
+        assert torch.equal(mine.codes(name), theirs.codes(name))
+    with pytest.raises(InputError, match="Did you mean 'late'"):
+        theirs.codes("lat")
+    sound, rate = soundfile.read(whole / theirs.table["file"][9])
+    assert rate == theirs.sample_rate
+    np.testing.assert_allclose(sound, np.clip(mine.audio[9][0], -1, 1), atol=2 / 2**15)
+
+
+def test_another_sweep_is_refused_with_the_reason(lens: Any, whole: Path, tmp_path: Path) -> None:
+    before = contents(whole)
+    for changes, message in (
+        ({"seconds": 0.6}, "begun with seconds 0.4, and this one has 0.6"),
+        ({"batch_size": 5}, "batch_size 4, and this one has 5"),
+        ({"measures": ("brightness",)}, "measures"),
+        ({"conditions": conditions(lens.config.d_model)[:3]}, "has a condition that this one lacks: 'late'"),
+        ({"conditions": conditions(lens.config.d_model, seed=1)}, "other vectors are added in its condition 'up'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            played(lens, whole, **changes)
+    weight = lens.model.decoder.model.decoder.layers[1].fc1.weight
+    with torch.no_grad():
+        kept = float(weight[3, 5])
+        weight[3, 5] += 0.5
+        try:
+            with pytest.raises(InputError, match="begun with other weights"):
+                played(lens, whole)
+        finally:
+            weight[3, 5] = kept
+    assert contents(whole) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda plan: {**plan, "format": "audiolens.sweep.0"}, "of format audiolens.sweep.0"),
+        (lambda plan: {**plan, "versions": {**plan["versions"], "torch": "1.0"}}, "version of torch 1.0"),
+        (lambda plan: {**plan, "clips": plan["clips"][:1]}, "its clips are others"),
+        (lambda plan: {"a": 1}, "not the plan of a sweep"),
+    ],
+)
+def test_a_plan_of_another_version_is_refused(
+    lens: Any, whole: Path, tmp_path: Path, change: Callable[[Any], Any], message: str
+) -> None:
+    out = tmp_path / "sweep"
+    own = read_json(whole / "plan.json")
+    changed, theirs = change(own), ledger.batches_of(whole, own)
+    (out / "batches").mkdir(parents=True)
+    for batch in theirs.done if "model" in changed else ():
+        rows, schema = theirs.rows(batch), pa.Schema.from_pandas(theirs.rows(batch), preserve_index=False)
+        mine = replace(theirs, folder=out, plan=ledger.plan_hash(changed))
+        mine.keep(batch, rows, theirs.codes(batch), {}, schema)
+    (out / "plan.json").write_bytes(sealed_json(changed))
+    with pytest.raises(InputError, match=message):
+        played(lens, out)
+
+
+def test_a_plan_that_nothing_was_drawn_by_is_replaced(lens: Any, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    # Killed at its first batch, of another length.
+    killed_at_write(1, False, lambda: played(lens, out, seconds=0.6))
+    assert (out / "plan.json").is_file()
+    with pytest.raises(InputError, match="no batch is finished yet"):
+        sweep.load_folder(out)
+    assert played(lens, out).whole
+    assert contents(out)["clips.parquet"] == contents(whole)["clips.parquet"]
+    with pytest.raises(InputError, match="seconds="):
+        played(lens, tmp_path / "never", seconds=float("nan"))
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_folder_that_is_no_sweep_is_left_alone(lens: Any, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="something other than a sweep"):
+        played(lens, tmp_path)
+    with pytest.raises(InputError, match="is a file"):
+        played(lens, tmp_path / "thesis.txt")
+    with pytest.raises(InputError, match="holds no sweep"):
+        sweep.load_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_damaged_batch_is_named(lens: Any, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    killed_at_write(1 + 3 * 6, False, lambda: played(lens, out))
+    part = out / "batches" / "00001.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"00001.parquet is damaged: .* Sweep the same again"):
+        sweep.load_folder(out)
+    assert contents(out).keys() != contents(whole).keys()
+    with pytest.warns(DamageWarning, match=r"00001.parquet is damaged: .* Batch 1 is made again"):
+        assert played(lens, out).whole
+    assert contents(out)["clips.parquet"] == contents(whole)["clips.parquet"]
+
+
+def test_a_table_of_fewer_rows_than_planned_is_never_written(
+    lens: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, generate = tmp_path / "sweep", playing.Making.generate
+
+    def losing(making: Any, lens: Any, plan: Any, batch: Any) -> Any:
+        if batch[0][0].name == "late":
+            for path in (out / "batches").glob("00001.*"):
+                path.unlink()
+        return generate(making, lens, plan, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(playing.Making, "generate", losing)
+        with pytest.raises(StoppedError, match=r"batches/00001.parquet was removed while .* Run the same again"):
+            played(lens, out)
+    assert not (out / "clips.parquet").exists()
+    played(lens, out)
+    assert contents(out) == contents(whole)
+
+
+def test_damaged_codes_of_the_baseline_are_made_again(lens: Any, whole: Path, tmp_path: Path) -> None:
+    """What is steered is measured beside them: other codes would be other numbers."""
+    out = shutil.copytree(whole, tmp_path / "sweep")
+    for file in ("clips.parquet", "batches/00003.parquet"):
+        (out / file).unlink()
+    codes = out / "batches" / "00000.safetensors"
+    content = bytearray(codes.read_bytes())
+    content[-3] ^= 4
+    codes.write_bytes(bytes(content))
+    with pytest.raises(DamagedError, match=r"00000.safetensors is damaged"):
+        sweep.load_folder(out).codes("baseline")
+    with pytest.warns(DamageWarning, match=r"00000.safetensors is damaged.*Batch 0 is made again"):
+        played(lens, out)
+    assert contents(out) == contents(whole)
+
+
+def test_a_folder_of_the_format_before_is_read_and_not_gone_on_with(lens: Any, whole: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(whole, tmp_path / "sweep")
+    facts = {**read_json(whole / "plan.json"), "format": "audiolens.sweep.1"}
+    (out / "plan.json").write_text(json.dumps(facts))
+    for path in (out / "clips.parquet", *(out / "batches").glob("*.parquet")):
+        pd.read_parquet(path).to_parquet(path, index=False)
+    found, theirs = sweep.load_folder(out), sweep.load_folder(whole)
+    pd.testing.assert_frame_equal(found.table, theirs.table)
+    assert torch.equal(found.codes("late"), theirs.codes("late"))
+    with pytest.raises(InputError, match="of format audiolens.sweep.1, and this version writes audiolens.sweep.2"):
+        played(lens, out)
+
+
+def test_one_process_at_a_time(lens: Any, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    out.mkdir()
+    with FileLock(out / ".lock"), pytest.raises(BusyError, match="another process is sweeping into this folder"):
+        played(lens, out)
+
+
+def test_a_full_disk_keeps_what_was_written(
+    lens: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, written = tmp_path / "sweep", []
+    fsync = os.fsync
+
+    def fill(file: int) -> None:
+        written.append(file)
+        if len(written) > 14:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger.os, "fsync", fill)
+        with pytest.raises(StoppedError, match="the disk is full. 2 of 4 batches are kept"):
+            played(lens, out)
+    assert not list(out.rglob(f"{batches.UNFINISHED}*"))
+    assert len(sweep.load_folder(out).table) == 8
+    assert played(lens, out).whole
+    assert contents(out)["clips.parquet"] == contents(whole)["clips.parquet"]
+
+
+def test_a_disk_that_is_too_small_is_seen_at_the_door(
+    lens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("usage", (), {"free": 1_000})
+    monkeypatch.setattr(ledger.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(InputError, match="0 MB are free"):
+        played(lens, tmp_path / "sweep")
+
+
+def test_what_was_heard_before_an_error_is_kept(lens: Any, tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def broken(_: Any, made: Any) -> list[float]:
+        calls.append(len(made))
+        if len(calls) == 4:
+            raise RuntimeError("out of memory")
+        return [float(seed) for seed in made.seeds]
+
+    out = tmp_path / "sweep"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        played(lens, out, also={"seed_again": broken})
+    found = sweep.load_folder(out)
+    assert len(found.table) == 12
+    assert (found.table["seed_again"] == found.table["seed"]).all()
+    assert "12 clips of 16 so far" in repr(found)
+    assert not found.whole
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_ends_the_sweep_and_nothing_is_lost(
+    lens: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "sweep"
+    hear = listening.Listener.hear
+    heard: list[Any] = []
+
+    def dying(ear: Any, codes: Any, baseline: Any) -> Any:
+        if len(heard) == 3:
+            # As the system does to a process that takes too much memory.
+            for worker in list(ear._pool._processes):
+                os.kill(worker, signal.SIGKILL)
+        heard.append(hear(ear, codes, baseline))
+        if len(heard) < 3:
+            heard[-1].result()
+        return heard[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(listening.Listener, "hear", dying)
+        with pytest.raises(StoppedError, match=r"process that measures clips died .* [23] of 4 batches are kept"):
+            played(lens, out, n_jobs=1)
+    assert played(lens, out, n_jobs=1).whole
+    assert contents(out)["clips.parquet"] == contents(whole)["clips.parquet"]
+
+
+def test_functions_that_cannot_be_told_apart_are_not_resumed(lens: Any, tmp_path: Path) -> None:
+    doing = [Condition("baseline"), Condition("own", (al.Apply(lambda value: value * 2, layers=[0]),))]
+    with pytest.raises(InputError, match="Sweep it without out="):
+        played(lens, tmp_path / "sweep", conditions=doing)

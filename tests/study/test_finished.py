@@ -1,0 +1,155 @@
+"""A finished study is read again from its folder, and its page drawn anew, without a model."""
+
+# ruff: noqa: F811 - fixtures of another file are named as arguments
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from command_line import Run
+from filelock import FileLock
+from small_runs import TINY
+
+from analysis import study
+from analysis.report import index
+from analysis.study import stages
+from analysis.study.made import made_of
+from analysis.sweep import playing
+from audiolens import AudioLens
+from audiolens.errors import BusyError, InputError
+from audiolens.files.integrity import read_json, sealed_json
+
+COMMAND = "audiolens study tempo --seconds 0.5"
+
+
+@pytest.fixture(scope="module")
+def made(lens: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[study.Study, Path]:
+    out = tmp_path_factory.mktemp("finished") / "tempo"
+    return study.run(lens, "tempo", out, settings=TINY, progress=False, command=COMMAND), out
+
+
+@pytest.fixture
+def out(made: tuple[study.Study, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy, where no model can be opened or run."""
+
+    def none(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a model was opened")
+
+    monkeypatch.setattr(AudioLens, "from_pretrained", none)
+    monkeypatch.setattr(playing.Making, "generate", none)
+    return shutil.copytree(made[1], tmp_path / "tempo")
+
+
+def shown(folder: Path) -> dict[str, bytes]:
+    """Numbers and sounds to the byte: all that is shown but the pictures."""
+    kinds = (".csv", ".parquet", ".json", ".wav", ".safetensors")
+    files = [path for path in folder.rglob("*") if path.suffix in kinds and stages.STAGES not in path.parts]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_what_is_read_again_is_what_was_found(made: tuple[study.Study, Path], out: Path) -> None:
+    again, found = study.load_folder(out), made[0]
+    assert repr(again) == repr(found)
+    assert again.settings == found.settings
+    assert again.outcomes == found.outcomes or str(again.outcomes) == str(found.outcomes)
+    for name in ("response", "scan", "cross", "lost", "clips"):
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(found, name), check_exact=True)
+    assert again.sounds.keys() == found.sounds.keys()
+
+
+def test_the_page_is_drawn_anew_with_the_same_numbers(run: Run, made: tuple[study.Study, Path], out: Path) -> None:
+    for name in ("index.html", "clips.csv"):
+        (out / name).unlink()
+    for name in ("tables", "figures", "audio"):
+        shutil.rmtree(out / name)
+    # What another choice of settings left beside the stages of this one.
+    (decoy,) = (path for path in (out / "stages").glob("dose-response-*") if path.is_dir())
+    shutil.copytree(decoy, decoy.with_name("dose-response-0000000000000000"))
+    (decoy.with_name("dose-response-0000000000000000") / "clips.parquet").write_bytes(b"others")
+    code, told, err = run("report", out)
+    assert code == 0, err
+    assert made[0].finding in told
+    assert shown(out) == shown(made[1])
+    page = (out / "index.html").read_text("utf-8")
+    assert COMMAND in page
+    assert page.count("<audio") == (made[1] / "index.html").read_text("utf-8").count("<audio")
+    assert {path.name for path in (out / "figures").iterdir()} == {
+        path.name for path in (made[1] / "figures").iterdir()
+    }
+
+
+def test_an_index_is_drawn_anew_with_its_studies(out: Path) -> None:
+    place = out.parent / "studies"
+    for name in ("tempo", "density"):
+        shutil.copytree(out, place / name)
+        used = read_json(out / "made.json")["stages"].values()
+        for file in ("summary.json", "study.json"):
+            (place / name / file).write_bytes(sealed_json({**read_json(out / file), "concept": name}))
+        (place / name / "made.json").write_bytes(made_of(place / name, place / name, used))
+        (place / name / "index.html").unlink()
+    told = {"format": index.FORMAT, "concepts": ["tempo", "density"], "command": "audiolens study --concepts ..."}
+    (place / "summary.json").write_bytes(sealed_json(told))
+    found = study.redraw(place)
+    assert "tempo, density" in repr(found)
+    assert (place / "density" / "index.html").is_file()
+    assert "audiolens study --concepts ..." in (place / "index.html").read_text("utf-8")
+    assert set(pd.read_csv(place / "cross_effects.csv")["heard"]) == {"tempo", "density"}
+
+
+def test_a_finished_study_shows_what_a_replaced_one_is_cleared_of(made: tuple[study.Study, Path]) -> None:
+    assert {path.name for path in made[1].iterdir()} == {
+        *stages.SHOWN, stages.SUMMARY, stages.BEGUN, stages.STAGES, ".lock"
+    }  # fmt: skip
+
+
+def _remove(*names: str) -> Any:
+    def change(out: Path) -> None:
+        for name in names:
+            for path in list(out.glob(name)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return change
+
+
+def _other_version(out: Path) -> None:
+    facts = read_json(out / "study.json")
+    facts["versions"]["librosa"] = "0.1"
+    (out / "study.json").write_bytes(sealed_json(facts))
+
+
+def _outside(out: Path) -> None:
+    (out / "made.json").write_bytes(sealed_json({"stages": {"directions": "../../elsewhere"}}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_remove("*"), "holds no study"),
+        (_remove("summary.json"), "not finished"),
+        (_remove("made.json"), "has no made.json"),
+        (_remove("stages/lost-*"), "gone or damaged"),
+        (_remove("stages/dose-response-*/batches/*.parquet", "stages/*/clips.parquet"), "gone or damaged|no batch"),
+        (_remove("stages/directions-*/samples.safetensors"), "gone or damaged"),
+        (_other_version, "was made with librosa 0.1"),
+        (_outside, "names no stages"),
+        (lambda out: (out / "summary.json").write_text("{"), "cannot be read"),
+        (lambda out: (out / "made.json").write_text("[]"), "holds a list"),
+    ],
+)
+def test_a_folder_without_a_whole_study_is_one_line_and_left_alone(
+    run: Run, out: Path, change: Any, message: str
+) -> None:
+    change(out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    code, told, err = run("report", out)
+    assert (code, told) == (2, "")
+    assert pytest.raises(InputError, study.redraw, out).match(message)
+    assert err.count("\n") == 1
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"} == before
+
+
+def test_a_study_at_work_is_not_drawn(out: Path) -> None:
+    with FileLock(out / ".lock"), pytest.raises(BusyError, match="another process is at work"):
+        study.redraw(out)

@@ -1,0 +1,317 @@
+"""The page of a study in a real browser: it opens from disk, players play, the slider moves, tables download."""
+
+import gzip
+import io
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+from chromium import PATIENCE, launched
+from plants import tables as planted
+
+from analysis.report import page as pages
+from analysis.report import writer
+from analysis.study import Study
+from analysis.study.study_set import Several
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    """A planted study with as many clips as a full one has."""
+    found, rng = planted.study(), np.random.default_rng(0)
+    again = [found.clips]
+    while sum(map(len, again)) < 8500:
+        more = found.clips.copy()
+        more[["tempo_ioi", "brightness"]] *= rng.normal(1, 0.1, (len(more), 2))
+        again.append(more.assign(seed=more["seed"] + 10_000 * len(again)))
+    where = planted.placed(found.choice.strategy, found.choice.layer or 0)
+    scan = found.scan.assign(stage="scan")
+    return replace(found, clips=pd.concat(again, ignore_index=True), placement=where, scan=scan)
+
+
+@pytest.fixture(scope="module")
+def folder(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return study.save(tmp_path_factory.mktemp("page") / "tempo", command="audiolens study tempo")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with launched() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def opened(browser: Any, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The page as one has it from a mail, without its folder, with what it complained of and asked for."""
+    mailed = shutil.copy(folder / "index.html", tmp_path_factory.mktemp("mailed"))
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(PATIENCE)
+    page.said, page.asked = [], []
+    page.on("console", lambda message: page.said.append((message.type, message.text)))
+    page.on("pageerror", lambda error: page.said.append(("error", str(error))))
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.goto(Path(mailed).as_uri(), timeout=PATIENCE)
+    return page
+
+
+def test_it_opens_from_disk_without_a_word_and_without_a_network(opened: Any) -> None:
+    opened.wait_for_selector("#live-pca .main-svg")
+    assert [said for said in opened.said if said[0] in ("error", "warning")] == []
+    assert {url.split(":")[0] for url in opened.asked} <= {"file", "data", "blob"}
+    assert opened.inner_text(".finding").startswith("Steering tempo")
+    live = {"pca", "cosines", "layer_attribution", "patching_windows", "patching_components"}
+    drawn = "[...document.querySelectorAll('.js-plotly-plot')].filter(e => e.querySelector('.main-svg')).map(e => e.id)"
+    assert set(opened.evaluate(drawn)) == {f"live-{name}" for name in live}
+    broken = "[...document.images].filter(i => !i.complete || i.naturalWidth == 0).length"
+    assert opened.evaluate(broken) == 0
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_nothing_lies_on_anything_else_at_any_width(opened: Any, width: int) -> None:
+    opened.set_viewport_size({"width": width, "height": 900})
+    opened.reload()
+    opened.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length > 5")
+    opened.wait_for_timeout(500)
+    found = opened.evaluate(_LAID_OUT)
+    opened.set_viewport_size({"width": 1280, "height": 900})
+    assert {name for name, parts in found["figures"].items() if "slider" in parts} == {
+        "live-pca", "live-patching_windows", "live-patching_components"
+    }  # fmt: skip
+    for name, parts in found["figures"].items():
+        assert {"plot", "x ticks", "x title"} <= set(parts), name
+        for (one, a), (other, b) in combinations(parts.items(), 2):
+            across = min(a[2], b[2]) - max(a[0], b[0])
+            down = min(a[3], b[3]) - max(a[1], b[1])
+            assert min(across, down) <= 1, f"{name}: {one} {a} lies on {other} {b}"
+    assert found["width"] <= width
+    assert found["pictures"]
+    # As many pixels an inch as make letters of nine points readable.
+    assert all(shown >= least for shown, least in found["pictures"])
+
+
+_LAID_OUT = """() => {
+    const box = (nodes) => {
+        const all = nodes.map(n => n.getBoundingClientRect()).filter(r => r.width && r.height);
+        const side = (name, pick) => pick(...all.map(r => r[name]));
+        return all.length && ["left", "top", "right", "bottom"].map((n, i) => side(n, i < 2 ? Math.min : Math.max));
+    };
+    const figures = {};
+    for (const figure of document.querySelectorAll('.js-plotly-plot')) {
+        const parts = {};
+        const part = (name, nodes) => { const found = box([...nodes]); if (found) parts[name] = found; };
+        const inside = (selector) => figure.querySelectorAll(selector);
+        part("plot", inside('.bglayer .bg').length ? inside('.bglayer .bg') : inside('.draglayer .nsewdrag'));
+        part("x ticks", inside('[class^=x][class$=tick] text'));
+        part("x title", [...inside('g.infolayer > g')].filter(g => /^g-x\\d*title$/.test(g.getAttribute('class'))));
+        part("title", inside('.g-gtitle'));
+        part("slider", inside('.slider-container'));
+        part("legend", inside('g.infolayer > .legend'));
+        const notes = [...inside('g.annotation')].map(n => [n.getBoundingClientRect().top, n]);
+        if (notes.length) part("first name", [notes.sort((a, b) => a[0] - b[0])[0][1]]);
+        figures[figure.id] = parts;
+    }
+    const pictures = [...document.querySelectorAll('figure img')].map(i => [i.clientWidth, parseInt(i.style.minWidth)]);
+    return { figures, pictures, width: document.documentElement.scrollWidth };
+}"""
+
+
+def test_every_player_plays_its_clip(opened: Any, folder: Path) -> None:
+    lengths = {f"audio/{path.name}": soundfile.info(path).duration for path in (folder / "audio").glob("*.wav")}
+    opened.wait_for_function("[...document.querySelectorAll('audio')].every(a => a.readyState > 0)")
+    found = opened.evaluate("[...document.querySelectorAll('audio')].map(a => [a.title, a.duration])")
+    assert 0 < len(found) <= pages.MOST_PLAYERS
+    for name, duration in found:
+        assert duration == pytest.approx(lengths[name], abs=0.02)
+    heard = opened.evaluate(
+        """async () => {
+            const player = document.querySelectorAll('audio')[1];
+            await player.play();
+            for (let i = 0; i < 400 && player.currentTime < 0.2; i++) await new Promise(r => setTimeout(r, 50));
+            const time = player.currentTime;
+            player.pause();
+            return [time, player.error === null];
+        }"""
+    )
+    assert heard[0] >= 0.2
+    assert heard[1]
+
+
+def test_the_slider_moves_from_block_to_block(opened: Any, study: Study) -> None:
+    shown = """() => {
+        const p = document.getElementById('live-pca');
+        return [p.layout.title.text, p.data.map(d => d.visible === true)];
+    }"""
+    title, visible = opened.evaluate(shown)
+    start = 2 * study.components.layers.index(study.choice.layer)
+    assert f"block {study.choice.layer}:" in title
+    assert [place for place, seen in enumerate(visible) if seen] == [start, start + 1]
+    assert start != 0
+    rail = opened.locator("#live-pca .slider-rail-touch-rect")
+    rail.scroll_into_view_if_needed()
+    box = rail.bounding_box()
+    opened.mouse.click(box["x"] + box["width"] - 3, box["y"] + box["height"] / 2)
+    opened.wait_for_function("document.getElementById('live-pca').layout.title.text.startsWith('block 7')")
+    _, visible = opened.evaluate(shown)
+    assert visible[-2:] == [True, True]
+    assert not any(visible[:-2])
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / name if name == "clips.csv" else folder / "tables" / name
+
+
+def test_every_table_downloads_as_it_lies_in_the_folder(opened: Any, folder: Path) -> None:
+    links = opened.locator("#tables a.csv").all()
+    packed = [link.get_attribute("data-csv") is not None for link in links]
+    assert {link.inner_text() for link in links} == {
+        *(path.name for path in (folder / "tables").iterdir()),
+        "clips.csv",
+    }
+    assert any(packed)
+    assert not all(packed)
+    for place, link in enumerate(links):
+        if place % 8 == 7:
+            # Chromium stops a page after ten downloads that no hand has asked for.
+            opened.reload()
+        with opened.expect_download(timeout=PATIENCE) as download:
+            link.click()
+        path = _file(folder, link.inner_text())
+        assert download.value.suggested_filename == path.name
+        assert Path(download.value.path()).read_bytes() == path.read_bytes()
+
+
+def test_the_clips_of_a_full_study_download_without_their_folder(opened: Any, folder: Path) -> None:
+    assert (folder / "clips.csv").stat().st_size > 2e6
+    opened.reload()
+    with opened.expect_download(timeout=PATIENCE) as download:
+        opened.click("#csv-clips")
+    assert Path(download.value.path()).read_bytes() == (folder / "clips.csv").read_bytes()
+
+
+def test_a_browser_that_cannot_unpack_saves_tables_packed(opened: Any, folder: Path) -> None:
+    opened.reload()
+    opened.evaluate("delete window.DecompressionStream")
+    with opened.expect_download(timeout=PATIENCE) as download:
+        opened.click("#csv-clips")
+    opened.reload()
+    assert download.value.suggested_filename == "clips.csv.gz"
+    assert gzip.decompress(Path(download.value.path()).read_bytes()) == (folder / "clips.csv").read_bytes()
+
+
+def test_the_link_below_a_figure_saves_its_table(opened: Any, folder: Path) -> None:
+    with opened.expect_download(timeout=PATIENCE) as download:
+        opened.click("#dose_response figcaption a.csv")
+    assert Path(download.value.path()).read_bytes() == (folder / "tables" / "dose_response.csv").read_bytes()
+
+
+def test_the_index_of_several_opens_and_leads_to_them(browser: Any, folder: Path, tmp_path: Path) -> None:
+    from analysis.report import index
+
+    first = planted.study()
+    index.write(Several((first, replace(first, concept="timbre", measure="brightness"))), tmp_path, "audiolens study")
+    shutil.copytree(folder, tmp_path / "tempo")
+    page = browser.new_page()
+    page.set_default_timeout(PATIENCE)
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto((tmp_path / "index.html").as_uri(), timeout=PATIENCE)
+    assert page.locator(".finding").count() == 2
+    page.set_viewport_size({"width": 400, "height": 900})
+    shown = "[...document.querySelectorAll('figure img')].map(i => [i.clientWidth, parseInt(i.style.minWidth)])"
+    assert all(width >= least > 300 for width, least in page.evaluate(shown))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    page.click("text=tempo: players")
+    page.wait_for_selector("audio")
+    assert said == []
+
+
+def test_all_tables_stand_in_the_page(folder: Path, study: Study) -> None:
+    text = (folder / "index.html").read_text("utf-8")
+    for name, table in writer.tables(study).items():
+        assert f'id="csv-{name}" href="data:' in text, name
+        assert len(pd.read_csv(folder / "tables" / f"{name}.csv")) == len(table)
+    assert {"lost", "patching_windows", "patching_components", "layer_attribution"} <= set(writer.tables(study))
+    assert (folder / "index.html").stat().st_size < 15e6
+
+
+class _Links(HTMLParser):
+    """What a page points to, and what it names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pointed: list[str] = []
+        self.named: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        told = dict(attrs)
+        self.pointed += [value for name in ("src", "href") if (value := told.get(name)) is not None]
+        self.named += [value for value in [told.get("id")] if value is not None]
+
+
+def test_a_page_points_to_nothing_outside_itself(folder: Path) -> None:
+    links = _Links()
+    links.feed((folder / "index.html").read_text("utf-8"))
+    assert len(links.named) == len(set(links.named))
+    inside = {link[1:] for link in links.pointed if link.startswith("#")}
+    assert {"csv-clips", "csv-lost", "words"} - inside == {"csv-clips"}
+    assert inside <= set(links.named)
+    assert [link[:80] for link in links.pointed if not link.startswith(("#", "data:"))] == []
+
+
+def test_every_figure_and_word_that_needs_one_has_its_explanation(folder: Path) -> None:
+    text = (folder / "index.html").read_text("utf-8")
+    words = text.partition('<section id="words">')[2].partition("</section>")[0]
+    for word in ("nat", "codebook", "resid_post", "cross_attn_out", "one-to-all", "cosine", "gap"):
+        assert word in "".join(re.findall("<dt>(.*?)</dt>", words)), word
+    for live in ("patching_windows", "patching_components", "pca"):
+        # Small print in a title would lie on its other lines.
+        assert "<sup>" not in text.partition(f'id="live-{live}"')[2].partition("</figure>")[0]
+
+
+def test_players_are_no_more_than_the_page_bears_and_pairs_stay_whole() -> None:
+    found = planted.study()
+    condition = "baseline"
+    rng = np.random.default_rng(0)
+    heard = found.clips[(found.clips["split"] == "test") & (found.clips["condition"] == condition)]
+    keys = [(condition, row.prompt, row.seed) for row in heard.itertuples()][:6]
+    sounds = [
+        writer.Sound(pair, *key, f"steered {n:+d}", rng.normal(0, 0.1, (1, 4000)).astype(np.float32))
+        for pair, key in enumerate(keys)
+        for n in range(7)
+    ]
+    rows, left_out = pages._pairs(found, sounds)
+    assert [len(row["clips"]) for row in rows] == [7, 7, 7]
+    assert left_out == 7 * 3
+
+
+def test_what_is_compressed_sounds_like_what_was_kept() -> None:
+    seconds = np.arange(32_000) / 16_000
+    tone = 0.5 * np.sin(2 * np.pi * 440 * seconds)[None].astype(np.float32)
+    link = pages.compressed(tone, 16_000)
+    import base64
+
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(link.split(",")[1])))
+    assert (rate, len(samples)) == (16_000, 32_000)
+    assert len(link) < 32_000
+    assert np.corrcoef(samples, tone[0])[0, 1] > 0.98
+
+
+def test_prompts_are_shown_as_they_are_written(tmp_path: Path) -> None:
+    found = planted.study()
+    sounds = {(name, prompt, seed): clip for (name, prompt, seed), clip in list(found.sounds.items())[:2]}
+    clips = found.clips.replace({"prompt": {next(iter(sounds))[1]: "a <b>bold</b> & 'quoted' song"}})
+    renamed = {(name, "a <b>bold</b> & 'quoted' song", seed): clip for (name, _, seed), clip in sounds.items()}
+    out = replace(found, sounds=renamed, clips=clips).save(tmp_path / "odd")
+    text = (out / "index.html").read_text("utf-8")
+    assert "a &lt;b&gt;bold&lt;/b&gt;" in text
+    assert re.search(r"<b>bold", text.split("plotly.js")[-1]) is None

@@ -1,0 +1,361 @@
+"""The study: chosen on development clips, reported on test clips, and nothing claimed that was not measured."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+from plants import tables as planted
+
+import audiolens as al
+from analysis import study, sweep
+from analysis.store import folder
+from analysis.study import Settings, scan, test_result
+from analysis.study.scan import Choice
+from analysis.study.settings import REPETITIONS
+from audiolens.errors import InputError
+
+TINY = Settings(
+    poles=4,
+    reading_seconds=0.5,
+    development=2,
+    development_seeds=1,
+    test=3,
+    test_seeds=1,
+    strengths={"one-to-one": (1.0,), "one-to-all": (0.5,)},
+    n_random=2,
+    n_shuffled=1,
+    seconds=2.0,
+    shown=2,
+    pairs=2,
+    place_by="scan",
+    n_jobs=0,
+)
+
+
+@pytest.fixture(scope="module")
+def written(lens: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[study.Study, Path, list[str]]:
+    """A study of an untrained model, the folder it wrote, and what it told."""
+    out = tmp_path_factory.mktemp("studies") / "tempo"
+    told: list[str] = []
+    found = study.run(
+        lens, "tempo", out, settings=TINY, progress=False, tell=told.append, command="audiolens study tempo"
+    )
+    return found, out, told
+
+
+def _effects(table: pd.DataFrame) -> pd.DataFrame:
+    return sweep.effects(table, "tempo_ioi", n_bootstrap=0)
+
+
+def test_the_choice_is_where_steering_was_planted() -> None:
+    chosen = scan.choose(_effects(planted.scanned(best=5, noise=0.02)))
+    assert (chosen.strategy, chosen.layer, chosen.strength) == ("one-to-all", 5, 0.5)
+    assert chosen.span == pytest.approx(np.exp(0.8), rel=0.1)
+    assert chosen.candidates == 32
+    assert scan.choose(_effects(planted.scanned(best=5, noise=0.02)), "one-to-one").strategy == "one-to-one"
+
+
+def test_a_strength_that_breaks_the_music_is_not_chosen() -> None:
+    table = planted.scanned(best=5, noise=0.02, failing=lambda labels: 0.5 if labels["strength"] == -0.5 else 0.0)
+    chosen = scan.choose(_effects(table))
+    assert not (chosen.strategy == "one-to-all" and chosen.strength == 0.5)
+    assert chosen.failed <= scan.CHOSEN_FAILED
+
+
+def test_where_everything_fails_the_least_failing_is_chosen() -> None:
+    table = planted.scanned(failing=lambda labels: 0.0 if labels["strength"] == 0 else 1.0)
+    assert scan.choose(_effects(table)).failed == 1
+
+
+def test_the_scan_covers_every_block_strategy_sign_and_strength() -> None:
+    listed = scan.conditions(planted.directions(), {"one-to-one": (1.0, 2.0), "one-to-all": (0.5,)})
+    assert len(listed) == 1 + 8 * 4 + 8 * 2
+    by_name = {condition.name: condition for condition in listed}
+    assert list(by_name["one-to-one 2 -2"].interventions[0].layers) == [2]
+    assert len(list(by_name["one-to-all 2 +0.5"].interventions[0].layers)) == 8
+
+
+CHOICE = Choice("one-to-all", 3, 0.5, 2.0, 0.0, 32)
+
+
+def test_outcomes_recover_what_was_planted() -> None:
+    response = _effects(planted.steered(CHOICE, [], noise=0.02))
+    fast, slow = test_result.outcomes(response, planted.tempo().poles, CHOICE)
+    assert fast.effect == pytest.approx(np.exp(0.4) - 1, abs=0.03)
+    assert slow.effect == pytest.approx(np.exp(-0.4) - 1, abs=0.03)
+    assert fast.prompted == pytest.approx(0.5, abs=0.05)
+    assert (fast.p_random, fast.n_random) == (pytest.approx(1 / 6), 5)
+    assert np.isnan(slow.p_shuffled)
+    assert slow.n_shuffled == 0
+    assert test_result.monotonicity(response).rho == pytest.approx(1)
+
+
+def test_moving_towards_a_pole_needs_the_right_side_an_interval_and_sound_clips() -> None:
+    table = planted.steered(CHOICE, [], noise=0.02)
+    good = sweep.effects(table, "tempo_ioi", n_bootstrap=200)
+    assert all(found.towards for found in test_result.outcomes(good, planted.tempo().poles, CHOICE))
+    swapped = planted.tempo().opposite
+    reversed_ = good.assign(strength=-good["strength"])
+    assert not any(found.towards for found in test_result.outcomes(reversed_, swapped.poles, CHOICE))
+    broken = planted.steered(CHOICE, [], noise=0.02, failing=lambda labels: 0.3 if labels["strength"] == 0.5 else 0.0)
+    fast, slow = test_result.outcomes(
+        sweep.effects(broken, "tempo_ioi", n_bootstrap=200), planted.tempo().poles, CHOICE
+    )
+    assert not fast.towards
+    assert slow.towards
+
+
+def test_a_claim_needs_nineteen_random_directions_that_do_less() -> None:
+    def found(table: pd.DataFrame) -> test_result.Outcome:
+        return test_result.outcomes(sweep.effects(table, "tempo_ioi", n_bootstrap=200), planted.tempo().poles, CHOICE)[
+            0
+        ]
+
+    full = planted.steered(CHOICE, [], noise=0.02, n_random=19)
+    claim = found(full)
+    assert (claim.p_random, claim.claimable, claim.as_dict()["claimable"]) == (0.05, True, True)
+    quick = found(planted.steered(CHOICE, [], noise=0.02))
+    assert (quick.towards, quick.claimable) == (True, False)
+    # Random directions that do as much as the real one.
+    as_good = full.assign(tempo_ioi=full["tempo_ioi"].where(full["kind"] != "random", 2 * full["tempo_ioi"]))
+    beaten = found(as_good)
+    assert (beaten.p_random, beaten.towards, beaten.claimable) == (1.0, True, False)
+
+
+def test_the_finding_says_what_the_controls_allow() -> None:
+    quick = planted.study()
+    assert " moved " in quick.finding
+    assert "not yet told from random directions (quick controls)" in quick.finding
+    claimed = replace(quick, outcomes=tuple(replace(o, n_random=19, p_random=0.05) for o in quick.outcomes))
+    assert " made " in claimed.finding
+    assert "p = 0.05 among 19 random directions" in claimed.finding
+    beaten = replace(quick, outcomes=tuple(replace(o, n_random=19, p_random=0.4) for o in quick.outcomes))
+    assert "no better than random directions: p = 0.4 among 19" in beaten.finding
+
+
+def test_test_conditions_pair_controls_and_references_with_the_steering() -> None:
+    sets = planted.tempo()
+    listed = test_result.conditions(planted.directions(), sets, CHOICE, n_random=3)
+    kinds = [condition.labels["kind"] for condition in listed]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        "baseline": 1,
+        "steered": 4,
+        "random": 6,
+        "prompted": 2,
+        "opposed": 2,
+    }
+    by_name = {condition.name: condition for condition in listed}
+    real = by_name["steered one-to-all +0.5"].interventions[0]
+    control = by_name["random one-to-all 0 +0.5"].interventions[0]
+    assert torch.linalg.norm(control.vector) == pytest.approx(float(torch.linalg.norm(real.vector)), rel=1e-5)
+    assert list(control.layers) == list(real.layers)
+    ask = by_name["steered fast, asked slow"].ask
+    assert ask is not None
+    assert "slow" in ask(sets.test[0])
+
+
+def test_cross_effects_leave_what_was_not_touched() -> None:
+    found = test_result.cross_effects(planted.steered(CHOICE, []), n_bootstrap=200).set_index(["measure", "strength"])
+    assert found.loc[("onset_rate", 0.5), "effect"] == pytest.approx(np.exp(0.4) - 1, abs=0.1)
+    low, high = found.loc[("pulse_clarity", 0.5), ["low", "high"]]
+    assert low <= 0 <= high
+    assert found.loc[("loudness", 0.5), "unit"] == "dB"
+
+
+def test_the_plan_is_counted_before_the_start(written: tuple[study.Study, Path, list[str]]) -> None:
+    found, _, told = written
+    counts = TINY.clips(found.directions.meta.n_layers)
+    splits = found.clips["split"].value_counts()
+    assert splits["development"] == counts["scanning blocks"]
+    assert splits["test"] == counts["dose-response"]
+    assert told[0].startswith(f"{sum(counts.values())} clips of 2 s")
+    assert any("2 random directions cannot reach" in line for line in told)
+
+
+def test_the_default_fits_its_budget() -> None:
+    assert sum(Settings().clips(8).values()) <= 1200
+    assert sum(Settings(place_by="scan").clips(8).values()) <= 2100
+    assert "scanning blocks" not in Settings().clips(8)
+    assert Settings(verify=True).clips(8).keys() >= {"scanning blocks", "choosing a strength"}
+    full = Settings.full()
+    assert full.test * full.test_seeds >= 32
+    assert (full.n_random, full.n_shuffled) == (19, 19)
+
+
+def test_repetitions_share_no_clip_and_no_control() -> None:
+    sets, directions = planted.tempo(), planted.directions()
+    clips, draws = [], []
+    for seed in (0, 1, REPETITIONS - 1):
+        settings = Settings.full(seed=seed)
+        reading = [(prompt, n) for n in settings.reading_seeds(sets) for prompt in (*sets.positive, *sets.negative)]
+        clips.append({*reading, *settings.development_clips(sets), *settings.test_clips(sets)})
+        listed = test_result.conditions(directions, sets, CHOICE, n_random=19, first_draw=settings.first_draw)
+        controls = [condition.interventions[0] for condition in listed if condition.labels["kind"] == "random"]
+        draws.append({tuple(step.vector.tolist()) for step in controls})
+    for sets_of in (clips, draws):
+        assert len(set.union(*sets_of)) == sum(map(len, sets_of))
+    assert all(len(drawn) == 19 for drawn in draws)
+    seeds = [seed for _, seed in Settings.full(seed=REPETITIONS - 1).development_clips(sets)]
+    assert max(seeds) < min(seed for _, seed in Settings.full().test_clips(sets))
+
+
+def test_no_clip_is_in_both_splits(written: tuple[study.Study, Path, list[str]]) -> None:
+    clips = written[0].clips
+    split = {name: group for name, group in clips.groupby("split")}
+    assert not set(split["development"]["prompt"]) & set(split["test"]["prompt"])
+    assert not set(split["development"]["seed"]) & set(split["test"]["seed"])
+
+
+def test_the_folder_holds_everything(written: tuple[study.Study, Path, list[str]], lens: Any) -> None:
+    found, out, _ = written
+    pd.testing.assert_frame_equal(pd.read_parquet(out / "clips.parquet"), found.clips, check_dtype=False)
+    assert len(pd.read_csv(out / "clips.csv")) == len(found.clips)
+    assert al.Directions.load(out / "directions.safetensors", lens=lens).layers == found.directions.layers
+    facts = json.loads((out / "summary.json").read_text())
+    assert facts["finding"] == found.finding
+    assert facts["settings"]["seconds"] == 2
+    waves = sorted((out / "audio").glob("*.wav"))
+    assert len(waves) == 2 * (5 + 2)
+    samples, rate = soundfile.read(waves[0])
+    assert (rate, len(samples)) == (16_000, 32_000)
+    assert {"dose_response.png", "scan.png", "cosines.png", "pca.png"} <= {f.name for f in (out / "figures").iterdir()}
+    assert not list(out.parent.glob(".*"))
+
+
+def test_the_page_stands_alone(written: tuple[study.Study, Path, list[str]]) -> None:
+    _, out, _ = written
+    page = (out / "index.html").read_text()
+    assert page.count("<audio") == 14
+    assert "audiolens study tempo" in page
+    assert "What this does not show" in page
+    # plotly's code names namespaces; what is asked of a network is what a browser sees (`test_page.py`).
+    assert not re.search(r"""(?:src|href|action)\s*=\s*["']?https?:""", page.split("</script>", 1)[1])
+    assert (out / "index.html").stat().st_size < 15e6
+
+
+def test_an_untrained_model_shows_no_effect(written: tuple[study.Study, Path, list[str]]) -> None:
+    assert "not measurably" in written[0].finding or "not reliably" in written[0].finding
+    assert written[0].figure().data
+    assert written[0].plot().axes
+    assert len(written[0].to_frame()) == len(written[0].response)
+
+
+def test_a_trained_finding_is_said_in_one_line() -> None:
+    text = repr(planted.study())
+    assert "\n" not in text
+    assert "faster" in text
+    assert "slower" in text
+    assert "asked for in words" in text
+
+
+def test_an_existing_study_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    found, target = planted.study(), tmp_path / "tempo"
+    found.save(target)
+    (target / "mark").write_text("old")
+    with pytest.raises(InputError, match="--force"):
+        found.save(target)
+    found.save(target, overwrite=True)
+    assert not (target / "mark").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["tempo"]
+
+
+def test_the_old_study_comes_back_where_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "tempo"
+    target.mkdir()
+    (target / "summary.json").write_text(json.dumps({"format": folder.STUDY}))
+    rename = Path.rename
+
+    def failing(path: Path, to: Path) -> Path:
+        if "unfinished" in path.name:
+            raise OSError(28, "No space left on device")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="No space left"), folder.fresh(target, overwrite=True) as work:
+        (work / "new").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["tempo"]
+    assert folder.is_study(target)
+
+
+def test_other_folders_are_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    with pytest.raises(InputError, match="other than a study"), folder.fresh(tmp_path / "mine", overwrite=True):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"), folder.fresh(tmp_path / "file" / "below"):
+        pass
+
+
+def test_nothing_half_written_is_left(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), folder.fresh(tmp_path / "new") as work:
+        (work / "half").write_text(str(1 / 0))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("concept", "message"),
+    [("tempi", "Did you mean 'tempo'"), ("bells", "no measure hears 'bells'"), ("", "unknown concept ''")],
+)
+def test_a_concept_that_cannot_be_studied_is_refused(lens: Any, concept: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        study.run(lens, concept)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seconds": float("nan")}, "seconds=nan"),
+        ({"seconds": 600.0}, "expected 1 to"),
+        ({"test": 1000}, "has 40"),
+        ({"n_random": 0}, "without a control"),
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": 100}, "expected 0 to 99"),
+        ({"test_seeds": 2000}, "test x test_seeds=16000"),
+        ({"n_random": 1001}, "at most 1000"),
+        ({"poles": 1}, "poles=1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(lens: Any, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        study.run(lens, "tempo", tmp_path / "out", settings=Settings(**changes))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("side", ["positive_words", "negative_words"])
+def test_a_set_without_words_for_a_pole_is_refused_before_anything_runs(lens: Any, side: str) -> None:
+    with pytest.raises(InputError, match="no words for"):
+        study.run(lens, replace(planted.tempo(), **{side: ()}))
+
+
+@pytest.mark.parametrize("pole", [0, 1])
+def test_one_prompt_in_a_pole_is_refused_before_anything_runs(
+    lens: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pole: int
+) -> None:
+    monkeypatch.setattr("analysis.study.experiment._run", lambda *_: pytest.fail("a study ran"))
+    sets = planted.tempo()
+    lone = replace(sets, **{("positive", "negative")[pole]: (sets.positive, sets.negative)[pole][:1]})
+    with pytest.raises(InputError, match=f"1 prompt for the pole '{sets.poles[pole]}': a study needs at least 2"):
+        study.run(lens, lone, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_plan_counts_the_prompts_that_there_are() -> None:
+    sets = planted.tempo()
+    few = replace(sets, positive=sets.positive[:3], negative=sets.negative[:2])
+    assert Settings(poles=48).clips(8, few)["reading directions"] == 5
+    assert Settings(poles=48).clips(8, sets)["reading directions"] == 96
+
+
+def test_a_strength_that_is_no_number_is_refused() -> None:
+    with pytest.raises(InputError, match="finite numbers above 0"):
+        Settings(strengths={"one-to-one": (float("nan"),)})
