@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from audiolens.errors import InputError
+from audiolens.lens import AudioLens
 from audiolens.model import text
 from audiolens.model.text import Prompt
 from audiolens.model.timeline import Span
@@ -35,7 +36,7 @@ class Window:
     delays: tuple[int, ...]
 
     @classmethod
-    def of(cls, lens: Any, codes: Int[Tensor, "row codebook frame"], seconds: Span | None = None) -> Window:
+    def of(cls, lens: AudioLens, codes: Int[Tensor, "row codebook frame"], seconds: Span | None = None) -> Window:
         """The frames of a span in seconds; `None` is the first second, or the whole of a shorter clip.
 
         Raises:
@@ -85,7 +86,9 @@ def log_probability(logits: Float[Tensor, "*row vocab"], codes: Int[Tensor, "*ro
     return wide.gather(-1, codes[..., None])[..., 0] - wide.logsumexp(-1)
 
 
-def checked_rows(lens: Any, prompts: Any, codes: Any) -> tuple[tuple[Prompt, ...], Int[Tensor, "row codebook frame"]]:
+def checked_rows(
+    lens: AudioLens, prompts: Any, codes: Any
+) -> tuple[tuple[Prompt, ...], Int[Tensor, "row codebook frame"]]:
     """Prompts (a single one stands for all rows) and the codes that each goes on with.
 
     Raises:

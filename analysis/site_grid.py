@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from audiolens.errors import InputError
+from audiolens.lens import AudioLens
 from audiolens.model.sites import resolve
 
 _SUMMED = ("d_model", "d_head", "d_mlp", "key")
@@ -63,7 +64,7 @@ class Place:
 
 
 def places_of(
-    lens: Any, sites: str | Sequence[str], layers: int | Sequence[int] | None
+    lens: AudioLens, sites: str | Sequence[str], layers: int | Sequence[int] | None
 ) -> dict[str, tuple[Place, ...]]:
     """The places that names and layers select, by short name.
 

@@ -16,23 +16,25 @@ from torch import Tensor
 
 from audiolens.cache.activation_cache import ActivationCache
 from audiolens.errors import InputError, InputTypeError
-from audiolens.interventions import Branch, Intervention, checked_branch, checked_flags
+from audiolens.interventions import Branch, Intervention
 from audiolens.model import text, tokens, weights
 from audiolens.model.conditioning import refuse_melody
-from audiolens.model.families import LensConfig, config_of, family_of, places, shapes
+from audiolens.model.config import LensConfig, config_of
+from audiolens.model.families import family_of
 from audiolens.model.loading import checked_device, load, refuse_tokenizer
 from audiolens.model.text import Prompt
-from audiolens.model.timeline import Real, Span, Timeline, checked_frames, clip_timeline
-from audiolens.sound.codec import Sound, checked_codes, decode, encode
+from audiolens.model.timeline import Real, Span, Timeline, checked_frames
+from audiolens.model.traced_model import TracedModel
+from audiolens.sound.codec import Sound
 from audiolens.tracing.generate_clips import drawn
 from audiolens.tracing.generation import Generation
-from audiolens.tracing.model_calls import alone
+from audiolens.tracing.given_sound import decode_codes, encode_audio
 from audiolens.tracing.nnsight_source import Model, unharmed
-from audiolens.tracing.recording import Reading, Reduce, refuse_prefix
+from audiolens.tracing.recording import Reading, Reduce
 from audiolens.tracing.reopening import Opening, packed
 from audiolens.tracing.run_on_codes import Forward
 from audiolens.tracing.self_check.sites import prove
-from audiolens.tracing.trace import LensTracer, SiteValue, position, requested
+from audiolens.tracing.trace import LensTracer, SiteValue, opened, position, site_value
 
 Interventions = Intervention | Iterable[Intervention]
 
@@ -53,23 +55,22 @@ class AudioLens:
     """
 
     # Views of the model's weights by TransformerLens's names; `weights.py` has their shapes.
-    W_Q, W_K, W_V, W_O = weights.attention("self_attn")
-    W_Q_cross, W_K_cross, W_V_cross, W_O_cross = weights.attention("encoder_attn")
+    W_Q, W_K, W_V, W_O = weights.attention("attn")
+    W_Q_cross, W_K_cross, W_V_cross, W_O_cross = weights.attention("cross_attn")
     W_in, W_out = weights.mlp()
     W_E, W_U, W_pos = weights.vocabulary()
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str | None = None) -> None:
-        self._family = family_of(model)
-        self._config = config_of(model, self._family)
-        self._model = model
-        self._tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-        if not callable(self.tokenizer):
+        family = family_of(model)
+        config = config_of(model, family)
+        words = getattr(tokenizer, "tokenizer", tokenizer)
+        if not callable(words):
             raise InputTypeError(f"tokenizer={type(tokenizer).__name__}: expected a tokenizer or a processor.")
-        refuse_tokenizer(self.tokenizer, model)
-        self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
+        refuse_tokenizer(words, model)
+        called = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         with unharmed(model):
-            self._nnsight = Model(model)
-            prove(self)
+            self._traced_model = TracedModel(model, words, config, family, Model(model), called)
+            prove(self._traced_model)
         self._opening: Opening | None = None
 
     @classmethod
@@ -127,31 +128,45 @@ class AudioLens:
     @property
     def model(self) -> Any:
         """The transformers model, as it was given. For another one, open another lens."""
-        return self._model
+        return self._traced_model.model
 
     @property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
-        return self._tokenizer
+        return self._traced_model.tokenizer
 
     @property
     def config(self) -> LensConfig:
         """The model's sizes, rates and family."""
-        return self._config
+        return self._traced_model.config
+
+    @property
+    def name(self) -> str:
+        """What results call the model."""
+        return self._traced_model.name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._traced_model.name = name
+
+    @property
+    def traced_model(self) -> TracedModel:
+        """What the modules below the lens take: the model with its family and nnsight's envoys."""
+        return self._traced_model
 
     @property
     def device(self) -> torch.device:
         """Where the decoder is; under a `device_map`, its first part."""
-        return next(self.model.decoder.parameters()).device
+        return self._traced_model.device
 
     @property
     def dtype(self) -> torch.dtype:
         """What the decoder computes in, and activations come in."""
-        return next(self.model.decoder.parameters()).dtype
+        return self._traced_model.dtype
 
     def sites(self) -> dict[str, str]:
         """Every site of this model by its full name, with the shape of its values, in the model's order."""
-        return shapes(self._family, self.config)
+        return self._traced_model.family.shapes(self.config)
 
     def text_tokens(self, prompts: Prompt | Sequence[Prompt]) -> list[list[str]]:
         """Each prompt's tokens as strings, as the text encoder reads them; none for an absent prompt."""
@@ -171,13 +186,11 @@ class AudioLens:
 
     def encode_audio(self, waveform: Any, sample_rate: int) -> Int[Tensor, "row codebook frame"]:
         """A waveform as undelayed codes; see `audiolens.sound.codec.encode`."""
-        with alone(self.model), torch.no_grad():
-            return encode(waveform, sample_rate, self.model, self.config)
+        return encode_audio(self._traced_model, waveform, sample_rate)
 
     def decode_codes(self, codes: Int[Tensor, "row codebook frame"]) -> Float[Tensor, "row channel sample"]:
         """The sound of undelayed codes, as transformers' `generate` would decode them."""
-        with alone(self.model), torch.no_grad():
-            return decode(checked_codes(codes, self.config).to(self.device), self.model, self.config)
+        return decode_codes(self._traced_model, codes)
 
     def generate(
         self,
@@ -240,7 +253,7 @@ class AudioLens:
         """
         refuse_melody(melody)
         return drawn(
-            self,
+            self._traced_model,
             prompts,
             seconds,
             Reading(sites, layers, branch, span, reduce, cache_device, cache_dtype, heads, prefix),
@@ -308,7 +321,7 @@ class AudioLens:
         refuse_melody(melody)
         reading = Reading(sites, layers, branch, seconds, reduce, device, dtype, heads, prefix)
         return Forward.checked(
-            self,
+            self._traced_model,
             prompts,
             codes,
             reading,
@@ -346,7 +359,7 @@ class AudioLens:
         """
         reading = Reading(sites, layers, branch, seconds, reduce, device, dtype, heads, prefix)
         return Forward.checked(
-            self,
+            self._traced_model,
             prompts,
             codes,
             reading,
@@ -403,37 +416,25 @@ class AudioLens:
         `seconds`, `seeds`, `temperature` and `top_k` as `generate` does; its steps are `tracer.iter[:]`, where
         step 0 comes twice (MusicGen): `lens.position()` is the clock. Gradients are as the caller has them.
         """
-        request, run = requested(
-            self,
-            self._family,
+        return opened(
+            self._traced_model,
+            prompts,
+            codes=codes,
             guidance_scale=guidance_scale,
             fn=fn,
-            timeline=clip_timeline(seconds, self.config),
+            seconds=seconds,
             seeds=seeds,
             temperature=temperature,
             top_k=top_k,
         )
-        # Not `if prompts`: an absent prompt (None) and an empty one are rows, and only the empty tuple is no row.
-        given = () if isinstance(prompts, tuple) and not prompts else (prompts,)
-        extra: dict[str, Any] = {} if codes is None else {"codes": codes}
-        return self._nnsight.trace(  # pyright: ignore[reportReturnType]
-            *given, fn=run, tracer_cls=LensTracer, request=request, **extra
-        )
 
     def site(self, name: str, layer: int | None = None, *, branch: Branch = "cond", prefix: bool = False) -> SiteValue:
         """A site inside a trace, by full name or by short name and layer: read or assign its `value`."""
-        found = places(self._family, self.config, name, layer)
-        if len(found) != 1:
-            raise InputError(f"{name!r} is a site of every block: give its layer, or its full name.")
-        checked_branch(branch)
-        checked_flags(prefix=prefix)
-        if prefix:
-            refuse_prefix(self.config, "prefix=True")
-        return SiteValue(self._nnsight, self._family, self.config, found[0], branch, prefix)
+        return site_value(self._traced_model, name, layer, branch, prefix)
 
     def position(self) -> int:
         """Inside a trace: the step at which the running forward starts."""
-        return position(self._nnsight, self._family)
+        return position(self._traced_model)
 
     def __repr__(self) -> str:
         config = self.config

@@ -20,6 +20,7 @@ from analysis.statistics import LEVEL, N_PERMUTATIONS, Means, means
 from audiolens.checks import checked_amount
 from audiolens.errors import InputError
 from audiolens.interventions import Scale
+from audiolens.lens import AudioLens
 from audiolens.model.sites import checked_heads
 from audiolens.model.timeline import Span
 from audiolens.model.tokens import named_once
@@ -97,7 +98,7 @@ class HeadAblation:
 
 @named_once
 def ablate(
-    lens: Any,
+    lens: AudioLens,
     prompts: str | Sequence[str | None],
     codes: Int[Tensor, "row codebook frame"],
     *,

@@ -15,6 +15,7 @@ from analysis.attention.weights import caches, checked
 from analysis.statistics import LEVEL, Means, correct, means
 from audiolens.checks import MOST_SEED, checked_amount, checked_count, refuse_masked
 from audiolens.errors import InputError, InputTypeError
+from audiolens.lens import AudioLens
 from audiolens.model.tokens import named_once
 from audiolens.tracing.batching import whole_batch_size
 
@@ -101,7 +102,7 @@ class LagAttention:
 
 @named_once
 def by_lag(
-    lens: Any,
+    lens: AudioLens,
     prompts: str | Sequence[str | None],
     codes: Int[Tensor, "row codebook frame"],
     *,
@@ -215,7 +216,7 @@ def _mean_score(scores: np.ndarray) -> np.ndarray:
     return np.nansum(scores, axis=-1) / np.maximum(counts, 1)
 
 
-def _beats(lens: Any, codes: Tensor, given: Any) -> Float[np.ndarray, " row"]:
+def _beats(lens: AudioLens, codes: Tensor, given: Any) -> Float[np.ndarray, " row"]:
     if given is None:
         from audiolens import measure
 

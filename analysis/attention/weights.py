@@ -13,12 +13,13 @@ from torch import Tensor
 
 from analysis.likelihood import checked_rows
 from audiolens.errors import ActivationOverflow
+from audiolens.lens import AudioLens
 from audiolens.model.sites import checked_heads, checked_layers
 from audiolens.tracing.batching import whole_batch_size
 
 
 def checked(
-    lens: Any, prompts: Any, codes: Any, layers: Any, heads: Any
+    lens: AudioLens, prompts: Any, codes: Any, layers: Any, heads: Any
 ) -> tuple[Tensor, tuple[str | None, ...], list[int], list[int]]:
     """Codes, prompts, layers and heads to read, or an error before the model runs."""
     listed, codes = checked_rows(lens, prompts, codes)
@@ -27,7 +28,13 @@ def checked(
 
 
 def caches(
-    lens: Any, prompts: Sequence[Any], codes: Tensor, site: str, layers: list[int], heads: list[int], batch_size: int
+    lens: AudioLens,
+    prompts: Sequence[Any],
+    codes: Tensor,
+    site: str,
+    layers: list[int],
+    heads: list[int],
+    batch_size: int,
 ) -> Iterator[tuple[int, Any]]:
     """The first row and the recordings of each batch: patterns are as long as the clip squared, and not kept."""
     size = whole_batch_size(batch_size)

@@ -14,6 +14,7 @@ from torch import Tensor
 from analysis.attention.weights import caches, checked
 from analysis.statistics import Means, means
 from audiolens.errors import InputError, nearest
+from audiolens.lens import AudioLens
 from audiolens.model.tokens import named_once
 
 
@@ -137,7 +138,7 @@ class TextAttention:
 
 @named_once
 def to_text(
-    lens: Any,
+    lens: AudioLens,
     prompts: str | Sequence[str | None],
     codes: Int[Tensor, "row codebook frame"],
     *,
@@ -157,7 +158,7 @@ def to_text(
     codes, listed, blocks, chosen = checked(lens, prompts, codes, layers, heads)
     if any(prompt is None for prompt in listed):
         raise InputError("a prompt is None: without text there is nothing to attend to. Leave that row out.")
-    prefixed = lens.config.conditioning == "prefix"
+    prefixed = lens.config.has_prefix
     tokens = tuple(tuple(words) for words in lens.text_tokens(list(listed)))
     shape = (len(blocks), len(chosen), len(listed), codes.shape[-1], max(map(len, tokens)))
     weights = np.full(shape, np.nan)

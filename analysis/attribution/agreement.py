@@ -17,6 +17,7 @@ from analysis.attribution.gradients import Metric, scored
 from analysis.resampling import Interval, bootstrap
 from analysis.site_grid import Place
 from audiolens.interventions import Replace
+from audiolens.lens import AudioLens
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Agreement:
 
 
 def patched(
-    lens: Any,
+    lens: AudioLens,
     prompts: Sequence[str | None],
     codes: Int[Tensor, "row codebook frame"],
     own: Mapping[str, Tensor],

@@ -13,7 +13,7 @@ far they agree with exact patching is measured on a sample of cells and stands b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Int
@@ -27,6 +27,7 @@ from analysis.likelihood import Window
 from analysis.site_grid import Place
 from audiolens.checks import MOST_SEED, checked_count, checked_flags
 from audiolens.errors import InputError, InputTypeError
+from audiolens.lens import AudioLens
 from audiolens.model.sites import names_once
 from audiolens.model.timeline import Span
 from audiolens.model.tokens import named_once
@@ -34,7 +35,7 @@ from audiolens.model.tokens import named_once
 
 @named_once
 def attribute(
-    lens: Any,
+    lens: AudioLens,
     clean: str | Sequence[str | None],
     corrupted: str | Sequence[str | None],
     codes: Int[Tensor, "row codebook frame"],
@@ -132,10 +133,10 @@ def attribute(
     )
 
 
-def default_sites(lens: Any, text: bool = False) -> list[str]:
+def default_sites(lens: AudioLens, text: bool = False) -> list[str]:
     """The stream, what is added to it, the heads, and (`text`) the text's states, as far as the family has them."""
     wanted = ["resid_post", "attn_out", "cross_attn_out", "mlp_out", "attn.z", "cross_attn.z"]
-    if lens.config.conditioning == "prefix":
+    if lens.config.has_prefix:
         return [site for site in wanted if "cross" not in site]
     return [*wanted, "text_states"] if text else wanted
 

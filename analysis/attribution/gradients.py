@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import nnsight
 import torch
@@ -17,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from audiolens.errors import InputError
+from audiolens.lens import AudioLens
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 """(logits "row codebook step vocab", codes) -> "row codebook", or one number a row."""
@@ -33,7 +33,7 @@ class Pass:
 
 
 def backward(
-    lens: Any,
+    lens: AudioLens,
     prompts: Sequence[str | None],
     codes: Int[Tensor, "row codebook frame"],
     sites: Sequence[str],

@@ -22,9 +22,9 @@ from analysis.statistics import N_PERMUTATIONS, Means, means
 from audiolens.cache.activation_cache import ActivationCache
 from audiolens.checks import checked_flags
 from audiolens.errors import InputError
+from audiolens.lens import AudioLens
 from audiolens.model.timeline import Span
 from audiolens.model.tokens import named_once
-from audiolens.model.weights import decoder_of
 from audiolens.tensors import finite
 from audiolens.tracing.batching import whole_batch_size
 from audiolens.tracing.overflow import checked_logits
@@ -103,7 +103,7 @@ class DirectResult:
 
 @named_once
 def direct(
-    lens: Any,
+    lens: AudioLens,
     prompts: str | Sequence[str | None],
     codes: Int[Tensor, "row codebook frame"],
     *,
@@ -172,7 +172,7 @@ def direct(
 class _Run:
     """One run of some rows: its components, its logits in the window, and how the final norm reads the stream."""
 
-    lens: Any
+    lens: AudioLens
     window: Window
     labels: tuple[str, ...]
     components: Float[Tensor, "component row step d_model"]
@@ -180,8 +180,8 @@ class _Run:
     logits: Float[Tensor, "row codebook frame vocab"]
 
     @classmethod
-    def of(cls, lens: Any, prompts: Sequence[str | None], codes: Tensor, window: Window, heads: bool) -> _Run:
-        cross = lens.config.conditioning != "prefix"
+    def of(cls, lens: AudioLens, prompts: Sequence[str | None], codes: Tensor, window: Window, heads: bool) -> _Run:
+        cross = lens.traced_model.family.has("hook_cross_attn_out")
         outs = ["attn_out", *(["cross_attn_out"] if cross else []), "mlp_out"]
         results = ["attn.result", *(["cross_attn.result"] if cross else [])] if heads else []
         sites = ["blocks.0.hook_resid_pre", *outs, *results, f"blocks.{lens.config.n_layers - 1}.hook_resid_post"]
@@ -189,14 +189,14 @@ class _Run:
         checked_logits(logits, lens.config.frame_rate)
         labels, values = _components(cache, heads)
         stream = cache["resid_post", lens.config.n_layers - 1].float()
-        norm = decoder_of(lens).layer_norm
+        norm = lens.traced_model.final_norm
         scale = (stream.var(-1, unbiased=False, keepdim=True) + norm.eps).rsqrt()
         told = by_frame(logits, window.delays, window.end)[..., window.first :, :].float()
         return cls(lens, window, (*labels, "norm_bias"), values, scale, told)
 
     def read(self, along: Float[Tensor, "row codebook frame vocab"]) -> Float[Tensor, "component row codebook"]:
         """Each component's part of the logits along vectors of them, mean over frames; the norm's bias last."""
-        norm = decoder_of(self.lens).layer_norm
+        norm = self.lens.traced_model.final_norm
         weight, bias = norm.weight.detach().float(), norm.bias.detach().float()
         parts = []
         for codebook, (head, delay) in enumerate(zip(self.lens.W_U, self.window.delays, strict=True)):
@@ -211,7 +211,7 @@ class _Run:
 
     def written(self, vector: Float[Tensor, " d_model"]) -> Float[Tensor, "row codebook frame vocab"]:
         """The unit vector of logits that a vector in the stream writes, by the final norm and each head."""
-        weight = decoder_of(self.lens).layer_norm.weight.detach().float()
+        weight = self.lens.traced_model.final_norm.weight.detach().float()
         through = weight * (vector - vector.mean()).to(weight)
         each = torch.stack([_unit(through @ head.float()) for head in self.lens.W_U])
         return each[None, :, None].expand_as(self.logits)
@@ -240,7 +240,7 @@ def layer_of(label: str) -> int:
     return int(layer) if layer.isdigit() and part != "pre" else -1
 
 
-def _vector(direction: Any, lens: Any) -> Float[Tensor, " d_model"]:
+def _vector(direction: Any, lens: AudioLens) -> Float[Tensor, " d_model"]:
     layers = getattr(direction, "layers", None)
     vector = finite("direction", direction if layers is None else direction[layers[-1]])
     if vector.shape != (lens.config.d_model,) or not bool(vector.any()):

@@ -18,6 +18,7 @@ from analysis.likelihood import Window, checked_rows
 from analysis.matched import refuse_unequal
 from analysis.site_grid import Place, places_of, spans
 from audiolens.errors import InputError
+from audiolens.lens import AudioLens
 from audiolens.model.text import checked_prompts, lengths, token_limit
 from audiolens.model.timeline import Span
 from audiolens.model.tokens import note_unread
@@ -43,7 +44,7 @@ class Part:
 class Pairing:
     """What is compared, checked. `codes` are no longer than the metric's window asks for."""
 
-    lens: Any
+    lens: AudioLens
     clean: tuple[str | None, ...]
     corrupted: tuple[str | None, ...]
     towards: Towards
@@ -55,7 +56,7 @@ class Pairing:
     @classmethod
     def checked(
         cls,
-        lens: Any,
+        lens: AudioLens,
         clean: Any,
         corrupted: Any,
         codes: Any,
@@ -77,7 +78,7 @@ class Pairing:
         groups = places_of(lens, sites, layers)
         if "logits" in groups:
             raise InputError("hook_logits is what the metric is read from: name a site before it.")
-        prefixed = lens.config.conditioning == "prefix"
+        prefixed = lens.config.has_prefix
         if along_text and prefixed:
             raise InputError(
                 f"method='integrated' goes from one prompt's text states to the other's; the text of "
@@ -118,7 +119,7 @@ class Pairing:
     def batches(self, size: int) -> Iterator[np.ndarray]:
         """Rows of each pass: where the text has no mask, of one length."""
         whole_batch_size(size)
-        prefixed = self.lens.config.conditioning == "prefix"
+        prefixed = self.lens.config.has_prefix
         kinds = np.asarray(self.sizes if prefixed else [0] * len(self.sizes))
         for kind in np.unique(kinds):
             rows = np.flatnonzero(kinds == kind)

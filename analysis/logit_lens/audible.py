@@ -17,6 +17,7 @@ from torch import Tensor
 from analysis.logit_lens.reading import checked, log_probabilities
 from audiolens import measure
 from audiolens.errors import InputError
+from audiolens.lens import AudioLens
 from audiolens.model.timeline import Real
 from audiolens.model.tokens import named_once
 from audiolens.tracing.generation import Generation
@@ -86,7 +87,7 @@ class Audible:
 
 @named_once
 def listen(
-    lens: Any,
+    lens: AudioLens,
     prompts: str | Sequence[str | None],
     codes: Int[Tensor, "row codebook frame"],
     *,

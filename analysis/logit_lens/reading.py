@@ -18,6 +18,7 @@ from torch import Tensor
 
 from analysis.likelihood import by_frame, checked_rows
 from analysis.statistics import means
+from audiolens.lens import AudioLens
 from audiolens.model.sites import checked_layers
 from audiolens.model.tokens import named_once
 from audiolens.tracing.overflow import checked_logits
@@ -117,7 +118,7 @@ class LogitLensResult:
 
 @named_once
 def read(
-    lens: Any,
+    lens: AudioLens,
     prompts: str | Sequence[str | None],
     codes: Int[Tensor, "row codebook frame"],
     *,
@@ -171,7 +172,7 @@ def read(
 
 
 def log_probabilities(
-    lens: Any, cache: Any, layer: int, codes: Tensor, rows: slice
+    lens: AudioLens, cache: Any, layer: int, codes: Tensor, rows: slice
 ) -> Float[Tensor, "row codebook frame vocab"]:
     """Log-probabilities of every frame's codes after a block; `rows` are those that the cache holds.
 
@@ -184,7 +185,7 @@ def log_probabilities(
 
 
 def checked(
-    lens: Any, prompts: Any, codes: Any, layers: Any, last: bool = True
+    lens: AudioLens, prompts: Any, codes: Any, layers: Any, last: bool = True
 ) -> tuple[Tensor, tuple[str | None, ...], list[int]]:
     """Codes, prompts and layers to read (the last block among them if `last`), or an error before the model runs."""
     listed, codes = checked_rows(lens, prompts, codes)

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from analysis.likelihood import Window, log_probability
 from analysis.patching.grid import BEGIN, EMBEDDINGS, TEXT_SIDE, TEXT_STATES, WRITES, Cell
+from audiolens.model.families.family import BlockModules
 from audiolens.model.site_access import attention_pattern
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Side:
 
 def recorded_hooks(lens: AudioLens, cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
     """The sites to record of the run that is patched, and of the run that the values come from."""
-    cross = lens.config.conditioning == "cross-attention"
+    cross = lens.traced_model.family.has("hook_cross_attn_out")
     hooks = {hook for cell in cells for hook in cell.hooks}
     base = ["attn.hook_k", "attn.hook_v", "hook_resid_pre", f"blocks.{lens.config.n_layers - 1}.hook_resid_post"]
     base += ["cross_attn.hook_k", "cross_attn.hook_v", "hook_resid_mid", "hook_resid_cross"] if cross else []
@@ -136,8 +137,8 @@ class Batch:
         return torch.where(inside, self.source.scores, self.base.scores).double().sum(-1)
 
     def _read(self, top: Tensor, start: int, order: Sequence[Cell]) -> Float[Tensor, "cell pair codebook"]:
-        decoder = self.lens.model.get_submodule(self.lens._family.decoder)
-        stream = decoder.layer_norm(top)
+        traced = self.lens.traced_model
+        stream = traced.final_norm(top)
         for i, cell in enumerate(order):
             if cell.hooks == (FINAL,):
                 stream[i] = self.base.steps(FINAL, None, start, self.steps)
@@ -152,7 +153,7 @@ class Batch:
             if begin >= end:
                 sums.append(kept.expand(len(top), -1))
                 continue
-            head = self.lens.model.decoder.lm_heads[codebook]
+            head = traced.heads[codebook]
             logits = head(stream[:, :, begin + shift - start : end + shift - start])
             mine = log_probability(logits, self.codes[:, codebook, begin:end].expand(len(top), -1, -1))
             sums.append(kept + mine.double().sum(-1))
@@ -206,8 +207,9 @@ class Climb:
         self.batch, self.start, self.hooks, self.first = batch, start, hooks, first
         self.base, self.source, self.steps = batch.base, batch.source, batch.steps
         self.config = batch.lens.config
-        self.layers = batch.lens.model.get_submodule(batch.lens._family.decoder).layers
-        self.crosses = self.config.conditioning == "cross-attention"
+        traced = batch.lens.traced_model
+        self.blocks = [traced.family.modules(block) for block in traced.blocks]
+        self.crosses = traced.family.has("hook_cross_attn_out")
         self.eager = batch.lens.model.decoder.config._attn_implementation == "eager"
         length, before = batch.steps - start, batch.base.prefix + start
         past = torch.ones(length, before + length, dtype=torch.bool, device=batch.codes.device).tril(before)
@@ -278,24 +280,24 @@ class Climb:
 
     def _part(self, layer: int, part: int, stream: Tensor) -> _Steps:
         """Returns what a part of a block adds to the stream."""
-        block = self.layers[layer]
+        block = self.blocks[layer]
         if part == 1:
             return (yield from self._self_attention(block, layer, stream))
         if part == 2:
             return (yield from self._cross_attention(block, layer, stream)) if self.crosses else stream.new_zeros(())
         if not {"mlp.hook_pre", "mlp.hook_post"} & self.hooks:
-            (out,) = yield lambda x: (block.fc2(block.activation_fn(block.fc1(block.final_layer_norm(x)))),), stream
+            (out,) = yield lambda x: (block.mlp_out(block.activation(block.mlp_in(block.mlp_norm(x)))),), stream
             return out
-        (pre,) = yield lambda x: (block.fc1(block.final_layer_norm(x)),), stream
-        post = block.activation_fn(self._edited("mlp.hook_pre", layer, pre))
-        (out,) = yield lambda x: (block.fc2(x),), self._edited("mlp.hook_post", layer, post)
+        (pre,) = yield lambda x: (block.mlp_in(block.mlp_norm(x)),), stream
+        post = block.activation(self._edited("mlp.hook_pre", layer, pre))
+        (out,) = yield lambda x: (block.mlp_out(x),), self._edited("mlp.hook_post", layer, post)
         return out
 
-    def _self_attention(self, block: Any, layer: int, stream: Tensor) -> _Steps:
-        attention, norm = block.self_attn, block.self_attn_layer_norm
+    def _self_attention(self, block: BlockModules, layer: int, stream: Tensor) -> _Steps:
+        attention, norm = block.attention, block.attention_norm
 
         def projected(given: Tensor) -> tuple[Tensor, ...]:
-            return attention.q_proj(given), attention.k_proj(given), attention.v_proj(given)
+            return attention.query(given), attention.key(given), attention.value(given)
 
         if "ln1.hook_normalized" in self.hooks:
             (given,) = yield lambda x: (norm(x),), stream
@@ -312,12 +314,13 @@ class Climb:
                 for old, new in zip(before, (key, value), strict=True)
             )
         z = self._attended("attn", layer, query, key, value, self.past if past else None, causal=not past)
-        (out,) = yield lambda x: (attention.out_proj(x),), z.flatten(-2)
+        (out,) = yield lambda x: (attention.output(x),), z.flatten(-2)
         return out
 
-    def _cross_attention(self, block: Any, layer: int, stream: Tensor) -> _Steps:
-        attention, rows = block.encoder_attn, len(stream)
-        (query,) = yield lambda x: (attention.q_proj(block.encoder_attn_layer_norm(x)),), stream
+    def _cross_attention(self, block: BlockModules, layer: int, stream: Tensor) -> _Steps:
+        attention, norm, rows = block.cross_attention, block.cross_attention_norm, len(stream)
+        assert attention is not None
+        (query,) = yield lambda x: (attention.query(norm(x)),), stream
         query = self._edited("cross_attn.hook_q", layer, self._heads(query))
         if self.text is None:
             key, value = (
@@ -329,11 +332,11 @@ class Climb:
                 for name in "kv"
             )
         else:
-            key, value = (self._heads(getattr(attention, f"{name}_proj")(self.text)) for name in "kv")
+            key, value = self._heads(attention.key(self.text)), self._heads(attention.value(self.text))
         seen = self.batch.seen
         mask = None if seen is None else seen.expand(rows, -1, -1).flatten(0, 1)[:, None, None]
         z = self._attended("cross_attn", layer, query, key, value, mask, causal=False)
-        (out,) = yield lambda x: (attention.out_proj(x),), z.flatten(-2)
+        (out,) = yield lambda x: (attention.output(x),), z.flatten(-2)
         return out
 
     def _attended(

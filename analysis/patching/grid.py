@@ -14,7 +14,6 @@ import numpy as np
 
 from audiolens.checks import one_or_listed, whole_number
 from audiolens.errors import InputError, SiteError
-from audiolens.model.families import places
 from audiolens.model.sites import Site, checked_heads, checked_names, layers_once
 from audiolens.model.timeline import Real, Span, Timeline, clip_timeline
 
@@ -158,7 +157,7 @@ def needs_tokens(lens: AudioLens, hooks: Sequence[str]) -> bool:
 
     Where the text stands before the steps, every pattern has: its keys begin there.
     """
-    patterns = lens.config.conditioning == "prefix" and any(hook.endswith("pattern") for hook in hooks)
+    patterns = lens.config.has_prefix and any(hook.endswith("pattern") for hook in hooks)
     return patterns or any(hook in TEXT_SIDE for hook in hooks)
 
 
@@ -174,7 +173,7 @@ def needs_equal_lengths(
     timeline = clip_timeline(seconds, lens.config)
     if by == "seconds" and not heard:
         _windows(WINDOWS, timeline, timeline.steps)
-    shifted = heard and lens.config.conditioning == "prefix"
+    shifted = heard and lens.config.has_prefix
     return shifted or needs_tokens(lens, [place.hook for group in found for place in group])
 
 
@@ -183,7 +182,7 @@ def _sites(
 ) -> tuple[tuple[str, ...], list[list[Site]]]:
     """The sites as they were asked for, or those of the default, and their places: a list a column of components."""
     checked_by(by)
-    if by == "token" and lens.config.conditioning == "prefix":
+    if by == "token" and lens.config.has_prefix:
         raise SiteError(
             f"by='token': {lens.config.family} has no cross-attention: its text stands before the audio steps, in the "
             "decoder's own sequence. Use by='component' or by='seconds'."
@@ -192,14 +191,14 @@ def _sites(
     names = (asked,) if isinstance(asked, str) else tuple(asked)
     layers = None if layers is None else layers_once(layers)
     groups = [(name,) for name in names] if by == "component" else [names]
-    found = [list(places(lens._family, lens.config, group, layers)) for group in groups]
+    found = [list(lens.traced_model.family.find(lens.config, group, layers)) for group in groups]
     _refuse_mixed(by, found)
     return names, found
 
 
 def _default(by: By, lens: AudioLens, heard: bool) -> tuple[str, ...]:
     names = (_HEARD if heard else _DEFAULTS)[by]
-    if lens.config.conditioning != "prefix":
+    if not lens.config.has_prefix:
         return names
     # Here the self-attention is what takes from the text.
     alone = {"cross_attn_out": "attn_out", "cross_attn.z": "attn.z"}

@@ -21,7 +21,8 @@ from audiolens.model import text, tokens
 from audiolens.model.timeline import Real, Span, Timeline, codes_timeline
 from audiolens.model.tokens import named_once
 from audiolens.prompts import PromptSet
-from audiolens.sound.codec import checked_codes, codes_of
+from audiolens.sound.codec import checked_codes
+from audiolens.tracing.given_sound import codes_of
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -127,7 +128,7 @@ class Runs:
     ) -> Runs:
         """The runs, or an error before any model runs (but the codec, for audio)."""
         if isinstance(codes, tuple | list):
-            codes = codes_of(codes, lens)
+            codes = codes_of(codes, lens.traced_model)
         ours, theirs, sizes = checked_prompts(lens, clean, corrupted)
         codes = checked_codes(codes, lens.config, len(ours)).to(lens.device)
         timeline = codes_timeline(codes, lens.config, lens.config.prefix(max(map(max, sizes))))
@@ -205,7 +206,7 @@ class Runs:
         )
 
     def _side(self, which: int, rows: Sequence[int], hooks: Sequence[str], layers: Any) -> Side:
-        lens, prefixed = self.lens, self.lens.config.conditioning == "prefix"
+        lens, prefixed = self.lens, self.lens.config.has_prefix
         prompts = [(self.clean, self.corrupted)[which][row] for row in rows]
         logits, cache = lens.run_with_cache(
             prompts, self.read[which][list(rows)], sites=hooks, layers=layers, prefix=prefixed and bool(hooks)
@@ -214,7 +215,7 @@ class Runs:
         return Side(cache, prefix, self.window.each(logits, self.codes[list(rows)]))
 
     def _seen(self, which: int, rows: Sequence[int]) -> Bool[Tensor, "pair token"] | None:
-        if self.lens.config.conditioning == "prefix":
+        if self.lens.config.has_prefix:
             return None
         prompts = [(self.clean, self.corrupted)[which][row] for row in rows]
         sizes = [0 if prompts[i] is None else self.sizes[which][row] for i, row in enumerate(rows)]

@@ -113,7 +113,7 @@ class Listening:
         ours, theirs = ours[: sound.pairs], theirs[: sound.pairs]
         sizes = sizes[0][: sound.pairs], sizes[1][: sound.pairs]
         refuse_same(ours, theirs)
-        if lens.config.conditioning == "prefix" and any(a != b for a, b in zip(*sizes, strict=True)):
+        if lens.config.has_prefix and any(a != b for a, b in zip(*sizes, strict=True)):
             raise PromptError(
                 f"{lens.config.family} has no mask for its text, so a pair's prompts must be of equal length in tokens "
                 "to play side by side: take patching.pairs(..., same_length=True)."

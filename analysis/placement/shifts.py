@@ -100,7 +100,7 @@ def asked_in_words(lens: AudioLens, sets: PromptSet, neutral: Sequence[str]) -> 
             would be that of the steps behind them too.
     """
     positive, negative = words_of(sets, neutral)
-    if lens.config.conditioning == "prefix":
+    if lens.config.has_prefix:
         sizes = [[len(tokens) for tokens in lens.text_tokens(side)] for side in (positive, negative)]
         apart = [row for row, (a, b) in enumerate(zip(*sizes, strict=True)) if a != b]
         if apart:

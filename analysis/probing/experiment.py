@@ -27,6 +27,7 @@ from audiolens.errors import InputError
 from audiolens.interventions import Branch
 from audiolens.model.sites import head_numbers, listed_layers
 from audiolens.model.tokens import named_once
+from audiolens.model.weight_hash import weights_hash
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -278,7 +279,7 @@ def _meta(
         branch = cast(Branch, data.branch)
     return Provenance(
         model=lens.name,
-        weights=provenance.weights_hash(lens.model),
+        weights=weights_hash(lens.model),
         n_layers=lens.config.n_layers,
         site=found.site,
         position=position if isinstance(position, str) else (float(position[0]), float(position[1])),

@@ -138,7 +138,7 @@ class Settings:
             "features would need more than 2,560 clips of every condition."
         )
         position: Position = "eos"
-        if lens.config.conditioning != "prefix":
+        if not lens.config.has_prefix:
             position = "last"
             other.insert(0, "Position: the clip's last step, for the text of this model stands in no decoder sequence.")
         protocol: dict[str, Any] = {

@@ -31,12 +31,13 @@ from soundfile import LibsndfileError
 import analysis
 import audiolens
 from analysis.store.folder import LOCK, UNSEALED_STUDY, Held, check_in_place, disk_is_full, held, is_study
-from analysis.sweep.ledger import content_hash
 from audiolens.directions import provenance
 from audiolens.errors import DamagedError, DamageWarning, InputError, StoppedError
 from audiolens.files.atomic import UNFINISHED, as_path, new_folder, put, refused, remove, remove_unfinished
 from audiolens.files.integrity import check_manifest, read_json, sealed_json, write_manifest
+from audiolens.lens import AudioLens
 from audiolens.model.tokens import callers_level
+from audiolens.model.weight_hash import content_hash
 
 FORMAT = "audiolens.run.2"
 UNSEALED = "audiolens.run.1"
@@ -172,7 +173,7 @@ def hash_of(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def common_of(lens: Any) -> dict[str, Any]:
+def common_of(lens: AudioLens) -> dict[str, Any]:
     """What every stage follows from: weights, device, versions, and the code that makes it."""
     return {
         "weights": content_hash(lens.model),

@@ -32,13 +32,14 @@ from torch import Tensor
 from analysis.store.folder import LOCK, Held, check_in_place, held
 from analysis.sweep.batches import BATCHES, SOUND, TABLE, UNFINISHED, Batches, finished, plans_of
 from analysis.sweep.conditions import Condition
-from audiolens.directions.provenance import content_hash
 from audiolens.errors import DamagedError, DamageWarning, InputError
 from audiolens.files import bounded
 from audiolens.files.atomic import as_path, put, refused, remove_unfinished
 from audiolens.files.integrity import SEAL, read_json, sealed_json
 from audiolens.interventions import Intervention
+from audiolens.lens import AudioLens
 from audiolens.model.tokens import callers_level
+from audiolens.model.weight_hash import content_hash
 
 FORMAT = "audiolens.sweep.2"
 UNSEALED = "audiolens.sweep.1"
@@ -148,7 +149,9 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
         yield Ledger(place, begun or facts, schema, kept)
 
 
-def facts_of(lens: Any, conditions: Sequence[Condition], settings: Mapping[str, Any], **others: Any) -> dict[str, Any]:
+def facts_of(
+    lens: AudioLens, conditions: Sequence[Condition], settings: Mapping[str, Any], **others: Any
+) -> dict[str, Any]:
     """What a sweep's rows follow from, as plain values: versions, weights, settings, and hashes of what is done."""
     from audiolens.directions import provenance
 

@@ -26,6 +26,7 @@ from audiolens.interventions import checked_rows
 from audiolens.model.loading import checked_device, checked_dtype
 from audiolens.model.sites import Site, listed_layers, names_once
 from audiolens.model.timeline import Span, checked_span
+from audiolens.model.traced_model import HasModel
 from audiolens.tensors import finite
 
 _FORMAT = "audiolens.activations.2"
@@ -232,7 +233,7 @@ class ActivationCache(AsArray):
         return accumulate(self, layer, incl_mid)
 
     def logit_lens(
-        self, lens: Any = None, *, site: str = "resid_post", layers: int | Sequence[int] | None = None
+        self, lens: "HasModel | None" = None, *, site: str = "resid_post", layers: int | Sequence[int] | None = None
     ) -> Float[Tensor, "layer ..."]:
         """The logits of the stream at each recorded layer, had the model ended there: through the final norm and heads.
 
@@ -244,7 +245,7 @@ class ActivationCache(AsArray):
         Args:
             lens: needed for a cache that was loaded from a file: a lens on the model it was recorded from.
         """
-        return logit_lens(self, lens, site, layers)
+        return logit_lens(self, None if lens is None else lens.traced_model, site, layers)
 
     def to(self, device: Any = None, dtype: str | torch.dtype | None = None) -> "ActivationCache":
         """The same cache on another device or in another floating dtype, given as such or by name.

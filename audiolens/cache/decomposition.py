@@ -6,7 +6,7 @@ attention, cross-attention and MLP put out. `ActivationCache` carries the verbs;
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,8 @@ from audiolens.arrays import AsArray
 from audiolens.checks import checked_flags, whole_number
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
 from audiolens.model.sites import listed_layers
-from audiolens.model.weights import decoder_of
+from audiolens.model.traced_model import TracedModel
+from audiolens.model.weights import unembeddings
 
 if TYPE_CHECKING:
     from audiolens.cache.activation_cache import ActivationCache
@@ -38,9 +39,9 @@ class Stream:
             raise InputError(f"a stream of {self.n_layers} blocks that add {self.parts}: expected some of {[*_PARTS]}.")
 
     @classmethod
-    def of(cls, lens: Any) -> "Stream":
-        hooks = lens._family.hooks()
-        return cls(lens.config.n_layers, tuple(part for part in _PARTS if f"hook_{part}" in hooks))
+    def of(cls, traced: TracedModel) -> "Stream":
+        parts = tuple(part for part in _PARTS if traced.family.has(f"hook_{part}"))
+        return cls(traced.config.n_layers, parts)
 
     def links(self) -> list[tuple[str, str, str]]:
         """The sums of a block, in its order: a state, the part added to it, and the state that they make."""
@@ -61,9 +62,9 @@ class Readout:
     heads: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, lens: Any) -> "Readout":
-        norm = decoder_of(lens).layer_norm
-        return cls(norm.weight.detach(), norm.bias.detach(), norm.eps, tuple(lens.W_U))
+    def of(cls, traced: TracedModel) -> "Readout":
+        norm = traced.final_norm
+        return cls(norm.weight.detach(), norm.bias.detach(), norm.eps, tuple(unembeddings(traced)))
 
     def logits(self, states: Float[Tensor, "*rows step d_model"]) -> Float[Tensor, "*rows codebook step vocab"]:
         """On the model's device and in its dtype, as the model would; given back on the states' device."""
@@ -109,9 +110,9 @@ class Components(AsArray):
         return f"Components({shortened(self.labels, 6)}; {tuple(self.values.shape)})"
 
 
-def equipped(cache: "ActivationCache", lens: Any) -> "ActivationCache":
+def equipped(cache: "ActivationCache", traced: TracedModel) -> "ActivationCache":
     """The cache with what it needs to be taken apart and read out."""
-    return replace(cache, stream=Stream.of(lens), readout=Readout.of(lens))
+    return replace(cache, stream=Stream.of(traced), readout=Readout.of(traced))
 
 
 def decompose(cache: "ActivationCache", layer: int | None) -> Components:
@@ -142,18 +143,18 @@ def accumulate(cache: "ActivationCache", layer: int | None, incl_mid: bool) -> C
 
 
 def logit_lens(
-    cache: "ActivationCache", lens: Any, site: str, layers: int | Sequence[int] | None
+    cache: "ActivationCache", traced: TracedModel | None, site: str, layers: int | Sequence[int] | None
 ) -> Float[Tensor, "layer ..."]:
     """What the stream says at some blocks: their logits, had the model ended there."""
-    readout = cache.readout if lens is None else Readout.of(lens)
+    readout = cache.readout if traced is None else Readout.of(traced)
     if readout is None:
         raise InputError(
             "this cache holds no final norm and no heads (a file never does): give the lens of the model it was "
             "recorded from, cache.logit_lens(lens)."
         )
-    if lens is not None and cache.model and cache.model != lens.name:
+    if traced is not None and cache.model and cache.model != traced.name:
         raise InputError(
-            f"this cache was recorded from {cache.model!r}, and the lens is of {lens.name!r}: give the lens of the "
+            f"this cache was recorded from {cache.model!r}, and the lens is of {traced.name!r}: give the lens of the "
             "model it was recorded from, opened under the same name."
         )
     if cache.reduce == "max":

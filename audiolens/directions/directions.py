@@ -24,9 +24,11 @@ from audiolens.directions.provenance import Provenance
 from audiolens.directions.vectors import apart, multiplier, unit
 from audiolens.errors import InputError, InputTypeError, SiteError, shortened
 from audiolens.interventions import Branch
+from audiolens.lens import AudioLens
 from audiolens.model.sites import listed_layers
 from audiolens.model.timeline import Real
 from audiolens.model.tokens import named_once
+from audiolens.model.weight_hash import weights_hash
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +239,7 @@ class Directions(AsArray):
         return provenance.write(path, tensors, facts)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], lens: Any = None) -> "Directions":
+    def load(cls, path: str | os.PathLike[str], lens: AudioLens | None = None) -> "Directions":
         """Read a file that `save` wrote; with `lens`, only if it was read from that very model.
 
         Raises:
@@ -307,7 +309,7 @@ class Directions(AsArray):
 
 @named_once
 def difference_in_means(
-    lens: Any,
+    lens: AudioLens,
     positive: Sequence[str | None],
     negative: Sequence[str | None],
     site: str = "resid_post",
@@ -368,7 +370,7 @@ def difference_in_means(
     return found
 
 
-def read_poles(lens: Any, reader: PoleReader, label: str, keep_samples: bool) -> Directions:
+def read_poles(lens: AudioLens, reader: PoleReader, label: str, keep_samples: bool) -> Directions:
     """What `difference_in_means` makes of a plan, directions of length 0 among it."""
     contrast = Contrast(len(reader.negative), len(reader.positive))
     kept: Tensor | None = None
@@ -404,10 +406,10 @@ def orthogonalised(*directions: Directions) -> list[Directions]:
     return made
 
 
-def _meta(lens: Any, reader: PoleReader, label: str) -> Provenance:
+def _meta(lens: AudioLens, reader: PoleReader, label: str) -> Provenance:
     return Provenance(
         model=lens.name,
-        weights=provenance.weights_hash(lens.model),
+        weights=weights_hash(lens.model),
         n_layers=lens.config.n_layers,
         site=reader.site,
         position=reader.position,

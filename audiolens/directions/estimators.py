@@ -17,9 +17,12 @@ from torch import Tensor
 from audiolens.directions.directions import Directions, difference_in_means
 from audiolens.directions.pole_reader import Samples
 from audiolens.errors import InputError
+from audiolens.lens import AudioLens
 
 
-def mean_centred(lens: Any, pole: Sequence[str | None], neutral: Sequence[str | None], **reading: Any) -> Directions:
+def mean_centred(
+    lens: AudioLens, pole: Sequence[str | None], neutral: Sequence[str | None], **reading: Any
+) -> Directions:
     """The mean under one pole's prompts, centred on the mean under neutral ones, as `sets.development` are.
 
     Jorgensen et al. (2023). For a concept that has no opposite; half as long as a difference of two poles that lie

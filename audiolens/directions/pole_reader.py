@@ -17,11 +17,12 @@ from tqdm.auto import tqdm
 from audiolens.checks import checked_flags, checked_seed, in_order, one_or_listed
 from audiolens.errors import InputError, InputTypeError, PromptError
 from audiolens.interventions import Branch, checked_branch
+from audiolens.lens import AudioLens
 from audiolens.model import text, tokens
 from audiolens.model.sites import resolve
 from audiolens.model.timeline import Span, checked_span
-from audiolens.sound.codec import codes_of
 from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.given_sound import codes_of
 from audiolens.tracing.recording import refuse_prefix
 
 Position = Literal["mean", "first", "last", "eos"] | Span
@@ -65,7 +66,7 @@ class PoleReader:
 
     def __init__(
         self,
-        lens: Any,
+        lens: AudioLens,
         positive: Sequence[str | None],
         negative: Sequence[str | None],
         *,
@@ -175,7 +176,7 @@ class PoleReader:
         places = [self._place(row) for row in rows]
         if self.generates:
             seeds = [self.seeds[place] for place in places]
-            cache = self.lens.generate(
+            cache: Any = self.lens.generate(
                 prompts, self.seconds, seeds=seeds, guidance_scale=self.guidance_scale, span=span, decode=False,
                 cache_device="cpu", **what,
             ).cache  # fmt: skip
@@ -233,7 +234,7 @@ def _checked_poles(positive: Any, negative: Any) -> tuple[tuple[str | None, ...]
     return sides[0], sides[1]
 
 
-def _checked_position(position: Any, lens: Any) -> Position:
+def _checked_position(position: Any, lens: AudioLens) -> Position:
     if position == "eos":
         refuse_prefix(lens.config, "position='eos'", "Use 'first' or 'last'.")
     if isinstance(position, tuple | list):
@@ -244,7 +245,7 @@ def _checked_position(position: Any, lens: Any) -> Position:
     return position
 
 
-def _checked_site(lens: Any, site: Any, layers: Any) -> tuple[str, tuple[int, ...]]:
+def _checked_site(lens: AudioLens, site: Any, layers: Any) -> tuple[str, tuple[int, ...]]:
     """The short name of a site with one vector a step, and its layers; a full name brings its own."""
     shapes = lens.sites()
     hooks = dict.fromkeys(name.split(".", 2)[2] for name in shapes if name.startswith("blocks."))
@@ -271,8 +272,8 @@ def _checked_seeds(seeds: Any, count: int) -> list[int]:
     return listed
 
 
-def _encoded(lens: Any, audio: Any) -> Codes | tuple[Codes, Codes]:
+def _encoded(lens: AudioLens, audio: Any) -> Codes | tuple[Codes, Codes]:
     """Codes of (waveform, sample_rate), or of a pair of them, the positive pole's first."""
     if isinstance(audio, tuple | list) and len(audio) == 2 and isinstance(audio[0], tuple | list):
-        return codes_of(audio[0], lens), codes_of(audio[1], lens)
-    return codes_of(audio, lens)
+        return codes_of(audio[0], lens.traced_model), codes_of(audio[1], lens.traced_model)
+    return codes_of(audio, lens.traced_model)

@@ -21,7 +21,7 @@ from audiolens.errors import UnsupportedModelError
 from audiolens.model.projections import affine
 
 if TYPE_CHECKING:
-    from audiolens.model.families import LensConfig
+    from audiolens.model.config import LensConfig
 
 _TIME = ("step", "query")
 _OPEN = ("token", "key")
@@ -78,7 +78,7 @@ class Form:
         """
         sizes = sizes_of(config)
         known = {axis: f"{axis}={size}" for axis, size in sizes.items()}
-        if config.conditioning == "prefix":
+        if config.has_prefix:
             known |= {axis: f"[prefix+]{axis}" for axis in _TIME} | ({"key": "prefix+key"} if self.square else {})
         return " ".join(known.get(axis, axis) for axis in self.axes)
 

@@ -18,7 +18,7 @@ from audiolens.checks import real_number, whole_number
 from audiolens.errors import InputError, InputTypeError
 
 if TYPE_CHECKING:
-    from audiolens.model.families import LensConfig
+    from audiolens.model.config import LensConfig
 
 Real = float | int
 Span = tuple[Real, Real]

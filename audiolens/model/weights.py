@@ -11,7 +11,7 @@ The weights are the model's as they stand. TransformerLens folds the layer norms
 there is no `b_Q` nor any kin of it. Every tensor is detached: reading one builds no graph.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,7 +20,9 @@ from torch import Tensor
 
 from audiolens.checks import whole_number
 from audiolens.errors import InputError, InputTypeError
+from audiolens.model.families.family import Parts
 from audiolens.model.projections import affine, table
+from audiolens.model.traced_model import HasModel, TracedModel
 
 
 class Weights(tuple[Tensor, ...]):
@@ -54,20 +56,37 @@ class Weights(tuple[Tensor, ...]):
         return f"Weights({len(self)} x {tuple(self[0].shape)})"
 
 
-def attention(module: str) -> tuple[property, property, property, property]:
+def attention(name: str) -> tuple[property, property, property, property]:
     """W_Q, W_K, W_V ("head d_model d_head") and W_O ("head d_head d_model") of one attention of every block."""
     into = "(head d_head) d_model -> head d_model d_head"
+
+    def of(projection: str) -> Callable[[Parts], str | None]:
+        def path(parts: Parts) -> str | None:
+            module = parts.attentions.get(name)
+            return None if module is None else f"{module}.{getattr(parts, projection)}"
+
+        return path
+
     return (
-        _per_block(f"{module}.q_proj", into),
-        _per_block(f"{module}.k_proj", into),
-        _per_block(f"{module}.v_proj", into),
-        _per_block(f"{module}.out_proj", "d_model (head d_head) -> head d_head d_model"),
+        _per_block(of("query"), into),
+        _per_block(of("key"), into),
+        _per_block(of("value"), into),
+        _per_block(of("output"), "d_model (head d_head) -> head d_head d_model"),
     )
 
 
 def mlp() -> tuple[property, property]:
     """W_in ("d_model d_mlp") and W_out ("d_mlp d_model") of every block."""
-    return _per_block("fc1", "d_mlp d_model -> d_model d_mlp"), _per_block("fc2", "d_model d_mlp -> d_mlp d_model")
+    return (
+        _per_block(lambda parts: parts.mlp_in, "d_mlp d_model -> d_model d_mlp"),
+        _per_block(lambda parts: parts.mlp_out, "d_model d_mlp -> d_mlp d_model"),
+    )
+
+
+def unembeddings(traced: TracedModel) -> Weights:
+    """W_U, one per codebook: "d_model vocab"."""
+    matrices = (_matrix(head, traced.config.d_model, traced) for head in traced.heads)
+    return _weights(matrices, "vocab d_model -> d_model vocab")
 
 
 def vocabulary() -> tuple[property, property, property]:
@@ -76,15 +95,17 @@ def vocabulary() -> tuple[property, property, property]:
     The last row of a `W_E` is the start token's, which no `W_U` predicts.
     """
 
-    def embeddings(lens: Any) -> Weights:
-        return _weights((_rows(part, lens) for part in decoder_of(lens).embed_tokens), "code d_model -> code d_model")
+    def embeddings(lens: HasModel) -> Weights:
+        traced = lens.traced_model
+        parts = traced.family.embeddings(traced.model)
+        return _weights((_rows(part, traced) for part in parts), "code d_model -> code d_model")
 
-    def heads(lens: Any) -> Weights:
-        matrices = (_matrix(head, lens.config.d_model, lens) for head in lens.model.decoder.lm_heads)
-        return _weights(matrices, "vocab d_model -> d_model vocab")
+    def heads(lens: HasModel) -> Weights:
+        return unembeddings(lens.traced_model)
 
-    def positions(lens: Any) -> Tensor:
-        return decoder_of(lens).embed_positions.weights.detach()
+    def positions(lens: HasModel) -> Tensor:
+        traced = lens.traced_model
+        return traced.family.positions(traced.model).weights.detach()
 
     return (
         property(embeddings, doc='One a codebook: "code d_model"; the last row is the start token\'s.'),
@@ -93,37 +114,35 @@ def vocabulary() -> tuple[property, property, property]:
     )
 
 
-def _per_block(module: str, axes: str) -> property:
+def _per_block(find: Callable[[Parts], str | None], axes: str) -> property:
     """A weight of every block; `axes` lays transformers' "out in" out as TransformerLens has it, without a copy."""
 
-    def read(lens: Any) -> Weights:
-        if module.startswith("encoder_attn") and lens.config.conditioning != "cross-attention":
-            raise AttributeError(f"{lens.config.family} has no cross-attention, and so no weights of one.")
-        sizes = {"head": lens.config.n_heads} if "head" in axes else {}
-        parts = [block.get_submodule(module) for block in decoder_of(lens).layers]
-        width = lens.config.d_mlp if module == "fc2" else lens.config.d_model
-        return _weights((_matrix(part, width, lens) for part in parts), axes, **sizes)
+    def read(lens: HasModel) -> Weights:
+        traced = lens.traced_model
+        path = find(traced.family.parts)
+        if path is None:
+            raise AttributeError(f"{traced.family.name} has no cross-attention, and so no weights of one.")
+        sizes = {"head": traced.config.n_heads} if "head" in axes else {}
+        parts = [traced.family.part(block, path) for block in traced.blocks]
+        width = traced.config.d_mlp if path == traced.family.parts.mlp_out else traced.config.d_model
+        return _weights((_matrix(part, width, traced) for part in parts), axes, **sizes)
 
     return property(read, doc=f'One a block: "{axes.partition(" -> ")[2]}".')
 
 
 @torch.no_grad()
-def _matrix(module: Any, width: int, lens: Any) -> Tensor:
-    return affine(module, width, _like(module, lens))[0]
+def _matrix(module: Any, width: int, traced: TracedModel) -> Tensor:
+    return affine(module, width, _like(module, traced))[0]
 
 
 @torch.no_grad()
-def _rows(module: Any, lens: Any) -> Tensor:
-    return table(module, _like(module, lens))
+def _rows(module: Any, traced: TracedModel) -> Tensor:
+    return table(module, _like(module, traced))
 
 
-def _like(module: Any, lens: Any) -> Tensor:
+def _like(module: Any, traced: TracedModel) -> Tensor:
     """Where a part of the model stands, in the dtype that it computes in."""
-    return torch.empty(0, dtype=lens.dtype, device=next(module.parameters()).device)
-
-
-def decoder_of(lens: Any) -> Any:
-    return lens.model.get_submodule(lens._family.decoder)
+    return torch.empty(0, dtype=traced.dtype, device=next(module.parameters()).device)
 
 
 def _weights(parameters: Iterable[Tensor], axes: str, **sizes: int) -> Weights:

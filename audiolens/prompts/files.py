@@ -11,12 +11,15 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from audiolens.errors import AudioLensWarning, InputError, PromptError, nearest, shortened
 from audiolens.files.bounded import csv_rows, json_of, read_text, toml_of
 from audiolens.model import tokens
 from audiolens.prompts.sets import PromptSet
+
+if TYPE_CHECKING:
+    from audiolens.lens import AudioLens
 
 _NEUTRAL = "neutral"
 _KEYS = (
@@ -31,7 +34,7 @@ def concepts(vocabulary: str = "etude") -> tuple[str, ...]:
     return tuple(sorted(name for name in found if name != _NEUTRAL))
 
 
-def load(concept: str, vocabulary: str | None = None, *, lens: Any = None) -> PromptSet:
+def load(concept: str, vocabulary: str | None = None, *, lens: "AudioLens | None" = None) -> PromptSet:
     """The bundled set of a concept.
 
     `vocabulary="etude"` uses only words that étude knows, and has every concept of its grammar; `"english"` is free
@@ -116,7 +119,7 @@ def from_files(
     return _checked(sides[0], fields)
 
 
-def _reads_english(lens: Any, concept: str) -> bool:
+def _reads_english(lens: "AudioLens", concept: str) -> bool:
     if concept not in concepts("english"):
         return False
     sets, unknown = load(concept, "english"), lens.tokenizer.unk_token_id

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from audiolens.checks import checked_count
 from audiolens.errors import InputError
-from audiolens.model.families import LensConfig
+from audiolens.model.config import LensConfig
 from audiolens.model.text import BUCKET, checked_prompts
 from audiolens.model.timeline import delay
 

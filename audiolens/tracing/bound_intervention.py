@@ -13,7 +13,7 @@ from torch import Tensor
 
 from audiolens.errors import InputError, InputTypeError
 from audiolens.interventions import Apply, Intervention, checked_rows
-from audiolens.model.families import LensConfig
+from audiolens.model.config import LensConfig
 from audiolens.model.site_access import Form
 from audiolens.model.sites import checked_heads
 from audiolens.model.timeline import Timeline

@@ -19,10 +19,12 @@ from audiolens.model import text
 from audiolens.model.text import Prompt
 from audiolens.model.timeline import Real, clip_timeline
 from audiolens.model.tokens import callers_level
-from audiolens.sound.codec import Sound, clip_start
+from audiolens.model.traced_model import TracedModel
+from audiolens.sound.codec import Sound
 from audiolens.tracing import model_calls
 from audiolens.tracing.batching import batches, start_columns
 from audiolens.tracing.generation import Generation
+from audiolens.tracing.given_sound import clip_start, decode_codes
 from audiolens.tracing.model_calls import alone, random_state
 from audiolens.tracing.plan import Run, checked_interventions
 from audiolens.tracing.recording import Reading, Recorder
@@ -33,7 +35,7 @@ _UNSET_LENGTH = 20
 
 
 def drawn(
-    lens: Any,
+    traced: TracedModel,
     prompts: Prompt | Sequence[Prompt],
     seconds: Real,
     reading: Reading,
@@ -52,54 +54,51 @@ def drawn(
 ) -> Generation:
     """The clips of one call; see `AudioLens.generate`."""
     checked_flags(exact=exact, decode=decode, use_cache=use_cache, progress=progress)
-    config = lens.config
+    config = traced.config
     seeds = one_or_listed("seeds", seeds)
     rows = len(seeds) if isinstance(seeds, list) else None
-    listed, sizes = text.checked(prompts, lens.model, lens.tokenizer, rows)
+    listed, sizes = text.checked(prompts, traced.model, traced.tokenizer, rows)
     streams = checked_seeds(seeds, len(listed))
     guidance_scale, temperature, top_k = checked_settings(guidance_scale, temperature, top_k)
-    checked_generation_config(lens.model, config)
+    checked_generation_config(traced.model, config)
     guided = guidance_scale > 1
     timeline = clip_timeline(seconds, config, config.prefix(max(sizes)))
-    _warn_beyond(timeline.seconds, lens)
-    todo = checked_interventions(interventions, lens._family, config, guided)
+    _warn_beyond(timeline.seconds, traced)
+    todo = checked_interventions(interventions, traced, guided)
     checked_branch(reading.branch, guided or not reading.sites)
-    recorder = Recorder.of(reading, lens._family, config, len(listed), timeline)
+    recorder = Recorder.of(reading, traced, len(listed), timeline)
     if exact and streams is None:
         raise InputError("exact=True needs seeds: transformers' own sampler draws a whole batch from one state.")
     parts = list(batches(sizes, guided=guided, exact=exact, batch_size=batch_size, prefix=config.prefix))
-    start = clip_start(audio_prompt, len(listed), timeline, lens)
-    codes = torch.zeros(len(listed), config.n_codebooks, timeline.frames, dtype=torch.long, device=lens.device)
-    with alone(lens.model), random_state(keep=streams is not None):
+    start = clip_start(audio_prompt, len(listed), timeline, traced)
+    codes = torch.zeros(len(listed), config.n_codebooks, timeline.frames, dtype=torch.long, device=traced.device)
+    with alone(traced.model), random_state(keep=streams is not None):
         for layout, length in tqdm(parts, desc="generating", unit="batch", disable=not progress):
             if recorder is not None:
                 recorder.begin(layout)
             run = Run(
-                lens._nnsight,
-                lens._family,
-                config,
+                traced,
                 layout=layout,
                 timeline=timeline,
                 interventions=todo,
                 recorder=recorder,
-                device=lens.device,
             )
-            encoded = text.encode([listed[row] for row in layout.rows], lens.model, lens.tokenizer, length)
+            encoded = text.encode([listed[row] for row in layout.rows], traced.model, traced.tokenizer, length)
             mine = None if streams is None else [streams[row] for row in layout.rows]
             given = {} if start is None else {"decoder_input_ids": start_columns(start, config, layout)}
             made = model_calls.generate(
-                lens._nnsight,
+                traced.nnsight,
                 run,
                 timeline,
                 use_cache=use_cache,
                 input_ids=encoded.ids,
                 **given,
-                **lens._family.inputs(lens.model, encoded, guided),
+                **traced.family.inputs(traced.model, encoded, guided),
                 **sampling_arguments(mine, config, guidance_scale, temperature, top_k),
             )
             codes[list(layout.rows[: layout.kept])] = made[: layout.kept]
-    audio = lens.decode_codes(codes) if decode else None
-    recorded = None if recorder is None else recorder.cache(listed, lens.name, config.frame_rate)
+    audio = decode_codes(traced, codes) if decode else None
+    recorded = None if recorder is None else recorder.cache(listed, traced.name, config.frame_rate)
     return Generation(
         codes=codes,
         audio=audio,
@@ -107,9 +106,9 @@ def drawn(
         frame_rate=config.frame_rate,
         prompts=listed,
         seeds=None if streams is None else tuple(streams),
-        cache=None if recorded is None else equipped(recorded, lens),
+        cache=None if recorded is None else equipped(recorded, traced),
         settings={
-            "model": lens.name,
+            "model": traced.name,
             "seconds": timeline.seconds,
             "audio_prompt_seconds": 0.0 if start is None else start.shape[-1] / config.frame_rate,
             "guidance_scale": float(guidance_scale),
@@ -121,14 +120,14 @@ def drawn(
     )
 
 
-def _warn_beyond(seconds: float, lens: Any) -> None:
+def _warn_beyond(seconds: float, traced: TracedModel) -> None:
     """Say that a clip is longer than the model's makers have it play: `max_length` follows the clips of training."""
-    steps = lens.model.generation_config.max_length
-    usual = 0.0 if steps in (None, _UNSET_LENGTH) else steps / lens.config.frame_rate
+    steps = traced.model.generation_config.max_length
+    usual = 0.0 if steps in (None, _UNSET_LENGTH) else steps / traced.config.frame_rate
     if 0 < usual < seconds - 1e-9:
         warnings.warn(
-            f"seconds={seconds:g}: {lens.name!r} is set up for clips of up to {usual:g} s; beyond that it may play no "
-            "music, for it was hardly trained on longer ones.",
+            f"seconds={seconds:g}: {traced.name!r} is set up for clips of up to {usual:g} s; it was hardly trained on "
+            "longer ones, and may play no music in them.",
             AudioLensWarning,
             stacklevel=callers_level(),
         )

@@ -18,7 +18,7 @@ from nnsight.intervention.source import STATE, Controller, SourceNotAvailable, S
 from torch import nn
 
 from audiolens.errors import InputError, PromptError, UnsupportedModelError, shortened
-from audiolens.model.families import Family, tap_of
+from audiolens.model.families import Family
 from audiolens.model.site_access import Tap
 from audiolens.model.sites import Site
 from audiolens.model.text import checked_prompts
@@ -63,14 +63,14 @@ class Model(NNsight):
 
 def place_of(model: Model, family: Family, site: Site) -> Any:
     """The envoy that serves a site: of a module, or of one operation inside its forward."""
-    tap = tap_of(family, site)
+    tap = family.tap(site)
     envoy = _envoy(model, family, site, tap)
     return envoy if tap.op is None else _operation(model, envoy, tap.op)
 
 
 def module_of(model: Model, family: Family, site: Site) -> nn.Module:
     """The module that a site's envoy stands for."""
-    return _envoy(model, family, site, tap_of(family, site))._module
+    return _envoy(model, family, site, family.tap(site))._module
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def open_ahead(model: Model, family: Family, site: Site) -> None:
     hooks = list(family.block_taps)
     if site.layer is None:
         return
-    module = tap_of(family, site).module
+    module = family.tap(site).module
     for hook in hooks[hooks.index(site.hook) + 1 :]:
         tap = family.block_taps[hook]
         if tap.op is not None and module.startswith(f"{tap.module}."):

@@ -10,16 +10,16 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
-import torch
 from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
 
 from audiolens.errors import InputError, InputTypeError, UnsupportedModelError
 from audiolens.interventions import Apply, Intervention, Replace
-from audiolens.model.families import Family, LensConfig, order, places, tap_of
+from audiolens.model.families import Family
 from audiolens.model.site_access import Tap, View
 from audiolens.model.sites import Site
 from audiolens.model.timeline import Timeline
+from audiolens.model.traced_model import TracedModel
 from audiolens.tracing.batching import Layout
 from audiolens.tracing.bound_intervention import Bound
 from audiolens.tracing.clock import Clock
@@ -72,18 +72,16 @@ class Run:
 
     def __init__(
         self,
-        model: Any,
-        family: Family,
-        config: LensConfig,
+        traced: TracedModel,
         *,
         layout: Layout,
         timeline: Timeline,
         interventions: Iterable[Intervention],
         recorder: Recorder | None,
-        device: torch.device,
         stop: int | None = None,
     ) -> None:
         self.layout, self.recorder = layout, recorder
+        family, config, model = traced.family, traced.config, traced.nnsight
         self.view = View(config, layout.branches * len(layout.rows))
         self.decoder = model.get(family.decoder)
         self.clock = Clock(self.decoder, layout.prefix)
@@ -92,32 +90,33 @@ class Run:
         self.end = ""
         if stop is not None:
             whole = stop == config.n_layers
-            self.gate = self.decoder.layer_norm if whole else self.decoder.layers[stop]
+            place = family.body_norm if whole else f"{family.body_blocks}.{stop}"
+            self.gate = model.get(f"{family.decoder}.{place}")
             self.end = f"blocks.{stop - 1}.hook_resid_post" if whole else f"blocks.{stop}.hook_resid_pre"
         points: dict[Site, Point] = {}
 
         def point(site: Site) -> Point:
             if site not in points:
-                points[site] = Point(site, tap_of(family, site), place_of(model, family, site))
+                points[site] = Point(site, family.tap(site), place_of(model, family, site))
             return points[site]
 
         for intervention in interventions:
-            for site in places(family, config, intervention.site, intervention.layers):
+            for site in family.find(config, intervention.site, intervention.layers):
                 # Checked also where the run ends below.
                 edit = Bound(
                     intervention,
                     site.name,
-                    tap_of(family, site).form,
+                    family.tap(site).form,
                     config=config,
                     layout=layout,
                     timeline=timeline,
-                    device=device,
+                    device=traced.device,
                 )
                 if not beyond(family, site, stop):
                     point(site).edits.append(edit)
         for site in recorder.places if recorder is not None else ():
             point(site)
-        self.points = [points[site] for site in order(family, points)]
+        self.points = [points[site] for site in family.order(points)]
         read = [self.decoder._module, *([] if self.gate is None else [self.gate._module])]
         self.modules = [] if self.idle else [*read, *(module_of(model, family, site) for site in points)]
         """Those that nnsight has to serve."""
@@ -177,12 +176,12 @@ def beyond(family: Family, site: Site, stop: int | None) -> bool:
     if stop is None:
         return False
     if site.layer is None:
-        return order(family, [site, Site("hook_resid_pre", 0)])[-1] == site
+        return family.order([site, Site("hook_resid_pre", 0)])[-1] == site
     return site.layer >= stop
 
 
 def checked_interventions(
-    interventions: Intervention | Iterable[Intervention], family: Family, config: LensConfig, guided: bool
+    interventions: Intervention | Iterable[Intervention], traced: TracedModel, guided: bool
 ) -> tuple[Intervention, ...]:
     """Refuse, before a model runs, what no run of this model could do."""
     many = isinstance(interventions, Iterable)
@@ -193,6 +192,6 @@ def checked_interventions(
         if intervention.branch == "null" and not guided:
             raise InputError("branch='null' needs guidance: without it (guidance_scale=1) there is only 'cond'.")
         if intervention.prefix:
-            refuse_prefix(config, "prefix=True")
-        places(family, config, intervention.site, intervention.layers)
+            refuse_prefix(traced.config, "prefix=True")
+        traced.family.find(traced.config, intervention.site, intervention.layers)
     return listed

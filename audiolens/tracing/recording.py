@@ -11,11 +11,12 @@ from torch import Tensor
 from audiolens.cache.activation_cache import ActivationCache
 from audiolens.errors import InputError, UnsupportedModelError
 from audiolens.interventions import checked_flags
-from audiolens.model.families import Family, LensConfig, order, places, tap_of
+from audiolens.model.config import LensConfig
 from audiolens.model.loading import checked_device, checked_dtype
 from audiolens.model.site_access import Form
 from audiolens.model.sites import Site, checked_heads, head_numbers, layers_once, names_once
 from audiolens.model.timeline import Span, Timeline
+from audiolens.model.traced_model import TracedModel
 from audiolens.tracing.batching import Layout
 
 Reduce = Literal["mean", "last", "max", "eos"]
@@ -60,7 +61,7 @@ def refuse_prefix(config: LensConfig, asked: str, instead: str = "Leave it out."
     Raises:
         InputError: naming the family, and what to do instead.
     """
-    if config.conditioning != "prefix":
+    if not config.has_prefix:
         raise InputError(
             f"{asked}: {config.family} reads its text through {config.conditioning}, so no place of the decoder's own "
             f"sequence holds the text or its end. {instead}"
@@ -110,18 +111,17 @@ class Recorder:
         self.prefixes = torch.zeros(rows, dtype=torch.long, device="cpu")
 
     @classmethod
-    def of(
-        cls, reading: Reading, family: Family, config: LensConfig, rows: int, timeline: Timeline
-    ) -> "Recorder | None":
+    def of(cls, reading: Reading, traced: TracedModel, rows: int, timeline: Timeline) -> "Recorder | None":
         """A recorder for the sites a reading names, or `None` if it names none."""
-        found = places(family, config, reading.sites, reading.layers)
+        family, config = traced.family, traced.config
+        found = family.find(config, reading.sites, reading.layers)
         if reading.prefix:
             refuse_prefix(config, "prefix=True")
         if reading.reduce == "eos":
             refuse_prefix(config, "reduce='eos'", "Use reduce='last', or a span of the first step.")
         if not found:
             return None
-        forms = {site: tap_of(family, site).form for site in order(family, found)}
+        forms = {site: family.tap(site).form for site in family.order(found)}
         if reading.heads is None:
             return cls(reading, found, rows, timeline, forms)
         if not any("head" in form.axes for form in forms.values()):

@@ -8,16 +8,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from audiolens.directions.provenance import content_hash
 from audiolens.errors import InputError
 from audiolens.model.loading import BUNDLED
-
-if TYPE_CHECKING:
-    from audiolens.lens import AudioLens
+from audiolens.model.weight_hash import content_hash
 
 _SAVE = (
     "Save it (lens.model.save_pretrained(folder), lens.tokenizer.save_pretrained(folder)) and open it with "
@@ -53,7 +50,7 @@ class Opening:
         )
 
 
-def packed(lens: "AudioLens", opening: Opening | None) -> tuple[Callable[..., "AudioLens"], tuple[Any, ...]]:
+def packed(lens: Any, opening: Opening | None) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """What `pickle` writes of a lens.
 
     Raises:
@@ -71,8 +68,8 @@ def packed(lens: "AudioLens", opening: Opening | None) -> tuple[Callable[..., "A
 
 
 def _reopened(
-    cls: "type[AudioLens]", opening: Opening, name: str, device: str | None, attention: str | None, weights: str
-) -> "AudioLens":
+    cls: "type[Any]", opening: Opening, name: str, device: str | None, attention: str | None, weights: str
+) -> Any:
     lens = cls.from_pretrained(
         opening.name, device=device, dtype=opening.dtype, revision=opening.revision, device_map=opening.device_map
     )

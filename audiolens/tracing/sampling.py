@@ -23,7 +23,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from audiolens.checks import checked_seed, one_or_listed, real_number, whole_number
 from audiolens.errors import InputError, InputTypeError
-from audiolens.model.families import LensConfig
+from audiolens.model.config import LensConfig
 from audiolens.model.timeline import Real
 
 MOST_GUIDANCE = 1e6

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import CodeType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from nnsight.intervention.interleaver import Mediator
@@ -20,17 +20,20 @@ from transformers import LogitsProcessorList
 
 from audiolens.checks import one_or_listed
 from audiolens.errors import InputError
+from audiolens.interventions import Branch, checked_branch, checked_flags
 from audiolens.model import text
-from audiolens.model.families import Family, LensConfig, tap_of
+from audiolens.model.config import LensConfig
 from audiolens.model.site_access import Put, View
 from audiolens.model.sites import Site
 from audiolens.model.text import Prompt
 from audiolens.model.timeline import Real, Timeline, clip_timeline, codes_timeline
+from audiolens.model.traced_model import TracedModel
 from audiolens.sound.codec import checked_codes
 from audiolens.tracing import clock, model_calls
 from audiolens.tracing.batching import Layout, RowBatcher, entire, read_columns
-from audiolens.tracing.nnsight_source import Model, open_ahead, place_of
+from audiolens.tracing.nnsight_source import open_ahead, place_of
 from audiolens.tracing.overflow import Watch
+from audiolens.tracing.recording import refuse_prefix
 from audiolens.tracing.sampling import (
     Forbid,
     checked_generation_config,
@@ -58,6 +61,12 @@ class Request:
 class LensTracer(CurrentTracer, InterleavingTracer):
     """nnsight's tracer, run under the lens's guard: one run at a time, random state put back."""
 
+    if TYPE_CHECKING:
+
+        def __enter__(self) -> Any: ...
+
+        def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None: ...
+
     def invoke(self, *args: Any, **kwargs: Any) -> CurrentInvoker:
         return CurrentInvoker(self, *args, **kwargs)
 
@@ -84,12 +93,10 @@ class SiteValue:
     it.
     """
 
-    def __init__(
-        self, model: Model, family: Family, config: LensConfig, site: Site, branch: str, prefix: bool = False
-    ) -> None:
-        self._model, self._family, self._config, self._site = model, family, config, site
+    def __init__(self, traced: TracedModel, site: Site, branch: Branch = "cond", prefix: bool = False) -> None:
+        self._traced, self._site = traced, site
         self._branch, self._prefix = branch, prefix
-        self._tap = tap_of(family, site)
+        self._tap = traced.family.tap(site)
 
     @property
     def value(self) -> Tensor:
@@ -154,12 +161,12 @@ class SiteValue:
         """
         mediator, batcher = Mediator.current(self._site.name), self._batcher
         start, size = mediator.batch_group or (0, batcher.total)
-        open_ahead(self._model, self._family, self._site)
-        place = place_of(self._model, self._family, self._site)
+        open_ahead(self._traced.nnsight, self._traced.family, self._site)
+        place = place_of(self._traced.nnsight, self._traced.family, self._site)
         if self._tap.recomputed:
-            return *self._tap.open(place, View(self._config, size * batcher.branches)), slice(None)
+            return *self._tap.open(place, View(self._traced.config, size * batcher.branches)), slice(None)
         with entire(mediator):
-            value, put = self._tap.open(place, View(self._config, batcher.total * batcher.branches))
+            value, put = self._tap.open(place, View(self._traced.config, batcher.total * batcher.branches))
 
         def put_whole(other: Tensor, chosen: Tensor | None) -> None:
             with entire(mediator):
@@ -173,9 +180,9 @@ def running(what: str) -> RowBatcher:
     return Mediator.current(what).interleaver.batcher
 
 
-def position(model: Model, family: Family) -> int:
+def position(traced: TracedModel) -> int:
     """Inside a trace: the step at which the running forward starts, whatever stands before step 0."""
-    return max(0, clock.read(model.get(family.decoder), running("position").prefix)[0])
+    return max(0, clock.read(traced.nnsight.get(traced.family.decoder), running("position").prefix)[0])
 
 
 def one_prefix(sizes: Sequence[int], config: LensConfig) -> int:
@@ -198,9 +205,50 @@ def joined(codes: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat(given)
 
 
+def opened(
+    traced: TracedModel,
+    prompts: Prompt | Sequence[Prompt] = (),
+    *,
+    codes: Tensor | None = None,
+    guidance_scale: Real = 1.0,
+    fn: Literal["forward", "generate"] = "forward",
+    seconds: Real = 4.0,
+    seeds: int | Sequence[int] | None = None,
+    temperature: Real = 1.0,
+    top_k: int | None = 250,
+) -> LensTracer:
+    """nnsight's tracer over a model's rows; see `AudioLens.trace`."""
+    request, run = requested(
+        traced,
+        guidance_scale=guidance_scale,
+        fn=fn,
+        timeline=clip_timeline(seconds, traced.config),
+        seeds=seeds,
+        temperature=temperature,
+        top_k=top_k,
+    )
+    # Not `if prompts`: an absent prompt (None) and an empty one are rows, and only the empty tuple is no row.
+    given = () if isinstance(prompts, tuple) and not prompts else (prompts,)
+    extra: dict[str, Any] = {} if codes is None else {"codes": codes}
+    return traced.nnsight.trace(*given, fn=run, tracer_cls=LensTracer, request=request, **extra)
+
+
+def site_value(
+    traced: TracedModel, name: str, layer: int | None = None, branch: Branch = "cond", prefix: bool = False
+) -> SiteValue:
+    """A site inside a trace; see `AudioLens.site`."""
+    found = traced.family.find(traced.config, name, layer)
+    if len(found) != 1:
+        raise InputError(f"{name!r} is a site of every block: give its layer, or its full name.")
+    checked_branch(branch)
+    checked_flags(prefix=prefix)
+    if prefix:
+        refuse_prefix(traced.config, "prefix=True")
+    return SiteValue(traced, found[0], branch, prefix)
+
+
 def requested(
-    lens: Any,
-    family: Family,
+    traced: TracedModel,
     *,
     guidance_scale: Real,
     fn: Literal["forward", "generate"],
@@ -215,13 +263,13 @@ def requested(
     guidance_scale, temperature, top_k = checked_settings(guidance_scale, temperature, top_k)
     seeds = one_or_listed("seeds", seeds)
     guided = guidance_scale > 1
-    model, config = lens.model, lens.config
+    model, config = traced.model, traced.config
     if fn == "generate":
         checked_generation_config(model, config)
 
     def inputs(prompts: Sequence[Prompt], parts: Sequence[Tensor | None]) -> tuple[int, dict[str, Any]]:
         codes = joined(parts)
-        sizes = text.lengths(prompts, lens.tokenizer, text.token_limit(model, lens.tokenizer))
+        sizes = text.lengths(prompts, traced.tokenizer, text.token_limit(model, traced.tokenizer))
         prefix = one_prefix(sizes, config)
         drawn = None
         # Before the text is encoded: what is refused runs nothing.
@@ -230,20 +278,20 @@ def requested(
                 raise InputError("codes are for a forward: a generation makes its own.")
             clip_timeline(timeline.seconds, config, prefix)
         elif codes is not None:
-            codes = checked_codes(codes, config, len(prompts)).to(lens.device)
+            codes = checked_codes(codes, config, len(prompts)).to(traced.device)
         drawn = checked_seeds(seeds, len(prompts))
         layout = Layout(tuple(range(len(prompts))), len(prompts), 2 if guided else 1, len(prompts))
         codes_timeline(codes, config, prefix)
-        encoded = text.encode(prompts, model, lens.tokenizer)
-        told = family.inputs(model, encoded, guided)
+        encoded = text.encode(prompts, model, traced.tokenizer)
+        arguments = traced.family.inputs(model, encoded, guided)
         if fn == "generate":
             draw = sampling_arguments(drawn, config, guidance_scale, temperature, top_k)
             # A trace may write -inf to any logit.
             watch = Watch(layout, config.frame_rate, traced=True)
             processors = LogitsProcessorList([watch, Forbid(), *draw.pop("logits_processor", ())])
-            return prefix, {"input_ids": encoded.ids, "logits_processor": processors, **told, **draw}
-        columns = read_columns(codes, config, layout, lens.device)
-        return prefix, {"decoder_input_ids": columns, **told}
+            return prefix, {"input_ids": encoded.ids, "logits_processor": processors, **arguments, **draw}
+        columns = read_columns(codes, config, layout, traced.device)
+        return prefix, {"decoder_input_ids": columns, **arguments}
 
     def forward(**ready: Any) -> Tensor:
         steps = ready["decoder_input_ids"].shape[-1]
@@ -254,7 +302,7 @@ def requested(
 
     @contextmanager
     def guard() -> Iterator[None]:
-        lens._nnsight.check_unchanged()
+        traced.nnsight.check_unchanged()
         with model_calls.alone(model), model_calls.random_state(keep=fn == "forward" or seeds is not None):
             yield
 

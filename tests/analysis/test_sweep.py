@@ -12,8 +12,9 @@ import audiolens as al
 from analysis import sweep
 from analysis.sweep import Condition
 from analysis.sweep.factorial import LABELS, Factors, conditions
-from audiolens.directions.provenance import Provenance, weights_hash
+from audiolens.directions.provenance import Provenance
 from audiolens.errors import InputError
+from audiolens.model.weight_hash import weights_hash
 
 PROMPTS = ["a calm song", "fast piano"]
 MAKING = {"seconds": 1.0, "batch_size": 5, "n_jobs": 0}

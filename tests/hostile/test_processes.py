@@ -18,8 +18,8 @@ from joblib import Parallel, delayed
 from nnsight.intervention.source import STATE
 
 import audiolens as al
-from audiolens.directions.provenance import content_hash
 from audiolens.errors import BusyError, InputError
+from audiolens.model.weight_hash import content_hash
 from audiolens.tracing import model_calls
 
 PATIENCE = 60.0

@@ -14,9 +14,8 @@ from torch.nn.utils import parametrize
 from transformers.models.musicgen import modeling_musicgen as modeling
 
 import audiolens as al
-from analysis.sweep.ledger import content_hash
-from audiolens.directions.provenance import weights_hash
 from audiolens.errors import InputError, UnsupportedModelError
+from audiolens.model.weight_hash import content_hash, weights_hash
 
 PROMPTS = ["fast", "slow", "calm"]
 CODES = torch.randint(0, 32, (3, 4, 15), generator=torch.Generator().manual_seed(0))

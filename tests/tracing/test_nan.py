@@ -119,7 +119,7 @@ def test_what_is_computed_from_logits_or_patterns_names_the_row(broken: Any, wha
 
 
 def test_drift_is_never_nan(broken: Any, lens: Any) -> None:
-    out = al.generation.Generation(
+    out = al.Generation(
         codes=torch.zeros(3, 4, 15, dtype=torch.long),
         audio=None,
         sample_rate=16000,

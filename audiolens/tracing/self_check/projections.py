@@ -8,7 +8,6 @@ Where weights are broken or overflow, there is nothing to compare, and nothing i
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from audiolens.errors import UnsupportedModelError
 from audiolens.model.projections import affine
 from audiolens.model.text import Text
 from audiolens.model.timeline import codes_timeline
-from audiolens.model.weights import decoder_of
+from audiolens.model.traced_model import TracedModel
 from audiolens.tracing import model_calls
 from audiolens.tracing.batching import Layout, read_columns
 from audiolens.tracing.plan import Run
@@ -29,34 +28,33 @@ CLOSE = 1e-3
 
 
 @torch.no_grad()
-def prove_projections(lens: Any) -> None:
+def prove_projections(traced: TracedModel) -> None:
     """Raise unless every projection is linear and its weights are all of it.
 
     Raises:
         UnsupportedModelError: naming the module.
     """
-    with model_calls.alone(lens.model), model_calls.random_state(keep=True):
-        for name, module, width in _projections(lens):
-            _linear(lens, name, module, width)
-        _summed(lens)
+    with model_calls.alone(traced.model), model_calls.random_state(keep=True):
+        for name, module, width in _projections(traced):
+            _linear(traced, name, module, width)
+        _summed(traced)
 
 
-def _projections(lens: Any) -> Iterator[tuple[str, nn.Module, int]]:
-    config, decoder = lens.config, lens._family.decoder
-    for layer, block in enumerate(decoder_of(lens).layers):
-        attentions = [part for part in ("self_attn", "encoder_attn") if hasattr(block, part)]
-        for attention in attentions:
-            for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
-                module = block.get_submodule(f"{attention}.{part}")
-                yield f"{decoder}.layers.{layer}.{attention}.{part}", module, config.d_model
-        yield f"{decoder}.layers.{layer}.fc1", block.fc1, config.d_model
-        yield f"{decoder}.layers.{layer}.fc2", block.fc2, config.d_mlp
-    for codebook, head in enumerate(lens.model.decoder.lm_heads):
-        yield f"decoder.lm_heads.{codebook}", head, config.d_model
+def _projections(traced: TracedModel) -> Iterator[tuple[str, nn.Module, int]]:
+    config, family, parts = traced.config, traced.family, traced.family.parts
+    widths = {parts.mlp_in: config.d_model, parts.mlp_out: config.d_mlp}
+    for attention in parts.attentions.values():
+        for projection in (parts.query, parts.key, parts.value, parts.output):
+            widths[f"{attention}.{projection}"] = config.d_model
+    for layer, block in enumerate(traced.blocks):
+        for path, width in widths.items():
+            yield f"{family.decoder}.{family.body_blocks}.{layer}.{path}", family.part(block, path), width
+    for codebook, head in enumerate(traced.heads):
+        yield f"{family.lm_heads}.{codebook}", head, config.d_model
 
 
-def _linear(lens: Any, name: str, module: nn.Module, width: int) -> None:
-    given = _random(lens, ROWS, STEPS, width).to(next(module.parameters()).device)
+def _linear(traced: TracedModel, name: str, module: nn.Module, width: int) -> None:
+    given = _random(traced, ROWS, STEPS, width).to(next(module.parameters()).device)
     found = module(given)
     if type(module) is nn.Linear:
         weight, bias = affine(module, width, given)
@@ -66,57 +64,55 @@ def _linear(lens: Any, name: str, module: nn.Module, width: int) -> None:
         # Steps by themselves, and a sum by its parts.
         alone = torch.stack([torch.stack([module(step[None])[0] for step in row]) for row in given])
         if not _close(found, alone):
-            raise _unlike(lens, name, module, "gives a step another value next to other steps")
+            raise _unlike(traced, name, module, "gives a step another value next to other steps")
         expected = module(given - 2 * other) + 2 * module(other) - 2 * nothing
     if not _close(found, expected):
-        raise _unlike(lens, name, module, "is not a matrix and a bias")
+        raise _unlike(traced, name, module, "is not a matrix and a bias")
 
 
-def _summed(lens: Any) -> None:
+def _summed(traced: TracedModel) -> None:
     """One forward: results plus bias against what each attention adds."""
-    config, family = lens.config, lens._family
+    config, family = traced.config, traced.family
     generator = torch.Generator("cpu").manual_seed(0)
     shape = (ROWS, config.n_codebooks, STEPS)
-    codes = torch.randint(0, config.vocab_size, shape, generator=generator, device="cpu").to(lens.device)
-    ids = torch.zeros(ROWS, TOKENS, dtype=torch.long, device=lens.device)
-    states = _random(lens, ROWS, TOKENS, lens.model.config.text_encoder.d_model)
+    codes = torch.randint(0, config.vocab_size, shape, generator=generator, device="cpu").to(traced.device)
+    ids = torch.zeros(ROWS, TOKENS, dtype=torch.long, device=traced.device)
+    states = _random(traced, ROWS, TOKENS, traced.model.config.text_encoder.d_model)
     prefix = config.prefix(TOKENS)
     timeline = codes_timeline(codes, config, prefix)
     layout = Layout(tuple(range(ROWS)), ROWS, 1, ROWS, prefix)
-    pairs = {"attn": "self_attn", "cross_attn": "encoder_attn"}
-    pairs = {short: module for short, module in pairs.items() if f"{short}.hook_result" in family.block_taps}
+    pairs = family.parts.attentions
     reading = Reading([f"{short}{part}" for short in pairs for part in (".result", "_out")])
-    recorder = Recorder.of(reading, family, config, ROWS, timeline)
+    recorder = Recorder.of(reading, traced, ROWS, timeline)
     assert recorder is not None
     recorder.begin(layout)
     run = Run(
-        lens._nnsight,
-        family,
-        config,
+        traced,
         layout=layout,
         timeline=timeline,
         interventions=(),
         recorder=recorder,
-        device=lens.device,
     )
-    told = family.inputs(lens.model, Text(ids, torch.ones_like(ids), states), False)
-    model_calls.forward(lens._nnsight, run, decoder_input_ids=read_columns(codes, config, layout, lens.device), **told)
-    cache = recorder.cache((None,) * ROWS, lens.name, config.frame_rate)
-    for layer, block in enumerate(decoder_of(lens).layers):
+    arguments = family.inputs(traced.model, Text(ids, torch.ones_like(ids), states), False)
+    model_calls.forward(
+        traced.nnsight, run, decoder_input_ids=read_columns(codes, config, layout, traced.device), **arguments
+    )
+    cache = recorder.cache((None,) * ROWS, traced.name, config.frame_rate)
+    for layer, block in enumerate(traced.blocks):
         for short, module in pairs.items():
-            projection = block.get_submodule(f"{module}.out_proj")
+            projection = block.get_submodule(f"{module}.{family.parts.output}")
             out = cache[f"{short}_out", layer]
             _, bias = affine(projection, config.d_model, out)
             whole = cache[f"{short}.result", layer].sum(2) + (0 if bias is None else bias.to(out.device))
             if not _close(out, whole):
-                name = f"{family.decoder}.layers.{layer}.{module}"
-                raise _unlike(lens, name, block.get_submodule(module), "adds more than its heads write")
+                name = f"{family.decoder}.{family.body_blocks}.{layer}.{module}"
+                raise _unlike(traced, name, block.get_submodule(module), "adds more than its heads write")
 
 
-def _random(lens: Any, *shape: int) -> Tensor:
+def _random(traced: TracedModel, *shape: int) -> Tensor:
     """The same numbers whatever the defaults and the global state."""
     made = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float32, device="cpu")
-    return made.to(lens.device, lens.dtype)
+    return made.to(traced.device, traced.dtype)
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
@@ -127,8 +123,8 @@ def _close(found: Tensor, expected: Tensor) -> bool:
     return bool((one - other).abs().max() <= max(CLOSE, 12 * torch.finfo(found.dtype).eps) * max(largest, 1e-30))
 
 
-def _unlike(lens: Any, name: str, module: nn.Module, what: str) -> UnsupportedModelError:
+def _unlike(traced: TracedModel, name: str, module: nn.Module, what: str) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"{name} ({type(module).__name__}) {what}, so that weights and per-head results would lack a part of "
-        f"{type(lens.model).__name__}: merge its adapter into the weights (merge_and_unload), or remove its hooks."
+        f"{type(traced.model).__name__}: merge its adapter into the weights (merge_and_unload), or remove its hooks."
     )

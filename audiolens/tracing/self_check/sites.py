@@ -10,7 +10,6 @@ read by nothing does not.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,52 +17,52 @@ from torch import Tensor
 from audiolens.cache.decomposition import Stream
 from audiolens.errors import ActivationOverflow, AudioLensError, UnsupportedModelError
 from audiolens.interventions import Apply
-from audiolens.model.families import order, tap_of
 from audiolens.model.site_access import Pattern, sizes_of
 from audiolens.model.sites import Site
+from audiolens.model.timeline import codes_timeline
+from audiolens.model.traced_model import TracedModel
+from audiolens.tracing.recording import Reading
+from audiolens.tracing.run_on_codes import Forward
 from audiolens.tracing.self_check.projections import prove_projections
 from audiolens.tracing.self_check.steps import prove_time
+from audiolens.tracing.trace import SiteValue, opened
 
 ROWS = 2
 """Not one: an axis that was taken for another would not be seen."""
 
 
-def prove(lens: Any) -> None:
+def prove(traced: TracedModel) -> None:
     """Raise unless the model of a lens is built as its family says.
 
     Raises:
         UnsupportedModelError: naming the site or the part that did not match.
         InputError: if the model is in training mode.
     """
-    with _explained(lens):
-        _reads(lens)
-        _writes(lens)
-        prove_projections(lens)
-        prove_time(lens)
+    with _explained(traced):
+        _reads(traced)
+        _writes(traced)
+        prove_projections(traced)
+        prove_time(traced)
 
 
-def _reads(lens: Any) -> None:
-    family, config = lens._family, lens.config
-    codes = torch.zeros(ROWS, config.n_codebooks, 1, dtype=torch.long, device=lens.device)
-    steps = lens.timeline(1).steps
+def _reads(traced: TracedModel) -> None:
+    family, config = traced.family, traced.config
+    codes = torch.zeros(ROWS, config.n_codebooks, 1, dtype=torch.long, device=traced.device)
+    steps = codes_timeline(codes, config).steps
     sizes = {**sizes_of(config), "row": ROWS, "step": steps, "query": steps, "token": 1}
-    sites = [
-        *map(Site, family.model_taps),
-        *(Site(hook, layer) for layer in range(config.n_layers) for hook in family.block_taps),
-    ]
     # What else attends (flash attention) has no patterns, and everything else.
-    patterns = lens.model.config.decoder._attn_implementation in ("sdpa", "eager")
-    sites = [site for site in order(family, sites) if patterns or not isinstance(tap_of(family, site), Pattern)]
-    with torch.no_grad(), lens.trace([None] * ROWS, codes=codes):
+    patterns = traced.model.config.decoder._attn_implementation in ("sdpa", "eager")
+    sites = [site for site in family.sites(config) if patterns or not isinstance(family.tap(site), Pattern)]
+    with torch.no_grad(), opened(traced, [None] * ROWS, codes=codes):
         for site in sites:
-            _compare(lens, site, sizes, config.prefix(1) + steps)
+            _compare(traced, site, sizes, config.prefix(1) + steps)
 
 
-def _compare(lens: Any, site: Site, sizes: dict[str, int], keys: int) -> None:
+def _compare(traced: TracedModel, site: Site, sizes: dict[str, int], keys: int) -> None:
     """The shape of one site, inside a trace."""
-    tap = tap_of(lens._family, site)
+    tap = traced.family.tap(site)
     try:
-        value = lens.site(site.name).value
+        value = SiteValue(traced, site).value
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{site.name}: {error}") from None
     expected = {axis: sizes.get(axis, keys if tap.form.square else 1) for axis in tap.form.axes}
@@ -75,12 +74,12 @@ def _compare(lens: Any, site: Site, sizes: dict[str, int], keys: int) -> None:
         )
 
 
-def _writes(lens: Any) -> None:
-    links, layers = Stream.of(lens).links(), range(lens.config.n_layers)
+def _writes(traced: TracedModel) -> None:
+    links, layers = Stream.of(traced).links(), range(traced.config.n_layers)
     hooks = list(dict.fromkeys(hook for link in links for hook in link))
-    step = torch.arange(lens.config.d_model, device=lens.device)
+    step = torch.arange(traced.config.d_model, device=traced.device)
     # Whole numbers from -5 to 5, others at every place.
-    written = {hook: ((place + 1) * step % 11 - 5).to(lens.dtype) for place, hook in enumerate(hooks)}
+    written = {hook: ((place + 1) * step % 11 - 5).to(traced.dtype) for place, hook in enumerate(hooks)}
     seen: dict[tuple[str, int], Tensor] = {}
 
     def writing(hook: str, layer: int) -> Callable[[Tensor], Tensor]:
@@ -90,11 +89,13 @@ def _writes(lens: Any) -> None:
 
         return function
 
-    prefixed = lens.config.conditioning == "prefix"
     edits = [
-        Apply(writing(hook, layer), site=hook, layers=[layer], prefix=prefixed) for layer in layers for hook in hooks
+        Apply(writing(hook, layer), site=hook, layers=[layer], prefix=traced.config.has_prefix)
+        for layer in layers
+        for hook in hooks
     ]
-    end, _ = lens.run_with_cache([None], sites=(), interventions=edits, stop_at_layer=len(layers))
+    forward = Forward.checked(traced, [None], None, Reading(()), interventions=edits, stop_at_layer=len(layers))
+    end, _ = forward.whole()
     for layer in layers:
         for before, part, after in links:
             names = (f"blocks.{layer}.hook_{hook}" for hook in (after, before, part))
@@ -120,7 +121,7 @@ def _arrived(place: str, *sources: str, found: Tensor, expected: Tensor) -> None
 
 
 @contextmanager
-def _explained(lens: Any) -> Iterator[None]:
+def _explained(traced: TracedModel) -> Iterator[None]:
     """What fails in another way is a part that did not match, too."""
     try:
         yield
@@ -130,6 +131,6 @@ def _explained(lens: Any) -> Iterator[None]:
         raise
     except Exception as error:
         raise UnsupportedModelError(
-            f"{type(lens.model).__name__} does not run as the lens knows {lens.config.family}: "
+            f"{type(traced.model).__name__} does not run as the lens knows {traced.config.family}: "
             f"{type(error).__name__}: {str(error).strip()[:300]}"
         ) from error

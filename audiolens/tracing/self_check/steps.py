@@ -12,7 +12,6 @@ written is compared where it is finite, with room for what kernels of different 
 import math
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +23,7 @@ from audiolens.errors import UnsupportedModelError
 from audiolens.interventions import Intervention, Replace
 from audiolens.model.text import Text
 from audiolens.model.timeline import Timeline, delay
+from audiolens.model.traced_model import TracedModel
 from audiolens.tracing import model_calls
 from audiolens.tracing.batching import Layout, read_columns
 from audiolens.tracing.plan import Run
@@ -38,14 +38,18 @@ CLOSE = 1e5
 FAR = 0.25
 
 
-def prove_time(lens: Any) -> None:
+def prove_time(traced: TracedModel) -> None:
     """Raise unless a generation of this model goes step by step as the lens counts them.
 
     Raises:
         UnsupportedModelError: naming what did not match, and the version of transformers.
     """
-    plan = _Plan.of(lens)
-    with model_calls.alone(lens.model), model_calls.random_state(keep=True), settings_aside(lens.model, lens.config):
+    plan = _Plan.of(traced)
+    with (
+        model_calls.alone(traced.model),
+        model_calls.random_state(keep=True),
+        settings_aside(traced.model, traced.config),
+    ):
         codes, played = plan.generated()
         if not torch.equal(codes, plan.codes):
             raise _unlike("its codes are not those whose logits were written")
@@ -63,7 +67,7 @@ def prove_time(lens: Any) -> None:
 class _Plan:
     """Both runs: text states and codes of every row, and what is written."""
 
-    lens: Any
+    traced: TracedModel
     text: Text
     timeline: Timeline
     layout: Layout
@@ -74,24 +78,24 @@ class _Plan:
     middle: str
 
     @classmethod
-    def of(cls, lens: Any) -> "_Plan":
-        config, width = lens.config, lens.model.config.text_encoder.d_model
+    def of(cls, traced: TracedModel) -> "_Plan":
+        config, width = traced.config, traced.model.config.text_encoder.d_model
         # transformers leaves the delay out of shorter clips; the edit needs a step after it.
         timeline = Timeline(
             max(LAST + 1, *config.delays), config.frame_rate, config.delays, prefix=config.prefix(TOKENS)
         )
         middle = config.n_layers // 2
         read = [f"blocks.{layer}.hook_resid_pre" for layer in sorted({0, middle})]
-        text = [name for name in ("hook_text_states",) if name in lens._family.model_taps]
-        ids = torch.zeros(ROWS, TOKENS, dtype=torch.long, device=lens.device)
+        text = [name for name in ("hook_text_states",) if traced.family.has(name)]
+        ids = torch.zeros(ROWS, TOKENS, dtype=torch.long, device=traced.device)
         return cls(
-            lens,
-            Text(ids, torch.ones_like(ids), _numbers(lens, ROWS, TOKENS, width)),
+            traced,
+            Text(ids, torch.ones_like(ids), _numbers(traced, ROWS, TOKENS, width)),
             timeline,
             Layout((0, 1), ROWS, 2, ROWS, timeline.prefix),
-            _numbers(lens, ROWS, config.n_codebooks, timeline.frames).long().add(5) % config.vocab_size,
-            _numbers(lens, ROWS, timeline.prefix + timeline.steps, config.d_model),
-            torch.full((config.d_model,), 7.0, dtype=lens.dtype, device=lens.device),
+            _numbers(traced, ROWS, config.n_codebooks, timeline.frames).long().add(5) % config.vocab_size,
+            _numbers(traced, ROWS, timeline.prefix + timeline.steps, config.d_model),
+            torch.full((config.d_model,), 7.0, dtype=traced.dtype, device=traced.device),
             tuple([*text, *read, f"blocks.{middle}.hook_resid_post"]),
             f"blocks.{middle}.hook_resid_post",
         )
@@ -99,7 +103,7 @@ class _Plan:
     @property
     def above(self) -> str:
         """What stands above attention, if the model has more than one block."""
-        return self.middle.replace("post", "pre") if self.lens.config.n_layers > 1 else ""
+        return self.middle.replace("post", "pre") if self.traced.config.n_layers > 1 else ""
 
     @property
     def expected(self) -> Float[Tensor, "branch row position d_model"]:
@@ -122,59 +126,56 @@ class _Plan:
 
     def generated(self) -> tuple[Int[Tensor, "row codebook frame"], ActivationCache]:
         """The codes of a generation with all edits, and what was recorded of it."""
-        config = self.lens.config
+        config = self.traced.config
         columns = delay(self.codes, config.delays, 0)[..., 1:]
         logits = Replace(functional.one_hot(columns, config.vocab_size).float(), site="hook_logits")
         run, recorder = self._run((*self.edits, logits))
         made = model_calls.generate(
-            self.lens._nnsight,
+            self.traced.nnsight,
             run,
             self.timeline,
             use_cache=True,
             input_ids=self.text.ids,
-            **self.lens._family.inputs(self.lens.model, self.text, True),
+            **self.traced.family.inputs(self.traced.model, self.text, True),
             **sampling_arguments([0] * ROWS, config, 3.0, 0.0, None),
         )
         return made, self._cache(recorder)
 
     def read(self) -> ActivationCache:
         """What one forward over the codes holds, up to the middle block."""
-        run, recorder = self._run(self.edits, stop=self.lens.config.n_layers // 2 + 1)
-        columns = read_columns(self.codes, self.lens.config, self.layout, self.lens.device)
-        inputs = self.lens._family.inputs(self.lens.model, self.text, True)
-        model_calls.forward(self.lens._nnsight, run, decoder_input_ids=columns, **inputs)
+        run, recorder = self._run(self.edits, stop=self.traced.config.n_layers // 2 + 1)
+        columns = read_columns(self.codes, self.traced.config, self.layout, self.traced.device)
+        inputs = self.traced.family.inputs(self.traced.model, self.text, True)
+        model_calls.forward(self.traced.nnsight, run, decoder_input_ids=columns, **inputs)
         return self._cache(recorder)
 
     def _run(self, edits: tuple[Intervention, ...], stop: int | None = None) -> tuple[Run, Recorder]:
-        lens = self.lens
+        traced = self.traced
         reading = Reading(self.sites, branch="both", prefix=bool(self.timeline.prefix))
-        recorder = Recorder.of(reading, lens._family, lens.config, ROWS, self.timeline)
+        recorder = Recorder.of(reading, traced, ROWS, self.timeline)
         assert recorder is not None
         recorder.begin(self.layout)
         run = Run(
-            lens._nnsight,
-            lens._family,
-            lens.config,
+            traced,
             layout=self.layout,
             timeline=self.timeline,
             interventions=edits,
             recorder=recorder,
-            device=lens.device,
             stop=stop,
         )
         return run, recorder
 
     def _cache(self, recorder: Recorder) -> ActivationCache:
-        return recorder.cache((None,) * ROWS, self.lens.name, self.lens.config.frame_rate)
+        return recorder.cache((None,) * ROWS, self.traced.name, self.traced.config.frame_rate)
 
 
-def _numbers(lens: Any, *shape: int) -> Tensor:
+def _numbers(traced: TracedModel, *shape: int) -> Tensor:
     """Whole numbers from -5 to 5, others at neighbouring places along every axis."""
-    places = torch.arange(math.prod(shape), dtype=torch.long, device=lens.device).reshape(shape)
+    places = torch.arange(math.prod(shape), dtype=torch.long, device=traced.device).reshape(shape)
     # Where a size is a multiple of the period, the index along the axis before would be lost.
     rows = places.flatten(1).div(math.prod(shape[1:]), rounding_mode="floor")
-    steps = torch.arange(shape[1], dtype=torch.long, device=lens.device)[:, None]
-    return ((places + 3 * rows.reshape(shape) + 5 * steps) % 11 - 5).to(lens.dtype)
+    steps = torch.arange(shape[1], dtype=torch.long, device=traced.device)[:, None]
+    return ((places + 3 * rows.reshape(shape) + 5 * steps) % 11 - 5).to(traced.dtype)
 
 
 def _alike(found: Float[Tensor, "*place feature"], expected: Float[Tensor, "*place feature"], share: float) -> bool:

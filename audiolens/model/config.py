@@ -1,0 +1,86 @@
+"""What a lens knows of its model: sizes, rates, codebook delays, and how text reaches the decoder."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from audiolens.errors import UnsupportedModelError
+from audiolens.model.timeline import delays_of
+
+if TYPE_CHECKING:
+    from audiolens.model.families.family import Family
+
+
+@dataclass(frozen=True)
+class LensConfig:
+    """What a lens knows of its model. Rates are in hertz; `delays` are in steps, one a codebook.
+
+    `conditioning` is "cross-attention", or "prefix" where the conditioning stands in the decoder's own sequence:
+    `chroma_length` chroma frames, then the text. `max_steps` counts all positions of that sequence.
+    """
+
+    family: str
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_head: int
+    d_mlp: int
+    n_codebooks: int
+    vocab_size: int
+    frame_rate: float
+    sample_rate: int
+    channels: int
+    conditioning: str
+    delays: tuple[int, ...]
+    max_steps: int
+    pad_code: int
+    chroma_length: int = 0
+
+    @property
+    def has_prefix(self) -> bool:
+        """Whether the conditioning stands in the decoder's own sequence, before step 0."""
+        return self.conditioning == "prefix"
+
+    def prefix(self, tokens: int) -> int:
+        """How many positions precede step 0 for a text of this many tokens."""
+        return self.chroma_length + tokens if self.has_prefix else 0
+
+
+def config_of(model: Any, family: "Family") -> LensConfig:
+    """The numbers of a model, from its own configuration.
+
+    Raises:
+        UnsupportedModelError: if configuration and modules disagree.
+    """
+    decoder, codec = model.config.decoder, model.config.audio_encoder
+    embeddings, heads = family.embeddings(model), family.heads(model)
+    counts = {
+        "blocks": (decoder.num_hidden_layers, len(family.blocks(model))),
+        "codebooks": (decoder.num_codebooks, len(embeddings)),
+        "codebook heads": (decoder.num_codebooks, len(heads)),
+    }
+    for part, (promised, held) in counts.items():
+        if promised != held:
+            raise UnsupportedModelError(f"the configuration says {promised} {part}, the decoder holds {held}.")
+    pad = model.generation_config.decoder_start_token_id
+    if pad is not None and (not isinstance(pad, int) or not 0 <= pad <= decoder.vocab_size):
+        raise UnsupportedModelError(
+            f"the generation configuration has decoder_start_token_id={pad!r:.80}: expected 0 to {decoder.vocab_size}."
+        )
+    return LensConfig(
+        family=family.name,
+        n_layers=decoder.num_hidden_layers,
+        n_heads=decoder.num_attention_heads,
+        d_model=decoder.hidden_size,
+        d_head=decoder.hidden_size // decoder.num_attention_heads,
+        d_mlp=decoder.ffn_dim,
+        n_codebooks=decoder.num_codebooks,
+        vocab_size=decoder.vocab_size,
+        frame_rate=float(codec.frame_rate),
+        sample_rate=int(codec.sampling_rate),
+        channels=int(decoder.audio_channels),
+        conditioning=family.conditioning,
+        delays=delays_of(decoder.num_codebooks, int(decoder.audio_channels)),
+        max_steps=int(decoder.max_position_embeddings),
+        pad_code=int(decoder.vocab_size if pad is None else pad),
+        chroma_length=int(model.config.chroma_length) if family.has_prefix else 0,
+    )

@@ -1,0 +1,199 @@
+"""A family: everything that differs between kinds of model, so that nothing outside its file needs to ask which it is.
+
+A `Tap` (`site_access.py`) says what serves a site's value and how that value is laid out. Taps are listed in the order
+in which the model reaches them, which is the order in which a trace must ask for them.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from audiolens.errors import UnsupportedModelError
+from audiolens.model.config import LensConfig
+from audiolens.model.site_access import Tap
+from audiolens.model.sites import Site, resolve
+from audiolens.model.text import Text
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The modules of a block, by their paths below it; `None` for what a family's blocks do not have."""
+
+    attention_norm: str
+    attention: str
+    cross_attention_norm: str | None
+    cross_attention: str | None
+    mlp_norm: str
+    mlp_in: str
+    activation: str
+    mlp_out: str
+    query: str = "q_proj"
+    key: str = "k_proj"
+    value: str = "v_proj"
+    output: str = "out_proj"
+    """Of either attention, below it."""
+
+    @property
+    def attentions(self) -> dict[str, str]:
+        """The path of each attention, by the name its sites begin with."""
+        found = {"attn": self.attention, "cross_attn": self.cross_attention}
+        return {name: path for name, path in found.items() if path is not None}
+
+
+@dataclass(frozen=True)
+class AttentionModules:
+    """The four projections of an attention, "... d_model -> ... d_model"."""
+
+    query: Any
+    key: Any
+    value: Any
+    output: Any
+
+
+@dataclass(frozen=True)
+class BlockModules:
+    """The modules of one block, by what they do."""
+
+    attention_norm: Any
+    attention: AttentionModules
+    cross_attention_norm: Any
+    cross_attention: AttentionModules | None
+    mlp_norm: Any
+    mlp_in: Any
+    activation: Any
+    mlp_out: Any
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the models of one family are recognised, conditioned and taken apart.
+
+    Attributes:
+        name, architecture: what people call it, and transformers' class name.
+        conditioning: how text reaches the decoder: by cross-attention, or as a prefix of its own sequence.
+        inputs: makes the keyword arguments of a forward from the model, encoded prompts, and whether guidance adds its
+            null half.
+        decoder: the path of the module that runs the blocks.
+        parts: the modules of a block.
+        entry_taps, block_taps, exit_taps: where sites are served before, in and after the blocks.
+        body_blocks, body_norm, body_embeddings, body_positions: paths below the decoder.
+        lm_heads: the path of the codebooks' heads.
+    """
+
+    name: str
+    architecture: str
+    conditioning: Literal["cross-attention", "prefix"]
+    inputs: Callable[[Any, Text, bool], dict[str, Any]]
+    decoder: str
+    parts: Parts
+    entry_taps: Mapping[str, Tap]
+    block_taps: Mapping[str, Tap]
+    exit_taps: Mapping[str, Tap]
+    body_blocks: str = "layers"
+    body_norm: str = "layer_norm"
+    body_embeddings: str = "embed_tokens"
+    body_positions: str = "embed_positions"
+    lm_heads: str = "decoder.lm_heads"
+
+    @property
+    def has_prefix(self) -> bool:
+        """Whether the conditioning stands in the decoder's own sequence, before step 0."""
+        return self.conditioning == "prefix"
+
+    @property
+    def model_taps(self) -> dict[str, Tap]:
+        """The sites outside the blocks."""
+        return {**self.entry_taps, **self.exit_taps}
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        """The sites of a block, in the model's order."""
+        return tuple(self.block_taps)
+
+    def has(self, hook: str) -> bool:
+        """Whether models of this family have a site, named without its block ("cross_attn.hook_q")."""
+        return hook in self.block_taps or hook in self.entry_taps or hook in self.exit_taps
+
+    def tap(self, site: Site) -> Tap:
+        """Where a site is served."""
+        return (self.model_taps if site.layer is None else self.block_taps)[site.hook]
+
+    def sites(self, config: LensConfig) -> list[Site]:
+        """Every site of a model, in the model's order."""
+        blocks = [Site(hook, layer) for layer in range(config.n_layers) for hook in self.block_taps]
+        return [*map(Site, self.entry_taps), *blocks, *map(Site, self.exit_taps)]
+
+    def shapes(self, config: LensConfig) -> dict[str, str]:
+        """Every site of a model by its full name, in the model's order, with the shape of its values."""
+        return {site.name: self.tap(site).form.described(config) for site in self.sites(config)}
+
+    def find(self, config: LensConfig, sites: str | Sequence[str], layers: int | Iterable[int] | None) -> list[Site]:
+        """The sites that names and layers select."""
+        return resolve(sites, layers, hooks=self.block_taps, model_hooks=self.model_taps, n_layers=config.n_layers)
+
+    def order(self, sites: Iterable[Site]) -> list[Site]:
+        """Sites in the order the model reaches them."""
+        head, hooks, tail = list(self.entry_taps), list(self.block_taps), list(self.exit_taps)
+
+        def rank(site: Site) -> tuple[float, int]:
+            if site.layer is not None:
+                return site.layer, hooks.index(site.hook)
+            return (-1, head.index(site.hook)) if site.hook in head else (math.inf, tail.index(site.hook))
+
+        return sorted(sites, key=rank)
+
+    def body(self, model: nn.Module) -> Any:
+        """The module that runs the blocks."""
+        return self.part(model, self.decoder)
+
+    def blocks(self, model: nn.Module) -> Any:
+        return self.part(self.body(model), self.body_blocks)
+
+    def final_norm(self, model: nn.Module) -> Any:
+        return self.part(self.body(model), self.body_norm)
+
+    def embeddings(self, model: nn.Module) -> Any:
+        """One embedding per codebook."""
+        return self.part(self.body(model), self.body_embeddings)
+
+    def positions(self, model: nn.Module) -> Any:
+        return self.part(self.body(model), self.body_positions)
+
+    def heads(self, model: nn.Module) -> Any:
+        """One head per codebook, which makes its logits."""
+        return self.part(model, self.lm_heads)
+
+    def modules(self, block: nn.Module) -> BlockModules:
+        """The modules of a block of this family."""
+        parts = self.parts
+
+        def attention(path: str) -> AttentionModules:
+            paths = (parts.query, parts.key, parts.value, parts.output)
+            return AttentionModules(*(self.part(block, f"{path}.{projection}") for projection in paths))
+
+        return BlockModules(
+            self.part(block, parts.attention_norm),
+            attention(parts.attention),
+            None if parts.cross_attention_norm is None else self.part(block, parts.cross_attention_norm),
+            None if parts.cross_attention is None else attention(parts.cross_attention),
+            self.part(block, parts.mlp_norm),
+            self.part(block, parts.mlp_in),
+            getattr(block, parts.activation),
+            self.part(block, parts.mlp_out),
+        )
+
+    def part(self, root: nn.Module, path: str) -> Any:
+        """A module by its path.
+
+        Raises:
+            UnsupportedModelError: if there is none: the model is not built like its family.
+        """
+        try:
+            return root.get_submodule(path)
+        except AttributeError as error:
+            raise UnsupportedModelError(
+                f"this model does not look like {self.name}: {type(root).__name__} has no part {path!r} ({error})."
+            ) from None

@@ -1,0 +1,60 @@
+"""Hashes of a model's weights: a quick one that survives a change of dtype, and one of every bit."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+_SAMPLED = 256
+
+
+def weights_hash(model: nn.Module) -> str:
+    """A hash of a model's decoder: every parameter's name and shape, and 256 evenly spaced values of each.
+
+    Cheap for billions of parameters, and blind to a change of other values alone: training moves them all, an edit of
+    one weight may go unseen. Values are rounded to bfloat16 first, so that a model loaded in float32 and in bfloat16
+    is the same one.
+    """
+    digest = hashlib.sha256()
+    decoder = getattr(model, "decoder", model)
+    for name, parameter in sorted(decoder.named_parameters(), key=lambda entry: entry[0]):
+        flat = parameter.detach().reshape(-1)
+        values = flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED].to(torch.bfloat16).cpu()
+        digest.update(f"{name} {tuple(parameter.shape)} ".encode())
+        digest.update(values.view(torch.int16).numpy().tobytes())
+    digest.update(adapter_settings(decoder))
+    return digest.hexdigest()[:16]
+
+
+def adapter_settings(model: nn.Module) -> bytes:
+    """Adapter settings (active adapter, scale) that change the output but are not weights.
+
+    They are the plain values of modules that are neither torch's nor transformers'; empty where there are none.
+    """
+    told, every = [], vars(nn.Module())
+    for name, module in sorted(model.named_modules(), key=lambda entry: entry[0]):
+        if type(module).__module__.partition(".")[0] not in ("torch", "transformers"):
+            own = {key: value for key, value in vars(module).items() if key not in every and _plain(value)}
+            told.append([name, type(module).__qualname__, sorted((key, repr(value)) for key, value in own.items())])
+    return json.dumps(told).encode() if told else b""
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_plain, value))
+    if isinstance(value, Mapping):
+        return all(map(_plain, [*value, *value.values()]))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def content_hash(model: nn.Module) -> str:
+    """A hash of every weight and buffer of a model, to the bit (names, types, shapes, values), and of its adapters."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().reshape(-1).contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    digest.update(adapter_settings(model))
+    return digest.hexdigest()
