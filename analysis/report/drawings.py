@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from analysis.patching import PatchingResult
     from analysis.report.writer import Sound
-    from analysis.study.experiment import Study
+    from analysis.study.result import Study
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from analysis.report.drawings import Drawing
     from analysis.report.writer import Sound
-    from analysis.study.experiment import Study
+    from analysis.study.result import Study
 
 MOST_PLAYERS = 24
 SOUND_BYTES = 5_000_000

@@ -10,7 +10,7 @@ from analysis.figures.style import name_of
 from analysis.study.scan import CHOSEN_FAILED
 
 if TYPE_CHECKING:
-    from analysis.study.experiment import Study
+    from analysis.study.result import Study
 
 
 def number(value: Any, form: str, missing: str = "not measured") -> str:

@@ -22,7 +22,7 @@ from audiolens.files.integrity import sealed_json
 from audiolens.sound import soundfiles
 
 if TYPE_CHECKING:
-    from analysis.study.experiment import Study
+    from analysis.study.result import Study
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@
 reads a finished study again, `redraw` draws its page anew.
 """
 
-from analysis.study.experiment import Study, prompts_of, run
+from analysis.study.experiment import prompts_of, run
 from analysis.study.finished import load_folder, redraw
+from analysis.study.result import Study
 from analysis.study.settings import Settings
 
 __all__ = ["Settings", "Study", "load_folder", "prompts_of", "redraw", "run"]

@@ -16,7 +16,7 @@ from analysis import pca, similarity
 from analysis.pca import PCAResult
 from analysis.placement import Placement
 from analysis.study import scan, side_effects, test_result
-from analysis.study.experiment import Study
+from analysis.study.result import Study
 from analysis.study.scan import Choice
 from analysis.study.settings import Settings
 from analysis.study.where import Where

@@ -13,8 +13,8 @@ from analysis import sweep
 from analysis.store.folder import UNSEALED_STUDY, refuse_path
 from analysis.study import experiment, side_effects, stages, storage, where
 from analysis.study.assembly import Parts, assembled
-from analysis.study.experiment import Study
 from analysis.study.made import check_made
+from analysis.study.result import Study
 from analysis.study.settings import Settings
 from analysis.sweep import SweepResult
 from audiolens.errors import DamagedError, InputError

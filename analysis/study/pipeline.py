@@ -22,7 +22,7 @@ from analysis.placement.shifts import words_of
 from analysis.statistics import FEWEST_CONTROLS
 from analysis.study import scan, side_effects, storage, test_result, where
 from analysis.study.assembly import Parts, assembled, chosen, places
-from analysis.study.experiment import Study
+from analysis.study.result import Study
 from analysis.study.scan import Choice
 from analysis.study.settings import Settings
 from analysis.study.stages import Stages

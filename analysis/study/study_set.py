@@ -18,7 +18,7 @@ from analysis.similarity import Comparison
 from analysis.store.folder import refuse_path
 from analysis.study import experiment as study
 from analysis.study import stages
-from analysis.study.experiment import Study
+from analysis.study.result import Study
 from analysis.study.settings import Settings
 from analysis.study.test_result import cross_effects
 from audiolens.checks import checked_flags

@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.statistics import MOST_FAILED, correct, spearman
 from analysis.sweep.conditions import BASELINE
-from analysis.sweep.factorial import PLACE
+from analysis.sweep.factorial import PLACE, spoken
 from analysis.sweep.response import CONTROLS, is_ratio, rank_among, unit_of_change
 from audiolens.errors import InputError
 
@@ -178,15 +178,6 @@ def change(value: float, measured: str) -> str:
     if not np.isfinite(value):
         return "none measured"
     return f"{value:+.0%}" if is_ratio(measured) else f"{value:+.2g} {unit_of_change(measured)}".strip()
-
-
-def spoken(place: Any) -> str:
-    """A place in words."""
-    strategy, layer, branch = place["strategy"], place["layer"], place["branch"]
-    where = "" if layer is None or layer != layer else f" {int(layer)}"
-    band = place["band"]
-    told = f" on {band}" if isinstance(band, str) else ""
-    return f"{strategy}{where}{told}{'' if branch == 'both' else f' ({branch})'}"
 
 
 def _span(group: pd.DataFrame, measured: str) -> float:

@@ -185,3 +185,12 @@ def _strengths(name: str, given: Sequence[float]) -> tuple[float, ...]:
     if not steered and name == "strengths":
         raise InputError(f"{name}={values}: 0 is the baseline, which is always there; expected others.")
     return steered
+
+
+def spoken(place: Any) -> str:
+    """A place in words."""
+    strategy, layer, branch = place["strategy"], place["layer"], place["branch"]
+    where = "" if layer is None or layer != layer else f" {int(layer)}"
+    band = place["band"]
+    told = f" on {band}" if isinstance(band, str) else ""
+    return f"{strategy}{where}{told}{'' if branch == 'both' else f' ({branch})'}"

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, ScalarFormatter
 
 from analysis.figures.style import BLACK, DIVERGING, GREY, POLES, SEVERAL, change_of, errors, name_of, signed, styled
 from analysis.statistics import MOST_FAILED
-from analysis.sweep.dose import spoken
+from analysis.sweep.factorial import spoken
 from analysis.sweep.response import is_ratio, unit_of_change
 
 if TYPE_CHECKING:

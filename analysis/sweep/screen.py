@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from analysis.figures.literal import literally
 from analysis.figures.style import BLACK, DIVERGING, GREY, POLES, SEVERAL, SYMBOLS, name_of, plain, screen_errors
-from analysis.sweep.dose import spoken
+from analysis.sweep.factorial import spoken
 from analysis.sweep.plots import LOSSES, labelled
 from analysis.sweep.response import is_ratio
 

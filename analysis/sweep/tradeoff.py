@@ -15,7 +15,8 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from analysis.statistics import MOST_FAILED
-from analysis.sweep.dose import DoseResponse, change, place_of, spoken
+from analysis.sweep.dose import DoseResponse, change, place_of
+from analysis.sweep.factorial import spoken
 from analysis.sweep.factorial import PLACE
 from audiolens.errors import InputError
 

@@ -45,12 +45,6 @@ def test_importing_is_light(package):
     assert not heavy & set(loaded)
 
 
-def test_the_tracing_layer_imports_nothing_of_the_analysis():
-    importing = re.compile(r"^\s*(from|import) analysis\b", re.MULTILINE)
-    offenders = [path for path in (ROOT / "audiolens").rglob("*.py") if importing.search(path.read_text())]
-    assert not offenders
-
-
 def test_every_dependency_is_pinned_within_its_range():
     optional = PROJECT["project"]["optional-dependencies"]
     pins = {canonical(name): pin for name, pin in PINS.items()}
