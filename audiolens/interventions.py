@@ -1,7 +1,8 @@
 """What is done (add, ablate, clamp, replace, scale, apply) and where (site, layers, branch, time, rows).
 
 An intervention is a value: frozen, checked when it is made, and free of any model. A run binds it to its batch
-(`bound.py`). Interventions at one site apply in the order they are given; at different sites, in the model's.
+(`tracing/bound_intervention.py`). Interventions at one site apply in the order they are given; at different sites, in
+the model's.
 
 The places shared by all: `site` and `layers` (`None` is every block); `branch` of the guidance ("cond", "null",
 "both"); `seconds` (`None` is every step, the tail included); `rows` (`None` is every row); `heads` for head sites.
@@ -26,7 +27,7 @@ at the strength given, whatever the schedule: with a schedule of 0, it alone.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -80,12 +81,24 @@ def row_numbers(rows: Any) -> list[int]:
         ) from None
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A tensor of an intervention, and what its axes may be.
+
+    `kind` is "per row" for a number, or one per affected row; "vector" for "feature" or "row feature"; "values" for
+    those, or for values at every step as well.
+    """
+
+    tensor: Tensor
+    kind: Literal["per row", "vector", "values"]
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Intervention:
     """Where and when something is done; what is done is each subclass's `change`.
 
     Raises, here and in every subclass:
-        InputTypeError: when it is made, for what is no number, span, or True or False where it should be.
+        InputTypeError: when it is made, if an argument has the wrong type.
         InputError: when it is made, for an unknown branch, or numbers that are not finite; and by a run, before its
             model runs, for strengths or vectors that do not fit the rows or the site, for rows or heads that do not
             exist, and for seconds outside the clip.
@@ -116,10 +129,18 @@ class Intervention:
         if self.schedule is not None and not callable(self.schedule):
             object.__setattr__(self, "schedule", numbers("schedule", self.schedule))
 
+    overwrites: ClassVar[bool] = False
+    """Whether what was there may be gone afterwards, so that a run cannot tell an overflow from what was asked for."""
+
     @property
-    def tensors(self) -> dict[str, Tensor]:
-        """What a run must move to the model's device and, where it has a row axis, cut to a batch."""
+    def parts(self) -> dict[str, Part]:
+        """The tensors that a run moves to the model's device and, where they have a row axis, cuts to a batch."""
         return {}
+
+    @property
+    def called(self) -> Callable[[Tensor], Tensor | None] | None:
+        """A function that is called with the values instead of `change`."""
+        return None
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
         """The new value of affected positions.
@@ -154,9 +175,8 @@ class Add(Intervention):
         object.__setattr__(self, "vector", finite("vector", self.vector))
 
     @property
-    def tensors(self) -> dict[str, Tensor]:
-        """The vector, or one for each row."""
-        return {"vector": self.vector}
+    def parts(self) -> dict[str, Part]:
+        return {"vector": Part(self.vector, "vector")}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
         """`value + amount * vector`."""
@@ -179,9 +199,8 @@ class Ablate(Intervention):
         _nonzero("direction", self.direction)
 
     @property
-    def tensors(self) -> dict[str, Tensor]:
-        """The direction, or one for each row."""
-        return {"direction": self.direction}
+    def parts(self) -> dict[str, Part]:
+        return {"direction": Part(self.direction, "vector")}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
         """`value` less `amount` times its projection on the unit direction."""
@@ -210,9 +229,8 @@ class Clamp(Intervention):
         _nonzero("direction", self.direction)
 
     @property
-    def tensors(self) -> dict[str, Tensor]:
-        """The direction and the value, or one of either for each row."""
-        return {"direction": self.direction, "value": self.value}
+    def parts(self) -> dict[str, Part]:
+        return {"direction": Part(self.direction, "vector"), "value": Part(self.value, "per row")}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
         """`value` with its projection moved by `amount` of the way to the one that is set."""
@@ -238,15 +256,15 @@ class Replace(Intervention):
     """
 
     values: Any
+    overwrites = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "values", finite("values", self.values))
 
     @property
-    def tensors(self) -> dict[str, Tensor]:
-        """The values, or those of each row."""
-        return {"values": self.values}
+    def parts(self) -> dict[str, Part]:
+        return {"values": Part(self.values, "values")}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
         """The values where `amount` is 1, and else that part of the way to them."""
@@ -269,9 +287,8 @@ class Scale(Intervention):
         object.__setattr__(self, "factor", numbers("factor", self.factor))
 
     @property
-    def tensors(self) -> dict[str, Tensor]:
-        """The factor, or one for each row."""
-        return {"factor": self.factor}
+    def parts(self) -> dict[str, Part]:
+        return {"factor": Part(self.factor, "per row")}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
         """`value` times the factor, or that part of the way to it that `amount` says."""
@@ -292,6 +309,11 @@ class Apply(Intervention):
     """
 
     function: Callable[[Tensor], Tensor | None]
+    overwrites = True
+
+    @property
+    def called(self) -> Callable[[Tensor], Tensor | None]:
+        return self.function
 
     def __post_init__(self) -> None:
         super().__post_init__()

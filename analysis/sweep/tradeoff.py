@@ -16,8 +16,7 @@ from jaxtyping import Bool, Float
 
 from analysis.statistics import MOST_FAILED
 from analysis.sweep.dose import DoseResponse, change, place_of
-from analysis.sweep.factorial import spoken
-from analysis.sweep.factorial import PLACE
+from analysis.sweep.factorial import PLACE, spoken
 from audiolens.errors import InputError
 
 

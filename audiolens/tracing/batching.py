@@ -21,6 +21,7 @@ from torch import Tensor
 from audiolens.checks import checked_count
 from audiolens.errors import InputError
 from audiolens.model.config import LensConfig
+from audiolens.model.families.family import Half
 from audiolens.model.text import BUCKET, checked_prompts
 from audiolens.model.timeline import delay
 
@@ -30,13 +31,19 @@ EXACT_ROWS = 16
 
 @dataclass(frozen=True)
 class Layout:
-    """Which rows a batch holds: `rows[i]` is the caller's row at place i, of `total` rows; the first `kept`
-    places are real, the rest padding. `branches` is 2 under guidance (conditional first), else 1. What is recorded
-    begins with the caller's row `first`. `prefix` is how many positions stand before step 0 in each of these rows."""
+    """Which rows a batch holds.
+
+    Attributes:
+        rows: the caller's row at each place, of `total` rows.
+        halves: the branches in the order of the batch; one without guidance.
+        kept: how many places are real; the rest is padding.
+        prefix: how many positions precede step 0 in each of these rows.
+        first: the caller's row with which recordings begin.
+    """
 
     rows: tuple[int, ...]
     total: int
-    branches: int
+    halves: tuple[Half, ...]
     kept: int
     prefix: int = 0
     first: int = 0
@@ -49,18 +56,18 @@ class Layout:
             return slice(real[0], real[0] + len(real))
         return torch.tensor(real, device="cpu")
 
+    @property
+    def branches(self) -> int:
+        """2 with guidance, else 1."""
+        return len(self.halves)
+
     def of(self, values: Tensor) -> Tensor:
         """A tensor with one entry per row of the caller, as one entry per row of the whole batch."""
         return values[torch.tensor(self.rows, device=values.device)].repeat(self.branches, *[1] * (values.ndim - 1))
 
     def branch(self, branch: str) -> Tensor:
         """The batch rows that belong to a branch, as a mask."""
-        size = len(self.rows)
-        mask = torch.zeros(self.branches * size, dtype=torch.bool, device="cpu")
-        mask[: size if branch == "cond" else None] = True
-        if branch == "null":
-            mask[:size] = False
-        return mask
+        return torch.tensor([branch in (half, "both") for half in self.halves for _ in self.rows], device="cpu")
 
 
 def checked_batch_size(batch_size: int | None) -> int | None:
@@ -80,7 +87,7 @@ def whole_batch_size(batch_size: int) -> int:
 def batches(
     sizes: Sequence[int],
     *,
-    guided: bool,
+    halves: tuple[Half, ...],
     exact: bool,
     batch_size: int | None,
     prefix: Callable[[int], int] = lambda _: 0,
@@ -106,18 +113,18 @@ def batches(
         for first in range(0, len(mine), step):
             part = mine[first : first + step]
             padded = part + part[:1] * (EXACT_ROWS - len(part)) if exact else part
-            yield Layout(tuple(padded), len(sizes), 2 if guided else 1, len(part), kind[0]), kind[1]
+            yield Layout(tuple(padded), len(sizes), halves, len(part), kind[0]), kind[1]
 
 
 def chunks(
-    sizes: Sequence[int], *, guided: bool, batch_size: int, prefix: Callable[[int], int]
+    sizes: Sequence[int], *, halves: tuple[Half, ...], batch_size: int, prefix: Callable[[int], int]
 ) -> Iterator[tuple[Layout, ...]]:
     """The runs of each `batch_size` rows that follow one another: one, or one a prefix."""
     for first in range(0, len(sizes), batch_size):
         part = sizes[first : first + batch_size]
         yield tuple(
             replace(layout, rows=tuple(first + row for row in layout.rows), total=len(sizes), first=first)
-            for layout, _ in batches(part, guided=guided, exact=False, batch_size=None, prefix=prefix)
+            for layout, _ in batches(part, halves=halves, exact=False, batch_size=None, prefix=prefix)
         )
 
 
@@ -152,6 +159,14 @@ def start_columns(
     return torch.cat([torch.full_like(mine[..., :1], config.pad_code), mine], dim=-1).flatten(0, 1)
 
 
+def of_branch(values: Tensor, halves: tuple[Half, ...], branch: str) -> Tensor:
+    """Of values "half ...", those of one branch; of both, the conditional branch first whatever the batch's order."""
+    if branch != "both":
+        return values[halves.index(branch)]
+    order = sorted(range(len(halves)), key=lambda place: halves[place])
+    return values if order == list(range(len(halves))) else values[order]
+
+
 class RowBatcher(Batcher):
     """nnsight's batcher for a model whose rows are doubled by guidance.
 
@@ -163,7 +178,8 @@ class RowBatcher(Batcher):
     def __init__(self, envoy: Any, kwargs: dict | None = None) -> None:
         super().__init__(envoy, kwargs)
         self.request: Any = self.kwargs.get("request")
-        self.branches = self.request.branches if self.request is not None else 1
+        self.halves: tuple[Half, ...] = self.request.halves if self.request is not None else ("cond",)
+        self.branches = len(self.halves)
         self.prefix = 0
         self.copies = Copies()
 

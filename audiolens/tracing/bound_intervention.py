@@ -1,18 +1,18 @@
 """An intervention bound to one run: its tensors cut to the batch, its branch and rows a mask, its span steps.
 
-The batch holds every row of the conditional branch, then (under guidance) every row of the null branch; its
-`Layout` says which of the caller's rows stands where. Values have a run's layout (`taps.py`); the user's own order of
-axes is met only where values are given and where a function is called.
+The batch holds every row of one half of the guidance, then (with guidance) every row of the other; its `Layout` says
+which half comes first and which of the caller's rows is where. Values have a run's layout (`model/site_access.py`);
+the user's order of axes appears only where values are given and where a function is called.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from audiolens.errors import InputError, InputTypeError
-from audiolens.interventions import Apply, Intervention, checked_rows
+from audiolens.interventions import Intervention, Part, checked_rows
 from audiolens.model.config import LensConfig
 from audiolens.model.site_access import Form
 from audiolens.model.sites import checked_heads
@@ -20,7 +20,7 @@ from audiolens.model.timeline import Timeline
 from audiolens.tracing.batching import Layout
 
 
-class Bound:
+class BoundIntervention:
     """One intervention at one site of one run. `apply` is called at every decoder forward."""
 
     def __init__(
@@ -57,12 +57,13 @@ class Bound:
         amount = layout.of(per_row).reshape(-1, *[1] * (extra + 1))
         self.amount = (amount if strength.ndim else strength).to(device)
         self.schedule = self._schedule(timeline, extra, device)
-        values = intervention.tensors.get("values")
-        self.stepped = values is not None and values.ndim == extra + 2
-        self.parts = {
-            name: self._place(tensor, name, config, rows, layout).to(device)
-            for name, tensor in intervention.tensors.items()
+        given = intervention.parts
+        self.sequences = {
+            name for name, part in given.items() if part.kind == "values" and part.tensor.ndim == extra + 2
         }
+        """The parts with a value of their own at every step (or token)."""
+        self.keyed = {name for name, part in given.items() if part.kind != "per row"}
+        self.parts = {name: self._place(part, name, config, rows, layout).to(device) for name, part in given.items()}
         if form.timed:
             # Refused before the run, and not where its values end.
             self._enough(self.stop - self.start, "step")
@@ -70,17 +71,14 @@ class Bound:
             # Its keys grow to the clip's steps: too few of them are refused before the run.
             self._fitted(layout.prefix + timeline.steps)
 
-    @property
-    def sequence(self) -> Tensor | None:
-        """The values, where they are others at every step (or token)."""
-        return self.parts["values"] if self.stepped else None
-
     def _enough(self, length: int, unit: str) -> None:
-        if self.sequence is not None and self.sequence.shape[1] < length:
-            raise InputError(
-                f"{self.site}: the values hold {self.sequence.shape[1]} {unit}s, the span has {length}: give a value "
-                f"for every {unit}, or a shorter span."
-            )
+        for name in self.sequences:
+            held = self.parts[name].shape[1]
+            if held < length:
+                raise InputError(
+                    f"{self.site}: the {name} hold {held} {unit}s, the span has {length}: give one for every {unit}, "
+                    "or a shorter span."
+                )
 
     def touches(self, start: int, length: int) -> bool:
         """Whether a forward over these steps is changed at all; what has no steps is so in each."""
@@ -100,25 +98,25 @@ class Bound:
         return result
 
     def _changed(self, window: Tensor, first: int, end: int) -> Tensor:
-        if isinstance(self.intervention, Apply):
-            changed = self._called(window)
+        if self.intervention.called is not None:
+            changed = self._called(window, self.intervention.called)
         else:
             amount = self.amount
             if self.schedule is not None:
                 origin = min(self.start, 0)
                 amount = amount * self.schedule[:, first - origin : end - origin]
             parts = self._fitted(window.shape[-1])
-            if self.sequence is not None:
-                if not self.form.timed:
-                    self._enough(end - self.start, "token")
-                parts = {**parts, "values": parts["values"][:, first - self.start : end - self.start]}
+            if self.sequences and not self.form.timed:
+                self._enough(end - self.start, "token")
+            for name in self.sequences:
+                parts = {**parts, name: parts[name][:, first - self.start : end - self.start]}
             changed = self.intervention.change(window, amount, parts)
         if self.intervention.preserve_norm:
             norms = window.float().norm(dim=-1, keepdim=True)
             changed = (changed * (norms / changed.float().norm(dim=-1, keepdim=True).clamp_min(1e-12))).to(window.dtype)
         return changed if self.everything else torch.where(self.mask, changed, window)
 
-    def _called(self, window: Tensor) -> Tensor:
+    def _called(self, window: Tensor, function: Callable[[Tensor], Tensor | None]) -> Tensor:
         changed = window
         for half in range(self.branches):
             size = len(self.active) // self.branches
@@ -126,7 +124,7 @@ class Bound:
             if not len(index):
                 continue
             mine = self.form.turned(window.index_select(0, index))
-            theirs = self.intervention.function(mine)  # pyright: ignore[reportAttributeAccessIssue]
+            theirs = function(mine)
             if theirs is None:
                 # It may have written into its own copy.
                 theirs = mine
@@ -142,7 +140,7 @@ class Bound:
             return self.parts
         fitted = {}
         for name, part in self.parts.items():
-            keyed = name in ("vector", "direction", "values")
+            keyed = name in self.keyed
             first = self.unkeyed if self.form.square else 0
             if keyed and part.shape[-1] < first + width:
                 raise InputError(f"{self.site}: {name} has {part.shape[-1]} keys, the pattern {first + width}.")
@@ -167,10 +165,10 @@ class Bound:
         spread[list(rows)] = values
         return spread
 
-    def _place(self, tensor: Tensor, name: str, config: LensConfig, rows: Sequence[int], layout: Layout) -> Tensor:
+    def _place(self, part: Part, name: str, config: LensConfig, rows: Sequence[int], layout: Layout) -> Tensor:
         """A part of the intervention, shaped to broadcast against "batch step ... feature"."""
-        feature = self.form.features(config)
-        if name in ("value", "factor"):
+        feature, tensor, values = self.form.features(config), part.tensor, part.kind == "values"
+        if part.kind == "per row":
             if not tensor.ndim:
                 return tensor
             return layout.of(self._spread(tensor, rows, layout.total, name)).reshape(-1, *[1] * (len(feature) + 1))
@@ -181,8 +179,8 @@ class Bound:
         # Size 1 along the heads (or codebooks) means the same for each.
         alike = [*[1] * (len(trailing) - 1), None]
         fits = all(size in (own, None) or own == one for own, size, one in zip(trailing, wanted, alike, strict=True))
-        if not fits or free > (2 if name == "values" else 1) or not tensor.ndim:
-            most = self.form.described(config) if name == "values" else f"(row, {', '.join(self.form.order[2:])})"
+        if not fits or free > (2 if values else 1) or not tensor.ndim:
+            most = self.form.described(config) if values else f"(row, {', '.join(self.form.order[2:])})"
             raise InputError(
                 f"{self.site}: {name} has shape {tuple(tensor.shape)}, expected the last axes of "
                 f"{self._features(config)} at this site, or at most {most}."

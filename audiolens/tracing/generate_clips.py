@@ -69,7 +69,9 @@ def drawn(
     recorder = Recorder.of(reading, traced, len(listed), timeline)
     if exact and streams is None:
         raise InputError("exact=True needs seeds: transformers' own sampler draws a whole batch from one state.")
-    parts = list(batches(sizes, guided=guided, exact=exact, batch_size=batch_size, prefix=config.prefix))
+    parts = list(
+        batches(sizes, halves=traced.family.halves(guided), exact=exact, batch_size=batch_size, prefix=config.prefix)
+    )
     start = clip_start(audio_prompt, len(listed), timeline, traced)
     codes = torch.zeros(len(listed), config.n_codebooks, timeline.frames, dtype=torch.long, device=traced.device)
     with alone(traced.model), random_state(keep=streams is not None):
@@ -94,7 +96,7 @@ def drawn(
                 input_ids=encoded.ids,
                 **given,
                 **traced.family.inputs(traced.model, encoded, guided),
-                **sampling_arguments(mine, config, guidance_scale, temperature, top_k),
+                **sampling_arguments(mine, traced, guidance_scale, temperature, top_k),
             )
             codes[list(layout.rows[: layout.kept])] = made[: layout.kept]
     audio = decode_codes(traced, codes) if decode else None

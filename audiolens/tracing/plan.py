@@ -14,14 +14,14 @@ from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
 
 from audiolens.errors import InputError, InputTypeError, UnsupportedModelError
-from audiolens.interventions import Apply, Intervention, Replace
+from audiolens.interventions import Intervention
 from audiolens.model.families import Family
 from audiolens.model.site_access import Tap, View
 from audiolens.model.sites import Site
 from audiolens.model.timeline import Timeline
 from audiolens.model.traced_model import TracedModel
 from audiolens.tracing.batching import Layout
-from audiolens.tracing.bound_intervention import Bound
+from audiolens.tracing.bound_intervention import BoundIntervention
 from audiolens.tracing.clock import Clock
 from audiolens.tracing.nnsight_source import module_of, place_of
 from audiolens.tracing.overflow import LOGITS, Watch
@@ -39,7 +39,7 @@ class Point:
     site: Site
     tap: Tap
     place: Any
-    edits: list[Bound] = field(default_factory=list)
+    edits: list[BoundIntervention] = field(default_factory=list)
     watch: Watch | None = None
 
     def visit(self, start: int, length: int, recorder: Recorder | None, layout: Layout, view: View) -> None:
@@ -103,7 +103,7 @@ class Run:
         for intervention in interventions:
             for site in family.find(config, intervention.site, intervention.layers):
                 # Checked also where the run ends below.
-                edit = Bound(
+                edit = BoundIntervention(
                     intervention,
                     site.name,
                     family.tap(site).form,
@@ -121,7 +121,7 @@ class Run:
         self.modules = [] if self.idle else [*read, *(module_of(model, family, site) for site in points)]
         """Those that nnsight has to serve."""
         edits = [edit.intervention for place in self.points for edit in place.edits]
-        replaced = any(isinstance(edit, Replace | Apply) for edit in edits)
+        replaced = any(edit.overwrites for edit in edits)
         self.watch = Watch(layout, timeline.frame_rate, replaced) if edits else None
         for place in self.points:
             place.watch = self.watch

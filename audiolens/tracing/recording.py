@@ -17,7 +17,7 @@ from audiolens.model.site_access import Form
 from audiolens.model.sites import Site, checked_heads, head_numbers, layers_once, names_once
 from audiolens.model.timeline import Span, Timeline
 from audiolens.model.traced_model import TracedModel
-from audiolens.tracing.batching import Layout
+from audiolens.tracing.batching import Layout, of_branch
 
 Reduce = Literal["mean", "last", "max", "eos"]
 
@@ -189,9 +189,9 @@ class Recorder:
     def _mine(self, value: Tensor, layout: Layout) -> Tensor:
         """Of "batch ...", what is recorded: "branch row ...", without the padding's rows."""
         window = value.detach().unflatten(0, (layout.branches, -1))
+        window = of_branch(window, layout.halves, self.reading.branch)
         if self.reading.branch != "both":
-            half = 0 if self.reading.branch == "cond" else 1
-            window = window[half : half + 1]
+            window = window[None]
         return window[:, : layout.kept]
 
     def _keep(self, name: str, form: Form, window: Tensor, layout: Layout, first: int) -> None:

@@ -17,12 +17,13 @@ from audiolens.checks import whole_number
 from audiolens.errors import InputError, SiteError
 from audiolens.interventions import Intervention, checked_branch, checked_flags
 from audiolens.model import text, tokens
+from audiolens.model.families.family import Half
 from audiolens.model.text import Prompt
 from audiolens.model.timeline import Real, Timeline, codes_timeline
 from audiolens.model.traced_model import TracedModel
 from audiolens.sound.codec import Sound, checked_codes
 from audiolens.tracing import model_calls
-from audiolens.tracing.batching import Layout, batches, checked_batch_size, chunks, in_order, read_columns
+from audiolens.tracing.batching import Layout, batches, checked_batch_size, chunks, in_order, of_branch, read_columns
 from audiolens.tracing.given_sound import codes_of
 from audiolens.tracing.model_calls import alone, random_state
 from audiolens.tracing.plan import Run, beyond, checked_interventions
@@ -94,11 +95,16 @@ class Forward:
             checked_batch_size(batch_size),
         )
 
+    @property
+    def halves(self) -> tuple[Half, ...]:
+        """The branches of a batch, in its order."""
+        return self.traced.family.halves(self.guided)
+
     def whole(self) -> tuple[Float[Tensor, "..."], ActivationCache]:
         """The logits (or the stream where it stopped) of every row, and one cache."""
         recorder = self._recorder(len(self.prompts))
         prefix = self.traced.config.prefix
-        cut = batches(self.sizes, guided=self.guided, exact=False, batch_size=self.batch_size, prefix=prefix)
+        cut = batches(self.sizes, halves=self.halves, exact=False, batch_size=self.batch_size, prefix=prefix)
         layouts = [layout for layout, _ in cut]
         with alone(self.traced.model), random_state(keep=True):
             parts = [self._batch(layout, recorder) for layout in layouts]
@@ -115,7 +121,7 @@ class Forward:
         enough = 0 if last.layer is None else last.layer + 1
         plan = replace(self, stop=None if beyond(self.traced.family, last, enough) else enough)
         size, prefix = self.batch_size or len(self.sizes), self.traced.config.prefix
-        parts = list(chunks(self.sizes, guided=self.guided, batch_size=size, prefix=prefix))
+        parts = list(chunks(self.sizes, halves=self.halves, batch_size=size, prefix=prefix))
         tokens.tell_unread()
         with alone(self.traced.model):
             # What no batch could do is refused before the first is asked for.
@@ -162,7 +168,7 @@ class Forward:
         out = model_calls.forward(traced.nnsight, run, decoder_input_ids=columns, **arguments)
         each = () if self.stop is not None else (traced.config.n_codebooks,)
         shaped = out.unflatten(0, (layout.branches, len(layout.rows), *each))
-        return shaped if self.reading.branch == "both" else shaped[0 if self.reading.branch == "cond" else 1]
+        return of_branch(shaped, layout.halves, self.reading.branch)
 
 
 def _checked_stop(stop_at_layer: object, n_layers: int) -> int | None:

@@ -24,7 +24,9 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from audiolens.checks import checked_seed, one_or_listed, real_number, whole_number
 from audiolens.errors import InputError, InputTypeError
 from audiolens.model.config import LensConfig
+from audiolens.model.families.family import Half
 from audiolens.model.timeline import Real
+from audiolens.model.traced_model import TracedModel
 
 MOST_GUIDANCE = 1e6
 TEMPERATURES = (1e-6, 1e6)
@@ -71,8 +73,8 @@ class Forbid(LogitsProcessor):
 class RowSampler(LogitsProcessor):
     """Guidance, temperature, top-k and the draw, for `generate(do_sample=False)`.
 
-    Scores come as transformers has them, rows and codebooks in one axis, conditional rows first. `temperature=0`
-    takes the largest logit.
+    Scores come as transformers has them: rows and codebooks in one axis, one half of the guidance after the other.
+    `temperature=0` takes the largest logit.
     """
 
     def __init__(
@@ -82,8 +84,9 @@ class RowSampler(LogitsProcessor):
         guidance_scale: float,
         temperature: float,
         top_k: int | None,
+        halves: tuple[Half, ...] = ("cond", "null"),
     ) -> None:
-        self.streams = streams
+        self.streams, self.halves = streams, halves
         self.guidance_scale = guidance_scale
         self.temperature = temperature
         self.top_k = top_k
@@ -93,7 +96,8 @@ class RowSampler(LogitsProcessor):
     ) -> Float[Tensor, "branch_sequence vocab"]:
         guided = scores.shape[0] == 2 * input_ids.shape[0]
         if guided:
-            cond, null = scores.chunk(2)
+            halves = dict(zip(self.halves, scores.chunk(2), strict=True))
+            cond, null = halves["cond"], halves["null"]
             merged = null + (cond - null) * self.guidance_scale
         else:
             merged = scores
@@ -112,17 +116,18 @@ class RowSampler(LogitsProcessor):
 
 
 def sampling_arguments(
-    seeds: Sequence[int] | None, config: LensConfig, guidance_scale: Real, temperature: Real, top_k: int | None
+    seeds: Sequence[int] | None, traced: TracedModel, guidance_scale: Real, temperature: Real, top_k: int | None
 ) -> dict[str, Any]:
     """How `generate` guides and draws a batch: transformers' own sampler, or one stream per row."""
     if seeds is None:
         own = {"temperature": float(temperature), "top_k": top_k or 0} if temperature > 0 else {}
         return {"do_sample": temperature > 0, "guidance_scale": float(guidance_scale), **own}
     sampler = RowSampler(
-        RowStreams(seeds, config.n_codebooks, config.vocab_size),
+        RowStreams(seeds, traced.config.n_codebooks, traced.config.vocab_size),
         guidance_scale=float(guidance_scale),
         temperature=float(temperature),
         top_k=top_k,
+        halves=traced.family.guided,
     )
     return {
         "do_sample": False,

@@ -23,6 +23,7 @@ from audiolens.errors import InputError
 from audiolens.interventions import Branch, checked_branch, checked_flags
 from audiolens.model import text
 from audiolens.model.config import LensConfig
+from audiolens.model.families.family import Half
 from audiolens.model.site_access import Put, View
 from audiolens.model.sites import Site
 from audiolens.model.text import Prompt
@@ -46,13 +47,13 @@ from audiolens.tracing.traced_source import CurrentInvoker, CurrentTracer
 
 @dataclass(frozen=True)
 class Request:
-    """What a trace runs: how its inputs are built, how many branches they have, and the guard around the run.
+    """What a trace runs: how its inputs are built, which branches they have, and the guard around the run.
 
     `generates` marks a generation, which is many forwards. `inputs` gives the length of the prefix before step 0, and
     the arguments of the call.
     """
 
-    branches: int
+    halves: tuple[Half, ...]
     generates: bool
     inputs: Callable[[Sequence[Prompt], Sequence[Tensor | None]], tuple[int, dict[str, Any]]]
     guard: Callable[[], AbstractContextManager[None]]
@@ -146,12 +147,13 @@ class SiteValue:
     @property
     def _part(self) -> Any:
         """Of values with a leading branch axis, what is asked for."""
+        halves = self._batcher.halves
         if self._branch == "both":
-            return ...
-        half = 0 if self._branch == "cond" else 1
-        if half >= self._batcher.branches:
+            order = [halves.index(half) for half in ("cond", "null") if half in halves]
+            return ... if order == sorted(order) else order
+        if self._branch not in halves:
             raise InputError("branch='null' needs guidance: without it (guidance_scale=1) there is only 'cond'.")
-        return half
+        return halves.index(self._branch)
 
     def _opened(self) -> tuple[Tensor, Put, slice]:
         """What the site serves (one branch after the other), what puts another there, and the invoke's rows in it.
@@ -280,12 +282,12 @@ def requested(
         elif codes is not None:
             codes = checked_codes(codes, config, len(prompts)).to(traced.device)
         drawn = checked_seeds(seeds, len(prompts))
-        layout = Layout(tuple(range(len(prompts))), len(prompts), 2 if guided else 1, len(prompts))
+        layout = Layout(tuple(range(len(prompts))), len(prompts), traced.family.halves(guided), len(prompts))
         codes_timeline(codes, config, prefix)
         encoded = text.encode(prompts, model, traced.tokenizer)
         arguments = traced.family.inputs(model, encoded, guided)
         if fn == "generate":
-            draw = sampling_arguments(drawn, config, guidance_scale, temperature, top_k)
+            draw = sampling_arguments(drawn, traced, guidance_scale, temperature, top_k)
             # A trace may write -inf to any logit.
             watch = Watch(layout, config.frame_rate, traced=True)
             processors = LogitsProcessorList([watch, Forbid(), *draw.pop("logits_processor", ())])
@@ -307,4 +309,4 @@ def requested(
             yield
 
     generates = fn == "generate"
-    return Request(2 if guided else 1, generates, inputs, guard), generate if generates else forward
+    return Request(traced.family.halves(guided), generates, inputs, guard), generate if generates else forward

@@ -1,5 +1,6 @@
 """Every intervention does what its name says, where it was asked, and nowhere else."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,32 @@ import torch
 
 import audiolens as al
 from audiolens import errors
-from audiolens.interventions import checked_rows
+from audiolens.interventions import Intervention, Part, checked_rows
+from audiolens.tensors import finite, numbers
 
 PROMPTS = ["fast piano", "slow dark guitar music", "calm"]
 SECONDS = 0.6
 D = 48
+
+
+@dataclass(frozen=True, eq=False)
+class Fade(Intervention):
+    """An operator as a user would add one: towards `level` by `share`, a number or one per affected row."""
+
+    level: Any
+    share: Any
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "level", finite("level", self.level))
+        object.__setattr__(self, "share", numbers("share", self.share))
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        return {"level": Part(self.level, "values"), "share": Part(self.share, "per row")}
+
+    def change(self, value: torch.Tensor, amount: torch.Tensor, parts: dict[str, torch.Tensor]) -> torch.Tensor:
+        return value + amount * parts["share"] * (parts["level"] - value)
 
 
 @pytest.fixture(scope="module")
@@ -284,3 +306,17 @@ def test_rows_are_whole_numbers_of_any_kind_and_a_mask_is_none():
     for wrong in (mask, mask.tolist(), mask.numpy(), [mask[0]], [0.5], "01", 1, [None], torch.zeros(2, 1)):
         with pytest.raises(errors.InputTypeError, match="of a mask, give mask"):
             checked_rows(wrong, 3)
+
+
+def test_a_new_operator_is_one_class_whatever_its_tensors_are_called(lens, codes):
+    level = torch.randn(3, 18, D, generator=torch.Generator().manual_seed(5))
+    share = [0.25, 0.5, 1.0]
+    plain, _ = lens.run_with_cache(PROMPTS, codes, sites="resid_post", layers=1, stop_at_layer=2)
+    read = {"sites": "resid_post", "layers": 1, "stop_at_layer": 2}
+    _, found = lens.run_with_cache(PROMPTS, codes, interventions=Fade(level, share, layers=1), **read)
+    expected = plain + torch.tensor(share)[:, None, None] * (level - plain)
+    torch.testing.assert_close(found["resid_post", 1], expected)
+    with pytest.raises(errors.InputError, match="2 values of share for 3 rows"):
+        lens.run_with_cache(PROMPTS, codes, interventions=Fade(level, [0.1, 0.2], layers=1), **read)
+    with pytest.raises(errors.InputError, match="the level hold 4 steps, the span has 18"):
+        lens.run_with_cache(PROMPTS, codes, interventions=Fade(level[:, :4], 0.1, layers=1), **read)

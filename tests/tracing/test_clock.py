@@ -159,7 +159,7 @@ def recorder(lens: Any, **reading: Any) -> tuple[Recorder, Any]:
     return found, next(iter(found.places))
 
 
-LAYOUT = Layout((0, 1, 2), 3, 1, 3)
+LAYOUT = Layout((0, 1, 2), 3, ("cond",), 3)
 
 
 @pytest.mark.parametrize("reduce", [None, "mean", "last"])
@@ -189,7 +189,7 @@ def test_steps_that_were_never_recorded_are_not_handed_out(lens: Any, reduce: An
 
 def test_rows_that_were_never_run_are_not_handed_out(lens: Any) -> None:
     found, site = recorder(lens)
-    layout = Layout((0, 2), 3, 1, 2)
+    layout = Layout((0, 2), 3, ("cond",), 2)
     found.begin(layout)
     found.write(site, torch.randn(2, STEPS, lens.config.d_model), 0, layout)
     with pytest.raises(UnsupportedModelError, match="row 1 was in no batch"):

@@ -107,7 +107,7 @@ def test_the_error_is_a_callers_to_catch() -> None:
 
 
 def test_large_values_of_half_precision_are_no_overflow() -> None:
-    watch = Watch(Layout((0, 1), 2, 1, 2), 25.0)
+    watch = Watch(Layout((0, 1), 2, ("cond",), 2), 25.0)
     # Each is finite in float16, their sum is not.
     watch.wrote(Site("hook_resid_post", 0), torch.full((2, 3, 48), 60_000.0, dtype=torch.float16), 0)
     watch.look(torch.zeros(8, 3, 32))
@@ -117,7 +117,7 @@ def test_large_values_of_half_precision_are_no_overflow() -> None:
 
 
 def test_forbidden_codes_are_no_overflow() -> None:
-    watch = Watch(Layout((0, 1), 2, 1, 2), 25.0)
+    watch = Watch(Layout((0, 1), 2, ("cond",), 2), 25.0)
     forbidden = torch.zeros(8, 1, 32).index_fill(-1, torch.tensor([3]), -torch.inf)
     watch.wrote(Site("hook_logits", None), forbidden, 0)
     watch.look(forbidden)

@@ -17,6 +17,8 @@ from audiolens.model.site_access import Tap
 from audiolens.model.sites import Site, resolve
 from audiolens.model.text import Text
 
+Half = Literal["cond", "null"]
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -79,6 +81,7 @@ class Family:
         decoder: the path of the module that runs the blocks.
         parts: the modules of a block.
         entry_taps, block_taps, exit_taps: where sites are served before, in and after the blocks.
+        guided: the order of the two halves of a guided batch.
         body_blocks, body_norm, body_embeddings, body_positions: paths below the decoder.
         lm_heads: the path of the codebooks' heads.
     """
@@ -92,6 +95,7 @@ class Family:
     entry_taps: Mapping[str, Tap]
     block_taps: Mapping[str, Tap]
     exit_taps: Mapping[str, Tap]
+    guided: tuple[Half, ...] = ("cond", "null")
     body_blocks: str = "layers"
     body_norm: str = "layer_norm"
     body_embeddings: str = "embed_tokens"
@@ -102,6 +106,10 @@ class Family:
     def has_prefix(self) -> bool:
         """Whether the conditioning stands in the decoder's own sequence, before step 0."""
         return self.conditioning == "prefix"
+
+    def halves(self, guidance: bool) -> tuple[Half, ...]:
+        """The branches of a batch, in its order."""
+        return self.guided if guidance else ("cond",)
 
     @property
     def model_taps(self) -> dict[str, Tap]:

@@ -80,7 +80,7 @@ def _summed(traced: TracedModel) -> None:
     states = _random(traced, ROWS, TOKENS, traced.model.config.text_encoder.d_model)
     prefix = config.prefix(TOKENS)
     timeline = codes_timeline(codes, config, prefix)
-    layout = Layout(tuple(range(ROWS)), ROWS, 1, ROWS, prefix)
+    layout = Layout(tuple(range(ROWS)), ROWS, ("cond",), ROWS, prefix)
     pairs = family.parts.attentions
     reading = Reading([f"{short}{part}" for short in pairs for part in (".result", "_out")])
     recorder = Recorder.of(reading, traced, ROWS, timeline)

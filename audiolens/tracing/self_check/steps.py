@@ -92,7 +92,7 @@ class _Plan:
             traced,
             Text(ids, torch.ones_like(ids), _numbers(traced, ROWS, TOKENS, width)),
             timeline,
-            Layout((0, 1), ROWS, 2, ROWS, timeline.prefix),
+            Layout((0, 1), ROWS, traced.family.guided, ROWS, timeline.prefix),
             _numbers(traced, ROWS, config.n_codebooks, timeline.frames).long().add(5) % config.vocab_size,
             _numbers(traced, ROWS, timeline.prefix + timeline.steps, config.d_model),
             torch.full((config.d_model,), 7.0, dtype=traced.dtype, device=traced.device),
@@ -137,7 +137,7 @@ class _Plan:
             use_cache=True,
             input_ids=self.text.ids,
             **self.traced.family.inputs(self.traced.model, self.text, True),
-            **sampling_arguments([0] * ROWS, config, 3.0, 0.0, None),
+            **sampling_arguments([0] * ROWS, self.traced, 3.0, 0.0, None),
         )
         return made, self._cache(recorder)
 
