@@ -124,7 +124,7 @@ def test_a_trace_reads_and_assigns_either_half(lens: Any, other: Any) -> None:
 def test_patching_takes_the_blocks_of_the_family(lens: Any, other: Any) -> None:
     clean, corrupted = ["fast song"], ["slow song"]
     grids = [
-        patching.patch(one, clean, corrupted, CODES[:1], by=by, progress=False).to_frame()["patched"].to_numpy()
+        patching.patch(one, clean, corrupted, CODES[:1], by=by, progress=False).patched
         for by in ("seconds", "component", "head", "token")
         for one in (lens, other)
     ]
