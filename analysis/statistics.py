@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from analysis.resampling import Interval, bootstrap, checked_resampling, levels
+from audiolens import ranking
 from audiolens.checks import checked_count, checked_flags, numbers_of, refuse_masked
 from audiolens.errors import InputError
 
@@ -210,7 +211,7 @@ def auc(
         raise InputError(f"labels hold {np.unique(truth).tolist()}; expected both True and False (or 1 and 0)")
 
     def area(index: Int[np.ndarray, " draw"]) -> float:
-        return _area(values[index][truth[index]], values[index][~truth[index]])
+        return float(ranking.auc(values[index][truth[index]], values[index][~truth[index]]))
 
     interval = bootstrap(area, clusters, truth, confidence, n_bootstrap, seed)
     value = area(np.arange(len(values)))
@@ -330,11 +331,6 @@ def correct(p_values: ArrayLike, method: Literal["holm", "bh"] = "holm") -> Floa
     adjusted = np.empty_like(stepped)
     adjusted[order] = stepped
     return adjusted
-
-
-def _area(positive: np.ndarray, negative: np.ndarray) -> float:
-    order = np.sign(positive[:, None] - negative[None, :])
-    return float((np.nan_to_num(order).mean() + 1) / 2)
 
 
 def _vector(values: ArrayLike, name: str) -> Float[np.ndarray, " row"]:

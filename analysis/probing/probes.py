@@ -32,6 +32,7 @@ from analysis.probing.table import column
 from analysis.resampling import Interval, bootstrap
 from audiolens.checks import checked_count
 from audiolens.errors import InputError
+from audiolens.ranking import auc
 
 Kind = Literal["logistic", "ridge", "mlp"]
 KINDS: tuple[Kind, ...] = ("logistic", "ridge", "mlp")
@@ -284,9 +285,8 @@ def macro_auc(target: Labels, outputs: Float[np.ndarray, "row output"]) -> float
     areas = []
     for place in range(outputs.shape[1]):
         positive = np.asarray(target) == place
-        n, m = int(positive.sum()), int((~positive).sum())
-        if n and m:
-            areas.append((rankdata(outputs[:, place])[positive].sum() - n * (n + 1) / 2) / (n * m))
+        if positive.any() and not positive.all():
+            areas.append(float(auc(outputs[positive, place], outputs[~positive, place])))
     return float(np.mean(areas)) if areas else float("nan")
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
+
+from audiolens.ranking import area, auc, ranks
 
 FEWEST_HALF = 4
 """Prompts a pole in the first half from which `Evidence.stable_at` says a number: the curve has the points 1, 2, 4."""
@@ -182,8 +183,7 @@ def _cohens_d(
 def _auc(
     positive: Float[Tensor, "layer prompt"], negative: Float[Tensor, "layer other_prompt"]
 ) -> Float[Tensor, " layer"]:
-    sizes = positive.shape[1], negative.shape[1]
-    return _area(_ranks(positive, negative)[:, : sizes[0]].sum(1), *sizes)
+    return torch.from_numpy(auc(positive.numpy(), negative.numpy()))
 
 
 def _p_of_auc(
@@ -194,20 +194,9 @@ def _p_of_auc(
     rng = np.random.default_rng(0)
     poles = np.zeros((sum(sizes), N_SHUFFLES))
     poles[: sizes[0]] = 1
-    dealt = torch.from_numpy(rng.permuted(poles, axis=0))
-    highest = _area(_ranks(positive, negative) @ dealt, *sizes).amax(0)
+    dealt = rng.permuted(poles, axis=0)
+    highest = torch.from_numpy(area(ranks(torch.cat([positive, negative], dim=1).numpy()) @ dealt, *sizes)).amax(0)
     return (1 + (highest[None] >= found[:, None]).sum(1)).float() / (N_SHUFFLES + 1)
-
-
-def _ranks(
-    positive: Float[Tensor, "layer prompt"], negative: Float[Tensor, "layer other_prompt"]
-) -> Float[Tensor, "layer both"]:
-    return torch.from_numpy(rankdata(torch.cat([positive, negative], dim=1).numpy(), axis=1))
-
-
-def _area(sums: Tensor, n_positive: int, n_negative: int) -> Tensor:
-    """The AUC of which the positive prompts' ranks add up to these sums."""
-    return (sums - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
 
 
 def _span(values: Tensor) -> str:

@@ -1,10 +1,13 @@
 """Balance: what tells the two poles of a set apart beside their meaning, namely length and single words."""
 
 import re
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+
+from audiolens.ranking import auc
 
 
 @dataclass(frozen=True)
@@ -42,20 +45,17 @@ def measure(positive: Sequence[str], negative: Sequence[str], leak: float = 0.9)
         {word: count / len(side) for word, count in mine.most_common() if word not in theirs}
         for side, mine, theirs in zip(sides, counts, reversed(counts), strict=True)
     )
-    shorter = sorted(lengths[1])
-    # As many negative prompts are shorter as stand before its length, and half of those as long count.
-    wins = sum(bisect_left(shorter, length) + bisect_right(shorter, length) for length in lengths[0]) / 2
-    auc = wins / (len(lengths[0]) * len(lengths[1]))
+    length_auc = float(auc(np.array(lengths[0]), np.array(lengths[1])))
     leaks = [
         f"{word!r} stands in {share:.0%} of the {pole} prompts and in no other"
         for pole, shares in zip(("positive", "negative"), one_sided, strict=True)
         for word, share in shares.items()
         if share >= leak and min(len(positive), len(negative)) > 1
     ]
-    if max(auc, 1 - auc) >= leak:
-        leaks.append(f"length alone tells the poles apart (AUC {max(auc, 1 - auc):.2f})")
+    if max(length_auc, 1 - length_auc) >= leak:
+        leaks.append(f"length alone tells the poles apart (AUC {max(length_auc, 1 - length_auc):.2f})")
     means = (sum(lengths[0]) / len(lengths[0]), sum(lengths[1]) / len(lengths[1]))
-    return Balance(means, auc, (one_sided[0], one_sided[1]), tuple(leaks))
+    return Balance(means, length_auc, (one_sided[0], one_sided[1]), tuple(leaks))
 
 
 def _words(text: str) -> list[str]:

@@ -9,6 +9,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from analysis import statistics
+from audiolens import ranking
 from audiolens.directions.directions import Directions
 from audiolens.directions.pole_reader import Samples
 from audiolens.directions.provenance import Provenance
@@ -405,3 +406,18 @@ def test_tensors_of_any_floating_dtype_are_read_as_their_numbers() -> None:
     halves = torch.tensor(TEN, dtype=torch.bfloat16)
     found = statistics.effect(halves, halves, PROMPT, n_bootstrap=0)  # pyright: ignore[reportArgumentType]
     assert found.value == 0.0
+
+
+def test_one_auc_serves_all_and_agrees_with_every_pair_compared():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        positive, negative = (rng.integers(-2, 3, size).astype(float) for size in rng.integers(1, 9, 2))
+        for group in (positive, negative):
+            group[rng.random(len(group)) < 0.2] = np.nan
+            group[rng.random(len(group)) < 0.1] = np.inf
+        won = (positive[:, None] > negative).astype(float) - (positive[:, None] < negative)
+        assert ranking.auc(positive, negative) == pytest.approx((won.mean() + 1) / 2)
+    rows = rng.standard_normal((2, 3, 7))
+    expected = [roc_auc_score([1] * 7 + [0] * 7, [*mine, *theirs]) for mine, theirs in zip(*rows, strict=True)]
+    assert ranking.auc(*rows) == pytest.approx(expected)
+    assert np.isnan(ranking.auc(rows[0], rows[1][:, :0])).all()

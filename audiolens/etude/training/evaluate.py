@@ -22,6 +22,7 @@ from audiolens.etude import synth
 from audiolens.etude.attributes import INSTRUMENTS
 from audiolens.etude.captions import ADJECTIVES, ENDINGS, NEUTRAL_ADJECTIVES, NOUNS
 from audiolens.files.atomic import written
+from audiolens.ranking import auc
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,9 +96,9 @@ class Abilities:
             low, high = POLES[concept]
             named = self.clips[self.clips.concept == concept]
             for measure in measures:
-                played = auc(named[measure], named.level == high)
+                played = pole_auc(named[measure], named.level == high)
                 poles = self.reference[self.reference[f"label_{concept}"].isin((low, high))]
-                ceiling = auc(poles[measure], poles[f"label_{concept}"] == high)
+                ceiling = pole_auc(poles[measure], poles[f"label_{concept}"] == high)
                 medians = [named[named.level == level][measure].median() for level in (low, high)]
                 rows.append((concept, measure, *medians, played, ceiling, played - ceiling))
         instrument = self.clips[self.clips.concept == "instrument"]
@@ -194,16 +195,9 @@ def heard(audio: Float[np.ndarray, "row channel sample"], sample_rate: int, n_jo
     return frame
 
 
-def auc(scores: pd.Series, positive: pd.Series) -> float:
-    """Chance that a positive clip scores above a negative one; a clip without a number counts as a tie (0.5)."""
-    from scipy.stats import mannwhitneyu
-
-    positive_scores, negative_scores = scores[positive].to_numpy(), scores[~positive].to_numpy()
-    a, b = positive_scores[np.isfinite(positive_scores)], negative_scores[np.isfinite(negative_scores)]
-    pairs = len(positive_scores) * len(negative_scores)
-    if not len(a) or not len(b):
-        return 0.5
-    return float((mannwhitneyu(a, b).statistic + 0.5 * (pairs - len(a) * len(b))) / pairs)
+def pole_auc(scores: pd.Series, positive: pd.Series) -> float:
+    """The probability that a positive clip scores above a negative one; a clip without a number counts half."""
+    return float(auc(scores[positive].to_numpy(), scores[~positive].to_numpy()))
 
 
 def main(
