@@ -8,14 +8,15 @@ Adding a family is adding a `Family`: its class name in the configuration, the p
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
 
 from audiolens import conditioning
-from audiolens.errors import UnsupportedModelError
-from audiolens.sites import Site, resolve
+from audiolens.checks import checked_flags
+from audiolens.errors import InputError, UnsupportedModelError
+from audiolens.sites import Site, checked_names, resolve
 from audiolens.taps import (
     HEADS,
     LOGITS,
@@ -272,9 +273,13 @@ def _module(root: nn.Module, path: str, family: Family) -> nn.Module:
 
 def shapes(family: Family, config: LensConfig) -> dict[str, str]:
     """Every site of a model by its full name, in the model's order, with the shape of its values."""
+    return {site.name: tap_of(family, site).form.described(config) for site in _all(family, config)}
+
+
+def _all(family: Family, config: LensConfig) -> list[Site]:
+    """Every site of a model, in its order."""
     blocks = [Site(hook, layer) for layer in range(config.n_layers) for hook in family.block_taps]
-    sites = [*map(Site, family.entry_taps), *blocks, *map(Site, family.exit_taps)]
-    return {site.name: tap_of(family, site).form.described(config) for site in sites}
+    return [*map(Site, family.entry_taps), *blocks, *map(Site, family.exit_taps)]
 
 
 def tap_of(family: Family, site: Site) -> Tap:
@@ -284,8 +289,35 @@ def tap_of(family: Family, site: Site) -> Tap:
 def places(
     family: Family, config: LensConfig, sites: str | Sequence[str], layers: int | Iterable[int] | None
 ) -> list[Site]:
-    """The places that names and layers select in a family's models."""
-    return resolve(sites, layers, hooks=family.block_taps, model_hooks=family.model_taps, n_layers=config.n_layers)
+    """The places that names and layers select in a family's models, with the axes of their values."""
+    found = resolve(sites, layers, hooks=family.block_taps, model_hooks=family.model_taps, n_layers=config.n_layers)
+    return [replace(site, axes=tap_of(family, site).form.axes) for site in found]
+
+
+def filtered(
+    family: Family,
+    config: LensConfig,
+    names: str | Sequence[str] | Callable[[str], bool],
+    layers: int | Iterable[int] | None,
+) -> list[Site]:
+    """As `places`, where a function of the full name may choose, in the model's order.
+
+    Raises:
+        InputTypeError, InputError: if it chooses none, is given layers as well, or says neither True nor False.
+    """
+    if not callable(names):
+        return places(family, config, checked_names("names", names), layers)
+    if layers is not None:
+        raise InputError(f"layers={layers!r} with a function of names: it sees the block in the name, so choose there.")
+    chosen = []
+    for site in _all(family, config):
+        kept = names(site.name)
+        checked_flags(**{f"names({site.name!r})": kept})
+        if kept:
+            chosen.append(replace(site, axes=tap_of(family, site).form.axes))
+    if not chosen:
+        raise InputError("names: the function chose none of this model's sites; lens.sites() lists them.")
+    return chosen
 
 
 def order(family: Family, sites: Iterable[Site]) -> list[Site]:

@@ -7,8 +7,8 @@ left as they were, also after an exception.
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -23,21 +23,23 @@ from audiolens.errors import InputError, InputTypeError
 from audiolens.families import LensConfig, config_of, family_of, places, shapes
 from audiolens.forwards import Forward
 from audiolens.generation import Generation
-from audiolens.interventions import Branch, Intervention, checked_branch, checked_flags
+from audiolens.interventions import Branch, Intervention
 from audiolens.loading import checked_device, load, refuse_tokenizer
 from audiolens.operations import Model, unharmed
+from audiolens.other_names import SECONDS, SITES, OtherNames, chosen_seconds, chosen_seeds, chosen_sites
 from audiolens.passes import alone
 from audiolens.proof import prove
-from audiolens.recording import Reading, Reduce, refuse_prefix
+from audiolens.recording import Reading, Reduce
 from audiolens.reopening import Opening, packed
+from audiolens.sites import Site, checked_names
 from audiolens.text import Prompt
-from audiolens.timeline import Real, Span, Timeline, checked_frames, clip_timeline
-from audiolens.tracing import LensTracer, SiteValue, position, requested
+from audiolens.timeline import Real, Span, Timeline, checked_frames
+from audiolens.tracing import TracedLens
 
 Interventions = Intervention | Iterable[Intervention]
 
 
-class AudioLens:
+class AudioLens(TracedLens, OtherNames):
     """A music transformer with its inside open.
 
     Args:
@@ -152,6 +154,14 @@ class AudioLens:
         """Every site of this model by its full name, with the shape of its values, in the model's order."""
         return shapes(self._family, self.config)
 
+    def find_sites(self, names: str | Sequence[str], layers: int | Iterable[int] | None = None) -> list[Site]:
+        """The sites that names and layers select, with `.name`, `.short`, `.layer` and `.axes`, in the order given.
+
+        Raises:
+            SiteError, InputError: for a site or layer that this model does not have, or no name.
+        """
+        return places(self._family, self.config, checked_names("names", names), layers)
+
     def text_tokens(self, prompts: Prompt | Sequence[Prompt]) -> list[list[str]]:
         """Each prompt's tokens as strings, as the text encoder reads them; none for an absent prompt."""
         listed = text.checked_prompts(prompts)
@@ -181,7 +191,7 @@ class AudioLens:
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        seconds: Real = 4.0,
+        seconds: Real = SECONDS,
         *,
         seeds: int | Sequence[int] | None = None,
         guidance_scale: Real = 3.0,
@@ -204,6 +214,8 @@ class AudioLens:
         audio_prompt: Tensor | Sound | Sequence[Sound] | None = None,
         prefix: bool = False,
         melody: Any = None,
+        seed: int | None = None,
+        max_new_tokens: int | None = None,
     ) -> Generation:
         """Generate a clip per prompt, changed by `interventions`, and record `sites` while doing so.
 
@@ -230,6 +242,9 @@ class AudioLens:
                 `out.codes` and, through the codec, in `out.audio`; interventions and recordings count their time from
                 its beginning.
             prefix: record the conditioning before step 0 too; see `run_with_cache`.
+            seed: `seeds` of one number, which every row takes.
+            max_new_tokens: the clips' length in transformers' count, in the place of `seconds`: each is a step, so that
+                clips have so many frames less the tail (3 in the released models): 53 make a second of 50 frames.
             melody: not supported yet; text alone conditions.
 
         Raises:
@@ -241,10 +256,10 @@ class AudioLens:
         return drawn(
             self,
             prompts,
-            seconds,
+            chosen_seconds(self.config, seconds, max_new_tokens, audio_prompt),
             Reading(sites, layers, branch, span, reduce, cache_device, cache_dtype, heads, prefix),
             audio_prompt=audio_prompt,
-            seeds=seeds,
+            seeds=chosen_seeds(seeds, seed),
             guidance_scale=guidance_scale,
             temperature=temperature,
             top_k=top_k,
@@ -262,7 +277,7 @@ class AudioLens:
         codes: Int[Tensor, "row codebook frame"] | None = None,
         *,
         audio: Sound | None = None,
-        sites: str | Sequence[str] = ("resid_post",),
+        sites: str | Sequence[str] = SITES,
         layers: int | Sequence[int] | None = None,
         branch: Branch = "cond",
         guidance_scale: Real = 1.0,
@@ -276,6 +291,7 @@ class AudioLens:
         stop_at_layer: int | None = None,
         prefix: bool = False,
         melody: Any = None,
+        names_filter: str | Sequence[str] | Callable[[str], bool] | None = None,
     ) -> tuple[Float[Tensor, "..."], ActivationCache]:
         """One forward over given codes, recording `sites`.
 
@@ -292,6 +308,7 @@ class AudioLens:
             heads: of head sites (patterns and results among them), record and recompute only these heads.
             stop_at_layer: run the blocks below this one and nothing above (0 to n_layers; negative counts from the
                 end); `layers=None` is then every block that runs. An intervention above is left out.
+            names_filter: `sites` under TransformerLens's name, or a function that tells by the full name what to keep.
 
         Returns:
             The logits of that branch, unmerged, "row codebook step vocab", and the recordings. Step s holds frame s of
@@ -305,6 +322,7 @@ class AudioLens:
             BusyError: if this model is running already, further out in the same program.
         """
         refuse_melody(melody)
+        sites = chosen_sites(self, sites, layers, names_filter)
         reading = Reading(sites, layers, branch, seconds, reduce, device, dtype, heads, prefix)
         return Forward.checked(
             self,
@@ -383,56 +401,6 @@ class AudioLens:
             batch_size=batch_size,
         )
         return logits
-
-    def trace(
-        self,
-        prompts: Prompt | Sequence[Prompt] = (),
-        *,
-        codes: Int[Tensor, "row codebook frame"] | None = None,
-        guidance_scale: Real = 1.0,
-        fn: Literal["forward", "generate"] = "forward",
-        seconds: Real = 4.0,
-        seeds: int | Sequence[int] | None = None,
-        temperature: Real = 1.0,
-        top_k: int | None = 250,
-    ) -> LensTracer:
-        """nnsight's own trace, with rows and branches understood; see `audiolens.tracing`.
-
-        Without prompts the block holds `with tracer.invoke(prompts, codes=...)` blocks. `fn="generate"` takes
-        `seconds`, `seeds`, `temperature` and `top_k` as `generate` does; its steps are `tracer.iter[:]`, where
-        step 0 comes twice (MusicGen): `lens.position()` is the clock. Gradients are as the caller has them.
-        """
-        request, run = requested(
-            self,
-            self._family,
-            guidance_scale=guidance_scale,
-            fn=fn,
-            timeline=clip_timeline(seconds, self.config),
-            seeds=seeds,
-            temperature=temperature,
-            top_k=top_k,
-        )
-        # Not `if prompts`: an absent prompt (None) and an empty one are rows, and only the empty tuple is no row.
-        given = () if isinstance(prompts, tuple) and not prompts else (prompts,)
-        extra: dict[str, Any] = {} if codes is None else {"codes": codes}
-        return self._nnsight.trace(  # pyright: ignore[reportReturnType]
-            *given, fn=run, tracer_cls=LensTracer, request=request, **extra
-        )
-
-    def site(self, name: str, layer: int | None = None, *, branch: Branch = "cond", prefix: bool = False) -> SiteValue:
-        """A site inside a trace, by full name or by short name and layer: read or assign its `value`."""
-        found = places(self._family, self.config, name, layer)
-        if len(found) != 1:
-            raise InputError(f"{name!r} is a site of every block: give its layer, or its full name.")
-        checked_branch(branch)
-        checked_flags(prefix=prefix)
-        if prefix:
-            refuse_prefix(self.config, "prefix=True")
-        return SiteValue(self._nnsight, self._family, self.config, found[0], branch, prefix)
-
-    def position(self) -> int:
-        """Inside a trace: the step at which the running forward starts."""
-        return position(self._nnsight, self._family)
 
     def __repr__(self) -> str:
         config = self.config
