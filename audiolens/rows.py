@@ -21,6 +21,7 @@ from torch import Tensor
 from audiolens.checks import checked_count
 from audiolens.errors import InputError
 from audiolens.families import LensConfig
+from audiolens.sites import Site
 from audiolens.text import BUCKET, checked_prompts
 from audiolens.timeline import delay
 
@@ -157,7 +158,7 @@ class RowBatcher(Batcher):
 
     A tensor belongs to the batch when its first axis counts `total` rows times {1, 2} branches. An invoke is served its
     own rows of every branch, in the same layout, and its edits go back to just these. `copies` are the values read in
-    this run that are not the model's own tensors, as they were served.
+    this run that are not the model's own tensors, as they were served; `asked` the site that each invoke had last.
     """
 
     def __init__(self, envoy: Any, kwargs: dict | None = None) -> None:
@@ -166,6 +167,7 @@ class RowBatcher(Batcher):
         self.branches = self.request.branches if self.request is not None else 1
         self.prefix = 0
         self.copies = Copies()
+        self.asked: dict[int, Site] = {}
 
     def assemble(self, fn: Any) -> tuple:
         """One call from the prompts and codes of every invoke; a plan of the lens's own comes ready-made."""

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import CodeType
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
-from nnsight.intervention.interleaver import Mediator
+from jaxtyping import Int
+from nnsight.intervention.interleaver import Mediator, OutOfOrderError
 from nnsight.intervention.tracer import InterleavingTracer
 from torch import Tensor
 from transformers import LogitsProcessorList
@@ -21,10 +22,12 @@ from transformers import LogitsProcessorList
 from audiolens import clock, passes, text
 from audiolens.audio import checked_codes
 from audiolens.checks import one_or_listed
-from audiolens.errors import InputError
-from audiolens.families import Family, LensConfig, tap_of
+from audiolens.errors import InputError, SiteError
+from audiolens.families import Family, LensConfig, order, places, tap_of
+from audiolens.interventions import Branch, checked_branch, checked_flags
 from audiolens.operations import Model, open_ahead, place_of
 from audiolens.overflow import Watch
+from audiolens.recording import refuse_prefix
 from audiolens.rows import Layout, RowBatcher, entire, read_columns
 from audiolens.sampling import (
     Forbid,
@@ -38,6 +41,10 @@ from audiolens.taps import Put, View
 from audiolens.text import Prompt
 from audiolens.timeline import Real, Timeline, clip_timeline, codes_timeline
 from audiolens.traced_source import CurrentInvoker, CurrentTracer
+
+
+class SiteOrderError(SiteError, OutOfOrderError):
+    """A site was asked for after the model had passed it; nnsight's own error too."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,14 @@ class SiteValue:
         put(whole.flatten(0, 1), chosen.flatten())
         self._batcher.copies.assigned(*self._copy)
 
+    def save(self) -> NoReturn:
+        """A site is a place, and has nothing to save: its value has.
+
+        Raises:
+            InputError: saying so.
+        """
+        raise InputError(f"{self._site.name} is a place: save its value, nnsight.save(lens.site(...).value).")
+
     @property
     def _batcher(self) -> RowBatcher:
         return running(self._site.name)
@@ -152,6 +167,30 @@ class SiteValue:
         invoke's rows alone.
         """
         mediator, batcher = Mediator.current(self._site.name), self._batcher
+        before = batcher.asked.get(id(mediator))
+        try:
+            found = self._served(mediator, batcher)
+        except OutOfOrderError as error:
+            if mediator.iteration:
+                # How an open loop ends: nnsight knows it by this very error.
+                raise
+            raise SiteOrderError(self._passed(before)) from error
+        batcher.asked[id(mediator)] = self._site
+        return found
+
+    def _passed(self, before: Site | None) -> str:
+        """What to say where the model was past the site when it was asked for, after another or as the first."""
+        name = self._site.name
+        if before == self._site:
+            return f"{name} was asked for twice in a forward, which reaches it once: keep its value in a variable."
+        if before is None or order(self._family, [before, self._site])[0] == before:
+            return f"{name} was asked for, and the run ended without reaching it (again)."
+        return (
+            f"{name} was asked for after {before.name}, and the model reaches it before: ask in the model's order, "
+            f"{name} first, then {before.name} (lens.sites() lists all)."
+        )
+
+    def _served(self, mediator: Any, batcher: RowBatcher) -> tuple[Tensor, Put, slice]:
         start, size = mediator.batch_group or (0, batcher.total)
         open_ahead(self._model, self._family, self._site)
         place = place_of(self._model, self._family, self._site)
@@ -259,3 +298,57 @@ def requested(
 
     generates = fn == "generate"
     return Request(2 if guided else 1, generates, inputs, guard), generate if generates else forward
+
+
+class TracedLens:
+    """The verbs of a lens that open a trace, and that ask for values inside it."""
+
+    def trace(
+        self: Any,
+        prompts: Prompt | Sequence[Prompt] = (),
+        *,
+        codes: Int[Tensor, "row codebook frame"] | None = None,
+        guidance_scale: Real = 1.0,
+        fn: Literal["forward", "generate"] = "forward",
+        seconds: Real = 4.0,
+        seeds: int | Sequence[int] | None = None,
+        temperature: Real = 1.0,
+        top_k: int | None = 250,
+    ) -> LensTracer:
+        """nnsight's own trace, with rows and branches understood; see `audiolens.tracing`.
+
+        Without prompts the block holds `with tracer.invoke(prompts, codes=...)` blocks. `fn="generate"` takes
+        `seconds`, `seeds`, `temperature` and `top_k` as `generate` does; its steps are `tracer.iter[:]`, where
+        step 0 comes twice (MusicGen): `lens.position()` is the clock. Gradients are as the caller has them.
+        """
+        request, run = requested(
+            self,
+            self._family,
+            guidance_scale=guidance_scale,
+            fn=fn,
+            timeline=clip_timeline(seconds, self.config),
+            seeds=seeds,
+            temperature=temperature,
+            top_k=top_k,
+        )
+        # Not `if prompts`: an absent prompt (None) and an empty one are rows, and only the empty tuple is no row.
+        given = () if isinstance(prompts, tuple) and not prompts else (prompts,)
+        extra: dict[str, Any] = {} if codes is None else {"codes": codes}
+        return self._nnsight.trace(*given, fn=run, tracer_cls=LensTracer, request=request, **extra)
+
+    def site(
+        self: Any, name: str, layer: int | None = None, *, branch: Branch = "cond", prefix: bool = False
+    ) -> SiteValue:
+        """A site inside a trace, by full name or by short name and layer: read or assign its `value`."""
+        found = places(self._family, self.config, name, layer)
+        if len(found) != 1:
+            raise InputError(f"{name!r} is a site of every block: give its layer, or its full name.")
+        checked_branch(branch)
+        checked_flags(prefix=prefix)
+        if prefix:
+            refuse_prefix(self.config, "prefix=True")
+        return SiteValue(self._nnsight, self._family, self.config, found[0], branch, prefix)
+
+    def position(self: Any) -> int:
+        """Inside a trace: the step at which the running forward starts."""
+        return position(self._nnsight, self._family)
