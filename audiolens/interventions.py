@@ -3,8 +3,9 @@
 An intervention is a value: frozen, checked when it is made, and free of any model. A run binds it to its batch
 (`bound.py`). Interventions at one site apply in the order they are given; at different sites, in the model's.
 
-The places shared by all: `site` and `layers` (`None` is every block); `branch` of the guidance ("cond", "null",
-"both"); `seconds` (`None` is every step, the tail included); `rows` (`None` is every row); `heads` for head sites.
+The places shared by all: `site` and `layers` (`None` is every block; `layer=3` is `layers=[3]`, and a negative one
+counts from the last); `branch` of the guidance ("cond", "null", "both"); `seconds` (`None` is every step, the tail
+included); `rows` (`None` is every row); `heads` for head sites.
 
 What stands on the text's side ("row token ...") has no steps, and takes neither `seconds` nor `schedule`. In the null
 branch all text is masked: there sdpa makes z zero whatever the values are, where eager attention takes their mean.
@@ -25,14 +26,14 @@ at the strength given, whatever the schedule: with a schedule of 0, it alone.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from audiolens.checks import checked_flags, listed, whole_numbers
+from audiolens.checks import checked_flags, listed, whole_number, whole_numbers
 from audiolens.errors import InputError, InputTypeError
 from audiolens.sites import checked_names, head_numbers, layers_once
 from audiolens.tensors import finite, numbers
@@ -102,8 +103,11 @@ class Intervention:
     schedule: Schedule | None = None
     preserve_norm: bool = False
     prefix: bool = False
+    layer: InitVar[int | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, layer: int | None = None) -> None:
+        if layer is not None:
+            object.__setattr__(self, "layers", _one_layer(layer, self.layers))
         checked_branch(self.branch)
         checked_flags(prefix=self.prefix, preserve_norm=self.preserve_norm)
         if self.seconds is not None:
@@ -130,6 +134,16 @@ class Intervention:
         raise NotImplementedError
 
 
+def _one_layer(layer: Any, layers: Any) -> int:
+    """The block given as `layer`, in the place of `layers`."""
+    if layers is not None:
+        raise InputError(f"layer={layer!r} and layers={layers!r} were both given: give one of them.")
+    try:
+        return whole_number(layer)
+    except TypeError:
+        raise InputTypeError(f"layer={layer!r}: expected a layer number; layers=[...] takes several.") from None
+
+
 def _unit(direction: Tensor) -> Tensor:
     return direction / direction.norm(dim=-1, keepdim=True)
 
@@ -149,8 +163,8 @@ class Add(Intervention):
 
     vector: Any
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __post_init__(self, layer: int | None = None) -> None:
+        super().__post_init__(layer)
         object.__setattr__(self, "vector", finite("vector", self.vector))
 
     @property
@@ -173,8 +187,8 @@ class Ablate(Intervention):
 
     direction: Any
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __post_init__(self, layer: int | None = None) -> None:
+        super().__post_init__(layer)
         object.__setattr__(self, "direction", finite("direction", self.direction))
         _nonzero("direction", self.direction)
 
@@ -203,8 +217,8 @@ class Clamp(Intervention):
     direction: Any
     value: Any
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __post_init__(self, layer: int | None = None) -> None:
+        super().__post_init__(layer)
         object.__setattr__(self, "direction", finite("direction", self.direction))
         object.__setattr__(self, "value", numbers("value", self.value))
         _nonzero("direction", self.direction)
@@ -239,8 +253,8 @@ class Replace(Intervention):
 
     values: Any
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __post_init__(self, layer: int | None = None) -> None:
+        super().__post_init__(layer)
         object.__setattr__(self, "values", finite("values", self.values))
 
     @property
@@ -264,8 +278,8 @@ class Scale(Intervention):
 
     factor: Any
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __post_init__(self, layer: int | None = None) -> None:
+        super().__post_init__(layer)
         object.__setattr__(self, "factor", numbers("factor", self.factor))
 
     @property
@@ -293,8 +307,8 @@ class Apply(Intervention):
 
     function: Callable[[Tensor], Tensor | None]
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __post_init__(self, layer: int | None = None) -> None:
+        super().__post_init__(layer)
         if not callable(self.function):
             raise InputTypeError(f"function={self.function!r}: expected something to call with the activations.")
         if self.schedule is not None or bool((torch.as_tensor(self.strength, device="cpu") != 1).any()):

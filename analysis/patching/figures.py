@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from analysis.figures.literal import literally
 from analysis.figures.style import BLACK, DIVERGING, GREY, axis_of, styled
 from analysis.statistics import LEVEL
+from audiolens.sites import named
 
 if TYPE_CHECKING:
     from analysis.patching.result import PatchingResult
@@ -80,7 +81,7 @@ def _measured(result: PatchingResult) -> str:
 
 def _carried(result: PatchingResult) -> str:
     """What a patch between runs that play their own codes puts in beside the text."""
-    sites = {site.replace("hook_", "") for site in result.sites}
+    sites = {named(site).short for site in result.sites}
     if sites <= _TEXT:
         return ""
     if all(site.startswith("cross_attn") for site in sites):

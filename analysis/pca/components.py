@@ -284,7 +284,7 @@ def _arrays(
     ties = []
     if isinstance(activations, ActivationCache):
         held = activations.layers(site)
-        chosen = held if layers is None else listed_layers(layers)
+        chosen = held if layers is None else activations.numbered(layers)
         if held and (not chosen or not set(chosen) <= set(held)):
             raise InputError(f"layers={chosen}: the cache holds {', '.join(map(str, held))} of {site}.")
         _refuse_axes(activations, site, held, steps)
