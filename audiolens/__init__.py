@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from audiolens import etude as etude
     from audiolens import measure as measure
     from audiolens import prompts as prompts
+    from audiolens import schedules as schedules
     from audiolens.cache import ActivationCache as ActivationCache
     from audiolens.directions import Directions as Directions
     from audiolens.directions import difference_in_means as difference_in_means
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from audiolens.lens import AudioLens as AudioLens
     from audiolens.steering import steer as steer
 
-_MODULES = ("errors", "etude", "measure", "prompts")
+_MODULES = ("errors", "etude", "measure", "prompts", "schedules")
 _NAMES = {
     "ActivationCache": "audiolens.cache",
     "Directions": "audiolens.directions",
@@ -62,6 +63,7 @@ __all__ = [
     "measure",
     "orthogonalised",
     "prompts",
+    "schedules",
     "steer",
 ]
 
