@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from analysis.figures.canvas import drawable
 from analysis.pca import PCAResult
 from analysis.placement import Placement
 from analysis.similarity import CosineMap
@@ -101,6 +102,7 @@ class Study:
         """The dose-response table: one row per condition on test prompts."""
         return self.response
 
+    @drawable
     def plot(self) -> Any:
         """The dose-response (matplotlib figure)."""
         from analysis.figures import plots
