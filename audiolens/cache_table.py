@@ -36,7 +36,8 @@ def _columns(cache: "ActivationCache", name: str) -> dict[str, Any]:
         places[time] = places[time] + cache.first_step
     columns = {"name": name, "site": site.short}
     # Missing, and not NaN that makes the others' numbers fractions, where it stands in no block.
-    columns |= {"layer": pd.array([site.layer] * norms.size, dtype="Int64"), **places}
+    whole = {axis: pd.array(of, dtype="Int64") for axis, of in places.items() if of.dtype.kind == "i"}
+    columns |= {"layer": pd.array([site.layer] * norms.size, dtype="Int64"), **places, **whole}
     if len(cache.prompts) == norms.shape[axes.index("row")]:
         # Positions come once for all rows, and are no prompt's.
         columns["prompt"] = np.array(cache.prompts, dtype=object)[places["row"]]
