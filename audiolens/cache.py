@@ -8,7 +8,7 @@ Patterns are "row head query key", with as many keys as the clip has steps (or t
 
 import os
 from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -25,14 +25,9 @@ from audiolens.files import as_path
 from audiolens.interventions import checked_rows
 from audiolens.loading import checked_device, checked_dtype
 from audiolens.sites import Site, counted, hooked, listed_layers, named, names_once
-from audiolens.stored import changed, outlines, read, some, write
+from audiolens.stored import changed, kept, opened, outlines, some
 from audiolens.timeline import Span, checked_span
 from audiolens.vectors import each_layers
-
-_FORMAT = "audiolens.activations.2"
-_UNSEALED = "audiolens.activations.1"
-"""The format before, without hashes."""
-_NORMS = "norms/"
 
 
 @dataclass(frozen=True, eq=False)
@@ -335,21 +330,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         Raises:
             InputError: if the place cannot be written, or something other than a file has the name.
         """
-        labels = {
-            "format": _FORMAT,
-            "axes": {name: list(axes) for name, axes in self.axes.items()},
-            "branch": self.branch,
-            "first_step": self.first_step,
-            "frame_rate": self.frame_rate,
-            "prompts": list(self.prompts),
-            "reduce": self.reduce,
-            "model": self.model,
-            "heads": self.heads,
-            "stream": None if self.stream is None else asdict(self.stream),
-            "prefixes": list(self.prefixes),
-        }
-        norms = {_NORMS + name: norm for name, norm in self.norms.items()}
-        return write(as_path(path), {**self.tensors, **norms}, labels)
+        return kept(as_path(path), self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], sites: str | Sequence[str] | None = None) -> "ActivationCache":
@@ -363,32 +344,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
             DamagedError: (an InputError) if labels or, from a read, a tensor are not those that were written.
             SiteError: if it does not hold one of the sites.
         """
-        labels, stored = read(path, _FORMAT, _UNSEALED)
-        try:
-            axes = {name: tuple(own) for name, own in labels["axes"].items()}
-            unlike = [name for name, own in axes.items() if stored.outlines[name].ndim != len(own)]
-            if unlike:
-                raise InputError(f"{path}: {unlike[0]} has not the axes {axes[unlike[0]]} that its label names.")
-            blocks = labels.get("stream")
-            norms = [name for name in axes if _NORMS + name in stored]
-            whole = cls(
-                tensors=stored.some(list(axes)),
-                axes=axes,
-                branch=labels["branch"],
-                first_step=labels["first_step"],
-                frame_rate=labels["frame_rate"],
-                prompts=tuple(labels["prompts"]),
-                reduce=labels["reduce"],
-                norms=stored.some(norms, under=_NORMS),
-                model=labels["model"],
-                heads=None if labels.get("heads") is None else tuple(labels["heads"]),
-                stream=None if blocks is None else Stream(int(blocks["n_layers"]), tuple(blocks["parts"])),
-                prefixes=tuple(labels.get("prefixes", ())),
-            )
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(f"{path} is not an activation cache: {error!r} is missing or unreadable.") from None
+        whole = cls(**opened(path))
         return whole if sites is None else whole._some(_chosen(sites, whole.tensors, path))
 
     def __repr__(self) -> str:

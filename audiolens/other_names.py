@@ -130,9 +130,6 @@ class OtherNames:
                 "a device_map placed this model: give another to AudioLens.from_pretrained(device_map=...)."
             )
         before = self.device
-        # "cuda" is the current one of several.
-        if target.type == before.type and target.index in (None, before.index):
-            return self
         try:
             with alone(self.model):
                 self.model.to(target)
