@@ -31,18 +31,18 @@ BARE = {
 
 
 @pytest.fixture(scope="module")
-def codes(lens: al.AudioLens) -> Tensor:
+def codes(lens: Any) -> Tensor:
     return random_codes(lens)
 
 
 @pytest.fixture(scope="module")
-def cache(lens: al.AudioLens, codes: Tensor) -> ActivationCache:
+def cache(lens: Any, codes: Tensor) -> ActivationCache:
     names = ["embed", "pos_embed", "resid_pre", "resid_post", "attn_out", "cross_attn_out", "mlp_out", "attn.z"]
     return lens.run_with_cache(PROMPTS, codes, sites=names)[1]
 
 
 @pytest.fixture(scope="module")
-def directions(lens: al.AudioLens) -> al.Directions:
+def directions(lens: Any) -> al.Directions:
     return al.difference_in_means(lens, ["fast drums"], ["slow drums"], position="first", progress=False)
 
 
@@ -61,30 +61,30 @@ def same_cache(one: ActivationCache, other: ActivationCache) -> None:
 # The lens
 
 
-def test_cfg_is_config(lens: al.AudioLens) -> None:
+def test_cfg_is_config(lens: Any) -> None:
     assert lens.cfg is lens.config
     assert lens.cfg.n_layers == LAST + 1
 
 
-def test_to_str_tokens_are_the_text_tokens_and_of_one_prompt_its_own_list(lens: al.AudioLens) -> None:
+def test_to_str_tokens_are_the_text_tokens_and_of_one_prompt_its_own_list(lens: Any) -> None:
     assert lens.to_str_tokens(PROMPTS) == lens.text_tokens(PROMPTS)
     assert lens.to_str_tokens(PROMPTS[0]) == lens.text_tokens(PROMPTS[0])[0]
     assert lens.to_str_tokens(None) == []
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_calling_the_lens_gives_the_logits(lens: al.AudioLens, codes: Tensor, scale: float) -> None:
+def test_calling_the_lens_gives_the_logits(lens: Any, codes: Tensor, scale: float) -> None:
     branch = "both" if scale > 1 else "cond"
     expected, _ = lens.run_with_cache(PROMPTS, codes, sites=(), branch=branch, guidance_scale=scale)
     assert torch.equal(lens(PROMPTS, codes, branch=branch, guidance_scale=scale), expected)
     assert torch.equal(lens(PROMPTS[:1]), lens.run_with_cache(PROMPTS[:1])[0])
 
 
-def test_decode_is_decode_codes(lens: al.AudioLens, codes: Tensor) -> None:
+def test_decode_is_decode_codes(lens: Any, codes: Tensor) -> None:
     assert torch.equal(lens.decode(codes), lens.decode_codes(codes))
 
 
-def test_to_a_device_gives_the_lens_and_refuses_what_it_cannot_do(lens: al.AudioLens, codes: Tensor) -> None:
+def test_to_a_device_gives_the_lens_and_refuses_what_it_cannot_do(lens: Any, codes: Tensor) -> None:
     before = lens(PROMPTS, codes)
     assert lens.to("cpu") is lens
     assert torch.equal(lens(PROMPTS, codes), before)
@@ -112,7 +112,7 @@ def test_a_lens_moved_to_a_gpu_is_one_opened_there(checkpoint: Any, codes: Tenso
     assert torch.equal(back(PROMPTS, codes), al.AudioLens.from_pretrained(checkpoint)(PROMPTS, codes))
 
 
-def test_sites_are_found_with_their_names_and_axes(lens: al.AudioLens, melody_lens: al.AudioLens) -> None:
+def test_sites_are_found_with_their_names_and_axes(lens: Any, melody_lens: Any) -> None:
     for one in (lens, melody_lens):
         found = one.find_sites(list(one.sites()))
         assert [site.name for site in found] == list(one.sites())
@@ -142,7 +142,7 @@ def test_sites_are_found_with_their_names_and_axes(lens: al.AudioLens, melody_le
         (lambda name: name.endswith("hook_z"), ["attn.z", "cross_attn.z"]),
     ],
 )
-def test_names_filter_records_what_sites_does(lens: al.AudioLens, codes: Tensor, names_filter: Any, sites: Any) -> None:
+def test_names_filter_records_what_sites_does(lens: Any, codes: Tensor, names_filter: Any, sites: Any) -> None:
     logits, found = lens.run_with_cache(PROMPTS, codes, names_filter=names_filter)
     expected, theirs = lens.run_with_cache(PROMPTS, codes, sites=sites)
     assert torch.equal(logits, expected)
@@ -161,7 +161,7 @@ def test_names_filter_records_what_sites_does(lens: al.AudioLens, codes: Tensor,
     ],
 )
 def test_a_filter_that_is_ambiguous_or_empty_is_refused(
-    lens: al.AudioLens, codes: Tensor, given: dict[str, Any], words: str
+    lens: Any, codes: Tensor, given: dict[str, Any], words: str
 ) -> None:
     with pytest.raises((InputError, InputTypeError), match=words) as refused:
         lens.run_with_cache(PROMPTS, codes, **given)
@@ -169,9 +169,7 @@ def test_a_filter_that_is_ambiguous_or_empty_is_refused(
 
 
 @pytest.mark.parametrize(("bare", "short"), BARE.items())
-def test_bare_names_are_the_self_attentions_and_the_mlps(
-    lens: al.AudioLens, codes: Tensor, bare: str, short: str
-) -> None:
+def test_bare_names_are_the_self_attentions_and_the_mlps(lens: Any, codes: Tensor, bare: str, short: str) -> None:
     _, found = lens.run_with_cache(PROMPTS, codes, sites=bare)
     _, expected = lens.run_with_cache(PROMPTS, codes, sites=short)
     same_cache(found, expected)
@@ -184,7 +182,7 @@ def test_bare_names_are_the_self_attentions_and_the_mlps(
 
 
 def test_a_layer_may_count_from_the_end_wherever_one_is_given(
-    lens: al.AudioLens, codes: Tensor, cache: ActivationCache, directions: al.Directions, vector: Tensor
+    lens: Any, codes: Tensor, cache: ActivationCache, directions: al.Directions, vector: Tensor
 ) -> None:
     assert torch.equal(cache["resid_post", -1], cache["resid_post", LAST])
     assert ("resid_post", -1) in cache
@@ -204,12 +202,13 @@ def test_a_layer_may_count_from_the_end_wherever_one_is_given(
     assert torch.equal(lens.W_Q[-1], lens.W_Q[LAST])
     added = [lens.run_with_interventions(PROMPTS, codes, al.Add(vector, layers=layer)) for layer in (-2, 1)]
     assert torch.equal(*added)
-    band = {"strategy": "one-to-band", "layer": -1}
-    for options in (
+    band: dict[str, Any] = {"strategy": "one-to-band", "layer": -1}
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({"layer": -1}, {"layer": LAST}),
         ({**band, "band": (-2, -1)}, {**band, "band": (1, LAST)}),
         ({"strategy": "all-to-all", "layers": [-1, 0]}, {"strategy": "all-to-all", "layers": [0, LAST]}),
-    ):
+    ]
+    for options in pairs:
         one, other = (al.steer(directions, **chosen) for chosen in options)
         assert [step.layers for step in one] == [step.layers for step in other]
     with lens.trace(PROMPTS, codes=codes):
@@ -255,7 +254,7 @@ def test_a_cache_is_a_mapping(cache: ActivationCache, tmp_path: Any) -> None:
         np.asarray(cache)
 
 
-def test_stack_activation_takes_every_block_below(cache: ActivationCache, lens: al.AudioLens, codes: Tensor) -> None:
+def test_stack_activation_takes_every_block_below(cache: ActivationCache, lens: Any, codes: Tensor) -> None:
     for layer in (None, -1, LAST + 1):
         assert torch.equal(cache.stack_activation("resid_post", layer), cache.stack("resid_post"))
     assert torch.equal(cache.stack_activation("z", 2), cache.stack("attn.z")[:2])
@@ -280,7 +279,7 @@ def test_return_labels_gives_transformer_lenss_pair(cache: ActivationCache, laye
         assert labels == list(whole.labels)
 
 
-def test_a_cache_as_a_table_has_the_length_of_every_vector(lens: al.AudioLens, codes: Tensor) -> None:
+def test_a_cache_as_a_table_has_the_length_of_every_vector(lens: Any, codes: Tensor) -> None:
     sites = ["pos_embed", "resid_post", "attn.pattern", "cross_attn.k", "logits"]
     _, whole = lens.run_with_cache(
         PROMPTS, codes, sites=sites, heads=[1, 3], layers=[0, -1], guidance_scale=3.0, branch="both", seconds=(0.2, 0.4)
@@ -304,7 +303,7 @@ def test_a_cache_as_a_table_has_the_length_of_every_vector(lens: al.AudioLens, c
 # Writing
 
 
-def raw(lens: al.AudioLens, codes: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+def raw(lens: Any, codes: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """The logits with a bare torch hook on the second block."""
     block = lens.model.get_submodule("decoder.model.decoder.layers")[1]
     handle = block.register_forward_hook(lambda *given: function(given[-1]))
@@ -314,7 +313,7 @@ def raw(lens: al.AudioLens, codes: Tensor, function: Callable[[Tensor], Tensor])
         handle.remove()
 
 
-def test_hooks_change_the_forward_as_interventions_and_bare_hooks_do(lens: al.AudioLens, codes: Tensor) -> None:
+def test_hooks_change_the_forward_as_interventions_and_bare_hooks_do(lens: Any, codes: Tensor) -> None:
     seen = []
 
     def doubled(value: Tensor, hook: Any) -> Tensor:
@@ -335,7 +334,7 @@ def test_hooks_change_the_forward_as_interventions_and_bare_hooks_do(lens: al.Au
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 @pytest.mark.parametrize("site", IN_BLOCK)
-def test_a_hook_at_every_site_does_what_apply_does(lens: al.AudioLens, codes: Tensor, site: str, scale: float) -> None:
+def test_a_hook_at_every_site_does_what_apply_does(lens: Any, codes: Tensor, site: str, scale: float) -> None:
     where: dict[str, Any] = {"guidance_scale": scale, "branch": "both" if scale > 1 else "cond"}
     hooks = [(site, lambda value, _: value * 0.5), (site, lambda _, __: None)]
     expected = lens.run_with_interventions(PROMPTS, codes, al.Apply(lambda value: value * 0.5, site=site), **where)
@@ -354,13 +353,13 @@ def test_a_hook_at_every_site_does_what_apply_does(lens: al.AudioLens, codes: Te
         ({"bwd_hooks": [("resid_post", print)]}, "analysis.attribution"),
     ],
 )
-def test_hooks_that_cannot_be_are_refused(lens: al.AudioLens, codes: Tensor, given: dict[str, Any], words: str) -> None:
+def test_hooks_that_cannot_be_are_refused(lens: Any, codes: Tensor, given: dict[str, Any], words: str) -> None:
     with pytest.raises((InputError, InputTypeError), match=words) as refused:
         lens.run_with_hooks(PROMPTS, codes, **given)
     one_line(refused)
 
 
-def test_a_single_block_is_given_as_layer(lens: al.AudioLens, codes: Tensor, vector: Tensor) -> None:
+def test_a_single_block_is_given_as_layer(lens: Any, codes: Tensor, vector: Tensor) -> None:
     for one, other in (
         (al.Add(vector, layer=1), al.Add(vector, layers=1)),
         (al.Ablate(vector, layer=-1), al.Ablate(vector, layers=[-1])),
@@ -384,11 +383,12 @@ def test_steering_one_block_takes_it_as_layers_too(directions: al.Directions) ->
         (found,) = al.steer(directions, layers=layers)
         assert found.layers == expected.layers == [1]
         assert torch.equal(found.tensors["vector"], expected.tensors["vector"])
-    for given, words in (
+    refusals: list[tuple[dict[str, Any], str]] = [
         ({"layer": 1, "layers": [1]}, "were both given"),
         ({"layers": [0, 1]}, "'all-to-all'"),
         ({"layers": [1], "strategy": "one-to-all", "layer": 1}, "takes no layers="),
-    ):
+    ]
+    for given, words in refusals:
         with pytest.raises(InputError, match=words) as refused:
             al.steer(directions, **given)
         one_line(refused)
@@ -402,7 +402,7 @@ def test_schedules_are_reached_from_the_package() -> None:
 
 
 @pytest.mark.parametrize("name", ["W_Q", "W_K", "W_V", "W_O", "W_in", "W_out", "W_E", "W_U", "W_Q_cross"])
-def test_weights_have_the_shape_of_one_tensor(lens: al.AudioLens, name: str) -> None:
+def test_weights_have_the_shape_of_one_tensor(lens: Any, name: str) -> None:
     weights = getattr(lens, name)
     assert weights.shape == torch.stack(weights).shape
     assert torch.equal(weights[...], torch.stack(weights))
@@ -411,7 +411,7 @@ def test_weights_have_the_shape_of_one_tensor(lens: al.AudioLens, name: str) -> 
 # Generating
 
 
-def test_one_seed_and_transformers_count_of_tokens(lens: al.AudioLens) -> None:
+def test_one_seed_and_transformers_count_of_tokens(lens: Any) -> None:
     expected = lens.generate(PROMPTS, 0.4, seeds=0)
     assert torch.equal(lens.generate(PROMPTS, 0.4, seed=0).codes, expected.codes)
     frames = expected.codes.shape[-1]
@@ -429,12 +429,14 @@ def test_as_many_new_tokens_make_transformers_own_clip(
     lens = request.getfixturevalue(family)
     prompt = "fast piano"
     inputs = lens.tokenizer([prompt], return_tensors="pt")
-    torch.manual_seed(3), random.seed(3)
+    torch.manual_seed(3)
+    random.seed(3)
     expected = lens.model.generate(
         input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=tokens,
         guidance_scale=3.0, do_sample=True, top_k=250, temperature=1.0,
     )  # fmt: skip
-    torch.manual_seed(3), random.seed(3)
+    torch.manual_seed(3)
+    random.seed(3)
     out = lens.generate([prompt], max_new_tokens=tokens)
     assert out.codes.shape[-1] == tokens - max(lens.config.delays)
     assert torch.equal(out.audio, expected)
@@ -454,15 +456,13 @@ def test_as_many_new_tokens_make_transformers_own_clip(
         ({"max_new_tokens": 20, "audio_prompt": torch.zeros(1, 4, 4, dtype=torch.long)}, "give seconds="),
     ],
 )
-def test_ambiguous_or_impossible_lengths_and_seeds_are_refused(
-    lens: al.AudioLens, given: dict[str, Any], words: str
-) -> None:
+def test_ambiguous_or_impossible_lengths_and_seeds_are_refused(lens: Any, given: dict[str, Any], words: str) -> None:
     with pytest.raises((InputError, InputTypeError), match=words) as refused:
         lens.generate(PROMPTS, **given)
     one_line(refused)
 
 
-def test_a_row_of_a_generation_is_a_clip(lens: al.AudioLens, tmp_path: Any) -> None:
+def test_a_row_of_a_generation_is_a_clip(lens: Any, tmp_path: Any) -> None:
     out = lens.generate(PROMPTS, 0.4, seeds=[4, 5, 6], sites="resid_post")
     assert out.cache is not None
     assert out.audio is not None
@@ -487,7 +487,7 @@ def test_a_row_of_a_generation_is_a_clip(lens: al.AudioLens, tmp_path: Any) -> N
 # Tracing
 
 
-def test_sites_out_of_order_are_named_with_their_order(lens: al.AudioLens, codes: Tensor) -> None:
+def test_sites_out_of_order_are_named_with_their_order(lens: Any, codes: Tensor) -> None:
     def reading() -> None:
         with lens.trace(PROMPTS, codes=codes):
             nnsight.save(lens.site("resid_post", 2).value)
@@ -527,7 +527,7 @@ def test_sites_out_of_order_are_named_with_their_order(lens: al.AudioLens, codes
     assert torch.isfinite(lens(PROMPTS, codes)).all()
 
 
-def test_each_invoke_has_an_order_of_its_own(lens: al.AudioLens, codes: Tensor, cache: ActivationCache) -> None:
+def test_each_invoke_has_an_order_of_its_own(lens: Any, codes: Tensor, cache: ActivationCache) -> None:
     with lens.trace() as tracer:
         with tracer.invoke(PROMPTS[:1], codes=codes[:1]):
             late = nnsight.save(lens.site("resid_post", 2).value)
@@ -537,7 +537,7 @@ def test_each_invoke_has_an_order_of_its_own(lens: al.AudioLens, codes: Tensor, 
     assert early.shape == (2, STEPS, 48)
 
 
-def test_an_open_loop_still_ends_with_the_run(lens: al.AudioLens) -> None:
+def test_an_open_loop_still_ends_with_the_run(lens: Any) -> None:
     def reading() -> list[Tensor]:
         with lens.trace("calm", fn="generate", seconds=0.4, seeds=0) as tracer:
             values = nnsight.save([])
@@ -550,9 +550,7 @@ def test_an_open_loop_still_ends_with_the_run(lens: al.AudioLens) -> None:
     assert len(values) == 10 + 3 + 1
 
 
-def test_a_site_that_is_saved_says_that_it_wants_its_value(
-    lens: al.AudioLens, codes: Tensor, cache: ActivationCache
-) -> None:
+def test_a_site_that_is_saved_says_that_it_wants_its_value(lens: Any, codes: Tensor, cache: ActivationCache) -> None:
     with (
         pytest.raises(InputError, match=r"save its value, nnsight.save\(lens.site") as refused,
         lens.trace(PROMPTS, codes=codes),
