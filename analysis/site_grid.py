@@ -12,7 +12,7 @@ from torch import Tensor
 
 from audiolens.errors import InputError
 from audiolens.lens import AudioLens
-from audiolens.model.sites import resolve
+from audiolens.model.sites import names_once
 
 _SUMMED = ("d_model", "d_head", "d_mlp", "key")
 
@@ -72,17 +72,12 @@ def places_of(
         SiteError: for a site or layer that the model lacks.
         InputError: if no site is named.
     """
-    shapes = lens.sites()
-    hooks = [name.split(".", 2)[2] for name in shapes if name.startswith("blocks.0.")]
-    whole = [name for name in shapes if not name.startswith("blocks.")]
-    found: dict[str, list[Place]] = {}
-    for site in resolve(sites, layers, hooks=hooks, model_hooks=whole, n_layers=lens.config.n_layers):
-        axes = tuple(part.split("=")[0].replace("[prefix+]", "") for part in shapes[site.name].split())
-        short = site.hook.replace("hook_", "")
-        axes = tuple("key" if axis.endswith("key") else axis for axis in axes)
-        found.setdefault(short, []).append(Place(site.name, short, site.layer, axes))
-    if not found:
+    asked = names_once("sites", sites)
+    if not asked:
         raise InputError("no site: name at least one in sites.")
+    found: dict[str, list[Place]] = {}
+    for site in lens.find_sites(asked, layers):
+        found.setdefault(site.short, []).append(Place(site.name, site.short, site.layer, site.axes))
     return {short: tuple(sorted(places, key=lambda place: place.layer or 0)) for short, places in found.items()}
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from audiolens import measure as measure
     from audiolens import prompts as prompts
     from audiolens.cache.activation_cache import ActivationCache as ActivationCache
+    from audiolens.directions import schedules as schedules
     from audiolens.directions.directions import Directions as Directions
     from audiolens.directions.directions import difference_in_means as difference_in_means
     from audiolens.directions.directions import orthogonalised as orthogonalised
@@ -28,7 +29,13 @@ if TYPE_CHECKING:
     from audiolens.lens import AudioLens as AudioLens
     from audiolens.tracing.generation import Generation as Generation
 
-_MODULES = ("errors", "etude", "measure", "prompts")
+_MODULES = {
+    "errors": "audiolens.errors",
+    "etude": "audiolens.etude",
+    "measure": "audiolens.measure",
+    "prompts": "audiolens.prompts",
+    "schedules": "audiolens.directions.schedules",
+}
 _NAMES = {
     "ActivationCache": "audiolens.cache.activation_cache",
     "Directions": "audiolens.directions.directions",
@@ -62,13 +69,14 @@ __all__ = [
     "measure",
     "orthogonalised",
     "prompts",
+    "schedules",
     "steer",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return import_module(f"audiolens.{name}")
+        return import_module(_MODULES[name])
     if name in _NAMES:
         value = getattr(import_module(_NAMES[name]), name)
         globals()[name] = value

@@ -4,8 +4,9 @@ An intervention is a value: frozen, checked when it is made, and free of any mod
 (`tracing/bound_intervention.py`). Interventions at one site apply in the order they are given; at different sites, in
 the model's.
 
-The places shared by all: `site` and `layers` (`None` is every block); `branch` of the guidance ("cond", "null",
-"both"); `seconds` (`None` is every step, the tail included); `rows` (`None` is every row); `heads` for head sites.
+The places shared by all: `site` and `layers` (`None` is every block; `layer=3` is `layers=[3]`, and a negative one
+counts from the last); `branch` of the guidance ("cond", "null", "both"); `seconds` (`None` is every step, the tail
+included); `rows` (`None` is every row); `heads` for head sites.
 
 What stands on the text's side ("row token ...") has no steps, and takes neither `seconds` nor `schedule`. In the null
 branch all text is masked: there sdpa makes z zero whatever the values are, where eager attention takes their mean.
@@ -26,14 +27,14 @@ at the strength given, whatever the schedule: with a schedule of 0, it alone.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from audiolens.checks import checked_flags, listed, whole_numbers
+from audiolens.checks import checked_flags, listed, whole_number, whole_numbers
 from audiolens.errors import InputError, InputTypeError
 from audiolens.model.sites import checked_names, head_numbers, layers_once
 from audiolens.model.timeline import Real, Span, checked_span
@@ -115,8 +116,11 @@ class Intervention:
     schedule: Schedule | None = None
     preserve_norm: bool = False
     prefix: bool = False
+    layer: InitVar[int | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, layer: int | None = None) -> None:
+        if layer is not None:
+            object.__setattr__(self, "layers", _one_layer(layer, self.layers))
         checked_branch(self.branch)
         checked_flags(prefix=self.prefix, preserve_norm=self.preserve_norm)
         if self.seconds is not None:
@@ -151,6 +155,16 @@ class Intervention:
         raise NotImplementedError
 
 
+def _one_layer(layer: Any, layers: Any) -> int:
+    """The block given as `layer`, in the place of `layers`."""
+    if layers is not None:
+        raise InputError(f"layer={layer!r} and layers={layers!r} were both given: give one of them.")
+    try:
+        return whole_number(layer)
+    except TypeError:
+        raise InputTypeError(f"layer={layer!r}: expected a layer number; layers=[...] takes several.") from None
+
+
 def _unit(direction: Tensor) -> Tensor:
     return direction / direction.norm(dim=-1, keepdim=True)
 
@@ -170,8 +184,8 @@ class Add(Intervention):
 
     vector: Any
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __post_init__(self, layer: int | None = None) -> None:
+        super().__post_init__(layer)
         object.__setattr__(self, "vector", finite("vector", self.vector))
 
     @property
@@ -193,8 +207,8 @@ class Ablate(Intervention):
 
     direction: Any
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __post_init__(self, layer: int | None = None) -> None:
+        super().__post_init__(layer)
         object.__setattr__(self, "direction", finite("direction", self.direction))
         _nonzero("direction", self.direction)
 
@@ -222,8 +236,8 @@ class Clamp(Intervention):
     direction: Any
     value: Any
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __post_init__(self, layer: int | None = None) -> None:
+        super().__post_init__(layer)
         object.__setattr__(self, "direction", finite("direction", self.direction))
         object.__setattr__(self, "value", numbers("value", self.value))
         _nonzero("direction", self.direction)
@@ -258,8 +272,8 @@ class Replace(Intervention):
     values: Any
     overwrites = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __post_init__(self, layer: int | None = None) -> None:
+        super().__post_init__(layer)
         object.__setattr__(self, "values", finite("values", self.values))
 
     @property
@@ -282,8 +296,8 @@ class Scale(Intervention):
 
     factor: Any
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __post_init__(self, layer: int | None = None) -> None:
+        super().__post_init__(layer)
         object.__setattr__(self, "factor", numbers("factor", self.factor))
 
     @property
@@ -315,8 +329,8 @@ class Apply(Intervention):
     def called(self) -> Callable[[Tensor], Tensor | None]:
         return self.function
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __post_init__(self, layer: int | None = None) -> None:
+        super().__post_init__(layer)
         if not callable(self.function):
             raise InputTypeError(f"function={self.function!r}: expected something to call with the activations.")
         if self.schedule is not None or bool((torch.as_tensor(self.strength, device="cpu") != 1).any()):

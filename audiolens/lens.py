@@ -7,14 +7,15 @@ left as they were, also after an exception.
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from audiolens.cache.activation_cache import ActivationCache
+from audiolens.compatibility import SECONDS, SITES, OtherNames, chosen_seconds, chosen_seeds, chosen_sites
 from audiolens.errors import InputError, InputTypeError
 from audiolens.interventions import Branch, Intervention
 from audiolens.model import text, tokens, weights
@@ -22,6 +23,7 @@ from audiolens.model.conditioning import refuse_melody
 from audiolens.model.config import LensConfig, config_of
 from audiolens.model.families import family_of
 from audiolens.model.loading import checked_device, load, refuse_tokenizer
+from audiolens.model.sites import Site, checked_names
 from audiolens.model.text import Prompt
 from audiolens.model.timeline import Real, Span, Timeline, checked_frames
 from audiolens.model.traced_model import TracedModel
@@ -34,12 +36,12 @@ from audiolens.tracing.recording import Reading, Reduce
 from audiolens.tracing.reopening import Opening, packed
 from audiolens.tracing.run_on_codes import Forward
 from audiolens.tracing.self_check.sites import prove
-from audiolens.tracing.trace import LensTracer, SiteValue, opened, position, site_value
+from audiolens.tracing.trace import TracedLens
 
 Interventions = Intervention | Iterable[Intervention]
 
 
-class AudioLens:
+class AudioLens(TracedLens, OtherNames):
     """A music transformer with its inside open.
 
     Args:
@@ -168,6 +170,14 @@ class AudioLens:
         """Every site of this model by its full name, with the shape of its values, in the model's order."""
         return self._traced_model.family.shapes(self.config)
 
+    def find_sites(self, names: str | Sequence[str], layers: int | Iterable[int] | None = None) -> list[Site]:
+        """The sites that names and layers select, with `.name`, `.short`, `.layer` and `.axes`, in the order given.
+
+        Raises:
+            SiteError, InputError: for a site or layer that this model does not have, or no name.
+        """
+        return self.traced_model.family.find(self.config, checked_names("names", names), layers)
+
     def text_tokens(self, prompts: Prompt | Sequence[Prompt]) -> list[list[str]]:
         """Each prompt's tokens as strings, as the text encoder reads them; none for an absent prompt."""
         listed = text.checked_prompts(prompts)
@@ -195,7 +205,7 @@ class AudioLens:
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        seconds: Real = 4.0,
+        seconds: Real = SECONDS,
         *,
         seeds: int | Sequence[int] | None = None,
         guidance_scale: Real = 3.0,
@@ -218,6 +228,8 @@ class AudioLens:
         audio_prompt: Tensor | Sound | Sequence[Sound] | None = None,
         prefix: bool = False,
         melody: Any = None,
+        seed: int | None = None,
+        max_new_tokens: int | None = None,
     ) -> Generation:
         """Generate a clip per prompt, changed by `interventions`, and record `sites` while doing so.
 
@@ -244,6 +256,9 @@ class AudioLens:
                 `out.codes` and, through the codec, in `out.audio`; interventions and recordings count their time from
                 its beginning.
             prefix: record the conditioning before step 0 too; see `run_with_cache`.
+            seed: `seeds` of one number, which every row takes.
+            max_new_tokens: the clips' length in transformers' count, in the place of `seconds`: each is a step, so that
+                clips have so many frames less the tail (3 in the released models): 53 make a second of 50 frames.
             melody: not supported yet; text alone conditions.
 
         Raises:
@@ -255,10 +270,10 @@ class AudioLens:
         return drawn(
             self._traced_model,
             prompts,
-            seconds,
+            chosen_seconds(self.config, seconds, max_new_tokens, audio_prompt),
             Reading(sites, layers, branch, span, reduce, cache_device, cache_dtype, heads, prefix),
             audio_prompt=audio_prompt,
-            seeds=seeds,
+            seeds=chosen_seeds(seeds, seed),
             guidance_scale=guidance_scale,
             temperature=temperature,
             top_k=top_k,
@@ -276,7 +291,7 @@ class AudioLens:
         codes: Int[Tensor, "row codebook frame"] | None = None,
         *,
         audio: Sound | None = None,
-        sites: str | Sequence[str] = ("resid_post",),
+        sites: str | Sequence[str] = SITES,
         layers: int | Sequence[int] | None = None,
         branch: Branch = "cond",
         guidance_scale: Real = 1.0,
@@ -290,6 +305,7 @@ class AudioLens:
         stop_at_layer: int | None = None,
         prefix: bool = False,
         melody: Any = None,
+        names_filter: str | Sequence[str] | Callable[[str], bool] | None = None,
     ) -> tuple[Float[Tensor, "..."], ActivationCache]:
         """One forward over given codes, recording `sites`.
 
@@ -306,6 +322,7 @@ class AudioLens:
             heads: of head sites (patterns and results among them), record and recompute only these heads.
             stop_at_layer: run the blocks below this one and nothing above (0 to n_layers; negative counts from the
                 end); `layers=None` is then every block that runs. An intervention above is left out.
+            names_filter: `sites` under TransformerLens's name, or a function that tells by the full name what to keep.
 
         Returns:
             The logits of that branch, unmerged, "row codebook step vocab", and the recordings. Step s holds frame s of
@@ -319,6 +336,7 @@ class AudioLens:
             BusyError: if this model is running already, further out in the same program.
         """
         refuse_melody(melody)
+        sites = chosen_sites(self, sites, layers, names_filter)
         reading = Reading(sites, layers, branch, seconds, reduce, device, dtype, heads, prefix)
         return Forward.checked(
             self._traced_model,
@@ -397,44 +415,6 @@ class AudioLens:
             batch_size=batch_size,
         )
         return logits
-
-    def trace(
-        self,
-        prompts: Prompt | Sequence[Prompt] = (),
-        *,
-        codes: Int[Tensor, "row codebook frame"] | None = None,
-        guidance_scale: Real = 1.0,
-        fn: Literal["forward", "generate"] = "forward",
-        seconds: Real = 4.0,
-        seeds: int | Sequence[int] | None = None,
-        temperature: Real = 1.0,
-        top_k: int | None = 250,
-    ) -> LensTracer:
-        """nnsight's own trace, with rows and branches understood; see `audiolens.tracing.trace`.
-
-        Without prompts the block holds `with tracer.invoke(prompts, codes=...)` blocks. `fn="generate"` takes
-        `seconds`, `seeds`, `temperature` and `top_k` as `generate` does; its steps are `tracer.iter[:]`, where
-        step 0 comes twice (MusicGen): `lens.position()` is the clock. Gradients are as the caller has them.
-        """
-        return opened(
-            self._traced_model,
-            prompts,
-            codes=codes,
-            guidance_scale=guidance_scale,
-            fn=fn,
-            seconds=seconds,
-            seeds=seeds,
-            temperature=temperature,
-            top_k=top_k,
-        )
-
-    def site(self, name: str, layer: int | None = None, *, branch: Branch = "cond", prefix: bool = False) -> SiteValue:
-        """A site inside a trace, by full name or by short name and layer: read or assign its `value`."""
-        return site_value(self._traced_model, name, layer, branch, prefix)
-
-    def position(self) -> int:
-        """Inside a trace: the step at which the running forward starts."""
-        return position(self._traced_model)
 
     def __repr__(self) -> str:
         config = self.config

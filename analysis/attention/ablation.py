@@ -14,6 +14,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from analysis.figures.canvas import drawable
 from analysis.likelihood import Window, checked_rows
 from analysis.site_grid import places_of
 from analysis.statistics import LEVEL, N_PERMUTATIONS, Means, means
@@ -72,6 +73,7 @@ class HeadAblation:
             }
         )
 
+    @drawable
     def plot(self) -> Any:
         """Layers by heads (matplotlib figure)."""
         from analysis.attention import figures

@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
+from analysis.figures.canvas import canvas
 from analysis.figures.captions import captioned, heat, screen_heat, screen_plain
 from analysis.figures.literal import literally
 from analysis.figures.style import BLACK, GREY, SEVERAL, styled
@@ -30,7 +31,7 @@ def text_paper(result: TextAttention, row: int, heads: Sequence[Head] | None) ->
     lines = -(-len(chosen) // columns)
     tokens = result.tokens[_checked_row(result, row)]
     with styled():
-        figure = Figure(figsize=(3.4 * columns + 0.8, (0.16 * len(tokens) + 1.1) * lines + 0.7), layout="constrained")
+        figure = canvas((3.4 * columns + 0.8, (0.16 * len(tokens) + 1.1) * lines + 0.7))
         panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
         image: Any = None
         for (layer, head), axes in zip(chosen, panels.ravel(), strict=False):
@@ -79,7 +80,7 @@ def lag_paper(result: LagAttention, heads: Sequence[Head] | None) -> Figure:
     leading = _leading(np.nan_to_num(found.value, nan=-1.0), result.layers, result.heads, 4)
     chosen = _asked(result, heads) or leading
     with styled():
-        figure = Figure(figsize=(9.4, 3.9), layout="constrained")
+        figure = canvas((9.4, 3.9))
         left, right = figure.subplots(1, 2, width_ratios=[1, 1.35])
         image = heat(left, found.value, x=result.heads, y=result.layers)
         for (line, column), periodic in np.ndenumerate(result.periodic):
@@ -124,7 +125,7 @@ def ablation_paper(result: HeadAblation) -> Figure:
     """Change of the log-likelihood, layers by heads."""
     found = result.means
     with styled():
-        figure = Figure(figsize=(1.9 + 0.55 * len(result.heads), 1.6 + 0.33 * len(result.layers)), layout="constrained")
+        figure = canvas((1.9 + 0.55 * len(result.heads), 1.6 + 0.33 * len(result.layers)))
         axes = figure.add_subplot()
         image = heat(axes, found.value, x=result.heads, y=result.layers, numbers=True)
         axes.set_xlabel("head")

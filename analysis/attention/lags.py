@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analysis.attention.weights import caches, checked
+from analysis.figures.canvas import drawable
 from analysis.statistics import LEVEL, Means, correct, means
 from audiolens.checks import MOST_SEED, checked_amount, checked_count, refuse_masked
 from audiolens.errors import InputError, InputTypeError
@@ -71,6 +72,7 @@ class LagAttention:
         }  # fmt: skip
         return pd.DataFrame({"layer": layer, "head": head, **{name: v.ravel() for name, v in columns.items()}})
 
+    @drawable
     def plot(self, heads: Sequence[tuple[int, int]] | None = None) -> Any:
         """Scores by layer and head, and the profiles of some heads over lag in beats (matplotlib figure)."""
         from analysis.attention import figures

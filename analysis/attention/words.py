@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analysis.attention.weights import caches, checked
+from analysis.figures.canvas import drawable
 from analysis.statistics import Means, means
 from audiolens.errors import InputError, nearest
 from audiolens.lens import AudioLens
@@ -100,6 +101,7 @@ class TextAttention:
             )
         return pd.concat(tables, ignore_index=True)
 
+    @drawable
     def plot(self, row: int = 0, heads: Sequence[tuple[int, int]] | None = None) -> Any:
         """Tokens by time of one row, a panel a (layer, head); default the heads furthest from uniform (matplotlib).
 

@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
+from analysis.figures.canvas import canvas
 from analysis.figures.captions import captioned, heat, screen_heat, screen_plain
 from analysis.figures.literal import literally
 from analysis.figures.style import styled
@@ -26,7 +27,7 @@ def paper(result: AttributionResult) -> Figure:
     columns = min(3, len(sites))
     rows = -(-len(sites) // columns)
     with styled():
-        figure = Figure(figsize=(3.6 * columns, 2.6 * rows + 0.7), layout="constrained")
+        figure = canvas((3.6 * columns, 2.6 * rows + 0.7))
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for site, axes in zip(sites, panels, strict=False):
             values, x, label = cells(result, site)
@@ -106,7 +107,7 @@ def direct_paper(result: DirectResult) -> Figure:
     """The largest components by codebooks, numbers in the cells."""
     labels, values = _largest(result)
     with styled():
-        figure = Figure(figsize=(4.6, 0.17 * len(values) + 1.9), layout="constrained")
+        figure = canvas((4.6, 0.17 * len(values) + 1.9))
         axes = figure.add_subplot()
         image = heat(axes, values[::-1], x=range(values.shape[1]), numbers=True)
         axes.set_yticks(range(len(values)), labels[::-1], fontsize=6.5)

@@ -17,6 +17,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from analysis.figures.canvas import drawable
 from analysis.likelihood import Window, by_frame, checked_rows
 from analysis.statistics import N_PERMUTATIONS, Means, means
 from audiolens.cache.activation_cache import ActivationCache
@@ -78,6 +79,7 @@ class DirectResult:
             }
         )
 
+    @drawable
     def plot(self) -> Any:
         """Components by codebooks (matplotlib figure)."""
         from analysis.attribution import figures

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from analysis.attribution.agreement import Agreement
 from analysis.attribution.pairing import Towards
+from analysis.figures.canvas import drawable
 from analysis.likelihood import Window
 from analysis.statistics import LEVEL, N_PERMUTATIONS, Means, means
 from audiolens.errors import InputError, nearest
@@ -144,6 +145,7 @@ class AttributionResult:
         table = {"layer": self._scores(site).layers, "effect": found.value, "low": found.low, "high": found.high}
         return pd.DataFrame(table)
 
+    @drawable
     def plot(self) -> Any:
         """A panel per site: layer x time, layer x head or layer x token (matplotlib figure)."""
         from analysis.attribution import figures

@@ -11,13 +11,16 @@ import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.figures.canvas import wants_caption
 from analysis.figures.style import DIVERGING
 
 SEQUENTIAL = "cividis"
 
 
 def captioned(figure: Figure, caption: str) -> Figure:
-    """The figure with a caption beneath, wrapped to its width."""
+    """The figure with a caption beneath, wrapped to its width, unless it is drawn without one."""
+    if not wants_caption():
+        return figure
     width = int(figure.get_figwidth() * 17)
     figure.supxlabel("\n".join(textwrap.wrap(caption, width)), fontsize=7.5, x=0.01, ha="left", color="#333333")
     return figure

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from analysis.figures.canvas import canvas
 from analysis.figures.style import (
     BLACK,
     BLUE,
@@ -35,7 +36,7 @@ def layers(scan: pd.DataFrame, measured: str, *, chosen: Mapping[str, Any] | Non
     """
     strategies = list(dict.fromkeys(scan["strategy"]))
     with styled():
-        figure = Figure(figsize=(3.6 * len(strategies) + 0.8, 3.8), layout="constrained")
+        figure = canvas((3.6 * len(strategies) + 0.8, 3.8))
         panels = np.atleast_1d(figure.subplots(1, len(strategies), sharey=True))
         for axes, strategy in zip(panels, strategies, strict=True):
             mine = scan[scan["strategy"] == strategy]
@@ -72,7 +73,7 @@ def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> F
     """
     strategies = list(dict.fromkeys(table.loc[table["kind"].isin(["steered", "alternative"]), "strategy"]))
     with styled():
-        figure = Figure(figsize=(3.9 * len(strategies) + 1.9, 4.3), layout="constrained")
+        figure = canvas((3.9 * len(strategies) + 1.9, 4.3))
         grid = figure.subplots(
             2, len(strategies), sharex="col", sharey="row", squeeze=False, gridspec_kw={"height_ratios": [4, 1]}
         )
@@ -126,7 +127,7 @@ def norms(table: pd.DataFrame) -> Figure:
     `table` has layer, norm, residual_norm.
     """
     with styled():
-        figure = Figure(figsize=(4.6, 2.9), layout="constrained")
+        figure = canvas((4.6, 2.9))
         axes = figure.add_subplot()
         axes.plot(table["layer"], table["norm"], color=BLUE, marker="o", label="length of the direction")
         axes.set_xlabel("block")
@@ -150,7 +151,7 @@ def norms(table: pd.DataFrame) -> Figure:
 def strengths(table: pd.DataFrame, measured: str) -> Figure:
     """Effect against strength of a sweep's conditions: a line per strategy and layer, where its labels say these."""
     with styled():
-        figure = Figure(figsize=(6.6, 3.8), layout="constrained")
+        figure = canvas((6.6, 3.8))
         axes = figure.add_subplot()
         for place, (name, mine) in enumerate(lines(table)):
             colour, marker = SEVERAL[place % len(SEVERAL)]

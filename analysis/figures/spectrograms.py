@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.figures.canvas import canvas
 from analysis.figures.style import styled
 
 DEPTH_DB = 70.0
@@ -45,7 +46,7 @@ def one(samples: np.ndarray, sample_rate: int, title: str = "", axes: Axes | Non
         draw(axes)
         return axes
     with styled():
-        figure = Figure(figsize=(3.4, 2.0), layout="constrained")
+        figure = canvas((3.4, 2.0))
         own = figure.add_subplot()
         draw(own)
         own.set_xlabel("time [s]")
@@ -58,7 +59,7 @@ def paired(
 ) -> Figure:
     """Mel spectrograms of paired clips: a row per (prompt, seed), a column per condition, one colour scale in dB."""
     with styled():
-        figure = Figure(figsize=(2.5 * len(columns), 1.75 * len(rows) + 0.4), layout="constrained")
+        figure = canvas((2.5 * len(columns), 1.75 * len(rows) + 0.4))
         panels = figure.subplots(len(rows), len(columns), sharex=True, sharey=True, squeeze=False)
         for line, clips, panel_row in zip(rows, grid, panels, strict=True):
             for column, clip, axes in zip(columns, clips, panel_row, strict=True):

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from analysis.figures.canvas import drawable
 from audiolens.checks import checked_flags, numbers_of
 from audiolens.directions.directions import Directions
 from audiolens.errors import InputError, InputTypeError
@@ -77,6 +78,7 @@ class LayerAttribution:
         ]  # fmt: skip
         return pd.concat(tables, ignore_index=True)
 
+    @drawable
     def plot(self, normalised: bool = False) -> Any:
         """A panel per kind, one above the other, or (`normalised`) all as shares of their largest (matplotlib)."""
         checked_flags(normalised=normalised)

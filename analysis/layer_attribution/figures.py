@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from plotly.subplots import make_subplots
 
+from analysis.figures.canvas import canvas
 from analysis.figures.captions import captioned, screen_plain
 from analysis.figures.literal import literally
 from analysis.figures.style import BLACK, SEVERAL, SYMBOLS, errors, styled
@@ -23,7 +24,7 @@ def paper(result: LayerAttribution, normalised: bool) -> Figure:
     """A panel per kind of evidence, or one of shares of the largest."""
     count = 1 if normalised else len(result.evidence)
     with styled():
-        figure = Figure(figsize=(5.6, 3.4 if normalised else 1.0 + 1.25 * count), layout="constrained")
+        figure = canvas((5.6, 3.4 if normalised else 1.0 + 1.25 * count))
         panels = figure.subplots(count, 1, sharex=True, squeeze=False).ravel()
         for place, one in enumerate(result.evidence):
             axes = panels[0 if normalised else place]

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from analysis.figures.canvas import drawable
 from analysis.logit_lens.reading import checked, log_probabilities
 from audiolens import measure
 from audiolens.errors import InputError
@@ -67,6 +68,7 @@ class Audible:
             tables.append(heard.assign(**labels, same=same)[[*labels, "same", *measures]])
         return pd.concat(tables, ignore_index=True)
 
+    @drawable
     def plot(self) -> Any:
         """Spectrograms of the first clips, a column a block (matplotlib figure)."""
         from analysis.logit_lens import figures

@@ -11,6 +11,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarForm
 from plotly.subplots import make_subplots
 
 from analysis.figures import spectrograms
+from analysis.figures.canvas import canvas
 from analysis.figures.captions import captioned, screen_plain
 from analysis.figures.literal import literally
 from analysis.figures.style import GREY, SEVERAL, SYMBOLS, axis_of, screen_errors, styled
@@ -32,7 +33,7 @@ def paper(result: LogitLensResult) -> Figure:
     """Rank, probability and divergence over blocks, a line a codebook."""
     table = result.to_frame()
     with styled():
-        figure = Figure(figsize=(9.6, 3.5), layout="constrained")
+        figure = canvas((9.6, 3.5))
         for axes, (name, label) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
             for codebook, mine in table.groupby("codebook"):
                 colour, marker = SEVERAL[int(str(codebook)) % len(SEVERAL)]

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from analysis.figures.canvas import drawable
 from analysis.likelihood import by_frame, checked_rows
 from analysis.statistics import means
 from audiolens.lens import AudioLens
@@ -81,6 +82,7 @@ class LogitLensResult:
             }
         )
 
+    @drawable
     def plot(self) -> Any:
         """Rank, probability and divergence over blocks, a line a codebook (matplotlib figure)."""
         from analysis.logit_lens import figures

@@ -13,9 +13,11 @@ import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.figures.canvas import canvas, wants_caption
 from analysis.figures.literal import literally
 from analysis.figures.style import BLACK, DIVERGING, GREY, axis_of, styled
 from analysis.statistics import LEVEL
+from audiolens.model.sites import named
 
 if TYPE_CHECKING:
     from analysis.patching.result import PatchingResult
@@ -38,10 +40,12 @@ def paper(result: PatchingResult, codebook: int | str = "total") -> Figure:
     widths = [1.0 + 0.52 * max(len(grid.columns), 3) for grid, _ in grids]
     height = 2.0 + 0.3 * max(len(grid.layers) for grid, _ in grids)
     with styled():
-        figure = Figure(figsize=(sum(widths) + 1.2 * len(grids), height), layout="constrained")
+        figure = canvas((sum(widths) + 1.2 * len(grids), height))
         panels = figure.subplots(1, len(grids), squeeze=False, gridspec_kw={"width_ratios": widths})[0]
         for axes, (grid, name) in zip(panels, grids, strict=True):
             _panel(figure, axes, grid, name)
+        if not wants_caption():
+            return figure
         width = int(figure.get_figwidth() * 17)
         lines = [part for line in caption(result).splitlines() for part in wrap(line, width)]
         figure.set_figheight(height + 0.14 * (len(lines) - 2))
@@ -80,7 +84,7 @@ def _measured(result: PatchingResult) -> str:
 
 def _carried(result: PatchingResult) -> str:
     """What a patch between runs that play their own codes puts in beside the text."""
-    sites = {site.replace("hook_", "") for site in result.sites}
+    sites = {named(site).short for site in result.sites}
     if sites <= _TEXT:
         return ""
     if all(site.startswith("cross_attn") for site in sites):

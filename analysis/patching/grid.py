@@ -14,7 +14,7 @@ import numpy as np
 
 from audiolens.checks import one_or_listed, whole_number
 from audiolens.errors import InputError, SiteError
-from audiolens.model.sites import Site, checked_heads, checked_names, layers_once
+from audiolens.model.sites import Site, checked_heads, checked_names, layers_once, named
 from audiolens.model.timeline import Real, Span, Timeline, clip_timeline
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Grid:
         """
         names, found = _sites(lens, site, by, layers, heard)
         if by == "component":
-            columns = tuple(name.removeprefix("hook_") for name in names)
+            columns = tuple(site.name if site.layer is not None else site.short for site in map(named, names))
         elif by == "head":
             listed = range(lens.config.n_heads) if heads is None else checked_heads(heads, lens.config.n_heads)
             columns = tuple(str(head) for head in listed)

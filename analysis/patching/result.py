@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from analysis.figures.canvas import drawable
 from analysis.patching.grid import By
 from analysis.patching.runs import N_PAIRS
 from analysis.resampling import Interval, bootstrap
@@ -193,6 +194,7 @@ class PatchingResult:
             tables.append(table.astype({"n": int}))
         return pd.concat(tables, ignore_index=True)
 
+    @drawable
     def plot(self, codebook: int | str = TOTAL) -> Any:
         """The grid as a heat map, with the grid by ear beside it (matplotlib figure)."""
         from analysis.patching import figures

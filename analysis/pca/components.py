@@ -17,6 +17,7 @@ from scipy.spatial.distance import pdist, squareform
 from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_samples
 
+from analysis.figures.canvas import drawable
 from analysis.probing.dataset import checked_groups, same
 from analysis.probing.probes import shuffled
 from analysis.probing.result import UNGROUPED, UNTESTED
@@ -85,6 +86,7 @@ class PCAResult:
             }
         )
 
+    @drawable
     def plot(self, dimensions: int = 2) -> Any:
         """One panel per layer, of the first two or three components (matplotlib figure)."""
         from analysis.pca import figures
@@ -148,6 +150,7 @@ class Trajectories:
                 parts.append(pd.DataFrame(columns))
         return pd.concat(parts, ignore_index=True)
 
+    @drawable
     def plot(self) -> Any:
         """The paths of each layer, and how far apart they are over time (matplotlib figure)."""
         from analysis.pca import figures
@@ -284,7 +287,7 @@ def _arrays(
     ties = []
     if isinstance(activations, ActivationCache):
         held = activations.layers(site)
-        chosen = held if layers is None else listed_layers(layers)
+        chosen = held if layers is None else activations.numbered(layers)
         if held and (not chosen or not set(chosen) <= set(held)):
             raise InputError(f"layers={chosen}: the cache holds {', '.join(map(str, held))} of {site}.")
         _refuse_axes(activations, site, held, steps)

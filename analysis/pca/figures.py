@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
+from analysis.figures.canvas import canvas
 from analysis.figures.literal import in_template, literally
 from analysis.figures.style import SYMBOLS, looks, sliding, styled
 
@@ -26,7 +27,7 @@ def panels_paper(result: PCAResult) -> Figure:
     poles = list(dict.fromkeys(result.labels))
     labels = np.array(result.labels)
     with styled():
-        figure = Figure(figsize=(2.3 * columns, 2.25 * lines + 0.4), layout="constrained")
+        figure = canvas((2.3 * columns, 2.25 * lines + 0.4))
         panels = np.atleast_1d(figure.subplots(lines, columns)).ravel()
         for place, axes in enumerate(panels):
             if place >= count:
@@ -73,7 +74,7 @@ def space_paper(result: PCAResult) -> Figure:
     columns = min(4, len(result.layers))
     lines = -(-len(result.layers) // columns)
     with styled():
-        figure = Figure(figsize=(3.0 * columns, 2.9 * lines + 0.5))
+        figure = canvas((3.0 * columns, 2.9 * lines + 0.5), layout=None)
         for place in range(len(result.layers)):
             axes: Any = figure.add_subplot(lines, columns, place + 1, projection="3d")
             explained = result.explained[place]
@@ -123,7 +124,7 @@ def paths_paper(result: Trajectories) -> Figure:
     lines = -(-len(result.layers) // columns)
     marks = _whole_seconds(result.seconds)
     with styled():
-        figure = Figure(figsize=(2.5 * columns + 0.6, 2.2 * lines + 2.2), layout="constrained")
+        figure = canvas((2.5 * columns + 0.6, 2.2 * lines + 2.2))
         halves: Any = figure.subfigures(2, 1, height_ratios=[2.2 * lines + 0.3, 1.9])
         upper, lower = halves
         panels = np.atleast_1d(upper.subplots(lines, columns)).ravel()

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from plotly.subplots import make_subplots
 
+from analysis.figures.canvas import canvas
 from analysis.figures.captions import captioned, screen_plain
 from analysis.figures.literal import literally
 from analysis.figures.style import BLACK, GREY, SEVERAL, SYMBOLS, errors, screen_errors, styled
@@ -25,7 +26,7 @@ def paper(placement: Placement) -> Figure:
     """Alignment by block, a line a strategy, the chosen place ringed; a panel for every other kind of evidence."""
     others = placement.evidence.evidence
     with styled():
-        figure = Figure(figsize=(5.8, 3.0 + 1.15 * len(others)), layout="constrained")
+        figure = canvas((5.8, 3.0 + 1.15 * len(others)))
         heights = [2.2, *[1.0] * len(others)]
         panels = figure.subplots(1 + len(others), 1, sharex=True, squeeze=False, height_ratios=heights).ravel()
         axes = panels[0]

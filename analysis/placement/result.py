@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from analysis.figures.canvas import drawable
 from analysis.layer_attribution import Evidence, LayerAttribution
 from analysis.placement.shifts import Candidate, Shifts, place_name
 from analysis.resampling import interval_of, resampled
@@ -141,6 +142,7 @@ class Placement:
             table[one.name] = [by_layer.get(layer, float("nan")) for layer in table.layer]
         return table
 
+    @drawable
     def plot(self) -> Any:
         """Alignment of every place, and the other evidence by block (matplotlib figure)."""
         from analysis.placement import figures

@@ -166,7 +166,8 @@ def _rows(
     if isinstance(data, ActivationCache):
         if lens is not None and data.model and data.model != lens.name:
             raise InputError(f"the cache was recorded from {data.model!r}, and the lens is of {lens.name!r}.")
-        found = _held(features.of_cache(data, site, each_head=None if heads is None else True), site, layers, heads)
+        chosen = None if layers is None else data.numbered(layers)
+        found = _held(features.of_cache(data, site, each_head=None if heads is None else True), site, chosen, heads)
         prompts = data.prompts or (None,) * found.values.shape[1]
     elif isinstance(data, np.ndarray | torch.Tensor):
         if heads is not None:

@@ -15,7 +15,7 @@ from audiolens.cache.activation_cache import ActivationCache
 from audiolens.checks import numbers_of
 from audiolens.errors import InputError, SiteError, shortened
 from audiolens.interventions import Branch
-from audiolens.model.sites import listed_layers
+from audiolens.model.sites import Site, listed_layers, named
 from audiolens.model.timeline import Span, checked_span
 
 if TYPE_CHECKING:
@@ -108,8 +108,9 @@ def of_cache(cache: ActivationCache, site: str, each_head: bool | None = None) -
     Raises:
         InputError: if it was not, or the site was not recorded.
     """
-    short = _short(site)
-    names = [name for name in cache if _short(name) == short and site in (name, short, _hooked(name))]
+    asked = named(site)
+    short = asked.short
+    names = [name for name in cache if name == asked.name or (asked.layer is None and Site.of(name).hook == asked.hook)]
     if not names:
         raise SiteError(f"site {site!r} was not recorded. Recorded: {shortened(cache.keys())}.")
     values, lengths, places = [], [], []
@@ -123,7 +124,7 @@ def of_cache(cache: ActivationCache, site: str, each_head: bool | None = None) -
             raise InputError(
                 f"{name} was recorded with its steps, {tuple(axes)}: record it with reduce='mean', or a span's mean."
             )
-        layer = int(name.split(".")[1]) if name.startswith("blocks.") else None
+        layer = Site.of(name).layer
         own = cache.heads or range(tensor.shape[1])
         split = "head" in axes and (cache.heads is not None if each_head is None else each_head)
         flat = tensor if "head" not in axes else tensor.flatten(1)
@@ -226,18 +227,9 @@ def _reading(position: Position, lens: AudioLens) -> tuple[Span | None, str]:
 def _check_site(lens: AudioLens, site: str) -> None:
     if not isinstance(site, str):
         raise InputError(f"site={site!r}: expected one site; probe several one after the other.")
-    shapes = [shape for name, shape in lens.sites().items() if _short(name) == _short(site)]
-    if shapes and ("step" not in shapes[0] or "codebook" in shapes[0]):
+    found = lens.find_sites(site)[0]
+    if "step" not in found.axes or "codebook" in found.axes:
         raise InputError(
-            f"site={site!r} is {shapes[0]!r}: expected one with a vector a step, such as 'resid_post' or 'attn.z'."
+            f"site={site!r} is {lens.sites()[found.name]!r}: expected one with a vector a step, such as 'resid_post' "
+            "or 'attn.z'."
         )
-
-
-def _hooked(name: str) -> str:
-    """A full site name without its block: "attn.hook_z"."""
-    return name.split(".", 2)[2] if name.startswith("blocks.") else name
-
-
-def _short(name: str) -> str:
-    """The short form of any name of a site: "attn.z"."""
-    return _hooked(name).replace("hook_", "")

@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
+from analysis.figures.canvas import canvas, wants_caption
 from analysis.figures.literal import literally
 from analysis.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, errors, screen_errors, styled
 from analysis.probing.result import UNGROUPED
@@ -51,7 +52,7 @@ def _blocks(result: ProbeResult) -> Figure:
     names = _names(result)
     x = np.arange(len(mine))
     with styled():
-        figure = Figure(figsize=(max(4.8, 1.6 + 0.42 * len(mine)), 3.9), layout="constrained")
+        figure = canvas((max(4.8, 1.6 + 0.42 * len(mine)), 3.9))
         axes = figure.add_subplot()
         low, high = mine["shuffled_low"].to_numpy(float), mine["shuffled_high"].to_numpy(float)
         axes.fill_between(x, low, high, color=GREY, alpha=0.3, linewidth=0, label="shuffled labels", step=None)
@@ -73,8 +74,9 @@ def _blocks(result: ProbeResult) -> Figure:
         axes.set_ylabel(_axis(result))
         if result.classes:
             axes.set_ylim(min(0.0 if len(result.classes) > 2 else 0.3, float(low.min()) - 0.02), 1.03)
+        if wants_caption():
+            axes.set_title("\n".join(wrap(caption(result), 26 * int(figure.get_figwidth()))), fontsize=6.5, loc="left")
         figure.suptitle(_title(result), fontsize=10)
-        axes.set_title("\n".join(wrap(caption(result), 26 * int(figure.get_figwidth()))), fontsize=6.5, loc="left")
         figure.legend(loc="outside lower center", ncols=2 if len(mine) < 10 else 3)
     return figure
 
@@ -82,7 +84,7 @@ def _blocks(result: ProbeResult) -> Figure:
 def _heads(result: ProbeResult) -> Figure:
     layers, heads, scores, marks = _grid(result)
     with styled():
-        figure = Figure(figsize=(2.2 + 0.45 * len(heads), 1.7 + 0.36 * len(layers)), layout="constrained")
+        figure = canvas((2.2 + 0.45 * len(heads), 1.7 + 0.36 * len(layers)))
         axes = figure.add_subplot()
         axes.grid(False)
         top = 1.0 if result.classes else max(float(np.nanmax(scores)), 0.1)

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
+from analysis.figures.canvas import drawable
 from analysis.probing.features import Place
 from analysis.probing.probes import Probe, Scored, balanced_accuracy, least_p, target_of
 from analysis.resampling import bootstrap
@@ -175,6 +176,7 @@ class ProbeResult:
             meta=replace(self.meta, label=label, n_prompts=poles),
         )
 
+    @drawable
     def plot(self) -> Any:
         """Score by block (or a map of heads) over shuffled labels and baselines (matplotlib figure)."""
         from analysis.probing import figures

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from scipy.stats import spearmanr
 
+from analysis.figures.canvas import drawable
 from audiolens import measure
 from audiolens.checks import checked_flags
 from audiolens.directions.directions import Directions, read_poles
@@ -64,6 +65,7 @@ class Readings:
         kept = self.table.groupby(["position", "branch"], sort=False)
         return kept[["relative_norm", "cosine", "auc", "onset_correlation"]].median().reset_index()
 
+    @drawable
     def plot(self) -> Any:
         """Cosine to the reference, held-out AUC and onset correlation over the blocks (matplotlib figure)."""
         from analysis.reading_comparison import figures

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from plotly.subplots import make_subplots
 
+from analysis.figures.canvas import canvas, wants_caption
 from analysis.figures.literal import literally
 from analysis.figures.style import BLACK, SEVERAL, SYMBOLS, styled
 
@@ -36,7 +37,7 @@ def paper(result: Readings) -> Figure:
     table = result.table
     positions, branches = (list(dict.fromkeys(table[name])) for name in ("position", "branch"))
     with styled():
-        figure = Figure(figsize=(10.2, 4.0), layout="constrained")
+        figure = canvas((10.2, 4.0))
         for axes, (column, label, limits, nothing) in zip(figure.subplots(1, 3), PANELS, strict=True):
             for colour, marker, position, branch, rows in _lines(table):
                 axes.plot(
@@ -54,7 +55,8 @@ def paper(result: Readings) -> Figure:
         ]
         handles += [Line2D([], [], color=BLACK, linestyle=LINES[name][0], label=f"branch {name}") for name in branches]
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-        figure.supxlabel(caption(result), fontsize=8)
+        if wants_caption():
+            figure.supxlabel(caption(result), fontsize=8)
     return figure
 
 

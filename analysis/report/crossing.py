@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from analysis.figures.canvas import canvas
 from analysis.figures.captions import captioned, heat, screen_heat, screen_plain
 from analysis.figures.literal import literally
 from analysis.figures.style import name_of, signed, styled
@@ -24,7 +25,7 @@ def paper(table: pd.DataFrame, caption: bool = True) -> Figure:
     """A heat map with its numbers; without the caption for a page that has its own."""
     values, told, rows, columns = _grid(table)
     with styled():
-        figure = Figure(figsize=(2.4 + 1.9 * len(columns), 1.8 + 0.55 * len(rows)), layout="constrained")
+        figure = canvas((2.4 + 1.9 * len(columns), 1.8 + 0.55 * len(rows)))
         axes = figure.add_subplot()
         most = float(np.abs(values[np.isfinite(values)]).max(initial=0.0)) or 1.0
         image = heat(axes, values, x=columns, y=rows, limit=most)

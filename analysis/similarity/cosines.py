@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from scipy import stats
 
+from analysis.figures.canvas import drawable
 from analysis.statistics import LEVEL, correct
 from audiolens.checks import checked_count
 from audiolens.directions.directions import Directions
@@ -75,6 +76,7 @@ class CosineMap:
             }
         )
 
+    @drawable
     def plot(self) -> Any:
         """A labelled heat map (matplotlib figure)."""
         from analysis.similarity import figures
@@ -148,6 +150,7 @@ class Comparison:
         ]  # fmt: skip
         return pd.DataFrame(rows)
 
+    @drawable
     def plot(self) -> Any:
         """A heat map per layer (matplotlib figure)."""
         from analysis.similarity import figures

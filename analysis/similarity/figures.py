@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
+from analysis.figures.canvas import canvas
 from analysis.figures.literal import literally
 from analysis.figures.style import BLACK, DIVERGING, GREY, plain, sliding, styled
 
@@ -19,7 +20,7 @@ def map_paper(result: CosineMap) -> Figure:
     """A heat map of cosines between layers, numbers in the cells where they are readable."""
     rows, columns = result.cosines.shape
     with styled():
-        figure = Figure(figsize=(1.9 + 0.42 * columns, 1.3 + 0.42 * rows), layout="constrained")
+        figure = canvas((1.9 + 0.42 * columns, 1.3 + 0.42 * rows))
         axes = figure.add_subplot()
         image = axes.imshow(result.cosines, vmin=-1, vmax=1, cmap=DIVERGING, origin="lower")
         axes.set_xticks(range(columns), [str(layer) for layer in result.other_layers])
@@ -83,7 +84,7 @@ def comparison_paper(result: Comparison) -> Figure:
     marks = result.significant
     size = 0.75 + 0.42 * names
     with styled():
-        figure = Figure(figsize=(size * columns + 1.6, size * lines + 0.9), layout="constrained")
+        figure = canvas((size * columns + 1.6, size * lines + 0.9))
         panels = np.atleast_1d(figure.subplots(lines, columns, sharex=True, sharey=True)).ravel()
         image = None
         for place, axes in enumerate(panels):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.figures.canvas import drawable
 from analysis.pca import PCAResult
 from analysis.placement import Placement
 from analysis.similarity import CosineMap
@@ -84,6 +85,7 @@ class Study:
         """The dose-response table: one row per condition on test prompts."""
         return self.response
 
+    @drawable
     def plot(self) -> Any:
         """The dose-response (matplotlib figure)."""
         from analysis.figures import plots

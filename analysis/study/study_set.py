@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from analysis import similarity
+from analysis.figures.canvas import drawable
 from analysis.similarity import Comparison
 from analysis.store.folder import refuse_path
 from analysis.study import experiment as study
@@ -64,6 +65,7 @@ class Several:
         """How the concepts' directions lie to one another at each block."""
         return similarity.compare({one.concept: one.directions for one in self.studies})
 
+    @drawable
     def plot(self) -> Any:
         """Every steered pole's effect on every concept's measure (matplotlib figure)."""
         from analysis.report import crossing

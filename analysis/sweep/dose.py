@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.figures.canvas import drawable
 from analysis.statistics import MOST_FAILED, correct, spearman
 from analysis.sweep.conditions import BASELINE
 from analysis.sweep.factorial import PLACE, spoken
@@ -59,6 +60,7 @@ class DoseResponse:
     def to_frame(self) -> pd.DataFrame:
         return self.table
 
+    @drawable
     def plot(self) -> Any:
         """The widest place of each strategy with its controls, and the words (matplotlib figure)."""
         from analysis.figures import plots
@@ -111,6 +113,7 @@ class CrossEffects:
     def to_frame(self) -> pd.DataFrame:
         return self.table
 
+    @drawable
     def plot(self) -> Any:
         """Change of every measure (matplotlib figure); differences, such as loudness, have a panel of their own."""
         from analysis.sweep import plots

@@ -16,7 +16,7 @@ from audiolens.directions.directions import Directions
 from audiolens.directions.steering import Strategy, Unit, steer
 from audiolens.errors import InputError, InputTypeError
 from audiolens.interventions import Branch
-from audiolens.model.sites import layers_once
+from audiolens.model.sites import counted, layers_once
 from audiolens.prompts import PromptSet
 
 LABELS = ("kind", "concept", "strategy", "layer", "band", "branch", "strength", "draw", "pole")
@@ -138,7 +138,7 @@ def _steered(
 def _places(concept: str, directions: Directions, factors: Factors) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Where a direction is added: as labels, and as `steer` takes it."""
     chosen = directions.layers if factors.layers is None else factors.layers
-    layers = [chosen] if isinstance(chosen, int) else list(chosen)
+    layers = [counted(layer, directions.meta.n_layers) for layer in ([chosen] if isinstance(chosen, int) else chosen)]
     if len(set(layers)) < len(layers):
         raise InputError(f"layers={layers}: expected each once.")
     for branch in factors.branches:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, ScalarFormatter
 
+from analysis.figures.canvas import canvas
 from analysis.figures.style import BLACK, DIVERGING, GREY, POLES, SEVERAL, change_of, errors, name_of, signed, styled
 from analysis.statistics import MOST_FAILED
 from analysis.sweep.factorial import spoken
@@ -41,7 +42,7 @@ def layer_map(result: LayerMap) -> Figure:
     """Effect by layer and strength; a cross where more than a tenth of the clips failed, grey where none was heard."""
     rows, columns = result.effect.shape
     with styled():
-        figure = Figure(figsize=(2.4 + 0.62 * columns, 2.1 + 0.32 * rows), layout="constrained")
+        figure = canvas((2.4 + 0.62 * columns, 2.1 + 0.32 * rows))
         axes = figure.add_subplot()
         most = float(np.nanmax(np.abs(result.effect), initial=0)) or 1.0
         axes.set_facecolor("#D9D9D9")
@@ -74,7 +75,7 @@ def cross_effects(table: pd.DataFrame) -> Figure:
     strengths = sorted(table["strength"].unique())
     largest = max(abs(strength) for strength in strengths)
     with styled():
-        figure = Figure(figsize=(6.6, 0.5 * sum(counts) + 0.75 * len(units) + 0.5), layout="constrained")
+        figure = canvas((6.6, 0.5 * sum(counts) + 0.75 * len(units) + 0.5))
         panels = np.atleast_1d(figure.subplots(len(units), 1, gridspec_kw={"height_ratios": counts}))
         for axes, unit in zip(panels, units, strict=True):
             mine = table[table["unit"] == unit]
@@ -101,7 +102,7 @@ def limits(result: Limits) -> Figure:
     """The range of strengths within the bound of loss at every place; an arrow where no strength went beyond it."""
     places = list(dict.fromkeys(spoken(row) for _, row in result.table.iterrows()))
     with styled():
-        figure = Figure(figsize=(6.2, 0.3 * len(places) + 1.5), layout="constrained")
+        figure = canvas((6.2, 0.3 * len(places) + 1.5))
         axes = figure.add_subplot()
         for _, row in result.table.iterrows():
             colour, marker = POLES[0] if row["sign"] > 0 else POLES[1]
@@ -121,7 +122,7 @@ def strategies(result: Strategies) -> Figure:
     """The furthest effect of every strategy towards either pole within the bound, with intervals over prompts."""
     names = list(dict.fromkeys(zip(result.table["strategy"], result.table["branch"], strict=True)))
     with styled():
-        figure = Figure(figsize=(6.4, 0.62 * len(names) + 1.4), layout="constrained")
+        figure = canvas((6.4, 0.62 * len(names) + 1.4))
         axes = figure.add_subplot()
         for sign, label in ((1, "towards the positive pole"), (-1, "towards the negative pole")):
             colour, marker = POLES[0] if sign > 0 else POLES[1]
@@ -152,7 +153,7 @@ def front(result: Front) -> Figure:
     signs = sorted(result.table["sign"].unique(), reverse=True) or [1.0]
     names = list(dict.fromkeys(result.table["strategy"]))
     with styled():
-        figure = Figure(figsize=(3.9 * len(signs) + 1.0, 3.7), layout="constrained")
+        figure = canvas((3.9 * len(signs) + 1.0, 3.7))
         panels = np.atleast_1d(figure.subplots(1, len(signs), sharex=True))
         for axes, sign in zip(panels, signs, strict=True):
             mine = result.table[result.table["sign"] == sign]

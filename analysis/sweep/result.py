@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from analysis.figures.canvas import drawable
 from analysis.sweep import dose, response, tradeoff
 from analysis.sweep.batches import Batches
 from analysis.sweep.conditions import BASELINE
@@ -168,6 +169,7 @@ class SweepResult:
         """What is gained for what is lost (`tradeoff.front`)."""
         return tradeoff.front(self.dose_response(concept, measured, n_bootstrap), loss)
 
+    @drawable
     def plot(self, measured: str | None = None) -> Any:
         """The dose-response of the one concept swept; of other conditions, their effects (matplotlib figure)."""
         from analysis.figures import plots

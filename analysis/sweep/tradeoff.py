@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
+from analysis.figures.canvas import drawable
 from analysis.statistics import MOST_FAILED
 from analysis.sweep.dose import DoseResponse, change, place_of
 from analysis.sweep.factorial import PLACE, spoken
@@ -47,6 +48,7 @@ class LayerMap:
         frame = pd.DataFrame(cells, columns=["layer", "strength"])
         return frame.assign(effect=self.effect.ravel(), failed=self.failed.ravel())
 
+    @drawable
     def plot(self) -> Any:
         """A heat map, cells crossed where too many clips failed (matplotlib figure)."""
         from analysis.sweep import plots
@@ -91,6 +93,7 @@ class Limits:
     def to_frame(self) -> pd.DataFrame:
         return self.table
 
+    @drawable
     def plot(self) -> Any:
         """The range of strengths within the bound at every place (matplotlib figure)."""
         from analysis.sweep import plots
@@ -130,6 +133,7 @@ class Strategies:
     def to_frame(self) -> pd.DataFrame:
         return self.table
 
+    @drawable
     def plot(self) -> Any:
         """The reach of every strategy, with intervals (matplotlib figure)."""
         from analysis.sweep import plots
@@ -166,6 +170,7 @@ class Front:
     def to_frame(self) -> pd.DataFrame:
         return self.table
 
+    @drawable
     def plot(self) -> Any:
         """Gain against loss, a panel per sign, the front drawn through (matplotlib figure)."""
         from analysis.sweep import plots

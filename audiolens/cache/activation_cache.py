@@ -7,37 +7,42 @@ Patterns are "row head query key", with as many keys as the clip has steps (or t
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from audiolens.arrays import AsArray
-from audiolens.cache.decomposition import Components, Readout, Stream, accumulate, decompose, logit_lens
-from audiolens.cache.lazy_tensors import changed, outlines, read, some, write
-from audiolens.checks import whole_number
+from audiolens.cache.decomposition import (
+    Components,
+    Readout,
+    Stream,
+    accumulate,
+    below,
+    decompose,
+    labelled,
+    logit_lens,
+)
+from audiolens.cache.lazy_tensors import changed, kept, opened, outlines, some
+from audiolens.cache.table import lengths
+from audiolens.checks import checked_flags, whole_number
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
 from audiolens.files.atomic import as_path
 from audiolens.interventions import checked_rows
 from audiolens.model.loading import checked_device, checked_dtype
-from audiolens.model.sites import Site, listed_layers, names_once
+from audiolens.model.sites import Site, counted, hooked, listed_layers, named, names_once
 from audiolens.model.timeline import Span, checked_span
 from audiolens.model.traced_model import HasModel
-from audiolens.tensors import finite
-
-_FORMAT = "audiolens.activations.2"
-_UNSEALED = "audiolens.activations.1"
-"""The format before, without hashes."""
-_NORMS = "norms/"
+from audiolens.vectors import each_layers
 
 
 @dataclass(frozen=True, eq=False)
-class ActivationCache(AsArray):
-    """Recorded activations.
+class ActivationCache(AsArray, Mapping[str, Tensor]):
+    """Recorded activations: a mapping from full names to tensors, in the model's order.
 
     `tensors` and `axes` share their keys. `first_step` is the position of the step axis's first entry,
     `branch` the branch recorded ("cond", "null" or "both"), `reduce` the reduction over time, if any. `norms`
@@ -83,12 +88,22 @@ class ActivationCache(AsArray):
         except (SiteError, InputTypeError):
             return False
 
-    def keys(self) -> list[str]:
+    # A mapping's own would compare tensors, and have no hash.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
+
+    def keys(self) -> KeysView[str]:
         """The full names of the sites recorded, in the model's order."""
-        return list(self.tensors)
+        # A dict's own show what they are.
+        return dict.fromkeys(self.tensors).keys()
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """As `cache[key]`, or `default` where it was not recorded."""
+        # Not by `get`, as a linter would have it: this is it.
+        return self[key] if key in self else default  # noqa: SIM401
 
     def __getitem__(self, key: str | tuple[str, int]) -> Tensor:
-        """One site's tensor, by name or by (short name, layer).
+        """One site's tensor, by name or by (short name, layer); layer -1 is the model's last.
 
         Raises:
             SiteError: if it was not recorded, or stands in every block and comes without a layer.
@@ -106,9 +121,22 @@ class ActivationCache(AsArray):
 
     def layers(self, site: str) -> list[int]:
         """The layers at which a site was recorded."""
-        hook = _hook(site)
+        hook = hooked(site)
         places = map(Site.of, self.tensors)
         return sorted(place.layer for place in places if place.layer is not None and place.hook == hook)
+
+    def numbered(self, layers: int | Iterable[int]) -> list[int]:
+        """Layers as they were given, a negative one counted from the model's last block.
+
+        Raises:
+            InputTypeError: if these are no layers.
+            SiteError: for a negative one, if the model has fewer blocks or the cache does not know how many.
+        """
+        chosen = listed_layers(layers)
+        if any(layer < 0 for layer in chosen) and self.stream is None:
+            raise SiteError(f"layers={layers!r}: this cache does not know its model's blocks. Count from 0.")
+        blocks = 0 if self.stream is None else self.stream.n_layers
+        return [counted(layer, blocks) if layer < 0 else layer for layer in chosen]
 
     def axes_of(self, site: str, layer: int | None = None) -> tuple[str, ...]:
         """The axes of a recorded site: ("row", "step", "d_model")."""
@@ -121,9 +149,22 @@ class ActivationCache(AsArray):
             raise SiteError(f"site {site!r} was not recorded. Recorded: {shortened(self.tensors)}.")
         return torch.stack([self[site, layer] for layer in layers])
 
+    def stack_activation(self, site: str, layer: int | None = None) -> Float[Tensor, "layer ..."]:
+        """A site of every block below `layer`, under TransformerLens's name; `stack` takes the blocks recorded.
+
+        `None` (or -1, or the number of blocks) is the whole model.
+
+        Raises:
+            SiteError: if it was not recorded in one of these blocks.
+        """
+        end = below(self, layer, f"stack_activation({site!r}{'' if layer is None else f', {layer}'})")
+        if not end:
+            raise SiteError(f"stack_activation({site!r}, 0): no block is below block 0.")
+        return torch.stack([self[site, block] for block in range(end)])
+
     def stack_norms(self, site: str) -> Float[Tensor, "layer ..."]:
         """Mean activation lengths of every recorded layer: "layer row" (needs `reduce="mean"`)."""
-        names = [f"blocks.{layer}.{_hook(site)}" for layer in self.layers(site)]
+        names = [Site(hooked(site), layer).name for layer in self.layers(site)]
         if not names or any(name not in self.norms for name in names):
             raise SiteError(f"no norms of {site!r} were recorded: they come with reduce='mean'.")
         return torch.stack([self.norms[name] for name in names])
@@ -179,7 +220,7 @@ class ActivationCache(AsArray):
         held = sorted({layer for layer in places.values() if layer is not None})
         if layers is None:
             return self
-        chosen = listed_layers(layers)
+        chosen = self.numbered(layers)
         if not chosen:
             raise SiteError(f"no layer given: the cache holds layers {held}.")
         absent = [layer for layer in chosen if layer not in held]
@@ -200,37 +241,55 @@ class ActivationCache(AsArray):
         """
         values = self.stack(site).float()
         layers = self.layers(site)
-        vectors = torch.stack(_vectors(direction, layers, values.shape[-1], site))
+        vectors = torch.stack(each_layers(direction, layers, values.shape[-1], site))
         lengths = vectors.norm(dim=-1, keepdim=True)
         if not bool(lengths.any()):
             raise InputError("direction is zero: a projection needs one with a length.")
         units = vectors / lengths.where(lengths > 0, 1.0)
         return torch.einsum("l...d,ld->l...", values, units.to(values))
 
-    def decompose_resid(self, layer: int | None = None) -> Components:
+    @overload
+    def decompose_resid(self, layer: int | None = None, return_labels: Literal[False] = False) -> Components: ...
+    @overload
+    def decompose_resid(
+        self, layer: int | None = None, *, return_labels: Literal[True]
+    ) -> tuple[Float[Tensor, "component ..."], list[str]]: ...
+    def decompose_resid(self, layer: int | None = None, return_labels: bool = False) -> Any:
         """What was written into the residual stream below a block: "component row step d_model", with labels.
 
         The components add up to what block `layer` reads; `None` (or -1, or the number of blocks) is the whole model,
         whose sum is the last `resid_post`. They are the embeddings ("embed" and "pos_embed" where both were
         recorded, else "0_pre", their sum) and each block's "3_attn_out", "3_cross_attn_out" and "3_mlp_out". An
-        intervention at a residual site is in none of them: the sum then leaves it out.
+        intervention at a residual site is in none of them: the sum then leaves it out. `return_labels` gives the pair
+        of TransformerLens, the values and a list of their labels, in the place of one `Components`.
 
         Raises:
             SiteError: if a part was not recorded; the message says which sites to record.
         """
-        return decompose(self, layer)
+        checked_flags(return_labels=return_labels)
+        return labelled(decompose(self, layer), return_labels)
 
-    def accumulated_resid(self, layer: int | None = None, incl_mid: bool = False) -> Components:
+    @overload
+    def accumulated_resid(
+        self, layer: int | None = None, incl_mid: bool = False, return_labels: Literal[False] = False
+    ) -> Components: ...
+    @overload
+    def accumulated_resid(
+        self, layer: int | None = None, incl_mid: bool = False, *, return_labels: Literal[True]
+    ) -> tuple[Float[Tensor, "component ..."], list[str]]: ...
+    def accumulated_resid(self, layer: int | None = None, incl_mid: bool = False, return_labels: bool = False) -> Any:
         """The states of the residual stream up to a block: "component row step d_model", with labels.
 
         "0_pre" to what block `layer` reads; `None` goes on to "final_post", before the final norm. What a block
         reads is taken from its `resid_pre` or, where that was not recorded, from the `resid_post` of the block below.
         `incl_mid` adds the states inside a block: "3_mid" after its attention, "3_cross" after its cross-attention.
+        `return_labels` is that of `decompose_resid`.
 
         Raises:
             SiteError: if a state was not recorded; the message says which sites to record.
         """
-        return accumulate(self, layer, incl_mid)
+        checked_flags(return_labels=return_labels)
+        return labelled(accumulate(self, layer, incl_mid), return_labels)
 
     def logit_lens(
         self, lens: "HasModel | None" = None, *, site: str = "resid_post", layers: int | Sequence[int] | None = None
@@ -246,6 +305,15 @@ class ActivationCache(AsArray):
             lens: needed for a cache that was loaded from a file: a lens on the model it was recorded from.
         """
         return logit_lens(self, None if lens is None else lens.traced_model, site, layers)
+
+    def to_frame(self) -> Any:
+        """The length of every recorded vector, a line each (pandas).
+
+        Columns: `name`, `site` (its short form), `layer` (missing outside the blocks), the axes before the last
+        ("branch", "row", "step", "head", ...), `prompt`, `seconds` of a step, and `norm`, the length along the last
+        axis. Every tensor is read.
+        """
+        return lengths(self)
 
     def to(self, device: Any = None, dtype: str | torch.dtype | None = None) -> "ActivationCache":
         """The same cache on another device or in another floating dtype, given as such or by name.
@@ -272,21 +340,7 @@ class ActivationCache(AsArray):
         Raises:
             InputError: if the place cannot be written, or something other than a file has the name.
         """
-        labels = {
-            "format": _FORMAT,
-            "axes": {name: list(axes) for name, axes in self.axes.items()},
-            "branch": self.branch,
-            "first_step": self.first_step,
-            "frame_rate": self.frame_rate,
-            "prompts": list(self.prompts),
-            "reduce": self.reduce,
-            "model": self.model,
-            "heads": self.heads,
-            "stream": None if self.stream is None else asdict(self.stream),
-            "prefixes": list(self.prefixes),
-        }
-        norms = {_NORMS + name: norm for name, norm in self.norms.items()}
-        return write(as_path(path), {**self.tensors, **norms}, labels)
+        return kept(as_path(path), self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], sites: str | Sequence[str] | None = None) -> "ActivationCache":
@@ -300,32 +354,7 @@ class ActivationCache(AsArray):
             DamagedError: (an InputError) if labels or, from a read, a tensor are not those that were written.
             SiteError: if it does not hold one of the sites.
         """
-        labels, stored = read(path, _FORMAT, _UNSEALED)
-        try:
-            axes = {name: tuple(own) for name, own in labels["axes"].items()}
-            unlike = [name for name, own in axes.items() if stored.outlines[name].ndim != len(own)]
-            if unlike:
-                raise InputError(f"{path}: {unlike[0]} has not the axes {axes[unlike[0]]} that its label names.")
-            blocks = labels.get("stream")
-            norms = [name for name in axes if _NORMS + name in stored]
-            whole = cls(
-                tensors=stored.some(list(axes)),
-                axes=axes,
-                branch=labels["branch"],
-                first_step=labels["first_step"],
-                frame_rate=labels["frame_rate"],
-                prompts=tuple(labels["prompts"]),
-                reduce=labels["reduce"],
-                norms=stored.some(norms, under=_NORMS),
-                model=labels["model"],
-                heads=None if labels.get("heads") is None else tuple(labels["heads"]),
-                stream=None if blocks is None else Stream(int(blocks["n_layers"]), tuple(blocks["parts"])),
-                prefixes=tuple(labels.get("prefixes", ())),
-            )
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(f"{path} is not an activation cache: {error!r} is missing or unreadable.") from None
+        whole = cls(**opened(path))
         return whole if sites is None else whole._some(_chosen(sites, whole.tensors, path))
 
     def __repr__(self) -> str:
@@ -336,8 +365,8 @@ class ActivationCache(AsArray):
     def _key(self, key: object) -> str:
         try:
             if isinstance(key, tuple) and len(key) == 2:
-                return f"blocks.{whole_number(key[1])}.{_hook(key[0])}"
-            return _hook(key)
+                return Site(hooked(key[0]), self.numbered(whole_number(key[1]))[0]).name
+            return named(key).name
         except TypeError:
             raise InputTypeError(f"{key!r}: expected a site name or a (site, layer) pair.") from None
 
@@ -361,44 +390,13 @@ def _time(axes: Sequence[str]) -> str | None:
     return next((axis for axis in ("step", "query") if axis in axes), None)
 
 
-def _vectors(direction: Any, layers: Sequence[int], width: int, site: str) -> list[Tensor]:
-    """A vector for each layer, of whatever holds them."""
-    if isinstance(direction, Mapping) or hasattr(direction, "layers"):
-        absent = [layer for layer in layers if layer not in direction]
-        if absent:
-            raise SiteError(
-                f"no direction for layer {absent[0]}: {site} was recorded at layers {layers}. cache.at_layers([...]) "
-                "chooses those that have one."
-            )
-        vectors = [finite("direction", direction[layer]) for layer in layers]
-    else:
-        given = finite("direction", direction)
-        vectors = list(given) if given.ndim == 2 and len(given) == len(layers) else [given] * len(layers)
-    for vector in vectors:
-        if vector.shape != (width,):
-            raise InputError(
-                f"direction of shape {tuple(vector.shape)}: expected a vector of {width}, or one for each of the "
-                f"{len(layers)} layers recorded at {site}."
-            )
-    return vectors
-
-
 def _chosen(sites: object, names: Iterable[str], path: object) -> list[str]:
     """The full names that full or short ones stand for in a file."""
     found: set[str] = set()
     for site in names_once("sites", sites):
-        hook = _hook(site)
-        mine = [name for name in names if hook in (name, Site.of(name).hook)]
+        asked = named(site)
+        mine = [name for name in names if asked.name in (name, Site.of(name).hook)]
         if not mine:
-            raise SiteError(f"{path} does not hold {site!r}.{nearest(hook, names)} It holds: {shortened(names)}.")
+            raise SiteError(f"{path} does not hold {site!r}.{nearest(asked.name, names)} It holds: {shortened(names)}.")
         found.update(mine)
     return [name for name in names if name in found]
-
-
-def _hook(site: object) -> str:
-    """The full hook name of a short one: "resid_post" and "attn.z" gain their "hook_"."""
-    if not isinstance(site, str):
-        raise InputTypeError(f"site {site!r}: expected a name such as 'resid_post' or 'blocks.3.hook_resid_post'.")
-    group, _, leaf = site.rpartition(".")
-    leaf = leaf if leaf.startswith("hook_") else f"hook_{leaf}"
-    return f"{group}.{leaf}" if group else leaf

@@ -6,7 +6,7 @@ attention, cross-attention and MLP put out. `ActivationCache` carries the verbs;
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor
 from audiolens.arrays import AsArray
 from audiolens.checks import checked_flags, whole_number
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
-from audiolens.model.sites import listed_layers
+from audiolens.model.sites import Site, named
 from audiolens.model.traced_model import TracedModel
 from audiolens.model.weights import unembeddings
 
@@ -142,6 +142,16 @@ def accumulate(cache: "ActivationCache", layer: int | None, incl_mid: bool) -> C
     return _collected(cache, states, what)
 
 
+def labelled(parts: Components, return_labels: bool) -> Any:
+    """The components, or the pair of values and labels that TransformerLens returns."""
+    return (parts.values, list(parts.labels)) if return_labels else parts
+
+
+def below(cache: "ActivationCache", layer: int | None, what: str) -> int:
+    """How many blocks lie below a layer; all of them for `None`, for -1, and for their number."""
+    return _blocks(cache, layer, what)[1]
+
+
 def logit_lens(
     cache: "ActivationCache", traced: TracedModel | None, site: str, layers: int | Sequence[int] | None
 ) -> Float[Tensor, "layer ..."]:
@@ -159,9 +169,9 @@ def logit_lens(
         )
     if cache.reduce == "max":
         raise InputError("reduce='max' keeps no state of the stream: record steps, or reduce='mean' or 'last'.")
-    if not site.rpartition("hook_")[2].startswith("resid_"):
+    if not named(site).short.startswith("resid_"):
         raise SiteError(f"site={site!r} is no state of the residual stream: use resid_pre, resid_mid or resid_post.")
-    chosen = cache.layers(site) if layers is None else listed_layers(layers)
+    chosen = cache.layers(site) if layers is None else cache.numbered(layers)
     if not cache.layers(site):
         raise SiteError(f"site {site!r} was not recorded. Recorded: {shortened(cache.tensors)}.")
     if not chosen:
@@ -176,12 +186,18 @@ def logit_lens(
 
 
 def _checked(cache: "ActivationCache", layer: int | None, what: str) -> tuple[Stream, int]:
+    """As `_blocks`, of a cache whose values add up."""
+    found = _blocks(cache, layer, what)
+    if cache.reduce == "max":
+        raise InputError(f"{what}: a sum of maxima is not the maximum of the sum. Record steps, or reduce='mean'.")
+    return found
+
+
+def _blocks(cache: "ActivationCache", layer: int | None, what: str) -> tuple[Stream, int]:
     """The model's blocks, and the one before which to stop."""
     stream = cache.stream
     if stream is None:
         raise InputError(f"{what}: this cache does not know its model's blocks. Record it with a lens.")
-    if cache.reduce == "max":
-        raise InputError(f"{what}: a sum of maxima is not the maximum of the sum. Record steps, or reduce='mean'.")
     try:
         asked = stream.n_layers if layer is None else whole_number(layer)
     except TypeError:
@@ -199,7 +215,9 @@ def _before(cache: "ActivationCache", block: int) -> str:
 
 
 def _label(name: str) -> str:
-    return name.removeprefix("blocks.").replace("hook_", "").replace("resid_", "").replace(".", "_")
+    site = Site.of(name)
+    short = site.short.replace("resid_", "").replace(".", "_")
+    return short if site.layer is None else f"{site.layer}_{short}"
 
 
 def _collected(cache: "ActivationCache", names: dict[str, str], what: str) -> Components:
@@ -216,4 +234,4 @@ def _collected(cache: "ActivationCache", names: dict[str, str], what: str) -> Co
 def _recipe(names: Iterable[str]) -> list[str]:
     """The sites to record: short names, but for the start of the stream, which only one block has."""
     start = "blocks.0.hook_resid_pre"
-    return list(dict.fromkeys(name if name == start else name.rpartition("hook_")[2] for name in names))
+    return list(dict.fromkeys(name if name == start else Site.of(name).short for name in names))

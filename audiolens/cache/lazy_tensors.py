@@ -6,7 +6,7 @@ tensor waits until the tensor is wanted.
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from audiolens.cache.decomposition import Stream
 from audiolens.errors import InputError
 from audiolens.files import integrity
 from audiolens.files.atomic import written
 from audiolens.files.bounded import json_of, read_header
 
 Change = Callable[[Tensor, str], Tensor]
+
+_FORMAT = "audiolens.activations.2"
+_UNSEALED = "audiolens.activations.1"
+"""The format before, without hashes."""
+_NORMS = "norms/"
 
 
 class Stored(Mapping[str, Tensor]):
@@ -82,6 +88,55 @@ def changed(tensors: Mapping[str, Tensor], change: Change) -> Mapping[str, Tenso
     if isinstance(tensors, Stored):
         return tensors.changed(change)
     return {name: change(tensor, name) for name, tensor in tensors.items()}
+
+
+def kept(path: Path, cache: Any) -> Path:
+    """Write a cache; see `ActivationCache.save`."""
+    labels = {
+        "format": _FORMAT,
+        "axes": {name: list(axes) for name, axes in cache.axes.items()},
+        "branch": cache.branch,
+        "first_step": cache.first_step,
+        "frame_rate": cache.frame_rate,
+        "prompts": list(cache.prompts),
+        "reduce": cache.reduce,
+        "model": cache.model,
+        "heads": cache.heads,
+        "stream": None if cache.stream is None else asdict(cache.stream),
+        "prefixes": list(cache.prefixes),
+    }
+    norms = {_NORMS + name: norm for name, norm in cache.norms.items()}
+    return write(path, {**cache.tensors, **norms}, labels)
+
+
+def opened(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The fields of a cache that was written; see `ActivationCache.load`."""
+    labels, stored = read(path, _FORMAT, _UNSEALED)
+    try:
+        axes = {name: tuple(own) for name, own in labels["axes"].items()}
+        unlike = [name for name, own in axes.items() if stored.outlines[name].ndim != len(own)]
+        if unlike:
+            raise InputError(f"{path}: {unlike[0]} has not the axes {axes[unlike[0]]} that its label names.")
+        blocks = labels.get("stream")
+        norms = [name for name in axes if _NORMS + name in stored]
+        return {
+            "tensors": stored.some(list(axes)),
+            "axes": axes,
+            "branch": labels["branch"],
+            "first_step": labels["first_step"],
+            "frame_rate": labels["frame_rate"],
+            "prompts": tuple(labels["prompts"]),
+            "reduce": labels["reduce"],
+            "norms": stored.some(norms, under=_NORMS),
+            "model": labels["model"],
+            "heads": None if labels.get("heads") is None else tuple(labels["heads"]),
+            "stream": None if blocks is None else Stream(int(blocks["n_layers"]), tuple(blocks["parts"])),
+            "prefixes": tuple(labels.get("prefixes", ())),
+        }
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path} is not an activation cache: {error!r} is missing or unreadable.") from None
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], labels: Mapping[str, Any]) -> Path:

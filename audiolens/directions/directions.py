@@ -21,14 +21,14 @@ from audiolens.directions import provenance
 from audiolens.directions.evidence import Contrast, Evidence
 from audiolens.directions.pole_reader import Codes, PoleReader, Position, Samples
 from audiolens.directions.provenance import Provenance
-from audiolens.directions.vectors import apart, multiplier, unit
 from audiolens.errors import InputError, InputTypeError, SiteError, shortened
 from audiolens.interventions import Branch
 from audiolens.lens import AudioLens
-from audiolens.model.sites import listed_layers
+from audiolens.model.sites import counted, listed_layers
 from audiolens.model.timeline import Real
 from audiolens.model.tokens import named_once
 from audiolens.model.weight_hash import weights_hash
+from audiolens.vectors import apart, multiplier, unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +79,8 @@ class Directions(AsArray):
 
     def __contains__(self, layer: object) -> bool:
         try:
-            return whole_number(layer) in self.layers
-        except TypeError:
+            return counted(whole_number(layer), self.meta.n_layers) in self.layers
+        except (TypeError, SiteError):
             return False
 
     def _numbers(self) -> Float[Tensor, "layer d_model"]:
@@ -92,7 +92,7 @@ class Directions(AsArray):
         return "give one vector, d[layer], or place it by al.steer(d, layer=...)."
 
     def __getitem__(self, layer: int) -> Float[Tensor, " d_model"]:
-        """The vector read at a layer.
+        """The vector read at a layer; -1 is the model's last.
 
         Raises:
             SiteError: if there is none; the message lists the layers there are.
@@ -105,14 +105,14 @@ class Directions(AsArray):
 
     def at(self, layers: int | Iterable[int]) -> "Directions":
         """The same directions at some layers only."""
-        chosen = sorted(set(listed_layers(layers)))
+        chosen = listed_layers(layers)
         if not chosen:
             raise SiteError(f"no layer given: there are layers {shortened(map(str, self.layers), 60)}.")
-        places = torch.tensor([self._place(layer) for layer in chosen], device="cpu")
+        places = torch.tensor(sorted({self._place(layer) for layer in chosen}), device="cpu")
         return replace(
             self,
             vectors=self.vectors[places],
-            layers=tuple(chosen),
+            layers=tuple(self.layers[place] for place in places.tolist()),
             residual_norms=self.residual_norms[places],
             evidence=None,
             samples=None,
@@ -281,9 +281,9 @@ class Directions(AsArray):
             number = whole_number(layer)
         except TypeError:
             raise InputTypeError(f"layer {layer!r}: expected a layer number; d.at([...]) takes several.") from None
-        if number not in self.layers:
+        if number not in self:
             raise SiteError(f"no direction at layer {number}: there are layers {shortened(map(str, self.layers), 60)}.")
-        return self.layers.index(number)
+        return self.layers.index(counted(number, self.meta.n_layers))
 
     def _changed(self, vectors: Tensor, label: str | None = None) -> "Directions":
         meta = self.meta if label is None else replace(self.meta, label=label)

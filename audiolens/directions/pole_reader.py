@@ -19,7 +19,6 @@ from audiolens.errors import InputError, InputTypeError, PromptError
 from audiolens.interventions import Branch, checked_branch
 from audiolens.lens import AudioLens
 from audiolens.model import text, tokens
-from audiolens.model.sites import resolve
 from audiolens.model.timeline import Span, checked_span
 from audiolens.tracing.batching import whole_batch_size
 from audiolens.tracing.given_sound import codes_of
@@ -247,19 +246,16 @@ def _checked_position(position: Any, lens: AudioLens) -> Position:
 
 def _checked_site(lens: AudioLens, site: Any, layers: Any) -> tuple[str, tuple[int, ...]]:
     """The short name of a site with one vector a step, and its layers; a full name brings its own."""
-    shapes = lens.sites()
-    hooks = dict.fromkeys(name.split(".", 2)[2] for name in shapes if name.startswith("blocks."))
-    whole = [name for name in shapes if not name.startswith("blocks.")]
-    found = resolve(site, layers, hooks=hooks, model_hooks=whole, n_layers=lens.config.n_layers)
+    found = lens.find_sites(site, layers)
     if any(place.layer is None for place in found):
         raise InputError(f"site={site!r} stands in no block: a direction needs one vector a layer.")
-    if any("head" in shapes[place.name] for place in found):
+    if any("head" in place.axes for place in found):
         raise InputError(
             f"site={site!r} has one vector a head: read a site with one vector a step, such as 'attn_out'."
         )
     if len({place.hook for place in found}) != 1:
         raise InputError(f"site={site!r}: expected one site; directions of several are read one after the other.")
-    return found[0].hook.replace("hook_", ""), tuple(place.layer for place in found if place.layer is not None)
+    return found[0].short, tuple(place.layer for place in found if place.layer is not None)
 
 
 def _checked_seeds(seeds: Any, count: int) -> list[int]:

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from audiolens.checks import checked_flags, listed, one_or_listed, whole_number, whole_numbers
 from audiolens.directions.directions import Directions
-from audiolens.directions.vectors import apart
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest
 from audiolens.interventions import Ablate, Add, Branch, Clamp, Intervention, Numbers, Schedule
-from audiolens.model.sites import checked_layers, layers_once
+from audiolens.model.sites import checked_layers, counted, layers_once
 from audiolens.model.timeline import Span
 from audiolens.tensors import numbers
+from audiolens.vectors import apart
 
 Strategy = Literal["one-to-one", "one-to-all", "one-to-band", "all-to-all"]
 Unit = Literal["raw", "unit", "residual"]
@@ -56,7 +56,8 @@ def steer(
             block's own vector there (or at `layers` only).
         layer: whose vector, in the one-to strategies; may be left out where there is only one. With several concepts,
             one for all, or one for each.
-        layers: target blocks of "one-to-band" and "all-to-all", any list of them.
+        layers: target blocks of "one-to-band" and "all-to-all", any list of them; under "one-to-one", whose only block
+            is `layer`, that one.
         band: target blocks of "one-to-band", as (first, last), both included.
         strength: the coefficient; negative steers to the negative pole. A number, or one per affected row, so that a
             whole dose-response runs in one batch.
@@ -90,6 +91,8 @@ def steer(
     _choose("combine", combine, Combine)
     amount = numbers("strength", strength)
     layers = None if layers is None else layers_once(layers)
+    if strategy == "one-to-one" and layers is not None and band is None:
+        layer, layers = _at_one(layer, layers), None
     where: dict[str, Any] = {
         "site": concepts[0].meta.site,
         "branch": branch,
@@ -218,6 +221,19 @@ def _intervention(placed: _Placed, operator: Operator, amount: Tensor, where: di
     return Clamp(placed.vector, amount, layers=placed.layers, **where)
 
 
+def _at_one(layer: Any, layers: int | list[int]) -> int:
+    """The one block that is both source and target, where it was given as `layers`."""
+    chosen = [layers] if isinstance(layers, int) else layers
+    if layer is not None:
+        raise InputError(f"layer={layer!r} and layers={layers!r} were both given: 'one-to-one' takes one block.")
+    if len(chosen) != 1:
+        raise InputError(
+            f"layers={layers!r}: strategy='one-to-one' takes one block. Use 'all-to-all' for each block's own vector, "
+            "or 'one-to-band' with layer= for one block's."
+        )
+    return chosen[0]
+
+
 def _source(directions: Directions, strategy: Strategy, layer: int | None) -> int:
     if layer is None:
         if len(directions) == 1:
@@ -227,7 +243,7 @@ def _source(directions: Directions, strategy: Strategy, layer: int | None) -> in
         number = whole_number(layer)
     except TypeError:
         raise InputTypeError(f"layer={layer!r}: expected a layer number.") from None
-    checked_layers(number, directions.meta.n_layers)
+    number = counted(number, directions.meta.n_layers)
     if number not in directions:
         raise SiteError(f"no direction at layer {number}: there are {_listed(directions)}.")
     return number
@@ -244,9 +260,9 @@ def _band(band: Any, layers: int | Sequence[int] | None, n_layers: int) -> list[
         first, last = whole_numbers(listed("band", band))
     except (TypeError, ValueError):
         raise InputTypeError(f"band={band!r}: expected a pair of layers (first, last), both included.") from None
+    first, last = counted(first, n_layers), counted(last, n_layers)
     if first > last:
         raise InputError(f"band={(first, last)} is empty: the first layer comes after the last.")
-    checked_layers([first, last], n_layers)
     return list(range(first, last + 1))
 
 

@@ -1,26 +1,36 @@
 """The named places in a decoder ("blocks.3.hook_resid_post"): parsed, listed, validated.
 
 Names are TransformerLens's where it has one. A short form leaves out "hook_" and the block: "resid_post" is
-`hook_resid_post` in every block, "attn.z" is `attn.hook_z`.
+`hook_resid_post` in every block, "attn.z" is `attn.hook_z`. The bare names of TransformerLens are short forms too: "q",
+"k", "v", "z", "pattern" and "result" are the self-attention's, "pre" and "post" the MLP's. A negative layer counts from
+the last block.
 """
 
 import re
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from audiolens.checks import MOST_PLACES, bounded, listed, whole_numbers
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
 
 _FULL = re.compile(r"blocks\.(\d{1,9})\.(.+)")
+_BARE = {
+    **{name: f"attn.hook_{name}" for name in ("q", "k", "v", "z", "pattern", "result")},
+    **{name: f"mlp.hook_{name}" for name in ("pre", "post")},
+}
 
 
 @dataclass(frozen=True)
 class Site:
-    """One place: a hook name and the block it stands in (`None` for the model-wide ones)."""
+    """One place: a hook name and the block it stands in (`None` for the model-wide ones).
+
+    `axes` are those of its values, ("row", "step", "d_model"), where it was found in a model (`lens.find_sites`).
+    """
 
     hook: str
     layer: int | None = None
+    axes: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
     def of(cls, name: str) -> "Site":
@@ -30,7 +40,31 @@ class Site:
 
     @property
     def name(self) -> str:
+        """The full name: "blocks.3.attn.hook_z"."""
         return self.hook if self.layer is None else f"blocks.{self.layer}.{self.hook}"
+
+    @property
+    def short(self) -> str:
+        """The short form: "attn.z"."""
+        return self.hook.replace("hook_", "")
+
+
+def hooked(name: Any) -> str:
+    """The hook that a short form, a bare name or a hook's own name stands for, whatever model has it.
+
+    Raises:
+        InputTypeError: if it is no text.
+    """
+    if not isinstance(name, str):
+        raise InputTypeError(f"site {name!r}: expected a name such as 'resid_post' or 'blocks.3.hook_resid_post'.")
+    group, dot, leaf = name.rpartition(".")
+    return _BARE.get(name) or f"{group}{dot}{leaf if leaf.startswith('hook_') else f'hook_{leaf}'}"
+
+
+def named(name: Any) -> Site:
+    """The place that any name stands for, whatever model has it: that of a short form is in no block yet."""
+    site = Site.of(name) if isinstance(name, str) else Site(name)
+    return Site(hooked(site.hook), site.layer)
 
 
 def canonical(name: str, hooks: Iterable[str]) -> str:
@@ -40,22 +74,16 @@ def canonical(name: str, hooks: Iterable[str]) -> str:
         SiteError: if no such hook exists; the message lists the nearest ones and all that exist.
     """
     hooks = list(hooks)
-    if not isinstance(name, str):
-        raise InputTypeError(f"site {name!r}: expected a name such as 'resid_post' or 'blocks.3.hook_resid_post'.")
-    group, _, leaf = name.rpartition(".")
-    prefix = f"{group}." if group else ""
-    for candidate in (name, f"{prefix}hook_{leaf}"):
-        if candidate in hooks:
-            return candidate
-    short = [hook.replace("hook_", "") for hook in hooks]
+    found = hooked(name)
+    if found in hooks:
+        return found
+    short = [Site(hook).short for hook in hooks]
     if ("cross" in name or "text_states" in name) and not any("cross" in hook for hook in hooks):
         raise SiteError(
             f"site {name!r}: this model has no cross-attention; its text stands before the audio steps, in the "
             f"decoder's own sequence (prefix=True reads and changes it there). It has: {shortened(short, 40)}."
         )
-    raise SiteError(
-        f"unknown site {name!r}.{nearest(name.replace('hook_', ''), short)} This model has: {shortened(short, 40)}."
-    )
+    raise SiteError(f"unknown site {name!r}.{nearest(Site(name).short, short)} This model has: {shortened(short, 40)}.")
 
 
 def resolve(
@@ -87,16 +115,24 @@ def resolve(
 
 
 def checked_layers(layers: int | Iterable[int] | None, n_layers: int) -> list[int]:
-    """Layer numbers as a list, sorted and without repeats; `None` is all of them."""
+    """Layer numbers as a list, sorted and without repeats; `None` is all of them, -1 the last."""
     if layers is None:
         return list(range(n_layers))
     listed = listed_layers(layers)
     if not listed:
         raise SiteError(f"no layer given: choose from 0 to {n_layers - 1}, or None for all.")
-    for layer in listed:
-        if not 0 <= layer < n_layers:
-            raise SiteError(f"layer {layer} does not exist: this model has layers 0 to {n_layers - 1}.")
-    return sorted(set(listed))
+    return sorted({counted(layer, n_layers) for layer in listed})
+
+
+def counted(layer: int, n_layers: int) -> int:
+    """A layer's number: -1 is the last of the model's blocks.
+
+    Raises:
+        SiteError: if there is none.
+    """
+    if not -n_layers <= layer < n_layers:
+        raise SiteError(f"layer {layer} does not exist: this model has layers 0 to {n_layers - 1}.")
+    return layer % n_layers
 
 
 def names_once(name: str, sites: Any) -> list[Any]:

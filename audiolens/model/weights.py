@@ -26,11 +26,14 @@ from audiolens.model.traced_model import HasModel, TracedModel
 
 
 class Weights(tuple[Tensor, ...]):
-    """One tensor a block (or a codebook): `W[3]`, or `W[3, head]`. `torch.stack(W)` copies them into one tensor."""
+    """One tensor a block (or a codebook): `W[3]`, or `W[3, head]`. `W[...]`, or `torch.stack(W)`, copies them into one
+    tensor, whose shape is `W.shape`."""
 
     __slots__ = ()
 
     def __getitem__(self, index: Any) -> Any:
+        if index is ...:
+            return torch.stack(tuple(self))
         place, *inside = index if isinstance(index, tuple) else (index,)
         if isinstance(place, slice):
             if inside:
@@ -44,6 +47,11 @@ class Weights(tuple[Tensor, ...]):
             raise InputError(f"there is no weight {place}: this model has {len(self)}, 0 to {len(self) - 1}.")
         chosen = super().__getitem__(place)
         return chosen[tuple(inside)] if inside else chosen
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of `torch.stack(W)`."""
+        return torch.Size((len(self), *(self[0].shape if self else ())))
 
     def _no_arithmetic(self, other: object) -> Any:  # noqa: ARG002 - the signature of the operators
         raise InputTypeError("weights are one tensor a block: compute with one of them, or with torch.stack(W).")

@@ -22,6 +22,7 @@ from audiolens.checks import checked_count
 from audiolens.errors import InputError
 from audiolens.model.config import LensConfig
 from audiolens.model.families.family import Half
+from audiolens.model.sites import Site
 from audiolens.model.text import BUCKET, checked_prompts
 from audiolens.model.timeline import delay
 
@@ -172,7 +173,7 @@ class RowBatcher(Batcher):
 
     A tensor belongs to the batch when its first axis counts `total` rows times {1, 2} branches. An invoke is served its
     own rows of every branch, in the same layout, and its edits go back to just these. `copies` are the values read in
-    this run that are not the model's own tensors, as they were served.
+    this run that are not the model's own tensors, as they were served; `asked` the site that each invoke had last.
     """
 
     def __init__(self, envoy: Any, kwargs: dict | None = None) -> None:
@@ -182,6 +183,7 @@ class RowBatcher(Batcher):
         self.branches = len(self.halves)
         self.prefix = 0
         self.copies = Copies()
+        self.asked: dict[int, Site] = {}
 
     def assemble(self, fn: Any) -> tuple:
         """One call from the prompts and codes of every invoke; a plan of the lens's own comes ready-made."""

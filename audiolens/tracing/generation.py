@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from audiolens.cache.activation_cache import ActivationCache
-from audiolens.checks import listed, one_or_listed, whole_numbers
+from audiolens.checks import listed, one_or_listed, whole_number, whole_numbers
 from audiolens.errors import InputError, InputTypeError
 from audiolens.files.atomic import as_path, new_folder, refuse_taken, refused
 from audiolens.files.integrity import digest, sealed_json
@@ -40,6 +40,36 @@ class Generation:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def __iter__(self) -> "Iterator[Generation]":
+        return (self[row] for row in range(len(self)))
+
+    def __getitem__(self, row: int | slice) -> "Generation":
+        """One clip, or those of a slice, as a generation of these rows alone, what was recorded of them included.
+
+        Raises:
+            InputTypeError, InputError: if it is no row number, or not one of these.
+        """
+        rows = range(len(self))[row] if isinstance(row, slice) else [self._row(row)]
+        if not len(rows):
+            raise InputError(f"{row}: no clip of {len(self)} is in it.")
+        return replace(
+            self,
+            codes=self.codes[list(rows)],
+            audio=None if self.audio is None else self.audio[list(rows)],
+            prompts=tuple(self.prompts[one] for one in rows),
+            seeds=None if self.seeds is None else tuple(self.seeds[one] for one in rows),
+            cache=None if self.cache is None else self.cache.rows(rows),
+        )
+
+    def _row(self, row: Any) -> int:
+        try:
+            number = whole_number(row)
+        except TypeError:
+            raise InputTypeError(f"row {row!r}: expected a row number, or a slice.") from None
+        if not -len(self) <= number < len(self):
+            raise InputError(f"row {number}: there are rows 0 to {len(self) - 1}.")
+        return number % len(self)
 
     @property
     def seconds(self) -> float:

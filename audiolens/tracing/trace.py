@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import CodeType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
-from nnsight.intervention.interleaver import Mediator
+from jaxtyping import Int
+from nnsight.intervention.interleaver import Mediator, OutOfOrderError
 from nnsight.intervention.tracer import InterleavingTracer
 from torch import Tensor
 from transformers import LogitsProcessorList
 
 from audiolens.checks import one_or_listed
-from audiolens.errors import InputError
+from audiolens.errors import InputError, SiteError
 from audiolens.interventions import Branch, checked_branch, checked_flags
 from audiolens.model import text
 from audiolens.model.config import LensConfig
@@ -43,6 +44,10 @@ from audiolens.tracing.sampling import (
     sampling_arguments,
 )
 from audiolens.tracing.traced_source import CurrentInvoker, CurrentTracer
+
+
+class SiteOrderError(SiteError, OutOfOrderError):
+    """A site was asked for after the model had passed it; nnsight's own error too."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,14 @@ class SiteValue:
         put(whole.flatten(0, 1), chosen.flatten())
         self._batcher.copies.assigned(*self._copy)
 
+    def save(self) -> NoReturn:
+        """A site is a place, and has nothing to save: its value has.
+
+        Raises:
+            InputError: saying so.
+        """
+        raise InputError(f"{self._site.name} is a place: save its value, nnsight.save(lens.site(...).value).")
+
     @property
     def _batcher(self) -> RowBatcher:
         return running(self._site.name)
@@ -162,6 +175,30 @@ class SiteValue:
         invoke's rows alone.
         """
         mediator, batcher = Mediator.current(self._site.name), self._batcher
+        before = batcher.asked.get(id(mediator))
+        try:
+            found = self._served(mediator, batcher)
+        except OutOfOrderError as error:
+            if mediator.iteration:
+                # How an open loop ends: nnsight knows it by this very error.
+                raise
+            raise SiteOrderError(self._passed(before)) from error
+        batcher.asked[id(mediator)] = self._site
+        return found
+
+    def _passed(self, before: Site | None) -> str:
+        """What to say where the model was past the site when it was asked for, after another or as the first."""
+        name = self._site.name
+        if before == self._site:
+            return f"{name} was asked for twice in a forward, which reaches it once: keep its value in a variable."
+        if before is None or self._traced.family.order([before, self._site])[0] == before:
+            return f"{name} was asked for, and the run ended without reaching it (again)."
+        return (
+            f"{name} was asked for after {before.name}, and the model reaches it before: ask in the model's order, "
+            f"{name} first, then {before.name} (lens.sites() lists all)."
+        )
+
+    def _served(self, mediator: Any, batcher: RowBatcher) -> tuple[Tensor, Put, slice]:
         start, size = mediator.batch_group or (0, batcher.total)
         open_ahead(self._traced.nnsight, self._traced.family, self._site)
         place = place_of(self._traced.nnsight, self._traced.family, self._site)
@@ -310,3 +347,49 @@ def requested(
 
     generates = fn == "generate"
     return Request(traced.family.halves(guided), generates, inputs, guard), generate if generates else forward
+
+
+class TracedLens:
+    """The verbs of a lens that open a trace, and that ask for values inside it."""
+
+    @property
+    def traced_model(self) -> TracedModel:
+        raise NotImplementedError
+
+    def trace(
+        self,
+        prompts: Prompt | Sequence[Prompt] = (),
+        *,
+        codes: Int[Tensor, "row codebook frame"] | None = None,
+        guidance_scale: Real = 1.0,
+        fn: Literal["forward", "generate"] = "forward",
+        seconds: Real = 4.0,
+        seeds: int | Sequence[int] | None = None,
+        temperature: Real = 1.0,
+        top_k: int | None = 250,
+    ) -> LensTracer:
+        """nnsight's own trace, with rows and branches understood; see `audiolens.tracing.trace`.
+
+        Without prompts the block holds `with tracer.invoke(prompts, codes=...)` blocks. `fn="generate"` takes
+        `seconds`, `seeds`, `temperature` and `top_k` as `generate` does; its steps are `tracer.iter[:]`, where
+        step 0 comes twice (MusicGen): `lens.position()` is the clock. Gradients are as the caller has them.
+        """
+        return opened(
+            self.traced_model,
+            prompts,
+            codes=codes,
+            guidance_scale=guidance_scale,
+            fn=fn,
+            seconds=seconds,
+            seeds=seeds,
+            temperature=temperature,
+            top_k=top_k,
+        )
+
+    def site(self, name: str, layer: int | None = None, *, branch: Branch = "cond", prefix: bool = False) -> SiteValue:
+        """A site inside a trace, by full name or by short name and layer: read or assign its `value`."""
+        return site_value(self.traced_model, name, layer, branch, prefix)
+
+    def position(self) -> int:
+        """Inside a trace: the step at which the running forward starts."""
+        return position(self.traced_model)

@@ -53,7 +53,7 @@ READING: list[tuple[dict[str, Any], str]] = [
     ({"sites": "blocks.1.atn.hook_z"}, "unknown site 'atn.hook_z'. Did you mean 'attn.z'"),
     ({"sites": "blocks.3.hook_resid_post"}, "layer 3 does not exist: this model has layers 0 to 2"),
     ({"layers": [9]}, "layer 9 does not exist: this model has layers 0 to 2"),
-    ({"layers": -1}, "layer -1 does not exist"),
+    ({"layers": -4}, "layer -4 does not exist"),
     ({"layers": [1.5]}, "layers=.*expected a layer"),
     ({"layers": "a"}, "layers='a': expected a layer"),
     ({"layers": True}, "layers=True: expected a layer"),

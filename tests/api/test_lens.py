@@ -58,7 +58,7 @@ def test_what_is_read_while_generating_is_what_is_read_from_the_codes(lens, bran
     sites = ["resid_post", "attn.z", "mlp.pre"]
     out = lens.generate(PROMPTS, SECONDS, seeds=[1, 2, 3], sites=sites, branch=branch)
     _, cache = lens.run_with_cache(PROMPTS, out.codes, sites=sites, branch=branch, guidance_scale=3.0)
-    assert out.cache.keys() == cache.keys()
+    assert list(out.cache) == list(cache)
     for name in cache:
         assert out.cache[name].shape == cache[name].shape
         torch.testing.assert_close(out.cache[name], cache[name], rtol=1e-4, atol=1e-5)

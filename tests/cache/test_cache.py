@@ -77,7 +77,7 @@ def test_projection_is_the_dot_product_with_the_unit_vector(cache):
 def test_a_saved_cache_comes_back_with_its_labels(cache, tmp_path: Path):
     path = cache.save(tmp_path / "deep" / "cache.safetensors")
     back = ActivationCache.load(path)
-    assert back.keys() == cache.keys()
+    assert list(back) == list(cache)
     assert all(torch.equal(back[name], cache[name]) for name in cache)
     assert (back.axes, back.branch, back.prompts, back.frame_rate) == (
         dict(cache.axes),
@@ -86,7 +86,7 @@ def test_a_saved_cache_comes_back_with_its_labels(cache, tmp_path: Path):
         cache.frame_rate,
     )
     one = ActivationCache.load(path, sites=["blocks.1.hook_resid_post"])
-    assert one.keys() == ["blocks.1.hook_resid_post"]
+    assert list(one) == ["blocks.1.hook_resid_post"]
     assert list((tmp_path / "deep").iterdir()) == [path]
 
 
@@ -133,10 +133,10 @@ def test_norms_are_read_when_they_are_asked_for(lens, asked, codes, tmp_path: Pa
 def test_a_file_is_opened_by_the_names_of_everywhere(cache, asked, tmp_path: Path):
     path = cache.save(tmp_path / "cache.safetensors")
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(3)]
-    assert ActivationCache.load(path, "resid_post").keys() == names
-    assert ActivationCache.load(path, "blocks.1.hook_resid_post").keys() == names[1:2]
+    assert list(ActivationCache.load(path, "resid_post")) == names
+    assert list(ActivationCache.load(path, "blocks.1.hook_resid_post")) == names[1:2]
     some = ActivationCache.load(path, ["blocks.2.attn.z", "hook_resid_post"])
-    assert some.keys() == [*names[:2], "blocks.2.attn.hook_z", names[2]]
+    assert list(some) == [*names[:2], "blocks.2.attn.hook_z", names[2]]
     assert set(some.axes) == set(some.keys())
     assert asked == []
     for sites, error, message in [
@@ -176,11 +176,11 @@ def test_a_loaded_cache_travels_whole_and_saves_over_its_own_file(cache, tmp_pat
 def test_layers_are_chosen_and_what_stands_in_no_block_stays(lens, codes):
     _, cache = lens.run_with_cache("calm", codes[:1], sites=["resid_post", "embed"], reduce="mean")
     part = cache.at_layers([2, 0])
-    assert part.keys() == ["hook_embed", "blocks.0.hook_resid_post", "blocks.2.hook_resid_post"]
+    assert list(part) == ["hook_embed", "blocks.0.hook_resid_post", "blocks.2.hook_resid_post"]
     assert set(part.axes) == set(part.norms) == set(part.keys())
     assert torch.equal(part.stack("resid_post"), cache.stack("resid_post")[[0, 2]])
     assert cache.at_layers(1).layers("resid_post") == [1]
-    assert cache.at_layers(None).keys() == cache.keys()
+    assert list(cache.at_layers(None)) == list(cache)
     with pytest.raises(SiteError, match=r"nothing was recorded at layer 1: the cache holds layers \[0, 2\]"):
         part.at_layers([0, 1])
     with pytest.raises(SiteError, match="no layer given"):

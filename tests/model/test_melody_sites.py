@@ -33,7 +33,7 @@ def test_every_site_has_the_shape_it_is_listed_with(either, prefix):
     assert set(SITES) <= set(listed)
     options = {"sites": list(listed), "branch": "both", "guidance_scale": 3.0, "prefix": prefix}
     logits, cache = either.run_with_cache(MIXED, random_codes(either), **options)
-    assert cache.keys() == list(listed)
+    assert list(cache) == list(listed)
     longest = max(cache.prefixes)
     before = longest if prefix else 0
     counts = {"row": 5, "step": before + STEPS, "query": before + STEPS, "key": longest + STEPS}

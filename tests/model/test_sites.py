@@ -61,7 +61,7 @@ def test_every_site_has_the_shape_it_is_listed_with(either, branch, scale):
     logits, cache = either.run_with_cache(
         PROMPTS, random_codes(either), sites=list(listed), branch=branch, guidance_scale=scale
     )
-    assert cache.keys() == list(listed)
+    assert list(cache) == list(listed)
     counts = {"branch": 2, "row": 3, "step": STEPS, "query": STEPS, "token": 5}
     for name, shape in listed.items():
         sizes = [part.split("=") for part in (["branch"] if branch == "both" else []) + shape.split()]

@@ -96,8 +96,10 @@ def at_most(function: Callable[..., Any], **most: float) -> Callable[..., Any]:
 
     def smaller(*args: Any, **options: Any) -> Any:
         bound = signature.bind(*args, **options)
+        # A length may be given in other words, and once only.
+        cut = {} if "max_new_tokens" in options else most
         bound.apply_defaults()
-        bound.arguments.update({name: min(bound.arguments[name], value) for name, value in most.items()})
+        bound.arguments.update({name: min(bound.arguments[name], value) for name, value in cut.items()})
         return function(*bound.args, **bound.kwargs)
 
     return smaller

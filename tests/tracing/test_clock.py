@@ -154,7 +154,7 @@ def test_a_generation_that_reads_another_text_is_refused_at_load(
 
 def recorder(lens: Any, **reading: Any) -> tuple[Recorder, Any]:
     timeline = Timeline(8, 25.0, lens.config.delays)
-    found = Recorder.of(Reading(["blocks.0.hook_resid_pre"], **reading), lens._family, lens.config, 3, timeline)
+    found = Recorder.of(Reading(["blocks.0.hook_resid_pre"], **reading), lens.traced_model, 3, timeline)
     assert found is not None
     return found, next(iter(found.places))
 

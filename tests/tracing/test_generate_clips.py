@@ -79,7 +79,7 @@ def test_what_is_recorded_and_changed_counts_its_time_from_the_prompt_s_beginnin
     given = {"sites": ["resid_post", "attn.z"], "interventions": add}
     out = lens.generate(PROMPTS, SECONDS, seeds=[1, 2, 3], audio_prompt=(wave(1), 16000), **given)
     _, cache = lens.run_with_cache(PROMPTS, out.codes, guidance_scale=3.0, **given)
-    assert out.cache.keys() == cache.keys()
+    assert list(out.cache) == list(cache)
     for name in cache:
         torch.testing.assert_close(out.cache[name], cache[name], rtol=1e-4, atol=1e-5)
     less = lens.generate(PROMPTS, SECONDS, seeds=[1, 2, 3], audio_prompt=(wave(1), 16000), reduce="mean", **given)

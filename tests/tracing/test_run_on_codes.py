@@ -78,7 +78,7 @@ def test_batches_one_by_one_are_the_run_over_all_rows(lens, codes, reduce):
     assert [cache.prompts for cache in caches] == [tuple(PROMPTS[:2]), tuple(PROMPTS[2:4]), tuple(PROMPTS[4:])]
     _, whole = lens.run_with_cache(PROMPTS, codes, **given)
     _, same = lens.run_with_cache(PROMPTS, codes, batch_size=2, **given)
-    assert caches[0].keys() == whole.keys()
+    assert list(caches[0]) == list(whole)
     for name in whole:
         joined = torch.cat([cache[name] for cache in caches])
         assert torch.equal(joined, same[name])

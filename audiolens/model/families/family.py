@@ -6,15 +6,16 @@ in which the model reaches them, which is the order in which a trace must ask fo
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
 
-from audiolens.errors import UnsupportedModelError
+from audiolens.checks import checked_flags
+from audiolens.errors import InputError, UnsupportedModelError
 from audiolens.model.config import LensConfig
 from audiolens.model.site_access import Tap
-from audiolens.model.sites import Site, resolve
+from audiolens.model.sites import Site, checked_names, resolve
 from audiolens.model.text import Text
 
 Half = Literal["cond", "null"]
@@ -140,7 +141,33 @@ class Family:
 
     def find(self, config: LensConfig, sites: str | Sequence[str], layers: int | Iterable[int] | None) -> list[Site]:
         """The sites that names and layers select."""
-        return resolve(sites, layers, hooks=self.block_taps, model_hooks=self.model_taps, n_layers=config.n_layers)
+        found = resolve(sites, layers, hooks=self.block_taps, model_hooks=self.model_taps, n_layers=config.n_layers)
+        return [replace(site, axes=self.tap(site).form.axes) for site in found]
+
+    def filter(
+        self,
+        config: LensConfig,
+        names: str | Sequence[str] | Callable[[str], bool],
+        layers: int | Iterable[int] | None,
+    ) -> list[Site]:
+        """As `find`; a function of the full name may choose as well, in the model's order.
+
+        Raises:
+            InputTypeError, InputError: if the function chooses nothing, is given layers too, or does not return a bool.
+        """
+        if not callable(names):
+            return self.find(config, checked_names("names", names), layers)
+        if layers is not None:
+            raise InputError(f"layers={layers!r} with a function of names: the name has the block, so choose there.")
+        chosen = []
+        for site in self.sites(config):
+            kept = names(site.name)
+            checked_flags(**{f"names({site.name!r})": kept})
+            if kept:
+                chosen.append(replace(site, axes=self.tap(site).form.axes))
+        if not chosen:
+            raise InputError("names: the function chose none of this model's sites; lens.sites() lists them.")
+        return chosen
 
     def order(self, sites: Iterable[Site]) -> list[Site]:
         """Sites in the order the model reaches them."""

@@ -1,14 +1,16 @@
-"""Sums on the vectors of directions, layer by layer: their length, their span, and what may multiply them."""
+"""Sums on the vectors of directions, layer by layer: length, span, what may multiply them, and which is whose."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from audiolens.checks import real_number
-from audiolens.errors import InputTypeError
+from audiolens.errors import InputError, InputTypeError, SiteError
+from audiolens.tensors import finite
 
 _PARALLEL = 1e-5
 
@@ -42,3 +44,25 @@ def multiplier(what: str, value: object) -> float:
 def unit(vectors: Tensor) -> Tensor:
     """The vectors at length 1; a zero vector stays zero."""
     return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
+
+
+def each_layers(direction: Any, layers: Sequence[int], width: int, site: str) -> list[Tensor]:
+    """A vector for each layer, of whatever holds them."""
+    if isinstance(direction, Mapping) or hasattr(direction, "layers"):
+        absent = [layer for layer in layers if layer not in direction]
+        if absent:
+            raise SiteError(
+                f"no direction for layer {absent[0]}: {site} was recorded at layers {layers}. cache.at_layers([...]) "
+                "chooses those that have one."
+            )
+        vectors = [finite("direction", direction[layer]) for layer in layers]
+    else:
+        given = finite("direction", direction)
+        vectors = list(given) if given.ndim == 2 and len(given) == len(layers) else [given] * len(layers)
+    for vector in vectors:
+        if vector.shape != (width,):
+            raise InputError(
+                f"direction of shape {tuple(vector.shape)}: expected a vector of {width}, or one for each of the "
+                f"{len(layers)} layers recorded at {site}."
+            )
+    return vectors

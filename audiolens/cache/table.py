@@ -1,0 +1,46 @@
+"""A cache as a table: the length of every vector that was recorded, a line each."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from audiolens.model.sites import Site
+
+if TYPE_CHECKING:
+    from audiolens.cache.activation_cache import ActivationCache
+
+_TIME = ("step", "query")
+
+
+def lengths(cache: "ActivationCache") -> Any:
+    """See `ActivationCache.to_frame`."""
+    import pandas as pd
+
+    nothing = pd.DataFrame({"name": [], "norm": []})
+    return pd.concat([pd.DataFrame(_columns(cache, name)) for name in cache] or [nothing], ignore_index=True)
+
+
+def _columns(cache: "ActivationCache", name: str) -> dict[str, Any]:
+    """The columns of one site, in their order."""
+    import pandas as pd
+
+    site, axes = Site.of(name), cache.axes[name][:-1]
+    norms = cache[name].detach().float().norm(dim=-1).cpu().numpy()
+    places: dict[str, Any] = dict(zip(axes, np.indices(norms.shape).reshape(len(axes), -1), strict=True))
+    time = next((axis for axis in _TIME if axis in axes), None)
+    if "branch" in axes:
+        places["branch"] = np.array(["cond", "null"])[places["branch"]]
+    if "head" in axes and cache.heads is not None:
+        places["head"] = np.array(cache.heads)[places["head"]]
+    if time is not None:
+        places[time] = places[time] + cache.first_step
+    columns = {"name": name, "site": site.short}
+    # Missing, and not NaN that makes the others' numbers fractions, where it stands in no block.
+    whole = {axis: pd.array(of, dtype="Int64") for axis, of in places.items() if of.dtype.kind == "i"}
+    columns |= {"layer": pd.array([site.layer] * norms.size, dtype="Int64"), **places, **whole}
+    if len(cache.prompts) == norms.shape[axes.index("row")]:
+        # Positions come once for all rows, and are no prompt's.
+        columns["prompt"] = np.array(cache.prompts, dtype=object)[places["row"]]
+    if time is not None:
+        columns["seconds"] = places[time] / cache.frame_rate
+    return columns | {"norm": norms.ravel()}
