@@ -19,7 +19,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -221,7 +221,7 @@ def _tiny(place: Path) -> Path:
 
 def main(
     model: Annotated[str, typer.Option(help="étude or another (default: a tiny one with random weights).")] = "",
-    flips: Annotated[int, typer.Option(help="Bits flipped in each file, beside the first and the last.")] = 3,
+    flips: Annotated[int, typer.Option(help="Bits flipped in each file, beside the first and the last.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the bits.")] = 0,
     out: Annotated[Path, typer.Option(help="Where the figures are also written, as JSON.")] = Path("runs/damage.json"),
     log: Annotated[Path, typer.Option(help="Of the cases: a stopped run goes on.")] = Path("runs/damage.jsonl"),
@@ -233,9 +233,11 @@ def main(
     warnings.simplefilter("ignore")
     started = time.perf_counter()
     before = _logged(log, {"code": code_hash(), "model": model, "flips": flips, "seed": seed})
-    with TemporaryDirectory() as place, open(log, "a") as lines, quickly():
-        work = Path(place)
+    with ExitStack() as until_the_end:
+        work = Path(until_the_end.enter_context(TemporaryDirectory()))
+        lines = until_the_end.enter_context(open(log, "a"))
         lens = al.AudioLens.from_pretrained(model or _tiny(work / "model"))
+        until_the_end.enter_context(quickly(lens))
         found, rng = Found(), random.Random(seed)
 
         def done(case: Case) -> None:

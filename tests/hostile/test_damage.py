@@ -190,7 +190,7 @@ def test_a_manifest_is_one_by_its_format(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_no_damage_of_a_study_is_used_in_silence_or_a_dead_end(lens: Any, tmp_path: Path) -> None:
-    with damage.quickly():
+    with damage.quickly(lens):
         for kept in damage.studies(lens, tmp_path):
             found = damage.damaged(kept, tmp_path, flips=1, chosen=few(0.004, seed=len(kept.name)))
             assert_accounted_for(found, at_least=1)
