@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import damage
+import damage_folders
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from analysis import sweep
 from analysis.study import stages
@@ -194,6 +197,24 @@ def test_no_damage_of_a_study_is_used_in_silence_or_a_dead_end(lens: Any, tmp_pa
         for kept in damage.studies(lens, tmp_path):
             found = damage.damaged(kept, tmp_path, flips=1, chosen=few(0.004, seed=len(kept.name)))
             assert_accounted_for(found, at_least=1)
+
+
+def test_what_is_remembered_follows_from_every_bit_of_what_was_given(lens: Any) -> None:
+    made = []
+
+    def add(_: Any, table: Any, more: Any = 0) -> Any:
+        made.append(table)
+        return table + more
+
+    asked, table = damage_folders.remembered(add, lens), pd.DataFrame({"a": [1.0, 2.0]})
+    mine = asked(lens, table)
+    mine.loc[0, "a"] = 7.0
+    assert asked(lens, table.copy()).equals(table)
+    assert len(made) == 1
+    for changed in (table + 1e-12, table.rename(columns={"a": "b"}), torch.zeros(2), -torch.zeros(2)):
+        asked(lens, changed)
+    asked(lens, table, more=1)
+    assert len(made) == 6
 
 
 def test_a_battery_that_finds_nothing_would_say_so(sweeps: list[damage.Kept], tmp_path: Path) -> None:
