@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from analysis import sweep
-from analysis.study import stages
+from analysis.study import several, stages
 from analysis.sweep import ledger
 from audiolens.errors import DamagedError, DamageWarning, InputError
 from audiolens.files import remove
@@ -177,6 +177,14 @@ def test_a_file_in_the_place_of_a_studys_folder_is_named_and_left(tmp_path: Path
     with pytest.raises(InputError, match=rf"^{place} is a file, and a folder belongs there.*: remove it, or"):
         staged(tmp_path / "study")
     assert place.read_text() == "years of work"
+
+
+def test_an_index_whose_summary_is_damaged_is_replaced_when_asked(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("an index, or a page of someone else")
+    (tmp_path / "summary.json").write_text('{"form')
+    with pytest.raises(InputError, match=rf"^{tmp_path / 'index.html'} is there.*replace it with --force"):
+        several._check_index(tmp_path, False)
+    several._check_index(tmp_path, True)
 
 
 @pytest.mark.parametrize("settings", [["poles"], "poles", None, 7])
