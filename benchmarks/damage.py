@@ -160,7 +160,9 @@ def _gone_on(kept: Kept, copy: Path, last: dict[str, bytes], damage: Damage, cas
             return
         else:
             case.call = case.call or "as if nothing had been"
-            now = _contents(copy)
+            # Stages of another study may lie beside a study's own, which follow from none of them.
+            others = _contents(kept.other)
+            now = {name: one for name, one in _contents(copy).items() if name in last or others.get(name) != one}
             unlike = sorted(name for name in {*now, *last} if now.get(name) != last.get(name))
             if unlike:
                 case.fault("used in silence", f"ended with other {unlike}")
