@@ -1,253 +1,201 @@
-"""Every file of a kept sweep and study, damaged in every way: `python benchmarks/damage.py`.
+"""Every file and folder of a kept sweep and study, damaged in every way: `python benchmarks/damage.py`.
 
-Finished and unfinished folders are copied, and one file of the copy is cut, emptied, removed, has a bit flipped, or is
-exchanged for another. Then the folder is read, and the same call goes on with it. *Used in silence*: what was read, or
-what the call ended with, differs from the truth, without an error. *Dead end*: the call is refused, and what the
-refusal says to do (`--force`) does not help either. Both counts must be 0.
+Folders are copied, and one file or folder of the copy is damaged (`damage_kinds`). Then the folder is read, and the
+same call goes on with it. *Used in silence*: what was read, or what the call ended with, differs from the truth, and
+there was no error. *Dead end*: the call is refused, and what the refusal says to do (`--force`, or to remove what it
+names) does not help either. *Foreign error*: anything but a refusal in one line that names the folder, or nothing for a
+minute. All counts must be 0. A run that was stopped goes on from its log, as long as the code is the same.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import random
-import re
 import shutil
+import signal
+import sys
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import numpy as np
-import torch
+# Before anything imports nnsight, which puts a method on `object` that beartype cannot hash.
+import beartype  # noqa: F401
+import pandas as pd
 import typer
+from damage_folders import Facts, Kept, quickly, studies, sweeps
+from damage_kinds import Damage, damages
 
 import audiolens as al
-from analysis import report, study, sweep
-from analysis.report import writer
-from analysis.study.settings import Settings
-from analysis.sweep import Condition
+from analysis.study.stages import code_hash
 from audiolens.errors import InputError
-from audiolens.files.integrity import sealed_json
+from audiolens.files.atomic import remove
 
-MAKING: dict[str, Any] = {"seconds": 0.4, "batch_size": 4, "measures": ("brightness", "loudness"), "n_jobs": 0}
-TINY = Settings(
-    poles=2, reading_seconds=0.5, development=2, development_seeds=1, test=2, test_seeds=1,
-    strengths={"one-to-all": (0.5,)}, doses=(1.0,), n_random=1, seconds=1.0, shown=1, pairs=2, batch_size=8, n_jobs=0,
-)  # fmt: skip
+FAULTS = ("used in silence", "dead end", "foreign error", "no name")
 _UNCOUNTED = (".lock", ".seconds.json")
-_KEY = re.compile(r"-[0-9a-f]{16}")
-
-Change = Callable[[Path], object]
-Facts = dict[Any, str]
+_PATIENCE_SECONDS = 60
+_TRIES = 4
 
 
-@dataclass(frozen=True)
-class Kept:
-    """A folder to damage.
+@dataclass
+class Case:
+    """What became of a damage: how it was read, how the call went on, and what was wrong with either."""
 
-    Attributes:
-        name: what it is called in the counts.
-        start: the folder as it is before the damage.
-        whole: the finished one that the same call must end with.
-        other: a finished folder of another sweep or study, that files are exchanged with.
-        read: what a folder says, item by item, and whether that is all of it.
-        go_on: the call that made it, on another place; with True, with `--force`.
-    """
+    folder: str
+    file: str
+    kind: str
+    where: str
+    read: str = ""
+    call: str = ""
+    faults: list[tuple[str, str]] = field(default_factory=list)
+    cpu_seconds: float = 0.0
 
-    name: str
-    start: Path
-    whole: Path
-    other: Path
-    read: Callable[[Path], tuple[Facts, bool]]
-    go_on: Callable[[Path, bool], object]
+    @property
+    def name(self) -> str:
+        return f"{self.folder}, {self.file}, {self.kind} {self.where}".rstrip()
+
+    def fault(self, kind: str, told: object) -> None:
+        self.faults.append((kind, " ".join(str(told).split())[:400]))
 
 
 @dataclass
 class Found:
     """What became of the damages."""
 
-    counts: Counter[str] = field(default_factory=Counter)
-    faults: list[str] = field(default_factory=list)
+    cases: list[Case] = field(default_factory=list)
 
-    def fault(self, kind: str, case: str, told: object) -> None:
-        self.counts[kind] += 1
-        self.faults.append(f"{kind}: {case}: {' '.join(str(told).split())[:300]}")
+    @property
+    def counts(self) -> Counter[str]:
+        counts = Counter({"cases": len(self.cases)})
+        for case in self.cases:
+            counts.update([f"read: {case.read}", f"call: {case.call}", *(kind for kind, _ in case.faults)])
+        return counts
 
+    @property
+    def faults(self) -> list[str]:
+        return [f"{kind}: {case.name}: {told}" for case in self.cases for kind, told in case.faults]
 
-def changes(folder: Path, other: Path, flips: int, rng: random.Random) -> Iterator[tuple[str, str, Change]]:
-    """Every damage of every file: (file, what is done to it, the function that does it to a copy of the folder)."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
-    for path in paths:
-        file, content = str(path.relative_to(folder)), path.read_bytes()
-        yield file, "removed", lambda copy, file=file: (copy / file).unlink()
-        put = lambda copy, new, file=file: (copy / file).write_bytes(new)  # noqa: E731
-        yield file, "emptied", partial(put, new=b"")
-        yield file, "cut", partial(put, new=content[: len(content) // 2])
-        yield file, "last byte cut", partial(put, new=content[:-1])
-        for place in [0, 8 * len(content) - 1, *(rng.randrange(8 * len(content)) for _ in range(flips))]:
-            flipped = bytearray(content)
-            flipped[place // 8] ^= 1 << place % 8
-            yield file, f"bit {place}", partial(put, new=bytes(flipped))
-        for kind, new in (("sibling's", _sibling(path, paths)), ("another's", _counterpart(file, other))):
-            if new is not None and new != content:
-                yield file, kind, partial(put, new=new)
+    def table(self) -> pd.DataFrame:
+        """Cases and faults by kind of damage (rows) and folder (columns)."""
+        rows = [
+            {"kind": case.kind, "folder": case.folder, "faults": len(case.faults), "cases": 1} for case in self.cases
+        ]
+        counted = pd.DataFrame(rows).pivot_table(["cases", "faults"], "kind", "folder", "sum", 0, margins=True)
+        return counted.astype(int)
 
 
 def damaged(
-    kept: Kept, work: Path, flips: int = 3, seed: int = 0, chosen: Callable[[str, str], bool] = lambda *_: True
+    kept: Kept,
+    work: Path,
+    flips: int = 3,
+    seed: int = 0,
+    chosen: Callable[[Damage], bool] = lambda _: True,
+    done: Callable[[Case], object] = lambda _: None,
 ) -> Found:
-    """Every damage of a folder that is `chosen` by file and kind, read and gone on with."""
+    """Every damage of a folder that is `chosen`, read and gone on with; each case is handed to `done`."""
     found, truth, last = Found(), kept.read(kept.whole)[0], _contents(kept.whole)
-    for file, kind, change in changes(kept.start, kept.other, flips, random.Random(seed)):
-        if not chosen(file, kind):
+    copy = work / "copy"
+    for damage in damages(kept.start, kept.other, flips, random.Random(seed)):
+        if not chosen(damage):
             continue
-        case, copy = f"{kept.name}, {file}, {kind}", shutil.copytree(kept.start, work / "copy")
-        found.counts["cases"] += 1
+        case, started = Case(kept.name, damage.file, damage.kind, damage.where), time.process_time()
+        shutil.copytree(kept.start, copy)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            change(copy)
-            _read(kept, copy, truth, case, found)
-            _gone_on(kept, copy, last, case, found)
-        shutil.rmtree(copy)
+            damage.change(copy)
+            _read(kept, copy, truth, damage, case)
+            _gone_on(kept, copy, last, damage, case)
+        remove(copy)
+        remove(copy.with_name("copy-aside"))
+        case.cpu_seconds = round(time.process_time() - started, 3)
+        found.cases.append(case)
+        done(case)
     return found
 
 
-def _read(kept: Kept, copy: Path, truth: Facts, case: str, found: Found) -> None:
+def _read(kept: Kept, copy: Path, truth: Facts, damage: Damage, case: Case) -> None:
     try:
-        told, whole = kept.read(copy)
+        with _at_last():
+            told, whole = kept.read(copy)
     except InputError as error:
-        found.counts["read: refused"] += 1
-        if str(copy) not in str(error) or "\n" in str(error):
-            found.fault("no name", case, error)
+        case.read = "refused"
+        _check_told(error, copy, case)
     except Exception as error:
-        found.fault("foreign error", case, repr(error))
+        case.read = "failed"
+        case.fault("foreign error", f"read: {error!r}")
     else:
-        found.counts["read: right"] += 1
-        if not told.items() <= truth.items() or (whole and told != truth):
-            found.fault("used in silence", case, "read")
+        case.read = "right"
+        # Of a format without hashes nobody can tell what it said.
+        if not damage.forged and (not told.items() <= truth.items() or (whole and told != truth)):
+            case.fault("used in silence", "read")
 
 
-def _gone_on(kept: Kept, copy: Path, last: dict[str, bytes], case: str, found: Found) -> None:
-    for force in (False, True):
+def _gone_on(kept: Kept, copy: Path, last: dict[str, bytes], damage: Damage, case: Case) -> None:
+    force, told = False, ""
+    for _ in range(_TRIES):
         try:
-            kept.go_on(copy, force)
+            with _at_last():
+                kept.go_on(copy, force)
         except InputError as error:
-            found.counts["call: refused"] += not force
-            if force or "--force" not in str(error):
-                found.fault("dead end", case, error)
-                return
+            case.call = case.call or "refused first"
+            _check_told(error, copy, case)
+            told = str(error)
+            if "--force" in told and not force:
+                force = True
+            elif "remove it" in told and (named := _named(copy, damage.file, told)) is not None:
+                remove(named)
+            elif "remove the folder" in told and copy.exists():
+                remove(copy)
+            else:
+                break
         except Exception as error:
-            found.fault("foreign error", case, repr(error))
+            case.call = "failed"
+            case.fault("foreign error", f"call: {error!r}")
             return
         else:
-            found.counts["call: as if nothing had been"] += 1
-            unlike = sorted(name for name, content in _contents(copy).items() if last.get(name) != content)
-            unlike += sorted(set(last) - set(_contents(copy)))
+            case.call = case.call or "as if nothing had been"
+            # Stages of another study may lie beside a study's own, which follow from none of them.
+            others = _contents(kept.other)
+            now = {name: one for name, one in _contents(copy).items() if name in last or others.get(name) != one}
+            unlike = sorted(name for name in {*now, *last} if now.get(name) != last.get(name))
             if unlike:
-                found.fault("used in silence", case, f"ended with other {unlike}")
+                case.fault("used in silence", f"ended with other {unlike}")
             return
+    case.call = "refused"
+    case.fault("dead end", told)
 
 
-def sweeps(lens: Any, work: Path) -> list[Kept]:
-    """A finished and an unfinished sweep; the other is of another vector."""
-    width = lens.config.d_model
-
-    def play(out: Path, _: bool = False, seed: int = 0) -> None:
-        one = torch.randn(width, generator=torch.Generator().manual_seed(seed))
-        todo = [
-            Condition("baseline", labels={"strength": 0.0}),
-            Condition("up", (al.Add(one, strength=1.0),), labels={"strength": 1.0}),
-        ]
-        sweep.play(lens, todo, sweep.clips(["a calm song", "fast piano"], 4), out=out, sound="flac", **MAKING)
-
-    whole, other = work / "sweep", work / "other-sweep"
-    play(whole)
-    play(other, seed=1)
-    begun = shutil.copytree(whole, work / "begun-sweep")
-    for file in ("clips.parquet", "batches/00003.parquet", "batches/00003.safetensors"):
-        (begun / file).unlink()
-    for row in range(12, 16):
-        (begun / f"audio/{row:06d}.flac").unlink()
-    return [
-        Kept("finished sweep", whole, whole, other, read_sweep, play),
-        Kept("unfinished sweep", begun, whole, other, read_sweep, play),
-    ]
+def _named(copy: Path, file: str, told: str) -> Path | None:
+    """The damaged file, or a folder around it, that a refusal is about."""
+    around = [copy / one for one in (Path(file), *Path(file).parents) if one.name]
+    return next((one for one in around if f"{one} is " in told and os.path.lexists(one)), None)
 
 
-def read_sweep(folder: Path) -> tuple[Facts, bool]:
-    """All that a sweep's folder says: rows, codes and sound, by clip."""
-    found = sweep.load_folder(folder)
-    keys = found.table[["condition", "prompt", "seed"]]
-    codes = {name: iter(found.codes(name).numpy()) for name in keys["condition"].unique()}
-    told = {}
-    for row, key in enumerate(keys.itertuples(index=False, name=None)):
-        sound = found.sound(row)
-        values = [found.table.iloc[row].to_json(), next(codes[key[0]]), np.zeros(0) if sound is None else sound]
-        told[key] = _digest(*values)
-    return told, found.whole
+def _check_told(error: InputError, copy: Path, case: Case) -> None:
+    if str(copy) not in str(error) or "\n" in str(error):
+        case.fault("no name", error)
 
 
-def studies(lens: Any, work: Path) -> list[Kept]:
-    """A finished and an unfinished study; the other is of other prompts. Pages are left out: nothing reads them."""
-    report.write = tables_alone
+@contextmanager
+def _at_last() -> Iterator[None]:
+    """End what waits for ever."""
 
-    def run(out: Path, force: bool = False, settings: Settings = TINY) -> None:
-        study.run(lens, "tempo", out, settings=settings, progress=False, overwrite=force)
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"nothing for {_PATIENCE_SECONDS} s")
 
-    whole, other = work / "study", work / "other-study"
-    run(whole)
-    run(other, settings=Settings(**{**vars(TINY), "poles": 3, "seconds": 1.2}))
-    begun = shutil.copytree(whole, work / "begun-study")
-    for entry in (*begun.glob("stages/lost-*"), *begun.glob("*")):
-        if entry.name not in ("stages", "study.json"):
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    for file in ("clips.parquet", "batches/00000.parquet"):
-        (next(path for path in begun.glob("stages/dose-response-*") if path.is_dir()) / file).unlink()
-    return [
-        Kept("finished study", whole, whole, other, read_study, run),
-        Kept("unfinished study", begun, whole, other, read_study, run),
-    ]
-
-
-def read_study(folder: Path) -> tuple[Facts, bool]:
-    """All that the folder of a finished study says."""
-    found = study.load_folder(folder)
-    told = {name: _digest(table.to_csv(index=False)) for name, table in writer.tables(found).items()}
-    told["clips"] = _digest(found.clips.to_csv(index=False))
-    told["samples"] = _digest(found.directions.vectors.numpy(), found.directions.samples.values.numpy())  # pyright: ignore[reportOptionalMemberAccess]
-    told["sounds"] = _digest(*found.sounds.values())
-    facts = {**writer.summary(found, ""), "versions": None}
-    return {**told, "summary": _digest(json.dumps(facts, sort_keys=True))}, True
-
-
-def tables_alone(found: study.Study, folder: Path, *, command: str = "") -> None:
-    """What a study shows, but for pictures and page."""
-    (folder / "tables").mkdir()
-    for name, table in writer.tables(found).items():
-        table.to_csv(folder / "tables" / f"{name}.csv", index=False)
-    found.clips.to_parquet(folder / "clips.parquet", index=False)
-    found.directions.save(folder / "directions.safetensors")
-    facts = {**writer.summary(found, command), "seconds": {}}
-    (folder / "summary.json").write_bytes(sealed_json(facts))
-
-
-def _sibling(path: Path, paths: list[Path]) -> bytes | None:
-    """Another file of the same kind in the folder."""
-    alike = [one for one in paths if one.suffix == path.suffix and one.read_bytes() != path.read_bytes()]
-    same = [one for one in alike if one.name == path.name or one.parent == path.parent]
-    return next((one.read_bytes() for one in (*same, *alike)), None)
-
-
-def _counterpart(file: str, other: Path) -> bytes | None:
-    """The file of the same name in the other folder, whatever its stage's key."""
-    named = {_KEY.sub("", str(path.relative_to(other))): path for path in other.rglob("*") if path.is_file()}
-    found = named.get(_KEY.sub("", file))
-    return None if found is None else found.read_bytes()
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(_PATIENCE_SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -255,34 +203,70 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def _digest(*values: Any) -> str:
-    digest = hashlib.sha256()
-    for value in values:
-        digest.update(value.encode() if isinstance(value, str) else np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()
+def _logged(log: Path, of: dict[str, Any]) -> dict[str, Case]:
+    """The cases that a log holds, if it is of the same code and numbers; else a log that is begun."""
+    lines = log.read_text().splitlines() if log.is_file() else []
+    if not lines or json.loads(lines[0]) != of:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(json.dumps(of) + "\n")
+        return {}
+    cases = [Case(**json.loads(line)) for line in lines[1:]]
+    return {case.name: case for case in cases}
+
+
+def _tiny(place: Path) -> Path:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    import conftest  # pyright: ignore[reportMissingImports]
+
+    return conftest.write_model(place)
 
 
 def main(
-    model: Annotated[str, typer.Option(help="étude, or another.")] = "etude",
-    flips: Annotated[int, typer.Option(help="Bits flipped in each file, beside the first and the last.")] = 3,
+    model: Annotated[str, typer.Option(help="étude or another (default: a tiny one with random weights).")] = "",
+    flips: Annotated[int, typer.Option(help="Bits flipped in each file, beside the first and the last.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the bits.")] = 0,
     out: Annotated[Path, typer.Option(help="Where the figures are also written, as JSON.")] = Path("runs/damage.json"),
+    log: Annotated[Path, typer.Option(help="Of the cases: a stopped run goes on.")] = Path("runs/damage.jsonl"),
     every: Annotated[int, typer.Option(help="Of the damages, one in this many.")] = 1,
     only: Annotated[str, typer.Option(help="'sweep' or 'study' (default: both).")] = "",
+    kind: Annotated[str, typer.Option(help="Kinds that hold this (default: all).")] = "",
 ) -> None:
     """Damage everything; print what became of it."""
     warnings.simplefilter("ignore")
-    lens = al.AudioLens.from_pretrained(model)
-    with TemporaryDirectory() as place:
-        made = {"sweep": sweeps, "study": studies}
-        kept = [one for name, make in made.items() if name in only or not only for one in make(lens, Path(place))]
-        rng = random.Random(seed)
-        found = {one.name: damaged(one, Path(place), flips, seed, lambda *_: rng.randrange(every) == 0) for one in kept}
-    for one in found.values():
-        typer.echo("\n".join(one.faults))
+    started = time.perf_counter()
+    before = _logged(log, {"code": code_hash(), "model": model, "flips": flips, "seed": seed})
+    with ExitStack() as until_the_end:
+        work = Path(until_the_end.enter_context(TemporaryDirectory()))
+        lines = until_the_end.enter_context(open(log, "a"))
+        lens = al.AudioLens.from_pretrained(model or _tiny(work / "model"))
+        until_the_end.enter_context(quickly(lens))
+        found, rng = Found(), random.Random(seed)
+
+        def done(case: Case) -> None:
+            lines.write(json.dumps(asdict(case)) + "\n")
+            lines.flush()
+
+        def chosen(damage: Damage, folder: str) -> bool:
+            if rng.randrange(every) or kind not in damage.kind:
+                return False
+            known = before.get(f"{folder}, {damage.name}")
+            if known is not None:
+                found.cases.append(known)
+            return known is None
+
+        for name, make in {"sweep": sweeps, "study": studies}.items():
+            for kept in make(lens, work) if name in only or not only else ():
+                mine = damaged(kept, work, flips, seed, lambda damage, name=kept.name: chosen(damage, name), done)
+                found.cases += mine.cases
+                typer.echo(f"{kept.name}: {len(mine.cases)} cases, {len(mine.faults)} faults; "
+                           f"{time.perf_counter() - started:.0f} s")  # fmt: skip
+    typer.echo("\n".join(found.faults))
+    typer.echo(found.table().to_string())
+    counts = {one: found.counts[one] for one in FAULTS}
+    typer.echo(f"{len(found.cases)} cases, {counts}, {sum(case.cpu_seconds for case in found.cases):.0f} s of CPU")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({name: {**one.counts, "faults": one.faults} for name, one in found.items()}, indent=1))
-    if any(one.faults for one in found.values()):
+    out.write_text(json.dumps({"counts": found.counts, "faults": found.faults}, indent=1))
+    if found.faults:
         raise typer.Exit(1)
 
 

@@ -206,6 +206,7 @@ def held(folder: Path, busy: str) -> Iterator[Held]:
     with atomic.refused(folder):
         folder.mkdir(parents=True, exist_ok=True)
     atomic.refuse_links(folder)
+    atomic.refuse_misplaced([folder / LOCK])
     _refuse_shared(folder / LOCK)
     try:
         lock = FileLock(folder / LOCK)

@@ -33,7 +33,16 @@ import audiolens
 from analysis.store.folder import LOCK, UNSEALED_STUDY, Held, check_in_place, disk_is_full, held, is_study
 from audiolens.directions import provenance
 from audiolens.errors import DamagedError, DamageWarning, InputError, StoppedError
-from audiolens.files.atomic import UNFINISHED, as_path, new_folder, put, refused, remove, remove_unfinished
+from audiolens.files.atomic import (
+    UNFINISHED,
+    as_path,
+    new_folder,
+    put,
+    refuse_misplaced,
+    refused,
+    remove,
+    remove_unfinished,
+)
 from audiolens.files.integrity import check_manifest, read_json, sealed_json, write_manifest
 from audiolens.lens import AudioLens
 from audiolens.model.tokens import callers_level
@@ -92,7 +101,11 @@ class Stages:
         self.check()
         entry = f"{name}-{hash_of({'stage': name, **self.common, **follows})}"
         self.used.add(entry)
-        return Stage(name, self.folder / STAGES / entry, self.seconds, self.held)
+        place = self.folder / STAGES / entry
+        found = Stage(name, place, self.seconds, self.held)
+        if place.exists() and not place.is_dir():
+            found.discard(DamagedError(f"{place} is no folder"))
+        return found
 
     def check(self) -> None:
         """Refuse to write on where what was written is gone."""
@@ -212,6 +225,8 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """
     target = as_path(folder)
     check_in_place(target)
+    if any((target / name).exists() for name in (BEGUN, STAGES, SUMMARY)):
+        _refuse_misplaced(target)
     if not target.exists() or (target / BEGUN).is_file():
         return
     # What a process leaves that was killed before it had said what it begins.
@@ -239,6 +254,8 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         shown = read_json(folder / SUMMARY, former=(UNSEALED_STUDY,))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
         # Not what was written: the study is finished again.
+        return
+    if not isinstance(shown, dict):
         return
     mine = json.loads(json.dumps(settings, default=str))
     for name in sorted({*mine} & {*shown} - _PACE):
@@ -317,6 +334,13 @@ def show(work: Path, target: Path) -> None:
         if place.is_dir() or entry.is_dir():
             remove(place)
         os.replace(entry, place)
+
+
+def _refuse_misplaced(folder: Path) -> None:
+    shown = [folder / name for name in SHOWN]
+    times = (folder / STAGES).glob(f"*.{_SECONDS}")
+    files = [folder / BEGUN, folder / SUMMARY, *(path for path in shown if path.suffix), *times]
+    refuse_misplaced(files, [folder / STAGES, *(path for path in shown if not path.suffix)])
 
 
 def _has_stages(folder: Path) -> bool:

@@ -128,7 +128,7 @@ def run(
             if not overwrite:
                 stages.refuse_other_settings(place / one.concept, asdict(chosen))
     if place is not None:
-        _check_index(place)
+        _check_index(place, overwrite)
     found = []
     for one in sets:
         tell(f"\n{one.concept}")
@@ -157,10 +157,13 @@ def _heard(one: Study, measures: Iterable[str]) -> list[Any]:
     return rows
 
 
-def _check_index(place: Path) -> None:
-    """Refuse to write over an index that is another's, or where links have its names."""
+def _check_index(place: Path, overwrite: bool) -> None:
+    """Refuse to write where links have its names, or (without `overwrite`) over what is not known to be an index."""
     from analysis.report import index
 
     index.check(place)
-    if (place / "index.html").exists() and not index.is_ours(place):
-        raise InputError(f"{place / 'index.html'} is there and is no index of studies: choose another folder.")
+    if not overwrite and (place / "index.html").exists() and not index.is_ours(place):
+        raise InputError(
+            f"{place / 'index.html'} is there and is no index of studies, or its {stages.SUMMARY} is damaged: choose "
+            "another folder, or replace it with --force."
+        )

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from analysis.sweep.planned import are_threads
 from audiolens.errors import DamagedError, DamageWarning, InputError, StoppedError
 from audiolens.files.atomic import UNFINISHED as UNFINISHED
 from audiolens.files.atomic import is_name, put
@@ -173,6 +174,8 @@ class Batches:
         rows, told = _read(path, sealed=self.plan is not None)
         if self.plan is not None and (told.get("plan"), told.get("batch")) != (self.plan, batch):
             raise _damaged(path, "it is of another batch or another sweep")
+        if self.plan is not None and not (are_threads(told.get("threads")) and _are_files(told.get("files"))):
+            raise _damaged(path, "it does not say what belongs to it")
         if len(rows) != self.sizes[batch]:
             raise _damaged(path, f"it has {len(rows)} rows of {self.sizes[batch]}")
         return rows, told
@@ -202,9 +205,10 @@ def plans_of(folder: Path) -> dict[str, int]:
     """The hashes of the plans that the whole batches of a folder were made by, with the threads of each."""
     found: dict[str, int] = {}
     for batch in sorted(finished(folder)):
-        with suppress(DamagedError, TypeError, ValueError):
+        with suppress(DamagedError):
             told = _read(folder / _rows_file(batch), sealed=True)[1]
-            found[str(told.get("plan"))] = int(told.get("threads", 1))
+            if isinstance(told.get("plan"), str) and are_threads(told.get("threads")):
+                found[told["plan"]] = told["threads"]
     return found
 
 
@@ -239,9 +243,15 @@ def _read(path: Path, *, sealed: bool) -> tuple[pd.DataFrame, dict[str, Any]]:
         told = json.loads((pq.read_metadata(io.BytesIO(content)).metadata or {}).get(_SEALED, b"{}"))
     except DamagedError as error:
         raise DamagedError(f"{error} {_REMEDY}") from None
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
         raise _damaged(path, error) from None
+    if not isinstance(told, dict):
+        raise _damaged(path, "what it says of itself is no object")
     return rows, told
+
+
+def _are_files(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(one, str) for one in value.values())
 
 
 def _damaged(path: Path, reason: object) -> DamagedError:

@@ -32,9 +32,10 @@ from torch import Tensor
 from analysis.store.folder import LOCK, Held, check_in_place, held
 from analysis.sweep.batches import BATCHES, SOUND, TABLE, UNFINISHED, Batches, finished, plans_of
 from analysis.sweep.conditions import Condition
+from analysis.sweep.planned import difference, lacking
 from audiolens.errors import DamagedError, DamageWarning, InputError
 from audiolens.files import bounded
-from audiolens.files.atomic import as_path, put, refused, remove_unfinished
+from audiolens.files.atomic import as_path, put, refuse_misplaced, refused, remove_unfinished
 from audiolens.files.integrity import SEAL, read_json, sealed_json
 from audiolens.interventions import Intervention
 from audiolens.lens import AudioLens
@@ -45,6 +46,7 @@ FORMAT = "audiolens.sweep.2"
 UNSEALED = "audiolens.sweep.1"
 """The format before, without hashes: still read, not gone on with."""
 PLAN = "plan.json"
+_SUFFIXES = (".parquet", ".safetensors", ".flac", ".wav")
 
 
 class AnotherSweepError(InputError):
@@ -189,11 +191,15 @@ def refuse_begun(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] | Non
         if made or (folder / PLAN).exists():
             return _replanned(facts, plans, damage)
         return None
-    reason = _difference(begun, facts)
+    reason = difference(begun, facts)
+    if reason is None and plan_hash(begun) != plan_hash(facts):
+        reason = "its plan says more or less than this one's"
     if reason is None:
         if plans and plan_hash(facts) not in plans:
-            raise AnotherSweepError(f"{folder / PLAN} is this sweep's, and the batches there are of another: choose "
-                                    "another folder, or bring the plan back that they were made by.")  # fmt: skip
+            raise AnotherSweepError(f"{folder / BATCHES} is of another sweep than {PLAN}, which is this one's: remove "
+                                    "it, and its batches are made again, or choose another folder.")  # fmt: skip
+        if plans and begun["model"]["threads"] != plans[plan_hash(facts)]:
+            return _replanned(facts, plans, f"{folder / PLAN} says other threads than its batches")
         return begun if made or (folder / TABLE).exists() else None
     if set(plans) == {plan_hash(facts)}:
         return _replanned(facts, plans, f"{folder / PLAN} is of another sweep than its batches")
@@ -272,9 +278,10 @@ def threads_of(folder: str | os.PathLike[str]) -> int | None:
         begun = _begun(place)
     except DamagedError:
         begun = None
-    if begun is None:
-        return next(iter(plans_of(place).values()), None)
-    return begun.get("model", {}).get("threads")
+    plans = plans_of(place)
+    if begun is None or begun["format"] != FORMAT:
+        return next(iter(plans.values()), None)
+    return plans.get(plan_hash(begun), begun["model"]["threads"])
 
 
 def _condition_hash(condition: Condition, times: np.ndarray) -> str:
@@ -303,41 +310,6 @@ def _bytes(condition: Condition, step: Intervention, name: str, times: np.ndarra
     return repr(value).encode()
 
 
-def _difference(begun: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
-    """The first thing that differs, in words; what only names or times things is left out."""
-    if begun.get("format") != facts["format"]:
-        return f"it is of format {begun.get('format')}, and this version writes {facts['format']}"
-    for section, told in (("versions", "version of {}"), ("settings", "{}")):
-        for name in {**begun[section], **facts[section]}:
-            there, here = begun[section].get(name), facts[section].get(name)
-            if there != here:
-                return f"it was begun with {told.format(name)} {_short(there)}, and this one has {_short(here)}"
-    if begun["model"]["weights"] != facts["model"]["weights"]:
-        return f"it was begun with other weights ({begun['model']['name']!r}, this is {facts['model']['name']!r})"
-    for name in ("device", "attention"):
-        if begun["model"][name] != facts["model"][name]:
-            return f"it was begun with {name} {begun['model'][name]}, and this is {facts['model'][name]}"
-    there, here = begun["conditions"], facts["conditions"]
-    for one, other, words in ((there, here, "has a condition that this one lacks"), (here, there, "lacks a condition")):
-        missing = [name for name in one if name not in other]
-        if missing:
-            return f"it {words}: {missing[0]!r}, and {len(missing) - 1} more"
-    changed = [name for name in there if there[name] != here[name]]
-    if changed:
-        return f"other vectors are added in its condition {changed[0]!r}, and {len(changed) - 1} more"
-    if list(there) != list(here):
-        return "its conditions come in another order"
-    for name in ("clips", "asked", "batches"):
-        if begun.get(name) != facts.get(name):
-            return f"its {name} are others"
-    return None
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) < 60 else f"{text[:57]}..."
-
-
 def _measuring_versions() -> dict[str, str]:
     from importlib.metadata import version
 
@@ -355,7 +327,10 @@ def _begun(folder: Path) -> dict[str, Any] | None:
         _refuse_foreign(path)
         raise
     if not str(found.get("format", "")).startswith("audiolens.sweep."):
-        raise _foreign(path)
+        # It has a hash of ours.
+        raise DamagedError(f"{path} is damaged: it is not the plan of a sweep.")
+    if found["format"] in (FORMAT, UNSEALED) and (name := lacking(found)) is not None:
+        raise DamagedError(f"{path} is damaged: what it says of {name} is no plan's.")
     return found
 
 
@@ -381,13 +356,17 @@ def check(folder: Path) -> None:
         InputError: if it is a file, holds links or something else, or cannot be written.
     """
     check_in_place(folder)
+    made = [path for part in (BATCHES, SOUND) for path in (folder / part).glob("*") if path.suffix in _SUFFIXES]
+    refuse_misplaced([folder / PLAN, folder / TABLE, *made], [folder / BATCHES, folder / SOUND])
     if not folder.exists() or (folder / PLAN).is_file():
         return
     # What a process leaves that was killed before its plan was there.
     own = {BATCHES, LOCK}
+    # Or its plan is gone: batches say whose they are, and without them no sound is there.
     if finished(folder):
-        # Its plan is gone: batches say whose they are.
         own |= {TABLE, SOUND}
+    elif not made:
+        own |= {SOUND}
     if any(entry.name not in own and not entry.name.startswith(UNFINISHED) for entry in folder.iterdir()):
         raise AnotherSweepError(f"{folder} exists and holds something other than a sweep: choose another folder.")
 

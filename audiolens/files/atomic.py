@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -144,6 +144,22 @@ def refuse_taken(place: Path) -> None:
         raise InputError(f"{place} exists and is not an empty folder: choose another, or remove it.")
     if kind not in (None, "folder"):
         raise InputError(f"{place} is a {kind}, and no folder can take its place: choose another name.")
+
+
+def refuse_misplaced(files: Iterable[Path], folders: Iterable[Path] = ()) -> None:
+    """Refuse folders that have the names of files, and anything else that has the name of a folder.
+
+    They are not replaced: nothing here put them there, and a folder may hold what is nowhere else.
+
+    Raises:
+        InputError: naming the first; what belongs there is made again once it is removed.
+    """
+    for path, expected in (*((path, "file") for path in files), *((path, "folder") for path in folders)):
+        if (kind := _kind(path)) not in (None, expected):
+            raise InputError(
+                f"{path} is a {kind}, and a {expected} belongs there, which is made again: remove it, or choose "
+                "another folder."
+            )
 
 
 def refuse_links(folder: Path) -> None:

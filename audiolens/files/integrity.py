@@ -21,6 +21,7 @@ from audiolens.errors import DamagedError, InputError
 from audiolens.files.bounded import read_bytes, read_object
 
 MANIFEST = "manifest.json"
+_MANIFEST = "audiolens.manifest.1"
 HEADER, SEAL = "audiolens", "sha256"
 _TENSORS = "tensors"
 _SLOT = b"audiolens-sha256:"
@@ -123,7 +124,7 @@ def check_seal(path: object, content: bytes) -> None:
 def write_manifest(folder: Path, name: str) -> None:
     """Write down the hash of every file of a folder that is called `name`."""
     held = {path.relative_to(folder).as_posix(): digest(path.read_bytes()) for path in _files(folder)}
-    (folder / MANIFEST).write_bytes(sealed_json({"format": "audiolens.manifest.1", "of": name, "files": held}))
+    (folder / MANIFEST).write_bytes(sealed_json({"format": _MANIFEST, "of": name, "files": held}))
 
 
 def check_manifest(folder: Path, name: str) -> None:
@@ -136,6 +137,8 @@ def check_manifest(folder: Path, name: str) -> None:
         facts = read_json(folder / MANIFEST)
     except FileNotFoundError:
         raise DamagedError(f"{folder / MANIFEST} is gone.") from None
+    if facts.get("format") != _MANIFEST:
+        raise DamagedError(f"{folder / MANIFEST} is damaged: it is no manifest.")
     if facts.get("of") != name:
         raise DamagedError(f"{folder / MANIFEST} is damaged: it belongs to {str(facts.get('of'))[:60]}.")
     check_files(folder, facts.get("files"))

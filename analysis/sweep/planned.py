@@ -1,0 +1,84 @@
+"""Planned: what every plan of a sweep says, and what differs between two; `ledger` asks before it uses one.
+
+A file from anyone may be whole by its hash, or of a format without one, and still say something else than a plan does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+MOST_THREADS = 1024
+
+
+def are_threads(value: object) -> bool:
+    """Whether this is a number of threads that a computer may have."""
+    return type(value) is int and 1 <= value <= MOST_THREADS
+
+
+def lacking(facts: Mapping[str, Any]) -> str | None:
+    """The first thing that every plan says and this one does not; `None` where it says them all."""
+    for name, is_said in _SAID.items():
+        value: Any = facts
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if not is_said(value):
+            return name
+    return None
+
+
+def difference(begun: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
+    """The first thing that differs, in words; what only names or times things is left out."""
+    if begun.get("format") != facts["format"]:
+        return f"it is of format {begun.get('format')}, and this version writes {facts['format']}"
+    for section, told in (("versions", "version of {}"), ("settings", "{}")):
+        for name in {**begun[section], **facts[section]}:
+            there, here = begun[section].get(name), facts[section].get(name)
+            if there != here:
+                return f"it was begun with {told.format(name)} {_short(there)}, and this one has {_short(here)}"
+    if begun["model"]["weights"] != facts["model"]["weights"]:
+        return f"it was begun with other weights ({begun['model']['name']!r}, this is {facts['model']['name']!r})"
+    for name in ("device", "attention"):
+        if begun["model"][name] != facts["model"][name]:
+            return f"it was begun with {name} {begun['model'][name]}, and this is {facts['model'][name]}"
+    there, here = begun["conditions"], facts["conditions"]
+    for one, other, words in ((there, here, "has a condition that this one lacks"), (here, there, "lacks a condition")):
+        missing = [name for name in one if name not in other]
+        if missing:
+            return f"it {words}: {missing[0]!r}, and {len(missing) - 1} more"
+    changed = [name for name in there if there[name] != here[name]]
+    if changed:
+        return f"other vectors are added in its condition {changed[0]!r}, and {len(changed) - 1} more"
+    if list(there) != list(here):
+        return "its conditions come in another order"
+    for name in ("clips", "asked", "batches"):
+        if begun.get(name) != facts.get(name):
+            return f"its {name} are others"
+    return None
+
+
+def _is(kind: type) -> Callable[[Any], bool]:
+    return lambda value: type(value) is kind
+
+
+def _are(kind: type) -> Callable[[Any], bool]:
+    return lambda value: type(value) is list and all(type(one) is kind for one in value)
+
+
+def _counts(value: Any) -> bool:
+    return _are(int)(value) and all(one > 0 for one in value)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 60 else f"{text[:57]}..."
+
+
+_SAID: Mapping[str, Callable[[Any], bool]] = {
+    **{name: _is(dict) for name in ("versions", "settings", "model", "conditions")},
+    **{f"model.{name}": _is(str) for name in ("name", "weights", "device", "attention")},
+    **{f"settings.{name}": _are(str) for name in ("measures", "also")},
+    "model.threads": are_threads,
+    "batches": _counts,
+    **{name: lambda value: _counts([value]) for name in ("rows", "sample_rate")},
+}
