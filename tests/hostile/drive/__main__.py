@@ -1,0 +1,76 @@
+"""`python -m hostile.drive --calls 10000 --seed 0`: every public name by a valid call, then so many wrong ones."""
+
+import argparse
+import faulthandler
+import json
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import beartype  # noqa: F401 (before nnsight, which puts a method on `object` that it cannot hash)
+
+from hostile.drive import judged
+from hostile.drive.run import MISSING, UNKNOWN, Trial, arguments_of, baseline, driven, lacking, perform, trials
+from hostile.drive.world import PROMPTS, World
+
+READ_EVERY = 20
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="drive")
+    parser.add_argument("--calls", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="names that contain this")
+    parser.add_argument("--report", type=Path, help="a JSON file of all that went wrong")
+    asked = parser.parse_args()
+    world, found = World(), []
+    public = [name for name in driven() if asked.only in name.path]
+    todo = [trial for trial in trials(world, asked.seed) if asked.only in trial.name.path][: asked.calls]
+    guard = judged.Guard(world.lens, PROMPTS[:1], world.codes[:1])
+    counts: Counter[str] = Counter()
+    for name in public:
+        if needed := lacking(world, name):
+            found.append((f"{name.path}()", judged.Outcome("no valid call", f"needs {needed}")))
+            continue
+        came = judged.outcome(lambda name=name: perform(world, name, baseline(world, name)))
+        if came.kind != "worked":
+            found.append((f"{name.path}()", judged.Outcome(f"valid call: {came.kind}", came.told, came.where)))
+    print(f"{len(public)} public names, each by a valid call; then {len(todo)} wrong calls", flush=True)
+    judged.bound_memory()
+    start = time.monotonic()
+    for place, trial in enumerate(todo):
+        if asked.report:
+            asked.report.with_suffix(".now").write_text(str(trial))
+        came = one(world, trial)
+        broken = guard.broken(read=not came.fine or place % READ_EVERY == 0)
+        if broken:
+            came = judged.Outcome(broken, came.told, came.where)
+            guard = judged.Guard(world.lens, PROMPTS[:1], world.codes[:1])
+        counts[came.kind] += 1
+        if not came.fine:
+            found.append((str(trial), came))
+    for trial, came in found:
+        print(f"{came.kind}: {trial} at {came.where}: {came.told[:200]!r}")
+    seconds = time.monotonic() - start
+    print(f"{sum(counts.values())} calls in {seconds:.0f} s: {dict(counts.most_common())}; {len(found)} went wrong")
+    if asked.report:
+        asked.report.write_text(json.dumps([[trial, vars(came)] for trial, came in found], indent=1))
+    return int(bool(found))
+
+
+def one(world: World, trial: Trial) -> judged.Outcome:
+    faulthandler.dump_traceback_later(120, exit=True)
+    try:
+        arguments = arguments_of(world, trial)
+        return judged.outcome(
+            lambda: perform(world, trial.name, arguments), by_python=trial.value in (MISSING, UNKNOWN)
+        )
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        if "matplotlib.pyplot" in sys.modules:
+            sys.modules["matplotlib.pyplot"].close("all")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
