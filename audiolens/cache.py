@@ -19,6 +19,7 @@ from torch import Tensor
 from audiolens.arrays import AsArray
 from audiolens.checks import whole_number
 from audiolens.decomposition import Components, Readout, Stream, accumulate, decompose, logit_lens
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
 from audiolens.files import as_path
 from audiolens.interventions import checked_rows
@@ -34,6 +35,7 @@ _UNSEALED = "audiolens.activations.1"
 _NORMS = "norms/"
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class ActivationCache(AsArray):
     """Recorded activations.
@@ -49,6 +51,8 @@ class ActivationCache(AsArray):
     takes in each row. Recorded with `prefix=True` the steps begin at a negative `first_step`, that of the longest: step
     s stands at index s - first_step, the text's last token at step -1, and zeros before a shorter prefix. The keys of
     a pattern always begin there, because every step looks back on its prefix.
+
+    `weights` is the hash of the model's weights in a cache that was opened from a file.
     """
 
     tensors: Mapping[str, Tensor]
@@ -64,6 +68,7 @@ class ActivationCache(AsArray):
     stream: Stream | None = None
     readout: Readout | None = None
     prefixes: tuple[int, ...] = ()
+    weights: str = ""
 
     @property
     def instead(self) -> str:
@@ -195,8 +200,10 @@ class ActivationCache(AsArray):
 
         Raises:
             SiteError: if the site was not recorded, or a mapping lacks one of its layers.
-            InputTypeError, InputError: for vectors that are no finite numbers, have another width, or are all zero.
+            InputTypeError, InputError: for vectors that are no finite numbers, have another width, or are all zero, and
+                for `Directions` of another model, where the cache knows its own.
         """
+        self._refuse_foreign(direction)
         values = self.stack(site).float()
         layers = self.layers(site)
         vectors = torch.stack(_vectors(direction, layers, values.shape[-1], site))
@@ -283,6 +290,7 @@ class ActivationCache(AsArray):
             "heads": self.heads,
             "stream": None if self.stream is None else asdict(self.stream),
             "prefixes": list(self.prefixes),
+            "weights": self._weights(),
         }
         norms = {_NORMS + name: norm for name, norm in self.norms.items()}
         return write(as_path(path), {**self.tensors, **norms}, labels)
@@ -320,6 +328,7 @@ class ActivationCache(AsArray):
                 heads=None if labels.get("heads") is None else tuple(labels["heads"]),
                 stream=None if blocks is None else Stream(int(blocks["n_layers"]), tuple(blocks["parts"])),
                 prefixes=tuple(labels.get("prefixes", ())),
+                weights=str(labels.get("weights", "")),
             )
         except InputError:
             raise
@@ -339,6 +348,20 @@ class ActivationCache(AsArray):
             return _hook(key)
         except TypeError:
             raise InputTypeError(f"{key!r}: expected a site name or a (site, layer) pair.") from None
+
+    def _weights(self) -> str:
+        """The hash of the model's weights, or nothing where it is not known."""
+        return self.weights or ("" if self.readout is None else self.readout.weights())
+
+    def _refuse_foreign(self, direction: Any) -> None:
+        meta = getattr(direction, "meta", None)
+        theirs = getattr(meta, "weights", "")
+        if theirs and (mine := self._weights()) and mine != theirs:
+            raise InputError(
+                f"direction was read from {getattr(meta, 'model', '')!r}, and this cache was recorded from "
+                f"{self.model!r}, which holds other weights: a direction means nothing in another model. Read it again "
+                "with the model of the cache."
+            )
 
     def _some(self, names: Sequence[str]) -> "ActivationCache":
         """The same cache for some full names."""

@@ -14,6 +14,8 @@ from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from audiolens.door import guarded
+
 FEWEST_HALF = 4
 """Prompts a pole in the first half from which `Evidence.stable_at` says a number: the curve has the points 1, 2, 4."""
 
@@ -21,6 +23,7 @@ N_SHUFFLES = 999
 LEVEL = 0.05
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """What the prompts say about a direction, per layer.

@@ -17,8 +17,9 @@ from torch.nn.functional import cosine_similarity
 
 from audiolens import provenance
 from audiolens.arrays import AsArray
-from audiolens.checks import checked_flags, checked_seed, whole_number
+from audiolens.checks import checked_flags, checked_seed, checked_text, shown, whole_number
 from audiolens.contrast import Contrast, Evidence
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError, shortened
 from audiolens.interventions import Branch
 from audiolens.provenance import Provenance
@@ -29,6 +30,7 @@ from audiolens.tokens import named_once
 from audiolens.vectors import apart, multiplier, unit
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Directions(AsArray):
     """One vector per layer.
@@ -53,6 +55,8 @@ class Directions(AsArray):
     samples: Samples | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.meta, Provenance):
+            raise InputTypeError(f"meta={shown(self.meta)}: expected a Provenance, such as the meta of directions.")
         object.__setattr__(self, "layers", tuple(listed_layers(self.layers)))
         for name in ("vectors", "residual_norms"):
             object.__setattr__(self, name, getattr(self, name).detach().to("cpu", torch.float32))
@@ -305,6 +309,7 @@ class Directions(AsArray):
                 raise InputError(f"directions of different {name} do not combine: {mine} and {theirs}.")
 
 
+@guarded
 @named_once
 def difference_in_means(
     lens: Any,
@@ -353,6 +358,7 @@ def difference_in_means(
             a place that it does not have, before it runs; after it, if the direction is 0 at every layer.
     """
     checked_flags(keep_samples=keep_samples)
+    checked_text("label", label)
     reader = PoleReader(
         lens, positive, negative, site=site, layers=layers, position=position, branch=branch,
         guidance_scale=guidance_scale, codes=codes, audio=audio, seeds=seeds, seconds=seconds, batch_size=batch_size,
@@ -392,6 +398,7 @@ def read_poles(lens: Any, reader: PoleReader, label: str, keep_samples: bool) ->
     )
 
 
+@guarded
 def orthogonalised(*directions: Directions) -> list[Directions]:
     """Several directions made orthogonal to each other at every layer, one after the other (Gram-Schmidt).
 

@@ -61,7 +61,7 @@ def drawn(
     guided = guidance_scale > 1
     timeline = clip_timeline(seconds, config, config.prefix(max(sizes)))
     _warn_beyond(timeline.seconds, lens)
-    todo = checked_interventions(interventions, lens._family, config, guided)
+    todo = checked_interventions(interventions, lens, guided)
     checked_branch(reading.branch, guided or not reading.sites)
     recorder = Recorder.of(reading, lens._family, config, len(listed), timeline)
     if exact and streams is None:

@@ -182,9 +182,10 @@ def beyond(family: Family, site: Site, stop: int | None) -> bool:
 
 
 def checked_interventions(
-    interventions: Intervention | Iterable[Intervention], family: Family, config: LensConfig, guided: bool
+    interventions: Intervention | Iterable[Intervention], lens: Any, guided: bool
 ) -> tuple[Intervention, ...]:
     """Refuse, before a model runs, what no run of this model could do."""
+    family, config = lens._family, lens.config
     many = isinstance(interventions, Iterable)
     listed: tuple[Any, ...] = tuple(interventions) if many else (interventions,)
     for intervention in listed:
@@ -195,4 +196,16 @@ def checked_interventions(
         if intervention.prefix:
             refuse_prefix(config, "prefix=True")
         places(family, config, intervention.site, intervention.layers)
+    refuse_foreign(listed, lens)
     return listed
+
+
+def refuse_foreign(interventions: Iterable[Intervention], lens: Any) -> None:
+    """Refuse vectors that were read from another model.
+
+    Raises:
+        InputError: naming both models and what differs.
+    """
+    known = {id(one.meta): one.meta for one in interventions if one.meta is not None}
+    for meta in known.values():
+        meta.refuse_other(lens)

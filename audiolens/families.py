@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import nn
 
 from audiolens import conditioning
+from audiolens.door import guarded
 from audiolens.errors import UnsupportedModelError
 from audiolens.sites import Site, resolve
 from audiolens.taps import (
@@ -153,6 +154,7 @@ MELODY = Family(
 FAMILIES = (MUSICGEN, MELODY)
 
 
+@guarded
 @dataclass(frozen=True)
 class LensConfig:
     """What a lens knows of its model. Rates are in hertz; `delays` are in steps, one a codebook.

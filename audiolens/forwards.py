@@ -86,7 +86,7 @@ class Forward:
             timeline,
             reading,
             guided,
-            checked_interventions(interventions, lens._family, lens.config, guided),
+            checked_interventions(interventions, lens, guided),
             stop,
             tuple(sizes),
             checked_batch_size(batch_size),

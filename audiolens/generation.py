@@ -15,11 +15,13 @@ from torch import Tensor
 from audiolens import soundfiles
 from audiolens.cache import ActivationCache
 from audiolens.checks import listed, one_or_listed, whole_numbers
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.files import as_path, new_folder, refuse_taken, refused
 from audiolens.integrity import digest, sealed_json
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Generation:
     """Generated clips.

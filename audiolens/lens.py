@@ -18,6 +18,7 @@ from audiolens import text, tokens, weights
 from audiolens.audio import Sound, checked_codes, decode, encode
 from audiolens.cache import ActivationCache
 from audiolens.conditioning import refuse_melody
+from audiolens.door import guarded
 from audiolens.drawing import drawn
 from audiolens.errors import InputError, InputTypeError
 from audiolens.families import LensConfig, config_of, family_of, places, shapes
@@ -37,6 +38,7 @@ from audiolens.tracing import LensTracer, SiteValue, position, requested
 Interventions = Intervention | Iterable[Intervention]
 
 
+@guarded
 class AudioLens:
     """A music transformer with its inside open.
 
@@ -282,6 +284,7 @@ class AudioLens:
         Args:
             codes: undelayed codes, a row per prompt; `None` reads only step 0, the start token.
             audio: (waveform, sample rate) or the path of a sound file, instead of codes.
+            sites: what is recorded; `[]` is nothing: the logits, and a cache without sites.
             branch: which branch's logits and activations; "both" adds a leading axis to each.
             seconds: record only these steps. The logits are always of all of them.
             reduce: "mean", "last" or "max" over the steps (the tail left out), or "eos": the text's last token, where

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from audiolens import integrity
 from audiolens.bounded_files import json_of, read_header
 from audiolens.characters import refuse_control
+from audiolens.door import guarded
 from audiolens.errors import DamagedError, InputError
 from audiolens.files import written
 
@@ -30,6 +31,7 @@ UNSEALED = "audiolens.directions.1"
 _SAMPLED = 256
 
 
+@guarded
 @dataclass(frozen=True)
 class Provenance:
     """How directions were read.
@@ -89,7 +91,7 @@ class Provenance:
         """
         if lens.config.n_layers != self.n_layers:
             reason = f"has {lens.config.n_layers} blocks, not {self.n_layers}"
-        elif weights_hash(lens.model) != self.weights:
+        elif self.weights and weights_hash(lens.model) != self.weights:
             reason = "holds other weights"
         else:
             return

@@ -17,17 +17,20 @@ from tqdm.auto import tqdm
 from audiolens import text, tokens
 from audiolens.audio import codes_of
 from audiolens.checks import checked_flags, checked_seed, in_order, one_or_listed
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, PromptError
 from audiolens.interventions import Branch, checked_branch
 from audiolens.recording import refuse_prefix
 from audiolens.rows import whole_batch_size
+from audiolens.sampling import checked_settings
 from audiolens.sites import resolve
-from audiolens.timeline import Span, checked_span
+from audiolens.timeline import Span, checked_span, clip_timeline
 
 Position = Literal["mean", "first", "last", "eos"] | Span
 Codes = Int[Tensor, "row codebook frame"]
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Samples:
     """One vector per prompt: positive prompts in their order, then the negative ones.
@@ -103,6 +106,10 @@ class PoleReader:
         self.guidance_scale, self.seconds = guidance_scale, seconds
         self.batch_size, self.progress = whole_batch_size(batch_size), progress
         self.codes = self._checked_codes(_encoded(lens, audio) if audio is not None else codes)
+        if self.generates:
+            # Before the bar is shown.
+            clip_timeline(seconds, lens.config)
+        checked_settings(guidance_scale, 1.0, None)
         self.seeds = _checked_seeds(seeds, max(len(self.positive), len(self.negative)))
         if self.generates and isinstance(self.position, tuple) and self.position[1] > seconds:
             raise InputError(

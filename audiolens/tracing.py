@@ -20,8 +20,9 @@ from transformers import LogitsProcessorList
 
 from audiolens import clock, passes, text
 from audiolens.audio import checked_codes
-from audiolens.checks import one_or_listed
-from audiolens.errors import InputError
+from audiolens.checks import one_or_listed, shown
+from audiolens.door import guarded
+from audiolens.errors import InputError, InputTypeError
 from audiolens.families import Family, LensConfig, tap_of
 from audiolens.operations import Model, open_ahead, place_of
 from audiolens.overflow import Watch
@@ -67,6 +68,7 @@ class LensTracer(CurrentTracer, InterleavingTracer):
                 self.batcher.copies.check()
 
 
+@guarded
 class SiteValue:
     """A site inside a trace: `value` reads or assigns it, on the rows of this invoke and of one branch.
 
@@ -190,6 +192,9 @@ def one_prefix(sizes: Sequence[int], config: LensConfig) -> int:
 def joined(codes: Sequence[Tensor | None]) -> Tensor | None:
     """The codes of every invoke in one tensor; all must have them, of one length, or none."""
     given = [part for part in codes if part is not None]
+    for part in given:
+        if not isinstance(part, Tensor) or part.ndim != 3:
+            raise InputTypeError(f"codes={shown(part)}: expected a tensor 'row codebook frame'.")
     if not given:
         return None
     if len(given) != len(codes) or len({part.shape[-1] for part in given}) > 1:

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from analysis.attention.weights import caches, checked
 from analysis.statistics import Means, means
+from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
 from audiolens.tokens import named_once
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class TextAttention:
     """Attention from steps to the text's tokens.
@@ -128,13 +130,15 @@ class TextAttention:
         layer, head = np.unravel_index(far.argmax(), far.shape)
         weights = self.weights[layer, head].mean(axis=1)
         tops = [_plain(tokens[int(np.nanargmax(w))]) for tokens, w in zip(self.tokens, weights, strict=True)]
+        few = "; too few prompts to test: one has no interval" if len(set(self.prompts)) < 2 else ""
         top = max(tops, key=tops.count)  # of words as frequent, the first row's
         return (
             f"TextAttention({len(self.prompts)} rows; most selective: block {self.layers[layer]} head "
-            f"{self.heads[head]}, {far[layer, head]:.2f} nats from uniform, most often on {top!r})"
+            f"{self.heads[head]}, {far[layer, head]:.2f} nats from uniform, most often on {top!r}{few})"
         )
 
 
+@guarded
 @named_once
 def to_text(
     lens: Any,

@@ -26,12 +26,14 @@ from analysis.attribution.result import AttributionResult, Method, Scores
 from analysis.likelihood import Window
 from analysis.site_cells import Place
 from audiolens.checks import MOST_SEED, checked_count, checked_flags
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.sites import names_once
 from audiolens.timeline import Span
 from audiolens.tokens import named_once
 
 
+@guarded
 @named_once
 def attribute(
     lens: Any,

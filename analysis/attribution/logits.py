@@ -21,6 +21,7 @@ from analysis.likelihood import Window, by_frame, checked_rows
 from analysis.statistics import N_PERMUTATIONS, Means, means
 from audiolens.cache import ActivationCache
 from audiolens.checks import checked_flags
+from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.overflow import checked_logits
 from audiolens.rows import whole_batch_size
@@ -32,6 +33,7 @@ from audiolens.weights import decoder_of
 Along = Literal["codes", "difference", "direction"]
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class DirectResult:
     """What each component adds to the logits, mean over the frames of the window.
@@ -101,6 +103,7 @@ class DirectResult:
         return f"DirectResult(along the {self.along}, {self.totals.mean():+.3g} logits in all: {'; '.join(told)})"
 
 
+@guarded
 @named_once
 def direct(
     lens: Any,

@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from audiolens.checks import checked_flags, numbers_of
 from audiolens.directions import Directions
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 
 UNITS: Mapping[str, str] = {
@@ -30,6 +31,7 @@ _VALUES = ("effect", "value", "score", "mean", "norm")
 _NOT_VALUES = {"layer", "low", "high"}
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """One number a layer, in its own unit; the ends of its intervals are NaN where there are none."""
@@ -47,6 +49,7 @@ class Evidence:
         return self.layers[int(np.nanargmax(np.abs(self.values)))]
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class LayerAttribution:
     """Several kinds of evidence over the same blocks.
@@ -102,6 +105,7 @@ def _peak(one: Evidence) -> str:
     return f"{one.name} {one.values[at]:+.3g}{ends} at block {one.peak}"
 
 
+@guarded
 def gather(*, units: Mapping[str, str] | None = None, **evidence: Any) -> LayerAttribution:
     """Put evidence over layers together.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from analysis.logit_lens.reading import checked, log_probabilities
 from audiolens import measure
+from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.generation import Generation
 from audiolens.sampling import RowStreams, checked_seeds, checked_settings
@@ -23,6 +24,7 @@ from audiolens.timeline import Real
 from audiolens.tokens import named_once
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Audible:
     """What each block would play next, everywhere in clips that went on as given.
@@ -84,6 +86,7 @@ class Audible:
         return f"Audible(codes that are the given ones, by block: {told})"
 
 
+@guarded
 @named_once
 def listen(
     lens: Any,

@@ -18,11 +18,13 @@ from torch import Tensor
 
 from analysis.likelihood import by_frame, checked_rows
 from analysis.statistics import means
+from audiolens.door import guarded
 from audiolens.overflow import checked_logits
 from audiolens.sites import checked_layers
 from audiolens.tokens import named_once
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class LogitLensResult:
     """What each block says of every code, beside the code that was given and what the last block says.
@@ -115,6 +117,7 @@ class LogitLensResult:
         }
 
 
+@guarded
 @named_once
 def read(
     lens: Any,

@@ -29,6 +29,7 @@ from analysis.patching.result import Mode, PatchingResult, checked_mode
 from analysis.patching.runs import Runs
 from analysis.patching.sound import Listening, Sound
 from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_flags
+from audiolens.door import guarded
 from audiolens.errors import ActivationOverflow, InputError
 from audiolens.passes import alone
 from audiolens.timeline import Span, codes_timeline
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 
+@guarded
 @dataclass(frozen=True)
 class LogLikelihood:
     """The metric on codes: log-probability of the clean codes in a window of the clip, summed over its frames, in nats.
@@ -48,6 +50,7 @@ class LogLikelihood:
     seconds: Span | None = None
 
 
+@guarded
 @named_once
 def patch(
     lens: AudioLens,
@@ -153,6 +156,7 @@ def patch(
     )
 
 
+@guarded
 @named_once
 def plan(
     lens: AudioLens,

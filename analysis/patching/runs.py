@@ -18,6 +18,7 @@ from analysis.patching.grid import Cell
 from audiolens import text, tokens
 from audiolens.audio import checked_codes, codes_of
 from audiolens.checks import MOST_SEED, checked_count, checked_flags, in_order
+from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError, InputTypeError, PromptError
 from audiolens.prompts import PromptSet
 from audiolens.timeline import Real, Span, Timeline, codes_timeline
@@ -30,6 +31,7 @@ N_PAIRS = 64
 """How many pairs a claim about a few nats needs at the least."""
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Pairs:
     """Matched prompts with codes: what the clean prompt played, and (`history`) what the corrupted one played.
@@ -42,6 +44,9 @@ class Pairs:
     codes: Int[Tensor, "pair codebook frame"]
     history: Int[Tensor, "pair codebook past"]
 
+    def __post_init__(self) -> None:
+        checked_kinds(self)
+
     def __len__(self) -> int:
         return len(self.clean)
 
@@ -49,6 +54,7 @@ class Pairs:
         return f"Pairs({len(self)} of {self.codes.shape[-1]} frames; first {self.clean[0]!r} | {self.corrupted[0]!r})"
 
 
+@guarded
 @named_once
 def pairs(
     lens: AudioLens,

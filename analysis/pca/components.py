@@ -25,10 +25,12 @@ from analysis.resampling import Interval, bootstrap
 from analysis.statistics import LEVEL, rank_test
 from audiolens.cache import ActivationCache
 from audiolens.checks import MOST_SEED, checked_count, numbers_of
+from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.sites import listed_layers
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class PCAResult:
     """The first principal components of every layer.
@@ -111,6 +113,7 @@ class PCAResult:
         )
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Trajectories:
     """Where the poles go over time in each layer's components.
@@ -169,6 +172,7 @@ class Trajectories:
         )
 
 
+@guarded
 def fit(
     activations: ActivationCache | np.ndarray,
     labels: Sequence[str],
@@ -227,6 +231,7 @@ def fit(
     )
 
 
+@guarded
 def trajectories(
     activations: ActivationCache | np.ndarray,
     labels: Sequence[str],
@@ -364,7 +369,7 @@ def _silhouette(scores: Float[np.ndarray, "row component"], names: tuple[str, ..
 
 
 def _checked_dimensions(result: PCAResult, dimensions: int) -> int:
-    if dimensions not in (2, 3) or dimensions > max(result.scores.shape[2], 2):
+    if checked_count("dimensions", dimensions, 2, 3) > max(result.scores.shape[2], 2):
         raise InputError(f"dimensions={dimensions}: expected 2, or 3 with n_components of at least 3.")
     return dimensions
 

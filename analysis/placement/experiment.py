@@ -22,6 +22,7 @@ from analysis.placement.shifts import Candidate, asked_in_words, candidates, che
 from audiolens import prompts as prompt_sets
 from audiolens.checks import checked_count, checked_flags, in_order
 from audiolens.directions import Directions, difference_in_means
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.prompts import PromptSet
 from audiolens.steering import Strategy
@@ -35,6 +36,7 @@ READ_PROMPTS = 48
 READ_SECONDS = 2.0
 
 
+@guarded
 @named_once
 def place(
     lens: AudioLens,

@@ -14,6 +14,7 @@ from analysis.layer_attribution import Evidence, LayerAttribution
 from analysis.placement.shifts import Candidate, Shifts, place_name
 from analysis.resampling import interval_of, resampled
 from audiolens.directions import Directions
+from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.prompts import PromptSet
 from audiolens.steering import Strategy
@@ -23,6 +24,7 @@ AS_GOOD = 0.995
 """Places that reach this share of the best are taken as equally good: the simplest of them is chosen."""
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Placement:
     """Where a concept's direction is to be applied: `al.steer(placement.directions, **placement.where, strength=...)`.

@@ -22,6 +22,7 @@ from analysis.probing.result import ProbeResult
 from audiolens import provenance
 from audiolens.cache import ActivationCache
 from audiolens.checks import MOST_JOBS, MOST_SEED, checked_amount, checked_count, checked_flags, one_or_listed
+from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.interventions import Branch
 from audiolens.provenance import Provenance
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from audiolens.lens import AudioLens
 
 
+@guarded
 @named_once
 def probe(
     lens: AudioLens | None,

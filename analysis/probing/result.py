@@ -16,6 +16,7 @@ from analysis.probing.probes import Probe, Scored, balanced_accuracy, least_p, t
 from analysis.resampling import bootstrap
 from analysis.statistics import LEVEL, rank_test
 from audiolens.directions import Directions
+from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.provenance import Provenance
 
@@ -24,6 +25,7 @@ UNGROUPED = "rows without prompts or groups=, each counted as independent"
 """What a result says where rows of one prompt or piece may stand on both sides of a split."""
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class ProbeResult:
     """What probes read at each place, beside shuffled labels and beside the sound itself.

@@ -18,9 +18,10 @@ import torch
 from scipy.stats import spearmanr
 
 from audiolens import measure
-from audiolens.checks import checked_flags
+from audiolens.checks import checked_amount, checked_count, checked_flags, listed, shown
 from audiolens.directions import Directions, read_poles
-from audiolens.errors import InputError
+from audiolens.door import guarded
+from audiolens.errors import InputError, InputTypeError
 from audiolens.interventions import Branch, checked_branch
 from audiolens.prompts import PromptSet
 from audiolens.reading import PoleReader, Position
@@ -33,6 +34,7 @@ POSITIONS: tuple[Position, ...] = ("mean", "first", "last")
 BRANCHES: tuple[Branch, ...] = ("cond", "null", "both")
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Readings:
     """The directions that each position and branch of reading gives, side by side.
@@ -88,6 +90,7 @@ class Readings:
         return f"Readings({self.concept} on {self.model!r}: {alike}{onsets})"
 
 
+@guarded
 @named_once
 def compare(
     lens: AudioLens,
@@ -113,8 +116,17 @@ def compare(
             is refused before the clips are made.
     """
     checked_flags(progress=progress)
+    if not isinstance(sets, PromptSet):
+        raise InputTypeError(
+            f"sets={shown(sets)}: expected a PromptSet, as audiolens.prompts.load gives."
+        )
+    positions, branches = listed("positions", positions), listed("branches", branches)
     if not positions or not branches:
-        raise InputError(f"positions={list(positions)}, branches={list(branches)}: give at least one of each.")
+        raise InputError(f"positions={positions}, branches={branches}: give at least one of each.")
+    if prompts is not None:
+        prompts = checked_count("prompts", prompts)
+    batch_size = checked_count("batch_size", batch_size)
+    guidance_scale = checked_amount("guidance_scale", guidance_scale)
     poles = [list(side[:prompts]) for side in (sets.positive, sets.negative)]
 
     def reader(position: Position, branch: Branch, codes: Any = None, bar: bool = False) -> PoleReader:
@@ -150,6 +162,7 @@ def compare(
     )
 
 
+@guarded
 def within_poles(
     projections: np.ndarray,
     rates: np.ndarray,

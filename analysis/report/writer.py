@@ -19,6 +19,7 @@ from analysis.spreadsheets import csv_of
 from analysis.study import stages, where
 from analysis.sweep import BASELINE
 from audiolens import soundfiles
+from audiolens.door import guarded
 from audiolens.integrity import sealed_json
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Sound:
         return f"{self.pair}_{_slug(self.prompt)}_seed{self.seed}_{_slug(label)}.wav"
 
 
+@guarded
 def write(study: Study, folder: Path, *, command: str = "") -> None:
     """Fill an empty folder with everything a study found."""
     for name in ("audio", "figures", "tables"):

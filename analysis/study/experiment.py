@@ -29,8 +29,9 @@ from analysis.study.settings import Settings
 from analysis.study.stages import Stages
 from analysis.study.where import Where
 from analysis.sweep.response import MEASURED
-from audiolens.checks import checked_flags
+from audiolens.checks import checked_flags, checked_text
 from audiolens.directions import Directions
+from audiolens.door import guarded
 from audiolens.errors import InputError, nearest, shortened
 from audiolens.files import aside
 from audiolens.prompts import PromptSet, concepts, load
@@ -47,6 +48,7 @@ WORDS: Mapping[str, tuple[str, str]] = {
 }
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Study:
     """What a study found.
@@ -116,6 +118,7 @@ class Study:
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False, command: str = "") -> Path:
         """Write tables, figures, sound, directions and the page; see `analysis.report`."""
         checked_flags(overwrite=overwrite)
+        checked_text("command", command)
         from analysis import folder as folders
         from analysis import report
 
@@ -140,6 +143,7 @@ class Study:
         return f"Study({self.concept} on {self.model!r}: {self.finding})"
 
 
+@guarded
 def prompts_of(concept: str | PromptSet, lens: AudioLens | None = None, settings: Settings | None = None) -> PromptSet:
     """The prompts of a concept that can be studied, with a lens in the words that it reads (`prompts.load`).
 
@@ -160,6 +164,7 @@ def prompts_of(concept: str | PromptSet, lens: AudioLens | None = None, settings
     return sets
 
 
+@guarded
 @named_once
 def run(
     lens: AudioLens,
@@ -194,6 +199,7 @@ def run(
         StoppedError: for a disk that is full or a process that died; what is finished is kept.
     """
     checked_flags(overwrite=overwrite, progress=progress)
+    checked_text("command", command)
     chosen = settings or Settings()
     sets = prompts_of(concept, lens, chosen)
     chosen.check(lens, sets)

@@ -12,6 +12,7 @@ from analysis import sweep
 from analysis.sweep.response import MEASURED, is_ratio
 from audiolens import measure, text
 from audiolens.checks import checked_count, checked_flags
+from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError, nearest
 from audiolens.interventions import Branch
 from audiolens.measure import beats
@@ -43,6 +44,7 @@ FEWEST_PROMPTS = 2
 """Prompts of either pole: of one there is no spread, so that nothing says whether the poles lie apart."""
 
 
+@guarded
 @dataclass(frozen=True)
 class Settings:
     """How much of everything. The defaults take under five minutes on two cores with the bundled model.
@@ -194,6 +196,7 @@ class Settings:
             raise InputError(f"doses={self.doses}: expected finite numbers above 0, 1.0 among them.")
         if self.place_by not in ("evidence", "scan"):
             raise InputError(f"place_by={self.place_by!r}: expected 'evidence' or 'scan'.")
+        checked_kinds(self)
 
     def blocks(self, n_layers: int) -> list[int]:
         """The blocks that are scanned."""

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 from analysis.listening import Heard, Listener
 from analysis.sweep.conditions import BASELINE, Condition, Plan, merge
 from audiolens import text
+from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.generation import Generation
 from audiolens.sampling import checked_seeds, checked_settings
@@ -120,6 +121,7 @@ def heard_batches(
         raise
 
 
+@guarded
 def clips_per_second(lens: AudioLens, prompt: str, seconds: float, batch_size: int = 64) -> float:
     """How fast this machine generates, from one short batch: for estimates shown before a sweep."""
     short = min(1.0, seconds)

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from analysis.statistics import effect, rank_test
 from analysis.sweep.conditions import BASELINE
 from audiolens import measure
+from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
 
 MEASURED: Mapping[str, str] = {
@@ -42,6 +43,7 @@ def unit_of_change(measured: str) -> str:
     return {"dBFS": "dB"}.get(unit := measure.UNITS.get(measured, ""), unit)
 
 
+@guarded
 def effects(table: pd.DataFrame, measured: str, n_bootstrap: int = 1000, further: Sequence[str] = ()) -> pd.DataFrame:
     """The effect of every condition on a measure, beside the baseline clips of the same prompt and seed.
 

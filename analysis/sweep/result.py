@@ -19,9 +19,11 @@ from analysis.sweep.batches import Batches
 from analysis.sweep.conditions import BASELINE
 from analysis.sweep.dose import CrossEffects, DoseResponse
 from analysis.sweep.tradeoff import Front, LayerMap, Limits, Strategies
+from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class SweepResult:
     """One row per clip with everything measured.

@@ -17,9 +17,12 @@ from jaxtyping import Bool, Float
 from analysis.statistics import MOST_FAILED
 from analysis.sweep.dose import DoseResponse, change, place_of, spoken
 from analysis.sweep.factorial import PLACE
+from audiolens.checks import checked_amount, checked_text
+from audiolens.door import guarded
 from audiolens.errors import InputError
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class LayerMap:
     """The effect at every layer and strength of one strategy.
@@ -71,6 +74,7 @@ class LayerMap:
         return f"LayerMap({self.concept} on {self.measured}, {self.strategy}: from {told[0]}, to {told[1]})"
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Limits:
     """How strongly each place may be steered within a bound of loss.
@@ -113,6 +117,7 @@ class Limits:
         return f"Limits({self.concept}, {self.loss} at most {self.bound:g}: best {' and '.join(told)})"
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Strategies:
     """What each strategy reaches within a bound of loss, towards either pole: the rows of `Limits` that reach furthest.
@@ -148,6 +153,7 @@ class Strategies:
         return f"Strategies({self.concept} on {self.measured}, {self.loss} at most {self.bound:g}: {'; '.join(told)})"
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Front:
     """Every steered condition by what it gains (the effect towards its own pole) and what it loses.
@@ -185,6 +191,7 @@ class Front:
         return f"Front({self.concept} on {self.measured}: {len(best)} of {len(self.table)} conditions; furthest {told})"
 
 
+@guarded
 def layer_map(dose: DoseResponse, strategy: str | None = None, branch: str | None = None) -> LayerMap:
     """The layer x strength map of one strategy that was swept over layers (default: the first).
 
@@ -193,6 +200,8 @@ def layer_map(dose: DoseResponse, strategy: str | None = None, branch: str | Non
     """
     mine = dose.steered[dose.steered["layer"].notna()]
     for name, value in (("strategy", strategy), ("branch", branch)):
+        if value is not None:
+            checked_text(name, value)
         mine = mine[mine[name] == (mine[name].iloc[0] if value is None and len(mine) else value)]
     if not len(mine):
         known = dose.steered.loc[dose.steered["layer"].notna(), "strategy"].unique()
@@ -211,6 +220,7 @@ def layer_map(dose: DoseResponse, strategy: str | None = None, branch: str | Non
     return LayerMap(dose.concept, dose.measured, first["strategy"], first["branch"], layers, strengths, *grids)
 
 
+@guarded
 def limits(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "failed") -> Limits:
     """The largest strength of either sign within a bound of loss, at every place."""
     steered = _with_loss(dose, loss)
@@ -225,6 +235,7 @@ def limits(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "failed")
     return Limits(dose.concept, dose.measured, loss, bound, pd.DataFrame(rows))
 
 
+@guarded
 def strategies(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "failed") -> Strategies:
     """What each strategy (and branch) reaches towards either pole within a bound of loss, at its best layer.
 
@@ -247,6 +258,7 @@ def strategies(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "fail
     return Strategies(dose.concept, dose.measured, loss, bound, pd.DataFrame(rows))
 
 
+@guarded
 def front(dose: DoseResponse, loss: str = "failed") -> Front:
     """Which conditions cannot be bettered in both gain and loss."""
     steered = _with_loss(dose, loss)
@@ -277,6 +289,7 @@ def _rising(steered: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 def _within(rising: pd.DataFrame, bound: float, loss: str) -> pd.Series:
     """Which rows, and all weaker ones, lose no more than the bound."""
+    bound = checked_amount("bound", bound)
     return rising[loss].fillna(np.inf).cummax() <= bound
 
 

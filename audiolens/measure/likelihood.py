@@ -19,6 +19,7 @@ from torch import Tensor
 
 from audiolens import text
 from audiolens.audio import checked_codes
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.measure.failure import SAMPLING
 from audiolens.overflow import checked_logits
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from audiolens.text import Prompt
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Drift:
     """How far clips drifted from the unsteered model; `drift` returns it.
@@ -105,6 +107,7 @@ class Drift:
         )
 
 
+@guarded
 @named_once
 def drift(
     lens: AudioLens,
@@ -162,6 +165,7 @@ def drift(
     )
 
 
+@guarded
 @named_once
 def code_nats(
     lens: AudioLens,

@@ -6,7 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from audiolens.door import guarded
 
+
+@guarded
 @dataclass(frozen=True)
 class Balance:
     """How far length or a single word gives a prompt's pole away.

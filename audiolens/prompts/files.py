@@ -15,6 +15,7 @@ from typing import Any
 
 from audiolens import tokens
 from audiolens.bounded_files import csv_rows, json_of, read_text, toml_of
+from audiolens.door import guarded
 from audiolens.errors import AudioLensWarning, InputError, PromptError, nearest, shortened
 from audiolens.prompts.sets import PromptSet
 
@@ -24,6 +25,7 @@ _KEYS = (
 )  # fmt: skip
 
 
+@guarded
 def concepts(vocabulary: str = "etude") -> tuple[str, ...]:
     """The concepts that have a bundled set in a vocabulary."""
     folder = _folder(vocabulary)
@@ -31,6 +33,7 @@ def concepts(vocabulary: str = "etude") -> tuple[str, ...]:
     return tuple(sorted(name for name in found if name != _NEUTRAL))
 
 
+@guarded
 def load(concept: str, vocabulary: str | None = None, *, lens: Any = None) -> PromptSet:
     """The bundled set of a concept.
 
@@ -55,6 +58,7 @@ def load(concept: str, vocabulary: str | None = None, *, lens: Any = None) -> Pr
     return PromptSet(**{**neutral, **poles}, vocabulary=vocabulary)
 
 
+@guarded
 def from_file(
     path: str | os.PathLike[str],
     *,
@@ -81,6 +85,7 @@ def from_file(
     return _checked(path, {**fields, **{key: value for key, value in given.items() if value is not None}})
 
 
+@guarded
 def from_files(
     positive: str | os.PathLike[str],
     negative: str | os.PathLike[str],

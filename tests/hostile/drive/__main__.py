@@ -29,13 +29,14 @@ def main() -> int:
     todo = [trial for trial in trials(world, asked.seed) if asked.only in trial.name.path][: asked.calls]
     guard = judged.Guard(world.lens, PROMPTS[:1], world.codes[:1])
     counts: Counter[str] = Counter()
+    spent: Counter[str] = Counter()
     for name in public:
         if needed := lacking(world, name):
-            found.append((f"{name.path}()", judged.Outcome("no valid call", f"needs {needed}")))
+            note(found, f"{name.path}()", judged.Outcome("no valid call", f"needs {needed}"))
             continue
         came = judged.outcome(lambda name=name: perform(world, name, baseline(world, name)))
         if came.kind != "worked":
-            found.append((f"{name.path}()", judged.Outcome(f"valid call: {came.kind}", came.told, came.where)))
+            note(found, f"{name.path}()", judged.Outcome(f"valid call: {came.kind}", came.told, came.where))
     print(f"{len(public)} public names, each by a valid call; then {len(todo)} wrong calls", flush=True)
     judged.bound_memory()
     start = time.monotonic()
@@ -48,19 +49,24 @@ def main() -> int:
             came = judged.Outcome(broken, came.told, came.where)
             guard = judged.Guard(world.lens, PROMPTS[:1], world.codes[:1])
         counts[came.kind] += 1
+        spent[trial.name.path] += came.seconds
         if not came.fine:
-            found.append((str(trial), came))
-    for trial, came in found:
-        print(f"{came.kind}: {trial} at {came.where}: {came.told[:200]!r}")
+            note(found, str(trial), came)
     seconds = time.monotonic() - start
     print(f"{sum(counts.values())} calls in {seconds:.0f} s: {dict(counts.most_common())}; {len(found)} went wrong")
+    print("slowest:", ", ".join(f"{path} {taken:.0f} s" for path, taken in spent.most_common(12)))
     if asked.report:
         asked.report.write_text(json.dumps([[trial, vars(came)] for trial, came in found], indent=1))
     return int(bool(found))
 
 
+def note(found: list[tuple[str, judged.Outcome]], call: str, came: judged.Outcome) -> None:
+    found.append((call, came))
+    print(f"{came.kind}: {call} at {came.where}: {came.told[:200]!r}", flush=True)
+
+
 def one(world: World, trial: Trial) -> judged.Outcome:
-    faulthandler.dump_traceback_later(120, exit=True)
+    faulthandler.dump_traceback_later(60, exit=True)
     try:
         arguments = arguments_of(world, trial)
         return judged.outcome(

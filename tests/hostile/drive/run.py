@@ -104,28 +104,36 @@ def lacking(world: World, name: Name) -> list[str]:
 
 
 def trials(world: World, seed: int) -> list[Trial]:
-    """Every call, in an order drawn from the seed; those of classes that are only made by results come late."""
-    pool = [*values.POOL, *world.strangers]
-    found, late = [], []
+    """Every call, in an order drawn from the seed in which the names take turns, so that any part has calls of all.
+
+    Results that are never made by hand, and calls of seconds, have a few turns only.
+    """
+    pool, draw = [*values.POOL, *world.strangers], random.Random(seed)
+    turns: list[tuple[int, float, Trial]] = []
     for name in driven():
-        for argument in parameters(name):
-            own = [Trial(name, argument, value) for value in [*pool, MISSING]]
-            result = name.kind == "class" and name.path not in ARGUMENTS and not name.path.startswith(AT_HAND)
-            (late if result else found).extend(own)
+        own = [Trial(name, argument, value) for argument in parameters(name) for value in [*pool, MISSING]]
+        draw.shuffle(own)
         if name.kind != "property":
-            found.append(Trial(name, "no_such_argument", UNKNOWN))
-    draw = random.Random(seed)
-    draw.shuffle(found)
-    draw.shuffle(late)
-    return [*found, *late]
+            own.insert(0, Trial(name, "no_such_argument", UNKNOWN))
+        result = name.kind == "class" and name.path not in AT_HAND
+        most = FEW if result or name.path in SLOW else len(own)
+        turns.extend((turn, draw.random(), trial) for turn, trial in enumerate(own[:most]))
+    return [trial for *_, trial in sorted(turns, key=lambda one: one[:2])]
 
 
-AT_HAND = (
-    "audiolens.A", "audiolens.Clamp", "audiolens.Directions", "audiolens.Intervention", "audiolens.Replace",
-    "audiolens.Scale", "audiolens.prompts.PromptSet", "analysis.patching.Sound", "analysis.patching.LogLikelihood",
-    "analysis.probing.Dataset", "analysis.study.Settings", "analysis.sweep.Condition", "analysis.patching.Pairs",
-)  # fmt: skip
-"""Classes that users make by hand."""
+FEW = 12
+SLOW = {
+    "analysis.report.write", "analysis.study.Study.save", "analysis.study.Study.figure", "analysis.study.load_folder",
+    "analysis.study.redraw", "analysis.study.run", "analysis.sweep.run", "audiolens.AudioLens", "analysis.sweep.play",
+    "audiolens.AudioLens.from_pretrained", "analysis.readings.compare", "analysis.probing.Dataset.from_synth",
+}  # fmt: skip
+AT_HAND = {
+    "analysis.patching.LogLikelihood", "analysis.patching.Pairs", "analysis.patching.Sound", "analysis.probing.Dataset",
+    "analysis.study.Settings", "analysis.sweep.Condition", "audiolens.Ablate", "audiolens.ActivationCache",
+    "audiolens.Add", "audiolens.Apply", "audiolens.AudioLens", "audiolens.Clamp", "audiolens.Directions",
+    "audiolens.Intervention", "audiolens.Replace", "audiolens.Scale", "audiolens.prompts.PromptSet",
+}  # fmt: skip
+"""Classes that users make by hand; other results are made by what gives them."""
 
 
 def perform(world: World, name: Name, arguments: dict[str, Any]) -> None:
@@ -140,7 +148,7 @@ def perform(world: World, name: Name, arguments: dict[str, Any]) -> None:
         made = list(islice(made, 50))
     if name.kind == "class":
         used(world, name, made)
-    elif "plot" not in name.path and "figure" not in name.path:
+    elif type(made).__module__.startswith(("audiolens", "analysis")):
         repr(made)
 
 
@@ -163,7 +171,7 @@ def used(world: World, name: Name, made: Any) -> None:
     if name.path == "audiolens.Directions":
         made.to_frame()
         al.steer(made, layer=1)
-    if name.path.startswith(AT_HAND) and not name.path.startswith("audiolens.A"):
+    if name.path in AT_HAND and name.path != "audiolens.ActivationCache":
         repr(made)
 
 
