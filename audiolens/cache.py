@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from audiolens.arrays import AsArray
-from audiolens.checks import whole_number
+from audiolens.checks import shown, whole_number
 from audiolens.decomposition import Components, Readout, Stream, accumulate, decompose, logit_lens
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
@@ -347,7 +347,7 @@ class ActivationCache(AsArray):
                 return f"blocks.{whole_number(key[1])}.{_hook(key[0])}"
             return _hook(key)
         except TypeError:
-            raise InputTypeError(f"{key!r}: expected a site name or a (site, layer) pair.") from None
+            raise InputTypeError(f"{shown(key)}: expected a site name or a (site, layer) pair.") from None
 
     def _weights(self) -> str:
         """The hash of the model's weights, or nothing where it is not known."""
@@ -420,7 +420,7 @@ def _chosen(sites: object, names: Iterable[str], path: object) -> list[str]:
 def _hook(site: object) -> str:
     """The full hook name of a short one: "resid_post" and "attn.z" gain their "hook_"."""
     if not isinstance(site, str):
-        raise InputTypeError(f"site {site!r}: expected a name such as 'resid_post' or 'blocks.3.hook_resid_post'.")
+        raise InputTypeError(f"site {shown(site)}: expected a name such as 'resid_post' or 'blocks.3.hook_resid_post'.")
     group, _, leaf = site.rpartition(".")
     leaf = leaf if leaf.startswith("hook_") else f"hook_{leaf}"
     return f"{group}.{leaf}" if group else leaf

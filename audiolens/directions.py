@@ -57,6 +57,9 @@ class Directions(AsArray):
     def __post_init__(self) -> None:
         if not isinstance(self.meta, Provenance):
             raise InputTypeError(f"meta={shown(self.meta)}: expected a Provenance, such as the meta of directions.")
+        for name, value, kind in (("evidence", self.evidence, Evidence), ("samples", self.samples, Samples)):
+            if value is not None and not isinstance(value, kind):
+                raise InputTypeError(f"{name}={shown(value)}: expected {kind.__name__}, or None.")
         object.__setattr__(self, "layers", tuple(listed_layers(self.layers)))
         for name in ("vectors", "residual_norms"):
             object.__setattr__(self, name, getattr(self, name).detach().to("cpu", torch.float32))

@@ -5,6 +5,7 @@ or pandas is compared with the annotations: an argument that does not fit its ow
 fit, the error is left as it is.
 """
 
+import errno
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 
 from audiolens.checks import shown
 from audiolens.errors import AudioLensError, InputError, InputTypeError
-from audiolens.kinds import refusal, resolved
+from audiolens.kinds import fits, refusal, resolved, told
 
 T = TypeVar("T")
 OPERATORS = (
@@ -27,6 +28,7 @@ MOST_VALUES = 2**32
 """Of an array: a view of one value can claim any number."""
 MOST_VALUES_READ = 1_000_000
 """Of an iterator, which may be without end, and of a range."""
+_NO_PLACE = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.EACCES, errno.EPERM)
 _SMALL = (str, int, float, bool, type(None), list, tuple, dict)
 _MARK = "__guarded__"
 
@@ -86,6 +88,7 @@ def raise_named(function: Callable[..., Any], args: Any, kwargs: Any, error: Exc
 
     Raises:
         InputTypeError: naming it.
+        InputError: naming the path, where all fit and the system knows no such place.
     """
     for name, hint, value in _arguments(function, args, kwargs):
         try:
@@ -94,6 +97,8 @@ def raise_named(function: Callable[..., Any], args: Any, kwargs: Any, error: Exc
             reason = f"{name}={shown(value)}: cannot be read."
         if reason is not None:
             raise InputTypeError(reason) from error
+    if isinstance(error, OSError) and error.errno in _NO_PLACE and error.filename is not None:
+        raise InputError(f"{shown(str(error.filename))}: {error.strerror}.") from error
 
 
 def checked_kinds(made: Any) -> None:
@@ -104,9 +109,9 @@ def checked_kinds(made: Any) -> None:
     """
     for field in fields(made):
         module = vars(sys.modules[type(made).__module__])
-        reason = refusal(field.name, resolved(field.type, module), getattr(made, field.name))
-        if reason is not None:
-            raise InputTypeError(reason)
+        hint, value = resolved(field.type, module), getattr(made, field.name)
+        if not fits(hint, value):
+            raise InputTypeError(f"{field.name}={shown(value)}: expected {told(hint)}.")
 
 
 def _arguments(function: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[tuple[str, Any, Any]]:

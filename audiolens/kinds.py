@@ -99,20 +99,17 @@ def _fits_plain(hint: type, value: Any) -> bool:
     if hint is str:
         return isinstance(value, str) and _encodes(value)
     try:
-        if hint is int:
-            return abs(whole_number(value)) <= _LARGEST
-        number = real_number(value)
+        whole_number(value) if hint is int else real_number(value)
     except (TypeError, ValueError, RuntimeError):
         return False
-    return math.isfinite(number) and abs(number) < _LARGEST_REAL
+    return True
 
 
 def _encodes(text: str) -> bool:
     try:
-        text.encode()
+        return b"\0" not in text.encode()
     except UnicodeEncodeError:
         return False
-    return True
 
 
 def _fits_generic(origin: Any, inner: tuple[Any, ...], value: Any) -> bool:
@@ -210,4 +207,25 @@ def told(hint: Any) -> str:
 
 def refusal(name: str, hint: Any, value: Any) -> str | None:
     """Why `value` cannot be `name`; `None` if it is of the kind that `hint` names."""
-    return None if fits(hint, value) else f"{name}={shown(value)}: expected {told(hint)}."
+    if not fits(hint, value):
+        return f"{name}={shown(value)}: expected {told(hint)}."
+    if any(map(_beyond, value if isinstance(value, tuple | list) else [value])):
+        return f"{name}={shown(value)}: expected finite numbers of ordinary size."
+    if isinstance(value, int | list | tuple | dict | set) and not _can_be_said(value):
+        return f"{name}={shown(value)}: nested too deeply, or too large."
+    return None
+
+
+def _beyond(value: Any) -> bool:
+    """Whether a number is one with which nothing can be computed."""
+    if isinstance(value, int):
+        return abs(value) > _LARGEST
+    return isinstance(value, float | np.floating) and not (math.isfinite(value) and abs(value) < _LARGEST_REAL)
+
+
+def _can_be_said(value: Any) -> bool:
+    try:
+        repr(value)
+    except (RecursionError, ValueError):
+        return False
+    return True

@@ -171,7 +171,10 @@ class SiteValue:
 
 def running(what: str) -> RowBatcher:
     """The batcher of the run that is running, inside a trace; `what` is asked of it."""
-    return Mediator.current(what).interleaver.batcher
+    try:
+        return Mediator.current(what).interleaver.batcher
+    except ValueError as error:
+        raise InputError(f"{what} is read inside a trace, in the block of its prompts ({error}).") from error
 
 
 def position(model: Model, family: Family) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from analysis.attention.weights import caches, checked
 from analysis.statistics import Means, means
+from audiolens.checks import checked_text, listed
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
 from audiolens.tokens import named_once
@@ -48,7 +49,9 @@ class TextAttention:
         Raises:
             InputError: if no row holds it.
         """
-        wanted = {word} if isinstance(word, str) else set(word)
+        wanted = {word} if isinstance(word, str) else {checked_text("word", one) for one in listed("word", word)}
+        if not wanted:
+            raise InputError("word=[]: give at least one.")
         here = [[_plain(token) in wanted for token in tokens] for tokens in self.tokens]
         if not any(map(any, here)):
             known = {_plain(token) for tokens in self.tokens for token in tokens}

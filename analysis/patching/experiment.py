@@ -32,7 +32,7 @@ from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_f
 from audiolens.door import guarded
 from audiolens.errors import ActivationOverflow, InputError
 from audiolens.passes import alone
-from audiolens.timeline import Span, codes_timeline
+from audiolens.timeline import Span, checked_span, codes_timeline
 from audiolens.tokens import named_once
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ class LogLikelihood:
     """
 
     seconds: Span | None = None
+
+    def __post_init__(self) -> None:
+        if self.seconds is not None:
+            checked_span(self.seconds)
 
 
 @guarded

@@ -14,7 +14,7 @@ from analysis.layer_attribution import Evidence, LayerAttribution
 from analysis.placement.shifts import Candidate, Shifts, place_name
 from analysis.resampling import interval_of, resampled
 from audiolens.directions import Directions
-from audiolens.door import guarded
+from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError
 from audiolens.prompts import PromptSet
 from audiolens.steering import Strategy
@@ -133,7 +133,9 @@ class Placement:
 
     def with_more(self, row_steps: int, **found: Any) -> Placement:
         """The same with what was found out at the chosen place, and its cost."""
-        return replace(self, row_steps=self.row_steps + row_steps, **found)
+        made = replace(self, row_steps=self.row_steps + row_steps, **found)
+        checked_kinds(made)
+        return made
 
     def to_frame(self) -> pd.DataFrame:
         """`candidates`, with `chosen`, and what the other evidence says of each one's layer."""

@@ -245,7 +245,7 @@ class Dataset:
 
         checked_count("n", n, 2)
         checked_count("seed", seed, 0, MOST_SEED)
-        checked_amount("seconds", seconds, above=0)
+        seconds = checked_amount("seconds", seconds, above=0)
         if task not in get_args(Task):
             raise InputError(f"task={task!r}: expected {' or '.join(map(repr, get_args(Task)))}.")
         chosen, labels = _drawn(concept, n, task, seed)

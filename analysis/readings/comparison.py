@@ -117,9 +117,7 @@ def compare(
     """
     checked_flags(progress=progress)
     if not isinstance(sets, PromptSet):
-        raise InputTypeError(
-            f"sets={shown(sets)}: expected a PromptSet, as audiolens.prompts.load gives."
-        )
+        raise InputTypeError(f"sets={shown(sets)}: expected a PromptSet, as audiolens.prompts.load gives.")
     positions, branches = listed("positions", positions), listed("branches", branches)
     if not positions or not branches:
         raise InputError(f"positions={positions}, branches={branches}: give at least one of each.")

@@ -19,6 +19,7 @@ from analysis.spreadsheets import csv_of
 from analysis.study import stages, where
 from analysis.sweep import BASELINE
 from audiolens import soundfiles
+from audiolens.checks import checked_text
 from audiolens.door import guarded
 from audiolens.integrity import sealed_json
 
@@ -46,6 +47,7 @@ class Sound:
 @guarded
 def write(study: Study, folder: Path, *, command: str = "") -> None:
     """Fill an empty folder with everything a study found."""
+    checked_text("command", command)
     for name in ("audio", "figures", "tables"):
         (folder / name).mkdir()
     kept = sounds(study)

@@ -3,6 +3,7 @@
 import argparse
 import faulthandler
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -24,9 +25,14 @@ def main() -> int:
     parser.add_argument("--only", default="", help="names that contain this")
     parser.add_argument("--report", type=Path, help="a JSON file of all that went wrong")
     asked = parser.parse_args()
+    if asked.report:
+        asked.report = asked.report.resolve()
     world, found = World(), []
     public = [name for name in driven() if asked.only in name.path]
     todo = [trial for trial in trials(world, asked.seed) if asked.only in trial.name.path][: asked.calls]
+    # Some names of files are taken as such: what is written then is written here.
+    (world.folder / "here" / "now").mkdir(parents=True)
+    os.chdir(world.folder / "here" / "now")
     guard = judged.Guard(world.lens, PROMPTS[:1], world.codes[:1])
     counts: Counter[str] = Counter()
     spent: Counter[str] = Counter()
@@ -66,7 +72,7 @@ def note(found: list[tuple[str, judged.Outcome]], call: str, came: judged.Outcom
 
 
 def one(world: World, trial: Trial) -> judged.Outcome:
-    faulthandler.dump_traceback_later(60, exit=True)
+    faulthandler.dump_traceback_later(180, exit=True)
     try:
         arguments = arguments_of(world, trial)
         return judged.outcome(

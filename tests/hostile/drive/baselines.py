@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import audiolens as al
-from analysis import patching, probing, statistics, study, sweep
+from analysis import patching, statistics, sweep
 from hostile.drive.world import PROMPTS, RATE, World
 
 Arguments = Callable[[World], dict[str, Any]]
@@ -99,10 +99,6 @@ def _read(w: World) -> dict[str, Any]:
     return {"lens": w.lens, "prompts": PROMPTS[:2], "codes": w.codes[:2]}
 
 
-def _changed(w: World) -> dict[str, Any]:
-    return {"value": torch.ones(1, 2, 48), "amount": torch.tensor(1.0)}
-
-
 VECTOR = torch.ones(48)
 VALUES = np.arange(12.0)
 DOSE = {"concept": "tempo", "n_bootstrap": 5}
@@ -157,11 +153,6 @@ ARGUMENTS: dict[str, Arguments] = {
     "audiolens.Directions.save": lambda w: {"path": w.folder / "d.safetensors"},
     "audiolens.Directions.shuffled": lambda w: {"seed": 0},
     "audiolens.Generation.save": lambda w: {"folder": w.place()},
-    "audiolens.Ablate.change": lambda w: {**_changed(w), "parts": {"direction": VECTOR}},
-    "audiolens.Add.change": lambda w: {**_changed(w), "parts": {"vector": VECTOR}},
-    "audiolens.Clamp.change": lambda w: {**_changed(w), "parts": {"direction": VECTOR, "value": torch.tensor(1.0)}},
-    "audiolens.Replace.change": lambda w: {**_changed(w), "parts": {"values": VECTOR}},
-    "audiolens.Scale.change": lambda w: {**_changed(w), "parts": {"factor": torch.tensor(1.0)}},
     "audiolens.difference_in_means": lambda w: {
         "lens": w.lens, "positive": ["fast"], "negative": ["slow"], "seconds": 0.2, "progress": False,
     },
@@ -312,11 +303,13 @@ ARGUMENTS: dict[str, Arguments] = {
     f"{ANALYSIS}.sweep.run": lambda w: {"lens": w.lens, "directions": w.directions, **w.sweeping},
 }  # fmt: skip
 for _name in (
-    "tempo tempo_ambiguity tempo_candidates tempo_octave onset_rate pulse_clarity brightness rolloff loudness pitch "
-    "pitch_class mode"
-).split():
+    "tempo", "tempo_ambiguity", "tempo_candidates", "tempo_octave", "onset_rate", "pulse_clarity", "brightness",
+    "rolloff", "loudness", "pitch", "pitch_class", "mode",
+):  # fmt: skip
     ARGUMENTS[f"audiolens.measure.{_name}"] = lambda w: {"audio": w.audio[0], "sample_rate": RATE}
-ON_PLANTED = {"effects", "front", "limits", "strategies", "layer_map", "cross_effects", "dose_response", "plot", "figure"}
+ON_PLANTED = {
+    "effects", "front", "limits", "strategies", "layer_map", "cross_effects", "dose_response", "plot", "figure",
+}  # fmt: skip
 """Methods of a `SweepResult` that need many clips."""
 FURTHER: dict[str, tuple[str, ...]] = {
     "audiolens.Directions.orthogonal_to": ("*others",),
@@ -338,11 +331,12 @@ EXEMPT = {
     "audiolens.ActivationCache.__array__": "refuses: a cache is no array",
     "audiolens.ActivationCache.__dlpack__": "refuses: a cache is no array",
     "audiolens.Directions.__rsub__": "refuses: nothing less directions is meant",
-    "audiolens.Intervention.change": "what each operator writes; the base class's raises NotImplementedError",
-    "audiolens.Apply.change": "inherited from the base class: `Apply` is called by its function",
+    **{
+        f"audiolens.{operator}.change": "called by a run with what it bound: written by whoever adds an operator"
+        for operator in ("Ablate", "Add", "Apply", "Clamp", "Intervention", "Replace", "Scale")
+    },
     "analysis.sweep.Clip": "an alias of tuple",
     "audiolens.tracing.SiteValue": "made by lens.site",
     "audiolens.tracing.SiteValue.value": "read inside the trace that AudioLens.trace opens here",
     "audiolens.AudioLens.position": "read inside the trace that AudioLens.trace opens here",
 }
-_ = (probing, study)

@@ -100,7 +100,8 @@ def lacking(world: World, name: Name) -> list[str]:
     """Arguments that are needed and have no valid value."""
     given = baseline(world, name) if name.kind != "property" else {}
     needed = [one for one in signature(name) if one.default is one.empty]
-    return [one.name for one in needed if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) and one.name not in given]
+    named = [one.name for one in needed if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    return [one for one in named if one not in given]
 
 
 def trials(world: World, seed: int) -> list[Trial]:

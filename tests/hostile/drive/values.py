@@ -1,5 +1,6 @@
 """What a stranger may pass where something else is expected: each made anew for its call."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
@@ -29,6 +30,12 @@ def endless() -> list[Any]:
 
 def some() -> Iterator[int]:
     yield from (0, 1)
+
+
+def quantized() -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
 
 
 def own(*_: Any, **__: Any) -> Any:
@@ -89,7 +96,7 @@ ARRAYS: dict[str, Callable[[], Any]] = {
     "tensor nan": lambda: torch.full((48,), float("nan")),
     "tensor huge": lambda: torch.full((48,), 1e38),
     "tensor vast": lambda: torch.zeros(1).expand(10**6, 10**6),
-    "tensor quantized": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    "tensor quantized": lambda: quantized(),
 }
 TEXT: dict[str, Callable[[], Any]] = {
     "''": lambda: "",
@@ -151,7 +158,7 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     "frame": lambda: pd.DataFrame({"a": [1, 2], "prompt": ["x", "y"]}),
     "empty frame": pd.DataFrame,
     "series": lambda: pd.Series([1.0, None]),
-    "missing path": lambda: Path("/no/such/place"),
+    "missing path": lambda: Path("no/such/place"),
     "folder": lambda: Path("/"),
     "device file": lambda: Path("/dev/null"),
     "list of objects": lambda: [Stranger(), Stranger()],

@@ -294,8 +294,8 @@ class World:
     def strangers(self) -> dict[str, Any]:
         """What is valid somewhere else, or of another model."""
         return {
-            "a lens": self.lens, "melody's lens": self.melody, "a cache": self.cache, "melody's directions": self.others,
-            "directions": self.directions, "clips": self.clips, "a set": self.sets, "an intervention": al.Scale(0.5),
-            "a file of bytes": self.sound, "a model": self.lens.model, "dataset": self.dataset, "settings": self.settings,
-            "a table": self.dosed.table,
+            "a lens": self.lens, "melody's lens": self.melody, "a cache": self.cache, "a set": self.sets,
+            "melody's directions": self.others, "directions": self.directions, "clips": self.clips,
+            "an intervention": al.Scale(0.5), "a file of bytes": self.sound, "a model": self.lens.model,
+            "dataset": self.dataset, "settings": self.settings, "a table": self.dosed.table,
         }  # fmt: skip
