@@ -12,7 +12,7 @@ from pathlib import Path
 import beartype  # noqa: F401 (before nnsight, which puts a method on `object` that it cannot hash)
 
 from hostile.drive import judged
-from hostile.drive.run import MISSING, UNKNOWN, Trial, arguments_of, baseline, driven, lacking, perform, trials
+from hostile.drive.run import MISSING, UNKNOWN, Trial, arguments_of, baseline, driven, lacking, perform, slow, trials
 from hostile.drive.world import PROMPTS, World
 
 READ_EVERY = 20
@@ -23,27 +23,29 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="names that contain this")
+    parser.add_argument("--quick", action="store_true", help="no valid calls first, and nothing that takes seconds")
     parser.add_argument("--report", type=Path, help="a JSON file of all that went wrong")
     asked = parser.parse_args()
     if asked.report:
         asked.report = asked.report.resolve()
     world, found = World(), []
-    public = [name for name in driven() if asked.only in name.path]
-    todo = [trial for trial in trials(world, asked.seed) if asked.only in trial.name.path][: asked.calls]
+    public = [name for name in driven() if asked.only in name.path and not (asked.quick and slow(name))]
+    todo = [trial for trial in trials(world, asked.seed) if trial.name in set(public)][: asked.calls]
     # Some names of files are taken as such: what is written then is written here.
     (world.folder / "here" / "now").mkdir(parents=True)
     os.chdir(world.folder / "here" / "now")
     guard = judged.Guard(world.lens, PROMPTS[:1], world.codes[:1])
     counts: Counter[str] = Counter()
     spent: Counter[str] = Counter()
-    for name in public:
+    for name in () if asked.quick else public:
         if needed := lacking(world, name):
             note(found, f"{name.path}()", judged.Outcome("no valid call", f"needs {needed}"))
             continue
         came = judged.outcome(lambda name=name: perform(world, name, baseline(world, name)))
         if came.kind != "worked":
             note(found, f"{name.path}()", judged.Outcome(f"valid call: {came.kind}", came.told, came.where))
-    print(f"{len(public)} public names, each by a valid call; then {len(todo)} wrong calls", flush=True)
+    first = "" if asked.quick else ", each by a valid call"
+    print(f"{len(public)} public names{first}; then {len(todo)} wrong calls", flush=True)
     judged.bound_memory()
     start = time.monotonic()
     for place, trial in enumerate(todo):
