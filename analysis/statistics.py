@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from analysis.resampling import Interval, bootstrap, checked_resampling, levels
-from audiolens.checks import checked_count, checked_flags, numbers_of, refuse_masked
+from audiolens.checks import checked_count, checked_flags, checked_seed, numbers_of, refuse_masked
 from audiolens.door import guarded
 from audiolens.errors import InputError
 
@@ -265,7 +265,7 @@ def means(
         mean = sums.sum(0) / n
         spread = np.sqrt(((sums - mean * sizes) ** 2).sum(0) * count / max(count - 1, 1)) / n
         spread[(n == 0) | (count < 2)] = np.nan
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(checked_seed(seed))
         low = high = np.full(flat.shape[1], np.nan)
         if n_bootstrap and count > 1:
             weights = rng.multinomial(count, np.full(count, 1 / count), size=n_bootstrap)
@@ -326,7 +326,7 @@ def spearman(strengths: ArrayLike, values: ArrayLike, seed: int = 0) -> Monotoni
         permutation_type="pairings",
         vectorized=True,
         n_resamples=9999,
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(checked_seed(seed)),
     )
     return Monotonicity(float(test.statistic / np.sqrt((x**2).sum() * (y**2).sum())), float(test.pvalue), len(x))
 

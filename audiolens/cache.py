@@ -115,8 +115,15 @@ class ActivationCache(AsArray):
         return sorted(place.layer for place in places if place.layer is not None and place.hook == hook)
 
     def axes_of(self, site: str, layer: int | None = None) -> tuple[str, ...]:
-        """The axes of a recorded site: ("row", "step", "d_model")."""
-        return self.axes[self._key(site if layer is None else (site, layer))]
+        """The axes of a recorded site: ("row", "step", "d_model").
+
+        Raises:
+            SiteError: if it was not recorded.
+        """
+        name = self._key(site if layer is None else (site, layer))
+        if name not in self.axes:
+            raise SiteError(f"{name!r} was not recorded.{nearest(name, self.axes)} Recorded: {shortened(self.axes)}.")
+        return self.axes[name]
 
     def stack(self, site: str) -> Float[Tensor, "layer ..."]:
         """A site of every recorded layer: "layer row step d_model" (or "layer branch row ...", or without "step")."""

@@ -209,6 +209,8 @@ def refusal(name: str, hint: Any, value: Any) -> str | None:
     """Why `value` cannot be `name`; `None` if it is of the kind that `hint` names."""
     if not fits(hint, value):
         return f"{name}={shown(value)}: expected {told(hint)}."
+    if hasattr(value, "dtype") and hasattr(value, "ndim") and not readable(value):
+        return f"{name}={shown(value)}: expected an array whose values can be read (dense, detached, in memory)."
     if any(map(_beyond, value if isinstance(value, tuple | list) else [value])):
         return f"{name}={shown(value)}: expected finite numbers of ordinary size."
     if isinstance(value, int | list | tuple | dict | set) and not _can_be_said(value):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from audiolens.checks import MOST_PLACES, bounded, listed, whole_numbers
+from audiolens.checks import MOST_PLACES, bounded, listed, shown, whole_numbers
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
 
 _FULL = re.compile(r"blocks\.(\d{1,9})\.(.+)")
@@ -95,7 +95,7 @@ def checked_layers(layers: int | Iterable[int] | None, n_layers: int) -> list[in
         raise SiteError(f"no layer given: choose from 0 to {n_layers - 1}, or None for all.")
     for layer in listed:
         if not 0 <= layer < n_layers:
-            raise SiteError(f"layer {layer} does not exist: this model has layers 0 to {n_layers - 1}.")
+            raise SiteError(f"layer {shown(layer)} does not exist: this model has layers 0 to {n_layers - 1}.")
     return sorted(set(listed))
 
 

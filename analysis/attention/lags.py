@@ -144,8 +144,8 @@ def by_lag(
             that leave no query.
     """
     codes, listed, blocks, chosen = checked(lens, prompts, codes, layers, heads)
-    checked_count("n_permutations", n_permutations)
-    checked_count("seed", seed, 0, MOST_SEED)
+    n_permutations = checked_count("n_permutations", n_permutations)
+    seed = checked_count("seed", seed, 0, MOST_SEED)
     whole_batch_size(batch_size)
     frames, rate = codes.shape[-1], lens.config.frame_rate
     lags = frames // 2 if longest_seconds is None else round(checked_amount("longest_seconds", longest_seconds) * rate)

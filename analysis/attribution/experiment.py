@@ -84,10 +84,11 @@ def attribute(
     for name, value, known in (("method", method, get_args(Method)), ("towards", towards, get_args(Towards))):
         if value not in known:
             raise InputError(f"{name}={value!r}: expected {' or '.join(map(repr, known))}.")
-    for name, value in (("steps", steps), ("check_pairs", check_pairs), ("cells", cells)):
-        checked_count(name, value)
-    checked_count("check", check, 0)
-    checked_count("seed", seed, 0, MOST_SEED)
+    steps, check_pairs, cells = (
+        checked_count(name, value) for name, value in (("steps", steps), ("check_pairs", check_pairs), ("cells", cells))
+    )
+    check = checked_count("check", check, 0)
+    seed = checked_count("seed", seed, 0, MOST_SEED)
     if metric is not None and not callable(metric):
         raise InputTypeError(f"metric={metric!r}: expected a function of (logits, codes), or None.")
     along = method == "integrated"

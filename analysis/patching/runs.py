@@ -93,8 +93,8 @@ def pairs(
         raise InputTypeError(
             f"prompts={prompts!r}: expected a PromptSet, such as audiolens.prompts.load('tempo') gives."
         )
-    checked_count("n", n)
-    checked_count("first_seed", first_seed, 0, MOST_SEED)
+    n = checked_count("n", n)
+    first_seed = checked_count("first_seed", first_seed, 0, MOST_SEED)
     if not prompts.matched:
         raise InputError(f"{prompts.concept}: its poles have different numbers of prompts, so none are matched.")
     matched = list(zip(prompts.positive, prompts.negative, strict=True))

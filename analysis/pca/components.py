@@ -202,7 +202,7 @@ def fit(
     array, numbers, clusters = _arrays(activations, site, layers, groups, steps=False)
     names = tuple(map(str, column("labels", labels, array.shape[1])))
     _check(array, names)
-    checked_count("n_shuffles", n_shuffles)
+    n_shuffles = checked_count("n_shuffles", n_shuffles)
     dealt = _shuffles(names, clusters, n_shuffles, checked_count("seed", seed, 0, MOST_SEED))
     n_kept = min(checked_count("n_components", n_components), array.shape[1] - 1, array.shape[2])
     scores, explained, silhouettes, intervals, chance = [], [], [], [], []

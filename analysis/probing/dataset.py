@@ -243,8 +243,8 @@ class Dataset:
         """
         from audiolens.etude import synth
 
-        checked_count("n", n, 2)
-        checked_count("seed", seed, 0, MOST_SEED)
+        n = checked_count("n", n, 2)
+        seed = checked_count("seed", seed, 0, MOST_SEED)
         seconds = checked_amount("seconds", seconds, above=0)
         if task not in get_args(Task):
             raise InputError(f"task={task!r}: expected {' or '.join(map(repr, get_args(Task)))}.")

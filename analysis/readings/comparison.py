@@ -18,7 +18,7 @@ import torch
 from scipy.stats import spearmanr
 
 from audiolens import measure
-from audiolens.checks import checked_amount, checked_count, checked_flags, listed, shown
+from audiolens.checks import checked_amount, checked_count, checked_flags, listed, numbers_of, shown
 from audiolens.directions import Directions, read_poles
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
@@ -166,7 +166,18 @@ def within_poles(
     rates: np.ndarray,
     labels: np.ndarray,
 ) -> float:
-    """Spearman's correlation within the positive and within the negative rows, averaged; NaN where nothing varies."""
+    """Spearman's correlation within the positive and within the negative rows, averaged; NaN where nothing varies.
+
+    Raises:
+        InputTypeError, InputError: for anything but numbers and truth values, one a row.
+    """
+    projections, rates = numbers_of("projections", projections), numbers_of("rates", rates)
+    labels = np.asarray(labels)
+    if projections.ndim != 1 or not projections.shape == rates.shape == labels.shape:
+        raise InputError(
+            f"projections, rates and labels of shapes {projections.shape}, {rates.shape} and {labels.shape}: "
+            "expected one of each a row."
+        )
     found = []
     for pole in (True, False):
         mine = (labels == pole) & np.isfinite(rates)

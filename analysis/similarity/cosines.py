@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from scipy import stats
 
 from analysis.statistics import LEVEL, correct
-from audiolens.checks import checked_count
+from audiolens.checks import checked_count, numbers_of
 from audiolens.directions import Directions
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
@@ -261,6 +261,7 @@ def compare(directions: Mapping[str, Directions], *, null: Null = "random", n_dr
 @guarded
 def chance_cosine(width: int, share: float = 0.05) -> float:
     """|cosine| that a `share` of pairs of random directions exceeds: (cosine + 1) / 2 is Beta((d-1)/2, (d-1)/2)."""
+    width = checked_count("width", width)
     half = (width - 1) / 2
     return float(2 * stats.beta.ppf(1 - share / 2, half, half) - 1) if width > 1 else 1.0
 
@@ -268,6 +269,7 @@ def chance_cosine(width: int, share: float = 0.05) -> float:
 @guarded
 def chance_p(cosines: np.ndarray, width: int) -> np.ndarray:
     """How often a random pair of this width is as far from 0."""
+    cosines, width = numbers_of("cosines", cosines), checked_count("width", width)
     half = (width - 1) / 2
     return 2 * stats.beta.sf((1 + np.abs(cosines)) / 2, half, half) if width > 1 else np.ones(cosines.shape)
 

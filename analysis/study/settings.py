@@ -200,6 +200,7 @@ class Settings:
 
     def blocks(self, n_layers: int) -> list[int]:
         """The blocks that are scanned."""
+        n_layers = checked_count("n_layers", n_layers)
         return np.unique(np.linspace(0, n_layers - 1, min(self.most_blocks, n_layers)).round().astype(int)).tolist()
 
     def clips(self, n_layers: int, sets: PromptSet | None = None) -> dict[str, int]:

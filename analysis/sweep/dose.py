@@ -6,8 +6,10 @@ measure is taken to rise towards a concept's positive pole.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -213,5 +215,5 @@ def at_place(table: pd.DataFrame, place: Mapping[str, Any]) -> pd.Series:
         if name not in PLACE or not isinstance(value, str | int | float | np.number | tuple | None):
             raise InputError(f"{name}={shown(value)}: a place has {', '.join(PLACE)}, each a name or a number.")
         open_ = value is None or value != value
-        chosen &= table[name].isna() if open_ else table[name] == value
+        chosen &= table[name].isna() if open_ else table[name].map(partial(operator.eq, value)).astype(bool)
     return chosen

@@ -128,6 +128,8 @@ SLOW = {
     "analysis.study.redraw", "analysis.study.run", "analysis.sweep.run", "audiolens.AudioLens", "analysis.sweep.play",
     "audiolens.AudioLens.from_pretrained", "analysis.readings.compare", "analysis.probing.Dataset.from_synth",
 }  # fmt: skip
+
+
 def slow(name: Name) -> bool:
     """Whether a call takes seconds, or what it is called on does."""
     return name.path in SLOW or name.path.startswith(("analysis.study.", "analysis.report.")) or "clap" in name.path

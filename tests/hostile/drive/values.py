@@ -46,6 +46,9 @@ def own(*_: Any, **__: Any) -> Any:
 class Stranger:
     """An object of no meaning here."""
 
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
 
 NUMBERS: dict[str, Callable[[], Any]] = {
     "-1": lambda: -1,
