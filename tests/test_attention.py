@@ -153,7 +153,7 @@ def test_beats_that_no_lag_reaches_are_refused(
 def test_the_lags_that_a_refusal_names_are_enough(lens: Any, codes: torch.Tensor):
     beats = [0.24, 0.28, 0.28, 0.3, 0.3]
     found = attention.by_lag(
-        lens, PROMPTS, codes, beat_seconds=beats, longest_seconds=0.36, n_permutations=9, layers=[1]
+        lens, PROMPTS, codes, beat_seconds=beats, longest_seconds=0.36, n_permutations=29, layers=[1]
     )
     assert np.isfinite(found.scores).sum(-1).tolist() == [[1, 1, 1, 1]]
     assert "of 4 heads look back by the beat" in repr(found)

@@ -14,6 +14,7 @@ from analysis.layer_attribution import Evidence, LayerAttribution
 from analysis.placement.shifts import Candidate, Shifts, place_name
 from analysis.resampling import interval_of, resampled
 from audiolens.directions import Directions
+from audiolens.checks import shown
 from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError
 from audiolens.prompts import PromptSet
@@ -135,6 +136,8 @@ class Placement:
         """The same with what was found out at the chosen place, and its cost."""
         made = replace(self, row_steps=self.row_steps + row_steps, **found)
         checked_kinds(made)
+        if made.certainty == made.certainty and not 0 <= made.certainty <= 1:
+            raise InputError(f"certainty={shown(made.certainty)}: expected a share, or NaN.")
         return made
 
     def to_frame(self) -> pd.DataFrame:
