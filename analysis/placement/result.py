@@ -13,8 +13,8 @@ from jaxtyping import Float
 from analysis.layer_attribution import Evidence, LayerAttribution
 from analysis.placement.shifts import Candidate, Shifts, place_name
 from analysis.resampling import interval_of, resampled
-from audiolens.directions import Directions
 from audiolens.checks import shown
+from audiolens.directions import Directions
 from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError
 from audiolens.prompts import PromptSet
