@@ -335,7 +335,6 @@ EXEMPT = {
         f"audiolens.{operator}.change": "called by a run with what it bound: written by whoever adds an operator"
         for operator in ("Ablate", "Add", "Apply", "Clamp", "Intervention", "Replace", "Scale")
     },
-    "analysis.sweep.Clip": "an alias of tuple",
     "audiolens.tracing.SiteValue": "made by lens.site",
     "audiolens.tracing.SiteValue.value": "read inside the trace that AudioLens.trace opens here",
     "audiolens.AudioLens.position": "read inside the trace that AudioLens.trace opens here",

@@ -5,6 +5,7 @@ A new name is driven as soon as it is exported; without a valid call of its own 
 
 import inspect
 import pkgutil
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -97,7 +98,8 @@ def public() -> list[Name]:
     for path, module in modules().items():
         for name in exported(module):
             value = getattr(module, name)
-            if callable(value) and not inspect.isclass(value) and hasattr(value, "__name__"):
+            alias = isinstance(value, types.GenericAlias)
+            if callable(value) and not inspect.isclass(value) and not alias:
                 found.append(Name(f"{path}.{name}", "function"))
     for path, value in classes().items():
         found.append(Name(path, "class", path))
