@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from audiolens import integrity
 from audiolens.bounded_files import json_of, read_header
 from audiolens.characters import refuse_control
+from audiolens.checks import shown
 from audiolens.door import guarded
 from audiolens.errors import DamagedError, InputError
 from audiolens.files import written
@@ -80,6 +81,8 @@ class Provenance:
     def from_dict(cls, values: Mapping[str, Any]) -> "Provenance":
         """The inverse of `as_dict`; keys of later versions are left out."""
         known = {entry.name for entry in fields(cls)}
+        if lacking := [name for name in ("model", "weights", "n_layers") if name not in values]:
+            raise InputError(f"values={shown(values)}: {lacking[0]!r} is missing.")
         tuples = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
         return cls(**{key: value for key, value in {**values, **tuples}.items() if key in known})
 

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from audiolens import text, tokens
 from audiolens.audio import codes_of
-from audiolens.checks import checked_flags, checked_seed, in_order, one_or_listed
+from audiolens.checks import checked_flags, checked_seed, in_order, one_or_listed, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, PromptError
 from audiolens.interventions import Branch, checked_branch
@@ -46,6 +46,8 @@ class Samples:
     def difference(self, labels: Bool[Tensor, " prompt"] | None = None) -> Float[Tensor, "layer d_model"]:
         """The difference of the poles' means, under these labels or others."""
         chosen = self.labels if labels is None else labels
+        if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool or chosen.shape != self.labels.shape:
+            raise InputError(f"labels={shown(chosen)}: expected a tensor of {len(self.labels)} truth values.")
         return self.values[:, chosen].mean(1) - self.values[:, ~chosen].mean(1)
 
     def __repr__(self) -> str:

@@ -24,7 +24,7 @@ from analysis.probing.table import column
 from analysis.resampling import Interval, bootstrap
 from analysis.statistics import LEVEL, rank_test
 from audiolens.cache import ActivationCache
-from audiolens.checks import MOST_SEED, checked_count, numbers_of
+from audiolens.checks import MOST_SEED, checked_amount, checked_count, numbers_of
 from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.sites import listed_layers
@@ -257,6 +257,8 @@ def trajectories(
     names = tuple(map(str, column("labels", labels, array.shape[1])))
     _check(array[:, :, 0], names)
     first = activations.first_step if isinstance(activations, ActivationCache) else 0
+    if frame_rate is not None:
+        frame_rate = checked_amount("frame_rate", frame_rate, above=0)
     rate = (activations.frame_rate if isinstance(activations, ActivationCache) else frame_rate) or 1.0
     poles = tuple(dict.fromkeys(names))
     told = np.array(names)

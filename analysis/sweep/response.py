@@ -57,6 +57,8 @@ def effects(table: pd.DataFrame, measured: str, n_bootstrap: int = 1000, further
     if measured not in table:
         known = [name for name in (*measure.MEASURES, *further) if name in table]
         raise InputError(f"{measured!r} was not measured.{nearest(measured, known)} There are: {', '.join(known)}.")
+    if unknown := [name for name in further if name not in table]:
+        raise InputError(f"further: {unknown[0]!r} is no column.{nearest(str(unknown[0]), map(str, table.columns))}")
     own = table[table["condition"] == BASELINE].set_index(KEYS)
     columns = [measured, *(["nats"] if "nats" in further else [])]
     pairs = own[columns].reindex(pd.MultiIndex.from_frame(table[KEYS])).to_numpy(dtype=float)
