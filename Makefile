@@ -20,7 +20,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help install study test browser lint format evidence notebooks versions clean
+.PHONY: help install study test browser lint format evidence notebooks versions drive clean
 
 help:
 	@echo 'make study     install, steer tempo and timbre on the bundled model, write $(OUT)/*/index.html'
@@ -28,6 +28,7 @@ help:
 	@echo 'make notebooks run the notebooks from top to bottom and save what they show'
 	@echo 'make evidence  the full figures behind the README and the model card (no time limit)'
 	@echo 'make versions  the exact tests on the lowest, pinned and newest versions of what audiolens stands on'
+	@echo 'make drive     every public name with CALLS wrong calls, drawn by SEED (default 10000, 0): none may end in a foreign error'
 	@echo 'make lint      ruff and pyright only'
 	@echo 'make format    lay the code out with ruff'
 	@echo 'make clean     remove the environment, caches and builds (results in $(OUT)/ stay)'
@@ -101,6 +102,10 @@ notebooks: $(STAMP)
 versions: $(STAMP)
 	@echo '==> Testing the lowest, pinned and newest versions'
 	@$(BIN)/python benchmarks/versions.py
+
+drive: $(STAMP)
+	@echo '==> Calling every public name with wrong arguments'
+	@HF_HUB_OFFLINE=1 PYTHONPATH=.:tests $(BIN)/python -m hostile.drive --calls $(or $(CALLS),10000) --seed $(or $(SEED),0)
 
 clean:
 	rm -rf $(VENV) .venv-versions build dist .pytest_cache .ruff_cache

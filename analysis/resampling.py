@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from audiolens.checks import checked_amount, checked_count
+from audiolens.checks import checked_amount, checked_count, checked_seed
 from audiolens.errors import InputError
 
 
@@ -112,7 +112,7 @@ class _Groups:
     def draws(self, count: int, seed: int) -> list[Int[np.ndarray, " draw"]]:
         if self.fewest < 2:
             return []
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(checked_seed(seed))
         found = []
         for _ in range(checked_count("n_bootstrap", count, least=0)):
             chosen = np.concatenate([rng.choice(group, len(group)) for group in self.groups])

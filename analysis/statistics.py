@@ -20,7 +20,8 @@ from scipy import stats
 
 from analysis.resampling import Interval, bootstrap, checked_resampling, levels
 from audiolens import ranking
-from audiolens.checks import checked_count, checked_flags, numbers_of, refuse_masked
+from audiolens.checks import checked_count, checked_flags, checked_seed, numbers_of, refuse_masked
+from audiolens.door import guarded
 from audiolens.errors import InputError
 
 MOST_FAILED = 0.10
@@ -33,9 +34,13 @@ FEWEST_CONTROLS = 19
 N_PERMUTATIONS = 999
 """Flips of signs behind the p of a grid's cells."""
 
+UNTESTED = "too few prompts or shuffles to test: "
+"""Before a p that could not have been below the level."""
+
 Alternative = Literal["greater", "less", "two-sided"]
 
 
+@guarded
 @dataclass(frozen=True)
 class Effect:
     """The median change of a measure from baseline to steered, and how sure it is.
@@ -73,6 +78,7 @@ class Effect:
         )
 
 
+@guarded
 @dataclass(frozen=True)
 class AUC:
     """How often a positive row scores higher than a negative one; ties, and rows without a score, count half.
@@ -91,6 +97,7 @@ class AUC:
         return f"AUC({self.value:.3f} [{i.low:.3f}, {i.high:.3f}], {self.n_positive} against {self.n_negative} rows)"
 
 
+@guarded
 @dataclass(frozen=True)
 class RankTest:
     """Where an observed value stands among those of controls: p = (1 + k) / (n + 1).
@@ -111,6 +118,7 @@ class RankTest:
         )
 
 
+@guarded
 @dataclass(frozen=True)
 class Monotonicity:
     """Spearman's rank correlation of a measure with strength. Its p is by permutation, exact for up to 7 strengths."""
@@ -123,6 +131,7 @@ class Monotonicity:
         return f"Monotonicity(rho = {self.rho:+.2f}, p = {self.p:.3g}, {self.n} strengths)"
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Means:
     """The mean of every cell of a grid over rows, its clustered standard error and interval, and permutation p.
@@ -143,6 +152,11 @@ class Means:
     n_clusters: int
     confidence: float
 
+    @property
+    def least_p(self) -> float:
+        """The smallest p that flips of so many clusters can give: all or none of them are as extreme."""
+        return min(1.0, 2.0 ** (1 - self.n_clusters))
+
     def __repr__(self) -> str:
         best = np.unravel_index(np.nanargmax(np.abs(self.value)), self.value.shape)
         p = f", p = {self.p_adjusted[best]:.3g} in the whole grid" if np.isfinite(self.p_adjusted[best]) else ""
@@ -152,6 +166,7 @@ class Means:
         )
 
 
+@guarded
 def effect(
     steered: ArrayLike,
     baseline: ArrayLike,
@@ -191,6 +206,7 @@ def effect(
     return Effect(float(np.median(change)), interval, float(lost.mean()), len(change), int((~usable).sum()), relative)
 
 
+@guarded
 def auc(
     scores: ArrayLike,
     labels: ArrayLike,
@@ -218,6 +234,7 @@ def auc(
     return AUC(value, interval, int(truth.sum()), int((~truth).sum()), int(np.isnan(values).sum()))
 
 
+@guarded
 def means(
     values: ArrayLike,
     clusters: ArrayLike | Sequence[str | None],
@@ -249,7 +266,7 @@ def means(
         mean = sums.sum(0) / n
         spread = np.sqrt(((sums - mean * sizes) ** 2).sum(0) * count / max(count - 1, 1)) / n
         spread[(n == 0) | (count < 2)] = np.nan
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(checked_seed(seed))
         low = high = np.full(flat.shape[1], np.nan)
         if n_bootstrap and count > 1:
             weights = rng.multinomial(count, np.full(count, 1 / count), size=n_bootstrap)
@@ -268,6 +285,7 @@ def means(
     return Means(*(part.reshape(shape) for part in parts), n_clusters=count, confidence=confidence)
 
 
+@guarded
 def rank_test(observed: float, controls: ArrayLike, alternative: Alternative = "greater") -> RankTest:
     """The chance that a control direction does as much: p = (1 + k) / (n + 1), k the controls as extreme as `observed`.
 
@@ -290,6 +308,7 @@ def rank_test(observed: float, controls: ArrayLike, alternative: Alternative = "
     return RankTest((1 + k) / (len(values) + 1), float(observed), len(values), k, alternative)
 
 
+@guarded
 def spearman(strengths: ArrayLike, values: ArrayLike, seed: int = 0) -> Monotonicity:
     """Does the measure rise (rho near 1) or fall (-1) with strength? Both over one value per strength, say medians.
 
@@ -308,11 +327,12 @@ def spearman(strengths: ArrayLike, values: ArrayLike, seed: int = 0) -> Monotoni
         permutation_type="pairings",
         vectorized=True,
         n_resamples=9999,
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(checked_seed(seed)),
     )
     return Monotonicity(float(test.statistic / np.sqrt((x**2).sum() * (y**2).sum())), float(test.pvalue), len(x))
 
 
+@guarded
 def correct(p_values: ArrayLike, method: Literal["holm", "bh"] = "holm") -> Float[np.ndarray, " test"]:
     """P-values adjusted for having looked at many (layers, say): compare them with the level itself.
 

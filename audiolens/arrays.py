@@ -30,6 +30,10 @@ class AsArray:
         return self._numbers().detach().clone()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:  # noqa: ARG002 - always a copy
+        try:
+            dtype = None if dtype is None else np.dtype(dtype)
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            raise InputTypeError(f"dtype={type(dtype).__name__}: expected a dtype of numpy.") from None
         values = self._copy().cpu()
         # numpy has no bfloat16.
         return np.asarray(values.float() if values.is_floating_point() and values.itemsize < 4 else values, dtype=dtype)

@@ -6,7 +6,7 @@ given as a list may be any iterable with an order, and is read once.
 
 import math
 import operator
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Set, Sized
 from itertools import islice
 from numbers import Real
 from typing import Any
@@ -27,6 +27,8 @@ MOST_PLACES = 10_000
 """Of a list of layers or heads."""
 RATES_HZ = (1_000, 768_000)
 """Sample rates that sound has; resampling from others would make thousands of samples of one."""
+_MOST_BITS = 1_000
+_MOST_SHOWN = 120
 _UNORDERED = (str, bytes, Mapping, Set, AsArray)
 
 
@@ -46,9 +48,9 @@ def whole_number(value: Any) -> int:
         TypeError: if it is none, and for a bool.
     """
     if isinstance(value, bool) or str(getattr(value, "dtype", "")) == "torch.bool":
-        raise TypeError(f"{value!r} is no number.")
+        raise TypeError(f"{shown(value)} is no number.")
     if getattr(value, "ndim", 0):
-        raise TypeError(f"{value!r} is no single number.")
+        raise TypeError(f"{shown(value)} is no single number.")
     return operator.index(value)
 
 
@@ -61,12 +63,12 @@ def real_number(value: Any) -> float:
     if getattr(value, "ndim", 1) == 0 and hasattr(value, "item") and not isinstance(value, np.ma.MaskedArray):
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{value!r} is no number.")
+        raise TypeError(f"{shown(value)} is no number.")
     try:
         return float(value)
     except OverflowError:
         # Too large for a float: a whole number, or a fraction.
-        return -math.inf if str(value).startswith("-") else math.inf
+        return -math.inf if value < 0 else math.inf
 
 
 def checked_count(name: str, value: Any, least: int = 1, most: int = MOST) -> int:
@@ -80,9 +82,9 @@ def checked_count(name: str, value: Any, least: int = 1, most: int = MOST) -> in
     except TypeError:
         number = None
     if number is None or number < least:
-        raise InputError(f"{name}={value!r}: expected a whole number of at least {least}.")
+        raise InputError(f"{name}={shown(value)}: expected a whole number of at least {least}.")
     if number > most:
-        raise InputError(f"{name}={value!r}: expected a whole number of at most {most:,}.")
+        raise InputError(f"{name}={shown(value)}: expected a whole number of at most {most:,}.")
     return number
 
 
@@ -98,7 +100,7 @@ def checked_amount(name: str, value: Any, above: float = -math.inf) -> float:
         number = math.nan
     if not math.isfinite(number) or not number > above:
         wanted = "a finite number" if above == -math.inf else f"a finite number above {above:g}"
-        raise InputError(f"{name}={value!r}: expected {wanted}.")
+        raise InputError(f"{name}={shown(value)}: expected {wanted}.")
     return number
 
 
@@ -111,10 +113,10 @@ def checked_seed(seed: Any) -> int:
     try:
         number = whole_number(seed)
     except TypeError:
-        raise InputTypeError(f"seed {seed!r}: expected a whole number.") from None
+        raise InputTypeError(f"seed {shown(seed)}: expected a whole number.") from None
     # torch seeds its generator with 32 bits, and takes the rest without a word.
     if not 0 <= number < 2**32:
-        raise InputError(f"seed {seed}: expected 0 <= seed < 2**32.")
+        raise InputError(f"seed {shown(seed)}: expected 0 <= seed < 2**32.")
     return number
 
 
@@ -126,7 +128,7 @@ def checked_flags(**flags: object) -> None:
     """
     for name, flag in flags.items():
         if not isinstance(flag, bool | np.bool_):
-            raise InputTypeError(f"{name}={flag!r}: expected True or False.")
+            raise InputTypeError(f"{name}={shown(flag)}: expected True or False.")
 
 
 def _in_order(values: Any) -> bool:
@@ -152,7 +154,11 @@ def bounded(name: str, values: Iterable[Any], most: int = MOST_ITEMS) -> list[An
         InputError: if there are more than `most`.
     """
     if isinstance(values, range) and (values[-1:] and abs(values[-1] - values[0]) // abs(values.step) >= most):
-        raise InputError(f"{name}={values!r}: expected at most {most:,} items.")
+        raise InputError(f"{name}={shown(values)}: expected at most {most:,} items.")
+    size = len(values) if isinstance(values, Sized) and not isinstance(values, range) else 0
+    if size > most:
+        # Of a tensor, iterating makes every row first.
+        raise InputError(f"{name}={_told(values)}: expected at most {most:,} items.")
     items = list(islice(values, most + 1))
     if len(items) > most:
         raise InputError(f"{name}={_told(values)}: expected at most {most:,} items.")
@@ -210,4 +216,35 @@ def _has_items(values: Any) -> bool:
 
 def _told(values: Any) -> str:
     """What was given, in few words: itself, or its type where it may be long."""
-    return type(values).__name__ if isinstance(values, Iterable) and not isinstance(values, str) else repr(values)
+    return type(values).__name__ if isinstance(values, Iterable) and not isinstance(values, str) else shown(values)
+
+
+def shown(value: Any) -> str:
+    """What was given, as it can stand in a message: itself, or its type where that would be long or cannot be said."""
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        return f"a whole number of {value.bit_length():,} bits"
+    name = type(value).__name__
+    try:
+        array: Any = value
+        if not isinstance(value, type) and hasattr(value, "dtype") and array.ndim:
+            return f"{name} of {array.dtype}, shaped {list(array.shape)}"
+        if isinstance(value, str | bytes):
+            told = repr(value[:_MOST_SHOWN])
+            return told if len(value) <= _MOST_SHOWN else f"{told}..."
+        if isinstance(value, tuple | list | Set | Mapping) and len(value) > _MOST_SHOWN:
+            return name
+        told = repr(value)
+    except Exception:
+        return name
+    return name if len(told) > _MOST_SHOWN or "\n" in told else told
+
+
+def checked_text(name: str, value: Any) -> str:
+    """A text.
+
+    Raises:
+        InputTypeError: for anything else.
+    """
+    if not isinstance(value, str):
+        raise InputTypeError(f"{name}={shown(value)}: expected text.")
+    return value

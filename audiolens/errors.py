@@ -7,9 +7,15 @@ All are `AudioLensError`s, and each is also the built-in error it specialises (`
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MOST_TOLD = 1_500
+"""Characters of a message."""
+
 
 class AudioLensError(Exception):
-    """Anything audiolens refuses."""
+    """Anything audiolens refuses, in one line, which a value that was given does not make long."""
+
+    def __init__(self, *told: object) -> None:
+        super().__init__(*(one_line(part) if isinstance(part, str) else part for part in told))
 
 
 class InputError(AudioLensError, ValueError):
@@ -74,6 +80,13 @@ class StoppedError(AudioLensError, RuntimeError):
 
 class MissingPackageError(AudioLensError, ImportError):
     """Something that needs a package which is not installed."""
+
+
+def one_line(text: str, most: int = MOST_TOLD) -> str:
+    """A text as one line, its middle left out where it is long."""
+    if len(text) > most:
+        text = f"{text[: most // 3]} ... {text[-most // 2 :]}"
+    return " ".join(text.split()) if "\n" in text or "\r" in text else text
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -22,6 +22,9 @@ number of heads and of rows, is ambiguous and is refused.
 the strength over time: a function of the time in seconds, or one number per step of the clip. `preserve_norm`
 rescales every changed position to the norm it had.
 
+`meta` says from which model the vector was read: `steer` takes that of its directions. A run of another model is then
+refused; a bare tensor is taken as it is.
+
 Where the conditioning stands before the audio steps (MusicGen Melody), it is left alone; `prefix=True` changes it too,
 at the strength given, whatever the schedule: with a schedule of 0, it alone.
 """
@@ -34,8 +37,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audiolens.checks import checked_flags, listed, whole_number, whole_numbers
+from audiolens.checks import checked_flags, listed, shown, whole_number, whole_numbers
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
+from audiolens.model.provenance import Provenance
 from audiolens.model.sites import checked_names, head_numbers, layers_once
 from audiolens.model.timeline import Real, Span, checked_span
 from audiolens.tensors import finite, numbers
@@ -94,6 +99,7 @@ class Part:
     kind: Literal["per row", "vector", "values"]
 
 
+@guarded
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Intervention:
     """Where and when something is done; what is done is each subclass's `change`.
@@ -102,7 +108,7 @@ class Intervention:
         InputTypeError: when it is made, if an argument has the wrong type.
         InputError: when it is made, for an unknown branch, or numbers that are not finite; and by a run, before its
             model runs, for strengths or vectors that do not fit the rows or the site, for rows or heads that do not
-            exist, and for seconds outside the clip.
+            exist, for seconds outside the clip, and for a vector that was read from another model.
         SiteError: by a run, for a site or layer that its model does not have.
     """
 
@@ -117,11 +123,14 @@ class Intervention:
     preserve_norm: bool = False
     prefix: bool = False
     layer: InitVar[int | None] = None
+    meta: Provenance | None = None
 
     def __post_init__(self, layer: int | None = None) -> None:
         if layer is not None:
             object.__setattr__(self, "layers", _one_layer(layer, self.layers))
         checked_branch(self.branch)
+        if self.meta is not None and not isinstance(self.meta, Provenance):
+            raise InputTypeError(f"meta={shown(self.meta)}: expected the meta of directions, or None.")
         checked_flags(prefix=self.prefix, preserve_norm=self.preserve_norm)
         if self.seconds is not None:
             checked_span(self.seconds)
@@ -174,6 +183,7 @@ def _nonzero(name: str, direction: Tensor) -> None:
         raise InputError(f"{name} is zero: a direction needs a length.")
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Add(Intervention):
     """Add `strength * vector`: "d_model", or "row d_model" for one vector per row (at head sites "row head d_head").
@@ -197,6 +207,7 @@ class Add(Intervention):
         return value + (amount * parts["vector"]).to(value.dtype)
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Ablate(Intervention):
     """Project `direction` out: at strength 1 nothing of it is left, at 0.5 half.
@@ -223,6 +234,7 @@ class Ablate(Intervention):
         return value - (amount * along * unit).to(value.dtype)
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Clamp(Intervention):
     """Set the projection on the unit direction to `value` times the direction's own norm.
@@ -255,6 +267,7 @@ class Clamp(Intervention):
         return value + (amount * (target - along) * unit).to(value.dtype)
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Replace(Intervention):
     """Put other values in place: "feature", "row feature", or of the site's whole shape ("row step feature").
@@ -286,6 +299,7 @@ class Replace(Intervention):
         return torch.where(amount == 1, values, value + (amount * (values.float() - value.float())).to(value.dtype))
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Scale(Intervention):
     """Multiply by `factor`, a number or one per affected row; a strength between 0 and 1 goes part of the way.
@@ -309,6 +323,7 @@ class Scale(Intervention):
         return value * (1 + amount * (parts["factor"] - 1)).to(value.dtype)
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Apply(Intervention):
     """Call `function(value)` on the affected rows of one branch, in the site's shape, and use what it returns.

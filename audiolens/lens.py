@@ -16,6 +16,7 @@ from torch import Tensor
 
 from audiolens.cache.activation_cache import ActivationCache
 from audiolens.compatibility import SECONDS, SITES, OtherNames, chosen_seconds, chosen_seeds, chosen_sites
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.interventions import Branch, Intervention
 from audiolens.model import text, tokens, weights
@@ -41,6 +42,7 @@ from audiolens.tracing.trace import TracedLens
 Interventions = Intervention | Iterable[Intervention]
 
 
+@guarded
 class AudioLens(TracedLens, OtherNames):
     """A music transformer with its inside open.
 
@@ -312,6 +314,7 @@ class AudioLens(TracedLens, OtherNames):
         Args:
             codes: undelayed codes, a row per prompt; `None` reads only step 0, the start token.
             audio: (waveform, sample rate) or the path of a sound file, instead of codes.
+            sites: what is recorded; `[]` is nothing: the logits, and a cache without sites.
             branch: which branch's logits and activations; "both" adds a leading axis to each.
             seconds: record only these steps. The logits are always of all of them.
             reduce: "mean", "last" or "max" over the steps (the tail left out), or "eos": the text's last token, where

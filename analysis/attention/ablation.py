@@ -17,8 +17,9 @@ from torch import Tensor
 from analysis.figures.canvas import drawable
 from analysis.likelihood import Window, checked_rows
 from analysis.site_grid import places_of
-from analysis.statistics import LEVEL, N_PERMUTATIONS, Means, means
+from analysis.statistics import LEVEL, N_PERMUTATIONS, UNTESTED, Means, means
 from audiolens.checks import checked_amount
+from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.interventions import Scale
 from audiolens.lens import AudioLens
@@ -28,6 +29,7 @@ from audiolens.model.tokens import named_once
 from audiolens.tracing.batching import whole_batch_size
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class HeadAblation:
     """Change of the log-likelihood of given codes when one head's output is scaled, in nats a code.
@@ -90,7 +92,8 @@ class HeadAblation:
         found = self.means
         layer, head = np.unravel_index(found.value.argmin(), found.value.shape)
         p = found.p_adjusted[layer, head]
-        matters = "no head clear of chance; at most" if p > LEVEL else "most"
+        few = UNTESTED if found.least_p > LEVEL else "no head clear of chance; "
+        matters = f"{few}at most" if p > LEVEL else "most"
         return (
             f"HeadAblation({self.site} x {self.factor:g}: {matters} block {self.layers[layer]} head "
             f"{self.heads[head]}, {found.value[layer, head]:+.3g} nats a code [{found.low[layer, head]:+.3g}, "
@@ -98,6 +101,7 @@ class HeadAblation:
         )
 
 
+@guarded
 @named_once
 def ablate(
     lens: AudioLens,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import factorial, prod
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,16 @@ from torch import Tensor
 
 from analysis.attention.weights import caches, checked
 from analysis.figures.canvas import drawable
-from analysis.statistics import LEVEL, Means, correct, means
-from audiolens.checks import MOST_SEED, checked_amount, checked_count, refuse_masked
+from analysis.statistics import LEVEL, UNTESTED, Means, correct, means
+from audiolens.checks import MOST_SEED, checked_amount, checked_count, numbers_of, refuse_masked
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.lens import AudioLens
 from audiolens.model.tokens import named_once
 from audiolens.tracing.batching import whole_batch_size
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class LagAttention:
     """Self-attention by how far back it looks, and how much more on the beat than between beats.
@@ -49,6 +52,7 @@ class LagAttention:
     heads: tuple[int, ...]
     prompts: tuple[str | None, ...]
     frame_rate: float
+    n_permutations: int = 0
 
     @property
     def means(self) -> Means:
@@ -56,6 +60,16 @@ class LagAttention:
         kept = np.isfinite(self.beat_seconds)
         rows = [prompt for prompt, keep in zip(self.prompts, kept, strict=True) if keep]
         return means(np.moveaxis(self.scores[:, :, kept], 2, 0), rows)
+
+    @property
+    def least_p(self) -> float:
+        """The smallest p that these clips can give, whatever the heads do: one of the ways to deal out their beats.
+
+        Beats that are alike make ways that are alike.
+        """
+        _, alike = np.unique(self.beat_seconds[np.isfinite(self.beat_seconds)], return_counts=True)
+        ways = factorial(int(alike.sum())) // prod(factorial(int(count)) for count in alike)
+        return max(1 / ways, 1 / (self.n_permutations + 1) if self.n_permutations else 0.0)
 
     @property
     def periodic(self) -> Bool[np.ndarray, "layer head"]:
@@ -88,6 +102,8 @@ class LagAttention:
     def __repr__(self) -> str:
         n = int(np.isfinite(self.beat_seconds).sum())
         if not self.periodic.any():
+            if self.least_p > LEVEL:
+                return f"LagAttention({self.p.size} heads; {UNTESTED}no p could be below {self.least_p:.2g}; {n} clips)"
             return (
                 f"LagAttention(0 of {self.p.size} heads look back by the beat: other clips' beats score as high, least "
                 f"p = {self.p.min():.3g}; {n} clips)"
@@ -102,6 +118,7 @@ class LagAttention:
         )
 
 
+@guarded
 @named_once
 def by_lag(
     lens: AudioLens,
@@ -130,8 +147,8 @@ def by_lag(
             that leave no query.
     """
     codes, listed, blocks, chosen = checked(lens, prompts, codes, layers, heads)
-    checked_count("n_permutations", n_permutations)
-    checked_count("seed", seed, 0, MOST_SEED)
+    n_permutations = checked_count("n_permutations", n_permutations)
+    seed = checked_count("seed", seed, 0, MOST_SEED)
     whole_batch_size(batch_size)
     frames, rate = codes.shape[-1], lens.config.frame_rate
     lags = frames // 2 if longest_seconds is None else round(checked_amount("longest_seconds", longest_seconds) * rate)
@@ -173,11 +190,21 @@ def by_lag(
         heads=tuple(chosen),
         prompts=listed,
         frame_rate=rate,
+        n_permutations=n_permutations,
     )
 
 
+@guarded
 def beat_score(profiles: Float[np.ndarray, "*lead lag"], beat_steps: float) -> Float[np.ndarray, "*lead"]:
-    """(on - off) / (on + off) of weights by lag, for a beat of so many steps; NaN if one and a half do not fit."""
+    """(on - off) / (on + off) of weights by lag, for a beat of so many steps; NaN if one and a half do not fit.
+
+    Raises:
+        InputTypeError, InputError: for profiles that are no numbers by lag, or a beat of no length.
+    """
+    profiles = numbers_of("profiles", profiles)
+    beat_steps = checked_amount("beat_steps", beat_steps, above=0)
+    if not profiles.ndim:
+        raise InputError("profiles is one number: expected weights by lag.")
     n = whole_beats(profiles.shape[-1] - 1, beat_steps)
     if n < 1:
         return np.full(profiles.shape[:-1], np.nan)
@@ -194,8 +221,11 @@ def beat_score(profiles: Float[np.ndarray, "*lead lag"], beat_steps: float) -> F
 
 
 def whole_beats(lags: int, beat_steps: float) -> int:
-    """How many beats of so many steps fit into the lags, with half of one behind the last."""
-    return int(lags / beat_steps - 0.5)
+    """How many beats of so many steps fit into the lags, with half of one behind the last.
+
+    No more than lags: a beat shorter than a step has none of its own.
+    """
+    return int(min(lags / beat_steps - 0.5, lags))
 
 
 def _refuse_too_slow(beat_steps: Float[np.ndarray, " row"], lags: int, frames: int, rate: float) -> None:

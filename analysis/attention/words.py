@@ -14,11 +14,14 @@ from torch import Tensor
 from analysis.attention.weights import caches, checked
 from analysis.figures.canvas import drawable
 from analysis.statistics import Means, means
+from audiolens.checks import checked_text, listed
+from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
 from audiolens.lens import AudioLens
 from audiolens.model.tokens import named_once
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class TextAttention:
     """Attention from steps to the text's tokens.
@@ -48,7 +51,9 @@ class TextAttention:
         Raises:
             InputError: if no row holds it.
         """
-        wanted = {word} if isinstance(word, str) else set(word)
+        wanted = {word} if isinstance(word, str) else {checked_text("word", one) for one in listed("word", word)}
+        if not wanted:
+            raise InputError("word=[]: give at least one.")
         here = [[_plain(token) in wanted for token in tokens] for tokens in self.tokens]
         if not any(map(any, here)):
             known = {_plain(token) for tokens in self.tokens for token in tokens}
@@ -131,13 +136,15 @@ class TextAttention:
         layer, head = np.unravel_index(far.argmax(), far.shape)
         weights = self.weights[layer, head].mean(axis=1)
         tops = [_plain(tokens[int(np.nanargmax(w))]) for tokens, w in zip(self.tokens, weights, strict=True)]
+        few = "; too few prompts to test: one has no interval" if len(set(self.prompts)) < 2 else ""
         top = max(tops, key=tops.count)  # of words as frequent, the first row's
         return (
             f"TextAttention({len(self.prompts)} rows; most selective: block {self.layers[layer]} head "
-            f"{self.heads[head]}, {far[layer, head]:.2f} nats from uniform, most often on {top!r})"
+            f"{self.heads[head]}, {far[layer, head]:.2f} nats from uniform, most often on {top!r}{few})"
         )
 
 
+@guarded
 @named_once
 def to_text(
     lens: AudioLens,

@@ -26,6 +26,7 @@ from analysis.attribution.result import AttributionResult, Method, Scores
 from analysis.likelihood import Window
 from analysis.site_grid import Place
 from audiolens.checks import MOST_SEED, checked_count, checked_flags
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.lens import AudioLens
 from audiolens.model.sites import names_once
@@ -33,6 +34,7 @@ from audiolens.model.timeline import Span
 from audiolens.model.tokens import named_once
 
 
+@guarded
 @named_once
 def attribute(
     lens: AudioLens,
@@ -83,10 +85,11 @@ def attribute(
     for name, value, known in (("method", method, get_args(Method)), ("towards", towards, get_args(Towards))):
         if value not in known:
             raise InputError(f"{name}={value!r}: expected {' or '.join(map(repr, known))}.")
-    for name, value in (("steps", steps), ("check_pairs", check_pairs), ("cells", cells)):
-        checked_count(name, value)
-    checked_count("check", check, 0)
-    checked_count("seed", seed, 0, MOST_SEED)
+    steps, check_pairs, cells = (
+        checked_count(name, value) for name, value in (("steps", steps), ("check_pairs", check_pairs), ("cells", cells))
+    )
+    check = checked_count("check", check, 0)
+    seed = checked_count("seed", seed, 0, MOST_SEED)
     if metric is not None and not callable(metric):
         raise InputTypeError(f"metric={metric!r}: expected a function of (logits, codes), or None.")
     along = method == "integrated"

@@ -22,6 +22,7 @@ from analysis.likelihood import Window, by_frame, checked_rows
 from analysis.statistics import N_PERMUTATIONS, Means, means
 from audiolens.cache.activation_cache import ActivationCache
 from audiolens.checks import checked_flags
+from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.lens import AudioLens
 from audiolens.model.timeline import Span
@@ -33,6 +34,7 @@ from audiolens.tracing.overflow import checked_logits
 Along = Literal["codes", "difference", "direction"]
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class DirectResult:
     """What each component adds to the logits, mean over the frames of the window.
@@ -103,6 +105,7 @@ class DirectResult:
         return f"DirectResult(along the {self.along}, {self.totals.mean():+.3g} logits in all: {'; '.join(told)})"
 
 
+@guarded
 @named_once
 def direct(
     lens: AudioLens,

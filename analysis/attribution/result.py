@@ -15,6 +15,7 @@ from analysis.attribution.pairing import Towards
 from analysis.figures.canvas import drawable
 from analysis.likelihood import Window
 from analysis.statistics import LEVEL, N_PERMUTATIONS, Means, means
+from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
 
 Method = Literal["gradient", "integrated"]
@@ -22,6 +23,7 @@ By = Literal["layer", "codebook", "place", "head"]
 _AXES: tuple[By, ...] = ("layer", "codebook", "place", "head")
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Scores:
     """One site's attributions, in nats.
@@ -40,6 +42,7 @@ class Scores:
     heads: bool
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class AttributionResult:
     """What each cell would change of the metric if its activation were the other run's, in nats, to first order.

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from analysis.figures.canvas import drawable
 from audiolens.checks import checked_flags, numbers_of
 from audiolens.directions.directions import Directions
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 
 UNITS: Mapping[str, str] = {
@@ -31,6 +32,7 @@ _VALUES = ("effect", "value", "score", "mean", "norm")
 _NOT_VALUES = {"layer", "low", "high"}
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """One number a layer, in its own unit; the ends of its intervals are NaN where there are none."""
@@ -48,6 +50,7 @@ class Evidence:
         return self.layers[int(np.nanargmax(np.abs(self.values)))]
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class LayerAttribution:
     """Several kinds of evidence over the same blocks.
@@ -104,6 +107,7 @@ def _peak(one: Evidence) -> str:
     return f"{one.name} {one.values[at]:+.3g}{ends} at block {one.peak}"
 
 
+@guarded
 def gather(*, units: Mapping[str, str] | None = None, **evidence: Any) -> LayerAttribution:
     """Put evidence over layers together.
 
@@ -158,6 +162,8 @@ def _evidence(name: str, given: Any, unit: str) -> Evidence:
 
 
 def _made(name: str, unit: str, table: pd.DataFrame, column: str) -> Evidence:
+    if not np.isfinite(pd.to_numeric(table["layer"], errors="coerce")).all():
+        raise InputError(f"{name}: its column 'layer' holds what is no layer number.")
     table = table.sort_values("layer")
     layers = tuple(int(layer) for layer in table["layer"])
     if len(set(layers)) < len(layers):

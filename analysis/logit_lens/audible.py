@@ -17,6 +17,7 @@ from torch import Tensor
 from analysis.figures.canvas import drawable
 from analysis.logit_lens.reading import checked, log_probabilities
 from audiolens import measure
+from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.lens import AudioLens
 from audiolens.model.timeline import Real
@@ -25,6 +26,7 @@ from audiolens.tracing.generation import Generation
 from audiolens.tracing.sampling import RowStreams, checked_seeds, checked_settings
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Audible:
     """What each block would play next, everywhere in clips that went on as given.
@@ -87,6 +89,7 @@ class Audible:
         return f"Audible(codes that are the given ones, by block: {told})"
 
 
+@guarded
 @named_once
 def listen(
     lens: AudioLens,

@@ -19,12 +19,14 @@ from torch import Tensor
 from analysis.figures.canvas import drawable
 from analysis.likelihood import by_frame, checked_rows
 from analysis.statistics import means
+from audiolens.door import guarded
 from audiolens.lens import AudioLens
 from audiolens.model.sites import checked_layers
 from audiolens.model.tokens import named_once
 from audiolens.tracing.overflow import checked_logits
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class LogitLensResult:
     """What each block says of every code, beside the code that was given and what the last block says.
@@ -118,6 +120,7 @@ class LogitLensResult:
         }
 
 
+@guarded
 @named_once
 def read(
     lens: AudioLens,

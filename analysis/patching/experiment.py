@@ -29,8 +29,9 @@ from analysis.patching.result import Mode, PatchingResult, checked_mode
 from analysis.patching.runs import Runs
 from analysis.patching.sound import Listening, Sound
 from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_flags
+from audiolens.door import guarded
 from audiolens.errors import ActivationOverflow, InputError
-from audiolens.model.timeline import Span, codes_timeline
+from audiolens.model.timeline import Span, checked_span, codes_timeline
 from audiolens.model.tokens import named_once
 from audiolens.tracing.model_calls import alone
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 
+@guarded
 @dataclass(frozen=True)
 class LogLikelihood:
     """The metric on codes: log-probability of the clean codes in a window of the clip, summed over its frames, in nats.
@@ -47,7 +49,12 @@ class LogLikelihood:
 
     seconds: Span | None = None
 
+    def __post_init__(self) -> None:
+        if self.seconds is not None:
+            checked_span(self.seconds)
 
+
+@guarded
 @named_once
 def patch(
     lens: AudioLens,
@@ -153,6 +160,7 @@ def patch(
     )
 
 
+@guarded
 @named_once
 def plan(
     lens: AudioLens,

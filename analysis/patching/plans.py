@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from audiolens.door import guarded
 
+
+@guarded
 @dataclass(frozen=True)
 class Plan:
     """What a grid on codes takes, before it runs.
@@ -37,6 +40,7 @@ class Plan:
         )
 
 
+@guarded
 @dataclass(frozen=True)
 class SoundPlan:
     """What a grid by ear takes, before its first clip.

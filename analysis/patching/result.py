@@ -16,6 +16,7 @@ from analysis.patching.grid import By
 from analysis.patching.runs import N_PAIRS
 from analysis.resampling import Interval, bootstrap
 from analysis.statistics import LEVEL, Means, means
+from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.model.timeline import Span
 
@@ -29,6 +30,7 @@ def checked_mode(mode: Any) -> None:
         raise InputError(f"mode={mode!r}: expected {' or '.join(map(repr, get_args(Mode)))}.")
 
 
+@guarded
 @dataclass(frozen=True)
 class Gap:
     """How much the clean run's metric exceeds the corrupted run's: the mean over pairs, with its clustered interval."""
@@ -48,6 +50,7 @@ class Gap:
         return f"{self.value:+.3g} {self.unit} [{self.interval.low:+.3g}, {self.interval.high:+.3g}]"
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class PatchingResult:
     """A grid of patches.

@@ -16,6 +16,7 @@ from analysis.matched import refuse_unequal
 from analysis.patching.engine import Batch, Side, recorded_hooks
 from analysis.patching.grid import Cell
 from audiolens.checks import MOST_SEED, checked_count, checked_flags, in_order
+from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError, InputTypeError, PromptError
 from audiolens.model import text, tokens
 from audiolens.model.timeline import Real, Span, Timeline, codes_timeline
@@ -31,6 +32,7 @@ N_PAIRS = 64
 """How many pairs a claim about a few nats needs at the least."""
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Pairs:
     """Matched prompts with codes: what the clean prompt played, and (`history`) what the corrupted one played.
@@ -43,6 +45,9 @@ class Pairs:
     codes: Int[Tensor, "pair codebook frame"]
     history: Int[Tensor, "pair codebook past"]
 
+    def __post_init__(self) -> None:
+        checked_kinds(self)
+
     def __len__(self) -> int:
         return len(self.clean)
 
@@ -50,6 +55,7 @@ class Pairs:
         return f"Pairs({len(self)} of {self.codes.shape[-1]} frames; first {self.clean[0]!r} | {self.corrupted[0]!r})"
 
 
+@guarded
 @named_once
 def pairs(
     lens: AudioLens,
@@ -88,8 +94,8 @@ def pairs(
         raise InputTypeError(
             f"prompts={prompts!r}: expected a PromptSet, such as audiolens.prompts.load('tempo') gives."
         )
-    checked_count("n", n)
-    checked_count("first_seed", first_seed, 0, MOST_SEED)
+    n = checked_count("n", n)
+    first_seed = checked_count("first_seed", first_seed, 0, MOST_SEED)
     if not prompts.matched:
         raise InputError(f"{prompts.concept}: its poles have different numbers of prompts, so none are matched.")
     matched = list(zip(prompts.positive, prompts.negative, strict=True))

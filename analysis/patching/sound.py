@@ -28,6 +28,7 @@ from analysis.patching.result import Mode, PatchingResult, checked_mode
 from analysis.patching.runs import checked_clusters, checked_prompts, refuse_same, token_offsets
 from audiolens import measure
 from audiolens.checks import MOST_SEED, checked_count
+from audiolens.door import guarded
 from audiolens.errors import InputError, PromptError, nearest
 from audiolens.interventions import Apply, Branch, checked_branch
 from audiolens.model.timeline import Span, Timeline, clip_timeline
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 
+@guarded
 @dataclass(frozen=True)
 class Sound:
     """A metric on sound. The clean prompts must all ask for one pole, or the mean gap cancels.

@@ -25,11 +25,13 @@ from analysis.probing.table import column
 from analysis.resampling import Interval, bootstrap
 from analysis.statistics import LEVEL, rank_test
 from audiolens.cache.activation_cache import ActivationCache
-from audiolens.checks import MOST_SEED, checked_count, numbers_of
+from audiolens.checks import MOST_SEED, checked_amount, checked_count, numbers_of
+from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.model.sites import listed_layers
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class PCAResult:
     """The first principal components of every layer.
@@ -113,6 +115,7 @@ class PCAResult:
         )
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Trajectories:
     """Where the poles go over time in each layer's components.
@@ -172,6 +175,7 @@ class Trajectories:
         )
 
 
+@guarded
 def fit(
     activations: ActivationCache | np.ndarray,
     labels: Sequence[str],
@@ -201,7 +205,7 @@ def fit(
     array, numbers, clusters = _arrays(activations, site, layers, groups, steps=False)
     names = tuple(map(str, column("labels", labels, array.shape[1])))
     _check(array, names)
-    checked_count("n_shuffles", n_shuffles)
+    n_shuffles = checked_count("n_shuffles", n_shuffles)
     dealt = _shuffles(names, clusters, n_shuffles, checked_count("seed", seed, 0, MOST_SEED))
     n_kept = min(checked_count("n_components", n_components), array.shape[1] - 1, array.shape[2])
     scores, explained, silhouettes, intervals, chance = [], [], [], [], []
@@ -230,6 +234,7 @@ def fit(
     )
 
 
+@guarded
 def trajectories(
     activations: ActivationCache | np.ndarray,
     labels: Sequence[str],
@@ -255,6 +260,8 @@ def trajectories(
     names = tuple(map(str, column("labels", labels, array.shape[1])))
     _check(array[:, :, 0], names)
     first = activations.first_step if isinstance(activations, ActivationCache) else 0
+    if frame_rate is not None:
+        frame_rate = checked_amount("frame_rate", frame_rate, above=0)
     rate = (activations.frame_rate if isinstance(activations, ActivationCache) else frame_rate) or 1.0
     poles = tuple(dict.fromkeys(names))
     told = np.array(names)
@@ -367,7 +374,7 @@ def _silhouette(scores: Float[np.ndarray, "row component"], names: tuple[str, ..
 
 
 def _checked_dimensions(result: PCAResult, dimensions: int) -> int:
-    if dimensions not in (2, 3) or dimensions > max(result.scores.shape[2], 2):
+    if checked_count("dimensions", dimensions, 2, 3) > max(result.scores.shape[2], 2):
         raise InputError(f"dimensions={dimensions}: expected 2, or 3 with n_components of at least 3.")
     return dimensions
 

@@ -23,6 +23,7 @@ from audiolens import prompts as prompt_sets
 from audiolens.checks import checked_count, checked_flags, in_order
 from audiolens.directions.directions import Directions, difference_in_means
 from audiolens.directions.steering import Strategy
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.model.tokens import named_once, note_unread
 from audiolens.prompts import PromptSet
@@ -35,6 +36,7 @@ READ_PROMPTS = 48
 READ_SECONDS = 2.0
 
 
+@guarded
 @named_once
 def place(
     lens: AudioLens,

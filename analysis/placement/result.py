@@ -14,8 +14,10 @@ from analysis.figures.canvas import drawable
 from analysis.layer_attribution import Evidence, LayerAttribution
 from analysis.placement.shifts import Candidate, Shifts, place_name
 from analysis.resampling import interval_of, resampled
+from audiolens.checks import shown
 from audiolens.directions.directions import Directions
 from audiolens.directions.steering import Strategy
+from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError
 from audiolens.prompts import PromptSet
 
@@ -24,6 +26,7 @@ AS_GOOD = 0.995
 """Places that reach this share of the best are taken as equally good: the simplest of them is chosen."""
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Placement:
     """Where a concept's direction is to be applied: `al.steer(placement.directions, **placement.where, strength=...)`.
@@ -132,7 +135,11 @@ class Placement:
 
     def with_more(self, row_steps: int, **found: Any) -> Placement:
         """The same with what was found out at the chosen place, and its cost."""
-        return replace(self, row_steps=self.row_steps + row_steps, **found)
+        made = replace(self, row_steps=self.row_steps + row_steps, **found)
+        checked_kinds(made)
+        if made.certainty == made.certainty and not 0 <= made.certainty <= 1:
+            raise InputError(f"certainty={shown(made.certainty)}: expected a share, or NaN.")
+        return made
 
     def to_frame(self) -> pd.DataFrame:
         """`candidates`, with `chosen`, and what the other evidence says of each one's layer."""

@@ -21,7 +21,8 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from analysis.probing.table import column, numbers_or_text, read_columns
-from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_flags, in_order
+from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_flags, checked_text, in_order
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, nearest, shortened
 from audiolens.etude.synth import CLIP_SECONDS
 from audiolens.measure.clips import as_float
@@ -38,6 +39,7 @@ _SEARCHED = 100
 """How many clips of the synthesiser are looked at for each one kept, before giving up."""
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Rows to probe.
@@ -144,6 +146,10 @@ class Dataset:
         Raises:
             InputError: if labels do not match, or a sound is shorter than `seconds`.
         """
+        if seconds is not None:
+            seconds = checked_amount("seconds", seconds, above=0)
+        checked_text("name", name)
+        checked_text("unit", unit)
         heard = in_order("sounds", sounds, "sounds")
         if not heard:
             raise InputError("no sounds: give at least two of each label.")
@@ -237,9 +243,9 @@ class Dataset:
         """
         from audiolens.etude import synth
 
-        checked_count("n", n, 2)
-        checked_count("seed", seed, 0, MOST_SEED)
-        checked_amount("seconds", seconds, above=0)
+        n = checked_count("n", n, 2)
+        seed = checked_count("seed", seed, 0, MOST_SEED)
+        seconds = checked_amount("seconds", seconds, above=0)
         if task not in get_args(Task):
             raise InputError(f"task={task!r}: expected {' or '.join(map(repr, get_args(Task)))}.")
         chosen, labels = _drawn(concept, n, task, seed)

@@ -21,10 +21,11 @@ from analysis.probing.probes import KINDS, Kind, Plan, Probe, Scored, target_of
 from analysis.probing.result import ProbeResult
 from audiolens.cache.activation_cache import ActivationCache
 from audiolens.checks import MOST_JOBS, MOST_SEED, checked_amount, checked_count, checked_flags, one_or_listed
-from audiolens.directions import provenance
-from audiolens.directions.provenance import Provenance
+from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.interventions import Branch
+from audiolens.model import provenance
+from audiolens.model.provenance import Provenance
 from audiolens.model.sites import head_numbers, listed_layers
 from audiolens.model.tokens import named_once
 from audiolens.model.weight_hash import weights_hash
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from audiolens.lens import AudioLens
 
 
+@guarded
 @named_once
 def probe(
     lens: AudioLens | None,

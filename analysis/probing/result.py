@@ -16,15 +16,18 @@ from analysis.probing.features import Place
 from analysis.probing.probes import Probe, Scored, balanced_accuracy, least_p, target_of
 from analysis.resampling import bootstrap
 from analysis.statistics import LEVEL, rank_test
+from audiolens.checks import shown
 from audiolens.directions.directions import Directions
-from audiolens.directions.provenance import Provenance
+from audiolens.door import guarded
 from audiolens.errors import InputError
+from audiolens.model.provenance import Provenance
 
 UNTESTED = "too few rows or shuffles to test: "
 UNGROUPED = "rows without prompts or groups=, each counted as independent"
 """What a result says where rows of one prompt or piece may stand on both sides of a split."""
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class ProbeResult:
     """What probes read at each place, beside shuffled labels and beside the sound itself.
@@ -163,8 +166,8 @@ class ProbeResult:
             )
         output, poles = 0, (0, 0)
         if self.classes:
-            if str(towards) not in self.classes:
-                raise InputError(f"towards={towards!r}: expected one of the classes {', '.join(self.classes)}.")
+            if shown(towards).strip("'") not in self.classes and str(towards) not in self.classes:
+                raise InputError(f"towards={shown(towards)}: expected one of the classes {', '.join(self.classes)}.")
             output = self.classes.index(str(towards))
             mine = len(np.unique(self.groups[self._target() == output]))
             poles = (mine, len(np.unique(self.groups[self._target() != output])))

@@ -19,10 +19,11 @@ from scipy.stats import spearmanr
 
 from analysis.figures.canvas import drawable
 from audiolens import measure
-from audiolens.checks import checked_flags
+from audiolens.checks import checked_amount, checked_count, checked_flags, listed, numbers_of, shown
 from audiolens.directions.directions import Directions, read_poles
 from audiolens.directions.pole_reader import PoleReader, Position
-from audiolens.errors import InputError
+from audiolens.door import guarded
+from audiolens.errors import InputError, InputTypeError
 from audiolens.interventions import Branch, checked_branch
 from audiolens.model.tokens import named_once
 from audiolens.prompts import PromptSet
@@ -34,6 +35,7 @@ POSITIONS: tuple[Position, ...] = ("mean", "first", "last")
 BRANCHES: tuple[Branch, ...] = ("cond", "null", "both")
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Readings:
     """The directions that each position and branch of reading gives, side by side.
@@ -90,6 +92,7 @@ class Readings:
         return f"Readings({self.concept} on {self.model!r}: {alike}{onsets})"
 
 
+@guarded
 @named_once
 def compare(
     lens: AudioLens,
@@ -115,8 +118,15 @@ def compare(
             is refused before the clips are made.
     """
     checked_flags(progress=progress)
+    if not isinstance(sets, PromptSet):
+        raise InputTypeError(f"sets={shown(sets)}: expected a PromptSet, as audiolens.prompts.load gives.")
+    positions, branches = listed("positions", positions), listed("branches", branches)
     if not positions or not branches:
-        raise InputError(f"positions={list(positions)}, branches={list(branches)}: give at least one of each.")
+        raise InputError(f"positions={positions}, branches={branches}: give at least one of each.")
+    if prompts is not None:
+        prompts = checked_count("prompts", prompts)
+    batch_size = checked_count("batch_size", batch_size)
+    guidance_scale = checked_amount("guidance_scale", guidance_scale)
     poles = [list(side[:prompts]) for side in (sets.positive, sets.negative)]
 
     def reader(position: Position, branch: Branch, codes: Any = None, bar: bool = False) -> PoleReader:
@@ -152,12 +162,24 @@ def compare(
     )
 
 
+@guarded
 def within_poles(
     projections: np.ndarray,
     rates: np.ndarray,
     labels: np.ndarray,
 ) -> float:
-    """Spearman's correlation within the positive and within the negative rows, averaged; NaN where nothing varies."""
+    """Spearman's correlation within the positive and within the negative rows, averaged; NaN where nothing varies.
+
+    Raises:
+        InputTypeError, InputError: for anything but numbers and truth values, one a row.
+    """
+    projections, rates = numbers_of("projections", projections), numbers_of("rates", rates)
+    labels = np.asarray(labels)
+    if projections.ndim != 1 or not projections.shape == rates.shape == labels.shape:
+        raise InputError(
+            f"projections, rates and labels of shapes {projections.shape}, {rates.shape} and {labels.shape}: "
+            "expected one of each a row."
+        )
     found = []
     for pole in (True, False):
         mine = (labels == pole) & np.isfinite(rates)

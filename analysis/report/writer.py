@@ -18,6 +18,8 @@ from analysis.spreadsheets import csv_of
 from analysis.store.folder import STUDY
 from analysis.study import stages, where
 from analysis.sweep import BASELINE
+from audiolens.checks import checked_text
+from audiolens.door import guarded
 from audiolens.files.integrity import sealed_json
 from audiolens.sound import soundfiles
 
@@ -42,8 +44,10 @@ class Sound:
         return f"{self.pair}_{_slug(self.prompt)}_seed{self.seed}_{_slug(label)}.wav"
 
 
+@guarded
 def write(study: Study, folder: Path, *, command: str = "") -> None:
     """Fill an empty folder with everything a study found."""
+    checked_text("command", command)
     for name in ("audio", "figures", "tables"):
         (folder / name).mkdir()
     kept = sounds(study)

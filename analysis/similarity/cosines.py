@@ -20,14 +20,16 @@ from scipy import stats
 
 from analysis.figures.canvas import drawable
 from analysis.statistics import LEVEL, correct
-from audiolens.checks import checked_count
+from audiolens.checks import checked_count, numbers_of
 from audiolens.directions.directions import Directions
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 
 Null = Literal["random", "shuffled"]
 _ESTIMATOR = "difference in means"
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class CosineMap:
     """Cosines between the directions of layers.
@@ -106,6 +108,7 @@ class CosineMap:
         )
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """Cosines between named sets of directions at each layer: concepts, estimators, positions or time spans.
@@ -174,6 +177,7 @@ class Comparison:
         )
 
 
+@guarded
 def cosine_map(
     directions: Directions, other: Directions | None = None, *, null: Null = "random", n_draws: int = 200
 ) -> CosineMap:
@@ -213,6 +217,7 @@ def cosine_map(
     )
 
 
+@guarded
 def compare(directions: Mapping[str, Directions], *, null: Null = "random", n_draws: int = 200) -> Comparison:
     """Cosines between named sets of directions at each layer that all of them have.
 
@@ -256,14 +261,18 @@ def compare(directions: Mapping[str, Directions], *, null: Null = "random", n_dr
     )
 
 
+@guarded
 def chance_cosine(width: int, share: float = 0.05) -> float:
     """|cosine| that a `share` of pairs of random directions exceeds: (cosine + 1) / 2 is Beta((d-1)/2, (d-1)/2)."""
+    width = checked_count("width", width)
     half = (width - 1) / 2
     return float(2 * stats.beta.ppf(1 - share / 2, half, half) - 1) if width > 1 else 1.0
 
 
+@guarded
 def chance_p(cosines: np.ndarray, width: int) -> np.ndarray:
     """How often a random pair of this width is as far from 0."""
+    cosines, width = numbers_of("cosines", cosines), checked_count("width", width)
     half = (width - 1) / 2
     return 2 * stats.beta.sf((1 + np.abs(cosines)) / 2, half, half) if width > 1 else np.ones(cosines.shape)
 

@@ -20,7 +20,8 @@ from analysis.study.result import Study
 from analysis.study.settings import Settings
 from analysis.study.stages import Stages
 from analysis.sweep.response import MEASURED
-from audiolens.checks import checked_flags
+from audiolens.checks import checked_flags, checked_text
+from audiolens.door import guarded
 from audiolens.errors import InputError, nearest, shortened
 from audiolens.files.atomic import aside
 from audiolens.model.tokens import named_once
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 
+@guarded
 def prompts_of(concept: str | PromptSet, lens: AudioLens | None = None, settings: Settings | None = None) -> PromptSet:
     """The prompts of a concept that can be studied, with a lens in the words that it reads (`prompts.load`).
 
@@ -50,6 +52,7 @@ def prompts_of(concept: str | PromptSet, lens: AudioLens | None = None, settings
     return sets
 
 
+@guarded
 @named_once
 def run(
     lens: AudioLens,
@@ -84,6 +87,7 @@ def run(
         StoppedError: for a disk that is full or a process that died; what is finished is kept.
     """
     checked_flags(overwrite=overwrite, progress=progress)
+    checked_text("command", command)
     chosen = settings or Settings()
     sets = prompts_of(concept, lens, chosen)
     chosen.check(lens, sets)

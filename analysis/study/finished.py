@@ -17,6 +17,7 @@ from analysis.study.made import check_made
 from analysis.study.result import Study
 from analysis.study.settings import Settings
 from analysis.sweep import SweepResult
+from audiolens.door import guarded
 from audiolens.errors import DamagedError, InputError
 from audiolens.files.atomic import as_path, inside, refuse_links, remove_unfinished
 from audiolens.files.integrity import read_json
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from analysis.study.study_set import Several
 
 
+@guarded
 def load_folder(folder: str | os.PathLike[str]) -> Study:
     """The study that a folder holds, as `study.run` gave it.
 
@@ -59,6 +61,7 @@ def load_folder(folder: str | os.PathLike[str]) -> Study:
         raise DamagedError(f"{place}: what its page was made of is gone or damaged ({told}): {_AGAIN}") from None
 
 
+@guarded
 def redraw(folder: str | os.PathLike[str]) -> Study | Several:
     """Draw the page of a finished study anew, and its tables and figures; or of several, with the index above them.
 

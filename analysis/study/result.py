@@ -20,8 +20,9 @@ from analysis.study.scan import Choice
 from analysis.study.settings import Settings
 from analysis.study.test_result import Outcome
 from analysis.study.where import Where
-from audiolens.checks import checked_flags
+from audiolens.checks import checked_flags, checked_text
 from audiolens.directions.directions import Directions
+from audiolens.door import guarded
 
 WORDS: Mapping[str, tuple[str, str]] = {
     "tempo": ("faster", "slower"),
@@ -31,6 +32,7 @@ WORDS: Mapping[str, tuple[str, str]] = {
 }
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Study:
     """What a study found.
@@ -101,6 +103,7 @@ class Study:
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False, command: str = "") -> Path:
         """Write tables, figures, sound, directions and the page; see `analysis.report`."""
         checked_flags(overwrite=overwrite)
+        checked_text("command", command)
         from analysis import report
         from analysis.store import folder as folders
 

@@ -14,6 +14,7 @@ from audiolens import measure
 from audiolens.checks import checked_count, checked_flags
 from audiolens.directions.pole_reader import Position
 from audiolens.directions.steering import Strategy
+from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError, nearest
 from audiolens.interventions import Branch
 from audiolens.measure import beats
@@ -44,6 +45,7 @@ FEWEST_PROMPTS = 2
 """Prompts of either pole: of one there is no spread, so that nothing says whether the poles lie apart."""
 
 
+@guarded
 @dataclass(frozen=True)
 class Settings:
     """How much of everything. The defaults take under five minutes on two cores with the bundled model.
@@ -195,9 +197,11 @@ class Settings:
             raise InputError(f"doses={self.doses}: expected finite numbers above 0, 1.0 among them.")
         if self.place_by not in ("evidence", "scan"):
             raise InputError(f"place_by={self.place_by!r}: expected 'evidence' or 'scan'.")
+        checked_kinds(self)
 
     def blocks(self, n_layers: int) -> list[int]:
         """The blocks that are scanned."""
+        n_layers = checked_count("n_layers", n_layers)
         return np.unique(np.linspace(0, n_layers - 1, min(self.most_blocks, n_layers)).round().astype(int)).tolist()
 
     def clips(self, n_layers: int, sets: PromptSet | None = None) -> dict[str, int]:

@@ -31,7 +31,6 @@ from soundfile import LibsndfileError
 import analysis
 import audiolens
 from analysis.store.folder import LOCK, UNSEALED_STUDY, Held, check_in_place, disk_is_full, held, is_study
-from audiolens.directions import provenance
 from audiolens.errors import DamagedError, DamageWarning, InputError, StoppedError
 from audiolens.files.atomic import (
     UNFINISHED,
@@ -45,6 +44,7 @@ from audiolens.files.atomic import (
 )
 from audiolens.files.integrity import check_manifest, read_json, sealed_json, write_manifest
 from audiolens.lens import AudioLens
+from audiolens.model import provenance
 from audiolens.model.tokens import callers_level
 from audiolens.model.weight_hash import content_hash
 

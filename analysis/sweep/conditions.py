@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 
 from audiolens.checks import checked_count, in_order
+from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError
 from audiolens.interventions import Add, Branch, Intervention
 from audiolens.model.families import FAMILIES
@@ -31,6 +32,7 @@ Clip = tuple[str, int]
 """A prompt and the seed it is drawn with."""
 
 
+@guarded
 @dataclass(frozen=True)
 class Condition:
     """What is done to every clip.
@@ -50,6 +52,7 @@ class Condition:
     reseed: int = 0
 
     def __post_init__(self) -> None:
+        checked_kinds(self)
         for intervention in self.interventions:
             if intervention.rows is not None or torch.as_tensor(intervention.strength, device="cpu").ndim:
                 raise InputError(
@@ -62,6 +65,7 @@ class Condition:
         return prompt if self.ask is None else self.ask(prompt)
 
 
+@guarded
 @dataclass(frozen=True)
 class Plan:
     """Which rows a sweep generates, in which batches: a function of its arguments alone.
@@ -110,6 +114,7 @@ class Plan:
         return len(self.conditions) * len(self.clips)
 
 
+@guarded
 def clips(prompts: Sequence[str], seeds_per_prompt: int, first_seed: int = 0) -> list[Clip]:
     """Each prompt with its own seeds, no seed used twice, so that prompts are independent."""
     prompts = in_order("prompts", prompts, "prompts")
@@ -119,6 +124,7 @@ def clips(prompts: Sequence[str], seeds_per_prompt: int, first_seed: int = 0) ->
     return [(prompt, next(seeds)) for prompt in prompts for _ in range(seeds_per_prompt)]
 
 
+@guarded
 def packed(conditions: Sequence[Condition], clips: Sequence[Clip], batch_size: int = 64) -> Plan:
     """Check and order what is played before it is.
 
@@ -139,6 +145,7 @@ def packed(conditions: Sequence[Condition], clips: Sequence[Clip], batch_size: i
     return Plan(conditions, clips, whole_batch_size(batch_size))
 
 
+@guarded
 def merge(conditions: Sequence[Condition], n_layers: int) -> Iterator[Intervention]:
     """The interventions of a batch whose row i is under `conditions[i]`.
 

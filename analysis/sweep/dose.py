@@ -6,8 +6,10 @@ measure is taken to rise towards a concept's positive pole.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,12 @@ from analysis.statistics import MOST_FAILED, correct, spearman
 from analysis.sweep.conditions import BASELINE
 from analysis.sweep.factorial import PLACE, spoken
 from analysis.sweep.response import CONTROLS, is_ratio, rank_among, unit_of_change
+from audiolens.checks import shown
+from audiolens.door import guarded
 from audiolens.errors import InputError
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class DoseResponse:
     """Effect against strength at every place of a sweep.
@@ -97,6 +102,7 @@ class DoseResponse:
         return f"DoseResponse({self.concept} on {self.measured}, {spoken(best.iloc[0])}{of}: {told}; rho {rho:+.2f})"
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class CrossEffects:
     """What steering along one concept did to every measure, at one place.
@@ -200,6 +206,8 @@ def at_place(table: pd.DataFrame, place: Mapping[str, Any]) -> pd.Series:
     """Which rows are at a place; what it leaves open (NaN, None) must be open there too."""
     chosen = pd.Series(True, index=table.index)
     for name, value in place.items():
+        if name not in PLACE or not isinstance(value, str | int | float | np.number | tuple | None):
+            raise InputError(f"{name}={shown(value)}: a place has {', '.join(PLACE)}, each a name or a number.")
         open_ = value is None or value != value
-        chosen &= table[name].isna() if open_ else table[name] == value
+        chosen &= table[name].isna() if open_ else table[name].map(partial(operator.eq, value)).astype(bool)
     return chosen

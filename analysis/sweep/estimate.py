@@ -13,8 +13,9 @@ from analysis.sweep.conditions import Clip, Plan, clips, packed
 from analysis.sweep.factorial import Factors, conditions, named
 from analysis.sweep.playing import clips_per_second
 from analysis.sweep.storage import Sound, size_of
-from audiolens.checks import checked_count, checked_seed, in_order, one_or_listed
-from audiolens.errors import InputError
+from audiolens.checks import checked_count, checked_seed, in_order, one_or_listed, shown
+from audiolens.door import guarded
+from audiolens.errors import InputError, InputTypeError
 from audiolens.model import tokens
 from audiolens.model.timeline import clip_timeline
 from audiolens.prompts import PromptSet, concepts, load
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 
+@guarded
 @dataclass(frozen=True)
 class Estimate:
     """What a sweep will do and take, before it starts.
@@ -90,6 +92,8 @@ class Prepared:
         own = named(directions)
         for one in own.values():
             one.meta.refuse_other(lens)
+        if sets is not None and not isinstance(sets, Mapping):
+            raise InputTypeError(f"sets={shown(sets)}: expected prompt sets by name.")
         words = dict(sets) if sets is not None else {name: load(name, lens=lens) for name in own if name in concepts()}
         if prompts is None:
             neutral = next((one.development for one in words.values() if one.development), ())

@@ -31,6 +31,7 @@ from audiolens import measure
 from audiolens.checks import MOST_JOBS, checked_amount, checked_count, checked_flags
 from audiolens.directions.directions import Directions
 from audiolens.directions.steering import Strategy, Unit
+from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
 from audiolens.files.atomic import as_path, refuse_links
 from audiolens.interventions import Branch
@@ -38,6 +39,7 @@ from audiolens.model.timeline import clip_timeline
 from audiolens.model.tokens import named_once
 from audiolens.prompts import PromptSet
 from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.plan import refuse_foreign
 from audiolens.tracing.sampling import checked_settings
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 _SETTINGS = ("seconds", "guidance_scale", "temperature", "top_k", "batch_size")
 
 
+@guarded
 @named_once
 def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) -> Estimate:
     """What `run` with these arguments would do and take; nothing is written. `timed` measures this machine's speed.
@@ -69,6 +72,7 @@ def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) 
     return prepared.estimate(lens, asked.get("out"), asked.get("sound"), timed)
 
 
+@guarded
 @named_once
 def run(
     lens: AudioLens,
@@ -150,6 +154,7 @@ def run(
     )  # fmt: skip
 
 
+@guarded
 @named_once
 def play(
     lens: AudioLens,
@@ -189,6 +194,7 @@ def play(
         progress: the label of a progress bar; `None` shows none.
     """
     todo = packed(conditions, clips, batch_size)
+    refuse_foreign([step for condition in todo.conditions for step in condition.interventions], lens.traced_model)
     clip_timeline(seconds, lens.config)
     settings = _settings(seconds, guidance_scale, temperature, top_k, batch_size)
     seconds, guidance_scale, temperature, top_k, batch_size = settings.values()
@@ -256,6 +262,7 @@ def _facts(
     )
 
 
+@guarded
 def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
     """A sweep that was written with `out=`, also while it is being written: then the batches that are finished.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.sweep.conditions import BASELINE, Condition
-from audiolens.checks import checked_count, checked_flags, listed, real_number
+from audiolens.checks import checked_count, checked_flags, listed, one_or_listed, real_number
 from audiolens.directions.directions import Directions
 from audiolens.directions.steering import Strategy, Unit, steer
 from audiolens.errors import InputError, InputTypeError
@@ -74,7 +74,8 @@ def named(directions: Directions | Sequence[Directions] | Mapping[str, Direction
     if isinstance(directions, Mapping):
         pairs = list(directions.items())
     else:
-        found = [directions] if isinstance(directions, Directions) else list(directions)
+        found = [directions] if isinstance(directions, Directions) else one_or_listed("directions", directions)
+        found = found if isinstance(found, list) else [found]
         if not all(isinstance(one, Directions) for one in found):
             raise InputTypeError(f"{type(directions).__name__}: expected Directions, a list of them, or a mapping.")
         pairs = [(one.meta.label or "direction", one) for one in found]

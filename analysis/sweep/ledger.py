@@ -155,7 +155,7 @@ def facts_of(
     lens: AudioLens, conditions: Sequence[Condition], settings: Mapping[str, Any], **others: Any
 ) -> dict[str, Any]:
     """What a sweep's rows follow from, as plain values: versions, weights, settings, and hashes of what is done."""
-    from audiolens.directions import provenance
+    from audiolens.model import provenance
 
     times = np.arange(round(settings["seconds"] * lens.config.frame_rate)) / lens.config.frame_rate
     return {

@@ -20,6 +20,8 @@ from numpy.typing import ArrayLike
 
 from analysis.listening import Heard, Listener
 from analysis.sweep.conditions import BASELINE, Condition, Plan, merge
+from audiolens.checks import checked_amount, checked_count
+from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.model import text
 from audiolens.model.timeline import clip_timeline
@@ -120,8 +122,10 @@ def heard_batches(
         raise
 
 
+@guarded
 def clips_per_second(lens: AudioLens, prompt: str, seconds: float, batch_size: int = 64) -> float:
     """How fast this machine generates, from one short batch: for estimates shown before a sweep."""
+    batch_size, seconds = checked_count("batch_size", batch_size), checked_amount("seconds", seconds, above=0)
     short = min(1.0, seconds)
     started = time.perf_counter()
     made = lens.generate([prompt] * batch_size, seconds=short, seeds=list(range(batch_size)), decode=False)

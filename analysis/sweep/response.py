@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from analysis.statistics import effect, rank_test
 from analysis.sweep.conditions import BASELINE
 from audiolens import measure
+from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
 
 MEASURED: Mapping[str, str] = {
@@ -42,6 +43,7 @@ def unit_of_change(measured: str) -> str:
     return {"dBFS": "dB"}.get(unit := measure.UNITS.get(measured, ""), unit)
 
 
+@guarded
 def effects(table: pd.DataFrame, measured: str, n_bootstrap: int = 1000, further: Sequence[str] = ()) -> pd.DataFrame:
     """The effect of every condition on a measure, beside the baseline clips of the same prompt and seed.
 
@@ -55,6 +57,8 @@ def effects(table: pd.DataFrame, measured: str, n_bootstrap: int = 1000, further
     if measured not in table:
         known = [name for name in (*measure.MEASURES, *further) if name in table]
         raise InputError(f"{measured!r} was not measured.{nearest(measured, known)} There are: {', '.join(known)}.")
+    if unknown := [name for name in further if name not in table]:
+        raise InputError(f"further: {unknown[0]!r} is no column.{nearest(str(unknown[0]), map(str, table.columns))}")
     own = table[table["condition"] == BASELINE].set_index(KEYS)
     columns = [measured, *(["nats"] if "nats" in further else [])]
     pairs = own[columns].reindex(pd.MultiIndex.from_frame(table[KEYS])).to_numpy(dtype=float)

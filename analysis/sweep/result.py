@@ -20,9 +20,12 @@ from analysis.sweep.batches import Batches
 from analysis.sweep.conditions import BASELINE
 from analysis.sweep.dose import CrossEffects, DoseResponse
 from analysis.sweep.tradeoff import Front, LayerMap, Limits, Strategies
-from audiolens.errors import InputError, nearest
+from audiolens.checks import checked_text, real_number, shown
+from audiolens.door import guarded
+from audiolens.errors import InputError, InputTypeError, nearest
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class SweepResult:
     """One row per clip with everything measured.
@@ -105,7 +108,10 @@ class SweepResult:
         """
         own = self.codes(BASELINE)
         names = list(dict.fromkeys(self.table["condition"]))
-        values = [0.0 if one == BASELINE else float(distance(self.codes(one), own)) for one in names]
+        checked_text("name", name)
+        if not callable(distance):
+            raise InputTypeError(f"distance={shown(distance)}: expected a function of two tensors of codes.")
+        values = [0.0 if one == BASELINE else _number(distance(self.codes(one), own)) for one in names]
         found = pd.DataFrame({"condition": names, name: values})
         if self.distances is not None:
             found = self.distances.drop(columns=name, errors="ignore").merge(found, on="condition")
@@ -209,3 +215,11 @@ class SweepResult:
             f"SweepResult({len(self.table)} clips{there}: {self.table['condition'].nunique()} conditions, "
             f"{self.table['prompt'].nunique()} prompts, {lost:.0%} failed)"
         )
+
+
+def _number(found: Any) -> float:
+    """What a caller's distance gave."""
+    try:
+        return real_number(found)
+    except TypeError:
+        raise InputTypeError(f"distance gave {shown(found)}: expected a number.") from None

@@ -18,9 +18,12 @@ from analysis.figures.canvas import drawable
 from analysis.statistics import MOST_FAILED
 from analysis.sweep.dose import DoseResponse, change, place_of
 from analysis.sweep.factorial import PLACE, spoken
+from audiolens.checks import checked_amount, checked_text
+from audiolens.door import guarded
 from audiolens.errors import InputError
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class LayerMap:
     """The effect at every layer and strength of one strategy.
@@ -73,6 +76,7 @@ class LayerMap:
         return f"LayerMap({self.concept} on {self.measured}, {self.strategy}: from {told[0]}, to {told[1]})"
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Limits:
     """How strongly each place may be steered within a bound of loss.
@@ -116,6 +120,7 @@ class Limits:
         return f"Limits({self.concept}, {self.loss} at most {self.bound:g}: best {' and '.join(told)})"
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Strategies:
     """What each strategy reaches within a bound of loss, towards either pole: the rows of `Limits` that reach furthest.
@@ -152,6 +157,7 @@ class Strategies:
         return f"Strategies({self.concept} on {self.measured}, {self.loss} at most {self.bound:g}: {'; '.join(told)})"
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Front:
     """Every steered condition by what it gains (the effect towards its own pole) and what it loses.
@@ -190,6 +196,7 @@ class Front:
         return f"Front({self.concept} on {self.measured}: {len(best)} of {len(self.table)} conditions; furthest {told})"
 
 
+@guarded
 def layer_map(dose: DoseResponse, strategy: str | None = None, branch: str | None = None) -> LayerMap:
     """The layer x strength map of one strategy that was swept over layers (default: the first).
 
@@ -198,6 +205,8 @@ def layer_map(dose: DoseResponse, strategy: str | None = None, branch: str | Non
     """
     mine = dose.steered[dose.steered["layer"].notna()]
     for name, value in (("strategy", strategy), ("branch", branch)):
+        if value is not None:
+            checked_text(name, value)
         mine = mine[mine[name] == (mine[name].iloc[0] if value is None and len(mine) else value)]
     if not len(mine):
         known = dose.steered.loc[dose.steered["layer"].notna(), "strategy"].unique()
@@ -216,6 +225,7 @@ def layer_map(dose: DoseResponse, strategy: str | None = None, branch: str | Non
     return LayerMap(dose.concept, dose.measured, first["strategy"], first["branch"], layers, strengths, *grids)
 
 
+@guarded
 def limits(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "failed") -> Limits:
     """The largest strength of either sign within a bound of loss, at every place."""
     steered = _with_loss(dose, loss)
@@ -230,6 +240,7 @@ def limits(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "failed")
     return Limits(dose.concept, dose.measured, loss, bound, pd.DataFrame(rows))
 
 
+@guarded
 def strategies(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "failed") -> Strategies:
     """What each strategy (and branch) reaches towards either pole within a bound of loss, at its best layer.
 
@@ -252,6 +263,7 @@ def strategies(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "fail
     return Strategies(dose.concept, dose.measured, loss, bound, pd.DataFrame(rows))
 
 
+@guarded
 def front(dose: DoseResponse, loss: str = "failed") -> Front:
     """Which conditions cannot be bettered in both gain and loss."""
     steered = _with_loss(dose, loss)
@@ -282,6 +294,7 @@ def _rising(steered: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 def _within(rising: pd.DataFrame, bound: float, loss: str) -> pd.Series:
     """Which rows, and all weaker ones, lose no more than the bound."""
+    bound = checked_amount("bound", bound)
     return rising[loss].fillna(np.inf).cummax() <= bound
 
 

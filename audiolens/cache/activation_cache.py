@@ -29,7 +29,8 @@ from audiolens.cache.decomposition import (
 )
 from audiolens.cache.lazy_tensors import changed, kept, opened, outlines, some
 from audiolens.cache.table import lengths
-from audiolens.checks import checked_flags, whole_number
+from audiolens.checks import checked_flags, shown, whole_number
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
 from audiolens.files.atomic import as_path
 from audiolens.interventions import checked_rows
@@ -40,6 +41,7 @@ from audiolens.model.traced_model import HasModel
 from audiolens.vectors import each_layers
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class ActivationCache(AsArray, Mapping[str, Tensor]):
     """Recorded activations: a mapping from full names to tensors, in the model's order.
@@ -55,6 +57,8 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
     takes in each row. Recorded with `prefix=True` the steps begin at a negative `first_step`, that of the longest: step
     s stands at index s - first_step, the text's last token at step -1, and zeros before a shorter prefix. The keys of
     a pattern always begin there, because every step looks back on its prefix.
+
+    `weights` is the hash of the model's weights in a cache that was opened from a file.
     """
 
     tensors: Mapping[str, Tensor]
@@ -70,6 +74,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
     stream: Stream | None = None
     readout: Readout | None = None
     prefixes: tuple[int, ...] = ()
+    weights: str = ""
 
     @property
     def instead(self) -> str:
@@ -139,8 +144,15 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         return [counted(layer, blocks) if layer < 0 else layer for layer in chosen]
 
     def axes_of(self, site: str, layer: int | None = None) -> tuple[str, ...]:
-        """The axes of a recorded site: ("row", "step", "d_model")."""
-        return self.axes[self._key(site if layer is None else (site, layer))]
+        """The axes of a recorded site: ("row", "step", "d_model").
+
+        Raises:
+            SiteError: if it was not recorded.
+        """
+        name = self._key(site if layer is None else (site, layer))
+        if name not in self.axes:
+            raise SiteError(f"{name!r} was not recorded.{nearest(name, self.axes)} Recorded: {shortened(self.axes)}.")
+        return self.axes[name]
 
     def stack(self, site: str) -> Float[Tensor, "layer ..."]:
         """A site of every recorded layer: "layer row step d_model" (or "layer branch row ...", or without "step")."""
@@ -237,8 +249,10 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
 
         Raises:
             SiteError: if the site was not recorded, or a mapping lacks one of its layers.
-            InputTypeError, InputError: for vectors that are no finite numbers, have another width, or are all zero.
+            InputTypeError, InputError: for vectors that are no finite numbers, have another width, or are all zero, and
+                for `Directions` of another model, where the cache knows its own.
         """
+        self._refuse_foreign(direction)
         values = self.stack(site).float()
         layers = self.layers(site)
         vectors = torch.stack(each_layers(direction, layers, values.shape[-1], site))
@@ -368,7 +382,21 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
                 return Site(hooked(key[0]), self.numbered(whole_number(key[1]))[0]).name
             return named(key).name
         except TypeError:
-            raise InputTypeError(f"{key!r}: expected a site name or a (site, layer) pair.") from None
+            raise InputTypeError(f"{shown(key)}: expected a site name or a (site, layer) pair.") from None
+
+    def _weights(self) -> str:
+        """The hash of the model's weights, or nothing where it is not known."""
+        return self.weights or ("" if self.readout is None else self.readout.weights())
+
+    def _refuse_foreign(self, direction: Any) -> None:
+        meta = getattr(direction, "meta", None)
+        theirs = getattr(meta, "weights", "")
+        if theirs and (mine := self._weights()) and mine != theirs:
+            raise InputError(
+                f"direction was read from {getattr(meta, 'model', '')!r}, and this cache was recorded from "
+                f"{self.model!r}, which holds other weights: a direction means nothing in another model. Read it again "
+                "with the model of the cache."
+            )
 
     def _some(self, names: Sequence[str]) -> "ActivationCache":
         """The same cache for some full names."""

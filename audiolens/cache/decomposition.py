@@ -4,6 +4,7 @@ The stream is a sum. It starts as the embedding of the codes and of the position
 attention, cross-attention and MLP put out. `ActivationCache` carries the verbs; the sums and the reading are here.
 """
 
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from audiolens.arrays import AsArray
 from audiolens.checks import checked_flags, whole_number
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
+from audiolens.model.provenance import weights_hash
 from audiolens.model.sites import Site, named
 from audiolens.model.traced_model import TracedModel
 from audiolens.model.weights import unembeddings
@@ -53,18 +56,30 @@ class Stream:
 class Readout:
     """From the stream to logits: the final norm, then one head "d_model vocab" a codebook.
 
-    The model's own tensors, not copies, and only these: a cache that holds them keeps no module of the model alive.
+    The model's own tensors, not copies, and only these: a cache that holds them keeps no module of the model alive, and
+    knows its `model` only as long as others do.
     """
 
     weight: Float[Tensor, " d_model"]
     bias: Float[Tensor, " d_model"]
     eps: float
     heads: tuple[Tensor, ...]
+    model: "weakref.ref[Any] | None" = None
 
     @classmethod
     def of(cls, traced: TracedModel) -> "Readout":
         norm = traced.final_norm
-        return cls(norm.weight.detach(), norm.bias.detach(), norm.eps, tuple(unembeddings(traced)))
+        heads = tuple(unembeddings(traced))
+        return cls(norm.weight.detach(), norm.bias.detach(), norm.eps, heads, weakref.ref(traced.model))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the model, which stays where it is."""
+        return {**vars(self), "model": None}
+
+    def weights(self) -> str:
+        """The hash of the model; empty where that is no longer there."""
+        model = None if self.model is None else self.model()
+        return "" if model is None else weights_hash(model)
 
     def logits(self, states: Float[Tensor, "*rows step d_model"]) -> Float[Tensor, "*rows codebook step vocab"]:
         """On the model's device and in its dtype, as the model would; given back on the states' device."""
@@ -73,6 +88,7 @@ class Readout:
         return torch.stack([normed @ head for head in self.heads], dim=-3).to(states.device)
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Components(AsArray):
     """Parts (or states) of the residual stream: `values` is "component row step d_model", `labels` names them.

@@ -16,14 +16,15 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from audiolens.arrays import AsArray
-from audiolens.checks import checked_flags, checked_seed, whole_number
-from audiolens.directions import provenance
+from audiolens.checks import checked_flags, checked_seed, checked_text, shown, whole_number
 from audiolens.directions.evidence import Contrast, Evidence
 from audiolens.directions.pole_reader import Codes, PoleReader, Position, Samples
-from audiolens.directions.provenance import Provenance
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError, shortened
 from audiolens.interventions import Branch
 from audiolens.lens import AudioLens
+from audiolens.model import provenance
+from audiolens.model.provenance import Provenance
 from audiolens.model.sites import counted, listed_layers
 from audiolens.model.timeline import Real
 from audiolens.model.tokens import named_once
@@ -31,6 +32,7 @@ from audiolens.model.weight_hash import weights_hash
 from audiolens.vectors import apart, multiplier, unit
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Directions(AsArray):
     """One vector per layer.
@@ -55,6 +57,11 @@ class Directions(AsArray):
     samples: Samples | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.meta, Provenance):
+            raise InputTypeError(f"meta={shown(self.meta)}: expected a Provenance, such as the meta of directions.")
+        for name, value, kind in (("evidence", self.evidence, Evidence), ("samples", self.samples, Samples)):
+            if value is not None and not isinstance(value, kind):
+                raise InputTypeError(f"{name}={shown(value)}: expected {kind.__name__}, or None.")
         object.__setattr__(self, "layers", tuple(listed_layers(self.layers)))
         for name in ("vectors", "residual_norms"):
             object.__setattr__(self, name, getattr(self, name).detach().to("cpu", torch.float32))
@@ -307,6 +314,7 @@ class Directions(AsArray):
                 raise InputError(f"directions of different {name} do not combine: {mine} and {theirs}.")
 
 
+@guarded
 @named_once
 def difference_in_means(
     lens: AudioLens,
@@ -355,6 +363,7 @@ def difference_in_means(
             a place that it does not have, before it runs; after it, if the direction is 0 at every layer.
     """
     checked_flags(keep_samples=keep_samples)
+    checked_text("label", label)
     reader = PoleReader(
         lens, positive, negative, site=site, layers=layers, position=position, branch=branch,
         guidance_scale=guidance_scale, codes=codes, audio=audio, seeds=seeds, seconds=seconds, batch_size=batch_size,
@@ -394,6 +403,7 @@ def read_poles(lens: AudioLens, reader: PoleReader, label: str, keep_samples: bo
     )
 
 
+@guarded
 def orthogonalised(*directions: Directions) -> list[Directions]:
     """Several directions made orthogonal to each other at every layer, one after the other (Gram-Schmidt).
 

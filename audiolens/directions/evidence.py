@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from audiolens.door import guarded
 from audiolens.ranking import area, auc, ranks
 
 FEWEST_HALF = 4
@@ -22,6 +23,7 @@ N_SHUFFLES = 999
 LEVEL = 0.05
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """What the prompts say about a direction, per layer.

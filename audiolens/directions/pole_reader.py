@@ -14,20 +14,23 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from audiolens.checks import checked_flags, checked_seed, in_order, one_or_listed
+from audiolens.checks import checked_flags, checked_seed, in_order, one_or_listed, shown
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, PromptError
 from audiolens.interventions import Branch, checked_branch
 from audiolens.lens import AudioLens
 from audiolens.model import text, tokens
-from audiolens.model.timeline import Span, checked_span
+from audiolens.model.timeline import Span, checked_span, clip_timeline
 from audiolens.tracing.batching import whole_batch_size
 from audiolens.tracing.given_sound import codes_of
 from audiolens.tracing.recording import refuse_prefix
+from audiolens.tracing.sampling import checked_settings
 
 Position = Literal["mean", "first", "last", "eos"] | Span
 Codes = Int[Tensor, "row codebook frame"]
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Samples:
     """One vector per prompt: positive prompts in their order, then the negative ones.
@@ -43,6 +46,8 @@ class Samples:
     def difference(self, labels: Bool[Tensor, " prompt"] | None = None) -> Float[Tensor, "layer d_model"]:
         """The difference of the poles' means, under these labels or others."""
         chosen = self.labels if labels is None else labels
+        if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool or chosen.shape != self.labels.shape:
+            raise InputError(f"labels={shown(chosen)}: expected a tensor of {len(self.labels)} truth values.")
         return self.values[:, chosen].mean(1) - self.values[:, ~chosen].mean(1)
 
     def __repr__(self) -> str:
@@ -103,6 +108,10 @@ class PoleReader:
         self.guidance_scale, self.seconds = guidance_scale, seconds
         self.batch_size, self.progress = whole_batch_size(batch_size), progress
         self.codes = self._checked_codes(_encoded(lens, audio) if audio is not None else codes)
+        if self.generates:
+            # Before the bar is shown.
+            clip_timeline(seconds, lens.config)
+        checked_settings(guidance_scale, 1.0, None)
         self.seeds = _checked_seeds(seeds, max(len(self.positive), len(self.negative)))
         if self.generates and isinstance(self.position, tuple) and self.position[1] > seconds:
             raise InputError(

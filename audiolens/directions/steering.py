@@ -17,6 +17,7 @@ from torch import Tensor
 
 from audiolens.checks import checked_flags, listed, one_or_listed, whole_number, whole_numbers
 from audiolens.directions.directions import Directions
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest
 from audiolens.interventions import Ablate, Add, Branch, Clamp, Intervention, Numbers, Schedule
 from audiolens.model.sites import checked_layers, counted, layers_once
@@ -30,6 +31,7 @@ Operator = Literal["add", "ablate", "clamp"]
 Combine = Literal["sum", "orthogonalised"]
 
 
+@guarded
 def steer(
     directions: Directions | Sequence[Directions],
     strategy: Strategy = "one-to-one",
@@ -101,6 +103,7 @@ def steer(
         "schedule": schedule,
         "preserve_norm": preserve_norm,
         "prefix": prefix,
+        "meta": concepts[0].meta,
     }
     return [
         _intervention(placed, operator, amount, where)

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 
 from audiolens.checks import in_order
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, ModelFilesError, ModelNotFoundError
 from audiolens.measure.clips import Audio, Clip, read
 from audiolens.model.model_files import CONFIG, downloaded, staged
@@ -36,6 +37,7 @@ Clap = tuple[Any, Any]
 Model = str | os.PathLike[str] | Clap
 
 
+@guarded
 def clap_score(
     audio: Audio,
     texts: str | Sequence[str],
@@ -87,6 +89,7 @@ def clap_score(
     return np.array([float((windows @ word).mean()) for windows, word in zip(embeddings, words, strict=True)])
 
 
+@guarded
 def clap_embeddings(
     audio: Audio, sample_rate: float | None = None, *, model: Model = DEFAULT, batch_size: int = 16
 ) -> list[Float[np.ndarray, "window feature"]]:

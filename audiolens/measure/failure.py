@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from jaxtyping import Bool, Float
 
+from audiolens.checks import shown
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.measure.clips import Clip, read
 from audiolens.measure.rhythm import FEWEST_ONSETS, onsets_seconds
@@ -32,6 +34,7 @@ class Generated(Protocol):
     def sample_rate(self) -> int: ...
 
 
+@guarded
 def failed(steered: Generated, baseline: Generated) -> Bool[np.ndarray, " row"]:
     """Which steered rows failed, compared with the baseline row of the same prompt and seed.
 
@@ -45,6 +48,7 @@ def failed(steered: Generated, baseline: Generated) -> Bool[np.ndarray, " row"]:
     return failures(steered, baseline)["failed"].to_numpy(dtype=bool)
 
 
+@guarded
 def failures(steered: Generated, baseline: Generated) -> pd.DataFrame:
     """The three grounds of `failed`, one row per clip: `rms_ratio`, `onsets`, `entropy_ratio`, `failed`."""
     import pandas as pd
@@ -73,13 +77,17 @@ def failures(steered: Generated, baseline: Generated) -> pd.DataFrame:
     )
 
 
+@guarded
 def code_entropy(codes: Any) -> Float[np.ndarray, " row"]:
     """Entropy in bits of the codes each row uses, averaged over codebooks.
 
     `codes` is [row, codebook, frame], undelayed. The plain estimate: at most log2 of the
     number of frames, so compare clips of one length.
     """
-    array = np.asarray(codes.detach().cpu() if hasattr(codes, "detach") else codes)
+    try:
+        array = np.asarray(codes.detach().cpu() if hasattr(codes, "detach") else codes)
+    except ValueError:
+        raise InputTypeError(f"codes={shown(codes)}: expected integers [row, codebook, frame].") from None
     if array.ndim != 3 or not np.issubdtype(array.dtype, np.integer) or not array.size:
         raise InputError(
             f"codes have shape {array.shape} and dtype {array.dtype}; expected integers [row, codebook, frame]"

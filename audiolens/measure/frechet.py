@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.model.timeline import Real
 from audiolens.sound import codec
@@ -32,6 +33,7 @@ LEAST = 5.0
 """More features than this many times their dimension, in either set (rule of the design)."""
 
 
+@guarded
 def frechet_distance(
     lens: AudioLens,
     a: Generation | Tensor | tuple[Any, int] | Features,
@@ -63,6 +65,7 @@ def frechet_distance(
     return between(codec_features(lens, a, **settings), codec_features(lens, b, **settings), least=least)
 
 
+@guarded
 def codec_features(
     lens: AudioLens,
     clips: Generation | Tensor | tuple[Any, int] | Features,
@@ -103,6 +106,7 @@ def codec_features(
     return np.concatenate(pooled)
 
 
+@guarded
 def fad(
     a: Any,
     b: Any,

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.measure.failure import SAMPLING
 from audiolens.model import text
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from audiolens.tracing.generation import Generation
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Drift:
     """How far clips drifted from the unsteered model; `drift` returns it.
@@ -105,6 +107,7 @@ class Drift:
         )
 
 
+@guarded
 @named_once
 def drift(
     lens: AudioLens,
@@ -162,6 +165,7 @@ def drift(
     )
 
 
+@guarded
 @named_once
 def code_nats(
     lens: AudioLens,

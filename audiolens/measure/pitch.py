@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from audiolens.door import guarded
 from audiolens.measure.clips import Audio, Clip, once, per_row
 from audiolens.measure.onsets import vertex
 
@@ -31,6 +32,7 @@ MINOR = np.array([6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.
 """How well each semitone above the tonic fits its key (Krumhansl and Kessler 1982)."""
 
 
+@guarded
 def pitch(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """The register in Hz: the median, weighted by energy, of each frame's strongest partial from 140 to 1200 Hz.
 
@@ -41,6 +43,7 @@ def pitch(audio: Audio, sample_rate: float | None = None) -> float | Float[np.nd
     return per_row(audio, sample_rate, register_hz)
 
 
+@guarded
 def pitch_class(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """The tonic of the key in semitones above C, 0 to 11: that of the major or minor key which the notes below 400 Hz
     fit best.
@@ -52,6 +55,7 @@ def pitch_class(audio: Audio, sample_rate: float | None = None) -> float | Float
     return per_row(audio, sample_rate, key_tonic)
 
 
+@guarded
 def mode(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """Major against minor, -2 to 2: the best correlation of the chroma with a major key's profile minus a minor key's.
 

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.measure.beats import beat_this_tempo
 from audiolens.measure.clips import Audio, Clip, once, per_row, read
@@ -29,6 +30,7 @@ LEAST_CLARITY = 0.3
 TempoMethod = Literal["beat", "ioi", "beat_this"]
 
 
+@guarded
 def tempo(
     audio: Audio, sample_rate: float | None = None, method: TempoMethod = "beat"
 ) -> float | Float[np.ndarray, " row"]:
@@ -57,6 +59,7 @@ def tempo(
     return per_row(audio, sample_rate, methods[method])
 
 
+@guarded
 def tempo_ambiguity(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """How nearly another tempo would have been told, 0 to 1: the pulse at its strongest rival beside that at `tempo`.
 
@@ -67,6 +70,7 @@ def tempo_ambiguity(audio: Audio, sample_rate: float | None = None) -> float | F
     return per_row(audio, sample_rate, ambiguity)
 
 
+@guarded
 def tempo_octave(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """The runner-up tempo in BPM: half, double, a third or three times `tempo` ("beat").
 
@@ -75,11 +79,13 @@ def tempo_octave(audio: Audio, sample_rate: float | None = None) -> float | Floa
     return per_row(audio, sample_rate, octave_tempo)
 
 
+@guarded
 def onset_rate(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """Onsets per second, all instruments together; 0 for a sound without onsets, NaN for silence."""
     return per_row(audio, sample_rate, rate_of_onsets)
 
 
+@guarded
 def pulse_clarity(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """How regular the pulse is, 0 to 1: the autocorrelation of the onset envelope at the beat's period.
 
@@ -88,6 +94,7 @@ def pulse_clarity(audio: Audio, sample_rate: float | None = None) -> float | Flo
     return per_row(audio, sample_rate, clarity_of_pulse)
 
 
+@guarded
 def tempo_candidates(audio: Audio, sample_rate: float | None = None, n: int = 3) -> list[tuple[float, float]]:
     """The `n` likeliest tempi of one clip as (BPM, pulse clarity), best first: the octave ambiguity, not hidden."""
     clips, many = read(audio, sample_rate)

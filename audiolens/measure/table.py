@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from audiolens.checks import MOST_JOBS, checked_count
+from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
 from audiolens.measure.beats import beat_this_tempo, require
 from audiolens.measure.clips import Audio, Clip, is_path, of_file, read
@@ -59,6 +60,7 @@ UNITS: Mapping[str, str] = MappingProxyType(
 """Column of `table` -> its unit, for axes and captions."""
 
 
+@guarded
 def table(
     audio: Audio, sample_rate: float | None = None, measures: Sequence[str] | None = None, n_jobs: int = 1
 ) -> pd.DataFrame:
@@ -87,6 +89,7 @@ def table(
     return pd.DataFrame(rows, columns=names, dtype=float)
 
 
+@guarded
 def table_of_files(
     paths: Sequence[SoundPath], measures: Sequence[str] | None = None, n_jobs: int = 1, seconds: Span | None = None
 ) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -123,6 +126,7 @@ def checked_measures(measures: Sequence[str] | None) -> list[str]:
     return names
 
 
+@guarded
 def refuse_lacking(measures: Sequence[str]) -> None:
     """Raise where one of the measures needs what is not here, before any clip is made for it.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from audiolens.door import guarded
 from audiolens.measure.clips import Audio, Clip, once, per_row
 
 GATE_DB = 40.0
@@ -14,6 +15,7 @@ GATE_DB = 40.0
 ROLLOFF_SHARE = 0.85
 
 
+@guarded
 def brightness(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """Spectral centroid in Hz: the mean over sounding frames of the magnitude-weighted mean frequency.
 
@@ -23,6 +25,7 @@ def brightness(audio: Audio, sample_rate: float | None = None) -> float | Float[
     return per_row(audio, sample_rate, centroid_hz)
 
 
+@guarded
 def rolloff(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """Spectral rolloff in Hz: the frequency below which 85% of the magnitude lies, the mean over sounding frames.
 
@@ -32,6 +35,7 @@ def rolloff(audio: Audio, sample_rate: float | None = None) -> float | Float[np.
     return per_row(audio, sample_rate, rolloff_hz)
 
 
+@guarded
 def loudness(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """Root mean square in dB relative to full scale (a full-scale sine has -3); -inf for digital silence.
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from audiolens.door import guarded
 from audiolens.errors import UnsupportedModelError
 from audiolens.model.timeline import delays_of
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from audiolens.model.families.family import Family
 
 
+@guarded
 @dataclass(frozen=True)
 class LensConfig:
     """What a lens knows of its model. Rates are in hertz; `delays` are in steps, one a codebook.

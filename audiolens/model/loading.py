@@ -167,7 +167,7 @@ def checked_device(device: str | int | torch.device) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"device={str(device)!r} is not available: {str(error).splitlines()[0]}") from None
     if found.type == "meta":
         raise InputError(f"device={str(device)!r} holds no numbers: give one that does, such as 'cpu'.")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from audiolens.checks import MOST_PLACES, bounded, listed, whole_numbers
+from audiolens.checks import MOST_PLACES, bounded, listed, shown, whole_numbers
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
 
 _FULL = re.compile(r"blocks\.(\d{1,9})\.(.+)")
@@ -131,7 +131,7 @@ def counted(layer: int, n_layers: int) -> int:
         SiteError: if there is none.
     """
     if not -n_layers <= layer < n_layers:
-        raise SiteError(f"layer {layer} does not exist: this model has layers 0 to {n_layers - 1}.")
+        raise SiteError(f"layer {shown(layer)} does not exist: this model has layers 0 to {n_layers - 1}.")
     return layer % n_layers
 
 

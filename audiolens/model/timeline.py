@@ -15,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from audiolens.checks import real_number, whole_number
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ Real = float | int
 Span = tuple[Real, Real]
 
 
+@guarded
 @dataclass(frozen=True)
 class Timeline:
     """The steps of one clip.

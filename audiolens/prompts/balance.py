@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from audiolens.door import guarded
 from audiolens.ranking import auc
 
 
+@guarded
 @dataclass(frozen=True)
 class Balance:
     """How far length or a single word gives a prompt's pole away.

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from audiolens.door import guarded
 from audiolens.errors import AudioLensWarning, InputError, PromptError, nearest, shortened
 from audiolens.files.bounded import csv_rows, json_of, read_text, toml_of
 from audiolens.model import tokens
@@ -27,6 +28,7 @@ _KEYS = (
 )  # fmt: skip
 
 
+@guarded
 def concepts(vocabulary: str = "etude") -> tuple[str, ...]:
     """The concepts that have a bundled set in a vocabulary."""
     folder = _folder(vocabulary)
@@ -34,6 +36,7 @@ def concepts(vocabulary: str = "etude") -> tuple[str, ...]:
     return tuple(sorted(name for name in found if name != _NEUTRAL))
 
 
+@guarded
 def load(concept: str, vocabulary: str | None = None, *, lens: "AudioLens | None" = None) -> PromptSet:
     """The bundled set of a concept.
 
@@ -58,6 +61,7 @@ def load(concept: str, vocabulary: str | None = None, *, lens: "AudioLens | None
     return PromptSet(**{**neutral, **poles}, vocabulary=vocabulary)
 
 
+@guarded
 def from_file(
     path: str | os.PathLike[str],
     *,
@@ -84,6 +88,7 @@ def from_file(
     return _checked(path, {**fields, **{key: value for key, value in given.items() if value is not None}})
 
 
+@guarded
 def from_files(
     positive: str | os.PathLike[str],
     negative: str | os.PathLike[str],

@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from audiolens.characters import refuse_control
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, PromptError, nearest, shortened
 from audiolens.prompts.balance import Balance, measure
 
 _LISTS = ("poles", "positive", "negative", "development", "test", "positive_words", "negative_words", "nouns")
 
 
+@guarded
 @dataclass(frozen=True)
 class PromptSet:
     """Prompts for one concept.

@@ -178,8 +178,10 @@ class BoundIntervention:
         wanted = feature[len(feature) - len(trailing) :]
         # Size 1 along the heads (or codebooks) means the same for each.
         alike = [*[1] * (len(trailing) - 1), None]
-        fits = all(size in (own, None) or own == one for own, size, one in zip(trailing, wanted, alike, strict=True))
-        if not fits or free > (2 if values else 1) or not tensor.ndim:
+        fits = tensor.ndim > 0 and all(
+            size in (own, None) or own == one for own, size, one in zip(trailing, wanted, alike, strict=True)
+        )
+        if not fits or free > (2 if values else 1):
             most = self.form.described(config) if values else f"(row, {', '.join(self.form.order[2:])})"
             raise InputError(
                 f"{self.site}: {name} has shape {tuple(tensor.shape)}, expected the last axes of "

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from audiolens.cache.activation_cache import ActivationCache
 from audiolens.checks import listed, one_or_listed, whole_number, whole_numbers
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.files.atomic import as_path, new_folder, refuse_taken, refused
 from audiolens.files.integrity import digest, sealed_json
 from audiolens.sound import soundfiles
 
 
+@guarded
 @dataclass(frozen=True, eq=False)
 class Generation:
     """Generated clips.

@@ -194,4 +194,16 @@ def checked_interventions(
         if intervention.prefix:
             refuse_prefix(traced.config, "prefix=True")
         traced.family.find(traced.config, intervention.site, intervention.layers)
+    refuse_foreign(listed, traced)
     return listed
+
+
+def refuse_foreign(interventions: Iterable[Intervention], traced: TracedModel) -> None:
+    """Refuse vectors that were read from another model.
+
+    Raises:
+        InputError: naming both models and what differs.
+    """
+    known = {id(one.meta): one.meta for one in interventions if one.meta is not None}
+    for meta in known.values():
+        meta.refuse_other(traced)

@@ -19,8 +19,9 @@ from nnsight.intervention.tracer import InterleavingTracer
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from audiolens.checks import one_or_listed
-from audiolens.errors import InputError, SiteError
+from audiolens.checks import one_or_listed, shown
+from audiolens.door import guarded
+from audiolens.errors import InputError, InputTypeError, SiteError
 from audiolens.interventions import Branch, checked_branch, checked_flags
 from audiolens.model import text
 from audiolens.model.config import LensConfig
@@ -83,6 +84,7 @@ class LensTracer(CurrentTracer, InterleavingTracer):
                 self.batcher.copies.check()
 
 
+@guarded
 class SiteValue:
     """A site inside a trace: `value` reads or assigns it, on the rows of this invoke and of one branch.
 
@@ -216,7 +218,10 @@ class SiteValue:
 
 def running(what: str) -> RowBatcher:
     """The batcher of the run that is running, inside a trace; `what` is asked of it."""
-    return Mediator.current(what).interleaver.batcher
+    try:
+        return Mediator.current(what).interleaver.batcher
+    except ValueError as error:
+        raise InputError(f"{what} is read inside a trace, in the block of its prompts ({error}).") from error
 
 
 def position(traced: TracedModel) -> int:
@@ -237,6 +242,9 @@ def one_prefix(sizes: Sequence[int], config: LensConfig) -> int:
 def joined(codes: Sequence[Tensor | None]) -> Tensor | None:
     """The codes of every invoke in one tensor; all must have them, of one length, or none."""
     given = [part for part in codes if part is not None]
+    for part in given:
+        if not isinstance(part, Tensor) or part.ndim != 3:
+            raise InputTypeError(f"codes={shown(part)}: expected a tensor 'row codebook frame'.")
     if not given:
         return None
     if len(given) != len(codes) or len({part.shape[-1] for part in given}) > 1:

@@ -1,5 +1,6 @@
 """Attention maps are eager attention's, beat scores are those of planted lags, and ablation is a head set to zero."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -152,7 +153,7 @@ def test_beats_that_no_lag_reaches_are_refused(
 def test_the_lags_that_a_refusal_names_are_enough(lens: Any, codes: torch.Tensor):
     beats = [0.24, 0.28, 0.28, 0.3, 0.3]
     found = attention.by_lag(
-        lens, PROMPTS, codes, beat_seconds=beats, longest_seconds=0.36, n_permutations=9, layers=[1]
+        lens, PROMPTS, codes, beat_seconds=beats, longest_seconds=0.36, n_permutations=29, layers=[1]
     )
     assert np.isfinite(found.scores).sum(-1).tolist() == [[1, 1, 1, 1]]
     assert "of 4 heads look back by the beat" in repr(found)
@@ -263,3 +264,23 @@ def test_bad_input_is_refused(lens: Any, codes: torch.Tensor, ask: Any, message:
 def test_a_word_that_is_not_there_is_named(text: Any):
     with pytest.raises(InputError, match="no prompt holds the token 'pianos'. Did you mean 'piano'"):
         text.word("pianos")
+
+
+def test_too_few_prompts_for_a_p_are_said_and_not_called_no_finding(lens: Any, codes: torch.Tensor) -> None:
+    """Sign flips of 4 clusters cannot give a p under 1/8, nor 2 clips' beats one under 1/2."""
+    prompts = ["fast", "slow", "calm", "dark", "loud"]
+    few = attention.ablate(lens, prompts[:4], codes[:4], layers=[1])
+    assert few.means.least_p == 1 / 8
+    assert "too few prompts or shuffles to test" in repr(few)
+    many = attention.ablate(lens, prompts + ["soft"], torch.cat([codes, codes[:1]]), layers=[1])
+    assert many.means.least_p == 1 / 32
+    assert "too few" not in repr(many)
+    two = attention.by_lag(lens, prompts[:2], codes[:2], beat_seconds=[0.12, 0.16], layers=[1])
+    assert two.least_p == 1 / 2
+    assert "too few prompts or shuffles to test: no p could be below 0.5" in repr(two)
+    five = attention.by_lag(lens, prompts, codes, beat_seconds=[0.12, 0.13, 0.14, 0.15, 0.16], layers=[1])
+    assert five.least_p == 1 / 120
+    assert "too few" not in repr(five)
+    shuffled_little = dataclasses.replace(five, n_permutations=9)
+    assert shuffled_little.least_p == 1 / 10
+    assert "too few prompts to test" in repr(attention.to_text(lens, ["fast"], codes[:1]))

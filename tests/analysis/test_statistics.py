@@ -12,8 +12,8 @@ from analysis import statistics
 from audiolens import ranking
 from audiolens.directions.directions import Directions
 from audiolens.directions.pole_reader import Samples
-from audiolens.directions.provenance import Provenance
 from audiolens.errors import AudioLensError
+from audiolens.model.provenance import Provenance
 
 
 def pairs(rng, n_prompts=24, n_seeds=4, shift=0.3, prompt_sd=0.15, seed_sd=0.2):

@@ -12,8 +12,8 @@ import audiolens as al
 from analysis import sweep
 from analysis.sweep import Condition
 from analysis.sweep.factorial import LABELS, Factors, conditions
-from audiolens.directions.provenance import Provenance
 from audiolens.errors import InputError
+from audiolens.model.provenance import Provenance
 from audiolens.model.weight_hash import weights_hash
 
 PROMPTS = ["a calm song", "fast piano"]

@@ -15,9 +15,9 @@ from analysis import attribution, pca, sweep
 from analysis.patching import grid
 from analysis.probing.features import of_array
 from analysis.sweep.factorial import Factors
-from audiolens.directions.provenance import Provenance
 from audiolens.errors import AudioLensError, InputError, InputTypeError, UnsupportedModelError
 from audiolens.model.loading import load
+from audiolens.model.provenance import Provenance
 
 # As those meet them who pass what no type checker has seen.
 any_al: Any = al

@@ -18,9 +18,9 @@ from audiolens.directions import estimators
 from audiolens.directions.directions import orthogonalised
 from audiolens.directions.evidence import Contrast, Evidence
 from audiolens.directions.pole_reader import PoleReader, Samples
-from audiolens.directions.provenance import Provenance
 from audiolens.errors import DamagedError, InputError, PromptError, SiteError
 from audiolens.interventions import Ablate, Add
+from audiolens.model.provenance import Provenance
 from audiolens.model.weight_hash import weights_hash
 
 FAST = ["a fast song", "fast piano", "the fast jazz with drums", "fast guitar and drums", "a bright fast song"]

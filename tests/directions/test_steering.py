@@ -8,9 +8,9 @@ import torch
 
 import audiolens as al
 from audiolens.directions import schedules
-from audiolens.directions.provenance import Provenance
 from audiolens.errors import InputError, SiteError
 from audiolens.interventions import Ablate, Add, Clamp
+from audiolens.model.provenance import Provenance
 
 PROMPTS = ["fast piano", "slow dark guitar music", "calm"]
 SECONDS = 0.6

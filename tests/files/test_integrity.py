@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 import audiolens as al
 from audiolens import ActivationCache
-from audiolens.directions.provenance import Provenance
 from audiolens.errors import DamagedError, InputError
 from audiolens.files import integrity
+from audiolens.model.provenance import Provenance
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import soundfile
 from analysis import cli
 from audiolens import prompts
 from audiolens.characters import printable
-from audiolens.directions.provenance import Provenance
 from audiolens.errors import InputError
+from audiolens.model.provenance import Provenance
 
 Run = Callable[..., tuple[Any, str, str]]
 

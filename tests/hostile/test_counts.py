@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import audiolens as al
-from analysis import statistics, study, sweep
+from analysis import attention, logit_lens, pca, reading_comparison, statistics, study, sweep
 from analysis.commands import probe as probe_command
 from analysis.commands import sweep as sweep_command
 from audiolens import measure
@@ -124,3 +124,39 @@ def test_ranges_of_the_command_line_have_an_end(text: str) -> None:
 
 def test_strengths_of_the_command_line_have_an_end() -> None:
     refused(lambda: sweep_command._strengths("--strengths", f"-2:2:{HUGE}"))
+
+
+@pytest.mark.parametrize("beat_steps", [1e-300, 1e-9, 0.5, 1.0])
+def test_beats_shorter_than_a_step_end(beat_steps: float) -> None:
+    with ends():
+        assert np.isfinite(attention.beat_score(np.ones((2, 20)), beat_steps)).all()
+
+
+@pytest.mark.parametrize("beat_steps", [0.0, -1.0, float("nan"), float("inf"), "a", None])
+def test_beats_of_no_length_are_refused(beat_steps: Any) -> None:
+    refused(lambda: attention.beat_score(np.ones((2, 20)), beat_steps))
+
+
+@pytest.mark.parametrize("asked", [0, -1, HUGE, 10**30, 1.5, "a"])
+def test_readings_compare_a_number_of_prompts(lens: Any, asked: Any) -> None:
+    sets = al.prompts.load("tempo")
+    refused(lambda: reading_comparison.compare(lens, sets, prompts=asked, progress=False))
+    refused(lambda: reading_comparison.compare(lens, sets, batch_size=asked, progress=False))
+
+
+@pytest.mark.parametrize("seeds", [range(HUGE), count(), [0] * 100, HUGE])
+def test_what_each_block_plays_takes_a_seed_a_row(lens: Any, codes: torch.Tensor, seeds: Any) -> None:
+    refused(lambda: logit_lens.listen(lens, ["fast"], codes[:1], seeds=seeds))
+
+
+@pytest.mark.parametrize("dimensions", [1, 4, HUGE, True, 2.5, "2", None, np.ones(3)])
+def test_components_are_drawn_in_two_or_three_dimensions(dimensions: Any) -> None:
+    found = pca.fit(np.random.default_rng(0).normal(size=(1, 8, 4)), ["a", "b"] * 4, n_shuffles=9)
+    refused(lambda: found.plot(dimensions))
+    refused(lambda: found.figure(dimensions))
+
+
+@pytest.mark.parametrize("seconds", [1e300, 0, -1, float("nan"), "a"])
+def test_a_length_is_refused_before_a_bar_is_shown(lens: Any, capsys: pytest.CaptureFixture[str], seconds: Any) -> None:
+    refused(lambda: al.difference_in_means(lens, ["fast"], ["slow"], seconds=seconds, progress=True))
+    assert capsys.readouterr().err == ""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import audiolens as al
 from audiolens.directions import schedules
-from audiolens.directions.provenance import Provenance
+from audiolens.model.provenance import Provenance
 
 PROMPT = "slow dark guitar"
 SECONDS, FRAMES, RATE = 0.4, 10, 25

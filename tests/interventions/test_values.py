@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import audiolens as al
-from audiolens.directions.provenance import Provenance
 from audiolens.errors import AudioLensError
+from audiolens.model.provenance import Provenance
 
 audiolens: Any = al
 CODES = torch.randint(0, 32, (2, 4, 6), generator=torch.Generator().manual_seed(0))

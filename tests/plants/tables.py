@@ -14,8 +14,8 @@ from analysis.study import Settings, Study, scan, side_effects, test_result
 from analysis.study.where import Where
 from analysis.sweep import Condition, clips
 from audiolens.directions.directions import Directions
-from audiolens.directions.provenance import Provenance
 from audiolens.directions.steering import Strategy
+from audiolens.model.provenance import Provenance
 from audiolens.prompts import PromptSet, load
 
 N_LAYERS = 8

@@ -11,18 +11,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from audiolens.characters import refuse_control
+from audiolens.checks import shown
+from audiolens.door import guarded
 from audiolens.errors import DamagedError, InputError
 from audiolens.files import integrity
 from audiolens.files.atomic import written
 from audiolens.files.bounded import json_of, read_header
-from audiolens.lens import AudioLens
+from audiolens.model.config import LensConfig
 from audiolens.model.weight_hash import weights_hash
 
 FORMAT = "audiolens.directions.2"
@@ -30,6 +32,20 @@ UNSEALED = "audiolens.directions.1"
 """The format before, without hashes: read as it is, its damage unnoticed where the lengths of vectors stay."""
 
 
+class Opened(Protocol):
+    """A lens, or the `TracedModel` inside it."""
+
+    @property
+    def config(self) -> LensConfig: ...
+
+    @property
+    def model(self) -> Any: ...
+
+    @property
+    def name(self) -> str: ...
+
+
+@guarded
 @dataclass(frozen=True)
 class Provenance:
     """How directions were read.
@@ -78,10 +94,12 @@ class Provenance:
     def from_dict(cls, values: Mapping[str, Any]) -> "Provenance":
         """The inverse of `as_dict`; keys of later versions are left out."""
         known = {entry.name for entry in fields(cls)}
+        if lacking := [name for name in ("model", "weights", "n_layers") if name not in values]:
+            raise InputError(f"values={shown(values)}: {lacking[0]!r} is missing.")
         tuples = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
         return cls(**{key: value for key, value in {**values, **tuples}.items() if key in known})
 
-    def refuse_other(self, lens: AudioLens) -> None:
+    def refuse_other(self, lens: Opened) -> None:
         """Raise unless `lens` holds the very model these directions were read from.
 
         Raises:
@@ -89,7 +107,7 @@ class Provenance:
         """
         if lens.config.n_layers != self.n_layers:
             reason = f"has {lens.config.n_layers} blocks, not {self.n_layers}"
-        elif weights_hash(lens.model) != self.weights:
+        elif self.weights and weights_hash(lens.model) != self.weights:
             reason = "holds other weights"
         else:
             return

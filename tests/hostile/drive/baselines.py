@@ -1,0 +1,341 @@
+"""A valid call of every public name: the arguments that it needs, as a function of the world.
+
+A name without an entry is called without arguments; one that needs some, and has no entry, fails `test_drive`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+import audiolens as al
+from analysis import patching, statistics, sweep
+from hostile.drive.world import PROMPTS, RATE, World
+
+Arguments = Callable[[World], dict[str, Any]]
+INSTANCES: dict[str, Callable[[World], Any]] = {
+    "audiolens.Ablate": lambda w: al.Ablate(torch.ones(48)),
+    "audiolens.ActivationCache": lambda w: w.cache,
+    "audiolens.Add": lambda w: al.Add(torch.ones(48)),
+    "audiolens.Apply": lambda w: al.Apply(lambda value: value),
+    "audiolens.AudioLens": lambda w: w.lens,
+    "audiolens.Clamp": lambda w: al.Clamp(torch.ones(48), 1.0),
+    "audiolens.Directions": lambda w: w.directions,
+    "audiolens.Generation": lambda w: w.clips,
+    "audiolens.Intervention": lambda w: al.Intervention(),
+    "audiolens.Replace": lambda w: al.Replace(torch.ones(48)),
+    "audiolens.Scale": lambda w: al.Scale(0.5),
+    "audiolens.directions.evidence.Evidence": lambda w: w.directions.evidence,
+    "audiolens.cache.decomposition.Components": lambda w: w.cache.accumulated_resid(),
+    "audiolens.model.families.LensConfig": lambda w: w.lens.config,
+    "audiolens.measure.Drift": lambda w: w.drift,
+    "audiolens.prompts.Balance": lambda w: w.sets.balance(),
+    "audiolens.prompts.PromptSet": lambda w: w.sets,
+    "audiolens.model.provenance.Provenance": lambda w: w.directions.meta,
+    "audiolens.directions.pole_reader.Samples": lambda w: w.directions.samples,
+    "audiolens.model.timeline.Timeline": lambda w: w.lens.timeline(12),
+    "audiolens.tracing.trace.SiteValue": lambda w: w.lens.site("resid_post", 1),
+    "analysis.attention.HeadAblation": lambda w: w.ablation,
+    "analysis.attention.LagAttention": lambda w: w.lags,
+    "analysis.attention.TextAttention": lambda w: w.words,
+    "analysis.attribution.AttributionResult": lambda w: w.attributed,
+    "analysis.attribution.DirectResult": lambda w: w.direct,
+    "analysis.attribution.Scores": lambda w: next(iter(w.attributed.sites.values())),
+    "analysis.layer_attribution.Evidence": lambda w: w.gathered.evidence[0],
+    "analysis.layer_attribution.LayerAttribution": lambda w: w.gathered,
+    "analysis.logit_lens.Audible": lambda w: w.audible,
+    "analysis.logit_lens.LogitLensResult": lambda w: w.seen,
+    "analysis.patching.Gap": lambda w: w.patched.gap(),
+    "analysis.patching.LogLikelihood": lambda w: patching.LogLikelihood((0.0, 0.2)),
+    "analysis.patching.Pairs": lambda w: w.pairs,
+    "analysis.patching.PatchingResult": lambda w: w.patched,
+    "analysis.patching.Plan": lambda w: patching.plan(w.lens, PROMPTS[0], PROMPTS[1], w.codes[:1], timed=False),
+    "analysis.patching.Sound": lambda w: patching.Sound("loudness", 0.4, pairs=1),
+    "analysis.patching.SoundPlan": lambda w: patching.plan(
+        w.lens, PROMPTS[0], PROMPTS[1], None, patching.Sound("loudness", 0.4, pairs=1), timed=False
+    ),
+    "analysis.pca.PCAResult": lambda w: w.components,
+    "analysis.pca.Trajectories": lambda w: w.paths,
+    "analysis.placement.Placement": lambda w: w.placed,
+    "analysis.probing.Dataset": lambda w: w.dataset,
+    "analysis.probing.ProbeResult": lambda w: w.probed,
+    "analysis.reading_comparison.Readings": lambda w: w.compared,
+    "analysis.similarity.Comparison": lambda w: w.comparison,
+    "analysis.similarity.CosineMap": lambda w: w.cosines,
+    "analysis.statistics.AUC": lambda w: statistics.auc([1, 2, 3, 4], [0, 0, 1, 1], n_bootstrap=0),
+    "analysis.statistics.Effect": lambda w: statistics.effect([1, 2.0], [1, 1.0], ["a", "b"], n_bootstrap=0),
+    "analysis.statistics.Means": lambda w: w.averages,
+    "analysis.statistics.Monotonicity": lambda w: statistics.spearman([0, 1, 2, 3], [0, 1, 2, 4]),
+    "analysis.statistics.RankTest": lambda w: statistics.rank_test(1.0, [0.0, 2.0]),
+    "analysis.study.Settings": lambda w: w.settings,
+    "analysis.study.Study": lambda w: w.studied,
+    "analysis.sweep.Condition": lambda w: w.conditions[1],
+    "analysis.sweep.Estimate": lambda w: sweep.plan(w.lens, w.directions, timed=False, **_planned(w)),
+    "analysis.sweep.Plan": lambda w: sweep.packed(w.conditions, [("piano", 0)]),
+    "analysis.sweep.SweepResult": lambda w: w.swept,
+    "analysis.sweep.dose.CrossEffects": lambda w: w.dosed.cross_effects("tempo", n_bootstrap=5),
+    "analysis.sweep.dose.DoseResponse": lambda w: w.dosed.dose_response("tempo", n_bootstrap=5),
+    "analysis.sweep.tradeoff.Front": lambda w: w.dosed.front("tempo", n_bootstrap=5),
+    "analysis.sweep.tradeoff.LayerMap": lambda w: w.dosed.layer_map("tempo"),
+    "analysis.sweep.tradeoff.Limits": lambda w: w.dosed.limits("tempo", n_bootstrap=5),
+    "analysis.sweep.tradeoff.Strategies": lambda w: w.dosed.strategies("tempo", n_bootstrap=5),
+}
+
+
+def _planned(w: World) -> dict[str, Any]:
+    return {name: value for name, value in w.sweeping.items() if name not in ("n_jobs", "progress")}
+
+
+def _heard(w: World) -> dict[str, Any]:
+    return {"audio": w.audio, "sample_rate": RATE}
+
+
+def _pair(w: World) -> dict[str, Any]:
+    return {"clean": PROMPTS[::2], "corrupted": PROMPTS[1::2], "codes": w.codes[:2]}
+
+
+def _read(w: World) -> dict[str, Any]:
+    return {"lens": w.lens, "prompts": PROMPTS[:2], "codes": w.codes[:2]}
+
+
+VECTOR = torch.ones(48)
+VALUES = np.arange(12.0)
+DOSE = {"concept": "tempo", "n_bootstrap": 5}
+PATCH: dict[str, Any] = {
+    "windows": 2, "layers": [1], "n_bootstrap": 5, "n_permutations": 5, "progress": False,
+}  # fmt: skip
+LENS, ANALYSIS = "audiolens.AudioLens", "analysis"
+ARGUMENTS: dict[str, Arguments] = {
+    f"{LENS}": lambda w: {"model": w.lens.model, "tokenizer": w.lens.tokenizer},
+    f"{LENS}.decode_codes": lambda w: {"codes": w.codes[:1]},
+    f"{LENS}.encode_audio": lambda w: {"waveform": w.audio[0], "sample_rate": RATE},
+    f"{LENS}.from_pretrained": lambda w: {"name": w.checkpoint},
+    f"{LENS}.generate": lambda w: {"prompts": PROMPTS[:1], "seconds": 0.2, "seeds": 0, "sites": "resid_post"},
+    f"{LENS}.iter_cache": lambda w: {
+        "prompts": PROMPTS[:2], "codes": w.codes[:2], "batch_size": 1, "progress": False,
+    },
+    f"{LENS}.run_with_cache": lambda w: {"prompts": PROMPTS[:2], "codes": w.codes[:2]},
+    f"{LENS}.run_with_interventions": lambda w: {
+        "prompts": PROMPTS[:2], "codes": w.codes[:2], "interventions": al.Add(VECTOR),
+    },
+    f"{LENS}.site": lambda w: {"name": "resid_post", "layer": 1},
+    f"{LENS}.text_tokens": lambda w: {"prompts": PROMPTS},
+    f"{LENS}.timeline": lambda w: {"frames": 12},
+    f"{LENS}.trace": lambda w: {"prompts": PROMPTS[:2], "codes": w.codes[:2]},
+    "audiolens.ActivationCache.__contains__": lambda w: {"key": ("resid_post", 1)},
+    "audiolens.ActivationCache.__getitem__": lambda w: {"key": ("resid_post", 1)},
+    "audiolens.ActivationCache.at_layers": lambda w: {"layers": [1]},
+    "audiolens.ActivationCache.axes_of": lambda w: {"site": "resid_post", "layer": 1},
+    "audiolens.ActivationCache.layers": lambda w: {"site": "resid_post"},
+    "audiolens.ActivationCache.load": lambda w: {"path": w.cache.save(w.folder / "cache.safetensors")},
+    "audiolens.ActivationCache.project": lambda w: {"direction": w.directions},
+    "audiolens.ActivationCache.rows": lambda w: {"rows": [0]},
+    "audiolens.ActivationCache.save": lambda w: {"path": w.folder / "cache.safetensors"},
+    "audiolens.ActivationCache.seconds": lambda w: {"span": (0.0, 0.2)},
+    "audiolens.ActivationCache.stack": lambda w: {"site": "resid_post"},
+    "audiolens.ActivationCache.stack_norms": lambda w: {"site": "resid_post"},
+    "audiolens.Directions.__add__": lambda w: {"other": w.directions},
+    "audiolens.Directions.__contains__": lambda w: {"layer": 1},
+    "audiolens.Directions.__getitem__": lambda w: {"layer": 1},
+    "audiolens.Directions.__mul__": lambda w: {"factor": 2.0},
+    "audiolens.Directions.__radd__": lambda w: {"other": 0},
+    "audiolens.Directions.__rmul__": lambda w: {"factor": 2.0},
+    "audiolens.cache.decomposition.Components.__getitem__": lambda w: {"label": "1_pre"},
+    "audiolens.Directions.__sub__": lambda w: {"other": 2 * w.directions},
+    "audiolens.Directions.__truediv__": lambda w: {"divisor": 2.0},
+    "audiolens.Directions.at": lambda w: {"layers": [1]},
+    "audiolens.Directions.cosine": lambda w: {"other": w.directions},
+    "audiolens.Directions.load": lambda w: {"path": w.directions.save(w.folder / "d.safetensors"), "lens": w.lens},
+    "audiolens.Directions.orthogonal_to": lambda w: {"*others": w.directions.random_like(1)},
+    "audiolens.Directions.random_like": lambda w: {"seed": 0},
+    "audiolens.Directions.residual_norm": lambda w: {"layer": 1},
+    "audiolens.Directions.save": lambda w: {"path": w.folder / "d.safetensors"},
+    "audiolens.Directions.shuffled": lambda w: {"seed": 0},
+    "audiolens.Generation.save": lambda w: {"folder": w.place()},
+    "audiolens.difference_in_means": lambda w: {
+        "lens": w.lens, "positive": ["fast"], "negative": ["slow"], "seconds": 0.2, "progress": False,
+    },
+    "audiolens.orthogonalised": lambda w: {"*directions": w.directions},
+    "audiolens.steer": lambda w: {"directions": w.directions, "layer": 1},
+    "audiolens.model.families.LensConfig.prefix": lambda w: {"tokens": 3},
+    "audiolens.model.provenance.Provenance.from_dict": lambda w: {"values": w.directions.meta.as_dict()},
+    "audiolens.model.provenance.Provenance.refuse_other": lambda w: {"lens": w.lens},
+    "audiolens.model.timeline.Timeline.select": lambda w: {"seconds": (0.0, 0.2)},
+    "audiolens.measure.table": lambda w: {**_heard(w), "measures": ["loudness"]},
+    "audiolens.measure.table_of_files": lambda w: {"paths": [w.sound], "measures": ["loudness"]},
+    "audiolens.measure.refuse_lacking": lambda w: {"measures": ["loudness"]},
+    "audiolens.measure.failed": lambda w: {"steered": w.clips, "baseline": w.clips},
+    "audiolens.measure.failures": lambda w: {"steered": w.clips, "baseline": w.clips},
+    "audiolens.measure.code_entropy": lambda w: {"codes": w.codes},
+    "audiolens.measure.code_nats": _read,
+    "audiolens.measure.drift": lambda w: {"lens": w.lens, "out": w.clips, "baseline": w.clips},
+    "audiolens.measure.codec_features": lambda w: {"lens": w.lens, "clips": w.clips, "window_seconds": None},
+    "audiolens.measure.frechet_distance": lambda w: {
+        "lens": w.lens, "a": w.clips, "b": w.clips, "window_seconds": 0.1, "least": 0.01,
+    },
+    "audiolens.measure.fad": lambda w: {
+        "a": w.audio, "b": w.audio, "sample_rate": RATE, "model": w.clap, "least": 0.01,
+    },
+    "audiolens.measure.clap_embeddings": lambda w: {**_heard(w), "model": w.clap},
+    "audiolens.measure.clap_score": lambda w: {**_heard(w), "texts": ["fast", "slow"], "model": w.clap},
+    "audiolens.prompts.PromptSet.completed": lambda w: {"neutral": w.neutral},
+    "audiolens.prompts.PromptSet.prompted": lambda w: {"prompt": "piano", "pole": "fast"},
+    "audiolens.prompts.PromptSet.words": lambda w: {"pole": "fast"},
+    "audiolens.prompts.from_file": lambda w: {"path": w.prompt_file},
+    "audiolens.prompts.from_files": lambda w: {"positive": w.lines("positive"), "negative": w.lines("negative")},
+    "audiolens.prompts.load": lambda w: {"concept": "tempo"},
+    f"{ANALYSIS}.attention.TextAttention.listens": lambda w: {"word": "fast"},
+    f"{ANALYSIS}.attention.TextAttention.word": lambda w: {"word": ["fast", "slow"]},
+    f"{ANALYSIS}.attention.ablate": lambda w: {**_read(w), "layers": [1]},
+    f"{ANALYSIS}.attention.beat_score": lambda w: {"profiles": np.ones((2, 20)), "beat_steps": 4.0},
+    f"{ANALYSIS}.attention.by_lag": lambda w: {**_read(w), "beat_seconds": [0.12, 0.16], "n_permutations": 9},
+    f"{ANALYSIS}.attention.to_text": _read,
+    f"{ANALYSIS}.attribution.AttributionResult.by_layer": lambda w: {"site": "resid_post"},
+    f"{ANALYSIS}.attribution.AttributionResult.normalised": lambda w: {"site": "resid_post"},
+    f"{ANALYSIS}.attribution.AttributionResult.of": lambda w: {"site": "resid_post"},
+    f"{ANALYSIS}.attribution.AttributionResult.over": lambda w: {"site": "resid_post"},
+    f"{ANALYSIS}.attribution.attribute": lambda w: {
+        "lens": w.lens, **_pair(w), "sites": "resid_post", "layers": [1], "check": 1, "check_pairs": 1,
+    },
+    f"{ANALYSIS}.attribution.direct": _read,
+    f"{ANALYSIS}.layer_attribution.LayerAttribution.__getitem__": lambda w: {"name": w.gathered.evidence[0].name},
+    f"{ANALYSIS}.layer_attribution.gather": lambda w: {"tempo": w.directions, "units": {"tempo": "a unit"}},
+    f"{ANALYSIS}.logit_lens.Audible.__getitem__": lambda w: {"layer": 1},
+    f"{ANALYSIS}.logit_lens.Audible.save": lambda w: {"folder": w.place()},
+    f"{ANALYSIS}.logit_lens.Audible.to_frame": lambda w: {"measures": ["loudness"]},
+    f"{ANALYSIS}.logit_lens.listen": lambda w: {
+        "lens": w.lens, "prompts": PROMPTS[:1], "codes": w.codes[:1], "layers": [1], "seeds": 0,
+    },
+    f"{ANALYSIS}.logit_lens.read": _read,
+    f"{ANALYSIS}.patching.pairs": lambda w: {"lens": w.lens, "prompts": w.sets, "n": 1, "seconds": 0.3},
+    f"{ANALYSIS}.patching.patch": lambda w: {"lens": w.lens, **_pair(w), **PATCH},
+    f"{ANALYSIS}.patching.plan": lambda w: {"lens": w.lens, **_pair(w), "windows": 2, "timed": False},
+    f"{ANALYSIS}.pca.fit": lambda w: {"activations": w.rows, "labels": ["a", "b"] * 6, "n_shuffles": 9},
+    f"{ANALYSIS}.pca.trajectories": lambda w: {
+        "activations": w.rows[:, :, None], "labels": ["a", "b"] * 6, "frame_rate": 25.0,
+    },
+    f"{ANALYSIS}.placement.Placement.with_more": lambda w: {"row_steps": 3, "certainty": 0.5},
+    f"{ANALYSIS}.placement.place": lambda w: {
+        "lens": w.lens, "concept": w.sets, "directions": w.directions, "compute": (), "codes": w.codes[:2],
+        "prompts": ["piano", "song"], "n_random": 1, "n_bootstrap": 0, "progress": False,
+    },
+    f"{ANALYSIS}.probing.Dataset.from_arrays": lambda w: {
+        "lens": w.lens, "sounds": list(w.audio), "sample_rate": RATE, "labels": ["a", "b"],
+    },
+    f"{ANALYSIS}.probing.Dataset.from_folder": lambda w: {
+        "lens": w.lens, "folder": w.sounds, "table": w.sounds / "labels.csv", "label": "label",
+    },
+    f"{ANALYSIS}.probing.Dataset.from_prompts": lambda w: {
+        "lens": w.lens, "prompts": PROMPTS[:2], "labels": ["a", "b"], "seconds": 0.2,
+    },
+    f"{ANALYSIS}.probing.Dataset.from_synth": lambda w: {"lens": w.lens, "concept": "tempo", "n": 4, "seconds": 0.5},
+    f"{ANALYSIS}.probing.ProbeResult.gains": lambda w: {"n_bootstrap": 5},
+    f"{ANALYSIS}.probing.ProbeResult.directions": lambda w: {"towards": "a"},
+    f"{ANALYSIS}.probing.probe": lambda w: {
+        "lens": None, "data": w.rows, "labels": ["a", "b"] * 6, "folds": 2, "n_shuffles": 1, "n_bootstrap": 0,
+    },
+    f"{ANALYSIS}.readings.compare": lambda w: {
+        "lens": w.lens, "sets": w.sets, "positions": ["first"], "branches": ["cond"], "progress": False, "prompts": 2,
+    },
+    f"{ANALYSIS}.readings.within_poles": lambda w: {
+        "projections": VALUES, "rates": VALUES, "labels": VALUES < 6,
+    },
+    f"{ANALYSIS}.report.write": lambda w: {"study": w.studied, "folder": w.place(made=True)},
+    f"{ANALYSIS}.similarity.chance_cosine": lambda w: {"width": 48},
+    f"{ANALYSIS}.similarity.chance_p": lambda w: {"cosines": np.array([0.1, 0.2]), "width": 48},
+    f"{ANALYSIS}.similarity.compare": lambda w: {"directions": {"one": w.directions, "two": -w.directions}},
+    f"{ANALYSIS}.similarity.cosine_map": lambda w: {"directions": w.directions},
+    f"{ANALYSIS}.statistics.effect": lambda w: {
+        "steered": VALUES, "baseline": VALUES + 1, "prompts": VALUES % 4, "n_bootstrap": 5,
+    },
+    f"{ANALYSIS}.statistics.auc": lambda w: {"scores": VALUES, "labels": VALUES > 5, "n_bootstrap": 5},
+    f"{ANALYSIS}.statistics.means": lambda w: {
+        "values": VALUES, "clusters": VALUES % 6, "n_bootstrap": 5, "n_permutations": 5,
+    },
+    f"{ANALYSIS}.statistics.rank_test": lambda w: {"observed": 1.0, "controls": [0.0, 2.0]},
+    f"{ANALYSIS}.statistics.spearman": lambda w: {"strengths": VALUES[:6], "values": VALUES[:6]},
+    f"{ANALYSIS}.statistics.correct": lambda w: {"p_values": [0.01, 0.5]},
+    f"{ANALYSIS}.study.Settings.blocks": lambda w: {"n_layers": 3},
+    f"{ANALYSIS}.study.Settings.check": lambda w: {"lens": w.lens, "sets": w.neutral},
+    f"{ANALYSIS}.study.Settings.clips": lambda w: {"n_layers": 3, "sets": w.neutral},
+    f"{ANALYSIS}.study.Settings.development_clips": lambda w: {"sets": w.neutral},
+    f"{ANALYSIS}.study.Settings.full": lambda w: {"seconds": 2.0},
+    f"{ANALYSIS}.study.Settings.measure_of": lambda w: {"concept": "tempo"},
+    f"{ANALYSIS}.study.Settings.measures_of": lambda w: {"concept": "tempo"},
+    f"{ANALYSIS}.study.Settings.paper": lambda w: {"lens": w.lens, "seconds": 2.0},
+    f"{ANALYSIS}.study.Settings.reading_seeds": lambda w: {"sets": w.neutral},
+    f"{ANALYSIS}.study.Settings.test_clips": lambda w: {"sets": w.neutral},
+    f"{ANALYSIS}.study.Study.save": lambda w: {"folder": w.place()},
+    f"{ANALYSIS}.study.load_folder": lambda w: {"folder": w.study_folder},
+    f"{ANALYSIS}.study.prompts_of": lambda w: {"concept": "tempo", "lens": w.lens, "settings": w.settings},
+    f"{ANALYSIS}.study.redraw": lambda w: {"folder": w.study_folder},
+    f"{ANALYSIS}.study.run": lambda w: {
+        "lens": w.lens, "concept": "tempo", "out": w.place(), "settings": w.settings, "progress": False,
+        "tell": lambda _: None,
+    },
+    f"{ANALYSIS}.sweep.Condition.asked": lambda w: {"prompt": "piano"},
+    f"{ANALYSIS}.sweep.SweepResult.codes": lambda w: {"condition": "baseline"},
+    f"{ANALYSIS}.sweep.SweepResult.compared": lambda w: {"distance": lambda *_: 1.0},
+    f"{ANALYSIS}.sweep.SweepResult.cross_effects": lambda w: {**DOSE},
+    f"{ANALYSIS}.sweep.SweepResult.dose_response": lambda w: {**DOSE},
+    f"{ANALYSIS}.sweep.SweepResult.effects": lambda w: {"measured": "tempo_ioi", "n_bootstrap": 5},
+    f"{ANALYSIS}.sweep.SweepResult.front": lambda w: {**DOSE},
+    f"{ANALYSIS}.sweep.SweepResult.layer_map": lambda w: {"concept": "tempo", "strategy": "one-to-one"},
+    f"{ANALYSIS}.sweep.SweepResult.limits": lambda w: {**DOSE},
+    f"{ANALYSIS}.sweep.SweepResult.sound": lambda w: {"row": 0},
+    f"{ANALYSIS}.sweep.SweepResult.strategies": lambda w: {**DOSE},
+    f"{ANALYSIS}.sweep.clips": lambda w: {"prompts": PROMPTS, "seeds_per_prompt": 2},
+    f"{ANALYSIS}.sweep.clips_per_second": lambda w: {
+        "lens": w.lens, "prompt": "piano", "seconds": 0.3, "batch_size": 2,
+    },
+    f"{ANALYSIS}.sweep.effects": lambda w: {"table": w.dosed.table, "measured": "tempo_ioi", "n_bootstrap": 5},
+    f"{ANALYSIS}.sweep.load_folder": lambda w: {"folder": w.swept.folder},
+    f"{ANALYSIS}.sweep.merge": lambda w: {"conditions": w.conditions, "n_layers": 3},
+    f"{ANALYSIS}.sweep.packed": lambda w: {"conditions": w.conditions, "clips": [("piano", 0), ("song", 1)]},
+    f"{ANALYSIS}.sweep.plan": lambda w: {
+        "lens": w.lens, "directions": w.directions, "timed": False, **_planned(w),
+    },
+    f"{ANALYSIS}.sweep.play": lambda w: {
+        "lens": w.lens, "conditions": w.conditions, "clips": [("piano", 0)], "seconds": 0.4,
+        "measures": ["loudness"], "n_jobs": 0,
+    },
+    f"{ANALYSIS}.sweep.run": lambda w: {"lens": w.lens, "directions": w.directions, **w.sweeping},
+}  # fmt: skip
+for _name in (
+    "tempo", "tempo_ambiguity", "tempo_candidates", "tempo_octave", "onset_rate", "pulse_clarity", "brightness",
+    "rolloff", "loudness", "pitch", "pitch_class", "mode",
+):  # fmt: skip
+    ARGUMENTS[f"audiolens.measure.{_name}"] = lambda w: {"audio": w.audio[0], "sample_rate": RATE}
+ON_PLANTED = {
+    "effects", "front", "limits", "strategies", "layer_map", "cross_effects", "dose_response", "plot", "figure",
+}  # fmt: skip
+"""Methods of a `SweepResult` that need many clips."""
+FURTHER: dict[str, tuple[str, ...]] = {
+    "audiolens.Directions.orthogonal_to": ("*others",),
+    "audiolens.orthogonalised": ("*directions",),
+    "analysis.layer_attribution.gather": ("tempo",),
+    "analysis.placement.Placement.with_more": ("certainty",),
+    "analysis.study.Settings.full": ("seconds", "poles", "heard_by", "strengths"),
+    "analysis.study.Settings.paper": ("seconds", "strengths"),
+    "analysis.sweep.SweepResult.cross_effects": ("strategy", "layer"),
+    "analysis.sweep.SweepResult.layer_map": ("strategy", "branch"),
+    "analysis.sweep.SweepResult.limits": ("bound", "loss"),
+    "analysis.sweep.SweepResult.strategies": ("bound", "loss"),
+    "analysis.sweep.plan": (
+        "strengths", "layers", "prompts", "seeds", "n_random", "seconds", "measures", "batch_size", "sets", "branches",
+    ),
+}  # fmt: skip
+"""What `*` and `**` take."""
+EXEMPT = {
+    "audiolens.ActivationCache.__array__": "refuses: a cache is no array",
+    "audiolens.ActivationCache.__dlpack__": "refuses: a cache is no array",
+    "audiolens.Directions.__rsub__": "refuses: nothing less directions is meant",
+    **{
+        f"audiolens.{operator}.change": "called by a run with what it bound: written by whoever adds an operator"
+        for operator in ("Ablate", "Add", "Apply", "Clamp", "Intervention", "Replace", "Scale")
+    },
+    "audiolens.tracing.trace.SiteValue": "made by lens.site",
+    "audiolens.tracing.trace.SiteValue.value": "read inside the trace that AudioLens.trace opens here",
+    "audiolens.AudioLens.position": "read inside the trace that AudioLens.trace opens here",
+}

@@ -1,0 +1,166 @@
+"""What came of a call: it worked, was refused in our own words, or went wrong in one of the named ways."""
+
+import contextlib
+import dis
+import io
+import os
+import resource
+import signal
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from audiolens.errors import AudioLensError
+from hostile.drive import values
+
+ROOT = Path(__file__).parents[3]
+OURS = (f"{ROOT}/audiolens/", f"{ROOT}/analysis/")
+SLOW_SECONDS, LONGEST_SECONDS = 2.0, 20
+GIB = 2**30
+LONGEST_MESSAGE = 2_000
+FINE = ("worked", "refused", "python's own", "caller's own")
+
+
+class Hang(BaseException):
+    """A call that did not end in time."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`kind` is one of `FINE`, or what went wrong; `told` its message, `where` the place it was raised."""
+
+    kind: str
+    told: str = ""
+    where: str = ""
+    seconds: float = 0.0
+
+    @property
+    def fine(self) -> bool:
+        return self.kind in FINE
+
+
+def outcome(call: Callable[[], Any], *, by_python: bool = False) -> Outcome:
+    """Make the call. `by_python`: Python's own TypeError is meant, for an argument that is missing or unknown."""
+    start = time.process_time()
+    try:
+        with stopped_in_time(), silent():
+            call()
+    except Hang as error:
+        return Outcome("hang", f"no end after {LONGEST_SECONDS} s", place(error.__traceback__))
+    except BaseException as error:
+        seconds = time.process_time() - start
+        return judged(error, seconds, by_python)
+    return Outcome("worked", seconds=time.process_time() - start)
+
+
+def judged(error: BaseException, seconds: float, by_python: bool) -> Outcome:
+    told, where = message(error), place(error.__traceback__)
+    frames = list(traceback.walk_tb(error.__traceback__))
+    last = frames[-1][0].f_code.co_filename
+    if last == values.HERE:
+        return Outcome("caller's own", told, where, seconds)
+    if by_python and type(error) is TypeError and "argument" in told:
+        return Outcome("python's own", told, where, seconds)
+    if not isinstance(error, AudioLensError) and not (
+        type(error) in (ValueError, TypeError) and raised_by_us(error.__traceback__)
+    ):
+        return Outcome(f"foreign {type(error).__name__}", told, where, seconds)
+    if "\n" in told:
+        return Outcome("several lines", told, where, seconds)
+    if len(told) > LONGEST_MESSAGE:
+        return Outcome("long message", told, where, seconds)
+    if seconds > SLOW_SECONDS:
+        return Outcome("slow refusal", f"{seconds:.1f} s: {told}", where, seconds)
+    return Outcome("refused", told, where, seconds)
+
+
+def message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as other:
+        return f"no message: {type(other).__name__}\n"
+
+
+def raised_by_us(trace: TracebackType | None) -> bool:
+    """Whether the last frame is ours, and stands at a raise: C code has no frame of its own."""
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not trace.tb_frame.f_code.co_filename.startswith(OURS):
+        return False
+    code = trace.tb_frame.f_code.co_code
+    return dis.opname[code[trace.tb_lasti]] == "RAISE_VARARGS"
+
+
+def place(trace: TracebackType | None) -> str:
+    """Our innermost line."""
+    found = ""
+    for frame, line in traceback.walk_tb(trace):
+        if frame.f_code.co_filename.startswith(OURS):
+            found = f"{os.path.relpath(frame.f_code.co_filename, ROOT)}:{line}"
+    return found
+
+
+@contextlib.contextmanager
+def stopped_in_time(seconds: int = LONGEST_SECONDS) -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise Hang
+
+    # Of its own work: other processes may have the machine. What waits for ever is stopped by faulthandler.
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def bound_memory(more: int = GIB) -> None:
+    """Whatever takes more than so much above what is mapped now gets a MemoryError, or torch's RuntimeError."""
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + more, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+class Guard:
+    """That the model is as it was: nothing written into a weight, no hook left, and the same logits to the bit."""
+
+    def __init__(self, lens: Any, prompts: list[str], codes: torch.Tensor) -> None:
+        self.lens, self.prompts, self.codes = lens, prompts, codes
+        self.weights, self.logits = self.state(), self.read()
+
+    def state(self) -> Any:
+        model = self.lens.model
+        tensors = [*model.parameters(), *model.buffers()]
+        hooks = sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules())
+        return [(one.data_ptr(), one._version) for one in tensors], hooks, model.training, torch.is_grad_enabled()
+
+    def read(self) -> torch.Tensor:
+        return self.lens.run_with_cache(self.prompts, self.codes)[0]
+
+    def broken(self, *, read: bool = False) -> str:
+        """What is not as it was, or nothing."""
+        if self.state() != self.weights:
+            return "the model was changed"
+        try:
+            same = not read or torch.equal(self.read(), self.logits)
+        except Exception as error:
+            return f"the model is unusable: {error}"
+        return "" if same else "the model says something else"

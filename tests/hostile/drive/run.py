@@ -1,0 +1,197 @@
+"""The calls: each name's valid arguments with one of them replaced, and what is done with what comes back."""
+
+import dataclasses
+import inspect
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from typing import Any
+
+import audiolens as al
+from hostile.drive import names, values
+from hostile.drive.baselines import ARGUMENTS, EXEMPT, FURTHER, INSTANCES, ON_PLANTED
+from hostile.drive.names import Name
+from hostile.drive.world import PROMPTS, World
+
+MISSING, UNKNOWN = "(left out)", "(unknown keyword)"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One call: `value` of the pool in the place of `argument`."""
+
+    name: Name
+    argument: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.name.path}({self.argument}={self.value})"
+
+
+def driven() -> list[Name]:
+    return [name for name in names.public() if name.path not in EXEMPT]
+
+
+@cache
+def _class(path: str) -> type:
+    return names.classes()[path]
+
+
+def target(world: World, name: Name) -> Callable[..., Any]:
+    """What is called."""
+    if name.kind == "function":
+        module = names.modules()[name.path.rpartition(".")[0]]
+        return getattr(module, name.last)
+    if name.kind == "class":
+        return _class(name.path)
+    assert name.owner is not None
+    if name.kind == "classmethod":
+        return getattr(_class(name.owner), name.last)
+    instance = instance_of(world, name)
+    if name.kind == "property":
+        return lambda: getattr(instance, name.last)
+    return getattr(instance, name.last)
+
+
+def instance_of(world: World, name: Name) -> Any:
+    assert name.owner is not None
+    if name.owner.endswith("SweepResult") and name.last in ON_PLANTED:
+        return world.dosed
+    if name.path.endswith("ActivationCache.stack_norms"):
+        return world.means
+    return INSTANCES[name.owner](world)
+
+
+def baseline(world: World, name: Name) -> dict[str, Any]:
+    """The arguments of a valid call; a result is made of its own fields."""
+    if name.path in ARGUMENTS:
+        return ARGUMENTS[name.path](world)
+    if name.kind == "class":
+        made = INSTANCES[name.path](world)
+        fields = [field for field in dataclasses.fields(made) if field.init and not field.name.startswith("_")]
+        return {field.name: getattr(made, field.name) for field in fields}
+    return {}
+
+
+def signature(name: Name) -> list[inspect.Parameter]:
+    """What can be given, without a class's own `self`; nothing for a property."""
+    if name.kind == "property":
+        return []
+    if name.kind == "method":
+        assert name.owner is not None
+        return list(inspect.signature(getattr(_class(name.owner), name.last)).parameters.values())[1:]
+    module = names.modules().get(name.path.rpartition(".")[0])
+    called = getattr(module, name.last) if name.kind == "function" else None
+    if called is None:
+        owner = _class(name.owner or name.path)
+        called = owner if name.kind == "class" else getattr(owner, name.last)
+    return list(inspect.signature(called).parameters.values())
+
+
+def parameters(name: Name) -> list[str]:
+    """The arguments that are replaced: those named, and of what `*` and `**` take the ones in `FURTHER`."""
+    plain = [one.name for one in signature(name) if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    return [*(one for one in plain if not one.startswith("_")), *FURTHER.get(name.path, ())]
+
+
+def lacking(world: World, name: Name) -> list[str]:
+    """Arguments that are needed and have no valid value."""
+    given = baseline(world, name) if name.kind != "property" else {}
+    needed = [one for one in signature(name) if one.default is one.empty]
+    named = [one.name for one in needed if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    return [one for one in named if one not in given]
+
+
+def trials(world: World, seed: int) -> list[Trial]:
+    """Every call, in an order drawn from the seed in which the names take turns, so that any part has calls of all.
+
+    Results that are never made by hand, and calls of seconds, have a few turns only.
+    """
+    pool, draw = [*values.POOL, *world.strangers], random.Random(seed)
+    turns: list[tuple[int, float, Trial]] = []
+    for name in driven():
+        own = [Trial(name, argument, value) for argument in parameters(name) for value in [*pool, MISSING]]
+        draw.shuffle(own)
+        if name.kind != "property":
+            own.insert(0, Trial(name, "no_such_argument", UNKNOWN))
+        result = name.kind == "class" and name.path not in AT_HAND
+        most = FEW if result or name.path in SLOW else len(own)
+        turns.extend((turn, draw.random(), trial) for turn, trial in enumerate(own[:most]))
+    return [trial for *_, trial in sorted(turns, key=lambda one: one[:2])]
+
+
+FEW = 12
+SLOW = {
+    "analysis.report.write", "analysis.study.Study.save", "analysis.study.Study.figure", "analysis.study.load_folder",
+    "analysis.study.redraw", "analysis.study.run", "analysis.sweep.run", "audiolens.AudioLens", "analysis.sweep.play",
+    "audiolens.AudioLens.from_pretrained", "analysis.reading_comparison.compare", "analysis.probing.Dataset.from_synth",
+}  # fmt: skip
+
+
+def slow(name: Name) -> bool:
+    """Whether a call takes seconds, or what it is called on does."""
+    return name.path in SLOW or name.path.startswith(("analysis.study.", "analysis.report.")) or "clap" in name.path
+
+
+AT_HAND = {
+    "analysis.patching.LogLikelihood", "analysis.patching.Pairs", "analysis.patching.Sound", "analysis.probing.Dataset",
+    "analysis.study.Settings", "analysis.sweep.Condition", "audiolens.Ablate", "audiolens.ActivationCache",
+    "audiolens.Add", "audiolens.Apply", "audiolens.AudioLens", "audiolens.Clamp", "audiolens.Directions",
+    "audiolens.Intervention", "audiolens.Replace", "audiolens.Scale", "audiolens.prompts.PromptSet",
+}  # fmt: skip
+"""Classes that users make by hand; other results are made by what gives them."""
+
+
+def perform(world: World, name: Name, arguments: dict[str, Any]) -> None:
+    """Call, and use what comes back as its owner would."""
+    if name.path == "audiolens.AudioLens.trace":
+        traced(world, arguments)
+        return
+    spread = [value for key, value in arguments.items() if key.startswith("*")]
+    plain = {key: value for key, value in arguments.items() if not key.startswith("*")}
+    made = target(world, name)(*spread, **plain)
+    if isinstance(made, Iterator):
+        made = list(islice(made, 50))
+    if name.kind == "class":
+        used(world, name, made)
+    elif type(made).__module__.startswith(("audiolens", "analysis")):
+        repr(made)
+
+
+def traced(world: World, arguments: dict[str, Any]) -> None:
+    with world.lens.trace(**arguments) as tracer:
+        world.lens.position()
+        seen = world.lens.site("resid_post", 1).value.save()  # noqa: F841
+        logits = tracer.result.save()  # noqa: F841
+
+
+def used(world: World, name: Name, made: Any) -> None:
+    """What users make by hand is used once: what it was made of is only then read."""
+    if isinstance(made, al.Intervention) and type(made) is not al.Intervention:
+        world.lens.run_with_interventions(PROMPTS[:2], world.codes[:2], made)
+    if name.path == "analysis.study.Settings":
+        made.check(world.lens, world.neutral)
+    if name.path == "audiolens.prompts.PromptSet":
+        made.balance()
+        made.prompted("piano", "fast")
+    if name.path == "audiolens.Directions":
+        made.to_frame()
+        al.steer(made, layer=1)
+    if name.path in AT_HAND and name.path != "audiolens.ActivationCache":
+        repr(made)
+
+
+def arguments_of(world: World, trial: Trial) -> dict[str, Any]:
+    """A valid call's, with the one replaced."""
+    given = dict(baseline(world, trial.name))
+    if trial.value == MISSING:
+        given.pop(trial.argument, None)
+    elif trial.value == UNKNOWN:
+        given[trial.argument] = 1
+    elif trial.value in values.POOL:
+        given[trial.argument] = values.POOL[trial.value]()
+    else:
+        given[trial.argument] = world.strangers[trial.value]
+    return given
