@@ -5,6 +5,7 @@ two independent directions (their cosine says how much of a direction is noise),
 tried on prompts of the second, which had no part in it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
+
+from audiolens.errors import InputError
 
 FEWEST_HALF = 4
 """Prompts a pole in the first half from which `Evidence.stable_at` says a number: the curve has the points 1, 2, 4."""
@@ -47,6 +50,24 @@ class Evidence:
     stability: Float[Tensor, "count layer"]
     p: Float[Tensor, " layer"] | None = None
     least_p: Float[Tensor, ""] | None = None
+
+    @classmethod
+    def of_file(cls, tensors: Mapping[str, Tensor], n_layers: int) -> "Evidence":
+        """Evidence from the tensors of a file.
+
+        Raises:
+            InputError: if one is missing or unknown, or is not one value a layer.
+        """
+        n_counts = len(tensors["counts"]) if "counts" in tensors and tensors["counts"].ndim == 1 else 0
+        told = {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in tensors.items()}
+        each = ((n_layers,), True)
+        expected = {"split_half_cosine": each, "separation": each, "auc": each, "counts": ((n_counts,), False)}
+        expected["stability"] = ((n_counts, n_layers), True)
+        optional = {"p": each, "least_p": ((), True)}
+        wanted = {**expected, **{name: shape for name, shape in optional.items() if name in told}}
+        if told != wanted or not n_counts:
+            raise InputError(f"its evidence is not that of {n_layers} layers.")
+        return cls(**tensors)
 
     def stable_at(self, tolerance: float = 0.05) -> Float[Tensor, " layer"]:
         """How many prompts a pole are enough: the first of `counts` from which the cosine to the other half's direction

@@ -21,12 +21,16 @@ from audiolens.checks import checked_flags, checked_seed, whole_number
 from audiolens.contrast import Contrast, Evidence
 from audiolens.errors import InputError, InputTypeError, SiteError, shortened
 from audiolens.interventions import Branch
-from audiolens.provenance import Provenance
+from audiolens.provenance import SHAPE, Provenance
 from audiolens.reading import Codes, PoleReader, Position, Samples
+from audiolens.shapes_of_json import refuse_other
 from audiolens.sites import listed_layers
 from audiolens.timeline import Real
 from audiolens.tokens import named_once
 from audiolens.vectors import apart, multiplier, unit
+
+_FACTS = {"meta": SHAPE, "layers": [int], "norms": [float]}
+"""Of the header of a file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,6 +250,7 @@ class Directions(AsArray):
         """
         tensors, facts = provenance.read(path)
         try:
+            refuse_other(path, facts, _FACTS)
             meta = Provenance.from_dict(facts["meta"])
             kept = {key.removeprefix("evidence/"): value for key, value in tensors.items() if "/" in key}
             directions = cls(
@@ -253,7 +258,7 @@ class Directions(AsArray):
                 layers=tuple(facts["layers"]),
                 residual_norms=tensors["residual_norms"],
                 meta=meta,
-                evidence=Evidence(**kept) if kept else None,
+                evidence=Evidence.of_file(kept, len(facts["layers"])) if kept else None,
             )
             told = torch.tensor(facts["norms"], dtype=torch.float32, device="cpu")
             agree = torch.allclose(directions.norms, told, rtol=1e-4)

@@ -7,9 +7,17 @@ All are `AudioLensError`s, and each is also the built-in error it specialises (`
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MOST_MESSAGE = 1_000
+"""Characters of a message: what it quotes may come from a file, and be of any length."""
+
 
 class AudioLensError(Exception):
-    """Anything audiolens refuses."""
+    """Anything audiolens refuses: its message is one line of bounded length, whatever it quotes."""
+
+    def __str__(self) -> str:
+        text = " ".join(super().__str__().splitlines())
+        half = MOST_MESSAGE // 2
+        return text if len(text) <= MOST_MESSAGE else f"{text[:half]} ... {text[-half:]}"
 
 
 class InputError(AudioLensError, ValueError):

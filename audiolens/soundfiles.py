@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float, Int16
 
-from audiolens import ogg
+from audiolens import mp3, ogg
 from audiolens.errors import AudioLensWarning, InputError, InputTypeError
 from audiolens.files import as_path, put, refused
 from audiolens.tokens import callers_level
@@ -53,20 +53,34 @@ def read(path: SoundPath, seconds: Span | None = None) -> tuple[Float[np.ndarray
         InputTypeError: if it is no path.
         InputError: no such file, not a sound, empty, cut off, of more than two channels, or over ten minutes long.
     """
-    import soundfile
-
     if not isinstance(path, str | PathLike):
         raise InputTypeError(f"{path!r}: expected the path of a sound file.")
     file = Path(path).expanduser()
     _refuse_no_file(file)
+    return _read(file, fspath(file), seconds)
+
+
+def of_bytes(content: bytes, file: Path) -> tuple[Float[np.ndarray, "channel sample"], int]:
+    """The same of the bytes of a file, whose name is for messages.
+
+    Raises:
+        InputError: as `read`.
+    """
+    return _read(file, io.BytesIO(content), None)
+
+
+def _read(file: Path, source: Any, seconds: Span | None) -> tuple[Float[np.ndarray, "channel sample"], int]:
+    import soundfile
+
     try:
-        with soundfile.SoundFile(fspath(file)) as sound:
+        with soundfile.SoundFile(source) as sound:
             start, n_frames = _part(file, sound, seconds)
             if sound.format == "OGG":
                 ogg.refuse_cut(file)
+            missing = mp3.missing_frames(file) if sound.format == "MP3" else None
             sound.seek(start)
             samples = sound.read(n_frames, dtype="float32", always_2d=True)
-            if len(samples) < (1 - _MISSED_SHARE if sound.format == "MP3" else 1) * n_frames:
+            if missing or len(samples) < (1 - _MISSED_SHARE if sound.format == "MP3" else 1) * n_frames:
                 raise InputError(
                     f"{file} was cut short: its header promises {n_frames / sound.samplerate:.1f} s, and "
                     f"{len(samples) / sound.samplerate:.1f} s can be read."

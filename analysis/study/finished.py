@@ -20,8 +20,19 @@ from analysis.sweep import SweepResult
 from audiolens.errors import DamagedError, InputError
 from audiolens.files import as_path, inside, refuse_links, remove_unfinished
 from audiolens.integrity import read_json
+from audiolens.shapes_of_json import refuse_other
 
 _UNSEALED = (stages.UNSEALED, UNSEALED_STUDY, "audiolens.studies.1")
+_SHAPE = {
+    "concept": str, "poles": [str], "model": str, "seconds": {str: float},
+    "settings": {
+        "poles?": int, "reading_seconds?": float, "strengths?": {str: [float]}, "strengths_at_place?": {str: [float]},
+        "doses?": [float], "measured?": (str, None), "heard_by?": {str: str}, "seconds?": float, "branch?": str,
+        "guidance_scale?": float, "temperature?": (float, None), "top_k?": (int, None), "substitutes?": [str],
+        "verify?": bool, "frechet?": bool, "shown?": int, "seed?": int,
+    },
+}  # fmt: skip
+"""Of the summary of a study, as far as the study is made of it."""
 _AGAIN = "the command that made the study makes it again."
 
 if TYPE_CHECKING:
@@ -38,6 +49,7 @@ def load_folder(folder: str | os.PathLike[str]) -> Study:
     told = _summary(place)
     entries = _entries(place)
     try:
+        refuse_other(place / stages.SUMMARY, told, _SHAPE)
         if _is_sealed(place):
             check_made(place, _object(place / stages.MADE))
         at = {name: place / stages.STAGES / entry for name, entry in entries.items()}

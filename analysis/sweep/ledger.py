@@ -32,7 +32,8 @@ from torch import Tensor
 from analysis.folder import LOCK, Held, check_in_place, held
 from analysis.sweep.batches import BATCHES, SOUND, TABLE, UNFINISHED, Batches, finished, plans_of
 from analysis.sweep.conditions import Condition
-from audiolens import bounded_files
+from audiolens import bounded_files, shapes_of_json
+from audiolens.checks import MOST, RATES_HZ
 from audiolens.errors import DamagedError, DamageWarning, InputError
 from audiolens.files import as_path, put, refused, remove_unfinished
 from audiolens.integrity import SEAL, read_json, sealed_json
@@ -44,6 +45,17 @@ FORMAT = "audiolens.sweep.2"
 UNSEALED = "audiolens.sweep.1"
 """The format before, without hashes: still read, not gone on with."""
 PLAN = "plan.json"
+_SHAPE = {
+    "format": str,
+    "versions": {str: str},
+    "model": {"name": str, "weights": str, "device": str, "attention": str, "threads": int},
+    "settings": {"measures": [str], "also": [str]},
+    "conditions": {str: str},
+    "sample_rate": int,
+    "rows": int,
+    "batches": [int],
+}
+"""Of the plan of a sweep."""
 
 
 class AnotherSweepError(InputError):
@@ -271,7 +283,8 @@ def threads_of(folder: str | os.PathLike[str]) -> int | None:
         begun = None
     if begun is None:
         return next(iter(plans_of(place).values()), None)
-    return begun.get("model", {}).get("threads")
+    model = begun.get("model")
+    return model.get("threads") if isinstance(model, dict) else None
 
 
 def _condition_hash(condition: Condition, times: np.ndarray) -> str:
@@ -353,7 +366,22 @@ def _begun(folder: Path) -> dict[str, Any] | None:
         raise
     if not str(found.get("format", "")).startswith("audiolens.sweep."):
         raise _foreign(path)
+    if found["format"] in (FORMAT, UNSEALED):
+        try:
+            shapes_of_json.refuse_other(path, found, _SHAPE)
+            _refuse_sizes(path, found)
+        except InputError as error:
+            raise DamagedError(str(error)) from None
     return found
+
+
+def _refuse_sizes(path: Path, facts: Mapping[str, Any]) -> None:
+    """Refuse batches of other rows than the whole has, or of more than any sweep."""
+    sizes = facts["batches"]
+    if min(sizes, default=1) < 1 or sum(sizes) != facts["rows"] or facts["rows"] > MOST:
+        raise InputError(f"{path} cannot be used: {len(sizes)} batches do not make {facts['rows']} rows.")
+    if not RATES_HZ[0] <= facts["sample_rate"] <= RATES_HZ[1]:
+        raise InputError(f"{path} cannot be used: its sample rate is {facts['sample_rate']} Hz.")
 
 
 def _refuse_foreign(path: Path) -> None:

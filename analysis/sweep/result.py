@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from analysis.sweep.batches import Batches
 from analysis.sweep.conditions import BASELINE
 from analysis.sweep.dose import CrossEffects, DoseResponse
 from analysis.sweep.tradeoff import Front, LayerMap, Limits, Strategies
+from audiolens import soundfiles
 from audiolens.errors import InputError, nearest
 
 
@@ -91,10 +91,7 @@ class SweepResult:
         file = self.table["file"].iloc[row] if "file" in self.table else None
         if not isinstance(file, str):
             return None
-        import soundfile
-
-        samples, _ = soundfile.read(io.BytesIO(self._batches.sound(file)), dtype="float32", always_2d=True)
-        return samples.T
+        return soundfiles.of_bytes(self._batches.sound(file), self._batches.folder / file)[0]
 
     def compared(self, distance: Callable[[Tensor, Tensor], float], name: str = "distance") -> SweepResult:
         """The same with the distance of each condition's clips from the baseline's, as a column of `effects`.

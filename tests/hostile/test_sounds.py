@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from audiolens import mp3 as _mp3
 from audiolens import ogg, soundfiles
 from audiolens.errors import InputError
 
@@ -150,3 +151,31 @@ def test_an_ogg_of_a_fixed_serial_is_the_same_sound(tmp_path: Path) -> None:
     assert [page[14:18] for page in pages((tmp_path / "fixed.ogg").read_bytes())] == len(pages(plain)) * [b"\7\0\0\0"]
     found, expected = (soundfiles.read(tmp_path / name)[0] for name in ("fixed.ogg", "plain.ogg"))
     np.testing.assert_array_equal(found, expected)
+
+
+def mp3(seconds: float = 4) -> bytes:
+    return encoded("MP3", "MPEG_LAYER_III", np.tile(NOISE, (4, 1))[: round(seconds * RATE)])
+
+
+def test_an_mp3_cut_in_its_last_twentieth_is_refused(tmp_path: Path) -> None:
+    content, file = mp3(), tmp_path / "sound.mp3"
+    for whole in (content, content + b"TAG" + bytes(125), b"ID3\4\0\0\0\0\0\x0a" + bytes(10) + content):
+        file.write_bytes(whole)
+        assert soundfiles.read(file)[0].shape[1] == 4 * RATE
+    for cut in (1, 50, 300, 600, len(content) // 30):
+        file.write_bytes(content[:-cut])
+        with pytest.raises(InputError, match="was cut short"):
+            soundfiles.read(file)
+
+
+def test_an_mp3_without_a_count_is_refused_where_it_ends_inside_a_frame(tmp_path: Path) -> None:
+    content = mp3()
+    first = _mp3._first(content)
+    assert first is not None
+    bare = content[first.size :]
+    frames = list(_mp3._frames(bare, _mp3._first(bare)))  # pyright: ignore[reportArgumentType]
+    assert frames[-1].start + frames[-1].size == len(bare)
+    assert not _mp3.is_cut(bare)
+    assert _mp3.is_cut(bare[:-1])
+    # Not knowable: it ends where a frame ends.
+    assert not _mp3.is_cut(bare[: frames[-1].start])
