@@ -33,8 +33,8 @@ _ARRAYS = ("patched", "clean", "corrupted")
 _KEPT = tuple(one.name for one in fields(PatchingResult) if one.name not in (*_ARRAYS, "sound"))
 _SHAPE = {
     "codebooks": [str], "layers": [(int, None)], "columns": [str], "spans": ([[float]], None), "by": str,
-    "sites": [str], "mode": str, "metric": str, "unit": str, "scored": [float], "prompts": [[(str, None)]], "clusters": [str],
-    "n_bootstrap?": int, "n_permutations?": int, "seed?": int,
+    "sites": [str], "mode": str, "metric": str, "unit": str, "scored": [float], "prompts": [[(str, None)]],
+    "clusters": [str], "n_bootstrap?": int, "n_permutations?": int, "seed?": int,
 }  # fmt: skip
 
 

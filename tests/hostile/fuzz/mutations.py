@@ -12,8 +12,8 @@ TOKENS = (
     b"..", b"../../canary/x", b"/dev/zero", b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\r\n", b"\n", b"\x1b[2J", b"NaN",
     b"Infinity", b"-1", b"1e999", b"9" * 60, b"0x41", b"null", b"true", b"[", b"{", b"}" * 9, b"[" * 2000,
     b'{"a":' * 500, b'"', b"'''", b'"""', b",", b";", b"=", b"a.b.c=1\n", b"[[a]]\n", b"\\ud800", b"\xed\xa0\x80",
-    "\u202e".encode(), "\u2028".encode(), b"__metadata__", b"audiolens", b"audiolens-sha256:", b"sha256", b"format", b"auto_map",
-    b"RIFF", b"data", b"fLaC", b"OggS", b"Xing", b"LAME", b"ID3\x04\0\0\x7f\x7f\x7f\x7f", b"TAG", b"PAR1",
+    "\u202e".encode(), "\u2028".encode(), b"__metadata__", b"audiolens", b"audiolens-sha256:", b"sha256", b"format",
+    b"auto_map", b"RIFF", b"data", b"fLaC", b"OggS", b"Xing", b"LAME", b"ID3\x04\0\0\x7f\x7f\x7f\x7f", b"TAG", b"PAR1",
     b"PK\x03\x04",
     b"\x80\x04", PICKLE, b"{{ 7 * 7 }}", b"%s%n", b"=cmd()", b"<script>",
 )  # fmt: skip
