@@ -29,8 +29,8 @@ UNSEALED = "audiolens.directions.1"
 """The format before, without hashes: read as it is, its damage unnoticed where the lengths of vectors stay."""
 _SAMPLED = 256
 SHAPE = {
-    "model": str, "weights": str, "n_layers": int, "site?": str, "position?": (str, [float]), "branch?": str,
-    "guidance_scale?": float, "source?": str, "seconds?": (float, None), "estimator?": str, "n_prompts?": [int],
+    "model": str, "weights": str, "n_layers": int, "site?": str, "position?": (str, [float, float]), "branch?": str,
+    "guidance_scale?": float, "source?": str, "seconds?": (float, None), "estimator?": str, "n_prompts?": [int, int],
     "prompts?": str, "prefix?": bool, "label?": str, "revision?": (str, None), "versions?": {str: str},
 }  # fmt: skip
 """Of a `Provenance` as JSON."""

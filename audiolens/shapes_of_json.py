@@ -1,7 +1,7 @@
 """The shape of JSON that stands in a file: which keys an object has, and what stands under each.
 
 A shape is written as the values are: a type (`str`, `bool`, `int`, `float`, where a whole number is a `float` too), a
-tuple of shapes of which one fits, `None`, `[shape]` for a list, `{"key": shape}` for an object with these keys and
+tuple of shapes of which one fits, `None`, `[shape]` for a list, `[shape, shape]` for one of two, `{"key": shape}` for an object with these keys and
 perhaps others (`"key?"` may be missing), and `{str: shape}` for one of any keys.
 """
 
@@ -34,7 +34,11 @@ def _difference(value: Any, shape: Any, where: str) -> str | None:
     if isinstance(shape, list):
         if not isinstance(value, list):
             return _unlike(value, "a list", where)
-        return _first(_difference(item, shape[0], f"{where}[{place}]") for place, item in enumerate(value))
+        if len(shape) > 1 and len(value) != len(shape):
+            return f"{where or 'it'} has {len(value)} items, expected {len(shape)}"
+        shapes = shape if len(shape) > 1 else shape * len(value)
+        pairs = enumerate(zip(value, shapes, strict=True))
+        return _first(_difference(item, own, f"{where}[{place}]") for place, (item, own) in pairs)
     if isinstance(shape, Mapping):
         return _in_object(value, shape, where)
     return None if _is(value, shape) else _unlike(value, _WORDS[shape], where)

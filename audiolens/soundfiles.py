@@ -38,6 +38,10 @@ MOST_SAMPLES = 57_600_000
 """Of all channels: ten minutes of stereo at 48 kHz, 230 MB as floats. A small file may promise far more."""
 _WHOLE = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "FLAC", "OGG", "MP3")
 """Formats by which a file that was cut can be told from a whole one, by libsndfile or here."""
+_PLAIN = (b"RIFF", b"RF64", b"riff", b"FORM", b".snd")
+"""How files begin whose samples lie one after the other, so that their size takes no time."""
+MOST_COMPRESSED_BYTES = 2**29
+"""Of any other file: a decoder looks through all of it for where it ends."""
 _STREAMED = 0x7FFFFF00
 """Sizes from here up stand for "unknown" in the header of a sound that was written as it came."""
 _SERIAL = 1
@@ -99,10 +103,20 @@ def _refuse_no_file(file: Path) -> None:
             raise InputError(f"{file}: no such file.")
         if not file.is_file():
             raise InputError(f"{file} is no file: give the sound files in it ({file}/*.wav).")
-        if not file.stat().st_size:
+        size = file.stat().st_size
+        if not size:
             raise InputError(f"{file} is empty (0 bytes).")
+        if size > MOST_COMPRESSED_BYTES and _head(file) not in _PLAIN:
+            raise InputError(
+                f"{file} has {size:,} bytes, expected at most {MOST_COMPRESSED_BYTES:,}: cut it into parts."
+            )
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or error}.") from None
+
+
+def _head(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(4)
 
 
 def write(

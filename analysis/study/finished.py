@@ -24,7 +24,7 @@ from audiolens.shapes_of_json import refuse_other
 
 _UNSEALED = (stages.UNSEALED, UNSEALED_STUDY, "audiolens.studies.1")
 _SHAPE = {
-    "concept": str, "poles": [str], "model": str, "seconds": {str: float},
+    "concept": str, "poles": [str, str], "model": str, "seconds": {str: float},
     "settings": {
         "poles?": int, "reading_seconds?": float, "strengths?": {str: [float]}, "strengths_at_place?": {str: [float]},
         "doses?": [float], "measured?": (str, None), "heard_by?": {str: str}, "seconds?": float, "branch?": str,

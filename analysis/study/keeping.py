@@ -27,7 +27,7 @@ _PLAIN = ("concept", "strategy", "layer", "by", "certainty", "n_prompts", "row_s
 
 _SHAPE = {
     "concept": str, "strategy": str, "layer": (int, None), "by": str, "certainty": float, "n_prompts": int,
-    "row_steps": int, "left_out": {str: str}, "at_strength": float, "poles": [str], "random": [float],
+    "row_steps": int, "left_out": {str: str}, "at_strength": float, "poles": [str, str], "random": [float],
 }  # fmt: skip
 _EVIDENCE: Mapping[str, parquet.Kind] = {
     "evidence": "text", "unit": "text", "layer": "number", "value": "number", "low": "number", "high": "number",

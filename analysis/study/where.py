@@ -32,9 +32,9 @@ _GRIDS = ("windows", "components")
 _ARRAYS = ("patched", "clean", "corrupted")
 _KEPT = tuple(one.name for one in fields(PatchingResult) if one.name not in (*_ARRAYS, "sound"))
 _SHAPE = {
-    "codebooks": [str], "layers": [(int, None)], "columns": [str], "spans": ([[float]], None), "by": str,
-    "sites": [str], "mode": str, "metric": str, "unit": str, "scored": [float], "prompts": [[(str, None)]],
-    "clusters": [str], "n_bootstrap?": int, "n_permutations?": int, "seed?": int,
+    "codebooks": [str], "layers": [(int, None)], "columns": [str], "spans": ([[float, float]], None), "by": str,
+    "sites": [str], "mode": str, "metric": str, "unit": str, "scored": [float, float],
+    "prompts": [[(str, None), (str, None)]], "clusters": [str], "n_bootstrap?": int, "n_permutations?": int, "seed?": int,
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from audiolens.errors import AudioLensError, DamagedError, InputError
 from audiolens.integrity import SEAL, sealed_json
 from audiolens.shapes_of_json import refuse_other
 
-SHAPE = {"name": str, "rows": int, "rate?": (float, None), "sizes": [int], "versions": {str: str}}
+SHAPE = {"name": str, "rows": int, "rate?": (float, None), "sizes": [int], "versions": {str: str}, "pair?": [int, int]}
 WHOLE: dict[str, Any] = {"name": "a", "rows": 2, "rate": 1, "sizes": [1], "versions": {"torch": "2"}, "further": []}
 
 
@@ -33,6 +33,7 @@ def test_what_has_the_shape_passes_with_keys_of_its_own() -> None:
         ({"rate": "x"}, "rate is 'x', expected a number"),
         ({"rate": 10**400}, "expected a number"),
         ({"sizes": [1, "x"]}, r"sizes\[1\] is 'x'"),
+        ({"pair": [1]}, "pair has 1 items, expected 2"),
         ({"sizes": {}}, "sizes is dict, expected a list"),
         ({"versions": {"torch": 2}}, r"versions\.torch is 2, expected text"),
         ({"versions": None}, "versions is None, expected an object"),

@@ -179,3 +179,14 @@ def test_an_mp3_without_a_count_is_refused_where_it_ends_inside_a_frame(tmp_path
     assert _mp3.is_cut(bare[:-1])
     # Not knowable: it ends where a frame ends.
     assert not _mp3.is_cut(bare[: frames[-1].start])
+
+
+@pytest.mark.parametrize("name", ["flac", "vorbis"])
+def test_a_compressed_file_of_endless_size_is_refused_before_it_is_looked_through(tmp_path: Path, name: str) -> None:
+    with open(tmp_path / "sound", "wb") as file:
+        file.write(encoded(*WHOLE[name]))
+        file.truncate(8 * 2**30)
+    started = time.perf_counter()
+    with pytest.raises(InputError, match="8,589,934,592 bytes, expected at most"):
+        soundfiles.read(tmp_path / "sound")
+    assert time.perf_counter() - started < 1

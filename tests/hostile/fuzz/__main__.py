@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -37,6 +38,8 @@ def main() -> int:
     kinds: dict[str, int] = {}
     for fault in total.faults:
         kinds[fault.partition(":")[0]] = kinds.get(fault.partition(":")[0], 0) + 1
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"{used.ru_utime + used.ru_stime:,.0f} s of processor time in the workers")
     print(f"{total.n_faults} faults {kinds or ''}; {time.monotonic() - started:,.0f} s in all")
     return 1 if total.n_faults else 0
 

@@ -55,7 +55,8 @@ def _root() -> Path:
 
 def tidy() -> None:
     """Remove what makers shared."""
-    shutil.rmtree(_root(), ignore_errors=True)
+    if _root.cache_info().currsize:
+        shutil.rmtree(_root(), ignore_errors=True)
     for made in (_root, model, lens, _sweeps, _studies):
         made.cache_clear()
 
