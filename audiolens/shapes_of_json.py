@@ -1,8 +1,8 @@
 """The shape of JSON that stands in a file: which keys an object has, and what stands under each.
 
 A shape is written as the values are: a type (`str`, `bool`, `int`, `float`, where a whole number is a `float` too), a
-tuple of shapes of which one fits, `None`, `[shape]` for a list, `[shape, shape]` for one of two, `{"key": shape}` for an object with these keys and
-perhaps others (`"key?"` may be missing), and `{str: shape}` for one of any keys.
+tuple of shapes of which one fits, `None`, `[shape]` for a list, `[shape, shape]` for a list of two, `{"key": shape}`
+for an object with these keys and perhaps others (`"key?"` may be missing), and `{str: shape}` for one of any keys.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ _KEPT = tuple(one.name for one in fields(PatchingResult) if one.name not in (*_A
 _SHAPE = {
     "codebooks": [str], "layers": [(int, None)], "columns": [str], "spans": ([[float, float]], None), "by": str,
     "sites": [str], "mode": str, "metric": str, "unit": str, "scored": [float, float],
-    "prompts": [[(str, None), (str, None)]], "clusters": [str], "n_bootstrap?": int, "n_permutations?": int, "seed?": int,
+    "prompts": [[(str, None), (str, None)]], "clusters": [str], "n_bootstrap?": int, "n_permutations?": int,
+    "seed?": int,
 }  # fmt: skip
 
 
