@@ -81,7 +81,9 @@ class Evidence:
             return torch.full_like(self.split_half_cosine, torch.nan)
         near = (self.stability - self.stability[-1]).abs() <= tolerance
         settled = near.flip(0).long().cumprod(0).sum(0)
-        return self.counts[len(self.counts) - settled].to(self.stability.dtype)
+        # Where a curve holds NaN, nothing of it has settled.
+        known = self.counts[len(self.counts) - settled.clamp(min=1)].to(self.stability.dtype)
+        return known.masked_fill(settled == 0, torch.nan)
 
     @property
     def finding(self) -> str:

@@ -105,6 +105,8 @@ def staged(folder: Path) -> Iterator[ModelFiles]:
         raise
     except InputError as error:
         raise ModelFilesError(f"{folder} could not be loaded: {error} The files are damaged or half-written.") from None
+    if CONFIG not in whole:
+        raise ModelFilesError(f"{folder} holds no {CONFIG}: it is not a saved model.")
     for name, values in whole.items():
         refuse_code(folder / name, values)
         if name in PLAIN:

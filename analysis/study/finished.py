@@ -106,8 +106,9 @@ def _redrawn(place: Path) -> Study:
             f"{place} holds a study of format {begun.get('format')}: load_folder reads it, and a page is drawn of "
             f"{stages.FORMAT} alone. Study again."
         )
+    refuse_other(place / stages.BEGUN, begun, {"versions": {str: str}})
     for package, installed in stages.versions().items():
-        made = dict(begun.get("versions") or {}).get(package)
+        made = begun["versions"].get(package)
         if made != installed:
             raise InputError(
                 f"{place} was made with {package} {made}, and this is {installed}: a page drawn now would say so too. "

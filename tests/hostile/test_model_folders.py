@@ -335,3 +335,9 @@ def test_a_file_of_text_on_the_hub_is_refused_for_its_size_before_it_is_download
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("it was downloaded"))
     with pytest.raises(ModelFilesError, match=r"config\.json has 1,000,000,000,000 bytes.*not downloaded"):
         al.AudioLens.from_pretrained("someone/model")
+
+
+def test_a_folder_without_a_configuration_is_refused_by_name(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelFilesError, match=r"holds no config\.json"), model_files.staged(folder):
+        pass

@@ -190,3 +190,27 @@ def test_a_compressed_file_of_endless_size_is_refused_before_it_is_looked_throug
     with pytest.raises(InputError, match="8,589,934,592 bytes, expected at most"):
         soundfiles.read(tmp_path / "sound")
     assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize("subtype", ["PCM_S8", "PCM_16", "PCM_24"])
+def test_a_flac_of_other_samples_than_its_hash_is_refused(tmp_path: Path, subtype: str) -> None:
+    content, file = encoded("FLAC", subtype), tmp_path / "sound.flac"
+    file.write_bytes(content)
+    whole = soundfiles.read(file)[0]
+    assert whole.shape == (1, len(NOISE))
+    other = bytearray(content)
+    other[26] ^= 1
+    file.write_bytes(other)
+    with pytest.raises(InputError, match="is damaged: its samples are not those that were written"):
+        soundfiles.read(file)
+    other[26:42] = bytes(16)
+    file.write_bytes(other)
+    np.testing.assert_array_equal(soundfiles.read(file)[0], whole)
+
+
+def test_a_flac_that_promises_fewer_samples_than_it_holds_is_refused(tmp_path: Path) -> None:
+    content = bytearray(encoded("FLAC", "PCM_16"))
+    content[22:26] = struct.pack(">I", len(NOISE) - 100)
+    (tmp_path / "sound.flac").write_bytes(content)
+    with pytest.raises(InputError, match="is damaged"):
+        soundfiles.read(tmp_path / "sound.flac")
