@@ -9,6 +9,9 @@ STAMP := $(VENV)/.installed
 OUT ?= runs
 # Neutral test prompts behind the evidence, four seeds each.
 TEST_PROMPTS ?= 24
+# How long `make fuzz` runs cases, and which. The shell counts in a variable SECONDS of its own: only a given one counts.
+SECONDS_ := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),600)
+SEED ?= 0
 # torch goes in first, by itself: a machine that keeps a build of its own (CPU only, or for its GPU) gives
 # that one, and the rest is then resolved around it.
 TORCH := $(shell grep '^torch==' constraints.txt)
@@ -20,11 +23,12 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help install study test browser lint format evidence notebooks versions drive clean
+.PHONY: help install study test fuzz drive browser lint format evidence notebooks versions clean
 
 help:
 	@echo 'make study     install, steer tempo and timbre on the bundled model, write $(OUT)/*/index.html'
 	@echo 'make test      install, then ruff, pyright and pytest'
+	@echo 'make fuzz      read damaged and malicious files with every loader for SECONDS (default 600)'
 	@echo 'make notebooks run the notebooks from top to bottom and save what they show'
 	@echo 'make evidence  the full figures behind the README and the model card (no time limit)'
 	@echo 'make versions  the exact tests on the lowest, pinned and newest versions of what audiolens stands on'
@@ -85,6 +89,9 @@ browser:
 	  { $$sudo apt-get update && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium; } >$(VENV)/browser.log 2>&1 \
 	    || { tail -n 5 $(VENV)/browser.log >&2; echo 'Could not install Chromium with apt-get: install it, or Chrome, by hand.' >&2; exit 1; }; \
 	fi
+
+fuzz: $(STAMP)
+	@HF_HUB_OFFLINE=1 PYTHONPATH=.:tests:benchmarks $(BIN)/python -m hostile.fuzz --seconds $(SECONDS_) --seed $(SEED)
 
 format: $(STAMP)
 	@$(BIN)/ruff format .

@@ -21,8 +21,19 @@ from audiolens.door import guarded
 from audiolens.errors import DamagedError, InputError
 from audiolens.files.atomic import as_path, inside, refuse_links, remove_unfinished
 from audiolens.files.integrity import read_json
+from audiolens.files.json_shapes import refuse_other
 
 _UNSEALED = (stages.UNSEALED, UNSEALED_STUDY, "audiolens.studies.1")
+_SHAPE = {
+    "concept": str, "poles": [str, str], "model": str, "seconds": {str: float},
+    "settings": {
+        "poles?": int, "reading_seconds?": float, "strengths?": {str: [float]}, "strengths_at_place?": {str: [float]},
+        "doses?": [float], "measured?": (str, None), "heard_by?": {str: str}, "seconds?": float, "branch?": str,
+        "guidance_scale?": float, "temperature?": (float, None), "top_k?": (int, None), "substitutes?": [str],
+        "verify?": bool, "frechet?": bool, "shown?": int, "seed?": int,
+    },
+}  # fmt: skip
+"""Of the summary of a study, as far as the study is made of it."""
 _AGAIN = "the command that made the study makes it again."
 
 if TYPE_CHECKING:
@@ -40,6 +51,7 @@ def load_folder(folder: str | os.PathLike[str]) -> Study:
     told = _summary(place)
     entries = _entries(place)
     try:
+        refuse_other(place / stages.SUMMARY, told, _SHAPE)
         if _is_sealed(place):
             check_made(place, _object(place / stages.MADE))
         at = {name: place / stages.STAGES / entry for name, entry in entries.items()}
@@ -97,8 +109,9 @@ def _redrawn(place: Path) -> Study:
             f"{place} holds a study of format {begun.get('format')}: load_folder reads it, and a page is drawn of "
             f"{stages.FORMAT} alone. Study again."
         )
+    refuse_other(place / stages.BEGUN, begun, {"versions": {str: str}})
     for package, installed in stages.versions().items():
-        made = dict(begun.get("versions") or {}).get(package)
+        made = begun["versions"].get(package)
         if made != installed:
             raise InputError(
                 f"{place} was made with {package} {made}, and this is {installed}: a page drawn now would say so too. "

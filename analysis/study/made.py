@@ -10,10 +10,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis.study.stages import BEGUN, STAGES, SUMMARY
+from analysis.study.stages import BEGUN, MADE, STAGES, SUMMARY
 from analysis.sweep.ledger import PLAN, plan_hash, read_facts
 from audiolens.errors import DamagedError
 from audiolens.files.integrity import MANIFEST, check_bytes, check_manifest, digest, read_json, sealed_json
+from audiolens.files.json_shapes import refuse_other
+
+_SHAPE = {"stages": {str: str}, "hashes": {str: str}, "study": {}}
 
 
 def made_of(folder: Path, work: Path, used: Iterable[str]) -> bytes:
@@ -30,10 +33,13 @@ def check_made(folder: Path, made: Mapping[str, Any]) -> None:
     Raises:
         DamagedError: naming what is gone, is not what was written, or is another study's.
     """
+    refuse_other(folder / MADE, made, _SHAPE)
+    entries = made["stages"].values()
+    refuse_other(folder / MADE, made["hashes"], {name: str for name in (SUMMARY, *entries)})
     if _told(folder) != made["study"]:
         raise DamagedError(f"{folder / BEGUN} is damaged: it is of another study.")
     check_bytes(folder / SUMMARY, made["hashes"][SUMMARY])
-    for entry in made["stages"].values():
+    for entry in entries:
         place = folder / STAGES / entry
         if _mark(place) != made["hashes"][entry]:
             raise DamagedError(f"{place} is damaged: it is not what was written.")

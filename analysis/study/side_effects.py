@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from analysis.store import parquet
 from analysis.study.settings import Settings
 from analysis.sweep import BASELINE, SweepResult
 from audiolens import measure
 from audiolens.errors import InputError
+from audiolens.files.integrity import content_of
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
 KINDS = (BASELINE, "steered", "alternative", "prompted")
 _LABELS = ["kind", "strategy", "layer", "strength", "pole"]
 _FILE = "lost.parquet"
+_COLUMNS: Mapping[str, parquet.Kind] = {
+    "condition": "text", "prompt": "text", "seed": "number", "nats": "number", "frechet": "number",
+}  # fmt: skip
 _LOST = ["rms_ratio", "onsets", "entropy_ratio"]
 
 
@@ -96,4 +102,4 @@ def write(scored: pd.DataFrame, folder: Path) -> None:
 
 def read(folder: Path) -> pd.DataFrame:
     """What `write` wrote."""
-    return pd.read_parquet(folder / _FILE)
+    return parquet.read(folder / _FILE, content_of(folder / _FILE), _COLUMNS)[0]

@@ -4,19 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import torch
 from safetensors.torch import load_file, save_file
 
 from analysis.layer_attribution import Evidence, LayerAttribution
 from analysis.placement import Placement
+from analysis.store import parquet
 from audiolens.directions.directions import Directions
 from audiolens.directions.pole_reader import Samples
+from audiolens.errors import InputError
 from audiolens.files.bounded import read_header, read_json, read_object
+from audiolens.files.integrity import content_of
+from audiolens.files.json_shapes import refuse_other
 
 _PLAIN = ("concept", "strategy", "layer", "by", "certainty", "n_prompts", "row_steps", "left_out", "at_strength")
+
+
+_SHAPE = {
+    "concept": str, "strategy": str, "layer": (int, None), "by": str, "certainty": float, "n_prompts": int,
+    "row_steps": int, "left_out": {str: str}, "at_strength": float, "poles": [str, str], "random": [float],
+}  # fmt: skip
+_EVIDENCE: Mapping[str, parquet.Kind] = {
+    "evidence": "text", "unit": "text", "layer": "number", "value": "number", "low": "number", "high": "number",
+}  # fmt: skip
+_CANDIDATES: Mapping[str, parquet.Kind] = {
+    "strategy": "text", "layer": "number", "alignment": "number", "low": "number", "high": "number", "gain": "number",
+    "strength": "number",
+}  # fmt: skip
 
 
 def write_directions(directions: Directions, folder: Path) -> None:
@@ -35,12 +54,24 @@ def read_directions(folder: Path) -> Directions:
     read_header(folder / "samples.safetensors")
     kept = load_file(folder / "samples.safetensors")
     prompts = read_json(folder / "prompts.json")
-    return replace(found, samples=Samples(kept["values"], kept["labels"], found.layers, tuple(prompts)))
+    refuse_other(folder / "prompts.json", prompts, [(str, None)])
+    values, labels = (kept.get(name, torch.zeros(0)) for name in ("values", "labels"))
+    if values.ndim != 3 or labels.dtype != torch.bool or labels.shape != values.shape[1:2]:
+        raise InputError(f"{folder / 'samples.safetensors'} cannot be used: it holds no vector and label a prompt.")
+    if values.shape[::2] != found.vectors.shape or len(prompts) != len(labels):
+        raise InputError(
+            f"{folder / 'samples.safetensors'} cannot be used: it is not that of the directions beside it."
+        )
+    return replace(found, samples=Samples(values, labels, found.layers, tuple(prompts)))
 
 
 def hash_of(directions: Directions) -> str:
     """A hash of their vectors, to the bit."""
     return hashlib.sha256(directions.vectors.contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+def _table(path: Path, kinds: Mapping[str, parquet.Kind]) -> pd.DataFrame:
+    return parquet.read(path, content_of(path), kinds)[0]
 
 
 def write_placement(placement: Placement, folder: Path) -> None:
@@ -54,8 +85,9 @@ def write_placement(placement: Placement, folder: Path) -> None:
 def read_placement(folder: Path, directions: Directions) -> Placement:
     """What `write_placement` wrote."""
     facts = read_object(folder / "placement.json")
+    refuse_other(folder / "placement.json", facts, _SHAPE)
     evidence = []
-    for (name, unit), mine in pd.read_parquet(folder / "evidence.parquet").groupby(["evidence", "unit"], sort=False):
+    for (name, unit), mine in _table(folder / "evidence.parquet", _EVIDENCE).groupby(["evidence", "unit"], sort=False):
         values = [mine[part].to_numpy(float) for part in ("value", "low", "high")]
         evidence.append(Evidence(str(name), str(unit), tuple(int(layer) for layer in mine["layer"]), *values))
     return Placement(
@@ -63,6 +95,6 @@ def read_placement(folder: Path, directions: Directions) -> Placement:
         poles=tuple(facts["poles"]),
         random=tuple(facts["random"]),
         directions=directions,
-        candidates=pd.read_parquet(folder / "candidates.parquet"),
+        candidates=_table(folder / "candidates.parquet", _CANDIDATES),
         evidence=LayerAttribution(tuple(evidence)),
     )

@@ -22,6 +22,7 @@ from analysis.placement import Placement
 from audiolens.directions.directions import Directions
 from audiolens.errors import InputError
 from audiolens.files.bounded import read_header, read_object
+from audiolens.files.json_shapes import refuse_other
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
 
 _GRIDS = ("windows", "components")
 _ARRAYS = ("patched", "clean", "corrupted")
+_KEPT = tuple(one.name for one in fields(PatchingResult) if one.name not in (*_ARRAYS, "sound"))
+_SHAPE = {
+    "codebooks": [str], "layers": [(int, None)], "columns": [str], "spans": ([[float, float]], None), "by": str,
+    "sites": [str], "mode": str, "metric": str, "unit": str, "scored": [float, float],
+    "prompts": [[(str, None), (str, None)]], "clusters": [str], "n_bootstrap?": int, "n_permutations?": int,
+    "seed?": int,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,21 +95,32 @@ def write(found: Where, folder: Path) -> None:
         if grid is not None:
             arrays = {key: np.ascontiguousarray(getattr(grid, key)) for key in _ARRAYS}
             save_file(arrays, folder / f"{name}.safetensors")
-            plain = [one.name for one in fields(grid) if one.name not in (*_ARRAYS, "sound")]
-            facts[name] = {key: getattr(grid, key) for key in plain}
+            facts[name] = {key: getattr(grid, key) for key in _KEPT}
     (folder / "facts.json").write_text(json.dumps(facts), "utf-8")
 
 
 def read(folder: Path) -> Where:
     """What `write` wrote."""
     facts = read_object(folder / "facts.json")
+    refuse_other(folder / "facts.json", facts, {"reason": str, **{f"{name}?": _SHAPE for name in _GRIDS}})
     grids: dict[str, Any] = {}
     for name in _GRIDS:
         if name in facts:
             values = {key: _tuples(value) for key, value in facts[name].items()}
-            read_header(folder / f"{name}.safetensors")
-            grids[name] = PatchingResult(**load_file(folder / f"{name}.safetensors"), **values)
+            arrays = _arrays(folder / f"{name}.safetensors", facts[name])
+            grids[name] = PatchingResult(**arrays, **{key: values[key] for key in _KEPT if key in values})
     return Where(**grids, reason=facts["reason"])
+
+
+def _arrays(path: Path, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of a grid, of the sizes that its facts make."""
+    read_header(path)
+    found = load_file(path)
+    sizes = (len(facts["clusters"]), len(facts["codebooks"]), len(facts["layers"]), len(facts["columns"]))
+    told = {name: (array.shape, array.dtype.kind) for name, array in found.items()}
+    if told != {"patched": (sizes, "f"), "clean": (sizes[:2], "f"), "corrupted": (sizes[:2], "f")}:
+        raise InputError(f"{path} cannot be used: it is no grid of {sizes} pairs, codebooks, layers, columns.")
+    return found
 
 
 def _tuples(value: Any) -> Any:

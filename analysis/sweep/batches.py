@@ -7,7 +7,6 @@ to another batch or another sweep, is noticed when it is read. `ledger` opens th
 
 from __future__ import annotations
 
-import io
 import json
 import warnings
 from collections.abc import Mapping
@@ -23,15 +22,21 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from analysis.store import parquet
 from analysis.sweep.planned import are_threads
 from audiolens.errors import DamagedError, DamageWarning, InputError, StoppedError
 from audiolens.files.atomic import UNFINISHED as UNFINISHED
 from audiolens.files.atomic import is_name, put
+from audiolens.files.bounded import json_of
 from audiolens.files.integrity import OPEN_SEAL, check_bytes, check_files, check_seal, content_of, digest, seal
+from audiolens.files.json_shapes import refuse_other
 from audiolens.model.tokens import callers_level
 
 TABLE, BATCHES, SOUND = "clips.parquet", "batches", "audio"
 _SEALED = b"audiolens"
+_COLUMNS: Mapping[str, parquet.Kind] = {"condition": "text", "prompt": "text", "seed": "number", "failed": "truth"}
+_TOLD = {"batch?": int, "plan?": (str, None), "threads?": int, "files?": {str: str}}
+"""What a file of rows says of itself."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,14 @@ class Batches:
         Raises:
             DamagedError: if they are not what was written.
         """
+        path = self.folder / _codes_file(batch)
         try:
-            return load(self._content(batch, _codes_file(batch)))["codes"].astype(np.int64)
+            found = load(self._content(batch, _codes_file(batch)))["codes"]
         except (SafetensorError, KeyError, OSError) as error:
-            raise _damaged(self.folder / _codes_file(batch), error) from None
+            raise _damaged(path, error) from None
+        if found.dtype.kind != "i" or found.ndim != 3 or len(found) != self.sizes[batch]:
+            raise _damaged(path, f"it holds {found.dtype} {found.shape}, expected codes of {self.sizes[batch]} rows")
+        return found.astype(np.int64)
 
     def sound(self, file: str) -> bytes:
         """The bytes of a row's file of sound, under the name that the table gives it.
@@ -110,7 +119,7 @@ class Batches:
             DamagedError: naming the first that is gone or not what was written.
         """
         if self.plan is not None:
-            check_files(self.folder, self._opened(batch)[1]["files"])
+            check_files(self.folder, self._opened(batch)[1].get("files"))
 
     def drop_damaged(self) -> None:
         """Remove the finished batches that are not what was written, with a warning each; they are made again."""
@@ -162,29 +171,25 @@ class Batches:
         put(self.folder / TABLE, _parquet(rows, schema, {"plan": self.plan}))
 
     def _whole_table(self) -> pd.DataFrame:
-        rows, told = _read(self.folder / TABLE, sealed=self.plan is not None)
+        rows, told = _read(self.folder / TABLE, sealed=self.plan is not None, rows=sum(self.sizes))
         if self.plan is not None and told.get("plan") != self.plan:
             raise _damaged(self.folder / TABLE, "it is the table of another sweep")
-        if len(rows) != sum(self.sizes):
-            raise _damaged(self.folder / TABLE, f"it has {len(rows)} rows of {sum(self.sizes)}")
         return rows
 
     def _opened(self, batch: int) -> tuple[pd.DataFrame, dict[str, Any]]:
         path = self.folder / _rows_file(batch)
-        rows, told = _read(path, sealed=self.plan is not None)
+        rows, told = _read(path, sealed=self.plan is not None, rows=self.sizes[batch])
         if self.plan is not None and (told.get("plan"), told.get("batch")) != (self.plan, batch):
             raise _damaged(path, "it is of another batch or another sweep")
         if self.plan is not None and not (are_threads(told.get("threads")) and _are_files(told.get("files"))):
             raise _damaged(path, "it does not say what belongs to it")
-        if len(rows) != self.sizes[batch]:
-            raise _damaged(path, f"it has {len(rows)} rows of {self.sizes[batch]}")
         return rows, told
 
     def _content(self, batch: int, name: str) -> bytes:
         path = self.folder / name
         if self.plan is None:
             return content_of(path)
-        told = self._opened(batch)[1]["files"].get(name)
+        told = self._opened(batch)[1].get("files", {}).get(name)
         if told is None:
             raise _damaged(path, "its batch does not list it")
         try:
@@ -233,21 +238,20 @@ def _parquet(rows: pd.DataFrame, schema: pa.Schema, told: Mapping[str, Any]) -> 
     return seal(buffer.getvalue().to_pybytes())
 
 
-def _read(path: Path, *, sealed: bool) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The rows of a file, and what it says of itself."""
+def _read(path: Path, *, sealed: bool, rows: int | None = None) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The rows of a file, so many if that is known, and what it says of itself."""
     try:
         content = content_of(path)
         if sealed:
             check_seal(path, content)
-        rows = pd.read_parquet(io.BytesIO(content))
-        told = json.loads((pq.read_metadata(io.BytesIO(content)).metadata or {}).get(_SEALED, b"{}"))
+        found, facts = parquet.read(path, content, _COLUMNS, rows)
+        told = json_of(path, facts.get(_SEALED, b"{}").decode())
+        refuse_other(path, told, _TOLD)
     except DamagedError as error:
         raise DamagedError(f"{error} {_REMEDY}") from None
-    except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
-        raise _damaged(path, error) from None
-    if not isinstance(told, dict):
-        raise _damaged(path, "what it says of itself is no object")
-    return rows, told
+    except (OSError, UnicodeDecodeError, InputError) as error:
+        raise _damaged(path, str(error).removeprefix(f"{path} ").rstrip(".")) from None
+    return found, told
 
 
 def _are_files(value: object) -> bool:

@@ -32,9 +32,10 @@ from torch import Tensor
 from analysis.store.folder import LOCK, Held, check_in_place, held
 from analysis.sweep.batches import BATCHES, SOUND, TABLE, UNFINISHED, Batches, finished, plans_of
 from analysis.sweep.conditions import Condition
-from analysis.sweep.planned import difference, lacking
+from analysis.sweep.planned import are_threads, difference
+from audiolens.checks import MOST, RATES_HZ
 from audiolens.errors import DamagedError, DamageWarning, InputError
-from audiolens.files import bounded
+from audiolens.files import bounded, json_shapes
 from audiolens.files.atomic import as_path, put, refuse_misplaced, refused, remove_unfinished
 from audiolens.files.integrity import SEAL, read_json, sealed_json
 from audiolens.interventions import Intervention
@@ -47,6 +48,17 @@ UNSEALED = "audiolens.sweep.1"
 """The format before, without hashes: still read, not gone on with."""
 PLAN = "plan.json"
 _SUFFIXES = (".parquet", ".safetensors", ".flac", ".wav")
+_SHAPE = {
+    "format": str,
+    "versions": {str: str},
+    "model": {"name": str, "weights": str, "device": str, "attention": str, "threads": int},
+    "settings": {"measures": [str], "also": [str]},
+    "conditions": {str: str},
+    "sample_rate": int,
+    "rows": int,
+    "batches": [int],
+}
+"""Of the plan of a sweep."""
 
 
 class AnotherSweepError(InputError):
@@ -329,9 +341,24 @@ def _begun(folder: Path) -> dict[str, Any] | None:
     if not str(found.get("format", "")).startswith("audiolens.sweep."):
         # It has a hash of ours.
         raise DamagedError(f"{path} is damaged: it is not the plan of a sweep.")
-    if found["format"] in (FORMAT, UNSEALED) and (name := lacking(found)) is not None:
-        raise DamagedError(f"{path} is damaged: what it says of {name} is no plan's.")
+    if found["format"] in (FORMAT, UNSEALED):
+        try:
+            json_shapes.refuse_other(path, found, _SHAPE)
+            _refuse_sizes(path, found)
+        except InputError as error:
+            raise DamagedError(str(error)) from None
     return found
+
+
+def _refuse_sizes(path: Path, facts: Mapping[str, Any]) -> None:
+    """Refuse batches of other rows than the whole has, or of more than any sweep."""
+    sizes = facts["batches"]
+    if min(sizes, default=1) < 1 or sum(sizes) != facts["rows"] or facts["rows"] > MOST:
+        raise InputError(f"{path} cannot be used: {len(sizes)} batches do not make {facts['rows']} rows.")
+    if not are_threads(facts["model"]["threads"]):
+        raise InputError(f"{path} cannot be used: it was begun with {facts['model']['threads']} threads.")
+    if not RATES_HZ[0] <= facts["sample_rate"] <= RATES_HZ[1]:
+        raise InputError(f"{path} cannot be used: its sample rate is {facts['sample_rate']} Hz.")
 
 
 def _refuse_foreign(path: Path) -> None:

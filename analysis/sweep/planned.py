@@ -1,11 +1,8 @@
-"""Planned: what every plan of a sweep says, and what differs between two; `ledger` asks before it uses one.
-
-A file from anyone may be whole by its hash, or of a format without one, and still say something else than a plan does.
-"""
+"""What differs between two plans of a sweep, in words; `ledger` asks before it resumes one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 MOST_THREADS = 1024
@@ -14,17 +11,6 @@ MOST_THREADS = 1024
 def are_threads(value: object) -> bool:
     """Whether this is a number of threads that a computer may have."""
     return type(value) is int and 1 <= value <= MOST_THREADS
-
-
-def lacking(facts: Mapping[str, Any]) -> str | None:
-    """The first thing that every plan says and this one does not; `None` where it says them all."""
-    for name, is_said in _SAID.items():
-        value: Any = facts
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if not is_said(value):
-            return name
-    return None
 
 
 def difference(begun: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
@@ -57,28 +43,6 @@ def difference(begun: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None
     return None
 
 
-def _is(kind: type) -> Callable[[Any], bool]:
-    return lambda value: type(value) is kind
-
-
-def _are(kind: type) -> Callable[[Any], bool]:
-    return lambda value: type(value) is list and all(type(one) is kind for one in value)
-
-
-def _counts(value: Any) -> bool:
-    return _are(int)(value) and all(one > 0 for one in value)
-
-
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) < 60 else f"{text[:57]}..."
-
-
-_SAID: Mapping[str, Callable[[Any], bool]] = {
-    **{name: _is(dict) for name in ("versions", "settings", "model", "conditions")},
-    **{f"model.{name}": _is(str) for name in ("name", "weights", "device", "attention")},
-    **{f"settings.{name}": _are(str) for name in ("measures", "also")},
-    "model.threads": are_threads,
-    "batches": _counts,
-    **{name: lambda value: _counts([value]) for name in ("rows", "sample_rate")},
-}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from analysis.sweep.tradeoff import Front, LayerMap, Limits, Strategies
 from audiolens.checks import checked_text, real_number, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, nearest
+from audiolens.sound import soundfiles
 
 
 @guarded
@@ -95,10 +95,7 @@ class SweepResult:
         file = self.table["file"].iloc[row] if "file" in self.table else None
         if not isinstance(file, str):
             return None
-        import soundfile
-
-        samples, _ = soundfile.read(io.BytesIO(self._batches.sound(file)), dtype="float32", always_2d=True)
-        return samples.T
+        return soundfiles.of_bytes(self._batches.sound(file), self._batches.folder / file)[0]
 
     def compared(self, distance: Callable[[Tensor, Tensor], float], name: str = "distance") -> SweepResult:
         """The same with the distance of each condition's clips from the baseline's, as a column of `effects`.

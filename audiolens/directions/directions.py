@@ -21,15 +21,19 @@ from audiolens.directions.evidence import Contrast, Evidence
 from audiolens.directions.pole_reader import Codes, PoleReader, Position, Samples
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError, shortened
+from audiolens.files.json_shapes import refuse_other
 from audiolens.interventions import Branch
 from audiolens.lens import AudioLens
 from audiolens.model import provenance
-from audiolens.model.provenance import Provenance
+from audiolens.model.provenance import SHAPE, Provenance
 from audiolens.model.sites import counted, listed_layers
 from audiolens.model.timeline import Real
 from audiolens.model.tokens import named_once
 from audiolens.model.weight_hash import weights_hash
 from audiolens.vectors import apart, multiplier, unit
+
+_FACTS = {"meta": SHAPE, "layers": [int], "norms": [float]}
+"""Of the header of a file."""
 
 
 @guarded
@@ -255,6 +259,7 @@ class Directions(AsArray):
         """
         tensors, facts = provenance.read(path)
         try:
+            refuse_other(path, facts, _FACTS)
             meta = Provenance.from_dict(facts["meta"])
             kept = {key.removeprefix("evidence/"): value for key, value in tensors.items() if "/" in key}
             directions = cls(
@@ -262,7 +267,7 @@ class Directions(AsArray):
                 layers=tuple(facts["layers"]),
                 residual_norms=tensors["residual_norms"],
                 meta=meta,
-                evidence=Evidence(**kept) if kept else None,
+                evidence=Evidence.of_file(kept, len(facts["layers"])) if kept else None,
             )
             told = torch.tensor(facts["norms"], dtype=torch.float32, device="cpu")
             agree = torch.allclose(directions.norms, told, rtol=1e-4)

@@ -5,6 +5,7 @@ two independent directions (their cosine says how much of a direction is noise),
 tried on prompts of the second, which had no part in it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from audiolens.door import guarded
+from audiolens.errors import InputError
 from audiolens.ranking import area, auc, ranks
 
 FEWEST_HALF = 4
@@ -51,6 +53,24 @@ class Evidence:
     p: Float[Tensor, " layer"] | None = None
     least_p: Float[Tensor, ""] | None = None
 
+    @classmethod
+    def of_file(cls, tensors: Mapping[str, Tensor], n_layers: int) -> "Evidence":
+        """Evidence from the tensors of a file.
+
+        Raises:
+            InputError: if one is missing or unknown, or is not one value a layer.
+        """
+        n_counts = len(tensors["counts"]) if "counts" in tensors and tensors["counts"].ndim == 1 else 0
+        told = {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in tensors.items()}
+        each = ((n_layers,), True)
+        expected = {"split_half_cosine": each, "separation": each, "auc": each, "counts": ((n_counts,), False)}
+        expected["stability"] = ((n_counts, n_layers), True)
+        optional = {"p": each, "least_p": ((), True)}
+        wanted = {**expected, **{name: shape for name, shape in optional.items() if name in told}}
+        if told != wanted or not n_counts:
+            raise InputError(f"its evidence is not that of {n_layers} layers.")
+        return cls(**tensors)
+
     def stable_at(self, tolerance: float = 0.05) -> Float[Tensor, " layer"]:
         """How many prompts a pole are enough: the first of `counts` from which the cosine to the other half's direction
         stays within `tolerance` of what the whole first half reaches. NaN where that half has fewer than 4 (fewer than
@@ -63,7 +83,9 @@ class Evidence:
             return torch.full_like(self.split_half_cosine, torch.nan)
         near = (self.stability - self.stability[-1]).abs() <= tolerance
         settled = near.flip(0).long().cumprod(0).sum(0)
-        return self.counts[len(self.counts) - settled].to(self.stability.dtype)
+        # Where a curve holds NaN, nothing of it has settled.
+        known = self.counts[len(self.counts) - settled.clamp(min=1)].to(self.stability.dtype)
+        return known.masked_fill(settled == 0, torch.nan)
 
     @property
     def finding(self) -> str:

@@ -63,10 +63,12 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     try:
         _refuse_special(path)
         with open(path, "rb") as file:
-            content = file.read(most + 1)
+            # Before the first byte: what is too large takes no memory.
+            too_large = os.fstat(file.fileno()).st_size > most
+            content = b"" if too_large else file.read(most + 1)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
-    if len(content) > most:
+    if too_large or len(content) > most:
         raise InputError(f"{path} is too large: expected at most {most / 2**20:,.0f} MB.")
     return content
 

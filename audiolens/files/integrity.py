@@ -25,6 +25,8 @@ _MANIFEST = "audiolens.manifest.1"
 HEADER, SEAL = "audiolens", "sha256"
 _TENSORS = "tensors"
 _SLOT = b"audiolens-sha256:"
+MOST_KEPT_BYTES = 2**29
+"""Of one file of a sweep or a study: it is read whole."""
 OPEN_SEAL = (_SLOT + b"0" * 64).decode()
 """Where a file of bytes keeps its hash; `seal` fills it in."""
 
@@ -170,17 +172,15 @@ def check_bytes(path: Path, told: str) -> bytes:
 
 
 def content_of(path: Path) -> bytes:
-    """The bytes of a file of any size.
+    """The bytes of a kept file.
 
     Raises:
-        DamagedError: if it is gone, no file, or cannot be read.
+        DamagedError: if it is gone, no file, larger than any that is kept, or cannot be read.
     """
     if not path.is_file():
         raise DamagedError(f"{path} is gone.")
     try:
-        return read_bytes(path, path.stat().st_size)
-    except OSError as error:
-        raise DamagedError(f"{path} cannot be read: {error.strerror or error}.") from None
+        return read_bytes(path, MOST_KEPT_BYTES)
     except InputError as error:
         raise DamagedError(str(error)) from None
 

@@ -105,6 +105,8 @@ def staged(folder: Path) -> Iterator[ModelFiles]:
         raise
     except InputError as error:
         raise ModelFilesError(f"{folder} could not be loaded: {error} The files are damaged or half-written.") from None
+    if CONFIG not in whole:
+        raise ModelFilesError(f"{folder} holds no {CONFIG}: it is not a saved model.")
     for name, values in whole.items():
         refuse_code(folder / name, values)
         if name in PLAIN:
@@ -120,13 +122,34 @@ def downloaded(name: str, revision: str | None) -> Path:
     """The folder of a model of the hub: the files named above, fetched where they are not on this disk yet.
 
     What the hub's client raises is left as it is.
+
+    Raises:
+        ModelFilesError: before the download, if a file of text is larger than any that is read.
     """
     from huggingface_hub import snapshot_download
 
+    revision = _sized(name, revision)
     small = Path(snapshot_download(name, revision=revision, allow_patterns=[*PLAIN, *TOKENIZER, *OPAQUE, INDEX]))
     weights = _indexed(small) if _there(small / INDEX) else [WEIGHTS]
     # The folder is named after its commit: both downloads are of one.
     return Path(snapshot_download(name, revision=small.name, allow_patterns=weights))
+
+
+def _sized(name: str, revision: str | None) -> str | None:
+    """The commit of a model on the hub whose small files are small; as given, where the hub cannot be asked."""
+    from huggingface_hub import HfApi
+
+    try:
+        facts = HfApi().model_info(name, revision=revision, files_metadata=True)
+    except Exception:
+        # Without a network, or the model: what is on this disk is used, or the download says what is wrong.
+        return revision
+    for file in facts.siblings or ():
+        if file.rfilename in (*PLAIN, *TOKENIZER, *OPAQUE, INDEX) and (file.size or 0) > MOST_BYTES:
+            raise ModelFilesError(
+                f"{name}: {file.rfilename} has {file.size:,} bytes, expected at most {MOST_BYTES:,}: not downloaded."
+            )
+    return facts.sha or revision
 
 
 def _object(path: Path) -> dict[str, Any]:

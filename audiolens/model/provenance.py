@@ -30,6 +30,12 @@ from audiolens.model.weight_hash import weights_hash
 FORMAT = "audiolens.directions.2"
 UNSEALED = "audiolens.directions.1"
 """The format before, without hashes: read as it is, its damage unnoticed where the lengths of vectors stay."""
+SHAPE = {
+    "model": str, "weights": str, "n_layers": int, "site?": str, "position?": (str, [float, float]), "branch?": str,
+    "guidance_scale?": float, "source?": str, "seconds?": (float, None), "estimator?": str, "n_prompts?": [int, int],
+    "prompts?": str, "prefix?": bool, "label?": str, "revision?": (str, None), "versions?": {str: str},
+}  # fmt: skip
+"""Of a `Provenance` as JSON."""
 
 
 class Opened(Protocol):

@@ -9,6 +9,7 @@ refused, and nothing is clipped without a word. The same clip is always the same
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import warnings
@@ -22,7 +23,7 @@ from jaxtyping import Float, Int16
 from audiolens.errors import AudioLensWarning, InputError, InputTypeError
 from audiolens.files.atomic import as_path, put, refused
 from audiolens.model.tokens import callers_level
-from audiolens.sound import ogg
+from audiolens.sound import mp3, ogg
 
 if TYPE_CHECKING:
     import soundfile
@@ -38,6 +39,10 @@ MOST_SAMPLES = 57_600_000
 """Of all channels: ten minutes of stereo at 48 kHz, 230 MB as floats. A small file may promise far more."""
 _WHOLE = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "FLAC", "OGG", "MP3")
 """Formats by which a file that was cut can be told from a whole one, by libsndfile or here."""
+_PLAIN = (b"RIFF", b"RF64", b"riff", b"FORM", b".snd")
+"""How files begin whose samples lie one after the other, so that their size takes no time."""
+MOST_COMPRESSED_BYTES = 2**29
+"""Of any other file: a decoder looks through all of it for where it ends."""
 _STREAMED = 0x7FFFFF00
 """Sizes from here up stand for "unknown" in the header of a sound that was written as it came."""
 _SERIAL = 1
@@ -53,24 +58,40 @@ def read(path: SoundPath, seconds: Span | None = None) -> tuple[Float[np.ndarray
         InputTypeError: if it is no path.
         InputError: no such file, not a sound, empty, cut off, of more than two channels, or over ten minutes long.
     """
-    import soundfile
-
     if not isinstance(path, str | PathLike):
         raise InputTypeError(f"{path!r}: expected the path of a sound file.")
     file = Path(path).expanduser()
     _refuse_no_file(file)
+    return _read(file, fspath(file), seconds)
+
+
+def of_bytes(content: bytes, file: Path) -> tuple[Float[np.ndarray, "channel sample"], int]:
+    """The same of the bytes of a file, whose name is for messages.
+
+    Raises:
+        InputError: as `read`.
+    """
+    return _read(file, io.BytesIO(content), None)
+
+
+def _read(file: Path, source: Any, seconds: Span | None) -> tuple[Float[np.ndarray, "channel sample"], int]:
+    import soundfile
+
     try:
-        with soundfile.SoundFile(fspath(file)) as sound:
+        with soundfile.SoundFile(source) as sound:
             start, n_frames = _part(file, sound, seconds)
             if sound.format == "OGG":
                 ogg.refuse_cut(file)
+            missing = mp3.missing_frames(file) if sound.format == "MP3" else None
             sound.seek(start)
             samples = sound.read(n_frames, dtype="float32", always_2d=True)
-            if len(samples) < (1 - _MISSED_SHARE if sound.format == "MP3" else 1) * n_frames:
+            if missing or len(samples) < (1 - _MISSED_SHARE if sound.format == "MP3" else 1) * n_frames:
                 raise InputError(
                     f"{file} was cut short: its header promises {n_frames / sound.samplerate:.1f} s, and "
                     f"{len(samples) / sound.samplerate:.1f} s can be read."
                 )
+            if sound.format == "FLAC" and n_frames == sound.frames:
+                _refuse_other_flac(file, source, sound)
             return samples.T, sound.samplerate
     except soundfile.LibsndfileError as error:
         why = f"{error.error_string}".rstrip(".")
@@ -79,16 +100,51 @@ def read(path: SoundPath, seconds: Span | None = None) -> tuple[Float[np.ndarray
         raise InputError(f"{file} cannot be read: {error.strerror or error}.") from None
 
 
+def _refuse_other_flac(file: Path, source: Any, sound: soundfile.SoundFile) -> None:
+    """Compare the samples of a whole FLAC with their hash in its header, which libsndfile leaves alone."""
+    told = _flac_hash(file, source)
+    width = {"PCM_S8": 1, "PCM_16": 2, "PCM_24": 3}.get(sound.subtype, 0)
+    if not any(told) or not width:
+        return
+    sound.seek(0)
+    found = hashlib.md5(usedforsecurity=False)
+    for block in sound.blocks(2**16, dtype="int32", always_2d=True):
+        # Left in 32 bits; FLAC hashes as many bytes as a sample has.
+        found.update(np.ascontiguousarray(block.astype("<i4")).view(np.uint8).reshape(-1, 4)[:, 4 - width :].tobytes())
+    if found.digest() != told:
+        raise InputError(f"{file} is damaged: its samples are not those that were written (by the hash in its header).")
+
+
+def _flac_hash(file: Path, source: Any) -> bytes:
+    """The MD5 in a FLAC's first block; nothing where a tag comes before it."""
+    if isinstance(source, io.BytesIO):
+        head = source.getvalue()[:42]
+    else:
+        with file.open("rb") as opened:
+            head = opened.read(42)
+    return head[26:42] if head.startswith(b"fLaC") else b""
+
+
 def _refuse_no_file(file: Path) -> None:
     try:
         if not file.exists():
             raise InputError(f"{file}: no such file.")
         if not file.is_file():
             raise InputError(f"{file} is no file: give the sound files in it ({file}/*.wav).")
-        if not file.stat().st_size:
+        size = file.stat().st_size
+        if not size:
             raise InputError(f"{file} is empty (0 bytes).")
+        if size > MOST_COMPRESSED_BYTES and _head(file) not in _PLAIN:
+            raise InputError(
+                f"{file} has {size:,} bytes, expected at most {MOST_COMPRESSED_BYTES:,}: cut it into parts."
+            )
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or error}.") from None
+
+
+def _head(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(4)
 
 
 def write(

@@ -322,3 +322,22 @@ def test_clap_folders_are_checked_alike(folder: Path, ran: Path) -> None:
     with pytest.raises(AudioLensError, match=r"could not be loaded.* names code to run"):
         clap.opened(folder)
     assert not ran.exists()
+
+
+def test_a_file_of_text_on_the_hub_is_refused_for_its_size_before_it_is_downloaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import huggingface_hub
+    from huggingface_hub.hf_api import ModelInfo
+
+    told = ModelInfo(id="someone/model", siblings=[{"rfilename": "config.json", "size": 10**12}], sha="a" * 40)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: told)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("it was downloaded"))
+    with pytest.raises(ModelFilesError, match=r"config\.json has 1,000,000,000,000 bytes.*not downloaded"):
+        al.AudioLens.from_pretrained("someone/model")
+
+
+def test_a_folder_without_a_configuration_is_refused_by_name(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelFilesError, match=r"holds no config\.json"), model_files.staged(folder):
+        pass

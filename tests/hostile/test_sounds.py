@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from audiolens.errors import InputError
+from audiolens.sound import mp3 as _mp3
 from audiolens.sound import ogg, soundfiles
 
 RATE = 16_000
@@ -150,3 +151,66 @@ def test_an_ogg_of_a_fixed_serial_is_the_same_sound(tmp_path: Path) -> None:
     assert [page[14:18] for page in pages((tmp_path / "fixed.ogg").read_bytes())] == len(pages(plain)) * [b"\7\0\0\0"]
     found, expected = (soundfiles.read(tmp_path / name)[0] for name in ("fixed.ogg", "plain.ogg"))
     np.testing.assert_array_equal(found, expected)
+
+
+def mp3(seconds: float = 4) -> bytes:
+    return encoded("MP3", "MPEG_LAYER_III", np.tile(NOISE, (4, 1))[: round(seconds * RATE)])
+
+
+def test_an_mp3_cut_in_its_last_twentieth_is_refused(tmp_path: Path) -> None:
+    content, file = mp3(), tmp_path / "sound.mp3"
+    for whole in (content, content + b"TAG" + bytes(125), b"ID3\4\0\0\0\0\0\x0a" + bytes(10) + content):
+        file.write_bytes(whole)
+        assert soundfiles.read(file)[0].shape[1] == 4 * RATE
+    for cut in (1, 50, 300, 600, len(content) // 30):
+        file.write_bytes(content[:-cut])
+        with pytest.raises(InputError, match="was cut short"):
+            soundfiles.read(file)
+
+
+def test_an_mp3_without_a_count_is_refused_where_it_ends_inside_a_frame(tmp_path: Path) -> None:
+    content = mp3()
+    first = _mp3._first(content)
+    assert first is not None
+    bare = content[first.size :]
+    frames = list(_mp3._frames(bare, _mp3._first(bare)))  # pyright: ignore[reportArgumentType]
+    assert frames[-1].start + frames[-1].size == len(bare)
+    assert not _mp3.is_cut(bare)
+    assert _mp3.is_cut(bare[:-1])
+    # Not knowable: it ends where a frame ends.
+    assert not _mp3.is_cut(bare[: frames[-1].start])
+
+
+@pytest.mark.parametrize("name", ["flac", "vorbis"])
+def test_a_compressed_file_of_endless_size_is_refused_before_it_is_looked_through(tmp_path: Path, name: str) -> None:
+    with open(tmp_path / "sound", "wb") as file:
+        file.write(encoded(*WHOLE[name]))
+        file.truncate(8 * 2**30)
+    started = time.perf_counter()
+    with pytest.raises(InputError, match="8,589,934,592 bytes, expected at most"):
+        soundfiles.read(tmp_path / "sound")
+    assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize("subtype", ["PCM_S8", "PCM_16", "PCM_24"])
+def test_a_flac_of_other_samples_than_its_hash_is_refused(tmp_path: Path, subtype: str) -> None:
+    content, file = encoded("FLAC", subtype), tmp_path / "sound.flac"
+    file.write_bytes(content)
+    whole = soundfiles.read(file)[0]
+    assert whole.shape == (1, len(NOISE))
+    other = bytearray(content)
+    other[26] ^= 1
+    file.write_bytes(other)
+    with pytest.raises(InputError, match="is damaged: its samples are not those that were written"):
+        soundfiles.read(file)
+    other[26:42] = bytes(16)
+    file.write_bytes(other)
+    np.testing.assert_array_equal(soundfiles.read(file)[0], whole)
+
+
+def test_a_flac_that_promises_fewer_samples_than_it_holds_is_refused(tmp_path: Path) -> None:
+    content = bytearray(encoded("FLAC", "PCM_16"))
+    content[22:26] = struct.pack(">I", len(NOISE) - 100)
+    (tmp_path / "sound.flac").write_bytes(content)
+    with pytest.raises(InputError, match="is damaged"):
+        soundfiles.read(tmp_path / "sound.flac")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from audiolens.errors import InputError
 from audiolens.files.atomic import written
+from audiolens.files.bounded import read_header
 
 
 def save(
@@ -27,14 +31,24 @@ def save(
 
 
 def load(path: Path, modules: Mapping[str, torch.nn.Module], optimizer: torch.optim.Optimizer | None = None) -> int:
-    """Restore what `save` wrote, in place; returns the step to go on from, 0 where there is no file."""
-    if not path.exists():
+    """Restore what `save` wrote, in place; returns the step to go on from, 0 where there is no file.
+
+    Raises:
+        InputError: if it is no whole file, or one of other modules.
+    """
+    if not os.path.lexists(path):
         return 0
-    with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        step = int(file.metadata()["step"])
-    for name, module in modules.items():
-        module.load_state_dict({k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")})
+    step = read_header(path).metadata.get("step", "")
+    if not re.fullmatch(r"\d{1,15}", step):
+        raise InputError(f"{path} is no training state: its header names no step.")
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        for name, module in modules.items():
+            own = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+            module.load_state_dict(own)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise InputError(f"{path} is not the training state of these modules: {error}.") from None
     if optimizer is not None:
         state: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in tensors.items():
@@ -42,4 +56,4 @@ def load(path: Path, modules: Mapping[str, torch.nn.Module], optimizer: torch.op
                 _, index, field = key.split("/")
                 state.setdefault(int(index), {})[field] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return step
+    return int(step)

@@ -1,0 +1,68 @@
+"""Tables from Parquet files, which may come from anyone: read within bounds, their columns of the kinds expected."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from audiolens.errors import InputError
+
+Kind = Literal["text", "number", "truth"]
+MOST_ROWS = 1_000_000
+MOST_CELLS = 50_000_000
+MOST_BYTES = 2**29
+"""Of a table in memory, as its file says; a small file may promise far more."""
+
+
+def read(path: Path, content: bytes, kinds: Mapping[str, Kind], rows: int | None = None) -> tuple[pd.DataFrame, Any]:
+    """The table in a file's bytes, and what the file says beside it.
+
+    Args:
+        path: the file, for messages.
+        kinds: columns that the table has, and of what; it may have others.
+        rows: how many it has, where that is known.
+
+    Raises:
+        InputError: if it is no Parquet, has other columns or rows, or is too large.
+    """
+    try:
+        facts = pq.read_metadata(io.BytesIO(content))
+        held = sum(facts.row_group(group).total_byte_size for group in range(facts.num_row_groups))
+    except Exception as error:
+        raise _unreadable(path, error) from None
+    cells = facts.num_rows * facts.num_columns
+    if rows is not None and facts.num_rows != rows:
+        raise InputError(f"{path} cannot be used: it has {facts.num_rows} rows of {rows}.")
+    if facts.num_rows > MOST_ROWS or cells > MOST_CELLS or held > MOST_BYTES:
+        size = f"{facts.num_rows:,} rows of {facts.num_columns:,} columns, {held:,} bytes"
+        raise InputError(f"{path} cannot be used: {size} are more than any table has.")
+    try:
+        table = pq.read_table(io.BytesIO(content)).to_pandas()
+        columns = [(name, _kind(table.iloc[:, place])) for place, name in enumerate(table.columns) if name in kinds]
+        found = {name: [kind for own, kind in columns if own == name] for name in kinds}
+    except Exception as error:
+        # pandas builds what the file's own metadata say, and fails in as many ways.
+        raise _unreadable(path, error) from None
+    for name, kind in kinds.items():
+        if found[name] != [kind]:
+            there = " and ".join(found[name]) or "none"
+            raise InputError(f"{path} cannot be used: its column {name!r} is {there}, expected {kind}.")
+    return table, facts.metadata or {}
+
+
+def _kind(column: Any) -> str:
+    if pd.api.types.is_bool_dtype(column.dtype):
+        return "truth"
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        return "number"
+    return "text" if all(isinstance(value, str) for value in column.dropna()) else str(column.dtype)
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:120].rstrip(".")
+    return InputError(f"{path} cannot be read: it is no Parquet file: {reason}.")

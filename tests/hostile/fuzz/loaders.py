@@ -1,0 +1,287 @@
+"""The loaders: everything of audiolens that reads a file of someone else, a line each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import damage
+import numpy as np
+import torch
+
+import audiolens as al
+from analysis import study
+from analysis.probing import Dataset
+from analysis.probing.table import numbers_or_text, read_columns
+from analysis.report import index
+from analysis.store.folder import check as check_folder
+from analysis.study import finished, side_effects, stages, storage, where
+from analysis.sweep import ledger
+from audiolens import prompts
+from audiolens.etude.training import checkpoint
+from audiolens.files.integrity import SEAL
+from audiolens.measure import clap
+from audiolens.model import model_files
+from audiolens.sound import soundfiles
+from hostile.fuzz import corpus, reseal
+
+Payload = Mapping[str, Any] | None
+"""What was read, part by part; with "partial" in it, less than all. `None` where no hash in the file covers it."""
+Read = Callable[[Path], Payload]
+
+
+@dataclass(frozen=True)
+class Loader:
+    """One way in.
+
+    Attributes:
+        name: what it is called in the counts.
+        make: fills a folder with variants of its files.
+        read: reads the files of a case, which lie in a folder.
+        share: cases, compared with those of others.
+        sealed: files carry a hash of their content: what is read is what was written.
+        reseal: writes hashes anew into changed files.
+        ready: makes `read` from the variants, where it needs something of the whole files.
+        writes: it writes into the folder, as a run that goes on does.
+        quick: its files are made in a second or two.
+    """
+
+    name: str
+    make: Callable[[Path], None]
+    read: Read
+    share: int
+    sealed: bool = False
+    reseal: Callable[[Path], None] | None = None
+    ready: Callable[[Path], Read] | None = None
+    writes: bool = False
+    quick: bool = True
+
+
+def fits(found: Payload, truth: Payload) -> bool:
+    """Whether what was read is what was written, or says that it is a part of it."""
+    if found is None or truth is None:
+        return True
+    if "partial" in found:
+        return all(truth.get(key) == value for key, value in found.items() if key != "partial")
+    return dict(found) == dict(truth)
+
+
+def digest(*values: Any) -> str:
+    """A hash of texts, tensors and arrays."""
+    found = hashlib.sha256()
+    for value in values:
+        array = value.detach().numpy() if isinstance(value, torch.Tensor) else value
+        plain = isinstance(array, np.ndarray)
+        found.update(repr(array.dtype).encode() + array.tobytes() if plain else repr(array).encode())
+    return found.hexdigest()
+
+
+def _directions(folder: Path) -> Payload:
+    found = al.Directions.load(folder / corpus.FILE)
+    return {"all": digest(found.vectors, found.residual_norms, found.meta, found, found.to_frame().to_csv())}
+
+
+def _cache(folder: Path) -> Payload:
+    found = al.ActivationCache.load(folder / corpus.FILE)
+    labels = (found.axes, found.branch, found.prompts, found.frame_rate, found.first_step, found.reduce, repr(found))
+    return {"labels": digest(labels), **{name: digest(found[name]) for name in found}}
+
+
+def _checkpoint(folder: Path) -> Payload:
+    checkpoint.load(folder / corpus.FILE, {"m": torch.nn.Linear(3, 2)})
+    return None
+
+
+def _prompts(ending: str) -> Read:
+    def read(folder: Path) -> Payload:
+        found = prompts.from_file(folder / f"own.{ending}")
+        repr(found)
+        return None
+
+    return read
+
+
+def _lines(folder: Path) -> Payload:
+    prompts.from_files(folder / "up.txt", folder / "down.txt")
+    return None
+
+
+def _table(folder: Path) -> Payload:
+    columns = read_columns(folder / corpus.TABLE, filled=["file", "label"], blank=["text"])
+    numbers_or_text(columns["label"])
+    return None
+
+
+def _dataset(folder: Path) -> Payload:
+    made = Dataset.from_folder(
+        corpus.lens(), folder, folder / corpus.TABLE, "label", group="piece", prompt="text", seconds=0.2
+    )
+    repr(made)
+    return None
+
+
+def _sound(folder: Path) -> Payload:
+    samples, rate = soundfiles.read(folder / corpus.SOUND)
+    assert 0 < samples.shape[1] <= soundfiles.LONGEST_SECONDS * rate
+    return {"samples": digest(samples)}
+
+
+def _loose_sound(folder: Path) -> Payload:
+    _sound(folder)
+    return None
+
+
+def _span(folder: Path) -> Payload:
+    soundfiles.read(folder / corpus.SOUND, (0.05, 0.1))
+    return None
+
+
+def _headers(folder: Path) -> Payload:
+    with model_files.staged(folder) as files:
+        assert all(path.is_symlink() for path in files.folder.iterdir())
+    return None
+
+
+def _model(folder: Path) -> Payload:
+    found = al.AudioLens.from_pretrained(folder)
+    found.generate("a calm song", 0.12)
+    return None
+
+
+def _clap(folder: Path) -> Payload:
+    # Past the cache of those that were opened before: every case has the same name.
+    clap._loaded.__wrapped__(str(folder))
+    return None
+
+
+def _sweep(folder: Path) -> Payload:
+    told, whole = damage.read_sweep(folder)
+    return {repr(key): value for key, value in told.items()} | ({} if whole else {"partial": True})
+
+
+def _loose_sweep(folder: Path) -> Payload:
+    _sweep(folder)
+    return None
+
+
+def _resumed(variants: Path) -> Read:
+    """The door of a run that goes on: what is damaged is dropped, the rest is what was written."""
+    begun = json.loads((variants / "finished" / ledger.PLAN).read_text())
+    begun.pop(SEAL)
+    whole = ledger.batches_of(variants / "finished", begun)
+    table = whole.table()[0]
+    labels = table[["condition", "strength", "prompt", "asked", "seed"]]
+    heard = [name for name in table.columns if name not in labels]
+
+    def read(folder: Path) -> Payload:
+        told: dict[str, Any] = {"partial": True}
+        with ledger.ledger(folder, begun, labels, heard) as kept:
+            for batch in sorted(kept.done):
+                told[f"{batch}"] = digest(kept.batches.rows(batch).to_csv(), kept.batches.codes(batch))
+            if len(kept.done) == len(begun["batches"]):
+                kept.close()
+        return told
+
+    return read
+
+
+def _study(folder: Path) -> Payload:
+    found = study.load_folder(folder)
+    clips, response = (table.to_csv(index=False) for table in (found.clips, found.response))
+    samples = found.directions.samples
+    sounds = digest(*found.sounds.values())
+    return {"all": digest(clips, response, found.directions.vectors, samples, found.outcomes, sounds, found.poles)}
+
+
+def _redrawn(folder: Path) -> Payload:
+    repr(finished.redraw(folder))
+    return None
+
+
+def _door(folder: Path) -> Payload:
+    """What looks at a folder before anything is written to it."""
+    index.is_ours(folder)
+    check_folder(folder / "tempo", overwrite=True)
+    stages.check(folder / "timbre")
+    return None
+
+
+def _begun(variants: Path) -> Read:
+    """A study that goes on: its door, and each stage as it is kept, or made again."""
+    begun = json.loads((variants / "tempo" / stages.BEGUN).read_text())
+    facts = {key: value for key, value in begun.items() if key not in (SEAL, "format")}
+    settings = json.loads((variants / "tempo" / stages.SUMMARY).read_text())["settings"]
+    places = (path for path in (variants / "tempo" / stages.STAGES).iterdir() if path.is_dir())
+    named = {path.name.rpartition("-")[0]: path.name for path in places}
+    directions = storage.read_directions(variants / "tempo" / stages.STAGES / named["directions"])
+
+    def read(folder: Path) -> Payload:
+        stages.check(folder)
+        stages.refuse_other_settings(folder, settings)
+        told: dict[str, Any] = {"partial": True}
+        readers: dict[str, Callable[[Path], Any]] = {
+            "directions": lambda place: digest(*vars(storage.read_directions(place).samples).values()),
+            "placement": lambda place: storage.read_placement(place, directions).candidates.to_csv(),
+            "patching": lambda place: digest(where.read(place).reason, *_grids(where.read(place))),
+            "lost": lambda place: side_effects.read(place).to_csv(),
+        }
+        with stages.begun(folder, facts, {}) as kept:
+            for name, reader in readers.items():
+                stage = stages.Stage(name, folder / stages.STAGES / named[name], {}, kept.held)
+                if stage.place is not None and stage.place.exists():
+                    with suppress(_RemadeError):
+                        told[name] = stage.kept(_remade, _nothing, reader)
+        return told
+
+    return read
+
+
+def _grids(found: where.Where) -> list[np.ndarray]:
+    return [grid.patched for grid in (found.windows, found.components) if grid is not None]
+
+
+class _RemadeError(Exception):
+    """A stage is made again, for what was kept of it was not what was written."""
+
+
+def _remade() -> Any:
+    raise _RemadeError
+
+
+def _nothing(_: object, folder: Path) -> None:
+    (folder / "nothing").write_bytes(b"")
+
+
+_SEALED_SOUNDS = ("flac", "vorbis", "opus")
+LOADERS = (
+    Loader("directions", corpus.directions, _directions, 90, True, reseal.file),
+    Loader("directions, format 1", corpus.unsealed_directions, _directions, 40),
+    Loader("cache", corpus.caches, _cache, 90, True, reseal.file),
+    Loader("cache, format 1", corpus.unsealed_caches, _cache, 40),
+    Loader("training checkpoint", corpus.checkpoints, _checkpoint, 60),
+    *(Loader(f"prompts, {ending}", corpus.prompts(ending), _prompts(ending), 80) for ending in ("csv", "json", "toml")),
+    Loader("prompts, two texts", corpus.lines, _lines, 50),
+    Loader("labelled table", corpus.tables, _table, 80),
+    *(
+        Loader(f"sound, {kind}", corpus.sounds(kind), _sound if kind in _SEALED_SOUNDS else _loose_sound, 90,
+               kind in _SEALED_SOUNDS)
+        for kind in corpus.SOUNDS
+    ),
+    Loader("span of a sound, flac", corpus.sounds("flac"), _span, 60),
+    Loader("model's files", corpus.models, _headers, 20),
+    Loader("model", corpus.models, _model, 4),
+    Loader("CLAP", corpus.claps, _clap, 4),
+    Loader("labelled sounds", corpus.labelled, _dataset, 4),
+    Loader("sweep", corpus.sweeps, _sweep, 7, True, reseal.sweep),
+    Loader("sweep, format 1", corpus.unsealed_sweeps, _loose_sweep, 5),
+    Loader("sweep going on", corpus.sweeps, _sweep, 4, True, reseal.sweep, _resumed, writes=True),
+    Loader("study", corpus.studies, _study, 4, True, reseal.study, quick=False),
+    Loader("study going on", corpus.one_study, _study, 5, True, reseal.study, _begun, writes=True, quick=False),
+    Loader("studies, drawn anew", corpus.drawn, _redrawn, 3, reseal=reseal.studies, writes=True, quick=False),
+    Loader("folder of results", corpus.indexes, _door, 8, reseal=reseal.studies, writes=True, quick=False),
+)  # fmt: skip

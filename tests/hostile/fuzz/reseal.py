@@ -1,0 +1,120 @@
+"""New hashes for changed files: whoever changes a file can write its hash anew, and what is behind it is reached."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.torch import load, save_file
+
+from analysis.study import made, stages
+from analysis.sweep import batches, ledger
+from audiolens.files.integrity import (
+    HEADER,
+    MANIFEST,
+    OPEN_SEAL,
+    SEAL,
+    digest,
+    seal,
+    sealed_header,
+    sealed_json,
+    write_manifest,
+)
+
+
+def file(folder: Path) -> None:
+    """The hashes in the header of every safetensors file of a folder."""
+    for path in folder.glob("*.safetensors"):
+        _try(_tensors, path)
+
+
+def sweep(folder: Path) -> None:
+    """The hashes of a sweep's plan, batches and table."""
+    _try(_json, folder / ledger.PLAN)
+    _try(_batches, folder)
+
+
+def study(folder: Path) -> None:
+    """The hashes of a study: stages first, then what names them."""
+    for path in sorted(folder.glob("stages/*")):
+        if (path / ledger.PLAN).is_file():
+            sweep(path)
+        elif path.is_dir():
+            file(path)
+            _try(write_manifest, path, path.name)
+        elif path.is_file():
+            _try(_json, path)
+    for name in (stages.BEGUN, stages.SUMMARY):
+        _try(_json, folder / name)
+    _try(_made, folder)
+
+
+def studies(folder: Path) -> None:
+    """Those of an index and the studies beneath it."""
+    if (folder / stages.BEGUN).exists():
+        study(folder)
+        return
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            study(path)
+    _try(_json, folder / stages.SUMMARY)
+
+
+def _try(change: Callable[..., Any], *args: Any) -> None:
+    """What cannot be read any more keeps its hash."""
+    path = args[0]
+    if path.is_symlink() or not (path.is_dir() or path.is_file()) or (path.is_file() and path.stat().st_size > 2**24):
+        return
+    with suppress(Exception):
+        change(*args)
+
+
+def _json(path: Path) -> None:
+    facts = json.loads(path.read_text())
+    facts.pop(SEAL, None)
+    path.write_bytes(sealed_json(facts))
+
+
+def _tensors(path: Path) -> None:
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][HEADER])
+    tensors = load(content)
+    save_file(tensors, path, sealed_header({key: facts[key] for key in facts if key not in (SEAL, "tensors")}, tensors))
+
+
+def _batches(folder: Path) -> None:
+    facts = json.loads((folder / ledger.PLAN).read_text())
+    facts.pop(SEAL)
+    plan = ledger.plan_hash(facts)
+    for path in (*folder.glob("batches/*.parquet"), folder / batches.TABLE):
+        table = pq.read_table(io.BytesIO(path.read_bytes()))
+        metadata = table.schema.metadata or {}
+        told = {**json.loads(metadata.get(b"audiolens", b"{}")), "plan": plan, "seal": OPEN_SEAL}
+        for name in told.get("files", {}):
+            with suppress(OSError):
+                told["files"][name] = digest((folder / name).read_bytes())
+        buffer = pa.BufferOutputStream()
+        pq.write_table(table.replace_schema_metadata({**metadata, b"audiolens": json.dumps(told)}), buffer)
+        path.write_bytes(seal(buffer.getvalue().to_pybytes()))
+
+
+def _made(folder: Path) -> None:
+    path = folder / stages.MADE
+    facts: dict[str, Any] = json.loads(path.read_text())
+    facts.pop(SEAL, None)
+    with suppress(Exception):
+        facts["study"] = made._told(folder)
+        facts["hashes"][stages.SUMMARY] = digest((folder / stages.SUMMARY).read_bytes())
+    for entry in facts["stages"].values():
+        place = folder / stages.STAGES / str(entry)
+        with suppress(Exception):
+            plan = place / ledger.PLAN
+            facts["hashes"][entry] = made._mark(place) if plan.is_file() else digest((place / MANIFEST).read_bytes())
+    path.write_bytes(sealed_json(facts))
