@@ -125,7 +125,7 @@ def test_a_file_with_parts_nobody_knows_is_refused(lens, codes, tmp_path: Path):
     _, cache = lens.run_with_cache(PROMPTS, codes, layers=0)
     path = cache.save(tmp_path / "cache.safetensors")
     path.write_bytes(path.read_bytes().replace(b"cross_attn_out", b"cross_attn_oat"))
-    with pytest.raises(InputError, match="its header is not the one that was written"):
+    with pytest.raises(InputError, match="its header is not what was written"):
         ActivationCache.load(path)
 
 

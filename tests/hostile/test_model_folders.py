@@ -186,10 +186,10 @@ def test_an_index_names_files_of_its_folder_alone(folder: Path, ran: Path, name:
 def test_pipes_and_devices_are_not_opened(folder: Path, name: str) -> None:
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    refused(folder, f"{name} cannot be read: it is no regular file")
+    refused(folder, f"{name} cannot be read: it is not a regular file")
     (folder / name).unlink()
     (folder / name).symlink_to("/dev/zero")
-    refused(folder, f"{name} cannot be read: it is no regular file")
+    refused(folder, f"{name} cannot be read: it is not a regular file")
 
 
 def test_a_shard_may_be_no_device_either(folder: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_shard_may_be_no_device_either(folder: Path) -> None:
     (folder / "model-2.safetensors").unlink()
     refused(folder, r"has no model-2\.safetensors")
     (folder / "model-2.safetensors").symlink_to("/dev/zero")
-    refused(folder, r"model-2\.safetensors cannot be read: it is no regular file")
+    refused(folder, r"model-2\.safetensors cannot be read: it is not a regular file")
 
 
 @pytest.mark.parametrize(
