@@ -270,7 +270,7 @@ def test_devices_and_formats_are_checked_where_a_model_is_opened(lens: Any, monk
     open_it = al.AudioLens.from_pretrained
     for arguments, message in [
         ({"device": "banana"}, "device='banana' is not available"),
-        ({"device": "meta"}, "holds no numbers"),
+        ({"device": "meta"}, "holds no values"),
         ({"dtype": "int8"}, "expected a floating dtype"),
         ({"device": "cpu", "device_map": "auto"}, "both given"),
     ]:
