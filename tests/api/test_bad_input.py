@@ -42,7 +42,7 @@ EVERYWHERE: list[tuple[dict[str, Any], str]] = [
     ({"prompts": ["calm", 3]}, "prompt 1 is int: expected text"),
     ({"prompts": 3}, "prompts=3: expected text"),
     ({"prompts": [b"calm", "calm"]}, "prompt 0 is bytes"),
-    ({"prompts": ["calm", "calm " * 60]}, "prompt 1 has 61 tokens, the text encoder reads 40: shorten it"),
+    ({"prompts": ["calm", "calm " * 60]}, "prompt 1 has 61 tokens, but the text encoder reads 40: shorten it"),
     ({"guidance_scale": "3"}, "guidance_scale='3': expected a number"),
     ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
 ]
