@@ -109,7 +109,7 @@ EDITING: list[tuple[Callable[[], Any], str]] = [
     (lambda: al.Add(VECTOR, seconds=3), "expected a pair"),
 ]
 READ_CODES: list[tuple[dict[str, Any], str]] = [
-    ({"codes": CODES + 32}, "codes from 32 to 32: this model's go from 0 to 31"),
+    ({"codes": CODES + 32}, "codes from 32 to 32: this model's codes range from 0 to 31"),
     ({"codes": CODES - 1}, "codes from -1 to -1"),
     ({"codes": CODES[:, :3]}, "this model has 4 codebooks"),
     ({"codes": CODES.repeat(1, 2, 1)}, "this model has 4 codebooks"),

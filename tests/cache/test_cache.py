@@ -156,7 +156,7 @@ def test_a_file_that_goes_or_changes_is_said_and_what_was_read_stays(cache, tmp_
     monkeypatch.chdir("/")
     first = back["resid_post", 0].clone()
     cache.rows([0]).save(tmp_path / "cache.safetensors")
-    with pytest.raises(InputError, match="blocks.1.hook_resid_post cannot be read: .* was written anew"):
+    with pytest.raises(InputError, match="blocks.1.hook_resid_post cannot be read: .* was rewritten"):
         back["resid_post", 1]
     (tmp_path / "cache.safetensors").unlink()
     with pytest.raises(InputError, match="blocks.1.hook_resid_post cannot be read: .* is gone"):
