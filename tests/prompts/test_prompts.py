@@ -230,9 +230,9 @@ def test_a_line_that_is_blank_in_one_of_two_files_is_refused(tmp_path: Path) -> 
     fast, slow = tmp_path / "fast.txt", tmp_path / "slow.txt"
     fast.write_text("presto\n\nvivace\nallegro\n")
     slow.write_text("largo\nlento\n\nadagio\n")
-    with pytest.raises(PromptError, match=r"fast.txt: line 2 is blank, and that of .*slow.txt is not"):
+    with pytest.raises(PromptError, match=r"fast.txt: line 2 is blank, but that of .*slow.txt is not"):
         prompts.from_files(fast, slow)
-    with pytest.raises(PromptError, match=r"fast.txt: line 2 is blank, and that of .*slow.txt is not"):
+    with pytest.raises(PromptError, match=r"fast.txt: line 2 is blank, but that of .*slow.txt is not"):
         prompts.from_files(slow, fast)
 
 
@@ -250,7 +250,7 @@ def test_lines_of_two_files_are_pairs_where_both_are_blank_in_the_same_places(tm
 def test_a_trivial_leak_is_warned_of(tmp_path: Path) -> None:
     rows = [f"fast {word},{word} for the evening and the night" for word in ("jig", "reel", "polka")]
     (tmp_path / "pace.csv").write_text("fast,slow\n" + "\n".join(rows))
-    with pytest.warns(UserWarning, match="The direction will be") as caught:
+    with pytest.warns(UserWarning, match="The direction will reflect") as caught:
         sets = prompts.from_file(tmp_path / "pace.csv")
     assert {one.filename for one in caught} == {__file__}
     told = " ".join(str(warning.message) for warning in caught)
