@@ -1,4 +1,4 @@
-"""Resumable training state as safetensors: modules, optimiser moments and the step, in one file, without pickle."""
+"""Resumable training state in one safetensors file, without pickle: modules, optimiser moments and the step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from audiolens.files.atomic import written
 def save(
     path: Path, modules: Mapping[str, torch.nn.Module], step: int, optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """Write everything needed to go on from `step`; the file appears whole or not at all."""
+    """Write everything needed to resume from `step`; the file appears complete or not at all."""
     tensors = {f"{name}/{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
     if optimizer is not None:
         for index, state in optimizer.state_dict()["state"].items():
@@ -27,11 +27,11 @@ def save(
 
 
 def load(path: Path, modules: Mapping[str, torch.nn.Module], optimizer: torch.optim.Optimizer | None = None) -> int:
-    """Restore what `save` wrote, in place; returns the step to go on from, 0 where there is no file."""
+    """Restore in place what `save` wrote; returns the step to resume from, 0 if there is no file."""
     if not path.exists():
         return 0
     with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
         step = int(file.metadata()["step"])
     for name, module in modules.items():
         module.load_state_dict({k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")})
