@@ -155,7 +155,7 @@ def checked_heads(heads: Sequence[int], n_heads: int) -> tuple[int, ...]:
     """Head numbers in the order given, after checking that they exist and do not repeat."""
     found = tuple(head_numbers(heads))
     if not found or len(set(found)) != len(found) or not all(0 <= head < n_heads for head in found):
-        raise InputError(f"heads={list(found)}: expected different heads between 0 and {n_heads - 1}.")
+        raise InputError(f"heads={list(found)}: expected different heads; this model has heads 0 to {n_heads - 1}.")
     return found
 
 

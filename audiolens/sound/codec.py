@@ -38,7 +38,7 @@ def checked_waveform(waveform: Any, sample_rate: int, config: LensConfig) -> Flo
     if not bool(torch.isfinite(wave).all()):
         raise InputError("the waveform contains NaN or infinite samples.")
     if wave.shape[1] > 2:
-        raise InputError(f"waveform with {wave.shape[1]} channels: expected one or two.")
+        raise InputError(f"waveform of {wave.shape[1]} channels: expected one or two.")
     if wave.shape[1] != config.channels:
         wave = wave.mean(1, keepdim=True) if config.channels == 1 else wave.expand(-1, config.channels, -1)
     return torch.from_numpy(resampled(wave.numpy(), rate, config.sample_rate))
@@ -114,7 +114,7 @@ def checked_codes(codes: Any, config: LensConfig, rows: int | None = None) -> In
     integral = isinstance(codes, Tensor) and not (codes.is_floating_point() or codes.is_complex())
     if not integral or codes.dtype == torch.bool or codes.ndim != 3:
         found = f"{codes.dtype} {tuple(codes.shape)}" if isinstance(codes, Tensor) else type(codes).__name__
-        raise InputTypeError(f"codes: expected whole numbers in a tensor 'row codebook frame', got {found}.")
+        raise InputTypeError(f"codes: expected whole numbers in a tensor 'row codebook frame', found {found}.")
     if codes.shape[1] != config.n_codebooks or not codes.numel():
         raise InputError(
             f"codes of shape {tuple(codes.shape)}: this model has {config.n_codebooks} codebooks, and codes need at "

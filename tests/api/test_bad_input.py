@@ -120,7 +120,7 @@ READ_CODES: list[tuple[dict[str, Any], str]] = [
 ]
 KEEPING: list[tuple[dict[str, Any], str]] = [
     ({"device": "banana"}, "device='banana' is not available"),
-    ({"device": "meta"}, "device='meta' holds no numbers"),
+    ({"device": "meta"}, "device='meta' holds no values"),
     ({"device": 1.5}, "device='1.5' is not available"),
     ({"dtype": "banana"}, "dtype='banana': expected a floating dtype"),
     ({"dtype": torch.int8}, "dtype=torch.int8: expected a floating dtype"),
@@ -130,7 +130,7 @@ READERS: list[tuple[dict[str, Any], str]] = [
     *KEEPING,
     ({"audio": (torch.zeros(0), 16000)}, "the waveform is empty"),
     ({"audio": (torch.zeros(100) * torch.nan, 16000)}, "NaN or infinite samples"),
-    ({"audio": (torch.zeros(100, dtype=torch.int16), 16000)}, "waveform of torch.int16"),
+    ({"audio": (torch.zeros(100, dtype=torch.int16), 16000)}, "waveform of dtype torch.int16"),
     ({"audio": (torch.zeros(100), -1)}, "sample_rate=-1"),
     ({"audio": (torch.zeros(5, 100), 16000)}, "waveform of 5 channels"),
     ({"audio": (None, 16000)}, "expected an array of samples"),

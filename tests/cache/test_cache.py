@@ -95,7 +95,7 @@ def test_files_that_are_no_cache_are_refused(cache, tmp_path: Path):
         ActivationCache.load(tmp_path / "none")
     whole = cache.save(tmp_path / "cache.safetensors").read_bytes()
     (tmp_path / "half").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="not a whole safetensors"):
+    with pytest.raises(InputError, match="not a complete safetensors"):
         ActivationCache.load(tmp_path / "half")
     from safetensors.torch import save_file
 
@@ -252,12 +252,12 @@ def test_arrays_and_lists_are_directions_too(cache):
         (torch.zeros(3, 48), InputError, "direction is zero"),
         (torch.full((48,), torch.nan), InputError, "direction holds NaN or infinite"),
         ({0: torch.ones(48)}, SiteError, r"no direction for layer 1: .* recorded at layers \[0, 1, 2\]"),
-        ({0: torch.ones(7), 1: torch.ones(48), 2: torch.ones(48)}, InputError, "expected a vector of 48"),
-        (torch.ones(7), InputError, r"direction of shape \(7,\): expected a vector of 48, or one for each of the 3"),
-        (torch.ones(2, 48), InputError, r"direction of shape \(2, 48\): expected a vector of 48, or one for each of"),
-        (torch.ones(2, 3, 48), InputError, "expected a vector of 48"),
-        ([], InputError, "expected a vector of 48"),
-        (1.0, InputError, "expected a vector of 48"),
+        ({0: torch.ones(7), 1: torch.ones(48), 2: torch.ones(48)}, InputError, "expected a vector of width 48"),
+        (torch.ones(7), InputError, r"direction of shape \(7,\): expected a vector of width 48, or one for each"),
+        (torch.ones(2, 48), InputError, r"direction of shape \(2, 48\): expected a vector of width 48, or one for"),
+        (torch.ones(2, 3, 48), InputError, "expected a vector of width 48"),
+        ([], InputError, "expected a vector of width 48"),
+        (1.0, InputError, "expected a vector of width 48"),
         ("up", InputTypeError, "direction=str: expected numbers"),
         (None, InputTypeError, "direction=NoneType: expected numbers"),
     ],

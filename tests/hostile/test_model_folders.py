@@ -247,7 +247,7 @@ def test_a_melody_prefix_is_held_to_a_length(tmp_path: Path) -> None:
         ('{"a": ' * 200 + "1" + "}" * 200, "is nested too deeply"),
         ("[" * 900 + "]" * 900, "is nested too deeply"),
         ('{"a": ' + "9" * 5_000 + "}", "a number of 5,000 digits"),
-        ('{"a": 1, "a": 2}', "'a' stands in it twice"),
+        ('{"a": 1, "a": 2}', "contains the key 'a' twice"),
         ("[]", "holds a list"),
         ("{", "cannot be read: it is not JSON"),
         ("\0", "cannot be read: it is not JSON"),

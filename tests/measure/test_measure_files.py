@@ -97,7 +97,7 @@ REFUSED = {
     "cut.aiff": "cut short",
     "cut-16k.flac": "or is incomplete",
     "cut-44k.mp3": "cut short",
-    "hour.wav": "60 minutes are no clip",
+    "hour.wav": "60 minutes are too long",
 }
 
 

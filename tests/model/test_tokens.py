@@ -248,7 +248,7 @@ def test_a_tokenizer_of_more_tokens_than_the_text_encoder_embeds_is_refused(
 def test_a_tokenizer_that_knows_no_word_is_refused(lens: al.AudioLens, etude: al.AudioLens) -> None:
     # What transformers 5 makes of a folder that holds no tokenizer: special tokens, and the sign of a word's start.
     for tokenizer in (T5Tokenizer(), word_level([])):
-        with pytest.raises(InputError, match="knows no word"):
+        with pytest.raises(InputError, match="knows no words"):
             al.AudioLens(etude.model, tokenizer)
     with pytest.raises(TypeError, match="expected a tokenizer or a processor"):
         al.AudioLens(lens.model, print)

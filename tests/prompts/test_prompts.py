@@ -176,9 +176,9 @@ def test_own_sets_load_alike_from_csv_json_toml_and_lines(tmp_path: Path) -> Non
         ("a.json", b'{"positive": ["x"], "negative": [3]}', r"negative\[0\] is int"),
         ("a.json", b'{"positive": ["x"], "negative": ["  "]}', r"negative\[0\] is empty"),
         ("a.json", b'{"positiv": ["x"], "negative": ["y"]}', "Did you mean 'positive'"),
-        ("a.json", b'{"positive": ["x"], "negative": ["y"], "positive": ["z"]}', "'positive' stands in it twice"),
+        ("a.json", b'{"positive": ["x"], "negative": ["y"], "positive": ["z"]}', "contains the key 'positive' twice"),
         ("a.json", b'{"positive": ["x"], "negative": ["y"], "concept": 3}', "concept=3: expected a name"),
-        ("a.json", b'{"positive": 3, "negative": ["y"]}', "positive: expected a list of texts"),
+        ("a.json", b'{"positive": 3, "negative": ["y"]}', "positive: expected a list of strings"),
         ("a.toml", b"positive = [", "not TOML"),
         ("a.xlsx", b"", r"expected a \.csv"),
     ],
@@ -254,7 +254,7 @@ def test_a_trivial_leak_is_warned_of(tmp_path: Path) -> None:
         sets = prompts.from_file(tmp_path / "pace.csv")
     assert {one.filename for one in caught} == {__file__}
     told = " ".join(str(warning.message) for warning in caught)
-    assert "'fast' stands in 100% of the positive prompts" in told
+    assert "'fast' occurs in 100% of the positive prompts" in told
     assert "length alone" in told
     assert sets.balance().length_auc == 0.0
 
