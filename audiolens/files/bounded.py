@@ -285,4 +285,4 @@ def _too_deep(path: Path) -> InputError:
 
 
 def _not_whole(path: Path, reason: str) -> InputError:
-    return InputError(f"{path} is not a complete safetensors file: {reason}.")
+    return InputError(f"{path} is not a whole safetensors file: {reason}.")

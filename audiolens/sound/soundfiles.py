@@ -190,8 +190,8 @@ def _part(file: Path, sound: soundfile.SoundFile, seconds: Span | None) -> tuple
         )
     if not RATES_HZ[0] <= rate <= RATES_HZ[1]:
         raise InputError(
-            f"{file} has a sample rate of {rate} Hz: expected {RATES_HZ[0]} to {RATES_HZ[1]}. Convert it "
-            "to one of these (ffmpeg -i IN -ar 44100 OUT)."
+            f"{file} has a sample rate of {rate} Hz: expected {RATES_HZ[0]} to {RATES_HZ[1]}. Resample it "
+            "first (ffmpeg -i IN -ar 44100 OUT)."
         )
     if sound.format not in _WHOLE:
         raise InputError(

@@ -103,7 +103,7 @@ EDITING: list[tuple[Callable[[], Any], str]] = [
     (lambda: al.Add(VECTOR, preserve_norm="no"), "preserve_norm='no': expected True or False"),
     (lambda: al.Add(VECTOR, prefix=1), "prefix=1: expected True or False"),
     (lambda: al.Add(VECTOR, strength="much"), "strength=str: expected numbers"),
-    (lambda: al.Add(VECTOR.to(torch.complex64)), r"vector=Tensor: expected numbers \(complex"),
+    (lambda: al.Add(VECTOR.to(torch.complex64)), r"vector=Tensor: expected real numbers, got complex"),
     (lambda: al.Add(None), "vector=NoneType: expected numbers"),
     (lambda: al.Add(VECTOR, seconds=("a", "b")), "expected a pair"),
     (lambda: al.Add(VECTOR, seconds=3), "expected a pair"),

@@ -95,7 +95,7 @@ def test_files_that_are_no_cache_are_refused(cache, tmp_path: Path):
         ActivationCache.load(tmp_path / "none")
     whole = cache.save(tmp_path / "cache.safetensors").read_bytes()
     (tmp_path / "half").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="not a complete safetensors"):
+    with pytest.raises(InputError, match="not a whole safetensors"):
         ActivationCache.load(tmp_path / "half")
     from safetensors.torch import save_file
 

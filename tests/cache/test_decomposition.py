@@ -116,7 +116,7 @@ def test_a_loaded_cache_is_taken_apart_alone_and_read_out_with_a_lens(lens, code
     _, cache = lens.run_with_cache(PROMPTS, codes, sites=[*PARTS, "resid_post"])
     back = ActivationCache.load(cache.save(tmp_path / "cache.safetensors"))
     assert torch.equal(back.decompose_resid(2).values, cache.decompose_resid(2).values)
-    with pytest.raises(InputError, match="give the lens"):
+    with pytest.raises(InputError, match="give a lens"):
         back.logit_lens()
     assert torch.equal(back.logit_lens(lens), cache.logit_lens())
 

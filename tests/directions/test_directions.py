@@ -476,7 +476,7 @@ def test_broken_and_foreign_files_are_refused_with_the_reason(directions: al.Dir
     broken = tmp_path / "broken.safetensors"
     for content in (whole[:-100], whole[:20], b"", b"not at all"):
         broken.write_bytes(content)
-        with pytest.raises(InputError, match="not a complete safetensors file"):
+        with pytest.raises(InputError, match="not a whole safetensors file"):
             al.Directions.load(broken)
     save_file({"vectors": torch.zeros(2, 2)}, broken)
     with pytest.raises(InputError, match="holds no directions: its header says nothing"):
@@ -516,7 +516,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
 
 def test_places_that_cannot_be_read_or_written_are_said(directions: al.Directions, tmp_path: Path) -> None:
     (tmp_path / "broken.safetensors").symlink_to("/proc/self/mem")
-    with pytest.raises(InputError, match="broken.safetensors (cannot be read|is not a complete safetensors file)"):
+    with pytest.raises(InputError, match="broken.safetensors (cannot be read|is not a whole safetensors file)"):
         al.Directions.load(tmp_path / "broken.safetensors")
     with pytest.raises(InputError, match="is a folder, not a file of directions"):
         al.Directions.load(tmp_path)

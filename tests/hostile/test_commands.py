@@ -90,7 +90,7 @@ def test_labels_and_prompts_hold_no_control_characters(sign: str) -> None:
     for name, value in changes.items():
         with pytest.raises(InputError, match=f"{name}.* which is not allowed in text"):
             prompts.PromptSet(**{**good, name: value})
-    with pytest.raises(InputError, match="label holds"):
+    with pytest.raises(InputError, match="label contains"):
         Provenance(model="m", weights="0", n_layers=1, label=f"x{sign}y")
 
 

@@ -105,7 +105,7 @@ def promising(rate: int, channels: int, n_frames: int) -> bytes:
     [
         (655_350, 2, 600, "has a sample rate of 655350 Hz: expected 4000 to 384000"),
         (384_000, 2, 590, "590 s of 2 channels at 384000 Hz are more than 57600000 samples"),
-        (1, 1, 600, "says 1 Hz"),
+        (1, 1, 600, "a sample rate of 1 Hz"),
         (48_000, 8, 10, "has 8 channels"),
         (48_000, 2, 10**5, "minutes"),
     ],

@@ -265,7 +265,7 @@ def test_steering_while_recording_reduced_equals_a_naive_run(lens, vector):
         (lambda: al.Add(torch.ones(D), branch="left"), "branch"),
         (lambda: al.Add(torch.ones(D), seconds=(0.4, 0.2)), "from < to"),
         (lambda: al.Ablate(torch.zeros(D)), "zero"),
-        (lambda: al.Apply(3), "call"),
+        (lambda: al.Apply(3), "expected a function"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")
