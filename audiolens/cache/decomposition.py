@@ -36,7 +36,7 @@ class Stream:
 
     def __post_init__(self) -> None:
         if self.n_layers < 1 or not self.parts or not set(self.parts) <= set(_PARTS):
-            raise InputError(f"a stream of {self.n_layers} blocks that add {self.parts}: expected some of {[*_PARTS]}.")
+            raise InputError(f"stream of {self.n_layers} blocks with parts {self.parts}: expected some of {[*_PARTS]}.")
 
     @classmethod
     def of(cls, traced: TracedModel) -> "Stream":

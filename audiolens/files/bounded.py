@@ -159,7 +159,7 @@ def csv_rows(path: Path, text: str) -> list[Row]:
                 rows.append((line, [cell.strip() for cell in cells]))
             line = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(f"{path}, line {line}: {error}; quote a cell that holds commas or quotes, once.") from None
+        raise InputError(f"{path}, line {line}: {error}; put cells that contain commas or quotes in quotes.") from None
     for line, cells in rows:
         if len(cells) != len(rows[0][1]):
             raise InputError(

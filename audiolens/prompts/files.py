@@ -154,7 +154,7 @@ def _refuse_empty(path: Path, sides: Iterable[Any]) -> None:
 def _from_csv(path: Path, text: str) -> dict[str, Any]:
     rows = [(line, cells) for line, cells in csv_rows(path, text) if any(cells)]
     if not rows:
-        raise PromptError(f"{path} is empty: expected a header with the two poles' names, and prompts under them.")
+        raise PromptError(f"{path} is empty: expected a header with the names of the two poles, and prompts below.")
     header = rows[0][1]
     if len(header) != 2 or not all(header):
         raise InputError(f"{path}: the header is {header}; expected the names of two poles, the positive pole first.")
