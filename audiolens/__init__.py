@@ -1,7 +1,7 @@
-"""audiolens: open a text-to-music transformer, see where a musical concept lives, turn it up or down.
+"""audiolens: find where a text-to-music transformer represents a musical concept, and turn that concept up or down.
 
 Every public name is imported on first use (PEP 562): `import audiolens` loads neither torch nor
-transformers nor nnsight, so a command line built on it starts at once.
+transformers nor nnsight, so a command-line tool built on it starts quickly.
 """
 
 from importlib import import_module

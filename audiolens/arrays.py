@@ -1,6 +1,6 @@
-"""What numpy and torch make of a value that has a length and items: its numbers, or an error.
+"""Conversion of audiolens values to numpy arrays and torch tensors: a copy of their numbers, or an error.
 
-Left to themselves both would iterate it, and compute with its layer numbers or its names.
+Without it, numpy and torch would iterate over the value, and compute with its layer numbers or names.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 class AsArray:
-    """Lets `np.asarray` and `torch.as_tensor` take a copy of `_numbers`, and numpy's operators defer to the value's."""
+    """Lets `np.asarray` and `torch.as_tensor` copy `_numbers`, and makes numpy's operators defer to this class."""
 
     __array_ufunc__ = None
 
     def _numbers(self) -> "Tensor":
-        raise InputTypeError(f"{type(self).__name__} is no array of numbers: {self.instead}")
+        raise InputTypeError(f"{type(self).__name__} is not an array of numbers: {self.instead}")
 
     @property
     def instead(self) -> str:
-        """What to give where one array is expected."""
+        """What to pass instead where a single array is expected."""
         raise NotImplementedError
 
     def _copy(self) -> "Tensor":

@@ -1,4 +1,4 @@
-"""Characters that no text holds: a terminal obeys them, and some cannot be written to a file."""
+"""Characters that text must not contain: a terminal acts on them, and some cannot be written to a file."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from audiolens.errors import InputError
 
 _KINDS = ("Cc", "Cs")
 _TURNING = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Line separators, and what makes a terminal show the letters of a line in another order."""
+"""Line separators, and bidirectional controls, which make a terminal reorder the letters of a line."""
 
 
 def printable(text: str) -> str:
-    """Text for a terminal: with an escape (`\\x1b`) for what it would obey, but for tabs and the ends of lines."""
+    """Text for a terminal, with control characters escaped (as `\\x1b`), except tabs and line feeds."""
     return "".join(_escaped(sign) if sign not in "\n\t" and _is_control(sign) else sign for sign in text)
 
 
 def refuse_control(name: str, text: str) -> None:
-    """Refuse text that holds a control character or half a character.
+    """Refuse text that contains a control character or half of a surrogate pair.
 
     Raises:
-        InputError: naming it.
+        InputError: naming the character.
     """
     found = next((sign for sign in text if unicodedata.category(sign) in _KINDS), None)
     if found is not None:
-        raise InputError(f"{name} holds {_escaped(found)}, which is no character of a text: take it out.")
+        raise InputError(f"{name} contains {_escaped(found)}, which is not allowed in text: remove it.")
 
 
 def _is_control(sign: str) -> bool:

@@ -1,7 +1,7 @@
-"""Arguments at the door: numbers, flags and lists, checked once and in the same words everywhere.
+"""Checks of arguments: numbers, flags and lists, with the same rules and messages everywhere.
 
-A number may be Python's, numpy's, or an array or tensor without axes; booleans are not accepted as numbers. What is
-given as a list may be any iterable with an order, and is read once.
+A number may be a Python or numpy number, or an array or tensor with no axes; booleans do not count as numbers. A list
+may be any ordered iterable, and is read once.
 """
 
 import math
@@ -17,65 +17,65 @@ from audiolens.arrays import AsArray
 from audiolens.errors import InputError, InputTypeError
 
 MOST = 1_000_000
-"""Of what is counted: a loop or a list of more would not end."""
+"""The largest count accepted: a longer loop or list would never finish."""
 MOST_SEED = 2**32 - 1
 MOST_ITEMS = 10_000_000
-"""Of a list."""
+"""The most items that a list may have."""
 MOST_JOBS = 1_024
-"""Processes: each is started, whether there is work for it or not."""
+"""The most processes: each is started, whether or not there is work for it."""
 MOST_PLACES = 10_000
-"""Of a list of layers or heads."""
+"""The most items in a list of layers or heads."""
 RATES_HZ = (1_000, 768_000)
-"""Sample rates that sound has; resampling from others would make thousands of samples of one."""
+"""The lowest and highest sample rates accepted; resampling from outside them could turn one sample into thousands."""
 _MOST_BITS = 1_000
 _MOST_SHOWN = 120
 _UNORDERED = (str, bytes, Mapping, Set, AsArray)
 
 
 def whole_numbers(values: Iterable[Any]) -> list[int]:
-    """The whole numbers of a list, an array or a tensor.
+    """The whole numbers in a list, an array or a tensor.
 
     Raises:
-        TypeError: if there is anything else. That a bool passes for 0 or 1 would turn a mask into the first two places.
+        TypeError: if any item is something else, including a bool: a mask would be read as the indices 0 and 1.
     """
     return [whole_number(value) for value in values]
 
 
 def whole_number(value: Any) -> int:
-    """One whole number, Python's, numpy's or torch's.
+    """One whole number, from Python, numpy or torch.
 
     Raises:
-        TypeError: if it is none, and for a bool.
+        TypeError: if it is not a whole number, or is a bool.
     """
     if isinstance(value, bool) or str(getattr(value, "dtype", "")) == "torch.bool":
-        raise TypeError(f"{shown(value)} is no number.")
+        raise TypeError(f"{shown(value)} is not a number.")
     if getattr(value, "ndim", 0):
-        raise TypeError(f"{shown(value)} is no single number.")
+        raise TypeError(f"{shown(value)} is not a single number.")
     return operator.index(value)
 
 
 def real_number(value: Any) -> float:
-    """One real number, Python's, numpy's or torch's.
+    """One real number, from Python, numpy or torch.
 
     Raises:
-        TypeError: if it is none, and for a bool.
+        TypeError: if it is not a real number, or is a bool.
     """
     if getattr(value, "ndim", 1) == 0 and hasattr(value, "item") and not isinstance(value, np.ma.MaskedArray):
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{shown(value)} is no number.")
+        raise TypeError(f"{shown(value)} is not a number.")
     try:
         return float(value)
     except OverflowError:
-        # Too large for a float: a whole number, or a fraction.
+        # A whole number or a fraction that is too large for a float.
         return -math.inf if value < 0 else math.inf
 
 
 def checked_count(name: str, value: Any, least: int = 1, most: int = MOST) -> int:
-    """A whole number.
+    """Check that a value is a whole number from `least` to `most`, and return it.
 
     Raises:
-        InputError: if it is none (a truth value is none), under `least`, or over `most`.
+        InputError: if it is out of range or not a whole number (a bool is not).
     """
     try:
         number = whole_number(value)
@@ -89,10 +89,10 @@ def checked_count(name: str, value: Any, least: int = 1, most: int = MOST) -> in
 
 
 def checked_amount(name: str, value: Any, above: float = -math.inf) -> float:
-    """A finite number.
+    """Check that a value is a finite number greater than `above`, and return it.
 
     Raises:
-        InputError: if it is none (a truth value is none), or not above `above`.
+        InputError: if it is out of range or not a finite number (a bool is not).
     """
     try:
         number = real_number(value)
@@ -105,23 +105,24 @@ def checked_amount(name: str, value: Any, above: float = -math.inf) -> float:
 
 
 def checked_seed(seed: Any) -> int:
-    """One seed.
+    """Check that a value is a seed, and return it.
 
     Raises:
-        InputTypeError, InputError: if it is no whole number, or not one of 32 bits.
+        InputTypeError: if it is not a whole number.
+        InputError: if it does not fit in 32 bits.
     """
     try:
         number = whole_number(seed)
     except TypeError:
         raise InputTypeError(f"seed {shown(seed)}: expected a whole number.") from None
-    # torch seeds its generator with 32 bits, and takes the rest without a word.
+    # torch seeds its generator with 32 bits, and silently ignores the rest.
     if not 0 <= number < 2**32:
         raise InputError(f"seed {shown(seed)}: expected 0 <= seed < 2**32.")
     return number
 
 
 def checked_flags(**flags: object) -> None:
-    """Refuse what is neither True nor False: a word such as "no" would count as True.
+    """Refuse any flag that is neither True nor False: a word such as "no" would count as True.
 
     Raises:
         InputTypeError: naming the flag.
@@ -136,10 +137,10 @@ def _in_order(values: Any) -> bool:
 
 
 def listed(name: str, values: Any) -> list[Any]:
-    """The items of any iterable with an order, read once.
+    """The items of any ordered iterable, read once.
 
     Raises:
-        InputTypeError: for one value, text, a mapping or a set, whose items have no order, or a masked array.
+        InputTypeError: for a single value, text, a mapping, a set or a masked array.
     """
     if not _in_order(values):
         raise InputTypeError(f"{name}={_told(values)}: expected a list, in order.")
@@ -148,7 +149,7 @@ def listed(name: str, values: Any) -> list[Any]:
 
 
 def bounded(name: str, values: Iterable[Any], most: int = MOST_ITEMS) -> list[Any]:
-    """The items of an iterable, which may be without end.
+    """The items of an iterable, which may be infinite.
 
     Raises:
         InputError: if there are more than `most`.
@@ -166,10 +167,10 @@ def bounded(name: str, values: Iterable[Any], most: int = MOST_ITEMS) -> list[An
 
 
 def in_order(name: str, values: Any, what: str) -> tuple[Any, ...]:
-    """As `listed`; `what` says of what in the message.
+    """The items that `listed` returns, as a tuple; `what` names them in the error message.
 
     Raises:
-        InputTypeError: as `listed` does.
+        InputTypeError: as for `listed`.
     """
     if not _in_order(values):
         raise InputTypeError(f"{name}: expected a list of {what}, in order, got {type(values).__name__}.")
@@ -177,12 +178,12 @@ def in_order(name: str, values: Any, what: str) -> tuple[Any, ...]:
 
 
 def one_or_listed(name: str, values: Any) -> Any:
-    """A value without items as it is, and the items of any other as a list, read once."""
+    """A single value unchanged, or the items of an ordered iterable as a list, read once."""
     return values if isinstance(values, str) or not _has_items(values) else listed(name, values)
 
 
 def refuse_masked(name: str, values: Any) -> None:
-    """Refuse masked arrays: the code below ignores masks.
+    """Refuse masked arrays: numpy and torch functions called later would ignore the mask.
 
     Raises:
         InputTypeError: if any value is masked.
@@ -196,7 +197,7 @@ def numbers_of(name: str, values: Any) -> np.ndarray:
     """An array of numbers.
 
     Raises:
-        InputTypeError: for anything else, text, truth values, complex numbers and masked arrays among it.
+        InputTypeError: for anything else, including text, booleans, complex numbers and masked arrays.
     """
     refuse_masked(name, values)
     if hasattr(values, "detach"):
@@ -205,22 +206,22 @@ def numbers_of(name: str, values: Any) -> np.ndarray:
     array = np.asarray(values)
     other = array.dtype.kind == "O" and any(isinstance(one, str | bool | complex) for one in array.flat)
     if array.dtype.kind in "SUmMcVb" or other:
-        raise InputTypeError(f"{name} of {array.dtype}: expected numbers.")
+        raise InputTypeError(f"{name} has dtype {array.dtype}: expected numbers.")
     return array.astype(float)
 
 
 def _has_items(values: Any) -> bool:
-    """Whether it can be iterated; an array or a tensor without axes says so of itself, and cannot."""
+    """Whether a value can be iterated over; an array or tensor with no axes claims to be iterable, but is not."""
     return isinstance(values, Iterable) and bool(getattr(values, "ndim", 1))
 
 
 def _told(values: Any) -> str:
-    """What was given, in few words: itself, or its type where it may be long."""
+    """A short description of what was given: the value itself, or its type if it may be long."""
     return type(values).__name__ if isinstance(values, Iterable) and not isinstance(values, str) else shown(values)
 
 
 def shown(value: Any) -> str:
-    """What was given, as it can stand in a message: itself, or its type where that would be long or cannot be said."""
+    """A value as messages quote it: its repr, or its type if that is long, spans lines or fails."""
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
         return f"a whole number of {value.bit_length():,} bits"
     name = type(value).__name__
@@ -229,18 +230,18 @@ def shown(value: Any) -> str:
         if not isinstance(value, type) and hasattr(value, "dtype") and array.ndim:
             return f"{name} of {array.dtype}, shaped {list(array.shape)}"
         if isinstance(value, str | bytes):
-            told = repr(value[:_MOST_SHOWN])
-            return told if len(value) <= _MOST_SHOWN else f"{told}..."
+            text = repr(value[:_MOST_SHOWN])
+            return text if len(value) <= _MOST_SHOWN else f"{text}..."
         if isinstance(value, tuple | list | Set | Mapping) and len(value) > _MOST_SHOWN:
             return name
-        told = repr(value)
+        text = repr(value)
     except Exception:
         return name
-    return name if len(told) > _MOST_SHOWN or "\n" in told else told
+    return name if len(text) > _MOST_SHOWN or "\n" in text else text
 
 
 def checked_text(name: str, value: Any) -> str:
-    """A text.
+    """A string.
 
     Raises:
         InputTypeError: for anything else.

@@ -12,74 +12,74 @@ MOST_TOLD = 1_500
 
 
 class AudioLensError(Exception):
-    """Anything audiolens refuses, in one line, which a value that was given does not make long."""
+    """The base class of every error that audiolens raises. Its message is one line of bounded length."""
 
-    def __init__(self, *told: object) -> None:
-        super().__init__(*(one_line(part) if isinstance(part, str) else part for part in told))
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*(one_line(part) if isinstance(part, str) else part for part in parts))
 
 
 class InputError(AudioLensError, ValueError):
-    """A value outside what is accepted."""
+    """An argument or file has a value that is not accepted."""
 
 
 class InputTypeError(AudioLensError, TypeError):
-    """A value of the wrong kind."""
+    """An argument has the wrong type."""
 
 
 class ModelNotFoundError(InputError):
-    """No model under this name or in this folder."""
+    """There is no model with this name or in this folder."""
 
 
 class ModelFilesError(InputError):
-    """A folder that should hold a model does not hold a whole one."""
+    """A model's folder is incomplete, damaged or unsafe to load."""
 
 
 class UnsupportedModelError(InputError):
-    """A model whose parts are not where the lens expects them."""
+    """The lens cannot open this model: its modules are not where the lens expects them."""
 
 
 class SiteError(InputError):
-    """An unknown site or layer, or one that this model does not have."""
+    """A site or layer is unknown, or this model does not have it."""
 
 
 class PromptError(InputError):
-    """A prompt that is empty, not text, or longer than the text encoder reads."""
+    """A prompt is empty, is not text, or is longer than the text encoder can read."""
 
 
 class DamagedError(InputError):
-    """A kept file is not what was written; the message names it."""
+    """A saved file differs from what was written; the message names it."""
 
 
 class AudioLensWarning(UserWarning):
-    """Anything that audiolens does all the same, but says first."""
+    """The base class of every warning that audiolens issues: the call continues, perhaps not as intended."""
 
 
 class DamageWarning(AudioLensWarning):
-    """A kept file was not what was written, and is made again; the message names it."""
+    """A saved file differed from what was written, and is made again; the message names it."""
 
 
 class UnreadWordsWarning(AudioLensWarning):
-    """A prompt holds words that the model's tokenizer does not know; the message names them, once a call."""
+    """A prompt contains words that the model's tokenizer does not know; the message names each once per call."""
 
 
 class ActivationOverflow(AudioLensError, OverflowError):
-    """Activations are infinite or NaN, by an intervention or by the model itself; the run was stopped."""
+    """Activations became infinite or NaN, through an intervention or in the model itself; the run was stopped."""
 
 
 class BusyError(AudioLensError, RuntimeError):
-    """A second run was started inside a run of the same model, or into a folder that another process writes."""
+    """A run was started inside another run of the same model, or in a folder that another process is writing to."""
 
 
 class StaleSourceError(AudioLensError, RuntimeError):
-    """A file was edited under the code that traces in it, which has not been loaded again."""
+    """A source file was edited after it was loaded, so nnsight cannot read the code it is tracing; reload the file."""
 
 
 class StoppedError(AudioLensError, RuntimeError):
-    """A long run could not go on: a full disk, a process that died. What it had finished is kept."""
+    """A long run could not continue: a disk was full, or a process died. Finished work is kept."""
 
 
 class MissingPackageError(AudioLensError, ImportError):
-    """Something that needs a package which is not installed."""
+    """A feature needs a package that is not installed."""
 
 
 def one_line(text: str, most: int = MOST_TOLD) -> str:
@@ -90,7 +90,7 @@ def one_line(text: str, most: int = MOST_TOLD) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence naming the known names nearest to `name`, or an empty string."""
+    """A sentence suggesting the known names closest to `name`, or an empty string if none is close."""
     matches = get_close_matches(name, list(known), n=3, cutoff=0.5)
     if not matches:
         return ""
@@ -98,7 +98,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def shortened(names: Iterable[str], limit: int = 12) -> str:
-    """Names as one line, cut after `limit`."""
+    """Names joined into one line, cut off after `limit`."""
     listed = list(names)
     more = f", ... ({len(listed)} in all)" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more

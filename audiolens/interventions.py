@@ -1,32 +1,34 @@
-"""What is done (add, ablate, clamp, replace, scale, apply) and where (site, layers, branch, time, rows).
+"""Interventions: what to do to activations (add, ablate, clamp, replace, scale, apply), and where and when to do it.
 
-An intervention is a value: frozen, checked when it is made, and free of any model. A run binds it to its batch
+An intervention is a frozen value, checked when it is created and independent of any model. A run binds it to its batch
 (`tracing/bound_intervention.py`). Interventions at one site apply in the order they are given; at different sites, in
-the model's.
+the order of the forward pass.
 
-The places shared by all: `site` and `layers` (`None` is every block; `layer=3` is `layers=[3]`, and a negative one
-counts from the last); `branch` of the guidance ("cond", "null", "both"); `seconds` (`None` is every step, the tail
-included); `rows` (`None` is every row); `heads` for head sites.
+All of them take `site` and `layers` (`None` means every block; `layer=3` is `layers=[3]`, and negative layers count from
+the last); `branch` of the guidance ("cond", "null", "both"); `seconds` (`None` means every step, including the tail);
+`rows` (`None` means every row); and `heads`, for head sites.
 
-What stands on the text's side ("row token ...") has no steps, and takes neither `seconds` nor `schedule`. In the null
-branch all text is masked: there sdpa makes z zero whatever the values are, where eager attention takes their mean.
-Write `cross_attn.hook_z`, or the pattern, to give that branch something to read.
+Sites on the text side ("row token ...") have no steps, and accept neither `seconds` nor `schedule`. In the null branch
+all text is masked: sdpa then sets z to zero regardless of the values, whereas eager attention averages them. To give
+that branch something to read, write to `cross_attn.hook_z` or to the pattern.
 
-A logit of -inf at `hook_logits`, in either branch, forbids its code; it takes an `Apply`, for all else must be finite.
+A logit of -inf at `hook_logits`, in either branch, forbids its code. Only `Apply` can write one, because every other
+intervention needs finite numbers.
 
-Where a step holds several vectors (one a head, one a codebook), values are "d_head", "head d_head" or "row head
-d_head", where size 1 along an axis means the same for every row, or every head. A shape "n d_head", where n is the
-number of heads and of rows, is ambiguous and is refused.
+Where a step holds several vectors (one per head or per codebook), values are "d_head", "head d_head" or
+"row head d_head"; an axis of size 1 means the same values for every row or head. A shape "n d_head" is ambiguous, and
+is refused, if n is both the number of heads and the number of rows.
 
-`strength` is a number, or one per affected row; a row of strength 0 is left bit-identical. `schedule` multiplies
+`strength` is a number, or one per affected row; a row with strength 0 is left bit-identical. `schedule` multiplies
 the strength over time: a function of the time in seconds, or one number per step of the clip. `preserve_norm`
-rescales every changed position to the norm it had.
+rescales every changed position to its original norm.
 
-`meta` says from which model the vector was read: `steer` takes that of its directions. A run of another model is then
-refused; a bare tensor is taken as it is.
+`meta` is the provenance of the vector: `steer` passes on that of its directions. A run of another model is then refused;
+a bare tensor is used as it is.
 
-Where the conditioning stands before the audio steps (MusicGen Melody), it is left alone; `prefix=True` changes it too,
-at the strength given, whatever the schedule: with a schedule of 0, it alone.
+Where the conditioning is a prefix to the audio steps (MusicGen Melody), it is left unchanged by default. With
+`prefix=True` it is changed too, at the given strength regardless of the schedule; a schedule of 0 then changes the
+prefix alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,11 +60,11 @@ def checked_branch(branch: object, guided: bool = True) -> None:
 
 
 def checked_rows(rows: Sequence[int] | None, total: int) -> list[int]:
-    """Row numbers as they were given, all different; `None` is all of them.
+    """Row numbers in the order given, without repeats; `None` means all rows.
 
     Raises:
-        InputTypeError: if they are no list of whole numbers; a mask is none.
-        InputError: if there is none, one twice, or one that does not exist.
+        InputTypeError: if they are not a list of whole numbers (a mask is not).
+        InputError: if the list is empty, names a row twice, or names a row that does not exist.
     """
     if rows is None:
         return list(range(total))
@@ -73,26 +75,26 @@ def checked_rows(rows: Sequence[int] | None, total: int) -> list[int]:
 
 
 def row_numbers(rows: Any) -> list[int]:
-    """Row numbers as they were given, read once.
+    """Row numbers in the order given, read once.
 
     Raises:
-        InputTypeError: if they are no list of whole numbers; a mask is none.
+        InputTypeError: if they are not a list of whole numbers (a mask is not).
     """
     try:
         return whole_numbers(listed("rows", rows))
     except TypeError:
         given = rows.tolist() if isinstance(rows, Tensor | np.ndarray) else rows
         raise InputTypeError(
-            f"rows={given!r}: expected a list of row numbers; of a mask, give mask.nonzero().flatten()."
+            f"rows={given!r}: expected a list of row numbers; for a mask, give mask.nonzero().flatten()."
         ) from None
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A tensor of an intervention, and what its axes may be.
+    """A tensor of an intervention, and the axes it may have.
 
     `kind` is "per row" for a number, or one per affected row; "vector" for "feature" or "row feature"; "values" for
-    those, or for values at every step as well.
+    either of those, or for values with a step axis too.
     """
 
     tensor: Tensor
@@ -102,13 +104,15 @@ class Part:
 @guarded
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Intervention:
-    """Where and when something is done; what is done is each subclass's `change`.
+    """Where and when to intervene; each subclass's `change` defines what is done there.
+
+    Every intervention is checked twice: when it is created, and again by a run, before its model runs.
 
     Raises, here and in every subclass:
-        InputTypeError: when it is made, if an argument has the wrong type.
-        InputError: when it is made, for an unknown branch, or numbers that are not finite; and by a run, before its
-            model runs, for strengths or vectors that do not fit the rows or the site, for rows or heads that do not
-            exist, for seconds outside the clip, and for a vector that was read from another model.
+        InputTypeError: on creation, if an argument has the wrong type.
+        InputError: on creation, for an unknown branch or numbers that are not finite; by a run, for strengths or
+            vectors that do not fit the rows or the site, for rows or heads that do not exist, for seconds outside the
+            clip, and for a vector that was read from another model.
         SiteError: by a run, for a site or layer that its model does not have.
     """
 
@@ -143,20 +147,20 @@ class Intervention:
             object.__setattr__(self, "schedule", numbers("schedule", self.schedule))
 
     overwrites: ClassVar[bool] = False
-    """Whether what was there may be gone afterwards, so that a run cannot tell an overflow from what was asked for."""
+    """Whether the original values may be lost, so that a run cannot distinguish an overflow from what was requested."""
 
     @property
     def parts(self) -> dict[str, Part]:
-        """The tensors that a run moves to the model's device and, where they have a row axis, cuts to a batch."""
+        """The tensors that a run moves to the model's device and, if they have a row axis, slices to each batch."""
         return {}
 
     @property
     def called(self) -> Callable[[Tensor], Tensor | None] | None:
-        """A function that is called with the values instead of `change`."""
+        """A function to call with the values instead of `change`; `None` if there is none."""
         return None
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
-        """The new value of affected positions.
+        """The new values of the affected positions.
 
         `value` is "row step ... feature"; `amount` (strength x schedule) and `parts` (the intervention's own
         tensors, bound to the batch) broadcast against it.
@@ -180,16 +184,18 @@ def _unit(direction: Tensor) -> Tensor:
 
 def _nonzero(name: str, direction: Tensor) -> None:
     if not bool((direction.norm(dim=-1) > 0).all()):
-        raise InputError(f"{name} is zero: a direction needs a length.")
+        raise InputError(f"{name} is zero: expected a vector of nonzero length.")
 
 
 @guarded
 @dataclass(frozen=True, eq=False)
 class Add(Intervention):
-    """Add `strength * vector`: "d_model", or "row d_model" for one vector per row (at head sites "row head d_head").
+    """Add `strength * vector`, where `vector` is "d_model", or "row d_model" for one vector per row.
+
+    At head sites it is "d_head", "head d_head" or "row head d_head".
 
     Raises:
-        InputTypeError, InputError: if the vector is no finite numbers, or (by the run) not of the site's width.
+        InputTypeError, InputError: if the vector is not made of finite numbers, or (by a run) not of the site's width.
     """
 
     vector: Any
@@ -210,10 +216,11 @@ class Add(Intervention):
 @guarded
 @dataclass(frozen=True, eq=False)
 class Ablate(Intervention):
-    """Project `direction` out: at strength 1 nothing of it is left, at 0.5 half.
+    """Project `direction` out: strength 1 removes all of the component along it, 0.5 removes half.
 
     Raises:
-        InputTypeError, InputError: if the direction is no finite numbers, is zero, or (by the run) has another width.
+        InputTypeError, InputError: if the direction is not made of finite numbers, is zero, or (by a run) is not of the
+            site's width.
     """
 
     direction: Any
@@ -228,7 +235,7 @@ class Ablate(Intervention):
         return {"direction": Part(self.direction, "vector")}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
-        """`value` less `amount` times its projection on the unit direction."""
+        """`value` minus `amount` times its projection onto the unit direction."""
         unit = _unit(parts["direction"])
         along = (value.float() * unit).sum(-1, keepdim=True)
         return value - (amount * along * unit).to(value.dtype)
@@ -237,12 +244,13 @@ class Ablate(Intervention):
 @guarded
 @dataclass(frozen=True, eq=False)
 class Clamp(Intervention):
-    """Set the projection on the unit direction to `value` times the direction's own norm.
+    """Set the projection onto the unit direction to `value` times the direction's own norm.
 
-    `value` is a number, or one per affected row; 0 is `Ablate`, 1 the direction's whole length.
+    `value` is a number, or one per affected row; 0 is equivalent to `Ablate`, 1 is the direction's full length.
 
     Raises:
-        InputTypeError, InputError: as `Ablate`; and if a value is not finite, or (by the run) there is not one a row.
+        InputTypeError, InputError: as for `Ablate`; also if a value is not finite, or (by a run) if there is not one
+            value per affected row.
     """
 
     direction: Any
@@ -259,7 +267,7 @@ class Clamp(Intervention):
         return {"direction": Part(self.direction, "vector"), "value": Part(self.value, "per row")}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
-        """`value` with its projection moved by `amount` of the way to the one that is set."""
+        """`value` with its projection moved the fraction `amount` of the way to the target."""
         direction = parts["direction"]
         unit = _unit(direction)
         along = (value.float() * unit).sum(-1, keepdim=True)
@@ -270,16 +278,16 @@ class Clamp(Intervention):
 @guarded
 @dataclass(frozen=True, eq=False)
 class Replace(Intervention):
-    """Put other values in place: "feature", "row feature", or of the site's whole shape ("row step feature").
+    """Replace activations by other values: "feature", "row feature", or the site's full shape ("row step feature").
 
-    With a step axis the values' first step stands at the first step selected: with `prefix=True` that of the longest
-    prefix among the rows, as in a recording. A pattern's values are "row head query key", "row head key", "head key" or
-    "key", its keys as in a recording too; keys beyond those of the run are left out. A strength between 0 and 1 goes
-    that part of the way.
+    If the values have a step axis, their first step goes to the first step selected; with `prefix=True` that is the
+    first position of the longest prefix among the rows, as in a recording. Values for a pattern are
+    "row head query key", "row head key", "head key" or "key", with keys laid out as in a recording; keys beyond those
+    of the run are dropped. A strength between 0 and 1 interpolates between the old values and the new.
 
     Raises:
-        InputTypeError, InputError: if the values are no finite numbers, or (by the run) have a shape that does not fit
-            the site, or fewer rows, steps, tokens or keys than it changes.
+        InputTypeError, InputError: if the values are not finite numbers, or (by a run) have a shape that does not fit
+            the site, or fewer rows, steps, tokens or keys than the intervention changes.
     """
 
     values: Any
@@ -294,7 +302,7 @@ class Replace(Intervention):
         return {"values": Part(self.values, "values")}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
-        """The values where `amount` is 1, and else that part of the way to them."""
+        """The new values where `amount` is 1; elsewhere `value` moved the fraction `amount` of the way to them."""
         values = parts["values"].to(value.dtype).expand_as(value)
         return torch.where(amount == 1, values, value + (amount * (values.float() - value.float())).to(value.dtype))
 
@@ -302,10 +310,11 @@ class Replace(Intervention):
 @guarded
 @dataclass(frozen=True, eq=False)
 class Scale(Intervention):
-    """Multiply by `factor`, a number or one per affected row; a strength between 0 and 1 goes part of the way.
+    """Multiply by `factor`, a number or one per affected row; a strength between 0 and 1 applies part of the change.
 
     Raises:
-        InputTypeError, InputError: if a factor is no finite number, or (by the run) there is not one a row.
+        InputTypeError, InputError: if a factor is not a finite number, or (by a run) if there is not one factor per
+            affected row.
     """
 
     factor: Any
@@ -319,7 +328,7 @@ class Scale(Intervention):
         return {"factor": Part(self.factor, "per row")}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
-        """`value` times the factor, or that part of the way to it that `amount` says."""
+        """`value` moved the fraction `amount` of the way to `value` times the factor."""
         return value * (1 + amount * (parts["factor"] - 1)).to(value.dtype)
 
 
@@ -328,11 +337,11 @@ class Scale(Intervention):
 class Apply(Intervention):
     """Call `function(value)` on the affected rows of one branch, in the site's shape, and use what it returns.
 
-    The value is the function's own copy: one that returns `None` has changed it in place, or only looked. Under
-    `branch="both"` it is called once for each branch. `strength` and `schedule` are not meant here and are refused.
+    The function gets its own copy: if it returns `None`, that copy is used, with any changes made in place. With
+    `branch="both"` it is called once for each branch. `strength` and `schedule` do not apply, and are refused.
 
     Raises:
-        InputTypeError: if the function cannot be called.
+        InputTypeError: if the function is not callable.
         InputError: for a strength or a schedule; and, while a model runs, if the function returns anything but `None`
             or a tensor of the shape that it was given.
     """
@@ -347,6 +356,6 @@ class Apply(Intervention):
     def __post_init__(self, layer: int | None = None) -> None:
         super().__post_init__(layer)
         if not callable(self.function):
-            raise InputTypeError(f"function={self.function!r}: expected something to call with the activations.")
+            raise InputTypeError(f"function={self.function!r}: expected a function of the activations.")
         if self.schedule is not None or bool((torch.as_tensor(self.strength, device="cpu") != 1).any()):
             raise InputError("Apply takes no strength and no schedule: the function decides what is done.")

@@ -1,3 +1,3 @@
-"""What a run recorded: the cache, the residual stream taken apart, and the file that keeps both."""
+"""Recorded activations: the cache, the decomposition of the residual stream, and the file format for both."""
 
 from audiolens.cache.activation_cache import ActivationCache as ActivationCache

@@ -1,9 +1,9 @@
-"""ActivationCache: what a run recorded, as labelled tensors that stack, slice, project, decompose and save.
+"""ActivationCache: the activations recorded by a run, as labelled tensors to stack, slice, project, decompose and save.
 
 Keys are full site names ("blocks.3.hook_resid_post"); `cache["resid_post", 3]` and `cache.stack("resid_post")`
 use the short forms. Every tensor's axes are named: "row step d_model" for a residual site, with a leading
 "branch" axis when both branches of the guidance were recorded, and without "step" when the run reduced over time.
-Patterns are "row head query key", with as many keys as the clip has steps (or the longest prompt tokens).
+Patterns are "row head query key", with one key per step of the clip (or per token of the longest prompt).
 """
 
 import os
@@ -46,19 +46,19 @@ from audiolens.vectors import each_layers
 class ActivationCache(AsArray, Mapping[str, Tensor]):
     """Recorded activations: a mapping from full names to tensors, in the model's order.
 
-    `tensors` and `axes` share their keys. `first_step` is the position of the step axis's first entry,
-    `branch` the branch recorded ("cond", "null" or "both"), `reduce` the reduction over time, if any. `norms`
-    holds, for `reduce="mean"`, the mean over the same steps of the activations' lengths. `heads` are the heads
-    recorded at head sites, in their order (`None`: all). `stream` says what is added up in the model's residual
-    stream. `readout` is its final norm and its output heads, the model's own tensors: of the model a cache holds only
-    these, and a file none.
+    `tensors` and `axes` have the same keys. `first_step` is the step number of the first entry along the step axis,
+    `branch` is the recorded branch ("cond", "null" or "both"), and `reduce` is the reduction over time, if any. With
+    `reduce="mean"`, `norms` holds the mean norm of the activations over the same steps. `heads` are the heads recorded
+    at head sites, in this order (`None` means all). `stream` describes which parts are summed in the residual stream.
+    `readout` is the model's final norm and output heads: they are the model's own tensors, the only ones that a cache
+    refers to, and they are not saved to a file.
 
-    `prefixes` holds, where the conditioning stands before the audio steps (MusicGen Melody), how many positions it
-    takes in each row. Recorded with `prefix=True` the steps begin at a negative `first_step`, that of the longest: step
-    s stands at index s - first_step, the text's last token at step -1, and zeros before a shorter prefix. The keys of
-    a pattern always begin there, because every step looks back on its prefix.
+    `prefixes` holds, if the conditioning is a prefix to the audio steps (MusicGen Melody), the number of positions that
+    it takes in each row. If recorded with `prefix=True`, the steps begin at a negative `first_step`, the start of the
+    longest prefix: step s has index s - first_step, the last token of the text is at step -1, and shorter prefixes are
+    left-padded with zeros. The keys of a pattern always begin there, because every step attends to its prefix.
 
-    `weights` is the hash of the model's weights in a cache that was opened from a file.
+    `weights` is the hash of the model's weights, in a cache that was opened from a file.
     """
 
     tensors: Mapping[str, Tensor]
@@ -78,7 +78,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
 
     @property
     def instead(self) -> str:
-        """What to give where one array is expected."""
+        """What to pass instead where a single array is expected."""
         return "give one of its tensors, cache['resid_post', 3], or a site's layers, cache.stack('resid_post')."
 
     def __len__(self) -> int:
@@ -93,26 +93,25 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         except (SiteError, InputTypeError):
             return False
 
-    # A mapping's own would compare tensors, and have no hash.
+    # A mapping's own equality would compare tensors, and it has no hash.
     __eq__ = object.__eq__
     __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
 
     def keys(self) -> KeysView[str]:
-        """The full names of the sites recorded, in the model's order."""
-        # A dict's own show what they are.
+        """The full names of the recorded sites, in the model's order."""
+        # The keys of a dict show their contents when printed.
         return dict.fromkeys(self.tensors).keys()
 
     def get(self, key: Any, default: Any = None) -> Any:
-        """As `cache[key]`, or `default` where it was not recorded."""
-        # Not by `get`, as a linter would have it: this is it.
-        return self[key] if key in self else default  # noqa: SIM401
+        """As `cache[key]`, or `default` if it was not recorded."""
+        return self[key] if key in self else default  # noqa: SIM401 (this is the `get` that the rule asks for)
 
     def __getitem__(self, key: str | tuple[str, int]) -> Tensor:
         """One site's tensor, by name or by (short name, layer); layer -1 is the model's last.
 
         Raises:
-            SiteError: if it was not recorded, or stands in every block and comes without a layer.
-            InputTypeError: if the key is neither.
+            SiteError: if the site was not recorded, or if it exists in every block and no layer is given.
+            InputTypeError: if the key is neither a name nor such a pair.
         """
         name = self._key(key)
         if name not in self.tensors:
@@ -155,7 +154,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         return self.axes[name]
 
     def stack(self, site: str) -> Float[Tensor, "layer ..."]:
-        """A site of every recorded layer: "layer row step d_model" (or "layer branch row ...", or without "step")."""
+        """A site at every recorded layer: "layer row step d_model" (or "layer branch row ...", or without "step")."""
         layers = self.layers(site)
         if not layers:
             raise SiteError(f"site {site!r} was not recorded. Recorded: {shortened(self.tensors)}.")
@@ -175,17 +174,17 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         return torch.stack([self[site, block] for block in range(end)])
 
     def stack_norms(self, site: str) -> Float[Tensor, "layer ..."]:
-        """Mean activation lengths of every recorded layer: "layer row" (needs `reduce="mean"`)."""
+        """The mean activation norm at every recorded layer: "layer row" (needs `reduce="mean"`)."""
         names = [Site(hooked(site), layer).name for layer in self.layers(site)]
         if not names or any(name not in self.norms for name in names):
-            raise SiteError(f"no norms of {site!r} were recorded: they come with reduce='mean'.")
+            raise SiteError(f"no norms of {site!r} were recorded: record with reduce='mean'.")
         return torch.stack([self.norms[name] for name in names])
 
     def rows(self, rows: Sequence[int]) -> "ActivationCache":
-        """The same cache for some rows, in the order given.
+        """The cache restricted to some rows, in the order given.
 
         Raises:
-            InputTypeError, InputError: if these are no row numbers, or not of rows that the cache holds.
+            InputTypeError, InputError: if these are not row numbers, or not those of rows in the cache.
         """
         chosen = checked_rows(rows, self._row_count())
         index = torch.tensor(chosen, device="cpu")
@@ -202,10 +201,10 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         )
 
     def seconds(self, span: Span) -> "ActivationCache":
-        """The same cache for the steps of a span in seconds.
+        """The cache restricted to the steps of a span (from, to) in seconds.
 
         Raises:
-            InputTypeError, InputError: if this is no span, or not one inside the recorded steps.
+            InputTypeError, InputError: if this is not a span, or is not inside the recorded steps.
         """
         if self.reduce is not None:
             raise InputError(f"this cache was reduced over time ({self.reduce}): it has no steps to choose from.")
@@ -222,10 +221,10 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         return replace(self, first_step=first, tensors=changed(self.tensors, cut))
 
     def at_layers(self, layers: int | Sequence[int] | None) -> "ActivationCache":
-        """The same cache for the sites of some blocks (`None`: all); what stands in no block, such as logits, stays.
+        """The cache restricted to some layers (`None` means all); sites outside the blocks, such as logits, are kept.
 
         Raises:
-            InputTypeError: if these are no layers.
+            InputTypeError: if these are not layers.
             SiteError: if nothing was recorded at one of them.
         """
         places = {name: Site.of(name).layer for name in self.tensors}
@@ -241,16 +240,16 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         return self._some([name for name, layer in places.items() if layer is None or layer in chosen])
 
     def project(self, direction: Any, site: str = "resid_post") -> Float[Tensor, "layer ..."]:
-        """Projection on unit directions over time: "layer row step".
+        """The projection of a site onto unit directions over time: "layer row step".
 
-        `direction` is "d_model", "layer d_model" (a tensor, an array or a list), or a mapping from layer to vector (a
-        `Directions` will do). Units are those of the residual stream. Where a layer's vector is zero (a probe may find
-        nothing to read there) the projection is 0.
+        `direction` is "d_model", "layer d_model" (a tensor, an array or a list), or a mapping from layer to vector
+        (such as a `Directions`). Positive means along the direction; units are those of the residual stream. At a layer
+        whose vector is zero (a probe may find no signal there), the projection is 0.
 
         Raises:
-            SiteError: if the site was not recorded, or a mapping lacks one of its layers.
-            InputTypeError, InputError: for vectors that are no finite numbers, have another width, or are all zero, and
-                for `Directions` of another model, where the cache knows its own.
+            SiteError: if the site was not recorded, or if a mapping lacks one of its layers.
+            InputTypeError, InputError: for vectors that are not finite numbers, have another width, or are all zero, and
+                for `Directions` of another model, if the cache knows its own.
         """
         self._refuse_foreign(direction)
         values = self.stack(site).float()
@@ -258,7 +257,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         vectors = torch.stack(each_layers(direction, layers, values.shape[-1], site))
         lengths = vectors.norm(dim=-1, keepdim=True)
         if not bool(lengths.any()):
-            raise InputError("direction is zero: a projection needs one with a length.")
+            raise InputError("direction is zero: expected a vector of nonzero length.")
         units = vectors / lengths.where(lengths > 0, 1.0)
         return torch.einsum("l...d,ld->l...", values, units.to(values))
 
@@ -269,16 +268,16 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         self, layer: int | None = None, *, return_labels: Literal[True]
     ) -> tuple[Float[Tensor, "component ..."], list[str]]: ...
     def decompose_resid(self, layer: int | None = None, return_labels: bool = False) -> Any:
-        """What was written into the residual stream below a block: "component row step d_model", with labels.
+        """What was written into the residual stream before a block: "component row step d_model", with labels.
 
-        The components add up to what block `layer` reads; `None` (or -1, or the number of blocks) is the whole model,
-        whose sum is the last `resid_post`. They are the embeddings ("embed" and "pos_embed" where both were
-        recorded, else "0_pre", their sum) and each block's "3_attn_out", "3_cross_attn_out" and "3_mlp_out". An
-        intervention at a residual site is in none of them: the sum then leaves it out. `return_labels` gives the pair
-        of TransformerLens, the values and a list of their labels, in the place of one `Components`.
+        The components sum to the input of block `layer`; for `None` (or -1, or the number of blocks) they cover the
+        whole model and sum to the last `resid_post`. They are the embeddings ("embed" and "pos_embed" if both were
+        recorded, else their sum "0_pre") and, from each block, for example "3_attn_out", "3_cross_attn_out" and
+        "3_mlp_out". The change made by an intervention at a residual site is not among them, so the sum lacks it.
+        `return_labels` returns TransformerLens's pair, the values and a list of labels, instead of one `Components`.
 
         Raises:
-            SiteError: if a part was not recorded; the message says which sites to record.
+            SiteError: if a component was not recorded; the message says which sites to record.
         """
         checked_flags(return_labels=return_labels)
         return labelled(decompose(self, layer), return_labels)
@@ -294,10 +293,10 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
     def accumulated_resid(self, layer: int | None = None, incl_mid: bool = False, return_labels: bool = False) -> Any:
         """The states of the residual stream up to a block: "component row step d_model", with labels.
 
-        "0_pre" to what block `layer` reads; `None` goes on to "final_post", before the final norm. What a block
-        reads is taken from its `resid_pre` or, where that was not recorded, from the `resid_post` of the block below.
-        `incl_mid` adds the states inside a block: "3_mid" after its attention, "3_cross" after its cross-attention.
-        `return_labels` is that of `decompose_resid`.
+        They run from "0_pre" to the input of block `layer`; with `None` they continue to "final_post", before the final
+        norm. The input of a block is its `resid_pre` or, if that was not recorded, the `resid_post` of the previous
+        block. `incl_mid` adds the states inside a block: "3_mid" after its attention, "3_cross" after its
+        cross-attention. `return_labels` is as in `decompose_resid`.
 
         Raises:
             SiteError: if a state was not recorded; the message says which sites to record.
@@ -308,15 +307,17 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
     def logit_lens(
         self, lens: "HasModel | None" = None, *, site: str = "resid_post", layers: int | Sequence[int] | None = None
     ) -> Float[Tensor, "layer ..."]:
-        """The logits of the stream at each recorded layer, had the model ended there: through the final norm and heads.
+        """The logits at each recorded layer, as if the model ended there: the stream through the final norm and heads.
 
-        Returns "layer row codebook step vocab" (with "branch" before "row", or without "step", as recorded): of the
-        last block, the model's own logits. That is n_codebooks x vocab_size / d_model times the size of the states:
-        `layers` chooses some. Of a mean over time (`reduce="mean"`) it reads the mean state, which is not the mean of
-        the readings.
+        Returns "layer row codebook step vocab" (with "branch" before "row", or without "step", as recorded). For the
+        last block these are the model's own logits. The result is n_codebooks x vocab_size / d_model times as large as
+        the states; `layers` selects some of them. If the cache holds means over time (`reduce="mean"`), these are the
+        logits of the mean state, which are not the mean of the logits.
 
         Args:
-            lens: needed for a cache that was loaded from a file: a lens on the model it was recorded from.
+            lens: a lens on the model that the cache was recorded from; needed if the cache was loaded from a file.
+            site: the state of the residual stream to read.
+            layers: the layers to read (`None` means all that were recorded).
         """
         return logit_lens(self, None if lens is None else lens.traced_model, site, layers)
 
@@ -330,16 +331,16 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         return lengths(self)
 
     def to(self, device: Any = None, dtype: str | torch.dtype | None = None) -> "ActivationCache":
-        """The same cache on another device or in another floating dtype, given as such or by name.
+        """The cache on another device or in another floating dtype, each given as such or by name.
 
         Raises:
-            InputError: if there is no such device here, or this is no floating dtype.
+            InputError: if this machine has no such device, or if `dtype` is not a floating dtype.
         """
         target = None if device is None else checked_device(device)
         kind = checked_dtype(dtype)
 
         def moved(tensor: Tensor, cast: torch.dtype | None) -> Tensor:
-            # An outline has nothing to move.
+            # A tensor on the meta device has no values to move.
             return tensor if tensor.is_meta else tensor.to(device=target, dtype=cast)
 
         return replace(
@@ -349,24 +350,25 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one safetensors file with the labels in its header; an existing file is replaced whole.
+        """Write one safetensors file, with the labels in its header; an existing file is replaced atomically.
 
         Raises:
-            InputError: if the place cannot be written, or something other than a file has the name.
+            InputError: if the file cannot be written, or if something other than a file has this name.
         """
         return kept(as_path(path), self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], sites: str | Sequence[str] | None = None) -> "ActivationCache":
-        """Open a saved cache, or only some sites of it, by full or short name ("resid_post": every layer it holds).
+        """Open a saved cache, or only some of its sites, by full or short name ("resid_post" means all its layers).
 
-        Each tensor is read when it is first asked for, and kept; `rows`, `seconds`, `at_layers` and `to` read none.
-        The file must stay as it is until then. Each is compared with its hash when it is read.
+        Each tensor is read when it is first used, checked against its hash, and then kept in memory; `rows`, `seconds`,
+        `at_layers` and `to` read nothing. Until then the file must remain unchanged.
 
         Raises:
-            InputError: if the file is not a whole activation cache; also later, from a read, if it has gone or changed.
-            DamagedError: (an InputError) if labels or, from a read, a tensor are not those that were written.
-            SiteError: if it does not hold one of the sites.
+            InputError: if the file is not a complete activation cache; also later, when a tensor is read, if the file
+                is gone or has changed.
+            DamagedError: (an InputError) if the labels or, when it is read, a tensor are not what was written.
+            SiteError: if one of the sites is not in the file.
         """
         whole = cls(**opened(path))
         return whole if sites is None else whole._some(_chosen(sites, whole.tensors, path))
@@ -399,7 +401,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
             )
 
     def _some(self, names: Sequence[str]) -> "ActivationCache":
-        """The same cache for some full names."""
+        """The cache restricted to some full names."""
         return replace(
             self,
             tensors=some(self.tensors, names),
@@ -414,12 +416,12 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
 
 
 def _time(axes: Sequence[str]) -> str | None:
-    """The axis of the steps: a pattern's are its queries."""
+    """The name of the time axis: "query" in a pattern, "step" elsewhere."""
     return next((axis for axis in ("step", "query") if axis in axes), None)
 
 
 def _chosen(sites: object, names: Iterable[str], path: object) -> list[str]:
-    """The full names that full or short ones stand for in a file."""
+    """The full names in a file that match full or short ones."""
     found: set[str] = set()
     for site in names_once("sites", sites):
         asked = named(site)

@@ -1,7 +1,7 @@
-"""The residual stream taken apart: what each part of the model wrote into it, its states, and what each state says.
+"""Decomposition of the residual stream: what each part of the model writes, the stream's states, and their logits.
 
-The stream is a sum. It starts as the embedding of the codes and of the positions, and every block adds what its
-attention, cross-attention and MLP put out. `ActivationCache` carries the verbs; the sums and the reading are here.
+The stream is a sum. It starts as the sum of the code and position embeddings, and every block adds the outputs of its
+attention, cross-attention and MLP. The methods are on `ActivationCache`; the computation is here.
 """
 
 import weakref
@@ -26,20 +26,20 @@ from audiolens.model.weights import unembeddings
 if TYPE_CHECKING:
     from audiolens.cache.activation_cache import ActivationCache
 
-# What a block adds to the stream, in the model's order, and the state that follows where the block goes on.
+# What a block adds to the stream, in the model's order, and the state that follows inside the block.
 _PARTS = {"attn_out": "resid_mid", "cross_attn_out": "resid_cross", "mlp_out": None}
 
 
 @dataclass(frozen=True)
 class Stream:
-    """What is added up in a model's residual stream: `n_layers` blocks, each adding `parts` in this order."""
+    """The terms of a model's residual stream: `n_layers` blocks, each of which adds `parts` in this order."""
 
     n_layers: int
     parts: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if self.n_layers < 1 or not self.parts or not set(self.parts) <= set(_PARTS):
-            raise InputError(f"a stream of {self.n_layers} blocks that add {self.parts}: expected some of {[*_PARTS]}.")
+            raise InputError(f"stream of {self.n_layers} blocks with parts {self.parts}: expected some of {[*_PARTS]}.")
 
     @classmethod
     def of(cls, traced: TracedModel) -> "Stream":
@@ -47,17 +47,17 @@ class Stream:
         return cls(traced.config.n_layers, parts)
 
     def links(self) -> list[tuple[str, str, str]]:
-        """The sums of a block, in its order: a state, the part added to it, and the state that they make."""
+        """The sums in a block, in order: a state, the part added to it, and the resulting state."""
         states = ["resid_pre", *(_PARTS[part] or "resid_post" for part in self.parts)]
         return list(zip(states, self.parts, states[1:], strict=False))
 
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """From the stream to logits: the final norm, then one head "d_model vocab" a codebook.
+    """The map from the residual stream to logits: the final norm, then one head "d_model vocab" per codebook.
 
-    The model's own tensors, not copies, and only these: a cache that holds them keeps no module of the model alive, and
-    knows its `model` only as long as others do.
+    It holds only these tensors of the model, without copying them, so a cache with a readout keeps no module alive; it
+    knows its `model` only as long as something else holds that.
     """
 
     weight: Float[Tensor, " d_model"]
@@ -82,7 +82,7 @@ class Readout:
         return "" if model is None else weights_hash(model)
 
     def logits(self, states: Float[Tensor, "*rows step d_model"]) -> Float[Tensor, "*rows codebook step vocab"]:
-        """On the model's device and in its dtype, as the model would; given back on the states' device."""
+        """The logits, computed on the model's device and in its dtype, and returned on the device of the states."""
         states_there = states.to(self.weight.device, self.weight.dtype)
         normed = F.layer_norm(states_there, [len(self.weight)], self.weight, self.bias, self.eps)
         return torch.stack([normed @ head for head in self.heads], dim=-3).to(states.device)
@@ -91,10 +91,10 @@ class Readout:
 @guarded
 @dataclass(frozen=True, eq=False)
 class Components(AsArray):
-    """Parts (or states) of the residual stream: `values` is "component row step d_model", `labels` names them.
+    """Components (or states) of the residual stream: `values` is "component row step d_model", `labels` names them.
 
-    Labels are TransformerLens's: "embed", "3_attn_out", "3_pre", "final_post". With both branches recorded a
-    "branch" axis follows the first; without steps (a cache reduced over time) the "step" axis is missing.
+    Labels follow TransformerLens: "embed", "3_attn_out", "3_pre", "final_post". If both branches were recorded, a
+    "branch" axis follows the first axis; if the cache was reduced over time, there is no "step" axis.
     """
 
     values: Float[Tensor, "component ..."]
@@ -111,7 +111,7 @@ class Components(AsArray):
 
     @property
     def instead(self) -> str:
-        """What to give where one tensor is expected."""
+        """What to pass instead where a single tensor is expected."""
         return "give its values, or one component, parts['3_attn_out']."
 
     def __getitem__(self, label: str) -> Float[Tensor, "..."]:
@@ -127,12 +127,12 @@ class Components(AsArray):
 
 
 def equipped(cache: "ActivationCache", traced: TracedModel) -> "ActivationCache":
-    """The cache with what it needs to be taken apart and read out."""
+    """The cache with the `stream` and `readout` that decomposition and the logit lens need."""
     return replace(cache, stream=Stream.of(traced), readout=Readout.of(traced))
 
 
 def decompose(cache: "ActivationCache", layer: int | None) -> Components:
-    """What was written into the stream below a block."""
+    """The components written into the stream before a block."""
     what = f"decompose_resid({'' if layer is None else layer})"
     stream, end = _checked(cache, layer, what)
     apart = ("hook_embed", "hook_pos_embed")
@@ -171,22 +171,22 @@ def below(cache: "ActivationCache", layer: int | None, what: str) -> int:
 def logit_lens(
     cache: "ActivationCache", traced: TracedModel | None, site: str, layers: int | Sequence[int] | None
 ) -> Float[Tensor, "layer ..."]:
-    """What the stream says at some blocks: their logits, had the model ended there."""
+    """The logits of the stream at some blocks, as if the model ended there."""
     readout = cache.readout if traced is None else Readout.of(traced)
     if readout is None:
         raise InputError(
-            "this cache holds no final norm and no heads (a file never does): give the lens of the model it was "
-            "recorded from, cache.logit_lens(lens)."
+            "this cache has no final norm and heads (a file never does): give a lens on the model it was recorded "
+            "from, cache.logit_lens(lens)."
         )
     if traced is not None and cache.model and cache.model != traced.name:
         raise InputError(
-            f"this cache was recorded from {cache.model!r}, and the lens is of {traced.name!r}: give the lens of the "
+            f"this cache was recorded from {cache.model!r}, but the lens is on {traced.name!r}: give a lens on the "
             "model it was recorded from, opened under the same name."
         )
     if cache.reduce == "max":
         raise InputError("reduce='max' keeps no state of the stream: record steps, or reduce='mean' or 'last'.")
     if not named(site).short.startswith("resid_"):
-        raise SiteError(f"site={site!r} is no state of the residual stream: use resid_pre, resid_mid or resid_post.")
+        raise SiteError(f"site={site!r} is not a state of the residual stream: use resid_pre, resid_mid or resid_post.")
     chosen = cache.layers(site) if layers is None else cache.numbered(layers)
     if not cache.layers(site):
         raise SiteError(f"site {site!r} was not recorded. Recorded: {shortened(cache.tensors)}.")
@@ -196,13 +196,13 @@ def logit_lens(
     for layer in chosen:
         states = cache[site, layer]
         if states.shape[-1] != len(readout.weight):
-            raise InputError(f"the cache is {states.shape[-1]} wide, the lens's model {len(readout.weight)}.")
+            raise InputError(f"the cache has width {states.shape[-1]}, the lens's model {len(readout.weight)}.")
         read.append(readout.logits(states) if cache.reduce is None else readout.logits(states[..., None, :])[..., 0, :])
     return torch.stack(read)
 
 
 def _checked(cache: "ActivationCache", layer: int | None, what: str) -> tuple[Stream, int]:
-    """As `_blocks`, of a cache whose values add up."""
+    """As `_blocks`, for a cache whose values add up."""
     found = _blocks(cache, layer, what)
     if cache.reduce == "max":
         raise InputError(f"{what}: a sum of maxima is not the maximum of the sum. Record steps, or reduce='mean'.")
@@ -210,7 +210,7 @@ def _checked(cache: "ActivationCache", layer: int | None, what: str) -> tuple[St
 
 
 def _blocks(cache: "ActivationCache", layer: int | None, what: str) -> tuple[Stream, int]:
-    """The model's blocks, and the one before which to stop."""
+    """The model's stream, and the block before which to stop."""
     stream = cache.stream
     if stream is None:
         raise InputError(f"{what}: this cache does not know its model's blocks. Record it with a lens.")
@@ -225,7 +225,7 @@ def _blocks(cache: "ActivationCache", layer: int | None, what: str) -> tuple[Str
 
 
 def _before(cache: "ActivationCache", block: int) -> str:
-    """Where the state that a block reads was recorded: at its door, or at the one before's."""
+    """The site with the input of a block: its own `resid_pre`, or the `resid_post` of the block before."""
     name = f"blocks.{block}.hook_resid_pre"
     return name if not block or name in cache.tensors else f"blocks.{block - 1}.hook_resid_post"
 
@@ -240,14 +240,14 @@ def _collected(cache: "ActivationCache", names: dict[str, str], what: str) -> Co
     missing = [name for name in names.values() if name not in cache.tensors]
     if missing:
         raise SiteError(
-            f"{what} needs what was not recorded: {shortened(missing, 4)}. Record sites={_recipe(names.values())}."
+            f"{what}: these sites were not recorded: {shortened(missing, 4)}. Record sites={_recipe(names.values())}."
         )
-    # Positions come once for all rows.
+    # The position embeddings have a single row, shared by all.
     parts = torch.broadcast_tensors(*(cache.tensors[name] for name in names.values()))
     return Components(torch.stack(parts), tuple(names))
 
 
 def _recipe(names: Iterable[str]) -> list[str]:
-    """The sites to record: short names, but for the start of the stream, which only one block has."""
+    """The sites to record: short names, except for the start of the stream, which exists at block 0 only."""
     start = "blocks.0.hook_resid_pre"
     return list(dict.fromkeys(name if name == start else Site.of(name).short for name in names))

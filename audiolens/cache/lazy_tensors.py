@@ -1,7 +1,6 @@
-"""A cache's file: its tensors and their labels, written whole, and read one by one when they are first asked for.
+"""The file of an `ActivationCache`: tensors and labels are written atomically, and each tensor is read on first use.
 
-`ActivationCache` saves and loads with it. A loaded cache is cut and moved without a read, too: what is done to a
-tensor waits until the tensor is wanted.
+Slicing or moving a loaded cache reads nothing either: the change is applied to a tensor when it is first used.
 """
 
 import os
@@ -30,9 +29,9 @@ _NORMS = "norms/"
 
 
 class Stored(Mapping[str, Tensor]):
-    """Tensors by name, each read at its first use and then held. `outlines` are their shapes, as tensors without data.
+    """Tensors by name, each read on first use and then kept. `outlines` gives their shapes, as tensors without data.
 
-    A copy, or a pickle for another process, holds the tensors themselves.
+    A copy, or a pickle for another process, contains the tensors themselves.
     """
 
     def __init__(self, outlines: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
@@ -60,31 +59,31 @@ class Stored(Mapping[str, Tensor]):
         return dict, (dict(self.items()),)
 
     def some(self, names: Sequence[str], under: str = "") -> "Stored":
-        """Those of these names, which the file has under a prefix."""
+        """The tensors with these names, which have the prefix `under` in the file."""
         return Stored({name: self.outlines[under + name] for name in names}, lambda name: self._once(under + name))
 
     def changed(self, change: Change) -> "Stored":
-        """The same after a change, which the outlines meet now and each tensor when it is read."""
+        """These tensors after a change, applied to the outlines now and to each tensor when it is read."""
         outlines = {name: change(outline, name) for name, outline in self.outlines.items()}
         return Stored(outlines, lambda name: change(self._once(name), name))
 
     def _once(self, name: str) -> Tensor:
-        """For another that will hold its own: nothing more is held here."""
+        """A tensor for another `Stored`, which keeps its own: it is not kept here."""
         return self._held[name] if name in self._held else self._read(name)
 
 
 def outlines(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors as far as their shapes go, without a read."""
+    """Tensors with the right shapes, without reading any data."""
     return tensors.outlines if isinstance(tensors, Stored) else tensors
 
 
 def some(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Mapping[str, Tensor]:
-    """Those of these names."""
+    """The tensors with these names."""
     return tensors.some(names) if isinstance(tensors, Stored) else {name: tensors[name] for name in names}
 
 
 def changed(tensors: Mapping[str, Tensor], change: Change) -> Mapping[str, Tensor]:
-    """Every tensor changed; stored ones when they are read."""
+    """Every tensor after a change; stored tensors are changed when they are read."""
     if isinstance(tensors, Stored):
         return tensors.changed(change)
     return {name: change(tensor, name) for name, tensor in tensors.items()}
@@ -140,10 +139,10 @@ def opened(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], labels: Mapping[str, Any]) -> Path:
-    """Write one safetensors file with the labels in its header; an existing file is replaced whole.
+    """Write one safetensors file, with the labels in its header; an existing file is replaced atomically.
 
     Raises:
-        InputError: if the place cannot be written, or something other than a file has the name.
+        InputError: if the file cannot be written, or if something other than a file has this name.
     """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with written(path) as made:
@@ -152,16 +151,16 @@ def write(path: Path, tensors: Mapping[str, Tensor], labels: Mapping[str, Any]) 
 
 
 def read(path: str | os.PathLike[str], format_: str, unsealed: str) -> tuple[dict[str, Any], Stored]:
-    """The labels of a file, and its tensors, of which none is read yet; in the `unsealed` format they have no hashes.
+    """The labels of a file, and its tensors, none of which is read yet; the `unsealed` format has no hashes.
 
     Raises:
-        InputError: if it is no file of these formats, or not a whole one; from a read, if the tensor is damaged.
+        InputError: if it is not a complete file of either format; when a tensor is read, if it is damaged.
     """
-    # A later change of the working directory must not lead elsewhere.
+    # An absolute path, so that a later change of the working directory does not matter.
     place = Path(path).absolute()
     if not place.exists():
         raise InputError(f"{path}: no such file.")
-    # Before the header: what is written in between is then another file.
+    # Taken before the header is read, so that a write in between is noticed.
     stamp = _stamp(place)
     header = read_header(place)
     labels = json_of(place, header.metadata.get(integrity.HEADER, "null"))
@@ -180,7 +179,7 @@ def read(path: str | os.PathLike[str], format_: str, unsealed: str) -> tuple[dic
 
 @dataclass(frozen=True)
 class _Source:
-    """A file as it was when it was opened; it is opened again for each tensor, and nothing holds it in between."""
+    """A file as it was when first opened; it is reopened for each tensor, and not kept open in between."""
 
     path: Path
     stamp: tuple[int, ...]
@@ -194,11 +193,11 @@ class _Source:
         except Exception as error:
             raise InputError(
                 f"{name} cannot be read: {self.path} is gone, or no longer readable ({error}). A loaded cache reads "
-                "each tensor when it is first asked for: keep the file in place, or ask before it goes."
+                "each tensor on first use: keep the file in place until then."
             ) from None
         if found is None:
             raise InputError(
-                f"{name} cannot be read: {self.path} was written anew after this cache was loaded. Load it again."
+                f"{name} cannot be read: {self.path} was rewritten after this cache was loaded. Load it again."
             )
         if self.sealed is not None:
             integrity.check_tensor(self.path, self.sealed, name, found)

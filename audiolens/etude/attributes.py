@@ -1,7 +1,7 @@
-"""The musical attributes that étude was taught: their ranges, their poles, and how they are drawn.
+"""The musical attributes that étude was trained on: their ranges, their poles, and how they are sampled.
 
-Every attribute is drawn independently of every other, so no label (and no word of a caption) tells another.
-`synth` turns attributes into sound, `captions` into words.
+All attributes are sampled independently, so no label (and no word in a caption) predicts another.
+`synth` turns attributes into sound, and `captions` turns them into words.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ INSTRUMENTS = ("pluck", "organ", "strings", "bells")
 MODES = ("minor", "major")
 METERS = (3, 4)
 TONICS = (0, 2)
-"""C and D: neither is the tonic of the other's relative minor, so pitch content alone tells the mode."""
+"""C and D: neither is the tonic of the other's relative minor, so pitch content alone determines the mode."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """A continuous attribute: its limits, its scale, and the outer shares that words call its two poles."""
+    """A continuous attribute: its limits, its scale, and the share at each end that words name as a pole."""
 
     low: float
     high: float
@@ -30,19 +30,19 @@ class Range:
     pole_share: float = 0.3
 
     def at(self, position: float) -> float:
-        """The value at `position` in [0, 1] of the range."""
+        """The value at a `position` in [0, 1] along the range."""
         if self.log:
             return float(self.low * (self.high / self.low) ** position)
         return float(self.low + (self.high - self.low) * position)
 
     def position(self, value: float) -> float:
-        """Where `value` lies in the range, 0 to 1: the inverse of `at`."""
+        """The position of `value` in the range, from 0 to 1: the inverse of `at`."""
         if self.log:
             return float(np.log(value / self.low) / np.log(self.high / self.low))
         return float((value - self.low) / (self.high - self.low))
 
     def level(self, value: float) -> str:
-        """`"low"`, `"mid"` or `"high"`: which words fit `value`."""
+        """The level of words that fit `value`: `"low"`, `"mid"` or `"high"`."""
         position = self.position(value)
         if position < self.pole_share:
             return "low"
@@ -69,7 +69,7 @@ CONCEPTS: Mapping[str, str] = MappingProxyType(
         "instrument": "instrument",
     }
 )
-"""Concept (what a prompt names) -> the attribute that carries it."""
+"""Concept (as named in prompts) -> the attribute that it describes."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ class Attributes:
     """What one clip sounds like.
 
     Attributes:
-        tempo_bpm: beats a minute; a kick drum marks every beat.
-        centroid_hz: brightness, as the spectral centroid that the harmonics' decay and a tilt filter bring about.
+        tempo_bpm: beats per minute; a kick drum marks every beat.
+        centroid_hz: brightness, as the spectral centroid; it is set by the decay of the harmonics and a tilt filter.
         register_midi: the middle of the melody, as a MIDI note number.
-        instrument: who plays the melody, one of `INSTRUMENTS`.
+        instrument: the instrument that plays the melody, one of `INSTRUMENTS`.
         mode: `"major"` or `"minor"`.
-        density: melody notes a beat, 0.6 to 2.
-        meter: beats a bar, 3 or 4; never named in captions.
-        loudness_dbfs: root mean square of the clip, dB relative to full scale.
+        density: melody notes per beat, 0.6 to 2.
+        meter: beats per bar, 3 or 4; never named in captions.
+        loudness_dbfs: root mean square of the clip, in dB relative to full scale.
         tonic: pitch class of the key, 0 = C; never named in captions.
     """
 
@@ -100,20 +100,20 @@ class Attributes:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, **fixed: Any) -> Attributes:
-        """Draw every attribute independently (continuous ones uniformly on their scale); `fixed` ones are given."""
+        """Sample every attribute independently (continuous ones uniformly on their scale), except those in `fixed`."""
         drawn: dict[str, Any] = {name: span.at(rng.random()) for name, span in RANGES.items()}
         for name, choices in (("instrument", INSTRUMENTS), ("mode", MODES), ("meter", METERS), ("tonic", TONICS)):
             drawn[name] = choices[rng.integers(len(choices))]
         return replace(cls(**drawn), **fixed)
 
     def level(self, concept: str) -> str:
-        """The level of `concept` that words can name: low, mid, high, or the category itself."""
+        """The level of `concept` that a caption can name: "low", "mid", "high", or the category itself."""
         name = CONCEPTS[concept]
         value = getattr(self, name)
         return RANGES[name].level(value) if name in RANGES else str(value)
 
     def targets(self) -> Iterator[tuple[str, float]]:
-        """Every attribute as numbers in about [-1, 1], one-hot for the instrument: what a regression head learns."""
+        """Regression targets: every attribute as numbers in about [-1, 1], with the instrument one-hot."""
         for name, span in RANGES.items():
             yield name, 2 * span.position(getattr(self, name)) - 1
         yield "mode", 1.0 if self.mode == "major" else -1.0
@@ -121,5 +121,5 @@ class Attributes:
             yield instrument, 1.0 if self.instrument == instrument else -1.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for a table or JSON."""
+        """The attributes as plain values, for a table or JSON."""
         return asdict(self)

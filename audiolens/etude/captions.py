@@ -1,7 +1,7 @@
-"""Words for attributes: a grammar of captions with many synonyms, in which each attribute is named only sometimes.
+"""Captions for attributes: a grammar with many synonyms, in which each attribute is named only sometimes.
 
-Whether an attribute is named never depends on its value, so what is left unnamed keeps its whole range: captions
-that name nothing ("a little tune with drums") are the neutral prompts.
+Whether an attribute is named never depends on its value, so an unnamed attribute can have any value in its range.
+Captions that name nothing ("a little tune with drums") serve as neutral prompts.
 """
 
 from __future__ import annotations
@@ -98,20 +98,20 @@ ENDINGS = (
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption and what it names: concept -> level, for every concept that some word of it tells."""
+    """A caption, and what it names: concept -> level, for every concept that one of its words describes."""
 
     text: str
     named: Mapping[str, str]
 
 
 def caption(attributes: Attributes, rng: np.random.Generator, named_share: float = NAMED_SHARE) -> Caption:
-    """Write a caption of `attributes`: each concept is named with probability `named_share`, as adjective or phrase."""
+    """Write a caption for `attributes`, naming each concept with probability `named_share`, as adjective or phrase."""
     named = {concept: attributes.level(concept) for concept in CONCEPTS if rng.random() < named_share}
     return Caption(write(named, rng), named)
 
 
 def write(named: Mapping[str, str], rng: np.random.Generator) -> str:
-    """A caption that names exactly `named` (concept -> level) among neutral words, in a random order and wording."""
+    """A caption that names exactly `named` (concept -> level) among neutral words, with random order and wording."""
     adjectives, phrases = [], []
     for concept, level in named.items():
         if rng.random() < 0.5:
@@ -128,7 +128,7 @@ def write(named: Mapping[str, str], rng: np.random.Generator) -> str:
 
 
 def vocabulary() -> list[str]:
-    """Every word that a caption can hold, sorted: the tokenizer's words."""
+    """Every word that a caption can contain, sorted: the vocabulary of the tokenizer."""
     texts = [*NEUTRAL_ADJECTIVES, *NOUNS, *OPENINGS, *ENDINGS]
     for grammar in (ADJECTIVES, PHRASES):
         texts += [text for levels in grammar.values() for wording in levels.values() for text in wording]

@@ -1,13 +1,13 @@
 """The synthesiser étude was trained on: short labelled clips from explicit musical attributes and a seed.
 
 It is also the project's labelled data set: `labelled_clips(n, seed)` yields sound, attributes (the exact labels, for
-probing and for calibrating measures) and a caption, in the manner of SynTheory (Wei et al., ISMIR 2024).
+probing and for calibrating measures) and a caption, in the style of SynTheory (Wei et al., ISMIR 2024).
 
-A clip is drums (a kick with a click on every beat, a snare on the weak ones), bass, chords and a melody. Notes are
-read from one-period wavetables; brightness sets the decay of the harmonics, then the whole mix is tilted until its
-spectral centroid is the one asked for: it means the same for every instrument, register and tempo. Kick and bass have
-the same energy a second at every tempo: were fast music fuller of them, a model that is asked for fast would play
-darker too, for guidance amplifies what goes together.
+A clip consists of drums (a kick with a click on every beat, a snare on the weak beats), bass, chords and a melody.
+Notes are read from one-period wavetables. Brightness sets the decay of the harmonics; the whole mix is then tilted
+until its spectral centroid is the requested one, so that brightness means the same for every instrument, register and
+tempo. Kick and bass have the same energy per second at every tempo. Otherwise fast music would contain more of them,
+and a model asked for fast music would also play darker, because guidance amplifies correlated attributes.
 """
 
 from __future__ import annotations
@@ -28,28 +28,29 @@ CLIP_SECONDS = 5.12
 TABLE_SIZE = 2048
 MELODY_LEVEL = 2.2
 KIT_SEED = 7
-"""Of the noise in the drums: one recorded kit, so that every stroke of a kind is the same sound."""
+"""The seed of the drum noise: fixed like one recorded kit, so that every stroke of a kind sounds the same."""
 
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 CHORD_DEGREES = (0, 0, 0, 3, 4)
-"""Mostly the tonic's own chord, whose third is the mode; never the sixth, which is the other mode's tonic."""
+"""Mostly the tonic chord, whose third determines the mode; never the sixth, which is the tonic of the other mode."""
 PAD_LEVEL = 0.25
 PAD_MIDI = 62
-"""Where chords lie: high enough that the codec tells a third from its neighbour, below most melodies."""
+"""The pitch of the chords: high enough for the codec to distinguish major and minor thirds, but below most melodies."""
 EVEN_BEAT_SECONDS = 0.5
-"""The beat at which a kick has its plain level; slower ones are louder, for the same energy a second."""
+"""The beat length at which a kick has unit level; kicks on longer beats are louder, for the same energy per second."""
 BASS_DECAY_BEATS = 0.4
 NOISE_SLOPE = 0.4
-"""Of drum noise, as a share of the slope of the notes' harmonics: strokes are brighter than notes, but not by far."""
+"""The spectral slope of drum noise, as a share of that of the notes' harmonics: drums are only a little brighter."""
 BELL_PARTIALS = ((1.0, 1.0), (2.76, 0.6), (5.40, 0.35), (8.93, 0.2))
-"""(frequency ratio, amplitude) of a struck bar's modes (Fletcher and Rossing, The Physics of Musical Instruments)."""
+"""(frequency ratio, amplitude) of the modes of a struck bar (Fletcher and Rossing, The Physics of Musical
+Instruments)."""
 
 Sound = Float[np.ndarray, " sample"]
 
 
 @dataclass(frozen=True)
 class LabelledClip:
-    """One clip with everything known about it: the labels are exact, the caption names some of them."""
+    """One clip and everything known about it: the labels are exact, and the caption names some of them."""
 
     audio: Sound
     sample_rate: int
@@ -59,28 +60,29 @@ class LabelledClip:
 
 
 def labelled_clips(n: int, seed: int = 0, seconds: float = CLIP_SECONDS, **fixed: object) -> Iterator[LabelledClip]:
-    """Yield `n` labelled clips; clip i depends on (`seed`, i) alone. `fixed` attributes are held, the rest drawn."""
+    """Yield `n` labelled clips; clip i depends only on (`seed`, i). Attributes in `fixed` are not sampled."""
     for index in range(n):
         yield labelled_clip(index, seed, seconds, **fixed)
 
 
 def labelled_clip(index: int, seed: int = 0, seconds: float = CLIP_SECONDS, **fixed: object) -> LabelledClip:
-    """Clip `index` of the set `seed`: what `labelled_clips` yields there."""
+    """Clip `index` of the set `seed`, the same as `labelled_clips` yields."""
     attributes, words, rng = label(index, seed, **fixed)
     return LabelledClip(render(attributes, rng, seconds), SAMPLE_RATE, attributes, words, index)
 
 
 def label(index: int, seed: int = 0, **fixed: object) -> tuple[Attributes, Caption, np.random.Generator]:
-    """Attributes and caption of a clip without rendering it, and the random generator that `render` goes on with."""
+    """The attributes and caption of a clip that is not rendered, and the random generator that `render` continues."""
     rng = np.random.default_rng([seed, index])
     attributes = Attributes.draw(rng, **fixed)
     return attributes, caption(attributes, rng), rng
 
 
 def render(attributes: Attributes, seed: int | np.random.Generator, seconds: float = CLIP_SECONDS) -> Sound:
-    """Render `attributes` as mono sound at `SAMPLE_RATE`, the same for the same seed.
+    """Render `attributes` as mono sound at `SAMPLE_RATE`; the same seed gives the same sound.
 
-    The clip starts anywhere within a bar. Its root mean square is exactly `loudness_dbfs` unless a peak would clip.
+    The clip starts at a random point in a bar. Its root mean square is exactly `loudness_dbfs`, unless a peak would
+    clip.
     """
     rng = np.random.default_rng(seed)
     n_samples = round(seconds * SAMPLE_RATE)
@@ -92,12 +94,12 @@ def render(attributes: Attributes, seed: int | np.random.Generator, seconds: flo
 
 
 def bar_start(attributes: Attributes, rng: np.random.Generator) -> float:
-    """How many seconds before the clip its first bar began: the first thing that `render` draws from `rng`."""
+    """The time in seconds from the start of the first bar to the start of the clip; `render` samples it first."""
     return rng.random() * attributes.meter * 60 / attributes.tempo_bpm
 
 
 class _Score:
-    """The notes of one clip: when beats fall, which chord sounds, what the melody does."""
+    """The score of one clip: the times of its beats, its chords, and its melody."""
 
     def __init__(self, attributes: Attributes, rng: np.random.Generator, seconds: float) -> None:
         self.a, self.rng = attributes, rng
@@ -111,7 +113,7 @@ class _Score:
         self.rolloff = 1.6 - 0.9 * RANGES["centroid_hz"].position(attributes.centroid_hz)
 
     def pitch(self, degree: int, near_midi: float) -> float:
-        """The scale `degree` (0 = tonic) in the octave nearest to `near_midi`, as a MIDI note."""
+        """The MIDI note of a scale `degree` (0 = tonic), in the octave nearest to `near_midi`."""
         octave, step = divmod(int(degree), 7)
         midi = self.a.tonic + 12 * octave + SCALES[self.a.mode][step]
         return midi + 12 * round((near_midi - midi) / 12)
@@ -200,7 +202,7 @@ def _compress(sound: Sound, crest: float = 4.0) -> Sound:
 
 
 def _tilt_to(sound: Sound, centroid_hz: float) -> Sound:
-    """Filter by (1 + f / 500 Hz) ** a, without phase, with the a that brings the mean centroid to `centroid_hz`."""
+    """Apply the zero-phase filter (1 + f / 500 Hz) ** a, with a such that the mean centroid is `centroid_hz`."""
     n_fft = 1024
     frames = np.lib.stride_tricks.sliding_window_view(sound, n_fft)[:: n_fft // 2]
     magnitude = np.abs(np.fft.rfft(frames * np.hanning(n_fft), axis=-1)) + 1e-9
@@ -257,7 +259,7 @@ def _wavetable(instrument: str, frequency_hz: float, rolloff: float) -> Float[np
     elif instrument == "bass":
         amplitude = amplitude / h**0.6
     spectrum = np.zeros(TABLE_SIZE // 2 + 1, dtype=complex)
-    # quadratic phases (Schroeder) keep the crest factor low: a codec hears the tone, not one spike a period
+    # Quadratic phases (Schroeder) keep the crest factor low: the codec gets a tone, not one spike per period.
     spectrum[1 : len(h) + 1] = amplitude * np.exp(-1j * np.pi * h * (h - 1) / len(h))
     table = np.fft.irfft(spectrum, TABLE_SIZE)
     return table / np.sqrt(2 * np.mean(table**2))

@@ -1,1 +1,1 @@
-"""Files: written whole or not at all (`atomic`), read within bounds (`bounded`), and hashed (`integrity`)."""
+"""Files: written atomically (`atomic`), read within limits (`bounded`), and hashed (`integrity`)."""

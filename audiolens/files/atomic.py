@@ -1,9 +1,8 @@
-"""Files: everything written here is there whole or not at all, and nowhere but under the name that was asked for.
+"""Atomic writes: a file or folder appears complete under its name, or not at all.
 
-A writer makes a file or folder under a random name that nothing has yet, in the folder it is for, and then gives it
-its name: what a link of that folder points to is never opened, and a run that is killed leaves the old file. A link,
-device, pipe or socket is never replaced. `put` takes bytes, `written` is for libraries that want a path, `new_folder`
-for folders.
+A writer creates the file or folder under an unused random name in the target folder, and then renames it. So it never
+opens what a link in that folder points to, and a run that is killed leaves the old file intact. A link, device, pipe or
+socket is never replaced. `put` takes bytes, `written` is for libraries that need a path, `new_folder` is for folders.
 """
 
 import os
@@ -19,15 +18,15 @@ from safetensors import SafetensorError
 from audiolens.errors import InputError, InputTypeError, StoppedError
 
 UNFINISHED = ".unfinished-"
-"""How the name of what is being written begins."""
+"""The start of the temporary name of a file or folder that is being written."""
 
 
 def put(path: Path, content: bytes) -> Path:
-    """Write a file into a folder that is there; it replaces an older one, also if the power fails, whole or not at all.
+    """Write a file into an existing folder, replacing any older file completely or not at all, even if the power fails.
 
     Raises:
-        InputError: if something other than a file has the name.
-        StoppedError: if the folder is gone.
+        InputError: if something other than a file has this name.
+        StoppedError: if the folder no longer exists.
         OSError: if it cannot be written.
     """
     refuse_special(path)
@@ -49,10 +48,10 @@ def put(path: Path, content: bytes) -> Path:
 
 @contextmanager
 def written(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Where a library is to write a file, which takes the name `path` when the block ends well; folders are made.
+    """A temporary path for a library to write to, renamed to `path` if the block succeeds; missing folders are created.
 
     Raises:
-        InputError: if something other than a file has the name, or it cannot be written.
+        InputError: if something other than a file has this name, or if it cannot be written.
     """
     target = as_path(path)
     refuse_special(target)
@@ -66,10 +65,10 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(place: Path) -> Iterator[Path]:
-    """An empty folder that takes the name `place`, in a folder that is there, when the block ends well.
+    """An empty folder, inside an existing one, that is renamed to `place` if the block succeeds.
 
     Raises:
-        InputError: if something other than an empty folder has the name.
+        InputError: if something other than an empty folder has this name.
         OSError: if it cannot be written.
     """
     refuse_taken(place)
@@ -83,7 +82,7 @@ def new_folder(place: Path) -> Iterator[Path]:
 
 @contextmanager
 def aside(folder: Path, mark: str = UNFINISHED) -> Iterator[Path]:
-    """A new, empty folder inside another one for as long as the block runs; its name begins with `mark`."""
+    """A temporary empty folder inside another one, removed when the block ends; its name begins with `mark`."""
     work = folder / _unfinished(mark)
     os.mkdir(work)
     try:
@@ -94,10 +93,10 @@ def aside(folder: Path, mark: str = UNFINISHED) -> Iterator[Path]:
 
 @contextmanager
 def refused(path: Path) -> Iterator[None]:
-    """Say which file or folder cannot be written.
+    """Turn write errors into errors that name the file or folder.
 
     Raises:
-        InputError: in the place of what the system, or safetensors, raises.
+        InputError: instead of any error from the operating system or safetensors.
     """
     try:
         yield
@@ -108,10 +107,10 @@ def refused(path: Path) -> Iterator[None]:
 
 
 def as_path(path: object) -> Path:
-    """A path from what a caller gave as one.
+    """A path from a caller's argument.
 
     Raises:
-        InputTypeError, InputError: if it is none.
+        InputTypeError, InputError: if it is not a valid path.
     """
     if not isinstance(path, str | os.PathLike):
         raise InputTypeError(f"path={path!r}: expected the name of a file or folder.")
@@ -121,29 +120,29 @@ def as_path(path: object) -> Path:
 
 
 def refuse_special(path: Path) -> None:
-    """Refuse to write a file where a folder, link, device, pipe or socket has the name.
+    """Refuse to write a file where a folder, link, device, pipe or socket has its name.
 
     Raises:
-        InputError: saying what is there.
+        InputError: saying what has the name.
     """
     kind = _kind(path)
     if kind == "folder":
         raise InputError(f"{path} is a folder: give the name of a file, such as {path / 'directions.safetensors'}.")
     if kind not in (None, "file"):
-        raise InputError(f"{path} is a {kind}, and only a file is replaced: give another name, or remove it first.")
+        raise InputError(f"{path} is a {kind}, and only files are replaced: give another name, or remove it first.")
 
 
 def refuse_taken(place: Path) -> None:
-    """Refuse to make a folder where anything but an empty folder has the name.
+    """Refuse to create a folder where anything but an empty folder has its name.
 
     Raises:
-        InputError: saying what is there.
+        InputError: saying what has the name.
     """
     kind = _kind(place)
     if kind == "folder" and any(place.iterdir()) or kind == "file":
-        raise InputError(f"{place} exists and is not an empty folder: choose another, or remove it.")
+        raise InputError(f"{place} exists and is not an empty folder: choose another name, or remove it.")
     if kind not in (None, "folder"):
-        raise InputError(f"{place} is a {kind}, and no folder can take its place: choose another name.")
+        raise InputError(f"{place} is a {kind}, which a folder cannot replace: choose another name.")
 
 
 def refuse_misplaced(files: Iterable[Path], folders: Iterable[Path] = ()) -> None:
@@ -163,10 +162,10 @@ def refuse_misplaced(files: Iterable[Path], folders: Iterable[Path] = ()) -> Non
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse a folder that holds anything but files and folders: whoever made it may lead out of it by a link.
+    """Refuse a folder that contains anything but files and folders: a link in an untrusted folder may lead outside it.
 
     Raises:
-        InputError: naming the first link, device, pipe or socket, or a folder that cannot be looked into.
+        InputError: naming the first link, device, pipe or socket, or a folder that cannot be read.
     """
     inside = [folder]
     while inside:
@@ -178,21 +177,21 @@ def refuse_links(folder: Path) -> None:
                         inside.append(Path(entry.path))
                     elif not entry.is_file(follow_symlinks=False):
                         raise InputError(
-                            f"{entry.path} is a {_kind(Path(entry.path))}, and {folder} may hold nothing but files and "
+                            f"{entry.path} is a {_kind(Path(entry.path))}, and {folder} may contain only files and "
                             "folders: remove it, or choose another folder."
                         )
         except FileNotFoundError:
-            # What another process was writing there has its own name by now.
+            # Another process was writing this folder, and has renamed it by now.
             continue
         except OSError as error:
             raise InputError(f"{here} cannot be read: {error.strerror or error}.") from None
 
 
 def inside(folder: Path, name: object) -> Path:
-    """A folder inside another one, by a name that came from a file.
+    """The path of a folder inside another one, given a name that was read from a file.
 
     Raises:
-        InputError: if the name leads elsewhere, or is that of a link.
+        InputError: if the name leads outside the folder, or is that of a link.
     """
     if not is_name(name):
         raise InputError(f"{name!r} cannot name a folder in {folder}: expected a name without a path.")
@@ -203,12 +202,12 @@ def inside(folder: Path, name: object) -> Path:
 
 
 def is_name(name: object) -> bool:
-    """Whether this is the name of something inside a folder, and no path out of it."""
+    """Whether this is a plain name inside a folder, and not a path that could lead out of it."""
     return isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\\", "\0"} & {*name}
 
 
 def remove(entry: Path) -> None:
-    """Remove a file, a link or a whole folder; what a link points to stays."""
+    """Remove a file, a link or a whole folder; the target of a link is kept."""
     if entry.is_dir() and not entry.is_symlink():
         shutil.rmtree(entry)
     else:
@@ -216,7 +215,7 @@ def remove(entry: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes left in a folder that no other process writes to."""
+    """Remove the temporary files that killed processes left in a folder; no other process may be writing there."""
     for leftover in folder.glob(f"{UNFINISHED}*"):
         remove(leftover)
 
@@ -226,13 +225,13 @@ def _unfinished(mark: str = UNFINISHED) -> str:
 
 
 def _without_following(path: str, flags: int) -> int:
-    """Open a new file as the umask says."""
+    """An opener for `open` that follows no link and creates files with the umask's permissions."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _settle(folder: Path) -> None:
-    """Bring every file to the disk, as readable as the umask would have made it: libraries make some private."""
-    # There is no way to read the umask but to set it; the strictest one meanwhile exposes nothing.
+    """Flush every file to disk, with the permissions that the umask gives: some libraries create private files."""
+    # The umask can be read only by setting it; the strictest one exposes nothing in the meantime.
     umask = os.umask(0o077)
     os.umask(umask)
     for path in folder.rglob("*"):
@@ -243,7 +242,7 @@ def _settle(folder: Path) -> None:
 
 
 def _kind(path: Path) -> str | None:
-    """What has this name: "file", "folder", or what it is instead; `None` for nothing."""
+    """The kind of thing that has this name ("file", "folder", "symbolic link", ...); `None` if nothing has it."""
     try:
         mode = os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):

@@ -1,8 +1,8 @@
-"""Files from anyone, read within bounds: text, JSON, TOML, CSV and safetensors headers.
+"""Reading untrusted files within limits: text, JSON, TOML, CSV and safetensors headers.
 
-Every loader reads with these. Only regular files are opened, so that a pipe or a device cannot stall a program; size,
-nesting, numbers and texts have limits far beyond any file that audiolens writes; and what is wrong is an `InputError`
-of one line that names the file.
+Every loader reads with these functions. Only regular files are opened, so that a pipe or a device cannot stall a
+program. Size, nesting, numbers and strings have limits far beyond any file that audiolens writes. Any problem is an
+`InputError` of one line that names the file.
 """
 
 import csv
@@ -21,16 +21,16 @@ from typing import Any
 from audiolens.errors import InputError
 
 Row = tuple[int, list[str]]
-"""The line a row begins in, and its cells without the spaces around them."""
+"""The line number at which a row begins, and its cells with surrounding spaces removed."""
 
 MOST_BYTES = 64 * 2**20
-"""Of a file of text."""
+"""The largest text file."""
 MOST_DEPTH = 64
 MOST_DIGITS = 40
 MOST_TEXT = 2**17
-"""Characters of one text or key; of one cell of a CSV it is what Python's own reader takes."""
+"""The most characters in one string or key; for a CSV cell this is also the limit of Python's own reader."""
 MOST_HEADER_BYTES = 100_000_000
-"""What safetensors itself takes."""
+"""The limit of safetensors itself."""
 MOST_TENSORS = 100_000
 MOST_AXES = 16
 
@@ -43,7 +43,7 @@ _BITS = {
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says of itself: its own texts, and the shape of each tensor by name."""
+    """The header of a safetensors file: its metadata, and the shape of each tensor by name."""
 
     metadata: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
@@ -55,10 +55,10 @@ class Header:
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
-    """A regular file's bytes.
+    """The bytes of a regular file.
 
     Raises:
-        InputError: if it cannot be read, is no regular file, or is larger than `most` bytes.
+        InputError: if it cannot be read, is not a regular file, or is larger than `most` bytes.
     """
     try:
         _refuse_special(path)
@@ -74,10 +74,10 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def read_text(path: Path, most: int = MOST_BYTES) -> str:
-    """A file's text, without a byte order mark, its lines ended by a line feed.
+    """The text of a file, without a byte order mark, and with line feeds as line endings.
 
     Raises:
-        InputError: as `read_bytes`, or if it is not UTF-8.
+        InputError: as for `read_bytes`, or if it is not UTF-8.
     """
     try:
         text = read_bytes(path, most).decode("utf-8-sig")
@@ -87,19 +87,19 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
 
 
 def read_json(path: Path, most: int = MOST_BYTES) -> Any:
-    """A file's JSON.
+    """The JSON in a file.
 
     Raises:
-        InputError: as `read_text` and `json_of`.
+        InputError: as for `read_text` and `json_of`.
     """
     return json_of(path, read_text(path, most))
 
 
 def read_object(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
-    """A file's JSON, which is an object.
+    """The JSON object in a file.
 
     Raises:
-        InputError: as `read_json`, or if it is anything else.
+        InputError: as for `read_json`, or if the JSON is not an object.
     """
     found = read_json(path, most)
     if not isinstance(found, dict):
@@ -108,10 +108,10 @@ def read_object(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
 
 
 def json_of(path: Path, text: str, most_text: int = MOST_TEXT) -> Any:
-    """JSON that stands in a file.
+    """JSON parsed from the text of a file; `path` is named in errors.
 
     Raises:
-        InputError: if it is not JSON, a key stands twice in an object, or it goes beyond the limits above.
+        InputError: if it is not JSON, an object repeats a key, or it exceeds the limits above.
     """
     try:
         found = json.loads(text, object_pairs_hook=_once_each, parse_int=_whole, parse_float=_real)
@@ -126,12 +126,12 @@ def json_of(path: Path, text: str, most_text: int = MOST_TEXT) -> Any:
 
 
 def toml_of(path: Path, text: str) -> dict[str, Any]:
-    """TOML that stands in a file.
+    """TOML parsed from the text of a file; `path` is named in errors.
 
     Raises:
-        InputError: if it is not TOML, or goes beyond the limits above.
+        InputError: if it is not TOML, or exceeds the limits above.
     """
-    # tomllib takes time that grows with the square of a dotted key's parts: found before it is called.
+    # tomllib takes quadratic time in the parts of a dotted key, so long ones are refused before it is called.
     marks = re.sub(r"\"[^\"\n]*\"|'[^'\n]*'|[\w \t-]+", "", text)
     if "." * MOST_DEPTH in marks:
         raise _too_deep(path)
@@ -146,13 +146,12 @@ def toml_of(path: Path, text: str) -> dict[str, Any]:
 
 
 def csv_rows(path: Path, text: str) -> list[Row]:
-    """The rows of a CSV, its header first; empty lines are left out.
+    """The rows of a CSV, with the header first and without empty lines.
 
     Raises:
-        InputError: for quotes that do not match, cells beyond the limit, and rows of more or fewer cells than the
-            header has.
+        InputError: for unmatched quotes, cells beyond the limit, and rows with more or fewer cells than the header.
     """
-    # Not the text's own `splitlines`: it also cuts at form feeds and at Unicode's separators, inside a cell.
+    # Not `text.splitlines`: it also splits at form feeds and Unicode separators, which may be inside a cell.
     reader = csv.reader(io.StringIO(text), strict=True)
     rows: list[Row] = []
     line = 1
@@ -162,7 +161,7 @@ def csv_rows(path: Path, text: str) -> list[Row]:
                 rows.append((line, [cell.strip() for cell in cells]))
             line = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(f"{path}, line {line}: {error}; quote a cell that holds commas or quotes, once.") from None
+        raise InputError(f"{path}, line {line}: {error}; put cells that contain commas or quotes in quotes.") from None
     for line, cells in rows:
         if len(cells) != len(rows[0][1]):
             raise InputError(
@@ -172,10 +171,10 @@ def csv_rows(path: Path, text: str) -> list[Row]:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a safetensors file, whose data must be exactly what the header describes.
+    """The header of a safetensors file, whose data must match the header exactly.
 
     Raises:
-        InputError: if it cannot be read, is no regular file, or not a whole safetensors file.
+        InputError: if it cannot be read, or is not a regular file or a complete safetensors file.
     """
     try:
         _refuse_special(path)
@@ -183,7 +182,7 @@ def read_header(path: Path) -> Header:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, MOST_HEADER_BYTES):
-                raise _not_whole(path, f"it has {size:,} bytes, and its header would have {length:,}")
+                raise _not_whole(path, f"it has {size:,} bytes, but declares a header of {length:,}")
             content = file.read(length)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
@@ -191,7 +190,7 @@ def read_header(path: Path) -> Header:
         entries = json_of(path, content.decode(), MOST_HEADER_BYTES)
         metadata = entries.pop("__metadata__", {})
         if not all(isinstance(text, str) for text in metadata.values()):
-            raise TypeError("its metadata are not texts")
+            raise TypeError("its metadata is not text")
         if len(entries) > MOST_TENSORS:
             raise ValueError(f"it lists {len(entries):,} tensors, expected at most {MOST_TENSORS:,}")
         shapes = {name: _shape(name, entry) for name, entry in entries.items()}
@@ -205,21 +204,21 @@ def read_header(path: Path) -> Header:
 
 
 def _refuse_special(path: Path) -> None:
-    """Before it is opened: opening a pipe waits for whoever writes to it."""
+    """Refuse anything but a regular file, before it is opened: opening a pipe blocks until something writes to it."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise InputError(f"{path} cannot be read: it is a folder.")
     if not stat.S_ISREG(mode):
-        raise InputError(f"{path} cannot be read: it is no regular file.")
+        raise InputError(f"{path} cannot be read: it is not a regular file.")
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys all differ: of two alike, Python would keep the last."""
+    """A JSON object with no repeated key; Python would silently keep the last value."""
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
         doubled = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise InputError(f"the key {_short(doubled)} stands in it twice: keep one.")
+        raise InputError(f"it contains the key {_short(doubled)} twice: keep one.")
     return found
 
 
@@ -236,7 +235,7 @@ def _real(digits: str) -> float:
 
 
 def _refuse_beyond(path: Path, value: Any, most_text: int = MOST_TEXT) -> None:
-    """Refuse values nested too deeply, and numbers and texts that are too long. Not by recursion, which has an end."""
+    """Refuse deep nesting, long numbers and long strings; it iterates, because Python limits recursion."""
     level: list[Any] = [value]
     for _ in range(MOST_DEPTH + 1):
         inner: list[Any] = []
@@ -256,11 +255,11 @@ def _refuse_beyond(path: Path, value: Any, most_text: int = MOST_TEXT) -> None:
 
 
 def _shape(name: str, entry: Mapping[str, Any]) -> tuple[int, ...]:
-    """The shape of a tensor, whose bytes are as many as it and the type make."""
+    """The shape of a tensor, after checking that shape and dtype account for its number of bytes."""
     shape, (start, stop) = entry["shape"], entry["data_offsets"]
     numbers = [*shape, start, stop]
     if any(isinstance(number, bool) or not isinstance(number, int) or number < 0 for number in numbers):
-        raise ValueError(f"the shape or place of {_short(name)} is not of whole numbers")
+        raise ValueError(f"the shape or offsets of {_short(name)} are not whole numbers")
     bits = _BITS.get(entry["dtype"])
     if bits is None or len(shape) > MOST_AXES or prod(shape) * bits != (stop - start) * 8:
         raise ValueError(f"{_short(name)} is {entry['dtype']} {_short(shape)} in {stop - start:,} bytes")
@@ -268,14 +267,14 @@ def _shape(name: str, entry: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _refuse_gaps(spans: list[tuple[int, ...]], size: int) -> None:
-    """Refuse tensors that overlap, leave bytes between them, or end before or after the file does."""
+    """Refuse tensors that overlap, leave gaps, or do not end exactly at the end of the file."""
     end = 0
     for start, stop in spans:
         if start != end:
-            raise ValueError("its tensors overlap, or leave a gap")
+            raise ValueError("its tensors overlap or leave a gap")
         end = stop
     if end != size:
-        raise ValueError(f"its header promises {end:,} bytes, and {size:,} are there")
+        raise ValueError(f"its header describes {end:,} bytes of data, but the file has {size:,}")
 
 
 def _short(value: Any) -> str:

@@ -1,8 +1,9 @@
-"""Integrity: the hashes that kept files carry, so that a byte that changed is noticed when it is read.
+"""Integrity: hashes stored with saved files, so that any changed byte is noticed when the file is read.
 
-JSON holds a hash of its other entries; a safetensors header is such JSON, with a hash of each tensor, which may be read
-one by one; any other file holds a hash of its own bytes (`seal`), or a folder's manifest does. What is read is what was
-written, or a `DamagedError` names the file. Hashes show damage and exchanged files; they do not show who wrote a file.
+A JSON file contains a hash of its other entries. A safetensors header is JSON of this kind, with a hash of each tensor,
+so that tensors can be read one by one. Any other file contains a hash of its own bytes (`seal`), or is listed in the
+manifest of its folder. A reader gets exactly what was written, or a `DamagedError` that names the file. Hashes reveal
+damage and swapped files; they do not show who wrote a file.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ _SLOT = b"audiolens-sha256:"
 MOST_KEPT_BYTES = 2**29
 """Of one file of a sweep or a study: it is read whole."""
 OPEN_SEAL = (_SLOT + b"0" * 64).decode()
-"""Where a file of bytes keeps its hash; `seal` fills it in."""
+"""The placeholder for the hash in a file of bytes; `seal` fills it in."""
 
 
 def digest(content: bytes) -> str:
@@ -36,7 +37,7 @@ def digest(content: bytes) -> str:
 
 
 def tensor_hash(tensor: Tensor) -> str:
-    """A hash of a tensor's type, shape and values, to the bit."""
+    """A hash of the exact bits of a tensor's values, with its dtype and shape."""
     found = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
     flat: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     found.update(flat)
@@ -44,51 +45,51 @@ def tensor_hash(tensor: Tensor) -> str:
 
 
 def sealed_header(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The metadata of a safetensors file: `facts`, with shape and hash of each tensor, and a hash of all that."""
+    """The metadata of a safetensors file: `facts`, the shape and hash of each tensor, and a hash of all these."""
     held = {name: [list(tensor.shape), tensor_hash(tensor)] for name, tensor in tensors.items()}
-    # One entry: safetensors writes several in any order, and equal results would be unequal files.
+    # One entry only: safetensors writes several in arbitrary order, so equal results could differ as files.
     return {HEADER: sealed_json({**facts, _TENSORS: held}, indent=None).decode()}
 
 
 def check_header(path: object, facts: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> None:
-    """Compare what a sealed header says of itself and of the shapes of its tensors with what there is.
+    """Check a sealed header against its hash, and against the shapes of the tensors in the file.
 
     Raises:
-        DamagedError: naming what differs.
+        DamagedError: saying what differs.
     """
     rest = {name: value for name, value in facts.items() if name != SEAL}
     if facts.get(SEAL) != _hash_of(rest):
-        raise DamagedError(f"{path} is damaged: its header is not the one that was written.")
+        raise DamagedError(f"{path} is damaged: its header is not what was written.")
     try:
         listed = {name: shape for name, (shape, _) in facts[_TENSORS].items()}
     except (KeyError, TypeError, ValueError, AttributeError):
         listed = None
     if {name: list(shape) for name, shape in shapes.items()} != listed:
-        raise DamagedError(f"{path} is damaged: its tensors are not those that its header lists.")
+        raise DamagedError(f"{path} is damaged: its tensors are not the ones listed in its header.")
 
 
 def check_tensor(path: object, facts: Mapping[str, Any], name: str, tensor: Tensor) -> None:
-    """Compare a tensor with its hash in the facts of a checked header.
+    """Check a tensor against its hash in a header that was itself checked.
 
     Raises:
         DamagedError: naming the tensor.
     """
     if tensor_hash(tensor) != facts[_TENSORS][name][1]:
-        raise DamagedError(f"{path} is damaged: the values of {name} are not those that were written.")
+        raise DamagedError(f"{path} is damaged: the values of {name} are not what was written.")
 
 
 def sealed_json(facts: Mapping[str, Any], *, indent: int | None = 1, ensure_ascii: bool = True) -> bytes:
-    """Facts as JSON, with a hash of them."""
+    """`facts` as JSON, with a hash of them."""
     plain = json.loads(json.dumps(facts, default=str))
     return json.dumps({**plain, SEAL: _hash_of(plain)}, indent=indent, ensure_ascii=ensure_ascii).encode()
 
 
 def read_json(path: Path, former: Collection[str | None] = ()) -> dict[str, Any]:
-    """What `sealed_json` wrote, without its hash; of a `former` format it may have none.
+    """The facts that `sealed_json` wrote, without their hash; files of a `former` format may have no hash.
 
     Raises:
-        DamagedError: if it cannot be read, or holds something other than what was written.
-        FileNotFoundError: if it is not there.
+        DamagedError: if it cannot be read, or is not what was written.
+        FileNotFoundError: if it does not exist.
     """
     if not path.exists():
         raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(path))
@@ -106,16 +107,16 @@ def read_json(path: Path, former: Collection[str | None] = ()) -> dict[str, Any]
 
 
 def seal(content: bytes) -> bytes:
-    """Content with its own hash in the place of its last `OPEN_SEAL`."""
+    """The content with its last `OPEN_SEAL` replaced by its own hash."""
     start, end = _slot(content)
     return content[:start] + digest(content).encode() + content[end:]
 
 
 def check_seal(path: object, content: bytes) -> None:
-    """Compare bytes with the hash that they hold.
+    """Check bytes against the hash that they contain.
 
     Raises:
-        DamagedError: if they hold none, or another.
+        DamagedError: if they contain no hash, or a different one.
     """
     start, end = _slot(content)
     told = content[start:end]
@@ -124,16 +125,16 @@ def check_seal(path: object, content: bytes) -> None:
 
 
 def write_manifest(folder: Path, name: str) -> None:
-    """Write down the hash of every file of a folder that is called `name`."""
+    """Write a manifest with the hash of every file in a folder; `name` is recorded as what the folder holds."""
     held = {path.relative_to(folder).as_posix(): digest(path.read_bytes()) for path in _files(folder)}
     (folder / MANIFEST).write_bytes(sealed_json({"format": _MANIFEST, "of": name, "files": held}))
 
 
 def check_manifest(folder: Path, name: str) -> None:
-    """Compare every file that a folder's manifest lists with its hash.
+    """Check every file listed in a folder's manifest against its hash.
 
     Raises:
-        DamagedError: naming the first file that is gone or differs.
+        DamagedError: naming the first file that is missing or differs.
     """
     try:
         facts = read_json(folder / MANIFEST)
@@ -147,23 +148,23 @@ def check_manifest(folder: Path, name: str) -> None:
 
 
 def check_files(folder: Path, files: object) -> None:
-    """Compare files of a folder, by name, with their hashes.
+    """Check files in a folder, listed by name, against their hashes.
 
     Raises:
-        DamagedError: naming the first that is gone or differs, or if this is no list of files inside the folder.
+        DamagedError: naming the first file that is missing or differs, or if `files` does not list files in the folder.
     """
     listed = files if isinstance(files, dict) else {"..": ""}
     for file, told in listed.items():
         if not _is_inside(file):
-            raise DamagedError(f"{folder}: what it lists as its files is damaged.")
+            raise DamagedError(f"{folder}: its list of files is damaged.")
         check_bytes(folder / file, told)
 
 
 def check_bytes(path: Path, told: str) -> bytes:
-    """The bytes of a file, compared with their hash.
+    """The bytes of a file, after checking them against a hash.
 
     Raises:
-        DamagedError: if it is gone, cannot be read, or differs.
+        DamagedError: if it is missing, cannot be read, or differs.
     """
     content = content_of(path)
     if digest(content) != told:
@@ -175,7 +176,7 @@ def content_of(path: Path) -> bytes:
     """The bytes of a kept file.
 
     Raises:
-        DamagedError: if it is gone, no file, larger than any that is kept, or cannot be read.
+        DamagedError: if it is missing, is not a file, is larger than any kept file, or cannot be read.
     """
     if not path.is_file():
         raise DamagedError(f"{path} is gone.")
@@ -199,7 +200,7 @@ def _hash_of(plain: Any) -> str:
 
 
 def _slot(content: bytes) -> tuple[int, int]:
-    """Where the 64 digits of the last seal are; (-1, -1) without one."""
+    """The start and end of the 64 digits of the last seal; (-1, -1) without one."""
     place = content.rfind(_SLOT)
     start = place + len(_SLOT)
     whole = place >= 0 and re.fullmatch(rb"[0-9a-f]{64}", content[start : start + 64]) is not None

@@ -1,1 +1,1 @@
-"""What is opened: a model's configuration, family, sites, text, time axis, files and weights."""
+"""The opened model: its configuration, family, sites, text, time axis, files and weights."""

@@ -1,7 +1,7 @@
-"""How a family is told its text: attended to from beside, or standing before the audio steps as a prefix.
+"""How text reaches the decoder: by cross-attention, or as a prefix before the audio steps.
 
-Each function makes, of encoded prompts, the keyword arguments of transformers' forward and `generate`, with the null
-half of the guidance behind the conditional one, bit for bit as `generate` would make them itself.
+Each function turns encoded prompts into keyword arguments for transformers' forward and `generate`, bit for bit as
+`generate` would make them. With guidance, the null half of the batch follows the conditional half.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from audiolens.model.text import Text
 
 
 def attended(model: Any, text: Text, guided: bool) -> dict[str, Any]:  # noqa: ARG001 - one signature for all families
-    """Cross-attention: the text's states and mask. The null half is zero states under a zero mask."""
+    """Inputs for cross-attention: the text's states and mask. The null half has zero states and a zero mask."""
     states, mask = text.states, text.mask
     if guided:
         states, mask = _with_null(states), _with_null(mask)
@@ -23,9 +23,9 @@ def attended(model: Any, text: Text, guided: bool) -> dict[str, Any]:  # noqa: A
 
 @torch.no_grad()
 def prefixed(model: Any, text: Text, guided: bool) -> dict[str, Any]:
-    """A prefix: frames of null chroma (no melody), then the text's states. The null half has zeros for its text.
+    """Inputs for a prefix: frames of null chroma (no melody), then the text's states, which are zero in the null half.
 
-    The decoder gets no mask, and would read padding as text: the prompts of a batch must be of one length.
+    The decoder gets no mask and would read padding as text, so all prompts of a batch must have the same length.
     """
     config = model.config
     states, mask = _projected(model, "enc_to_dec_proj", text.states), text.mask
@@ -34,7 +34,7 @@ def prefixed(model: Any, text: Text, guided: bool) -> dict[str, Any]:
     chroma = torch.zeros(len(states), 1, config.num_chroma, device=states.device, dtype=model.dtype)
     chroma[:, :, 0] = 1
     chroma = _projected(model, "audio_enc_to_dec_proj", chroma).expand(-1, config.chroma_length, -1)
-    # The mask only has transformers' `generate` not guess one: what it says is in the states already.
+    # The states are already masked; passing the mask only stops transformers' `generate` from guessing one.
     return {
         "encoder_hidden_states": torch.cat([chroma, states * mask[..., None]], dim=1),
         "attention_mask": text.mask,
@@ -42,10 +42,10 @@ def prefixed(model: Any, text: Text, guided: bool) -> dict[str, Any]:
 
 
 def refuse_melody(melody: Any) -> None:
-    """Raise if a melody was given.
+    """Refuse a melody.
 
     Raises:
-        InputError: saying what can be done without.
+        InputError: if a melody was given; the message says what to do instead.
     """
     if melody is not None:
         raise InputError("melody=: conditioning on a melody is not supported yet. Leave it out: text alone works.")
@@ -56,6 +56,6 @@ def _with_null(tensor: Tensor) -> Tensor:
 
 
 def _projected(model: Any, name: str, tensor: Tensor) -> Tensor:
-    """`tensor` in the decoder's width; a model whose widths agree has no projection."""
+    """`tensor` projected to the decoder's width; a model whose widths agree has no projection."""
     projection = getattr(model, name, None)
     return tensor if projection is None else projection(tensor)

@@ -1,4 +1,4 @@
-"""What a lens knows of its model: sizes, rates, codebook delays, and how text reaches the decoder."""
+"""The configuration of an opened model: sizes, rates, codebook delays, and how text reaches the decoder."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 @guarded
 @dataclass(frozen=True)
 class LensConfig:
-    """What a lens knows of its model. Rates are in hertz; `delays` are in steps, one a codebook.
+    """The configuration of an opened model. Rates are in hertz; `delays` are in steps, one per codebook.
 
-    `conditioning` is "cross-attention", or "prefix" where the conditioning stands in the decoder's own sequence:
+    `conditioning` is "cross-attention", or "prefix" if the conditioning is part of the decoder's own sequence:
     `chroma_length` chroma frames, then the text. `max_steps` counts all positions of that sequence.
     """
 
@@ -39,19 +39,19 @@ class LensConfig:
 
     @property
     def has_prefix(self) -> bool:
-        """Whether the conditioning stands in the decoder's own sequence, before step 0."""
+        """Whether the conditioning is a prefix in the decoder's own sequence, before step 0."""
         return self.conditioning == "prefix"
 
     def prefix(self, tokens: int) -> int:
-        """How many positions precede step 0 for a text of this many tokens."""
+        """The number of positions before step 0 for a text of this many tokens."""
         return self.chroma_length + tokens if self.has_prefix else 0
 
 
 def config_of(model: Any, family: "Family") -> LensConfig:
-    """The numbers of a model, from its own configuration.
+    """The `LensConfig` of a model, from its own configuration.
 
     Raises:
-        UnsupportedModelError: if configuration and modules disagree.
+        UnsupportedModelError: if the configuration and the modules disagree.
     """
     decoder, codec = model.config.decoder, model.config.audio_encoder
     embeddings, heads = family.embeddings(model), family.heads(model)
@@ -62,7 +62,7 @@ def config_of(model: Any, family: "Family") -> LensConfig:
     }
     for part, (promised, held) in counts.items():
         if promised != held:
-            raise UnsupportedModelError(f"the configuration says {promised} {part}, the decoder holds {held}.")
+            raise UnsupportedModelError(f"the configuration says {promised} {part}, but the decoder has {held}.")
     pad = model.generation_config.decoder_start_token_id
     if pad is not None and (not isinstance(pad, int) or not 0 <= pad <= decoder.vocab_size):
         raise UnsupportedModelError(

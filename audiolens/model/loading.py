@@ -1,4 +1,4 @@
-"""From a name to a model and its tokenizer, with errors that say what was wrong with the name or the files."""
+"""Loading a model and its tokenizer by name, with errors that say what is wrong with the name or the files."""
 
 import importlib.util
 import logging
@@ -38,7 +38,7 @@ HUB = (
     "facebook/musicgen-stereo-melody",
     "facebook/musicgen-stereo-melody-large",
 )
-"""Hub names known to be of a supported family; any other of that family will do too."""
+"""Hub names known to belong to a supported family; other models of these families work too."""
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -56,9 +56,9 @@ def load(
     """A model and its tokenizer, by bundled name, folder or hub name.
 
     Raises:
-        ModelNotFoundError: no such name or folder, or the hub could not be reached.
-        ModelFilesError: the folder does not hold a whole model with its tokenizer.
-        UnsupportedModelError: the model is of no supported family.
+        ModelNotFoundError: if there is no such name or folder, or the hub could not be reached.
+        ModelFilesError: if the folder does not hold a complete model with its tokenizer.
+        UnsupportedModelError: if the model does not belong to a supported family.
     """
     import transformers
 
@@ -78,7 +78,7 @@ def load(
                 config = model_class.config_class.from_pretrained(files.folder, local_files_only=True)
             files.refuse_larger(model_class, config, config.audio_encoder.num_quantizers)
             options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-            # A pickle can run anything when it is opened: only safetensors are.
+            # Opening a pickle can run any code, so only safetensors are opened.
             loading = {**options, "dtype": wanted or "auto", "use_safetensors": True}
             if device_map is not None:
                 loading["device_map"] = device_map
@@ -87,7 +87,7 @@ def load(
             missing = sorted(report.get("missing_keys", ()))
             if missing:
                 raise ModelFilesError(
-                    f"{name}: the weights lack {len(missing)} tensors ({missing[0]}, ...): the file is not whole. "
+                    f"{name}: the weights lack {len(missing)} tensors ({missing[0]}, ...): the file is incomplete. "
                     "Save or download the model again."
                 )
             tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, config=config, **options)
@@ -98,7 +98,7 @@ def load(
         if device_map is not None and folder is not None:
             raise InputError(f"{name} could not be placed by device_map={device_map!r}: {_detail(error)}") from error
         raise _explained(told, local is not None, error) from error
-    # Not the folder that they were loaded from, which is gone.
+    # The temporary folder that they were loaded from no longer exists.
     for part in (model.config, tokenizer):
         part.name_or_path = str(local or told)
     if local is None:
@@ -107,18 +107,18 @@ def load(
 
 
 def checked_device_map(device_map: Any) -> None:
-    """Refuse a map that names no device of this machine.
+    """Refuse a map that names a device that this machine does not have.
 
     Raises:
-        InputTypeError, InputError: saying what is taken.
+        InputTypeError, InputError: saying what is accepted.
     """
     if device_map is None or (isinstance(device_map, str) and device_map in _MAPS):
         return
     if isinstance(device_map, bool) or not isinstance(device_map, str | int | torch.device | Mapping):
-        raise InputTypeError(f"device_map={device_map!r}: expected {', '.join(_MAPS)}, a device, or parts by device.")
+        raise InputTypeError(f"device_map={device_map!r}: expected {', '.join(_MAPS)}, a device, or a dict of devices.")
     for device in device_map.values() if isinstance(device_map, Mapping) else [device_map]:
         if device == "disk":
-            raise InputError(f"device_map={device_map!r}: activations cannot be read from parts that lie on disk.")
+            raise InputError(f"device_map={device_map!r}: activations cannot be read from parts offloaded to disk.")
         try:
             checked_device(device)
         except InputError as error:
@@ -126,11 +126,14 @@ def checked_device_map(device_map: Any) -> None:
 
 
 def refuse_tokenizer(tokenizer: Any, model: Any, name: str | None = None) -> None:
-    """Raise unless a tokenizer can be that of a model's text encoder; `name` is that of files both were loaded from.
+    """Refuse a tokenizer that cannot belong to a model's text encoder.
+
+    It cannot if it knows no words, or if the text encoder has no embedding for some of its tokens. `name` is the name
+    of the files that both were loaded from, or `None`.
 
     Raises:
-        ModelFilesError: if it was loaded with the model, InputError if not: it knows no word, or its tokens have
-            numbers that the text encoder does not embed.
+        ModelFilesError: if the tokenizer was loaded with the model.
+        InputError: if it was given separately.
     """
     told = tokens.mismatch(tokenizer, model.text_encoder.get_input_embeddings().num_embeddings)
     if told is None:
@@ -142,7 +145,7 @@ def refuse_tokenizer(tokenizer: Any, model: Any, name: str | None = None) -> Non
 
 @contextmanager
 def _plain_defaults(on_cpu: bool) -> Iterator[None]:
-    """torch's own defaults: tables that no file holds, such as positions, are made in the default dtype."""
+    """Use torch's own default dtype and device: tables that no file holds, such as positions, depend on them."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -153,7 +156,7 @@ def _plain_defaults(on_cpu: bool) -> Iterator[None]:
 
 
 def checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """A floating dtype from itself or its name."""
+    """A floating dtype, given as such or by name; `None` stays `None`."""
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if found is not None and found not in _DTYPES:
         raise InputError(f"dtype={dtype!r}: expected a floating dtype such as 'float32' or 'bfloat16'.")
@@ -163,19 +166,19 @@ def checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def checked_device(device: str | int | torch.device) -> torch.device:
-    """A device that exists here."""
+    """A device, after checking that it exists on this machine."""
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"device={str(device)!r} is not available: {str(error).splitlines()[0]}") from None
     if found.type == "meta":
-        raise InputError(f"device={str(device)!r} holds no numbers: give one that does, such as 'cpu'.")
+        raise InputError(f"device={str(device)!r} holds no values: give a real device, such as 'cpu'.")
     return found
 
 
 def _folder(name: str) -> Path | None:
-    """The folder of a model on this disk; `None` for one of the hub."""
+    """The folder of a model on this machine; `None` for a model on the hub."""
     if name in BUNDLED:
         folder = BUNDLED[name]
         if not (folder / CONFIG).is_file():
@@ -203,7 +206,7 @@ def _folder(name: str) -> Path | None:
 
 
 def _class_of(name: str, config: Mapping[str, Any]) -> Any:
-    """The class of a model by its configuration, which must be of a supported family, and made of supported parts."""
+    """The transformers class that a configuration names; the family and its parts must be supported."""
     import transformers
 
     named = config.get("architectures")
@@ -227,13 +230,13 @@ def _class_of(name: str, config: Mapping[str, Any]) -> Any:
 
 
 def _explained(name: str, local: bool, error: Exception) -> InputError:
-    """The error a caller can act on, for whatever transformers raised."""
+    """An error that a caller can act on, in place of the one that transformers raised."""
     detail = _detail(error)
     if isinstance(error, ImportError):
-        return InputError(f"{name} could not be loaded, for want of a package: {detail}")
+        return InputError(f"{name} could not be loaded because a package is missing: {detail}")
     if local:
         told = detail.rstrip(".")
-        return ModelFilesError(f"{name} could not be loaded: {told}. The files are damaged or not all there.")
+        return ModelFilesError(f"{name} could not be loaded: {told}. The files are damaged or incomplete.")
     return ModelNotFoundError(
         f"{name!r} could not be loaded from the hub: {detail} Check the name and the network."
         f"{nearest(name, HUB) if name not in HUB else ''} 'etude' is bundled and works offline."
@@ -242,15 +245,15 @@ def _explained(name: str, local: bool, error: Exception) -> InputError:
 
 def _detail(error: Exception) -> str:
     lines = (str(error).strip() or type(error).__name__).splitlines()
-    # "Validation error for field 'x':" says what it is in the line below.
+    # A first line such as "Validation error for field 'x':" is explained in the next line.
     return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
 
 
 @contextmanager
 def _without_chatter() -> Iterator[None]:
-    """Keep transformers' progress bars off the screen, and its warnings about configurations.
+    """Hide transformers' progress bars, and its warnings about configurations.
 
-    Sub-configurations it does not know, and a start token past the codes, are MusicGen's own.
+    MusicGen's sub-configurations and its start token, which is past the last code, would trigger these warnings.
     """
     from transformers.utils import logging as chatter
 

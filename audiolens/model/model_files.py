@@ -1,9 +1,9 @@
-"""A model's files, checked before transformers opens any: whoever sent them can break a model, and run nothing.
+"""A model's files, checked before transformers opens them: an untrusted folder may fail to load, but can run no code.
 
-transformers follows what it finds in a folder: code that a configuration names, an adapter and its base model, pickled
-checkpoints, weights wherever an index points. So it is given a folder of our own, which holds links to the files named
-here and nothing else. Each is a regular file that was checked: JSON within bounds, weights in safetensors files whose
-headers describe all of their bytes. Models of the hub are downloaded by those names, and go the same way.
+transformers follows whatever it finds in a folder: code named by a configuration, an adapter and its base model,
+pickled checkpoints, weights wherever an index points. So it gets a temporary folder that holds only links to the files
+named here. Each of them is a regular file that was checked: JSON within limits, and weights in safetensors files whose
+headers describe all of their bytes. Models from the hub are downloaded by these names and checked in the same way.
 """
 
 import copy
@@ -34,10 +34,10 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 PLAIN = (CONFIG, "generation_config.json", "preprocessor_config.json", "processor_config.json")
 TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 OPAQUE = ("spiece.model", "merges.txt")
-"""What is no JSON; tokenizers parse it."""
+"""Files that are not JSON; the tokenizer parses them."""
 
 MOST_NUMBER = 1_000_000
-"""Of a configuration, unless the weights are said to have more values along an axis."""
+"""The largest number in a configuration, unless the weights' headers give a larger size for some axis."""
 _MOST = {
     "num_labels": 10_000, "chroma_length": 10_000, "num_chroma": 10_000, "audio_channels": 2, "num_codebooks": 1_000,
     "dilation_growth_rate": 16, "num_residual_layers": 5, "num_lstm_layers": 100,
@@ -45,18 +45,18 @@ _MOST = {
 _LAYERS = re.compile(r"(num_(hidden_|decoder_|encoder_)?|n_|encoder_|decoder_)layers|layers|depths")
 _MOST_LAYERS = 1_000
 _CODE = ("auto_map", "custom_pipelines", "kernel_config", "custom_generate")
-"""Keys under which a configuration names code to be fetched and run."""
+"""Keys by which a configuration names code to fetch and run."""
 _IMPLEMENTATIONS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 _MOST_MADE = 2**26
-"""Values that a model makes and does not load, its table of positions above all."""
+"""The most values that a model may compute rather than load, above all in its table of positions."""
 _SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Files that were checked: `folder` holds them and nothing else, for as long as the block that staged them.
+    """Files that were checked: `folder` holds only these, and exists until the block that staged them ends.
 
-    `source` is where they came from.
+    `source` is the folder that they came from.
     """
 
     source: Path
@@ -65,37 +65,37 @@ class ModelFiles:
     headers: Mapping[str, Header]
 
     def refuse_larger(self, model_class: Any, config: Any, modules: int = 0) -> None:
-        """Refuse a configuration of far more values than the weights hold: transformers would make up the rest.
+        """Refuse a configuration with far more values than the weights: transformers would make up the rest.
 
-        `modules` are made in a loop whose length the configuration gives indirectly.
+        `modules` is the number of modules made in a loop whose length the configuration sets indirectly.
 
         Raises:
-            ModelFilesError: saying how many values each has.
+            ModelFilesError: saying how many values each of them has.
         """
         tensors = sum(len(header.shapes) for header in self.headers.values())
         elements = sum(header.elements for header in self.headers.values())
         data_bytes = sum(header.data_bytes for header in self.headers.values())
         if modules > tensors:
-            raise ModelFilesError(f"{self.source / CONFIG} asks for {modules:,} modules, and has {tensors:,} tensors.")
+            raise ModelFilesError(f"{self.source / CONFIG} asks for {modules:,} modules, but has {tensors:,} tensors.")
         with torch.device("meta"):
             shell = model_class(copy.deepcopy(config))
-        # Packed weights hold up to eight values a byte.
+        # Packed weights hold up to eight values per byte.
         held = 8 * data_bytes if "quantization_config" in self.config else 2 * elements
         wanted = sum(parameter.numel() for parameter in shell.parameters())
         made = sum(buffer.numel() for buffer in shell.buffers())
         if wanted > held or made > elements + _MOST_MADE:
             raise ModelFilesError(
-                f"{self.source / CONFIG} describes a model of {wanted + made:,} values, and its weights hold "
+                f"{self.source / CONFIG} describes a model of {wanted + made:,} values, but its weights hold "
                 f"{elements:,}: they do not belong together."
             )
 
 
 @contextmanager
 def staged(folder: Path) -> Iterator[ModelFiles]:
-    """The files of a folder, checked and linked to where transformers may look.
+    """The files of a folder, checked, and linked from a temporary folder that transformers may read.
 
     Raises:
-        ModelFilesError: naming the file that is missing, is no regular one, names code, or goes beyond the limits.
+        ModelFilesError: naming the file that is missing, is not a regular file, names code, or exceeds the limits.
     """
     try:
         whole = {name: _object(folder / name) for name in (*PLAIN, *TOKENIZER) if _there(folder / name)}
@@ -119,19 +119,19 @@ def staged(folder: Path) -> Iterator[ModelFiles]:
 
 
 def downloaded(name: str, revision: str | None) -> Path:
-    """The folder of a model of the hub: the files named above, fetched where they are not on this disk yet.
+    """The local folder of a model on the hub; those of the files named above that are not yet local are downloaded.
 
-    What the hub's client raises is left as it is.
+    Errors of the hub's client are passed on unchanged.
 
     Raises:
-        ModelFilesError: before the download, if a file of text is larger than any that is read.
+        ModelFilesError: before the download, if a text file is larger than the limit.
     """
     from huggingface_hub import snapshot_download
 
     revision = _sized(name, revision)
     small = Path(snapshot_download(name, revision=revision, allow_patterns=[*PLAIN, *TOKENIZER, *OPAQUE, INDEX]))
     weights = _indexed(small) if _there(small / INDEX) else [WEIGHTS]
-    # The folder is named after its commit: both downloads are of one.
+    # The folder is named after its commit, so both downloads are of the same commit.
     return Path(snapshot_download(name, revision=small.name, allow_patterns=weights))
 
 
@@ -160,7 +160,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def refuse_code(path: Path, values: Any) -> None:
-    """Refuse a configuration that names code to run, at any depth: transformers' own models need none.
+    """Refuse a configuration that names code to run, at any depth; transformers' own models need none.
 
     Raises:
         ModelFilesError: naming the key.
@@ -169,13 +169,13 @@ def refuse_code(path: Path, values: Any) -> None:
         fetched = isinstance(value, str) and bool(_IMPLEMENTATIONS.fullmatch(key)) and "/" in value
         if fetched or (key in _CODE and value):
             raise ModelFilesError(
-                f"{path} names code to run ({key}={value!r:.80}), and a model's files are not allowed to: take the key "
-                "out, if the model is one of transformers' own."
+                f"{path} names code to run ({key}={value!r:.80}), and a model's files may not: remove the key, "
+                "if the model is one of transformers' own."
             )
 
 
 def _shards(folder: Path) -> list[str]:
-    """The names of the files of weights, which are there."""
+    """The names of the weight files, after checking that they exist."""
     if _there(folder / WEIGHTS):
         return [WEIGHTS]
     if not _there(folder / INDEX):
@@ -183,16 +183,16 @@ def _shards(folder: Path) -> list[str]:
     names = _indexed(folder)
     missing = [name for name in names if not _there(folder / name)]
     if missing:
-        raise ModelFilesError(f"{folder} has no {missing[0]}, which {INDEX} names: the model is half-written.")
+        raise ModelFilesError(f"{folder} has no {missing[0]}, which {INDEX} names: the model is incomplete.")
     return names
 
 
 def _indexed(folder: Path) -> list[str]:
-    """The files of weights that an index names."""
+    """The names of the weight files that an index lists."""
     index = read_object(folder / INDEX)
     places, facts = index.get("weight_map"), index.get("metadata", {})
     if not isinstance(places, dict) or not places or not isinstance(facts, dict):
-        raise ModelFilesError(f"{folder / INDEX} has no weight_map: the model is half-written.")
+        raise ModelFilesError(f"{folder / INDEX} has no weight_map: the model is incomplete.")
     names = list(dict.fromkeys(map(str, places.values())))
     for name in names:
         if not _SHARD.fullmatch(name):
@@ -206,31 +206,31 @@ def _no_weights(folder: Path) -> ModelFilesError:
     pickles = sorted(folder.glob("*.bin"))
     if pickles:
         return ModelFilesError(
-            f"{folder} holds its weights as a pickle ({pickles[0].name}), which can run anything when it is opened: "
+            f"{folder} holds its weights as a pickle ({pickles[0].name}), which can run any code when it is opened: "
             f"save the model again as safetensors ({WEIGHTS})."
         )
-    return ModelFilesError(f"{folder} holds a {CONFIG} but no weights ({WEIGHTS}): the model is half-written.")
+    return ModelFilesError(f"{folder} holds a {CONFIG} but no weights ({WEIGHTS}): the model is incomplete.")
 
 
 def _there(path: Path) -> bool:
-    """Whether there is anything of this name; what is no regular file is refused where it is read."""
+    """Whether anything has this name; if it is not a regular file, reading it raises an error."""
     return os.path.lexists(path)
 
 
 def _refuse_numbers(path: Path, values: Mapping[str, Any], headers: Mapping[str, Header]) -> None:
-    """Refuse numbers that the weights do not bear out, before anything of that size is made."""
+    """Refuse sizes that do not match the weights, before anything of that size is allocated."""
     shapes = [shape for header in headers.values() for shape in header.shapes.values()]
     most = max([MOST_NUMBER, *(size for shape in shapes for size in shape)])
     layers = min(len(shapes), _MOST_LAYERS)
     for key, number in _leaves(values):
         limit = layers if _LAYERS.fullmatch(key) else _MOST.get(key, most)
-        # NaN is within no limit.
+        # NaN fails this comparison too.
         if isinstance(number, int | float) and not -limit <= number <= limit:
             raise ModelFilesError(f"{path}: {key}={number}, expected at most {limit:,} with these weights.")
 
 
 def _entries(values: Any) -> Iterator[tuple[str, Any]]:
-    """All keys with their values, at any depth; files are not nested deeply."""
+    """All keys with their values, at any depth; recursion is safe because nesting is limited when files are read."""
     if isinstance(values, dict):
         yield from values.items()
     for value in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
@@ -238,7 +238,7 @@ def _entries(values: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _leaves(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """What is no object and no list, with the key it stands under."""
+    """Every value that is not an object or a list, with its key."""
     if isinstance(values, dict):
         for own, value in values.items():
             yield from _leaves(value, own)

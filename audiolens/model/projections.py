@@ -1,8 +1,8 @@
-"""Projections: what a linear part of a model does, as one matrix and one bias, whatever is wrapped around it.
+"""The effective matrix and bias of a linear layer, even if an adapter wraps it.
 
-An adapter (unmerged LoRA, for one) puts a module of its own in the place of a layer, and the `weight` that it shows is
-the base layer's alone. Its matrix is therefore what it does to the unit vectors; `proof_projections.py` shows at load
-that it has one.
+An adapter such as unmerged LoRA replaces a layer by a module whose `weight` is that of the base layer alone. Its
+effective matrix is therefore computed by applying the module to the unit vectors;
+`tracing/self_check/projections.py` verifies at load that the module is affine.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 def affine(
     module: nn.Module, width: int, like: Tensor, call: Callable[[Tensor], Any] | None = None
 ) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"] | None]:
-    """The matrix and the bias of a projection of vectors of a `width`: a plain layer's own tensors, not copies.
+    """The matrix and bias of a projection of vectors with `width` entries.
 
-    Of any other module they are computed, in the dtype and on the device of `like`; `call` is how it is called, where
-    that is not as a function.
+    For a plain linear layer these are its own tensors, not copies. For any other module they are computed, in the dtype
+    and on the device of `like`; `call` applies the module, if it cannot simply be called.
     """
     if type(module) is nn.Linear:
         return module.weight, module.bias
@@ -31,7 +31,7 @@ def affine(
 
 
 def table(module: nn.Module, like: Tensor) -> Float[Tensor, "code d_model"]:
-    """The rows of an embedding: a plain one's own tensor, else what it gives for every code."""
+    """The rows of an embedding: a plain embedding's own tensor, or else its output for every code."""
     weight: Any = module.weight
     if type(module).__module__.partition(".")[0] in ("torch", "transformers"):
         return weight

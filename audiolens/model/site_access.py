@@ -1,10 +1,11 @@
-"""Taps: where nnsight serves a site's value, how it is laid out there, and how a changed value is handed back.
+"""Site access: where nnsight serves a site's value, how it is laid out there, and how a changed value is written back.
 
-Inside a run every value leads with the batch and then with time ("batch step ..."), whatever layout the model uses
-and whatever order a user sees: edits and recordings cut time in one place. A `Form` knows all three.
+Inside a run every value begins with the batch axis and then the time axis ("batch step ..."), regardless of the model's
+layout and of the order that a user sees, so that edits and recordings slice time in the same way. A `Form` describes
+all three layouts.
 
-Attention patterns and per-head results are never there to be read: they are recomputed, for the layers asked for,
-from what the attention was given; a changed one recomputes what follows from it, and no more than what was changed.
+The model never holds attention patterns and per-head results. They are recomputed, for the requested layers, from the
+inputs of the attention. If one is changed, only what depends on the change is recomputed.
 """
 
 from collections.abc import Callable
@@ -29,10 +30,10 @@ _OPEN = ("token", "key")
 
 @dataclass(frozen=True)
 class Form:
-    """How a site's values are laid out.
+    """The layout of a site's values.
 
-    `axes` is the order a user sees; `model` and `run` are the model's layout and the run's, in einops. `square`
-    marks keys that are the queries' own steps.
+    `axes` is the order that a user sees; `model` and `run` are the layouts in the model and in a run, in einops
+    notation. `square` means that the keys are the same steps as the queries.
     """
 
     axes: tuple[str, ...]
@@ -42,39 +43,39 @@ class Form:
 
     @cached_property
     def timed(self) -> bool:
-        """Whether the values have steps; those on the text's side have tokens instead."""
+        """Whether the values have a step axis; sites on the text side have tokens instead."""
         return any(axis in _TIME for axis in self.axes)
 
     @cached_property
     def swapped(self) -> bool:
-        """Whether time stands third for the user; it is always second inside a run."""
+        """Whether time is the third axis for the user; inside a run it is always the second."""
         return self.axes[1] not in (*_TIME, *_OPEN)
 
     @cached_property
     def order(self) -> tuple[str, ...]:
-        """The axes as a run has them: rows, then steps (or tokens), then the features."""
+        """The axes in a run's order: rows, then steps (or tokens), then features."""
         first, second, third, *rest = self.axes
         return (first, third, second, *rest) if self.swapped else self.axes
 
     @cached_property
     def open(self) -> str | None:
-        """The axis whose length a batch decides: the text's tokens, or the keys of a pattern."""
+        """The axis whose length depends on the batch: the tokens of the text, or the keys of a pattern."""
         return next((axis for axis in self.axes if axis in _OPEN), None)
 
     def turned(self, values: Tensor) -> Tensor:
-        """A run's values in the user's order, or a user's in the run's; leading axes stay."""
+        """Values converted from a run's axis order to the user's, or back; leading axes are unchanged."""
         return values.transpose(-3, -2) if self.swapped else values
 
     def features(self, config: "LensConfig") -> tuple[int | None, ...]:
-        """The sizes of one step (or token) of one row; `None` for keys, which grow."""
+        """The sizes of the axes after row and step (or token); `None` for keys, whose number grows."""
         sizes = sizes_of(config)
         return tuple(sizes.get(axis) for axis in self.order[2:])
 
     def described(self, config: "LensConfig") -> str:
-        """The axes with the sizes that the model fixes: "row step head=4 d_head=12".
+        """The axes, with the sizes that the model fixes: "row step head=4 d_head=12".
 
-        Where the conditioning is a prefix, its positions stand before the steps where they are asked for, and before
-        the keys of a pattern always.
+        If the conditioning is a prefix, its positions precede the steps when requested, and always precede the keys of
+        a pattern.
         """
         sizes = sizes_of(config)
         known = {axis: f"{axis}={size}" for axis, size in sizes.items()}
@@ -110,15 +111,15 @@ Put = Callable[[Tensor, Tensor | None], None]
 
 @dataclass(frozen=True)
 class View:
-    """What a read needs to know: the model's sizes, the batch's rows (of both branches), and of a head site the heads
-    asked for (`None`: all)."""
+    """What a read depends on: the model's sizes, the number of batch rows (of both branches together), and, at a head
+    site, the requested heads (`None` means all)."""
 
     config: "LensConfig"
     rows: int
     heads: tuple[int, ...] | None = None
 
     def of(self, values: Tensor, axis: int) -> Tensor:
-        """The heads asked for."""
+        """The values of the requested heads."""
         if self.heads is None:
             return values
         return values.index_select(axis, torch.tensor(self.heads, device=values.device))
@@ -126,12 +127,12 @@ class View:
 
 @dataclass(frozen=True)
 class Tap:
-    """Where a site's value is served.
+    """The point in the forward pass at which a site's value is read and written.
 
-    `module` is relative to the block (or to the model, for model-wide sites), `op` one operation of its forward,
-    if not the whole; `port` is its first input, all its inputs, or its output; `item` picks one of several.
-    `in_place` marks a value that the block also keeps for its skip connection: replacing the module's input would
-    change the branch and not the residual stream, so an edit is written into the tensor itself.
+    `module` is a path below the block (or below the model, for model-wide sites), and `op` is one operation of its
+    forward, if not the whole module. `port` is the first input, all inputs, or the output; `item` selects one of
+    several values. `in_place` marks a value that the block also uses for its skip connection: replacing the module's
+    input would change the branch but not the residual stream, so an edit is written into the tensor itself.
     """
 
     module: str
@@ -141,16 +142,17 @@ class Tap:
     op: str | None = None
     in_place: bool = False
     recomputed: ClassVar[bool] = False
-    """Whether the model never holds the value, so that it is made from what the model does hold."""
+    """Whether the value is recomputed because the model never holds it."""
 
     shared: ClassVar[bool] = False
-    """Whether one tensor stands for all rows, so that a write into it would change them all."""
+    """Whether all rows share one tensor, so that writing into it would change them all."""
 
     def open(self, place: Any, view: View) -> tuple[Tensor, Put]:
-        """Inside a run: the value that `place`, the envoy of this tap, serves, and what puts another in its place.
+        """Inside a run: the value at `place`, the envoy of this tap, and a function that replaces it.
 
-        Value and other are in the run's layout. What has to be recomputed is so for the batch rows of a mask, or
-        (`None`) where the other differs: elsewhere the model's own bits stay.
+        Both values are in the run's layout. The function's second argument is a mask of the batch rows for which
+        dependent values are recomputed; `None` recomputes them where the new value differs. Elsewhere the model's own
+        bits are kept.
         """
         served, form = getattr(place, self.port), self.form
         value = self._part(served)
@@ -171,11 +173,11 @@ class Tap:
         return view.of(value, 2) if "head" in form.axes else value, put
 
     def _part(self, served: Any) -> Any:
-        """The site's own part of what was served."""
+        """The part of the served value that belongs to this site."""
         if self.item is None:
             return served
         if self.port != "inputs":
-            # A tensor would give its first row.
+            # Indexing a tensor would select its first row.
             if isinstance(served, Tensor):
                 raise self._unlike("several values", served)
             return served[self.item]
@@ -185,11 +187,11 @@ class Tap:
     def _unlike(self, expected: str, found: Any) -> UnsupportedModelError:
         part = self.module or "a block"
         return UnsupportedModelError(
-            f"{part}: the lens expects {expected} as its {self.port}, and found {type(found).__name__}."
+            f"{part}: the lens expects {expected} as its {self.port}, but found {type(found).__name__}."
         )
 
     def _whole(self, served: Any, changed: Tensor) -> Any:
-        """What was served, with this site's part changed."""
+        """The served value, with this site's part changed."""
         if self.item is None:
             return changed
         if self.port == "inputs":
@@ -204,19 +206,19 @@ class Tap:
 
 @dataclass(frozen=True)
 class Positions(Tap):
-    """The position embeddings, which the model adds to every row: a change may differ from row to row."""
+    """The position embeddings, which the model adds to every row; an edit may differ between rows."""
 
     shared = True
 
     def open(self, place: Any, view: View) -> tuple[Tensor, Put]:
         table, put = super().open(place, view)
-        # Three axes: another invoke has changed its rows already.
+        # With three axes, another invoke has already changed its own rows.
         return table.expand(view.rows, -1, -1) if table.ndim == 2 else table, put
 
 
 @dataclass(frozen=True)
 class Pattern(Tap):
-    """Attention's weights, recomputed from what its kernel is given; another pattern recomputes z with its values."""
+    """The attention pattern, recomputed from the inputs of the attention kernel; writing a pattern recomputes z."""
 
     recomputed = True
 
@@ -225,7 +227,7 @@ class Pattern(Tap):
         attention, query, key, values, mask = args[:5]
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 4):
             raise UnsupportedModelError(
-                "patterns are recomputed beside sdpa and eager attention: load the model with "
+                "patterns can be recomputed only for sdpa and eager attention: load the model with "
                 "attn_implementation='sdpa' or 'eager'."
             )
         scaling, causal = kwargs["scaling"], bool(attention.is_causal)
@@ -243,7 +245,7 @@ class Pattern(Tap):
 
 @dataclass(frozen=True)
 class Result(Tap):
-    """What each head writes: z through its part of the output weights. Their sum, with the bias, is the output."""
+    """What each head writes: z times its slice of the output weights. Their sum plus the bias is the output."""
 
     recomputed = True
 
@@ -270,11 +272,12 @@ def attention_pattern(
     scaling: float,
     causal: bool,
 ) -> Float[Tensor, "row head query key"]:
-    """Attention's weights, as transformers' eager attention computes them.
+    """The attention pattern, computed as in transformers' eager attention.
 
-    `mask` is true (or zero) where a key is seen. Where none is, all weigh the same, as they do in eager attention: the
-    null half attends to no text, and its cross-attention pattern is one over the tokens that its batch was padded to.
-    Without a mask a causal attention over several steps sees the past, and one over a single step everything.
+    `mask` is true (or zero) where a key is visible. A query that sees no key gives all keys the same weight, as in
+    eager attention: the null half sees no text, so each weight of its cross-attention pattern is one over the number
+    of tokens that the batch was padded to. Without a mask, causal attention over several steps sees only the past, and
+    over a single step it sees everything.
     """
     scores = query @ key.transpose(2, 3) * scaling
     if mask is None and causal and query.shape[2] > 1:

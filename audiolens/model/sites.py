@@ -1,9 +1,9 @@
-"""The named places in a decoder ("blocks.3.hook_resid_post"): parsed, listed, validated.
+"""The named sites in a decoder ("blocks.3.hook_resid_post"): parsed, listed and validated.
 
-Names are TransformerLens's where it has one. A short form leaves out "hook_" and the block: "resid_post" is
-`hook_resid_post` in every block, "attn.z" is `attn.hook_z`. The bare names of TransformerLens are short forms too: "q",
-"k", "v", "z", "pattern" and "result" are the self-attention's, "pre" and "post" the MLP's. A negative layer counts from
-the last block.
+Names follow TransformerLens where it has one. A short form leaves out "hook_" and the block: "resid_post" is
+`hook_resid_post` in every block, and "attn.z" is `attn.hook_z`. TransformerLens's bare names are short forms too: "q",
+"k", "v", "z", "pattern" and "result" belong to the self-attention, "pre" and "post" to the MLP. Negative layers count
+from the last block.
 """
 
 import re
@@ -23,9 +23,9 @@ _BARE = {
 
 @dataclass(frozen=True)
 class Site:
-    """One place: a hook name and the block it stands in (`None` for the model-wide ones).
+    """One site: a hook name and the number of its block (`None` for model-wide sites).
 
-    `axes` are those of its values, ("row", "step", "d_model"), where it was found in a model (`lens.find_sites`).
+    `axes` are the axes of its values, such as ("row", "step", "d_model"), if it was found in a model (`lens.find_sites`).
     """
 
     hook: str
@@ -34,7 +34,7 @@ class Site:
 
     @classmethod
     def of(cls, name: str) -> "Site":
-        """The place of a full name."""
+        """The site with this full name."""
         match = _FULL.fullmatch(name)
         return cls(match[2], int(match[1])) if match else cls(name)
 
@@ -68,7 +68,7 @@ def named(name: Any) -> Site:
 
 
 def canonical(name: str, hooks: Iterable[str]) -> str:
-    """The hook a short or full hook name stands for.
+    """The full hook name for a short or full one.
 
     Raises:
         SiteError: if no such hook exists; the message lists the nearest ones and all that exist.
@@ -80,7 +80,7 @@ def canonical(name: str, hooks: Iterable[str]) -> str:
     short = [Site(hook).short for hook in hooks]
     if ("cross" in name or "text_states" in name) and not any("cross" in hook for hook in hooks):
         raise SiteError(
-            f"site {name!r}: this model has no cross-attention; its text stands before the audio steps, in the "
+            f"site {name!r}: this model has no cross-attention; its text is a prefix to the audio steps, in the "
             f"decoder's own sequence (prefix=True reads and changes it there). It has: {shortened(short, 40)}."
         )
     raise SiteError(f"unknown site {name!r}.{nearest(Site(name).short, short)} This model has: {shortened(short, 40)}.")
@@ -94,10 +94,10 @@ def resolve(
     model_hooks: Iterable[str],
     n_layers: int,
 ) -> list[Site]:
-    """The places that names and layers select, without repeats, in the order given.
+    """The sites selected by names and layers, without repeats, in the order given.
 
-    A full name ("blocks.3.hook_resid_post") carries its own layer; a short one stands for `layers`, or for every
-    block where `layers` is `None`.
+    A full name ("blocks.3.hook_resid_post") includes its layer; a short one selects its site at `layers`, or at every
+    block if `layers` is `None`.
     """
     hooks, model_hooks = list(hooks), list(model_hooks)
     chosen = checked_layers(layers, n_layers)
@@ -115,7 +115,7 @@ def resolve(
 
 
 def checked_layers(layers: int | Iterable[int] | None, n_layers: int) -> list[int]:
-    """Layer numbers as a list, sorted and without repeats; `None` is all of them, -1 the last."""
+    """Layer numbers as a list, sorted and without repeats; `None` means all layers, -1 the last."""
     if layers is None:
         return list(range(n_layers))
     listed = listed_layers(layers)
@@ -136,25 +136,26 @@ def counted(layer: int, n_layers: int) -> int:
 
 
 def names_once(name: str, sites: Any) -> list[Any]:
-    """One site's name or several, as a list.
+    """One or several site names, as a list.
 
     Raises:
-        InputTypeError: if they are neither.
+        InputTypeError: if `sites` is neither.
     """
     if isinstance(sites, str):
         return [sites]
     try:
-        # Their order says nothing: a run has its model's.
+        # A set is accepted because the order does not matter: a run visits sites in the model's order.
         return sorted(sites) if isinstance(sites, Set) else listed(name, sites)
     except TypeError:
         raise InputTypeError(f"{name}={sites!r}: expected a name such as 'resid_post', or a list of them.") from None
 
 
 def checked_names(name: str, sites: Any) -> Any:
-    """One site's name as it is, or several as a list of at least one.
+    """One site name unchanged, or several as a list.
 
     Raises:
-        InputTypeError, InputError: if they are neither, or none.
+        InputTypeError: if `sites` is neither.
+        InputError: if the list is empty.
     """
     found = names_once(name, sites)
     if not found:
@@ -163,10 +164,10 @@ def checked_names(name: str, sites: Any) -> Any:
 
 
 def listed_layers(layers: int | Iterable[int]) -> list[int]:
-    """One layer or several, as a list.
+    """One or several layers, as a list.
 
     Raises:
-        InputTypeError: if they are no whole numbers.
+        InputTypeError: if they are not whole numbers.
     """
     found = layers_once(layers)
     return found if isinstance(found, list) else [found]
@@ -176,7 +177,7 @@ def layers_once(layers: Any) -> int | list[int]:
     """One layer as a number, or several as a list, read once.
 
     Raises:
-        InputTypeError: if they are no whole numbers; a mask is none.
+        InputTypeError: if they are not whole numbers (a mask is not).
     """
     try:
         given = layers if isinstance(layers, Iterable) and getattr(layers, "ndim", 1) else [layers]
@@ -187,18 +188,18 @@ def layers_once(layers: Any) -> int | list[int]:
 
 
 def checked_heads(heads: Sequence[int], n_heads: int) -> tuple[int, ...]:
-    """Head numbers as they were given, all different."""
+    """Head numbers in the order given, after checking that they exist and do not repeat."""
     found = tuple(head_numbers(heads))
     if not found or len(set(found)) != len(found) or not all(0 <= head < n_heads for head in found):
-        raise InputError(f"heads={list(found)}: expected different ones; this model has heads 0 to {n_heads - 1}.")
+        raise InputError(f"heads={list(found)}: expected different heads; this model has heads 0 to {n_heads - 1}.")
     return found
 
 
 def head_numbers(heads: Any) -> list[int]:
-    """Head numbers as they were given, read once.
+    """Head numbers in the order given, read once.
 
     Raises:
-        InputTypeError: if they are no list of whole numbers; a mask is none.
+        InputTypeError: if they are not a list of whole numbers (a mask is not).
     """
     try:
         return whole_numbers(bounded("heads", listed("heads", heads), MOST_PLACES))

@@ -1,8 +1,8 @@
 """Prompts as the text encoder sees them: checked, tokenised and encoded.
 
-The text is encoded once, here, and handed to transformers ready-made (`conditioning.py`), so that reading and
-generating run on the very same states. A prompt of `None` is unconditional: zero states and a zero mask, as in
-guidance's null branch, and as transformers' own unconditional inputs.
+The text is encoded once, here, and the states are passed to transformers (`conditioning.py`), so that reading and
+generation use exactly the same states. A prompt of `None` is unconditional: zero states and a zero mask, as in the
+null branch of the guidance and in transformers' own unconditional inputs.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from audiolens.model import tokens
 
 Prompt = str | None
 BUCKET = 16
-"""Exact runs pad each prompt to the next multiple of this many tokens, whatever its batch."""
+"""Exact runs pad each prompt to the next multiple of this many tokens, regardless of its batch."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Text:
 
 
 def checked_prompts(prompts: Prompt | Sequence[Prompt], rows: int | None = None) -> tuple[Prompt, ...]:
-    """Prompts as a tuple, one a row; a single one stands for `rows` rows.
+    """Prompts as a tuple, one per row; a single prompt is repeated for `rows` rows.
 
     Raises:
-        PromptError: for an empty list, an empty prompt, or something that is not text.
+        PromptError: for an empty list, an empty prompt, or anything that is not text.
     """
     if prompts is None or isinstance(prompts, str):
         listed: tuple[Prompt, ...] = (prompts,) * (rows or 1)
@@ -60,19 +60,19 @@ def checked_prompts(prompts: Prompt | Sequence[Prompt], rows: int | None = None)
 def checked(
     prompts: Prompt | Sequence[Prompt], model: Any, tokenizer: Any, rows: int | None = None
 ) -> tuple[tuple[Prompt, ...], list[int]]:
-    """Prompts, one a row, and their lengths in tokens."""
+    """Prompts, one per row, and their lengths in tokens."""
     listed = checked_prompts(prompts, rows)
     return listed, lengths(listed, tokenizer, token_limit(model, tokenizer))
 
 
 def lengths(prompts: Sequence[Prompt], tokenizer: Any, limit: int) -> list[int]:
-    """Each prompt's length in tokens (1 for none), refusing those the text encoder would not read whole."""
+    """The length of each prompt in tokens (1 for `None`); prompts too long for the text encoder are refused."""
     read = iter(tokens.ids([prompt for prompt in prompts if prompt is not None], tokenizer))
     found = [1 if prompt is None else len(next(read)) for prompt in prompts]
     for row, (prompt, count) in enumerate(zip(prompts, found, strict=True)):
         if count > limit:
             raise PromptError(
-                f"prompt {row} has {count} tokens, the text encoder reads {limit}: shorten it "
+                f"prompt {row} has {count} tokens, but the text encoder reads {limit}: shorten it "
                 f"({str(prompt)[:40]!r}...)."
             )
         if prompt is not None and not count:
@@ -82,7 +82,7 @@ def lengths(prompts: Sequence[Prompt], tokenizer: Any, limit: int) -> list[int]:
 
 
 def token_limit(model: Any, tokenizer: Any) -> int:
-    """How many tokens the text encoder reads: the smaller of what tokenizer and encoder declare."""
+    """The number of tokens that the text encoder reads: the smaller of what the tokenizer and the encoder declare."""
     declared = [
         getattr(model.config.text_encoder, "n_positions", None),
         getattr(model.config.text_encoder, "max_position_embeddings", None),
@@ -93,11 +93,12 @@ def token_limit(model: Any, tokenizer: Any) -> int:
 
 @torch.no_grad()
 def encode(prompts: Sequence[Prompt], model: Any, tokenizer: Any, length: int | None = None) -> Text:
-    """Tokenise and encode prompts, padded on the right to their longest, or to `length` tokens.
+    """Tokenise and encode prompts, padded on the right to the longest, or to `length` tokens.
 
-    Whatever padding or truncation the tokenizer is set to: what reads the text counts its tokens from the left.
+    The tokenizer's own padding and truncation settings are ignored, because token positions count from the left.
 
-    Without gradients, as in transformers' `generate`: attention takes another kernel with them, and other last bits.
+    No gradients, as in transformers' `generate`: with them attention uses another kernel, which differs in the last
+    bits.
     """
     tokens.tell_unread()
     device = model.text_encoder.device
@@ -126,14 +127,16 @@ def encode(prompts: Sequence[Prompt], model: Any, tokenizer: Any, length: int | 
 
 
 def read_alike(first: Prompt | Sequence[Prompt], second: Prompt | Sequence[Prompt], tokenizer: Any) -> bool:
-    """Whether two texts, or two lists of them in any order, are the same tokens, as they are where a tokenizer knows
-    neither of the words that differ."""
+    """Whether two texts, or two lists of them in any order, have the same tokens.
+
+    Different texts do if the tokenizer knows none of the words in which they differ.
+    """
     sides = [checked_prompts(side) for side in (first, second)]
     told = [Counter(map(tuple, tokens.ids([text for text in side if text is not None], tokenizer))) for side in sides]
     return told[0] == told[1] and sides[0].count(None) == sides[1].count(None)
 
 
 def _pad(model: Any, tokenizer: Any) -> int:
-    """What stands behind the end of a shorter text, under the mask; a tokenizer may have none of its own."""
+    """The padding token, which is masked; a tokenizer may not define one."""
     own = (getattr(tokenizer, "pad_token_id", None), getattr(model.config.text_encoder, "pad_token_id", None), 0)
     return next(number for number in own if number is not None)

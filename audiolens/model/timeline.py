@@ -1,9 +1,9 @@
-"""Time, once: steps, frames and seconds, and the codebook delay pattern done and undone.
+"""The time axis: steps, frames and seconds, and applying and undoing the codebook delay pattern.
 
 Step s reads delayed column s (column 0 is the start token) and predicts column s + 1, which holds frame s of
 codebook 0 and frame s - k of a codebook delayed by k. A clip of F frames therefore takes F + (longest delay)
-steps; the last ones, the tail, only finish the delayed codebooks. A stereo model delays its codebooks in pairs.
-Where the conditioning is a prefix in the decoder's own sequence, its positions are the negative steps, -1 the last.
+steps; the last of these, the tail, only complete the delayed codebooks. A stereo model delays its codebooks in pairs.
+If the conditioning is a prefix in the decoder's own sequence, its positions are the negative steps; the last is -1.
 """
 
 import math
@@ -30,8 +30,8 @@ Span = tuple[Real, Real]
 class Timeline:
     """The steps of one clip.
 
-    `frames` counts codec frames, `frame_rate` is in frames a second, `delays` holds each codebook's delay in steps,
-    `prefix` is how many positions the longest prefix of these rows takes before step 0.
+    `frames` is the number of codec frames, `frame_rate` is in frames per second, `delays` holds each codebook's delay
+    in steps, and `prefix` is the number of positions that the longest prefix of these rows takes before step 0.
     """
 
     frames: int
@@ -41,7 +41,7 @@ class Timeline:
 
     @property
     def steps(self) -> int:
-        """All steps, the tail included."""
+        """The number of steps, including the tail."""
         return self.frames + max(self.delays)
 
     @property
@@ -54,9 +54,9 @@ class Timeline:
         return self.frames / self.frame_rate
 
     def select(self, seconds: Span | None, prefix: bool = False) -> tuple[int, int]:
-        """The steps (from, to) of a span in seconds; `None` is every step, the tail included.
+        """The steps (from, to) of a span in seconds; `None` means every step, including the tail.
 
-        With `prefix` they begin with the first position of the longest prefix, a negative step.
+        With `prefix` they begin at the first position of the longest prefix, which is a negative step.
 
         Raises:
             InputError: if the span is empty, not finite, or outside the clip; or, with `prefix`, does not start at 0.
@@ -65,7 +65,7 @@ class Timeline:
         if prefix and first:
             raise InputError(
                 f"seconds={seconds} with prefix=True: the prefix ends where the clip begins, so the span must start "
-                "at 0. A schedule can be 0 where nothing is to change."
+                "at 0. A schedule can be 0 where nothing should change."
             )
         return -self.prefix if prefix else first, end
 
@@ -84,10 +84,10 @@ class Timeline:
 
 
 def clip_timeline(seconds: object, config: "LensConfig", prefix: int = 0) -> Timeline:
-    """The steps of a clip to be generated, behind a prefix of at most so many positions.
+    """The timeline of a clip to be generated, after a prefix of at most `prefix` positions.
 
     Raises:
-        InputTypeError, InputError: if it is no length, or one that the model cannot make.
+        InputTypeError, InputError: if `seconds` is not a number, or not a length that the model can generate.
     """
     try:
         length = real_number(seconds)
@@ -95,7 +95,7 @@ def clip_timeline(seconds: object, config: "LensConfig", prefix: int = 0) -> Tim
         raise InputTypeError(f"seconds={seconds!r}: expected a number.") from None
     tail = max(config.delays)
     longest = (config.max_steps - prefix - tail) / config.frame_rate
-    # Below this many frames transformers leaves the delay out without a word.
+    # With fewer frames than this, transformers silently leaves the delay out.
     least = max(1, tail)
     shortest = least / config.frame_rate
     if not (shortest <= length + 1e-9 and length <= longest + 1e-9):
@@ -104,7 +104,7 @@ def clip_timeline(seconds: object, config: "LensConfig", prefix: int = 0) -> Tim
 
 
 def codes_timeline(codes: Tensor | None, config: "LensConfig", prefix: int = 0) -> Timeline:
-    """The steps of given codes behind such a prefix; without codes, the one step of the start token."""
+    """The timeline of given codes, after such a prefix; without codes, the single step of the start token."""
     if codes is None:
         return Timeline(1, config.frame_rate, (0,), prefix)
     timeline = Timeline(codes.shape[-1], config.frame_rate, config.delays, prefix)
@@ -114,10 +114,10 @@ def codes_timeline(codes: Tensor | None, config: "LensConfig", prefix: int = 0) 
 
 
 def checked_frames(frames: object) -> int:
-    """A number of codec frames.
+    """Check a number of codec frames, and return it.
 
     Raises:
-        InputTypeError, InputError: if it is no whole number, or under 1.
+        InputTypeError, InputError: if it is not a whole number, or is less than 1.
     """
     try:
         count = whole_number(frames)
@@ -129,7 +129,7 @@ def checked_frames(frames: object) -> int:
 
 
 def checked_span(seconds: object) -> Span:
-    """A (from, to) pair in seconds, or an error saying what is wrong with it."""
+    """Check a (from, to) pair in seconds, and return it."""
     if not isinstance(seconds, tuple | list) or len(seconds) != 2:
         raise InputTypeError(f"seconds={seconds!r}: expected a pair (from, to) in seconds.")
     try:
@@ -142,7 +142,7 @@ def checked_span(seconds: object) -> Span:
 
 
 def delays_of(n_codebooks: int, channels: int) -> tuple[int, ...]:
-    """Each codebook's delay in steps: 0 1 2 3 for mono, 0 0 1 1 2 2 3 3 for a stereo model of eight."""
+    """Each codebook's delay in steps: 0 1 2 3 for mono, 0 0 1 1 2 2 3 3 for a stereo model with eight codebooks."""
     return tuple(codebook // channels for codebook in range(n_codebooks))
 
 

@@ -1,8 +1,9 @@
-"""Prompts as tokens: whole and unpadded whatever the tokenizer is set to, and the words that it does not know.
+"""Tokenising prompts without padding or truncation, and warning about words that the tokenizer does not know.
 
-A word outside the vocabulary becomes the tokenizer's unknown token, or nothing: the model runs and reads another text.
-Every prompt passes here before a model runs: its unread words are noted at the door, and named in one warning a call
-when the model first runs, so that what is refused says one thing only.
+A word outside the vocabulary becomes the tokenizer's unknown token, or vanishes, and the model reads a different text
+without any error. Every prompt passes through here before a model runs. Its unknown words are collected when arguments
+are checked, and reported in one warning per call when the model first runs, so that a call that is refused raises its
+error alone.
 """
 
 import unicodedata
@@ -26,9 +27,9 @@ _OURS = tuple(f"{Path(__file__).parents[2] / name}/" for name in ("audiolens", "
 
 @dataclass
 class _Call:
-    """Unknown words of one call: already reported, and still to report.
+    """The unknown words of one call: `named` were already reported, `noted` are still to report.
 
-    `whole` is a call that runs a model many times.
+    `whole` marks a call that runs a model many times.
     """
 
     whole: bool
@@ -40,10 +41,10 @@ _CALL: ContextVar[_Call | None] = ContextVar("call", default=None)
 
 
 def ids(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    """Each prompt's tokens, special ones included, without padding or truncation.
+    """The token ids of each prompt, including special tokens, without padding or truncation.
 
     Raises:
-        PromptError: if the tokenizer fails, as one without an unknown token may.
+        PromptError: if the tokenizer fails, which may happen if it has no unknown token.
     """
     if not prompts:
         return []
@@ -55,11 +56,11 @@ def ids(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
 
 
 def unread(prompts: Sequence[str | None], tokenizer: Any) -> list[str]:
-    """The words that the tokenizer does not know, each once, in the order of the prompts."""
+    """The words that the tokenizer does not know, without repeats, in the order of the prompts."""
     texts = list(dict.fromkeys(prompt for prompt in prompts if prompt is not None))
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown is not None:
-        # Tokenising once more, for where words begin and end, is only for prompts that hold an unknown one.
+        # Only prompts with an unknown token are tokenised again, to find where their words begin and end.
         texts = [text for text, row in zip(texts, ids(texts, tokenizer), strict=True) if unknown in row]
     if not texts:
         return []
@@ -69,7 +70,7 @@ def unread(prompts: Sequence[str | None], tokenizer: Any) -> list[str]:
 
 
 def note_unread(prompts: Sequence[str | None], tokenizer: Any) -> None:
-    """Keep the words that the tokenizer does not know for `tell_unread`; of a call that is refused nothing is told."""
+    """Collect words that the tokenizer does not know for `tell_unread`; a call that is refused never reports them."""
     call = _CALL.get()
     if call is None or not call.whole:
         call = _Call(whole=False)
@@ -78,15 +79,15 @@ def note_unread(prompts: Sequence[str | None], tokenizer: Any) -> None:
 
 
 def tell_unread() -> None:
-    """Name the words that were noted in one warning, which points to whoever called the package; a model runs next."""
+    """Warn once about the collected words, just before a model runs; the warning points to the package's caller."""
     call = _CALL.get()
     if call is not None and call.noted:
         words = list(call.noted)
         call.noted.clear()
         call.named.update(words)
         warnings.warn(
-            f"unknown to the model: {', '.join(map(repr, words))}. Its tokenizer has no token of their own for these "
-            "words, so the model does not see what they ask for.",
+            f"unknown to the model: {', '.join(map(repr, words))}. Its tokenizer has no tokens for these words, so "
+            "the model cannot see what they ask for.",
             UnreadWordsWarning,
             stacklevel=callers_level(),
         )
@@ -94,7 +95,7 @@ def tell_unread() -> None:
 
 @contextmanager
 def naming_once() -> Iterator[None]:
-    """Name each unread word once, however many runs inside read it."""
+    """Report each unknown word once, regardless of how many runs inside the block read it."""
     call = _CALL.get()
     if call is not None and call.whole:
         yield
@@ -107,7 +108,7 @@ def naming_once() -> Iterator[None]:
 
 
 def named_once(function: Callable[P, T]) -> Callable[P, T]:
-    """A function that runs a model many times, as one call that names each unread word once."""
+    """Decorate a function that runs a model many times, so that it reports each unknown word once."""
 
     @wraps(function)
     def once(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -118,9 +119,9 @@ def named_once(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def mismatch(tokenizer: Any, embedded: int) -> str | None:
-    """Why a tokenizer cannot be that of a text encoder with `embedded` embeddings; `None` if nothing says so.
+    """The reason why a tokenizer cannot belong to a text encoder with `embedded` embeddings; `None` if it can.
 
-    Warns where it fills less than half of them: some are always spare, but seldom so many.
+    Warns if it uses fewer than half of the embeddings: some are always spare, but rarely that many.
     """
     if not hasattr(tokenizer, "get_vocab"):
         raise InputTypeError(f"tokenizer={type(tokenizer).__name__}: expected a tokenizer or a processor.")
@@ -128,18 +129,18 @@ def mismatch(tokenizer: Any, embedded: int) -> str | None:
     special = {*getattr(tokenizer, "all_special_ids", ())}
     if not any(number not in special and any(map(str.isalnum, token)) for token, number in vocabulary.items()):
         return (
-            "the tokenizer knows no word (its vocabulary holds special tokens only), so that every prompt would read "
-            "alike: were its files (tokenizer.json, tokenizer_config.json) saved next to the model?"
+            "the tokenizer knows no words (its vocabulary contains only special tokens), so all prompts would look the "
+            "same to the model: were its files (tokenizer.json, tokenizer_config.json) saved next to the model?"
         )
     largest = max(vocabulary.values())
     if largest >= embedded:
         return (
-            f"the tokenizer numbers its tokens up to {largest}, and the text encoder embeds {embedded}: expected the "
+            f"the tokenizer numbers its tokens up to {largest}, but the text encoder embeds {embedded}: expected the "
             "tokenizer that the model was trained with."
         )
     if 2 * len(vocabulary) < embedded:
         warnings.warn(
-            f"the tokenizer has {len(vocabulary)} tokens, and the text encoder embeds {embedded}: is it this model's?",
+            f"the tokenizer has {len(vocabulary)} tokens, but the text encoder embeds {embedded}: is it this model's?",
             AudioLensWarning,
             stacklevel=callers_level(),
         )
@@ -147,7 +148,7 @@ def mismatch(tokenizer: Any, embedded: int) -> str | None:
 
 
 def _placed(texts: Sequence[str], tokenizer: Any, unknown: int | None) -> Iterator[str]:
-    """Unread words by the places of their tokens; without an unknown token, those that no token stands for."""
+    """Unknown words, from token offsets; without an unknown token, the words that no token covers."""
     told = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, **_WHOLE)
     for text, numbers, spans in zip(texts, told["input_ids"], told["offset_mapping"], strict=True):
         if unknown is None:
@@ -159,7 +160,7 @@ def _placed(texts: Sequence[str], tokenizer: Any, unknown: int | None) -> Iterat
 
 
 def _one_by_one(texts: Sequence[str], tokenizer: Any, unknown: int | None) -> Iterator[str]:
-    """Unread words where tokens have no places: each word is read by itself."""
+    """Unknown words of a tokenizer without offsets, found by tokenising each word by itself."""
     for word in dict.fromkeys(word for text in texts for word in map(_bare, text.split()) if word):
         read = tokenizer(word, add_special_tokens=False, **_WHOLE)["input_ids"]
         if not read or unknown in read:
@@ -175,7 +176,7 @@ def _words(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _joined(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Spans with those that follow each other immediately made one."""
+    """Spans, with directly adjacent ones merged."""
     joined: list[tuple[int, int]] = []
     for start, stop in spans:
         if joined and joined[-1][1] == start:
@@ -186,13 +187,13 @@ def _joined(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _bare(word: str) -> str:
-    """A word without spaces and punctuation around it: a full stop that is not known takes no meaning away."""
+    """A word without surrounding spaces and punctuation: no meaning is lost if a full stop is unknown."""
     kept = [place for place, sign in enumerate(word) if unicodedata.category(sign)[0] not in "PZC"]
     return word[kept[0] : kept[-1] + 1] if kept else ""
 
 
 def callers_level() -> int:
-    """The `stacklevel`, for a warning in the calling function, of the frame that called into the package."""
+    """The `stacklevel` with which a warning in the calling function points to the code that called the package."""
     frame = currentframe()
     level, outermost = 0, 0
     while frame is not None:

@@ -1,4 +1,4 @@
-"""TracedModel: an open model with everything that reading and changing it needs."""
+"""TracedModel: an opened model, with everything needed to read and change its activations."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,15 +11,15 @@ from audiolens.model.families import Family
 
 @dataclass(eq=False)
 class TracedModel:
-    """What `AudioLens` opens, and what the modules below it take.
+    """The model that an `AudioLens` opened, as lower-level modules take it.
 
     Attributes:
-        model: the transformers model, as it was given.
+        model: the transformers model, unchanged.
         tokenizer: its tokenizer.
         config: sizes, rates and delays.
-        family: where its sites and parts are.
+        family: where its sites and modules are.
         nnsight: its envoy tree, `audiolens.tracing.nnsight_source.Model`.
-        name: what results call it.
+        name: the model's name in results.
     """
 
     model: Any
@@ -31,12 +31,12 @@ class TracedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the decoder is; under a `device_map`, its first part."""
+        """The device of the decoder; with a `device_map`, that of its first part."""
         return next(self.model.decoder.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the decoder computes in."""
+        """The dtype in which the decoder computes."""
         return next(self.model.decoder.parameters()).dtype
 
     @property
@@ -54,12 +54,12 @@ class TracedModel:
 
     @property
     def heads(self) -> Any:
-        """One head per codebook, which makes its logits."""
+        """The output heads, one per codebook, which produce the logits."""
         return self.family.heads(self.model)
 
 
 class HasModel(Protocol):
-    """A lens, to modules that come before it."""
+    """Anything with a `traced_model`: the type of a lens, for modules that `lens.py` itself imports."""
 
     @property
     def traced_model(self) -> TracedModel: ...

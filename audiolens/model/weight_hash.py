@@ -1,4 +1,4 @@
-"""Hashes of a model's weights: a quick one that survives a change of dtype, and one of every bit."""
+"""Hashes of a model's weights: a fast one that does not depend on the dtype, and an exact one of every bit."""
 
 import hashlib
 import json
@@ -12,11 +12,11 @@ _SAMPLED = 256
 
 
 def weights_hash(model: nn.Module) -> str:
-    """A hash of a model's decoder: every parameter's name and shape, and 256 evenly spaced values of each.
+    """A hash of a model's decoder: the name and shape of every parameter, and 256 evenly spaced values of each.
 
-    Cheap for billions of parameters, and blind to a change of other values alone: training moves them all, an edit of
-    one weight may go unseen. Values are rounded to bfloat16 first, so that a model loaded in float32 and in bfloat16
-    is the same one.
+    It is cheap for billions of parameters, but does not notice a change in the other values: training changes them all,
+    whereas an edit of a single weight may go unnoticed. Values are first rounded to bfloat16, so that a model has the
+    same hash in float32 and in bfloat16.
     """
     digest = hashlib.sha256()
     decoder = getattr(model, "decoder", model)
@@ -32,7 +32,7 @@ def weights_hash(model: nn.Module) -> str:
 def adapter_settings(model: nn.Module) -> bytes:
     """Adapter settings (active adapter, scale) that change the output but are not weights.
 
-    They are the plain values of modules that are neither torch's nor transformers'; empty where there are none.
+    They are the plain values in modules from packages other than torch and transformers; empty if there are none.
     """
     told, every = [], vars(nn.Module())
     for name, module in sorted(model.named_modules(), key=lambda entry: entry[0]):
@@ -51,7 +51,7 @@ def _plain(value: Any) -> bool:
 
 
 def content_hash(model: nn.Module) -> str:
-    """A hash of every weight and buffer of a model, to the bit (names, types, shapes, values), and of its adapters."""
+    """An exact hash of every weight and buffer (name, dtype, shape, values), and of the adapter settings."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())

@@ -1,14 +1,14 @@
-"""The weights of a model by TransformerLens's names: views of the model's own tensors, one a block or one a codebook.
+"""The weights of a model under TransformerLens's names: views of the model's tensors, one per block or per codebook.
 
-`AudioLens` carries the names, so `lens.W_Q[3]` reads as in TransformerLens. That has no name for a cross-attention's
-weights; here they are those of the self-attention with `_cross` behind (`lens.W_Q_cross[3]`), so that both stand side
-by side where names are completed.
+`AudioLens` has these names as attributes, so `lens.W_Q[3]` works as in TransformerLens, which has no names for
+cross-attention weights. Here they are the names of the self-attention weights with `_cross` appended
+(`lens.W_Q_cross[3]`), so that both appear together in name completion.
 
-With an adapter, a weight is the effective matrix, computed rather than a view.
+With an adapter, a weight is the effective matrix, which is computed and not a view.
 
-The weights are the model's as they stand. TransformerLens folds the layer norms into them when it loads a model; here
-`ln1.hook_normalized` is the norm's whole output, and `W_Q[l]` acts on that. MusicGen's projections have no biases, so
-there is no `b_Q` nor any kin of it. Every tensor is detached: reading one builds no graph.
+The weights are unprocessed. TransformerLens folds the layer norms into them when it loads a model; here
+`ln1.hook_normalized` is the full output of the norm, and `W_Q[l]` acts on that. MusicGen's projections have no biases,
+so there is no `b_Q`, `b_K`, `b_V` or `b_O`. Every tensor is detached, so reading one builds no graph.
 """
 
 from collections.abc import Callable, Iterable
@@ -26,7 +26,7 @@ from audiolens.model.traced_model import HasModel, TracedModel
 
 
 class Weights(tuple[Tensor, ...]):
-    """One tensor a block (or a codebook): `W[3]`, or `W[3, head]`. `W[...]`, or `torch.stack(W)`, copies them into one
+    """One tensor per block (or codebook): `W[3]`, or `W[3, head]`. `W[...]`, or `torch.stack(W)`, copies them into one
     tensor, whose shape is `W.shape`."""
 
     __slots__ = ()
@@ -37,12 +37,12 @@ class Weights(tuple[Tensor, ...]):
         place, *inside = index if isinstance(index, tuple) else (index,)
         if isinstance(place, slice):
             if inside:
-                raise InputTypeError(f"{index!r}: a slice stands alone here; use torch.stack(W) to index through it.")
+                raise InputTypeError(f"{index!r}: a slice must be the only index; use torch.stack(W) to index further.")
             return Weights(super().__getitem__(place))
         try:
             place = whole_number(place)
         except TypeError:
-            raise InputTypeError(f"weight {place!r}: expected the number of one, 0 to {len(self) - 1}.") from None
+            raise InputTypeError(f"weight {place!r}: expected a whole number from 0 to {len(self) - 1}.") from None
         if not -len(self) <= place < len(self):
             raise InputError(f"there is no weight {place}: this model has {len(self)}, 0 to {len(self) - 1}.")
         chosen = super().__getitem__(place)
@@ -54,9 +54,9 @@ class Weights(tuple[Tensor, ...]):
         return torch.Size((len(self), *(self[0].shape if self else ())))
 
     def _no_arithmetic(self, other: object) -> Any:  # noqa: ARG002 - the signature of the operators
-        raise InputTypeError("weights are one tensor a block: compute with one of them, or with torch.stack(W).")
+        raise InputTypeError("weights are one tensor per block: compute with one of them, or with torch.stack(W).")
 
-    # A tuple's own would repeat the blocks, or put another model's after them.
+    # A tuple's own operators would repeat the blocks, or append those of another model.
     __mul__ = __rmul__ = __add__ = __radd__ = _no_arithmetic
     __array_ufunc__ = None
 
@@ -65,7 +65,7 @@ class Weights(tuple[Tensor, ...]):
 
 
 def attention(name: str) -> tuple[property, property, property, property]:
-    """W_Q, W_K, W_V ("head d_model d_head") and W_O ("head d_head d_model") of one attention of every block."""
+    """W_Q, W_K, W_V ("head d_model d_head") and W_O ("head d_head d_model") of one attention in every block."""
     into = "(head d_head) d_model -> head d_model d_head"
 
     def of(projection: str) -> Callable[[Parts], str | None]:
@@ -100,7 +100,7 @@ def unembeddings(traced: TracedModel) -> Weights:
 def vocabulary() -> tuple[property, property, property]:
     """W_E ("code d_model") and W_U ("d_model vocab") of every codebook, and W_pos ("position d_model").
 
-    The last row of a `W_E` is the start token's, which no `W_U` predicts.
+    The last row of a `W_E` belongs to the start token, which no `W_U` predicts.
     """
 
     def embeddings(lens: HasModel) -> Weights:
@@ -116,26 +116,26 @@ def vocabulary() -> tuple[property, property, property]:
         return traced.family.positions(traced.model).weights.detach()
 
     return (
-        property(embeddings, doc='One a codebook: "code d_model"; the last row is the start token\'s.'),
-        property(heads, doc='One a codebook: "d_model vocab".'),
+        property(embeddings, doc='One per codebook: "code d_model"; the last row is that of the start token.'),
+        property(heads, doc='One per codebook: "d_model vocab".'),
         property(positions, doc='"position d_model".'),
     )
 
 
 def _per_block(find: Callable[[Parts], str | None], axes: str) -> property:
-    """A weight of every block; `axes` lays transformers' "out in" out as TransformerLens has it, without a copy."""
+    """A weight of every block; `axes` turns transformers' "out in" into TransformerLens's layout, without a copy."""
 
     def read(lens: HasModel) -> Weights:
         traced = lens.traced_model
         path = find(traced.family.parts)
         if path is None:
-            raise AttributeError(f"{traced.family.name} has no cross-attention, and so no weights of one.")
+            raise AttributeError(f"{traced.family.name} has no cross-attention, and therefore no weights for it.")
         sizes = {"head": traced.config.n_heads} if "head" in axes else {}
         parts = [traced.family.part(block, path) for block in traced.blocks]
         width = traced.config.d_mlp if path == traced.family.parts.mlp_out else traced.config.d_model
         return _weights((_matrix(part, width, traced) for part in parts), axes, **sizes)
 
-    return property(read, doc=f'One a block: "{axes.partition(" -> ")[2]}".')
+    return property(read, doc=f'One per block: "{axes.partition(" -> ")[2]}".')
 
 
 @torch.no_grad()
@@ -149,7 +149,7 @@ def _rows(module: Any, traced: TracedModel) -> Tensor:
 
 
 def _like(module: Any, traced: TracedModel) -> Tensor:
-    """Where a part of the model stands, in the dtype that it computes in."""
+    """An empty tensor on the device of a module, in the dtype that the model computes in."""
     return torch.empty(0, dtype=traced.dtype, device=next(module.parameters()).device)
 
 

@@ -1,8 +1,8 @@
-"""The curated contrast sets, as data, and their loader: `al.prompts.load("tempo")`.
+"""Contrastive prompt sets: bundled ones (`al.prompts.load("tempo")`), and your own from files.
 
-A set holds two poles of matched prompts, from which a direction is read, and neutral prompts, split in two, on which
-it is chosen (development) and reported (test). `load` gives the bundled sets (in étude's words, or in free English for
-MusicGen models that read it), `from_file` and `from_files` your own.
+A set has two poles of matched prompts, from which a direction is computed, and two lists of neutral prompts: layer and
+strength are chosen on one (development), and results are reported on the other (test). `load` returns the bundled sets
+(in étude's words, or in free English for MusicGen models that know it); `from_file` and `from_files` read your own.
 """
 
 from audiolens.prompts.balance import Balance

@@ -1,4 +1,4 @@
-"""Balance: what tells the two poles of a set apart beside their meaning, namely length and single words."""
+"""Balance: differences between the two poles of a set other than their meaning, namely length and single words."""
 
 import re
 from collections import Counter
@@ -14,17 +14,18 @@ from audiolens.ranking import auc
 @guarded
 @dataclass(frozen=True)
 class Balance:
-    """How far length or a single word gives a prompt's pole away.
+    """How well length or a single word predicts a prompt's pole.
 
     Attributes:
-        words: mean words a prompt, of the positive and the negative pole.
-        length_auc: the chance that a positive prompt has more words than a negative one (ties count half); 0.5 is
+        words: mean number of words per prompt, for the positive and the negative pole.
+        length_auc: the probability that a positive prompt has more words than a negative one (ties count half); 0.5 is
             balanced.
-        one_sided: word -> share of prompts that hold it on its side, for words that never stand on the other side,
-            commonest first. The concept's own words belong here; anything else is a confound.
-        leaks: what gives the pole away by itself, in sentences; empty is good.
+        one_sided: for the positive and the negative pole, word -> share of that pole's prompts that contain it, for
+            words that never occur in the other pole, most common first. The concept's own words belong here; any other
+            word is a confound.
+        leaks: sentences describing each property that predicts the pole by itself; empty is good.
 
-    Does not show whether the prompts mean what they should, or whether other concepts are balanced between poles.
+    It does not show whether the prompts mean what they should, or whether other concepts are balanced between poles.
     """
 
     words: tuple[float, float]
@@ -38,8 +39,11 @@ class Balance:
 
 
 def measure(positive: Sequence[str], negative: Sequence[str], leak: float = 0.9) -> Balance:
-    """Compare two poles; a word in at least `leak` of one side and none of the other, or a length with an AUC of at
-    least `leak` either way, is a leak."""
+    """Compare two poles.
+
+    A leak is a word that occurs in at least the share `leak` of one pole and never in the other, or a length whose AUC
+    is at least `leak` in either direction.
+    """
     sides = [[_words(text) for text in prompts] for prompts in (positive, negative)]
     lengths = [[len(words) for words in side] for side in sides]
     counts = [Counter(word for words in side for word in set(words)) for side in sides]
@@ -49,13 +53,13 @@ def measure(positive: Sequence[str], negative: Sequence[str], leak: float = 0.9)
     )
     length_auc = float(auc(np.array(lengths[0]), np.array(lengths[1])))
     leaks = [
-        f"{word!r} stands in {share:.0%} of the {pole} prompts and in no other"
+        f"{word!r} occurs in {share:.0%} of the {pole} prompts and in no others"
         for pole, shares in zip(("positive", "negative"), one_sided, strict=True)
         for word, share in shares.items()
         if share >= leak and min(len(positive), len(negative)) > 1
     ]
     if max(length_auc, 1 - length_auc) >= leak:
-        leaks.append(f"length alone tells the poles apart (AUC {max(length_auc, 1 - length_auc):.2f})")
+        leaks.append(f"length alone separates the poles (AUC {max(length_auc, 1 - length_auc):.2f})")
     means = (sum(lengths[0]) / len(lengths[0]), sum(lengths[1]) / len(lengths[1]))
     return Balance(means, length_auc, (one_sided[0], one_sided[1]), tuple(leaks))
 

@@ -1,8 +1,8 @@
-"""Prompt sets in files: the bundled ones by concept, and one's own from CSV, JSON, TOML or text.
+"""Prompt sets from files: bundled sets by concept, and your own from CSV, JSON, TOML or text.
 
-A whole set as JSON or TOML has the keys of `PromptSet`: `positive` and `negative`, and what else is known of
-`concept`, `poles`, `development`, `test`, `positive_words`, `negative_words`, `nouns`. A CSV has a header with the
-two poles' names, the positive first, and a pair of prompts a line.
+A JSON or TOML file has the keys of `PromptSet`: `positive` and `negative`, and optionally `concept`, `poles`,
+`development`, `test`, `positive_words`, `negative_words` and `nouns`. A CSV has a header with the names of the two
+poles, the positive pole first, and one pair of prompts per line.
 """
 
 import os
@@ -30,7 +30,7 @@ _KEYS = (
 
 @guarded
 def concepts(vocabulary: str = "etude") -> tuple[str, ...]:
-    """The concepts that have a bundled set in a vocabulary."""
+    """The concepts that have a bundled prompt set in a vocabulary."""
     folder = _folder(vocabulary)
     found = (entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
     return tuple(sorted(name for name in found if name != _NEUTRAL))
@@ -40,12 +40,12 @@ def concepts(vocabulary: str = "etude") -> tuple[str, ...]:
 def load(concept: str, vocabulary: str | None = None, *, lens: "AudioLens | None" = None) -> PromptSet:
     """The bundled set of a concept.
 
-    `vocabulary="etude"` uses only words that étude knows, and has every concept of its grammar; `"english"` is free
-    English, as a musician would write it for MusicGen, and has tempo and timbre. `None` is étude's, or, with a `lens`,
-    free English where there is such a set and the lens's tokenizer knows all of its words.
+    `vocabulary="etude"` uses only words that étude knows, and covers every concept of its grammar; `"english"` is free
+    English, as a musician would write it for MusicGen, and covers tempo and timbre. `None` means étude's vocabulary or,
+    with a `lens`, free English if there is such a set and the lens's tokenizer knows all of its words.
 
     Raises:
-        InputError: if there is no such concept or vocabulary; the message names the nearest ones.
+        InputError: if there is no such concept or vocabulary; the message names the closest ones.
     """
     if vocabulary is None:
         vocabulary = "etude" if lens is None or not _reads_english(lens, concept) else "english"
@@ -69,20 +69,20 @@ def from_file(
     development: Sequence[str] | None = None,
     test: Sequence[str] | None = None,
 ) -> PromptSet:
-    """A set of one's own from a CSV, JSON or TOML file (see the module's docstring).
+    """Your own prompt set from a CSV, JSON or TOML file (see the module's docstring).
 
-    `concept` defaults to the file's own name; `development` and `test` stand in for neutral prompts that the file
-    does not hold. Warns where length or a single word gives the pole away.
+    `concept` defaults to the name of the file. `development` and `test` are neutral prompts that override those in the
+    file. Warns if length or a single word predicts the pole.
 
     Raises:
-        InputError: if the file cannot be read, is not UTF-8, or does not have the two poles.
-        PromptError: if a pole is empty, a prompt repeats or stands in both poles, or a line of a CSV has only one.
+        InputError: if the file cannot be read, is not UTF-8, or does not have two poles.
+        PromptError: if a pole is empty, a prompt is repeated or is in both poles, or a line of a CSV lacks one.
     """
     path = Path(path)
     readers = {".csv": _from_csv, ".json": _from_json, ".toml": toml_of}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise InputError(f"{path}: expected a .csv, .json or .toml file; two files of lines go to from_files.")
+        raise InputError(f"{path}: expected a .csv, .json or .toml file; for two text files, use from_files.")
     fields = {"concept": path.stem, **reader(path, read_text(path))}
     given = {"concept": concept, "development": development, "test": test}
     return _checked(path, {**fields, **{key: value for key, value in given.items() if value is not None}})
@@ -97,10 +97,10 @@ def from_files(
     development: Sequence[str] = (),
     test: Sequence[str] = (),
 ) -> PromptSet:
-    """A set from two text files of one prompt a line; the poles are named after the files.
+    """A set from two text files with one prompt per line; the poles are named after the files.
 
-    Line i of one is paired with line i of the other where the files have as many lines. Errors as `from_file`, and for
-    a line that is blank in one file only.
+    If the files have equally many lines, line i of one is paired with line i of the other. Raises the same errors as
+    `from_file`, and one for a line that is blank in only one of the files.
     """
     sides = [Path(positive), Path(negative)]
     lines = [read_text(path).rstrip().split("\n") for path in sides]
@@ -109,8 +109,8 @@ def from_files(
         blank = [not line.strip() for line in pair]
         if blank[0] != blank[1]:
             raise PromptError(
-                f"{sides[blank[1]]}: line {number} is blank, and that of {sides[blank[0]]} is not, so that the prompts "
-                "after it would be paired with others. Take the blank line out, or write its prompt."
+                f"{sides[blank[1]]}: line {number} is blank, but that of {sides[blank[0]]} is not, so later prompts "
+                "would be paired wrongly. Remove the blank line, or write its prompt."
             )
     lines = [[line for line in side if line.strip()] for side in lines]
     fields = {
@@ -143,7 +143,7 @@ def _checked(path: Path, fields: Mapping[str, Any]) -> PromptSet:
         raise type(error)(f"{path}: {error}") from None
     for sentence in prompts.balance().leaks:
         warnings.warn(
-            f"{path}: {sentence}. The direction will be that of this difference.",
+            f"{path}: {sentence}. The direction will reflect this difference.",
             AudioLensWarning,
             stacklevel=tokens.callers_level(),
         )
@@ -159,17 +159,17 @@ def _refuse_empty(path: Path, sides: Iterable[Any]) -> None:
 def _from_csv(path: Path, text: str) -> dict[str, Any]:
     rows = [(line, cells) for line, cells in csv_rows(path, text) if any(cells)]
     if not rows:
-        raise PromptError(f"{path} is empty: expected a header with the two poles' names, and prompts under them.")
+        raise PromptError(f"{path} is empty: expected a header with the names of the two poles, and prompts below.")
     header = rows[0][1]
     if len(header) != 2 or not all(header):
-        raise InputError(f"{path}: the header is {header}; expected the names of two poles, the positive first.")
+        raise InputError(f"{path}: the header is {header}; expected the names of two poles, the positive pole first.")
     columns = [[cells[side] for _, cells in rows[1:]] for side in (0, 1)]
     _refuse_empty(path, map(any, columns))
     for line, cells in rows[1:]:
         if not all(cells):
             raise PromptError(
-                f"{path}: line {line} has a prompt for {header[not cells[0]]!r} only, and a line is a pair: give it "
-                "both, or take it out. Poles of different sizes go into a JSON or TOML file, or a text file each."
+                f"{path}: line {line} has a prompt for {header[not cells[0]]!r} only, but a line must be a pair: "
+                "add the other prompt, or remove the line. For poles of different sizes, use JSON, TOML or text files."
             )
     return {"poles": header, "positive": columns[0], "negative": columns[1]}
 

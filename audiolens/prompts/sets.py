@@ -1,4 +1,4 @@
-"""PromptSet: a concept's two poles as prompts, neutral prompts beside them, and the words that ask for a pole."""
+"""PromptSet: prompts for the two poles of a concept, neutral prompts, and the words that ask for each pole."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ class PromptSet:
     Attributes:
         concept: its name, such as `"tempo"`.
         poles: the names of the positive and the negative pole, such as `("fast", "slow")`.
-        positive, negative: prompts that ask for one pole. In the bundled sets `positive[i]` and `negative[i]` are one
-            sentence with only the concept's words swapped; in one's own sets the lengths may differ.
-        development, test: neutral prompts, disjoint, without a word of the concept: layer and strength are chosen on
-            the first and reported on the second. Empty in a set that has none.
-        positive_words, negative_words: adjectives that ask for a pole, the plainest first (see `prompted`).
-        nouns: what such an adjective stands before.
-        vocabulary: whose words these are: `"etude"`, `"english"`, or `"own"` for a set read from a file.
+        positive, negative: prompts that ask for each pole. In the bundled sets `positive[i]` and `negative[i]` are the
+            same sentence, with only the concept's words exchanged; in your own sets the numbers of prompts may differ.
+        development, test: disjoint neutral prompts, without any word of the concept. Layer and strength are chosen on
+            the first, and results are reported on the second. Empty in a set that has none.
+        positive_words, negative_words: adjectives that ask for each pole, the plainest first (see `prompted`).
+        nouns: nouns before which such an adjective can be put.
+        vocabulary: the vocabulary of the prompts: `"etude"`, `"english"`, or `"own"` for a set read from a file.
     """
 
     concept: str
@@ -48,10 +48,10 @@ class PromptSet:
         for name in _LISTS:
             object.__setattr__(self, name, _texts(name, getattr(self, name)))
         if len(self.poles) != 2 or self.poles[0] == self.poles[1]:
-            raise InputError(f"poles={self.poles}: expected two different names, the positive pole's first.")
+            raise InputError(f"poles={self.poles}: expected two different names, the positive pole first.")
         for pole, prompts in zip(self.poles, (self.positive, self.negative), strict=True):
             if not prompts:
-                raise PromptError(f"{self.concept}: no prompt for the pole {pole!r}: a contrast needs both.")
+                raise PromptError(f"{self.concept}: no prompt for the pole {pole!r}: a contrast needs both poles.")
         _refuse_shared(self.concept, "both poles", self.positive, self.negative)
         _refuse_shared(self.concept, "development and test", self.development, self.test)
         neutral, poles = self.development + self.test, self.positive + self.negative
@@ -59,12 +59,12 @@ class PromptSet:
 
     @property
     def matched(self) -> bool:
-        """Whether the poles have equally many prompts, so that prompt i of one is paired with prompt i of the other."""
+        """Whether the poles have equally many prompts, and prompt i of one is paired with prompt i of the other."""
         return len(self.positive) == len(self.negative)
 
     @property
     def opposite(self) -> "PromptSet":
-        """The same set with its poles exchanged."""
+        """The set with its poles exchanged."""
         return PromptSet(
             concept=self.concept,
             poles=(self.poles[1], self.poles[0]),
@@ -79,7 +79,7 @@ class PromptSet:
         )
 
     def words(self, pole: str) -> tuple[str, ...]:
-        """The adjectives of a pole, given by its name or as `"positive"` or `"negative"`."""
+        """The adjectives of a pole, which is given by its name or as `"positive"` or `"negative"`."""
         sides = (self.positive_words, self.negative_words)
         by_pole = dict(zip((*self.poles, "positive", "negative"), sides * 2, strict=True))
         if pole not in by_pole:
@@ -88,11 +88,11 @@ class PromptSet:
         return by_pole[pole]
 
     def prompted(self, prompt: str, pole: str, word: str | None = None) -> str:
-        """A neutral prompt asked for a pole: "a little tune with drums" -> "a little fast tune with drums".
+        """A neutral prompt rewritten to ask for a pole: "a little tune with drums" -> "a little fast tune with drums".
 
-        The reference that steering is compared with. `word` is the pole's plainest adjective unless given; it is put
-        before the first of the set's nouns, or, where the prompt has none, after the article or in front ("An indie
-        song" -> "A fast indie song", "Folk music" -> "Fast Folk music").
+        This is the reference for steering. `word` defaults to the pole's plainest adjective. It is inserted before the
+        first of the set's nouns in the prompt or, if there is none, after the article or at the start ("An indie song"
+        -> "A fast indie song", "Folk music" -> "Fast Folk music").
         """
         words = self.words(pole)
         if word is None:
@@ -101,7 +101,7 @@ class PromptSet:
             word = words[0]
         spoken = prompt.split()
         if not spoken:
-            raise PromptError("an empty prompt cannot be asked for a pole.")
+            raise PromptError("an empty prompt cannot be rewritten to ask for a pole: give a neutral prompt.")
         bare = [token.strip(".,;:!?").lower() for token in spoken]
         place = next((i for i, token in enumerate(bare) if token in self.nouns), None)
         if place is None:
@@ -115,10 +115,10 @@ class PromptSet:
         return " ".join([*spoken[:place], word, *spoken[place:]])
 
     def completed(self, neutral: "PromptSet", words: tuple[str, str] | None = None) -> "PromptSet":
-        """The same with what it lacks for a study: neutral prompts and nouns of another set, and words for its poles.
+        """The set with all that a study needs: neutral prompts and nouns from another set, and words for its poles.
 
-        Words are, where the set has none, `words` or else the poles' names. Neutral prompts that hold one of them, or
-        stand in a pole, are left out.
+        Only what is missing is added. The words are `words` or, by default, the names of the poles. Neutral prompts
+        that contain one of the words, or are in a pole, are left out.
         """
         asked = words or self.poles
         sides = [own or (word,) for own, word in zip((self.positive_words, self.negative_words), asked, strict=True)]
@@ -140,7 +140,7 @@ class PromptSet:
         )
 
     def balance(self) -> Balance:
-        """How far length or single words tell the poles apart."""
+        """How well length or single words separate the poles."""
         return measure(self.positive, self.negative)
 
     def __repr__(self) -> str:
@@ -153,7 +153,7 @@ class PromptSet:
 
 def _texts(name: str, values: Any) -> tuple[str, ...]:
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise InputTypeError(f"{name}: expected a list of texts, got {type(values).__name__}.")
+        raise InputTypeError(f"{name}: expected a list of strings, got {type(values).__name__}.")
     for place, value in enumerate(values):
         if not isinstance(value, str):
             raise InputTypeError(f"{name}[{place}] is {type(value).__name__}: expected text.")
@@ -165,11 +165,11 @@ def _texts(name: str, values: Any) -> tuple[str, ...]:
     if len(set(texts)) != len(texts):
         counts = Counter(texts)
         repeated = next(text for text in texts if counts[text] > 1)
-        raise PromptError(f"{name} holds {repeated!r} more than once: a repeated prompt would count twice.")
+        raise PromptError(f"{name} contains {repeated!r} more than once: keep each once, or it would count twice.")
     return texts
 
 
 def _refuse_shared(concept: str, where: str, a: Sequence[str], b: Sequence[str]) -> None:
     shared = sorted(set(a) & set(b))
     if shared:
-        raise PromptError(f"{concept}: {len(shared)} prompts stand in {where}, such as {shared[0]!r}: keep each once.")
+        raise PromptError(f"{concept}: {len(shared)} prompts are in {where}, such as {shared[0]!r}: keep each in one.")

@@ -1,1 +1,1 @@
-"""Sound in and out: waveforms to codes and back, and sound files read whole or refused."""
+"""Sound input and output: waveforms to codes and back, and sound files, which are refused if incomplete."""

@@ -1,4 +1,4 @@
-"""Waveforms and codes: any sample rate and channel count in, the codec's codes out, and back."""
+"""Encoding waveforms of any sample rate, mono or stereo, to the codec's codes, and decoding codes to sound."""
 
 import os
 from typing import Any
@@ -16,18 +16,18 @@ from audiolens.tensors import tensor_of
 
 Sound = tuple[Any, int] | str | os.PathLike[str]
 """A waveform with its sample rate, or the path of a sound file."""
-_CHUNKED = "this codec cuts sound into chunks: set chunk_length_s=None in its configuration."
+_CHUNKED = "this codec splits sound into chunks: set chunk_length_s=None in its configuration."
 
 
 def checked_waveform(waveform: Any, sample_rate: int, config: LensConfig) -> Float[Tensor, "row channel sample"]:
-    """A waveform "sample", "channel sample" or "row channel sample" at the model's rate and channel count."""
+    """A waveform ("sample", "channel sample" or "row channel sample"), converted to the model's rate and channels."""
     try:
         wave = tensor_of("waveform", waveform).detach()
     except InputTypeError as error:
         raise InputTypeError(f"waveform: expected an array of samples ({error}).") from None
     rate = _hertz(sample_rate)
     if not wave.is_floating_point():
-        raise InputTypeError(f"waveform of {wave.dtype}: expected floating samples between -1 and 1.")
+        raise InputTypeError(f"waveform of dtype {wave.dtype}: expected floating-point samples between -1 and 1.")
     if wave.ndim not in (1, 2, 3):
         raise InputError(
             f"waveform of shape {tuple(wave.shape)}: expected 'sample', 'channel sample' or 'row channel sample'."
@@ -36,7 +36,7 @@ def checked_waveform(waveform: Any, sample_rate: int, config: LensConfig) -> Flo
     if not wave.numel():
         raise InputError("the waveform is empty.")
     if not bool(torch.isfinite(wave).all()):
-        raise InputError("the waveform holds NaN or infinite samples.")
+        raise InputError("the waveform contains NaN or infinite samples.")
     if wave.shape[1] > 2:
         raise InputError(f"waveform of {wave.shape[1]} channels: expected one or two.")
     if wave.shape[1] != config.channels:
@@ -59,7 +59,7 @@ def _hertz(sample_rate: Any) -> int:
 def resampled(
     samples: Float[np.ndarray, "*axes sample"], sample_rate: int, wanted: int
 ) -> Float[np.ndarray, "*axes resampled"]:
-    """The same sound at another rate, by a polyphase filter; untouched at its own."""
+    """The samples resampled with a polyphase filter; unchanged if the rate is the same."""
     if sample_rate == wanted:
         return samples
     from scipy.signal import resample_poly
@@ -69,10 +69,10 @@ def resampled(
 
 
 def encode(waveform: Any, sample_rate: int, model: Any, config: LensConfig) -> Int[Tensor, "row codebook frame"]:
-    """Undelayed codes of a waveform, mixed down or doubled to the model's channels and resampled to its rate.
+    """Undelayed codes of a waveform, after mixing down or duplicating its channels and resampling to the model's rate.
 
     Raises:
-        InputError: if the waveform is empty, not finite, or of an unknown shape.
+        InputError: if the waveform is empty, not finite, or has an unexpected shape.
     """
     codec = model.audio_encoder
     wave = checked_waveform(waveform, sample_rate, config).to(codec.device, codec.dtype)
@@ -90,10 +90,10 @@ def encode(waveform: Any, sample_rate: int, model: Any, config: LensConfig) -> I
 def features(
     waveform: Any, sample_rate: int, model: Any, config: LensConfig
 ) -> Float[Tensor, "row codec_feature frame"]:
-    """What the codec's encoder says of a waveform, before it is quantised; a stereo model's two sides averaged.
+    """The output of the codec's encoder for a waveform, before quantisation; a stereo model's channels are averaged.
 
     Raises:
-        InputError: as `encode` does.
+        InputError: as for `encode`.
     """
     codec = model.audio_encoder
     wave = checked_waveform(waveform, sample_rate, config).to(codec.device, codec.dtype)
@@ -106,10 +106,10 @@ def features(
 
 
 def checked_codes(codes: Any, config: LensConfig, rows: int | None = None) -> Int[Tensor, "row codebook frame"]:
-    """Undelayed codes of this model, for so many rows.
+    """Check undelayed codes for this model and the given number of rows, and return them as int64.
 
     Raises:
-        InputTypeError, InputError: naming what does not fit.
+        InputTypeError, InputError: saying what does not fit.
     """
     integral = isinstance(codes, Tensor) and not (codes.is_floating_point() or codes.is_complex())
     if not integral or codes.dtype == torch.bool or codes.ndim != 3:
@@ -117,14 +117,14 @@ def checked_codes(codes: Any, config: LensConfig, rows: int | None = None) -> In
         raise InputTypeError(f"codes: expected whole numbers in a tensor 'row codebook frame', found {found}.")
     if codes.shape[1] != config.n_codebooks or not codes.numel():
         raise InputError(
-            f"codes of shape {tuple(codes.shape)}: this model has {config.n_codebooks} codebooks, and codes have at "
+            f"codes of shape {tuple(codes.shape)}: this model has {config.n_codebooks} codebooks, and codes need at "
             "least one row and one frame."
         )
     if rows is not None and len(codes) != rows:
         raise InputError(f"{len(codes)} rows of codes for {rows} prompts: give one prompt per row.")
     low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= config.vocab_size:
-        raise InputError(f"codes from {low} to {high}: this model's go from 0 to {config.vocab_size - 1}.")
+        raise InputError(f"codes from {low} to {high}: this model's codes range from 0 to {config.vocab_size - 1}.")
     return codes.long()
 
 

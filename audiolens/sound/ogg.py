@@ -1,7 +1,7 @@
-"""Ogg's pages: they show whether a file was cut or damaged, and carry the serial number of their stream.
+"""Ogg pages: checks for files that were cut short or damaged, and a fixed serial number for those that are written.
 
-libsndfile plays what is left of a cut Ogg as if it were all. Every page says which number it is, whether it is the
-last, and by a checksum what it held (RFC 3533).
+libsndfile reads the rest of a truncated Ogg file as if it were complete. Every page records its number, whether it is
+the last, and a checksum of its content (RFC 3533).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def refuse_cut(path: Path) -> None:
-    """Read a file page by page to the last one.
+    """Refuse an incomplete Ogg file, by reading it page by page to the last.
 
     Raises:
-        InputError: if it ends before that, a page is missing or damaged, or another stream follows.
+        InputError: if the file ends early, a page is missing or damaged, or another stream follows.
     """
     with path.open("rb") as file:
         place = before = 0
@@ -32,20 +32,20 @@ def refuse_cut(path: Path) -> None:
         for page in _pages(file, path):
             _, _, flags, _, mine, number, checksum, _ = _HEAD.unpack_from(page)
             if serial is not None and mine != serial:
-                raise InputError(f"{path} holds several Ogg streams, of which one would be read: save each by itself.")
+                raise InputError(f"{path} holds several Ogg streams, but only one would be read: save each separately.")
             if checksum != _checksum(page) or (serial is not None and number != before + 1):
-                raise InputError(f"{path} is damaged: the Ogg page at byte {place} is not the one that was written.")
+                raise InputError(f"{path} is damaged: the Ogg page at byte {place} is not what was written.")
             place, before, serial = place + len(page), number, mine
             if flags & _LAST:
                 break
         else:
-            raise InputError(f"{path} was cut short: its last Ogg page, which says that it is the last, is missing.")
+            raise InputError(f"{path} was cut short: the Ogg page that is marked as the last is missing.")
         if file.read(4) == b"OggS":
-            raise InputError(f"{path} holds several Ogg streams, of which one would be read: save each by itself.")
+            raise InputError(f"{path} holds several Ogg streams, but only one would be read: save each separately.")
 
 
 def with_serial(content: bytes, serial: int) -> bytes:
-    """The same whole file of one stream under another serial number: encoders draw one by the time of day."""
+    """A complete file of one stream with its serial number replaced; encoders derive theirs from the time of day."""
     parts, place = [], 0
     while place < len(content):
         count = content[place + _HEAD.size - 1]
@@ -70,7 +70,7 @@ def _pages(file: BinaryIO, path: Path) -> Iterator[bytes]:
 
 
 def _checksum(page: bytes | bytearray) -> int:
-    """Ogg's CRC of a page, which is zlib's of the mirrored bytes, mirrored, without the ones before and after."""
+    """Ogg's CRC of a page, computed from zlib's CRC by reversing bits and undoing its initial and final inversion."""
     blank = bytearray(page)
     blank[_CHECKSUM] = bytes(4)
     ones = 0xFFFFFFFF

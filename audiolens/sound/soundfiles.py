@@ -1,10 +1,11 @@
-"""Sound files: opened by libsndfile (WAV, FLAC, OGG, MP3, AIFF, AU, W64), and refused where they are not whole.
+"""Sound files: read with libsndfile (WAV, FLAC, OGG, MP3, AIFF, AU, W64), refused if incomplete, and written.
 
-libsndfile hands out what is there of a file that was cut short, silently: what the file says of itself is compared
-with what it holds, and a format that does not say enough for that is refused. All that a header can show is checked
-before a sample is read: an hour of sound is never read into memory.
-The other way, clips are written, and compressed for a page or a notebook to carry them inside: what is no sound is
-refused, and nothing is clipped without a word. The same clip is always the same bytes.
+libsndfile silently returns what is left of a file that was cut short. So the length in the header is compared with the
+content, and formats that do not record enough for this are refused. Everything that a header can show is checked before
+a sample is read, so that an hour of sound is never read into memory.
+
+Clips are also written, and compressed for embedding in a page or a notebook. Samples that are not finite are refused,
+and clipping causes a warning. The same clip always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -32,31 +33,33 @@ SoundPath = str | PathLike[str]
 Span = tuple[float, float]
 
 LONGEST_SECONDS = 600.0
-"""A measure is one number for a clip: what is longer is measured in parts."""
+"""A measure is one number per clip, so longer sound must be measured in parts."""
 MOST_CHANNELS = 2
 RATES_HZ = (4_000, 384_000)
 MOST_SAMPLES = 57_600_000
-"""Of all channels: ten minutes of stereo at 48 kHz, 230 MB as floats. A small file may promise far more."""
+"""The most samples in all channels together: ten minutes of stereo at 48 kHz, 230 MB as floats. The header of a small
+file may claim far more."""
 _WHOLE = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "FLAC", "OGG", "MP3")
-"""Formats by which a file that was cut can be told from a whole one, by libsndfile or here."""
+"""Formats in which a truncated file can be recognised, by libsndfile or by this module."""
 _PLAIN = (b"RIFF", b"RF64", b"riff", b"FORM", b".snd")
-"""How files begin whose samples lie one after the other, so that their size takes no time."""
+"""The first bytes of files whose samples are stored one after the other, so that their length is known at once."""
 MOST_COMPRESSED_BYTES = 2**29
-"""Of any other file: a decoder looks through all of it for where it ends."""
+"""The largest file of any other format: a decoder reads all of it to find its end."""
 _STREAMED = 0x7FFFFF00
-"""Sizes from here up stand for "unknown" in the header of a sound that was written as it came."""
+"""Sizes from here up mean "unknown" in the header of a sound that was streamed to the file."""
 _SERIAL = 1
-"""Of every Ogg stream that is written: the same clip is the same bytes."""
+"""The serial number of every Ogg stream that is written, so that the same clip always gives the same bytes."""
 _MISSED_SHARE = 0.05
-"""An MP3's length is an estimate: only what falls short of it by more was cut short."""
+"""The length of an MP3 is an estimate: only a file that falls short of it by more than this share was cut short."""
 
 
 def read(path: SoundPath, seconds: Span | None = None) -> tuple[Float[np.ndarray, "channel sample"], int]:
-    """The samples of a file, floats in [-1, 1], or of its span (from, to) in seconds, and its sample rate in hertz.
+    """The samples of a file, or of a span (from, to) in seconds, as floats in [-1, 1], and its sample rate in hertz.
 
     Raises:
-        InputTypeError: if it is no path.
-        InputError: no such file, not a sound, empty, cut off, of more than two channels, or over ten minutes long.
+        InputTypeError: if `path` is not a path.
+        InputError: if there is no such file, or if it is not a sound file, is empty, was cut short, has more than two
+            channels, or is longer than ten minutes.
     """
     if not isinstance(path, str | PathLike):
         raise InputTypeError(f"{path!r}: expected the path of a sound file.")
@@ -87,7 +90,7 @@ def _read(file: Path, source: Any, seconds: Span | None) -> tuple[Float[np.ndarr
             samples = sound.read(n_frames, dtype="float32", always_2d=True)
             if missing or len(samples) < (1 - _MISSED_SHARE if sound.format == "MP3" else 1) * n_frames:
                 raise InputError(
-                    f"{file} was cut short: its header promises {n_frames / sound.samplerate:.1f} s, and "
+                    f"{file} was cut short: its header promises {n_frames / sound.samplerate:.1f} s, but only "
                     f"{len(samples) / sound.samplerate:.1f} s can be read."
                 )
             if sound.format == "FLAC" and n_frames == sound.frames:
@@ -95,7 +98,7 @@ def _read(file: Path, source: Any, seconds: Span | None) -> tuple[Float[np.ndarr
             return samples.T, sound.samplerate
     except soundfile.LibsndfileError as error:
         why = f"{error.error_string}".rstrip(".")
-        raise InputError(f"{file} is not a sound file that can be read, or not a whole one ({why}).") from None
+        raise InputError(f"{file} is not a sound file that can be read, or is incomplete ({why}).") from None
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or error}.") from None
 
@@ -130,7 +133,7 @@ def _refuse_no_file(file: Path) -> None:
         if not file.exists():
             raise InputError(f"{file}: no such file.")
         if not file.is_file():
-            raise InputError(f"{file} is no file: give the sound files in it ({file}/*.wav).")
+            raise InputError(f"{file} is not a file: give the sound files in it ({file}/*.wav).")
         size = file.stat().st_size
         if not size:
             raise InputError(f"{file} is empty (0 bytes).")
@@ -153,12 +156,13 @@ def write(
     sample_rate: int,
     kind: Literal["WAV", "FLAC"] = "WAV",
 ) -> None:
-    """Write a clip in 16 bits; a WAV whose samples go beyond [-1, 1] in 32-bit floats, which keep them.
+    """Write a clip with 16-bit samples, or with 32-bit floats if it is a WAV with samples beyond [-1, 1].
 
-    FLAC holds whole numbers alone: there such samples are clipped, with a warning. An existing file is replaced whole.
+    FLAC can hold only whole numbers, so such samples are clipped there, with a warning. An existing file is replaced
+    atomically.
 
     Raises:
-        InputError: for NaN or infinite samples, or a file that cannot be written.
+        InputError: for NaN or infinite samples, or if the file cannot be written.
     """
     import soundfile
 
@@ -179,9 +183,9 @@ def write(
 
 
 def compressed(samples: Float[np.ndarray, "channel sample"], sample_rate: int) -> tuple[bytes, str]:
-    """A clip as the bytes of a file and its MIME type: Ogg Vorbis, or FLAC where this libsndfile cannot write that.
+    """A clip as the bytes of a file, and its MIME type: Ogg Vorbis, or FLAC if this libsndfile cannot write Ogg.
 
-    Ogg keeps samples beyond [-1, 1], which a player may clip; FLAC as in `write`.
+    Ogg keeps samples beyond [-1, 1], which a player may clip; FLAC clips them, as in `write`.
 
     Raises:
         InputError: for NaN or infinite samples.
@@ -199,7 +203,7 @@ def compressed(samples: Float[np.ndarray, "channel sample"], sample_rate: int) -
 
 
 def _undated(wav: bytes) -> bytes:
-    """A WAV of floats without the time of day, which libsndfile writes next to the peak of each channel."""
+    """A float WAV with the time of day set to zero; libsndfile writes it next to the peak of each channel."""
     place = wav.index(b"PEAK") + 12
     return wav[:place] + bytes(4) + wav[place + 4 :]
 
@@ -214,15 +218,15 @@ def _put(file: SoundPath | io.BytesIO, content: bytes) -> None:
 def _checked_peak(samples: Any) -> float:
     """The largest |sample|."""
     if not np.isfinite(samples).all():
-        raise InputError("the sound holds NaN or infinite samples: no file can hold those; drop the clip or repair it.")
+        raise InputError("the sound contains NaN or infinite samples, which no file can hold: drop or repair the clip.")
     return float(np.abs(samples).max(initial=0.0))
 
 
 def _in_16_bits(samples: Float[np.ndarray, "channel sample"], peak: float) -> Int16[np.ndarray, "channel sample"]:
-    """As libsndfile reads them: 1 is 32768, so that what was read from 16 bits is written as it was."""
+    """16-bit samples on libsndfile's scale, where 1 is 32768, so that a 16-bit file is written back unchanged."""
     if peak > 1:
         warnings.warn(
-            f"a clip goes to {peak:.2f} of full scale, and is clipped at 1 in its file.",
+            f"a clip peaks at {peak:.2f} of full scale, and is clipped at 1 in its file.",
             AudioLensWarning,
             stacklevel=callers_level(),
         )
@@ -230,42 +234,45 @@ def _in_16_bits(samples: Float[np.ndarray, "channel sample"], peak: float) -> In
 
 
 def _part(file: Path, sound: soundfile.SoundFile, seconds: Span | None) -> tuple[int, int]:
-    """The first frame to read and how many; all that the header says is checked before a sample is read."""
-    # Not above: what measures sound needs no torch.
+    """The first frame to read and the number of frames; the whole header is checked before a sample is read."""
+    # Imported here, because measuring sound must not need torch.
     from audiolens.model.timeline import checked_span
 
     rate, n_frames = sound.samplerate, sound.frames
     if sound.channels > MOST_CHANNELS:
         raise InputError(
-            f"{file} has {sound.channels} channels: expected one or two. Mix it down first, for how loud each should "
-            "be is not ours to say (ffmpeg -i IN -ac 2 OUT)."
+            f"{file} has {sound.channels} channels: expected one or two. Mix it down first, at the levels "
+            "that you choose (ffmpeg -i IN -ac 2 OUT)."
         )
     if not RATES_HZ[0] <= rate <= RATES_HZ[1]:
-        raise InputError(f"{file} says {rate} Hz, expected {RATES_HZ[0]} to {RATES_HZ[1]}: convert it to its own rate.")
+        raise InputError(
+            f"{file} has a sample rate of {rate} Hz: expected {RATES_HZ[0]} to {RATES_HZ[1]}. Resample it "
+            "first (ffmpeg -i IN -ar 44100 OUT)."
+        )
     if sound.format not in _WHOLE:
         raise InputError(
-            f"{file}: a file of format {sound.format} that was cut short looks like a whole one. Convert it to WAV or "
-            "FLAC (ffmpeg -i IN OUT.flac)."
+            f"{file}: a truncated file of format {sound.format} looks like a complete one. Convert it to WAV or FLAC "
+            "(ffmpeg -i IN OUT.flac)."
         )
     if not n_frames:
         raise InputError(f"{file} holds no samples.")
     for told, held in re.findall(r": (\d+) \(should be (\d+)\)", sound.extra_info):
         if int(held) < int(told) < _STREAMED:
-            raise InputError(f"{file} was cut short: its header promises {told} bytes of sound, and it holds {held}.")
+            raise InputError(f"{file} was cut short: its header promises {told} bytes of sound, but it holds {held}.")
     if seconds is None:
         first, last = 0, n_frames
     else:
         first, last = (round(second * rate) for second in checked_span(seconds))
         if last > n_frames:
-            raise InputError(f"{file} lasts {n_frames / rate:.1f} s: seconds={seconds} goes beyond it.")
+            raise InputError(f"{file} lasts {n_frames / rate:.1f} s: seconds={seconds} extends beyond it.")
     if last - first > LONGEST_SECONDS * rate:
         raise InputError(
-            f"{file}: {(last - first) / rate / 60:.0f} minutes are no clip, and no one tempo or brightness is theirs; "
-            f"measure parts of at most {LONGEST_SECONDS / 60:.0f} minutes (seconds=(0, 60), --seconds 0:60)."
+            f"{file}: {(last - first) / rate / 60:.0f} minutes are too long to have a single tempo or brightness; "
+            f"measure at most {LONGEST_SECONDS / 60:.0f} minutes at a time (seconds=(0, 60), --seconds 0:60)."
         )
     if (last - first) * sound.channels > MOST_SAMPLES:
         raise InputError(
             f"{file}: {(last - first) / rate:.0f} s of {sound.channels} channels at {rate} Hz are more than "
-            f"{MOST_SAMPLES} samples; measure parts of it (seconds=(0, 60), --seconds 0:60)."
+            f"{MOST_SAMPLES} samples; measure it in parts (seconds=(0, 60), --seconds 0:60)."
         )
     return first, last - first

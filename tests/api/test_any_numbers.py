@@ -232,7 +232,7 @@ def test_half_precision_recordings_reach_figures_and_frames(opened: Any) -> None
     [
         ("nonsense", "device_map='nonsense': expected auto, balanced"),
         ({"decoder": "nowhere"}, "expected auto, balanced"),
-        ({"": "disk"}, "parts that lie on disk"),
+        ({"": "disk"}, "parts offloaded to disk"),
         (3.5, "expected auto, balanced"),
         (True, "expected auto, balanced"),
     ],

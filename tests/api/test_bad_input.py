@@ -42,7 +42,7 @@ EVERYWHERE: list[tuple[dict[str, Any], str]] = [
     ({"prompts": ["calm", 3]}, "prompt 1 is int: expected text"),
     ({"prompts": 3}, "prompts=3: expected text"),
     ({"prompts": [b"calm", "calm"]}, "prompt 0 is bytes"),
-    ({"prompts": ["calm", "calm " * 60]}, "prompt 1 has 61 tokens, the text encoder reads 40: shorten it"),
+    ({"prompts": ["calm", "calm " * 60]}, "prompt 1 has 61 tokens, but the text encoder reads 40: shorten it"),
     ({"guidance_scale": "3"}, "guidance_scale='3': expected a number"),
     ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
 ]
@@ -103,13 +103,13 @@ EDITING: list[tuple[Callable[[], Any], str]] = [
     (lambda: al.Add(VECTOR, preserve_norm="no"), "preserve_norm='no': expected True or False"),
     (lambda: al.Add(VECTOR, prefix=1), "prefix=1: expected True or False"),
     (lambda: al.Add(VECTOR, strength="much"), "strength=str: expected numbers"),
-    (lambda: al.Add(VECTOR.to(torch.complex64)), r"vector=Tensor: expected numbers \(complex"),
+    (lambda: al.Add(VECTOR.to(torch.complex64)), r"vector=Tensor: expected real numbers, got complex"),
     (lambda: al.Add(None), "vector=NoneType: expected numbers"),
     (lambda: al.Add(VECTOR, seconds=("a", "b")), "expected a pair"),
     (lambda: al.Add(VECTOR, seconds=3), "expected a pair"),
 ]
 READ_CODES: list[tuple[dict[str, Any], str]] = [
-    ({"codes": CODES + 32}, "codes from 32 to 32: this model's go from 0 to 31"),
+    ({"codes": CODES + 32}, "codes from 32 to 32: this model's codes range from 0 to 31"),
     ({"codes": CODES - 1}, "codes from -1 to -1"),
     ({"codes": CODES[:, :3]}, "this model has 4 codebooks"),
     ({"codes": CODES.repeat(1, 2, 1)}, "this model has 4 codebooks"),
@@ -120,7 +120,7 @@ READ_CODES: list[tuple[dict[str, Any], str]] = [
 ]
 KEEPING: list[tuple[dict[str, Any], str]] = [
     ({"device": "banana"}, "device='banana' is not available"),
-    ({"device": "meta"}, "device='meta' holds no numbers"),
+    ({"device": "meta"}, "device='meta' holds no values"),
     ({"device": 1.5}, "device='1.5' is not available"),
     ({"dtype": "banana"}, "dtype='banana': expected a floating dtype"),
     ({"dtype": torch.int8}, "dtype=torch.int8: expected a floating dtype"),
@@ -130,7 +130,7 @@ READERS: list[tuple[dict[str, Any], str]] = [
     *KEEPING,
     ({"audio": (torch.zeros(0), 16000)}, "the waveform is empty"),
     ({"audio": (torch.zeros(100) * torch.nan, 16000)}, "NaN or infinite samples"),
-    ({"audio": (torch.zeros(100, dtype=torch.int16), 16000)}, "waveform of torch.int16"),
+    ({"audio": (torch.zeros(100, dtype=torch.int16), 16000)}, "waveform of dtype torch.int16"),
     ({"audio": (torch.zeros(100), -1)}, "sample_rate=-1"),
     ({"audio": (torch.zeros(5, 100), 16000)}, "waveform of 5 channels"),
     ({"audio": (None, 16000)}, "expected an array of samples"),
@@ -270,7 +270,7 @@ def test_devices_and_formats_are_checked_where_a_model_is_opened(lens: Any, monk
     open_it = al.AudioLens.from_pretrained
     for arguments, message in [
         ({"device": "banana"}, "device='banana' is not available"),
-        ({"device": "meta"}, "holds no numbers"),
+        ({"device": "meta"}, "holds no values"),
         ({"dtype": "int8"}, "expected a floating dtype"),
         ({"device": "cpu", "device_map": "auto"}, "both given"),
     ]:

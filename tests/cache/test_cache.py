@@ -156,7 +156,7 @@ def test_a_file_that_goes_or_changes_is_said_and_what_was_read_stays(cache, tmp_
     monkeypatch.chdir("/")
     first = back["resid_post", 0].clone()
     cache.rows([0]).save(tmp_path / "cache.safetensors")
-    with pytest.raises(InputError, match="blocks.1.hook_resid_post cannot be read: .* was written anew"):
+    with pytest.raises(InputError, match="blocks.1.hook_resid_post cannot be read: .* was rewritten"):
         back["resid_post", 1]
     (tmp_path / "cache.safetensors").unlink()
     with pytest.raises(InputError, match="blocks.1.hook_resid_post cannot be read: .* is gone"):
@@ -252,12 +252,12 @@ def test_arrays_and_lists_are_directions_too(cache):
         (torch.zeros(3, 48), InputError, "direction is zero"),
         (torch.full((48,), torch.nan), InputError, "direction holds NaN or infinite"),
         ({0: torch.ones(48)}, SiteError, r"no direction for layer 1: .* recorded at layers \[0, 1, 2\]"),
-        ({0: torch.ones(7), 1: torch.ones(48), 2: torch.ones(48)}, InputError, "expected a vector of 48"),
-        (torch.ones(7), InputError, r"direction of shape \(7,\): expected a vector of 48, or one for each of the 3"),
-        (torch.ones(2, 48), InputError, r"direction of shape \(2, 48\): expected a vector of 48, or one for each of"),
-        (torch.ones(2, 3, 48), InputError, "expected a vector of 48"),
-        ([], InputError, "expected a vector of 48"),
-        (1.0, InputError, "expected a vector of 48"),
+        ({0: torch.ones(7), 1: torch.ones(48), 2: torch.ones(48)}, InputError, "expected a vector of width 48"),
+        (torch.ones(7), InputError, r"direction of shape \(7,\): expected a vector of width 48, or one for each"),
+        (torch.ones(2, 48), InputError, r"direction of shape \(2, 48\): expected a vector of width 48, or one for"),
+        (torch.ones(2, 3, 48), InputError, "expected a vector of width 48"),
+        ([], InputError, "expected a vector of width 48"),
+        (1.0, InputError, "expected a vector of width 48"),
         ("up", InputTypeError, "direction=str: expected numbers"),
         (None, InputTypeError, "direction=NoneType: expected numbers"),
     ],

@@ -116,7 +116,7 @@ def test_a_loaded_cache_is_taken_apart_alone_and_read_out_with_a_lens(lens, code
     _, cache = lens.run_with_cache(PROMPTS, codes, sites=[*PARTS, "resid_post"])
     back = ActivationCache.load(cache.save(tmp_path / "cache.safetensors"))
     assert torch.equal(back.decompose_resid(2).values, cache.decompose_resid(2).values)
-    with pytest.raises(InputError, match="give the lens"):
+    with pytest.raises(InputError, match="give a lens"):
         back.logit_lens()
     assert torch.equal(back.logit_lens(lens), cache.logit_lens())
 
@@ -125,7 +125,7 @@ def test_a_file_with_parts_nobody_knows_is_refused(lens, codes, tmp_path: Path):
     _, cache = lens.run_with_cache(PROMPTS, codes, layers=0)
     path = cache.save(tmp_path / "cache.safetensors")
     path.write_bytes(path.read_bytes().replace(b"cross_attn_out", b"cross_attn_oat"))
-    with pytest.raises(InputError, match="its header is not the one that was written"):
+    with pytest.raises(InputError, match="its header is not what was written"):
         ActivationCache.load(path)
 
 
@@ -155,7 +155,7 @@ def test_what_was_not_recorded_is_named_with_the_sites_to_record(lens, codes):
     [
         (lambda cache: cache.decompose_resid(4), "layers 0 to 2"),
         (lambda cache: cache.decompose_resid("3"), "expected a layer"),
-        (lambda cache: cache.logit_lens(site="attn_out"), "no state of the residual stream"),
+        (lambda cache: cache.logit_lens(site="attn_out"), "not a state of the residual stream"),
         (lambda cache: cache.logit_lens(layers=7), "was not recorded"),
         (lambda cache: cache.logit_lens(site="resid_pre"), "was not recorded"),
         (lambda cache: ActivationCache(cache.tensors, cache.axes).decompose_resid(), "does not know"),

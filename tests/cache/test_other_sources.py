@@ -41,7 +41,7 @@ def test_a_cache_is_read_out_by_its_own_model(lens: Any, melody_lens: Any, tmp_p
     logits, cache = lens.run_with_cache("calm")
     loaded = al.ActivationCache.load(cache.save(tmp_path / "cache.safetensors"))
     assert torch.allclose(loaded.logit_lens(lens)[-1], logits, atol=1e-5)
-    with pytest.raises(InputError, match="this cache was recorded from .* and the lens is of"):
+    with pytest.raises(InputError, match="this cache was recorded from .* but the lens is on"):
         loaded.logit_lens(melody_lens)
 
 

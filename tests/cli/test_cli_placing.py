@@ -64,7 +64,7 @@ def test_what_gives_the_poles_away_is_one_line(run: Run, checkpoint: Path, tmp_p
     code, _, err = run(command, "mine.csv", "-m", checkpoint, *options[command])
     lines = err.strip().splitlines()
     assert code == 2
-    told = "audiolens: mine.csv: {!r} stands in 100% of the {} prompts and in no other"
+    told = "audiolens: mine.csv: {!r} occurs in 100% of the {} prompts and in no others"
     assert lines[0].startswith(told.format("loud", "positive"))
     assert lines[1].startswith(told.format("soft", "negative"))
     assert len(lines) == 3

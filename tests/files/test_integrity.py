@@ -54,11 +54,11 @@ def test_changed_vectors_are_refused_by_name(directions: al.Directions, tmp_path
         with pytest.raises(DamagedError, match=r"d.safetensors is damaged: the values of vectors"):
             al.Directions.load(path)
     save_file({**tensors, "evidence/auc": torch.ones(3)}, path, {"audiolens": json.dumps(facts)})
-    with pytest.raises(DamagedError, match="its tensors are not those that its header lists"):
+    with pytest.raises(DamagedError, match="its tensors are not the ones listed in its header"):
         al.Directions.load(path)
     facts["meta"]["site"] = "resid_mid"
     save_file(tensors, path, {"audiolens": json.dumps(facts)})
-    with pytest.raises(DamagedError, match="its header is not the one that was written"):
+    with pytest.raises(DamagedError, match="its header is not what was written"):
         al.Directions.load(path)
 
 
@@ -70,7 +70,7 @@ def test_files_of_the_format_before_still_open(directions: al.Directions, tmp_pa
     assert torch.equal(al.Directions.load(path).vectors, directions.vectors)
     # Without a hash in the format that has one, somebody took it out.
     save_file(tensors, path, {"audiolens": json.dumps(old)})
-    with pytest.raises(DamagedError, match="its header is not the one"):
+    with pytest.raises(DamagedError, match="its header is not what was written"):
         al.Directions.load(path)
 
 
@@ -99,7 +99,7 @@ def test_a_caches_tensor_is_compared_when_it_is_read(cache: ActivationCache, tmp
     with pytest.raises(DamagedError, match=r"c.safetensors is damaged: the values of blocks.1.hook_resid_post"):
         loaded["resid_post", 1]
     path.write_bytes(whole.replace(b'"cond', b'"null', 1).replace(b'\\"cond', b'\\"null', 1))
-    with pytest.raises(DamagedError, match="its header is not the one"):
+    with pytest.raises(DamagedError, match="its header is not what was written"):
         ActivationCache.load(path)
 
 
@@ -173,7 +173,7 @@ def test_a_manifest_accounts_for_every_file_and_reads_none_outside(tmp_path: Pat
         integrity.check_manifest(folder, "mine")
     (tmp_path / "secret").write_bytes(b"")
     for outside in ("../secret", "/dev/zero", "inner/../../secret"):
-        with pytest.raises(DamagedError, match="what it lists as its files is damaged"):
+        with pytest.raises(DamagedError, match="its list of files is damaged"):
             integrity.check_files(folder, {outside: integrity.digest(b"")})
 
 

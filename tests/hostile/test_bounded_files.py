@@ -201,12 +201,12 @@ def test_the_auc_of_lengths_is_that_of_all_pairs() -> None:
 def test_a_hundred_thousand_prompts_a_pole_are_read(tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
     path.write_text("fast,slow\n" + "".join(f"fast tune {n},slow tune {n}\n" for n in range(100_000)))
-    with ends(), pytest.warns(UserWarning, match="'fast' stands in 100%"):
+    with ends(), pytest.warns(UserWarning, match="'fast' occurs in 100%"):
         found = prompts.from_file(path)
     assert (len(found.positive), found.balance().length_auc) == (100_000, 0.5)
     # The repeated one stands last: found without comparing all with all.
     path.write_text("fast,slow\n" + "".join(f"fast tune {min(n, 99_998)},slow tune {n}\n" for n in range(100_000)))
     with ends(), pytest.raises(InputError, match="'fast tune 99998' more than once"):
         prompts.from_file(path)
-    with ends(), pytest.raises(InputError, match="'k99998' stands in it twice"):
+    with ends(), pytest.raises(InputError, match="contains the key 'k99998' twice"):
         files.json_of(path, "{" + ",".join(f'"k{min(n, 99_998)}": 1' for n in range(100_000)) + "}")

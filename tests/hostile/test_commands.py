@@ -88,9 +88,9 @@ def test_labels_and_prompts_hold_no_control_characters(sign: str) -> None:
     good: dict[str, Any] = {"concept": "own", "poles": ("a", "b"), "positive": ["a tune"], "negative": ["a song"]}
     changes = {"concept": f"x{sign}y", "poles": (f"a{sign}z", "b"), "positive": [f"a{sign}tune"]}
     for name, value in changes.items():
-        with pytest.raises(InputError, match=f"{name}.* which is no character of a text"):
+        with pytest.raises(InputError, match=f"{name}.* which is not allowed in text"):
             prompts.PromptSet(**{**good, name: value})
-    with pytest.raises(InputError, match="label holds"):
+    with pytest.raises(InputError, match="label contains"):
         Provenance(model="m", weights="0", n_layers=1, label=f"x{sign}y")
 
 

@@ -186,10 +186,10 @@ def test_an_index_names_files_of_its_folder_alone(folder: Path, ran: Path, name:
 def test_pipes_and_devices_are_not_opened(folder: Path, name: str) -> None:
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    refused(folder, f"{name} cannot be read: it is no regular file")
+    refused(folder, f"{name} cannot be read: it is not a regular file")
     (folder / name).unlink()
     (folder / name).symlink_to("/dev/zero")
-    refused(folder, f"{name} cannot be read: it is no regular file")
+    refused(folder, f"{name} cannot be read: it is not a regular file")
 
 
 def test_a_shard_may_be_no_device_either(folder: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_shard_may_be_no_device_either(folder: Path) -> None:
     (folder / "model-2.safetensors").unlink()
     refused(folder, r"has no model-2\.safetensors")
     (folder / "model-2.safetensors").symlink_to("/dev/zero")
-    refused(folder, r"model-2\.safetensors cannot be read: it is no regular file")
+    refused(folder, r"model-2\.safetensors cannot be read: it is not a regular file")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_a_melody_prefix_is_held_to_a_length(tmp_path: Path) -> None:
         ('{"a": ' * 200 + "1" + "}" * 200, "is nested too deeply"),
         ("[" * 900 + "]" * 900, "is nested too deeply"),
         ('{"a": ' + "9" * 5_000 + "}", "a number of 5,000 digits"),
-        ('{"a": 1, "a": 2}', "'a' stands in it twice"),
+        ('{"a": 1, "a": 2}', "contains the key 'a' twice"),
         ("[]", "holds a list"),
         ("{", "cannot be read: it is not JSON"),
         ("\0", "cannot be read: it is not JSON"),

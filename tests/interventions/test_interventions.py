@@ -265,7 +265,7 @@ def test_steering_while_recording_reduced_equals_a_naive_run(lens, vector):
         (lambda: al.Add(torch.ones(D), branch="left"), "branch"),
         (lambda: al.Add(torch.ones(D), seconds=(0.4, 0.2)), "from < to"),
         (lambda: al.Ablate(torch.zeros(D)), "zero"),
-        (lambda: al.Apply(3), "call"),
+        (lambda: al.Apply(3), "expected a function"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")
@@ -304,7 +304,7 @@ def test_rows_are_whole_numbers_of_any_kind_and_a_mask_is_none():
     mask = torch.tensor([True, False, True])
     assert checked_rows(mask.nonzero().flatten(), 3) == [0, 2]
     for wrong in (mask, mask.tolist(), mask.numpy(), [mask[0]], [0.5], "01", 1, [None], torch.zeros(2, 1)):
-        with pytest.raises(errors.InputTypeError, match="of a mask, give mask"):
+        with pytest.raises(errors.InputTypeError, match="for a mask, give mask"):
             checked_rows(wrong, 3)
 
 

@@ -95,9 +95,9 @@ REFUSED = {
     "six.wav": "6 channels: expected one or two",
     "cut.wav": "cut short",
     "cut.aiff": "cut short",
-    "cut-16k.flac": "not a whole one",
+    "cut-16k.flac": "or is incomplete",
     "cut-44k.mp3": "cut short",
-    "hour.wav": "60 minutes are no clip",
+    "hour.wav": "60 minutes are too long",
 }
 
 

@@ -234,7 +234,7 @@ def test_a_folder_without_its_tokenizer_is_not_a_whole_model(tmp_path: Path, che
 def test_a_tokenizer_of_more_tokens_than_the_text_encoder_embeds_is_refused(
     tmp_path: Path, checkpoint: Path, lens: al.AudioLens, etude: al.AudioLens
 ) -> None:
-    message = "numbers its tokens up to 170, and the text encoder embeds 32"
+    message = "numbers its tokens up to 170, but the text encoder embeds 32"
     with pytest.raises(InputError, match=message) as caught:
         al.AudioLens(lens.model, etude.tokenizer)
     assert not isinstance(caught.value, ModelFilesError)
@@ -248,14 +248,14 @@ def test_a_tokenizer_of_more_tokens_than_the_text_encoder_embeds_is_refused(
 def test_a_tokenizer_that_knows_no_word_is_refused(lens: al.AudioLens, etude: al.AudioLens) -> None:
     # What transformers 5 makes of a folder that holds no tokenizer: special tokens, and the sign of a word's start.
     for tokenizer in (T5Tokenizer(), word_level([])):
-        with pytest.raises(InputError, match="knows no word"):
+        with pytest.raises(InputError, match="knows no words"):
             al.AudioLens(etude.model, tokenizer)
     with pytest.raises(TypeError, match="expected a tokenizer or a processor"):
         al.AudioLens(lens.model, print)
 
 
 def test_a_vocabulary_of_a_fraction_of_the_embedding_is_warned_of(lens: al.AudioLens, etude: al.AudioLens) -> None:
-    with pytest.warns(UserWarning, match="21 tokens, and the text encoder embeds 171"):
+    with pytest.warns(UserWarning, match="21 tokens, but the text encoder embeds 171"):
         al.AudioLens(etude.model, lens.tokenizer)
 
 

@@ -176,9 +176,9 @@ def test_own_sets_load_alike_from_csv_json_toml_and_lines(tmp_path: Path) -> Non
         ("a.json", b'{"positive": ["x"], "negative": [3]}', r"negative\[0\] is int"),
         ("a.json", b'{"positive": ["x"], "negative": ["  "]}', r"negative\[0\] is empty"),
         ("a.json", b'{"positiv": ["x"], "negative": ["y"]}', "Did you mean 'positive'"),
-        ("a.json", b'{"positive": ["x"], "negative": ["y"], "positive": ["z"]}', "'positive' stands in it twice"),
+        ("a.json", b'{"positive": ["x"], "negative": ["y"], "positive": ["z"]}', "contains the key 'positive' twice"),
         ("a.json", b'{"positive": ["x"], "negative": ["y"], "concept": 3}', "concept=3: expected a name"),
-        ("a.json", b'{"positive": 3, "negative": ["y"]}', "positive: expected a list of texts"),
+        ("a.json", b'{"positive": 3, "negative": ["y"]}', "positive: expected a list of strings"),
         ("a.toml", b"positive = [", "not TOML"),
         ("a.xlsx", b"", r"expected a \.csv"),
     ],
@@ -230,9 +230,9 @@ def test_a_line_that_is_blank_in_one_of_two_files_is_refused(tmp_path: Path) -> 
     fast, slow = tmp_path / "fast.txt", tmp_path / "slow.txt"
     fast.write_text("presto\n\nvivace\nallegro\n")
     slow.write_text("largo\nlento\n\nadagio\n")
-    with pytest.raises(PromptError, match=r"fast.txt: line 2 is blank, and that of .*slow.txt is not"):
+    with pytest.raises(PromptError, match=r"fast.txt: line 2 is blank, but that of .*slow.txt is not"):
         prompts.from_files(fast, slow)
-    with pytest.raises(PromptError, match=r"fast.txt: line 2 is blank, and that of .*slow.txt is not"):
+    with pytest.raises(PromptError, match=r"fast.txt: line 2 is blank, but that of .*slow.txt is not"):
         prompts.from_files(slow, fast)
 
 
@@ -250,11 +250,11 @@ def test_lines_of_two_files_are_pairs_where_both_are_blank_in_the_same_places(tm
 def test_a_trivial_leak_is_warned_of(tmp_path: Path) -> None:
     rows = [f"fast {word},{word} for the evening and the night" for word in ("jig", "reel", "polka")]
     (tmp_path / "pace.csv").write_text("fast,slow\n" + "\n".join(rows))
-    with pytest.warns(UserWarning, match="The direction will be") as caught:
+    with pytest.warns(UserWarning, match="The direction will reflect") as caught:
         sets = prompts.from_file(tmp_path / "pace.csv")
     assert {one.filename for one in caught} == {__file__}
     told = " ".join(str(warning.message) for warning in caught)
-    assert "'fast' stands in 100% of the positive prompts" in told
+    assert "'fast' occurs in 100% of the positive prompts" in told
     assert "length alone" in told
     assert sets.balance().length_auc == 0.0
 

@@ -112,7 +112,7 @@ def test_several_are_refused_before_the_first_runs(lens: Any, tmp_path: Path, mo
 def test_a_concept_of_ones_own_from_two_files(lens: Any, tmp_path: Path) -> None:
     (tmp_path / "loud.txt").write_text("a loud song\nloud drums\nloud jazz\n")
     (tmp_path / "soft.txt").write_text("a soft song\nsoft drums\n")
-    with pytest.warns(UserWarning, match="stands in 100%"):
+    with pytest.warns(UserWarning, match="occurs in 100%"):
         own = al.prompts.from_files(tmp_path / "loud.txt", tmp_path / "soft.txt", concept="force")
     neutral = replace(al.prompts.load("tempo"), test=("a calm piano song", "a loud tune", "the guitar"))
     sets = own.completed(neutral)

@@ -1,1 +1,1 @@
-"""The recipe that makes the bundled models: codec, text encoder and decoder, trained from nothing."""
+"""The training recipe of the bundled model: codec, text encoder and decoder, all trained from scratch."""

@@ -1,4 +1,4 @@
-"""Resumable training state as safetensors: modules, optimiser moments and the step, in one file, without pickle."""
+"""Resumable training state in one safetensors file, without pickle: modules, optimiser moments and the step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from audiolens.files.bounded import read_header
 def save(
     path: Path, modules: Mapping[str, torch.nn.Module], step: int, optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """Write everything needed to go on from `step`; the file appears whole or not at all."""
+    """Write everything needed to resume from `step`; the file appears complete or not at all."""
     tensors = {f"{name}/{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
     if optimizer is not None:
         for index, state in optimizer.state_dict()["state"].items():
@@ -31,19 +31,19 @@ def save(
 
 
 def load(path: Path, modules: Mapping[str, torch.nn.Module], optimizer: torch.optim.Optimizer | None = None) -> int:
-    """Restore what `save` wrote, in place; returns the step to go on from, 0 where there is no file.
+    """Restore in place what `save` wrote; returns the step to resume from, 0 if there is no file.
 
     Raises:
-        InputError: if it is no whole file, or one of other modules.
+        InputError: if the file is damaged, or holds the state of other modules.
     """
     if not os.path.lexists(path):
         return 0
     step = read_header(path).metadata.get("step", "")
     if not re.fullmatch(r"\d{1,15}", step):
-        raise InputError(f"{path} is no training state: its header names no step.")
+        raise InputError(f"{path} is not a training state: its header gives no step.")
     try:
         with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
         for name, module in modules.items():
             own = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
             module.load_state_dict(own)

@@ -1,10 +1,11 @@
 """étude's codec: a stock EnCodec, and the quantiser training that transformers leaves out.
 
-Three phases: an autoencoder without quantiser; then its residual codebooks, started by k-means and trained jointly
-with a straight-through estimator, moving averages and the revival of dead codes (van den Oord et al. 2017; Zeghidour
-et al., SoundStream, 2021); at last the decoder alone, on fixed codes. The loss is mostly spectral magnitudes at four
-resolutions (EnCodec, Défossez et al. 2022), of band energies, without which the treble of bright clips is given up, and
-of a window long enough to tell a major third from a minor one, without which the mode is.
+There are three phases. The first trains an autoencoder without a quantiser. The second adds residual codebooks,
+initialised by k-means, and trains everything jointly with a straight-through estimator, moving averages and the revival
+of dead codes (van den Oord et al. 2017; Zeghidour et al., SoundStream, 2021). The last trains the decoder alone, on
+fixed codes. The loss consists mostly of spectral magnitudes at four resolutions (EnCodec, Défossez et al. 2022). It
+also has a term for band energies, without which the codec drops the treble of bright clips, and a term with a window
+long enough to distinguish a major third from a minor one, without which it loses the mode.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ PITCH_FFT, PITCH_HZ = 4096, (80, 1600)
 
 
 def build() -> EncodecModel:
-    """An untrained codec: 16 kHz mono, 25 frames a second, four codebooks of 256 (0.8 kbit/s), 2.1 M parameters."""
+    """An untrained codec: 16 kHz mono, 25 frames per second, four codebooks of 256 (0.8 kbit/s), 2.1 M parameters."""
     config = EncodecConfig(
         sampling_rate=SAMPLE_RATE,
         audio_channels=1,
@@ -56,13 +57,13 @@ def build() -> EncodecModel:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How many steps each phase takes, and what a batch is."""
+    """The number of steps in each phase, and the shape of a batch."""
 
     autoencoder: int = 700
     joint: int = 3400
     decoder: int = 500
     bands_from: int = 1600
-    """Band energies enter the loss here: from the start they win over pitch (a codec so trained kept no mode)."""
+    """The step at which band energies join the loss: earlier, they dominate pitch (such a codec lost the mode)."""
     batch_size: int = 16
     segment_frames: int = 32
     learning_rate: float = 1e-3
@@ -81,7 +82,7 @@ def train(
     report_every: int = 20,
     device: str = "cpu",
 ) -> Any:
-    """Train a codec on 16-bit clips, resuming from `out` where it holds a checkpoint; writes `out` as it goes."""
+    """Train a codec on 16-bit clips; checkpoints are written to `out`, and training resumes from one that is there."""
     torch.manual_seed(0)
     model: Any = build()
     model.to(device)
@@ -126,9 +127,9 @@ def quantize(
     decay: float = 0.99,
     seed: int = 0,
 ) -> Float[Tensor, "row latent frame"]:
-    """Residual quantisation of `latent`; with `learn`, moves each codebook towards what it was given.
+    """Residual quantisation of `latent`; with `learn`, each codebook is also moved towards its inputs.
 
-    `seed` picks the vectors at which unused codes start anew.
+    `seed` selects the vectors at which unused codes restart.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     rows, _, frames = latent.shape
@@ -156,7 +157,7 @@ def _codebooks(model: EncodecModel) -> list[Any]:
 def _revive(
     book: Any, residual: Float[Tensor, "vector latent"], generator: torch.Generator, floor: float = 0.2
 ) -> None:
-    """Codes that hardly anything chooses restart at random vectors of the batch."""
+    """Restart codes that are hardly ever chosen at random vectors of the batch."""
     dead = (book.cluster_size < floor).nonzero().flatten()
     if len(dead):
         fresh = residual[torch.randint(len(residual), (len(dead),), generator=generator).to(residual.device)]
@@ -207,7 +208,7 @@ def _losses(output: Float[Tensor, "row 1 sample"], target: Float[Tensor, "row 1 
 
 
 def _band_levels(magnitude: Float[Tensor, "row bin frame"]) -> Float[Tensor, "row band block"]:
-    """Log power in 32 mel bands over 64 ms: the energy of noise and treble, which bin by bin is cheapest left out."""
+    """Log power in 32 mel bands over 64 ms; a loss over single bins would favour leaving out noise and treble."""
     filters = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=BAND_FFT, n_mels=32, norm=None)
     power = torch.from_numpy(filters).to(magnitude) @ magnitude**2
     return (F.avg_pool1d(power, 4) + 1e-4).log()
@@ -222,7 +223,7 @@ def _magnitude(audio: Float[Tensor, "row 1 sample"], n_fft: int) -> Float[Tensor
 def _segments(
     audio: Int[np.ndarray, "clip sample"], step: int, schedule: Schedule, device: str
 ) -> Float[Tensor, "row 1 segment"]:
-    """A batch of random segments that depends on the step alone, so that a resumed run sees what it would have seen."""
+    """A batch of random segments that depends only on the step, so that a resumed run sees the same batches."""
     rng = np.random.default_rng([11, step])
     length = schedule.segment_frames * HOP
     rows = rng.integers(len(audio), size=schedule.batch_size)

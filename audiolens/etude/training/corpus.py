@@ -1,6 +1,6 @@
 """étude's training corpus: the synthesiser's clips as 16-bit sound for the codec, and as codes for the decoder.
 
-Labels and captions are never stored: `synth.label(index, seed)` draws them again, so a file of codes and a seed is all.
+Labels and captions are not stored: `synth.label(index, seed)` reproduces them, so a file of codes and a seed suffice.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def rendered(index: int, seed: int) -> Int[np.ndarray, " sample"]:
 
 
 def audio(n: int, seed: int, path: Path, progress: Progress = lambda *_: None) -> Int[np.ndarray, "clip sample"]:
-    """The first `n` clips of set `seed`, rendered once and kept in `path`."""
+    """The first `n` clips of set `seed`, rendered once and stored in `path`."""
     if not path.exists() or len(np.load(path, mmap_mode="r")) != n:
         clips = np.empty((n, CLIP_SAMPLES), dtype=np.int16)
         with _workers() as pool:
@@ -46,9 +46,9 @@ def audio(n: int, seed: int, path: Path, progress: Progress = lambda *_: None) -
 def codes(
     n: int, seed: int, codec: Any, folder: Path, progress: Progress = lambda *_: None, device: str = "cpu"
 ) -> Integer[np.ndarray, "clip codebook frame"]:
-    """The codes of the first `n` clips of set `seed`, kept in `folder` a chunk at a time: a killed run goes on.
+    """The codes of the first `n` clips of set `seed`, stored in `folder` one chunk at a time, so that runs can resume.
 
-    The folder belongs to one codec: what another one encoded is not found there.
+    Each codec has its own subfolder, so codes from another codec are never used.
     """
     folder = folder / _fingerprint(codec)
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def codes(
     paths = [folder / f"{seed}-{start:07d}.npy" for start in starts]
     codec = codec.to(device).eval()
     with _workers() as pool:
-        # one chunk is rendered ahead while another is encoded
+        # The next chunk is rendered while the current one is encoded.
         ahead = {}
         todo = [(s, p) for s, p in zip(starts, paths, strict=True) if not p.exists()]
         for position, (start, path) in enumerate(todo):
@@ -69,7 +69,7 @@ def codes(
 
 
 def _fingerprint(codec: Any) -> str:
-    """Of what decides the codes: the encoder and the codebooks, not the decoder."""
+    """A hash of the modules that determine the codes: the encoder and the codebooks, but not the decoder."""
     digest = hashlib.sha256()
     for part in (codec.encoder, codec.quantizer):
         for _, tensor in sorted(part.state_dict().items()):
@@ -93,7 +93,7 @@ def _encode(
 
 
 def _workers() -> ProcessPoolExecutor:
-    # spawned, not forked: a fork of a process whose torch threads have run can hang
+    # Spawned, not forked: a fork of a process whose torch threads have run can hang.
     return ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn"))
 
 

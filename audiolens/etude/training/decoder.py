@@ -1,11 +1,11 @@
-"""étude's decoder: a stock MusicGen language model over codes, trained so that words are heard.
+"""étude's decoder: a stock MusicGen language model over codes, trained so that it follows the words of a prompt.
 
-Plain next-code training ignores the words, for a second of music already tells tempo and brightness, and learns the
-beat late, for it is rare among codes that are mostly noise. Five means help, and none of them favours a block, so that
-*where* a concept lives is the model's own affair: the text encoder comes pre-trained (`text.pretrain`); some crops are
-short, so that many beginnings are seen; beginnings weigh more, for there only the words can tell; in a share of the
-rows part of the history is hidden, to the same end; and a throw-away head on the final state is asked for beat and
-attributes (`listener`).
+Plain next-code training ignores the words, because one second of music already reveals tempo and brightness, and it
+learns the beat late, because beats are rare among codes that are mostly noise. Five measures help, and none of them
+favours a block, so that training does not impose *where* a concept is represented. The text encoder is pre-trained
+(`text.pretrain`). Some crops are short, so that the model sees many beginnings. Beginnings weigh more in the loss,
+because only the words are informative there. In a share of the rows, part of the history is hidden, for the same
+reason. An auxiliary head on the final state, discarded after training, predicts beat and attributes (`listener`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from audiolens.etude.training.rates import warm_cosine
 from audiolens.model.timeline import delay, delays_of
 
 START = CODEBOOK_SIZE
-"""The start token, the delay's filler and the padding: one past the last code, as in every MusicGen."""
+"""The start token, which also fills delayed positions and pads: one past the last code, as in every MusicGen."""
 DELAYS = delays_of(N_CODEBOOKS, channels=1)
 
 
@@ -48,7 +48,7 @@ def build(text_encoder: T5EncoderModel, codec: EncodecModel) -> MusicgenForCondi
     )  # fmt: skip
     decoder: Any = MusicgenForCausalLM(config)
     model: Any = MusicgenForConditionalGeneration(text_encoder=text_encoder, audio_encoder=codec, decoder=decoder)
-    # Built from parts, the decoder's attention is left unset, and unset attention sees the future.
+    # A model built from parts has no attention implementation set, and would then attend to the future.
     decoder.set_attn_implementation("sdpa")
     for embedding in decoder.model.decoder.embed_tokens:
         torch.nn.init.normal_(embedding.weight, std=0.4)
@@ -61,7 +61,7 @@ def build(text_encoder: T5EncoderModel, codec: EncodecModel) -> MusicgenForCondi
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long the decoder is trained, and on what."""
+    """The length of the decoder's training, its batches, and the weights of its loss."""
 
     steps: int = 17_000
     batch_size: int = 16
@@ -73,7 +73,7 @@ class Schedule:
     history_dropout: float = 0.12
     codebook_weights: tuple[float, ...] = (2.0, 1.0, 0.6, 0.4)
     beginning: tuple[int, float] = (6, 3.0)
-    """The first steps of a crop, and what they weigh."""
+    """The number of steps at the start of a crop that weigh more, and their weight."""
     listening_weight: float = 0.6
 
 
@@ -86,7 +86,7 @@ def final_states(
 ) -> Float[Tensor, "row step width"]:
     """The decoder's final state at every step, from which the next codes are predicted.
 
-    Rows without text get zero states and a zero mask, exactly what guidance's null half gets.
+    Rows without text get zero states and a zero mask, exactly as in the null half of the guidance.
     """
     if history_kept is not None:
         inputs = torch.where(history_kept[:, None], inputs, START)
@@ -103,7 +103,7 @@ def final_states(
 def code_losses(
     model: Any, states: Float[Tensor, "row step width"], columns: Int[Tensor, "row codebook column"]
 ) -> tuple[Float[Tensor, "row codebook step"], Bool[Tensor, "row codebook step"]]:
-    """Nats of every code that `states` predict, and which of them are real codes rather than filler."""
+    """The loss in nats of every code predicted from `states`, and a mask of real codes (as opposed to filler)."""
     targets = columns[..., 1:]
     logits = torch.stack([head(states) for head in model.decoder.lm_heads], dim=1)
     losses = F.cross_entropy(logits.permute(0, 3, 1, 2), targets % CODEBOOK_SIZE, reduction="none")
@@ -122,9 +122,9 @@ def train(
     stop_at: int | None = None,
     device: str = "cpu",
 ) -> MusicgenForConditionalGeneration:
-    """Train decoder and text encoder together on the first clips of a set, resuming from `out`; writes as it goes.
+    """Train decoder and text encoder jointly on the first clips of a set, with checkpoints in `out`; resumes from them.
 
-    `stop_at` ends the run early, at the learning rate that `schedule` has there: a later call goes on from it.
+    `stop_at` ends the run early without changing the learning rates of `schedule`; a later call resumes there.
     """
     torch.manual_seed(0)
     labels = listener.Labels.of(len(codes), corpus_seed)
@@ -152,7 +152,7 @@ def train(
         weight = real * weights
         weight[..., : schedule.beginning[0]] *= schedule.beginning[1]
         nats = (losses * weight).sum() / weight.sum()
-        # step t predicts the first codebook's frame t; the last steps only finish the delay
+        # Step t predicts frame t of the first codebook; the last steps only complete the delayed codebooks.
         unheard = listener.unheard(head(states[:, : targets.shape[1]]), targets)
         optimizer.zero_grad()
         (nats + schedule.listening_weight * (unheard.beat + unheard.attributes)).backward()
@@ -168,7 +168,7 @@ def train(
 
 
 def trained_parts(model: Any, head: torch.nn.Linear) -> dict[str, torch.nn.Module]:
-    """What the decoder's training moves, by its name in a checkpoint."""
+    """The modules that are trained with the decoder, by their names in a checkpoint."""
     return {
         "text_encoder": model.text_encoder,
         "decoder": model.decoder,
@@ -193,7 +193,7 @@ def _crop(
 
 
 def _history(rng: np.random.Generator, schedule: Schedule, steps: int) -> Bool[Tensor, "row step"]:
-    """Which columns each row may read: all of them, but in a share of rows a random part, down to none."""
+    """A mask of the columns that each row may read: in most rows all, in a share of rows a random part, even none."""
     hidden_share = np.where(
         rng.random(schedule.batch_size) < schedule.history_dropout, rng.uniform(0.2, 1.0, schedule.batch_size), 0.0
     )

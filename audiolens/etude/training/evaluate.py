@@ -1,9 +1,8 @@
-"""étude's abilities, measured: does it play what words ask for, and what is left when no word asks?
+"""Evaluation of étude: does it play what a prompt asks for, and what does it play if the prompt asks for nothing?
 
 `python -m audiolens.etude.training.evaluate` prints an AUC for every concept: how well a measure separates clips of
-the two poles, asked for in wording that training never saw. Next to it stands the ceiling, the same AUC on the
-synthesiser's own clips after the codec. An AUC does not show that clips sound good,
-only that the poles differ.
+the two poles, prompted with wording that training never saw. Next to it is the ceiling, the same AUC on the
+synthesiser's own clips after the codec. An AUC shows only that the poles differ, not that the clips sound good.
 """
 
 from __future__ import annotations
@@ -57,17 +56,17 @@ FRAMES = (
     "let us hear it {} again", "my neighbour hums a {} melody", "a {} piece , nothing fancy", "try a {} one",
     "something {} while cooking", "that {} song everybody hums", "{} as can be",
 )  # fmt: skip
-"""Held-out wordings: each holds words outside the grammar, so none can be a training caption."""
+"""Held-out wordings: each contains words outside the grammar, so none can be a training caption."""
 
 
 def held_out_captions(concept: str, level: str, n: int = len(FRAMES)) -> list[str]:
-    """`n` captions (at most one a frame) that name only `concept`, going round its words."""
+    """`n` captions (at most one per frame) that name only `concept`, cycling through its words."""
     words = islice(cycle(ADJECTIVES[concept][level]), n)
     return [frame.format(word) for frame, word in zip(FRAMES, words, strict=False)]
 
 
 def neutral_captions(n: int, seed: int = 0) -> list[str]:
-    """`n` different captions that name nothing."""
+    """`n` different captions that name no attribute."""
     rng = np.random.default_rng([14, seed])
     texts: dict[str, None] = {}
     while len(texts) < n:
@@ -77,7 +76,7 @@ def neutral_captions(n: int, seed: int = 0) -> list[str]:
 
 @dataclass(frozen=True)
 class Abilities:
-    """What étude was heard to do.
+    """Measurements of étude's clips and of reference clips.
 
     Attributes:
         clips: one row per generated clip: concept, level, caption, seed and every measure.
@@ -88,7 +87,7 @@ class Abilities:
     reference: pd.DataFrame
 
     def to_frame(self) -> pd.DataFrame:
-        """AUC of high over low pole per concept and measure: étude's, the ceiling's, and their difference."""
+        """The AUC of the high over the low pole per concept and measure: étude's, the ceiling, and the difference."""
         import pandas as pd
 
         rows = []
@@ -109,7 +108,7 @@ class Abilities:
         return pd.DataFrame(rows, columns=columns)
 
     def neutral(self) -> pd.DataFrame:
-        """Where neutral captions lie: the share above the reference's median, and the spread relative to it."""
+        """The distribution for neutral captions: quantiles, the share above the reference's median, relative spread."""
         import pandas as pd
 
         neutral = self.clips[self.clips.concept == "neutral"]
@@ -127,7 +126,7 @@ class Abilities:
         return self.reference[len(self.reference) // 2 :]
 
     def _instrument_auc(self, clips: pd.DataFrame, label: str) -> float:
-        """Mean one-against-rest AUC of a classifier fitted on the first half of the reference."""
+        """Mean one-vs-rest AUC of a classifier fitted on the first half of the reference."""
         from sklearn.linear_model import LogisticRegression
         from sklearn.metrics import roc_auc_score
         from sklearn.pipeline import make_pipeline
@@ -148,9 +147,9 @@ def abilities(
     seconds: float = 5.0,
     n_jobs: int = 1,
 ) -> Abilities:
-    """Generate and measure held-out captions of every concept, neutral ones, and the reference after the codec.
+    """Generate and measure clips for held-out captions of every concept and for neutral captions, and the reference.
 
-    Every clip of a pole has a seed of its own; the poles of a concept share them pair by pair.
+    Every clip of a pole has its own seed; paired clips of the two poles share one.
     """
     import pandas as pd
 
@@ -182,7 +181,7 @@ def _decoded(lens: AudioLens, codes: Int[Tensor, "row codebook frame"]) -> Float
 
 
 def heard(audio: Float[np.ndarray, "row channel sample"], sample_rate: int, n_jobs: int = 1) -> pd.DataFrame:
-    """Every measure of every clip, onsets per beat, and the mean and spread of the cepstrum (for the instrument)."""
+    """Every measure of every clip, onsets per beat, and the mean and spread of the MFCCs (for the instrument)."""
     import librosa
     import pandas as pd
 
@@ -205,7 +204,7 @@ def main(
     seeds: Annotated[int, typer.Option(help="Clips per caption.")] = 2,
     out: Annotated[Path | None, typer.Option(help="Also write the table as JSON.")] = None,
 ) -> None:
-    """Measure whether étude plays what words ask for, beside the ceiling that its codec sets."""
+    """Measure whether étude plays what prompts ask for, compared with the ceiling set by its codec."""
     from audiolens.lens import AudioLens
 
     result = abilities(AudioLens.from_pretrained(model), seeds)

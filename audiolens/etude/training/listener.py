@@ -1,8 +1,8 @@
-"""What the decoder is made to hear while it is trained: where in the beat the next frame lies, and how it sounds.
+"""The auxiliary task of the decoder's training: predict the beat phase and the attributes of the next frame.
 
-A beat is a rare event among codes that are mostly noise, so the loss over codes alone teaches it late. A linear head on
-the decoder's *final* state regresses it at every frame, and is thrown away. The final state is the sum of what all
-blocks wrote, so the head favours no block: where a concept lives stays the model's own affair.
+A beat is a rare event among codes that are mostly noise, so a loss over codes alone teaches it late. A linear head on
+the decoder's *final* state predicts it at every frame, and is discarded after training. The final state is the sum of
+what all blocks write, so the head favours no block, and does not impose where a concept is represented.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from audiolens.etude.training import text
 from audiolens.etude.training.codec import FRAME_RATE
 
 BEAT_TARGETS = 4
-"""Cosine and sine of the place within the beat, and within the bar."""
+"""Cosine and sine of the phase within the beat, and of the phase within the bar."""
 MODE_WEIGHT = 3.0
-"""Of the mode among the attributes: one third of a chord tells it, where the others are heard in every frame."""
+"""The weight of the mode among the attributes: only the third of a chord reveals it, the others show in every frame."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known of the first clips of a set: captions, when bars begin, and the attributes as numbers."""
+    """Labels of the first clips of a set: captions, beat and bar times, and the attributes as numbers."""
 
     captions: list[str]
     beat_seconds: Float[np.ndarray, " clip"]
@@ -37,7 +37,7 @@ class Labels:
 
     @classmethod
     def of(cls, n_clips: int, seed: int) -> Labels:
-        """The labels of the first `n_clips` clips of set `seed`, drawn again as `synth` draws them."""
+        """The labels of the first `n_clips` clips of set `seed`, sampled again exactly as `synth` samples them."""
         captions, times, numbers = [], [], []
         for index in range(n_clips):
             attributes, caption, rng = synth.label(index, seed)
@@ -51,7 +51,7 @@ class Labels:
     def targets(
         self, clips: Int[np.ndarray, " row"], starts: Int[np.ndarray, " row"], n_frames: int
     ) -> Float[Tensor, "row frame target"]:
-        """What the head should say at each frame of the crops that begin at frame `starts` of `clips`."""
+        """The targets of the head at each frame of the crops that begin at frames `starts` of `clips`."""
         seconds = (starts[:, None] + np.arange(n_frames) + 0.5) / FRAME_RATE + self.bar_start[clips, None]
         turns = (seconds / self.beat_seconds[clips, None], seconds / self.bar_seconds[clips, None])
         circles = [f(2 * np.pi * turn) for turn in turns for f in (np.cos, np.sin)]
@@ -60,7 +60,7 @@ class Labels:
 
 
 class Unheard(NamedTuple):
-    """Shares of the variance that the head leaves unexplained, about 1 at first."""
+    """Shares of the variance that the head leaves unexplained; about 1 at the start of training."""
 
     beat: Float[Tensor, ""]
     attributes: Float[Tensor, ""]
@@ -68,17 +68,17 @@ class Unheard(NamedTuple):
 
 
 def unheard(said: Float[Tensor, "row frame target"], targets: Float[Tensor, "row frame target"]) -> Unheard:
-    """How far the head's word is from the truth: the beat, the attributes (mode weighing more), and mode alone."""
+    """Shares of variance unexplained by the head's predictions; mode weighs more than the other attributes."""
     error = ((said - targets) ** 2).mean(dim=(0, 1))
     beat, attributes = error[:BEAT_TARGETS], error[BEAT_TARGETS:]
     weight = torch.ones_like(attributes)
     weight[text.TARGETS.index("mode")] = MODE_WEIGHT
-    # a sine has a variance of one half, and so nearly have the attributes
+    # A sine has a variance of one half, and the attributes nearly so.
     return Unheard(
         2 * beat.mean(), 2 * (weight * attributes).sum() / weight.sum(), attributes[text.TARGETS.index("mode")]
     )
 
 
 def build_head(width: int) -> torch.nn.Linear:
-    """The head from a state of `width` to the targets."""
+    """The linear head from a state of `width` to the targets."""
     return torch.nn.Linear(width, BEAT_TARGETS + len(text.TARGETS))

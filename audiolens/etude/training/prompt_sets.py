@@ -1,9 +1,9 @@
 """Write étude's prompt sets from its caption grammar: `python -m audiolens.etude.training.prompt_sets`.
 
-A pair is one sentence frame (opening, neutral words, sometimes one word for another attribute) filled once with a
-wording of each pole, an adjective for an adjective and a phrase for a phrase. So poles differ in the concept's words
-alone, and whatever else a prompt names is named equally often on both sides. Every synonym of a pole comes up about
-equally often. The same files come out on every machine: one seed, and only `random.random`, whose stream is fixed.
+A pair is one sentence frame (opening, neutral words, sometimes one word for another attribute), filled once for each
+pole, with an adjective matched to an adjective or a phrase to a phrase. So the poles differ only in the concept's
+words, and any other attribute is named equally often on both sides. All synonyms of a pole occur about equally often.
+The files are the same on every machine, because they use one seed and only `random.random`, whose stream is fixed.
 """
 
 import json
@@ -27,7 +27,7 @@ FOLDER = Path(__file__).parents[2] / "prompts" / "data" / "etude"
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two poles in the grammar: the attribute, the levels of either side, and the names of the poles."""
+    """Two poles in the grammar: the attribute, the levels on each side, and the names of the poles."""
 
     attribute: str
     positive: tuple[str, ...]
@@ -35,13 +35,13 @@ class Contrast:
     poles: tuple[str, str]
 
     def wordings(self, grammar: Mapping[str, Mapping[str, Sequence[str]]]) -> tuple[list[str], list[str]]:
-        """The wordings of each side; where a side spans several levels, they take turns."""
+        """The wordings of each side; if a side spans several levels, these alternate."""
         words = grammar[self.attribute]
         sides = [_in_turn([words[level] for level in levels]) for levels in (self.positive, self.negative)]
         return sides[0], sides[1]
 
     def telling(self) -> frozenset[str]:
-        """Words that stand on one side only, so that they name a pole."""
+        """Words that occur on one side only, and therefore name a pole."""
         adjectives, phrases = self.wordings(ADJECTIVES), self.wordings(PHRASES)
         sides = [{word for text in adjectives[i] + phrases[i] for word in text.split()} for i in (0, 1)]
         return frozenset(sides[0] ^ sides[1]) - neutral_words()
@@ -61,27 +61,27 @@ CONTRASTS: Mapping[str, Contrast] = MappingProxyType(
         },
     }
 )
-"""Concept -> contrast. An instrument is contrasted with all the others, in turn."""
+"""Concept -> contrast. An instrument is contrasted with all the others, which alternate."""
 
 
 def neutral_words() -> frozenset[str]:
-    """Words of captions that name nothing."""
+    """The words of captions that name no attribute."""
     texts = (*NEUTRAL_ADJECTIVES, *NOUNS, *OPENINGS, *ENDINGS)
     return frozenset(word for text in texts for word in text.split())
 
 
 def pairs(concept: str, count: int = PAIRS) -> list[tuple[str, str]]:
-    """Matched prompts of a concept: (positive, negative), all different."""
+    """Matched prompts for a concept: (positive, negative), all different."""
     contrast = CONTRASTS[concept]
     rng = random.Random(f"{SEED} {concept}")
     adjectives, phrases = contrast.wordings(ADJECTIVES), contrast.wordings(PHRASES)
-    # Each form in its share of the wordings, so that every synonym comes up about equally often.
+    # Adjectives and phrases in proportion to their wordings, so that synonyms occur about equally often.
     n_adjectives = round(count * len(adjectives[0]) / (len(adjectives[0]) + len(phrases[0])))
     n_phrases = count - n_adjectives
     wordings = [*_wordings(adjectives, n_adjectives), *_wordings(phrases, n_phrases)]
     forms = ["adjective"] * n_adjectives + ["phrase"] * n_phrases
     asides = _shuffled(_asides(contrast), rng)
-    # One pair in about three names something else as well: each level of each other attribute equally often.
+    # About one pair in three names another attribute too, with each of its levels equally often.
     others: list[tuple[str, str] | None] = [*asides, *[None] * count][:count]
     plan = list(zip(_shuffled(list(zip(forms, wordings, strict=True)), rng), _shuffled(others, rng), strict=True))
     made: list[tuple[str, str]] = []
@@ -98,7 +98,7 @@ def pairs(concept: str, count: int = PAIRS) -> list[tuple[str, str]]:
 
 
 def neutral(count: int) -> list[str]:
-    """Prompts that name nothing, no two alike but for their opening."""
+    """Prompts that name no attribute; no two differ only in their opening."""
     rng = random.Random(f"{SEED} neutral")
     made: dict[tuple[str, ...], str] = {}
     while len(made) < count:
@@ -110,11 +110,11 @@ def neutral(count: int) -> list[str]:
 
 
 def render(concept: str) -> str:
-    """The TOML file of a concept's poles."""
+    """The TOML text of a concept's poles."""
     contrast = CONTRASTS[concept]
     made = pairs(concept)
     words = contrast.wordings(ADJECTIVES)
-    # The plainest adjective is the pole's own name, where that is an adjective.
+    # The plainest adjective is the pole's own name, if that is an adjective.
     ordered = [
         sorted(side, key=lambda word, pole=pole: word != pole) for side, pole in zip(words, contrast.poles, strict=True)
     ]
@@ -131,7 +131,7 @@ def render(concept: str) -> str:
 
 
 def render_neutral() -> str:
-    """The TOML file of the neutral prompts that all concepts share, and of the nouns of the grammar."""
+    """The TOML text of the neutral prompts shared by all concepts, and of the nouns of the grammar."""
     made = neutral(2 * NEUTRAL)
     return _toml({"nouns": NOUNS, "development": made[:NEUTRAL], "test": made[NEUTRAL:]})
 
@@ -144,7 +144,7 @@ def main() -> None:
 
 
 def _frame(form: str, other: tuple[str, str] | None, rng: random.Random) -> str:
-    """A sentence with `*` where the concept's wording goes; `other` is a (form, wording) of another attribute."""
+    """A sentence with `*` in place of the concept's wording; `other` is a (form, wording) of another attribute."""
     adjectives = ["*"] if form == "adjective" else []
     phrases = ["*"] if form == "phrase" else []
     if other is not None:
@@ -155,7 +155,7 @@ def _frame(form: str, other: tuple[str, str] | None, rng: random.Random) -> str:
 
 
 def _asides(contrast: Contrast) -> list[tuple[str, str]]:
-    """For every level of every other attribute, one adjective and one phrase that share no telling word."""
+    """One adjective and one phrase for every level of every other attribute, without words that name a pole."""
     telling = contrast.telling()
     found = []
     for attribute in ADJECTIVES:
@@ -169,7 +169,7 @@ def _asides(contrast: Contrast) -> list[tuple[str, str]]:
 
 
 def _wordings(sides: tuple[list[str], list[str]], count: int) -> Iterator[tuple[str, str]]:
-    """Every wording of either side about equally often, each meeting all of the other side's in time."""
+    """Pairs that use every wording about equally often; over time each wording meets all those of the other side."""
     positive, negative = sides
     for k in range(count):
         yield positive[k % len(positive)], negative[(k + k // len(negative)) % len(negative)]
@@ -194,7 +194,7 @@ def _shuffled(items: Iterable[T], rng: random.Random) -> list[T]:
 
 
 def _toml(fields: Mapping[str, str | Sequence[str]]) -> str:
-    """Plain ASCII TOML, one prompt a line."""
+    """Plain ASCII TOML, with one prompt per line."""
     lines = []
     for key, value in fields.items():
         if isinstance(value, str):

@@ -1,7 +1,7 @@
-"""étude's reader: a word-level tokenizer over the caption grammar and a small T5 encoder.
+"""étude's text side: a word-level tokenizer over the caption grammar, and a small T5 encoder.
 
-Words outside the grammar become one unknown token; training scatters that token about and puts it in place of neutral
-words, so that a word étude never met neither helps nor harms.
+Words outside the grammar become a single unknown token. Training inserts that token at random and substitutes it for
+neutral words, so that a word that étude has never seen neither helps nor harms.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TARGETS = tuple(name for name, _ in Attributes.draw(np.random.default_rng(0)).ta
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Lower-cased words and single punctuation marks; every word outside the grammar is `<unk>`."""
+    """A tokenizer of lower-cased words and single punctuation marks; every word outside the grammar is `<unk>`."""
     words = [PAD, EOS, UNKNOWN, *captions.vocabulary()]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -49,7 +49,7 @@ def build_encoder(n_words: int) -> T5EncoderModel:
 
 
 def scatter_unknown(text: str, rng: np.random.Generator, replaced: float = 0.15, inserted: float = 0.35) -> str:
-    """Put unknown words in place of some neutral ones, and sometimes up to six of them anywhere."""
+    """Replace some neutral words by the unknown token, and sometimes insert up to six of them anywhere."""
     words = [UNKNOWN if w in _NEUTRAL_WORDS and rng.random() < replaced else w for w in text.split()]
     if rng.random() < inserted:
         for _ in range(rng.integers(1, 7)):
@@ -78,7 +78,7 @@ def pretrain(
     batch_size: int = 128,
     report: Callable[[int, int, dict[str, float]], None] = lambda *_: None,
 ) -> T5EncoderModel:
-    """Teach the encoder what captions name, by regressing it through a linear head that is thrown away.
+    """Pre-train the encoder by regressing the attributes that captions name, through a linear head that is discarded.
 
     A head on the text encoder favours no decoder block, unlike a head inside the decoder.
     """
@@ -109,7 +109,7 @@ def pretrain(
 
 
 def build_head(encoder: T5EncoderModel) -> torch.nn.Linear:
-    """The throw-away head from an encoder's state to the targets."""
+    """The linear head from the encoder's state to the targets; it is discarded after training."""
     return torch.nn.Linear(encoder.config.d_model, len(TARGETS))
 
 

@@ -1,7 +1,7 @@
-"""The recipe that makes étude: `python -m audiolens.etude.training.train`. It resumes after a kill.
+"""Train étude: `python -m audiolens.etude.training.train`. A run that was killed resumes.
 
-Stages, each skipped when its result is there: render clips -> train the codec -> encode the corpus -> pre-train the
-text encoder -> train the decoder -> write a folder that transformers alone can load -> measure what its words do.
+The stages, each of which is skipped if its result exists: render clips -> train the codec -> encode the corpus ->
+pre-train the text encoder -> train the decoder -> write a folder that transformers alone can load -> evaluate.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def train(
     work: Annotated[Path, typer.Option(help="Folder for corpus and checkpoints (0.7 GB).")] = Path("runs/etude"),
     out: Annotated[Path, typer.Option(help="Folder to write the finished model to.")] = WEIGHTS,
     clips: Annotated[int, typer.Option(help="Clips in the decoder's corpus.")] = 24_576,
-    steps: Annotated[int, typer.Option(help="Decoder steps, planned to the last.")] = decoder.Schedule.steps,
+    steps: Annotated[int, typer.Option(help="Decoder steps, in the whole schedule.")] = decoder.Schedule.steps,
     codec_steps: Annotated[int, typer.Option(help="Joint steps of the codec.")] = codec.Schedule.joint,
     base: Annotated[
-        Path | None, typer.Option(help="A finished étude to go on from, half-way, instead of from nothing.")
+        Path | None, typer.Option(help="A finished étude to resume from, halfway through the schedule.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Train étude from nothing but the synthesiser, and write it as a stock MusicGen folder."""
+    """Train étude from scratch on the synthesiser's clips, and write it as a stock MusicGen folder."""
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = text.build_tokenizer()
     codec_schedule = codec.Schedule(joint=codec_steps)
@@ -59,7 +59,7 @@ def train(
 
 
 def _go_on_from(base: Path, work: Path, codec_step: int, decoder_step: int) -> None:
-    """Lay a finished model's parts into `work` as checkpoints at these steps, where it holds none yet."""
+    """Write the parts of a finished model to `work` as checkpoints at these steps, unless checkpoints exist there."""
     model: Any = MusicgenForConditionalGeneration.from_pretrained(base)
     head = listener.build_head(model.config.decoder.hidden_size)
     reading = {"encoder": model.text_encoder, "head": text.build_head(model.text_encoder)}
@@ -74,7 +74,7 @@ def _go_on_from(base: Path, work: Path, codec_step: int, decoder_step: int) -> N
 
 
 def export(model: MusicgenForConditionalGeneration, tokenizer: text.PreTrainedTokenizerFast, out: Path) -> None:
-    """Write the model and its processor; each file appears whole, and other files in `out` (its card) stay."""
+    """Write the model and its processor atomically, file by file; other files in `out` (its model card) are kept."""
     out.mkdir(parents=True, exist_ok=True)
     with atomic.aside(out) as fresh:
         model.save_pretrained(fresh)
@@ -86,7 +86,7 @@ def export(model: MusicgenForConditionalGeneration, tokenizer: text.PreTrainedTo
 
 
 def bar(name: str) -> Callable[..., None]:
-    """A progress bar that takes (done, total) or (done, total, values), made at its first call."""
+    """A progress bar, called with (done, total) or (done, total, values) and created at the first call."""
     shown: tqdm | None = None
 
     def report(done: int, total: int, values: dict[str, float] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The model families the lens can open, one file each."""
+"""The model families that the lens can open, one file each."""
 
 from torch import nn
 
@@ -11,10 +11,10 @@ FAMILIES = (MUSICGEN, MELODY)
 
 
 def family_of(model: nn.Module) -> Family:
-    """The family of a model, after checking that every module the lens relies on is there.
+    """The family of a model, after checking that it has every module that the lens relies on.
 
     Raises:
-        UnsupportedModelError: naming the part that did not match.
+        UnsupportedModelError: naming the part that does not match.
     """
     kind = type(model).__name__
     family = next((family for family in FAMILIES if family.architecture == kind), None)
@@ -34,7 +34,7 @@ def family_of(model: nn.Module) -> Family:
 
 
 def _refuse_quantised(model: nn.Module, family: Family) -> None:
-    """Weights that are packed integers have no values to read, and their modules no plain tensors to edit."""
+    """Refuse a quantised model: packed integers cannot be read as weights, and its modules have no tensors to edit."""
     packed = [name for name, one in model.named_parameters() if not one.is_floating_point()]
     packed += [name for name, part in model.named_modules() if "quantized" in type(part).__module__]
     if packed or getattr(model, "is_quantized", False):

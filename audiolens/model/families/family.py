@@ -1,7 +1,7 @@
-"""A family: everything that differs between kinds of model, so that nothing outside its file needs to ask which it is.
+"""Family: everything that differs between kinds of model, so that no other code needs to ask which kind it has.
 
-A `Tap` (`site_access.py`) says what serves a site's value and how that value is laid out. Taps are listed in the order
-in which the model reaches them, which is the order in which a trace must ask for them.
+A `Tap` (`site_access.py`) says where a site's value is served and how it is laid out. Taps are listed in the order
+in which the forward pass reaches them, which is the order in which a trace must request them.
 """
 
 import math
@@ -23,7 +23,7 @@ Half = Literal["cond", "null"]
 
 @dataclass(frozen=True)
 class Parts:
-    """The modules of a block, by their paths below it; `None` for what a family's blocks do not have."""
+    """The paths of a block's modules, relative to the block; `None` for modules that the family does not have."""
 
     attention_norm: str
     attention: str
@@ -37,11 +37,11 @@ class Parts:
     key: str = "k_proj"
     value: str = "v_proj"
     output: str = "out_proj"
-    """Of either attention, below it."""
+    """The projections of either attention, relative to the attention."""
 
     @property
     def attentions(self) -> dict[str, str]:
-        """The path of each attention, by the name its sites begin with."""
+        """The path of each attention, by the prefix of its site names."""
         found = {"attn": self.attention, "cross_attn": self.cross_attention}
         return {name: path for name, path in found.items() if path is not None}
 
@@ -58,7 +58,7 @@ class AttentionModules:
 
 @dataclass(frozen=True)
 class BlockModules:
-    """The modules of one block, by what they do."""
+    """The modules of one block, by role."""
 
     attention_norm: Any
     attention: AttentionModules
@@ -72,19 +72,19 @@ class BlockModules:
 
 @dataclass(frozen=True)
 class Family:
-    """How the models of one family are recognised, conditioned and taken apart.
+    """How to recognise and condition the models of one family, and where to find their sites and modules.
 
     Attributes:
-        name, architecture: what people call it, and transformers' class name.
-        conditioning: how text reaches the decoder: by cross-attention, or as a prefix of its own sequence.
-        inputs: makes the keyword arguments of a forward from the model, encoded prompts, and whether guidance adds its
-            null half.
+        name, architecture: the family's common name, and the class name in transformers.
+        conditioning: how text reaches the decoder: by cross-attention, or as a prefix in the decoder's own sequence.
+        inputs: returns the keyword arguments of a forward, given the model, the encoded prompts, and whether guidance
+            adds its null half.
         decoder: the path of the module that runs the blocks.
         parts: the modules of a block.
-        entry_taps, block_taps, exit_taps: where sites are served before, in and after the blocks.
+        entry_taps, block_taps, exit_taps: where sites before, in and after the blocks are served.
         guided: the order of the two halves of a guided batch.
-        body_blocks, body_norm, body_embeddings, body_positions: paths below the decoder.
-        lm_heads: the path of the codebooks' heads.
+        body_blocks, body_norm, body_embeddings, body_positions: paths relative to the decoder.
+        lm_heads: the path of the output heads, one per codebook.
     """
 
     name: str
@@ -105,11 +105,11 @@ class Family:
 
     @property
     def has_prefix(self) -> bool:
-        """Whether the conditioning stands in the decoder's own sequence, before step 0."""
+        """Whether the conditioning is a prefix in the decoder's own sequence, before step 0."""
         return self.conditioning == "prefix"
 
     def halves(self, guidance: bool) -> tuple[Half, ...]:
-        """The branches of a batch, in its order."""
+        """The guidance branches in a batch, in the order of its rows."""
         return self.guided if guidance else ("cond",)
 
     @property
@@ -119,7 +119,7 @@ class Family:
 
     @property
     def hooks(self) -> tuple[str, ...]:
-        """The sites of a block, in the model's order."""
+        """The hook names of a block's sites, in the model's order."""
         return tuple(self.block_taps)
 
     def has(self, hook: str) -> bool:
@@ -127,7 +127,7 @@ class Family:
         return hook in self.block_taps or hook in self.entry_taps or hook in self.exit_taps
 
     def tap(self, site: Site) -> Tap:
-        """Where a site is served."""
+        """The tap at which a site is served."""
         return (self.model_taps if site.layer is None else self.block_taps)[site.hook]
 
     def sites(self, config: LensConfig) -> list[Site]:
@@ -136,7 +136,7 @@ class Family:
         return [*map(Site, self.entry_taps), *blocks, *map(Site, self.exit_taps)]
 
     def shapes(self, config: LensConfig) -> dict[str, str]:
-        """Every site of a model by its full name, in the model's order, with the shape of its values."""
+        """The shape of the values at every site, by full name, in the model's order."""
         return {site.name: self.tap(site).form.described(config) for site in self.sites(config)}
 
     def find(self, config: LensConfig, sites: str | Sequence[str], layers: int | Iterable[int] | None) -> list[Site]:
@@ -170,7 +170,7 @@ class Family:
         return chosen
 
     def order(self, sites: Iterable[Site]) -> list[Site]:
-        """Sites in the order the model reaches them."""
+        """Sites sorted in the order in which the model reaches them."""
         head, hooks, tail = list(self.entry_taps), list(self.block_taps), list(self.exit_taps)
 
         def rank(site: Site) -> tuple[float, int]:
@@ -198,7 +198,7 @@ class Family:
         return self.part(self.body(model), self.body_positions)
 
     def heads(self, model: nn.Module) -> Any:
-        """One head per codebook, which makes its logits."""
+        """The output heads, one per codebook, which produce the logits."""
         return self.part(model, self.lm_heads)
 
     def modules(self, block: nn.Module) -> BlockModules:
@@ -224,7 +224,7 @@ class Family:
         """A module by its path.
 
         Raises:
-            UnsupportedModelError: if there is none: the model is not built like its family.
+            UnsupportedModelError: if there is no such module, so the model is not built like its family.
         """
         try:
             return root.get_submodule(path)

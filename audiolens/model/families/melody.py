@@ -1,4 +1,4 @@
-"""MusicGen Melody: chroma and text stand as a prefix in the decoder's own sequence; there is no cross-attention."""
+"""MusicGen Melody: chroma and text form a prefix in the decoder's own sequence; there is no cross-attention."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ MELODY = Family(
     decoder=MUSICGEN.decoder,
     parts=replace(MUSICGEN.parts, cross_attention=None, cross_attention_norm=None),
     entry_taps={
-        # Made in two steps where the prefix is put before it: its sum with the positions is where it always passes.
+        # With a prefix the embeddings are made in two steps; in either case they pass where positions are added.
         "hook_embed": Tap(f"{MUSICGEN.decoder}.embed_positions", "input", in_place=True),
         "hook_pos_embed": Positions(f"{MUSICGEN.decoder}.embed_positions", "output"),
     },
@@ -28,7 +28,7 @@ MELODY = Family(
         "mlp.hook_pre": Tap("fc1", "output", MLP),
         "mlp.hook_post": Tap("fc2", "input", MLP),
         "hook_mlp_out": Tap("fc2", "output"),
-        # A block of this family returns a pair, its attention's weights (or None) second.
+        # A block of this family returns a pair, whose second item is the attention weights or None.
         "hook_resid_post": Tap("", "output", item=0),
     },
     exit_taps=MUSICGEN.exit_taps,

@@ -1,4 +1,4 @@
-"""MusicGen: text reaches the decoder by cross-attention. Mono and stereo, every size."""
+"""MusicGen, mono and stereo, in every size: text reaches the decoder by cross-attention."""
 
 from audiolens.model.conditioning import attended
 from audiolens.model.families.family import Family, Parts
@@ -18,11 +18,11 @@ from audiolens.model.site_access import (
 )
 
 _KERNEL = "attention_interface_1"
-"""The call, inside an attention's forward, of whichever attention kernel the model was loaded with."""
+"""The call of the attention kernel inside the forward of an attention, for any attention implementation."""
 
 
 def attention_sites(prefix: str, module: str) -> dict[str, Tap]:
-    """The sites inside a self-attention, in the order its forward reaches them."""
+    """The sites inside a self-attention, in the order in which its forward reaches them."""
     return {
         f"{prefix}.hook_q": Tap(f"{module}.q_proj", "output", HEADS),
         f"{prefix}.hook_k": Tap(f"{module}.k_proj", "output", HEADS),
@@ -34,9 +34,10 @@ def attention_sites(prefix: str, module: str) -> dict[str, Tap]:
 
 
 def _cross_attention(prefix: str, module: str) -> dict[str, Tap]:
-    """The same of a cross-attention, whose keys and values stand on the text's side.
+    """The sites inside a cross-attention, whose keys and values are on the text side.
 
-    They are projected once a clip and then come from the key-value cache: the kernel is where they always pass.
+    Keys and values are projected once per clip and then come from the key-value cache, so they are read at the kernel,
+    through which they pass at every step.
     """
     return {
         **attention_sites(prefix, module),
