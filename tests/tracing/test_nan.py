@@ -81,7 +81,7 @@ def test_after_an_intervention_both_are_named(late: Any) -> None:
 @pytest.mark.parametrize("seeds", [None, 0])
 def test_so_does_a_trace(late: Any, seeds: Any) -> None:
     with (
-        pytest.raises(ActivationOverflow, match=r"row 0, step 5 .*See what the trace writes"),
+        pytest.raises(ActivationOverflow, match=r"row 0, step 5 .*Check what the trace writes"),
         late.trace(PROMPTS, fn="generate", seconds=SECONDS, seeds=seeds),
     ):
         pass
