@@ -148,7 +148,7 @@ def test_a_generation_that_reads_another_text_is_refused_at_load(
         return generate(*given, **{**named, "encoder_hidden_states": named["encoder_hidden_states"].flip(1)})
 
     monkeypatch.setattr(model_calls, "generate", turned)
-    with pytest.raises(UnsupportedModelError, match=f"{site}, recorded meanwhile, is not what a forward"):
+    with pytest.raises(UnsupportedModelError, match=f"{site}, recorded during generation, differs from a forward"):
         al.AudioLens(lens.model, lens.tokenizer)
 
 
