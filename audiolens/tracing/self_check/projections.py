@@ -65,7 +65,7 @@ def _linear(traced: TracedModel, name: str, module: nn.Module, width: int) -> No
         # Compare each step computed alone, and a linear combination computed from its terms.
         alone = torch.stack([torch.stack([module(step[None])[0] for step in row]) for row in given])
         if not _close(found, alone):
-            raise _unlike(traced, name, module, "gives a step a different value when it runs with other steps")
+            raise _unlike(traced, name, module, "gives a step a different value next to other steps")
         expected = module(given - 2 * other) + 2 * module(other) - 2 * nothing
     if not _close(found, expected):
         raise _unlike(traced, name, module, "is not a matrix and a bias")
