@@ -237,7 +237,9 @@ def _source(directions: Directions, strategy: Strategy, layer: int | None) -> in
 
 def _band(band: Any, layers: int | Sequence[int] | None, n_layers: int) -> list[int]:
     if (band is None) == (layers is None):
-        raise InputError("strategy='one-to-band' needs band=(first, last), both included, or layers=[...], but not both.")
+        raise InputError(
+            "strategy='one-to-band' needs band=(first, last), both included, or layers=[...], but not both."
+        )
     if layers is not None:
         return checked_layers(layers, n_layers)
     try:
