@@ -76,7 +76,7 @@ class BoundIntervention:
             held = self.parts[name].shape[1]
             if held < length:
                 raise InputError(
-                    f"{self.site}: {name} has {held} {unit}s, but the span has {length}: give one value for every "
+                    f"{self.site}: {held} {unit}s in {name}, but the span has {length}: give one value for every "
                     f"{unit}, or a shorter span."
                 )
 
@@ -144,7 +144,7 @@ class BoundIntervention:
             first = self.unkeyed if self.form.square else 0
             if keyed and part.shape[-1] < first + width:
                 raise InputError(
-                    f"{self.site}: {name} has {part.shape[-1]} keys, but the pattern has {first + width}: give one "
+                    f"{self.site}: {part.shape[-1]} keys in {name}, but the pattern has {first + width}: give one "
                     "value per key."
                 )
             fitted[name] = part[..., first : first + width] if keyed else part
@@ -197,7 +197,7 @@ class BoundIntervention:
             tensor = tensor.expand(len(rows), *tensor.shape[1:])
         if tensor.shape[0] != len(rows):
             raise InputError(
-                f"{self.site}: {name} has {tensor.shape[0]} rows, but the run changes {len(rows)}: give one per row."
+                f"{self.site}: {tensor.shape[0]} rows in {name}, but the run changes {len(rows)}: give one per row."
             )
         spread = tensor.new_zeros(layout.total, *tensor.shape[1:])
         spread[list(rows)] = tensor

@@ -385,7 +385,7 @@ def test_orthogonal_to_leaves_nothing_of_the_others_and_all_the_rest(directions:
     torch.testing.assert_close(rest.vectors, directions.orthogonal_to(f, e).vectors, atol=1e-6, rtol=1e-4)
     removed = directions.vectors - rest.vectors
     assert float((removed * rest.vectors).sum(-1).abs().max()) < 1e-6
-    with pytest.raises(InputError, match="layers 0, 1, 2: the vectors are parallel"):
+    with pytest.raises(InputError, match="layers 0, 1, 2, where the vector lies"):
         directions.orthogonal_to(2.0 * directions)
 
 
