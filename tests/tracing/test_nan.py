@@ -139,7 +139,7 @@ def test_a_metric_that_gives_nan_is_refused(lens: Any, codes: torch.Tensor) -> N
         scores = logits.mean((1, 2, 3))
         return torch.where(torch.arange(len(scores)) == 1, torch.nan, scores)
 
-    with pytest.raises(InputError, match="gave NaN for row 1"):
+    with pytest.raises(InputError, match="returned NaN for row 1"):
         attribution.attribute(lens, CLEAN, CORRUPTED, codes[:3], metric=metric, check=0, progress=False)
 
 
