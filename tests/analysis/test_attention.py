@@ -250,8 +250,8 @@ def test_tables_and_figures_name_what_they_show(text: Any, lens: Any, codes: tor
         (lambda lens, codes: attention.by_lag(lens, PROMPTS, codes, beat_seconds=[0.5] * 5), "have different beats"),
         (lambda lens, codes: attention.by_lag(lens, PROMPTS, codes, beat_seconds=[0.5]), "expected 5 positive"),
         (lambda lens, codes: attention.by_lag(lens, PROMPTS, codes, longest_seconds=9), "longest_seconds=9"),
-        (lambda lens, codes: attention.ablate(lens, PROMPTS, codes, site="mlp_out"), "a site with heads and steps"),
-        (lambda lens, codes: attention.ablate(lens, PROMPTS, codes, site="cross_attn.v"), "a site with heads and steps"),
+        (lambda lens, codes: attention.ablate(lens, PROMPTS, codes, site="mlp_out"), "site with heads and steps"),
+        (lambda lens, codes: attention.ablate(lens, PROMPTS, codes, site="cross_attn.v"), "site with heads and steps"),
         (lambda lens, codes: attention.ablate(lens, PROMPTS, codes, heads=[7]), "heads=\\[7\\]"),
     ],
 )
