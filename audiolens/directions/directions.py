@@ -65,7 +65,7 @@ class Directions(AsArray):
                 "vector and one norm per layer."
             )
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
-            raise InputError(f"layers={self.layers}: expected different layers, ascending.")
+            raise InputError(f"layers={self.layers}: expected distinct layers in ascending order.")
         if not bool(torch.isfinite(self.vectors).all()):
             raise InputError(f"{self.meta.label or 'these directions'}: a vector has NaN or infinite values.")
 

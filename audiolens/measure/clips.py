@@ -175,7 +175,7 @@ def _rows(audio: Any, sample_rate: float | None, centred: bool) -> tuple[list[Cl
         return _rows(audio.audio, audio.sample_rate, centred)
     samples = as_float(audio)
     if sample_rate is None:
-        raise InputError("audio is an array, which does not know its sample rate; give sample_rate in Hz, e.g. 16000")
+        raise InputError("audio is an array, which has no sample rate; give sample_rate in Hz, e.g. 16000")
     sample_rate = _checked_rate(sample_rate)
     if samples.ndim not in (1, 2, 3):
         raise InputError(

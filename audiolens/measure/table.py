@@ -120,7 +120,7 @@ def checked_measures(measures: Sequence[str] | None) -> list[str]:
     unknown = [name for name in names if name not in known]
     if isinstance(measures, str) or unknown or not names:
         hint = nearest(str(unknown[0]), known) if unknown and not isinstance(measures, str) else ""
-        raise InputError(f"measures are {measures!r}; expected a list of names out of {', '.join(known)}.{hint}")
+        raise InputError(f"measures are {measures!r}; expected a list of names from {', '.join(known)}.{hint}")
     return names
 
 

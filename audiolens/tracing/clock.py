@@ -32,8 +32,8 @@ def read(decoder: Any, prefix: int) -> tuple[int, int]:
     if len(names) != 1 or given.get("input_ids") is None:
         raise UnsupportedModelError(
             f"transformers {version('transformers')} gives the decoder {', '.join(sorted(given))}: expected input_ids "
-            f"and one of {' and '.join(CACHE_NAMES)}, without which the running step is unknown. Install a release "
-            "that audiolens supports (docs/versions.md)."
+            f"and one of {' and '.join(CACHE_NAMES)}, without which the step that is running is unknown. Install a "
+            "release that audiolens supports (docs/versions.md)."
         )
     past, steps = given[names[0]], given["input_ids"].shape[-1]
     cached = 0 if past is None else int(past.get_seq_length())

@@ -26,7 +26,7 @@ Reduce = Literal["mean", "last", "max", "eos"]
 class Reading:
     """What a run records: sites, layers and heads, of which branch, over which steps, and whether reduced over time.
 
-    `prefix` includes the prefix. `reduce="eos"` records only the last token of the text in the prefix.
+    With `prefix`, the prefix is recorded too. `reduce="eos"` records only the last token of the text in the prefix.
     """
 
     sites: str | Sequence[str] = ()

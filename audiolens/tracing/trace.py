@@ -279,7 +279,7 @@ def requested(
         # Check everything before the text is encoded, so that nothing runs if a check fails.
         if fn == "generate":
             if codes is not None:
-                raise InputError("codes are for a forward: a generation makes its own.")
+                raise InputError("fn='generate' makes its own codes: leave codes out, or use fn='forward'.")
             clip_timeline(timeline.seconds, config, prefix)
         elif codes is not None:
             codes = checked_codes(codes, config, len(prompts)).to(traced.device)

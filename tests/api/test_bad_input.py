@@ -231,7 +231,7 @@ def test_edits_are_refused(still: Any, entry: str, make: Callable[[], Any], mess
         *(pair for pair in EVERYWHERE if pair[0] != {"prompts": []}),
         *READ_CODES,
         ({"fn": "sing"}, "fn='sing'"),
-        ({"fn": "generate"}, "codes are for a forward"),
+        ({"fn": "generate"}, "makes its own codes"),
         ({"fn": "generate", "codes": None, "seeds": [1]}, "1 seeds for 2 rows"),
         ({"fn": "generate", "codes": None, "seconds": 99}, "makes clips of"),
     ],

@@ -567,7 +567,7 @@ def test_vectors_that_are_not_finite_are_refused(directions: al.Directions) -> N
         al.Directions(directions.vectors * torch.inf, (0, 1, 2), directions.residual_norms, directions.meta)
     with pytest.raises(InputError, match=r"for 2 layers: give one vector"):
         al.Directions(directions.vectors, (0, 1), directions.residual_norms, directions.meta)
-    with pytest.raises(InputError, match="expected different layers, ascending"):
+    with pytest.raises(InputError, match="expected distinct layers in ascending order"):
         al.Directions(directions.vectors, (0, 2, 1), directions.residual_norms, directions.meta)
 
 

@@ -1,4 +1,4 @@
-"""Check at load that every site has the shape the lens lists, and that the model continues from what is written to it.
+"""Check at load that every site has the shape the lens lists, and that the model uses the values written to it.
 
 The check runs two forwards over a few steps, then tests the projections (`projections.py`) and a tiny generation
 (`steps.py`). The first forward reads every site and compares its shape with the one in `lens.sites()`. The second

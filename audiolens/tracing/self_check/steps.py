@@ -52,7 +52,7 @@ def prove_time(traced: TracedModel) -> None:
     ):
         codes, played = plan.generated()
         if not torch.equal(codes, plan.codes):
-            raise _unlike("its codes are not those whose logits were written")
+            raise _unlike("its codes differ from those written as logits")
         read = plan.read()
     for name in played:
         # Before any attention, rounding is identical; after it, a few positions may differ.
