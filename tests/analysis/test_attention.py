@@ -61,7 +61,7 @@ def test_no_head_is_named_where_none_looks_back_by_the_beat(lens: Any, codes: to
     found = attention.by_lag(lens, PROMPTS, codes, beat_seconds=[0.12, 0.16, 0.2, 0.24, 0.12], n_permutations=99)
     assert not found.periodic.any()
     assert "0 of 12 heads attend at multiples of the beat" in repr(found)
-    assert f"least p = {found.p.min():.3g}" in repr(found)
+    assert f"lowest p = {found.p.min():.3g}" in repr(found)
     assert "block" not in repr(found)
 
 

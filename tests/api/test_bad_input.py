@@ -91,8 +91,8 @@ EDITING: list[tuple[Callable[[], Any], str]] = [
     (lambda: al.Add(VECTOR, site=4), "site=4: expected a name"),
     (lambda: al.Add(VECTOR, seconds=(0.0, 9.0)), "ends after the clip, which lasts 0.6 s"),
     (lambda: al.Add(VECTOR, seconds=(0.52, 0.53)), "selects no step"),
-    (lambda: al.Add(VECTOR, schedule=[1.0, 2.0]), "schedule has .2,. factors"),
-    (lambda: al.Add(VECTOR, schedule=lambda seconds: float("inf")), "the schedule gives NaN or infinite"),
+    (lambda: al.Add(VECTOR, schedule=[1.0, 2.0]), "schedule has shape .2,., expected one factor"),
+    (lambda: al.Add(VECTOR, schedule=lambda seconds: float("inf")), "the schedule has factors that are NaN or infinite"),
     (lambda: al.Add(VECTOR, schedule=lambda seconds: "up"), "the schedule does not return a number"),
     (lambda: al.Replace(torch.zeros(2, 7, 48)), "7 steps in .*, but the span has 18"),
     (lambda: al.Replace(torch.zeros(2, 4, 48), seconds=(0.2, 0.4)), "4 steps in .*, but the span has 5"),
@@ -247,7 +247,7 @@ def test_traces_refuse(still: Any, arguments: dict[str, Any], message: str) -> N
     [
         (("resid_pots", 1), "Did you mean 'resid_post'"),
         (("resid_post", 9), "layer 9 does not exist"),
-        (("resid_post",), "give its layer"),
+        (("resid_post",), "give a layer"),
     ],
 )
 def test_a_site_of_a_trace_is_refused_by_name(lens: Any, arguments: tuple[Any, ...], message: str) -> None:

@@ -223,7 +223,7 @@ def test_modules_that_changed_after_opening_are_named(opened: Any, vector: Any, 
         "run_with_cache": lambda: opened.run_with_cache("fast piano"),
         "trace": traced,
     }
-    with pytest.raises(InputError, match=f"the model changed after the lens was opened: .*{named}.*Open a new lens"):
+    with pytest.raises(InputError, match=f"the model changed after the lens was opened: .*{named}.*open a new lens"):
         runs[run]()
 
 
