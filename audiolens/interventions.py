@@ -4,8 +4,8 @@ An intervention is a frozen value, checked when it is created and independent of
 (`tracing/bound_intervention.py`). Interventions at one site apply in the order they are given; at different sites, in
 the order of the forward pass.
 
-All of them take `site` and `layers` (`None` means every block; `layer=3` is `layers=[3]`, and negative layers count from
-the last); `branch` of the guidance ("cond", "null", "both"); `seconds` (`None` means every step, including the tail);
+All of them take `site` and `layers` (`None` means every block; `layer=3` is `layers=[3]`; negative layers count from the
+last); `branch` of the guidance ("cond", "null", "both"); `seconds` (`None` means every step, including the tail);
 `rows` (`None` means every row); and `heads`, for head sites.
 
 Sites on the text side ("row token ...") have no steps, and accept neither `seconds` nor `schedule`. In the null branch
@@ -23,8 +23,8 @@ is refused, if n is both the number of heads and the number of rows.
 the strength over time: a function of the time in seconds, or one number per step of the clip. `preserve_norm`
 rescales every changed position to its original norm.
 
-`meta` is the provenance of the vector: `steer` passes on that of its directions. A run of another model is then refused;
-a bare tensor is used as it is.
+`meta` is the provenance of the vector: `steer` passes on that of its directions. A run of another model is then
+refused; a bare tensor is used as it is.
 
 Where the conditioning is a prefix to the audio steps (MusicGen Melody), it is left unchanged by default. With
 `prefix=True` it is changed too, at the given strength regardless of the schedule; a schedule of 0 then changes the

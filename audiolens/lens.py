@@ -1,8 +1,8 @@
-"""AudioLens: load a music transformer, read and change what happens inside it, and generate.
+"""AudioLens: load a music transformer, read and edit its activations, and generate.
 
-The lens adds no hooks of its own: nnsight serves every value (`engine.py`), and what it serves is bit-identical
-to the bare model unless something is asked for. Model, generation configuration and global random state are
-left as they were, also after an exception.
+The lens adds no hooks of its own: nnsight serves every value (`tracing/plan.py`), and outputs are bit-identical to
+those of the bare model unless an intervention changes them. The model, its generation configuration and the global
+random state are left as they were, even after an exception.
 """
 
 import copy
@@ -44,21 +44,21 @@ Interventions = Intervention | Iterable[Intervention]
 
 @guarded
 class AudioLens(TracedLens, OtherNames):
-    """A music transformer with its inside open.
+    """A music transformer whose activations can be read and edited.
 
     Args:
         model: a `MusicgenForConditionalGeneration` or `MusicgenMelodyForConditionalGeneration` in evaluation mode.
-        tokenizer: its tokenizer, or a processor that holds one.
-        name: what results call the model.
+        tokenizer: its tokenizer, or a processor that contains one.
+        name: the name of the model in results.
 
     Raises:
-        UnsupportedModelError: if a part the lens relies on is not where it should be, has another shape, or is built so
-            that an edit would not change what the model computes; `audiolens.tracing.self_check` shows it by two tiny
-            forwards and a tiny generation.
-        InputError: if the model is in training mode, or the tokenizer is not one of its text encoder's.
+        UnsupportedModelError: if a part the lens relies on is missing, has another shape, or is built so that an edit
+            would not change what the model computes. `audiolens.tracing.self_check` tests this with a few tiny forwards
+            and a tiny generation.
+        InputError: if the model is in training mode, or the tokenizer does not belong to its text encoder.
     """
 
-    # Views of the model's weights by TransformerLens's names; `weights.py` has their shapes.
+    # Views of the model's weights under TransformerLens's names; `model/weights.py` gives their shapes.
     W_Q, W_K, W_V, W_O = weights.attention("attn")
     W_Q_cross, W_K_cross, W_V_cross, W_O_cross = weights.attention("cross_attn")
     W_in, W_out = weights.mlp()
@@ -89,13 +89,13 @@ class AudioLens(TracedLens, OtherNames):
     ) -> "AudioLens":
         """Open a bundled model ("etude"), a folder written by `save_pretrained`, or a hub model.
 
-        `dtype=None` keeps the weights' own. `device_map` (such as "auto", which needs accelerate) spreads a model over
-        devices as transformers does, in the place of `device`.
+        `dtype=None` keeps the dtype of the weights. `device_map` (such as "auto", which needs accelerate) replaces
+        `device` and spreads a model over devices as in transformers.
 
         Raises:
-            ModelNotFoundError: no such name or folder, or the hub cannot be reached.
-            ModelFilesError: the folder does not hold a whole model with its tokenizer.
-            UnsupportedModelError: not a family the lens knows.
+            ModelNotFoundError: if there is no such name or folder, or the hub cannot be reached.
+            ModelFilesError: if the folder does not contain a complete model with its tokenizer.
+            UnsupportedModelError: if the model's family is not supported.
         """
         if device is not None and device_map is not None:
             raise InputError("device and device_map were both given: device_map places the model by itself.")
@@ -103,24 +103,24 @@ class AudioLens(TracedLens, OtherNames):
         model, tokenizer = load(name, dtype=dtype, revision=revision, device_map=device_map)
         model.eval()
         lens = cls(model if target is None else model.to(target), tokenizer, name=os.fspath(name))
-        # The hub's branches move on: the commit is what was loaded.
+        # A branch on the hub may move, so record the commit that was loaded.
         commit = getattr(model.config, "_commit_hash", None) or revision
         lens._opening = Opening.of(name, dtype, commit, device_map)
         return lens
 
     def __copy__(self) -> "AudioLens":
-        """A lens on the same model."""
+        """Return a new lens on the same model."""
         return self._on(self.model, self.tokenizer)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AudioLens":
-        """A lens on a copy of the model."""
+        """Return a new lens on a copy of the model."""
         return self._on(copy.deepcopy(self.model, memo), copy.deepcopy(self.tokenizer, memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """How it was opened and a hash of its weights: where it arrives, it is opened again.
+        """Pickle the arguments the lens was opened with and a hash of its weights; unpickling opens the model again.
 
         Raises:
-            InputError: for a model that was given in memory; from the other side, if its weights are not the same.
+            InputError: for a model that was given in memory; on unpickling, if the weights differ.
         """
         return packed(self, self._opening)
 
@@ -131,7 +131,7 @@ class AudioLens(TracedLens, OtherNames):
 
     @property
     def model(self) -> Any:
-        """The transformers model, as it was given. For another one, open another lens."""
+        """The transformers model, as it was given. To use another model, open another lens."""
         return self._traced_model.model
 
     @property
@@ -146,7 +146,7 @@ class AudioLens(TracedLens, OtherNames):
 
     @property
     def name(self) -> str:
-        """What results call the model."""
+        """The name of the model in results."""
         return self._traced_model.name
 
     @name.setter
@@ -155,21 +155,21 @@ class AudioLens(TracedLens, OtherNames):
 
     @property
     def traced_model(self) -> TracedModel:
-        """What the modules below the lens take: the model with its family and nnsight's envoys."""
+        """The model with its family and nnsight's envoys, as the internal modules take it."""
         return self._traced_model
 
     @property
     def device(self) -> torch.device:
-        """Where the decoder is; under a `device_map`, its first part."""
+        """The device of the decoder; under a `device_map`, that of its first part."""
         return self._traced_model.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the decoder computes in, and activations come in."""
+        """The dtype of the decoder and of its activations."""
         return self._traced_model.dtype
 
     def sites(self) -> dict[str, str]:
-        """Every site of this model by its full name, with the shape of its values, in the model's order."""
+        """Return every site of this model, in the model's order: full names with the shapes of their values."""
         return self._traced_model.family.shapes(self.config)
 
     def find_sites(self, names: str | Sequence[str], layers: int | Iterable[int] | None = None) -> list[Site]:
@@ -181,7 +181,7 @@ class AudioLens(TracedLens, OtherNames):
         return self.traced_model.family.find(self.config, checked_names("names", names), layers)
 
     def text_tokens(self, prompts: Prompt | Sequence[Prompt]) -> list[list[str]]:
-        """Each prompt's tokens as strings, as the text encoder reads them; none for an absent prompt."""
+        """Return each prompt's tokens as strings, as the text encoder reads them; an empty list for `None`."""
         listed = text.checked_prompts(prompts)
         return [
             [] if prompt is None else self.tokenizer.convert_ids_to_tokens(tokens.ids([prompt], self.tokenizer)[0])
@@ -189,19 +189,19 @@ class AudioLens(TracedLens, OtherNames):
         ]
 
     def timeline(self, frames: int) -> Timeline:
-        """The steps of a clip of so many frames.
+        """Return the timeline (frames and delayed steps) of a clip of the given number of frames.
 
         Raises:
-            InputTypeError, InputError: if that is no whole number, or under 1.
+            InputTypeError, InputError: if `frames` is not a whole number, or less than 1.
         """
         return Timeline(checked_frames(frames), self.config.frame_rate, self.config.delays)
 
     def encode_audio(self, waveform: Any, sample_rate: int) -> Int[Tensor, "row codebook frame"]:
-        """A waveform as undelayed codes; see `audiolens.sound.codec.encode`."""
+        """Encode a waveform as undelayed codes; see `audiolens.sound.codec.encode`."""
         return encode_audio(self._traced_model, waveform, sample_rate)
 
     def decode_codes(self, codes: Int[Tensor, "row codebook frame"]) -> Float[Tensor, "row channel sample"]:
-        """The sound of undelayed codes, as transformers' `generate` would decode them."""
+        """Decode undelayed codes to audio, as transformers' `generate` would."""
         return decode_codes(self._traced_model, codes)
 
     def generate(
@@ -233,40 +233,39 @@ class AudioLens(TracedLens, OtherNames):
         seed: int | None = None,
         max_new_tokens: int | None = None,
     ) -> Generation:
-        """Generate a clip per prompt, changed by `interventions`, and record `sites` while doing so.
+        """Generate one clip per prompt under `interventions`, and record `sites` meanwhile.
 
         Args:
-            prompts: one text a row; a single one stands for as many rows as there are seeds. `None` is no prompt.
-            seconds: length of the clips, an audio prompt included.
-            seeds: one seed a row (or one for all): the clip is drawn from its seed whatever its batch, and the
-                global random state is not touched. `None`: transformers' own sampler and global random state.
-            guidance_scale: 1 is no guidance, and half the work.
-            temperature: 0 is greedy.
-            top_k: how many codes a draw chooses from; 0 or `None` is all.
-            exact: pad rows (and text under a mask) to fixed sizes: codes are bit-equal in any batch and order.
-            sites, layers, heads, branch, span, reduce: what `out.cache` holds; `span` is (from, to) in seconds,
-                `reduce` "mean", "last" or "max" over the steps (the tail left out), kept without storing them.
-                Patterns are padded with zeros to all keys of the clip, as a forward over its codes gives them.
-            cache_device, cache_dtype: where and how recordings are kept (default: as they come).
-            batch_size: rows in one run (default: all). MusicGen Melody has no mask for its text: there a run holds
-                prompts of one length in tokens, the shortest first, and the rows come back in their order.
+            prompts: one text per row; a single one is repeated for each seed. `None` is no prompt.
+            seconds: length of the clips, including an audio prompt.
+            seeds: one seed per row (or one for all): a clip depends on its own seed and not on its batch, and the
+                global random state is unchanged. `None` uses transformers' own sampler and the global random state.
+            guidance_scale: scale of classifier-free guidance; 1 is no guidance, at half the cost.
+            temperature: sampling temperature; 0 is greedy.
+            top_k: sample from the k most likely codes; 0 or `None` is all.
+            exact: pad rows (and masked text) to fixed sizes, so that codes are bit-identical in any batch and order.
+            sites, layers, heads, branch, span, reduce: what to record in `out.cache`. `span` is (from, to) in seconds;
+                `reduce` is "mean", "last" or "max" over the steps (without the tail), computed without storing them.
+                Attention patterns are zero-padded to all keys of the clip, as in a forward over its codes.
+            cache_device, cache_dtype: device and dtype of the recordings (default: those of the activations).
+            batch_size: rows per batch (default: all). MusicGen Melody has no mask for its text, so its batches contain
+                prompts of one length in tokens, the shortest first; results are in the order of the prompts.
             decode: `False` skips the codec; `out.audio` is then `None`.
-            use_cache: `False` recomputes every step from the start, to check the key-value cache against.
-            audio_prompt: what the clips begin with and go on from: (waveform, sample rate) of any rate, mono or stereo,
-                or the path of a sound file; a list of these, or a waveform "row channel sample", one a row; or codes
-                "row codebook frame". One for all rows, or one a row. It stands in
-                `out.codes` and, through the codec, in `out.audio`; interventions and recordings count their time from
-                its beginning.
+            use_cache: `False` recomputes every step from the start, as a check on the key-value cache.
+            audio_prompt: what the clips begin with and continue: (waveform, sample rate) at any rate, mono or stereo,
+                or the path of a sound file, once for all rows or as a list with one per row; a waveform
+                "row channel sample"; or codes "row codebook frame". The prompt is part of `out.codes` and, through the
+                codec, of `out.audio`; times of interventions and recordings count from its start.
             prefix: record the conditioning before step 0 too; see `run_with_cache`.
-            seed: `seeds` of one number, which every row takes.
-            max_new_tokens: the clips' length in transformers' count, in the place of `seconds`: each is a step, so that
-                clips have so many frames less the tail (3 in the released models): 53 make a second of 50 frames.
-            melody: not supported yet; text alone conditions.
+            seed: one seed for every row.
+            max_new_tokens: the length of the clips as transformers counts it, instead of `seconds`: one per step, so the
+                clips have that many frames less the tail (3 in the published models). 53 make a second of 50 frames.
+            melody: not supported yet; only text conditions the clips.
 
         Raises:
-            InputError: (or a subclass) for anything out of range, before the model runs; and if a setting of
-                `model.generation_config` would change the draw: the arguments decide it alone.
-            ActivationOverflow: while it runs, if interventions, or the model itself, make logits infinite or NaN.
+            InputError: (or a subclass) for anything out of range, before the model runs; also if a setting of
+                `model.generation_config` would change the sampling, which the arguments alone decide.
+            ActivationOverflow: during the run, if interventions, or the model itself, make logits infinite or NaN.
         """
         refuse_melody(melody)
         return drawn(
@@ -309,34 +308,34 @@ class AudioLens(TracedLens, OtherNames):
         melody: Any = None,
         names_filter: str | Sequence[str] | Callable[[str], bool] | None = None,
     ) -> tuple[Float[Tensor, "..."], ActivationCache]:
-        """One forward over given codes, recording `sites`.
+        """Run one forward over given codes and record `sites`.
 
         Args:
-            codes: undelayed codes, a row per prompt; `None` reads only step 0, the start token.
+            codes: undelayed codes, one row per prompt; `None` reads only step 0, the start token.
             audio: (waveform, sample rate) or the path of a sound file, instead of codes.
-            sites: what is recorded; `[]` is nothing: the logits, and a cache without sites.
-            branch: which branch's logits and activations; "both" adds a leading axis to each.
-            seconds: record only these steps. The logits are always of all of them.
-            reduce: "mean", "last" or "max" over the steps (the tail left out), or "eos": the text's last token, where
-                the text stands in the decoder's own sequence (MusicGen Melody).
-            prefix: record the conditioning in that sequence too, "row prefix+step ...": the step axis then begins at
-                the negative `cache.first_step`, and is 0 before a row whose prefix is shorter (`cache.prefixes`).
-            melody: not supported yet; text alone conditions.
-            heads: of head sites (patterns and results among them), record and recompute only these heads.
-            stop_at_layer: run the blocks below this one and nothing above (0 to n_layers; negative counts from the
-                end); `layers=None` is then every block that runs. An intervention above is left out.
-            names_filter: `sites` under TransformerLens's name, or a function that tells by the full name what to keep.
+            sites: the sites to record; `[]` records none, and returns the logits with an empty cache.
+            branch: the branch whose logits and activations are returned; "both" adds a leading axis to each.
+            seconds: record only this span, (from, to). The logits always cover all steps.
+            reduce: "mean", "last" or "max" over the steps (without the tail), or "eos": the last token of the text,
+                where the text is part of the decoder's own sequence (MusicGen Melody).
+            prefix: also record the conditioning in that sequence, "row prefix+step ...". The step axis then begins at
+                the negative `cache.first_step`; shorter prefixes (`cache.prefixes`) are left-padded with zeros.
+            melody: not supported yet; only text conditions the model.
+            heads: at sites with a head axis (including patterns and results), record and recompute only these heads.
+            stop_at_layer: run only the blocks before this one (0 to n_layers; a negative number counts from the end);
+                `layers=None` then records every block that runs. Interventions at later sites are ignored.
+            names_filter: `sites` under TransformerLens's name, or a function of the full name that says what to keep.
 
         Returns:
-            The logits of that branch, unmerged, "row codebook step vocab", and the recordings. Step s holds frame s of
-            codebook 0 and frame s - k of a codebook delayed by k. With `stop_at_layer`, as in TransformerLens, the
-            residual stream that this block would have read, "row step d_model", in the place of the logits.
+            The logits of that branch, before guidance, "row codebook step vocab", and the recordings. Step s predicts
+            frame s of codebook 0 and frame s - k of a codebook delayed by k. With `stop_at_layer`, the input of that
+            block, the residual stream "row step d_model", replaces the logits, as in TransformerLens.
 
         Raises:
             InputError, InputTypeError: for anything that does not fit this model or the clip, before the model runs:
-                among them a `SiteError` for a site or layer that it does not have, a `PromptError` for a prompt.
-            ActivationOverflow: while it runs, if interventions make activations infinite or NaN.
-            BusyError: if this model is running already, further out in the same program.
+                for example a `SiteError` for an unknown site or layer, or a `PromptError` for a prompt.
+            ActivationOverflow: during the run, if interventions make activations infinite or NaN.
+            BusyError: if this model is already running, in an enclosing call.
         """
         refuse_melody(melody)
         sites = chosen_sites(self, sites, layers, names_filter)
@@ -373,10 +372,10 @@ class AudioLens(TracedLens, OtherNames):
         progress: bool = True,
         prefix: bool = False,
     ) -> Iterator[ActivationCache]:
-        """The caches of `run_with_cache`, a batch of rows at a time and in their order; `cache.prompts` says which.
+        """Yield the caches of `run_with_cache`, one batch of rows at a time, in order; `cache.prompts` names the rows.
 
-        Nothing of an earlier batch is held, so memory is that of one; `reduce` takes its steps away too. There are
-        no logits, and nothing runs above the last block recorded. The model is free between two batches.
+        Earlier batches are not kept, so memory is that of one batch; `reduce` also avoids storing its steps. There are
+        no logits, and no block above the last recorded one runs. The model may be used between two batches.
         """
         reading = Reading(sites, layers, branch, seconds, reduce, device, dtype, heads, prefix)
         return Forward.checked(
@@ -400,13 +399,14 @@ class AudioLens(TracedLens, OtherNames):
         guidance_scale: Real = 1.0,
         batch_size: int | None = None,
     ) -> Float[Tensor, "*branch row codebook step vocab"]:
-        """The logits of one changed forward over given codes; see `run_with_cache`.
+        """Return the logits of one forward over given codes under interventions; see `run_with_cache`.
 
         Returns:
-            The logits of that branch, unmerged: "row codebook step vocab", with a leading "branch" axis under "both".
+            The logits of that branch, before guidance: "row codebook step vocab", with a leading "branch" axis for
+            `branch="both"`.
 
         Raises:
-            InputError, InputTypeError, ActivationOverflow, BusyError: as `run_with_cache`.
+            InputError, InputTypeError, ActivationOverflow, BusyError: as for `run_with_cache`.
         """
         logits, _ = self.run_with_cache(
             prompts,

@@ -1,4 +1,4 @@
-"""Sums on the vectors of directions, layer by layer: length, span, what may multiply them, and which is whose."""
+"""Vector arithmetic for directions, layer by layer: normalising, projecting out a span, matching vectors to layers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ _PARALLEL = 1e-5
 def apart(
     vectors: Float[Tensor, "layer d_model"], others: Sequence[Float[Tensor, "layer d_model"]]
 ) -> tuple[Float[Tensor, "layer d_model"], Bool[Tensor, " layer"]]:
-    """What is left of each vector without its part in the span of the others', and where that is nothing."""
-    # Unit vectors first, so that the rank cut-off of the least squares does not depend on lengths.
+    """Project out of each vector its component in the span of the others; also return where nothing is left."""
+    # Normalise first, so that the rank cut-off of the pseudo-inverse does not depend on lengths.
     basis = torch.stack([unit(other).double() for other in others], dim=-1)
     whole = vectors.double()
     rest = whole - (basis @ (torch.linalg.pinv(basis) @ whole[..., None]))[..., 0]
@@ -27,10 +27,10 @@ def apart(
 
 
 def multiplier(what: str, value: object) -> float:
-    """A finite number, Python's, numpy's or torch's.
+    """Return a finite Python, numpy or torch number as a float.
 
     Raises:
-        InputTypeError: if it is none.
+        InputTypeError: if it is not a finite number.
     """
     try:
         number = real_number(value)
@@ -42,7 +42,7 @@ def multiplier(what: str, value: object) -> float:
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """The vectors at length 1; a zero vector stays zero."""
+    """Return the vectors scaled to norm 1; a zero vector stays zero."""
     return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
 
 

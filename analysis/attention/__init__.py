@@ -1,5 +1,5 @@
-"""Attention: which word is heard when (`to_text`), which heads look back by the beat (`by_lag`), and what switching a
-head off costs (`ablate`).
+"""Analyse attention: which words each step attends to (`to_text`), which heads attend at multiples of the beat
+(`by_lag`), and how much ablating a head lowers the likelihood of given codes (`ablate`).
 """
 
 from analysis.attention.ablation import HeadAblation, ablate

@@ -1,6 +1,6 @@
-"""Head ablation: what becomes less likely when one head is silenced.
+"""Head ablation: how the likelihood of given codes changes when the output of one head is scaled, by default to zero.
 
-Cells (a layer and a head) share a batch: each is scaled on its own rows, so that a small model is kept busy.
+Several heads share a batch, each scaled on its own rows, which uses the hardware better with a small model.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from audiolens.tracing.batching import whole_batch_size
 @guarded
 @dataclass(frozen=True, eq=False)
 class HeadAblation:
-    """Change of the log-likelihood of given codes when one head's output is scaled, in nats a code.
+    """Change in the log-likelihood of given codes when one head's output is scaled, in nats per code.
 
     Attributes:
-        changes: scaled minus intact; negative where the head helps.
-        intact: log-likelihood of the unchanged model, in nats a code.
-        site, factor: what was scaled, by how much.
-        layers, heads, prompts: of the axes.
+        changes: scaled minus intact; negative if the head raises the likelihood.
+        intact: log-likelihood under the unchanged model, in nats per code.
+        site, factor: the site that was scaled, and the factor.
+        layers, heads, prompts: the labels of the first three axes.
         window: the frames scored.
 
-    It does not show what a head does alone: others may take over for it (self-repair), and a head that is always on
-    also shifts what comes after it when it falls silent. Zero is not its usual output.
+    It does not isolate the function of a head: other heads may compensate (self-repair), and zero ablation also removes
+    the head's mean output, which shifts the inputs of later blocks.
     """
 
     changes: Float[np.ndarray, "layer head row codebook"]
@@ -56,11 +56,11 @@ class HeadAblation:
 
     @property
     def means(self) -> Means:
-        """Mean over rows and codebooks with intervals over prompts and p over all heads: "layer head"."""
+        """Mean over rows and codebooks, "layer head", with intervals over prompts and p-values over all heads."""
         return means(np.moveaxis(self.changes.mean(3), 2, 0), self.prompts, n_permutations=N_PERMUTATIONS)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per layer, head and codebook: `change`, `low`, `high` in nats a code, and `p` over all rows."""
+        """Return one row per layer, head and codebook: `change`, `low`, `high` in nats per code, and `p` over all."""
         found = means(np.moveaxis(self.changes, 2, 0), self.prompts, n_permutations=N_PERMUTATIONS)
         layer, head, codebook = np.indices(found.value.shape)
         return pd.DataFrame(
@@ -77,13 +77,13 @@ class HeadAblation:
 
     @drawable
     def plot(self) -> Any:
-        """Layers by heads (matplotlib figure)."""
+        """Plot the changes by layer and head (matplotlib figure)."""
         from analysis.attention import figures
 
         return figures.ablation_paper(self)
 
     def figure(self) -> Any:
-        """The same on screen (plotly figure)."""
+        """Plot the changes by layer and head (plotly figure)."""
         from analysis.attention import figures
 
         return figures.ablation_screen(self)
@@ -93,10 +93,10 @@ class HeadAblation:
         layer, head = np.unravel_index(found.value.argmin(), found.value.shape)
         p = found.p_adjusted[layer, head]
         few = UNTESTED if found.least_p > LEVEL else "no head clear of chance; "
-        matters = f"{few}at most" if p > LEVEL else "most"
+        matters = f"{few}lowest at" if p > LEVEL else "lowest at"
         return (
             f"HeadAblation({self.site} x {self.factor:g}: {matters} block {self.layers[layer]} head "
-            f"{self.heads[head]}, {found.value[layer, head]:+.3g} nats a code [{found.low[layer, head]:+.3g}, "
+            f"{self.heads[head]}, {found.value[layer, head]:+.3g} nats per code [{found.low[layer, head]:+.3g}, "
             f"{found.high[layer, head]:+.3g}], p = {p:.2g} over {found.value.size} heads)"
         )
 
@@ -115,23 +115,23 @@ def ablate(
     seconds: Span | None = None,
     batch_size: int = 64,
 ) -> HeadAblation:
-    """Scale one head after the other and read what the given codes lose.
+    """Scale the output of each head in turn, and return the change in the log-likelihood of the given codes.
 
     Args:
-        site: one with heads: "attn.z" or "cross_attn.z" (scaling z scales the head's result).
-        factor: 0 silences.
-        seconds: the window; default the whole clip.
-        batch_size: rows in one run, of several heads where they fit.
+        site: a site with heads: "attn.z" or "cross_attn.z" (scaling z scales the head's result).
+        factor: 0 removes the head's output.
+        seconds: the window that is scored; the whole clip by default.
+        batch_size: rows per run, of several heads if they fit.
 
     Raises:
-        SiteError: for a site the family lacks.
-        InputError: for one without heads, or that stands on the text's side.
+        SiteError: for a site the family does not have.
+        InputError: for a site without heads, or one on the text side.
     """
     listed, codes = checked_rows(lens, prompts, codes)
     whole_batch_size(batch_size)
     places = list(places_of(lens, site, layers).values())[0]
     if not places[0].heads or places[0].place != "step":
-        raise InputError(f"site={site!r}: expected one with heads and steps, 'attn.z' or 'cross_attn.z'.")
+        raise InputError(f"site={site!r}: expected a site with heads and steps, 'attn.z' or 'cross_attn.z'.")
     factor = checked_amount("factor", factor)
     whole = (0.0, lens.timeline(codes.shape[-1]).seconds)
     window = Window.of(lens, codes, whole if seconds is None else seconds)

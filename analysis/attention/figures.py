@@ -1,4 +1,4 @@
-"""Figures of attention: words by time, lags in beats, and what silencing a head costs."""
+"""Figures of attention: weights by word and time, weights by lag in beats, and the effect of ablating a head."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Head = tuple[int, int]
 
 
 def text_paper(result: TextAttention, row: int, heads: Sequence[Head] | None) -> Figure:
-    """Tokens by time of one row, a panel a head."""
+    """Plot weights by token and time for one row, one panel per head."""
     chosen = _asked(result, heads) or _leading(result.selective(), result.layers, result.heads, 6)
     columns = min(3, len(chosen))
     lines = -(-len(chosen) // columns)
@@ -51,7 +51,7 @@ def text_paper(result: TextAttention, row: int, heads: Sequence[Head] | None) ->
 
 @literally
 def text_screen(result: TextAttention, row: int) -> go.Figure:
-    """Tokens by time of one row, with a slider over layers and heads, the most selective first."""
+    """Plot weights by token and time for one row, with a slider over heads, the most selective first."""
     count = min(24, len(result.layers) * len(result.heads))
     chosen = _leading(result.selective(), result.layers, result.heads, count)
     names = [token.lstrip("▁Ġ") for token in result.tokens[_checked_row(result, row)]]
@@ -75,7 +75,7 @@ def text_screen(result: TextAttention, row: int) -> go.Figure:
 
 
 def lag_paper(result: LagAttention, heads: Sequence[Head] | None) -> Figure:
-    """Scores by layer and head, and profiles over lag in beats: means over clips."""
+    """Plot scores by layer and head, and profiles over lag in beats, as means over clips."""
     found = result.means
     leading = _leading(np.nan_to_num(found.value, nan=-1.0), result.layers, result.heads, 4)
     chosen = _asked(result, heads) or leading
@@ -106,7 +106,7 @@ def lag_paper(result: LagAttention, heads: Sequence[Head] | None) -> Figure:
 
 @literally
 def lag_screen(result: LagAttention) -> go.Figure:
-    """Scores by layer and head."""
+    """Plot scores by layer and head."""
     found = result.means
     extra = np.stack([found.low, found.high, result.control, result.p], axis=-1)
     hover = (
@@ -122,7 +122,7 @@ def lag_screen(result: LagAttention) -> go.Figure:
 
 
 def ablation_paper(result: HeadAblation) -> Figure:
-    """Change of the log-likelihood, layers by heads."""
+    """Plot the change in log-likelihood by layer and head."""
     found = result.means
     with styled():
         figure = canvas((1.9 + 0.55 * len(result.heads), 1.6 + 0.33 * len(result.layers)))
@@ -131,20 +131,20 @@ def ablation_paper(result: HeadAblation) -> Figure:
         axes.set_xlabel("head")
         axes.set_ylabel("block")
         axes.set_title(f"{result.site} × {result.factor:g}", fontsize=9)
-        figure.colorbar(image, ax=axes, shrink=0.85, label="change [nats a code]")
+        figure.colorbar(image, ax=axes, shrink=0.85, label="change [nats per code]")
         return captioned(figure, _ablation_caption(result))
 
 
 @literally
 def ablation_screen(result: HeadAblation) -> go.Figure:
-    """The same on screen."""
+    """Plot the change in log-likelihood by layer and head, on screen."""
     found = result.means
     extra = np.stack([found.low, found.high], axis=-1)
     hover = (
-        "block %{y} head %{x}: %{z:+.4g} [%{customdata[0]:+.4g}, %{customdata[1]:+.4g}] nats a code<extra></extra>"
+        "block %{y} head %{x}: %{z:+.4g} [%{customdata[0]:+.4g}, %{customdata[1]:+.4g}] nats per code<extra></extra>"
     )  # fmt: skip
     heads, blocks = ([str(place) for place in axis] for axis in (result.heads, result.layers))
-    figure = go.Figure(screen_heat(found.value, heads, blocks, "nats a code", customdata=extra, hovertemplate=hover))
+    figure = go.Figure(screen_heat(found.value, heads, blocks, "nats per code", customdata=extra, hovertemplate=hover))
     figure.update_layout(xaxis_title="head", yaxis_title="block", title=f"{result.site} × {result.factor:g}")
     return screen_plain(figure, _ablation_caption(result))
 
@@ -155,7 +155,7 @@ def _leading(values: np.ndarray, layers: Sequence[int], heads: Sequence[int], co
 
 
 def _asked(result: TextAttention | LagAttention, heads: Sequence[Head] | None) -> list[Head]:
-    """The heads asked for, each a (layer, head) of the result."""
+    """Return the requested heads, after checking that each is a (layer, head) of the result."""
     if heads is None:
         return []
     for one in heads:
@@ -181,7 +181,7 @@ def _of(result: TextAttention, layer: int, head: int) -> np.ndarray:
 
 
 def _in_beats(result: LagAttention, layer: int, head: int, grid: np.ndarray) -> np.ndarray:
-    """The mean profile over lags in beats, each clip's divided by its own mean; NaN beyond its longest lag."""
+    """Return the mean profile over lags in beats, each clip's divided by its mean; NaN with fewer than two clips."""
     profiles = result.profiles[result.layers.index(layer), result.heads.index(head)]
     lines = []
     for profile, beat in zip(profiles, result.beat_seconds, strict=True):
@@ -195,24 +195,24 @@ def _in_beats(result: LagAttention, layer: int, head: int, grid: np.ndarray) -> 
 
 def _text_caption(result: TextAttention, row: int) -> str:
     return (
-        f"Attention weight from each step to each token of “{result.prompts[row]}”. Where a head looks is not what it "
-        "takes from there."
+        f"Attention weight from each step to each token of “{result.prompts[row]}”. The weights do not show what a "
+        "head copies from a token."
     )
 
 
 def _lag_caption(result: LagAttention) -> str:
     clips = int(np.isfinite(result.beat_seconds).sum())
     return (
-        f"Self-attention by how far back it looks, {clips} clips. Left: weight whole beats back (on) against half a "
-        "beat to either side (off); * interval above 0 and p ≤ .05 against beats dealt out to other clips, corrected "
-        "for all heads. Right: the leading heads' weight over lag in each clip's own beats."
+        f"Self-attention by lag, {clips} clips. Left: weight at whole beats back (on) against half a beat to either "
+        "side (off); * interval above 0 and p ≤ .05 against beats shuffled between clips, corrected over all heads. "
+        "Right: weight of the highest-scoring heads by lag in each clip's own beats."
     )
 
 
 def _ablation_caption(result: HeadAblation) -> str:
     first, end = result.window.seconds
     return (
-        f"Change of the log-likelihood of the codes at {first:g}-{end:g} s when one head is scaled by "
-        f"{result.factor:g}: mean over {len(result.prompts)} clips and codebooks; intact "
-        f"{result.intact.mean():.3g} nats a code."
+        f"Change in the log-likelihood of the codes at {first:g}-{end:g} s when one head is scaled by "
+        f"{result.factor:g}: mean over {len(result.prompts)} clips and codebooks; intact model "
+        f"{result.intact.mean():.3g} nats per code."
     )

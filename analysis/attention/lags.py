@@ -1,4 +1,4 @@
-"""Self-attention by lag: which heads look back by the beat."""
+"""Self-attention by lag: which heads attend to positions whole beats back."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ from audiolens.tracing.batching import whole_batch_size
 @guarded
 @dataclass(frozen=True, eq=False)
 class LagAttention:
-    """Self-attention by how far back it looks, and how much more on the beat than between beats.
+    """Self-attention by lag, and how much more weight it puts on the beat than between beats.
 
     Attributes:
         profiles: mean weight at each lag (0, 1, 2, ... steps back), over the same queries for every lag.
-        scores: per row (on - off) / (on + off), from -1 to 1: on is the mean weight one, two, ... whole beats back, off
-            that half a beat to either side of each, so that a steady decay is no beat. NaN where the beat is unknown.
-        beat_seconds: of each row.
-        p: how often clips' beats dealt out to *other* clips score as high on average, corrected for as many heads
+        scores: per row (on - off) / (on + off), from -1 to 1. "On" is the mean weight one, two, ... whole beats back,
+            and "off" the mean half a beat to either side of each, so that a steady decay scores about 0. NaN if the
+            beat is unknown.
+        beat_seconds: the beat of each row.
+        p: permutation p-value: how often beats shuffled *between* clips give as high a mean score, corrected over heads
             (Benjamini-Hochberg).
-        control: the mean score under those dealt-out beats, and `control_high` its 95% quantile.
-        layers, heads, prompts, frame_rate: of the axes.
+        control, control_high: the mean and the 95% quantile of the score under those shuffled beats.
+        layers, heads, prompts, frame_rate: the labels of the axes, and steps per second.
 
-    It does not show that a head keeps time: it may follow whatever recurs with the beat. Beats of other clips are a
-    hard control, as a double or a half of a beat falls on some of its lags too.
+    It does not show that a head tracks the beat: it may follow anything that recurs with it. Other clips' beats are a
+    conservative control, since half or double a beat coincides with some of its lags.
     """
 
     profiles: Float[np.ndarray, "layer head row lag"]
@@ -56,7 +57,7 @@ class LagAttention:
 
     @property
     def means(self) -> Means:
-        """Mean score over rows with intervals over prompts: "layer head"."""
+        """Mean score over rows, "layer head", with intervals over prompts."""
         kept = np.isfinite(self.beat_seconds)
         rows = [prompt for prompt, keep in zip(self.prompts, kept, strict=True) if keep]
         return means(np.moveaxis(self.scores[:, :, kept], 2, 0), rows)
@@ -73,11 +74,11 @@ class LagAttention:
 
     @property
     def periodic(self) -> Bool[np.ndarray, "layer head"]:
-        """The heads that look back by the beat: score above 0 with its whole interval, and p at most .05."""
+        """Heads that attend at multiples of the beat: the whole interval of the score is above 0, and p at most .05."""
         return (self.means.low > 0) & (self.p <= LEVEL)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per layer and head: `score`, `low`, `high`, `control`, `control_high`, `p`, `periodic`."""
+        """Return one row per layer and head: `score`, `low`, `high`, `control`, `control_high`, `p`, `periodic`."""
         found = self.means
         layer, head = (axis.ravel() for axis in np.meshgrid(self.layers, self.heads, indexing="ij"))
         columns = {
@@ -88,13 +89,13 @@ class LagAttention:
 
     @drawable
     def plot(self, heads: Sequence[tuple[int, int]] | None = None) -> Any:
-        """Scores by layer and head, and the profiles of some heads over lag in beats (matplotlib figure)."""
+        """Plot scores by layer and head, and profiles of some heads over lag in beats (matplotlib figure)."""
         from analysis.attention import figures
 
         return figures.lag_paper(self, heads)
 
     def figure(self) -> Any:
-        """Scores by layer and head (plotly figure)."""
+        """Plot scores by layer and head (plotly figure)."""
         from analysis.attention import figures
 
         return figures.lag_screen(self)
@@ -105,14 +106,14 @@ class LagAttention:
             if self.least_p > LEVEL:
                 return f"LagAttention({self.p.size} heads; {UNTESTED}no p could be below {self.least_p:.2g}; {n} clips)"
             return (
-                f"LagAttention(0 of {self.p.size} heads look back by the beat: other clips' beats score as high, least "
-                f"p = {self.p.min():.3g}; {n} clips)"
+                f"LagAttention(0 of {self.p.size} heads attend at multiples of the beat: other clips' beats score as "
+                f"high, lowest p = {self.p.min():.3g}; {n} clips)"
             )
         found = self.means
         layer, head = np.unravel_index(np.where(self.periodic, found.value, -np.inf).argmax(), found.value.shape)
         return (
-            f"LagAttention({int(self.periodic.sum())} of {self.p.size} heads look back by the beat; most: block "
-            f"{self.layers[layer]} head {self.heads[head]}, {found.value[layer, head]:+.2f} "
+            f"LagAttention({int(self.periodic.sum())} of {self.p.size} heads attend at multiples of the beat; most: "
+            f"block {self.layers[layer]} head {self.heads[head]}, {found.value[layer, head]:+.2f} "
             f"[{found.low[layer, head]:+.2f}, {found.high[layer, head]:+.2f}], other clips' beats "
             f"{self.control[layer, head]:+.2f}, p = {self.p[layer, head]:.3g}; {n} clips)"
         )
@@ -133,18 +134,18 @@ def by_lag(
     batch_size: int = 8,
     seed: int = 0,
 ) -> LagAttention:
-    """Self-attention by lag, and its beat.
+    """Return self-attention by lag, with scores for attending at multiples of the beat.
 
     Args:
-        beat_seconds: a beat of each clip, in seconds; NaN is unknown. Default: measured in the decoded sound
+        beat_seconds: the beat of each clip in seconds; NaN if unknown. By default it is measured in the decoded audio
             (`audiolens.measure.tempo`).
-        longest_seconds: how far back; default half of the clip. Only queries that can look so far back count.
-        n_permutations: times that beats are dealt out to other clips.
-        seed: of the dealing.
+        longest_seconds: the longest lag; half the clip by default. Only queries with that many previous steps count.
+        n_permutations: number of times the beats are shuffled between clips.
+        seed: seed of the shuffles.
 
     Raises:
-        InputError: fewer than two clips with beats that differ, none that fits the lags one and a half times, or lags
-            that leave no query.
+        InputError: if fewer than two clips have different beats, no clip has one and a half beats within the lags, or
+            the lags leave no query.
     """
     codes, listed, blocks, chosen = checked(lens, prompts, codes, layers, heads)
     n_permutations = checked_count("n_permutations", n_permutations)
@@ -154,8 +155,8 @@ def by_lag(
     lags = frames // 2 if longest_seconds is None else round(checked_amount("longest_seconds", longest_seconds) * rate)
     if not 2 <= lags < frames:
         raise InputError(
-            f"longest_seconds={longest_seconds}: of a clip of {frames / rate:g} s expected {2 / rate:g} s up to less "
-            "than its length."
+            f"longest_seconds={longest_seconds}: expected at least {2 / rate:g} s, and less than the length of the "
+            f"clip, {frames / rate:g} s."
         )
     beats = _beats(lens, codes, beat_seconds)
     _refuse_too_slow(beats * rate, lags, frames, rate)
@@ -163,7 +164,7 @@ def by_lag(
     for first, cache in caches(lens, listed, codes, "attn.pattern", blocks, chosen, batch_size):
         for place, layer in enumerate(blocks):
             pattern = cache["attn.pattern", layer].float().cpu().numpy()
-            # The keys begin with the prefix, where there is one; what counts back is steps.
+            # Drop the keys of a prefix, since lags are counted in steps.
             pattern = pattern[..., pattern.shape[-1] - pattern.shape[-2] :]
             queries = np.arange(lags, frames)
             for lag in range(lags + 1):
@@ -171,7 +172,7 @@ def by_lag(
                 profiles[place, :, first : first + len(pattern), lag] = found.T
     known = np.flatnonzero(np.isfinite(beats))
     scores = np.full(profiles.shape[:3], np.nan)
-    # Each clip under each clip's beat, once: dealing out is then only picking.
+    # Score each clip under each clip's beat once; a shuffle then only selects from this table.
     table = np.stack([beat_score(profiles[:, :, known], beats[other] * rate) for other in known], axis=-1)
     scores[:, :, known] = np.moveaxis(np.diagonal(table, axis1=2, axis2=3), -1, 2)
     rng = np.random.default_rng(seed)
@@ -196,10 +197,10 @@ def by_lag(
 
 @guarded
 def beat_score(profiles: Float[np.ndarray, "*lead lag"], beat_steps: float) -> Float[np.ndarray, "*lead"]:
-    """(on - off) / (on + off) of weights by lag, for a beat of so many steps; NaN if one and a half do not fit.
+    """Return (on - off) / (on + off) of weights by lag for a beat in steps; NaN if one and a half beats do not fit.
 
     Raises:
-        InputTypeError, InputError: for profiles that are no numbers by lag, or a beat of no length.
+        InputTypeError, InputError: for profiles that are not numbers by lag, or a beat that is not positive.
     """
     profiles = numbers_of("profiles", profiles)
     beat_steps = checked_amount("beat_steps", beat_steps, above=0)
@@ -221,29 +222,29 @@ def beat_score(profiles: Float[np.ndarray, "*lead lag"], beat_steps: float) -> F
 
 
 def whole_beats(lags: int, beat_steps: float) -> int:
-    """How many beats of so many steps fit into the lags, with half of one behind the last.
+    """Return how many whole beats of `beat_steps` fit into the lags, leaving half a beat after the last.
 
-    No more than lags: a beat shorter than a step has none of its own.
+    At most one per lag: a beat shorter than a step has no lag of its own.
     """
     return int(min(lags / beat_steps - 0.5, lags))
 
 
 def _refuse_too_slow(beat_steps: Float[np.ndarray, " row"], lags: int, frames: int, rate: float) -> None:
-    """Raise where no clip has a beat and a half within the lags: there is nothing to score."""
+    """Raise if no clip has one and a half beats within the lags, so that none can be scored."""
     fastest = np.nanmin(beat_steps)
     if whole_beats(lags, fastest) >= 1:
         return
-    # Clips are as long as given, and a query must stand behind the longest lag.
+    # The length of the clips is fixed, and at least one query must come after the longest lag.
     needed = int(np.ceil(1.5 * fastest))
     remedy = f"give longest_seconds={needed / rate:g}" if needed < frames else "give longer clips"
     raise InputError(
-        f"lags to {lags / rate:g} s hold a beat and a half of no clip: the fastest beat lasts {fastest / rate:.3g} s; "
-        f"{remedy}."
+        f"lags up to {lags / rate:g} s are shorter than a beat and a half of every clip (the fastest beat lasts "
+        f"{fastest / rate:.3g} s): {remedy}."
     )
 
 
 def _mean_score(scores: np.ndarray) -> np.ndarray:
-    """Mean over clips of "layer head row", of those whose lags reach far enough."""
+    """Return the mean of "layer head row" over clips with enough lags for a score."""
     counts = np.isfinite(scores).sum(-1)
     return np.nansum(scores, axis=-1) / np.maximum(counts, 1)
 
@@ -261,7 +262,7 @@ def _beats(lens: AudioLens, codes: Tensor, given: Any) -> Float[np.ndarray, " ro
         except (TypeError, ValueError):
             raise InputTypeError(f"beat_seconds={given!r}: expected a number of seconds for each clip.") from None
     if beats.shape != (len(codes),) or (beats[np.isfinite(beats)] <= 0).any():
-        raise InputError(f"beat_seconds of shape {beats.shape}: expected {len(codes)} positive numbers, one a clip.")
+        raise InputError(f"beat_seconds of shape {beats.shape}: expected {len(codes)} positive numbers, one per clip.")
     if np.isfinite(beats).sum() < 2 or len(np.unique(beats[np.isfinite(beats)])) < 2:
-        raise InputError("fewer than two clips have beats that differ: there is no other clip's beat to compare with.")
+        raise InputError("fewer than two clips have different beats: give clips of at least two tempi to compare.")
     return beats

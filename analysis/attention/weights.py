@@ -1,7 +1,7 @@
-"""Weights of attention as they are read: arguments checked, patterns recorded a batch at a time.
+"""Record attention weights, one batch at a time, after checking the arguments.
 
-Weights say where a head looks, not what it takes from there or whether anything depends on it: Jain and Wallace 2019,
-"Attention is not explanation".
+The weights show where a head attends, not what it copies from there or whether anything depends on it: Jain and Wallace
+(2019), "Attention is not explanation".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from audiolens.tracing.batching import whole_batch_size
 def checked(
     lens: AudioLens, prompts: Any, codes: Any, layers: Any, heads: Any
 ) -> tuple[Tensor, tuple[str | None, ...], list[int], list[int]]:
-    """Codes, prompts, layers and heads to read, or an error before the model runs."""
+    """Check and return the codes, prompts, layers and heads to record, before the model runs."""
     listed, codes = checked_rows(lens, prompts, codes)
     chosen = range(lens.config.n_heads) if heads is None else checked_heads(heads, lens.config.n_heads)
     return codes, listed, checked_layers(layers, lens.config.n_layers), list(chosen)
@@ -36,7 +36,7 @@ def caches(
     heads: list[int],
     batch_size: int,
 ) -> Iterator[tuple[int, Any]]:
-    """The first row and the recordings of each batch: patterns are as long as the clip squared, and not kept."""
+    """Yield each batch's first row and recordings; patterns grow with the clip length squared, so none are kept."""
     size = whole_batch_size(batch_size)
     for first in range(0, len(prompts), size):
         rows = slice(first, first + size)
@@ -45,7 +45,7 @@ def caches(
             lost = cache[site, layer].isnan().flatten(1).any(1)
             if bool(lost.any()):
                 raise ActivationOverflow(
-                    f"{site} holds NaN in block {layer}, row {first + int(lost.nonzero()[0])}: the model's weights "
+                    f"{site} has NaN in block {layer}, row {first + int(lost.nonzero()[0])}: the model's weights "
                     "are at fault, or its dtype is too narrow."
                 )
         yield first, cache

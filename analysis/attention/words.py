@@ -1,4 +1,4 @@
-"""Attention to the text: which word is heard when, by layer and head."""
+"""Attention to the text: how much weight each step puts on each token of the prompt, by layer and head."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class TextAttention:
     """Attention from steps to the text's tokens.
 
     Attributes:
-        weights: NaN behind the end of a row's text. A cross-attention's add up to 1 over tokens; a family whose text
-            is a prefix also looks at steps and chroma, and they add up to less.
-        tokens: of each row, as strings.
-        layers, heads: of the first two axes.
-        prompts: of the rows.
-        frame_rate: steps a second.
+        weights: attention weights; NaN after the end of a row's text. In cross-attention they sum to 1 over tokens. If
+            the text is a prefix, they sum to less, since steps and chroma receive attention too.
+        tokens: the tokens of each row, as strings.
+        layers, heads: the labels of the first two axes.
+        prompts: the prompts of the rows.
+        frame_rate: steps per second.
 
-    It does not show which word matters: a head may rest on a token that says nothing (often the last), and take
-    nothing from it. See `attribution.attribute` with `sites="cross_attn.v"`.
+    It does not show which word matters: a head may attend to an uninformative token (often the last) without using it.
+    For that, see `attribution.attribute` with `sites="cross_attn.v"`.
     """
 
     weights: Float[np.ndarray, "layer head row step token"]
@@ -46,10 +46,10 @@ class TextAttention:
     frame_rate: float
 
     def word(self, word: str | Sequence[str]) -> Float[np.ndarray, "layer head row step"]:
-        """Weight on a word (or any of several), summed where it comes more than once; NaN in rows without it.
+        """Return the weight on a word (or on any of several), summed over its occurrences; NaN in rows without it.
 
         Raises:
-            InputError: if no row holds it.
+            InputError: if no row contains it.
         """
         wanted = {word} if isinstance(word, str) else {checked_text("word", one) for one in listed("word", word)}
         if not wanted:
@@ -58,7 +58,7 @@ class TextAttention:
         if not any(map(any, here)):
             known = {_plain(token) for tokens in self.tokens for token in tokens}
             asked = sorted(wanted)[0]
-            raise InputError(f"no prompt holds the token {asked!r}.{nearest(asked, known)}")
+            raise InputError(f"no prompt contains the token {asked!r}.{nearest(asked, known)}")
         mask = np.zeros((len(here), self.weights.shape[-1]), dtype=bool)
         for row, places in enumerate(here):
             mask[row, : len(places)] = places
@@ -67,8 +67,10 @@ class TextAttention:
         return found
 
     def listens(self, word: str | Sequence[str]) -> Means:
-        """Mean weight on a word as a multiple of a uniform share of its text, with intervals over prompts: "layer
-        head". 1 is no preference."""
+        """Return the mean weight on a word relative to uniform attention, "layer head", with intervals over prompts.
+
+        1 means no preference for the word.
+        """
         uniform = np.array([len(tokens) for tokens in self.tokens], dtype=float)
         ratio = self.word(word).mean(-1) * uniform
         kept = np.isfinite(ratio[0, 0])
@@ -76,8 +78,11 @@ class TextAttention:
         return means(np.moveaxis(ratio[:, :, kept], 2, 0), rows)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per layer, head and token (by its word): mean `weight` over rows and steps with `low` and `high`
-        over prompts, and `uniform`, the share it would have if all tokens weighed the same."""
+        """Return one row per layer, head and token (by word).
+
+        `weight` is the mean over rows and steps, with `low` and `high` over prompts; `uniform` is the weight under
+        uniform attention.
+        """
         tables = []
         layer, head = (axis.ravel() for axis in np.meshgrid(self.layers, self.heads, indexing="ij"))
         for word in dict.fromkeys(_plain(token) for tokens in self.tokens for token in tokens):
@@ -108,23 +113,25 @@ class TextAttention:
 
     @drawable
     def plot(self, row: int = 0, heads: Sequence[tuple[int, int]] | None = None) -> Any:
-        """Tokens by time of one row, a panel a (layer, head); default the heads furthest from uniform (matplotlib).
+        """Plot weights by token and time for one row, with one panel per (layer, head) (matplotlib figure).
+
+        By default it shows the heads furthest from uniform attention.
 
         Raises:
-            InputError: for a row or a head that was not read.
+            InputError: for a row or a head that was not recorded.
         """
         from analysis.attention import figures
 
         return figures.text_paper(self, row, heads)
 
     def figure(self, row: int = 0) -> Any:
-        """Tokens by time of one row, with a slider over layers and heads (plotly figure)."""
+        """Plot weights by token and time for one row, with a slider over layers and heads (plotly figure)."""
         from analysis.attention import figures
 
         return figures.text_screen(self, row)
 
     def selective(self) -> Float[np.ndarray, "layer head"]:
-        """How far a head is from weighing all tokens alike: KL from uniform in nats, mean over rows and steps."""
+        """Return each head's mean KL divergence from uniform attention, in nats; higher is more selective."""
         counts = np.array([len(tokens) for tokens in self.tokens], dtype=float)[:, None, None]
         shares = self.weights / np.nansum(self.weights, axis=-1, keepdims=True)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -137,7 +144,7 @@ class TextAttention:
         weights = self.weights[layer, head].mean(axis=1)
         tops = [_plain(tokens[int(np.nanargmax(w))]) for tokens, w in zip(self.tokens, weights, strict=True)]
         few = "; too few prompts to test: one has no interval" if len(set(self.prompts)) < 2 else ""
-        top = max(tops, key=tops.count)  # of words as frequent, the first row's
+        top = max(tops, key=tops.count)  # a tie goes to the first row's word
         return (
             f"TextAttention({len(self.prompts)} rows; most selective: block {self.layers[layer]} head "
             f"{self.heads[head]}, {far[layer, head]:.2f} nats from uniform, most often on {top!r}{few})"
@@ -155,14 +162,14 @@ def to_text(
     heads: Sequence[int] | None = None,
     batch_size: int = 8,
 ) -> TextAttention:
-    """Weights from every step to every token of its prompt, per layer and head; the tail is left out.
+    """Return the attention weights from every step to every token of its prompt, per layer and head, without the tail.
 
-    Where the text is a prefix (MusicGen Melody) these are the self-attention's weights on the text's places in it.
+    If the text is a prefix (MusicGen Melody), these are self-attention weights on the text's positions in the prefix.
 
     Raises:
         PromptError, InputError: for prompts or codes that do not fit the model or each other, a prompt of `None`, or a
-            head that the model lacks.
-        SiteError: for a layer that it lacks.
+            head that the model does not have.
+        SiteError: for a layer that the model does not have.
     """
     codes, listed, blocks, chosen = checked(lens, prompts, codes, layers, heads)
     if any(prompt is None for prompt in listed):
@@ -184,5 +191,5 @@ def to_text(
 
 
 def _plain(token: str) -> str:
-    """A token as its word, without the sign of a word's start."""
+    """Return a token without its word-start marker."""
     return token.lstrip("▁Ġ")

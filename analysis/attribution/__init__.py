@@ -1,7 +1,7 @@
-"""Attribution: what every site, head and step carries of a difference between two prompts, at the cost of a few passes.
+"""Attribute the difference between two prompts to sites, heads and steps, at the cost of a few passes.
 
-`attribute` differentiates the metric by the activations; `direct` reads what each component writes straight into the
-logits.
+`attribute` uses the gradient of a metric with respect to the activations; `direct` measures what each component writes
+directly to the logits.
 """
 
 from analysis.attribution.experiment import attribute

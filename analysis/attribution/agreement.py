@@ -1,4 +1,4 @@
-"""How far attributions agree with exact patching: some cells, drawn uniformly, are patched for real, a run each."""
+"""Compare attributions with exact activation patching on a uniform random sample of cells, one run per cell."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from audiolens.lens import AudioLens
 
 @dataclass(frozen=True)
 class Cell:
-    """Steps (or tokens) `start` to `stop` of one head (`None`: all) at one place."""
+    """Steps (or tokens) `start` to `stop` of one head (`None`: all heads) at one site."""
 
     place: Place
     start: int
@@ -32,16 +32,17 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class Agreement:
-    """Attributed and exact effect of the same cells.
+    """Attributed and exact effects of the same cells.
 
     Attributes:
-        cells: one row a cell: `site`, `layer`, `start`, `stop`, `head`, `attributed`, `exact` (nats, mean over pairs).
-        rho: short site name -> Spearman's rank correlation over its cells; NaN where nothing varies.
-        intervals: of `rho`, over cells.
-        n_pairs: pairs the cells were patched on.
+        cells: one row per cell: `site`, `layer`, `start`, `stop`, `head`, `attributed`, `exact` (nats, mean over
+            pairs).
+        rho: short site name -> Spearman's rank correlation over its cells; NaN if nothing varies.
+        intervals: bootstrap intervals of `rho`, over cells.
+        n_pairs: number of prompt pairs the cells were patched on.
 
-    Cells are drawn uniformly, so that most may be near 0, where ranks are noise: the correlation over a grid with few
-    strong cells can be low although these are right. Ranks say nothing of scale: compare the two columns.
+    Cells are sampled uniformly, so most effects may be near 0, where ranks are noise: with few strong cells, the
+    correlation can be low even if those are right. Ranks do not show scale; for that, compare the two columns.
     """
 
     cells: pd.DataFrame
@@ -63,11 +64,11 @@ class Agreement:
         return cls(cells, rho, intervals, n_pairs)
 
     def __repr__(self) -> str:
-        told = [
+        by_site = [
             f"{site} {rho:.2f} [{self.intervals[site].low:.2f}, {self.intervals[site].high:.2f}]"
             for site, rho in self.rho.items()
         ]
-        return f"Agreement(Spearman with exact patching: {', '.join(told)}; {len(self.cells)} cells)"
+        return f"Agreement(Spearman with exact patching: {', '.join(by_site)}; {len(self.cells)} cells)"
 
 
 def patched(
@@ -79,9 +80,9 @@ def patched(
     cells: Sequence[Cell],
     metric: Metric,
 ) -> Float[np.ndarray, "cell row codebook"]:
-    """The metric with one cell after the other patched: the naive way, a run a cell.
+    """Return the metric with each cell patched in turn, one run per cell.
 
-    `own` and `other` are activations by full site name: those of the run that is patched, and those put in place.
+    `own` and `other` are activations by full site name: those of the run that is patched, and the replacements.
     """
     found = []
     for cell in cells:

@@ -1,13 +1,13 @@
-"""Attribution: what every site, head and step carries of a difference between two prompts, at the cost of a few passes.
+"""Attribution patching: attribute the difference between two prompts to sites, heads and steps in a few passes.
 
-Activation patching runs the model once a cell: it puts one activation of the other run in place and reads the metric.
-Attribution patching (Nanda 2023, "Attribution patching: activation patching at industrial scale"; Syed et al. 2023)
-replaces all these runs by one gradient: to first order the metric changes by gradient x (other - own) activation.
-`method="integrated"` averages the gradient along the straight line between the two prompts' text states (integrated
-gradients, Sundararajan et al. 2017, applied inside the model as by Hanna et al. 2024). Both are approximations: how
-far they agree with exact patching is measured on a sample of cells and stands beside every result.
+Activation patching runs the model once per cell: it replaces one activation with that of the other run and computes the
+metric. Attribution patching (Nanda 2023, "Attribution patching: activation patching at industrial scale"; Syed et al.
+2023) replaces all these runs with one gradient: to first order, the metric changes by gradient x (other - own)
+activation. `method="integrated"` averages the gradient along the straight line between the two prompts' text states
+(integrated gradients, Sundararajan et al. 2017, applied inside the model as in Hanna et al. 2024). Both are
+approximations. Their agreement with exact patching is measured on a sample of cells and reported with every result.
 
-`direct` (from `logits.py`) asks what each component writes straight into the logits, past everything above it.
+`direct` (in `logits.py`) measures what each component writes directly to the logits, bypassing later blocks.
 """
 
 from __future__ import annotations
@@ -60,25 +60,27 @@ def attribute(
     """Attribute the difference between clean and corrupted prompts to sites, layers, heads and steps (or tokens).
 
     Args:
-        clean, corrupted: prompts, paired by row; sites on the text's side, "integrated" and families whose text is
-            a prefix need the two of a pair to have equally many tokens.
-        codes: given to both runs, usually what the clean prompts generated.
-        sites: short or full names; default the stream, what attention, cross-attention and MLP add to it, and heads.
-        seconds: the window whose codes are scored; default the first second. Nothing after it is run.
+        clean, corrupted: prompts, paired by row. The two prompts of a pair need the same number of tokens for sites on
+            the text side, for "integrated", and for families whose text is a prefix.
+        codes: codes for both runs, usually those generated from the clean prompts.
+        sites: short or full names; by default the residual stream, the outputs of attention, cross-attention and MLP,
+            and heads.
+        seconds: the window whose codes are scored; the first second by default. Nothing after it is run.
         metric: another function of (logits "row codebook step vocab", codes) -> "row codebook" or "row".
         method: "gradient" (one pass), or "integrated" over `steps` points between the prompts' text states.
+        steps: points of the path, for "integrated".
         towards: which run is patched; see `AttributionResult`.
-        per_codebook: keep codebooks apart, for a backward pass each.
-        check: cells a site that are also patched exactly (a run each), drawn uniformly; 0 checks nothing.
-        check_pairs: pairs these runs are made on.
-        cells: time windows that the steps are cut into for the check.
-        batch_size: pairs in one pass.
-        seed: of the draw of cells.
+        per_codebook: keep codebooks separate, at the cost of a backward pass each.
+        check: cells per site that are also patched exactly (one run each), sampled uniformly; 0 disables the check.
+        check_pairs: number of prompt pairs in the check.
+        cells: number of time windows the steps are divided into for the check.
+        batch_size: pairs per pass.
+        seed: seed for sampling the cells.
 
     Raises:
-        SiteError: for a site the family lacks.
-        InputError: prompts and codes that do not pair up, tokens that do not align, or prompts between which the
-            metric sees no difference at all.
+        SiteError: for a site the family does not have.
+        InputError: if prompts and codes do not pair up, tokens do not align, or the metric does not differ between the
+            prompts.
     """
     checked_flags(per_codebook=per_codebook, progress=progress)
     sites = None if sites is None else names_once("sites", sites)
@@ -112,8 +114,8 @@ def attribute(
     other = np.concatenate([part.other for part in parts])[order]
     if np.abs(other - own).max() <= 1e-6 * max(1.0, float(np.abs(own).max())):
         raise InputError(
-            "clean and corrupted prompts give the same metric: there is no difference to attribute. Give prompts that "
-            "differ, or another window (seconds=)."
+            "clean and corrupted prompts give the same metric, so there is no difference to attribute: give prompts "
+            "that differ more, or another window (seconds=)."
         )
     found = {short: _stacked(parts, places, order) for short, places in todo.groups.items()}
     agreement = None
@@ -137,7 +139,7 @@ def attribute(
 
 
 def default_sites(lens: AudioLens, text: bool = False) -> list[str]:
-    """The stream, what is added to it, the heads, and (`text`) the text's states, as far as the family has them."""
+    """Return the residual stream, what is added to it, heads and (with `text`) text states, if the family has them."""
     wanted = ["resid_post", "attn_out", "cross_attn_out", "mlp_out", "attn.z", "cross_attn.z"]
     if lens.config.has_prefix:
         return [site for site in wanted if "cross" not in site]
@@ -145,7 +147,7 @@ def default_sites(lens: AudioLens, text: bool = False) -> list[str]:
 
 
 def _stacked(parts: Sequence[Part], places: Sequence[Place], order: np.ndarray) -> Scores:
-    """The layers of one site, over all batches; fewer tokens are padded with zeros."""
+    """Stack the layers of one site over all batches, zero-padding shorter texts."""
     stacked = [np.stack([part.cells[place.name] for place in places]) for part in parts]
     longest = max(grid.shape[3] for grid in stacked)
     padded = [np.pad(grid, [(0, 0)] * 3 + [(0, longest - grid.shape[3]), (0, 0)]) for grid in stacked]

@@ -1,4 +1,4 @@
-"""Figures of attribution: cells of each site, and components by codebook; on paper (matplotlib) and screen (plotly)."""
+"""Figures of attribution for paper (matplotlib) and screen (plotly): cells by site, and components by codebook."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from analysis.attribution.logits import DirectResult
 
 SHOWN = 36
-"""Components in a figure on paper."""
+"""Number of components in a figure on paper."""
 
 
 def paper(result: AttributionResult) -> Figure:
-    """A panel per site: layers by time, by heads, or by tokens."""
+    """Plot one panel per site: layer by time, by head, or by token."""
     sites = list(result.sites)
     columns = min(3, len(sites))
     rows = -(-len(sites) // columns)
@@ -48,7 +48,7 @@ def paper(result: AttributionResult) -> Figure:
 
 @literally
 def screen(result: AttributionResult) -> go.Figure:
-    """One panel with a menu of sites."""
+    """Plot one panel with a menu of sites."""
     figure = go.Figure()
     buttons = []
     for place, site in enumerate(result.sites):
@@ -77,7 +77,7 @@ def screen(result: AttributionResult) -> go.Figure:
 
 
 def cells(result: AttributionResult, site: str) -> tuple[np.ndarray, list[Any], str]:
-    """What is drawn of a site: values "layer column", the columns' places, and the axis's label."""
+    """Return what to plot for a site: values "layer column", the column positions, and the axis label."""
     scores = result.sites[site]
     if scores.heads and scores.place == "step":
         values = result.of(site, ("layer", "head"))
@@ -87,7 +87,8 @@ def cells(result: AttributionResult, site: str) -> tuple[np.ndarray, list[Any], 
         return values, [round(step / result.frame_rate, 4) for step in range(values.shape[1])], "time [s]"
     words = {row: list(tokens) for row, tokens in enumerate(result.tokens)}
     same = len({tuple(tokens) for tokens in words.values()}) == 1
-    return values, words[0] if same else list(range(values.shape[1])), "token" if same else "token (place in the text)"
+    label = "token" if same else "token (position in the text)"
+    return values, words[0] if same else list(range(values.shape[1])), label
 
 
 def caption(result: AttributionResult) -> str:
@@ -97,14 +98,14 @@ def caption(result: AttributionResult) -> str:
     first, end = (0.0, 0.0) if result.window is None else result.window.seconds
     metric = "metric" if result.window is None else f"log-likelihood of the codes at {first:g}-{end:g} s"
     return (
-        f"Change of the {metric} if one cell of the {runs[0]} run took the {runs[1]} run's activation ({how}), mean "
-        f"over {len(result.clean)} pairs; whole gap {gap.value:+.3g} nats [{gap.low:+.3g}, {gap.high:+.3g}]. rho: rank "
-        "correlation with exact patching of cells drawn at random."
+        f"Change in the {metric} if one cell of the {runs[0]} run had the {runs[1]} run's activation ({how}), mean "
+        f"over {len(result.clean)} pairs; full gap {gap.value:+.3g} nats [{gap.low:+.3g}, {gap.high:+.3g}]. rho: rank "
+        "correlation with exact patching of randomly sampled cells."
     )
 
 
 def direct_paper(result: DirectResult) -> Figure:
-    """The largest components by codebooks, numbers in the cells."""
+    """Plot the largest components by codebook, with numbers in the cells."""
     labels, values = _largest(result)
     with styled():
         figure = canvas((4.6, 0.17 * len(values) + 1.9))
@@ -119,7 +120,7 @@ def direct_paper(result: DirectResult) -> Figure:
 
 @literally
 def direct_screen(result: DirectResult) -> go.Figure:
-    """All components by codebooks."""
+    """Plot all components by codebook."""
     values = result.values.mean(1)
     books = [str(book) for book in range(values.shape[1])]
     hover = "%{y}, codebook %{x}: %{z:.4g} logits<extra></extra>"
@@ -130,21 +131,21 @@ def direct_screen(result: DirectResult) -> go.Figure:
 
 def direct_caption(result: DirectResult) -> str:
     along = {
-        "codes": "the given codes' logits, less the vocabulary's mean",
-        "difference": "the clean-minus-corrupted difference of the logits",
-        "direction": "what the direction reads as in logits",
+        "codes": "the given codes' logits minus the mean over the vocabulary",
+        "difference": "the difference between clean and corrupted logits",
+        "direction": "the logits that the direction writes",
     }[result.along]
     first, end = result.window.seconds
     shown = min(SHOWN, len(result.labels))
     return (
-        f"What each component writes straight into the logits along {along}; mean over {len(result.prompts)} rows and "
+        f"What each component writes directly to the logits, along {along}; mean over {len(result.prompts)} rows and "
         f"the frames at {first:g}-{end:g} s. All {len(result.labels)} components add up to {result.totals.mean():+.3g} "
-        f"logits; on paper the {shown} largest."
+        f"logits; the paper figure shows the {shown} largest."
     )
 
 
 def _largest(result: DirectResult) -> tuple[list[str], np.ndarray]:
-    """The components that a page can hold, in the model's order."""
+    """Return the largest components, as many as fit on a page, in the model's order."""
     values = result.values.mean(1)
     kept = np.sort(np.argsort(-np.abs(values).max(1))[:SHOWN])
     return [result.labels[place] for place in kept], values[kept]

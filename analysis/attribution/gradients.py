@@ -1,8 +1,8 @@
-"""One forward and one backward pass: a metric's gradient with respect to the activations at every site at once.
+"""Compute a metric's gradient with respect to the activations at all sites in one forward and one backward pass.
 
-A zero is added at each site and the metric differentiated by it: that reaches what is no tensor of the model's own (a
-head's part, a recomputed pattern) as well as what is, and leaves every path through the model whole. Prompts of a
-family without a text mask (MusicGen Melody) must be of one length in tokens.
+A zero is added at each site, and the metric is differentiated with respect to it. This also works for values that are
+not tensors of the model (one head's part, a recomputed attention pattern), and keeps every path through the model
+intact. For a family without a text mask (MusicGen Melody), all prompts must have the same length in tokens.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from audiolens.errors import InputError
 from audiolens.lens import AudioLens
 
 Metric = Callable[[Tensor, Tensor], Tensor]
-"""(logits "row codebook step vocab", codes) -> "row codebook", or one number a row."""
+"""(logits "row codebook step vocab", codes) -> "row codebook", or one number per row."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """What one pass gave: activations by full site name, the metric's gradients there ("codebook row ...", the
-    codebook axis of length 1 for their sum), and the metric itself."""
+    """The results of one pass: activations by full site name, the metric's gradients there, and the metric itself.
+
+    Gradients are "codebook row ..."; the codebook axis has length 1 for the gradient of the sum over codebooks.
+    """
 
     values: Mapping[str, Tensor]
     gradients: Mapping[str, Tensor]
@@ -42,15 +44,15 @@ def backward(
     text_states: Float[Tensor, "row token d_model"] | None = None,
     per_codebook: bool = False,
 ) -> Pass:
-    """Activations, and gradients of the metric with respect to them.
+    """Return activations, and the gradients of the metric with respect to them.
 
     Args:
         sites: full names, in the model's order.
-        metric: summed over codebooks unless `per_codebook`, which costs a backward pass a codebook.
-        text_states: what the decoder attends to in place of the prompts' own states.
+        metric: summed over codebooks, unless `per_codebook`, which costs one backward pass per codebook.
+        text_states: states for the decoder to attend to, instead of those of the prompts.
     """
     if torch.is_inference_mode_enabled():
-        raise InputError("gradients are asked for inside torch.inference_mode(), which keeps none: leave it first.")
+        raise InputError("torch.inference_mode() is active, but gradients are needed: leave it first.")
     names = list(sites)
     extra = [] if text_states is None or "hook_text_states" in names else ["hook_text_states"]
     with torch.enable_grad(), lens.trace(list(prompts), codes=codes) as tracer:
@@ -78,19 +80,19 @@ def backward(
 
 
 def scored(metric: Metric, logits: Tensor, codes: Tensor) -> Float[Tensor, "row codebook"]:
-    """The metric with its codebook axis, of length 1 where it gives one number a row.
+    """Return the metric as "row codebook"; the codebook axis has length 1 if it gives one number per row.
 
     Raises:
-        InputError: for a metric that gives anything else, NaN among it.
+        InputError: if the metric returns anything else, or NaN.
     """
     scores = metric(logits, codes)
     if not isinstance(scores, Tensor) or scores.ndim not in (1, 2) or len(scores) != len(codes):
         found = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
         raise InputError(
-            f"metric: gave {found} for {len(codes)} rows; expected a tensor 'row codebook', or one number a row."
+            f"metric returned {found} for {len(codes)} rows; expected a tensor 'row codebook', or one number per row."
         )
     shaped = scores if scores.ndim == 2 else scores[:, None]
     lost = shaped.detach().isnan().any(-1)
     if bool(lost.any()):
-        raise InputError(f"metric: gave NaN for row {int(lost.nonzero()[0])}; expected a number for each.")
+        raise InputError(f"metric returned NaN for row {int(lost.nonzero()[0])}; expected a number for each row.")
     return shaped

@@ -1,7 +1,7 @@
-"""Direct logit attribution: what each component writes straight into the logits, past everything above it.
+"""Direct logit attribution: what each component writes directly to the logits, bypassing later blocks.
 
-The logits are linear in the stream once the final norm's scale is held at what it was: the sum over components of what
-each writes, read through the norm and a codebook's head. With the scale held, the parts add up exactly.
+With the scale of the final norm held fixed, the logits are linear in the residual stream: they are the sum over
+components of each one's output, read through the norm and a codebook's LM head. The contributions then add up exactly.
 """
 
 from __future__ import annotations
@@ -37,20 +37,21 @@ Along = Literal["codes", "difference", "direction"]
 @guarded
 @dataclass(frozen=True, eq=False)
 class DirectResult:
-    """What each component adds to the logits, mean over the frames of the window.
+    """What each component adds to the logits, averaged over the frames of the window.
 
     Attributes:
-        values: in logits. Components add up to `totals`.
-        labels: TransformerLens's ("3_cross_attn_out"; heads are "3_cross_attn_h2"; "norm_bias" the final norm's own).
-        totals: of the whole stream.
-        along: "codes" (the given codes' logits, less the mean over the vocabulary), "difference" (clean minus corrupted
-            logits, along the difference of both whole logits), "direction" (along what a direction in the stream reads
-            as).
-        prompts: of the rows (the clean ones).
+        values: contributions in logits; components add up to `totals`.
+        labels: labels as in TransformerLens ("3_cross_attn_out"; heads are "3_cross_attn_h2"; "norm_bias" is the bias
+            of the final norm).
+        totals: the value for the whole residual stream.
+        along: "codes" (the logit of the given codes minus the mean over the vocabulary), "difference" (clean minus
+            corrupted, projected onto the unit difference of the two runs' logits), or "direction" (projected onto the
+            logits that a direction in the stream writes).
+        prompts: the (clean) prompts of the rows.
         window: the frames averaged over.
 
-    It does not show what later blocks make of a component: one that writes nothing along the logits may still decide
-    them through what reads it. The norm's scale is that of the whole stream, so a large part may shrink others.
+    It does not show indirect effects: a component that writes nothing to these logits may still determine them through
+    later blocks. The scale of the norm is that of the whole stream, so a large component may shrink the others.
     """
 
     values: Float[np.ndarray, "component row codebook"]
@@ -62,12 +63,14 @@ class DirectResult:
 
     @property
     def shares(self) -> Means:
-        """Mean over rows and codebooks of every component, with intervals over prompts and p over all: "component"."""
+        """Mean over rows and codebooks, "component", with intervals over prompts and p-values over all components."""
         return means(np.moveaxis(self.values.mean(2), 0, -1), self.prompts, n_permutations=N_PERMUTATIONS)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per component and codebook: `component`, `layer` (-1: in no block), `codebook`, `logits`, `low`,
-        `high`."""
+        """Return one row per component and codebook: `component`, `layer`, `codebook`, `logits`, `low`, `high`.
+
+        `layer` is -1 for a component that is not in a block.
+        """
         found = means(np.moveaxis(self.values, 1, 0), self.prompts)
         component, codebook = np.indices(found.value.shape)
         return pd.DataFrame(
@@ -83,13 +86,13 @@ class DirectResult:
 
     @drawable
     def plot(self) -> Any:
-        """Components by codebooks (matplotlib figure)."""
+        """Plot components by codebook (matplotlib figure)."""
         from analysis.attribution import figures
 
         return figures.direct_paper(self)
 
     def figure(self) -> Any:
-        """The same on screen (plotly figure)."""
+        """Plot components by codebook (plotly figure)."""
         from analysis.attribution import figures
 
         return figures.direct_screen(self)
@@ -97,12 +100,12 @@ class DirectResult:
     def __repr__(self) -> str:
         found = self.shares
         order = np.argsort(-np.abs(found.value))[:3]
-        told = [
+        largest = [
             f"{self.labels[i]} {found.value[i]:+.3g} [{found.low[i]:+.3g}, {found.high[i]:+.3g}], "
             f"p = {found.p_adjusted[i]:.2g}"
             for i in order
         ]
-        return f"DirectResult(along the {self.along}, {self.totals.mean():+.3g} logits in all: {'; '.join(told)})"
+        return f"DirectResult(along the {self.along}, {self.totals.mean():+.3g} logits in all: {'; '.join(largest)})"
 
 
 @guarded
@@ -118,25 +121,27 @@ def direct(
     heads: bool = False,
     batch_size: int = 16,
 ) -> DirectResult:
-    """What every component writes into each codebook's logits, along one way of three.
+    """Return what every component writes to each codebook's logits, projected in one of three ways.
+
+    By default, this is the logit of the given codes minus the mean over the vocabulary.
 
     Args:
-        prompts: one a row of codes.
-        corrupted: other prompts, paired by row: components are differenced (clean minus corrupted), and read along the
-            unit difference of the logits of both runs. Of both runs the whole stream then gives its length.
-        direction: a vector "d_model" in the stream before the final norm (a `Directions` gives its last layer's):
-            components are read along the unit vector of logits that it writes.
-        seconds: the window; default the first second.
-        heads: attention and cross-attention apart, by head.
+        prompts: one per row of codes.
+        corrupted: other prompts, paired by row: components are differenced (clean minus corrupted) and projected onto
+            the unit difference of the logits of both runs. The total is then the norm of that difference.
+        direction: a vector "d_model" in the stream before the final norm (of `Directions`, the last layer's):
+            components are projected onto the unit vector of logits that it writes.
+        seconds: the window that is averaged over; the first second by default.
+        heads: split attention and cross-attention by head.
 
     Raises:
-        InputError: both `corrupted` and `direction`, prompts that do not pair up, or that differ in nothing.
+        InputError: if both `corrupted` and `direction` are given, or prompts do not pair up or do not differ.
     """
     checked_flags(heads=heads)
     listed, codes = checked_rows(lens, prompts, codes)
     others = None if corrupted is None else checked_rows(lens, corrupted, codes)[0]
     if others is not None and direction is not None:
-        raise InputError("corrupted and direction were both given: the logits are read along one of them.")
+        raise InputError("corrupted and direction were both given: give one of them.")
     if listed == others:
         raise InputError("clean and corrupted prompts are the same: their logits do not differ.")
     window = Window.of(lens, codes, seconds)
@@ -161,8 +166,8 @@ def direct(
         read = [run.read(along) for run in runs]
         labels = ours.labels
         parts.append(read[0] - read[1] if len(read) > 1 else read[0])
-        told = [(run.logits * along).sum(-1).mean(-1) for run in runs]
-        totals.append(told[0] - told[1] if len(told) > 1 else told[0])
+        whole = [(run.logits * along).sum(-1).mean(-1) for run in runs]
+        totals.append(whole[0] - whole[1] if len(whole) > 1 else whole[0])
     return DirectResult(
         values=torch.cat(parts, dim=1).double().cpu().numpy(),
         labels=labels,
@@ -175,7 +180,7 @@ def direct(
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """One run of some rows: its components, its logits in the window, and how the final norm reads the stream."""
+    """One run of some rows: its components, its logits in the window, and the scale of the final norm."""
 
     lens: AudioLens
     window: Window
@@ -196,11 +201,11 @@ class _Run:
         stream = cache["resid_post", lens.config.n_layers - 1].float()
         norm = lens.traced_model.final_norm
         scale = (stream.var(-1, unbiased=False, keepdim=True) + norm.eps).rsqrt()
-        told = by_frame(logits, window.delays, window.end)[..., window.first :, :].float()
-        return cls(lens, window, (*labels, "norm_bias"), values, scale, told)
+        in_window = by_frame(logits, window.delays, window.end)[..., window.first :, :].float()
+        return cls(lens, window, (*labels, "norm_bias"), values, scale, in_window)
 
     def read(self, along: Float[Tensor, "row codebook frame vocab"]) -> Float[Tensor, "component row codebook"]:
-        """Each component's part of the logits along vectors of them, mean over frames; the norm's bias last."""
+        """Project each component's logits onto `along`, and average over frames; the bias of the norm is last."""
         norm = self.lens.traced_model.final_norm
         weight, bias = norm.weight.detach().float(), norm.bias.detach().float()
         parts = []
@@ -215,7 +220,7 @@ class _Run:
         return torch.stack(parts, dim=-1)
 
     def written(self, vector: Float[Tensor, " d_model"]) -> Float[Tensor, "row codebook frame vocab"]:
-        """The unit vector of logits that a vector in the stream writes, by the final norm and each head."""
+        """Return the unit vector of logits that a vector in the stream writes, through the final norm and LM heads."""
         weight = self.lens.traced_model.final_norm.weight.detach().float()
         through = weight * (vector - vector.mean()).to(weight)
         each = torch.stack([_unit(through @ head.float()) for head in self.lens.W_U])
@@ -240,7 +245,7 @@ def _components(cache: ActivationCache, heads: bool) -> tuple[list[str], Float[T
 
 
 def layer_of(label: str) -> int:
-    """The block a component stands in; -1 for the embeddings and the final norm's bias."""
+    """Return the block of a component; -1 for the embeddings and the bias of the final norm."""
     layer, _, part = label.partition("_")
     return int(layer) if layer.isdigit() and part != "pre" else -1
 

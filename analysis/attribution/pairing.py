@@ -1,4 +1,4 @@
-"""Two runs that read the same codes under different prompts: paired at the door, run batch by batch, differenced."""
+"""Pair two runs over the same codes under different prompts, and attribute their difference batch by batch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ Towards = Literal["denoising", "noising"]
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """The attributions of some rows; `cells` are "codebook row place head" by full site name, summed codebooks one."""
+    """The attributions of some rows; `cells` are "codebook row place head" by full site name.
+
+    The codebook axis has length 1 if codebooks are summed.
+    """
 
     rows: np.ndarray
     own: Float[np.ndarray, "row codebook"]
@@ -42,7 +45,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Pairing:
-    """What is compared, checked. `codes` are no longer than the metric's window asks for."""
+    """The checked inputs of a comparison. `codes` are cropped to what the metric's window needs."""
 
     lens: AudioLens
     clean: tuple[str | None, ...]
@@ -68,7 +71,7 @@ class Pairing:
         towards: Towards,
         along_text: bool,
     ) -> Pairing:
-        """The plan, or an error before a model runs."""
+        """Check every argument before the model runs, and return the pairing."""
         codes = checked_codes(codes, lens.config)
         sides = [checked_prompts(given, len(codes)) for given in (clean, corrupted)]
         note_unread((*sides[0], *sides[1]), lens.tokenizer)
@@ -77,19 +80,19 @@ class Pairing:
             raise InputError("clean and corrupted prompts are the same: there is no difference to attribute.")
         groups = places_of(lens, sites, layers)
         if "logits" in groups:
-            raise InputError("hook_logits is what the metric is read from: name a site before it.")
+            raise InputError("hook_logits is what the metric is computed from: name an earlier site.")
         prefixed = lens.config.has_prefix
         if along_text and prefixed:
             raise InputError(
-                f"method='integrated' goes from one prompt's text states to the other's; the text of "
-                f"{lens.config.family} is a prefix without such a site: use method='gradient'."
+                f"method='integrated' interpolates between the text states of two prompts, but in {lens.config.family} "
+                "the text is a prefix without such a site: use method='gradient'."
             )
         on_text = [short for short, places in groups.items() if places[0].on_text]
         reason = None
         if prefixed:
-            reason = f"in {lens.config.family} the text's length shifts every step"
+            reason = f"in {lens.config.family} the length of the text shifts every step"
         elif along_text:
-            reason = "method='integrated' goes from token to token"
+            reason = "method='integrated' interpolates token by token"
         elif on_text:
             reason = f"the cells of {on_text[0]} are tokens (other sites have steps)"
         limit = token_limit(lens.model, lens.tokenizer)
@@ -102,22 +105,22 @@ class Pairing:
 
     @property
     def own(self) -> tuple[str | None, ...]:
-        """Prompts of the run that is patched."""
+        """The prompts of the run that is patched."""
         return self.corrupted if self.towards == "denoising" else self.clean
 
     @property
     def other(self) -> tuple[str | None, ...]:
-        """Prompts of the run whose activations are put in place."""
+        """The prompts of the run that supplies the activations."""
         return self.clean if self.towards == "denoising" else self.corrupted
 
     @property
     def places(self) -> dict[str, Place]:
-        """By full name, in the model's order."""
+        """The sites by full name, in the model's order."""
         mine = {place.name: place for places in self.groups.values() for place in places}
         return {name: mine[name] for name in self.lens.sites() if name in mine}
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
-        """Rows of each pass: where the text has no mask, of one length."""
+        """Yield the rows of each pass; if the text has no mask, its length is the same for all rows of a pass."""
         whole_batch_size(size)
         prefixed = self.lens.config.has_prefix
         kinds = np.asarray(self.sizes if prefixed else [0] * len(self.sizes))
@@ -126,7 +129,7 @@ class Pairing:
             yield from (rows[first : first + size] for first in range(0, len(rows), size))
 
     def part(self, rows: np.ndarray, steps: int, per_codebook: bool) -> Part:
-        """The attributions of some pairs: by one gradient, or (`steps`) by gradients along the path of the text."""
+        """Return the attributions of some pairs, from one gradient, or from `steps` gradients between the texts."""
         own, other, codes = self._rows(rows)
         names = list(self.places)
         logits, theirs = self.lens.run_with_cache(other, codes, sites=names)
@@ -142,7 +145,7 @@ class Pairing:
     def agreement(
         self, attributed: Mapping[str, np.ndarray], *, check: int, pairs: int, cells: int, seed: int
     ) -> Agreement:
-        """Cells of every site, drawn uniformly and patched; `attributed` is "layer pair codebook place head"."""
+        """Patch a uniform sample of cells of every site; `attributed` is "layer pair codebook place head"."""
         rng = np.random.default_rng(seed)
         rows = np.sort(rng.permutation(len(self.own))[:pairs])
         own, other, codes = self._rows(rows)
@@ -160,7 +163,7 @@ class Pairing:
             todo = [Cell(places[at], cut[0], cut[1], head if places[at].heads else None) for at, cut, head in drawn]
             exact = patched(self.lens, own, codes, mine.tensors, theirs.tensors, todo, self.metric) - base
             for (at, cut, head), cell, effect in zip(drawn, todo, exact, strict=True):
-                told = values[at, :, :, cut[0] : cut[1], head].sum((1, 2)).mean()
+                predicted = values[at, :, :, cut[0] : cut[1], head].sum((1, 2)).mean()
                 table.append(
                     {
                         "site": short,
@@ -168,7 +171,7 @@ class Pairing:
                         "start": cell.start,
                         "stop": cell.stop,
                         "head": -1 if cell.head is None else cell.head,
-                        "attributed": float(told),
+                        "attributed": float(predicted),
                         "exact": float(effect.sum(1).mean()),
                     }
                 )
@@ -190,7 +193,7 @@ class Pairing:
         steps: int,
         per_codebook: bool,
     ) -> dict[str, Tensor]:
-        """Mean gradients at the middles of equal steps from one prompt's text states to the other's."""
+        """Return the mean gradients at the midpoints of equal steps between the two prompts' text states."""
         ends = [self.lens.run_with_cache(list(prompts), None, sites=TEXT)[1][TEXT] for prompts in (own, other)]
         names = list(base.gradients)
         total = {name: torch.zeros_like(base.gradients[name], dtype=torch.float32) for name in names}

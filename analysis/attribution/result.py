@@ -1,4 +1,4 @@
-"""AttributionResult: what each cell would change of the metric, to first order, over pairs of prompts."""
+"""The result of attribution patching: the first-order effect of each cell on the metric, for pairs of prompts."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Scores:
     """One site's attributions, in nats.
 
     Attributes:
-        values: every pair's; the head axis has length 1 where the site has no heads, the codebook axis where
-            codebooks were summed.
-        layers: of the layer axis; (-1,) for a site that stands in no block.
-        place: what the place axis counts: "step" (the tail included) or "token" of the text.
+        values: attributions of every pair. The head axis has length 1 if the site has no heads, and the codebook axis
+            if codebooks were summed.
+        layers: labels of the layer axis; (-1,) for a site that is not in a block.
+        place: the unit of the place axis: "step" (including the tail) or "token" of the text.
         heads: whether the site has heads.
     """
 
@@ -45,25 +45,25 @@ class Scores:
 @guarded
 @dataclass(frozen=True, eq=False)
 class AttributionResult:
-    """What each cell would change of the metric if its activation were the other run's, in nats, to first order.
+    """First-order effect on the metric, in nats, of replacing each cell's activation with that of the other run.
 
     Attributes:
         sites: short site name -> its `Scores`.
         clean_scores, corrupted_scores: the metric of both unpatched runs (log-likelihood of the given codes in the
             window, in nats).
         clean, corrupted: the prompts, paired by row.
-        tokens: of the clean prompts.
-        window: the frames scored; `None` with a metric of one's own.
-        frame_rate: steps a second.
-        method, steps: "gradient", or "integrated" over so many points of the path.
-        towards: "denoising": the corrupted run is given clean activations (positive: the cell restores what the clean
-            prompt says); "noising": the clean run is given corrupted ones (negative: the cell was needed).
-        agreement: with exact patching, on a sample of cells; `None` where `check=0`.
+        tokens: tokens of the clean prompts.
+        window: the frames scored; `None` with a custom metric.
+        frame_rate: steps per second.
+        method, steps: "gradient", or "integrated" over this many points of the path.
+        towards: "denoising" patches clean activations into the corrupted run (positive: the cell restores the clean
+            behaviour); "noising" patches corrupted activations into the clean run (negative: the cell was needed).
+        agreement: agreement with exact patching on a sample of cells; `None` with `check=0`.
 
-    It does not show what is *used*: a gradient is that of one run, blind to saturation, and what two cells do
-    together is in neither. Cells of one path (resid_post of block after block) each carry the same effect: over
-    layers they do not add up. Both runs read the same codes, so most of what they will play is settled by the
-    history; see `gap` before reading anything into a share of it.
+    It does not show which activations the model *uses*: a gradient is local to one run and misses saturation, and
+    interactions between cells are in neither cell's score. Cells on one path (resid_post of successive blocks) carry
+    the same effect, so they do not add up over layers. Both runs read the same codes, which already determine most of
+    the continuation: check `gap` before interpreting a share of it.
     """
 
     sites: Mapping[str, Scores]
@@ -81,18 +81,18 @@ class AttributionResult:
 
     @property
     def gap(self) -> Means:
-        """Clean minus corrupted metric, in nats, over pairs; its interval is over clean prompts."""
+        """Clean minus corrupted metric in nats, mean over pairs, with an interval over clean prompts."""
         return means((self.clean_scores - self.corrupted_scores).sum(1), self.clean)
 
     def of(self, site: str, by: By | Sequence[By] = ("layer", "place")) -> Float[np.ndarray, "..."]:
-        """Mean over pairs along some of the axes "layer", "codebook", "place" and "head", summed over the others."""
+        """Return the mean over pairs along axes `by` ("layer", "codebook", "place", "head"), summed over the rest."""
         return self._along(site, by).mean(-1)
 
     def normalised(self, site: str, by: By | Sequence[By] = ("layer", "place")) -> Float[np.ndarray, "..."]:
-        """The same as a share of the gap: 1 is the whole difference between the prompts.
+        """Return `of` as a share of the gap: 1 is the full difference between the prompts.
 
         Raises:
-            InputError: if the interval of the gap covers 0, so that there is no scale to give a share of.
+            InputError: if the interval of the gap covers 0, so that shares are meaningless.
         """
         gap = self.gap
         if not (gap.low > 0 or gap.high < 0):
@@ -103,25 +103,25 @@ class AttributionResult:
         return self.of(site, by) / float(gap.value)
 
     def over(self, site: str, by: By | Sequence[By] = "layer", n_permutations: int = 0) -> Means:
-        """Mean attribution along some axes with intervals over clean prompts, and p over all cells if permuted."""
+        """Return mean attributions with intervals over clean prompts, and p-values over all cells with permutations."""
         return means(np.moveaxis(self._along(site, by), -1, 0), self.clean, n_permutations=n_permutations)
 
     @property
     def completeness(self) -> float:
-        """Of "integrated": the sum over the text states as a share of the gap. Near 1 the steps were enough.
+        """For "integrated", the sum over the text states as a share of the gap; near 1 if there were enough steps.
 
         Raises:
             InputError: if the text states were not attributed by that method.
         """
         if self.method != "integrated" or "text_states" not in self.sites:
-            raise InputError("completeness is that of method='integrated', at site 'text_states'.")
+            raise InputError("completeness needs method='integrated' and the site 'text_states'.")
         whole = float(self.gap.value) * (1 if self.towards == "denoising" else -1)
         return float(self._scores("text_states").values.sum((0, 2, 3, 4)).mean()) / whole
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per site, layer and head: `effect`, `low`, `high` in nats, and `p` over the site's cells.
+        """Return one row per site, layer and head: `effect`, `low`, `high` in nats, and `p` over the site's cells.
 
-        Layer -1 is in no block, head -1 is none.
+        Layer -1 means not in a block, and head -1 no heads.
         """
         frames = []
         for site, scores in self.sites.items():
@@ -143,20 +143,20 @@ class AttributionResult:
         return pd.concat(frames, ignore_index=True)
 
     def by_layer(self, site: str) -> pd.DataFrame:
-        """One row per layer: `layer`, `effect`, `low`, `high`, summed over steps, heads and codebooks."""
+        """Return one row per layer: `layer`, `effect`, `low`, `high`, summed over steps, heads and codebooks."""
         found = self.over(site, "layer")
         table = {"layer": self._scores(site).layers, "effect": found.value, "low": found.low, "high": found.high}
         return pd.DataFrame(table)
 
     @drawable
     def plot(self) -> Any:
-        """A panel per site: layer x time, layer x head or layer x token (matplotlib figure)."""
+        """Plot one panel per site: layer x time, layer x head or layer x token (matplotlib figure)."""
         from analysis.attribution import figures
 
         return figures.paper(self)
 
     def figure(self) -> Any:
-        """The same on screen (plotly figure)."""
+        """Plot the same panels with a menu of sites (plotly figure)."""
         from analysis.attribution import figures
 
         return figures.screen(self)
@@ -164,7 +164,7 @@ class AttributionResult:
     def __repr__(self) -> str:
         gap = self.gap
         found = [
-            f"clean over corrupted {gap.value:+.3g} nats [{gap.low:+.3g}, {gap.high:+.3g}], {len(self.clean)} pairs"
+            f"clean minus corrupted {gap.value:+.3g} nats [{gap.low:+.3g}, {gap.high:+.3g}], {len(self.clean)} pairs"
         ]
         for site, scores in self.sites.items():
             by: tuple[By, ...] = ("layer", "head") if scores.heads else ("layer",)
@@ -179,7 +179,7 @@ class AttributionResult:
         return f"AttributionResult({self.method}, {self.towards}: {'; '.join(found)})"
 
     def _along(self, site: str, by: By | Sequence[By]) -> Float[np.ndarray, "..."]:
-        """Along some axes, pairs last."""
+        """Return attributions along some axes, summed over the others, with pairs last."""
         kept = [by] if isinstance(by, str) else list(by)
         if not kept or any(axis not in _AXES for axis in kept) or len(set(kept)) < len(kept):
             raise InputError(f"by={by!r}: expected one or several of {', '.join(_AXES)}.")

@@ -248,7 +248,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
 
         Raises:
             SiteError: if the site was not recorded, or if a mapping lacks one of its layers.
-            InputTypeError, InputError: for vectors that are not finite numbers, have another width, or are all zero, and
+            InputTypeError, InputError: for vectors that are not finite numbers, have another width or are all zero, and
                 for `Directions` of another model, if the cache knows its own.
         """
         self._refuse_foreign(direction)

@@ -1,4 +1,4 @@
-"""Directions: how they are read, what they are worth, where they come from, and how they become interventions."""
+"""Directions: estimate them, assess the evidence for them, store them with their provenance, and steer with them."""
 
 from audiolens.directions.directions import Directions as Directions
 from audiolens.directions.directions import difference_in_means as difference_in_means

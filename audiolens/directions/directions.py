@@ -1,7 +1,7 @@
-"""Directions: one vector per layer with its provenance; how it is read (difference of means); its algebra and file.
+"""Directions: one vector per layer with its provenance, estimated as a difference in means, with arithmetic and files.
 
-A direction points from the negative to the positive pole and is stored raw: its length is the whole difference of
-means, so a strength of 1 moves one pole's mean onto the other's.
+A direction points from the negative to the positive pole and is stored unnormalised: its length is the full difference
+of means, so a strength of 1 moves the negative pole's mean onto the positive pole's.
 """
 
 import os
@@ -42,15 +42,15 @@ class Directions(AsArray):
     """One vector per layer.
 
     Attributes:
-        vectors: raw, on the CPU in float32.
+        vectors: unnormalised, on the CPU in float32.
         layers: the block each vector was read at, ascending.
-        residual_norms: mean length of the activations there, over prompts and steps.
-        meta: where they come from.
-        evidence: what the prompts say about them; `None` after arithmetic, which it does not survive.
-        samples: one vector per prompt, where they were kept.
+        residual_norms: mean norm of the activations there, over prompts and steps.
+        meta: the model, site, branch and prompts they were read from.
+        evidence: how reliable they are; `None` after arithmetic, since it no longer applies.
+        samples: one vector per prompt, if kept.
 
-    `d[layer]` is one vector. Arithmetic is per layer and needs the same model, site and layers. numpy and torch take it
-    for its vectors, "layer d_model".
+    `d[layer]` is one vector. Arithmetic is per layer and needs the same model, site and layers. numpy and torch treat
+    directions as the array of their vectors, "layer d_model".
     """
 
     vectors: Float[Tensor, "layer d_model"]
@@ -71,15 +71,18 @@ class Directions(AsArray):
             object.__setattr__(self, name, getattr(self, name).detach().to("cpu", torch.float32))
         shapes = tuple(self.vectors.shape), tuple(self.residual_norms.shape)
         if len(shapes[0]) != 2 or shapes[0][0] != len(self.layers) or shapes[1] != (len(self.layers),):
-            raise InputError(f"vectors {shapes[0]} and norms {shapes[1]} for {len(self.layers)} layers: one a layer.")
+            raise InputError(
+                f"vectors of shape {shapes[0]} and norms of shape {shapes[1]} for {len(self.layers)} layers: give one "
+                "vector and one norm per layer."
+            )
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
-            raise InputError(f"layers={self.layers}: expected different layers, ascending.")
+            raise InputError(f"layers={self.layers}: expected distinct layers in ascending order.")
         if not bool(torch.isfinite(self.vectors).all()):
-            raise InputError(f"{self.meta.label or 'these directions'}: a vector holds NaN or infinite values.")
+            raise InputError(f"{self.meta.label or 'these directions'}: a vector has NaN or infinite values.")
 
     @property
     def norms(self) -> Float[Tensor, " layer"]:
-        """Length of each raw vector."""
+        """The norm of each vector."""
         return self.vectors.norm(dim=-1)
 
     def __len__(self) -> int:
@@ -99,23 +102,23 @@ class Directions(AsArray):
 
     @property
     def instead(self) -> str:
-        """What to give where one vector is expected."""
-        return "give one vector, d[layer], or place it by al.steer(d, layer=...)."
+        """What to give where one vector is expected, for error messages."""
+        return "give one vector, d[layer], or steer with al.steer(d, layer=...)."
 
     def __getitem__(self, layer: int) -> Float[Tensor, " d_model"]:
-        """The vector read at a layer; -1 is the model's last.
+        """Return the vector read at a layer; -1 is the model's last layer.
 
         Raises:
-            SiteError: if there is none; the message lists the layers there are.
+            SiteError: if there is none; the message lists the available layers.
         """
         return self.vectors[self._place(layer)]
 
     def residual_norm(self, layer: int) -> float:
-        """Mean length of the activations at a layer."""
+        """Return the mean norm of the activations at a layer."""
         return float(self.residual_norms[self._place(layer)])
 
     def at(self, layers: int | Iterable[int]) -> "Directions":
-        """The same directions at some layers only."""
+        """Return the directions at the given layers only."""
         chosen = listed_layers(layers)
         if not chosen:
             raise SiteError(f"no layer given: there are layers {shortened(map(str, self.layers), 60)}.")
@@ -130,7 +133,7 @@ class Directions(AsArray):
         )
 
     def unit(self) -> "Directions":
-        """The same directions at length 1; a zero vector stays zero."""
+        """Return the directions scaled to norm 1; a zero vector stays zero."""
         return self._changed(unit(self.vectors), f"unit({self.meta.label})")
 
     def __add__(self, other: "Directions") -> "Directions":
@@ -145,7 +148,7 @@ class Directions(AsArray):
         return self._changed(-self.vectors, f"-({self.meta.label})")
 
     def __radd__(self, other: object) -> "Directions":
-        # What `sum` starts from.
+        # `sum` starts from 0.
         if type(other) is int and other == 0:
             return self
         raise InputTypeError(f"{type(other).__name__} plus directions: expected Directions.")
@@ -166,10 +169,10 @@ class Directions(AsArray):
         return self * (1 / number)
 
     def orthogonal_to(self, *others: "Directions") -> "Directions":
-        """What is left of each vector after removing its part in the span of the others', layer by layer.
+        """Remove from each vector its component in the span of the others, layer by layer.
 
-        The others stay as they are, and their order does not matter here. Of two directions made orthogonal, only
-        this one changes: `a.orthogonal_to(b)` with `b`, or `b.orthogonal_to(a)` with `a`, are different pairs.
+        The others are unchanged, and their order does not matter. Only this direction changes, so the pair
+        (`a.orthogonal_to(b)`, `b`) differs from the pair (`a`, `b.orthogonal_to(a)`).
 
         Raises:
             InputError: if nothing is left at some layer.
@@ -181,30 +184,33 @@ class Directions(AsArray):
         rest, empty = apart(self.vectors, [other.vectors for other in others])
         if bool(empty.any()):
             where = [layer for layer, gone in zip(self.layers, empty.tolist(), strict=True) if gone]
-            raise InputError(f"nothing is left at layers {shortened(map(str, where))}: the vectors are parallel there.")
+            raise InputError(
+                f"nothing is left at layers {shortened(map(str, where))}, where the vector lies in the span of the "
+                "others: leave those layers out with .at([...])."
+            )
         names = ", ".join(other.meta.label for other in others)
         return self._changed(rest, f"({self.meta.label}).orthogonal_to({names})")
 
     def cosine(self, other: "Directions") -> Float[Tensor, " layer"]:
-        """Cosine of the two vectors of each layer."""
+        """Return the cosine similarity between the two vectors at each layer."""
         self._refuse_foreign(other)
         return cosine_similarity(self.vectors, other.vectors, dim=-1)
 
     def random_like(self, seed: int) -> "Directions":
-        """Random directions of the same length at each layer: the control of what any push would do."""
+        """Return random directions of the same norm at each layer: the control for the effect of any perturbation."""
         generator = torch.Generator("cpu").manual_seed(checked_seed(seed))
         drawn = torch.randn(self.vectors.shape, generator=generator, dtype=torch.float32, device="cpu")
         return self._changed(unit(drawn) * self.norms[:, None], f"random {seed} like ({self.meta.label})")
 
     def shuffled(self, seed: int, *, match_norms: bool = True) -> "Directions":
-        """The same estimate with the poles' labels shuffled over the prompts: what no concept would give.
+        """Return the estimate with the pole labels shuffled over the prompts: a control without the concept.
 
-        Shuffled means nearly cancel, so vectors are stretched to these directions' lengths, unless `match_norms`
-        is false. Needs the samples that `keep_samples=True` keeps.
+        The means of shuffled poles nearly cancel, so the vectors are rescaled to the norms of these directions, unless
+        `match_norms` is false. Needs samples (`keep_samples=True`).
         """
         checked_flags(match_norms=match_norms)
         if self.samples is None:
-            raise InputError("shuffled needs one vector a prompt: read the directions with keep_samples=True.")
+            raise InputError("shuffled needs one vector per prompt: read the directions with keep_samples=True.")
         generator = torch.Generator("cpu").manual_seed(checked_seed(seed))
         order = torch.randperm(len(self.samples.labels), generator=generator, device="cpu")
         vectors = self.samples.difference(self.samples.labels[order])
@@ -213,7 +219,7 @@ class Directions(AsArray):
         return self._changed(vectors, f"shuffled {seed} of ({self.meta.label})")
 
     def to_frame(self) -> Any:
-        """One row a layer (pandas): lengths in the model's units, and the evidence where there is some."""
+        """Return a pandas DataFrame with one row per layer: norms in the model's units, and the evidence, if any."""
         import pandas as pd
 
         columns: dict[str, Any] = {
@@ -227,15 +233,15 @@ class Directions(AsArray):
             columns["auc"] = self.evidence.auc.numpy()
             if self.evidence.p is not None:
                 columns["auc_p"] = self.evidence.p.numpy()
-            # Whole numbers, missing where there are too few prompts to tell.
+            # Whole numbers, missing where there are too few prompts.
             columns["stable_at"] = pd.array(self.evidence.stable_at().numpy(), dtype="Int64")
         return pd.DataFrame(columns)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one safetensors file, provenance in its header; an existing one is replaced whole. Samples stay out.
+        """Write one safetensors file with the provenance in its header, replacing any existing one; omit the samples.
 
         Raises:
-            InputError: if the place cannot be written.
+            InputError: if the path cannot be written.
         """
         facts = {
             "meta": self.meta.as_dict(),
@@ -251,11 +257,11 @@ class Directions(AsArray):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], lens: AudioLens | None = None) -> "Directions":
-        """Read a file that `save` wrote; with `lens`, only if it was read from that very model.
+        """Read a file that `save` wrote; with `lens`, only if it was read from exactly that model.
 
         Raises:
             InputError: for a missing, truncated, corrupt or foreign file, or one of another model.
-            DamagedError: (an InputError) if vectors or header are not those that were written.
+            DamagedError: (an InputError) if the vectors or the header are not those that were written.
         """
         tensors, facts = provenance.read(path)
         try:
@@ -269,23 +275,23 @@ class Directions(AsArray):
                 meta=meta,
                 evidence=Evidence.of_file(kept, len(facts["layers"])) if kept else None,
             )
-            told = torch.tensor(facts["norms"], dtype=torch.float32, device="cpu")
-            agree = torch.allclose(directions.norms, told, rtol=1e-4)
+            stated = torch.tensor(facts["norms"], dtype=torch.float32, device="cpu")
+            agree = torch.allclose(directions.norms, stated, rtol=1e-4)
         except (KeyError, TypeError, AttributeError, RuntimeError, InputError) as error:
-            raise InputError(f"{path}: its header and its vectors do not fit together ({error}).") from None
+            raise InputError(f"{path}: its header and its vectors do not match ({error}).") from None
         if not agree:
-            raise InputError(f"{path} is damaged: its vectors do not have the lengths its header gives.")
+            raise InputError(f"{path} is damaged: its vectors do not have the norms stated in its header.")
         if lens is not None:
             meta.refuse_other(lens)
         return directions
 
     def __repr__(self) -> str:
-        told = "" if self.evidence is None else f", {self.evidence.finding}"
+        finding = "" if self.evidence is None else f", {self.evidence.finding}"
         counts = f"{self.meta.n_prompts[0]} + {self.meta.n_prompts[1]} prompts"
         span = f"{self.layers[0]} to {self.layers[-1]}" if len(self) > 1 else f"{self.layers[0]}"
         return (
             f"Directions({self.meta.label or 'unnamed'}: layers {span} at {self.meta.site} of {self.meta.model!r}, "
-            f"{self.meta.estimator} of {counts}{told})"
+            f"{self.meta.estimator} of {counts}{finding})"
         )
 
     def _place(self, layer: int) -> int:
@@ -302,7 +308,7 @@ class Directions(AsArray):
         return replace(self, vectors=vectors, meta=meta, evidence=None, samples=None)
 
     def _summed(self, other: "Directions", vectors: Tensor, label: str) -> "Directions":
-        # Whichever stands first: the stream's length is the mean of what both readings found.
+        # Symmetric in the operands: the residual norm is the mean of the two readings.
         lengths = (self.residual_norms + other.residual_norms) / 2
         return replace(self._changed(vectors, label), residual_norms=lengths)
 
@@ -316,7 +322,7 @@ class Directions(AsArray):
             ("widths", self.vectors.shape[1], other.vectors.shape[1]),
         ):
             if mine != theirs:
-                raise InputError(f"directions of different {name} do not combine: {mine} and {theirs}.")
+                raise InputError(f"directions of different {name} cannot be combined: {mine} and {theirs}.")
 
 
 @guarded
@@ -340,32 +346,33 @@ def difference_in_means(
     progress: bool = True,
     prefix: bool = False,
 ) -> Directions:
-    """The mean activation under positive prompts minus that under negative ones, at every layer.
+    """Return the mean activation under positive prompts minus the mean under negative prompts, at every layer.
 
     Marks and Tegmark (2023) and, for music, Facchiano et al. (2025, arXiv 2504.04479), who read it at the end of the
-    text. Read while a clip is generated for each prompt, prompt i of either pole with seed i; or, with `codes` or
-    `audio`, from given music. Means run along: memory is set by one batch.
+    text. By default it is read while one clip per prompt is generated, prompt i of each pole with seed i; with `codes`
+    or `audio`, it is read from given music. Means are running sums, so memory depends only on the batch size.
 
     Args:
-        positive, negative: the prompts of the poles; `None` is no prompt (for poles told apart by their music).
-        site: a site with one vector a step in every block.
-        position: "mean" over all steps but the tail, "first" (the start token: the text alone, nothing generated),
-            "last", or the mean over (from, to) in seconds. "eos" is the text's last token, where the text stands in
-            the decoder's own sequence (MusicGen Melody): our reading of the paper's place.
-        branch: the half of the guidance that is read; "both" is the mean of the two.
-        guidance_scale: of the clips generated.
-        codes: one row a prompt, the same for both poles, or a pair (positive's, negative's).
+        positive, negative: the prompts of the poles; `None` is no prompt (for poles that differ in their music).
+        site: a site with one vector per step in every block.
+        position: "mean" over all steps except the tail, "first" (the start token: only the text, nothing is generated),
+            "last", or the mean over (from, to) in seconds. "eos" is the last token of the text, where the text is part
+            of the decoder's own sequence (MusicGen Melody): our interpretation of the paper's position.
+        branch: the guidance branch that is read; "both" is the mean of the two.
+        guidance_scale: guidance scale of the generated clips.
+        codes: one row per prompt, the same for both poles, or a pair (positive pole, negative pole).
         audio: (waveform, sample rate) instead of codes, or a pair of them.
-        seeds: seed i is that of prompt i of either pole; 0, 1, 2, ... by default.
-        seconds: length of the clips generated.
+        seeds: prompt i of each pole uses seed i; 0, 1, 2, ... by default.
+        seconds: length of the generated clips.
         layers: blocks to read; `None` is all.
-        label: what to call the direction, such as `sets.concept`.
-        keep_samples: keep one vector a prompt and layer (4 x d_model x layers x prompts bytes), for `shuffled`.
-        prefix: take the conditioning before step 0 into the "mean" too, where it stands in the decoder's own sequence.
+        label: the name of the direction, such as `sets.concept`.
+        keep_samples: keep one vector per prompt and layer (4 x d_model x layers x prompts bytes), for `shuffled`.
+        prefix: include the conditioning before step 0 in the "mean", if it is part of the decoder's own sequence.
 
     Raises:
-        InputError: (or a subclass) for an empty pole, a prompt in both, poles that are the same tokens to the model, or
-            a place that it does not have, before it runs; after it, if the direction is 0 at every layer.
+        InputError: (or a subclass) for an empty pole, a prompt in both poles, poles that are the same tokens to the
+            model, or a site or position that it does not have, before it runs; and after the run, if the direction is 0
+            at every layer.
     """
     checked_flags(keep_samples=keep_samples)
     checked_text("label", label)
@@ -379,13 +386,14 @@ def difference_in_means(
     if not found.vectors.any():
         raise InputError(
             f"the direction is 0 at every layer: at {reader.site}, position {reader.position!r}, branch "
-            f"{reader.branch!r} the model does not tell these poles apart. Read another place, or give other prompts."
+            f"{reader.branch!r} the poles have the same mean. Read another site, position or branch, or give other "
+            "prompts."
         )
     return found
 
 
 def read_poles(lens: AudioLens, reader: PoleReader, label: str, keep_samples: bool) -> Directions:
-    """What `difference_in_means` makes of a plan, directions of length 0 among it."""
+    """Read both poles and return their difference in means, even if it is zero."""
     contrast = Contrast(len(reader.negative), len(reader.positive))
     kept: Tensor | None = None
     for batch in reader:
@@ -410,9 +418,9 @@ def read_poles(lens: AudioLens, reader: PoleReader, label: str, keep_samples: bo
 
 @guarded
 def orthogonalised(*directions: Directions) -> list[Directions]:
-    """Several directions made orthogonal to each other at every layer, one after the other (Gram-Schmidt).
+    """Make several directions orthogonal to each other at every layer (Gram-Schmidt).
 
-    The order matters: the first stays as it is, and each later one loses its part along those before it, so that
+    The order matters: the first is unchanged, and each later one loses its component along the previous ones, so that
     steering along it no longer steers along them.
     """
     made: list[Directions] = []

@@ -1,9 +1,9 @@
-"""Other estimators of a direction than the difference of means, behind the same `Directions`.
+"""Alternatives to the difference in means for estimating a direction, with the same `Directions` as result.
 
-`principal_component` and `probe_weights` take `Directions` read with `keep_samples=True` and give `Directions` of the
-same site and layers, so that estimators compare on the same activations. Both point to the positive pole, and both are
-as long as the difference of means is along them, so that a strength of 1 means the same step. `mean_centred` reads
-anew, one pole against neutral prompts.
+`principal_component` and `probe_weights` take `Directions` read with `keep_samples=True` and return `Directions` at the
+same site and layers, so that estimators are compared on the same activations. Both point towards the positive pole and
+are scaled to the difference of means projected onto them, so that a strength of 1 means the same step. `mean_centred`
+reads new activations, of one pole and of neutral prompts.
 """
 
 from collections.abc import Sequence
@@ -23,41 +23,42 @@ from audiolens.lens import AudioLens
 def mean_centred(
     lens: AudioLens, pole: Sequence[str | None], neutral: Sequence[str | None], **reading: Any
 ) -> Directions:
-    """The mean under one pole's prompts, centred on the mean under neutral ones, as `sets.development` are.
+    """Return the mean under one pole's prompts minus the mean under neutral ones (such as `sets.development`).
 
-    Jorgensen et al. (2023). For a concept that has no opposite; half as long as a difference of two poles that lie
-    on either side of what is neutral. `reading` is handed to `difference_in_means`, errors are its own.
+    Jorgensen et al. (2023). Use it for a concept without an opposite. It is half as long as the difference between two
+    poles on opposite sides of neutral. `reading` is passed to `difference_in_means`, which raises the errors.
     """
     found = difference_in_means(lens, pole, neutral, **reading)
     return replace(found, meta=replace(found.meta, estimator="mean-centred"))
 
 
 def principal_component(directions: Directions) -> Directions:
-    """The first principal component of the differences between matched prompts, around zero.
+    """Return the first principal component of the differences between matched prompts, not centred.
 
     Zou et al. (2023, representation engineering), without their random signs. Needs as many positive as negative
-    prompts, matched in their order.
+    prompts, matched in order.
 
     Raises:
-        InputError: without samples, or if the poles are not matched.
+        InputError: without samples, or if the poles differ in number.
     """
     samples = _samples(directions)
     positive, negative = samples.values[:, samples.labels], samples.values[:, ~samples.labels]
     if positive.shape != negative.shape:
         raise InputError(
-            f"{positive.shape[1]} positive and {negative.shape[1]} negative prompts: pairs need as many of either."
+            f"{positive.shape[1]} positive and {negative.shape[1]} negative prompts: give as many of each, as pairs."
         )
     return _oriented(directions, torch.linalg.svd(positive - negative, full_matrices=False).Vh[:, 0], "pca of pairs")
 
 
 def probe_weights(directions: Directions, penalty: float = 1.0) -> Directions:
-    """The weights of a logistic regression that tells the poles apart, per layer (scikit-learn).
+    """Return the weights of a logistic regression that separates the poles, per layer (scikit-learn).
 
-    Alain and Bengio (2016). Features are standardised for the fit. `penalty` is the weight of the squared norm,
-    1 / C in scikit-learn. What tells best apart is not always what moves the model: it may read what it never uses.
+    Alain and Bengio (2016). Features are standardised for the fit. `penalty` is the weight of the squared norm, 1 / C
+    in scikit-learn. The direction that separates best need not be the one that moves the model: a probe can find
+    information that the model never uses.
 
     Raises:
-        InputError: without samples, or with a penalty that is not positive.
+        InputError: without samples, or if the penalty is not positive.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -75,12 +76,12 @@ def probe_weights(directions: Directions, penalty: float = 1.0) -> Directions:
 
 def _samples(directions: Directions) -> Samples:
     if directions.samples is None:
-        raise InputError("estimators need one vector a prompt: read the directions with keep_samples=True.")
+        raise InputError("estimators need one vector per prompt: read the directions with keep_samples=True.")
     return directions.samples
 
 
 def _oriented(directions: Directions, vectors: Float[Tensor, "layer d_model"], estimator: str) -> Directions:
-    """Vectors as directions: pointing to the positive pole, as long as the difference of means along them."""
+    """Return vectors as directions, pointing to the positive pole, as long as the difference of means along them."""
     unit = vectors / vectors.norm(dim=-1, keepdim=True)
     along = (unit * _samples(directions).difference()).sum(-1, keepdim=True)
     return replace(directions, vectors=unit * along, evidence=None, meta=replace(directions.meta, estimator=estimator))

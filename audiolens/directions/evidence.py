@@ -1,8 +1,8 @@
-"""Contrast: the running means of two poles, and what they tell of the direction between them.
+"""Compute the difference in means of two poles from running sums, and the evidence that the direction is reliable.
 
-Prompts arrive one by one, the first half of either pole before the second, and only sums are kept. The halves give
-two independent directions (their cosine says how much of a direction is noise), and the first half's direction is
-tried on prompts of the second, which had no part in it.
+Prompts arrive one by one, the first half of each pole before the second, and only sums are kept. The halves give two
+independent directions, whose cosine similarity shows how much of a direction is noise. The first half's direction is
+tested on the held-out prompts of the second.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from audiolens.errors import InputError
 from audiolens.ranking import area, auc, ranks
 
 FEWEST_HALF = 4
-"""Prompts a pole in the first half from which `Evidence.stable_at` says a number: the curve has the points 1, 2, 4."""
+"""Least prompts per pole in the first half for a number from `Evidence.stable_at`: the curve then has 1, 2 and 4."""
 
 N_SHUFFLES = 999
 LEVEL = 0.05
@@ -28,21 +28,22 @@ LEVEL = 0.05
 @guarded
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What the prompts say about a direction, per layer.
+    """How reliable a direction is, per layer.
 
     Attributes:
-        split_half_cosine: between the directions of the two halves of the prompts; 1 is no noise.
-        separation: distance of the poles' means along the first half's direction, in the pooled standard deviation
-            of held-out prompts (Cohen's d); NaN with fewer than two held-out prompts a pole.
-        auc: chance that a held-out positive prompt lies further along it than a held-out negative one.
-        counts, stability: the direction of the first `counts[i]` prompts a pole, as its cosine to the direction of the
-            other half: where the curve is flat, more prompts change nothing.
-        p: the share of shuffles of the held-out prompts' poles whose largest AUC over all layers is as large: the best
-            layer is the best of many. `None` in a file of an earlier version.
-        least_p: the `p` of an AUC of 1: with few held-out prompts many shuffles reach it at some layer. `None` in a
-            file of an earlier version.
+        split_half_cosine: cosine similarity between the directions of the two halves of the prompts; 1 is no noise.
+        separation: distance between the poles' means along the first half's direction, in pooled standard deviations
+            of the held-out prompts (Cohen's d); NaN with fewer than two held-out prompts per pole.
+        auc: probability that a held-out positive prompt projects further along it than a held-out negative one.
+        counts, stability: cosine similarity between the direction of the first `counts[i]` prompts per pole and that of
+            the other half; where the curve is flat, more prompts change little.
+        p: permutation p-value: the share of shuffles of the held-out prompts' labels whose largest AUC over all layers
+            is at least as large, which corrects for choosing the best layer. `None` in files of earlier versions.
+        least_p: the `p` of an AUC of 1, the smallest possible: with few held-out prompts, many shuffles reach that AUC
+            at some layer. `None` in files of earlier versions.
 
-    They say that the poles differ in a steady way, not that the difference is the concept, nor that the model uses it.
+    This evidence shows that the poles differ consistently. It does not show that the difference is the concept, nor
+    that the model uses it.
     """
 
     split_half_cosine: Float[Tensor, " layer"]
@@ -72,12 +73,15 @@ class Evidence:
         return cls(**tensors)
 
     def stable_at(self, tolerance: float = 0.05) -> Float[Tensor, " layer"]:
-        """How many prompts a pole are enough: the first of `counts` from which the cosine to the other half's direction
-        stays within `tolerance` of what the whole first half reaches. NaN where that half has fewer than 4 (fewer than
-        7 prompts a pole): such a curve is too short to be flat.
+        """Return how many prompts per pole are enough at each layer.
 
-        The paper saw about 25. Counts double, so the answer is that coarse, and it cannot exceed half the prompts. It
-        says where more prompts stop helping, not that the direction is good: see `split_half_cosine`.
+        This is the first of `counts` from which the cosine similarity to the other half's direction stays within
+        `tolerance` of the value for the whole first half. NaN if that half has fewer than 4 prompts per pole (fewer
+        than 7 in all), since the curve is then too short to judge.
+
+        Facchiano et al. (2025) report about 25. Counts double, so the resolution is coarse, and the number is at most
+        half the prompts. It shows where more prompts stop helping, not that the direction is good; for that, see
+        `split_half_cosine`.
         """
         if self.counts[-1] < FEWEST_HALF:
             return torch.full_like(self.split_half_cosine, torch.nan)
@@ -89,13 +93,13 @@ class Evidence:
 
     @property
     def finding(self) -> str:
-        """How well the best layer tells held-out prompts apart, beside what the best layer does by chance."""
+        """How well the best layer separates held-out prompts, compared with the best layer under shuffled labels."""
         layers = len(self.auc)
-        told = f"held-out AUC up to {float(self.auc.max()):.2f}"
+        highest = f"held-out AUC up to {float(self.auc.max()):.2f}"
         if self.p is None:
-            return f"{told}, the best of {layers}"
+            return f"{highest}, the best of {layers}"
         least = float(self.p.min())
-        return f"{told} ({self._caution(least)}p = {least:.3f}, the best of {layers})"
+        return f"{highest} ({self._caution(least)}p = {least:.3f}, the best of {layers})"
 
     def _caution(self, p: float) -> str:
         if p <= LEVEL:
@@ -108,11 +112,11 @@ class Evidence:
 
 
 class Contrast:
-    """Running means of two poles (0 negative, 1 positive), each in two halves."""
+    """Running sums of two poles (0 negative, 1 positive), each in two halves."""
 
     def __init__(self, n_negative: int, n_positive: int) -> None:
         self.sizes = (n_negative, n_positive)
-        # The first half takes the odd one: with a single prompt there is then a direction, and no second half.
+        # The first half takes an odd prompt, so that a single prompt gives a direction (without a second half).
         self.first = tuple((size + 1) // 2 for size in self.sizes)
         self.counts = [0, 0]
         self.sums: Tensor | None = None
@@ -126,8 +130,8 @@ class Contrast:
         norms: Float[Tensor, "layer row"],
         positive: Bool[Tensor, " row"],
     ) -> None:
-        """Take in one vector a prompt and layer, and the mean length of the activations behind it."""
-        # Sums of many like numbers lose their last digits in float32.
+        """Add one vector per prompt and layer, with the mean norm of the activations it averages."""
+        # Sums of many similar numbers lose precision in float32.
         values = values.double()
         if self.sums is None:
             self.sums = values.new_zeros(2, 2, values.shape[0], values.shape[-1])
@@ -143,16 +147,16 @@ class Contrast:
             self._snap()
 
     def difference(self) -> Float[Tensor, "layer d_model"]:
-        """The positive pole's mean minus the negative pole's, over everything seen."""
+        """Return the positive pole's mean minus the negative pole's, over all prompts added."""
         negative, positive = self._sums().sum(0)
         return positive / self.counts[1] - negative / self.counts[0]
 
     def residual_norms(self) -> Float[Tensor, " layer"]:
-        """Mean length of the activations, over both poles."""
+        """Return the mean norm of the activations, over both poles."""
         return self.norms / sum(self.counts)
 
     def evidence(self) -> Evidence | None:
-        """`None` where a pole has a single prompt, so that there are no halves."""
+        """Return the evidence, or `None` if a pole has a single prompt and cannot be split into halves."""
         if min(self.sizes) < 2:
             return None
         halves = [self._half(0), self._half(1)]
@@ -184,7 +188,7 @@ class Contrast:
         return direction / direction.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(direction.dtype).tiny)
 
     def _snap(self) -> None:
-        """Keep the direction of the first 1, 2, 4, ... prompts a pole, and of the whole first half."""
+        """Keep the direction of the first 1, 2, 4, ... prompts per pole, and of the whole first half."""
         seen = min(self.counts)
         whole = min(self.first)
         due = seen == whole or (seen & (seen - 1)) == 0
@@ -213,7 +217,7 @@ def _auc(
 def _p_of_auc(
     positive: Float[Tensor, "layer prompt"], negative: Float[Tensor, "layer other_prompt"], found: Float[Tensor, " auc"]
 ) -> Float[Tensor, " auc"]:
-    """Family-wise over layers: all see the same shuffles of the poles, of which the best layer counts."""
+    """Return p-values, family-wise over layers: each shuffle of the labels counts with its best layer's AUC."""
     sizes = positive.shape[1], negative.shape[1]
     rng = np.random.default_rng(0)
     poles = np.zeros((sum(sizes), N_SHUFFLES))

@@ -1,7 +1,7 @@
-"""Reading: one vector per prompt and layer of two poles, batch by batch, while generating or from given codes.
+"""Read one vector per prompt and layer for two poles, batch by batch, during generation or from given codes.
 
-A batch is all that is held: the lens reduces over time as it runs. Positive prompt i and negative prompt i share
-their seed (or their codes), so that what differs between the poles is what the prompts ask for.
+Only one batch is in memory, and the lens reduces over time as it runs. Positive prompt i and negative prompt i share a
+seed (or codes), so that the poles differ only in what the prompts ask for.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,9 +33,9 @@ Codes = Int[Tensor, "row codebook frame"]
 @guarded
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """One vector per prompt: positive prompts in their order, then the negative ones.
+    """One vector per prompt: the positive prompts in order, then the negative ones.
 
-    `labels` is true for the positive pole.
+    `labels` is true for prompts of the positive pole.
     """
 
     values: Float[Tensor, "layer prompt d_model"]
@@ -44,7 +44,7 @@ class Samples:
     prompts: tuple[str | None, ...]
 
     def difference(self, labels: Bool[Tensor, " prompt"] | None = None) -> Float[Tensor, "layer d_model"]:
-        """The difference of the poles' means, under these labels or others."""
+        """Return the positive pole's mean minus the negative pole's, under these labels or the given ones."""
         chosen = self.labels if labels is None else labels
         if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool or chosen.shape != self.labels.shape:
             raise InputError(f"labels={shown(chosen)}: expected a tensor of {len(self.labels)} truth values.")
@@ -57,7 +57,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Batch:
-    """What was read of some rows: `index` are their places in `Samples`."""
+    """The vectors read for one batch of rows; `index` gives their indices in `Samples`."""
 
     values: Float[Tensor, "layer row d_model"]
     norms: Float[Tensor, "layer row"]
@@ -66,7 +66,7 @@ class Batch:
 
 
 class PoleReader:
-    """The plan of a reading, checked before a model runs; iterate over it for the batches."""
+    """A reading of two poles, checked before the model runs; iterate over it for the batches."""
 
     def __init__(
         self,
@@ -93,12 +93,12 @@ class PoleReader:
         self.site, self.layers = _checked_site(lens, site, layers)
         self.position = _checked_position(position, lens)
         if self.position == "eos" and None in self.prompts:
-            raise PromptError("position='eos' is the end of the text, and a prompt of None has none: give texts.")
+            raise PromptError("position='eos' is the end of the text, and a prompt of None has no text: give texts.")
         if prefix:
             refuse_prefix(lens.config, "prefix=True")
             if self.position != "mean":
                 raise InputError(
-                    f"prefix=True takes the prefix into a mean: position={position!r} names its own place."
+                    f"prefix=True includes the prefix in a mean, so it needs position='mean', not {position!r}."
                 )
         self.prefix = prefix
         checked_branch(branch)
@@ -122,8 +122,8 @@ class PoleReader:
         """Check the prompts as the model reads them, before it runs.
 
         Raises:
-            PromptError: for a prompt that is too long, or if the model reads the same in both poles, so that they
-                would differ in their seeds or in nothing.
+            PromptError: for a prompt that is too long, or if both poles are the same tokens to the model, so that they
+                would differ in their seeds or not at all.
         """
         model, tokenizer = self.lens.model, self.lens.tokenizer
         apart = self.codes is not None and not torch.equal(*self.codes)
@@ -135,12 +135,12 @@ class PoleReader:
 
     @property
     def generates(self) -> bool:
-        """Whether clips have to be made."""
+        """Whether clips have to be generated."""
         return self.codes is None and not self.starts
 
     @property
     def starts(self) -> bool:
-        """Whether the start token is enough: the first step sees no other, and the text's end not even that."""
+        """Whether the start token is enough: step 0 attends to no other code, and the end of the text to none."""
         return self.position in ("first", "eos")
 
     @property
@@ -161,9 +161,9 @@ class PoleReader:
             yield Batch(values, norms, index < len(self.positive), index)
 
     def _order(self) -> list[int]:
-        """Rows in the order they are read: pairs together, shuffled, the first halves of both poles first."""
+        """Return the reading order of rows: shuffled, pairs together, and the first halves of both poles first."""
         n, m = len(self.positive), len(self.negative)
-        # A file's order may have a meaning; the halves should not.
+        # The order in a file may be meaningful; the split into halves must not be.
         generator = torch.Generator("cpu").manual_seed(0)
         shuffled = torch.randperm(max(n, m), generator=generator, device="cpu").tolist()
         poles = [[row for row in shuffled if row < n], [n + row for row in shuffled if row < m]]
@@ -171,7 +171,7 @@ class PoleReader:
         return [row for half in halves for pair in zip_longest(*half) for row in pair if row is not None]
 
     def _read(self, prompts: list[str | None], rows: list[int]) -> tuple[Tensor, Tensor]:
-        """Values "layer row d_model" and mean lengths "layer row" of some rows."""
+        """Return the vectors "layer row d_model" and mean norms "layer row" of some rows."""
         span = self.position if isinstance(self.position, tuple) else None
         reduce = self.position if self.position in ("last", "eos") else "mean"
         what: dict[str, Any] = {
@@ -189,7 +189,7 @@ class PoleReader:
                 cache_device="cpu", **what,
             ).cache  # fmt: skip
         else:
-            # Under given codes the conditional half does not know of the null half: half the work.
+            # Under given codes the conditional branch does not depend on the null branch: skip it, at half the cost.
             scale = 1.0 if self.branch == "cond" else self.guidance_scale
             codes = None if self.starts or self.codes is None else self._rows_of(self.codes, rows)
             _, cache = self.lens.run_with_cache(
@@ -218,13 +218,18 @@ class PoleReader:
             return None
         sides = (codes, codes) if isinstance(codes, Tensor) else tuple(codes)
         if len(sides) != 2 or not all(isinstance(side, Tensor) and side.ndim == 3 for side in sides):
-            raise InputTypeError("codes: expected 'row codebook frame', or a pair of them, the positive pole's first.")
+            raise InputTypeError(
+                "codes: expected 'row codebook frame', or a pair of them (positive pole, negative pole)."
+            )
         for pole, side, prompts in zip(("positive", "negative"), sides, (self.positive, self.negative), strict=True):
             if len(side) != len(prompts):
-                raise InputError(f"codes of {len(side)} rows for {len(prompts)} {pole} prompts: give one row a prompt.")
+                raise InputError(
+                    f"codes of {len(side)} rows for {len(prompts)} {pole} prompts: give one row per prompt."
+                )
         if sides[0].shape[1:] != sides[1].shape[1:]:
             raise InputError(
-                f"codes of shapes {tuple(sides[0].shape)} and {tuple(sides[1].shape)}: expected one length."
+                f"codes of shapes {tuple(sides[0].shape)} and {tuple(sides[1].shape)}: expected the same number of "
+                "codebooks and frames for both poles."
             )
         return sides[0], sides[1]
 
@@ -238,7 +243,9 @@ def _checked_poles(positive: Any, negative: Any) -> tuple[tuple[str | None, ...]
         sides.append(listed)
     shared = sorted({prompt for prompt in sides[0] if prompt is not None} & set(sides[1]))
     if shared:
-        raise PromptError(f"{len(shared)} prompts stand in both poles, such as {shared[0]!r}: they would cancel.")
+        raise PromptError(
+            f"{len(shared)} prompts are in both poles, such as {shared[0]!r}, and would cancel: keep each in one pole."
+        )
     return sides[0], sides[1]
 
 
@@ -254,16 +261,18 @@ def _checked_position(position: Any, lens: AudioLens) -> Position:
 
 
 def _checked_site(lens: AudioLens, site: Any, layers: Any) -> tuple[str, tuple[int, ...]]:
-    """The short name of a site with one vector a step, and its layers; a full name brings its own."""
+    """Return the short name of a site with one vector per step, and its layers; a full name determines its layer."""
     found = lens.find_sites(site, layers)
     if any(place.layer is None for place in found):
-        raise InputError(f"site={site!r} stands in no block: a direction needs one vector a layer.")
+        raise InputError(
+            f"site={site!r} is not in a block, but a direction needs one vector per layer: use 'resid_post'."
+        )
     if any("head" in place.axes for place in found):
         raise InputError(
-            f"site={site!r} has one vector a head: read a site with one vector a step, such as 'attn_out'."
+            f"site={site!r} has one vector per head: read a site with one vector per step, such as 'attn_out'."
         )
     if len({place.hook for place in found}) != 1:
-        raise InputError(f"site={site!r}: expected one site; directions of several are read one after the other.")
+        raise InputError(f"site={site!r}: expected one site; read the directions of several sites one at a time.")
     return found[0].short, tuple(place.layer for place in found if place.layer is not None)
 
 
@@ -273,12 +282,14 @@ def _checked_seeds(seeds: Any, count: int) -> list[int]:
     given = one_or_listed("seeds", seeds)
     listed = [checked_seed(seed) for seed in (given if isinstance(given, list) else [given] * count)]
     if len(listed) != count:
-        raise InputError(f"{len(listed)} seeds for {count} prompts a pole: prompt i of either pole takes seed i.")
+        raise InputError(
+            f"{len(listed)} seeds for {count} prompts per pole: give one per pair, as prompt i uses seed i."
+        )
     return listed
 
 
 def _encoded(lens: AudioLens, audio: Any) -> Codes | tuple[Codes, Codes]:
-    """Codes of (waveform, sample_rate), or of a pair of them, the positive pole's first."""
+    """Return the codes of (waveform, sample_rate), or of a pair of these (positive pole, negative pole)."""
     if isinstance(audio, tuple | list) and len(audio) == 2 and isinstance(audio[0], tuple | list):
         return codes_of(audio[0], lens.traced_model), codes_of(audio[1], lens.traced_model)
     return codes_of(audio, lens.traced_model)

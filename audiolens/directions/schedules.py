@@ -1,7 +1,7 @@
-"""Schedules: how a strength changes over a clip, as functions of the time in seconds.
+"""Schedules: functions of time in seconds that scale a steering strength over a clip.
 
-`steer(..., schedule=linear(0.0, 2.0))`. Any function of seconds will do; these are the usual ones. The clock is the
-clip's own time, the same for every row and layer.
+Use as `steer(..., schedule=linear(0.0, 2.0))`. Any function of seconds works; these are the common ones. Time counts
+from the start of the clip and is the same for every row and layer.
 """
 
 import math
@@ -13,17 +13,17 @@ Schedule = Callable[[float], float]
 
 
 def linear(from_seconds: float, to_seconds: float, start: float = 0.0, stop: float = 1.0) -> Schedule:
-    """A straight line from `start` to `stop` between two times, level before and after."""
+    """Return a linear ramp from `start` to `stop` between two times, constant before and after."""
     return _ramp(from_seconds, to_seconds, start, stop, lambda share: share)
 
 
 def cosine(from_seconds: float, to_seconds: float, start: float = 0.0, stop: float = 1.0) -> Schedule:
-    """As `linear`, easing in and out along half a cosine."""
+    """Return a ramp as `linear` does, easing in and out along half a cosine."""
     return _ramp(from_seconds, to_seconds, start, stop, lambda share: (1 - math.cos(math.pi * share)) / 2)
 
 
 def exponential(half_life_seconds: float, start: float = 1.0, stop: float = 0.0) -> Schedule:
-    """From `start` at the beginning of the clip towards `stop`, half of what is left in every half-life."""
+    """Return an exponential decay from `start` at the beginning of the clip towards `stop`."""
     _finite(half_life_seconds=half_life_seconds, start=start, stop=stop)
     if half_life_seconds <= 0:
         raise InputError(f"half_life_seconds={half_life_seconds}: expected more than 0.")

@@ -1,10 +1,11 @@
-"""Steering: a placed direction as interventions: which layer's vector goes where, how strong, when, on which rows.
+"""Turn directions into the interventions that steer along them: at which blocks, how strongly, when, and on which rows.
 
 The strategies are those of Facchiano et al. (2025): one layer's vector at its own block (one-to-one), at every block
-(one-to-all, the paper's best) or in a band of blocks (one-to-band); and every block its own vector (all-to-all).
+(one-to-all, the best in the paper) or in a band of blocks (one-to-band); or each block's own vector at that block
+(all-to-all).
 
-Several concepts are steered at once by giving several directions, as they are or each freed of those before it; the
-signs and weights are theirs (`steer([tempo, -0.5 * timbre])`). With a strength per row for each, add the lists instead:
+To steer several concepts at once, give several directions, unchanged or orthogonalised, with their signs and weights
+included (`steer([tempo, -0.5 * timbre])`). For a strength per row and concept, add the lists instead:
 `steer(tempo, strength=...) + steer(timbre, strength=...)`.
 """
 
@@ -49,41 +50,41 @@ def steer(
     prefix: bool = False,
     combine: Combine = "sum",
 ) -> list[Intervention]:
-    """The interventions that steer along a direction, or along several at once.
+    """Return the interventions that steer along one or several directions.
 
     Args:
-        directions: what to steer along, one concept or several; the site is the one they were read at.
-        strategy: "one-to-one" puts `layer`'s vector at `layer`, "one-to-all" at every block, where it adds up and wants
-            a fraction of the strength, "one-to-band" at the blocks of `band` (or `layers`); "all-to-all" puts every
-            block's own vector there (or at `layers` only).
-        layer: whose vector, in the one-to strategies; may be left out where there is only one. With several concepts,
-            one for all, or one for each.
-        layers: target blocks of "one-to-band" and "all-to-all", any list of them; under "one-to-one", whose only block
-            is `layer`, that one.
-        band: target blocks of "one-to-band", as (first, last), both included.
-        strength: the coefficient; negative steers to the negative pole. A number, or one per affected row, so that a
-            whole dose-response runs in one batch.
-        unit: what a strength of 1 is: "raw" the whole difference of means (the paper's), "unit" a vector of length 1,
-            "residual" the mean length of the activations at the block that is changed.
-        branch: "cond", "null" or "both". To first order "cond" alone moves the guided logits by guidance_scale times
-            what "both" does: strengths compare only within one branch.
-        seconds: (from, to); `None` is the whole clip, the tail included.
+        directions: one or several concepts to steer along. The intervention site is the site they were read at.
+        strategy: "one-to-one" adds `layer`'s vector at `layer`; "one-to-all" adds it at every block, where it
+            accumulates and needs a fraction of the strength; "one-to-band" adds it at the blocks of `band` (or
+            `layers`); "all-to-all" adds each block's own vector at that block (or only at `layers`).
+        layer: the layer whose vector is used, in the one-to strategies; optional if there is only one. With several
+            concepts, one layer for all or one for each.
+        layers: target blocks of "one-to-band" and "all-to-all"; under "one-to-one" another name for `layer`.
+        band: target blocks of "one-to-band" as (first, last), both included.
+        strength: the coefficient; negative steers towards the negative pole. A number, or one per affected row, so that
+            a whole dose-response curve runs in one batch.
+        unit: what a strength of 1 adds: "raw" the full difference of means (as in the paper), "unit" a vector of norm
+            1, "residual" a vector as long as the mean activation norm at the target block.
+        branch: "cond", "null" or "both". To first order, "cond" alone moves the guided logits guidance_scale times as
+            far as "both", so compare strengths only within one branch.
+        seconds: (from, to); `None` is the whole clip, including the tail.
         rows: affected rows; `None` is all.
         schedule: multiplies the strength over time: a function of the time in seconds, or one number per frame.
-        preserve_norm: rescale every changed position to the length it had.
-        operator: "add"; "clamp" sets the projection on the direction to `strength` x `unit` (0 is no direction, not
-            no change); "ablate" removes the share `strength` of the projection, whatever the unit.
-        prefix: steer the conditioning before step 0 too, where it stands in the decoder's own sequence.
-        combine: of several concepts. "sum" takes each vector as it is; "orthogonalised" takes from each its part along
-            those before it (Gram-Schmidt: the first stays whole, so the order matters), so that steering along a later
-            one does not steer along an earlier one; clamps and ablations of several undo each other without it.
+        preserve_norm: rescale every changed position to its original norm.
+        operator: "add"; "clamp" sets the projection on the direction to `strength` x `unit` (so 0 removes the
+            direction, and does not mean no change); "ablate" removes the share `strength` of the projection,
+            regardless of the unit.
+        prefix: also steer the conditioning before step 0, if it is part of the decoder's own sequence.
+        combine: how several concepts combine. "sum" uses each vector unchanged. "orthogonalised" removes from each
+            vector its component along the previous ones (Gram-Schmidt; the first is unchanged, so the order matters),
+            so that steering along a later concept does not steer along an earlier one. Without it, clamps or ablations
+            of several concepts interfere.
 
     Returns:
-        One intervention per different vector, to be given to `lens.generate(interventions=...)`; those of several
-        concepts follow one another in the order given.
+        One intervention per distinct vector, for `lens.generate(interventions=...)`, in the order of the concepts.
 
     Raises:
-        InputError: (or a subclass) for a strategy, layer, band or strength that makes no sense here, naming what does.
+        InputError: (or a subclass) for an invalid strategy, layer, band or strength, naming the valid choices.
     """
     checked_flags(preserve_norm=preserve_norm, prefix=prefix)
     concepts = _concepts(directions)
@@ -115,7 +116,7 @@ def steer(
 
 @dataclass(frozen=True, eq=False)
 class _Placed:
-    """A vector and the blocks it goes to."""
+    """A vector and its target blocks."""
 
     vector: Float[Tensor, " d_model"]
     layers: list[int]
@@ -138,7 +139,7 @@ def _concepts(directions: Any) -> list[Directions]:
     ):
         if len(differing) > 1:
             raise InputError(
-                f"directions of different {name} are not steered together: {', '.join(sorted(differing))}."
+                f"directions of different {name} cannot be steered together: {', '.join(sorted(differing))}."
             )
     return found
 
@@ -152,13 +153,13 @@ def _placed(
     unit: Unit,
     combine: Combine,
 ) -> list[_Placed]:
-    """Every concept's vectors and where they go, one concept after the other."""
+    """Return every concept's vectors with their target blocks, one concept after the other."""
     sources = _sources(concepts, strategy, layer)
     placed = []
     for place, (directions, source) in enumerate(zip(concepts, sources, strict=True)):
         before = list(zip(concepts, sources, strict=True))[:place] if combine == "orthogonalised" else []
         targets = _targets(directions, strategy, source, layers, band)
-        # One vector for all targets, unless each has its own or its own length.
+        # One vector for all targets, unless each target has its own vector or its own scale.
         groups = [targets] if source is not None and unit != "residual" else [[target] for target in targets]
         for group in groups:
             vector = _freed(
@@ -171,7 +172,7 @@ def _placed(
 
 
 def _sources(concepts: list[Directions], strategy: Strategy, layer: Any) -> list[int | None]:
-    """Whose vector each concept takes; `None` is each block's own."""
+    """Return the source layer of each concept's vector; `None` means each block's own."""
     if strategy == "all-to-all":
         _refuse(strategy, layer=layer)
         return [None] * len(concepts)
@@ -194,23 +195,23 @@ def _targets(directions: Directions, strategy: Strategy, source: int | None, lay
 
 
 def _freed(directions: Directions, layer: int, before: list[Tensor]) -> Float[Tensor, " d_model"]:
-    """The vector of a layer, without its part along the vectors of the concepts before."""
+    """Return the vector of a layer without its component along the vectors of the previous concepts."""
     vector = directions[layer]
     if float(vector.norm()) == 0:
-        raise InputError(f"the direction at layer {layer} is zero: there is nothing to steer along.")
+        raise InputError(f"the direction at layer {layer} is zero: there is nothing to steer along; choose another.")
     if not before:
         return vector
     rest, empty = apart(vector[None], [other[None] for other in before])
     if bool(empty):
         raise InputError(
-            f"nothing is left of {directions.meta.label or 'a direction'!r} at layer {layer} without its part along "
-            "the concepts before it: they are parallel."
+            f"nothing is left of {directions.meta.label or 'a direction'!r} at layer {layer} after removing its "
+            "component along the concepts before it: drop it, or use combine='sum'."
         )
     return rest[0]
 
 
 def _scaled(vector: Tensor, directions: Directions, target: int, unit: Unit) -> Float[Tensor, " d_model"]:
-    """A vector at the length that a strength of 1 means at a block."""
+    """Scale a vector to the length that a strength of 1 means at a block."""
     if unit == "raw":
         return vector
     return vector / float(vector.norm()) * (directions.residual_norm(target) if unit == "residual" else 1.0)
@@ -241,7 +242,7 @@ def _source(directions: Directions, strategy: Strategy, layer: int | None) -> in
     if layer is None:
         if len(directions) == 1:
             return directions.layers[0]
-        raise SiteError(f"strategy={strategy!r} needs layer=: whose vector, of {_listed(directions)}.")
+        raise SiteError(f"strategy={strategy!r} needs layer=: choose one of {_listed(directions)}.")
     try:
         number = whole_number(layer)
     except TypeError:
@@ -255,7 +256,7 @@ def _source(directions: Directions, strategy: Strategy, layer: int | None) -> in
 def _band(band: Any, layers: int | Sequence[int] | None, n_layers: int) -> list[int]:
     if (band is None) == (layers is None):
         raise InputError(
-            "strategy='one-to-band' needs band=(first, last), both included, or layers=[...]: one of them."
+            "strategy='one-to-band' needs band=(first, last), both included, or layers=[...], but not both."
         )
     if layers is not None:
         return checked_layers(layers, n_layers)

@@ -1,12 +1,13 @@
-"""What is heard in a clip, as numbers (tempo, brightness, register, mode and more), and what is lost in it.
+"""Measure clips: tempo, brightness, register, mode and more, and whether steering has degraded them.
 
-Every measure is a function of (audio, sample_rate). Audio is a numpy array or torch tensor shaped [sample], [channel,
-sample] (one number comes back) or [row, channel, sample] (an array [row]), of one or two channels, which are averaged,
-and a constant offset is taken away; or a sound file, or what `lens.generate` returned, both without a sample rate; or a
-list of these. Where no number means anything (silence, the pitch of noise) it is NaN, never a made-up one; audio that
-cannot be measured (NaN samples, under 0.1 s, over ten minutes, an impossible rate, a broken file) is an InputError.
-docs/measures.md has every measure's method and calibration. Loads librosa and scipy when first used, and torch only for
-what needs a model (`drift`, `frechet_distance`, `clap_score`).
+Every measure is a function of (audio, sample_rate). Audio is a numpy array or torch tensor shaped [sample] or [channel,
+sample], which gives one number, or [row, channel, sample], which gives an array [row]; it has one or two channels. It
+may also be a sound file or what `lens.generate` returned, both without a sample rate, or a list of any of these.
+Channels are averaged and a constant offset is removed. Where a measure is undefined (silence, the pitch of noise) the
+result is NaN. Audio that cannot be measured (NaN samples, shorter than 0.1 s, longer than ten minutes, an impossible
+sample rate, a broken file) raises an InputError. docs/measures.md describes the method and calibration of each measure.
+librosa and scipy are imported on first use, and torch only for measures that need a model (`drift`, `frechet_distance`,
+`clap_score`).
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
-"""Beat This (Foscarin, Schlueter and Widmer, ISMIR 2024), the beat tracker of the paper we follow: an extra.
+"""Tempo by Beat This (Foscarin, Schlueter and Widmer, ISMIR 2024), the beat tracker used by Facchiano et al. (2025).
 
-`pip install 'audiolens[beats]'` brings the package; it fetches its weights when first used. Nothing of it is imported
-before.
+It is an optional extra, `pip install 'audiolens[beats]'`, imported only when it is used. It downloads its weights on
+first use.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def beat_this_tempo(clip: Clip) -> float:
-    """`tempo(..., method="beat_this")` of one clip: 60 over the median interval between the beats it finds."""
+    """Return `tempo(..., method="beat_this")` of one clip: 60 over the median interval between its beats."""
     tracker = _tracker()
     if clip.silent:
         return float("nan")
@@ -35,12 +35,12 @@ def beat_this_tempo(clip: Clip) -> float:
 
 
 def tempo_of(beats: Float[np.ndarray, " beat"]) -> float:
-    """BPM of beats in seconds; NaN of fewer than four."""
+    """Return the tempo in BPM from beat times in seconds; NaN for fewer than four beats."""
     return 60 / float(np.median(np.diff(beats))) if len(beats) >= FEWEST_BEATS else float("nan")
 
 
 def lacking() -> str | None:
-    """Why Beat This cannot be used here; `None` where it can. Fetches its weights where they are not there yet."""
+    """Return why Beat This cannot be used here, or `None` if it can. Downloads its weights if they are missing."""
     try:
         require()
     except AudioLensError as error:
@@ -49,39 +49,39 @@ def lacking() -> str | None:
 
 
 def require() -> None:
-    """Raise, as the measure itself would, where Beat This cannot be used here."""
+    """Raise the measure's own error if Beat This cannot be used here."""
     _tracker()
 
 
 @cache
 def _tracker() -> Any:
-    """The tracker, loaded once a process: (samples, sample rate) -> (beats, downbeats) in seconds."""
+    """Load the tracker once per process: (samples, sample rate) -> (beats, downbeats) in seconds."""
     try:
         from beat_this.inference import Audio2Beats  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingPackageError(
-            f"the tempo by Beat This needs its package ({error}): pip install 'audiolens[beats]', or take another "
-            "method ('beat', 'ioi')."
+            f"tempo by Beat This needs its package ({error}): pip install 'audiolens[beats]', or use another method "
+            "('beat', 'ioi')."
         ) from None
     if Path(CHECKPOINT).exists():
         raise InputError(
-            f"{Path(CHECKPOINT).absolute()} would be opened in the place of Beat This's own weights of that name: "
-            "rename it, or work in another folder."
+            f"{Path(CHECKPOINT).absolute()} would be opened instead of Beat This's own weights of that name: rename "
+            "it, or work in another folder."
         )
     try:
         with _tensors_only():
             return Audio2Beats(checkpoint_path=CHECKPOINT, device="cpu", dbn=False)
     except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
-        # What it raises where it cannot fetch its weights.
+        # The errors it raises if it cannot download its weights.
         raise InputError(
-            f"Beat This could not load its weights ({CHECKPOINT}): {error}. They come from the network when first "
-            "used; try again where there is one."
+            f"Beat This could not load its weights ({CHECKPOINT}): {error}. They are downloaded on first use: try "
+            "again with a network connection."
         ) from None
 
 
 @contextmanager
 def _tensors_only() -> Iterator[None]:
-    """Have `torch.load` take nothing but tensors from a pickle, as which the weights come: it could run anything."""
+    """Restrict `torch.load` to tensors: the weights are a pickle, which could otherwise run any code."""
     before = os.environ.get(_ONLY)
     os.environ[_ONLY] = "1"
     try:

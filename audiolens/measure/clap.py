@@ -1,9 +1,9 @@
-"""CLAP: how well sound fits words, and an embedding of sound (Wu et al. 2023, "Large-scale Contrastive
-Language-Audio Pretraining"), through transformers' own ClapModel.
+"""Score how well clips match a text, and embed them, with transformers' ClapModel.
 
-Needs torch, and the network once for the weights: `audiolens.measure` loads this file when one of its names is asked
-for. A clip's numbers depend on that clip alone: transformers' feature extractor draws at random (a crop of what is
-longer than ten seconds; with fusion, one clip of each batch that it calls longer), and we leave it nothing to draw.
+CLAP: Wu et al. (2023), "Large-scale Contrastive Language-Audio Pretraining". This module needs torch, so
+`audiolens.measure` imports it only on first use; the weights are downloaded once. A clip's results depend only on that
+clip. transformers' feature extractor makes random choices (it crops clips longer than ten seconds and, with fusion,
+marks one clip of each batch as longer), so clips are passed in a form that leaves it no choice.
 """
 
 from __future__ import annotations
@@ -46,31 +46,33 @@ def clap_score(
     model: Model = DEFAULT,
     batch_size: int = 16,
 ) -> Float[np.ndarray, " row"]:
-    """How well each clip fits its text, -1 to 1: the cosine of CLAP's embeddings, the mean over ten-second windows.
+    """Return how well each clip matches its text: the cosine similarity between CLAP embeddings, from -1 to 1.
+
+    The score of a clip is the mean over its ten-second windows.
 
     Args:
-        audio: clips as every measure takes them; mixed to mono and resampled to the model's rate (48 kHz).
-        texts: one for all clips, or one a clip.
-        sample_rate: of arrays, in Hz.
+        audio: clips as for any measure; mixed to mono and resampled to the model's rate (48 kHz).
+        texts: one text for all clips, or one per clip.
+        sample_rate: sample rate of arrays, in Hz.
         model: a hub name, a folder that `save_pretrained` wrote, or (ClapModel, ClapProcessor).
-        batch_size: windows in one run.
+        batch_size: windows per batch.
 
     Raises:
-        InputError: other numbers of clips and texts, audio that cannot be measured.
-        ModelNotFoundError: no such model, or no network to fetch it.
+        InputError: if clips and texts differ in number, or audio cannot be measured.
+        ModelNotFoundError: if there is no such model, or no network to download it.
 
-    It does not show how good a clip sounds, and its words are coarse (it hardly counts beats): compare scores of one
-    text, paired by seed.
+    It does not show how good a clip sounds, and CLAP understands text coarsely (it is almost insensitive to tempo):
+    compare scores for one text, paired by seed.
     """
     clips, _ = read(audio, sample_rate, centred=False)
     listed = [texts] if isinstance(texts, str) else list(in_order("texts", texts, "texts"))
     if not listed or not all(isinstance(text, str) and text.strip() for text in listed):
-        raise InputTypeError(f"texts={texts!r}: expected a text, or one a clip.")
+        raise InputTypeError(f"texts={texts!r}: expected a text, or one per clip.")
     if len(listed) not in (1, len(clips)):
-        raise InputError(f"{len(listed)} texts for {len(clips)} clips: give one text, or one a clip.")
+        raise InputError(f"{len(listed)} texts for {len(clips)} clips: give one text, or one per clip.")
     clap, processor = opened(model)
     embeddings = _embedded(clips, clap, processor, whole_batch_size(batch_size))
-    # The text's vector is that of its first token: padding must not stand there, whatever the tokenizer is set to.
+    # The text embedding is that of the first token, so padding must be on the right regardless of the tokenizer.
     tokens = processor.tokenizer(listed, padding=True, padding_side="right", truncation=False)
     of_text = clap.config.text_config
     limit = min(processor.tokenizer.model_max_length, of_text.max_position_embeddings - of_text.pad_token_id - 1)
@@ -80,11 +82,11 @@ def clap_score(
     note_unread(listed, processor.tokenizer)
     tell_unread()
     with torch.no_grad():
-        told = {
+        inputs = {
             name: torch.tensor(tokens[name], dtype=torch.long, device=clap.device)
             for name in ("input_ids", "attention_mask")
         }
-        words = clap.get_text_features(**told).pooler_output.float().cpu().numpy()
+        words = clap.get_text_features(**inputs).pooler_output.float().cpu().numpy()
     words = np.broadcast_to(words, (len(clips), words.shape[1]))
     return np.array([float((windows @ word).mean()) for windows, word in zip(embeddings, words, strict=True)])
 
@@ -93,16 +95,16 @@ def clap_score(
 def clap_embeddings(
     audio: Audio, sample_rate: float | None = None, *, model: Model = DEFAULT, batch_size: int = 16
 ) -> list[Float[np.ndarray, "window feature"]]:
-    """CLAP's embedding of each clip's ten-second windows, of length 1; the last window may be shorter.
+    """Return CLAP's unit-norm embedding of each clip's ten-second windows; the last window may be shorter.
 
-    Arguments and errors as in `clap_score`.
+    Arguments and errors are those of `clap_score`.
     """
     clips, _ = read(audio, sample_rate, centred=False)
     return _embedded(clips, *opened(model), whole_batch_size(batch_size))
 
 
 def opened(model: Model) -> Clap:
-    """The model and its processor; those of a name or folder are kept for the next call."""
+    """Return the model and its processor; models loaded by name or folder are cached."""
     if isinstance(model, str | os.PathLike):
         return _loaded(os.fspath(model))
     if isinstance(model, tuple | list) and len(model) == 2:
@@ -121,7 +123,7 @@ def _loaded(name: str) -> Clap:
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         folder = Path(name).expanduser()
-        # Weights that are only there as a pickle are refused: a file from someone else is never dangerous.
+        # Refuse weights that exist only as a pickle, since unpickling a downloaded file could run any code.
         with staged(folder if folder.is_dir() else downloaded(name, None)) as files:
             if files.config.get("model_type") != "clap":
                 raise ModelFilesError(f"{folder / CONFIG} is not that of a CLAP model.")
@@ -129,11 +131,11 @@ def _loaded(name: str) -> Clap:
             clap: Any = ClapModel.from_pretrained(files.folder, use_safetensors=True, **options)
             return clap.eval(), ClapProcessor.from_pretrained(files.folder, **options)
     except Exception as error:
-        # Whatever transformers makes of files that are not a whole model.
+        # transformers raises many kinds of errors for incomplete model files.
         detail = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelNotFoundError(
-            f"the CLAP model {name!r} could not be loaded: {detail} Give a hub name (and a network for the first "
-            f"time) such as {DEFAULT!r}, a folder, or (ClapModel, ClapProcessor)."
+            f"the CLAP model {name!r} could not be loaded: {detail} Give a hub name such as {DEFAULT!r} (downloaded "
+            "on first use), a folder, or (ClapModel, ClapProcessor)."
         ) from error
 
 
@@ -145,7 +147,7 @@ def _embedded(clips: Sequence[Clip], clap: Any, processor: Any, size: int) -> li
     for clip in clips:
         samples = resampled(clip.samples, clip.sample_rate, rate)
         cut = [samples[start : start + longest] for start in range(0, len(samples), longest)]
-        # A rest of less than half a second says little, and would weigh as much as ten.
+        # A remainder under half a second says little, and would weigh as much as a full window.
         cut = [part for part in cut if len(part) >= rate / 2] or cut[:1]
         windows += cut
         counts.append(len(cut))

@@ -1,7 +1,7 @@
-"""What every measure listens to: audio of any layout, checked at the door, as mono clips that share their spectra.
+"""Read and check audio of any layout, and mix it to mono clips, the input of every measure.
 
-Called by the other modules of `audiolens.measure`. A `Clip` computes each spectrum and the onset envelope once, so that
-tempo, onset rate and brightness together cost little more than one of them.
+The other modules of `audiolens.measure` call this one. A `Clip` computes each spectrum and the onset envelope once, so
+that tempo, onset rate and brightness together cost little more than one of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from audiolens.sound.soundfiles import LONGEST_SECONDS, MOST_CHANNELS, RATES_HZ,
 
 T = TypeVar("T")
 SILENCE_DBFS = -60.0
-"""A clip quieter than this (root mean square) is silent: nothing about it but its loudness is measured."""
+"""A clip with a lower root mean square is silent: only its loudness is measured."""
 SHORTEST_SECONDS = 0.1
 
 
@@ -34,7 +34,7 @@ class Array(Protocol):
 
 
 class Sound(Protocol):
-    """What `lens.generate` returns, as far as a measure looks at it."""
+    """The fields of a `lens.generate` result that measures use."""
 
     @property
     def audio(self) -> Any: ...
@@ -44,12 +44,12 @@ class Sound(Protocol):
 
 
 Audio = Array | SoundPath | Sound | Sequence[Array | SoundPath | Sound]
-"""What is measured; arrays with their `sample_rate`, in a list too."""
+"""Audio to measure; arrays, also in a list, need a `sample_rate`."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One mono sound around 0. Spectra are magnitudes [bin, frame] of Hann windows that lie wholly inside the clip."""
+    """One mono sound without offset. Spectra are magnitudes [bin, frame] of Hann windows entirely within the clip."""
 
     samples: Float[np.ndarray, " sample"]
     sample_rate: int
@@ -69,7 +69,7 @@ class Clip:
         return self.loudness_dbfs < SILENCE_DBFS
 
     def window(self, seconds: float) -> int:
-        """The power of two nearest to `seconds` in samples (but no longer than the clip)."""
+        """Return a window length in samples: the power of two nearest to `seconds`, at most the length of the clip."""
         n = 2 ** round(np.log2(seconds * self.sample_rate))
         return min(n, 2 ** int(np.log2(len(self.samples))))
 
@@ -83,25 +83,25 @@ class Clip:
 
     @cached_property
     def timbre_spectrum(self) -> Float[np.ndarray, "bin frame"]:
-        """64 ms windows every 32 ms: `brightness`."""
+        """Spectrum of 64 ms windows every 32 ms, for `brightness` and `rolloff`."""
         n_fft = self.window(0.064)
         return self.spectrum(n_fft, n_fft // 2)
 
     @cached_property
     def onset_envelope(self) -> Envelope:
-        """32 ms windows every 8 ms: everything of `rhythm`."""
+        """Onset envelope from 32 ms windows every 8 ms, for all of `rhythm`."""
         hop = round(0.008 * self.sample_rate)
         return envelope(self.spectrum(self.window(0.032), hop), self.sample_rate, hop)
 
     @cached_property
     def pitch_spectrum(self) -> Float[np.ndarray, "bin frame"]:
-        """128 ms windows every 32 ms: `pitch` and `mode`."""
+        """Spectrum of 128 ms windows every 32 ms, for `pitch`, `pitch_class` and `mode`."""
         n_fft = self.window(0.128)
         return self.spectrum(n_fft, n_fft // 4)
 
 
 def once(function: Callable[[Clip], T]) -> Callable[[Clip], T]:
-    """`function`, computed once a clip and kept with it: what several measures have in common."""
+    """Cache the result of `function` on the clip, for computations that several measures share."""
 
     @wraps(function)
     def kept(clip: Clip) -> T:
@@ -114,20 +114,20 @@ def once(function: Callable[[Clip], T]) -> Callable[[Clip], T]:
 
 
 def read(audio: Any, sample_rate: float | None = None, *, centred: bool = True) -> tuple[list[Clip], bool]:
-    """Check `audio` and mix each row down to a mono `Clip`; the flag says whether there is a row axis.
+    """Check `audio` and mix each row down to a mono `Clip`; also return whether there is a row axis.
 
-    A constant offset is no sound, and is taken away (`centred`). Signed 16- and 32-bit integers are PCM, scaled to
-    [-1, 1); other integers are refused.
+    A constant offset is inaudible, and `centred` removes it. Signed 16- and 32-bit integers are PCM, scaled to [-1, 1);
+    other integers raise an error.
 
     Args:
-        audio: an array or tensor, the path of a sound file, what `lens.generate` returned, or a list of these, whose
-            clips may differ in length.
-        sample_rate: of arrays, in Hz; files and generations bring their own.
+        audio: an array or tensor, the path of a sound file, what `lens.generate` returned, or a list of these; clips
+            may differ in length.
+        sample_rate: sample rate of arrays, in Hz; files and generations have their own.
 
     Raises:
-        InputTypeError: no sound, or of a type that no sound has.
-        InputError: of the wrong shape, too short or too long, not finite, with an impossible sample rate, or a file
-            that cannot be read.
+        InputTypeError: if it is not audio, or has a dtype that samples cannot have.
+        InputError: if it has the wrong shape, is too short or too long, is not finite, has an impossible sample rate,
+            or is a file that cannot be read.
     """
     listed = isinstance(audio, list | tuple)
     parts = [_rows(part, sample_rate, centred) for part in (audio if listed else [audio])]
@@ -139,14 +139,14 @@ def read(audio: Any, sample_rate: float | None = None, *, centred: bool = True) 
 def per_row(
     audio: Any, sample_rate: float | None, function: Callable[[Clip], float]
 ) -> float | Float[np.ndarray, " row"]:
-    """`function` of every row of `audio`: an array if there is a row axis, one number otherwise."""
+    """Apply `function` to every row of `audio`; return an array if there is a row axis, else one number."""
     clips, many = read(audio, sample_rate)
     values = [function(clip) for clip in clips]
     return np.array(values) if many else values[0]
 
 
 def of_file(path: SoundPath, seconds: Span | None = None, *, centred: bool = True) -> Clip:
-    """The clip in a sound file, or in its span (from, to); what is wrong with it is said with the file's name."""
+    """Read a sound file, or its span (from, to), as a clip; errors name the file."""
     samples, sample_rate = soundfiles.read(path, seconds)
     try:
         return _rows(samples, sample_rate, centred)[0][0]
@@ -159,23 +159,23 @@ def is_path(audio: Any) -> TypeGuard[SoundPath]:
 
 
 def _rows(audio: Any, sample_rate: float | None, centred: bool) -> tuple[list[Clip], bool]:
-    """The clips of one array, file or generation, and whether it has a row axis."""
+    """Return the clips of one array, file or generation, and whether it has a row axis."""
     if is_path(audio):
         if sample_rate is not None:
-            raise InputError(f"{audio} brings its own sample rate; leave sample_rate out")
+            raise InputError(f"{audio} has its own sample rate; leave sample_rate out")
         return [of_file(audio, centred=centred)], False
     if hasattr(audio, "audio") and hasattr(audio, "sample_rate"):
         if audio.audio is None:
             raise InputError("these clips were made with decode=False; give lens.decode_codes(out.codes), and its rate")
         if sample_rate not in (None, audio.sample_rate):
             raise InputError(
-                f"generated clips bring their own sample rate, {audio.sample_rate}, and sample_rate={sample_rate} was "
-                "given: leave it out, and measure arrays apart"
+                f"generated clips have their own sample rate, {audio.sample_rate}, but sample_rate={sample_rate} was "
+                "given: leave it out, and measure arrays separately"
             )
         return _rows(audio.audio, audio.sample_rate, centred)
     samples = as_float(audio)
     if sample_rate is None:
-        raise InputError("audio is an array, which does not know its sample rate; give sample_rate in Hz, e.g. 16000")
+        raise InputError("audio is an array, which has no sample rate; give sample_rate in Hz, e.g. 16000")
     sample_rate = _checked_rate(sample_rate)
     if samples.ndim not in (1, 2, 3):
         raise InputError(
@@ -187,8 +187,8 @@ def _rows(audio: Any, sample_rate: float | None, centred: bool) -> tuple[list[Cl
     _, n_channels, n_samples = rows.shape
     if not 1 <= n_channels <= MOST_CHANNELS:
         raise InputError(
-            f"audio of shape {samples.shape} has {n_channels} channels, expected one or two; mix more down first; "
-            "mono rows need a channel axis (audio[:, None]), and [sample, channel] files a transpose (audio.T)"
+            f"audio of shape {samples.shape} has {n_channels} channels, expected one or two: mix more channels down, "
+            "give mono rows a channel axis (audio[:, None]), or transpose [sample, channel] (audio.T)"
         )
     if n_samples < SHORTEST_SECONDS * sample_rate:
         raise InputError(
@@ -197,20 +197,20 @@ def _rows(audio: Any, sample_rate: float | None, centred: bool) -> tuple[list[Cl
         )
     if n_samples > LONGEST_SECONDS * sample_rate:
         raise InputError(
-            f"audio lasts {n_samples / sample_rate / 60:.0f} minutes; measure parts of at most "
-            f"{LONGEST_SECONDS / 60:.0f} (no one tempo or brightness is that of an hour)"
+            f"audio lasts {n_samples / sample_rate / 60:.0f} minutes, too long to have a single tempo or brightness; "
+            f"measure at most {LONGEST_SECONDS / 60:.0f} minutes at a time"
         )
     broken = np.flatnonzero(~np.isfinite(rows).all(axis=(1, 2)))
     if len(broken):
         where = f" in rows {broken.tolist()}" if samples.ndim == 3 else ""
-        raise InputError(f"audio holds NaN or infinite samples{where}; drop or repair them before measuring")
+        raise InputError(f"audio has NaN or infinite samples{where}; drop or repair them before measuring")
     rate = round(sample_rate)
     mono = [row.mean(axis=0) for row in rows]
     return [Clip(_centred(row) if centred else row, rate) for row in mono], samples.ndim == 3
 
 
 def _centred(samples: Float[np.ndarray, " sample"]) -> Float[np.ndarray, " sample"]:
-    """Without a constant offset: nobody hears one, and it would count as level and as the lowest of frequencies."""
+    """Remove a constant offset: it is inaudible, but would count as level and as the lowest frequency."""
     return np.ascontiguousarray(samples - samples.mean(dtype=np.float64).astype(samples.dtype))
 
 
@@ -228,13 +228,13 @@ def _checked_rate(sample_rate: Any) -> float:
 
 
 def as_float(audio: Any, name: str = "audio") -> np.ndarray:
-    """Samples of an array or a tensor in float32, those of 16- and 32-bit PCM scaled to [-1, 1).
+    """Return the samples of an array or tensor in float32, with 16- and 32-bit PCM scaled to [-1, 1).
 
     Raises:
-        InputTypeError: for anything else, other integers and masked arrays among it.
+        InputTypeError: for anything else, including other integers and masked arrays.
     """
     if hasattr(audio, "detach"):
-        # numpy has no bfloat16, and a tensor that needs gradients will not convert
+        # numpy has no bfloat16, and a tensor that requires gradients cannot be converted.
         tensor: Any = audio
         tensor = tensor.detach().cpu()
         audio = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
@@ -248,7 +248,6 @@ def as_float(audio: Any, name: str = "audio") -> np.ndarray:
         return audio.astype(np.float32) / -float(np.iinfo(audio.dtype).min)
     if not np.issubdtype(audio.dtype, np.floating):
         raise InputTypeError(
-            f"{name} has dtype {audio.dtype}; give floats in [-1, 1], or PCM as int16 or int32 "
-            "(codes are decoded first)"
+            f"{name} has dtype {audio.dtype}; give floats in [-1, 1], or PCM as int16 or int32 (decode codes first)"
         )
     return np.asarray(audio, dtype=np.float32)

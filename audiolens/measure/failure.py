@@ -1,4 +1,4 @@
-"""What is lost: clips that were steered out of music, told by loudness, onsets and the variety of their codes."""
+"""Detect clips that steering has broken, from their loudness, onsets and code entropy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEAST_ENTROPY_RATIO = 0.5
 
 
 class Generated(Protocol):
-    """What `AudioLens.generate` returns: audio [row, channel, sample], codes [row, codebook, frame], sample_rate."""
+    """The fields used of an `AudioLens.generate` result: audio [row, channel, sample], codes [row, codebook, frame]."""
 
     @property
     def audio(self) -> Any: ...
@@ -36,11 +36,11 @@ class Generated(Protocol):
 
 @guarded
 def failed(steered: Generated, baseline: Generated) -> Bool[np.ndarray, " row"]:
-    """Which steered rows failed, compared with the baseline row of the same prompt and seed.
+    """Return which steered rows failed, compared with the baseline row of the same prompt and seed.
 
-    A row failed when its root mean square lies outside [1/3, 3] times the baseline's, when it has fewer than four
-    onsets, or when the entropy of its codes is under half the baseline's. Failed rows count as no effect: a clip
-    steered into silence is not a slow clip. Four beats take five seconds at 50 BPM: shorter clips of slow music fail.
+    A row fails if its root mean square is outside [1/3, 3] times the baseline's, if it has fewer than four onsets, or
+    if the entropy of its codes is less than half the baseline's. Failed rows count as no effect: a clip steered into
+    silence is not a slow clip. Four beats take five seconds at 50 BPM, so shorter clips of slow music may fail.
 
     Raises:
         InputError: if the baseline is of another model, length, prompts, seeds or sampling, or was steered itself.
@@ -50,7 +50,7 @@ def failed(steered: Generated, baseline: Generated) -> Bool[np.ndarray, " row"]:
 
 @guarded
 def failures(steered: Generated, baseline: Generated) -> pd.DataFrame:
-    """The three grounds of `failed`, one row per clip: `rms_ratio`, `onsets`, `entropy_ratio`, `failed`."""
+    """Return the three criteria of `failed`, one row per clip: `rms_ratio`, `onsets`, `entropy_ratio`, `failed`."""
     import pandas as pd
 
     ours, theirs = _clips(steered, "steered"), _clips(baseline, "baseline")
@@ -71,7 +71,7 @@ def failures(steered: Generated, baseline: Generated) -> pd.DataFrame:
             "rms_ratio": rms_ratio,
             "onsets": onsets,
             "entropy_ratio": entropy_ratio,
-            # written so that NaN (a silent baseline) fails
+            # Negated so that NaN (from a silent baseline) fails.
             "failed": ~(sound & (onsets >= FEWEST_ONSETS) & varied),
         }
     )
@@ -79,10 +79,10 @@ def failures(steered: Generated, baseline: Generated) -> pd.DataFrame:
 
 @guarded
 def code_entropy(codes: Any) -> Float[np.ndarray, " row"]:
-    """Entropy in bits of the codes each row uses, averaged over codebooks.
+    """Return the entropy in bits of the codes in each row, averaged over codebooks.
 
-    `codes` is [row, codebook, frame], undelayed. The plain estimate: at most log2 of the
-    number of frames, so compare clips of one length.
+    `codes` is [row, codebook, frame], undelayed. This is the plug-in estimate, at most log2 of the number of frames, so
+    compare clips of the same length.
     """
     try:
         array = np.asarray(codes.detach().cpu() if hasattr(codes, "detach") else codes)
@@ -96,7 +96,7 @@ def code_entropy(codes: Any) -> Float[np.ndarray, " row"]:
 
 
 def _refuse_unpaired(steered: Generated, baseline: Generated) -> None:
-    """A baseline is the same clips without steering: of one model, one length, and row for row one prompt and seed."""
+    """Raise unless the baseline has the same model, length and sampling, and row by row the same prompt and seed."""
     for name, ours, theirs in (
         ("frames", steered.codes.shape[-1], baseline.codes.shape[-1]),
         ("sample rate", steered.sample_rate, baseline.sample_rate),
@@ -110,7 +110,7 @@ def _refuse_unpaired(steered: Generated, baseline: Generated) -> None:
     for name in SAMPLING:
         if None not in (ours.get(name), theirs.get(name)) and ours[name] != theirs[name]:
             raise InputError(
-                f"steered was drawn with {name}={ours[name]}, baseline with {theirs[name]}; draw both alike"
+                f"steered was generated with {name}={ours[name]}, baseline with {theirs[name]}; use the same for both"
             )
     for name in ("prompts", "seeds"):
         if not (hasattr(steered, name) and hasattr(baseline, name)):
@@ -121,8 +121,8 @@ def _refuse_unpaired(steered: Generated, baseline: Generated) -> None:
         if other:
             row = other[0]
             raise InputError(
-                f"row {row}: the {name[:-1]} of steered is {ours[row]!r}, of baseline {theirs[row]!r}; give the same "
-                "prompts and seeds in the same order"
+                f"row {row}: the {name[:-1]} of steered is {ours[row]!r}, that of baseline {theirs[row]!r}; give the "
+                "same prompts and seeds in the same order"
             )
 
 

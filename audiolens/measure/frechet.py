@@ -1,8 +1,8 @@
-"""Fréchet distance between two sets of clips: how far steered sound lies from the model's own, as distributions.
+"""Fréchet distance between two sets of clips, for example between steered clips and the model's unsteered ones.
 
-In the features of the model's own codec (its encoder, before quantisation), which works offline and needs no other
-network. `fad` is the same in a standard embedding, LAION's CLAP (Gui et al. 2024, "Adapting Frechet Audio Distance for
-Generative Music Evaluation"). Needs torch: `audiolens.measure` loads this file when one of its names is asked for.
+`frechet_distance` uses features of the model's own codec (its encoder, before quantisation), which works offline and
+needs no other model. `fad` uses a standard embedding, LAION's CLAP (Gui et al. 2024, "Adapting Frechet Audio Distance
+for Generative Music Evaluation"). This module needs torch, so `audiolens.measure` imports it only on first use.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from audiolens.tracing.generation import Generation
 
 Features = Float[np.ndarray, "window feature"]
-"""One vector per window of sound; two clips' windows never mix."""
+"""One vector per window of sound; no window spans two clips."""
 LEAST = 5.0
-"""More features than this many times their dimension, in either set (rule of the design)."""
+"""Each set needs more features than this many times their dimension; with fewer, the distance is mostly bias."""
 
 
 @guarded
@@ -43,23 +43,24 @@ def frechet_distance(
     least: float = LEAST,
     batch_size: int = 16,
 ) -> float:
-    """Fréchet distance between two sets of clips, in the codec's own features; 0 for the same set.
+    """Return the Fréchet distance between two sets of clips, in features of the codec; 0 for identical sets.
 
-    Both are taken as Gaussians: |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^1/2) (Fréchet 1957; as FID, Heusel et al.
-    2017). In the squared units of the codec, so that only distances of one codec compare.
+    Each set is modelled as a Gaussian: |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^1/2) (Fréchet 1957; used as FID by
+    Heusel et al. 2017). Units are those of the codec's features, squared, so compare distances only within one codec.
 
     Args:
-        a, b: clips, alike in number and length: what `lens.generate` returned, codes "row codebook frame", a waveform
+        a, b: clips, equal in number and length: what `lens.generate` returned, codes "row codebook frame", a waveform
             "row channel sample" at the model's rate or (waveform, sample_rate), or what `codec_features` returned.
         window_seconds: see `codec_features`.
-        least: how many features a dimension are needed; lower it to look, never to report.
+        least: required number of features per dimension; lower it to explore, never to report.
         batch_size: clips encoded at a time.
 
     Raises:
-        InputError: unequal numbers, or too few: the estimate is biased upwards, the more the fewer features.
+        InputError: if the sets differ in size or are too small: the estimate is biased upwards, more so with fewer
+            features.
 
-    It does not show quality: what steering was to change moves it too. Read it beside the distance between two
-    baselines of different seeds (the least that can be seen) and that of the same prompts asked for the pole in words.
+    It does not show quality: the intended change moves it too. Compare it with the distance between two baselines of
+    different seeds (the smallest detectable distance), and with the distance to clips whose prompts name the pole.
     """
     settings: dict[str, Any] = {"window_seconds": window_seconds, "batch_size": batch_size}
     return between(codec_features(lens, a, **settings), codec_features(lens, b, **settings), least=least)
@@ -73,19 +74,19 @@ def codec_features(
     window_seconds: Real | None = 1.0,
     batch_size: int = 16,
 ) -> Features:
-    """What the codec's encoder says of each window of each clip, before quantisation, averaged over the window.
+    """Return the output of the codec's encoder before quantisation, averaged over each window of each clip.
 
     Args:
-        clips: as `frechet_distance` takes them; features come back as they are, so that those of many batches can be
-            kept, concatenated and compared.
-        window_seconds: windows follow one another from the clip's start, and an incomplete last one is left out; `None`
-            takes each clip as one.
+        clips: as for `frechet_distance`. Features are returned unchanged, so features of many batches can be
+            concatenated and compared.
+        window_seconds: length of consecutive windows from the start of the clip; an incomplete last window is dropped.
+            `None` uses each clip as one window.
 
     Returns:
-        One row a window, clip by clip, in float64.
+        One row per window, clip by clip, in float64.
 
     Raises:
-        InputError: if clips are shorter than a window, or hold NaN.
+        InputError: if clips are shorter than a window, or contain NaN.
     """
     if isinstance(clips, np.ndarray) and clips.ndim == 2:
         return clips.astype(np.float64, copy=False)
@@ -99,7 +100,7 @@ def codec_features(
         if not 1 <= window <= n_frames:
             raise InputError(
                 f"window_seconds={window_seconds}: the clips last {n_frames / lens.config.frame_rate:g} s; give a "
-                "shorter window, or None for one a clip."
+                "shorter window, or None for one window per clip."
             )
         whole = frames[..., : n_frames // window * window].unflatten(-1, (-1, window)).mean(-1)
         pooled.append(whole.transpose(1, 2).flatten(0, 1).numpy())
@@ -116,12 +117,12 @@ def fad(
     least: float = LEAST,
     batch_size: int = 16,
 ) -> float:
-    """Fréchet audio distance between two sets of clips, in CLAP's audio embedding (Gui et al. 2024).
+    """Return the Fréchet audio distance between two sets of clips, in CLAP's audio embedding (Gui et al. 2024).
 
-    `a` and `b` are clips as every measure takes them, `sample_rate` that of arrays, or features of one's own "window
-    feature". With CLAP's 512 dimensions more than 2,560 windows (of ten seconds at most) are needed a side. `least` and
-    errors as in `frechet_distance`; the distance compares with published ones only where embedding,
-    reference set and numbers agree.
+    `a` and `b` are clips as for any measure (`sample_rate` is that of arrays), or precomputed features "window
+    feature". CLAP has 512 dimensions, so each set needs more than 2,560 windows (of at most ten seconds). `least` and
+    the errors are as for `frechet_distance`. The distance is comparable with published ones only if the embedding, the
+    reference set and the number of windows agree.
     """
     from audiolens.measure.clap import clap_embeddings
 
@@ -137,26 +138,26 @@ def fad(
 def between(
     a: Float[np.ndarray, "window_a feature_a"], b: Float[np.ndarray, "window_b feature_b"], *, least: float = LEAST
 ) -> float:
-    """The Fréchet distance between two sets of features, each taken as a Gaussian; see `frechet_distance`."""
+    """Return the Fréchet distance between two sets of features, modelled as Gaussians; see `frechet_distance`."""
     for name, features in (("a", a), ("b", b)):
         if not np.isfinite(features).all():
-            raise InputError(f"the features of {name} hold NaN or infinite values: drop these clips.")
+            raise InputError(f"the features of {name} have NaN or infinite values: drop these clips.")
     (n_a, width), (n_b, other) = a.shape, b.shape
     if width != other:
-        raise InputError(f"features of {width} and {other} dimensions: both sets need one codec or embedding.")
+        raise InputError(f"features of {width} and {other} dimensions: use the same codec or embedding for both sets.")
     if n_a != n_b:
         raise InputError(
-            f"{n_a} features against {n_b}: the distance is biased by their number, so both need equally many. "
-            "Drop clips of the larger set."
+            f"{n_a} features against {n_b}: the bias of the distance depends on their number, so both sets need the "
+            "same number. Drop clips of the larger set."
         )
     if n_a <= max(least * width, 1):
         raise InputError(
-            f"{n_a} features of {width} dimensions: more than {max(least * width, 1):g} are needed of either set, else "
-            "the distance is mostly bias. Give more clips, or shorter windows; lower least= to look, not to report."
+            f"{n_a} features of {width} dimensions: each set needs more than {max(least * width, 1):g}, or the "
+            "distance is mostly bias. Give more clips or shorter windows; lower least= to explore, not to report."
         )
     shift = float(np.square(a.mean(axis=0) - b.mean(axis=0)).sum())
     cov_a, cov_b = np.cov(a, rowvar=False).reshape(width, width), np.cov(b, rowvar=False).reshape(width, width)
-    # The trace of (C_a C_b)^1/2 by the symmetric root of C_a: no complex residue, unlike sqrtm of the product.
+    # Compute the trace of (C_a C_b)^1/2 through the symmetric root of C_a: unlike sqrtm of the product, it stays real.
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     shared = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
@@ -164,7 +165,7 @@ def between(
 
 
 def _waves(lens: AudioLens, clips: Any, size: int) -> Iterator[tuple[Any, int]]:
-    """The sound of clips, some rows at a time."""
+    """Yield the audio of clips, some rows at a time."""
     sample_rate = lens.config.sample_rate
     if hasattr(clips, "codes") and hasattr(clips, "audio"):
         if clips.audio is not None:

@@ -1,8 +1,8 @@
-"""Drift: how far steered codes lie from what the unsteered model itself would have drawn, in nats per code.
+"""Drift: how far steered codes are from what the unsteered model would generate, in nats per code.
 
-Rule 5 of the design: two-sided, because silence and loops are likelier than music, not better. The level is what the
-model's own samples of the same prompts and seeds cost, scored in the same way. Needs torch: `audiolens.measure` loads
-this file when one of its names is first asked for.
+Drift is two-sided, because silence and loops are more likely than music without being better. The reference level is
+the negative log-likelihood of the model's own samples for the same prompts and seeds, scored in the same way. This
+module needs torch, so `audiolens.measure` imports it only on first use.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ if TYPE_CHECKING:
 @guarded
 @dataclass(frozen=True, eq=False)
 class Drift:
-    """How far clips drifted from the unsteered model; `drift` returns it.
+    """How far clips drifted from the unsteered model, as returned by `drift`.
 
     Attributes:
-        nats: what each clip's codes cost under the unsteered model, a code, codebook by codebook.
-        level: the same of the model's own sample for that row's prompt (and seed).
-        outside: the share of each clip's codes that the unsteered model could not have drawn, being outside its top-k;
-            0 where all codes may be drawn.
-        spread: the mean |difference| between two of the model's own samples, of one prompt where it has several
-            seeds, else of any two rows; NaN for a single row. A drift under it is no more than another seed would do.
-        prompts, seeds: of the rows.
-        guidance_scale, temperature, top_k: of the sampling. The scores are those of the guided logits at that
-            temperature, over all codes: cut to the top-k, a steered code outside it would cost infinitely much.
+        nats: mean negative log-likelihood per code of each clip under the unsteered model, by codebook.
+        level: the same for the model's own sample with that row's prompt (and seed).
+        outside: the share of each clip's codes that the unsteered model could not have sampled, being outside its
+            top-k; 0 without top-k.
+        spread: the mean |difference| between two of the model's own samples, for the same prompt if it has several
+            seeds, else between any two rows; NaN for a single row. A smaller drift is within seed-to-seed variation.
+        prompts, seeds: those of the rows.
+        guidance_scale, temperature, top_k: the sampling settings. Scores use the guided logits at that temperature over
+            all codes, since a steered code outside the top-k would otherwise cost infinitely many nats.
 
-    It does not show quality: a clip can be as likely as the model's own and be worse, or be a style that the model
-    seldom plays and be good.
+    It does not show quality: a clip can be as likely as the model's own and worse, or be in a style that the model
+    rarely plays and good.
     """
 
     nats: Float[np.ndarray, "row codebook"]
@@ -68,7 +68,7 @@ class Drift:
 
     @property
     def difference(self) -> Float[np.ndarray, " row"]:
-        """Nats per code beyond the level, signed: negative is likelier than the model's own sample."""
+        """Nats per code minus the level; negative means more likely than the model's own sample."""
         return self.nats.mean(axis=1) - self.level.mean(axis=1)
 
     @property
@@ -82,7 +82,7 @@ class Drift:
         return float(self.rows.mean())
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per clip: `prompt`, `seed`, `nats`, `level`, `difference`, `drift`, `outside`."""
+        """Return one row per clip: `prompt`, `seed`, `nats`, `level`, `difference`, `drift`, `outside`."""
         import pandas as pd
 
         return pd.DataFrame(
@@ -118,19 +118,21 @@ def drift(
     temperature: Real | None = None,
     batch_size: int = 16,
 ) -> Drift:
-    """How far the clips of `out` lie from what `lens` draws by itself: |nats per code - its own samples' level|.
+    """Return how far the clips of `out` drift from what `lens` generates unsteered: |nats per code - level|.
 
     Args:
-        out: what `lens.generate(..., interventions=...)` returned; its codes are scored without the interventions, each
-            row under its own prompt. What an audio prompt gave is read, not scored.
-        baseline: the model's own clips of the same prompts, seeds and settings; drawn here by default (from seeds 0,
-            1, ... where `out` has none). Steering by nothing then drifts by 0, exactly so where both ran in equal
-            batches (else a code in some thousands flips).
-        guidance_scale, temperature: of the scores; as `out` was drawn by default, a greedy clip at temperature 1.
-        batch_size: rows drawn and scored at a time.
+        out: what `lens.generate(..., interventions=...)` returned. Its codes are scored without the interventions, each
+            row under its own prompt. The codes of an audio prompt are context and are not scored.
+        baseline: the model's unsteered clips for the same prompts, seeds and settings; generated here by default (with
+            seeds 0, 1, ... if `out` has none). Without steering the drift is then 0: exactly if both ran in batches of
+            the same size, and otherwise up to rounding, which changes about one code in several thousand.
+        guidance_scale, temperature: settings of the scores; by default those of `out`, and temperature 1 for greedy
+            clips.
+        batch_size: rows generated and scored at a time.
 
     Raises:
-        InputError: rows that do not pair, a baseline that was steered or drawn otherwise, settings out of range.
+        InputError: if rows do not pair, the baseline was steered or generated with other settings, or settings are out
+            of range.
     """
     for name, clips in (("out", out), ("baseline", baseline)):
         if clips is not None and not all(hasattr(clips, field) for field in ("codes", "prompts", "seeds", "settings")):
@@ -138,7 +140,7 @@ def drift(
     sampling = {name: out.settings.get(name) for name in SAMPLING}
     guidance_scale = _stated("guidance_scale", guidance_scale, sampling)
     if temperature is None:
-        # What greedy clips cost at temperature 0 is nothing or infinitely much.
+        # At temperature 0, every code of a greedy clip would cost either 0 or infinitely many nats.
         temperature = _stated("temperature", None, sampling) or 1.0
     given = round(out.settings.get("audio_prompt_seconds", 0.0) * out.frame_rate)
     if baseline is None:
@@ -176,14 +178,15 @@ def code_nats(
     temperature: Real = 1.0,
     batch_size: int = 16,
 ) -> Float[Tensor, "row codebook frame"]:
-    """-log of the chance that `lens`, as it is, gives each code after the codes before it, in nats.
+    """Return the negative log-likelihood of each code under the unsteered `lens`, given the previous codes, in nats.
 
-    The chance is the softmax of the guided logits (null + guidance_scale x (cond - null)) over temperature, over all
-    codes. Codebook k's frame f is predicted at step f + its delay. On the CPU, in float32.
+    Probabilities are the softmax over all codes of the guided logits, null + guidance_scale x (cond - null), divided by
+    the temperature. Frame f of codebook k is predicted at step f + the delay of k. The result is a float32 tensor on
+    the CPU.
 
     Raises:
-        InputError: codes that are not this model's, or settings out of range.
-        ActivationOverflow: if a logit is NaN or infinite.
+        InputError: if the codes are not those of this model, or settings are out of range.
+        ActivationOverflow: if a logit is NaN or +inf.
     """
     listed, _ = text.checked(prompts, lens.model, lens.tokenizer)
     codes = checked_codes(codes, lens.config)
@@ -199,10 +202,10 @@ def _score(
     temperature: Real,
     batch_size: int,
 ) -> tuple[Float[Tensor, "row codebook frame"], Int[Tensor, "row codebook frame"]]:
-    """Nats of each code, and how many codes were likelier."""
+    """Return the nats of each code, and how many codes were more likely."""
     checked_settings(guidance_scale, temperature, None)
     if temperature == 0:
-        raise InputError("temperature=0: a greedy model gives every other code no chance; score at 1.")
+        raise InputError("temperature=0: under greedy sampling every other code has probability 0; score at 1.")
     codes = checked_codes(codes, lens.config, len(prompts))
     parts = list(_parts(lens, prompts, codes, float(guidance_scale), float(temperature), whole_batch_size(batch_size)))
     nats, rank = (torch.cat(side) for side in zip(*parts, strict=True))
@@ -212,7 +215,7 @@ def _score(
 def _parts(
     lens: AudioLens, prompts: Sequence[Prompt], codes: Tensor, guidance_scale: float, temperature: float, size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`_score`, some rows at a time: logits of all codes are the largest thing here."""
+    """Yield the results of `_score`, some rows at a time, since the logits over all codes take the most memory."""
     frames = codes.shape[-1]
     guided = guidance_scale > 1
     for first in range(0, len(codes), size):
@@ -240,7 +243,7 @@ def _own(lens: AudioLens, out: Generation, given: int, batch_size: int) -> Gener
     settings = {name: out.settings[name] for name in SAMPLING if name in out.settings}
     missing = [name for name in SAMPLING if name not in settings]
     if missing:
-        raise InputError(f"out does not say its {', '.join(missing)}: give the model's own clips as baseline=.")
+        raise InputError(f"out does not state its {', '.join(missing)}: give the model's own clips as baseline=.")
     return lens.generate(
         out.prompts,
         out.seconds,
@@ -256,26 +259,29 @@ def _own(lens: AudioLens, out: Generation, given: int, batch_size: int) -> Gener
 def _stated(name: str, given: Real | None, sampling: dict[str, Any]) -> Real:
     value = sampling[name] if given is None else given
     if value is None:
-        raise InputError(f"out does not say its {name}: give {name}=.")
+        raise InputError(f"out does not state its {name}: give {name}=.")
     return value
 
 
 def _refuse_unpaired(out: Generation, baseline: Generation) -> None:
     for name in ("prompts", "seeds"):
         mine, own = getattr(out, name), getattr(baseline, name)
-        # Without seeds nothing pairs the rows but their order.
+        # Without seeds, rows are paired only by their order.
         if mine is not None and own is not None and tuple(mine) != tuple(own):
-            raise InputError(f"baseline has other {name} than out: draw it from the same {name}, in their order.")
+            raise InputError(
+                f"baseline has other {name} than out: generate it from the same {name}, in the same order."
+            )
     if tuple(out.codes.shape) != tuple(baseline.codes.shape):
         raise InputError(
-            f"baseline has codes {tuple(baseline.codes.shape)}, out {tuple(out.codes.shape)}: draw clips of one length."
+            f"baseline has codes of shape {tuple(baseline.codes.shape)}, out {tuple(out.codes.shape)}: generate clips "
+            "of the same number and length."
         )
     if baseline.settings.get("interventions"):
-        raise InputError("baseline was steered: its level would be the steering's own; draw it without interventions.")
+        raise InputError("baseline was steered, so it gives no level: generate it without interventions.")
     for name in ("model", *SAMPLING, "audio_prompt_seconds"):
         mine, own = (clips.settings.get(name) for clips in (out, baseline))
         if mine is not None and own is not None and mine != own:
-            raise InputError(f"baseline was drawn with {name}={own}, out with {mine}: draw both alike.")
+            raise InputError(f"baseline was generated with {name}={own}, out with {mine}: use the same for both.")
 
 
 def _spread(level: Float[np.ndarray, " row"], prompts: Sequence[str | None]) -> float:

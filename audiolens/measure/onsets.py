@@ -1,7 +1,8 @@
-"""The onset envelope and its peaks: when notes and strokes begin.
+"""The onset envelope and its peaks: when notes and drum strokes begin.
 
-Spectral flux on mel bands in dB, as in Böck and Widmer (DAFx 2013). Its scale is absolute (dB of rise, averaged over
-the bands), which is what tells an onset from the flicker of noise. Called by `clips` and `rhythm`; knows neither.
+The envelope is the spectral flux on mel bands in dB, as in Böck and Widmer (DAFx 2013). Its scale is absolute (the rise
+in dB, averaged over bands), which separates onsets from the flicker of noise. `clips` and `rhythm` call this module,
+which imports neither.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from jaxtyping import Float
 FLUX_LAG = 2
 N_MELS = 40
 HIGHEST_HZ = 8_000.0
-"""The envelope ends here, so that files of every rate from 16 kHz up are heard alike."""
+"""Upper limit of the envelope, so that files of any rate from 16 kHz up are measured alike."""
 DYNAMIC_RANGE_DB = 60.0
 RISE_DB = 3.0
-"""Least rise over all bands that is an onset; white noise flickers by 1 to 2.6 dB."""
+"""Least mean rise over all bands for an onset; white noise flickers by 1 to 2.6 dB."""
 CLOSEST_SECONDS = 0.05
 
 
@@ -31,7 +32,7 @@ class Envelope:
 
 
 def envelope(magnitude: Float[np.ndarray, "bin frame"], sample_rate: int, hop: int) -> Envelope:
-    """How far each band rises over two frames; what lies 60 dB below the clip's loudest does not count."""
+    """Return the mean and median rise of the bands over two frames, ignoring levels 60 dB below the clip's loudest."""
     import librosa
 
     highest_hz = min(HIGHEST_HZ, sample_rate / 2)
@@ -44,7 +45,7 @@ def envelope(magnitude: Float[np.ndarray, "bin frame"], sample_rate: int, hop: i
 def peaks_seconds(
     strength: Float[np.ndarray, " frame"], frame_rate: float, share: float = 0.0
 ) -> Float[np.ndarray, " onset"]:
-    """When `strength` peaks by `RISE_DB`, and by at least `share` of what the clip's strong peaks do."""
+    """Return the times in seconds at which `strength` has a peak of at least `RISE_DB` and `share` of strong peaks."""
     from scipy.signal import find_peaks
 
     distance = max(round(CLOSEST_SECONDS * frame_rate), 1)
@@ -58,6 +59,6 @@ def peaks_seconds(
 def vertex(
     before: Float[np.ndarray, " peak"], at: Float[np.ndarray, " peak"], after: Float[np.ndarray, " peak"]
 ) -> Float[np.ndarray, " peak"]:
-    """Where, within half a step, the parabola through three neighbours has its top."""
+    """Return the offset, within half a step, of the vertex of a parabola through three neighbouring values."""
     bend = before - 2 * at + after
     return np.where(bend < 0, 0.5 * (before - after) / np.where(bend < 0, bend, -1.0), 0.0).clip(-0.5, 0.5)

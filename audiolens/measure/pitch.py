@@ -1,4 +1,4 @@
-"""Register and mode: what is heard of pitch in music of several voices, without transcribing it."""
+"""Measure register, key and mode of polyphonic music from its spectrum, without transcription."""
 
 from __future__ import annotations
 
@@ -12,62 +12,62 @@ from audiolens.measure.clips import Audio, Clip, once, per_row
 from audiolens.measure.onsets import vertex
 
 LOWEST_HZ, HIGHEST_HZ = 140.0, 1_200.0
-"""Where a melody sounds: above the bass, below the harmonics' own territory."""
+"""The range of a melody: above the bass, and below frequencies dominated by harmonics."""
 CHROMA_HZ = (100.0, 1_000.0)
-"""Where notes tell their pitch class: higher up the fifth harmonics lie, which sound a major third in minor too."""
+"""The range used for pitch classes: above it are fifth harmonics, which add a major third even in a minor key."""
 AUDIBLE_SHARE = 0.01
-"""Of the strongest partial, for a peak to count: a codec leaves faint tones of its own between the notes."""
+"""Peaks below this share of the strongest partial are ignored: a codec leaves faint tones between the notes."""
 KEY_HZ = (50.0, 400.0)
-"""Where bass and chords tell the tonic, below most of the melody and of the harmonics."""
+"""The range in which bass and chords determine the tonic, below most of the melody and the harmonics."""
 LEAST_TONALITY_DB = 14.0
-"""What the strongest partial stands above its surroundings in a sound with pitch: music 20 to 50 dB, white noise 9."""
+"""A sound has pitch if its strongest partial exceeds its surroundings by this: music 20 to 50 dB, white noise 9 dB."""
 FEWEST_CLASSES = 3
 LEAST_SHARE = 0.025
-"""Of the energy, for a pitch class to count as played: the clicks of short notes leave 2% in a neighbouring one, and
-the third of 95% of the synthesiser's clips has 3.6% or more."""
+"""A pitch class counts as played above this share of the energy: the clicks of short notes leave 2% in a neighbouring
+class, and in 95% of the synthesiser's clips the third has at least 3.6%."""
 LEAST_KEY_MARGIN = 0.05
-"""By how much correlation the best tonic must lead; a ninth of the synthesiser's clips stays without a key."""
+"""Least lead in correlation of the best tonic over the next; a ninth of the synthesiser's clips get no key."""
 MAJOR = np.array([6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88])
 MINOR = np.array([6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17])
-"""How well each semitone above the tonic fits its key (Krumhansl and Kessler 1982)."""
+"""Key profiles: how well each semitone above the tonic fits the key (Krumhansl and Kessler 1982)."""
 
 
 @guarded
 def pitch(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
-    """The register in Hz: the median, weighted by energy, of each frame's strongest partial from 140 to 1200 Hz.
+    """Return the register in Hz: the energy-weighted median of each frame's strongest partial from 140 to 1200 Hz.
 
-    It follows where the melody lies (rank correlation about .95 on the synthesiser's clips, whatever their brightness),
-    and is no transcription: in chords the loudest partial wins. NaN for silence, for noise, and for a sound with
-    nothing in that range.
+    It follows the register of the melody (rank correlation about .95 on the synthesiser's clips, regardless of their
+    brightness). It is not a transcription: in chords the loudest partial wins. NaN for silence, for noise, and for a
+    sound without partials in that range.
     """
     return per_row(audio, sample_rate, register_hz)
 
 
 @guarded
 def pitch_class(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
-    """The tonic of the key in semitones above C, 0 to 11: that of the major or minor key which the notes below 400 Hz
-    fit best.
+    """Return the tonic of the key in semitones above C, 0 to 11.
 
-    Of a sound with one pitch class, that class. Krumhansl and Kessler's profiles, as in `mode`. A few seconds seldom
-    settle a key: on the synthesiser's clips it names the right one in 82% (chance 17%). NaN where two tonics
-    fit nearly alike, for silence, noise, and two pitch classes. Steps on a circle: never average it.
+    It is the tonic of the major or minor key that best fits the notes below 400 Hz, by the profiles of Krumhansl and
+    Kessler, as in `mode`. A sound with a single pitch class has that class as tonic. A few seconds rarely determine a
+    key: on the synthesiser's clips 82% are correct (chance 17%). NaN if two tonics fit almost equally well, and for
+    silence, noise, and sounds with two pitch classes. Values are on a circle, so never average them.
     """
     return per_row(audio, sample_rate, key_tonic)
 
 
 @guarded
 def mode(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
-    """Major against minor, -2 to 2: the best correlation of the chroma with a major key's profile minus a minor key's.
+    """Return major against minor, -2 to 2: the chroma's best correlation with a major profile minus that with a minor.
 
-    Krumhansl and Kessler's profiles over all twelve tonics, of the partials from 100 to 1000 Hz. Positive is major. A
-    few seconds seldom settle it: read the sign over many clips, not of one. NaN for silence, noise, and fewer than
-    three pitch classes.
+    The correlations use Krumhansl and Kessler's profiles on all twelve tonics and the partials from 100 to 1000 Hz.
+    Positive is major. A few seconds rarely determine the mode, so use the sign over many clips, not of one. NaN for
+    silence, noise, and fewer than three pitch classes.
     """
     return per_row(audio, sample_rate, major_minor)
 
 
 def key_tonic(clip: Clip) -> float:
-    """`pitch_class` of one clip."""
+    """Return the `pitch_class` of one clip."""
     profile = _clear_chroma(clip)
     if profile is None:
         return float("nan")
@@ -83,7 +83,7 @@ def key_tonic(clip: Clip) -> float:
 
 
 def register_hz(clip: Clip) -> float:
-    """`pitch` of one clip."""
+    """Return the `pitch` of one clip."""
     if clip.silent:
         return float("nan")
     partials = _strongest_partials(clip, LOWEST_HZ, HIGHEST_HZ)
@@ -95,7 +95,7 @@ def register_hz(clip: Clip) -> float:
 
 
 def major_minor(clip: Clip) -> float:
-    """`mode` of one clip."""
+    """Return the `mode` of one clip."""
     profile = _clear_chroma(clip)
     if profile is None or len(_played(clip)) < FEWEST_CLASSES:
         return float("nan")
@@ -104,16 +104,16 @@ def major_minor(clip: Clip) -> float:
 
 @once
 def _clear_chroma(clip: Clip) -> Float[np.ndarray, "12"] | None:
-    """`chroma` of a clip that has pitch; `None` for silence and noise."""
+    """Return the `chroma` of a clip that has pitch; `None` for silence and noise."""
     if clip.silent or _strongest_partials(clip, *CHROMA_HZ).tonality_db < LEAST_TONALITY_DB:
         return None
     return chroma(clip)
 
 
 def chroma(clip: Clip, band_hz: tuple[float, float] = CHROMA_HZ, power: float = 0.2) -> Float[np.ndarray, "12"]:
-    """How present each pitch class (0 = C) is: every spectral peak in a band, by a power of its size.
+    """Return how present each pitch class (0 = C) is: the sum of all spectral peaks in a band, raised to a power.
 
-    The fifth root makes it a count of notes rather than of loudness, so that bass and chords do not drown the third.
+    The fifth root makes it a count of notes rather than of loudness, so that bass and chords do not mask the third.
     """
     magnitude = clip.pitch_spectrum
     audible = np.where(magnitude > magnitude.max() * AUDIBLE_SHARE, magnitude, 0.0)
@@ -124,12 +124,12 @@ def chroma(clip: Clip, band_hz: tuple[float, float] = CHROMA_HZ, power: float = 
     peaks_hz = (bins + _offset(magnitude, bins, frames)) * bin_hz
     inside = (peaks_hz >= band_hz[0]) & (peaks_hz <= band_hz[1])
     classes = np.round(12 * np.log2(peaks_hz[inside] / 440) + 9).astype(int) % 12
-    # of nothing, bincount makes integers
+    # Without peaks, bincount returns integers.
     return np.bincount(classes, weights=magnitude[bins, frames][inside] ** power, minlength=12).astype(float)
 
 
 def _played(clip: Clip) -> Int[np.ndarray, " class"]:
-    """The pitch classes that hold some of the energy."""
+    """Return the pitch classes with more than `LEAST_SHARE` of the energy."""
     energy = chroma(clip, power=2.0)
     return np.flatnonzero(energy > LEAST_SHARE * energy.sum())
 
@@ -139,19 +139,19 @@ def _n_classes(profile: Float[np.ndarray, "12"]) -> int:
 
 
 def _keys(profile: Float[np.ndarray, "12"], key: Float[np.ndarray, "12"]) -> Float[np.ndarray, "12"]:
-    """How well a chroma correlates with a key's profile on each tonic."""
+    """Return the correlation of a chroma with a key's profile on each tonic."""
     return np.array([np.corrcoef(profile, np.roll(key, tonic))[0, 1] for tonic in range(12)])
 
 
 def _offset(magnitude: np.ndarray, bins: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """Where between bins the peaks lie: the top of a parabola through three log magnitudes."""
+    """Return the positions of peaks between bins: the vertex of a parabola through three log magnitudes."""
     before, at, after = (np.log(magnitude[bins + step, frames] + 1e-9) for step in (-1, 0, 1))
     return vertex(before, at, after)
 
 
 @dataclass(frozen=True)
 class _Partials:
-    """Each frame's strongest partial, and how far these stand out of the half octave on either side (weighted mean)."""
+    """Each frame's strongest partial, and the weighted mean of how far it exceeds half an octave on either side."""
 
     frequency_hz: Float[np.ndarray, " frame"]
     power: Float[np.ndarray, " frame"]
@@ -165,7 +165,7 @@ def _strongest_partials(clip: Clip, lowest_hz: float, highest_hz: float) -> _Par
     frames = np.arange(magnitude.shape[1])
     bins = band[magnitude[band].argmax(axis=0)]
     power = magnitude[bins, frames] ** 2
-    # at the band's edge the strongest bin may be the slope of something outside it: no partial, no weight
+    # At the edge of the band, the strongest bin may be the slope of a peak outside it: give it no weight.
     on_top = (magnitude[bins, frames] >= magnitude[bins - 1, frames]) & (
         magnitude[bins, frames] >= magnitude[bins + 1, frames]
     )

@@ -1,8 +1,8 @@
-"""Tempo, onset rate and pulse clarity: what is heard of time in a clip.
+"""Measure rhythm: tempo, onset rate and pulse clarity.
 
-Beat and note count are different things: a slow piece may be full of notes. `onset_rate` counts all onsets; `tempo`
-asks for the period of the pulse ("beat"), or for the usual distance between accents ("ioi"). All come from the clip's
-one onset envelope.
+Tempo and note density are different: a slow piece may have many notes. `onset_rate` counts all onsets; `tempo` measures
+the period of the pulse ("beat") or the median interval between accents ("ioi"). All use the same onset envelope of the
+clip.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from audiolens.measure.onsets import peaks_seconds, vertex
 
 SLOWEST_BPM, FASTEST_BPM = 40.0, 240.0
 ACCENT_SHARE = 0.5
-"""An accent rises at least this share of the strong ones in its clip."""
+"""An accent is at least this share as high as the strong onsets of its clip."""
 FEWEST_ONSETS = 4
 OCTAVES = (1 / 3, 1 / 2, 2.0, 3.0)
 OCTAVE_TOLERANCE = 0.04
 LEAST_CLARITY = 0.3
-"""Clicks at random moments have a pulse clarity of about 0.2, the synthesiser's music 0.5 to 1."""
+"""Clicks at random times have a pulse clarity of about 0.2; the synthesiser's music has 0.5 to 1."""
 
 TempoMethod = Literal["beat", "ioi", "beat_this"]
 
@@ -34,24 +34,25 @@ TempoMethod = Literal["beat", "ioi", "beat_this"]
 def tempo(
     audio: Audio, sample_rate: float | None = None, method: TempoMethod = "beat"
 ) -> float | Float[np.ndarray, " row"]:
-    """Beats per minute in [40, 240], every tempo equally likely beforehand.
+    """Return the tempo in beats per minute, in [40, 240], without a prior that favours any tempo.
 
     Args:
         audio: [sample], [channel, sample] or [row, channel, sample] (channels are averaged), a sound file, a
             generation, or a list of these.
-        sample_rate: of arrays, in Hz.
-        method: `"beat"` takes the period at which the onset envelope most resembles itself (its autocorrelation, as
-            in `librosa.feature.tempo` with a uniform prior; the period is refined between frames). `"ioi"` is 60 over
-            the median interval between accents (onsets heard in most bands), and may leave that range. `"beat_this"` is
-            60 over the median interval between the beats of Beat This (ISMIR 2024), the paper's tracker: an extra,
-            `pip install 'audiolens[beats]'`.
+        sample_rate: sample rate of arrays, in Hz.
+        method: `"beat"` finds the highest peak in the autocorrelation of the onset envelope, as in
+            `librosa.feature.tempo` with a uniform prior, with the period interpolated between frames. `"ioi"` is 60
+            over the median interval between accents (onsets in most frequency bands), and may be outside [40, 240].
+            `"beat_this"` is 60 over the median interval between the beats of Beat This (ISMIR 2024), the tracker used
+            by Facchiano et al. (2025); it is an extra, `pip install 'audiolens[beats]'`.
 
     Returns:
-        BPM per row; NaN for silence, for fewer than four onsets (beats), and ("beat") where nothing recurs, as in
-        noise.
+        BPM per row; NaN for silence, for fewer than four onsets (or beats) and, for "beat", if the envelope is not
+        periodic, as in noise.
 
-    Halving or doubling the beat is a matter of taste to listeners too, and "beat" may name either (clicks at 128 BPM,
-    20 s long, 64): `tempo_octave` is the other one, `tempo_ambiguity` how near the two were. Tables have all three.
+    Listeners also disagree about halving or doubling the beat, and "beat" may report either (64 for 20 s of clicks at
+    128 BPM). `tempo_octave` is the runner-up, and `tempo_ambiguity` shows how close the two were. Tables contain all
+    three.
     """
     methods = {"beat": beat_tempo, "ioi": ioi_tempo, "beat_this": beat_this_tempo}
     if method not in methods:
@@ -61,42 +62,42 @@ def tempo(
 
 @guarded
 def tempo_ambiguity(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
-    """How nearly another tempo would have been told, 0 to 1: the pulse at its strongest rival beside that at `tempo`.
+    """Return how close `tempo` was to another octave, 0 to 1: the pulse clarity at its strongest rival over its own.
 
-    Rivals are half, double, a third and three times the tempo ("beat") within [40, 240] BPM, to 4%; `tempo_candidates`
-    names them. Near 1 the octave is a toss-up, and a tempo that jumps by an octave under steering is no change of
-    pace; 0 where the envelope has no peak at any rival. NaN where the tempo is.
+    Rivals are half, double, a third and three times the tempo ("beat"), to within 4%, in [40, 240] BPM;
+    `tempo_candidates` lists them. Near 1 the octave is a toss-up, and a tempo that jumps by an octave under steering is
+    not a change of pace. 0 if the envelope has no peak at any rival; NaN if the tempo is NaN.
     """
     return per_row(audio, sample_rate, ambiguity)
 
 
 @guarded
 def tempo_octave(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
-    """The runner-up tempo in BPM: half, double, a third or three times `tempo` ("beat").
+    """Return the runner-up tempo in BPM: half, double, a third or three times `tempo` ("beat").
 
-    `tempo_ambiguity` compares the two. NaN where the envelope has no peak at any of them, and where the tempo is.
+    `tempo_ambiguity` compares the two. NaN if the envelope has no peak at any of them, or the tempo is NaN.
     """
     return per_row(audio, sample_rate, octave_tempo)
 
 
 @guarded
 def onset_rate(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
-    """Onsets per second, all instruments together; 0 for a sound without onsets, NaN for silence."""
+    """Return the onsets per second over all instruments; 0 for a sound without onsets, NaN for silence."""
     return per_row(audio, sample_rate, rate_of_onsets)
 
 
 @guarded
 def pulse_clarity(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
-    """How regular the pulse is, 0 to 1: the autocorrelation of the onset envelope at the beat's period.
+    """Return how regular the pulse is, 0 to 1: the autocorrelation of the onset envelope at the beat's period.
 
-    After Lartillot et al. (ISMIR 2008). 0 for a sound with fewer than four onsets, NaN for silence.
+    Based on Lartillot et al. (ISMIR 2008). 0 for a sound with fewer than four onsets, NaN for silence.
     """
     return per_row(audio, sample_rate, clarity_of_pulse)
 
 
 @guarded
 def tempo_candidates(audio: Audio, sample_rate: float | None = None, n: int = 3) -> list[tuple[float, float]]:
-    """The `n` likeliest tempi of one clip as (BPM, pulse clarity), best first: the octave ambiguity, not hidden."""
+    """Return the `n` most likely tempi of one clip as (BPM, pulse clarity), best first, to show octave ambiguity."""
     clips, many = read(audio, sample_rate)
     if many and len(clips) > 1:
         raise InputError(f"audio has {len(clips)} rows; tempo_candidates takes one clip at a time")
@@ -104,7 +105,7 @@ def tempo_candidates(audio: Audio, sample_rate: float | None = None, n: int = 3)
 
 
 def beat_tempo(clip: Clip) -> float:
-    """`tempo(..., method="beat")` of one clip."""
+    """Return `tempo(..., method="beat")` of one clip."""
     periods = _periods(clip)
     if not periods or periods[0][1] < LEAST_CLARITY:
         return float("nan")
@@ -112,7 +113,7 @@ def beat_tempo(clip: Clip) -> float:
 
 
 def ambiguity(clip: Clip) -> float:
-    """`tempo_ambiguity` of one clip."""
+    """Return the `tempo_ambiguity` of one clip."""
     if np.isnan(beat_tempo(clip)):
         return float("nan")
     _, strength = _rival(clip)
@@ -120,12 +121,12 @@ def ambiguity(clip: Clip) -> float:
 
 
 def octave_tempo(clip: Clip) -> float:
-    """`tempo_octave` of one clip."""
+    """Return the `tempo_octave` of one clip."""
     return _rival(clip)[0]
 
 
 def _rival(clip: Clip) -> tuple[float, float]:
-    """The strongest peak an octave or a twelfth from `beat_tempo`, as (BPM, height); (NaN, 0) for none."""
+    """Return the strongest peak at an octave or a twelfth from `beat_tempo`, as (BPM, height); (NaN, 0) if none."""
     bpm = beat_tempo(clip)
     rivals = [
         (other, strength)
@@ -136,13 +137,13 @@ def _rival(clip: Clip) -> tuple[float, float]:
 
 
 def ioi_tempo(clip: Clip) -> float:
-    """`tempo(..., method="ioi")` of one clip."""
+    """Return `tempo(..., method="ioi")` of one clip."""
     if clip.silent:
         return float("nan")
     envelope = clip.onset_envelope
     accents = peaks_seconds(envelope.median, envelope.frame_rate, ACCENT_SHARE)
     if len(accents) < FEWEST_ONSETS:
-        # a sound in few bands (a flute, a sine) has onsets but none in most bands
+        # A sound in few bands (a flute, a sine) has onsets, but none in most bands.
         accents = peaks_seconds(envelope.mean, envelope.frame_rate, ACCENT_SHARE)
     if len(accents) < FEWEST_ONSETS:
         return float("nan")
@@ -150,12 +151,12 @@ def ioi_tempo(clip: Clip) -> float:
 
 
 def rate_of_onsets(clip: Clip) -> float:
-    """`onset_rate` of one clip."""
+    """Return the `onset_rate` of one clip."""
     return float("nan") if clip.silent else len(onsets_seconds(clip)) / clip.seconds
 
 
 def clarity_of_pulse(clip: Clip) -> float:
-    """`pulse_clarity` of one clip."""
+    """Return the `pulse_clarity` of one clip."""
     if clip.silent:
         return float("nan")
     periods = _periods(clip)
@@ -164,7 +165,7 @@ def clarity_of_pulse(clip: Clip) -> float:
 
 @once
 def onsets_seconds(clip: Clip) -> Float[np.ndarray, " onset"]:
-    """When notes and strokes begin, in seconds; empty for silence."""
+    """Return the onset times of notes and drum strokes in seconds; empty for silence."""
     if clip.silent:
         return np.zeros(0)
     envelope = clip.onset_envelope
@@ -173,20 +174,20 @@ def onsets_seconds(clip: Clip) -> Float[np.ndarray, " onset"]:
 
 @once
 def _periods(clip: Clip) -> list[tuple[float, float]]:
-    """Peaks of the envelope's autocorrelation within the tempo range as (BPM, height), highest first."""
+    """Return the peaks of the envelope's autocorrelation in the tempo range as (BPM, height), highest first."""
     import librosa
     from scipy.signal import find_peaks
 
     if clip.silent or len(onsets_seconds(clip)) < FEWEST_ONSETS:
         return []
     envelope = clip.onset_envelope
-    # The window favours short periods a little, as in librosa's tempogram: a bar resembles itself as much as a beat.
+    # The window slightly favours short periods, as in librosa's tempogram: a bar repeats as exactly as a beat does.
     strength = (envelope.mean - envelope.mean.mean()) * np.hanning(len(envelope.mean))
     likeness = librosa.autocorrelate(strength)
     likeness = likeness / likeness[0]
     lags = find_peaks(likeness)[0]
     before, at, after = likeness[lags - 1], likeness[lags], likeness[lags + 1]
-    # Heights between frames too: else a period of whole frames would win over one of half frames, its octave.
+    # Interpolate heights too: otherwise a period of whole frames would beat its octave that falls between frames.
     between = vertex(before, at, after)
     heights = at - 0.25 * (before - after) * between
     bpm = 60 * envelope.frame_rate / (lags + between)

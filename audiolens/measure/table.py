@@ -1,4 +1,4 @@
-"""Many clips, many measures, one frame: what sweeps and studies call."""
+"""Measure many clips with many measures into one table, as sweeps and studies do."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ MEASURES: Mapping[str, Callable[[Clip], float]] = MappingProxyType(
         "mode": major_minor,
     }
 )
-"""Column of `table` -> the measure of one clip."""
+"""Column of `table` -> function that measures one clip."""
 EXTRA_MEASURES: Mapping[str, Callable[[Clip], float]] = MappingProxyType({"tempo_beat_this": beat_this_tempo})
-"""The same for measures that need a package of their own, and are measured only where asked for."""
+"""The same for measures that need an extra package, and are computed only on request."""
 UNITS: Mapping[str, str] = MappingProxyType(
     {
         "tempo": "BPM",
@@ -67,22 +67,23 @@ def table(
     """Measure every clip: one row per clip in order, one column per measure.
 
     Args:
-        audio: [row, channel, sample] (or one clip), a sound file, what `lens.generate` returned, or a list of these,
-            whose clips may differ in length.
-        sample_rate: of all arrays, in Hz; files bring their own.
-        measures: names from `MEASURES` or `EXTRA_MEASURES`; all of `MEASURES` by default. Spectra and onsets are shared
-            between them.
-        n_jobs: processes, -1 for one per core. The numbers do not depend on it. They start once (about 2 s) and stay.
+        audio: [row, channel, sample] (or one clip), a sound file, what `lens.generate` returned, or a list of these;
+            clips may differ in length.
+        sample_rate: sample rate of all arrays, in Hz; files have their own.
+        measures: names from `MEASURES` or `EXTRA_MEASURES`; all of `MEASURES` by default. They share spectra and
+            onsets.
+        n_jobs: number of processes, -1 for one per core. It does not change the numbers. Processes start once (about
+            2 s) and are reused.
 
     Raises:
-        InputError: anything that cannot be measured; `table_of_files` goes on with the other files.
+        InputError: for any clip that cannot be measured; `table_of_files` continues with the other files.
     """
     import pandas as pd
 
     names = checked_measures(measures)
     listed = audio if isinstance(audio, list | tuple) else [audio]
     if listed and all(is_path(part) for part in listed) and sample_rate is None:
-        # Opened where they are measured: a path travels to a process faster than its sound.
+        # Each process opens its own files, since paths are sent to it faster than audio.
         rows = spread(_measure, list(listed), n_jobs, names)
     else:
         rows = spread(_measure, read(audio, sample_rate)[0], n_jobs, names)
@@ -93,15 +94,15 @@ def table(
 def table_of_files(
     paths: Sequence[SoundPath], measures: Sequence[str] | None = None, n_jobs: int = 1, seconds: Span | None = None
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Measure sound files, and say of each that cannot be measured why: what `audiolens measure` calls.
+    """Measure sound files, and collect the reason for each file that cannot be measured; see `audiolens measure`.
 
     Args:
-        paths, measures, n_jobs: as in `table`.
-        seconds: the span (from, to) of every file that is measured; the whole file by default.
+        paths, measures, n_jobs: as for `table`.
+        seconds: the span (from, to) to measure in every file; the whole file by default.
 
     Returns:
-        One row per measured file in order, with the file's `file` and `seconds` before the measures, and the refused
-        files, each with its reason.
+        One row per measured file, in order, with `file` and `seconds` before the measures; and a dict of the files that
+        could not be measured, with the reasons.
     """
     import pandas as pd
 
@@ -116,29 +117,29 @@ def table_of_files(
 
 
 def checked_measures(measures: Sequence[str] | None) -> list[str]:
-    """Names of measures, those of `MEASURES` by default; an error that lists them where one is unknown."""
+    """Return the names of measures, by default those of `MEASURES`; raise an error listing them if one is unknown."""
     names = list(MEASURES if measures is None else measures)
     known = [*MEASURES, *EXTRA_MEASURES]
     unknown = [name for name in names if name not in known]
     if isinstance(measures, str) or unknown or not names:
         hint = nearest(str(unknown[0]), known) if unknown and not isinstance(measures, str) else ""
-        raise InputError(f"measures are {measures!r}; expected a list of names out of {', '.join(known)}.{hint}")
+        raise InputError(f"measures are {measures!r}; expected a list of names from {', '.join(known)}.{hint}")
     return names
 
 
 @guarded
 def refuse_lacking(measures: Sequence[str]) -> None:
-    """Raise where one of the measures needs what is not here, before any clip is made for it.
+    """Raise, before any clip is generated, if one of the measures cannot be computed here.
 
     Raises:
-        MissingPackageError, InputError: saying what it needs.
+        MissingPackageError, InputError: naming what it needs.
     """
     if "tempo_beat_this" in measures:
         require()
 
 
 def spread(function: Callable[..., list[Any]], items: list[Any], n_jobs: int, *arguments: Any) -> list[Any]:
-    """`function(part, *arguments)` of the parts of `items`, over processes; the results in one list, in order."""
+    """Call `function(part, *arguments)` on parts of `items` in several processes; return all results in order."""
     if n_jobs != -1:
         checked_count("n_jobs", n_jobs, 1, MOST_JOBS)
     if n_jobs == 1 or len(items) < 2:
@@ -162,8 +163,8 @@ def _measure_or_say(paths: list[SoundPath], names: list[str], seconds: Span | No
             clip = of_file(path, seconds)
             found.append([clip.seconds, *_measured(clip, names)])
         except InputError as error:
-            told = str(error)
-            found.append(told if str(path) in told else f"{path}: {told}")
+            reason = str(error)
+            found.append(reason if str(path) in reason else f"{path}: {reason}")
     return found
 
 

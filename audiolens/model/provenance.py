@@ -1,7 +1,7 @@
-"""Provenance: where a set of directions comes from, and the safetensors header that keeps it.
+"""Provenance of directions: the model, site, branch and prompts they were read from, kept in a safetensors header.
 
-A direction without its model, site, branch and prompts is a list of numbers. The header makes a file that says all
-of it, and lets another model refuse it.
+Without these facts a direction is only a list of numbers. With them, a file describes itself, and loading it for
+another model raises an error.
 """
 
 import hashlib
@@ -29,13 +29,13 @@ from audiolens.model.weight_hash import weights_hash
 
 FORMAT = "audiolens.directions.2"
 UNSEALED = "audiolens.directions.1"
-"""The format before, without hashes: read as it is, its damage unnoticed where the lengths of vectors stay."""
+"""The previous format, without hashes: damage goes unnoticed unless it changes the norm of a vector."""
 SHAPE = {
     "model": str, "weights": str, "n_layers": int, "site?": str, "position?": (str, [float, float]), "branch?": str,
     "guidance_scale?": float, "source?": str, "seconds?": (float, None), "estimator?": str, "n_prompts?": [int, int],
     "prompts?": str, "prefix?": bool, "label?": str, "revision?": (str, None), "versions?": {str: str},
 }  # fmt: skip
-"""Of a `Provenance` as JSON."""
+"""The shape of a `Provenance` as JSON."""
 
 
 class Opened(Protocol):
@@ -57,17 +57,17 @@ class Provenance:
     """How directions were read.
 
     Attributes:
-        model, revision, weights: the model's name, its hub commit where it has one, and the hash of its decoder.
-        n_layers: blocks of that model.
-        site, position, branch, guidance_scale: where, when, and in which half of the guidance it was read.
-        source: `"generation"` (read while generating), `"codes"`, or `"start"` (nothing but text and start token).
-        seconds: length of the clips generated, `None` where none were.
-        estimator: what made vectors of activations.
-        n_prompts: prompts of the positive and the negative pole.
+        model, revision, weights: the model's name, its hub commit if it has one, and the hash of its decoder.
+        n_layers: number of blocks of that model.
+        site, position, branch, guidance_scale: the site, positions and guidance branch that were read.
+        source: `"generation"` (read during generation), `"codes"`, or `"start"` (only the text and the start token).
+        seconds: length of the generated clips, or `None` if none were generated.
+        estimator: the method that turned activations into vectors.
+        n_prompts: number of prompts of the positive and the negative pole.
         prompts: hash of the prompts of both poles.
-        prefix: whether its mean takes the conditioning before step 0 in (MusicGen Melody).
-        label: what the direction is, and what was done to it since ("tempo", "-tempo", "tempo + timbre").
-        versions: of the packages that read it.
+        prefix: whether the mean includes the conditioning before step 0 (MusicGen Melody).
+        label: the name of the direction, and the operations applied to it ("tempo", "-tempo", "tempo + timbre").
+        versions: versions of the packages it was read with.
     """
 
     model: str
@@ -93,12 +93,12 @@ class Provenance:
                 refuse_control(name, value)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return the fields as plain values, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Provenance":
-        """The inverse of `as_dict`; keys of later versions are left out."""
+        """Invert `as_dict`; keys added by later versions are ignored."""
         known = {entry.name for entry in fields(cls)}
         if lacking := [name for name in ("model", "weights", "n_layers") if name not in values]:
             raise InputError(f"values={shown(values)}: {lacking[0]!r} is missing.")
@@ -106,7 +106,7 @@ class Provenance:
         return cls(**{key: value for key, value in {**values, **tuples}.items() if key in known})
 
     def refuse_other(self, lens: Opened) -> None:
-        """Raise unless `lens` holds the very model these directions were read from.
+        """Raise unless `lens` holds exactly the model these directions were read from.
 
         Raises:
             InputError: naming both models and what differs.
@@ -119,17 +119,17 @@ class Provenance:
             return
         raise InputError(
             f"these directions were read from {self.model!r}, and {lens.name!r} {reason}: a direction means nothing "
-            f"in another model. Read it again with this lens, or load without lens= to look at it."
+            f"in another model. Read it again with this lens, or load it without lens= to inspect it."
         )
 
 
 def prompts_hash(positive: Sequence[str | None], negative: Sequence[str | None]) -> str:
-    """A hash of the prompts of both poles, in their order."""
+    """Return a hash of the prompts of both poles, in order."""
     return hashlib.sha256(json.dumps([list(positive), list(negative)]).encode()).hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of what a reading depends on."""
+    """Return the installed versions of the packages a reading depends on."""
     found = {}
     for package in ("audiolens", "torch", "transformers", "nnsight"):
         try:
@@ -140,10 +140,10 @@ def versions() -> dict[str, str]:
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
-    """Write one safetensors file with `facts` in its header; it appears whole or not at all.
+    """Write one safetensors file with `facts` in its header; it is written completely or not at all.
 
     Raises:
-        InputError: if the place cannot be written, or something other than a file has the name.
+        InputError: if the path cannot be written, or is not that of a file.
     """
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with written(path) as whole:
@@ -152,11 +152,11 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], facts: Ma
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write` wrote.
+    """Read the tensors and facts that `write` wrote.
 
     Raises:
-        InputError: if there is no such file, it is truncated or corrupt, or holds something other than directions.
-        DamagedError: if it is not what was written.
+        InputError: if there is no such file, it is truncated or corrupt, or does not contain directions.
+        DamagedError: if the contents are not what was written.
     """
     path = Path(path)
     if path.is_dir():
@@ -176,8 +176,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
     except InputError as error:
         raise DamagedError(f"{path}: its header is damaged ({error})") from None
     if not isinstance(facts, dict) or facts.get("format") not in (FORMAT, UNSEALED):
-        told = facts.get("format") if isinstance(facts, dict) else None
-        raise InputError(f"{path} holds no directions: its header says {told or 'nothing'}, expected {FORMAT}.")
+        stated = facts.get("format") if isinstance(facts, dict) else None
+        raise InputError(f"{path} holds no directions: its header states {stated or 'no format'}, expected {FORMAT}.")
     if facts["format"] == FORMAT or integrity.SEAL in facts:
         integrity.check_header(path, facts, {name: tensor.shape for name, tensor in tensors.items()})
         for name, tensor in tensors.items():

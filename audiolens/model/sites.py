@@ -25,7 +25,7 @@ _BARE = {
 class Site:
     """One site: a hook name and the number of its block (`None` for model-wide sites).
 
-    `axes` are the axes of its values, such as ("row", "step", "d_model"), if it was found in a model (`lens.find_sites`).
+    `axes` are those of its values, such as ("row", "step", "d_model"), if it was found in a model (`lens.find_sites`).
     """
 
     hook: str

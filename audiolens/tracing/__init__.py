@@ -1,1 +1,1 @@
-"""One run of a model under nnsight: its plan, clock and batches, what is edited and recorded, and how it is checked."""
+"""Run a model under nnsight: batching, the step clock, edits and recordings, generation, and the self-check."""

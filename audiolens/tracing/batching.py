@@ -1,9 +1,8 @@
-"""Which rows of a batch are whose: guidance halves, codebooks, and the invokes of a trace.
+"""Map rows to batches: guidance branches, codebooks, and the invokes of a trace.
 
-Inside a guided run a tensor's first axis may count rows, or rows of both branches (conditional first, then null).
-nnsight's own batcher narrows only what counts plain rows, so two invokes would read and edit each other's under
-guidance; `RowBatcher` knows both counts. A site whose first axis counts something else is served `entire`, and knows
-its rows itself.
+In a guided run, a tensor's first axis may count rows, or rows of both branches. nnsight's own batcher narrows only
+tensors that count plain rows, so under guidance two invokes would read and edit each other's rows; `RowBatcher` handles
+both counts. A site whose first axis counts something else is served whole (`entire`) and selects its rows itself.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from audiolens.model.text import BUCKET, checked_prompts
 from audiolens.model.timeline import delay
 
 EXACT_ROWS = 16
-"""Exact runs hold this many rows, padded with repeats, whatever was asked for."""
+"""Exact runs always have this many rows; missing ones are filled with repeats."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,12 @@ class Layout:
     """Which rows a batch holds.
 
     Attributes:
-        rows: the caller's row at each place, of `total` rows.
-        halves: the branches in the order of the batch; one without guidance.
-        kept: how many places are real; the rest is padding.
-        prefix: how many positions precede step 0 in each of these rows.
-        first: the caller's row with which recordings begin.
+        rows: the caller's row number for each row of the batch.
+        total: number of rows of the caller.
+        halves: the guidance branches in batch order; only one without guidance.
+        kept: number of real rows at the start; the rest are padding.
+        prefix: number of positions before step 0 in each of these rows.
+        first: the caller's row at index 0 of the recordings.
     """
 
     rows: tuple[int, ...]
@@ -51,7 +51,7 @@ class Layout:
 
     @cached_property
     def places(self) -> slice | Tensor:
-        """Where the real rows belong in what is recorded: a slice where they follow one another."""
+        """Indices of the real rows in the recordings; a slice if they are consecutive."""
         real = tuple(row - self.first for row in self.rows[: self.kept])
         if real == tuple(range(real[0], real[0] + len(real))):
             return slice(real[0], real[0] + len(real))
@@ -63,24 +63,24 @@ class Layout:
         return len(self.halves)
 
     def of(self, values: Tensor) -> Tensor:
-        """A tensor with one entry per row of the caller, as one entry per row of the whole batch."""
+        """Turn a tensor with one entry per row of the caller into one entry per row of the batch, branches included."""
         return values[torch.tensor(self.rows, device=values.device)].repeat(self.branches, *[1] * (values.ndim - 1))
 
     def branch(self, branch: str) -> Tensor:
-        """The batch rows that belong to a branch, as a mask."""
+        """Return a mask of the batch rows that belong to a branch."""
         return torch.tensor([branch in (half, "both") for half in self.halves for _ in self.rows], device="cpu")
 
 
 def checked_batch_size(batch_size: int | None) -> int | None:
-    """As `whole_batch_size`; `None`, all rows at once, passes."""
+    """Check a batch size as `whole_batch_size` does; `None` (all rows at once) is allowed."""
     return None if batch_size is None else whole_batch_size(batch_size)
 
 
 def whole_batch_size(batch_size: int) -> int:
-    """A number of rows.
+    """Return a batch size, a positive number of rows.
 
     Raises:
-        InputError: if it is no whole number, or under 1.
+        InputError: if it is not a whole number, or less than 1.
     """
     return checked_count("batch_size", batch_size)
 
@@ -93,17 +93,17 @@ def batches(
     batch_size: int | None,
     prefix: Callable[[int], int] = lambda _: 0,
 ) -> Iterator[tuple[Layout, int | None]]:
-    """The rows of each run, and the text length to pad to (`None`: the longest prompt's).
+    """Yield the layout of each batch, and the text length to pad to (`None`: that of the longest prompt).
 
-    `sizes` are the prompts' lengths in tokens; `prefix` says how many positions a prompt of so many tokens takes in
-    the decoder's own sequence. There the text has no mask, so that a batch holds rows of one prefix, and none is
-    padded. Exact batches have a fixed number of rows, and a text length that depends on each prompt alone: a row then
-    meets the same kernels in any company.
+    `sizes` are the prompts' lengths in tokens. `prefix` maps a prompt's length in tokens to the number of positions it
+    takes in the decoder's own sequence. Such text has no mask, so a batch contains rows of one prefix length and no
+    text is padded. Exact batches have a fixed number of rows, and a text length that depends on each prompt alone, so
+    that a row is computed by the same kernels whatever else is in its batch.
     """
     checked_batch_size(batch_size)
 
     def alike(size: int) -> tuple[int, int | None]:
-        """What the rows of one run share: the prefix, and the length to pad to."""
+        """Return what rows of one batch must share: the prefix length, and the text length to pad to."""
         before = prefix(size)
         return before, -(-size // BUCKET) * BUCKET if exact and not before else None
 
@@ -120,7 +120,7 @@ def batches(
 def chunks(
     sizes: Sequence[int], *, halves: tuple[Half, ...], batch_size: int, prefix: Callable[[int], int]
 ) -> Iterator[tuple[Layout, ...]]:
-    """The runs of each `batch_size` rows that follow one another: one, or one a prefix."""
+    """Yield, for every `batch_size` consecutive rows, the layouts of their runs: one per prefix length."""
     for first in range(0, len(sizes), batch_size):
         part = sizes[first : first + batch_size]
         yield tuple(
@@ -130,7 +130,7 @@ def chunks(
 
 
 def in_order(parts: Sequence[Tensor], layouts: Sequence[Layout], axis: int) -> Tensor:
-    """The runs' results, with the rows along `axis`, as one tensor in the caller's order of rows."""
+    """Concatenate the runs' results along the row `axis`, in the caller's order of rows."""
     whole = torch.cat(list(parts), dim=axis)
     order = torch.tensor([row for layout in layouts for row in layout.rows], device="cpu")
     if bool((order.diff() > 0).all()):
@@ -141,9 +141,9 @@ def in_order(parts: Sequence[Tensor], layouts: Sequence[Layout], axis: int) -> T
 def read_columns(
     codes: Int[Tensor, "row codebook frame"] | None, config: LensConfig, layout: Layout, device: torch.device
 ) -> Int[Tensor, "sequence column"]:
-    """What the decoder reads of a batch: the start token and the delayed codes, without the column nothing follows.
+    """Return the decoder's input for a batch: the start token and the delayed codes, without the last column.
 
-    Rows and codebooks share the first axis, as transformers has it, once for each branch.
+    Rows and codebooks share the first axis, as in transformers, repeated for each branch.
     """
     if codes is None:
         columns = torch.full((len(layout.rows), config.n_codebooks, 1), config.pad_code, device=device)
@@ -155,13 +155,13 @@ def read_columns(
 def start_columns(
     codes: Int[Tensor, "row codebook frame"], config: LensConfig, layout: Layout
 ) -> Int[Tensor, "sequence column"]:
-    """The start token and the frames that a batch is to continue, undelayed: transformers' `generate` delays them."""
+    """Return the start token and the frames to continue, undelayed, since transformers' `generate` delays them."""
     mine = codes[list(layout.rows)]
     return torch.cat([torch.full_like(mine[..., :1], config.pad_code), mine], dim=-1).flatten(0, 1)
 
 
 def of_branch(values: Tensor, halves: tuple[Half, ...], branch: str) -> Tensor:
-    """Of values "half ...", those of one branch; of both, the conditional branch first whatever the batch's order."""
+    """Select one branch from values "branch ...", or both with the conditional branch first."""
     if branch != "both":
         return values[halves.index(branch)]
     order = sorted(range(len(halves)), key=lambda place: halves[place])
@@ -171,9 +171,9 @@ def of_branch(values: Tensor, halves: tuple[Half, ...], branch: str) -> Tensor:
 class RowBatcher(Batcher):
     """nnsight's batcher for a model whose rows are doubled by guidance.
 
-    A tensor belongs to the batch when its first axis counts `total` rows times {1, 2} branches. An invoke is served its
-    own rows of every branch, in the same layout, and its edits go back to just these. `copies` are the values read in
-    this run that are not the model's own tensors, as they were served; `asked` the site that each invoke had last.
+    A tensor has batch rows if the size of its first axis is `total` rows times 1 or 2 branches. An invoke is served its
+    own rows of every branch, in the same layout, and its edits change only these. `copies` holds the values read in
+    this run that are copies rather than the model's own tensors; `asked` the site that each invoke asked for last.
     """
 
     def __init__(self, envoy: Any, kwargs: dict | None = None) -> None:
@@ -186,7 +186,7 @@ class RowBatcher(Batcher):
         self.asked: dict[int, Site] = {}
 
     def assemble(self, fn: Any) -> tuple:
-        """One call from the prompts and codes of every invoke; a plan of the lens's own comes ready-made."""
+        """Build one call from the prompts and codes of all invokes; the lens's own runs pass finished arguments."""
         if self.request is None:
             return super().assemble(fn)
         prompts = [prompt for inputs, _ in self.invokes for prompt in checked_prompts(*inputs)]
@@ -195,7 +195,7 @@ class RowBatcher(Batcher):
         return (), ready
 
     def _halves(self, tensor: Tensor) -> int | None:
-        """How many branches the first axis of a tensor holds, or `None` if it does not count rows."""
+        """Return how many branches a tensor's first axis holds, or `None` if it does not count rows."""
         counts = (branches for branches in (self.branches, 1) if tensor.shape[:1] == (branches * self.total,))
         return next(counts, None)
 
@@ -218,7 +218,7 @@ class RowBatcher(Batcher):
 
 @contextmanager
 def entire(mediator: Mediator) -> Iterator[None]:
-    """Have an invoke served whole tensors meanwhile, and what it puts back taken as whole ones."""
+    """Within this context, an invoke reads and assigns whole tensors instead of its own rows."""
     group, mediator.batch_group = mediator.batch_group, None
     try:
         yield
@@ -227,30 +227,30 @@ def entire(mediator: Mediator) -> Iterator[None]:
 
 
 class Copies:
-    """Copies that reads in a trace were given, by invoke and name. Writing into one would change nothing in the model.
+    """The copies handed out by reads in a trace, by invoke and name. Writing into a copy does not change the model.
 
-    One is held until the same is read in a later forward, or is assigned.
+    A copy is kept until the same value is assigned, or read again in a later forward.
     """
 
     def __init__(self) -> None:
         self._held: dict[tuple[int, str], tuple[Tensor, int]] = {}
 
     def keep(self, invoke: int, name: str, value: Tensor) -> Tensor:
-        """The value as it is handed out; an earlier one of this name must not have been written into."""
+        """Register a copy and return it; raise if the previous copy of this name was written into."""
         self._refuse(name, *self._held.pop((invoke, name), (value, None)))
         if value.is_inference():
-            # Only other tensors count the writes into them.
+            # Inference tensors do not count in-place writes.
             with torch.inference_mode(False):
                 value = value.clone()
         self._held[invoke, name] = value, value._version
         return value
 
     def assigned(self, invoke: int, name: str) -> None:
-        """What was written into it has reached the model."""
+        """Forget a copy, since an assigned value has reached the model."""
         self._held.pop((invoke, name), None)
 
     def check(self) -> None:
-        """Refuse writes into any of them.
+        """Check that no copy was written into.
 
         Raises:
             InputError: naming the site.
@@ -261,6 +261,6 @@ class Copies:
     def _refuse(self, name: str, value: Tensor, version: int | None) -> None:
         if version is not None and value._version != version:
             raise InputError(
-                f"{name}: the value read in a trace was changed in place, but it is a copy, so the model would not "
-                "change: assign the changed value (lens.site(...).value = changed), or write into value.clone()."
+                f"{name}: the value read in a trace was changed in place, but it is a copy, which does not change the "
+                "model: assign the changed value (lens.site(...).value = changed), or write into value.clone()."
             )

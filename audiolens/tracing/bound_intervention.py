@@ -1,8 +1,8 @@
-"""An intervention bound to one run: its tensors cut to the batch, its branch and rows a mask, its span steps.
+"""Bind an intervention to one run: tensors sliced to the batch, branch and rows as a mask, the time span as steps.
 
-The batch holds every row of one half of the guidance, then (with guidance) every row of the other; its `Layout` says
-which half comes first and which of the caller's rows is where. Values have a run's layout (`model/site_access.py`);
-the user's order of axes appears only where values are given and where a function is called.
+A batch contains every row of one guidance branch, then (under guidance) every row of the other; its `Layout` gives the
+order of the branches and the caller's row numbers. Values have the run's axis order (`model/site_access.py`); the
+user's order of axes is used only for values given by the user and when a user's function is called.
 """
 
 import sys
@@ -21,7 +21,7 @@ from audiolens.tracing.batching import Layout
 
 
 class BoundIntervention:
-    """One intervention at one site of one run. `apply` is called at every decoder forward."""
+    """One intervention at one site of one run. `apply` is called in every decoder forward that it changes."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class BoundIntervention:
         self.site = site
         self.form = form
         self.start, self.stop = self._span(timeline)
-        # Before the keys of a shorter prefix stand those of the longest.
+        # Shorter prefixes are left-padded to the longest, so their first keys are skipped.
         self.unkeyed = timeline.prefix - layout.prefix
         self.branches = layout.branches
         extra = len(form.features(config))
@@ -61,14 +61,14 @@ class BoundIntervention:
         self.sequences = {
             name for name, part in given.items() if part.kind == "values" and part.tensor.ndim == extra + 2
         }
-        """The parts with a value of their own at every step (or token)."""
+        """The parts with a separate value at every step (or token)."""
         self.keyed = {name for name, part in given.items() if part.kind != "per row"}
         self.parts = {name: self._place(part, name, config, rows, layout).to(device) for name, part in given.items()}
         if form.timed:
-            # Refused before the run, and not where its values end.
+            # Too few values raise before the run, not midway through it.
             self._enough(self.stop - self.start, "step")
         if form.square:
-            # Its keys grow to the clip's steps: too few of them are refused before the run.
+            # The keys grow to the length of the clip: too few values raise before the run.
             self._fitted(layout.prefix + timeline.steps)
 
     def _enough(self, length: int, unit: str) -> None:
@@ -76,16 +76,16 @@ class BoundIntervention:
             held = self.parts[name].shape[1]
             if held < length:
                 raise InputError(
-                    f"{self.site}: the {name} hold {held} {unit}s, the span has {length}: give one for every {unit}, "
-                    "or a shorter span."
+                    f"{self.site}: {held} {unit}s in {name}, but the span has {length}: give one value for every "
+                    f"{unit}, or a shorter span."
                 )
 
     def touches(self, start: int, length: int) -> bool:
-        """Whether a forward over these steps is changed at all; what has no steps is so in each."""
+        """Whether a forward over these steps is changed at all; a site without steps is changed in every forward."""
         return self.anything and (not self.form.timed or (start < self.stop and start + length > self.start))
 
     def apply(self, value: Tensor, start: int) -> Tensor:
-        """The value "batch step ... feature" after the intervention; `start` is the first step's position."""
+        """Return the value "batch step ... feature" after the intervention; `start` is its first step."""
         length = value.shape[1]
         first, end = max(self.start, start), min(self.stop, start + length)
         whole = first == start and end == start + length
@@ -126,7 +126,7 @@ class BoundIntervention:
             mine = self.form.turned(window.index_select(0, index))
             theirs = function(mine)
             if theirs is None:
-                # It may have written into its own copy.
+                # The function may have written into its argument, a copy.
                 theirs = mine
             if not isinstance(theirs, Tensor) or theirs.shape != mine.shape:
                 got = tuple(theirs.shape) if isinstance(theirs, Tensor) else type(theirs).__name__
@@ -135,7 +135,7 @@ class BoundIntervention:
         return changed
 
     def _fitted(self, width: int) -> dict[str, Tensor]:
-        """The parts, cut to the keys that a pattern has in this forward: the unseen and the padding weigh nothing."""
+        """Return the parts, cut to the keys of a pattern in this forward: later keys and padding have no attention."""
         if self.form.order[-1] != "key":
             return self.parts
         fitted = {}
@@ -143,30 +143,33 @@ class BoundIntervention:
             keyed = name in self.keyed
             first = self.unkeyed if self.form.square else 0
             if keyed and part.shape[-1] < first + width:
-                raise InputError(f"{self.site}: {name} has {part.shape[-1]} keys, the pattern {first + width}.")
+                raise InputError(
+                    f"{self.site}: {part.shape[-1]} keys in {name}, but the pattern has {first + width}: give one "
+                    "value per key."
+                )
             fitted[name] = part[..., first : first + width] if keyed else part
         return fitted
 
     def _span(self, timeline: Timeline) -> tuple[int, int]:
-        """The steps of the intervention; every token, where there are no steps."""
+        """Return the steps of the intervention; at a site without steps, every token."""
         if self.form.timed:
             return timeline.select(self.intervention.seconds, self.intervention.prefix)
         if self.intervention.seconds is not None or self.intervention.schedule is not None:
             raise InputError(
-                f"{self.site} has no steps: the text stands for the whole clip. Leave out seconds/schedule."
+                f"{self.site} has no steps, since the text applies to the whole clip: leave out seconds and schedule."
             )
         return 0, sys.maxsize
 
     def _spread(self, values: Tensor, rows: Sequence[int], total: int, name: str) -> Tensor:
-        """One number per row of the caller from a single number or one per affected row."""
+        """Turn a single number, or one per affected row, into one number per row of the caller."""
         spread = torch.zeros(total, dtype=torch.float32, device="cpu")
         if values.ndim and len(values) != len(rows):
-            raise InputError(f"{self.site}: {len(values)} values of {name} for {len(rows)} rows.")
+            raise InputError(f"{self.site}: {len(values)} values of {name} for {len(rows)} rows: give one per row.")
         spread[list(rows)] = values
         return spread
 
     def _place(self, part: Part, name: str, config: LensConfig, rows: Sequence[int], layout: Layout) -> Tensor:
-        """A part of the intervention, shaped to broadcast against "batch step ... feature"."""
+        """Shape a part of the intervention to broadcast against "batch step ... feature"."""
         feature, tensor, values = self.form.features(config), part.tensor, part.kind == "values"
         if part.kind == "per row":
             if not tensor.ndim:
@@ -176,7 +179,7 @@ class BoundIntervention:
         given = self.form.turned(tensor) if free == 2 else tensor
         trailing = given.shape[max(free, 0) :]
         wanted = feature[len(feature) - len(trailing) :]
-        # Size 1 along the heads (or codebooks) means the same for each.
+        # Size 1 along the head (or codebook) axis means the same value for each.
         alike = [*[1] * (len(trailing) - 1), None]
         fits = tensor.ndim > 0 and all(
             size in (own, None) or own == one for own, size, one in zip(trailing, wanted, alike, strict=True)
@@ -195,18 +198,20 @@ class BoundIntervention:
         if free == 1 and len(feature) > 1 and tensor.shape[0] == 1:
             tensor = tensor.expand(len(rows), *tensor.shape[1:])
         if tensor.shape[0] != len(rows):
-            raise InputError(f"{self.site}: {name} holds {tensor.shape[0]} rows, the run changes {len(rows)}.")
+            raise InputError(
+                f"{self.site}: {tensor.shape[0]} rows in {name}, but the run changes {len(rows)}: give one per row."
+            )
         spread = tensor.new_zeros(layout.total, *tensor.shape[1:])
         spread[list(rows)] = tensor
         placed = layout.of(spread)
         return placed if free == 2 else placed.unsqueeze(1)
 
     def _ambiguous(self, name: str, tensor: Tensor) -> InputError:
-        """What to raise where the first axis counts as many heads (or codebooks) as rows."""
+        """Return the error for a first axis that could be heads (or codebooks) or rows, being equally many."""
         outer, inner = self.form.order[2:]
         return InputError(
             f"{self.site}: {name} of shape {tuple(tensor.shape)} may be ({outer}, {inner}) or (row, {inner}): give "
-            f"(row, {outer}, {inner}), with size 1 along an axis where it is the same."
+            f"(row, {outer}, {inner}), with size 1 along an axis where all values are the same."
         )
 
     def _features(self, config: LensConfig) -> str:
@@ -230,18 +235,20 @@ class BoundIntervention:
             try:
                 schedule = [float(schedule(step / timeline.frame_rate)) for step in range(timeline.steps)]
             except (TypeError, ValueError) as error:
-                raise InputTypeError(f"{self.site}: the schedule gives no number for a time ({error}).") from None
+                raise InputTypeError(
+                    f"{self.site}: the schedule does not return a number for a time in seconds ({error})."
+                ) from None
         factors = torch.as_tensor(schedule, dtype=torch.float32, device="cpu")
         if not bool(torch.isfinite(factors).all()):
-            raise InputError(f"{self.site}: the schedule gives NaN or infinite factors in float32.")
+            raise InputError(f"{self.site}: the schedule has factors that are NaN or infinite in float32.")
         if factors.ndim == 1 and len(factors) == timeline.frames:
-            # The tail follows the last frame, whose codes it finishes.
+            # The tail completes the codes of the last frame, and takes its factor.
             factors = torch.cat([factors, factors[-1:].expand(timeline.steps - timeline.frames)])
         if factors.shape != (timeline.steps,):
             raise InputError(
-                f"{self.site}: the schedule has {tuple(factors.shape)} factors, expected one for each of the "
+                f"{self.site}: the schedule has shape {tuple(factors.shape)}, expected one factor for each of the "
                 f"{timeline.frames} frames (or {timeline.steps} steps, the tail included)."
             )
-        # The prefix has no time, and keeps its strength.
+        # The prefix has no time, so its strength is not scaled.
         before = torch.ones(-min(self.start, 0), dtype=torch.float32, device="cpu")
         return torch.cat([before, factors]).reshape(1, -1, *[1] * extra).to(device)

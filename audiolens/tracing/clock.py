@@ -1,12 +1,12 @@
-"""The clock: which steps the forward that is running holds, and that they follow from the forward before.
+"""Tell which steps the running forward covers, and check that they follow from the previous forward.
 
-It is the absolute position: every forward starts by reading what the decoder was given, the new columns and the length
-already cached. It is therefore the same with and without the key-value cache, and for `generate`, whose first forward
-transformers runs twice for MusicGen and once for Melody. Counting calls would be off by one there. Steps are counted
-behind the prefix, whose positions are the negative ones.
+The clock reads the absolute position from the decoder's inputs: the new columns and the length already cached. It is
+therefore the same with and without the key-value cache, and in `generate`, where transformers runs the first forward
+twice for MusicGen and once for Melody (counting calls would be off by one). Steps are counted after the prefix, whose
+positions are negative.
 
-A clock that stood still would turn every step into step 0 without a word. So nothing is assumed: a decoder that is
-given no cache under a known name, or a forward that does not follow from the one before, stops the run.
+A clock that failed to advance would silently turn every step into step 0. So nothing is assumed: the run stops if the
+decoder receives no cache argument under a known name, or if a forward does not follow from the one before.
 """
 
 from importlib.metadata import version
@@ -15,16 +15,17 @@ from typing import Any
 from audiolens.errors import UnsupportedModelError
 
 CACHE_NAMES = ("cache", "past_key_values")
-"""What transformers calls the key-value cache that the decoder is given: from 5.24 on, and before."""
+"""The decoder's argument for the key-value cache: since transformers 5.24, and before."""
 
 
 def read(decoder: Any, prefix: int) -> tuple[int, int]:
-    """Inside a run: the first step of the forward that is running, and how many it has.
+    """Inside a run, return the first step of the running forward and its number of steps.
 
-    A prefix is a part of the forward that finds nothing cached; it counts as steps before step 0.
+    A prefix is part of the forward that starts with an empty cache; it counts as steps before step 0.
 
     Raises:
-        UnsupportedModelError: if the decoder is given no cache, present or absent, under exactly one known name.
+        UnsupportedModelError: if the decoder's inputs do not name the cache (which may be `None`) under exactly one
+            known name.
     """
     _, given = decoder.inputs
     names = [name for name in CACHE_NAMES if name in given]
@@ -40,7 +41,7 @@ def read(decoder: Any, prefix: int) -> tuple[int, int]:
 
 
 class Clock:
-    """The clock of one run. `end` is the step after the last one that a forward held."""
+    """The clock of one run. `end` is the step after the last one that a forward covered."""
 
     def __init__(self, decoder: Any, prefix: int) -> None:
         self.decoder, self.prefix = decoder, prefix
@@ -49,15 +50,15 @@ class Clock:
         self.end = -prefix
 
     def tick(self) -> tuple[int, int]:
-        """The first step of the forward that is running, and how many it has.
+        """Advance to the running forward; return its first step and its number of steps.
 
         Raises:
-            UnsupportedModelError: if it does not follow from the forward before.
+            UnsupportedModelError: if it does not follow from the previous forward.
         """
         start, length = read(self.decoder, self.prefix)
         if not self._follows(start, start + length):
             raise UnsupportedModelError(
-                f"forward {self.forwards} of this run holds steps {start} to {start + length - 1}, after step "
+                f"forward {self.forwards} of this run covers steps {start} to {start + length - 1}, after step "
                 f"{self.end - 1}: transformers {version('transformers')} does not generate one step after another, as "
                 "the lens expects. Install a release that audiolens supports (docs/versions.md)."
             )
@@ -69,6 +70,6 @@ class Clock:
     def _follows(self, start: int, end: int) -> bool:
         if self.first is None:
             return start == -self.prefix < end
-        # MusicGen's first forward runs twice; after it each adds a step to what is cached, or holds all again.
+        # MusicGen's first forward runs twice. Each later one adds a step to the cache, or covers all steps again.
         again = self.forwards == 1 and (start, end) == self.first
         return again or (end == self.end + 1 and start in (self.end, -self.prefix))

@@ -1,7 +1,4 @@
-"""Clips drawn: checked at the door, generated batch by batch, changed and recorded meanwhile, and decoded.
-
-`AudioLens.generate` is the way to ask for them.
-"""
+"""Generate clips batch by batch, with interventions and recordings, and decode them: `AudioLens.generate`."""
 
 import warnings
 from collections.abc import Sequence
@@ -31,7 +28,7 @@ from audiolens.tracing.recording import Reading, Recorder
 from audiolens.tracing.sampling import checked_generation_config, checked_seeds, checked_settings, sampling_arguments
 
 _UNSET_LENGTH = 20
-"""transformers' own `max_length` of a model whose makers gave none."""
+"""transformers' default `max_length`, for models whose authors set none."""
 
 
 def drawn(
@@ -52,7 +49,7 @@ def drawn(
     use_cache: bool,
     progress: bool,
 ) -> Generation:
-    """The clips of one call; see `AudioLens.generate`."""
+    """Check the arguments and generate the clips of one call; see `AudioLens.generate`."""
     checked_flags(exact=exact, decode=decode, use_cache=use_cache, progress=progress)
     config = traced.config
     seeds = one_or_listed("seeds", seeds)
@@ -68,7 +65,7 @@ def drawn(
     checked_branch(reading.branch, guided or not reading.sites)
     recorder = Recorder.of(reading, traced, len(listed), timeline)
     if exact and streams is None:
-        raise InputError("exact=True needs seeds: transformers' own sampler draws a whole batch from one state.")
+        raise InputError("exact=True needs seeds: transformers' own sampler draws a whole batch from one random state.")
     parts = list(
         batches(sizes, halves=traced.family.halves(guided), exact=exact, batch_size=batch_size, prefix=config.prefix)
     )
@@ -123,13 +120,13 @@ def drawn(
 
 
 def _warn_beyond(seconds: float, traced: TracedModel) -> None:
-    """Say that a clip is longer than the model's makers have it play: `max_length` follows the clips of training."""
+    """Warn if a clip is longer than the model's own `max_length`, which follows the length of its training clips."""
     steps = traced.model.generation_config.max_length
     usual = 0.0 if steps in (None, _UNSET_LENGTH) else steps / traced.config.frame_rate
     if 0 < usual < seconds - 1e-9:
         warnings.warn(
-            f"seconds={seconds:g}: {traced.name!r} is set up for clips of up to {usual:g} s; it was hardly trained on "
-            "longer ones, and may play no music in them.",
+            f"seconds={seconds:g}: {traced.name!r} is set up for clips of up to {usual:g} s; it was probably not "
+            "trained on longer ones, and may not produce music beyond that.",
             AudioLensWarning,
             stacklevel=callers_level(),
         )

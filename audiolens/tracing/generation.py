@@ -1,4 +1,4 @@
-"""Generation: the clips of one `generate` call, their codes, and what was recorded while they were made."""
+"""The result of `AudioLens.generate`: clips, their codes, and the activations recorded while they were generated."""
 
 import os
 import re
@@ -26,9 +26,9 @@ from audiolens.sound import soundfiles
 class Generation:
     """Generated clips.
 
-    `codes` are undelayed, and begin with the audio prompt where one was given; `audio` is `None` if the codec was
-    skipped; `cache` is `None` if nothing was recorded.
-    `seeds` is `None` where transformers' own sampler drew. `settings` says how the clips were made.
+    `codes` are undelayed and begin with the audio prompt, if there was one. `audio` is `None` if the codec was skipped,
+    `cache` is `None` if nothing was recorded, and `seeds` is `None` if transformers' own sampler drew the codes.
+    `settings` holds the arguments the clips were generated with.
     """
 
     codes: Int[Tensor, "row codebook frame"]
@@ -78,13 +78,13 @@ class Generation:
         return self.codes.shape[-1] / self.frame_rate
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write a WAV per row, `codes.safetensors` and `generation.json` into a new folder.
+        """Write one WAV per row, `codes.safetensors` and `generation.json` into a new folder.
 
-        A row is written in 16 bits, or in 32-bit floats where it goes beyond full scale. `generation.json` holds the
+        A row is written as 16-bit samples, or as 32-bit floats if it exceeds full scale. `generation.json` holds the
         hash of every other file.
 
         Raises:
-            InputError: if the folder exists and is not empty, cannot be written, or there is no audio or NaN in it.
+            InputError: if the folder is not empty or cannot be written, or if the clips have no audio or contain NaN.
         """
         folder = as_path(folder)
         if self.audio is None:
@@ -95,7 +95,7 @@ class Generation:
         clips = self.audio.detach().float().cpu().numpy()
         broken = [row for row, clip in enumerate(clips) if not np.isfinite(clip).all()]
         if broken:
-            raise InputError(f"the sound of rows {broken} holds NaN or infinite samples: save the other rows alone.")
+            raise InputError(f"the audio of rows {broken} has NaN or infinite samples: save only the other rows.")
         with refused(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with new_folder(folder) as work:
@@ -103,13 +103,13 @@ class Generation:
         return folder
 
     def listen(self, row: int | Sequence[int] | None = None, labels: Sequence[str] | None = None) -> Any:
-        """Audio players for a notebook, with the sound inside: of one row, of several, or of all.
+        """Return audio players for a notebook, with the sound embedded.
 
         Args:
-            row: one row (a bare player), or several; default all, each under its label.
-            labels: what stands above each player; default the prompts.
+            row: one row (a player without a label) or several; by default all, each under its label.
+            labels: the text above each player; by default the prompts.
 
-        The sound is compressed (Ogg Vorbis), so that a notebook stays small: for the samples, take `audio` or `save`.
+        The sound is compressed (Ogg Vorbis) to keep notebooks small; use `audio` or `save` for the exact samples.
         """
         from IPython.display import HTML, Audio  # pyright: ignore[reportMissingImports]
 
@@ -126,9 +126,9 @@ class Generation:
         for index in rows:
             if not -len(self) <= index < len(self):
                 raise InputError(f"row {index}: there are rows 0 to {len(self) - 1}.")
-        told = [self.prompts[index] or "(no prompt)" for index in rows] if labels is None else listed("labels", labels)
-        if len(told) != len(rows):
-            raise InputError(f"{len(told)} labels for {len(rows)} clips: give one each.")
+        shown = [self.prompts[index] or "(no prompt)" for index in rows] if labels is None else listed("labels", labels)
+        if len(shown) != len(rows):
+            raise InputError(f"{len(shown)} labels for {len(rows)} clips: give one label per clip.")
         players = []
         for index in rows:
             content, mime = soundfiles.compressed(self.audio[index].detach().float().cpu().numpy(), self.sample_rate)
@@ -137,10 +137,10 @@ class Generation:
             players.append(player)
         if single and labels is None:
             return players[0]
-        return HTML("".join(map(_labelled, told, players)))
+        return HTML("".join(map(_labelled, shown, players)))
 
     def _write(self, folder: Path, clips: Float[np.ndarray, "row channel sample"]) -> None:
-        """Fill an empty folder."""
+        """Write all files into an empty folder."""
         names = [self._name(row) for row in range(len(self))]
         for row, name in enumerate(names):
             soundfiles.write(folder / name, clips[row], self.sample_rate)
@@ -169,7 +169,7 @@ class Generation:
 
 
 def _labelled(label: str, player: Any) -> str:
-    # Notebooks set what stands between two $ as mathematics, but for these classes.
+    # Notebooks render text between two $ as mathematics, except within these classes.
     return (
         '<div class="tex2jax_ignore mathjax_ignore" style="display: inline-block; margin: 0 1em 0.6em 0">'
         f"{_escape(label)}<br>{player._repr_html_()}</div>"

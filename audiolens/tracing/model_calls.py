@@ -1,9 +1,9 @@
-"""The two ways the model runs under a plan: a generation, and one forward over given codes; one run at a time.
+"""Run the model under a plan, as a generation or as one forward over given codes; one run at a time.
 
-Both leave the global random state as it was where asked, and always after an exception: transformers draws from
-Python's `random` in every block, and nnsight and the samplers from torch's.
+The global random state is restored after an exception, and after a normal run on request: transformers draws from
+Python's `random` in every block, nnsight and the samplers from torch's generator.
 
-A process that is forked while another thread runs a model has none of that thread: in it, the run is over.
+If a process forks while another thread runs a model, the child does not have that thread, so it treats the run as over.
 """
 
 import os
@@ -31,23 +31,23 @@ from audiolens.tracing.sampling import Forbid
 
 @dataclass
 class _Guard:
-    """Whether a model is running, and in which thread; its lock keeps other threads waiting."""
+    """Whether a model is running, and in which thread. Other threads wait for its lock."""
 
     lock: Any = field(default_factory=threading.RLock)
     running: bool = False
     thread: int | None = None
 
 
-# By model, not by lens: two lenses on one model share its modules, which nnsight serves one run at a time.
+# Keyed by model, not by lens: two lenses on one model share its modules, and nnsight serves one run at a time.
 _GUARDS: WeakKeyDictionary[nn.Module, _Guard] = WeakKeyDictionary()
 
 
-class _Done(Exception):  # noqa: N818 - not an error: the last column is there
-    """Ends a generation before the codec, which would decode the codes and throw them away."""
+class _Done(Exception):  # noqa: N818 - not an error: generation is complete
+    """Ends a generation before the codec runs: transformers would decode the codes and we would discard the audio."""
 
 
 class _KeepColumns(StoppingCriteria):
-    """Keeps the columns, and ends the generation once they are all there."""
+    """Keeps the generated columns, and ends the generation once there are enough."""
 
     def __init__(self, columns: int) -> None:
         self.wanted = columns
@@ -61,9 +61,9 @@ class _KeepColumns(StoppingCriteria):
 
 
 def codes(generate: Callable[..., Any], timeline: Timeline, **inputs: Any) -> Int[Tensor, "row codebook frame"]:
-    """The codes that a call of transformers' `generate` makes, whatever wraps the call.
+    """Call transformers' `generate` (bare or traced) and return the undelayed codes.
 
-    `decoder_input_ids`, where given, are the start token and the frames to continue.
+    `decoder_input_ids`, if given, are the start token and the frames to continue.
     """
     keeper = _KeepColumns(timeline.steps + 1)
     start = inputs.get("decoder_input_ids")
@@ -73,22 +73,24 @@ def codes(generate: Callable[..., Any], timeline: Timeline, **inputs: Any) -> In
     columns = keeper.columns
     found = 0 if columns is None else columns.shape[-1]
     if columns is None or found != keeper.wanted:
-        raise UnsupportedModelError(f"transformers' generate made {found} columns of codes, expected {keeper.wanted}.")
+        raise UnsupportedModelError(
+            f"transformers' generate returned {found} columns of codes, expected {keeper.wanted}."
+        )
     made = undelay(columns.unflatten(0, (-1, len(timeline.delays))), timeline.delays, timeline.frames)
     if start is not None:
-        # Where delayed codebooks still read given frames, transformers draws too, and feeds what was given.
+        # While delayed codebooks still read given frames, transformers samples codes and then feeds the given ones.
         made[..., :given] = start.unflatten(0, (-1, len(timeline.delays)))[..., 1:]
     return made
 
 
 def _device(own: torch.device) -> AbstractContextManager[Any]:
-    """Where transformers puts tensors of which it does not say it: torch's default may be where no model is."""
+    """A context in which tensors made without a device go to the model's, not to torch's default device."""
     default = torch.get_default_device()
     return nullcontext() if default.type == "cpu" or default == own else own
 
 
 def generate(model: Model, run: Run, timeline: Timeline, **inputs: Any) -> Int[Tensor, "row codebook frame"]:
-    """One batch of codes, drawn by transformers' `generate` under the run's plan."""
+    """Generate one batch with transformers' `generate` under the run's plan, and return its codes."""
     model.check_unchanged()
 
     def traced(**ready: Any) -> None:
@@ -96,21 +98,21 @@ def generate(model: Model, run: Run, timeline: Timeline, **inputs: Any) -> Int[T
             run.generation(tracer, timeline.steps)
 
     watch = run.watch or Watch(run.layout, timeline.frame_rate)
-    # First of all, so that it sees the model's own scores.
+    # The watch comes first, so that it sees the model's own scores.
     forbid = [Forbid()] if run.forbids else []
     inputs["logits_processor"] = LogitsProcessorList([watch, *forbid, *inputs.get("logits_processor", ())])
     bare: Any = model._module
     with only(bare, run.modules):
-        # With nothing to serve, the bare model is as fast as a model can be.
+        # With nothing to edit or record, the bare model is the fastest.
         made = codes(bare.generate if run.idle else traced, timeline, **inputs)
     run.finished(timeline.steps)
     return made
 
 
 def forward(model: Model, run: Run, **inputs: Any) -> Float[Tensor, "sequence step feature"]:
-    """One decoder forward; the logits as transformers lays them out, or the stream where the run stops.
+    """Run one decoder forward; return the logits in transformers' layout, or the residual stream where the run stops.
 
-    What stands before step 0 is left out.
+    Positions before step 0 (a prefix) are dropped.
     """
     model.check_unchanged()
     kept: list[Tensor] = []
@@ -133,14 +135,13 @@ def _served() -> Iterator[None]:
         yield
     except OutOfOrderError as error:
         raise UnsupportedModelError(
-            f"the model ran and did not pass all the places that were asked for ({str(error).splitlines()[0]}). "
-            f"{REOPEN}"
+            f"the model ran without reaching every site that was requested ({str(error).splitlines()[0]}). {REOPEN}"
         ) from error
 
 
 @contextmanager
 def alone(model: nn.Module) -> Iterator[None]:
-    """One run of a model at a time: other threads wait, and a run inside a run is refused.
+    """Let one run of a model proceed at a time: other threads wait, and a run inside a run raises.
 
     Raises:
         BusyError: inside another run of this model.
@@ -161,9 +162,9 @@ def alone(model: nn.Module) -> Iterator[None]:
 
 
 def _forked() -> None:
-    """In a forked process: end the runs of threads that it does not have, which would hold their locks for ever.
+    """In a forked process, end the runs of the parent's threads, which would otherwise hold their locks for ever.
 
-    Nor does it have the threads that torch computes on, and would wait for them: it computes on its own.
+    The child lacks torch's worker threads too and would wait for them, so it computes on one thread.
     """
     if torch.get_num_threads() > 1:
         torch.set_num_threads(1)
@@ -182,7 +183,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def random_state(keep: bool) -> Iterator[None]:
-    """Put torch's and Python's random state back: always after an exception, and at the end where `keep`."""
+    """Restore torch's and Python's random state after an exception, and with `keep` also after a normal exit."""
     python, cpu = random.getstate(), torch.get_rng_state()
     gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
 

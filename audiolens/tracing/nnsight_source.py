@@ -1,11 +1,11 @@
-"""Operations: the envoy that serves a site, and nnsight's view into a module's forward, opened for one run.
+"""Connect sites to nnsight's envoys, and keep nnsight's instrumentation to what one run needs.
 
-nnsight serves a single operation of a forward (`envoy.source`) from an instrumented copy, which it leaves in place
-for good and which costs every later trace some microseconds an operation. A run opens what it needs and `close`
-puts the module's own forward back.
+nnsight serves a single operation of a forward (`envoy.source`) from an instrumented copy of that forward. It never
+removes the copy, which costs every later trace some microseconds per operation. A run opens what it needs, and `close`
+restores the module's own forward.
 
-It also hands over what every module of the model is given and returns, whoever asks: three calls for each of some two
-hundred modules a step. `only` leaves that to the modules that a run reads.
+nnsight also intercepts the inputs and outputs of every module, read or not: three calls for each of some two hundred
+modules per step. `only` restricts this to the modules that a run reads.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,11 +26,11 @@ from audiolens.tracing.batching import RowBatcher
 
 _OPENED: WeakKeyDictionary[nn.Module, list[State]] = WeakKeyDictionary()
 _CONTROLLED: WeakKeyDictionary[nn.Module, list[tuple[int, dict[str, Any], Controller]]] = WeakKeyDictionary()
-"""Found once a model, which takes a millisecond; a part that is put in later is served as before."""
+"""Computed once per model, in about a millisecond; nnsight still intercepts modules that are added later."""
 
 
 class Model(NNsight):
-    """The model's envoy tree, counting rows as the lens does."""
+    """nnsight's envoy tree over the model, which counts rows as the lens does."""
 
     _batcher_class = RowBatcher
 
@@ -39,17 +39,17 @@ class Model(NNsight):
         self._opened = dict(module.named_modules())
 
     def check_unchanged(self) -> None:
-        """Look whether the modules are those that the lens was opened on: nnsight would not see others.
+        """Check that the modules are those the lens was opened on, since nnsight would not see others.
 
         Raises:
-            InputError: naming those that are not.
+            InputError: naming the modules that changed.
         """
         now = dict(self._module.named_modules())
         changed = [name for name in {**self._opened, **now} if now.get(name) is not self._opened.get(name)]
         if changed:
             raise InputError(
-                f"the model changed after the lens was opened: {shortened(changed, 4)}. Open a new lens on it, "
-                "AudioLens(model, tokenizer), after adapters are added or merged and modules replaced."
+                f"the model changed after the lens was opened: {shortened(changed, 4)}. After adding or merging "
+                "adapters or replacing modules, open a new lens on it, AudioLens(model, tokenizer)."
             )
 
     def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
@@ -57,27 +57,27 @@ class Model(NNsight):
             if isinstance(inputs[0], Iterator):
                 raise PromptError("the prompts of a trace are read twice: give a list, not a generator.")
             return len(checked_prompts(*inputs))
-        # The lens's own passes bring transformers' arguments and no prompts: one worker over the whole batch.
+        # The lens's own runs pass transformers' arguments and no prompts: one invoke over the whole batch.
         return 1 if "attention_mask" in kwargs else 0
 
 
 def place_of(model: Model, family: Family, site: Site) -> Any:
-    """The envoy that serves a site: of a module, or of one operation inside its forward."""
+    """Return the envoy that serves a site: that of a module, or of one operation inside its forward."""
     tap = family.tap(site)
     envoy = _envoy(model, family, site, tap)
     return envoy if tap.op is None else _operation(model, envoy, tap.op)
 
 
 def module_of(model: Model, family: Family, site: Site) -> nn.Module:
-    """The module that a site's envoy stands for."""
+    """Return the module behind a site's envoy."""
     return _envoy(model, family, site, family.tap(site))._module
 
 
 @contextmanager
 def only(model: nn.Module, modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Have nnsight see these modules alone, and the model itself: the others run their own forwards meanwhile.
+    """Within this context nnsight intercepts only these modules and the model itself; the others run uninstrumented.
 
-    A module whose forward is not its class's (accelerate aligns devices by one) keeps nnsight's, which calls it.
+    A module whose forward was replaced (accelerate does so to align devices) keeps nnsight's, which calls it.
     """
     if model not in _CONTROLLED:
         _CONTROLLED[model] = _controlled(model)
@@ -95,7 +95,7 @@ def only(model: nn.Module, modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _controlled(model: nn.Module) -> list[tuple[int, dict[str, Any], Controller]]:
-    """Every part of a model whose own forward nnsight calls: its id, attributes, and nnsight's forward."""
+    """Return each module whose class's own forward nnsight wraps: its id, its attributes, and nnsight's forward."""
     found = []
     for part in model.modules():
         own, forward = part.__dict__, part.__dict__.get("forward")
@@ -106,7 +106,7 @@ def _controlled(model: nn.Module) -> list[tuple[int, dict[str, Any], Controller]
 
 
 def open_ahead(model: Model, family: Family, site: Site) -> None:
-    """Open what later sites of the same module need: once its forward has begun, it is too late."""
+    """Open the operations that later sites of the same module need: once its forward has begun, it is too late."""
     hooks = list(family.block_taps)
     if site.layer is None:
         return
@@ -118,14 +118,14 @@ def open_ahead(model: Model, family: Family, site: Site) -> None:
 
 
 def close(model: nn.Module) -> None:
-    """Put back the forward of every module that was opened."""
+    """Restore the forward of every module that was opened."""
     for state in _OPENED.pop(model, ()):
         state.body, state.compiled, state.sourced = state.original, None, False
 
 
 @contextmanager
 def unharmed(model: nn.Module) -> Iterator[None]:
-    """Take what nnsight puts on a model's modules off again if the block fails."""
+    """If the block fails, remove what nnsight put on the model's modules."""
     before = {part: part.__dict__.get("forward") for part in model.modules() if STATE not in part.__dict__}
     try:
         yield
@@ -141,7 +141,7 @@ def unharmed(model: nn.Module) -> Iterator[None]:
 
 
 def abandon(model: nn.Module) -> None:
-    """Put a model back of which a run ended without a word: its forwards, and nnsight's readiness to serve."""
+    """Restore a model whose run ended without cleaning up: its forwards, and nnsight's interleaving state."""
     close(model)
     for _, own, forward in _CONTROLLED.get(model, ()):
         own.setdefault("forward", forward)
@@ -153,7 +153,7 @@ def abandon(model: nn.Module) -> None:
 
 
 def _states(model: nn.Module) -> list[State]:
-    """What nnsight keeps on the modules of a model."""
+    """Return nnsight's state objects on the modules of a model."""
     return [part.__dict__[STATE] for part in model.modules() if STATE in part.__dict__]
 
 

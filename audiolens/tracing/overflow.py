@@ -1,15 +1,15 @@
-"""Overflow: the watch over what interventions write, which stops a run whose activations become NaN or infinite.
+"""Stop a run whose activations become infinite or NaN, and say at which site, row and step that began.
 
-A strength that is too large for the model's number format turns activations into infinity or NaN, as a broken weight
-does, and from them a model goes on to make codes all the same: the clip would be noise and say nothing. Once a step,
-before the next code is drawn, the logits are looked at: one number, and one look is what generating waits for at every
-step anyway. A forward over given codes hands NaN out as the bare model does; what computes a number from its logits
-refuses it (`checked_logits`).
+A strength too large for the model's number format (or a broken weight) turns activations into infinity or NaN. The
+model would still make codes from them, and the clip would be meaningless noise. So once per step, before the next code
+is drawn, the watch checks the sum of the logits; generation synchronises with the device at every step anyway. A
+forward over given codes returns NaN as the bare model does; code that computes a number from logits refuses NaN
+(`checked_logits`).
 
-What is infinite or NaN in the residual stream makes the logits of its own step NaN, by way of the final norm. Writes to
-it are therefore only kept, and looked at when that happens, to say where it began. Others may be lost on the way (a
-weight of zero, a step that is not the last of its forward, a value replaced further up): they are summed over their
-features, which keeps infinity and NaN, and the sums are looked at with the logits.
+An infinite or NaN value in the residual stream makes the logits of its own step NaN, through the final norm. Writes to
+the stream are therefore only kept, and inspected after the logits turn NaN, to find where it began. Other writes may
+not reach the logits (a weight of zero, a step that is not the last of its forward, a value replaced further up). They
+are summed over their features, which preserves infinity and NaN, and the sums are checked along with the logits.
 """
 
 import math
@@ -26,33 +26,33 @@ from audiolens.model.sites import Site
 from audiolens.tracing.batching import Layout
 
 LOGITS = "hook_logits"
-"""The one place where an infinity is meant: a logit of -inf forbids its code. One of +inf is no probability."""
+"""The only site where an infinity is legitimate: a logit of -inf forbids its code. +inf gives no probability."""
 STREAM = frozenset(
     f"hook_{name}"
     for name in (
         "embed", "resid_pre", "attn_out", "resid_mid", "cross_attn_out", "resid_cross", "mlp_out", "resid_post",
     )
 )  # fmt: skip
-"""Sites that are the residual stream, or are added to it as they are."""
+"""Sites that are the residual stream, or that are added to it unchanged."""
 
 
 class Watch(LogitsProcessor):
-    """Looks at one batch's writes and logits; as a logits processor it leaves the scores as they are.
+    """Checks the writes and logits of one batch. As a logits processor it leaves the scores unchanged.
 
-    `replaced` says that some edit puts other values in place, so that the stream may lose what was written below;
-    `traced`, that a trace may write what the watch is not shown.
+    `replaced` means that some edit overwrites values, so that earlier writes may be lost from the stream. `traced`
+    means that a trace may write values that the watch does not see.
     """
 
     def __init__(self, layout: Layout, frame_rate: float, replaced: bool = False, traced: bool = False) -> None:
         self.layout, self.frame_rate, self.replaced, self.traced = layout, frame_rate, replaced, traced
         self.written = False
         self.kept: list[tuple[Site | str, int, Tensor]] = []
-        """Writes in their order: whole where the logits show them, else their sums "batch step"."""
+        """Writes in order: whole values where the logits reveal an overflow, else sums over features "batch step"."""
         self.edited_from: int | None = None
 
     def wrote(self, site: Site, value: Float[Tensor, "batch step ..."], start: int, edited_from: int = 0) -> None:
-        """Take note of a value after its edits; `start` is its first step, `edited_from` the first that they touch."""
-        # Called at every site of every step: names and sums wait until they are needed.
+        """Note a value after its edits; `start` is its first step, `edited_from` the first step that was edited."""
+        # Called at every site and step, so names and final sums are computed only when needed.
         self.written = True
         first = start if start > edited_from else edited_from
         if self.edited_from is None or first < self.edited_from:
@@ -63,21 +63,21 @@ class Watch(LogitsProcessor):
             self.kept.append((site, start, _summed(value)))
 
     def ended(self, site: str, stream: Float[Tensor, "batch step d_model"], start: int) -> None:
-        """Look at the stream with which a run stops before its logits."""
+        """Check the residual stream of a run that stops before the logits."""
         self.kept.append((site, start, _summed(stream)))
         self.look()
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Look at everything since the last call, and at the scores "sequence vocab" of the step that ends here."""
+        """Check everything since the last call, and the scores "sequence vocab" of the step that ends here."""
         if self.look(scores[:, None], input_ids.shape[-1] - 1) == -math.inf:
             self._refuse_all_forbidden(scores, input_ids.shape[-1] - 1)
         return scores
 
     def look(self, logits: Float[Tensor, "sequence step vocab"] | None = None, start: int = 0) -> float:
-        """Stop the run if anything written since the last look, or the logits after it, is infinite or NaN.
+        """Stop the run if anything written since the last check, or the logits, is infinite or NaN.
 
         Returns:
-            The sum of the logits: -inf where some forbid their code.
+            The sum of the logits; -inf if some logits forbid their code.
 
         Raises:
             ActivationOverflow: naming the first such site, row and step.
@@ -85,9 +85,9 @@ class Watch(LogitsProcessor):
         kept, edited_from = self.kept, self.edited_from
         self.kept, self.edited_from = [], None
         totals = [value.sum() for _, _, value in kept if value.ndim == 2]
-        # Infinite or NaN where something summed is (or their own sum overflows: then the close look finds nothing).
+        # Not finite if any summed value is not (or if the total itself overflows: then the close check finds nothing).
         finite = not totals or math.isfinite(torch.stack([one.to(totals[0].device) for one in totals]).sum().item())
-        # -inf among logits is meant: processors and edits may have forbidden codes. A sum of both infinities is NaN.
+        # -inf among the logits is legitimate: processors and edits may forbid codes. A sum of both infinities is NaN.
         total = 0.0 if logits is None else logits.sum(dtype=torch.float32).item()
         if finite and total < math.inf:
             return total
@@ -101,19 +101,19 @@ class Watch(LogitsProcessor):
             return total
         site, first, sound = next(entry for entry in sites if not bool(entry[2].all()))
         name = site if isinstance(site, str) else site.name
-        # The earliest step, and there the first row: logits hold a row's codebooks one after the other.
+        # Report the earliest step, and its first row. The first axis of logits holds a row's codebooks in sequence.
         place, step = min(sound.logical_not().nonzero().tolist(), key=lambda found: (found[1], found[0]))
-        per_branch = max(len(sound) // self.layout.branches, 1)  # positions are one for all rows
+        per_branch = max(len(sound) // self.layout.branches, 1)  # position embeddings are shared by all rows
         row = self._row(place, per_branch)
         branch = "cond" if place < per_branch else "null"
-        # What is no number reaches earlier steps too, through an attention that weighs it with zero.
+        # NaN reaches earlier steps too, through attention that gives it weight zero.
         at = first + step if edited_from is None else max(first + step, edited_from)
         if self.traced:
-            why = "See what the trace writes; if it writes nothing, the model's weights or dtype are at fault."
+            why = "Check what the trace writes; if it writes nothing, the model's weights or dtype are at fault."
         elif self.written:
             why = (
-                "This is after the interventions of this run: lower the strength of that row, or load the model in a "
-                "wider dtype; if it happens without them too, the model's weights are at fault."
+                "Interventions changed this run: lower the strength of that row, or load the model in a wider dtype; "
+                "if it happens without them too, the model's weights are at fault."
             )
         else:
             why = "No intervention had written anything: the model's weights are at fault, or its dtype is too narrow."
@@ -122,7 +122,7 @@ class Watch(LogitsProcessor):
         )
 
     def _refuse_all_forbidden(self, scores: Float[Tensor, "branch_sequence vocab"], step: int) -> None:
-        """Raise if a codebook of some row has no code left, those of either branch taken together."""
+        """Raise if every code of some row's codebook is forbidden; a code is forbidden if it is so in either branch."""
         left = scores.unflatten(0, (self.layout.branches, -1)).isneginf().any(0).logical_not().any(-1)
         if bool(left.all()):
             return
@@ -142,10 +142,13 @@ class Watch(LogitsProcessor):
 def checked_logits(
     logits: Float[Tensor, "row codebook step vocab"], frame_rate: float, rows: Sequence[int] | None = None
 ) -> Float[Tensor, "row codebook step vocab"]:
-    """Logits that probabilities, ranks or gradients are computed from; `rows` are the caller's (default: 0, 1, ...).
+    """Return the logits unchanged if they are fit to compute probabilities, ranks or gradients from.
+
+    `rows` are the caller's row numbers for error messages (default: 0, 1, ...). A logit of -inf is allowed: it forbids
+    its code.
 
     Raises:
-        ActivationOverflow: naming the first row, codebook and step where one is NaN or infinite (-inf forbids a code).
+        ActivationOverflow: naming the first row, codebook and step where a logit is NaN or +inf.
     """
     if logits.sum(dtype=torch.float32).item() < math.inf:
         return logits
@@ -161,7 +164,9 @@ def checked_logits(
 
 
 def _summed(value: Tensor) -> Tensor:
-    """A number for each row and step that is not finite where a feature is not. Sums of half precision are taken in
-    float32: in their own they would overflow long before a feature does. (Those of float32 do so where features come
-    within their number of its largest, 3e38: past any use.)"""
+    """Sum over features: one number per row and step, not finite where any feature is not finite.
+
+    Half precision is summed in float32, since the sum would overflow long before a feature does. (A float32 sum
+    overflows only if features approach 3e38 / n_features, beyond any use.)
+    """
     return value.flatten(2).sum(-1, dtype=torch.promote_types(value.dtype, torch.float32))

@@ -1,7 +1,7 @@
-"""One run of the model under nnsight: what is edited and recorded at each decoder forward.
+"""Run one batch through the model under nnsight: what is edited and recorded in each decoder forward.
 
-A forward reads only the sites where something is edited or recorded at the steps that it holds (`clock.py`). A forward
-that is to stop before a block leaves the model there, by nnsight's own stop: nothing above runs.
+A forward visits only the sites where something is edited or recorded at the steps it covers (`clock.py`). A run that
+stops before a block leaves the model there by nnsight's `stop`: no later block is computed.
 """
 
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ from audiolens.tracing.overflow import LOGITS, Watch
 from audiolens.tracing.recording import Recorder, refuse_prefix
 
 REOPEN = (
-    "Another library may have replaced a forward of the model's: open a new lens on it, AudioLens(model, tokenizer)."
+    "Another library may have replaced one of the model's forwards: open a new lens on it, AudioLens(model, tokenizer)."
 )
 
 
@@ -43,7 +43,7 @@ class Point:
     watch: Watch | None = None
 
     def visit(self, start: int, length: int, recorder: Recorder | None, layout: Layout, view: View) -> None:
-        """Edit and record the steps of one forward."""
+        """Apply the edits and record the value, for the steps of one forward."""
         edits = [edit for edit in self.edits if edit.touches(start, length)]
         wanted = recorder is not None and recorder.wants(self.site, start, length)
         if not edits and not wanted:
@@ -52,7 +52,7 @@ class Point:
         value, put = self.tap.open(self.place, view if edits or heads is None else replace(view, heads=heads))
         if self.tap.form.timed and value.shape[1] != length:
             raise UnsupportedModelError(
-                f"{self.site.name} holds {value.shape[1]} steps in a forward of {length} ({-min(start, 0)} of them "
+                f"{self.site.name} has {value.shape[1]} steps in a forward of {length} ({-min(start, 0)} of them "
                 f"before step 0): transformers {version('transformers')} does not run this model as the lens expects. "
                 "Install a release that audiolens supports (docs/versions.md)."
             )
@@ -68,7 +68,7 @@ class Point:
 
 
 class Run:
-    """The plan of one batch: the points to visit, in the model's order, at every decoder forward."""
+    """The plan of one batch: the sites to visit in every decoder forward, in the model's order."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Run:
         self.view = View(config, layout.branches * len(layout.rows))
         self.decoder = model.get(family.decoder)
         self.clock = Clock(self.decoder, layout.prefix)
-        # Whatever reads the stream where the run is to stop: a block, or above the last one the final norm.
+        # The module at whose input the run stops: a block, or after the last block the final norm.
         self.gate = None
         self.end = ""
         if stop is not None:
@@ -102,7 +102,7 @@ class Run:
 
         for intervention in interventions:
             for site in family.find(config, intervention.site, intervention.layers):
-                # Checked also where the run ends below.
+                # An intervention is checked even if the run stops before its site.
                 edit = BoundIntervention(
                     intervention,
                     site.name,
@@ -119,7 +119,7 @@ class Run:
         self.points = [points[site] for site in family.order(points)]
         read = [self.decoder._module, *([] if self.gate is None else [self.gate._module])]
         self.modules = [] if self.idle else [*read, *(module_of(model, family, site) for site in points)]
-        """Those that nnsight has to serve."""
+        """The modules that nnsight has to intercept."""
         edits = [edit.intervention for place in self.points for edit in place.edits]
         replaced = any(edit.overwrites for edit in edits)
         self.watch = Watch(layout, timeline.frame_rate, replaced) if edits else None
@@ -132,18 +132,18 @@ class Run:
 
     @property
     def forbids(self) -> bool:
-        """Whether logits are edited: one of -inf forbids a code."""
+        """Whether logits are edited; an edit may forbid a code with -inf."""
         return any(point.edits and point.site.hook == LOGITS for point in self.points)
 
     def forward(self) -> int:
-        """One decoder forward; returns the step after it. Runs inside a trace."""
+        """Visit the sites of one decoder forward and return the step after it. Runs inside a trace."""
         start, length = self.clock.tick()
         for point in self.points:
             point.visit(start, length, self.recorder, self.layout, self.view)
         return start + length
 
     def single(self, tracer: Any, kept: list[Tensor]) -> None:
-        """One forward, and the logits it returns, or the stream where it stops. Runs inside a trace."""
+        """Run one forward and keep its logits, or the residual stream where it stops. Runs inside a trace."""
         self.forward()
         if self.gate is not None:
             kept.append(self.gate.input)
@@ -151,28 +151,28 @@ class Run:
         kept.append(tracer.result.logits)
 
     def generation(self, tracer: Any, steps: int) -> None:
-        """All forwards of a generation. Runs inside a trace; `finished` says whether it saw them all."""
-        # What ends the loop early is said by `finished`, in the lens's words.
+        """Visit all forwards of a generation. Runs inside a trace; `finished` checks that none was missed."""
+        # If the loop ends early, `finished` raises the lens's own error.
         with suppress(OutOfOrderError):
             for _ in tracer.iter[:]:
                 if self.forward() >= steps:
                     return
 
     def finished(self, steps: int) -> None:
-        """Look whether every step came by.
+        """Check that the run visited every step.
 
         Raises:
-            UnsupportedModelError: if steps were made that the run never saw, so that nothing was done to them.
+            UnsupportedModelError: if the model made steps that the run did not see, so that they were not edited.
         """
         if not self.idle and self.clock.end < steps:
             raise UnsupportedModelError(
-                f"the model made {steps} steps, and the lens saw {max(self.clock.end, 0)} of them: edits and "
+                f"the model made {steps} steps, but the lens saw {max(self.clock.end, 0)} of them: edits and "
                 f"recordings of the others are missing. {REOPEN}"
             )
 
 
 def beyond(family: Family, site: Site, stop: int | None) -> bool:
-    """Whether a run that stops before block `stop` (`None`: never) ends without reaching a site."""
+    """Whether a run that stops before block `stop` (`None`: it does not stop) ends before a site."""
     if stop is None:
         return False
     if site.layer is None:
@@ -183,7 +183,7 @@ def beyond(family: Family, site: Site, stop: int | None) -> bool:
 def checked_interventions(
     interventions: Intervention | Iterable[Intervention], traced: TracedModel, guided: bool
 ) -> tuple[Intervention, ...]:
-    """Refuse, before a model runs, what no run of this model could do."""
+    """Return the interventions as a tuple; raise, before the model runs, for those this model cannot carry out."""
     many = isinstance(interventions, Iterable)
     listed: tuple[Any, ...] = tuple(interventions) if many else (interventions,)
     for intervention in listed:

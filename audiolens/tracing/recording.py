@@ -1,4 +1,4 @@
-"""What a run keeps of what it sees: whole activations by position, or a reduction over time without storing them."""
+"""Record activations during a run: at every position, or reduced over time without storing the steps."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,9 +24,9 @@ Reduce = Literal["mean", "last", "max", "eos"]
 
 @dataclass(frozen=True)
 class Reading:
-    """What a run records: sites, layers and heads, of which branch, over which steps, whole or reduced over time.
+    """What a run records: sites, layers and heads, of which branch, over which steps, and whether reduced over time.
 
-    `prefix` takes the prefix in as well; `reduce="eos"` takes of it the text's last token, and nothing else.
+    With `prefix`, the prefix is recorded too. `reduce="eos"` records only the last token of the text in the prefix.
     """
 
     sites: str | Sequence[str] = ()
@@ -52,34 +52,38 @@ class Reading:
             object.__setattr__(self, "device", checked_device(self.device))
         object.__setattr__(self, "dtype", checked_dtype(self.dtype))
         if self.reduce == "eos" and self.seconds is not None:
-            raise InputError(f"reduce='eos' is one place before the clip: a span of {self.seconds} s has no meaning.")
+            raise InputError(
+                f"reduce='eos' is one position before the clip, but a span of {self.seconds} s was given: leave it out."
+            )
 
 
 def refuse_prefix(config: LensConfig, asked: str, instead: str = "Leave it out.") -> None:
-    """Raise where the decoder's own sequence holds no conditioning.
+    """Raise if the decoder's own sequence contains no conditioning.
 
     Raises:
         InputError: naming the family, and what to do instead.
     """
     if not config.has_prefix:
         raise InputError(
-            f"{asked}: {config.family} reads its text through {config.conditioning}, so no place of the decoder's own "
-            f"sequence holds the text or its end. {instead}"
+            f"{asked}: {config.family} reads its text through {config.conditioning}, so no position of the decoder's "
+            f"own sequence holds the text or its end. {instead}"
         )
 
 
 class Recorder:
-    """Collects one run's activations into whole tensors over all rows, batch after batch.
+    """Collects one run's activations, batch by batch, into one tensor per site over all rows.
 
-    Full recordings are written into place by position, so that a step seen twice (under `generate`, MusicGen's first
-    one) is kept once; reductions take each step once, at its first sight. What has no steps is kept once a batch.
+    Full recordings are written by position, so a step that is computed twice (MusicGen's first one, under `generate`)
+    is kept once. Reductions count each step once, when it is first computed. A value without steps is kept once per
+    batch.
 
-    Tokens and keys are as many as the longest batch has, or (the keys of a self-attention) as the clip has steps: the
-    padding is zero, and so is what a causal pattern gives to keys that a step does not see.
+    The token axis is as long as in the longest batch; the key axis of self-attention is as long as the clip has steps.
+    The padding is zero, like the causal attention to later keys.
 
-    With a prefix, step 0 stands at one index in all rows, and its key too: what lies before a shorter one is 0.
+    With a prefix, step 0 has the same index in all rows, and so does its key. Shorter prefixes are left-padded with
+    zeros.
 
-    Nothing is handed out before every step of every row was written, one step after another.
+    Results are returned only after every step of every row was recorded in order.
     """
 
     def __init__(
@@ -98,21 +102,21 @@ class Recorder:
         self.rows, self.keys, self.longest = rows, timeline.prefix + timeline.steps, timeline.prefix
         self.start, self.stop = timeline.select(reading.seconds, reading.prefix)
         if reading.reduce == "eos":
-            # No row is padded, so that the text's last token is the one before step 0.
+            # No row is padded, so the text's last token is directly before step 0.
             self.start, self.stop = -1, 0
         elif reading.reduce is not None and reading.seconds is None:
-            # The tail predicts no frame of codebook 0: it stays out of every summary over time.
+            # The tail predicts no frame of codebook 0, so reductions over time exclude it.
             self.stop = timeline.frames
         self.tensors: dict[str, Tensor] = {}
         self.norms: dict[str, Tensor] = {}
         self.seen: dict[str, int] = {}
-        """By site, the step up to which this batch is recorded."""
+        """By site name, the step up to which this batch is recorded."""
         self.begun = torch.zeros(rows, dtype=torch.bool, device="cpu")
         self.prefixes = torch.zeros(rows, dtype=torch.long, device="cpu")
 
     @classmethod
     def of(cls, reading: Reading, traced: TracedModel, rows: int, timeline: Timeline) -> "Recorder | None":
-        """A recorder for the sites a reading names, or `None` if it names none."""
+        """Return a recorder for the sites of a reading, or `None` if it names none."""
         family, config = traced.family, traced.config
         found = family.find(config, reading.sites, reading.layers)
         if reading.prefix:
@@ -125,11 +129,13 @@ class Recorder:
         if reading.heads is None:
             return cls(reading, found, rows, timeline, forms)
         if not any("head" in form.axes for form in forms.values()):
-            raise InputError(f"heads={reading.heads}: no site that is read has heads; attn.hook_z is one that has.")
+            raise InputError(
+                f"heads={reading.heads}: no recorded site has heads; record one that does, such as attn.hook_z."
+            )
         return cls(reading, found, rows, timeline, forms, checked_heads(reading.heads, config.n_heads))
 
     def begin(self, layout: Layout) -> None:
-        """A new batch of rows starts at the beginning of the clip."""
+        """Start a new batch of rows, at the beginning of the clip."""
         if bool(self.begun.any()):
             self._complete()
         self.seen = {}
@@ -137,7 +143,7 @@ class Recorder:
         self.prefixes[layout.places] = layout.prefix
 
     def _complete(self) -> None:
-        """Look whether the batch that ends here was recorded to its last step.
+        """Check that the batch that ends here was recorded to its last step.
 
         Raises:
             UnsupportedModelError: naming the site and the first step that was never recorded.
@@ -161,11 +167,11 @@ class Recorder:
         return start < self.stop and start + length > self.start
 
     def heads_of(self, site: Site) -> tuple[int, ...] | None:
-        """The heads to record at a site; `None` is all, or that it has none."""
+        """Return the heads to record at a site; `None` for all heads, or if the site has none."""
         return self.heads if "head" in self.forms[site].axes else None
 
     def write(self, site: Site, value: Tensor, start: int, layout: Layout) -> None:
-        """Keep "batch step ..." of the steps from `start`, or "batch token ..." where there are no steps."""
+        """Record "batch step ..." for the steps from `start`, or "batch token ..." at a site without steps."""
         name, form = site.name, self.forms[site]
         if not form.timed:
             self._keep(name, form, self._mine(value, layout), layout, 0)
@@ -187,7 +193,7 @@ class Recorder:
             self._reduce(name, form, window, layout)
 
     def _mine(self, value: Tensor, layout: Layout) -> Tensor:
-        """Of "batch ...", what is recorded: "branch row ...", without the padding's rows."""
+        """Select the recorded part "branch row ..." of a value "batch ...", without padding rows."""
         window = value.detach().unflatten(0, (layout.branches, -1))
         window = of_branch(window, layout.halves, self.reading.branch)
         if self.reading.branch != "both":
@@ -204,7 +210,7 @@ class Recorder:
         kept[:, layout.places, first : first + window.shape[2]] = window.to(kept.device, kept.dtype)
 
     def _fitted(self, name: str, form: Form, window: Tensor, layout: Layout) -> Tensor:
-        """The window with as many tokens or keys as were kept; where it has more, what was kept gains them."""
+        """Zero-pad the window to the number of tokens or keys recorded so far; if it has more, pad the recording."""
         axis = form.order.index(str(form.open)) - len(form.order)
         if form.square and layout.prefix < self.longest:
             window = _padded(window, axis, window.shape[axis] + self.longest - layout.prefix, before=True)
@@ -238,15 +244,15 @@ class Recorder:
         return make(shape, device=device, dtype=dtype or self.dtype or like.dtype)
 
     def result(self) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]], dict[str, Tensor]]:
-        """Tensors, their axes, and mean norms, by site name in the model's order.
+        """Return tensors, their axes and mean norms, by site name in the model's order.
 
         Raises:
-            UnsupportedModelError: if a step or a row of them was never written.
+            UnsupportedModelError: if a step or a row was never recorded.
         """
         self._complete()
         if not bool(self.begun.all()):
             row = int(self.begun.int().argmin())
-            raise UnsupportedModelError(f"row {row} was in no batch of this run, so that there is nothing to hand out.")
+            raise UnsupportedModelError(f"row {row} was in no batch of this run, so its recording is missing.")
         mean, both = self.reading.reduce == "mean", self.reading.branch == "both"
         tensors, norms, axes = {}, {}, {}
         for site, form in self.forms.items():
@@ -267,14 +273,14 @@ class Recorder:
         return tensors, axes, norms
 
     def _averaged(self, sums: Tensor) -> Tensor:
-        """Sums "branch row ..." over the positions each row has, as means."""
+        """Turn sums "branch row ..." into means over the number of positions in each row."""
         if not self.reading.prefix:
             return sums / (self.stop - self.start)
         counts = (self.stop + self.prefixes).to(sums.device)
         return sums / counts.reshape(-1, *[1] * (sums.ndim - 2))
 
     def cache(self, prompts: tuple[str | None, ...], model: str, frame_rate: float) -> ActivationCache:
-        """Everything recorded, with its labels."""
+        """Return everything recorded as a labelled cache."""
         tensors, axes, norms = self.result()
         return ActivationCache(
             tensors=tensors,
@@ -292,7 +298,7 @@ class Recorder:
 
 
 def _padded(tensor: Tensor, axis: int, size: int, *, before: bool = False) -> Tensor:
-    """The tensor with zeros behind it (or before) along one axis, up to a size."""
+    """Pad a tensor with zeros at the end (or the start) of one axis, up to a size."""
     missing = size - tensor.shape[axis]
     if missing <= 0:
         return tensor

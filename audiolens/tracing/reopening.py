@@ -1,7 +1,7 @@
-"""Reopening: what of a lens goes to another process: how it was opened, and a hash of its weights to compare there.
+"""Pickle a lens as the arguments it was opened with and a hash of its weights, so that another process can reopen it.
 
-`AudioLens` pickles with it, so joblib and multiprocessing may hand a lens to their workers: each opens the model anew,
-from the package, its folder or the hub, and refuses it if it does not hold the same weights to the bit.
+joblib and multiprocessing can therefore pass a lens to their workers. Each worker opens the model again, from the
+package, its folder or the hub, and raises an error unless the weights are bit-identical.
 """
 
 import os
@@ -18,13 +18,13 @@ from audiolens.model.weight_hash import content_hash
 
 _SAVE = (
     "Save it (lens.model.save_pretrained(folder), lens.tokenizer.save_pretrained(folder)) and open it with "
-    "AudioLens.from_pretrained(folder), here and there."
+    "AudioLens.from_pretrained(folder) in both processes."
 )
 
 
 @dataclass(frozen=True)
 class Opening:
-    """How `AudioLens.from_pretrained` was called; `name` leads to the same model from any working directory."""
+    """The arguments of `AudioLens.from_pretrained`; `name` refers to the same model from any working directory."""
 
     name: str
     dtype: str | None
@@ -39,7 +39,7 @@ class Opening:
         revision: str | None,
         device_map: Any,
     ) -> "Opening":
-        """The opening of a call that went well."""
+        """Record the arguments of a successful call."""
         folder = Path(name).expanduser()
         local = os.fspath(name) not in BUNDLED and folder.is_dir()
         return cls(
@@ -51,18 +51,18 @@ class Opening:
 
 
 def packed(lens: Any, opening: Opening | None) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """What `pickle` writes of a lens.
+    """Return what `pickle` stores for a lens.
 
     Raises:
-        InputError: for a model that was given in memory, or has hooks, which are in no file.
+        InputError: for a model that was given in memory, or that has hooks, which no file contains.
     """
     if opening is None:
         raise InputError(
             f"a lens on a model that was given in memory ({lens.name!r}) cannot go to another process, which could not "
-            f"load it. {_SAVE}"
+            f"load the model. {_SAVE}"
         )
     if any(map(_hooked, lens.model.modules())):
-        raise InputError(f"the model of {lens.name!r} has hooks, which are in none of its files: remove them first.")
+        raise InputError(f"the model of {lens.name!r} has hooks, which its files do not contain: remove them first.")
     device = None if opening.device_map is not None else str(lens.device)
     return _reopened, (type(lens), opening, lens.name, device, _attention(lens.model), content_hash(lens.model))
 
@@ -75,7 +75,7 @@ def _reopened(
     )
     if content_hash(lens.model) != weights:
         raise InputError(
-            f"{name!r} does not hold the weights here that it had where the lens comes from: they were changed in "
+            f"{name!r} has other weights in this process than in the one that sent the lens: they were changed in "
             f"memory, or the files differ. {_SAVE}"
         )
     if attention is not None and attention != _attention(lens.model):
@@ -85,7 +85,7 @@ def _reopened(
 
 
 def _hooked(part: torch.nn.Module) -> bool:
-    """Whether a part has hooks other than those that torch itself puts on, as for a weight norm."""
+    """Whether a module has hooks other than those torch itself adds, for example for weight norm."""
     hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
     return any(not type(hook).__module__.startswith("torch.nn.utils") for hook in hooks)
 

@@ -1,6 +1,6 @@
-"""Forwards over given codes: checked at the door, run batch by batch, recorded, stopped where nothing more is asked.
+"""Run forward passes over given codes, batch by batch, and record activations.
 
-`AudioLens.run_with_cache` keeps the whole, `AudioLens.iter_cache` one batch at a time.
+`AudioLens.run_with_cache` returns one cache for all rows; `AudioLens.iter_cache` yields one cache per batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ from audiolens.tracing.sampling import checked_settings
 
 @dataclass(frozen=True, eq=False)
 class Forward:
-    """One reading of given codes. `stop` is the block before which it ends; `None` goes on to the logits."""
+    """A checked run over given codes. It stops before block `stop`, or runs to the logits if `stop` is `None`."""
 
     traced: TracedModel
     prompts: tuple[Prompt, ...]
@@ -60,7 +60,7 @@ class Forward:
         batch_size: int | None = None,
         stop_at_layer: int | None = None,
     ) -> "Forward":
-        """The plan, or an error before a model runs (but the codec, for audio)."""
+        """Check every argument and return the plan. Nothing runs before the checks except the codec, on `audio`."""
         if audio is not None:
             if codes is not None:
                 raise InputError("codes and audio were both given: give one of them.")
@@ -78,9 +78,9 @@ class Forward:
         for site in traced.family.find(traced.config, reading.sites, reading.layers):
             if beyond(traced.family, site, stop):
                 raise SiteError(
-                    f"stop_at_layer={stop_at_layer} ends the run before {site.name}: stop later, or leave it out."
+                    f"stop_at_layer={stop_at_layer} ends the run before {site.name}: stop later, or drop that site."
                 )
-        # What it refuses is refused before the first of many batches.
+        # Raise any error of the recorder now, not after several batches have run.
         Recorder.of(reading, traced, len(listed), timeline)
         return cls(
             traced,
@@ -97,11 +97,11 @@ class Forward:
 
     @property
     def halves(self) -> tuple[Half, ...]:
-        """The branches of a batch, in its order."""
+        """The guidance branches, in the order a batch holds them."""
         return self.traced.family.halves(self.guided)
 
     def whole(self) -> tuple[Float[Tensor, "..."], ActivationCache]:
-        """The logits (or the stream where it stopped) of every row, and one cache."""
+        """Run every batch; return the logits of all rows (or the residual stream at `stop`) and one cache."""
         recorder = self._recorder(len(self.prompts))
         prefix = self.traced.config.prefix
         cut = batches(self.sizes, halves=self.halves, exact=False, batch_size=self.batch_size, prefix=prefix)
@@ -112,7 +112,7 @@ class Forward:
         return whole, self._cache(recorder, self.prompts)
 
     def caches(self, progress: bool) -> Iterator[ActivationCache]:
-        """A cache a batch. No logits are handed out: a run ends above the last block recorded."""
+        """Yield one cache per batch. There are no logits: a run stops above the last block recorded."""
         checked_flags(progress=progress)
         found = self.traced.family.find(self.traced.config, self.reading.sites, self.reading.layers)
         if not found:
@@ -124,7 +124,7 @@ class Forward:
         parts = list(chunks(self.sizes, halves=self.halves, batch_size=size, prefix=prefix))
         tokens.tell_unread()
         with alone(self.traced.model):
-            # What no batch could do is refused before the first is asked for.
+            # Raise errors that concern every batch before the first one is requested.
             plan._run(parts[0][0], None)
         return plan._each(parts, progress)
 
@@ -132,7 +132,7 @@ class Forward:
         for layouts in tqdm(parts, desc="reading", unit="batch", disable=not progress):
             first, rows = layouts[0].first, sum(layout.kept for layout in layouts)
             recorder = self._recorder(rows)
-            # Not around the yield: between two batches the model is the caller's.
+            # The guard does not span the yield: between two batches the caller may use the model.
             with alone(self.traced.model), random_state(keep=True):
                 for layout in layouts:
                     self._batch(layout, recorder)
@@ -157,7 +157,7 @@ class Forward:
         )
 
     def _batch(self, layout: Layout, recorder: Recorder | None) -> Float[Tensor, "..."]:
-        """Logits "row codebook step vocab" of one batch, or the stream "row step d_model" where it stopped."""
+        """Return one batch's logits "row codebook step vocab", or the residual stream "row step d_model" at `stop`."""
         traced = self.traced
         if recorder is not None:
             recorder.begin(layout)
@@ -177,7 +177,9 @@ def _checked_stop(stop_at_layer: object, n_layers: int) -> int | None:
     try:
         stop = whole_number(stop_at_layer)
     except TypeError:
-        raise InputError(f"stop_at_layer={stop_at_layer!r}: expected a layer, or None to run to the logits.") from None
+        raise InputError(
+            f"stop_at_layer={stop_at_layer!r}: expected a layer number, or None to run to the logits."
+        ) from None
     if not -n_layers <= stop <= n_layers:
         raise InputError(
             f"stop_at_layer={stop_at_layer}: this model has layers 0 to {n_layers - 1}; {n_layers} runs them all."

@@ -1,12 +1,12 @@
-"""One random stream per row, so that a clip is drawn from its own seed and never from its batch.
+"""Sample codes from one random stream per row, so that a clip depends on its own seed and not on its batch.
 
-The sampler does guidance, temperature, top-k and the draw in one logits processor. The draw is the exponential
-race (Gumbel-max): the largest of `logits / temperature - log(e)`, with `e` exponential noise from the row's own
-stream. Two rows with one seed therefore share their noise, and a steered clip stays paired with its baseline:
-codes differ only where the logits moved past the noise.
+One logits processor applies guidance, temperature and top-k, and draws. The draw is the exponential race (Gumbel-max):
+the largest of `logits / temperature - log(e)`, with exponential noise `e` from the row's own stream. Two rows with the
+same seed therefore share their noise, and a steered clip stays paired with its baseline: their codes differ only where
+the change in the logits outweighs the noise.
 
-transformers appends its own guidance after a caller's processors, so under guidance the sampler returns its
-scores twice, which makes that guidance the identity; and it runs greedily, so that the largest score wins.
+transformers applies its own guidance after a caller's processors. Under guidance the sampler therefore returns its
+scores twice, which makes that guidance the identity, and transformers runs greedily, so that the largest score wins.
 """
 
 import copy
@@ -30,26 +30,26 @@ from audiolens.model.traced_model import TracedModel
 
 MOST_GUIDANCE = 1e6
 TEMPERATURES = (1e-6, 1e6)
-"""Within these limits guided logits over a temperature stay finite in float32, in which transformers draws."""
+"""Within these limits, guided logits divided by a temperature stay finite in float32, in which transformers draws."""
 
 _ASKED = frozenset(("do_sample", "temperature", "top_k", "guidance_scale", "max_length", "max_new_tokens", "use_cache"))
-"""Settings of transformers' `generate` that each call of the lens gives itself."""
+"""Settings of transformers' `generate` that every call of the lens passes itself."""
 _KEPT = frozenset(("pad_token_id", "bos_token_id", "decoder_start_token_id", "transformers_version"))
-"""Those that say what the model is, and not how it draws."""
+"""Settings that describe the model rather than how it samples."""
 _RETURNED = frozenset(("return_dict_in_generate", "output_scores", "output_logits"))
-"""Those of what is returned, which the lens does not read."""
+"""Settings of what `generate` returns, which the lens does not read."""
 
 
 class RowStreams:
-    """Exponential noise for a batch, each row from a generator seeded with its own seed."""
+    """Exponential noise for a batch; each row has a generator seeded with its own seed."""
 
     def __init__(self, seeds: Sequence[int], n_codebooks: int, vocab_size: int) -> None:
-        # On the CPU whatever the model's device: a seed then names the same stream everywhere.
+        # On the CPU regardless of the model's device, so that a seed gives the same stream everywhere.
         self.generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         self.shape = (n_codebooks, vocab_size)
 
     def draw(self) -> Float[Tensor, "row codebook vocab"]:
-        """The next step's noise."""
+        """Return the noise of the next step."""
         noise = torch.empty(len(self.generators), *self.shape, dtype=torch.float32, device="cpu")
         for row, generator in zip(noise, self.generators, strict=True):
             row.exponential_(generator=generator)
@@ -57,9 +57,9 @@ class RowStreams:
 
 
 class Forbid(LogitsProcessor):
-    """Codes whose logit is -inf, in whichever branch, are not drawn; nothing else is changed.
+    """Excludes codes whose logit is -inf in either branch from sampling; changes nothing else.
 
-    Guidance alone would make them NaN, null + (cond - null) x scale, and NaN is what the largest score then is.
+    Under guidance, null + (cond - null) x scale would be NaN for such a code, and NaN would win as the largest score.
     """
 
     def __call__(
@@ -71,9 +71,9 @@ class Forbid(LogitsProcessor):
 
 
 class RowSampler(LogitsProcessor):
-    """Guidance, temperature, top-k and the draw, for `generate(do_sample=False)`.
+    """Applies guidance, temperature and top-k, and draws the codes, for `generate(do_sample=False)`.
 
-    Scores come as transformers has them: rows and codebooks in one axis, one half of the guidance after the other.
+    Scores are in transformers' layout: rows and codebooks share one axis, one guidance branch after the other.
     `temperature=0` takes the largest logit.
     """
 
@@ -110,7 +110,7 @@ class RowSampler(LogitsProcessor):
             merged = merged - rearrange(noise, "row codebook vocab -> (row codebook) vocab").log()
         if not guided:
             return merged
-        # -inf would turn transformers' own guidance, x + (x - x), into NaN.
+        # transformers' own guidance, x + (x - x), would be NaN for -inf.
         merged = merged.clamp_min(torch.finfo(merged.dtype).min)
         return torch.cat([merged, merged])
 
@@ -118,7 +118,7 @@ class RowSampler(LogitsProcessor):
 def sampling_arguments(
     seeds: Sequence[int] | None, traced: TracedModel, guidance_scale: Real, temperature: Real, top_k: int | None
 ) -> dict[str, Any]:
-    """How `generate` guides and draws a batch: transformers' own sampler, or one stream per row."""
+    """Return `generate`'s arguments for guidance and sampling: one stream per row, or its own sampler without seeds."""
     if seeds is None:
         own = {"temperature": float(temperature), "top_k": top_k or 0} if temperature > 0 else {}
         return {"do_sample": temperature > 0, "guidance_scale": float(guidance_scale), **own}
@@ -137,7 +137,7 @@ def sampling_arguments(
 
 
 def checked_seeds(seeds: int | Sequence[int] | None, rows: int) -> list[int] | None:
-    """One seed per row: a single seed is every row's, `None` stays `None` (transformers' own sampler)."""
+    """Return one seed per row. A single seed applies to every row; `None` (transformers' own sampler) stays `None`."""
     if seeds is None:
         return None
     given = one_or_listed("seeds", seeds)
@@ -148,7 +148,7 @@ def checked_seeds(seeds: int | Sequence[int] | None, rows: int) -> list[int] | N
 
 
 def checked_settings(guidance_scale: Real, temperature: Real, top_k: int | None) -> tuple[float, float, int | None]:
-    """The settings as Python's numbers; refused are those that transformers would ignore in silence or fail on late."""
+    """Return the settings as Python numbers; raise for those transformers would silently ignore or fail on late."""
     guidance_scale, temperature = _real("guidance_scale", guidance_scale), _real("temperature", temperature)
     if not 1 <= guidance_scale <= MOST_GUIDANCE:
         raise InputError(
@@ -167,33 +167,35 @@ def checked_settings(guidance_scale: Real, temperature: Real, top_k: int | None)
 
 
 def checked_generation_config(model: Any, config: LensConfig) -> None:
-    """Refuse settings of the model's own that would change what `generate` draws: a call's arguments say all of it.
+    """Refuse settings in `model.generation_config` that would change what `generate` draws.
+
+    A call's own arguments are to decide how it samples.
 
     Raises:
-        InputError: naming each such setting of `model.generation_config`, and how to take it back; or if its start
-            token is no longer the one with which the lens was opened.
+        InputError: naming each such setting and how to undo it; or if the start token is no longer the one the model
+            had when the lens was opened.
     """
     own = model.generation_config
     start = own.bos_token_id if own.decoder_start_token_id is None else own.decoder_start_token_id
     if start != config.pad_code:
         raise InputError(
-            f"the model's generation_config starts clips with token {start}, the lens was opened with "
+            f"the model's generation_config starts clips with token {start}, but the lens was opened with "
             f"{config.pad_code}: set lens.model.generation_config.decoder_start_token_id = {config.pad_code}."
         )
     found = _leaking(own, config)
     if found:
         named = ", ".join(f"{name}={value!r}" for name, value in found.items())
         raise InputError(
-            f"the model's generation_config sets {named}: the lens draws by guidance_scale, temperature and top_k "
-            f"alone, as each call gives them. Take it back: lens.model.generation_config.{next(iter(found))} = None."
+            f"the model's generation_config sets {named}: the lens samples by each call's guidance_scale, temperature "
+            f"and top_k alone. Undo it: lens.model.generation_config.{next(iter(found))} = None."
         )
 
 
 @contextmanager
 def settings_aside(model: Any, config: LensConfig) -> Iterator[None]:
-    """Without the settings that `checked_generation_config` refuses.
+    """Suspend the settings that `checked_generation_config` refuses.
 
-    This is for the proof at load, which makes no clip for the user.
+    The self-check at load uses this: it makes no clip for the user.
     """
     own = model.generation_config
     model.generation_config = copy.deepcopy(own)
@@ -215,9 +217,9 @@ def _leaking(own: GenerationConfig, config: LensConfig) -> dict[str, Any]:
 
 @cache
 def _neutral() -> dict[str, Any]:
-    """What every setting that transformers knows is where nobody sets it."""
+    """The default of every setting that transformers knows."""
     bare = GenerationConfig()
-    # Since transformers 5 a setting that nobody sets is None, and its default is named elsewhere.
+    # Since transformers 5 an unset setting is None, and its default is defined elsewhere.
     defaults = getattr(bare, "_get_default_generation_params", dict)()
     known = {name: value for name, value in vars(bare).items() if not name.startswith("_")}
     return {
@@ -231,7 +233,7 @@ def _changes_nothing(name: str, value: Any, vocab_size: int) -> bool:
     if value is None or value == _neutral()[name]:
         return True
     if name == "eos_token_id":
-        # What no head predicts ends no clip.
+        # A token that no LM head predicts cannot end a clip.
         return all(token >= vocab_size for token in (value if isinstance(value, list | tuple) else [value]))
     return value is False or (isinstance(value, list | tuple | dict) and not value)
 

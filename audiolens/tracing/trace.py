@@ -1,9 +1,9 @@
-"""nnsight's own trace with rows, branches and codebooks understood: for what the lens's verbs did not foresee.
+"""nnsight's trace, aware of rows, guidance branches and codebooks, for experiments the lens's methods do not cover.
 
-`lens.trace(prompts, codes=...)` opens it; `tracer.invoke(prompts, codes=...)` puts several into one run, each with
-its own rows; `lens.site(name).value` reads or assigns a site's value on these rows. `tracer.result` is the logits
-"row codebook step vocab" of a forward (branches one after the other under guidance), or the codes of a generation.
-Where the text is a prefix in the decoder's own sequence, a run's prompts are of one length in tokens.
+`lens.trace(prompts, codes=...)` opens a trace. `tracer.invoke(prompts, codes=...)` combines several invokes in one run,
+each with its own rows. `lens.site(name).value` reads or assigns a site's value on these rows. `tracer.result` holds the
+logits "row codebook step vocab" of a forward (one branch after the other under guidance), or the codes of a generation.
+Where the text is a prefix in the decoder's own sequence, all prompts of a run must have the same length in tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -53,10 +53,10 @@ class SiteOrderError(SiteError, OutOfOrderError):
 
 @dataclass(frozen=True)
 class Request:
-    """What a trace runs: how its inputs are built, which branches they have, and the guard around the run.
+    """What a trace runs: the branches, how inputs are built, and the guard around the run.
 
-    `generates` marks a generation, which is many forwards. `inputs` gives the length of the prefix before step 0, and
-    the arguments of the call.
+    `generates` marks a generation, which consists of many forwards. `inputs` returns the length of the prefix before
+    step 0 and the arguments of the call.
     """
 
     halves: tuple[Half, ...]
@@ -66,7 +66,7 @@ class Request:
 
 
 class LensTracer(CurrentTracer, InterleavingTracer):
-    """nnsight's tracer, run under the lens's guard: one run at a time, random state put back."""
+    """nnsight's tracer under the lens's guard: one run at a time, and the random state is restored."""
 
     if TYPE_CHECKING:
 
@@ -86,19 +86,17 @@ class LensTracer(CurrentTracer, InterleavingTracer):
 
 @guarded
 class SiteValue:
-    """A site inside a trace: `value` reads or assigns it, on the rows of this invoke and of one branch.
+    """A site inside a trace. `value` reads or assigns it on the rows of this invoke and on one branch.
 
-    Its shape is that of `lens.sites()`; `branch="both"` adds a leading branch axis, and with `prefix` the steps begin
-    with those of the prefix, in the forward that holds it: the first. Values come in the model's order, and each may be
-    asked for once a forward.
+    The shape is the one in `lens.sites()`; `branch="both"` adds a leading branch axis. With `prefix`, the steps of the
+    first forward begin with those of the prefix. Read the sites in the model's order, each at most once per forward.
 
-    Writing into a value that is the model's own tensor is assigning it, until the next value is asked for. Patterns,
-    results, position embeddings and, in a generation, what stands on the text's side are copies: a write into one of
-    them that is not assigned then is refused when the run ends.
+    If a value is the model's own tensor, writing into it changes the model, until the next value is read. Patterns,
+    results, position embeddings and, in a generation, sites on the text side are copies: if one of them was written
+    into but not assigned, an error is raised, at the end of the run at the latest.
 
-    For gradients with respect to a value that is a part of the model's tensor (a head site, a branch under guidance,
-    one of several invokes, steps behind a prefix), or that is a copy, assign a leaf of your own and differentiate by
-    it.
+    For gradients with respect to a value that is a copy or a part of the model's tensor (a head site, a branch under
+    guidance, one of several invokes, steps after a prefix), assign a leaf tensor and differentiate with respect to it.
     """
 
     def __init__(self, traced: TracedModel, site: Site, branch: Branch = "cond", prefix: bool = False) -> None:
@@ -112,12 +110,12 @@ class SiteValue:
         if skipped := self._skipped(whole):
             whole = whole[:, skipped:]
         if self._branch != "cond" or self._batcher.branches > 1 or rows != slice(None):
-            # Otherwise it is the model's own tensor and not a view of it: gradients can be asked for.
+            # Otherwise keep the model's own tensor rather than a view, so that gradients can be taken.
             whole = whole.unflatten(0, (self._batcher.branches, -1))[:, rows][self._part]
         value = self._tap.form.turned(whole)
         if self._tap.recomputed:
             return self._batcher.copies.keep(*self._copy, value)
-        # A generation keeps the text's side for every step: a write into it would be made again and again.
+        # A generation reuses the text side at every step, so a write into it would be applied repeatedly.
         if self._tap.shared or (self._batcher.request.generates and not self._tap.form.timed):
             return self._batcher.copies.keep(*self._copy, value.clone())
         return value
@@ -130,7 +128,9 @@ class SiteValue:
         steps = whole[:, rows, self._skipped(before) :]
         expected = self._tap.form.turned(steps[self._part]).shape
         if changed.shape != expected:
-            raise InputError(f"{self._site.name}: {tuple(changed.shape)} was assigned, expected {tuple(expected)}.")
+            raise InputError(
+                f"{self._site.name}: a value of shape {tuple(changed.shape)} was assigned, expected {tuple(expected)}."
+            )
         steps[self._part] = self._tap.form.turned(changed).to(whole.dtype)
         chosen[:, rows][self._part] = True
         put(whole.flatten(0, 1), chosen.flatten())
@@ -150,18 +150,18 @@ class SiteValue:
 
     @property
     def _copy(self) -> tuple[int, str]:
-        """Whose copy of what."""
+        """The key of a copy: the invoke, and the site with its branch."""
         branch = "" if self._branch == "cond" else f" of branch {self._branch!r}"
         return id(Mediator.current(self._site.name)), f"{self._site.name}{branch}"
 
     def _skipped(self, whole: Tensor) -> int:
-        """How many positions of this forward are left out: all of the prefix, which a later step does not hold."""
+        """How many positions of this forward are skipped: the whole prefix, which only the first forward contains."""
         prefix = 0 if self._prefix else self._batcher.prefix
         return prefix if whole.shape[1] > prefix else 0
 
     @property
     def _part(self) -> Any:
-        """Of values with a leading branch axis, what is asked for."""
+        """The index of the requested branch in values with a leading branch axis."""
         halves = self._batcher.halves
         if self._branch == "both":
             order = [halves.index(half) for half in ("cond", "null") if half in halves]
@@ -171,10 +171,10 @@ class SiteValue:
         return halves.index(self._branch)
 
     def _opened(self) -> tuple[Tensor, Put, slice]:
-        """What the site serves (one branch after the other), what puts another there, and the invoke's rows in it.
+        """Return the site's value (one branch after the other), a function that replaces it, and the invoke's rows.
 
-        The model's own tensors are served whole: views of them can be written into. What is recomputed is made for the
-        invoke's rows alone.
+        The model's own tensors are served whole, so that views of them can be written into. Recomputed values are made
+        for the invoke's rows only.
         """
         mediator, batcher = Mediator.current(self._site.name), self._batcher
         before = batcher.asked.get(id(mediator))
@@ -217,7 +217,7 @@ class SiteValue:
 
 
 def running(what: str) -> RowBatcher:
-    """The batcher of the run that is running, inside a trace; `what` is asked of it."""
+    """Inside a trace, return the batcher of the current run; `what` names the request in an error."""
     try:
         return Mediator.current(what).interleaver.batcher
     except ValueError as error:
@@ -225,22 +225,22 @@ def running(what: str) -> RowBatcher:
 
 
 def position(traced: TracedModel) -> int:
-    """Inside a trace: the step at which the running forward starts, whatever stands before step 0."""
+    """Inside a trace, return the step at which the running forward starts; 0 if it starts with a prefix."""
     return max(0, clock.read(traced.nnsight.get(traced.family.decoder), running("position").prefix)[0])
 
 
 def one_prefix(sizes: Sequence[int], config: LensConfig) -> int:
-    """The prefix of a run's rows, given their prompts' lengths in tokens; rows of several do not fit into one run."""
+    """Return the prefix length of a run from its prompts' lengths in tokens; raise if the prompts differ in it."""
     if len({config.prefix(size) for size in sizes}) > 1:
         raise InputError(
             f"prompts of {', '.join(map(str, sorted(set(sizes))))} tokens in one trace: {config.family} has no mask "
-            "for its text, so a trace takes prompts of one length. Trace the others apart."
+            "for its text, so all prompts of a trace need one length. Trace the others separately."
         )
     return config.prefix(sizes[0])
 
 
 def joined(codes: Sequence[Tensor | None]) -> Tensor | None:
-    """The codes of every invoke in one tensor; all must have them, of one length, or none."""
+    """Return the codes of all invokes as one tensor; either all invokes have codes, of one length, or none has."""
     given = [part for part in codes if part is not None]
     for part in given:
         if not isinstance(part, Tensor) or part.ndim != 3:
@@ -248,7 +248,9 @@ def joined(codes: Sequence[Tensor | None]) -> Tensor | None:
     if not given:
         return None
     if len(given) != len(codes) or len({part.shape[-1] for part in given}) > 1:
-        raise InputError("several invokes in one run: give codes to all or none, of one number of frames.")
+        raise InputError(
+            "several invokes in one run: give codes to all of them, with the same number of frames, or to none."
+        )
     return torch.cat(given)
 
 
@@ -264,7 +266,7 @@ def opened(
     temperature: Real = 1.0,
     top_k: int | None = 250,
 ) -> LensTracer:
-    """nnsight's tracer over a model's rows; see `AudioLens.trace`."""
+    """Open nnsight's tracer over a model's rows; see `AudioLens.trace`."""
     request, run = requested(
         traced,
         guidance_scale=guidance_scale,
@@ -274,7 +276,7 @@ def opened(
         temperature=temperature,
         top_k=top_k,
     )
-    # Not `if prompts`: an absent prompt (None) and an empty one are rows, and only the empty tuple is no row.
+    # Not `if prompts`: an absent prompt (None) and an empty string are rows; only the empty tuple means no rows.
     given = () if isinstance(prompts, tuple) and not prompts else (prompts,)
     extra: dict[str, Any] = {} if codes is None else {"codes": codes}
     return traced.nnsight.trace(*given, fn=run, tracer_cls=LensTracer, request=request, **extra)
@@ -283,10 +285,10 @@ def opened(
 def site_value(
     traced: TracedModel, name: str, layer: int | None = None, branch: Branch = "cond", prefix: bool = False
 ) -> SiteValue:
-    """A site inside a trace; see `AudioLens.site`."""
+    """Return a site inside a trace; see `AudioLens.site`."""
     found = traced.family.find(traced.config, name, layer)
     if len(found) != 1:
-        raise InputError(f"{name!r} is a site of every block: give its layer, or its full name.")
+        raise InputError(f"{name!r} is a site of every block: give a layer, or the full name.")
     checked_branch(branch)
     checked_flags(prefix=prefix)
     if prefix:
@@ -304,7 +306,7 @@ def requested(
     temperature: Real,
     top_k: int | None,
 ) -> tuple[Request, Callable[..., Tensor]]:
-    """What a trace asks of the batcher, and what it runs: one forward's logits, or a generation's codes."""
+    """Return the request for the batcher and the function to run: one forward (logits) or a generation (codes)."""
     if fn not in ("forward", "generate"):
         raise InputError(f"fn={fn!r}: expected 'forward' or 'generate'.")
     guidance_scale, temperature, top_k = checked_settings(guidance_scale, temperature, top_k)
@@ -319,10 +321,10 @@ def requested(
         sizes = text.lengths(prompts, traced.tokenizer, text.token_limit(model, traced.tokenizer))
         prefix = one_prefix(sizes, config)
         drawn = None
-        # Before the text is encoded: what is refused runs nothing.
+        # Check everything before the text is encoded, so that nothing runs if a check fails.
         if fn == "generate":
             if codes is not None:
-                raise InputError("codes are for a forward: a generation makes its own.")
+                raise InputError("fn='generate' makes its own codes: leave codes out, or use fn='forward'.")
             clip_timeline(timeline.seconds, config, prefix)
         elif codes is not None:
             codes = checked_codes(codes, config, len(prompts)).to(traced.device)
@@ -376,11 +378,11 @@ class TracedLens:
         temperature: Real = 1.0,
         top_k: int | None = 250,
     ) -> LensTracer:
-        """nnsight's own trace, with rows and branches understood; see `audiolens.tracing.trace`.
+        """Open nnsight's trace, aware of rows and guidance branches; see `audiolens.tracing.trace`.
 
-        Without prompts the block holds `with tracer.invoke(prompts, codes=...)` blocks. `fn="generate"` takes
-        `seconds`, `seeds`, `temperature` and `top_k` as `generate` does; its steps are `tracer.iter[:]`, where
-        step 0 comes twice (MusicGen): `lens.position()` is the clock. Gradients are as the caller has them.
+        Without prompts, put `with tracer.invoke(prompts, codes=...)` blocks inside. `fn="generate"` takes `seconds`,
+        `seeds`, `temperature` and `top_k` as `generate` does. Iterate over its forwards with `tracer.iter[:]`; MusicGen
+        runs step 0 twice, so ask `lens.position()` for the step. Whether gradients are recorded is up to the caller.
         """
         return opened(
             self.traced_model,
@@ -395,9 +397,9 @@ class TracedLens:
         )
 
     def site(self, name: str, layer: int | None = None, *, branch: Branch = "cond", prefix: bool = False) -> SiteValue:
-        """A site inside a trace, by full name or by short name and layer: read or assign its `value`."""
+        """Return a site inside a trace, by full name or by short name and layer; read or assign its `value`."""
         return site_value(self.traced_model, name, layer, branch, prefix)
 
     def position(self) -> int:
-        """Inside a trace: the step at which the running forward starts."""
+        """Inside a trace, return the step at which the running forward starts."""
         return position(self.traced_model)

@@ -1,8 +1,7 @@
-"""The source of traced blocks, as it was when the code that enters them was compiled.
+"""Find the source of a traced block as it was when the running code was compiled.
 
-nnsight runs the text of a `with` block, which it finds by file name and line, and reads each file once. After an edit
-and a reload it would run the old block. Here the text is the one whose compiled code is running, whichever version of
-the file that is.
+nnsight looks up a `with` block by file name and line, reads each file once, and runs that text. After an edit and a
+reload it would run the old block. This module hands nnsight the version of the file whose compiled code is running.
 """
 
 import linecache
@@ -20,9 +19,9 @@ from nnsight.tracing.tracer import Tracer, skip_context, skippable
 from audiolens.errors import StaleSourceError
 
 _READ: dict[str, list[str]] = {}
-"""Every version of a file's text that was traced, the newest last."""
+"""By file name, every version of the text that was traced, the newest last."""
 _KNOWN: dict[tuple[str, int, str, int], CodeType] = {}
-"""The code that entered each traced block, keyed as nnsight keys blocks, for the text that nnsight now holds."""
+"""The code that entered each traced block, for the text that nnsight now holds; keys are those nnsight uses."""
 
 
 class CurrentTracer(Tracer):
@@ -30,7 +29,7 @@ class CurrentTracer(Tracer):
 
     @no_type_check
     def __enter__(self) -> Tracer:
-        # As nnsight's own, whose helpers take the caller two frames up: a checker's wrapper would be one more frame.
+        # As in nnsight's own, whose helpers look two frames up for the caller: a type checker's wrapper would add one.
         hold_source(sys._getframe(1))
         self.capture()
         if skippable(self.node):
@@ -39,11 +38,11 @@ class CurrentTracer(Tracer):
 
 
 class CurrentInvoker(CurrentTracer, Invoker):
-    """nnsight's invoke, which reads its block likewise."""
+    """nnsight's invoker, reading its block in the same way."""
 
 
 def hold_source(frame: FrameType) -> None:
-    """Have nnsight hold the text from which the code of a frame was compiled.
+    """Make nnsight hold the text from which a frame's code was compiled.
 
     Raises:
         StaleSourceError: if no known version of the file matches the running code.
@@ -67,20 +66,20 @@ def hold_source(frame: FrameType) -> None:
 
 
 def _within_a_block(code: CodeType) -> bool:
-    """Whether nnsight compiled the code, as a part of another block, from the text that it holds."""
+    """Whether nnsight compiled this code, as part of another block, from the text that it holds."""
     blocks = (compiled for _, compiled in BLOCKS.values() if compiled is not None)
     return any(code is part for compiled in blocks for part in _nested(compiled))
 
 
 def _text_of(frame: FrameType) -> str | None:
-    """The version of its file from which the code of a frame was compiled; `None` where there is no text."""
+    """Return the version of the file from which a frame's code was compiled, or `None` if there is no text."""
     code, name = frame.f_code, frame.f_code.co_filename
     known = (SOURCES.get(name, ""), _now(name), *reversed(_READ.get(name, [])))
     texts = [text for place, text in enumerate(known) if text and text not in known[:place]]
     found = next((text for text in texts if code in _compiled(text, name)), None)
     if found is not None:
         return found
-    # Test runners and notebooks compile something else than the text as it stands.
+    # Test runners and notebooks do not compile the file's text as it is.
     if len(texts) > 1 or _as_written(frame):
         raise StaleSourceError(
             f"{name} has changed since the code that is running was loaded, so the block traced at line "
@@ -90,7 +89,7 @@ def _text_of(frame: FrameType) -> str | None:
 
 
 def _now(name: str) -> str:
-    """A file's text as it is now; of `python -c`, its program."""
+    """Return a file's current text; for `python -c`, the program."""
     linecache.checkcache(name)
     text = "".join(linecache.getlines(name))
     if not text and name == "<string>" and "-c" in sys.orig_argv:
@@ -99,14 +98,14 @@ def _now(name: str) -> str:
 
 
 def _as_written(frame: FrameType) -> bool:
-    """Whether a frame's code was compiled from its file without any change."""
+    """Whether a frame's code was compiled from its file unchanged."""
     name, own = frame.f_code.co_filename, frame.f_globals
     return name == "<string>" or (type(own.get("__loader__")) is SourceFileLoader and own.get("__file__") == name)
 
 
 @lru_cache(maxsize=16)
 def _compiled(text: str, name: str) -> frozenset[CodeType]:
-    """All code that a text compiles to: its own, and that of every function in it."""
+    """Return all code objects that a text compiles to, those of nested functions included."""
     try:
         return frozenset(_nested(compile(text, name, "exec", dont_inherit=True)))
     except (SyntaxError, ValueError):

@@ -61,8 +61,8 @@ def test_a_head_that_looks_nowhere_in_particular_has_a_share_of_one(lens: Any, c
 def test_no_head_is_named_where_none_looks_back_by_the_beat(lens: Any, codes: torch.Tensor):
     found = attention.by_lag(lens, PROMPTS, codes, beat_seconds=[0.12, 0.16, 0.2, 0.24, 0.12], n_permutations=99)
     assert not found.periodic.any()
-    assert "0 of 12 heads look back by the beat" in repr(found)
-    assert f"least p = {found.p.min():.3g}" in repr(found)
+    assert "0 of 12 heads attend at multiples of the beat" in repr(found)
+    assert f"lowest p = {found.p.min():.3g}" in repr(found)
     assert "block" not in repr(found)
 
 
@@ -72,11 +72,11 @@ def test_the_most_important_head_of_noise_is_said_to_be_no_clearer_than_chance()
     facts: Any = {"site": "attn.z", "factor": 0.0, "layers": (0, 1, 2), "heads": (0, 1, 2, 3), "window": None}
     prompts = tuple(f"prompt {row}" for row in range(20))
     silent = attention.HeadAblation(changes=changes, intact=np.zeros((20, 1)), prompts=prompts, **facts)
-    assert "no head clear of chance; at most block" in repr(silent)
+    assert "no head clear of chance; lowest at block" in repr(silent)
     planted = changes.copy()
     planted[1, 2] -= 2
     found = attention.HeadAblation(changes=planted, intact=np.zeros((20, 1)), prompts=prompts, **facts)
-    assert "most block 1 head 2" in repr(found)
+    assert "lowest at block 1 head 2" in repr(found)
     assert "chance" not in repr(found)
     assert found.to_frame().query("layer == 1 and head == 2")["p"].item() == pytest.approx(0.001)
 
@@ -138,8 +138,8 @@ def test_heads_that_follow_their_own_clips_beat_stand_out_against_other_clips(
     ("beats", "longest", "remedy"),
     [
         # 15 frames at 25 a second: lags to 0.28 s.
-        ([30.0, 40.0, 30.0, 40.0, 30.0], None, "fastest beat lasts 30 s; give longer clips"),
-        ([0.24, 0.28, 0.28, 0.3, 0.3], None, "fastest beat lasts 0.24 s; give longest_seconds=0.36"),
+        ([30.0, 40.0, 30.0, 40.0, 30.0], None, r"fastest beat lasts 30 s\): give longer clips"),
+        ([0.24, 0.28, 0.28, 0.3, 0.3], None, r"fastest beat lasts 0.24 s\): give longest_seconds=0.36"),
         ([0.12, 0.16, 0.2, 0.2, 0.2], 0.12, "give longest_seconds=0.2"),
     ],
 )
@@ -156,7 +156,7 @@ def test_the_lags_that_a_refusal_names_are_enough(lens: Any, codes: torch.Tensor
         lens, PROMPTS, codes, beat_seconds=beats, longest_seconds=0.36, n_permutations=29, layers=[1]
     )
     assert np.isfinite(found.scores).sum(-1).tolist() == [[1, 1, 1, 1]]
-    assert "of 4 heads look back by the beat" in repr(found)
+    assert "of 4 heads attend at multiples of the beat" in repr(found)
 
 
 @pytest.mark.parametrize(("site", "module"), [("attn.z", "self_attn"), ("cross_attn.z", "encoder_attn")])
@@ -238,7 +238,7 @@ def test_tables_and_figures_name_what_they_show(text: Any, lens: Any, codes: tor
     assert lags.figure().data
     silenced = attention.ablate(lens, PROMPTS, codes, layers=[0], heads=[1])
     assert len(silenced.to_frame()) == 4
-    assert "nats a code" in silenced.plot().axes[1].get_ylabel()
+    assert "nats per code" in silenced.plot().axes[1].get_ylabel()
     assert silenced.figure().data
     assert "block 0 head 1" in repr(silenced)
 
@@ -248,11 +248,11 @@ def test_tables_and_figures_name_what_they_show(text: Any, lens: Any, codes: tor
     [
         (lambda lens, codes: attention.to_text(lens, [None] * 5, codes), "a prompt is None"),
         (lambda lens, codes: attention.to_text(lens, PROMPTS[:2], codes), "5 rows of codes for 2 prompts"),
-        (lambda lens, codes: attention.by_lag(lens, PROMPTS, codes, beat_seconds=[0.5] * 5), "no other clip's beat"),
+        (lambda lens, codes: attention.by_lag(lens, PROMPTS, codes, beat_seconds=[0.5] * 5), "have different beats"),
         (lambda lens, codes: attention.by_lag(lens, PROMPTS, codes, beat_seconds=[0.5]), "expected 5 positive"),
         (lambda lens, codes: attention.by_lag(lens, PROMPTS, codes, longest_seconds=9), "longest_seconds=9"),
-        (lambda lens, codes: attention.ablate(lens, PROMPTS, codes, site="mlp_out"), "one with heads and steps"),
-        (lambda lens, codes: attention.ablate(lens, PROMPTS, codes, site="cross_attn.v"), "one with heads and steps"),
+        (lambda lens, codes: attention.ablate(lens, PROMPTS, codes, site="mlp_out"), "site with heads and steps"),
+        (lambda lens, codes: attention.ablate(lens, PROMPTS, codes, site="cross_attn.v"), "site with heads and steps"),
         (lambda lens, codes: attention.ablate(lens, PROMPTS, codes, heads=[7]), "heads=\\[7\\]"),
     ],
 )
@@ -262,7 +262,7 @@ def test_bad_input_is_refused(lens: Any, codes: torch.Tensor, ask: Any, message:
 
 
 def test_a_word_that_is_not_there_is_named(text: Any):
-    with pytest.raises(InputError, match="no prompt holds the token 'pianos'. Did you mean 'piano'"):
+    with pytest.raises(InputError, match="no prompt contains the token 'pianos'. Did you mean 'piano'"):
         text.word("pianos")
 
 

@@ -224,7 +224,7 @@ def test_tokens_that_do_not_align_are_refused_only_where_it_matters(lens: Any, c
     [
         ({"corrupted": CLEAN}, "are the same"),
         ({"corrupted": CORRUPTED[:2]}, "5 rows of codes for 2 prompts"),
-        ({"sites": "hook_logits"}, "read from"),
+        ({"sites": "hook_logits"}, "computed from"),
         ({"sites": []}, "name at least one"),
         ({"method": "magic"}, "expected 'gradient' or 'integrated'"),
         ({"towards": "sideways"}, "expected 'denoising' or 'noising'"),

@@ -73,7 +73,7 @@ EDITING: list[tuple[Callable[[], Any], str]] = [
     (lambda: 3, "int is not an intervention"),
     (lambda: [VECTOR], "Tensor is not an intervention"),
     (lambda: al.Add(torch.ones(7)), r"blocks\.0\.hook_resid_post: vector has shape \(7,\), expected .*d_model=48"),
-    (lambda: al.Add(torch.ones(3, 48)), "vector holds 3 rows, the run changes 2"),
+    (lambda: al.Add(torch.ones(3, 48)), "3 rows in vector, but the run changes 2"),
     (lambda: al.Add(VECTOR, strength=[1.0, 2.0, 3.0]), "3 values of strength for 2 rows"),
     (lambda: al.Add(VECTOR, strength=[1.0, 2.0], rows=[0]), "2 values of strength for 1 rows"),
     (lambda: al.Clamp(VECTOR, [1.0, 2.0, 3.0]), "3 values of value for 2 rows"),
@@ -91,11 +91,14 @@ EDITING: list[tuple[Callable[[], Any], str]] = [
     (lambda: al.Add(VECTOR, site=4), "site=4: expected a name"),
     (lambda: al.Add(VECTOR, seconds=(0.0, 9.0)), "ends after the clip, which lasts 0.6 s"),
     (lambda: al.Add(VECTOR, seconds=(0.52, 0.53)), "selects no step"),
-    (lambda: al.Add(VECTOR, schedule=[1.0, 2.0]), "schedule has .2,. factors"),
-    (lambda: al.Add(VECTOR, schedule=lambda seconds: float("inf")), "the schedule gives NaN or infinite"),
-    (lambda: al.Add(VECTOR, schedule=lambda seconds: "up"), "the schedule gives no number"),
-    (lambda: al.Replace(torch.zeros(2, 7, 48)), "hold 7 steps, the span has 18"),
-    (lambda: al.Replace(torch.zeros(2, 4, 48), seconds=(0.2, 0.4)), "hold 4 steps, the span has 5"),
+    (lambda: al.Add(VECTOR, schedule=[1.0, 2.0]), "schedule has shape .2,., expected one"),
+    (
+        lambda: al.Add(VECTOR, schedule=lambda seconds: float("inf")),
+        "has factors that are NaN",
+    ),
+    (lambda: al.Add(VECTOR, schedule=lambda seconds: "up"), "the schedule does not return a number"),
+    (lambda: al.Replace(torch.zeros(2, 7, 48)), "7 steps in .*, but the span has 18"),
+    (lambda: al.Replace(torch.zeros(2, 4, 48), seconds=(0.2, 0.4)), "4 steps in .*, but the span has 5"),
     (lambda: al.Add(VECTOR, prefix=True), "reads its text through cross-attention"),
     # What can never work is refused when it is made.
     (lambda: al.Add(VECTOR * torch.nan), "vector holds NaN or infinite"),
@@ -198,11 +201,11 @@ def test_readers_refuse(still: Any, entry: str, arguments: dict[str, Any], messa
         ({"seeds": [1, "a"]}, "seed 'a': expected a whole number"),
         ({"seeds": [1, 2, 3]}, "3 seeds for 2 rows"),
         ({"audio_prompt": 3}, "audio_prompt=int: expected .waveform, sample_rate., or the path"),
-        ({"audio_prompt": torch.zeros(100)}, "a waveform needs its rate"),
+        ({"audio_prompt": torch.zeros(100)}, "a waveform needs its sample rate"),
         ({"audio_prompt": (torch.zeros(100), "fast")}, "sample_rate='fast'"),
         ({"audio_prompt": CODES[:, :3]}, "this model has 4 codebooks"),
         ({"audio_prompt": CODES[:, :, :9].repeat(2, 1, 1)}, "4 rows of codes for 2 prompts"),
-        ({"audio_prompt": CODES}, "audio_prompt lasts 0.6 s, the clip 0.6 s with it"),
+        ({"audio_prompt": CODES}, "audio_prompt lasts 0.6 s, and the clip 0.6 s including"),
     ],
 )
 def test_generate_refuses(still: Any, arguments: dict[str, Any], message: str) -> None:
@@ -231,7 +234,7 @@ def test_edits_are_refused(still: Any, entry: str, make: Callable[[], Any], mess
         *(pair for pair in EVERYWHERE if pair[0] != {"prompts": []}),
         *READ_CODES,
         ({"fn": "sing"}, "fn='sing'"),
-        ({"fn": "generate"}, "codes are for a forward"),
+        ({"fn": "generate"}, "makes its own codes"),
         ({"fn": "generate", "codes": None, "seeds": [1]}, "1 seeds for 2 rows"),
         ({"fn": "generate", "codes": None, "seconds": 99}, "makes clips of"),
     ],
@@ -247,7 +250,7 @@ def test_traces_refuse(still: Any, arguments: dict[str, Any], message: str) -> N
     [
         (("resid_pots", 1), "Did you mean 'resid_post'"),
         (("resid_post", 9), "layer 9 does not exist"),
-        (("resid_post",), "give its layer"),
+        (("resid_post",), "give a layer"),
     ],
 )
 def test_a_site_of_a_trace_is_refused_by_name(lens: Any, arguments: tuple[Any, ...], message: str) -> None:

@@ -27,7 +27,7 @@ def test_a_generation_is_measured_at_its_own_rate() -> None:
     assert al.measure.brightness(clip)[0] == pytest.approx(440, rel=0.01)
     assert al.measure.brightness(clip, RATE)[0] == pytest.approx(440, rel=0.01)
     for audio in (clip, [clip, np.sin(2 * np.pi * 440 * TIMES)]):
-        with pytest.raises(InputError, match="bring their own sample rate, 16000, and sample_rate=44100 was given"):
+        with pytest.raises(InputError, match="have their own sample rate, 16000, but sample_rate=44100 was given"):
             al.measure.table(audio, 44_100, ["brightness"])
 
 

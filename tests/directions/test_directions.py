@@ -385,7 +385,7 @@ def test_orthogonal_to_leaves_nothing_of_the_others_and_all_the_rest(directions:
     torch.testing.assert_close(rest.vectors, directions.orthogonal_to(f, e).vectors, atol=1e-6, rtol=1e-4)
     removed = directions.vectors - rest.vectors
     assert float((removed * rest.vectors).sum(-1).abs().max()) < 1e-6
-    with pytest.raises(InputError, match="layers 0, 1, 2: the vectors are parallel"):
+    with pytest.raises(InputError, match="layers 0, 1, 2, where the vector lies"):
         directions.orthogonal_to(2.0 * directions)
 
 
@@ -479,7 +479,7 @@ def test_broken_and_foreign_files_are_refused_with_the_reason(directions: al.Dir
         with pytest.raises(InputError, match="not a whole safetensors file"):
             al.Directions.load(broken)
     save_file({"vectors": torch.zeros(2, 2)}, broken)
-    with pytest.raises(InputError, match="holds no directions: its header says nothing"):
+    with pytest.raises(InputError, match="holds no directions: its header states no format"):
         al.Directions.load(broken)
     with pytest.raises(InputError, match="no such file"):
         al.Directions.load(tmp_path / "none.safetensors")
@@ -487,7 +487,7 @@ def test_broken_and_foreign_files_are_refused_with_the_reason(directions: al.Dir
     with pytest.raises(InputError, match="header is damaged"):
         al.Directions.load(broken)
     save_file({"vectors": directions.vectors}, broken, {"audiolens": json.dumps({"format": "audiolens.directions.1"})})
-    with pytest.raises(InputError, match="do not fit together"):
+    with pytest.raises(InputError, match="do not match"):
         al.Directions.load(broken)
     flipped = bytearray(whole)
     flipped[-200:-100] = bytes(100)
@@ -539,15 +539,15 @@ def test_places_that_cannot_be_read_or_written_are_said(directions: al.Direction
     [
         ({"positive": []}, PromptError, "no positive prompts"),
         ({"negative": "slow"}, TypeError, "expected a list of prompts"),
-        ({"negative": [FAST[0]]}, PromptError, "stand in both poles"),
+        ({"negative": [FAST[0]]}, PromptError, "are in both poles"),
         ({"position": "eos"}, InputError, "Use 'first' or 'last'"),
         ({"position": "middle"}, InputError, "expected 'mean', 'first', 'last'"),
         ({"position": (0.5, 0.2)}, InputError, "0 <= from < to"),
         ({"position": (0.2, 2.0)}, InputError, "ends after the clips"),
         ({"site": "resid_pots"}, SiteError, "Did you mean 'resid_post'"),
-        ({"site": "attn.z"}, InputError, "one vector a head"),
+        ({"site": "attn.z"}, InputError, "one vector per head"),
         ({"site": ["resid_post", "mlp_out"]}, InputError, "expected one site"),
-        ({"site": "ln_final.normalized"}, InputError, "stands in no block"),
+        ({"site": "ln_final.normalized"}, InputError, "is not in a block"),
         ({"layers": [1, 9]}, SiteError, "layer 9 does not exist: this model has layers 0 to 2"),
         ({"branch": "neither"}, InputError, "expected 'cond', 'null' or 'both'"),
         ({"branch": "null", "guidance_scale": 1.0}, InputError, "guidance"),
@@ -565,9 +565,9 @@ def test_bad_input_is_refused_at_the_door(lens: Any, options: dict[str, Any], er
 def test_vectors_that_are_not_finite_are_refused(directions: al.Directions) -> None:
     with pytest.raises(InputError, match="NaN or infinite"):
         al.Directions(directions.vectors * torch.inf, (0, 1, 2), directions.residual_norms, directions.meta)
-    with pytest.raises(InputError, match=r"for 2 layers: one a layer"):
+    with pytest.raises(InputError, match=r"for 2 layers: give one vector"):
         al.Directions(directions.vectors, (0, 1), directions.residual_norms, directions.meta)
-    with pytest.raises(InputError, match="expected different layers, ascending"):
+    with pytest.raises(InputError, match="expected distinct layers in ascending order"):
         al.Directions(directions.vectors, (0, 2, 1), directions.residual_norms, directions.meta)
 
 

@@ -205,7 +205,7 @@ def test_concepts_that_do_not_go_together_are_refused(directions: al.Directions)
         directions.residual_norms,
         Provenance(model="other", weights="other", n_layers=3),
     )
-    with pytest.raises(InputError, match="different weights are not steered together"):
+    with pytest.raises(InputError, match="different weights cannot be steered together"):
         al.steer([directions, elsewhere], layer=1)
 
 
@@ -224,7 +224,7 @@ def test_a_row_of_strength_zero_is_left_to_the_bit(lens: Any, directions: al.Dir
         ({"strategy": "one-to-al"}, InputError, "Did you mean 'one-to-all'"),
         ({"unit": "decibels", "layer": 1}, InputError, "Expected one of: raw, unit, residual"),
         ({"operator": "multiply", "layer": 1}, InputError, "Expected one of: add, ablate, clamp"),
-        ({}, SiteError, "needs layer=: whose vector, of layers 0, 1, 2"),
+        ({}, SiteError, "needs layer=: choose one of layers 0, 1, 2"),
         ({"layer": 3}, SiteError, "layer 3 does not exist: this model has layers 0 to 2"),
         ({"layer": "ten"}, TypeError, "expected a layer number"),
         ({"layer": 1, "strength": float("nan")}, InputError, "strength holds NaN"),

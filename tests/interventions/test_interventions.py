@@ -318,5 +318,5 @@ def test_a_new_operator_is_one_class_whatever_its_tensors_are_called(lens, codes
     torch.testing.assert_close(found["resid_post", 1], expected)
     with pytest.raises(errors.InputError, match="2 values of share for 3 rows"):
         lens.run_with_cache(PROMPTS, codes, interventions=Fade(level, [0.1, 0.2], layers=1), **read)
-    with pytest.raises(errors.InputError, match="the level hold 4 steps, the span has 18"):
+    with pytest.raises(errors.InputError, match="4 steps in level, but the span has 18"):
         lens.run_with_cache(PROMPTS, codes, interventions=Fade(level[:, :4], 0.1, layers=1), **read)

@@ -153,7 +153,7 @@ def test_fad_is_the_frechet_distance_of_the_embeddings(clap: Path, sounds: np.nd
     assert distance == pytest.approx(between(*embedded, least=1), rel=1e-3)
     assert measure.fad(*embedded, least=1) == pytest.approx(distance, rel=1e-3)
     assert distance > 10 * abs(measure.fad(a, a, RATE, model=clap, least=1))
-    with pytest.raises(InputError, match="more than 60 are needed"):
+    with pytest.raises(InputError, match="each set needs more than 60"):
         measure.fad(a, b, RATE, model=clap)
 
 

@@ -65,10 +65,10 @@ def test_it_is_a_distance():
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        (np.ones((40, 4)), np.ones((50, 4)), "equally many"),
-        (np.ones((20, 4)), np.ones((20, 4)), "more than 20 are needed"),
+        (np.ones((40, 4)), np.ones((50, 4)), "need the same number"),
+        (np.ones((20, 4)), np.ones((20, 4)), "needs more than 20"),
         (np.ones((40, 4)), np.ones((40, 5)), "4 and 5 dimensions"),
-        (np.ones((40, 4)), np.full((40, 4), np.nan), "features of b hold NaN"),
+        (np.ones((40, 4)), np.full((40, 4), np.nan), "features of b have NaN"),
     ],
 )
 def test_what_would_be_bias_is_refused(a: np.ndarray, b: np.ndarray, message: str):
@@ -143,5 +143,5 @@ def test_what_cannot_be_pooled_or_is_no_sound_is_refused(lens: Any, waves: torch
         measure.frechet_distance(lens, "clips", waves)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="NaN"):
         measure.codec_features(lens, waves[:2] * float("nan"))
-    with pytest.raises(InputError, match="more than 80 are needed"):
+    with pytest.raises(InputError, match="needs more than 80"):
         measure.frechet_distance(lens, waves[:3], waves[3:])

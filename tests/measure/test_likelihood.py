@@ -145,9 +145,9 @@ def test_what_does_not_pair_is_refused(lens: Any, own: Any, vector: torch.Tensor
     for baseline, message in (
         (again(prompts="calm song"), "other prompts"),
         (again(seeds=[4, 5, 6, 7]), "other seeds"),
-        (again(seconds=0.4), "one length"),
+        (again(seconds=0.4), "same number and length"),
         (again(interventions=al.Add(vector, layers=[1])), "was steered"),
-        (again(temperature=0.5), "drawn with temperature=0.5"),
+        (again(temperature=0.5), "generated with temperature=0.5"),
     ):
         with pytest.raises(al.errors.InputError, match=message):
             measure.drift(lens, own, baseline)

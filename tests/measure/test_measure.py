@@ -310,7 +310,7 @@ def test_tempo_does_not_depend_on_the_sample_rate(rate):
         (np.zeros(RATE, np.float32), "16000", TypeError, "sample_rate"),
         (np.zeros(RATE, np.int64), RATE, TypeError, "int16"),
         (np.zeros(RATE, np.complex64), RATE, TypeError, "complex64"),
-        (np.zeros((6, RATE), np.float32), RATE, ValueError, "mix more down"),
+        (np.zeros((6, RATE), np.float32), RATE, ValueError, "mix more channels down"),
         (np.zeros((1, 1, 5_000 * 601), np.float32), 5_000, ValueError, "10 minutes"),
         (np.zeros(RATE, np.float32), None, ValueError, "give sample_rate"),
         ([], RATE, ValueError, "no rows"),

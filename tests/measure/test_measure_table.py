@@ -89,10 +89,10 @@ def clips_of(prompts: Any, seeds: Any, frames: int = 128, **more: Any) -> Any:
 @pytest.mark.parametrize(
     ("baseline", "message"),
     [
-        (clips_of(["one", "three"], [0, 1]), "row 1: the prompt of steered is 'two', of baseline 'three'"),
+        (clips_of(["one", "three"], [0, 1]), "row 1: the prompt of steered is 'two', that of baseline 'three'"),
         (clips_of(["two", "one"], [1, 0]), "row 0: the prompt"),
-        (clips_of(["one", "two"], [0, 2]), "row 1: the seed of steered is 1, of baseline 2"),
-        (clips_of(["one", "two"], None), "row 0: the seed of steered is 0, of baseline None"),
+        (clips_of(["one", "two"], [0, 2]), "row 1: the seed of steered is 1, that of baseline 2"),
+        (clips_of(["one", "two"], None), "row 0: the seed of steered is 0, that of baseline None"),
         (clips_of(["one", "two"], [0, 1], frames=64), "steered has frames 128, baseline 64"),
         (clips_of(["one", "two"], [0, 1], sample_rate=RATE // 2), "sample rate"),
         (clips_of(["one", "two"], [0, 1], settings={"model": "b"}), "steered has model a, baseline b"),
@@ -112,7 +112,7 @@ def test_a_baseline_is_unsteered_and_drawn_alike() -> None:
     with pytest.raises(ValueError, match="baseline was steered itself"):
         measure.failed(steered, steered)
     for name, other in (("guidance_scale", 1.0), ("temperature", 0.5), ("top_k", 20)):
-        with pytest.raises(ValueError, match=f"steered was drawn with {name}=.*, baseline with {other}"):
+        with pytest.raises(ValueError, match=f"steered was generated with {name}=.*, baseline with {other}"):
             measure.failed(steered, clips_of(["one"], [0], settings={**drawn, name: other}))
 
 

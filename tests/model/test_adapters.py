@@ -197,7 +197,7 @@ class Mixing(LowRank):
     ("make", "message"),
     [
         (Squashed, r"layers\.0\.self_attn\.q_proj \(Squashed\) is not a matrix and a bias"),
-        (Mixing, r"layers\.0\.self_attn\.q_proj \(Mixing\) gives a step another value next to other steps"),
+        (Mixing, r"layers\.0\.self_attn\.q_proj \(Mixing\) gives a step a different value next to other steps"),
     ],
 )
 def test_what_has_no_matrix_is_refused_by_name(lens: Any, make: Any, message: str) -> None:

@@ -198,5 +198,5 @@ def test_a_pattern_has_a_key_for_every_position_of_the_prefix(melody_lens):
     codes = random_codes(melody_lens)
     keys = CHROMA + 5 + STEPS
     edit = al.Replace(torch.zeros(keys - 1), site="attn.pattern")
-    with pytest.raises(errors.InputError, match=f"{keys - 1} keys, the pattern {keys}"):
+    with pytest.raises(errors.InputError, match=f"{keys - 1} keys in .*, but the pattern has {keys}"):
         melody_lens.run_with_interventions(MIXED, codes, edit)

@@ -111,7 +111,7 @@ def test_an_error_inside_a_trace_frees_the_model(lens, codes):
 
 
 def test_sites_of_every_block_need_a_layer(lens):
-    with pytest.raises(errors.InputError, match="give its layer"):
+    with pytest.raises(errors.InputError, match="give a layer"):
         lens.site("resid_post")
 
 

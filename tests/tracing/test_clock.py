@@ -131,7 +131,7 @@ def test_a_generation_that_drops_its_conditioning_is_refused_at_load(melody_lens
             return super().forward(*given, **named)
 
     body.__class__ = Dropping
-    with pytest.raises(UnsupportedModelError, match=r"holds 1 steps in a forward of 10 \(9 of them before step 0\)"):
+    with pytest.raises(UnsupportedModelError, match=r"has 1 steps in a forward of 10 \(9 of them before step 0\)"):
         al.AudioLens(model, melody_lens.tokenizer)
 
 
@@ -148,7 +148,7 @@ def test_a_generation_that_reads_another_text_is_refused_at_load(
         return generate(*given, **{**named, "encoder_hidden_states": named["encoder_hidden_states"].flip(1)})
 
     monkeypatch.setattr(model_calls, "generate", turned)
-    with pytest.raises(UnsupportedModelError, match=f"{site}, recorded meanwhile, is not what a forward"):
+    with pytest.raises(UnsupportedModelError, match=f"{site}, recorded during generation, differs from a forward"):
         al.AudioLens(lens.model, lens.tokenizer)
 
 
@@ -223,7 +223,7 @@ def test_modules_that_changed_after_opening_are_named(opened: Any, vector: Any, 
         "run_with_cache": lambda: opened.run_with_cache("fast piano"),
         "trace": traced,
     }
-    with pytest.raises(InputError, match=f"the model changed after the lens was opened: .*{named}.*Open a new lens"):
+    with pytest.raises(InputError, match=f"the model changed after the lens was opened: .*{named}.*open a new lens"):
         runs[run]()
 
 

@@ -131,12 +131,14 @@ def test_the_command_line_says_a_warning_in_a_line_and_once(lens, monkeypatch, c
 def test_rows_that_may_be_channels_are_refused(lens, monkeypatch):
     monkeypatch.setattr("audiolens.tracing.model_calls.generate", lambda *_, **__: pytest.fail("the model ran"))
     sounds = wave(1, 2)[:, 0]
-    with pytest.raises(InputError, match=r"\(2, \d+\) for 2 prompts: channels, or a sound a row.*\(2, 1, .*\(1, 2, "):
+    with pytest.raises(
+        InputError, match=r"\(2, \d+\) for 2 prompts may be channels or one sound per row.*\(2, 1, .*\(1, 2, "
+    ):
         lens.generate(PROMPTS[:2], SECONDS, audio_prompt=(sounds, 16000))
-    with pytest.raises(InputError, match=r"\(3, \d+\) for 3 prompts.*\(3, 1, \d+\) for a sound a row\.$"):
+    with pytest.raises(InputError, match=r"\(3, \d+\) for 3 prompts.*\(3, 1, \d+\) for one sound per row\.$"):
         lens.generate(PROMPTS, SECONDS, audio_prompt=(wave(1)[:, 0].numpy(), 16000))
     for listed in ([*sounds.numpy()], sounds.tolist(), (*sounds.numpy(),)):
-        with pytest.raises(InputError, match=r"\(2, \d+\) for 2 prompts: channels, or a sound a row"):
+        with pytest.raises(InputError, match=r"\(2, \d+\) for 2 prompts may be channels or one sound per row"):
             lens.generate(PROMPTS[:2], SECONDS, audio_prompt=(listed, 16000))
     with pytest.raises(InputError, match="sounds of 0.2 s, 0.12 s"):
         lens.generate(PROMPTS[:2], SECONDS, audio_prompt=[(sounds[0], 16000), (sounds[1, :1920], 16000)])
@@ -149,7 +151,7 @@ def test_rows_that_may_be_channels_are_refused(lens, monkeypatch):
 @pytest.mark.parametrize(
     ("audio_prompt", "message"),
     [
-        (torch.zeros(3200), "needs its rate, .waveform, sample_rate"),
+        (torch.zeros(3200), "needs its sample rate: give .waveform, sample_rate"),
         ("a file.wav", "no such file"),
         (torch.zeros(1, 4, 15, dtype=torch.long), "raise seconds="),
         (torch.zeros(2, 4, 5, dtype=torch.long), "2 rows"),

@@ -75,7 +75,7 @@ def test_clips_with_nan_are_not_saved_and_their_rows_named(clips: Generation, tm
     audio = clips.audio.clone()  # type: ignore[union-attr]
     audio[1, 0, 5] = torch.nan
     broken = replace(clips, audio=audio)
-    with pytest.raises(InputError, match=r"the sound of rows \[1\] holds NaN"):
+    with pytest.raises(InputError, match=r"the audio of rows \[1\] has NaN"):
         broken.save(tmp_path / "clips")
     assert not list(tmp_path.iterdir())
     with pytest.raises(InputError, match="NaN"):

@@ -123,7 +123,7 @@ def test_a_setting_that_changes_nothing_changes_nothing(
 
 def test_another_start_token_than_the_lens_reads_by_is_refused(lens: Any, own: Any) -> None:
     own.decoder_start_token_id = 3
-    with pytest.raises(InputError, match=r"starts clips with token 3, the lens was opened with 32"):
+    with pytest.raises(InputError, match=r"starts clips with token 3, but the lens was opened with 32"):
         lens.generate(PROMPTS, SECONDS, seeds=0)
     own.decoder_start_token_id = None
     assert len(lens.generate(PROMPTS, SECONDS, seeds=0)) == 2

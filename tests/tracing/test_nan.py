@@ -74,14 +74,14 @@ def test_a_generation_names_the_step(late: Any, seeds: Any, temperature: float, 
 
 
 def test_after_an_intervention_both_are_named(late: Any) -> None:
-    with pytest.raises(ActivationOverflow, match="after the interventions.*without them too, the model's weights"):
+    with pytest.raises(ActivationOverflow, match="Interventions changed.*without them too, the model's weights"):
         late.generate(PROMPTS, SECONDS, seeds=0, interventions=al.Add(torch.ones(48)))
 
 
 @pytest.mark.parametrize("seeds", [None, 0])
 def test_so_does_a_trace(late: Any, seeds: Any) -> None:
     with (
-        pytest.raises(ActivationOverflow, match=r"row 0, step 5 .*See what the trace writes"),
+        pytest.raises(ActivationOverflow, match=r"row 0, step 5 .*Check what the trace writes"),
         late.trace(PROMPTS, fn="generate", seconds=SECONDS, seeds=seeds),
     ):
         pass
@@ -139,7 +139,7 @@ def test_a_metric_that_gives_nan_is_refused(lens: Any, codes: torch.Tensor) -> N
         scores = logits.mean((1, 2, 3))
         return torch.where(torch.arange(len(scores)) == 1, torch.nan, scores)
 
-    with pytest.raises(InputError, match="gave NaN for row 1"):
+    with pytest.raises(InputError, match="returned NaN for row 1"):
         attribution.attribute(lens, CLEAN, CORRUPTED, codes[:3], metric=metric, check=0, progress=False)
 
 

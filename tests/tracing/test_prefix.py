@@ -137,8 +137,8 @@ def test_gradients_reach_the_prefix_and_a_leaf_assigned_behind_it(melody_lens, c
         (lambda lens: al.difference_in_means(lens, ["fast"], ["slow"], site="cross_attn_out"), "no cross-attention"),
         (lambda lens: lens.generate("calm", 5.0), "makes clips of 0.12 to 4.64 seconds"),
         (lambda lens: lens.run_with_cache("calm", torch.zeros(1, 4, 125, dtype=torch.long)), "reads 119 steps"),
-        (lambda lens: lens.run_with_cache("calm", reduce="eos", seconds=(0.0, 0.2)), "no meaning"),
-        (lambda lens: al.difference_in_means(lens, ["fast"], [None], position="eos"), "None has none"),
+        (lambda lens: lens.run_with_cache("calm", reduce="eos", seconds=(0.0, 0.2)), "one position before the clip"),
+        (lambda lens: al.difference_in_means(lens, ["fast"], [None], position="eos"), "None has no text"),
         (
             lambda lens: lens.generate("calm", 0.6, interventions=al.Scale(2.0, prefix=True, seconds=(0.2, 0.4))),
             "must start at 0",
@@ -146,7 +146,7 @@ def test_gradients_reach_the_prefix_and_a_leaf_assigned_behind_it(melody_lens, c
         (lambda lens: al.Scale(2.0, prefix=1), "True or False"),
         (
             lambda lens: al.difference_in_means(lens, ["fast"], ["slow"], position="last", prefix=True),
-            "names its own place",
+            "needs position='mean'",
         ),
     ],
 )

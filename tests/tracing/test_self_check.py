@@ -135,7 +135,7 @@ BODY = "decoder.model.decoder"
         ),
         (rebuilt(turned, 2), r"blocks\.2\.hook_resid_post has shape \(4, 2, 48\)"),
         (rebuilt(skipping_around, 1), "an edit would not change .*: blocks.1.hook_resid_cross is not what was written"),
-        (tied, "does not run as the lens knows MusicGen"),
+        (tied, "does not run as audiolens expects of MusicGen"),
     ],
 )
 def test_what_does_not_match_is_named(lens: Any, change: Callable[[Any], None], message: str) -> None:

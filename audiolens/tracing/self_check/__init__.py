@@ -1,1 +1,1 @@
-"""The self-check when a model is opened: sites, steps and projections are what the lens says they are."""
+"""Check, when a model is opened, that its sites, steps and projections are what the lens takes them for."""

@@ -1,10 +1,11 @@
-"""The proof at load, of weights: every projection does what its matrix and bias say, on random input.
+"""Check at load that every projection computes what its weight matrix and bias say, on random input.
 
-`lens.W_Q` and its kin, per-head results and the readout stand on that. A plain layer is compared with its own weights,
-which a hook on it may not be all of; any other module is shown to be linear, step by step. Then one forward over random
-text states and codes: what the heads of each attention write, with the bias, must be what the attention returns.
+`lens.W_Q` and the other weight properties, per-head results and the readout rely on it. A plain linear layer is
+compared with its own weights, since a hook may add to them. Any other module is tested for linearity at each step.
+Then one forward over random text states and codes checks that the heads' results and the bias of each attention add up
+to its output.
 
-Where weights are broken or overflow, there is nothing to compare, and nothing is refused.
+If weights are broken or overflow, there is nothing to compare, and the check passes.
 """
 
 from collections.abc import Iterator
@@ -24,12 +25,12 @@ from audiolens.tracing.recording import Reading, Recorder
 
 ROWS, STEPS, TOKENS = 2, 3, 2
 CLOSE = 1e-3
-"""Sums in another order agree within this share of the largest, or within twelve roundings of a coarser dtype."""
+"""Relative tolerance for sums in another order, as a share of the largest value; for a coarse dtype, 12 eps."""
 
 
 @torch.no_grad()
 def prove_projections(traced: TracedModel) -> None:
-    """Raise unless every projection is linear and its weights are all of it.
+    """Raise unless every projection is linear and fully described by its weights.
 
     Raises:
         UnsupportedModelError: naming the module.
@@ -61,17 +62,17 @@ def _linear(traced: TracedModel, name: str, module: nn.Module, width: int) -> No
         expected = given @ weight.T + (0 if bias is None else bias)
     else:
         nothing, other = module(torch.zeros_like(given)), given.flip(0, 1)
-        # Steps by themselves, and a sum by its parts.
+        # Compare each step computed alone, and a linear combination computed from its terms.
         alone = torch.stack([torch.stack([module(step[None])[0] for step in row]) for row in given])
         if not _close(found, alone):
-            raise _unlike(traced, name, module, "gives a step another value next to other steps")
+            raise _unlike(traced, name, module, "gives a step a different value next to other steps")
         expected = module(given - 2 * other) + 2 * module(other) - 2 * nothing
     if not _close(found, expected):
         raise _unlike(traced, name, module, "is not a matrix and a bias")
 
 
 def _summed(traced: TracedModel) -> None:
-    """One forward: results plus bias against what each attention adds."""
+    """Run one forward and compare the sum of head results plus the bias with the output of each attention."""
     config, family = traced.config, traced.family
     generator = torch.Generator("cpu").manual_seed(0)
     shape = (ROWS, config.n_codebooks, STEPS)
@@ -110,7 +111,7 @@ def _summed(traced: TracedModel) -> None:
 
 
 def _random(traced: TracedModel, *shape: int) -> Tensor:
-    """The same numbers whatever the defaults and the global state."""
+    """Return the same random numbers regardless of torch's defaults and global random state."""
     made = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float32, device="cpu")
     return made.to(traced.device, traced.dtype)
 
@@ -125,6 +126,6 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 
 def _unlike(traced: TracedModel, name: str, module: nn.Module, what: str) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"{name} ({type(module).__name__}) {what}, so that weights and per-head results would lack a part of "
+        f"{name} ({type(module).__name__}) {what}, so weights and per-head results would miss a part of "
         f"{type(traced.model).__name__}: merge its adapter into the weights (merge_and_unload), or remove its hooks."
     )

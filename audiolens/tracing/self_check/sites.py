@@ -1,11 +1,11 @@
-"""The proof at load: every site holds what the lens says it does, and what is written is what the model goes on with.
+"""Check at load that every site has the shape the lens lists, and that the model uses the values written to it.
 
-Two forwards over a few steps, and then a tiny generation (`proof_generation.py`). The first forward reads every site
-and compares its shape with the one that `lens.sites()` lists. The second writes numbers of its own at every place of
-the residual stream, in every block, and looks at what arrives: each state must be the state before it plus the part
-added to it, as *written*, up to the input of the final norm. A sum of small whole numbers is exact in every dtype and
-knows nothing of the weights: a model of random, of zero or of broken weights passes, and one in which an edit would be
-read by nothing does not.
+The check runs two forwards over a few steps, then tests the projections (`projections.py`) and a tiny generation
+(`steps.py`). The first forward reads every site and compares its shape with the one in `lens.sites()`. The second
+writes a different value at every site of the residual stream, in every block, and reads what arrives: each state must
+be the sum of the *written* previous state and the *written* part added to it, up to the input of the final norm. Sums
+of small whole numbers are exact in every dtype and do not depend on the weights. So a model with random, zero or broken
+weights passes, and a model that would ignore an edit fails.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,14 +28,14 @@ from audiolens.tracing.self_check.steps import prove_time
 from audiolens.tracing.trace import SiteValue, opened
 
 ROWS = 2
-"""Not one: an axis that was taken for another would not be seen."""
+"""More than one, so that a mix-up of axes is detected."""
 
 
 def prove(traced: TracedModel) -> None:
-    """Raise unless the model of a lens is built as its family says.
+    """Raise unless a model is built as its family describes.
 
     Raises:
-        UnsupportedModelError: naming the site or the part that did not match.
+        UnsupportedModelError: naming the site or part that does not match.
         InputError: if the model is in training mode.
     """
     with _explained(traced):
@@ -50,7 +50,7 @@ def _reads(traced: TracedModel) -> None:
     codes = torch.zeros(ROWS, config.n_codebooks, 1, dtype=torch.long, device=traced.device)
     steps = codes_timeline(codes, config).steps
     sizes = {**sizes_of(config), "row": ROWS, "step": steps, "query": steps, "token": 1}
-    # What else attends (flash attention) has no patterns, and everything else.
+    # Other implementations (flash attention) expose no attention patterns, but all other sites.
     patterns = traced.model.config.decoder._attn_implementation in ("sdpa", "eager")
     sites = [site for site in family.sites(config) if patterns or not isinstance(family.tap(site), Pattern)]
     with torch.no_grad(), opened(traced, [None] * ROWS, codes=codes):
@@ -59,7 +59,7 @@ def _reads(traced: TracedModel) -> None:
 
 
 def _compare(traced: TracedModel, site: Site, sizes: dict[str, int], keys: int) -> None:
-    """The shape of one site, inside a trace."""
+    """Inside a trace, compare the shape of one site with the expected one."""
     tap = traced.family.tap(site)
     try:
         value = SiteValue(traced, site).value
@@ -69,8 +69,8 @@ def _compare(traced: TracedModel, site: Site, sizes: dict[str, int], keys: int) 
     if tuple(value.shape) != tuple(expected.values()):
         axes = " ".join(f"{axis}={size}" for axis, size in expected.items())
         raise UnsupportedModelError(
-            f"{site.name} has shape {tuple(value.shape)} in this model, the lens expects {axes}: its "
-            f"{tap.module or 'block'} is not built as the lens knows it."
+            f"{site.name} has shape {tuple(value.shape)} in this model, but the lens expects {axes}: its "
+            f"{tap.module or 'block'} is not built as audiolens expects."
         )
 
 
@@ -78,7 +78,7 @@ def _writes(traced: TracedModel) -> None:
     links, layers = Stream.of(traced).links(), range(traced.config.n_layers)
     hooks = list(dict.fromkeys(hook for link in links for hook in link))
     step = torch.arange(traced.config.d_model, device=traced.device)
-    # Whole numbers from -5 to 5, others at every place.
+    # Whole numbers from -5 to 5, different at every site.
     written = {hook: ((place + 1) * step % 11 - 5).to(traced.dtype) for place, hook in enumerate(hooks)}
     seen: dict[tuple[str, int], Tensor] = {}
 
@@ -112,17 +112,17 @@ def _writes(traced: TracedModel) -> None:
 
 
 def _arrived(place: str, *sources: str, found: Tensor, expected: Tensor) -> None:
-    # What a compiled model rounds otherwise is still what was written.
+    # The tolerance allows for the rounding of a compiled model.
     if not torch.allclose(found, expected.to(found.device, found.dtype).expand_as(found), rtol=0, atol=0.25):
         raise UnsupportedModelError(
             f"an edit would not change the output of this model: {place} is not what was written at "
-            f"{' and '.join(sources)}. Its blocks do not add up as the lens knows them."
+            f"{' and '.join(sources)}. Its blocks do not add up as audiolens expects."
         )
 
 
 @contextmanager
 def _explained(traced: TracedModel) -> Iterator[None]:
-    """What fails in another way is a part that did not match, too."""
+    """Raise any unexpected error as an unsupported model."""
     try:
         yield
     except ActivationOverflow as error:
@@ -131,6 +131,6 @@ def _explained(traced: TracedModel) -> Iterator[None]:
         raise
     except Exception as error:
         raise UnsupportedModelError(
-            f"{type(traced.model).__name__} does not run as the lens knows {traced.config.family}: "
+            f"{type(traced.model).__name__} does not run as audiolens expects of {traced.config.family}: "
             f"{type(error).__name__}: {str(error).strip()[:300]}"
         ) from error

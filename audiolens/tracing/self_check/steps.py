@@ -1,12 +1,12 @@
-"""The proof at load, of time: a tiny cached generation in which an edit moves the steps that it names and no other.
+"""Check at load that in a cached generation an edit changes exactly the steps, row and branch it names.
 
-Every row is given text states and codes of its own. The codes are written as logits, step by step, and come back as the
-clip only if steps, rows, codebooks and delays are what the lens takes them for. In the middle block every position is
-given a value of its own, and then one row of one branch another for two steps: both must be found where they belong.
-What is recorded below is compared with one forward over the same codes.
+Every row has its own text states and codes. The codes are written as logits, step by step, and are generated as the
+clip only if steps, rows, codebooks and delays are what the lens takes them for. In the middle block, every position is
+set to a distinct value, and one row of one branch to another value for two steps: the recording must show both at the
+right positions. Activations recorded below are compared with one forward over the same codes.
 
-What is written are whole numbers, exact in every dtype, so that a model of zero or broken weights passes. What is not
-written is compared where it is finite, with room for what kernels of different shape round differently.
+Written values are whole numbers, exact in every dtype, so that a model with zero or broken weights passes. Other values
+are compared where they are finite, with a tolerance for the rounding of kernels of different shapes.
 """
 
 import math
@@ -32,14 +32,14 @@ from audiolens.tracing.sampling import sampling_arguments, settings_aside
 
 ROWS, TOKENS = 2, 2
 EDITED_ROW, FIRST, LAST = 1, 1, 3
-"""The edit touches the conditional half of this row, from step FIRST to before LAST."""
+"""The edit changes the conditional branch of EDITED_ROW, from step FIRST up to but not including LAST."""
 CLOSE = 1e5
-"""Recordings agree within so many roundings of their dtype, or within FAR of their length."""
+"""Recordings agree within CLOSE eps of their dtype, at most FAR, relative to their norm."""
 FAR = 0.25
 
 
 def prove_time(traced: TracedModel) -> None:
-    """Raise unless a generation of this model goes step by step as the lens counts them.
+    """Raise unless a generation of this model runs step by step as the lens counts steps.
 
     Raises:
         UnsupportedModelError: naming what did not match, and the version of transformers.
@@ -52,20 +52,20 @@ def prove_time(traced: TracedModel) -> None:
     ):
         codes, played = plan.generated()
         if not torch.equal(codes, plan.codes):
-            raise _unlike("its codes are not those whose logits were written")
+            raise _unlike("its codes differ from those written as logits")
         read = plan.read()
     for name in played:
-        # Below all attention nothing rounds differently; above, a few places may.
+        # Before any attention, rounding is identical; after it, a few positions may differ.
         share = 0.5 if name == plan.above else 1.0
         if not _alike(played[name], read[name], share):
-            raise _unlike(f"{name}, recorded meanwhile, is not what a forward over the same codes holds")
+            raise _unlike(f"{name}, recorded during generation, differs from a forward over the same codes")
     if not torch.equal(played[plan.middle], plan.expected):
-        raise _unlike(f"an edit of {plan.middle} from step {FIRST} to {LAST - 1} changed other places than those")
+        raise _unlike(f"an edit of {plan.middle} from step {FIRST} to {LAST - 1} changed other positions")
 
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """Both runs: text states and codes of every row, and what is written."""
+    """The inputs of both runs (text states and codes of every row) and the values written."""
 
     traced: TracedModel
     text: Text
@@ -80,7 +80,7 @@ class _Plan:
     @classmethod
     def of(cls, traced: TracedModel) -> "_Plan":
         config, width = traced.config, traced.model.config.text_encoder.d_model
-        # transformers leaves the delay out of shorter clips; the edit needs a step after it.
+        # transformers skips the delay in shorter clips, and the edit needs a step after it.
         timeline = Timeline(
             max(LAST + 1, *config.delays), config.frame_rate, config.delays, prefix=config.prefix(TOKENS)
         )
@@ -102,12 +102,12 @@ class _Plan:
 
     @property
     def above(self) -> str:
-        """What stands above attention, if the model has more than one block."""
+        """The recorded site that comes after attention, if the model has more than one block."""
         return self.middle.replace("post", "pre") if self.traced.config.n_layers > 1 else ""
 
     @property
     def expected(self) -> Float[Tensor, "branch row position d_model"]:
-        """What the middle block holds after its edits."""
+        """The output of the middle block after its edits."""
         expected = self.values.expand(2, -1, -1, -1).clone()
         first = self.timeline.prefix + FIRST
         expected[0, EDITED_ROW, first : first + LAST - FIRST] = self.written
@@ -115,7 +115,7 @@ class _Plan:
 
     @property
     def edits(self) -> tuple[Intervention, ...]:
-        """Those of the middle block."""
+        """The edits of the middle block."""
         rate = self.timeline.frame_rate
         return (
             Replace(self.values, site=self.middle, prefix=bool(self.timeline.prefix)),
@@ -125,7 +125,7 @@ class _Plan:
         )
 
     def generated(self) -> tuple[Int[Tensor, "row codebook frame"], ActivationCache]:
-        """The codes of a generation with all edits, and what was recorded of it."""
+        """Generate with all edits; return the codes and the recordings."""
         config = self.traced.config
         columns = delay(self.codes, config.delays, 0)[..., 1:]
         logits = Replace(functional.one_hot(columns, config.vocab_size).float(), site="hook_logits")
@@ -142,7 +142,7 @@ class _Plan:
         return made, self._cache(recorder)
 
     def read(self) -> ActivationCache:
-        """What one forward over the codes holds, up to the middle block."""
+        """Run one forward over the codes, up to the middle block, and return its recordings."""
         run, recorder = self._run(self.edits, stop=self.traced.config.n_layers // 2 + 1)
         columns = read_columns(self.codes, self.traced.config, self.layout, self.traced.device)
         inputs = self.traced.family.inputs(self.traced.model, self.text, True)
@@ -170,16 +170,16 @@ class _Plan:
 
 
 def _numbers(traced: TracedModel, *shape: int) -> Tensor:
-    """Whole numbers from -5 to 5, others at neighbouring places along every axis."""
+    """Return whole numbers from -5 to 5 that differ between neighbours along every axis."""
     places = torch.arange(math.prod(shape), dtype=torch.long, device=traced.device).reshape(shape)
-    # Where a size is a multiple of the period, the index along the axis before would be lost.
+    # If a size were a multiple of the period, 11, indices along the preceding axis could not be distinguished.
     rows = places.flatten(1).div(math.prod(shape[1:]), rounding_mode="floor")
     steps = torch.arange(shape[1], dtype=torch.long, device=traced.device)[:, None]
     return ((places + 3 * rows.reshape(shape) + 5 * steps) % 11 - 5).to(traced.dtype)
 
 
 def _alike(found: Float[Tensor, "*place feature"], expected: Float[Tensor, "*place feature"], share: float) -> bool:
-    """Whether this share of the places agrees; those that are not finite in either do."""
+    """Whether at least this share of the positions agrees; positions not finite in either count as agreeing."""
     room = min(FAR, CLOSE * torch.finfo(found.dtype).eps)
     found, expected = found.double(), expected.double()
     sound = found.isfinite().all(-1) & expected.isfinite().all(-1)
