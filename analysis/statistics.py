@@ -294,7 +294,8 @@ def rank_test(observed: float, controls: ArrayLike, alternative: Alternative = "
 def spearman(strengths: ArrayLike, values: ArrayLike, seed: int = 0) -> Monotonicity:
     """Whether a measure rises (rho near 1) or falls (near -1) with strength.
 
-    Both arguments hold one value per strength (a median, say). NaN values are left out; rho is NaN if fewer than three remain or nothing varies.
+    Both arguments hold one value per strength (a median, say). NaN values are left out. rho is NaN if fewer than three
+    remain or nothing varies.
     """
     x, y = _vector(strengths, "strengths"), _vector(values, "values")
     _same_length(strengths=x, values=y)

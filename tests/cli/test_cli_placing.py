@@ -118,7 +118,7 @@ def test_a_file_of_prompts_is_heard_where_it_names_a_measure(tmp_path: Path) -> 
         (("--by", "hour"), "by='hour'"),
         (("--mode", "noise"), "mode='noise'"),
         (("--site", "resid_pots"), "resid_post"),
-        (("--site", "resid_post", "--by", "token"), "has no place a token"),
+        (("--site", "resid_post", "--by", "token"), "has no token axis"),
         (("--site", "cross_attn.k"), "use by='token'"),
         (("--seconds", 0.12), "windows=8: there are 6 steps"),
         (("--sound", "tempoo"), "measure='tempoo'"),
