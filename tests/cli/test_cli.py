@@ -418,7 +418,7 @@ def test_probe_reads_own_sounds(run: Run, tmp_path: Path) -> None:
         (("tempoo",), "Did you mean 'tempo'"),
         (("tempo", "--layers", "a"), "--layers=a: expected numbers"),
         (("tempo", "--audio", "."), "--audio and --labels go together"),
-        (("mode", "--quantity"), "mode is no quantity"),
+        (("mode", "--quantity"), "mode is not a quantity"),
         (("tempo", "--group", "artist"), "--group names a column"),
         (("tempo", "--n", 2), "each needs two clips"),
     ],
