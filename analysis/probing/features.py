@@ -122,7 +122,7 @@ def of_cache(cache: ActivationCache, site: str, each_head: bool | None = None) -
             norms = None if norms is None else norms.mean(0)
         if "step" in axes or "query" in axes or "token" in axes:
             raise InputError(
-                f"{name} was recorded with its steps, {tuple(axes)}: record it with reduce='mean' (seconds= for a span)."
+                f"{name} was recorded with its steps, {tuple(axes)}: record it with reduce='mean' (and seconds=)."
             )
         layer = int(name.split(".")[1]) if name.startswith("blocks.") else None
         own = cache.heads or range(tensor.shape[1])

@@ -150,7 +150,7 @@ def test_sites_on_the_texts_side_take_pairs_of_one_length(run: Run, checkpoint: 
         (("place", "tempo", "--prompts", 1000), "--prompts=1000"),
         (("place", "none.csv"), "none.csv"),
         (("place", "tempo", "--by", "loudest"), "by='loudest'"),
-        (("place", "tempo", "--strategies", "one-to-some"), "is not placed"),
+        (("place", "tempo", "--strategies", "one-to-some"), "cannot be placed"),
         (("patch", "tempo", "--pairs", 1), "--pairs=1"),
         (("patch", "tempo", "--seed", -1), "--seed=-1"),
         (("patch", "tempo", "--by", "hour"), "hour"),
