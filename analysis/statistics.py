@@ -145,7 +145,7 @@ class Means:
 
     def __repr__(self) -> str:
         best = np.unravel_index(np.nanargmax(np.abs(self.value)), self.value.shape)
-        p = f", p = {self.p_adjusted[best]:.3g} in the whole grid" if np.isfinite(self.p_adjusted[best]) else ""
+        p = f", adjusted p = {self.p_adjusted[best]:.3g}" if np.isfinite(self.p_adjusted[best]) else ""
         return (
             f"Means({self.value.size} cells; furthest from 0 is {self.value[best]:+.3g} "
             f"[{self.low[best]:+.3g}, {self.high[best]:+.3g}]{p})"

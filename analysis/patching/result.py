@@ -49,7 +49,7 @@ class Gap:
 
 @dataclass(frozen=True, eq=False)
 class PatchingResult:
-    """A grid of patches.
+    """The result of a grid of patches.
 
     Attributes:
         patched: "pair codebook layer column", the metric of every patched run; NaN if a pair does not have the cell.

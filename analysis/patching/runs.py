@@ -89,7 +89,9 @@ def pairs(
     checked_count("n", n)
     checked_count("first_seed", first_seed, 0, MOST_SEED)
     if not prompts.matched:
-        raise InputError(f"{prompts.concept}: its poles have different numbers of prompts, so none are matched.")
+        raise InputError(
+            f"{prompts.concept}: its poles have different numbers of prompts, so none are matched: give equally many."
+        )
     matched = list(zip(prompts.positive, prompts.negative, strict=True))
     if same_length:
         sizes = [[len(tokens) for tokens in lens.text_tokens(pair)] for pair in matched]

@@ -194,7 +194,8 @@ def fit(
         seed: seed of the shuffles.
 
     Raises:
-        InputError: if labels do not match rows, fewer than two labels or rows of a label, or activations are constant.
+        InputError: if labels do not match the rows, there are fewer than two labels, a label has fewer than two rows,
+            or activations are constant.
     """
     array, numbers, clusters = _arrays(activations, site, layers, groups, steps=False)
     names = tuple(map(str, column("labels", labels, array.shape[1])))

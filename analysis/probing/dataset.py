@@ -319,7 +319,7 @@ def refuse_leak(sides: np.ndarray, ties: Sequence[np.ndarray], what: str) -> Non
     """Raise if tied rows are on different sides.
 
     Raises:
-        InputError: naming two such rows.
+        InputError: if there are such rows; the error names two of them.
     """
     for tie in ties:
         for mark in np.unique(tie[tie >= 0]):

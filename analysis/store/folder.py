@@ -116,7 +116,7 @@ def check_above(target: Path) -> None:
     """Raise if nothing can be created in the folders above this path."""
     above = next(parent for parent in target.absolute().parents if parent.exists())
     if not above.is_dir():
-        raise InputError(f"{target} cannot be written: {above} is a file. Choose another place.")
+        raise InputError(f"{target} cannot be written: {above} is a file. Choose another path.")
     _check_writable(target, above)
 
 
@@ -127,7 +127,7 @@ def _check_writable(target: Path, folder: Path) -> None:
     except OSError as error:
         raise InputError(
             f"{target} cannot be written: nothing can be created in {folder} ({error.strerror or error}). "
-            "Choose another place."
+            "Choose another path."
         ) from None
 
 
@@ -180,7 +180,7 @@ class Held:
         """Raise if the folder was removed, replaced or emptied, so that nothing more is written to it.
 
         Raises:
-            StoppedError: naming what is gone.
+            StoppedError: if anything is gone; the error names it.
         """
         if (gone := self.gone()) is not None:
             raise StoppedError(f"{gone} while this run was writing: nothing more is written. Start the same run again.")
@@ -213,7 +213,7 @@ def held(folder: Path, busy: str) -> Iterator[Held]:
     except Timeout:
         raise BusyError(f"{folder}: another process is {busy}; wait for it, or stop it.") from None
     except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror or error}. Choose another place.") from None
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}. Choose another path.") from None
     found = Held(folder, _identity(folder / LOCK))
     try:
         yield found
