@@ -106,7 +106,7 @@ def gather(*, units: Mapping[str, str] | None = None, **evidence: Any) -> LayerA
     """Gather evidence over layers.
 
     Args:
-        units: units by name of evidence; those of the usual kinds are known (`UNITS`).
+        units: the unit of each kind of evidence, by name; those of the usual kinds are known (`UNITS`).
         evidence: evidence by name. A frame has a "layer" column, a column of values (named like the evidence, "effect",
             "value", "score", "mean" or "norm", or the only other numeric column), and optionally "low" and "high".
             `Directions` give their norm as a share of the residual stream's. An array is for layers 0, 1, ...; `None`

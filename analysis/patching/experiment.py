@@ -77,8 +77,8 @@ def patch(
     Args:
         lens: the model.
         clean, corrupted: prompts, pair by pair (see `pairs` for matched ones from a prompt set).
-        codes: the continuation that the clean prompt played, one row per pair, or (waveform, sample_rate); both runs
-            read these codes. `None` for a metric on sound.
+        codes: codes generated from the clean prompts, one row per pair, or (waveform, sample_rate); both runs read
+            these codes. `None` for a metric on sound.
         metric: `"log_likelihood"` of those codes in the first second; `LogLikelihood(seconds=...)` for another window;
             or a `Sound`, measured on patched generations.
         site: one site, or several sites in one part of a block, patched together (`("cross_attn.k", "cross_attn.v")`).
@@ -96,8 +96,8 @@ def patch(
             seconds. Windows after the scored one cannot change the metric: their effect is exactly 0.
         seconds: which steps the other grids patch (`None`: all).
         heads: columns of `by="head"` (`None`: all).
-        history: codes that the corrupted run reads instead of `codes` before the scored window, such as those it
-            played itself. The scored window must then start later than 0.
+        history: codes that the corrupted run reads instead of `codes` before the scored window, such as those
+            generated from the corrupted prompts. The scored window must then start later than 0.
         clusters: what the intervals resample (default: the two prompts of a pair, whose seeds then stay together).
         sound: run a coarser grid on sound as well, over the whole clip.
         memory_gib: memory for recordings and batches, in GiB; larger grids run in parts.
