@@ -529,7 +529,7 @@ def test_the_synthesiser_gives_balanced_labels_that_are_its_own(lens: al.AudioLe
         np.testing.assert_array_equal(data.audio[row], synth.labelled_clip(index, 3, 0.5).audio)
     quantity = Dataset.from_synth(lens, "timbre", 2, task="regression", seconds=0.5)
     assert ((quantity.labels >= 0) & (quantity.labels <= 1)).all()
-    with pytest.raises(InputError, match="no 'temp'. Did you mean 'tempo'"):
+    with pytest.raises(InputError, match="not a label of the synthesiser. Did you mean 'tempo'"):
         Dataset.from_synth(lens, "temp")
 
 
@@ -563,7 +563,7 @@ def _refusals() -> list[Refusal]:
         (lambda: probing.probe(None, values, labels, n_shuffles=0), "means nothing without shuffled labels"),
         (lambda: probing.probe(None, values, labels, folds=1), "n_folds=1"),
         (lambda: probing.probe(None, values, labels, folds=[0] * 20), "all rows are in one fold"),
-        (lambda: probing.probe(None, values, labels, groups=[0] * 10 + [1] * 10), "stands in 2 groups"),
+        (lambda: probing.probe(None, values, labels, groups=[0] * 10 + [1] * 10), "has 2 groups"),
         (lambda: probing.probe(None, values, labels, groups=[0] * 10 + [1] * 10, folds=[0, 1] * 10), "a leak: rows 0"),
         (lambda: probing.probe(None, leak), "give the lens"),
         (lambda: Dataset(leak.labels, leak.prompts, groups=np.arange(20)), "a leak: rows 0 and 1 share their prompt"),
