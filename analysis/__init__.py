@@ -1,8 +1,8 @@
-"""Experiments on an audiolens model: each takes a lens or a cache and returns a result you can table and plot.
+"""Experiments on an audiolens model: each takes a lens or a cache and returns a result that you can tabulate and plot.
 
-Each has a package (`analysis.probing`, `from analysis import sweep`) that exports what users call, and whose other
-modules are the parts it is made of. They load on first use, so the command line starts at once. `analysis` imports
-`audiolens`, never the reverse.
+Each experiment is a package (`analysis.probing`, `from analysis import sweep`) that exports its public functions; its
+other modules are the implementation. Packages load on first use, so the command line starts quickly. `analysis`
+imports `audiolens`, never the reverse.
 """
 
 from importlib import import_module

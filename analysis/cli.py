@@ -1,7 +1,7 @@
-"""The `audiolens` command: studies, steered clips, directions, measures and models, without writing Python.
+"""The `audiolens` command line: studies, steered clips, directions, measures and models, without writing Python.
 
-Nothing heavy is imported before a command needs it, so help appears at once. Whatever audiolens refuses ends in one
-line on stderr and exit code 2; anything else is a bug and shows its traceback.
+Heavy imports wait until a command needs them, so help appears at once. Input that audiolens rejects gives one line on
+stderr and exit code 2; any other exception is a bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ for command in (
 app.add_typer(directions.app, name="directions")
 
 _STOPPED = 130
-# Some versions of typer carry a click of their own, others take the installed one: this is the right class in both.
+# Some versions of typer bundle click and others use the installed one; this finds the right class in both cases.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 def main() -> None:
-    """Run the command line: one line and exit code 2 for what audiolens refuses, a traceback for bugs."""
-    # Their notes on configurations and retries would bury the one line that matters. Read when they are imported.
+    """Run the command line: one line and exit code 2 for rejected input, a traceback for bugs."""
+    # Both libraries read these when imported. Their log messages would bury the one line that matters.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
@@ -72,14 +72,14 @@ def main() -> None:
     except _UsageError as error:
         message = error.format_message()
         if not message:
-            # No arguments: help has been printed instead.
+            # No arguments were given, and the help has already been printed.
             sys.exit(error.exit_code)
         command = error.ctx.command_path if error.ctx else "audiolens"
         _refuse(f"{message}{'' if message.endswith(('.', '?')) else '.'} See {command} --help.")
     except AudioLensError as error:
         _refuse(str(error))
     except BrokenPipeError:
-        # Whoever read the output has seen enough; nothing is flushed into what they closed.
+        # The reader has closed the pipe (as `head` does): send what is still buffered to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
@@ -88,7 +88,7 @@ def main() -> None:
             raise
         _refuse(refused)
     else:
-        # What a command returns is nothing; typer returns the code of --help, and of Ctrl-C.
+        # Commands return None; typer returns an exit code after --help and Ctrl-C.
         if code == _STOPPED:
             say("Stopped; nothing was written.", err=True)
         sys.exit(code or 0)
@@ -96,7 +96,7 @@ def main() -> None:
 
 @contextmanager
 def _plainly_warned() -> Iterator[None]:
-    """Show a warning of audiolens as the commands say everything else: in a line of stderr, each once."""
+    """Print each audiolens warning once, as one line on stderr."""
     said: set[str] = set()
     with warnings.catch_warnings():
         shown: Callable[..., None] = warnings.showwarning
@@ -114,11 +114,11 @@ def _plainly_warned() -> Iterator[None]:
 
 
 def _refused_by_the_disk(error: Exception) -> str | None:
-    """A line for what could not be written or read, as for a disk that is full; `None` of any other error."""
+    """The error line for a failed read or write (a full disk, say); `None` for any other error."""
     if isinstance(error, OSError):
         return f"{'' if error.filename is None else f'{error.filename}: '}{error.strerror or error}."
     libraries = (("soundfile", "LibsndfileError"), ("safetensors", "SafetensorError"), ("pyarrow", "ArrowException"))
-    # Of those that are loaded: what was not cannot have raised it.
+    # Only libraries that are loaded can have raised the error.
     kinds = tuple(getattr(sys.modules[name], kind) for name, kind in libraries if name in sys.modules)
     return (
         f"a file could not be written or read ({error}): is the disk full, or the file gone?"

@@ -1,7 +1,7 @@
-"""The metric that patching and attribution share: how likely the model finds given codes, within a window of time.
+"""The log-likelihood of given codes within a time window: the metric shared by patching and attribution.
 
-Step s predicts frame s of codebook 0 and frame s - k of a codebook delayed by k: here every codebook is put back on
-its own frames, so that a window in seconds means the same sound for all of them.
+Step s predicts frame s of codebook 0 and frame s - k of a codebook delayed by k. The delays are undone here, so that a
+window in seconds covers the same sound in every codebook.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from audiolens.sound.codec import checked_codes
 from audiolens.tracing.overflow import checked_logits
 
 FIRST_SECOND: Span = (0.0, 1.0)
-"""The default window: later, a second of audio history already tells what the text said."""
+"""The default window. After a second of audio, the history already reveals what the text asked for."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """The frames `first` to `end` of a clip, and how to find their predictions. Called, it is the metric."""
+    """Frames `first` to `end` (exclusive) of a clip, and where to find their predictions. Call it for the metric."""
 
     first: int
     end: int
@@ -37,10 +37,10 @@ class Window:
 
     @classmethod
     def of(cls, lens: AudioLens, codes: Int[Tensor, "row codebook frame"], seconds: Span | None = None) -> Window:
-        """The frames of a span in seconds; `None` is the first second, or the whole of a shorter clip.
+        """The window over a span in seconds. `None` is the first second, or all of a shorter clip.
 
         Raises:
-            InputError: if the span holds no frame, or ends after the clip.
+            InputError: if the span contains no frame or ends after the clip.
         """
         timeline = lens.timeline(codes.shape[-1])
         if seconds is None:
@@ -54,11 +54,11 @@ class Window:
 
     @property
     def n_codes(self) -> int:
-        """Codes scored in a row, all codebooks together."""
+        """Number of codes scored per row, over all codebooks."""
         return (self.end - self.first) * len(self.delays)
 
     def cropped(self, codes: Int[Tensor, "row codebook frame"]) -> Int[Tensor, "row codebook _"]:
-        """What the window depends on: a delayed codebook's last frames are said after others' later ones."""
+        """The codes that the window depends on; they extend past `end`, as delayed codebooks are predicted later."""
         return codes[..., : self.end + max(*self.delays, 1) - 1]
 
     def __call__(
@@ -76,12 +76,12 @@ class Window:
             ActivationOverflow: if a logit is NaN or infinite.
         """
         checked_logits(logits, self.frame_rate)
-        told = by_frame(logits[..., self.first :, :], self.delays, self.end - self.first)
-        return log_probability(told, codes[..., self.first : self.end].to(told.device))
+        aligned = by_frame(logits[..., self.first :, :], self.delays, self.end - self.first)
+        return log_probability(aligned, codes[..., self.first : self.end].to(aligned.device))
 
 
 def log_probability(logits: Float[Tensor, "*row vocab"], codes: Int[Tensor, "*row"]) -> Float[Tensor, "*row"]:
-    """Of one code each, in at least single precision, without a table of all."""
+    """Log-probability of one code per row, in at least single precision, without storing the full log-softmax."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return wide.gather(-1, codes[..., None])[..., 0] - wide.logsumexp(-1)
 
@@ -89,10 +89,10 @@ def log_probability(logits: Float[Tensor, "*row vocab"], codes: Int[Tensor, "*ro
 def checked_rows(
     lens: AudioLens, prompts: Any, codes: Any
 ) -> tuple[tuple[Prompt, ...], Int[Tensor, "row codebook frame"]]:
-    """Prompts (a single one stands for all rows) and the codes that each goes on with.
+    """Check prompts and codes and return both, one prompt per row; a single prompt is used for every row.
 
     Raises:
-        PromptError, InputError: for what is no prompt or no code of this model, or a different number of them.
+        PromptError, InputError: if a prompt or code is not valid for this model, or their numbers differ.
     """
     codes = checked_codes(codes, lens.config)
     listed, _ = text.checked(prompts, lens.model, lens.tokenizer, len(codes))
@@ -102,10 +102,10 @@ def checked_rows(
 def by_frame(
     values: Float[Tensor, "*lead codebook step vocab"], delays: Sequence[int], frames: int
 ) -> Float[Tensor, "*lead codebook frame vocab"]:
-    """What is said of each frame: every codebook's steps without its delay, the tail's predictions in their place."""
+    """Undo the delay pattern: turn values per step into values per frame, with each codebook shifted by its delay."""
     if values.shape[-2] < frames + max(delays):
         raise InputError(
-            f"{values.shape[-2]} steps for {frames} frames: expected {frames + max(delays)}, the tail too."
+            f"{values.shape[-2]} steps for {frames} frames: expected {frames + max(delays)}, including the tail."
         )
     return torch.stack(
         [values[..., codebook, shift : shift + frames, :] for codebook, shift in enumerate(delays)], dim=-3

@@ -1,8 +1,8 @@
-"""Listening: codes become sound and sound becomes numbers, in worker processes beside the generation.
+"""Decode codes to sound and measure it, in worker processes that run alongside generation.
 
-Decoding and measuring cost as much processor time as generating a small model's codes, so a sweep on two cores is
-nearly twice as fast when one generates and the other listens. A worker holds its own copy of the codec; with a model
-on an accelerator the sound is decoded there, and workers only measure. The numbers do not depend on the workers.
+For a small model, decoding and measuring take as much CPU time as generating the codes, so a sweep on two cores is
+nearly twice as fast when one generates and the other measures. Each worker holds its own copy of the codec. If the
+model is on an accelerator, sound is decoded there and workers only measure. Results do not depend on the workers.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 CHUNK = 32
-"""Clips decoded at a time on an accelerator. On a processor one at a time is fastest, in about half the time each:
-more do not fit its cache."""
+"""Clips decoded at a time on an accelerator. On a CPU one at a time is fastest (about half the time per clip), because
+more do not fit in its cache."""
 
 _codec: Any = None
 
 
 @dataclass
 class Heard:
-    """A batch as sound and as numbers: one row of `frame` per clip, in order."""
+    """A batch of codes with its sound and measures; `frame` has one row per clip, in order."""
 
     codes: Int[np.ndarray, "row codebook frame"]
     audio: Float[np.ndarray, "row channel sample"]
@@ -49,22 +49,23 @@ class Heard:
 
 
 def default_workers() -> int:
-    """Half the cores this process may use, at most eight; none where there is only one."""
+    """Half the cores this process may use, at most eight; 0 if there is only one core."""
     return min(8, cpu_count() // 2)
 
 
 def share_cores() -> None:
-    """Leave the cores on which clips are measured to the processes that measure them."""
+    """Limit torch's threads so that the processes that measure clips have cores of their own."""
     torch.set_num_threads(max(1, min(torch.get_num_threads(), cpu_count() - default_workers())))
 
 
 class Listener(AbstractContextManager["Listener"]):
-    """Measures batches of codes. `n_jobs` worker processes (0: none, in this one); a context that ends them.
+    """Decode and measure batches of codes. A context manager that ends its worker processes on exit.
 
     Args:
-        lens: whose codec makes the sound.
-        measures: names out of `audiolens.measure.MEASURES`.
-        n_jobs: `None` takes half the cores, and none where there is only one.
+        lens: the model whose codec decodes the codes.
+        measures: names from `audiolens.measure.MEASURES`.
+        n_jobs: number of worker processes; 0 measures in this process. `None` is half the cores, or 0 if there is
+            only one.
     """
 
     def __init__(self, lens: AudioLens, measures: Sequence[str], n_jobs: int | None = None) -> None:
@@ -83,14 +84,14 @@ class Listener(AbstractContextManager["Listener"]):
                 initargs=(os.getpid(), *((type(codec), codec.config, state) if self.on_cpu else ())),
                 env={"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
             )
-            # Workers take seconds to start: begin before there is something to hear.
+            # Workers take seconds to start, so start them before there is anything to measure.
             for _ in range(self.n_jobs):
                 self._pool.submit(_start_measuring)
 
     def hear(self, codes: Tensor, baseline: Heard | None) -> Future[Heard]:
-        """Sound and measures of `codes`; `failed` and its grounds beside the same rows of `baseline`.
+        """Decode and measure `codes`, with columns for `failed` and its causes relative to the same rows of `baseline`.
 
-        Without a baseline the clips are their own.
+        Without a baseline, clips are compared with themselves.
         """
         config = self.lens.config
         if self._pool is None or not self.on_cpu:
@@ -114,7 +115,8 @@ class Listener(AbstractContextManager["Listener"]):
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """As in a worker: sums over other parts end in other bits, and a table must not tell who listened."""
+    """Use one thread, as a worker does. The thread count changes the last bits of a sum, and results must not depend on
+    which process measured them."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -129,21 +131,21 @@ def _start(parent: int, codec_class: Any = None, config: Any = None, state: dict
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     if codec_class is not None and state is not None:
-        # In the dtype in which the model decodes: another one would make other sound of the same codes.
+        # Use the dtype in which the model decodes: another would give slightly different sound for the same codes.
         dtype = next((part.dtype for part in state.values() if part.is_floating_point()), torch.float32)
         _codec = codec_class(config).to(dtype).eval()
         _codec.load_state_dict(state)
 
 
 def _end_with(parent: int) -> None:
-    """Nobody ends the workers of a process that was killed."""
+    """Exit when the parent process is gone: a parent that was killed cannot end its workers."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 def _start_measuring() -> None:
-    """Load what measuring loads on first use."""
+    """Measure noise once, so that lazy imports and compilation happen now."""
     measure.table(np.random.default_rng(0).normal(0, 0.1, (1, 1, 16_000)), 16_000)
 
 
@@ -155,8 +157,8 @@ def _hear(
         with torch.no_grad():
             parts = [decode(part, model, config) for part in torch.from_numpy(codes).split(1)]
         audio = torch.cat(parts).float().numpy()
-    # A codec can burst where it was pushed far from its training data: such a clip is measured as the silence it is
-    # worth, not refused.
+    # A codec can produce NaN or infinity on codes far from its training data. Such a clip is measured as silence, not
+    # rejected.
     audio = np.where(np.isfinite(audio).all(axis=(1, 2), keepdims=True), audio, 0.0).astype(np.float32)
     ours = Heard(codes, audio, measure.table(audio, config.sample_rate, measures=measures), config.sample_rate)
     lost = measure.failures(ours, ours if baseline is None else baseline)

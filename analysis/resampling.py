@@ -1,4 +1,4 @@
-"""Resampling: intervals by the bootstrap over clusters (prompts), for any number that is computed from rows."""
+"""Bootstrap intervals that resample clusters (prompts), for any statistic computed from rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from audiolens.errors import InputError
 
 @dataclass(frozen=True)
 class Interval:
-    """A bootstrap interval over clusters (prompts); NaN ends where there are fewer than two clusters."""
+    """A bootstrap interval over clusters (prompts). Its ends are NaN if there are fewer than two clusters."""
 
     low: float
     high: float
@@ -33,12 +33,12 @@ def bootstrap(
     n_bootstrap: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """A percentile interval of `statistic(row indices)`, resampling whole clusters.
+    """The percentile interval of `statistic(row indices)` over resampled clusters.
 
     Args:
         statistic: takes indices of rows (with repeats) and returns a number.
         clusters: each row's cluster.
-        strata: each row's stratum; clusters are resampled among those that cover the same strata.
+        strata: each row's stratum; a cluster is replaced only by clusters that cover the same strata.
     """
     checked_resampling(confidence, n_bootstrap)
     groups = _Groups.of(clusters, strata)
@@ -47,10 +47,10 @@ def bootstrap(
 
 
 def checked_resampling(confidence: object, n_bootstrap: object) -> None:
-    """Refuse what would give an interval upside down, or none, without a word.
+    """Reject settings that would silently give an inverted interval, or none.
 
     Raises:
-        InputError: for a confidence that is not between 0 and 1, or a number of draws that is none.
+        InputError: if `confidence` is not between 0 and 1, or `n_bootstrap` is not a count.
     """
     if not 0 < checked_amount("confidence", confidence) < 1:
         raise InputError(f"confidence is {confidence}; expected a number between 0 and 1, e.g. 0.95")
@@ -60,9 +60,9 @@ def checked_resampling(confidence: object, n_bootstrap: object) -> None:
 def resampled(
     clusters: ArrayLike, n_bootstrap: int, seed: int = 0, strata: np.ndarray | None = None
 ) -> list[Int[np.ndarray, " draw"]]:
-    """The rows of every draw, whole clusters with repeats: for several numbers of the same draws.
+    """The row indices of every bootstrap draw, for computing several statistics on the same draws.
 
-    None where there are fewer than two clusters.
+    Whole clusters are drawn with replacement. The list is empty if there are fewer than two clusters.
     """
     return _Groups.of(np.asarray(clusters), strata).draws(n_bootstrap, seed)
 
@@ -70,10 +70,11 @@ def resampled(
 def interval_of(
     values: Float[np.ndarray, " draw"], fewest: int, confidence: float = 0.95, n_clusters: int | None = None
 ) -> Interval:
-    """The interval of a number from its values in the draws; NaN ends where there are none.
+    """The interval of a statistic from its values over the draws. Its ends are NaN if there are no draws.
 
-    Plain percentiles are too narrow for few clusters (8 prompts: about 90% for 95%), so their levels are widened as
-    Student's t would (Hesterberg 2015, "What teachers should know about the bootstrap", section 5.2).
+    Plain percentile intervals are too narrow with few clusters (with 8 prompts, a 95% interval covers about 90%), so
+    the levels are widened as Student's t would (Hesterberg 2015, "What teachers should know about the bootstrap",
+    section 5.2).
     """
     count = fewest if n_clusters is None else n_clusters
     if not len(values):
@@ -83,14 +84,14 @@ def interval_of(
 
 
 def levels(confidence: float, clusters: int) -> tuple[float, float]:
-    """The two levels of the percentiles, widened for few clusters as in `bootstrap`."""
+    """The lower and upper percentile levels, widened for few clusters (see `interval_of`)."""
     tail = stats.norm.cdf(np.sqrt(clusters / (clusters - 1)) * stats.t.ppf((1 - confidence) / 2, clusters - 1))
     return float(tail), float(1 - tail)
 
 
 @dataclass(frozen=True, eq=False)
 class _Groups:
-    """Rows by cluster, and clusters by the strata that they cover."""
+    """Rows grouped by cluster, and clusters grouped by the strata that they cover."""
 
     members: list[Int[np.ndarray, " _"]]
     groups: list[list[int]]

@@ -1,4 +1,4 @@
-"""Sites as an analysis over cells sees them: which axes hold time (or tokens) and heads, how a cell is cut out."""
+"""Sites divided into cells: which axes are time (or tokens) and heads, and how to select one cell."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _SUMMED = ("d_model", "d_head", "d_mlp", "key")
 
 @dataclass(frozen=True)
 class Place:
-    """One site of one layer.
+    """One site at one layer.
 
-    `axes` are those of its values; `place` is what its cells count: steps, or tokens of the text. `on_text` marks a
-    site that compares only between prompts of equally many tokens.
+    `axes` names the axes of its values. `place` says whether its cells are steps or text tokens. `on_text` marks a
+    site whose values can be compared only between prompts with the same number of tokens.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Place:
         return "head" in self.axes
 
     def summed(self, values: Float[Tensor, "codebook row ..."]) -> Float[Tensor, "codebook row place head"]:
-        """Summed over features (and a pattern's keys); the head axis has length 1 where the site has no heads."""
+        """Sum over features (and over the keys of a pattern); the head axis has length 1 if the site has no heads."""
         features = [1 + place for place, axis in enumerate(self.axes) if axis in _SUMMED]
         cells = values.sum(dim=features)
         if not self.heads:
@@ -53,7 +53,7 @@ class Place:
     def cell(
         self, values: Float[Tensor, "row ..."], start: int, stop: int, head: int | None
     ) -> Bool[Tensor, "row ..."]:
-        """A mask over the site's values: these steps (or tokens) of a head, or of all heads."""
+        """A mask over the site's values that selects steps (or tokens) `start` to `stop` of one head or all heads."""
         mask = torch.zeros_like(values, dtype=torch.bool)
         time = next(place for place, axis in enumerate(self.axes) if axis in ("step", "query", "token"))
         chosen = mask.narrow(time, start, stop - start)
@@ -66,15 +66,15 @@ class Place:
 def places_of(
     lens: AudioLens, sites: str | Sequence[str], layers: int | Sequence[int] | None
 ) -> dict[str, tuple[Place, ...]]:
-    """The places that names and layers select, by short name.
+    """The sites that names and layers select, grouped by short name.
 
     Raises:
-        SiteError: for a site or layer that the model lacks.
+        SiteError: if the model has no such site or layer.
         InputError: if no site is named.
     """
     asked = names_once("sites", sites)
     if not asked:
-        raise InputError("no site: name at least one in sites.")
+        raise InputError("sites is empty: name at least one site.")
     found: dict[str, list[Place]] = {}
     for site in lens.find_sites(asked, layers):
         found.setdefault(site.short, []).append(Place(site.name, site.short, site.layer, site.axes))
@@ -82,7 +82,7 @@ def places_of(
 
 
 def spans(length: int, cells: int) -> list[tuple[int, int]]:
-    """`length` steps cut into at most so many spans, as equal as whole steps allow."""
+    """Split `length` steps into at most `cells` spans of nearly equal length."""
     n = min(cells, length)
     edges = [round(place * length / n) for place in range(n + 1)]
     return list(zip(edges[:-1], edges[1:], strict=True))

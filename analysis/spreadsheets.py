@@ -1,7 +1,7 @@
-"""Tables for people, as CSV: a cell that a spreadsheet would compute is text in it.
+"""CSV export in which no text cell can run as a spreadsheet formula.
 
-A spreadsheet reads a cell that begins with =, +, -, @ or white space as a formula, which can call programs and send
-other cells away; behind an apostrophe it is text. Numbers stay numbers.
+A spreadsheet reads a cell that begins with =, +, -, @ or white space as a formula, which can start programs and send
+the contents of other cells away. An apostrophe in front of such a cell makes it text. Numbers stay numbers.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import pandas as pd
 
 from audiolens.checks import checked_flags
 
-_BEGINNINGS = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 (spreadsheets read the wide ones too)
+_BEGINNINGS = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 (spreadsheets accept the full-width ones too)
 
 
 def csv_of(table: pd.DataFrame, *, index: bool = False) -> str:
-    """A table as CSV."""
+    """Return a table as CSV text, with formula-like cells escaped."""
     checked_flags(index=index)
     named = table.rename(columns=_cell, index=_cell if index else None)
     for place, dtype in enumerate(named.dtypes):

@@ -1,8 +1,8 @@
-"""The few tests everything is reported with: paired effects, clustered intervals, ranks among controls, corrections.
+"""The statistics behind every reported result: paired effects, clustered intervals, rank tests and corrections.
 
-Small functions on numpy and scipy that return frozen results; they know arrays, and nothing of models or sound. Rows
-that share a prompt are not independent, so intervals resample prompts, never rows. Each function's coverage or
-false-positive rate is checked on simulated data in the tests.
+Small functions of numpy arrays that return frozen results; nothing here depends on models or sound. Rows that share a
+prompt are not independent, so intervals resample prompts, never rows. The tests check each function's coverage or
+false-positive rate on simulated data.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from audiolens.door import guarded
 from audiolens.errors import InputError
 
 MOST_FAILED = 0.10
-"""The largest share of failed clips with which an effect may be claimed."""
+"""The largest share of failed clips at which an effect may be claimed."""
 LEVEL = 0.05
-"""The largest p among controls with which one may be."""
+"""The largest p, against controls, at which an effect may be claimed."""
 FEWEST_CONTROLS = 19
-"""The fewest controls among which p can be that small: 1 / (19 + 1)."""
+"""The fewest controls with which p can be as small as `LEVEL`: 1 / (19 + 1)."""
 
 N_PERMUTATIONS = 999
-"""Flips of signs behind the p of a grid's cells."""
+"""Number of sign-flip permutations for the p-values of a grid."""
 
 UNTESTED = "too few prompts or shuffles to test: "
 """Before a p that could not have been below the level."""
@@ -43,18 +43,19 @@ Alternative = Literal["greater", "less", "two-sided"]
 @guarded
 @dataclass(frozen=True)
 class Effect:
-    """The median change of a measure from baseline to steered, and how sure it is.
+    """The median change of a measure from baseline to steered clips, with its uncertainty.
 
     Attributes:
         value: median over pairs of steered / baseline - 1 (0.3 is 30% more), or of steered - baseline in the measure's
             own unit if not `relative`. Failed pairs count as 0.
-        interval: of `value`, over prompts.
-        failed_share: failed pairs, and those whose steered clip has no measure, of all pairs.
-        n_pairs: pairs counted (those without a baseline measure are left out).
-        n_left_out: pairs left out.
-        relative: whether `value` is a ratio less 1.
+        interval: bootstrap interval of `value`, resampling prompts.
+        failed_share: share of the pairs in which the steered clip failed or has no measure.
+        n_pairs: number of pairs used (pairs without a baseline measure are left out).
+        n_left_out: number of pairs left out.
+        relative: whether `value` is a ratio minus 1.
 
-    It does not show that the direction did it: any push may move a measure. See `rank_test` with random directions.
+    It does not show that the direction caused the change: any push may move a measure. Compare it with random
+    directions by `rank_test`.
     """
 
     value: float
@@ -66,7 +67,7 @@ class Effect:
 
     @property
     def claimable(self) -> bool:
-        """Whether few enough clips failed, and the interval leaves out no change."""
+        """Whether few enough clips failed and the interval excludes 0."""
         excludes_zero = self.interval.low > 0 or self.interval.high < 0
         return self.failed_share <= MOST_FAILED and excludes_zero
 
@@ -83,7 +84,7 @@ class Effect:
 class AUC:
     """How often a positive row scores higher than a negative one; ties, and rows without a score, count half.
 
-    It shows that the order separates the groups, not by how much: 1.0 is as true of 100 against 101 BPM.
+    It shows whether the order separates the groups, not by how much: 100 against 101 BPM gives 1.0 too.
     """
 
     value: float
@@ -100,9 +101,9 @@ class AUC:
 @guarded
 @dataclass(frozen=True)
 class RankTest:
-    """Where an observed value stands among those of controls: p = (1 + k) / (n + 1).
+    """The rank of an observed value among those of controls: p = (1 + k) / (n + 1).
 
-    With n controls p is at least 1 / (n + 1): 19 can reach .05 and no less.
+    With n controls p is at least 1 / (n + 1), so 19 controls can reach .05 and no less.
     """
 
     p: float
@@ -121,7 +122,7 @@ class RankTest:
 @guarded
 @dataclass(frozen=True)
 class Monotonicity:
-    """Spearman's rank correlation of a measure with strength. Its p is by permutation, exact for up to 7 strengths."""
+    """Spearman's rank correlation of a measure with strength. The permutation p is exact for up to 7 strengths."""
 
     rho: float
     p: float
@@ -134,12 +135,12 @@ class Monotonicity:
 @guarded
 @dataclass(frozen=True, eq=False)
 class Means:
-    """The mean of every cell of a grid over rows, its clustered standard error and interval, and permutation p.
+    """The mean over rows of every cell of a grid, with clustered standard errors and intervals and a permutation p.
 
-    All arrays have the grid's shape; `n` counts the rows that have a value. Ends and errors are NaN where there are
-    fewer than two clusters, p where nothing was permuted.
+    All arrays have the grid's shape; `n` counts the rows that have a value. Standard errors and interval ends are NaN
+    if there are fewer than two clusters, and p is NaN if there were no permutations.
 
-    A small p does not show a large mean, and cells of one grid share their rows: neighbours err together.
+    A small p does not show a large mean. The cells of a grid share their rows, so their errors are correlated.
     """
 
     value: np.ndarray
@@ -159,7 +160,7 @@ class Means:
 
     def __repr__(self) -> str:
         best = np.unravel_index(np.nanargmax(np.abs(self.value)), self.value.shape)
-        p = f", p = {self.p_adjusted[best]:.3g} in the whole grid" if np.isfinite(self.p_adjusted[best]) else ""
+        p = f", adjusted p = {self.p_adjusted[best]:.3g}" if np.isfinite(self.p_adjusted[best]) else ""
         return (
             f"Means({self.value.size} cells; furthest from 0 is {self.value[best]:+.3g} "
             f"[{self.low[best]:+.3g}, {self.high[best]:+.3g}]{p})"
@@ -180,14 +181,15 @@ def effect(
     """The effect of steering on a measure, over clips paired by prompt and seed.
 
     Args:
-        steered: the measure of each steered clip; NaN where there is none, which counts as a failure.
-        baseline: the same of its unsteered pair; pairs with NaN here (or 0, if relative) are left out and counted.
-        prompts: each pair's prompt: the cluster that the interval resamples.
-        failed: which steered clips are no music any more (`audiolens.measure.failed`); they count as no effect.
-        relative: steered / baseline - 1, for measures with a true zero (BPM, Hz); False for dBFS and mode.
-        confidence: of the interval.
-        n_bootstrap: draws; 0 gives no interval (NaN), for control directions of which only the value is used.
-        seed: of the draws.
+        steered: the measure of each steered clip. NaN means it has none and counts as a failure.
+        baseline: the measure of the paired unsteered clip. Pairs with NaN here (or 0, if relative) are left out and
+            counted in `n_left_out`.
+        prompts: the prompt of each pair; the interval resamples prompts.
+        failed: which steered clips have failed (`audiolens.measure.failed`); they count as no effect.
+        relative: steered / baseline - 1, for measures with a true zero (BPM, Hz). Use False for dBFS and mode.
+        confidence: coverage of the interval.
+        n_bootstrap: number of draws. 0 gives no interval (NaN), for control directions where only the value is used.
+        seed: seed of the draws.
     """
     checked_flags(relative=relative)
     after, before = _vector(steered, "steered"), _vector(baseline, "baseline")
@@ -195,7 +197,7 @@ def effect(
     lost = np.zeros(len(after), dtype=bool) if failed is None else _truth(failed, "failed")
     _same_length(steered=after, baseline=before, prompts=clusters, failed=lost)
     if relative and np.any(before < 0):
-        raise InputError("baseline has negative values, of which a share says nothing; give relative=False")
+        raise InputError("baseline has negative values, so a relative change has no meaning; give relative=False")
     usable = np.isfinite(before) & ((before > 0) | (not relative))
     if not usable.any():
         raise InputError("no pair has a usable baseline measure; nothing to compare with")
@@ -215,10 +217,10 @@ def auc(
     n_bootstrap: int = 1000,
     seed: int = 0,
 ) -> AUC:
-    """How well `scores` tell positive `labels` (True, 1) from negative ones, with an interval over prompts.
+    """How well `scores` separate positive `labels` (True, 1) from negative ones, with an interval over prompts.
 
-    NaN scores count half against everything: a clip without a tempo is neither fast nor slow. Without `prompts` every
-    row is its own cluster. Prompts are resampled within each label, so that every draw holds both.
+    A NaN score counts half against every other: a clip without a tempo is neither fast nor slow. Without `prompts`
+    every row is its own cluster. Prompts are resampled within each label, so that every draw contains both labels.
     """
     values, truth = _vector(scores, "scores"), _truth(labels, "labels")
     clusters = _clusters(np.arange(len(values)) if prompts is None else prompts, len(values))
@@ -243,12 +245,12 @@ def means(
     n_permutations: int = 0,
     seed: int = 0,
 ) -> Means:
-    """The mean over rows of every cell of a grid "row ...", with clustered interval; NaN is left out, cell by cell.
+    """The mean over rows of every cell of a grid "row ...", with clustered intervals. NaN is left out cell by cell.
 
-    The interval is that of `bootstrap` for a mean, in one product for all cells. With `n_permutations` there is a
-    p-value too, which flips the signs of whole clusters: under no effect a cluster's values are as likely with the
-    other sign. `p_adjusted` compares a cell's studentised mean with the largest of the grid under the same flips
-    (Westfall and Young 1993), and so bounds the chance of one false claim in the whole grid.
+    The interval is the one that `bootstrap` gives for a mean, computed for all cells in one matrix product. With
+    `n_permutations` there is also a p-value from flipping the signs of whole clusters: without an effect, a cluster's
+    values are equally likely with either sign. `p_adjusted` compares a cell's studentised mean with the largest of the
+    grid under the same flips (Westfall and Young 1993), which bounds the chance of any false claim in the whole grid.
     """
     array = numbers_of("values", values)
     groups = _clusters(clusters, len(array))
@@ -287,9 +289,9 @@ def means(
 
 @guarded
 def rank_test(observed: float, controls: ArrayLike, alternative: Alternative = "greater") -> RankTest:
-    """The chance that a control direction does as much: p = (1 + k) / (n + 1), k the controls as extreme as `observed`.
+    """The chance that a control does as much: p = (1 + k) / (n + 1), where k controls are as extreme as `observed`.
 
-    `"greater"` and `"less"` count controls at least as large or small; `"two-sided"` those at least as far from 0.
+    `"greater"` and `"less"` count controls at least as large or as small, `"two-sided"` those at least as far from 0.
     Controls whose clips failed have an effect of 0, not NaN.
     """
     values = _vector(controls, "controls")
@@ -310,9 +312,10 @@ def rank_test(observed: float, controls: ArrayLike, alternative: Alternative = "
 
 @guarded
 def spearman(strengths: ArrayLike, values: ArrayLike, seed: int = 0) -> Monotonicity:
-    """Does the measure rise (rho near 1) or fall (-1) with strength? Both over one value per strength, say medians.
+    """Whether a measure rises (rho near 1) or falls (near -1) with strength.
 
-    NaN values are left out; rho is NaN if fewer than three remain or nothing varies.
+    Both arguments hold one value per strength (a median, say). NaN values are left out. rho is NaN if fewer than three
+    remain or nothing varies.
     """
     x, y = _vector(strengths, "strengths"), _vector(values, "values")
     _same_length(strengths=x, values=y)
@@ -334,14 +337,14 @@ def spearman(strengths: ArrayLike, values: ArrayLike, seed: int = 0) -> Monotoni
 
 @guarded
 def correct(p_values: ArrayLike, method: Literal["holm", "bh"] = "holm") -> Float[np.ndarray, " test"]:
-    """P-values adjusted for having looked at many (layers, say): compare them with the level itself.
+    """P-values adjusted for multiple tests (one per layer, say), to be compared with the significance level itself.
 
-    `"holm"` bounds the chance of any false claim (Holm 1979); `"bh"` the share of false ones among the claims
-    (Benjamini and Hochberg 1995), for independent or positively dependent tests.
+    `"holm"` bounds the chance of any false claim (Holm 1979). `"bh"` bounds the expected share of false claims among
+    all claims (Benjamini and Hochberg 1995), for independent or positively dependent tests.
     """
     p = _vector(p_values, "p_values")
     if not len(p) or not ((p >= 0) & (p <= 1)).all():
-        raise InputError("p_values hold none, NaN, or values outside [0, 1]; leave tests out that were not made")
+        raise InputError("p_values is empty, or has NaN or values outside [0, 1]; leave out tests that were not run")
     if method == "bh":
         return stats.false_discovery_control(p, method="bh")
     if method != "holm":
@@ -361,12 +364,12 @@ def _vector(values: ArrayLike, name: str) -> Float[np.ndarray, " row"]:
 
 
 def _truth(values: ArrayLike, name: str) -> Bool[np.ndarray, " row"]:
-    """True and False, or 1 and 0: text would all be true."""
+    """Check that values are True and False, or 1 and 0. Every non-empty string would otherwise be true."""
     refuse_masked(name, values)
     array = np.asarray(values)
-    told = array.astype(object).ravel().tolist()
-    if array.ndim != 1 or not all(isinstance(one, bool | np.bool_ | Real) and one in (0, 1) for one in told):
-        found = list(dict.fromkeys(told))[:5]
+    listed = array.astype(object).ravel().tolist()
+    if array.ndim != 1 or not all(isinstance(one, bool | np.bool_ | Real) and one in (0, 1) for one in listed):
+        found = list(dict.fromkeys(listed))[:5]
         raise InputError(
             f"{name} hold {found} in shape {array.shape}; expected True or False (or 1 and 0) for each row"
         )
@@ -376,7 +379,7 @@ def _truth(values: ArrayLike, name: str) -> Bool[np.ndarray, " row"]:
 def _clusters(prompts: ArrayLike | Sequence[str | None], n: int) -> np.ndarray:
     refuse_masked("prompts", prompts)
     array = np.asarray(prompts)
-    if array.dtype == object:  # None, of a row without a prompt, is a cluster of its own
+    if array.dtype == object:  # rows without a prompt (None) form one cluster
         array = array.astype(str)
     if array.ndim != 1 or len(array) != n:
         raise InputError(f"prompts has shape {array.shape}; expected one prompt for each of the {n} rows")

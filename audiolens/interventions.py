@@ -4,8 +4,8 @@ An intervention is a frozen value, checked when it is created and independent of
 (`tracing/bound_intervention.py`). Interventions at one site apply in the order they are given; at different sites, in
 the order of the forward pass.
 
-All of them take `site` and `layers` (`None` means every block; `layer=3` is `layers=[3]`; negative layers count from the
-last); `branch` of the guidance ("cond", "null", "both"); `seconds` (`None` means every step, including the tail);
+All of them take `site` and `layers` (`None` means every block; `layer=3` is `layers=[3]`; negative layers count from
+the last); `branch` of the guidance ("cond", "null", "both"); `seconds` (`None` means every step, including the tail);
 `rows` (`None` means every row); and `heads`, for head sites.
 
 Sites on the text side ("row token ...") have no steps, and accept neither `seconds` nor `schedule`. In the null branch

@@ -1,1 +1,1 @@
-"""What figures share: colours and styles, captions and heat maps, spectrograms; and the figures of a study."""
+"""Shared parts of figures (colours, styles, captions, heat maps, spectrograms), and the figures of a study."""

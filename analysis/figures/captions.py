@@ -1,4 +1,4 @@
-"""What the figures of cells and heads share: a caption beneath, heat maps around 0, their kin on screen."""
+"""Captions and heat maps shared by the figures of grids and heads, for paper and screen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SEQUENTIAL = "cividis"
 
 
 def captioned(figure: Figure, caption: str) -> Figure:
-    """The figure with a caption beneath, wrapped to its width, unless it is drawn without one."""
+    """Add a caption below the figure, wrapped to its width, unless it is drawn without one."""
     if not wants_caption():
         return figure
     width = int(figure.get_figwidth() * 17)
@@ -37,7 +37,8 @@ def heat(
     signed: bool = True,
     numbers: bool = False,
 ) -> Any:
-    """A heat map, rows upwards; `x` and `y` name columns and rows, `extent` is the range of a continuous x axis."""
+    """A heat map whose first row is at the bottom. `x` and `y` name columns and rows; `extent` is the range of a
+    continuous x axis."""
     top = limit or float(np.nanmax(np.abs(values))) or 1.0
     rows, columns = values.shape
     left, right = extent or (-0.5, columns - 0.5)
@@ -55,7 +56,7 @@ def heat(
     if numbers and rows * columns <= 160:
         for (row, column), value in np.ndenumerate(values):
             dark = abs(value) > 0.6 * top if signed else value < 0.5 * top
-            # what rounds to nothing beside the largest would only be read as noise
+            # Numbers that are tiny compared with the largest would only add noise.
             if abs(value) >= 0.03 * top:
                 axes.text(
                     column, row, f"{value:.2g}", ha="center", va="center", fontsize=6,
@@ -65,7 +66,7 @@ def heat(
 
 
 def screen_heat(values: np.ndarray, x: Any, y: Any, unit: str, *, signed: bool = True, **options: Any) -> go.Heatmap:
-    """The same on screen."""
+    """The same for the screen."""
     top = float(np.nanmax(np.abs(values))) or 1.0
     return go.Heatmap(
         z=values, x=list(x), y=list(y), colorscale=DIVERGING if signed else SEQUENTIAL.capitalize(),
@@ -74,7 +75,7 @@ def screen_heat(values: np.ndarray, x: Any, y: Any, unit: str, *, signed: bool =
 
 
 def screen_plain(figure: go.Figure, caption: str, *, width: int = 110) -> go.Figure:
-    """The look of figures on screen, with the caption beneath."""
+    """Apply the look of screen figures, with a caption below."""
     lines = textwrap.wrap(caption, width)
     figure.update_layout(template="simple_white", margin={"l": 70, "r": 20, "t": 60, "b": 75 + 16 * len(lines)})
     return figure.add_annotation(

@@ -1,7 +1,7 @@
-"""Literal text in figures: a prompt, a pole or a token is shown as it is, never set as mathematics, markup or a link.
+"""Literal text in figures: prompts, poles and tokens are shown as they are, never as mathematics, markup or links.
 
-matplotlib sets what stands between two `$` as mathematics, and fails where it is none. plotly does so in notebooks, and
-follows HTML everywhere: `<a>` in a prompt would be a link.
+matplotlib typesets text between two `$` as mathematics, and fails if it is not valid. plotly does the same in notebooks
+and interprets HTML everywhere: `<a>` in a prompt would become a link.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 AS_TYPED: dict[Any, Any] = {"text.parse_math": False, "text.usetex": False}
-"""matplotlib's settings for that, of which a text keeps the first from when it is made."""
+"""matplotlib settings for literal text. A text object keeps the first of them from the time it is created."""
 _OURS = re.compile(r"(</?(?:br|sup|extra)>)")
 _SIGNS = str.maketrans({"<": "&lt;", ">": "&gt;", "$": "&#36;"})
 
 
 @contextmanager
 def as_typed() -> Iterator[None]:
-    """While a matplotlib figure is drawn: axes make the labels of further ticks only then."""
+    """Apply these settings while a matplotlib figure is drawn, because axes create some tick labels only then."""
     with mpl.rc_context(AS_TYPED):
         yield
 
 
 def literally(function: Callable[P, go.Figure]) -> Callable[P, go.Figure]:
-    """A function whose plotly figure shows all texts as they are, but for the breaks and small print of our titles."""
+    """Make a function's plotly figure show all text literally, except the line breaks and small print of our titles."""
 
     @wraps(function)
     def figure(*args: P.args, **kwargs: P.kwargs) -> go.Figure:
@@ -46,7 +46,7 @@ def literally(function: Callable[P, go.Figure]) -> Callable[P, go.Figure]:
 
 
 def in_template(text: str) -> str:
-    """Text that is put into a template of plotly's, whose fields begin with %."""
+    """Escape text for a plotly template, whose fields begin with %."""
     return text.replace("%", "&#37;")
 
 

@@ -1,4 +1,4 @@
-"""Figures of effects on paper (matplotlib), drawn from tables of sweeps and studies; `screen.py` has plotly ones."""
+"""Figures of effects for paper (matplotlib), drawn from tables of sweeps and studies; `screen.py` is for plotly."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ from analysis.statistics import MOST_FAILED
 def layers(scan: pd.DataFrame, measured: str, *, chosen: Mapping[str, Any] | None = None) -> Figure:
     """Effect of steering at each block on development prompts, one panel per strategy.
 
-    `scan` has strategy, layer, strength, effect, failed. Hollow markers: more than a tenth of the clips failed.
+    `scan` has strategy, layer, strength, effect, failed. A hollow marker means that more than a tenth of the clips
+    failed.
     """
     strategies = list(dict.fromkeys(scan["strategy"]))
     with styled():
@@ -122,7 +123,7 @@ def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> F
 
 
 def norms(table: pd.DataFrame) -> Figure:
-    """Length of the direction at each block, in raw units and as a share of the residual stream's.
+    """Norm of the direction at each block, in raw units and as a share of the residual stream's norm.
 
     `table` has layer, norm, residual_norm.
     """
@@ -149,7 +150,7 @@ def norms(table: pd.DataFrame) -> Figure:
 
 
 def strengths(table: pd.DataFrame, measured: str) -> Figure:
-    """Effect against strength of a sweep's conditions: a line per strategy and layer, where its labels say these."""
+    """Effect against strength for the conditions of a sweep, with one line per strategy and layer if it has these."""
     with styled():
         figure = canvas((6.6, 3.8))
         axes = figure.add_subplot()
@@ -167,7 +168,7 @@ def strengths(table: pd.DataFrame, measured: str) -> Figure:
 
 
 def lines(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The conditions of a sweep that have a strength, as named lines over it."""
+    """The conditions of a sweep that have a strength, as named lines over strength."""
     if "strength" not in table:
         table = table.assign(strength=np.arange(len(table), dtype=float))
     labels = [label for label in ("kind", "strategy", "layer", "draw") if label in table]
@@ -176,18 +177,18 @@ def lines(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield "steered", mine.sort_values("strength")
         return
     for values, group in mine.groupby(labels, sort=False):
-        named = [_told(label, value) for label, value in zip(labels, list(values), strict=True) if value == value]
+        named = [_name(label, value) for label, value in zip(labels, list(values), strict=True) if value == value]
         yield ", ".join(named), group.sort_values("strength")
 
 
-def _told(label: str, value: Any) -> str:
+def _name(label: str, value: Any) -> str:
     return f"block {int(value)}" if label == "layer" else f"{label} {value}" if label == "draw" else str(value)
 
 
 def _points(
     axes: Axes, x: Any, y: Any, failed: Any, colour: str, marker: str, alpha: float, label: str, size: float = 5
 ) -> None:
-    """Markers, hollow where more than a tenth of the clips failed."""
+    """Draw markers, hollow where more than a tenth of the clips failed."""
     lost = np.asarray(failed, dtype=float) > MOST_FAILED
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     look = {"color": colour, "marker": marker, "linestyle": "none", "alpha": alpha, "markersize": size, "zorder": 5}

@@ -1,4 +1,4 @@
-"""Figures of effects on screen (plotly): those of `plots.py`, to hover over and zoom."""
+"""Figures of effects for the screen (plotly): interactive versions of those in `plots.py`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> g
 
 @literally
 def strengths(table: pd.DataFrame, measured: str) -> go.Figure:
-    """Effect against strength of a sweep's conditions."""
+    """Effect against strength for the conditions of a sweep."""
     figure = go.Figure()
     for place, (name, mine) in enumerate(lines(table)):
         colour, marker = SEVERAL[place % len(SEVERAL)]

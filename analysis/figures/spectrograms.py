@@ -1,4 +1,4 @@
-"""Spectrograms: what a clip looks like, alone or beside the clips of the same prompt and seed."""
+"""Mel spectrograms of one clip, or of clips with the same prompt and seed side by side."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from analysis.figures.canvas import canvas
 from analysis.figures.style import styled
 
 DEPTH_DB = 70.0
-"""How far below a clip's loudest the colour scale reaches."""
+"""How far the colour scale reaches below a clip's loudest point, in dB."""
 
 
 def one(samples: np.ndarray, sample_rate: int, title: str = "", axes: Axes | None = None) -> Figure | Axes:
-    """Mel spectrogram of one clip in dB below its loudest; a figure with labelled axes, or drawn into `axes`."""
+    """Mel spectrogram of one clip in dB relative to its loudest point, as a new figure or drawn into `axes`."""
     import librosa
 
     power = librosa.feature.melspectrogram(
@@ -57,7 +57,7 @@ def one(samples: np.ndarray, sample_rate: int, title: str = "", axes: Axes | Non
 def paired(
     grid: Sequence[Sequence[np.ndarray]], sample_rate: int, rows: Sequence[str], columns: Sequence[str]
 ) -> Figure:
-    """Mel spectrograms of paired clips: a row per (prompt, seed), a column per condition, one colour scale in dB."""
+    """Mel spectrograms of paired clips: one row per (prompt, seed), one column per condition, one scale in dB."""
     with styled():
         figure = canvas((2.5 * len(columns), 1.75 * len(rows) + 0.4))
         panels = figure.subplots(len(rows), len(columns), sharex=True, sharey=True, squeeze=False)
@@ -68,5 +68,5 @@ def paired(
         for axes in panels[-1]:
             axes.set_xlabel("time [s]", fontsize=8)
         image = panels[0, 0].images[0]
-        figure.colorbar(image, ax=panels, shrink=0.7, label="level [dB below the loudest]", pad=0.01)
+        figure.colorbar(image, ax=panels, shrink=0.7, label="level [dB relative to the loudest]", pad=0.01)
     return figure

@@ -1,6 +1,7 @@
-"""The look of all figures: colours, markers, measures in words, and the styles on paper and on screen.
+"""The look of all figures: colours, markers, names of measures, and styles for paper and screen.
 
-Colours are Okabe and Ito's, told apart by every kind of colour vision; markers and line styles say the same again.
+The colours are Okabe and Ito's, which every kind of colour vision can distinguish; markers and line styles repeat what
+the colours show.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, RED, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#8A8A8A"
 DIVERGING = "PuOr_r"
-"""The map of what has a sign, by the name that matplotlib and plotly share: safe for every kind of colour vision."""
+"""The colour map for signed values, by its name in both matplotlib and plotly; safe for every kind of colour vision."""
 POLES = ((RED, "o"), (BLUE, "s"))
 """Colour and marker of the positive and the negative pole."""
 SEVERAL = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (RED, "v"), (SKY, "P"), (BLACK, "X"))
@@ -37,7 +38,7 @@ SYMBOLS = {
     "P": "cross",
     "X": "x",
 }
-"""Plotly's names of these markers."""
+"""Plotly's names for these markers."""
 NAMES: Mapping[str, str] = {
     "tempo": "tempo (beat)",
     "tempo_ioi": "tempo (inter-onset interval)",
@@ -67,57 +68,57 @@ STYLE: dict[Any, Any] = {
 
 
 def name_of(measured: str) -> str:
-    """A measure in words."""
+    """The name of a measure in words."""
     return NAMES.get(measured, measured.replace("_", " "))
 
 
 def axis_of(measured: str) -> str:
-    """A measure in words, with its unit."""
+    """The name of a measure in words, with its unit."""
     unit = measure.UNITS.get(measured, "")
     return f"{name_of(measured)} [{unit}]" if unit else name_of(measured)
 
 
 def change_of(measured: str) -> str:
-    """The label of an axis of effects."""
-    return f"change of {name_of(measured)}\nagainst the unsteered clip"
+    """The label of an axis that shows effects."""
+    return f"change of {name_of(measured)}\nrelative to the unsteered clip"
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """The look of all figures, for the time of drawing one: the caller's settings are left alone."""
+    """Apply the look of all figures while one is drawn, without changing the caller's settings."""
     with mpl.rc_context(STYLE):
         yield
 
 
 def looks(count: int) -> list[tuple[str, str]]:
-    """Colour and marker of so many labels."""
+    """The colours and markers for `count` labels."""
     return list(POLES) if count == 2 else [SEVERAL[i % len(SEVERAL)] for i in range(count)]
 
 
 def signed(value: float, _: int = 0) -> str:
-    """A share with its sign, as an axis says it."""
+    """Format a share as a signed percentage for an axis."""
     return f"{value:+.0%}".replace("-", "−") if round(value, 6) else "0"
 
 
 def percent(axes: Axes) -> None:
-    """Shares up the axis."""
+    """Label the y axis in signed percentages."""
     axes.yaxis.set_major_formatter(FuncFormatter(signed))
 
 
 def errors(value: Any, low: Any, high: Any) -> np.ndarray:
-    """How far an interval reaches below and above, "side point": nothing where there is none."""
+    """How far each interval reaches below and above its value, "side point"; 0 if there is no interval."""
     value, low, high = (np.asarray(one, dtype=float) for one in (value, low, high))
     return np.nan_to_num(np.clip([value - low, high - value], 0, None))
 
 
 def screen_errors(value: Any, low: Any, high: Any) -> dict[str, Any]:
-    """The same as plotly's error bars."""
+    """The same as plotly error bars."""
     below, above = errors(value, low, high)
     return {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
 
 
 def plain(figure: go.Figure) -> go.Figure:
-    """The look on screen."""
+    """Apply the look of screen figures."""
     return figure.update_layout(template="simple_white", margin={"l": 70, "r": 20, "t": 50, "b": 60})
 
 
@@ -130,9 +131,10 @@ def sliding(
     each: int = 1,
     gap: int = 40,
 ) -> go.Figure:
-    """The figure with a slider over layers, whose traces stand one behind the other, so many `each`.
+    """Add a slider over layers to a figure whose traces are ordered by layer, with `each` traces per layer.
 
-    `axes` are a layer's further settings, "xaxis.title.text" for one; `gap` is what the labels above need, in pixels.
+    `axes` holds further settings for each layer, such as "xaxis.title.text"; `gap` is the height of the labels above
+    the slider, in pixels.
     """
     further = axes or [{} for _ in layers]
     steps = [

@@ -1,4 +1,4 @@
-"""The layer-attribution plot: what each kind of evidence says of each block, in one figure (`gather`)."""
+"""The layer-attribution plot: several kinds of evidence about each block, in one figure (`gather`)."""
 
 from analysis.layer_attribution.evidence import Evidence, LayerAttribution, gather
 

@@ -1,7 +1,7 @@
-"""The layer-attribution plot: what each kind of evidence says of each block, in one figure.
+"""Gather several kinds of evidence about each block for the layer-attribution plot.
 
-`gather(probe=..., patching=..., attribution=..., norm=..., steering=...)` takes whatever there is, under any names: a
-frame with a "layer" column, a series over layers, numbers for all layers, or the `Directions` themselves.
+`gather(probe=..., patching=..., attribution=..., norm=..., steering=...)` takes evidence under any name: a frame with a
+"layer" column, a series over layers, one number per layer, or the `Directions` themselves.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UNITS: Mapping[str, str] = {
     "norm": "share of the residual length",
     "steering": "relative change",
 }
-"""Of the usual evidence, by name. A probe's own result says which score it is."""
+"""Units of the usual kinds of evidence, by name. A probe result names its own score."""
 _VALUES = ("effect", "value", "score", "mean", "norm")
 _NOT_VALUES = {"layer", "low", "high"}
 
@@ -35,7 +35,7 @@ _NOT_VALUES = {"layer", "low", "high"}
 @guarded
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """One number a layer, in its own unit; the ends of its intervals are NaN where there are none."""
+    """One number per layer, in its own unit; `low` and `high` are NaN if there is no interval."""
 
     name: str
     unit: str
@@ -46,7 +46,7 @@ class Evidence:
 
     @property
     def peak(self) -> int:
-        """The layer furthest from 0."""
+        """The layer whose value is furthest from 0."""
         return self.layers[int(np.nanargmax(np.abs(self.values)))]
 
 
@@ -55,8 +55,8 @@ class Evidence:
 class LayerAttribution:
     """Several kinds of evidence over the same blocks.
 
-    It does not weigh them: kinds measure different things (what can be read off, what is passed on, what changes the
-    output), so that they may peak apart and all be right.
+    It does not weigh them. They measure different things (what can be decoded, what is passed on, what changes the
+    output), so they may peak at different blocks and all be right.
     """
 
     evidence: tuple[Evidence, ...]
@@ -65,11 +65,11 @@ class LayerAttribution:
         for one in self.evidence:
             if one.name == name:
                 return one
-        raise InputError(f"no evidence {name!r}: there is {', '.join(one.name for one in self.evidence)}.")
+        raise InputError(f"no evidence {name!r}; available: {', '.join(one.name for one in self.evidence)}.")
 
     def to_frame(self) -> pd.DataFrame:
         """One row per kind of evidence and layer: `evidence`, `unit`, `layer`, `value`, `low`, `high`, and `share`, the
-        value over the largest |value| of its kind."""
+        value divided by the largest |value| of its kind."""
         tables = [
             pd.DataFrame(
                 {
@@ -83,14 +83,14 @@ class LayerAttribution:
 
     @drawable
     def plot(self, normalised: bool = False) -> Any:
-        """A panel per kind, one above the other, or (`normalised`) all as shares of their largest (matplotlib)."""
+        """Stacked panels, one per kind, or (`normalised`) one panel with shares of the largest (matplotlib figure)."""
         checked_flags(normalised=normalised)
         from analysis.layer_attribution import figures
 
         return figures.paper(self, normalised)
 
     def figure(self, normalised: bool = False) -> Any:
-        """The same on screen (plotly figure)."""
+        """The same for the screen (plotly figure)."""
         checked_flags(normalised=normalised)
         from analysis.layer_attribution import figures
 
@@ -101,7 +101,7 @@ class LayerAttribution:
 
 
 def _peak(one: Evidence) -> str:
-    """Where a kind of evidence is largest, with its interval where it has one."""
+    """The largest value of a kind of evidence and its block, with the interval if there is one."""
     at = one.layers.index(one.peak)
     ends = f" [{one.low[at]:+.3g}, {one.high[at]:+.3g}]" if np.isfinite(one.low[at]) else ""
     return f"{one.name} {one.values[at]:+.3g}{ends} at block {one.peak}"
@@ -109,16 +109,17 @@ def _peak(one: Evidence) -> str:
 
 @guarded
 def gather(*, units: Mapping[str, str] | None = None, **evidence: Any) -> LayerAttribution:
-    """Put evidence over layers together.
+    """Gather evidence over layers.
 
     Args:
-        units: of evidence by name; the usual ones are known (`UNITS`).
-        evidence: by name. A frame has a "layer" column, one of values (called like the evidence, "effect", "value",
-            "score", "mean" or "norm", or the only other number) and perhaps "low" and "high". `Directions` give their
-            length as a share of the residual stream's. Numbers stand for layers 0, 1, ...; `None` is left out.
+        units: the unit of each kind of evidence, by name; those of the usual kinds are known (`UNITS`).
+        evidence: evidence by name. A frame has a "layer" column, a column of values (named like the evidence, "effect",
+            "value", "score", "mean" or "norm", or the only other numeric column), and optionally "low" and "high".
+            `Directions` give their norm as a share of the residual stream's. An array is for layers 0, 1, ...; `None`
+            is left out.
 
     Raises:
-        InputError, InputTypeError: nothing given, several rows for one layer, or no one column of values.
+        InputError, InputTypeError: if nothing is given, a layer has several rows, or the column of values is unclear.
     """
     given = {name: one for name, one in evidence.items() if one is not None}
     if not given:
@@ -136,7 +137,7 @@ def _evidence(name: str, given: Any, unit: str) -> Evidence:
     if hasattr(given, "to_frame") and not isinstance(given, pd.DataFrame | pd.Series):
         given = given.to_frame()
     if isinstance(given, pd.DataFrame) and {"layer", "metric"} <= {*given.columns}:
-        # Of a probe; the sound itself, scored beside the blocks, stands in none.
+        # A probe's table: drop its baselines, which have no layer.
         given = given[given["layer"].notna()]
         if unit in ("", UNITS["probe"]) and given["metric"].nunique() == 1:
             unit = str(given["metric"].iloc[0])
@@ -148,10 +149,10 @@ def _evidence(name: str, given: Any, unit: str) -> Evidence:
         except (TypeError, ValueError):
             raise InputTypeError(f"{name}={type(given).__name__}: expected a frame, a series or numbers.") from None
         if values.ndim != 1 or not len(values):
-            raise InputError(f"{name} of shape {values.shape}: expected one number a layer.")
+            raise InputError(f"{name} of shape {values.shape}: expected one number per layer.")
         given = pd.DataFrame({"layer": np.arange(len(values)), "value": values})
     if "layer" not in given:
-        raise InputError(f"{name}: a frame with columns {[*given.columns]} says no layer: name that column 'layer'.")
+        raise InputError(f"{name}: a frame with columns {[*given.columns]} has no 'layer': give one column that name.")
     numeric = [str(c) for c in given.select_dtypes("number").columns if str(c) not in _NOT_VALUES]
     named = [column for column in (name, *_VALUES) if column in numeric]
     if not named and len(numeric) != 1:
@@ -168,7 +169,7 @@ def _made(name: str, unit: str, table: pd.DataFrame, column: str) -> Evidence:
     layers = tuple(int(layer) for layer in table["layer"])
     if len(set(layers)) < len(layers):
         twice = next(layer for layer in layers if layers.count(layer) > 1)
-        raise InputError(f"{name}: several rows for layer {twice}: choose or average them before.")
+        raise InputError(f"{name}: several rows for layer {twice}: choose one or average them first.")
     values = table[column].to_numpy(float)
     if not np.isfinite(values).any():
         raise InputError(f"{name}: no finite value in {column!r}.")

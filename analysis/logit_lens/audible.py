@@ -29,14 +29,14 @@ from audiolens.tracing.sampling import RowStreams, checked_seeds, checked_settin
 @guarded
 @dataclass(frozen=True, eq=False)
 class Audible:
-    """What each block would play next, everywhere in clips that went on as given.
+    """What each block would play at every frame of the given clips.
 
     Attributes:
         clips: layer -> its clips (`clips[3].audio`, `.save(folder)`, `.listen()`).
-        given: the given codes, through the same codec.
+        given: the given codes, decoded by the same codec.
 
-    A frame follows the *given* history, not the block's own: the clip does not show what the block would play alone,
-    and its beat may be the history's.
+    Each frame is predicted from the *given* history, not from the block's own output. A clip does not show what the
+    block would play by itself, and its beat may come from the history.
     """
 
     clips: Mapping[int, Generation]
@@ -44,14 +44,14 @@ class Audible:
 
     def __getitem__(self, layer: int) -> Generation:
         if layer not in self.clips:
-            raise InputError(f"block {layer} was not read: there are {[*self.clips]}.")
+            raise InputError(f"block {layer} was not read; the blocks that were: {[*self.clips]}.")
         return self.clips[layer]
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """A folder of clips a layer ("block03"), and "given".
+        """Save the clips of each layer in a folder of their own ("block03"), and the given clips in "given".
 
         Raises:
-            InputError: if one of them exists and is not empty, or cannot be written.
+            InputError: if one of these folders exists and is not empty, or cannot be written.
         """
         folder = Path(folder)
         for layer, clips in self.clips.items():
@@ -60,19 +60,19 @@ class Audible:
         return folder
 
     def to_frame(self, measures: Sequence[str] = ("tempo_ioi", "brightness", "loudness")) -> pd.DataFrame:
-        """One row per layer (-1: the given codes) and row: `prompt`, measures of the sound, and `same`, the share of
-        codes equal to the given ones."""
+        """One row per layer (-1 for the given codes) and clip: `prompt`, measures of the sound, and `same`, the share
+        of codes equal to the given ones."""
         tables = []
         for layer, clips in {-1: self.given, **self.clips}.items():
-            heard = measure.table(_sound(clips), clips.sample_rate, measures=list(measures))
+            measured = measure.table(_sound(clips), clips.sample_rate, measures=list(measures))
             same = (clips.codes == self.given.codes).float().mean((1, 2)).cpu().numpy()
             labels = {"layer": layer, "row": np.arange(len(clips)), "prompt": clips.prompts}
-            tables.append(heard.assign(**labels, same=same)[[*labels, "same", *measures]])
+            tables.append(measured.assign(**labels, same=same)[[*labels, "same", *measures]])
         return pd.concat(tables, ignore_index=True)
 
     @drawable
     def plot(self) -> Any:
-        """Spectrograms of the first clips, a column a block (matplotlib figure)."""
+        """Spectrograms of the first clips, one column per block (matplotlib figure)."""
         from analysis.logit_lens import figures
 
         return figures.audible_paper(self)
@@ -85,8 +85,8 @@ class Audible:
 
     def __repr__(self) -> str:
         same = [float((clips.codes == self.given.codes).float().mean()) for clips in self.clips.values()]
-        told = ", ".join(f"{layer}: {share:.0%}" for layer, share in zip(self.clips, same, strict=True))
-        return f"Audible(codes that are the given ones, by block: {told})"
+        shares = ", ".join(f"{layer}: {share:.0%}" for layer, share in zip(self.clips, same, strict=True))
+        return f"Audible(share of codes equal to the given ones, by block: {shares})"
 
 
 @guarded
@@ -105,14 +105,15 @@ def listen(
     """What each block would play, decoded to sound.
 
     Args:
-        layers: to listen to; default all.
-        seeds: one a row (or one for all): codes are drawn, with the same noise at every block. `None`: the likeliest.
-        temperature, top_k: of the draw.
+        layers: blocks to listen to; default all.
+        seeds: one per row (or one for all): codes are sampled, with the same noise at every block. `None` takes the
+            likeliest code.
+        temperature, top_k: sampling settings.
 
     Raises:
-        PromptError, InputError: for prompts or codes that do not fit the model or each other, seeds that are not one a
-            row, or settings that no draw can follow.
-        SiteError: for a layer that the model lacks.
+        PromptError, InputError: if prompts or codes do not fit the model or each other, there is not one seed per row,
+            or the sampling settings are invalid.
+        SiteError: if the model has no such layer.
     """
     codes, listed, chosen = checked(lens, prompts, codes, layers, last=layers is None)
     streams = checked_seeds(seeds, len(listed))
@@ -127,13 +128,13 @@ def listen(
         rows = slice(first, first + len(cache.prompts))
         first = rows.stop
         for layer in chosen:
-            told = log_probabilities(lens, cache, layer, codes, rows)
+            scores = log_probabilities(lens, cache, layer, codes, rows)
             if noise is not None:
-                told = told / temperature
-                if top_k and top_k < told.shape[-1]:
-                    told = told.masked_fill(told < told.topk(top_k).values[..., -1:], -torch.inf)
-                told = told - noise[rows].to(told)
-            made[layer].append(told.argmax(-1))
+                scores = scores / temperature
+                if top_k and top_k < scores.shape[-1]:
+                    scores = scores.masked_fill(scores < scores.topk(top_k).values[..., -1:], -torch.inf)
+                scores = scores - noise[rows].to(scores)
+            made[layer].append(scores.argmax(-1))
 
     def clips(of: Tensor, layer: int | None) -> Generation:
         settings = {"model": lens.name, "block": layer, "temperature": float(temperature), "top_k": top_k}

@@ -1,4 +1,4 @@
-"""Figures of the logit lens: what blocks say, by codebook, and what they would play."""
+"""Figures of the logit lens: what each block predicts, by codebook, and what it would play."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from analysis.logit_lens.reading import LogitLensResult
 
 _LINE = 24
-"""Characters of a prompt in one line beside its clips."""
+"""Characters per line of a prompt next to its clips."""
 PANELS = {
     "rank": "rank of the given code",
     "probability": "probability of the given code",
@@ -30,7 +30,7 @@ PANELS = {
 
 
 def paper(result: LogitLensResult) -> Figure:
-    """Rank, probability and divergence over blocks, a line a codebook."""
+    """Rank, probability and divergence over blocks, one line per codebook."""
     table = result.to_frame()
     with styled():
         figure = canvas((9.6, 3.5))
@@ -46,7 +46,7 @@ def paper(result: LogitLensResult) -> Figure:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             if name == "rank":
                 axes.set_yscale("log")
-                # As plain numbers, some between the powers of ten: ranks often stay within one.
+                # Plain tick labels, also between powers of ten: ranks often stay within one decade.
                 axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axes.yaxis.set_major_formatter(ScalarFormatter())
                 axes.yaxis.set_minor_formatter(NullFormatter())
@@ -65,7 +65,7 @@ def paper(result: LogitLensResult) -> Figure:
 
 @literally
 def screen(result: LogitLensResult) -> go.Figure:
-    """The same, one panel beside the other."""
+    """The same for the screen, as three panels side by side."""
     table = result.to_frame()
     figure = make_subplots(cols=3, subplot_titles=list(PANELS.values()))
     for column, name in enumerate(PANELS, 1):
@@ -85,14 +85,14 @@ def screen(result: LogitLensResult) -> go.Figure:
 def caption(result: LogitLensResult) -> str:
     n = len({str(prompt) for prompt in result.prompts})
     return (
-        "What the stream says after each block, read through the final norm and each codebook's head: mean over "
-        f"{len(result.prompts)} clips of {result.ranks.shape[-1] / result.frame_rate:g} s (ranks: geometric), bands "
-        f"are 95% intervals over {n} prompts. Dashed: rank of the code that another clip has at this place."
+        "The residual stream after each block, decoded by the final norm and each codebook's head. Means over "
+        f"{len(result.prompts)} clips of {result.ranks.shape[-1] / result.frame_rate:g} s (geometric for ranks); bands "
+        f"are 95% intervals over {n} prompts. Dashed: rank of another clip's code at the same position."
     )
 
 
 def audible_paper(result: Audible, rows: int = 2) -> Figure:
-    """Spectrograms of the first clips: a column a block, the given clip last."""
+    """Spectrograms of the first clips, one column per block and the given clip last."""
     columns = {**{f"block {layer}": clips for layer, clips in result.clips.items()}, "given": result.given}
     shown = range(min(rows, len(result.given)))
     sounds = [
@@ -103,17 +103,17 @@ def audible_paper(result: Audible, rows: int = 2) -> Figure:
     figure = spectrograms.paired(sounds, result.given.sample_rate, names, list(columns))
     return captioned(
         figure,
-        "What each block would play: its reading of every next frame, after the history of the given clip, decoded to "
-        "sound. Levels are relative to each clip's loudest.",
+        "What each block would play: its prediction of every frame from the given clip's history, decoded to sound. "
+        "Levels are relative to each clip's loudest point.",
     )
 
 
 @literally
 def audible_screen(result: Audible) -> go.Figure:
-    """Medians over clips of measures of the sound, over blocks; the given clips as a line."""
+    """Measures of the decoded sound over blocks, as medians over clips. A dashed line marks the given clips."""
     table = result.to_frame()
     measures = [name for name in table.columns if name not in ("layer", "row", "prompt", "same")]
-    figure = make_subplots(cols=1 + len(measures), subplot_titles=["codes as given", *map(axis_of, measures)])
+    figure = make_subplots(cols=1 + len(measures), subplot_titles=["share of given codes", *map(axis_of, measures)])
     middle = table.groupby("layer")[["same", *measures]].median()
     for column, name in enumerate(["same", *measures], 1):
         colour, marker = SEVERAL[column - 1]

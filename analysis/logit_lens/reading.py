@@ -1,7 +1,7 @@
-"""The logit lens: what the stream says after each block, read through the model's own final norm and heads.
+"""The logit lens: the residual stream after each block, decoded by the model's own final norm and heads.
 
-`read` compares it with what was played and with what the whole model says (nostalgebraist 2020, "interpreting GPT: the
-logit lens"). Codes are given, so every block says what comes next after the same history.
+`read` compares these predictions with the given codes and with the output of the whole model (nostalgebraist 2020,
+"interpreting GPT: the logit lens"). The codes are given, so every block predicts the next code from the same history.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from audiolens.tracing.overflow import checked_logits
 @guarded
 @dataclass(frozen=True, eq=False)
 class LogitLensResult:
-    """What each block says of every code, beside the code that was given and what the last block says.
+    """What each block predicts for every code, compared with the given code and with the last block's prediction.
 
     Attributes:
-        ranks: of the given code, 1 the likeliest.
-        probabilities: of the given code.
-        divergences: KL(last block || this block), in nats: 0 where the model has made up its mind.
-        agrees: whether the likeliest code is the last block's.
-        control_ranks: of the code that the next row has at this place: how far a code's mere frequency goes. NaN with
-            one row.
-        layers: of the first axis; the last is the model's last block, whose reading is the model's own.
-        prompts: of the rows; intervals are over them.
-        frame_rate: frames a second.
-        vocab_size: codes a codebook; a uniform guess has mean rank (vocab_size + 1) / 2.
+        ranks: rank of the given code; 1 is the likeliest code.
+        probabilities: probability of the given code.
+        divergences: KL(last block || this block), in nats; 0 where the prediction no longer changes.
+        agrees: whether the likeliest code is the same as at the last block.
+        control_ranks: rank of the next row's code at the same position, the baseline from code frequency alone. NaN if
+            there is only one row.
+        layers: layers of the first axis; the last is the model's last block, whose prediction is the model's output.
+        prompts: prompts of the rows; intervals resample them.
+        frame_rate: frames per second.
+        vocab_size: codes per codebook; a uniform guess has mean rank (vocab_size + 1) / 2.
 
-    It does not show what a block *knows*: the heads were trained to read the last block alone, and what an earlier one
-    holds in another basis reads as noise. A code of low rank at a block need not be used there.
+    It does not show what a block *knows*: the heads were trained on the last block alone, so information that an
+    earlier block holds in another basis looks like noise. A code that ranks high at a block need not be used there.
     """
 
     ranks: Float[np.ndarray, "layer row codebook frame"]
@@ -58,8 +58,8 @@ class LogitLensResult:
     vocab_size: int
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per layer and codebook, means over frames and rows with `_low` and `_high` ends over prompts:
-        `rank` (geometric mean), `probability`, `kl` [nats], `agreement`, `control_rank`."""
+        """One row per layer and codebook, with means over frames and rows: `rank` (geometric mean), `probability`,
+        `kl` [nats], `agreement`, `control_rank`. `_low` and `_high` are the ends of intervals over prompts."""
         layer, codebook = np.indices((len(self.layers), self.ranks.shape[2]))
         table = {"layer": np.asarray(self.layers)[layer.ravel()], "codebook": codebook.ravel()}
         for name, values in self._summaries().items():
@@ -86,13 +86,13 @@ class LogitLensResult:
 
     @drawable
     def plot(self) -> Any:
-        """Rank, probability and divergence over blocks, a line a codebook (matplotlib figure)."""
+        """Rank, probability and divergence over blocks, one line per codebook (matplotlib figure)."""
         from analysis.logit_lens import figures
 
         return figures.paper(self)
 
     def figure(self) -> Any:
-        """The same on screen (plotly figure)."""
+        """The same for the screen (plotly figure)."""
         from analysis.logit_lens import figures
 
         return figures.screen(self)
@@ -103,11 +103,11 @@ class LogitLensResult:
         half = next((layer for layer in self.layers if kl[layer] <= 0.5 * kl.iloc[0]), self.layers[-1])
         first, last = (table[table["layer"] == layer] for layer in (self.layers[0], self.layers[-1]))
         other = np.exp(np.log(last["control_rank"]).mean())
-        chance = "" if np.isnan(other) else f" (of another row's code {other:.1f})"
+        chance = "" if np.isnan(other) else f" (another row's code: {other:.1f})"
         return (
-            f"LogitLensResult(rank of the code that follows: {np.exp(np.log(first['rank']).mean()):.1f} after block "
-            f"{self.layers[0]}, {np.exp(np.log(last['rank']).mean()):.1f} after the last{chance}; half of the "
-            f"divergence is gone after block {half})"
+            f"LogitLensResult(rank of the next code: {np.exp(np.log(first['rank']).mean()):.1f} after block "
+            f"{self.layers[0]}, {np.exp(np.log(last['rank']).mean()):.1f} after the last{chance}; the divergence has "
+            f"halved by block {half})"
         )
 
     def _summaries(self) -> dict[str, np.ndarray]:
@@ -133,12 +133,12 @@ def read(
     """Rank and probability of the given codes, and divergence from the last block, after every block.
 
     Args:
-        layers: of which to keep the readings; the last block is always among them.
-        batch_size: rows in one forward.
+        layers: blocks to read; the last block is always included.
+        batch_size: rows in one forward pass.
 
     Raises:
-        PromptError, InputError: for prompts or codes that do not fit the model or each other.
-        SiteError: for a layer that it lacks.
+        PromptError, InputError: if prompts or codes do not fit the model or each other.
+        SiteError: if the model has no such layer.
     """
     codes, listed, chosen = checked(lens, prompts, codes, layers)
     found: dict[str, list[np.ndarray]] = {}
@@ -152,13 +152,13 @@ def read(
         names = ("ranks", "probabilities", "divergences", "agrees", "others")
         each: dict[str, list[Tensor]] = {name: [] for name in names}
         for layer in chosen:
-            told = final if layer == last else log_probabilities(lens, cache, layer, codes, rows)
-            mine, theirs = (told.gather(-1, given[rows, ..., None]) for given in (codes, others))
-            each["ranks"].append((told > mine).sum(-1) + 1)
-            each["others"].append((told > theirs).sum(-1) + 1)
+            read_out = final if layer == last else log_probabilities(lens, cache, layer, codes, rows)
+            mine, theirs = (read_out.gather(-1, given[rows, ..., None]) for given in (codes, others))
+            each["ranks"].append((read_out > mine).sum(-1) + 1)
+            each["others"].append((read_out > theirs).sum(-1) + 1)
             each["probabilities"].append(mine[..., 0].exp())
-            each["divergences"].append((final.exp() * (final - told)).sum(-1))
-            each["agrees"].append(told.argmax(-1) == final.argmax(-1))
+            each["divergences"].append((final.exp() * (final - read_out)).sum(-1))
+            each["agrees"].append(read_out.argmax(-1) == final.argmax(-1))
         for name, parts in each.items():
             found.setdefault(name, []).append(torch.stack(parts).cpu().numpy())
     whole = {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
@@ -179,7 +179,7 @@ def read(
 def log_probabilities(
     lens: AudioLens, cache: Any, layer: int, codes: Tensor, rows: slice
 ) -> Float[Tensor, "row codebook frame vocab"]:
-    """Log-probabilities of every frame's codes after a block; `rows` are those that the cache holds.
+    """Log-probabilities of all codes at every frame, decoded after a block; `rows` are the rows that the cache holds.
 
     Raises:
         ActivationOverflow: if a logit is NaN or infinite.
@@ -192,7 +192,7 @@ def log_probabilities(
 def checked(
     lens: AudioLens, prompts: Any, codes: Any, layers: Any, last: bool = True
 ) -> tuple[Tensor, tuple[str | None, ...], list[int]]:
-    """Codes, prompts and layers to read (the last block among them if `last`), or an error before the model runs."""
+    """Check and return codes, prompts and layers (including the last block if `last`) before the model runs."""
     listed, codes = checked_rows(lens, prompts, codes)
     chosen = checked_layers(layers, lens.config.n_layers)
     top = [lens.config.n_layers - 1] if last else []

@@ -1,7 +1,7 @@
-"""Activation patching: put values of a clean run into a corrupted one (or the other way), and see what comes back.
+"""Activation patching: copy activations of a clean run into a corrupted run, or the reverse, and measure the effect.
 
-`patch` runs a grid over pairs of prompts (`pairs` makes matched ones) and gives a `PatchingResult`; `plan` says what
-that would take.
+`patch` runs a grid over pairs of prompts (`pairs` makes matched ones) and returns a `PatchingResult`; `plan` estimates
+what the grid would cost.
 """
 
 from analysis.patching.experiment import LogLikelihood, patch, plan

@@ -1,12 +1,12 @@
-"""The fast engine of patching: one climb through the blocks for many cells, in a batch that grows as they are reached.
+"""Fast patching: many cells share one pass up the blocks, in a batch that grows as their blocks are reached.
 
-A patch at a block changes nothing below it, and nothing before its first step. Of the run that is patched, the keys and
-values of earlier steps and the residual stream at every block are therefore recorded once; cells with the same first
-step climb together from there. A cell joins the batch at the block where its patch is made, as a row for each pair, and
-the metric is read once, at the top. Climbs from different steps differ in length, and only attention needs to know:
-they go up in step, and all that is computed a position at a time is computed for all of them at once. What the lens
-records comes through the lens; a climb drives the blocks' own modules, so that nothing is traced, kept or recomputed
-that a cell does not need.
+A patch at a block changes nothing below it and nothing before its first step. The residual stream of the patched run at
+every block, and its keys and values at earlier steps, are therefore recorded once. Cells with the same first step share
+one pass up the blocks, a climb. A cell joins the batch at the block where its patch is made, as one row per pair, and
+the metric is computed once, at the top. Climbs from different steps differ in length, which matters only to attention:
+they advance in lockstep, and everything that is computed per position is computed for all of them at once. Recordings
+are made through the lens. A climb calls the blocks' own modules, so that nothing is traced, kept or recomputed that a
+cell does not need.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
 LOGITS, FINAL = "hook_logits", "ln_final.hook_normalized"
 POSITIONS = 512
-"""Of how many positions a processor computes at a time: what a block makes of more does not fit its cache."""
+"""Positions that a CPU computes at a time: the intermediate values of a block for more do not fit in its cache."""
 _Positionwise = Callable[[Tensor], tuple[Tensor, ...]]
 _Steps = Generator[tuple[_Positionwise, Tensor], Any, Any]
-"""Asks for a function of every position of a stream, and is sent its values."""
+"""Yields a function to apply at every position of a stream, and is sent the resulting values."""
 _STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_cross")
 
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """What one of the two runs did, over a batch of pairs: its recording, and the positions before its step 0.
+    """One of the two runs over a batch of pairs: its recording, and the number of positions before its step 0.
 
     `scores` are log-probabilities of the scored codes, "pair codebook frame".
     """
@@ -51,7 +51,7 @@ class Side:
     scores: Float[Tensor, "pair codebook frame"]
 
     def all(self, hook: str, layer: int | None, stop: int | None = None) -> Tensor:
-        """A site's values; those with steps from the first position to before step `stop`."""
+        """A site's values. With `stop`, the values at all positions before that step."""
         value = self.cache[hook if layer is None else f"blocks.{layer}.{hook}"]
         return value if stop is None else value[:, : self.prefix + stop]
 
@@ -62,27 +62,27 @@ class Side:
 
 
 def recorded_hooks(lens: AudioLens, cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
-    """The sites to record of the run that is patched, and of the run that the values come from."""
+    """The sites to record in the patched run, and in the run that supplies the values."""
     cross = lens.traced_model.family.has("hook_cross_attn_out")
     hooks = {hook for cell in cells for hook in cell.hooks}
     base = ["attn.hook_k", "attn.hook_v", "hook_resid_pre", f"blocks.{lens.config.n_layers - 1}.hook_resid_post"]
     base += ["cross_attn.hook_k", "cross_attn.hook_v", "hook_resid_mid", "hook_resid_cross"] if cross else []
     base += [] if cross else ["hook_resid_mid"]
     base += [hook for hook in (*EMBEDDINGS, TEXT_STATES, FINAL) if hook in hooks]
-    return base, [_told(hook) for hook in sorted(hooks - {LOGITS})]
+    return base, [_recorded_as(hook) for hook in sorted(hooks - {LOGITS})]
 
 
-def _told(hook: str) -> str:
-    """A head's result is its z through fixed weights: patching either is patching both, and z is smaller."""
+def _recorded_as(hook: str) -> str:
+    """The site to record for a patch at `hook`: z for a head's result, a fixed linear map of it that is larger."""
     return hook.replace("hook_result", "hook_z")
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A batch of pairs: both runs, the codes scored, and how their text is seen.
+    """A batch of pairs: both runs, the scored codes, and the mask of the text.
 
-    `steps` are those up to the last that is scored. `tokens` says which token of a pair stands in which column of a
-    grid by tokens, -1 for none; `seen` which of the padded tokens are text.
+    `steps` is the number of steps up to the last one that is scored. `tokens` gives each pair's token in each column
+    of a grid by tokens (-1 for none); `seen` marks which of the padded tokens are text.
     """
 
     lens: AudioLens
@@ -99,18 +99,18 @@ class Batch:
         return len(self.codes)
 
     def scored(self, cells: Sequence[Cell]) -> Float[Tensor, "cell pair codebook"]:
-        """The summed log-probability of the scored codes under each cell's patch, in nats; NaN where a pair has no
-        such token."""
+        """The summed log-probability of the scored codes under each cell's patch, in nats; NaN if the pair does not
+        have the cell's token."""
         plain = self.base.scores.double().sum(-1)
         out = plain.expand(len(cells), -1, -1).clone()
         places = {cell: i for i, cell in enumerate(cells)}
         moving = [cell for cell in cells if cell.start < cell.stop]
         swapped = [cell for cell in moving if cell.hooks[0] == LOGITS]
-        # Text states change every block above, and only the cells patched there.
-        told = [cell for cell in moving if cell.hooks[0] == TEXT_STATES]
+        # A patch of the text states changes every block, so these cells need a pass of their own.
+        on_text = [cell for cell in moving if cell.hooks[0] == TEXT_STATES]
         for cell in swapped:
             out[places[cell]] = self._swapped(cell)
-        for group in (told, [cell for cell in moving if cell not in told and cell not in swapped]):
+        for group in (on_text, [cell for cell in moving if cell not in on_text and cell not in swapped]):
             for start, order, top in self._climbed(group):
                 out[[places[cell] for cell in order]] = self._read(top, start, order)
         for i, cell in enumerate(cells):
@@ -119,7 +119,7 @@ class Batch:
         return out
 
     def _climbed(self, cells: Sequence[Cell]) -> list[tuple[int, list[Cell], Tensor]]:
-        """Each climb's first step, its cells, and their stream at the top."""
+        """Run the climbs; return the first step of each, its cells, and their stream at the top."""
         starts: dict[int, list[Cell]] = {}
         for cell in cells:
             starts.setdefault(cell.start, []).append(cell)
@@ -130,7 +130,7 @@ class Batch:
         return [(start, order, top) for (start, _), (top, order) in zip(climbs, reached, strict=True)]
 
     def _swapped(self, cell: Cell) -> Float[Tensor, "pair codebook"]:
-        """Patched logits need no run."""
+        """The score of a patch at the logits, which needs no forward pass."""
         frames = torch.arange(self.window.first, self.window.end, device=self.codes.device)
         steps = frames + torch.tensor(self.window.delays, device=frames.device)[:, None]
         inside = (steps >= cell.start) & (steps < cell.stop)
@@ -147,7 +147,7 @@ class Batch:
         first, end = self.window.first, self.window.end
         sums = []
         for codebook, shift in enumerate(self.window.delays):
-            # Frames predicted before the patch are the unpatched run's.
+            # Frames predicted before the patch keep the scores of the unpatched run.
             begin = max(first, start - shift)
             kept = self.base.scores[:, codebook, : begin - first].double().sum(-1)
             if begin >= end:
@@ -161,7 +161,7 @@ class Batch:
 
 
 def together(climbs: Sequence[_Steps]) -> list[Any]:
-    """Run climbs in step, each function once for the positions of all; what they return."""
+    """Run climbs in lockstep, each function once over the positions of all of them; return what each climb returns."""
     asked = [next(climb) for climb in climbs]
     ended: list[Any] = []
     while asked:
@@ -176,7 +176,7 @@ def together(climbs: Sequence[_Steps]) -> list[Any]:
 
 
 def _positionwise(function: _Positionwise, streams: Sequence[Tensor]) -> list[Any]:
-    """A function of every position of several streams, small ones taken together and large ones in pieces."""
+    """Apply a function at every position of several streams: small streams together, large ones in pieces."""
     values: list[Any] = []
     waiting: list[Tensor] = []
     for stream in streams:
@@ -197,10 +197,10 @@ def _at_once(function: _Positionwise, streams: Sequence[Tensor]) -> list[tuple[T
 
 
 class Climb:
-    """One way up the blocks over the steps from `start`. A stream is "cell pair step d_model".
+    """One pass up the blocks over the steps from `start`. A stream is "cell pair step d_model".
 
-    `hooks` are the sites patched by all climbs that go up together, `first` their lowest block: what one asks for, all
-    do.
+    `hooks` are the sites patched by any climb that runs in lockstep with this one, and `first` is their lowest block:
+    all these climbs have to yield the same functions.
     """
 
     def __init__(self, batch: Batch, start: int, hooks: frozenset[str], first: int) -> None:
@@ -218,7 +218,7 @@ class Climb:
         self.new: list[Cell] = []
 
     def run(self, cells: Sequence[Cell]) -> _Steps:
-        """Returns the stream at the top, and which cell each of its rows is."""
+        """Run the pass; return the stream at the top and the cell of each of its rows."""
         waiting = list(cells)
         joined: list[Cell] = []
         stream = self._stream(0, self.config.n_layers)[None][:0]
@@ -226,7 +226,7 @@ class Climb:
             self.text = self.base.all(TEXT_STATES, None).expand(len(cells), -1, -1, -1).clone()
             self.new, joined, waiting = waiting, waiting, []
             self.text = self._edited(TEXT_STATES, None, self.text)
-            # The first self-attention has not met the text yet.
+            # The first self-attention does not depend on the text yet.
             stream, self.new = self._stream(1, 0).expand(len(joined), -1, -1, -1), []
         for layer in range(self.first, self.config.n_layers):
             for part in (1, 2, 3):
@@ -238,14 +238,14 @@ class Climb:
                 joined = [*joined, *ready, *self.new]
                 if rows:
                     stream = torch.cat([stream, torch.stack(rows)])
-                # Before the first cross-attention nothing knows the text.
+                # Before the first cross-attention nothing depends on the text.
                 if self.text is None or (layer, part) != (0, 1):
                     stream = stream + (yield from self._part(layer, part, stream))
         rows = [self._patched(cell) for cell in waiting]
         return torch.cat([stream, torch.stack(rows)]) if rows else stream, [*joined, *waiting]
 
     def _enters(self, cell: Cell) -> tuple[int, int]:
-        """The block and the number of its parts below which a patched stream joins; behind the last, the top."""
+        """Where a patched stream joins: the block, and how many of its parts it skips. The top is after all blocks."""
         hook = cell.hooks[0]
         if cell.layer is None:
             return (self.config.n_layers, 0) if hook == FINAL else (0, 0)
@@ -253,17 +253,17 @@ class Climb:
         return (cell.layer + 1, 0) if behind == 3 else (cell.layer, behind)
 
     def _stream(self, behind: int, layer: int) -> Float[Tensor, "pair step d_model"]:
-        """The unpatched run's stream at a block, behind so many of its parts."""
+        """The unpatched run's stream at a block, after the first `behind` of its parts."""
         if behind == 3:
             layer, behind = layer + 1, 0
         if layer == self.config.n_layers:
             return self.base.steps("hook_resid_post", layer - 1, self.start, self.steps)
-        # Without cross-attention nothing happens in the second part.
+        # Without cross-attention the second part is empty.
         hook = _STREAM[behind] if self.crosses else _STREAM[min(behind, 1)]
         return self.base.steps(hook, layer, self.start, self.steps)
 
     def _patched(self, cell: Cell) -> Float[Tensor, "pair step d_model"]:
-        """The stream of a cell where it joins."""
+        """The patched stream of a cell where it joins the climb."""
         hook, (layer, behind) = cell.hooks[0], self._enters(cell)
         stream = self._stream(behind, layer).clone()
         if hook == FINAL:
@@ -271,7 +271,7 @@ class Climb:
         window = slice(cell.start - self.start, cell.stop - self.start)
         value = self.source.steps(hook, cell.layer, cell.start, cell.stop)
         if hook in WRITES and cell.layer is not None:
-            # The MLP reads the stream behind the cross-attention, or behind the self-attention where there is none.
+            # The MLP reads the stream after cross-attention, or after self-attention if there is no cross-attention.
             value = self._stream(WRITES[hook] - 1, cell.layer)[:, window] + value
         elif hook in EMBEDDINGS:
             value = stream[:, window] + value - self.base.steps(hook, None, cell.start, cell.stop)
@@ -279,7 +279,7 @@ class Climb:
         return stream
 
     def _part(self, layer: int, part: int, stream: Tensor) -> _Steps:
-        """Returns what a part of a block adds to the stream."""
+        """Compute what a part of a block adds to the stream."""
         block = self.blocks[layer]
         if part == 1:
             return (yield from self._self_attention(block, layer, stream))
@@ -353,7 +353,7 @@ class Climb:
             return query
         q, k, v = (tensor.flatten(0, 1).transpose(1, 2) for tensor in (query, key, value))
         if mask is not None and self.eager:
-            # Where no token is seen, eager attention takes the mean of all, and sdpa nothing.
+            # If every token is masked, eager attention averages over all of them, and sdpa over none.
             mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, torch.finfo(q.dtype).min)
         causal = causal and q.shape[2] > 1
         attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
@@ -367,15 +367,14 @@ class Climb:
             pattern = self._edited(hook, layer, pattern)
             z = z.clone()
             z[-len(self.new) :] = einsum(pattern, value[-len(self.new) :], "c p h q k, c p k h d -> c p q h d")
-        told = f"{group}.hook_result"
         z = self._edited(f"{group}.hook_z", layer, z)
-        return self._edited(told, layer, z)
+        return self._edited(f"{group}.hook_result", layer, z)
 
     def _heads(self, tensor: Tensor) -> Float[Tensor, "cell pair step head d_head"]:
         return tensor.unflatten(-1, (self.config.n_heads, self.config.d_head))
 
     def _edited(self, hook: str, layer: int | None, value: Tensor) -> Tensor:
-        """`value` with the patches that are made at this site; the cells being patched are its last rows."""
+        """`value` with the patches at this site applied; the cells being patched are its last rows."""
         mine = [i - len(self.new) for i, cell in enumerate(self.new) if hook in cell.hooks]
         if not mine:
             return value
@@ -385,8 +384,8 @@ class Climb:
         return value
 
     def _put(self, value: Tensor, hook: str, layer: int | None, cell: Cell) -> None:
-        """Write the other run's value of one cell into a view "pair ..." of this one's."""
-        theirs = self.source.all(_told(hook), layer)
+        """Write the other run's values for one cell into `value`, a view "pair ..." of this run's values."""
+        theirs = self.source.all(_recorded_as(hook), layer)
         window = slice(cell.start - self.start, cell.stop - self.start)
         if hook.endswith("hook_pattern"):
             heads = slice(None) if cell.head is None else slice(cell.head, cell.head + 1)

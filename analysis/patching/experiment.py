@@ -1,12 +1,12 @@
-"""Activation patching: put values of a clean run into a corrupted one (or the other way), and see what comes back.
+"""Run a grid of activation patches over pairs of clean and corrupted runs (`patch`), or estimate its cost (`plan`).
 
 The metric on codes is the log-likelihood of the clean continuation, in nats, per codebook and in total. Both runs read
-the same codes unless a history is given, so that the gap between them is what the text alone adds: a few nats in a
-thousand. The raw gap with its interval therefore stands first. Every cell equals one full forward with a hook; how they
-are made faster than that is `engine.py`'s matter.
+the same codes unless a history is given, so the gap between them is only what the text adds: a few nats in a thousand.
+Results therefore report the raw gap and its interval first. Every cell equals one full forward pass with a hook;
+`engine.py` computes the cells faster than that.
 
-Interchange of activations between music runs was studied before by Velez Vasquez et al. (ISMIR 2024); denoising and
-noising are told apart as in Heimersheim and Nanda (2024, arXiv 2404.15255).
+Velez Vasquez et al. (ISMIR 2024) studied interchange of activations between music runs before. Denoising and noising
+are distinguished as in Heimersheim and Nanda (2024, arXiv 2404.15255).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 class LogLikelihood:
     """The metric on codes: log-probability of the clean codes in a window of the clip, summed over its frames, in nats.
 
-    `seconds=None` is the first second, or the whole of a shorter clip.
+    `seconds=None` is the first second, or all of a shorter clip.
     """
 
     seconds: Span | None = None
@@ -83,35 +83,36 @@ def patch(
 
     Args:
         lens: the model.
-        clean, corrupted: prompts, pair by pair (see `pairs` for matched ones out of a prompt set).
-        codes: what the clean prompt goes on to play, a row a pair, or (waveform, sample_rate); both runs read them.
-            `None` for a metric on sound.
+        clean, corrupted: prompts, pair by pair (see `pairs` for matched ones from a prompt set).
+        codes: codes generated from the clean prompts, one row per pair, or (waveform, sample_rate); both runs read
+            these codes. `None` for a metric on sound.
         metric: `"log_likelihood"` of those codes in the first second; `LogLikelihood(seconds=...)` for another window;
-            or a `Sound`, measured in patched generations.
-        site: one site, or several of one part of a block patched together (`("cross_attn.k", "cross_attn.v")`). With
-            `by="component"` each has a column of its own. By default `resid_post` by seconds, `cross_attn.z` by head
-            (`attn.z` without cross-attention), `attn_out`, `cross_attn_out`, `mlp_out` and `resid_post` by component,
-            and keys and values of the cross-attention by token. A grid by ear leaves the stream out, and by seconds
-            takes `cross_attn_out`: the stream of a run that plays its own codes carries them, at any block.
-        by: what the columns are: "seconds" (time windows), "head", "component", or "token" (of the text: the first in
-            which the prompts differ is +0).
-        mode: "denoising": clean values into the corrupted run, what suffices; "noising": corrupted values into the
-            clean run, what is needed.
+            or a `Sound`, measured on patched generations.
+        site: one site, or several sites in one part of a block, patched together (`("cross_attn.k", "cross_attn.v")`).
+            With `by="component"` each site has its own column. The default is `resid_post` by seconds; `cross_attn.z`
+            by head (`attn.z` without cross-attention); `attn_out`, `cross_attn_out`, `mlp_out` and `resid_post` by
+            component; and keys and values of the cross-attention by token. A grid on sound leaves the stream out and
+            uses `cross_attn_out` by seconds, because in a run that plays its own codes the stream carries those codes
+            at every block.
+        by: what the columns are: "seconds" (time windows), "head", "component", or "token" (text tokens, counted from
+            the first in which the prompts differ, +0).
+        mode: "denoising" puts clean values into the corrupted run and tests what is sufficient; "noising" puts
+            corrupted values into the clean run and tests what is necessary.
         layers: rows of the grid (`None`: all blocks).
-        windows: of `by="seconds"`: so many equal ones up to the last scored step, or a list of (from, to) in seconds.
-            What lies behind the scored window cannot change it, and is exactly 0.
+        windows: for `by="seconds"`, the number of equal windows up to the last scored step, or a list of (from, to) in
+            seconds. Windows after the scored one cannot change the metric: their effect is exactly 0.
         seconds: which steps the other grids patch (`None`: all).
         heads: columns of `by="head"` (`None`: all).
-        history: codes that the corrupted run reads, in the place of `codes`, before the scored window: its own, say.
-            The scored window must then start later than 0.
-        clusters: what the intervals resample (default: the prompts of a pair, so that its seeds stay together).
-        sound: beside a grid on codes, a coarser one by ear, over the whole clip.
-        memory_gib: what recordings and batches may take; larger grids run in parts.
-        n_bootstrap, n_permutations, seed: of the intervals and p-values.
-        progress: show plans and a bar, on stderr. Without them, see `plan`.
+        history: codes that the corrupted run reads instead of `codes` before the scored window, such as those
+            generated from the corrupted prompts. The scored window must then start later than 0.
+        clusters: what the intervals resample (default: the two prompts of a pair, whose seeds then stay together).
+        sound: run a coarser grid on sound as well, over the whole clip.
+        memory_gib: memory for recordings and batches, in GiB; larger grids run in parts.
+        n_bootstrap, n_permutations, seed: settings of the intervals and p-values.
+        progress: show the plan and a progress bar on stderr. `plan` returns the plan without a run.
 
     Raises:
-        InputError: (or a subclass) for pairs, codes, sites or windows that do not fit, before the model runs.
+        InputError: (or a subclass) if pairs, codes, sites or windows do not fit, before the model runs.
 
     The codes are scored under the conditional branch alone, without guidance.
     """
@@ -180,9 +181,10 @@ def plan(
     memory_gib: float = 1.0,
     timed: bool = True,
 ) -> Plan | SoundPlan:
-    """What `patch` would take with the same arguments; `timed` runs one forward of one row to tell the time.
+    """The cost of `patch` with the same arguments; `timed` runs one row once to estimate the time.
 
-    For a `Sound`, a `SoundPlan`: timed are a few steps of its largest generation, and one clip.
+    For a `Sound` this is a `SoundPlan`, which times a few steps of the largest generation and the decoding and
+    measuring of one clip.
     """
     checked_flags(timed=timed)
     options: dict[str, Any] = {"layers": layers, "windows": windows, "seconds": seconds, "heads": heads}
@@ -194,13 +196,13 @@ def plan(
 
 
 def _show(plan: Plan | SoundPlan) -> None:
-    """On stderr, where the bar is: stdout is for what a program reads."""
+    """Print a plan on stderr, next to the progress bar: stdout is for output that a program reads."""
     tqdm.write(repr(plan), file=sys.stderr)
 
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """A grid on codes, checked."""
+    """A grid on codes whose arguments have been checked."""
 
     runs: Runs
     grid: Grid
@@ -209,7 +211,7 @@ class _Job:
 
     @property
     def cells(self) -> list[Cell]:
-        """In the order in which a part of them climbs together: by first step, and up the blocks."""
+        """The cells in the order in which they run in parts: by first step, then up the blocks."""
         return sorted(self.grid.cells, key=lambda cell: (cell.start, cell.enters, cell.part))
 
     def plan(self, timed: bool = False) -> Plan:
@@ -234,7 +236,7 @@ class _Job:
         )
 
     def run(self, progress: bool) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Patched metrics "pair codebook layer column", and the unpatched ones of both runs."""
+        """Run the grid; return the patched metrics "pair codebook layer column" and both runs' unpatched metrics."""
         runs, plan = self.runs, self.plan()
         shape = len(runs.clean), runs.lens.config.n_codebooks
         patched = np.full((*shape, len(self.grid.layers), len(self.grid.columns)), np.nan)
@@ -256,7 +258,7 @@ class _Job:
         return patched, before
 
     def _refuse_nan(self, cell: Cell, rows: Sequence[int], values: Float[np.ndarray, "pair codebook"]) -> None:
-        """Raise for NaN, but where a pair has no such token."""
+        """Raise if a score is NaN, except where a pair does not have the cell's token."""
         lost = np.isnan(values).any(1)
         if cell.token is not None:
             lost &= (self.runs.offsets[0][list(rows), cell.token] >= 0).numpy()
@@ -267,14 +269,14 @@ class _Job:
             )
 
     def _row_bytes(self) -> float:
-        """Of one row of a climb: its stream and what a block makes of it, its keys and values, its logits."""
+        """Bytes of one row of a climb: its stream, a block's intermediate values, its keys and values, its logits."""
         config, steps = self.runs.lens.config, self.runs.steps
         size = torch.finfo(self.runs.lens.dtype).bits // 8
         block = steps * (2 * config.d_mlp + 10 * config.d_model) + 4 * (steps + self.runs.prefix) * config.d_model
         return block * size + 12 * steps * config.vocab_size
 
     def _pair_bytes(self) -> float:
-        """Of one pair's recordings."""
+        """Bytes of one pair's recordings."""
         config, steps = self.runs.lens.config, self.runs.steps + self.runs.prefix
         size = torch.finfo(self.runs.lens.dtype).bits // 8
         wide = {hook: config.d_mlp for hook in ("mlp.hook_pre", "mlp.hook_post")}
@@ -284,7 +286,7 @@ class _Job:
         return config.n_layers * steps * (7 * config.d_model + theirs) * size + logits
 
     def _speed(self) -> float:
-        """Seconds that one step of one row takes in one block."""
+        """Seconds per step of one row in one block, from one timed forward pass."""
         runs = self.runs
         given = runs.lens, runs.clean[:1], runs.read[0][:1]
         _forward(*given)

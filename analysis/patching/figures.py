@@ -1,6 +1,6 @@
-"""Figures of patching grids, for paper (matplotlib) and screen (plotly): the raw effect, its gap in the title.
+"""Figures of patching grids, for paper (matplotlib) and screen (plotly): raw effects, with the gap in the title.
 
-Cells that differ from 0 in the whole grid (adjusted p at most 5%) carry a dot, so that colour is not all that says so.
+Cells that differ from 0 (p adjusted for the whole grid at most 5%) carry a dot, so that colour is not the only sign.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _AXES = {
     "token": "text token (+0: the first that differs)",
 }
 _TEXT = {"cross_attn.k", "cross_attn.v", "text_states"}
-"""Sites that hold nothing but the text."""
+"""Sites that depend on the text alone."""
 _WIDEST = 24
-"""Grids of more columns have no numbers in their cells."""
+"""Grids with more columns have no numbers in their cells."""
 
 
 def paper(result: PatchingResult, codebook: int | str = "total") -> Figure:
-    """The grid of one codebook (or of all) as a heat map, and beside it the grid by ear."""
+    """The grid of one codebook (or of their total) as a heat map, with the grid on sound to its right."""
     grids = [(result, codebook)] + ([(result.sound, "total")] if result.sound is not None else [])
     widths = [1.0 + 0.52 * max(len(grid.columns), 3) for grid, _ in grids]
     height = 2.0 + 0.3 * max(len(grid.layers) for grid, _ in grids)
@@ -54,42 +54,43 @@ def paper(result: PatchingResult, codebook: int | str = "total") -> Figure:
 
 
 def caption(result: PatchingResult) -> str:
-    """What the grid shows, in two lines, and a third on what was heard."""
+    """Two lines on what the grid shows, and a third on the measured sound."""
     giver, taker = ("clean", "corrupted") if result.mode == "denoising" else ("corrupted", "clean")
-    told = f"{giver} values put into the {taker} run"
-    few = f" ({result.too_few}: a sketch)" if result.too_few else ""
+    patched = f"{giver} values patched into the {taker} run"
+    few = f" ({result.too_few}: exploratory)" if result.too_few else ""
     lines = [
-        f"{told.capitalize()}; mean change over {len(result.clean)} pairs of {result.means.n_clusters} prompts{few}.",
-        f"Dots: adjusted p ≤ {LEVEL:g} in the whole grid. A patch carries all in which the runs differ.",
+        f"{patched.capitalize()}; mean change over {len(result.clean)} pairs of {result.means.n_clusters} prompts"
+        f"{few}.",
+        f"Dots: p ≤ {LEVEL:g}, adjusted for the whole grid. A patch carries every difference between the runs.",
     ]
     if result.by_ear:
         lines.append(f"{_measured(result)} {_carried(result)}")
     elif result.sound is None:
-        lines.append("Not heard: no patched clips were played beside it (sound=).")
+        lines.append("Not measured on sound: no patched clips were played (sound=).")
     else:
-        lines.append(f"By ear, on the right: {_measured(result.sound)} {_carried(result.sound)}")
+        lines.append(f"On the right, the grid on sound: {_measured(result.sound)} {_carried(result.sound)}")
     return "\n".join(filter(None, lines))
 
 
 def _measured(result: PatchingResult) -> str:
-    """How many pairs were played, and where the measure heard nothing."""
+    """How many pairs were played, and in how many of them both runs could be measured."""
     pairs = len(result.clean)
     both = int(np.isfinite(result.clean - result.corrupted).all(1).sum())
     return (
         f"{pairs} pairs"
         + (", in all of which" if both == pairs else f", in {both} of which")
-        + " both runs were measured."
+        + " both runs could be measured."
     )
 
 
 def _carried(result: PatchingResult) -> str:
-    """What a patch between runs that play their own codes puts in beside the text."""
+    """What a patch carries besides the text when both runs play their own codes."""
     sites = {named(site).short for site in result.sites}
     if sites <= _TEXT:
         return ""
     if all(site.startswith("cross_attn") for site in sites):
-        return "What the donor takes from its text also hangs on its own music."
-    return "The donor's own music is patched in too."
+        return "What the donor run reads from its text also depends on its own music."
+    return "The patch also carries the donor run's own music."
 
 
 def title(result: PatchingResult, codebook: int | str) -> str:
@@ -102,7 +103,7 @@ def title(result: PatchingResult, codebook: int | str) -> str:
 
 
 def unit_of(result: PatchingResult) -> str:
-    """The label of the colours."""
+    """The label of the colour bar."""
     if len(result.codebooks) == 1:
         return f"change of {axis_of(result.metric)}"
     return f"change of the log-likelihood [{result.unit}]"
@@ -141,7 +142,7 @@ def _panel(figure: Figure, axes: Axes, result: PatchingResult, codebook: int | s
 
 @literally
 def screen(result: PatchingResult, codebook: int | str = "total") -> go.Figure:
-    """The grid as a heat map, with a slider over codebooks; intervals and p where the pointer is."""
+    """The grid as a heat map with a slider over codebooks; hovering over a cell shows its interval and p."""
     names = list(result.names)
     first = result._place(codebook)
     figure = go.Figure()
@@ -169,8 +170,8 @@ def screen(result: PatchingResult, codebook: int | str = "total") -> go.Figure:
         )
         shown = [other == place for other in range(len(names))]
         small = [f"<sup>{line}</sup>" for line in caption(result).splitlines()]
-        told = "<br>".join([*title(result, name).splitlines(), *small])
-        steps.append({"method": "update", "label": name, "args": [{"visible": shown}, {"title.text": told}]})
+        heading = "<br>".join([*title(result, name).splitlines(), *small])
+        steps.append({"method": "update", "label": name, "args": [{"visible": shown}, {"title.text": heading}]})
     figure.update_layout(
         template="simple_white",
         title=steps[first]["args"][1]["title.text"],
@@ -186,7 +187,7 @@ def screen(result: PatchingResult, codebook: int | str = "total") -> go.Figure:
 
 
 def _short(value: float, most: float) -> str:
-    """As many decimals as the largest of the grid needs."""
+    """Format a value with as many decimals as the largest of the grid needs."""
     decimals = 0 if most >= 100 else 1 if most >= 1 else 2 if most >= 0.1 else 3
     text = f"{value:.{decimals}f}"
     return "0" if float(text) == 0 else text.replace("-", "−")

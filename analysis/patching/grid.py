@@ -1,6 +1,6 @@
-"""What a patching grid is made of: cells, each a place in the model whose values one run takes from another.
+"""The cells of a patching grid: each is a part of the model in which one run takes its values from another.
 
-`Grid.of` turns a site and a `by` into cells, and refuses what the model does not have before it runs.
+`Grid.of` turns a site and a `by` into cells, and raises before the model runs if it lacks the site.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 By = Literal["seconds", "head", "component", "token"]
 WINDOWS = 8
-"""Of a grid by seconds, where none are named."""
+"""The default number of windows in a grid by seconds."""
 TEXT_STATES = "hook_text_states"
 BEGIN = {"hook_resid_pre": 0, "hook_resid_mid": 1, "hook_resid_cross": 2, "hook_resid_post": 3}
-"""Sites that are the residual stream itself, by how many of a block's three parts it has behind it there."""
+"""Sites of the residual stream itself, with the number of the block's three parts that come before them."""
 WRITES = {"hook_attn_out": 1, "hook_cross_attn_out": 2, "hook_mlp_out": 3}
-"""Sites that a part of the block adds to the stream, by the same count."""
+"""Sites whose values a part of the block adds to the stream, with the number of parts up to and including it."""
 EMBEDDINGS = ("hook_embed", "hook_pos_embed")
 TEXT_SIDE = (TEXT_STATES, "cross_attn.hook_k", "cross_attn.hook_v", "cross_attn.hook_pattern")
-"""Sites with one place a token of the text."""
+"""Sites with one position per text token."""
 _DEFAULTS: dict[str, tuple[str, ...]] = {
     "seconds": ("resid_post",),
     "head": ("cross_attn.z",),
@@ -38,17 +38,17 @@ _DEFAULTS: dict[str, tuple[str, ...]] = {
     "token": ("cross_attn.k", "cross_attn.v"),
 }
 
-_HEARD = {**_DEFAULTS, "seconds": ("cross_attn_out",), "component": ("attn_out", "cross_attn_out", "mlp_out")}
-"""By ear both runs play their own codes, and the stream carries all of them: patched at any block, the first too, it
-moves the clip, whatever the text does there. Heard is therefore what a block takes from the text."""
+_SOUND_DEFAULTS = {**_DEFAULTS, "seconds": ("cross_attn_out",), "component": ("attn_out", "cross_attn_out", "mlp_out")}
+"""Default sites of a grid on sound, in which both runs play their own codes. The stream carries those codes, so a patch
+of it at any block, even the first, changes the clip regardless of the text. The stream is therefore left out."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One patch: `hooks` of a layer take the other run's values at the steps from `start` to before `stop`.
+    """One patch: the sites `hooks` of a layer take the other run's values at steps `start` to `stop` (exclusive).
 
-    `at` is its row and column of the grid. `head` is the one head patched (`None`: all); `token` the column of a table
-    that holds each pair's token (`None`: all tokens).
+    `at` is the cell's row and column in the grid. `head` is the head that is patched (`None`: all). `token` is the
+    column in the table of each pair's tokens (`None`: all tokens).
     """
 
     at: tuple[int, int]
@@ -69,20 +69,20 @@ class Cell:
 
     @property
     def enters(self) -> int:
-        """The first block that a patched row runs through, if only in part."""
+        """The first block that a patched row runs through, in whole or in part."""
         if self.layer is None:
             return 0
         return self.layer + (self.hooks[0] in ("hook_mlp_out", "hook_resid_post"))
 
     @property
     def inside(self) -> bool:
-        """Whether the patch is made within a part, and not in the stream or in what the part adds to it."""
+        """Whether the patch is inside a part of the block, not in the stream or in what the part adds to it."""
         return self.layer is not None and self.hooks[0] not in (*BEGIN, *WRITES)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The cells of one grid, its axes in words, and the sites as they were asked for."""
+    """The cells of a grid, its axis labels, and its sites as the caller named them."""
 
     by: By
     sites: tuple[str, ...]
@@ -111,12 +111,12 @@ class Grid:
         tokens: tuple[str, ...],
         heard: bool = False,
     ) -> Grid:
-        """The cells over so many `steps`; later ones cannot change what is scored, and are left out of a patch.
+        """The grid over the first `steps` steps. Later steps cannot change the score and are never patched.
 
-        Without a site, those of a grid on codes, or of one that is `heard`.
+        If `site` is `None`, the default sites of a grid on codes are used, or those of a grid on sound if `heard`.
 
         Raises:
-            InputError: (or a subclass) for a site that the model lacks, or one that `by` cannot divide.
+            InputError: (or a subclass) if the model lacks the site, or `by` cannot divide it.
         """
         names, found = _sites(lens, site, by, layers, heard)
         if by == "component":
@@ -147,15 +147,15 @@ class Grid:
 
 
 def checked_by(by: Any) -> None:
-    """Raise for columns that no grid has."""
+    """Raise `InputError` if `by` is not a kind of column."""
     if by not in get_args(By):
         raise InputError(f"by={by!r}: expected one of {', '.join(map(repr, get_args(By)))}.")
 
 
 def needs_tokens(lens: AudioLens, hooks: Sequence[str]) -> bool:
-    """Whether any of these sites has a place a token, so that both prompts must have equally many.
+    """Whether any of these sites has one position per text token, so that both prompts need equally many tokens.
 
-    Where the text stands before the steps, every pattern has: its keys begin there.
+    If the text is a prefix in the decoder's own sequence, every pattern does, because its keys include the text.
     """
     patterns = lens.config.has_prefix and any(hook.endswith("pattern") for hook in hooks)
     return patterns or any(hook in TEXT_SIDE for hook in hooks)
@@ -164,10 +164,10 @@ def needs_tokens(lens: AudioLens, hooks: Sequence[str]) -> bool:
 def needs_equal_lengths(
     lens: AudioLens, site: str | Sequence[str] | None, by: By, seconds: Real, heard: bool = False
 ) -> bool:
-    """Whether a grid over clips of `seconds` takes only pairs whose prompts have equally many tokens.
+    """Whether a grid over clips of `seconds` requires pairs whose prompts have equally many tokens.
 
     Raises:
-        InputError: (or a subclass) for a site that the model lacks, one that `by` cannot divide, or a clip too short.
+        InputError: (or a subclass) if the model lacks the site, `by` cannot divide it, or the clip is too short.
     """
     _, found = _sites(lens, site, by, None, heard)
     timeline = clip_timeline(seconds, lens.config)
@@ -180,11 +180,11 @@ def needs_equal_lengths(
 def _sites(
     lens: AudioLens, site: str | Sequence[str] | None, by: By, layers: int | Sequence[int] | None, heard: bool
 ) -> tuple[tuple[str, ...], list[list[Site]]]:
-    """The sites as they were asked for, or those of the default, and their places: a list a column of components."""
+    """The names of the sites (given or default) and the sites found, in one list per column of components."""
     checked_by(by)
     if by == "token" and lens.config.has_prefix:
         raise SiteError(
-            f"by='token': {lens.config.family} has no cross-attention: its text stands before the audio steps, in the "
+            f"by='token': {lens.config.family} has no cross-attention: its text comes before the audio steps, in the "
             "decoder's own sequence. Use by='component' or by='seconds'."
         )
     asked = _default(by, lens, heard) if site is None else checked_names("site", site)
@@ -197,10 +197,10 @@ def _sites(
 
 
 def _default(by: By, lens: AudioLens, heard: bool) -> tuple[str, ...]:
-    names = (_HEARD if heard else _DEFAULTS)[by]
+    names = (_SOUND_DEFAULTS if heard else _DEFAULTS)[by]
     if not lens.config.has_prefix:
         return names
-    # Here the self-attention is what takes from the text.
+    # In these families the self-attention reads the text.
     alone = {"cross_attn_out": "attn_out", "cross_attn.z": "attn.z"}
     return tuple(dict.fromkeys(alone.get(name, name) for name in names))
 
@@ -211,12 +211,12 @@ def _refuse_mixed(by: str, found: Sequence[Sequence[Site]]) -> None:
         parts = {Cell((0, 0), (hook,), 0, 0, 1).part if "." in hook else hook for hook in group}
         if len(parts) > 1:
             raise InputError(
-                f"site={group}: sites patched together must lie in one part of a block, such as 'cross_attn.k' and "
-                "'cross_attn.v'. Use by='component' for a column each."
+                f"site={group}: sites patched together must be in one part of a block, such as 'cross_attn.k' and "
+                "'cross_attn.v'. Use by='component' to give each its own column."
             )
         if by == "token" and not all(hook in (TEXT_STATES, "cross_attn.hook_k", "cross_attn.hook_v") for hook in group):
             raise InputError(
-                f"site={group} has no place a token: by='token' takes 'cross_attn.k', 'cross_attn.v' (or both), or "
+                f"site={group} has no token axis: by='token' takes 'cross_attn.k', 'cross_attn.v' (or both), or "
                 "'hook_text_states'."
             )
         if by == "head" and not all("attn.hook_" in hook for hook in group):
@@ -224,11 +224,11 @@ def _refuse_mixed(by: str, found: Sequence[Sequence[Site]]) -> None:
                 f"site={group} has no heads: by='head' takes attn.* or cross_attn.* q, k, v, z, pattern or result."
             )
         if by == "seconds" and any(hook in TEXT_SIDE and not hook.endswith("pattern") for hook in group):
-            raise InputError(f"site={group} stands for the whole clip and has no seconds: use by='token'.")
+            raise InputError(f"site={group} applies to the whole clip and has no time axis: use by='token'.")
 
 
 def _windows(windows: int | Sequence[Span], timeline: Timeline, steps: int) -> list[tuple[int, int, Span]]:
-    """(start, stop, seconds) of each window. A number divides all steps up to the last that is scored."""
+    """(start, stop, seconds) of each window. A number divides all steps up to the last one that is scored."""
     rate = timeline.frame_rate
     given = one_or_listed("windows", windows)
     try:

@@ -1,4 +1,4 @@
-"""What a grid takes, told before it runs: rows, steps, memory, and the time at the speed of one timed step."""
+"""Cost estimates of a patching grid before it runs: rows, steps, memory, and time from one timed step."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from audiolens.door import guarded
 @guarded
 @dataclass(frozen=True)
 class Plan:
-    """What a grid on codes takes, before it runs.
+    """The estimated cost of a grid on codes.
 
     Attributes:
-        cells, pairs: of the grid; every pair has a row for every cell.
-        row_steps: steps of rows through one block that will be run.
-        naive_row_steps: the same of one full forward a cell.
-        batch: pairs that climb together; `chunk`: the most cells that do.
-        memory_mib: what recordings and the largest batch are expected to take, above the model.
-        seconds: at most, at the speed of one forward of one row on this machine; NaN if it was not timed.
+        cells, pairs: size of the grid; every pair has one row for every cell.
+        row_steps: number of steps of single rows through one block that will be run.
+        naive_row_steps: the same number for one full forward pass per cell.
+        batch: number of pairs that run together; `chunk` is the largest number of cells that do.
+        memory_mib: expected memory of recordings and the largest batch, in addition to the model.
+        seconds: upper estimate from the speed of one row's forward pass on this machine; NaN if it was not timed.
     """
 
     cells: int
@@ -35,23 +35,25 @@ class Plan:
     def __repr__(self) -> str:
         return (
             f"Plan({self.cells} cells x {self.pairs} pairs: {self.row_steps:.3g} row-steps through a block, "
-            f"{self.row_steps / max(self.naive_row_steps, 1):.0%} of one forward a cell; batches of {self.batch} pairs "
-            f"x {self.chunk} cells, about {self.memory_mib:.0f} MiB{_told(self.seconds, 'at most about')})"
+            f"{self.row_steps / max(self.naive_row_steps, 1):.0%} of one forward pass per cell; batches of "
+            f"{self.batch} pairs x {self.chunk} cells, about {self.memory_mib:.0f} MiB"
+            f"{_duration(self.seconds, 'at most about')})"
         )
 
 
 @guarded
 @dataclass(frozen=True)
 class SoundPlan:
-    """What a grid by ear takes, before its first clip.
+    """The estimated cost of a grid on sound.
 
     Attributes:
-        cells, pairs: of the grid; every pair has a patched clip for every cell.
-        clips: that will be played, the unpatched ones of each generation among them, and `clip_seconds` of each.
-        generations: calls of `lens.generate`, of at most `rows` clips each.
-        row_steps: steps of rows through one block, both halves of the guidance counted.
-        seconds: about, at the speed of one step of the largest generation and of one clip decoded and measured on this
-            machine; NaN if it was not timed.
+        cells, pairs: size of the grid; every pair has one patched clip for every cell.
+        clips: number of clips to generate, including the unpatched clips of each generation.
+        clip_seconds: length of each clip.
+        generations: number of calls of `lens.generate`, of at most `rows` clips each.
+        row_steps: number of steps of single rows through one block, counting both halves of the guidance.
+        seconds: estimate from the speed of one step of the largest generation, and of decoding and measuring one clip,
+            on this machine; NaN if it was not timed.
     """
 
     cells: int
@@ -67,11 +69,11 @@ class SoundPlan:
         return (
             f"SoundPlan({self.cells} cells x {self.pairs} pairs: {self.clips} clips of {self.clip_seconds:g} s in "
             f"{self.generations} generations of at most {self.rows} rows, {self.row_steps:.3g} row-steps through a "
-            f"block{_told(self.seconds, 'about')})"
+            f"block{_duration(self.seconds, 'about')})"
         )
 
 
-def _told(seconds: float, how: str) -> str:
+def _duration(seconds: float, how: str) -> str:
     if np.isnan(seconds):
         return ""
     return f", {how} " + (f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min")

@@ -1,4 +1,4 @@
-"""PatchingResult: what a grid of patches did to a metric, in its own unit first, over pairs of prompts."""
+"""The result of a patching grid: the effect of every patch on a metric, in the metric's own unit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOTAL = "total"
 
 
 def checked_mode(mode: Any) -> None:
-    """Raise for anything but a way to patch."""
+    """Raise `InputError` if `mode` is not a patching mode."""
     if mode not in get_args(Mode):
         raise InputError(f"mode={mode!r}: expected {' or '.join(map(repr, get_args(Mode)))}.")
 
@@ -41,7 +41,7 @@ class Gap:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves out 0; without that a share of the gap means nothing."""
+        """Whether the interval excludes 0; if it does not, a share of the gap is meaningless."""
         return bool(self.interval.low > 0 or self.interval.high < 0)
 
     def __repr__(self) -> str:
@@ -53,26 +53,26 @@ class Gap:
 @guarded
 @dataclass(frozen=True, eq=False)
 class PatchingResult:
-    """A grid of patches.
+    """The result of a grid of patches.
 
     Attributes:
-        patched: "pair codebook layer column", the metric of every patched run; NaN where a pair has no such cell.
+        patched: "pair codebook layer column", the metric of every patched run; NaN if a pair does not have the cell.
         clean, corrupted: "pair codebook", the metric of the unpatched runs.
-        codebooks: of the metric's axis; a measured sound has one entry, named after the measure.
-        layers: of the grid; `None` for a site that stands in no block.
-        columns: windows in seconds, heads, components or tokens, as `by` says. `spans` are the windows' seconds.
-        sites: what was patched.
-        mode: "denoising" puts clean values into the corrupted run, "noising" corrupted ones into the clean run.
-        metric, unit: what was read; log-likelihoods of the clean codes are in nats.
-        scored: the seconds of the clean continuation that were scored.
-        clusters: each pair's cluster, which the intervals resample.
-        prompts: each pair's (clean, corrupted) prompt.
-        sound: the coarser grid by ear that stands beside a grid on codes.
+        codebooks: names along the metric's codebook axis; a grid on sound has one entry, named after the measure.
+        layers: rows of the grid; `None` for a site outside the blocks.
+        columns: windows in seconds, heads, components or tokens, depending on `by`. `spans` holds the windows' seconds.
+        sites: the patched sites.
+        mode: "denoising" puts clean values into the corrupted run, "noising" puts corrupted values into the clean run.
+        metric, unit: the metric and its unit; log-likelihoods of the clean codes are in nats.
+        scored: the scored window of the clean continuation, in seconds.
+        clusters: each pair's cluster; intervals resample clusters.
+        prompts: each pair's (clean, corrupted) prompts.
+        sound: the coarser grid on sound that goes with a grid on codes.
 
-    It does not show that a place *holds* the concept: a patch carries everything in which the two runs differ, and a
-    place that recovers the gap may only pass it on. Given the same codes, both runs hear the same music, and what the
-    text adds is little; a share of that little is refused where its interval covers 0. A cell without effect may be
-    backed up by another.
+    It does not show that a site *holds* the concept: a patch carries every difference between the two runs, and a site
+    that recovers the gap may only pass it on. Given the same codes, both runs read the same music and the text adds
+    little, so `normalised` raises an error if the gap's interval covers 0. A cell without effect may have a backup
+    elsewhere in the model.
     """
 
     patched: Float[np.ndarray, "pair codebook layer column"]
@@ -97,12 +97,12 @@ class PatchingResult:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The codebooks, and behind several their total."""
+        """The codebooks, followed by their total if there are several."""
         return (*self.codebooks, TOTAL) if len(self.codebooks) > 1 else self.codebooks
 
     @cached_property
     def means(self) -> Means:
-        """The effect of every cell, patched less unpatched, "codebook layer column", the total last."""
+        """The effect of every cell (patched minus unpatched), "codebook layer column", with the total last."""
         before = (self.corrupted if self.mode == "denoising" else self.clean)[:, :, None, None]
         change = _with_total(self.patched - before)
         return means(
@@ -110,7 +110,7 @@ class PatchingResult:
         )
 
     def gap(self, codebook: int | str = TOTAL) -> Gap:
-        """Clean less corrupted of one codebook, or of all together; NaN where no pair was measured in both runs."""
+        """Clean minus corrupted, for one codebook or the total; NaN if no pair was measured in both runs."""
         each = self._gaps[:, self._place(codebook)]
         usable = np.isfinite(each)
         if not usable.any():
@@ -129,19 +129,19 @@ class PatchingResult:
         return self.means.value[self._place(codebook)]
 
     def normalised(self, codebook: int | str = TOTAL) -> Float[np.ndarray, "layer column"]:
-        """The grid between 0, the corrupted run, and 1, the clean run: mean effect over mean gap.
+        """The grid rescaled so that 0 is the corrupted run and 1 is the clean run: mean effect over mean gap.
 
         Raises:
-            InputError: if the gap's interval covers 0, or there are too few prompts for one.
+            InputError: if the gap's interval covers 0, or there are too few prompts for an interval.
         """
         gap = self.gap(codebook)
         if not gap.clear:
             raise InputError(
-                f"{self.metric}: the clean runs are {gap!r} from the corrupted ones, which is no clear difference, so "
-                "a share of it is undefined. Read .effect(); or score another window, take more pairs, or give the "
-                "corrupted run a history of its own (history=)."
+                f"{self.metric}: the gap between clean and corrupted runs is {gap!r}, not clearly different from 0, so "
+                "a share of it is undefined. Use .effect(), score another window, take more pairs, or give the "
+                "corrupted run its own history (history=)."
             )
-        # Over the pairs that have the cell, both in the same direction: what is patched in recovers or breaks it.
+        # Both means are over the pairs that have the cell, and measured from the corrupted run in either mode.
         place = self._place(codebook)
         patched, clean, corrupted = (_with_total(v)[:, place] for v in (self.patched, self.clean, self.corrupted))
         there = np.isfinite(patched) & np.isfinite(clean - corrupted)[:, None, None]
@@ -153,7 +153,7 @@ class PatchingResult:
             return np.nanmean(part, axis=0) / np.nanmean(whole, axis=0)
 
     def best(self, codebook: int | str = TOTAL) -> tuple[int | None, str]:
-        """The layer and column of the cell that moves the metric furthest from the unpatched run to the other.
+        """The layer and column of the cell that moves the metric furthest from the unpatched run towards the other.
 
         Raises:
             InputError: if no cell was measured.
@@ -169,7 +169,7 @@ class PatchingResult:
         return self.layers[int(row)], self.columns[int(column)]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per codebook (and their total), layer and column, with effect, interval and p; gaps beside them.
+        """One row per codebook (and their total), layer and column: effect, interval and p, and the codebook's gap.
 
         `normalised` is NaN where the gap is not clear.
         """
@@ -199,25 +199,25 @@ class PatchingResult:
 
     @drawable
     def plot(self, codebook: int | str = TOTAL) -> Any:
-        """The grid as a heat map, with the grid by ear beside it (matplotlib figure)."""
+        """The grid as a heat map, with the grid on sound to its right (matplotlib figure)."""
         from analysis.patching import figures
 
         return figures.paper(self, codebook)
 
     def figure(self, codebook: int | str = TOTAL) -> Any:
-        """The same for the screen, every codebook on a slider (plotly figure); `.sound.figure()` is the grid by ear."""
+        """The same for the screen, with a slider over codebooks (plotly figure); `.sound.figure()` shows the sound."""
         from analysis.patching import figures
 
         return figures.screen(self, codebook)
 
     @property
     def by_ear(self) -> bool:
-        """Whether the metric was measured in played clips."""
+        """Whether the metric was measured on generated clips."""
         return self.codebooks == (self.metric,)
 
     @property
     def too_few(self) -> str:
-        """What is to be said where a gap of a few nats comes from fewer pairs than a claim needs; else nothing."""
+        """A note if a grid on codes has fewer pairs than a claim about a few nats needs; otherwise empty."""
         return "" if self.by_ear or len(self.clean) >= N_PAIRS else f"fewer than {N_PAIRS} pairs"
 
     @property
@@ -249,12 +249,12 @@ class PatchingResult:
         where = f"{self.by} {column}" if layer is None else f"block {layer}, {self.by} {column}"
         at = (total, row, place)
         share = f" ({self.normalised()[row, place]:.0%} of the way to clean)" if gap.clear else ""
-        unclear = "" if gap.clear else "; no clear gap, so no share of it"
+        unclear = "" if gap.clear else "; no clear gap, so no share is given"
         few = f", {self.too_few}" if self.too_few else ""
-        most = "no cell clear of chance, most" if found.p_adjusted[at] > LEVEL else "most"
+        most = "no cell clear of chance, largest effect" if found.p_adjusted[at] > LEVEL else "largest effect"
         pairs, measured = len(self.clean), int(np.isfinite(self._gaps[:, total]).sum())
         both = f"{pairs}" if measured == pairs else f"{measured} of {pairs}"
-        # The cell's own pairs: those that have it, or in which it was measured.
+        # The number of pairs that have this cell and were measured in it.
         own = "" if found.n[at] == measured else f" over {found.n[at]:.0f} pairs"
         return (
             f"PatchingResult({self.mode} {self.place}: gap {gap!r} over {both} pairs of "
@@ -264,5 +264,5 @@ class PatchingResult:
 
 
 def _with_total(values: np.ndarray) -> np.ndarray:
-    """Values "pair codebook ..." with the sum over codebooks behind them, if there are several."""
+    """Values "pair codebook ..." with the sum over codebooks appended, if there are several codebooks."""
     return values if values.shape[1] == 1 else np.concatenate([values, values.sum(1, keepdims=True)], axis=1)

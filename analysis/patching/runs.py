@@ -1,4 +1,4 @@
-"""Pairs of runs: what they read, checked and recorded batch by batch; and matched prompts to start with."""
+"""Pairs of clean and corrupted runs: matched prompts, checked inputs, and recordings batch by batch."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 N_PAIRS = 64
-"""How many pairs a claim about a few nats needs at the least."""
+"""The fewest pairs that a claim about a few nats needs."""
 
 
 @guarded
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Matched prompts with codes: what the clean prompt played, and (`history`) what the corrupted one played.
+    """Matched prompts, with the codes generated from the clean prompts (`codes`) and the corrupted ones (`history`).
 
-    `clean` and `corrupted` differ in the concept's words alone.
+    `clean` and `corrupted` differ only in the words for the concept.
     """
 
     clean: tuple[str, ...]
@@ -69,41 +69,41 @@ def pairs(
     first_seed: int = 0,
     batch_size: int | None = 64,
 ) -> Pairs:
-    """Pairs out of a set's matched prompts, with the codes that each side plays from the pair's seed.
+    """Take pairs from a set's matched prompts and generate both sides' codes from the pair's seed.
 
-    The clean prompts are those of the positive pole (of the negative in `prompts.opposite`).
+    The clean prompts are those of the positive pole (of the negative pole for `prompts.opposite`).
 
     Args:
-        lens: the model, which generates.
+        lens: the model that generates the codes.
         prompts: a set whose poles are matched.
-        n: how many; beyond the set's prompts they start again with other seeds.
-        seconds: of the codes.
-        same_length: only pairs of equally many tokens, which patching by token needs.
-        turns: let both poles take their turn as the clean one. For metrics on codes alone: of a measured sound the mean
-            gap would cancel.
-        guidance_scale: of the generation. Codes drawn under guidance obey the text more than the conditional branch
-            alone expects, which widens the gap.
-        first_seed: pair i plays from seed first_seed + i, on both sides.
+        n: number of pairs. Beyond the set's size, prompts are repeated with other seeds.
+        seconds: length of the codes.
+        same_length: keep only pairs whose prompts have equally many tokens, which patching by token requires.
+        turns: alternate which pole is the clean one. Use it for metrics on codes only: on measured sound the mean gap
+            would cancel.
+        guidance_scale: guidance of the generation. Codes sampled under guidance follow the text more closely than the
+            conditional branch alone predicts, which widens the gap.
+        first_seed: both sides of pair i are generated from seed first_seed + i.
         batch_size: rows generated at a time.
 
     Raises:
-        InputError, InputTypeError: for anything but a set whose poles are matched, or where no pair is left.
+        InputError, InputTypeError: if `prompts` is not a set with matched poles, or no pair is left.
     """
     checked_flags(same_length=same_length, turns=turns)
     if not isinstance(prompts, PromptSet):
-        raise InputTypeError(
-            f"prompts={prompts!r}: expected a PromptSet, such as audiolens.prompts.load('tempo') gives."
-        )
+        raise InputTypeError(f"prompts={prompts!r}: expected a PromptSet, such as audiolens.prompts.load('tempo').")
     n = checked_count("n", n)
     first_seed = checked_count("first_seed", first_seed, 0, MOST_SEED)
     if not prompts.matched:
-        raise InputError(f"{prompts.concept}: its poles have different numbers of prompts, so none are matched.")
+        raise InputError(
+            f"{prompts.concept}: its poles have different numbers of prompts, so none are matched: give equally many."
+        )
     matched = list(zip(prompts.positive, prompts.negative, strict=True))
     if same_length:
         sizes = [[len(tokens) for tokens in lens.text_tokens(pair)] for pair in matched]
         matched = [pair for pair, (a, b) in zip(matched, sizes, strict=True) if a == b]
     if not matched:
-        raise InputError(f"{prompts.concept}: none of its matched prompts are of one length in tokens.")
+        raise InputError(f"{prompts.concept}: no pair of matched prompts has equally many tokens on both sides.")
     tokens.note_unread([prompt for pair in matched[:n] for prompt in pair], lens.tokenizer)
     chosen = [matched[i % len(matched)][:: -1 if turns and i % 2 else 1] for i in range(n)]
     sides = [tuple(pair[side] for pair in chosen) for side in (0, 1)]
@@ -117,7 +117,7 @@ def pairs(
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """Both runs of every pair. `read` holds the codes that the clean and the corrupted one read; `window` is scored."""
+    """Both runs of every pair. `read` holds the codes read by the clean and the corrupted run; `window` is scored."""
 
     lens: AudioLens
     clean: tuple[str | None, ...]
@@ -132,7 +132,7 @@ class Runs:
     def checked(
         cls, lens: AudioLens, clean: Any, corrupted: Any, codes: Any, seconds: Span | None, history: Any
     ) -> Runs:
-        """The runs, or an error before any model runs (but the codec, for audio)."""
+        """Check the inputs and return the runs. Only the codec runs before this, and only if audio was given."""
         if isinstance(codes, tuple | list):
             codes = codes_of(codes, lens.traced_model)
         ours, theirs, sizes = checked_prompts(lens, clean, corrupted)
@@ -146,10 +146,12 @@ class Runs:
             if not first:
                 raise InputError(
                     "history= is what the corrupted run reads before the scored window, which starts at 0 s: score a "
-                    "later one, with LogLikelihood(seconds=(1.0, 2.0)) for instance."
+                    "later one, for instance with LogLikelihood(seconds=(1.0, 2.0))."
                 )
             if own.shape[-1] < first:
-                raise InputError(f"history of {own.shape[-1]} frames: the scored window starts at frame {first}.")
+                raise InputError(
+                    f"history of {own.shape[-1]} frames: expected at least {first}, to reach the scored window."
+                )
             read = codes, torch.cat([own[..., :first], codes[..., first:]], dim=-1)
         else:
             refuse_same(ours, theirs)
@@ -157,7 +159,7 @@ class Runs:
 
     @property
     def steps(self) -> int:
-        """Those up to the last that predicts a scored code."""
+        """The number of steps up to the last one that predicts a scored code."""
         return self.window.end + max(self.window.delays)
 
     @property
@@ -166,12 +168,12 @@ class Runs:
 
     @cached_property
     def offsets(self) -> tuple[Int[Tensor, "pair column"], tuple[str, ...]]:
-        """Each pair's token in every column of a grid by tokens (-1: none), and what the columns are called."""
+        """Each pair's token in every column of a grid by tokens (-1: none), and the names of the columns."""
         return token_offsets(self.lens, self.clean, self.corrupted)
 
     def token_columns(self) -> tuple[str, ...]:
         if None in (*self.clean, *self.corrupted):
-            raise PromptError("patching by token: a prompt of None has no tokens; give texts on both sides.")
+            raise PromptError("patching by token: a prompt of None has no tokens; give a text on both sides.")
         self.refuse_unequal("patching by token")
         return self.offsets[1]
 
@@ -182,7 +184,7 @@ class Runs:
         return checked_clusters(given, self.clean, self.corrupted)
 
     def batches(self, size: int) -> Iterator[list[int]]:
-        """Pairs that are run together: without a mask for the text (Melody) those of one length in tokens."""
+        """Batches of pairs to run together. In a family without a text mask (Melody) they have equally many tokens."""
         prefix = self.lens.config.prefix
         kinds: dict[tuple[int, int], list[int]] = {}
         for row, (a, b) in enumerate(zip(*self.sizes, strict=True)):
@@ -192,7 +194,7 @@ class Runs:
                 yield rows[first : first + size]
 
     def batch(self, rows: Sequence[int], cells: Sequence[Cell], mode: str) -> Batch:
-        """Both runs of some pairs, recorded."""
+        """Record both runs of the given pairs."""
         base, source = (1, 0) if mode == "denoising" else (0, 1)
         hooks = recorded_hooks(self.lens, cells)
         depths = [cell.layer for cell in cells if cell.layer is not None]
@@ -231,7 +233,7 @@ class Runs:
 
 
 def checked_prompts(lens: AudioLens, clean: Any, corrupted: Any) -> tuple[tuple, tuple, tuple]:
-    """Both sides' prompts, and their lengths in tokens; equally many, or an error."""
+    """Both sides' prompts and their numbers of tokens. Raises an error if one side has more prompts than the other."""
     ours, theirs = text.checked_prompts(clean), text.checked_prompts(corrupted)
     tokens.note_unread((*ours, *theirs), lens.tokenizer)
     one, other = (text.checked(side, lens.model, lens.tokenizer)[1] for side in (ours, theirs))
@@ -245,24 +247,27 @@ def refuse_same(clean: Sequence[Any], corrupted: Sequence[Any]) -> None:
     if same:
         raise InputError(
             f"pair {same[0]} has {clean[same[0]]!r} on both sides, so nothing differs: give another corrupted prompt, "
-            "or a history= of its own."
+            "or give the corrupted run its own codes with history=."
         )
 
 
 def checked_clusters(given: Any, clean: Sequence[Any], corrupted: Sequence[Any]) -> tuple[str, ...]:
     if given is None:
-        # Either may be the clean one: the same two prompts are one cluster.
+        # Either prompt may be the clean one: the same two prompts form one cluster.
         return tuple(" | ".join(sorted((str(a), str(b)))) for a, b in zip(clean, corrupted, strict=True))
     listed = tuple(map(str, in_order("clusters", given, "clusters")))
     if len(listed) != len(clean):
-        raise InputError(f"{len(listed)} clusters for {len(clean)} pairs: give one a pair.")
+        raise InputError(f"{len(listed)} clusters for {len(clean)} pairs: give one per pair.")
     return listed
 
 
 def token_offsets(
     lens: AudioLens, clean: Sequence[Any], corrupted: Sequence[Any]
 ) -> tuple[Int[Tensor, "pair column"], tuple[str, ...]]:
-    """Columns of tokens counted from the first in which a pair differs; named by the token where all pairs share it."""
+    """Each pair's token in every column, counted from the first token in which the pair differs, and column names.
+
+    A column is named after its token if all pairs share it.
+    """
     sides = [lens.text_tokens([prompt])[0] for prompts in (clean, corrupted) for prompt in prompts]
     ours, theirs = sides[: len(clean)], sides[len(clean) :]
     marks = [next((i for i, pair in enumerate(zip(a, b, strict=True)) if pair[0] != pair[1]), 0)

@@ -1,10 +1,10 @@
-"""Patching by ear: what a patched generation sounds like, measured, beside the clean and the corrupted one.
+"""Patching measured on sound: patched generations compared with the clean and the corrupted ones.
 
-The clean clip, the corrupted one and every patched one of a pair are drawn side by side from one seed. At each step a
-patched row takes the values that another row of the same batch has there, at that very step: nothing is stored, and
-nothing is shifted in time. Once their codes part, a patched row hears its own past and is patched with a row that hears
-another: what is put in is what the *other run* does at this second, its music included. Only keys and values of the
-cross-attention, and the text's states, hold nothing but the text.
+The clean, the corrupted and every patched clip of a pair are generated in one batch from the same seed. At each step a
+patched row takes the values that another row of the batch has at that very step, so nothing is stored and nothing is
+shifted in time. Once their codes diverge, the two rows continue different music: the patch carries what the *other run*
+does at that moment, its music included. Only the keys and values of the cross-attention and the text states depend on
+the text alone.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ if TYPE_CHECKING:
 @guarded
 @dataclass(frozen=True)
 class Sound:
-    """A metric on sound. The clean prompts must all ask for one pole, or the mean gap cancels.
+    """A metric on sound. All clean prompts must ask for the same pole, or the mean gap cancels.
 
     Attributes:
-        measure: out of `audiolens.measure.MEASURES`: "tempo_ioi", "brightness", ...
-        seconds: of the clips.
-        pairs: how many of the pairs are played, the first ones (`None`: all).
+        measure: one of `audiolens.measure.MEASURES`: "tempo_ioi", "brightness", ...
+        seconds: length of the clips.
+        pairs: how many of the pairs are played, counted from the first (`None`: all).
         guidance_scale, temperature, top_k: as in `lens.generate`.
-        branch: which half of the guidance is patched; the null half does not know the text.
-        first_seed: pair i plays from seed first_seed + i.
-        batch_size: the most rows of one generation.
+        branch: which half of the guidance is patched; the null half does not see the text.
+        first_seed: pair i is generated from seed first_seed + i.
+        batch_size: the most rows in one generation.
     """
 
     measure: str
@@ -66,10 +66,10 @@ class Sound:
     def __post_init__(self) -> None:
         if not isinstance(self.measure, str) or self.measure not in measure.MEASURES:
             near = nearest(str(self.measure), measure.MEASURES)
-            raise InputError(f"measure={self.measure!r}.{near} There are: {', '.join(measure.MEASURES)}.")
+            raise InputError(f"measure={self.measure!r}.{near} Available: {', '.join(measure.MEASURES)}.")
         if self.pairs is not None:
             checked_count("pairs", self.pairs)
-        # A patched clip plays beside both unpatched ones.
+        # A patched clip is generated together with both unpatched ones.
         checked_count("batch_size", self.batch_size, 3)
         checked_count("first_seed", self.first_seed, 0, MOST_SEED)
         checked_settings(self.guidance_scale, self.temperature, self.top_k)
@@ -78,7 +78,7 @@ class Sound:
 
 @dataclass(frozen=True, eq=False)
 class Listening:
-    """A grid of a measure, checked."""
+    """A grid on sound whose arguments have been checked."""
 
     lens: AudioLens
     sound: Sound
@@ -108,7 +108,7 @@ class Listening:
         heads: Sequence[int] | None,
         clusters: Sequence[str] | None,
     ) -> Listening:
-        """The grid, or an error before any model runs; see `patching.patch`."""
+        """Check the arguments of `patching.patch` before any model runs, and return the grid."""
         checked_mode(mode)
         ours, theirs, sizes = checked_prompts(lens, clean, corrupted)
         groups = checked_clusters(clusters, ours, theirs)[: sound.pairs]
@@ -117,15 +117,15 @@ class Listening:
         refuse_same(ours, theirs)
         if lens.config.has_prefix and any(a != b for a, b in zip(*sizes, strict=True)):
             raise PromptError(
-                f"{lens.config.family} has no mask for its text, so a pair's prompts must be of equal length in tokens "
-                "to play side by side: take patching.pairs(..., same_length=True)."
+                f"{lens.config.family} has no mask for its text, so both prompts of a pair need equally many tokens to "
+                "run in one batch: use patching.pairs(..., same_length=True)."
             )
         timeline = clip_timeline(sound.seconds, lens.config, lens.config.prefix(max(map(max, sizes))))
         places, columns = None, ()
         if by == "token":
             refuse_unequal(sizes, "patching by token")
             places, columns = token_offsets(lens, ours, theirs)
-        # Windows divide what is heard: the steps behind the last frame finish the delayed codebooks, in no second.
+        # Windows divide the clip: the steps after its last frame only finish the delayed codebooks.
         grid = Grid.of(
             lens, site, by, steps=timeline.frames, timeline=timeline, layers=layers, windows=windows, seconds=seconds,
             heads=heads, tokens=columns, heard=True,
@@ -137,7 +137,7 @@ class Listening:
 
     @property
     def generations(self) -> list[tuple[list[int], tuple[Cell, ...]]]:
-        """Pairs and cells of each: both unpatched clips of its pairs stand in every one."""
+        """The pairs and cells of each generation, which also contains both unpatched clips of its pairs."""
         cells = self.grid.cells
         chunk = min(len(cells), self.sound.batch_size - 2)
         together = max(1, self.sound.batch_size // (chunk + 2))
@@ -150,13 +150,13 @@ class Listening:
         return found
 
     def plan(self, timed: bool = False) -> SoundPlan:
-        """What it takes; `timed` plays a few steps of the largest generation, and decodes and measures one clip."""
+        """The cost; `timed` runs a few steps of the largest generation, and decodes and measures one clip."""
         counts = [len(rows) * (2 + len(cells)) for rows, cells in self.generations]
         branches = 1 if self.sound.guidance_scale == 1 else 2
         seconds = float("nan")
         if timed:
             step, clip = self._speed()
-            # A generation of fewer rows is no slower.
+            # A generation with fewer rows is not slower.
             seconds = len(counts) * self.timeline.steps * step + sum(counts) * clip
         return SoundPlan(
             cells=len(self.grid.cells),
@@ -170,7 +170,7 @@ class Listening:
         )
 
     def run(self, progress: bool, stats: dict[str, Any]) -> PatchingResult:
-        """Play and measure every clip; `stats` are the result's resampling settings."""
+        """Generate and measure every clip; `stats` are the resampling settings of the result."""
         grid, sound = self.grid, self.sound
         values = np.full((len(self.clean), len(grid.layers), len(grid.columns)), np.nan)
         before = {"clean": np.empty(len(self.clean)), "corrupted": np.empty(len(self.clean))}
@@ -203,7 +203,7 @@ class Listening:
         )
 
     def _played(self, rows: Sequence[int], cells: Sequence[Cell], seconds: float | None = None, **how: Any) -> Any:
-        """The clean, the corrupted, and each cell's patched clips; of so many `seconds`, to time them."""
+        """Generate the clean, the corrupted and each cell's patched clips; `seconds` shortens them for timing."""
         count, rate = len(rows), self.lens.config.frame_rate
         sides = [self.clean[row] for row in rows], [self.corrupted[row] for row in rows]
         base = sides[1 if self.mode == "denoising" else 0]
@@ -241,7 +241,7 @@ class Listening:
         return measure.table(clips, measures=[self.sound.measure])[self.sound.measure].to_numpy()
 
     def _speed(self) -> tuple[float, float]:
-        """Seconds that a step of the largest generation takes, and that one clip takes to be decoded and measured."""
+        """Seconds per step of the largest generation, and seconds to decode and measure one clip."""
         config = self.lens.config
         largest = max(self.generations, key=lambda each: len(each[0]) * (2 + len(each[1])))
         tail = self.timeline.steps - self.timeline.frames
@@ -265,7 +265,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 
 def taking(count: int, tokens: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """A function for `Apply`: the last `count` rows take the values of the first, at one token of each or at all."""
+    """A function for `Apply`: the last `count` rows take the values of the first, at one token per row or at all."""
 
     def take(value: Tensor) -> Tensor:
         giving, own = value[:count], value[count:]

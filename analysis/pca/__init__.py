@@ -1,4 +1,4 @@
-"""PCA of activations per layer (`fit`) and over time (`trajectories`): do the poles lie apart, and from when on?"""
+"""PCA of activations per layer (`fit`) and over time (`trajectories`): where and when the poles separate."""
 
 from analysis.pca.components import PCAResult, Trajectories, fit, trajectories
 

@@ -1,4 +1,4 @@
-"""PCA of activations per layer: do the poles of a concept lie apart, from which block on, and from when on?
+"""PCA of activations per layer: from which block and from what time on the poles of a concept are separated.
 
 `fit` takes one vector per row and block: a cache reduced over time, or an array "layer row d_model". `trajectories`
 takes every step: a cache that was not reduced, or an array "layer row step d_model".
@@ -39,18 +39,18 @@ class PCAResult:
     Attributes:
         scores: "layer row component", each layer's activations centred and projected.
         explained: "layer component", share of the layer's variance.
-        layers, labels: of the axes.
-        silhouettes: per layer the mean silhouette of the labels in all components kept: 1 far apart, 0 mixed, negative
-            nearer to the other pole.
-        intervals: of `silhouettes`, over groups: each row's own silhouette is kept as it is, so that they tell how
-            sure the mean is, not how the components would turn with other rows.
-        p: per layer the share of shuffles of the labels whose best layer has as large a silhouette.
-        grouped: whether groups or prompts are known; else each row counts as independent in `intervals` and `p`.
-        least_p: the smallest p that these shuffles can give; few rows have few ways to shuffle their labels.
+        layers, labels: the layer and row axes.
+        silhouettes: per layer, the mean silhouette of the labels in the components kept: 1 is far apart, 0 mixed, and
+            negative means nearer to the other pole.
+        intervals: intervals of `silhouettes` over groups. The silhouette of each row is held fixed, so they show the
+            uncertainty of the mean, not how the components would change with other rows.
+        p: per layer, the share of label shuffles whose best layer has a silhouette at least as large.
+        grouped: whether groups or prompts are known. If not, `intervals` and `p` treat every row as independent.
+        least_p: the smallest p that these shuffles can give; with few rows there are few ways to shuffle the labels.
 
-    It does not show a separation that needs no labels: the poles were chosen, so something differs between them, and
-    the largest variance may be something else than the concept. It shows whether they are far apart beside the
-    spread within each.
+    It does not show that the poles would separate without labels: they were chosen, so something differs between them,
+    and the largest variance may be something other than the concept. It shows whether the poles are far apart compared
+    with the spread within each.
     """
 
     scores: Float[np.ndarray, "layer row component"]
@@ -75,7 +75,7 @@ class PCAResult:
         return table[["layer", "row", "label", *[name for name in table.columns if name.startswith("pc")]]]
 
     def summary(self) -> pd.DataFrame:
-        """One row per layer: explained variance of each component, silhouette, its interval and `p` over all layers."""
+        """One row per layer: explained variance per component, silhouette with interval, and `p` over all layers."""
         parts = {f"explained_pc{i + 1}": self.explained[:, i] for i in range(self.explained.shape[1])}
         return pd.DataFrame(
             {
@@ -90,13 +90,13 @@ class PCAResult:
 
     @drawable
     def plot(self, dimensions: int = 2) -> Any:
-        """One panel per layer, of the first two or three components (matplotlib figure)."""
+        """The first two or three components, one panel per layer (matplotlib figure)."""
         from analysis.pca import figures
 
         return figures.space_paper(self) if _checked_dimensions(self, dimensions) == 3 else figures.panels_paper(self)
 
     def figure(self, dimensions: int = 2) -> Any:
-        """One panel with a slider over layers, to turn around in three dimensions (plotly figure)."""
+        """One panel with a slider over layers; in three dimensions it can be rotated (plotly figure)."""
         from analysis.pca import figures
 
         three = _checked_dimensions(self, dimensions) == 3
@@ -109,7 +109,7 @@ class PCAResult:
         found = "no further apart than shuffled labels, furthest at" if mixed and not untested else "furthest apart at"
         few = UNTESTED if mixed and untested else ""
         return (
-            f"PCAResult({poles} lie {found} block {self.layers[best]}: silhouette {self.silhouettes[best]:.2f} "
+            f"PCAResult({poles} are {found} block {self.layers[best]}: silhouette {self.silhouettes[best]:.2f} "
             f"[{interval.low:.2f}, {interval.high:.2f}], best of {len(self.layers)} ({few}p = {self.p[best]:.3f})"
             f"{'' if self.grouped else f'; {UNGROUPED}'})"
         )
@@ -118,18 +118,18 @@ class PCAResult:
 @guarded
 @dataclass(frozen=True, eq=False)
 class Trajectories:
-    """Where the poles go over time in each layer's components.
+    """The paths of the poles over time in each layer's components.
 
     Attributes:
-        means: "layer pole step component", over groups (prompts).
-        errors: standard errors of `means`, over groups.
+        means: "layer pole step component", means over groups (prompts).
+        errors: standard errors of `means` over groups.
         explained: "layer component", share of the variance over rows and steps.
-        silhouettes: "layer step": how far the poles lie apart at each step, 1 far, 0 mixed.
-        seconds: of each step, from the beginning of the clip.
-        layers, poles: of the axes.
+        silhouettes: "layer step", how far apart the poles are at each step: 1 is far apart, 0 mixed.
+        seconds: time of each step from the beginning of the clip.
+        layers, poles: the layer and pole axes.
 
-    It does not show what the model does with the difference. Much of a path is time itself, which all rows share: what
-    tells the poles apart is their distance from each other, not their way.
+    It does not show what the model does with the difference. Much of a path is time itself, which all rows share. The
+    distance between the paths separates the poles, not the shape of a path.
     """
 
     means: Float[np.ndarray, "layer pole step component"]
@@ -141,7 +141,7 @@ class Trajectories:
     poles: tuple[str, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a layer, pole and step: `seconds`, `silhouette`, and `pc1`, `pc1_error`, `pc2`, ..."""
+        """One row per layer, pole and step: `seconds`, `silhouette`, and `pc1`, `pc1_error`, `pc2`, ..."""
         parts = []
         for place, layer in enumerate(self.layers):
             for number, pole in enumerate(self.poles):
@@ -155,7 +155,7 @@ class Trajectories:
 
     @drawable
     def plot(self) -> Any:
-        """The paths of each layer, and how far apart they are over time (matplotlib figure)."""
+        """The paths in each layer, and how far apart the poles are over time (matplotlib figure)."""
         from analysis.pca import figures
 
         return figures.paths_paper(self)
@@ -169,7 +169,7 @@ class Trajectories:
     def __repr__(self) -> str:
         layer, step = np.unravel_index(int(np.nanargmax(self.silhouettes)), self.silhouettes.shape)
         return (
-            f"Trajectories({' and '.join(self.poles)} lie furthest apart at block {self.layers[layer]}, "
+            f"Trajectories({' and '.join(self.poles)} are furthest apart at block {self.layers[layer]}, "
             f"{self.seconds[step]:.2f} s: silhouette {self.silhouettes[layer, step]:.2f}, the largest "
             f"of {self.silhouettes.size}, not tested against chance; first step {self.silhouettes[layer, 0]:.2f})"
         )
@@ -192,15 +192,17 @@ def fit(
     Args:
         activations: a cache recorded with `reduce="mean"` (or "last"), or an array "layer row d_model".
         labels: the pole of each row.
-        site: which recording of a cache.
-        n_components: kept per layer.
-        layers: numbers of an array's layers (default 0, 1, ...).
-        groups: rows that are not independent, for the intervals; by default those that share a cache's prompt.
-        n_shuffles: of the labels, between groups; p is at least 1 / (n + 1).
-        seed: of the shuffles.
+        site: which site of a cache.
+        n_components: number of components kept per layer.
+        layers: which layers of a cache, or the numbers of an array's layers (default 0, 1, ...).
+        groups: the group of each row, for rows that are not independent; by default the rows of a cache that share a
+            prompt.
+        n_shuffles: number of label shuffles between groups; p is at least 1 / (n + 1).
+        seed: seed of the shuffles.
 
     Raises:
-        InputError: if labels do not match rows, fewer than two labels or rows of a label, or activations are constant.
+        InputError: if labels do not match the rows, there are fewer than two labels, a label has fewer than two rows,
+            or activations are constant.
     """
     array, numbers, clusters = _arrays(activations, site, layers, groups, steps=False)
     names = tuple(map(str, column("labels", labels, array.shape[1])))
@@ -227,7 +229,7 @@ def fit(
         names,
         np.array(silhouettes),
         tuple(intervals),
-        # Equal silhouettes, summed in another order, differ in their last digits.
+        # Equal silhouettes that are summed in another order differ in their last digits.
         p=np.array([rank_test(float(one) - 1e-9, highest).p for one in silhouettes]),
         grouped=groups is not None or any(isinstance(text, str) for text in getattr(activations, "prompts", ())),
         least_p=_least_p(np.unique(names, return_inverse=True)[1], dealt),
@@ -245,16 +247,16 @@ def trajectories(
     groups: Sequence[Any] | None = None,
     frame_rate: float | None = None,
 ) -> Trajectories:
-    """The poles' paths through the components of each layer, fitted to all rows and steps of it.
+    """The poles' paths through each layer's components, which are fitted to all its rows and steps.
 
     Args:
         activations: a cache recorded without `reduce`, or an array "layer row step d_model". The tail, whose steps
             only finish the delayed codebooks, is best left out: record with `seconds=(0, ...)`.
         labels, site, n_components, layers, groups: as in `fit`.
-        frame_rate: steps a second; a cache knows its own.
+        frame_rate: steps per second of an array; a cache has its own.
 
     Raises:
-        InputError: as `fit`, or for activations without steps.
+        InputError: as in `fit`, or if the activations have no steps.
     """
     array, numbers, clusters = _arrays(activations, site, layers, groups, steps=True)
     names = tuple(map(str, column("labels", labels, array.shape[1])))
@@ -264,14 +266,14 @@ def trajectories(
         frame_rate = checked_amount("frame_rate", frame_rate, above=0)
     rate = (activations.frame_rate if isinstance(activations, ActivationCache) else frame_rate) or 1.0
     poles = tuple(dict.fromkeys(names))
-    told = np.array(names)
+    labelled = np.array(names)
     n_kept = min(checked_count("n_components", n_components), array.shape[1] * array.shape[2] - 1, array.shape[3])
     means, errors, explained, silhouettes = [], [], [], []
     for layer, values in zip(numbers, array, strict=True):
         _refuse_constant(values.reshape(-1, values.shape[-1]), layer)
         model = PCA(n_kept, svd_solver="full").fit(values.reshape(-1, values.shape[-1]))
         scores = model.transform(values.reshape(-1, values.shape[-1])).reshape(*values.shape[:2], -1)
-        own = [_by_group(scores[told == pole], clusters[told == pole]) for pole in poles]
+        own = [_by_group(scores[labelled == pole], clusters[labelled == pole]) for pole in poles]
         means.append([one.mean(0) for one in own])
         errors.append([one.std(0, ddof=1) / np.sqrt(len(one)) if len(one) > 1 else one[0] * np.nan for one in own])
         explained.append(model.explained_variance_ratio_)
@@ -290,7 +292,7 @@ def trajectories(
 def _arrays(
     activations: Any, site: str, layers: Sequence[int] | None, groups: Any, *, steps: bool
 ) -> tuple[np.ndarray, tuple[int, ...], np.ndarray]:
-    """Values "layer row (step) d_model", the layers' numbers, and each row's group."""
+    """Values "layer row (step) d_model", layer numbers, and the group of each row."""
     ties = []
     if isinstance(activations, ActivationCache):
         held = activations.layers(site)
@@ -309,19 +311,19 @@ def _arrays(
         raise InputError(f"activations of shape {array.shape}: expected '{expected}'; {how}.")
     numbers = tuple(range(len(array)) if layers is None else listed_layers(layers))
     if len(numbers) != len(array):
-        raise InputError(f"{len(numbers)} layers for activations of {len(array)}: give one number each.")
+        raise InputError(f"{len(numbers)} layers for activations of {len(array)} layers: give one number each.")
     return array, numbers, checked_groups(groups, array.shape[1], ties)
 
 
 def _refuse_axes(cache: ActivationCache, site: str, held: Sequence[int], steps: bool) -> None:
-    """A head is no step, and the zeros before a shorter prefix are no activations."""
+    """Raise if a head axis would be taken for steps, or the padding of shorter prefixes for activations."""
     axes = cache.axes_of(site, held[0]) if held else ()
     if "head" in axes or "key" in axes:
         raise InputError(f"{site} has the axes {' '.join(axes)}: give an array of one head, 'layer row (step) d_head'.")
     if steps and cache.first_step < 0 and len(set(cache.prefixes)) > 1:
         raise InputError(
-            "the rows' prefixes differ in length, and the cache holds zeros before the shorter ones: record without "
-            "prefix=True, or prompts of one length."
+            "the rows' prefixes differ in length, and the cache pads the shorter ones with zeros: record without "
+            "prefix=True, or use prompts of equal length."
         )
 
 
@@ -338,19 +340,19 @@ def _by_group(scores: Float[np.ndarray, "row step component"], groups: np.ndarra
 def _shuffles(
     names: tuple[str, ...], groups: Int[np.ndarray, " row"], n: int, seed: int
 ) -> Int[np.ndarray, "shuffle row"]:
-    """Labels, as numbers, dealt out anew to whole groups."""
+    """Shuffled labels, as numbers. Groups keep together: labels move between whole groups."""
     target, rng = np.unique(names, return_inverse=True)[1], np.random.default_rng(seed)
     return np.stack([shuffled(target, groups, np.zeros(len(target), dtype=int), rng) for _ in range(n)])
 
 
 def _least_p(target: Int[np.ndarray, " row"], dealt: Int[np.ndarray, "shuffle row"]) -> float:
-    """p of poles that lie wholly apart: shuffles that part the rows as the labels do have the same silhouette."""
+    """p of completely separated poles: shuffles that split the rows as the labels do have the same silhouette."""
     same = [np.array_equal(_by_first_row(one), _by_first_row(target)) for one in dealt]
     return (1 + sum(same)) / (len(dealt) + 1)
 
 
 def _by_first_row(labels: Int[np.ndarray, " row"]) -> Int[np.ndarray, " row"]:
-    """Labels numbered in the order of their first rows."""
+    """Renumber labels in the order of their first rows."""
     _, first, which = np.unique(labels, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[which]
 
@@ -358,7 +360,7 @@ def _by_first_row(labels: Int[np.ndarray, " row"]) -> Int[np.ndarray, " row"]:
 def _silhouettes(
     scores: Float[np.ndarray, "row component"], targets: Int[np.ndarray, "shuffle row"]
 ) -> Float[np.ndarray, " shuffle"]:
-    """The mean silhouette under each labelling: they share the distances, unlike calls of scikit-learn's."""
+    """The mean silhouette under each labelling. All share one distance matrix, which scikit-learn would recompute."""
     distances, labels = squareform(pdist(scores)), np.unique(targets)
     members = np.stack([targets == label for label in labels]).astype(float)
     sums, sizes = members @ distances, members.sum(-1, keepdims=True)
@@ -369,7 +371,7 @@ def _silhouettes(
 
 
 def _silhouette(scores: Float[np.ndarray, "row component"], names: tuple[str, ...]) -> float:
-    """0 where all rows are at one point: at the first step of a model without text, say."""
+    """The mean silhouette; 0 if all rows are at one point, as at the first step without text."""
     return float(np.asarray(silhouette_samples(scores, names)).mean()) if np.ptp(scores, axis=0).any() else 0.0
 
 
@@ -384,4 +386,4 @@ def _check(array: np.ndarray, labels: tuple[str, ...]) -> None:
     if len(counts) < 2 or min(counts.values()) < 2:
         raise InputError(f"labels {counts}: expected at least two labels with at least two rows each.")
     if not np.isfinite(array).all():
-        raise InputError("activations hold NaN or infinite values: expected finite numbers.")
+        raise InputError("activations contain NaN or infinite values: expected finite numbers.")

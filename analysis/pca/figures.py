@@ -1,4 +1,4 @@
-"""Figures of principal components: in two and three dimensions, and paths over time."""
+"""Figures of principal components in two and three dimensions, and of paths over time."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from analysis.pca.components import PCAResult, Trajectories
 
 _FLAT = {"triangle-up": "circle-open", "triangle-down": "diamond-open"}
-"""What stands for a marker that plotly does not have in three dimensions."""
+"""Replacements for markers that plotly lacks in three dimensions."""
 
 
 def panels_paper(result: PCAResult) -> Figure:
-    """Scores of the first two components, one panel per layer, poles told apart by colour and marker."""
+    """Scores on the first two components, one panel per layer, with a colour and a marker for each pole."""
     count = len(result.layers)
     columns = min(4, count)
     lines = -(-count // columns)
@@ -40,7 +40,7 @@ def panels_paper(result: PCAResult) -> Figure:
                 axes.scatter(
                     scores[chosen, 0], second, s=11, c=colour, marker=marker, alpha=0.65, linewidths=0, label=pole
                 )
-            axes.set_title(_told(result, place, "\n"), fontsize=8.5)
+            axes.set_title(_title(result, place, "\n"), fontsize=8.5)
             axes.set_xlabel(f"component 1 ({explained[0]:.0%} of variance)", fontsize=7.5)
             if len(explained) > 1:
                 axes.set_ylabel(f"component 2 ({explained[1]:.0%})", fontsize=7.5)
@@ -63,12 +63,12 @@ def panels_screen(result: PCAResult) -> go.Figure:
                 x=x, y=y, mode="markers", name=pole, visible=place == 0,
                 marker={"color": colour, "symbol": SYMBOLS[marker], "size": 7, "opacity": 0.7},
             )  # fmt: skip
-    titles = [_told(result, place, ": ") for place in range(len(result.layers))]
+    titles = [_title(result, place, ": ") for place in range(len(result.layers))]
     return sliding(figure, result.layers, titles, _flat_axes(result), each=len(poles))
 
 
 def space_paper(result: PCAResult) -> Figure:
-    """Scores of the first three components, one panel per layer, poles told apart by colour and marker."""
+    """Scores on the first three components, one panel per layer, with a colour and a marker for each pole."""
     labels = np.array(result.labels)
     poles = list(dict.fromkeys(result.labels))
     columns = min(4, len(result.layers))
@@ -81,7 +81,7 @@ def space_paper(result: PCAResult) -> Figure:
             for pole, (colour, marker) in zip(poles, looks(len(poles)), strict=True):
                 chosen = result.scores[place][labels == pole]
                 axes.scatter(*chosen.T[:3], s=9, c=colour, marker=marker, alpha=0.65, linewidths=0, label=pole)
-            axes.set_title(_told(result, place, "\n"), fontsize=8.5, pad=-2)
+            axes.set_title(_title(result, place, "\n"), fontsize=8.5, pad=-2)
             for which, name in enumerate("xyz"):
                 getattr(axes, f"set_{name}label")(
                     f"component {which + 1} ({explained[which]:.0%})", fontsize=6.5, labelpad=-9
@@ -107,7 +107,7 @@ def space_screen(result: PCAResult) -> go.Figure:
                 x=chosen[:, 0], y=chosen[:, 1], z=chosen[:, 2], mode="markers", name=pole, visible=place == 0,
                 marker={"color": colour, "symbol": _FLAT.get(symbol, symbol), "size": 4, "opacity": 0.75},
             )  # fmt: skip
-    titles = [_told(result, place, ": ") for place in range(len(result.layers))]
+    titles = [_title(result, place, ": ") for place in range(len(result.layers))]
     axes = [
         {
             f"scene.{name}axis.title.text": f"component {which + 1} ({explained[which]:.0%})"
@@ -119,7 +119,7 @@ def space_screen(result: PCAResult) -> go.Figure:
 
 
 def paths_paper(result: Trajectories) -> Figure:
-    """Mean path of each pole in two components a layer, a dot a second; below, how far apart they are over time."""
+    """Mean path of each pole in two components per layer, with a dot every second; below, silhouettes over time."""
     columns = min(4, len(result.layers))
     lines = -(-len(result.layers) // columns)
     marks = _whole_seconds(result.seconds)
@@ -146,7 +146,7 @@ def paths_paper(result: Trajectories) -> Figure:
             axes.tick_params(labelsize=6.5)
         handles, names = panels[0].get_legend_handles_labels()
         upper.legend(
-            handles, [f"{name}: a dot a second, from the hollow one" for name in names], loc="outside upper center",
+            handles, [f"{name}: one dot per second, from the hollow one" for name in names], loc="outside upper center",
             ncols=min(2, len(names)),
         )  # fmt: skip
         axes = lower.subplots()
@@ -166,7 +166,7 @@ def paths_paper(result: Trajectories) -> Figure:
 
 @literally
 def paths_screen(result: Trajectories) -> go.Figure:
-    """The poles' paths in two components, with a slider over layers; hovering tells the time."""
+    """The poles' paths in two components, with a slider over layers; hovering shows the time."""
     figure = go.Figure()
     for place in range(len(result.layers)):
         for number, (pole, (colour, marker)) in enumerate(zip(result.poles, looks(len(result.poles)), strict=True)):
@@ -183,10 +183,10 @@ def paths_screen(result: Trajectories) -> go.Figure:
     return sliding(figure, result.layers, titles, _flat_axes(result), each=len(result.poles))
 
 
-def _told(result: PCAResult, place: int, joint: str) -> str:
-    """A panel's title: how far the poles lie apart there, with the interval over prompts."""
+def _title(result: PCAResult, place: int, joint: str) -> str:
+    """A panel's title: block and silhouette, with its interval over prompts."""
     interval = result.intervals[place]
-    # Rounded first, and 0 added: no "-0.00".
+    # Rounding and adding 0 avoids "-0.00".
     value, low, high = (round(float(one), 2) + 0.0 for one in (result.silhouettes[place], interval.low, interval.high))
     known = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
     return f"block {result.layers[place]}{joint}silhouette {value:.2f}{known}"

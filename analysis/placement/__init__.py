@@ -1,6 +1,6 @@
-"""Placement: where a concept's direction is to be applied, from what the model says and not from how it then sounds.
+"""Placement: choose where to apply a concept's direction from the model's predictions, without playing steered clips.
 
-`place` names the block and strategy, with the evidence, how sure it is, and a sentence why, as a `Placement`.
+`place` returns a `Placement`: the block and strategy, the evidence, how certain the choice is, and a one-line reason.
 """
 
 from analysis.placement.experiment import place

@@ -1,9 +1,9 @@
-"""Placing: every candidate tried on given codes, and the best named.
+"""Try a concept's direction at every candidate place on given codes, and choose the best place.
 
-`place` puts the direction into every candidate place (one layer's vector at its own block, at all blocks, ...), reads
-given codes, and compares what that does to the next codes with what the concept's *words* do to them: the place where
-a direction says most nearly the same as words, and least of anything else, is the one. No clip is steered or heard for
-it. Other evidence (probes, patching, attribution, lengths, or your own) stands beside it, and may decide instead.
+`place` adds the direction at every candidate place (one layer's vector at its own block, at all blocks, ...), reads
+given codes, and compares the effect on the next-code predictions with the effect of the concept's *words*. It chooses
+the place where the direction acts most like the words and least like anything else. No steered clip is generated for
+this. Other evidence (probes, patching, attribution, norms, or your own) is reported as well, and may decide instead.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 READ_PROMPTS = 48
-"""Of either pole, that directions are read from where none are given."""
+"""Prompts per pole from which directions are read if none are given."""
 READ_SECONDS = 2.0
 
 
@@ -57,31 +57,33 @@ def place(
     seed: int = 0,
     progress: bool = True,
 ) -> Placement:
-    """Where, and by which strategy, to apply a concept's direction.
+    """Choose where, and by which strategy, to apply a concept's direction.
 
     Args:
         lens: the model.
-        concept: a bundled prompt set's name, or a set of one's own.
-        directions: of that concept, from the negative to the positive pole; read by difference in means if left out.
-        strategies: "one-to-one", "one-to-all" and "all-to-all", the simplest first: of places that are as good, the
-            first strategy and the lowest block is taken.
-        layers: whose vectors are candidates (default: every layer of the directions).
+        concept: the name of a bundled prompt set, or a set of your own.
+        directions: directions of that concept, from the negative to the positive pole; read by difference in means if
+            left out.
+        strategies: "one-to-one", "one-to-all" and "all-to-all", the simplest first: of equally good places, the first
+            strategy and the lowest block are chosen.
+        layers: the layers whose vectors are candidates (default: every layer of the directions).
         prompts: neutral prompts (default: the first eight development prompts of the set).
-        codes: what is played after them, a row each; by default the model plays them, unsteered.
-        seconds: of those clips.
+        codes: codes that follow these prompts, one row per prompt; by default the model generates them, unsteered.
+        seconds: length of the generated clips.
         evidence: further evidence over layers, by name, as `layer_attribution.gather` takes it.
-        compute: evidence that is computed beside, on the same clips: "probe", "patching", "attribution". What cannot
-            be (a probe of one clip, attribution between prompts of unequal length) is left out, and said so.
-        by: what decides: "alignment" (see `Placement`), or the name of other evidence, whose largest value among the
-            candidates' blocks then does, with the first strategy that has a block.
-        n_random: random directions of the same lengths, put where the chosen one is: what alignment chance reaches.
-        batch_size: rows of a forward pass.
-        n_bootstrap, seed: of the intervals, over prompts; the clips are drawn from `seed` on.
-        progress: show a bar.
+        compute: evidence to compute on the same clips: "probe", "patching", "attribution". Evidence that cannot be
+            computed (a probe of one clip, attribution between prompts of unequal length) is left out, and the result
+            says why.
+        by: what decides: "alignment" (see `Placement`), or the name of other evidence. In the latter case the
+            candidate block with its largest value is chosen, with the first strategy that has a block.
+        n_random: number of random directions of the same lengths at the chosen place: the alignment reached by chance.
+        batch_size: rows in one forward pass.
+        n_bootstrap, seed: settings of the intervals over prompts; clips are generated from seeds `seed` onwards.
+        progress: show a progress bar.
 
     Raises:
-        InputError: (or a subclass) for strategies, layers or evidence that are not there, directions of another model
-            or of length 0 everywhere, and, where the text is a prefix, words of unequal length.
+        InputError: (or a subclass) if strategies, layers or evidence do not exist, directions are of another model or
+            zero at every layer, or, in a model whose text is a prefix, words have unequal numbers of tokens.
 
     The words and the direction act on the conditional branch, without guidance.
     """
@@ -110,10 +112,10 @@ def place(
     read_from = () if directions is not None else (*sets.positive[:READ_PROMPTS], *sets.negative[:READ_PROMPTS])
     note_unread((*neutral, *poles[0], *poles[1], *read_from), lens.tokenizer)
     if codes is not None and len(codes) != len(neutral):
-        raise InputError(f"{len(codes)} rows of codes for {len(neutral)} prompts: give one each.")
+        raise InputError(f"{len(codes)} rows of codes for {len(neutral)} prompts: give one row per prompt.")
     spent = 0
     if directions is None:
-        # As many of either pole, so that the pairs are those of the set.
+        # Equally many from both poles, so that the pairs are those of the set.
         read = min(READ_PROMPTS, len(sets.positive), len(sets.negative))
         directions = difference_in_means(
             lens, sets.positive[:read], sets.negative[:read], seeds=list(range(read)), batch_size=batch_size,
@@ -126,16 +128,16 @@ def place(
         drawn = list(range(seed, seed + len(neutral)))
         codes = lens.generate(neutral, seconds, seeds=drawn, decode=False, batch_size=batch_size).codes
         spent += generated_steps(lens, len(neutral), seconds)
-    told = shifts_of(
+    shifts = shifts_of(
         lens, neutral, poles, codes, found, batch_size=batch_size, progress="placing" if progress else None
     )
-    beside = computed(lens, sets, directions, poles, codes, compute, batch_size=batch_size)
-    if by in beside.left_out:
-        raise InputError(f"by={by!r}: {beside.left_out[by]}")
+    other = computed(lens, sets, directions, poles, codes, compute, batch_size=batch_size)
+    if by in other.left_out:
+        raise InputError(f"by={by!r}: {other.left_out[by]}")
     placement = chosen(
-        sets, found, told, layer_attribution.gather(norm=directions, **beside.found, **given),
-        prompts=neutral, by=by, left_out=beside.left_out, n_bootstrap=n_bootstrap, seed=seed,
-        row_steps=spent + told.row_steps + beside.row_steps,
+        sets, found, shifts, layer_attribution.gather(norm=directions, **other.found, **given),
+        prompts=neutral, by=by, left_out=other.left_out, n_bootstrap=n_bootstrap, seed=seed,
+        row_steps=spent + shifts.row_steps + other.row_steps,
     )  # fmt: skip
     where = next(one for one in found if one.name == placement.name)
     strength = placement.strength

@@ -1,4 +1,4 @@
-"""The placement figure, on paper (matplotlib) and on screen (plotly): every place's alignment, other evidence below."""
+"""The placement figure, for paper (matplotlib) and screen (plotly): alignment of every place over other evidence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def paper(placement: Placement) -> Figure:
-    """Alignment by block, a line a strategy, the chosen place ringed; a panel for every other kind of evidence."""
+    """Alignment by block, one line per strategy, with a ring at the chosen place; one panel per other evidence."""
     others = placement.evidence.evidence
     with styled():
         figure = canvas((5.8, 3.0 + 1.15 * len(others)))
@@ -47,7 +47,7 @@ def paper(placement: Placement) -> Figure:
                 markeredgecolor=BLACK, markeredgewidth=1.5, linestyle="none", label="placed here",
             )  # fmt: skip
         axes.axhline(0, color=BLACK, linewidth=0.7)
-        axes.set_ylabel("cosine with what\nthe words do")
+        axes.set_ylabel("cosine with the\neffect of the words")
         axes.set_title(f"{placement.concept}: {' / '.join(placement.poles)}", fontsize=10, loc="left")
         figure.legend(loc="outside upper center", ncols=4)
         for panel, one in zip(panels[1:], others, strict=True):
@@ -66,9 +66,9 @@ def paper(placement: Placement) -> Figure:
 
 @literally
 def screen(placement: Placement) -> go.Figure:
-    """The same on screen."""
+    """The same for the screen."""
     others = placement.evidence.evidence
-    # The legend stands where the first title would.
+    # The legend takes the room of the first title.
     titles = ["", *(one.name for one in others)]
     rows = len(titles)
     weights = [2.2, *[1.0] * len(others)]
@@ -86,7 +86,7 @@ def screen(placement: Placement) -> go.Figure:
             x=mine.layer.astype(int), y=mine.alignment, mode="lines+markers", line_color=colour, name=strategy,
             marker={"symbol": SYMBOLS[marker], "size": 8}, customdata=np.stack([mine.gain, mine.strength], 1),
             error_y=screen_errors(mine.alignment, mine.low, mine.high), row=1, col=1,
-            hovertemplate="block %{x}: cosine %{y:.3f}<br>gain %{customdata[0]:.3g}, as far as the word at "
+            hovertemplate="block %{x}: cosine %{y:.3f}<br>gain %{customdata[0]:.3g}, as far as the word at strength "
             "%{customdata[1]:.3g}<extra>" + strategy + "</extra>",
         )  # fmt: skip
     if placement.random:
@@ -108,7 +108,7 @@ def screen(placement: Placement) -> go.Figure:
             hovertemplate=f"block %{{x}}: %{{y:.4g}} {one.unit}<extra>{one.name}</extra>",
         )  # fmt: skip
         figure.update_yaxes(title_text=one.unit, row=row, col=1)
-    figure.update_yaxes(title_text="cosine with the words", row=1, col=1)
+    figure.update_yaxes(title_text="cosine with the effect of the words", row=1, col=1)
     figure.update_xaxes(title_text="block", row=rows, col=1)
     figure.update_layout(height=360 + 140 * len(others))
     return screen_plain(figure, _caption(placement))
@@ -121,9 +121,9 @@ def _strategies(placement: Placement) -> list[tuple[str, pd.DataFrame]]:
 
 def _caption(placement: Placement) -> str:
     random = "; grey: up to the largest |cosine| of random directions there" if placement.random else ""
-    ring = "; the ring is the place chosen" if placement.layer is not None else f"; chosen is {placement.name}"
+    ring = "; the ring marks the chosen place" if placement.layer is not None else f"; {placement.name} is chosen"
     return (
-        f"Cosine (Fisher metric) between what the direction and what the words do to the next codes, "
+        f"Cosine (Fisher metric) between the effects of the direction and of the words on the next codes, "
         f"{placement.n_prompts} neutral prompts, 95% intervals over prompts{ring}{random}. "
         "Below: other evidence by block."
     )

@@ -1,4 +1,4 @@
-"""The evidence that stands beside alignment: what can be read off, what a patch carries, what the gradient says."""
+"""Compute the evidence that accompanies alignment: probes, activation patching and gradient attribution."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 Beside = Literal["probe", "patching", "attribution"]
 PROBED = 24
-"""Prompts of either pole that a probe is trained and tested on."""
-HEARD_SECONDS = 1.0
+"""Prompts per pole on which a probe is trained and tested."""
+EVIDENCE_SECONDS = 1.0
+"""Length of the clips that the evidence is computed on."""
 
 
 @dataclass
 class Computed:
-    """Evidence by name, a frame "layer value low high" each; why some is missing; and the row-steps that it took."""
+    """Evidence by name, as frames "layer value low high"; the reasons why some is missing; and its row-steps."""
 
     found: dict[str, pd.DataFrame] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -42,7 +43,7 @@ def checked_kinds(wanted: Sequence[str]) -> None:
 
 
 def generated_steps(lens: AudioLens, rows: int, seconds: float) -> int:
-    """Row-steps of generating clips under guidance, both halves counted."""
+    """Row-steps of generating clips under guidance, counting both halves."""
     return 2 * rows * (round(seconds * lens.config.frame_rate) + max(lens.config.delays))
 
 
@@ -56,17 +57,17 @@ def computed(
     *,
     batch_size: int,
 ) -> Computed:
-    """What is wanted and can be computed.
+    """Compute the requested evidence as far as possible.
 
-    Probes tell the poles' prompts apart on the *same* codes, which leak nothing. Patching and attribution carry the
-    stream of the positive pole's runs into the negative's, on what the positive pole plays in its first second.
+    Probes separate the poles' prompts on the *same* codes, which leak nothing. Patching and attribution carry the
+    stream of the positive pole's runs into the negative pole's, on the first second that the positive pole plays.
     """
     checked_kinds(wanted)
     result = Computed()
     clean, corrupted = list(poles[0]), list(poles[1])
     played = None
     if {"patching", "attribution"} & set(wanted):
-        length = min(HEARD_SECONDS, codes.shape[-1] / lens.config.frame_rate)
+        length = min(EVIDENCE_SECONDS, codes.shape[-1] / lens.config.frame_rate)
         played = lens.generate(clean, length, seeds=list(range(len(clean))), decode=False, batch_size=batch_size).codes
         result.row_steps += generated_steps(lens, len(clean), length)
     for name in dict.fromkeys(wanted):
@@ -94,8 +95,8 @@ def _probed(
         raise InputError("a probe is trained on some clips and tested on others: one neutral prompt is too few.")
     each = min(PROBED, len(sets.positive), len(sets.negative))
     prompts = [*sets.positive[:each], *sets.negative[:each]]
-    frames = min(codes.shape[-1], round(HEARD_SECONDS * lens.config.frame_rate))
-    # Both poles of a pair read the same clip, and what shares a clip stays on one side.
+    frames = min(codes.shape[-1], round(EVIDENCE_SECONDS * lens.config.frame_rate))
+    # Both prompts of a pair read the same clip, and rows that share a clip stay on one side of the split.
     clips = [row % len(codes) for row in range(each)] * 2
     folds = max(2, min(5, len(set(clips))))
     result = probing.probe(
@@ -131,7 +132,7 @@ def _attributed(
         batch_size=batch_size,
     )  # fmt: skip
     table = result.by_layer(directions.meta.site)
-    # Two passes forward, and one backward that costs two.
+    # Two forward passes, and one backward pass that costs two.
     spent = 4 * len(clean) * (codes.shape[-1] + max(lens.config.delays))
     return _frame(table.layer, table.effect, table.low, table.high), spent
 

@@ -1,4 +1,4 @@
-"""Placement, the result: the place, the evidence, how sure it is, and a sentence why."""
+"""The result of a placement: the place, the evidence, how certain the choice is, and the reason in a sentence."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ from audiolens.prompts import PromptSet
 
 ALIGNMENT = "alignment"
 AS_GOOD = 0.995
-"""Places that reach this share of the best are taken as equally good: the simplest of them is chosen."""
+"""Places that reach this share of the best alignment count as equally good; the simplest of them is chosen."""
 
 
 @guarded
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """Where a concept's direction is to be applied: `al.steer(placement.directions, **placement.where, strength=...)`.
+    """Where to apply a concept's direction: `al.steer(placement.directions, **placement.where, strength=...)`.
 
     Attributes:
-        concept, poles: what was placed, the positive pole first.
-        strategy, layer: the place; `layer` is whose vector, `None` in "all-to-all".
-        directions: at the site that they were read at; in "all-to-all" those of the blocks that are changed.
-        candidates: one row per place: `strategy`, `layer`; `alignment` with `low` and `high`, the cosine of what the
-            direction does to the next codes there and of what the words do (Fisher metric; 95% intervals over
-            prompts); `gain`, the share of the words' shift that a strength of 1 brings about; `strength`, which moves
-            neutral music as far towards a pole as the pole's word, without guidance.
-        evidence: what else was read, over layers; the direction's length always.
-        left_out: evidence that was wanted and could not be computed, and why.
-        by: what decided.
-        certainty: the share of resampled prompts in which the chosen place is as good as the best (99.5% of it). NaN
-            for other evidence than alignment, and where there is nothing to choose or to resample.
-        at_strength: the chosen place's alignment at its `strength`, where shifts need not be linear any more.
+        concept, poles: the concept and its poles, the positive pole first.
+        strategy, layer: the place; `layer` is the layer whose vector is used, `None` in "all-to-all".
+        directions: directions at the site where they were read; in "all-to-all" those of the blocks that are changed.
+        candidates: one row per place: `strategy`, `layer`; `alignment` with `low` and `high`, the cosine between the
+            effects of the direction and of the words on the next codes (Fisher metric; 95% intervals over prompts);
+            `gain`, the share of the words' shift that a strength of 1 causes; `strength`, which moves neutral music as
+            far towards a pole as the pole's word does, without guidance.
+        evidence: other evidence over layers; it always includes the direction's norm.
+        left_out: requested evidence that could not be computed, and why.
+        by: the evidence that decided.
+        certainty: the share of resamples of the prompts in which the chosen place is as good as the best (99.5% of
+            it). NaN if other evidence decided, or if there is nothing to choose from or to resample.
+        at_strength: the chosen place's alignment at its `strength`, where shifts may no longer be linear.
         random: alignments of random directions of the same lengths at the chosen place.
-        n_prompts: different neutral prompts behind it.
-        row_steps: steps of rows that the decoder ran for it, whatever was generated or read for it included.
+        n_prompts: number of different neutral prompts.
+        row_steps: steps of single rows that the decoder ran, including everything that was generated or read.
 
-    It does not show that steering there works: what moves the next codes as words do need not add up over a clip, and
-    nothing is said of strengths that leave the linear range. It cannot find a place that no candidate is at. Words'
-    and direction's shifts are compared on music that is not steered. Intervals and certainty are over the neutral
-    prompts, one clip each; how well the direction itself is known is not in them.
+    It does not show that steering there works: an effect on the next codes that matches the words need not add up over
+    a clip, and strengths beyond the linear range are not tested. It cannot find a place outside the candidates. The
+    shifts of words and direction are compared on unsteered music. Intervals and certainty are over the neutral
+    prompts, one clip each; they do not include the uncertainty of the direction itself.
     """
 
     concept: str
@@ -76,7 +76,7 @@ class Placement:
 
     @property
     def where(self) -> dict[str, Any]:
-        """What `al.steer` takes."""
+        """The arguments for `al.steer`."""
         own = {} if self.layer is None else {"layer": self.layer}
         return {"strategy": self.strategy, **own}
 
@@ -99,42 +99,42 @@ class Placement:
 
     @property
     def strength(self) -> float:
-        """A strength to begin with: without guidance, as far as the pole's word. NaN where the direction moves the
-        codes against the words."""
+        """A strength to start from: without guidance it moves the codes as far as the pole's word. NaN if the direction
+        moves the codes against the words."""
         return float(self.chosen.strength)
 
     @property
     def reason(self) -> str:
-        """Why, in a sentence."""
+        """Why this place was chosen, in a sentence."""
         row, low, high = self.chosen, *self.poles[::-1]
         vector = "every block's own direction" if self.layer is None else f"block {self.layer}'s direction"
         added = "added there" if self.strategy == "one-to-one" else "added at every block"
-        told = (
-            f"From {low} to {high} by {vector}, {added}: it moves the next codes as the words do with a cosine of "
-            f"{row.alignment:.2f}{'' if np.isnan(row.low) else f' [{row.low:.2f}, {row.high:.2f}]'}"
+        text = (
+            f"From {low} to {high} by {vector}, {added}: its effect on the next codes matches that of the words with a "
+            f"cosine of {row.alignment:.2f}{'' if np.isnan(row.low) else f' [{row.low:.2f}, {row.high:.2f}]'}"
         )
         if not np.isnan(self.at_strength):
-            told += f" ({self.at_strength:.2f} at strength {self.strength:.2g})"
+            text += f" ({self.at_strength:.2f} at strength {self.strength:.2g})"
         if self.by != ALIGNMENT:
-            told += f"; chosen by {self.by}, which is largest there among the candidates"
+            text += f"; chosen by {self.by}, which is largest there among the candidates"
         else:
             best = self.candidates.iloc[int(self.candidates.alignment.argmax())]
             if best.name != row.name:
                 name = place_name(best.strategy, None if pd.isna(best.layer) else best.layer)
-                told += f", as good as the best ({name}: {best.alignment:.2f})"
+                text += f", as good as the best ({name}: {best.alignment:.2f})"
             rest = self.candidates.alignment
             if len(rest) > 1:
-                told += f"; places reach {rest.min():.2f} to {rest.max():.2f}"
+                text += f"; places range from {rest.min():.2f} to {rest.max():.2f}"
         if self.random:
             most = max(map(abs, self.random))
-            told += f", random directions there at most {most:.2f}"
-            told += ", which is as much" if most >= abs(row.alignment) else ""
+            text += f", random directions there reach at most {most:.2f}"
+            text += ", which is as much" if most >= abs(row.alignment) else ""
         elif row.low <= 0 <= row.high:
-            told += ", not distinguishable from chance (its interval covers 0)"
-        return f"{told}."
+            text += ", not distinguishable from chance (its interval covers 0)"
+        return f"{text}."
 
     def with_more(self, row_steps: int, **found: Any) -> Placement:
-        """The same with what was found out at the chosen place, and its cost."""
+        """A copy with further results at the chosen place, and their cost added."""
         made = replace(self, row_steps=self.row_steps + row_steps, **found)
         checked_kinds(made)
         if made.certainty == made.certainty and not 0 <= made.certainty <= 1:
@@ -142,7 +142,7 @@ class Placement:
         return made
 
     def to_frame(self) -> pd.DataFrame:
-        """`candidates`, with `chosen`, and what the other evidence says of each one's layer."""
+        """`candidates` with a column `chosen`, and the other evidence at each candidate's layer."""
         table = self.candidates.assign(chosen=self.candidates.index == self.chosen.name)
         for one in self.evidence.evidence:
             by_layer = dict(zip(one.layers, one.values, strict=True))
@@ -157,7 +157,7 @@ class Placement:
         return figures.paper(self)
 
     def figure(self) -> Any:
-        """The same on screen (plotly figure)."""
+        """The same for the screen (plotly figure)."""
         from analysis.placement import figures
 
         return figures.screen(self)
@@ -171,7 +171,7 @@ class Placement:
 def chosen(
     sets: PromptSet,
     places: Sequence[Candidate],
-    told: Shifts,
+    shifts: Shifts,
     evidence: LayerAttribution,
     *,
     prompts: Sequence[str],
@@ -181,10 +181,10 @@ def chosen(
     seed: int,
     row_steps: int,
 ) -> Placement:
-    """The placement that the shifts, or other evidence, decide."""
-    alignment = told.alignment()
+    """Choose the placement from the shifts or from other evidence."""
+    alignment = shifts.alignment()
     draws = resampled(prompts, n_bootstrap, seed)
-    again = np.array([told.alignment(rows) for rows in draws]).reshape(len(draws), len(places))
+    again = np.array([shifts.alignment(rows) for rows in draws]).reshape(len(draws), len(places))
     n_prompts = len(set(prompts))
     ends = [interval_of(again[:, at], n_prompts) for at in range(len(places))]
     table = pd.DataFrame(
@@ -194,8 +194,8 @@ def chosen(
             "alignment": alignment,
             "low": [end.low for end in ends],
             "high": [end.high for end in ends],
-            "gain": told.gain,
-            "strength": [0.5 / gain if gain > 0 else float("nan") for gain in told.gain],
+            "gain": shifts.gain,
+            "strength": [0.5 / gain if gain > 0 else float("nan") for gain in shifts.gain],
         }
     )
     at, certainty = _first_as_good(alignment), float("nan")
@@ -220,7 +220,7 @@ def chosen(
 
 
 def _first_as_good(alignment: Float[np.ndarray, " candidate"]) -> int:
-    """The first place as good as the best: they stand in order, the simplest strategy and the lowest block first."""
+    """The first place as good as the best. Places are ordered with the simplest strategy and lowest block first."""
     return int(np.flatnonzero(alignment >= _enough(alignment.max()))[0])
 
 
@@ -229,11 +229,11 @@ def _enough(best: Any) -> Any:
 
 
 def _largest(one: Evidence, places: Sequence[Candidate]) -> int:
-    """The first place at the candidates' block with the largest value; a block where it is far below 0 is no place."""
+    """The first place at the candidate block with the largest (signed) value."""
     values = dict(zip(one.layers, one.values, strict=True))
     known = {place.layer: values[place.layer] for place in places if place.layer in values}
     finite = {layer: value for layer, value in known.items() if np.isfinite(value)}
     if not finite:
-        raise InputError(f"{one.name} has no value at any candidate's block.")
+        raise InputError(f"{one.name} has no value at any candidate's block: give evidence for these blocks.")
     best = max(finite, key=lambda layer: finite[layer])
     return next(at for at, place in enumerate(places) if place.layer == best)

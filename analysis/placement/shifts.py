@@ -1,8 +1,8 @@
-"""What words, and a direction at each place, do to the next codes: shifts of the logits, in the Fisher metric.
+"""The logit shifts that words, and a direction at each place, cause in the next codes, compared in the Fisher metric.
 
-To first order the Kullback-Leibler divergence that a shift causes is half its squared length in that metric, and the
-inner product of two shifts says how much of one the other brings about. A cosine near 1: the direction says what the
-words say, and nothing else.
+For a small shift, the Kullback-Leibler divergence that it causes is half its squared length in that metric, and the
+inner product of two shifts says how much of one the other produces. A cosine near 1 means that the direction has the
+effect of the words and no other.
 """
 
 from __future__ import annotations
@@ -31,22 +31,23 @@ if TYPE_CHECKING:
     from audiolens.interventions import Intervention
 
 STEP = 0.25
-"""The strength of either sign that shifts are read at, all blocks together: small, and far above float32's rounding."""
+"""The strength, with either sign, at which shifts are measured, summed over blocks: small, but far above float32
+rounding."""
 COARSE_STEP = 1.0
-"""The same for half precision, whose rounding is larger."""
+"""The same for half precision, whose rounding error is larger."""
 FRAMES = 64
-"""Frames whose predictions are compared at a time: all of a long clip at once would fill the memory."""
+"""Frames whose predictions are compared at a time: a whole long clip would fill the memory."""
 PLACED = ("one-to-one", "one-to-all", "all-to-all")
 
 
 def place_name(strategy: str, layer: int | None) -> str:
-    """How a place is called: "one-to-one 3"."""
+    """The name of a place, such as "one-to-one 3"."""
     return strategy if layer is None else f"{strategy} {layer}"
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A place: whose vector goes where. `layer` is `None` where every block has its own."""
+    """A candidate place: which layer's vector is added where. `layer` is `None` if every block has its own vector."""
 
     strategy: Strategy
     layer: int | None
@@ -67,13 +68,13 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Shifts:
-    """Sums over the codes of each row: inner products of shifts a unit of strength, in squared logits.
+    """Inner products of shifts per unit of strength, summed over the codes of each row, in squared logits.
 
     Attributes:
-        inner: of a candidate's shift with the words'.
-        own: of a candidate's with itself.
-        words: of the words' with themselves.
-        row_steps: steps of rows that the decoder ran for it.
+        inner: product of a candidate's shift with the shift of the words.
+        own: product of a candidate's shift with itself.
+        words: product of the shift of the words with itself.
+        row_steps: steps of single rows that the decoder ran.
     """
 
     inner: Float[np.ndarray, "candidate row"]
@@ -82,22 +83,22 @@ class Shifts:
     row_steps: int
 
     def alignment(self, rows: Int[np.ndarray, " row"] | slice = slice(None)) -> Float[np.ndarray, " candidate"]:
-        """The cosine of each candidate's shift and the words', over all codes of some rows."""
+        """The cosine between each candidate's shift and that of the words, over all codes of the given rows."""
         length = np.sqrt(self.own[:, rows].sum(1) * self.words[rows].sum())
         return np.divide(self.inner[:, rows].sum(1), length, out=np.zeros(len(length)), where=length > 0)
 
     @property
     def gain(self) -> Float[np.ndarray, " candidate"]:
-        """How much of the words' shift, from the negative pole to the positive, a strength of 1 brings about."""
+        """The share of the words' shift, from the negative to the positive pole, that a strength of 1 causes."""
         return self.inner.sum(1) / self.words.sum()
 
 
 def asked_in_words(lens: AudioLens, sets: PromptSet, neutral: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Neutral prompts asked for the positive pole and for the negative; the set's own pairs where it has no words.
+    """Neutral prompts with the words of the positive and of the negative pole; the set's own pairs if it has no words.
 
     Raises:
-        InputError: where there are too few pairs; where the text is a prefix, for pairs of unequal length, whose shift
-            would be that of the steps behind them too.
+        InputError: if there are too few pairs, or if the text is a prefix and a pair has unequal numbers of tokens: its
+            shift would include the displacement of all later steps.
     """
     positive, negative = words_of(sets, neutral)
     if lens.config.has_prefix:
@@ -106,25 +107,25 @@ def asked_in_words(lens: AudioLens, sets: PromptSet, neutral: Sequence[str]) -> 
         if apart:
             row = apart[0]
             raise InputError(
-                f"{positive[row]!r} and {negative[row]!r} have {sizes[0][row]} and {sizes[1][row]} tokens: where the "
-                "text stands before the music, words of unequal length shift every step. Word them alike."
+                f"{positive[row]!r} and {negative[row]!r} have {sizes[0][row]} and {sizes[1][row]} tokens: if the text "
+                "is a prefix, words of unequal length displace every step. Use words with equally many tokens."
             )
     return positive, negative
 
 
 def words_of(sets: PromptSet, neutral: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What is compared with the direction: neutral prompts with either pole's word in them, or pairs of the set."""
+    """The prompts to compare with the direction: neutral prompts with either pole's words, or pairs of the set."""
     if sets.positive_words and sets.negative_words:
         positive, negative = ([sets.prompted(prompt, pole) for prompt in neutral] for pole in sets.poles)
         return positive, negative
     wanted = len(neutral)
     if not sets.matched:
         raise InputError(
-            f"{sets.concept}: a set without words for its poles is compared pair by pair, and its poles have "
-            f"{len(sets.positive)} and {len(sets.negative)} prompts: give words, or as many prompts of either."
+            f"{sets.concept}: a set without words for its poles is compared pair by pair, but its poles have "
+            f"{len(sets.positive)} and {len(sets.negative)} prompts: give words, or equally many prompts per pole."
         )
     if min(len(sets.positive), len(sets.negative)) < wanted:
-        raise InputError(f"{sets.concept}: a set without words for its poles needs {wanted} prompts of either here.")
+        raise InputError(f"{sets.concept}: a set without words for its poles needs {wanted} prompts per pole here.")
     return list(sets.positive[:wanted]), list(sets.negative[:wanted])
 
 
@@ -133,7 +134,7 @@ def checked_strategies(strategies: Sequence[str]) -> None:
         raise InputError(f"strategies={strategies!r}: expected a list, such as [{strategies!r}].")
     for strategy in strategies:
         if strategy not in PLACED:
-            raise InputError(f"strategy={strategy!r} is not placed: expected some of {', '.join(PLACED)}.")
+            raise InputError(f"strategy={strategy!r} cannot be placed: expected some of {', '.join(PLACED)}.")
     if not strategies:
         raise InputError(f"no strategies: give some of {', '.join(PLACED)}.")
 
@@ -141,16 +142,16 @@ def checked_strategies(strategies: Sequence[str]) -> None:
 def candidates(
     directions: Directions, strategies: Sequence[Strategy], layers: int | Sequence[int] | None
 ) -> list[Candidate]:
-    """Every strategy at every layer whose vector has a length."""
+    """Every strategy at every layer whose vector is not zero."""
     checked_strategies(strategies)
     wanted = directions.layers if layers is None else checked_layers(layers, directions.meta.n_layers)
     missing = [layer for layer in wanted if layer not in directions]
     if missing:
-        raise InputError(f"no direction at layers {missing}: there are {list(directions.layers)}.")
+        raise InputError(f"no direction at layers {missing}: these directions have layers {list(directions.layers)}.")
     longest = float(directions.norms.max())
     there = [layer for layer in wanted if float(directions[layer].norm()) > 1e-6 * longest]
     if not there or longest == 0:
-        raise InputError("every direction is of length 0: the poles do not differ, and there is nothing to place.")
+        raise InputError("every direction has length 0: the poles do not differ, so there is nothing to place.")
     found = []
     for strategy in dict.fromkeys(strategies):
         if strategy == "all-to-all":
@@ -171,9 +172,10 @@ def shifts_of(
     step: float | None = None,
     progress: str | None = None,
 ) -> Shifts:
-    """The shifts that the poles' words and every place make, on the same codes.
+    """The shifts caused by the poles' words and by the direction at every place, on the same codes.
 
-    `step` is the strength that places are tried at, of either sign (default: `STEP` over all changed blocks together).
+    `step` is the strength, with either sign, at which places are tried (default: `STEP` divided by the number of blocks
+    that are changed).
     """
     half = max(1, batch_size // 2)
     batches = [slice(first, first + half) for first in range(0, len(neutral), half)]
@@ -198,7 +200,7 @@ def shifts_of(
 
 
 class _Run:
-    """Forward passes over one batch of rows, counted."""
+    """Runs forward passes over one batch of rows and counts their steps."""
 
     def __init__(self, lens: AudioLens, prompts: list[str], codes: Tensor) -> None:
         self.lens, self.prompts, self.codes = lens, prompts, codes
@@ -209,13 +211,13 @@ class _Run:
         self, prompts: list[str], steps: Sequence[Intervention] = ()
     ) -> Float[Tensor, "row codebook frame vocab"]:
         codes = self.codes.repeat(len(prompts) // len(self.codes), 1, 1)
-        told = self.lens.run_with_interventions(prompts, codes, list(steps))
-        checked_logits(told, self.lens.config.frame_rate)
-        self.row_steps += len(prompts) * told.shape[2]
-        return by_frame(told.float(), self.delays, codes.shape[-1])
+        logits = self.lens.run_with_interventions(prompts, codes, list(steps))
+        checked_logits(logits, self.lens.config.frame_rate)
+        self.row_steps += len(prompts) * logits.shape[2]
+        return by_frame(logits.float(), self.delays, codes.shape[-1])
 
     def shift(self, place: Candidate, step: float | None) -> Float[Tensor, "row codebook frame vocab"]:
-        """Of a strength of 1, by a central difference: both signs are rows of one pass."""
+        """The shift per unit of strength, by a central difference: both signs are rows of one forward pass."""
         if step is None:
             fine = torch.finfo(self.lens.dtype).eps < 1e-6
             step = (STEP if fine else COARSE_STEP) / place.targets
@@ -229,7 +231,7 @@ def _product(
     one: Float[Tensor, "row codebook frame vocab"],
     other: Float[Tensor, "row codebook frame vocab"],
 ) -> Float[np.ndarray, " row"]:
-    """The inner product in the Fisher metric, the weighted covariance, summed over all codes."""
+    """The inner product in the Fisher metric (a probability-weighted covariance), summed over all codes."""
     total = np.zeros(len(one))
     for part in zip(*(tensor.split(FRAMES, dim=2) for tensor in (weight, one, other)), strict=True):
         # Not every accelerator has float64.

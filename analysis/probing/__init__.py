@@ -1,6 +1,6 @@
-"""Probing: can a label be read from the activations, from which block on, and better than from the sound itself?
+"""Probing: whether a label can be read from the activations, at which blocks, and better than from the sound itself.
 
-`probe` takes a `Dataset`, a cache, prompts or an array, and gives a `ProbeResult`.
+`probe` takes a `Dataset`, a cache, prompts or an array, and returns a `ProbeResult`.
 """
 
 from analysis.probing.dataset import Dataset

@@ -1,8 +1,8 @@
-"""A labelled data set: prompts or sounds, a label a row, and which rows must stay together.
+"""A labelled data set: prompts or sounds, one label per row, and the rows that must stay together.
 
-Three sources, one value: prompts (with clips generated for them, or given codes), one's own sound (arrays, or a folder
-and a CSV), and the synthesiser étude was trained on, in the manner of SynTheory (Wei et al., ISMIR 2024). Probing and
-PCA read it; nothing here looks into a model but for its codec.
+There are three sources: prompts (with clips generated for them, or given codes), your own sound (arrays, or a folder
+and a CSV), and the synthesiser that étude was trained on, in the manner of SynTheory (Wei et al., ISMIR 2024). Probing
+and PCA use it. Nothing here reads a model's activations; only its generation and its codec are used.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 Task = Literal["classification", "regression"]
 _ENCODED = 16
-"""Clips that pass the codec at once."""
+"""Number of clips encoded at a time."""
 _CLASSES = 12
-"""Whole numbers of more different values than this are quantities, not classes."""
+"""Whole numbers with more distinct values than this are a quantity, not classes."""
 _SEARCHED = 100
-"""How many clips of the synthesiser are looked at for each one kept, before giving up."""
+"""How many synthesiser clips to examine per clip kept before giving up."""
 
 
 @guarded
@@ -45,15 +45,16 @@ class Dataset:
     """Rows to probe.
 
     Attributes:
-        labels: one a row: text or truth values (classes), or numbers (a quantity).
-        prompts: one a row; `None` is no prompt.
-        codes: the music that each row hears; `None` leaves only the start token, so that the text alone speaks.
-        audio: the sound the codes were made of, "row sample", for the mel baseline; `None` decodes the codes.
-        sample_rate: of `audio`, in hertz.
-        groups: rows of one group never stand on both sides of a split. By default rows that share a prompt or a clip
-            share a group; what all rows share tells no row from another and groups none.
-        name, unit: of the label, for tables and figures.
-        grouped: whether it is known which rows belong together: by default, whether groups or prompts were given.
+        labels: one per row: text or truth values (classes), or numbers (a quantity).
+        prompts: one per row; `None` is no prompt.
+        codes: the music that the model reads in each row. `None` leaves only the start token, so that the text is the
+            only source.
+        audio: the sound that the codes were made from, "row sample", for the mel baseline; `None` decodes the codes.
+        sample_rate: sample rate of `audio`, in hertz.
+        groups: the group of each row; rows of one group are never on both sides of a split. By default rows that share
+            a prompt or a clip share a group. A prompt or clip that all rows share is ignored.
+        name, unit: name and unit of the label, for tables and figures.
+        grouped: whether it is known which rows belong together; by default, whether groups or prompts were given.
 
     Raises:
         InputError: if lengths differ, a label is missing, or `groups` puts one prompt or one clip on both sides.
@@ -74,7 +75,9 @@ class Dataset:
         object.__setattr__(self, "labels", checked_labels(self.labels, len(self.prompts)))
         for what, given in (("codes", self.codes), ("audio", self.audio)):
             if given is not None and len(given) != len(self.prompts):
-                raise InputError(f"{what} of {len(given)} rows for {len(self.prompts)} prompts: give one row each.")
+                raise InputError(
+                    f"{what} of {len(given)} rows for {len(self.prompts)} prompts: give one row per prompt."
+                )
         if self.grouped is None:
             known = self.groups is not None or any(prompt is not None for prompt in self.prompts)
             object.__setattr__(self, "grouped", known)
@@ -105,14 +108,14 @@ class Dataset:
         name: str = "label",
         progress: bool = False,
     ) -> Dataset:
-        """Prompts with the clips that the model plays for them, or with given `codes`, one row or one for all.
+        """Prompts with clips generated for them, or with given `codes` (one row per prompt, or one row for all).
 
-        Generated codes say what was asked for: any block then reads the concept in its own past. Codes that all rows
-        share, or that both poles share, leave the text as the only source.
+        Generated codes contain what the prompt asked for, so any block can read the concept from the music so far.
+        Codes that all rows share, or that both poles share, leave the text as the only source.
         """
         checked_flags(progress=progress)
         listed = in_order("prompts", prompts, "prompts")
-        told = checked_labels(labels, len(listed))
+        checked = checked_labels(labels, len(listed))
         if codes is None:
             numbers = list(range(len(listed))) if seeds is None else list(in_order("seeds", seeds, "seeds"))
             codes = lens.generate(
@@ -121,7 +124,7 @@ class Dataset:
             ).codes.cpu()  # fmt: skip
         elif codes.ndim == 3 and len(codes) == 1:
             codes = codes.expand(len(listed), -1, -1)
-        return cls(told, listed, codes, groups=groups_of(groups, len(listed)), name=name)
+        return cls(checked, listed, codes, groups=groups_of(groups, len(listed)), name=name)
 
     @classmethod
     def from_arrays(
@@ -137,11 +140,12 @@ class Dataset:
         name: str = "label",
         unit: str = "",
     ) -> Dataset:
-        """One's own sounds, each "sample" or "channel sample", of one rate: floats, or PCM as int16 or int32.
+        """Your own sounds, each "sample" or "channel sample", at one sample rate: floats, or int16 or int32 PCM.
 
         Args:
-            groups: what each sound was cut from (piece, artist, album): excerpts of one piece tell each other's label.
-            seconds: the beginning of each sound that is heard; by default as much as the shortest has.
+            groups: what each sound was cut from (piece, artist, album): excerpts of one piece give away each other's
+                label.
+            seconds: how much of each sound is used, from its beginning; by default the length of the shortest.
 
         Raises:
             InputError: if labels do not match, or a sound is shorter than `seconds`.
@@ -150,23 +154,23 @@ class Dataset:
             seconds = checked_amount("seconds", seconds, above=0)
         checked_text("name", name)
         checked_text("unit", unit)
-        heard = in_order("sounds", sounds, "sounds")
-        if not heard:
-            raise InputError("no sounds: give at least two of each label.")
-        known = checked_labels(labels, len(heard))
-        waves = [_mono(sound, place) for place, sound in enumerate(heard)]
+        given = in_order("sounds", sounds, "sounds")
+        if not given:
+            raise InputError("sounds is empty: give at least two sounds for each label.")
+        known = checked_labels(labels, len(given))
+        waves = [_mono(sound, place) for place, sound in enumerate(given)]
         shortest = min(len(wave) for wave in waves)
         samples = shortest if seconds is None else round(seconds * sample_rate)
         if shortest < samples or not samples:
             place = int(np.argmin([len(wave) for wave in waves]))
             raise InputError(
-                f"sound {place} lasts {shortest / sample_rate:g} s, and seconds={seconds} was asked for: leave it out, "
-                "or ask for less."
+                f"sound {place} lasts {shortest / sample_rate:g} s, less than seconds={seconds}: leave it out, or ask "
+                "for fewer seconds."
             )
         audio = np.stack([wave[:samples] for wave in waves])
         codes = encoded(lens, audio, sample_rate)
-        told = (None,) * len(waves) if prompts is None else in_order("prompts", prompts, "prompts")
-        return cls(known, told, codes, audio, sample_rate, groups_of(groups, len(waves)), name, unit)
+        texts = (None,) * len(waves) if prompts is None else in_order("prompts", prompts, "prompts")
+        return cls(known, texts, codes, audio, sample_rate, groups_of(groups, len(waves)), name, unit)
 
     @classmethod
     def from_folder(
@@ -181,19 +185,19 @@ class Dataset:
         prompt: str | None = None,
         seconds: float | None = None,
     ) -> Dataset:
-        """Sound files of a folder and a CSV with a row a file.
+        """Sound files in a folder, labelled by a CSV with one row per file.
 
-        Every cell is read as text. Labels become numbers where all of them are, and no two that differ would become
-        the same: "01" stays text.
+        Every cell is read as text. Labels become numbers only if all of them are numbers and no two different labels
+        would become equal: "01" stays text.
 
         Args:
             table: the CSV; its column `file` names files relative to `folder`.
-            label, group, prompt: the columns of the label, of what rows must stay together (piece, artist), and of
-                the text that the model is given with the sound (none by default, and where its cell is blank).
+            label, group, prompt: the columns that hold the label, the group (piece or artist) whose rows must stay
+                together, and the text given to the model with the sound (by default none; a blank cell is none too).
 
         Raises:
-            InputError: for a missing file or column, a line without its file, label or group, sounds of different
-                rates, or one shorter than `seconds`.
+            InputError: if a file or column is missing, a line lacks its file, label or group, sample rates differ, or
+                a sound is shorter than `seconds`.
         """
         from audiolens.sound import soundfiles
 
@@ -207,7 +211,9 @@ class Dataset:
             sounds.append(sound)
             rates.add(rate)
         if len(rates) != 1:
-            raise InputError(f"sounds of {len(rates)} sample rates ({shortened(map(str, sorted(rates)))}): give one.")
+            raise InputError(
+                f"sounds of {len(rates)} sample rates ({shortened(map(str, sorted(rates)))}): resample them to one."
+            )
         return cls.from_arrays(
             lens,
             sounds,
@@ -230,16 +236,17 @@ class Dataset:
         seed: int = 0,
         seconds: float = CLIP_SECONDS,
     ) -> Dataset:
-        """`n` clips of étude's synthesiser, labelled by `concept` and drawn independently in everything else.
+        """`n` clips of étude's synthesiser, labelled by `concept` and sampled independently in everything else.
 
         Concepts are tempo, timbre, register, density, loudness (classes "low" and "high", the outer thirds of the
-        range; or, for regression, where in its range a clip lies, 0 to 1), mode, instrument, tonic (pitch class) and
-        meter. Classes are equally many. No prompt is given, so that the sound alone speaks.
+        range; or, for regression, the clip's position in its range, 0 to 1), mode, instrument, tonic (pitch class) and
+        meter. Classes have equal numbers of clips. No prompt is given, so that the sound is the only source.
 
-        étude's codec and decoder were trained on the clips of seeds 1 and 2: take others.
+        étude's codec and decoder were trained on the clips of seeds 1 and 2: use other seeds.
 
         Raises:
-            InputError: for a concept, a task or numbers that the synthesiser does not know, or too few clips.
+            InputError: if the synthesiser does not have the concept, the task or a number is invalid, or `n` is too
+                small.
         """
         from audiolens.etude import synth
 
@@ -258,7 +265,7 @@ class Dataset:
 
 
 def task_of(labels: np.ndarray) -> Task:
-    """Text, truth values and few whole numbers are classes; the rest is a quantity."""
+    """The task that labels imply: text, truth values and few distinct whole numbers are classes, others a quantity."""
     if labels.dtype.kind in "USOb":
         return "classification"
     whole = labels.dtype.kind in "iu" or bool((labels == np.round(labels)).all())
@@ -266,7 +273,7 @@ def task_of(labels: np.ndarray) -> Task:
 
 
 def told_labels(labels: np.ndarray) -> str:
-    """Labels in a few words: how many of each class, or the range of a quantity."""
+    """A short description of labels: how many of each class, or the range of a quantity."""
     if task_of(labels) == "regression":
         return f"{labels.min():.3g} to {labels.max():.3g}"
     values, counts = np.unique(labels, return_counts=True)
@@ -274,12 +281,12 @@ def told_labels(labels: np.ndarray) -> str:
 
 
 def checked_labels(labels: Any, rows: int) -> np.ndarray:
-    """Labels as an array, one a row, none missing, of one kind; see `column`."""
+    """Labels as an array, one per row, none missing, all of one kind; see `column`."""
     return column("labels", labels, rows)
 
 
 def same(values: Sequence[str | None]) -> np.ndarray:
-    """A number a row, equal where a text is; -1 where there is none, or where all rows have the same."""
+    """One number per row, equal for equal texts; -1 for no text, or if all rows have the same."""
     numbers = {value: place for place, value in enumerate(dict.fromkeys(values))}
     if len(numbers) == 1:
         return np.full(len(values), -1)
@@ -287,19 +294,19 @@ def same(values: Sequence[str | None]) -> np.ndarray:
 
 
 def same_codes(codes: Int[Tensor, "row codebook frame"]) -> np.ndarray:
-    """The same for clips: equal where every code is."""
+    """As `same`, for clips: numbers are equal if all codes are."""
     return same([bytes(clip.cpu().numpy().tobytes()).hex() for clip in codes])
 
 
 def checked_groups(groups: Any, rows: int, ties: Sequence[np.ndarray] = ()) -> np.ndarray:
-    """The group of each row: as given, or the rows that ties (equal prompts, equal clips) bind together.
+    """The group of each row: as given, or built from ties (rows with equal prompts or equal clips).
 
     Raises:
-        InputError: if groups that are given part rows that a tie binds: the same prompt would be on both sides.
+        InputError: if given groups separate rows that are tied: the same prompt would be on both sides.
     """
     if groups is None:
         links = [(np.flatnonzero(tie >= 0), tie[tie >= 0]) for tie in ties]
-        # Rows and ties are the two kinds of nodes of a graph; a group is a connected part of it.
+        # Rows and ties are the two kinds of nodes in a graph; a group is a connected component.
         offset, starts, ends = rows, [], []
         for members, marks in links:
             starts.append(members)
@@ -315,10 +322,10 @@ def checked_groups(groups: Any, rows: int, ties: Sequence[np.ndarray] = ()) -> n
 
 
 def refuse_leak(sides: np.ndarray, ties: Sequence[np.ndarray], what: str) -> None:
-    """Raise if rows that a tie binds lie on different sides.
+    """Raise if tied rows are on different sides.
 
     Raises:
-        InputError: naming two such rows.
+        InputError: if there are such rows; the error names two of them.
     """
     for tie in ties:
         for mark in np.unique(tie[tie >= 0]):
@@ -326,38 +333,42 @@ def refuse_leak(sides: np.ndarray, ties: Sequence[np.ndarray], what: str) -> Non
             apart = rows[sides[rows] != sides[rows[0]]]
             if len(apart):
                 raise InputError(
-                    f"a leak: rows {rows[0]} and {apart[0]} share their prompt, clip or group, and {what} puts them "
-                    "apart, so that one would be trained on and the other tested; leave it out to keep them together."
+                    f"a leak: rows {rows[0]} and {apart[0]} share their prompt, clip or group, but {what}= separates "
+                    "them, so the probe could train on one and be tested on the other; leave it out to keep them "
+                    "together."
                 )
 
 
 def encoded(
     lens: AudioLens, audio: Float[np.ndarray, "row sample"], sample_rate: int
 ) -> Int[Tensor, "row codebook frame"]:
-    """Codes of many sounds, a few at a time."""
+    """Encode sounds to codes, a few at a time."""
     parts = [audio[start : start + _ENCODED] for start in range(0, len(audio), _ENCODED)]
     return torch.cat([lens.encode_audio(torch.from_numpy(part)[:, None], sample_rate).cpu() for part in parts])
 
 
 def _drawn(concept: str, n: int, task: Task, seed: int) -> tuple[list[int], list[Any]]:
-    """Clips of the synthesiser and their labels, chosen by label alone and equally many of each class."""
+    """Indices and labels of synthesiser clips, chosen by label alone, with equal numbers of each class."""
     from audiolens.etude import synth
     from audiolens.etude.attributes import CONCEPTS, INSTRUMENTS, METERS, MODES, RANGES, TONICS
 
     known = {**CONCEPTS, "tonic": "tonic", "meter": "meter"}
     if concept not in known:
-        raise InputError(f"the synthesiser has no {concept!r}.{nearest(concept, known)} It labels {shortened(known)}.")
+        raise InputError(
+            f"concept={concept!r}: not a label of the synthesiser.{nearest(concept, known)} Its labels are "
+            f"{shortened(known)}."
+        )
     attribute = known[concept]
     if task == "regression":
         if attribute not in RANGES:
-            raise InputError(f"{concept} is no quantity: probe it by classification.")
+            raise InputError(f"{concept} is not a quantity: probe it by classification.")
         span = RANGES[attribute]
         drawn = [synth.label(index, seed)[0] for index in range(n)]
         return list(range(n)), [span.position(getattr(one, attribute)) for one in drawn]
     kinds = {"instrument": INSTRUMENTS, "mode": MODES, "tonic": TONICS, "meter": METERS}
     classes: tuple[Any, ...] = ("low", "high") if attribute in RANGES else kinds[attribute]
     if n < 2 * len(classes):
-        raise InputError(f"n={n}: {concept} has {len(classes)} classes, and each needs two clips at least.")
+        raise InputError(f"n={n}: {concept} has {len(classes)} classes, and each needs at least two clips.")
     wanted = {name: n // len(classes) + (place < n % len(classes)) for place, name in enumerate(classes)}
     chosen, labels = [], []
     for index in range(_SEARCHED * n):
@@ -382,10 +393,10 @@ def _mono(sound: Any, place: int) -> Float[np.ndarray, " sample"]:
     if wave.ndim not in (1, 2) or not wave.size:
         raise InputError(f"sound {place} of shape {wave.shape}: expected 'sample' or 'channel sample'.")
     if not np.isfinite(wave).all():
-        raise InputError(f"sound {place} holds NaN or infinite samples.")
+        raise InputError(f"sound {place} contains NaN or infinite samples: expected finite numbers.")
     return wave if wave.ndim == 1 else wave.mean(0)
 
 
 def groups_of(groups: Any, rows: int) -> np.ndarray | None:
-    """Groups as an array, one a row, where any were given; see `column`."""
+    """Groups as an array, one per row, or `None` if none were given; see `column`."""
     return None if groups is None else column("groups", groups, rows)

@@ -1,7 +1,7 @@
-"""Probing: can a label be read from the activations, from which block on, and better than from the sound itself?
+"""Run a probing experiment: cross-validated probes of a label at every block or head, with controls and baselines.
 
-`probe` reads one vector a row at every place asked for (`features.py`), and cross-validates probes on them beside
-shuffled labels (`probes.py`); the rows come from a `Dataset`, a recorded cache, prompts, or an array.
+`probe` reads one vector per row at every block or head (`features.py`), and cross-validates probes on them with real
+and with shuffled labels (`probes.py`). The rows come from a `Dataset`, a recorded cache, prompts, or an array.
 """
 
 from __future__ import annotations
@@ -66,46 +66,47 @@ def probe(
     """Probe a label at every block, cross-validated by prompt (Alain and Bengio, 2016).
 
     Args:
-        lens: the model; `None` will do for a cache or an array, without baselines and directions.
+        lens: the model; `None` is enough for a cache or an array, without baselines and directions.
         data: a `Dataset`; prompts, with `labels` (clips are generated for them, unless `codes` are given or the
             position is before any music); a cache recorded with `reduce=`; or an array "layer row feature".
-        labels: one a row, where `data` has none.
-        kind: "ridge" (classes or a quantity; closed form, its penalty chosen on the training side, so that places
-            and baselines of different width compare), "logistic" (classes), or "mlp" (either).
-        task: "classification" or "regression"; by default text and few whole numbers are classes.
+        labels: one per row, if `data` has none.
+        kind: "ridge" (classes or a quantity; closed form, with the penalty chosen on the training side, so that
+            features of different width are comparable), "logistic" (classes), or "mlp" (either).
+        task: "classification" or "regression"; by default text and few distinct whole numbers are classes.
         site, layers: what is probed; a site with heads is probed with all its heads together.
-        heads: probe each of these heads by itself.
-        position: the mean over all steps, the "first" (the start token: the text alone), "last", "max", or the mean
-            over (from, to) in seconds; "eos" where the text stands in the decoder's own sequence.
-        branch: which half of the guidance; "both" is the mean of the two.
-        groups: rows that must stay on one side; by default those that share a prompt or a clip. An array has neither:
-            without groups each of its rows counts as independent, and the result says so.
-        folds: how many, or the fold of each row.
-        n_shuffles: of the labels; p is at least 1 / (n + 1).
+        heads: probe each of these heads separately.
+        position: "mean" (over all steps), "first" (the start token, which sees the text alone), "last", "max", or
+            (from, to) in seconds for the mean over that span; "eos" if the text is in the decoder's own sequence.
+        branch: which half of the guidance is read; "both" is the mean of the two.
+        groups: the group of each row; rows of a group stay on one side of a split. By default rows that share a prompt
+            or a clip share a group. An array has neither: without groups each of its rows counts as independent, and
+            the result says so.
+        folds: number of folds, or the fold of each row.
+        n_shuffles: number of label shuffles; p is at least 1 / (n + 1).
         penalty, n_components: see `analysis.probing.probes.Probe`.
-        baselines: "mel" and "codec"; by default both where there is sound.
-        n_jobs: processes that share the places.
+        baselines: "mel" and "codec"; by default both if there is sound.
+        n_jobs: number of processes that share the layers and heads.
 
     Raises:
-        InputError: (or a subclass) for a leak, labels that do not match or are too few, a place the model lacks, or
-            activations that are the same in every row.
+        InputError: (or a subclass) if a split leaks, labels do not match or are too few, the model lacks the site,
+            layer or head, or the activations are the same in every row.
     """
     checked_flags(progress=progress)
     _check_numbers(penalty, n_components, n_bootstrap, n_jobs, seed)
     rows, given = _rows(lens, data, labels, codes, groups, position, heads, site, layers)
-    told = task or task_of(rows.labels)
-    checked = _checked_kind(kind, told)
-    if told == "regression" and rows.labels.dtype.kind not in "biuf":
+    chosen_task = task or task_of(rows.labels)
+    checked = _checked_kind(kind, chosen_task)
+    if chosen_task == "regression" and rows.labels.dtype.kind not in "biuf":
         raise InputError("task='regression' needs labels that are numbers; these are text: use task='classification'.")
-    classes = tuple(map(str, np.unique(rows.labels))) if told == "classification" else ()
-    fitted = Probe(checked, told, len(classes), penalty, n_components)
+    classes = tuple(map(str, np.unique(rows.labels))) if chosen_task == "classification" else ()
+    fitted = Probe(checked, chosen_task, len(classes), penalty, n_components)
     target = target_of(rows.labels, classes)
     own = one_or_listed("folds", folds)
     given_folds = isinstance(own, list)
     plan = Plan.of(
         target,
         np.asarray(rows.groups),
-        task=told,
+        task=chosen_task,
         names=classes,
         n_folds=2 if given_folds else own,
         folds=own if given_folds else None,
@@ -121,14 +122,14 @@ def probe(
         )  # fmt: skip
     _check_values(found)
     chosen = _sounds(baselines, rows, lens, position)
-    beside = {} if lens is None else {name: features.of_sound(lens, rows, name, position) for name in chosen}
-    todo = [*found.values, *(one.values[0] for one in beside.values())]
+    without = {} if lens is None else {name: features.of_sound(lens, rows, name, position) for name in chosen}
+    todo = [*found.values, *(one.values[0] for one in without.values())]
     scored = Parallel(n_jobs=n_jobs)(delayed(plan.scored)(values, fitted, n_bootstrap, seed) for values in todo)
     everything = list[Scored](scored)  # pyright: ignore[reportArgumentType]
     return ProbeResult(
         scored=tuple(everything[: len(found.places)]),
         places=found.places,
-        baselines=dict(zip(beside, everything[len(found.places) :], strict=True)),
+        baselines=dict(zip(without, everything[len(found.places) :], strict=True)),
         labels=rows.labels,
         groups=plan.groups,
         folds=plan.folds,
@@ -156,12 +157,12 @@ def _rows(
     site: str,
     layers: Any,
 ) -> tuple[Dataset, Features | None]:
-    """The rows, and their activations where they come along."""
+    """The rows to probe, and their activations if `data` contains them."""
     if isinstance(data, Dataset):
         if labels is not None or codes is not None or groups is not None:
             raise InputError("a Dataset has its own labels, codes and groups: change them there.")
         if lens is None:
-            raise InputError("a Dataset is read from a model: give the lens.")
+            raise InputError("a Dataset needs a model to read it: give the lens.")
         return data, None
     if labels is None:
         raise InputError("no labels: give one per row.")
@@ -180,7 +181,7 @@ def _rows(
         prompts = (None,) * found.values.shape[1]
     else:
         if lens is None:
-            raise InputError("prompts are read by a model: give the lens.")
+            raise InputError("prompts need a model to read them: give the lens.")
         if isinstance(data, str) or not isinstance(data, Sequence):
             raise InputError(f"data={type(data).__name__}: expected a Dataset, a cache, prompts, or an array.")
         if codes is None and position in ("first", "eos"):
@@ -188,13 +189,13 @@ def _rows(
             return Dataset(checked_labels(labels, rows), tuple(data), groups=groups_of(groups, rows)), None
         return Dataset.from_prompts(lens, data, labels, codes=codes, groups=groups), None
     if codes is not None:
-        raise InputError("codes go with prompts: these activations were read already.")
+        raise InputError("codes= goes with prompts only: these activations have already been recorded.")
     checked = checked_labels(labels, len(prompts))
     return Dataset(checked, prompts, groups=groups_of(groups, len(checked))), found
 
 
 def _held(found: Features, site: str, layers: Any, heads: Any) -> Features:
-    """The places of a cache that were asked for."""
+    """Select the requested layers and heads of a cache."""
     keep = np.full(len(found.places), True)
     for name, asked, held in (
         ("layers", None if layers is None else listed_layers(layers), [place.layer for place in found.places]),
@@ -218,7 +219,7 @@ def _check_numbers(penalty: Any, n_components: Any, n_bootstrap: Any, n_jobs: An
         checked_count("n_components", n_components)
     checked_count("n_bootstrap", n_bootstrap, 0)
     checked_count("seed", seed, 0, MOST_SEED)
-    # As in joblib: -1 is every core.
+    # As in joblib, -1 means every core.
     if n_jobs != -1:
         checked_count("n_jobs", n_jobs, 1, MOST_JOBS)
 
@@ -231,7 +232,7 @@ def _checked_kind(kind: Any, task: Any) -> Kind:
     if kind not in KINDS:
         raise InputError(f"kind={kind!r}: expected one of {', '.join(KINDS)}.")
     if kind == "logistic" and task == "regression":
-        raise InputError("kind='logistic' tells classes apart: use 'ridge' or 'mlp' for a quantity.")
+        raise InputError("kind='logistic' needs classes: use 'ridge' or 'mlp' for a quantity.")
     return kind
 
 
@@ -240,8 +241,9 @@ def _check_values(found: Features) -> None:
         raise InputError("activations hold NaN or infinite values: expected finite numbers.")
     if not np.ptp(found.values, axis=1).any():
         raise InputError(
-            "the activations are the same in every row at every place: nothing varies. Rows that differ in prompt "
-            "alone differ only after the text is read; choose other layers, or give rows codes of their own."
+            "the activations are the same in every row at every layer or head: nothing varies. Rows that differ only "
+            "in their prompts differ only after the text has been read; choose other layers, or give each row its own "
+            "codes."
         )
 
 
@@ -250,19 +252,19 @@ def _sounds(
 ) -> tuple[Baseline, ...]:
     if baselines is None:
         audible = rows.codes is not None and lens is not None and position not in ("first", "eos")
-        # One clip for all rows says nothing of any.
+        # A clip that all rows share carries no information about the labels.
         alone = rows.codes is not None and bool((rows.codes == rows.codes[:1]).all())
         return ("mel", "codec") if audible and not alone else ()
     for name in baselines:
         if name not in ("mel", "codec"):
-            raise InputError(f"baselines={name!r}: expected 'mel' and 'codec'.")
+            raise InputError(f"baselines={name!r}: expected 'mel' or 'codec'.")
     if baselines and lens is None:
-        raise InputError("baselines are made of sound, which needs the lens and a Dataset: give baselines=().")
+        raise InputError("baselines are computed from sound, which needs the lens and a Dataset: give baselines=().")
     return tuple(baselines)
 
 
 def _vectors(fitted: Probe, values: np.ndarray, target: np.ndarray) -> Float[np.ndarray, "output feature"]:
-    """Weights, as long as the difference of the poles' means is along them, and with its sign."""
+    """Weights rescaled to the length, and given the sign, of the difference of the poles' means along them."""
     weights = fitted.weights(values, target)
     units = weights / np.maximum(np.linalg.norm(weights, axis=1, keepdims=True), np.finfo(float).tiny)
     made = []
@@ -277,7 +279,7 @@ def _meta(
 ) -> Provenance:
     made = isinstance(data, Sequence) and rows.codes is not None
     if isinstance(data, ActivationCache):
-        # It was recorded before, and says how.
+        # A cache knows how it was recorded.
         position = cast(Position, data.reduce or position)
         branch = cast(Branch, data.branch)
     return Provenance(

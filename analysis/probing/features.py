@@ -1,4 +1,4 @@
-"""What a probe sees of each row: a vector read from the model, or made of the sound without it (the baselines)."""
+"""The features of a probe: one vector per row, read from the model or computed from the sound alone (baselines)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BANDS, _WINDOW, _HOPS, _LAG_SECONDS = 64, 1024, 50, 2
 
 @dataclass(frozen=True)
 class Place:
-    """Where a vector was read: a site's short name, its block (`None` for the model-wide), a head (`None` for all)."""
+    """Where a vector was read: the site's short name, the block (`None` outside the blocks), the head (`None`: all)."""
 
     site: str
     layer: int | None = None
@@ -42,7 +42,7 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Vectors of every place and row; `lengths` are the mean lengths of the activations, over rows and steps."""
+    """One vector per `Place` and row; `lengths` are the mean norms of the activations over rows and steps."""
 
     values: Float[np.ndarray, "place row feature"]
     lengths: Float[np.ndarray, " place"]
@@ -65,10 +65,11 @@ def of_model(
     batch_size: int = 16,
     progress: bool = False,
 ) -> Features:
-    """One vector a row and place, read batch by batch; memory is that of one batch and of what is returned.
+    """Read one vector per `Place` and row, batch by batch; memory use is one batch and the result.
 
     Raises:
-        InputError: (or a subclass) for a place the model lacks, or one without a vector a step, before it runs.
+        InputError: (or a subclass) if the model lacks the site, layer or head, or the site has no vector per step.
+            Raised before the model runs.
     """
     _check_site(lens, site)
     span, reduce = _reading(position, lens)
@@ -103,10 +104,10 @@ def of_model(
 
 
 def of_cache(cache: ActivationCache, site: str, each_head: bool | None = None) -> Features:
-    """The vectors that a cache holds, recorded with a reduction over time.
+    """The vectors in a cache that was recorded with a reduction over time.
 
     Raises:
-        InputError: if it was not, or the site was not recorded.
+        InputError: if the cache was not reduced over time, or the site was not recorded.
     """
     asked = named(site)
     short = asked.short
@@ -122,7 +123,7 @@ def of_cache(cache: ActivationCache, site: str, each_head: bool | None = None) -
             norms = None if norms is None else norms.mean(0)
         if "step" in axes or "query" in axes or "token" in axes:
             raise InputError(
-                f"{name} was recorded with its steps, {tuple(axes)}: record it with reduce='mean', or a span's mean."
+                f"{name} was recorded with its steps, {tuple(axes)}: record it with reduce='mean' (and seconds=)."
             )
         layer = Site.of(name).layer
         own = cache.heads or range(tensor.shape[1])
@@ -131,14 +132,14 @@ def of_cache(cache: ActivationCache, site: str, each_head: bool | None = None) -
         for place, head in enumerate(own) if split else [(0, None)]:
             mine = tensor[:, place] if split else flat
             values.append(mine.cpu().numpy())
-            told = mine.norm(dim=-1) if norms is None or norms.shape != mine.shape[:1] else norms
-            lengths.append(float(told.float().mean()))
+            own_norms = mine.norm(dim=-1) if norms is None or norms.shape != mine.shape[:1] else norms
+            lengths.append(float(own_norms.float().mean()))
             places.append(Place(short, layer, head))
     return Features(np.stack(values), np.array(lengths), tuple(places), short)
 
 
 def of_array(array: Any, layers: int | Sequence[int] | None = None) -> Features:
-    """An array "layer row feature" (or "row feature", one place) as features.
+    """Features from an array "layer row feature" (or "row feature" for one layer).
 
     Raises:
         InputError: if it has another shape, or layers do not match.
@@ -153,10 +154,10 @@ def of_array(array: Any, layers: int | Sequence[int] | None = None) -> Features:
 
 
 def of_sound(lens: AudioLens, data: Dataset, baseline: Baseline, position: Position = "mean") -> Features:
-    """The same rows without the model, over the same span: what sound or codes say by themselves.
+    """Baseline features of the same rows over the same span, from the sound or the codes without the model.
 
-    "codec": mean, spread and mean step of the codec's own vectors over time. "mel": the same of 64 mel bands in dB,
-    and the autocorrelation of the onset strength up to two seconds (librosa).
+    "codec": mean, standard deviation and mean absolute step over time of the codec's own vectors. "mel": the same for
+    64 mel bands in dB, and the autocorrelation of the onset strength up to two seconds (librosa).
 
     Raises:
         InputError: if rows have no sound.
@@ -206,7 +207,7 @@ def _mel(lens: AudioLens, data: Dataset, span: Span | None) -> Float[np.ndarray,
 
 
 def _over_time(values: Float[np.ndarray, "row band frame"]) -> Float[np.ndarray, "row feature"]:
-    """Mean, spread and mean absolute step over time of every band."""
+    """Mean, standard deviation and mean absolute step over time of every band."""
     steps = np.abs(np.diff(values, axis=-1)).mean(-1) if values.shape[-1] > 1 else np.zeros(values.shape[:2])
     return np.concatenate([values.mean(-1), values.std(-1), steps], axis=1).astype(float)
 
@@ -215,7 +216,7 @@ def _reading(position: Position, lens: AudioLens) -> tuple[Span | None, str]:
     if isinstance(position, tuple | list):
         return checked_span(position), "mean"
     if position == "first":
-        # The step before which nothing was heard.
+        # The first step, which has no music before it.
         return (0, 1 / lens.config.frame_rate), "mean"
     if position not in ("mean", "last", "max", "eos"):
         raise InputError(
@@ -226,10 +227,10 @@ def _reading(position: Position, lens: AudioLens) -> tuple[Span | None, str]:
 
 def _check_site(lens: AudioLens, site: str) -> None:
     if not isinstance(site, str):
-        raise InputError(f"site={site!r}: expected one site; probe several one after the other.")
+        raise InputError(f"site={site!r}: expected one site; probe several sites in separate calls.")
     found = lens.find_sites(site)[0]
     if "step" not in found.axes or "codebook" in found.axes:
         raise InputError(
-            f"site={site!r} is {lens.sites()[found.name]!r}: expected one with a vector a step, such as 'resid_post' "
-            "or 'attn.z'."
+            f"site={site!r} is {lens.sites()[found.name]!r}: expected a site with one vector per step, such as "
+            "'resid_post' or 'attn.z'."
         )

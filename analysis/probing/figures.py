@@ -1,4 +1,4 @@
-"""Figures of probes: score by block over shuffled labels and baselines, or a map of heads; on paper and on screen."""
+"""Figures of probes, for paper and screen: scores by block with shuffled labels and baselines, or a map of heads."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from analysis.probing.result import UNGROUPED
 if TYPE_CHECKING:
     from analysis.probing.result import ProbeResult
 
-_BESIDE = {"mel": (ORANGE, "--"), "codec": (GREEN, "-.")}
+_BASELINE_LOOKS = {"mel": (ORANGE, "--"), "codec": (GREEN, "-.")}
 _DASHES = {"--": "dash", "-.": "dashdot"}
 
 
 def paper(result: ProbeResult) -> Figure:
-    """Score with its interval at each place; grey: what shuffled labels reach; lines: the sound without the model."""
+    """Scores with intervals by block or head. Grey: the range of shuffled labels. Lines: baselines from the sound."""
     return _heads(result) if _is_map(result) else _blocks(result)
 
 
 @literally
 def screen(result: ProbeResult) -> go.Figure:
-    """The same, to hover over."""
+    """The same for the screen; hovering shows the numbers."""
     figure = _heads_on_screen(result) if _is_map(result) else _blocks_on_screen(result)
     return figure.update_layout(
         template="simple_white", title=_title(result), margin={"l": 70, "r": 20, "t": 60, "b": 60}
@@ -40,8 +40,8 @@ def caption(result: ProbeResult) -> str:
     rows, groups = len(result.labels), len(np.unique(result.groups))
     what = f"{result.metric} of {result.probe.kind} probes of {result.name} at {_site(result)}"
     return (
-        f"{what}, {len(np.unique(result.folds))}-fold over {groups} groups ({rows} rows), 95% intervals over groups. "
-        f"Grey: {result.shuffled.shape[1]} shuffles of the labels, lowest to highest."
+        f"{what}, {len(np.unique(result.folds))}-fold cross-validation over {groups} groups ({rows} rows), 95% "
+        f"intervals over groups. Grey: range over {result.shuffled.shape[1]} shuffles of the labels."
         + ("" if result.grouped else f" {UNGROUPED.capitalize()}.")
     )
 
@@ -60,7 +60,7 @@ def _blocks(result: ProbeResult) -> Figure:
             axes.vlines(x, low, high, color=GREY, linewidth=8, alpha=0.5)
         axes.axhline(result.chance, color=BLACK, linewidth=0.8, linestyle=":", label=f"chance, {result.chance:.2g}")
         for name, other in result.baselines.items():
-            colour, line = _BESIDE[name]
+            colour, line = _BASELINE_LOOKS[name]
             axes.axhspan(other.interval.low, other.interval.high, color=colour, alpha=0.13, linewidth=0)
             axes.axhline(other.score, color=colour, linestyle=line, linewidth=1.3, label=f"{name}, no model")
         score = mine["score"].to_numpy(float)
@@ -99,7 +99,7 @@ def _heads(result: ProbeResult) -> Figure:
         axes.set_xlabel("head")
         axes.set_ylabel("block")
         figure.colorbar(image, ax=axes, label=_axis(result))
-        axes.set_title(f"{_title(result)}\n* above every shuffle's best head", fontsize=9)
+        axes.set_title(f"{_title(result)}\n* above the best head of every shuffle", fontsize=9)
     return figure
 
 
@@ -113,7 +113,7 @@ def _blocks_on_screen(result: ProbeResult) -> go.Figure:
         line_width=0, mode="lines", name="shuffled labels", hoverinfo="skip",
     )  # fmt: skip
     for name, other in result.baselines.items():
-        colour, line = _BESIDE[name]
+        colour, line = _BASELINE_LOOKS[name]
         i = other.interval
         figure.add_scatter(
             x=names, y=[other.score] * len(names), mode="lines", name=f"{name}, no model",
@@ -148,7 +148,7 @@ def _heads_on_screen(result: ProbeResult) -> go.Figure:
             hovertemplate="block %{y}, head %{x}: %{z:.3f}<extra></extra>",
         )
     )  # fmt: skip
-    return figure.update_layout(xaxis_title="head (* above every shuffle's best head)", yaxis_title="block")
+    return figure.update_layout(xaxis_title="head (* above the best head of every shuffle)", yaxis_title="block")
 
 
 def _is_map(result: ProbeResult) -> bool:

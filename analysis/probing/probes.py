@@ -1,10 +1,10 @@
-"""Probes on arrays: cross-validated by group, against shuffled labels, with intervals. Nothing here knows a model.
+"""Probes on arrays, cross-validated by group, with shuffled labels and intervals. Nothing here depends on a model.
 
-Scaler and PCA see the training side of a split alone. Rows are weighted so that every class counts alike: else a probe
-of rare rows names the frequent class throughout, whatever it reads. Labels are shuffled within the folds, group by
-group, so that every shuffle has the folds, the class counts and the rows of the real labels, and the expected score of
-a shuffle is chance. All places (layers, heads, baselines) share folds and shuffles, so that their scores compare
-pairwise, and the best of the shuffles over all places tells how high chance goes in a search over them.
+The scaler and PCA are fitted on the training side of a split only. Rows are weighted so that all classes count equally:
+otherwise a probe of a rare class would always predict the frequent one. Labels are shuffled within the folds, group by
+group, so that every shuffle has the same folds, class counts and rows as the real labels, and its expected score is
+chance. All layers, heads and baselines share folds and shuffles, so that their scores can be compared pairwise, and the
+best score of each shuffle over all of them shows how high chance reaches in such a search.
 """
 
 from __future__ import annotations
@@ -45,16 +45,17 @@ Labels = Int[np.ndarray, " row"] | Float[np.ndarray, " row"]
 
 @dataclass(frozen=True)
 class Probe:
-    """What is fitted.
+    """The settings of a probe.
 
     Attributes:
         kind: "logistic" (classes), "ridge" (either task), or "mlp" (either, one hidden layer of 32).
         task: "classification" or "regression".
-        n_classes: of a classification.
-        penalty: on the squared norm of the weights of standardised features (1 / C of scikit-learn). By default as
-            many as there are features for "logistic", 1 for "mlp", and for "ridge" chosen on the training side by
-            leave-one-out.
-        n_components: principal components kept, fitted on the training side; `None` keeps all features (an "mlp" 32).
+        n_classes: number of classes, for a classification.
+        penalty: penalty on the squared norm of the weights of standardised features (1 / C in scikit-learn). The
+            default is the number of features for "logistic" and 1 for "mlp"; for "ridge" it is chosen on the training
+            side by leave-one-out.
+        n_components: number of principal components kept, fitted on the training side; `None` keeps all features (32
+            components for "mlp").
     """
 
     kind: Kind
@@ -64,7 +65,7 @@ class Probe:
     n_components: int | None = None
 
     def preprocessing(self, n_rows: int, n_features: int) -> Pipeline:
-        """Scaler, and PCA if asked for, of so many training rows."""
+        """The scaler, and PCA if requested, for training data with this many rows and features."""
         components = self.n_components or (_MLP_COMPONENTS if self.kind == "mlp" else None)
         if components is None:
             return make_pipeline(StandardScaler())
@@ -73,7 +74,7 @@ class Probe:
     def outputs(
         self, train: Float[np.ndarray, "row feature"], targets: Sequence[Labels], tests: Sequence[np.ndarray], seed: int
     ) -> list[list[np.ndarray]]:
-        """For each target, the outputs "row class" (or "row 1" for a quantity) of each of `tests`."""
+        """For each target, the outputs "row class" (or "row 1" for a quantity) on each array of `tests`."""
         if self.kind == "ridge" and all(self._row_weights(target) is None for target in targets):
             return self._ridge(train, targets, tests)
         found = []
@@ -83,7 +84,7 @@ class Probe:
         return found
 
     def fitted(self, train: np.ndarray, target: Labels, seed: int = 0) -> Any:
-        """One estimator fitted to one target, every class of the same weight."""
+        """One estimator fitted to one target, with the same weight for every class."""
         weights = self._row_weights(target)
         if self.kind == "ridge":
             model = RidgeCV(PENALTIES if self.penalty is None else [self.penalty], alpha_per_target=True)
@@ -101,7 +102,8 @@ class Probe:
             return model.fit(train, target, sample_weight=weights)
 
     def weights(self, values: Float[np.ndarray, "row feature"], target: Labels) -> Float[np.ndarray, "output feature"]:
-        """The weights of a linear probe fitted to all rows, in the features' own units: "class feature", or one."""
+        """The weights of a linear probe fitted to all rows, in the features' own units: "class feature", or one row
+        for a quantity."""
         steps = self.preprocessing(*values.shape).fit(values)
         coefficients = np.atleast_2d(self.fitted(steps.transform(values), target).coef_)
         if self.task == "classification" and len(coefficients) == 1:
@@ -113,7 +115,7 @@ class Probe:
     def _ridge(
         self, train: np.ndarray, targets: Sequence[Labels], tests: Sequence[np.ndarray]
     ) -> list[list[np.ndarray]]:
-        """All targets at once: rows that weigh the same share one decomposition."""
+        """Fit all targets at once: with equal row weights they share one decomposition."""
         coded = [self._coded(target) for target in targets]
         model = RidgeCV(PENALTIES if self.penalty is None else [self.penalty], alpha_per_target=True)
         model.fit(train, np.concatenate(coded, axis=1))
@@ -121,7 +123,7 @@ class Probe:
         return [[outputs[:, place] for outputs in predicted] for place in range(len(targets))]
 
     def _row_weights(self, target: Labels) -> Float[np.ndarray, " row"] | None:
-        """Weights with which the classes of a target count alike, 1 on average; `None` where each row's is 1."""
+        """Row weights, 1 on average, that make all classes count equally; `None` if every weight is 1."""
         if self.task == "regression":
             return None
         weights = compute_sample_weight("balanced", target)
@@ -140,16 +142,17 @@ class Probe:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """How well labels are read from the vectors of one place.
+    """How well labels are predicted from the vectors of one layer, head or baseline.
 
     Attributes:
-        score: out of fold: balanced accuracy (mean recall of the classes) or R², 0 being the training side's mean.
-        interval: of `score`, over groups.
-        auc: area under the curve, averaged over classes against the rest; NaN for a quantity.
-        auc_interval: of `auc`.
-        shuffled: the score of each shuffle of the labels.
-        memorised: mean score of the shuffles on their own training rows: what the probe can learn by heart.
-        outputs: out of fold, of the real labels: a column a class, or the predicted quantity.
+        score: out-of-fold balanced accuracy (mean recall of the classes), or R², where 0 is to predict the training
+            mean.
+        interval: interval of `score` over groups.
+        auc: area under the ROC curve of each class against the rest, averaged over classes; NaN for a quantity.
+        auc_interval: interval of `auc`.
+        shuffled: score of each shuffle of the labels.
+        memorised: mean score of the shuffles on their own training rows: how much the probe can memorise.
+        outputs: out-of-fold outputs for the real labels: one column per class, or the predicted quantity.
     """
 
     score: float
@@ -168,7 +171,7 @@ class Scored:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Folds and shuffles of one data set: made once, shared by all places.
+    """The folds and shuffles of one data set, made once and shared by all layers, heads and baselines.
 
     `targets` holds the real labels first, then the shuffled ones.
     """
@@ -192,10 +195,10 @@ class Plan:
         n_shuffles: int = 20,
         seed: int = 0,
     ) -> Plan:
-        """Split and shuffle.
+        """Split the rows into folds and shuffle the labels.
 
         Raises:
-            InputError: if there are fewer than two labels, too few rows or groups of one, or given folds leak.
+            InputError: if there are fewer than two labels, a label has too few rows or groups, or given folds leak.
         """
         n_folds = checked_count("n_folds", n_folds, 2)
         n_shuffles = checked_count("n_shuffles", n_shuffles, 0)
@@ -214,7 +217,7 @@ class Plan:
     def scored(
         self, values: Float[np.ndarray, "row feature"], probe: Probe, n_bootstrap: int = 500, seed: int = 0
     ) -> Scored:
-        """Fit every target on the other folds, and score it on its own."""
+        """Fit every target on all folds but one and score it on the fold left out, for each fold."""
         values = np.asarray(values, dtype=float)
         outputs = [np.empty((len(values), max(self.n_classes, 1))) for _ in self.targets]
         learned = []
@@ -223,8 +226,8 @@ class Plan:
             test, train = self.folds == fold, self.folds != fold
             steps = probe.preprocessing(int(train.sum()), values.shape[1]).fit(values[train])
             seen, unseen = steps.transform(values[train]), steps.transform(values[test])
-            told = probe.outputs(seen, [target[train] for target in self.targets], (unseen, seen), seed)
-            for place, (target, (held_out, fitted)) in enumerate(zip(self.targets, told, strict=True)):
+            predicted = probe.outputs(seen, [target[train] for target in self.targets], (unseen, seen), seed)
+            for place, (target, (held_out, fitted)) in enumerate(zip(self.targets, predicted, strict=True)):
                 outputs[place][test] = held_out
                 means[place][test] = target[train].mean() if self.task == "regression" else 0.0
                 if place:
@@ -263,15 +266,15 @@ class Plan:
 
 
 def target_of(labels: np.ndarray, classes: Sequence[str]) -> Labels:
-    """Labels as numbers: the place of a class among the sorted ones, or the quantity itself."""
+    """Labels as numbers: the index of the class in sorted order, or the quantity itself."""
     return np.unique(labels, return_inverse=True)[1] if classes else np.asarray(labels, dtype=float)
 
 
 def balanced_accuracy(target: Labels, outputs: Float[np.ndarray, "row output"]) -> float:
-    """Mean over classes of the share of its rows that are recognised: 1 / classes by chance, however unequal they are.
+    """Mean recall over classes: 1 / n_classes by chance, regardless of the class sizes.
 
-    A row whose outputs are equal for several classes counts as that share of a hit: a probe that sees nothing
-    scores exactly chance.
+    A row whose largest output is shared by k classes counts as 1 / k of a hit, so that an uninformative probe scores
+    exactly chance.
     """
     best = outputs == outputs.max(axis=1, keepdims=True)
     hits = best[np.arange(len(target)), np.asarray(target, dtype=int)] / best.sum(axis=1)
@@ -293,14 +296,14 @@ def macro_auc(target: Labels, outputs: Float[np.ndarray, "row output"]) -> float
 def shuffled(
     target: Labels, groups: Int[np.ndarray, " row"], folds: Int[np.ndarray, " row"], rng: np.random.Generator
 ) -> Labels:
-    """Labels exchanged between groups of one fold; between rows of one fold, where a group holds several labels."""
+    """Labels shuffled between the groups of each fold, or between its rows if a group has several labels."""
     result = np.array(target)
     for fold in np.unique(folds):
         rows = np.flatnonzero(folds == fold)
         if not _constant(target, groups):
             result[rows] = target[rng.permutation(rows)]
             continue
-        # Groups of one size only, so that the class counts of a fold stay as they are.
+        # Only groups of equal size exchange labels, so that the class counts of a fold stay the same.
         numbers, first, sizes = np.unique(groups[rows], return_index=True, return_counts=True)
         for size in np.unique(sizes):
             mine = np.flatnonzero(sizes == size)
@@ -311,7 +314,7 @@ def shuffled(
 
 
 def least_p(target: Labels, groups: Int[np.ndarray, " row"], folds: Int[np.ndarray, " row"], n_shuffles: int) -> float:
-    """The smallest p that so many shuffles, and so few labels to exchange, can give."""
+    """The smallest p that `n_shuffles` shuffles, and the possible orders of the labels, can give."""
     ways = 1
     for fold in np.unique(folds):
         rows = np.flatnonzero(folds == fold)
@@ -324,7 +327,7 @@ def least_p(target: Labels, groups: Int[np.ndarray, " row"], folds: Int[np.ndarr
 
 
 def _orders(labels: Labels) -> int:
-    """The number of different orders of labels."""
+    """The number of distinct orders of labels."""
     counts = np.unique(labels, return_counts=True)[1].tolist()
     return factorial(sum(counts)) // prod(map(factorial, counts))
 
@@ -337,10 +340,10 @@ def _constant(target: Labels, groups: Int[np.ndarray, " row"]) -> bool:
 def _check_target(target: Labels, groups: np.ndarray, task: Task, names: Sequence[str], n_folds: int) -> None:
     if task == "regression":
         if len(np.unique(target)) < 2:
-            raise InputError("all labels are equal: there is nothing to tell apart.")
+            raise InputError("all labels are equal: expected at least two different values.")
         if len(np.unique(groups)) < 2 * n_folds:
             raise InputError(
-                f"{len(np.unique(groups))} groups for {n_folds} folds: give two a fold at least, or fewer folds."
+                f"{len(np.unique(groups))} groups for {n_folds} folds: give at least two per fold, or fewer folds."
             )
         return
     counts = {str(name): int((target == place).sum()) for place, name in enumerate(names)}
@@ -350,8 +353,8 @@ def _check_target(target: Labels, groups: np.ndarray, task: Task, names: Sequenc
         mine = len(np.unique(groups[target == place]))
         if mine < n_folds:
             raise InputError(
-                f"label {name!r} stands in {mine} groups (prompts, clips or pieces), fewer than the {n_folds} folds: "
-                f"give more, or n_folds={max(mine, 2)}."
+                f"label {name!r} has {mine} groups (prompts, clips or pieces), fewer than the {n_folds} folds: "
+                f"give more, or folds={max(mine, 2)}."
             )
 
 
@@ -362,7 +365,7 @@ def _split(target: Labels, groups: np.ndarray, task: Task, n_folds: int, seed: i
     sides = np.empty(len(target), dtype=int)
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        # It counts rows of a class; groups, which matter, were counted above.
+        # It warns about rows per class; the groups per class, which matter, were checked above.
         warnings.simplefilter("ignore", UserWarning)
         for fold, (_, test) in enumerate(splitter.split(np.zeros(len(target)), strata, groups)):
             sides[test] = fold

@@ -1,4 +1,4 @@
-"""What probing found: scores of every place beside shuffled labels and baselines, and weights to steer along."""
+"""The result of probing: scores by layer or head, shuffled labels, baselines, and probe weights as directions."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from audiolens.model.provenance import Provenance
 
 UNTESTED = "too few rows or shuffles to test: "
 UNGROUPED = "rows without prompts or groups=, each counted as independent"
-"""What a result says where rows of one prompt or piece may stand on both sides of a split."""
+"""The caveat of a result whose rows of one prompt or piece may be on both sides of a split."""
 
 
 @guarded
 @dataclass(frozen=True, eq=False)
 class ProbeResult:
-    """What probes read at each place, beside shuffled labels and beside the sound itself.
+    """Probe scores by layer or head, compared with shuffled labels and with the sound itself.
 
     Attributes:
-        scored: one a place: score, interval, AUC, shuffled labels.
-        places: where it was read, in the model's order.
-        baselines: the same from the sound ("mel") and from the codec's vectors ("codec"), without the model.
-        labels, groups, folds: one a row.
-        grouped: whether it is known which rows belong together, from `groups=` or from their prompts. Where it is not,
-            each row (but for equal clips) counts as independent, and rows of one prompt or piece may score by that.
-        classes: of a classification; empty for a quantity.
-        probe: what was fitted.
-        name, unit: of the label.
+        scored: one entry per `Place`: score, interval, AUC, shuffled labels.
+        places: where the vectors were read (site, layer, head), in the model's order.
+        baselines: the same scores from the sound ("mel") and from the codec's vectors ("codec"), without the model.
+        labels, groups, folds: one per row.
+        grouped: whether it is known which rows belong together, from `groups=` or from their prompts. If not, every
+            row (except equal clips) counts as independent, and the probe may score by recognising a prompt or piece.
+        classes: the classes of a classification; empty for a quantity.
+        probe: the settings of the probe.
+        name, unit: name and unit of the label.
         vectors: for linear probes, the weights fitted to all rows, in the activations' own units: "place output
-            feature", as long as the difference of the class's mean from the rest's is along them.
-        meta: where the activations come from; `None` for arrays and caches without their lens.
-        lengths: mean length of the activations at each place.
+            feature", rescaled to the length of the class mean's difference from the mean of the rest along them.
+        meta: where the activations come from; `None` for arrays, and for caches given without their lens.
+        lengths: mean norm of the activations at each `Place`.
 
-    A score does not show that the model uses what a probe reads, nor that it made it: given music carries its tempo
-    into every block, which is what the baselines are for. A low one does not show that nothing is there, only that
-    this kind of probe does not find it in so many rows. The best of many places is chosen on the rows it is scored
-    on: `p` allows for the choice, its score and interval do not.
+    A score does not show that the model uses what a probe reads, or that it computed it: given music carries its tempo
+    into every block, which is what the baselines are for. A low score does not show that the information is absent,
+    only that this kind of probe does not find it in this many rows. The best of many layers or heads is chosen on the
+    rows it is scored on: `p` allows for that choice, its score and interval do not.
     """
 
     scored: tuple[Scored, ...]
@@ -70,50 +70,50 @@ class ProbeResult:
 
     @property
     def scores(self) -> Float[np.ndarray, " place"]:
-        """Out of fold, in the `metric`: 1 is perfect, and `chance` what a probe that sees nothing has."""
+        """Out-of-fold scores in `metric`: 1 is perfect, and `chance` is the score of an uninformative probe."""
         return np.array([one.score for one in self.scored])
 
     @property
     def shuffled(self) -> Float[np.ndarray, "place shuffle"]:
-        """The scores of shuffled labels; shuffle i is the same at every place."""
+        """The scores of shuffled labels; shuffle i is the same at every `Place`."""
         return np.stack([one.shuffled for one in self.scored])
 
     @property
     def selectivity(self) -> Float[np.ndarray, " place"]:
         """Score minus the mean score of shuffled labels (after Hewitt and Liang, 2019).
 
-        Theirs gives each word type a random label, which a probe can learn by heart because types recur in the test.
-        Here no prompt or clip recurs, so a shuffled label cannot be known: `memorised` in the table is what the probe
-        learns by heart of those it was trained on.
+        Their control task gives each word type a random label, which a probe can memorise because types recur in the
+        test set. Here no prompt or clip recurs, so a shuffled label cannot be predicted: `memorised` in the table is
+        how much of the shuffled labels the probe memorises on its training rows.
         """
         return np.array([one.selectivity for one in self.scored])
 
     @property
     def chance(self) -> float:
-        """One over the number of classes; of a quantity 0, what predicting the training side's mean has."""
+        """One over the number of classes; for a quantity 0, the score of predicting the training mean."""
         return 1 / len(self.classes) if self.classes else 0.0
 
     @property
     def metric(self) -> str:
-        """What `scores` are: the mean recall of the classes, or the share of a quantity's variance."""
+        """The metric of `scores`: the mean recall of the classes, or the explained share of a quantity's variance."""
         return "balanced accuracy" if self.classes else "R²"
 
     @property
     def best(self) -> int:
-        """The place with the highest score (its index)."""
+        """The index in `places` of the highest score."""
         return int(np.argmax(self.scores))
 
     @property
     def p(self) -> Float[np.ndarray, " place"]:
-        """The share of shuffles whose best place scores as high: family-wise over the places searched."""
+        """The rank p of each score among the best scores of the shuffles: family-wise over all of `places`."""
         highest = self.shuffled.max(axis=0)
         return np.array([rank_test(score, highest).p for score in self.scores])
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a place, then one a baseline: scores with intervals, AUC, shuffled labels, selectivity, p.
+        """One row per `Place`, then one per baseline: scores with intervals, AUC, shuffled labels, selectivity, p.
 
-        `shuffled` is the mean over shuffles, `shuffled_low` and `shuffled_high` the lowest and highest of them. `p` of
-        a place is family-wise over the places, of a baseline its own.
+        `shuffled` is the mean over shuffles, `shuffled_low` and `shuffled_high` are the lowest and highest of them. `p`
+        is family-wise over `places`; the `p` of a baseline is for that baseline alone.
         """
         rows = [
             _row("model", str(place), place.layer, place.head, one, p)
@@ -129,7 +129,7 @@ class ProbeResult:
         return table.astype({"layer": "Int64", "head": "Int64"})
 
     def gains(self, n_bootstrap: int = 500, seed: int = 0) -> pd.DataFrame:
-        """Score of each place minus that of each baseline on the same rows and folds, with paired intervals."""
+        """Each score minus that of each baseline on the same rows and folds, with paired intervals."""
         rows = []
         target = self._target()
         strata = target if self.classes else None
@@ -147,22 +147,24 @@ class ProbeResult:
         return pd.DataFrame(rows)
 
     def directions(self, towards: Any = None) -> Directions:
-        """The probes' weights as directions, one a block, as long as the difference of means is along them.
+        """The probes' weights as directions, one per block, with the length of the difference of means along them.
 
         Args:
-            towards: the class that they point to, the rest being the other pole; of a quantity they point upwards.
+            towards: the class that the directions point to; the other pole is the rest. For a quantity they point
+                towards larger values.
 
         Raises:
-            InputError: for an MLP, heads or other sites without one vector a block, or activations of no known model.
+            InputError: if the probe is an MLP, the site has no single vector per block (heads, say), or the model of
+                the activations is not known.
         """
         if self.vectors is None:
-            raise InputError(f"a probe of kind {self.probe.kind!r} has no weights to steer along: use a linear one.")
+            raise InputError(f"a probe of kind {self.probe.kind!r} has no weights to steer with: use a linear probe.")
         if self.meta is None:
             raise InputError("these activations come without their model: probe with lens=, or a Dataset.")
         layers = [place.layer for place in self.places if place.layer is not None and place.head is None]
         if len(layers) < len(self.places) or self.meta.site.startswith(("attn.", "cross_attn.")):
             raise InputError(
-                f"{self.meta.site} was probed by head or outside the blocks: directions need one vector a block."
+                f"{self.meta.site} was probed by head or outside the blocks: directions need one vector per block."
             )
         output, poles = 0, (0, 0)
         if self.classes:
@@ -181,7 +183,7 @@ class ProbeResult:
 
     @drawable
     def plot(self) -> Any:
-        """Score by block (or a map of heads) over shuffled labels and baselines (matplotlib figure)."""
+        """Scores by block (or a map of heads) with shuffled labels and baselines (matplotlib figure)."""
         from analysis.probing import figures
 
         return figures.paper(self)
@@ -196,15 +198,15 @@ class ProbeResult:
         best = self.best
         ways = least_p(self._target(), self.groups, self.folds, self.shuffled.shape[1])
         least = max(ways, rank_test(1.0, self.shuffled.max(axis=0)).p)
-        said = UNTESTED if least >= LEVEL else "no better than shuffled labels: "
-        chance = said if self.p[best] > LEVEL else ""
+        verdict = UNTESTED if least >= LEVEL else "no better than shuffled labels: "
+        chance = verdict if self.p[best] > LEVEL else ""
         one, interval = self.scored[best], self.scored[best].interval
-        beside = "".join(f", {name} {other.score:.2f}" for name, other in self.baselines.items())
+        baselines = "".join(f", {name} {other.score:.2f}" for name, other in self.baselines.items())
         ends = f"[{interval.low:.2f}, {interval.high:.2f}]" + (f", AUC {one.auc:.2f}" if self.classes else "")
         return (
             f"ProbeResult({self.name}: {self.metric} {one.score:.2f} {ends} at "
             f"{self.places[best]}, best of {len(self.places)} ({chance}p = {self.p[best]:.3f}); shuffled labels "
-            f"{one.shuffled.mean():.2f}{beside}{'' if self.grouped else f'; {UNGROUPED}'})"
+            f"{one.shuffled.mean():.2f}{baselines}{'' if self.grouped else f'; {UNGROUPED}'})"
         )
 
     def _target(self) -> np.ndarray:

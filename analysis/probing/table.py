@@ -1,4 +1,4 @@
-"""A labelled table: a CSV's columns as text, labels as numbers where all of them are, and one kind in a column."""
+"""Read labels from a CSV: columns as text, labels as numbers if all of them are, and one kind of value per column."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _KINDS = {"b": "truth values", "U": "text", "S": "text"}
 
 
 def read_columns(path: Path, *, filled: Sequence[str], blank: Sequence[str | None] = ()) -> dict[str, list[str]]:
-    """Columns of a CSV, by name, as text; those of `blank` (`None` is none) may have empty cells.
+    """Columns of a CSV by name, as text. Columns in `blank` may have empty cells; `None` in it is ignored.
 
     Raises:
-        InputError: naming the column that is not there, or the line in which a cell of `filled` is empty.
+        InputError: naming the missing column, or the line in which a cell of `filled` is empty.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a CSV with columns {' and '.join(map(repr, filled))}.")
@@ -36,12 +36,12 @@ def read_columns(path: Path, *, filled: Sequence[str], blank: Sequence[str | Non
     for name in filled:
         for (line, _), cell in zip(rows[1:], columns[name], strict=True):
             if not cell:
-                raise InputError(f"{path}: line {line} has nothing under {name!r}: fill it in, or take the line out.")
+                raise InputError(f"{path}: line {line} has nothing under {name!r}: fill it in, or remove the line.")
     return columns
 
 
 def numbers_or_text(cells: Sequence[str]) -> np.ndarray:
-    """Cells as numbers if each is one and no two that differ become the same ("1" and "01", or "1.0"); else as text."""
+    """Cells as numbers if all are numbers and no two different cells become equal ("1" and "1.0"); else as text."""
     text = np.array(cells, dtype=str)
     if not all(map(_NUMBER.fullmatch, cells)):
         return text
@@ -55,13 +55,14 @@ def numbers_or_text(cells: Sequence[str]) -> np.ndarray:
 
 
 def column(name: str, values: Any, rows: int) -> np.ndarray:
-    """Labels or groups as an array, one a row, none missing and all of one kind.
+    """Labels or groups as an array, one per row, none missing and all of one kind.
 
-    numpy by itself makes text of a number next to text, and so one label of 1 and "1", and a label 'nan' of a NaN.
+    numpy alone would turn numbers next to text into text, merge the labels 1 and "1", and turn a NaN into the label
+    'nan'.
 
     Raises:
-        InputError: saying which is missing, how many there are, or which kinds are mixed.
-        InputTypeError: for what has no order, or a masked array.
+        InputError: if one is missing, their number does not match the rows, or kinds are mixed.
+        InputTypeError: if `values` has no order or is a masked array.
     """
     import pandas as pd
 
@@ -85,7 +86,7 @@ def column(name: str, values: Any, rows: int) -> np.ndarray:
 
 
 def _array(values: Any) -> np.ndarray:
-    """An array of what can be one; numpy has no bfloat16."""
+    """Convert to an array. Short floats become float32, because numpy has no bfloat16."""
     if not hasattr(values, "detach"):
         return np.asarray(values)
     tensor = values.detach().cpu()
@@ -93,5 +94,5 @@ def _array(values: Any) -> np.ndarray:
 
 
 def _plain(value: Any) -> Any:
-    """A label, or what a tensor without axes holds."""
+    """A label as it is; a tensor without axes as its value."""
     return value.item() if hasattr(value, "detach") and not value.ndim else value

@@ -1,4 +1,4 @@
-"""Readings: what the place in time and the half of the guidance at which a direction is read do to it (`compare`)."""
+"""Compare the directions that a concept has at different positions in time and in different guidance branches."""
 
 from analysis.reading_comparison.comparison import POSITIONS, Readings, compare, within_poles
 

@@ -1,8 +1,8 @@
-"""Readings: what the place in time and the half of the guidance at which a direction is read do to it.
+"""Compare the directions that a concept has at different positions in time and in different guidance branches.
 
-A mean over time carries, beside what the prompts ask for, how many of its frames hold an onset, so that a direction
-of tempo can be one of busyness; the start token has heard nothing but the text. The table lays the readings side by
-side on the very same clips.
+A mean over time depends not only on what the prompts ask for but also on how many of its frames contain an onset, so a
+tempo direction may be one of busyness. The start token depends on the text alone. The table compares all readings on
+the same clips.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ BRANCHES: tuple[Branch, ...] = ("cond", "null", "both")
 @guarded
 @dataclass(frozen=True, eq=False)
 class Readings:
-    """The directions that each position and branch of reading gives, side by side.
+    """The directions read at each position and in each branch, side by side.
 
     `table` has one row per position, branch and layer:
-        norm: length of the difference of means, and `relative_norm`, in mean lengths of the activations there.
+        norm: length of the difference of means; `relative_norm` is the same relative to the mean activation norm.
         separation, auc, split_half_cosine, stable_at: as in `Evidence`.
-        cosine: to the direction of the first position and branch (`reference`) at that layer.
-        onset_correlation: Spearman's between a clip's projection on the direction and its onsets per second, within
-            either pole and then averaged: what the reading carries of busyness beside the poles' difference.
+        cosine: cosine similarity to the direction of the first position and branch (`reference`) at that layer.
+        onset_correlation: Spearman's correlation between a clip's projection on the direction and its onsets per
+            second, within each pole and then averaged: how much the reading reflects busyness apart from the poles.
 
-    `null` is read too, where only the codes drawn so far can tell the poles apart; at "first" it is the same for all
-    prompts, its direction zero, and its columns NaN. It does not show which reading steers best: that takes a sweep.
-    Nor does a low cosine say which of two readings is the concept's.
+    In the `null` branch only the codes sampled so far can separate the poles. At "first" it is the same for all
+    prompts, so its direction is zero and its columns are NaN. The table does not show which reading steers best: that
+    takes a sweep. A low cosine does not show which of two readings is the one of the concept.
     """
 
     table: pd.DataFrame
@@ -81,10 +81,10 @@ class Readings:
         return figures.screen(self)
 
     def __repr__(self) -> str:
-        told = self.summary().dropna(subset="cosine")
-        others = told[(told["position"] != self.reference[0]) | (told["branch"] != self.reference[1])]
+        known = self.summary().dropna(subset="cosine")
+        others = known[(known["position"] != self.reference[0]) | (known["branch"] != self.reference[1])]
         sides = [f"{row.position} {row.branch} {row.cosine:+.2f}" for row in others.itertuples()]
-        carried = told.set_index(["position", "branch"])["onset_correlation"].get(self.reference, float("nan"))
+        carried = known.set_index(["position", "branch"])["onset_correlation"].get(self.reference, float("nan"))
         onsets = f"; correlation of {' '.join(self.reference)} with onsets {carried:+.2f}" if carried == carried else ""
         alike = (
             f"cosine to {' '.join(self.reference)}, median over blocks: {', '.join(sides)}" if sides else "one reading"
@@ -106,16 +106,16 @@ def compare(
     batch_size: int = 32,
     progress: bool = True,
 ) -> Readings:
-    """Read a concept at every position in every branch, from the very same clips.
+    """Read a concept's directions at every position and in every branch, from the same clips.
 
     Args:
-        positions, branches: as in `difference_in_means`; the first of each is what the others are compared with.
-        seconds, guidance_scale: of the clips, prompt i of either pole drawn from seed i.
-        prompts: of each pole; `None` is all.
+        positions, branches: as in `difference_in_means`; the first of each is the reference for the others.
+        seconds, guidance_scale: length and guidance of the clips; prompt i of either pole is generated from seed i.
+        prompts: number of prompts per pole; `None` is all.
 
     Raises:
-        InputError: (or a subclass) without a position or branch, or for one that this model does not have; a position
-            is refused before the clips are made.
+        InputError: (or a subclass) if no position or branch is given, or this model does not have one of them.
+            Positions are checked before the clips are generated.
     """
     checked_flags(progress=progress)
     if not isinstance(sets, PromptSet):
@@ -146,7 +146,7 @@ def compare(
     frames, reference = [], None
     for position in positions:
         for branch in branches:
-            # A place where the poles are alike is a finding here: its direction is 0, and so it is said.
+            # A reading in which the poles do not differ is a finding here: it is reported, with a zero direction.
             found = read_poles(lens, reader(position, branch, (codes[0], codes[1]), progress), "", keep_samples=True)
             reference = found if reference is None else reference
             frames.append(_rows(found, reference, rates).assign(position=str(position), branch=branch))
@@ -168,17 +168,17 @@ def within_poles(
     rates: np.ndarray,
     labels: np.ndarray,
 ) -> float:
-    """Spearman's correlation within the positive and within the negative rows, averaged; NaN where nothing varies.
+    """Spearman's correlation within the positive and within the negative rows, averaged; NaN if nothing varies.
 
     Raises:
-        InputTypeError, InputError: for anything but numbers and truth values, one a row.
+        InputTypeError, InputError: for anything but numbers and truth values, one per row.
     """
     projections, rates = numbers_of("projections", projections), numbers_of("rates", rates)
     labels = np.asarray(labels)
     if projections.ndim != 1 or not projections.shape == rates.shape == labels.shape:
         raise InputError(
             f"projections, rates and labels of shapes {projections.shape}, {rates.shape} and {labels.shape}: "
-            "expected one of each a row."
+            "expected one of each per row."
         )
     found = []
     for pole in (True, False):
@@ -197,11 +197,11 @@ def _rows(found: Directions, reference: Directions, rates: np.ndarray) -> pd.Dat
     assert samples is not None
     along = torch.einsum("lpd,ld->lp", samples.values, found.unit().vectors).double().numpy()
     table["onset_correlation"] = [within_poles(layer, rates, samples.labels.numpy()) for layer in along]
-    # What is left where prompts cannot be told apart is rounding, not a direction.
+    # If the prompts cannot be separated, what remains is rounding error, not a direction.
     nothing = table["relative_norm"] < 1e-5
-    told = ["split_half_cosine", "separation", "auc", "stable_at", "cosine", "onset_correlation"]
-    table = table.astype(dict.fromkeys(told, float))
-    table.loc[nothing, told] = float("nan")
+    undefined = ["split_half_cosine", "separation", "auc", "stable_at", "cosine", "onset_correlation"]
+    table = table.astype(dict.fromkeys(undefined, float))
+    table.loc[nothing, undefined] = float("nan")
     return table
 
 

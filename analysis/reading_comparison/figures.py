@@ -1,6 +1,6 @@
-"""Figures of `readings.Readings`: three panels over the blocks, on paper (matplotlib) and on screen (plotly).
+"""Figures of `Readings`: three panels over the blocks, for paper (matplotlib) and screen (plotly).
 
-A position is a colour and a marker, a branch a line style.
+Colour and marker show the position, the line style shows the branch.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ PANELS = (
     ("auc", "AUC between the poles,\non held-out prompts", (-0.03, 1.03), 0.5),
     ("onset_correlation", "correlation with onsets per second,\nwithin the poles", (-1.05, 1.05), 0.0),
 )
-"""Column, axis, limits, and what it is where there is nothing."""
+"""Column, axis label, limits, and the value if there is no effect."""
 LINES: dict[str, tuple[Any, str]] = {"cond": ("-", "solid"), "null": (":", "dot"), "both": ("--", "dash")}
-"""Branch -> its line in matplotlib and in plotly."""
+"""Branch -> its line style in matplotlib and in plotly."""
 
 
 def paper(result: Readings) -> Figure:
-    """The three panels side by side, with the caption under them."""
+    """The three panels side by side, with the caption below."""
     table = result.table
     positions, branches = (list(dict.fromkeys(table[name])) for name in ("position", "branch"))
     with styled():
@@ -62,7 +62,7 @@ def paper(result: Readings) -> Figure:
 
 @literally
 def screen(result: Readings) -> go.Figure:
-    """The same panels, lines named as they are hovered over."""
+    """The same panels for the screen; hovering over a line shows its name."""
     figure = make_subplots(cols=3, horizontal_spacing=0.09)
     for place, (column, label, limits, nothing) in enumerate(PANELS, start=1):
         for colour, marker, position, branch, rows in _lines(result.table):
@@ -89,16 +89,16 @@ def screen(result: Readings) -> go.Figure:
 
 
 def caption(result: Readings) -> str:
-    """What the panels are of."""
+    """What the panels show."""
     n, m = result.prompts
     return (
-        f"{result.concept} read at different places of the same clips ({n} + {m} prompts, {result.seconds:g} s each, "
-        f"{result.model}).\nLines end where prompts cannot be told apart: there is no direction."
+        f"{result.concept} read at different positions of the same clips ({n} + {m} prompts, {result.seconds:g} s "
+        f"each, {result.model}).\nLines end where prompts cannot be separated, because there is no direction."
     )
 
 
 def _lines(table: pd.DataFrame) -> Iterator[tuple[str, str, str, str, pd.DataFrame]]:
-    """Colour, marker, position, branch and rows of every line that has a direction somewhere."""
+    """Colour, marker, position, branch and rows of every line that has a direction at some block."""
     positions = list(dict.fromkeys(table["position"]))
     for (position, branch), rows in table.groupby(["position", "branch"], sort=False):
         if rows["cosine"].notna().any():

@@ -1,8 +1,8 @@
-"""Cosines between directions: which blocks write a concept the same way, which concepts share a direction.
+"""Cosine similarity between directions: which blocks encode a concept alike, and which concepts share a direction.
 
-`cosine_map` compares layers: of one set of directions, or of two. `compare` compares named sets at each layer:
-concepts, estimators, positions, time spans. Both against the spread of random directions, or of the same estimate with
-the labels shuffled.
+`cosine_map` compares the layers of one set of directions, or of two. `compare` compares named sets at each layer:
+concepts, estimators, positions, time spans. Both compare the cosines with those of random directions, or with those of
+the same estimate under shuffled labels.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ _ESTIMATOR = "difference in means"
 @guarded
 @dataclass(frozen=True, eq=False)
 class CosineMap:
-    """Cosines between the directions of layers.
+    """Cosine similarities between the directions of layers.
 
     Attributes:
         cosines: "layer other_layer", from -1 to 1.
-        layers, other_layers: the blocks of its rows and columns.
-        names: of the two sets of directions (twice the same name for a map of one).
-        chance: |cosine| that 5% of pairs of independent random directions of this width exceed.
-        p: how often random directions (or shuffled labels) are as far from 0; NaN where a direction meets itself.
-        null: which of the two.
-        n_draws: of the shuffles; 0 for random directions, whose spread is known.
+        layers, other_layers: the blocks of the rows and columns.
+        names: names of the two sets of directions (the same name twice for a map of one set).
+        chance: the |cosine| that 5% of pairs of independent random directions of this width exceed.
+        p: how often random directions (or shuffled labels) are as far from 0; NaN for a direction with itself.
+        null: which of the two p refers to.
+        n_draws: number of shuffles; 0 for random directions, whose distribution is known.
 
-    A high cosine does not show that two blocks use the direction, only that it points the same way in both: in a
-    residual stream what one block writes stays there for the next to pass on. And activations fill few of their
-    dimensions, so that unrelated directions read from them are further from 0 than random ones: `null="shuffled"` is
-    the stricter comparison.
+    A high cosine does not show that two blocks use the direction, only that it points the same way in both: what one
+    block writes to the residual stream is still there in later blocks. Activations also occupy few of their dimensions,
+    so unrelated directions read from them have larger cosines than random ones: `null="shuffled"` is the stricter
+    comparison.
     """
 
     cosines: Float[np.ndarray, "layer other_layer"]
@@ -93,7 +93,7 @@ class CosineMap:
 
     def __repr__(self) -> str:
         first, second = self.names
-        # Two sets may share a name and their layers: only a direction that meets itself has no p.
+        # Two sets may share a name and layers: only in a map of one set is p NaN all along the diagonal.
         if self.layers == self.other_layers and len(self.layers) > 1 and np.isnan(np.diagonal(self.p)).all():
             neighbours = float(np.mean(np.diagonal(self.cosines, 1)))
             ends = float(self.cosines[0, -1])
@@ -104,23 +104,23 @@ class CosineMap:
         largest = float(self.cosines.flat[np.abs(self.cosines).argmax()])
         return (
             f"CosineMap({first} and {second}: largest of {self.cosines.size} {largest:+.2f}; "
-            f"{self.significant.mean():.0%} of them beyond {_told(self.null)})"
+            f"{self.significant.mean():.0%} of them beyond {_null_name(self.null)})"
         )
 
 
 @guarded
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Cosines between named sets of directions at each layer: concepts, estimators, positions or time spans.
+    """Cosine similarities between named sets of directions at each layer: concepts, estimators, positions or spans.
 
     Attributes:
         cosines: "layer name other_name".
-        layers, names: of the axes.
-        chance: |cosine| that 5% of pairs of random directions of this width exceed.
+        layers, names: the layer and name axes.
+        chance: the |cosine| that 5% of pairs of random directions of this width exceed.
         p, null, n_draws: as in `CosineMap`.
 
-    A cosine near 0 does not show that two concepts are apart in the model, only their mean directions; one far from 0
-    may come from prompts that name both.
+    A cosine near 0 does not show that the model separates two concepts, only that their mean directions are unrelated.
+    A cosine far from 0 may come from prompts that name both concepts.
     """
 
     cosines: Float[np.ndarray, "layer name other_name"]
@@ -140,7 +140,7 @@ class Comparison:
         return found | found.transpose(0, 2, 1)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a layer and pair: `layer`, `name`, `other_name`, `cosine`, `above_chance`, `p`, `significant`."""
+        """One row per layer and pair: `layer`, `name`, `other_name`, `cosine`, `above_chance`, `p`, `significant`."""
         marks = self.significant
         rows = [
             {
@@ -155,7 +155,7 @@ class Comparison:
 
     @drawable
     def plot(self) -> Any:
-        """A heat map per layer (matplotlib figure)."""
+        """One heat map per layer (matplotlib figure)."""
         from analysis.similarity import figures
 
         return figures.comparison_paper(self)
@@ -173,7 +173,7 @@ class Comparison:
             f"Comparison({len(self.names)} directions at {len(self.layers)} blocks: {far['name']} and "
             f"{far['other_name']} most alike, {far['cosine']:+.2f} at block {far['layer']}"
             f"{'' if far['significant'] else ', not distinguishable from chance'}; "
-            f"{table['significant'].mean():.0%} of cosines beyond {_told(self.null)})"
+            f"{table['significant'].mean():.0%} of cosines beyond {_null_name(self.null)})"
         )
 
 
@@ -181,16 +181,17 @@ class Comparison:
 def cosine_map(
     directions: Directions, other: Directions | None = None, *, null: Null = "random", n_draws: int = 200
 ) -> CosineMap:
-    """Cosines between every layer of `directions` and every layer of `other` (default: of itself).
+    """Cosine similarity between every layer of `directions` and every layer of `other` (default: of itself).
 
     Args:
-        null: "random" directions of the same width, or the same estimate with the labels "shuffled" over the prompts,
-            which keeps what the stream does to any direction (needs directions read with `keep_samples=True`).
-        n_draws: of the shuffles; p is at least 1 / (n + 1).
+        null: "random" directions of the same width, or "shuffled": the same estimate with labels shuffled over the
+            prompts, which keeps what the stream does to any direction (needs directions read with
+            `keep_samples=True`).
+        n_draws: number of shuffles; p is at least 1 / (n + 1).
 
     Raises:
-        InputError, InputTypeError: if either is no `Directions`, the two are of different width, a direction has no
-            length, or shuffles have no samples.
+        InputError, InputTypeError: if either argument is not a `Directions`, their widths differ, a direction is zero,
+            or there are no samples to shuffle.
     """
     second = directions if other is None else other
     _refuse_other({"directions": directions, "other": second})
@@ -219,17 +220,18 @@ def cosine_map(
 
 @guarded
 def compare(directions: Mapping[str, Directions], *, null: Null = "random", n_draws: int = 200) -> Comparison:
-    """Cosines between named sets of directions at each layer that all of them have.
+    """Cosine similarity between named sets of directions at each layer that all of them have.
 
-    `{"tempo": d, "timbre": e}` compares concepts, `{"means": d, "probe": probe_weights(d)}` estimators,
-    `{"0 to 1 s": d, "1 to 2 s": e}` time spans, and so positions and sites.
+    `{"tempo": d, "timbre": e}` compares concepts, `{"means": d, "probe": probe_weights(d)}` compares estimators, and
+    `{"0 to 1 s": d, "1 to 2 s": e}` compares time spans; positions and sites work the same way.
 
     Args:
-        null, n_draws: as in `cosine_map`. Sets read from the same prompts are shuffled alike; estimators other than
-            the difference of means have no shuffles.
+        null, n_draws: as in `cosine_map`. Sets read from the same prompts get the same shuffles; estimators other than
+            the difference of means cannot be shuffled.
 
     Raises:
-        InputError, InputTypeError: for fewer than two sets, no common layer, other widths, or as `cosine_map`.
+        InputError, InputTypeError: if there are fewer than two sets, no common layer or different widths, or as in
+            `cosine_map`.
     """
     if not isinstance(directions, Mapping):
         raise InputTypeError(
@@ -241,7 +243,7 @@ def compare(directions: Mapping[str, Directions], *, null: Null = "random", n_dr
         raise InputError(f"{len(directions)} sets of directions: give at least two by name.")
     shared = sorted(set.intersection(*(set(one.layers) for one in directions.values())))
     if not shared:
-        raise InputError("these directions have no layer in common.")
+        raise InputError("these directions have no layer in common: give sets that were read at the same layers.")
     chosen = {name: one.at(shared) for name, one in directions.items()}
     widths = {name: one.vectors.shape[1] for name, one in chosen.items()}
     if len(set(widths.values())) > 1:
@@ -263,7 +265,7 @@ def compare(directions: Mapping[str, Directions], *, null: Null = "random", n_dr
 
 @guarded
 def chance_cosine(width: int, share: float = 0.05) -> float:
-    """|cosine| that a `share` of pairs of random directions exceeds: (cosine + 1) / 2 is Beta((d-1)/2, (d-1)/2)."""
+    """The |cosine| that a `share` of random pairs exceeds: (cosine + 1) / 2 follows Beta((d-1)/2, (d-1)/2)."""
     width = checked_count("width", width)
     half = (width - 1) / 2
     return float(2 * stats.beta.ppf(1 - share / 2, half, half) - 1) if width > 1 else 1.0
@@ -271,7 +273,7 @@ def chance_cosine(width: int, share: float = 0.05) -> float:
 
 @guarded
 def chance_p(cosines: np.ndarray, width: int) -> np.ndarray:
-    """How often a random pair of this width is as far from 0."""
+    """The probability that the cosine of a random pair of this width is at least as far from 0."""
     cosines, width = numbers_of("cosines", cosines), checked_count("width", width)
     half = (width - 1) / 2
     return 2 * stats.beta.sf((1 + np.abs(cosines)) / 2, half, half) if width > 1 else np.ones(cosines.shape)
@@ -282,11 +284,11 @@ def _rank(cosines: np.ndarray, drawn: Float[np.ndarray, "draw ..."]) -> np.ndarr
 
 
 def _refuse_other(given: Mapping[str, Any]) -> None:
-    """Raise for anything but directions."""
+    """Raise `InputTypeError` unless all values are `Directions`."""
     for name, one in given.items():
         if not isinstance(one, Directions):
             raise InputTypeError(
-                f"{name}: expected Directions, as difference_in_means gives them, not {type(one).__name__}."
+                f"{name}: expected Directions, such as difference_in_means returns, not {type(one).__name__}."
             )
 
 
@@ -297,7 +299,7 @@ def _checked_null(null: Any, n_draws: Any) -> None:
 
 
 def _shuffles(directions: Directions, n_draws: int) -> Float[np.ndarray, "draw layer d_model"]:
-    """Unit directions of shuffled labels; draw i is the same order for all sets of as many prompts."""
+    """Unit directions under shuffled labels; draw i uses the same order for all sets with equally many prompts."""
     if directions.samples is None or directions.meta.estimator != _ESTIMATOR:
         raise InputError(
             f"{_name(directions)}: shuffles need a difference of means read with keep_samples=True; use null='random'."
@@ -313,7 +315,7 @@ def _significant(p: np.ndarray) -> Bool[np.ndarray, "..."]:
     return found
 
 
-def _told(null: Null) -> str:
+def _null_name(null: Null) -> str:
     return "random directions" if null == "random" else "shuffled labels"
 
 
@@ -323,7 +325,7 @@ def _units(directions: Directions) -> Float[np.ndarray, "layer d_model"]:
     norms = np.linalg.norm(array, axis=1, keepdims=True)
     if not (norms > 0).all():
         layer = list(directions.layers)[int(np.argmin(norms))]
-        raise InputError(f"the direction of block {layer} is zero: a cosine needs a length.")
+        raise InputError(f"the direction of block {layer} is zero, so its cosines are undefined: leave the block out.")
     return array / norms
 
 

@@ -1,4 +1,4 @@
-"""Figures of cosines, of layers and of named directions at each layer: on paper (matplotlib), on screen (plotly)."""
+"""Figures of cosine similarity between layers, and between named sets at each layer (matplotlib and plotly)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def map_paper(result: CosineMap) -> Figure:
-    """A heat map of cosines between layers, numbers in the cells where they are readable."""
+    """A heat map of cosines between layers, with numbers in the cells if they are readable."""
     rows, columns = result.cosines.shape
     with styled():
         figure = canvas((1.9 + 0.42 * columns, 1.3 + 0.42 * rows))
@@ -77,7 +77,7 @@ def map_screen(result: CosineMap) -> go.Figure:
 
 
 def comparison_paper(result: Comparison) -> Figure:
-    """One heat map a layer, numbers in its lower half, a star where random directions do not reach."""
+    """One heat map per layer, with numbers in its lower half and a star at cosines beyond chance."""
     count, names = len(result.layers), len(result.names)
     columns = min(4, count)
     lines = -(-count // columns)

@@ -1,1 +1,1 @@
-"""Folders of results: checked before anything runs, and there only when they are whole."""
+"""Result folders: checked before anything runs, and visible only once they are complete."""

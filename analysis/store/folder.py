@@ -1,6 +1,6 @@
-"""A folder of results: checked before anything runs, filled beside its place, and there only when it is whole.
+"""A result folder: checked before anything runs, filled under a temporary name, and renamed once it is complete.
 
-Or filled in place, by one process at a time, which looks before each write whether the folder still holds what it did.
+A folder can also be filled in place by one process at a time, which checks before each write that nothing was removed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from audiolens.files import atomic
 from audiolens.files.bounded import read_object
 
 STUDY, UNSEALED_STUDY = "audiolens.study.2", "audiolens.study.1"
-"""The format in a study's `summary.json`, and the one before, without a hash."""
+"""The format named in a study's `summary.json`, and the previous format, which has no hash."""
 LOCK = ".lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_study(folder: Path) -> bool:
-    """Whether a folder holds a study that was written here."""
+    """Whether a folder holds a study written by audiolens."""
     try:
         return read_object(folder / "summary.json").get("format") in (STUDY, UNSEALED_STUDY)
     except (OSError, InputError):
@@ -35,10 +35,10 @@ def is_study(folder: Path) -> bool:
 
 
 def check(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> None:
-    """Refuse a place where no new folder can be. `overwrite=None`: nothing is replaced there, so it is not offered.
+    """Raise if no new folder can be made at this path. With `overwrite=None` the error does not offer to replace one.
 
     Raises:
-        InputError: if it holds a study and `overwrite` is false, holds anything else, or cannot be written.
+        InputError: if the folder holds a study and `overwrite` is false, holds anything else, or cannot be written.
     """
     target = atomic.as_path(folder)
     if target.is_symlink():
@@ -57,10 +57,10 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> 
 
 
 def check_file(file: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Refuse a place where no new file can be.
+    """Raise if no new file can be made at this path.
 
     Raises:
-        InputError: if it is a folder, link or device, is there and `overwrite` is false, or cannot be written.
+        InputError: if it is a folder, link or device, exists and `overwrite` is false, or cannot be written.
     """
     target = atomic.as_path(file)
     atomic.refuse_special(target)
@@ -70,10 +70,10 @@ def check_file(file: str | os.PathLike[str], *, overwrite: bool = False) -> None
 
 
 def check_in_place(folder: Path) -> None:
-    """Refuse a place where no folder can be filled step by step, or one that holds links.
+    """Raise if no folder at this path can be filled in place, or if it contains links.
 
     Raises:
-        InputError: if it is a file, nothing can be made in it or above it, or as `atomic.refuse_links`.
+        InputError: if it is a file, nothing can be created in it or above it, or as in `atomic.refuse_links`.
     """
     if folder.is_symlink() and not folder.exists():
         raise InputError(f"{folder} is a symbolic link to nothing: give the name of a folder.")
@@ -87,11 +87,11 @@ def check_in_place(folder: Path) -> None:
 
 @contextmanager
 def fresh(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> Iterator[Path]:
-    """A temporary folder beside `folder`, which takes its name if the block ends well and vanishes otherwise.
+    """A temporary folder next to `folder`, which takes its name if the block succeeds and is removed otherwise.
 
     Raises:
-        InputError: as `check`.
-        StoppedError: if someone removes it meanwhile.
+        InputError: as in `check`.
+        StoppedError: if the temporary folder is removed in the meantime.
     """
     target = Path(folder)
     check(target, overwrite=overwrite)
@@ -101,7 +101,7 @@ def fresh(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> 
     with atomic.aside(above, f".{target.name[:40]}-unfinished-") as work:
         try:
             yield work
-            # What was free at the start may be taken by now.
+            # A path that was free at the start may be taken by now.
             check(target, overwrite=overwrite)
             _put(work, target)
         except AudioLensError:
@@ -113,21 +113,21 @@ def fresh(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> 
 
 
 def check_above(target: Path) -> None:
-    """Refuse a place above which nothing can be made."""
+    """Raise if nothing can be created in the folders above this path."""
     above = next(parent for parent in target.absolute().parents if parent.exists())
     if not above.is_dir():
-        raise InputError(f"{target} cannot be written: {above} is a file. Choose another place.")
+        raise InputError(f"{target} cannot be written: {above} is a file. Choose another path.")
     _check_writable(target, above)
 
 
 def _check_writable(target: Path, folder: Path) -> None:
     try:
-        # Only writing tells: root may write where nothing can be made, and file systems can be read-only or full.
+        # Only a write shows it: permissions do not stop root, and file systems can be read-only or full.
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise InputError(
-            f"{target} cannot be written: nothing can be made in {folder} ({error.strerror or error}). "
-            "Choose another place."
+            f"{target} cannot be written: nothing can be created in {folder} ({error.strerror or error}). "
+            "Choose another path."
         ) from None
 
 
@@ -145,7 +145,7 @@ def _put(work: Path, target: Path) -> None:
             old.rename(target)
             raise
     except BaseException:
-        # Not rmtree: an old study that could not go back is still in there.
+        # Not rmtree: the old study is still in there if it could not be moved back.
         with suppress(OSError):
             aside.rmdir()
         raise
@@ -154,12 +154,12 @@ def _put(work: Path, target: Path) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """A folder that this process alone writes to, and what has to stay in it until it is done.
+    """A folder that only this process writes to, and the files that must stay in it until it is done.
 
     Attributes:
-        folder: where it is.
-        lock: which file its lock is, so that another folder of the same name is told from it.
-        kept: the files that were there or were written since.
+        folder: path of the folder.
+        lock: device and inode of its lock, which distinguish it from another folder with the same name.
+        kept: the files that were there at the start or have been written since.
     """
 
     folder: Path
@@ -167,28 +167,28 @@ class Held:
     kept: set[Path] = field(default_factory=set)
 
     def keep(self, *places: Path) -> None:
-        """Count files, and all that folders hold, among what has to stay."""
+        """Add files, and all files in folders, to those that must stay."""
         for place in places:
             found = [place] if place.is_file() else place.rglob("*")
             self.kept.update(path for path in found if path.is_file() and path.name != LOCK)
 
     def release(self, place: Path) -> None:
-        """Count a file, or all that a folder holds, no longer among what has to stay: it is about to be removed."""
+        """Drop a file, or all files in a folder, from those that must stay: it is about to be removed."""
         self.kept.difference_update([path for path in self.kept if path.is_relative_to(place)])
 
     def check(self) -> None:
-        """Refuse to write on into a folder that was removed, exchanged or emptied.
+        """Raise if the folder was removed, replaced or emptied, so that nothing more is written to it.
 
         Raises:
-            StoppedError: naming what is gone.
+            StoppedError: if anything is gone; the error names it.
         """
         if (gone := self.gone()) is not None:
-            raise StoppedError(f"{gone} while this run was writing: nothing more is written. Run the same again.")
+            raise StoppedError(f"{gone} while this run was writing: nothing more is written. Start the same run again.")
 
     def gone(self) -> str | None:
-        """What was taken away, in words; `None` where all is there."""
+        """A description of what was removed; `None` if everything is there."""
         if self.lock != _identity(self.folder / LOCK):
-            return f"{self.folder} was removed, or another was put in its place,"
+            return f"{self.folder} was removed or replaced by another folder"
         there = {path for folder in {path.parent for path in self.kept} for path in _listed(folder)}
         lost = sorted(self.kept - there)
         return f"{lost[0]} was removed" if lost else None
@@ -196,12 +196,12 @@ class Held:
 
 @contextmanager
 def held(folder: Path, busy: str) -> Iterator[Held]:
-    """A folder, made if it is not there, that no other process writes to until the block ends.
+    """A folder, created if needed, that no other process writes to until the block ends.
 
     Raises:
-        BusyError: in the words of `busy`, if another process does.
-        InputError: if it cannot be written, or holds links.
-        StoppedError: if the block fails, and the folder was removed meanwhile.
+        BusyError: if another process is writing to it; `busy` says what that process is doing.
+        InputError: if it cannot be written, or contains links.
+        StoppedError: if the block fails and the folder was removed in the meantime.
     """
     with atomic.refused(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -214,7 +214,7 @@ def held(folder: Path, busy: str) -> Iterator[Held]:
     except Timeout:
         raise BusyError(f"{folder}: another process is {busy}; wait for it, or stop it.") from None
     except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror or error}. Choose another place.") from None
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}. Choose another path.") from None
     found = Held(folder, _identity(folder / LOCK))
     try:
         yield found
@@ -228,10 +228,10 @@ def held(folder: Path, busy: str) -> Iterator[Held]:
 
 
 def refuse_path(name: str) -> None:
-    """Refuse what cannot be the name of one folder inside another: names may come from a file of someone else.
+    """Raise unless `name` can name a single folder inside another: names may come from an untrusted file.
 
     Raises:
-        InputError: for a path, a way up, and control characters.
+        InputError: if it is empty, a path or "..", or has control characters.
     """
     if name in ("", ".", "..") or any(sign in "/\\" or not sign.isprintable() for sign in name):
         raise InputError(f"{name!r} cannot name a folder: expected a name without a path.")
@@ -242,11 +242,11 @@ def disk_is_full(error: OSError) -> bool:
 
 
 def _refuse_shared(lock: Path) -> None:
-    """Opening a lock empties it, also under the other names that the same file has."""
+    """Raise if the lock file has other hard links: opening a lock would empty the file under all its names."""
     with suppress(FileNotFoundError):
         facts = lock.stat()
         if facts.st_size and facts.st_nlink > 1:
-            raise InputError(f"{lock} is a file that has another name too, and would be emptied: remove it.")
+            raise InputError(f"{lock} is a file with another hard link, and would be emptied: remove it.")
 
 
 def _identity(lock: Path) -> tuple[int, int] | None:

@@ -119,7 +119,7 @@ def test_tables_and_figures_name_what_they_show(result: Any, lens: Any, codes: t
     assert len(result.figure().data) == 12
     assert "after block 0" in repr(result)
     last = result.to_frame().query("layer == 2")["control_rank"]
-    assert f"(of another row's code {np.exp(np.log(last).mean()):.1f})" in repr(result)
+    assert f"(another row's code: {np.exp(np.log(last).mean()):.1f})" in repr(result)
     heard = logit_lens.listen(lens, PROMPTS[:1], codes[:1], layers=[0])
     assert set(heard.to_frame(["brightness"]).columns) == {"layer", "row", "prompt", "same", "brightness"}
     assert len(heard.plot().axes) == 3

@@ -29,7 +29,7 @@ METRIC = patching.LogLikelihood((0.0, 0.2))
         ({"site": "cross_attn_outs"}, SiteError, "unknown site"),
         ({"site": "hook_logitz"}, SiteError, "unknown site"),
         ({"layers": 9}, SiteError, "layers 0 to 2"),
-        ({"site": "resid_post", "by": "token"}, InputError, "has no place a token"),
+        ({"site": "resid_post", "by": "token"}, InputError, "has no token axis"),
         ({"site": "resid_post", "by": "head"}, InputError, "has no heads"),
         ({"site": "cross_attn.k", "by": "seconds"}, InputError, "use by='token'"),
         ({"site": ["attn.z", "cross_attn.z"], "by": "head"}, InputError, "one part of a block"),
@@ -109,12 +109,12 @@ def test_a_result_says_the_gap_first_and_where_most_came_back() -> None:
     assert found.best() == (1, "0.00-0.50")
     np.testing.assert_allclose(found.normalised(), [[0, 0], [0.5, 0.1], [0.2, 0]], atol=1e-9)
     text = repr(found)
-    assert text.index("gap +4") < text.index("most at block 1, seconds 0.00-0.50")
+    assert text.index("gap +4") < text.index("largest effect at block 1, seconds 0.00-0.50")
     assert "(50% of the way to clean)" in text
 
 
 def test_the_largest_cell_of_noise_is_said_to_be_no_clearer_than_chance() -> None:
-    assert "no cell clear of chance, most at" in repr(result(0.0, 3.0))
+    assert "no cell clear of chance, largest effect at" in repr(result(0.0, 3.0))
     assert "chance" not in repr(result(4.0))
 
 
@@ -128,7 +128,7 @@ def test_a_noised_grid_starts_at_one() -> None:
 @pytest.mark.parametrize(("gap", "spread"), [(0.1, 3.0), (0.0, 0.0)])
 def test_a_share_of_no_gap_is_refused_and_never_a_division(gap: float, spread: float) -> None:
     found = result(gap, spread)
-    with pytest.raises(InputError, match=r"no clear difference.*undefined.*history="):
+    with pytest.raises(InputError, match=r"not clearly different from 0.*undefined.*history="):
         found.normalised()
     assert found.to_frame()["normalised"].isna().all()
     assert "no clear gap" in repr(found)
@@ -138,7 +138,7 @@ def test_a_share_of_no_gap_is_refused_and_never_a_division(gap: float, spread: f
 def test_one_pair_has_no_interval_and_no_share() -> None:
     found = result(4.0, pairs=1)
     assert np.isnan(found.gap().interval.low)
-    with pytest.raises(InputError, match="no clear difference"):
+    with pytest.raises(InputError, match="not clearly different from 0"):
         found.normalised()
     assert "PatchingResult" in repr(found)
 
@@ -187,7 +187,7 @@ def test_what_could_not_be_measured_is_told_and_drawn() -> None:
     one["patched"][:, :, 0] = np.nan
     some = replace(full, **ear, **one)
     assert np.isnan(some.to_frame()[["effect", "p", "p_adjusted", "normalised"]].iloc[0]).all()
-    assert "most at block 1" in repr(some)
+    assert "largest effect at block 1" in repr(some)
     nothing = replace(some, corrupted=np.full_like(some.corrupted, np.nan))
     assert not nothing.gap().clear
     assert "no pair was measured in both runs" in repr(nothing)
@@ -199,7 +199,7 @@ def test_what_could_not_be_measured_is_told_and_drawn() -> None:
 
 
 def test_a_grid_that_was_not_heard_says_so() -> None:
-    assert "Not heard" in result(4.0).figure().layout.title.text
+    assert "Not measured on sound" in result(4.0).figure().layout.title.text
 
 
 def test_a_narrow_grids_caption_stays_in_its_figure() -> None:

@@ -94,7 +94,7 @@ def test_two_features_that_change_together_leave_no_gap_to_share(xor_plant: plan
     found = patching.patch(xor_plant.lens, clean, corrupted, codes, METRIC, by="component", **options)
     assert abs(found.gap().value) < 0.5
     assert not found.gap().clear
-    with pytest.raises(InputError, match="no clear difference"):
+    with pytest.raises(InputError, match="not clearly different from 0"):
         found.normalised()
     # One feature alone breaks it: the text is read in one place, so its heads patched one by one must.
     heads = patching.patch(

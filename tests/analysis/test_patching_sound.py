@@ -157,9 +157,9 @@ def test_by_ear_the_text_is_patched_and_not_the_donors_music(plant: plants.Plant
         for figure in (found, stream)
         if (axes := figure.plot()._supxlabel) is not None
     ]
-    assert "3 pairs, in all of which both runs were measured. What the donor takes from its text" in captions[0]
-    assert "The donor's own music is patched in too." in captions[1]
-    assert "Not heard" not in captions[0]
+    assert "3 pairs, in all of which both runs could be measured. What the donor run reads from its text" in captions[0]
+    assert "The patch also carries the donor run's own music." in captions[1]
+    assert "Not measured on sound" not in captions[0]
 
 
 def test_pairs_are_matched_take_turns_and_play_from_their_seeds(lens: al.AudioLens) -> None:

@@ -56,7 +56,7 @@ def test_the_best_of_many_layers_is_judged_as_the_best_of_many() -> None:
     assert np.mean(np.array(p) <= 0.05) < 0.15
     assert np.median(p) > 0.3
     assert np.median(naive) < 0.15, "one layer, chosen as the best of eight, seems to say something"
-    assert "lie no further apart than shuffled" in repr(found)
+    assert "are no further apart than shuffled" in repr(found)
 
 
 @pytest.mark.parametrize(("rows", "shuffles", "least"), [(4, 2999, 1 / 3), (6, 2999, 1 / 10), (24, 9, 1 / 10)])
@@ -67,7 +67,7 @@ def test_what_no_shuffle_can_show_is_not_called_chance(rows: int, shuffles: int,
     found = pca.fit(values, ["a", "b"] * (rows // 2), n_shuffles=shuffles)
     assert found.least_p == pytest.approx(least, rel=0.15)
     assert found.p[0] == found.least_p
-    assert "lie furthest apart at" in repr(found)
+    assert "are furthest apart at" in repr(found)
     assert "(too few rows or shuffles to test: p = " in repr(found)
 
 
@@ -75,7 +75,7 @@ def test_a_planted_separation_is_one_and_rows_without_groups_are_said(activation
     found = pca.fit(activations, LABELS)
     assert found.p[3] == pytest.approx(0.01)
     assert found.summary()["p"].tolist() == found.p.tolist()
-    assert "lie furthest apart at block 3" in repr(found)
+    assert "are furthest apart at block 3" in repr(found)
     assert "best of 4 (p = 0.010)" in repr(found)
     assert "each counted as independent" in repr(found)
     assert "independent" not in repr(pca.fit(activations, LABELS, groups=range(40)))

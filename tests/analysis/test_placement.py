@@ -239,7 +239,7 @@ def test_the_same_call_places_alike(plant: plants.Plant) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strategies": ("one-to-band",)}, "is not placed"),
+        ({"strategies": ("one-to-band",)}, "cannot be placed"),
         ({"strategies": ()}, "no strategies"),
         ({"strategies": "one-to-one"}, "expected a list"),
         ({"compute": "probe"}, "expected a list"),

@@ -478,7 +478,7 @@ def test_own_sounds_from_a_folder_and_a_table(lens: al.AudioLens, tmp_path: Path
     assert torch.equal(data.codes[3], expected[0])
     with pytest.raises(InputError, match="no column 'key': it has file, genre, artist"):
         Dataset.from_folder(lens, tmp_path, table, "key")
-    with pytest.raises(InputError, match="lasts 0.5 s, and seconds=2"):
+    with pytest.raises(InputError, match="lasts 0.5 s, less than seconds=2"):
         Dataset.from_folder(lens, tmp_path, table, "genre", seconds=2)
     table.write_text("file,genre\nabsent.wav,a")
     with pytest.raises(InputError, match=r"absent.wav: no such file. It is named in"):
@@ -529,7 +529,7 @@ def test_the_synthesiser_gives_balanced_labels_that_are_its_own(lens: al.AudioLe
         np.testing.assert_array_equal(data.audio[row], synth.labelled_clip(index, 3, 0.5).audio)
     quantity = Dataset.from_synth(lens, "timbre", 2, task="regression", seconds=0.5)
     assert ((quantity.labels >= 0) & (quantity.labels <= 1)).all()
-    with pytest.raises(InputError, match="no 'temp'. Did you mean 'tempo'"):
+    with pytest.raises(InputError, match="not a label of the synthesiser. Did you mean 'tempo'"):
         Dataset.from_synth(lens, "temp")
 
 
@@ -552,18 +552,18 @@ def _refusals() -> list[Refusal]:
         (lambda: probing.probe(None, values, labels[:-1]), "19 labels for 20 rows"),
         (lambda: probing.probe(None, values, ["a"] * 20), "at least two labels"),
         (lambda: probing.probe(None, values, ["a"] * 19 + ["b"]), "at least two rows each"),
-        (lambda: probing.probe(None, values, ["a"] * 17 + ["b"] * 3), "'b' stands in 3 groups .* n_folds=3"),
+        (lambda: probing.probe(None, values, ["a"] * 17 + ["b"] * 3), "'b' has 3 groups .* folds=3"),
         (lambda: probing.probe(None, values, ["a", None] * 10), "the label of row 1 is missing"),
         (lambda: probing.probe(None, values, [0.5] * 20, task="regression"), "all labels are equal"),
         (lambda: probing.probe(None, np.ones_like(values), labels), "the same in every row"),
         (lambda: probing.probe(None, values * np.nan, labels), "NaN or infinite"),
         (lambda: probing.probe(None, values[..., None], labels), "expected 'layer row feature'"),
         (lambda: probing.probe(None, values, labels, kind="tree"), "expected one of logistic, ridge, mlp"),  # type: ignore[arg-type]
-        (lambda: probing.probe(None, values, np.arange(20.0), kind="logistic"), "tells classes apart"),
+        (lambda: probing.probe(None, values, np.arange(20.0), kind="logistic"), "needs classes"),
         (lambda: probing.probe(None, values, labels, n_shuffles=0), "means nothing without shuffled labels"),
         (lambda: probing.probe(None, values, labels, folds=1), "n_folds=1"),
         (lambda: probing.probe(None, values, labels, folds=[0] * 20), "all rows are in one fold"),
-        (lambda: probing.probe(None, values, labels, groups=[0] * 10 + [1] * 10), "stands in 2 groups"),
+        (lambda: probing.probe(None, values, labels, groups=[0] * 10 + [1] * 10), "has 2 groups"),
         (lambda: probing.probe(None, values, labels, groups=[0] * 10 + [1] * 10, folds=[0, 1] * 10), "a leak: rows 0"),
         (lambda: probing.probe(None, leak), "give the lens"),
         (lambda: Dataset(leak.labels, leak.prompts, groups=np.arange(20)), "a leak: rows 0 and 1 share their prompt"),
@@ -584,7 +584,7 @@ def test_places_that_cannot_be_probed_are_refused_before_the_model_runs(lens: al
         probing.probe(lens, sounds, site="resid_pots", baselines=())
     with pytest.raises(SiteError, match="layer 9 does not exist"):
         probing.probe(lens, sounds, layers=9, baselines=())
-    with pytest.raises(InputError, match="expected one with a vector a step"):
+    with pytest.raises(InputError, match="expected a site with one vector per step"):
         probing.probe(lens, sounds, site="attn.pattern", baselines=())
     with pytest.raises(InputError, match="expected 'mean', 'first'"):
         probing.probe(lens, sounds, position="middle", baselines=())  # type: ignore[arg-type]

@@ -241,7 +241,7 @@ def test_a_table_of_fewer_rows_than_planned_is_never_written(
 
     with monkeypatch.context() as patch:
         patch.setattr(playing.Making, "generate", losing)
-        with pytest.raises(StoppedError, match=r"batches/00001.parquet was removed while .* Run the same again"):
+        with pytest.raises(StoppedError, match=r"batches/00001.parquet was removed while .* Start the same run again"):
             played(lens, out)
     assert not (out / "clips.parquet").exists()
     played(lens, out)

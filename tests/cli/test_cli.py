@@ -418,9 +418,9 @@ def test_probe_reads_own_sounds(run: Run, tmp_path: Path) -> None:
         (("tempoo",), "Did you mean 'tempo'"),
         (("tempo", "--layers", "a"), "--layers=a: expected numbers"),
         (("tempo", "--audio", "."), "--audio and --labels go together"),
-        (("mode", "--quantity"), "mode is no quantity"),
+        (("mode", "--quantity"), "mode is not a quantity"),
         (("tempo", "--group", "artist"), "--group names a column"),
-        (("tempo", "--n", 2), "each needs two clips"),
+        (("tempo", "--n", 2), "each needs at least two clips"),
     ],
 )
 def test_probe_refuses_in_one_line(run: Run, checkpoint: Path, arguments: tuple, message: str) -> None:

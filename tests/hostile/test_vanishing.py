@@ -74,7 +74,7 @@ def test_a_study_that_loses_a_stage_or_its_place_stops(tmp_path: Path) -> None:
 
     with pytest.raises(StoppedError, match=r"directions-\w+/made was removed while this run was writing"):
         begun_then(losing, place)
-    with pytest.raises(StoppedError, match="another was put in its place"):
+    with pytest.raises(StoppedError, match="was removed or replaced by another folder while"):
         begun_then(moved, place)
     assert not list(tmp_path.rglob("lost-*"))
 

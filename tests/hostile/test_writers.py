@@ -150,7 +150,7 @@ def test_names_are_random_and_opened_for_this_writer_alone(tmp_path: Path, monke
 
 def test_a_hard_link_under_the_name_of_a_lock_is_not_emptied(received: Path, outside: Path) -> None:
     os.link(outside / "victim", received / ".lock")
-    with pytest.raises(InputError, match=r"\.lock is a file that has another name too"), stages.locked(received):
+    with pytest.raises(InputError, match=r"\.lock is a file with another hard link"), stages.locked(received):
         pass
 
 
