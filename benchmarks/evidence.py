@@ -201,7 +201,7 @@ def page(tables: dict[str, pd.DataFrame], found: list[studies.Study], clips: int
         "|---|---|---|---|---|---|---|---|---|---|---|",
         *steered,
         "",
-        *(f"- {study.finding}" for study in found),
+        *(f"- {study.finding} {study.qualification}" for study in found),
         "",
         "**What else it does**: the same clips, steered along the direction as it is, and without its part along the "
         "other concept's direction (`orthogonal_to`), at the same place and strength.",

@@ -119,7 +119,7 @@ def study(
         say_json(target / "summary.json")
         return
     sound = "" if len(sets) > 1 else f"; the clips are in {target / 'audio'}"
-    say(f"\n{found.finding}\n\n{target / 'index.html'} shows it{sound}.")
+    say(f"\n{found.finding}\n{found.qualification}\n\n{target / 'index.html'} shows it{sound}.")
 
 
 def _asked(concept: str | None, concepts: str | None, positive: Path | None, negative: Path | None) -> list[Any]:

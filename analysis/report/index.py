@@ -81,6 +81,7 @@ def write(several: Several, folder: Path, command: str = "") -> None:
     names = [one.concept for one in several.studies]
     facts = {
         "format": FORMAT, "model": several.studies[0].model, "concepts": names, "finding": several.finding,
+        "qualification": several.qualification,
         "cross_effects": several.to_frame().to_dict("records"), "command": command,
     }  # fmt: skip
     saves = text("downloads.js")

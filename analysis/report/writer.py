@@ -119,6 +119,7 @@ def summary(study: Study, command: str) -> dict[str, Any]:
             "poles": study.poles,
             "model": study.model,
             "finding": study.finding,
+            "qualification": study.qualification,
             "measure": study.measure,
             "choice": asdict(study.choice),
             "placement": None

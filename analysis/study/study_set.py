@@ -78,12 +78,17 @@ class Several:
 
     @property
     def finding(self) -> str:
-        """What each study found, a line each."""
+        """The studies' findings, one per line."""
         return "\n".join(one.finding for one in self.studies)
 
+    @property
+    def qualification(self) -> str:
+        """What qualifies each finding, one line per study."""
+        return "\n".join(f"{one.concept}: {one.qualification}" for one in self.studies)
+
     def __repr__(self) -> str:
-        told = " ".join(one.finding for one in self.studies)
-        return f"Several({', '.join(one.concept for one in self.studies)} on {self.studies[0].model!r}: {told})"
+        findings = " ".join(f"{one.finding} {one.qualification}" for one in self.studies)
+        return f"Several({', '.join(one.concept for one in self.studies)} on {self.studies[0].model!r}: {findings})"
 
 
 @named_once

@@ -357,7 +357,7 @@ def test_study_writes_a_folder_and_says_the_finding(
     monkeypatch.setattr("analysis.study.experiment._run", lambda *_: planted.study())
     code, out, err = run("study", "tempo", "-m", checkpoint)
     assert code == 0, err
-    assert planted.study().finding in out
+    assert f"{planted.study().finding}\n{planted.study().qualification}\n" in out
     assert "\x1b" not in out + err
     assert (tmp_path / "study-tempo" / "index.html").is_file()
     assert f"audiolens study tempo -m {checkpoint}" in (tmp_path / "study-tempo" / "index.html").read_text()

@@ -70,7 +70,7 @@ def test_the_page_is_drawn_anew_with_the_same_numbers(run: Run, made: tuple[stud
     (decoy.with_name("dose-response-0000000000000000") / "clips.parquet").write_bytes(b"others")
     code, told, err = run("report", out)
     assert code == 0, err
-    assert made[0].finding in told
+    assert f"{made[0].finding}\n{made[0].qualification}\n" in told
     assert shown(out) == shown(made[1])
     page = (out / "index.html").read_text("utf-8")
     assert COMMAND in page

@@ -124,7 +124,7 @@ def test_a_concept_of_ones_own_from_two_files(lens: Any, tmp_path: Path) -> None
         study.run(lens, sets, settings=replace(TINY, measured="loudness"))
     found = study.run(lens, sets, settings=replace(TINY, measured="brightness"), progress=False)
     assert (found.concept, found.measure, found.poles) == ("force", "brightness", ("loud", "soft"))
-    assert "more loud" in found.finding
+    assert "steering force at strength" in found.finding
     # Three prompts against two match in no pairs.
     assert found.where is None
 
@@ -132,8 +132,8 @@ def test_a_concept_of_ones_own_from_two_files(lens: Any, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("where", "told"),
     [
-        ({"strategy": "one-to-one", "layer": 1}, "one-to-one (added at block 1,"),
-        ({"strategy": "all-to-all", "layer": None}, "all-to-all (every block its own direction,"),
+        ({"strategy": "one-to-one", "layer": 1}, "one-to-one, added at block 1."),
+        ({"strategy": "all-to-all", "layer": None}, "all-to-all, every block its own direction."),
     ],
 )
 def test_the_place_that_evidence_names_is_steered_without_a_scan(
@@ -153,7 +153,7 @@ def test_the_place_that_evidence_names_is_steered_without_a_scan(
     wanted = TINY.strengths_at_place[where["strategy"]]
     assert sorted({abs(strength) for strength in tried["strength"]}) == sorted(wanted)
     assert found.choice.where == where
-    assert told in found.finding
+    assert told in found.qualification
     assert found.placement is not None
     assert found.placement.reason in told_lines
 
