@@ -145,7 +145,7 @@ def test_the_folder_is_whole_and_names_what_is_not_the_papers(made: Any, facts: 
     page = (out / "index.html").read_text("utf-8")
     assert "the activation at the last token of its text" in page
     assert "--paper" in page
-    for part in ("Beat This", "FAD", "own, a hundred a pole"):
+    for part in ("Beat This", "FAD", "own, one hundred per pole"):
         assert part in page.replace("&#39;", "'")
         assert any(part in sentence for sentence in facts["settings"]["substitutes"])
     assert not any("Position" in sentence for sentence in facts["settings"]["substitutes"])

@@ -354,7 +354,7 @@ def test_nothing_half_written_is_left(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("concept", "message"),
-    [("tempi", "Did you mean 'tempo'"), ("bells", "no measure hears 'bells'"), ("", "unknown concept ''")],
+    [("tempi", "Did you mean 'tempo'"), ("bells", "'bells' has no measure"), ("", "unknown concept ''")],
 )
 def test_a_concept_that_cannot_be_studied_is_refused(lens: Any, concept: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
