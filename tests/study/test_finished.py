@@ -127,7 +127,7 @@ def _outside(out: Path) -> None:
     ("change", "message"),
     [
         (_remove("*"), "holds no study"),
-        (_remove("summary.json"), "not finished"),
+        (_remove("summary.json"), "unfinished study"),
         (_remove("made.json"), "has no made.json"),
         (_remove("stages/lost-*"), "gone or damaged"),
         (_remove("stages/dose-response-*/batches/*.parquet", "stages/*/clips.parquet"), "gone or damaged|no batch"),
