@@ -35,7 +35,7 @@ def test_it_sweeps_says_the_finding_and_knows_what_it_did(
     assert "out/clips.parquet" in out
     code, out, err = run(*words, "--json")
     assert code == 0, err
-    assert "16 of them are there already" in err
+    assert "16 of them are already finished" in err
     facts = json.loads(out)
     assert facts["clips"] == 16
     assert [row["strength"] for row in facts["effects"]["tempo"] if row["kind"] == "steered"] == [-4, 4]
@@ -98,7 +98,7 @@ def test_stopping_keeps_what_is_finished_and_says_how_to_go_on(
     kept = len(sweep.load_folder(tmp_path / "out").table)
     code, _, err = run(*words)
     assert code == 0, err
-    assert f"{kept} of them are there already" in err
+    assert f"{kept} of them are already finished" in err
     assert sweep.load_folder(tmp_path / "out").whole
 
 
