@@ -140,7 +140,7 @@ def _places(concept: str, directions: Directions, factors: Factors) -> Iterator[
     chosen = directions.layers if factors.layers is None else factors.layers
     layers = [chosen] if isinstance(chosen, int) else list(chosen)
     if len(set(layers)) < len(layers):
-        raise InputError(f"layers={layers}: expected each layer once.")
+        raise InputError(f"layers={layers}: expected each once.")
     for branch in factors.branches:
         for strategy in factors.strategies:
             if strategy == "all-to-all":

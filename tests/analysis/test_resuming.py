@@ -168,9 +168,9 @@ def test_another_sweep_is_refused_with_the_reason(lens: Any, whole: Path, tmp_pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda plan: {**plan, "format": "audiolens.sweep.0"}, "of format audiolens.sweep.0"),
+        (lambda plan: {**plan, "format": "audiolens.sweep.0"}, "format audiolens.sweep.0"),
         (lambda plan: {**plan, "versions": {**plan["versions"], "torch": "1.0"}}, "version of torch 1.0"),
-        (lambda plan: {**plan, "clips": plan["clips"][:1]}, "its clips are others"),
+        (lambda plan: {**plan, "clips": plan["clips"][:1]}, "its clips differ"),
         (lambda plan: {"a": 1}, "not the plan of a sweep"),
     ],
 )
