@@ -1,4 +1,4 @@
-"""Writes a study's folder: WAVs, directions, tables, figures, `summary.json` and the page."""
+"""Write a study's folder: WAVs, directions, tables, figures, `summary.json` and the page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sound:
-    """One kept clip: `pair` numbers its prompt and seed, `label` says what was done to it in its `condition`."""
+    """One kept clip: `pair` numbers its prompt and seed, `label` describes its `condition`."""
 
     pair: int
     condition: str
@@ -43,7 +43,7 @@ class Sound:
 
 
 def write(study: Study, folder: Path, *, command: str = "") -> None:
-    """Fill an empty folder with everything a study found."""
+    """Write all results of a study into an empty folder."""
     for name in ("audio", "figures", "tables"):
         (folder / name).mkdir()
     kept = sounds(study)
@@ -66,7 +66,7 @@ def write(study: Study, folder: Path, *, command: str = "") -> None:
 
 
 def sounds(study: Study) -> list[Sound]:
-    """The kept clips in the order they are shown: by pair, from the negative pole to the positive, then the words."""
+    """The kept clips in display order: by pair, from the negative to the positive strength, then the prompted ones."""
     labels = {row["condition"]: row for row in study.response.to_dict("records")}
     pairs = list(dict.fromkeys((prompt, seed) for _, prompt, seed in study.sounds))
     found = []
@@ -110,7 +110,7 @@ def _where_tables(study: Study) -> dict[str, pd.DataFrame]:
 
 
 def summary(study: Study, command: str) -> dict[str, Any]:
-    """What `summary.json` holds: plain values, with null where nothing could be measured."""
+    """The contents of `summary.json`: plain values, with null where nothing could be measured."""
     placed = study.placement
     return plain(
         {
@@ -139,7 +139,7 @@ def summary(study: Study, command: str) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Plain values for JSON, with null for NaN and infinity."""
+    """Convert to plain values for JSON, with null for NaN and infinity."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
