@@ -133,11 +133,11 @@ def _evidence(study: Study) -> Drawing:
         figure, named = found.plot(), ("layer_attribution",)
         screen = screens.bare(found.figure()).update_layout(showlegend=False)
         told = (
-            "Each kind of evidence has its own unit and comes from prompts alone, without steering. Norm: length of the "
-            "direction as a share of the residual stream. Separation: held-out AUC of the poles along the direction. Patching: "
-            "how much likelier the music of one prompt becomes when activations of its run replace those of the "
-            "other's. Bars: 95% intervals over prompts. The kinds measure different things and may peak at different "
-            "blocks."
+            "Each kind of evidence has its own unit and comes from prompts alone, without steering. Norm: length of "
+            "the direction as a share of the residual stream. Separation: held-out AUC of the poles along the "
+            "direction. Patching: how much likelier the music of one prompt becomes when activations of its run "
+            "replace those of the other's. Bars: 95% intervals over prompts. The kinds measure different things and "
+            "may peak at different blocks."
         )
     return Drawing("layer_attribution", "Every kind of evidence, block by block", told, figure, named, screen)
 

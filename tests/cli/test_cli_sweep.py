@@ -94,7 +94,7 @@ def test_stopping_keeps_what_is_finished_and_says_how_to_go_on(
         patch.setattr(ledger.Ledger, "keep", stopped)
         code, _, err = run(*words)
     assert code == 130
-    assert "Stopped; 2 of 5 batches are kept in out. The same command goes on from there." in err
+    assert "Stopped; 2 of 5 batches are kept in out. Run the same command again to resume." in err
     kept = len(sweep.load_folder(tmp_path / "out").table)
     code, _, err = run(*words)
     assert code == 0, err
@@ -156,7 +156,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_help_teaches(run: Run) -> None:
     code, out, _ = run("sweep", "--help")
     assert code == 0
-    assert "the same command goes on" in " ".join(out.split())
+    assert "after a stop, the same command resumes" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(
