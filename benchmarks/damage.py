@@ -1,9 +1,9 @@
-"""Every file of a kept sweep and study, damaged in every way: `python benchmarks/damage.py`.
+"""Damage every file of a sweep and of a study, then read and resume the folder: `python benchmarks/damage.py`.
 
-Finished and unfinished folders are copied, and one file of the copy is cut, emptied, removed, has a bit flipped, or is
-exchanged for another. Then the folder is read, and the same call goes on with it. *Used in silence*: what was read, or
-what the call ended with, differs from the truth, without an error. *Dead end*: the call is refused, and what the
-refusal says to do (`--force`) does not help either. Both counts must be 0.
+Finished and unfinished folders are copied, and one file of the copy is cut, emptied, removed, exchanged for another, or
+has a bit flipped. Then the folder is read, and the same call resumes in it. *Used in silence* counts results that
+differ from the truth without an error. *Dead end* counts calls that are refused and still fail after doing what the
+message says (`--force`). Both counts must be 0.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class Kept:
     """A folder to damage.
 
     Attributes:
-        name: what it is called in the counts.
-        start: the folder as it is before the damage.
-        whole: the finished one that the same call must end with.
-        other: a finished folder of another sweep or study, that files are exchanged with.
-        read: what a folder says, item by item, and whether that is all of it.
-        go_on: the call that made it, on another place; with True, with `--force`.
+        name: its name in the counts.
+        start: the folder before the damage.
+        whole: the finished folder that the same call must end with.
+        other: a finished folder of another sweep or study, to exchange files with.
+        read: returns the folder's contents, item by item, and whether they are complete.
+        go_on: the call that made it, on another folder; with True, with `--force`.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Kept:
 
 @dataclass
 class Found:
-    """What became of the damages."""
+    """Counts of the outcomes, and the faults found."""
 
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Found:
 
 
 def changes(folder: Path, other: Path, flips: int, rng: random.Random) -> Iterator[tuple[str, str, Change]]:
-    """Every damage of every file: (file, what is done to it, the function that does it to a copy of the folder)."""
+    """Every damage to every file: (file, kind of damage, function that applies it to a copy of the folder)."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     for path in paths:
         file, content = str(path.relative_to(folder)), path.read_bytes()
@@ -101,7 +101,7 @@ def changes(folder: Path, other: Path, flips: int, rng: random.Random) -> Iterat
 def damaged(
     kept: Kept, work: Path, flips: int = 3, seed: int = 0, chosen: Callable[[str, str], bool] = lambda *_: True
 ) -> Found:
-    """Every damage of a folder that is `chosen` by file and kind, read and gone on with."""
+    """Apply every damage that is `chosen` by file and kind, then read and resume the folder."""
     found, truth, last = Found(), kept.read(kept.whole)[0], _contents(kept.whole)
     for file, kind, change in changes(kept.start, kept.other, flips, random.Random(seed)):
         if not chosen(file, kind):
@@ -154,7 +154,7 @@ def _gone_on(kept: Kept, copy: Path, last: dict[str, bytes], case: str, found: F
 
 
 def sweeps(lens: Any, work: Path) -> list[Kept]:
-    """A finished and an unfinished sweep; the other is of another vector."""
+    """A finished and an unfinished sweep; the other sweep adds another vector."""
     width = lens.config.d_model
 
     def play(out: Path, _: bool = False, seed: int = 0) -> None:
@@ -180,7 +180,7 @@ def sweeps(lens: Any, work: Path) -> list[Kept]:
 
 
 def read_sweep(folder: Path) -> tuple[Facts, bool]:
-    """All that a sweep's folder says: rows, codes and sound, by clip."""
+    """The contents of a sweep's folder: rows, codes and sound, by clip."""
     found = sweep.load_folder(folder)
     keys = found.table[["condition", "prompt", "seed"]]
     codes = {name: iter(found.codes(name).numpy()) for name in keys["condition"].unique()}
@@ -193,7 +193,7 @@ def read_sweep(folder: Path) -> tuple[Facts, bool]:
 
 
 def studies(lens: Any, work: Path) -> list[Kept]:
-    """A finished and an unfinished study; the other is of other prompts. Pages are left out: nothing reads them."""
+    """A finished and an unfinished study; the other has other prompts. Pages are left out: nothing reads them."""
     report.write = tables_alone
 
     def run(out: Path, force: bool = False, settings: Settings = TINY) -> None:
@@ -215,7 +215,7 @@ def studies(lens: Any, work: Path) -> list[Kept]:
 
 
 def read_study(folder: Path) -> tuple[Facts, bool]:
-    """All that the folder of a finished study says."""
+    """The contents of a finished study's folder."""
     found = study.load_folder(folder)
     told = {name: _digest(table.to_csv(index=False)) for name, table in writer.tables(found).items()}
     told["clips"] = _digest(found.clips.to_csv(index=False))
@@ -226,7 +226,7 @@ def read_study(folder: Path) -> tuple[Facts, bool]:
 
 
 def tables_alone(found: study.Study, folder: Path, *, command: str = "") -> None:
-    """What a study shows, but for pictures and page."""
+    """Write the outputs of a study, without figures and page."""
     (folder / "tables").mkdir()
     for name, table in writer.tables(found).items():
         table.to_csv(folder / "tables" / f"{name}.csv", index=False)
@@ -237,14 +237,14 @@ def tables_alone(found: study.Study, folder: Path, *, command: str = "") -> None
 
 
 def _sibling(path: Path, paths: list[Path]) -> bytes | None:
-    """Another file of the same kind in the folder."""
+    """The content of another file of the same type in the folder."""
     alike = [one for one in paths if one.suffix == path.suffix and one.read_bytes() != path.read_bytes()]
     same = [one for one in alike if one.name == path.name or one.parent == path.parent]
     return next((one.read_bytes() for one in (*same, *alike)), None)
 
 
 def _counterpart(file: str, other: Path) -> bytes | None:
-    """The file of the same name in the other folder, whatever its stage's key."""
+    """The file of the same name in the other folder, regardless of the stage's key."""
     named = {_KEY.sub("", str(path.relative_to(other))): path for path in other.rglob("*") if path.is_file()}
     found = named.get(_KEY.sub("", file))
     return None if found is None else found.read_bytes()
@@ -263,14 +263,14 @@ def _digest(*values: Any) -> str:
 
 
 def main(
-    model: Annotated[str, typer.Option(help="étude, or another.")] = "etude",
-    flips: Annotated[int, typer.Option(help="Bits flipped in each file, beside the first and the last.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of the bits.")] = 0,
-    out: Annotated[Path, typer.Option(help="Where the figures are also written, as JSON.")] = Path("runs/damage.json"),
-    every: Annotated[int, typer.Option(help="Of the damages, one in this many.")] = 1,
+    model: Annotated[str, typer.Option(help="étude, a folder, or a hub name.")] = "etude",
+    flips: Annotated[int, typer.Option(help="Bits flipped in each file, in addition to the first and the last.")] = 3,
+    seed: Annotated[int, typer.Option(help="Seed for choosing the bits.")] = 0,
+    out: Annotated[Path, typer.Option(help="JSON file for the figures.")] = Path("runs/damage.json"),
+    every: Annotated[int, typer.Option(help="Apply only one in this many damages.")] = 1,
     only: Annotated[str, typer.Option(help="'sweep' or 'study' (default: both).")] = "",
 ) -> None:
-    """Damage everything; print what became of it."""
+    """Apply all damages and print the outcomes."""
     warnings.simplefilter("ignore")
     lens = al.AudioLens.from_pretrained(model)
     with TemporaryDirectory() as place:
