@@ -1,4 +1,4 @@
-"""Summaries of a sweep recover what was planted in its table, and say when there is nothing."""
+"""Summaries of a sweep recover effects planted in its table, and state when there are none."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A sweep that was stopped anywhere goes on and ends with the same table; a folder that is another's is refused."""
+"""A sweep stopped at any point resumes and ends with the same table; another sweep's folder is refused."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Sweeps: every row is the clip its condition makes alone, measured beside its own baseline."""
+"""Every row of a sweep equals the clip that its condition generates alone, measured against its own baseline."""
 
 from typing import Any
 

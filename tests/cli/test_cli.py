@@ -1,4 +1,4 @@
-"""The command line: what it does, what it refuses in one line with exit code 2, and that help comes at once."""
+"""The command line: its results, its one-line refusals with exit code 2, and help that appears at once."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`audiolens sweep`: it sweeps, goes on where it was stopped, and refuses in one line."""
+"""`audiolens sweep` runs, resumes after a stop, and refuses bad input in one line."""
 
 # ruff: noqa: F811 - fixtures of another file are named as arguments
 

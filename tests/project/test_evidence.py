@@ -1,4 +1,4 @@
-"""The page of evidence says what its tables hold, and renews its place in a document only."""
+"""The evidence page matches its tables, and updates only its own part of a document."""
 
 from __future__ import annotations
 

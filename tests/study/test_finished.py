@@ -1,4 +1,4 @@
-"""A finished study is read again from its folder, and its page drawn anew, without a model."""
+"""A finished study is loaded from its folder and its page redrawn, without a model."""
 
 # ruff: noqa: F811 - fixtures of another file are named as arguments
 

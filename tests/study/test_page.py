@@ -1,4 +1,4 @@
-"""The page of a study in a real browser: it opens from disk, players play, the slider moves, tables download."""
+"""A study's page in a real browser: it opens from disk, players play, the slider moves, tables download."""
 
 import gzip
 import io

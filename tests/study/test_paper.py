@@ -1,6 +1,6 @@
-"""`audiolens study --paper` is the paper's protocol: here on a MusicGen Melody of random weights that reads English.
+"""`audiolens study --paper` follows the paper's protocol, on a MusicGen Melody with random weights.
 
-Steered noise says nothing of music: what is held is what was read, where it was added, and what the folder tells.
+Random weights make no music, so the tests check what is read, where it is added, and what the folder records.
 """
 
 import json

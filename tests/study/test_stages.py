@@ -1,4 +1,4 @@
-"""A study that was stopped anywhere goes on and ends with the same tables; a folder that is another's is refused."""
+"""A study stopped at any point resumes and ends with the same tables; another study's folder is refused."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The study: chosen on development clips, reported on test clips, and nothing claimed that was not measured."""
+"""A study chooses on development clips, reports on test clips, and claims nothing that was not measured."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Several concepts in one go, one's own concept from two files, and the place that evidence names."""
+"""Several concepts in one call, a concept from two files, and steering at the place that evidence names."""
 
 import json
 from dataclasses import replace
