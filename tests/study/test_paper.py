@@ -180,7 +180,7 @@ def test_what_a_model_cannot_do_is_refused_before_it_runs(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
-    assert "give one of them" in capsys.readouterr().err
+    assert "give only one" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
