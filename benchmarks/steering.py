@@ -247,13 +247,13 @@ def page(
     told = ", ".join(f"{name} {value}" for name, value in settings.items())
     lines = [
         f"Measured with {told}. Effect: median of steered / baseline - 1 at the same seed, failed clips counted as "
-        "none, 95% interval over prompts. Development prompts: for choosing, not for claims.",
+        "no effect, 95% interval over prompts. Development prompts: for choosing, not for claims.",
         "",
     ]
     heads = {
         "strategies": "**Strategies and branches.** Conditional-only at the strength of both, and at 1 / guidance.",
-        "operators": "**Clamp and ablate** beside the additions above. A clamp's strength is where the projection is "
-        "held, in lengths of the direction; it is held where the negative pole, the middle and the positive pole lie.",
+        "operators": "**Clamp and ablate**, compared with the additions above. A clamp's strength is the value of the "
+        "projection, in lengths of the direction: that of the negative pole, the middle and the positive pole.",
         "pairs": f"**Two concepts**, one-to-all: {' and '.join(sets)}, strength for each.",
     }
     keys = ["concept", "strategy", "branch", "operator", "strength", "other_strength", "combine"]
@@ -269,12 +269,12 @@ def page(
     read = tables["readings"]
     mine = read[read["layer"] == read["concept"].map(layers)].drop(columns=["residual_norm"])
     lines += [
-        "**First order**: the guided logits' answer to a small push of the conditional half, along that of both; "
-        "`guidance` if the halves answer alike.",
+        "**First order**: the effect on the guided logits of a small addition to the conditional half, relative to "
+        "that of both halves; `guidance` if the halves respond alike.",
         "",
         *_markdown(tables["first_order"]),
         "",
-        "**Readings**: what position and branch do to a direction at that block; cosine to the first row's direction.",
+        "**Readings**: the direction at that block read at each position and branch; cosine with the first row's.",
         "",
         *_markdown(mine[["concept", *[name for name in mine.columns if name != "concept"]]]),
     ]
