@@ -259,7 +259,7 @@ class AudioLens(TracedLens, OtherNames):
             prefix: record the conditioning before step 0 too; see `run_with_cache`.
             seed: one seed for every row.
             max_new_tokens: the length of the clips as transformers counts it, instead of `seconds`: one per step, so
-                the clips have that many frames less the tail (3 in the published models). 53 make a second of 50 frames.
+                clips have that many frames less the tail (3 in the published models). 53 make a second of 50 frames.
             melody: not supported yet; only text conditions the clips.
 
         Raises:

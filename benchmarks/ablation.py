@@ -1,10 +1,11 @@
-"""What each means of étude's recipe does, taken away by itself: `python benchmarks/ablation.py`.
+"""Ablate the ingredients of étude's training recipe one at a time: `python benchmarks/ablation.py`.
 
-The decoder is trained anew without one means at a time, briefly and on part of the corpus, on the shipped codec's
-codes. Then: by how many nats a held-out clip is likelier with its caption than without (0: words are ignored), and how
-well held-out captions' poles are told apart in what it plays. A second run of the whole recipe from another start says
-how far chance alone moves these numbers. Short runs say which means makes words work *soon*, not what 17,000 steps
-without it would come to. Resumable; with `--update` the table replaces that in étude's model card.
+The decoder is trained without one ingredient at a time, briefly, on part of the corpus and the shipped codec's codes.
+Two numbers are reported: by how many nats a held-out clip is likelier with its caption than without (0: the text is
+ignored), and how well the poles of held-out captions are separated in the generated clips. A second run of the whole
+recipe from another initialisation shows the variation by chance. Short runs show which ingredient makes the text take
+effect *early*, not the result of 17,000 steps without it. Resumable; with `--update` the table replaces the one in
+étude's model card.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from audiolens.model.timeline import delay
 
 CARD = train.WEIGHTS / "README.md"
 HELD_OUT_SEED, HELD_OUT = 77, 256
-"""Of clips that no training saw."""
+"""Seed of the clips that no training used."""
 HEARD = {"tempo": "tempo_ioi", "timbre": "brightness"}
 NO_HEAD = {"listening_weight": 0.0}
 NO_HIDING = {"history_dropout": 0.0}
@@ -38,7 +39,7 @@ NO_BEGINNING = {"beginning": (0, 1.0)}
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is changed of the whole recipe."""
+    """A variant of the recipe, described by its changes."""
 
     name: str
     schedule: dict[str, Any] = field(default_factory=dict)
@@ -60,12 +61,12 @@ RECIPES = (
 def main(
     work: Annotated[Path, typer.Option(help="Folder of checkpoints and results (resumable).")] = Path("runs/ablation"),
     steps: Annotated[int, typer.Option(help="Decoder steps of each run.")] = 1200,
-    clips: Annotated[int, typer.Option(help="Clips each learns from.")] = 8192,
+    clips: Annotated[int, typer.Option(help="Training clips of each run.")] = 8192,
     draws: Annotated[int, typer.Option(help="Clips per held-out caption.")] = 2,
     codes: Annotated[Path | None, typer.Option(help="Codes of an earlier training [default: in WORK].")] = None,
-    update: Annotated[bool, typer.Option(help="Put the table into the model card.")] = False,
+    update: Annotated[bool, typer.Option(help="Write the table into the model card.")] = False,
 ) -> None:
-    """Train the decoder without each means, and print what its words do."""
+    """Train the decoder without each ingredient, and print the effect of text on each."""
     work.mkdir(parents=True, exist_ok=True)
     shipped: Any = MusicgenForConditionalGeneration.from_pretrained(train.WEIGHTS)
     codec, folder = shipped.audio_encoder, codes or work / "codes"
@@ -90,7 +91,7 @@ def main(
 def trained(
     recipe: Recipe, codec: Any, codes: np.ndarray, out: Path, work: Path, schedule: decoder.Schedule
 ) -> MusicgenForConditionalGeneration:
-    """A model by this recipe, also written to `out` / "model"."""
+    """Train a model by this recipe; it is also written to `out` / "model"."""
     tokenizer = text.build_tokenizer()
     torch.manual_seed(recipe.start)
     reader = text.build_encoder(len(tokenizer))
@@ -107,7 +108,7 @@ def trained(
 
 @torch.no_grad()
 def gap(model: Any, codes: Int[np.ndarray, "clip codebook frame"], rows: int = 32) -> dict[str, float]:
-    """Nats a code with text, and by how many nats a clip is likelier with its own caption than with none."""
+    """Nats per code with text, and by how many nats a clip is likelier with its own caption than without."""
     tokenizer = text.build_tokenizer()
     captions = listener.Labels.of(len(codes), HELD_OUT_SEED).captions
     nats = {kept: [] for kept in (True, False)}
@@ -133,7 +134,7 @@ def _nats(
 
 
 def words(folder: Path, draws: int) -> dict[str, float]:
-    """AUC of high over low for held-out captions, by concept."""
+    """AUC of the high over the low pole for held-out captions, by concept."""
     lens = AudioLens.from_pretrained(str(folder))
     found = {}
     for concept, measured in HEARD.items():
@@ -154,12 +155,12 @@ def page(table: pd.DataFrame, steps: int, clips: int, draws: int) -> str:
     """The table in Markdown."""
     frames = len(evaluate.FRAMES)
     lines = [
-        f"The decoder trained from nothing for {steps:,} steps on {clips:,} clips, without one means at a time "
+        f"The decoder trained from scratch for {steps:,} steps on {clips:,} clips, without one ingredient at a time "
         f"(`python benchmarks/ablation.py`). Gap: nats by which {HELD_OUT} held-out clips are likelier with their "
-        f"captions than without, mean and 95% interval over clips; AUC by {frames} held-out captions a pole, {draws} "
+        f"captions than without, mean and 95% interval over clips; AUC by {frames} held-out captions per pole, {draws} "
         "clips each.",
         "",
-        "| recipe | nats a code | gap, nats a clip | tempo (interval), AUC | timbre, AUC |",
+        "| recipe | nats per code | gap, nats per clip | tempo (interval), AUC | timbre, AUC |",
         "|---|---|---|---|---|",
     ]
     for row in table.to_dict("records"):

@@ -1,9 +1,9 @@
-"""What attribution patching saves beside one forward a cell: `python benchmarks/attribution.py`.
+"""Compare the speed of attribution patching with one forward pass per cell: `python benchmarks/attribution.py`.
 
-The same layer x time grid of `resid_post` both ways, in one process and in turn, on the same random-weights model
-(width 512, 12 blocks). The naive side patches each cell by a forward hook on the bare model, whose text is encoded
-once; ours is `attribution.attribute` with everything it does but the check, which would be the naive side again. The
-rank correlation between the two grids is printed beside the ratio: a fast wrong answer is worth nothing.
+Both sides compute the same layer x time grid of `resid_post`, alternating in one process, on the same model with random
+weights (width 512, 12 blocks). The naive side patches each cell with a forward hook on the bare model and encodes the
+text once. Ours is `attribution.attribute` without its check, which would repeat the naive side. The rank correlation
+between the two grids is printed with the speed ratio, because a fast wrong answer is useless.
 """
 
 from __future__ import annotations
@@ -33,15 +33,13 @@ AIM = 30.0
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where the figures are also written, as JSON.")] = Path(
-        "runs/attribution.json"
-    ),
-    repeats: Annotated[int, typer.Option(help="Times that each side is run.")] = 3,
+    out: Annotated[Path, typer.Option(help="JSON file for the figures.")] = Path("runs/attribution.json"),
+    repeats: Annotated[int, typer.Option(help="Runs of each side.")] = 3,
     seconds: Annotated[float, typer.Option(help="Length of the clip, all of it scored.")] = 2.44,
     windows: Annotated[int, typer.Option(help="Time windows of the grid.")] = 16,
     blocks: Annotated[int, typer.Option(help="Blocks of the model.")] = 12,
 ) -> None:
-    """Print both times, their ratio, and how far the two grids agree."""
+    """Print both times, their ratio, and the agreement of the two grids."""
     tracing = _beside("tracing")
     lens = tracing.random_lens(blocks)
     louder(lens)
@@ -59,13 +57,13 @@ def main(
         return naive(lens, codes, Window.of(lens, codes, span), windows)
 
     times: dict[str, list[float]] = {"naive": [], "ours": []}
-    # Beside other work on the machine, the processor's seconds are the steadier ratio.
+    # On a busy machine, the ratio of processor times is more stable.
     worked: dict[str, list[float]] = {"naive": [], "ours": []}
     grids: dict[str, Any] = {}
     for repeat in tqdm(range(repeats + 1), desc="timing"):
         for name, function in (("naive", theirs), ("ours", ours)):
             if name == "naive" and not repeat:
-                # warming up takes a few cells, not the whole grid
+                # Warming up takes a few cells, not the whole grid.
                 naive(lens, codes, Window.of(lens, codes, span), windows, most=4)
                 continue
             wall, cpu = time.perf_counter(), time.process_time()
@@ -89,7 +87,7 @@ def main(
 
 
 def naive(lens: AudioLens, codes: torch.Tensor, window: Window, windows: int, most: int | None = None) -> np.ndarray:
-    """One forward of the bare model a cell, the clean stream put in place by a hook: "layer window" in nats."""
+    """One forward pass of the bare model per cell, patched by a hook: array "layer window" in nats."""
     model = lens.model
     blocks = model.decoder.model.decoder.layers
     columns = delay(codes, lens.config.delays, lens.config.pad_code)[..., :-1].flatten(0, 1)
@@ -129,7 +127,7 @@ def naive(lens: AudioLens, codes: torch.Tensor, window: Window, windows: int, mo
 
 
 def louder(lens: AudioLens) -> None:
-    """Fresh weights give nearly flat logits: larger ones make codes depend on the text."""
+    """Scale up the random weights: otherwise logits are nearly flat and codes do not depend on the text."""
     with torch.no_grad():
         for parameter in lens.model.decoder.parameters():
             if parameter.ndim > 1:
@@ -137,7 +135,7 @@ def louder(lens: AudioLens) -> None:
 
 
 def _beside(name: str) -> ModuleType:
-    """Another script of this folder."""
+    """Import another script of this folder."""
     spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

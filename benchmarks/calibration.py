@@ -1,7 +1,7 @@
-"""How well each measure hears what it is meant to hear, against the synthesiser's labels: `docs/measures.md`.
+"""Calibrate each measure against the synthesiser's labels, for `docs/measures.md`.
 
-Clips of known tempo, brightness, register and so on are measured as they were made, and again after a model's codec.
-With `--update` the table replaces the one in the docs. What a measure loses in the codec no steering can show.
+Clips of known tempo, brightness, register and so on are measured as synthesised, and again after a model's codec. With
+`--update` the table replaces the one in the docs. What a measure loses in the codec cannot show up in steering.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from audiolens.etude.attributes import TONICS
 
 PAGE = Path(__file__).parent.parent / "docs" / "measures.md"
 SEED = 404
-"""Of the clips: training draws other ones."""
+"""Seed of the clips; training uses others."""
 ROWS = 32
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measure beside its label: how often it says a number, and how well that number agrees."""
+    """One measure against its label: the share of clips with a value, and how well the values agree."""
 
     measure: str
     label: str
@@ -38,10 +38,10 @@ class Row:
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Whose codec the clips go through.")] = "etude",
-    clips: Annotated[int, typer.Option(help="How many of the synthesiser's clips.")] = 400,
-    jobs: Annotated[int, typer.Option(help="Processes that measure; -1 is one per core.")] = -1,
-    update: Annotated[bool, typer.Option(help="Put the table into docs/measures.md.")] = False,
+    model: Annotated[str, typer.Option(help="Model whose codec the clips go through.")] = "etude",
+    clips: Annotated[int, typer.Option(help="Number of synthesised clips.")] = 400,
+    jobs: Annotated[int, typer.Option(help="Measuring processes; -1 means one per core.")] = -1,
+    update: Annotated[bool, typer.Option(help="Write the table into docs/measures.md.")] = False,
 ) -> None:
     """Calibrate every measure against known labels, before and after the codec."""
     lens = AudioLens.from_pretrained(model)
@@ -58,7 +58,7 @@ def main(
 
 
 def through_codec(lens: AudioLens, audio: np.ndarray) -> np.ndarray:
-    """The same clips, encoded and decoded again."""
+    """The same clips, encoded and decoded."""
     return np.concatenate(
         [
             lens.decode_codes(lens.encode_audio(part, synth.SAMPLE_RATE)).float().cpu().numpy()
@@ -68,7 +68,7 @@ def through_codec(lens: AudioLens, audio: np.ndarray) -> np.ndarray:
 
 
 def calibrated(labels: pd.DataFrame, heard: pd.DataFrame) -> list[Row]:
-    """Every measure beside the label that it should follow."""
+    """Every measure against the label that it should follow."""
     rows = [_tempo(labels, heard, name) for name in ("tempo", "tempo_ioi")]
     right = (heard["tempo"] / labels["tempo_bpm"] - 1).abs() < 0.04
     doubt = heard["tempo_ambiguity"]
@@ -76,7 +76,7 @@ def calibrated(labels: pd.DataFrame, heard: pd.DataFrame) -> list[Row]:
     rows.append(_row(heard, "tempo_ambiguity", "an octave wrong", f"AUC {_auc(~right[known], doubt[known])}"))
     notes = labels["tempo_bpm"] * labels["density"] / 60
     rows += [
-        _row(heard, "onset_rate", "melody notes a second", f"ρ {_rho(heard['onset_rate'], notes)}"),
+        _row(heard, "onset_rate", "melody notes per second", f"ρ {_rho(heard['onset_rate'], notes)}"),
         _row(heard, "pulse_clarity", "none", _spread(heard["pulse_clarity"])),
         _hz(heard, "brightness", labels["centroid_hz"], "centroid"),
         _row(heard, "rolloff", "centroid", f"ρ {_rho(heard['rolloff'], labels['centroid_hz'])}"),
@@ -95,13 +95,13 @@ def calibrated(labels: pd.DataFrame, heard: pd.DataFrame) -> list[Row]:
 
 
 def markdown(before: list[Row], after: list[Row], model: str, n: int) -> str:
-    """The table, and what its words mean."""
+    """The table in Markdown, with an explanation of its columns."""
     lines = [
         f"{n} clips of the synthesiser, 5.12 s each, before and after the codec of `{model}` "
-        '(`python benchmarks/calibration.py --update`). "Told": the share of clips with a number. ρ: Spearman\'s rank '
-        "correlation with the label over these.",
+        '(`python benchmarks/calibration.py --update`). "Measured": share of clips with a value. ρ: Spearman\'s rank '
+        "correlation with the label over these clips.",
         "",
-        "| measure | label | told | agreement | told, after the codec | agreement, after the codec |",
+        "| measure | label | measured | agreement | measured, after the codec | agreement, after the codec |",
         "|---|---|---|---|---|---|",
         *(
             f"| {a.measure} | {a.label} | {a.told:.0%} | {a.agreement} | {b.told:.0%} | {b.agreement} |"

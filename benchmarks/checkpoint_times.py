@@ -1,8 +1,8 @@
-"""How long the published sizes take, on random weights: `python benchmarks/checkpoint_times.py [--update]`.
+"""Time the published model sizes with random weights: `python benchmarks/checkpoint_times.py [--update]`.
 
-A model of each size is filled with random numbers, for the time of a step depends on sizes alone (but not that of
-the text, which is short here). Clips of half a second are generated, text and all but the codec, with both halves of
-the guidance, and told by the second. Reading is one forward over given codes that records `resid_post` of every block.
+The time of a step depends on the sizes alone, so random weights suffice; the prompt is short. Half-second clips are
+generated with both guidance halves, including the text encoder but not the codec, and times are given per second of
+clip. Reading is one forward pass over given codes that records `resid_post` of every block.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def main(
     names: Annotated[list[str] | None, typer.Argument(help="Sizes, such as small (default: small medium).")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, or bfloat16 on a GPU.")] = "float32",
-    rows: Annotated[list[int], typer.Option(help="Clips of a batch.")] = [1, 8],  # noqa: B006 - typer copies it
-    update: Annotated[bool, typer.Option(help=f"Put the table into docs/{PAGE.name}.")] = False,
+    rows: Annotated[list[int], typer.Option(help="Clips per batch.")] = [1, 8],  # noqa: B006 - typer copies it
+    update: Annotated[bool, typer.Option(help=f"Write the table into docs/{PAGE.name}.")] = False,
 ) -> None:
-    """Time generating and reading, and print or renew the table."""
+    """Time generation and reading, and print or update the table."""
     wanted = [size for name in names or ["small", "medium"] for size in SIZES if size.name.endswith(f"musicgen-{name}")]
     lines = [
         "| size | rows | a second of every clip, generated | the same, every block steered | "
@@ -55,7 +55,7 @@ def main(
 
 
 def random_model(size: Size, device: str, dtype: str) -> Any:
-    """A published size with random numbers in it, as the checkpoint's configuration would have it otherwise."""
+    """A model of a published size with random weights and the checkpoint's configuration."""
     model = shell(size).to(getattr(torch, dtype)).to_empty(device=device)
     torch.manual_seed(0)
     for tensor in (*model.parameters(), *model.buffers()):
@@ -71,7 +71,7 @@ def random_model(size: Size, device: str, dtype: str) -> Any:
 
 
 def timed_second(lens: AudioLens, rows: int) -> tuple[float, float]:
-    """Seconds that a second of `rows` clips takes, as it is and with every block steered: medians, in turn."""
+    """Seconds per second of `rows` clips, unsteered and with every block steered: medians of alternating runs."""
     vector = torch.full((lens.config.d_model,), 1e-3)
     edits = [Add(vector, layers=list(range(lens.config.n_layers)))]
 
@@ -88,7 +88,7 @@ def timed_second(lens: AudioLens, rows: int) -> tuple[float, float]:
 
 
 def timed_reading(lens: AudioLens, rows: int) -> float:
-    """Seconds of one forward over given codes, every block recorded."""
+    """Seconds for one forward pass over given codes with every block recorded."""
     codes = torch.randint(2048, (rows, lens.config.n_codebooks, READ_SECONDS * RATE))
     taken = []
     for _ in range(3):

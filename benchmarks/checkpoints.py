@@ -1,9 +1,9 @@
 """Parameters and memory of the MusicGen family, from published sizes: `python benchmarks/checkpoints.py [--update]`.
 
-Nothing is downloaded and nothing is timed. Each model is built on torch's meta device, which holds shapes and no
-numbers, from the sizes with which transformers' conversion scripts built the published checkpoints (blocks, width,
-heads, codebooks), around T5-base and the 32 kHz EnCodec that they share. Parameters are counted there; the rest is
-arithmetic over shapes (`cache_bytes`, `recording_bytes`), which `tests/model/test_checkpoints.py` holds to tensors.
+Nothing is downloaded or timed. Each model is built on torch's meta device, which stores shapes but no values, from the
+sizes in transformers' conversion scripts (blocks, width, heads, codebooks), with the T5-base and 32 kHz EnCodec that
+all checkpoints share. Parameters are counted on it; memory is computed from shapes (`cache_bytes`, `recording_bytes`),
+which `tests/model/test_checkpoints.py` compares with real tensors.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ CODEC = {
 
 @dataclass(frozen=True)
 class Size:
-    """What sets the checkpoints of the family apart. Heads have 64 features in all of them."""
+    """The sizes in which the family's checkpoints differ. Heads have 64 features in all of them."""
 
     name: str
     blocks: int
@@ -56,7 +56,7 @@ SIZES = (
 
 
 def shell(size: Size) -> Any:
-    """The model without its numbers, on the meta device."""
+    """The model without values, on the meta device."""
     kind = "MusicgenMelody" if size.melody else "Musicgen"
     decoder = getattr(transformers, f"{kind}DecoderConfig")(
         hidden_size=size.width, ffn_dim=4 * size.width, num_hidden_layers=size.blocks,
@@ -74,17 +74,16 @@ def parameters(module: Any) -> int:
 
 
 def cache_bytes(size: Size, steps: int, tokens: int, *, branches: int = 2, item: int = 2) -> int:
-    """Keys and values of one row: 2 x blocks x width a position, in every branch, of `item` bytes each.
+    """Bytes of one row's keys and values: 2 x blocks x width per position and branch, `item` bytes each.
 
-    Cross-attention keeps those of the text's tokens beside those of the steps; Melody has chroma and text in the
-    sequence itself.
+    Cross-attention also caches the text tokens; Melody has chroma and text in the sequence itself.
     """
     positions = steps + tokens + (CHROMA if size.melody else 0)
     return branches * 2 * size.blocks * size.width * positions * item
 
 
 def recording_bytes(size: Size, steps: int, *, item: int = 2) -> int:
-    """One site with a vector a step (such as `resid_post`) of one row, in every block."""
+    """Bytes of one row's recording of a site with one vector per step (such as `resid_post`) in every block."""
     return size.blocks * steps * size.width * item
 
 
@@ -106,8 +105,8 @@ def rows() -> list[str]:
     return lines
 
 
-def main(update: Annotated[bool, typer.Option(help=f"Put the table into docs/{PAGE.name}.")] = False) -> None:
-    """Count, and print or renew the table."""
+def main(update: Annotated[bool, typer.Option(help=f"Write the table into docs/{PAGE.name}.")] = False) -> None:
+    """Count parameters and bytes, and print or update the table."""
     table = "\n".join(rows()) + "\n"
     print(table)
     if update:

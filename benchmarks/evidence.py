@@ -1,4 +1,4 @@
-"""The evidence behind the README and the model card: `make evidence`.
+"""Measure the numbers in the README and the model card: `make evidence`.
 
 Measures étude's abilities on held-out captions, then studies tempo and timbre with the full controls, and writes one
 Markdown page of tables. With `--update` the tables also replace those in the README and in the model card.
@@ -37,21 +37,21 @@ PAGES = (ROOT / "README.md", WEIGHTS / "README.md")
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for tables and studies.")] = Path("runs/evidence"),
-    model: Annotated[str, typer.Option(help="étude, or a folder that the recipe wrote.")] = "etude",
+    model: Annotated[str, typer.Option(help="étude, or a folder from its training recipe.")] = "etude",
     test: Annotated[int, typer.Option(help="Neutral test prompts, four seeds each.")] = 24,
-    clips: Annotated[int, typer.Option(help="Clips of every caption with words.")] = 2,
-    shuffled: Annotated[int, typer.Option(help="Directions of shuffled labels beside the 19 random ones.")] = 19,
-    scan: Annotated[bool, typer.Option(help="Steer at every block to choose the place; else ask placement.")] = True,
-    update: Annotated[bool, typer.Option(help="Put the tables into the README and the model card.")] = False,
+    clips: Annotated[int, typer.Option(help="Clips of each caption that names a pole.")] = 2,
+    shuffled: Annotated[int, typer.Option(help="Directions of shuffled labels, in addition to 19 random ones.")] = 19,
+    scan: Annotated[bool, typer.Option(help="Choose the place by steering at every block, else by placement.")] = True,
+    update: Annotated[bool, typer.Option(help="Write the tables into the README and the model card.")] = False,
 ) -> None:
-    """Measure everything the README and the model card claim."""
+    """Measure everything that the README and the model card claim."""
     share_cores()
     lens = AudioLens.from_pretrained(model)
     out.mkdir(parents=True, exist_ok=True)
     heard = evaluate.abilities(lens, clips, n_jobs=-1)
     tables = {"abilities": with_intervals(heard), "neutral": heard.neutral()}
     heard.clips.drop(columns="mfcc").to_parquet(out / "abilities.parquet")
-    # Every block is steered at, to choose the place: placement is measured beside that, by benchmarks/placement.py.
+    # The place is chosen by steering at every block; benchmarks/placement.py compares placement with that.
     settings = studies.Settings.full(test=test, n_shuffled=shuffled, place_by="scan" if scan else "evidence")
     found = [
         studies.run(
@@ -83,7 +83,7 @@ def main(
 
 
 def with_intervals(heard: evaluate.Abilities) -> pd.DataFrame:
-    """The abilities with intervals over captions."""
+    """The abilities, with intervals over captions."""
     table = heard.to_frame()
     rows = []
     for concept, measure in zip(table.concept, table.measure, strict=True):
@@ -98,7 +98,7 @@ def with_intervals(heard: evaluate.Abilities) -> pd.DataFrame:
 
 
 def first_clip(study: studies.Study) -> list[Float[np.ndarray, "channel sample"]]:
-    """The first test clip steered to the negative pole, not steered, and steered to the positive pole."""
+    """The first test clip steered towards the negative pole, unsteered, and steered towards the positive pole."""
     _, prompt, seed = next(iter(study.sounds))
     place = f"steered {study.choice.strategy} "
     names = (f"{place}{-study.choice.strength:+g}", BASELINE, f"{place}{study.choice.strength:+g}")
@@ -113,7 +113,7 @@ def pictured(found: list[studies.Study]) -> Figure:
 
 
 def sounding(found: list[studies.Study]) -> dict[str, bytes]:
-    """The same clips as files, under their poles' names; unsteered the studies share them."""
+    """The same clips as sound files, named after their poles; the studies share the unsteered clip."""
     files = {}
     for study in found:
         for name, samples in zip((study.poles[1], "unsteered", study.poles[0]), first_clip(study), strict=True):
@@ -122,15 +122,15 @@ def sounding(found: list[studies.Study]) -> dict[str, bytes]:
 
 
 def response_of(study: studies.Study) -> pd.DataFrame:
-    """The dose-response of the chosen steering and its references, without the controls' many rows."""
+    """The dose-response of the chosen steering and its references, without the rows of the controls."""
     kinds = ("baseline", "steered", "alternative", "prompted", "opposed")
     wanted = ["kind", "strategy", "layer", "strength", "pole", "median", "effect", "low", "high", "failed"]
     return study.response[study.response.kind.isin(kinds)][wanted].assign(concept=study.concept)
 
 
 def crossed(lens: AudioLens, study: studies.Study, others: list[studies.Study]) -> pd.DataFrame:
-    """What the chosen steering did to every measure on test clips, with its direction whole and without its part along
-    the other concepts' (`orthogonal_to`), at the same place and strength."""
+    """The effect of the chosen steering on every measure of the test clips, with the whole direction and without its
+    component along the other concepts' (`orthogonal_to`), at the same place and strength."""
     whole = study.directions
     freed = whole.orthogonal_to(*(other.directions for other in others))
     conditions = [Condition(BASELINE, labels={"kind": BASELINE, "direction": None, "strength": 0.0})]
@@ -149,7 +149,7 @@ def crossed(lens: AudioLens, study: studies.Study, others: list[studies.Study]) 
 
 
 def page(tables: dict[str, pd.DataFrame], found: list[studies.Study], clips: int = 2) -> str:
-    """The tables as Markdown, each under a line that says how to read it."""
+    """The tables as Markdown, each with an explanation."""
     abilities = tables["abilities"]
     named = [
         f"| {row.concept} | {row.measure} | {_number(row.low_median)} | {_number(row.high_median)} "
@@ -177,36 +177,36 @@ def page(tables: dict[str, pd.DataFrame], found: list[studies.Study], clips: int
         for row in _beside(tables["cross"])
     ]
     lines = [
-        f"**What étude hears in words.** 24 held-out captions a pole, {clips} clips each; AUC of the high pole over "
-        "the low one with a 95% interval over captions; ceiling: the same measure on the synthesiser's clips after the "
-        "codec.",
+        f"**How well étude follows captions.** 24 held-out captions per pole, {clips} clips each; AUC of the high pole "
+        "over the low one with a 95% interval over captions; ceiling: the same measure on the synthesiser's clips "
+        "after the codec.",
         "",
         "| concept | measure | low, median | high, median | AUC | ceiling | difference |",
         "|---|---|---|---|---|---|---|",
         *named,
         "",
-        "**What neutral captions play**: quantiles, the share above the synthesiser's median, and the 10-90% range "
-        "relative to its range.",
+        "**What neutral captions sound like**: quantiles, the share above the synthesiser's median, and the 10-90% "
+        "range relative to its range.",
         "",
         "| measure | 10% | median | 90% | above its median | relative range |",
         "|---|---|---|---|---|---|",
         *neutral,
         "",
         "**What steering does**, on neutral test prompts, place and strength chosen on development prompts. Effect: "
-        "median of steered / baseline - 1 at the same seed, failed clips counted as none, 95% interval over prompts; "
-        "p: rank among norm-matched random and label-shuffled directions (how many in brackets).",
+        "median of steered / baseline - 1 at the same seed, failed clips counted as no effect, 95% interval over "
+        "prompts; p: rank among norm-matched random and label-shuffled directions (number in brackets).",
         "",
         "| concept | towards | strength | effect | failed | median | p, random | p, shuffled | asked in words | "
         "steered against words | Spearman |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
         *steered,
         "",
-        *(f"- {study.finding}" for study in found),
+        *(f"- {study.finding} {study.qualification}" for study in found),
         "",
-        "**What else it does**: the same clips, steered along the direction as it is, and without its part along the "
-        "other concept's direction (`orthogonal_to`), at the same place and strength.",
+        "**Effect on other measures**: the same clips, steered along the whole direction, and without its component "
+        "along the other concept's direction (`orthogonal_to`), at the same place and strength.",
         "",
-        "| steered along | strength | heard in | as it is | freed of the other |",
+        "| steered along | strength | measured by | whole | orthogonal to the other |",
         "|---|---|---|---|---|",
         *cross,
         "",
@@ -222,7 +222,7 @@ def page(tables: dict[str, pd.DataFrame], found: list[studies.Study], clips: int
 
 
 def _beside(cross: pd.DataFrame) -> Iterator[SimpleNamespace]:
-    """Rows of the cross-effects with both directions side by side: of both, the measures that the concepts are."""
+    """Rows of the cross-effects with both directions side by side, for the concepts' own measures and loudness."""
     mine = cross[cross.measure.isin([*cross.own.unique(), "loudness"])]
     for (concept, strength, measure), pair in mine.groupby(["concept", "strength", "measure"], sort=False):
         sides = {row.direction: row for row in pair.itertuples()}

@@ -1,8 +1,8 @@
-"""Do clips depend on their batch? `python benchmarks/flips.py` draws a hundred clips alone and in batches, and counts.
+"""Count how often clips depend on their batch: `python benchmarks/flips.py`.
 
-A clip is drawn from its prompt and its seed, whatever its batch: alone, among 7, among 32, and in another order.
-With `exact=True` its codes must be the same to the bit. Without it kernels of other shapes differ in the last bits of
-the logits, and now and then a draw falls the other way (a *flip*): these are counted, and the step where a clip turns.
+A clip should depend only on its prompt and seed. A hundred clips are generated alone, in batches of 7 and 32, and in
+another order. With `exact=True` the codes must be identical. Without it, kernels for other shapes change the last bits
+of the logits, and now and then another code is sampled (a *flip*): the clips with a flip are counted, with its step.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ BATCHES = (7, 32)
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where the counts are also written, as JSON.")] = Path("runs/flips.json"),
+    out: Annotated[Path, typer.Option(help="JSON file for the counts.")] = Path("runs/flips.json"),
     model: Annotated[str, typer.Option(help="étude, a folder, or a hub name.")] = "etude",
-    n_clips: Annotated[int, typer.Option("--clips", help="How many clips.")] = CLIPS,
-    seconds: Annotated[float, typer.Option(help="Length of each.")] = 1.0,
+    n_clips: Annotated[int, typer.Option("--clips", help="Number of clips.")] = CLIPS,
+    seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 1.0,
 ) -> None:
-    """Print how many clips differ from themselves drawn alone, and fail if an exact one does."""
+    """Print how many clips differ from the same clip generated alone, and fail if an exact one does."""
     from audiolens import AudioLens
     from audiolens.prompts import load
 
@@ -51,7 +51,7 @@ def main(
 
 
 def counted(lens: AudioLens, clips: list[tuple[str, int]], seconds: float) -> list[dict[str, Any]]:
-    """How many clips differ from themselves drawn alone, for each way of drawing them."""
+    """The number of clips that differ from the same clip generated alone, for each way of batching."""
     shuffled = random.Random(0).sample(clips, len(clips))
     ways = {**{f"in batches of {size}": (clips, size) for size in BATCHES},
             f"in batches of {BATCHES[0]}, in another order": (shuffled, BATCHES[0])}  # fmt: skip
@@ -70,7 +70,7 @@ def counted(lens: AudioLens, clips: list[tuple[str, int]], seconds: float) -> li
 def drawn(
     lens: AudioLens, clips: list[tuple[str, int]], seconds: float, size: int, exact: bool
 ) -> dict[tuple[str, int], torch.Tensor]:
-    """The codes of each clip, so many to a call."""
+    """The codes of each clip, generated `size` at a time."""
     codes = {}
     calls = [clips[first : first + size] for first in range(0, len(clips), size)]
     for call in tqdm(calls, desc=f"{size} at a time{', exactly' if exact else ''}", leave=False):

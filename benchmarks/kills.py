@@ -1,9 +1,9 @@
-"""A sweep killed (-9) at random moments and resumed each time: `python benchmarks/kills.py`.
+"""Kill a sweep (-9) at random moments and resume it each time: `python benchmarks/kills.py`.
 
-A process of its own sweeps into a folder and is killed at a moment drawn evenly over the time that a whole sweep takes
-from its start; the next one goes on. Meanwhile this process opens the folder as often as it can: what it sees must be
-whole batches, equal to those of a sweep that nothing interrupted. The table at the end must be that sweep's, to the
-byte. When a sweep ends before all kills are spent, the next begins in a new folder.
+A child process sweeps into a folder and is killed at a moment drawn uniformly from the duration of a whole sweep; the
+next child resumes. Meanwhile this process opens the folder as often as it can: it must see only complete batches, equal
+to those of an uninterrupted sweep. The final table must equal that sweep's, byte for byte. When a sweep ends before all
+kills are used, the next starts in a new folder.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from audiolens.prompts import load
 
 
 def main(
-    kills: Annotated[int, typer.Option(help="How many.")] = 20,
-    seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
+    kills: Annotated[int, typer.Option(help="Number of kills.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of the moments.")] = 0,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 2.0,
     prompts: Annotated[int, typer.Option(help="Neutral prompts.")] = 4,
-    jobs: Annotated[int, typer.Option(help="Worker processes that measure.")] = 1,
-    model: Annotated[str, typer.Option(help="étude, or another.")] = "etude",
-    out: Annotated[Path, typer.Option(help="Where the figures are also written, as JSON.")] = Path("runs/kills.json"),
+    jobs: Annotated[int, typer.Option(help="Measuring worker processes.")] = 1,
+    model: Annotated[str, typer.Option(help="étude, a folder, or a hub name.")] = "etude",
+    out: Annotated[Path, typer.Option(help="JSON file for the figures.")] = Path("runs/kills.json"),
     child: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Kill and resume; print what was killed when, and whether the tables are equal."""
+    """Kill and resume; print when each kill happened, and whether the tables are equal."""
     if child is not None:
         _sweep(child, seconds, prompts, jobs, model)
         return
@@ -86,7 +86,7 @@ def _killed(
             left -= 1
             done = len(ledger.finished(place))
             moments.append({"folder": folders, "batches": done, "unfinished": len(list(place.rglob(".unfinished-*")))})
-            typer.echo(f"killed with {done} batches there ({kills - left} of {kills})")
+            typer.echo(f"killed with {done} batches finished ({kills - left} of {kills})")
         elif running.returncode:
             assert running.stderr is not None
             raise RuntimeError(running.stderr.read().decode()[-2000:])
@@ -98,7 +98,7 @@ def _killed(
 
 
 def _look(place: Path, whole: pd.DataFrame) -> int:
-    """Open the folder as any reader would; what is there must be whole."""
+    """Open the folder as any reader would; what it holds must be complete."""
     try:
         seen = sweep.load_folder(place).table
     except InputError as error:
@@ -117,7 +117,7 @@ def _equal(place: Path, other: Path) -> bool:
 
 
 def _orphans(session: int) -> int:
-    """Processes of a killed one's session that still run a minute later."""
+    """The number of processes in a killed child's session that still run a minute later."""
     for _ in range(120):
         alive = [entry for entry in os.listdir("/proc") if entry.isdigit() and _session(entry) == session]
         if not alive:

@@ -1,7 +1,7 @@
 """Peak memory of `difference_in_means` at 64 and at 1,024 prompts (Linux): `python benchmarks/memory.py`.
 
-Means run along, so a batch is all that is held, and the peak should not know how many prompts there are. Every size
-has a process of its own: the peak of one would hide the other's.
+Means are accumulated batch by batch, so that the peak should not depend on the number of prompts. Each size runs in
+its own process, because the larger peak would hide the smaller.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import typer
 
 SIZES = (64, 1024)
 LIMIT = 0.05
-"""How far the peaks may lie apart, as a share of the smaller."""
+"""The largest allowed difference between the peaks, as a share of the smaller."""
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where the figures are also written, as JSON.")] = Path("runs/memory.json"),
+    out: Annotated[Path, typer.Option(help="JSON file for the figures.")] = Path("runs/memory.json"),
     model: Annotated[str, typer.Option(help="étude, a folder, or a hub name.")] = "etude",
-    small: Annotated[int, typer.Option(help="Prompts of the small reading, both poles together.")] = SIZES[0],
-    large: Annotated[int, typer.Option(help="Prompts of the large one.")] = SIZES[1],
-    seconds: Annotated[float, typer.Option(help="Length of the clips generated.")] = 2.0,
-    batch_size: Annotated[int, typer.Option(help="Rows of a batch.")] = 32,
+    small: Annotated[int, typer.Option(help="Prompts of the small reading, over both poles.")] = SIZES[0],
+    large: Annotated[int, typer.Option(help="Prompts of the large reading.")] = SIZES[1],
+    seconds: Annotated[float, typer.Option(help="Length of the generated clips.")] = 2.0,
+    batch_size: Annotated[int, typer.Option(help="Rows per batch.")] = 32,
     memory_of: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
-    """Print the peak memory of both sizes, and fail where they lie further apart than 5%."""
+    """Print the peak memory of both sizes, and fail if they differ by more than 5%."""
     if memory_of:
         typer.echo(json.dumps(peak(model, memory_of, seconds, batch_size)))
         return
@@ -49,7 +49,7 @@ def main(
                    f"model, {one['seconds']:.0f} s")  # fmt: skip
     peaks = [one["peak_mib"] for one in found.values()]
     apart = max(peaks) / min(peaks) - 1
-    typer.echo(f"apart by {apart:.1%} (aim: at most {LIMIT:.0%})")
+    typer.echo(f"difference {apart:.1%} (aim: at most {LIMIT:.0%})")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"model": model, "batch_size": batch_size, "sizes": found, "apart": apart}, indent=1))
     if apart > LIMIT:
@@ -57,7 +57,7 @@ def main(
 
 
 def peak(model: str, size: int, seconds: float, batch_size: int) -> dict[str, float]:
-    """The most memory that reading `size` prompts holds at once, in MiB: of the process, and above the loaded model."""
+    """Peak memory of reading `size` prompts, in MiB: of the whole process, and above the loaded model."""
     from audiolens import AudioLens, difference_in_means
     from audiolens.etude.training import prompt_sets
 
@@ -66,7 +66,7 @@ def peak(model: str, size: int, seconds: float, batch_size: int) -> dict[str, fl
     positive, negative = [pair[0] for pair in matched], [pair[1] for pair in matched]
     read = {"seconds": seconds, "batch_size": batch_size}
     loaded = _status_kib("VmRSS")
-    # What is made on first use (kernels' work space, nnsight's caches) belongs to neither size.
+    # Memory allocated on first use (kernel workspaces, nnsight's caches) belongs to neither size.
     half = max(batch_size // 2, 1)
     difference_in_means(lens, positive[:half], negative[:half], progress=False, **read)
     Path("/proc/self/clear_refs").write_text("5")

@@ -1,8 +1,8 @@
-"""A grid of patches beside one full forward a cell: `python benchmarks/patching.py`.
+"""Compare the patching engine with one full forward pass per cell: `python benchmarks/patching.py`.
 
-Both sides run in one process, in turn, on the same random-weights model (width 512, 12 blocks), over 64 steps and 12
-x 16 cells of block and time window, and score the same codes. The naive side encodes the text once, too: a cell is one
-forward of the decoder with a raw hook. Peak memory is that of a process of its own for each side.
+Both sides alternate in one process, on the same model with random weights (width 512, 12 blocks), over 64 steps and
+12 x 16 cells of block and time window, and score the same codes. The naive side also encodes the text only once: a cell
+is one forward pass of the decoder with a raw hook. Peak memory is measured in a separate process for each side.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ AIM, LEAST = 6.0, 4.0
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where the figures are written, as JSON.")] = Path("runs/patching.json"),
-    repeats: Annotated[int, typer.Option(help="Times that each side is run.")] = 3,
-    threads: Annotated[int, typer.Option(help="Threads of torch (0: as it comes).")] = 0,
+    out: Annotated[Path, typer.Option(help="JSON file for the figures.")] = Path("runs/patching.json"),
+    repeats: Annotated[int, typer.Option(help="Runs of each side.")] = 3,
+    threads: Annotated[int, typer.Option(help="Torch threads (0: the default).")] = 0,
     memory_of: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
-    """Print the ratio of the two, how far their cells are apart, and the peak memory of each."""
+    """Print the ratio of the times, the largest difference between cells, and the peak memory of each side."""
     if threads:
         torch.set_num_threads(threads)
     sides: dict[str, Callable[[], np.ndarray]] = dict(zip(("naive", "engine"), grids(), strict=True))
@@ -57,7 +57,7 @@ def main(
     seconds = {name: statistics.median(taken) for name, taken in times.items()}
     ratios = [naive / engine for naive, engine in zip(times["naive"], times["engine"], strict=True)]
     ratio = statistics.median(ratios)
-    # On a machine that does other things too, the work done says more than the time it took.
+    # On a busy machine, processor time is more meaningful than elapsed time.
     spent = {name: statistics.median(taken) for name, taken in work.items()}
     memory = {}
     for name in sides:
@@ -80,7 +80,7 @@ def main(
 
 
 def grids() -> tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]:
-    """The grid "layer window codebook" by a naive loop, and by the engine."""
+    """Functions that compute the grid "layer window codebook" by a naive loop and by the engine."""
     lens = random_lens(BLOCKS)
     delays = lens.config.delays
     frames = STEPS - max(delays)
@@ -135,7 +135,7 @@ def grids() -> tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]:
 
 
 def peak_mib(side: Callable[[], Any]) -> float:
-    """How far memory rises while one side runs (Linux)."""
+    """Peak memory while one side runs, above that before it, in MiB (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
     before = _status_kib("VmRSS")
     side()

@@ -1,12 +1,12 @@
-"""Placement against the truth of a brute-force sweep, and beside simpler rules: `python benchmarks/placement.py`.
+"""Compare placement with a brute-force sweep and with simpler rules: `python benchmarks/placement.py`.
 
-For every concept each block is steered at, by both strategies, at several strengths of either sign, on neutral
-development prompts; a place whose largest strength fails in at most a tenth of the clips is tried at twice that too.
-A place's effect is its widest span between the two signs among strengths that fail in at most a tenth of the clips. The
-best of many tries looks better than it is, so strengths (and the best place) are chosen on one half of each prompt's
-seeds and read on the other, both ways round, over many halvings; a share may pass 100%. Placement reads other
-development prompts than the sweep steers. The same clips are asked in the poles' words beside it. With `--update` the
-table replaces that in docs/placement.md.
+For every concept, each block is steered with both strategies at several strengths of both signs, on neutral development
+prompts. A place whose largest strength fails in at most a tenth of the clips is also tried at twice that strength. The
+effect of a place is its widest span between the two signs among strengths that fail in at most a tenth of the clips.
+The best of many candidates looks better than it is, so strengths (and the best place) are chosen on one half of each
+prompt's seeds and evaluated on the other, both ways round, over many random halvings; a share may exceed 100%.
+Placement reads other development prompts than those that are steered. The same clips are also prompted with the poles'
+words. With `--update` the table replaces the one in docs/placement.md.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ HEARD: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "density": {"density": (MEASURED["density"], "failed"), "density, a beat": ("onsets_per_beat", "failed")},
     "loudness": {"loudness": ("loudness", "spoilt"), "loudness, level a loss": ("loudness", "failed")},
 }
-"""Concept -> by what it is heard, and which clips are lost; the first counts, a second is told beside it.
+"""Concept -> its measure, and the column of lost clips; the first entry counts, a second is reported as well.
 
-A level far from the unsteered clip's is a ground of failure, and what loudness asks for: it counts there no more than a
-low tempo does in tempo ("spoilt" is by onsets and entropy alone).
+A level far from the unsteered clip's counts as failure, but for loudness it is the intended effect: "spoilt" uses
+onsets and entropy alone.
 """
 AIM_SHARE, AIM_COST = 0.9, 0.1
 READ = 48
@@ -61,15 +61,15 @@ PAGE = Path(__file__).parent.parent / "docs" / "placement.md"
 
 
 def main(
-    concepts: Annotated[list[str] | None, typer.Argument(help=f"Which (default: {', '.join(HEARD)}).")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the sweeps (resumable) and tables.")] = Path("runs/placement"),
-    model: Annotated[str, typer.Option(help="étude, or another.")] = "etude",
+    concepts: Annotated[list[str] | None, typer.Argument(help=f"Concepts (default: {', '.join(HEARD)}).")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the sweeps (resumable) and tables.")] = Path("runs/placement"),
+    model: Annotated[str, typer.Option(help="étude, a folder, or a hub name.")] = "etude",
     prompts: Annotated[int, typer.Option(help="Development prompts.")] = 8,
-    seeds: Annotated[int, typer.Option(help="Seeds of each, an even number.")] = 4,
+    seeds: Annotated[int, typer.Option(help="Seeds per prompt, an even number.")] = 4,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
-    update: Annotated[bool, typer.Option(help="Put the table into docs/placement.md.")] = False,
+    update: Annotated[bool, typer.Option(help="Write the table into docs/placement.md.")] = False,
 ) -> None:
-    """Print what placement and the rules reach, as a share of the best place's effect."""
+    """Print the effect of placement and of the rules, as a share of the best place's effect."""
     share_cores()
     lens = AudioLens.from_pretrained(model)
     out.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def main(
 
 @dataclass(frozen=True)
 class Asked:
-    """What is played for every concept."""
+    """The settings of the sweeps of every concept."""
 
     lens: AudioLens
     out: Path
@@ -105,7 +105,7 @@ class Asked:
         return difference_in_means(self.lens, sets.positive[:READ], sets.negative[:READ], seeds=list(range(READ)))
 
     def play(self, concept: str, name: str, conditions: Sequence[sweep.Condition]) -> pd.DataFrame:
-        """The conditions on the clips of a concept, kept in a folder of that name."""
+        """Run the conditions on a concept's clips, in a folder of the given name."""
         measures = [*MEASURED.values(), *(["loudness"] if concept == "loudness" else [])]
         clips = sweep.clips(load(concept, lens=self.lens).development[: self.n_prompts], self.n_seeds)
         with Listener(self.lens, measures) as ear:
@@ -117,7 +117,7 @@ class Asked:
         return table.assign(onsets_per_beat=60 * table.onset_rate / table.tempo_ioi, spoilt=~varied)
 
     def steered(self, concept: str, directions: Directions) -> pd.DataFrame:
-        """Every place at every strength, and at twice the largest where that does no harm."""
+        """Run every place at every strength, and at twice the largest if few clips fail there."""
         table = self.play(concept, concept, scan.conditions(directions, STRENGTHS))
         lost = table[table.strength.abs() == table.strategy.map({name: max(of) for name, of in STRENGTHS.items()})]
         _, failed = next(iter(HEARD[concept].values()))
@@ -131,7 +131,7 @@ class Asked:
         return pd.concat([table, more[more.condition != sweep.BASELINE]], ignore_index=True)
 
     def prompted(self, concept: str) -> pd.DataFrame:
-        """The same clips, asked in either pole's word."""
+        """Run the same clips prompted with the poles' words."""
         sets = load(concept, lens=self.lens)
         poles = [
             sweep.Condition(pole, ask=lambda prompt, pole=pole: sets.prompted(prompt, pole), labels={"strength": sign})
@@ -143,13 +143,13 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What every place did to a measure at every strength, clip by clip.
+    """The effect of every place on a measure at every strength, clip by clip.
 
     Attributes:
-        tried: place and strength.
-        change: of the measure from the unsteered clip, as a logarithm or (loudness) in dB; 0 where the clip failed.
-        lost: which clips failed.
-        prompts, seeds: of the clips.
+        tried: table of place and strength.
+        change: change of the measure from the unsteered clip, as a log ratio or (loudness) in dB; 0 for failed clips.
+        lost: mask of the failed clips.
+        prompts, seeds: prompt and seed of each clip.
     """
 
     tried: pd.DataFrame
@@ -183,12 +183,12 @@ class Truth:
         )
 
     def spans(self, rows: Int[np.ndarray, " clip"] | slice = slice(None)) -> pd.DataFrame:
-        """Place, strength, span between its signs (medians), and the larger share of failed clips."""
+        """Table of place, strength, span between the signs (from medians), and the larger share of failed clips."""
         up, down = np.median(self.change[:, :, rows], axis=2)
         return self.tried.assign(span=up - down, failed=self.lost[:, :, rows].mean(2).max(0))
 
     def halvings(self, n: int, among: Int[np.ndarray, " clip"] | None = None, seed: int = 0) -> Iterator[list[Any]]:
-        """Pairs of halves of some clips, by seeds: no seed on both sides, each prompt on both."""
+        """Random halvings of some clips by seed: no seed is in both halves, each prompt is."""
         rng = np.random.default_rng(seed)
         rows = np.arange(len(self.seeds)) if among is None else among
         for _ in range(n):
@@ -200,7 +200,7 @@ class Truth:
             yield [rows[side], rows[~side]]
 
     def shares(self, names: Sequence[str], n: int, among: Int[np.ndarray, " clip"] | None = None, seed: int = 0) -> Any:
-        """Of the best place's span, what each of some places reaches."""
+        """The span of each named place as a share of the best place's."""
         there, best = np.zeros(len(names)), 0.0
         for halves in self.halvings(n, among, seed):
             spans = [self.spans(rows) for rows in halves]
@@ -210,7 +210,7 @@ class Truth:
         return there / best
 
     def interval(self, name: str) -> tuple[float, float]:
-        """Of the share of one place, over prompts."""
+        """The 95% interval of one place's share, over prompts."""
         draws = resampled(self.prompts, DRAWS)
         shares = [self.shares([name], HALVINGS // 2, rows, seed)[0] for seed, rows in enumerate(draws)]
         found = interval_of(np.array(shares), len(np.unique(self.prompts)))
@@ -218,7 +218,7 @@ class Truth:
 
     @property
     def reliability(self) -> float:
-        """Rank correlation between halves of the clips, of what places do at their best strengths."""
+        """Rank correlation, between halves of the clips, of the places' effects at their best strengths."""
         at = self.tried.reset_index().merge(chosen_strengths(self.spans()).reset_index(), on=["place", "strength"])[
             "index"
         ]
@@ -228,9 +228,9 @@ class Truth:
 
 
 def compared(asked: Asked, concept: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """One row per rule and measure: the place it names and the share of the best effect that it reaches."""
+    """One row per rule and measure: the place it names and its share of the best effect."""
     lens, sets, directions = asked.lens, load(concept, lens=asked.lens), asked.directions(concept)
-    # Placed before anything is steered, on prompts that the sweep does not use.
+    # Placement runs before anything is steered, on prompts that the sweep does not use.
     others = sets.development[asked.n_prompts : 2 * asked.n_prompts]
     placed = placement.place(lens, sets, directions, prompts=others)
     typer.echo(repr(placed))
@@ -267,7 +267,7 @@ def compared(asked: Asked, concept: str) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 
 def named_by_rules(placed: placement.Placement) -> dict[str, str]:
-    """What simpler rules name, by both strategies: the middle, and where a length or other evidence is largest."""
+    """The places that simpler rules name, for both strategies: the middle block, and the maximum of each evidence."""
     blocks = {"middle block": placed.directions.meta.n_layers // 2}
     for one in placed.evidence.evidence:
         blocks[f"largest {one.name}"] = one.layers[int(np.nanargmax(one.values))]
@@ -275,25 +275,25 @@ def named_by_rules(placed: placement.Placement) -> dict[str, str]:
 
 
 def chosen_strengths(spans: pd.DataFrame) -> pd.DataFrame:
-    """The strength of every place with the widest span within the bound of loss; a span of 0 where there is none."""
+    """The strength with the widest span within the loss bound, per place; a span of 0 if there is none."""
     within = spans[spans.failed <= MOST_FAILED]
     best = within.loc[within.groupby("place").span.idxmax()].set_index("place")
     return best.reindex(spans.place.unique()).fillna({"span": 0.0})
 
 
 def held_out(chosen_on: pd.DataFrame, read_on: pd.DataFrame, place: str | None) -> float:
-    """The span on one half of the clips at the strength (and the place, if none is given) chosen on the other."""
+    """The span on one half of the clips, at the strength (and place, if none is given) chosen on the other."""
     within = chosen_on.failed <= MOST_FAILED
     if place is not None:
         within &= chosen_on.place == place
     if not within.any():
         return 0.0
-    # Both hold the same places and strengths, row by row.
+    # Both tables have the same places and strengths, row by row.
     return float(read_on.span[chosen_on.span[within].idxmax()])
 
 
 def page(table: pd.DataFrame, facts: Mapping[str, Any]) -> str:
-    """The shares as Markdown, a column a concept and measure; the mean is over what counts."""
+    """The shares as Markdown, one column per concept and measure; the mean is over the entries that count."""
     wide: Any = table.pivot_table(index="rule", columns="concept", values="share", sort=False)
     places: Any = table.pivot_table(index="rule", columns="concept", values="place", aggfunc="first", sort=False)
     counted = [name for name in wide.columns if name in HEARD]
@@ -315,8 +315,8 @@ def page(table: pd.DataFrame, facts: Mapping[str, Any]) -> str:
         spans = (fact[name] for name in ("span", "best_span", "words_span"))
         told = [f"{span:.1f} dB" if fact["unit"] == "dB" else f"x{np.exp(span):.2f}" for span in spans]
         rho = [f"{fact['rho'][strategy]:.2f}" for strategy in STRENGTHS]
-        # Where nothing moves the measure, a share of the widest span is one of nothing.
-        share = f"[{low:.0%}, {high:.0%}]" if high - low < WIDEST_INTERVAL else "cannot be told"
+        # If nothing moves the measure, a share of the widest span is meaningless.
+        share = f"[{low:.0%}, {high:.0%}]" if high - low < WIDEST_INTERVAL else "undetermined"
         cells = [share, *told, fact["best"], f"{fact['at_the_end']} of {fact['places']}",
                  f"{fact['reliability']:.2f}", *rho, f"{fact['cost']:.1%}"]  # fmt: skip
         lines.append(f"| {label} | {' | '.join(cells)} |")

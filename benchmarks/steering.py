@@ -1,9 +1,9 @@
-"""Every way of injecting a direction, side by side on étude's development prompts: `python benchmarks/steering.py`.
+"""Compare all ways of adding a direction, on étude's development prompts: `python benchmarks/steering.py`.
 
-Strategies against each other and conditional-only against both halves; add against clamp against ablate; the raw sum
-of two concepts against the orthogonalised pair; and what position and branch of reading do to a direction. All
-conditions run in one sweep on the same clips. Writes a Parquet file for every table, one of all clips, and a page of
-Markdown tables, which it prints. How long the sweep will take is said before it starts.
+Compares the strategies, the conditional half with both halves, add with clamp and ablate, the plain sum of two concepts
+with the orthogonalised pair, and directions read at different positions and branches. All conditions run in one sweep
+on the same clips. Writes one Parquet file per table, one of all clips, and a page of Markdown tables, which is also
+printed. The expected duration is printed before the start.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from audiolens.interventions import Intervention
 from audiolens.prompts import PromptSet, load
 
 MEASURED = {"tempo": "tempo_ioi", "timbre": "brightness"}
-"""Concept -> the measure its effect is told in; either is also the other's."""
+"""Concept -> the measure of its effect; each is also taken for the other concept."""
 DOSES = {"one-to-one": 1.0, "one-to-band": 0.5, "one-to-all": 0.25, "all-to-all": 0.25}
-"""Strategy -> the strength that stands for a dose of 1: a vector added at many blocks needs less of it."""
+"""Strategy -> the strength of a dose of 1: a vector added at many blocks needs a smaller one."""
 LABELS = ("table", "concept", "strategy", "layer", "branch", "operator", "strength", "combine", "other_strength")
 
 
@@ -36,16 +36,16 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for the tables.")] = Path("runs/steering"),
     model: Annotated[str, typer.Option(help="étude, a folder, or a hub name.")] = "etude",
     prompts: Annotated[int, typer.Option(help="Neutral development prompts.")] = 8,
-    seeds: Annotated[int, typer.Option(help="Clips of each.")] = 2,
-    poles: Annotated[int, typer.Option(help="Prompts a pole that directions are read from.")] = 100,
-    compared: Annotated[int, typer.Option(help="Prompts a pole on which readings are compared.")] = 32,
+    seeds: Annotated[int, typer.Option(help="Clips per prompt.")] = 2,
+    poles: Annotated[int, typer.Option(help="Prompts per pole that directions are read from.")] = 100,
+    compared: Annotated[int, typer.Option(help="Prompts per pole for comparing readings.")] = 32,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
     reading_seconds: Annotated[float, typer.Option(help="Length of the clips that directions are read from.")] = 2.0,
     doses: Annotated[str, typer.Option(help="Doses, each with both signs.")] = "0.5,1",
     tempo_layer: Annotated[int | None, typer.Option(help="Block of tempo's direction [default: the middle].")] = None,
     timbre_layer: Annotated[int | None, typer.Option(help="Block of timbre's direction [default: the middle].")] = None,
     guidance: Annotated[float, typer.Option(help="Guidance scale, above 1.")] = 3.0,
-    batch_size: Annotated[int, typer.Option(help="Rows of a batch.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Rows per batch.")] = 64,
 ) -> None:
     """Run everything and print the page."""
     share_cores()
@@ -77,7 +77,7 @@ def main(
     clips = sweep.clips(sets["tempo"].development[:prompts], seeds)
     speed = sweep.clips_per_second(lens, clips[0][0], seconds, batch_size)
     count = len(todo) * len(clips)
-    typer.echo(f"{count} clips of {seconds:g} s at about {speed:.1f} a second: {count / speed / 60:.1f} minutes, "
+    typer.echo(f"{count} clips of {seconds:g} s at about {speed:.1f} per second: {count / speed / 60:.1f} minutes, "
                "then the readings", err=True)  # fmt: skip
     heard = sweep.play(
         lens,
@@ -128,7 +128,7 @@ def main(
 def conditions(
     read: dict[str, Directions], layers: dict[str, int], amounts: Sequence[float], guidance: float
 ) -> list[Condition]:
-    """The baseline, and everything the three tables compare."""
+    """The baseline, and all conditions of the three tables."""
     listed = [Condition(BASELINE, labels=_labels(table=BASELINE))]
 
     def add(steps: list[Intervention], **labels: Any) -> None:
@@ -146,7 +146,7 @@ def conditions(
             "all-to-all": {},
         }
         for strategy, unit in DOSES.items():
-            # To first order the conditional half alone does `guidance` times what both do: as much, with less.
+            # To first order, the conditional half alone has `guidance` times the effect of both, hence 1 / guidance.
             for branch, shares in (("both", (1.0,)), ("cond", (1 / guidance, 1.0))):
                 for strength in sorted({round(amount * unit * share, 6) for amount in amounts for share in shares}):
                     steps = steer(directions, strategy, strength=strength, branch=branch, **where[strategy])  # pyright: ignore[reportArgumentType]
@@ -180,7 +180,7 @@ def conditions(
 
 
 def poles_along(directions: Directions, layer: int) -> tuple[float, float]:
-    """Where the negative and the positive pole's mean lie along a direction, in its own lengths: 1 apart."""
+    """The projections of the negative and positive pole's means onto a direction, in units of its length: 1 apart."""
     samples = directions.samples
     assert samples is not None
     along = samples.values[directions.layers.index(layer)] @ directions[layer] / directions[layer].norm() ** 2
@@ -188,7 +188,7 @@ def poles_along(directions: Directions, layer: int) -> tuple[float, float]:
 
 
 def tabled(heard: sweep.SweepResult, n_bootstrap: int = 1000) -> dict[str, pd.DataFrame]:
-    """The effects on both concepts' measures, a row per condition, split into the tables."""
+    """The effects on both concepts' measures, one row per condition, split into the tables."""
     effects = [heard.effects(measured, n_bootstrap).assign(measure=measured) for measured in MEASURED.values()]
     whole = pd.concat(effects, ignore_index=True)
     return {name: whole[whole["table"] == name].drop(columns="table") for name in ("strategies", "operators", "pairs")}
@@ -197,7 +197,7 @@ def tabled(heard: sweep.SweepResult, n_bootstrap: int = 1000) -> dict[str, pd.Da
 def first_orders(
     lens: AudioLens, read: dict[str, Directions], layers: dict[str, int], prompts: Sequence[str], guidance: float
 ) -> pd.DataFrame:
-    """`first_order` for both concepts, on codes that the prompts make."""
+    """`first_order` for both concepts, on codes generated from the prompts."""
     codes = lens.generate(list(prompts), 1.0, seeds=list(range(len(prompts))), decode=False).codes
     rows = [
         {"concept": concept, "layer": layers[concept], "strategy": strategy, "guidance": guidance}
@@ -218,10 +218,11 @@ def first_order(
     guidance: float,
     strength: float = 0.02,
 ) -> dict[str, float]:
-    """How a small push of the conditional half alone moves the guided logits, beside one of both halves.
+    """Compare the effect on the guided logits of steering the conditional half alone with that of both halves.
 
-    `factor` is its length along the push of both, `guidance` if the halves answer alike; `cosine` is between the two;
-    `bend` is how far twice the push of both is from twice its answer, as a share (0: first order is all there is).
+    `factor` is the projection onto the effect of both halves; it equals `guidance` if the halves respond alike.
+    `cosine` is the cosine similarity of the two effects. `bend` is the relative deviation from linearity when the
+    strength is doubled (0: purely first order).
     """
 
     def guided(branch: Any, amount: float) -> torch.Tensor:
@@ -242,17 +243,17 @@ def first_order(
 def page(
     tables: dict[str, pd.DataFrame], sets: dict[str, PromptSet], layers: dict[str, int], settings: dict[str, Any]
 ) -> str:
-    """The tables as Markdown, each under a line that says how to read it."""
+    """The tables as Markdown, each with an explanation."""
     told = ", ".join(f"{name} {value}" for name, value in settings.items())
     lines = [
         f"Measured with {told}. Effect: median of steered / baseline - 1 at the same seed, failed clips counted as "
-        "none, 95% interval over prompts. Development prompts: for choosing, not for claims.",
+        "no effect, 95% interval over prompts. Development prompts: for choosing, not for claims.",
         "",
     ]
     heads = {
         "strategies": "**Strategies and branches.** Conditional-only at the strength of both, and at 1 / guidance.",
-        "operators": "**Clamp and ablate** beside the additions above. A clamp's strength is where the projection is "
-        "held, in lengths of the direction; it is held where the negative pole, the middle and the positive pole lie.",
+        "operators": "**Clamp and ablate**, compared with the additions above. A clamp's strength is the value of the "
+        "projection, in lengths of the direction: that of the negative pole, the middle and the positive pole.",
         "pairs": f"**Two concepts**, one-to-all: {' and '.join(sets)}, strength for each.",
     }
     keys = ["concept", "strategy", "branch", "operator", "strength", "other_strength", "combine"]
@@ -268,12 +269,12 @@ def page(
     read = tables["readings"]
     mine = read[read["layer"] == read["concept"].map(layers)].drop(columns=["residual_norm"])
     lines += [
-        "**First order**: the guided logits' answer to a small push of the conditional half, along that of both; "
-        "`guidance` if the halves answer alike.",
+        "**First order**: the effect on the guided logits of a small addition to the conditional half, relative to "
+        "that of both halves; `guidance` if the halves respond alike.",
         "",
         *_markdown(tables["first_order"]),
         "",
-        "**Readings**: what position and branch do to a direction at that block; cosine to the first row's direction.",
+        "**Readings**: the direction at that block read at each position and branch; cosine with the first row's.",
         "",
         *_markdown(mine[["concept", *[name for name in mine.columns if name != "concept"]]]),
     ]
@@ -283,7 +284,7 @@ def page(
 def _effect(effect: Any, low: Any, high: Any) -> str:
     if effect != effect:
         return "none measured"
-    # One prompt whose clips could be measured has no interval.
+    # With a single measurable prompt there is no interval.
     return f"{effect:+.0%} [{low:+.0%}, {high:+.0%}]" if low == low else f"{effect:+.0%}"
 
 

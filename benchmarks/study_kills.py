@@ -1,9 +1,8 @@
-"""A study killed (-9) at random moments and resumed each time: `python benchmarks/study_kills.py`.
+"""Kill a study (-9) at random moments and resume it each time: `python benchmarks/study_kills.py`.
 
-A process of its own studies tempo on a model, with few prompts and short clips, into a folder and is killed at a moment
-drawn evenly over the time that the whole takes from its start; the next one goes on. When a study ends before all kills
-are spent, the next begins in a new folder. At the end every table, clip and direction must be that of a study that
-nothing interrupted, to the byte.
+A child process studies tempo with few prompts and short clips, and is killed at a moment drawn uniformly from the
+duration of a whole study; the next child resumes. When a study ends before all kills are used, the next starts in a new
+folder. At the end, every table, clip and direction must equal that of an uninterrupted study, byte for byte.
 """
 
 from __future__ import annotations
@@ -32,16 +31,14 @@ SIZES: dict[str, Any] = {
 
 
 def main(
-    kills: Annotated[int, typer.Option(help="How many.")] = 10,
-    seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
-    jobs: Annotated[int, typer.Option(help="Worker processes that measure.")] = 1,
-    model: Annotated[str, typer.Option(help="étude, or another.")] = "etude",
-    out: Annotated[Path, typer.Option(help="Where the figures are also written, as JSON.")] = Path(
-        "runs/study-kills.json"
-    ),
+    kills: Annotated[int, typer.Option(help="Number of kills.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed of the moments.")] = 0,
+    jobs: Annotated[int, typer.Option(help="Measuring worker processes.")] = 1,
+    model: Annotated[str, typer.Option(help="étude, a folder, or a hub name.")] = "etude",
+    out: Annotated[Path, typer.Option(help="JSON file for the figures.")] = Path("runs/study-kills.json"),
     child: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Kill and resume; print what was killed when, and whether the results are equal."""
+    """Kill and resume; print when each kill happened, and whether the results are equal."""
     if child is not None:
         study.run(
             AudioLens.from_pretrained(model), "tempo", child, settings=Settings(**SIZES, n_jobs=jobs), progress=False,
@@ -86,7 +83,7 @@ def main(
 
 
 def _differing(one: Path, other: Path) -> list[str]:
-    """The files that are not the same, but for those that say how long things took."""
+    """The files that differ, except for those that record times."""
     sides = []
     for folder in (one, other):
         files = [path for part in ("tables", "audio", "stages") for path in (folder / part).rglob("*")]

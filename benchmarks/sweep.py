@@ -1,8 +1,8 @@
-"""What packing a sweep into full batches saves, beside one clip at a time: `python benchmarks/sweep.py`.
+"""Compare a sweep in full batches with one clip at a time: `python benchmarks/sweep.py`.
 
-Both sides run in one process, in turn, with the same worker that measures: 9 strengths (0, the baseline, is one of
-them) x 8 neutral prompts x 2 seeds on étude. A figure is the ratio of the median clips a second. Before that, in a run
-that is not timed, the noise that every clip is drawn with is compared to the bit.
+Both sides alternate in one process with the same measuring worker: 9 strengths (including 0, the baseline) x 8 neutral
+prompts x 2 seeds on étude. The result is the ratio of the median clips per second. An untimed run first checks that the
+sampling noise of every clip is bit-identical on both sides.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ AIM = 3.0
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where the figures are also written, as JSON.")] = Path("runs/sweep.json"),
-    strengths: Annotated[int, typer.Option(help="How many, evenly spaced, 0 among them.")] = 9,
+    out: Annotated[Path, typer.Option(help="JSON file for the figures.")] = Path("runs/sweep.json"),
+    strengths: Annotated[int, typer.Option(help="Number of strengths, evenly spaced, including 0.")] = 9,
     prompts: Annotated[int, typer.Option(help="Neutral prompts.")] = 8,
-    seeds: Annotated[int, typer.Option(help="Seeds of each.")] = 2,
+    seeds: Annotated[int, typer.Option(help="Seeds per prompt.")] = 2,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
-    batch_size: Annotated[int, typer.Option(help="Most rows of a full batch.")] = 64,
-    repeats: Annotated[int, typer.Option(help="Times that each side is run.")] = 3,
-    poles: Annotated[int, typer.Option(help="Prompts of each pole that the direction is read from.")] = 16,
-    model: Annotated[str, typer.Option(help="étude, or another.")] = "etude",
+    batch_size: Annotated[int, typer.Option(help="Rows of a full batch.")] = 64,
+    repeats: Annotated[int, typer.Option(help="Runs of each side.")] = 3,
+    poles: Annotated[int, typer.Option(help="Prompts per pole that the direction is read from.")] = 16,
+    model: Annotated[str, typer.Option(help="étude, a folder, or a hub name.")] = "etude",
 ) -> None:
-    """Print clips a second of a packed sweep and of one clip at a time."""
+    """Print the clips per second of a packed sweep and of one clip at a time."""
     share_cores()
     lens = AudioLens.from_pretrained(model)
     todo, clips = swept(lens, strengths, prompts, seeds, poles)
@@ -56,7 +56,7 @@ def main(
                 start = time.perf_counter()
                 played[size] = sweep.play(lens, todo, clips, seconds=seconds, batch_size=size, listener=ear)
                 found.append(len(played[size].table) / (time.perf_counter() - start))
-                typer.echo(f"batches of {size}: {found[-1]:.2f} clips a second")
+                typer.echo(f"batches of {size}: {found[-1]:.2f} clips per second")
     packed, single = (statistics.median(rates[size]) for size in (batch_size, 1))
     flips = differing(played[batch_size], played[1], [one.name for one in todo])
     facts = {
@@ -72,13 +72,13 @@ def main(
         "clips_with_a_differing_code": flips,
         **checked,
     }
-    typer.echo(f"{packed / single:.2f}x (aim {AIM:g}x); {flips} of {facts['clips']} clips have a code that differs")
+    typer.echo(f"{packed / single:.2f}x (aim {AIM:g}x); {flips} of {facts['clips']} clips have a differing code")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(facts, indent=1))
 
 
 def swept(lens: AudioLens, strengths: int, prompts: int, seeds: int, poles: int) -> tuple[list[Any], list[Any]]:
-    """The conditions, a strength each and the baseline, and the clips."""
+    """The conditions (the baseline and one per strength) and the clips."""
     sets = load("tempo", lens=lens)
     read = difference_in_means(lens, sets.positive[:poles], sets.negative[:poles], seconds=1.0, label="tempo")
     amounts = [float(amount) for amount in np.linspace(-0.25, 0.25, strengths)]
@@ -88,7 +88,7 @@ def swept(lens: AudioLens, strengths: int, prompts: int, seeds: int, poles: int)
 
 
 def same_noise(lens: AudioLens, todo: Any, clips: Any, seconds: float, batch_size: int) -> dict[str, int]:
-    """Draw everything in full batches, and again one clip at a time; every seed's noise must be one stream."""
+    """Generate everything in full batches and one clip at a time, and check that each seed has one noise stream."""
     sides = []
     for size in (batch_size, 1):
         with recorded() as streams:
@@ -104,7 +104,7 @@ def same_noise(lens: AudioLens, todo: Any, clips: Any, seconds: float, batch_siz
 
 @contextmanager
 def recorded() -> Iterator[dict[int, list[tuple[str, int]]]]:
-    """While it is open: seed -> a digest and the number of draws of each row that was drawn with it."""
+    """Record, during the block: seed -> digest and number of draws of each row sampled with it."""
     found: dict[int, list[tuple[str, int]]] = {}
     rows: list[tuple[int, Any, list[int]]] = []
     begin, draw = RowStreams.__init__, RowStreams.draw
@@ -131,7 +131,7 @@ def recorded() -> Iterator[dict[int, list[tuple[str, int]]]]:
 
 
 def differing(packed: sweep.SweepResult, single: sweep.SweepResult, names: list[str]) -> int:
-    """Clips with a code that differs: kernels of another shape end in other last bits, and a draw may flip."""
+    """The number of clips with a differing code: kernels for other shapes change last bits, which may flip a sample."""
     return sum(int((packed.codes(name) != single.codes(name)).flatten(1).any(1).sum()) for name in names)
 
 

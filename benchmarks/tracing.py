@@ -1,9 +1,9 @@
-"""What the lens costs, beside raw forward hooks on the bare model: `python benchmarks/tracing.py`.
+"""Measure the overhead of the lens relative to raw forward hooks on the bare model: `python benchmarks/tracing.py`.
 
-Both sides run in one process, in turn, on the same random weights (width 512, 12 blocks): the lens's model, and a copy
-that no lens has opened, for nnsight's wrappers stay on a model and are a cost of ours. A figure is the ratio of the
-medians. Beside it stands the same of processor time, which other work on the machine disturbs less. It says
-nothing of a GPU, where kernels are launched ahead of Python.
+Both sides alternate in one process on the same random weights (width 512, 12 blocks): the lens's model, and a copy that
+no lens has opened, because nnsight's wrappers stay on a model and are part of our cost. The result is the ratio of the
+median times. The ratio of processor times is also given, as it is less sensitive to other load. The result does not
+carry over to a GPU, where kernels are launched ahead of Python.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ SECONDS, FRAMES = 2.0, 50
 ROWS = (1, 16)
 MEMORY_BLOCKS = (4, 12)
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "1000000"}
-"""glibc keeps freed memory as chance has it, a quarter of the peak: so every tensor is given back at once."""
+"""Makes glibc return every freed tensor at once; otherwise it keeps a varying part, up to a quarter of the peak."""
 MEMORY_LIMIT = 0.05
-"""How far the peaks of recording one block of either may lie apart, as a share of the smaller."""
+"""The largest allowed difference between the peaks of recording one block of each, as a share of the smaller."""
 Timed = tuple[Callable[[], Any], Callable[[], Any], float]
-"""Ours, the raw side, and the most that ours may take of it."""
+"""Our function, the raw one, and the largest allowed ratio of their times."""
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where the table is also written, as JSON.")] = Path("runs/tracing.json"),
-    repeats: Annotated[int, typer.Option(help="Times that each side of each line is run.")] = 7,
+    out: Annotated[Path, typer.Option(help="JSON file for the table.")] = Path("runs/tracing.json"),
+    repeats: Annotated[int, typer.Option(help="Runs of each side of each line.")] = 7,
     memory_of: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
-    """Print what reading and steering cost beside raw hooks, and the memory of a recording."""
+    """Print the cost of reading and steering relative to raw hooks, and the memory of a recording."""
     if memory_of:
         typer.echo(json.dumps(peak_mib(memory_of)))
         return
@@ -61,13 +61,13 @@ def main(
         tqdm.write(f"{name:40}{theirs:9.3f}{mine:9.3f}{mine / theirs:8.3f}{limit:7.2f}{my_work / their_work:25.3f}")
     memory = {}
     for blocks in MEMORY_BLOCKS:
-        # a process of its own each: the peak of one would hide the other's
+        # Separate processes: the larger peak would hide the smaller.
         command = [sys.executable, __file__, "--memory-of", str(blocks)]
         told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | RETURNING)
         memory[blocks] = json.loads(told.stdout.splitlines()[-1])
         typer.echo(f"peak memory of recording one block of {blocks:2}: {memory[blocks]:.0f} MiB above the model")
     apart = max(memory.values()) / min(memory.values()) - 1
-    typer.echo(f"apart by {apart:.1%} (aim: at most {MEMORY_LIMIT:.0%})")
+    typer.echo(f"difference {apart:.1%} (aim: at most {MEMORY_LIMIT:.0%})")
     facts = {"threads": torch.get_num_threads(), "repeats": repeats, "torch": torch.__version__}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({**facts, "lines": lines, "memory_mib": memory, "memory_apart": apart}, indent=1))
@@ -78,7 +78,7 @@ def main(
 
 
 def timed(lens: AudioLens, model: Any, rows: int) -> dict[str, Timed]:
-    """What is compared, for so many rows; `model` is the raw side's."""
+    """The pairs of functions to compare, for batches of `rows`; `model` is the raw side's."""
     config = lens.config
     prompts = ["a calm song with drums"] * rows
     codes = torch.randint(VOCABULARY, (rows, N_CODEBOOKS, FRAMES), generator=torch.Generator().manual_seed(0))
@@ -120,7 +120,7 @@ def timed(lens: AudioLens, model: Any, rows: int) -> dict[str, Timed]:
 
 
 def unwatched(function: Callable[[], Any]) -> Callable[[], Any]:
-    """The same without the watch over what interventions write, and over the logits."""
+    """The same without the overflow checks on interventions and logits."""
 
     def bare() -> Any:
         watch, plan.Watch, model_calls.Watch = plan.Watch, lambda *_: None, lambda *_: _as_it_is
@@ -149,7 +149,7 @@ def hooks(model: Any, function: Callable[..., Any]) -> Iterator[None]:
 
 
 def interleaved(first: Callable[[], Any], second: Callable[[], Any], repeats: int) -> tuple[tuple[float, float], ...]:
-    """Median seconds of either, and those of processor time, run in turn after one run of each that is not counted."""
+    """Median elapsed and processor seconds of each side, from alternating runs after one warm-up run of each."""
     clocks = (time.perf_counter, time.process_time)
     taken: list[list[list[float]]] = [[[], []], [[], []]]
     for repeat in range(repeats + 1):
@@ -163,7 +163,7 @@ def interleaved(first: Callable[[], Any], second: Callable[[], Any], repeats: in
 
 
 def peak_mib(blocks: int) -> float:
-    """How far memory rises while one block of a model of `blocks` is recorded (Linux)."""
+    """Peak memory of recording one block of a model with `blocks` blocks, above that before it, in MiB (Linux)."""
     lens = random_lens(blocks)
     codes = torch.randint(VOCABULARY, (32, N_CODEBOOKS, 500))
     lens.run_with_cache(["a calm song"], codes[:1, :, :4], layers=[0])
@@ -183,7 +183,7 @@ def random_lens(blocks: int) -> AudioLens:
 
 
 def random_model(blocks: int) -> tuple[Any, Any]:
-    """A MusicGen of width 512 with random weights, the same every time, and étude's tokenizer."""
+    """A MusicGen of width 512 with fixed random weights, and étude's tokenizer."""
     from transformers import (
         EncodecConfig,
         MusicgenConfig,

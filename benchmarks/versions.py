@@ -1,9 +1,9 @@
-"""The versions that audiolens is right on: `make versions`, or `python benchmarks/versions.py [--only lowest]`.
+"""Test the supported versions of dependencies: `make versions`, or `python benchmarks/versions.py [--only lowest]`.
 
-What follows transformers and nnsight closely is tested in an environment of its own for the lowest versions that
-`pyproject.toml` promises (of every package, not of these two alone), for those of `constraints.txt`, and for the newest
-that pip finds. All stand on the torch of this environment. A fourth is made wrong on purpose: in a copy of transformers
-the decoder's cache has another name, and every family must be refused at load. The table goes into `docs/versions.md`.
+The tests that depend closely on transformers and nnsight run in separate environments: with the lowest versions that
+`pyproject.toml` promises (of every package), with those of `constraints.txt`, and with the newest that pip finds. All
+use the torch of this environment. A fourth environment is wrong on purpose: in a copy of transformers the decoder's
+cache has another name, and every family must be refused at load. The table goes into `docs/versions.md`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PAGE = ROOT / "docs" / "versions.md"
 FOLDER = ROOT / ".venv-versions"
 SHOWN = ("transformers", "nnsight", "torch", "numpy")
 TESTS = ("identity", "raw_hooks", "clock", "melody")
-"""Identity with bare transformers, edits against raw hooks, timed edits and recordings, and Melody."""
+"""Identity with bare transformers, edits compared with raw hooks, timed edits and recordings, and Melody."""
 ENVIRONMENTS = ("lowest", "pinned", "newest", "wrong")
 ROWS = FOLDER / "rows.json"
 RENAMED = "renamed"
@@ -41,9 +41,9 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="lowest, pinned or newest (default: all, and wrong).")] = None,
     whole: Annotated[bool, typer.Option(help="Run every test of the project, not only the exact ones.")] = False,
 ) -> None:
-    """Build the environments, test in each, and write the table; exit code 1 if one is not right."""
+    """Build the environments, test in each, and write the table; exit with code 1 if one fails."""
     right = True
-    # Rows of former calls stay, so that one environment can be tried again by itself.
+    # Rows of earlier calls stay, so that a single environment can be tested again.
     kept: dict[str, str] = json.loads(ROWS.read_text("utf-8")) if ROWS.is_file() else {}
     for name in tqdm(only or ENVIRONMENTS, desc="versions", unit="environment"):
         python = environment(name)
@@ -65,7 +65,7 @@ def row(cells: list[str]) -> str:
 
 
 def requirements() -> list[Requirement]:
-    """What the project depends on, torch left out."""
+    """The project's dependencies without torch."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     return [found for found in map(Requirement, project["dependencies"]) if found.name != "torch"]
 
@@ -76,7 +76,7 @@ def lowest(requirement: Requirement) -> str:
 
 
 def environment(name: str) -> Path:
-    """The interpreter of a new environment, which sees the packages of this one behind its own."""
+    """The interpreter of a new environment that falls back to the packages of this one."""
     folder = FOLDER / name
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
@@ -90,13 +90,13 @@ def environment(name: str) -> Path:
     specs["wrong"] = specs["newest"]
     if name in specs:
         pin = folder / "torch.txt"
-        # All over the same torch.
+        # All environments use the same torch.
         pin.write_text(f"torch=={version('torch')}\n")
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", pin]
         subprocess.run([*pip, *specs[name]], check=True)
     if name == "wrong":
         if not (own / "transformers").is_dir():
-            # The newest is the one behind.
+            # The newest version is the one in this environment.
             shutil.copytree(Path(sysconfig.get_path("purelib")) / "transformers", own / "transformers")
         rename(own / "transformers" / "models")
     return python
@@ -117,7 +117,7 @@ def surroundings() -> dict[str, str]:
 
 
 def tested(python: Path, whole: bool) -> tuple[bool, str]:
-    """Whether the tests pass, and what the table says."""
+    """Whether the tests pass, and the text for the table."""
     report = python.parent / "report.xml"
     report.unlink(missing_ok=True)
     chosen = [] if whole else [f"tests/test_{name}.py" for name in TESTS]
@@ -133,7 +133,7 @@ def tested(python: Path, whole: bool) -> tuple[bool, str]:
 
 
 def refused(python: Path) -> tuple[bool, str]:
-    """Whether every family is refused at load for the clock's reason, and what the table says."""
+    """Whether every family is refused at load because of the clock, and the text for the table."""
     program = """
 import sys, tempfile
 from pathlib import Path
@@ -154,7 +154,7 @@ for melody in (False, True):
 
 
 def rename(models: Path) -> None:
-    """Give the cache another name, in every family, where the model calls its decoder and nowhere else."""
+    """Rename the cache argument in every family, only where the model calls its decoder."""
     for family, kind in {"musicgen": "Musicgen", "musicgen_melody": "MusicgenMelody"}.items():
         file = models / family / f"modeling_{family}.py"
         before, decoder = file.read_text("utf-8").split(f"class {kind}Decoder(", 1)
@@ -167,10 +167,10 @@ def rename(models: Path) -> None:
 
 
 def once(text: str, old: str, new: str, file: Path) -> str:
-    """The text with the first `old` exchanged.
+    """The text with the first `old` replaced by `new`.
 
     Raises:
-        ValueError: if there is none: the file is not written as expected.
+        ValueError: if `old` is missing, because the file differs from what is expected.
     """
     if old not in text:
         raise ValueError(f"{file}: expected {old.strip()!r}, to rename it")

@@ -1,4 +1,4 @@
-"""A real browser for pages, driven by playwright; without one, tests of pages are left out aloud."""
+"""A real browser for page tests, driven by playwright; without one these tests are skipped with a message."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""The command line as a test calls it: in the process, in an empty folder, with what it printed."""
+"""Run the command line in-process for tests, in an empty folder, and return what it printed."""
 
 import sys
 from collections.abc import Callable

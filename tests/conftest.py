@@ -1,4 +1,4 @@
-"""Tiny random-weights checkpoints, written once a session through save_pretrained as a user would meet them."""
+"""Fixtures: tiny checkpoints with random weights, written once per session with save_pretrained."""
 
 import importlib.util
 from collections.abc import Sequence

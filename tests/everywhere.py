@@ -1,4 +1,4 @@
-"""The names of every site, and prompts and codes to run the small models with."""
+"""The names of all sites, and prompts and codes for running the small models."""
 
 from collections.abc import Sequence
 from typing import Any

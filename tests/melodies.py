@@ -1,4 +1,4 @@
-"""What the tests of MusicGen Melody share: prompts of one length and of several, and bare transformers as oracle."""
+"""Helpers for the MusicGen Melody tests: prompts of equal and different lengths, and bare transformers as oracle."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Commands of the documentation through the command's own parser."""
+"""Run the documentation's commands through the command line's own parser."""
 
 from typing import Any
 

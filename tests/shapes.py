@@ -1,6 +1,6 @@
-"""The type checker of the tests: shapes alone, so that every other mistake of a user reaches the error written for it.
+"""The type checker of the tests: it checks shapes only, so that other mistakes reach the errors written for them.
 
-Named in `pyproject.toml`; jaxtyping hands it a stand-in for every function of the packages, annotations evaluated.
+`pyproject.toml` names it; jaxtyping calls it with a stand-in for every function, with evaluated annotations.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Sounds whose tempo and spectrum are known."""
+"""Synthetic sounds with known tempo and spectrum."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The smallest study and sweep that have everything a large one has."""
+"""Settings for the smallest study and sweep that have every part of a large one."""
 
 from pathlib import Path
 from typing import Any

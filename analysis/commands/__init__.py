@@ -1,1 +1,1 @@
-"""The commands of `audiolens`, a module each; `analysis.cli` gathers them."""
+"""The commands of `audiolens`, one module each; `analysis.cli` registers them."""

@@ -1,4 +1,4 @@
-"""What the commands share: options, opening the model, printing for people and for programs."""
+"""Code shared by the commands: options, opening the model, printing for people and for programs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Model = Annotated[
     str, typer.Option("--model", "-m", help="`etude` (bundled), a folder, or a hub name like facebook/musicgen-small.")
 ]
-Force = Annotated[bool, typer.Option("--force", "--overwrite", help="Replace a result that is there already.")]
+Force = Annotated[bool, typer.Option("--force", "--overwrite", help="Replace an existing result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
 
 
@@ -34,14 +34,14 @@ def open_lens(model: str) -> AudioLens:
 
 
 def prompt_set(concept: str, lens: AudioLens) -> PromptSet:
-    """A bundled concept's prompts in the words that the model reads, or those of a file, `completed`."""
+    """A bundled concept's prompts in words that the model knows, or the prompts of a file, `completed`."""
     from audiolens import prompts
 
     return completed(own_prompts(concept), lens) if is_prompt_file(concept) else prompts.load(concept, lens=lens)
 
 
 def own_prompts(*paths: str | Path, **options: Any) -> PromptSet:
-    """The prompts of one file, or of a pole's file each; what gives a pole away is a line on stderr."""
+    """The prompts of one file, or of one file per pole; a word that gives the poles away is reported on stderr."""
     from audiolens import prompts
 
     read: Any = prompts.from_file if len(paths) == 1 else prompts.from_files
@@ -54,39 +54,39 @@ def own_prompts(*paths: str | Path, **options: Any) -> PromptSet:
 
 
 def completed(own: PromptSet, lens: AudioLens, words: tuple[str, str] | None = None) -> PromptSet:
-    """One's own prompts with the bundled neutral ones, and words for the poles, where they have none."""
+    """The user's prompts, with the bundled neutral prompts and words for the poles where they have none."""
     from audiolens import prompts
 
     return own.completed(prompts.load("tempo", lens=lens), words)
 
 
 def words_unread(sets: PromptSet, lens: AudioLens) -> str | None:
-    """Says that the model tells the poles' words not apart, if it does not."""
+    """A message if the model reads the words of both poles alike, else `None`."""
     from audiolens.model import text
 
     high, low = (sets.words(pole)[0] for pole in sets.poles)
     if text.read_alike(high, low, lens.tokenizer):
-        return f"audiolens: {sets.concept!r}: the model reads {high!r} and {low!r} alike, for it knows neither"
+        return f"audiolens: {sets.concept!r}: the model reads {high!r} and {low!r} alike because it knows neither"
     return None
 
 
 def is_prompt_file(name: str) -> bool:
-    """Whether a concept is given as a file of prompts, by its ending."""
+    """Whether a concept is the name of a prompt file, by its suffix."""
     return Path(name).suffix.lower() in (".csv", ".json", ".toml")
 
 
 def command_line() -> str:
-    """What was typed; a file's name may hold bytes that are no text, and a page cannot."""
+    """The command line as typed, with bytes of file names that are not text escaped."""
     return printable(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
 
 def say(text: str = "", *, err: bool = False) -> None:
-    """A line of output; names and labels come from files of others, and a terminal obeys some characters."""
+    """Print a line with control characters escaped: names and labels may come from untrusted files."""
     typer.echo(printable(text), err=err)
 
 
 def say_json(file: Path) -> None:
-    """A file of JSON, for programs: what is no plain letter in it as an escape."""
+    """Print a JSON file for programs, with non-ASCII characters escaped."""
     typer.echo(json.dumps(json.loads(file.read_text("utf-8")), indent=2))
 
 
@@ -99,8 +99,8 @@ def print_table(rows: Sequence[Mapping[Any, Any]]) -> None:
         table.add_column(printable(name))
     for row in rows:
         table.add_row(*(printable(str(value)) for value in row.values()))
-    # A pipe has no width: programs that read lines get whole ones.
-    # No markup: "[dBFS]" is a unit, and a file's name may hold brackets too.
+    # A pipe has no width: programs get unbroken lines.
+    # No markup: "[dBFS]" is a unit, and a file name may hold brackets too.
     wide = None if sys.stdout.isatty() else max(200, sum(len(n) + 12 for n in rows[0]))
     console = Console(width=wide, markup=False)
     console.print(table)
@@ -113,7 +113,7 @@ def cell(value: Any) -> str:
 
 
 def write_result(found: Any, folder: Path, name: str) -> None:
-    """A result's table (CSV) and figure (PNG, SVG, HTML) under a name."""
+    """Write a result's table (CSV) and figure (PNG, SVG, HTML) under a name."""
     import matplotlib as mpl
 
     from analysis.figures.literal import as_typed
@@ -122,7 +122,7 @@ def write_result(found: Any, folder: Path, name: str) -> None:
 
     (folder / f"{name}.csv").write_text(csv_of(found.to_frame()), "utf-8")
     figure = found.plot()
-    # Without a salt of its own, an SVG names its parts by chance.
+    # Without a fixed salt, the ids in an SVG are random.
     with as_typed(), mpl.rc_context({"svg.hashsalt": "audiolens"}):
         figure.savefig(folder / f"{name}.png")
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
@@ -130,7 +130,7 @@ def write_result(found: Any, folder: Path, name: str) -> None:
 
 
 def shown(found: Any, as_json: bool, columns: Sequence[str], **only: Any) -> None:
-    """A result's finding and table: all of it for programs; for people these columns, and `only` the rows with them."""
+    """Print a result's finding and table: as JSON in full, or as text with these columns and the rows that match."""
     if as_json:
         say(to_json(told(found)))
         return
@@ -143,7 +143,7 @@ def shown(found: Any, as_json: bool, columns: Sequence[str], **only: Any) -> Non
 
 
 def told(found: Any) -> dict[str, Any]:
-    """A result's finding and the whole of its table."""
+    """A result's finding and its whole table, as plain values."""
     table = found.to_frame()
     return {"finding": repr(found), "rows": table.astype(object).where(table.notna(), None).to_dict("records")}
 
@@ -153,7 +153,7 @@ def to_json(value: Any) -> str:
 
 
 def _null(value: Any) -> Any:
-    """The same with null for NaN and infinity, which JSON does not have."""
+    """Replace NaN and infinity, which JSON lacks, with null."""
     if isinstance(value, Mapping):
         return {key: _null(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""`audiolens directions`: read them, show them."""
+"""`audiolens directions`: read directions, or show a file of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from analysis.commands.common import Force, Json, Model, cell, open_lens, own_pr
 
 
 class _Read(TyperGroup):
-    """`audiolens directions tempo` is `audiolens directions read tempo`."""
+    """Make `audiolens directions tempo` short for `audiolens directions read tempo`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         known = args[0] in self.commands or args[0].startswith("-")
@@ -33,15 +33,15 @@ def directions_read(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("directions.safetensors"),
     model: Model = "etude",
     position: Annotated[str, typer.Option(help="mean, first, last, or eos (MusicGen Melody).")] = "mean",
-    branch: Annotated[str, typer.Option(help="Which half of the guidance is read: cond, null or both.")] = "cond",
+    branch: Annotated[str, typer.Option(help="Guidance half to read: cond, null or both.")] = "cond",
     seconds: Annotated[float, typer.Option(help="Length of the clips generated for reading.")] = 2.0,
     vocabulary: Annotated[
-        str | None, typer.Option(help="Of a bundled concept: etude or english [default: what the model reads].")
+        str | None, typer.Option(help="Vocabulary of a bundled concept: etude or english [default: the model's].")
     ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Read a concept's direction at every block (difference of means), into a safetensors file.
+    """Read a concept's direction at every block (difference of means) and write a safetensors file.
 
     Examples:
 
@@ -75,7 +75,7 @@ def directions_read(
 
 @app.command("show")
 def directions_show(file: Annotated[Path, typer.Argument(help="A directions file.")], as_json: Json = False) -> None:
-    """What a directions file holds: model, place, prompts, and the evidence at every block."""
+    """Show a directions file: model, reading position, prompts, and the evidence at every block."""
     from audiolens import Directions
 
     _show(Directions.load(file), file, as_json)

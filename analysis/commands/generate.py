@@ -15,27 +15,27 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(help="One or more prompts, each in quotes.")],
     steer: Annotated[
         list[str] | None,
-        typer.Option("--steer", "-s", help="FILE:STRENGTH, e.g. tempo.safetensors:+1. May be given several times."),
+        typer.Option("--steer", "-s", help="FILE:STRENGTH, e.g. tempo.safetensors:+1. Can be repeated."),
     ] = None,
-    layer: Annotated[int | None, typer.Option(help="Whose block's direction [default: the middle one's].")] = None,
+    layer: Annotated[int | None, typer.Option(help="Block whose direction is used [default: the middle one].")] = None,
     strategy: Annotated[
         str | None, typer.Option(help="one-to-one, one-to-all, one-to-band or all-to-all [default: one-to-one].")
     ] = None,
     band: Annotated[
-        str | None, typer.Option(help="Blocks of one-to-band, such as 4-8, which this option chooses.")
+        str | None, typer.Option(help="Blocks for one-to-band, such as 4-8; selects that strategy.")
     ] = None,
     branch: Annotated[
-        str | None, typer.Option(help="Which half of the guidance is steered: cond, null or both [default: both].")
+        str | None, typer.Option(help="Guidance half to steer: cond, null or both [default: both].")
     ] = None,
     orthogonal: Annotated[
-        bool, typer.Option("--orthogonal", help="Free each direction of those given before it.")
+        bool, typer.Option("--orthogonal", help="Orthogonalise each direction to those before it.")
     ] = False,
     baseline: Annotated[
-        bool, typer.Option("--baseline", help="Write the unsteered clips of the same seeds too.")
+        bool, typer.Option("--baseline", help="Also write unsteered clips with the same seeds.")
     ] = False,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
-    seed: Annotated[int, typer.Option(help="Of the first prompt; the next takes the next.")] = 0,
-    guidance: Annotated[float, typer.Option(help="How closely the prompt is followed; 1 is no guidance.")] = 3.0,
+    seed: Annotated[int, typer.Option(help="Seed of the first prompt; later prompts use the following seeds.")] = 0,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 means no guidance.")] = 3.0,
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the WAVs.")] = Path("clips"),
     model: Model = "etude",
     as_json: Json = False,
@@ -54,13 +54,13 @@ def generate(
     from analysis.store import folder
 
     if not all(prompt.strip() for prompt in prompts):
-        raise InputError("an empty prompt: say in words what to play, such as 'a little tune with drums'.")
+        raise InputError("a prompt is empty: expected a text, such as 'a little tune with drums'.")
     todo = [steering.asked(text) for text in steer or []]
     blocks = steering.band_of(band)
     where = {"--layer": layer, "--strategy": strategy, "--band": band, "--branch": branch}
     for option, value in {**where, "--orthogonal": orthogonal or None}.items():
         if value is not None and not todo:
-            raise InputError(f"{option} says where a direction is added, and there is none: give one with --steer.")
+            raise InputError(f"{option} needs a direction to apply to: give one with --steer.")
     folder.check(out, overwrite=None)
     lens = open_lens(model)
     steps, cautions = steering.placed(

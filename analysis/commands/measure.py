@@ -14,18 +14,18 @@ from audiolens.errors import InputError
 def measure(
     files: Annotated[list[Path], typer.Argument(help="Sound files (WAV, FLAC, OGG, MP3, AIFF), mono or stereo.")],
     measures: Annotated[
-        str | None, typer.Option(help="Only these, as tempo,brightness; tempo_beat_this needs audiolens[beats].")
+        str | None, typer.Option(help="Only these, such as tempo,brightness; tempo_beat_this needs audiolens[beats].")
     ] = None,
     seconds: Annotated[
-        str | None, typer.Option(metavar="FROM:TO", help="Only this span of each file; needed beyond ten minutes.")
+        str | None, typer.Option(metavar="FROM:TO", help="Only this span of each file; required beyond ten minutes.")
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Processes; -1 is one per core. The numbers do not depend on it.")] = 1,
+    jobs: Annotated[int, typer.Option(help="Processes; -1 means one per core. The results do not depend on it.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """What is heard in sound files: tempo, onsets, brightness, loudness, register, key, mode.
+    """Measure sound files: tempo, onsets, brightness, loudness, register, key, mode.
 
-    An empty cell (null in JSON) is what means nothing there: the tempo of silence, the pitch of noise. Files that
-    cannot be measured are named below the table of the others, with the reason, and the exit code is then 2.
+    A cell is empty (null in JSON) if the measure is undefined, such as the tempo of silence or the pitch of noise.
+    Files that cannot be measured are listed with the reason below the table, and the exit code is then 2.
 
     Example:
 

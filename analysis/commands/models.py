@@ -6,7 +6,7 @@ from analysis.commands.common import Json, print_table, say, to_json
 
 
 def models(as_json: Json = False) -> None:
-    """The models there are: what is on this disk works offline; any other hub name or folder of the family will do."""
+    """List the known models; those on this disk work offline. Other hub names and folders of this family work too."""
     from audiolens.model.loading import BUNDLED, HUB
 
     rows = [

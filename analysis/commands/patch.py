@@ -25,41 +25,41 @@ if TYPE_CHECKING:
 
 _SHOWN = ("layer", "seconds", "head", "component", "token", "effect", "low", "high", "normalised", "p_adjusted")
 _HEARD_PAIRS, _HEARD_SECONDS = 8, 5.0
-"""Of the grid by ear: enough to hear whether a place is heard at all, in minutes."""
+"""Pairs and seconds of the sound grid: enough to find large audible effects, in minutes."""
 
 
 def patch(
     concept: Annotated[
-        str, typer.Argument(help="A bundled concept, or a file of prompts: its matched prompts are the pairs.")
+        str, typer.Argument(help="A bundled concept or a file of prompts; its matched prompts are the pairs.")
     ],
     model: Model = "etude",
     by: Annotated[str, typer.Option(help="Columns of the grid: seconds, head, component or token.")] = "seconds",
     site: Annotated[
-        str | None, typer.Option(help="What is patched, such as resid_post [default: as --by says].")
+        str | None, typer.Option(help="Site to patch, such as resid_post [default: depends on --by].")
     ] = None,
-    pairs: Annotated[int, typer.Option(help="Of a clean and a corrupted prompt.")] = 64,
-    mode: Annotated[str, typer.Option(help="denoising (what suffices) or noising (what is needed).")] = "denoising",
-    seconds: Annotated[float, typer.Option(help="The clean continuation that is scored, from its start.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the clips, intervals and p-values.")] = 0,
+    pairs: Annotated[int, typer.Option(help="Number of pairs of a clean and a corrupted prompt.")] = 64,
+    mode: Annotated[str, typer.Option(help="denoising (sufficient) or noising (necessary).")] = "denoising",
+    seconds: Annotated[float, typer.Option(help="Scored part of the clean continuation, from its start.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the clips, intervals and p-values.")] = 0,
     sound: Annotated[
         str | None,
         typer.Option(
-            help=f"The measure of a coarse grid by ear beside it, over {_HEARD_PAIRS} pairs [default: the concept's]."
+            help=f"Measure for a second, coarse grid of patched sound ({_HEARD_PAIRS} pairs) [default: the concept's]."
         ),
     ] = None,
-    no_sound: Annotated[bool, typer.Option("--no-sound", help="Play no patched clips.")] = False,
+    no_sound: Annotated[bool, typer.Option("--no-sound", help="Do not generate patched clips.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="New folder for the table and the figure (PNG, SVG, HTML).")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Which place carries the words? Clean activations are patched into the corrupted run, cell by cell.
+    """Patch clean activations into the corrupted run, cell by cell, to find where the prompt takes effect.
 
-    The metric is the log-likelihood of what the clean prompt plays, in nats. The gap between the two prompts comes
-    first, with its interval: where that covers 0, there is nothing to share out.
+    The metric is the log-likelihood of the clean prompt's music, in nats. The gap between the two prompts is printed
+    first, with its interval: if that includes 0, there is no effect to localise.
 
-    Beside it stands a coarse grid by ear: patched clips, measured. It is played where the concept has a measure (the
-    bundled tempo, timbre, density and register; not by token) or --sound names one. It has few pairs, and says so.
+    A second, coarse grid measures the sound of patched clips. It is computed if the concept has a measure (the bundled
+    tempo, timbre, density and register; not by token) or if --sound names one. It has few pairs, as the output states.
 
     Examples:
 
@@ -98,7 +98,7 @@ def patch(
     metric = patching.LogLikelihood((0.0, seconds))
     asked["mode"] = mode
     if as_json:
-        # The bar is for people; how long it will take is for whoever waits.
+        # With JSON there is no progress bar, so print the estimated time.
         say(repr(patching.plan(*given, found.codes, metric, **asked)), err=True)
         if ear is not None:
             say(repr(patching.plan(*given, None, ear, windows=1, **asked)), err=True)
@@ -118,11 +118,11 @@ def patch(
 
 
 def _ear(concept: str, by: str, measured: str | None, pairs: int, seed: int) -> Sound | None:
-    """What is heard: the measure asked for, or that of a bundled concept."""
+    """The settings of the sound grid, with the measure asked for or the concept's own; `None` if there is none."""
     from analysis.patching import Sound
     from analysis.sweep.response import MEASURED
 
-    # A grid by token has a column for every word: over a thousand clips, which is for who asks for them.
+    # A grid by token has a column per word: over a thousand clips, so only on request.
     name = measured or (None if is_prompt_file(concept) or by == "token" else MEASURED.get(concept))
     if name is None:
         return None

@@ -22,28 +22,28 @@ def place(
     ],
     model: Model = "etude",
     read: Annotated[
-        Path | None, typer.Option("--directions", help="A file of `audiolens directions` [default: read anew].")
+        Path | None, typer.Option("--directions", help="A file from `audiolens directions` [default: read again].")
     ] = None,
     strategies: Annotated[
         str, typer.Option(help="Candidates: one-to-one, one-to-all, all-to-all.")
     ] = "one-to-one,one-to-all",
     prompts: Annotated[
-        int, typer.Option(help="Neutral development prompts, the bundled ones for a file without any.")
+        int, typer.Option(help="Number of neutral development prompts; a file without any uses the bundled ones.")
     ] = 8,
-    seconds: Annotated[float, typer.Option(help="Of each clip that is read.")] = 2.0,
+    seconds: Annotated[float, typer.Option(help="Length of each clip that is read.")] = 2.0,
     by: Annotated[
-        str, typer.Option(help="What decides: alignment, norm, probe, patching or attribution.")
+        str, typer.Option(help="Evidence that decides: alignment, norm, probe, patching or attribution.")
     ] = "alignment",
-    seed: Annotated[int, typer.Option(help="Of the clips and intervals.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the clips and intervals.")] = 0,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="New folder for the table and the figure (PNG, SVG, HTML).")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Where is a concept's direction to be applied? Nothing is steered or listened to for the answer.
+    """Find where to apply a concept's direction, without generating steered clips.
 
-    Every block and strategy is a candidate. The direction is put there while the model reads clips of its own, and what
-    that does to the next codes is compared with what the concept's words do: the best match is the place.
+    Every block and strategy is a candidate. The direction is added there while the model reads its own clips. The
+    change in the next codes is compared with the effect of the concept's words, and the best match is the place.
 
     Examples:
 
@@ -60,7 +60,7 @@ def place(
     lens = open_lens(model)
     sets = prompt_set(concept, lens)
     if told := words_unread(sets, lens):
-        say(f"{told}; pairs of the file's own prompts are compared instead.", err=True)
+        say(f"{told}; the file's own prompt pairs are compared instead.", err=True)
         sets = replace(sets, positive_words=(), negative_words=())
     options: dict[str, Any] = {"strategies": [name.strip() for name in strategies.split(",")], "by": by, "seed": seed}
     found = placement.place(
@@ -80,7 +80,7 @@ def place(
 
 def _neutral(development: Sequence[str], count: int, concept: str) -> Sequence[str]:
     if not development:
-        raise InputError(f"{concept}: the set has no neutral development prompts, and placing needs some.")
+        raise InputError(f"{concept}: the set has no neutral development prompts, which placing needs.")
     if not 1 <= count <= len(development):
-        raise InputError(f"--prompts={count}: the set has {len(development)} development prompts.")
+        raise InputError(f"--prompts={count}: expected 1 to {len(development)}, the set's development prompts.")
     return development[:count]

@@ -23,37 +23,37 @@ def probe(
     concept: Annotated[
         str,
         typer.Argument(
-            help="tempo, timbre, register, density, loudness, mode, instrument, tonic or meter of the synthesiser; "
-            "with --audio, the column of --labels."
+            help="tempo, timbre, register, density, loudness, mode, instrument, tonic or meter for synthesised clips; "
+            "with --audio, a column of --labels."
         ),
     ],
     model: Model = "etude",
-    site: Annotated[str, typer.Option(help="Any site with a vector a step: resid_post, attn_out, attn.z, ...")] = (
+    site: Annotated[str, typer.Option(help="Any site with one vector per step: resid_post, attn_out, attn.z, ...")] = (
         "resid_post"
     ),
     layers: Annotated[str | None, typer.Option(help="Blocks, such as 0,3 or 2-5 [default: all].")] = None,
-    heads: Annotated[str | None, typer.Option(help="Probe each of these heads by itself, such as 0-3.")] = None,
+    heads: Annotated[str | None, typer.Option(help="Probe each of these heads separately, such as 0-3.")] = None,
     position: Annotated[str, typer.Option(help="mean, last, max, or a span in seconds such as 0-1.5.")] = "mean",
-    n: Annotated[int, typer.Option("--n", help="Clips of the synthesiser.")] = 200,
+    n: Annotated[int, typer.Option("--n", help="Number of synthesised clips.")] = 200,
     kind: Annotated[str, typer.Option("--probe", help="ridge, logistic or mlp.")] = "ridge",
     quantity: Annotated[
-        bool, typer.Option("--quantity", help="Predict where in its range a clip lies (R²), not low against high.")
+        bool, typer.Option("--quantity", help="Regress on the value (R²) instead of classifying low against high.")
     ] = False,
-    folds: Annotated[int, typer.Option(help="Of the cross-validation.")] = 5,
-    shuffles: Annotated[int, typer.Option(help="Shuffles of the labels: p is at least 1 / (shuffles + 1).")] = 20,
-    audio: Annotated[Path | None, typer.Option(help="A folder of one's own sounds.")] = None,
+    folds: Annotated[int, typer.Option(help="Folds of the cross-validation.")] = 5,
+    shuffles: Annotated[int, typer.Option(help="Label shuffles; p is at least 1 / (shuffles + 1).")] = 20,
+    audio: Annotated[Path | None, typer.Option(help="A folder with your own sound files.")] = None,
     labels: Annotated[Path | None, typer.Option(help="A CSV with the columns `file` and CONCEPT.")] = None,
     group: Annotated[
-        str | None, typer.Option(help="The column of what must stay together (piece, artist), in --labels.")
+        str | None, typer.Option(help="Column of --labels whose groups (piece, artist) stay in one fold.")
     ] = None,
     seconds: Annotated[float | None, typer.Option(help="Length of each clip.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the clips, folds and shuffles; étude was trained on 1 and 2.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the clips, folds and shuffles; étude was trained on 1 and 2.")] = 0,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="New folder for the table and the figure (PNG, SVG, HTML).")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Can a concept be read from the activations, block by block, and better than from the sound itself?
+    """Test whether a concept can be read from each block's activations, and better than from the sound itself.
 
     Examples:
 
@@ -109,7 +109,7 @@ def _data(
     if audio is not None and labels is not None:
         return Dataset.from_folder(lens, audio, labels, concept, group=group, seconds=seconds)
     if group is not None:
-        raise InputError("--group names a column of --labels: every clip of the synthesiser stands by itself.")
+        raise InputError("--group names a column of --labels, but synthesised clips have no groups: leave it out.")
     length = {} if seconds is None else {"seconds": seconds}
     return Dataset.from_synth(
         lens, concept, n, task="regression" if quantity else "classification", seed=seed, **length
@@ -117,7 +117,7 @@ def _data(
 
 
 def _numbers(text: str | None, option: str) -> list[int] | None:
-    """Numbers and ranges, "0,3" or "2-5"."""
+    """Parse numbers and ranges, such as "0,3" or "2-5"."""
     if text is None:
         return None
     found: list[int] = []

@@ -12,13 +12,13 @@ from analysis.commands.common import Json, say, say_json
 
 def report(
     folder: Annotated[
-        Path, typer.Argument(help="Of a finished study, or of several that `audiolens study --concepts` wrote.")
+        Path, typer.Argument(help="Folder of a finished study, or of several from `audiolens study --concepts`.")
     ],
     as_json: Json = False,
 ) -> None:
-    """Draw the page of a finished study anew, with its tables and figures, from what the folder keeps.
+    """Redraw the page of a finished study, with its tables and figures, from the files in its folder.
 
-    No model is opened and nothing is generated; it takes some seconds. The numbers stay what they are.
+    No model is opened and nothing is generated; it takes a few seconds. The numbers do not change.
 
     Examples:
 
@@ -32,4 +32,4 @@ def report(
     if as_json:
         say_json(folder / "summary.json")
         return
-    say(f"{found.finding}\n\n{folder / 'index.html'} is drawn anew.")
+    say(f"{found.finding}\n{found.qualification}\n\n{folder / 'index.html'} is redrawn.")

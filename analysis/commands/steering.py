@@ -1,4 +1,4 @@
-"""What `--steer FILE:STRENGTH` asks for, as interventions on an open model. Called by the command line."""
+"""Turn `--steer FILE:STRENGTH` into interventions on an open model. Called by the command line."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 _STEER = re.compile(r"^(?P<file>.+?):(?P<strength>[^:]+)$")
 MOST_OF_STREAM = 3.0
-"""Times the stream's own length, beyond which what is added drowns it."""
+"""Ratio of the added vector's norm to the residual stream's, above which the stream is swamped."""
 _BAND = re.compile(r"^(?P<first>\d{1,6})-(?P<last>\d{1,6})$")
 
 
 def asked(text: str) -> tuple[Path, float]:
-    """FILE:STRENGTH as its parts."""
+    """Parse FILE:STRENGTH."""
     parts = _STEER.match(text)
     if parts is None:
         raise InputError(f"--steer {text!r}: expected FILE:STRENGTH, such as tempo.safetensors:+1.0.")
@@ -37,7 +37,7 @@ def asked(text: str) -> tuple[Path, float]:
 
 
 def band_of(text: str | None) -> tuple[int, int] | None:
-    """FIRST-LAST as two blocks, both included."""
+    """Parse FIRST-LAST as two blocks, both included."""
     if text is None:
         return None
     parts = _BAND.match(text)
@@ -47,14 +47,14 @@ def band_of(text: str | None) -> tuple[int, int] | None:
 
 
 def drowning(file: Path, directions: Directions, strength: float) -> str | None:
-    """Says that so much of a direction drowns the stream, if it does: `measure.failed` does not name noise."""
+    """A warning if the strength swamps the residual stream, else `None`: `measure.failed` does not detect noise."""
     shares = abs(strength) * directions.norms / directions.residual_norms
     if float(shares.max()) <= MOST_OF_STREAM:
         return None
     layer = directions.layers[int(shares.argmax())]
     return (
-        f"audiolens: {file}:{strength:+g} is {float(shares.max()):.3g} times the stream's own length at block {layer}: "
-        "more is lost than steered; strengths up to 1 are usual"
+        f"audiolens: {file}:{strength:+g} is {float(shares.max()):.3g} times the residual stream's norm at block "
+        f"{layer}, which mostly destroys the music; usual strengths are up to 1"
     )
 
 
@@ -68,9 +68,9 @@ def placed(
     branch: str,
     orthogonal: bool,
 ) -> tuple[list[Intervention], list[str]]:
-    """The interventions of several files, and what is to be said of their strengths once clips are made.
+    """The interventions of several files, and warnings about their strengths to print after generation.
 
-    `strategy=None` is one-to-band with a band, and one-to-one without.
+    `strategy=None` means one-to-band if a band is given, else one-to-one.
     """
     from audiolens import Directions, orthogonalised, steer
 

@@ -35,36 +35,36 @@ def study(
     ] = None,
     model: Model = "etude",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write [default: study-CONCEPT].")] = None,
-    full: Annotated[bool, typer.Option("--full", help="All controls and more prompts: hours.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Done in five minutes; the default.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="All controls and more prompts; takes hours.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Takes five minutes; the default.")] = False,
     paper: Annotated[
         bool,
         typer.Option("--paper", help="The paper's protocol: read at the text's end, one-to-all, both branches, ±1.25."),
     ] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Also steer at every block, to see what the evidence missed.")
+        bool, typer.Option("--verify", help="Also scan every block, to see what the evidence missed.")
     ] = False,
     concepts: Annotated[
-        str | None, typer.Option(help="Several, such as tempo,timbre: a folder each, and what each does to the others.")
+        str | None, typer.Option(help="Several, such as tempo,timbre: one folder each, and their cross-effects.")
     ] = None,
-    positive: Annotated[Path | None, typer.Option(help="A text file of one's own prompts, a line each.")] = None,
-    negative: Annotated[Path | None, typer.Option(help="The other pole's.")] = None,
+    positive: Annotated[Path | None, typer.Option(help="A text file of your own prompts, one per line.")] = None,
+    negative: Annotated[Path | None, typer.Option(help="The same for the other pole.")] = None,
     words: Annotated[
-        str | None, typer.Option(help="What asks for the poles, such as fast,slow [default: the poles' names].")
+        str | None, typer.Option(help="Words that ask for the poles, such as fast,slow [default: the poles' names].")
     ] = None,
     measured: Annotated[
-        str | None, typer.Option("--measure", help="How the concept is heard, such as brightness.")
+        str | None, typer.Option("--measure", help="Measure of the concept, such as brightness.")
     ] = None,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
-    seed: Annotated[int, typer.Option(help="0 to 99: another one is an independent repetition.")] = 0,
+    seed: Annotated[int, typer.Option(help="0 to 99; each seed is an independent repetition.")] = 0,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """The whole experiment: from a concept to what steering along its direction does, as a folder with a page.
+    """Run the whole experiment: from a concept to the effect of steering along its direction, as a folder with a page.
 
-    Directions are read at every block and compared; evidence says where one is added; strength is chosen on development
-    prompts and reported on test prompts, beside random directions and beside asking in words. What is finished stays in
-    the folder: stopped at any moment, the same command goes on.
+    Directions are read at every block and compared. Evidence decides where to add one. The strength is chosen on
+    development prompts and tested on test prompts, next to random directions and prompts that ask for the concept.
+    Finished stages stay in the folder: after a stop at any moment, the same command resumes.
 
     Examples:
 
@@ -84,10 +84,10 @@ def study(
 
     sizes = [name for name, given in (("--full", full), ("--quick", quick), ("--paper", paper)) if given]
     if len(sizes) > 1:
-        raise InputError(f"{' and '.join(sizes)} are different studies: give one of them.")
+        raise InputError(f"{' and '.join(sizes)} exclude each other: give only one.")
     asked = _asked(concept, concepts, positive, negative)
     if concepts is not None and measured is not None:
-        raise InputError("--measure hears one concept: with --concepts each has its own. Give one of the two.")
+        raise InputError("--measure is for a single concept: with --concepts each has its own. Give one of the two.")
     changes: dict[str, Any] = {"seconds": seconds, "seed": seed, "verify": verify, "measured": measured}
     target = out or Path("studies" if len(asked) > 1 else f"study-{_name(asked[0])}")
     own_words = _words(words)
@@ -113,17 +113,17 @@ def study(
         else:
             found = studies.run(lens, sets[0], target, **options)
     except KeyboardInterrupt:
-        say(f"\nStopped; what is finished is kept in {target}. The same command goes on.", err=True)
+        say(f"\nStopped; finished stages are kept in {target}. Run the same command again to resume.", err=True)
         sys.exit(_STOPPED)
     if as_json:
         say_json(target / "summary.json")
         return
     sound = "" if len(sets) > 1 else f"; the clips are in {target / 'audio'}"
-    say(f"\n{found.finding}\n\n{target / 'index.html'} shows it{sound}.")
+    say(f"\n{found.finding}\n{found.qualification}\n\n{target / 'index.html'} shows it{sound}.")
 
 
 def _asked(concept: str | None, concepts: str | None, positive: Path | None, negative: Path | None) -> list[Any]:
-    """What is to be studied: names of concepts, files of prompts, or the two files of one's own poles."""
+    """What to study: names of concepts, files of prompts, or the two files of the user's poles."""
     ways = [given for given in (concept, concepts, positive or negative) if given is not None]
     if len(ways) != 1:
         raise InputError(
@@ -138,7 +138,7 @@ def _asked(concept: str | None, concepts: str | None, positive: Path | None, neg
             raise InputError(f"--concepts {concepts}: expected two or more different ones, such as tempo,timbre.")
         if any(is_prompt_file(name) for name in names):
             raise InputError(
-                f"--concepts {concepts}: expected bundled concepts. A file of prompts is studied by itself, for it "
+                f"--concepts {concepts}: expected bundled concepts. Study a file of prompts on its own, because it "
                 "needs a measure: audiolens study FILE --measure NAME."
             )
         return names
@@ -154,14 +154,14 @@ def _name(asked: Any) -> str:
 
 
 def _given(asked: Any, words: str | None, measured: str | None) -> PromptSet | str:
-    """The prompts of one's own files, or a known concept's name; refused here where no study of them can be."""
+    """The prompts of the user's files, or a known concept's name; raises if they cannot be studied."""
     from analysis import study as studies
     from analysis.study.settings import refuse_too_few
 
     settings = studies.Settings(measured=measured)
     if isinstance(asked, str) and not is_prompt_file(asked):
         if words is not None:
-            raise InputError("--words are those of one's own prompts; the bundled sets have theirs.")
+            raise InputError("--words is for your own prompts; the bundled sets have their own words.")
         studies.prompts_of(asked, settings=settings)
         return asked
     own = own_prompts(*asked, concept=_name(asked)) if isinstance(asked, tuple) else own_prompts(asked)

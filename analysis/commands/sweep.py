@@ -44,60 +44,58 @@ def sweep(
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for the table; the same command goes on where it was stopped.")
+        Path, typer.Option("--out", "-o", help="Folder for the table; after a stop, the same command resumes.")
     ],
     strengths: Annotated[
-        str, typer.Option(help="FROM:TO:COUNT, or a list such as -1,-0.5,0.5,1. 0 is the unsteered baseline.")
+        str, typer.Option(help="FROM:TO:COUNT, or a list such as -1,-0.5,0.5,1; 0 is the unsteered baseline.")
     ] = "-1:1:5",
     strategy: Annotated[
-        str, typer.Option(help="one-to-one, one-to-all, one-to-band, all-to-all; several with commas.")
+        str, typer.Option(help="one-to-one, one-to-all, one-to-band or all-to-all; separate several with commas.")
     ] = "one-to-one",
     layers: Annotated[str, typer.Option(help="all, or blocks such as 2,4,6-9.")] = "all",
-    band: Annotated[str | None, typer.Option(help="Blocks of one-to-band, such as 4-8.")] = None,
+    band: Annotated[str | None, typer.Option(help="Blocks for one-to-band, such as 4-8.")] = None,
     branch: Annotated[
-        str, typer.Option(help="Halves of the guidance that are steered: both, cond or null; several with commas.")
+        str, typer.Option(help="Guidance halves to steer: both, cond or null; separate several with commas.")
     ] = "both",
     split: Annotated[
         str,
-        typer.Option(
-            help="Neutral prompts: development to choose on, test to report on; the bundled ones where a file has none."
-        ),
+        typer.Option(help="Neutral prompts: development to choose on, test to report on; by default the bundled ones."),
     ] = "development",
-    prompts: Annotated[int, typer.Option(help="How many neutral prompts.")] = 8,
-    seeds: Annotated[int, typer.Option(help="How many seeds each prompt has.")] = 2,
+    prompts: Annotated[int, typer.Option(help="Number of neutral prompts.")] = 8,
+    seeds: Annotated[int, typer.Option(help="Number of seeds per prompt.")] = 2,
     controls: Annotated[int, typer.Option(help="Random directions at every place; 19 can reach p = .05.")] = 5,
     shuffled: Annotated[
-        int, typer.Option(help="Directions of shuffled labels (of prompts, not of files of directions).")
+        int, typer.Option(help="Number of directions of shuffled labels; not for .safetensors files.")
     ] = 0,
     control_strengths: Annotated[
-        str | None, typer.Option(help="At which strengths there are controls [default: all].")
+        str | None, typer.Option(help="Strengths at which controls are run [default: all].")
     ] = None,
     opposed: Annotated[
         bool, typer.Option("--opposed", help="Also steer against prompts that ask for the other pole.")
     ] = False,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
-    guidance: Annotated[float, typer.Option(help="How closely the prompt is followed; 1 is no guidance.")] = 3.0,
-    batch: Annotated[int, typer.Option(help="Most clips generated at a time.")] = 64,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 means no guidance.")] = 3.0,
+    batch: Annotated[int, typer.Option(help="Maximum number of clips per batch.")] = 64,
     jobs: Annotated[
-        int | None, typer.Option(help="Processes that measure beside the generation [default: half the cores].")
+        int | None, typer.Option(help="Processes that measure clips during generation [default: half the cores].")
     ] = None,
-    sound: Annotated[str | None, typer.Option(help="Keep every clip: wav or flac.")] = None,
-    poles: Annotated[int, typer.Option(help="Prompts of each pole that a concept's directions are read from.")] = 48,
+    sound: Annotated[str | None, typer.Option(help="Save every clip, as wav or flac.")] = None,
+    poles: Annotated[int, typer.Option(help="Prompts per pole that directions are read from.")] = 48,
     measured: Annotated[
         str | None,
-        typer.Option("--measure", help="What effects are told in [default: the concept's own measure, else tempo]."),
+        typer.Option("--measure", help="Measure of the effects [default: the concept's own measure, else tempo]."),
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Say what would be done and how long it would take, and stop.")
+        bool, typer.Option("--plan", help="Print what would be done and how long it would take, then stop.")
     ] = False,
     model: Model = "etude",
     as_json: Json = False,
 ) -> None:
-    """Steer in every combination asked for, and measure every clip: one table row a clip.
+    """Steer in every combination of the factors and measure every clip: one table row per clip.
 
-    Concepts x strategies x layers x branches x strengths, on the same prompts and seeds, beside unsteered clips,
-    control directions, and the same seeds asked in words. What is finished is kept: stop it at any moment, and the same
-    command goes on and ends with the same table.
+    Crosses concepts x strategies x layers x branches x strengths on the same prompts and seeds, and adds unsteered
+    clips, control directions, and prompts that ask for the poles in words. Finished batches are kept: after a stop at
+    any moment, the same command resumes and ends with the same table.
 
     Examples:
 
@@ -135,7 +133,7 @@ def sweep(
     given = _given(sources, split)
     lens = open_lens(model)
     share_cores()
-    # Directions are read again: with other threads they would differ in the last bits.
+    # Directions are read again; another number of threads would change their last bits.
     if (begun := ledger.threads_of(out)) is not None:
         torch.set_num_threads(begun)
     sets = _sets(given, lens)
@@ -153,7 +151,7 @@ def sweep(
         result = sweeps.run(lens, found, out=out, n_jobs=jobs, progress=not as_json, **asked)
     except KeyboardInterrupt:
         kept, of = len(ledger.finished(out)), len(estimate.plan.batches)
-        said = f"Stopped; {kept} of {of} batches are kept in {out}. The same command goes on from there."
+        said = f"Stopped; {kept} of {of} batches are kept in {out}. Run the same command again to resume."
         say(f"\n{said}", err=True)
         raise SystemExit(_STOPPED) from None
     _tell(result, out, measured, as_json)
@@ -172,8 +170,8 @@ def _tell(result: SweepResult, out: Path, measured: str | None, as_json: bool) -
         print_table(rows)
         if len(dose.monotonicity) > 1:
             say(f"{result.limits(dose.concept, measured)!r}\n{result.strategies(dose.concept, measured)!r}")
-    say(f"\n{out / 'clips.parquet'} has a row for every clip; "
-               "`analysis.sweep.load_folder` reads it, and draws and compares.")  # fmt: skip
+    say(f"\n{out / 'clips.parquet'} has one row per clip; "
+               "`analysis.sweep.load_folder` loads the sweep for figures and comparisons.")  # fmt: skip
 
 
 def _plan_facts(estimate: Any) -> dict[str, Any]:
@@ -192,11 +190,11 @@ def _check_measure(measured: str | None) -> None:
     from audiolens.measure import MEASURES
 
     if measured is not None and measured not in MEASURES:
-        raise InputError(f"--measure {measured!r}.{nearest(measured, MEASURES)} There are: {', '.join(MEASURES)}.")
+        raise InputError(f"--measure {measured!r}.{nearest(measured, MEASURES)} Choose from: {', '.join(MEASURES)}.")
 
 
 def _given(sources: list[str], split: str) -> list[Directions | PromptSet | str]:
-    """Directions and prompts of files, and names of concepts; what can be seen without a model is refused."""
+    """Directions and prompts from files, and names of concepts; raises for what can be checked without a model."""
     from audiolens import Directions
     from audiolens.errors import nearest
     from audiolens.prompts import concepts
@@ -220,7 +218,7 @@ def _given(sources: list[str], split: str) -> list[Directions | PromptSet | str]
 
 
 def _sets(given: Sequence[Directions | PromptSet | str], lens: AudioLens) -> dict[str, PromptSet]:
-    """Prompts by concept, for those that are known."""
+    """Prompt sets by concept, for the concepts that have one."""
     from audiolens import Directions
     from audiolens import prompts as sets_of
 
@@ -246,7 +244,7 @@ def _directions(
     keep_samples: bool,
     progress: bool,
 ) -> list[Directions]:
-    """Directions from files, or read; the same command reads the same."""
+    """Directions loaded from files, or read from the model; the same command reads the same ones."""
     from audiolens import Directions, difference_in_means
 
     found = []
@@ -271,33 +269,33 @@ def _directions(
 
 
 def _neutral(sets: dict[str, PromptSet], split: str, count: int, lens: AudioLens) -> list[str]:
-    """Of the first concept with prompts; directions alone are swept on the bundled ones."""
+    """Neutral prompts of the first concept with prompts; directions without prompts use the bundled ones."""
     from audiolens import prompts as sets_of
 
     own = next((getattr(one, split) for one in sets.values()), None)
     if own is None:
         own = getattr(sets_of.load("tempo", lens=lens), split)
     if not 1 <= count <= len(own):
-        raise InputError(f"--prompts {count}: there are {len(own)} neutral {split} prompts.")
+        raise InputError(f"--prompts {count}: expected at least 1, and there are {len(own)} neutral {split} prompts.")
     return list(own[:count])
 
 
 def _tell_lack(labels: Sequence[str], sets: dict[str, PromptSet], measured: str | None, lens: AudioLens) -> None:
-    """Say what a concept of one's own goes without."""
+    """Print what is missing for the user's own concepts."""
     from analysis.sweep.response import MEASURED
 
     for label in labels:
         if label not in sets:
-            say(f"{label!r}: a file of directions keeps no prompts, so neutral ones are the bundled ones and "
-                       "nothing is asked in words; give the file of prompts to have both.", err=True)  # fmt: skip
+            say(f"{label!r}: a file of directions holds no prompts, so the bundled neutral prompts are used and "
+                       "nothing is asked for in words; give the file of prompts to have both.", err=True)  # fmt: skip
         elif told := words_unread(sets[label], lens):
-            say(f"{told}: the clips that are asked in words say nothing.", err=True)
+            say(f"{told}: the clips that ask for the poles in words are uninformative.", err=True)
         if measured is None and label not in MEASURED:
-            say(f"{label!r}: told in tempo, for no measure is known to hear it; --measure names one.", err=True)
+            say(f"{label!r} has no known measure, so effects are reported in tempo; --measure sets another.", err=True)
 
 
 def _strengths(option: str, text: str) -> list[float]:
-    """-2:2:9 or -1,-0.5,1 as numbers."""
+    """Parse -2:2:9 or -1,-0.5,1 as numbers."""
     import numpy as np
 
     span = _RANGE.match(text.strip())
@@ -306,14 +304,14 @@ def _strengths(option: str, text: str) -> list[float]:
             return [float(part) for part in text.split(",")]
         first, last, count = float(span["first"]), float(span["last"]), int(span["count"])
     except ValueError:
-        raise InputError(f"{option} {text!r}: expected FROM:TO:COUNT (-2:2:9), or numbers with commas.") from None
+        raise InputError(f"{option} {text!r}: expected FROM:TO:COUNT (-2:2:9), or a list of numbers.") from None
     if not first < last or not 2 <= count <= _MOST_STRENGTHS:
         raise InputError(f"{option} {text!r}: expected FROM below TO, and a COUNT of 2 to {_MOST_STRENGTHS}.")
     return [round(float(value), 12) for value in np.linspace(first, last, count)]
 
 
 def _blocks(text: str) -> list[int] | None:
-    """all, 4, 2,4 or 2,6-9 as blocks; `None` is all."""
+    """Parse all, 4, 2,4 or 2,6-9 as blocks; `None` means all."""
     if text == "all":
         return None
     found: list[int] = []

@@ -1,4 +1,4 @@
-"""The report: a study as sound, tables and figures in a folder, and a page that shows them together."""
+"""Report a study as sound, tables and figures in a folder, with a page that shows them together."""
 
 from analysis.report.writer import write
 

@@ -1,4 +1,4 @@
-"""Figures of cross-effects: what steering along each concept does to every concept's measure."""
+"""Figures of cross-effects: the effect of steering along each concept on every concept's measure."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from analysis.figures.literal import literally
 from analysis.figures.style import name_of, signed, styled
 
 CAPTION = (
-    "Median change of each concept's measure on test prompts, steered against unsteered at the same seed. Brackets: "
-    "95% interval over prompts. A direction that moved its own concept alone would leave the other columns at 0."
+    "Median change of each concept's measure on test prompts, steered relative to unsteered at the same seed. "
+    "Brackets: 95% interval over prompts. A direction that changes only its own concept leaves the other columns at 0."
 )
 
 
 def paper(table: pd.DataFrame, caption: bool = True) -> Figure:
-    """A heat map with its numbers; without the caption for a page that has its own."""
+    """A heat map with numbers in its cells; `caption=False` is for a page with its own caption."""
     values, told, rows, columns = _grid(table)
     with styled():
         figure = canvas((2.4 + 1.9 * len(columns), 1.8 + 0.55 * len(rows)))
@@ -32,7 +32,7 @@ def paper(table: pd.DataFrame, caption: bool = True) -> Figure:
         for (row, column), text in np.ndenumerate(told):
             shade = "white" if abs(values[row, column]) > 0.6 * most else "black"
             axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=shade)
-        axes.set_xlabel("what is heard")
+        axes.set_xlabel("measured concept")
         axes.set_ylabel("steered towards")
         bar = figure.colorbar(image, ax=axes, label="change")
         bar.ax.yaxis.set_major_formatter(FuncFormatter(signed))
@@ -41,17 +41,17 @@ def paper(table: pd.DataFrame, caption: bool = True) -> Figure:
 
 @literally
 def screen(table: pd.DataFrame) -> go.Figure:
-    """The same on screen."""
+    """The same for the screen (plotly figure)."""
     values, told, rows, columns = _grid(table)
     columns = [name.replace("\n", "<br>") for name in columns]
     cells = screen_heat(values, columns, rows, "change", text=told, texttemplate="%{text}")
     figure = go.Figure(cells)
-    figure.update_layout(xaxis_title="what is heard", yaxis_title="steered towards")
+    figure.update_layout(xaxis_title="measured concept", yaxis_title="steered towards")
     return screen_plain(figure, CAPTION)
 
 
 def _grid(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
-    """Effects "steered heard", their words, and the names of both."""
+    """Effects "steered measured", their texts, and the names of rows and columns."""
     steered = list(dict.fromkeys(table[["concept", "pole", "strength"]].itertuples(index=False, name=None)))
     heard = list(dict.fromkeys(table[["heard", "measure"]].itertuples(index=False, name=None)))
     cells = {(row["concept"], row["pole"], row["heard"]): row for row in table.to_dict("records")}
@@ -64,6 +64,6 @@ def _grid(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[str], list[
             if np.isfinite(cell["effect"]):
                 told[i, j] = f"{cell['effect']:+.0%}\n[{cell['low']:+.0%}, {cell['high']:+.0%}]".replace("-", "−")
     names = [f"{pole} ({concept} {strength:+g})".replace("-", "−") for concept, pole, strength in steered]
-    # In short lines: the name of the next column stands beside it.
-    words = [f"{name}, heard as\n{name_of(measured)}".replace(" (", "\n(") for name, measured in heard]
+    # Short lines, so that neighbouring names do not overlap.
+    words = [f"{name}, measured by\n{name_of(measured)}".replace(" (", "\n(") for name, measured in heard]
     return values, told, names, words

@@ -1,4 +1,4 @@
-// Saves tables that stand in the page packed, and leads links above to the one in the list, which holds the table.
+// Decompresses and saves the embedded tables; links elsewhere on the page trigger the link in the list of tables.
 addEventListener("click", async (event) => {
   const link = event.target instanceof Element && event.target.closest("a.csv");
   if (!link) return;

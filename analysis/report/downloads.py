@@ -1,7 +1,7 @@
-"""Downloads: tables that stand in a page, so that a page that was moved or mailed still has them all.
+"""Embed tables in a page as downloads, so that a page that is moved or mailed keeps them.
 
-A short table is a link that holds it. A longer one is packed (gzip, as text) and unpacked by `downloads.js`, a few
-lines that stand in the page with it; where no script runs, or none that can unpack, its link saves it packed.
+A short table is a data link. A longer one is compressed (gzip, base64) and unpacked by `downloads.js`, which is
+embedded too; if scripts are off or the browser cannot decompress, the link saves the compressed file.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import pandas as pd
 from analysis.spreadsheets import csv_of
 
 MOST_BYTES = 4_000_000
-"""Of all packed tables, as text: what sounds and figures leave of 15 MB. 8,500 clips of a full study take 1.6 MB."""
+"""Maximum size of all compressed tables, in base64: the page stays below 15 MB. A full study's 8,500 clips take 1.6."""
 _PLAIN_BYTES = 60_000
-"""Of a table as it is: a longer one is packed."""
+"""Maximum size of an uncompressed table."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Download:
     """A table that the page can save.
 
     Attributes:
-        name: of the table.
-        rows: how many it has.
-        link: where it is: itself, packed or not, or the file beside the page.
-        packed: whether it is packed.
-        beside: whether it is too long for the page, and lies beside it.
+        name: name of the table.
+        rows: number of rows.
+        link: a data link with the table, or the path of its file next to the page.
+        packed: whether the data link is compressed.
+        beside: whether the table is too long for the page, so that the link leads to its file.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Download:
 
     @property
     def file(self) -> str:
-        """What it is called once it is saved."""
+        """The file name under which the table is saved."""
         return f"{self.name}.csv"
 
     @property
     def saved(self) -> str:
-        """What the bare link saves it as, without the page's script."""
+        """The file name under which the link alone saves it, without the page's script."""
         return f"{self.file}.gz" if self.packed else self.file
 
 
@@ -55,7 +55,7 @@ def downloads(tables: Mapping[str, pd.DataFrame], places: Mapping[str, str]) -> 
 
     Args:
         tables: by name.
-        places: the file of each, seen from the page: where one is linked that finds no room, the longest ones first.
+        places: path of each table's file, relative to the page; if the page is full, the longest tables are linked.
     """
     found, left = {}, MOST_BYTES
     contents = {name: csv_of(table).encode("utf-8") for name, table in tables.items()}
@@ -64,7 +64,7 @@ def downloads(tables: Mapping[str, pd.DataFrame], places: Mapping[str, str]) -> 
         if len(content) <= _PLAIN_BYTES:
             found[name] = Download(name, rows, data_link("text/csv;charset=utf-8", content))
             continue
-        # Without the time of day: the same table is the same page.
+        # No timestamp, so that the same table gives the same page.
         link = data_link("application/gzip", gzip.compress(content, mtime=0))
         left -= len(link)
         if left < 0:
@@ -75,5 +75,5 @@ def downloads(tables: Mapping[str, pd.DataFrame], places: Mapping[str, str]) -> 
 
 
 def data_link(mime: str, content: bytes) -> str:
-    """Content as a link that holds it."""
+    """A data URI with this content."""
     return f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}"

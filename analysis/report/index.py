@@ -1,4 +1,4 @@
-"""The index above several studies: their findings, what each does to the others, and how their directions lie."""
+"""Write the index page of several studies: findings, cross-effects, and cosines between the directions."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 FORMAT, UNSEALED = "audiolens.studies.2", "audiolens.studies.1"
 _TABLES = ("cross_effects", "cosines")
 _COSINES = (
-    "Cosine of the concepts' directions at each block; a star where random directions do not reach. One far from 0 may "
-    "come from prompts that name both."
+    "Cosine similarity between the concepts' directions at each block; a star marks values beyond those of random "
+    "directions. A value far from 0 may come from prompts that name both concepts."
 )
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder holds an index that was written here."""
+    """Whether a folder holds an index that audiolens wrote."""
     try:
         return read_object(folder / stages.SUMMARY).get("format") in (FORMAT, UNSEALED)
     except (OSError, InputError):
@@ -42,7 +42,7 @@ def is_ours(folder: Path) -> bool:
 
 
 def check(folder: Path) -> None:
-    """Refuse a folder where something other than a file has the name of one that `write` makes.
+    """Refuse a folder where a link or directory has the name of a file that `write` makes.
 
     Raises:
         InputError: naming it.
@@ -52,20 +52,20 @@ def check(folder: Path) -> None:
 
 
 def write(several: Several, folder: Path, command: str = "") -> None:
-    """Write `index.html`, `summary.json`, the tables and their figures above the studies' folders.
+    """Write `index.html`, `summary.json`, tables and figures into the folder that contains the studies.
 
     Raises:
-        InputError: if a study's concept cannot be the name of its folder.
+        InputError: if a study's concept is not a valid folder name.
     """
     linked = [(one, _link(one.concept)) for one in several.studies]
     tables = {"cross_effects": several.to_frame(), "cosines": several.cosines.to_frame()}
     drawn: dict[str, tuple[str, str, Figure]] = {
         "cross_effects": (
-            "What each does to the others",
+            "Effect of each concept on the others",
             crossing.CAPTION,
             crossing.paper(several.to_frame(), caption=False),
         ),
-        "cosines": ("How the directions lie to one another", _COSINES, several.cosines.plot()),
+        "cosines": ("Cosine similarity between the directions", _COSINES, several.cosines.plot()),
     }
     held = downloads(tables, {name: f"{name}.csv" for name in tables})
     figures: list[dict[str, Any]] = []
@@ -81,6 +81,7 @@ def write(several: Several, folder: Path, command: str = "") -> None:
     names = [one.concept for one in several.studies]
     facts = {
         "format": FORMAT, "model": several.studies[0].model, "concepts": names, "finding": several.finding,
+        "qualification": several.qualification,
         "cross_effects": several.to_frame().to_dict("records"), "command": command,
     }  # fmt: skip
     saves = text("downloads.js")
@@ -88,12 +89,12 @@ def write(several: Several, folder: Path, command: str = "") -> None:
         names=names, model=several.studies[0].model, studies=linked, figures=figures, command=command,
         style=text("style.css"), saves=saves, policy=live.policy(saves),
     )  # fmt: skip
-    # First: it says whose the index is.
+    # Written first: it identifies the index as ours.
     stages.put(folder / stages.SUMMARY, sealed_json(plain(facts), indent=2, ensure_ascii=False))
     stages.put(folder / "index.html", html.encode("utf-8"))
 
 
 def _link(folder: str) -> str:
-    """The page of a study, from above its folder; quoted, no name is taken for another address."""
+    """The relative link to a study's page, quoted so that no name is taken for another address."""
     refuse_path(folder)
     return f"{quote(folder, safe='')}/index.html"

@@ -1,4 +1,4 @@
-// Draws the figures whose data stand in the page.
+// Draws the figures whose data are embedded in the page.
 for (const held of document.querySelectorAll("script.figure")) {
   const { data, layout } = JSON.parse(held.textContent);
   Plotly.newPlot(held.dataset.into, data, layout, {

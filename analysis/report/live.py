@@ -1,7 +1,7 @@
-"""Live figures, and the policy of a page: what comes from a file is data in it, and only our own scripts run.
+"""Embed interactive figures in a page, and write its Content-Security-Policy, so that only our own scripts run.
 
-A page's policy (Content-Security-Policy) names its scripts by their hashes and lets nothing be fetched: text that got
-into the page as markup could not run, could not call anyone, and could not change where links lead.
+The policy lists the page's scripts by hash and allows no fetching: text that got into the page as markup could not run,
+contact a server, or change where links lead.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def policy(*scripts: str) -> str:
-    """The policy of a page that runs these scripts, as they stand in it, and shows and plays what it holds itself."""
+    """The policy of a page that runs exactly these scripts and shows and plays only embedded content."""
     hashes = " ".join(f"'sha256-{_hashed(script)}'" for script in scripts)
-    # plotly sets styles, and saves its pictures through a blob.
+    # plotly sets styles, and saves images through a blob.
     return (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; media-src data:; "
         "base-uri 'none'; form-action 'none'"
@@ -28,25 +28,25 @@ def policy(*scripts: str) -> str:
 
 
 def scripts() -> tuple[str, str]:
-    """The library that draws live figures, and what calls it: both stand in a page, as there is no network."""
+    """The plotting library and the script that calls it; both are embedded, so that a page works offline."""
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs().replace("\r\n", "\n"), text("live.js")
 
 
 def figure(drawn: go.Figure, name: str) -> dict[str, Any]:
-    """A figure as `live.html.j2` puts it into a page."""
+    """The fields of a figure that `live.html.j2` needs."""
     import plotly.io
 
     layout: Any = drawn.layout
     height = "100%" if layout.height is None else f"{layout.height:g}px"
-    # Without a "<", nothing in it ends the element that holds it.
+    # Without "<", the data cannot close the script element that holds them.
     held = plotly.io.to_json(drawn) or ""
     return {"name": name, "height": height, "held": held.replace("<", r"\u003c")}
 
 
 def write(drawn: go.Figure, path: Path, title: str) -> None:
-    """A live figure as a page of its own."""
+    """Write an interactive figure as its own page."""
     library, calls = scripts()
     page = template("figure.html.j2").render(
         title=title, figure=figure(drawn, "figure"), policy=policy(library, calls), library=library, calls=calls

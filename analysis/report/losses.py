@@ -1,4 +1,4 @@
-"""Losses: what steering cost, condition by condition, beside what it did."""
+"""Tabulate the side effects of steering per condition, next to its effect."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _EFFECT = ("effect", "low", "high")
 
 
 def beside(lost: pd.DataFrame, response: pd.DataFrame) -> pd.DataFrame:
-    """What was lost (`analysis.study.side_effects.table`), with `effect`, `low` and `high` of the same condition.
+    """The side effects (`analysis.study.side_effects.table`) with `effect`, `low` and `high` of the same condition.
 
-    What the unsteered clips drift by between two seeds of one prompt has a row of its own, of kind "another seed": the
-    other numbers of theirs are of the very clips that all others are compared with, and their drift is 0.
+    The drift between two seeds of one prompt without steering has its own row, of kind "another seed". The baseline
+    row's drift is 0, because its other columns are those of the baseline itself.
     """
     found = {_key(row): row for row in response.to_dict("records") if row["kind"] in set(lost["kind"])}
     rows: list[dict[Any, Any]] = []
@@ -36,7 +36,7 @@ def beside(lost: pd.DataFrame, response: pd.DataFrame) -> pd.DataFrame:
 
 
 def words(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """A row of `beside`, in words."""
+    """A row of `beside`, formatted for the page."""
     if row["kind"] == BASELINE:
         label = "unsteered"
     elif row["kind"] == ANOTHER:
@@ -51,7 +51,7 @@ def words(row: Mapping[Any, Any]) -> dict[str, Any]:
     }  # fmt: skip
     told = {name: number(row[name], form, "–") for name, form in forms.items()}
     if row["kind"] == BASELINE:
-        # What the others are compared with, which has no interval and no distance from itself.
+        # The reference of all other rows: it has no interval and no distance from itself.
         told |= {"effect": "0%", "low": "–", "drift": "0", "frechet": "–"}
     told["interval"] = "–" if told["low"] == "–" else f"{told['low']} to {told['high']}"
     return {"kind": row["kind"], "label": label, **told}

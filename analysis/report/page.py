@@ -1,4 +1,4 @@
-"""The page: one HTML file with its figures, sounds and tables inside, which opens from disk without a network."""
+"""Render a study's page: one HTML file with embedded figures, sounds and tables that opens offline."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 MOST_PLAYERS = 24
 SOUND_BYTES = 5_000_000
-"""Of all players together, as text: clips of half a minute would make a page that no mail takes."""
+"""Maximum size of all embedded sounds, in base64: half-minute clips would make a page too large to mail."""
 _READABLE = 75
-"""Pixels an inch of a picture, at least: its text is then of nine."""
+"""Minimum pixels per inch of an image: its text is then nine pixels high."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: figures beneath a title."""
+    """A section of the page: a title with text and figures."""
 
     name: str
     title: str
@@ -51,7 +51,7 @@ def render(
     tables: Mapping[str, pd.DataFrame],
     facts: Mapping[str, Any],
 ) -> str:
-    """The page's HTML. `folder` holds the figures as files already."""
+    """The page's HTML; the figures must already be files in `folder`."""
     figures = {drawing.name: _figure(drawing, folder) for drawing in drawings}
     pairs, left_out = _pairs(study, sounds)
     everything = {**tables, "clips": study.clips}
@@ -87,7 +87,7 @@ def render(
 
 
 def least_width(figure: Figure) -> int:
-    """Pixels that a picture takes at least, so that it can be read: a narrower screen scrolls over it."""
+    """The minimum width of an image in pixels; a narrower screen scrolls."""
     return round(_READABLE * figure.get_figwidth())
 
 
@@ -99,27 +99,27 @@ def compressed(samples: np.ndarray, sample_rate: int) -> str:
 
 def _sections(study: Study) -> list[Section]:
     missing = (
-        study.where.reason if study.where is not None else "No prompts of the two poles are matched: none patched."
+        study.where.reason if study.where is not None else "The poles have no matched prompts, so nothing was patched."
     )
     return [
         Section("listen", "Listen"),
         Section("response", "Dose and response", ("dose_response", "cross_effects")),
-        *([Section("lost", "What was lost beside the effect")] if study.lost is not None else []),
+        *([Section("lost", "Side effects")] if study.lost is not None else []),
         Section("where", "Where it lives", ("layer_attribution", "patching_windows", "patching_components"), missing),
-        Section("geometry", "What it looks like inside", ("pca", "cosines", "norms")),
+        Section("geometry", "Inside the model", ("pca", "cosines", "norms")),
         Section("place", "How place and strength were chosen", ("scan",), words.place(study)),
     ]
 
 
 def _shown(section: Section, pairs: Sequence[Any], figures: Mapping[str, Any]) -> bool:
-    """Whether there is something to show in it."""
+    """Whether the section has anything to show."""
     if section.name == "listen":
         return bool(pairs)
     return bool(section.text) or section.name == "lost" or any(name in figures for name in section.figures)
 
 
 def _figure(drawing: Drawing, folder: Path) -> dict[str, Any]:
-    """A figure as the page shows it: alive where it has a screen of its own, else as a picture."""
+    """A figure as the page shows it: interactive if it has such a version, else an image."""
     shown, image = None, None
     if drawing.screen is None:
         image = data_link("image/png", (folder / "figures" / f"{drawing.name}.png").read_bytes())
@@ -132,9 +132,9 @@ def _figure(drawing: Drawing, folder: Path) -> dict[str, Any]:
 
 
 def _pairs(study: Study, sounds: Sequence[Sound]) -> tuple[list[dict[str, Any]], int]:
-    """The sounds in rows of one prompt and seed, each with its picture and what was measured in it.
+    """The sounds in rows of one prompt and seed, each with its spectrogram and measured value.
 
-    Whole rows, as many as the page has room for; and how many sounds are left out.
+    Returns as many whole rows as the page has room for, and the number of sounds left out.
     """
     tested = study.clips[study.clips["split"] == "test"].to_dict("records")
     heard = {(row["condition"], row["prompt"], row["seed"]): row for row in tested}

@@ -1,4 +1,4 @@
-"""Screens: live figures as the page shows them, at any width: its own caption beneath, nothing over anything else."""
+"""Adapt interactive figures to the page: no caption inside, and no overlapping parts at any width."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 import plotly.graph_objects as go
 
 _LINE, _SLIDER, _NAME = 17, 78, 26
-"""Pixels: a line of a title, a slider with its labels and some air, and the name of a panel."""
+"""Heights in pixels: a title line, a slider with its labels and padding, and a panel's name."""
 _PLOT = 330
 
 
 def bare(figure: go.Figure, first: str = "") -> go.Figure:
-    """Without the caption inside, for the page has its own; the first panel is named, where the legend left no room."""
+    """Remove the figure's own caption; `first` names the first panel, which the legend left no room for."""
     layout: Any = figure.layout
     layout.annotations = [note for note in layout.annotations if not (note.yanchor == "top" and note.y == 0)]
     above = 0.0
@@ -28,9 +28,9 @@ def bare(figure: go.Figure, first: str = "") -> go.Figure:
 
 
 def slid(figure: go.Figure) -> go.Figure:
-    """With its slider, if any, between title and axes: beneath, it would lie on what a narrow screen turns and wraps.
+    """Move the slider, if any, between title and axes: below, it would overlap rotated tick labels on narrow screens.
 
-    Titles lose their small print: it stands in the caption of the page.
+    Titles lose their small print, which the page's caption repeats.
     """
     layout: Any = figure.layout
     layout.title.text = large(layout.title.text)
@@ -41,7 +41,7 @@ def slid(figure: go.Figure) -> go.Figure:
             step.args = (data, {**further, "title.text": large(further["title.text"])})
         slider.update(y=1, yanchor="bottom", x=0, len=1, pad={"t": 0, "b": 14, "l": 0, "r": 0})
         top += _SLIDER
-    # Points have a legend beneath them; a heat map has its scale at the side.
+    # Scatter plots have a legend below; heat maps have a colour bar at the side.
     below = 80 if any(trace.type == "scatter" for trace in _traces(figure)) else 50
     figure.update_layout(
         title={"font_size": 12.5, "yref": "container", "y": 1, "yanchor": "top", "pad": {"t": 10}},
@@ -52,12 +52,12 @@ def slid(figure: go.Figure) -> go.Figure:
 
 
 def large(title: str) -> str:
-    """A title without its lines in small print."""
+    """A title without its small-print lines."""
     return "<br>".join(line for line in title.split("<br>") if not line.startswith("<sup>"))
 
 
 def opened(figure: go.Figure, layer: int) -> go.Figure:
-    """With its slider at a block."""
+    """Set the figure's slider to a block."""
     slider: Any = figure.layout["sliders"][0]
     place = [step.label for step in slider.steps].index(str(layer))
     data, further = slider.steps[place].args

@@ -1,4 +1,4 @@
-"""The templates, styles and scripts next to this file: what a page is filled into. Whatever is filled in is text."""
+"""Load the templates, styles and scripts next to this file; templates escape everything that is filled in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def template(name: str) -> Any:
-    """One of the templates."""
+    """A template by file name."""
     from jinja2 import Environment, FunctionLoader
 
     loader = FunctionLoader(text)
@@ -15,5 +15,5 @@ def template(name: str) -> Any:
 
 
 def text(name: str) -> str:
-    """A file as it stands."""
+    """The contents of a file in this folder."""
     return files("analysis.report").joinpath(name).read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Words: what a page says of a study's numbers, in sentences that name how they came about."""
+"""Sentences for a study's page that state how its place and strength were chosen."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 
 
 def number(value: Any, form: str, missing: str = "not measured") -> str:
-    """A number in words, with a real minus."""
+    """A formatted number with a typographic minus sign."""
     return format(value, form).replace("-", "−") if np.isfinite(value) else missing
 
 
 def place(study: Study) -> str:
-    """How the place was chosen."""
+    """A description of how the place was chosen."""
     placed = study.placement
     if placed is None:
         return "Place and strength were chosen by steering at every block on development prompts."
     told = placed.reason
     if np.isfinite(placed.at_strength):
         told += (
-            f" The first cosine is of a small step; at strength {placed.strength:.2g}, which without guidance moves "
-            f"the codes about as far as the words do, it is {placed.at_strength:.2f}."
+            f" That cosine is for a small step; at strength {placed.strength:.2g}, which without guidance changes the "
+            f"next codes about as much as the words do, it is {placed.at_strength:.2f}."
         )
-    return f"{told} Only the strength was chosen by steering, there and on development prompts."
+    return f"{told} Only the strength was chosen by steering, at this place, on development prompts."
 
 
 def strength(study: Study) -> str:
-    """How the strength was chosen: what was tried there, by which rule, and what the best of it did."""
+    """A description of how the strength was chosen: the candidates, the rule, and the effect of the best."""
     choice, settings, scan = study.choice, study.settings, study.scan
     mine = scan[scan["strategy"] == choice.strategy]
     mine = mine[mine["layer"].isna() if choice.layer is None else mine["layer"] == choice.layer]
@@ -42,14 +42,14 @@ def strength(study: Study) -> str:
     tried = ", ".join(f"±{amount:g}" for amount in np.unique(mine["strength"].abs()))
     where = "" if study.placement is not None else f", the best of {choice.candidates} places and strengths"
     rule = (
-        f"the widest span between its two signs of those with at most {CHOSEN_FAILED:.0%} of clips failed"
+        f"the widest span between its two signs among those with at most {CHOSEN_FAILED:.0%} of clips failed"
         if choice.failed <= CHOSEN_FAILED
-        else f"the fewest failed clips, for all failed in more than {CHOSEN_FAILED:.0%}"
+        else f"the fewest failed clips, since more than {CHOSEN_FAILED:.0%} failed at every strength"
     )
     chosen = f"{choice.strength:g}"
     span = f"{name_of(study.measure)} at +{chosen} is {choice.span:.3g} times that at −{chosen}"
     return (
-        f"Strength ±{chosen}, of {tried} tried there on {settings.development} development prompts x "
+        f"Strength ±{chosen}, chosen from {tried} on {settings.development} development prompts x "
         f"{settings.development_seeds} seeds{where}: {rule} ({span if np.isfinite(choice.span) else 'not measured'}; "
         f"{choice.failed:.0%} failed)."
     )

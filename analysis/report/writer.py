@@ -1,4 +1,4 @@
-"""Writes a study's folder: WAVs, directions, tables, figures, `summary.json` and the page."""
+"""Write a study's folder: WAVs, directions, tables, figures, `summary.json` and the page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sound:
-    """One kept clip: `pair` numbers its prompt and seed, `label` says what was done to it in its `condition`."""
+    """One kept clip: `pair` numbers its prompt and seed, `label` describes its `condition`."""
 
     pair: int
     condition: str
@@ -46,7 +46,7 @@ class Sound:
 
 @guarded
 def write(study: Study, folder: Path, *, command: str = "") -> None:
-    """Fill an empty folder with everything a study found."""
+    """Write all results of a study into an empty folder."""
     checked_text("command", command)
     for name in ("audio", "figures", "tables"):
         (folder / name).mkdir()
@@ -70,7 +70,7 @@ def write(study: Study, folder: Path, *, command: str = "") -> None:
 
 
 def sounds(study: Study) -> list[Sound]:
-    """The kept clips in the order they are shown: by pair, from the negative pole to the positive, then the words."""
+    """The kept clips in display order: by pair, from the negative to the positive strength, then the prompted ones."""
     labels = {row["condition"]: row for row in study.response.to_dict("records")}
     pairs = list(dict.fromkeys((prompt, seed) for _, prompt, seed in study.sounds))
     found = []
@@ -114,7 +114,7 @@ def _where_tables(study: Study) -> dict[str, pd.DataFrame]:
 
 
 def summary(study: Study, command: str) -> dict[str, Any]:
-    """What `summary.json` holds: plain values, with null where nothing could be measured."""
+    """The contents of `summary.json`: plain values, with null where nothing could be measured."""
     placed = study.placement
     return plain(
         {
@@ -123,6 +123,7 @@ def summary(study: Study, command: str) -> dict[str, Any]:
             "poles": study.poles,
             "model": study.model,
             "finding": study.finding,
+            "qualification": study.qualification,
             "measure": study.measure,
             "choice": asdict(study.choice),
             "placement": None
@@ -142,7 +143,7 @@ def summary(study: Study, command: str) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Plain values for JSON, with null for NaN and infinity."""
+    """Convert to plain values for JSON, with null for NaN and infinity."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""The study: one concept from prompts to a report, its place from evidence, its stages kept as they are finished.
+"""Run the whole experiment for one concept: read directions, choose where to steer, steer, measure, report.
 
-`run` makes a `Study`, `Settings` say how much of everything, `prompts_of` which prompts a concept has; `load_folder`
-reads a finished study again, `redraw` draws its page anew.
+`run` returns a `Study`; `Settings` holds its sizes; `prompts_of` gives the prompts of a concept; `load_folder` reads a
+finished study; `redraw` redraws its page. Finished stages are kept in the folder.
 """
 
 from analysis.study.experiment import prompts_of, run

@@ -1,6 +1,6 @@
-"""Assembly: the study that its stages make, whether they were made just now (`course`) or are read again (`finished`).
+"""Build a `Study` from the results of its stages, freshly computed (`pipeline`) or read from a folder (`finished`).
 
-Nothing here knows of a model.
+Nothing here needs a model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from audiolens.directions.directions import Directions
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What the stages of a study made; `tried` is by stage."""
+    """The results of a study's stages; `tried` maps the stages that choose place and strength to their sweeps."""
 
     directions: Directions
     where: Where | None
@@ -39,7 +39,7 @@ class Parts:
 def assembled(
     parts: Parts, concept: str, poles: tuple[str, str], settings: Settings, model: str, seconds: Mapping[str, float]
 ) -> Study:
-    """The study that stages make, whether they were made just now or are read again."""
+    """Build the study from its parts; `seconds` is the time that each stage took."""
     measured, tested = settings.measure_of(concept), parts.tested
     choice, alternatives, scanned = chosen(parts.tried, parts.placement, settings, measured)
     response = tested.effects(measured)
@@ -73,7 +73,7 @@ def assembled(
 def chosen(
     tried: Mapping[str, SweepResult], placed: Placement | None, settings: Settings, measured: str
 ) -> tuple[Choice, tuple[Choice, ...], pd.DataFrame]:
-    """Place and strength, the other strategies beside it, and the effects that these were chosen by."""
+    """Choose place and strength; also return the best of the other strategies and the effects that decided."""
     effects = {name: one.effects(measured, n_bootstrap=0).assign(stage=name) for name, one in tried.items()}
     if placed is None:
         choice = scan.choose(effects["scan"])
@@ -86,7 +86,7 @@ def chosen(
 
 
 def places(placed: Placement, settings: Settings) -> list[dict[str, Any]]:
-    """Where the evidence puts the direction, and the other strategies there."""
+    """The place that the evidence names, and the other strategies at the same block."""
     return [placed.where, *scan.beside(placed.where, settings.strengths)]
 
 
@@ -98,7 +98,7 @@ def _components(directions: Directions, poles: tuple[str, str]) -> PCAResult:
 
 
 def _sounds(tested: SweepResult) -> dict[tuple[str, str, int], np.ndarray]:
-    """The clips that were kept as sound: (condition, prompt, seed) -> "channel sample"."""
+    """The clips kept as sound: (condition, prompt, seed) -> array "channel sample"."""
     keys = tested.table[["condition", "prompt", "seed"]].itertuples(index=False, name=None)
     found = {key: tested.sound(row) for row, key in enumerate(keys)}
     return {key: samples for key, samples in found.items() if samples is not None}

@@ -1,8 +1,8 @@
-"""The study: from a concept to what steering along its direction does, in one call.
+"""Run a study: from a concept to the effect of steering along its direction, in one call.
 
-Directions are read at every block, compared and looked at; evidence says where one is added, or else steering is tried
-at every block on development prompts; the place and the best strength are reported on test prompts, beside random
-directions and beside asking in words. What is finished stays in the folder, and the same call goes on with it.
+Directions are read at every block and compared. The place is chosen from evidence without steering, or by steering at
+every block on development prompts. The chosen place and strength are then tested on test prompts, next to random
+directions and prompts that ask for the concept. Finished stages stay in the folder; the same call resumes from them.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 @guarded
 def prompts_of(concept: str | PromptSet, lens: AudioLens | None = None, settings: Settings | None = None) -> PromptSet:
-    """The prompts of a concept that can be studied, with a lens in the words that it reads (`prompts.load`).
+    """The prompts of a concept; with a lens, in words that its tokenizer knows (`prompts.load`).
 
     Raises:
-        InputError: for an unknown concept, naming the nearest that can be studied, or one that no measure hears.
+        InputError: for an unknown concept (naming the nearest known one), or a concept without a measure.
     """
     chosen = settings or Settings()
     sets = concept if isinstance(concept, PromptSet) else None
@@ -65,26 +65,26 @@ def run(
     tell: Callable[[str], None] = lambda _: None,
     command: str = "",
 ) -> Study:
-    """Study a concept on a model, and write the results to a folder.
+    """Study a concept on a model and write the results to a folder.
 
     Args:
         lens: the model.
         concept: "tempo", "timbre", "density", "register", or a prompt set (of another name with `settings.measured`).
-        out: folder to write (`None` writes nothing; `study.save` still can). Finished stages stay in it: the same call
-            goes on where it was stopped, at any moment, and ends with the same tables. Other settings make only what
-            follows from them anew; a finished study of other settings is replaced only with `overwrite`.
-        settings: how much of everything (default: `Settings()`, which hurries; `Settings.full()` is the evidence).
-        overwrite: let this study take the place of one of other settings, concept, model or version. Any other folder
-            is refused. Stages that this study follows from are kept; to make all anew, remove the folder.
-        progress: show bars.
-        tell: is told the plan and the stages, a line at a time.
-        command: what reproduces this study; stands in its page.
+        out: folder to write (`None` writes nothing; `study.save` still can). Finished stages stay in it: after a stop
+            at any moment, the same call resumes and ends with the same tables. With other settings, only the stages
+            that depend on them run again; a finished study with other settings is replaced only with `overwrite`.
+        settings: sizes and sampling (default: `Settings()`, a quick study; use `Settings.full()` for evidence).
+        overwrite: replace a study with other settings, or of another concept, model or version. A folder that holds
+            anything else is refused. Stages that this study can reuse are kept; remove the folder to redo all.
+        progress: show progress bars.
+        tell: called with the plan and each stage, one line at a time.
+        command: the command that reproduces this study; shown on its page.
 
     Raises:
         InputError: before the model runs: for an unknown concept, a folder that holds something else or cannot be
             written, or settings out of range.
-        BusyError: if another process is at work in the folder.
-        StoppedError: for a disk that is full or a process that died; what is finished is kept.
+        BusyError: if another process is working in the folder.
+        StoppedError: if the disk is full or a worker process died; finished stages are kept.
     """
     checked_flags(overwrite=overwrite, progress=progress)
     checked_text("command", command)
@@ -106,7 +106,7 @@ def run(
 
 
 def write(study: Study, folder: Path, command: str, used: Iterable[str], check: Callable[[], None]) -> None:
-    """Put tables, figures, sound and page into a folder that holds the stages `used`, if `check` finds them there."""
+    """Write tables, figures, sound and page next to the stages `used`; `check` raises if a stage has disappeared."""
     from analysis import report
 
     check()

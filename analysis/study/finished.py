@@ -1,4 +1,4 @@
-"""Finished: a study read again from its folder, from the stages that its page was made of; no model is opened."""
+"""Read a finished study back from the stages in its folder, and redraw its page, without opening a model."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _SHAPE = {
         "verify?": bool, "frechet?": bool, "shown?": int, "seed?": int,
     },
 }  # fmt: skip
-"""Of the summary of a study, as far as the study is made of it."""
-_AGAIN = "the command that made the study makes it again."
+"""The shape of a study's summary, as far as the study is read from it."""
+_AGAIN = "run the command that made the study again to restore it."
 
 if TYPE_CHECKING:
     from analysis.study.study_set import Several
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
 @guarded
 def load_folder(folder: str | os.PathLike[str]) -> Study:
-    """The study that a folder holds, as `study.run` gave it.
+    """Load the study in a folder, as `study.run` returned it.
 
     Raises:
-        InputError: if it holds none, it is not finished, or what it was made of is gone or damaged.
+        InputError: if the folder holds no study, or one that is unfinished, damaged or incomplete.
     """
     place = as_path(folder)
     told = _summary(place)
@@ -70,16 +70,17 @@ def load_folder(folder: str | os.PathLike[str]) -> Study:
         )
     except stages.DAMAGE as error:
         told = " ".join(str(error).split())[:200].rstrip(".")
-        raise DamagedError(f"{place}: what its page was made of is gone or damaged ({told}): {_AGAIN}") from None
+        raise DamagedError(f"{place}: something its page is made of is gone or damaged ({told}): {_AGAIN}") from None
 
 
 @guarded
 def redraw(folder: str | os.PathLike[str]) -> Study | Several:
-    """Draw the page of a finished study anew, and its tables and figures; or of several, with the index above them.
+    """Redraw the page, tables and figures of a finished study, or of several studies and the index above them.
 
     Raises:
-        InputError: as `load_folder`, or if the versions are others than those that made it, which the page would name.
-        BusyError: if another process is at work in the folder.
+        InputError: as `load_folder`, or if the installed versions differ from those that made the study: the page would
+            name the wrong ones.
+        BusyError: if another process is working in the folder.
     """
     from analysis.report import index
     from analysis.study.study_set import Several
@@ -91,11 +92,11 @@ def redraw(folder: str | os.PathLike[str]) -> Study | Several:
     names = _names(place / stages.SUMMARY, told.get("concepts"), "studies")
     index.check(place)
     studies = [inside(place, name) for name in names]
-    # All before the first is drawn.
+    # Read all summaries before drawing the first page.
     summaries = [_summary(one) for one in studies]
     for one, name, summary in zip(studies, names, summaries, strict=True):
         if (studied := summary.get("concept")) != name:
-            raise InputError(f"{one} is named after another concept than it studies, {studied!r}: rename it.")
+            raise InputError(f"{one} studies {studied!r}, not the concept that it is named after: rename it.")
     found = Several(tuple(_redrawn(one) for one in studies))
     index.write(found, place, str(told.get("command", "")))
     return found
@@ -106,16 +107,16 @@ def _redrawn(place: Path) -> Study:
     begun = _object(place / stages.BEGUN)
     if begun.get("format") != stages.FORMAT:
         raise InputError(
-            f"{place} holds a study of format {begun.get('format')}: load_folder reads it, and a page is drawn of "
-            f"{stages.FORMAT} alone. Study again."
+            f"{place} holds a study of format {begun.get('format')}: load_folder reads it, but pages are only drawn "
+            f"from {stages.FORMAT}. Run the study again."
         )
     refuse_other(place / stages.BEGUN, begun, {"versions": {str: str}})
     for package, installed in stages.versions().items():
         made = begun["versions"].get(package)
         if made != installed:
             raise InputError(
-                f"{place} was made with {package} {made}, and this is {installed}: a page drawn now would say so too. "
-                "Draw it with that version, or study again."
+                f"{place} was made with {package} {made}, but {installed} is installed, which the page would name. "
+                "Draw it with that version, or run the study again."
             )
     with stages.locked(place) as kept:
         study = load_folder(place)
@@ -127,18 +128,18 @@ def _redrawn(place: Path) -> Study:
 
 
 def _summary(place: Path) -> dict[str, Any]:
-    """What the summary of a finished study says; nothing in its folder is a link."""
+    """The summary of a finished study; a folder that contains links is refused."""
     if place.is_dir():
         refuse_links(place)
     if not (place / stages.BEGUN).is_file():
-        raise InputError(f"{place} holds no study that keeps its stages: there is no {stages.BEGUN} in it.")
+        raise InputError(f"{place} holds no study with stages: there is no {stages.BEGUN} in it.")
     if not (place / stages.SUMMARY).is_file():
-        raise InputError(f"{place} holds a study that is not finished: the command that began it goes on with it.")
+        raise InputError(f"{place} holds an unfinished study: run the command that started it again to resume.")
     return _object(place / stages.SUMMARY)
 
 
 def _entries(place: Path) -> dict[str, str]:
-    """The folders of its stages, by name."""
+    """The folder name of each stage."""
     path, sealed = place / stages.MADE, _is_sealed(place)
     found = _object(path, former=() if sealed else (None,))
     found = found.get("stages") if sealed else found
@@ -148,7 +149,7 @@ def _entries(place: Path) -> dict[str, str]:
 
 
 def _names(path: Path, found: Any, what: str) -> list[str]:
-    """The names of folders, each inside the one of the file that lists them."""
+    """The folder names listed in a file, checked to lie inside its own folder."""
     if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
         raise DamagedError(f"{path} is damaged: it names no {what}.")
     try:
@@ -160,7 +161,7 @@ def _names(path: Path, found: Any, what: str) -> list[str]:
 
 
 def _is_sealed(place: Path) -> bool:
-    """Whether its files hold hashes: those of the format before do not."""
+    """Whether the study's files carry hashes; the previous format has none."""
     return _object(place / stages.BEGUN).get("format") != stages.UNSEALED
 
 
@@ -179,7 +180,7 @@ def _object(path: Path, former: Collection[str | None] = _UNSEALED) -> dict[str,
     except DamagedError as error:
         raise DamagedError(f"{str(error).rstrip('.')}: {_AGAIN}") from None
     try:
-        # JSON can hold half a character, which no page can.
+        # JSON can hold a lone surrogate, which cannot be written to a page.
         json.dumps(found, ensure_ascii=False).encode("utf-8")
     except ValueError as error:
         raise DamagedError(f"{path} cannot be read: {' '.join(str(error).split())[:80]}.") from None
@@ -187,7 +188,7 @@ def _object(path: Path, former: Collection[str | None] = _UNSEALED) -> dict[str,
 
 
 def _settings(told: dict[str, Any]) -> Settings:
-    """Settings as a summary says them; what this version does not know is left out."""
+    """The settings in a summary, without fields that this version does not know."""
     known = {entry.name for entry in fields(Settings)}
     return Settings(**{name: _tuples(value) for name, value in told.items() if name in known})
 

@@ -1,6 +1,6 @@
-"""The course of a study: its stages one after the other, each kept when it is finished (`analysis.study.stages`).
+"""Run the stages of a study in order and keep each one as it finishes (`analysis.study.stages`).
 
-Trace, directions, analysis, placement, then steering. Called by `study.run`.
+Directions, patching, placement, then steering. Called by `study.run`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 SHOWN = (BASELINE, "steered", "prompted")
-"""The kinds of condition that can be heard on the page."""
+"""The kinds of condition that have players on the page."""
 
 FIGURES_SECONDS = 25.0
-"""About what drawing and writing the page takes."""
+"""Approximate time to draw and write the page."""
 
 
 def follow(
@@ -49,7 +49,7 @@ def follow(
     progress: bool,
     tell: Callable[[str], None],
 ) -> Study:
-    """Every stage of a study, from what is kept or anew."""
+    """Run every stage of a study, or read it if it is kept."""
     with ExitStack() as until_the_end:
         return _Course(
             lens, sets, settings, stages, progress, Teller(lens, sets, settings, tell), until_the_end
@@ -97,7 +97,7 @@ class _Course:
         )
 
     def _where(self) -> Where | None:
-        """Grids of patches of a few pairs; `None` where the poles are not matched."""
+        """Patch a few matched pairs; `None` if the poles are not matched."""
         settings, sets = self.settings, self.sets
         if not settings.pairs or not sets.matched:
             return None
@@ -110,7 +110,7 @@ class _Course:
         return stage.kept(lambda: where.find(self.lens, sets, asked), where.write, where.read)
 
     def _placed(self, directions: Directions) -> Placement | None:
-        """Where the evidence says that the direction is added, before anything is steered."""
+        """The place that the evidence names, found before anything is steered."""
         settings = self.settings
         if settings.place_by != "evidence":
             return None
@@ -132,7 +132,7 @@ class _Course:
         return found
 
     def _tried(self, directions: Directions, placed: Placement | None) -> dict[str, SweepResult]:
-        """The clips that place and strength are chosen on, by stage."""
+        """The sweeps that place and strength are chosen from, by stage."""
         settings, tried = self.settings, {}
 
         def try_(name: str, label: str, todo: list[Condition]) -> None:
@@ -149,7 +149,7 @@ class _Course:
     def _tested(self, directions: Directions, choice: Choice, alternatives: tuple[Choice, ...]) -> SweepResult:
         settings = self.settings
         pairs = settings.test_clips(self.sets)
-        # The first seed of the first prompts: kept before anything is known of them.
+        # The first seed of the first prompts, fixed before anything is measured.
         shown = pairs[:: settings.test_seeds][: settings.shown]
         todo = test_result.conditions(
             directions,
@@ -166,7 +166,7 @@ class _Course:
 
     def _scored(self, tested: SweepResult) -> pd.DataFrame:
         settings = self.settings
-        # What was tested stands for everything that these numbers follow from.
+        # The tested sweep's key already covers everything that these numbers depend on.
         follows = {"tested": None if tested.folder is None else tested.folder.name, "frechet": settings.frechet}
         stage = self.stages.stage("lost", follows)
         self.teller.begin("what was lost", stage.there)
@@ -179,7 +179,7 @@ class _Course:
     def _swept(
         self, name: str, label: str, conditions: list[Condition], clips: list[Clip], shown: list[Clip] | None = None
     ) -> SweepResult:
-        """A sweep in a folder of its own, which it goes on with batch by batch; `shown` are kept as sound."""
+        """Run or resume a sweep in its own folder; the clips `shown` are kept as sound."""
         settings = self.settings
         making = {"seconds": settings.seconds, **settings.sampling, "batch_size": settings.batch_size}
         follows = {
@@ -211,7 +211,7 @@ class _Course:
             try:
                 result = play()
             except ledger.AnotherSweepError as error:
-                # Under this stage's name lies another's, or too little of its own.
+                # The folder holds another sweep, or too little of this one to resume.
                 stage.discard(error)
                 result = play()
         stage.took(0.0 if whole else time.perf_counter() - started)
@@ -223,13 +223,13 @@ class _Course:
 
     @cached_property
     def _listener(self) -> Listener:
-        """Started when the first clip is to be heard."""
+        """The measuring workers, started when the first clip is ready."""
         return self.until_the_end.enter_context(Listener(self.lens, self._measures, self.settings.n_jobs))
 
 
 @dataclass
 class Teller:
-    """Says what is done, a line a stage, with the time that is left."""
+    """Reports progress: one line per stage, with the estimated time left."""
 
     lens: AudioLens
     sets: PromptSet
@@ -243,12 +243,12 @@ class Teller:
         self.tell(f"{sum(self.counts.values())} clips of {settings.seconds:g} s: {parts}")
         if settings.n_random < FEWEST_CONTROLS:
             self.tell(
-                f"quick controls: {settings.n_random} random directions cannot reach p = .05, and "
-                f"{settings.n_shuffled} of shuffled labels; the full study has 19 of either"
+                f"quick controls: {settings.n_random} random directions cannot reach p = .05 "
+                f"(directions of shuffled labels: {settings.n_shuffled}); the full study has 19 of each"
             )
         for sentence in settings.substitutes:
-            self.tell(f"not as in the paper. {sentence}")
-        # Seconds a clip on this machine, once it is known, and what is still to be generated.
+            self.tell(f"differs from the paper. {sentence}")
+        # Seconds per clip on this machine, once measured; `counts` is what is still to be generated.
         self.pace = float("nan")
         self.counts["reading directions"] *= settings.reading_seconds / settings.seconds  # pyright: ignore[reportArgumentType]
 
@@ -256,7 +256,7 @@ class Teller:
         self.line(line)
 
     def begin(self, label: str, kept: bool) -> None:
-        """A stage without clips of its own, or of directions."""
+        """Announce a stage that is not a sweep."""
         count = self.counts.pop("reading directions", 0.0) if label == "directions" else 0.0
         if kept:
             self.tell(f"{label}: kept from before")
@@ -267,7 +267,7 @@ class Teller:
 
     @contextmanager
     def swept(self, label: str, clips: int, kept: bool, begun: bool) -> Iterator[None]:
-        """A sweep; unless some of it was there, its own pace is the next estimate's."""
+        """Announce a sweep; unless it was resumed, its speed updates the estimates."""
         self.counts.pop(label, None)
         if kept:
             self.tell(f"{label}: kept from before")
@@ -275,7 +275,7 @@ class Teller:
             return
         if np.isnan(self.pace):
             self._time()
-        self.tell(f"{label}: {clips} clips{' less those that are kept' if begun else ''}{self._left(clips)}")
+        self.tell(f"{label}: {clips} clips{', less those already kept' if begun else ''}{self._left(clips)}")
         started = time.perf_counter()
         yield
         if not begun:
@@ -291,7 +291,7 @@ class Teller:
             return ""
         here, after = count * self.pace, sum(self.counts.values()) * self.pace + FIGURES_SECONDS
         now = f", about {_spoken(here)}" if here else ""
-        return f"{now}; about {_spoken(here + after)} left in all"
+        return f"{now}; about {_spoken(here + after)} left in total"
 
 
 def _spoken(seconds: float) -> str:

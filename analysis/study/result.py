@@ -1,4 +1,4 @@
-"""Study: everything that a study found, with its finding in a sentence."""
+"""What a study found: its tables, its headline, and what qualifies the headline."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ class Study:
     """What a study found.
 
     Attributes:
-        concept, poles, measure: what was steered, from the positive to the negative pole, and how it is heard.
+        concept, poles, measure: the concept that was steered, its positive and negative pole, and the measure of it.
         directions: one per block.
-        cosines, components: how the directions of blocks, and the activations of the poles, lie to one another.
+        cosines, components: cosine similarity between the blocks' directions, and PCA of the poles' activations.
         scan: effect of every place and strength tried on development prompts; `stage` is "scan" for those at every
             block, "strength" for those at the place that the evidence named.
-        choice, alternatives: what was chosen from it, and the best of each other strategy.
+        choice, alternatives: the place and strength chosen from `scan`, and the best of each other strategy.
         response: effect of every condition on test prompts: steered, controls, references.
         outcomes: what the chosen steering did towards either pole.
         monotonicity: of the median measure over strengths.
         cross: effect on the other measures.
         clips: one row per clip generated, of both splits.
         sounds: a few paired clips: (condition, prompt, seed) -> samples.
-        seconds: how long each stage took to make.
-        where, placement: what was patched, and where the evidence puts the direction, if it was asked.
-        lost: what steering cost: failed clips, drift, Fréchet distance (`analysis.study.side_effects.table`).
+        seconds: how long each stage took.
+        where, placement: the patching grids, and where the evidence puts the direction (`None` if not computed).
+        lost: the side effects of steering: failed clips, drift, Fréchet distance (`analysis.study.side_effects.table`).
 
-    What it does not show: that the direction *is* the concept (it is what separates these prompts, and moves this
-    measure); that the chosen block is where the concept is computed (steering works wherever later blocks read);
-    or that other music, prompts, lengths or models would do the same. The choice was the best of many on development
-    prompts, so only the test numbers count. Without a claim in `finding`, nothing was shown.
+    It does not show that the direction *is* the concept (it separates these prompts, and moves this measure), that the
+    chosen block is where the concept is computed (steering works wherever later blocks read), or that other music,
+    prompts, lengths or models would do the same. The choice was the best of many on development prompts, so only the
+    test numbers count. Unless one of the `outcomes` is `claimable`, the study shows nothing.
     """
 
     concept: str
@@ -113,35 +113,65 @@ class Study:
 
     @property
     def finding(self) -> str:
-        """What was found, in a sentence."""
+        """The headline: the effect towards both poles in one sentence, with 95% intervals in percent."""
         words = WORDS.get(self.concept, (f"more {self.poles[0]}", f"more {self.poles[1]}"))
-        sides = " and ".join(_side(found, word) for found, word in zip(self.outcomes, words, strict=True))
-        strategy, _, place = self.choice.told.partition(", ")
-        claimed = any(found.claimable for found in self.outcomes)
-        verb = "moved" if not claimed and any(found.towards for found in self.outcomes) else "made"
         return (
-            f"Steering {self.concept} {strategy} ({place}, strength ±{self.choice.strength:g}) {verb} "
-            f"{self.settings.test} neutral prompts x {self.settings.test_seeds} seeds {sides}."
+            f"{_effects(self.outcomes, words)} on {self.settings.test} neutral prompts x {self.settings.test_seeds} "
+            f"seeds, steering {self.concept} at strength ±{self.choice.strength:g}."
         )
 
+    @property
+    def qualification(self) -> str:
+        """What qualifies the finding: where the model is steered, the controls, asking in words, and failed clips."""
+        sentences = [f"Strategy: {self.choice.told}.", *(_qualified(one) for one in self.outcomes)]
+        if any(one.towards and one.n_random < FEWEST_CONTROLS for one in self.outcomes):
+            sentences.append("Too few controls were run to say whether a random direction would do the same.")
+        return " ".join(sentences)
+
     def __repr__(self) -> str:
-        return f"Study({self.concept} on {self.model!r}: {self.finding})"
+        return f"Study({self.concept} on {self.model!r}: {self.finding} {self.qualification})"
 
 
-def _side(found: Outcome, word: str) -> str:
-    """One pole's half of the finding."""
-    if not np.isfinite(found.effect):
-        return f"not measurably {word} (no clip could be measured)"
-    interval = f"[{found.low:+.0%}, {found.high:+.0%}]"
-    if not found.towards:
-        text = f"not reliably {word} ({found.effect:+.0%} {interval}, {found.failed:.0%} of clips failed)"
-    else:
-        ranked = f"p = {found.p_random:.2g} among {found.n_random} random directions"
-        if found.n_shuffled:
-            ranked += f" and {found.p_shuffled:.2g} among {found.n_shuffled} of shuffled labels"
-        if found.n_random < FEWEST_CONTROLS:
-            ranked = "not yet told from random directions (quick controls)"
-        elif not found.claimable:
-            ranked = f"no better than random directions: {ranked}"
-        text = f"{abs(found.effect):.0%} {word} ({interval}, {ranked}; asked for in words {found.prompted:+.0%})"
-    return text.replace("-", "−")
+def _effects(outcomes: tuple[Outcome, Outcome], words: tuple[str, str]) -> str:
+    """Both poles' effects, the reliable one first, such as "+75% faster [42, 100] and −37% slower [−50, −28]"."""
+    named = sorted(zip(outcomes, words, strict=True), key=lambda pair: (not pair[0].towards, not _is_measured(pair[0])))
+    (first, word), (second, other) = named
+    if not _is_measured(first):
+        return "No measurable change"
+    if first.towards:
+        lead = f"{_signed(first.effect)} {word} {_interval(first)}"
+        if second.towards:
+            return f"{lead} and {_signed(second.effect)} {other} {_interval(second)}"
+        if not _is_measured(second):
+            return f"{lead} but not measurably {other}"
+        return f"{lead} but not reliably {other} ({_signed(second.effect)} {_interval(second)})"
+    lead = f"{_signed(first.effect)} {_interval(first)} towards {first.pole}"
+    if not _is_measured(second):
+        return f"{lead}, not reliable, and not measurable towards {second.pole},"
+    return f"{lead} and {_signed(second.effect)} {_interval(second)} towards {second.pole}, neither reliable,"
+
+
+def _qualified(one: Outcome) -> str:
+    """One pole's controls, share of failed clips, and the effect of asking for it in words."""
+    if not _is_measured(one):
+        return f"Towards {one.pole}: no clip could be measured."
+    facts = [f"{one.failed:.0%} of clips failed", f"asked for in words {_signed(one.prompted)}"]
+    if one.towards and one.n_random >= FEWEST_CONTROLS:
+        ranked = f"p = {one.p_random:.2g} among {one.n_random} random directions"
+        if one.n_shuffled:
+            ranked += f" and {one.p_shuffled:.2g} among {one.n_shuffled} of shuffled labels"
+        facts.insert(0, ranked if one.claimable else f"no better than random directions: {ranked}")
+    return f"Towards {one.pole}: {'; '.join(facts)}."
+
+
+def _is_measured(one: Outcome) -> bool:
+    return bool(np.isfinite(one.effect))
+
+
+def _signed(share: float) -> str:
+    return f"{share:+.0%}".replace("-", "−")
+
+
+def _interval(one: Outcome) -> str:
+    """The interval in percent, such as [42, 100]."""
+    return f"[{100 * one.low:.0f}, {100 * one.high:.0f}]".replace("-", "−")

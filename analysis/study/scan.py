@@ -1,6 +1,6 @@
-"""The scan: steering on development prompts, at every block or at one place, and what is chosen from it.
+"""Choose place and strength by steering on development prompts, at every block or at one place.
 
-The choice is made here and reported elsewhere, on test prompts: the best of many tries looks better than it is.
+The choice is reported on test prompts, elsewhere: the best of many candidates looks better than it is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from audiolens.errors import InputError
 from audiolens.interventions import Branch
 
 CHOSEN_FAILED = MOST_FAILED / 2
-"""The most failed clips of a choice: half of what a claim allows, for what was chosen does worse on other clips."""
+"""The largest share of failed clips for a choice: half of what a claim allows, as a choice does worse on new clips."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Choice:
     """Where and how strongly a direction is applied.
 
     Attributes:
-        strategy, layer, strength: as `al.steer` takes them; the strength is used with both signs. `layer` is `None`
-            where every block has its own vector.
-        span: what it did on development clips: the measure at +strength over that at -strength, by medians; 2 is twice
-            as fast.
-        failed: the larger share of failed clips of the two signs.
-        candidates: how many were compared. The more, the more `span` flatters.
+        strategy, layer, strength: as in `al.steer`; the strength is used with both signs. `layer` is `None` if every
+            block has its own vector.
+        span: the effect on development clips: ratio of the measure at +strength to that at -strength, from medians; 2
+            means twice as fast.
+        failed: the larger of the two signs' shares of failed clips.
+        candidates: number compared. The more there are, the more optimistic `span` is.
     """
 
     strategy: Strategy
@@ -45,7 +45,7 @@ class Choice:
 
     @property
     def where(self) -> dict[str, Any]:
-        """`al.steer(d, **choice.where, strength=...)`."""
+        """The arguments for `al.steer(d, **choice.where, strength=...)`."""
         return {"strategy": self.strategy, "layer": self.layer}
 
     @property
@@ -62,13 +62,13 @@ class Choice:
 def conditions(
     directions: Directions, strengths: Mapping[Strategy, Sequence[float]], branch: Branch = "both"
 ) -> list[Condition]:
-    """The baseline, and every strategy at every block with every strength and both signs.
+    """The baseline, and every strategy at every block, at every strength with both signs.
 
     Args:
         directions: one vector per block.
-        strengths: for each strategy the positive strengths tried. One vector added at every block needs fewer of it
-            than one added once.
-        branch: the half of the guidance that is steered.
+        strengths: the positive strengths to try, per strategy. A vector added at every block needs smaller ones than a
+            vector added once.
+        branch: the guidance half to steer.
     """
     places = [{"strategy": strategy, "layer": layer} for strategy in strengths for layer in directions.layers]
     return at(directions, places, strengths, branch)
@@ -80,7 +80,7 @@ def at(
     strengths: Mapping[Strategy, Sequence[float]],
     branch: Branch = "both",
 ) -> list[Condition]:
-    """The baseline, and some places, as `al.steer` takes them, with their strategy's strengths and both signs."""
+    """The baseline, and each given place at its strategy's strengths with both signs."""
     listed = [Condition(BASELINE, labels=_labels())]
     for place in places:
         strategy, layer = place["strategy"], place.get("layer")
@@ -92,7 +92,7 @@ def at(
 
 
 def beside(where: Mapping[str, Any], strategies: Iterable[Strategy]) -> list[dict[str, Any]]:
-    """The same block in the other one-to strategies, to stand beside a place."""
+    """The other one-to strategies at the same block, to compare with a place."""
     if where.get("layer") is None:
         return []
     others = (name for name in strategies if name != where["strategy"] and name != "all-to-all")
@@ -100,14 +100,13 @@ def beside(where: Mapping[str, Any], strategies: Iterable[Strategy]) -> list[dic
 
 
 def choose(scan: pd.DataFrame, strategy: str | None = None) -> Choice:
-    """The place and strength with the widest span between its two signs, of those that fail in at most `CHOSEN_FAILED`.
+    """The place and strength with the widest span between its two signs, if at most `CHOSEN_FAILED` of its clips fail.
 
     Args:
         scan: `sweep.effects` of `conditions`: strategy, layer, strength, effect, failed.
-        strategy: choose among this one's only.
+        strategy: choose only within this strategy.
 
-    If all fail too often, the one that fails least is chosen; with no effect to compare (nothing could be measured),
-    the first.
+    If all candidates fail too often, the one that fails least is chosen; if no effect could be measured, the first.
     """
     mine = scan[scan["strategy"].notna()] if strategy is None else scan[scan["strategy"] == strategy]
     found = []

@@ -1,4 +1,4 @@
-"""How much of everything a study does: prompts, seeds, strengths, controls, and how clips are drawn."""
+"""Settings of a study: numbers of prompts, seeds, strengths and controls, and how clips are sampled."""
 
 from __future__ import annotations
 
@@ -27,52 +27,53 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 TEST_SEED = 1_000_000
-"""Test clips take seeds from here on, development clips from 0: no clip is in both."""
+"""Test clips use seeds from here on, development clips from 0, so that no clip is in both splits."""
 SEEDS_APART = 10_000
-"""Seeds from one repetition's clips to the next one's: more than a repetition may have, so that they share none."""
+"""Offset between the seeds of two repetitions: more than one can use, so that repetitions share none."""
 DRAWS_APART = 1_000
-"""The same for control directions."""
+"""The same offset for control directions."""
 REPETITIONS = TEST_SEED // SEEDS_APART
-"""Different `Settings.seed`: development seeds of more would be test seeds."""
+"""Number of values of `Settings.seed`; with more, development seeds would reach the test seeds."""
 LEAST_SECONDS = FEWEST_ONSETS * 60 / FASTEST_BPM
-"""The shortest clip that can have four onsets; anything shorter counts as failed."""
+"""Length of the shortest clip that can have four onsets; anything shorter counts as failed."""
 _COUNTS = (
     "poles", "development", "development_seeds", "test", "test_seeds", "n_random", "n_shuffled", "most_blocks",
     "pairs", "shown", "batch_size",
 )  # fmt: skip
 _FEW_ONSETS = f" (a clip of fewer than {FEWEST_ONSETS} onsets counts as failed)"
 FEWEST_PROMPTS = 2
-"""Prompts of either pole: of one there is no spread, so that nothing says whether the poles lie apart."""
+"""Fewest prompts per pole: a single prompt has no spread, so nothing shows whether the poles are separated."""
 
 
 @guarded
 @dataclass(frozen=True)
 class Settings:
-    """How much of everything. The defaults take under five minutes on two cores with the bundled model.
+    """Sizes and sampling of a study. The defaults take under five minutes on two cores with the bundled model.
 
     Attributes:
-        poles: prompts of either pole that the direction is read from, for `reading_seconds` each.
-        position: where in the clip, or in the text, it is read; as in `difference_in_means`.
-        development, development_seeds: neutral prompts, and seeds of each, that place and strength are chosen on.
-        test, test_seeds: the same for what is reported.
-        place_by: what says where the direction is added: "evidence" (`analysis.placement`: no steering), or "scan", the
-            block at which steering does most on development prompts.
-        verify: scan the blocks all the same, to see what the evidence missed.
-        strengths: per strategy, what is tried at every block of a scan, in differences of means.
-        strengths_at_place: per strategy, what is tried at the one place that the evidence names.
-        doses: what is reported on test prompts, times the chosen strength; 1 is one of them.
-        n_random, n_shuffled: control directions. 19 can reach p = .05, 5 cannot.
-        most_blocks: the most blocks that are scanned, evenly spaced where a model has more.
-        pairs: prompts of either pole, matched, in which activations are patched; 0 patches none.
-        measured: how the concept is heard; by default the measure that `analysis.sweep.response.MEASURED` has for it.
-        heard_by: measures that take the place of these defaults, by concept.
-        frechet: also give the Fréchet distance of steered clips from unsteered ones, which needs many.
+        poles: prompts per pole that directions are read from, for `reading_seconds` each.
+        position: where in the clip or text the directions are read; as in `difference_in_means`.
+        development, development_seeds: number of neutral prompts, and of seeds per prompt, for choosing place and
+            strength.
+        test, test_seeds: the same for the reported results.
+        place_by: how the place is chosen: "evidence" (`analysis.placement`, without steering), or "scan", the block at
+            which steering has the largest effect on development prompts.
+        verify: also scan the blocks when the evidence chooses, to see what it missed.
+        strengths: strengths to try at every block of a scan, per strategy, in differences of means.
+        strengths_at_place: strengths to try at the place that the evidence names, per strategy.
+        doses: multiples of the chosen strength to report on test prompts; must include 1.
+        n_random, n_shuffled: numbers of control directions. 19 can reach p = .05, 5 cannot.
+        most_blocks: maximum number of blocks to scan; evenly spaced if the model has more.
+        pairs: number of matched prompt pairs to patch activations between; 0 skips patching.
+        measured: the measure of the concept (default: its entry in `analysis.sweep.response.MEASURED`).
+        heard_by: measures that replace these defaults, by concept.
+        frechet: also compute the Fréchet distance between steered and unsteered clips, which needs many.
         seconds, guidance_scale, temperature, top_k: of every clip.
-        branch: the half of the guidance that is steered.
-        shown: how many (prompt, seed) pairs are kept as sound, the first ones.
-        seed: which repetition, from 0 to `REPETITIONS` - 1: no two share a clip or a control direction.
-        batch_size, n_jobs: as in `sweep.play`; they change the time it takes.
-        substitutes: what stands in for parts of a published protocol, a sentence each; the report repeats them.
+        branch: the guidance half to steer.
+        shown: number of (prompt, seed) pairs kept as sound, from the first.
+        seed: number of the repetition, 0 to `REPETITIONS` - 1: no two share a clip or a control direction.
+        batch_size, n_jobs: as in `sweep.play`; `n_jobs` changes only the running time.
+        substitutes: deviations from a published protocol, one sentence each; the report repeats them.
     """
 
     poles: int = 48
@@ -115,7 +116,7 @@ class Settings:
 
     @classmethod
     def full(cls, **changes: Any) -> Settings:
-        """The full controls and enough prompts for narrow intervals; no time limit."""
+        """Full controls and enough prompts for narrow intervals, without a time limit."""
         sizes: dict[str, Any] = {"poles": 100, "development": 16, "test": 24, "n_random": 19,
                                  "n_shuffled": 19, "pairs": 64, "frechet": True}  # fmt: skip
         sizes["strengths"] = {"one-to-one": (0.5, 1.0), "one-to-all": (0.0625, 0.125, 0.25)}
@@ -125,24 +126,24 @@ class Settings:
 
     @classmethod
     def paper(cls, lens: AudioLens, **changes: Any) -> Settings:
-        """The protocol of Facchiano et al. (2025, arXiv 2504.04479), with the full controls; no time limit.
+        """The protocol of Facchiano et al. (2025, arXiv 2504.04479) with full controls, without a time limit.
 
-        Directions from 100 prompts a pole at the text's last token, one block's added at every block (one-to-all) to
-        both halves of the guidance at strength 1.25, reported for strengths to 2; every block is tried as the source.
-        `substitutes` says what is not as in the paper, on this model and in general.
+        Directions are read from 100 prompts per pole at the text's last token. One block's direction is added at every
+        block (one-to-all), in both guidance halves, at strength 1.25, and reported for strengths up to 2. Every block
+        is tried as the source. `substitutes` lists the deviations from the paper, on this model and in general.
         """
-        other = ["Prompts: audiolens's own, a hundred a pole."]
+        other = ["Prompts: audiolens's own, one hundred per pole."]
         lacking = beats.lacking()
         if lacking is not None:
             other.append(f"Tempo: from the intervals between onsets (librosa), not by Beat This: {lacking}")
         other.append(
-            "Quality: the share of failed clips, and the Fréchet distance in the model's own codec, not FAD, whose 512 "
-            "features would need more than 2,560 clips of every condition."
+            "Quality: the share of failed clips and the Fréchet distance in the features of the model's own codec, not "
+            "FAD, whose 512 features would need more than 2,560 clips per condition."
         )
         position: Position = "eos"
         if not lens.config.has_prefix:
             position = "last"
-            other.insert(0, "Position: the clip's last step, for the text of this model stands in no decoder sequence.")
+            other.insert(0, "Position: the clip's last step; this model's text is not part of the decoder sequence.")
         protocol: dict[str, Any] = {
             "position": position,
             "place_by": "scan",
@@ -157,31 +158,31 @@ class Settings:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """What clips are drawn with."""
+        """The sampling settings of the clips."""
         return {name: getattr(self, name) for name in ("guidance_scale", "temperature", "top_k")}
 
     @property
     def first_draw(self) -> int:
-        """The number of the first control direction."""
+        """The seed of the first control direction."""
         return self.seed * DRAWS_APART
 
     @property
     def first_pair(self) -> int:
-        """The seed of the first pair of prompts that are patched."""
+        """The seed of the first patched pair of prompts."""
         return self.seed * SEEDS_APART
 
     def reading_seeds(self, sets: PromptSet) -> range:
-        """Seeds of the clips that directions are read from: prompt i of either pole takes seed i."""
+        """Seeds of the clips that directions are read from: prompt i of each pole uses the i-th seed."""
         first = self.seed * SEEDS_APART
         return range(first, first + min(self.poles, max(len(sets.positive), len(sets.negative))))
 
     def development_clips(self, sets: PromptSet) -> list[sweep.Clip]:
-        """The clips that place and strength are chosen on."""
+        """The clips that place and strength are chosen from."""
         prompts = sets.development[: self.development]
         return sweep.clips(prompts, self.development_seeds, self.seed * SEEDS_APART)
 
     def test_clips(self, sets: PromptSet) -> list[sweep.Clip]:
-        """The clips that are reported."""
+        """The clips that the reported results come from."""
         return sweep.clips(sets.test[: self.test], self.test_seeds, TEST_SEED + self.seed * SEEDS_APART)
 
     def __post_init__(self) -> None:
@@ -194,25 +195,25 @@ class Settings:
         if not self.strengths:
             raise InputError("strengths is empty: expected a strategy with at least one strength.")
         if 1.0 not in self.doses or not all(np.isfinite(dose) and dose > 0 for dose in self.doses):
-            raise InputError(f"doses={self.doses}: expected finite numbers above 0, 1.0 among them.")
+            raise InputError(f"doses={self.doses}: expected finite numbers above 0, including 1.0.")
         if self.place_by not in ("evidence", "scan"):
             raise InputError(f"place_by={self.place_by!r}: expected 'evidence' or 'scan'.")
         checked_kinds(self)
 
     def blocks(self, n_layers: int) -> list[int]:
-        """The blocks that are scanned."""
+        """The blocks to scan."""
         n_layers = checked_count("n_layers", n_layers)
         return np.unique(np.linspace(0, n_layers - 1, min(self.most_blocks, n_layers)).round().astype(int)).tolist()
 
     def clips(self, n_layers: int, sets: PromptSet | None = None) -> dict[str, int]:
-        """Clips that each stage generates, known before the start; without `sets`, the most that directions take."""
+        """Number of clips that each stage generates; without `sets`, an upper bound for reading directions."""
         development = self.development * self.development_seeds
         by_strategy = {name: 2 * len(set(amounts)) for name, amounts in self.strengths.items()}
-        # One strategy is the place's, and every other one that is asked for stands beside it.
+        # The strategy of the chosen place, and every other one to compare with it.
         strategies = max(1, len(self.strengths))
         scanned = sum(by_strategy.values()) * len(self.blocks(n_layers))
         conditions = 1 + 2 * len(set(self.doses)) * strategies + 2 * (self.n_random + self.n_shuffled) + 4
-        # The start token is enough for these.
+        # These positions come before the first step, so that no clip is generated.
         heard = self.position not in ("first", "eos")
         sides = [self.poles] * 2 if sets is None else [len(sets.positive), len(sets.negative)]
         counts = {"reading directions": sum(min(self.poles, side) for side in sides) * heard}
@@ -225,49 +226,49 @@ class Settings:
 
     @property
     def scans(self) -> bool:
-        """Whether all blocks are tried."""
+        """Whether blocks are scanned."""
         return self.verify or self.place_by == "scan"
 
     def measure_of(self, concept: str) -> str:
-        """What a concept is heard by.
+        """The measure of a concept.
 
         Raises:
-            InputError: if nothing hears it, or what does changes by differences and not by shares.
+            InputError: if the concept has no measure, or its measure has no true zero, so that ratios make no sense.
         """
         known = [name for name in (*measure.MEASURES, *measure.EXTRA_MEASURES) if is_ratio(name)]
         name = self.measured or self.heard_by.get(concept) or MEASURED.get(concept)
         if name is None:
             raise InputError(
-                f"no measure hears {concept!r}, so a study of it could not say what it did. Concepts with one: "
+                f"{concept!r} has no measure, so a study could not report an effect. Concepts with a measure: "
                 f"{', '.join(MEASURED)}; or name one (--measure, measured=): {', '.join(known)}."
             )
         if name not in known:
-            raise InputError(f"measure {name!r}: expected one that changes by shares.{nearest(name, known)} "
-                             f"There are: {', '.join(known)}.")  # fmt: skip
+            raise InputError(f"measure {name!r}: expected one whose change is a ratio.{nearest(name, known)} "
+                             f"Choose from: {', '.join(known)}.")  # fmt: skip
         return name
 
     def measures_of(self, concept: str) -> tuple[str, ...]:
-        """Everything that is measured in the clips of a concept."""
-        # Those of the other concepts too: studied together, each is heard by what hears the others.
+        """All measures taken of a concept's clips."""
+        # Those of the other concepts too: studied together, each concept is also measured by the others' measures.
         further = {self.measure_of(concept), *self.heard_by.values()} - {*measure.MEASURES}
         return (*measure.MEASURES, *sorted(further))
 
     def check(self, lens: AudioLens, sets: PromptSet) -> None:
-        """Refuse at the door what would only fail after minutes."""
+        """Raise `InputError` now for settings that would otherwise fail only after minutes."""
         refuse_too_few(sets)
         measure.refuse_lacking(self.measures_of(sets.concept))
         for name in ("development", "test"):
             wanted, there = getattr(self, name), len(getattr(sets, name))
             if not 1 <= wanted <= there:
-                raise InputError(f"{name}={wanted} prompts: the set of {sets.concept!r} has {there}, and needs one.")
+                raise InputError(f"{name}={wanted} prompts: expected at least 1, and {sets.concept!r} has {there}.")
         for pole in sets.poles:
-            # Refuses a set that has no word for a pole: the prompted references need one.
+            # Raises for a set without a word for a pole: the prompted references need one.
             sets.prompted(sets.test[0], pole)
         high, low = (sets.words(pole)[0] for pole in sets.poles)
         if text.read_alike(high, low, lens.tokenizer):
             raise InputError(
-                f"{sets.concept!r}: the model reads {high!r} and {low!r} alike, for it knows neither, so that nothing "
-                "can be asked in words. Give words that it knows (--words, PromptSet.completed), or name poles by them."
+                f"{sets.concept!r}: the model reads {high!r} and {low!r} alike because it knows neither, so nothing "
+                "can be asked for in words. Give words that it knows (--words, PromptSet.completed), or name poles so."
             )
         for name in ("poles", "development_seeds", "test_seeds", "most_blocks", "batch_size"):
             least = FEWEST_PROMPTS if name == "poles" else 1
@@ -289,7 +290,7 @@ class Settings:
                 given = getattr(self, name)
                 raise InputError(f"{name}={given}: expected {least:g} to {longest:g} for this model{why}.")
         if not 0 <= self.seed < REPETITIONS:
-            raise InputError(f"seed={self.seed}: expected 0 to {REPETITIONS - 1}, each a repetition of its own.")
+            raise InputError(f"seed={self.seed}: expected 0 to {REPETITIONS - 1}, one per repetition.")
         for what, count, most in (
             ("poles", self.poles, SEEDS_APART),
             ("development x development_seeds", self.development * self.development_seeds, SEEDS_APART),
@@ -298,18 +299,18 @@ class Settings:
             ("n_shuffled", self.n_shuffled, DRAWS_APART),
         ):
             if count > most:
-                raise InputError(f"{what}={count}: expected at most {most}, so that repetitions share none.")
+                raise InputError(f"{what}={count}: expected at most {most}, so that repetitions do not overlap.")
 
 
 def refuse_too_few(sets: PromptSet) -> None:
-    """Refuse a contrast that a study of could only fail.
+    """Check that both poles have enough prompts for a study.
 
     Raises:
-        InputError: naming the pole that has too few prompts.
+        InputError: naming the pole with too few prompts.
     """
     for pole, side in zip(sets.poles, (sets.positive, sets.negative), strict=True):
         if len(side) < FEWEST_PROMPTS:
             raise InputError(
                 f"{sets.concept!r} has {len(side)} prompt for the pole {pole!r}: a study needs at least "
-                f"{FEWEST_PROMPTS} of either, and about 25 for a steady direction."
+                f"{FEWEST_PROMPTS} per pole, and about 25 for a stable direction."
             )

@@ -1,6 +1,6 @@
-"""Lost: what steering cost beside its effect: failed clips, drift from the model's own music, Fréchet distance.
+"""Measure the side effects of steering: failed clips, drift in likelihood, and Fréchet distance.
 
-`score` reads the clips that can be heard once more, and is kept as a stage; `table` says it condition by condition.
+`score` runs the clips through the unsteered model again and is kept as a stage; `table` summarises it per condition.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _LOST = ["rms_ratio", "onsets", "entropy_ratio"]
 
 
 def score(lens: AudioLens, tested: SweepResult, settings: Settings) -> pd.DataFrame:
-    """One row per clip of the conditions that are steered or asked for: `nats` a code under the unsteered model.
+    """One row per clip of the baseline, steered and prompted conditions: `nats` per code under the unsteered model.
 
-    `frechet`, the same in all rows of a condition, is the distance of its clips from the unsteered ones in the codec's
-    features: NaN where the settings do not ask for it, or there are too few clips for it.
+    `frechet`, the same in all rows of a condition, is the Fréchet distance of its clips from the unsteered ones in the
+    codec's features; NaN if the settings do not ask for it or there are too few clips.
     """
     rows, reference = [], None
     names = tested.table[tested.table["kind"].isin(KINDS)]
@@ -55,7 +55,7 @@ def score(lens: AudioLens, tested: SweepResult, settings: Settings) -> pd.DataFr
                 try:
                     distance = measure.frechet_distance(lens, reference, features)
                 except InputError:
-                    # Too few clips for a distance that is not mostly bias.
+                    # With too few clips the distance is mostly bias.
                     distance = float("nan")
         rows.append(
             mine[["condition", "prompt", "seed"]].assign(nats=nats.mean(dim=(1, 2)).double().numpy(), frechet=distance)
@@ -64,12 +64,12 @@ def score(lens: AudioLens, tested: SweepResult, settings: Settings) -> pd.DataFr
 
 
 def table(clips: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
-    """One row per condition: `failed` (the share), medians of `rms_ratio`, `onsets` and `entropy_ratio`, `nats`,
-    `drift` and `frechet`.
+    """One row per condition: share `failed`, medians of `rms_ratio`, `onsets`, `entropy_ratio`, and `nats`, `drift`,
+    `frechet`.
 
-    `drift` is the mean over clips of |nats - those of the unsteered clip of the same prompt and seed|; in the row of
-    the unsteered clips it is the mean |difference| between two seeds of one prompt, which is what chance alone gives
-    (NaN with one seed a prompt). Asking in words is scored under the words.
+    `drift` is the mean over clips of |nats - nats of the unsteered clip of the same prompt and seed|. In the baseline
+    row it is the mean absolute difference between two seeds of one prompt: seed-to-seed variation without steering
+    (NaN with one seed per prompt). Prompted clips are scored under the prompt that asks for the pole.
     """
     own = scored[scored["condition"] == BASELINE].set_index(["prompt", "seed"])["nats"]
     rows = []
@@ -96,10 +96,10 @@ def table(clips: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
 
 
 def write(scored: pd.DataFrame, folder: Path) -> None:
-    """As Parquet."""
+    """Write the scores as Parquet."""
     scored.to_parquet(folder / _FILE, index=False)
 
 
 def read(folder: Path) -> pd.DataFrame:
-    """What `write` wrote."""
+    """Read what `write` wrote."""
     return parquet.read(folder / _FILE, content_of(folder / _FILE), _COLUMNS)[0]

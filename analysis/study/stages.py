@@ -1,11 +1,11 @@
-"""Stages: what a study has finished, kept in its folder under a hash of all that it follows from.
+"""Keep the finished stages of a study in its folder, each under a hash of everything that it depends on.
 
-`study.json` says what the folder is a study of. A stage lies in `stages/NAME-KEY` as safetensors, Parquet and JSON with
-a manifest of their hashes (a sweep: as `analysis.sweep.ledger` keeps it), made beside its place and renamed: it is
-there whole or not at all, and made again if a byte of it changed. The key is a hash of weights, versions, the code
-that makes it, and what it was asked; the same call takes it as it is, and another one makes its own beside it. One
-process writes at a time; the lock is the system's and ends with its process. A folder that holds links is refused
-before anything is written, and one that loses stages meanwhile is not written to any more.
+`study.json` states what the folder is a study of. A stage is a folder `stages/NAME-KEY` of safetensors, Parquet and
+JSON files with a manifest of their hashes (a sweep is stored as in `analysis.sweep.ledger`). It is written elsewhere
+and then renamed, so that it is complete or absent, and it is made again if a byte of it changed. The key is a hash of
+weights, versions, code and arguments: the same call reuses the stage, and any other call adds its own. One process
+writes at a time; the operating system releases the lock when that process ends. A folder that contains links is
+refused before anything is written, and a folder that loses stages during a run is not written to any more.
 """
 
 from __future__ import annotations
@@ -50,23 +50,23 @@ from audiolens.model.weight_hash import content_hash
 
 FORMAT = "audiolens.run.2"
 UNSEALED = "audiolens.run.1"
-"""The format before, without hashes: still read, not gone on with."""
+"""The previous format, without hashes: it can be read but not resumed."""
 BEGUN, STAGES, SUMMARY = "study.json", "stages", "summary.json"
 MADE = "made.json"
-"""The stages that a page was made of, by name, and the hashes of what says so: other settings leave others there."""
+"""Names the stages that a page was made from, with hashes; the folder may hold stages of other settings too."""
 SHOWN = ("index.html", "audio", "figures", "tables", "clips.csv", "clips.parquet", "directions.safetensors", MADE)
-"""What a finished study shows beside its summary."""
+"""The outputs of a finished study, apart from its summary."""
 _SECONDS = "seconds.json"
 DAMAGE = (
     OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, LibsndfileError, pa.ArrowException,
 )  # fmt: skip
-"""What reading a damaged stage raises."""
+"""Exceptions that reading a damaged stage can raise."""
 _ENTRY = re.compile(rf"({re.escape(UNFINISHED)})*[a-z-]+-[0-9a-f]{{16}}(\.{re.escape(_SECONDS)})?")
-_STILL_KEPT = "the stages are kept, and the same study with --force goes on with them."
+_STILL_KEPT = "the stages are kept; run the same study with --force to resume from them."
 _PACE = {"n_jobs"}
-"""Settings that change how long a study takes, and no bit of it."""
+"""Settings that change how long a study takes, but not its results."""
 _MEASURING = ("librosa", "numpy", "scipy", "scikit-learn", "pandas")
-# What draws and shows results does not change them.
+# Code that only draws or shows results does not change them.
 _SHOWING = ("report", "commands", "figures", "cli", "plots", "screen", "spectrograms")
 
 T = TypeVar("T")
@@ -74,14 +74,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Stages:
-    """The stages of a folder, or, with `folder=None`, of nothing but memory.
+    """The stages of a study's folder; with `folder=None`, kept in memory only.
 
     Attributes:
-        folder: of the study.
-        common: what every stage follows from.
-        used: the folders of the stages that this run asked for.
-        seconds: how long each of them took to make, whenever that was.
-        held: the folder as this run holds it.
+        folder: the study's folder.
+        common: the values that every stage depends on.
+        used: folder names of the stages that this run asked for.
+        seconds: the time that each of them took to compute, in this run or an earlier one.
+        held: the lock that this run holds on the folder.
     """
 
     folder: Path | None = None
@@ -91,10 +91,10 @@ class Stages:
     held: Held | None = None
 
     def stage(self, name: str, follows: Mapping[str, Any]) -> Stage:
-        """The stage that follows from these values.
+        """The stage that depends on the values in `follows`, in addition to `common`.
 
         Raises:
-            StoppedError: if the folder was removed, or lost what this run has put into it.
+            StoppedError: if the folder was removed, or files that this run wrote have disappeared.
         """
         if self.folder is None:
             return Stage(name, None, self.seconds)
@@ -108,14 +108,14 @@ class Stages:
         return found
 
     def check(self) -> None:
-        """Refuse to write on where what was written is gone."""
+        """Raise `StoppedError` if files that this run wrote have disappeared."""
         if self.held is not None:
             self.held.check()
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One stage: `place` is its folder, `None` in memory; `seconds` and `held` are those of all stages."""
+    """One stage: `place` is its folder (`None` in memory); `seconds` and `held` are shared by all stages."""
 
     name: str
     place: Path | None
@@ -124,13 +124,13 @@ class Stage:
 
     @property
     def there(self) -> bool:
-        """Whether something of it is kept: the whole, but for a sweep, which is kept batch by batch."""
+        """Whether the stage is kept: completely, or for a sweep at least in part."""
         return self.place is not None and self.place.is_dir()
 
     def kept(self, make: Callable[[], T], write: Callable[[T, Path], object], read: Callable[[Path], T]) -> T:
-        """Its result: as it is kept, or else made, written and read again, so that both are the same bits.
+        """The stage's result: read from its folder, or made, written and read back, so that both are bit-identical.
 
-        One that is not what was written is made anew, with a `DamageWarning`.
+        A damaged stage is made again, with a `DamageWarning`.
         """
         if self.place is not None and self.place.exists():
             try:
@@ -154,7 +154,7 @@ class Stage:
         return made
 
     def discard(self, error: Exception) -> None:
-        """Remove what is kept of it, which is not what was written."""
+        """Remove a damaged stage, with a warning that states the damage."""
         assert self.place is not None
         told = " ".join(str(error).split())[:200].rstrip(".")
         warnings.warn(DamageWarning(f"{told}: {self.name} is made again."), stacklevel=callers_level())
@@ -163,11 +163,11 @@ class Stage:
         remove(self.place)
 
     def took(self, seconds: float) -> None:
-        """Add to how long it took: what was made before counts too, and is left out where that is not known."""
+        """Add to the stage's time, including earlier runs; unknown times are left out."""
         if self.place is None:
             self.seconds[self.name] = seconds
             return
-        # Beside the stage: inside it would make equal results unequal files.
+        # Next to the stage: inside it, equal results would have unequal files.
         path, before = self.place.with_name(f"{self.place.name}.{_SECONDS}"), None
         with suppress(OSError, ValueError, KeyError, TypeError):
             before = float(read_json(path)["seconds"])
@@ -187,7 +187,7 @@ def hash_of(values: Mapping[str, Any]) -> str:
 
 
 def common_of(lens: AudioLens) -> dict[str, Any]:
-    """What every stage follows from: weights, device, versions, and the code that makes it."""
+    """The values that every stage depends on: weights, device, versions and code."""
     return {
         "weights": content_hash(lens.model),
         "device": lens.device.type,
@@ -199,13 +199,13 @@ def common_of(lens: AudioLens) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of what a study's numbers depend on."""
+    """Installed versions of the packages that a study's numbers depend on."""
     return {**provenance.versions(), **{name: version(name) for name in _MEASURING}}
 
 
 @cache
 def code_hash() -> str:
-    """A hash of audiolens's own code, but for what only shows results: a change of it without a new version counts."""
+    """A hash of audiolens's own code, except for code that only shows results."""
     digest = hashlib.sha256()
     for package in (audiolens, analysis):
         root = Path(str(package.__file__)).parent
@@ -217,11 +217,11 @@ def code_hash() -> str:
 
 
 def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Refuse a place that no study can be written to, before a model is opened.
+    """Check, before a model is opened, that a study can be written to a folder.
 
     Raises:
-        InputError: if it is a file, holds links, something else or (without `overwrite`) a study of an earlier version,
-            or cannot be written.
+        InputError: if it is a file, contains links, holds something else or (without `overwrite`) a study of an earlier
+            version, or cannot be written.
     """
     target = as_path(folder)
     check_in_place(target)
@@ -229,12 +229,12 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         _refuse_misplaced(target)
     if not target.exists() or (target / BEGUN).is_file():
         return
-    # What a process leaves that was killed before it had said what it begins.
+    # Left by a process that was killed before it wrote `study.json`.
     if all(entry.name == LOCK or entry.name.startswith(UNFINISHED) for entry in target.iterdir()):
         return
     if _has_stages(target):
         if not overwrite:
-            raise DamagedError(f"{target / BEGUN} is gone: {_STILL_KEPT}")
+            raise DamagedError(f"{target / BEGUN} is missing: {_STILL_KEPT}")
         return
     if not is_study(target):
         raise InputError(f"{target} exists and holds something other than a study: choose another folder.")
@@ -245,7 +245,7 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
 
 
 def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse to replace what a finished study shows by a study of other settings.
+    """Refuse to replace a finished study with one of other settings.
 
     Raises:
         InputError: naming the first setting that differs.
@@ -253,7 +253,7 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     try:
         shown = read_json(folder / SUMMARY, former=(UNSEALED_STUDY,))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
-        # Not what was written: the study is finished again.
+        # Missing or damaged: the study is finished again.
         return
     if not isinstance(shown, dict):
         return
@@ -261,7 +261,7 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     for name in sorted({*mine} & {*shown} - _PACE):
         if mine[name] != shown[name]:
             raise InputError(
-                f"{folder} holds a finished study with {name}={shown[name]}, and this one has {mine[name]}: choose "
+                f"{folder} holds a finished study with {name}={shown[name]}, but this one has {mine[name]}: choose "
                 "another folder, or replace it with --force."
             )
 
@@ -270,16 +270,15 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 def begun(
     folder: str | os.PathLike[str], facts: Mapping[str, Any], common: Mapping[str, Any], *, overwrite: bool = False
 ) -> Iterator[Stages]:
-    """Open a folder for a study, begun here or before; no other process can until the block ends.
+    """Open a folder for a new or resumed study; no other process can open it until the block ends.
 
     Args:
-        facts: what the study is of: a change of any of them is refused, unless `overwrite`.
-        common: what every stage follows from.
-        overwrite: let this study take the place of one that is there; when it ends well, stages that it did not use
-            are removed.
+        facts: what the study is of; a folder with other facts is refused, unless `overwrite`.
+        common: the values that every stage depends on.
+        overwrite: replace a study that is in the folder; on success, stages that this study did not use are removed.
 
     Raises:
-        InputError: as `check`, or naming what the folder holds instead.
+        InputError: as `check`, or stating what the folder holds instead.
         BusyError: if another process is writing to it.
     """
     target, facts = Path(folder), {"format": FORMAT, **json.loads(json.dumps(facts, default=str))}
@@ -291,7 +290,7 @@ def begun(
             _clear(target)
         remove_unfinished(target)
         remove_unfinished(target / STAGES)
-        # First: what holds stages must say of what.
+        # Written first: a folder with stages must state what they belong to.
         put(target / BEGUN, sealed_json(facts, ensure_ascii=False))
         with refused(target / STAGES):
             (target / STAGES).mkdir(exist_ok=True)
@@ -306,12 +305,12 @@ def begun(
 
 @contextmanager
 def locked(target: Path) -> Iterator[Held]:
-    """A folder that no other process writes to until the block ends; it is made if it is not there.
+    """Lock a folder against other processes until the block ends; it is created if missing.
 
     Raises:
         BusyError: if another process is writing to it.
         InputError: if it cannot be written.
-        StoppedError: if the disk is full, or the folder is removed meanwhile.
+        StoppedError: if the disk is full, or the folder is removed during the block.
     """
     try:
         with held(target, "at work on this study") as kept:
@@ -319,13 +318,13 @@ def locked(target: Path) -> Iterator[Held]:
     except OSError as error:
         if not disk_is_full(error):
             raise
-        raise StoppedError(f"{target}: the disk is full. What is finished is kept; run the same again.") from error
+        raise StoppedError(f"{target}: the disk is full. Finished stages are kept; run the same again.") from error
 
 
 def show(work: Path, target: Path) -> None:
-    """Move what `work` holds to `target`, over what is there under the same names, the summary last.
+    """Move the contents of `work` to `target`, replacing entries of the same name, the summary last.
 
-    A process that is killed meanwhile leaves a study without a summary: one that is not finished.
+    A process that is killed on the way leaves a study without a summary, which counts as unfinished.
     """
     with suppress(FileNotFoundError):
         (target / SUMMARY).unlink()
@@ -344,13 +343,13 @@ def _refuse_misplaced(folder: Path) -> None:
 
 
 def _has_stages(folder: Path) -> bool:
-    """Whether a folder holds stages of a study, and nothing among them that is not ours."""
+    """Whether a folder holds stages of a study, and nothing else among them."""
     entries = list((folder / STAGES).glob("*")) if (folder / STAGES).is_dir() else []
     return bool(entries) and all(_ENTRY.fullmatch(entry.name) for entry in entries)
 
 
 def _begun(folder: Path) -> Any:
-    """What `study.json` says, or `None` where there is none that can be read."""
+    """The contents of `study.json`; `None` if it is missing or cannot be read."""
     try:
         return read_json(folder / BEGUN, former=(UNSEALED,))
     except (OSError, ValueError):
@@ -358,8 +357,8 @@ def _begun(folder: Path) -> Any:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what another study showed: stopped from here on, the folder claims none that it does not hold."""
-    # The summary says that a study is finished; without `study.json` it is also all that says there is one.
+    """Remove another study's outputs, so that a stop from here on leaves no page without its stages."""
+    # The summary marks a study as finished; without `study.json` it is the only sign of a study, so it goes last.
     for name in (SUMMARY, *SHOWN) if (folder / BEGUN).is_file() else (*SHOWN, SUMMARY):
         remove(folder / name)
 
@@ -377,7 +376,7 @@ def _refuse_other(folder: Path, facts: Mapping[str, Any]) -> None:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path} is damaged ({' '.join(str(error).split())[:80]}): {otherwise}") from None
     if name != FORMAT:
-        raise InputError(f"{folder} holds a study of format {name}; this version writes {FORMAT}: {otherwise}")
+        raise InputError(f"{folder} holds a study of format {name}, but this version writes {FORMAT}: {otherwise}")
     if there.get("concept") != facts["concept"]:
         raise InputError(f"{folder} holds a study of {there.get('concept')!r}, not {facts['concept']!r}: {otherwise}")
     if there.get("weights") != facts["weights"]:
@@ -388,5 +387,5 @@ def _refuse_other(folder: Path, facts: Mapping[str, Any]) -> None:
     for package, installed in facts["versions"].items():
         if versions_there.get(package) != installed:
             raise InputError(
-                f"{folder} was begun with {package} {versions_there.get(package)}, and this is {installed}: {otherwise}"
+                f"{folder} was begun with {package} {versions_there.get(package)}, but this is {installed}: {otherwise}"
             )

@@ -1,4 +1,4 @@
-"""Keeping: how the stages of a study keep directions and placements in files."""
+"""Store the directions and placement of a study's stages in files, and read them back."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ _CANDIDATES: Mapping[str, parquet.Kind] = {
 
 
 def write_directions(directions: Directions, folder: Path) -> None:
-    """With the samples that `Directions.save` leaves out."""
+    """Write directions with their samples, which `Directions.save` omits."""
     directions.save(folder / "directions.safetensors")
     samples = directions.samples
     if samples is None:
-        raise ValueError("directions of a study keep their samples.")
+        raise ValueError("these directions have no samples: read them with keep_samples=True.")
     save_file({"values": samples.values.contiguous(), "labels": samples.labels}, folder / "samples.safetensors")
     (folder / "prompts.json").write_text(json.dumps(samples.prompts), "utf-8")
 
 
 def read_directions(folder: Path) -> Directions:
-    """What `write_directions` wrote."""
+    """Read what `write_directions` wrote."""
     found = Directions.load(folder / "directions.safetensors")
     read_header(folder / "samples.safetensors")
     kept = load_file(folder / "samples.safetensors")
@@ -66,7 +66,7 @@ def read_directions(folder: Path) -> Directions:
 
 
 def hash_of(directions: Directions) -> str:
-    """A hash of their vectors, to the bit."""
+    """A hash of the vectors' exact bits."""
     return hashlib.sha256(directions.vectors.contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
@@ -75,7 +75,7 @@ def _table(path: Path, kinds: Mapping[str, parquet.Kind]) -> pd.DataFrame:
 
 
 def write_placement(placement: Placement, folder: Path) -> None:
-    """Without its directions, which have a stage of their own."""
+    """Write a placement without its directions, which have their own stage."""
     facts = {name: getattr(placement, name) for name in (*_PLAIN, "poles", "random")}
     (folder / "placement.json").write_text(json.dumps(facts), "utf-8")
     placement.candidates.to_parquet(folder / "candidates.parquet", index=False)
@@ -83,7 +83,7 @@ def write_placement(placement: Placement, folder: Path) -> None:
 
 
 def read_placement(folder: Path, directions: Directions) -> Placement:
-    """What `write_placement` wrote."""
+    """Read what `write_placement` wrote, and attach its directions."""
     facts = read_object(folder / "placement.json")
     refuse_other(folder / "placement.json", facts, _SHAPE)
     evidence = []

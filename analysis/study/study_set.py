@@ -1,6 +1,6 @@
-"""Several: concepts studied one after the other on one model, and what steering along each does to the others.
+"""Study several concepts on one model, and measure what steering along each does to the others.
 
-A folder each, as `analysis.study` writes it, and an index that stands above them.
+Each concept has its own folder, as `analysis.study` writes it, under a common index.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
 class Several:
     """Studies of different concepts on one model.
 
-    It does not show that two concepts are one, or independent: a cross-effect may come from the music that goes with
-    a concept (fast tunes are busier), and directions that lie apart may still act on the same thing.
+    It does not show that two concepts are the same or independent: a cross-effect may come from music that goes with a
+    concept (fast tunes are busier), and directions with a low cosine similarity may still act on the same thing.
     """
 
     studies: tuple[Study, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """The cross-effects: one row per steered concept, strength, and concept that is heard.
+        """The cross-effects: one row per steered concept, strength, and measured concept.
 
-        `concept`, `pole`, `strength`, `heard` (the other concept, or itself), `measure`, and its `effect` (median of
-        steered / unsteered - 1 at the same seed), `low`, `high` and `failed`.
+        Columns: `concept`, `pole`, `strength`, `heard` (the measured concept, another or the same), `measure`, and its
+        `effect` (median of steered / unsteered - 1 at the same seed), `low`, `high` and `failed`.
         """
         rows = []
         measures = dict.fromkeys(one.measure for one in self.studies)
@@ -62,12 +62,12 @@ class Several:
 
     @property
     def cosines(self) -> Comparison:
-        """How the concepts' directions lie to one another at each block."""
+        """Cosine similarity between the concepts' directions at each block."""
         return similarity.compare({one.concept: one.directions for one in self.studies})
 
     @drawable
     def plot(self) -> Any:
-        """Every steered pole's effect on every concept's measure (matplotlib figure)."""
+        """Effect of steering towards each pole on every concept's measure (matplotlib figure)."""
         from analysis.report import crossing
 
         return crossing.paper(self.to_frame())
@@ -80,12 +80,17 @@ class Several:
 
     @property
     def finding(self) -> str:
-        """What each study found, a line each."""
+        """The studies' findings, one per line."""
         return "\n".join(one.finding for one in self.studies)
 
+    @property
+    def qualification(self) -> str:
+        """What qualifies each finding, one line per study."""
+        return "\n".join(f"{one.concept}: {one.qualification}" for one in self.studies)
+
     def __repr__(self) -> str:
-        told = " ".join(one.finding for one in self.studies)
-        return f"Several({', '.join(one.concept for one in self.studies)} on {self.studies[0].model!r}: {told})"
+        findings = " ".join(f"{one.finding} {one.qualification}" for one in self.studies)
+        return f"Several({', '.join(one.concept for one in self.studies)} on {self.studies[0].model!r}: {findings})"
 
 
 @named_once
@@ -100,10 +105,10 @@ def run(
     tell: Callable[[str], None] = lambda _: None,
     command: str = "",
 ) -> Several:
-    """Study several concepts, each in a folder of its name inside `out`; the other arguments are those of `study.run`.
+    """Study several concepts, each in a subfolder of `out` with its name; the other arguments are as in `study.run`.
 
     Raises:
-        InputError: (or a subclass) before the first of them runs, as `study.run`.
+        InputError: (or a subclass) before the first study runs, as `study.run`.
     """
     checked_flags(overwrite=overwrite, progress=progress)
     if isinstance(concepts, str) or not isinstance(concepts, Sequence):
@@ -111,8 +116,8 @@ def run(
     chosen = settings or Settings()
     if chosen.measured is not None:
         raise InputError(
-            f"the measure {chosen.measured!r} would hear every one of the concepts: leave measured out, so that each "
-            "is heard by its own, or study them one by one."
+            f"measured={chosen.measured!r} would apply to every concept: leave it out, so that each concept has its "
+            "own measure, or study them one by one."
         )
     sets = [study.prompts_of(concept, lens, chosen) for concept in concepts]
     names = [one.concept for one in sets]
@@ -147,9 +152,9 @@ def run(
 
 
 def _heard(one: Study, measures: Iterable[str]) -> list[Any]:
-    """What one study's steering did to these measures: as it tells, or else from its clips."""
+    """The effects of one study's steering on these measures: from its table, or else from its clips."""
     tested = one.clips[one.clips["split"] == "test"]
-    # Of folders that were made by themselves, some may not have been heard by all of them.
+    # A study made on its own may lack the other concepts' measures in its table.
     further = [name for name in measures if name not in set(one.cross["measure"]) and name in tested]
     rows = one.cross.to_dict("records")
     if further:
@@ -158,12 +163,12 @@ def _heard(one: Study, measures: Iterable[str]) -> list[Any]:
 
 
 def _check_index(place: Path, overwrite: bool) -> None:
-    """Refuse to write where links have its names, or (without `overwrite`) over what is not known to be an index."""
+    """Refuse links with the names of an index, and (without `overwrite`) an index that is not known to be ours."""
     from analysis.report import index
 
     index.check(place)
     if not overwrite and (place / "index.html").exists() and not index.is_ours(place):
         raise InputError(
-            f"{place / 'index.html'} is there and is no index of studies, or its {stages.SUMMARY} is damaged: choose "
+            f"{place / 'index.html'} exists and is not an index of studies, or its {stages.SUMMARY} is damaged: choose "
             "another folder, or replace it with --force."
         )

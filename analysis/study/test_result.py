@@ -1,7 +1,7 @@
-"""The outcome: the chosen steering on test prompts, beside its controls and references.
+"""Test the chosen steering on test prompts, against controls and references.
 
-Controls are norm-matched random directions and directions of shuffled labels, injected the same way. References are
-the same seeds prompted with the poles' words, alone and against the steering.
+Controls are norm-matched random directions and directions of shuffled labels, added in the same way. References are
+the same seeds with prompts that ask for the poles in words, alone and combined with opposite steering.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from audiolens.interventions import Branch
 from audiolens.prompts import PromptSet
 
 CROSSED = ("tempo_ioi", "tempo", "onset_rate", "brightness", "pitch", "pulse_clarity", "loudness")
-"""Measures whose change is told beside the concept's own; mode moves too little to be one."""
+"""Measures whose change is reported in addition to the concept's own; mode varies too little to include."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What steering towards one pole did to the concept's measure.
+    """The effect of steering towards one pole on the concept's measure.
 
     Attributes:
-        pole, strength: which way, and how much of the direction.
-        effect, low, high: median of steered / baseline - 1 over paired clips, and its interval over prompts.
-        failed: share of clips that were no music any more; they count as no effect.
+        pole, strength: the pole, and the coefficient of the direction; positive means towards the positive pole.
+        effect, low, high: median of steered / baseline - 1 over paired clips, and its 95% interval over prompts.
+        failed: share of clips that are no longer music; they count as no effect.
         median: of the measure over the steered clips that did not fail.
         prompted: the effect of asking for the pole in words instead.
-        opposed: steered like this while the words ask for the other pole.
-        p_random, n_random: rank among random directions; p is at least 1 / (n + 1).
-        p_shuffled, n_shuffled: the same among directions of shuffled labels (NaN where there are none).
+        opposed: the effect of this steering while the prompt asks for the other pole.
+        p_random, n_random: rank p among n random directions; at least 1 / (n + 1).
+        p_shuffled, n_shuffled: the same among directions of shuffled labels (NaN if there are none).
     """
 
     pole: str
@@ -56,13 +56,13 @@ class Outcome:
 
     @property
     def towards(self) -> bool:
-        """Whether the measure moved to the pole's side, the interval leaves out no change, and few clips failed."""
+        """Whether the measure moved towards the pole, the interval excludes zero, and few clips failed."""
         right = self.low > 0 if self.strength > 0 else self.high < 0
         return bool(right and self.failed <= MOST_FAILED)
 
     @property
     def claimable(self) -> bool:
-        """Whether the direction, and not just any push, moved it: `towards`, beyond enough random directions."""
+        """Whether this direction, and not just any direction, moved it: `towards`, and beyond random directions."""
         return bool(self.towards and self.n_random >= FEWEST_CONTROLS and self.p_random <= LEVEL)
 
     def as_dict(self) -> dict[str, Any]:
@@ -81,9 +81,9 @@ def conditions(
     first_draw: int = 0,
     doses: Sequence[float] = (0.5, 1.0),
 ) -> list[Condition]:
-    """Everything test clips are put through; see the module's docstring.
+    """All conditions of the test clips; see the module's docstring.
 
-    Strengths are `doses` times the chosen one, with both signs; controls are draws `first_draw`, `first_draw` + 1, ...
+    Strengths are `doses` times the chosen one, with both signs; controls use seeds `first_draw`, `first_draw` + 1, ...
     """
     shares = sorted({sign * dose for dose in doses for sign in (-1, 1)})
     listed = [Condition(BASELINE, labels=_labels(BASELINE))]
@@ -115,7 +115,7 @@ def conditions(
 
 
 def outcomes(response: pd.DataFrame, poles: Sequence[str], choice: Choice) -> tuple[Outcome, Outcome]:
-    """What steering did towards the positive and towards the negative pole.
+    """The outcomes of steering towards the positive and the negative pole.
 
     `response` is `sweep.effects` of the concept's measure over `conditions`.
     """
@@ -153,9 +153,9 @@ def monotonicity(response: pd.DataFrame) -> Monotonicity:
 
 
 def cross_effects(table: pd.DataFrame, n_bootstrap: int = 1000, measures: Sequence[str] = CROSSED) -> pd.DataFrame:
-    """What else the chosen steering changed: one row per measure and strength with `effect`, `low`, `high`.
+    """The effect of the chosen steering on every measure: one row per measure and strength, `effect`, `low`, `high`.
 
-    Effects are ratios, but for loudness, whose change is in dB (`unit`).
+    Effects are ratios, except for loudness, whose change is in dB (`unit`).
     """
     mine = table[table["kind"].isin([BASELINE, "steered"])]
     frames = []

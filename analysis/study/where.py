@@ -1,6 +1,6 @@
-"""Where a study looks before it steers: a few matched pairs of prompts, patched block by block.
+"""Patch a few matched pairs of prompts block by block, to show where a concept acts before anything is steered.
 
-`find` makes it; `write` and `read` keep it. Nothing is chosen from it: that is `analysis.placement`'s matter.
+`find` computes the grids; `write` and `read` store them. The place to steer is chosen by `analysis.placement` instead.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _SHAPE = {
 
 @dataclass(frozen=True, eq=False)
 class Where:
-    """Grids of patches of the same pairs.
+    """Patching grids over the same pairs.
 
     Attributes:
-        windows: the stream patched block by block and window by window.
-        components: what each part of a block adds, patched over the whole clip.
-        reason: why some of them are missing, if they are.
+        windows: the residual stream, patched block by block and time window by time window.
+        components: the output of each component of a block, patched over the whole clip.
+        reason: why a grid is missing, if one is.
 
-    It does not show where the concept is computed: see what a `PatchingResult` does not show.
+    It does not show where the concept is computed: see the caveats of `PatchingResult`.
     """
 
     windows: PatchingResult | None = None
@@ -57,7 +57,7 @@ class Where:
 
 
 def find(lens: AudioLens, sets: PromptSet, asked: Mapping[str, Any]) -> Where:
-    """Patch matched pairs; `asked` are arguments of `patching.pairs`."""
+    """Patch matched pairs; `asked` holds arguments of `patching.pairs`."""
     found: dict[str, Any] = {}
     try:
         pairs = patching.pairs(lens, sets, **asked)
@@ -70,11 +70,11 @@ def find(lens: AudioLens, sets: PromptSet, asked: Mapping[str, Any]) -> Where:
 
 
 def evidence(directions: Directions, found: Where | None, placement: Placement | None) -> LayerAttribution:
-    """What there is over blocks, in one figure's worth: the placement's evidence, or else what was patched."""
+    """The evidence per block for one figure: the placement's, or else from patching."""
     given: dict[str, Any] = {"norm": directions}
-    units = {"told apart": "held-out AUC"}
+    units = {"separation": "held-out AUC"}
     if directions.evidence is not None:
-        given["told apart"] = pd.Series(directions.evidence.auc.numpy(), index=list(directions.layers))
+        given["separation"] = pd.Series(directions.evidence.auc.numpy(), index=list(directions.layers))
     if placement is not None:
         given |= {one.name: one for one in placement.evidence.evidence}
     elif found is not None and found.components is not None:
@@ -88,7 +88,7 @@ def evidence(directions: Directions, found: Where | None, placement: Placement |
 
 
 def write(found: Where, folder: Path) -> None:
-    """As safetensors and JSON."""
+    """Write the grids as safetensors and JSON."""
     facts: dict[str, Any] = {"reason": found.reason}
     for name in _GRIDS:
         grid: PatchingResult | None = getattr(found, name)
@@ -100,7 +100,7 @@ def write(found: Where, folder: Path) -> None:
 
 
 def read(folder: Path) -> Where:
-    """What `write` wrote."""
+    """Read what `write` wrote."""
     facts = read_object(folder / "facts.json")
     refuse_other(folder / "facts.json", facts, {"reason": str, **{f"{name}?": _SHAPE for name in _GRIDS}})
     grids: dict[str, Any] = {}

@@ -1,8 +1,8 @@
-"""Batches: the finished parts of a sweep in its folder, each under hashes, and the whole table that they make.
+"""Store the finished batches of a sweep in its folder, protected by hashes, and the table that they add up to.
 
-A batch is a Parquet of its rows, a file of its codes and perhaps sounds. Its Parquet, written last, says which batch of
-which plan it is and holds the hash of every other file of it and of its own bytes: a file that changed, or that belongs
-to another batch or another sweep, is noticed when it is read. `ledger` opens the folder.
+A batch is a Parquet file of its rows, a file of its codes and, if asked for, sound files. The Parquet file is written
+last. It identifies the batch and the plan, and holds the hash of every other file of the batch and of its own bytes: a
+file that changed, or belongs to another batch or sweep, is detected when it is read. `ledger` opens the folder.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Batches:
     """The batches of one plan in a folder.
 
     Attributes:
-        folder: where they are.
-        sizes: rows of each batch of the plan.
-        plan: the plan's hash; `None` in folders of the format before, whose files hold no hashes.
-        threads: that the plan was begun with.
+        folder: the sweep's folder.
+        sizes: number of rows of each batch of the plan.
+        plan: the plan's hash; `None` in folders of the previous format, whose files hold no hashes.
+        threads: number of torch threads that the sweep was started with.
     """
 
     folder: Path
@@ -57,20 +57,20 @@ class Batches:
 
     @property
     def done(self) -> frozenset[int]:
-        """The numbers of the batches that are there."""
+        """The numbers of the finished batches."""
         return finished(self.folder) & frozenset(range(len(self.sizes)))
 
     def keep(
         self, batch: int, rows: pd.DataFrame, codes: np.ndarray, sounds: Mapping[str, bytes], schema: pa.Schema
     ) -> list[Path]:
-        """Add a finished batch: its rows, its codes "row codebook frame", and files of sound by name; all its files."""
+        """Write a finished batch: its rows, codes "row codebook frame" and sound files by name. Return its files."""
         files = {f"{SOUND}/{name}": content for name, content in sounds.items()}
         files[_codes_file(batch)] = save({"codes": small(codes)})
         for name, content in files.items():
             put(self.folder / name, content)
         told = {"batch": batch, "plan": self.plan, "threads": self.threads}
         held = {name: digest(content) for name, content in files.items()}
-        # Last: with it the batch is there.
+        # Written last: it marks the batch as finished.
         put(self.folder / _rows_file(batch), _parquet(rows, schema, {**told, "files": held}))
         return [self.folder / name for name in (*files, _rows_file(batch))]
 
@@ -78,7 +78,7 @@ class Batches:
         """The rows of a finished batch.
 
         Raises:
-            DamagedError: if they are not what was written.
+            DamagedError: if the file is damaged.
         """
         return self._opened(batch)[0]
 
@@ -86,7 +86,7 @@ class Batches:
         """The codes of a finished batch: row codebook frame.
 
         Raises:
-            DamagedError: if they are not what was written.
+            DamagedError: if the file is damaged.
         """
         path = self.folder / _codes_file(batch)
         try:
@@ -98,10 +98,10 @@ class Batches:
         return found.astype(np.int64)
 
     def sound(self, file: str) -> bytes:
-        """The bytes of a row's file of sound, under the name that the table gives it.
+        """The bytes of a row's sound file, by its name in the table.
 
         Raises:
-            DamagedError: if they are not what was written.
+            DamagedError: if the file is damaged.
         """
         sounds, _, name = file.partition("/")
         if sounds != SOUND or not is_name(name):
@@ -116,13 +116,13 @@ class Batches:
         """Read every file of a finished batch.
 
         Raises:
-            DamagedError: naming the first that is gone or not what was written.
+            DamagedError: naming the first file that is missing or damaged.
         """
         if self.plan is not None:
             check_files(self.folder, self._opened(batch)[1].get("files"))
 
     def drop_damaged(self) -> None:
-        """Remove the finished batches that are not what was written, with a warning each; they are made again."""
+        """Remove damaged batches, with a warning each, so that they are made again."""
         for batch in sorted(self.done):
             try:
                 self.check(batch)
@@ -132,11 +132,11 @@ class Batches:
                     (self.folder / name).unlink(missing_ok=True)
 
     def table(self) -> tuple[pd.DataFrame, tuple[int, ...]]:
-        """The rows of the folder and the numbers of their batches: of all, or of the finished ones while it is begun.
+        """The rows of all finished batches, and the numbers of these batches.
 
         Raises:
             InputError: if no batch is finished yet.
-            DamagedError: if the table, and what would make it again, are not what was written.
+            DamagedError: if the table is damaged and cannot be rebuilt from the batches.
         """
         everything = tuple(range(len(self.sizes)))
         damage = None
@@ -153,16 +153,16 @@ class Batches:
         return pd.concat([self.rows(batch) for batch in done], ignore_index=True), done
 
     def close(self, schema: pa.Schema) -> None:
-        """Write the whole table, unless it is there and whole.
+        """Write the whole table, unless it is already complete.
 
         Raises:
-            StoppedError: if a batch that was finished is gone: a table of fewer rows is never written.
+            StoppedError: if a finished batch is missing: an incomplete table is never written.
         """
         lost = sorted(frozenset(range(len(self.sizes))) - self.done)
         if lost:
             raise StoppedError(
                 f"{self.folder / _rows_file(lost[0])} is gone, and {len(lost) - 1} more: something removed finished "
-                "batches. Run the same again to make them again."
+                "batches. Run the same sweep again to restore them."
             )
         with suppress(DamagedError):
             self._whole_table()
@@ -173,16 +173,16 @@ class Batches:
     def _whole_table(self) -> pd.DataFrame:
         rows, told = _read(self.folder / TABLE, sealed=self.plan is not None, rows=sum(self.sizes))
         if self.plan is not None and told.get("plan") != self.plan:
-            raise _damaged(self.folder / TABLE, "it is the table of another sweep")
+            raise _damaged(self.folder / TABLE, "it belongs to another sweep")
         return rows
 
     def _opened(self, batch: int) -> tuple[pd.DataFrame, dict[str, Any]]:
         path = self.folder / _rows_file(batch)
         rows, told = _read(path, sealed=self.plan is not None, rows=self.sizes[batch])
         if self.plan is not None and (told.get("plan"), told.get("batch")) != (self.plan, batch):
-            raise _damaged(path, "it is of another batch or another sweep")
+            raise _damaged(path, "it belongs to another batch or sweep")
         if self.plan is not None and not (are_threads(told.get("threads")) and _are_files(told.get("files"))):
-            raise _damaged(path, "it does not say what belongs to it")
+            raise _damaged(path, "it does not list its files")
         return rows, told
 
     def _content(self, batch: int, name: str) -> bytes:
@@ -198,16 +198,16 @@ class Batches:
             raise DamagedError(f"{error} {_REMEDY}") from None
 
 
-_REMEDY = "Sweep the same again: it is made again."
+_REMEDY = "Run the same sweep again to restore it."
 
 
 def finished(folder: Path) -> frozenset[int]:
-    """The numbers of the batches that are there."""
+    """The numbers of the finished batches."""
     return frozenset(int(path.stem) for path in (folder / BATCHES).glob("*.parquet") if path.stem.isdigit())
 
 
 def plans_of(folder: Path) -> dict[str, int]:
-    """The hashes of the plans that the whole batches of a folder were made by, with the threads of each."""
+    """The plan hashes found in a folder's intact batches, with the number of threads of each."""
     found: dict[str, int] = {}
     for batch in sorted(finished(folder)):
         with suppress(DamagedError):
@@ -218,7 +218,7 @@ def plans_of(folder: Path) -> dict[str, int]:
 
 
 def small(codes: np.ndarray) -> np.ndarray:
-    """Codes in as few bytes as hold them."""
+    """The codes in the smallest integer type that holds them."""
     return np.ascontiguousarray(codes, dtype=np.int16 if codes.max(initial=0) < 2**15 else np.int32)
 
 
@@ -239,7 +239,7 @@ def _parquet(rows: pd.DataFrame, schema: pa.Schema, told: Mapping[str, Any]) -> 
 
 
 def _read(path: Path, *, sealed: bool, rows: int | None = None) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The rows of a file, so many if that is known, and what it says of itself."""
+    """The rows of a Parquet file (`rows` of them, if known), and the metadata that identify it."""
     try:
         content = content_of(path)
         if sealed:

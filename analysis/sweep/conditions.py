@@ -1,8 +1,8 @@
-"""Conditions: what is done to which clips, and how their rows are packed into full batches.
+"""Define the conditions of a sweep, and pack their rows into full batches.
 
 A clip is a (prompt, seed) pair; a condition is what is done to it. Every condition is applied to the same clips, so
-rows pair up by prompt and seed. One batch carries rows of many conditions: the vectors they add are merged into one
-vector per row and block. Called by `sweep`, which plays them.
+that rows pair up by prompt and seed. A batch holds rows of many conditions: the vectors that they add are merged into
+one vector per row and block. Called by `sweep.play`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BASELINE = "baseline"
 _BLOCK = {hook: tap for family in FAMILIES for hook, tap in family.block_taps.items()}
 _WHOLE = {hook: tap for family in FAMILIES for hook, tap in family.model_taps.items()}
 Clip = tuple[str, int]
-"""A prompt and the seed it is drawn with."""
+"""A prompt and the seed that it is sampled with."""
 
 
 @guarded
@@ -38,11 +38,11 @@ class Condition:
     """What is done to every clip.
 
     Attributes:
-        name: unique in a sweep; "baseline" is the clips as they are.
+        name: unique in a sweep; "baseline" is the clips without any change.
         interventions: applied to each row of the condition.
-        ask: what is asked instead of a clip's prompt (same seed); `None` asks the prompt itself.
+        ask: maps a clip's prompt to the prompt used instead, with the same seed; `None` uses the clip's own.
         labels: further columns of the condition's rows: strategy, layer, strength, ...
-        reseed: added to the seed that a clip is drawn with; its rows keep the seed by which they pair up.
+        reseed: added to the clip's seed when sampling; the rows keep the clip's seed for pairing.
     """
 
     name: str
@@ -57,20 +57,20 @@ class Condition:
             if intervention.rows is not None or torch.as_tensor(intervention.strength, device="cpu").ndim:
                 raise InputError(
                     f"condition {self.name!r}: an intervention names rows or has a strength per row; "
-                    "a condition holds for all its rows, so give one strength and no rows."
+                    "a condition applies to all its rows, so give one strength and no rows."
                 )
 
     def asked(self, prompt: str) -> str:
-        """What the model reads where a clip's prompt is `prompt`."""
+        """The text that the model reads for a clip with this prompt."""
         return prompt if self.ask is None else self.ask(prompt)
 
 
 @guarded
 @dataclass(frozen=True)
 class Plan:
-    """Which rows a sweep generates, in which batches: a function of its arguments alone.
+    """The rows that a sweep generates and their batches; it depends on nothing but its arguments.
 
-    Baselines come first, for every other row is measured beside its own.
+    Baselines come first, because every other row is compared with its own baseline.
     """
 
     conditions: tuple[Condition, ...]
@@ -79,8 +79,8 @@ class Plan:
 
     @cached_property
     def batches(self) -> list[list[tuple[Condition, int]]]:
-        """Each batch's rows: a condition, and the number of a clip. Sizes are equal (within one), none above
-        `batch_size`; the baselines have batches of their own."""
+        """Each batch's rows as (condition, clip number). Sizes differ by at most one and never exceed `batch_size`;
+        the baselines have their own batches."""
         first = [condition for condition in self.conditions if condition.name == BASELINE]
         others = [condition for condition in self.conditions if condition.name != BASELINE]
         packed = []
@@ -92,12 +92,12 @@ class Plan:
 
     @cached_property
     def starts(self) -> list[int]:
-        """The number of each batch's first row."""
+        """The row number of each batch's first row."""
         return np.cumsum([0, *(len(batch) for batch in self.batches)])[:-1].tolist()
 
     @property
     def labels(self) -> pd.DataFrame:
-        """What each row is, in the order of the batches: its condition and that one's labels, prompt, asked, seed."""
+        """One row per generated clip, in batch order: condition and its labels, `prompt`, `asked`, `seed`."""
         rows = []
         for condition, clip in (row for batch in self.batches for row in batch):
             prompt, seed = self.clips[clip]
@@ -106,7 +106,7 @@ class Plan:
         return pd.DataFrame(rows)
 
     def asked(self) -> list[str]:
-        """Every text that is asked for, once."""
+        """Every distinct text that the model reads."""
         texts = (condition.asked(prompt) for condition in self.conditions for prompt, _ in self.clips)
         return list(dict.fromkeys(texts))
 
@@ -116,7 +116,7 @@ class Plan:
 
 @guarded
 def clips(prompts: Sequence[str], seeds_per_prompt: int, first_seed: int = 0) -> list[Clip]:
-    """Each prompt with its own seeds, no seed used twice, so that prompts are independent."""
+    """Pair each prompt with its own seeds; no seed is used twice, so that prompts are independent."""
     prompts = in_order("prompts", prompts, "prompts")
     if not prompts or checked_count("seeds", seeds_per_prompt, 0) < 1:
         raise InputError(f"{len(prompts)} prompts x {seeds_per_prompt} seeds: expected at least one of each.")
@@ -126,11 +126,11 @@ def clips(prompts: Sequence[str], seeds_per_prompt: int, first_seed: int = 0) ->
 
 @guarded
 def packed(conditions: Sequence[Condition], clips: Sequence[Clip], batch_size: int = 64) -> Plan:
-    """Check and order what is played before it is.
+    """Check conditions and clips, and pack them into a plan.
 
     Raises:
-        InputError: for doubled names or clips, no baseline, or nothing to do.
-        InputTypeError: for conditions or clips without an order, as in a set.
+        InputError: for duplicate names or clips, a missing baseline, or no clips.
+        InputTypeError: for conditions or clips without an order, such as a set.
     """
     conditions = in_order("conditions", conditions, "conditions")
     clips = in_order("clips", clips, "(prompt, seed) pairs")
@@ -147,10 +147,10 @@ def packed(conditions: Sequence[Condition], clips: Sequence[Clip], batch_size: i
 
 @guarded
 def merge(conditions: Sequence[Condition], n_layers: int) -> Iterator[Intervention]:
-    """The interventions of a batch whose row i is under `conditions[i]`.
+    """The interventions of a batch whose row i belongs to `conditions[i]`.
 
-    Conditions of plain additions alone share one addition per place, with a vector per row, which costs a decoder
-    step the same however many conditions a batch holds. The others keep their steps, in their order.
+    Conditions that only add plain vectors are merged into one addition per site and layer, with one vector per row, so
+    that a decoder step costs the same for any number of conditions. Other conditions keep their interventions.
     """
     added: dict[tuple[Site, Branch, Span | None, bool], dict[int, torch.Tensor]] = {}
     others: dict[str, list[int]] = {}
@@ -167,7 +167,7 @@ def merge(conditions: Sequence[Condition], n_layers: int) -> Iterator[Interventi
     for (place, branch, seconds, prefix), rows in added.items():
         vectors = torch.stack(list(rows.values()))
         if len((_WHOLE if place.layer is None else _BLOCK)[place.hook].form.axes) > 3:
-            # A step holds several vectors there, one a head or a codebook: a row's is the same for all of them.
+            # A step holds one vector per head or codebook there: a row adds the same vector to all of them.
             vectors = vectors[:, None]
         yield Add(vectors, rows=list(rows), site=place.name, branch=branch, seconds=seconds, prefix=prefix)
     for rows_here in others.values():

@@ -1,7 +1,7 @@
-"""Dose: the effect of a direction against its strength, per sign, beside controls and words; and what else it changed.
+"""Dose-response: the effect of a direction against its strength, with controls, prompted clips and cross-effects.
 
-On the effects of a sweep's conditions (`response.effects`), whose labels say kind, concept, place and strength. A
-measure is taken to rise towards a concept's positive pole.
+Works on the effects of a sweep's conditions (`response.effects`), whose labels hold kind, concept, place and strength.
+The measure is assumed to rise towards the concept's positive pole.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class DoseResponse:
     """Effect against strength at every place of a sweep.
 
     Attributes:
-        concept, measured: what was steered, and the measure it is heard by.
-        table: one row per condition: its labels, `effect`, `low`, `high`, `median`, `failed`, what else was lost where
-            it was measured (`drift`, distances), and for steered ones `p_random`, `p_shuffled` (rank among controls at
-            that place and strength, towards the strength's own pole; NaN without), `n_random`, `n_shuffled`, and
-            `p_corrected`: `p_random` for having looked at several layers (Holm, over the layers of one strategy,
-            branch and strength).
+        concept, measured: the concept that was steered, and the measure of its effect.
+        table: one row per condition: its labels, `effect`, `low`, `high`, `median`, `failed`, further losses if
+            measured (`drift`, distances), and for steered conditions `p_random`, `p_shuffled` (rank p among controls at
+            the same place and strength, towards the pole of the strength's sign; NaN without controls), `n_random`,
+            `n_shuffled`, and `p_corrected`: `p_random` corrected for testing several layers (Holm, over the layers of
+            one strategy, branch and strength).
         monotonicity: one row per place: Spearman's `rho` of the median with strength, `p`, `n` strengths.
 
-    It does not show which layer is best: the widest of many places on these clips is flattered by the choice. Choose
-    here, and report on other prompts. With fewer than 19 controls no p can be .05.
+    It does not show which layer is best: the widest of many places on these clips is a selected, optimistic estimate.
+    Choose here, and report on other prompts. With fewer than 19 controls no p can reach .05.
     """
 
     concept: str
@@ -54,12 +54,12 @@ class DoseResponse:
 
     @property
     def poles(self) -> tuple[str, str]:
-        """The names of the positive and the negative pole, where words were asked."""
+        """The names of the positive and the negative pole, if the sweep has prompted clips."""
         named = self.table.loc[self.table["kind"] == "prompted", "pole"].tolist()
         return (named[0], named[1]) if len(named) == 2 else ("positive", "negative")
 
     def widest(self, **where: Any) -> pd.DataFrame:
-        """The steered rows of the place with the widest span between its signs, failed strengths left out."""
+        """The steered rows of the place with the widest span between signs, without strengths that fail too often."""
         return widest(self.steered, self.measured, **where)
 
     def to_frame(self) -> pd.DataFrame:
@@ -67,7 +67,7 @@ class DoseResponse:
 
     @drawable
     def plot(self) -> Any:
-        """The widest place of each strategy with its controls, and the words (matplotlib figure)."""
+        """The widest place of each strategy with its controls and the prompted clips (matplotlib figure)."""
         from analysis.figures import plots
         from analysis.sweep.plots import in_units
 
@@ -105,11 +105,11 @@ class DoseResponse:
 @guarded
 @dataclass(frozen=True, eq=False)
 class CrossEffects:
-    """What steering along one concept did to every measure, at one place.
+    """The effect of steering along one concept on every measure, at one place.
 
-    `table` has one row per measure and strength: `effect`, `low`, `high`, `unit` ("ratio", or that of a difference),
-    `failed`. It does not show that an effect is the direction's own: a push may move any measure (see the controls of
-    `DoseResponse`), and with several measures some intervals leave out zero by chance.
+    `table` has one row per measure and strength: `effect`, `low`, `high`, `unit` ("ratio", or the unit of the
+    difference), `failed`. It does not show that an effect is specific to the direction: any added vector may move a
+    measure (see the controls of `DoseResponse`), and with several measures some intervals exclude zero by chance.
     """
 
     concept: str
@@ -121,7 +121,7 @@ class CrossEffects:
 
     @drawable
     def plot(self) -> Any:
-        """Change of every measure (matplotlib figure); differences, such as loudness, have a panel of their own."""
+        """Change of every measure (matplotlib figure); differences, such as loudness, have their own panel."""
         from analysis.sweep import plots
 
         return plots.cross_effects(self.table)
@@ -140,7 +140,7 @@ class CrossEffects:
 
 
 def dose_response(effects: pd.DataFrame, concept: str, measured: str) -> DoseResponse:
-    """Rank, correct and correlate the effects of one concept's conditions.
+    """Compute ranks, corrected p-values and monotonicity for the conditions of one concept.
 
     Raises:
         InputError: if the concept was not steered.
@@ -149,7 +149,7 @@ def dose_response(effects: pd.DataFrame, concept: str, measured: str) -> DoseRes
     steered = mine["kind"] == "steered"
     if not steered.any():
         known = effects.loc[effects["kind"] == "steered", "concept"].unique()
-        raise InputError(f"{concept!r} was not steered; there are: {', '.join(map(str, known))}.")
+        raise InputError(f"{concept!r} was not steered. Steered concepts: {', '.join(map(str, known))}.")
     at = mine.groupby([*PLACE, "strength"], dropna=False).ngroup()
     columns: dict[str, list[float]] = {}
     for kind in CONTROLS:
@@ -175,7 +175,7 @@ def dose_response(effects: pd.DataFrame, concept: str, measured: str) -> DoseRes
 
 
 def widest(steered: pd.DataFrame, measured: str, **where: Any) -> pd.DataFrame:
-    """The rows, by strength, of the place whose signs lie furthest apart, strengths that fail too often left out."""
+    """The rows, sorted by strength, of the place with the widest span between signs, without strengths that fail."""
     groups = [group for _, group in steered[at_place(steered, where)].groupby(list(PLACE), dropna=False, sort=False)]
     if not groups:
         raise InputError(f"nothing was steered at {where}.")
@@ -183,7 +183,7 @@ def widest(steered: pd.DataFrame, measured: str, **where: Any) -> pd.DataFrame:
 
 
 def change(value: float, measured: str) -> str:
-    """An effect with its unit: a signed share, or a signed difference."""
+    """An effect with its unit: a signed percentage, or a signed difference."""
     if not np.isfinite(value):
         return "none measured"
     return f"{value:+.0%}" if is_ratio(measured) else f"{value:+.2g} {unit_of_change(measured)}".strip()
@@ -198,12 +198,12 @@ def _span(group: pd.DataFrame, measured: str) -> float:
 
 
 def place_of(row: Any) -> dict[str, Any]:
-    """The labels of a row that say where a direction is added."""
+    """The labels of a row that identify where a direction is added."""
     return {name: row[name] for name in PLACE}
 
 
 def at_place(table: pd.DataFrame, place: Mapping[str, Any]) -> pd.Series:
-    """Which rows are at a place; what it leaves open (NaN, None) must be open there too."""
+    """Mask of the rows at a place; labels that are missing in `place` (NaN, None) must be missing in the row too."""
     chosen = pd.Series(True, index=table.index)
     for name, value in place.items():
         if name not in PLACE or not isinstance(value, str | int | float | np.number | tuple | None):

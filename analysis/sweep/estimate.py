@@ -1,4 +1,4 @@
-"""Estimate: a factorial with its clips, checked and packed before it starts, and what it will take."""
+"""Check and pack a factorial sweep before it starts, and estimate its time and disk space."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 @guarded
 @dataclass(frozen=True)
 class Estimate:
-    """What a sweep will do and take, before it starts.
+    """What a sweep will do, and the time and disk space that it will take.
 
     Attributes:
         plan: its rows and batches.
-        seconds: of each clip.
-        speed: clips a second, measured on this machine with one short batch; NaN if it was not.
-        finished: rows that are there already.
-        n_bytes: on disk, about; 0 without a folder.
+        seconds: length of each clip.
+        speed: clips per second, measured on this machine with one short batch; NaN if not measured.
+        finished: number of rows that are already finished.
+        n_bytes: approximate size on disk; 0 without a folder.
     """
 
     plan: Plan
@@ -45,7 +45,7 @@ class Estimate:
 
     @property
     def expected_seconds(self) -> float:
-        """How long what is left will take."""
+        """Time for the remaining clips."""
         return (len(self.plan) - self.finished) / self.speed
 
     def __repr__(self) -> str:
@@ -60,9 +60,9 @@ class Estimate:
             f"{len(self.plan.clips)} clips, in {len(sizes)} batches of {min(sizes)} to {max(sizes)}"
         ]
         if self.finished:
-            lines.append(f"{self.finished} of them are there already")
+            lines.append(f"{self.finished} of them are already finished")
         if math.isfinite(self.speed):
-            lines.append(f"about {_spoken(self.expected_seconds)} at {self.speed:.2g} clips a second here")
+            lines.append(f"about {_spoken(self.expected_seconds)} at {self.speed:.2g} clips per second on this machine")
         if self.n_bytes:
             lines.append(f"about {self.n_bytes / 1e6:.3g} MB on disk")
         return "; ".join(lines)
@@ -70,7 +70,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A factorial with its clips, checked and packed."""
+    """A factorial sweep with its clips, checked and packed."""
 
     plan: Plan
     seconds: float
@@ -98,7 +98,7 @@ class Prepared:
         if prompts is None:
             neutral = next((one.development for one in words.values() if one.development), ())
             if not neutral:
-                raise InputError(f"no neutral prompts are known for {', '.join(own)}: give prompts=[...].")
+                raise InputError(f"there are no neutral prompts for {', '.join(own)}: give prompts=[...].")
             prompts = neutral
         names = {entry.name for entry in fields(Factors)}
         factors = Factors(**{name: value for name, value in asked.items() if name in names})

@@ -1,9 +1,9 @@
-"""Sweep: strengths x strategies x layers x branches x concepts x prompts x seeds, one table row per clip.
+"""Run a sweep: strengths x strategies x layers x branches x concepts x prompts x seeds, one table row per clip.
 
-`run` crosses the factors and plays them; `play` is the level below, for any conditions. Every condition is applied to
-the same clips, so rows pair up by prompt and seed, and each is measured beside its unsteered baseline. With `out=`
-finished batches are kept in a folder (`ledger.py`): stopped at any moment, the same call goes on and ends with
-the same table, bit for bit.
+`run` crosses the factors; `play` is the level below and takes any conditions. Every condition is applied to the same
+clips, so that rows pair up by prompt and seed, and each is compared with its unsteered baseline. With `out=`, finished
+batches are kept in a folder (`ledger.py`): after a stop at any moment, the same call resumes and ends with the same
+table, bit for bit.
 """
 
 from __future__ import annotations
@@ -52,10 +52,12 @@ _SETTINGS = ("seconds", "guidance_scale", "temperature", "top_k", "batch_size")
 @guarded
 @named_once
 def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) -> Estimate:
-    """What `run` with these arguments would do and take; nothing is written. `timed` measures this machine's speed.
+    """Estimate what `run` with these arguments would do and take, without writing anything.
+
+    With `timed`, one short batch measures this machine's speed.
 
     Raises:
-        InputError: as `run`, also for a folder of another sweep.
+        InputError: as `run`, including for a folder that holds another sweep.
     """
     checked_flags(timed=timed)
     check_sound(asked.get("sound"), asked.get("out"))
@@ -104,39 +106,40 @@ def run(
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
 ) -> SweepResult:
-    """Steer along directions in every combination asked for, and measure every clip.
+    """Steer along directions in every combination of the factors, and measure every clip.
 
-    Everything is crossed: concepts x strategies x layers x branches x strengths, on the same clips, with the unsteered
-    baseline, the baseline drawn again with other seeds, control directions at the same places and strengths, and the
-    same seeds asked in the poles' words.
+    Crosses concepts x strategies x layers x branches x strengths on the same clips. Adds the unsteered baseline, the
+    baseline with other seeds, control directions at the same places and strengths, and the same seeds with prompts that
+    ask for the poles in words.
 
     Args:
-        directions: one concept's, or several; each is called by its label, or by its key in a mapping.
-        strengths: coefficients of the directions, of either sign; 0 is the baseline and is always there.
-        strategies, unit: as `al.steer` takes them; "one-to-band" needs `band`.
-        layers: whose vectors, in the one-to strategies (default: every layer that was read).
-        branches: the halves of the guidance that are steered; strengths compare only within one.
+        directions: of one or several concepts; each is named by its label, or by its key in a mapping.
+        strengths: coefficients of the directions, of either sign; 0 is the baseline and is always included.
+        strategies, unit: as in `al.steer`; "one-to-band" needs `band`.
+        layers: layers whose vectors the one-to strategies use (default: every layer that was read).
+        branches: the guidance halves to steer; strengths are comparable only within one.
         prompts: neutral prompts (default: the development prompts of the first concept's set). Choose on these, and
             report on others.
-        seeds: how many each prompt has, of its own; or the seeds, which then every prompt has.
-        sets: prompt sets by concept, for the poles' words (default: the bundled ones of these names).
-        n_random, n_shuffled: control directions; 19 can reach p = .05. Shuffled ones need `keep_samples=True`.
-        control_strengths: at which of the strengths there are controls (default: all).
-        opposed: also steer against prompts that ask for the other pole, at the same strengths as controls.
+        seeds: number of seeds per prompt, different for each prompt; or a list of seeds that every prompt uses.
+        sets: prompt sets by concept, for the poles' words (default: the bundled sets with these names).
+        n_random, n_shuffled: numbers of control directions; 19 can reach p = .05. Shuffled ones need
+            `keep_samples=True`.
+        control_strengths: the strengths at which controls are run (default: all).
+        opposed: also steer against prompts that ask for the other pole, at the strengths of the controls.
         seconds, guidance_scale, temperature, top_k: as in `lens.generate`.
-        measures: names out of `audiolens.measure.MEASURES`, or `EXTRA_MEASURES`.
+        measures: names from `audiolens.measure.MEASURES` or `EXTRA_MEASURES`.
         also: further columns; see `play`.
-        batch_size: most rows of a batch.
-        out: a folder that keeps finished batches: the same call goes on where it was stopped, and ends with the same
-            table. `None` keeps nothing on disk.
-        sound: write each clip's sound into the folder too.
+        batch_size: maximum number of rows per batch.
+        out: a folder for finished batches: after a stop, the same call resumes and ends with the same table. `None`
+            writes nothing to disk.
+        sound: also write each clip's sound to the folder.
         n_jobs: as in `play`.
-        progress: show a bar.
-        tell: is told the plan before the start, which takes one short batch to time.
+        progress: show a progress bar.
+        tell: called with the plan before the start; timing it takes one short batch.
 
     Raises:
-        InputError: (or a subclass) before the model runs, for anything out of range, or a folder of another sweep.
-        StoppedError: for a disk that is full or a process that died; finished batches are kept.
+        InputError: (or a subclass) before the model runs, for values out of range or a folder with another sweep.
+        StoppedError: if the disk is full or a worker process died; finished batches are kept.
     """
     checked_flags(opposed=opposed, progress=progress)
     prepared = Prepared.of(
@@ -179,17 +182,18 @@ def play(
 
     Args:
         lens: the model.
-        conditions: one of them "baseline".
+        conditions: must include one named "baseline".
         clips: (prompt, seed) pairs, the same for all conditions.
         seconds, guidance_scale, temperature, top_k: as in `lens.generate`.
-        measures: names out of `audiolens.measure.MEASURES`, or `EXTRA_MEASURES`.
-        also: further columns by name: functions of (lens, generated clips) that give one number a row. They run beside
-            the generation, in this process. A column `nats` (nats a code under the unsteered model) is drift's.
-        batch_size: most rows of a batch. The rows of each batch follow from the arguments alone.
-        n_jobs: processes that decode and measure while the next batches are generated; 0 is none, `None` half the
+        measures: names from `audiolens.measure.MEASURES` or `EXTRA_MEASURES`.
+        also: further columns by name: functions of (lens, generated clips) that return one number per row. They run in
+            this process. A column `nats` (nats per code under the unsteered model) is used for `drift`.
+        batch_size: maximum number of rows per batch. The rows of each batch depend on the arguments alone.
+        n_jobs: processes that decode and measure while the next batches are generated; 0 means none, `None` half the
             cores. The table does not depend on it.
-        listener: one that is already there, for several sweeps; it then says what is measured, and by whom.
-        keep_audio: which rows' sound the result keeps (default: none) or, with `sound`, the folder (default: all).
+        listener: an open listener to share between sweeps; it then sets the measures and the processes.
+        keep_audio: selects the rows whose sound is kept in the result (default: none) or, with `sound`, in the folder
+            (default: all).
         out, sound: as in `run`.
         progress: the label of a progress bar; `None` shows none.
     """
@@ -206,7 +210,7 @@ def play(
 
     @contextmanager
     def hearing() -> Iterator[Listener]:
-        # Not before the folder is known to be free: workers take seconds to start.
+        # Only once the folder is known to be usable: workers take seconds to start.
         with nullcontext(listener) if listener is not None else Listener(lens, measures, n_jobs) as ear:
             yield ear
 
@@ -235,7 +239,7 @@ def play(
 
 
 def _settings(seconds: Any, guidance_scale: Any, temperature: Any, top_k: Any, batch_size: Any) -> dict[str, Any]:
-    """Settings as Python's own numbers, so that a folder says the same of them whatever library they came from."""
+    """Settings as plain Python numbers, so that a folder stores the same values regardless of the caller's types."""
     drawn = checked_settings(guidance_scale, temperature, top_k)
     return dict(zip(_SETTINGS, (checked_amount("seconds", seconds), *drawn, whole_batch_size(batch_size)), strict=True))
 
@@ -248,7 +252,7 @@ def _facts(
     also: Also | None,
     sound: Sound | None,
 ) -> dict[str, Any]:
-    """What the folder of a sweep says of it."""
+    """The facts that a sweep's folder states in its plan."""
     further = {"measures": list(names), "also": sorted(also or ()), "sound": sound}
     return ledgers.facts_of(
         lens,
@@ -264,12 +268,12 @@ def _facts(
 
 @guarded
 def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
-    """A sweep that was written with `out=`, also while it is being written: then the batches that are finished.
+    """Load a sweep that was written with `out=`; if it is unfinished, the batches finished so far.
 
     Raises:
-        InputError: if there is no sweep, none of its batches is finished yet, or it is of another version.
-        DamagedError: (an InputError) if it is not what was written, naming the file; codes and sound are compared when
-            they are asked for.
+        InputError: if there is no sweep, none of its batches is finished yet, or it has another version's format.
+        DamagedError: (an InputError) if a file is damaged, naming it; codes and sound are checked when they are
+            requested.
     """
     place = as_path(folder)
     if place.is_dir():
@@ -298,9 +302,9 @@ def _names(measures: Sequence[str], also: Mapping[str, Any]) -> tuple[str, ...]:
     known = [*measure.MEASURES, *measure.EXTRA_MEASURES]
     for name in measures:
         if name not in known:
-            raise InputError(f"no measure {name!r}.{nearest(name, known)} There are: {', '.join(known)}.")
+            raise InputError(f"no measure {name!r}.{nearest(name, known)} Choose from: {', '.join(known)}.")
     measure.refuse_lacking(measures)
     taken = {*known, *response.LOST, "file"} & set(also)
     if taken:
-        raise InputError(f"also: {', '.join(sorted(taken))} are names of the sweep's own columns: choose others.")
+        raise InputError(f"also: {', '.join(sorted(taken))} are the sweep's own column names: choose others.")
     return tuple(measures)

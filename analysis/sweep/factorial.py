@@ -1,6 +1,6 @@
-"""The factorial of a sweep: concepts x strategies x layers x branches x strengths, with baseline, controls, references.
+"""Cross concepts x strategies x layers x branches x strengths into conditions, with baseline, controls and references.
 
-Pure: directions and prompts in, conditions out, each with the labels that its rows carry. Called by `sweep.run`.
+Pure functions: directions and prompts in, conditions with the labels of their rows out. Called by `sweep.run`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from audiolens.model.sites import counted, layers_once
 from audiolens.prompts import PromptSet
 
 LABELS = ("kind", "concept", "strategy", "layer", "band", "branch", "strength", "draw", "pole")
-"""The columns that tell conditions apart."""
+"""The columns that identify a condition."""
 PLACE = ("concept", "strategy", "layer", "band", "branch")
-"""Those that say where a direction is added."""
+"""The columns that identify where a direction is added."""
 REDRAWN = "redrawn"
-"""The kind that is the baseline with other seeds: how far clips differ that nothing was done to."""
+"""The kind of the baseline with other seeds: seed-to-seed variation without steering."""
 RESEED = 1 << 31
-"""Added to the seeds of what is drawn again: a stream knows 32 bits."""
+"""Added to the seeds of the redrawn baseline; a seed has 32 bits."""
 
 
 @dataclass(frozen=True)
 class Factors:
-    """What is crossed with what; see `sweep.run`, which takes the same."""
+    """The factors to cross; see `sweep.run`, which takes the same arguments."""
 
     strengths: Sequence[float] = (-1.0, -0.5, 0.5, 1.0)
     strategies: Sequence[Strategy] = ("one-to-one",)
@@ -61,16 +61,16 @@ class Factors:
         for name in ("n_random", "n_shuffled"):
             object.__setattr__(self, name, checked_count(name, getattr(self, name), least=0))
         if self.band is not None and "one-to-band" not in self.strategies:
-            raise InputError(f"band={self.band} is only for the strategy 'one-to-band', which is not swept.")
+            raise InputError(f"band={self.band} is for the strategy 'one-to-band', which is not among the strategies.")
 
     @property
     def controlled(self) -> Sequence[float]:
-        """The strengths at which controls and opposing prompts are tried."""
+        """The strengths at which controls and opposing prompts are run."""
         return self.strengths if self.control_strengths is None else self.control_strengths
 
 
 def named(directions: Directions | Sequence[Directions] | Mapping[str, Directions]) -> dict[str, Directions]:
-    """Concepts by name: the labels of the directions, unless a mapping names them."""
+    """Directions by concept: named by their labels, or by the keys of a mapping."""
     if isinstance(directions, Mapping):
         pairs = list(directions.items())
     else:
@@ -88,13 +88,13 @@ def named(directions: Directions | Sequence[Directions] | Mapping[str, Direction
 def conditions(
     directions: Mapping[str, Directions], factors: Factors, sets: Mapping[str, PromptSet] | None = None
 ) -> list[Condition]:
-    """Everything the clips are put through, the baseline first.
+    """All conditions of a sweep, the baseline first.
 
-    Strength 0 is the baseline. Controls are injected as the direction is, at the same places and strengths. Concepts
-    with a prompt set are also asked for in the poles' words.
+    Strength 0 is the baseline. Controls are added like the direction, at the same places and strengths. Concepts with
+    a prompt set are also asked for in the poles' words.
 
     Raises:
-        InputError: (or a subclass) for a strategy, layer or band that makes no sense for the directions.
+        InputError: (or a subclass) for a strategy, layer or band that does not fit the directions.
     """
     found = [Condition(BASELINE, labels=_labels(kind=BASELINE, strength=0.0))]
     found.append(Condition(REDRAWN, labels=_labels(kind=REDRAWN), reseed=RESEED))
@@ -137,7 +137,7 @@ def _steered(
 
 
 def _places(concept: str, directions: Directions, factors: Factors) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Where a direction is added: as labels, and as `steer` takes it."""
+    """Yield each place as labels and as arguments of `steer`."""
     chosen = directions.layers if factors.layers is None else factors.layers
     layers = [counted(layer, directions.meta.n_layers) for layer in ([chosen] if isinstance(chosen, int) else chosen)]
     if len(set(layers)) < len(layers):
@@ -184,12 +184,12 @@ def _strengths(name: str, given: Sequence[float]) -> tuple[float, ...]:
         raise InputError(f"{name}={values}: expected different finite numbers.")
     steered = tuple(sorted(value for value in values if value))
     if not steered and name == "strengths":
-        raise InputError(f"{name}={values}: 0 is the baseline, which is always there; expected others.")
+        raise InputError(f"{name}={values}: 0 is the baseline, which is always included; expected others.")
     return steered
 
 
 def spoken(place: Any) -> str:
-    """A place in words."""
+    """A place as text, such as "one-to-one 4 (cond)"."""
     strategy, layer, branch = place["strategy"], place["layer"], place["branch"]
     where = "" if layer is None or layer != layer else f" {int(layer)}"
     band = place["band"]

@@ -1,12 +1,12 @@
-"""The ledger: a folder of finished batches, from which a sweep goes on after it was stopped at any moment.
+"""Keep a sweep's finished batches in a folder, so that the sweep can resume after a stop at any moment.
 
-`plan.json` comes first and says what is swept; batches follow (`batches`), each there or not. One process writes at a
-time; the lock is the system's and ends with its process. A folder that holds links is refused before anything is
-written, and one that loses batches meanwhile is not written to any more.
+`plan.json` is written first and states what is swept; batches (`batches`) follow, each complete or absent. One process
+writes at a time; the operating system releases the lock when that process ends. A folder that contains links is
+refused before anything is written, and a folder that loses batches during a run is not written to any more.
 
-A folder goes on only with the very plan, weights and versions that it was begun with: rows drawn otherwise would not
-pair up with those that are there. What is damaged in it is noticed and made again: a batch anew, the table from the
-batches, a plan that is gone from the batches that were made by it.
+A sweep resumes only with the same plan, weights and versions: other rows would not pair up with the finished ones.
+Damage is detected and repaired: a batch is generated again, the table is rebuilt from the batches, and a missing plan
+is written again if the batches match it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from audiolens.model.weight_hash import content_hash
 
 FORMAT = "audiolens.sweep.2"
 UNSEALED = "audiolens.sweep.1"
-"""The format before, without hashes: still read, not gone on with."""
+"""The previous format, without hashes: it can be read but not resumed."""
 PLAN = "plan.json"
 _SUFFIXES = (".parquet", ".safetensors", ".flac", ".wav")
 _SHAPE = {
@@ -62,18 +62,18 @@ _SHAPE = {
 
 
 class AnotherSweepError(InputError):
-    """A folder holds another sweep, or too little of one to tell which."""
+    """A folder holds another sweep, or too little of one to identify it."""
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """An open folder: what was begun in it, and the batches that are finished.
+    """An open sweep folder with its plan and finished batches.
 
     Attributes:
-        folder: where it is.
-        facts: what `plan.json` holds.
-        schema: of the table that the batches make.
-        held: the folder as this run holds it.
+        folder: the sweep's folder.
+        facts: the contents of `plan.json`.
+        schema: schema of the whole table.
+        held: the lock that this run holds on the folder.
     """
 
     folder: Path
@@ -87,14 +87,14 @@ class Ledger:
 
     @property
     def done(self) -> frozenset[int]:
-        """The numbers of the batches that are finished."""
+        """The numbers of the finished batches."""
         return self.batches.done
 
     def keep(self, batch: int, rows: pd.DataFrame, codes: np.ndarray, sounds: Mapping[str, bytes]) -> None:
-        """Add a finished batch: its rows, its codes "row codebook frame", and files of sound by name.
+        """Write a finished batch: its rows, codes "row codebook frame", and sound files by name.
 
         Raises:
-            StoppedError: if the folder was removed, or lost what was in it.
+            StoppedError: if the folder was removed, or files in it have disappeared.
         """
         self.held.check()
         if sounds:
@@ -104,14 +104,14 @@ class Ledger:
 
     @property
     def codes_of_done(self) -> dict[int, Callable[[], np.ndarray]]:
-        """What gives the codes of each finished batch."""
+        """A function per finished batch that reads its codes."""
         return {batch: partial(self.batches.codes, batch) for batch in self.done}
 
     def close(self) -> None:
-        """Write the whole table, unless it is there and whole.
+        """Write the whole table, unless it is already complete.
 
         Raises:
-            StoppedError: if the folder was removed, or lost what was in it.
+            StoppedError: if the folder was removed, or files in it have disappeared.
         """
         self.held.check()
         self.batches.close(self.schema)
@@ -120,22 +120,21 @@ class Ledger:
 @contextmanager
 def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.DataFrame, heard: Sequence[str],
            need: int = 0) -> Iterator[Ledger]:  # fmt: skip
-    """Open a folder to write batches into, begun here or before; no other process can until the block ends.
+    """Open a new or existing folder to write batches into; no other process can open it until the block ends.
 
-    Finished batches that are not what was written are removed, with a `DamageWarning`: they are to be made again.
+    Damaged batches are removed, with a `DamageWarning`, so that they are made again.
 
     Args:
-        folder: a new or empty place, or one that was begun with the same `facts`.
-        facts: what is swept, as `facts_of` tells it.
-        labels: of all rows: the first columns of the table.
+        folder: a new or empty folder, or one with a sweep of the same `facts`.
+        facts: what is swept, from `facts_of`.
+        labels: the labels of all rows: the first columns of the table.
         heard: the names of the other columns.
-        need: bytes that all batches will take, about; refused at the door where the disk has less.
+        need: approximate bytes for all batches; refused at the start if the disk has less.
 
     Raises:
-        InputError: if the folder holds something else or a sweep that these rows do not belong to, naming what
-            differs, or cannot be written.
+        InputError: if the folder holds something else or another sweep (naming what differs), or cannot be written.
         BusyError: if another process is writing to it.
-        StoppedError: from a write, if the folder was removed meanwhile, or lost what was in it.
+        StoppedError: from a write, if the folder was removed, or files in it have disappeared.
     """
     place = as_path(folder)
     facts = _plain(facts)
@@ -144,7 +143,7 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
     with held(place, "sweeping into this folder") as kept:
         with refused(place / BATCHES):
             (place / BATCHES).mkdir(exist_ok=True)
-        # Again: it may have been begun while this process came to the lock.
+        # Check again: another process may have started a sweep before this one got the lock.
         begun = refuse_begun(place, facts)
         for here in (place, place / BATCHES, place / SOUND):
             remove_unfinished(here)
@@ -154,11 +153,11 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
         missing = need * (1 - len(there.done) / max(1, len(facts["batches"])))
         free = shutil.disk_usage(place).free
         if missing > free:
-            raise InputError(f"{place}: the sweep needs about {missing / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are "
-                             "free. Free some, keep less sound, or choose another place.")  # fmt: skip
+            raise InputError(f"{place}: the sweep needs about {missing / 1e6:,.0f} MB, but only {free / 1e6:,.0f} "
+                             "MB are free. Free some space, keep less sound, or choose another disk.")  # fmt: skip
         if begun is None or not _says(place / PLAN, begun):
             put(place / PLAN, sealed_json(begun or facts))
-        # After the damaged batches are gone, which this run is to make again.
+        # After damaged batches are removed: this run makes them again.
         kept.keep(place / PLAN, place / BATCHES, place / SOUND)
         yield Ledger(place, begun or facts, schema, kept)
 
@@ -166,7 +165,7 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
 def facts_of(
     lens: AudioLens, conditions: Sequence[Condition], settings: Mapping[str, Any], **others: Any
 ) -> dict[str, Any]:
-    """What a sweep's rows follow from, as plain values: versions, weights, settings, and hashes of what is done."""
+    """Everything that a sweep's rows depend on, as plain values: versions, weights, settings, condition hashes."""
     from audiolens.model import provenance
 
     times = np.arange(round(settings["seconds"] * lens.config.frame_rate)) / lens.config.frame_rate
@@ -187,10 +186,10 @@ def facts_of(
 
 
 def refuse_begun(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a folder goes on with: the plan that it was begun with, `None` where nothing was made by one.
+    """The plan to resume in a folder, checked against `facts`; `None` if nothing has been generated there yet.
 
     Raises:
-        AnotherSweepError: naming the first thing that differs from these facts, or what is damaged.
+        AnotherSweepError: naming the first difference from `facts`, or the damage.
     """
     facts = _plain(facts)
     try:
@@ -208,31 +207,31 @@ def refuse_begun(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] | Non
         reason = "its plan says more or less than this one's"
     if reason is None:
         if plans and plan_hash(facts) not in plans:
-            raise AnotherSweepError(f"{folder / BATCHES} is of another sweep than {PLAN}, which is this one's: remove "
-                                    "it, and its batches are made again, or choose another folder.")  # fmt: skip
+            raise AnotherSweepError(f"{folder / PLAN} is this sweep's, but {folder / BATCHES} is another's: remove it, "
+                                    "and its batches are made again, or choose another folder.")  # fmt: skip
         if plans and begun["model"]["threads"] != plans[plan_hash(facts)]:
-            return _replanned(facts, plans, f"{folder / PLAN} says other threads than its batches")
+            return _replanned(facts, plans, f"{folder / PLAN} gives another number of threads than its batches")
         return begun if made or (folder / TABLE).exists() else None
     if set(plans) == {plan_hash(facts)}:
-        return _replanned(facts, plans, f"{folder / PLAN} is of another sweep than its batches")
+        return _replanned(facts, plans, f"{folder / PLAN} and the batches are of different sweeps")
     if made or (folder / TABLE).exists():
         raise AnotherSweepError(
-            f"{folder} holds another sweep: {reason}. Choose another folder, or sweep as it was begun."
+            f"{folder} holds another sweep: {reason}. Choose another folder, or use the settings it was begun with."
         )
-    # Nothing was drawn by the plan that is there, so this one may take its place.
+    # Nothing was generated under the existing plan, so this one may replace it.
     return None
 
 
 def _replanned(facts: dict[str, Any], plans: Mapping[str, int], damage: str) -> dict[str, Any]:
-    """The plan of a folder that has lost it, if the batches there were made by it."""
+    """Restore the plan of a folder that has lost it, if the batches there match `facts`."""
     damage = damage.rstrip(".")
     if not plans:
         raise AnotherSweepError(
-            f"{damage}, and no whole batch is left to tell what was swept: remove the folder, or choose another."
+            f"{damage}, and no intact batch is left to show what was swept: remove the folder, or choose another."
         )
     if set(plans) != {plan_hash(facts)}:
         raise AnotherSweepError(
-            f"{damage}, and its batches are of another sweep: choose another folder, or sweep as it was begun."
+            f"{damage}, and its batches are of another sweep: choose another folder, or use that sweep's settings."
         )
     warnings.warn(DamageWarning(f"{damage}: it is written again."), stacklevel=callers_level())
     return {**facts, "model": {**facts["model"], "threads": plans[plan_hash(facts)]}}
@@ -246,37 +245,37 @@ def _says(plan: Path, facts: Mapping[str, Any]) -> bool:
 
 
 def plan_hash(facts: Mapping[str, Any]) -> str:
-    """A hash of what a sweep's rows follow from: all but the model's name, and threads, which a folder keeps."""
+    """A hash of everything that a sweep's rows depend on: all facts but the model's name and the threads."""
     model = {key: value for key, value in facts["model"].items() if key not in ("name", "threads")}
     return hashlib.sha256(json.dumps({**facts, "model": model}, sort_keys=True).encode()).hexdigest()
 
 
 def batches_of(folder: Path, facts: Mapping[str, Any]) -> Batches:
-    """The batches of a folder whose plan says these facts."""
+    """The batches of a folder with this plan."""
     sealed = facts["format"] == FORMAT
     return Batches(folder, tuple(facts["batches"]), plan_hash(facts) if sealed else None, facts["model"]["threads"])
 
 
 def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """As a file gives them back."""
+    """The facts as they come back from JSON."""
     return json.loads(json.dumps(facts, default=str))
 
 
 def read_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a folder's `plan.json` says.
+    """Read a folder's `plan.json`.
 
     Raises:
-        InputError: if there is none, or it is not of this version.
-        DamagedError: if it is not what was written.
+        InputError: if there is none, or it has another version's format.
+        DamagedError: if the file is damaged.
     """
     place = Path(folder)
-    again = "The command that swept into this folder writes it again."
+    again = "Run the command that swept into this folder again to restore it."
     try:
         begun = _begun(place)
     except DamagedError as error:
         raise DamagedError(f"{error} {again}") from None
     if begun is None:
-        lost = f", though batches: it is gone. {again}" if finished(place) else "."
+        lost = f", only batches. {again}" if finished(place) else "."
         raise InputError(f"{place} holds no sweep: there is no {PLAN} in it{lost}")
     if begun["format"] not in (FORMAT, UNSEALED):
         raise InputError(f"{place} holds a sweep of format {begun['format']}; this version reads {FORMAT}.")
@@ -284,7 +283,7 @@ def read_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def threads_of(folder: str | os.PathLike[str]) -> int | None:
-    """How many threads the sweep of a folder was begun with; `None` where none was begun."""
+    """The number of threads that a folder's sweep was started with; `None` if there is no sweep."""
     place = Path(folder)
     try:
         begun = _begun(place)
@@ -316,8 +315,8 @@ def _bytes(condition: Condition, step: Intervention, name: str, times: np.ndarra
         return f"{tuple(value.shape)}".encode() + value.detach().cpu().double().contiguous().numpy().tobytes()
     if callable(value):
         raise InputError(
-            f"condition {condition.name!r}: a folder cannot tell one function from another, so {type(step).__name__} "
-            "with one is not resumed. Sweep it without out=."
+            f"condition {condition.name!r}: a folder cannot identify a function, so {type(step).__name__} with a "
+            "function cannot be resumed. Sweep it without out=."
         )
     return repr(value).encode()
 
@@ -329,7 +328,7 @@ def _measuring_versions() -> dict[str, str]:
 
 
 def _begun(folder: Path) -> dict[str, Any] | None:
-    """What `plan.json` says; `None` where there is none."""
+    """The contents of `plan.json`; `None` if there is none."""
     path = folder / PLAN
     try:
         found = read_json(path, former=(UNSEALED,))
@@ -362,7 +361,7 @@ def _refuse_sizes(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """What can be read and never had a hash was not damaged: it is another program's."""
+    """Raise for a readable file that never had a hash: it is not damaged, but another program's."""
     try:
         found = bounded.read_json(path)
     except InputError:
@@ -377,17 +376,17 @@ def _foreign(path: Path) -> InputError:
 
 
 def check(folder: Path) -> None:
-    """Refuse a place that no sweep can be written to, before anything is measured or generated.
+    """Check, before anything is generated, that a sweep can be written to a folder.
 
     Raises:
-        InputError: if it is a file, holds links or something else, or cannot be written.
+        InputError: if it is a file, contains links, holds something else, or cannot be written.
     """
     check_in_place(folder)
     made = [path for part in (BATCHES, SOUND) for path in (folder / part).glob("*") if path.suffix in _SUFFIXES]
     refuse_misplaced([folder / PLAN, folder / TABLE, *made], [folder / BATCHES, folder / SOUND])
     if not folder.exists() or (folder / PLAN).is_file():
         return
-    # What a process leaves that was killed before its plan was there.
+    # Left by a process that was killed before it wrote its plan.
     own = {BATCHES, LOCK}
     # Or its plan is gone: batches say whose they are, and without them no sound is there.
     if finished(folder):
@@ -399,10 +398,10 @@ def check(folder: Path) -> None:
 
 
 def _schema(labels: pd.DataFrame, heard: Sequence[str]) -> pa.Schema:
-    """The types of the whole table, so that each batch has them, whatever it holds."""
+    """The types of the whole table, so that every batch has the same ones regardless of its content."""
     types: dict[str, pa.DataType] = {"onsets": pa.int64(), "failed": pa.bool_(), "file": pa.string()}
     try:
         known = pa.Schema.from_pandas(labels, preserve_index=False)
     except (pa.ArrowException, TypeError) as error:
-        raise InputError(f"a condition's labels cannot stand in a table: {error}. Use numbers and texts.") from None
+        raise InputError(f"a condition's labels do not fit in a table: {error}. Use numbers and strings.") from None
     return pa.schema([*known, *((name, types.get(name, pa.float64())) for name in heard)])

@@ -14,19 +14,19 @@ def are_threads(value: object) -> bool:
 
 
 def difference(begun: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
-    """The first thing that differs, in words; what only names or times things is left out."""
+    """A description of the first difference that matters; `None` if there is none."""
     if begun.get("format") != facts["format"]:
-        return f"it is of format {begun.get('format')}, and this version writes {facts['format']}"
-    for section, told in (("versions", "version of {}"), ("settings", "{}")):
+        return f"it has format {begun.get('format')}, but this version writes {facts['format']}"
+    for section, words in (("versions", "version of {}"), ("settings", "{}")):
         for name in {**begun[section], **facts[section]}:
             there, here = begun[section].get(name), facts[section].get(name)
             if there != here:
-                return f"it was begun with {told.format(name)} {_short(there)}, and this one has {_short(here)}"
+                return f"it was begun with {words.format(name)} {_short(there)}, but this one has {_short(here)}"
     if begun["model"]["weights"] != facts["model"]["weights"]:
-        return f"it was begun with other weights ({begun['model']['name']!r}, this is {facts['model']['name']!r})"
+        return f"it was begun with other weights ({begun['model']['name']!r}; this is {facts['model']['name']!r})"
     for name in ("device", "attention"):
         if begun["model"][name] != facts["model"][name]:
-            return f"it was begun with {name} {begun['model'][name]}, and this is {facts['model'][name]}"
+            return f"it was begun with {name} {begun['model'][name]}, but this is {facts['model'][name]}"
     there, here = begun["conditions"], facts["conditions"]
     for one, other, words in ((there, here, "has a condition that this one lacks"), (here, there, "lacks a condition")):
         missing = [name for name in one if name not in other]
@@ -34,12 +34,12 @@ def difference(begun: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None
             return f"it {words}: {missing[0]!r}, and {len(missing) - 1} more"
     changed = [name for name in there if there[name] != here[name]]
     if changed:
-        return f"other vectors are added in its condition {changed[0]!r}, and {len(changed) - 1} more"
+        return f"its condition {changed[0]!r} adds other vectors, and {len(changed) - 1} more"
     if list(there) != list(here):
-        return "its conditions come in another order"
+        return "its conditions are in another order"
     for name in ("clips", "asked", "batches"):
         if begun.get(name) != facts.get(name):
-            return f"its {name} are others"
+            return f"its {name} differ"
     return None
 
 

@@ -1,7 +1,7 @@
-"""Playing: the batches of a plan, generated one after the other and heard by workers meanwhile.
+"""Generate the batches of a plan one after the other, while worker processes measure the finished ones.
 
-The rows of a batch follow from the plan alone, so that a sweep which was stopped draws the rest as it would have been
-drawn. Called by `sweep.play`.
+The rows of a batch depend on the plan alone, so that a resumed sweep generates the remaining clips unchanged. Called by
+`sweep.play`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 Also = Mapping[str, Callable[["AudioLens", Generation], ArrayLike]]
-"""Further columns: name -> what gives one number a row, from a lens and the clips as `generate` returns them."""
+"""Further columns: name -> function of a lens and the clips that `generate` returns, giving one number per row."""
 
 
 @dataclass(frozen=True)
 class Making:
-    """How every clip is made, as `lens.generate` takes it, and what is asked of it beside the listener's measures."""
+    """The arguments of `lens.generate` for every clip, and further columns in addition to the listener's measures."""
 
     seconds: float = 5.0
     guidance_scale: float = 3.0
@@ -46,14 +46,14 @@ class Making:
     also: Also | None = None
 
     def check(self, lens: AudioLens, plan: Plan) -> None:
-        """Refuse before anything is begun what `lens.generate` would refuse at some batch."""
+        """Raise now for input that `lens.generate` would refuse at some batch."""
         _, sizes = text.checked(plan.asked(), lens.model, lens.tokenizer)
         checked_seeds([seed for _, seed in plan.clips], len(plan.clips))
         checked_settings(self.guidance_scale, self.temperature, self.top_k)
         clip_timeline(self.seconds, lens.config, lens.config.prefix(max(sizes)))
 
     def generate(self, lens: AudioLens, plan: Plan, batch: Sequence[tuple[Condition, int]]) -> Generation:
-        """A batch of a plan, its conditions' interventions merged."""
+        """Generate one batch of a plan, with the interventions of its conditions merged."""
         return lens.generate(
             [condition.asked(plan.clips[clip][0]) for condition, clip in batch],
             seconds=self.seconds,
@@ -73,10 +73,11 @@ def heard_batches(
     ear: Listener,
     done: Mapping[int, Callable[[], np.ndarray]] | None = None,
 ) -> Iterator[tuple[int, Heard]]:
-    """Every batch that is not `done`, by number, as sound and numbers, in the plan's order.
+    """Yield the number, sound and measures of every batch that is not `done`, in the plan's order.
 
-    `done` gives the codes of finished batches. Their baselines are heard again, for what is steered is measured beside
-    them. What was heard before an exception still comes, and the exception after it.
+    `done` maps finished batches to functions that return their codes. Finished baselines are measured again, because
+    steered clips are compared with them. After an exception, batches that were already measured are yielded before it
+    is raised.
     """
     finished = {} if done is None else done
     todo = [number for number in range(len(plan.batches)) if number not in finished]
@@ -102,13 +103,13 @@ def heard_batches(
             else:
                 made = making.generate(lens, plan, plan.batches[number])
                 codes, further = made.codes, _further(lens, made, making.also or {})
-            # Waited for only now, so that the batches before were heard while this one was generated.
+            # Wait only now, so that earlier batches were measured while this one was generated.
             steered = number >= n_baselines
             while steered and waiting and waiting[0][0] < n_baselines:
                 yield from first()
             reference = _reference(plan.batches[number], baselines) if steered else None
             waiting.append((number, ear.hear(codes, reference), further))
-            # What is heard is handed on at once: whoever keeps it loses no more than what is still being heard.
+            # Yield measured batches at once: a stop then loses only what is still being measured.
             while waiting and (waiting[0][1].done() or len(waiting) > max(1, ear.n_jobs) + 1):
                 yield from first()
         while waiting:
@@ -124,7 +125,7 @@ def heard_batches(
 
 @guarded
 def clips_per_second(lens: AudioLens, prompt: str, seconds: float, batch_size: int = 64) -> float:
-    """How fast this machine generates, from one short batch: for estimates shown before a sweep."""
+    """The speed of this machine, measured with one short batch, for estimates before a sweep."""
     batch_size, seconds = checked_count("batch_size", batch_size), checked_amount("seconds", seconds, above=0)
     short = min(1.0, seconds)
     started = time.perf_counter()
@@ -135,13 +136,13 @@ def clips_per_second(lens: AudioLens, prompt: str, seconds: float, batch_size: i
     for clip in heard:
         lens.decode_codes(clip)
     listening = (time.perf_counter() - started) * seconds / short * batch_size / len(heard)
-    # a worker listens while the next batch is generated
+    # Workers measure while the next batch is generated.
     return batch_size / max(generating, listening)
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """As many threads as a sweep was begun with: sums over other parts end in other bits."""
+    """Use the number of threads that a sweep was started with: another number changes the last bits of sums."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -151,7 +152,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def _reference(batch: Sequence[tuple[Condition, int]], baselines: Mapping[int, tuple[Heard, int]]) -> Heard:
-    """The baseline clips beside a batch's rows."""
+    """The baseline clip of each row of a batch."""
     pairs = [baselines[clip] for _, clip in batch]
     return Heard(
         codes=np.stack([heard.codes[place] for heard, place in pairs]),
@@ -166,6 +167,6 @@ def _further(lens: AudioLens, made: Generation, also: Also) -> pd.DataFrame:
     for name, measured in also.items():
         values = np.asarray(measured(lens, made), dtype=float)
         if values.shape != (len(made),):
-            raise InputError(f"also: {name!r} gave numbers of shape {values.shape} for {len(made)} clips: one a clip.")
+            raise InputError(f"also: {name!r} gave shape {values.shape} for {len(made)} clips, not one number each.")
         columns[name] = values
     return pd.DataFrame(columns)

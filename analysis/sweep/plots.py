@@ -1,4 +1,4 @@
-"""Figures of sweeps on paper (matplotlib), in the style of `figures.plots`; `screen.py` has the plotly ones."""
+"""Matplotlib figures of sweeps, in the style of `figures.plots`; `screen.py` has the plotly versions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOSSES = {"failed": "share of clips that failed", "drift": "drift [nats per code
 
 
 def in_units(figure: Figure, measured: str) -> Figure:
-    """The first axis of a figure of shares as differences, where the measure has no true zero."""
+    """Relabel a figure's effect axis from percentages to differences if the measure has no true zero."""
     if not is_ratio(measured):
         with styled():
             axes = figure.axes[0]
@@ -33,13 +33,13 @@ def in_units(figure: Figure, measured: str) -> Figure:
 
 
 def labelled(measured: str) -> str:
-    """The label of an axis of effects, with the unit of a difference."""
+    """The label of an effect axis, with the unit if the effect is a difference."""
     unit = "" if is_ratio(measured) else f" [{unit_of_change(measured)}]"
     return change_of(measured) + unit
 
 
 def layer_map(result: LayerMap) -> Figure:
-    """Effect by layer and strength; a cross where more than a tenth of the clips failed, grey where none was heard."""
+    """Effect by layer and strength; a cross if more than a tenth of the clips failed, grey if nothing was measured."""
     rows, columns = result.effect.shape
     with styled():
         figure = canvas((2.4 + 0.62 * columns, 2.1 + 0.32 * rows))
@@ -50,7 +50,7 @@ def layer_map(result: LayerMap) -> Figure:
         axes.set_xticks(range(columns), [f"{strength:+g}" if strength else "0" for strength in result.strengths])
         axes.set_yticks(range(rows), [str(layer) for layer in result.layers])
         axes.set_xlabel("strength [differences of means]")
-        axes.set_ylabel("block" if result.strategy == "one-to-one" else "block the direction was read at")
+        axes.set_ylabel("block" if result.strategy == "one-to-one" else "block that the direction was read at")
         axes.grid(False)
         for (row, column), value in np.ndenumerate(result.effect):
             lost = result.failed[row, column] > MOST_FAILED
@@ -69,7 +69,7 @@ def layer_map(result: LayerMap) -> Figure:
 
 
 def cross_effects(table: pd.DataFrame) -> Figure:
-    """Change of every measure by strength: shares in one panel, differences in one each."""
+    """Change of every measure by strength: percentages in one panel, and one panel per unit of differences."""
     units = list(dict.fromkeys(table["unit"]))
     counts = [table.loc[table["unit"] == unit, "measure"].nunique() for unit in units]
     strengths = sorted(table["strength"].unique())
@@ -91,7 +91,7 @@ def cross_effects(table: pd.DataFrame) -> Figure:
             if unit == "ratio":
                 axes.xaxis.set_major_formatter(FuncFormatter(signed))
             axes.set_xlabel(
-                "change against the unsteered clip" + ("" if unit == "ratio" else f" [{unit}]".replace(" []", ""))
+                "change from the unsteered clip" + ("" if unit == "ratio" else f" [{unit}]".replace(" []", ""))
             )
         handles, names = panels[0].get_legend_handles_labels()
         figure.legend(handles, names, title="strength", title_fontsize=8, loc="outside right upper")
@@ -99,7 +99,7 @@ def cross_effects(table: pd.DataFrame) -> Figure:
 
 
 def limits(result: Limits) -> Figure:
-    """The range of strengths within the bound of loss at every place; an arrow where no strength went beyond it."""
+    """The range of strengths within the loss bound at every place; an arrow if no strength tried exceeded it."""
     places = list(dict.fromkeys(spoken(row) for _, row in result.table.iterrows()))
     with styled():
         figure = canvas((6.2, 0.3 * len(places) + 1.5))
@@ -119,7 +119,7 @@ def limits(result: Limits) -> Figure:
 
 
 def strategies(result: Strategies) -> Figure:
-    """The furthest effect of every strategy towards either pole within the bound, with intervals over prompts."""
+    """The largest effect of every strategy towards each pole within the loss bound, with intervals over prompts."""
     names = list(dict.fromkeys(zip(result.table["strategy"], result.table["branch"], strict=True)))
     with styled():
         figure = canvas((6.4, 0.62 * len(names) + 1.4))
@@ -149,7 +149,7 @@ def strategies(result: Strategies) -> Figure:
 
 
 def front(result: Front) -> Figure:
-    """Gain against loss, a panel per sign; the conditions that cannot be bettered are joined."""
+    """Gain against loss, one panel per sign; a line joins the Pareto-optimal conditions."""
     signs = sorted(result.table["sign"].unique(), reverse=True) or [1.0]
     names = list(dict.fromkeys(result.table["strategy"]))
     with styled():

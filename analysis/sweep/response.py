@@ -1,6 +1,6 @@
-"""Response: what every condition of a sweep did to a measure, beside the baseline clips of the same prompt and seed.
+"""Compute the effect of every condition on a measure, relative to the baseline clips of the same prompt and seed.
 
-Functions on a sweep's table, which know nothing of models. Called by `sweep.SweepResult`, `outcome` and `study`.
+Functions on a sweep's table, independent of any model. Called by `sweep.SweepResult` and `study`.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ MEASURED: Mapping[str, str] = {
 }
 """Concept -> the measure that its effect is reported in."""
 LOST = ("rms_ratio", "onsets", "entropy_ratio", "failed")
-"""Columns that say what was lost in a clip."""
+"""Columns that describe damage to a clip."""
 CONTROLS = ("random", "shuffled")
 KEYS = ["prompt", "seed"]
 _RATIOS = ("BPM", "Hz", "onsets/s")
 
 
 def is_ratio(measured: str) -> bool:
-    """Whether a measure has a true zero, so that its change is a share; of the others it is a difference."""
+    """Whether a measure has a true zero, so that its change is a ratio; otherwise it is a difference."""
     return measure.UNITS.get(measured, "") in _RATIOS or measured == "pulse_clarity"
 
 
 def unit_of_change(measured: str) -> str:
-    """The unit of `effects`: "ratio", or the measure's own (decibels of dBFS)."""
+    """The unit of `effects`: "ratio", or the measure's own unit (dB for dBFS)."""
     if is_ratio(measured):
         return "ratio"
     return {"dBFS": "dB"}.get(unit := measure.UNITS.get(measured, ""), unit)
@@ -45,20 +45,20 @@ def unit_of_change(measured: str) -> str:
 
 @guarded
 def effects(table: pd.DataFrame, measured: str, n_bootstrap: int = 1000, further: Sequence[str] = ()) -> pd.DataFrame:
-    """The effect of every condition on a measure, beside the baseline clips of the same prompt and seed.
+    """The effect of every condition on a measure, relative to the baseline clips of the same prompt and seed.
 
-    One row per condition with its labels, `median` (of the measure, failed clips left out), `effect`, `low`, `high`
-    (`statistics.effect`: a ratio less 1, or a difference where `is_ratio` is false; NaN where no baseline could be
-    measured; a control direction has no interval, for only its value is used), `failed` (the share), `left_out` (pairs
-    without a baseline measure, which are in neither) and `clips`; and the median of each `further` column, of which
-    `nats` (what a code costs the unsteered model) is also given as `drift`: the mean over clips of |nats - the
-    baseline's|.
+    One row per condition with its labels and these columns: `median` of the measure without failed clips; `effect`,
+    `low`, `high` (`statistics.effect`: a ratio minus 1, or a difference if `is_ratio` is false; NaN if no baseline
+    could be measured; controls have no interval, as only their value is used); `failed`, the share of failed clips;
+    `left_out`, the number of pairs without a baseline value, which are excluded from both; and `clips`. Each `further`
+    column is given by its median; if it is `nats` (nats per code under the unsteered model), `drift` is added: the mean
+    over clips of |nats - nats of the baseline|.
     """
     if measured not in table:
         known = [name for name in (*measure.MEASURES, *further) if name in table]
-        raise InputError(f"{measured!r} was not measured.{nearest(measured, known)} There are: {', '.join(known)}.")
+        raise InputError(f"{measured!r} was not measured.{nearest(measured, known)} Measured: {', '.join(known)}.")
     if unknown := [name for name in further if name not in table]:
-        raise InputError(f"further: {unknown[0]!r} is no column.{nearest(str(unknown[0]), map(str, table.columns))}")
+        raise InputError(f"further: {unknown[0]!r} is not a column.{nearest(str(unknown[0]), map(str, table.columns))}")
     own = table[table["condition"] == BASELINE].set_index(KEYS)
     columns = [measured, *(["nats"] if "nats" in further else [])]
     pairs = own[columns].reindex(pd.MultiIndex.from_frame(table[KEYS])).to_numpy(dtype=float)
@@ -86,9 +86,9 @@ def effects(table: pd.DataFrame, measured: str, n_bootstrap: int = 1000, further
 
 
 def rank_among(observed: float, controls: ArrayLike, sign: int) -> tuple[float, int]:
-    """Rank p of an effect among those of controls, towards `sign`, and how many they are.
+    """The rank p of an effect among those of controls, towards `sign`, and the number of controls.
 
-    NaN where nothing was measured or there are none.
+    The p is NaN if an effect could not be measured or there are no controls.
     """
     values = np.asarray(controls, dtype=float)
     if not len(values) or not np.isfinite(observed) or not np.isfinite(values).all():

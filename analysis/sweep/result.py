@@ -1,4 +1,4 @@
-"""Swept: the clips of a sweep, whole or as far as it got, and what they say."""
+"""The result of a sweep: its table of clips, complete or as far as it got, and the analyses of it."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from audiolens.sound import soundfiles
 @guarded
 @dataclass(frozen=True, eq=False)
 class SweepResult:
-    """One row per clip with everything measured.
+    """The clips of a sweep with everything measured, one row per clip.
 
     Attributes:
         table: `condition` and its labels, `prompt`, `asked` (the prompt the model read), `seed`, the measures, and
-            `rms_ratio`, `onsets`, `entropy_ratio`, `failed` beside the baseline of the same prompt and seed; `file`
-            where sound was written.
-        measures: what was measured; `also` is what was asked for beside it.
-        settings: how the clips were made.
-        audio: the sound of the rows that were kept, by row number.
-        folder: where it was written, if it was.
-        planned: rows of the whole sweep; more than there are where it was read before it ended.
-        distances: one row per condition that `compared` gave further numbers.
+            `rms_ratio`, `onsets`, `entropy_ratio`, `failed` relative to the baseline of the same prompt and seed;
+            `file` if sound was written.
+        measures: the measures taken; `also` holds the names of further columns.
+        settings: how the clips were generated.
+        audio: kept sound by row number.
+        folder: the sweep's folder, if it has one.
+        planned: number of rows of the whole sweep; more than `table` has if it was loaded before the sweep ended.
+        distances: the columns that `compared` added, one row per condition.
 
-    It does not show that a direction means what it is called: read it beside the controls.
+    It does not show that a direction means what its label says: compare with the controls.
     """
 
     table: pd.DataFrame
@@ -62,7 +62,7 @@ class SweepResult:
 
     @property
     def whole(self) -> bool:
-        """Whether every row is there."""
+        """Whether the sweep is complete."""
         return self.planned is None or len(self.table) == self.planned
 
     def codes(self, condition: str = BASELINE) -> Int[Tensor, "row codebook frame"]:
@@ -85,10 +85,10 @@ class SweepResult:
         return torch.from_numpy(np.concatenate(found)).long()
 
     def sound(self, row: int) -> Float[np.ndarray, "channel sample"] | None:
-        """The sound of a row, `None` where it was not kept.
+        """The sound of a row; `None` if it was not kept.
 
         Raises:
-            DamagedError: if its file is gone or not what was written.
+            DamagedError: if its file is missing or damaged.
         """
         if row in self.audio or self._batches is None:
             return self.audio.get(row)
@@ -98,10 +98,11 @@ class SweepResult:
         return soundfiles.of_bytes(self._batches.sound(file), self._batches.folder / file)[0]
 
     def compared(self, distance: Callable[[Tensor, Tensor], float], name: str = "distance") -> SweepResult:
-        """The same with the distance of each condition's clips from the baseline's, as a column of `effects`.
+        """Add the distance of each condition's clips from the baseline's as a column of `effects`; returns a copy.
 
-        `distance` takes the codes of the two, such as `partial(al.measure.frechet_distance, lens)`. That of the kind
-        "redrawn", the baseline drawn with other seeds, is the least that can be seen.
+        `distance` takes the codes of the condition and of the baseline, such as
+        `partial(al.measure.frechet_distance, lens)`. The distance of the kind "redrawn", the baseline with other seeds,
+        is the noise floor.
         """
         own = self.codes(BASELINE)
         names = list(dict.fromkeys(self.table["condition"]))
@@ -115,7 +116,7 @@ class SweepResult:
         return replace(self, distances=found)
 
     def effects(self, measured: str, n_bootstrap: int = 1000) -> pd.DataFrame:
-        """`response.effects` of this sweep's rows, with the distances that `compared` added."""
+        """Effects of every condition (`response.effects`), with the distances that `compared` added."""
         found = response.effects(self.table, measured, n_bootstrap, self.also)
         return found if self.distances is None else found.merge(self.distances, on="condition", how="left")
 
@@ -124,7 +125,7 @@ class SweepResult:
     ) -> DoseResponse:
         """The effect against strength of one concept's directions (`dose.dose_response`).
 
-        `concept` may be left out where one was swept; `measured` is the concept's own measure unless given.
+        `concept` may be omitted if only one was swept; `measured` defaults to the concept's own measure.
         """
         name = self._concept(concept)
         own = measured or response.MEASURED.get(name, "")
@@ -133,9 +134,9 @@ class SweepResult:
         return dose.dose_response(self.effects(own, n_bootstrap), name, own)
 
     def cross_effects(self, concept: str | None = None, n_bootstrap: int = 1000, **place: Any) -> CrossEffects:
-        """What steering along one concept did to every measure, at one place.
+        """The effect of steering along one concept on every measure, at one place.
 
-        `place` chooses it (strategy, layer, branch, band) among those swept; the widest of the rest is taken.
+        `place` (strategy, layer, branch, band) restricts the choice; the place with the widest span is used.
         """
         name = self._concept(concept)
         chosen = dose.place_of(self.dose_response(name, n_bootstrap=0).widest(**place).iloc[0])
@@ -163,18 +164,18 @@ class SweepResult:
     def strategies(
         self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000, **bound: Any
     ) -> Strategies:
-        """What each strategy reaches within a bound of loss (`tradeoff.strategies`)."""
+        """The largest effect of each strategy within a bound of loss (`tradeoff.strategies`)."""
         return tradeoff.strategies(self.dose_response(concept, measured, n_bootstrap), **bound)
 
     def front(
         self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000, loss: str = "failed"
     ) -> Front:
-        """What is gained for what is lost (`tradeoff.front`)."""
+        """The trade-off between gain and loss (`tradeoff.front`)."""
         return tradeoff.front(self.dose_response(concept, measured, n_bootstrap), loss)
 
     @drawable
     def plot(self, measured: str | None = None) -> Any:
-        """The dose-response of the one concept swept; of other conditions, their effects (matplotlib figure)."""
+        """The dose-response if one concept was swept, else the effect of every condition (matplotlib figure)."""
         from analysis.figures import plots
 
         if len(self.concepts) == 1:
@@ -193,7 +194,7 @@ class SweepResult:
 
     @property
     def concepts(self) -> tuple[str, ...]:
-        """What was steered, where `sweep.run` crossed it."""
+        """The concepts that were steered, if the sweep comes from `sweep.run`."""
         return () if "concept" not in self.table else tuple(self.table["concept"].dropna().unique())
 
     def _concept(self, given: str | None) -> str:
@@ -202,7 +203,7 @@ class SweepResult:
             return known[0]
         if given not in known:
             near = nearest(str(given), known)
-            raise InputError(f"concept={given!r}.{near} Swept were: {', '.join(known) or 'none by name'}.")
+            raise InputError(f"concept={given!r}.{near} Swept concepts: {', '.join(known) or 'none'}.")
         return given
 
     def __repr__(self) -> str:

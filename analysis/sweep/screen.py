@@ -1,4 +1,4 @@
-"""Figures of sweeps on screen (plotly): those of `plots.py`, to hover over and zoom."""
+"""Plotly figures of sweeps: interactive versions of those in `plots.py`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STRENGTH = "strength [differences of means]"
 
 
 def in_units(figure: go.Figure, measured: str) -> go.Figure:
-    """The axis of effects as differences, where the measure has no true zero."""
+    """Relabel the effect axis from percentages to differences if the measure has no true zero."""
     return figure if is_ratio(measured) else figure.update_yaxes(tickformat="+.3g", title=_label(measured))
 
 
@@ -46,14 +46,14 @@ def layer_map(result: LayerMap) -> go.Figure:
             "<extra></extra>",
         )
     )
-    read = "block" if result.strategy == "one-to-one" else "block the direction was read at"
+    read = "block" if result.strategy == "one-to-one" else "block that the direction was read at"
     title = f"{result.concept}, {result.strategy}: {_label(result.measured)}"
     return plain(figure.update_layout(title=title, xaxis_title=STRENGTH, yaxis_title=read, xaxis_type="category"))
 
 
 @literally
 def cross_effects(table: pd.DataFrame) -> go.Figure:
-    """Change of every measure that changes by a share; the differences are in the hover text of their own axis."""
+    """Change of every measure: ratios on the left axis, differences on the right."""
     figure = go.Figure()
     for strength in sorted(table["strength"].unique()):
         colour, marker = POLES[0] if strength > 0 else POLES[1]
@@ -65,8 +65,8 @@ def cross_effects(table: pd.DataFrame) -> go.Figure:
                            xaxis=axis, showlegend=axis == "x")  # fmt: skip
     figure.update_layout(
         legend_title="strength",
-        xaxis={"title": "change against the unsteered clip", "tickformat": "+.0%", "domain": [0, 0.62]},
-        xaxis2={"title": "difference, in the unit named", "domain": [0.68, 1], "anchor": "y"},
+        xaxis={"title": "change from the unsteered clip", "tickformat": "+.0%", "domain": [0, 0.62]},
+        xaxis2={"title": "difference, in the unit shown", "domain": [0.68, 1], "anchor": "y"},
         yaxis_autorange="reversed",
     )
     return plain(figure).update_layout(margin_l=190)
@@ -74,7 +74,7 @@ def cross_effects(table: pd.DataFrame) -> go.Figure:
 
 @literally
 def limits(result: Limits) -> go.Figure:
-    """The range of strengths within the bound of loss at every place."""
+    """The range of strengths within the loss bound at every place."""
     figure = go.Figure()
     for sign, colour, marker in ((1, *POLES[0]), (-1, *POLES[1])):
         mine = result.table[result.table["sign"] == sign]
@@ -101,7 +101,7 @@ def limits(result: Limits) -> go.Figure:
 
 @literally
 def strategies(result: Strategies) -> go.Figure:
-    """The furthest effect of every strategy towards either pole within the bound."""
+    """The largest effect of every strategy towards each pole within the loss bound."""
     figure = go.Figure()
     for sign, label in ((1, "towards the positive pole"), (-1, "towards the negative pole")):
         mine = result.table[result.table["sign"] == sign]
@@ -119,7 +119,7 @@ def strategies(result: Strategies) -> go.Figure:
 
 @literally
 def front(result: Front) -> go.Figure:
-    """Gain against loss; filled markers cannot be bettered."""
+    """Gain against loss; filled markers are Pareto-optimal."""
     figure = go.Figure()
     for place, ((strategy, sign), mine) in enumerate(result.table.groupby(["strategy", "sign"], sort=False)):
         colour, marker = SEVERAL[place % len(SEVERAL)]

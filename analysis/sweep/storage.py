@@ -1,4 +1,4 @@
-"""Keeping: where finished batches go, in memory or in a folder, and what is said when a sweep cannot go on."""
+"""Collect finished batches in memory or write them to a folder, and report what is kept if a sweep stops."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 Sound = Literal["wav", "flac"]
 _BYTES_PER_ROW = 400
-"""Of the table, twice: in its batch and in the whole."""
+"""Bytes of a table row, stored twice: in its batch and in the whole table."""
 
 
 def check_sound(sound: Any, out: Any) -> None:
-    """Refuse an unknown kind of file, and sound without a folder to keep it in."""
+    """Refuse an unknown file format, and sound without a folder to write it to."""
     if sound is not None and (out is None or sound not in get_args(Sound)):
         raise InputError(f"sound={sound!r}, out={out!r}: expected 'wav' or 'flac', and a folder to write it to.")
 
@@ -37,7 +37,7 @@ def check_sound(sound: Any, out: Any) -> None:
 def in_memory(
     heard: Iterator[tuple[int, Heard]], todo: Plan, keep_audio: Callable[[Condition, Clip], bool] | None, bar: Any
 ) -> tuple[pd.DataFrame, np.ndarray, dict[int, np.ndarray]]:
-    """The table, the codes, and the sound that is kept by row, once everything is heard."""
+    """Return the table, the codes and the kept sound by row number, once everything is measured."""
     frames, codes, audio = [], [], {}
     for number, batch in heard:
         for place, (condition, clip) in enumerate(todo.batches[number]):
@@ -58,7 +58,7 @@ def into_folder(
     keep_audio: Callable[[Condition, Clip], bool] | None,
     bar: Any,
 ) -> None:
-    """Write each batch as it is heard, with its sound if that is asked for."""
+    """Write each batch once it is measured, with its sound if requested."""
     labels = todo.labels
     for number, batch in heard:
         start = todo.starts[number]
@@ -79,7 +79,7 @@ def into_folder(
 
 @contextmanager
 def stops(out: Path | None, todo: Plan) -> Iterator[None]:
-    """Say what is kept when the machine, and not a mistake, ends a sweep."""
+    """Raise `StoppedError`, stating what is kept, if a full disk or a dead worker ends a sweep."""
     try:
         yield
     except BrokenProcessPool as error:
@@ -94,15 +94,15 @@ def _kept(out: Path | None, todo: Plan) -> str:
     if out is None:
         return "Nothing was kept: give a folder (out=) to keep what is finished."
     done = len(finished(out))
-    return f"{done} of {len(todo.batches)} batches are kept in {out}; run the same again to go on."
+    return f"{done} of {len(todo.batches)} batches are kept in {out}; run the same sweep again to resume."
 
 
 def size_of(lens: AudioLens, todo: Plan, seconds: float, sound: Sound | None) -> int:
-    """Bytes that a plan will take on disk, about."""
+    """The approximate size of a plan's results on disk, in bytes."""
     config = lens.config
     codes = config.n_codebooks * seconds * config.frame_rate * 2
     samples = config.sample_rate * seconds * config.channels * 2
-    # FLAC of music: about six tenths.
+    # FLAC compresses music to about 0.6 of its size.
     heard = {None: 0.0, "wav": 1.0, "flac": 0.6}[sound] * samples
     return round(len(todo) * (codes + heard + 2 * _BYTES_PER_ROW))
 

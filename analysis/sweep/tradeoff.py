@@ -1,7 +1,7 @@
-"""Trade-off: how far a direction can be pushed before clips are lost, and where pushing gives most.
+"""Trade-off between effect and loss: how strongly a direction can be applied, and where it has the largest effect.
 
-On the effects of a sweep's conditions, as `dose` is. A loss is a column of them that grows as clips get worse: the
-share that `failed`, `drift`, a distance.
+Works on the effects of a sweep's conditions, like `dose`. A loss is a column that grows as clips get worse: the share
+that `failed`, `drift`, or a distance.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class LayerMap:
         effect, failed: "layer strength"; strength 0 is the baseline.
         layers, strengths: the axes.
 
-    It does not show where a concept is computed: steering works wherever later blocks read. One cell in twenty leaves
-    out no change by chance.
+    It does not show where a concept is computed: steering works wherever later blocks read. Cells have no intervals,
+    and the largest of many is partly chance.
     """
 
     concept: str
@@ -53,7 +53,7 @@ class LayerMap:
 
     @drawable
     def plot(self) -> Any:
-        """A heat map, cells crossed where too many clips failed (matplotlib figure)."""
+        """A heat map, with a cross on cells where too many clips failed (matplotlib figure)."""
         from analysis.sweep import plots
 
         return plots.layer_map(self)
@@ -67,7 +67,7 @@ class LayerMap:
     def __repr__(self) -> str:
         sound = np.where(self.failed <= MOST_FAILED, self.effect, np.nan)
         if not np.isfinite(sound).any():
-            return f"LayerMap({self.concept}, {self.strategy}: nothing measured that did not fail)"
+            return f"LayerMap({self.concept}, {self.strategy}: no cell with few enough failed clips)"
         told = []
         for place in (np.nanargmin(sound), np.nanargmax(sound)):
             layer, strength = np.unravel_index(place, sound.shape)
@@ -79,13 +79,13 @@ class LayerMap:
 @guarded
 @dataclass(frozen=True, eq=False)
 class Limits:
-    """How strongly each place may be steered within a bound of loss.
+    """How strongly each place can be steered within a bound of loss.
 
-    `table` has one row per place and sign: `strength`, the largest of that sign at which, and at all smaller ones, the
-    loss is within the bound (0: none is), its `effect`, `low`, `high` and loss, and `open`: no strength that was tried
-    went beyond the bound, so the true limit lies further out.
+    `table` has one row per place and sign: `strength`, the largest of that sign up to which the loss stays within the
+    bound (0 if none does), its `effect`, `low`, `high` and loss, and `open`: whether no strength tried exceeded the
+    bound, so that the true limit is higher.
 
-    The loss of a share among n clips is known to about 1 / sqrt(n): a limit may be off by a step.
+    A share estimated from n clips is uncertain by about 1 / sqrt(n): a limit may be off by one step.
     """
 
     concept: str
@@ -123,10 +123,10 @@ class Limits:
 @guarded
 @dataclass(frozen=True, eq=False)
 class Strategies:
-    """What each strategy reaches within a bound of loss, towards either pole: the rows of `Limits` that reach furthest.
+    """The largest effect of each strategy towards each pole within a bound of loss.
 
-    Each row is the best of `candidates` layers on these very clips, which flatters all strategies, and those with more
-    candidates the more.
+    Each row is the best of `candidates` layers, selected on the same clips. This makes all strategies look better than
+    they are, and more so with more candidates.
     """
 
     concept: str
@@ -140,7 +140,7 @@ class Strategies:
 
     @drawable
     def plot(self) -> Any:
-        """The reach of every strategy, with intervals (matplotlib figure)."""
+        """The largest effect of every strategy, with intervals (matplotlib figure)."""
         from analysis.sweep import plots
 
         return plots.strategies(self)
@@ -160,12 +160,12 @@ class Strategies:
 @guarded
 @dataclass(frozen=True, eq=False)
 class Front:
-    """Every steered condition by what it gains (the effect towards its own pole) and what it loses.
+    """Every steered condition by its gain (the effect towards its own pole) and its loss.
 
-    `table` has one row per condition: its place, `strength`, `sign`, `gain`, the loss, and `best`: no other of that
-    sign gains more and loses no more, or loses less and gains no less.
+    `table` has one row per condition: its place, `strength`, `sign`, `gain`, the loss, and `best`: whether it is
+    Pareto-optimal: no other condition of that sign has more gain at no more loss, or less loss at no less gain.
 
-    Which conditions lie on the front depends on these clips: neighbours within each other's intervals may swap places.
+    Which conditions are on the front depends on these clips: neighbours with overlapping intervals may swap.
     """
 
     concept: str
@@ -178,7 +178,7 @@ class Front:
 
     @drawable
     def plot(self) -> Any:
-        """Gain against loss, a panel per sign, the front drawn through (matplotlib figure)."""
+        """Gain against loss, one panel per sign, with the front as a line (matplotlib figure)."""
         from analysis.sweep import plots
 
         return plots.front(self)
@@ -198,10 +198,10 @@ class Front:
 
 @guarded
 def layer_map(dose: DoseResponse, strategy: str | None = None, branch: str | None = None) -> LayerMap:
-    """The layer x strength map of one strategy that was swept over layers (default: the first).
+    """The layer x strength map of a strategy that was swept over layers (default: the first).
 
     Raises:
-        InputError: if no strategy of this name has layers.
+        InputError: if this strategy was not swept over layers.
     """
     mine = dose.steered[dose.steered["layer"].notna()]
     for name, value in (("strategy", strategy), ("branch", branch)):
@@ -210,7 +210,7 @@ def layer_map(dose: DoseResponse, strategy: str | None = None, branch: str | Non
         mine = mine[mine[name] == (mine[name].iloc[0] if value is None and len(mine) else value)]
     if not len(mine):
         known = dose.steered.loc[dose.steered["layer"].notna(), "strategy"].unique()
-        raise InputError(f"strategy={strategy!r}, branch={branch!r}: not swept over layers. There are: "
+        raise InputError(f"strategy={strategy!r}, branch={branch!r}: not swept over layers. Choose from: "
                          f"{', '.join(map(str, known)) or 'none'}.")  # fmt: skip
     layers = tuple(sorted(int(layer) for layer in mine["layer"].unique()))
     strengths = tuple(sorted({0.0, *mine["strength"]}))
@@ -227,7 +227,7 @@ def layer_map(dose: DoseResponse, strategy: str | None = None, branch: str | Non
 
 @guarded
 def limits(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "failed") -> Limits:
-    """The largest strength of either sign within a bound of loss, at every place."""
+    """The largest strength of each sign within a bound of loss, at every place."""
     steered = _with_loss(dose, loss)
     rows = []
     for group in _rising(steered):
@@ -242,9 +242,9 @@ def limits(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "failed")
 
 @guarded
 def strategies(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "failed") -> Strategies:
-    """What each strategy (and branch) reaches towards either pole within a bound of loss, at its best layer.
+    """The largest effect of each strategy and branch towards each pole within a loss bound, at its best layer.
 
-    Every strength up to the limit counts, for an effect may turn before clips fail.
+    Every strength up to the limit counts, because an effect may reverse before clips fail.
     """
     steered = _with_loss(dose, loss)
     sound = pd.concat([group[_within(group, bound, loss)] for group in _rising(steered)])
@@ -265,7 +265,7 @@ def strategies(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "fail
 
 @guarded
 def front(dose: DoseResponse, loss: str = "failed") -> Front:
-    """Which conditions cannot be bettered in both gain and loss."""
+    """The Pareto front of gain and loss over the steered conditions."""
     steered = _with_loss(dose, loss)
     signs = np.sign(steered["strength"]).astype(int)
     table = steered[[*PLACE, "strength", "effect", "low", "high"]].assign(
@@ -280,20 +280,20 @@ def front(dose: DoseResponse, loss: str = "failed") -> Front:
 
 
 def _undominated(gain: Float[np.ndarray, " n"], loss: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Points to which no other is at least equal in both and better in one."""
+    """Mask of the points that no other point dominates: at least equal in both, and better in one."""
     no_worse = (gain[None] >= gain[:, None]) & (loss[None] <= loss[:, None])
     better = (gain[None] > gain[:, None]) | (loss[None] < loss[:, None])
     return np.logical_not(np.any(no_worse & better, axis=1))
 
 
 def _rising(steered: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """The rows of each place and sign, the weakest first."""
+    """The rows of each place and sign, in order of increasing |strength|."""
     for _, group in steered.groupby([*PLACE, np.sign(steered["strength"])], dropna=False, sort=False):
         yield group.sort_values("strength", key=abs)
 
 
 def _within(rising: pd.DataFrame, bound: float, loss: str) -> pd.Series:
-    """Which rows, and all weaker ones, lose no more than the bound."""
+    """Mask of the rows that, together with all weaker ones, stay within the loss bound."""
     bound = checked_amount("bound", bound)
     return rising[loss].fillna(np.inf).cummax() <= bound
 
@@ -304,5 +304,5 @@ def _with_loss(dose: DoseResponse, loss: str) -> pd.DataFrame:
         labels = {*PLACE, "strength", "draw", "effect", "low", "high", "median", "left_out", "clips"}
         numbers = (name for name in steered.select_dtypes("number") if not str(name).startswith(("p_", "n_")))
         known = [str(name) for name in numbers if name not in labels]
-        raise InputError(f"loss={loss!r}: not measured in this sweep. There are: {', '.join(known)}.")
+        raise InputError(f"loss={loss!r}: not measured in this sweep. Choose from: {', '.join(known)}.")
     return steered

@@ -1,4 +1,4 @@
-"""Attention maps are eager attention's, beat scores are those of planted lags, and ablation is a head set to zero."""
+"""Attention maps equal eager attention, beat scores recover planted lags, and ablation equals a head set to zero."""
 
 import dataclasses
 from typing import Any

@@ -1,4 +1,4 @@
-"""Attributions are gradient x difference, complete along a path, exact where the model is linear, and find a plant."""
+"""Attributions equal gradient x difference, sum to the whole, are exact on linear models, and find a plant."""
 
 from dataclasses import replace
 from typing import Any

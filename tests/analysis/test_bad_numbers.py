@@ -1,4 +1,4 @@
-"""What the analyses refuse at the door: wrong kinds, counts and amounts, each in one line and before a model runs."""
+"""Analyses refuse wrong types, counts and amounts in one line, before a model runs."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Direct logit attribution splits bare transformers' logits into parts that add up, whatever they are read along."""
+"""Direct logit attribution splits the logits of bare transformers into parts that add up, for any direction."""
 
 from typing import Any
 

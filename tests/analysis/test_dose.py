@@ -1,4 +1,4 @@
-"""Summaries of a sweep recover what was planted in its table, and say when there is nothing."""
+"""Summaries of a sweep recover effects planted in its table, and state when there are none."""
 
 from typing import Any
 
@@ -138,7 +138,7 @@ def test_layer_map_is_the_table_as_a_grid(dose: Any) -> None:
     assert grid.failed[1, -1] == 1
     assert len(grid.to_frame()) == 21
     assert "one-to-all: from -30% at layer" in repr(grid)
-    with pytest.raises(InputError, match="not swept over layers. There are: one-to-one, one-to-all"):
+    with pytest.raises(InputError, match="not swept over layers. Choose from: one-to-one, one-to-all"):
         tradeoff.layer_map(dose, "all-to-all")
 
 
@@ -187,7 +187,7 @@ def test_the_front_is_that_of_a_naive_search(result: SweepResult) -> None:
         ]  # fmt: skip
         assert row["best"] == (not better)
     assert table["best"].any()
-    with pytest.raises(InputError, match="loss='drift': not measured in this sweep. There are: failed"):
+    with pytest.raises(InputError, match="loss='drift': not measured in this sweep. Choose from: failed"):
         result.front(loss="drift", n_bootstrap=0)
 
 
@@ -222,7 +222,7 @@ def test_several_concepts_need_a_name() -> None:
     result = SweepResult(both, ("tempo_ioi",), {}, planted.RATE)
     with pytest.raises(InputError, match="Did you mean 'timbre'"):
         result.dose_response("timber")
-    with pytest.raises(InputError, match="Swept were: tempo, timbre"):
+    with pytest.raises(InputError, match="Swept concepts: tempo, timbre"):
         result.front(n_bootstrap=0)
     with pytest.raises(InputError, match="'tempo_io' was not measured. Did you mean 'tempo_ioi'"):
         result.effects("tempo_io")

@@ -1,4 +1,4 @@
-"""Evidence of any form stands over the layers it belongs to, in its own unit."""
+"""Evidence in any form is assigned to the right layers and keeps its unit."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The logit lens says what bare transformers' hidden states say, and its last block is the model itself."""
+"""The logit lens agrees with the hidden states of bare transformers, and at the last block with the model's output."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Every cell of a patching grid equals one full forward with a raw hook; grids, gaps and bad input."""
+"""Every cell of a patching grid equals one full forward pass with a raw hook; grids, gaps and bad input."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager

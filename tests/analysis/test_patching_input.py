@@ -1,4 +1,4 @@
-"""What patching refuses, and what its results say: at the door, in one line, with the remedy."""
+"""Patching refuses bad input in one line with a remedy, and its results describe themselves."""
 
 from dataclasses import replace
 from typing import Any

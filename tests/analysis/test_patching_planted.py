@@ -1,4 +1,4 @@
-"""Patching finds what was planted, at the block, the head and the part where it was."""
+"""Patching finds a planted concept at the block, head and component where it was planted."""
 
 from pathlib import Path
 from typing import Any

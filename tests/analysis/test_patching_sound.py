@@ -1,4 +1,4 @@
-"""Patched generations: what must sound like the clean clip does, and matched pairs to play."""
+"""Patched generation turns a clip into the clean one where a concept was planted, on matched pairs."""
 
 from pathlib import Path
 from typing import Any

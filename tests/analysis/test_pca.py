@@ -1,4 +1,4 @@
-"""PCA finds the block from which two planted poles lie apart, and says how far."""
+"""PCA finds the block from which two planted poles are separated, and by how much."""
 
 import numpy as np
 import pytest

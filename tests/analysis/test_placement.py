@@ -1,4 +1,4 @@
-"""Placement names what was planted, and nothing about it is read from steered sound."""
+"""Placement finds a planted concept without using any steered sound."""
 
 from __future__ import annotations
 

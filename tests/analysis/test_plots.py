@@ -1,4 +1,4 @@
-"""Every figure says what its axes are, draws what the table holds, and leaves the caller's settings alone."""
+"""Every figure labels its axes, draws what its table holds, and leaves the caller's settings unchanged."""
 
 from typing import Any
 

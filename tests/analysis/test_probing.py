@@ -1,4 +1,4 @@
-"""Probes: against planted models and data, shuffled labels and leaks; and what they refuse."""
+"""Probes recover planted models and data, control for shuffled labels and leaks, and refuse bad input."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The table of readings holds what each reading gives by itself, and finds planted busyness."""
+"""The comparison of readings equals each reading computed separately, and finds a planted density concept."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A sweep that was stopped anywhere goes on and ends with the same table; a folder that is another's is refused."""
+"""A sweep stopped at any point resumes and ends with the same table; another sweep's folder is refused."""
 
 import errno
 import json
@@ -145,11 +145,11 @@ def test_the_folder_holds_what_memory_does(lens: Any, whole: Path) -> None:
 def test_another_sweep_is_refused_with_the_reason(lens: Any, whole: Path, tmp_path: Path) -> None:
     before = contents(whole)
     for changes, message in (
-        ({"seconds": 0.6}, "begun with seconds 0.4, and this one has 0.6"),
-        ({"batch_size": 5}, "batch_size 4, and this one has 5"),
+        ({"seconds": 0.6}, "begun with seconds 0.4, but this one has 0.6"),
+        ({"batch_size": 5}, "batch_size 4, but this one has 5"),
         ({"measures": ("brightness",)}, "measures"),
         ({"conditions": conditions(lens.config.d_model)[:3]}, "has a condition that this one lacks: 'late'"),
-        ({"conditions": conditions(lens.config.d_model, seed=1)}, "other vectors are added in its condition 'up'"),
+        ({"conditions": conditions(lens.config.d_model, seed=1)}, "its condition 'up' adds other vectors"),
     ):
         with pytest.raises(InputError, match=message):
             played(lens, whole, **changes)
@@ -168,9 +168,9 @@ def test_another_sweep_is_refused_with_the_reason(lens: Any, whole: Path, tmp_pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda plan: {**plan, "format": "audiolens.sweep.0"}, "of format audiolens.sweep.0"),
+        (lambda plan: {**plan, "format": "audiolens.sweep.0"}, "format audiolens.sweep.0"),
         (lambda plan: {**plan, "versions": {**plan["versions"], "torch": "1.0"}}, "version of torch 1.0"),
-        (lambda plan: {**plan, "clips": plan["clips"][:1]}, "its clips are others"),
+        (lambda plan: {**plan, "clips": plan["clips"][:1]}, "its clips differ"),
         (lambda plan: {"a": 1}, "not the plan of a sweep"),
     ],
 )
@@ -220,7 +220,7 @@ def test_a_damaged_batch_is_named(lens: Any, whole: Path, tmp_path: Path) -> Non
     killed_at_write(1 + 3 * 6, False, lambda: played(lens, out))
     part = out / "batches" / "00001.parquet"
     part.write_bytes(part.read_bytes()[:100])
-    with pytest.raises(InputError, match=r"00001.parquet is damaged: .* Sweep the same again"):
+    with pytest.raises(InputError, match=r"00001.parquet is damaged: .* Run the same sweep again"):
         sweep.load_folder(out)
     assert contents(out).keys() != contents(whole).keys()
     with pytest.warns(DamageWarning, match=r"00001.parquet is damaged: .* Batch 1 is made again"):
@@ -273,7 +273,7 @@ def test_a_folder_of_the_format_before_is_read_and_not_gone_on_with(lens: Any, w
     found, theirs = sweep.load_folder(out), sweep.load_folder(whole)
     pd.testing.assert_frame_equal(found.table, theirs.table)
     assert torch.equal(found.codes("late"), theirs.codes("late"))
-    with pytest.raises(InputError, match="of format audiolens.sweep.1, and this version writes audiolens.sweep.2"):
+    with pytest.raises(InputError, match="format audiolens.sweep.1, but this version writes audiolens.sweep.2"):
         played(lens, out)
 
 

@@ -1,4 +1,4 @@
-"""Cosine maps: against numpy, and against the chance of random directions."""
+"""Cosine maps agree with numpy, and with the distribution for random directions."""
 
 from dataclasses import replace
 

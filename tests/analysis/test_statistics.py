@@ -1,4 +1,4 @@
-"""The statistics keep their promises on simulated data: coverage, false-positive rates, agreement with scikit-learn."""
+"""Statistics on simulated data: interval coverage, false-positive rates, and agreement with scikit-learn."""
 
 from typing import Any
 

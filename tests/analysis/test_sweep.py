@@ -1,4 +1,4 @@
-"""Sweeps: every row is the clip its condition makes alone, measured beside its own baseline."""
+"""Every row of a sweep equals the clip that its condition generates alone, measured against its own baseline."""
 
 from typing import Any
 
@@ -169,7 +169,7 @@ def test_the_factorial_has_every_combination_once() -> None:
         ({"strategies": "one-to-one"}, "expected a list"),
         ({"strategies": ["one-to-some"]}, "Expected one of"),
         ({"strategies": ["one-to-band"]}, "needs band"),
-        ({"band": (1, 2)}, "only for the strategy 'one-to-band'"),
+        ({"band": (1, 2)}, "is for the strategy 'one-to-band'"),
         ({"branches": ["neither"]}, "branch='neither'"),
         ({"layers": [1, 1]}, "expected each once"),
         ({"layers": [99]}, "layer 99 does not exist"),
@@ -210,7 +210,7 @@ def test_the_plan_is_told_and_then_done(lens: Any) -> None:
     told: list[str] = []
     result = sweep.run(lens, _directions(lens), **asked, n_jobs=0, progress=False, tell=told.append)
     assert len(told) == 1
-    assert "clips a second here" in told[0]
+    assert "clips per second on this machine" in told[0]
     assert len(result.table) == len(untimed.plan) == 16
     assert set(result.table["kind"]) == {"baseline", "redrawn", "steered", "random", "prompted"}
     assert result.concepts == ("tempo",)
@@ -250,7 +250,7 @@ def test_further_columns_are_one_number_a_clip(lens: Any) -> None:
     asked = {**MAKING, "seconds": 0.4, "measures": ["loudness"]}
     found = sweep.play(lens, conditions, sweep.clips(PROMPTS, 1), **asked, also={"n": lambda _, made: made.seeds})
     assert (found.table["n"] == found.table["seed"]).all()
-    with pytest.raises(InputError, match=r"'n' gave numbers of shape \(\) for 2 clips"):
+    with pytest.raises(InputError, match=r"'n' gave shape \(\) for 2 clips"):
         sweep.play(lens, conditions, sweep.clips(PROMPTS, 1), **asked, also={"n": lambda *_: 1.0})
 
 

@@ -1,4 +1,4 @@
-"""A labelled table is read as it stands: text unless a whole column is numbers, and no blank where a value must be."""
+"""Labelled tables are read as text unless a whole column is numeric, and required values must not be blank."""
 
 from pathlib import Path
 from typing import Any

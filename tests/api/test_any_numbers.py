@@ -1,4 +1,4 @@
-"""Numbers, arrays and lists of any library mean the same everywhere, and what could mean two things is refused."""
+"""Numbers, arrays and lists of any library mean the same everywhere; ambiguous ones are refused."""
 
 import copy
 import importlib.util

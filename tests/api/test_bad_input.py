@@ -1,4 +1,4 @@
-"""What cannot work is refused at every door, in one clear line, before any part of the model runs."""
+"""Every public function refuses unusable input in one clear line, before any part of the model runs."""
 
 import copy
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Wherever a function takes a flag, a word is refused before anything else is looked at: "no" would count as True."""
+"""Every flag refuses strings before anything else is checked: "no" would count as True."""
 
 import importlib
 import inspect

@@ -1,4 +1,4 @@
-"""A cache keeps its labels: stacked, sliced, projected, saved and loaded."""
+"""A cache keeps its labels when stacked, sliced, projected, saved and loaded."""
 
 import pickle
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The stream is the sum of its labelled parts, and what it says at the end is what the model says."""
+"""The residual stream is the sum of its labelled components, and its projection gives the model's logits."""
 
 import gc
 import weakref

@@ -1,4 +1,4 @@
-"""Numbers keep to where they came from: a clip's own rate, a cache's own model, a reading's own lengths."""
+"""Values from different sources stay separate: sample rates of clips, models of caches, lengths of readings."""
 
 from pathlib import Path
 from typing import Any

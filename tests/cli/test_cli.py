@@ -1,4 +1,4 @@
-"""The command line: what it does, what it refuses in one line with exit code 2, and that help comes at once."""
+"""The command line: its results, its one-line refusals with exit code 2, and help that appears at once."""
 
 import json
 import os
@@ -122,10 +122,10 @@ def test_a_strength_that_drowns_the_stream_is_said(run: Run, checkpoint: Path, f
     arguments = ("generate", "a calm song", "-m", checkpoint, "--seconds", 1, "--steer")
     code, _, err = run(*arguments, f"{file}:{2.9 / share}", "-o", "usual")
     assert code == 0, err
-    assert "the stream's own length" not in err
+    assert "the residual stream's norm" not in err
     code, _, err = run(*arguments, f"{file}:{1e4 / share}", "-o", "drowned")
     assert code == 0, err
-    assert "1e+04 times the stream's own length at block" in err
+    assert "1e+04 times the residual stream's norm at block" in err
 
 
 def test_generate_steers_along_several_at_a_band(run: Run, checkpoint: Path, file: Path, tmp_path: Path) -> None:
@@ -212,24 +212,24 @@ def test_measure_goes_on_where_files_are_bad_and_names_them(run: Run, tmp_path: 
         (("study", "tempi"), "Did you mean 'tempo'"),
         (("study", "temp"), "Known: density, register, tempo, timbre; or"),
         (("study", "temp", "--measure", "pitch"), "Known: bells, density,"),
-        (("study", "bells"), "no measure hears 'bells'"),
-        (("study", "tempo", "--measure", "loudness"), "measure 'loudness': expected one that changes by shares"),
+        (("study", "bells"), "'bells' has no measure"),
+        (("study", "tempo", "--measure", "loudness"), "measure 'loudness': expected one whose change is a ratio"),
         (("study", "tempo", "-m", "etud"), "Did you mean 'etude'"),
         (("study", "tempo", "-m", "."), "holds no config.json"),
         (("study", "tempo", "-m", "facebook/musicgen-smal"), "works offline"),
         (("study", "tempo", "-m", "{checkpoint}", "--seconds", "nan"), "seconds=nan"),
         (("study", "tempo", "-m", "{checkpoint}", "--seconds", "500"), "expected 1 to"),
         (("study", "tempo", "-m", "{checkpoint}", "--seconds", "0.5"), "fewer than 4 onsets counts as failed"),
-        (("study", "tempo", "--full", "--quick"), "--full and --quick are different studies"),
-        (("study", "tempo", "--quick", "--paper"), "--quick and --paper are different studies"),
+        (("study", "tempo", "--full", "--quick"), "--full and --quick exclude each other"),
+        (("study", "tempo", "--quick", "--paper"), "--quick and --paper exclude each other"),
         (("study", "tempo", "-m", "{checkpoint}", "--out", "full"), "other than a study"),
         (("study", "tempo", "-m", "{checkpoint}", "--out", "full", "--force"), "other than a study"),
         (("study", "tempo", "-m", "{checkpoint}", "--out", "full/file/below"), "is a file"),
         (("study", "tempo", "-m", "{checkpoint}", "--out", "/proc/nothing/here"), "cannot be written"),
         (("study", "tempo", "-m", "{checkpoint}", "--out", "done"), "replace it with --force"),
         (("study", "tempo", "-m", "half"), "could not be loaded"),
-        (("generate", "", "-m", "{checkpoint}"), "an empty prompt: say in words what to play"),
-        (("generate", "a song", " ", "-m", "{checkpoint}"), "an empty prompt: say in words what to play"),
+        (("generate", "", "-m", "{checkpoint}"), "a prompt is empty: expected a text"),
+        (("generate", "a song", " ", "-m", "{checkpoint}"), "a prompt is empty: expected a text"),
         (("generate", "song " * 500, "-m", "{checkpoint}"), "shorten it"),
         (("generate", "a song", "-m", "{checkpoint}", "--seconds", "0"), "seconds=0"),
         (("generate", "a song", "-m", "{checkpoint}", "--seconds", "nan"), "seconds=nan"),
@@ -273,14 +273,14 @@ def test_measure_goes_on_where_files_are_bad_and_names_them(run: Run, tmp_path: 
         (("study", "tempo", "--concepts", "tempo,timbre"), "name what to study"),
         (("study", "--concepts", "tempo"), "two or more different ones"),
         (("study", "--concepts", "tempo,timbre", "--measure", "pitch"), "with --concepts each has its own"),
-        (("study", "--concepts", "tempo,one.csv"), "is studied by itself"),
+        (("study", "--concepts", "tempo,one.csv"), "on its own"),
         (("study", "one.csv", "--measure", "pitch"), "one.csv: 'one' has 1 prompt for the pole 'fast'"),
         (("study", "one.csv"), "one.csv: 'one' has 1 prompt"),
         (("study", "--positive", "one.txt", "--negative", "two.txt"), "one.txt and two.txt: 'one-two' has 1 prompt"),
         (("study", "--concepts", "tempo,tempi"), "Did you mean 'tempo'"),
         (("study", "--positive", "full/file"), "go together"),
         (("study", "none.csv", "-m", "{checkpoint}", "--measure", "pitch"), "none.csv"),
-        (("study", "tempo", "--words", "a,b", "-m", "{checkpoint}"), "those of one's own prompts"),
+        (("study", "tempo", "--words", "a,b", "-m", "{checkpoint}"), "is for your own prompts"),
         (("study", "one.csv", "--words", "fast,Fast"), "expected two different ones"),
         (("study", "tempo", "--measure", "brightnes"), "Did you mean 'brightness'"),
         (("study", "timbre", "-m", "{checkpoint}", "--out", "begun"), "holds a study of 'tempo', not 'timbre'"),
@@ -357,7 +357,7 @@ def test_study_writes_a_folder_and_says_the_finding(
     monkeypatch.setattr("analysis.study.experiment._run", lambda *_: planted.study())
     code, out, err = run("study", "tempo", "-m", checkpoint)
     assert code == 0, err
-    assert planted.study().finding in out
+    assert f"{planted.study().finding}\n{planted.study().qualification}\n" in out
     assert "\x1b" not in out + err
     assert (tmp_path / "study-tempo" / "index.html").is_file()
     assert f"audiolens study tempo -m {checkpoint}" in (tmp_path / "study-tempo" / "index.html").read_text()
@@ -375,7 +375,7 @@ def test_a_stopped_study_says_what_is_kept(
     monkeypatch.setattr("analysis.study.experiment._run", stopped)
     code, out, err = run("study", "tempo", "-m", checkpoint)
     assert (code, out) == (130, "")
-    assert "what is finished is kept in study-tempo. The same command goes on." in err
+    assert "finished stages are kept in study-tempo. Run the same command again to resume." in err
     assert (tmp_path / "study-tempo" / "study.json").is_file()
     monkeypatch.setattr("analysis.study.experiment._run", lambda *_: planted.study())
     assert run("study", "tempo", "-m", checkpoint)[0] == 0

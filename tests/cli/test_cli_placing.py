@@ -1,4 +1,4 @@
-"""`audiolens place` and `audiolens patch`: where a concept lives, without writing Python."""
+"""`audiolens place` and `audiolens patch` locate a concept without any Python."""
 
 # ruff: noqa: F811 - fixtures of another file are named as arguments
 

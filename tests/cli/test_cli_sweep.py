@@ -1,4 +1,4 @@
-"""`audiolens sweep`: it sweeps, goes on where it was stopped, and refuses in one line."""
+"""`audiolens sweep` runs, resumes after a stop, and refuses bad input in one line."""
 
 # ruff: noqa: F811 - fixtures of another file are named as arguments
 
@@ -35,7 +35,7 @@ def test_it_sweeps_says_the_finding_and_knows_what_it_did(
     assert "out/clips.parquet" in out
     code, out, err = run(*words, "--json")
     assert code == 0, err
-    assert "16 of them are there already" in err
+    assert "16 of them are already finished" in err
     facts = json.loads(out)
     assert facts["clips"] == 16
     assert [row["strength"] for row in facts["effects"]["tempo"] if row["kind"] == "steered"] == [-4, 4]
@@ -94,11 +94,11 @@ def test_stopping_keeps_what_is_finished_and_says_how_to_go_on(
         patch.setattr(ledger.Ledger, "keep", stopped)
         code, _, err = run(*words)
     assert code == 130
-    assert "Stopped; 2 of 5 batches are kept in out. The same command goes on from there." in err
+    assert "Stopped; 2 of 5 batches are kept in out. Run the same command again to resume." in err
     kept = len(sweep.load_folder(tmp_path / "out").table)
     code, _, err = run(*words)
     assert code == 0, err
-    assert f"{kept} of them are there already" in err
+    assert f"{kept} of them are already finished" in err
     assert sweep.load_folder(tmp_path / "out").whole
 
 
@@ -156,7 +156,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_help_teaches(run: Run) -> None:
     code, out, _ = run("sweep", "--help")
     assert code == 0
-    assert "the same command goes on" in " ".join(out.split())
+    assert "the same command resumes and ends with the same table" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Directions equal a naive loop over prompts, find what a model was planted with, and know whose they are."""
+"""Directions equal a naive loop over prompts, recover a planted direction, and record their model."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`steer` puts the right vector at the right block, in the right unit; test_raw_hooks.py holds what it then does."""
+"""`steer` adds the right vector at the right block in the right unit; test_raw_hooks.py tests its effect."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""The bundled étude does what its card says: small, stock, and its words are heard."""
+"""The bundled étude matches its model card: it is small, stock, and follows the words of its prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipe of étude, in miniature: training learns, resumes where it was, and writes what transformers can load."""
+"""Étude's training recipe in miniature: it learns, resumes, and writes checkpoints that transformers loads."""
 
 from __future__ import annotations
 

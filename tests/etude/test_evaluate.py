@@ -1,4 +1,4 @@
-"""The table of étude's abilities, on planted clips whose answers are known."""
+"""The table of étude's abilities, on planted clips with known answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the decoder is made to hear is what sounds: the head's targets against the rendered clips."""
+"""The targets of the decoder's auxiliary head agree with the rendered clips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The synthesiser keeps its word: what a label says is what a clip sounds like, and no label tells another."""
+"""The synthesiser's clips match their labels, and no label predicts another."""
 
 from __future__ import annotations
 

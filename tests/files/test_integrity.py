@@ -1,4 +1,4 @@
-"""A byte that changed in a kept file is noticed when it is read, and the file is named; files without hashes open."""
+"""A changed byte in a stored file is detected on reading and the file is named; files without hashes still open."""
 
 import json
 import random

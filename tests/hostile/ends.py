@@ -1,4 +1,4 @@
-"""A stop for what would not end, so that a test fails where it would hang."""
+"""A time limit for code that might not end, so that a test fails instead of hanging."""
 
 from __future__ import annotations
 

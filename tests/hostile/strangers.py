@@ -1,4 +1,4 @@
-"""What a stranger's folder may hold: a study in which every name, pole, label and prompt attacks whoever shows it."""
+"""An untrusted study folder in which every name, pole, label and prompt contains an attack."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Files of text, tables, directions and caches from someone else end in one line, whatever is nested in them."""
+"""Untrusted text, tables, directions and caches are refused in one line, regardless of what is nested in them."""
 
 from __future__ import annotations
 

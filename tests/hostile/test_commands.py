@@ -1,4 +1,4 @@
-"""Commands given a stranger's files: one bad file stops no other, a refusal is one line, a terminal obeys no name."""
+"""Commands on untrusted files: a bad file stops no other, errors take one line, names cannot control a terminal."""
 
 import json
 import os

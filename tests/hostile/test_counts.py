@@ -1,4 +1,4 @@
-"""Counts of any size are refused at the door: nothing is looped over or allocated first."""
+"""Counts of any size are refused at once, before anything is looped over or allocated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of kept folders, damaged: none is used in silence, and no folder is left without a way on.
+"""Damaged files of sweeps and studies are never used silently, and every damaged folder can be recovered.
 
 A slice of `benchmarks/damage.py`, which damages every file in every way.
 """

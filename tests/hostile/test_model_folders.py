@@ -1,4 +1,4 @@
-"""A model folder from someone else runs nothing, opens no pickle, and is refused in one line before it takes memory."""
+"""An untrusted model folder runs no code, opens no pickle, and is refused in one line before it takes memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages of a stranger's names in a real browser: nothing runs, nothing is fetched, also after a click on every link."""
+"""Pages with untrusted names in a real browser: nothing runs or is fetched, even after clicking every link."""
 
 import ast
 import csv

@@ -1,4 +1,4 @@
-"""A lens in other processes: forked while it runs, pickled, handed to workers; and models that no lens could take."""
+"""A lens across processes: forked during a run, pickled, sent to workers; and models that a lens refuses to open."""
 
 import copy
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Sounds of a stranger: cut anywhere they are refused, and nothing is read of what a header should not promise."""
+"""Untrusted sound files are refused when truncated anywhere, and their headers are not trusted."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""A folder that goes, or loses files, while a run writes into it: the run stops at its next write, in one line."""
+"""If a folder or its files disappear during a run, the run stops at its next write with a one-line error."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a received folder holds leads no write out of it, and nothing but a file is ever replaced by one."""
+"""Nothing in a received folder redirects a write outside it, and only files are ever replaced."""
 
 import os
 import shutil

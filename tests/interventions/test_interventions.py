@@ -1,4 +1,4 @@
-"""Every intervention does what its name says, where it was asked, and nowhere else."""
+"""Every intervention has its stated effect where it was requested, and nowhere else."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,7 @@
-"""Every strategy, schedule, branch and operator makes the very codes that plain torch hooks on the bare model make.
+"""Every strategy, schedule, branch and operator gives the same codes as plain torch hooks on the bare model.
 
-One batch holds a row for every schedule (or operator), all of one prompt, so that only the schedule tells them apart:
-that each row's clip is the hooks' own also shows that rows do not reach each other.
+One batch holds a row per schedule (or operator), all with the same prompt, so that rows differ only in the schedule.
+Since each row's clip equals that of the hooks, rows do not affect each other either.
 """
 
 import math

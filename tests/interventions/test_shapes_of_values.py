@@ -1,4 +1,4 @@
-"""Values given to an intervention are along the axes that their shape says, and what could be two shapes is refused."""
+"""The shape of an intervention's value determines its axes; ambiguous shapes are refused."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What numpy and torch make of directions, caches and weights: their numbers, or one line that says what to give."""
+"""numpy and torch functions on directions, caches and weights give their values or a one-line error with a remedy."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""CLAP score and FAD against bare transformers, on a tiny random CLAP written as a user would meet it."""
+"""CLAP score and FAD agree with bare transformers, on a tiny CLAP with random weights."""
 
 from pathlib import Path
 from typing import Any

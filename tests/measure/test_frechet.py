@@ -1,4 +1,4 @@
-"""Fréchet distance: the closed form of two Gaussians, what distances obey, and the codec's own features."""
+"""Fréchet distance: the closed form for two Gaussians, the properties of a distance, and the codec's features."""
 
 from typing import Any
 

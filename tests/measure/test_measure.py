@@ -1,4 +1,4 @@
-"""Measures are calibrated on signals whose answer is known, and say NaN where there is none."""
+"""Measures recover the known values of test signals, and return NaN where undefined."""
 
 import librosa
 import numpy as np

@@ -1,4 +1,4 @@
-"""Measures against the synthesiser's labels: how well each hears what it is meant to hear, whatever else varies."""
+"""Measures track the synthesiser's labels while everything else varies."""
 
 import numpy as np
 import pandas as pd

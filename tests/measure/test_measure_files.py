@@ -1,4 +1,4 @@
-"""Sound files: measured as their samples are, refused with the reason where they are not whole or not sound."""
+"""Sound files give the same measures as their samples; damaged files and other formats are refused with the reason."""
 
 import os
 import struct

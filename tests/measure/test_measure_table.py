@@ -1,4 +1,4 @@
-"""The table of many clips, and the test for failed ones."""
+"""The table of measures over many clips, and the detection of failed clips."""
 
 from types import SimpleNamespace
 from typing import Any

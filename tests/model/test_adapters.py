@@ -1,4 +1,4 @@
-"""An adapter that was not merged is a part of the model: of its weights, its per-head results and its hash."""
+"""An unmerged adapter counts as part of the model: in its weights, per-head results and hash."""
 
 import copy
 import importlib.util

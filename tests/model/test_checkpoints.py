@@ -1,4 +1,4 @@
-"""The arithmetic of the page on checkpoints is that of real tensors, and its table is what the script counts."""
+"""The memory formulas of the checkpoints page match real tensors, and its table matches the script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A family is one value: a model with other module names and another order of guidance halves needs nothing else."""
+"""A family is a single value: other module names and another order of guidance halves need nothing else."""
 
 import copy
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Every site of a MusicGen Melody is read and written as bare transformers says it should be, prefix and all."""
+"""Every site of MusicGen Melody is read and written as in bare transformers, including the prefix."""
 
 from typing import Any
 

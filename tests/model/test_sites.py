@@ -1,4 +1,4 @@
-"""Every site is read and written as bare transformers, or a line of einsum, says it should be."""
+"""Every site is read and written as in bare transformers, or as a line of einsum computes it."""
 
 import copy
 from typing import Any

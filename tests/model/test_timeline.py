@@ -1,4 +1,4 @@
-"""Steps, frames and seconds agree, and the delay is transformers' own, done and undone."""
+"""Steps, frames and seconds agree, and the codebook delay matches transformers, applied and undone."""
 
 import pytest
 import torch

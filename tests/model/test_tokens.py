@@ -1,4 +1,4 @@
-"""Prompts reach the text encoder whole and padded on the right, and words that it does not know are named."""
+"""Prompts reach the text encoder uncut and right-padded, and words unknown to the tokenizer are reported."""
 
 import copy
 import shutil

@@ -1,4 +1,4 @@
-"""Weights by name do what the model's modules do, in TransformerLens's shapes, and share the model's memory."""
+"""Named weights equal the model's modules, have TransformerLens's shapes, and share the model's memory."""
 
 import pytest
 import torch

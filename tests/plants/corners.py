@@ -1,7 +1,7 @@
-"""Models in which it is known where a concept is: tiny checkpoints, their other ways silenced, one way planted.
+"""Tiny checkpoints with a concept planted at a known site, and all other pathways silenced.
 
-The text encoder reads each word by itself and cross-attention weighs all words alike, so that what a planted head
-writes is linear in which words there are, and two words' features add up without their product.
+The text encoder encodes each word separately and cross-attention weights all words equally. The output of a planted
+head is therefore linear in the words that occur: the features of two words add up, without an interaction.
 """
 
 from itertools import product

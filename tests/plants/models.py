@@ -1,6 +1,6 @@
-"""Models in which a concept was planted: where it is read, where it is written, and what hears it are all known.
+"""Models with a planted concept: where it is read, where it is written, and what measures it are all known.
 
-Each takes a tiny lens, rewrites its weights in place, and says what was planted where.
+Each function takes a tiny lens, rewrites its weights in place, and returns what was planted where.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Tables of clips in which every effect is known: what a sweep would have measured, without a model."""
+"""Tables of clips with known effects, as a sweep would measure them, without a model."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,10 +1,10 @@
-"""What the documentation prints works: its Python runs, its commands parse, its links lead somewhere.
+"""The documentation works: its Python runs, its commands parse, and its links resolve.
 
-The blocks of a page run in their order, in one namespace and an empty folder, on étude. Only sizes are cut: fewer
+The code blocks of a page run in order, in one namespace and an empty folder, on étude. Only sizes are reduced: fewer
 prompts, clips, seconds and draws. A block whose first line is
 
     # needs the hub, # needs a GPU   runs on a checkpoint of the same family with random weights, on the CPU;
-    # takes ...                      is too long to run here: it compiles, and what it imports is there.
+    # takes ...                      is too long to run here: it must compile, and its imports must exist.
 """
 
 import ast

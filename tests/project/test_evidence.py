@@ -1,4 +1,4 @@
-"""The page of evidence says what its tables hold, and renews its place in a document only."""
+"""The evidence page matches its tables, and updates only its own part of a document."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def tables() -> dict[str, pd.DataFrame]:
 
 
 def test_the_page_says_what_the_tables_hold(evidence: ModuleType, tables: dict[str, pd.DataFrame]) -> None:
-    text = evidence.page(tables, [SimpleNamespace(finding="tempo turns.")])
+    text = evidence.page(tables, [SimpleNamespace(finding="tempo turns.", qualification="Nothing failed.")])
     assert "| tempo | tempo_ioi | 71 | 158 | 0.961 [0.930, 0.980] | 0.990 | -0.029 |" in text
     assert "| instrument | classifier | 71 | 158 | 0.961  | 0.990 | -0.029 |" in text
     assert "| tempo | slow | -1 | -40.0% [-50%, -30%] | 3% | 66 | 0.050 (19) | 0.091 (10) | -36.0% |" in text
     assert "| tempo | steered | one-to-one 4, -1 | 66 | -40.0% [-50%, -30%] | 3% |" in text
-    assert "- tempo turns." in text
+    assert "- tempo turns. Nothing failed." in text
     assert "| tempo | +0.5 | tempo_ioi | +30.0% [+20%, +40%], 0% failed | +25.0% [+20%, +40%], 0% failed |" in text
     assert "| tempo | +0.5 | loudness | +1.5 dB [+1.0, +2.0] | +1.5 dB [+1.0, +2.0] |" in text
 

@@ -1,4 +1,4 @@
-"""The ground: one version, a package that holds its data, light imports, and pins that agree with the ranges."""
+"""Packaging: one version number, packaged data, light imports, and pins that agree with the version ranges."""
 
 import re
 import subprocess

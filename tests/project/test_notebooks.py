@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, what is committed is what they show, and what their text names is there."""
+"""The notebooks run from top to bottom, their committed outputs are current, and the names in their text exist."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""A benchmark renews its own table of a page and nothing else."""
+"""A benchmark updates its own table of a page and nothing else."""
 
 from pathlib import Path
 

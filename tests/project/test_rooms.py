@@ -1,4 +1,4 @@
-"""The rooms of the house: imports run one way through them, and no two modules need each other."""
+"""Imports between packages follow one order, and no two modules import each other."""
 
 import ast
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The benchmark of steering compares what it says; its first-order factor is guidance where both halves agree."""
+"""The steering benchmark compares what it claims; its first-order factor equals the guidance scale."""
 
 from __future__ import annotations
 

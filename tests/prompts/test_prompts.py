@@ -1,4 +1,4 @@
-"""The prompt sets hold what their docstrings promise: matched, balanced, in vocabulary, and neutral where neutral."""
+"""The prompt sets are as documented: matched, balanced, within the vocabulary, and neutral where stated."""
 
 import json
 from collections import Counter

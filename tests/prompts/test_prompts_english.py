@@ -1,4 +1,4 @@
-"""The free English sets: matched pairs that differ in the concept's wording alone, and neutral prompts without it."""
+"""The English sets: matched pairs differ only in wording the concept, and neutral prompts do not mention it."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""A sound file is read whole, at any rate and with one channel or two, or refused with what is wrong with it."""
+"""Sound files are read completely, at any rate, mono or stereo, or refused with the reason."""
 
 import io
 from pathlib import Path

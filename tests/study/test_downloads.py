@@ -1,4 +1,4 @@
-"""Tables in a page: what its links hold is the table to the byte, packed where it is long, and never too much of it."""
+"""Downloads in a page hold the exact bytes of their tables, compressed if long, within the size limit."""
 
 import base64
 import gzip

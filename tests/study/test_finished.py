@@ -1,4 +1,4 @@
-"""A finished study is read again from its folder, and its page drawn anew, without a model."""
+"""A finished study is loaded from its folder and its page redrawn, without a model."""
 
 # ruff: noqa: F811 - fixtures of another file are named as arguments
 
@@ -70,7 +70,7 @@ def test_the_page_is_drawn_anew_with_the_same_numbers(run: Run, made: tuple[stud
     (decoy.with_name("dose-response-0000000000000000") / "clips.parquet").write_bytes(b"others")
     code, told, err = run("report", out)
     assert code == 0, err
-    assert made[0].finding in told
+    assert f"{made[0].finding}\n{made[0].qualification}\n" in told
     assert shown(out) == shown(made[1])
     page = (out / "index.html").read_text("utf-8")
     assert COMMAND in page
@@ -127,7 +127,7 @@ def _outside(out: Path) -> None:
     ("change", "message"),
     [
         (_remove("*"), "holds no study"),
-        (_remove("summary.json"), "not finished"),
+        (_remove("summary.json"), "unfinished study"),
         (_remove("made.json"), "has no made.json"),
         (_remove("stages/lost-*"), "gone or damaged"),
         (_remove("stages/dose-response-*/batches/*.parquet", "stages/*/clips.parquet"), "gone or damaged|no batch"),

@@ -1,4 +1,4 @@
-"""The page of a study in a real browser: it opens from disk, players play, the slider moves, tables download."""
+"""A study's page in a real browser: it opens from disk, players play, the slider moves, tables download."""
 
 import gzip
 import io
@@ -67,7 +67,7 @@ def test_it_opens_from_disk_without_a_word_and_without_a_network(opened: Any) ->
     opened.wait_for_selector("#live-pca .main-svg")
     assert [said for said in opened.said if said[0] in ("error", "warning")] == []
     assert {url.split(":")[0] for url in opened.asked} <= {"file", "data", "blob"}
-    assert opened.inner_text(".finding").startswith("Steering tempo")
+    assert opened.inner_text(".finding").endswith(", steering tempo at strength ±0.5.")
     live = {"pca", "cosines", "layer_attribution", "patching_windows", "patching_components"}
     drawn = "[...document.querySelectorAll('.js-plotly-plot')].filter(e => e.querySelector('.main-svg')).map(e => e.id)"
     assert set(opened.evaluate(drawn)) == {f"live-{name}" for name in live}

@@ -1,6 +1,6 @@
-"""`audiolens study --paper` is the paper's protocol: here on a MusicGen Melody of random weights that reads English.
+"""`audiolens study --paper` follows the paper's protocol, on a MusicGen Melody with random weights.
 
-Steered noise says nothing of music: what is held is what was read, where it was added, and what the folder tells.
+Random weights make no music, so the tests check what is read, where it is added, and what the folder records.
 """
 
 import json
@@ -145,7 +145,7 @@ def test_the_folder_is_whole_and_names_what_is_not_the_papers(made: Any, facts: 
     page = (out / "index.html").read_text("utf-8")
     assert "the activation at the last token of its text" in page
     assert "--paper" in page
-    for part in ("Beat This", "FAD", "own, a hundred a pole"):
+    for part in ("Beat This", "FAD", "own, one hundred per pole"):
         assert part in page.replace("&#39;", "'")
         assert any(part in sentence for sentence in facts["settings"]["substitutes"])
     assert not any("Position" in sentence for sentence in facts["settings"]["substitutes"])
@@ -180,7 +180,7 @@ def test_what_a_model_cannot_do_is_refused_before_it_runs(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
-    assert "give one of them" in capsys.readouterr().err
+    assert "give only one" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""What a page says and shows of a study, without a browser: losses beside effects, the choice in words, figures."""
+"""The contents of a study's page without a browser: side effects, the description of the choice, figures."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""A study that was stopped anywhere goes on and ends with the same tables; a folder that is another's is refused."""
+"""A study stopped at any point resumes and ends with the same tables; another study's folder is refused."""
 
 import json
 import os
@@ -177,7 +177,7 @@ def test_only_what_follows_from_a_change_is_made_again(
 
     monkeypatch.setattr(playing.Making, "generate", noted)
     changed = replace(TINY, n_random=2)
-    with pytest.raises(InputError, match="finished study with n_random=1, and this one has 2.*--force"):
+    with pytest.raises(InputError, match="finished study with n_random=1, but this one has 2.*--force"):
         ran(lens, out, changed)
     assert_same(out, whole)
     assert not made

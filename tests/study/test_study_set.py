@@ -1,4 +1,4 @@
-"""Several concepts in one go, one's own concept from two files, and the place that evidence names."""
+"""Several concepts in one call, a concept from two files, and steering at the place that evidence names."""
 
 import json
 from dataclasses import replace
@@ -95,7 +95,7 @@ def test_several_are_refused_before_the_first_runs(lens: Any, tmp_path: Path, mo
     ):
         with pytest.raises(InputError, match=message):
             study_set.run(lens, concepts, tmp_path, settings=TINY)
-    with pytest.raises(InputError, match="'rolloff' would hear every one of the concepts"):
+    with pytest.raises(InputError, match="measured='rolloff' would apply to every concept"):
         study_set.run(lens, ["tempo", "timbre"], tmp_path, settings=replace(TINY, measured="rolloff"))
     outside = replace(al.prompts.load("tempo"), concept="../tempo")
     monkeypatch.setattr(Settings, "measure_of", lambda *_: "tempo_ioi")
@@ -105,7 +105,7 @@ def test_several_are_refused_before_the_first_runs(lens: Any, tmp_path: Path, mo
         study_set.run(lens, "tempo,timbre", tmp_path, settings=TINY)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "index.html").write_text("mine")
-    with pytest.raises(InputError, match="no index of studies"):
+    with pytest.raises(InputError, match="not an index of studies"):
         study_set.run(lens, ["tempo", "timbre"], tmp_path / "other", settings=TINY)
 
 
@@ -118,13 +118,13 @@ def test_a_concept_of_ones_own_from_two_files(lens: Any, tmp_path: Path) -> None
     sets = own.completed(neutral)
     assert sets.test == ("a calm piano song", "the guitar")
     assert sets.prompted("a calm piano song", "loud") == "a calm piano loud song"
-    with pytest.raises(InputError, match="no measure hears 'force'"):
+    with pytest.raises(InputError, match="'force' has no measure"):
         study.run(lens, sets, settings=TINY)
-    with pytest.raises(InputError, match="measure 'loudness': expected one that changes by shares"):
+    with pytest.raises(InputError, match="measure 'loudness': expected one whose change is a ratio"):
         study.run(lens, sets, settings=replace(TINY, measured="loudness"))
     found = study.run(lens, sets, settings=replace(TINY, measured="brightness"), progress=False)
     assert (found.concept, found.measure, found.poles) == ("force", "brightness", ("loud", "soft"))
-    assert "more loud" in found.finding
+    assert "steering force at strength" in found.finding
     # Three prompts against two match in no pairs.
     assert found.where is None
 
@@ -132,8 +132,8 @@ def test_a_concept_of_ones_own_from_two_files(lens: Any, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("where", "told"),
     [
-        ({"strategy": "one-to-one", "layer": 1}, "one-to-one (added at block 1,"),
-        ({"strategy": "all-to-all", "layer": None}, "all-to-all (every block its own direction,"),
+        ({"strategy": "one-to-one", "layer": 1}, "one-to-one, added at block 1."),
+        ({"strategy": "all-to-all", "layer": None}, "all-to-all, every block its own direction."),
     ],
 )
 def test_the_place_that_evidence_names_is_steered_without_a_scan(
@@ -153,7 +153,7 @@ def test_the_place_that_evidence_names_is_steered_without_a_scan(
     wanted = TINY.strengths_at_place[where["strategy"]]
     assert sorted({abs(strength) for strength in tried["strength"]}) == sorted(wanted)
     assert found.choice.where == where
-    assert told in found.finding
+    assert told in found.qualification
     assert found.placement is not None
     assert found.placement.reason in told_lines
 

@@ -1,4 +1,4 @@
-"""Several invokes in one run each see and edit their own rows, with guidance on or off."""
+"""Several invokes in one run each read and edit their own rows, with or without guidance."""
 
 import nnsight
 import pytest

@@ -1,4 +1,4 @@
-"""A step is known or the run stops: the clock, the recordings and the proof of both at load."""
+"""The current step is known or the run stops: the clock, recordings, and the self-check of both at load."""
 
 import copy
 from types import SimpleNamespace

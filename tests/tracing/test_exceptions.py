@@ -1,4 +1,4 @@
-"""An exception inside a run leaves the model, its configuration and the random state as they were."""
+"""An exception during a run leaves the model, its configuration and the random state unchanged."""
 
 import random
 from collections.abc import Callable

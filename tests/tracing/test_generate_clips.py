@@ -1,4 +1,4 @@
-"""A clip that begins with given sound goes on as transformers would, drawn from its own seed."""
+"""Continuations of given sound match transformers and depend only on their own seed."""
 
 import warnings
 from typing import Any

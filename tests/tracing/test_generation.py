@@ -1,4 +1,4 @@
-"""Generation: players for a notebook carry their sound inside, compressed."""
+"""Notebook players of generated clips embed their sound in compressed form."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""What draws a clip is in the call: settings of the model's own that would change it are refused by name."""
+"""Everything that affects sampling is in the call: the model's own settings that would change it are refused."""
 
 import copy
 from collections.abc import Iterator

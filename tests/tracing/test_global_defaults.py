@@ -1,4 +1,4 @@
-"""torch's global defaults are the caller's: another default dtype or device changes no bit of what the lens gives."""
+"""torch's global defaults belong to the caller: another default dtype or device changes no bit of any result."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

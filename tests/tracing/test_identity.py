@@ -1,7 +1,7 @@
-"""Nothing changes unless asked: the lens's codes and logits are the bare model's to the bit.
+"""Nothing changes unless asked: the lens's codes and logits equal the bare model's bit for bit.
 
-Every family, with and without guidance, greedy and sampled, in two number formats, alone and in a batch. The oracle is
-transformers alone: its `generate`, the codes that this hands to its codec, and its forward.
+Covers every family, with and without guidance, greedy and sampled, in two dtypes, alone and in a batch. The oracle is
+bare transformers: its `generate`, the codes that it passes to its codec, and its forward pass.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""MusicGen Melody: the text stands as a prefix in the decoder's own sequence; steps are counted behind it.
+"""MusicGen Melody: the text is a prefix of the decoder's sequence, and steps are counted after it.
 
 The oracles are bare transformers, its own way of building the prefix, and raw hooks that skip it.
 """

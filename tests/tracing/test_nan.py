@@ -1,4 +1,4 @@
-"""A model whose numbers are broken draws nothing and scores nothing: the row and the step are named instead."""
+"""A model with NaN values neither samples nor scores: the error names the row and the step."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

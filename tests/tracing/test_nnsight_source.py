@@ -1,4 +1,4 @@
-"""During a run nnsight serves the modules that the run reads, and no other."""
+"""During a run, nnsight wraps only the modules that the run reads."""
 
 from collections.abc import Iterable
 from pathlib import Path

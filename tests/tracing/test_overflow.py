@@ -1,4 +1,4 @@
-"""A strength that overflows stops the run, says where, and leaves the model as it was."""
+"""A strength that causes overflow stops the run, is located in the error, and leaves the model unchanged."""
 
 import random
 from typing import Any

@@ -1,4 +1,4 @@
-"""The prefix is left out unless asked for, and then labelled: whatever the lengths of the prompts in one call."""
+"""The prefix is excluded unless requested, and then labelled, for any prompt lengths in one call."""
 
 import nnsight
 import pytest

@@ -1,4 +1,4 @@
-"""A forward that stops early runs nothing above and reads the same to the bit; batches one by one are the whole."""
+"""A forward pass that stops early runs no later block and reads identical values; batches add up to the whole."""
 
 import gc
 from typing import Any

@@ -1,4 +1,4 @@
-"""A clip is drawn from its prompt, its seed and its settings, never from its batch."""
+"""A clip depends on its prompt, seed and settings, never on its batch."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""A lens opens what it can read and change, whatever its weights, and names the part of what it cannot."""
+"""A lens opens models that it can read and edit, for any weights, and names the component that it cannot."""
 
 import copy
 import random

@@ -1,4 +1,4 @@
-"""A trace reads and writes every site as the lens's own verbs do, invoke by invoke."""
+"""A trace reads and writes every site like the lens's own methods, invoke by invoke."""
 
 from typing import Any
 

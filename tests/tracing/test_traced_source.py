@@ -1,4 +1,4 @@
-"""The block that a trace runs is the one that stands in the code that enters it, whatever was edited meanwhile."""
+"""A trace runs the source of the block that enters it, even if the file was edited in the meantime."""
 
 import importlib
 import linecache
