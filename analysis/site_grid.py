@@ -18,7 +18,7 @@ _SUMMED = ("d_model", "d_head", "d_mlp", "key")
 
 
 @dataclass(frozen=True)
-class Place:
+class GridSite:
     """One site at one layer.
 
     `axes` names the axes of its values. `place` says whether its cells are steps or text tokens. `on_text` marks a
@@ -65,7 +65,7 @@ class Place:
 
 def places_of(
     lens: AudioLens, sites: str | Sequence[str], layers: int | Sequence[int] | None
-) -> dict[str, tuple[Place, ...]]:
+) -> dict[str, tuple[GridSite, ...]]:
     """The sites that names and layers select, grouped by short name.
 
     Raises:
@@ -75,9 +75,9 @@ def places_of(
     asked = names_once("sites", sites)
     if not asked:
         raise InputError("sites is empty: name at least one site.")
-    found: dict[str, list[Place]] = {}
+    found: dict[str, list[GridSite]] = {}
     for site in lens.find_sites(asked, layers):
-        found.setdefault(site.short, []).append(Place(site.name, site.short, site.layer, site.axes))
+        found.setdefault(site.short, []).append(GridSite(site.name, site.short, site.layer, site.axes))
     return {short: tuple(sorted(places, key=lambda place: place.layer or 0)) for short, places in found.items()}
 
 

@@ -90,7 +90,7 @@ def row_numbers(rows: Any) -> list[int]:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Operand:
     """A tensor of an intervention, and the axes it may have.
 
     `kind` is "per row" for a number, or one per affected row; "vector" for "feature" or "row feature"; "values" for
@@ -150,7 +150,7 @@ class Intervention:
     """Whether the original values may be lost, so that a run cannot distinguish an overflow from what was requested."""
 
     @property
-    def parts(self) -> dict[str, Part]:
+    def operands(self) -> dict[str, Operand]:
         """The tensors that a run moves to the model's device and, if they have a row axis, slices to each batch."""
         return {}
 
@@ -205,8 +205,8 @@ class Add(Intervention):
         object.__setattr__(self, "vector", finite("vector", self.vector))
 
     @property
-    def parts(self) -> dict[str, Part]:
-        return {"vector": Part(self.vector, "vector")}
+    def operands(self) -> dict[str, Operand]:
+        return {"vector": Operand(self.vector, "vector")}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
         """`value + amount * vector`."""
@@ -231,8 +231,8 @@ class Ablate(Intervention):
         _nonzero("direction", self.direction)
 
     @property
-    def parts(self) -> dict[str, Part]:
-        return {"direction": Part(self.direction, "vector")}
+    def operands(self) -> dict[str, Operand]:
+        return {"direction": Operand(self.direction, "vector")}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
         """`value` minus `amount` times its projection onto the unit direction."""
@@ -263,8 +263,8 @@ class Clamp(Intervention):
         _nonzero("direction", self.direction)
 
     @property
-    def parts(self) -> dict[str, Part]:
-        return {"direction": Part(self.direction, "vector"), "value": Part(self.value, "per row")}
+    def operands(self) -> dict[str, Operand]:
+        return {"direction": Operand(self.direction, "vector"), "value": Operand(self.value, "per row")}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
         """`value` with its projection moved the fraction `amount` of the way to the target."""
@@ -298,8 +298,8 @@ class Replace(Intervention):
         object.__setattr__(self, "values", finite("values", self.values))
 
     @property
-    def parts(self) -> dict[str, Part]:
-        return {"values": Part(self.values, "values")}
+    def operands(self) -> dict[str, Operand]:
+        return {"values": Operand(self.values, "values")}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
         """The new values where `amount` is 1; elsewhere `value` moved the fraction `amount` of the way to them."""
@@ -324,8 +324,8 @@ class Scale(Intervention):
         object.__setattr__(self, "factor", numbers("factor", self.factor))
 
     @property
-    def parts(self) -> dict[str, Part]:
-        return {"factor": Part(self.factor, "per row")}
+    def operands(self) -> dict[str, Operand]:
+        return {"factor": Operand(self.factor, "per row")}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
         """`value` moved the fraction `amount` of the way to `value` times the factor."""

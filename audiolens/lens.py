@@ -28,7 +28,7 @@ from audiolens.model.sites import Site, checked_names
 from audiolens.model.text import Prompt
 from audiolens.model.timeline import Real, Span, Timeline, checked_frames
 from audiolens.model.traced_model import TracedModel
-from audiolens.sound.codec import Sound
+from audiolens.sound.codec import AudioSource
 from audiolens.tracing.generate_clips import drawn
 from audiolens.tracing.generation import Generation
 from audiolens.tracing.given_sound import decode_codes, encode_audio
@@ -227,7 +227,7 @@ class AudioLens(TracedLens, OtherNames):
         decode: bool = True,
         use_cache: bool = True,
         progress: bool = False,
-        audio_prompt: Tensor | Sound | Sequence[Sound] | None = None,
+        audio_prompt: Tensor | AudioSource | Sequence[AudioSource] | None = None,
         prefix: bool = False,
         melody: Any = None,
         seed: int | None = None,
@@ -291,7 +291,7 @@ class AudioLens(TracedLens, OtherNames):
         prompts: Prompt | Sequence[Prompt],
         codes: Int[Tensor, "row codebook frame"] | None = None,
         *,
-        audio: Sound | None = None,
+        audio: AudioSource | None = None,
         sites: str | Sequence[str] = SITES,
         layers: int | Sequence[int] | None = None,
         branch: Branch = "cond",
@@ -357,7 +357,7 @@ class AudioLens(TracedLens, OtherNames):
         prompts: Prompt | Sequence[Prompt],
         codes: Int[Tensor, "row codebook frame"] | None = None,
         *,
-        audio: Sound | None = None,
+        audio: AudioSource | None = None,
         sites: str | Sequence[str] = ("resid_post",),
         layers: int | Sequence[int] | None = None,
         branch: Branch = "cond",

@@ -78,7 +78,7 @@ def main(
         out.mkdir(exist_ok=True)
         result = out / f"{steps}-{clips}-{draws}.json"
         if not result.exists():
-            model = trained(recipe, codec, learnt, out, work, decoder.Schedule(steps=steps, **recipe.schedule))
+            model = trained(recipe, codec, learnt, out, work, decoder.TrainingSchedule(steps=steps, **recipe.schedule))
             found = {"recipe": recipe.name, **gap(model, held_out), **words(out / "model", draws)}
             result.write_text(json.dumps(found, indent=1))
         rows.append(json.loads(result.read_text()))
@@ -89,7 +89,7 @@ def main(
 
 
 def trained(
-    recipe: Recipe, codec: Any, codes: np.ndarray, out: Path, work: Path, schedule: decoder.Schedule
+    recipe: Recipe, codec: Any, codes: np.ndarray, out: Path, work: Path, schedule: decoder.TrainingSchedule
 ) -> MusicgenForConditionalGeneration:
     """Train a model by this recipe; it is also written to `out` / "model"."""
     tokenizer = text.build_tokenizer()

@@ -15,16 +15,16 @@ from torch import Tensor
 
 from analysis.attribution.gradients import Metric, scored
 from analysis.resampling import Interval, bootstrap
-from analysis.site_grid import Place
+from analysis.site_grid import GridSite
 from audiolens.interventions import Replace
 from audiolens.lens import AudioLens
 
 
 @dataclass(frozen=True)
-class Cell:
+class CheckedCell:
     """Steps (or tokens) `start` to `stop` of one head (`None`: all heads) at one site."""
 
-    place: Place
+    place: GridSite
     start: int
     stop: int
     head: int | None = None
@@ -77,7 +77,7 @@ def patched(
     codes: Int[Tensor, "row codebook frame"],
     own: Mapping[str, Tensor],
     other: Mapping[str, Tensor],
-    cells: Sequence[Cell],
+    cells: Sequence[CheckedCell],
     metric: Metric,
 ) -> Float[np.ndarray, "cell row codebook"]:
     """Return the metric with each cell patched in turn, one run per cell.

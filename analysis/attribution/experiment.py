@@ -24,7 +24,7 @@ from analysis.attribution.gradients import Metric
 from analysis.attribution.pairing import Pairing, Part, Towards
 from analysis.attribution.result import AttributionResult, Method, Scores
 from analysis.likelihood import Window
-from analysis.site_grid import Place
+from analysis.site_grid import GridSite
 from audiolens.checks import MOST_SEED, checked_count, checked_flags
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
@@ -146,7 +146,7 @@ def default_sites(lens: AudioLens, text: bool = False) -> list[str]:
     return [*wanted, "text_states"] if text else wanted
 
 
-def _stacked(parts: Sequence[Part], places: Sequence[Place], order: np.ndarray) -> Scores:
+def _stacked(parts: Sequence[Part], places: Sequence[GridSite], order: np.ndarray) -> Scores:
     """Stack the layers of one site over all batches, zero-padding shorter texts."""
     stacked = [np.stack([part.cells[place.name] for place in places]) for part in parts]
     longest = max(grid.shape[3] for grid in stacked)

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analysis.attribution.agreement import Agreement, Cell, patched
+from analysis.attribution.agreement import Agreement, CheckedCell, patched
 from analysis.attribution.gradients import Metric, Pass, backward, scored
 from analysis.likelihood import Window, checked_rows
 from analysis.matched import refuse_unequal
-from analysis.site_grid import Place, places_of, spans
+from analysis.site_grid import GridSite, places_of, spans
 from audiolens.errors import InputError
 from audiolens.lens import AudioLens
 from audiolens.model.text import checked_prompts, lengths, token_limit
@@ -53,7 +53,7 @@ class Pairing:
     towards: Towards
     codes: Tensor
     sizes: tuple[int, ...]
-    groups: Mapping[str, tuple[Place, ...]]
+    groups: Mapping[str, tuple[GridSite, ...]]
     metric: Metric
 
     @classmethod
@@ -114,7 +114,7 @@ class Pairing:
         return self.clean if self.towards == "denoising" else self.corrupted
 
     @property
-    def places(self) -> dict[str, Place]:
+    def places(self) -> dict[str, GridSite]:
         """The sites by full name, in the model's order."""
         mine = {place.name: place for places in self.groups.values() for place in places}
         return {name: mine[name] for name in self.lens.sites() if name in mine}
@@ -160,7 +160,9 @@ class Pairing:
             heads = range(values.shape[4])
             every = [(layer, cut, head) for layer in range(len(places)) for cut in cuts for head in heads]
             drawn = [every[place] for place in np.sort(rng.permutation(len(every))[:check])]
-            todo = [Cell(places[at], cut[0], cut[1], head if places[at].heads else None) for at, cut, head in drawn]
+            todo = [
+                CheckedCell(places[at], cut[0], cut[1], head if places[at].heads else None) for at, cut, head in drawn
+            ]
             exact = patched(self.lens, own, codes, mine.tensors, theirs.tensors, todo, self.metric) - base
             for (at, cut, head), cell, effect in zip(drawn, todo, exact, strict=True):
                 predicted = values[at, :, :, cut[0] : cut[1], head].sum((1, 2)).mean()

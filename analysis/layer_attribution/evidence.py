@@ -34,7 +34,7 @@ _NOT_VALUES = {"layer", "low", "high"}
 
 @guarded
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class LayerEvidence:
     """One number per layer, in its own unit; `low` and `high` are NaN if there is no interval."""
 
     name: str
@@ -59,9 +59,9 @@ class LayerAttribution:
     output), so they may peak at different blocks and all be right.
     """
 
-    evidence: tuple[Evidence, ...]
+    evidence: tuple[LayerEvidence, ...]
 
-    def __getitem__(self, name: str) -> Evidence:
+    def __getitem__(self, name: str) -> LayerEvidence:
         for one in self.evidence:
             if one.name == name:
                 return one
@@ -100,7 +100,7 @@ class LayerAttribution:
         return f"LayerAttribution(largest of each, not tested against chance: {', '.join(map(_peak, self.evidence))})"
 
 
-def _peak(one: Evidence) -> str:
+def _peak(one: LayerEvidence) -> str:
     """The largest value of a kind of evidence and its block, with the interval if there is one."""
     at = one.layers.index(one.peak)
     ends = f" [{one.low[at]:+.3g}, {one.high[at]:+.3g}]" if np.isfinite(one.low[at]) else ""
@@ -128,8 +128,8 @@ def gather(*, units: Mapping[str, str] | None = None, **evidence: Any) -> LayerA
     return LayerAttribution(tuple(_evidence(name, one, known.get(name, "")) for name, one in given.items()))
 
 
-def _evidence(name: str, given: Any, unit: str) -> Evidence:
-    if isinstance(given, Evidence):
+def _evidence(name: str, given: Any, unit: str) -> LayerEvidence:
+    if isinstance(given, LayerEvidence):
         return given
     if isinstance(given, Directions):
         shares = given.norms / given.residual_norms
@@ -162,7 +162,7 @@ def _evidence(name: str, given: Any, unit: str) -> Evidence:
     return _made(name, unit, given, named[0] if named else numeric[0])
 
 
-def _made(name: str, unit: str, table: pd.DataFrame, column: str) -> Evidence:
+def _made(name: str, unit: str, table: pd.DataFrame, column: str) -> LayerEvidence:
     if not np.isfinite(pd.to_numeric(table["layer"], errors="coerce")).all():
         raise InputError(f"{name}: its column 'layer' holds what is no layer number.")
     table = table.sort_values("layer")
@@ -174,4 +174,4 @@ def _made(name: str, unit: str, table: pd.DataFrame, column: str) -> Evidence:
     if not np.isfinite(values).any():
         raise InputError(f"{name}: no finite value in {column!r}.")
     ends = [table[end].to_numpy(float) if end in table else np.full(len(values), np.nan) for end in ("low", "high")]
-    return Evidence(name, unit, layers, values, *ends)
+    return LayerEvidence(name, unit, layers, values, *ends)

@@ -5,7 +5,7 @@ what the grid would cost.
 """
 
 from analysis.patching.experiment import LogLikelihood, patch, plan
-from analysis.patching.plans import Plan, SoundPlan
+from analysis.patching.plans import GridPlan, SoundPlan
 from analysis.patching.result import Gap, PatchingResult
 from analysis.patching.runs import Pairs, pairs
 from analysis.patching.sound import Sound
@@ -15,7 +15,7 @@ __all__ = [
     "LogLikelihood",
     "Pairs",
     "PatchingResult",
-    "Plan",
+    "GridPlan",
     "Sound",
     "SoundPlan",
     "pairs",

@@ -78,7 +78,7 @@ def _recorded_as(hook: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class PairBatch:
     """A batch of pairs: both runs, the scored codes, and the mask of the text.
 
     `steps` is the number of steps up to the last one that is scored. `tokens` gives each pair's token in each column
@@ -203,7 +203,7 @@ class Climb:
     all these climbs have to yield the same functions.
     """
 
-    def __init__(self, batch: Batch, start: int, hooks: frozenset[str], first: int) -> None:
+    def __init__(self, batch: PairBatch, start: int, hooks: frozenset[str], first: int) -> None:
         self.batch, self.start, self.hooks, self.first = batch, start, hooks, first
         self.base, self.source, self.steps = batch.base, batch.source, batch.steps
         self.config = batch.lens.config

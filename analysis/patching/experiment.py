@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from analysis.patching.grid import WINDOWS, By, Cell, Grid, needs_tokens
-from analysis.patching.plans import Plan, SoundPlan
+from analysis.patching.plans import GridPlan, SoundPlan
 from analysis.patching.result import Mode, PatchingResult, checked_mode
 from analysis.patching.runs import Runs
 from analysis.patching.sound import Listening, Sound
@@ -180,7 +180,7 @@ def plan(
     history: Int[Tensor, "pair codebook past"] | None = None,
     memory_gib: float = 1.0,
     timed: bool = True,
-) -> Plan | SoundPlan:
+) -> GridPlan | SoundPlan:
     """The cost of `patch` with the same arguments; `timed` runs one row once to estimate the time.
 
     For a `Sound` this is a `SoundPlan`, which times a few steps of the largest generation and the decoding and
@@ -195,7 +195,7 @@ def plan(
     return _job(lens, clean, corrupted, codes, metric, site, by, mode, history, memory_gib, options).plan(timed)
 
 
-def _show(plan: Plan | SoundPlan) -> None:
+def _show(plan: GridPlan | SoundPlan) -> None:
     """Print a plan on stderr, next to the progress bar: stdout is for output that a program reads."""
     tqdm.write(repr(plan), file=sys.stderr)
 
@@ -214,7 +214,7 @@ class _Job:
         """The cells in the order in which they run in parts: by first step, then up the blocks."""
         return sorted(self.grid.cells, key=lambda cell: (cell.start, cell.enters, cell.part))
 
-    def plan(self, timed: bool = False) -> Plan:
+    def plan(self, timed: bool = False) -> GridPlan:
         runs, steps, blocks = self.runs, self.runs.steps, self.runs.lens.config.n_layers
         row, pair = self._row_bytes(), self._pair_bytes()
         room = self.memory * 2**30 / 2
@@ -224,7 +224,7 @@ class _Job:
         moving = [cell for cell in self.grid.cells if cell.start < cell.stop]
         climbs = sum((blocks - cell.enters) * (steps - cell.start) for cell in moving)
         recorded = 2 * blocks * steps
-        return Plan(
+        return GridPlan(
             cells=len(self.grid.cells),
             pairs=len(runs.clean),
             row_steps=(climbs + recorded) * len(runs.clean),

@@ -11,7 +11,7 @@ from audiolens.door import guarded
 
 @guarded
 @dataclass(frozen=True)
-class Plan:
+class GridPlan:
     """The estimated cost of a grid on codes.
 
     Attributes:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from analysis.likelihood import Window
 from analysis.matched import refuse_unequal
-from analysis.patching.engine import Batch, Side, recorded_hooks
+from analysis.patching.engine import PairBatch, Side, recorded_hooks
 from analysis.patching.grid import Cell
 from audiolens.checks import MOST_SEED, checked_count, checked_flags, in_order
 from audiolens.door import checked_kinds, guarded
@@ -193,7 +193,7 @@ class Runs:
             for first in range(0, len(rows), size):
                 yield rows[first : first + size]
 
-    def batch(self, rows: Sequence[int], cells: Sequence[Cell], mode: str) -> Batch:
+    def batch(self, rows: Sequence[int], cells: Sequence[Cell], mode: str) -> PairBatch:
         """Record both runs of the given pairs."""
         base, source = (1, 0) if mode == "denoising" else (0, 1)
         hooks = recorded_hooks(self.lens, cells)
@@ -202,7 +202,7 @@ class Runs:
         tokens = None
         if any(cell.token is not None for cell in cells):
             tokens = self.offsets[0][list(rows)].to(self.lens.device)
-        return Batch(
+        return PairBatch(
             self.lens,
             self._side(base, rows, hooks[0], above),
             self._side(source, rows, hooks[1], sorted(set(depths)) or None),

@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from analysis.figures.canvas import drawable
-from analysis.layer_attribution import Evidence, LayerAttribution
+from analysis.layer_attribution import LayerAttribution, LayerEvidence
 from analysis.placement.shifts import Candidate, Shifts, place_name
 from analysis.resampling import interval_of, resampled
 from audiolens.checks import shown
@@ -228,7 +228,7 @@ def _enough(best: Any) -> Any:
     return best - (1 - AS_GOOD) * np.abs(best)
 
 
-def _largest(one: Evidence, places: Sequence[Candidate]) -> int:
+def _largest(one: LayerEvidence, places: Sequence[Candidate]) -> int:
     """The first place at the candidate block with the largest (signed) value."""
     values = dict(zip(one.layers, one.values, strict=True))
     known = {place.layer: values[place.layer] for place in places if place.layer in values}

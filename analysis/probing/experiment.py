@@ -16,8 +16,8 @@ from joblib import Parallel, delayed
 
 from analysis.probing import features
 from analysis.probing.dataset import Dataset, Task, checked_labels, groups_of, task_of
-from analysis.probing.features import Baseline, Features, Position
-from analysis.probing.probes import KINDS, Kind, Plan, Probe, Scored, target_of
+from analysis.probing.features import Baseline, FeaturePosition, Features
+from analysis.probing.probes import KINDS, CrossValidation, Kind, Probe, Scored, target_of
 from analysis.probing.result import ProbeResult
 from audiolens.cache.activation_cache import ActivationCache
 from audiolens.checks import MOST_JOBS, MOST_SEED, checked_amount, checked_count, checked_flags, one_or_listed
@@ -48,7 +48,7 @@ def probe(
     site: str = "resid_post",
     layers: int | Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
-    position: Position = "mean",
+    position: FeaturePosition = "mean",
     branch: Branch = "cond",
     codes: Int[Tensor, "row codebook frame"] | None = None,
     groups: Sequence[Any] | None = None,
@@ -103,7 +103,7 @@ def probe(
     target = target_of(rows.labels, classes)
     own = one_or_listed("folds", folds)
     given_folds = isinstance(own, list)
-    plan = Plan.of(
+    plan = CrossValidation.of(
         target,
         np.asarray(rows.groups),
         task=chosen_task,
@@ -152,7 +152,7 @@ def _rows(
     labels: Any,
     codes: Any,
     groups: Any,
-    position: Position,
+    position: FeaturePosition,
     heads: Any,
     site: str,
     layers: Any,
@@ -248,7 +248,7 @@ def _check_values(found: Features) -> None:
 
 
 def _sounds(
-    baselines: Sequence[Baseline] | None, rows: Dataset, lens: AudioLens | None, position: Position
+    baselines: Sequence[Baseline] | None, rows: Dataset, lens: AudioLens | None, position: FeaturePosition
 ) -> tuple[Baseline, ...]:
     if baselines is None:
         audible = rows.codes is not None and lens is not None and position not in ("first", "eos")
@@ -275,12 +275,12 @@ def _vectors(fitted: Probe, values: np.ndarray, target: np.ndarray) -> Float[np.
 
 
 def _meta(
-    lens: AudioLens, data: Any, rows: Dataset, found: Features, fitted: Probe, position: Position, branch: Branch
+    lens: AudioLens, data: Any, rows: Dataset, found: Features, fitted: Probe, position: FeaturePosition, branch: Branch
 ) -> Provenance:
     made = isinstance(data, Sequence) and rows.codes is not None
     if isinstance(data, ActivationCache):
         # A cache knows how it was recorded.
-        position = cast(Position, data.reduce or position)
+        position = cast(FeaturePosition, data.reduce or position)
         branch = cast(Branch, data.branch)
     return Provenance(
         model=lens.name,

@@ -21,14 +21,14 @@ from audiolens.model.timeline import Span, checked_span
 if TYPE_CHECKING:
     from audiolens.lens import AudioLens
 
-Position = Literal["mean", "first", "last", "max", "eos"] | Span
+FeaturePosition = Literal["mean", "first", "last", "max", "eos"] | Span
 Baseline = Literal["mel", "codec"]
 _GUIDED = 3.0
 _BANDS, _WINDOW, _HOPS, _LAG_SECONDS = 64, 1024, 50, 2
 
 
 @dataclass(frozen=True)
-class Place:
+class ProbedSite:
     """Where a vector was read: the site's short name, the block (`None` outside the blocks), the head (`None`: all)."""
 
     site: str
@@ -42,11 +42,11 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """One vector per `Place` and row; `lengths` are the mean norms of the activations over rows and steps."""
+    """One vector per `ProbedSite` and row; `lengths` are the mean norms of the activations over rows and steps."""
 
     values: Float[np.ndarray, "place row feature"]
     lengths: Float[np.ndarray, " place"]
-    places: tuple[Place, ...]
+    places: tuple[ProbedSite, ...]
     site: str = "resid_post"
 
     def __repr__(self) -> str:
@@ -60,12 +60,12 @@ def of_model(
     site: str = "resid_post",
     layers: int | Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
-    position: Position = "mean",
+    position: FeaturePosition = "mean",
     branch: Branch = "cond",
     batch_size: int = 16,
     progress: bool = False,
 ) -> Features:
-    """Read one vector per `Place` and row, batch by batch; memory use is one batch and the result.
+    """Read one vector per `ProbedSite` and row, batch by batch; memory use is one batch and the result.
 
     Raises:
         InputError: (or a subclass) if the model lacks the site, layer or head, or the site has no vector per step.
@@ -134,7 +134,7 @@ def of_cache(cache: ActivationCache, site: str, each_head: bool | None = None) -
             values.append(mine.cpu().numpy())
             own_norms = mine.norm(dim=-1) if norms is None or norms.shape != mine.shape[:1] else norms
             lengths.append(float(own_norms.float().mean()))
-            places.append(Place(short, layer, head))
+            places.append(ProbedSite(short, layer, head))
     return Features(np.stack(values), np.array(lengths), tuple(places), short)
 
 
@@ -150,10 +150,10 @@ def of_array(array: Any, layers: int | Sequence[int] | None = None) -> Features:
     if values.ndim != 3 or len(numbers) != len(values):
         raise InputError(f"activations of shape {values.shape} for layers {numbers}: expected 'layer row feature'.")
     lengths = np.linalg.norm(values, axis=-1).mean(1)
-    return Features(values, lengths, tuple(Place("activations", layer) for layer in numbers), "activations")
+    return Features(values, lengths, tuple(ProbedSite("activations", layer) for layer in numbers), "activations")
 
 
-def of_sound(lens: AudioLens, data: Dataset, baseline: Baseline, position: Position = "mean") -> Features:
+def of_sound(lens: AudioLens, data: Dataset, baseline: Baseline, position: FeaturePosition = "mean") -> Features:
     """Baseline features of the same rows over the same span, from the sound or the codes without the model.
 
     "codec": mean, standard deviation and mean absolute step over time of the codec's own vectors. "mel": the same for
@@ -167,7 +167,7 @@ def of_sound(lens: AudioLens, data: Dataset, baseline: Baseline, position: Posit
     span = position if isinstance(position, tuple) else None
     values = _codec(lens, data, span) if baseline == "codec" else _mel(lens, data, span)
     lengths = np.linalg.norm(values, axis=-1).mean(keepdims=True)
-    return Features(values[None], lengths, (Place(baseline),), baseline)
+    return Features(values[None], lengths, (ProbedSite(baseline),), baseline)
 
 
 def _codec(lens: AudioLens, data: Dataset, span: Span | None) -> Float[np.ndarray, "row feature"]:
@@ -212,7 +212,7 @@ def _over_time(values: Float[np.ndarray, "row band frame"]) -> Float[np.ndarray,
     return np.concatenate([values.mean(-1), values.std(-1), steps], axis=1).astype(float)
 
 
-def _reading(position: Position, lens: AudioLens) -> tuple[Span | None, str]:
+def _reading(position: FeaturePosition, lens: AudioLens) -> tuple[Span | None, str]:
     if isinstance(position, tuple | list):
         return checked_span(position), "mean"
     if position == "first":

@@ -170,7 +170,7 @@ class Scored:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class CrossValidation:
     """The folds and shuffles of one data set, made once and shared by all layers, heads and baselines.
 
     `targets` holds the real labels first, then the shuffled ones.
@@ -194,7 +194,7 @@ class Plan:
         folds: Sequence[int] | None = None,
         n_shuffles: int = 20,
         seed: int = 0,
-    ) -> Plan:
+    ) -> CrossValidation:
         """Split the rows into folds and shuffle the labels.
 
         Raises:

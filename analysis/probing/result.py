@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 
 from analysis.figures.canvas import drawable
-from analysis.probing.features import Place
+from analysis.probing.features import ProbedSite
 from analysis.probing.probes import Probe, Scored, balanced_accuracy, least_p, target_of
 from analysis.resampling import bootstrap
 from analysis.statistics import LEVEL, rank_test
@@ -33,7 +33,7 @@ class ProbeResult:
     """Probe scores by layer or head, compared with shuffled labels and with the sound itself.
 
     Attributes:
-        scored: one entry per `Place`: score, interval, AUC, shuffled labels.
+        scored: one entry per `ProbedSite`: score, interval, AUC, shuffled labels.
         places: where the vectors were read (site, layer, head), in the model's order.
         baselines: the same scores from the sound ("mel") and from the codec's vectors ("codec"), without the model.
         labels, groups, folds: one per row.
@@ -45,7 +45,7 @@ class ProbeResult:
         vectors: for linear probes, the weights fitted to all rows, in the activations' own units: "place output
             feature", rescaled to the length of the class mean's difference from the mean of the rest along them.
         meta: where the activations come from; `None` for arrays, and for caches given without their lens.
-        lengths: mean norm of the activations at each `Place`.
+        lengths: mean norm of the activations at each `ProbedSite`.
 
     A score does not show that the model uses what a probe reads, or that it computed it: given music carries its tempo
     into every block, which is what the baselines are for. A low score does not show that the information is absent,
@@ -54,7 +54,7 @@ class ProbeResult:
     """
 
     scored: tuple[Scored, ...]
-    places: tuple[Place, ...]
+    places: tuple[ProbedSite, ...]
     baselines: Mapping[str, Scored]
     labels: np.ndarray
     groups: Int[np.ndarray, " row"]
@@ -75,7 +75,7 @@ class ProbeResult:
 
     @property
     def shuffled(self) -> Float[np.ndarray, "place shuffle"]:
-        """The scores of shuffled labels; shuffle i is the same at every `Place`."""
+        """The scores of shuffled labels; shuffle i is the same at every `ProbedSite`."""
         return np.stack([one.shuffled for one in self.scored])
 
     @property
@@ -110,7 +110,7 @@ class ProbeResult:
         return np.array([rank_test(score, highest).p for score in self.scores])
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per `Place`, then one per baseline: scores with intervals, AUC, shuffled labels, selectivity, p.
+        """One row per `ProbedSite`, then one per baseline: scores with intervals, AUC, shuffled labels, selectivity, p.
 
         `shuffled` is the mean over shuffles, `shuffled_low` and `shuffled_high` are the lowest and highest of them. `p`
         is family-wise over `places`; the `p` of a baseline is for that baseline alone.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from analysis.patching import PatchingResult
-    from analysis.report.writer import Sound
+    from analysis.report.writer import PageSound
     from analysis.study.result import Study
 
 
@@ -35,7 +35,7 @@ class Drawing:
     screen: go.Figure | None = None
 
 
-def drawings(study: Study, kept: Sequence[Sound]) -> list[Drawing]:
+def drawings(study: Study, kept: Sequence[PageSound]) -> list[Drawing]:
     """Every figure of a study."""
     return [*_responses(study), *_places(study), *_insides(study), *_pictures(study, kept)]
 
@@ -175,7 +175,7 @@ def _insides(study: Study) -> list[Drawing]:
     ]
 
 
-def _pictures(study: Study, kept: Sequence[Sound]) -> list[Drawing]:
+def _pictures(study: Study, kept: Sequence[PageSound]) -> list[Drawing]:
     pairs = {sound.pair: [other for other in kept if other.pair == sound.pair] for sound in kept}
     if not pairs:
         return []

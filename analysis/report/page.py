@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from analysis.report.drawings import Drawing
-    from analysis.report.writer import Sound
+    from analysis.report.writer import PageSound
     from analysis.study.result import Study
 
 MOST_PLAYERS = 24
@@ -46,7 +46,7 @@ class Section:
 def render(
     study: Study,
     folder: Path,
-    sounds: Sequence[Sound],
+    sounds: Sequence[PageSound],
     drawings: Sequence[Drawing],
     tables: Mapping[str, pd.DataFrame],
     facts: Mapping[str, Any],
@@ -131,7 +131,7 @@ def _figure(drawing: Drawing, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _pairs(study: Study, sounds: Sequence[Sound]) -> tuple[list[dict[str, Any]], int]:
+def _pairs(study: Study, sounds: Sequence[PageSound]) -> tuple[list[dict[str, Any]], int]:
     """The sounds in rows of one prompt and seed, each with its spectrogram and measured value.
 
     Returns as many whole rows as the page has room for, and the number of sounds left out.

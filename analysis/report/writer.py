@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Sound:
+class PageSound:
     """One kept clip: `pair` numbers its prompt and seed, `label` describes its `condition`."""
 
     pair: int
@@ -69,7 +69,7 @@ def write(study: Study, folder: Path, *, command: str = "") -> None:
     (folder / "index.html").write_text(html, "utf-8")
 
 
-def sounds(study: Study) -> list[Sound]:
+def sounds(study: Study) -> list[PageSound]:
     """The kept clips in display order: by pair, from the negative to the positive strength, then the prompted ones."""
     labels = {row["condition"]: row for row in study.response.to_dict("records")}
     pairs = list(dict.fromkeys((prompt, seed) for _, prompt, seed in study.sounds))
@@ -82,7 +82,7 @@ def sounds(study: Study) -> list[Sound]:
         else:
             label = BASELINE if told["kind"] == BASELINE else f"steered {told['strength']:+g}"
         pair = pairs.index((prompt, seed))
-        found.append((pair, rank, Sound(pair + 1, condition, prompt, seed, label, samples)))
+        found.append((pair, rank, PageSound(pair + 1, condition, prompt, seed, label, samples)))
     return [sound for _, _, sound in sorted(found, key=lambda item: item[:2])]
 
 

@@ -25,7 +25,7 @@ from audiolens.directions.directions import Directions
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class StudyParts:
     """The results of a study's stages; `tried` maps the stages that choose place and strength to their sweeps."""
 
     directions: Directions
@@ -37,7 +37,12 @@ class Parts:
 
 
 def assembled(
-    parts: Parts, concept: str, poles: tuple[str, str], settings: Settings, model: str, seconds: Mapping[str, float]
+    parts: StudyParts,
+    concept: str,
+    poles: tuple[str, str],
+    settings: Settings,
+    model: str,
+    seconds: Mapping[str, float],
 ) -> Study:
     """Build the study from its parts; `seconds` is the time that each stage took."""
     measured, tested = settings.measure_of(concept), parts.tested

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from analysis import sweep
 from analysis.store.folder import UNSEALED_STUDY, refuse_path
 from analysis.study import experiment, side_effects, stages, storage, where
-from analysis.study.assembly import Parts, assembled
+from analysis.study.assembly import StudyParts, assembled
 from analysis.study.made import check_made
 from analysis.study.result import Study
 from analysis.study.settings import Settings
@@ -56,7 +56,7 @@ def load_folder(folder: str | os.PathLike[str]) -> Study:
             check_made(place, _object(place / stages.MADE))
         at = {name: place / stages.STAGES / entry for name, entry in entries.items()}
         directions = storage.read_directions(at["directions"])
-        parts = Parts(
+        parts = StudyParts(
             directions=directions,
             where=where.read(at["patching"]) if "patching" in at else None,
             placement=storage.read_placement(at["placement"], directions) if "placement" in at else None,

@@ -21,13 +21,13 @@ from analysis.placement import Placement
 from analysis.placement.shifts import words_of
 from analysis.statistics import FEWEST_CONTROLS
 from analysis.study import scan, side_effects, storage, test_result, where
-from analysis.study.assembly import Parts, assembled, chosen, places
+from analysis.study.assembly import StudyParts, assembled, chosen, places
 from analysis.study.result import Study
 from analysis.study.scan import Choice
 from analysis.study.settings import Settings
 from analysis.study.stages import Stages
 from analysis.study.where import Where
-from analysis.sweep import BASELINE, Clip, Condition, SweepResult, ledger
+from analysis.sweep import BASELINE, Condition, PromptSeed, SweepResult, ledger
 from audiolens.directions.directions import Directions, difference_in_means
 from audiolens.prompts import PromptSet
 
@@ -77,7 +77,7 @@ class _Course:
         self.teller.tell(f"chosen on development prompts: {choice!r}")
         tested = self._tested(directions, choice, alternatives)
         scored = self._scored(tested)
-        parts = Parts(directions, found, placed, tried, tested, scored)
+        parts = StudyParts(directions, found, placed, tried, tested, scored)
         return assembled(parts, sets.concept, sets.poles, settings, self.lens.name, self.stages.seconds)
 
     def _directions(self) -> Directions:
@@ -177,7 +177,12 @@ class _Course:
         )
 
     def _swept(
-        self, name: str, label: str, conditions: list[Condition], clips: list[Clip], shown: list[Clip] | None = None
+        self,
+        name: str,
+        label: str,
+        conditions: list[Condition],
+        clips: list[PromptSeed],
+        shown: list[PromptSeed] | None = None,
     ) -> SweepResult:
         """Run or resume a sweep in its own folder; the clips `shown` are kept as sound."""
         settings = self.settings

@@ -176,12 +176,12 @@ class Settings:
         first = self.seed * SEEDS_APART
         return range(first, first + min(self.poles, max(len(sets.positive), len(sets.negative))))
 
-    def development_clips(self, sets: PromptSet) -> list[sweep.Clip]:
+    def development_clips(self, sets: PromptSet) -> list[sweep.PromptSeed]:
         """The clips that place and strength are chosen from."""
         prompts = sets.development[: self.development]
         return sweep.clips(prompts, self.development_seeds, self.seed * SEEDS_APART)
 
-    def test_clips(self, sets: PromptSet) -> list[sweep.Clip]:
+    def test_clips(self, sets: PromptSet) -> list[sweep.PromptSeed]:
         """The clips that the reported results come from."""
         return sweep.clips(sets.test[: self.test], self.test_seeds, TEST_SEED + self.seed * SEEDS_APART)
 

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from analysis.layer_attribution import Evidence, LayerAttribution
+from analysis.layer_attribution import LayerAttribution, LayerEvidence
 from analysis.placement import Placement
 from analysis.store import parquet
 from audiolens.directions.directions import Directions
@@ -89,7 +89,7 @@ def read_placement(folder: Path, directions: Directions) -> Placement:
     evidence = []
     for (name, unit), mine in _table(folder / "evidence.parquet", _EVIDENCE).groupby(["evidence", "unit"], sort=False):
         values = [mine[part].to_numpy(float) for part in ("value", "low", "high")]
-        evidence.append(Evidence(str(name), str(unit), tuple(int(layer) for layer in mine["layer"]), *values))
+        evidence.append(LayerEvidence(str(name), str(unit), tuple(int(layer) for layer in mine["layer"]), *values))
     return Placement(
         **{name: facts[name] for name in _PLAIN},
         poles=tuple(facts["poles"]),

@@ -4,7 +4,7 @@
 sweep. `plan` estimates what `run` would do and take; `load_folder` reads what it wrote.
 """
 
-from analysis.sweep.conditions import BASELINE, Clip, Condition, Plan, clips, merge, packed
+from analysis.sweep.conditions import BASELINE, Condition, Plan, PromptSeed, clips, merge, packed
 from analysis.sweep.estimate import Estimate
 from analysis.sweep.experiment import load_folder, plan, play, run
 from analysis.sweep.playing import clips_per_second
@@ -13,7 +13,7 @@ from analysis.sweep.result import SweepResult
 
 __all__ = [
     "BASELINE",
-    "Clip",
+    "PromptSeed",
     "Condition",
     "Estimate",
     "Plan",

@@ -28,7 +28,7 @@ from audiolens.tracing.batching import whole_batch_size
 BASELINE = "baseline"
 _BLOCK = {hook: tap for family in FAMILIES for hook, tap in family.block_taps.items()}
 _WHOLE = {hook: tap for family in FAMILIES for hook, tap in family.model_taps.items()}
-Clip = tuple[str, int]
+PromptSeed = tuple[str, int]
 """A prompt and the seed that it is sampled with."""
 
 
@@ -74,7 +74,7 @@ class Plan:
     """
 
     conditions: tuple[Condition, ...]
-    clips: tuple[Clip, ...]
+    clips: tuple[PromptSeed, ...]
     batch_size: int
 
     @cached_property
@@ -115,7 +115,7 @@ class Plan:
 
 
 @guarded
-def clips(prompts: Sequence[str], seeds_per_prompt: int, first_seed: int = 0) -> list[Clip]:
+def clips(prompts: Sequence[str], seeds_per_prompt: int, first_seed: int = 0) -> list[PromptSeed]:
     """Pair each prompt with its own seeds; no seed is used twice, so that prompts are independent."""
     prompts = in_order("prompts", prompts, "prompts")
     if not prompts or checked_count("seeds", seeds_per_prompt, 0) < 1:
@@ -125,7 +125,7 @@ def clips(prompts: Sequence[str], seeds_per_prompt: int, first_seed: int = 0) ->
 
 
 @guarded
-def packed(conditions: Sequence[Condition], clips: Sequence[Clip], batch_size: int = 64) -> Plan:
+def packed(conditions: Sequence[Condition], clips: Sequence[PromptSeed], batch_size: int = 64) -> Plan:
     """Check conditions and clips, and pack them into a plan.
 
     Raises:

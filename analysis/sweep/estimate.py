@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.sweep import ledger as ledgers
-from analysis.sweep.conditions import Clip, Plan, clips, packed
+from analysis.sweep.conditions import Plan, PromptSeed, clips, packed
 from analysis.sweep.factorial import Factors, conditions, named
 from analysis.sweep.playing import clips_per_second
-from analysis.sweep.storage import Sound, size_of
+from analysis.sweep.storage import SoundFormat, size_of
 from audiolens.checks import checked_count, checked_seed, in_order, one_or_listed, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
@@ -106,7 +106,7 @@ class Prepared:
         tokens.note_unread(plan.asked(), lens.tokenizer)
         return cls(plan, float(seconds))
 
-    def estimate(self, lens: AudioLens, out: Any, sound: Sound | None, timed: bool = True) -> Estimate:
+    def estimate(self, lens: AudioLens, out: Any, sound: SoundFormat | None, timed: bool = True) -> Estimate:
         speed = clips_per_second(lens, self.plan.clips[0][0], self.seconds, self.plan.batch_size) if timed else math.nan
         done = ledgers.finished(Path(out)) if out is not None else frozenset()
         there = sum(len(batch) for number, batch in enumerate(self.plan.batches) if number in done)
@@ -114,7 +114,7 @@ class Prepared:
         return Estimate(self.plan, self.seconds, speed, there, n_bytes)
 
 
-def _pairs(prompts: Sequence[str], seeds: int | Sequence[int]) -> list[Clip]:
+def _pairs(prompts: Sequence[str], seeds: int | Sequence[int]) -> list[PromptSeed]:
     listed = () if isinstance(prompts, str) else in_order("prompts", prompts, "texts")
     if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in listed):
         raise InputError("prompts: expected a list of texts.")

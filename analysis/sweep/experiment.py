@@ -21,12 +21,12 @@ from tqdm.auto import tqdm
 from analysis.listening import Listener
 from analysis.sweep import ledger as ledgers
 from analysis.sweep import response
-from analysis.sweep.conditions import Clip, Condition, Plan, packed
+from analysis.sweep.conditions import Condition, Plan, PromptSeed, packed
 from analysis.sweep.estimate import Estimate, Prepared
 from analysis.sweep.factorial import Factors
 from analysis.sweep.playing import Also, Making, heard_batches, threads
 from analysis.sweep.result import SweepResult
-from analysis.sweep.storage import Sound, check_sound, in_memory, into_folder, size_of, stops
+from analysis.sweep.storage import SoundFormat, check_sound, in_memory, into_folder, size_of, stops
 from audiolens import measure
 from audiolens.checks import MOST_JOBS, checked_amount, checked_count, checked_flags
 from audiolens.directions.directions import Directions
@@ -101,7 +101,7 @@ def run(
     also: Also | None = None,
     batch_size: int = 64,
     out: str | os.PathLike[str] | None = None,
-    sound: Sound | None = None,
+    sound: SoundFormat | None = None,
     n_jobs: int | None = None,
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
@@ -162,7 +162,7 @@ def run(
 def play(
     lens: AudioLens,
     conditions: Sequence[Condition],
-    clips: Sequence[Clip],
+    clips: Sequence[PromptSeed],
     *,
     seconds: float = 5.0,
     guidance_scale: float = 3.0,
@@ -173,9 +173,9 @@ def play(
     batch_size: int = 64,
     n_jobs: int | None = None,
     listener: Listener | None = None,
-    keep_audio: Callable[[Condition, Clip], bool] | None = None,
+    keep_audio: Callable[[Condition, PromptSeed], bool] | None = None,
     out: str | os.PathLike[str] | None = None,
-    sound: Sound | None = None,
+    sound: SoundFormat | None = None,
     progress: str | None = None,
 ) -> SweepResult:
     """Generate and measure every clip under every condition.
@@ -250,7 +250,7 @@ def _facts(
     settings: Mapping[str, Any],
     names: Sequence[str],
     also: Also | None,
-    sound: Sound | None,
+    sound: SoundFormat | None,
 ) -> dict[str, Any]:
     """The facts that a sweep's folder states in its plan."""
     further = {"measures": list(names), "also": sorted(also or ()), "sound": sound}

@@ -16,26 +16,26 @@ from analysis.listening import Heard
 from analysis.store.folder import disk_is_full
 from analysis.sweep import ledger as ledgers
 from analysis.sweep.batches import SOUND, finished, small
-from analysis.sweep.conditions import Clip, Condition, Plan
+from analysis.sweep.conditions import Condition, Plan, PromptSeed
 from audiolens.errors import InputError, StoppedError
 from audiolens.sound import soundfiles
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
 
-Sound = Literal["wav", "flac"]
+SoundFormat = Literal["wav", "flac"]
 _BYTES_PER_ROW = 400
 """Bytes of a table row, stored twice: in its batch and in the whole table."""
 
 
 def check_sound(sound: Any, out: Any) -> None:
     """Refuse an unknown file format, and sound without a folder to write it to."""
-    if sound is not None and (out is None or sound not in get_args(Sound)):
+    if sound is not None and (out is None or sound not in get_args(SoundFormat)):
         raise InputError(f"sound={sound!r}, out={out!r}: expected 'wav' or 'flac', and a folder to write it to.")
 
 
 def in_memory(
-    heard: Iterator[tuple[int, Heard]], todo: Plan, keep_audio: Callable[[Condition, Clip], bool] | None, bar: Any
+    heard: Iterator[tuple[int, Heard]], todo: Plan, keep_audio: Callable[[Condition, PromptSeed], bool] | None, bar: Any
 ) -> tuple[pd.DataFrame, np.ndarray, dict[int, np.ndarray]]:
     """Return the table, the codes and the kept sound by row number, once everything is measured."""
     frames, codes, audio = [], [], {}
@@ -54,8 +54,8 @@ def into_folder(
     kept: ledgers.Ledger,
     heard: Iterator[tuple[int, Heard]],
     todo: Plan,
-    sound: Sound | None,
-    keep_audio: Callable[[Condition, Clip], bool] | None,
+    sound: SoundFormat | None,
+    keep_audio: Callable[[Condition, PromptSeed], bool] | None,
     bar: Any,
 ) -> None:
     """Write each batch once it is measured, with its sound if requested."""
@@ -97,7 +97,7 @@ def _kept(out: Path | None, todo: Plan) -> str:
     return f"{done} of {len(todo.batches)} batches are kept in {out}; run the same sweep again to resume."
 
 
-def size_of(lens: AudioLens, todo: Plan, seconds: float, sound: Sound | None) -> int:
+def size_of(lens: AudioLens, todo: Plan, seconds: float, sound: SoundFormat | None) -> int:
     """The approximate size of a plan's results on disk, in bytes."""
     config = lens.config
     codes = config.n_codebooks * seconds * config.frame_rate * 2
@@ -107,7 +107,7 @@ def size_of(lens: AudioLens, todo: Plan, seconds: float, sound: Sound | None) ->
     return round(len(todo) * (codes + heard + 2 * _BYTES_PER_ROW))
 
 
-def _file(audio: np.ndarray, sample_rate: int, sound: Sound) -> bytes:
+def _file(audio: np.ndarray, sample_rate: int, sound: SoundFormat) -> bytes:
     buffer = io.BytesIO()
     soundfiles.write(buffer, audio, sample_rate, "FLAC" if sound == "flac" else "WAV")
     return buffer.getvalue()

@@ -56,7 +56,7 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Batch:
+class ReadBatch:
     """The vectors read for one batch of rows; `index` gives their indices in `Samples`."""
 
     values: Float[Tensor, "layer row d_model"]
@@ -151,14 +151,14 @@ class PoleReader:
     def prompts(self) -> tuple[str | None, ...]:
         return (*self.positive, *self.negative)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[ReadBatch]:
         order = self._order()
         starts = range(0, len(order), self.batch_size)
         for start in tqdm(starts, desc="reading", unit="batch", disable=not self.progress):
             rows = order[start : start + self.batch_size]
             values, norms = self._read([self.prompts[row] for row in rows], rows)
             index = torch.tensor(rows, device="cpu")
-            yield Batch(values, norms, index < len(self.positive), index)
+            yield ReadBatch(values, norms, index < len(self.positive), index)
 
     def _order(self) -> list[int]:
         """Return the reading order of rows: shuffled, pairs together, and the first halves of both poles first."""

@@ -45,14 +45,14 @@ BELL_PARTIALS = ((1.0, 1.0), (2.76, 0.6), (5.40, 0.35), (8.93, 0.2))
 """(frequency ratio, amplitude) of the modes of a struck bar (Fletcher and Rossing, The Physics of Musical
 Instruments)."""
 
-Sound = Float[np.ndarray, " sample"]
+Waveform = Float[np.ndarray, " sample"]
 
 
 @dataclass(frozen=True)
 class LabelledClip:
     """One clip and everything known about it: the labels are exact, and the caption names some of them."""
 
-    audio: Sound
+    audio: Waveform
     sample_rate: int
     attributes: Attributes
     caption: Caption
@@ -78,7 +78,7 @@ def label(index: int, seed: int = 0, **fixed: object) -> tuple[Attributes, Capti
     return attributes, caption(attributes, rng), rng
 
 
-def render(attributes: Attributes, seed: int | np.random.Generator, seconds: float = CLIP_SECONDS) -> Sound:
+def render(attributes: Attributes, seed: int | np.random.Generator, seconds: float = CLIP_SECONDS) -> Waveform:
     """Render `attributes` as mono sound at `SAMPLE_RATE`; the same seed gives the same sound.
 
     The clip starts at a random point in a bar. Its root mean square is exactly `loudness_dbfs`, unless a peak would
@@ -118,7 +118,7 @@ class _Score:
         midi = self.a.tonic + 12 * octave + SCALES[self.a.mode][step]
         return midi + 12 * round((near_midi - midi) / 12)
 
-    def melody(self, n_samples: int) -> Sound:
+    def melody(self, n_samples: int) -> Waveform:
         sound = np.zeros(n_samples)
         on_beat = min(1.0, self.a.density)
         off_beat = max(0.0, self.a.density - 1.0)
@@ -141,7 +141,7 @@ class _Score:
             _place(sound, MELODY_LEVEL * note, onset)
         return sound
 
-    def accompaniment(self, n_samples: int) -> Sound:
+    def accompaniment(self, n_samples: int) -> Waveform:
         sound = np.zeros(n_samples)
         bar_seconds = self.a.meter * self.beat_seconds
         for index in range(0, len(self.beats), self.a.meter):
@@ -156,7 +156,7 @@ class _Score:
             _place(sound, (0.8 if strong else 0.45) * bass, beat)
         return sound
 
-    def drums(self, n_samples: int) -> Sound:
+    def drums(self, n_samples: int) -> Waveform:
         seconds = np.arange(int(0.14 * SAMPLE_RATE)) / SAMPLE_RATE
         phase = 2 * np.pi * (48 * seconds + 70 * 0.03 * (1 - np.exp(-seconds / 0.03)))
         kick = np.sin(phase) * np.exp(-seconds / 0.05)
@@ -175,14 +175,14 @@ class _Score:
         return sound
 
 
-def _place(sound: Sound, note: Float[np.ndarray, " note"], onset_seconds: float) -> None:
+def _place(sound: Waveform, note: Float[np.ndarray, " note"], onset_seconds: float) -> None:
     start = round(onset_seconds * SAMPLE_RATE)
     first, last = max(start, 0), min(start + len(note), len(sound))
     if first < last:
         sound[first:last] += note[first - start : last - start]
 
 
-def _noise(rng: np.random.Generator, seconds: float, decay_seconds: float, level: float, rolloff: float) -> Sound:
+def _noise(rng: np.random.Generator, seconds: float, decay_seconds: float, level: float, rolloff: float) -> Waveform:
     """A decaying burst of noise whose spectrum falls off by `_slope`."""
     n = int(seconds * SAMPLE_RATE)
     spectrum = np.fft.rfft(rng.standard_normal(n)) * _slope(n, -rolloff)
@@ -195,13 +195,13 @@ def _slope(n: int, exponent: float) -> Float[np.ndarray, " bin"]:
     return (1 + np.fft.rfftfreq(n, 1 / SAMPLE_RATE) / 500) ** exponent
 
 
-def _compress(sound: Sound, crest: float = 4.0) -> Sound:
+def _compress(sound: Waveform, crest: float = 4.0) -> Waveform:
     """Round off peaks above `crest` times the root mean square, so that loud clips need no limiter."""
     ceiling = crest * np.sqrt(np.mean(sound**2))
     return ceiling * np.tanh(sound / ceiling)
 
 
-def _tilt_to(sound: Sound, centroid_hz: float) -> Sound:
+def _tilt_to(sound: Waveform, centroid_hz: float) -> Waveform:
     """Apply the zero-phase filter (1 + f / 500 Hz) ** a, with a such that the mean centroid is `centroid_hz`."""
     n_fft = 1024
     frames = np.lib.stride_tricks.sliding_window_view(sound, n_fft)[:: n_fft // 2]
@@ -227,7 +227,7 @@ _ENVELOPES = {
 }
 
 
-def _note(instrument: str, midi: float, seconds: float, rolloff: float, decay_unit_seconds: float = 1.0) -> Sound:
+def _note(instrument: str, midi: float, seconds: float, rolloff: float, decay_unit_seconds: float = 1.0) -> Waveform:
     frequency_hz = 440 * 2 ** ((midi - 69) / 12)
     attack, decay, release, vibrato_cents = _ENVELOPES[instrument]
     n = max(int(seconds * SAMPLE_RATE), 64)

@@ -33,7 +33,7 @@ class Array(Protocol):
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray: ...
 
 
-class Sound(Protocol):
+class Generated(Protocol):
     """The fields of a `lens.generate` result that measures use."""
 
     @property
@@ -43,7 +43,7 @@ class Sound(Protocol):
     def sample_rate(self) -> int: ...
 
 
-Audio = Array | SoundPath | Sound | Sequence[Array | SoundPath | Sound]
+Audio = Array | SoundPath | Generated | Sequence[Array | SoundPath | Generated]
 """Audio to measure; arrays, also in a list, need a `sample_rate`."""
 
 

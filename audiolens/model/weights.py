@@ -20,7 +20,7 @@ from torch import Tensor
 
 from audiolens.checks import whole_number
 from audiolens.errors import InputError, InputTypeError
-from audiolens.model.families.family import Parts
+from audiolens.model.families.family import BlockPaths
 from audiolens.model.projections import affine, table
 from audiolens.model.traced_model import HasModel, TracedModel
 
@@ -68,8 +68,8 @@ def attention(name: str) -> tuple[property, property, property, property]:
     """W_Q, W_K, W_V ("head d_model d_head") and W_O ("head d_head d_model") of one attention in every block."""
     into = "(head d_head) d_model -> head d_model d_head"
 
-    def of(projection: str) -> Callable[[Parts], str | None]:
-        def path(parts: Parts) -> str | None:
+    def of(projection: str) -> Callable[[BlockPaths], str | None]:
+        def path(parts: BlockPaths) -> str | None:
             module = parts.attentions.get(name)
             return None if module is None else f"{module}.{getattr(parts, projection)}"
 
@@ -122,7 +122,7 @@ def vocabulary() -> tuple[property, property, property]:
     )
 
 
-def _per_block(find: Callable[[Parts], str | None], axes: str) -> property:
+def _per_block(find: Callable[[BlockPaths], str | None], axes: str) -> property:
     """A weight of every block; `axes` turns transformers' "out in" into TransformerLens's layout, without a copy."""
 
     def read(lens: HasModel) -> Weights:

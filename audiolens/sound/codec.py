@@ -14,7 +14,7 @@ from audiolens.errors import InputError, InputTypeError
 from audiolens.model.config import LensConfig
 from audiolens.tensors import tensor_of
 
-Sound = tuple[Any, int] | str | os.PathLike[str]
+AudioSource = tuple[Any, int] | str | os.PathLike[str]
 """A waveform with its sample rate, or the path of a sound file."""
 _CHUNKED = "this codec splits sound into chunks: set chunk_length_s=None in its configuration."
 

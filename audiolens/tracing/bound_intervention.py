@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from audiolens.errors import InputError, InputTypeError
-from audiolens.interventions import Intervention, Part, checked_rows
+from audiolens.interventions import Intervention, Operand, checked_rows
 from audiolens.model.config import LensConfig
 from audiolens.model.site_access import Form
 from audiolens.model.sites import checked_heads
@@ -57,7 +57,7 @@ class BoundIntervention:
         amount = layout.of(per_row).reshape(-1, *[1] * (extra + 1))
         self.amount = (amount if strength.ndim else strength).to(device)
         self.schedule = self._schedule(timeline, extra, device)
-        given = intervention.parts
+        given = intervention.operands
         self.sequences = {
             name for name, part in given.items() if part.kind == "values" and part.tensor.ndim == extra + 2
         }
@@ -168,7 +168,7 @@ class BoundIntervention:
         spread[list(rows)] = values
         return spread
 
-    def _place(self, part: Part, name: str, config: LensConfig, rows: Sequence[int], layout: Layout) -> Tensor:
+    def _place(self, part: Operand, name: str, config: LensConfig, rows: Sequence[int], layout: Layout) -> Tensor:
         """Shape a part of the intervention to broadcast against "batch step ... feature"."""
         feature, tensor, values = self.form.features(config), part.tensor, part.kind == "values"
         if part.kind == "per row":

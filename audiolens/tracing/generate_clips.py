@@ -17,7 +17,7 @@ from audiolens.model.text import Prompt
 from audiolens.model.timeline import Real, clip_timeline
 from audiolens.model.tokens import callers_level
 from audiolens.model.traced_model import TracedModel
-from audiolens.sound.codec import Sound
+from audiolens.sound.codec import AudioSource
 from audiolens.tracing import model_calls
 from audiolens.tracing.batching import batches, start_columns
 from audiolens.tracing.generation import Generation
@@ -37,7 +37,7 @@ def drawn(
     seconds: Real,
     reading: Reading,
     *,
-    audio_prompt: Tensor | Sound | Sequence[Sound] | None,
+    audio_prompt: Tensor | AudioSource | Sequence[AudioSource] | None,
     seeds: int | Sequence[int] | None,
     guidance_scale: Real,
     temperature: Real,

@@ -21,7 +21,7 @@ from audiolens.model.families.family import Half
 from audiolens.model.text import Prompt
 from audiolens.model.timeline import Real, Timeline, codes_timeline
 from audiolens.model.traced_model import TracedModel
-from audiolens.sound.codec import Sound, checked_codes
+from audiolens.sound.codec import AudioSource, checked_codes
 from audiolens.tracing import model_calls
 from audiolens.tracing.batching import Layout, batches, checked_batch_size, chunks, in_order, of_branch, read_columns
 from audiolens.tracing.given_sound import codes_of
@@ -54,7 +54,7 @@ class Forward:
         codes: Int[Tensor, "row codebook frame"] | None,
         reading: Reading,
         *,
-        audio: Sound | None = None,
+        audio: AudioSource | None = None,
         guidance_scale: Real = 1.0,
         interventions: Any = (),
         batch_size: int | None = None,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from analysis import attribution
-from analysis.attribution.agreement import Cell, patched
+from analysis.attribution.agreement import CheckedCell, patched
 from analysis.likelihood import Window
 from analysis.site_grid import places_of, spans
 from audiolens.errors import InputError, SiteError
@@ -94,7 +94,7 @@ def test_exact_cells_are_those_of_a_naive_loop(lens: Any, codes: torch.Tensor, s
         lens.run_with_cache(prompts, codes, sites=site, layers=[1])[1].tensors for prompts in (CORRUPTED, CLEAN)
     )
     found = patched(
-        lens, CORRUPTED, codes, own, other, [Cell(place, 1, 3, head)], Window.of(lens, codes, WINDOW)
+        lens, CORRUPTED, codes, own, other, [CheckedCell(place, 1, 3, head)], Window.of(lens, codes, WINDOW)
     )  # fmt: skip
     block = lens.model.decoder.model.decoder.layers[1]
     mine = slice(None) if head is None else slice(12 * head, 12 * (head + 1))
@@ -196,7 +196,7 @@ def test_a_family_with_a_prefix_is_attributed_behind_it(melody_lens: Any, codes:
     assert found.sites["resid_post"].values.shape == (3, 5, 1, FRAMES + 2 + 3, 1)
     assert found.agreement is not None
     # The last block's stream at all steps is all that the heads read.
-    whole = [Cell(places_of(melody_lens, "resid_post", [2])["resid_post"][0], 0, 18)]
+    whole = [CheckedCell(places_of(melody_lens, "resid_post", [2])["resid_post"][0], 0, 18)]
     runs = [melody_lens.run_with_cache(p, codes, sites="resid_post")[1] for p in (CORRUPTED, CLEAN)]
     window = Window.of(melody_lens, codes, WINDOW)
     everything = patched(

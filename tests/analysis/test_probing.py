@@ -262,7 +262,7 @@ def test_rows_of_one_group_would_leak_if_they_were_split(simulated: tuple[np.nda
 
 def test_no_group_is_on_both_sides_and_folds_keep_the_classes(simulated: tuple[np.ndarray, ...]) -> None:
     _, labels, groups = simulated
-    plan = probes.Plan.of(labels, groups, task="classification", names=("0", "1"), n_shuffles=5)
+    plan = probes.CrossValidation.of(labels, groups, task="classification", names=("0", "1"), n_shuffles=5)
     for group in np.unique(groups):
         assert len(np.unique(plan.folds[groups == group])) == 1
     for target in plan.targets:
@@ -277,7 +277,7 @@ def test_scaler_and_pca_see_the_training_side_alone() -> None:
     rng = np.random.default_rng(1)
     values, labels = rng.normal(size=(40, 6)), rng.normal(size=40)
     values[7] = 1000
-    plan = probes.Plan.of(labels, np.arange(40), task="regression", n_folds=4, n_shuffles=1)
+    plan = probes.CrossValidation.of(labels, np.arange(40), task="regression", n_folds=4, n_shuffles=1)
     probe = probes.Probe("ridge", "regression", penalty=3.0)
     found = plan.scored(values, probe, n_bootstrap=0)
     expected = np.empty(40)
@@ -363,7 +363,9 @@ def test_a_ridge_of_unequal_classes_is_the_weighted_one_of_sklearn() -> None:
     rng = np.random.default_rng(4)
     labels = np.repeat([0, 1, 2], [30, 8, 12])
     values = rng.normal(size=(50, 5)) + labels[:, None] * [1, 0, 0, 0, 0]
-    plan = probes.Plan.of(labels, np.arange(50), task="classification", names=("a", "b", "c"), n_folds=4, n_shuffles=1)
+    plan = probes.CrossValidation.of(
+        labels, np.arange(50), task="classification", names=("a", "b", "c"), n_folds=4, n_shuffles=1
+    )
     found = plan.scored(values, probes.Probe("ridge", "classification", 3, penalty=3.0), n_bootstrap=0)
     for fold in range(4):
         test = plan.folds == fold
@@ -377,7 +379,9 @@ def test_equal_classes_are_scored_as_without_weights() -> None:
     rng = np.random.default_rng(5)
     labels = np.arange(40) % 2
     values = rng.normal(size=(40, 6))
-    plan = probes.Plan.of(labels, np.arange(40), task="classification", names=("a", "b"), n_folds=4, n_shuffles=1)
+    plan = probes.CrossValidation.of(
+        labels, np.arange(40), task="classification", names=("a", "b"), n_folds=4, n_shuffles=1
+    )
     found = plan.scored(values, probes.Probe("ridge", "classification", 2), n_bootstrap=0)
     for fold in range(4):
         test = plan.folds == fold

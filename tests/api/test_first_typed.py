@@ -382,7 +382,7 @@ def test_steering_one_block_takes_it_as_layers_too(directions: al.Directions) ->
     for layers in (1, [1], (-2,)):
         (found,) = al.steer(directions, layers=layers)
         assert found.layers == expected.layers == [1]
-        assert torch.equal(found.parts["vector"].tensor, expected.parts["vector"].tensor)
+        assert torch.equal(found.operands["vector"].tensor, expected.operands["vector"].tensor)
     refusals: list[tuple[dict[str, Any], str]] = [
         ({"layer": 1, "layers": [1]}, "were both given"),
         ({"layers": [0, 1]}, "'all-to-all'"),

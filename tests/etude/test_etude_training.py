@@ -21,9 +21,9 @@ def model() -> MusicgenForConditionalGeneration:
     return decoder.build(text.build_encoder(len(text.build_tokenizer())), codec.build())
 
 
-def small_codec_schedule(**changes: int) -> codec.Schedule:
+def small_codec_schedule(**changes: int) -> codec.TrainingSchedule:
     sizes = {"autoencoder": 3, "joint": 3, "decoder": 2, "batch_size": 2, "segment_frames": 8}
-    return codec.Schedule(**{**sizes, **changes})
+    return codec.TrainingSchedule(**{**sizes, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,9 @@ def test_training_learns_and_resumes(tmp_path: Path) -> None:
     def run(steps: int, name: str) -> MusicgenForConditionalGeneration:
         torch.manual_seed(0)
         fresh = decoder.build(text.build_encoder(len(tokenizer)), codec.build())
-        schedule = decoder.Schedule(60, 4, learning_rate=3e-4, warmup=5, crop_frames=(8, 16), crop_shares=(0.5, 0.5))
+        schedule = decoder.TrainingSchedule(
+            60, 4, learning_rate=3e-4, warmup=5, crop_frames=(8, 16), crop_shares=(0.5, 0.5)
+        )
         return decoder.train(
             fresh, tokenizer, codes, 2, tmp_path / name, schedule, lambda *a: seen.append(a[2]["nats"]), save_every=10,
             stop_at=steps,

@@ -9,7 +9,7 @@ import torch
 
 import audiolens as al
 from audiolens import errors
-from audiolens.interventions import Intervention, Part, checked_rows
+from audiolens.interventions import Intervention, Operand, checked_rows
 from audiolens.tensors import finite, numbers
 
 PROMPTS = ["fast piano", "slow dark guitar music", "calm"]
@@ -30,8 +30,8 @@ class Fade(Intervention):
         object.__setattr__(self, "share", numbers("share", self.share))
 
     @property
-    def parts(self) -> dict[str, Part]:
-        return {"level": Part(self.level, "values"), "share": Part(self.share, "per row")}
+    def operands(self) -> dict[str, Operand]:
+        return {"level": Operand(self.level, "values"), "share": Operand(self.share, "per row")}
 
     def change(self, value: torch.Tensor, amount: torch.Tensor, parts: dict[str, torch.Tensor]) -> torch.Tensor:
         return value + amount * parts["share"] * (parts["level"] - value)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analysis.layer_attribution import Evidence, LayerAttribution
+from analysis.layer_attribution import LayerAttribution, LayerEvidence
 from analysis.patching import PatchingResult
 from analysis.placement import Placement
 from analysis.study import Settings, Study, scan, side_effects, test_result
@@ -156,8 +156,8 @@ def placed(strategy: Strategy = "one-to-one", layer: int = 3) -> Placement:
         for block in blocks
     ]  # fmt: skip
     evidence = [
-        Evidence("norm", "share of the residual length", blocks, near, *[np.full(N_LAYERS, np.nan)] * 2),
-        Evidence("patching", "nats", blocks, 40 * near, 40 * near - 5, 40 * near + 5),
+        LayerEvidence("norm", "share of the residual length", blocks, near, *[np.full(N_LAYERS, np.nan)] * 2),
+        LayerEvidence("patching", "nats", blocks, 40 * near, 40 * near - 5, 40 * near + 5),
     ]
     return Placement(
         concept="tempo", poles=tempo().poles, strategy=strategy, layer=layer, directions=directions(),

@@ -285,7 +285,7 @@ def test_players_are_no_more_than_the_page_bears_and_pairs_stay_whole() -> None:
     heard = found.clips[(found.clips["split"] == "test") & (found.clips["condition"] == condition)]
     keys = [(condition, row.prompt, row.seed) for row in heard.itertuples()][:6]
     sounds = [
-        writer.Sound(pair, *key, f"steered {n:+d}", rng.normal(0, 0.1, (1, 4000)).astype(np.float32))
+        writer.PageSound(pair, *key, f"steered {n:+d}", rng.normal(0, 0.1, (1, 4000)).astype(np.float32))
         for pair, key in enumerate(keys)
         for n in range(7)
     ]

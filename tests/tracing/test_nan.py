@@ -11,7 +11,7 @@ import audiolens as al
 from analysis import attention, attribution, logit_lens, patching
 from analysis.attribution import logits as direct
 from analysis.patching import PatchingResult
-from analysis.patching.engine import Batch
+from analysis.patching.engine import PairBatch
 from analysis.placement.shifts import _Run
 from audiolens.errors import ActivationOverflow, InputError
 from audiolens.tracing.overflow import checked_logits
@@ -144,14 +144,14 @@ def test_a_metric_that_gives_nan_is_refused(lens: Any, codes: torch.Tensor) -> N
 
 
 def test_a_patch_that_makes_nan_is_no_missing_cell(lens: Any, codes: torch.Tensor, monkeypatch: Any) -> None:
-    scored = Batch.scored
+    scored = PairBatch.scored
 
     def overflowing(self: Any, cells: Any) -> torch.Tensor:
         found = scored(self, cells)
         found[0, 1] = torch.nan
         return found
 
-    monkeypatch.setattr(Batch, "scored", overflowing)
+    monkeypatch.setattr(PairBatch, "scored", overflowing)
     with pytest.raises(ActivationOverflow, match="made logits NaN in pair 1"):
         patching.patch(lens, CLEAN, CORRUPTED, codes[:3], progress=False)
 

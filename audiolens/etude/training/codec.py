@@ -56,7 +56,7 @@ def build() -> EncodecModel:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class TrainingSchedule:
     """The number of steps in each phase, and the shape of a batch."""
 
     autoencoder: int = 700
@@ -76,7 +76,7 @@ class Schedule:
 def train(
     audio: Int[np.ndarray, "clip sample"],
     out: Path,
-    schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
+    schedule: TrainingSchedule = TrainingSchedule(),  # noqa: B008 (frozen)
     report: Callable[[int, int, dict[str, float]], None] = lambda *_: None,
     save_every: int = 200,
     report_every: int = 20,
@@ -221,7 +221,7 @@ def _magnitude(audio: Float[Tensor, "row 1 sample"], n_fft: int) -> Float[Tensor
 
 
 def _segments(
-    audio: Int[np.ndarray, "clip sample"], step: int, schedule: Schedule, device: str
+    audio: Int[np.ndarray, "clip sample"], step: int, schedule: TrainingSchedule, device: str
 ) -> Float[Tensor, "row 1 segment"]:
     """A batch of random segments that depends only on the step, so that a resumed run sees the same batches."""
     rng = np.random.default_rng([11, step])

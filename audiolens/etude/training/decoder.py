@@ -60,7 +60,7 @@ def build(text_encoder: T5EncoderModel, codec: EncodecModel) -> MusicgenForCondi
 
 
 @dataclass(frozen=True)
-class Schedule:
+class TrainingSchedule:
     """The length of the decoder's training, its batches, and the weights of its loss."""
 
     steps: int = 17_000
@@ -116,7 +116,7 @@ def train(
     codes: Integer[np.ndarray, "clip codebook frame"],
     corpus_seed: int,
     out: Path,
-    schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
+    schedule: TrainingSchedule = TrainingSchedule(),  # noqa: B008 (frozen)
     report: Callable[[int, int, dict[str, float]], None] = lambda *_: None,
     save_every: int = 250,
     stop_at: int | None = None,
@@ -181,7 +181,7 @@ def _crop(
     codes: Integer[np.ndarray, "clip codebook frame"],
     labels: listener.Labels,
     rng: np.random.Generator,
-    schedule: Schedule,
+    schedule: TrainingSchedule,
 ) -> tuple[Int[Tensor, "row codebook column"], list[str], Float[Tensor, "row crop_frame target"]]:
     length = int(rng.choice(schedule.crop_frames, p=schedule.crop_shares))
     clips = rng.integers(len(codes), size=schedule.batch_size)
@@ -192,7 +192,7 @@ def _crop(
     return columns, texts, labels.targets(clips, starts, length)
 
 
-def _history(rng: np.random.Generator, schedule: Schedule, steps: int) -> Bool[Tensor, "row step"]:
+def _history(rng: np.random.Generator, schedule: TrainingSchedule, steps: int) -> Bool[Tensor, "row step"]:
     """A mask of the columns that each row may read: in most rows all, in a share of rows a random part, even none."""
     hidden_share = np.where(
         rng.random(schedule.batch_size) < schedule.history_dropout, rng.uniform(0.2, 1.0, schedule.batch_size), 0.0

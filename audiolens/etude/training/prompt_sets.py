@@ -26,7 +26,7 @@ FOLDER = Path(__file__).parents[2] / "prompts" / "data" / "etude"
 
 
 @dataclass(frozen=True)
-class Contrast:
+class CaptionContrast:
     """Two poles in the grammar: the attribute, the levels on each side, and the names of the poles."""
 
     attribute: str
@@ -47,16 +47,16 @@ class Contrast:
         return frozenset(sides[0] ^ sides[1]) - neutral_words()
 
 
-CONTRASTS: Mapping[str, Contrast] = MappingProxyType(
+CONTRASTS: Mapping[str, CaptionContrast] = MappingProxyType(
     {
-        "tempo": Contrast("tempo", ("high",), ("low",), ("fast", "slow")),
-        "timbre": Contrast("timbre", ("high",), ("low",), ("bright", "dark")),
-        "register": Contrast("register", ("high",), ("low",), ("high", "low")),
-        "density": Contrast("density", ("high",), ("low",), ("busy", "sparse")),
-        "loudness": Contrast("loudness", ("high",), ("low",), ("loud", "soft")),
-        "mode": Contrast("mode", ("major",), ("minor",), ("major", "minor")),
+        "tempo": CaptionContrast("tempo", ("high",), ("low",), ("fast", "slow")),
+        "timbre": CaptionContrast("timbre", ("high",), ("low",), ("bright", "dark")),
+        "register": CaptionContrast("register", ("high",), ("low",), ("high", "low")),
+        "density": CaptionContrast("density", ("high",), ("low",), ("busy", "sparse")),
+        "loudness": CaptionContrast("loudness", ("high",), ("low",), ("loud", "soft")),
+        "mode": CaptionContrast("mode", ("major",), ("minor",), ("major", "minor")),
         **{
-            name: Contrast("instrument", (name,), tuple(o for o in INSTRUMENTS if o != name), (name, "others"))
+            name: CaptionContrast("instrument", (name,), tuple(o for o in INSTRUMENTS if o != name), (name, "others"))
             for name in INSTRUMENTS
         },
     }
@@ -154,7 +154,7 @@ def _frame(form: str, other: tuple[str, str] | None, rng: random.Random) -> str:
     return " ".join([_pick(OPENINGS, rng), *_shuffled(adjectives, rng), _pick(NOUNS, rng), *_shuffled(phrases, rng)])
 
 
-def _asides(contrast: Contrast) -> list[tuple[str, str]]:
+def _asides(contrast: CaptionContrast) -> list[tuple[str, str]]:
     """One adjective and one phrase for every level of every other attribute, without words that name a pole."""
     telling = contrast.telling()
     found = []

@@ -31,8 +31,8 @@ def train(
     work: Annotated[Path, typer.Option(help="Folder for corpus and checkpoints (0.7 GB).")] = Path("runs/etude"),
     out: Annotated[Path, typer.Option(help="Folder to write the finished model to.")] = WEIGHTS,
     clips: Annotated[int, typer.Option(help="Clips in the decoder's corpus.")] = 24_576,
-    steps: Annotated[int, typer.Option(help="Decoder steps, in the whole schedule.")] = decoder.Schedule.steps,
-    codec_steps: Annotated[int, typer.Option(help="Joint steps of the codec.")] = codec.Schedule.joint,
+    steps: Annotated[int, typer.Option(help="Decoder steps, in the whole schedule.")] = decoder.TrainingSchedule.steps,
+    codec_steps: Annotated[int, typer.Option(help="Joint steps of the codec.")] = codec.TrainingSchedule.joint,
     base: Annotated[
         Path | None, typer.Option(help="A finished étude to resume from, halfway through the schedule.")
     ] = None,
@@ -41,8 +41,8 @@ def train(
     """Train étude from scratch on the synthesiser's clips, and write it as a stock MusicGen folder."""
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = text.build_tokenizer()
-    codec_schedule = codec.Schedule(joint=codec_steps)
-    decoder_schedule = decoder.Schedule(steps=steps)
+    codec_schedule = codec.TrainingSchedule(joint=codec_steps)
+    decoder_schedule = decoder.TrainingSchedule(steps=steps)
     if base:
         _go_on_from(base, work, codec_schedule.total // 2, steps // 2)
     audio = corpus.audio(CODEC_CLIPS, CODEC_SEED, work / "audio.npy", bar("render"))

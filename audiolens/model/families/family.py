@@ -22,7 +22,7 @@ Half = Literal["cond", "null"]
 
 
 @dataclass(frozen=True)
-class Parts:
+class BlockPaths:
     """The paths of a block's modules, relative to the block; `None` for modules that the family does not have."""
 
     attention_norm: str
@@ -92,7 +92,7 @@ class Family:
     conditioning: Literal["cross-attention", "prefix"]
     inputs: Callable[[Any, Text, bool], dict[str, Any]]
     decoder: str
-    parts: Parts
+    parts: BlockPaths
     entry_taps: Mapping[str, Tap]
     block_taps: Mapping[str, Tap]
     exit_taps: Mapping[str, Tap]

@@ -1,7 +1,7 @@
 """MusicGen, mono and stereo, in every size: text reaches the decoder by cross-attention."""
 
 from audiolens.model.conditioning import attended
-from audiolens.model.families.family import Family, Parts
+from audiolens.model.families.family import BlockPaths, Family
 from audiolens.model.site_access import (
     HEADS,
     LOGITS,
@@ -49,7 +49,7 @@ def _cross_attention(prefix: str, module: str) -> dict[str, Tap]:
 
 _DECODER = "decoder.model.decoder"
 
-PARTS = Parts(
+PARTS = BlockPaths(
     attention_norm="self_attn_layer_norm",
     attention="self_attn",
     cross_attention_norm="encoder_attn_layer_norm",

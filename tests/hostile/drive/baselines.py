@@ -42,7 +42,7 @@ INSTANCES: dict[str, Callable[[World], Any]] = {
     "analysis.attribution.AttributionResult": lambda w: w.attributed,
     "analysis.attribution.DirectResult": lambda w: w.direct,
     "analysis.attribution.Scores": lambda w: next(iter(w.attributed.sites.values())),
-    "analysis.layer_attribution.Evidence": lambda w: w.gathered.evidence[0],
+    "analysis.layer_attribution.LayerEvidence": lambda w: w.gathered.evidence[0],
     "analysis.layer_attribution.LayerAttribution": lambda w: w.gathered,
     "analysis.logit_lens.Audible": lambda w: w.audible,
     "analysis.logit_lens.LogitLensResult": lambda w: w.seen,
@@ -50,7 +50,7 @@ INSTANCES: dict[str, Callable[[World], Any]] = {
     "analysis.patching.LogLikelihood": lambda w: patching.LogLikelihood((0.0, 0.2)),
     "analysis.patching.Pairs": lambda w: w.pairs,
     "analysis.patching.PatchingResult": lambda w: w.patched,
-    "analysis.patching.Plan": lambda w: patching.plan(w.lens, PROMPTS[0], PROMPTS[1], w.codes[:1], timed=False),
+    "analysis.patching.GridPlan": lambda w: patching.plan(w.lens, PROMPTS[0], PROMPTS[1], w.codes[:1], timed=False),
     "analysis.patching.Sound": lambda w: patching.Sound("loudness", 0.4, pairs=1),
     "analysis.patching.SoundPlan": lambda w: patching.plan(
         w.lens, PROMPTS[0], PROMPTS[1], None, patching.Sound("loudness", 0.4, pairs=1), timed=False
