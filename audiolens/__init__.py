@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from audiolens import prompts as prompts
     from audiolens.cache.activation_cache import ActivationCache as ActivationCache
     from audiolens.directions import schedules as schedules
+    from audiolens.directions.difference_in_means import difference_in_means as difference_in_means
     from audiolens.directions.directions import Directions as Directions
-    from audiolens.directions.directions import difference_in_means as difference_in_means
     from audiolens.directions.directions import orthogonalised as orthogonalised
     from audiolens.directions.steering import steer as steer
     from audiolens.interventions import Ablate as Ablate
@@ -39,7 +39,7 @@ _MODULES = {
 _NAMES = {
     "ActivationCache": "audiolens.cache.activation_cache",
     "Directions": "audiolens.directions.directions",
-    "difference_in_means": "audiolens.directions.directions",
+    "difference_in_means": "audiolens.directions.difference_in_means",
     "orthogonalised": "audiolens.directions.directions",
     "Generation": "audiolens.tracing.generation",
     "Intervention": "audiolens.interventions",

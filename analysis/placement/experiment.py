@@ -21,7 +21,8 @@ from analysis.placement.result import ALIGNMENT, Placement, chosen
 from analysis.placement.shifts import Candidate, asked_in_words, candidates, checked_strategies, shifts_of
 from audiolens import prompts as prompt_sets
 from audiolens.checks import checked_count, checked_flags, in_order
-from audiolens.directions.directions import Directions, difference_in_means
+from audiolens.directions.difference_in_means import difference_in_means
+from audiolens.directions.directions import Directions
 from audiolens.directions.steering import Strategy
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError

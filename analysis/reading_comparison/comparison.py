@@ -20,7 +20,8 @@ from scipy.stats import spearmanr
 from analysis.figures.canvas import drawable
 from audiolens import measure
 from audiolens.checks import checked_amount, checked_count, checked_flags, listed, numbers_of, shown
-from audiolens.directions.directions import Directions, read_poles
+from audiolens.directions.difference_in_means import read_poles
+from audiolens.directions.directions import Directions
 from audiolens.directions.pole_reader import PoleReader, Position
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError

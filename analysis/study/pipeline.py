@@ -28,7 +28,8 @@ from analysis.study.settings import Settings
 from analysis.study.stages import Stages
 from analysis.study.where import Where
 from analysis.sweep import BASELINE, Condition, PromptSeed, SweepResult, ledger
-from audiolens.directions.directions import Directions, difference_in_means
+from audiolens.directions.difference_in_means import difference_in_means
+from audiolens.directions.directions import Directions
 from audiolens.prompts import PromptSet
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ of means, so a strength of 1 moves the negative pole's mean onto the positive po
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,17 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from audiolens.arrays import AsArray
-from audiolens.checks import checked_flags, checked_seed, checked_text, shown, whole_number
-from audiolens.directions.evidence import Contrast, Evidence
-from audiolens.directions.pole_reader import Codes, PoleReader, Position, Samples
+from audiolens.checks import checked_flags, checked_seed, shown, whole_number
+from audiolens.directions.evidence import Evidence
+from audiolens.directions.pole_reader import Samples
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError, shortened
 from audiolens.files.json_shapes import refuse_other
-from audiolens.interventions import Branch
 from audiolens.lens import AudioLens
 from audiolens.model import provenance
 from audiolens.model.provenance import SHAPE, Provenance
 from audiolens.model.sites import counted, listed_layers
 from audiolens.model.timeline import Real
-from audiolens.model.tokens import named_once
-from audiolens.model.weight_hash import weights_hash
 from audiolens.vectors import apart, multiplier, unit
 
 _FACTS = {"meta": SHAPE, "layers": [int], "norms": [float]}
@@ -326,97 +323,6 @@ class Directions(AsArray):
 
 
 @guarded
-@named_once
-def difference_in_means(
-    lens: AudioLens,
-    positive: Sequence[str | None],
-    negative: Sequence[str | None],
-    site: str = "resid_post",
-    position: Position = "mean",
-    branch: Branch = "cond",
-    guidance_scale: float = 3.0,
-    codes: Codes | tuple[Codes, Codes] | None = None,
-    audio: Any = None,
-    seeds: int | Sequence[int] | None = None,
-    seconds: float = 2.0,
-    batch_size: int = 32,
-    layers: int | Sequence[int] | None = None,
-    label: str = "",
-    keep_samples: bool = False,
-    progress: bool = True,
-    prefix: bool = False,
-) -> Directions:
-    """Return the mean activation under positive prompts minus the mean under negative prompts, at every layer.
-
-    Marks and Tegmark (2023) and, for music, Facchiano et al. (2025, arXiv 2504.04479), who read it at the end of the
-    text. By default it is read while one clip per prompt is generated, prompt i of each pole with seed i; with `codes`
-    or `audio`, it is read from given music. Means are running sums, so memory depends only on the batch size.
-
-    Args:
-        positive, negative: the prompts of the poles; `None` is no prompt (for poles that differ in their music).
-        site: a site with one vector per step in every block.
-        position: "mean" over all steps except the tail, "first" (the start token: only the text, nothing is generated),
-            "last", or the mean over (from, to) in seconds. "eos" is the last token of the text, where the text is part
-            of the decoder's own sequence (MusicGen Melody): our interpretation of the paper's position.
-        branch: the guidance branch that is read; "both" is the mean of the two.
-        guidance_scale: guidance scale of the generated clips.
-        codes: one row per prompt, the same for both poles, or a pair (positive pole, negative pole).
-        audio: (waveform, sample rate) instead of codes, or a pair of them.
-        seeds: prompt i of each pole uses seed i; 0, 1, 2, ... by default.
-        seconds: length of the generated clips.
-        layers: blocks to read; `None` is all.
-        label: the name of the direction, such as `sets.concept`.
-        keep_samples: keep one vector per prompt and layer (4 x d_model x layers x prompts bytes), for `shuffled`.
-        prefix: include the conditioning before step 0 in the "mean", if it is part of the decoder's own sequence.
-
-    Raises:
-        InputError: (or a subclass) for an empty pole, a prompt in both poles, poles that are the same tokens to the
-            model, or a site or position that it does not have, before it runs; and after the run, if the direction is 0
-            at every layer.
-    """
-    checked_flags(keep_samples=keep_samples)
-    checked_text("label", label)
-    reader = PoleReader(
-        lens, positive, negative, site=site, layers=layers, position=position, branch=branch,
-        guidance_scale=guidance_scale, codes=codes, audio=audio, seeds=seeds, seconds=seconds, batch_size=batch_size,
-        progress=progress, prefix=prefix,
-    )  # fmt: skip
-    reader.check_text()
-    found = read_poles(lens, reader, label, keep_samples)
-    if not found.vectors.any():
-        raise InputError(
-            f"the direction is 0 at every layer: at {reader.site}, position {reader.position!r}, branch "
-            f"{reader.branch!r} the poles have the same mean. Read another site, position or branch, or give other "
-            "prompts."
-        )
-    return found
-
-
-def read_poles(lens: AudioLens, reader: PoleReader, label: str, keep_samples: bool) -> Directions:
-    """Read both poles and return their difference in means, even if it is zero."""
-    contrast = Contrast(len(reader.negative), len(reader.positive))
-    kept: Tensor | None = None
-    for batch in reader:
-        contrast.add(batch.values, batch.norms, batch.positive)
-        if keep_samples:
-            if kept is None:
-                kept = batch.values.new_zeros(len(batch.values), len(reader.prompts), batch.values.shape[-1])
-            kept[:, batch.index] = batch.values
-    samples = None
-    if kept is not None:
-        labels = torch.arange(len(reader.prompts), device="cpu") < len(reader.positive)
-        samples = Samples(kept, labels, reader.layers, reader.prompts)
-    return Directions(
-        vectors=contrast.difference(),
-        layers=reader.layers,
-        residual_norms=contrast.residual_norms(),
-        meta=_meta(lens, reader, label),
-        evidence=contrast.evidence(),
-        samples=samples,
-    )
-
-
-@guarded
 def orthogonalised(*directions: Directions) -> list[Directions]:
     """Make several directions orthogonal to each other at every layer (Gram-Schmidt).
 
@@ -427,23 +333,3 @@ def orthogonalised(*directions: Directions) -> list[Directions]:
     for one in directions:
         made.append(one.orthogonal_to(*made) if made else one)
     return made
-
-
-def _meta(lens: AudioLens, reader: PoleReader, label: str) -> Provenance:
-    return Provenance(
-        model=lens.name,
-        weights=weights_hash(lens.model),
-        n_layers=lens.config.n_layers,
-        site=reader.site,
-        position=reader.position,
-        prefix=reader.prefix,
-        branch=reader.branch,
-        guidance_scale=float(reader.guidance_scale),
-        source=reader.source,
-        seconds=float(reader.seconds) if reader.generates else None,
-        n_prompts=(len(reader.positive), len(reader.negative)),
-        prompts=provenance.prompts_hash(reader.positive, reader.negative),
-        label=label,
-        revision=getattr(lens.model.config, "_commit_hash", None),
-        versions=provenance.versions(),
-    )

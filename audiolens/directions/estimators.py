@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from audiolens.directions.directions import Directions, difference_in_means
+from audiolens.directions.difference_in_means import difference_in_means
+from audiolens.directions.directions import Directions
 from audiolens.directions.pole_reader import Samples
 from audiolens.errors import InputError
 from audiolens.lens import AudioLens
