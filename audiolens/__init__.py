@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from audiolens.interventions import Scale as Scale
     from audiolens.lens import AudioLens as AudioLens
     from audiolens.tracing.generation import Generation as Generation
+    from audiolens.tracing.recording import Reading as Reading
+    from audiolens.tracing.sampling import Sampling as Sampling
 
 _MODULES = {
     "errors": "audiolens.errors",
@@ -50,6 +52,8 @@ _NAMES = {
     "Replace": "audiolens.interventions",
     "Scale": "audiolens.interventions",
     "AudioLens": "audiolens.lens",
+    "Reading": "audiolens.tracing.recording",
+    "Sampling": "audiolens.tracing.sampling",
     "steer": "audiolens.directions.steering",
 }
 __all__ = [
@@ -62,7 +66,9 @@ __all__ = [
     "Directions",
     "Generation",
     "Intervention",
+    "Reading",
     "Replace",
+    "Sampling",
     "Scale",
     "difference_in_means",
     "etude",

@@ -5,15 +5,15 @@ Each is one of the lens's own verbs, or one of its arguments, and does what that
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from audiolens.checks import checked_count, checked_seed, listed
+from audiolens.checks import checked_count, checked_seed, listed, shown
 from audiolens.errors import InputError, InputTypeError
 from audiolens.interventions import Apply, Branch
 from audiolens.model.config import LensConfig
@@ -25,6 +25,7 @@ from audiolens.tracing.model_calls import alone
 from audiolens.tracing.self_check.sites import prove
 
 Names = str | Sequence[str] | Callable[[str], bool]
+T = TypeVar("T", bound=Any)
 HookFunction = Callable[[Tensor, "Hook"], Tensor | None]
 
 # Arguments that were left out are told by identity: what was given, even the same, is another object.
@@ -138,6 +139,23 @@ class OtherNames:
             self.model.to(before)
             raise
         return self
+
+
+def either(name: str, given: T | None, loose: T, default: T) -> T:
+    """A group of arguments, given as one value or one by one.
+
+    Raises:
+        InputTypeError: if the value is of another kind.
+        InputError: if both were given.
+    """
+    if given is None:
+        return loose
+    if not isinstance(given, type(loose)):
+        raise InputTypeError(f"{name}={shown(given)}: expected a {type(loose).__name__}, or None.")
+    if loose != default:
+        changed = next(one.name for one in fields(loose) if getattr(loose, one.name) != getattr(default, one.name))
+        raise InputError(f"{name}= and {changed}= were both given: {name} holds {changed}, so give one of them.")
+    return given
 
 
 def chosen_sites(lens: Any, sites: Any, layers: Any, names_filter: Names | None) -> Any:

@@ -5,8 +5,8 @@ An intervention is a frozen value, checked when it is created and independent of
 the order of the forward pass.
 
 All of them take `site` and `layers` (`None` means every block; `layer=3` is `layers=[3]`; negative layers count from
-the last); `branch` of the guidance ("cond", "null", "both"); `seconds` (`None` means every step, including the tail);
-`rows` (`None` means every row); and `heads`, for head sites.
+the last); `branch` of the guidance ("cond", "null", "both"); `seconds` or `span` (`None` means
+every step, including the tail); `rows` (`None` means every row); and `heads`, for head sites.
 
 Sites on the text side ("row token ...") have no steps, and accept neither `seconds` nor `schedule`. In the null branch
 all text is masked: sdpa then sets z to zero regardless of the values, whereas eager attention averages them. To give
@@ -44,7 +44,7 @@ from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.model.provenance import Provenance
 from audiolens.model.sites import checked_names, head_numbers, layers_once
-from audiolens.model.timeline import Real, Span, checked_span
+from audiolens.model.timeline import Real, Span, checked_span, one_span
 from audiolens.tensors import finite, numbers
 
 Branch = Literal["cond", "null", "both"]
@@ -127,11 +127,13 @@ class Intervention:
     preserve_norm: bool = False
     prefix: bool = False
     layer: InitVar[int | None] = None
+    span: InitVar[Span | None] = None
     meta: Provenance | None = None
 
-    def __post_init__(self, layer: int | None = None) -> None:
+    def __post_init__(self, layer: int | None = None, span: Span | None = None) -> None:
         if layer is not None:
             object.__setattr__(self, "layers", _one_layer(layer, self.layers))
+        object.__setattr__(self, "seconds", one_span(self.seconds, span))
         checked_branch(self.branch)
         if self.meta is not None and not isinstance(self.meta, Provenance):
             raise InputTypeError(f"meta={shown(self.meta)}: expected the meta of directions, or None.")
@@ -200,8 +202,8 @@ class Add(Intervention):
 
     vector: Any
 
-    def __post_init__(self, layer: int | None = None) -> None:
-        super().__post_init__(layer)
+    def __post_init__(self, *aliases: Any) -> None:
+        super().__post_init__(*aliases)
         object.__setattr__(self, "vector", finite("vector", self.vector))
 
     @property
@@ -225,8 +227,8 @@ class Ablate(Intervention):
 
     direction: Any
 
-    def __post_init__(self, layer: int | None = None) -> None:
-        super().__post_init__(layer)
+    def __post_init__(self, *aliases: Any) -> None:
+        super().__post_init__(*aliases)
         object.__setattr__(self, "direction", finite("direction", self.direction))
         _nonzero("direction", self.direction)
 
@@ -256,8 +258,8 @@ class Clamp(Intervention):
     direction: Any
     value: Any
 
-    def __post_init__(self, layer: int | None = None) -> None:
-        super().__post_init__(layer)
+    def __post_init__(self, *aliases: Any) -> None:
+        super().__post_init__(*aliases)
         object.__setattr__(self, "direction", finite("direction", self.direction))
         object.__setattr__(self, "value", numbers("value", self.value))
         _nonzero("direction", self.direction)
@@ -293,8 +295,8 @@ class Replace(Intervention):
     values: Any
     overwrites = True
 
-    def __post_init__(self, layer: int | None = None) -> None:
-        super().__post_init__(layer)
+    def __post_init__(self, *aliases: Any) -> None:
+        super().__post_init__(*aliases)
         object.__setattr__(self, "values", finite("values", self.values))
 
     @property
@@ -319,8 +321,8 @@ class Scale(Intervention):
 
     factor: Any
 
-    def __post_init__(self, layer: int | None = None) -> None:
-        super().__post_init__(layer)
+    def __post_init__(self, *aliases: Any) -> None:
+        super().__post_init__(*aliases)
         object.__setattr__(self, "factor", numbers("factor", self.factor))
 
     @property
@@ -353,8 +355,8 @@ class Apply(Intervention):
     def called(self) -> Callable[[Tensor], Tensor | None]:
         return self.function
 
-    def __post_init__(self, layer: int | None = None) -> None:
-        super().__post_init__(layer)
+    def __post_init__(self, *aliases: Any) -> None:
+        super().__post_init__(*aliases)
         if not callable(self.function):
             raise InputTypeError(f"function={self.function!r}: expected a function of the activations.")
         if self.schedule is not None or bool((torch.as_tensor(self.strength, device="cpu") != 1).any()):

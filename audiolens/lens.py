@@ -5,7 +5,6 @@ those of the bare model unless an intervention changes them. The model, its gene
 random state are left as they were, even after an exception.
 """
 
-import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from audiolens.cache.activation_cache import ActivationCache
-from audiolens.compatibility import SECONDS, SITES, OtherNames, chosen_seconds, chosen_seeds, chosen_sites
+from audiolens.compatibility import SECONDS, SITES, OtherNames, chosen_seconds, chosen_seeds, chosen_sites, either
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.interventions import Branch, Intervention
@@ -26,7 +25,7 @@ from audiolens.model.families import family_of
 from audiolens.model.loading import checked_device, load, refuse_tokenizer
 from audiolens.model.sites import Site, checked_names
 from audiolens.model.text import Prompt
-from audiolens.model.timeline import Real, Span, Timeline, checked_frames
+from audiolens.model.timeline import Real, Span, Timeline, checked_frames, one_span
 from audiolens.model.traced_model import TracedModel
 from audiolens.sound.codec import AudioSource
 from audiolens.tracing.generate_clips import drawn
@@ -34,8 +33,9 @@ from audiolens.tracing.generation import Generation
 from audiolens.tracing.given_sound import decode_codes, encode_audio
 from audiolens.tracing.nnsight_source import Model, unharmed
 from audiolens.tracing.recording import Reading, Reduce
-from audiolens.tracing.reopening import Opening, packed
+from audiolens.tracing.reopening import Opening, Portable
 from audiolens.tracing.run_on_codes import Forward
+from audiolens.tracing.sampling import Sampling
 from audiolens.tracing.self_check.sites import prove
 from audiolens.tracing.trace import TracedLens
 
@@ -43,7 +43,7 @@ Interventions = Intervention | Iterable[Intervention]
 
 
 @guarded
-class AudioLens(TracedLens, OtherNames):
+class AudioLens(TracedLens, OtherNames, Portable):
     """A music transformer whose activations can be read and edited.
 
     Args:
@@ -107,27 +107,6 @@ class AudioLens(TracedLens, OtherNames):
         commit = getattr(model.config, "_commit_hash", None) or revision
         lens._opening = Opening.of(name, dtype, commit, device_map)
         return lens
-
-    def __copy__(self) -> "AudioLens":
-        """Return a new lens on the same model."""
-        return self._on(self.model, self.tokenizer)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "AudioLens":
-        """Return a new lens on a copy of the model."""
-        return self._on(copy.deepcopy(self.model, memo), copy.deepcopy(self.tokenizer, memo))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the arguments the lens was opened with and a hash of its weights; unpickling opens the model again.
-
-        Raises:
-            InputError: for a model that was given in memory; on unpickling, if the weights differ.
-        """
-        return packed(self, self._opening)
-
-    def _on(self, model: Any, tokenizer: Any) -> "AudioLens":
-        made = type(self)(model, tokenizer, name=self.name)
-        made._opening = self._opening
-        return made
 
     @property
     def model(self) -> Any:
@@ -232,6 +211,8 @@ class AudioLens(TracedLens, OtherNames):
         melody: Any = None,
         seed: int | None = None,
         max_new_tokens: int | None = None,
+        reading: Reading | None = None,
+        sampling: Sampling | None = None,
     ) -> Generation:
         """Generate one clip per prompt under `interventions`, and record `sites` meanwhile.
 
@@ -261,6 +242,7 @@ class AudioLens(TracedLens, OtherNames):
             max_new_tokens: the length of the clips as transformers counts it, instead of `seconds`: one per step, so
                 clips have that many frames less the tail (3 in the published models). 53 make a second of 50 frames.
             melody: not supported yet; only text conditions the clips.
+            reading, sampling: what to record, and guidance_scale, temperature and top_k, each as one value.
 
         Raises:
             InputError: (or a subclass) for anything out of range, before the model runs; also if a setting of
@@ -268,16 +250,18 @@ class AudioLens(TracedLens, OtherNames):
             ActivationOverflow: during the run, if interventions, or the model itself, make logits infinite or NaN.
         """
         refuse_melody(melody)
+        recorded = Reading(sites, layers, branch, span, reduce, cache_device, cache_dtype, heads, prefix)
+        drawing = either("sampling", sampling, Sampling(guidance_scale, temperature, top_k), Sampling())
         return drawn(
             self._traced_model,
             prompts,
             chosen_seconds(self.config, seconds, max_new_tokens, audio_prompt),
-            Reading(sites, layers, branch, span, reduce, cache_device, cache_dtype, heads, prefix),
+            either("reading", reading, recorded, Reading()),
             audio_prompt=audio_prompt,
             seeds=chosen_seeds(seeds, seed),
-            guidance_scale=guidance_scale,
-            temperature=temperature,
-            top_k=top_k,
+            guidance_scale=drawing.guidance_scale,
+            temperature=drawing.temperature,
+            top_k=drawing.top_k,
             exact=exact,
             interventions=interventions,
             batch_size=batch_size,
@@ -306,6 +290,8 @@ class AudioLens(TracedLens, OtherNames):
         stop_at_layer: int | None = None,
         prefix: bool = False,
         melody: Any = None,
+        span: Span | None = None,
+        reading: Reading | None = None,
         names_filter: str | Sequence[str] | Callable[[str], bool] | None = None,
     ) -> tuple[Float[Tensor, "..."], ActivationCache]:
         """Run one forward over given codes and record `sites`.
@@ -315,7 +301,8 @@ class AudioLens(TracedLens, OtherNames):
             audio: (waveform, sample rate) or the path of a sound file, instead of codes.
             sites: the sites to record; `[]` records none, and returns the logits with an empty cache.
             branch: the branch whose logits and activations are returned; "both" adds a leading axis to each.
-            seconds: record only this span, (from, to). The logits always cover all steps.
+            seconds, span: record only this span, (from, to); both names mean the same. The logits always cover all
+                steps.
             reduce: "mean", "last" or "max" over the steps (without the tail), or "eos": the last token of the text,
                 where the text is part of the decoder's own sequence (MusicGen Melody).
             prefix: also record the conditioning in that sequence, "row prefix+step ...". The step axis then begins at
@@ -339,12 +326,12 @@ class AudioLens(TracedLens, OtherNames):
         """
         refuse_melody(melody)
         sites = chosen_sites(self, sites, layers, names_filter)
-        reading = Reading(sites, layers, branch, seconds, reduce, device, dtype, heads, prefix)
+        recorded = Reading(sites, layers, branch, one_span(seconds, span), reduce, device, dtype, heads, prefix)
         return Forward.checked(
             self._traced_model,
             prompts,
             codes,
-            reading,
+            either("reading", reading, recorded, Reading(SITES)),
             audio=audio,
             guidance_scale=guidance_scale,
             interventions=interventions,
@@ -371,18 +358,20 @@ class AudioLens(TracedLens, OtherNames):
         batch_size: int = 16,
         progress: bool = True,
         prefix: bool = False,
+        span: Span | None = None,
+        reading: Reading | None = None,
     ) -> Iterator[ActivationCache]:
         """Yield the caches of `run_with_cache`, one batch of rows at a time, in order; `cache.prompts` names the rows.
 
         Earlier batches are not kept, so memory is that of one batch; `reduce` also avoids storing its steps. There are
         no logits, and no block above the last recorded one runs. The model may be used between two batches.
         """
-        reading = Reading(sites, layers, branch, seconds, reduce, device, dtype, heads, prefix)
+        recorded = Reading(sites, layers, branch, one_span(seconds, span), reduce, device, dtype, heads, prefix)
         return Forward.checked(
             self._traced_model,
             prompts,
             codes,
-            reading,
+            either("reading", reading, recorded, Reading(SITES)),
             audio=audio,
             guidance_scale=guidance_scale,
             interventions=interventions,

@@ -22,7 +22,7 @@ from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest
 from audiolens.interventions import Ablate, Add, Branch, Clamp, Intervention, Numbers, Schedule
 from audiolens.model.sites import checked_layers, counted, layers_once
-from audiolens.model.timeline import Span
+from audiolens.model.timeline import Span, one_span
 from audiolens.tensors import numbers
 from audiolens.vectors import apart
 
@@ -49,6 +49,7 @@ def steer(
     operator: Operator = "add",
     prefix: bool = False,
     combine: Combine = "sum",
+    span: Span | None = None,
 ) -> list[Intervention]:
     """Return the interventions that steer along one or several directions.
 
@@ -67,7 +68,7 @@ def steer(
             1, "residual" a vector as long as the mean activation norm at the target block.
         branch: "cond", "null" or "both". To first order, "cond" alone moves the guided logits guidance_scale times as
             far as "both", so compare strengths only within one branch.
-        seconds: (from, to); `None` is the whole clip, including the tail.
+        seconds, span: (from, to) in seconds; `None` is the whole clip, including the tail.
         rows: affected rows; `None` is all.
         schedule: multiplies the strength over time: a function of the time in seconds, or one number per frame.
         preserve_norm: rescale every changed position to its original norm.
@@ -99,7 +100,7 @@ def steer(
     where: dict[str, Any] = {
         "site": concepts[0].meta.site,
         "branch": branch,
-        "seconds": seconds,
+        "seconds": one_span(seconds, span),
         "rows": rows,
         "schedule": schedule,
         "preserve_norm": preserve_norm,

@@ -128,6 +128,17 @@ def checked_frames(frames: object) -> int:
     return count
 
 
+def one_span(seconds: Span | None, span: Span | None) -> Span | None:
+    """The span (from, to) in seconds, by either of its names.
+
+    Raises:
+        InputError: if both were given.
+    """
+    if seconds is not None and span is not None:
+        raise InputError(f"seconds={seconds!r} and span={span!r} were both given: they are the same, so give one.")
+    return span if seconds is None else seconds
+
+
 def checked_span(seconds: object) -> Span:
     """Check a (from, to) pair in seconds, and return it."""
     if not isinstance(seconds, tuple | list) or len(seconds) != 2:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from audiolens.cache.activation_cache import ActivationCache
+from audiolens.door import guarded
 from audiolens.errors import InputError, UnsupportedModelError
 from audiolens.interventions import checked_flags
 from audiolens.model.config import LensConfig
@@ -22,9 +23,13 @@ from audiolens.tracing.batching import Layout, of_branch
 Reduce = Literal["mean", "last", "max", "eos"]
 
 
+@guarded
 @dataclass(frozen=True)
 class Reading:
-    """What a run records: sites, layers and heads, of which branch, over which steps, and whether reduced over time.
+    """What a run records, as one value: `lens.run_with_cache(prompts, codes, reading=Reading("attn.z", layers=[3]))`.
+
+    It names sites, layers and heads, the branch, the span (`seconds`), and a reduction over time; `device` and `dtype`
+    are those of the recordings.
 
     With `prefix`, the prefix is recorded too. `reduce="eos"` records only the last token of the text in the prefix.
     """

@@ -4,6 +4,7 @@ joblib and multiprocessing can therefore pass a lens to their workers. Each work
 package, its folder or the hub, and raises an error unless the weights are bit-identical.
 """
 
+import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,6 +49,37 @@ class Opening:
             revision,
             device_map,
         )
+
+
+class Portable:
+    """The methods by which a lens is copied and pickled."""
+
+    name: Any
+    model: Any
+    tokenizer: Any
+    _opening: "Opening | None"
+
+    def __copy__(self) -> Any:
+        """Return a new lens on the same model."""
+        return self._on(self.model, self.tokenizer)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Return a new lens on a copy of the model."""
+        return self._on(copy.deepcopy(self.model, memo), copy.deepcopy(self.tokenizer, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the arguments the lens was opened with and a hash of its weights; unpickling opens the model again.
+
+        Raises:
+            InputError: for a model that was given in memory; on unpickling, if the weights differ.
+        """
+        return packed(self, self._opening)
+
+    def _on(self, model: Any, tokenizer: Any) -> Any:
+        kind: Any = type(self)
+        made = kind(model, tokenizer, name=self.name)
+        made._opening = self._opening
+        return made
 
 
 def packed(lens: Any, opening: Opening | None) -> tuple[Callable[..., Any], tuple[Any, ...]]:

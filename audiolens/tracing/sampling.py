@@ -12,6 +12,7 @@ scores twice, which makes that guidance the identity, and transformers runs gree
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from audiolens.checks import checked_seed, one_or_listed, real_number, whole_number
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.model.config import LensConfig
 from audiolens.model.families.family import Half
@@ -38,6 +40,25 @@ _KEPT = frozenset(("pad_token_id", "bos_token_id", "decoder_start_token_id", "tr
 """Settings that describe the model rather than how it samples."""
 _RETURNED = frozenset(("return_dict_in_generate", "output_scores", "output_logits"))
 """Settings of what `generate` returns, which the lens does not read."""
+
+
+@guarded
+@dataclass(frozen=True)
+class Sampling:
+    """How clips are drawn, as one value: `lens.generate(prompts, sampling=Sampling(temperature=0.9))`.
+
+    Raises:
+        InputTypeError, InputError: on creation, for settings that are out of range.
+    """
+
+    guidance_scale: Real = 3.0
+    temperature: Real = 1.0
+    top_k: int | None = 250
+
+    def __post_init__(self) -> None:
+        values = checked_settings(self.guidance_scale, self.temperature, self.top_k)
+        for name, value in zip(("guidance_scale", "temperature", "top_k"), values, strict=True):
+            object.__setattr__(self, name, value)
 
 
 class RowStreams:

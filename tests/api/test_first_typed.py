@@ -657,3 +657,44 @@ def test_what_is_no_axes_is_refused(plotted: dict[str, Any]) -> None:
             plotted["pca"].plot(**given)
         one_line(refused)
     plt.close(figure)
+
+
+def test_a_span_has_one_name_everywhere(lens: Any) -> None:
+    vector = torch.randn(lens.config.d_model, generator=torch.Generator().manual_seed(0))
+    given = (["fast piano"], torch.zeros(1, 4, 15, dtype=torch.long))
+    assert al.Add(vector, span=(0.2, 0.4)).seconds == (0.2, 0.4)
+    by_seconds, by_span = (lens.run_with_cache(*given, **{name: (0.2, 0.4)})[1] for name in ("seconds", "span"))
+    assert by_span.first_step == by_seconds.first_step == 5
+    assert torch.equal(by_span["resid_post", 1], by_seconds["resid_post", 1])
+    (part,) = lens.iter_cache(*given, span=(0.2, 0.4), progress=False)
+    assert torch.equal(part["resid_post", 1], by_seconds["resid_post", 1])
+    d = al.difference_in_means(lens, ["fast"], ["slow"], position="first", progress=False)
+    (steered,) = al.steer(d, layer=1, span=(0.2, 0.4))
+    assert steered.seconds == (0.2, 0.4)
+    for both in (lambda **two: al.Add(vector, **two), lambda **two: lens.run_with_cache(*given, **two)):
+        with pytest.raises(InputError, match="were both given"):
+            both(seconds=(0.0, 0.2), span=(0.0, 0.2))
+
+
+def test_arguments_that_travel_together_are_one_value_too(lens: Any) -> None:
+    given = (["fast piano"], torch.zeros(1, 4, 15, dtype=torch.long))
+    reading = al.Reading("attn.z", layers=[1], heads=[2], seconds=(0.2, 0.4))
+    _, one_by_one = lens.run_with_cache(*given, sites="attn.z", layers=[1], heads=[2], span=(0.2, 0.4))
+    _, at_once = lens.run_with_cache(*given, reading=reading)
+    (part,) = lens.iter_cache(*given, reading=reading, progress=False)
+    for found in (at_once, part):
+        assert list(found) == list(one_by_one)
+        assert torch.equal(found["attn.z", 1], one_by_one["attn.z", 1])
+    sampling = al.Sampling(guidance_scale=2.0, temperature=0.7, top_k=9)
+    loose = lens.generate(
+        "calm", 0.6, seeds=3, guidance_scale=2.0, temperature=0.7, top_k=9, sites="attn.z", layers=[1]
+    )
+    drawn = lens.generate("calm", 0.6, seeds=3, sampling=sampling, reading=al.Reading("attn.z", layers=[1]))
+    assert torch.equal(drawn.codes, loose.codes)
+    assert torch.equal(drawn.cache["attn.z", 1], loose.cache["attn.z", 1])
+    with pytest.raises(InputError, match="reading= and layers= were both given"):
+        lens.run_with_cache(*given, reading=reading, layers=[0])
+    with pytest.raises(InputError, match="sampling= and top_k= were both given"):
+        lens.generate("calm", 0.6, sampling=sampling, top_k=5)
+    with pytest.raises(InputTypeError, match="expected a Sampling"):
+        lens.generate("calm", 0.6, sampling=0.7)

@@ -24,8 +24,8 @@ class Fade(Intervention):
     level: Any
     share: Any
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __post_init__(self, *aliases: Any) -> None:
+        super().__post_init__(*aliases)
         object.__setattr__(self, "level", finite("level", self.level))
         object.__setattr__(self, "share", numbers("share", self.share))
 
