@@ -386,14 +386,14 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         except TypeError:
             raise InputTypeError(f"{shown(key)}: expected a site name or a (site, layer) pair.") from None
 
-    def _weights(self) -> str:
-        """The hash of the model's weights, or nothing where it is not known."""
+    def model_weights(self) -> str:
+        """The hash of the model's weights; empty if it is not known."""
         return self.weights or ("" if self.readout is None else self.readout.weights())
 
     def _refuse_foreign(self, direction: Any) -> None:
         meta = getattr(direction, "meta", None)
         theirs = getattr(meta, "weights", "")
-        if theirs and (mine := self._weights()) and mine != theirs:
+        if theirs and (mine := self.model_weights()) and mine != theirs:
             raise InputError(
                 f"direction was read from {getattr(meta, 'model', '')!r}, and this cache was recorded from "
                 f"{self.model!r}, which holds other weights: a direction means nothing in another model. Read it again "

@@ -103,6 +103,7 @@ def kept(path: Path, cache: Any) -> Path:
         "heads": cache.heads,
         "stream": None if cache.stream is None else asdict(cache.stream),
         "prefixes": list(cache.prefixes),
+        "weights": cache.model_weights(),
     }
     norms = {_NORMS + name: norm for name, norm in cache.norms.items()}
     return write(path, {**cache.tensors, **norms}, labels)
@@ -131,6 +132,7 @@ def opened(path: str | os.PathLike[str]) -> dict[str, Any]:
             "heads": None if labels.get("heads") is None else tuple(labels["heads"]),
             "stream": None if blocks is None else Stream(int(blocks["n_layers"]), tuple(blocks["parts"])),
             "prefixes": tuple(labels.get("prefixes", ())),
+            "weights": str(labels.get("weights", "")),
         }
     except InputError:
         raise

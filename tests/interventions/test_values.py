@@ -126,7 +126,7 @@ def test_a_mask_names_no_layers(directions: Any, lens: Any, mask: Any) -> None:
     ],
 )
 def test_a_value_that_is_no_vector_is_refused_where_one_is_expected(directions: Any, refused: Any) -> None:
-    with pytest.raises(al.errors.InputTypeError, match="expected numbers|masked"):
+    with pytest.raises(al.errors.InputTypeError, match="expected (real )?numbers|masked"):
         refused(directions)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -95,7 +96,9 @@ def test_the_first_order_factor_is_guidance_where_both_halves_answer_alike(
             block.encoder_attn.out_proj.weight.zero_()
     codes = torch.randint(0, 32, (2, 4, 10), generator=torch.Generator().manual_seed(0))
     vectors = torch.randn(3, 48, generator=torch.Generator().manual_seed(0))
-    directions = al.Directions(vectors, (0, 1, 2), torch.ones(3), planted.directions().meta)
+    directions = al.Directions(
+        vectors, (0, 1, 2), torch.ones(3), replace(planted.directions().meta, weights="", n_layers=3)
+    )
     asked = (lens, directions, 1, "one-to-one", ["fast piano", "calm"], codes, guidance)
     found = benchmark.first_order(*asked)
     assert found["factor"] == pytest.approx(guidance, rel=0.05)

@@ -24,6 +24,15 @@ from analysis.study import Study
 from analysis.study.study_set import Several
 
 
+def wait_for(opened: Any, condition: str) -> None:
+    """Wait until a condition holds: from outside, for the page's security policy forbids playwright's own loop."""
+    for _ in range(300):
+        if opened.evaluate(condition):
+            return
+        opened.wait_for_timeout(100)
+    pytest.fail(f"never came true: {condition}")
+
+
 @pytest.fixture(scope="module")
 def study() -> Study:
     """A planted study with as many clips as a full one has."""
@@ -79,7 +88,7 @@ def test_it_opens_from_disk_without_a_word_and_without_a_network(opened: Any) ->
 def test_nothing_lies_on_anything_else_at_any_width(opened: Any, width: int) -> None:
     opened.set_viewport_size({"width": width, "height": 900})
     opened.reload()
-    opened.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length > 5")
+    wait_for(opened, "document.querySelectorAll('.js-plotly-plot .main-svg').length > 5")
     opened.wait_for_timeout(500)
     found = opened.evaluate(_LAID_OUT)
     opened.set_viewport_size({"width": 1280, "height": 900})
@@ -126,7 +135,7 @@ _LAID_OUT = """() => {
 
 def test_every_player_plays_its_clip(opened: Any, folder: Path) -> None:
     lengths = {f"audio/{path.name}": soundfile.info(path).duration for path in (folder / "audio").glob("*.wav")}
-    opened.wait_for_function("[...document.querySelectorAll('audio')].every(a => a.readyState > 0)")
+    wait_for(opened, "[...document.querySelectorAll('audio')].every(a => a.readyState > 0)")
     found = opened.evaluate("[...document.querySelectorAll('audio')].map(a => [a.title, a.duration])")
     assert 0 < len(found) <= pages.MOST_PLAYERS
     for name, duration in found:
@@ -159,7 +168,7 @@ def test_the_slider_moves_from_block_to_block(opened: Any, study: Study) -> None
     rail.scroll_into_view_if_needed()
     box = rail.bounding_box()
     opened.mouse.click(box["x"] + box["width"] - 3, box["y"] + box["height"] / 2)
-    opened.wait_for_function("document.getElementById('live-pca').layout.title.text.startsWith('block 7')")
+    wait_for(opened, "document.getElementById('live-pca').layout.title.text.startsWith('block 7')")
     _, visible = opened.evaluate(shown)
     assert visible[-2:] == [True, True]
     assert not any(visible[:-2])

@@ -116,7 +116,7 @@ def test_sites_of_every_block_need_a_layer(lens):
 
 
 def test_exact_batches_do_not_depend_on_company():
-    layouts = list(batches([3, 20, 5] * 7, guided=True, exact=True, batch_size=None))
+    layouts = list(batches([3, 20, 5] * 7, halves=("cond", "null"), exact=True, batch_size=None))
     assert [(len(layout.rows), length) for layout, length in layouts] == [(EXACT_ROWS, 16), (EXACT_ROWS, 32)]
     assert layouts[0][0].kept == 14
     assert layouts[1][0].kept == 7

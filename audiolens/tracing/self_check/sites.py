@@ -25,7 +25,7 @@ from audiolens.tracing.recording import Reading
 from audiolens.tracing.run_on_codes import Forward
 from audiolens.tracing.self_check.projections import prove_projections
 from audiolens.tracing.self_check.steps import prove_time
-from audiolens.tracing.trace import SiteValue, opened
+from audiolens.tracing.trace import SiteOrderError, SiteValue, opened
 
 ROWS = 2
 """More than one, so that a mix-up of axes is detected."""
@@ -124,7 +124,11 @@ def _arrived(place: str, *sources: str, found: Tensor, expected: Tensor) -> None
 def _explained(traced: TracedModel) -> Iterator[None]:
     """Raise any unexpected error as an unsupported model."""
     try:
-        yield
+        try:
+            yield
+        except SiteOrderError as error:
+            # Here the order is the family's, so it is the model that differs.
+            raise RuntimeError(str(error)) from error
     except ActivationOverflow as error:
         raise UnsupportedModelError(f"an edit would not change the output of this model: {error}") from error
     except (AudioLensError, torch.cuda.OutOfMemoryError):

@@ -160,7 +160,7 @@ ARGUMENTS: dict[str, Arguments] = {
     },
     "audiolens.orthogonalised": lambda w: {"*directions": w.directions},
     "audiolens.steer": lambda w: {"directions": w.directions, "layer": 1},
-    "audiolens.model.families.LensConfig.prefix": lambda w: {"tokens": 3},
+    "audiolens.model.config.LensConfig.prefix": lambda w: {"tokens": 3},
     "audiolens.model.provenance.Provenance.from_dict": lambda w: {"values": w.directions.meta.as_dict()},
     "audiolens.model.provenance.Provenance.refuse_other": lambda w: {"lens": w.lens},
     "audiolens.model.timeline.Timeline.select": lambda w: {"seconds": (0.0, 0.2)},

@@ -38,7 +38,7 @@ REACHED = {
     "Evidence": "audiolens.directions.evidence",
     "Provenance": "audiolens.model.provenance",
     "SiteValue": "audiolens.tracing.trace",
-    "LensConfig": "audiolens.model.families",
+    "LensConfig": "audiolens.model.config",
     "Samples": "audiolens.directions.pole_reader",
 }
 """Classes that no package exports, but that public calls return."""

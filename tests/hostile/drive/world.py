@@ -137,7 +137,7 @@ class World:
 
     @cached_property
     def clap(self) -> Path:
-        from test_clap import write_clap
+        from clap_models import write_clap
 
         return write_clap(self.folder / "clap", fusion=False)
 

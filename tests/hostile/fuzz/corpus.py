@@ -17,11 +17,11 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import clap_models
 import conftest
-import damage
+import damage_folders as damage
 import numpy as np
 import soundfile
-import test_clap
 import torch
 from plants import tables as planted
 from safetensors.torch import load_file, save_file
@@ -200,7 +200,7 @@ def models(folder: Path) -> None:
 
 def claps(folder: Path) -> None:
     for name in ("plain", "fused"):
-        test_clap.write_clap(folder / name, fusion=name == "fused")
+        clap_models.write_clap(folder / name, fusion=name == "fused")
 
 
 def sweeps(folder: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import damage
+import damage_folders as damage
 import numpy as np
 import torch
 

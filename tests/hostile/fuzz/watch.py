@@ -142,6 +142,8 @@ def _armed(allowed: tuple[str, ...]) -> Iterator[list[str]]:
 def _faults_of(error: BaseException) -> list[str]:
     """What is wrong with an error: it is another library's, of several lines, or endless."""
     text = str(error)
+    if isinstance(error, MemoryError):
+        return [f"memory: more than was allowed {_where(error)}"]
     ours = isinstance(error, AudioLensError) or (isinstance(error, ValueError | TypeError) and _is_raised_here(error))
     if not ours:
         return [f"foreign: {type(error).__name__}: {text:.200} {_where(error)}"]
