@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine: `make study` and `make test`.
+# On a fresh machine, two commands do everything: `make study` and `make test`.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -7,18 +7,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs
-# Neutral test prompts behind the evidence, four seeds each.
+# Number of neutral test prompts in the evidence, with four seeds each.
 TEST_PROMPTS ?= 24
-# How long `make fuzz` runs cases, and which. The shell counts in a variable SECONDS of its own: only a given one counts.
+# How long `make fuzz` runs, and its seed. Shells have a variable SECONDS of their own, so only the command line sets it.
 SECONDS_ := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),600)
 SEED ?= 0
-# torch goes in first, by itself: a machine that keeps a build of its own (CPU only, or for its GPU) gives
-# that one, and the rest is then resolved around it.
+# torch is installed first, by itself: a machine that provides its own build (CPU only, or for its GPU) installs that
+# one, and the other packages are then resolved to fit it.
 TORCH := $(shell grep '^torch==' constraints.txt)
-# The names tried, in order; `make PYTHON=/path/to/python study` takes that one instead.
+# The interpreters to try, in order; `make PYTHON=/path/to/python study` uses that one instead.
 PYTHON ?= python3.11 python3.12 python3.13 python3
 
-# One thread per process: the work is spread over processes, and more threads than cores only wait.
+# One thread per process: work is spread over processes, and threads beyond the number of cores only wait.
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -26,19 +26,19 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 .PHONY: help install study test fuzz drive browser lint format evidence notebooks versions clean
 
 help:
-	@echo 'make study     install, steer tempo and timbre on the bundled model, write $(OUT)/*/index.html'
-	@echo 'make test      install, then ruff, pyright and pytest'
+	@echo 'make study     install, steer tempo and timbre on the bundled model, and write $(OUT)/*/index.html'
+	@echo 'make test      install, then run ruff, pyright and pytest'
 	@echo 'make fuzz      read damaged and malicious files with every loader for SECONDS (default 600)'
-	@echo 'make notebooks run the notebooks from top to bottom and save what they show'
-	@echo 'make evidence  the full figures behind the README and the model card (no time limit)'
-	@echo 'make versions  the exact tests on the lowest, pinned and newest versions of what audiolens stands on'
-	@echo 'make drive     every public name with CALLS wrong calls, drawn by SEED (default 10000, 0): none may end in a foreign error'
-	@echo 'make lint      ruff and pyright only'
-	@echo 'make format    lay the code out with ruff'
+	@echo 'make notebooks run the notebooks from top to bottom and save their outputs'
+	@echo 'make evidence  measure the tables in the README and the model card (no time limit)'
+	@echo 'make versions  run the exact tests on the lowest, pinned and newest versions of the dependencies'
+	@echo 'make drive     call every public name with wrong arguments, CALLS times, drawn by SEED (default 10000, 0): no foreign error'
+	@echo 'make lint      run ruff and pyright only'
+	@echo 'make format    format the code with ruff'
 	@echo 'make clean     remove the environment, caches and builds (results in $(OUT)/ stay)'
 	@echo
-	@echo 'Options: PYTHON=... (3.11 or newer), OUT=... (where studies are written, default runs), FORCE=1 (run finished'
-	@echo 'studies again), TEST_PROMPTS=... (of the evidence, default 24), UPDATE=1 (put it into README and model card)'
+	@echo 'Options: PYTHON=... (3.11 or newer), OUT=... (where studies are written, default runs), FORCE=1 (repeat finished'
+	@echo 'studies), TEST_PROMPTS=... (for evidence, default 24), UPDATE=1 (write its tables into README and model card)'
 
 install: $(STAMP)
 
@@ -62,7 +62,7 @@ $(STAMP): pyproject.toml constraints.txt
 study: $(STAMP)
 	@for concept in tempo timbre; do \
 	  if [ -z '$(FORCE)' ] && [ -f $(OUT)/$$concept/summary.json ]; then \
-	    echo "==> $$concept is done already, in $(OUT)/$$concept; 'make study FORCE=1' runs it again and replaces it"; \
+	    echo "==> $$concept is already done, in $(OUT)/$$concept; 'make study FORCE=1' repeats and replaces it"; \
 	    continue; \
 	  fi; \
 	  echo "==> Steering $$concept on étude"; \
@@ -77,17 +77,17 @@ lint: $(STAMP)
 	@echo '==> pyright'
 	@$(BIN)/pyright
 
-# The page's tests open it in a browser. A person without one is told so; a machine that tests by itself installs it.
+# The tests of the page open it in a browser. Without one they say so; in CI, Chromium is installed.
 test: lint $(if $(CI),browser)
 	@echo '==> pytest'
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 $(PYTEST_ARGS)
 
 browser:
 	@if ! { command -v chromium || command -v chromium-browser || command -v google-chrome || command -v chrome; } >/dev/null; then \
-	  echo '==> Installing Chromium, which opens the pages under test'; \
+	  echo '==> Installing Chromium, in which the tests open the pages'; \
 	  sudo=''; if [ "$$(id -u)" != 0 ]; then sudo='sudo -n'; fi; \
 	  { $$sudo apt-get update && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium; } >$(VENV)/browser.log 2>&1 \
-	    || { tail -n 5 $(VENV)/browser.log >&2; echo 'Could not install Chromium with apt-get: install it, or Chrome, by hand.' >&2; exit 1; }; \
+	    || { tail -n 5 $(VENV)/browser.log >&2; echo 'Could not install Chromium with apt-get: install it or Chrome by hand.' >&2; exit 1; }; \
 	fi
 
 fuzz: $(STAMP)

@@ -1,4 +1,4 @@
-"""The figure of `docs/concepts.md`: `python docs/draw.py` draws it again, from the lens's own timeline."""
+"""Draw the figure in `docs/concepts.md` from the lens's timeline: `python docs/draw.py`."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5A5A5A"
 
 
 def delays(path: Path) -> None:
-    """Six frames of four codebooks as the decoder's columns: what each step reads, and what it predicts."""
+    """Draw six frames of four codebooks as the decoder's columns, and what each step reads and predicts."""
     timeline = Timeline(FRAMES, RATE, delays_of(CODEBOOKS, 1))
     frames = torch.arange(FRAMES).expand(1, CODEBOOKS, FRAMES)
     columns = delay(frames, timeline.delays, pad=-1)[0]

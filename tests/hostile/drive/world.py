@@ -14,8 +14,7 @@ import soundfile
 import torch
 from conftest import write_model
 from plants import tables as planted
-from test_dose import swept as planted_sweep
-from test_probing import QUICK
+from plants.sweeps import swept as planted_sweep
 
 import audiolens as al
 from analysis import (
@@ -34,6 +33,7 @@ from analysis import (
     sweep,
 )
 
+QUICK: dict[str, Any] = {"n_shuffles": 2, "n_bootstrap": 0}
 PROMPTS = ["fast piano", "slow guitar", "fast drums", "slow song"]
 RATE = 16_000
 
