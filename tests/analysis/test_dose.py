@@ -6,15 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from plants import tables as planted
+from plants.sweeps import LAYERS, STRENGTHS, failing, swept
 from scipy import stats
 
 from analysis.sweep import response, tradeoff
 from analysis.sweep.conditions import BASELINE
-from analysis.sweep.factorial import Factors, conditions
 from analysis.sweep.result import SweepResult
 from audiolens.errors import InputError
-
-from plants.sweeps import LAYERS, STRENGTHS, factor, failing, swept
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,12 @@
 """A sweep whose effects and failures are planted."""
 
-
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import pytest
-from plants import tables as planted
-from scipy import stats
 
-from analysis.sweep import response, tradeoff
-from analysis.sweep.conditions import BASELINE
 from analysis.sweep.factorial import Factors, conditions
 from analysis.sweep.result import SweepResult
-from audiolens.errors import InputError
+from plants import tables as planted
 
 STRENGTHS = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0)
 LAYERS = (2, 3, 4)
