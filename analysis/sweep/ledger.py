@@ -301,6 +301,9 @@ def _condition_hash(condition: Condition, times: np.ndarray) -> str:
     for step in condition.interventions:
         digest.update(type(step).__name__.encode())
         for entry in fields(step):
+            if entry.name == "meta":
+                # The provenance of a vector changes nothing that is done with it.
+                continue
             digest.update(f"{entry.name}=".encode())
             digest.update(_bytes(condition, step, entry.name, times))
     return digest.hexdigest()[:16]

@@ -364,3 +364,14 @@ def test_functions_that_cannot_be_told_apart_are_not_resumed(lens: Any, tmp_path
     doing = [Condition("baseline"), Condition("own", (al.Apply(lambda value: value * 2, layers=[0]),))]
     with pytest.raises(InputError, match="Sweep it without out="):
         played(lens, tmp_path / "sweep", conditions=doing)
+
+
+def test_the_hash_of_a_condition_is_that_of_every_version_before() -> None:
+    """A kept sweep resumes only while its conditions hash as they did; another value needs another format."""
+    vector = torch.arange(3.0)
+    edits = (
+        al.Add(vector, layers=[1], strength=0.5, seconds=(0.2, 0.4)),
+        al.Clamp(torch.ones(3), 0.5, branch="cond", schedule=[1.0, 0.5]),
+    )
+    condition = Condition("up", edits, labels={"strength": 1.0})
+    assert ledger._condition_hash(condition, np.arange(2) / 25) == "2b389a7cf7b5d3d9"
