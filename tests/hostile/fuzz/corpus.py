@@ -75,7 +75,8 @@ def lens() -> Any:
 def _sweeps() -> dict[str, Path]:
     place = _root() / "sweeps"
     place.mkdir()
-    return {one.name.split()[0]: one.start for one in damage.sweeps(lens(), place)}
+    made = {one.name: one.start for one in damage.sweeps(lens(), place)}
+    return {"finished": made["finished sweep"], "unfinished": made["unfinished sweep"]}
 
 
 @cache
