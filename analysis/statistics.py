@@ -25,6 +25,8 @@ from audiolens.door import guarded
 from audiolens.errors import InputError
 
 MOST_FAILED = 0.10
+CHOSEN_FAILED = MOST_FAILED / 2
+"""The largest share of failed clips for a choice: half of what a claim allows, as a choice does worse on new clips."""
 """The largest share of failed clips at which an effect may be claimed."""
 LEVEL = 0.05
 """The largest p, against controls, at which an effect may be claimed."""

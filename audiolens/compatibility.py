@@ -4,6 +4,7 @@ Each is one of the lens's own verbs, or one of its arguments, and does what that
 `docs/coming-from.md` sets both side by side.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -14,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from audiolens.checks import checked_count, checked_seed, listed, shown
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.interventions import Apply, Branch
 from audiolens.model.config import LensConfig
@@ -51,6 +53,7 @@ class Hook:
         return found
 
 
+@guarded
 class OtherNames:
     """The verbs of a lens that have another name elsewhere."""
 
@@ -130,14 +133,14 @@ class OtherNames:
             raise InputError(
                 "a device_map placed this model: give another to AudioLens.from_pretrained(device_map=...)."
             )
-        before = self.device
-        try:
-            with alone(self.model):
+        with alone(self.model):
+            before = self.device
+            try:
                 self.model.to(target)
-            prove(self.traced_model)
-        except BaseException:
-            self.model.to(before)
-            raise
+                prove(self.traced_model)
+            except BaseException:
+                self.model.to(before)
+                raise
         return self
 
 
@@ -168,6 +171,8 @@ def chosen_sites(lens: Any, sites: Any, layers: Any, names_filter: Names | None)
         return sites
     if sites is not SITES:
         raise InputError(f"sites={sites!r} and names_filter were both given: give one of them.")
+    if not callable(names_filter):
+        return names_filter
     return [site.name for site in lens.traced_model.family.filter(lens.config, names_filter, layers)]
 
 
@@ -213,4 +218,10 @@ def _pairs(hooks: Any) -> list[tuple[Any, HookFunction]]:
 
 
 def _called(function: HookFunction, hook: Hook, value: Tensor) -> Tensor | None:
-    return function(value, hook)
+    """Call a hook as TransformerLens does, by the keyword `hook`; or by position, if its name is another."""
+    try:
+        named = "hook" in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        named = False
+    given: Any = function
+    return given(value, hook=hook) if named else given(value, hook)

@@ -7,11 +7,14 @@ fit, the error is left as it is.
 
 import errno
 import inspect
+import os
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import wraps
 from itertools import islice
+from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -33,6 +36,8 @@ INNER = ("change",)
 """What a run calls at every step, and no user does."""
 _SMALL = (str, int, float, bool, type(None), list, tuple, dict)
 _MARK = "__guarded__"
+_OURS = tuple(f"{Path(__file__).parents[1] / name}{os.sep}" for name in ("audiolens", "analysis"))
+_LIBRARIES = tuple({path for path in map(sysconfig.get_path, ("purelib", "platlib", "stdlib")) if path})
 
 
 def guarded(made: T) -> T:
@@ -66,7 +71,8 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
         except AudioLensError:
             raise
         except Exception as error:
-            raise_named(function, args, kwargs, error)
+            if not _is_the_callers(error):
+                raise_named(function, args, kwargs, error)
             raise
         return _watched(made, function, args, kwargs) if inspect.isgenerator(made) else made
 
@@ -81,8 +87,22 @@ def _watched(made: Iterator[Any], function: Callable[..., Any], args: Any, kwarg
     except AudioLensError:
         raise
     except Exception as error:
-        raise_named(function, args, kwargs, error)
+        if not _is_the_callers(error):
+            raise_named(function, args, kwargs, error)
         raise
+
+
+def _is_the_callers(error: Exception) -> bool:
+    """Whether an error was raised in a function of the caller's, which is neither ours nor a library's."""
+    trace = error.__traceback__
+    inside = False
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        inside = inside or file.startswith(_OURS)
+        if inside and not file.startswith((*_OURS, *_LIBRARIES)) and not file.startswith("<"):
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def raise_named(function: Callable[..., Any], args: Any, kwargs: Any, error: Exception) -> None:

@@ -167,7 +167,11 @@ class Intervention:
         `value` is "row step ... feature"; `amount` (strength x schedule) and `parts` (the intervention's own
         tensors, bound to the batch) broadcast against it.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define change(): use Add, Ablate, Clamp, ...")
+
+
+# The defaults of the aliases, which an intervention does not keep.
+del Intervention.layer, Intervention.span  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _one_layer(layer: Any, layers: Any) -> int:
@@ -181,11 +185,18 @@ def _one_layer(layer: Any, layers: Any) -> int:
 
 
 def _unit(direction: Tensor) -> Tensor:
-    return direction / direction.norm(dim=-1, keepdim=True)
+    return direction / _norm(direction)
+
+
+def _norm(direction: Tensor) -> Tensor:
+    """The norm along the last axis, also where the squares would overflow or underflow float32."""
+    largest = direction.abs().amax(dim=-1, keepdim=True)
+    safe = torch.where((largest < 1e-15) | (largest > 1e15), largest, torch.ones_like(largest)).clamp_min(1e-38)
+    return (direction / safe).norm(dim=-1, keepdim=True) * safe
 
 
 def _nonzero(name: str, direction: Tensor) -> None:
-    if not bool((direction.norm(dim=-1) > 0).all()):
+    if not bool((direction != 0).any(dim=-1).all()):
         raise InputError(f"{name} is zero: expected a vector of nonzero length.")
 
 
@@ -273,7 +284,7 @@ class Clamp(Intervention):
         direction = parts["direction"]
         unit = _unit(direction)
         along = (value.float() * unit).sum(-1, keepdim=True)
-        target = parts["value"] * direction.norm(dim=-1, keepdim=True)
+        target = parts["value"] * _norm(direction)
         return value + (amount * (target - along) * unit).to(value.dtype)
 
 
@@ -331,7 +342,9 @@ class Scale(Intervention):
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
         """`value` moved the fraction `amount` of the way to `value` times the factor."""
-        return value * (1 + amount * (parts["factor"] - 1)).to(value.dtype)
+        factor = parts["factor"]
+        # At full strength the factor itself: 1 + (factor - 1) would round a small one.
+        return value * torch.where(amount == 1, factor, 1 + amount * (factor - 1)).to(value.dtype)
 
 
 @guarded

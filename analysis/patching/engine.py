@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from analysis.likelihood import Window, log_probability
-from analysis.patching.grid import BEGIN, EMBEDDINGS, TEXT_SIDE, TEXT_STATES, WRITES, Cell
+from analysis.patching.grid import BEGIN, EMBEDDINGS, INSIDE, TEXT_SIDE, TEXT_STATES, WRITES, Cell
+from audiolens.errors import SiteError
 from audiolens.model.families.family import BlockModules
 from audiolens.model.site_access import attention_pattern
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from audiolens.cache.activation_cache import ActivationCache
 
 LOGITS, FINAL = "hook_logits", "ln_final.hook_normalized"
+REACHED = {*BEGIN, *WRITES, *EMBEDDINGS, *INSIDE, TEXT_STATES, FINAL, LOGITS}
+"""The sites that a climb edits: a patch at any other would change nothing."""
 POSITIONS = 512
 """Positions that a CPU computes at a time: the intermediate values of a block for more do not fit in its cache."""
 _Positionwise = Callable[[Tensor], tuple[Tensor, ...]]
@@ -63,8 +66,10 @@ class Side:
 
 def recorded_hooks(lens: AudioLens, cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
     """The sites to record in the patched run, and in the run that supplies the values."""
-    cross = lens.traced_model.family.has("hook_cross_attn_out")
     hooks = {hook for cell in cells for hook in cell.hooks}
+    if unknown := sorted(hooks - REACHED):
+        raise SiteError(f"{unknown[0]}: patching does not reach this site. It reaches {', '.join(sorted(REACHED))}.")
+    cross = lens.traced_model.family.has("hook_cross_attn_out")
     base = ["attn.hook_k", "attn.hook_v", "hook_resid_pre", f"blocks.{lens.config.n_layers - 1}.hook_resid_post"]
     base += ["cross_attn.hook_k", "cross_attn.hook_v", "hook_resid_mid", "hook_resid_cross"] if cross else []
     base += [] if cross else ["hook_resid_mid"]

@@ -29,6 +29,12 @@ BEGIN = {"hook_resid_pre": 0, "hook_resid_mid": 1, "hook_resid_cross": 2, "hook_
 WRITES = {"hook_attn_out": 1, "hook_cross_attn_out": 2, "hook_mlp_out": 3}
 """Sites whose values a part of the block adds to the stream, with the number of parts up to and including it."""
 EMBEDDINGS = ("hook_embed", "hook_pos_embed")
+INSIDE = (
+    "ln1.hook_normalized",
+    *(f"{group}.hook_{name}" for group in ("attn", "cross_attn") for name in ("q", "k", "v", "pattern", "z", "result")),
+    "mlp.hook_pre", "mlp.hook_post",
+)  # fmt: skip
+"""Sites inside a part of a block that a patch can change."""
 TEXT_SIDE = (TEXT_STATES, "cross_attn.hook_k", "cross_attn.hook_v", "cross_attn.hook_pattern")
 """Sites with one position per text token."""
 _DEFAULTS: dict[str, tuple[str, ...]] = {

@@ -12,7 +12,6 @@ from analysis.figures import plots, spectrograms
 from analysis.figures.style import name_of
 from analysis.report import screens
 from analysis.statistics import LEVEL
-from analysis.study import where
 from analysis.sweep import plots as sweep_plots
 
 if TYPE_CHECKING:
@@ -128,7 +127,7 @@ def _evidence(study: Study) -> Drawing:
         )
         screen = screens.bare(screen, "alignment")
     else:
-        found = where.evidence(study.directions, study.where, None)
+        found = study.layer_evidence(placed=False)
         # Each panel already has its name above it.
         figure, named = found.plot(), ("layer_attribution",)
         screen = screens.bare(found.figure()).update_layout(showlegend=False)

@@ -13,10 +13,9 @@ from analysis.report.downloads import data_link, downloads
 from analysis.report.templates import template, text
 from analysis.report.writer import plain
 from analysis.spreadsheets import csv_of
-from analysis.store.folder import refuse_path
-from analysis.study import stages
+from analysis.store.folder import SUMMARY, refuse_path
 from audiolens.errors import InputError
-from audiolens.files.atomic import refuse_special
+from audiolens.files.atomic import put, refuse_special
 from audiolens.files.bounded import read_object
 from audiolens.files.integrity import sealed_json
 
@@ -36,7 +35,7 @@ _COSINES = (
 def is_ours(folder: Path) -> bool:
     """Whether a folder holds an index that audiolens wrote."""
     try:
-        return read_object(folder / stages.SUMMARY).get("format") in (FORMAT, UNSEALED)
+        return read_object(folder / SUMMARY).get("format") in (FORMAT, UNSEALED)
     except (OSError, InputError):
         return False
 
@@ -47,7 +46,7 @@ def check(folder: Path) -> None:
     Raises:
         InputError: naming it.
     """
-    for name in ("index.html", stages.SUMMARY, *(f"{name}.{kind}" for name in _TABLES for kind in ("png", "csv"))):
+    for name in ("index.html", SUMMARY, *(f"{name}.{kind}" for name in _TABLES for kind in ("png", "csv"))):
         refuse_special(folder / name)
 
 
@@ -73,8 +72,8 @@ def write(several: Several, folder: Path, command: str = "") -> None:
         buffer = io.BytesIO()
         with as_typed():
             figure.savefig(buffer, format="png")
-        stages.put(folder / f"{name}.png", buffer.getvalue())
-        stages.put(folder / f"{name}.csv", csv_of(tables[name]).encode("utf-8"))
+        put(folder / f"{name}.png", buffer.getvalue())
+        put(folder / f"{name}.csv", csv_of(tables[name]).encode("utf-8"))
         image = data_link("image/png", buffer.getvalue())
         least = page.least_width(figure)
         figures.append({"title": title, "caption": caption, "image": image, "least": least, "table": held[name]})
@@ -90,8 +89,8 @@ def write(several: Several, folder: Path, command: str = "") -> None:
         style=text("style.css"), saves=saves, policy=live.policy(saves),
     )  # fmt: skip
     # Written first: it identifies the index as ours.
-    stages.put(folder / stages.SUMMARY, sealed_json(plain(facts), indent=2, ensure_ascii=False))
-    stages.put(folder / "index.html", html.encode("utf-8"))
+    put(folder / SUMMARY, sealed_json(plain(facts), indent=2, ensure_ascii=False))
+    put(folder / "index.html", html.encode("utf-8"))
 
 
 def _link(folder: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.figures.style import name_of
-from analysis.study.scan import CHOSEN_FAILED
+from analysis.statistics import CHOSEN_FAILED
 
 if TYPE_CHECKING:
     from analysis.study.result import Study

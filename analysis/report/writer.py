@@ -16,7 +16,7 @@ from analysis.report import losses, page
 from analysis.report.drawings import drawings
 from analysis.spreadsheets import csv_of
 from analysis.store.folder import STUDY
-from analysis.study import stages, where
+from analysis.store.versions import versions
 from analysis.sweep import BASELINE
 from audiolens.checks import checked_text
 from audiolens.door import guarded
@@ -97,7 +97,7 @@ def tables(study: Study) -> dict[str, pd.DataFrame]:
         "cosines": study.cosines.to_frame(),
         "pca": study.components.summary(),
         "pca_points": study.components.to_frame(),
-        "layer_attribution": where.evidence(study.directions, study.where, study.placement).to_frame(),
+        "layer_attribution": study.layer_evidence().to_frame(),
         **({} if study.lost is None else {"lost": losses.beside(study.lost, study.response)}),
         **_where_tables(study),
     }
@@ -136,7 +136,7 @@ def summary(study: Study, command: str) -> dict[str, Any]:
             "seconds": study.seconds,
             "settings": asdict(study.settings),
             "directions": study.directions.meta.as_dict(),
-            "versions": stages.versions(),
+            "versions": versions(),
             "command": command,
         }
     )

@@ -23,13 +23,15 @@ from audiolens.files.bounded import read_object
 STUDY, UNSEALED_STUDY = "audiolens.study.2", "audiolens.study.1"
 """The format named in a study's `summary.json`, and the previous format, which has no hash."""
 LOCK = ".lock"
+SUMMARY = "summary.json"
+"""What a finished study, or an index of several, says of itself."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_study(folder: Path) -> bool:
     """Whether a folder holds a study written by audiolens."""
     try:
-        return read_object(folder / "summary.json").get("format") in (STUDY, UNSEALED_STUDY)
+        return read_object(folder / SUMMARY).get("format") in (STUDY, UNSEALED_STUDY)
     except (OSError, InputError):
         return False
 

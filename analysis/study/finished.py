@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis import sweep
-from analysis.store.folder import UNSEALED_STUDY, refuse_path
+from analysis.store.folder import SUMMARY, UNSEALED_STUDY, refuse_path
+from analysis.store.versions import versions
 from analysis.study import experiment, side_effects, stages, storage, where
 from analysis.study.assembly import StudyParts, assembled
 from analysis.study.made import check_made
@@ -51,7 +52,7 @@ def load_folder(folder: str | os.PathLike[str]) -> Study:
     told = _summary(place)
     entries = _entries(place)
     try:
-        refuse_other(place / stages.SUMMARY, told, _SHAPE)
+        refuse_other(place / SUMMARY, told, _SHAPE)
         if _is_sealed(place):
             check_made(place, _object(place / stages.MADE))
         at = {name: place / stages.STAGES / entry for name, entry in entries.items()}
@@ -88,8 +89,8 @@ def redraw(folder: str | os.PathLike[str]) -> Study | Several:
     place = as_path(folder)
     if not index.is_ours(place):
         return _redrawn(place)
-    told = _object(place / stages.SUMMARY)
-    names = _names(place / stages.SUMMARY, told.get("concepts"), "studies")
+    told = _object(place / SUMMARY)
+    names = _names(place / SUMMARY, told.get("concepts"), "studies")
     index.check(place)
     studies = [inside(place, name) for name in names]
     # Read all summaries before drawing the first page.
@@ -111,7 +112,7 @@ def _redrawn(place: Path) -> Study:
             f"from {stages.FORMAT}. Run the study again."
         )
     refuse_other(place / stages.BEGUN, begun, {"versions": {str: str}})
-    for package, installed in stages.versions().items():
+    for package, installed in versions().items():
         made = begun["versions"].get(package)
         if made != installed:
             raise InputError(
@@ -133,9 +134,9 @@ def _summary(place: Path) -> dict[str, Any]:
         refuse_links(place)
     if not (place / stages.BEGUN).is_file():
         raise InputError(f"{place} holds no study with stages: there is no {stages.BEGUN} in it.")
-    if not (place / stages.SUMMARY).is_file():
+    if not (place / SUMMARY).is_file():
         raise InputError(f"{place} holds an unfinished study: run the command that started it again to resume.")
-    return _object(place / stages.SUMMARY)
+    return _object(place / SUMMARY)
 
 
 def _entries(place: Path) -> dict[str, str]:

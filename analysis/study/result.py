@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 
 from analysis.figures.canvas import drawable
+from analysis.layer_attribution import LayerAttribution
 from analysis.pca import PCAResult
 from analysis.placement import Placement
 from analysis.similarity import CosineMap
 from analysis.statistics import FEWEST_CONTROLS, Monotonicity
+from analysis.study import where
 from analysis.study.scan import Choice
 from analysis.study.settings import Settings
 from analysis.study.test_result import Outcome
@@ -110,6 +112,10 @@ class Study:
         with folders.fresh(folder, overwrite=overwrite) as work:
             report.write(self, work, command=command)
         return Path(folder)
+
+    def layer_evidence(self, placed: bool = True) -> LayerAttribution:
+        """The evidence about each block in one figure: the placement's (if `placed`, and there is one) or patching's."""
+        return where.evidence(self.directions, self.where, self.placement if placed else None)
 
     @property
     def finding(self) -> str:

@@ -12,15 +12,12 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from analysis.statistics import MOST_FAILED
+from analysis.statistics import CHOSEN_FAILED
 from analysis.sweep import BASELINE, Condition
 from audiolens.directions.directions import Directions
 from audiolens.directions.steering import Strategy, steer
 from audiolens.errors import InputError
 from audiolens.interventions import Branch
-
-CHOSEN_FAILED = MOST_FAILED / 2
-"""The largest share of failed clips for a choice: half of what a claim allows, as a choice does worse on new clips."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +29,8 @@ from soundfile import LibsndfileError
 
 import analysis
 import audiolens
-from analysis.store.folder import LOCK, UNSEALED_STUDY, Held, check_in_place, disk_is_full, held, is_study
+from analysis.store.folder import LOCK, SUMMARY, UNSEALED_STUDY, Held, check_in_place, disk_is_full, held, is_study
+from analysis.store.versions import versions
 from audiolens.errors import DamagedError, DamageWarning, InputError, StoppedError
 from audiolens.files.atomic import (
     UNFINISHED,
@@ -44,14 +44,13 @@ from audiolens.files.atomic import (
 )
 from audiolens.files.integrity import check_manifest, read_json, sealed_json, write_manifest
 from audiolens.lens import AudioLens
-from audiolens.model import provenance
 from audiolens.model.tokens import callers_level
 from audiolens.model.weight_hash import content_hash
 
 FORMAT = "audiolens.run.2"
 UNSEALED = "audiolens.run.1"
 """The previous format, without hashes: it can be read but not resumed."""
-BEGUN, STAGES, SUMMARY = "study.json", "stages", "summary.json"
+BEGUN, STAGES = "study.json", "stages"
 MADE = "made.json"
 """Names the stages that a page was made from, with hashes; the folder may hold stages of other settings too."""
 SHOWN = ("index.html", "audio", "figures", "tables", "clips.csv", "clips.parquet", "directions.safetensors", MADE)
@@ -65,7 +64,6 @@ _ENTRY = re.compile(rf"({re.escape(UNFINISHED)})*[a-z-]+-[0-9a-f]{{16}}(\.{re.es
 _STILL_KEPT = "the stages are kept; run the same study with --force to resume from them."
 _PACE = {"n_jobs"}
 """Settings that change how long a study takes, but not its results."""
-_MEASURING = ("librosa", "numpy", "scipy", "scikit-learn", "pandas")
 # Code that only draws or shows results does not change them.
 _SHOWING = ("report", "commands", "figures", "cli", "plots", "screen", "spectrograms")
 
@@ -196,11 +194,6 @@ def common_of(lens: AudioLens) -> dict[str, Any]:
         "versions": versions(),
         "code": code_hash(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of the packages that a study's numbers depend on."""
-    return {**provenance.versions(), **{name: version(name) for name in _MEASURING}}
 
 
 @cache

@@ -16,7 +16,7 @@ import pandas as pd
 from analysis import similarity
 from analysis.figures.canvas import drawable
 from analysis.similarity import Comparison
-from analysis.store.folder import refuse_path
+from analysis.store.folder import SUMMARY, refuse_path
 from analysis.study import experiment as study
 from analysis.study import stages
 from analysis.study.result import Study
@@ -169,6 +169,6 @@ def _check_index(place: Path, overwrite: bool) -> None:
     index.check(place)
     if not overwrite and (place / "index.html").exists() and not index.is_ours(place):
         raise InputError(
-            f"{place / 'index.html'} exists and is not an index of studies, or its {stages.SUMMARY} is damaged: choose "
+            f"{place / 'index.html'} exists and is not an index of studies, or its {SUMMARY} is damaged: choose "
             "another folder, or replace it with --force."
         )

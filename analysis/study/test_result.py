@@ -18,6 +18,7 @@ from analysis.sweep import BASELINE, Condition, effects
 from analysis.sweep.response import rank_among, unit_of_change
 from audiolens.directions.directions import Directions
 from audiolens.directions.steering import steer
+from audiolens.errors import InputError
 from audiolens.interventions import Branch
 from audiolens.prompts import PromptSet
 
@@ -123,6 +124,10 @@ def outcomes(response: pd.DataFrame, poles: Sequence[str], choice: Choice) -> tu
     for pole, sign in zip(poles, (1, -1), strict=True):
         strength = sign * choice.strength
         here = response[response["strength"] == strength]
+        if not (here["kind"] == "steered").any():
+            raise InputError(
+                f"strength {strength:+g} is the choice, and no clip was steered with it: run the study again."
+            )
         steered = here[here["kind"] == "steered"].iloc[0]
         ranks = {
             kind: rank_among(steered["effect"], here.loc[here["kind"] == kind, "effect"], sign)

@@ -158,7 +158,7 @@ def _states(model: nn.Module) -> list[State]:
 
 
 def _envoy(model: Model, family: Family, site: Site, tap: Tap) -> Any:
-    root = model if site.layer is None else model.get(family.decoder).layers[site.layer]
+    root = model if site.layer is None else model.get(f"{family.decoder}.{family.body_blocks}.{site.layer}")
     return root.get(tap.module) if tap.module else root
 
 

@@ -105,7 +105,7 @@ class Watch(LogitsProcessor):
         place, step = min(sound.logical_not().nonzero().tolist(), key=lambda found: (found[1], found[0]))
         per_branch = max(len(sound) // self.layout.branches, 1)  # position embeddings are shared by all rows
         row = self._row(place, per_branch)
-        branch = "cond" if place < per_branch else "null"
+        branch = self.layout.halves[min(place // per_branch, self.layout.branches - 1)]
         # NaN reaches earlier steps too, through attention that gives it weight zero.
         at = first + step if edited_from is None else max(first + step, edited_from)
         if self.traced:

@@ -188,7 +188,9 @@ def checked_interventions(
     listed: tuple[Any, ...] = tuple(interventions) if many else (interventions,)
     for intervention in listed:
         if not isinstance(intervention, Intervention):
-            raise InputTypeError(f"{type(intervention).__name__} is not an intervention: use Add, Ablate, Clamp, ...")
+            raise InputTypeError(
+                f"{type(intervention).__name__} is not an intervention: use Add, Ablate, ... (join lists with +)."
+            )
         if intervention.branch == "null" and not guided:
             raise InputError("branch='null' needs guidance: without it (guidance_scale=1) there is only 'cond'.")
         if intervention.prefix:

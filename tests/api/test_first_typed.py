@@ -698,3 +698,31 @@ def test_arguments_that_travel_together_are_one_value_too(lens: Any) -> None:
         lens.generate("calm", 0.6, sampling=sampling, top_k=5)
     with pytest.raises(InputTypeError, match="expected a Sampling"):
         lens.generate("calm", 0.6, sampling=0.7)
+
+
+def test_a_hook_is_given_by_its_keyword_as_in_transformerlens(lens: Any) -> None:
+    from functools import partial
+
+    seen = []
+
+    def keep(value: torch.Tensor, pos: int, hook: Any) -> None:
+        seen.append((hook.name, pos, tuple(value.shape)))
+
+    lens.run_with_hooks(["fast piano"], fwd_hooks=[("blocks.1.hook_resid_post", partial(keep, pos=3))])
+    assert seen == [("blocks.1.hook_resid_post", 3, (1, 1, lens.config.d_model))]
+
+
+def test_a_filter_by_name_stops_with_the_run(lens: Any) -> None:
+    codes = torch.zeros(1, 4, 8, dtype=torch.long)
+    _, cache = lens.run_with_cache(["fast piano"], codes, names_filter="resid_post", stop_at_layer=2)
+    assert list(cache) == ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+    _, nothing = lens.run_with_cache(["fast piano"], codes, stop_at_layer=0)
+    assert not nothing
+
+
+def test_an_error_of_the_callers_own_function_stays_the_callers(lens: Any) -> None:
+    def broken(value: torch.Tensor) -> torch.Tensor:
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        lens.run_with_cache(["fast"], None, sites={"resid_post"}, interventions=al.Apply(broken))

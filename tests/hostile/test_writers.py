@@ -17,6 +17,7 @@ import audiolens as al
 from analysis import study, sweep
 from analysis.report import index
 from analysis.store import folder as folders
+from analysis.store.versions import versions
 from analysis.study import assembly, stages
 from analysis.sweep import batches, ledger
 from audiolens.errors import InputError, InputTypeError
@@ -51,7 +52,7 @@ def received(tmp_path: Path) -> Path:
     """A folder that says it holds a study."""
     place = tmp_path / "received"
     place.mkdir()
-    facts = {"format": stages.FORMAT, "concept": "tempo", "weights": "0", "versions": stages.versions()}
+    facts = {"format": stages.FORMAT, "concept": "tempo", "weights": "0", "versions": versions()}
     (place / "study.json").write_bytes(sealed_json(facts))
     return place
 

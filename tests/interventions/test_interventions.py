@@ -320,3 +320,28 @@ def test_a_new_operator_is_one_class_whatever_its_tensors_are_called(lens, codes
         lens.run_with_cache(PROMPTS, codes, interventions=Fade(level, [0.1, 0.2], layers=1), **read)
     with pytest.raises(errors.InputError, match="4 steps in level, but the span has 18"):
         lens.run_with_cache(PROMPTS, codes, interventions=Fade(level[:, :4], 0.1, layers=1), **read)
+
+
+@pytest.mark.parametrize("length", [1e-25, 1e-3, 1e25])
+def test_a_direction_of_any_length_is_ablated_and_clamped(lens, codes, length):
+    unit = torch.nn.functional.normalize(torch.randn(D, generator=torch.Generator().manual_seed(3)), dim=0)
+    read = {"sites": "resid_post", "layers": 1, "stop_at_layer": 2}
+    _, ablated = lens.run_with_cache(PROMPTS, codes, interventions=al.Ablate(length * unit, layers=1), **read)
+    assert (ablated["resid_post", 1] @ unit).abs().max() < 1e-4
+    _, clamped = lens.run_with_cache(
+        PROMPTS, codes, interventions=al.Clamp(length * unit, 2 / length, layers=1), **read
+    )
+    torch.testing.assert_close(clamped["resid_post", 1] @ unit, torch.full((3, 18), 2.0), rtol=1e-3, atol=1e-3)
+
+
+def test_a_small_factor_scales_by_itself(lens, codes):
+    read = {"sites": "resid_post", "layers": 1, "stop_at_layer": 2}
+    plain, _ = lens.run_with_cache(PROMPTS, codes, **read)
+    _, scaled = lens.run_with_cache(PROMPTS, codes, interventions=al.Scale(2e-8, layers=1), **read)
+    assert torch.equal(scaled["resid_post", 1], plain * torch.tensor(2e-8))
+
+
+def test_an_alias_is_no_field():
+    edit = al.Add(torch.ones(D), layer=3)
+    assert not hasattr(edit, "layer")
+    assert not hasattr(edit, "span")

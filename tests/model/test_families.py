@@ -136,3 +136,23 @@ def test_weights_have_the_names_of_transformerlens(lens: Any, other: Any) -> Non
     for name in ("W_Q", "W_O_cross", "W_in", "W_out", "W_U", "W_E"):
         for mine, theirs in zip(getattr(lens, name), getattr(other, name), strict=True):
             assert torch.equal(mine, theirs), name
+
+
+def test_patching_knows_every_site_and_refuses_one_that_it_does_not() -> None:
+    from analysis.patching.engine import REACHED, recorded_hooks
+    from analysis.patching.grid import Cell
+    from audiolens.errors import SiteError
+
+    for family in families.FAMILIES:
+        assert {*family.entry_taps, *family.block_taps, *family.exit_taps} <= REACHED
+    with pytest.raises(SiteError, match=r"ln2.hook_normalized: patching does not reach this site"):
+        recorded_hooks(None, [Cell((0, 0), ("ln2.hook_normalized",), 0, 0, 1)])  # pyright: ignore[reportArgumentType]
+
+
+def test_an_overflow_names_the_half_it_is_in(lens: Any, other: Any) -> None:
+    from audiolens.errors import ActivationOverflow
+
+    vector = torch.full((lens.config.d_model,), 3e38)
+    for one in (lens, other):
+        with pytest.raises(ActivationOverflow, match="branch cond"):
+            one.generate(PROMPTS[:1], 0.4, seeds=[1], interventions=[al.Add(vector, branch="cond", layers=0)] * 2)

@@ -14,6 +14,7 @@ from small_runs import TINY
 
 from analysis import study
 from analysis.report import index
+from analysis.store.folder import SUMMARY
 from analysis.study import stages
 from analysis.study.made import made_of
 from analysis.sweep import playing
@@ -100,7 +101,7 @@ def test_an_index_is_drawn_anew_with_its_studies(out: Path) -> None:
 
 def test_a_finished_study_shows_what_a_replaced_one_is_cleared_of(made: tuple[study.Study, Path]) -> None:
     assert {path.name for path in made[1].iterdir()} == {
-        *stages.SHOWN, stages.SUMMARY, stages.BEGUN, stages.STAGES, ".lock"
+        *stages.SHOWN, SUMMARY, stages.BEGUN, stages.STAGES, ".lock"
     }  # fmt: skip
 
 

@@ -117,11 +117,6 @@ class Family:
         """The sites outside the blocks."""
         return {**self.entry_taps, **self.exit_taps}
 
-    @property
-    def hooks(self) -> tuple[str, ...]:
-        """The hook names of a block's sites, in the model's order."""
-        return tuple(self.block_taps)
-
     def has(self, hook: str) -> bool:
         """Whether models of this family have a site, named without its block ("cross_attn.hook_q")."""
         return hook in self.block_taps or hook in self.entry_taps or hook in self.exit_taps
@@ -216,9 +211,16 @@ class Family:
             None if parts.cross_attention is None else attention(parts.cross_attention),
             self.part(block, parts.mlp_norm),
             self.part(block, parts.mlp_in),
-            getattr(block, parts.activation),
+            self._activation(block),
             self.part(block, parts.mlp_out),
         )
+
+    def _activation(self, block: Any) -> Any:
+        """The activation function, which need not be a module."""
+        try:
+            return getattr(block, self.parts.activation)
+        except AttributeError as error:
+            raise UnsupportedModelError(f"this model does not look like {self.name}: {error}.") from None
 
     def part(self, root: nn.Module, path: str) -> Any:
         """A module by its path.

@@ -19,6 +19,7 @@ from analysis import study
 from analysis.probing import Dataset
 from analysis.probing.table import numbers_or_text, read_columns
 from analysis.report import index
+from analysis.store.folder import SUMMARY
 from analysis.store.folder import check as check_folder
 from analysis.study import finished, side_effects, stages, storage, where
 from analysis.sweep import ledger
@@ -215,7 +216,7 @@ def _begun(variants: Path) -> Read:
     """A study that goes on: its door, and each stage as it is kept, or made again."""
     begun = json.loads((variants / "tempo" / stages.BEGUN).read_text())
     facts = {key: value for key, value in begun.items() if key not in (SEAL, "format")}
-    settings = json.loads((variants / "tempo" / stages.SUMMARY).read_text())["settings"]
+    settings = json.loads((variants / "tempo" / SUMMARY).read_text())["settings"]
     places = (path for path in (variants / "tempo" / stages.STAGES).iterdir() if path.is_dir())
     named = {path.name.rpartition("-")[0]: path.name for path in places}
     directions = storage.read_directions(variants / "tempo" / stages.STAGES / named["directions"])

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.torch import load, save_file
 
+from analysis.store.folder import SUMMARY
 from analysis.study import made, stages
 from analysis.sweep import batches, ledger
 from audiolens.files.integrity import (
@@ -50,7 +51,7 @@ def study(folder: Path) -> None:
             _try(write_manifest, path, path.name)
         elif path.is_file():
             _try(_json, path)
-    for name in (stages.BEGUN, stages.SUMMARY):
+    for name in (stages.BEGUN, SUMMARY):
         _try(_json, folder / name)
     _try(_made, folder)
 
@@ -63,7 +64,7 @@ def studies(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             study(path)
-    _try(_json, folder / stages.SUMMARY)
+    _try(_json, folder / SUMMARY)
 
 
 def _try(change: Callable[..., Any], *args: Any) -> None:
@@ -111,7 +112,7 @@ def _made(folder: Path) -> None:
     facts.pop(SEAL, None)
     with suppress(Exception):
         facts["study"] = made._told(folder)
-        facts["hashes"][stages.SUMMARY] = digest((folder / stages.SUMMARY).read_bytes())
+        facts["hashes"][SUMMARY] = digest((folder / SUMMARY).read_bytes())
     for entry in facts["stages"].values():
         place = folder / stages.STAGES / str(entry)
         with suppress(Exception):

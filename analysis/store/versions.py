@@ -1,0 +1,12 @@
+"""The installed versions that kept results depend on."""
+
+from importlib.metadata import version
+
+from audiolens.model import provenance
+
+_MEASURING = ("librosa", "numpy", "scipy", "scikit-learn", "pandas")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that a study's numbers depend on."""
+    return {**provenance.versions(), **{name: version(name) for name in _MEASURING}}
