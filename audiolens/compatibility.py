@@ -137,10 +137,14 @@ class OtherNames:
             before = self.device
             try:
                 self.model.to(target)
-                prove(self.traced_model)
             except BaseException:
                 self.model.to(before)
                 raise
+        try:
+            prove(self.traced_model)
+        except BaseException:
+            self.model.to(before)
+            raise
         return self
 
 

@@ -114,7 +114,7 @@ class Study:
         return Path(folder)
 
     def layer_evidence(self, placed: bool = True) -> LayerAttribution:
-        """The evidence about each block in one figure: the placement's (if `placed`, and there is one) or patching's."""
+        """Evidence about each block in one figure: the placement's if `placed` (and there is one), or patching's."""
         return where.evidence(self.directions, self.where, self.placement if placed else None)
 
     @property
