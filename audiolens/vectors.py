@@ -47,7 +47,7 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def each_layers(direction: Any, layers: Sequence[int], width: int, site: str) -> list[Tensor]:
-    """A vector for each layer, of whatever holds them."""
+    """One vector per layer, from `Directions`, a mapping from layer to vector, or an array."""
     if isinstance(direction, Mapping) or hasattr(direction, "layers"):
         absent = [layer for layer in layers if layer not in direction]
         if absent:

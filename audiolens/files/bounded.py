@@ -63,7 +63,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     try:
         _refuse_special(path)
         with open(path, "rb") as file:
-            # Before the first byte: what is too large takes no memory.
+            # Check the size before reading, so that a file that is too large takes no memory.
             too_large = os.fstat(file.fileno()).st_size > most
             content = b"" if too_large else file.read(most + 1)
     except OSError as error:

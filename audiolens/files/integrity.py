@@ -27,7 +27,7 @@ HEADER, SEAL = "audiolens", "sha256"
 _TENSORS = "tensors"
 _SLOT = b"audiolens-sha256:"
 MOST_KEPT_BYTES = 2**29
-"""Of one file of a sweep or a study: it is read whole."""
+"""The most bytes in one file of a sweep or a study, which is read whole."""
 OPEN_SEAL = (_SLOT + b"0" * 64).decode()
 """The placeholder for the hash in a file of bytes; `seal` fills it in."""
 

@@ -173,7 +173,8 @@ class RowBatcher(Batcher):
 
     A tensor has batch rows if the size of its first axis is `total` rows times 1 or 2 branches. An invoke is served its
     own rows of every branch, in the same layout, and its edits change only these. `copies` holds the values read in
-    this run that are copies rather than the model's own tensors; `asked` the site that each invoke asked for last.
+    this run that are copies rather than the model's own tensors; `asked` holds the site that each invoke requested
+    last.
     """
 
     def __init__(self, envoy: Any, kwargs: dict | None = None) -> None:

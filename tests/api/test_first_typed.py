@@ -349,7 +349,7 @@ def test_a_hook_at_every_site_does_what_apply_does(lens: Any, codes: Tensor, sit
         ({"fwd_hooks": [("no_such", print)]}, "unknown site"),
         ({"fwd_hooks": [(lambda _: False, print)]}, "chose none"),
         ({"fwd_hooks": [("resid_post", lambda value, _: value[:1])]}, "the function returned"),
-        ({"fwd_hooks": [("logits", lambda value, hook: value * hook.layer())]}, "stands in no block"),
+        ({"fwd_hooks": [("logits", lambda value, hook: value * hook.layer())]}, "is outside the blocks"),
         ({"bwd_hooks": [("resid_post", print)]}, "analysis.attribution"),
     ],
 )
@@ -521,8 +521,8 @@ def test_sites_out_of_order_are_named_with_their_order(lens: Any, codes: Tensor)
         with pytest.raises(SiteError) as refused:
             asked()
         assert one_line(refused) == (
-            f"{early} was asked for after {late}, and the model reaches it before: ask in the model's order, {early} "
-            f"first, then {late} (lens.sites() lists all)."
+            f"{early} was requested after {late}, but the model reaches it first: request sites in the model's order, "
+            f"{early} first, then {late} (lens.sites() lists all)."
         )
     assert torch.isfinite(lens(PROMPTS, codes)).all()
 
