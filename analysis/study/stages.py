@@ -104,7 +104,7 @@ class Stages:
         place = self.folder / STAGES / entry
         found = Stage(name, place, self.seconds, self.held)
         if place.exists() and not place.is_dir():
-            found.discard(DamagedError(f"{place} is no folder"))
+            found.discard(DamagedError(f"{place} is not a folder"))
         return found
 
     def check(self) -> None:
@@ -343,7 +343,7 @@ def _refuse_misplaced(folder: Path) -> None:
 
 
 def _has_stages(folder: Path) -> bool:
-    """Whether a folder holds stages of a study, and nothing else among them."""
+    """Whether a folder holds the stages of a study and nothing else."""
     entries = list((folder / STAGES).glob("*")) if (folder / STAGES).is_dir() else []
     return bool(entries) and all(_ENTRY.fullmatch(entry.name) for entry in entries)
 

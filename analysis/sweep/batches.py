@@ -36,7 +36,7 @@ TABLE, BATCHES, SOUND = "clips.parquet", "batches", "audio"
 _SEALED = b"audiolens"
 _COLUMNS: Mapping[str, parquet.Kind] = {"condition": "text", "prompt": "text", "seed": "number", "failed": "truth"}
 _TOLD = {"batch?": int, "plan?": (str, None), "threads?": int, "files?": {str: str}}
-"""What a file of rows says of itself."""
+"""The shape of the metadata in a file of rows."""
 
 
 @dataclass(frozen=True)

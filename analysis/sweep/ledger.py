@@ -58,7 +58,7 @@ _SHAPE = {
     "rows": int,
     "batches": [int],
 }
-"""Of the plan of a sweep."""
+"""The shape of a plan as JSON."""
 
 
 class AnotherSweepError(InputError):
@@ -204,7 +204,7 @@ def refuse_begun(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] | Non
         return None
     reason = difference(begun, facts)
     if reason is None and plan_hash(begun) != plan_hash(facts):
-        reason = "its plan says more or less than this one's"
+        reason = "its plan has other entries than this one"
     if reason is None:
         if plans and plan_hash(facts) not in plans:
             raise AnotherSweepError(f"{folder / PLAN} is this sweep's, but {folder / BATCHES} is another's: remove it, "
@@ -338,7 +338,7 @@ def _begun(folder: Path) -> dict[str, Any] | None:
         _refuse_foreign(path)
         raise
     if not str(found.get("format", "")).startswith("audiolens.sweep."):
-        # It has a hash of ours.
+        # The hash is one that audiolens writes, so the file is damaged rather than foreign.
         raise DamagedError(f"{path} is damaged: it is not the plan of a sweep.")
     if found["format"] in (FORMAT, UNSEALED):
         try:
@@ -350,10 +350,10 @@ def _begun(folder: Path) -> dict[str, Any] | None:
 
 
 def _refuse_sizes(path: Path, facts: Mapping[str, Any]) -> None:
-    """Refuse batches of other rows than the whole has, or of more than any sweep."""
+    """Refuse a plan whose batch sizes do not add up to its rows, or whose threads or sample rate are out of range."""
     sizes = facts["batches"]
     if min(sizes, default=1) < 1 or sum(sizes) != facts["rows"] or facts["rows"] > MOST:
-        raise InputError(f"{path} cannot be used: {len(sizes)} batches do not make {facts['rows']} rows.")
+        raise InputError(f"{path} cannot be used: {len(sizes)} batches do not add up to {facts['rows']} rows.")
     if not are_threads(facts["model"]["threads"]):
         raise InputError(f"{path} cannot be used: it was begun with {facts['model']['threads']} threads.")
     if not RATES_HZ[0] <= facts["sample_rate"] <= RATES_HZ[1]:
@@ -361,7 +361,7 @@ def _refuse_sizes(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Raise for a readable file that never had a hash: it is not damaged, but another program's."""
+    """Refuse a readable file that never had a hash: it is not damaged, but was written by another program."""
     try:
         found = bounded.read_json(path)
     except InputError:
@@ -388,7 +388,7 @@ def check(folder: Path) -> None:
         return
     # Left by a process that was killed before it wrote its plan.
     own = {BATCHES, LOCK}
-    # Or its plan is gone: batches say whose they are, and without them no sound is there.
+    # If the plan is missing, the batches still identify the sweep; there are no sound files without batches.
     if finished(folder):
         own |= {TABLE, SOUND}
     elif not made:

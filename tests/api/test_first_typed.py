@@ -651,7 +651,7 @@ def test_what_is_no_axes_is_refused(plotted: dict[str, Any]) -> None:
         ({"ax": axes}, InputTypeError, "expected one matplotlib Axes"),
         ({"ax": figure}, InputTypeError, "expected one matplotlib Axes"),
         ({"caption": "no"}, InputTypeError, "expected True or False"),
-        ({"ax": by_hand}, InputError, "placed by hand"),
+        ({"ax": by_hand}, InputError, "no subplot position"),
     ):
         with pytest.raises(error, match=words) as refused:
             plotted["pca"].plot(**given)

@@ -149,7 +149,7 @@ def test_a_stage_that_is_no_folder_is_made_again(tmp_path: Path) -> None:
     place = staged(tmp_path / "study")
     shutil.rmtree(place)
     place.write_text("a file")
-    with pytest.warns(DamageWarning, match="is no folder: directions is made again"):
+    with pytest.warns(DamageWarning, match="is not a folder: directions is made again"):
         assert staged(tmp_path / "study") == place
     assert (place / "made").read_text() == "directions"
 
