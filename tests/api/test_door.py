@@ -1,4 +1,4 @@
-"""The door: what fails on an argument of the wrong kind is refused by its name, and nothing else is touched."""
+"""If a public call fails on an argument of the wrong type, the error names it; other errors are left unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user of TransformerLens, nnsight or transformers types first does what the lens's own names do, to the bit."""
+"""Aliases from TransformerLens, nnsight and transformers give bit-identical results to the lens's own names."""
 
 import importlib
 import inspect
@@ -566,7 +566,7 @@ def test_a_site_that_is_saved_says_that_it_wants_its_value(lens: Any, codes: Ten
 
 
 def results() -> Iterator[type]:
-    """Every class of the analyses that can be plotted."""
+    """Yield every class in `analysis` that can be plotted."""
     for found in pkgutil.walk_packages(analysis.__path__, "analysis."):
         module = importlib.import_module(found.name)
         yield from (
@@ -601,7 +601,7 @@ def plotted() -> dict[str, Any]:
 
 
 def drawn(axes: Any) -> list[list[float]]:
-    """What is in a panel: its lines and its pictures."""
+    """The contents of a panel: the values of its lines and images."""
     lines = [np.asarray(line.get_ydata(), dtype=float).tolist() for line in axes.lines]
     return lines + [np.ma.filled(image.get_array(), np.nan).ravel().tolist() for image in axes.images]
 

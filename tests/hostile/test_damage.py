@@ -1,6 +1,6 @@
 """Damaged files of sweeps and studies are never used silently, and every damaged folder can be recovered.
 
-A slice of `benchmarks/damage.py`, which damages every file in every way.
+This runs a sample of the cases in `benchmarks/damage.py`.
 """
 
 import io
@@ -69,7 +69,7 @@ def test_what_has_the_name_of_another_kind_is_named_and_made_again_once_removed(
     chosen = {(file, f"replaced by {kind}") for file, kind in places.items()}
     found = damage.damaged(sweeps[0], tmp_path, chosen=lambda one: (one.file, one.kind) in chosen)
     assert_accounted_for(found, at_least=len(places))
-    # Nothing but a file is replaced: a folder may hold what is nowhere else.
+    # Anything but a file is refused and not replaced, since a folder may hold the only copy of something.
     assert found.counts["call: refused first"] == len(places)
 
 
@@ -88,7 +88,7 @@ def test_a_plan_that_does_not_say_what_every_plan_says_is_damaged(swept: Path) -
                 path.write_text(json.dumps({**changed, "format": ledger.UNSEALED}))
                 with pytest.raises(InputError, match=rf"^{path} is damaged.* writes it again\.$"):
                     sweep.load_folder(swept)
-    # Nor is it used, or what is there thrown away: the batches say whose they are.
+    # The bad plan is neither used nor a reason to discard the batches, which identify their sweep.
     with pytest.warns(DamageWarning, match="is written again"):
         assert ledger.refuse_begun(swept, facts) == facts
 
@@ -112,7 +112,7 @@ def test_a_batch_that_does_not_say_what_belongs_to_it_is_damaged(swept: Path, to
     own = ledger.read_facts(swept)
     kept, path = ledger.batches_of(swept, own), swept / "batches" / "00000.parquet"
     told = told.replace("PLAN", f'"{kept.plan}"')
-    # A seal is a hash of the whole file, wherever in it it stands.
+    # The seal is a hash of the whole file, regardless of its position in the file.
     content = {b"audiolens": told, b"seal": OPEN_SEAL}
     table, buffer = pq.read_table(path), io.BytesIO()
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, **content}), buffer)
@@ -133,7 +133,7 @@ FACTS = {"concept": "tempo", "weights": "0", "model": "m", "versions": {}}
 
 
 def staged(place: Path, name: str = "directions", **more: Any) -> Path:
-    """A study with one stage, made here or kept; the stage's folder."""
+    """The folder of a stage in a study with one stage, made or read here."""
 
     def write(made: str, folder: Path) -> None:
         (folder / "made").write_text(made)
@@ -226,7 +226,7 @@ def test_what_is_remembered_follows_from_every_bit_of_what_was_given(lens: Any) 
 
 
 def test_a_battery_that_finds_nothing_would_say_so(sweeps: list[damage.Kept], tmp_path: Path) -> None:
-    """The counts can fail: a reader that sees other rows, and a call that ends otherwise or nowhere, are found."""
+    """The checks can fail: a reader that returns other rows, and calls that end wrongly or not at all, are detected."""
 
     def nowhere(_: Path, __: bool) -> None:
         raise InputError("choose another folder.")

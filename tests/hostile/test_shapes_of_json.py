@@ -1,4 +1,4 @@
-"""The shape of JSON is checked where a file is read: what differs is named, and well-formed files pass."""
+"""The shape of JSON is checked when a file is read: errors name what differs, and well-formed files pass."""
 
 import json
 from contextlib import suppress
@@ -56,7 +56,7 @@ def test_every_key_of_a_plan_may_be_missing_or_wrong(lens: Any, tmp_path: Path) 
     for key in plan:
         for changed in ({name: plan[name] for name in plan if name != key}, {**plan, key: 1.5}, {**plan, key: [None]}):
             (place / "plan.json").write_bytes(sealed_json(changed))
-            # Any other error fails the test.
+            # Any other exception fails the test.
             with suppress(AudioLensError):
                 sweep.load_folder(place)
 
