@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from audiolens.checks import shown
 from audiolens.errors import AudioLensError, InputError, InputTypeError
-from audiolens.kinds import fits, refusal, resolved, told
+from audiolens.kinds import described, fits, refusal, resolved
 
 T = TypeVar("T")
 OPERATORS = (
@@ -112,7 +112,7 @@ def checked_kinds(made: Any) -> None:
         module = vars(sys.modules[type(made).__module__])
         hint, value = resolved(field.type, module), getattr(made, field.name)
         if not fits(hint, value):
-            raise InputTypeError(f"{field.name}={shown(value)}: expected {told(hint)}.")
+            raise InputTypeError(f"{field.name}={shown(value)}: expected {described(hint)}.")
 
 
 def _arguments(function: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[tuple[str, Any, Any]]:

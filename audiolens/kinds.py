@@ -175,7 +175,7 @@ def readable(array: Any) -> bool:
     return getattr(array.dtype, "kind", "f") in "biufcSU" and not np.ma.is_masked(array)
 
 
-def told(hint: Any) -> str:
+def described(hint: Any) -> str:
     """A description of what an annotation expects, for messages."""
     plain = {bool: "True or False", int: "a whole number", float: "a number", str: "text", None: "None"}
     if hint in (bool, int, float, str, None):
@@ -188,18 +188,18 @@ def told(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         if _array_like(hint):
             return "an array of values" + (" or None" if type(None) in inner else "")
-        return " or ".join(dict.fromkeys(told(one) for one in inner))
+        return " or ".join(dict.fromkeys(described(one) for one in inner))
     if origin is Callable:
         return "a function"
     if origin is tuple:
         open_ended = len(inner) == 2 and inner[1] is ...
-        return f"a tuple of {told(inner[0])}" if open_ended else f"({', '.join(map(told, inner))})"
+        return f"a tuple of {described(inner[0])}" if open_ended else f"({', '.join(map(described, inner))})"
     if origin is os.PathLike:
         return "a path"
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return "a mapping"
     if origin is not None:
-        return "a list" if not inner or _silent(inner[0]) else f"a list of ({told(inner[0])})"
+        return "a list" if not inner or _silent(inner[0]) else f"a list of ({described(inner[0])})"
     if hasattr(hint, "dim_str"):
         return f"{hint.array_type.__name__} of numbers, shaped [{hint.dim_str.strip()}]"
     return getattr(hint, "__name__", str(hint))
@@ -208,7 +208,7 @@ def told(hint: Any) -> str:
 def refusal(name: str, hint: Any, value: Any) -> str | None:
     """An error message if `value` does not fit `hint` or cannot be used as the argument `name`; otherwise `None`."""
     if not fits(hint, value):
-        return f"{name}={shown(value)}: expected {told(hint)}."
+        return f"{name}={shown(value)}: expected {described(hint)}."
     if hasattr(value, "dtype") and hasattr(value, "ndim") and not readable(value):
         return f"{name}={shown(value)}: expected an array whose values can be read (dense, detached, in memory)."
     if any(map(_beyond, value if isinstance(value, tuple | list) else [value])):

@@ -180,7 +180,7 @@ def remembered(function: Callable[..., Any], lens: Any) -> Callable[..., Any]:
 
 
 class _Content(pickle.Pickler):
-    """A pickler that gives equal bytes for equal values: tensors by their hash, and no references to earlier objects."""
+    """A pickler that gives equal bytes for equal values: tensors by their hash, no references between objects."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)

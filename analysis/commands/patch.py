@@ -10,13 +10,13 @@ import typer
 from analysis.commands.common import (
     Json,
     Model,
+    as_facts,
     is_prompt_file,
     open_lens,
     prompt_set,
     say,
     shown,
     to_json,
-    told,
     write_result,
 )
 
@@ -109,7 +109,7 @@ def patch(
             if result.sound is not None:
                 write_result(result.sound, work, "by-ear")
     if as_json:
-        say(to_json({**told(result), "sound": None if result.sound is None else told(result.sound)}))
+        say(to_json({**as_facts(result), "sound": None if result.sound is None else as_facts(result.sound)}))
         return
     shown(result, False, _SHOWN, codebook="total")
     if result.sound is not None:

@@ -75,12 +75,12 @@ def sounds(study: Study) -> list[Sound]:
     pairs = list(dict.fromkeys((prompt, seed) for _, prompt, seed in study.sounds))
     found = []
     for (condition, prompt, seed), samples in study.sounds.items():
-        told = labels[condition]
-        rank = float(told["strength"]) if told["kind"] != "prompted" else np.inf
-        if told["kind"] == "prompted":
-            label = f"asked for {told['pole']}"
+        labelled = labels[condition]
+        rank = float(labelled["strength"]) if labelled["kind"] != "prompted" else np.inf
+        if labelled["kind"] == "prompted":
+            label = f"asked for {labelled['pole']}"
         else:
-            label = BASELINE if told["kind"] == BASELINE else f"steered {told['strength']:+g}"
+            label = BASELINE if labelled["kind"] == BASELINE else f"steered {labelled['strength']:+g}"
         pair = pairs.index((prompt, seed))
         found.append((pair, rank, Sound(pair + 1, condition, prompt, seed, label, samples)))
     return [sound for _, _, sound in sorted(found, key=lambda item: item[:2])]

@@ -156,8 +156,8 @@ class Stage:
     def discard(self, error: Exception) -> None:
         """Remove a damaged stage, with a warning that states the damage."""
         assert self.place is not None
-        told = " ".join(str(error).split())[:200].rstrip(".")
-        warnings.warn(DamageWarning(f"{told}: {self.name} is made again."), stacklevel=callers_level())
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        warnings.warn(DamageWarning(f"{reason}: {self.name} is made again."), stacklevel=callers_level())
         if self.held is not None:
             self.held.release(self.place)
         remove(self.place)

@@ -117,8 +117,8 @@ def _arrays(path: Path, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
     read_header(path)
     found = load_file(path)
     sizes = (len(facts["clusters"]), len(facts["codebooks"]), len(facts["layers"]), len(facts["columns"]))
-    told = {name: (array.shape, array.dtype.kind) for name, array in found.items()}
-    if told != {"patched": (sizes, "f"), "clean": (sizes[:2], "f"), "corrupted": (sizes[:2], "f")}:
+    shapes = {name: (array.shape, array.dtype.kind) for name, array in found.items()}
+    if shapes != {"patched": (sizes, "f"), "clean": (sizes[:2], "f"), "corrupted": (sizes[:2], "f")}:
         raise InputError(f"{path} cannot be used: it is no grid of {sizes} pairs, codebooks, layers, columns.")
     return found
 

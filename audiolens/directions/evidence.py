@@ -62,13 +62,13 @@ class Evidence:
             InputError: if one is missing or unknown, or is not one value a layer.
         """
         n_counts = len(tensors["counts"]) if "counts" in tensors and tensors["counts"].ndim == 1 else 0
-        told = {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in tensors.items()}
+        found_shapes = {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in tensors.items()}
         each = ((n_layers,), True)
         expected = {"split_half_cosine": each, "separation": each, "auc": each, "counts": ((n_counts,), False)}
         expected["stability"] = ((n_counts, n_layers), True)
         optional = {"p": each, "least_p": ((), True)}
-        wanted = {**expected, **{name: shape for name, shape in optional.items() if name in told}}
-        if told != wanted or not n_counts:
+        wanted = {**expected, **{name: shape for name, shape in optional.items() if name in found_shapes}}
+        if found_shapes != wanted or not n_counts:
             raise InputError(f"its evidence is not that of {n_layers} layers.")
         return cls(**tensors)
 

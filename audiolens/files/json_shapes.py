@@ -22,9 +22,9 @@ def refuse_other(path: str | PathLike[str], value: Any, shape: Any, where: str =
     Raises:
         InputError: naming the file, the first key that differs, and what is expected there.
     """
-    told = _difference(value, shape, where)
-    if told is not None:
-        raise InputError(f"{path} cannot be used: {told}.")
+    difference = _difference(value, shape, where)
+    if difference is not None:
+        raise InputError(f"{path} cannot be used: {difference}.")
 
 
 def _difference(value: Any, shape: Any, where: str) -> str | None:
@@ -53,8 +53,8 @@ def _in_object(value: Any, shape: Mapping[Any, Any], where: str) -> str | None:
         key = name.removesuffix("?")
         if key not in value and key == name:
             return f"it lacks {_under(where, key)!r}"
-        if key in value and (told := _difference(value[key], inner, _under(where, key))):
-            return told
+        if key in value and (difference := _difference(value[key], inner, _under(where, key))):
+            return difference
     return None
 
 
@@ -74,7 +74,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _first(found: Any) -> str | None:
-    return next((told for told in found if told is not None), None)
+    return next((difference for difference in found if difference is not None), None)
 
 
 def _unlike(value: Any, expected: str, where: str) -> str:

@@ -50,17 +50,17 @@ def is_cut(content: bytes) -> bool:
     first = _first(content)
     if first is None:
         return False
-    told_frames, told_bytes = _told(content, first)
-    if told_bytes is not None and len(content) - first.start < told_bytes:
+    n_frames, n_bytes = _stated(content, first)
+    if n_bytes is not None and len(content) - first.start < n_bytes:
         return True
     whole, inside = 0, False
     for frame in _frames(content, first):
         inside = frame.start + frame.size > len(content)
         whole += not inside
-    if told_frames is None:
+    if n_frames is None:
         return inside
     # Only some encoders include the header's own frame in the count.
-    return whole < told_frames or (inside and whole == told_frames)
+    return whole < n_frames or (inside and whole == n_frames)
 
 
 def _first(content: bytes) -> Frame | None:
@@ -103,7 +103,7 @@ def _frame(content: bytes, start: int) -> Frame | None:
     return Frame(start, size, start + 4 + side)
 
 
-def _told(content: bytes, first: Frame) -> tuple[int | None, int | None]:
+def _stated(content: bytes, first: Frame) -> tuple[int | None, int | None]:
     """The numbers of frames and bytes stated in the first frame; `None` for a number that it does not state."""
     number = lambda place: int.from_bytes(content[place : place + 4], "big")  # noqa: E731
     if content[first.tag : first.tag + 4] in (b"Xing", b"Info"):

@@ -17,7 +17,7 @@ import audiolens as al
 from audiolens.checks import shown
 from audiolens.door import MOST_VALUES, guarded
 from audiolens.errors import MOST_TOLD, AudioLensError, InputError, InputTypeError
-from audiolens.kinds import fits, told
+from audiolens.kinds import described, fits
 
 DEEP: Any = []
 for _ in range(5_000):
@@ -137,7 +137,7 @@ VECTOR = np.zeros(3)
 def test_values_fit_annotations_as_they_fit_checks(hint: Any, fitting: list[Any], not_fitting: list[Any]) -> None:
     assert [value for value in fitting if not fits(hint, value)] == []
     assert [shown(value) for value in not_fitting if fits(hint, value)] == []
-    assert "\n" not in told(hint)
+    assert "\n" not in described(hint)
 
 
 def test_what_was_given_is_said_in_a_line() -> None:
