@@ -92,7 +92,7 @@ def patch(
     asked: dict[str, Any] = {"by": by, "site": site}
     alike = needs_equal_lengths(lens, **asked, seconds=seconds)
     if ear is not None:
-        alike |= needs_equal_lengths(lens, **asked, seconds=ear.seconds, heard=True)
+        alike |= needs_equal_lengths(lens, **asked, seconds=ear.seconds, on_sound=True)
     found = patching.pairs(lens, sets, pairs, seconds=seconds, first_seed=seed, same_length=alike)
     given = lens, found.clean, found.corrupted
     metric = patching.LogLikelihood((0.0, seconds))

@@ -53,17 +53,17 @@ def screen(table: pd.DataFrame) -> go.Figure:
 def _grid(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
     """Effects "steered measured", their texts, and the names of rows and columns."""
     steered = list(dict.fromkeys(table[["concept", "pole", "strength"]].itertuples(index=False, name=None)))
-    heard = list(dict.fromkeys(table[["heard", "measure"]].itertuples(index=False, name=None)))
+    others = list(dict.fromkeys(table[["heard", "measure"]].itertuples(index=False, name=None)))
     cells = {(row["concept"], row["pole"], row["heard"]): row for row in table.to_dict("records")}
-    values = np.full((len(steered), len(heard)), np.nan)
+    values = np.full((len(steered), len(others)), np.nan)
     texts: Any = np.full(values.shape, "", dtype=object)
     for i, (concept, pole, _) in enumerate(steered):
-        for j, (other, _) in enumerate(heard):
+        for j, (other, _) in enumerate(others):
             cell = cells[concept, pole, other]
             values[i, j] = cell["effect"]
             if np.isfinite(cell["effect"]):
                 texts[i, j] = f"{cell['effect']:+.0%}\n[{cell['low']:+.0%}, {cell['high']:+.0%}]".replace("-", "−")
     names = [f"{pole} ({concept} {strength:+g})".replace("-", "−") for concept, pole, strength in steered]
     # Short lines, so that neighbouring names do not overlap.
-    words = [f"{name}, measured by\n{name_of(measured)}".replace(" (", "\n(") for name, measured in heard]
+    words = [f"{name}, measured by\n{name_of(measured)}".replace(" (", "\n(") for name, measured in others]
     return values, texts, names, words

@@ -214,9 +214,9 @@ class Settings:
         scanned = sum(by_strategy.values()) * len(self.blocks(n_layers))
         conditions = 1 + 2 * len(set(self.doses)) * strategies + 2 * (self.n_random + self.n_shuffled) + 4
         # These positions come before the first step, so that no clip is generated.
-        heard = self.position not in ("first", "eos")
+        generated = self.position not in ("first", "eos")
         sides = [self.poles] * 2 if sets is None else [len(sets.positive), len(sets.negative)]
-        counts = {"reading directions": sum(min(self.poles, side) for side in sides) * heard}
+        counts = {"reading directions": sum(min(self.poles, side) for side in sides) * generated}
         if self.scans:
             counts["scanning blocks"] = development * (1 + scanned)
         if self.place_by == "evidence":

@@ -51,7 +51,7 @@ class Several:
         rows = []
         measures = dict.fromkeys(one.measure for one in self.studies)
         for one in self.studies:
-            cells: dict[Any, Any] = {(row["measure"], row["strength"]): row for row in _heard(one, measures)}
+            cells: dict[Any, Any] = {(row["measure"], row["strength"]): row for row in _effects_on(one, measures)}
             for outcome in one.outcomes:
                 for other in self.studies:
                     found = cells.get((other.measure, outcome.strength), {})
@@ -151,7 +151,7 @@ def run(
     return result
 
 
-def _heard(one: Study, measures: Iterable[str]) -> list[Any]:
+def _effects_on(one: Study, measures: Iterable[str]) -> list[Any]:
     """The effects of one study's steering on these measures: from its table, or else from its clips."""
     tested = one.clips[one.clips["split"] == "test"]
     # A study made on its own may lack the other concepts' measures in its table.

@@ -118,7 +118,7 @@ class Ledger:
 
 
 @contextmanager
-def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.DataFrame, heard: Sequence[str],
+def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.DataFrame, measured: Sequence[str],
            need: int = 0) -> Iterator[Ledger]:  # fmt: skip
     """Open a new or existing folder to write batches into; no other process can open it until the block ends.
 
@@ -128,7 +128,7 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
         folder: a new or empty folder, or one with a sweep of the same `facts`.
         facts: what is swept, from `facts_of`.
         labels: the labels of all rows: the first columns of the table.
-        heard: the names of the other columns.
+        measured: the names of the other columns.
         need: approximate bytes for all batches; refused at the start if the disk has less.
 
     Raises:
@@ -147,7 +147,7 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
         begun = refuse_begun(place, facts)
         for here in (place, place / BATCHES, place / SOUND):
             remove_unfinished(here)
-        schema = _schema(labels, heard)
+        schema = _schema(labels, measured)
         there = batches_of(place, begun or facts)
         there.drop_damaged()
         missing = need * (1 - len(there.done) / max(1, len(facts["batches"])))
@@ -397,11 +397,11 @@ def check(folder: Path) -> None:
         raise AnotherSweepError(f"{folder} exists and holds something other than a sweep: choose another folder.")
 
 
-def _schema(labels: pd.DataFrame, heard: Sequence[str]) -> pa.Schema:
+def _schema(labels: pd.DataFrame, measured: Sequence[str]) -> pa.Schema:
     """The types of the whole table, so that every batch has the same ones regardless of its content."""
     types: dict[str, pa.DataType] = {"onsets": pa.int64(), "failed": pa.bool_(), "file": pa.string()}
     try:
         known = pa.Schema.from_pandas(labels, preserve_index=False)
     except (pa.ArrowException, TypeError) as error:
         raise InputError(f"a condition's labels do not fit in a table: {error}. Use numbers and strings.") from None
-    return pa.schema([*known, *((name, types.get(name, pa.float64())) for name in heard)])
+    return pa.schema([*known, *((name, types.get(name, pa.float64())) for name in measured)])

@@ -62,8 +62,8 @@ def effects(table: pd.DataFrame, measured: str, n_bootstrap: int = 1000, further
     own = table[table["condition"] == BASELINE].set_index(KEYS)
     columns = [measured, *(["nats"] if "nats" in further else [])]
     pairs = own[columns].reindex(pd.MultiIndex.from_frame(table[KEYS])).to_numpy(dtype=float)
-    heard = {*measure.MEASURES, *LOST, *further, "asked", "file", *KEYS}
-    labels = [column for column in table.columns if column not in heard]
+    numbers = {*measure.MEASURES, *LOST, *further, "asked", "file", *KEYS}
+    labels = [column for column in table.columns if column not in numbers]
     rows = []
     for places in table.groupby("condition", sort=False).indices.values():
         group, before = table.iloc[places], pairs[places]
