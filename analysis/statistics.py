@@ -155,7 +155,7 @@ class Means:
 
     @property
     def least_p(self) -> float:
-        """The smallest p that flips of so many clusters can give: all or none of them are as extreme."""
+        """The smallest p that sign flips of n clusters can give: flipping all or none of them is equally extreme."""
         return min(1.0, 2.0 ** (1 - self.n_clusters))
 
     def __repr__(self) -> str:

@@ -33,7 +33,7 @@ class AsArray:
         try:
             dtype = None if dtype is None else np.dtype(dtype)
         except (TypeError, ValueError, OverflowError, RecursionError):
-            raise InputTypeError(f"dtype={type(dtype).__name__}: expected a dtype of numpy.") from None
+            raise InputTypeError(f"dtype={type(dtype).__name__}: expected a numpy dtype.") from None
         values = self._copy().cpu()
         # numpy has no bfloat16.
         return np.asarray(values.float() if values.is_floating_point() and values.itemsize < 4 else values, dtype=dtype)

@@ -158,7 +158,7 @@ def bounded(name: str, values: Iterable[Any], most: int = MOST_ITEMS) -> list[An
         raise InputError(f"{name}={shown(values)}: expected at most {most:,} items.")
     size = len(values) if isinstance(values, Sized) and not isinstance(values, range) else 0
     if size > most:
-        # Of a tensor, iterating makes every row first.
+        # Checked first, because iterating over a tensor creates all of its rows.
         raise InputError(f"{name}={_briefly(values)}: expected at most {most:,} items.")
     items = list(islice(values, most + 1))
     if len(items) > most:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 MOST_TOLD = 1_500
-"""Characters of a message."""
+"""The most characters in a message."""
 
 
 class AudioLensError(Exception):
@@ -83,7 +83,7 @@ class MissingPackageError(AudioLensError, ImportError):
 
 
 def one_line(text: str, most: int = MOST_TOLD) -> str:
-    """A text as one line, its middle left out where it is long."""
+    """A text on one line, with the middle left out if it is long."""
     if len(text) > most:
         text = f"{text[: most // 3]} ... {text[-most // 2 :]}"
     return " ".join(text.split()) if "\n" in text or "\r" in text else text

@@ -54,7 +54,7 @@ def own_prompts(*paths: str | Path, **options: Any) -> PromptSet:
 
 
 def completed(own: PromptSet, lens: AudioLens, words: tuple[str, str] | None = None) -> PromptSet:
-    """The user's prompts, with the bundled neutral prompts and words for the poles where they have none."""
+    """The user's prompts, completed with bundled neutral prompts and words for the poles if these are missing."""
     from audiolens import prompts
 
     return own.completed(prompts.load("tempo", lens=lens), words)

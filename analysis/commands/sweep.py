@@ -194,7 +194,7 @@ def _check_measure(measured: str | None) -> None:
 
 
 def _given(sources: list[str], split: str) -> list[Directions | PromptSet | str]:
-    """Directions and prompts from files, and names of concepts; raises for what can be checked without a model."""
+    """Directions and prompts from files, and names of concepts, as far as they can be checked without a model."""
     from audiolens import Directions
     from audiolens.errors import nearest
     from audiolens.prompts import concepts

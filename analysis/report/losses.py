@@ -16,7 +16,7 @@ _SAME = ("kind", "strategy", "layer", "strength", "pole")
 _EFFECT = ("effect", "low", "high")
 
 
-def beside(lost: pd.DataFrame, response: pd.DataFrame) -> pd.DataFrame:
+def with_effects(lost: pd.DataFrame, response: pd.DataFrame) -> pd.DataFrame:
     """The side effects (`analysis.study.side_effects.table`) with `effect`, `low` and `high` of the same condition.
 
     The drift between two seeds of one prompt without steering has its own row, of kind "another seed". The baseline
@@ -36,7 +36,7 @@ def beside(lost: pd.DataFrame, response: pd.DataFrame) -> pd.DataFrame:
 
 
 def words(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """A row of `beside`, formatted for the page."""
+    """A row of `with_effects`, formatted for the page."""
     if row["kind"] == BASELINE:
         label = "unsteered"
     elif row["kind"] == ANOTHER:

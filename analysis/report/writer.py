@@ -98,7 +98,7 @@ def tables(study: Study) -> dict[str, pd.DataFrame]:
         "pca": study.components.summary(),
         "pca_points": study.components.to_frame(),
         "layer_attribution": where.evidence(study.directions, study.where, study.placement).to_frame(),
-        **({} if study.lost is None else {"lost": losses.beside(study.lost, study.response)}),
+        **({} if study.lost is None else {"lost": losses.with_effects(study.lost, study.response)}),
         **_where_tables(study),
     }
 

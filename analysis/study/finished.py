@@ -149,7 +149,7 @@ def _entries(place: Path) -> dict[str, str]:
 
 
 def _names(path: Path, found: Any, what: str) -> list[str]:
-    """The folder names listed in a file, checked to lie inside its own folder."""
+    """The folder names listed in a file, after checking that they are inside its own folder."""
     if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
         raise DamagedError(f"{path} is damaged: it names no {what}.")
     try:

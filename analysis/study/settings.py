@@ -267,8 +267,8 @@ class Settings:
         high, low = (sets.words(pole)[0] for pole in sets.poles)
         if text.read_alike(high, low, lens.tokenizer):
             raise InputError(
-                f"{sets.concept!r}: the model reads {high!r} and {low!r} alike because it knows neither, so nothing "
-                "can be asked for in words. Give words that it knows (--words, PromptSet.completed), or name poles so."
+                f"{sets.concept!r}: the model reads {high!r} and {low!r} alike because it knows neither, so no "
+                "prompt can ask for a pole. Give words that it knows (--words, PromptSet.completed)."
             )
         for name in ("poles", "development_seeds", "test_seeds", "most_blocks", "batch_size"):
             least = FEWEST_PROMPTS if name == "poles" else 1

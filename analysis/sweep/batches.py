@@ -105,7 +105,7 @@ class Batches:
         """
         sounds, _, name = file.partition("/")
         if sounds != SOUND or not is_name(name):
-            raise DamagedError(f"{self.folder}: its table names {file!r} as a sound, which is not one of its own.")
+            raise DamagedError(f"{self.folder}: its table lists the sound file {file!r}, which does not belong to it.")
         try:
             batch = int(np.searchsorted(np.cumsum(self.sizes), int(Path(name).stem), side="right"))
         except ValueError as error:
@@ -160,9 +160,10 @@ class Batches:
         """
         lost = sorted(frozenset(range(len(self.sizes))) - self.done)
         if lost:
+            more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
             raise StoppedError(
-                f"{self.folder / _rows_file(lost[0])} is gone, and {len(lost) - 1} more: something removed finished "
-                "batches. Run the same sweep again to restore them."
+                f"{self.folder / _rows_file(lost[0])} is gone{more}: something removed finished batches. Run the same "
+                "sweep again to restore them."
             )
         with suppress(DamagedError):
             self._whole_table()

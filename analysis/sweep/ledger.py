@@ -207,8 +207,10 @@ def refuse_begun(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] | Non
         reason = "its plan has other entries than this one"
     if reason is None:
         if plans and plan_hash(facts) not in plans:
-            raise AnotherSweepError(f"{folder / PLAN} is this sweep's, but {folder / BATCHES} is another's: remove it, "
-                                    "and its batches are made again, or choose another folder.")  # fmt: skip
+            raise AnotherSweepError(
+                f"{folder / PLAN} belongs to this sweep, but {folder / BATCHES} to another: remove it, and its batches "
+                "are made again, or choose another folder."
+            )
         if plans and begun["model"]["threads"] != plans[plan_hash(facts)]:
             return _replanned(facts, plans, f"{folder / PLAN} gives another number of threads than its batches")
         return begun if made or (folder / TABLE).exists() else None

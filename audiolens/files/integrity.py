@@ -141,7 +141,7 @@ def check_manifest(folder: Path, name: str) -> None:
     except FileNotFoundError:
         raise DamagedError(f"{folder / MANIFEST} is gone.") from None
     if facts.get("format") != _MANIFEST:
-        raise DamagedError(f"{folder / MANIFEST} is damaged: it is no manifest.")
+        raise DamagedError(f"{folder / MANIFEST} is damaged: it is not a manifest.")
     if facts.get("of") != name:
         raise DamagedError(f"{folder / MANIFEST} is damaged: it belongs to {str(facts.get('of'))[:60]}.")
     check_files(folder, facts.get("files"))

@@ -98,7 +98,7 @@ def batches(
     `sizes` are the prompts' lengths in tokens. `prefix` maps a prompt's length in tokens to the number of positions it
     takes in the decoder's own sequence. Such text has no mask, so a batch contains rows of one prefix length and no
     text is padded. Exact batches have a fixed number of rows, and a text length that depends on each prompt alone, so
-    that a row is computed by the same kernels whatever else is in its batch.
+    that a row is computed by the same kernels regardless of the other rows in its batch.
     """
     checked_batch_size(batch_size)
 

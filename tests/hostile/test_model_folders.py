@@ -315,7 +315,7 @@ def test_a_model_of_the_hub_goes_the_same_way(hub: Path, lens: Any, ran: Path) -
 
 
 def test_clap_folders_are_checked_alike(folder: Path, ran: Path) -> None:
-    with pytest.raises(AudioLensError, match=r"could not be loaded.* is not that of a CLAP model"):
+    with pytest.raises(AudioLensError, match=r"could not be loaded.* is not the configuration of a CLAP model"):
         clap.opened(folder)
     write_code(folder, ran)
     changed(folder / "config.json", lambda values: values.update(NESTED))
