@@ -245,7 +245,7 @@ def means(
     n_permutations: int = 0,
     seed: int = 0,
 ) -> Means:
-    """The mean over rows of every cell of a grid "row ...", with clustered intervals. NaN is left out cell by cell.
+    """The mean over rows of every cell of a grid "row ...", with clustered intervals. NaN values are left out.
 
     The interval is the one that `bootstrap` gives for a mean, computed for all cells in one matrix product. With
     `n_permutations` there is also a p-value from flipping the signs of whole clusters: without an effect, a cluster's
@@ -289,7 +289,7 @@ def means(
 
 @guarded
 def rank_test(observed: float, controls: ArrayLike, alternative: Alternative = "greater") -> RankTest:
-    """The chance that a control does as much: p = (1 + k) / (n + 1), where k controls are as extreme as `observed`.
+    """The p-value of `observed` among controls: p = (1 + k) / (n + 1), where k of n controls are as extreme.
 
     `"greater"` and `"less"` count controls at least as large or as small, `"two-sided"` those at least as far from 0.
     Controls whose clips failed have an effect of 0, not NaN.

@@ -1,6 +1,6 @@
-"""Conversion of audiolens values to numpy arrays and torch tensors: a copy of their numbers, or an error.
+"""Convert audiolens values to numpy arrays and torch tensors by copying their numbers, or raise an error.
 
-Without it, numpy and torch would iterate over the value, and compute with its layer numbers or names.
+Without this, numpy and torch would iterate over the value, and compute with its layer numbers or names.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,7 @@
 """Check whether a value fits an annotation, and describe what the annotation expects.
 
 Numbers of any library count as numbers, and any ordered iterable counts as a sequence; booleans are not numbers.
-Anything fits an annotation that says nothing.
+An annotation such as `Any`, which states no type, accepts every value.
 """
 
 import builtins

@@ -90,7 +90,7 @@ class LayerAttribution:
         return figures.paper(self, normalised)
 
     def figure(self, normalised: bool = False) -> Any:
-        """The same for the screen (plotly figure)."""
+        """Interactive version of `plot` (plotly figure)."""
         checked_flags(normalised=normalised)
         from analysis.layer_attribution import figures
 

@@ -41,7 +41,7 @@ def paper(table: pd.DataFrame, caption: bool = True) -> Figure:
 
 @literally
 def screen(table: pd.DataFrame) -> go.Figure:
-    """The same for the screen (plotly figure)."""
+    """Interactive version of `paper` (plotly figure)."""
     values, texts, rows, columns = _grid(table)
     columns = [name.replace("\n", "<br>") for name in columns]
     cells = screen_heat(values, columns, rows, "change", text=texts, texttemplate="%{text}")

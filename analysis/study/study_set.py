@@ -73,7 +73,7 @@ class Several:
         return crossing.paper(self.to_frame())
 
     def figure(self) -> Any:
-        """The same for the screen (plotly figure)."""
+        """Interactive version of `plot` (plotly figure)."""
         from analysis.report import crossing
 
         return crossing.screen(self.to_frame())

@@ -1,6 +1,6 @@
-"""Store the finished batches of a sweep in its folder, protected by hashes, and the table that they add up to.
+"""Store a sweep's finished batches, and the table of all their rows, in its folder, protected by hashes.
 
-A batch is a Parquet file of its rows, a file of its codes and, if asked for, sound files. The Parquet file is written
+A batch is a Parquet file of its rows, a file of its codes and, if requested, sound files. The Parquet file is written
 last. It identifies the batch and the plan, and holds the hash of every other file of the batch and of its own bytes: a
 file that changed, or belongs to another batch or sweep, is detected when it is read. `ledger` opens the folder.
 """

@@ -74,7 +74,7 @@ class DoseResponse:
         return in_units(plots.dose_response(self._shown, self.measured, self.poles), self.measured)
 
     def figure(self) -> Any:
-        """The same for the screen (plotly figure)."""
+        """Interactive version of `plot` (plotly figure)."""
         from analysis.figures import screen
         from analysis.sweep.screen import in_units
 
@@ -127,7 +127,7 @@ class CrossEffects:
         return plots.cross_effects(self.table)
 
     def figure(self) -> Any:
-        """The same for the screen (plotly figure)."""
+        """Interactive version of `plot` (plotly figure)."""
         from analysis.sweep import screen
 
         return screen.cross_effects(self.table)
@@ -175,7 +175,7 @@ def dose_response(effects: pd.DataFrame, concept: str, measured: str) -> DoseRes
 
 
 def widest(steered: pd.DataFrame, measured: str, **where: Any) -> pd.DataFrame:
-    """The rows, sorted by strength, of the place with the widest span between signs, without strengths that fail."""
+    """The rows, by strength, of the place with the widest span between signs, without strengths that fail too often."""
     groups = [group for _, group in steered[at_place(steered, where)].groupby(list(PLACE), dropna=False, sort=False)]
     if not groups:
         raise InputError(f"nothing was steered at {where}.")

@@ -90,8 +90,8 @@ def conditions(
 ) -> list[Condition]:
     """All conditions of a sweep, the baseline first.
 
-    Strength 0 is the baseline. Controls are added like the direction, at the same places and strengths. Concepts with
-    a prompt set are also asked for in the poles' words.
+    Strength 0 is the baseline. Controls are added like the direction, at the same places and strengths. For concepts
+    with a prompt set, clips with prompts that ask for the poles in words are added.
 
     Raises:
         InputError: (or a subclass) for a strategy, layer or band that does not fit the directions.

@@ -59,7 +59,7 @@ class LayerMap:
         return plots.layer_map(self)
 
     def figure(self) -> Any:
-        """The same for the screen (plotly figure)."""
+        """Interactive version of `plot` (plotly figure)."""
         from analysis.sweep import screen
 
         return screen.layer_map(self)
@@ -105,7 +105,7 @@ class Limits:
         return plots.limits(self)
 
     def figure(self) -> Any:
-        """The same for the screen (plotly figure)."""
+        """Interactive version of `plot` (plotly figure)."""
         from analysis.sweep import screen
 
         return screen.limits(self)
@@ -146,7 +146,7 @@ class Strategies:
         return plots.strategies(self)
 
     def figure(self) -> Any:
-        """The same for the screen (plotly figure)."""
+        """Interactive version of `plot` (plotly figure)."""
         from analysis.sweep import screen
 
         return screen.strategies(self)
@@ -186,7 +186,7 @@ class Front:
         return plots.front(self)
 
     def figure(self) -> Any:
-        """The same for the screen (plotly figure)."""
+        """Interactive version of `plot` (plotly figure)."""
         from analysis.sweep import screen
 
         return screen.front(self)

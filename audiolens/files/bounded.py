@@ -1,8 +1,8 @@
 """Reading untrusted files within limits: text, JSON, TOML, CSV and safetensors headers.
 
 Every loader reads with these functions. Only regular files are opened, so that a pipe or a device cannot stall a
-program. Size, nesting, numbers and strings have limits far beyond any file that audiolens writes. Any problem is an
-`InputError` of one line that names the file.
+program. Size, nesting, numbers and strings have limits far beyond any file that audiolens writes. Any problem raises
+a one-line `InputError` that names the file.
 """
 
 import csv

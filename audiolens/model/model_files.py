@@ -48,7 +48,7 @@ _CODE = ("auto_map", "custom_pipelines", "kernel_config", "custom_generate")
 """Keys by which a configuration names code to fetch and run."""
 _IMPLEMENTATIONS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 _MOST_MADE = 2**26
-"""The most values that a model may compute rather than load, above all in its table of positions."""
+"""The most values that a model may compute rather than load, mainly position embeddings."""
 _SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
 
 
