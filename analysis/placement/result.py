@@ -220,7 +220,7 @@ def chosen(
 
 
 def _first_as_good(alignment: Float[np.ndarray, " candidate"]) -> int:
-    """The first place that counts as equal to the best. Places are ordered with the simplest strategy and lowest block first."""
+    """The first place that counts as equal to the best; the simplest strategy and the lowest block come first."""
     return int(np.flatnonzero(alignment >= _enough(alignment.max()))[0])
 
 

@@ -132,7 +132,7 @@ def _figure(drawing: Drawing, folder: Path) -> dict[str, Any]:
 
 
 def _pairs(study: Study, sounds: Sequence[Sound]) -> tuple[list[dict[str, Any]], int]:
-    """The sounds in rows of one prompt and seed, each with its spectrogram and measured value.
+    """The sounds in rows that share a prompt and seed, each with its spectrogram and measured value.
 
     Returns as many whole rows as the page has room for, and the number of sounds left out.
     """

@@ -20,7 +20,7 @@ AUDIBLE_SHARE = 0.01
 KEY_HZ = (50.0, 400.0)
 """The range in which bass and chords determine the tonic, below most of the melody and the harmonics."""
 LEAST_TONALITY_DB = 14.0
-"""A sound has pitch if its strongest partial exceeds its surroundings by this: music 20 to 50 dB, white noise 9 dB."""
+"""A sound has pitch if its strongest partial exceeds its surroundings by this (music: 20 to 50 dB, white noise: 9)."""
 FEWEST_CLASSES = 3
 LEAST_SHARE = 0.025
 """A pitch class counts as played above this share of the energy: the clicks of short notes leave 2% in a neighbouring
