@@ -91,7 +91,7 @@ def test_to_a_device_gives_the_lens_and_refuses_what_it_cannot_do(lens: Any, cod
     for device, error, words in (
         (torch.bfloat16, InputTypeError, "give dtype= to AudioLens.from_pretrained"),
         ("nowhere", InputError, "is not available"),
-        ("meta", InputError, "holds no numbers"),
+        ("meta", InputError, "holds no values"),
     ):
         with pytest.raises(error, match=words) as refused:
             lens.to(device)  # pyright: ignore[reportArgumentType]
@@ -156,7 +156,7 @@ def test_names_filter_records_what_sites_does(lens: Any, codes: Tensor, names_fi
         ({"names_filter": "resid_post", "sites": ("resid_post",)}, "were both given"),
         ({"names_filter": lambda _: False}, "chose none"),
         ({"names_filter": lambda _: "no"}, "expected True or False"),
-        ({"names_filter": lambda _: True, "layers": 1}, "choose there"),
+        ({"names_filter": lambda _: True, "layers": 1}, "let the function choose"),
         ({"names_filter": []}, "names no site"),
     ],
 )
@@ -250,7 +250,7 @@ def test_a_cache_is_a_mapping(cache: ActivationCache, tmp_path: Any) -> None:
         assert dict(one).keys() == cache.keys()
     assert cache == cache  # noqa: PLR0124 - by identity, and not by comparing tensors
     assert len({cache, cache}) == 1
-    with pytest.raises(InputTypeError, match="is no array of numbers"):
+    with pytest.raises(InputTypeError, match="is not an array of numbers"):
         np.asarray(cache)
 
 

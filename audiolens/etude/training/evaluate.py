@@ -87,7 +87,7 @@ class Abilities:
     reference: pd.DataFrame
 
     def to_frame(self) -> pd.DataFrame:
-        """The AUC of the high against the low pole per concept and measure: étude's, the ceiling, and the difference."""
+        """The AUC of the high against the low pole per concept and measure: étude's, the ceiling and the difference."""
         import pandas as pd
 
         rows = []
