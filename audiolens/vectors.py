@@ -62,7 +62,7 @@ def each_layers(direction: Any, layers: Sequence[int], width: int, site: str) ->
     for vector in vectors:
         if vector.shape != (width,):
             raise InputError(
-                f"direction of shape {tuple(vector.shape)}: expected a vector of {width}, or one for each of the "
-                f"{len(layers)} layers recorded at {site}."
+                f"direction of shape {tuple(vector.shape)}: expected a vector of width {width}, or one for each of "
+                f"the {len(layers)} layers recorded at {site}."
             )
     return vectors
