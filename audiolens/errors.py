@@ -7,7 +7,7 @@ All are `AudioLensError`s, and each is also the built-in error it specialises (`
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-MOST_TOLD = 1_500
+MOST_CHARACTERS = 1_500
 """The most characters in a message."""
 
 
@@ -82,7 +82,7 @@ class MissingPackageError(AudioLensError, ImportError):
     """A feature needs a package that is not installed."""
 
 
-def one_line(text: str, most: int = MOST_TOLD) -> str:
+def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
     """A text on one line, with the middle left out if it is long."""
     if len(text) > most:
         text = f"{text[: most // 3]} ... {text[-most // 2 :]}"

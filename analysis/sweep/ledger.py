@@ -208,8 +208,8 @@ def refuse_begun(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] | Non
     if reason is None:
         if plans and plan_hash(facts) not in plans:
             raise AnotherSweepError(
-                f"{folder / PLAN} belongs to this sweep, but {folder / BATCHES} to another: remove it, and its batches "
-                "are made again, or choose another folder."
+                f"{folder / PLAN} is from this sweep, but {folder / BATCHES} is from another: remove it, and its "
+                "batches are made again, or choose another folder."
             )
         if plans and begun["model"]["threads"] != plans[plan_hash(facts)]:
             return _replanned(facts, plans, f"{folder / PLAN} gives another number of threads than its batches")

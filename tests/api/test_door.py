@@ -16,7 +16,7 @@ from torch import Tensor
 import audiolens as al
 from audiolens.checks import shown
 from audiolens.door import MOST_VALUES, guarded
-from audiolens.errors import MOST_TOLD, AudioLensError, InputError, InputTypeError
+from audiolens.errors import MOST_CHARACTERS, AudioLensError, InputError, InputTypeError
 from audiolens.kinds import described, fits
 
 DEEP: Any = []
@@ -151,7 +151,7 @@ def test_a_message_is_one_line_whatever_was_given() -> None:
     error = InputError(f"a\n  b {'x' * 5_000} expected c.")
     assert str(error).startswith("a b xxx")
     assert str(error).endswith("expected c.")
-    assert len(str(error)) <= MOST_TOLD
+    assert len(str(error)) <= MOST_CHARACTERS
     assert str(InputTypeError("two  blanks stay")) == "two  blanks stay"
 
 

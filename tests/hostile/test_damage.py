@@ -82,11 +82,11 @@ def test_a_plan_that_does_not_say_what_every_plan_says_is_damaged(swept: Path) -
     for name, value in wrong:
         for changed in ({**facts, name: value}, {key: one for key, one in facts.items() if key != name}):
             path.write_bytes(sealed_json(changed))
-            with pytest.raises(InputError, match=rf"^{path} is damaged.* writes it again\.$"):
+            with pytest.raises(InputError, match=rf"^{path} is damaged.* to restore it\.$"):
                 sweep.load_folder(swept)
             if name != "format":
                 path.write_text(json.dumps({**changed, "format": ledger.UNSEALED}))
-                with pytest.raises(InputError, match=rf"^{path} is damaged.* writes it again\.$"):
+                with pytest.raises(InputError, match=rf"^{path} is damaged.* to restore it\.$"):
                     sweep.load_folder(swept)
     # The bad plan is neither used nor a reason to discard the batches, which identify their sweep.
     with pytest.warns(DamageWarning, match="is written again"):
@@ -182,7 +182,7 @@ def test_a_file_in_the_place_of_a_studys_folder_is_named_and_left(tmp_path: Path
 def test_an_index_whose_summary_is_damaged_is_replaced_when_asked(tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("an index, or a page of someone else")
     (tmp_path / "summary.json").write_text('{"form')
-    with pytest.raises(InputError, match=rf"^{tmp_path / 'index.html'} is there.*replace it with --force"):
+    with pytest.raises(InputError, match=rf"^{tmp_path / 'index.html'} exists.*replace it with --force"):
         study_set._check_index(tmp_path, False)
     study_set._check_index(tmp_path, True)
 
@@ -195,7 +195,7 @@ def test_a_summary_whose_settings_are_none_is_no_other_study(tmp_path: Path, set
 
 def test_a_manifest_is_one_by_its_format(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes(sealed_json({"of": "stage", "files": {}}))
-    with pytest.raises(DamagedError, match="is no manifest"):
+    with pytest.raises(DamagedError, match="is not a manifest"):
         check_manifest(tmp_path, "stage")
 
 
