@@ -21,8 +21,8 @@ _SUMMED = ("d_model", "d_head", "d_mlp", "key")
 class GridSite:
     """One site at one layer.
 
-    `axes` names the axes of its values. `place` says whether its cells are steps or text tokens. `on_text` marks a
-    site whose values can be compared only between prompts with the same number of tokens.
+    `axes` names the axes of its values. `place` says whether its cells are steps or text tokens. `on_text` is true for
+    a site whose values can be compared only between prompts with the same number of tokens.
     """
 
     name: str

@@ -157,7 +157,7 @@ class Means:
 
     @property
     def least_p(self) -> float:
-        """The smallest p that flips of so many clusters can give: all or none of them are as extreme."""
+        """The smallest p that sign flips of n clusters can give: flipping all or none of them is equally extreme."""
         return min(1.0, 2.0 ** (1 - self.n_clusters))
 
     def __repr__(self) -> str:
@@ -247,7 +247,7 @@ def means(
     n_permutations: int = 0,
     seed: int = 0,
 ) -> Means:
-    """The mean over rows of every cell of a grid "row ...", with clustered intervals. NaN is left out cell by cell.
+    """The mean over rows of every cell of a grid "row ...", with clustered intervals. NaN values are left out.
 
     The interval is the one that `bootstrap` gives for a mean, computed for all cells in one matrix product. With
     `n_permutations` there is also a p-value from flipping the signs of whole clusters: without an effect, a cluster's
@@ -291,7 +291,7 @@ def means(
 
 @guarded
 def rank_test(observed: float, controls: ArrayLike, alternative: Alternative = "greater") -> RankTest:
-    """The chance that a control does as much: p = (1 + k) / (n + 1), where k controls are as extreme as `observed`.
+    """The p-value of `observed` among controls: p = (1 + k) / (n + 1), where k of n controls are as extreme.
 
     `"greater"` and `"less"` count controls at least as large or as small, `"two-sided"` those at least as far from 0.
     Controls whose clips failed have an effect of 0, not NaN.

@@ -1,6 +1,6 @@
-"""Conversion of audiolens values to numpy arrays and torch tensors: a copy of their numbers, or an error.
+"""Convert audiolens values to numpy arrays and torch tensors by copying their numbers, or raise an error.
 
-Without it, numpy and torch would iterate over the value, and compute with its layer numbers or names.
+Without this, numpy and torch would iterate over the value, and compute with its layer numbers or names.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ class AsArray:
         try:
             dtype = None if dtype is None else np.dtype(dtype)
         except (TypeError, ValueError, OverflowError, RecursionError):
-            raise InputTypeError(f"dtype={type(dtype).__name__}: expected a dtype of numpy.") from None
+            raise InputTypeError(f"dtype={type(dtype).__name__}: expected a numpy dtype.") from None
         values = self._copy().cpu()
         # numpy has no bfloat16.
         return np.asarray(values.float() if values.is_floating_point() and values.itemsize < 4 else values, dtype=dtype)

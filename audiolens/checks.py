@@ -143,7 +143,7 @@ def listed(name: str, values: Any) -> list[Any]:
         InputTypeError: for a single value, text, a mapping, a set or a masked array.
     """
     if not _in_order(values):
-        raise InputTypeError(f"{name}={_told(values)}: expected a list, in order.")
+        raise InputTypeError(f"{name}={_briefly(values)}: expected a list, in order.")
     refuse_masked(name, values)
     return bounded(name, values)
 
@@ -158,11 +158,11 @@ def bounded(name: str, values: Iterable[Any], most: int = MOST_ITEMS) -> list[An
         raise InputError(f"{name}={shown(values)}: expected at most {most:,} items.")
     size = len(values) if isinstance(values, Sized) and not isinstance(values, range) else 0
     if size > most:
-        # Of a tensor, iterating makes every row first.
-        raise InputError(f"{name}={_told(values)}: expected at most {most:,} items.")
+        # Checked first, because iterating over a tensor creates all of its rows.
+        raise InputError(f"{name}={_briefly(values)}: expected at most {most:,} items.")
     items = list(islice(values, most + 1))
     if len(items) > most:
-        raise InputError(f"{name}={_told(values)}: expected at most {most:,} items.")
+        raise InputError(f"{name}={_briefly(values)}: expected at most {most:,} items.")
     return items
 
 
@@ -215,7 +215,7 @@ def _has_items(values: Any) -> bool:
     return isinstance(values, Iterable) and bool(getattr(values, "ndim", 1))
 
 
-def _told(values: Any) -> str:
+def _briefly(values: Any) -> str:
     """A short description of what was given: the value itself, or its type if it may be long."""
     return type(values).__name__ if isinstance(values, Iterable) and not isinstance(values, str) else shown(values)
 

@@ -1,7 +1,6 @@
-"""The lens under other names: what a user of TransformerLens, nnsight or transformers types first.
+"""Method and argument names from TransformerLens, nnsight and transformers, as aliases on the lens.
 
-Each is one of the lens's own verbs, or one of its arguments, and does what that does, to the bit.
-`docs/coming-from.md` sets both side by side.
+Each alias gives bit-identical results to the lens's own method or argument; `docs/coming-from.md` lists them all.
 """
 
 import inspect
@@ -30,32 +29,32 @@ Names = str | Sequence[str] | Callable[[str], bool]
 T = TypeVar("T", bound=Any)
 HookFunction = Callable[[Tensor, "Hook"], Tensor | None]
 
-# Arguments that were left out are told by identity: what was given, even the same, is another object.
+# Defaults are compared by identity, which distinguishes an omitted argument from an equal one that was given.
 SITES: Sequence[str] = ("resid_post",)
 SECONDS = 4.0
 
 
 @dataclass(frozen=True)
 class Hook:
-    """Where a function of `run_with_hooks` was called: TransformerLens's hook point, as far as it is a place."""
+    """The site at which a function of `run_with_hooks` is called, with the `name` and `layer` of a hook point."""
 
     name: str
 
     def layer(self) -> int:
-        """The block.
+        """The number of the block.
 
         Raises:
-            InputError: at a site that stands in no block.
+            InputError: at a site outside the blocks.
         """
         found = Site.of(self.name).layer
         if found is None:
-            raise InputError(f"{self.name} stands in no block: it has no layer.")
+            raise InputError(f"{self.name} is outside the blocks: it has no layer.")
         return found
 
 
 @guarded
 class OtherNames:
-    """The verbs of a lens that have another name elsewhere."""
+    """Methods of a lens under the names that other libraries use."""
 
     @property
     def cfg(self: Any) -> LensConfig:
@@ -63,12 +62,12 @@ class OtherNames:
         return self.config
 
     def to_str_tokens(self: Any, prompts: Prompt | Sequence[Prompt]) -> list[str] | list[list[str]]:
-        """`text_tokens`, and of a single prompt its tokens alone, as TransformerLens gives them."""
+        """As `text_tokens`; for a single prompt one list of tokens, as in TransformerLens."""
         found = self.text_tokens(prompts)
         return found[0] if prompts is None or isinstance(prompts, str) else found
 
     def decode(self: Any, codes: Int[Tensor, "row codebook frame"]) -> Float[Tensor, "row channel sample"]:
-        """`decode_codes`: the sound of codes. For the tokens of a prompt there is `text_tokens`."""
+        """Decode codes to audio, as `decode_codes`. For a prompt's tokens use `text_tokens`."""
         return self.decode_codes(codes)
 
     def __call__(
@@ -80,7 +79,7 @@ class OtherNames:
         guidance_scale: Real = 1.0,
         batch_size: int | None = None,
     ) -> Float[Tensor, "*branch row codebook step vocab"]:
-        """The logits of one forward over given codes, and nothing recorded; see `run_with_cache`."""
+        """Return the logits of one forward over given codes without recording anything; see `run_with_cache`."""
         return self.run_with_interventions(
             prompts, codes, (), branch=branch, guidance_scale=guidance_scale, batch_size=batch_size
         )
@@ -96,18 +95,18 @@ class OtherNames:
         guidance_scale: Real = 1.0,
         batch_size: int | None = None,
     ) -> Float[Tensor, "*branch row codebook step vocab"]:
-        """The logits of one forward that `fwd_hooks` change, as in TransformerLens: each is (name, function).
+        """Return the logits of one forward under `fwd_hooks`, (name, function) pairs as in TransformerLens.
 
         A function is called with the value of the rows, in the site's shape, and a `Hook` with the site's `name` and
-        `layer()`; it returns the new value, or `None` if it has changed its own copy in place, or only looked. A short
-        name is the site of every block; a function in the place of the name chooses among full names. With `batch_size`
-        and under guidance it is called for each batch and branch. It is `run_with_interventions` with `Apply`.
+        `layer()`. It returns the new value, or `None` if it changed its copy in place or only read it. A short name
+        selects the site in every block; instead of a name, a function may select among the full names. The function is
+        called once per batch and guidance branch. Equivalent to `run_with_interventions` with `Apply`.
 
         Raises:
-            InputError, InputTypeError: as `run_with_interventions`, and for what is no list of pairs.
+            InputError, InputTypeError: as `run_with_interventions`; also if `fwd_hooks` is not a list of pairs.
         """
         if len(listed("bwd_hooks", bwd_hooks)):
-            raise InputError("bwd_hooks: there are none here; take gradients in lens.trace, or analysis.attribution.")
+            raise InputError("bwd_hooks are not supported: take gradients in lens.trace, or use analysis.attribution.")
         hooks = [
             Apply(partial(_called, function, Hook(site.name)), site=site.name)
             for names, function in _pairs(fwd_hooks)
@@ -118,16 +117,16 @@ class OtherNames:
         )
 
     def to(self: Any, device: str | int | torch.device) -> Any:
-        """Move the model itself, in place, and prove it there as when it was opened; returns the lens.
+        """Move the model in place, repeat the self-check on the new device, and return the lens.
 
         Other lenses on the same model move with it; caches and clips stay where they are.
 
         Raises:
             InputError: if there is no such device, or a `device_map` placed the model.
-            InputTypeError: for a dtype, which is chosen when a model is loaded.
+            InputTypeError: for a dtype, which can be chosen only when a model is loaded.
         """
         if isinstance(device, torch.dtype):
-            raise InputTypeError(f"lens.to({device}): give dtype= to AudioLens.from_pretrained, which loads it so.")
+            raise InputTypeError(f"lens.to({device}): expected a device; give dtype= to AudioLens.from_pretrained.")
         target = checked_device(device)
         if getattr(self.model, "hf_device_map", None):
             raise InputError(
@@ -166,7 +165,7 @@ def either(name: str, given: T | None, loose: T, default: T) -> T:
 
 
 def chosen_sites(lens: Any, sites: Any, layers: Any, names_filter: Names | None) -> Any:
-    """The sites to record, by whichever name they were given.
+    """The sites to record, given as `sites` or as `names_filter`.
 
     Raises:
         InputError: if both were given, or the filter chooses none.
@@ -181,10 +180,10 @@ def chosen_sites(lens: Any, sites: Any, layers: Any, names_filter: Names | None)
 
 
 def chosen_seeds(seeds: Any, seed: int | None) -> Any:
-    """The seeds of the rows, by whichever name they were given.
+    """The seeds of the rows, given as `seeds` or as `seed`.
 
     Raises:
-        InputTypeError, InputError: if both were given, or `seed` is no single seed.
+        InputTypeError, InputError: if both were given, or `seed` is not a single seed.
     """
     if seed is None:
         return seeds
@@ -194,10 +193,12 @@ def chosen_seeds(seeds: Any, seed: int | None) -> Any:
 
 
 def chosen_seconds(config: LensConfig, seconds: Any, max_new_tokens: int | None, audio_prompt: Any) -> Any:
-    """The length of the clips: of so many steps, all frames but the tail, which only finishes the delayed codebooks.
+    """The length of the clips in seconds, given as `seconds` or as a number of steps, `max_new_tokens`.
+
+    The tail, the last steps, only finishes the delayed codebooks and adds no frames.
 
     Raises:
-        InputError: if both were given, it is too few steps, or an audio prompt makes it ambiguous.
+        InputError: if both were given, if there are too few steps, or if an audio prompt makes the length ambiguous.
     """
     if max_new_tokens is None:
         return seconds

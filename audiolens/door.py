@@ -1,8 +1,8 @@
-"""The door of every public function and method: what fails on an argument of the wrong kind is refused by its name.
+"""Errors that name the argument: public functions and methods report which argument has the wrong type.
 
-Each function checks its own arguments first and in its own words. What still ends in an error of Python, torch, numpy
-or pandas is compared with the annotations: an argument that does not fit its own is what is wrong, and is named. If all
-fit, the error is left as it is.
+Each function checks its own arguments first. If Python, torch, numpy or pandas still raises an error, the arguments are
+compared with their annotations, and the first one that does not fit is named in an `InputTypeError`. If all of them
+fit, the original error is raised unchanged.
 """
 
 import errno
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from audiolens.checks import shown
 from audiolens.errors import AudioLensError, InputError, InputTypeError
-from audiolens.kinds import fits, refusal, resolved, told
+from audiolens.kinds import described, fits, refusal, resolved
 
 T = TypeVar("T")
 OPERATORS = (
@@ -28,12 +28,12 @@ OPERATORS = (
     "__radd__", "__rsub__",
 )  # fmt: skip
 MOST_VALUES = 2**32
-"""Of an array: a view of one value can claim any number."""
+"""The most values in an array: a broadcast view of a single value can have any size."""
 MOST_VALUES_READ = 1_000_000
-"""Of an iterator, which may be without end, and of a range."""
+"""The most items of a range or an iterator, which may be infinite."""
 _NO_PLACE = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.EACCES, errno.EPERM)
 INNER = ("change",)
-"""What a run calls at every step, and no user does."""
+"""Public methods that are left unwrapped, because a run calls them at every step and users do not."""
 _SMALL = (str, int, float, bool, type(None), list, tuple, dict)
 _MARK = "__guarded__"
 _OURS = tuple(f"{Path(__file__).parents[1] / name}{os.sep}" for name in ("audiolens", "analysis"))
@@ -41,8 +41,7 @@ _LIBRARIES = tuple({path for path in map(sysconfig.get_path, ("purelib", "platli
 
 
 def guarded(made: T) -> T:
-    """A function, or a class with all its public methods, whose arguments are compared with their annotations when it
-    fails."""
+    """Wrap a function, or all public methods of a class, so that a failure names an argument of the wrong type."""
     if isinstance(made, type):
         for name, value in list(vars(made).items()):
             if (name.startswith("_") and name not in OPERATORS) or name in INNER:
@@ -56,7 +55,7 @@ def guarded(made: T) -> T:
 
 
 def is_guarded(function: Any) -> bool:
-    """Whether a function has such a door."""
+    """Whether a function was wrapped by `guarded`."""
     return hasattr(function, _MARK)
 
 
@@ -81,7 +80,7 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _watched(made: Iterator[Any], function: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[Any]:
-    """A generator's arguments are first read where its items are."""
+    """The generator with the same guard: its body, and so any error in it, runs only when it is iterated."""
     try:
         yield from made
     except AudioLensError:
@@ -106,11 +105,11 @@ def _is_the_callers(error: Exception) -> bool:
 
 
 def raise_named(function: Callable[..., Any], args: Any, kwargs: Any, error: Exception) -> None:
-    """Raise an error that names the first argument which does not fit its annotation; nothing if all do.
+    """Raise an error that names the first argument that does not fit its annotation; return if all of them fit.
 
     Raises:
-        InputTypeError: naming it.
-        InputError: naming the path, where all fit and the system knows no such place.
+        InputTypeError: naming the argument.
+        InputError: naming the path, if all arguments fit but the operating system found no usable file there.
     """
     for name, hint, value in _arguments(function, args, kwargs):
         try:
@@ -124,7 +123,7 @@ def raise_named(function: Callable[..., Any], args: Any, kwargs: Any, error: Exc
 
 
 def checked_kinds(made: Any) -> None:
-    """Compare the fields of a dataclass that users make by hand with their annotations, when it is made.
+    """Compare the fields of a dataclass instance with their annotations; for classes that users instantiate.
 
     Raises:
         InputTypeError: naming the first field that does not fit.
@@ -133,11 +132,11 @@ def checked_kinds(made: Any) -> None:
         module = vars(sys.modules[type(made).__module__])
         hint, value = resolved(field.type, module), getattr(made, field.name)
         if not fits(hint, value):
-            raise InputTypeError(f"{field.name}={shown(value)}: expected {told(hint)}.")
+            raise InputTypeError(f"{field.name}={shown(value)}: expected {described(hint)}.")
 
 
 def _arguments(function: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Every argument given, with its name and what is expected there; none if they do not even bind."""
+    """Yield every argument as (name, annotation, value); nothing if the arguments do not match the signature."""
     signature = inspect.signature(function)
     try:
         bound = signature.bind(*args, **kwargs)
@@ -160,7 +159,7 @@ def _arguments(function: Callable[..., Any], args: Any, kwargs: Any) -> Iterator
 
 
 def _within_bounds(function: Callable[..., Any], value: Any, args: Any, kwargs: Any) -> Any:
-    """A value as it is, and an iterator as the list of its items: read once here, it has an end."""
+    """Return a value unchanged, or an iterator as a list of its items; refuse values with too many items."""
     if type(value) in _SMALL:
         return value
     if isinstance(value, range) and value[MOST_VALUES_READ:]:
@@ -179,7 +178,7 @@ def _within_bounds(function: Callable[..., Any], value: Any, args: Any, kwargs: 
 
 
 def _count(value: Any) -> int:
-    """The values of an array or a tensor, and 0 of anything else."""
+    """The number of values in an array or a tensor; 0 for anything else."""
     if not hasattr(value, "dtype") or not hasattr(value, "ndim"):
         return 0
     size = value.numel() if callable(getattr(value, "numel", None)) else value.size

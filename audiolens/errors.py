@@ -7,8 +7,8 @@ All are `AudioLensError`s, and each is also the built-in error it specialises (`
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-MOST_TOLD = 1_500
-"""Characters of a message."""
+MOST_CHARACTERS = 1_500
+"""The most characters in a message."""
 
 
 class AudioLensError(Exception):
@@ -82,8 +82,8 @@ class MissingPackageError(AudioLensError, ImportError):
     """A feature needs a package that is not installed."""
 
 
-def one_line(text: str, most: int = MOST_TOLD) -> str:
-    """A text as one line, its middle left out where it is long."""
+def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
+    """A text on one line, with the middle left out if it is long."""
     if len(text) > most:
         text = f"{text[: most // 3]} ... {text[-most // 2 :]}"
     return " ".join(text.split()) if "\n" in text or "\r" in text else text

@@ -106,7 +106,7 @@ class Operand:
 class Intervention:
     """Where and when to intervene; each subclass's `change` defines what is done there.
 
-    Every intervention is checked twice: when it is created, and again by a run, before its model runs.
+    Every intervention is checked twice: when it is created, and again at the start of a run, before the model runs.
 
     Raises, here and in every subclass:
         InputTypeError: on creation, if an argument has the wrong type.
@@ -175,7 +175,7 @@ del Intervention.layer, Intervention.span  # pyright: ignore[reportAttributeAcce
 
 
 def _one_layer(layer: Any, layers: Any) -> int:
-    """The block given as `layer`, in the place of `layers`."""
+    """The block given as `layer` instead of `layers`."""
     if layers is not None:
         raise InputError(f"layer={layer!r} and layers={layers!r} were both given: give one of them.")
     try:

@@ -1,7 +1,7 @@
-"""Whether a value is of the kind that an annotation names, in the words and with the numbers of `checks`.
+"""Check whether a value fits an annotation, and describe what the annotation expects.
 
-Numbers of any library are numbers, anything iterable with an order is a sequence, truth values are no numbers; what an
-annotation says nothing of fits.
+Numbers of any library count as numbers, and any ordered iterable counts as a sequence; booleans are not numbers.
+An annotation such as `Any`, which states no type, accepts every value.
 """
 
 import builtins
@@ -19,7 +19,7 @@ from audiolens.checks import real_number, shown, whole_number
 from audiolens.errors import shortened
 
 _LOOKED_AT = 200
-"""Items of a list, of which the first that does not fit is enough."""
+"""The number of items of a list that are checked."""
 _LARGEST = 2**63 - 1
 _LARGEST_REAL = 1e30
 _PUBLIC = {
@@ -31,11 +31,11 @@ _PUBLIC = {
     "SweepResult": "analysis.sweep",
     "pd": "pandas",
 }
-"""What annotations name that their modules import for type checkers alone."""
+"""Names in annotations that their modules import only for type checkers."""
 
 
 class _Names(Mapping[str, Any]):
-    """The names of an annotation: its module's, Python's, and those of `_PUBLIC`; any other says nothing."""
+    """The names in an annotation: its module's, Python's builtins, and those in `_PUBLIC`; others become `Any`."""
 
     def __init__(self, module: Mapping[str, Any]) -> None:
         self.module = module
@@ -58,7 +58,7 @@ class _Names(Mapping[str, Any]):
 
 
 def resolved(hint: Any, module: Mapping[str, Any]) -> Any:
-    """An annotation as the type it stands for; `Any` where that cannot be found."""
+    """The type that an annotation denotes; `Any` if it cannot be resolved."""
     if not isinstance(hint, str):
         return hint
     try:
@@ -68,7 +68,7 @@ def resolved(hint: Any, module: Mapping[str, Any]) -> Any:
 
 
 def fits(hint: Any, value: Any) -> bool:
-    """Whether `value` is of the kind that `hint` names."""
+    """Whether `value` fits the annotation `hint`."""
     if _silent(hint):
         return True
     if hint is None or hint is type(None):
@@ -132,7 +132,7 @@ def _fits_generic(origin: Any, inner: tuple[Any, ...], value: Any) -> bool:
             return False
         if hasattr(value, "dtype") and not readable(value):
             return False
-        # What is read once was read.
+        # An iterator can be read only once, so its items are not checked.
         return isinstance(value, Iterator) or _all_fit(inner[0] if inner else Any, value)
     return _is_instance(value, origin)
 
@@ -149,7 +149,7 @@ def _is_instance(value: Any, hint: Any) -> bool:
 
 
 def _array_like(hint: Any) -> bool:
-    """numpy's `ArrayLike` is a union of protocols."""
+    """Whether an annotation is numpy's `ArrayLike`, which is a union of protocols."""
     return any(getattr(one, "__name__", "") == "_NestedSequence" for one in map(get_origin, get_args(hint)) if one)
 
 
@@ -168,15 +168,15 @@ def _is_array_like(hint: Any, value: Any) -> bool:
 
 
 def readable(array: Any) -> bool:
-    """Whether an array or a tensor holds values that numpy can read."""
+    """Whether numpy can read the values of an array or a tensor."""
     if hasattr(array, "is_meta"):
         strided = str(array.layout) == "torch.strided" and not array.is_quantized
         return strided and not array.is_meta and not array.requires_grad
     return getattr(array.dtype, "kind", "f") in "biufcSU" and not np.ma.is_masked(array)
 
 
-def told(hint: Any) -> str:
-    """What an annotation asks for, in words."""
+def described(hint: Any) -> str:
+    """A description of what an annotation expects, for messages."""
     plain = {bool: "True or False", int: "a whole number", float: "a number", str: "text", None: "None"}
     if hint in (bool, int, float, str, None):
         return plain[hint]
@@ -188,27 +188,27 @@ def told(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         if _array_like(hint):
             return "an array of values" + (" or None" if type(None) in inner else "")
-        return " or ".join(dict.fromkeys(told(one) for one in inner))
+        return " or ".join(dict.fromkeys(described(one) for one in inner))
     if origin is Callable:
         return "a function"
     if origin is tuple:
         open_ended = len(inner) == 2 and inner[1] is ...
-        return f"a tuple of {told(inner[0])}" if open_ended else f"({', '.join(map(told, inner))})"
+        return f"a tuple of {described(inner[0])}" if open_ended else f"({', '.join(map(described, inner))})"
     if origin is os.PathLike:
         return "a path"
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return "a mapping"
     if origin is not None:
-        return "a list" if not inner or _silent(inner[0]) else f"a list of ({told(inner[0])})"
+        return "a list" if not inner or _silent(inner[0]) else f"a list of ({described(inner[0])})"
     if hasattr(hint, "dim_str"):
         return f"{hint.array_type.__name__} of numbers, shaped [{hint.dim_str.strip()}]"
     return getattr(hint, "__name__", str(hint))
 
 
 def refusal(name: str, hint: Any, value: Any) -> str | None:
-    """Why `value` cannot be `name`; `None` if it is of the kind that `hint` names."""
+    """An error message if `value` does not fit `hint` or cannot be used as the argument `name`; otherwise `None`."""
     if not fits(hint, value):
-        return f"{name}={shown(value)}: expected {told(hint)}."
+        return f"{name}={shown(value)}: expected {described(hint)}."
     if hasattr(value, "dtype") and hasattr(value, "ndim") and not readable(value):
         return f"{name}={shown(value)}: expected an array whose values can be read (dense, detached, in memory)."
     if any(map(_beyond, value if isinstance(value, tuple | list) else [value])):
@@ -219,7 +219,7 @@ def refusal(name: str, hint: Any, value: Any) -> str | None:
 
 
 def _beyond(value: Any) -> bool:
-    """Whether a number is one with which nothing can be computed."""
+    """Whether a number is too large, infinite or NaN."""
     if isinstance(value, int):
         return abs(value) > _LARGEST
     return isinstance(value, float | np.floating) and not (math.isfinite(value) and abs(value) < _LARGEST_REAL)

@@ -155,7 +155,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
         """The sites that names and layers select, with `.name`, `.short`, `.layer` and `.axes`, in the order given.
 
         Raises:
-            SiteError, InputError: for a site or layer that this model does not have, or no name.
+            SiteError, InputError: for a site or layer that this model does not have, or if no site is named.
         """
         return self.traced_model.family.find(self.config, checked_names("names", names), layers)
 
@@ -217,13 +217,13 @@ class AudioLens(TracedLens, OtherNames, Portable):
         """Generate one clip per prompt under `interventions`, and record `sites` meanwhile.
 
         Args:
-            prompts: one text per row; a single one is repeated for each seed. `None` is no prompt.
+            prompts: one text per row; a single one is repeated for each seed. `None` means no prompt.
             seconds: length of the clips, including an audio prompt.
             seeds: one seed per row (or one for all): a clip depends on its own seed and not on its batch, and the
                 global random state is unchanged. `None` uses transformers' own sampler and the global random state.
-            guidance_scale: scale of classifier-free guidance; 1 is no guidance, at half the cost.
-            temperature: sampling temperature; 0 is greedy.
-            top_k: sample from the k most likely codes; 0 or `None` is all.
+            guidance_scale: scale of classifier-free guidance; 1 means no guidance, at half the cost.
+            temperature: sampling temperature; 0 means greedy decoding.
+            top_k: sample from the k most likely codes; 0 or `None` means all.
             exact: pad rows (and masked text) to fixed sizes, so that codes are bit-identical in any batch and order.
             sites, layers, heads, branch, span, reduce: what to record in `out.cache`. `span` is (from, to) in seconds;
                 `reduce` is "mean", "last" or "max" over the steps (without the tail), computed without storing them.
@@ -239,14 +239,14 @@ class AudioLens(TracedLens, OtherNames, Portable):
                 codec, of `out.audio`; times of interventions and recordings count from its start.
             prefix: record the conditioning before step 0 too; see `run_with_cache`.
             seed: one seed for every row.
-            max_new_tokens: the length of the clips as transformers counts it, instead of `seconds`: one per step, so
-                clips have that many frames less the tail (3 in the published models). 53 make a second of 50 frames.
+            max_new_tokens: the length of the clips in steps, as in transformers, instead of `seconds`. Clips have that
+                many frames minus the tail (3 steps in the published models): 53 steps make a second of 50 frames.
             melody: not supported yet; only text conditions the clips.
             reading, sampling: what to record, and guidance_scale, temperature and top_k, each as one value.
 
         Raises:
             InputError: (or a subclass) for anything out of range, before the model runs; also if a setting of
-                `model.generation_config` would change the sampling, which the arguments alone decide.
+                `model.generation_config` would change the sampling, which is determined by the arguments alone.
             ActivationOverflow: during the run, if interventions, or the model itself, make logits infinite or NaN.
         """
         refuse_melody(melody)
@@ -311,7 +311,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
             heads: at sites with a head axis (including patterns and results), record and recompute only these heads.
             stop_at_layer: run only the blocks before this one (0 to n_layers; a negative number counts from the end);
                 `layers=None` then records every block that runs. Interventions at later sites are ignored.
-            names_filter: `sites` under TransformerLens's name, or a function of the full name that says what to keep.
+            names_filter: TransformerLens's name for `sites`; also a function of the full name that selects sites.
 
         Returns:
             The logits of that branch, before guidance, "row codebook step vocab", and the recordings. Step s predicts

@@ -1,4 +1,4 @@
-"""The AUC of two groups, once for prompts, directions, probes and sweeps."""
+"""The AUC of two groups of values, for prompts, directions, probes and sweeps."""
 
 import numpy as np
 
@@ -18,7 +18,7 @@ def area(rank_sums: np.ndarray, n_positive: int, n_negative: int) -> np.ndarray:
 def auc(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
     """The probability that a value of `positive` exceeds one of `negative`, along the last axis.
 
-    Ties count half, and so does a NaN against anything. NaN where either group is empty.
+    Ties count half, as do comparisons with a NaN. The result is NaN if either group is empty.
     """
     positive, negative = np.asarray(positive, dtype=float), np.asarray(negative, dtype=float)
     n, m = positive.shape[-1], negative.shape[-1]

@@ -47,7 +47,7 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def each_layers(direction: Any, layers: Sequence[int], width: int, site: str) -> list[Tensor]:
-    """A vector for each layer, of whatever holds them."""
+    """One vector per layer, from `Directions`, a mapping from layer to vector, or an array."""
     if isinstance(direction, Mapping) or hasattr(direction, "layers"):
         absent = [layer for layer in layers if layer not in direction]
         if absent:
@@ -62,7 +62,7 @@ def each_layers(direction: Any, layers: Sequence[int], width: int, site: str) ->
     for vector in vectors:
         if vector.shape != (width,):
             raise InputError(
-                f"direction of shape {tuple(vector.shape)}: expected a vector of {width}, or one for each of the "
-                f"{len(layers)} layers recorded at {site}."
+                f"direction of shape {tuple(vector.shape)}: expected a vector of width {width}, or one for each of "
+                f"the {len(layers)} layers recorded at {site}."
             )
     return vectors

@@ -1,10 +1,10 @@
-"""Every file and folder of a kept sweep and study, damaged in every way: `python benchmarks/damage.py`.
+"""Damage every file and folder of stored sweeps and studies in every way: `python benchmarks/damage.py`.
 
-Folders are copied, and one file or folder of the copy is damaged (`damage_kinds`). Then the folder is read, and the
-same call goes on with it. *Used in silence*: what was read, or what the call ended with, differs from the truth, and
-there was no error. *Dead end*: the call is refused, and what the refusal says to do (`--force`, or to remove what it
-names) does not help either. *Foreign error*: anything but a refusal in one line that names the folder, or nothing for a
-minute. All counts must be 0. A run that was stopped goes on from its log, as long as the code is the same.
+A folder is copied, and one file or folder in the copy is damaged (`damage_kinds`). The copy is then read, and the call
+that made it is repeated to resume it. Faults: *used in silence* (the data read, or the result of the call, differ from
+the original without an error); *dead end* (the call is refused, and following the advice in the error does not help);
+*foreign error* (another exception, or no progress for a minute); *no name* (the error does not name the folder in one
+line). All counts must be 0. A run that was stopped resumes from its log if the code has not changed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-# Before anything imports nnsight, which puts a method on `object` that beartype cannot hash.
+# Must come before anything that imports nnsight, which adds a method to `object` that beartype cannot hash.
 import beartype  # noqa: F401
 import pandas as pd
 import typer
@@ -45,7 +45,7 @@ _TRIES = 4
 
 @dataclass
 class Case:
-    """What became of a damage: how it was read, how the call went on, and what was wrong with either."""
+    """The outcome of one kind of damage: how the read and the repeated call ended, and any faults."""
 
     folder: str
     file: str
@@ -66,7 +66,7 @@ class Case:
 
 @dataclass
 class Found:
-    """What became of the damages."""
+    """The outcomes of all cases."""
 
     cases: list[Case] = field(default_factory=list)
 
@@ -98,7 +98,7 @@ def damaged(
     chosen: Callable[[Damage], bool] = lambda _: True,
     done: Callable[[Case], object] = lambda _: None,
 ) -> Found:
-    """Every damage of a folder that is `chosen`, read and gone on with; each case is handed to `done`."""
+    """Apply every damage for which `chosen` is true, then read and resume the folder; `done` is called per case."""
     found, truth, last = Found(), kept.read(kept.whole)[0], _contents(kept.whole)
     copy = work / "copy"
     for damage in damages(kept.start, kept.other, flips, random.Random(seed)):
@@ -131,7 +131,7 @@ def _read(kept: Kept, copy: Path, truth: Facts, damage: Damage, case: Case) -> N
         case.fault("foreign error", f"read: {error!r}")
     else:
         case.read = "right"
-        # Of a format without hashes nobody can tell what it said.
+        # Changes in a format without hashes cannot be detected.
         if not damage.forged and (not told.items() <= truth.items() or (whole and told != truth)):
             case.fault("used in silence", "read")
 
@@ -160,7 +160,7 @@ def _gone_on(kept: Kept, copy: Path, last: dict[str, bytes], damage: Damage, cas
             return
         else:
             case.call = case.call or "as if nothing had been"
-            # Stages of another study may lie beside a study's own, which follow from none of them.
+            # Stages of another study may be left in the folder: the study's own do not depend on them.
             others = _contents(kept.other)
             now = {name: one for name, one in _contents(copy).items() if name in last or others.get(name) != one}
             unlike = sorted(name for name in {*now, *last} if now.get(name) != last.get(name))
@@ -172,7 +172,7 @@ def _gone_on(kept: Kept, copy: Path, last: dict[str, bytes], damage: Damage, cas
 
 
 def _named(copy: Path, file: str, told: str) -> Path | None:
-    """The damaged file, or a folder around it, that a refusal is about."""
+    """The damaged file, or a folder above it, that an error names."""
     around = [copy / one for one in (Path(file), *Path(file).parents) if one.name]
     return next((one for one in around if f"{one} is " in told and os.path.lexists(one)), None)
 
@@ -184,10 +184,10 @@ def _check_told(error: InputError, copy: Path, case: Case) -> None:
 
 @contextmanager
 def _at_last() -> Iterator[None]:
-    """End what waits for ever."""
+    """Raise a TimeoutError in a block that makes no progress."""
 
     def stop(*_: Any) -> None:
-        raise TimeoutError(f"nothing for {_PATIENCE_SECONDS} s")
+        raise TimeoutError(f"no progress for {_PATIENCE_SECONDS} s")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(_PATIENCE_SECONDS)
@@ -204,7 +204,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 def _logged(log: Path, of: dict[str, Any]) -> dict[str, Case]:
-    """The cases that a log holds, if it is of the same code and numbers; else a log that is begun."""
+    """The cases in a log, if it belongs to the same code and options; otherwise start a new log."""
     lines = log.read_text().splitlines() if log.is_file() else []
     if not lines or json.loads(lines[0]) != of:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -222,16 +222,16 @@ def _tiny(place: Path) -> Path:
 
 
 def main(
-    model: Annotated[str, typer.Option(help="étude or another (default: a tiny one with random weights).")] = "",
-    flips: Annotated[int, typer.Option(help="Bits flipped in each file, beside the first and the last.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the bits.")] = 0,
-    out: Annotated[Path, typer.Option(help="Where the figures are also written, as JSON.")] = Path("runs/damage.json"),
-    log: Annotated[Path, typer.Option(help="Of the cases: a stopped run goes on.")] = Path("runs/damage.jsonl"),
-    every: Annotated[int, typer.Option(help="Of the damages, one in this many.")] = 1,
+    model: Annotated[str, typer.Option(help="A model, such as etude (default: a tiny one with random weights).")] = "",
+    flips: Annotated[int, typer.Option(help="Bits flipped in each file, in addition to the first and last.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the bits to flip.")] = 0,
+    out: Annotated[Path, typer.Option(help="JSON file for the counts and faults.")] = Path("runs/damage.json"),
+    log: Annotated[Path, typer.Option(help="Log of the cases, to resume a stopped run.")] = Path("runs/damage.jsonl"),
+    every: Annotated[int, typer.Option(help="Try only one case in this many.")] = 1,
     only: Annotated[str, typer.Option(help="'sweep' or 'study' (default: both).")] = "",
-    kind: Annotated[str, typer.Option(help="Kinds that hold this (default: all).")] = "",
+    kind: Annotated[str, typer.Option(help="Only kinds of damage that contain this text.")] = "",
 ) -> None:
-    """Damage everything; print what became of it."""
+    """Damage every file and folder, and print the outcomes."""
     warnings.simplefilter("ignore")
     started = time.perf_counter()
     before = _logged(log, {"code": code_hash(), "model": model, "flips": flips, "seed": seed})

@@ -1,4 +1,4 @@
-"""Folders to damage: sweeps and studies as they are kept, finished, unfinished and barely begun, for `damage.py`."""
+"""Folders for `damage.py`: stored sweeps and studies that are finished, unfinished or barely begun."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TINY = Settings(
     strengths={"one-to-all": (0.5,)}, doses=(1.0,), n_random=1, seconds=1.0, shown=1, pairs=2, batch_size=8, n_jobs=0,
 )  # fmt: skip
 FEW_DRAWS = 20
-"""Of a bootstrap: most of a study's time goes into intervals, which are the same bits or not whatever their number."""
+"""The number of bootstrap draws: intervals take most of a study's time, and their number does not matter here."""
 
 Facts = dict[Any, str]
 
@@ -45,12 +45,12 @@ class Kept:
     """A folder to damage.
 
     Attributes:
-        name: what it is called in the counts.
-        start: the folder as it is before the damage.
-        whole: the finished one that the same call must end with.
-        other: a finished folder of another sweep or study, that files are exchanged with.
-        read: what a folder says, item by item, and whether that is all of it.
-        go_on: the call that made it, on another place; with True, with `--force`.
+        name: its name in the counts.
+        start: the folder before the damage.
+        whole: the finished folder with which the repeated call must end.
+        other: a finished folder of another sweep or study, as a source of wrong files.
+        read: returns the contents of a folder by item, and whether they are complete.
+        go_on: repeats the call that made the folder on another folder; with True, with `--force`.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Kept:
 
 
 def sweeps(lens: Any, work: Path) -> list[Kept]:
-    """A sweep at four moments; the other is of another vector."""
+    """A sweep in four states of completion; `other` is a sweep of another vector."""
     width = lens.config.d_model
 
     def play(out: Path, _: bool = False, seed: int = 0) -> None:
@@ -86,7 +86,7 @@ def sweeps(lens: Any, work: Path) -> list[Kept]:
 
 
 def _first_batches(whole: Path, place: Path, batches: int) -> Path:
-    """A sweep as it was when so many of its four batches of four clips were finished."""
+    """A sweep in the state in which `batches` of its four batches of four clips were finished."""
     begun = shutil.copytree(whole, place)
     (begun / "clips.parquet").unlink()
     for path in (*begun.glob("batches/*"), *begun.glob("audio/*")):
@@ -96,7 +96,7 @@ def _first_batches(whole: Path, place: Path, batches: int) -> Path:
 
 
 def read_sweep(folder: Path) -> tuple[Facts, bool]:
-    """All that a sweep's folder says: rows, codes and sound, by clip."""
+    """The contents of a sweep's folder: rows, codes and sound, by clip."""
     found = sweep.load_folder(folder)
     keys = found.table[["condition", "prompt", "seed"]]
     codes = {name: iter(found.codes(name).numpy()) for name in keys["condition"].unique()}
@@ -109,7 +109,7 @@ def read_sweep(folder: Path) -> tuple[Facts, bool]:
 
 
 def studies(lens: Any, work: Path) -> list[Kept]:
-    """A study at three moments; the other is of other prompts. To be made and used `quickly`."""
+    """A study in three states of completion; `other` is a study of other prompts. To be used within `quickly`."""
 
     def run(out: Path, force: bool = False, settings: Settings = TINY) -> None:
         study.run(lens, "tempo", out, settings=settings, progress=False, overwrite=force)
@@ -126,7 +126,7 @@ def studies(lens: Any, work: Path) -> list[Kept]:
 
 
 def _without(whole: Path, place: Path, *stages: str) -> Path:
-    """A study that shows nothing yet, and lacks these stages."""
+    """A copy of a study without its outputs and without these stages."""
     begun = shutil.copytree(whole, place)
     lacking = [entry for stage in stages for entry in begun.glob(f"stages/{stage}-*")]
     for entry in (*lacking, *(entry for entry in begun.iterdir() if entry.name not in ("stages", "study.json"))):
@@ -136,7 +136,7 @@ def _without(whole: Path, place: Path, *stages: str) -> Path:
 
 @contextmanager
 def quickly(lens: Any) -> Iterator[None]:
-    """Without pages, which nothing reads, with few draws, and with what follows from equal values made once."""
+    """Speed up studies: no pages, which are never read, few bootstrap draws, and no computation made twice."""
     draws = resampling._Groups.draws
     changes: list[tuple[Any, str, Any]] = [
         (report, "write", tables_alone),
@@ -148,7 +148,7 @@ def quickly(lens: Any) -> Iterator[None]:
     asked = [(type(lens), "generate"), (type(lens), "decode_codes"), (pipeline, "difference_in_means"), (where, "find"),
              (placement, "place"), (measure, "code_nats"), (measure, "codec_features")]  # fmt: skip
     changes += [(place, name, remembered(getattr(place, name), lens)) for place, name in (*numbers, *asked)]
-    # Neither weights nor packages change meanwhile.
+    # Weights and packages do not change during a run.
     constant = [(metadata, "version"), (stages, "version"), (stages, "content_hash"), (ledger, "content_hash")]
     changes += [(place, name, cache(getattr(place, name))) for place, name in constant]
     before = [(place, name, getattr(place, name)) for place, name, _ in changes]
@@ -162,9 +162,9 @@ def quickly(lens: Any) -> Iterator[None]:
 
 
 def remembered(function: Callable[..., Any], lens: Any) -> Callable[..., Any]:
-    """A function whose results are kept by the whole content of its arguments, and handed out as copies.
+    """Cache a function's results by the full content of its arguments; calls return copies.
 
-    Of a lens, which is the same throughout, only the threads count, which change bits.
+    The lens never changes, so instead of it only the number of threads, which changes bits, is part of the key.
     """
     known: dict[bytes, bytes] = {}
 
@@ -180,7 +180,7 @@ def remembered(function: Callable[..., Any], lens: Any) -> Callable[..., Any]:
 
 
 class _Content(pickle.Pickler):
-    """Equal values are equal bytes: tensors by what they hold, and nothing by where else it stands."""
+    """A pickler that gives equal bytes for equal values: tensors by their hash, no references between objects."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
@@ -199,7 +199,7 @@ def _key(values: Any) -> bytes:
 
 
 def read_study(folder: Path) -> tuple[Facts, bool]:
-    """All that the folder of a finished study says."""
+    """The contents of the folder of a finished study."""
     found = study.load_folder(folder)
     told = {name: _digest(table.to_csv(index=False)) for name, table in writer.tables(found).items()}
     told["clips"] = _digest(found.clips.to_csv(index=False))
@@ -210,7 +210,7 @@ def read_study(folder: Path) -> tuple[Facts, bool]:
 
 
 def tables_alone(found: study.Study, folder: Path, *, command: str = "") -> None:
-    """What a study shows, but for pictures and page."""
+    """Write the outputs of a study except for figures and the page."""
     (folder / "tables").mkdir()
     for name, table in writer.tables(found).items():
         table.to_csv(folder / "tables" / f"{name}.csv", index=False)

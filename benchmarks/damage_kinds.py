@@ -1,8 +1,8 @@
 """Kinds of damage: what `damage.py` does to each file and each folder of a copy.
 
-A file is removed, emptied, cut, has bits flipped, or is exchanged for another file, a folder, a link or a pipe; a
-folder is removed, emptied or exchanged. What carries a hash also loses an entry and is sealed anew, as no accident does
-it: all entries of the first level, and a drawn few of those below, which are alike.
+A file is removed, emptied, cut, has bits flipped, or is replaced by another file, a folder, a link or a pipe; a folder
+is removed, emptied or replaced. In a file with a hash, an entry is also removed and the hash updated to match, which no
+accident would do: every entry at the top level, and a random few of those below, which are alike.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from audiolens.files.integrity import OPEN_SEAL, SEAL, seal, sealed_json
 
 BEFORE = {"audiolens.sweep.2": "audiolens.sweep.1", "audiolens.run.2": "audiolens.run.1",
           "audiolens.study.2": "audiolens.study.1"}  # fmt: skip
-"""Formats that hold hashes, and those before them, which hold none."""
+"""Formats with hashes, and the previous formats without them."""
 FEW_ENTRIES = 4
 _LOCK = ".lock"
 _KEY = re.compile(r"-[0-9a-f]{16}")
@@ -34,14 +34,14 @@ _KEY = re.compile(r"-[0-9a-f]{16}")
 
 @dataclass(frozen=True)
 class Damage:
-    """One damage.
+    """One way to damage a file or folder.
 
     Attributes:
-        file: what is damaged, within the folder.
-        kind: what is done to it, without its place: the rows of the table.
-        where: which byte, bit or entry.
-        change: does it to a copy of the folder.
-        forged: whether it has, or needs, no hash of its own: what is read is then not compared.
+        file: the path of the file or folder within the study or sweep.
+        kind: the kind of damage, a row of the table.
+        where: the byte, bit or entry that is changed.
+        change: a function that damages a copy of the folder.
+        forged: whether the hash was updated or is absent, so that the contents cannot be compared.
     """
 
     file: str
@@ -56,7 +56,7 @@ class Damage:
 
 
 def damages(folder: Path, other: Path, flips: int, rng: random.Random) -> Iterator[Damage]:
-    """Every damage of every file and folder; `other` is a finished folder that files are exchanged with."""
+    """Yield every damage to every file and folder; replacement files come from `other`, a finished folder."""
     entries = sorted(folder.rglob("*"))
     files = [path for path in entries if path.is_file() and path.name != _LOCK]
     named = {_KEY.sub("", str(path.relative_to(other))): path for path in other.rglob("*")}
@@ -89,7 +89,7 @@ def _of_bytes(file: str, content: bytes, flips: int, rng: random.Random) -> Iter
 
 
 def _exchanged(file: str, is_folder: bool) -> Iterator[Damage]:
-    """Something of another kind has the name; what had it is aside, and a link leads there."""
+    """Replace a file or folder by something else of the same name; the original is moved aside as a link's target."""
 
     def other_kind(copy: Path, make: Callable[[Path, Path], object]) -> None:
         aside = copy.with_name(f"{copy.name}-aside")
@@ -117,7 +117,7 @@ def _exchanged(file: str, is_folder: bool) -> Iterator[Damage]:
 
 
 def _forged(file: str, content: bytes, rng: random.Random) -> Iterator[Damage]:
-    """Well-formed, with the right hash or of a format without one, but without an entry or with a wrong one."""
+    """Remove or change an entry of a well-formed file, with a matching hash or in a format without hashes."""
     put = partial(_put, file=file)
     if file.endswith(".parquet") and OPEN_SEAL.split(":")[0].encode() in content:
         told = json.loads(pq.read_metadata(io.BytesIO(content)).metadata[b"audiolens"])
@@ -145,17 +145,17 @@ def _forged(file: str, content: bytes, rng: random.Random) -> Iterator[Damage]:
 
 
 def _lacking(facts: dict[str, Any], rng: random.Random) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Facts without one of their entries, or of the entries of those."""
+    """Yield copies of `facts` that lack one entry at the first or second level, with the name of that entry."""
     for name, value in facts.items():
         yield name, {key: one for key, one in facts.items() if key != name}
-        # A manifest of fewer files is a whole one: hashes do not show who wrote it.
+        # A manifest with fewer files is valid, because hashes do not show who wrote it.
         parts = list(value) if isinstance(value, dict) and facts.get("format") != "audiolens.manifest.1" else []
         for part in rng.sample(parts, min(FEW_ENTRIES, len(parts))):
             yield f"{name}.{part}", {**facts, name: {key: one for key, one in value.items() if key != part}}
 
 
 def _retold(content: bytes, told: Any, without: str | None = None) -> bytes:
-    """A sealed Parquet that says something else of itself."""
+    """A Parquet file with other metadata and a matching hash."""
     table = pq.read_table(io.BytesIO(content))
     if isinstance(told, dict):
         told = {**{key: one for key, one in told.items() if key != without}, "seal": OPEN_SEAL}

@@ -64,9 +64,9 @@ class LagAttention:
 
     @property
     def least_p(self) -> float:
-        """The smallest p that these clips can give, whatever the heads do: one of the ways to deal out their beats.
+        """The smallest p that these clips can give: 1 / the number of ways to assign their beats to the clips.
 
-        Beats that are alike make ways that are alike.
+        Equal beats reduce the number of distinct ways.
         """
         _, alike = np.unique(self.beat_seconds[np.isfinite(self.beat_seconds)], return_counts=True)
         ways = factorial(int(alike.sum())) // prod(factorial(int(count)) for count in alike)

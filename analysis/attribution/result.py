@@ -121,7 +121,7 @@ class AttributionResult:
     def to_frame(self) -> pd.DataFrame:
         """Return one row per site, layer and head: `effect`, `low`, `high` in nats, and `p` over the site's cells.
 
-        Layer -1 means not in a block, and head -1 no heads.
+        Layer -1 means that the site is not in a block, head -1 that it has no heads.
         """
         frames = []
         for site, scores in self.sites.items():

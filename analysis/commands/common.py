@@ -45,16 +45,16 @@ def own_prompts(*paths: str | Path, **options: Any) -> PromptSet:
     from audiolens import prompts
 
     read: Any = prompts.from_file if len(paths) == 1 else prompts.from_files
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", AudioLensWarning)
         sets = read(*paths, **options)
-    for one in told:
+    for one in caught:
         say(f"audiolens: {one.message}", err=True)
     return sets
 
 
 def completed(own: PromptSet, lens: AudioLens, words: tuple[str, str] | None = None) -> PromptSet:
-    """The user's prompts, with the bundled neutral prompts and words for the poles where they have none."""
+    """The user's prompts, completed with bundled neutral prompts and words for the poles if these are missing."""
     from audiolens import prompts
 
     return own.completed(prompts.load("tempo", lens=lens), words)
@@ -132,7 +132,7 @@ def write_result(found: Any, folder: Path, name: str) -> None:
 def shown(found: Any, as_json: bool, columns: Sequence[str], **only: Any) -> None:
     """Print a result's finding and table: as JSON in full, or as text with these columns and the rows that match."""
     if as_json:
-        say(to_json(told(found)))
+        say(to_json(as_facts(found)))
         return
     table = found.to_frame()
     say(repr(found))
@@ -142,7 +142,7 @@ def shown(found: Any, as_json: bool, columns: Sequence[str], **only: Any) -> Non
     print_table([{key: cell(value) for key, value in row.items()} for row in kept.to_dict("records")])
 
 
-def told(found: Any) -> dict[str, Any]:
+def as_facts(found: Any) -> dict[str, Any]:
     """A result's finding and its whole table, as plain values."""
     table = found.to_frame()
     return {"finding": repr(found), "rows": table.astype(object).where(table.notna(), None).to_dict("records")}

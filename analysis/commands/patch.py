@@ -10,13 +10,13 @@ import typer
 from analysis.commands.common import (
     Json,
     Model,
+    as_facts,
     is_prompt_file,
     open_lens,
     prompt_set,
     say,
     shown,
     to_json,
-    told,
     write_result,
 )
 
@@ -92,7 +92,7 @@ def patch(
     asked: dict[str, Any] = {"by": by, "site": site}
     alike = needs_equal_lengths(lens, **asked, seconds=seconds)
     if ear is not None:
-        alike |= needs_equal_lengths(lens, **asked, seconds=ear.seconds, heard=True)
+        alike |= needs_equal_lengths(lens, **asked, seconds=ear.seconds, on_sound=True)
     found = patching.pairs(lens, sets, pairs, seconds=seconds, first_seed=seed, same_length=alike)
     given = lens, found.clean, found.corrupted
     metric = patching.LogLikelihood((0.0, seconds))
@@ -109,7 +109,7 @@ def patch(
             if result.sound is not None:
                 write_result(result.sound, work, "by-ear")
     if as_json:
-        say(to_json({**told(result), "sound": None if result.sound is None else told(result.sound)}))
+        say(to_json({**as_facts(result), "sound": None if result.sound is None else as_facts(result.sound)}))
         return
     shown(result, False, _SHOWN, codebook="total")
     if result.sound is not None:

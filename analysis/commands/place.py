@@ -59,8 +59,8 @@ def place(
         folder.check(out, overwrite=None)
     lens = open_lens(model)
     sets = prompt_set(concept, lens)
-    if told := words_unread(sets, lens):
-        say(f"{told}; the file's own prompt pairs are compared instead.", err=True)
+    if warning := words_unread(sets, lens):
+        say(f"{warning}; the file's own prompt pairs are compared instead.", err=True)
         sets = replace(sets, positive_words=(), negative_words=())
     options: dict[str, Any] = {"strategies": [name.strip() for name in strategies.split(",")], "by": by, "seed": seed}
     found = placement.place(

@@ -60,7 +60,7 @@ def study(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Run the whole experiment: from a concept to the effect of steering along its direction, as a folder with a page.
+    """Run the whole experiment, from a concept to the effect of steering along its direction, and write a results page.
 
     Directions are read at every block and compared. Evidence decides where to add one. The strength is chosen on
     development prompts and tested on test prompts, next to random directions and prompts that ask for the concept.

@@ -194,7 +194,7 @@ def _check_measure(measured: str | None) -> None:
 
 
 def _given(sources: list[str], split: str) -> list[Directions | PromptSet | str]:
-    """Directions and prompts from files, and names of concepts; raises for what can be checked without a model."""
+    """Directions and prompts from files, and names of concepts, as far as they can be checked without a model."""
     from audiolens import Directions
     from audiolens.errors import nearest
     from audiolens.prompts import concepts
@@ -288,8 +288,8 @@ def _tell_lack(labels: Sequence[str], sets: dict[str, PromptSet], measured: str 
         if label not in sets:
             say(f"{label!r}: a file of directions holds no prompts, so the bundled neutral prompts are used and "
                        "nothing is asked for in words; give the file of prompts to have both.", err=True)  # fmt: skip
-        elif told := words_unread(sets[label], lens):
-            say(f"{told}: the clips that ask for the poles in words are uninformative.", err=True)
+        elif warning := words_unread(sets[label], lens):
+            say(f"{warning}: the clips that ask for the poles in words are uninformative.", err=True)
         if measured is None and label not in MEASURED:
             say(f"{label!r} has no known measure, so effects are reported in tempo; --measure sets another.", err=True)
 

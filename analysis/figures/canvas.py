@@ -1,8 +1,8 @@
-"""Where a figure on paper is drawn: in one of its own, or in the place of axes that the caller has.
+"""Draw a matplotlib figure on a new canvas, or into axes given by the caller.
 
-Every result's `.plot` takes `ax` and `caption` (`drawable`), and every drawing asks for its figure here (`canvas`) and
-puts its caption beneath through `captioned`. A figure of one panel is drawn into the axes themselves; one of several
-takes their place in the caller's figure, and leaves of them what they have around it, such as a title.
+Every result's `.plot` takes `ax` and `caption` (`drawable`). Drawing code gets its figure from `canvas` and adds the
+caption below it with `captioned`. A figure with one panel is drawn into the caller's axes; a figure with several panels
+replaces these axes within the caller's figure, and keeps their title.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ _ASKED = ContextVar("_ASKED", default=_ALONE)
 
 
 def drawable(plot: Callable[..., Any]) -> Callable[..., Any]:
-    """A result's `.plot` that also takes the caller's axes, and draws without its caption if asked to.
+    """Add the options `ax` (the caller's axes) and `caption` (whether to draw it) to a result's `.plot`.
 
-    It returns the figure that was drawn in: with `ax` the caller's own.
+    The method returns the figure that it drew into: with `ax`, the caller's figure.
 
     Raises:
-        InputTypeError, InputError: if `ax` is none, or was placed by hand where the figure has several panels.
+        InputTypeError, InputError: if `ax` is not an Axes, or has no subplot position and the figure has several
+            panels.
     """
     signature = inspect.signature(plot)
     further = [
@@ -49,7 +50,7 @@ def drawable(plot: Callable[..., Any]) -> Callable[..., Any]:
     def drawn(self: Any, *args: Any, ax: Any = None, caption: bool = True, **options: Any) -> Any:
         checked_flags(caption=caption)
         if ax is None and caption:
-            # A plot within a plot is drawn where that one is.
+            # A plot called by another plot draws into the same axes.
             return plot(self, *args, **options)
         before = _ASKED.set(_Asked(None if ax is None else _checked(ax), bool(caption)))
         try:
@@ -65,7 +66,7 @@ def drawable(plot: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def canvas(figsize: tuple[float, float], layout: str | None = "constrained") -> Any:
-    """A new figure of this size in inches, or the place of the caller's axes."""
+    """A new figure of the given size in inches, or an adapter that draws into the caller's axes."""
     from matplotlib.figure import Figure
 
     ax = _ASKED.get().ax
@@ -73,7 +74,7 @@ def canvas(figsize: tuple[float, float], layout: str | None = "constrained") -> 
 
 
 def wants_caption() -> bool:
-    """Whether the figure that is being drawn is to have its caption."""
+    """Whether the current figure is drawn with its caption."""
     return _ASKED.get().caption
 
 
@@ -86,7 +87,7 @@ def _checked(ax: Any) -> Axes:
 
 
 class _Inside:
-    """The caller's axes, asked for what a drawing asks of its figure."""
+    """An adapter that gives the caller's axes the methods of a figure that drawing code uses."""
 
     def __init__(self, ax: Axes) -> None:
         self.ax = ax
@@ -94,10 +95,10 @@ class _Inside:
 
     @cached_property
     def place(self) -> Any:
-        """A figure within the figure, in the place of the axes."""
+        """A subfigure of the caller's figure, in the position of the axes."""
         spec = self.ax.get_subplotspec()
         if spec is None:
-            raise InputError("ax was placed by hand, and this figure has several panels: give axes of plt.subplots().")
+            raise InputError("ax has no subplot position, and this figure has several panels: use plt.subplots().")
         self.ax.set_axis_off()
         return self.ax.figure.add_subfigure(spec)
 
@@ -138,21 +139,21 @@ class _Inside:
         if not self.single:
             return self.place.supxlabel(text, **options)
         style = {name: value for name, value in options.items() if name in ("fontsize", "color", "ha")}
-        # Under the labels, however long they are.
+        # Below the tick labels, regardless of their length.
         whole = self.ax.get_tightbbox()
         depth = (self.ax.get_window_extent().y0 - whole.y0) * 72 / self.ax.figure.dpi if whole is not None else 0
         below = {"xycoords": "axes fraction", "xytext": (0, -depth - 4), "textcoords": "offset points", "va": "top"}
         return self.ax.annotate(text, (0, 0), annotation_clip=False, **{**below, **style})
 
     def get_figwidth(self) -> float:
-        """In inches, of the place; texts are wrapped to it."""
+        """The width of the available area in inches, to which texts are wrapped."""
         return max(1.0, self.ax.get_window_extent().width / self.ax.figure.dpi)
 
     def get_figheight(self) -> float:
         return self.ax.get_window_extent().height / self.ax.figure.dpi
 
     def set_figheight(self, height: float) -> None:
-        """The caller's figure has the height that it has."""
+        """Do nothing: the caller's figure keeps its height."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.place, name)

@@ -66,7 +66,7 @@ def heat(
 
 
 def screen_heat(values: np.ndarray, x: Any, y: Any, unit: str, *, signed: bool = True, **options: Any) -> go.Heatmap:
-    """The same for the screen."""
+    """Interactive version (plotly)."""
     top = float(np.nanmax(np.abs(values))) or 1.0
     return go.Heatmap(
         z=values, x=list(x), y=list(y), colorscale=DIVERGING if signed else SEQUENTIAL.capitalize(),

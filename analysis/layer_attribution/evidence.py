@@ -90,7 +90,7 @@ class LayerAttribution:
         return figures.paper(self, normalised)
 
     def figure(self, normalised: bool = False) -> Any:
-        """The same for the screen (plotly figure)."""
+        """Interactive version of `plot` (plotly figure)."""
         checked_flags(normalised=normalised)
         from analysis.layer_attribution import figures
 
@@ -164,7 +164,7 @@ def _evidence(name: str, given: Any, unit: str) -> LayerEvidence:
 
 def _made(name: str, unit: str, table: pd.DataFrame, column: str) -> LayerEvidence:
     if not np.isfinite(pd.to_numeric(table["layer"], errors="coerce")).all():
-        raise InputError(f"{name}: its column 'layer' holds what is no layer number.")
+        raise InputError(f"{name}: its column 'layer' holds values that are not layer numbers.")
     table = table.sort_values("layer")
     layers = tuple(int(layer) for layer in table["layer"])
     if len(set(layers)) < len(layers):

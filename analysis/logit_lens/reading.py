@@ -92,7 +92,7 @@ class LogitLensResult:
         return figures.paper(self)
 
     def figure(self) -> Any:
-        """The same for the screen (plotly figure)."""
+        """Interactive version of `plot` (plotly figure)."""
         from analysis.logit_lens import figures
 
         return figures.screen(self)

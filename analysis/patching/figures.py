@@ -187,7 +187,7 @@ def screen(result: PatchingResult, codebook: int | str = "total") -> go.Figure:
 
 
 def _short(value: float, most: float) -> str:
-    """Format a value with as many decimals as the largest of the grid needs."""
+    """Format a value with as many decimals as the largest value of the grid needs."""
     decimals = 0 if most >= 100 else 1 if most >= 1 else 2 if most >= 0.1 else 3
     text = f"{value:.{decimals}f}"
     return "0" if float(text) == 0 else text.replace("-", "−")

@@ -115,16 +115,16 @@ class Grid:
         seconds: Span | None,
         heads: Sequence[int] | None,
         tokens: tuple[str, ...],
-        heard: bool = False,
+        on_sound: bool = False,
     ) -> Grid:
         """The grid over the first `steps` steps. Later steps cannot change the score and are never patched.
 
-        If `site` is `None`, the default sites of a grid on codes are used, or those of a grid on sound if `heard`.
+        If `site` is `None`, the default sites of a grid on codes are used, or with `on_sound` those of a grid on sound.
 
         Raises:
             InputError: (or a subclass) if the model lacks the site, or `by` cannot divide it.
         """
-        names, found = _sites(lens, site, by, layers, heard)
+        names, found = _sites(lens, site, by, layers, on_sound)
         if by == "component":
             columns = tuple(site.name if site.layer is not None else site.short for site in map(named, names))
         elif by == "head":
@@ -168,23 +168,23 @@ def needs_tokens(lens: AudioLens, hooks: Sequence[str]) -> bool:
 
 
 def needs_equal_lengths(
-    lens: AudioLens, site: str | Sequence[str] | None, by: By, seconds: Real, heard: bool = False
+    lens: AudioLens, site: str | Sequence[str] | None, by: By, seconds: Real, on_sound: bool = False
 ) -> bool:
     """Whether a grid over clips of `seconds` requires pairs whose prompts have equally many tokens.
 
     Raises:
         InputError: (or a subclass) if the model lacks the site, `by` cannot divide it, or the clip is too short.
     """
-    _, found = _sites(lens, site, by, None, heard)
+    _, found = _sites(lens, site, by, None, on_sound)
     timeline = clip_timeline(seconds, lens.config)
-    if by == "seconds" and not heard:
+    if by == "seconds" and not on_sound:
         _windows(WINDOWS, timeline, timeline.steps)
-    shifted = heard and lens.config.has_prefix
+    shifted = on_sound and lens.config.has_prefix
     return shifted or needs_tokens(lens, [place.hook for group in found for place in group])
 
 
 def _sites(
-    lens: AudioLens, site: str | Sequence[str] | None, by: By, layers: int | Sequence[int] | None, heard: bool
+    lens: AudioLens, site: str | Sequence[str] | None, by: By, layers: int | Sequence[int] | None, on_sound: bool
 ) -> tuple[tuple[str, ...], list[list[Site]]]:
     """The names of the sites (given or default) and the sites found, in one list per column of components."""
     checked_by(by)
@@ -193,7 +193,7 @@ def _sites(
             f"by='token': {lens.config.family} has no cross-attention: its text comes before the audio steps, in the "
             "decoder's own sequence. Use by='component' or by='seconds'."
         )
-    asked = _default(by, lens, heard) if site is None else checked_names("site", site)
+    asked = _default(by, lens, on_sound) if site is None else checked_names("site", site)
     names = (asked,) if isinstance(asked, str) else tuple(asked)
     layers = None if layers is None else layers_once(layers)
     groups = [(name,) for name in names] if by == "component" else [names]
@@ -202,8 +202,8 @@ def _sites(
     return names, found
 
 
-def _default(by: By, lens: AudioLens, heard: bool) -> tuple[str, ...]:
-    names = (_SOUND_DEFAULTS if heard else _DEFAULTS)[by]
+def _default(by: By, lens: AudioLens, on_sound: bool) -> tuple[str, ...]:
+    names = (_SOUND_DEFAULTS if on_sound else _DEFAULTS)[by]
     if not lens.config.has_prefix:
         return names
     # In these families the self-attention reads the text.

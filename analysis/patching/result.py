@@ -205,7 +205,7 @@ class PatchingResult:
         return figures.paper(self, codebook)
 
     def figure(self, codebook: int | str = TOTAL) -> Any:
-        """The same for the screen, with a slider over codebooks (plotly figure); `.sound.figure()` shows the sound."""
+        """Interactive version of `plot`, with a slider over codebooks (plotly); `.sound.figure()` shows the sound."""
         from analysis.patching import figures
 
         return figures.screen(self, codebook)

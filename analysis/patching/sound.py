@@ -128,7 +128,7 @@ class Listening:
         # Windows divide the clip: the steps after its last frame only finish the delayed codebooks.
         grid = Grid.of(
             lens, site, by, steps=timeline.frames, timeline=timeline, layers=layers, windows=windows, seconds=seconds,
-            heads=heads, tokens=columns, heard=True,
+            heads=heads, tokens=columns, on_sound=True,
         )  # fmt: skip
         if needs_tokens(lens, grid.hooks):
             refuse_unequal(sizes, f"{' and '.join(grid.sites)} by {by}")

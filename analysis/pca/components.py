@@ -346,7 +346,7 @@ def _shuffles(
 
 
 def _least_p(target: Int[np.ndarray, " row"], dealt: Int[np.ndarray, "shuffle row"]) -> float:
-    """p of completely separated poles: shuffles that split the rows as the labels do have the same silhouette."""
+    """The smallest p, for completely separated poles: shuffles that split the rows like the labels are as extreme."""
     same = [np.array_equal(_by_first_row(one), _by_first_row(target)) for one in dealt]
     return (1 + sum(same)) / (len(dealt) + 1)
 

@@ -75,8 +75,8 @@ def place(
         compute: evidence to compute on the same clips: "probe", "patching", "attribution". Evidence that cannot be
             computed (a probe of one clip, attribution between prompts of unequal length) is left out, and the result
             says why.
-        by: what decides: "alignment" (see `Placement`), or the name of other evidence. In the latter case the
-            candidate block with its largest value is chosen, with the first strategy that has a block.
+        by: the evidence that decides: "alignment" (see `Placement`), or the name of other evidence. In the latter case
+            the candidate block with its largest value is chosen, with the first strategy that has a block.
         n_random: number of random directions of the same lengths at the chosen place: the alignment reached by chance.
         batch_size: rows in one forward pass.
         n_bootstrap, seed: settings of the intervals over prompts; clips are generated from seeds `seed` onwards.

@@ -66,7 +66,7 @@ def paper(placement: Placement) -> Figure:
 
 @literally
 def screen(placement: Placement) -> go.Figure:
-    """The same for the screen."""
+    """Interactive version (plotly)."""
     others = placement.evidence.evidence
     # The legend takes the room of the first title.
     titles = ["", *(one.name for one in others)]

@@ -157,7 +157,7 @@ class Placement:
         return figures.paper(self)
 
     def figure(self) -> Any:
-        """The same for the screen (plotly figure)."""
+        """Interactive version of `plot` (plotly figure)."""
         from analysis.placement import figures
 
         return figures.screen(self)
@@ -220,7 +220,7 @@ def chosen(
 
 
 def _first_as_good(alignment: Float[np.ndarray, " candidate"]) -> int:
-    """The first place as good as the best. Places are ordered with the simplest strategy and lowest block first."""
+    """The first place that counts as equal to the best; the simplest strategy and the lowest block come first."""
     return int(np.flatnonzero(alignment >= _enough(alignment.max()))[0])
 
 

@@ -46,7 +46,7 @@ class Dataset:
 
     Attributes:
         labels: one per row: text or truth values (classes), or numbers (a quantity).
-        prompts: one per row; `None` is no prompt.
+        prompts: one per row; `None` means no prompt.
         codes: the music that the model reads in each row. `None` leaves only the start token, so that the text is the
             only source.
         audio: the sound that the codes were made from, "row sample", for the mel baseline; `None` decodes the codes.
@@ -90,7 +90,7 @@ class Dataset:
     def __repr__(self) -> str:
         sound = "text alone" if self.codes is None else f"{self.codes.shape[-1]} frames"
         groups = len(np.unique(np.asarray(self.groups)))
-        return f"Dataset({self.name}: {len(self)} rows in {groups} groups, {sound}, {told_labels(self.labels)})"
+        return f"Dataset({self.name}: {len(self)} rows in {groups} groups, {sound}, {labels_text(self.labels)})"
 
     @classmethod
     def from_prompts(
@@ -272,7 +272,7 @@ def task_of(labels: np.ndarray) -> Task:
     return "classification" if whole and len(np.unique(labels)) <= _CLASSES else "regression"
 
 
-def told_labels(labels: np.ndarray) -> str:
+def labels_text(labels: np.ndarray) -> str:
     """A short description of labels: how many of each class, or the range of a quantity."""
     if task_of(labels) == "regression":
         return f"{labels.min():.3g} to {labels.max():.3g}"

@@ -28,7 +28,7 @@ def paper(result: ProbeResult) -> Figure:
 
 @literally
 def screen(result: ProbeResult) -> go.Figure:
-    """The same for the screen; hovering shows the numbers."""
+    """Interactive version (plotly); hovering shows the numbers."""
     figure = _heads_on_screen(result) if _is_map(result) else _blocks_on_screen(result)
     return figure.update_layout(
         template="simple_white", title=_title(result), margin={"l": 70, "r": 20, "t": 60, "b": 60}

@@ -4,7 +4,7 @@ The scaler and PCA are fitted on the training side of a split only. Rows are wei
 otherwise a probe of a rare class would always predict the frequent one. Labels are shuffled within the folds, group by
 group, so that every shuffle has the same folds, class counts and rows as the real labels, and its expected score is
 chance. All layers, heads and baselines share folds and shuffles, so that their scores can be compared pairwise, and the
-best score of each shuffle over all of them shows how high chance reaches in such a search.
+best score of each shuffle over all of them shows what chance alone can reach in such a search.
 """
 
 from __future__ import annotations

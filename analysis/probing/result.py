@@ -189,7 +189,7 @@ class ProbeResult:
         return figures.paper(self)
 
     def figure(self) -> Any:
-        """The same for the screen (plotly figure)."""
+        """Interactive version of `plot` (plotly figure)."""
         from analysis.probing import figures
 
         return figures.screen(self)

@@ -76,7 +76,7 @@ class Readings:
         return figures.paper(self)
 
     def figure(self) -> Any:
-        """The same for the screen (plotly figure)."""
+        """Interactive version of `plot` (plotly figure)."""
         from analysis.reading_comparison import figures
 
         return figures.screen(self)

@@ -23,13 +23,13 @@ CAPTION = (
 
 def paper(table: pd.DataFrame, caption: bool = True) -> Figure:
     """A heat map with numbers in its cells; `caption=False` is for a page with its own caption."""
-    values, told, rows, columns = _grid(table)
+    values, texts, rows, columns = _grid(table)
     with styled():
         figure = canvas((2.4 + 1.9 * len(columns), 1.8 + 0.55 * len(rows)))
         axes = figure.add_subplot()
         most = float(np.abs(values[np.isfinite(values)]).max(initial=0.0)) or 1.0
         image = heat(axes, values, x=columns, y=rows, limit=most)
-        for (row, column), text in np.ndenumerate(told):
+        for (row, column), text in np.ndenumerate(texts):
             shade = "white" if abs(values[row, column]) > 0.6 * most else "black"
             axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=shade)
         axes.set_xlabel("measured concept")
@@ -41,10 +41,10 @@ def paper(table: pd.DataFrame, caption: bool = True) -> Figure:
 
 @literally
 def screen(table: pd.DataFrame) -> go.Figure:
-    """The same for the screen (plotly figure)."""
-    values, told, rows, columns = _grid(table)
+    """Interactive version of `paper` (plotly figure)."""
+    values, texts, rows, columns = _grid(table)
     columns = [name.replace("\n", "<br>") for name in columns]
-    cells = screen_heat(values, columns, rows, "change", text=told, texttemplate="%{text}")
+    cells = screen_heat(values, columns, rows, "change", text=texts, texttemplate="%{text}")
     figure = go.Figure(cells)
     figure.update_layout(xaxis_title="measured concept", yaxis_title="steered towards")
     return screen_plain(figure, CAPTION)
@@ -53,17 +53,17 @@ def screen(table: pd.DataFrame) -> go.Figure:
 def _grid(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
     """Effects "steered measured", their texts, and the names of rows and columns."""
     steered = list(dict.fromkeys(table[["concept", "pole", "strength"]].itertuples(index=False, name=None)))
-    heard = list(dict.fromkeys(table[["heard", "measure"]].itertuples(index=False, name=None)))
+    others = list(dict.fromkeys(table[["heard", "measure"]].itertuples(index=False, name=None)))
     cells = {(row["concept"], row["pole"], row["heard"]): row for row in table.to_dict("records")}
-    values = np.full((len(steered), len(heard)), np.nan)
-    told: Any = np.full(values.shape, "", dtype=object)
+    values = np.full((len(steered), len(others)), np.nan)
+    texts: Any = np.full(values.shape, "", dtype=object)
     for i, (concept, pole, _) in enumerate(steered):
-        for j, (other, _) in enumerate(heard):
+        for j, (other, _) in enumerate(others):
             cell = cells[concept, pole, other]
             values[i, j] = cell["effect"]
             if np.isfinite(cell["effect"]):
-                told[i, j] = f"{cell['effect']:+.0%}\n[{cell['low']:+.0%}, {cell['high']:+.0%}]".replace("-", "−")
+                texts[i, j] = f"{cell['effect']:+.0%}\n[{cell['low']:+.0%}, {cell['high']:+.0%}]".replace("-", "−")
     names = [f"{pole} ({concept} {strength:+g})".replace("-", "−") for concept, pole, strength in steered]
     # Short lines, so that neighbouring names do not overlap.
-    words = [f"{name}, measured by\n{name_of(measured)}".replace(" (", "\n(") for name, measured in heard]
-    return values, told, names, words
+    words = [f"{name}, measured by\n{name_of(measured)}".replace(" (", "\n(") for name, measured in others]
+    return values, texts, names, words

@@ -98,13 +98,13 @@ def _places(study: Study) -> list[Drawing]:
     if len(scanned):
         choice = study.choice
         chosen = None if choice.layer is None else {"strategy": choice.strategy, "layer": choice.layer}
-        told = "Place and strength were chosen here" if study.placement is None else "The place was not chosen here"
+        remark = "Place and strength were chosen here" if study.placement is None else "The place was not chosen here"
         listed.append(
             Drawing(
                 "scan",
                 "Where steering works",
                 f"Change of {name_of(study.measure)} on {settings.development} development prompts x "
-                f"{settings.development_seeds} seeds, by block, for both signs. {told}; the results above are from "
+                f"{settings.development_seeds} seeds, by block, for both signs. {remark}; the results above are from "
                 "other prompts. Hollow markers: more than a tenth of the clips failed.",
                 plots.layers(scanned[scanned["strategy"].notna()], study.measure, chosen=chosen),
                 ("scan",),
@@ -117,7 +117,7 @@ def _evidence(study: Study) -> Drawing:
     placed = study.placement
     if placed is not None:
         figure, screen, named = placed.plot(), placed.figure(), ("placement", "layer_attribution")
-        told = (
+        caption = (
             "Alignment decided: the cosine between the direction's effect on the next codes when added there, and the "
             "effect of the concept's words. A black ring marks the chosen place; grey shows what random directions "
             "reach. The other kinds of evidence have their own units. Norm: length of the direction relative to the "
@@ -131,14 +131,14 @@ def _evidence(study: Study) -> Drawing:
         # Each panel already has its name above it.
         figure, named = found.plot(), ("layer_attribution",)
         screen = screens.bare(found.figure()).update_layout(showlegend=False)
-        told = (
+        caption = (
             "Each kind of evidence has its own unit and comes from prompts alone, without steering. Norm: length of "
             "the direction as a share of the residual stream. Separation: held-out AUC of the poles along the "
             "direction. Patching: how much likelier the music of one prompt becomes when activations of its run "
             "replace those of the other's. Bars: 95% intervals over prompts. The kinds measure different things and "
             "may peak at different blocks."
         )
-    return Drawing("layer_attribution", "Every kind of evidence, block by block", told, figure, named, screen)
+    return Drawing("layer_attribution", "Every kind of evidence, block by block", caption, figure, named, screen)
 
 
 def _insides(study: Study) -> list[Drawing]:

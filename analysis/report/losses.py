@@ -16,7 +16,7 @@ _SAME = ("kind", "strategy", "layer", "strength", "pole")
 _EFFECT = ("effect", "low", "high")
 
 
-def beside(lost: pd.DataFrame, response: pd.DataFrame) -> pd.DataFrame:
+def with_effects(lost: pd.DataFrame, response: pd.DataFrame) -> pd.DataFrame:
     """The side effects (`analysis.study.side_effects.table`) with `effect`, `low` and `high` of the same condition.
 
     The drift between two seeds of one prompt without steering has its own row, of kind "another seed". The baseline
@@ -25,18 +25,18 @@ def beside(lost: pd.DataFrame, response: pd.DataFrame) -> pd.DataFrame:
     found = {_key(row): row for row in response.to_dict("records") if row["kind"] in set(lost["kind"])}
     rows: list[dict[Any, Any]] = []
     for row in lost.to_dict("records"):
-        told = {**row, **{name: found[_key(row)][name] for name in _EFFECT}}
+        effect = {**row, **{name: found[_key(row)][name] for name in _EFFECT}}
         if row["kind"] == BASELINE:
-            apart = {**dict.fromkeys(told, np.nan), "kind": ANOTHER, "strategy": None, "pole": None}
-            rows += [{**told, "drift": 0.0}, {**apart, "drift": row["drift"], "clips": row["clips"]}]
+            apart = {**dict.fromkeys(effect, np.nan), "kind": ANOTHER, "strategy": None, "pole": None}
+            rows += [{**effect, "drift": 0.0}, {**apart, "drift": row["drift"], "clips": row["clips"]}]
         else:
-            rows.append(told)
+            rows.append(effect)
     table = pd.DataFrame(rows)
     return table[[*_SAME, *_EFFECT, *(name for name in table.columns if name not in (*_SAME, *_EFFECT))]]
 
 
 def words(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """A row of `beside`, formatted for the page."""
+    """A row of `with_effects`, formatted for the page."""
     if row["kind"] == BASELINE:
         label = "unsteered"
     elif row["kind"] == ANOTHER:
@@ -49,12 +49,12 @@ def words(row: Mapping[Any, Any]) -> dict[str, Any]:
         "effect": "+.0%", "low": "+.0%", "high": "+.0%", "failed": ".0%", "rms_ratio": ".0%", "onsets": ".0f",
         "entropy_ratio": ".0%", "drift": ".3f", "frechet": ".3g",
     }  # fmt: skip
-    told = {name: number(row[name], form, "–") for name, form in forms.items()}
+    shown = {name: number(row[name], form, "–") for name, form in forms.items()}
     if row["kind"] == BASELINE:
         # The reference of all other rows: it has no interval and no distance from itself.
-        told |= {"effect": "0%", "low": "–", "drift": "0", "frechet": "–"}
-    told["interval"] = "–" if told["low"] == "–" else f"{told['low']} to {told['high']}"
-    return {"kind": row["kind"], "label": label, **told}
+        shown |= {"effect": "0%", "low": "–", "drift": "0", "frechet": "–"}
+    shown["interval"] = "–" if shown["low"] == "–" else f"{shown['low']} to {shown['high']}"
+    return {"kind": row["kind"], "label": label, **shown}
 
 
 def _key(row: Mapping[Any, Any]) -> tuple[Any, ...]:

@@ -132,19 +132,19 @@ def _figure(drawing: Drawing, folder: Path) -> dict[str, Any]:
 
 
 def _pairs(study: Study, sounds: Sequence[PageSound]) -> tuple[list[dict[str, Any]], int]:
-    """The sounds in rows of one prompt and seed, each with its spectrogram and measured value.
+    """The sounds in rows that share a prompt and seed, each with its spectrogram and measured value.
 
     Returns as many whole rows as the page has room for, and the number of sounds left out.
     """
     tested = study.clips[study.clips["split"] == "test"].to_dict("records")
-    heard = {(row["condition"], row["prompt"], row["seed"]): row for row in tested}
+    measures = {(row["condition"], row["prompt"], row["seed"]): row for row in tested}
     rows: list[dict[str, Any]] = []
     size = count = 0
     for pair in dict.fromkeys(sound.pair for sound in sounds):
         mine = [sound for sound in sounds if sound.pair == pair]
         clips = []
         for sound in mine:
-            measured = heard[sound.condition, sound.prompt, sound.seed]
+            measured = measures[sound.condition, sound.prompt, sound.seed]
             clips.append(
                 {
                     "label": sound.label.replace(" -", " −"),

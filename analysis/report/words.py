@@ -23,13 +23,13 @@ def place(study: Study) -> str:
     placed = study.placement
     if placed is None:
         return "Place and strength were chosen by steering at every block on development prompts."
-    told = placed.reason
+    reason = placed.reason
     if np.isfinite(placed.at_strength):
-        told += (
+        reason += (
             f" That cosine is for a small step; at strength {placed.strength:.2g}, which without guidance changes the "
             f"next codes about as much as the words do, it is {placed.at_strength:.2f}."
         )
-    return f"{told} Only the strength was chosen by steering, at this place, on development prompts."
+    return f"{reason} Only the strength was chosen by steering, at this place, on development prompts."
 
 
 def strength(study: Study) -> str:

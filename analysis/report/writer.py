@@ -75,12 +75,12 @@ def sounds(study: Study) -> list[PageSound]:
     pairs = list(dict.fromkeys((prompt, seed) for _, prompt, seed in study.sounds))
     found = []
     for (condition, prompt, seed), samples in study.sounds.items():
-        told = labels[condition]
-        rank = float(told["strength"]) if told["kind"] != "prompted" else np.inf
-        if told["kind"] == "prompted":
-            label = f"asked for {told['pole']}"
+        labelled = labels[condition]
+        rank = float(labelled["strength"]) if labelled["kind"] != "prompted" else np.inf
+        if labelled["kind"] == "prompted":
+            label = f"asked for {labelled['pole']}"
         else:
-            label = BASELINE if told["kind"] == BASELINE else f"steered {told['strength']:+g}"
+            label = BASELINE if labelled["kind"] == BASELINE else f"steered {labelled['strength']:+g}"
         pair = pairs.index((prompt, seed))
         found.append((pair, rank, PageSound(pair + 1, condition, prompt, seed, label, samples)))
     return [sound for _, _, sound in sorted(found, key=lambda item: item[:2])]
@@ -98,7 +98,7 @@ def tables(study: Study) -> dict[str, pd.DataFrame]:
         "pca": study.components.summary(),
         "pca_points": study.components.to_frame(),
         "layer_attribution": study.layer_evidence().to_frame(),
-        **({} if study.lost is None else {"lost": losses.beside(study.lost, study.response)}),
+        **({} if study.lost is None else {"lost": losses.with_effects(study.lost, study.response)}),
         **_where_tables(study),
     }
 

@@ -86,7 +86,7 @@ class CosineMap:
         return figures.map_paper(self)
 
     def figure(self) -> Any:
-        """The same for the screen (plotly figure)."""
+        """Interactive version of `plot` (plotly figure)."""
         from analysis.similarity import figures
 
         return figures.map_screen(self)

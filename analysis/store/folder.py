@@ -72,7 +72,7 @@ def check_file(file: str | os.PathLike[str], *, overwrite: bool = False) -> None
 
 
 def check_in_place(folder: Path) -> None:
-    """Raise if no folder at this path can be filled in place, or if it contains links.
+    """Raise if the folder at this path cannot be filled in place, or contains links.
 
     Raises:
         InputError: if it is a file, nothing can be created in it or above it, or as in `atomic.refuse_links`.

@@ -1,4 +1,4 @@
-"""Tables from Parquet files, which may come from anyone: read within bounds, their columns of the kinds expected."""
+"""Read tables from untrusted Parquet files: their size is limited, and the types of their columns are checked."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Kind = Literal["text", "number", "truth"]
 MOST_ROWS = 1_000_000
 MOST_CELLS = 50_000_000
 MOST_BYTES = 2**29
-"""Of a table in memory, as its file says; a small file may promise far more."""
+"""The most bytes of a table in memory, as stated in its file; a small file may claim far more."""
 
 
 def read(path: Path, content: bytes, kinds: Mapping[str, Kind], rows: int | None = None) -> tuple[pd.DataFrame, Any]:
-    """The table in a file's bytes, and what the file says beside it.
+    """The table in the bytes of a Parquet file, and the file's metadata.
 
     Args:
         path: the file, for messages.
-        kinds: columns that the table has, and of what; it may have others.
-        rows: how many it has, where that is known.
+        kinds: the columns that the table must have, with their types; it may have others.
+        rows: the expected number of rows, if known.
 
     Raises:
-        InputError: if it is no Parquet, has other columns or rows, or is too large.
+        InputError: if it is not a Parquet file, lacks these columns or rows, or is too large.
     """
     try:
         facts = pq.read_metadata(io.BytesIO(content))
@@ -37,16 +37,16 @@ def read(path: Path, content: bytes, kinds: Mapping[str, Kind], rows: int | None
         raise _unreadable(path, error) from None
     cells = facts.num_rows * facts.num_columns
     if rows is not None and facts.num_rows != rows:
-        raise InputError(f"{path} cannot be used: it has {facts.num_rows} rows of {rows}.")
+        raise InputError(f"{path} cannot be used: it has {facts.num_rows} rows, expected {rows}.")
     if facts.num_rows > MOST_ROWS or cells > MOST_CELLS or held > MOST_BYTES:
         size = f"{facts.num_rows:,} rows of {facts.num_columns:,} columns, {held:,} bytes"
-        raise InputError(f"{path} cannot be used: {size} are more than any table has.")
+        raise InputError(f"{path} cannot be used: {size} exceed the limits for a table.")
     try:
         table = pq.read_table(io.BytesIO(content)).to_pandas()
         columns = [(name, _kind(table.iloc[:, place])) for place, name in enumerate(table.columns) if name in kinds]
         found = {name: [kind for own, kind in columns if own == name] for name in kinds}
     except Exception as error:
-        # pandas builds what the file's own metadata say, and fails in as many ways.
+        # pandas follows the metadata in the file, and can fail in many ways if they are wrong.
         raise _unreadable(path, error) from None
     for name, kind in kinds.items():
         if found[name] != [kind]:
@@ -65,4 +65,4 @@ def _kind(column: Any) -> str:
 
 def _unreadable(path: Path, error: Exception) -> InputError:
     reason = " ".join(str(error).split())[:120].rstrip(".")
-    return InputError(f"{path} cannot be read: it is no Parquet file: {reason}.")
+    return InputError(f"{path} cannot be read: it is not a Parquet file: {reason}.")

@@ -49,10 +49,10 @@ def load_folder(folder: str | os.PathLike[str]) -> Study:
         InputError: if the folder holds no study, or one that is unfinished, damaged or incomplete.
     """
     place = as_path(folder)
-    told = _summary(place)
+    summary = _summary(place)
     entries = _entries(place)
     try:
-        refuse_other(place / SUMMARY, told, _SHAPE)
+        refuse_other(place / SUMMARY, summary, _SHAPE)
         if _is_sealed(place):
             check_made(place, _object(place / stages.MADE))
         at = {name: place / stages.STAGES / entry for name, entry in entries.items()}
@@ -65,13 +65,13 @@ def load_folder(folder: str | os.PathLike[str]) -> Study:
             tested=_swept(at["dose-response"]),
             scored=side_effects.read(at["lost"]),
         )
-        high, low = told["poles"]
+        high, low = summary["poles"]
         return assembled(
-            parts, told["concept"], (high, low), _settings(told["settings"]), told["model"], told["seconds"]
+            parts, summary["concept"], (high, low), _settings(summary["settings"]), summary["model"], summary["seconds"]
         )
     except stages.DAMAGE as error:
-        told = " ".join(str(error).split())[:200].rstrip(".")
-        raise DamagedError(f"{place}: something its page is made of is gone or damaged ({told}): {_AGAIN}") from None
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise DamagedError(f"{place}: something its page is made of is gone or damaged ({reason}): {_AGAIN}") from None
 
 
 @guarded
@@ -89,8 +89,8 @@ def redraw(folder: str | os.PathLike[str]) -> Study | Several:
     place = as_path(folder)
     if not index.is_ours(place):
         return _redrawn(place)
-    told = _object(place / SUMMARY)
-    names = _names(place / SUMMARY, told.get("concepts"), "studies")
+    facts = _object(place / SUMMARY)
+    names = _names(place / SUMMARY, facts.get("concepts"), "studies")
     index.check(place)
     studies = [inside(place, name) for name in names]
     # Read all summaries before drawing the first page.
@@ -99,12 +99,12 @@ def redraw(folder: str | os.PathLike[str]) -> Study | Several:
         if (studied := summary.get("concept")) != name:
             raise InputError(f"{one} studies {studied!r}, not the concept that it is named after: rename it.")
     found = Several(tuple(_redrawn(one) for one in studies))
-    index.write(found, place, str(told.get("command", "")))
+    index.write(found, place, str(facts.get("command", "")))
     return found
 
 
 def _redrawn(place: Path) -> Study:
-    told = _summary(place)
+    facts = _summary(place)
     begun = _object(place / stages.BEGUN)
     if begun.get("format") != stages.FORMAT:
         raise InputError(
@@ -124,7 +124,7 @@ def _redrawn(place: Path) -> Study:
         used = _entries(place).values()
         kept.keep(place / stages.BEGUN, *(place / stages.STAGES / entry for entry in used))
         remove_unfinished(place)
-        experiment.write(study, place, str(told.get("command", "")), used, kept.check)
+        experiment.write(study, place, str(facts.get("command", "")), used, kept.check)
     return study
 
 
@@ -150,7 +150,7 @@ def _entries(place: Path) -> dict[str, str]:
 
 
 def _names(path: Path, found: Any, what: str) -> list[str]:
-    """The folder names listed in a file, checked to lie inside its own folder."""
+    """The folder names listed in a file, after checking that they are inside its own folder."""
     if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
         raise DamagedError(f"{path} is damaged: it names no {what}.")
     try:
@@ -188,10 +188,10 @@ def _object(path: Path, former: Collection[str | None] = _UNSEALED) -> dict[str,
     return found
 
 
-def _settings(told: dict[str, Any]) -> Settings:
+def _settings(values: dict[str, Any]) -> Settings:
     """The settings in a summary, without fields that this version does not know."""
     known = {entry.name for entry in fields(Settings)}
-    return Settings(**{name: _tuples(value) for name, value in told.items() if name in known})
+    return Settings(**{name: _tuples(value) for name, value in values.items() if name in known})
 
 
 def _tuples(value: Any) -> Any:

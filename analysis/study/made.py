@@ -24,7 +24,7 @@ def made_of(folder: Path, work: Path, used: Iterable[str]) -> bytes:
     entries = {entry.rpartition("-")[0]: entry for entry in sorted(used)}
     marks = {entry: _mark(folder / STAGES / entry) for entry in entries.values()}
     summary = digest((work / SUMMARY).read_bytes())
-    return sealed_json({"stages": entries, "hashes": {SUMMARY: summary, **marks}, "study": _told(folder)})
+    return sealed_json({"stages": entries, "hashes": {SUMMARY: summary, **marks}, "study": _facts(folder)})
 
 
 def check_made(folder: Path, made: Mapping[str, Any]) -> None:
@@ -36,7 +36,7 @@ def check_made(folder: Path, made: Mapping[str, Any]) -> None:
     refuse_other(folder / MADE, made, _SHAPE)
     entries = made["stages"].values()
     refuse_other(folder / MADE, made["hashes"], {name: str for name in (SUMMARY, *entries)})
-    if _told(folder) != made["study"]:
+    if _facts(folder) != made["study"]:
         raise DamagedError(f"{folder / BEGUN} is damaged: it belongs to another study.")
     check_bytes(folder / SUMMARY, made["hashes"][SUMMARY])
     for entry in entries:
@@ -56,6 +56,6 @@ def _mark(place: Path) -> str:
     return digest((place / MANIFEST).read_bytes())
 
 
-def _told(folder: Path) -> dict[str, Any]:
+def _facts(folder: Path) -> dict[str, Any]:
     """The contents of `study.json` without the name by which the model was opened."""
     return {name: value for name, value in read_json(folder / BEGUN).items() if name != "model"}

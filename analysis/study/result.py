@@ -1,4 +1,4 @@
-"""What a study found: its tables, its headline, and what qualifies the headline."""
+"""The result of a study: its tables, its headline, and what qualifies the headline."""
 
 from __future__ import annotations
 
@@ -37,29 +37,29 @@ WORDS: Mapping[str, tuple[str, str]] = {
 @guarded
 @dataclass(frozen=True, eq=False)
 class Study:
-    """What a study found.
+    """The result of a study.
 
     Attributes:
         concept, poles, measure: the concept that was steered, its positive and negative pole, and the measure of it.
         directions: one per block.
         cosines, components: cosine similarity between the blocks' directions, and PCA of the poles' activations.
-        scan: effect of every place and strength tried on development prompts; `stage` is "scan" for those at every
-            block, "strength" for those at the place that the evidence named.
+        scan: effect of every place and strength tried on development prompts; `stage` is "scan" for the scan over all
+            blocks, and "strength" for strengths at the place chosen from the evidence.
         choice, alternatives: the place and strength chosen from `scan`, and the best of each other strategy.
         response: effect of every condition on test prompts: steered, controls, references.
-        outcomes: what the chosen steering did towards either pole.
+        outcomes: the effect of the chosen steering towards either pole.
         monotonicity: of the median measure over strengths.
         cross: effect on the other measures.
         clips: one row per clip generated, of both splits.
         sounds: a few paired clips: (condition, prompt, seed) -> samples.
         seconds: how long each stage took.
-        where, placement: the patching grids, and where the evidence puts the direction (`None` if not computed).
+        where, placement: the patching grids, and the place chosen from the evidence (`None` if not computed).
         lost: the side effects of steering: failed clips, drift, Fréchet distance (`analysis.study.side_effects.table`).
 
     It does not show that the direction *is* the concept (it separates these prompts, and moves this measure), that the
     chosen block is where the concept is computed (steering works wherever later blocks read), or that other music,
     prompts, lengths or models would do the same. The choice was the best of many on development prompts, so only the
-    test numbers count. Unless one of the `outcomes` is `claimable`, the study shows nothing.
+    test results count. Unless one of the `outcomes` is `claimable`, the study shows nothing.
     """
 
     concept: str

@@ -214,9 +214,9 @@ class Settings:
         scanned = sum(by_strategy.values()) * len(self.blocks(n_layers))
         conditions = 1 + 2 * len(set(self.doses)) * strategies + 2 * (self.n_random + self.n_shuffled) + 4
         # These positions come before the first step, so that no clip is generated.
-        heard = self.position not in ("first", "eos")
+        generated = self.position not in ("first", "eos")
         sides = [self.poles] * 2 if sets is None else [len(sets.positive), len(sets.negative)]
-        counts = {"reading directions": sum(min(self.poles, side) for side in sides) * heard}
+        counts = {"reading directions": sum(min(self.poles, side) for side in sides) * generated}
         if self.scans:
             counts["scanning blocks"] = development * (1 + scanned)
         if self.place_by == "evidence":
@@ -267,8 +267,8 @@ class Settings:
         high, low = (sets.words(pole)[0] for pole in sets.poles)
         if text.read_alike(high, low, lens.tokenizer):
             raise InputError(
-                f"{sets.concept!r}: the model reads {high!r} and {low!r} alike because it knows neither, so nothing "
-                "can be asked for in words. Give words that it knows (--words, PromptSet.completed), or name poles so."
+                f"{sets.concept!r}: the model reads {high!r} and {low!r} alike because it knows neither, so no "
+                "prompt can ask for a pole. Give words that it knows (--words, PromptSet.completed)."
             )
         for name in ("poles", "development_seeds", "test_seeds", "most_blocks", "batch_size"):
             least = FEWEST_PROMPTS if name == "poles" else 1

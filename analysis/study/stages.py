@@ -102,7 +102,7 @@ class Stages:
         place = self.folder / STAGES / entry
         found = Stage(name, place, self.seconds, self.held)
         if place.exists() and not place.is_dir():
-            found.discard(DamagedError(f"{place} is no folder"))
+            found.discard(DamagedError(f"{place} is not a folder"))
         return found
 
     def check(self) -> None:
@@ -154,8 +154,8 @@ class Stage:
     def discard(self, error: Exception) -> None:
         """Remove a damaged stage, with a warning that states the damage."""
         assert self.place is not None
-        told = " ".join(str(error).split())[:200].rstrip(".")
-        warnings.warn(DamageWarning(f"{told}: {self.name} is made again."), stacklevel=callers_level())
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        warnings.warn(DamageWarning(f"{reason}: {self.name} is made again."), stacklevel=callers_level())
         if self.held is not None:
             self.held.release(self.place)
         remove(self.place)
@@ -336,7 +336,7 @@ def _refuse_misplaced(folder: Path) -> None:
 
 
 def _has_stages(folder: Path) -> bool:
-    """Whether a folder holds stages of a study, and nothing else among them."""
+    """Whether a folder holds the stages of a study and nothing else."""
     entries = list((folder / STAGES).glob("*")) if (folder / STAGES).is_dir() else []
     return bool(entries) and all(_ENTRY.fullmatch(entry.name) for entry in entries)
 

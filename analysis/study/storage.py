@@ -57,10 +57,12 @@ def read_directions(folder: Path) -> Directions:
     refuse_other(folder / "prompts.json", prompts, [(str, None)])
     values, labels = (kept.get(name, torch.zeros(0)) for name in ("values", "labels"))
     if values.ndim != 3 or labels.dtype != torch.bool or labels.shape != values.shape[1:2]:
-        raise InputError(f"{folder / 'samples.safetensors'} cannot be used: it holds no vector and label a prompt.")
+        raise InputError(
+            f"{folder / 'samples.safetensors'} cannot be used: it does not hold one vector and label per prompt."
+        )
     if values.shape[::2] != found.vectors.shape or len(prompts) != len(labels):
         raise InputError(
-            f"{folder / 'samples.safetensors'} cannot be used: it is not that of the directions beside it."
+            f"{folder / 'samples.safetensors'} cannot be used: it does not belong to the directions next to it."
         )
     return replace(found, samples=Samples(values, labels, found.layers, tuple(prompts)))
 

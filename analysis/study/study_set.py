@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 class Several:
     """Studies of different concepts on one model.
 
-    It does not show that two concepts are the same or independent: a cross-effect may come from music that goes with a
-    concept (fast tunes are busier), and directions with a low cosine similarity may still act on the same thing.
+    It does not show that two concepts are the same or independent: a cross-effect may come from a musical correlation
+    (fast tunes are busier), and directions with a low cosine similarity may still act on the same thing.
     """
 
     studies: tuple[Study, ...]
@@ -45,13 +45,13 @@ class Several:
     def to_frame(self) -> pd.DataFrame:
         """The cross-effects: one row per steered concept, strength, and measured concept.
 
-        Columns: `concept`, `pole`, `strength`, `heard` (the measured concept, another or the same), `measure`, and its
-        `effect` (median of steered / unsteered - 1 at the same seed), `low`, `high` and `failed`.
+        Columns: `concept`, `pole`, `strength`, `heard` (the concept that is measured, which may be the steered one),
+        `measure`, and its `effect` (median of steered / unsteered - 1 at the same seed), `low`, `high` and `failed`.
         """
         rows = []
         measures = dict.fromkeys(one.measure for one in self.studies)
         for one in self.studies:
-            cells: dict[Any, Any] = {(row["measure"], row["strength"]): row for row in _heard(one, measures)}
+            cells: dict[Any, Any] = {(row["measure"], row["strength"]): row for row in _effects_on(one, measures)}
             for outcome in one.outcomes:
                 for other in self.studies:
                     found = cells.get((other.measure, outcome.strength), {})
@@ -73,7 +73,7 @@ class Several:
         return crossing.paper(self.to_frame())
 
     def figure(self) -> Any:
-        """The same for the screen (plotly figure)."""
+        """Interactive version of `plot` (plotly figure)."""
         from analysis.report import crossing
 
         return crossing.screen(self.to_frame())
@@ -151,7 +151,7 @@ def run(
     return result
 
 
-def _heard(one: Study, measures: Iterable[str]) -> list[Any]:
+def _effects_on(one: Study, measures: Iterable[str]) -> list[Any]:
     """The effects of one study's steering on these measures: from its table, or else from its clips."""
     tested = one.clips[one.clips["split"] == "test"]
     # A study made on its own may lack the other concepts' measures in its table.
@@ -163,7 +163,7 @@ def _heard(one: Study, measures: Iterable[str]) -> list[Any]:
 
 
 def _check_index(place: Path, overwrite: bool) -> None:
-    """Refuse links with the names of an index, and (without `overwrite`) an index that is not known to be ours."""
+    """Refuse links in place of the index, and (without `overwrite`) an index that audiolens did not write."""
     from analysis.report import index
 
     index.check(place)

@@ -91,9 +91,9 @@ def conditions(
 
     def add(kind: str, source: Directions, place: Choice, strength: float, **labels: Any) -> None:
         steps = tuple(steer(source, **place.where, strength=strength, branch=branch))
-        told = {"strategy": place.strategy, "layer": place.layer, "strength": strength, **labels}
+        known = {"strategy": place.strategy, "layer": place.layer, "strength": strength, **labels}
         name = " ".join([kind, place.strategy, *(f"{value}" for value in labels.values()), f"{strength:+g}"])
-        listed.append(Condition(name, steps, labels=_labels(kind, **told)))
+        listed.append(Condition(name, steps, labels=_labels(kind, **known)))
 
     for kind, places in (("steered", [choice]), ("alternative", alternatives)):
         for place in places:
@@ -110,8 +110,8 @@ def conditions(
     for pole, other, sign in zip(sets.poles, reversed(sets.poles), (1, -1), strict=True):
         asked = Condition(f"prompted {pole}", ask=_asking(sets, pole), labels=_labels("prompted", pole=pole))
         steps = tuple(steer(directions, **choice.where, strength=sign * choice.strength, branch=branch))
-        told = _labels("opposed", choice.strategy, choice.layer, sign * choice.strength, pole=other)
-        listed += [asked, Condition(f"steered {pole}, asked {other}", steps, _asking(sets, other), told)]
+        known = _labels("opposed", choice.strategy, choice.layer, sign * choice.strength, pole=other)
+        listed += [asked, Condition(f"steered {pole}, asked {other}", steps, _asking(sets, other), known)]
     return listed
 
 

@@ -113,13 +113,13 @@ def read(folder: Path) -> Where:
 
 
 def _arrays(path: Path, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of a grid, of the sizes that its facts make."""
+    """The arrays of a grid, after checking that their sizes match its facts."""
     read_header(path)
     found = load_file(path)
     sizes = (len(facts["clusters"]), len(facts["codebooks"]), len(facts["layers"]), len(facts["columns"]))
-    told = {name: (array.shape, array.dtype.kind) for name, array in found.items()}
-    if told != {"patched": (sizes, "f"), "clean": (sizes[:2], "f"), "corrupted": (sizes[:2], "f")}:
-        raise InputError(f"{path} cannot be used: it is no grid of {sizes} pairs, codebooks, layers, columns.")
+    shapes = {name: (array.shape, array.dtype.kind) for name, array in found.items()}
+    if shapes != {"patched": (sizes, "f"), "clean": (sizes[:2], "f"), "corrupted": (sizes[:2], "f")}:
+        raise InputError(f"{path} cannot be used: it is not a grid of {sizes} pairs, codebooks, layers, columns.")
     return found
 
 

@@ -1,6 +1,6 @@
-"""Store the finished batches of a sweep in its folder, protected by hashes, and the table that they add up to.
+"""Store a sweep's finished batches, and the table of all their rows, in its folder, protected by hashes.
 
-A batch is a Parquet file of its rows, a file of its codes and, if asked for, sound files. The Parquet file is written
+A batch is a Parquet file of its rows, a file of its codes and, if requested, sound files. The Parquet file is written
 last. It identifies the batch and the plan, and holds the hash of every other file of the batch and of its own bytes: a
 file that changed, or belongs to another batch or sweep, is detected when it is read. `ledger` opens the folder.
 """
@@ -35,8 +35,8 @@ from audiolens.model.tokens import callers_level
 TABLE, BATCHES, SOUND = "clips.parquet", "batches", "audio"
 _SEALED = b"audiolens"
 _COLUMNS: Mapping[str, parquet.Kind] = {"condition": "text", "prompt": "text", "seed": "number", "failed": "truth"}
-_TOLD = {"batch?": int, "plan?": (str, None), "threads?": int, "files?": {str: str}}
-"""What a file of rows says of itself."""
+_METADATA = {"batch?": int, "plan?": (str, None), "threads?": int, "files?": {str: str}}
+"""The shape of the metadata in a file of rows."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ class Batches:
         files[_codes_file(batch)] = save({"codes": small(codes)})
         for name, content in files.items():
             put(self.folder / name, content)
-        told = {"batch": batch, "plan": self.plan, "threads": self.threads}
+        facts = {"batch": batch, "plan": self.plan, "threads": self.threads}
         held = {name: digest(content) for name, content in files.items()}
         # Written last: it marks the batch as finished.
-        put(self.folder / _rows_file(batch), _parquet(rows, schema, {**told, "files": held}))
+        put(self.folder / _rows_file(batch), _parquet(rows, schema, {**facts, "files": held}))
         return [self.folder / name for name in (*files, _rows_file(batch))]
 
     def rows(self, batch: int) -> pd.DataFrame:
@@ -105,7 +105,7 @@ class Batches:
         """
         sounds, _, name = file.partition("/")
         if sounds != SOUND or not is_name(name):
-            raise DamagedError(f"{self.folder}: its table names {file!r} as a sound, which is not one of its own.")
+            raise DamagedError(f"{self.folder}: its table lists the sound file {file!r}, which does not belong to it.")
         try:
             batch = int(np.searchsorted(np.cumsum(self.sizes), int(Path(name).stem), side="right"))
         except ValueError as error:
@@ -160,9 +160,10 @@ class Batches:
         """
         lost = sorted(frozenset(range(len(self.sizes))) - self.done)
         if lost:
+            more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
             raise StoppedError(
-                f"{self.folder / _rows_file(lost[0])} is gone, and {len(lost) - 1} more: something removed finished "
-                "batches. Run the same sweep again to restore them."
+                f"{self.folder / _rows_file(lost[0])} is gone{more}: something removed finished batches. Run the same "
+                "sweep again to restore them."
             )
         with suppress(DamagedError):
             self._whole_table()
@@ -171,29 +172,29 @@ class Batches:
         put(self.folder / TABLE, _parquet(rows, schema, {"plan": self.plan}))
 
     def _whole_table(self) -> pd.DataFrame:
-        rows, told = _read(self.folder / TABLE, sealed=self.plan is not None, rows=sum(self.sizes))
-        if self.plan is not None and told.get("plan") != self.plan:
+        rows, facts = _read(self.folder / TABLE, sealed=self.plan is not None, rows=sum(self.sizes))
+        if self.plan is not None and facts.get("plan") != self.plan:
             raise _damaged(self.folder / TABLE, "it belongs to another sweep")
         return rows
 
     def _opened(self, batch: int) -> tuple[pd.DataFrame, dict[str, Any]]:
         path = self.folder / _rows_file(batch)
-        rows, told = _read(path, sealed=self.plan is not None, rows=self.sizes[batch])
-        if self.plan is not None and (told.get("plan"), told.get("batch")) != (self.plan, batch):
+        rows, facts = _read(path, sealed=self.plan is not None, rows=self.sizes[batch])
+        if self.plan is not None and (facts.get("plan"), facts.get("batch")) != (self.plan, batch):
             raise _damaged(path, "it belongs to another batch or sweep")
-        if self.plan is not None and not (are_threads(told.get("threads")) and _are_files(told.get("files"))):
+        if self.plan is not None and not (are_threads(facts.get("threads")) and _are_files(facts.get("files"))):
             raise _damaged(path, "it does not list its files")
-        return rows, told
+        return rows, facts
 
     def _content(self, batch: int, name: str) -> bytes:
         path = self.folder / name
         if self.plan is None:
             return content_of(path)
-        told = self._opened(batch)[1].get("files", {}).get(name)
-        if told is None:
+        expected = self._opened(batch)[1].get("files", {}).get(name)
+        if expected is None:
             raise _damaged(path, "its batch does not list it")
         try:
-            return check_bytes(path, told)
+            return check_bytes(path, expected)
         except DamagedError as error:
             raise DamagedError(f"{error} {_REMEDY}") from None
 
@@ -211,9 +212,9 @@ def plans_of(folder: Path) -> dict[str, int]:
     found: dict[str, int] = {}
     for batch in sorted(finished(folder)):
         with suppress(DamagedError):
-            told = _read(folder / _rows_file(batch), sealed=True)[1]
-            if isinstance(told.get("plan"), str) and are_threads(told.get("threads")):
-                found[told["plan"]] = told["threads"]
+            facts = _read(folder / _rows_file(batch), sealed=True)[1]
+            if isinstance(facts.get("plan"), str) and are_threads(facts.get("threads")):
+                found[facts["plan"]] = facts["threads"]
     return found
 
 
@@ -230,9 +231,9 @@ def _codes_file(batch: int) -> str:
     return f"{BATCHES}/{batch:05d}.safetensors"
 
 
-def _parquet(rows: pd.DataFrame, schema: pa.Schema, told: Mapping[str, Any]) -> bytes:
+def _parquet(rows: pd.DataFrame, schema: pa.Schema, facts: Mapping[str, Any]) -> bytes:
     table = pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
-    own = {_SEALED: json.dumps({**told, "seal": OPEN_SEAL})}
+    own = {_SEALED: json.dumps({**facts, "seal": OPEN_SEAL})}
     buffer = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **own}), buffer)
     return seal(buffer.getvalue().to_pybytes())
@@ -245,13 +246,13 @@ def _read(path: Path, *, sealed: bool, rows: int | None = None) -> tuple[pd.Data
         if sealed:
             check_seal(path, content)
         found, facts = parquet.read(path, content, _COLUMNS, rows)
-        told = json_of(path, facts.get(_SEALED, b"{}").decode())
-        refuse_other(path, told, _TOLD)
+        stated = json_of(path, facts.get(_SEALED, b"{}").decode())
+        refuse_other(path, stated, _METADATA)
     except DamagedError as error:
         raise DamagedError(f"{error} {_REMEDY}") from None
     except (OSError, UnicodeDecodeError, InputError) as error:
         raise _damaged(path, str(error).removeprefix(f"{path} ").rstrip(".")) from None
-    return found, told
+    return found, stated
 
 
 def _are_files(value: object) -> bool:

@@ -101,8 +101,8 @@ class Plan:
         rows = []
         for condition, clip in (row for batch in self.batches for row in batch):
             prompt, seed = self.clips[clip]
-            told = {"condition": condition.name, **condition.labels}
-            rows.append({**told, "prompt": prompt, "asked": condition.asked(prompt), "seed": seed})
+            common = {"condition": condition.name, **condition.labels}
+            rows.append({**common, "prompt": prompt, "asked": condition.asked(prompt), "seed": seed})
         return pd.DataFrame(rows)
 
     def asked(self) -> list[str]:

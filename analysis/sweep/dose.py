@@ -74,7 +74,7 @@ class DoseResponse:
         return in_units(plots.dose_response(self._shown, self.measured, self.poles), self.measured)
 
     def figure(self) -> Any:
-        """The same for the screen (plotly figure)."""
+        """Interactive version of `plot` (plotly figure)."""
         from analysis.figures import screen
         from analysis.sweep.screen import in_units
 
@@ -91,7 +91,7 @@ class DoseResponse:
 
     def __repr__(self) -> str:
         best = self.widest()
-        told = ", ".join(
+        text = ", ".join(
             f"{row.strength:+g}: {change(row.effect, self.measured)} [{change(row.low, self.measured)}, "
             f"{change(row.high, self.measured)}]"
             for row in (best.iloc[0], best.iloc[-1])
@@ -99,7 +99,7 @@ class DoseResponse:
         n_places = len(self.monotonicity)
         of = "" if n_places == 1 else f", the widest of {n_places} places"
         rho = self.monotonicity[at_place(self.monotonicity, place_of(best.iloc[0]))]["rho"].iloc[0]
-        return f"DoseResponse({self.concept} on {self.measured}, {spoken(best.iloc[0])}{of}: {told}; rho {rho:+.2f})"
+        return f"DoseResponse({self.concept} on {self.measured}, {spoken(best.iloc[0])}{of}: {text}; rho {rho:+.2f})"
 
 
 @guarded
@@ -127,7 +127,7 @@ class CrossEffects:
         return plots.cross_effects(self.table)
 
     def figure(self) -> Any:
-        """The same for the screen (plotly figure)."""
+        """Interactive version of `plot` (plotly figure)."""
         from analysis.sweep import screen
 
         return screen.cross_effects(self.table)
@@ -135,8 +135,8 @@ class CrossEffects:
     def __repr__(self) -> str:
         largest = self.table[self.table["strength"] == self.table["strength"].max()]
         moved = largest[(largest["low"] > 0) | (largest["high"] < 0)]
-        told = ", ".join(f"{row.measure} {change(row.effect, row.measure)}" for row in moved.itertuples())
-        return f"CrossEffects({self.concept}, {spoken(self.place)}, {largest['strength'].iloc[0]:+g}: {told or 'none'})"
+        text = ", ".join(f"{row.measure} {change(row.effect, row.measure)}" for row in moved.itertuples())
+        return f"CrossEffects({self.concept}, {spoken(self.place)}, {largest['strength'].iloc[0]:+g}: {text or 'none'})"
 
 
 def dose_response(effects: pd.DataFrame, concept: str, measured: str) -> DoseResponse:
@@ -175,7 +175,7 @@ def dose_response(effects: pd.DataFrame, concept: str, measured: str) -> DoseRes
 
 
 def widest(steered: pd.DataFrame, measured: str, **where: Any) -> pd.DataFrame:
-    """The rows, sorted by strength, of the place with the widest span between signs, without strengths that fail."""
+    """The rows, by strength, of the place with the widest span between signs, without strengths that fail too often."""
     groups = [group for _, group in steered[at_place(steered, where)].groupby(list(PLACE), dropna=False, sort=False)]
     if not groups:
         raise InputError(f"nothing was steered at {where}.")

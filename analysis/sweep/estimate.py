@@ -53,10 +53,10 @@ class Estimate:
         for condition in self.plan.conditions:
             kind = str(condition.labels.get("kind", "condition"))
             kinds[kind] = kinds.get(kind, 0) + 1
-        told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         sizes = [len(batch) for batch in self.plan.batches]
         lines = [
-            f"{len(self.plan)} clips of {self.seconds:g} s: {len(self.plan.conditions)} conditions ({told}) x "
+            f"{len(self.plan)} clips of {self.seconds:g} s: {len(self.plan.conditions)} conditions ({listed}) x "
             f"{len(self.plan.clips)} clips, in {len(sizes)} batches of {min(sizes)} to {max(sizes)}"
         ]
         if self.finished:

@@ -52,7 +52,7 @@ _SETTINGS = ("seconds", "guidance_scale", "temperature", "top_k", "batch_size")
 @guarded
 @named_once
 def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) -> Estimate:
-    """Estimate what `run` with these arguments would do and take, without writing anything.
+    """Estimate what `run` with these arguments would do and how long it would take, without writing anything.
 
     With `timed`, one short batch measures this machine's speed.
 

@@ -90,8 +90,8 @@ def conditions(
 ) -> list[Condition]:
     """All conditions of a sweep, the baseline first.
 
-    Strength 0 is the baseline. Controls are added like the direction, at the same places and strengths. Concepts with
-    a prompt set are also asked for in the poles' words.
+    Strength 0 is the baseline. Controls are added like the direction, at the same places and strengths. For concepts
+    with a prompt set, clips with prompts that ask for the poles in words are added.
 
     Raises:
         InputError: (or a subclass) for a strategy, layer or band that does not fit the directions.
@@ -114,8 +114,8 @@ def conditions(
         if words is None:
             continue
         for pole in words.poles:
-            told = _labels(kind="prompted", concept=concept, pole=pole)
-            found.append(Condition(f"prompted {concept} {pole}", ask=_asking(words, pole), labels=told))
+            values = _labels(kind="prompted", concept=concept, pole=pole)
+            found.append(Condition(f"prompted {concept} {pole}", ask=_asking(words, pole), labels=values))
     return found
 
 
@@ -130,10 +130,10 @@ def _steered(
     **further: Any,
 ) -> Condition:
     steps = steer(source, strength=strength, unit=factors.unit, **where)
-    told = _labels(kind=kind, strength=strength, **place, **further)
-    name = " ".join(str(value) for key, value in told.items() if value is not None and key != "strength")
+    values = _labels(kind=kind, strength=strength, **place, **further)
+    name = " ".join(str(value) for key, value in values.items() if value is not None and key != "strength")
     ask = None if words is None else _asking(words, further["pole"])
-    return Condition(f"{name} {strength:+.12g}", tuple(steps), ask, told)
+    return Condition(f"{name} {strength:+.12g}", tuple(steps), ask, values)
 
 
 def _places(concept: str, directions: Directions, factors: Factors) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -157,8 +157,8 @@ def _places(concept: str, directions: Directions, factors: Factors) -> Iterator[
                 yield {"concept": concept, **where, **label}, {**where, "band": band}
 
 
-def _labels(**told: Any) -> dict[str, Any]:
-    return {name: told.get(name) for name in LABELS}
+def _labels(**values: Any) -> dict[str, Any]:
+    return {name: values.get(name) for name in LABELS}
 
 
 def _asking(words: PromptSet, pole: str) -> Any:
@@ -193,5 +193,5 @@ def spoken(place: Any) -> str:
     strategy, layer, branch = place["strategy"], place["layer"], place["branch"]
     where = "" if layer is None or layer != layer else f" {int(layer)}"
     band = place["band"]
-    told = f" on {band}" if isinstance(band, str) else ""
-    return f"{strategy}{where}{told}{'' if branch == 'both' else f' ({branch})'}"
+    suffix = f" on {band}" if isinstance(band, str) else ""
+    return f"{strategy}{where}{suffix}{'' if branch == 'both' else f' ({branch})'}"

@@ -58,7 +58,7 @@ _SHAPE = {
     "rows": int,
     "batches": [int],
 }
-"""Of the plan of a sweep."""
+"""The shape of a plan as JSON."""
 
 
 class AnotherSweepError(InputError):
@@ -118,7 +118,7 @@ class Ledger:
 
 
 @contextmanager
-def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.DataFrame, heard: Sequence[str],
+def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.DataFrame, measured: Sequence[str],
            need: int = 0) -> Iterator[Ledger]:  # fmt: skip
     """Open a new or existing folder to write batches into; no other process can open it until the block ends.
 
@@ -128,7 +128,7 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
         folder: a new or empty folder, or one with a sweep of the same `facts`.
         facts: what is swept, from `facts_of`.
         labels: the labels of all rows: the first columns of the table.
-        heard: the names of the other columns.
+        measured: the names of the other columns.
         need: approximate bytes for all batches; refused at the start if the disk has less.
 
     Raises:
@@ -147,7 +147,7 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
         begun = refuse_begun(place, facts)
         for here in (place, place / BATCHES, place / SOUND):
             remove_unfinished(here)
-        schema = _schema(labels, heard)
+        schema = _schema(labels, measured)
         there = batches_of(place, begun or facts)
         there.drop_damaged()
         missing = need * (1 - len(there.done) / max(1, len(facts["batches"])))
@@ -204,11 +204,13 @@ def refuse_begun(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] | Non
         return None
     reason = difference(begun, facts)
     if reason is None and plan_hash(begun) != plan_hash(facts):
-        reason = "its plan says more or less than this one's"
+        reason = "its plan has other entries than this one"
     if reason is None:
         if plans and plan_hash(facts) not in plans:
-            raise AnotherSweepError(f"{folder / PLAN} is this sweep's, but {folder / BATCHES} is another's: remove it, "
-                                    "and its batches are made again, or choose another folder.")  # fmt: skip
+            raise AnotherSweepError(
+                f"{folder / PLAN} is from this sweep, but {folder / BATCHES} is from another: remove it, and its "
+                "batches are made again, or choose another folder."
+            )
         if plans and begun["model"]["threads"] != plans[plan_hash(facts)]:
             return _replanned(facts, plans, f"{folder / PLAN} gives another number of threads than its batches")
         return begun if made or (folder / TABLE).exists() else None
@@ -341,7 +343,7 @@ def _begun(folder: Path) -> dict[str, Any] | None:
         _refuse_foreign(path)
         raise
     if not str(found.get("format", "")).startswith("audiolens.sweep."):
-        # It has a hash of ours.
+        # The hash is one that audiolens writes, so the file is damaged rather than foreign.
         raise DamagedError(f"{path} is damaged: it is not the plan of a sweep.")
     if found["format"] in (FORMAT, UNSEALED):
         try:
@@ -353,10 +355,10 @@ def _begun(folder: Path) -> dict[str, Any] | None:
 
 
 def _refuse_sizes(path: Path, facts: Mapping[str, Any]) -> None:
-    """Refuse batches of other rows than the whole has, or of more than any sweep."""
+    """Refuse a plan whose batch sizes do not add up to its rows, or whose threads or sample rate are out of range."""
     sizes = facts["batches"]
     if min(sizes, default=1) < 1 or sum(sizes) != facts["rows"] or facts["rows"] > MOST:
-        raise InputError(f"{path} cannot be used: {len(sizes)} batches do not make {facts['rows']} rows.")
+        raise InputError(f"{path} cannot be used: {len(sizes)} batches do not add up to {facts['rows']} rows.")
     if not are_threads(facts["model"]["threads"]):
         raise InputError(f"{path} cannot be used: it was begun with {facts['model']['threads']} threads.")
     if not RATES_HZ[0] <= facts["sample_rate"] <= RATES_HZ[1]:
@@ -364,7 +366,7 @@ def _refuse_sizes(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Raise for a readable file that never had a hash: it is not damaged, but another program's."""
+    """Refuse a readable file that never had a hash: it is not damaged, but was written by another program."""
     try:
         found = bounded.read_json(path)
     except InputError:
@@ -391,7 +393,7 @@ def check(folder: Path) -> None:
         return
     # Left by a process that was killed before it wrote its plan.
     own = {BATCHES, LOCK}
-    # Or its plan is gone: batches say whose they are, and without them no sound is there.
+    # If the plan is missing, the batches still identify the sweep; there are no sound files without batches.
     if finished(folder):
         own |= {TABLE, SOUND}
     elif not made:
@@ -400,11 +402,11 @@ def check(folder: Path) -> None:
         raise AnotherSweepError(f"{folder} exists and holds something other than a sweep: choose another folder.")
 
 
-def _schema(labels: pd.DataFrame, heard: Sequence[str]) -> pa.Schema:
+def _schema(labels: pd.DataFrame, measured: Sequence[str]) -> pa.Schema:
     """The types of the whole table, so that every batch has the same ones regardless of its content."""
     types: dict[str, pa.DataType] = {"onsets": pa.int64(), "failed": pa.bool_(), "file": pa.string()}
     try:
         known = pa.Schema.from_pandas(labels, preserve_index=False)
     except (pa.ArrowException, TypeError) as error:
         raise InputError(f"a condition's labels do not fit in a table: {error}. Use numbers and strings.") from None
-    return pa.schema([*known, *((name, types.get(name, pa.float64())) for name in heard)])
+    return pa.schema([*known, *((name, types.get(name, pa.float64())) for name in measured)])

@@ -31,16 +31,20 @@ def difference(begun: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None
     for one, other, words in ((there, here, "has a condition that this one lacks"), (here, there, "lacks a condition")):
         missing = [name for name in one if name not in other]
         if missing:
-            return f"it {words}: {missing[0]!r}, and {len(missing) - 1} more"
+            return f"it {words}: {_first(missing)}"
     changed = [name for name in there if there[name] != here[name]]
     if changed:
-        return f"its condition {changed[0]!r} adds other vectors, and {len(changed) - 1} more"
+        return f"it adds other vectors in condition {_first(changed)}"
     if list(there) != list(here):
         return "its conditions are in another order"
     for name in ("clips", "asked", "batches"):
         if begun.get(name) != facts.get(name):
             return f"its {name} differ"
     return None
+
+
+def _first(names: list[str]) -> str:
+    return repr(names[0]) + (f", and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _short(value: Any) -> str:

@@ -89,11 +89,11 @@ def heard_batches(
 
     def first() -> Iterator[tuple[int, Heard]]:
         number, future, further = waiting.pop(0)
-        heard = future.result()
+        measured = future.result()
         if number < n_baselines:
-            baselines.update({clip: (heard, place) for place, (_, clip) in enumerate(plan.batches[number])})
+            baselines.update({clip: (measured, place) for place, (_, clip) in enumerate(plan.batches[number])})
         if number not in finished:
-            yield number, replace(heard, frame=pd.concat([heard.frame, further], axis=1))
+            yield number, replace(measured, frame=pd.concat([measured.frame, further], axis=1))
 
     try:
         for number in todo:
@@ -132,10 +132,10 @@ def clips_per_second(lens: AudioLens, prompt: str, seconds: float, batch_size: i
     made = lens.generate([prompt] * batch_size, seconds=short, seeds=list(range(batch_size)), decode=False)
     generating = (time.perf_counter() - started) * seconds / short
     started = time.perf_counter()
-    heard = made.codes[:4].split(1)
-    for clip in heard:
+    rows = made.codes[:4].split(1)
+    for clip in rows:
         lens.decode_codes(clip)
-    listening = (time.perf_counter() - started) * seconds / short * batch_size / len(heard)
+    listening = (time.perf_counter() - started) * seconds / short * batch_size / len(rows)
     # Workers measure while the next batch is generated.
     return batch_size / max(generating, listening)
 
@@ -155,8 +155,8 @@ def _reference(batch: Sequence[tuple[Condition, int]], baselines: Mapping[int, t
     """The baseline clip of each row of a batch."""
     pairs = [baselines[clip] for _, clip in batch]
     return Heard(
-        codes=np.stack([heard.codes[place] for heard, place in pairs]),
-        audio=np.stack([heard.audio[place] for heard, place in pairs]),
+        codes=np.stack([source.codes[place] for source, place in pairs]),
+        audio=np.stack([source.audio[place] for source, place in pairs]),
         frame=pd.DataFrame(),
         sample_rate=pairs[0][0].sample_rate,
     )

@@ -62,20 +62,20 @@ def effects(table: pd.DataFrame, measured: str, n_bootstrap: int = 1000, further
     own = table[table["condition"] == BASELINE].set_index(KEYS)
     columns = [measured, *(["nats"] if "nats" in further else [])]
     pairs = own[columns].reindex(pd.MultiIndex.from_frame(table[KEYS])).to_numpy(dtype=float)
-    heard = {*measure.MEASURES, *LOST, *further, "asked", "file", *KEYS}
-    labels = [column for column in table.columns if column not in heard]
+    numbers = {*measure.MEASURES, *LOST, *further, "asked", "file", *KEYS}
+    labels = [column for column in table.columns if column not in numbers]
     rows = []
     for places in table.groupby("condition", sort=False).indices.values():
         group, before = table.iloc[places], pairs[places]
-        told = group[labels].iloc[0].to_dict()
+        common = group[labels].iloc[0].to_dict()
         sound = group.loc[~group["failed"], measured]
         lost = {name: float(group[name].median()) for name in further}
         if "nats" in lost:
             lost["drift"] = float(np.mean(np.abs(group["nats"].to_numpy() - before[:, 1])))
-        draws = 0 if told.get("kind") in CONTROLS else n_bootstrap
+        draws = 0 if common.get("kind") in CONTROLS else n_bootstrap
         rows.append(
             {
-                **told,
+                **common,
                 "median": float(sound.median()) if sound.notna().any() else float("nan"),
                 **_effect(group, measured, before[:, 0], draws),
                 **lost,

@@ -184,7 +184,7 @@ class SweepResult:
         return plots.strengths(self.effects(name), name)
 
     def figure(self, measured: str | None = None) -> Any:
-        """The same for the screen (plotly figure)."""
+        """Interactive version of `plot` (plotly figure)."""
         from analysis.figures import screen
 
         if len(self.concepts) == 1:

@@ -35,11 +35,14 @@ def check_sound(sound: Any, out: Any) -> None:
 
 
 def in_memory(
-    heard: Iterator[tuple[int, Heard]], todo: Plan, keep_audio: Callable[[Condition, PromptSeed], bool] | None, bar: Any
+    measured: Iterator[tuple[int, Heard]],
+    todo: Plan,
+    keep_audio: Callable[[Condition, PromptSeed], bool] | None,
+    bar: Any,
 ) -> tuple[pd.DataFrame, np.ndarray, dict[int, np.ndarray]]:
     """Return the table, the codes and the kept sound by row number, once everything is measured."""
     frames, codes, audio = [], [], {}
-    for number, batch in heard:
+    for number, batch in measured:
         for place, (condition, clip) in enumerate(todo.batches[number]):
             if keep_audio is not None and keep_audio(condition, todo.clips[clip]):
                 audio[todo.starts[number] + place] = batch.audio[place]
@@ -52,7 +55,7 @@ def in_memory(
 
 def into_folder(
     kept: ledgers.Ledger,
-    heard: Iterator[tuple[int, Heard]],
+    measured: Iterator[tuple[int, Heard]],
     todo: Plan,
     sound: SoundFormat | None,
     keep_audio: Callable[[Condition, PromptSeed], bool] | None,
@@ -60,7 +63,7 @@ def into_folder(
 ) -> None:
     """Write each batch once it is measured, with its sound if requested."""
     labels = todo.labels
-    for number, batch in heard:
+    for number, batch in measured:
         start = todo.starts[number]
         rows = labels.iloc[start : start + len(batch.frame)].reset_index(drop=True)
         rows = pd.concat([rows, batch.frame], axis=1)
@@ -103,8 +106,8 @@ def size_of(lens: AudioLens, todo: Plan, seconds: float, sound: SoundFormat | No
     codes = config.n_codebooks * seconds * config.frame_rate * 2
     samples = config.sample_rate * seconds * config.channels * 2
     # FLAC compresses music to about 0.6 of its size.
-    heard = {None: 0.0, "wav": 1.0, "flac": 0.6}[sound] * samples
-    return round(len(todo) * (codes + heard + 2 * _BYTES_PER_ROW))
+    sound_bytes = {None: 0.0, "wav": 1.0, "flac": 0.6}[sound] * samples
+    return round(len(todo) * (codes + sound_bytes + 2 * _BYTES_PER_ROW))
 
 
 def _file(audio: np.ndarray, sample_rate: int, sound: SoundFormat) -> bytes:

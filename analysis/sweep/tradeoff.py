@@ -59,7 +59,7 @@ class LayerMap:
         return plots.layer_map(self)
 
     def figure(self) -> Any:
-        """The same for the screen (plotly figure)."""
+        """Interactive version of `plot` (plotly figure)."""
         from analysis.sweep import screen
 
         return screen.layer_map(self)
@@ -68,12 +68,12 @@ class LayerMap:
         sound = np.where(self.failed <= MOST_FAILED, self.effect, np.nan)
         if not np.isfinite(sound).any():
             return f"LayerMap({self.concept}, {self.strategy}: no cell with few enough failed clips)"
-        told = []
+        extremes = []
         for place in (np.nanargmin(sound), np.nanargmax(sound)):
             layer, strength = np.unravel_index(place, sound.shape)
-            told.append(f"{change(float(sound[layer, strength]), self.measured)} at layer {self.layers[layer]}, "
+            extremes.append(f"{change(float(sound[layer, strength]), self.measured)} at layer {self.layers[layer]}, "
                         f"strength {self.strengths[strength]:+g}")  # fmt: skip
-        return f"LayerMap({self.concept} on {self.measured}, {self.strategy}: from {told[0]}, to {told[1]})"
+        return f"LayerMap({self.concept} on {self.measured}, {self.strategy}: from {extremes[0]}, to {extremes[1]})"
 
 
 @guarded
@@ -105,19 +105,19 @@ class Limits:
         return plots.limits(self)
 
     def figure(self) -> Any:
-        """The same for the screen (plotly figure)."""
+        """Interactive version of `plot` (plotly figure)."""
         from analysis.sweep import screen
 
         return screen.limits(self)
 
     def __repr__(self) -> str:
-        told = []
+        described = []
         for sign in (-1, 1):
             mine = self.table[self.table["sign"] == sign]
             if len(mine):
                 best = mine.iloc[int(np.nanargmax(np.nan_to_num(sign * mine["effect"].to_numpy(), nan=-np.inf)))]
-                told.append(f"{best['strength']:+g} at {spoken(best)} ({change(best['effect'], self.measured)})")
-        return f"Limits({self.concept}, {self.loss} at most {self.bound:g}: best {' and '.join(told)})"
+                described.append(f"{best['strength']:+g} at {spoken(best)} ({change(best['effect'], self.measured)})")
+        return f"Limits({self.concept}, {self.loss} at most {self.bound:g}: best {' and '.join(described)})"
 
 
 @guarded
@@ -146,15 +146,17 @@ class Strategies:
         return plots.strategies(self)
 
     def figure(self) -> Any:
-        """The same for the screen (plotly figure)."""
+        """Interactive version of `plot` (plotly figure)."""
         from analysis.sweep import screen
 
         return screen.strategies(self)
 
     def __repr__(self) -> str:
-        told = [f"{spoken(row)} at {row['strength']:+g} {change(row['effect'], self.measured)}"
+        described = [f"{spoken(row)} at {row['strength']:+g} {change(row['effect'], self.measured)}"
                 for _, row in self.table.iterrows()]  # fmt: skip
-        return f"Strategies({self.concept} on {self.measured}, {self.loss} at most {self.bound:g}: {'; '.join(told)})"
+        return (
+            f"Strategies({self.concept} on {self.measured}, {self.loss} at most {self.bound:g}: {'; '.join(described)})"
+        )
 
 
 @guarded
@@ -184,7 +186,7 @@ class Front:
         return plots.front(self)
 
     def figure(self) -> Any:
-        """The same for the screen (plotly figure)."""
+        """Interactive version of `plot` (plotly figure)."""
         from analysis.sweep import screen
 
         return screen.front(self)
@@ -192,8 +194,8 @@ class Front:
     def __repr__(self) -> str:
         best = self.table[self.table["best"]]
         ends = [mine.sort_values("gain").iloc[-1] for _, mine in best.groupby("sign")]
-        told = ", ".join(f"{change(row['effect'], self.measured)} at {self.loss} {row[self.loss]:.2g}" for row in ends)
-        return f"Front({self.concept} on {self.measured}: {len(best)} of {len(self.table)} conditions; furthest {told})"
+        far = ", ".join(f"{change(row['effect'], self.measured)} at {self.loss} {row[self.loss]:.2g}" for row in ends)
+        return f"Front({self.concept} on {self.measured}: {len(best)} of {len(self.table)} conditions; furthest {far})"
 
 
 @guarded
@@ -233,10 +235,10 @@ def limits(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "failed")
     for group in _rising(steered):
         within = _within(group, bound, loss)
         found = group[within].iloc[-1] if within.any() else group.iloc[0]
-        told = {name: found[name] if within.any() else float("nan") for name in ("effect", "low", "high", loss)}
+        chosen = {name: found[name] if within.any() else float("nan") for name in ("effect", "low", "high", loss)}
         strength = float(found["strength"]) if within.any() else 0.0
         sign = int(np.sign(group["strength"].iloc[0]))
-        rows.append({**place_of(found), "sign": sign, "strength": strength, **told, "open": bool(within.all())})
+        rows.append({**place_of(found), "sign": sign, "strength": strength, **chosen, "open": bool(within.all())})
     return Limits(dose.concept, dose.measured, loss, bound, pd.DataFrame(rows))
 
 
@@ -254,12 +256,12 @@ def strategies(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "fail
         reached = sound.loc[sound.index.intersection(group.index)].dropna(subset="effect")
         if len(reached):
             best = reached.loc[(sign * reached["effect"]).idxmax()]
-            told = {**place_of(best), **{name: best[name] for name in ("strength", "effect", "low", "high", loss)}}
+            chosen = {**place_of(best), **{name: best[name] for name in ("strength", "effect", "low", "high", loss)}}
         else:
             nothing = dict.fromkeys(("layer", "effect", "low", "high", loss), float("nan"))
-            told = {**place_of(group.iloc[0]), "strength": 0.0, **nothing}
+            chosen = {**place_of(group.iloc[0]), "strength": 0.0, **nothing}
         candidates = len(group[list(PLACE)].drop_duplicates())
-        rows.append({**told, "strategy": strategy, "branch": branch, "sign": int(sign), "candidates": candidates})
+        rows.append({**chosen, "strategy": strategy, "branch": branch, "sign": int(sign), "candidates": candidates})
     return Strategies(dose.concept, dose.measured, loss, bound, pd.DataFrame(rows))
 
 

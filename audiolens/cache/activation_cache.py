@@ -161,9 +161,9 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         return torch.stack([self[site, layer] for layer in layers])
 
     def stack_activation(self, site: str, layer: int | None = None) -> Float[Tensor, "layer ..."]:
-        """A site of every block below `layer`, under TransformerLens's name; `stack` takes the blocks recorded.
+        """A site at every block below `layer`, under TransformerLens's name; `stack` returns the recorded blocks.
 
-        `None` (or -1, or the number of blocks) is the whole model.
+        `None` (or -1, or the number of blocks) means the whole model.
 
         Raises:
             SiteError: if it was not recorded in one of these blocks.
@@ -322,7 +322,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         return logit_lens(self, None if lens is None else lens.traced_model, site, layers)
 
     def to_frame(self) -> Any:
-        """The length of every recorded vector, a line each (pandas).
+        """A table with one line per recorded vector, giving its length (pandas).
 
         Columns: `name`, `site` (its short form), `layer` (missing outside the blocks), the axes before the last
         ("branch", "row", "step", "head", ...), `prompt`, `seconds` of a step, and `norm`, the length along the last

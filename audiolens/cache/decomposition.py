@@ -32,7 +32,7 @@ _PARTS = {"attn_out": "resid_mid", "cross_attn_out": "resid_cross", "mlp_out": N
 
 @dataclass(frozen=True)
 class Stream:
-    """The terms of a model's residual stream: `n_layers` blocks, each of which adds `parts` in this order."""
+    """The terms of a model's residual stream: `n_layers` blocks, each of which adds its `parts` in order."""
 
     n_layers: int
     parts: tuple[str, ...]
@@ -56,8 +56,8 @@ class Stream:
 class Readout:
     """The map from the residual stream to logits: the final norm, then one head "d_model vocab" per codebook.
 
-    It holds only these tensors of the model, without copying them, so a cache with a readout keeps no module alive; it
-    knows its `model` only as long as something else holds that.
+    It holds only these tensors of the model, without copying them, so a cache with a readout keeps no module alive.
+    `model` is a weak reference, which is lost once nothing else refers to the model.
     """
 
     weight: Float[Tensor, " d_model"]
@@ -73,11 +73,11 @@ class Readout:
         return cls(norm.weight.detach(), norm.bias.detach(), norm.eps, heads, weakref.ref(traced.model))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the model, which stays where it is."""
+        """The state to pickle, without the model."""
         return {**vars(self), "model": None}
 
     def weights(self) -> str:
-        """The hash of the model; empty where that is no longer there."""
+        """The hash of the model's weights; empty if the model no longer exists."""
         model = None if self.model is None else self.model()
         return "" if model is None else weights_hash(model)
 
@@ -164,7 +164,7 @@ def labelled(parts: Components, return_labels: bool) -> Any:
 
 
 def below(cache: "ActivationCache", layer: int | None, what: str) -> int:
-    """How many blocks lie below a layer; all of them for `None`, for -1, and for their number."""
+    """The number of blocks below a layer; all of them for `None`, for -1, and for the number of blocks."""
     return _blocks(cache, layer, what)[1]
 
 

@@ -24,7 +24,7 @@ Change = Callable[[Tensor, str], Tensor]
 
 _FORMAT = "audiolens.activations.2"
 _UNSEALED = "audiolens.activations.1"
-"""The format before, without hashes."""
+"""The previous format, without hashes."""
 _NORMS = "norms/"
 
 
@@ -116,7 +116,9 @@ def opened(path: str | os.PathLike[str]) -> dict[str, Any]:
         axes = {name: tuple(own) for name, own in labels["axes"].items()}
         unlike = [name for name, own in axes.items() if stored.outlines[name].ndim != len(own)]
         if unlike:
-            raise InputError(f"{path}: {unlike[0]} has not the axes {axes[unlike[0]]} that its label names.")
+            raise InputError(
+                f"{path}: the shape of {unlike[0]} does not match the axes {axes[unlike[0]]} in its label."
+            )
         blocks = labels.get("stream")
         norms = [name for name in axes if _NORMS + name in stored]
         return {

@@ -1,4 +1,4 @@
-"""A cache as a table: the length of every vector that was recorded, a line each."""
+"""A cache as a table with one line per recorded vector, giving its length."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ def lengths(cache: "ActivationCache") -> Any:
 
 
 def _columns(cache: "ActivationCache", name: str) -> dict[str, Any]:
-    """The columns of one site, in their order."""
+    """The columns of the table for one site, in order."""
     import pandas as pd
 
     site, axes = Site.of(name), cache.axes[name][:-1]
@@ -35,11 +35,11 @@ def _columns(cache: "ActivationCache", name: str) -> dict[str, Any]:
     if time is not None:
         places[time] = places[time] + cache.first_step
     columns = {"name": name, "site": site.short}
-    # Missing, and not NaN that makes the others' numbers fractions, where it stands in no block.
+    # A nullable integer type: outside the blocks the layer is missing, and NaN would turn the others into floats.
     whole = {axis: pd.array(of, dtype="Int64") for axis, of in places.items() if of.dtype.kind == "i"}
     columns |= {"layer": pd.array([site.layer] * norms.size, dtype="Int64"), **places, **whole}
     if len(cache.prompts) == norms.shape[axes.index("row")]:
-        # Positions come once for all rows, and are no prompt's.
+        # Position embeddings are recorded once for all rows, so they have no prompt.
         columns["prompt"] = np.array(cache.prompts, dtype=object)[places["row"]]
     if time is not None:
         columns["seconds"] = places[time] / cache.frame_rate

@@ -48,7 +48,7 @@ def difference_in_means(
     or `audio`, it is read from given music. Means are running sums, so memory depends only on the batch size.
 
     Args:
-        positive, negative: the prompts of the poles; `None` is no prompt (for poles that differ in their music).
+        positive, negative: the prompts of the poles; `None` means no prompt (for poles that differ in their music).
         site: a site with one vector per step in every block.
         position: "mean" over all steps except the tail, "first" (the start token: only the text, nothing is generated),
             "last", or the mean over (from, to) in seconds. "eos" is the last token of the text, where the text is part
@@ -59,7 +59,7 @@ def difference_in_means(
         audio: (waveform, sample rate) instead of codes, or a pair of them.
         seeds: prompt i of each pole uses seed i; 0, 1, 2, ... by default.
         seconds: length of the generated clips.
-        layers: blocks to read; `None` is all.
+        layers: blocks to read; `None` means all.
         label: the name of the direction, such as `sets.concept`.
         keep_samples: keep one vector per prompt and layer (4 x d_model x layers x prompts bytes), for `shuffled`.
         prefix: include the conditioning before step 0 in the "mean", if it is part of the decoder's own sequence.

@@ -30,7 +30,7 @@ from audiolens.model.timeline import Real
 from audiolens.vectors import apart, multiplier, unit
 
 _FACTS = {"meta": SHAPE, "layers": [int], "norms": [float]}
-"""Of the header of a file."""
+"""The shape of a file's header as JSON."""
 
 
 @guarded
@@ -99,7 +99,7 @@ class Directions(AsArray):
 
     @property
     def instead(self) -> str:
-        """What to give where one vector is expected, for error messages."""
+        """What to pass instead where a single vector is expected."""
         return "give one vector, d[layer], or steer with al.steer(d, layer=...)."
 
     def __getitem__(self, layer: int) -> Float[Tensor, " d_model"]:

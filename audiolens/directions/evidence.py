@@ -19,7 +19,7 @@ from audiolens.errors import InputError
 from audiolens.ranking import area, auc, ranks
 
 FEWEST_HALF = 4
-"""Least prompts per pole in the first half for a number from `Evidence.stable_at`: the curve then has 1, 2 and 4."""
+"""The fewest prompts per pole in the first half for `Evidence.stable_at`: the curve then has 1, 2 and 4 prompts."""
 
 N_SHUFFLES = 999
 LEVEL = 0.05
@@ -31,7 +31,7 @@ class Evidence:
     """How reliable a direction is, per layer.
 
     Attributes:
-        split_half_cosine: cosine similarity between the directions of the two halves of the prompts; 1 is no noise.
+        split_half_cosine: cosine similarity between the directions of the two halves of the prompts; 1 means no noise.
         separation: distance between the poles' means along the first half's direction, in pooled standard deviations
             of the held-out prompts (Cohen's d); NaN with fewer than two held-out prompts per pole.
         auc: probability that a held-out positive prompt projects further along it than a held-out negative one.
@@ -59,17 +59,17 @@ class Evidence:
         """Evidence from the tensors of a file.
 
         Raises:
-            InputError: if one is missing or unknown, or is not one value a layer.
+            InputError: if a tensor is missing or unknown, or does not have one value per layer.
         """
         n_counts = len(tensors["counts"]) if "counts" in tensors and tensors["counts"].ndim == 1 else 0
-        told = {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in tensors.items()}
+        found_shapes = {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in tensors.items()}
         each = ((n_layers,), True)
         expected = {"split_half_cosine": each, "separation": each, "auc": each, "counts": ((n_counts,), False)}
         expected["stability"] = ((n_counts, n_layers), True)
         optional = {"p": each, "least_p": ((), True)}
-        wanted = {**expected, **{name: shape for name, shape in optional.items() if name in told}}
-        if told != wanted or not n_counts:
-            raise InputError(f"its evidence is not that of {n_layers} layers.")
+        wanted = {**expected, **{name: shape for name, shape in optional.items() if name in found_shapes}}
+        if found_shapes != wanted or not n_counts:
+            raise InputError(f"its evidence is not for {n_layers} layers.")
         return cls(**tensors)
 
     def stable_at(self, tolerance: float = 0.05) -> Float[Tensor, " layer"]:
@@ -87,7 +87,7 @@ class Evidence:
             return torch.full_like(self.split_half_cosine, torch.nan)
         near = (self.stability - self.stability[-1]).abs() <= tolerance
         settled = near.flip(0).long().cumprod(0).sum(0)
-        # Where a curve holds NaN, nothing of it has settled.
+        # A curve that contains NaN never counts as settled.
         known = self.counts[len(self.counts) - settled.clamp(min=1)].to(self.stability.dtype)
         return known.masked_fill(settled == 0, torch.nan)
 

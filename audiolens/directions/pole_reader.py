@@ -109,7 +109,7 @@ class PoleReader:
         self.batch_size, self.progress = whole_batch_size(batch_size), progress
         self.codes = self._checked_codes(_encoded(lens, audio) if audio is not None else codes)
         if self.generates:
-            # Before the bar is shown.
+            # Checked before the progress bar is shown.
             clip_timeline(seconds, lens.config)
         checked_settings(guidance_scale, 1.0, None)
         self.seeds = _checked_seeds(seeds, max(len(self.positive), len(self.negative)))

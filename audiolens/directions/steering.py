@@ -227,7 +227,7 @@ def _intervention(placed: _Placed, operator: Operator, amount: Tensor, where: di
 
 
 def _at_one(layer: Any, layers: int | list[int]) -> int:
-    """The one block that is both source and target, where it was given as `layers`."""
+    """The single block of "one-to-one", given as `layers` instead of `layer`."""
     chosen = [layers] if isinstance(layers, int) else layers
     if layer is not None:
         raise InputError(f"layer={layer!r} and layers={layers!r} were both given: 'one-to-one' takes one block.")

@@ -146,12 +146,12 @@ def refuse_taken(place: Path) -> None:
 
 
 def refuse_misplaced(files: Iterable[Path], folders: Iterable[Path] = ()) -> None:
-    """Refuse folders that have the names of files, and anything else that has the name of a folder.
+    """Refuse a folder where a file is expected, and anything but a folder where a folder is expected.
 
-    They are not replaced: nothing here put them there, and a folder may hold what is nowhere else.
+    They are not replaced, because audiolens did not create them and a folder may hold the only copy of something.
 
     Raises:
-        InputError: naming the first; what belongs there is made again once it is removed.
+        InputError: naming the first one; once it is removed, the expected file or folder is created again.
     """
     for path, expected in (*((path, "file") for path in files), *((path, "folder") for path in folders)):
         if (kind := _kind(path)) not in (None, expected):

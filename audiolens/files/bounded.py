@@ -1,8 +1,8 @@
 """Reading untrusted files within limits: text, JSON, TOML, CSV and safetensors headers.
 
 Every loader reads with these functions. Only regular files are opened, so that a pipe or a device cannot stall a
-program. Size, nesting, numbers and strings have limits far beyond any file that audiolens writes. Any problem is an
-`InputError` of one line that names the file.
+program. Size, nesting, numbers and strings have limits far beyond any file that audiolens writes. Any problem raises
+a one-line `InputError` that names the file.
 """
 
 import csv
@@ -63,7 +63,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     try:
         _refuse_special(path)
         with open(path, "rb") as file:
-            # Before the first byte: what is too large takes no memory.
+            # Check the size before reading, so that a file that is too large takes no memory.
             too_large = os.fstat(file.fileno()).st_size > most
             content = b"" if too_large else file.read(most + 1)
     except OSError as error:

@@ -27,7 +27,7 @@ HEADER, SEAL = "audiolens", "sha256"
 _TENSORS = "tensors"
 _SLOT = b"audiolens-sha256:"
 MOST_KEPT_BYTES = 2**29
-"""Of one file of a sweep or a study: it is read whole."""
+"""The most bytes in one file of a sweep or a study, which is read whole."""
 OPEN_SEAL = (_SLOT + b"0" * 64).decode()
 """The placeholder for the hash in a file of bytes; `seal` fills it in."""
 
@@ -98,10 +98,10 @@ def read_json(path: Path, former: Collection[str | None] = ()) -> dict[str, Any]
     except InputError as error:
         reason = str(error).removeprefix(str(path))
         raise DamagedError(f"{path} is damaged: {f'it{reason}' if reason[0] == ' ' else reason.lstrip(': ')}") from None
-    told = found.pop(SEAL, None)
-    if told is None and found.get("format") in former:
+    stated = found.pop(SEAL, None)
+    if stated is None and found.get("format") in former:
         return found
-    if told != _hash_of(found):
+    if stated != _hash_of(found):
         raise DamagedError(f"{path} is damaged: it is not what was written.")
     return found
 
@@ -119,8 +119,8 @@ def check_seal(path: object, content: bytes) -> None:
         DamagedError: if they contain no hash, or a different one.
     """
     start, end = _slot(content)
-    told = content[start:end]
-    if start < 0 or told.decode("ascii", "replace") != digest(content[:start] + b"0" * 64 + content[end:]):
+    stated = content[start:end]
+    if start < 0 or stated.decode("ascii", "replace") != digest(content[:start] + b"0" * 64 + content[end:]):
         raise DamagedError(f"{path} is damaged: it is not what was written.")
 
 
@@ -141,7 +141,7 @@ def check_manifest(folder: Path, name: str) -> None:
     except FileNotFoundError:
         raise DamagedError(f"{folder / MANIFEST} is gone.") from None
     if facts.get("format") != _MANIFEST:
-        raise DamagedError(f"{folder / MANIFEST} is damaged: it is no manifest.")
+        raise DamagedError(f"{folder / MANIFEST} is damaged: it is not a manifest.")
     if facts.get("of") != name:
         raise DamagedError(f"{folder / MANIFEST} is damaged: it belongs to {str(facts.get('of'))[:60]}.")
     check_files(folder, facts.get("files"))
@@ -154,20 +154,20 @@ def check_files(folder: Path, files: object) -> None:
         DamagedError: naming the first file that is missing or differs, or if `files` does not list files in the folder.
     """
     listed = files if isinstance(files, dict) else {"..": ""}
-    for file, told in listed.items():
+    for file, expected in listed.items():
         if not _is_inside(file):
             raise DamagedError(f"{folder}: its list of files is damaged.")
-        check_bytes(folder / file, told)
+        check_bytes(folder / file, expected)
 
 
-def check_bytes(path: Path, told: str) -> bytes:
+def check_bytes(path: Path, expected: str) -> bytes:
     """The bytes of a file, after checking them against a hash.
 
     Raises:
         DamagedError: if it is missing, cannot be read, or differs.
     """
     content = content_of(path)
-    if digest(content) != told:
+    if digest(content) != expected:
         raise DamagedError(f"{path} is damaged: it is not what was written.")
     return content
 

@@ -1,8 +1,8 @@
-"""The shape of JSON that stands in a file: which keys an object has, and what stands under each.
+"""Check JSON from a file against an expected shape: the keys of each object, and the type of each value.
 
-A shape is written as the values are: a type (`str`, `bool`, `int`, `float`, where a whole number is a `float` too), a
-tuple of shapes of which one fits, `None`, `[shape]` for a list, `[shape, shape]` for a list of two, `{"key": shape}`
-for an object with these keys and perhaps others (`"key?"` may be missing), and `{str: shape}` for one of any keys.
+A shape is a type (`str`, `bool`, `int`, or `float`, which accepts whole numbers), a tuple of alternative shapes,
+`None`, `[shape]` for a list, `[shape, shape]` for a list of two, `{"key": shape}` for an object with at least these
+keys (`"key?"` is optional), or `{str: shape}` for an object with any keys.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _WORDS = {str: "text", bool: "true or false", int: "a whole number", float: "a n
 
 
 def refuse_other(path: str | PathLike[str], value: Any, shape: Any, where: str = "") -> None:
-    """Refuse a value of another shape.
+    """Refuse a value that does not have the expected shape.
 
     Raises:
         InputError: naming the file, the first key that differs, and what is expected there.
     """
-    told = _difference(value, shape, where)
-    if told is not None:
-        raise InputError(f"{path} cannot be used: {told}.")
+    difference = _difference(value, shape, where)
+    if difference is not None:
+        raise InputError(f"{path} cannot be used: {difference}.")
 
 
 def _difference(value: Any, shape: Any, where: str) -> str | None:
@@ -53,8 +53,8 @@ def _in_object(value: Any, shape: Mapping[Any, Any], where: str) -> str | None:
         key = name.removesuffix("?")
         if key not in value and key == name:
             return f"it lacks {_under(where, key)!r}"
-        if key in value and (told := _difference(value[key], inner, _under(where, key))):
-            return told
+        if key in value and (difference := _difference(value[key], inner, _under(where, key))):
+            return difference
     return None
 
 
@@ -62,7 +62,7 @@ def _is(value: Any, shape: Any) -> bool:
     if shape is None:
         return value is None
     if shape is float:
-        # Beyond what a float holds there are whole numbers.
+        # Some whole numbers are too large for a float.
         return isinstance(value, float) or (_is_whole(value) and abs(value) < 2**1000)
     if shape is int:
         return _is_whole(value) and abs(value) < 2**63
@@ -74,7 +74,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _first(found: Any) -> str | None:
-    return next((told for told in found if told is not None), None)
+    return next((difference for difference in found if difference is not None), None)
 
 
 def _unlike(value: Any, expected: str, where: str) -> str:

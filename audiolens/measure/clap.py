@@ -126,7 +126,7 @@ def _loaded(name: str) -> Clap:
         # Refuse weights that exist only as a pickle, since unpickling a downloaded file could run any code.
         with staged(folder if folder.is_dir() else downloaded(name, None)) as files:
             if files.config.get("model_type") != "clap":
-                raise ModelFilesError(f"{folder / CONFIG} is not that of a CLAP model.")
+                raise ModelFilesError(f"{folder / CONFIG} is not the configuration of a CLAP model.")
             files.refuse_larger(ClapModel, ClapConfig.from_pretrained(files.folder, local_files_only=True))
             clap: Any = ClapModel.from_pretrained(files.folder, use_safetensors=True, **options)
             return clap.eval(), ClapProcessor.from_pretrained(files.folder, **options)

@@ -52,8 +52,8 @@ class Drift:
         guidance_scale, temperature, top_k: the sampling settings. Scores use the guided logits at that temperature over
             all codes, since a steered code outside the top-k would otherwise cost infinitely many nats.
 
-    It does not show quality: a clip can be as likely as the model's own and worse, or be in a style that the model
-    rarely plays and good.
+    It does not show quality: a clip can be as likely as the model's own and sound worse, or sound good in a style that
+    the model rarely plays.
     """
 
     nats: Float[np.ndarray, "row codebook"]

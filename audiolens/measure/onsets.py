@@ -18,7 +18,7 @@ HIGHEST_HZ = 8_000.0
 """Upper limit of the envelope, so that files of any rate from 16 kHz up are measured alike."""
 DYNAMIC_RANGE_DB = 60.0
 RISE_DB = 3.0
-"""Least mean rise over all bands for an onset; white noise flickers by 1 to 2.6 dB."""
+"""The smallest mean rise over all bands that counts as an onset; white noise flickers by 1 to 2.6 dB."""
 CLOSEST_SECONDS = 0.05
 
 

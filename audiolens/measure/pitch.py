@@ -20,13 +20,13 @@ AUDIBLE_SHARE = 0.01
 KEY_HZ = (50.0, 400.0)
 """The range in which bass and chords determine the tonic, below most of the melody and the harmonics."""
 LEAST_TONALITY_DB = 14.0
-"""A sound has pitch if its strongest partial exceeds its surroundings by this: music 20 to 50 dB, white noise 9 dB."""
+"""A sound has pitch if its strongest partial exceeds its surroundings by this (music: 20 to 50 dB, white noise: 9)."""
 FEWEST_CLASSES = 3
 LEAST_SHARE = 0.025
 """A pitch class counts as played above this share of the energy: the clicks of short notes leave 2% in a neighbouring
 class, and in 95% of the synthesiser's clips the third has at least 3.6%."""
 LEAST_KEY_MARGIN = 0.05
-"""Least lead in correlation of the best tonic over the next; a ninth of the synthesiser's clips get no key."""
+"""The smallest lead in correlation of the best tonic over the next; a ninth of the synthesiser's clips get no key."""
 MAJOR = np.array([6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88])
 MINOR = np.array([6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17])
 """Key profiles: how well each semitone above the tonic fits the key (Krumhansl and Kessler 1982)."""

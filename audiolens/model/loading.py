@@ -67,13 +67,13 @@ def load(
     checked_device_map(device_map)
     if device_map is not None and importlib.util.find_spec("accelerate") is None:
         raise InputError(f"device_map={device_map!r} needs accelerate, which is not installed: pip install accelerate.")
-    told, wanted = str(name), checked_dtype(dtype)
+    source, wanted = str(name), checked_dtype(dtype)
     local = folder = _folder(os.fspath(name))
     try:
         with _without_chatter():
-            folder = folder or downloaded(told, revision)
+            folder = folder or downloaded(source, revision)
         with staged(folder) as files:
-            model_class = _class_of(told, files.config)
+            model_class = _class_of(source, files.config)
             with _without_chatter():
                 config = model_class.config_class.from_pretrained(files.folder, local_files_only=True)
             files.refuse_larger(model_class, config, config.audio_encoder.num_quantizers)
@@ -91,16 +91,16 @@ def load(
                     "Save or download the model again."
                 )
             tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, config=config, **options)
-        refuse_tokenizer(tokenizer, model, told)
+        refuse_tokenizer(tokenizer, model, source)
     except (InputError, UnsupportedModelError):
         raise
     except Exception as error:
         if device_map is not None and folder is not None:
             raise InputError(f"{name} could not be placed by device_map={device_map!r}: {_detail(error)}") from error
-        raise _explained(told, local is not None, error) from error
+        raise _explained(source, local is not None, error) from error
     # The temporary folder that they were loaded from no longer exists.
     for part in (model.config, tokenizer):
-        part.name_or_path = str(local or told)
+        part.name_or_path = str(local or source)
     if local is None:
         model.config._commit_hash = folder.name
     return model, tokenizer
@@ -135,12 +135,12 @@ def refuse_tokenizer(tokenizer: Any, model: Any, name: str | None = None) -> Non
         ModelFilesError: if the tokenizer was loaded with the model.
         InputError: if it was given separately.
     """
-    told = tokens.mismatch(tokenizer, model.text_encoder.get_input_embeddings().num_embeddings)
-    if told is None:
+    reason = tokens.mismatch(tokenizer, model.text_encoder.get_input_embeddings().num_embeddings)
+    if reason is None:
         return
     if name is None:
-        raise InputError(f"tokenizer={type(tokenizer).__name__}: {told}")
-    raise ModelFilesError(f"{name}: {told}")
+        raise InputError(f"tokenizer={type(tokenizer).__name__}: {reason}")
+    raise ModelFilesError(f"{name}: {reason}")
 
 
 @contextmanager
@@ -235,8 +235,8 @@ def _explained(name: str, local: bool, error: Exception) -> InputError:
     if isinstance(error, ImportError):
         return InputError(f"{name} could not be loaded because a package is missing: {detail}")
     if local:
-        told = detail.rstrip(".")
-        return ModelFilesError(f"{name} could not be loaded: {told}. The files are damaged or incomplete.")
+        reason = detail.rstrip(".")
+        return ModelFilesError(f"{name} could not be loaded: {reason}. The files are damaged or incomplete.")
     return ModelNotFoundError(
         f"{name!r} could not be loaded from the hub: {detail} Check the name and the network."
         f"{nearest(name, HUB) if name not in HUB else ''} 'etude' is bundled and works offline."

@@ -1,6 +1,6 @@
 """A model's files, checked before transformers opens them: an untrusted folder may fail to load, but can run no code.
 
-transformers follows whatever it finds in a folder: code named by a configuration, an adapter and its base model,
+transformers follows every reference in a folder: code named by a configuration, an adapter and its base model,
 pickled checkpoints, weights wherever an index points. So it gets a temporary folder that holds only links to the files
 named here. Each of them is a regular file that was checked: JSON within limits, and weights in safetensors files whose
 headers describe all of their bytes. Models from the hub are downloaded by these names and checked in the same way.
@@ -48,7 +48,7 @@ _CODE = ("auto_map", "custom_pipelines", "kernel_config", "custom_generate")
 """Keys by which a configuration names code to fetch and run."""
 _IMPLEMENTATIONS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 _MOST_MADE = 2**26
-"""The most values that a model may compute rather than load, above all in its table of positions."""
+"""The most values that a model may compute rather than load, mainly position embeddings."""
 _SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
 
 
@@ -136,13 +136,13 @@ def downloaded(name: str, revision: str | None) -> Path:
 
 
 def _sized(name: str, revision: str | None) -> str | None:
-    """The commit of a model on the hub whose small files are small; as given, where the hub cannot be asked."""
+    """Refuse a hub model whose text files are too large; return its commit, or `revision` if the hub is unreachable."""
     from huggingface_hub import HfApi
 
     try:
         facts = HfApi().model_info(name, revision=revision, files_metadata=True)
     except Exception:
-        # Without a network, or the model: what is on this disk is used, or the download says what is wrong.
+        # Without a network or such a model, use the files on this disk, or let the download raise its own error.
         return revision
     for file in facts.siblings or ():
         if file.rfilename in (*PLAIN, *TOKENIZER, *OPAQUE, INDEX) and (file.size or 0) > MOST_BYTES:

@@ -50,10 +50,10 @@ class Site:
 
 
 def hooked(name: Any) -> str:
-    """The hook that a short form, a bare name or a hook's own name stands for, whatever model has it.
+    """The hook meant by a short form, a bare name or a hook's own name, without checking that a model has it.
 
     Raises:
-        InputTypeError: if it is no text.
+        InputTypeError: if it is not a string.
     """
     if not isinstance(name, str):
         raise InputTypeError(f"site {name!r}: expected a name such as 'resid_post' or 'blocks.3.hook_resid_post'.")
@@ -62,7 +62,7 @@ def hooked(name: Any) -> str:
 
 
 def named(name: Any) -> Site:
-    """The place that any name stands for, whatever model has it: that of a short form is in no block yet."""
+    """The site meant by any name, without checking that a model has it; for a short form, `layer` is `None`."""
     site = Site.of(name) if isinstance(name, str) else Site(name)
     return Site(hooked(site.hook), site.layer)
 

@@ -107,8 +107,8 @@ def encode(prompts: Sequence[Prompt], model: Any, tokenizer: Any, length: int | 
         ids = torch.full((len(prompts), length or 1), _pad(model, tokenizer), dtype=torch.long, device=device)
         states = torch.zeros(*ids.shape, model.config.text_encoder.d_model, device=device, dtype=model.dtype)
         return Text(ids, torch.zeros_like(ids), states)
-    told = tokens.ids([str(prompts[row]) for row in spoken], tokenizer)
-    read = [torch.tensor(row, dtype=torch.long, device=device) for row in told]
+    encoded = tokens.ids([str(prompts[row]) for row in spoken], tokenizer)
+    read = [torch.tensor(row, dtype=torch.long, device=device) for row in encoded]
     ids = torch.full(
         (len(spoken), length or max(map(len, read))), _pad(model, tokenizer), dtype=torch.long, device=device
     )
@@ -132,8 +132,8 @@ def read_alike(first: Prompt | Sequence[Prompt], second: Prompt | Sequence[Promp
     Different texts do if the tokenizer knows none of the words in which they differ.
     """
     sides = [checked_prompts(side) for side in (first, second)]
-    told = [Counter(map(tuple, tokens.ids([text for text in side if text is not None], tokenizer))) for side in sides]
-    return told[0] == told[1] and sides[0].count(None) == sides[1].count(None)
+    counts = [Counter(map(tuple, tokens.ids([text for text in side if text is not None], tokenizer))) for side in sides]
+    return counts[0] == counts[1] and sides[0].count(None) == sides[1].count(None)
 
 
 def _pad(model: Any, tokenizer: Any) -> int:

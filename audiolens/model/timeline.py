@@ -104,7 +104,7 @@ def clip_timeline(seconds: object, config: "LensConfig", prefix: int = 0) -> Tim
 
 
 def codes_timeline(codes: Tensor | None, config: "LensConfig", prefix: int = 0) -> Timeline:
-    """The timeline of given codes, after such a prefix; without codes, the single step of the start token."""
+    """The timeline of given codes after a prefix of `prefix` positions; without codes, only the start token's step."""
     if codes is None:
         return Timeline(1, config.frame_rate, (0,), prefix)
     timeline = Timeline(codes.shape[-1], config.frame_rate, config.delays, prefix)

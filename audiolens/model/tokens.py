@@ -149,8 +149,8 @@ def mismatch(tokenizer: Any, embedded: int) -> str | None:
 
 def _placed(texts: Sequence[str], tokenizer: Any, unknown: int | None) -> Iterator[str]:
     """Unknown words, from token offsets; without an unknown token, the words that no token covers."""
-    told = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, **_WHOLE)
-    for text, numbers, spans in zip(texts, told["input_ids"], told["offset_mapping"], strict=True):
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, **_WHOLE)
+    for text, numbers, spans in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         if unknown is None:
             read = {place for start, stop in spans for place in range(start, stop)}
             yield from (text[start:stop] for start, stop in _words(text) if read.isdisjoint(range(start, stop)))

@@ -34,12 +34,12 @@ def adapter_settings(model: nn.Module) -> bytes:
 
     They are the plain values in modules from packages other than torch and transformers; empty if there are none.
     """
-    told, every = [], vars(nn.Module())
+    settings, every = [], vars(nn.Module())
     for name, module in sorted(model.named_modules(), key=lambda entry: entry[0]):
         if type(module).__module__.partition(".")[0] not in ("torch", "transformers"):
             own = {key: value for key, value in vars(module).items() if key not in every and _plain(value)}
-            told.append([name, type(module).__qualname__, sorted((key, repr(value)) for key, value in own.items())])
-    return json.dumps(told).encode() if told else b""
+            settings.append([name, type(module).__qualname__, sorted((key, repr(value)) for key, value in own.items())])
+    return json.dumps(settings).encode() if settings else b""
 
 
 def _plain(value: Any) -> bool:

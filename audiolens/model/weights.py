@@ -50,7 +50,7 @@ class Weights(tuple[Tensor, ...]):
 
     @property
     def shape(self) -> torch.Size:
-        """That of `torch.stack(W)`."""
+        """The shape of `torch.stack(W)`."""
         return torch.Size((len(self), *(self[0].shape if self else ())))
 
     def _no_arithmetic(self, other: object) -> Any:  # noqa: ARG002 - the signature of the operators

@@ -23,7 +23,7 @@ class Balance:
         one_sided: for the positive and the negative pole, word -> share of that pole's prompts that contain it, for
             words that never occur in the other pole, most common first. The concept's own words belong here; any other
             word is a confound.
-        leaks: sentences describing each property that predicts the pole by itself; empty is good.
+        leaks: sentences describing each property that predicts the pole by itself; empty if there are none.
 
     It does not show whether the prompts mean what they should, or whether other concepts are balanced between poles.
     """

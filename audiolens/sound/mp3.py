@@ -1,8 +1,8 @@
-"""MP3's own count of its frames, by which a cut can be seen: Xing's, LAME's and Fraunhofer's headers carry one.
+"""Detect truncated MP3 files by the frame count in their Xing, LAME or Fraunhofer header.
 
-libsndfile plays what is left of a cut MP3 as if it were all. An encoder writes into the first frame how many frames and
-bytes follow (the "Xing", "Info" and "VBRI" headers); a file without one is a row of frames, and only a cut inside the
-last of them can be seen.
+libsndfile reads what is left of a truncated MP3 without an error. Encoders write the number of frames and bytes into
+the first frame (the "Xing", "Info" and "VBRI" headers). A file without such a header is just a sequence of frames, so
+truncation can be detected only if it ends inside a frame.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _KBITS = {
     (2, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (2, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-"""By MPEG version (2 stands for 2.5 too) and layer."""
+"""Bit rates in kbit/s by MPEG version (2 includes 2.5) and layer."""
 _RATES_HZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 _MOST_SEARCHED = 2**16
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame: where it begins, how many bytes it has, and where its encoder's header would be."""
+    """A frame: where it begins, its size in bytes, and where the encoder's header would be."""
 
     start: int
     size: int
@@ -37,7 +37,7 @@ class Frame:
 
 
 def missing_frames(path: Path) -> bool:
-    """Whether a file holds less than it says of itself, or ends inside a frame.
+    """Whether a file has fewer frames or bytes than its header states, or ends inside a frame.
 
     Raises:
         InputError: if it cannot be read.
@@ -46,25 +46,25 @@ def missing_frames(path: Path) -> bool:
 
 
 def is_cut(content: bytes) -> bool:
-    """The same of a file's bytes."""
+    """As `missing_frames`, given the bytes of a file."""
     first = _first(content)
     if first is None:
         return False
-    told_frames, told_bytes = _told(content, first)
-    if told_bytes is not None and len(content) - first.start < told_bytes:
+    n_frames, n_bytes = _stated(content, first)
+    if n_bytes is not None and len(content) - first.start < n_bytes:
         return True
     whole, inside = 0, False
     for frame in _frames(content, first):
         inside = frame.start + frame.size > len(content)
         whole += not inside
-    if told_frames is None:
+    if n_frames is None:
         return inside
-    # Some encoders count the frame of the header too, and some do not.
-    return whole < told_frames or (inside and whole == told_frames)
+    # Only some encoders include the header's own frame in the count.
+    return whole < n_frames or (inside and whole == n_frames)
 
 
 def _first(content: bytes) -> Frame | None:
-    """The first frame that another follows, or that ends the file."""
+    """The first frame that is followed by another frame, or by the end of the file."""
     start = 0
     while content[start : start + 3] == b"ID3" and len(content) >= start + 10:
         sizes = content[start + 6 : start + 10]
@@ -77,7 +77,7 @@ def _first(content: bytes) -> Frame | None:
 
 
 def _frames(content: bytes, first: Frame) -> Iterator[Frame]:
-    """Frames, one after the other, to the first bytes that begin none: a tag, or the end."""
+    """Yield consecutive frames, up to the first bytes that do not begin a frame (a tag, or the end of the file)."""
     frame: Frame | None = first
     while frame is not None:
         yield frame
@@ -103,8 +103,8 @@ def _frame(content: bytes, start: int) -> Frame | None:
     return Frame(start, size, start + 4 + side)
 
 
-def _told(content: bytes, first: Frame) -> tuple[int | None, int | None]:
-    """How many frames and bytes the first frame says that there are; `None` for what it does not say."""
+def _stated(content: bytes, first: Frame) -> tuple[int | None, int | None]:
+    """The numbers of frames and bytes stated in the first frame; `None` for a number that it does not state."""
     number = lambda place: int.from_bytes(content[place : place + 4], "big")  # noqa: E731
     if content[first.tag : first.tag + 4] in (b"Xing", b"Info"):
         flags, place = number(first.tag + 4), first.tag + 8

@@ -69,7 +69,7 @@ def read(path: SoundPath, seconds: Span | None = None) -> tuple[Float[np.ndarray
 
 
 def of_bytes(content: bytes, file: Path) -> tuple[Float[np.ndarray, "channel sample"], int]:
-    """The same of the bytes of a file, whose name is for messages.
+    """As `read`, given the bytes of a file; `file` is its name in messages.
 
     Raises:
         InputError: as `read`.
@@ -104,22 +104,22 @@ def _read(file: Path, source: Any, seconds: Span | None) -> tuple[Float[np.ndarr
 
 
 def _refuse_other_flac(file: Path, source: Any, sound: soundfile.SoundFile) -> None:
-    """Compare the samples of a whole FLAC with their hash in its header, which libsndfile leaves alone."""
-    told = _flac_hash(file, source)
+    """Compare the samples of a whole FLAC with the hash in its header, which libsndfile does not check."""
+    expected = _flac_hash(file, source)
     width = {"PCM_S8": 1, "PCM_16": 2, "PCM_24": 3}.get(sound.subtype, 0)
-    if not any(told) or not width:
+    if not any(expected) or not width:
         return
     sound.seek(0)
     found = hashlib.md5(usedforsecurity=False)
     for block in sound.blocks(2**16, dtype="int32", always_2d=True):
-        # Left in 32 bits; FLAC hashes as many bytes as a sample has.
+        # Samples are left-aligned in 32 bits; FLAC hashes only as many bytes as a sample has.
         found.update(np.ascontiguousarray(block.astype("<i4")).view(np.uint8).reshape(-1, 4)[:, 4 - width :].tobytes())
-    if found.digest() != told:
-        raise InputError(f"{file} is damaged: its samples are not those that were written (by the hash in its header).")
+    if found.digest() != expected:
+        raise InputError(f"{file} is damaged: its samples do not match the hash in its header.")
 
 
 def _flac_hash(file: Path, source: Any) -> bytes:
-    """The MD5 in a FLAC's first block; nothing where a tag comes before it."""
+    """The MD5 hash in the first block of a FLAC file; empty if a tag precedes it."""
     if isinstance(source, io.BytesIO):
         head = source.getvalue()[:42]
     else:
@@ -256,9 +256,11 @@ def _part(file: Path, sound: soundfile.SoundFile, seconds: Span | None) -> tuple
         )
     if not n_frames:
         raise InputError(f"{file} holds no samples.")
-    for told, held in re.findall(r": (\d+) \(should be (\d+)\)", sound.extra_info):
-        if int(held) < int(told) < _STREAMED:
-            raise InputError(f"{file} was cut short: its header promises {told} bytes of sound, but it holds {held}.")
+    for promised, held in re.findall(r": (\d+) \(should be (\d+)\)", sound.extra_info):
+        if int(held) < int(promised) < _STREAMED:
+            raise InputError(
+                f"{file} was cut short: its header promises {promised} bytes of sound, but it holds {held}."
+            )
     if seconds is None:
         first, last = 0, n_frames
     else:

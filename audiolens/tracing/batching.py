@@ -98,7 +98,7 @@ def batches(
     `sizes` are the prompts' lengths in tokens. `prefix` maps a prompt's length in tokens to the number of positions it
     takes in the decoder's own sequence. Such text has no mask, so a batch contains rows of one prefix length and no
     text is padded. Exact batches have a fixed number of rows, and a text length that depends on each prompt alone, so
-    that a row is computed by the same kernels whatever else is in its batch.
+    that a row is computed by the same kernels regardless of the other rows in its batch.
     """
     checked_batch_size(batch_size)
 
@@ -173,7 +173,8 @@ class RowBatcher(Batcher):
 
     A tensor has batch rows if the size of its first axis is `total` rows times 1 or 2 branches. An invoke is served its
     own rows of every branch, in the same layout, and its edits change only these. `copies` holds the values read in
-    this run that are copies rather than the model's own tensors; `asked` the site that each invoke asked for last.
+    this run that are copies rather than the model's own tensors; `asked` holds the site that each invoke requested
+    last.
     """
 
     def __init__(self, envoy: Any, kwargs: dict | None = None) -> None:

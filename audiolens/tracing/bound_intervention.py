@@ -135,7 +135,7 @@ class BoundIntervention:
         return changed
 
     def _fitted(self, width: int) -> dict[str, Tensor]:
-        """Return the parts, cut to the keys of a pattern in this forward: later keys and padding have no attention."""
+        """Return the parts, cut to the keys of a pattern in this forward; later keys and padding get no attention."""
         if self.form.order[-1] != "key":
             return self.parts
         fitted = {}

@@ -47,10 +47,10 @@ class Generation:
         return (self[row] for row in range(len(self)))
 
     def __getitem__(self, row: int | slice) -> "Generation":
-        """One clip, or those of a slice, as a generation of these rows alone, what was recorded of them included.
+        """One clip, or the clips of a slice, as a `Generation` of these rows with their recordings.
 
         Raises:
-            InputTypeError, InputError: if it is no row number, or not one of these.
+            InputTypeError, InputError: if it is not a row number, or there is no such row.
         """
         rows = range(len(self))[row] if isinstance(row, slice) else [self._row(row)]
         if not len(rows):

@@ -162,7 +162,7 @@ def alone(model: nn.Module) -> Iterator[None]:
 
 
 def _forked() -> None:
-    """In a forked process, end the runs of the parent's threads, which would otherwise hold their locks for ever.
+    """In a forked process, end the runs of the parent's threads, which would otherwise hold their locks forever.
 
     The child lacks torch's worker threads too and would wait for them, so it computes on one thread.
     """

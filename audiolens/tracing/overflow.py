@@ -7,7 +7,7 @@ forward over given codes returns NaN as the bare model does; code that computes 
 (`checked_logits`).
 
 An infinite or NaN value in the residual stream makes the logits of its own step NaN, through the final norm. Writes to
-the stream are therefore only kept, and inspected after the logits turn NaN, to find where it began. Other writes may
+the stream are therefore only stored, and inspected once the logits are NaN, to find where it began. Other writes may
 not reach the logits (a weight of zero, a step that is not the last of its forward, a value replaced further up). They
 are summed over their features, which preserves infinity and NaN, and the sums are checked along with the logits.
 """
@@ -26,7 +26,7 @@ from audiolens.model.sites import Site
 from audiolens.tracing.batching import Layout
 
 LOGITS = "hook_logits"
-"""The only site where an infinity is legitimate: a logit of -inf forbids its code. +inf gives no probability."""
+"""The only site where an infinity is legitimate: a logit of -inf forbids its code, but +inf has no probability."""
 STREAM = frozenset(
     f"hook_{name}"
     for name in (

@@ -190,7 +190,7 @@ def checked_settings(guidance_scale: Real, temperature: Real, top_k: int | None)
 def checked_generation_config(model: Any, config: LensConfig) -> None:
     """Refuse settings in `model.generation_config` that would change what `generate` draws.
 
-    A call's own arguments are to decide how it samples.
+    Sampling must depend on the arguments of a call alone.
 
     Raises:
         InputError: naming each such setting and how to undo it; or if the start token is no longer the one the model

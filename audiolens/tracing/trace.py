@@ -48,7 +48,7 @@ from audiolens.tracing.traced_source import CurrentInvoker, CurrentTracer
 
 
 class SiteOrderError(SiteError, OutOfOrderError):
-    """A site was asked for after the model had passed it; nnsight's own error too."""
+    """A site was requested after the model had passed it; also a subclass of nnsight's own error."""
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,12 @@ class SiteValue:
         self._batcher.copies.assigned(*self._copy)
 
     def save(self) -> NoReturn:
-        """A site is a place, and has nothing to save: its value has.
+        """Refuse to save the site itself, because only its value can be saved.
 
         Raises:
-            InputError: saying so.
+            InputError: always.
         """
-        raise InputError(f"{self._site.name} is a place: save its value, nnsight.save(lens.site(...).value).")
+        raise InputError(f"{self._site.name} is a site: save its value, nnsight.save(lens.site(...).value).")
 
     @property
     def _batcher(self) -> RowBatcher:
@@ -182,22 +182,22 @@ class SiteValue:
             found = self._served(mediator, batcher)
         except OutOfOrderError as error:
             if mediator.iteration:
-                # How an open loop ends: nnsight knows it by this very error.
+                # nnsight ends an open-ended loop when it sees this error.
                 raise
             raise SiteOrderError(self._passed(before)) from error
         batcher.asked[id(mediator)] = self._site
         return found
 
     def _passed(self, before: Site | None) -> str:
-        """What to say where the model was past the site when it was asked for, after another or as the first."""
+        """The error message for a site that the model had already passed; `before` is the site requested before it."""
         name = self._site.name
         if before == self._site:
-            return f"{name} was asked for twice in a forward, which reaches it once: keep its value in a variable."
+            return f"{name} was requested twice in one forward, which reaches it once: keep its value in a variable."
         if before is None or self._traced.family.order([before, self._site])[0] == before:
-            return f"{name} was asked for, and the run ended without reaching it (again)."
+            return f"{name} was requested, but the run ended without reaching it (again)."
         return (
-            f"{name} was asked for after {before.name}, and the model reaches it before: ask in the model's order, "
-            f"{name} first, then {before.name} (lens.sites() lists all)."
+            f"{name} was requested after {before.name}, but the model reaches it first: request sites in the model's "
+            f"order, {name} first, then {before.name} (lens.sites() lists all)."
         )
 
     def _served(self, mediator: Any, batcher: RowBatcher) -> tuple[Tensor, Put, slice]:
@@ -361,7 +361,7 @@ def requested(
 
 @guarded
 class TracedLens:
-    """The verbs of a lens that open a trace, and that ask for values inside it."""
+    """The methods of a lens that open a trace, and that request values inside it."""
 
     @property
     def traced_model(self) -> TracedModel:
@@ -383,7 +383,7 @@ class TracedLens:
 
         Without prompts, put `with tracer.invoke(prompts, codes=...)` blocks inside. `fn="generate"` takes `seconds`,
         `seeds`, `temperature` and `top_k` as `generate` does. Iterate over its forwards with `tracer.iter[:]`; MusicGen
-        runs step 0 twice, so ask `lens.position()` for the step. Whether gradients are recorded is up to the caller.
+        runs step 0 twice, so use `lens.position()` to get the step. Whether gradients are recorded is up to the caller.
         """
         return opened(
             self.traced_model,

@@ -29,7 +29,7 @@ class CurrentTracer(Tracer):
 
     @no_type_check
     def __enter__(self) -> Tracer:
-        # As in nnsight's own, whose helpers look two frames up for the caller: a type checker's wrapper would add one.
+        # As in nnsight's own method, whose helpers look two frames up for the caller; a type checker would add a frame.
         hold_source(sys._getframe(1))
         self.capture()
         if skippable(self.node):
@@ -105,7 +105,7 @@ def _as_written(frame: FrameType) -> bool:
 
 @lru_cache(maxsize=16)
 def _compiled(text: str, name: str) -> frozenset[CodeType]:
-    """Return all code objects that a text compiles to, those of nested functions included."""
+    """Return all code objects that a text compiles to, including those of nested functions."""
     try:
         return frozenset(_nested(compile(text, name, "exec", dont_inherit=True)))
     except (SyntaxError, ValueError):

@@ -149,7 +149,7 @@ def test_another_sweep_is_refused_with_the_reason(lens: Any, whole: Path, tmp_pa
         ({"batch_size": 5}, "batch_size 4, but this one has 5"),
         ({"measures": ("brightness",)}, "measures"),
         ({"conditions": conditions(lens.config.d_model)[:3]}, "has a condition that this one lacks: 'late'"),
-        ({"conditions": conditions(lens.config.d_model, seed=1)}, "its condition 'up' adds other vectors"),
+        ({"conditions": conditions(lens.config.d_model, seed=1)}, "it adds other vectors in condition 'up'"),
     ):
         with pytest.raises(InputError, match=message):
             played(lens, whole, **changes)

@@ -1,4 +1,4 @@
-"""Numbers, arrays and lists of any library mean the same everywhere; ambiguous ones are refused."""
+"""Numbers, arrays and lists of any library are treated alike; ambiguous ones are refused."""
 
 import copy
 import importlib.util
@@ -19,7 +19,7 @@ from audiolens.errors import AudioLensError, InputError, InputTypeError, Unsuppo
 from audiolens.model.loading import load
 from audiolens.model.provenance import Provenance
 
-# As those meet them who pass what no type checker has seen.
+# Typed as Any: these calls pass values that a type checker would reject.
 any_al: Any = al
 any_factors: Any = Factors
 fit: Any = pca.fit
@@ -35,7 +35,7 @@ MASKED = np.ma.masked_array([0, 1], mask=[True, False])
 
 @pytest.fixture
 def opened(lens: Any) -> Any:
-    """The lens, as one who passes arrays and generators sees it."""
+    """The lens typed as Any, so that arrays and generators can be passed to it."""
     return lens
 
 
@@ -105,7 +105,7 @@ def test_generators_are_read_once(opened: Any) -> None:
 
     def steered(read: Callable[..., Any]) -> torch.Tensor:
         step = any_al.Add(vector, site=read("resid_post"), layers=read(0, 2), rows=read(1), strength=read(2.0))
-        # Twice, and in two batches: each binds the intervention anew.
+        # Two runs, the second in two batches: each of them binds the intervention again.
         opened.run_with_interventions(PROMPTS, CODES, step)
         return opened.run_with_interventions(PROMPTS, CODES, step, batch_size=1)
 
@@ -256,7 +256,7 @@ def test_a_dtype_that_no_model_computes_in_is_refused(dtype: Any) -> None:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer that keeps integers and computes with their values, as bitsandbytes has it."""
+    """A linear layer that stores integer weights and computes with their float values, as in bitsandbytes."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ SECONDS = 0.6
 
 @pytest.fixture
 def still(lens: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The lens, with parts that must not run."""
+    """A lens whose model parts fail the test if they run."""
 
     def ran(*_: Any, **__: Any) -> None:
         pytest.fail("the model ran")
@@ -100,7 +100,7 @@ EDITING: list[tuple[Callable[[], Any], str]] = [
     (lambda: al.Replace(torch.zeros(2, 7, 48)), "7 steps in .*, but the span has 18"),
     (lambda: al.Replace(torch.zeros(2, 4, 48), seconds=(0.2, 0.4)), "4 steps in .*, but the span has 5"),
     (lambda: al.Add(VECTOR, prefix=True), "reads its text through cross-attention"),
-    # What can never work is refused when it is made.
+    # Values that are never valid are refused on construction.
     (lambda: al.Add(VECTOR * torch.nan), "vector holds NaN or infinite"),
     (lambda: al.Add(VECTOR, strength=float("inf")), "strength holds NaN or infinite"),
     (lambda: al.Add(VECTOR, preserve_norm="no"), "preserve_norm='no': expected True or False"),
@@ -157,7 +157,7 @@ READERS: list[tuple[dict[str, Any], str]] = [
     ],
 )
 def test_what_are_no_codes_is_said(lens: Any, codes: Any, message: str) -> None:
-    # At the doors themselves the annotations, which the tests check, come first.
+    # Public functions compare arguments with their annotations first; this tests the inner check directly.
     with pytest.raises(InputTypeError, match=message):
         checked_codes(codes, lens.config)
 
@@ -221,7 +221,7 @@ def test_edits_are_refused(still: Any, entry: str, make: Callable[[], Any], mess
     given = (PROMPTS, SECONDS if entry == "generate" else CODES)
     options: dict[str, Any] = {}
     if entry == "stopped":
-        # An edit above the end of the run is left out, and is checked all the same.
+        # An edit above the last block that runs is ignored, but still checked.
         entry, options = "run_with_cache", {"sites": (), "stop_at_layer": 0}
     with pytest.raises(AudioLensError, match=message) as caught:
         getattr(still, entry)(*given, interventions=make(), **options)
@@ -305,5 +305,5 @@ def test_a_hub_model_is_asked_for_as_told(lens: Any, monkeypatch: pytest.MonkeyP
     assert told["hub"] == (name, revision)
     model_told = told["model"]
     assert (model_told["dtype"], model_told["device_map"]) == (torch.bfloat16, "auto")
-    # Nothing that is opened can run.
+    # Files are loaded in formats that cannot run code.
     assert (model_told["use_safetensors"], model_told["trust_remote_code"]) == (True, False)

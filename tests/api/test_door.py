@@ -1,4 +1,4 @@
-"""The door: what fails on an argument of the wrong kind is refused by its name, and nothing else is touched."""
+"""If a public call fails on an argument of the wrong type, the error names it; other errors are left unchanged."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import Tensor
 import audiolens as al
 from audiolens.checks import shown
 from audiolens.door import MOST_VALUES, guarded
-from audiolens.errors import MOST_TOLD, AudioLensError, InputError, InputTypeError
-from audiolens.kinds import fits, told
+from audiolens.errors import MOST_CHARACTERS, AudioLensError, InputError, InputTypeError
+from audiolens.kinds import described, fits
 
 DEEP: Any = []
 for _ in range(5_000):
@@ -137,7 +137,7 @@ VECTOR = np.zeros(3)
 def test_values_fit_annotations_as_they_fit_checks(hint: Any, fitting: list[Any], not_fitting: list[Any]) -> None:
     assert [value for value in fitting if not fits(hint, value)] == []
     assert [shown(value) for value in not_fitting if fits(hint, value)] == []
-    assert "\n" not in told(hint)
+    assert "\n" not in described(hint)
 
 
 def test_what_was_given_is_said_in_a_line() -> None:
@@ -151,7 +151,7 @@ def test_a_message_is_one_line_whatever_was_given() -> None:
     error = InputError(f"a\n  b {'x' * 5_000} expected c.")
     assert str(error).startswith("a b xxx")
     assert str(error).endswith("expected c.")
-    assert len(str(error)) <= MOST_TOLD
+    assert len(str(error)) <= MOST_CHARACTERS
     assert str(InputTypeError("two  blanks stay")) == "two  blanks stay"
 
 

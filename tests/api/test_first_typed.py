@@ -1,4 +1,4 @@
-"""What a user of TransformerLens, nnsight or transformers types first does what the lens's own names do, to the bit."""
+"""Aliases from TransformerLens, nnsight and transformers give bit-identical results to the lens's own names."""
 
 import importlib
 import inspect
@@ -156,7 +156,7 @@ def test_names_filter_records_what_sites_does(lens: Any, codes: Tensor, names_fi
         ({"names_filter": "resid_post", "sites": ("resid_post",)}, "were both given"),
         ({"names_filter": lambda _: False}, "chose none"),
         ({"names_filter": lambda _: "no"}, "expected True or False"),
-        ({"names_filter": lambda _: True, "layers": 1}, "choose there"),
+        ({"names_filter": lambda _: True, "layers": 1}, "let the function choose"),
         ({"names_filter": []}, "names no site"),
     ],
 )
@@ -349,7 +349,7 @@ def test_a_hook_at_every_site_does_what_apply_does(lens: Any, codes: Tensor, sit
         ({"fwd_hooks": [("no_such", print)]}, "unknown site"),
         ({"fwd_hooks": [(lambda _: False, print)]}, "chose none"),
         ({"fwd_hooks": [("resid_post", lambda value, _: value[:1])]}, "the function returned"),
-        ({"fwd_hooks": [("logits", lambda value, hook: value * hook.layer())]}, "stands in no block"),
+        ({"fwd_hooks": [("logits", lambda value, hook: value * hook.layer())]}, "is outside the blocks"),
         ({"bwd_hooks": [("resid_post", print)]}, "analysis.attribution"),
     ],
 )
@@ -521,8 +521,8 @@ def test_sites_out_of_order_are_named_with_their_order(lens: Any, codes: Tensor)
         with pytest.raises(SiteError) as refused:
             asked()
         assert one_line(refused) == (
-            f"{early} was asked for after {late}, and the model reaches it before: ask in the model's order, {early} "
-            f"first, then {late} (lens.sites() lists all)."
+            f"{early} was requested after {late}, but the model reaches it first: request sites in the model's order, "
+            f"{early} first, then {late} (lens.sites() lists all)."
         )
     assert torch.isfinite(lens(PROMPTS, codes)).all()
 
@@ -566,7 +566,7 @@ def test_a_site_that_is_saved_says_that_it_wants_its_value(lens: Any, codes: Ten
 
 
 def results() -> Iterator[type]:
-    """Every class of the analyses that can be plotted."""
+    """Yield every class in `analysis` that can be plotted."""
     for found in pkgutil.walk_packages(analysis.__path__, "analysis."):
         module = importlib.import_module(found.name)
         yield from (
@@ -601,7 +601,7 @@ def plotted() -> dict[str, Any]:
 
 
 def drawn(axes: Any) -> list[list[float]]:
-    """What is in a panel: its lines and its pictures."""
+    """The contents of a panel: the values of its lines and images."""
     lines = [np.asarray(line.get_ydata(), dtype=float).tolist() for line in axes.lines]
     return lines + [np.ma.filled(image.get_array(), np.nan).ravel().tolist() for image in axes.images]
 
@@ -651,7 +651,7 @@ def test_what_is_no_axes_is_refused(plotted: dict[str, Any]) -> None:
         ({"ax": axes}, InputTypeError, "expected one matplotlib Axes"),
         ({"ax": figure}, InputTypeError, "expected one matplotlib Axes"),
         ({"caption": "no"}, InputTypeError, "expected True or False"),
-        ({"ax": by_hand}, InputError, "placed by hand"),
+        ({"ax": by_hand}, InputError, "no subplot position"),
     ):
         with pytest.raises(error, match=words) as refused:
             plotted["pca"].plot(**given)

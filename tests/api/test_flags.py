@@ -23,7 +23,7 @@ MODULES = [
 ]
 EXPERIMENTS = [f"analysis.{found.name}" for found in pkgutil.iter_modules(analysis.__path__) if found.name != "cli"]
 CODES = torch.zeros(1, 4, 6, dtype=torch.long)
-# What holds a flag as a finding, and what writes the folders of commands.
+# Result classes with boolean fields, and helpers of the commands that write folders.
 NO_DOORS = ("Effect", "Scores", "PCAResult", "ProbeResult", "check", "check_file", "fresh", "app", "main")
 
 
@@ -36,7 +36,7 @@ def _flags(function: Any) -> list[str]:
 
 
 def _doors() -> Iterator[tuple[str, Callable[..., Any], str]]:
-    """Every public function, class and method that takes a flag: its name, itself, and the flag."""
+    """Yield (name, function, flag) for every public function, class and method that takes a flag."""
     for module in map(importlib.import_module, [*MODULES, *EXPERIMENTS]):
         for name in getattr(module, "__all__", None) or vars(module):
             value = getattr(module, name)
@@ -51,7 +51,7 @@ def _doors() -> Iterator[tuple[str, Callable[..., Any], str]]:
                 bound = getattr(plain, "__func__", plain)
                 if method.startswith("_") or not inspect.isfunction(bound):
                     continue
-                # A method of a class is bound to it; any other is given no object that its flag could depend on.
+                # Class methods are bound to their class; other methods need no instance, as flags are checked first.
                 yield from ((f"{module.__name__}.{name}.{method}", bound, flag) for flag in _flags(bound))
 
 

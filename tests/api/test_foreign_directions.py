@@ -1,4 +1,4 @@
-"""Directions of one model mean nothing in another, and are refused there even where the width is the same."""
+"""Directions read from one model are refused by another model, even one of the same width."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FOREIGN = "means nothing in another model"
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The same sizes, and other weights."""
+    """A model with the same sizes but other weights."""
     lens = al.AudioLens.from_pretrained(write_model(tmp_path_factory.mktemp("other")))
     with torch.no_grad():
         for parameter in lens.model.decoder.parameters():
@@ -76,5 +76,5 @@ def test_a_cache_refuses_directions_of_another_model(
         with pytest.raises(InputError, match=FOREIGN):
             one.project(theirs)
     other.run_with_cache("fast", codes[:1])[1].project(theirs)
-    # What goes to another process leaves the model behind, and with it what the model was.
+    # A pickled cache does not include the model, so the model's hash is unknown after unpickling.
     pickle.loads(pickle.dumps(cache)).project(theirs)

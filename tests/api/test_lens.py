@@ -269,7 +269,7 @@ def test_the_lens_describes_its_model(lens, stereo_lens):
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    # Nothing but the standard library: whatever is not in it came with a package.
+    # Only the standard library may be loaded: any other module comes from a package.
     code = (
         "import sys; before = set(sys.modules); import audiolens;"
         "loaded = {name.partition('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names;"

@@ -27,11 +27,11 @@ ATTACKS = (
 """Prompts."""
 POLES = (f'<b onclick="{RUNS}">$fast_', '=slow"><svg onload="window.ran = 1">%{x}')
 FOLDERS = (f"javascript:{RUNS}", f'"><img src=x onerror="{RUNS}">', "..%2f..%2fetc", "#top?a=b", "data:text,html")
-"""Concepts that are names of folders too: without a slash."""
+"""Concepts that are also used as folder names, so they contain no slash."""
 
 
 def study(concept: str = f"tempo</title><script>{RUNS}</script>", **changes: Any) -> Study:
-    """A planted study with such names everywhere that a folder of someone else may have them."""
+    """A planted study with such names in every place where a received folder could contain them."""
     found = planted.study()
     poles = dict(zip(found.poles, POLES, strict=True))
     prompts = dict(zip(found.clips["prompt"].unique(), 10 * ATTACKS, strict=False))

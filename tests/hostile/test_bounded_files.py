@@ -1,4 +1,4 @@
-"""Untrusted text, tables, directions and caches are refused in one line, regardless of what is nested in them."""
+"""Untrusted text, tables, directions and caches are refused in one line, however deeply nested or large they are."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_a_hundred_thousand_prompts_a_pole_are_read(tmp_path: Path) -> None:
     with ends(), pytest.warns(UserWarning, match="'fast' occurs in 100%"):
         found = prompts.from_file(path)
     assert (len(found.positive), found.balance().length_auc) == (100_000, 0.5)
-    # The repeated one stands last: found without comparing all with all.
+    # The repeated prompt comes last; finding it must not take quadratic time.
     path.write_text("fast,slow\n" + "".join(f"fast tune {min(n, 99_998)},slow tune {n}\n" for n in range(100_000)))
     with ends(), pytest.raises(InputError, match="'fast tune 99998' more than once"):
         prompts.from_file(path)

@@ -1,4 +1,4 @@
-"""Commands on untrusted files: a bad file stops no other, errors take one line, names cannot control a terminal."""
+"""Commands on untrusted files: a bad file does not stop the others, errors take one line, names print safely."""
 
 import json
 import os
@@ -22,7 +22,7 @@ Run = Callable[..., tuple[Any, str, str]]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """A command in a folder of its own: exit code, stdout and stderr."""
+    """Run a command in its own folder; return the exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
 
     def called(*arguments: str) -> tuple[Any, str, str]:
@@ -69,7 +69,7 @@ def test_a_terminal_obeys_no_name(run: Run, tmp_path: Path) -> None:
 
 
 def test_every_output_of_the_commands_is_printable() -> None:
-    """All of it goes through `say`, or through tables and JSON."""
+    """All output goes through `say`, tables or JSON."""
     folder = Path(cli.__file__).parent
     lines = [
         f"{path.name}: {line.strip()}"

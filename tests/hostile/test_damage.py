@@ -1,6 +1,6 @@
 """Damaged files of sweeps and studies are never used silently, and every damaged folder can be recovered.
 
-A slice of `benchmarks/damage.py`, which damages every file in every way.
+This runs a sample of the cases in `benchmarks/damage.py`.
 """
 
 import io
@@ -70,7 +70,7 @@ def test_what_has_the_name_of_another_kind_is_named_and_made_again_once_removed(
     chosen = {(file, f"replaced by {kind}") for file, kind in places.items()}
     found = damage.damaged(sweeps[0], tmp_path, chosen=lambda one: (one.file, one.kind) in chosen)
     assert_accounted_for(found, at_least=len(places))
-    # Nothing but a file is replaced: a folder may hold what is nowhere else.
+    # Anything but a file is refused and not replaced, since a folder may hold the only copy of something.
     assert found.counts["call: refused first"] == len(places)
 
 
@@ -89,7 +89,7 @@ def test_a_plan_that_does_not_say_what_every_plan_says_is_damaged(swept: Path) -
                 path.write_text(json.dumps({**changed, "format": ledger.UNSEALED}))
                 with pytest.raises(InputError, match=rf"^{path} (is damaged|cannot be used).* to restore it\.$"):
                     sweep.load_folder(swept)
-    # Nor is it used, or what is there thrown away: the batches say whose they are.
+    # The bad plan is neither used nor a reason to discard the batches, which identify their sweep.
     with pytest.warns(DamageWarning, match="is written again"):
         assert ledger.refuse_begun(swept, facts) == facts
 
@@ -113,7 +113,7 @@ def test_a_batch_that_does_not_say_what_belongs_to_it_is_damaged(swept: Path, to
     own = ledger.read_facts(swept)
     kept, path = ledger.batches_of(swept, own), swept / "batches" / "00000.parquet"
     told = told.replace("PLAN", f'"{kept.plan}"')
-    # A seal is a hash of the whole file, wherever in it it stands.
+    # The seal is a hash of the whole file, regardless of its position in the file.
     content = {b"audiolens": told, b"seal": OPEN_SEAL}
     table, buffer = pq.read_table(path), io.BytesIO()
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, **content}), buffer)
@@ -134,7 +134,7 @@ FACTS = {"concept": "tempo", "weights": "0", "model": "m", "versions": {}}
 
 
 def staged(place: Path, name: str = "directions", **more: Any) -> Path:
-    """A study with one stage, made here or kept; the stage's folder."""
+    """The folder of a stage in a study with one stage, made or read here."""
 
     def write(made: str, folder: Path) -> None:
         (folder / "made").write_text(made)
@@ -150,7 +150,7 @@ def test_a_stage_that_is_no_folder_is_made_again(tmp_path: Path) -> None:
     place = staged(tmp_path / "study")
     shutil.rmtree(place)
     place.write_text("a file")
-    with pytest.warns(DamageWarning, match="is no folder: directions is made again"):
+    with pytest.warns(DamageWarning, match="is not a folder: directions is made again"):
         assert staged(tmp_path / "study") == place
     assert (place / "made").read_text() == "directions"
 
@@ -196,7 +196,7 @@ def test_a_summary_whose_settings_are_none_is_no_other_study(tmp_path: Path, set
 
 def test_a_manifest_is_one_by_its_format(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes(sealed_json({"of": "stage", "files": {}}))
-    with pytest.raises(DamagedError, match="is no manifest"):
+    with pytest.raises(DamagedError, match="is not a manifest"):
         check_manifest(tmp_path, "stage")
 
 
@@ -228,7 +228,7 @@ def test_what_is_remembered_follows_from_every_bit_of_what_was_given(lens: Any) 
 
 
 def test_a_battery_that_finds_nothing_would_say_so(sweeps: list[damage.Kept], tmp_path: Path) -> None:
-    """The counts can fail: a reader that sees other rows, and a call that ends otherwise or nowhere, are found."""
+    """The checks can fail: a reader that returns other rows, and calls that end wrongly or not at all, are detected."""
 
     def nowhere(_: Path, __: bool) -> None:
         raise InputError("choose another folder.")

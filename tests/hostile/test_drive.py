@@ -1,4 +1,4 @@
-"""Every public name has a door and a valid call, and a drawn part of all wrong calls is refused in our own words."""
+"""Every public name is guarded and has a valid call, and a sample of wrong calls is refused with audiolens errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_every_module_of_the_analyses_is_driven_or_says_why_not() -> None:
 
 @pytest.mark.parametrize("name", driven(), ids=lambda name: name.path)
 def test_every_public_name_has_a_valid_call(name: names.Name) -> None:
-    """A new name fails here until `baselines` says how it is called."""
+    """A new public name fails here until `baselines` has a valid call for it."""
     if name.owner is not None and name.kind != "classmethod":
         assert name.owner in INSTANCES
     needed = [
@@ -57,7 +57,7 @@ def test_every_public_call_has_a_door(path: str) -> None:
 
 
 def test_a_drawn_part_of_all_wrong_calls_is_refused_in_our_own_words() -> None:
-    """In a process of its own, whose memory is bounded; `make drive` makes all of them."""
+    """Runs in its own process, whose memory is limited; `make drive` makes all calls."""
     paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     done = subprocess.run(
         [sys.executable, "-m", "hostile.drive", "--calls", "250", "--quick"],

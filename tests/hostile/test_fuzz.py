@@ -1,4 +1,4 @@
-"""A slice of `make fuzz`: cases of the quick loaders, and proof that a fault would be seen."""
+"""A sample of `make fuzz`: cases of the quick loaders, and tests that faults are detected."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def script(text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_slice_of_cases_breaks_no_promise(tmp_path: Path) -> None:
-    """In a process of its own: the watch bounds memory and sees every file that is opened, for good."""
+    """Runs in its own process, because the watch limits memory and audits file access permanently."""
     ran = script(_ALL, str(tmp_path))
     assert ran.stdout.splitlines() == ["600"], ran.stdout + ran.stderr[-2000:]
 

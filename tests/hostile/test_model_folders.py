@@ -31,7 +31,7 @@ def folder(checkpoint: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that is there once foreign code has run; whoever is asked agrees to it."""
+    """A file that exists only if foreign code has run; prompts for consent are answered with yes."""
     monkeypatch.setattr(builtins, "input", lambda *_: "y")
     return tmp_path / "ran"
 
@@ -146,7 +146,7 @@ def test_transformers_sees_the_checked_files_alone(folder: Path) -> None:
 
 
 def test_weights_that_were_not_checked_are_not_opened(folder: Path, lens: Any) -> None:
-    # transformers takes such a file before model.safetensors.
+    # transformers prefers such a file to model.safetensors.
     (folder / "shard-00001-model-00001-of-00001.safetensors").symlink_to("/dev/zero")
     with ends():
         found = al.AudioLens.from_pretrained(folder)
@@ -154,7 +154,7 @@ def test_weights_that_were_not_checked_are_not_opened(folder: Path, lens: Any) -
 
 
 def sharded(folder: Path, name: str) -> None:
-    """Weights in two files, the second of which the index says is `name`."""
+    """Split the weights into two files, and list the second one as `name` in the index."""
     tensors = load_file(folder / "model.safetensors")
     keys = sorted(tensors)
     parts = {"model-1.safetensors": keys[::2], "model-2.safetensors": keys[1::2]}
@@ -282,7 +282,7 @@ def test_a_start_token_is_a_code(folder: Path, value: Any) -> None:
 
 @pytest.fixture
 def hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a model of the hub, as its client keeps it: links to blobs, under the commit's name."""
+    """A hub model in the client's cache: links to blobs, in a folder named after the commit."""
     from huggingface_hub import constants
 
     commit = "a" * 40
@@ -315,7 +315,7 @@ def test_a_model_of_the_hub_goes_the_same_way(hub: Path, lens: Any, ran: Path) -
 
 
 def test_clap_folders_are_checked_alike(folder: Path, ran: Path) -> None:
-    with pytest.raises(AudioLensError, match=r"could not be loaded.* is not that of a CLAP model"):
+    with pytest.raises(AudioLensError, match=r"could not be loaded.* is not the configuration of a CLAP model"):
         clap.opened(folder)
     write_code(folder, ran)
     changed(folder / "config.json", lambda values: values.update(NESTED))

@@ -41,7 +41,7 @@ def study() -> Study:
 
 @pytest.fixture(scope="module")
 def folder(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study's folder of such names, itself in one."""
+    """A study with such names, in a folder with such a name."""
     return study.save(tmp_path_factory.mktemp("stranger") / strangers.FOLDERS[1], command=COMMAND)
 
 
@@ -56,7 +56,7 @@ def several(study: Study, folder: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 class Watched:
-    """A page that remembers what it asked for and said."""
+    """A page in a browser, with all its requests and console messages recorded."""
 
     def __init__(self, browser: Any, path: Path) -> None:
         self.page = browser.new_page()
@@ -70,7 +70,7 @@ class Watched:
         self.page.wait_for_timeout(300)
 
     def refuse_harm(self, *paths: Path) -> None:
-        """Nothing ran, and nothing was asked for but these files and what the page holds."""
+        """Check that nothing ran, and that only these files and the page's own data were requested."""
         assert self.page.evaluate("window.ran") is None
         assert {url.partition("#")[0] for url in self.asked if not url.startswith(("data:", "blob:"))} <= {
             path.as_uri() for path in paths
@@ -86,7 +86,7 @@ def test_nothing_of_a_page_runs_or_is_fetched_after_every_link(browser: Any, fol
     links = watched.page.locator("a")
     for place in range(links.count()):
         if place % 8 == 7:
-            # Chromium stops a page after ten downloads that no hand has asked for.
+            # Chromium blocks downloads that no user started after the tenth one on a page.
             watched.page.reload()
             watched.page.wait_for_selector("#live-pca .main-svg")
         links.nth(place).click(force=True)
@@ -141,7 +141,7 @@ def test_a_live_figure_of_its_own_runs_nothing(browser: Any, study: Study, tmp_p
 def test_the_policy_holds_where_text_became_markup(
     browser: Any, page: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """The second wall: what a mistake of a template would let in."""
+    """The second line of defence: the policy blocks markup that a template let through by mistake."""
     text = (request.getfixturevalue(page) / "index.html").read_text("utf-8")
     let_in = (
         f"<script>{strangers.RUNS}</script><img src=x onerror='{strangers.RUNS}'><a id=evil href='javascript:"
@@ -160,7 +160,7 @@ def test_the_policy_holds_where_text_became_markup(
 
 
 def _refused(watched: Watched) -> set[str]:
-    """What was asked for and refused by the page itself, before it left."""
+    """The requested URLs that the page's own policy blocked."""
     return {
         url for url in watched.asked if any(url in said and "Content Security Policy" in said for said in watched.said)
     }
@@ -220,7 +220,7 @@ def test_a_live_text_is_no_link_no_markup_and_no_mathematics() -> None:
 
 
 def test_every_live_figure_is_literal() -> None:
-    """A figure of plotly's that is not would let a prompt be a link; what takes one changes one that is."""
+    """Otherwise plotly could turn a prompt into a link; functions that take a figure get one that is literal."""
     bare = [
         f"{path.name}: {one.name}"
         for path in Path(analysis.__file__).parent.rglob("*.py")
@@ -234,7 +234,7 @@ def test_every_live_figure_is_literal() -> None:
 
 @pytest.mark.slow
 def test_a_study_drawn_twice_is_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    """By another process, at another time, with other hashes of text."""
+    """Even in another process, at another time, and with another hash seed."""
     program = (
         "import sys; from pathlib import Path; from hostile import strangers\n"
         "strangers.study().save(Path(sys.argv[1]), command=sys.argv[2])"

@@ -30,7 +30,7 @@ def codes_of(lens: Any, seed: int) -> torch.Tensor:
 
 
 def in_a_fork(work: Callable[[], bool]) -> int:
-    """How a forked process ended: 0 if the work gave true, -9 if it had to be killed for it hung."""
+    """The exit code of a forked process: 0 if `work` returned true, -9 if it hung and was killed."""
     child = os.fork()
     if not child:
         code = 1
@@ -50,7 +50,7 @@ def in_a_fork(work: Callable[[], bool]) -> int:
 
 @pytest.fixture
 def own(checkpoint: Path) -> Any:
-    """A lens that nothing else runs."""
+    """A lens that no other test uses."""
     return al.AudioLens.from_pretrained(checkpoint)
 
 

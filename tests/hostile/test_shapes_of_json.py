@@ -1,4 +1,4 @@
-"""The shape of JSON is checked where a file is read: what differs is named, and well-formed files pass."""
+"""The shape of JSON is checked when a file is read: errors name what differs, and well-formed files pass."""
 
 import json
 from contextlib import suppress
@@ -10,7 +10,7 @@ import pytest
 
 from analysis import sweep
 from analysis.store.parquet import read
-from audiolens.errors import MOST_TOLD, AudioLensError, DamagedError, InputError
+from audiolens.errors import MOST_CHARACTERS, AudioLensError, DamagedError, InputError
 from audiolens.files.integrity import SEAL, sealed_json
 from audiolens.files.json_shapes import refuse_other
 
@@ -56,7 +56,7 @@ def test_every_key_of_a_plan_may_be_missing_or_wrong(lens: Any, tmp_path: Path) 
     for key in plan:
         for changed in ({name: plan[name] for name in plan if name != key}, {**plan, key: 1.5}, {**plan, key: [None]}):
             (place / "plan.json").write_bytes(sealed_json(changed))
-            # Any other error fails the test.
+            # Any other exception fails the test.
             with suppress(AudioLensError):
                 sweep.load_folder(place)
 
@@ -78,4 +78,4 @@ def test_a_message_is_one_line_of_bounded_length() -> None:
     text = str(DamagedError("first\nsecond " + "x" * 10**6))
     assert "\n" not in text
     assert text.startswith("first second xxx")
-    assert len(text) <= MOST_TOLD
+    assert len(text) <= MOST_CHARACTERS

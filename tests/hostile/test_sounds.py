@@ -38,7 +38,7 @@ def encoded(kind: str, subtype: str | None = None, wave: np.ndarray = NOISE, rat
 
 
 def pages(content: bytes) -> list[bytes]:
-    """An Ogg file cut where its pages begin."""
+    """The pages of an Ogg file."""
     return [b"OggS" + part for part in content.split(b"OggS")[1:]]
 
 
@@ -94,7 +94,7 @@ def test_what_follows_the_last_page_is_no_sound(tmp_path: Path) -> None:
 
 
 def promising(rate: int, channels: int, n_frames: int) -> bytes:
-    """A FLAC of some bytes whose header promises so many frames."""
+    """The bytes of a FLAC whose header claims `n_frames` frames."""
     content = bytearray(encoded("FLAC", "PCM_16", np.zeros((RATE, channels), np.float32), RATE))
     fields = (rate << 44) | ((channels - 1) << 41) | (15 << 36) | n_frames
     content[18:26] = struct.pack(">Q", fields)
@@ -121,7 +121,7 @@ def test_no_sample_is_read_of_what_a_header_should_not_promise(
 
 
 def test_a_few_samples_fewer_than_promised_are_a_cut_file(tmp_path: Path) -> None:
-    """Only an MP3 may miss some, whose length is an estimate."""
+    """Only an MP3 may be short by a few samples, because its length is an estimate."""
     (tmp_path / "sound.flac").write_bytes(promising(RATE, 1, RATE + 10))
     with pytest.raises(InputError, match="cut short|or is incomplete"):
         soundfiles.read(tmp_path / "sound.flac")
@@ -134,7 +134,7 @@ def test_names_that_no_file_can_have_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_same_clip_is_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """libsndfile puts the time of day into the serial number of an Ogg, and next to the peak of a WAV of floats."""
+    """libsndfile writes the time of day into the serial number of an Ogg and the peak chunk of a float WAV."""
     found = []
     for moment in range(2):
         time.sleep(1.1 * moment)
@@ -144,7 +144,7 @@ def test_the_same_clip_is_the_same_bytes(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_an_ogg_of_a_fixed_serial_is_the_same_sound(tmp_path: Path) -> None:
-    """The checksums are right: libsndfile and the check of whole files read it."""
+    """The checksums are correct: libsndfile and the completeness check accept the file."""
     plain = encoded("OGG", "VORBIS")
     (tmp_path / "plain.ogg").write_bytes(plain)
     (tmp_path / "fixed.ogg").write_bytes(ogg.with_serial(plain, 7))
@@ -177,7 +177,7 @@ def test_an_mp3_without_a_count_is_refused_where_it_ends_inside_a_frame(tmp_path
     assert frames[-1].start + frames[-1].size == len(bare)
     assert not _mp3.is_cut(bare)
     assert _mp3.is_cut(bare[:-1])
-    # Not knowable: it ends where a frame ends.
+    # Undetectable: the file ends where a frame ends.
     assert not _mp3.is_cut(bare[: frames[-1].start])
 
 
@@ -201,7 +201,7 @@ def test_a_flac_of_other_samples_than_its_hash_is_refused(tmp_path: Path, subtyp
     other = bytearray(content)
     other[26] ^= 1
     file.write_bytes(other)
-    with pytest.raises(InputError, match="is damaged: its samples are not those that were written"):
+    with pytest.raises(InputError, match="is damaged: its samples do not match the hash"):
         soundfiles.read(file)
     other[26:42] = bytes(16)
     file.write_bytes(other)

@@ -18,7 +18,7 @@ FACTS = {"concept": "tempo", "weights": "0", "model": "m", "versions": {}}
 
 
 def kept(stages_: stages.Stages, name: str) -> str:
-    """A stage that is made, written and read again."""
+    """A stage that is made, written and read back."""
 
     def write(made: str, folder: Path) -> None:
         (folder / "made").write_text(made)

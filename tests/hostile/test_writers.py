@@ -32,7 +32,7 @@ FACTS = {"format": ledger.FORMAT, "batches": [1]}
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """The user's own folder, of which nothing may change."""
+    """The user's own folder, which must not change."""
     own = tmp_path / "own"
     (own / "batches").mkdir(parents=True)
     for name in ("victim", "00000.parquet", "batches/notes"):
@@ -49,7 +49,7 @@ def _unharmed(outside: Path) -> Iterator[None]:
 
 @pytest.fixture
 def received(tmp_path: Path) -> Path:
-    """A folder that says it holds a study."""
+    """A folder that claims to hold a study."""
     place = tmp_path / "received"
     place.mkdir()
     facts = {"format": stages.FORMAT, "concept": "tempo", "weights": "0", "versions": versions()}
@@ -207,7 +207,7 @@ def test_a_table_names_no_sound_outside_its_folder(tmp_path: Path, outside: Path
     place = tmp_path / "sweep"
     theirs = batches.Batches(place, (1,), None)
     tested = sweep.SweepResult(table, ("brightness",), {}, 16000, folder=place, _batches=theirs)
-    with pytest.raises(InputError, match="as a sound, which is not one of its own"):
+    with pytest.raises(InputError, match="lists the sound file .*, which does not belong to it"):
         assembly._sounds(tested)
 
 
@@ -218,7 +218,7 @@ def test_a_sweep_is_not_read_through_links(tmp_path: Path, outside: Path) -> Non
         sweep.load_folder(tmp_path / "sweep")
 
 
-# What is no file
+# Anything that is not a file
 
 
 def pipe(place: Path) -> None:

@@ -24,7 +24,7 @@ def study() -> Study:
 
 def test_every_loss_stands_beside_the_effect_of_its_own_condition(study: Study) -> None:
     assert study.lost is not None
-    table, response = losses.beside(study.lost, study.response), study.response
+    table, response = losses.with_effects(study.lost, study.response), study.response
     steered = table[table["kind"].isin(["steered", "alternative"])]
     assert len(steered) == 8
     for row in steered.itertuples():
@@ -39,7 +39,7 @@ def test_every_loss_stands_beside_the_effect_of_its_own_condition(study: Study) 
 
 def test_what_another_seed_does_is_not_told_of_the_unsteered_clips_themselves(study: Study) -> None:
     assert study.lost is not None
-    table = losses.beside(study.lost, study.response).set_index("kind")
+    table = losses.with_effects(study.lost, study.response).set_index("kind")
     spread = float(study.lost.set_index("kind").loc["baseline", "drift"])
     own, another = table.loc["baseline"], table.loc["another seed"]
     assert spread > 0

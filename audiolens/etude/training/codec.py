@@ -82,7 +82,7 @@ def train(
     report_every: int = 20,
     device: str = "cpu",
 ) -> Any:
-    """Train a codec on 16-bit clips; checkpoints are written to `out`, and training resumes from one that is there."""
+    """Train a codec on 16-bit clips; checkpoints are written to `out`, and training resumes from an existing one."""
     torch.manual_seed(0)
     model: Any = build()
     model.to(device)

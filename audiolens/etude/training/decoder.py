@@ -35,7 +35,7 @@ from audiolens.etude.training.rates import warm_cosine
 from audiolens.model.timeline import delay, delays_of
 
 START = CODEBOOK_SIZE
-"""The start token, which also fills delayed positions and pads: one past the last code, as in every MusicGen."""
+"""The start token, also used as padding and at delayed positions: one past the last code, as in every MusicGen."""
 DELAYS = delays_of(N_CODEBOOKS, channels=1)
 
 

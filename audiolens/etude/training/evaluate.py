@@ -87,7 +87,7 @@ class Abilities:
     reference: pd.DataFrame
 
     def to_frame(self) -> pd.DataFrame:
-        """The AUC of the high over the low pole per concept and measure: étude's, the ceiling, and the difference."""
+        """The AUC of the high against the low pole per concept and measure: étude's, the ceiling and the difference."""
         import pandas as pd
 
         rows = []
@@ -115,10 +115,10 @@ class Abilities:
         rows = []
         for measures in MEASURED_BY.values():
             for measure in measures:
-                heard, drawn = neutral[measure].dropna(), self.reference[measure].dropna()
-                spread = np.ptp(np.quantile(heard, (0.1, 0.9))) / np.ptp(np.quantile(drawn, (0.1, 0.9)))
-                above = float((heard > drawn.median()).mean())
-                rows.append((measure, *np.quantile(heard, (0.1, 0.5, 0.9)), above, spread))
+                neutral_values, drawn = neutral[measure].dropna(), self.reference[measure].dropna()
+                spread = np.ptp(np.quantile(neutral_values, (0.1, 0.9))) / np.ptp(np.quantile(drawn, (0.1, 0.9)))
+                above = float((neutral_values > drawn.median()).mean())
+                rows.append((measure, *np.quantile(neutral_values, (0.1, 0.5, 0.9)), above, spread))
         columns = ["measure", "p10", "median", "p90", "share_above_reference", "relative_spread"]
         return pd.DataFrame(rows, columns=columns)
 
@@ -164,7 +164,9 @@ def abilities(
     plan += [{"concept": "neutral", "level": "", "caption": caption, "seed": seed} for seed, caption in neutral]
     captions, seeds = [clip["caption"] for clip in plan], [clip["seed"] for clip in plan]
     out = lens.generate(captions, seconds, seeds=seeds, batch_size=ROWS, decode=False, progress=True)
-    clips = pd.concat([pd.DataFrame(plan), heard(_decoded(lens, out.codes), lens.config.sample_rate, n_jobs)], axis=1)
+    clips = pd.concat(
+        [pd.DataFrame(plan), measures_of(_decoded(lens, out.codes), lens.config.sample_rate, n_jobs)], axis=1
+    )
     drawn = list(synth.labelled_clips(n_reference, seed=99, seconds=seconds))
     labels = pd.DataFrame([{f"label_{c}": d.attributes.level(c) for c in (*POLES, "instrument")} for d in drawn])
     raw = np.stack([clip.audio for clip in drawn])[:, None]
@@ -172,7 +174,7 @@ def abilities(
         _decoded(lens, lens.encode_audio(rows, synth.SAMPLE_RATE))
         for rows in np.split(raw, range(ROWS, len(raw), ROWS))
     ]
-    measured = heard(np.concatenate(coded), lens.config.sample_rate, n_jobs)
+    measured = measures_of(np.concatenate(coded), lens.config.sample_rate, n_jobs)
     return Abilities(clips, pd.concat([labels, measured], axis=1))
 
 
@@ -180,7 +182,7 @@ def _decoded(lens: AudioLens, codes: Int[Tensor, "row codebook frame"]) -> Float
     return np.concatenate([lens.decode_codes(part).float().cpu().numpy() for part in codes.split(ROWS)])
 
 
-def heard(audio: Float[np.ndarray, "row channel sample"], sample_rate: int, n_jobs: int = 1) -> pd.DataFrame:
+def measures_of(audio: Float[np.ndarray, "row channel sample"], sample_rate: int, n_jobs: int = 1) -> pd.DataFrame:
     """Every measure of every clip, onsets per beat, and the mean and spread of the MFCCs (for the instrument)."""
     import librosa
     import pandas as pd

@@ -145,7 +145,7 @@ class Family:
         names: str | Sequence[str] | Callable[[str], bool],
         layers: int | Iterable[int] | None,
     ) -> list[Site]:
-        """As `find`; a function of the full name may choose as well, in the model's order.
+        """As `find`; `names` may also be a function of the full name, whose choice is in the model's order.
 
         Raises:
             InputTypeError, InputError: if the function chooses nothing, is given layers too, or does not return a bool.
@@ -153,7 +153,7 @@ class Family:
         if not callable(names):
             return self.find(config, checked_names("names", names), layers)
         if layers is not None:
-            raise InputError(f"layers={layers!r} with a function of names: the name has the block, so choose there.")
+            raise InputError(f"layers={layers!r} with a function of names: let the function choose the layers too.")
         chosen = []
         for site in self.sites(config):
             kept = names(site.name)

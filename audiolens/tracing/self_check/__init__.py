@@ -1,1 +1,1 @@
-"""Check, when a model is opened, that its sites, steps and projections are what the lens takes them for."""
+"""Check, when a model is opened, that its sites, steps and projections match what the lens assumes."""

@@ -1,7 +1,7 @@
 """Check at load that in a cached generation an edit changes exactly the steps, row and branch it names.
 
 Every row has its own text states and codes. The codes are written as logits, step by step, and are generated as the
-clip only if steps, rows, codebooks and delays are what the lens takes them for. In the middle block, every position is
+clip only if steps, rows, codebooks and delays match what the lens assumes. In the middle block, every position is
 set to a distinct value, and one row of one branch to another value for two steps: the recording must show both at the
 right positions. Activations recorded below are compared with one forward over the same codes.
 

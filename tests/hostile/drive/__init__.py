@@ -1,5 +1,6 @@
 """A driver of the whole API: every public name, called with one wrong argument at a time.
 
-`names` finds what is public, `world` holds tiny models and what is made of them, `baselines` a valid call of each name,
-`values` what a stranger may pass, `judged` what may come of it, and `run` makes the calls. `make drive CALLS=10000`.
+`names` finds all public names, `world` builds tiny models and results, `baselines` gives a valid call of each name,
+`values` holds the wrong arguments, `judged` classifies the result of a call, and `run` makes the calls. Start it with
+`make drive CALLS=10000`.
 """

@@ -1,4 +1,4 @@
-"""`python -m hostile.drive --calls 10000 --seed 0`: every public name by a valid call, then so many wrong ones."""
+"""`python -m hostile.drive --calls 10000 --seed 0`: call every public name validly, then make n wrong calls."""
 
 import argparse
 import faulthandler
@@ -31,7 +31,7 @@ def main() -> int:
     world, found = World(), []
     public = [name for name in driven() if asked.only in name.path and not (asked.quick and slow(name))]
     todo = [trial for trial in trials(world, asked.seed) if trial.name in set(public)][: asked.calls]
-    # Some names of files are taken as such: what is written then is written here.
+    # Some wrong arguments are valid file names: run in a temporary folder, so that files are written there.
     (world.folder / "here" / "now").mkdir(parents=True)
     os.chdir(world.folder / "here" / "now")
     guard = judged.Guard(world.lens, PROMPTS[:1], world.codes[:1])

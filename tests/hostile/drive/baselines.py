@@ -328,7 +328,7 @@ FURTHER: dict[str, tuple[str, ...]] = {
         "strengths", "layers", "prompts", "seeds", "n_random", "seconds", "measures", "batch_size", "sets", "branches",
     ),
 }  # fmt: skip
-"""What `*` and `**` take."""
+"""Arguments passed through `*` and `**`."""
 EXEMPT = {
     "audiolens.ActivationCache.__array__": "refuses: a cache is no array",
     "audiolens.ActivationCache.__dlpack__": "refuses: a cache is no array",

@@ -1,4 +1,4 @@
-"""What came of a call: it worked, was refused in our own words, or went wrong in one of the named ways."""
+"""Classify the result of a call: it worked, was refused with an audiolens error, or failed in one of several ways."""
 
 import contextlib
 import dis
@@ -29,12 +29,12 @@ FINE = ("worked", "refused", "python's own", "caller's own")
 
 
 class Hang(BaseException):
-    """A call that did not end in time."""
+    """A call exceeded its time limit."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`kind` is one of `FINE`, or what went wrong; `told` its message, `where` the place it was raised."""
+    """The result of a call: `kind` is in `FINE` or names a fault; `told` is the message, `where` its origin."""
 
     kind: str
     told: str = ""
@@ -47,7 +47,7 @@ class Outcome:
 
 
 def outcome(call: Callable[[], Any], *, by_python: bool = False) -> Outcome:
-    """Make the call. `by_python`: Python's own TypeError is meant, for an argument that is missing or unknown."""
+    """Make the call. With `by_python`, Python's own TypeError for a missing or unknown argument is expected."""
     start = time.process_time()
     try:
         with stopped_in_time(), silent():
@@ -89,7 +89,7 @@ def message(error: BaseException) -> str:
 
 
 def raised_by_us(trace: TracebackType | None) -> bool:
-    """Whether the last frame is ours, and stands at a raise: C code has no frame of its own."""
+    """Whether the last frame is in audiolens and at a `raise` statement; C code has no frame of its own."""
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     if trace is None or not trace.tb_frame.f_code.co_filename.startswith(OURS):
@@ -99,7 +99,7 @@ def raised_by_us(trace: TracebackType | None) -> bool:
 
 
 def place(trace: TracebackType | None) -> str:
-    """Our innermost line."""
+    """The innermost line of audiolens in a traceback."""
     found = ""
     for frame, line in traceback.walk_tb(trace):
         if frame.f_code.co_filename.startswith(OURS):
@@ -112,7 +112,7 @@ def stopped_in_time(seconds: int = LONGEST_SECONDS) -> Iterator[None]:
     def stop(*_: object) -> None:
         raise Hang
 
-    # Of its own work: other processes may have the machine. What waits for ever is stopped by faulthandler.
+    # Count this process's CPU time, since the machine may be busy; faulthandler stops a call that sleeps forever.
     before = signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
@@ -134,13 +134,13 @@ def silent() -> Iterator[None]:
 
 
 def bound_memory(more: int = GIB) -> None:
-    """Whatever takes more than so much above what is mapped now gets a MemoryError, or torch's RuntimeError."""
+    """Limit the address space: exceeding it raises a MemoryError, or a RuntimeError in torch."""
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + more, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 class Guard:
-    """That the model is as it was: nothing written into a weight, no hook left, and the same logits to the bit."""
+    """A check that a model is unchanged: same weights, no hooks left, and bit-identical logits."""
 
     def __init__(self, lens: Any, prompts: list[str], codes: torch.Tensor) -> None:
         self.lens, self.prompts, self.codes = lens, prompts, codes
@@ -156,7 +156,7 @@ class Guard:
         return self.lens.run_with_cache(self.prompts, self.codes)[0]
 
     def broken(self, *, read: bool = False) -> str:
-        """What is not as it was, or nothing."""
+        """A description of what changed; empty if nothing did."""
         if self.state() != self.weights:
             return "the model was changed"
         try:

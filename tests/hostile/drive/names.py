@@ -1,6 +1,6 @@
-"""What is public, found by looking: the exported names of both packages, their methods and their properties.
+"""Find all public names: the exported names of both packages, with their methods and properties.
 
-A new name is driven as soon as it is exported; without a valid call of its own it fails `test_drive`.
+A new name is tested as soon as it is exported; if it has no valid call, `test_drive` fails.
 """
 
 import inspect
@@ -43,12 +43,12 @@ REACHED = {
 }
 """Classes that no package exports, but that public calls return."""
 RETURNED = ("DoseResponse", "Front", "Limits", "Strategies", "LayerMap", "CrossEffects")
-"""The same, of a sweep's result."""
+"""Further such classes, returned by methods of a `SweepResult`."""
 
 
 @dataclass(frozen=True)
 class Name:
-    """A public name: "audiolens.AudioLens.generate"; `owner` is its class where it is a method or a property."""
+    """A public name: "audiolens.AudioLens.generate"; `owner` is its class if it is a method or a property."""
 
     path: str
     kind: str
@@ -75,7 +75,7 @@ def exported(module: Any) -> list[str]:
 
 
 def classes() -> dict[str, type]:
-    """Every public class by its path."""
+    """Every public class, by its dotted path."""
     found = {
         f"{path}.{name}": value
         for path, module in modules().items()
@@ -108,7 +108,7 @@ def public() -> list[Name]:
 
 
 def members(value: type) -> Iterator[tuple[str, str]]:
-    """A class's own methods and properties; what it inherits from other libraries is theirs."""
+    """The methods and properties of a class, without those inherited from other libraries."""
     for name in dir(value):
         if name.startswith("_") and name not in OPERATORS:
             continue

@@ -1,4 +1,4 @@
-"""The calls: each name's valid arguments with one of them replaced, and what is done with what comes back."""
+"""Make the calls: a valid call of each name with one argument replaced, after which the result is used."""
 
 import dataclasses
 import inspect
@@ -20,7 +20,7 @@ MISSING, UNKNOWN = "(left out)", "(unknown keyword)"
 
 @dataclass(frozen=True)
 class Trial:
-    """One call: `value` of the pool in the place of `argument`."""
+    """One call, in which `argument` is replaced by `value` from the pool."""
 
     name: Name
     argument: str
@@ -40,7 +40,7 @@ def _class(path: str) -> type:
 
 
 def target(world: World, name: Name) -> Callable[..., Any]:
-    """What is called."""
+    """The function or method to call."""
     if name.kind == "function":
         module = names.modules()[name.path.rpartition(".")[0]]
         return getattr(module, name.last)
@@ -65,7 +65,7 @@ def instance_of(world: World, name: Name) -> Any:
 
 
 def baseline(world: World, name: Name) -> dict[str, Any]:
-    """The arguments of a valid call; a result is made of its own fields."""
+    """The arguments of a valid call; for a result class, the fields of an instance."""
     if name.path in ARGUMENTS:
         return ARGUMENTS[name.path](world)
     if name.kind == "class":
@@ -76,7 +76,7 @@ def baseline(world: World, name: Name) -> dict[str, Any]:
 
 
 def signature(name: Name) -> list[inspect.Parameter]:
-    """What can be given, without a class's own `self`; nothing for a property."""
+    """The parameters without `self`; empty for a property."""
     if name.kind == "property":
         return []
     if name.kind == "method":
@@ -91,13 +91,13 @@ def signature(name: Name) -> list[inspect.Parameter]:
 
 
 def parameters(name: Name) -> list[str]:
-    """The arguments that are replaced: those named, and of what `*` and `**` take the ones in `FURTHER`."""
+    """The arguments to replace: named ones, and those in `FURTHER` that are passed through `*` and `**`."""
     plain = [one.name for one in signature(name) if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
     return [*(one for one in plain if not one.startswith("_")), *FURTHER.get(name.path, ())]
 
 
 def lacking(world: World, name: Name) -> list[str]:
-    """Arguments that are needed and have no valid value."""
+    """The names of required arguments without a valid value."""
     given = baseline(world, name) if name.kind != "property" else {}
     needed = [one for one in signature(name) if one.default is one.empty]
     named = [one.name for one in needed if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
@@ -105,9 +105,9 @@ def lacking(world: World, name: Name) -> list[str]:
 
 
 def trials(world: World, seed: int) -> list[Trial]:
-    """Every call, in an order drawn from the seed in which the names take turns, so that any part has calls of all.
+    """Every call, in a seeded order that alternates between names, so that any part of it covers all names.
 
-    Results that are never made by hand, and calls of seconds, have a few turns only.
+    Result classes that users never instantiate, and calls that take seconds, get only a few turns.
     """
     pool, draw = [*values.POOL, *world.strangers], random.Random(seed)
     turns: list[tuple[int, float, Trial]] = []
@@ -131,7 +131,7 @@ SLOW = {
 
 
 def slow(name: Name) -> bool:
-    """Whether a call takes seconds, or what it is called on does."""
+    """Whether a call, or making the object it is called on, takes seconds."""
     return name.path in SLOW or name.path.startswith(("analysis.study.", "analysis.report.")) or "clap" in name.path
 
 
@@ -141,11 +141,11 @@ AT_HAND = {
     "audiolens.Add", "audiolens.Apply", "audiolens.AudioLens", "audiolens.Clamp", "audiolens.Directions",
     "audiolens.Intervention", "audiolens.Replace", "audiolens.Scale", "audiolens.prompts.PromptSet",
 }  # fmt: skip
-"""Classes that users make by hand; other results are made by what gives them."""
+"""Classes that users instantiate; other results are returned by functions."""
 
 
 def perform(world: World, name: Name, arguments: dict[str, Any]) -> None:
-    """Call, and use what comes back as its owner would."""
+    """Make the call, and use its result as a user would."""
     if name.path == "audiolens.AudioLens.trace":
         traced(world, arguments)
         return
@@ -168,7 +168,7 @@ def traced(world: World, arguments: dict[str, Any]) -> None:
 
 
 def used(world: World, name: Name, made: Any) -> None:
-    """What users make by hand is used once: what it was made of is only then read."""
+    """Use an object that users instantiate once, because some of its arguments are read only then."""
     if isinstance(made, al.Intervention) and type(made) is not al.Intervention:
         world.lens.run_with_interventions(PROMPTS[:2], world.codes[:2], made)
     if name.path == "analysis.study.Settings":
@@ -184,7 +184,7 @@ def used(world: World, name: Name, made: Any) -> None:
 
 
 def arguments_of(world: World, trial: Trial) -> dict[str, Any]:
-    """A valid call's, with the one replaced."""
+    """The arguments of a valid call with one of them replaced."""
     given = dict(baseline(world, trial.name))
     if trial.value == MISSING:
         given.pop(trial.argument, None)

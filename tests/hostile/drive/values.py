@@ -1,4 +1,4 @@
-"""What a stranger may pass where something else is expected: each made anew for its call."""
+"""Wrong arguments, each created anew for every call."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -39,12 +39,12 @@ def quantized() -> torch.Tensor:
 
 
 def own(*_: Any, **__: Any) -> Any:
-    """A caller's own function that fails: its error is the caller's."""
+    """A user function that fails: its error should reach the user."""
     raise ZeroDivisionError("the caller's own")
 
 
 class Stranger:
-    """An object of no meaning here."""
+    """An object that no function expects."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -167,4 +167,4 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     "list of objects": lambda: [Stranger(), Stranger()],
 }
 POOL = {**NUMBERS, **ARRAYS, **TEXT, **LISTS, **OBJECTS}
-"""What needs no model; `World.strangers` adds models, caches, directions and results of others."""
+"""Values that need no model; `World.strangers` adds models, caches, directions and results of other models."""

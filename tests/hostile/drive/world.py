@@ -1,4 +1,4 @@
-"""What valid calls are made of: tiny models, and whatever is read, generated and found with them, each made once."""
+"""The objects that valid calls need: tiny models, and results read or generated with them, each made once."""
 
 import atexit
 import shutil
@@ -39,7 +39,7 @@ RATE = 16_000
 
 
 class World:
-    """Everything by name; a property is made when it is first asked for."""
+    """Objects by name; each property is computed on first use."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="drive"))
@@ -47,7 +47,7 @@ class World:
         self.places = 0
 
     def place(self, *, made: bool = False) -> Path:
-        """Where nothing is yet, or an empty folder."""
+        """The path of an empty folder, or of nothing."""
         self.places += 1
         place = self.folder / f"out{self.places}"
         if made:
@@ -98,7 +98,7 @@ class World:
 
     @cached_property
     def others(self) -> Any:
-        """Another model's, of the same width."""
+        """Directions of another model with the same width."""
         return self.read(self.melody)
 
     @cached_property
@@ -175,7 +175,7 @@ class World:
 
     @cached_property
     def attributed(self) -> Any:
-        """With a gap between clean and corrupted that is clear, whatever the random model says."""
+        """An attribution whose clean and corrupted scores differ clearly, regardless of the random weights."""
         found = attribution.attribute(
             self.lens, PROMPTS[::2], PROMPTS[1::2], self.codes[:2], sites=["text_states", "resid_post"], steps=2,
             method="integrated", check=2, check_pairs=1,
@@ -277,7 +277,7 @@ class World:
 
     @cached_property
     def dosed(self) -> Any:
-        """Clips in which much was planted."""
+        """Clips with planted effects on many measures."""
         return planted_sweep(n_random=2)
 
     @cached_property
@@ -292,7 +292,7 @@ class World:
 
     @cached_property
     def strangers(self) -> dict[str, Any]:
-        """What is valid somewhere else, or of another model."""
+        """Values that are valid for other arguments, or belong to another model."""
         return {
             "a lens": self.lens, "melody's lens": self.melody, "a cache": self.cache, "a set": self.sets,
             "melody's directions": self.others, "directions": self.directions, "clips": self.clips,

@@ -1,4 +1,4 @@
-"""`python -m hostile.fuzz`: run cases for a time, or one case again."""
+"""`python -m hostile.fuzz`: run cases for a given time, or repeat one case."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def again(name: str, seed: int, number: int) -> int:
-    """One case, with its traceback."""
+    """Run one case, and print its traceback."""
     loader = next(one for one in LOADERS if one.name == name)
     corpus.quiet()
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=driver.place()) as folder:

@@ -1,4 +1,4 @@
-"""Cases: changed files, which follow from loader, seed and number alone, and what comes of reading them."""
+"""Cases: changed files, determined by loader, seed and number, and the result of reading them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from hostile.fuzz.trees import Tree, lay, taken
 from hostile.fuzz.watch import MOST_SECONDS, Seen, watched
 
 TRIES = 3
-"""Before a slow case counts: the machine may have been at something else."""
+"""The number of attempts before a case counts as slow, since the machine may have been busy."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A loader with its whole files and what they hold.
+    """A loader with its valid files and their contents.
 
     Attributes:
-        work: where cases are laid out; `work/canary` is what nothing may touch.
-        most_seconds: of a reading, by what reading the whole files took.
+        work: folder for the files of cases; `work/canary` must remain untouched.
+        most_seconds: time limit of a read, derived from the time that reading the valid files took.
     """
 
     loader: Loader
@@ -37,7 +37,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Case:
-    """A changed tree, in words what was done to it, and whether hashes were written anew."""
+    """A changed tree, a description of the changes, and whether hashes were updated to match."""
 
     tree: Tree
     told: str
@@ -45,7 +45,7 @@ class Case:
 
 
 def prepare(loader: Loader, variants: Path, work: Path) -> Bench:
-    """A bench for a loader whose whole files lie in `variants`; they are read once, unchanged."""
+    """A bench for a loader whose valid files are in `variants`; they are read once, unchanged."""
     canary = work / "canary"
     if not canary.exists():
         canary.mkdir(parents=True)
@@ -68,7 +68,7 @@ def prepare(loader: Loader, variants: Path, work: Path) -> Bench:
 
 
 def case_of(bench: Bench, seed: int, number: int) -> Case:
-    """The case of this number."""
+    """The case with this number."""
     rng = random.Random(f"{seed} {bench.loader.name} {number}")
     tree = dict(rng.choice(bench.trees))
     resealed = bench.loader.reseal is not None and rng.random() < 0.35
@@ -91,7 +91,7 @@ def _changed(tree: Tree, rng: random.Random, bench: Bench, resealed: bool) -> tu
     files = {name: content for name, content in tree.items() if isinstance(content, bytes)}
     if not files:
         return "x", b""
-    # Weights and sounds are most of a folder's files; what is read first are its texts.
+    # Most files in a folder are weights and sounds, but text files are read first, so half of the changes are to text.
     texts = [name for name in files if name.endswith((".json", ".toml", ".csv", ".txt"))]
     name = rng.choice(texts if texts and rng.random() < 0.5 else list(files))
     if rng.random() < (0.9 if resealed else 0.4):
@@ -103,7 +103,7 @@ def _changed(tree: Tree, rng: random.Random, bench: Bench, resealed: bool) -> tu
 
 
 def run(bench: Bench, case: Case) -> Seen:
-    """Read a case under watch; what it holds is compared with the truth where hashes were left as they were."""
+    """Read a case under watch; unless hashes were updated, compare what was read with the original."""
     for _ in range(TRIES):
         seen = _once(bench, case)
         if not any(fault.startswith("slow") for fault in seen.faults):
@@ -117,11 +117,11 @@ def run(bench: Bench, case: Case) -> Seen:
 def _once(bench: Bench, case: Case) -> Seen:
     place, away, here = bench.work / "in" / "case", bench.work / "away", os.getcwd()
     lay(case.tree, place)
-    # Pipes and endless files would hold up what writes hashes, too.
+    # Computing hashes would block on pipes and endless files too.
     if case.resealed and bench.loader.reseal is not None and all(isinstance(one, bytes) for one in case.tree.values()):
         bench.loader.reseal(place)
     away.mkdir()
-    # What writes to a relative name writes here.
+    # A write to a relative path is caught in this folder.
     os.chdir(away)
     allowed = (f"{bench.work / 'temp'}{os.sep}", *([str(place.parent)] if bench.loader.writes else []))
     try:

@@ -1,6 +1,6 @@
-"""The corpus: small whole files of every kind, made by the project's own writers; nothing of it is in the repository.
+"""The corpus: small valid files of every kind, made by the project's own writers and not stored in the repository.
 
-A maker fills a folder with variants, a folder each, whose files are those of one case.
+Each maker fills a folder with one subfolder per variant, which holds the files of one case.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ SOUND, TABLE, FILE = "sound", "t.csv", "f.safetensors"
 
 @cache
 def _root() -> Path:
-    """Where models, sweeps and studies are made that several makers take from; a run has it removed."""
+    """The folder of models, sweeps and studies that several makers share; it is removed at the end of a run."""
     return Path(mkdtemp(prefix="fuzz-made-"))
 
 
 def tidy() -> None:
-    """Remove what makers shared."""
+    """Remove the files that makers shared."""
     if _root.cache_info().currsize:
         shutil.rmtree(_root(), ignore_errors=True)
     for made in (_root, model, lens, _sweeps, _studies):
@@ -81,7 +81,7 @@ def _sweeps() -> dict[str, Path]:
 
 @cache
 def _studies() -> Path:
-    """Two studies beneath one index; pictures and pages are left out, for nothing reads them."""
+    """Two studies under a common index, without pictures and pages, which no loader reads."""
     place, before = _root() / "studies", (report.write, index.write)
     report.write, index.write = damage.tables_alone, _WRITE_INDEX
     try:
@@ -184,7 +184,7 @@ def tables(folder: Path) -> None:
 
 
 def labelled(folder: Path) -> None:
-    """A table with its sounds."""
+    """A table of labelled sounds, with the sound files."""
     tables(folder)
     for name in folder.iterdir():
         for number in range(6):
@@ -228,13 +228,13 @@ def one_study(folder: Path) -> None:
 
 
 def indexes(folder: Path) -> None:
-    """Several studies beneath an index."""
+    """Several studies under a common index."""
     left_out = shutil.ignore_patterns(".lock", "tables", "*.png", "*.csv", "*.html")
     shutil.copytree(_studies(), folder / "several", ignore=left_out)
 
 
 def drawn(folder: Path) -> None:
-    """An index with its studies, and a study by itself."""
+    """A common index with its studies, and a single study."""
     indexes(folder)
     one_study(folder)
 
@@ -245,7 +245,7 @@ def _saved(folder: Path, save: Callable[[Path], object]) -> None:
 
 
 def _unseal(folder: Path, format_: str) -> None:
-    """Files as the format before wrote them, without hashes."""
+    """Rewrite files in the previous format, without hashes."""
     for path in folder.rglob(FILE):
         facts = json.loads(read_header(path).metadata[HEADER])
         kept = {key: value for key, value in facts.items() if key not in (SEAL, "tensors")}
@@ -253,7 +253,7 @@ def _unseal(folder: Path, format_: str) -> None:
 
 
 def quiet() -> None:
-    """Leave out warnings, every picture, and most draws of intervals, which are the time that reading a study takes."""
+    """Turn off warnings, figures and most bootstrap draws, which would take most of the time of reading a study."""
     draws = resampling._Groups.draws
     resampling._Groups.draws = lambda self, count, seed: draws(self, min(count, _MOST_DRAWS), seed)
     from transformers.utils import logging

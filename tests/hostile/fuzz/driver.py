@@ -1,4 +1,4 @@
-"""The driver: workers that run cases of every loader by their shares, a parent that counts and ends those that hang."""
+"""The driver: workers run cases of every loader, and a parent process counts results and kills workers that hang."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from hostile.fuzz.cases import Bench, case_of, prepare, run
 from hostile.fuzz.loaders import LOADERS, Loader
 
 _STUCK_SECONDS = 15.0
-"""A case of at most three tries that is not done by then is in code that no signal reaches."""
+"""A case, tried at most three times, that takes longer than this is stuck in code that cannot be interrupted."""
 _COLUMNS = ("cases", "refused", "read", "faults", "seconds")
 
 
 @dataclass
 class Tally:
-    """Counts of one loader by column, and every fault in words."""
+    """Counts per loader and column, and a description of every fault."""
 
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Tally:
         return sum(one["faults"] for one in self.counts.values())
 
     def table(self, seconds: float) -> str:
-        """A line for each loader, and their sum."""
+        """A table with one line per loader and the totals."""
         lines = [f"{'loader':24}" + "".join(f"{name:>10}" for name in _COLUMNS)]
         total: Counter[str] = Counter()
         for name, counts in self.counts.items():
@@ -55,12 +55,12 @@ class Tally:
 
 
 def place() -> str | None:
-    """Where files are made and removed by the hundred thousand: in memory, if there is a folder for that."""
+    """The folder for the many small files of a run: in memory, if possible."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def made(root: Path, loaders: Sequence[Loader]) -> None:
-    """The whole files of loaders, a folder each; equal makers make once."""
+    """Make the valid files of each loader in its own folder; loaders with the same maker share copies."""
     before: dict[Any, Path] = {}
     for loader in loaders:
         place = root / loader.name
@@ -73,10 +73,10 @@ def made(root: Path, loaders: Sequence[Loader]) -> None:
 
 
 def numbers(loaders: Sequence[Loader], part: int, parts: int) -> Iterator[tuple[Loader, int]]:
-    """Cases without end, (loader, number), each loader by its share; of several workers each has its own numbers."""
+    """Yield (loader, number) forever, in proportion to each loader's share; every worker gets different numbers."""
     done = dict.fromkeys((loader.name for loader in loaders), 0)
     while True:
-        # Behind its share: the first ones come once to all.
+        # The loader that is furthest behind its share; at the start, every loader gets one turn.
         loader = min(loaders, key=lambda one: (done[one.name] + 0.5) / one.share)
         number = parts * done[loader.name] + part
         done[loader.name] += 1
@@ -84,14 +84,14 @@ def numbers(loaders: Sequence[Loader], part: int, parts: int) -> Iterator[tuple[
 
 
 def benches(root: Path, work: Path, loaders: Sequence[Loader]) -> dict[str, Bench]:
-    """What cases run on, in this process."""
+    """The bench of each loader, prepared in this process."""
     tempfile.tempdir = str(work / "temp")
     (work / "temp").mkdir(parents=True)
     return {loader.name: prepare(loader, root / loader.name, work) for loader in loaders}
 
 
 def counted(bench: Bench, seed: int, number: int) -> tuple[dict[str, Any], list[str]]:
-    """One case: its counts, and its faults with how to run it again."""
+    """Run one case; return its counts, and its faults with the command that repeats it."""
     case = case_of(bench, seed, number)
     seen = run(bench, case)
     again = f"--loader '{bench.loader.name}' --seed {seed} --case {number}"
@@ -102,13 +102,13 @@ def counted(bench: Bench, seed: int, number: int) -> tuple[dict[str, Any], list[
 
 
 def _work(root: str, names: Sequence[str], seed: int, part: int, parts: int, skip: int, now: Any, told: Any) -> None:
-    """A worker: its place in the numbers is in `now`, so that a parent knows which case ended it."""
+    """Run cases in a worker process; `now` holds the current case, so that the parent knows which one killed it."""
     corpus.quiet()
     sys.dont_write_bytecode = True
     loaders = [loader for loader in LOADERS if loader.name in names]
     work = Path(root) / f"worker-{part}-{skip}"
     ready = benches(Path(root), work, loaders)
-    # libsndfile's decoders write to the terminal by themselves.
+    # libsndfile's decoders print to the terminal.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     watch.install()
     told.put((part, "ready", None))
@@ -130,7 +130,7 @@ def _work(root: str, names: Sequence[str], seed: int, part: int, parts: int, ski
 
 
 def drive(loaders: Sequence[Loader], seconds: float, seed: int, workers: int, tell: Any = print) -> Tally:
-    """Run cases for so long, in so many processes; a process that dies or hangs is a fault of its case."""
+    """Run cases for `seconds` in `workers` processes; a process that dies or hangs counts as a fault of its case."""
     root = Path(tempfile.mkdtemp(prefix="fuzz-", dir=place()))
     context, total = multiprocessing.get_context("spawn"), Tally()
     names = [loader.name for loader in loaders]
@@ -189,7 +189,7 @@ def drive(loaders: Sequence[Loader], seconds: float, seed: int, workers: int, te
 def _lost(
     total: Tally, loaders: Sequence[Loader], seed: int, part: int, parts: int, place: int, process: Any, tell: Any
 ) -> None:
-    """Count the case in which a worker ended, or from which it does not come back."""
+    """Count the case on which a worker died or hung, and kill the worker."""
     process.kill()
     process.join()
     loader, number = next(one for at, one in enumerate(numbers(loaders, part, parts)) if at == place)

@@ -1,4 +1,4 @@
-"""The loaders: everything of audiolens that reads a file of someone else, a line each."""
+"""The loaders: every function of audiolens that reads untrusted files, one entry each."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ from audiolens.sound import soundfiles
 from hostile.fuzz import corpus, reseal
 
 Payload = Mapping[str, Any] | None
-"""What was read, part by part; with "partial" in it, less than all. `None` where no hash in the file covers it."""
+"""The contents of what was read; incomplete if it has the key "partial". `None` if no hash in the file covers them."""
 Read = Callable[[Path], Payload]
 
 
 @dataclass(frozen=True)
 class Loader:
-    """One way in.
+    """A function that reads files, with a maker of valid files.
 
     Attributes:
-        name: what it is called in the counts.
+        name: its name in the counts.
         make: fills a folder with variants of its files.
-        read: reads the files of a case, which lie in a folder.
-        share: cases, compared with those of others.
-        sealed: files carry a hash of their content: what is read is what was written.
-        reseal: writes hashes anew into changed files.
-        ready: makes `read` from the variants, where it needs something of the whole files.
-        writes: it writes into the folder, as a run that goes on does.
-        quick: its files are made in a second or two.
+        read: reads the files of a case from a folder.
+        share: its number of cases relative to other loaders.
+        sealed: whether hashes protect the content of its files.
+        reseal: updates the hashes in changed files.
+        ready: makes `read` from the variants, for a reader that needs part of the valid files.
+        writes: whether it writes into the folder, as a resumed run does.
+        quick: whether its files are made in a second or two.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Loader:
 
 
 def fits(found: Payload, truth: Payload) -> bool:
-    """Whether what was read is what was written, or says that it is a part of it."""
+    """Whether what was read equals what was written, or is a declared part of it."""
     if found is None or truth is None:
         return True
     if "partial" in found:
@@ -155,7 +155,7 @@ def _model(folder: Path) -> Payload:
 
 
 def _clap(folder: Path) -> Payload:
-    # Past the cache of those that were opened before: every case has the same name.
+    # Bypass the cache of opened models, since all cases have the same path.
     clap._loaded.__wrapped__(str(folder))
     return None
 
@@ -171,7 +171,7 @@ def _loose_sweep(folder: Path) -> Payload:
 
 
 def _resumed(variants: Path) -> Read:
-    """The door of a run that goes on: what is damaged is dropped, the rest is what was written."""
+    """Resume a sweep: damaged batches must be dropped, and the others must be as written."""
     begun = json.loads((variants / "finished" / ledger.PLAN).read_text())
     begun.pop(SEAL)
     whole = ledger.batches_of(variants / "finished", begun)
@@ -205,7 +205,7 @@ def _redrawn(folder: Path) -> Payload:
 
 
 def _door(folder: Path) -> Payload:
-    """What looks at a folder before anything is written to it."""
+    """Run the checks that are made before anything is written to a folder."""
     index.is_ours(folder)
     check_folder(folder / "tempo", overwrite=True)
     stages.check(folder / "timbre")
@@ -213,7 +213,7 @@ def _door(folder: Path) -> Payload:
 
 
 def _begun(variants: Path) -> Read:
-    """A study that goes on: its door, and each stage as it is kept, or made again."""
+    """Resume a study: check the folder, then read each stage or make it again."""
     begun = json.loads((variants / "tempo" / stages.BEGUN).read_text())
     facts = {key: value for key, value in begun.items() if key not in (SEAL, "format")}
     settings = json.loads((variants / "tempo" / SUMMARY).read_text())["settings"]
@@ -247,7 +247,7 @@ def _grids(found: where.Where) -> list[np.ndarray]:
 
 
 class _RemadeError(Exception):
-    """A stage is made again, for what was kept of it was not what was written."""
+    """Raised when a stage is made again because its stored files are damaged."""
 
 
 def _remade() -> Any:

@@ -1,4 +1,4 @@
-"""Mutations of bytes: flips, edits, cuts, insertions and splices, of any file whatever its format."""
+"""Mutations of bytes: flips, edits, cuts, insertions and splices, regardless of the file format."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable, Sequence
 
 PICKLE = b"cposix\nsystem\n(S'touch fuzz-ran'\ntR."
-"""Leaves a file in the working directory if anything unpickles it."""
+"""A pickle that leaves a file in the working directory if it is loaded."""
 TOKENS = (
     b"..", b"../../canary/x", b"/dev/zero", b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\r\n", b"\n", b"\x1b[2J", b"NaN",
     b"Infinity", b"-1", b"1e999", b"9" * 60, b"0x41", b"null", b"true", b"[", b"{", b"}" * 9, b"[" * 2000,
@@ -25,13 +25,13 @@ Mutation = Callable[[bytes, random.Random, Sequence[bytes]], bytes]
 
 
 def mutated(content: bytes, rng: random.Random, others: Sequence[bytes]) -> bytes:
-    """A file's bytes after one mutation; `others` are files to splice with."""
+    """The bytes of a file after one mutation; `others` are files to splice with."""
     found = rng.choice(_MUTATIONS)(content, rng, others)
     return found[:_MOST_GROWN] if len(found) > max(len(content), _MOST_GROWN) else found
 
 
 def _place(content: bytes, rng: random.Random) -> int:
-    """Somewhere in a file, often in its head or at its end."""
+    """A position in a file, often near its start or end."""
     size = len(content)
     if not size:
         return 0

@@ -1,4 +1,4 @@
-"""Mutations of where things lie: files gone, exchanged, links, pipes, folders, and files that nobody asked for."""
+"""Mutations of a folder: files removed, exchanged or added, and links, pipes or folders in place of files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ADDED = {
 
 
 def moved(tree: Tree, rng: random.Random, canary: str, others: Sequence[Tree]) -> Tree:
-    """A tree in which one name stands for something else; `canary` is a folder that nothing may touch."""
+    """A tree with one entry replaced, removed or added; `canary` is a folder that must remain untouched."""
     name = rng.choice(list(tree))
     content = tree[name]
     held = content if isinstance(content, bytes) else b""
@@ -27,7 +27,7 @@ def moved(tree: Tree, rng: random.Random, canary: str, others: Sequence[Tree]) -
     if kind == 0:
         return {one: other for one, other in tree.items() if one != name}
     if kind == 1 and folders:
-        # A file in the place of a folder.
+        # A file in place of a folder.
         folder = rng.choice(sorted(folders))
         return {folder: rng.choice((b"", held, Special("pipe"), Special("link", canary))), **tree}
     if kind == 2:

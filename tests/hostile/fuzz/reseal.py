@@ -1,4 +1,4 @@
-"""New hashes for changed files: whoever changes a file can write its hash anew, and what is behind it is reached."""
+"""Update the hashes in changed files, as an attacker could, so that the code behind the hash checks is tested too."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from audiolens.files.integrity import (
 
 
 def file(folder: Path) -> None:
-    """The hashes in the header of every safetensors file of a folder."""
+    """Update the hashes in the header of every safetensors file of a folder."""
     for path in folder.glob("*.safetensors"):
         _try(_tensors, path)
 
 
 def sweep(folder: Path) -> None:
-    """The hashes of a sweep's plan, batches and table."""
+    """Update the hashes of a sweep's plan, batches and table."""
     _try(_json, folder / ledger.PLAN)
     _try(_batches, folder)
 
 
 def study(folder: Path) -> None:
-    """The hashes of a study: stages first, then what names them."""
+    """Update the hashes of a study: its stages first, then the files that list them."""
     for path in sorted(folder.glob("stages/*")):
         if (path / ledger.PLAN).is_file():
             sweep(path)
@@ -57,7 +57,7 @@ def study(folder: Path) -> None:
 
 
 def studies(folder: Path) -> None:
-    """Those of an index and the studies beneath it."""
+    """Update the hashes of an index and of the studies under it."""
     if (folder / stages.BEGUN).exists():
         study(folder)
         return
@@ -68,7 +68,7 @@ def studies(folder: Path) -> None:
 
 
 def _try(change: Callable[..., Any], *args: Any) -> None:
-    """What cannot be read any more keeps its hash."""
+    """Update a hash; a file that can no longer be read keeps its old one."""
     path = args[0]
     if path.is_symlink() or not (path.is_dir() or path.is_file()) or (path.is_file() and path.stat().st_size > 2**24):
         return

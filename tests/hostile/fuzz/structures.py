@@ -1,6 +1,6 @@
-"""Mutations of what stands in a file: JSON, TOML, CSV, Parquet and the header of safetensors, written well-formed.
+"""Mutations of structured files (JSON, TOML, CSV, Parquet, safetensors headers) that remain well-formed.
 
-Each takes a file's bytes and gives others; a file that cannot be parsed (it was changed before) is left to `mutations`.
+Each function maps the bytes of a file to new bytes; files that cannot be parsed are left to `mutations`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _TYPES = ("F32", "F64", "I32", "I64", "I16", "U8", "BOOL", "BF16", "F16", "F8_E4
 
 
 def changed(name: str, content: bytes, rng: random.Random) -> bytes | None:
-    """A file's bytes after a change of its structure, by the ending of its name; `None` where there is none for it."""
+    """The bytes of a file after a change to its structure; `None` if its extension or content does not allow one."""
     changes = {
         "json": _json, "toml": _toml, "csv": _csv, "txt": _lines, "safetensors": _safetensors, "parquet": _parquet,
     }  # fmt: skip
@@ -54,17 +54,17 @@ def changed(name: str, content: bytes, rng: random.Random) -> bytes | None:
     try:
         return None if change is None else change(content, rng)
     except Exception:
-        # Whatever parsers make of a file that was changed before.
+        # Parsers may raise anything on a file that was already changed.
         return None
 
 
 def _any(rng: random.Random) -> Any:
-    """A value that may not belong where it is put; a large one seldom, for it takes the time of many others."""
+    """A value that may not fit where it is put; large ones are rare, because they are slow."""
     return rng.choice(_LARGE if rng.random() < 0.02 else POOL)
 
 
 def value_changed(value: Any, rng: random.Random) -> Any:
-    """A value of JSON, of which one part is exchanged, removed, added, renamed or scaled."""
+    """A JSON value with one part exchanged, removed, added, renamed or scaled."""
     holder: Any = {"": value}
     places = _places(holder)
     inside, key = rng.choice(places)
@@ -88,7 +88,7 @@ def value_changed(value: Any, rng: random.Random) -> Any:
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
-    """Where something stands: (what holds it, key or number); long lists with their first items only."""
+    """The positions of all parts, as (container, key or index); of long lists, only the first items."""
     found: list[tuple[Any, Any]] = []
     todo = [value]
     while todo and len(found) < 3000:
@@ -226,7 +226,7 @@ def _parquet(content: bytes, rng: random.Random) -> bytes:
 
 
 def _column(values: list[Any], rng: random.Random) -> pa.Array:
-    """A column of another type, or of values that no such column has."""
+    """A column with another type, or with values that the column never has."""
     kinds: tuple[Any, ...] = (
         lambda: pa.nulls(len(values)),
         lambda: pa.array([str(value) for value in values]),
@@ -243,7 +243,7 @@ def _column(values: list[Any], rng: random.Random) -> pa.Array:
 
 @lru_cache(maxsize=1)
 def _bomb() -> bytes:
-    """A small file of very many rows."""
+    """A small file with a huge number of rows."""
     buffer = io.BytesIO()
     pq.write_table(pa.table({"condition": pa.nulls(150_000_000)}), buffer)
     return buffer.getvalue()

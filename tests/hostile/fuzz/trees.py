@@ -1,4 +1,4 @@
-"""Trees: the files of a case by name, before they lie on the disk; a name may also be a link, a pipe or a folder."""
+"""Trees: the files of a case by name, before they are written; an entry may also be a link, a pipe or a folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Special:
-    """What is no file with bytes: a link to `target`, a pipe, a folder, or a sparse file of 8 GB."""
+    """An entry that is not an ordinary file: a link to `target`, a pipe, a folder, or a sparse file of 8 GB."""
 
     kind: Literal["link", "pipe", "folder", "sparse"]
     target: str = ""
@@ -23,13 +23,13 @@ SPARSE_BYTES = 8 * 2**30
 
 
 def taken(folder: Path) -> Tree:
-    """The files of a folder."""
+    """The files in a folder, by name."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def lay(tree: Mapping[str, bytes | Special], folder: Path) -> None:
-    """Put a tree into a new folder; of two names of which one would have to be a folder, the first is there."""
+    """Write a tree to a new folder; if one name is a parent folder of another, the first one is written."""
     made = {str(folder)}
     folder.mkdir()
     for name, content in tree.items():

@@ -1,4 +1,4 @@
-"""A watch over one reading: its time, its memory, what it opens, writes, starts and connects to, and its error."""
+"""Watch a read: its time and memory, what it opens, writes, starts and connects to, and its error."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from typing import Any
 from audiolens.errors import AudioLensError
 
 MOST_SECONDS = 2.0
-"""Beyond what the whole files take."""
+"""Time allowed in addition to that of reading the valid files."""
 MOST_BYTES = 2**30
 MOST_MESSAGE = 2_000
 _SPARE_BYTES = 6 * 2**30
-"""Beyond which the process gets no more address space, so that a fault does not take the machine with it."""
+"""Additional address space that the process may use, so that a fault does not exhaust the machine's memory."""
 _OURS = tuple(str(Path(__file__).parents[3] / name) + os.sep for name in ("audiolens", "analysis"))
 _RUNS = (
     "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "pty.spawn", "pickle.find_class",
@@ -33,12 +33,12 @@ _OPENS_TO_WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEN
 
 
 class Hang(BaseException):
-    """A reading took too long."""
+    """A read exceeded its time limit."""
 
 
 @dataclass
 class Seen:
-    """What one reading did: its result or its error, and every broken promise in words."""
+    """The outcome of one read: its result or error, and a description of every fault."""
 
     result: Any = None
     error: BaseException | None = None
@@ -65,7 +65,7 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
 
 
 def _changed(event: str, args: tuple[Any, ...]) -> list[str]:
-    """The paths that an event changes; a link is made, and what it points to is left alone."""
+    """The paths that an event changes; for a link, only the link and not its target."""
     paths = args[1:2] if event in ("os.symlink", "os.link") else args[:2]
     found = [os.fsdecode(one) for one in paths if isinstance(one, str | bytes | os.PathLike)]
     removed = args[1:] if event in ("os.remove", "os.rmdir") else ()
@@ -78,13 +78,13 @@ def _inside(path: Any) -> bool:
 
 
 def _importing() -> bool:
-    """Whether Python itself is importing a module: its own cache of compiled files is no file of anyone."""
+    """Whether Python itself is importing a module, which may write to its own cache of compiled files."""
     frame = sys._getframe(2)
     return "importlib" in frame.f_code.co_filename
 
 
 def install() -> None:
-    """Watch this process from here on, and bound what it may take."""
+    """Watch this process from now on, and limit its memory."""
     sys.addaudithook(_audit)
     signal.signal(signal.SIGALRM, _stop)
     limit = _memory("VmSize") + _SPARE_BYTES
@@ -97,7 +97,7 @@ def _stop(*_: object) -> None:
 
 
 def watched(read: Callable[[], Any], allowed: tuple[str, ...], canary: Path, most_seconds: float) -> Seen:
-    """Read under watch. `allowed` begin the paths that may be written, `canary` is a folder that must stay as it is."""
+    """Read under watch. Only paths that begin with one of `allowed` may be written; `canary` must remain unchanged."""
     seen, before = Seen(), _state(canary)
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
@@ -140,7 +140,7 @@ def _armed(allowed: tuple[str, ...]) -> Iterator[list[str]]:
 
 
 def _faults_of(error: BaseException) -> list[str]:
-    """What is wrong with an error: it is another library's, of several lines, or endless."""
+    """The faults of an error: raised by another library, longer than one line, or far too long."""
     text = str(error)
     if isinstance(error, MemoryError):
         return [f"memory: more than was allowed {_where(error)}"]
@@ -161,7 +161,7 @@ def _is_raised_here(error: BaseException) -> bool:
 
 
 def _where(error: BaseException | None) -> str:
-    """The last of our own lines that an error came through."""
+    """The innermost line of audiolens in an error's traceback."""
     frames = [] if error is None else traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if frame.filename.startswith(_OURS)]
     return f"at {Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""
