@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from audiolens.checks import checked_count, checked_seed, listed, shown
+from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.interventions import Apply, Branch
 from audiolens.model.config import LensConfig
@@ -33,6 +34,7 @@ SITES: Sequence[str] = ("resid_post",)
 SECONDS = 4.0
 
 
+@guarded
 @dataclass(frozen=True)
 class Hook:
     """Where a function of `run_with_hooks` was called: TransformerLens's hook point, as far as it is a place."""
@@ -51,6 +53,7 @@ class Hook:
         return found
 
 
+@guarded
 class OtherNames:
     """The verbs of a lens that have another name elsewhere."""
 

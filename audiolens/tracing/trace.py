@@ -359,6 +359,7 @@ def requested(
     return Request(traced.family.halves(guided), generates, inputs, guard), generate if generates else forward
 
 
+@guarded
 class TracedLens:
     """The verbs of a lens that open a trace, and that ask for values inside it."""
 

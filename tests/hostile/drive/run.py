@@ -9,6 +9,8 @@ from functools import cache
 from itertools import islice
 from typing import Any
 
+import torch
+
 import audiolens as al
 from hostile.drive import names, values
 from hostile.drive.baselines import ARGUMENTS, EXEMPT, FURTHER, INSTANCES, ON_PLANTED
@@ -139,7 +141,8 @@ AT_HAND = {
     "analysis.patching.LogLikelihood", "analysis.patching.Pairs", "analysis.patching.Sound", "analysis.probing.Dataset",
     "analysis.study.Settings", "analysis.sweep.Condition", "audiolens.Ablate", "audiolens.ActivationCache",
     "audiolens.Add", "audiolens.Apply", "audiolens.AudioLens", "audiolens.Clamp", "audiolens.Directions",
-    "audiolens.Intervention", "audiolens.Replace", "audiolens.Scale", "audiolens.prompts.PromptSet",
+    "audiolens.Intervention", "audiolens.Reading", "audiolens.Replace", "audiolens.Sampling", "audiolens.Scale",
+    "audiolens.compatibility.Hook", "audiolens.prompts.PromptSet",
 }  # fmt: skip
 """Classes that users make by hand; other results are made by what gives them."""
 
@@ -154,7 +157,7 @@ def perform(world: World, name: Name, arguments: dict[str, Any]) -> None:
     made = target(world, name)(*spread, **plain)
     if isinstance(made, Iterator):
         made = list(islice(made, 50))
-    if name.kind == "class":
+    if name.kind == "class" or name.path.startswith("audiolens.schedules."):
         used(world, name, made)
     elif type(made).__module__.startswith(("audiolens", "analysis")):
         repr(made)
@@ -171,6 +174,12 @@ def used(world: World, name: Name, made: Any) -> None:
     """What users make by hand is used once: what it was made of is only then read."""
     if isinstance(made, al.Intervention) and type(made) is not al.Intervention:
         world.lens.run_with_interventions(PROMPTS[:2], world.codes[:2], made)
+    if name.path == "audiolens.Reading":
+        world.lens.run_with_cache(PROMPTS[:2], world.codes[:2], reading=made)
+    if name.path == "audiolens.Sampling":
+        world.lens.generate(PROMPTS[:1], 0.2, seeds=0, decode=False, sampling=made)
+    if name.path.startswith("audiolens.schedules."):
+        world.lens.run_with_interventions(PROMPTS[:2], world.codes[:2], al.Add(torch.ones(48), schedule=made))
     if name.path == "analysis.study.Settings":
         made.check(world.lens, world.neutral)
     if name.path == "audiolens.prompts.PromptSet":
