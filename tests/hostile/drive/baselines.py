@@ -359,6 +359,7 @@ EXEMPT = {
         for operator in ("Ablate", "Add", "Apply", "Clamp", "Intervention", "Replace", "Scale")
     },
     "audiolens.tracing.trace.SiteValue": "made by lens.site",
+    "audiolens.tracing.trace.SiteValue.save": "refuses: a site is a place, and its value is saved",
     "audiolens.tracing.trace.SiteValue.value": "read inside the trace that AudioLens.trace opens here",
     "audiolens.AudioLens.position": "read inside the trace that AudioLens.trace opens here",
 }

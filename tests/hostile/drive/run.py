@@ -142,7 +142,7 @@ AT_HAND = {
     "analysis.study.Settings", "analysis.sweep.Condition", "audiolens.Ablate", "audiolens.ActivationCache",
     "audiolens.Add", "audiolens.Apply", "audiolens.AudioLens", "audiolens.Clamp", "audiolens.Directions",
     "audiolens.Intervention", "audiolens.Reading", "audiolens.Replace", "audiolens.Sampling", "audiolens.Scale",
-    "audiolens.compatibility.Hook", "audiolens.prompts.PromptSet",
+    "audiolens.prompts.PromptSet",
 }  # fmt: skip
 """Classes that users make by hand; other results are made by what gives them."""
 
