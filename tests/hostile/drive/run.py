@@ -18,6 +18,8 @@ from hostile.drive.names import Name
 from hostile.drive.world import PROMPTS, World
 
 MISSING, UNKNOWN = "(left out)", "(unknown keyword)"
+INSIDE = "[]"
+"""After the name of an argument: an item of it is replaced, not the whole."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,9 @@ def trials(world: World, seed: int) -> list[Trial]:
     pool, draw = [*values.POOL, *world.strangers], random.Random(seed)
     turns: list[tuple[int, float, Trial]] = []
     for name in driven():
-        own = [Trial(name, argument, value) for argument in parameters(name) for value in [*pool, MISSING]]
+        asked = parameters(name)
+        own = [Trial(name, argument, value) for argument in asked for value in [*pool, MISSING]]
+        own += [Trial(name, one + INSIDE, value) for one in asked if not one.startswith("*") for value in pool]
         draw.shuffle(own)
         if name.kind != "property":
             own.insert(0, Trial(name, "no_such_argument", UNKNOWN))
@@ -193,8 +197,12 @@ def used(world: World, name: Name, made: Any) -> None:
 
 
 def arguments_of(world: World, trial: Trial) -> dict[str, Any]:
-    """A valid call's, with the one replaced."""
+    """A valid call's, with the one replaced, or an item of it."""
     given = dict(baseline(world, trial.name))
+    if trial.argument.endswith(INSIDE):
+        argument = trial.argument.removesuffix(INSIDE)
+        value = (values.POOL.get(trial.value) or (lambda: world.strangers[trial.value]))()
+        return {**given, argument: within(given.get(argument), value, random.Random(str(trial)))}
     if trial.value == MISSING:
         given.pop(trial.argument, None)
     elif trial.value == UNKNOWN:
@@ -204,3 +212,16 @@ def arguments_of(world: World, trial: Trial) -> dict[str, Any]:
     else:
         given[trial.argument] = world.strangers[trial.value]
     return given
+
+
+def within(whole: Any, value: Any, draw: random.Random) -> Any:
+    """A list or mapping with `value` in the place of one item, or of an item's item; a list of it for anything else."""
+    if not isinstance(whole, list | tuple | dict) or not whole:
+        return [value]
+    places = list(whole) if isinstance(whole, dict) else range(len(whole))
+    place = draw.choice(places)
+    deeper = isinstance(whole[place], list | tuple | dict) and draw.random() < 0.5
+    new = within(whole[place], value, draw) if deeper else value
+    if isinstance(whole, dict):
+        return {**whole, place: new}
+    return type(whole)([*whole[:place], new, *whole[place + 1 :]])
