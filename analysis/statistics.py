@@ -20,7 +20,7 @@ from scipy import stats
 
 from analysis.resampling import Interval, bootstrap, checked_resampling, levels
 from audiolens import ranking
-from audiolens.checks import checked_count, checked_flags, checked_seed, numbers_of, refuse_masked
+from audiolens.checks import as_array, checked_count, checked_flags, checked_seed, numbers_of, refuse_masked
 from audiolens.door import guarded
 from audiolens.errors import InputError
 
@@ -368,7 +368,7 @@ def _vector(values: ArrayLike, name: str) -> Float[np.ndarray, " row"]:
 def _truth(values: ArrayLike, name: str) -> Bool[np.ndarray, " row"]:
     """Check that values are True and False, or 1 and 0. Every non-empty string would otherwise be true."""
     refuse_masked(name, values)
-    array = np.asarray(values)
+    array = as_array(name, values)
     listed = array.astype(object).ravel().tolist()
     if array.ndim != 1 or not all(isinstance(one, bool | np.bool_ | Real) and one in (0, 1) for one in listed):
         found = list(dict.fromkeys(listed))[:5]
@@ -380,7 +380,7 @@ def _truth(values: ArrayLike, name: str) -> Bool[np.ndarray, " row"]:
 
 def _clusters(prompts: ArrayLike | Sequence[str | None], n: int) -> np.ndarray:
     refuse_masked("prompts", prompts)
-    array = np.asarray(prompts)
+    array = as_array("prompts", prompts)
     if array.dtype == object:  # rows without a prompt (None) form one cluster
         array = array.astype(str)
     if array.ndim != 1 or len(array) != n:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from audiolens.arrays import AsArray
-from audiolens.errors import InputError, InputTypeError
+from audiolens.errors import AudioLensError, InputError, InputTypeError
 
 MOST = 1_000_000
 """The largest count accepted: a longer loop or list would never finish."""
@@ -193,6 +193,20 @@ def refuse_masked(name: str, values: Any) -> None:
         raise InputTypeError(f"{name}: a masked array, whose mask would be ignored. Fill it, or leave those rows out.")
 
 
+def as_array(name: str, values: Any) -> np.ndarray:
+    """An array of a list's items, masked or not.
+
+    Raises:
+        InputTypeError: if the list holds lists of different lengths.
+    """
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        if isinstance(error, AudioLensError):
+            raise
+        raise InputTypeError(f"{name}={_briefly(values)}: its items have different lengths.") from None
+
+
 def numbers_of(name: str, values: Any) -> np.ndarray:
     """An array of numbers.
 
@@ -203,7 +217,7 @@ def numbers_of(name: str, values: Any) -> np.ndarray:
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = values.double() if values.is_floating_point() else values
-    array = np.asarray(values)
+    array = as_array(name, values)
     other = array.dtype.kind == "O" and any(isinstance(one, str | bool | complex) for one in array.flat)
     if array.dtype.kind in "SUmMcVb" or other:
         raise InputTypeError(f"{name} has dtype {array.dtype}: expected numbers.")

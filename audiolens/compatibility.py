@@ -34,6 +34,7 @@ SITES: Sequence[str] = ("resid_post",)
 SECONDS = 4.0
 
 
+@guarded
 @dataclass(frozen=True)
 class Hook:
     """The site at which a function of `run_with_hooks` is called, with the `name` and `layer` of a hook point."""

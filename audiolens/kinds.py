@@ -32,6 +32,8 @@ _PUBLIC = {
     "pd": "pandas",
 }
 """Names in annotations that their modules import only for type checkers."""
+_PROTOCOLS = {"Opened": "AudioLens", "HasModel": "AudioLens", "Generated": "Generation", "Array": "an array"}
+"""What users pass for each of our protocols, all of which are `runtime_checkable`."""
 
 
 class _Names(Mapping[str, Any]):
@@ -202,7 +204,8 @@ def described(hint: Any) -> str:
         return "a list" if not inner or _silent(inner[0]) else f"a list of ({described(inner[0])})"
     if hasattr(hint, "dim_str"):
         return f"{hint.array_type.__name__} of numbers, shaped [{hint.dim_str.strip()}]"
-    return getattr(hint, "__name__", str(hint))
+    name = getattr(hint, "__name__", str(hint))
+    return _PROTOCOLS.get(name, name)
 
 
 def refusal(name: str, hint: Any, value: Any) -> str | None:

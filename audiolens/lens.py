@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from audiolens.cache.activation_cache import ActivationCache
+from audiolens.checks import checked_text
 from audiolens.compatibility import SECONDS, SITES, OtherNames, chosen_seconds, chosen_seeds, chosen_sites, either
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
@@ -71,6 +72,8 @@ class AudioLens(TracedLens, OtherNames, Portable):
         if not callable(words):
             raise InputTypeError(f"tokenizer={type(tokenizer).__name__}: expected a tokenizer or a processor.")
         refuse_tokenizer(words, model)
+        if name is not None:
+            checked_text("name", name)
         called = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         with unharmed(model):
             self._traced_model = TracedModel(model, words, config, family, Model(model), called)
@@ -130,7 +133,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
 
     @name.setter
     def name(self, name: str) -> None:
-        self._traced_model.name = name
+        self._traced_model.name = checked_text("name", name)
 
     @property
     def traced_model(self) -> TracedModel:

@@ -71,6 +71,8 @@ class Dataset:
     grouped: bool | None = None
 
     def __post_init__(self) -> None:
+        checked_text("name", self.name)
+        checked_text("unit", self.unit)
         object.__setattr__(self, "prompts", in_order("prompts", self.prompts, "prompts"))
         object.__setattr__(self, "labels", checked_labels(self.labels, len(self.prompts)))
         for what, given in (("codes", self.codes), ("audio", self.audio)):
@@ -152,8 +154,6 @@ class Dataset:
         """
         if seconds is not None:
             seconds = checked_amount("seconds", seconds, above=0)
-        checked_text("name", name)
-        checked_text("unit", unit)
         given = in_order("sounds", sounds, "sounds")
         if not given:
             raise InputError("sounds is empty: give at least two sounds for each label.")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from audiolens.checks import in_order, refuse_masked
+from audiolens.checks import as_array, in_order, refuse_masked
 from audiolens.errors import InputError, shortened
 from audiolens.files.bounded import csv_rows, read_text
 
@@ -68,7 +68,7 @@ def column(name: str, values: Any, rows: int) -> np.ndarray:
 
     refuse_masked(name, values)
     given = _array(values) if hasattr(values, "__array__") else [*map(_plain, in_order(name, values, name))]
-    array = np.asarray(given)
+    array = as_array(name, given)
     if array.ndim != 1 or len(array) != rows:
         raise InputError(f"{array.size} {name} for {rows} rows: give one per row.")
     each = np.empty(rows, dtype=object)

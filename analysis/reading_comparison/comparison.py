@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 
 from analysis.figures.canvas import drawable
 from audiolens import measure
-from audiolens.checks import checked_amount, checked_count, checked_flags, listed, numbers_of, shown
+from audiolens.checks import as_array, checked_amount, checked_count, checked_flags, listed, numbers_of, shown
 from audiolens.directions.difference_in_means import read_poles
 from audiolens.directions.directions import Directions
 from audiolens.directions.pole_reader import PoleReader, Position
@@ -175,7 +175,7 @@ def within_poles(
         InputTypeError, InputError: for anything but numbers and truth values, one per row.
     """
     projections, rates = numbers_of("projections", projections), numbers_of("rates", rates)
-    labels = np.asarray(labels)
+    labels = as_array("labels", labels)
     if projections.ndim != 1 or not projections.shape == rates.shape == labels.shape:
         raise InputError(
             f"projections, rates and labels of shapes {projections.shape}, {rates.shape} and {labels.shape}: "

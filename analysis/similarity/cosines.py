@@ -20,7 +20,7 @@ from scipy import stats
 
 from analysis.figures.canvas import drawable
 from analysis.statistics import LEVEL, correct
-from audiolens.checks import checked_count, numbers_of
+from audiolens.checks import checked_amount, checked_count, numbers_of
 from audiolens.directions.directions import Directions
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
@@ -265,8 +265,14 @@ def compare(directions: Mapping[str, Directions], *, null: Null = "random", n_dr
 
 @guarded
 def chance_cosine(width: int, share: float = 0.05) -> float:
-    """The |cosine| that a `share` of random pairs exceeds: (cosine + 1) / 2 follows Beta((d-1)/2, (d-1)/2)."""
-    width = checked_count("width", width)
+    """The |cosine| that a `share` of random pairs exceeds: (cosine + 1) / 2 follows Beta((d-1)/2, (d-1)/2).
+
+    Raises:
+        InputError: for a width below 1, or a share that is not above 0 and at most 1.
+    """
+    width, share = checked_count("width", width), checked_amount("share", share, above=0)
+    if share > 1:
+        raise InputError(f"share={share}: expected a part of the pairs, at most 1.")
     half = (width - 1) / 2
     return float(2 * stats.beta.ppf(1 - share / 2, half, half) - 1) if width > 1 else 1.0
 

@@ -7,21 +7,25 @@ from the start of the clip and is the same for every row and layer.
 import math
 from collections.abc import Callable
 
+from audiolens.door import guarded
 from audiolens.errors import InputError
 
 Schedule = Callable[[float], float]
 
 
+@guarded
 def linear(from_seconds: float, to_seconds: float, start: float = 0.0, stop: float = 1.0) -> Schedule:
     """Return a linear ramp from `start` to `stop` between two times, constant before and after."""
     return _ramp(from_seconds, to_seconds, start, stop, lambda share: share)
 
 
+@guarded
 def cosine(from_seconds: float, to_seconds: float, start: float = 0.0, stop: float = 1.0) -> Schedule:
     """Return a ramp as `linear` does, easing in and out along half a cosine."""
     return _ramp(from_seconds, to_seconds, start, stop, lambda share: (1 - math.cos(math.pi * share)) / 2)
 
 
+@guarded
 def exponential(half_life_seconds: float, start: float = 1.0, stop: float = 0.0) -> Schedule:
     """Return an exponential decay from `start` at the beginning of the clip towards `stop`."""
     _finite(half_life_seconds=half_life_seconds, start=start, stop=stop)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from os import PathLike
-from typing import Any, Protocol, TypeGuard, TypeVar
+from typing import Any, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -27,12 +27,14 @@ SILENCE_DBFS = -60.0
 SHORTEST_SECONDS = 0.1
 
 
+@runtime_checkable
 class Array(Protocol):
     """A numpy array or torch tensor: [sample], [channel, sample] or [row, channel, sample]."""
 
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray: ...
 
 
+@runtime_checkable
 class Generated(Protocol):
     """The fields of a `lens.generate` result that measures use."""
 

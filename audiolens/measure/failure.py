@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -21,6 +21,7 @@ LOUDEST_RATIO = 3.0
 LEAST_ENTROPY_RATIO = 0.5
 
 
+@runtime_checkable
 class Generated(Protocol):
     """The fields used of an `AudioLens.generate` result: audio [row, channel, sample], codes [row, codebook, frame]."""
 

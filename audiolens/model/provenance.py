@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -38,6 +38,7 @@ SHAPE = {
 """The shape of a `Provenance` as JSON."""
 
 
+@runtime_checkable
 class Opened(Protocol):
     """A lens, or the `TracedModel` inside it."""
 

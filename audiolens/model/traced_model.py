@@ -1,7 +1,7 @@
 """TracedModel: an opened model, with everything needed to read and change its activations."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -58,6 +58,7 @@ class TracedModel:
         return self.family.heads(self.model)
 
 
+@runtime_checkable
 class HasModel(Protocol):
     """Anything with a `traced_model`: the type of a lens, for modules that `lens.py` itself imports."""
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from audiolens.cache.activation_cache import ActivationCache
 from audiolens.door import guarded
 from audiolens.errors import InputError, UnsupportedModelError
-from audiolens.interventions import checked_flags
+from audiolens.interventions import checked_branch, checked_flags
 from audiolens.model.config import LensConfig
 from audiolens.model.loading import checked_device, checked_dtype
 from audiolens.model.site_access import Form
 from audiolens.model.sites import Site, checked_heads, head_numbers, layers_once, names_once
-from audiolens.model.timeline import Span, Timeline
+from audiolens.model.timeline import Span, Timeline, checked_span
 from audiolens.model.traced_model import TracedModel
 from audiolens.tracing.batching import Layout, of_branch
 
@@ -46,6 +46,9 @@ class Reading:
 
     def __post_init__(self) -> None:
         checked_flags(prefix=self.prefix)
+        checked_branch(self.branch)
+        if self.seconds is not None:
+            checked_span(self.seconds)
         once: dict[str, Any] = {"sites": names_once("sites", self.sites)}
         once["layers"] = None if self.layers is None else layers_once(self.layers)
         once["heads"] = None if self.heads is None else head_numbers(self.heads)

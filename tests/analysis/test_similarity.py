@@ -1,6 +1,7 @@
 """Cosine maps agree with numpy, and with the distribution for random directions."""
 
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -38,6 +39,13 @@ def test_chance_is_exceeded_by_one_random_pair_in_twenty(width: int) -> None:
     drawn /= np.linalg.norm(drawn, axis=-1, keepdims=True)
     share = (np.abs((drawn[0] * drawn[1]).sum(-1)) > similarity.chance_cosine(width)).mean()
     assert share == pytest.approx(0.05, abs=0.006)
+
+
+def test_a_share_is_a_part() -> None:
+    assert similarity.chance_cosine(48, share=Fraction(1, 20)) == similarity.chance_cosine(48)  # pyright: ignore[reportArgumentType]
+    for share in (0.0, 1.5, float("nan")):
+        with pytest.raises(InputError, match="share="):
+            similarity.chance_cosine(48, share=share)
 
 
 def test_tables_and_figures() -> None:

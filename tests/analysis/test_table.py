@@ -9,10 +9,11 @@ import soundfile
 import torch
 
 import audiolens as al
-from analysis import pca
+from analysis import pca, statistics
 from analysis.probing import Dataset, probe
 from analysis.probing.table import column, numbers_or_text, read_columns
-from audiolens.errors import InputError
+from analysis.reading_comparison import within_poles
+from audiolens.errors import InputError, InputTypeError
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +157,25 @@ def test_a_column_keeps_the_kind_of_its_array() -> None:
         assert column("labels", values, 2).tolist() == values
         assert column("labels", np.array(values), 2).dtype == np.array(values).dtype
     assert column("labels", (str(n) for n in range(2)), 2).tolist() == ["0", "1"]
+
+
+def test_rows_of_different_lengths_are_no_labels() -> None:
+    ragged: Any = [[1, 2], [3]]
+    for call in (
+        lambda: column("groups", ragged, 2),
+        lambda: statistics.auc(ragged, [0, 1]),
+        lambda: statistics.auc([0.0, 1.0], ragged),
+        lambda: statistics.effect([1.0, 2.0], [1.0, 1.0], ragged),
+        lambda: within_poles(np.arange(2.0), np.arange(2.0), ragged),
+    ):
+        with pytest.raises(InputTypeError, match="different lengths"):
+            call()
+
+
+def test_a_name_is_text() -> None:
+    for names in ({"name": 10**5000}, {"unit": None}):
+        with pytest.raises(InputTypeError, match=f"{next(iter(names))}=.*: expected text"):
+            Dataset(np.array([1, 2]), ("a", "b"), **names)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int32, torch.bool])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,9 @@ from audiolens.checks import shown
 from audiolens.door import MOST_VALUES, guarded
 from audiolens.errors import MOST_CHARACTERS, AudioLensError, InputError, InputTypeError
 from audiolens.kinds import described, fits
+from audiolens.measure.clips import Audio
+from audiolens.model.provenance import Opened
+from audiolens.model.traced_model import HasModel
 
 DEEP: Any = []
 for _ in range(5_000):
@@ -113,6 +117,7 @@ def test_a_view_that_claims_more_than_there_is_is_not_read() -> None:
 
 
 VECTOR = np.zeros(3)
+CLIPS = SimpleNamespace(config=None, model=None, name="", traced_model=None, audio=VECTOR, sample_rate=16_000)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +136,9 @@ VECTOR = np.zeros(3)
         (Callable[[int], int], [len, lambda: 3], [3, None]),
         (Float[Tensor, "row d_model"], [torch.zeros(2, 3)], [torch.zeros(2), VECTOR, torch.zeros(2, 3, device="meta")]),
         (ArrayLike, [[1, 2], VECTOR, torch.zeros(3)], [3, None, "abc", {1}, object(), np.array([None])]),
+        (Opened, [CLIPS], [3, VECTOR, slice(3), None]),
+        (HasModel | None, [None, CLIPS], [b"a", torch.ones(3)]),
+        (Audio, [CLIPS, VECTOR, torch.ones(3), "a.wav", [VECTOR]], [3, None, slice(3)]),
         (Any, [1, None, DEEP], []),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import nnsight
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from everywhere import IN_BLOCK, PROMPTS, STEPS, random_codes
@@ -696,6 +697,10 @@ def test_arguments_that_travel_together_are_one_value_too(lens: Any) -> None:
         lens.run_with_cache(*given, reading=reading, layers=[0])
     with pytest.raises(InputError, match="sampling= and top_k= were both given"):
         lens.generate("calm", 0.6, sampling=sampling, top_k=5)
+    wrong: Any
+    for wrong in ({"branch": pd.DataFrame({"a": [1, 2]})}, {"branch": "left"}, {"seconds": (1, 0)}):
+        with pytest.raises(AudioLensError, match=f"{next(iter(wrong))}="):
+            al.Reading(**wrong)
     with pytest.raises(InputTypeError, match="expected a Sampling"):
         lens.generate("calm", 0.6, sampling=0.7)
 

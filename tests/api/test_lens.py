@@ -268,6 +268,16 @@ def test_the_lens_describes_its_model(lens, stereo_lens):
     assert lens.text_tokens(["fast piano", None]) == [["fast", "piano", "</s>"], []]
 
 
+def test_the_name_of_a_lens_is_text(lens):
+    before = lens.name
+    for name in (10**5000, b"mono", ["mono"]):
+        with pytest.raises(errors.InputTypeError, match="name=.*: expected text"):
+            al.AudioLens(lens.model, lens.tokenizer, name=name)
+        with pytest.raises(errors.InputTypeError, match="name=.*: expected text"):
+            lens.name = name
+    assert lens.name == before
+
+
 def test_importing_the_package_loads_nothing_heavy():
     # Only the standard library may be loaded: any other module comes from a package.
     code = (

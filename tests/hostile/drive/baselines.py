@@ -11,6 +11,7 @@ import torch
 
 import audiolens as al
 from analysis import patching, statistics, sweep
+from audiolens.compatibility import Hook
 from hostile.drive.world import PROMPTS, RATE, World
 
 Arguments = Callable[[World], dict[str, Any]]
@@ -30,6 +31,7 @@ INSTANCES: dict[str, Callable[[World], Any]] = {
     "audiolens.Scale": lambda w: al.Scale(0.5),
     "audiolens.directions.evidence.Evidence": lambda w: w.directions.evidence,
     "audiolens.cache.decomposition.Components": lambda w: w.cache.accumulated_resid(),
+    "audiolens.compatibility.Hook": lambda w: Hook("blocks.1.hook_resid_post"),
     "audiolens.model.config.LensConfig": lambda w: w.lens.config,
     "audiolens.measure.Drift": lambda w: w.drift,
     "audiolens.prompts.Balance": lambda w: w.sets.balance(),
@@ -110,32 +112,43 @@ PATCH: dict[str, Any] = {
 LENS, ANALYSIS = "audiolens.AudioLens", "analysis"
 ARGUMENTS: dict[str, Arguments] = {
     f"{LENS}": lambda w: {"model": w.lens.model, "tokenizer": w.lens.tokenizer},
+    f"{LENS}.__call__": lambda w: {"prompts": PROMPTS[:2], "codes": w.codes[:2]},
+    f"{LENS}.decode": lambda w: {"codes": w.codes[:1]},
     f"{LENS}.decode_codes": lambda w: {"codes": w.codes[:1]},
     f"{LENS}.encode_audio": lambda w: {"waveform": w.audio[0], "sample_rate": RATE},
+    f"{LENS}.find_sites": lambda w: {"names": "resid_post"},
     f"{LENS}.from_pretrained": lambda w: {"name": w.checkpoint},
     f"{LENS}.generate": lambda w: {"prompts": PROMPTS[:1], "seconds": 0.2, "seeds": 0, "sites": "resid_post"},
     f"{LENS}.iter_cache": lambda w: {
         "prompts": PROMPTS[:2], "codes": w.codes[:2], "batch_size": 1, "progress": False,
     },
     f"{LENS}.run_with_cache": lambda w: {"prompts": PROMPTS[:2], "codes": w.codes[:2]},
+    f"{LENS}.run_with_hooks": lambda w: {
+        "prompts": PROMPTS[:2], "codes": w.codes[:2], "fwd_hooks": [("resid_post", lambda value, hook: value)],
+    },
     f"{LENS}.run_with_interventions": lambda w: {
         "prompts": PROMPTS[:2], "codes": w.codes[:2], "interventions": al.Add(VECTOR),
     },
     f"{LENS}.site": lambda w: {"name": "resid_post", "layer": 1},
     f"{LENS}.text_tokens": lambda w: {"prompts": PROMPTS},
     f"{LENS}.timeline": lambda w: {"frames": 12},
+    f"{LENS}.to": lambda w: {"device": "cpu"},
+    f"{LENS}.to_str_tokens": lambda w: {"prompts": PROMPTS},
     f"{LENS}.trace": lambda w: {"prompts": PROMPTS[:2], "codes": w.codes[:2]},
     "audiolens.ActivationCache.__contains__": lambda w: {"key": ("resid_post", 1)},
     "audiolens.ActivationCache.__getitem__": lambda w: {"key": ("resid_post", 1)},
     "audiolens.ActivationCache.at_layers": lambda w: {"layers": [1]},
     "audiolens.ActivationCache.axes_of": lambda w: {"site": "resid_post", "layer": 1},
+    "audiolens.ActivationCache.get": lambda w: {"key": ("resid_post", 1)},
     "audiolens.ActivationCache.layers": lambda w: {"site": "resid_post"},
     "audiolens.ActivationCache.load": lambda w: {"path": w.cache.save(w.folder / "cache.safetensors")},
+    "audiolens.ActivationCache.numbered": lambda w: {"layers": [1, -1]},
     "audiolens.ActivationCache.project": lambda w: {"direction": w.directions},
     "audiolens.ActivationCache.rows": lambda w: {"rows": [0]},
     "audiolens.ActivationCache.save": lambda w: {"path": w.folder / "cache.safetensors"},
     "audiolens.ActivationCache.seconds": lambda w: {"span": (0.0, 0.2)},
     "audiolens.ActivationCache.stack": lambda w: {"site": "resid_post"},
+    "audiolens.ActivationCache.stack_activation": lambda w: {"site": "resid_post"},
     "audiolens.ActivationCache.stack_norms": lambda w: {"site": "resid_post"},
     "audiolens.Directions.__add__": lambda w: {"other": w.directions},
     "audiolens.Directions.__contains__": lambda w: {"layer": 1},
@@ -154,12 +167,17 @@ ARGUMENTS: dict[str, Arguments] = {
     "audiolens.Directions.residual_norm": lambda w: {"layer": 1},
     "audiolens.Directions.save": lambda w: {"path": w.folder / "d.safetensors"},
     "audiolens.Directions.shuffled": lambda w: {"seed": 0},
+    "audiolens.Generation.__getitem__": lambda w: {"row": 0},
     "audiolens.Generation.save": lambda w: {"folder": w.place()},
     "audiolens.difference_in_means": lambda w: {
         "lens": w.lens, "positive": ["fast"], "negative": ["slow"], "seconds": 0.2, "progress": False,
     },
     "audiolens.orthogonalised": lambda w: {"*directions": w.directions},
     "audiolens.steer": lambda w: {"directions": w.directions, "layer": 1},
+    "audiolens.directions.evidence.Evidence.of_file": lambda w: {
+        "tensors": {name: value for name, value in vars(w.directions.evidence).items() if value is not None},
+        "n_layers": len(w.directions.evidence.auc),
+    },
     "audiolens.model.config.LensConfig.prefix": lambda w: {"tokens": 3},
     "audiolens.model.provenance.Provenance.from_dict": lambda w: {"values": w.directions.meta.as_dict()},
     "audiolens.model.provenance.Provenance.refuse_other": lambda w: {"lens": w.lens},
@@ -187,6 +205,9 @@ ARGUMENTS: dict[str, Arguments] = {
     "audiolens.prompts.from_file": lambda w: {"path": w.prompt_file},
     "audiolens.prompts.from_files": lambda w: {"positive": w.lines("positive"), "negative": w.lines("negative")},
     "audiolens.prompts.load": lambda w: {"concept": "tempo"},
+    "audiolens.schedules.cosine": lambda w: {"from_seconds": 0.0, "to_seconds": 0.2},
+    "audiolens.schedules.exponential": lambda w: {"half_life_seconds": 0.1},
+    "audiolens.schedules.linear": lambda w: {"from_seconds": 0.0, "to_seconds": 0.2},
     f"{ANALYSIS}.attention.TextAttention.listens": lambda w: {"word": "fast"},
     f"{ANALYSIS}.attention.TextAttention.word": lambda w: {"word": ["fast", "slow"]},
     f"{ANALYSIS}.attention.ablate": lambda w: {**_read(w), "layers": [1]},
@@ -237,10 +258,10 @@ ARGUMENTS: dict[str, Arguments] = {
     f"{ANALYSIS}.probing.probe": lambda w: {
         "lens": None, "data": w.rows, "labels": ["a", "b"] * 6, "folds": 2, "n_shuffles": 1, "n_bootstrap": 0,
     },
-    f"{ANALYSIS}.readings.compare": lambda w: {
+    f"{ANALYSIS}.reading_comparison.compare": lambda w: {
         "lens": w.lens, "sets": w.sets, "positions": ["first"], "branches": ["cond"], "progress": False, "prompts": 2,
     },
-    f"{ANALYSIS}.readings.within_poles": lambda w: {
+    f"{ANALYSIS}.reading_comparison.within_poles": lambda w: {
         "projections": VALUES, "rates": VALUES, "labels": VALUES < 6,
     },
     f"{ANALYSIS}.report.write": lambda w: {"study": w.studied, "folder": w.place(made=True)},
@@ -338,6 +359,7 @@ EXEMPT = {
         for operator in ("Ablate", "Add", "Apply", "Clamp", "Intervention", "Replace", "Scale")
     },
     "audiolens.tracing.trace.SiteValue": "made by lens.site",
+    "audiolens.tracing.trace.SiteValue.save": "refuses: a site is a place, and its value is saved",
     "audiolens.tracing.trace.SiteValue.value": "read inside the trace that AudioLens.trace opens here",
     "audiolens.AudioLens.position": "read inside the trace that AudioLens.trace opens here",
 }

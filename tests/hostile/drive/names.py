@@ -13,19 +13,19 @@ from typing import Any
 
 import analysis
 import audiolens
-from audiolens import measure, prompts
+from audiolens import measure, prompts, schedules
 
 PARTS = {
     "cli": "the command line: `test_commands` calls it",
     "commands": "the command line: `test_commands` calls it",
     "figures": "what figures share; each is drawn by its result's plot() and figure()",
-    "folder": "the folders of study and sweep, called by their save, run and load_folder",
     "likelihood": "the window that patching, attribution and ablation score",
     "listening": "the processes in which a sweep measures",
     "matched": "a check that patching and attribution share",
     "resampling": "the bootstrap of statistics",
-    "site_cells": "the cells of attribution",
+    "site_grid": "the cells of patching and attribution",
     "spreadsheets": "tables as files, written by study and sweep",
+    "store": "the folders of study and sweep, called by their save, run and load_folder",
 }
 """Modules of `analysis` that users do not call."""
 OPERATORS = (
@@ -35,13 +35,14 @@ OPERATORS = (
 REACHED = {
     "Timeline": "audiolens.model.timeline",
     "Components": "audiolens.cache.decomposition",
+    "Hook": "audiolens.compatibility",
     "Evidence": "audiolens.directions.evidence",
     "Provenance": "audiolens.model.provenance",
     "SiteValue": "audiolens.tracing.trace",
     "LensConfig": "audiolens.model.config",
     "Samples": "audiolens.directions.pole_reader",
 }
-"""Classes that no package exports, but that public calls return."""
+"""Classes that no package exports, but that public calls return or pass to a caller's function."""
 RETURNED = ("DoseResponse", "Front", "Limits", "Strategies", "LayerMap", "CrossEffects")
 """Further such classes, returned by methods of a `SweepResult`."""
 
@@ -61,7 +62,8 @@ class Name:
 
 def modules() -> dict[str, Any]:
     """The modules whose exported names are public."""
-    found = {"audiolens": audiolens, "audiolens.measure": measure, "audiolens.prompts": prompts}
+    found = {f"audiolens.{one.__name__.rpartition('.')[2]}": one for one in (measure, prompts, schedules)}
+    found["audiolens"] = audiolens
     for module in pkgutil.iter_modules(analysis.__path__):
         if module.name not in PARTS:
             found[f"analysis.{module.name}"] = import_module(f"analysis.{module.name}")

@@ -9,6 +9,8 @@ from functools import cache
 from itertools import islice
 from typing import Any
 
+import torch
+
 import audiolens as al
 from hostile.drive import names, values
 from hostile.drive.baselines import ARGUMENTS, EXEMPT, FURTHER, INSTANCES, ON_PLANTED
@@ -16,6 +18,8 @@ from hostile.drive.names import Name
 from hostile.drive.world import PROMPTS, World
 
 MISSING, UNKNOWN = "(left out)", "(unknown keyword)"
+INSIDE = "[]"
+"""After the name of an argument: an item of it is replaced, not the whole."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,9 @@ def trials(world: World, seed: int) -> list[Trial]:
     pool, draw = [*values.POOL, *world.strangers], random.Random(seed)
     turns: list[tuple[int, float, Trial]] = []
     for name in driven():
-        own = [Trial(name, argument, value) for argument in parameters(name) for value in [*pool, MISSING]]
+        asked = parameters(name)
+        own = [Trial(name, argument, value) for argument in asked for value in [*pool, MISSING]]
+        own += [Trial(name, one + INSIDE, value) for one in asked if not one.startswith("*") for value in pool]
         draw.shuffle(own)
         if name.kind != "property":
             own.insert(0, Trial(name, "no_such_argument", UNKNOWN))
@@ -139,7 +145,8 @@ AT_HAND = {
     "analysis.patching.LogLikelihood", "analysis.patching.Pairs", "analysis.patching.Sound", "analysis.probing.Dataset",
     "analysis.study.Settings", "analysis.sweep.Condition", "audiolens.Ablate", "audiolens.ActivationCache",
     "audiolens.Add", "audiolens.Apply", "audiolens.AudioLens", "audiolens.Clamp", "audiolens.Directions",
-    "audiolens.Intervention", "audiolens.Replace", "audiolens.Scale", "audiolens.prompts.PromptSet",
+    "audiolens.Intervention", "audiolens.Reading", "audiolens.Replace", "audiolens.Sampling", "audiolens.Scale",
+    "audiolens.prompts.PromptSet",
 }  # fmt: skip
 """Classes that users instantiate; other results are returned by functions."""
 
@@ -154,7 +161,7 @@ def perform(world: World, name: Name, arguments: dict[str, Any]) -> None:
     made = target(world, name)(*spread, **plain)
     if isinstance(made, Iterator):
         made = list(islice(made, 50))
-    if name.kind == "class":
+    if name.kind == "class" or name.path.startswith("audiolens.schedules."):
         used(world, name, made)
     elif type(made).__module__.startswith(("audiolens", "analysis")):
         repr(made)
@@ -171,6 +178,12 @@ def used(world: World, name: Name, made: Any) -> None:
     """Use an object that users instantiate once, because some of its arguments are read only then."""
     if isinstance(made, al.Intervention) and type(made) is not al.Intervention:
         world.lens.run_with_interventions(PROMPTS[:2], world.codes[:2], made)
+    if name.path == "audiolens.Reading":
+        world.lens.run_with_cache(PROMPTS[:2], world.codes[:2], reading=made)
+    if name.path == "audiolens.Sampling":
+        world.lens.generate(PROMPTS[:1], 0.2, seeds=0, decode=False, sampling=made)
+    if name.path.startswith("audiolens.schedules."):
+        world.lens.run_with_interventions(PROMPTS[:2], world.codes[:2], al.Add(torch.ones(48), schedule=made))
     if name.path == "analysis.study.Settings":
         made.check(world.lens, world.neutral)
     if name.path == "audiolens.prompts.PromptSet":
@@ -184,8 +197,12 @@ def used(world: World, name: Name, made: Any) -> None:
 
 
 def arguments_of(world: World, trial: Trial) -> dict[str, Any]:
-    """The arguments of a valid call with one of them replaced."""
+    """The arguments of a valid call, with one of them, or an item of it, replaced."""
     given = dict(baseline(world, trial.name))
+    if trial.argument.endswith(INSIDE):
+        argument = trial.argument.removesuffix(INSIDE)
+        value = (values.POOL.get(trial.value) or (lambda: world.strangers[trial.value]))()
+        return {**given, argument: within(given.get(argument), value, random.Random(str(trial)))}
     if trial.value == MISSING:
         given.pop(trial.argument, None)
     elif trial.value == UNKNOWN:
@@ -195,3 +212,16 @@ def arguments_of(world: World, trial: Trial) -> dict[str, Any]:
     else:
         given[trial.argument] = world.strangers[trial.value]
     return given
+
+
+def within(whole: Any, value: Any, draw: random.Random) -> Any:
+    """A list or mapping with `value` in the place of one item, or of an item's item; a list of it for anything else."""
+    if not isinstance(whole, list | tuple | dict) or not whole:
+        return [value]
+    places = list(whole) if isinstance(whole, dict) else range(len(whole))
+    place = draw.choice(places)
+    deeper = isinstance(whole[place], list | tuple | dict) and draw.random() < 0.5
+    new = within(whole[place], value, draw) if deeper else value
+    if isinstance(whole, dict):
+        return {**whole, place: new}
+    return type(whole)([*whole[:place], new, *whole[place + 1 :]])
