@@ -62,11 +62,11 @@ class Evidence:
             InputError: if a tensor is missing or unknown, or does not have one value per layer.
         """
         n_counts = len(tensors["counts"]) if "counts" in tensors and tensors["counts"].ndim == 1 else 0
-        found_shapes = {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in tensors.items()}
-        each = ((n_layers,), True)
-        expected = {"split_half_cosine": each, "separation": each, "auc": each, "counts": ((n_counts,), False)}
-        expected["stability"] = ((n_counts, n_layers), True)
-        optional = {"p": each, "least_p": ((), True)}
+        found_shapes = {name: (tuple(tensor.shape), _kind(tensor)) for name, tensor in tensors.items()}
+        each = ((n_layers,), "real")
+        expected = {"split_half_cosine": each, "separation": each, "auc": each, "counts": ((n_counts,), "whole")}
+        expected["stability"] = ((n_counts, n_layers), "real")
+        optional = {"p": each, "least_p": ((), "real")}
         wanted = {**expected, **{name: shape for name, shape in optional.items() if name in found_shapes}}
         if found_shapes != wanted or not n_counts:
             raise InputError(f"its evidence is not for {n_layers} layers.")
@@ -229,3 +229,9 @@ def _p_of_auc(
 
 def _span(values: Tensor) -> str:
     return f"{float(values.min()):.2f} to {float(values.max()):.2f}"
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_floating_point():
+        return "real"
+    return "other" if tensor.is_complex() or tensor.dtype == torch.bool else "whole"
