@@ -2,7 +2,7 @@
 
 The text is encoded once, here, and the states are passed to transformers (`conditioning.py`), so that reading and
 generation use exactly the same states. A prompt of `None` is unconditional: zero states and a zero mask, as in the
-null branch of the guidance and in transformers' own unconditional inputs.
+null branch of guidance and in transformers' own unconditional inputs.
 """
 
 from collections import Counter

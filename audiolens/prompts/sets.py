@@ -59,7 +59,7 @@ class PromptSet:
 
     @property
     def matched(self) -> bool:
-        """Whether the poles have equally many prompts, and prompt i of one is paired with prompt i of the other."""
+        """Whether the poles have the same number of prompts; prompt i of one is then paired with prompt i of the other."""
         return len(self.positive) == len(self.negative)
 
     @property
