@@ -47,7 +47,7 @@ class PromptError(InputError):
 
 
 class DamagedError(InputError):
-    """A saved file differs from what was written; the message names it."""
+    """A saved file differs from what was written; the message names the file."""
 
 
 class AudioLensWarning(UserWarning):
@@ -55,7 +55,7 @@ class AudioLensWarning(UserWarning):
 
 
 class DamageWarning(AudioLensWarning):
-    """A saved file differed from what was written, and is made again; the message names it."""
+    """A saved file differed from what was written, so it is recreated; the message names the file."""
 
 
 class UnreadWordsWarning(AudioLensWarning):
