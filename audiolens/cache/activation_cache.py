@@ -54,10 +54,10 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
     to, and they are not saved to a file.
 
     In a model whose conditioning is a prefix to the audio steps (MusicGen Melody), `prefixes` holds the number of
-    prefix positions in each row. If the run recorded with `prefix=True`, the steps begin at a negative `first_step`, which is
-    the start of the longest prefix. Step s then has index s - first_step, the last token of the text is at step -1, and
-    shorter prefixes are left-padded with zeros. The keys of a pattern always begin at the start of the longest prefix,
-    because every step attends to its prefix.
+    prefix positions in each row. If the run recorded with `prefix=True`, the steps begin at a negative `first_step`,
+    which is the start of the longest prefix. Step s then has index s - first_step, the last token of the text is at
+    step -1, and shorter prefixes are left-padded with zeros. The keys of a pattern always begin at the start of the
+    longest prefix, because every step attends to its prefix.
 
     `weights` is the hash of the model's weights; it is set only in a cache that was opened from a file.
     """

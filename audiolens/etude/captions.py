@@ -105,7 +105,7 @@ class Caption:
 
 
 def caption(attributes: Attributes, rng: np.random.Generator, named_share: float = NAMED_SHARE) -> Caption:
-    """Write a caption for `attributes`, naming each concept with probability `named_share`."""
+    """Write a caption that names each concept with probability `named_share`, by an adjective or a phrase."""
     named = {concept: attributes.level(concept) for concept in CONCEPTS if rng.random() < named_share}
     return Caption(write(named, rng), named)
 

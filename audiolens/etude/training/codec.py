@@ -63,7 +63,7 @@ class TrainingSchedule:
     joint: int = 3400
     decoder: int = 500
     bands_from: int = 1600
-    """The step at which band energies join the loss. If added earlier, they dominate pitch, and the codec loses the mode."""
+    """The step at which band energies join the loss; if added earlier, they dominate pitch and the mode is lost."""
     batch_size: int = 16
     segment_frames: int = 32
     learning_rate: float = 1e-3

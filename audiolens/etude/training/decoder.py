@@ -5,7 +5,8 @@ learns the beat late, because beats are rare among codes that are mostly noise. 
 favours a block, so that training does not impose *where* a concept is represented. The text encoder is pre-trained
 (`text.pretrain`). Some crops are short, so that the model sees many beginnings. Beginnings have a higher weight in the
 loss, because only the words are informative there. In some rows part of the history is hidden, so that the model must
-rely on the words. An auxiliary head on the final state, discarded after training, predicts beat and attributes (`listener`).
+rely on the words. An auxiliary head on the final state, discarded after training, predicts beat and attributes
+(`listener`).
 """
 
 from __future__ import annotations
@@ -193,7 +194,7 @@ def _crop(
 
 
 def _history(rng: np.random.Generator, schedule: TrainingSchedule, steps: int) -> Bool[Tensor, "row step"]:
-    """A mask of the columns that each row may read. Most rows read all of them; some read a random part, or even none."""
+    """A mask of the columns that each row may read: in most rows all of them, in the others a random part or none."""
     hidden_share = np.where(
         rng.random(schedule.batch_size) < schedule.history_dropout, rng.uniform(0.2, 1.0, schedule.batch_size), 0.0
     )

@@ -108,7 +108,7 @@ class Abilities:
         return pd.DataFrame(rows, columns=columns)
 
     def neutral(self) -> pd.DataFrame:
-        """How clips of neutral captions are distributed: quantiles, share above the reference's median, relative spread."""
+        """How clips of neutral captions are spread: quantiles, share above the reference's median, relative spread."""
         import pandas as pd
 
         neutral = self.clips[self.clips.concept == "neutral"]
@@ -147,7 +147,7 @@ def abilities(
     seconds: float = 5.0,
     n_jobs: int = 1,
 ) -> Abilities:
-    """Generate and measure clips for neutral captions and for held-out captions of every concept; measure the reference.
+    """Generate and measure clips for neutral and for held-out captions of every concept, and measure the reference.
 
     Every clip of a pole has its own seed, which it shares with its paired clip of the other pole.
     """
