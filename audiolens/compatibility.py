@@ -101,7 +101,8 @@ class OtherNames:
         A function is called with the value for all rows, in the site's shape, and with a `Hook` that holds the site's
         `name` and `layer()`. It returns the new value, or `None` if it changed its copy in place or only read it. A
         short name selects the site in every block; instead of a name, a filter function may select among the full
-        names. A function is called once per batch and guidance branch. This is equivalent to `run_with_interventions` with `Apply`.
+        names. A function is called once per batch and guidance branch. This is equivalent to `run_with_interventions`
+        with `Apply`.
 
         Raises:
             InputError, InputTypeError: as for `run_with_interventions`; also if `fwd_hooks` is not a list of pairs.

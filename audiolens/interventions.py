@@ -13,8 +13,8 @@ Sites on the text side ("row token ...") have no steps, and accept neither `seco
 all text is masked. SDPA attention then sets z to zero regardless of the values, whereas eager attention averages them.
 To change what that branch reads, write to `cross_attn.hook_z` or to the pattern.
 
-A logit of -inf at `hook_logits`, in either branch, prevents its code from being sampled. Only `Apply` can write one, because every other
-intervention needs finite numbers.
+A logit of -inf at `hook_logits`, in either branch, prevents its code from being sampled. Only `Apply` can write one,
+because every other intervention needs finite numbers.
 
 Where a step holds several vectors (one per head or per codebook), values are "d_head", "head d_head" or
 "row head d_head". An axis of size 1 means the same values for every row or head. A shape "n d_head" is ambiguous if n
@@ -209,7 +209,7 @@ class Add(Intervention):
     At head sites it is "d_head", "head d_head" or "row head d_head".
 
     Raises:
-        InputTypeError, InputError: if the vector has entries that are not finite numbers, or (in a run) the wrong width.
+        InputTypeError, InputError: if the vector has non-finite entries, or (in a run) the wrong width for the site.
     """
 
     vector: Any
@@ -233,8 +233,8 @@ class Ablate(Intervention):
     """Project `direction` out: strength 1 removes all of the component along it, 0.5 removes half.
 
     Raises:
-        InputTypeError, InputError: if the direction has entries that are not finite numbers, is zero, or (in a run) has
-            the wrong width for the site.
+        InputTypeError, InputError: if the direction has non-finite entries or is zero, or (in a run) has the wrong width
+            for the site.
     """
 
     direction: Any
@@ -260,7 +260,7 @@ class Ablate(Intervention):
 class Clamp(Intervention):
     """Set the projection onto the unit direction to `value` times the direction's own norm.
 
-    `value` is a number, or one number per affected row. 0 is equivalent to `Ablate`, and 1 is the direction's full length.
+    `value` is a number, or one per affected row. 0 is equivalent to `Ablate`, and 1 is the direction's full length.
 
     Raises:
         InputTypeError, InputError: as for `Ablate`; also if a value is not finite, or (in a run) if there is not one

@@ -2,7 +2,7 @@
 
 A writer creates the file or folder under an unused random name in the target folder, and then renames it. So it never
 opens what a link in that folder points to, and a run that is killed leaves the old file intact. A link, device, pipe or
-socket is never replaced. `put` takes bytes, `written` is for libraries that need a path, and `new_folder` makes folders.
+socket is never replaced. `put` takes bytes, `written` serves libraries that need a path, and `new_folder` makes folders.
 """
 
 import os
@@ -22,7 +22,7 @@ UNFINISHED = ".unfinished-"
 
 
 def put(path: Path, content: bytes) -> Path:
-    """Write a file into an existing folder atomically: even if the power fails, either the old or the new file is there.
+    """Write a file into an existing folder atomically; even a power failure leaves either the old file or the new one.
 
     Raises:
         InputError: if something that is not a file has this name.

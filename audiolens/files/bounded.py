@@ -149,7 +149,7 @@ def csv_rows(path: Path, text: str) -> list[Row]:
     """The rows of a CSV file, starting with the header and without empty lines.
 
     Raises:
-        InputError: for unmatched quotes, for a cell beyond the limit, or for a row whose length differs from the header's.
+        InputError: for unmatched quotes, cells beyond the limit, or rows whose length differs from the header's.
     """
     # `text.splitlines` would also split at form feeds and Unicode separators, which may be inside a cell.
     reader = csv.reader(io.StringIO(text), strict=True)

@@ -1,7 +1,7 @@
 """Contrastive prompt sets: bundled ones (`al.prompts.load("tempo")`), and your own from files.
 
-A set has two poles of matched prompts, from which a direction is computed, and two lists of neutral prompts: layer and
-strength are chosen on one (development), and results are reported on the other (test). `load` returns the bundled sets
+A set has two poles of matched prompts, from which a direction is computed, and two lists of neutral prompts. Layer and
+strength are chosen on one list (development), and results are reported on the other (test). `load` returns the bundled sets
 (in étude's words, or in free English for MusicGen models that know it); `from_file` and `from_files` read your own.
 """
 
