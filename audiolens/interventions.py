@@ -233,8 +233,8 @@ class Ablate(Intervention):
     """Project `direction` out: strength 1 removes all of the component along it, 0.5 removes half.
 
     Raises:
-        InputTypeError, InputError: if the direction has non-finite entries or is zero, or (in a run) has the wrong width
-            for the site.
+        InputTypeError, InputError: if the direction has non-finite entries or is zero, or (in a run) has the wrong
+            width for the site.
     """
 
     direction: Any

@@ -151,7 +151,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
         return self._traced_model.dtype
 
     def sites(self) -> dict[str, str]:
-        """Return every site of this model, in the model's order, as a mapping from full name to the shape of its values."""
+        """Return the shape of the values at every site of this model, by full name and in the model's order."""
         return self._traced_model.family.shapes(self.config)
 
     def find_sites(self, names: str | Sequence[str], layers: int | Iterable[int] | None = None) -> list[Site]:
@@ -246,8 +246,8 @@ class AudioLens(TracedLens, OtherNames, Portable):
             max_new_tokens: the length of the clips in steps, as in transformers, instead of `seconds`. Clips have that
                 many frames minus the tail (3 steps in the published models): 53 steps make a second of 50 frames.
             melody: not supported yet; only text conditions the clips.
-            reading, sampling: a single value that says what to record, and one that combines guidance_scale,
-                temperature and top_k.
+            reading, sampling: a `Reading` instead of the recording arguments, and a `Sampling` instead of
+                guidance_scale, temperature and top_k.
 
         Raises:
             InputError: (or a subclass) for anything out of range, before the model runs. It is also raised if a setting
@@ -316,7 +316,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
             heads: at sites with a head axis (including patterns and results), record and recompute only these heads.
             stop_at_layer: run only the blocks before this one (0 to n_layers; a negative number counts from the end);
                 `layers=None` then records every block that runs. Interventions at later sites are ignored.
-            names_filter: TransformerLens's name for `sites`. It may also be a function of the full name that selects sites.
+            names_filter: TransformerLens's name for `sites`; it may also be a function that selects full names.
 
         Returns:
             The logits of that branch, before guidance, "row codebook step vocab", and the recordings. Step s predicts

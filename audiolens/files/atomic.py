@@ -2,7 +2,7 @@
 
 A writer creates the file or folder under an unused random name in the target folder, and then renames it. So it never
 opens what a link in that folder points to, and a run that is killed leaves the old file intact. A link, device, pipe or
-socket is never replaced. `put` takes bytes, `written` serves libraries that need a path, and `new_folder` makes folders.
+socket is never replaced. `put` takes bytes, `written` suits libraries that need a path, and `new_folder` makes one.
 """
 
 import os

@@ -24,7 +24,7 @@ class Balance:
             of that pole's prompts that contain it. The concept's own words belong here; any other word is a confound.
         leaks: one sentence for each property that predicts the pole by itself; empty if there are none.
 
-    These figures do not show whether the prompts mean what they should, or whether other concepts are balanced between poles.
+    These figures do not show whether the prompts mean what they should, or whether other concepts are balanced.
     """
 
     words: tuple[float, float]

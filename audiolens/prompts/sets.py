@@ -59,7 +59,7 @@ class PromptSet:
 
     @property
     def matched(self) -> bool:
-        """Whether the poles have equal numbers of prompts; prompt i of one is then paired with prompt i of the other."""
+        """Whether the poles have equally long lists of prompts, which are then paired by position."""
         return len(self.positive) == len(self.negative)
 
     @property
