@@ -170,7 +170,7 @@ def in_order(name: str, values: Any, what: str) -> tuple[Any, ...]:
     """The items that `listed` returns, as a tuple; `what` names them in the error message.
 
     Raises:
-        InputTypeError: as for `listed`.
+        InputTypeError: for the same reasons as `listed`.
     """
     if not _in_order(values):
         raise InputTypeError(f"{name}: expected a list of {what}, in order, got {type(values).__name__}.")
@@ -178,7 +178,7 @@ def in_order(name: str, values: Any, what: str) -> tuple[Any, ...]:
 
 
 def one_or_listed(name: str, values: Any) -> Any:
-    """A single value unchanged, or the items of an ordered iterable as a list, read once."""
+    """Return a single value unchanged, or the items of an ordered iterable as a list; the iterable is read once."""
     return values if isinstance(values, str) or not _has_items(values) else listed(name, values)
 
 

@@ -83,7 +83,7 @@ class MissingPackageError(AudioLensError, ImportError):
 
 
 def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
-    """A text on one line, with the middle left out if it is long."""
+    """Put a text on one line, leaving out the middle if it is long."""
     if len(text) > most:
         text = f"{text[: most // 3]} ... {text[-most // 2 :]}"
     return " ".join(text.split()) if "\n" in text or "\r" in text else text
@@ -98,7 +98,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def shortened(names: Iterable[str], limit: int = 12) -> str:
-    """Names joined into one line, cut off after `limit`."""
+    """Join names into one line, and cut the list off after `limit` names."""
     listed = list(names)
     more = f", ... ({len(listed)} in all)" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more

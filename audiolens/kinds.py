@@ -209,7 +209,7 @@ def described(hint: Any) -> str:
 
 
 def refusal(name: str, hint: Any, value: Any) -> str | None:
-    """An error message if `value` does not fit `hint` or cannot be used as the argument `name`, or else `None`."""
+    """An error message if `value` does not fit `hint` or cannot be used as the argument `name`; otherwise `None`."""
     if not fits(hint, value):
         return f"{name}={shown(value)}: expected {described(hint)}."
     if hasattr(value, "dtype") and hasattr(value, "ndim") and not readable(value):

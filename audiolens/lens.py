@@ -96,7 +96,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
         `device` and spreads a model over devices as in transformers.
 
         Raises:
-            ModelNotFoundError: if there is no such name or folder, or the hub cannot be reached.
+            ModelNotFoundError: if no model has this name or folder, or if the hub cannot be reached.
             ModelFilesError: if the folder does not contain a complete model with its tokenizer.
             UnsupportedModelError: if the model's family is not supported.
         """
@@ -238,9 +238,9 @@ class AudioLens(TracedLens, OtherNames, Portable):
             use_cache: `False` recomputes every step from the start, as a check on the key-value cache.
             audio_prompt: sound that the clips begin with and continue. It may be a pair (waveform, sample rate), at any
                 rate and mono or stereo, or the path of a sound file; give one for all rows or a list with one per row.
-                A waveform may also be "row channel sample". Codes "row codebook frame" are accepted too. The prompt is
-                part of `out.codes` and, after decoding, of `out.audio`. The times of interventions and recordings count
-                from its start.
+                A waveform may have a row axis ("row channel sample"). Codes "row codebook frame" are accepted too. The
+                prompt is part of `out.codes` and, after decoding, of `out.audio`. The times of interventions and
+                recordings count from its start.
             prefix: record the conditioning before step 0 too; see `run_with_cache`.
             seed: one seed for every row.
             max_new_tokens: the length of the clips in steps, as in transformers, instead of `seconds`. Clips have that

@@ -251,7 +251,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         Raises:
             SiteError: if the site was not recorded, or if a mapping lacks one of its layers.
             InputTypeError, InputError: for vectors that are not finite numbers, have the wrong width or are all zero.
-                Also for `Directions` from another model, if the cache knows its own model.
+                It is also raised for `Directions` from a different model, if the cache knows its own model.
         """
         self._refuse_foreign(direction)
         values = self.stack(site).float()

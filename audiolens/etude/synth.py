@@ -183,7 +183,7 @@ def _place(sound: Waveform, note: Float[np.ndarray, " note"], onset_seconds: flo
 
 
 def _noise(rng: np.random.Generator, seconds: float, decay_seconds: float, level: float, rolloff: float) -> Waveform:
-    """A decaying burst of noise whose spectrum falls off by `_slope`."""
+    """A decaying burst of noise whose spectrum is shaped by `_slope`."""
     n = int(seconds * SAMPLE_RATE)
     spectrum = np.fft.rfft(rng.standard_normal(n)) * _slope(n, -rolloff)
     noise = np.fft.irfft(spectrum, n)

@@ -2,7 +2,8 @@
 
 A writer creates the file or folder under an unused random name in the target folder, and then renames it. So it never
 opens what a link in that folder points to, and a run that is killed leaves the old file intact. A link, device, pipe or
-socket is never replaced. `put` takes bytes, `written` suits libraries that need a path, and `new_folder` makes one.
+socket is never replaced. `put` takes bytes, `written` suits libraries that need a path, and `new_folder` is for
+folders.
 """
 
 import os
@@ -65,7 +66,7 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(place: Path) -> Iterator[Path]:
-    """An empty folder, inside an existing one, that is renamed to `place` if the block succeeds.
+    """Yield a temporary empty folder, which is renamed to `place` if the block succeeds; the parent must exist.
 
     Raises:
         InputError: if something other than an empty folder has this name.

@@ -56,7 +56,7 @@ def load(
     """A model and its tokenizer, by bundled name, folder or hub name.
 
     Raises:
-        ModelNotFoundError: if there is no such name or folder, or the hub could not be reached.
+        ModelNotFoundError: if no model has this name or folder, or if the hub could not be reached.
         ModelFilesError: if the folder does not hold a complete model with its tokenizer.
         UnsupportedModelError: if the model does not belong to a supported family.
     """
@@ -110,7 +110,7 @@ def checked_device_map(device_map: Any) -> None:
     """Refuse a device map with a device that this machine does not have.
 
     Raises:
-        InputTypeError, InputError: if it is not accepted; the message says what is.
+        InputTypeError, InputError: if the map is not accepted; the message says what is.
     """
     if device_map is None or (isinstance(device_map, str) and device_map in _MAPS):
         return

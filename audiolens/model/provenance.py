@@ -156,7 +156,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
     """Read the tensors and facts that `write` wrote.
 
     Raises:
-        InputError: if there is no such file, it is truncated or corrupt, or does not contain directions.
+        InputError: if the file does not exist, is truncated or corrupt, or does not contain directions.
         DamagedError: if the contents are not what was written.
     """
     path = Path(path)

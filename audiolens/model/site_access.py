@@ -113,7 +113,8 @@ Put = Callable[[Tensor, Tensor | None], None]
 class View:
     """What a read depends on: the model's sizes, the number of batch rows, and the requested heads.
 
-    The batch rows are those of both branches together. The heads matter only at head sites, and `None` means all."""
+    The batch rows are those of both branches together. The heads matter only at head sites, and `None` means all.
+    """
 
     config: "LensConfig"
     rows: int

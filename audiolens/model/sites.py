@@ -152,7 +152,7 @@ def names_once(name: str, sites: Any) -> list[Any]:
 
 
 def checked_names(name: str, sites: Any) -> Any:
-    """One site name unchanged, or several as a list.
+    """Return one site name unchanged, or several as a list.
 
     Raises:
         InputTypeError: if `sites` is neither a name nor a list of names.

@@ -28,7 +28,8 @@ from audiolens.model.traced_model import HasModel, TracedModel
 class Weights(tuple[Tensor, ...]):
     """One tensor per block (or codebook), indexed as `W[3]` or `W[3, head]`.
 
-    `W[...]` or `torch.stack(W)` copies all of them into one tensor, whose shape is `W.shape`."""
+    `W[...]` or `torch.stack(W)` copies all of them into one tensor, whose shape is `W.shape`.
+    """
 
     __slots__ = ()
 

@@ -59,7 +59,7 @@ class PromptSet:
 
     @property
     def matched(self) -> bool:
-        """Whether the poles have equally long lists of prompts, which are then paired by position."""
+        """Whether the poles have the same number of prompts; if so, prompts i of both poles are paired."""
         return len(self.positive) == len(self.negative)
 
     @property

@@ -71,7 +71,7 @@ def neutral_words() -> frozenset[str]:
 
 
 def pairs(concept: str, count: int = PAIRS) -> list[tuple[str, str]]:
-    """Matched prompts for a concept: (positive, negative), all different."""
+    """Matched (positive, negative) prompts for a concept, all different."""
     contrast = CONTRASTS[concept]
     rng = random.Random(f"{SEED} {concept}")
     adjectives, phrases = contrast.wordings(ADJECTIVES), contrast.wordings(PHRASES)
