@@ -1,6 +1,6 @@
 """Convert audiolens values to numpy arrays and torch tensors by copying their numbers, or raise an error.
 
-Without this, numpy and torch would iterate over the value, and compute with its layer numbers or names.
+Without this conversion, numpy and torch would iterate over the value and compute with its layer numbers or names.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Characters that text must not contain: a terminal acts on them, and some cannot be written to a file."""
+"""Characters that text must not contain, because a terminal acts on them or they cannot be written to a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def refuse_control(name: str, text: str) -> None:
     """Refuse text that contains a control character or half of a surrogate pair.
 
     Raises:
-        InputError: naming the character.
+        InputError: the message names the character.
     """
     found = next((sign for sign in text if unicodedata.category(sign) in _KINDS), None)
     if found is not None:

@@ -1,4 +1,4 @@
-"""Checks of arguments: numbers, flags and lists, with the same rules and messages everywhere.
+"""Check arguments (numbers, flags and lists) with the same rules and messages everywhere.
 
 A number may be a Python or numpy number, or an array or tensor with no axes; booleans do not count as numbers. A list
 may be any ordered iterable, and is read once.
@@ -22,7 +22,7 @@ MOST_SEED = 2**32 - 1
 MOST_ITEMS = 10_000_000
 """The most items that a list may have."""
 MOST_JOBS = 1_024
-"""The most processes: each is started, whether or not there is work for it."""
+"""The most processes. Each one is started, whether or not there is work for it."""
 MOST_PLACES = 10_000
 """The most items in a list of layers or heads."""
 RATES_HZ = (1_000, 768_000)
@@ -36,7 +36,7 @@ def whole_numbers(values: Iterable[Any]) -> list[int]:
     """The whole numbers in a list, an array or a tensor.
 
     Raises:
-        TypeError: if any item is something else, including a bool: a mask would be read as the indices 0 and 1.
+        TypeError: if any item is not a whole number, or is a bool: a mask would be read as the indices 0 and 1.
     """
     return [whole_number(value) for value in values]
 
@@ -67,7 +67,7 @@ def real_number(value: Any) -> float:
     try:
         return float(value)
     except OverflowError:
-        # A whole number or a fraction that is too large for a float.
+        # The value is a whole number or a fraction that is too large for a float.
         return -math.inf if value < 0 else math.inf
 
 
@@ -75,7 +75,7 @@ def checked_count(name: str, value: Any, least: int = 1, most: int = MOST) -> in
     """Check that a value is a whole number from `least` to `most`, and return it.
 
     Raises:
-        InputError: if it is out of range or not a whole number (a bool is not).
+        InputError: if it is out of range or is not a whole number (a bool does not count).
     """
     try:
         number = whole_number(value)
@@ -92,7 +92,7 @@ def checked_amount(name: str, value: Any, above: float = -math.inf) -> float:
     """Check that a value is a finite number greater than `above`, and return it.
 
     Raises:
-        InputError: if it is out of range or not a finite number (a bool is not).
+        InputError: if it is out of range or is not a finite number (a bool does not count).
     """
     try:
         number = real_number(value)
@@ -125,7 +125,7 @@ def checked_flags(**flags: object) -> None:
     """Refuse any flag that is neither True nor False: a word such as "no" would count as True.
 
     Raises:
-        InputTypeError: naming the flag.
+        InputTypeError: the message names the flag.
     """
     for name, flag in flags.items():
         if not isinstance(flag, bool | np.bool_):
@@ -170,7 +170,7 @@ def in_order(name: str, values: Any, what: str) -> tuple[Any, ...]:
     """The items that `listed` returns, as a tuple; `what` names them in the error message.
 
     Raises:
-        InputTypeError: as for `listed`.
+        InputTypeError: for the same reasons as `listed`.
     """
     if not _in_order(values):
         raise InputTypeError(f"{name}: expected a list of {what}, in order, got {type(values).__name__}.")
@@ -178,7 +178,7 @@ def in_order(name: str, values: Any, what: str) -> tuple[Any, ...]:
 
 
 def one_or_listed(name: str, values: Any) -> Any:
-    """A single value unchanged, or the items of an ordered iterable as a list, read once."""
+    """Return a single value unchanged, or the items of an ordered iterable as a list; the iterable is read once."""
     return values if isinstance(values, str) or not _has_items(values) else listed(name, values)
 
 
@@ -194,7 +194,7 @@ def refuse_masked(name: str, values: Any) -> None:
 
 
 def as_array(name: str, values: Any) -> np.ndarray:
-    """An array of a list's items, masked or not.
+    """Make an array from a list's items, which may be masked.
 
     Raises:
         InputTypeError: if the list holds lists of different lengths.
@@ -208,7 +208,7 @@ def as_array(name: str, values: Any) -> np.ndarray:
 
 
 def numbers_of(name: str, values: Any) -> np.ndarray:
-    """An array of numbers.
+    """Make an array of numbers from any array or list of them.
 
     Raises:
         InputTypeError: for anything else, including text, booleans, complex numbers and masked arrays.
@@ -225,12 +225,12 @@ def numbers_of(name: str, values: Any) -> np.ndarray:
 
 
 def _has_items(values: Any) -> bool:
-    """Whether a value can be iterated over; an array or tensor with no axes claims to be iterable, but is not."""
+    """Whether a value can be iterated over. An array or tensor with no axes claims to be iterable, but is not."""
     return isinstance(values, Iterable) and bool(getattr(values, "ndim", 1))
 
 
 def _briefly(values: Any) -> str:
-    """A short description of what was given: the value itself, or its type if it may be long."""
+    """A short description of a value: the value itself, or its type if the value may be long."""
     return type(values).__name__ if isinstance(values, Iterable) and not isinstance(values, str) else shown(values)
 
 
@@ -255,10 +255,10 @@ def shown(value: Any) -> str:
 
 
 def checked_text(name: str, value: Any) -> str:
-    """A string.
+    """Check that a value is a string, and return it.
 
     Raises:
-        InputTypeError: for anything else.
+        InputTypeError: if it is not a string.
     """
     if not isinstance(value, str):
         raise InputTypeError(f"{name}={shown(value)}: expected text.")

@@ -63,12 +63,12 @@ class OtherNames:
         return self.config
 
     def to_str_tokens(self: Any, prompts: Prompt | Sequence[Prompt]) -> list[str] | list[list[str]]:
-        """As `text_tokens`; for a single prompt one list of tokens, as in TransformerLens."""
+        """Return what `text_tokens` does, but a single list of tokens for a single prompt, as in TransformerLens."""
         found = self.text_tokens(prompts)
         return found[0] if prompts is None or isinstance(prompts, str) else found
 
     def decode(self: Any, codes: Int[Tensor, "row codebook frame"]) -> Float[Tensor, "row channel sample"]:
-        """Decode codes to audio, as `decode_codes`. For a prompt's tokens use `text_tokens`."""
+        """Decode codes to audio, as `decode_codes` does. To decode a prompt's tokens, use `text_tokens`."""
         return self.decode_codes(codes)
 
     def __call__(
@@ -80,7 +80,7 @@ class OtherNames:
         guidance_scale: Real = 1.0,
         batch_size: int | None = None,
     ) -> Float[Tensor, "*branch row codebook step vocab"]:
-        """Return the logits of one forward over given codes without recording anything; see `run_with_cache`."""
+        """Return the logits of one forward pass over given codes without recording anything; see `run_with_cache`."""
         return self.run_with_interventions(
             prompts, codes, (), branch=branch, guidance_scale=guidance_scale, batch_size=batch_size
         )
@@ -96,15 +96,16 @@ class OtherNames:
         guidance_scale: Real = 1.0,
         batch_size: int | None = None,
     ) -> Float[Tensor, "*branch row codebook step vocab"]:
-        """Return the logits of one forward under `fwd_hooks`, (name, function) pairs as in TransformerLens.
+        """Return the logits of one forward pass under `fwd_hooks`, (name, function) pairs as in TransformerLens.
 
-        A function is called with the value of the rows, in the site's shape, and a `Hook` with the site's `name` and
-        `layer()`. It returns the new value, or `None` if it changed its copy in place or only read it. A short name
-        selects the site in every block; instead of a name, a function may select among the full names. The function is
-        called once per batch and guidance branch. Equivalent to `run_with_interventions` with `Apply`.
+        A function is called with the value for all rows, in the site's shape, and with a `Hook` that holds the site's
+        `name` and `layer()`. It returns the new value, or `None` if it changed its copy in place or only read it. A
+        short name selects the site in every block; instead of a name, a filter function may select among the full
+        names. A function is called once per batch and guidance branch. This is equivalent to `run_with_interventions`
+        with `Apply`.
 
         Raises:
-            InputError, InputTypeError: as `run_with_interventions`; also if `fwd_hooks` is not a list of pairs.
+            InputError, InputTypeError: as for `run_with_interventions`; also if `fwd_hooks` is not a list of pairs.
         """
         if len(listed("bwd_hooks", bwd_hooks)):
             raise InputError("bwd_hooks are not supported: take gradients in lens.trace, or use analysis.attribution.")
@@ -123,7 +124,7 @@ class OtherNames:
         Other lenses on the same model move with it; caches and clips stay where they are.
 
         Raises:
-            InputError: if there is no such device, or a `device_map` placed the model.
+            InputError: if there is no such device, or if a `device_map` placed the model.
             InputTypeError: for a dtype, which can be chosen only when a model is loaded.
         """
         if isinstance(device, torch.dtype):
@@ -149,11 +150,11 @@ class OtherNames:
 
 
 def either(name: str, given: T | None, loose: T, default: T) -> T:
-    """A group of arguments, given as one value or one by one.
+    """Return a group of arguments, which may be given as one value or separately.
 
     Raises:
-        InputTypeError: if the value is of another kind.
-        InputError: if both were given.
+        InputTypeError: if the single value has the wrong type.
+        InputError: if the arguments were given both ways.
     """
     if given is None:
         return loose
@@ -169,7 +170,7 @@ def chosen_sites(lens: Any, sites: Any, layers: Any, names_filter: Names | None)
     """The sites to record, given as `sites` or as `names_filter`.
 
     Raises:
-        InputError: if both were given, or the filter chooses none.
+        InputError: if both were given, or if the filter selects no site.
     """
     if names_filter is None:
         return sites
@@ -184,7 +185,7 @@ def chosen_seeds(seeds: Any, seed: int | None) -> Any:
     """The seeds of the rows, given as `seeds` or as `seed`.
 
     Raises:
-        InputTypeError, InputError: if both were given, or `seed` is not a single seed.
+        InputTypeError, InputError: if both were given, or if `seed` is not a single seed.
     """
     if seed is None:
         return seeds
@@ -224,7 +225,7 @@ def _pairs(hooks: Any) -> list[tuple[Any, HookFunction]]:
 
 
 def _called(function: HookFunction, hook: Hook, value: Tensor) -> Tensor | None:
-    """Call a hook as TransformerLens does, by the keyword `hook`; or by position, if its name is another."""
+    """Call a function with the keyword `hook`, as TransformerLens does, or by position if it names it differently."""
     try:
         named = "hook" in inspect.signature(function).parameters
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Errors that name the argument: public functions and methods report which argument has the wrong type.
+"""Make public functions and methods report which argument has the wrong type.
 
 Each function checks its own arguments first. If Python, torch, numpy or pandas still raises an error, the arguments are
 compared with their annotations, and the first one that does not fit is named in an `InputTypeError`. If all of them
@@ -28,7 +28,7 @@ OPERATORS = (
     "__radd__", "__rsub__",
 )  # fmt: skip
 MOST_VALUES = 2**32
-"""The most values in an array: a broadcast view of a single value can have any size."""
+"""The most values in an array. A limit is needed because a broadcast view of a single value can have any size."""
 MOST_VALUES_READ = 1_000_000
 """The most items of a range or an iterator, which may be infinite."""
 _NO_PLACE = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.EACCES, errno.EPERM)
@@ -80,7 +80,7 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _watched(made: Iterator[Any], function: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[Any]:
-    """The generator with the same guard: its body, and so any error in it, runs only when it is iterated."""
+    """Guard a generator too, because its body runs, and may fail, only when it is iterated."""
     try:
         yield from made
     except AudioLensError:
@@ -92,7 +92,7 @@ def _watched(made: Iterator[Any], function: Callable[..., Any], args: Any, kwarg
 
 
 def _is_the_callers(error: Exception) -> bool:
-    """Whether an error was raised in a function of the caller's, which is neither ours nor a library's."""
+    """Whether an error was raised in the caller's own code, rather than in audiolens or a library."""
     trace = error.__traceback__
     inside = False
     while trace is not None:
@@ -108,8 +108,8 @@ def raise_named(function: Callable[..., Any], args: Any, kwargs: Any, error: Exc
     """Raise an error that names the first argument that does not fit its annotation; return if all of them fit.
 
     Raises:
-        InputTypeError: naming the argument.
-        InputError: naming the path, if all arguments fit but the operating system found no usable file there.
+        InputTypeError: the message names the argument.
+        InputError: if all arguments fit but the operating system found no usable file; the message names the path.
     """
     for name, hint, value in _arguments(function, args, kwargs):
         try:
@@ -123,10 +123,10 @@ def raise_named(function: Callable[..., Any], args: Any, kwargs: Any, error: Exc
 
 
 def checked_kinds(made: Any) -> None:
-    """Compare the fields of a dataclass instance with their annotations; for classes that users instantiate.
+    """Compare the fields of a dataclass instance with their annotations, for classes that users instantiate.
 
     Raises:
-        InputTypeError: naming the first field that does not fit.
+        InputTypeError: the message names the first field that does not fit.
     """
     for field in fields(made):
         module = vars(sys.modules[type(made).__module__])
@@ -136,7 +136,7 @@ def checked_kinds(made: Any) -> None:
 
 
 def _arguments(function: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Yield every argument as (name, annotation, value); nothing if the arguments do not match the signature."""
+    """Yield every argument as (name, annotation, value), or nothing if the arguments do not match the signature."""
     signature = inspect.signature(function)
     try:
         bound = signature.bind(*args, **kwargs)
@@ -159,7 +159,7 @@ def _arguments(function: Callable[..., Any], args: Any, kwargs: Any) -> Iterator
 
 
 def _within_bounds(function: Callable[..., Any], value: Any, args: Any, kwargs: Any) -> Any:
-    """Return a value unchanged, or an iterator as a list of its items; refuse values with too many items."""
+    """Return a value unchanged, or the items of an iterator as a list; refuse values with too many items."""
     if type(value) in _SMALL:
         return value
     if isinstance(value, range) and value[MOST_VALUES_READ:]:
@@ -178,7 +178,7 @@ def _within_bounds(function: Callable[..., Any], value: Any, args: Any, kwargs: 
 
 
 def _count(value: Any) -> int:
-    """The number of values in an array or a tensor; 0 for anything else."""
+    """The number of values in an array or a tensor, or 0 for anything else."""
     if not hasattr(value, "dtype") or not hasattr(value, "ndim"):
         return 0
     size = value.numel() if callable(getattr(value, "numel", None)) else value.size

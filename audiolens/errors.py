@@ -47,7 +47,7 @@ class PromptError(InputError):
 
 
 class DamagedError(InputError):
-    """A saved file differs from what was written; the message names it."""
+    """A saved file differs from what was written; the message names the file."""
 
 
 class AudioLensWarning(UserWarning):
@@ -55,7 +55,7 @@ class AudioLensWarning(UserWarning):
 
 
 class DamageWarning(AudioLensWarning):
-    """A saved file differed from what was written, and is made again; the message names it."""
+    """A saved file differed from what was written, so it is recreated; the message names the file."""
 
 
 class UnreadWordsWarning(AudioLensWarning):
@@ -83,7 +83,7 @@ class MissingPackageError(AudioLensError, ImportError):
 
 
 def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
-    """A text on one line, with the middle left out if it is long."""
+    """Put a text on one line, leaving out the middle if it is long."""
     if len(text) > most:
         text = f"{text[: most // 3]} ... {text[-most // 2 :]}"
     return " ".join(text.split()) if "\n" in text or "\r" in text else text
@@ -98,7 +98,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def shortened(names: Iterable[str], limit: int = 12) -> str:
-    """Names joined into one line, cut off after `limit`."""
+    """Join names into one line, and cut the list off after `limit` names."""
     listed = list(names)
     more = f", ... ({len(listed)} in all)" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more

@@ -1,34 +1,35 @@
 """Interventions: what to do to activations (add, ablate, clamp, replace, scale, apply), and where and when to do it.
 
 An intervention is a frozen value, checked when it is created and independent of any model. A run binds it to its batch
-(`tracing/bound_intervention.py`). Interventions at one site apply in the order they are given; at different sites, in
-the order of the forward pass.
+(`tracing/bound_intervention.py`). Interventions at one site are applied in the order in which they are given.
+Interventions at different sites are applied in the order of the forward pass.
 
-All of them take `site` and `layers` (`None` means every block; `layer=3` is `layers=[3]`; negative layers count from
-the last); `branch` of the guidance ("cond", "null", "both"); `seconds` or `span` (`None` means
-every step, including the tail); `rows` (`None` means every row); and `heads`, for head sites.
+All of them take these arguments. `site` and `layers` say where (`layers=None` means every block, `layer=3` is
+`layers=[3]`, and negative layers count from the last). `branch` is the guidance branch ("cond", "null" or "both").
+`seconds` or `span` restricts the steps (`None` means every step, including the tail). `rows` restricts the rows
+(`None` means every row), and `heads` the heads at head sites.
 
 Sites on the text side ("row token ...") have no steps, and accept neither `seconds` nor `schedule`. In the null branch
-all text is masked: sdpa then sets z to zero regardless of the values, whereas eager attention averages them. To give
-that branch something to read, write to `cross_attn.hook_z` or to the pattern.
+all text is masked. SDPA attention then sets z to zero regardless of the values, whereas eager attention averages them.
+To change what that branch reads, write to `cross_attn.hook_z` or to the pattern.
 
-A logit of -inf at `hook_logits`, in either branch, forbids its code. Only `Apply` can write one, because every other
-intervention needs finite numbers.
+A logit of -inf at `hook_logits`, in either branch, prevents its code from being sampled. Only `Apply` can write one,
+because every other intervention needs finite numbers.
 
 Where a step holds several vectors (one per head or per codebook), values are "d_head", "head d_head" or
-"row head d_head"; an axis of size 1 means the same values for every row or head. A shape "n d_head" is ambiguous, and
-is refused, if n is both the number of heads and the number of rows.
+"row head d_head". An axis of size 1 means the same values for every row or head. A shape "n d_head" is ambiguous if n
+is both the number of heads and the number of rows, and is then refused.
 
 `strength` is a number, or one per affected row; a row with strength 0 is left bit-identical. `schedule` multiplies
 the strength over time: a function of the time in seconds, or one number per step of the clip. `preserve_norm`
 rescales every changed position to its original norm.
 
-`meta` is the provenance of the vector: `steer` passes on that of its directions. A run of another model is then
-refused; a bare tensor is used as it is.
+`meta` is the provenance of the vector; `steer` passes on that of its directions. A run of a different model is then
+refused. A tensor without provenance is accepted for any model.
 
-Where the conditioning is a prefix to the audio steps (MusicGen Melody), it is left unchanged by default. With
-`prefix=True` it is changed too, at the given strength regardless of the schedule; a schedule of 0 then changes the
-prefix alone.
+If the conditioning is a prefix to the audio steps (MusicGen Melody), it is left unchanged by default. With
+`prefix=True` it is changed too, at the given strength regardless of the schedule. A schedule of 0 then changes only
+the prefix.
 """
 
 from collections.abc import Callable, Sequence
@@ -63,7 +64,7 @@ def checked_rows(rows: Sequence[int] | None, total: int) -> list[int]:
     """Row numbers in the order given, without repeats; `None` means all rows.
 
     Raises:
-        InputTypeError: if they are not a list of whole numbers (a mask is not).
+        InputTypeError: if they are not a list of whole numbers (a mask is refused).
         InputError: if the list is empty, names a row twice, or names a row that does not exist.
     """
     if rows is None:
@@ -78,7 +79,7 @@ def row_numbers(rows: Any) -> list[int]:
     """Row numbers in the order given, read once.
 
     Raises:
-        InputTypeError: if they are not a list of whole numbers (a mask is not).
+        InputTypeError: if they are not a list of whole numbers (a mask is refused).
     """
     try:
         return whole_numbers(listed("rows", rows))
@@ -93,8 +94,8 @@ def row_numbers(rows: Any) -> list[int]:
 class Operand:
     """A tensor of an intervention, and the axes it may have.
 
-    `kind` is "per row" for a number, or one per affected row; "vector" for "feature" or "row feature"; "values" for
-    either of those, or for values with a step axis too.
+    `kind` is "per row" for a number or one number per affected row. It is "vector" for the axes "feature" or
+    "row feature". It is "values" if a step axis is also allowed.
     """
 
     tensor: Tensor
@@ -110,10 +111,10 @@ class Intervention:
 
     Raises, here and in every subclass:
         InputTypeError: on creation, if an argument has the wrong type.
-        InputError: on creation, for an unknown branch or numbers that are not finite; by a run, for strengths or
-            vectors that do not fit the rows or the site, for rows or heads that do not exist, for seconds outside the
-            clip, and for a vector that was read from another model.
-        SiteError: by a run, for a site or layer that its model does not have.
+        InputError: on creation, for an unknown branch or numbers that are not finite. At the start of a run, for
+            strengths or vectors that do not fit the rows or the site, for rows or heads that do not exist, for seconds
+            outside the clip, and for a vector that was read from a different model.
+        SiteError: at the start of a run, for a site or layer that the model does not have.
     """
 
     site: str = "resid_post"
@@ -158,7 +159,7 @@ class Intervention:
 
     @property
     def called(self) -> Callable[[Tensor], Tensor | None] | None:
-        """A function to call with the values instead of `change`; `None` if there is none."""
+        """A function to call with the values instead of `change`, or `None` if there is none."""
         return None
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
@@ -170,7 +171,7 @@ class Intervention:
         raise NotImplementedError(f"{type(self).__name__} does not define change(): use Add, Ablate, Clamp, ...")
 
 
-# The defaults of the aliases, which an intervention does not keep.
+# An intervention does not keep these aliases, so remove their class-level defaults.
 del Intervention.layer, Intervention.span  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -189,7 +190,7 @@ def _unit(direction: Tensor) -> Tensor:
 
 
 def _norm(direction: Tensor) -> Tensor:
-    """The norm along the last axis, also where the squares would overflow or underflow float32."""
+    """The norm along the last axis, computed so that squares do not overflow or underflow float32."""
     largest = direction.abs().amax(dim=-1, keepdim=True)
     safe = torch.where((largest < 1e-15) | (largest > 1e15), largest, torch.ones_like(largest)).clamp_min(1e-38)
     return (direction / safe).norm(dim=-1, keepdim=True) * safe
@@ -208,7 +209,7 @@ class Add(Intervention):
     At head sites it is "d_head", "head d_head" or "row head d_head".
 
     Raises:
-        InputTypeError, InputError: if the vector is not made of finite numbers, or (by a run) not of the site's width.
+        InputTypeError, InputError: if the vector has non-finite entries, or (in a run) the wrong width for the site.
     """
 
     vector: Any
@@ -232,8 +233,8 @@ class Ablate(Intervention):
     """Project `direction` out: strength 1 removes all of the component along it, 0.5 removes half.
 
     Raises:
-        InputTypeError, InputError: if the direction is not made of finite numbers, is zero, or (by a run) is not of the
-            site's width.
+        InputTypeError, InputError: if the direction has non-finite entries or is zero, or (in a run) has the wrong
+            width for the site.
     """
 
     direction: Any
@@ -259,10 +260,10 @@ class Ablate(Intervention):
 class Clamp(Intervention):
     """Set the projection onto the unit direction to `value` times the direction's own norm.
 
-    `value` is a number, or one per affected row; 0 is equivalent to `Ablate`, 1 is the direction's full length.
+    `value` is a number, or one per affected row. 0 is equivalent to `Ablate`, and 1 is the direction's full length.
 
     Raises:
-        InputTypeError, InputError: as for `Ablate`; also if a value is not finite, or (by a run) if there is not one
+        InputTypeError, InputError: as for `Ablate`; also if a value is not finite, or (in a run) if there is not one
             value per affected row.
     """
 
@@ -280,7 +281,7 @@ class Clamp(Intervention):
         return {"direction": Operand(self.direction, "vector"), "value": Operand(self.value, "per row")}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
-        """`value` with its projection moved the fraction `amount` of the way to the target."""
+        """Interpolate the projection of `value` towards the target: 0 keeps it, and 1 sets it to the target."""
         direction = parts["direction"]
         unit = _unit(direction)
         along = (value.float() * unit).sum(-1, keepdim=True)
@@ -293,13 +294,13 @@ class Clamp(Intervention):
 class Replace(Intervention):
     """Replace activations by other values: "feature", "row feature", or the site's full shape ("row step feature").
 
-    If the values have a step axis, their first step goes to the first step selected; with `prefix=True` that is the
+    If the values have a step axis, their first step replaces the first selected step. With `prefix=True` that is the
     first position of the longest prefix among the rows, as in a recording. Values for a pattern are
-    "row head query key", "row head key", "head key" or "key", with keys laid out as in a recording; keys beyond those
-    of the run are dropped. A strength between 0 and 1 interpolates between the old values and the new.
+    "row head query key", "row head key", "head key" or "key", with keys laid out as in a recording. Keys beyond those
+    of the run are dropped. A strength between 0 and 1 interpolates between the old and the new values.
 
     Raises:
-        InputTypeError, InputError: if the values are not finite numbers, or (by a run) have a shape that does not fit
+        InputTypeError, InputError: if the values are not finite numbers, or (in a run) have a shape that does not fit
             the site, or fewer rows, steps, tokens or keys than the intervention changes.
     """
 
@@ -315,7 +316,7 @@ class Replace(Intervention):
         return {"values": Operand(self.values, "values")}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
-        """The new values where `amount` is 1; elsewhere `value` moved the fraction `amount` of the way to them."""
+        """Interpolate from `value` (at `amount` 0) to the new values (at 1); at 1 they are used exactly."""
         values = parts["values"].to(value.dtype).expand_as(value)
         return torch.where(amount == 1, values, value + (amount * (values.float() - value.float())).to(value.dtype))
 
@@ -323,10 +324,10 @@ class Replace(Intervention):
 @guarded
 @dataclass(frozen=True, eq=False)
 class Scale(Intervention):
-    """Multiply by `factor`, a number or one per affected row; a strength between 0 and 1 applies part of the change.
+    """Multiply by `factor`, one number or one per affected row; a strength below 1 interpolates towards a factor of 1.
 
     Raises:
-        InputTypeError, InputError: if a factor is not a finite number, or (by a run) if there is not one factor per
+        InputTypeError, InputError: if a factor is not a finite number, or (in a run) if there is not one factor per
             affected row.
     """
 
@@ -341,9 +342,9 @@ class Scale(Intervention):
         return {"factor": Operand(self.factor, "per row")}
 
     def change(self, value: Tensor, amount: Tensor, parts: dict[str, Tensor]) -> Tensor:
-        """`value` moved the fraction `amount` of the way to `value` times the factor."""
+        """Interpolate from `value` (at `amount` 0) to `value` times the factor (at 1)."""
         factor = parts["factor"]
-        # At full strength the factor itself: 1 + (factor - 1) would round a small one.
+        # At full strength use the factor itself, because 1 + (factor - 1) would round a small factor.
         return value * torch.where(amount == 1, factor, 1 + amount * (factor - 1)).to(value.dtype)
 
 
@@ -357,8 +358,8 @@ class Apply(Intervention):
 
     Raises:
         InputTypeError: if the function is not callable.
-        InputError: for a strength or a schedule; and, while a model runs, if the function returns anything but `None`
-            or a tensor of the shape that it was given.
+        InputError: for a strength or a schedule. While a model runs, also if the function returns anything except
+            `None` or a tensor of the shape that it was given.
     """
 
     function: Callable[[Tensor], Tensor | None]

@@ -19,7 +19,7 @@ from audiolens.checks import real_number, shown, whole_number
 from audiolens.errors import shortened
 
 _LOOKED_AT = 200
-"""The number of items of a list that are checked."""
+"""The number of items in a list that are checked."""
 _LARGEST = 2**63 - 1
 _LARGEST_REAL = 1e30
 _PUBLIC = {
@@ -31,13 +31,13 @@ _PUBLIC = {
     "SweepResult": "analysis.sweep",
     "pd": "pandas",
 }
-"""Names in annotations that their modules import only for type checkers."""
+"""Names in annotations that modules import only for type checkers."""
 _PROTOCOLS = {"Opened": "AudioLens", "HasModel": "AudioLens", "Generated": "Generation", "Array": "an array"}
 """What users pass for each of our protocols, all of which are `runtime_checkable`."""
 
 
 class _Names(Mapping[str, Any]):
-    """The names in an annotation: its module's, Python's builtins, and those in `_PUBLIC`; others become `Any`."""
+    """Look up names in an annotation: in its module, builtins and `_PUBLIC`; unknown names become `Any`."""
 
     def __init__(self, module: Mapping[str, Any]) -> None:
         self.module = module
@@ -60,7 +60,7 @@ class _Names(Mapping[str, Any]):
 
 
 def resolved(hint: Any, module: Mapping[str, Any]) -> Any:
-    """The type that an annotation denotes; `Any` if it cannot be resolved."""
+    """The type that an annotation denotes, or `Any` if it cannot be resolved."""
     if not isinstance(hint, str):
         return hint
     try:

@@ -1,8 +1,8 @@
 """AudioLens: load a music transformer, read and edit its activations, and generate.
 
 The lens adds no hooks of its own: nnsight serves every value (`tracing/plan.py`), and outputs are bit-identical to
-those of the bare model unless an intervention changes them. The model, its generation configuration and the global
-random state are left as they were, even after an exception.
+those of the bare model unless an intervention changes them. Even after an exception, the model, its generation
+configuration and the global random state are left as they were.
 """
 
 import os
@@ -49,13 +49,13 @@ class AudioLens(TracedLens, OtherNames, Portable):
 
     Args:
         model: a `MusicgenForConditionalGeneration` or `MusicgenMelodyForConditionalGeneration` in evaluation mode.
-        tokenizer: its tokenizer, or a processor that contains one.
+        tokenizer: the model's tokenizer, or a processor that contains one.
         name: the name of the model in results.
 
     Raises:
-        UnsupportedModelError: if a part the lens relies on is missing, has another shape, or is built so that an edit
-            would not change what the model computes. `audiolens.tracing.self_check` tests this with a few tiny forwards
-            and a tiny generation.
+        UnsupportedModelError: if a part that the lens relies on is missing, has an unexpected shape, or is built so
+            that an edit would not change what the model computes. `audiolens.tracing.self_check` tests this with a few
+            tiny forward passes and a tiny generation.
         InputError: if the model is in training mode, or the tokenizer does not belong to its text encoder.
     """
 
@@ -96,7 +96,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
         `device` and spreads a model over devices as in transformers.
 
         Raises:
-            ModelNotFoundError: if there is no such name or folder, or the hub cannot be reached.
+            ModelNotFoundError: if no model has this name or folder, or if the hub cannot be reached.
             ModelFilesError: if the folder does not contain a complete model with its tokenizer.
             UnsupportedModelError: if the model's family is not supported.
         """
@@ -113,7 +113,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
 
     @property
     def model(self) -> Any:
-        """The transformers model, as it was given. To use another model, open another lens."""
+        """The transformers model that was given. To use another model, open another lens."""
         return self._traced_model.model
 
     @property
@@ -137,12 +137,12 @@ class AudioLens(TracedLens, OtherNames, Portable):
 
     @property
     def traced_model(self) -> TracedModel:
-        """The model with its family and nnsight's envoys, as the internal modules take it."""
+        """The model with its family and nnsight's envoys, in the form that internal modules expect."""
         return self._traced_model
 
     @property
     def device(self) -> torch.device:
-        """The device of the decoder; under a `device_map`, that of its first part."""
+        """The device of the decoder or, under a `device_map`, the device of its first part."""
         return self._traced_model.device
 
     @property
@@ -151,7 +151,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
         return self._traced_model.dtype
 
     def sites(self) -> dict[str, str]:
-        """Return every site of this model, in the model's order: full names with the shapes of their values."""
+        """Return the shape of the values at every site of this model, by full name and in the model's order."""
         return self._traced_model.family.shapes(self.config)
 
     def find_sites(self, names: str | Sequence[str], layers: int | Iterable[int] | None = None) -> list[Site]:
@@ -163,7 +163,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
         return self.traced_model.family.find(self.config, checked_names("names", names), layers)
 
     def text_tokens(self, prompts: Prompt | Sequence[Prompt]) -> list[list[str]]:
-        """Return each prompt's tokens as strings, as the text encoder reads them; an empty list for `None`."""
+        """Return each prompt's tokens as strings, as the text encoder reads them. `None` has an empty list."""
         listed = text.checked_prompts(prompts)
         return [
             [] if prompt is None else self.tokenizer.convert_ids_to_tokens(tokens.ids([prompt], self.tokenizer)[0])
@@ -174,7 +174,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
         """Return the timeline (frames and delayed steps) of a clip of the given number of frames.
 
         Raises:
-            InputTypeError, InputError: if `frames` is not a whole number, or less than 1.
+            InputTypeError, InputError: if `frames` is not a whole number, or is less than 1.
         """
         return Timeline(checked_frames(frames), self.config.frame_rate, self.config.delays)
 
@@ -220,9 +220,9 @@ class AudioLens(TracedLens, OtherNames, Portable):
         """Generate one clip per prompt under `interventions`, and record `sites` meanwhile.
 
         Args:
-            prompts: one text per row; a single one is repeated for each seed. `None` means no prompt.
-            seconds: length of the clips, including an audio prompt.
-            seeds: one seed per row (or one for all): a clip depends on its own seed and not on its batch, and the
+            prompts: one text per row; a single prompt is repeated for each seed. `None` means no prompt.
+            seconds: the length of the clips, including an audio prompt.
+            seeds: one seed per row (or one for all). A clip depends on its own seed and not on its batch, and the
                 global random state is unchanged. `None` uses transformers' own sampler and the global random state.
             guidance_scale: scale of classifier-free guidance; 1 means no guidance, at half the cost.
             temperature: sampling temperature; 0 means greedy decoding.
@@ -236,20 +236,22 @@ class AudioLens(TracedLens, OtherNames, Portable):
                 prompts of one length in tokens, the shortest first; results are in the order of the prompts.
             decode: `False` skips the codec; `out.audio` is then `None`.
             use_cache: `False` recomputes every step from the start, as a check on the key-value cache.
-            audio_prompt: what the clips begin with and continue: (waveform, sample rate) at any rate, mono or stereo,
-                or the path of a sound file, once for all rows or as a list with one per row; a waveform
-                "row channel sample"; or codes "row codebook frame". The prompt is part of `out.codes` and, through the
-                codec, of `out.audio`; times of interventions and recordings count from its start.
+            audio_prompt: sound that the clips begin with and continue. It may be a pair (waveform, sample rate), at any
+                rate and mono or stereo, or the path of a sound file; give one for all rows or a list with one per row.
+                A waveform may have a row axis ("row channel sample"). Codes "row codebook frame" are accepted too. The
+                prompt is part of `out.codes` and, after decoding, of `out.audio`. The times of interventions and
+                recordings count from its start.
             prefix: record the conditioning before step 0 too; see `run_with_cache`.
             seed: one seed for every row.
             max_new_tokens: the length of the clips in steps, as in transformers, instead of `seconds`. Clips have that
                 many frames minus the tail (3 steps in the published models): 53 steps make a second of 50 frames.
             melody: not supported yet; only text conditions the clips.
-            reading, sampling: what to record, and guidance_scale, temperature and top_k, each as one value.
+            reading, sampling: a `Reading` instead of the recording arguments, and a `Sampling` instead of
+                guidance_scale, temperature and top_k.
 
         Raises:
-            InputError: (or a subclass) for anything out of range, before the model runs; also if a setting of
-                `model.generation_config` would change the sampling, which is determined by the arguments alone.
+            InputError: (or a subclass) for anything out of range, before the model runs. It is also raised if a setting
+                of `model.generation_config` would change the sampling, which depends on the arguments alone.
             ActivationOverflow: during the run, if interventions, or the model itself, make logits infinite or NaN.
         """
         refuse_melody(melody)
@@ -297,7 +299,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
         reading: Reading | None = None,
         names_filter: str | Sequence[str] | Callable[[str], bool] | None = None,
     ) -> tuple[Float[Tensor, "..."], ActivationCache]:
-        """Run one forward over given codes and record `sites`.
+        """Run one forward pass over given codes and record `sites`.
 
         Args:
             codes: undelayed codes, one row per prompt; `None` reads only step 0, the start token.
@@ -306,15 +308,15 @@ class AudioLens(TracedLens, OtherNames, Portable):
             branch: the branch whose logits and activations are returned; "both" adds a leading axis to each.
             seconds, span: record only this span, (from, to); both names mean the same. The logits always cover all
                 steps.
-            reduce: "mean", "last" or "max" over the steps (without the tail), or "eos": the last token of the text,
-                where the text is part of the decoder's own sequence (MusicGen Melody).
+            reduce: "mean", "last" or "max" over the steps (without the tail). In a model whose text is part of the
+                decoder's own sequence (MusicGen Melody), "eos" keeps the last token of the text.
             prefix: also record the conditioning in that sequence, "row prefix+step ...". The step axis then begins at
                 the negative `cache.first_step`; shorter prefixes (`cache.prefixes`) are left-padded with zeros.
             melody: not supported yet; only text conditions the model.
             heads: at sites with a head axis (including patterns and results), record and recompute only these heads.
             stop_at_layer: run only the blocks before this one (0 to n_layers; a negative number counts from the end);
                 `layers=None` then records every block that runs. Interventions at later sites are ignored.
-            names_filter: TransformerLens's name for `sites`; also a function of the full name that selects sites.
+            names_filter: TransformerLens's name for `sites`; it may also be a function that selects full names.
 
         Returns:
             The logits of that branch, before guidance, "row codebook step vocab", and the recordings. Step s predicts
@@ -322,7 +324,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
             block, the residual stream "row step d_model", replaces the logits, as in TransformerLens.
 
         Raises:
-            InputError, InputTypeError: for anything that does not fit this model or the clip, before the model runs:
+            InputError, InputTypeError: for anything that does not fit this model or the clip, before the model runs;
                 for example a `SiteError` for an unknown site or layer, or a `PromptError` for a prompt.
             ActivationOverflow: during the run, if interventions make activations infinite or NaN.
             BusyError: if this model is already running, in an enclosing call.
@@ -366,8 +368,8 @@ class AudioLens(TracedLens, OtherNames, Portable):
     ) -> Iterator[ActivationCache]:
         """Yield the caches of `run_with_cache`, one batch of rows at a time, in order; `cache.prompts` names the rows.
 
-        Earlier batches are not kept, so memory is that of one batch; `reduce` also avoids storing its steps. There are
-        no logits, and no block above the last recorded one runs. The model may be used between two batches.
+        Earlier batches are not kept, so only one batch takes memory; `reduce` also avoids storing its steps. No logits
+        are computed, and no block above the last recorded one runs. The model may be used between two batches.
         """
         recorded = Reading(sites, layers, branch, one_span(seconds, span), reduce, device, dtype, heads, prefix)
         return Forward.checked(
@@ -391,7 +393,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
         guidance_scale: Real = 1.0,
         batch_size: int | None = None,
     ) -> Float[Tensor, "*branch row codebook step vocab"]:
-        """Return the logits of one forward over given codes under interventions; see `run_with_cache`.
+        """Return the logits of one forward pass over given codes under interventions; see `run_with_cache`.
 
         Returns:
             The logits of that branch, before guidance: "row codebook step vocab", with a leading "branch" axis for

@@ -1,10 +1,10 @@
-"""The AUC of two groups of values, for prompts, directions, probes and sweeps."""
+"""Compute the AUC of two groups of values, for prompts, directions, probes and sweeps."""
 
 import numpy as np
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks along the last axis, from 1; equal values share the mean of their ranks."""
+    """Ranks along the last axis, starting at 1; equal values share the mean of their ranks."""
     from scipy.stats import rankdata
 
     return np.asarray(rankdata(values, axis=-1))

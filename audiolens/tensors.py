@@ -1,4 +1,4 @@
-"""Conversion of a caller's numbers to tensors, from any array regardless of its strides, byte order or device."""
+"""Convert a caller's numbers to tensors, from any array regardless of its strides, byte order or device."""
 
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
@@ -33,7 +33,7 @@ def finite(name: str, value: Any) -> Tensor:
 
 
 def tensor_of(name: str, values: Any) -> Tensor:
-    """A tensor made from an array, a number or a list of numbers, always a copy; a tensor is returned unchanged.
+    """A tensor copied from an array, a number or a list of numbers; a tensor is returned unchanged.
 
     Raises:
         InputTypeError: for anything else, and for a masked array.

@@ -1,8 +1,8 @@
-"""ActivationCache: the activations recorded by a run, as labelled tensors to stack, slice, project, decompose and save.
+"""ActivationCache: a run's activations as labelled tensors, which can be stacked, sliced, projected and saved.
 
 Keys are full site names ("blocks.3.hook_resid_post"); `cache["resid_post", 3]` and `cache.stack("resid_post")`
 use the short forms. Every tensor's axes are named: "row step d_model" for a residual site, with a leading
-"branch" axis when both branches of the guidance were recorded, and without "step" when the run reduced over time.
+"branch" axis if both guidance branches were recorded, and without "step" if the run reduced over time.
 Patterns are "row head query key", with one key per step of the clip (or per token of the longest prompt).
 """
 
@@ -44,21 +44,22 @@ from audiolens.vectors import each_layers
 @guarded
 @dataclass(frozen=True, eq=False)
 class ActivationCache(AsArray, Mapping[str, Tensor]):
-    """Recorded activations: a mapping from full names to tensors, in the model's order.
+    """The activations recorded by a run: a mapping from full site names to tensors, in the model's order.
 
     `tensors` and `axes` have the same keys. `first_step` is the step number of the first entry along the step axis,
     `branch` is the recorded branch ("cond", "null" or "both"), and `reduce` is the reduction over time, if any. With
     `reduce="mean"`, `norms` holds the mean norm of the activations over the same steps. `heads` are the heads recorded
     at head sites, in this order (`None` means all). `stream` describes which parts are summed in the residual stream.
-    `readout` is the model's final norm and output heads: they are the model's own tensors, the only ones that a cache
-    refers to, and they are not saved to a file.
+    `readout` holds the model's final norm and output heads. These are the only tensors of the model that a cache refers
+    to, and they are not saved to a file.
 
-    `prefixes` holds, if the conditioning is a prefix to the audio steps (MusicGen Melody), the number of positions that
-    it takes in each row. If recorded with `prefix=True`, the steps begin at a negative `first_step`, the start of the
-    longest prefix: step s has index s - first_step, the last token of the text is at step -1, and shorter prefixes are
-    left-padded with zeros. The keys of a pattern always begin there, because every step attends to its prefix.
+    In a model whose conditioning is a prefix to the audio steps (MusicGen Melody), `prefixes` holds the number of
+    prefix positions in each row. If the run recorded with `prefix=True`, the steps begin at a negative `first_step`,
+    which is the start of the longest prefix. Step s then has index s - first_step, the last token of the text is at
+    step -1, and shorter prefixes are left-padded with zeros. The keys of a pattern always begin at the start of the
+    longest prefix, because every step attends to its prefix.
 
-    `weights` is the hash of the model's weights, in a cache that was opened from a file.
+    `weights` is the hash of the model's weights; it is set only in a cache that was opened from a file.
     """
 
     tensors: Mapping[str, Tensor]
@@ -93,7 +94,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         except (SiteError, InputTypeError):
             return False
 
-    # A mapping's own equality would compare tensors, and it has no hash.
+    # The inherited mapping equality would compare tensors, and would make a cache unhashable.
     __eq__ = object.__eq__
     __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
 
@@ -103,15 +104,15 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         return dict.fromkeys(self.tensors).keys()
 
     def get(self, key: Any, default: Any = None) -> Any:
-        """As `cache[key]`, or `default` if it was not recorded."""
+        """Return `cache[key]`, or `default` if the key was not recorded."""
         return self[key] if key in self else default  # noqa: SIM401 (this is the `get` that the rule asks for)
 
     def __getitem__(self, key: str | tuple[str, int]) -> Tensor:
-        """One site's tensor, by name or by (short name, layer); layer -1 is the model's last.
+        """One site's tensor, by name or by (short name, layer); layer -1 is the model's last layer.
 
         Raises:
             SiteError: if the site was not recorded, or if it exists in every block and no layer is given.
-            InputTypeError: if the key is neither a name nor such a pair.
+            InputTypeError: if the key is neither a name nor a (short name, layer) pair.
         """
         name = self._key(key)
         if name not in self.tensors:
@@ -130,11 +131,12 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         return sorted(place.layer for place in places if place.layer is not None and place.hook == hook)
 
     def numbered(self, layers: int | Iterable[int]) -> list[int]:
-        """Layers as they were given, a negative one counted from the model's last block.
+        """The given layers, with negative numbers converted by counting from the model's last block.
 
         Raises:
-            InputTypeError: if these are no layers.
-            SiteError: for a negative one, if the model has fewer blocks or the cache does not know how many.
+            InputTypeError: if these are not layers.
+            SiteError: for a negative layer, if the model has too few blocks, or if the cache does not know how many it
+                has.
         """
         chosen = listed_layers(layers)
         if any(layer < 0 for layer in chosen) and self.stream is None:
@@ -143,10 +145,10 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         return [counted(layer, blocks) if layer < 0 else layer for layer in chosen]
 
     def axes_of(self, site: str, layer: int | None = None) -> tuple[str, ...]:
-        """The axes of a recorded site: ("row", "step", "d_model").
+        """The axes of a recorded site, such as ("row", "step", "d_model").
 
         Raises:
-            SiteError: if it was not recorded.
+            SiteError: if the site was not recorded.
         """
         name = self._key(site if layer is None else (site, layer))
         if name not in self.axes:
@@ -154,19 +156,19 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         return self.axes[name]
 
     def stack(self, site: str) -> Float[Tensor, "layer ..."]:
-        """A site at every recorded layer: "layer row step d_model" (or "layer branch row ...", or without "step")."""
+        """A site at each recorded layer: "layer row step d_model" (or "layer branch row ...", or without "step")."""
         layers = self.layers(site)
         if not layers:
             raise SiteError(f"site {site!r} was not recorded. Recorded: {shortened(self.tensors)}.")
         return torch.stack([self[site, layer] for layer in layers])
 
     def stack_activation(self, site: str, layer: int | None = None) -> Float[Tensor, "layer ..."]:
-        """A site at every block below `layer`, under TransformerLens's name; `stack` returns the recorded blocks.
+        """Stack a site over every block below `layer`, as in TransformerLens; `stack` returns the recorded blocks.
 
         `None` (or -1, or the number of blocks) means the whole model.
 
         Raises:
-            SiteError: if it was not recorded in one of these blocks.
+            SiteError: if the site was not recorded in one of these blocks.
         """
         end = below(self, layer, f"stack_activation({site!r}{'' if layer is None else f', {layer}'})")
         if not end:
@@ -184,7 +186,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         """The cache restricted to some rows, in the order given.
 
         Raises:
-            InputTypeError, InputError: if these are not row numbers, or not those of rows in the cache.
+            InputTypeError, InputError: if these are not row numbers, or if the cache has no such rows.
         """
         chosen = checked_rows(rows, self._row_count())
         index = torch.tensor(chosen, device="cpu")
@@ -204,7 +206,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         """The cache restricted to the steps of a span (from, to) in seconds.
 
         Raises:
-            InputTypeError, InputError: if this is not a span, or is not inside the recorded steps.
+            InputTypeError, InputError: if this is not a span, or if the span is not inside the recorded steps.
         """
         if self.reduce is not None:
             raise InputError(f"this cache was reduced over time ({self.reduce}): it has no steps to choose from.")
@@ -225,7 +227,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
 
         Raises:
             InputTypeError: if these are not layers.
-            SiteError: if nothing was recorded at one of them.
+            SiteError: if nothing was recorded at one of these layers.
         """
         places = {name: Site.of(name).layer for name in self.tensors}
         held = sorted({layer for layer in places.values() if layer is not None})
@@ -248,8 +250,8 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
 
         Raises:
             SiteError: if the site was not recorded, or if a mapping lacks one of its layers.
-            InputTypeError, InputError: for vectors that are not finite numbers, have another width or are all zero, and
-                for `Directions` of another model, if the cache knows its own.
+            InputTypeError, InputError: for vectors that are not finite numbers, have the wrong width or are all zero.
+                It is also raised for `Directions` from a different model, if the cache knows its own model.
         """
         self._refuse_foreign(direction)
         values = self.stack(site).float()
@@ -268,13 +270,14 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         self, layer: int | None = None, *, return_labels: Literal[True]
     ) -> tuple[Float[Tensor, "component ..."], list[str]]: ...
     def decompose_resid(self, layer: int | None = None, return_labels: bool = False) -> Any:
-        """What was written into the residual stream before a block: "component row step d_model", with labels.
+        """Decompose the residual stream before a block into what was written to it: "component row step d_model".
 
         The components sum to the input of block `layer`; for `None` (or -1, or the number of blocks) they cover the
         whole model and sum to the last `resid_post`. They are the embeddings ("embed" and "pos_embed" if both were
-        recorded, else their sum "0_pre") and, from each block, for example "3_attn_out", "3_cross_attn_out" and
-        "3_mlp_out". The change made by an intervention at a residual site is not among them, so the sum lacks it.
-        `return_labels` returns TransformerLens's pair, the values and a list of labels, instead of one `Components`.
+        recorded, otherwise their sum "0_pre") and the outputs of each block, for example "3_attn_out",
+        "3_cross_attn_out" and "3_mlp_out". The change made by an intervention at a residual site is not a component, so
+        the sum does not include it. `return_labels` returns a pair as in TransformerLens, the values and a list of
+        labels, instead of one `Components`.
 
         Raises:
             SiteError: if a component was not recorded; the message says which sites to record.
@@ -307,15 +310,15 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
     def logit_lens(
         self, lens: "HasModel | None" = None, *, site: str = "resid_post", layers: int | Sequence[int] | None = None
     ) -> Float[Tensor, "layer ..."]:
-        """The logits at each recorded layer, as if the model ended there: the stream through the final norm and heads.
+        """Apply the final norm and output heads to the stream at each recorded layer, as if the model ended there.
 
         Returns "layer row codebook step vocab" (with "branch" before "row", or without "step", as recorded). For the
         last block these are the model's own logits. The result is n_codebooks x vocab_size / d_model times as large as
-        the states; `layers` selects some of them. If the cache holds means over time (`reduce="mean"`), these are the
-        logits of the mean state, which are not the mean of the logits.
+        the states, so select only the `layers` you need. If the cache holds means over time (`reduce="mean"`), these
+        are the logits of the mean state, which differ from the mean of the logits.
 
         Args:
-            lens: a lens on the model that the cache was recorded from; needed if the cache was loaded from a file.
+            lens: a lens on the model that the cache was recorded from. A cache loaded from a file needs one.
             site: the state of the residual stream to read.
             layers: the layers to read (`None` means all that were recorded).
         """
@@ -325,13 +328,13 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         """A table with one line per recorded vector, giving its length (pandas).
 
         Columns: `name`, `site` (its short form), `layer` (missing outside the blocks), the axes before the last
-        ("branch", "row", "step", "head", ...), `prompt`, `seconds` of a step, and `norm`, the length along the last
-        axis. Every tensor is read.
+        ("branch", "row", "step", "head", ...), `prompt`, `seconds` (the time of the step), and `norm`, the length along
+        the last axis. This reads every tensor.
         """
         return lengths(self)
 
     def to(self, device: Any = None, dtype: str | torch.dtype | None = None) -> "ActivationCache":
-        """The cache on another device or in another floating dtype, each given as such or by name.
+        """The cache on another device or in another floating dtype; each may be given as a torch object or by name.
 
         Raises:
             InputError: if this machine has no such device, or if `dtype` is not a floating dtype.
@@ -353,21 +356,22 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         """Write one safetensors file, with the labels in its header; an existing file is replaced atomically.
 
         Raises:
-            InputError: if the file cannot be written, or if something other than a file has this name.
+            InputError: if the file cannot be written, or if something that is not a file has this name.
         """
         return kept(as_path(path), self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], sites: str | Sequence[str] | None = None) -> "ActivationCache":
-        """Open a saved cache, or only some of its sites, by full or short name ("resid_post" means all its layers).
+        """Open a saved cache, or only some of its sites, by full or short name ("resid_post" means every layer).
 
         Each tensor is read when it is first used, checked against its hash, and then kept in memory; `rows`, `seconds`,
         `at_layers` and `to` read nothing. Until then the file must remain unchanged.
 
         Raises:
-            InputError: if the file is not a complete activation cache; also later, when a tensor is read, if the file
-                is gone or has changed.
-            DamagedError: (an InputError) if the labels or, when it is read, a tensor are not what was written.
+            InputError: if the file is not a complete activation cache. It is also raised later, when a tensor is read,
+                if the file is gone or has changed.
+            DamagedError: (an InputError) if the labels are not what was written. It is also raised when a tensor is
+                read that is not what was written.
             SiteError: if one of the sites is not in the file.
         """
         whole = cls(**opened(path))
@@ -387,7 +391,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
             raise InputTypeError(f"{shown(key)}: expected a site name or a (site, layer) pair.") from None
 
     def model_weights(self) -> str:
-        """The hash of the model's weights; empty if it is not known."""
+        """The hash of the model's weights, or an empty string if it is not known."""
         return self.weights or ("" if self.readout is None else self.readout.weights())
 
     def _refuse_foreign(self, direction: Any) -> None:
@@ -401,7 +405,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
             )
 
     def _some(self, names: Sequence[str]) -> "ActivationCache":
-        """The cache restricted to some full names."""
+        """The cache restricted to the sites with these full names."""
         return replace(
             self,
             tensors=some(self.tensors, names),
@@ -421,7 +425,7 @@ def _time(axes: Sequence[str]) -> str | None:
 
 
 def _chosen(sites: object, names: Iterable[str], path: object) -> list[str]:
-    """The full names in a file that match full or short ones."""
+    """The full names in a file that match the given full or short names."""
     found: set[str] = set()
     for site in names_once("sites", sites):
         asked = named(site)

@@ -1,4 +1,4 @@
-"""Decomposition of the residual stream: what each part of the model writes, the stream's states, and their logits.
+"""Decompose the residual stream: what each part of the model writes, the stream's states, and their logits.
 
 The stream is a sum. It starts as the sum of the code and position embeddings, and every block adds the outputs of its
 attention, cross-attention and MLP. The methods are on `ActivationCache`; the computation is here.
@@ -26,7 +26,7 @@ from audiolens.model.weights import unembeddings
 if TYPE_CHECKING:
     from audiolens.cache.activation_cache import ActivationCache
 
-# What a block adds to the stream, in the model's order, and the state that follows inside the block.
+# What a block adds to the stream, in the model's order, each with the state inside the block that results.
 _PARTS = {"attn_out": "resid_mid", "cross_attn_out": "resid_cross", "mlp_out": None}
 
 
@@ -47,7 +47,7 @@ class Stream:
         return cls(traced.config.n_layers, parts)
 
     def links(self) -> list[tuple[str, str, str]]:
-        """The sums in a block, in order: a state, the part added to it, and the resulting state."""
+        """The additions in a block, in order: a state, the part added to it, and the resulting state."""
         states = ["resid_pre", *(_PARTS[part] or "resid_post" for part in self.parts)]
         return list(zip(states, self.parts, states[1:], strict=False))
 
@@ -57,7 +57,7 @@ class Readout:
     """The map from the residual stream to logits: the final norm, then one head "d_model vocab" per codebook.
 
     It holds only these tensors of the model, without copying them, so a cache with a readout keeps no module alive.
-    `model` is a weak reference, which is lost once nothing else refers to the model.
+    `model` is a weak reference, which expires once nothing else refers to the model.
     """
 
     weight: Float[Tensor, " d_model"]
@@ -77,7 +77,7 @@ class Readout:
         return {**vars(self), "model": None}
 
     def weights(self) -> str:
-        """The hash of the model's weights; empty if the model no longer exists."""
+        """The hash of the model's weights, or an empty string if the model no longer exists."""
         model = None if self.model is None else self.model()
         return "" if model is None else weights_hash(model)
 
@@ -91,7 +91,7 @@ class Readout:
 @guarded
 @dataclass(frozen=True, eq=False)
 class Components(AsArray):
-    """Components (or states) of the residual stream: `values` is "component row step d_model", `labels` names them.
+    """Components (or states) of the residual stream; `values` is "component row step d_model", and `labels` names them.
 
     Labels follow TransformerLens: "embed", "3_attn_out", "3_pre", "final_post". If both branches were recorded, a
     "branch" axis follows the first axis; if the cache was reduced over time, there is no "step" axis.
@@ -164,7 +164,7 @@ def labelled(parts: Components, return_labels: bool) -> Any:
 
 
 def below(cache: "ActivationCache", layer: int | None, what: str) -> int:
-    """The number of blocks below a layer; all of them for `None`, for -1, and for the number of blocks."""
+    """The number of blocks below a layer. `None`, -1 and the number of blocks all mean the whole model."""
     return _blocks(cache, layer, what)[1]
 
 
@@ -202,7 +202,7 @@ def logit_lens(
 
 
 def _checked(cache: "ActivationCache", layer: int | None, what: str) -> tuple[Stream, int]:
-    """As `_blocks`, for a cache whose values add up."""
+    """Return what `_blocks` returns, after checking that the values in the cache can be summed."""
     found = _blocks(cache, layer, what)
     if cache.reduce == "max":
         raise InputError(f"{what}: a sum of maxima is not the maximum of the sum. Record steps, or reduce='mean'.")
@@ -225,7 +225,7 @@ def _blocks(cache: "ActivationCache", layer: int | None, what: str) -> tuple[Str
 
 
 def _before(cache: "ActivationCache", block: int) -> str:
-    """The site with the input of a block: its own `resid_pre`, or the `resid_post` of the block before."""
+    """The site with the input of a block: its own `resid_pre`, or the `resid_post` of the previous block."""
     name = f"blocks.{block}.hook_resid_pre"
     return name if not block or name in cache.tensors else f"blocks.{block - 1}.hook_resid_post"
 

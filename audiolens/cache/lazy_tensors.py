@@ -1,6 +1,6 @@
-"""The file of an `ActivationCache`: tensors and labels are written atomically, and each tensor is read on first use.
+"""Files of an `ActivationCache`: tensors and labels are written atomically, and each tensor is read on first use.
 
-Slicing or moving a loaded cache reads nothing either: the change is applied to a tensor when it is first used.
+Slicing or moving a loaded cache reads nothing: the change is applied to each tensor when it is first used.
 """
 
 import os
@@ -68,7 +68,7 @@ class Stored(Mapping[str, Tensor]):
         return Stored(outlines, lambda name: change(self._once(name), name))
 
     def _once(self, name: str) -> Tensor:
-        """A tensor for another `Stored`, which keeps its own: it is not kept here."""
+        """Read a tensor for another `Stored`, without keeping it here, because the other one keeps its own copy."""
         return self._held[name] if name in self._held else self._read(name)
 
 
@@ -110,7 +110,7 @@ def kept(path: Path, cache: Any) -> Path:
 
 
 def opened(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The fields of a cache that was written; see `ActivationCache.load`."""
+    """The fields of a cache in a file; see `ActivationCache.load`."""
     labels, stored = read(path, _FORMAT, _UNSEALED)
     try:
         axes = {name: tuple(own) for name, own in labels["axes"].items()}
@@ -146,7 +146,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], labels: Mapping[str, Any]) 
     """Write one safetensors file, with the labels in its header; an existing file is replaced atomically.
 
     Raises:
-        InputError: if the file cannot be written, or if something other than a file has this name.
+        InputError: if the file cannot be written, or if something that is not a file has this name.
     """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with written(path) as made:
@@ -158,13 +158,13 @@ def read(path: str | os.PathLike[str], format_: str, unsealed: str) -> tuple[dic
     """The labels of a file, and its tensors, none of which is read yet; the `unsealed` format has no hashes.
 
     Raises:
-        InputError: if it is not a complete file of either format; when a tensor is read, if it is damaged.
+        InputError: if it is not a complete file of either format, and later if a tensor that is read is damaged.
     """
-    # An absolute path, so that a later change of the working directory does not matter.
+    # The path is made absolute, so that a later change of the working directory does not matter.
     place = Path(path).absolute()
     if not place.exists():
         raise InputError(f"{path}: no such file.")
-    # Taken before the header is read, so that a write in between is noticed.
+    # Record the file's state before reading the header, so that a write in between is noticed.
     stamp = _stamp(place)
     header = read_header(place)
     labels = json_of(place, header.metadata.get(integrity.HEADER, "null"))
@@ -183,7 +183,7 @@ def read(path: str | os.PathLike[str], format_: str, unsealed: str) -> tuple[dic
 
 @dataclass(frozen=True)
 class _Source:
-    """A file as it was when first opened; it is reopened for each tensor, and not kept open in between."""
+    """A file as it was when first opened. It is reopened for each tensor, and is not kept open in between."""
 
     path: Path
     stamp: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""A cache as a table with one line per recorded vector, giving its length."""
+"""Turn a cache into a table with one line per recorded vector, which gives the length of the vector."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""The musical attributes that étude was trained on: their ranges, their poles, and how they are sampled.
+"""The musical attributes that étude was trained on, with their ranges, poles and sampling.
 
 All attributes are sampled independently, so no label (and no word in a caption) predicts another.
 `synth` turns attributes into sound, and `captions` turns them into words.
@@ -22,7 +22,7 @@ TONICS = (0, 2)
 
 @dataclass(frozen=True)
 class Range:
-    """A continuous attribute: its limits, its scale, and the share at each end that words name as a pole."""
+    """A continuous attribute: its limits, its scale, and the share of the range at each end that words call a pole."""
 
     low: float
     high: float

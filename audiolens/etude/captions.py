@@ -98,14 +98,14 @@ ENDINGS = (
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption, and what it names: concept -> level, for every concept that one of its words describes."""
+    """A caption, and the concepts that its words name, as a mapping from concept to level."""
 
     text: str
     named: Mapping[str, str]
 
 
 def caption(attributes: Attributes, rng: np.random.Generator, named_share: float = NAMED_SHARE) -> Caption:
-    """Write a caption for `attributes`, naming each concept with probability `named_share`, as adjective or phrase."""
+    """Write a caption that names each concept with probability `named_share`, by an adjective or a phrase."""
     named = {concept: attributes.level(concept) for concept in CONCEPTS if rng.random() < named_share}
     return Caption(write(named, rng), named)
 

@@ -4,8 +4,8 @@ It is also the project's labelled data set: `labelled_clips(n, seed)` yields sou
 probing and for calibrating measures) and a caption, in the style of SynTheory (Wei et al., ISMIR 2024).
 
 A clip consists of drums (a kick with a click on every beat, a snare on the weak beats), bass, chords and a melody.
-Notes are read from one-period wavetables. Brightness sets the decay of the harmonics; the whole mix is then tilted
-until its spectral centroid is the requested one, so that brightness means the same for every instrument, register and
+Notes are read from one-period wavetables. Brightness sets the decay of the harmonics. The whole mix is then tilted
+until it has the requested spectral centroid, so that brightness means the same for every instrument, register and
 tempo. Kick and bass have the same energy per second at every tempo. Otherwise fast music would contain more of them,
 and a model asked for fast music would also play darker, because guidance amplifies correlated attributes.
 """
@@ -28,19 +28,19 @@ CLIP_SECONDS = 5.12
 TABLE_SIZE = 2048
 MELODY_LEVEL = 2.2
 KIT_SEED = 7
-"""The seed of the drum noise: fixed like one recorded kit, so that every stroke of a kind sounds the same."""
+"""The seed of the drum noise. It is fixed, like one recorded kit, so that every stroke of a kind sounds the same."""
 
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 CHORD_DEGREES = (0, 0, 0, 3, 4)
-"""Mostly the tonic chord, whose third determines the mode; never the sixth, which is the tonic of the other mode."""
+"""Scale degrees of the chords: mostly the tonic, whose third sets the mode, never the other mode's tonic, the sixth."""
 PAD_LEVEL = 0.25
 PAD_MIDI = 62
 """The pitch of the chords: high enough for the codec to distinguish major and minor thirds, but below most melodies."""
 EVEN_BEAT_SECONDS = 0.5
-"""The beat length at which a kick has unit level; kicks on longer beats are louder, for the same energy per second."""
+"""The beat length at which a kick has unit level; kicks on longer beats are louder, to keep energy per second equal."""
 BASS_DECAY_BEATS = 0.4
 NOISE_SLOPE = 0.4
-"""The spectral slope of drum noise, as a share of that of the notes' harmonics: drums are only a little brighter."""
+"""The spectral slope of drum noise relative to that of the notes' harmonics: drums are only a little brighter."""
 BELL_PARTIALS = ((1.0, 1.0), (2.76, 0.6), (5.40, 0.35), (8.93, 0.2))
 """(frequency ratio, amplitude) of the modes of a struck bar (Fletcher and Rossing, The Physics of Musical
 Instruments)."""
@@ -50,7 +50,7 @@ Waveform = Float[np.ndarray, " sample"]
 
 @dataclass(frozen=True)
 class LabelledClip:
-    """One clip and everything known about it: the labels are exact, and the caption names some of them."""
+    """One clip with its exact labels, and a caption that names some of them."""
 
     audio: Waveform
     sample_rate: int
@@ -66,7 +66,7 @@ def labelled_clips(n: int, seed: int = 0, seconds: float = CLIP_SECONDS, **fixed
 
 
 def labelled_clip(index: int, seed: int = 0, seconds: float = CLIP_SECONDS, **fixed: object) -> LabelledClip:
-    """Clip `index` of the set `seed`, the same as `labelled_clips` yields."""
+    """Clip `index` of the set `seed`, identical to the one that `labelled_clips` yields."""
     attributes, words, rng = label(index, seed, **fixed)
     return LabelledClip(render(attributes, rng, seconds), SAMPLE_RATE, attributes, words, index)
 
@@ -183,7 +183,7 @@ def _place(sound: Waveform, note: Float[np.ndarray, " note"], onset_seconds: flo
 
 
 def _noise(rng: np.random.Generator, seconds: float, decay_seconds: float, level: float, rolloff: float) -> Waveform:
-    """A decaying burst of noise whose spectrum falls off by `_slope`."""
+    """A decaying burst of noise whose spectrum is shaped by `_slope`."""
     n = int(seconds * SAMPLE_RATE)
     spectrum = np.fft.rfft(rng.standard_normal(n)) * _slope(n, -rolloff)
     noise = np.fft.irfft(spectrum, n)
@@ -216,7 +216,7 @@ def _tilt_to(sound: Waveform, centroid_hz: float) -> Waveform:
     return np.fft.irfft(np.fft.rfft(sound) * _slope(len(sound), exponent), len(sound))
 
 
-# instrument: attack, decay (0 = sustained) and release in seconds (the bass decays in beats), vibrato in cents
+# For each instrument: attack, decay (0 = sustained) and release in seconds (the bass decays in beats), vibrato in cents
 _ENVELOPES = {
     "pluck": (0.004, 0.22, 0.02, 0.0),
     "organ": (0.012, 0.0, 0.03, 0.0),
@@ -259,7 +259,7 @@ def _wavetable(instrument: str, frequency_hz: float, rolloff: float) -> Float[np
     elif instrument == "bass":
         amplitude = amplitude / h**0.6
     spectrum = np.zeros(TABLE_SIZE // 2 + 1, dtype=complex)
-    # Quadratic phases (Schroeder) keep the crest factor low: the codec gets a tone, not one spike per period.
+    # Quadratic phases (Schroeder) keep the crest factor low, so that the codec gets a tone rather than a pulse train.
     spectrum[1 : len(h) + 1] = amplitude * np.exp(-1j * np.pi * h * (h - 1) / len(h))
     table = np.fft.irfft(spectrum, TABLE_SIZE)
     return table / np.sqrt(2 * np.mean(table**2))

@@ -1,1 +1,1 @@
-"""Files: written atomically (`atomic`), read within limits (`bounded`), and hashed (`integrity`)."""
+"""Write files atomically (`atomic`), read them within limits (`bounded`), and hash them (`integrity`)."""

@@ -2,7 +2,8 @@
 
 A writer creates the file or folder under an unused random name in the target folder, and then renames it. So it never
 opens what a link in that folder points to, and a run that is killed leaves the old file intact. A link, device, pipe or
-socket is never replaced. `put` takes bytes, `written` is for libraries that need a path, `new_folder` is for folders.
+socket is never replaced. `put` takes bytes, `written` suits libraries that need a path, and `new_folder` is for
+folders.
 """
 
 import os
@@ -22,10 +23,10 @@ UNFINISHED = ".unfinished-"
 
 
 def put(path: Path, content: bytes) -> Path:
-    """Write a file into an existing folder, replacing any older file completely or not at all, even if the power fails.
+    """Write a file into an existing folder atomically; even a power failure leaves either the old file or the new one.
 
     Raises:
-        InputError: if something other than a file has this name.
+        InputError: if something that is not a file has this name.
         StoppedError: if the folder no longer exists.
         OSError: if it cannot be written.
     """
@@ -51,7 +52,7 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path for a library to write to, renamed to `path` if the block succeeds; missing folders are created.
 
     Raises:
-        InputError: if something other than a file has this name, or if it cannot be written.
+        InputError: if something that is not a file has this name, or if the file cannot be written.
     """
     target = as_path(path)
     refuse_special(target)
@@ -65,7 +66,7 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(place: Path) -> Iterator[Path]:
-    """An empty folder, inside an existing one, that is renamed to `place` if the block succeeds.
+    """Yield a temporary empty folder, which is renamed to `place` if the block succeeds; the parent must exist.
 
     Raises:
         InputError: if something other than an empty folder has this name.
@@ -120,10 +121,10 @@ def as_path(path: object) -> Path:
 
 
 def refuse_special(path: Path) -> None:
-    """Refuse to write a file where a folder, link, device, pipe or socket has its name.
+    """Refuse to write a file if a folder, link, device, pipe or socket already has its name.
 
     Raises:
-        InputError: saying what has the name.
+        InputError: the message says what has the name.
     """
     kind = _kind(path)
     if kind == "folder":
@@ -133,10 +134,10 @@ def refuse_special(path: Path) -> None:
 
 
 def refuse_taken(place: Path) -> None:
-    """Refuse to create a folder where anything but an empty folder has its name.
+    """Refuse to create a folder if anything except an empty folder already has its name.
 
     Raises:
-        InputError: saying what has the name.
+        InputError: the message says what has the name.
     """
     kind = _kind(place)
     if kind == "folder" and any(place.iterdir()) or kind == "file":
@@ -146,12 +147,13 @@ def refuse_taken(place: Path) -> None:
 
 
 def refuse_misplaced(files: Iterable[Path], folders: Iterable[Path] = ()) -> None:
-    """Refuse a folder where a file is expected, and anything but a folder where a folder is expected.
+    """Refuse a folder where a file is expected, and anything except a folder where a folder is expected.
 
-    They are not replaced, because audiolens did not create them and a folder may hold the only copy of something.
+    Misplaced entries are not replaced, because audiolens did not create them and a folder may hold the only copy of
+    something.
 
     Raises:
-        InputError: naming the first one; once it is removed, the expected file or folder is created again.
+        InputError: the message names the first one. Once it is removed, the expected file or folder is created again.
     """
     for path, expected in (*((path, "file") for path in files), *((path, "folder") for path in folders)):
         if (kind := _kind(path)) not in (None, expected):
@@ -162,10 +164,10 @@ def refuse_misplaced(files: Iterable[Path], folders: Iterable[Path] = ()) -> Non
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse a folder that contains anything but files and folders: a link in an untrusted folder may lead outside it.
+    """Refuse a folder that contains anything except files and folders: an untrusted link may lead outside the folder.
 
     Raises:
-        InputError: naming the first link, device, pipe or socket, or a folder that cannot be read.
+        InputError: the message names the first link, device, pipe or socket, or a folder that cannot be read.
     """
     inside = [folder]
     while inside:
@@ -191,7 +193,7 @@ def inside(folder: Path, name: object) -> Path:
     """The path of a folder inside another one, given a name that was read from a file.
 
     Raises:
-        InputError: if the name leads outside the folder, or is that of a link.
+        InputError: if the name leads outside the folder, or if a link has this name.
     """
     if not is_name(name):
         raise InputError(f"{name!r} cannot name a folder in {folder}: expected a name without a path.")
@@ -242,7 +244,7 @@ def _settle(folder: Path) -> None:
 
 
 def _kind(path: Path) -> str | None:
-    """The kind of thing that has this name ("file", "folder", "symbolic link", ...); `None` if nothing has it."""
+    """The kind of entry with this name ("file", "folder", "symbolic link", ...), or `None` if there is none."""
     try:
         mode = os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):

@@ -1,6 +1,6 @@
-"""Reading untrusted files within limits: text, JSON, TOML, CSV and safetensors headers.
+"""Read untrusted files within limits: text, JSON, TOML, CSV and safetensors headers.
 
-Every loader reads with these functions. Only regular files are opened, so that a pipe or a device cannot stall a
+Every loader uses these functions. Only regular files are opened, so that a pipe or a device cannot stall a
 program. Size, nesting, numbers and strings have limits far beyond any file that audiolens writes. Any problem raises
 a one-line `InputError` that names the file.
 """
@@ -24,13 +24,13 @@ Row = tuple[int, list[str]]
 """The line number at which a row begins, and its cells with surrounding spaces removed."""
 
 MOST_BYTES = 64 * 2**20
-"""The largest text file."""
+"""The largest size of a text file."""
 MOST_DEPTH = 64
 MOST_DIGITS = 40
 MOST_TEXT = 2**17
 """The most characters in one string or key; for a CSV cell this is also the limit of Python's own reader."""
 MOST_HEADER_BYTES = 100_000_000
-"""The limit of safetensors itself."""
+"""The largest header, as limited by safetensors itself."""
 MOST_TENSORS = 100_000
 MOST_AXES = 16
 
@@ -77,7 +77,7 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
     """The text of a file, without a byte order mark, and with line feeds as line endings.
 
     Raises:
-        InputError: as for `read_bytes`, or if it is not UTF-8.
+        InputError: for the same reasons as `read_bytes`, or if the file is not UTF-8.
     """
     try:
         text = read_bytes(path, most).decode("utf-8-sig")
@@ -90,7 +90,7 @@ def read_json(path: Path, most: int = MOST_BYTES) -> Any:
     """The JSON in a file.
 
     Raises:
-        InputError: as for `read_text` and `json_of`.
+        InputError: for the same reasons as `read_text` and `json_of`.
     """
     return json_of(path, read_text(path, most))
 
@@ -99,7 +99,7 @@ def read_object(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        InputError: as for `read_json`, or if the JSON is not an object.
+        InputError: for the same reasons as `read_json`, or if the JSON is not an object.
     """
     found = read_json(path, most)
     if not isinstance(found, dict):
@@ -111,7 +111,7 @@ def json_of(path: Path, text: str, most_text: int = MOST_TEXT) -> Any:
     """JSON parsed from the text of a file; `path` is named in errors.
 
     Raises:
-        InputError: if it is not JSON, an object repeats a key, or it exceeds the limits above.
+        InputError: if the text is not JSON, if an object repeats a key, or if the JSON exceeds the limits above.
     """
     try:
         found = json.loads(text, object_pairs_hook=_once_each, parse_int=_whole, parse_float=_real)
@@ -129,9 +129,9 @@ def toml_of(path: Path, text: str) -> dict[str, Any]:
     """TOML parsed from the text of a file; `path` is named in errors.
 
     Raises:
-        InputError: if it is not TOML, or exceeds the limits above.
+        InputError: if the text is not TOML, or if it exceeds the limits above.
     """
-    # tomllib takes quadratic time in the parts of a dotted key, so long ones are refused before it is called.
+    # tomllib takes quadratic time in the number of parts of a dotted key, so long keys are refused before it is called.
     marks = re.sub(r"\"[^\"\n]*\"|'[^'\n]*'|[\w \t-]+", "", text)
     if "." * MOST_DEPTH in marks:
         raise _too_deep(path)
@@ -146,12 +146,12 @@ def toml_of(path: Path, text: str) -> dict[str, Any]:
 
 
 def csv_rows(path: Path, text: str) -> list[Row]:
-    """The rows of a CSV, with the header first and without empty lines.
+    """The rows of a CSV file, starting with the header and without empty lines.
 
     Raises:
-        InputError: for unmatched quotes, cells beyond the limit, and rows with more or fewer cells than the header.
+        InputError: for unmatched quotes, cells beyond the limit, or rows whose length differs from the header's.
     """
-    # Not `text.splitlines`: it also splits at form feeds and Unicode separators, which may be inside a cell.
+    # `text.splitlines` would also split at form feeds and Unicode separators, which may be inside a cell.
     reader = csv.reader(io.StringIO(text), strict=True)
     rows: list[Row] = []
     line = 1
@@ -174,7 +174,7 @@ def read_header(path: Path) -> Header:
     """The header of a safetensors file, whose data must match the header exactly.
 
     Raises:
-        InputError: if it cannot be read, or is not a regular file or a complete safetensors file.
+        InputError: if the file cannot be read, is not a regular file, or is not a complete safetensors file.
     """
     try:
         _refuse_special(path)
@@ -204,7 +204,7 @@ def read_header(path: Path) -> Header:
 
 
 def _refuse_special(path: Path) -> None:
-    """Refuse anything but a regular file, before it is opened: opening a pipe blocks until something writes to it."""
+    """Refuse anything except a regular file before opening it: opening a pipe blocks until something writes to it."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise InputError(f"{path} cannot be read: it is a folder.")
@@ -235,7 +235,7 @@ def _real(digits: str) -> float:
 
 
 def _refuse_beyond(path: Path, value: Any, most_text: int = MOST_TEXT) -> None:
-    """Refuse deep nesting, long numbers and long strings; it iterates, because Python limits recursion."""
+    """Refuse deep nesting, long numbers and long strings. The check iterates, because Python limits recursion."""
     level: list[Any] = [value]
     for _ in range(MOST_DEPTH + 1):
         inner: list[Any] = []
@@ -255,7 +255,7 @@ def _refuse_beyond(path: Path, value: Any, most_text: int = MOST_TEXT) -> None:
 
 
 def _shape(name: str, entry: Mapping[str, Any]) -> tuple[int, ...]:
-    """The shape of a tensor, after checking that shape and dtype account for its number of bytes."""
+    """The shape of a tensor, after checking that its shape and dtype match its number of bytes."""
     shape, (start, stop) = entry["shape"], entry["data_offsets"]
     numbers = [*shape, start, stop]
     if any(isinstance(number, bool) or not isinstance(number, int) or number < 0 for number in numbers):

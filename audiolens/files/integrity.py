@@ -1,4 +1,4 @@
-"""Integrity: hashes stored with saved files, so that any changed byte is noticed when the file is read.
+"""Store hashes with saved files, so that any changed byte is noticed when a file is read.
 
 A JSON file contains a hash of its other entries. A safetensors header is JSON of this kind, with a hash of each tensor,
 so that tensors can be read one by one. Any other file contains a hash of its own bytes (`seal`), or is listed in the
@@ -27,9 +27,9 @@ HEADER, SEAL = "audiolens", "sha256"
 _TENSORS = "tensors"
 _SLOT = b"audiolens-sha256:"
 MOST_KEPT_BYTES = 2**29
-"""The most bytes in one file of a sweep or a study, which is read whole."""
+"""The most bytes in one file of a sweep or a study. Such a file is read as a whole."""
 OPEN_SEAL = (_SLOT + b"0" * 64).decode()
-"""The placeholder for the hash in a file of bytes; `seal` fills it in."""
+"""The placeholder for a file's own hash; `seal` fills it in."""
 
 
 def digest(content: bytes) -> str:
@@ -45,9 +45,9 @@ def tensor_hash(tensor: Tensor) -> str:
 
 
 def sealed_header(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The metadata of a safetensors file: `facts`, the shape and hash of each tensor, and a hash of all these."""
+    """The metadata of a safetensors file: `facts`, the shape and hash of each tensor, and a hash over all of these."""
     held = {name: [list(tensor.shape), tensor_hash(tensor)] for name, tensor in tensors.items()}
-    # One entry only: safetensors writes several in arbitrary order, so equal results could differ as files.
+    # Use a single entry: safetensors writes several in arbitrary order, so equal results could differ as files.
     return {HEADER: sealed_json({**facts, _TENSORS: held}, indent=None).decode()}
 
 
@@ -55,7 +55,7 @@ def check_header(path: object, facts: Mapping[str, Any], shapes: Mapping[str, Se
     """Check a sealed header against its hash, and against the shapes of the tensors in the file.
 
     Raises:
-        DamagedError: saying what differs.
+        DamagedError: the message says what differs.
     """
     rest = {name: value for name, value in facts.items() if name != SEAL}
     if facts.get(SEAL) != _hash_of(rest):
@@ -72,14 +72,14 @@ def check_tensor(path: object, facts: Mapping[str, Any], name: str, tensor: Tens
     """Check a tensor against its hash in a header that was itself checked.
 
     Raises:
-        DamagedError: naming the tensor.
+        DamagedError: if the tensor differs; the message names it.
     """
     if tensor_hash(tensor) != facts[_TENSORS][name][1]:
         raise DamagedError(f"{path} is damaged: the values of {name} are not what was written.")
 
 
 def sealed_json(facts: Mapping[str, Any], *, indent: int | None = 1, ensure_ascii: bool = True) -> bytes:
-    """`facts` as JSON, with a hash of them."""
+    """Write `facts` as JSON that also contains their hash."""
     plain = json.loads(json.dumps(facts, default=str))
     return json.dumps({**plain, SEAL: _hash_of(plain)}, indent=indent, ensure_ascii=ensure_ascii).encode()
 
@@ -88,8 +88,8 @@ def read_json(path: Path, former: Collection[str | None] = ()) -> dict[str, Any]
     """The facts that `sealed_json` wrote, without their hash; files of a `former` format may have no hash.
 
     Raises:
-        DamagedError: if it cannot be read, or is not what was written.
-        FileNotFoundError: if it does not exist.
+        DamagedError: if the file cannot be read, or is not what was written.
+        FileNotFoundError: if the file does not exist.
     """
     if not path.exists():
         raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(path))
@@ -134,7 +134,7 @@ def check_manifest(folder: Path, name: str) -> None:
     """Check every file listed in a folder's manifest against its hash.
 
     Raises:
-        DamagedError: naming the first file that is missing or differs.
+        DamagedError: if a file is missing or differs; the message names the first one.
     """
     try:
         facts = read_json(folder / MANIFEST)
@@ -148,10 +148,10 @@ def check_manifest(folder: Path, name: str) -> None:
 
 
 def check_files(folder: Path, files: object) -> None:
-    """Check files in a folder, listed by name, against their hashes.
+    """Check the listed files in a folder against their hashes.
 
     Raises:
-        DamagedError: naming the first file that is missing or differs, or if `files` does not list files in the folder.
+        DamagedError: if a file is missing or differs, or if `files` does not list files in the folder.
     """
     listed = files if isinstance(files, dict) else {"..": ""}
     for file, expected in listed.items():
@@ -173,10 +173,10 @@ def check_bytes(path: Path, expected: str) -> bytes:
 
 
 def content_of(path: Path) -> bytes:
-    """The bytes of a kept file.
+    """The bytes of a saved file.
 
     Raises:
-        DamagedError: if it is missing, is not a file, is larger than any kept file, or cannot be read.
+        DamagedError: if it is missing, is not a file, is larger than any saved file, or cannot be read.
     """
     if not path.is_file():
         raise DamagedError(f"{path} is gone.")
@@ -200,7 +200,7 @@ def _hash_of(plain: Any) -> str:
 
 
 def _slot(content: bytes) -> tuple[int, int]:
-    """The start and end of the 64 digits of the last seal; (-1, -1) without one."""
+    """The start and end of the 64 digits of the last seal, or (-1, -1) if there is none."""
     place = content.rfind(_SLOT)
     start = place + len(_SLOT)
     whole = place >= 0 and re.fullmatch(rb"[0-9a-f]{64}", content[start : start + 64]) is not None

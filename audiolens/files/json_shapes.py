@@ -20,7 +20,7 @@ def refuse_other(path: str | PathLike[str], value: Any, shape: Any, where: str =
     """Refuse a value that does not have the expected shape.
 
     Raises:
-        InputError: naming the file, the first key that differs, and what is expected there.
+        InputError: the message names the file, the first key that differs, and what is expected there.
     """
     difference = _difference(value, shape, where)
     if difference is not None:

@@ -1,1 +1,1 @@
-"""The opened model: its configuration, family, sites, text, time axis, files and weights."""
+"""The opened model, with its configuration, family, sites, text, time axis, files and weights."""

@@ -14,7 +14,7 @@ from audiolens.model.text import Text
 
 
 def attended(model: Any, text: Text, guided: bool) -> dict[str, Any]:  # noqa: ARG001 - one signature for all families
-    """Inputs for cross-attention: the text's states and mask. The null half has zero states and a zero mask."""
+    """Inputs for cross-attention: the text's states and its mask. The null half has zero states and a zero mask."""
     states, mask = text.states, text.mask
     if guided:
         states, mask = _with_null(states), _with_null(mask)
@@ -45,7 +45,7 @@ def refuse_melody(melody: Any) -> None:
     """Refuse a melody.
 
     Raises:
-        InputError: if a melody was given; the message says what to do instead.
+        InputError: if a melody is given; the message says what to do instead.
     """
     if melody is not None:
         raise InputError("melody=: conditioning on a melody is not supported yet. Leave it out: text alone works.")
@@ -56,6 +56,6 @@ def _with_null(tensor: Tensor) -> Tensor:
 
 
 def _projected(model: Any, name: str, tensor: Tensor) -> Tensor:
-    """`tensor` projected to the decoder's width; a model whose widths agree has no projection."""
+    """Project a tensor to the decoder's width; a model whose widths agree has no projection."""
     projection = getattr(model, name, None)
     return tensor if projection is None else projection(tensor)

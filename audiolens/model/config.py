@@ -1,4 +1,4 @@
-"""The configuration of an opened model: sizes, rates, codebook delays, and how text reaches the decoder."""
+"""The configuration of an opened model: its sizes, rates and codebook delays, and how text reaches the decoder."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,7 @@ class LensConfig:
         return self.conditioning == "prefix"
 
     def prefix(self, tokens: int) -> int:
-        """The number of positions before step 0 for a text of this many tokens."""
+        """The number of positions before step 0, given the number of tokens in the text."""
         return self.chroma_length + tokens if self.has_prefix else 0
 
 

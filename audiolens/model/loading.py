@@ -1,4 +1,4 @@
-"""Loading a model and its tokenizer by name, with errors that say what is wrong with the name or the files."""
+"""Load a model and its tokenizer by name, with errors that say what is wrong with the name or the files."""
 
 import importlib.util
 import logging
@@ -56,7 +56,7 @@ def load(
     """A model and its tokenizer, by bundled name, folder or hub name.
 
     Raises:
-        ModelNotFoundError: if there is no such name or folder, or the hub could not be reached.
+        ModelNotFoundError: if no model has this name or folder, or if the hub could not be reached.
         ModelFilesError: if the folder does not hold a complete model with its tokenizer.
         UnsupportedModelError: if the model does not belong to a supported family.
     """
@@ -98,7 +98,7 @@ def load(
         if device_map is not None and folder is not None:
             raise InputError(f"{name} could not be placed by device_map={device_map!r}: {_detail(error)}") from error
         raise _explained(source, local is not None, error) from error
-    # The temporary folder that they were loaded from no longer exists.
+    # The temporary folder from which they were loaded no longer exists.
     for part in (model.config, tokenizer):
         part.name_or_path = str(local or source)
     if local is None:
@@ -107,10 +107,10 @@ def load(
 
 
 def checked_device_map(device_map: Any) -> None:
-    """Refuse a map that names a device that this machine does not have.
+    """Refuse a device map with a device that this machine does not have.
 
     Raises:
-        InputTypeError, InputError: saying what is accepted.
+        InputTypeError, InputError: if the map is not accepted; the message says what is.
     """
     if device_map is None or (isinstance(device_map, str) and device_map in _MAPS):
         return
@@ -128,8 +128,8 @@ def checked_device_map(device_map: Any) -> None:
 def refuse_tokenizer(tokenizer: Any, model: Any, name: str | None = None) -> None:
     """Refuse a tokenizer that cannot belong to a model's text encoder.
 
-    It cannot if it knows no words, or if the text encoder has no embedding for some of its tokens. `name` is the name
-    of the files that both were loaded from, or `None`.
+    A tokenizer is refused if it knows no words, or if the text encoder has no embedding for some of its tokens. `name`
+    is the name of the files that both were loaded from, or `None`.
 
     Raises:
         ModelFilesError: if the tokenizer was loaded with the model.
@@ -145,7 +145,7 @@ def refuse_tokenizer(tokenizer: Any, model: Any, name: str | None = None) -> Non
 
 @contextmanager
 def _plain_defaults(on_cpu: bool) -> Iterator[None]:
-    """Use torch's own default dtype and device: tables that no file holds, such as positions, depend on them."""
+    """Use torch's own default dtype and device, because tables that are not in any file (positions) depend on them."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -156,7 +156,7 @@ def _plain_defaults(on_cpu: bool) -> Iterator[None]:
 
 
 def checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """A floating dtype, given as such or by name; `None` stays `None`."""
+    """A floating dtype, given as a `torch.dtype` or by name; `None` stays `None`."""
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if found is not None and found not in _DTYPES:
         raise InputError(f"dtype={dtype!r}: expected a floating dtype such as 'float32' or 'bfloat16'.")
@@ -178,7 +178,7 @@ def checked_device(device: str | int | torch.device) -> torch.device:
 
 
 def _folder(name: str) -> Path | None:
-    """The folder of a model on this machine; `None` for a model on the hub."""
+    """The folder of a model on this machine, or `None` for a model on the hub."""
     if name in BUNDLED:
         folder = BUNDLED[name]
         if not (folder / CONFIG).is_file():
@@ -206,7 +206,7 @@ def _folder(name: str) -> Path | None:
 
 
 def _class_of(name: str, config: Mapping[str, Any]) -> Any:
-    """The transformers class that a configuration names; the family and its parts must be supported."""
+    """The transformers class that a configuration names, after checking that the family and its parts are supported."""
     import transformers
 
     named = config.get("architectures")

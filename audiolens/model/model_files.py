@@ -1,9 +1,10 @@
-"""A model's files, checked before transformers opens them: an untrusted folder may fail to load, but can run no code.
+"""Check a model's files before transformers opens them: an untrusted folder may fail to load, but cannot run code.
 
-transformers follows every reference in a folder: code named by a configuration, an adapter and its base model,
-pickled checkpoints, weights wherever an index points. So it gets a temporary folder that holds only links to the files
-named here. Each of them is a regular file that was checked: JSON within limits, and weights in safetensors files whose
-headers describe all of their bytes. Models from the hub are downloaded by these names and checked in the same way.
+transformers follows every reference in a folder: to code that a configuration names, to an adapter and its base model,
+to pickled checkpoints, and to any weights that an index lists. So it gets a temporary folder that holds only links to
+the files named here. Each of them is a regular file that was checked: JSON within limits, and weights in safetensors
+files whose headers describe all of their bytes. Models from the hub are downloaded by these names and checked in the
+same way.
 """
 
 import copy
@@ -48,15 +49,15 @@ _CODE = ("auto_map", "custom_pipelines", "kernel_config", "custom_generate")
 """Keys by which a configuration names code to fetch and run."""
 _IMPLEMENTATIONS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 _MOST_MADE = 2**26
-"""The most values that a model may compute rather than load, mainly position embeddings."""
+"""The most values that a model may compute instead of loading them; these are mainly position embeddings."""
 _SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Files that were checked: `folder` holds only these, and exists until the block that staged them ends.
+    """Files that were checked. `folder` holds only these, and exists until the block that staged them ends.
 
-    `source` is the folder that they came from.
+    `source` is the folder that the files came from.
     """
 
     source: Path
@@ -70,7 +71,7 @@ class ModelFiles:
         `modules` is the number of modules made in a loop whose length the configuration sets indirectly.
 
         Raises:
-            ModelFilesError: saying how many values each of them has.
+            ModelFilesError: the message says how many values the configuration and the weights have.
         """
         tensors = sum(len(header.shapes) for header in self.headers.values())
         elements = sum(header.elements for header in self.headers.values())
@@ -92,10 +93,10 @@ class ModelFiles:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[ModelFiles]:
-    """The files of a folder, checked, and linked from a temporary folder that transformers may read.
+    """Check the files of a folder, and link them from a temporary folder that transformers may read.
 
     Raises:
-        ModelFilesError: naming the file that is missing, is not a regular file, names code, or exceeds the limits.
+        ModelFilesError: if a file is missing, is not a regular file, names code, or exceeds the limits.
     """
     try:
         whole = {name: _object(folder / name) for name in (*PLAIN, *TOKENIZER) if _there(folder / name)}
@@ -119,9 +120,9 @@ def staged(folder: Path) -> Iterator[ModelFiles]:
 
 
 def downloaded(name: str, revision: str | None) -> Path:
-    """The local folder of a model on the hub; those of the files named above that are not yet local are downloaded.
+    """The local folder of a model on the hub, after downloading any of the files named above that are missing.
 
-    Errors of the hub's client are passed on unchanged.
+    Errors from the hub's client are passed on unchanged.
 
     Raises:
         ModelFilesError: before the download, if a text file is larger than the limit.
@@ -142,7 +143,7 @@ def _sized(name: str, revision: str | None) -> str | None:
     try:
         facts = HfApi().model_info(name, revision=revision, files_metadata=True)
     except Exception:
-        # Without a network or such a model, use the files on this disk, or let the download raise its own error.
+        # Without a network, or if there is no such model, use the local files or let the download raise its own error.
         return revision
     for file in facts.siblings or ():
         if file.rfilename in (*PLAIN, *TOKENIZER, *OPAQUE, INDEX) and (file.size or 0) > MOST_BYTES:
@@ -163,7 +164,7 @@ def refuse_code(path: Path, values: Any) -> None:
     """Refuse a configuration that names code to run, at any depth; transformers' own models need none.
 
     Raises:
-        ModelFilesError: naming the key.
+        ModelFilesError: if it names code; the message quotes the key.
     """
     for key, value in _entries(values):
         fetched = isinstance(value, str) and bool(_IMPLEMENTATIONS.fullmatch(key)) and "/" in value
@@ -213,12 +214,12 @@ def _no_weights(folder: Path) -> ModelFilesError:
 
 
 def _there(path: Path) -> bool:
-    """Whether anything has this name; if it is not a regular file, reading it raises an error."""
+    """Whether anything exists at this path; if it is not a regular file, reading it raises an error."""
     return os.path.lexists(path)
 
 
 def _refuse_numbers(path: Path, values: Mapping[str, Any], headers: Mapping[str, Header]) -> None:
-    """Refuse sizes that do not match the weights, before anything of that size is allocated."""
+    """Refuse sizes that do not match the weights before anything of that size is allocated."""
     shapes = [shape for header in headers.values() for shape in header.shapes.values()]
     most = max([MOST_NUMBER, *(size for shape in shapes for size in shape)])
     layers = min(len(shapes), _MOST_LAYERS)

@@ -1,4 +1,4 @@
-"""The effective matrix and bias of a linear layer, even if an adapter wraps it.
+"""Compute the effective matrix and bias of a linear layer, even if an adapter wraps it.
 
 An adapter such as unmerged LoRA replaces a layer by a module whose `weight` is that of the base layer alone. Its
 effective matrix is therefore computed by applying the module to the unit vectors;
@@ -19,7 +19,7 @@ def affine(
     """The matrix and bias of a projection of vectors with `width` entries.
 
     For a plain linear layer these are its own tensors, not copies. For any other module they are computed, in the dtype
-    and on the device of `like`; `call` applies the module, if it cannot simply be called.
+    and on the device of `like`. If the module cannot simply be called, `call` applies it.
     """
     if type(module) is nn.Linear:
         return module.weight, module.bias
@@ -31,7 +31,7 @@ def affine(
 
 
 def table(module: nn.Module, like: Tensor) -> Float[Tensor, "code d_model"]:
-    """The rows of an embedding: a plain embedding's own tensor, or else its output for every code."""
+    """The rows of an embedding: the tensor of a plain embedding, or the output of any other module for every code."""
     weight: Any = module.weight
     if type(module).__module__.partition(".")[0] in ("torch", "transformers"):
         return weight

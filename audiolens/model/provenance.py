@@ -1,7 +1,7 @@
 """Provenance of directions: the model, site, branch and prompts they were read from, kept in a safetensors header.
 
-Without these facts a direction is only a list of numbers. With them, a file describes itself, and loading it for
-another model raises an error.
+Without these facts a direction is only a list of numbers. With them, a file describes itself, and loading it for a
+different model raises an error.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from audiolens.model.weight_hash import weights_hash
 
 FORMAT = "audiolens.directions.2"
 UNSEALED = "audiolens.directions.1"
-"""The previous format, without hashes: damage goes unnoticed unless it changes the norm of a vector."""
+"""The previous format, without hashes; damage goes unnoticed unless it changes the norm of a vector."""
 SHAPE = {
     "model": str, "weights": str, "n_layers": int, "site?": str, "position?": (str, [float, float]), "branch?": str,
     "guidance_scale?": float, "source?": str, "seconds?": (float, None), "estimator?": str, "n_prompts?": [int, int],
@@ -59,16 +59,16 @@ class Provenance:
 
     Attributes:
         model, revision, weights: the model's name, its hub commit if it has one, and the hash of its decoder.
-        n_layers: number of blocks of that model.
+        n_layers: the number of blocks of that model.
         site, position, branch, guidance_scale: the site, positions and guidance branch that were read.
         source: `"generation"` (read during generation), `"codes"`, or `"start"` (only the text and the start token).
-        seconds: length of the generated clips, or `None` if none were generated.
+        seconds: the length of the generated clips, or `None` if none were generated.
         estimator: the method that turned activations into vectors.
-        n_prompts: number of prompts of the positive and the negative pole.
-        prompts: hash of the prompts of both poles.
+        n_prompts: the numbers of prompts of the positive and the negative pole.
+        prompts: the hash of the prompts of both poles.
         prefix: whether the mean includes the conditioning before step 0 (MusicGen Melody).
         label: the name of the direction, and the operations applied to it ("tempo", "-tempo", "tempo + timbre").
-        versions: versions of the packages it was read with.
+        versions: the versions of the packages that the direction was read with.
     """
 
     model: str
@@ -99,7 +99,7 @@ class Provenance:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Provenance":
-        """Invert `as_dict`; keys added by later versions are ignored."""
+        """Create a `Provenance` from the output of `as_dict`; keys added by later versions are ignored."""
         known = {entry.name for entry in fields(cls)}
         if lacking := [name for name in ("model", "weights", "n_layers") if name not in values]:
             raise InputError(f"values={shown(values)}: {lacking[0]!r} is missing.")
@@ -107,10 +107,10 @@ class Provenance:
         return cls(**{key: value for key, value in {**values, **tuples}.items() if key in known})
 
     def refuse_other(self, lens: Opened) -> None:
-        """Raise unless `lens` holds exactly the model these directions were read from.
+        """Raise unless `lens` holds exactly the model that these directions were read from.
 
         Raises:
-            InputError: naming both models and what differs.
+            InputError: the message names both models and what differs.
         """
         if lens.config.n_layers != self.n_layers:
             reason = f"has {lens.config.n_layers} blocks, not {self.n_layers}"
@@ -141,10 +141,10 @@ def versions() -> dict[str, str]:
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
-    """Write one safetensors file with `facts` in its header; it is written completely or not at all.
+    """Write one safetensors file with `facts` in its header; the write is atomic.
 
     Raises:
-        InputError: if the path cannot be written, or is not that of a file.
+        InputError: if the file cannot be written, or if something that is not a file has this name.
     """
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with written(path) as whole:
@@ -156,7 +156,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
     """Read the tensors and facts that `write` wrote.
 
     Raises:
-        InputError: if there is no such file, it is truncated or corrupt, or does not contain directions.
+        InputError: if the file does not exist, is truncated or corrupt, or does not contain directions.
         DamagedError: if the contents are not what was written.
     """
     path = Path(path)

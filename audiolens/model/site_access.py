@@ -1,10 +1,10 @@
 """Site access: where nnsight serves a site's value, how it is laid out there, and how a changed value is written back.
 
 Inside a run every value begins with the batch axis and then the time axis ("batch step ..."), regardless of the model's
-layout and of the order that a user sees, so that edits and recordings slice time in the same way. A `Form` describes
-all three layouts.
+layout and of the order that a user sees. So edits and recordings slice time in the same way. A `Form` describes all
+three layouts.
 
-The model never holds attention patterns and per-head results. They are recomputed, for the requested layers, from the
+The model never stores attention patterns or per-head results. They are recomputed, for the requested layers, from the
 inputs of the attention. If one is changed, only what depends on the change is recomputed.
 """
 
@@ -48,7 +48,7 @@ class Form:
 
     @cached_property
     def swapped(self) -> bool:
-        """Whether time is the third axis for the user; inside a run it is always the second."""
+        """Whether time is the third axis in the user's order; inside a run it is always the second."""
         return self.axes[1] not in (*_TIME, *_OPEN)
 
     @cached_property
@@ -63,16 +63,16 @@ class Form:
         return next((axis for axis in self.axes if axis in _OPEN), None)
 
     def turned(self, values: Tensor) -> Tensor:
-        """Values converted from a run's axis order to the user's, or back; leading axes are unchanged."""
+        """Convert values from a run's axis order to the user's order, or back; leading axes are unchanged."""
         return values.transpose(-3, -2) if self.swapped else values
 
     def features(self, config: "LensConfig") -> tuple[int | None, ...]:
-        """The sizes of the axes after row and step (or token); `None` for keys, whose number grows."""
+        """The sizes of the axes after row and step (or token). The size of a key axis is `None`, because it grows."""
         sizes = sizes_of(config)
         return tuple(sizes.get(axis) for axis in self.order[2:])
 
     def described(self, config: "LensConfig") -> str:
-        """The axes, with the sizes that the model fixes: "row step head=4 d_head=12".
+        """The axes, with the sizes that the model fixes, such as "row step head=4 d_head=12".
 
         If the conditioning is a prefix, its positions precede the steps when requested, and always precede the keys of
         a pattern.
@@ -111,8 +111,10 @@ Put = Callable[[Tensor, Tensor | None], None]
 
 @dataclass(frozen=True)
 class View:
-    """What a read depends on: the model's sizes, the number of batch rows (of both branches together), and, at a head
-    site, the requested heads (`None` means all)."""
+    """What a read depends on: the model's sizes, the number of batch rows, and the requested heads.
+
+    The batch rows are those of both branches together. The heads matter only at head sites, and `None` means all.
+    """
 
     config: "LensConfig"
     rows: int
@@ -129,10 +131,11 @@ class View:
 class Tap:
     """The point in the forward pass at which a site's value is read and written.
 
-    `module` is a path below the block (or below the model, for model-wide sites), and `op` is one operation of its
-    forward, if not the whole module. `port` is the first input, all inputs, or the output; `item` selects one of
-    several values. `in_place` marks a value that the block also uses for its skip connection: replacing the module's
-    input would change the branch but not the residual stream, so an edit is written into the tensor itself.
+    `module` is a path relative to the block (or to the model, for model-wide sites). `op` is one operation of the
+    module's forward, or `None` for the whole module. `port` is the first input, all inputs, or the output, and `item`
+    selects one of several values. `in_place` marks a value that the block also uses for its skip connection. Replacing
+    the module's input would change the branch but not the residual stream, so an edit is written into the tensor
+    itself.
     """
 
     module: str
@@ -142,17 +145,17 @@ class Tap:
     op: str | None = None
     in_place: bool = False
     recomputed: ClassVar[bool] = False
-    """Whether the value is recomputed because the model never holds it."""
+    """Whether the value is recomputed because the model never stores it."""
 
     shared: ClassVar[bool] = False
     """Whether all rows share one tensor, so that writing into it would change them all."""
 
     def open(self, place: Any, view: View) -> tuple[Tensor, Put]:
-        """Inside a run: the value at `place`, the envoy of this tap, and a function that replaces it.
+        """Return, inside a run, the value at `place` (this tap's envoy), and a function that replaces the value.
 
-        Both values are in the run's layout. The function's second argument is a mask of the batch rows for which
-        dependent values are recomputed; `None` recomputes them where the new value differs. Elsewhere the model's own
-        bits are kept.
+        The old and the new value are in the run's layout. The function's second argument is a mask of the batch rows
+        for which dependent values are recomputed; `None` recomputes them where the new value differs. In all other rows
+        the model's values are kept bit for bit.
         """
         served, form = getattr(place, self.port), self.form
         value = self._part(served)
@@ -212,7 +215,7 @@ class Positions(Tap):
 
     def open(self, place: Any, view: View) -> tuple[Tensor, Put]:
         table, put = super().open(place, view)
-        # With three axes, another invoke has already changed its own rows.
+        # If there are three axes, another invoke has already changed its own rows.
         return table.expand(view.rows, -1, -1) if table.ndim == 2 else table, put
 
 
@@ -275,9 +278,9 @@ def attention_pattern(
     """The attention pattern, computed as in transformers' eager attention.
 
     `mask` is true (or zero) where a key is visible. A query that sees no key gives all keys the same weight, as in
-    eager attention: the null half sees no text, so each weight of its cross-attention pattern is one over the number
-    of tokens that the batch was padded to. Without a mask, causal attention over several steps sees only the past, and
-    over a single step it sees everything.
+    eager attention. The null half sees no text, so each weight of its cross-attention pattern is one over the number of
+    tokens that the batch was padded to. Without a mask, causal attention over several steps sees only the present and
+    the past, and over a single step it sees all keys.
     """
     scores = query @ key.transpose(2, 3) * scaling
     if mask is None and causal and query.shape[2] > 1:

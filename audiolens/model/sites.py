@@ -1,4 +1,4 @@
-"""The named sites in a decoder ("blocks.3.hook_resid_post"): parsed, listed and validated.
+"""Parse, list and validate the names of sites in a decoder, such as "blocks.3.hook_resid_post".
 
 Names follow TransformerLens where it has one. A short form leaves out "hook_" and the block: "resid_post" is
 `hook_resid_post` in every block, and "attn.z" is `attn.hook_z`. TransformerLens's bare names are short forms too: "q",
@@ -25,7 +25,8 @@ _BARE = {
 class Site:
     """One site: a hook name and the number of its block (`None` for model-wide sites).
 
-    `axes` are those of its values, such as ("row", "step", "d_model"), if it was found in a model (`lens.find_sites`).
+    `axes` are the axes of its values, such as ("row", "step", "d_model"). They are set only on sites that were found in
+    a model (`lens.find_sites`).
     """
 
     hook: str
@@ -40,12 +41,12 @@ class Site:
 
     @property
     def name(self) -> str:
-        """The full name: "blocks.3.attn.hook_z"."""
+        """The full name, such as "blocks.3.attn.hook_z"."""
         return self.hook if self.layer is None else f"blocks.{self.layer}.{self.hook}"
 
     @property
     def short(self) -> str:
-        """The short form: "attn.z"."""
+        """The short form, such as "attn.z"."""
         return self.hook.replace("hook_", "")
 
 
@@ -125,10 +126,10 @@ def checked_layers(layers: int | Iterable[int] | None, n_layers: int) -> list[in
 
 
 def counted(layer: int, n_layers: int) -> int:
-    """A layer's number: -1 is the last of the model's blocks.
+    """A layer's number, counted from the first block; -1 is the model's last block.
 
     Raises:
-        SiteError: if there is none.
+        SiteError: if the model has no such block.
     """
     if not -n_layers <= layer < n_layers:
         raise SiteError(f"layer {shown(layer)} does not exist: this model has layers 0 to {n_layers - 1}.")
@@ -139,7 +140,7 @@ def names_once(name: str, sites: Any) -> list[Any]:
     """One or several site names, as a list.
 
     Raises:
-        InputTypeError: if `sites` is neither.
+        InputTypeError: if `sites` is neither a name nor a list of names.
     """
     if isinstance(sites, str):
         return [sites]
@@ -151,10 +152,10 @@ def names_once(name: str, sites: Any) -> list[Any]:
 
 
 def checked_names(name: str, sites: Any) -> Any:
-    """One site name unchanged, or several as a list.
+    """Return one site name unchanged, or several as a list.
 
     Raises:
-        InputTypeError: if `sites` is neither.
+        InputTypeError: if `sites` is neither a name nor a list of names.
         InputError: if the list is empty.
     """
     found = names_once(name, sites)
@@ -177,7 +178,7 @@ def layers_once(layers: Any) -> int | list[int]:
     """One layer as a number, or several as a list, read once.
 
     Raises:
-        InputTypeError: if they are not whole numbers (a mask is not).
+        InputTypeError: if they are not whole numbers (a mask is refused).
     """
     try:
         given = layers if isinstance(layers, Iterable) and getattr(layers, "ndim", 1) else [layers]
@@ -199,7 +200,7 @@ def head_numbers(heads: Any) -> list[int]:
     """Head numbers in the order given, read once.
 
     Raises:
-        InputTypeError: if they are not a list of whole numbers (a mask is not).
+        InputTypeError: if they are not a list of whole numbers (a mask is refused).
     """
     try:
         return whole_numbers(bounded("heads", listed("heads", heads), MOST_PLACES))

@@ -1,4 +1,4 @@
-"""Prompts as the text encoder sees them: checked, tokenised and encoded.
+"""Check, tokenise and encode prompts for the decoder.
 
 The text is encoded once, here, and the states are passed to transformers (`conditioning.py`), so that reading and
 generation use exactly the same states. A prompt of `None` is unconditional: zero states and a zero mask, as in the
@@ -20,7 +20,7 @@ from audiolens.model import tokens
 
 Prompt = str | None
 BUCKET = 16
-"""Exact runs pad each prompt to the next multiple of this many tokens, regardless of its batch."""
+"""In exact runs, each prompt is padded to the next multiple of this many tokens, regardless of its batch."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def checked_prompts(prompts: Prompt | Sequence[Prompt], rows: int | None = None)
 def checked(
     prompts: Prompt | Sequence[Prompt], model: Any, tokenizer: Any, rows: int | None = None
 ) -> tuple[tuple[Prompt, ...], list[int]]:
-    """Prompts, one per row, and their lengths in tokens."""
+    """Check prompts, and return one per row together with their lengths in tokens."""
     listed = checked_prompts(prompts, rows)
     return listed, lengths(listed, tokenizer, token_limit(model, tokenizer))
 
@@ -82,7 +82,7 @@ def lengths(prompts: Sequence[Prompt], tokenizer: Any, limit: int) -> list[int]:
 
 
 def token_limit(model: Any, tokenizer: Any) -> int:
-    """The number of tokens that the text encoder reads: the smaller of what the tokenizer and the encoder declare."""
+    """The most tokens that the text encoder can read: the smaller of the tokenizer's and the encoder's limits."""
     declared = [
         getattr(model.config.text_encoder, "n_positions", None),
         getattr(model.config.text_encoder, "max_position_embeddings", None),
@@ -97,8 +97,8 @@ def encode(prompts: Sequence[Prompt], model: Any, tokenizer: Any, length: int | 
 
     The tokenizer's own padding and truncation settings are ignored, because token positions count from the left.
 
-    No gradients, as in transformers' `generate`: with them attention uses another kernel, which differs in the last
-    bits.
+    Gradients are disabled, as in transformers' `generate`. With gradients, attention would use a different kernel,
+    whose results differ in the last bits.
     """
     tokens.tell_unread()
     device = model.text_encoder.device
@@ -129,7 +129,7 @@ def encode(prompts: Sequence[Prompt], model: Any, tokenizer: Any, length: int | 
 def read_alike(first: Prompt | Sequence[Prompt], second: Prompt | Sequence[Prompt], tokenizer: Any) -> bool:
     """Whether two texts, or two lists of them in any order, have the same tokens.
 
-    Different texts do if the tokenizer knows none of the words in which they differ.
+    Different texts can have the same tokens if the tokenizer knows none of the words in which they differ.
     """
     sides = [checked_prompts(side) for side in (first, second)]
     counts = [Counter(map(tuple, tokens.ids([text for text in side if text is not None], tokenizer))) for side in sides]

@@ -1,9 +1,9 @@
-"""The time axis: steps, frames and seconds, and applying and undoing the codebook delay pattern.
+"""Convert between steps, frames and seconds, and apply and undo the codebook delay pattern.
 
 Step s reads delayed column s (column 0 is the start token) and predicts column s + 1, which holds frame s of
 codebook 0 and frame s - k of a codebook delayed by k. A clip of F frames therefore takes F + (longest delay)
-steps; the last of these, the tail, only complete the delayed codebooks. A stereo model delays its codebooks in pairs.
-If the conditioning is a prefix in the decoder's own sequence, its positions are the negative steps; the last is -1.
+steps. The last of these steps, the tail, only complete the delayed codebooks. A stereo model delays its codebooks in
+pairs. If the conditioning is a prefix in the decoder's own sequence, its positions are negative steps that end at -1.
 """
 
 import math
@@ -56,10 +56,11 @@ class Timeline:
     def select(self, seconds: Span | None, prefix: bool = False) -> tuple[int, int]:
         """The steps (from, to) of a span in seconds; `None` means every step, including the tail.
 
-        With `prefix` they begin at the first position of the longest prefix, which is a negative step.
+        With `prefix` the steps begin at the first position of the longest prefix, which is a negative step.
 
         Raises:
-            InputError: if the span is empty, not finite, or outside the clip; or, with `prefix`, does not start at 0.
+            InputError: if the span is empty, not finite, or outside the clip, or if it does not start at 0 although
+                `prefix` is set.
         """
         first, end = self._steps(seconds)
         if prefix and first:
@@ -87,7 +88,7 @@ def clip_timeline(seconds: object, config: "LensConfig", prefix: int = 0) -> Tim
     """The timeline of a clip to be generated, after a prefix of at most `prefix` positions.
 
     Raises:
-        InputTypeError, InputError: if `seconds` is not a number, or not a length that the model can generate.
+        InputTypeError, InputError: if `seconds` is not a number, or is not a length that the model can generate.
     """
     try:
         length = real_number(seconds)
@@ -104,7 +105,7 @@ def clip_timeline(seconds: object, config: "LensConfig", prefix: int = 0) -> Tim
 
 
 def codes_timeline(codes: Tensor | None, config: "LensConfig", prefix: int = 0) -> Timeline:
-    """The timeline of given codes after a prefix of `prefix` positions; without codes, only the start token's step."""
+    """The timeline of codes after a prefix of `prefix` positions; without codes it has only the start token's step."""
     if codes is None:
         return Timeline(1, config.frame_rate, (0,), prefix)
     timeline = Timeline(codes.shape[-1], config.frame_rate, config.delays, prefix)
@@ -129,7 +130,7 @@ def checked_frames(frames: object) -> int:
 
 
 def one_span(seconds: Span | None, span: Span | None) -> Span | None:
-    """The span (from, to) in seconds, by either of its names.
+    """The span (from, to) in seconds, which may be given under either name.
 
     Raises:
         InputError: if both were given.
@@ -153,14 +154,14 @@ def checked_span(seconds: object) -> Span:
 
 
 def delays_of(n_codebooks: int, channels: int) -> tuple[int, ...]:
-    """Each codebook's delay in steps: 0 1 2 3 for mono, 0 0 1 1 2 2 3 3 for a stereo model with eight codebooks."""
+    """Each codebook's delay in steps, such as 0 1 2 3 for mono and 0 0 1 1 2 2 3 3 for stereo with eight codebooks."""
     return tuple(codebook // channels for codebook in range(n_codebooks))
 
 
 def delay(
     codes: Int[Tensor, "row codebook frame"], delays: tuple[int, ...], pad: int
 ) -> Int[Tensor, "row codebook column"]:
-    """Codes as the decoder's columns: the start token, each codebook shifted by its delay, `pad` elsewhere."""
+    """Codes as the decoder's columns: the start token, then each codebook shifted by its delay; the rest is `pad`."""
     rows, codebooks, frames = codes.shape
     columns = codes.new_full((rows, codebooks, 1 + frames + max(delays)), pad)
     for codebook, shift in enumerate(delays):

@@ -1,9 +1,9 @@
-"""Tokenising prompts without padding or truncation, and warning about words that the tokenizer does not know.
+"""Tokenise prompts without padding or truncation, and warn about words that the tokenizer does not know.
 
 A word outside the vocabulary becomes the tokenizer's unknown token, or vanishes, and the model reads a different text
 without any error. Every prompt passes through here before a model runs. Its unknown words are collected when arguments
-are checked, and reported in one warning per call when the model first runs, so that a call that is refused raises its
-error alone.
+are checked, and reported in one warning per call when the model first runs. So a call that is refused raises only its
+error.
 """
 
 import unicodedata
@@ -27,7 +27,7 @@ _OURS = tuple(f"{Path(__file__).parents[2] / name}/" for name in ("audiolens", "
 
 @dataclass
 class _Call:
-    """The unknown words of one call: `named` were already reported, `noted` are still to report.
+    """The unknown words of one call: `named` were already reported, and `noted` are still to be reported.
 
     `whole` marks a call that runs a model many times.
     """
@@ -119,9 +119,9 @@ def named_once(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def mismatch(tokenizer: Any, embedded: int) -> str | None:
-    """The reason why a tokenizer cannot belong to a text encoder with `embedded` embeddings; `None` if it can.
+    """The reason why a tokenizer cannot belong to a text encoder with `embedded` embeddings, or `None` if it can.
 
-    Warns if it uses fewer than half of the embeddings: some are always spare, but rarely that many.
+    Warns if the tokenizer uses fewer than half of the embeddings. Some are often unused, but rarely that many.
     """
     if not hasattr(tokenizer, "get_vocab"):
         raise InputTypeError(f"tokenizer={type(tokenizer).__name__}: expected a tokenizer or a processor.")
@@ -148,7 +148,7 @@ def mismatch(tokenizer: Any, embedded: int) -> str | None:
 
 
 def _placed(texts: Sequence[str], tokenizer: Any, unknown: int | None) -> Iterator[str]:
-    """Unknown words, from token offsets; without an unknown token, the words that no token covers."""
+    """Unknown words, found from token offsets. Without an unknown token, these are the words that no token covers."""
     encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, **_WHOLE)
     for text, numbers, spans in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         if unknown is None:
@@ -176,7 +176,7 @@ def _words(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _joined(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Spans, with directly adjacent ones merged."""
+    """Merge directly adjacent spans."""
     joined: list[tuple[int, int]] = []
     for start, stop in spans:
         if joined and joined[-1][1] == start:
@@ -187,7 +187,7 @@ def _joined(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _bare(word: str) -> str:
-    """A word without surrounding spaces and punctuation: no meaning is lost if a full stop is unknown."""
+    """A word without surrounding spaces and punctuation, because an unknown full stop loses no meaning."""
     kept = [place for place, sign in enumerate(word) if unicodedata.category(sign)[0] not in "PZC"]
     return word[kept[0] : kept[-1] + 1] if kept else ""
 

@@ -11,14 +11,14 @@ from audiolens.model.families import Family
 
 @dataclass(eq=False)
 class TracedModel:
-    """The model that an `AudioLens` opened, as lower-level modules take it.
+    """The model that an `AudioLens` opened, in the form that lower-level modules expect.
 
     Attributes:
         model: the transformers model, unchanged.
-        tokenizer: its tokenizer.
-        config: sizes, rates and delays.
-        family: where its sites and modules are.
-        nnsight: its envoy tree, `audiolens.tracing.nnsight_source.Model`.
+        tokenizer: the model's tokenizer.
+        config: the model's sizes, rates and delays.
+        family: where the model's sites and modules are.
+        nnsight: the model's envoy tree, `audiolens.tracing.nnsight_source.Model`.
         name: the model's name in results.
     """
 
@@ -31,7 +31,7 @@ class TracedModel:
 
     @property
     def device(self) -> torch.device:
-        """The device of the decoder; with a `device_map`, that of its first part."""
+        """The device of the decoder or, with a `device_map`, the device of its first part."""
         return next(self.model.decoder.parameters()).device
 
     @property

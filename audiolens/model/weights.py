@@ -1,10 +1,10 @@
 """The weights of a model under TransformerLens's names: views of the model's tensors, one per block or per codebook.
 
-`AudioLens` has these names as attributes, so `lens.W_Q[3]` works as in TransformerLens, which has no names for
-cross-attention weights. Here they are the names of the self-attention weights with `_cross` appended
+`AudioLens` has these names as attributes, so `lens.W_Q[3]` works as in TransformerLens. TransformerLens has no names
+for cross-attention weights. Here their names are those of the self-attention weights with `_cross` appended
 (`lens.W_Q_cross[3]`), so that both appear together in name completion.
 
-With an adapter, a weight is the effective matrix, which is computed and not a view.
+With an adapter, a weight is the effective matrix, which is a computed copy instead of a view.
 
 The weights are unprocessed. TransformerLens folds the layer norms into them when it loads a model; here
 `ln1.hook_normalized` is the full output of the norm, and `W_Q[l]` acts on that. MusicGen's projections have no biases,
@@ -26,8 +26,10 @@ from audiolens.model.traced_model import HasModel, TracedModel
 
 
 class Weights(tuple[Tensor, ...]):
-    """One tensor per block (or codebook): `W[3]`, or `W[3, head]`. `W[...]`, or `torch.stack(W)`, copies them into one
-    tensor, whose shape is `W.shape`."""
+    """One tensor per block (or codebook), indexed as `W[3]` or `W[3, head]`.
+
+    `W[...]` or `torch.stack(W)` copies all of them into one tensor, whose shape is `W.shape`.
+    """
 
     __slots__ = ()
 
@@ -56,7 +58,7 @@ class Weights(tuple[Tensor, ...]):
     def _no_arithmetic(self, other: object) -> Any:  # noqa: ARG002 - the signature of the operators
         raise InputTypeError("weights are one tensor per block: compute with one of them, or with torch.stack(W).")
 
-    # A tuple's own operators would repeat the blocks, or append those of another model.
+    # The operators of a tuple would repeat the blocks, or append the blocks of a different model.
     __mul__ = __rmul__ = __add__ = __radd__ = _no_arithmetic
     __array_ufunc__ = None
 
@@ -92,7 +94,7 @@ def mlp() -> tuple[property, property]:
 
 
 def unembeddings(traced: TracedModel) -> Weights:
-    """W_U, one per codebook: "d_model vocab"."""
+    """The unembeddings W_U, "d_model vocab", one per codebook."""
     matrices = (_matrix(head, traced.config.d_model, traced) for head in traced.heads)
     return _weights(matrices, "vocab d_model -> d_model vocab")
 
@@ -123,7 +125,7 @@ def vocabulary() -> tuple[property, property, property]:
 
 
 def _per_block(find: Callable[[BlockPaths], str | None], axes: str) -> property:
-    """A weight of every block; `axes` turns transformers' "out in" into TransformerLens's layout, without a copy."""
+    """A weight of every block; `axes` converts transformers' "out in" to TransformerLens's layout without a copy."""
 
     def read(lens: HasModel) -> Weights:
         traced = lens.traced_model

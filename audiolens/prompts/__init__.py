@@ -1,8 +1,8 @@
 """Contrastive prompt sets: bundled ones (`al.prompts.load("tempo")`), and your own from files.
 
-A set has two poles of matched prompts, from which a direction is computed, and two lists of neutral prompts: layer and
-strength are chosen on one (development), and results are reported on the other (test). `load` returns the bundled sets
-(in étude's words, or in free English for MusicGen models that know it); `from_file` and `from_files` read your own.
+A set has two poles of matched prompts, from which a direction is computed, and two lists of neutral prompts. Layer and
+strength are chosen on one list (development), and results are reported on the other (test). `load` returns the bundled
+sets, in étude's words or, for MusicGen models, in free English. `from_file` and `from_files` read your own sets.
 """
 
 from audiolens.prompts.balance import Balance

@@ -1,4 +1,4 @@
-"""Balance: differences between the two poles of a set other than their meaning, namely length and single words."""
+"""Balance: how the two poles of a set differ in prompt length and in single words, apart from their meaning."""
 
 import re
 from collections import Counter
@@ -17,15 +17,14 @@ class Balance:
     """How well length or a single word predicts a prompt's pole.
 
     Attributes:
-        words: mean number of words per prompt, for the positive and the negative pole.
+        words: the mean number of words per prompt, for the positive and the negative pole.
         length_auc: the probability that a positive prompt has more words than a negative one (ties count half); 0.5 is
             balanced.
-        one_sided: for the positive and the negative pole, word -> share of that pole's prompts that contain it, for
-            words that never occur in the other pole, most common first. The concept's own words belong here; any other
-            word is a confound.
-        leaks: sentences describing each property that predicts the pole by itself; empty if there are none.
+        one_sided: for each pole, the words that never occur in the other pole, most common first, each with the share
+            of that pole's prompts that contain it. The concept's own words belong here; any other word is a confound.
+        leaks: one sentence for each property that predicts the pole by itself; empty if there are none.
 
-    It does not show whether the prompts mean what they should, or whether other concepts are balanced between poles.
+    These figures do not show whether the prompts mean what they should, or whether other concepts are balanced.
     """
 
     words: tuple[float, float]

@@ -1,4 +1,4 @@
-"""Prompt sets from files: bundled sets by concept, and your own from CSV, JSON, TOML or text.
+"""Load prompt sets from files: bundled sets by concept, and your own from CSV, JSON, TOML or text.
 
 A JSON or TOML file has the keys of `PromptSet`: `positive` and `negative`, and optionally `concept`, `poles`,
 `development`, `test`, `positive_words`, `negative_words` and `nouns`. A CSV has a header with the names of the two
@@ -45,7 +45,7 @@ def load(concept: str, vocabulary: str | None = None, *, lens: "AudioLens | None
     with a `lens`, free English if there is such a set and the lens's tokenizer knows all of its words.
 
     Raises:
-        InputError: if there is no such concept or vocabulary; the message names the closest ones.
+        InputError: if there is no such concept or vocabulary; the message names the closest existing ones.
     """
     if vocabulary is None:
         vocabulary = "etude" if lens is None or not _reads_english(lens, concept) else "english"
@@ -76,7 +76,7 @@ def from_file(
 
     Raises:
         InputError: if the file cannot be read, is not UTF-8, or does not have two poles.
-        PromptError: if a pole is empty, a prompt is repeated or is in both poles, or a line of a CSV lacks one.
+        PromptError: if a pole is empty, if a prompt is repeated or is in both poles, or if a CSV line lacks a prompt.
     """
     path = Path(path)
     readers = {".csv": _from_csv, ".json": _from_json, ".toml": toml_of}
@@ -99,8 +99,8 @@ def from_files(
 ) -> PromptSet:
     """A set from two text files with one prompt per line; the poles are named after the files.
 
-    If the files have equally many lines, line i of one is paired with line i of the other. Raises the same errors as
-    `from_file`, and one for a line that is blank in only one of the files.
+    If the files have the same number of lines, line i of one is paired with line i of the other. This raises the same
+    errors as `from_file`, and also one for a line that is blank in only one of the files.
     """
     sides = [Path(positive), Path(negative)]
     lines = [read_text(path).rstrip().split("\n") for path in sides]

@@ -19,12 +19,12 @@ class PromptSet:
     """Prompts for one concept.
 
     Attributes:
-        concept: its name, such as `"tempo"`.
+        concept: the name of the concept, such as `"tempo"`.
         poles: the names of the positive and the negative pole, such as `("fast", "slow")`.
         positive, negative: prompts that ask for each pole. In the bundled sets `positive[i]` and `negative[i]` are the
             same sentence, with only the concept's words exchanged; in your own sets the numbers of prompts may differ.
         development, test: disjoint neutral prompts, without any word of the concept. Layer and strength are chosen on
-            the first, and results are reported on the second. Empty in a set that has none.
+            the first, and results are reported on the second. A set without neutral prompts has empty lists.
         positive_words, negative_words: adjectives that ask for each pole, the plainest first (see `prompted`).
         nouns: nouns before which such an adjective can be put.
         vocabulary: the vocabulary of the prompts: `"etude"`, `"english"`, or `"own"` for a set read from a file.
@@ -79,7 +79,7 @@ class PromptSet:
         )
 
     def words(self, pole: str) -> tuple[str, ...]:
-        """The adjectives of a pole, which is given by its name or as `"positive"` or `"negative"`."""
+        """The adjectives of a pole, given as the pole's name, `"positive"` or `"negative"`."""
         sides = (self.positive_words, self.negative_words)
         by_pole = dict(zip((*self.poles, "positive", "negative"), sides * 2, strict=True))
         if pole not in by_pole:
@@ -115,10 +115,10 @@ class PromptSet:
         return " ".join([*spoken[:place], word, *spoken[place:]])
 
     def completed(self, neutral: "PromptSet", words: tuple[str, str] | None = None) -> "PromptSet":
-        """The set with all that a study needs: neutral prompts and nouns from another set, and words for its poles.
+        """The set with everything a study needs: neutral prompts and nouns from another set, and words for its poles.
 
         Only what is missing is added. The words are `words` or, by default, the names of the poles. Neutral prompts
-        that contain one of the words, or are in a pole, are left out.
+        that contain one of the words or belong to a pole are left out.
         """
         asked = words or self.poles
         sides = [own or (word,) for own, word in zip((self.positive_words, self.negative_words), asked, strict=True)]

@@ -1,1 +1,1 @@
-"""Sound input and output: waveforms to codes and back, and sound files, which are refused if incomplete."""
+"""Sound input and output: convert waveforms to codes and back, and read and write sound files."""

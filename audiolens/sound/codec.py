@@ -1,4 +1,4 @@
-"""Encoding waveforms of any sample rate, mono or stereo, to the codec's codes, and decoding codes to sound."""
+"""Encode waveforms of any sample rate, mono or stereo, to the codec's codes, and decode codes to sound."""
 
 import os
 from typing import Any
@@ -93,7 +93,7 @@ def features(
     """The output of the codec's encoder for a waveform, before quantisation; a stereo model's channels are averaged.
 
     Raises:
-        InputError: as for `encode`.
+        InputError: for the same reasons as `encode`.
     """
     codec = model.audio_encoder
     wave = checked_waveform(waveform, sample_rate, config).to(codec.device, codec.dtype)
@@ -109,7 +109,7 @@ def checked_codes(codes: Any, config: LensConfig, rows: int | None = None) -> In
     """Check undelayed codes for this model and the given number of rows, and return them as int64.
 
     Raises:
-        InputTypeError, InputError: saying what does not fit.
+        InputTypeError, InputError: if they do not fit; the message says why.
     """
     integral = isinstance(codes, Tensor) and not (codes.is_floating_point() or codes.is_complex())
     if not integral or codes.dtype == torch.bool or codes.ndim != 3:

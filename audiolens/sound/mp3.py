@@ -29,7 +29,7 @@ _MOST_SEARCHED = 2**16
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame: where it begins, its size in bytes, and where the encoder's header would be."""
+    """An MP3 frame: where it begins, its size in bytes, and where the encoder's header would be."""
 
     start: int
     size: int
@@ -40,13 +40,13 @@ def missing_frames(path: Path) -> bool:
     """Whether a file has fewer frames or bytes than its header states, or ends inside a frame.
 
     Raises:
-        InputError: if it cannot be read.
+        InputError: if the file cannot be read.
     """
     return is_cut(read_bytes(path, _MOST_BYTES))
 
 
 def is_cut(content: bytes) -> bool:
-    """As `missing_frames`, given the bytes of a file."""
+    """Do the check of `missing_frames` on the bytes of a file."""
     first = _first(content)
     if first is None:
         return False
@@ -104,7 +104,7 @@ def _frame(content: bytes, start: int) -> Frame | None:
 
 
 def _stated(content: bytes, first: Frame) -> tuple[int | None, int | None]:
-    """The numbers of frames and bytes stated in the first frame; `None` for a number that it does not state."""
+    """The numbers of frames and bytes stated in the first frame, each `None` if it is not stated."""
     number = lambda place: int.from_bytes(content[place : place + 4], "big")  # noqa: E731
     if content[first.tag : first.tag + 4] in (b"Xing", b"Info"):
         flags, place = number(first.tag + 4), first.tag + 8

@@ -1,4 +1,4 @@
-"""Ogg pages: checks for files that were cut short or damaged, and a fixed serial number for those that are written.
+"""Check Ogg pages for files that were cut short or damaged, and give written files a fixed serial number.
 
 libsndfile reads the rest of a truncated Ogg file as if it were complete. Every page records its number, whether it is
 the last, and a checksum of its content (RFC 3533).
@@ -21,7 +21,7 @@ _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def refuse_cut(path: Path) -> None:
-    """Refuse an incomplete Ogg file, by reading it page by page to the last.
+    """Refuse an incomplete Ogg file, after reading it page by page to the end.
 
     Raises:
         InputError: if the file ends early, a page is missing or damaged, or another stream follows.
@@ -70,7 +70,7 @@ def _pages(file: BinaryIO, path: Path) -> Iterator[bytes]:
 
 
 def _checksum(page: bytes | bytearray) -> int:
-    """Ogg's CRC of a page, computed from zlib's CRC by reversing bits and undoing its initial and final inversion."""
+    """Ogg's CRC of a page, derived from zlib's CRC by reversing bits and undoing its initial and final inversion."""
     blank = bytearray(page)
     blank[_CHECKSUM] = bytes(4)
     ones = 0xFFFFFFFF

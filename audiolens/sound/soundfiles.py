@@ -1,11 +1,11 @@
-"""Sound files: read with libsndfile (WAV, FLAC, OGG, MP3, AIFF, AU, W64), refused if incomplete, and written.
+"""Read sound files with libsndfile (WAV, FLAC, OGG, MP3, AIFF, AU, W64), refuse incomplete ones, and write clips.
 
 libsndfile silently returns what is left of a file that was cut short. So the length in the header is compared with the
 content, and formats that do not record enough for this are refused. Everything that a header can show is checked before
 a sample is read, so that an hour of sound is never read into memory.
 
-Clips are also written, and compressed for embedding in a page or a notebook. Samples that are not finite are refused,
-and clipping causes a warning. The same clip always gives the same bytes.
+Clips can also be compressed for embedding in a page or a notebook. Samples that are not finite are refused, and
+clipping causes a warning. The same clip always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SoundPath = str | PathLike[str]
 Span = tuple[float, float]
 
 LONGEST_SECONDS = 600.0
-"""A measure is one number per clip, so longer sound must be measured in parts."""
+"""The longest sound that is read. A measure is one number per clip, so longer sound must be measured in parts."""
 MOST_CHANNELS = 2
 RATES_HZ = (4_000, 384_000)
 MOST_SAMPLES = 57_600_000
@@ -42,15 +42,15 @@ file may claim far more."""
 _WHOLE = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "FLAC", "OGG", "MP3")
 """Formats in which a truncated file can be recognised, by libsndfile or by this module."""
 _PLAIN = (b"RIFF", b"RF64", b"riff", b"FORM", b".snd")
-"""The first bytes of files whose samples are stored one after the other, so that their length is known at once."""
+"""The first bytes of files with uncompressed samples, whose length can be computed without decoding."""
 MOST_COMPRESSED_BYTES = 2**29
-"""The largest file of any other format: a decoder reads all of it to find its end."""
+"""The largest file in any other format, because a decoder must read all of it to find its end."""
 _STREAMED = 0x7FFFFF00
 """Sizes from here up mean "unknown" in the header of a sound that was streamed to the file."""
 _SERIAL = 1
 """The serial number of every Ogg stream that is written, so that the same clip always gives the same bytes."""
 _MISSED_SHARE = 0.05
-"""The length of an MP3 is an estimate: only a file that falls short of it by more than this share was cut short."""
+"""The stated length of an MP3 is an estimate: a file counts as cut short only if it lacks more than this share."""
 
 
 def read(path: SoundPath, seconds: Span | None = None) -> tuple[Float[np.ndarray, "channel sample"], int]:
@@ -69,10 +69,10 @@ def read(path: SoundPath, seconds: Span | None = None) -> tuple[Float[np.ndarray
 
 
 def of_bytes(content: bytes, file: Path) -> tuple[Float[np.ndarray, "channel sample"], int]:
-    """As `read`, given the bytes of a file; `file` is its name in messages.
+    """Do the same as `read`, given the bytes of a file; `file` is its name in messages.
 
     Raises:
-        InputError: as `read`.
+        InputError: for the same reasons as `read`.
     """
     return _read(file, io.BytesIO(content), None)
 
@@ -104,7 +104,7 @@ def _read(file: Path, source: Any, seconds: Span | None) -> tuple[Float[np.ndarr
 
 
 def _refuse_other_flac(file: Path, source: Any, sound: soundfile.SoundFile) -> None:
-    """Compare the samples of a whole FLAC with the hash in its header, which libsndfile does not check."""
+    """Compare the samples of a whole FLAC file with the hash in its header, which libsndfile does not check."""
     expected = _flac_hash(file, source)
     width = {"PCM_S8": 1, "PCM_16": 2, "PCM_24": 3}.get(sound.subtype, 0)
     if not any(expected) or not width:
@@ -119,7 +119,7 @@ def _refuse_other_flac(file: Path, source: Any, sound: soundfile.SoundFile) -> N
 
 
 def _flac_hash(file: Path, source: Any) -> bytes:
-    """The MD5 hash in the first block of a FLAC file; empty if a tag precedes it."""
+    """The MD5 hash in the first block of a FLAC file, or empty bytes if a tag precedes that block."""
     if isinstance(source, io.BytesIO):
         head = source.getvalue()[:42]
     else:
@@ -183,9 +183,9 @@ def write(
 
 
 def compressed(samples: Float[np.ndarray, "channel sample"], sample_rate: int) -> tuple[bytes, str]:
-    """A clip as the bytes of a file, and its MIME type: Ogg Vorbis, or FLAC if this libsndfile cannot write Ogg.
+    """A clip as the bytes of a file, with its MIME type: Ogg Vorbis, or FLAC if this libsndfile cannot write Ogg.
 
-    Ogg keeps samples beyond [-1, 1], which a player may clip; FLAC clips them, as in `write`.
+    Ogg keeps samples beyond [-1, 1], which a player may clip. FLAC clips them, as in `write`.
 
     Raises:
         InputError: for NaN or infinite samples.
@@ -203,7 +203,7 @@ def compressed(samples: Float[np.ndarray, "channel sample"], sample_rate: int) -
 
 
 def _undated(wav: bytes) -> bytes:
-    """A float WAV with the time of day set to zero; libsndfile writes it next to the peak of each channel."""
+    """A float WAV with its time stamp set to zero; libsndfile writes the time of day next to the channel peaks."""
     place = wav.index(b"PEAK") + 12
     return wav[:place] + bytes(4) + wav[place + 4 :]
 
@@ -216,7 +216,7 @@ def _put(file: SoundPath | io.BytesIO, content: bytes) -> None:
 
 
 def _checked_peak(samples: Any) -> float:
-    """The largest |sample|."""
+    """The largest absolute sample, after checking that all samples are finite."""
     if not np.isfinite(samples).all():
         raise InputError("the sound contains NaN or infinite samples, which no file can hold: drop or repair the clip.")
     return float(np.abs(samples).max(initial=0.0))
@@ -234,8 +234,8 @@ def _in_16_bits(samples: Float[np.ndarray, "channel sample"], peak: float) -> In
 
 
 def _part(file: Path, sound: soundfile.SoundFile, seconds: Span | None) -> tuple[int, int]:
-    """The first frame to read and the number of frames; the whole header is checked before a sample is read."""
-    # Imported here, because measuring sound must not need torch.
+    """The first frame to read and the number of frames. The whole header is checked before a sample is read."""
+    # The import is local, because measuring sound must not need torch.
     from audiolens.model.timeline import checked_span
 
     rate, n_frames = sound.samplerate, sound.frames

@@ -1,1 +1,1 @@
-"""The training recipe of the bundled model: codec, text encoder and decoder, all trained from scratch."""
+"""The training recipe of the bundled model, whose codec, text encoder and decoder are all trained from scratch."""

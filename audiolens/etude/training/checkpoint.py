@@ -19,7 +19,7 @@ from audiolens.files.bounded import read_header
 def save(
     path: Path, modules: Mapping[str, torch.nn.Module], step: int, optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """Write everything needed to resume from `step`; the file appears complete or not at all."""
+    """Write everything needed to resume from `step`. The file is written atomically."""
     tensors = {f"{name}/{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
     if optimizer is not None:
         for index, state in optimizer.state_dict()["state"].items():
@@ -31,10 +31,10 @@ def save(
 
 
 def load(path: Path, modules: Mapping[str, torch.nn.Module], optimizer: torch.optim.Optimizer | None = None) -> int:
-    """Restore in place what `save` wrote; returns the step to resume from, 0 if there is no file.
+    """Restore in place what `save` wrote, and return the step to resume from, or 0 if there is no file.
 
     Raises:
-        InputError: if the file is damaged, or holds the state of other modules.
+        InputError: if the file is damaged, or holds the state of different modules.
     """
     if not os.path.lexists(path):
         return 0

@@ -1,4 +1,4 @@
-"""étude's codec: a stock EnCodec, and the quantiser training that transformers leaves out.
+"""étude's codec: a stock EnCodec, and the quantiser training that transformers lacks.
 
 There are three phases. The first trains an autoencoder without a quantiser. The second adds residual codebooks,
 initialised by k-means, and trains everything jointly with a straight-through estimator, moving averages and the revival
@@ -63,7 +63,7 @@ class TrainingSchedule:
     joint: int = 3400
     decoder: int = 500
     bands_from: int = 1600
-    """The step at which band energies join the loss: earlier, they dominate pitch (such a codec lost the mode)."""
+    """The step at which band energies join the loss; if added earlier, they dominate pitch and the mode is lost."""
     batch_size: int = 16
     segment_frames: int = 32
     learning_rate: float = 1e-3
@@ -82,7 +82,7 @@ def train(
     report_every: int = 20,
     device: str = "cpu",
 ) -> Any:
-    """Train a codec on 16-bit clips; checkpoints are written to `out`, and training resumes from an existing one."""
+    """Train a codec on 16-bit clips. Checkpoints are written to `out`, and training resumes from an existing one."""
     torch.manual_seed(0)
     model: Any = build()
     model.to(device)
@@ -157,7 +157,7 @@ def _codebooks(model: EncodecModel) -> list[Any]:
 def _revive(
     book: Any, residual: Float[Tensor, "vector latent"], generator: torch.Generator, floor: float = 0.2
 ) -> None:
-    """Restart codes that are hardly ever chosen at random vectors of the batch."""
+    """Restart codes that are hardly ever chosen, placing them at random vectors of the batch."""
     dead = (book.cluster_size < floor).nonzero().flatten()
     if len(dead):
         fresh = residual[torch.randint(len(residual), (len(dead),), generator=generator).to(residual.device)]
@@ -208,7 +208,7 @@ def _losses(output: Float[Tensor, "row 1 sample"], target: Float[Tensor, "row 1 
 
 
 def _band_levels(magnitude: Float[Tensor, "row bin frame"]) -> Float[Tensor, "row band block"]:
-    """Log power in 32 mel bands over 64 ms; a loss over single bins would favour leaving out noise and treble."""
+    """Log power in 32 mel bands over 64 ms; a loss over single bins would reward omitting noise and treble."""
     filters = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=BAND_FFT, n_mels=32, norm=None)
     power = torch.from_numpy(filters).to(magnitude) @ magnitude**2
     return (F.avg_pool1d(power, 4) + 1e-4).log()

@@ -1,4 +1,4 @@
-"""étude's training corpus: the synthesiser's clips as 16-bit sound for the codec, and as codes for the decoder.
+"""étude's training corpus: synthesised clips, as 16-bit sound for the codec and as codes for the decoder.
 
 Labels and captions are not stored: `synth.label(index, seed)` reproduces them, so a file of codes and a seed suffice.
 """
@@ -93,7 +93,7 @@ def _encode(
 
 
 def _workers() -> ProcessPoolExecutor:
-    # Spawned, not forked: a fork of a process whose torch threads have run can hang.
+    # Processes are spawned, because a fork of a process whose torch threads have run can hang.
     return ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn"))
 
 

@@ -3,9 +3,10 @@
 Plain next-code training ignores the words, because one second of music already reveals tempo and brightness, and it
 learns the beat late, because beats are rare among codes that are mostly noise. Five measures help, and none of them
 favours a block, so that training does not impose *where* a concept is represented. The text encoder is pre-trained
-(`text.pretrain`). Some crops are short, so that the model sees many beginnings. Beginnings weigh more in the loss,
-because only the words are informative there. In a share of the rows, part of the history is hidden, for the same
-reason. An auxiliary head on the final state, discarded after training, predicts beat and attributes (`listener`).
+(`text.pretrain`). Some crops are short, so that the model sees many beginnings. Beginnings have a higher weight in the
+loss, because only the words are informative there. In some rows part of the history is hidden, so that the model must
+rely on the words. An auxiliary head on the final state, discarded after training, predicts beat and attributes
+(`listener`).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from audiolens.etude.training.rates import warm_cosine
 from audiolens.model.timeline import delay, delays_of
 
 START = CODEBOOK_SIZE
-"""The start token, also used as padding and at delayed positions: one past the last code, as in every MusicGen."""
+"""The start token, one past the last code as in every MusicGen; it also fills padding and delayed positions."""
 DELAYS = delays_of(N_CODEBOOKS, channels=1)
 
 
@@ -61,7 +62,7 @@ def build(text_encoder: T5EncoderModel, codec: EncodecModel) -> MusicgenForCondi
 
 @dataclass(frozen=True)
 class TrainingSchedule:
-    """The length of the decoder's training, its batches, and the weights of its loss."""
+    """The length of the decoder's training, the shape of its batches, and the weights of its loss."""
 
     steps: int = 17_000
     batch_size: int = 16
@@ -73,7 +74,7 @@ class TrainingSchedule:
     history_dropout: float = 0.12
     codebook_weights: tuple[float, ...] = (2.0, 1.0, 0.6, 0.4)
     beginning: tuple[int, float] = (6, 3.0)
-    """The number of steps at the start of a crop that weigh more, and their weight."""
+    """The number of steps at the start of a crop that have a higher weight in the loss, and that weight."""
     listening_weight: float = 0.6
 
 
@@ -86,7 +87,7 @@ def final_states(
 ) -> Float[Tensor, "row step width"]:
     """The decoder's final state at every step, from which the next codes are predicted.
 
-    Rows without text get zero states and a zero mask, exactly as in the null half of the guidance.
+    Rows without text get zero states and a zero mask, exactly as in the null half of a guided batch.
     """
     if history_kept is not None:
         inputs = torch.where(history_kept[:, None], inputs, START)
@@ -122,7 +123,7 @@ def train(
     stop_at: int | None = None,
     device: str = "cpu",
 ) -> MusicgenForConditionalGeneration:
-    """Train decoder and text encoder jointly on the first clips of a set, with checkpoints in `out`; resumes from them.
+    """Train decoder and text encoder jointly on the first clips of a set, resuming from checkpoints in `out`.
 
     `stop_at` ends the run early without changing the learning rates of `schedule`; a later call resumes there.
     """
@@ -193,7 +194,7 @@ def _crop(
 
 
 def _history(rng: np.random.Generator, schedule: TrainingSchedule, steps: int) -> Bool[Tensor, "row step"]:
-    """A mask of the columns that each row may read: in most rows all, in a share of rows a random part, even none."""
+    """A mask of the columns that each row may read: in most rows all of them, in the others a random part or none."""
     hidden_share = np.where(
         rng.random(schedule.batch_size) < schedule.history_dropout, rng.uniform(0.2, 1.0, schedule.batch_size), 0.0
     )

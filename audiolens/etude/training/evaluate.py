@@ -1,8 +1,8 @@
-"""Evaluation of étude: does it play what a prompt asks for, and what does it play if the prompt asks for nothing?
+"""Evaluate whether étude plays what a prompt asks for, and what it plays if the prompt asks for nothing.
 
-`python -m audiolens.etude.training.evaluate` prints an AUC for every concept: how well a measure separates clips of
-the two poles, prompted with wording that training never saw. Next to it is the ceiling, the same AUC on the
-synthesiser's own clips after the codec. An AUC shows only that the poles differ, not that the clips sound good.
+`python -m audiolens.etude.training.evaluate` prints an AUC for every concept. It says how well a measure separates
+clips of the two poles that were prompted with wording that training never saw. Next to it is the ceiling, the same AUC
+on the synthesiser's own clips after the codec. An AUC shows only that the poles differ, not that the clips sound good.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ FRAMES = (
     "let us hear it {} again", "my neighbour hums a {} melody", "a {} piece , nothing fancy", "try a {} one",
     "something {} while cooking", "that {} song everybody hums", "{} as can be",
 )  # fmt: skip
-"""Held-out wordings: each contains words outside the grammar, so none can be a training caption."""
+"""Held-out wordings. Each contains words outside the grammar, so none can be a training caption."""
 
 
 def held_out_captions(concept: str, level: str, n: int = len(FRAMES)) -> list[str]:
@@ -87,7 +87,7 @@ class Abilities:
     reference: pd.DataFrame
 
     def to_frame(self) -> pd.DataFrame:
-        """The AUC of the high against the low pole per concept and measure: étude's, the ceiling and the difference."""
+        """The AUC of high against low pole for each concept and measure: étude's, the ceiling's, and the difference."""
         import pandas as pd
 
         rows = []
@@ -108,7 +108,7 @@ class Abilities:
         return pd.DataFrame(rows, columns=columns)
 
     def neutral(self) -> pd.DataFrame:
-        """The distribution for neutral captions: quantiles, the share above the reference's median, relative spread."""
+        """How clips of neutral captions are spread: quantiles, share above the reference's median, relative spread."""
         import pandas as pd
 
         neutral = self.clips[self.clips.concept == "neutral"]
@@ -126,7 +126,7 @@ class Abilities:
         return self.reference[len(self.reference) // 2 :]
 
     def _instrument_auc(self, clips: pd.DataFrame, label: str) -> float:
-        """Mean one-vs-rest AUC of a classifier fitted on the first half of the reference."""
+        """The mean one-vs-rest AUC of a classifier that was fitted on the first half of the reference."""
         from sklearn.linear_model import LogisticRegression
         from sklearn.metrics import roc_auc_score
         from sklearn.pipeline import make_pipeline
@@ -147,9 +147,9 @@ def abilities(
     seconds: float = 5.0,
     n_jobs: int = 1,
 ) -> Abilities:
-    """Generate and measure clips for held-out captions of every concept and for neutral captions, and the reference.
+    """Generate and measure clips for neutral and for held-out captions of every concept, and measure the reference.
 
-    Every clip of a pole has its own seed; paired clips of the two poles share one.
+    Every clip of a pole has its own seed, which it shares with its paired clip of the other pole.
     """
     import pandas as pd
 
@@ -183,7 +183,7 @@ def _decoded(lens: AudioLens, codes: Int[Tensor, "row codebook frame"]) -> Float
 
 
 def measures_of(audio: Float[np.ndarray, "row channel sample"], sample_rate: int, n_jobs: int = 1) -> pd.DataFrame:
-    """Every measure of every clip, onsets per beat, and the mean and spread of the MFCCs (for the instrument)."""
+    """Every measure of every clip, with onsets per beat, and the mean and spread of the MFCCs (for the instrument)."""
     import librosa
     import pandas as pd
 
@@ -197,7 +197,7 @@ def measures_of(audio: Float[np.ndarray, "row channel sample"], sample_rate: int
 
 
 def pole_auc(scores: pd.Series, positive: pd.Series) -> float:
-    """The probability that a positive clip scores above a negative one; a clip without a number counts half."""
+    """The probability that a positive clip scores above a negative one; a clip without a score counts half."""
     return float(auc(scores[positive].to_numpy(), scores[~positive].to_numpy()))
 
 

@@ -1,4 +1,4 @@
-"""The auxiliary task of the decoder's training: predict the beat phase and the attributes of the next frame.
+"""The auxiliary task in training the decoder: predict the beat phase and the attributes of the next frame.
 
 A beat is a rare event among codes that are mostly noise, so a loss over codes alone teaches it late. A linear head on
 the decoder's *final* state predicts it at every frame, and is discarded after training. The final state is the sum of
@@ -22,7 +22,7 @@ from audiolens.etude.training.codec import FRAME_RATE
 BEAT_TARGETS = 4
 """Cosine and sine of the phase within the beat, and of the phase within the bar."""
 MODE_WEIGHT = 3.0
-"""The weight of the mode among the attributes: only the third of a chord reveals it, the others show in every frame."""
+"""The weight of the mode: only the third of a chord reveals it, whereas every frame shows the other attributes."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def unheard(said: Float[Tensor, "row frame target"], targets: Float[Tensor, "row
     beat, attributes = error[:BEAT_TARGETS], error[BEAT_TARGETS:]
     weight = torch.ones_like(attributes)
     weight[text.TARGETS.index("mode")] = MODE_WEIGHT
-    # A sine has a variance of one half, and the attributes nearly so.
+    # A sine has a variance of one half, and the attributes have nearly the same.
     return Unheard(
         2 * beat.mean(), 2 * (weight * attributes).sum() / weight.sum(), attributes[text.TARGETS.index("mode")]
     )

@@ -1,8 +1,8 @@
 """Write étude's prompt sets from its caption grammar: `python -m audiolens.etude.training.prompt_sets`.
 
-A pair is one sentence frame (opening, neutral words, sometimes one word for another attribute), filled once for each
-pole, with an adjective matched to an adjective or a phrase to a phrase. So the poles differ only in the concept's
-words, and any other attribute is named equally often on both sides. All synonyms of a pole occur about equally often.
+A pair is one sentence frame (an opening, neutral words and sometimes one word for another attribute), filled once for
+each pole. Both poles fill it with an adjective, or both with a phrase. So the poles differ only in the concept's words,
+and any other attribute is named equally often on both sides. All synonyms of a pole occur about equally often.
 The files are the same on every machine, because they use one seed and only `random.random`, whose stream is fixed.
 """
 
@@ -35,7 +35,7 @@ class CaptionContrast:
     poles: tuple[str, str]
 
     def wordings(self, grammar: Mapping[str, Mapping[str, Sequence[str]]]) -> tuple[list[str], list[str]]:
-        """The wordings of each side; if a side spans several levels, these alternate."""
+        """The wordings of each side; if a side covers several levels, their wordings alternate."""
         words = grammar[self.attribute]
         sides = [_in_turn([words[level] for level in levels]) for levels in (self.positive, self.negative)]
         return sides[0], sides[1]
@@ -61,7 +61,7 @@ CONTRASTS: Mapping[str, CaptionContrast] = MappingProxyType(
         },
     }
 )
-"""Concept -> contrast. An instrument is contrasted with all the others, which alternate."""
+"""The contrast for each concept. An instrument is contrasted with all the others, which alternate."""
 
 
 def neutral_words() -> frozenset[str]:
@@ -71,17 +71,17 @@ def neutral_words() -> frozenset[str]:
 
 
 def pairs(concept: str, count: int = PAIRS) -> list[tuple[str, str]]:
-    """Matched prompts for a concept: (positive, negative), all different."""
+    """Matched (positive, negative) prompts for a concept, all different."""
     contrast = CONTRASTS[concept]
     rng = random.Random(f"{SEED} {concept}")
     adjectives, phrases = contrast.wordings(ADJECTIVES), contrast.wordings(PHRASES)
-    # Adjectives and phrases in proportion to their wordings, so that synonyms occur about equally often.
+    # The share of adjectives matches their share of the wordings, so that synonyms occur about equally often.
     n_adjectives = round(count * len(adjectives[0]) / (len(adjectives[0]) + len(phrases[0])))
     n_phrases = count - n_adjectives
     wordings = [*_wordings(adjectives, n_adjectives), *_wordings(phrases, n_phrases)]
     forms = ["adjective"] * n_adjectives + ["phrase"] * n_phrases
     asides = _shuffled(_asides(contrast), rng)
-    # About one pair in three names another attribute too, with each of its levels equally often.
+    # About one pair in three also names another attribute, whose levels occur equally often.
     others: list[tuple[str, str] | None] = [*asides, *[None] * count][:count]
     plan = list(zip(_shuffled(list(zip(forms, wordings, strict=True)), rng), _shuffled(others, rng), strict=True))
     made: list[tuple[str, str]] = []
@@ -144,7 +144,7 @@ def main() -> None:
 
 
 def _frame(form: str, other: tuple[str, str] | None, rng: random.Random) -> str:
-    """A sentence with `*` in place of the concept's wording; `other` is a (form, wording) of another attribute."""
+    """A sentence with `*` in place of the concept's wording; `other` is the (form, wording) of another attribute."""
     adjectives = ["*"] if form == "adjective" else []
     phrases = ["*"] if form == "phrase" else []
     if other is not None:
@@ -169,7 +169,7 @@ def _asides(contrast: CaptionContrast) -> list[tuple[str, str]]:
 
 
 def _wordings(sides: tuple[list[str], list[str]], count: int) -> Iterator[tuple[str, str]]:
-    """Pairs that use every wording about equally often; over time each wording meets all those of the other side."""
+    """Pairs that use every wording about equally often; in a long run each meets all those of the other side."""
     positive, negative = sides
     for k in range(count):
         yield positive[k % len(positive)], negative[(k + k // len(negative)) % len(negative)]

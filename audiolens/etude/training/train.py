@@ -1,7 +1,7 @@
-"""Train étude: `python -m audiolens.etude.training.train`. A run that was killed resumes.
+"""Train étude with `python -m audiolens.etude.training.train`, which resumes a run that was killed.
 
-The stages, each of which is skipped if its result exists: render clips -> train the codec -> encode the corpus ->
-pre-train the text encoder -> train the decoder -> write a folder that transformers alone can load -> evaluate.
+The stages are: render clips -> train the codec -> encode the corpus -> pre-train the text encoder -> train the decoder
+-> write a folder that transformers alone can load -> evaluate. A stage is skipped if its result exists.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The model families that the lens can open, one file each."""
+"""The model families that the lens can open, each in its own file."""
 
 from torch import nn
 
@@ -14,7 +14,7 @@ def family_of(model: nn.Module) -> Family:
     """The family of a model, after checking that it has every module that the lens relies on.
 
     Raises:
-        UnsupportedModelError: naming the part that does not match.
+        UnsupportedModelError: if a part does not match; the message names it.
     """
     kind = type(model).__name__
     family = next((family for family in FAMILIES if family.architecture == kind), None)

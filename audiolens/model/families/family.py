@@ -1,4 +1,4 @@
-"""Family: everything that differs between kinds of model, so that no other code needs to ask which kind it has.
+"""Family: everything that differs between kinds of model, so that no other code needs to know the kind.
 
 A `Tap` (`site_access.py`) says where a site's value is served and how it is laid out. Taps are listed in the order
 in which the forward pass reaches them, which is the order in which a trace must request them.
@@ -23,7 +23,7 @@ Half = Literal["cond", "null"]
 
 @dataclass(frozen=True)
 class BlockPaths:
-    """The paths of a block's modules, relative to the block; `None` for modules that the family does not have."""
+    """The paths of a block's modules, relative to the block. A path is `None` if the family lacks that module."""
 
     attention_norm: str
     attention: str
@@ -37,7 +37,7 @@ class BlockPaths:
     key: str = "k_proj"
     value: str = "v_proj"
     output: str = "out_proj"
-    """The projections of either attention, relative to the attention."""
+    """The paths of an attention's projections, relative to the attention."""
 
     @property
     def attentions(self) -> dict[str, str]:
@@ -76,15 +76,15 @@ class Family:
 
     Attributes:
         name, architecture: the family's common name, and the class name in transformers.
-        conditioning: how text reaches the decoder: by cross-attention, or as a prefix in the decoder's own sequence.
-        inputs: returns the keyword arguments of a forward, given the model, the encoded prompts, and whether guidance
-            adds its null half.
+        conditioning: how text reaches the decoder, either by cross-attention or as a prefix in its own sequence.
+        inputs: a function that returns the keyword arguments of a forward pass, given the model, the encoded prompts,
+            and whether guidance adds its null half.
         decoder: the path of the module that runs the blocks.
         parts: the modules of a block.
-        entry_taps, block_taps, exit_taps: where sites before, in and after the blocks are served.
+        entry_taps, block_taps, exit_taps: where the values of sites before, in and after the blocks are served.
         guided: the order of the two halves of a guided batch.
         body_blocks, body_norm, body_embeddings, body_positions: paths relative to the decoder.
-        lm_heads: the path of the output heads, one per codebook.
+        lm_heads: the path of the output heads, of which there is one per codebook.
     """
 
     name: str
@@ -145,10 +145,11 @@ class Family:
         names: str | Sequence[str] | Callable[[str], bool],
         layers: int | Iterable[int] | None,
     ) -> list[Site]:
-        """As `find`; `names` may also be a function of the full name, whose choice is in the model's order.
+        """Find sites as `find` does, or by a function of the full name, which selects sites in the model's order.
 
         Raises:
-            InputTypeError, InputError: if the function chooses nothing, is given layers too, or does not return a bool.
+            InputTypeError, InputError: if the function selects nothing or does not return a bool, or if layers are also
+                given.
         """
         if not callable(names):
             return self.find(config, checked_names("names", names), layers)
@@ -186,7 +187,7 @@ class Family:
         return self.part(self.body(model), self.body_norm)
 
     def embeddings(self, model: nn.Module) -> Any:
-        """One embedding per codebook."""
+        """The code embeddings, one per codebook."""
         return self.part(self.body(model), self.body_embeddings)
 
     def positions(self, model: nn.Module) -> Any:
@@ -216,7 +217,7 @@ class Family:
         )
 
     def _activation(self, block: Any) -> Any:
-        """The activation function, which need not be a module."""
+        """The activation function of a block, which need not be a module."""
         try:
             return getattr(block, self.parts.activation)
         except AttributeError as error:
@@ -226,7 +227,7 @@ class Family:
         """A module by its path.
 
         Raises:
-            UnsupportedModelError: if there is no such module, so the model is not built like its family.
+            UnsupportedModelError: if there is no such module, which means that the model is not built like its family.
         """
         try:
             return root.get_submodule(path)

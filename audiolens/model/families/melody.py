@@ -15,7 +15,7 @@ MELODY = Family(
     decoder=MUSICGEN.decoder,
     parts=replace(MUSICGEN.parts, cross_attention=None, cross_attention_norm=None),
     entry_taps={
-        # With a prefix the embeddings are made in two steps; in either case they pass where positions are added.
+        # With a prefix the embeddings are computed in two steps; they are always the input of the position embeddings.
         "hook_embed": Tap(f"{MUSICGEN.decoder}.embed_positions", "input", in_place=True),
         "hook_pos_embed": Positions(f"{MUSICGEN.decoder}.embed_positions", "output"),
     },

@@ -1,4 +1,4 @@
-"""MusicGen, mono and stereo, in every size: text reaches the decoder by cross-attention."""
+"""MusicGen of every size, mono and stereo, in which text reaches the decoder by cross-attention."""
 
 from audiolens.model.conditioning import attended
 from audiolens.model.families.family import BlockPaths, Family
@@ -18,7 +18,7 @@ from audiolens.model.site_access import (
 )
 
 _KERNEL = "attention_interface_1"
-"""The call of the attention kernel inside the forward of an attention, for any attention implementation."""
+"""The call of the attention kernel in an attention's forward, in any attention implementation."""
 
 
 def attention_sites(prefix: str, module: str) -> dict[str, Tap]:
@@ -36,7 +36,7 @@ def attention_sites(prefix: str, module: str) -> dict[str, Tap]:
 def _cross_attention(prefix: str, module: str) -> dict[str, Tap]:
     """The sites inside a cross-attention, whose keys and values are on the text side.
 
-    Keys and values are projected once per clip and then come from the key-value cache, so they are read at the kernel,
+    Keys and values are projected once per clip and then come from the key-value cache. So they are read at the kernel,
     through which they pass at every step.
     """
     return {
