@@ -39,8 +39,8 @@ class LagAttention:
         control, control_high: the mean and the 95% quantile of the score under those shuffled beats.
         layers, heads, prompts, frame_rate: the labels of the axes, and steps per second.
 
-    It does not show that a head tracks the beat: it may follow anything that recurs with it. Other clips' beats are a
-    conservative control, since half or double a beat coincides with some of its lags.
+    It does not show that a head tracks the beat: it may follow anything that recurs with the beat. Other clips' beats
+    are a conservative control, since half or double a beat coincides with some of its lags.
     """
 
     profiles: Float[np.ndarray, "layer head row lag"]

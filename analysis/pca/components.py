@@ -1,4 +1,4 @@
-"""PCA of activations per layer: from which block and from what time on the poles of a concept are separated.
+"""PCA of activations per layer: the block and the time from which the poles of a concept are separated.
 
 `fit` takes one vector per row and block: a cache reduced over time, or an array "layer row d_model". `trajectories`
 takes every step: a cache that was not reduced, or an array "layer row step d_model".
@@ -128,8 +128,8 @@ class Trajectories:
         seconds: time of each step from the beginning of the clip.
         layers, poles: the layer and pole axes.
 
-    It does not show what the model does with the difference. Much of a path is time itself, which all rows share. What
-    separates the poles is the distance between the paths, not the shape of a path.
+    It does not show what the model does with the difference. Much of a path reflects time itself, which all rows share.
+    What separates the poles is the distance between the paths, not the shape of a path.
     """
 
     means: Float[np.ndarray, "layer pole step component"]

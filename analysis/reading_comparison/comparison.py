@@ -49,9 +49,9 @@ class Readings:
             second, within each pole and then averaged: how strongly the reading reflects busyness, independently of the
             poles.
 
-    In the `null` branch only the codes sampled so far can separate the poles. At "first" it is the same for all
-    prompts, so its direction is zero and its columns are NaN. The table does not show which reading steers best: that
-    takes a sweep. A low cosine does not show which of two readings represents the concept.
+    In the `null` branch only the codes sampled so far can separate the poles. At "first" this branch is the same for
+    all prompts, so its direction is zero and its columns are NaN. The table does not show which reading steers best:
+    that takes a sweep. A low cosine does not show which of two readings represents the concept.
     """
 
     table: pd.DataFrame

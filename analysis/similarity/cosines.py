@@ -1,4 +1,4 @@
-"""Cosine similarity between directions: which blocks encode a concept alike, and which concepts share a direction.
+"""Cosine similarity between directions: which blocks encode a concept similarly, and which concepts share a direction.
 
 `cosine_map` compares the layers of one set of directions, or of two. `compare` compares named sets at each layer:
 concepts, estimators, positions, time spans. Both compare the cosines with those of random directions, or with those of

@@ -66,7 +66,7 @@ class ReadBatch:
 
 
 class PoleReader:
-    """A reading of two poles, checked before the model runs; iterate over it for the batches."""
+    """A reading of two poles, checked before the model runs; iterating over it yields the batches."""
 
     def __init__(
         self,

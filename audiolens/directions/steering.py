@@ -1,4 +1,4 @@
-"""Turn directions into the interventions that steer along them: at which blocks, how strongly, when, and on which rows.
+"""Turn directions into interventions that steer along them at the chosen blocks, strength, times and rows.
 
 The strategies are those of Facchiano et al. (2025): one layer's vector at its own block (one-to-one), at every block
 (one-to-all, the best in the paper) or in a band of blocks (one-to-band); or each block's own vector at that block

@@ -1,4 +1,4 @@
-"""Tell which steps the running forward covers, and check that they follow from the previous forward.
+"""Determine which steps the running forward covers, and check that they follow from the previous forward.
 
 The clock reads the absolute position from the decoder's inputs: the new columns and the length already cached. It is
 therefore the same with and without the key-value cache, and in `generate`, where transformers runs the first forward

@@ -1,7 +1,7 @@
 """Run the model under a plan, as a generation or as one forward over given codes; one run at a time.
 
 The global random state is restored after an exception and, on request, after a normal run, because transformers draws
-from Python's `random` in every block, nnsight and the samplers from torch's generator.
+from Python's `random` in every block, and nnsight and the samplers draw from torch's generator.
 
 If a process forks while another thread runs a model, the child does not have that thread, so it treats the run as over.
 """

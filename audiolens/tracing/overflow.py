@@ -1,4 +1,4 @@
-"""Stop a run whose activations become infinite or NaN, and say at which site, row and step that began.
+"""Stop a run whose activations become infinite or NaN, and report the site, row and step where that began.
 
 A strength too large for the model's number format (or a broken weight) turns activations into infinity or NaN. The
 model would still make codes from them, and the clip would be meaningless noise. So once per step, before the next code
@@ -7,10 +7,10 @@ forward over given codes returns NaN as the bare model does; code that computes 
 (`checked_logits`).
 
 An infinite or NaN value in the residual stream makes the logits of its own step NaN, through the final norm. Writes to
-the stream are therefore only stored, and inspected once the logits are NaN, to find where it began. Other writes may
-not reach the logits: a weight may be zero, the step may not be the last of its forward, or a later block may replace
-the value. Such writes are summed over their features, which preserves infinity and NaN, and the sums are checked along
-with the logits.
+the stream are therefore only stored, and inspected once the logits are NaN, to find where the overflow began. Other
+writes may not reach the logits: a weight may be zero, the step may not be the last of its forward, or a later block may
+replace the value. Such writes are summed over their features, which preserves infinity and NaN, and the sums are
+checked along with the logits.
 """
 
 import math

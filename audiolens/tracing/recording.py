@@ -120,7 +120,7 @@ class Recorder:
         self.tensors: dict[str, Tensor] = {}
         self.norms: dict[str, Tensor] = {}
         self.seen: dict[str, int] = {}
-        """By site name, the step up to which this batch is recorded."""
+        """The step up to which this batch is recorded, by site name."""
         self.begun = torch.zeros(rows, dtype=torch.bool, device="cpu")
         self.prefixes = torch.zeros(rows, dtype=torch.long, device="cpu")
 

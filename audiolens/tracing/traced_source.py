@@ -19,7 +19,7 @@ from nnsight.tracing.tracer import Tracer, skip_context, skippable
 from audiolens.errors import StaleSourceError
 
 _READ: dict[str, list[str]] = {}
-"""By file name, every version of the text that was traced, the newest last."""
+"""Every version of the text that was traced, by file name, with the newest last."""
 _KNOWN: dict[tuple[str, int, str, int], CodeType] = {}
 """The code that entered each traced block of the text that nnsight now holds, under nnsight's own keys."""
 
