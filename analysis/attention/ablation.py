@@ -121,7 +121,7 @@ def ablate(
         site: a site with heads: "attn.z" or "cross_attn.z" (scaling z scales the head's result).
         factor: 0 removes the head's output.
         seconds: the window that is scored; the whole clip by default.
-        batch_size: rows per run, of several heads if they fit.
+        batch_size: rows per run. A run covers several heads if their rows fit.
 
     Raises:
         SiteError: for a site the family does not have.

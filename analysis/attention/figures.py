@@ -181,7 +181,7 @@ def _of(result: TextAttention, layer: int, head: int) -> np.ndarray:
 
 
 def _in_beats(result: LagAttention, layer: int, head: int, grid: np.ndarray) -> np.ndarray:
-    """Return the mean profile over lags in beats, each clip's divided by its mean; NaN with fewer than two clips."""
+    """Return the mean over clips of profiles divided by their mean, by lag in beats; NaN for fewer than two clips."""
     profiles = result.profiles[result.layers.index(layer), result.heads.index(head)]
     lines = []
     for profile, beat in zip(profiles, result.beat_seconds, strict=True):

@@ -31,16 +31,16 @@ class LagAttention:
     Attributes:
         profiles: mean weight at each lag (0, 1, 2, ... steps back), over the same queries for every lag.
         scores: per row (on - off) / (on + off), from -1 to 1. "On" is the mean weight one, two, ... whole beats back,
-            and "off" the mean half a beat to either side of each, so that a steady decay scores about 0. NaN if the
-            beat is unknown.
+            and "off" the mean half a beat to either side of each, so that a steady decay scores about 0. The score is
+            NaN if the beat is unknown.
         beat_seconds: the beat of each row.
-        p: permutation p-value: how often beats shuffled *between* clips give as high a mean score, corrected over heads
-            (Benjamini-Hochberg).
+        p: permutation p-value: how often beats shuffled *between* clips give a mean score at least as high, corrected
+            over heads (Benjamini-Hochberg).
         control, control_high: the mean and the 95% quantile of the score under those shuffled beats.
         layers, heads, prompts, frame_rate: the labels of the axes, and steps per second.
 
-    It does not show that a head tracks the beat: it may follow anything that recurs with it. Other clips' beats are a
-    conservative control, since half or double a beat coincides with some of its lags.
+    It does not show that a head tracks the beat: it may follow anything that recurs with the beat. Other clips' beats
+    are a conservative control, since half or double a beat coincides with some of its lags.
     """
 
     profiles: Float[np.ndarray, "layer head row lag"]
@@ -74,7 +74,7 @@ class LagAttention:
 
     @property
     def periodic(self) -> Bool[np.ndarray, "layer head"]:
-        """Heads that attend at multiples of the beat: the whole interval of the score is above 0, and p at most .05."""
+        """Heads that attend at multiples of the beat: the score's interval is above 0, and p is at most .05."""
         return (self.means.low > 0) & (self.p <= LEVEL)
 
     def to_frame(self) -> pd.DataFrame:
@@ -144,8 +144,8 @@ def by_lag(
         seed: seed of the shuffles.
 
     Raises:
-        InputError: if fewer than two clips have different beats, no clip has one and a half beats within the lags, or
-            the lags leave no query.
+        InputError: if the clips do not have at least two different beats, no clip has one and a half beats within the
+            lags, or the lags leave no query.
     """
     codes, listed, blocks, chosen = checked(lens, prompts, codes, layers, heads)
     n_permutations = checked_count("n_permutations", n_permutations)
@@ -224,7 +224,7 @@ def beat_score(profiles: Float[np.ndarray, "*lead lag"], beat_steps: float) -> F
 def whole_beats(lags: int, beat_steps: float) -> int:
     """Return how many whole beats of `beat_steps` fit into the lags, leaving half a beat after the last.
 
-    At most one per lag: a beat shorter than a step has no lag of its own.
+    There is at most one per lag, since a beat shorter than a step has no lag of its own.
     """
     return int(min(lags / beat_steps - 0.5, lags))
 

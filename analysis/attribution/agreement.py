@@ -82,7 +82,7 @@ def patched(
 ) -> Float[np.ndarray, "cell row codebook"]:
     """Return the metric with each cell patched in turn, one run per cell.
 
-    `own` and `other` are activations by full site name: those of the run that is patched, and the replacements.
+    `own` holds the activations of the run that is patched, and `other` the replacements, both by full site name.
     """
     found = []
     for cell in cells:

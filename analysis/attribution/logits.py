@@ -129,7 +129,7 @@ def direct(
         prompts: one per row of codes.
         corrupted: other prompts, paired by row: components are differenced (clean minus corrupted) and projected onto
             the unit difference of the logits of both runs. The total is then the norm of that difference.
-        direction: a vector "d_model" in the stream before the final norm (of `Directions`, the last layer's):
+        direction: a vector "d_model" in the stream before the final norm (for `Directions`, that of the last layer):
             components are projected onto the unit vector of logits that it writes.
         seconds: the window that is averaged over; the first second by default.
         heads: split attention and cross-attention by head.

@@ -60,10 +60,10 @@ class AttributionResult:
             behaviour); "noising" patches corrupted activations into the clean run (negative: the cell was needed).
         agreement: agreement with exact patching on a sample of cells; `None` with `check=0`.
 
-    It does not show which activations the model *uses*: a gradient is local to one run and misses saturation, and
-    interactions between cells are in neither cell's score. Cells on one path (resid_post of successive blocks) carry
-    the same effect, so they do not add up over layers. Both runs read the same codes, which already determine most of
-    the continuation: check `gap` before interpreting a share of it.
+    It does not show which activations the model *uses*: a gradient is local to one run and misses saturation.
+    Interactions between two cells appear in neither cell's score. Cells on one path (resid_post of successive blocks)
+    carry the same effect, so they do not add up over layers. Both runs read the same codes, which already determine
+    most of the continuation: check `gap` before interpreting a share of it.
     """
 
     sites: Mapping[str, Scores]
@@ -103,7 +103,7 @@ class AttributionResult:
         return self.of(site, by) / float(gap.value)
 
     def over(self, site: str, by: By | Sequence[By] = "layer", n_permutations: int = 0) -> Means:
-        """Return mean attributions with intervals over clean prompts, and p-values over all cells with permutations."""
+        """Return mean attributions with intervals over clean prompts, and permutation p-values over all cells."""
         return means(np.moveaxis(self._along(site, by), -1, 0), self.clean, n_permutations=n_permutations)
 
     @property
@@ -121,7 +121,7 @@ class AttributionResult:
     def to_frame(self) -> pd.DataFrame:
         """Return one row per site, layer and head: `effect`, `low`, `high` in nats, and `p` over the site's cells.
 
-        Layer -1 means that the site is not in a block, head -1 that it has no heads.
+        Layer -1 means that the site is not in a block, and head -1 means that it has no heads.
         """
         frames = []
         for site, scores in self.sites.items():

@@ -55,8 +55,8 @@ class LayerEvidence:
 class LayerAttribution:
     """Several kinds of evidence over the same blocks.
 
-    It does not weigh them. They measure different things (what can be decoded, what is passed on, what changes the
-    output), so they may peak at different blocks and all be right.
+    The kinds are not weighted against each other. They measure different things (what can be decoded, what is passed
+    on, what changes the output), so they may peak at different blocks and all be right.
     """
 
     evidence: tuple[LayerEvidence, ...]
@@ -90,7 +90,7 @@ class LayerAttribution:
         return figures.paper(self, normalised)
 
     def figure(self, normalised: bool = False) -> Any:
-        """Interactive version of `plot` (plotly figure)."""
+        """An interactive version of `plot` (plotly figure)."""
         checked_flags(normalised=normalised)
         from analysis.layer_attribution import figures
 
@@ -115,8 +115,8 @@ def gather(*, units: Mapping[str, str] | None = None, **evidence: Any) -> LayerA
         units: the unit of each kind of evidence, by name; those of the usual kinds are known (`UNITS`).
         evidence: evidence by name. A frame has a "layer" column, a column of values (named like the evidence, "effect",
             "value", "score", "mean" or "norm", or the only other numeric column), and optionally "low" and "high".
-            `Directions` give their norm as a share of the residual stream's. An array is for layers 0, 1, ...; `None`
-            is left out.
+            `Directions` give their norm as a share of the residual stream's. An array holds the values of layers 0, 1,
+            ...; `None` is ignored.
 
     Raises:
         InputError, InputTypeError: if nothing is given, a layer has several rows, or the column of values is unclear.

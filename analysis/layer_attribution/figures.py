@@ -56,7 +56,7 @@ def paper(result: LayerAttribution, normalised: bool) -> Figure:
 
 @literally
 def screen(result: LayerAttribution, normalised: bool) -> go.Figure:
-    """Interactive version (plotly)."""
+    """An interactive version (plotly)."""
     count = 1 if normalised else len(result.evidence)
     titles = None if normalised else [one.name for one in result.evidence]
     figure = make_subplots(rows=count, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.25 / count)

@@ -102,7 +102,7 @@ def listen(
     top_k: int | None = 250,
     batch_size: int = 8,
 ) -> Audible:
-    """What each block would play, decoded to sound.
+    """Return what each block would play, decoded to sound.
 
     Args:
         layers: blocks to listen to; default all.

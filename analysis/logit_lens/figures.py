@@ -65,7 +65,7 @@ def paper(result: LogitLensResult) -> Figure:
 
 @literally
 def screen(result: LogitLensResult) -> go.Figure:
-    """Interactive version (plotly), with three panels side by side."""
+    """An interactive version (plotly), with three panels side by side."""
     table = result.to_frame()
     figure = make_subplots(cols=3, subplot_titles=list(PANELS.values()))
     for column, name in enumerate(PANELS, 1):

@@ -36,8 +36,8 @@ class LogitLensResult:
         probabilities: probability of the given code.
         divergences: KL(last block || this block), in nats; 0 where the prediction no longer changes.
         agrees: whether the likeliest code is the same as at the last block.
-        control_ranks: rank of the next row's code at the same position, the baseline from code frequency alone. NaN if
-            there is only one row.
+        control_ranks: rank of the next row's code at the same position, the baseline from code frequency alone. These
+            ranks are NaN if there is only one row.
         layers: layers of the first axis; the last is the model's last block, whose prediction is the model's output.
         prompts: prompts of the rows; intervals resample them.
         frame_rate: frames per second.
@@ -92,7 +92,7 @@ class LogitLensResult:
         return figures.paper(self)
 
     def figure(self) -> Any:
-        """Interactive version of `plot` (plotly figure)."""
+        """An interactive version of `plot` (plotly figure)."""
         from analysis.logit_lens import figures
 
         return figures.screen(self)
@@ -130,7 +130,7 @@ def read(
     layers: int | Sequence[int] | None = None,
     batch_size: int = 8,
 ) -> LogitLensResult:
-    """Rank and probability of the given codes, and divergence from the last block, after every block.
+    """Return the rank and probability of the given codes, and the divergence from the last block, after every block.
 
     Args:
         layers: blocks to read; the last block is always included.
@@ -179,7 +179,7 @@ def read(
 def log_probabilities(
     lens: AudioLens, cache: Any, layer: int, codes: Tensor, rows: slice
 ) -> Float[Tensor, "row codebook frame vocab"]:
-    """Log-probabilities of all codes at every frame, decoded after a block; `rows` are the rows that the cache holds.
+    """Return log-probabilities of all codes at every frame, decoded after a block; the cache holds these `rows`.
 
     Raises:
         ActivationOverflow: if a logit is NaN or infinite.

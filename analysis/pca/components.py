@@ -1,4 +1,4 @@
-"""PCA of activations per layer: from which block and from what time on the poles of a concept are separated.
+"""PCA of activations per layer: the block and the time from which the poles of a concept are separated.
 
 `fit` takes one vector per row and block: a cache reduced over time, or an array "layer row d_model". `trajectories`
 takes every step: a cache that was not reduced, or an array "layer row step d_model".
@@ -128,8 +128,8 @@ class Trajectories:
         seconds: time of each step from the beginning of the clip.
         layers, poles: the layer and pole axes.
 
-    It does not show what the model does with the difference. Much of a path is time itself, which all rows share. The
-    distance between the paths separates the poles, not the shape of a path.
+    It does not show what the model does with the difference. Much of a path reflects time itself, which all rows share.
+    What separates the poles is the distance between the paths, not the shape of a path.
     """
 
     means: Float[np.ndarray, "layer pole step component"]
@@ -187,7 +187,7 @@ def fit(
     n_shuffles: int = 99,
     seed: int = 0,
 ) -> PCAResult:
-    """Principal components of every layer's activations.
+    """Return the principal components of every layer's activations.
 
     Args:
         activations: a cache recorded with `reduce="mean"` (or "last"), or an array "layer row d_model".
@@ -229,7 +229,7 @@ def fit(
         names,
         np.array(silhouettes),
         tuple(intervals),
-        # Equal silhouettes that are summed in another order differ in their last digits.
+        # Equal silhouettes differ in their last digits if they are summed in another order.
         p=np.array([rank_test(float(one) - 1e-9, highest).p for one in silhouettes]),
         grouped=groups is not None or any(isinstance(text, str) for text in getattr(activations, "prompts", ())),
         least_p=_least_p(np.unique(names, return_inverse=True)[1], dealt),
@@ -247,7 +247,7 @@ def trajectories(
     groups: Sequence[Any] | None = None,
     frame_rate: float | None = None,
 ) -> Trajectories:
-    """The poles' paths through each layer's components, which are fitted to all its rows and steps.
+    """Return the poles' paths through each layer's components, which are fitted to all its rows and steps.
 
     Args:
         activations: a cache recorded without `reduce`, or an array "layer row step d_model". The tail, whose steps
@@ -292,7 +292,7 @@ def trajectories(
 def _arrays(
     activations: Any, site: str, layers: Sequence[int] | None, groups: Any, *, steps: bool
 ) -> tuple[np.ndarray, tuple[int, ...], np.ndarray]:
-    """Values "layer row (step) d_model", layer numbers, and the group of each row."""
+    """Return values "layer row (step) d_model", layer numbers, and the group of each row."""
     ties = []
     if isinstance(activations, ActivationCache):
         held = activations.layers(site)
@@ -340,13 +340,13 @@ def _by_group(scores: Float[np.ndarray, "row step component"], groups: np.ndarra
 def _shuffles(
     names: tuple[str, ...], groups: Int[np.ndarray, " row"], n: int, seed: int
 ) -> Int[np.ndarray, "shuffle row"]:
-    """Shuffled labels, as numbers. Groups keep together: labels move between whole groups."""
+    """Shuffled labels, as numbers. Groups stay together: labels move between whole groups."""
     target, rng = np.unique(names, return_inverse=True)[1], np.random.default_rng(seed)
     return np.stack([shuffled(target, groups, np.zeros(len(target), dtype=int), rng) for _ in range(n)])
 
 
 def _least_p(target: Int[np.ndarray, " row"], dealt: Int[np.ndarray, "shuffle row"]) -> float:
-    """The smallest p, for completely separated poles: shuffles that split the rows like the labels are as extreme."""
+    """The smallest p, for completely separated poles: shuffles that split the rows as the labels do are as extreme."""
     same = [np.array_equal(_by_first_row(one), _by_first_row(target)) for one in dealt]
     return (1 + sum(same)) / (len(dealt) + 1)
 
@@ -360,7 +360,7 @@ def _by_first_row(labels: Int[np.ndarray, " row"]) -> Int[np.ndarray, " row"]:
 def _silhouettes(
     scores: Float[np.ndarray, "row component"], targets: Int[np.ndarray, "shuffle row"]
 ) -> Float[np.ndarray, " shuffle"]:
-    """The mean silhouette under each labelling. All share one distance matrix, which scikit-learn would recompute."""
+    """The mean silhouette under each labelling, from one distance matrix that scikit-learn would recompute."""
     distances, labels = squareform(pdist(scores)), np.unique(targets)
     members = np.stack([targets == label for label in labels]).astype(float)
     sums, sizes = members @ distances, members.sum(-1, keepdims=True)

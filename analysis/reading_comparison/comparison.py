@@ -1,8 +1,8 @@
 """Compare the directions that a concept has at different positions in time and in different guidance branches.
 
 A mean over time depends not only on what the prompts ask for but also on how many of its frames contain an onset, so a
-tempo direction may be one of busyness. The start token depends on the text alone. The table compares all readings on
-the same clips.
+tempo direction may in fact be a direction of busyness. The start token depends on the text alone. The table compares
+all readings on the same clips.
 """
 
 from __future__ import annotations
@@ -42,15 +42,16 @@ class Readings:
     """The directions read at each position and in each branch, side by side.
 
     `table` has one row per position, branch and layer:
-        norm: length of the difference of means; `relative_norm` is the same relative to the mean activation norm.
+        norm: length of the difference of means; `relative_norm` is that length divided by the mean activation norm.
         separation, auc, split_half_cosine, stable_at: as in `Evidence`.
         cosine: cosine similarity to the direction of the first position and branch (`reference`) at that layer.
         onset_correlation: Spearman's correlation between a clip's projection on the direction and its onsets per
-            second, within each pole and then averaged: how much the reading reflects busyness apart from the poles.
+            second, within each pole and then averaged: how strongly the reading reflects busyness, independently of the
+            poles.
 
-    In the `null` branch only the codes sampled so far can separate the poles. At "first" it is the same for all
-    prompts, so its direction is zero and its columns are NaN. The table does not show which reading steers best: that
-    takes a sweep. A low cosine does not show which of two readings is the one of the concept.
+    In the `null` branch only the codes sampled so far can separate the poles. At "first" this branch is the same for
+    all prompts, so its direction is zero and its columns are NaN. The table does not show which reading steers best:
+    that takes a sweep. A low cosine does not show which of two readings represents the concept.
     """
 
     table: pd.DataFrame
@@ -76,7 +77,7 @@ class Readings:
         return figures.paper(self)
 
     def figure(self) -> Any:
-        """Interactive version of `plot` (plotly figure)."""
+        """An interactive version of `plot` (plotly figure)."""
         from analysis.reading_comparison import figures
 
         return figures.screen(self)
@@ -112,7 +113,7 @@ def compare(
     Args:
         positions, branches: as in `difference_in_means`; the first of each is the reference for the others.
         seconds, guidance_scale: length and guidance of the clips; prompt i of either pole is generated from seed i.
-        prompts: number of prompts per pole; `None` is all.
+        prompts: number of prompts per pole; `None` uses all of them.
 
     Raises:
         InputError: (or a subclass) if no position or branch is given, or this model does not have one of them.
@@ -147,7 +148,7 @@ def compare(
     frames, reference = [], None
     for position in positions:
         for branch in branches:
-            # A reading in which the poles do not differ is a finding here: it is reported, with a zero direction.
+            # If the poles do not differ in a reading, that is a finding here, so it is reported with a zero direction.
             found = read_poles(lens, reader(position, branch, (codes[0], codes[1]), progress), "", keep_samples=True)
             reference = found if reference is None else reference
             frames.append(_rows(found, reference, rates).assign(position=str(position), branch=branch))
@@ -172,7 +173,7 @@ def within_poles(
     """Spearman's correlation within the positive and within the negative rows, averaged; NaN if nothing varies.
 
     Raises:
-        InputTypeError, InputError: for anything but numbers and truth values, one per row.
+        InputTypeError, InputError: unless there is one number or truth value per row.
     """
     projections, rates = numbers_of("projections", projections), numbers_of("rates", rates)
     labels = as_array("labels", labels)

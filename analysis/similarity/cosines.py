@@ -1,4 +1,4 @@
-"""Cosine similarity between directions: which blocks encode a concept alike, and which concepts share a direction.
+"""Cosine similarity between directions: which blocks encode a concept similarly, and which concepts share a direction.
 
 `cosine_map` compares the layers of one set of directions, or of two. `compare` compares named sets at each layer:
 concepts, estimators, positions, time spans. Both compare the cosines with those of random directions, or with those of
@@ -40,7 +40,7 @@ class CosineMap:
         names: names of the two sets of directions (the same name twice for a map of one set).
         chance: the |cosine| that 5% of pairs of independent random directions of this width exceed.
         p: how often random directions (or shuffled labels) are as far from 0; NaN for a direction with itself.
-        null: which of the two p refers to.
+        null: the comparison behind `p`: "random" directions or "shuffled" labels.
         n_draws: number of shuffles; 0 for random directions, whose distribution is known.
 
     A high cosine does not show that two blocks use the direction, only that it points the same way in both: what one
@@ -86,14 +86,14 @@ class CosineMap:
         return figures.map_paper(self)
 
     def figure(self) -> Any:
-        """Interactive version of `plot` (plotly figure)."""
+        """An interactive version of `plot` (plotly figure)."""
         from analysis.similarity import figures
 
         return figures.map_screen(self)
 
     def __repr__(self) -> str:
         first, second = self.names
-        # Two sets may share a name and layers: only in a map of one set is p NaN all along the diagonal.
+        # Two sets may share a name and layers, but p is NaN along the whole diagonal only in a map of one set.
         if self.layers == self.other_layers and len(self.layers) > 1 and np.isnan(np.diagonal(self.p)).all():
             neighbours = float(np.mean(np.diagonal(self.cosines, 1)))
             ends = float(self.cosines[0, -1])
@@ -181,11 +181,11 @@ class Comparison:
 def cosine_map(
     directions: Directions, other: Directions | None = None, *, null: Null = "random", n_draws: int = 200
 ) -> CosineMap:
-    """Cosine similarity between every layer of `directions` and every layer of `other` (default: of itself).
+    """Return the cosine similarity between every layer of `directions` and every layer of `other` (default: itself).
 
     Args:
         null: "random" directions of the same width, or "shuffled": the same estimate with labels shuffled over the
-            prompts, which keeps what the stream does to any direction (needs directions read with
+            prompts, which preserves how the stream's geometry affects any direction (needs directions read with
             `keep_samples=True`).
         n_draws: number of shuffles; p is at least 1 / (n + 1).
 
@@ -220,7 +220,7 @@ def cosine_map(
 
 @guarded
 def compare(directions: Mapping[str, Directions], *, null: Null = "random", n_draws: int = 200) -> Comparison:
-    """Cosine similarity between named sets of directions at each layer that all of them have.
+    """Return the cosine similarity between named sets of directions at each layer that all of them have.
 
     `{"tempo": d, "timbre": e}` compares concepts, `{"means": d, "probe": probe_weights(d)}` compares estimators, and
     `{"0 to 1 s": d, "1 to 2 s": e}` compares time spans; positions and sites work the same way.
@@ -230,8 +230,8 @@ def compare(directions: Mapping[str, Directions], *, null: Null = "random", n_dr
             the difference of means cannot be shuffled.
 
     Raises:
-        InputError, InputTypeError: if there are fewer than two sets, no common layer or different widths, or as in
-            `cosine_map`.
+        InputError, InputTypeError: if there are fewer than two sets, if they have no common layer or differ in width,
+            or as in `cosine_map`.
     """
     if not isinstance(directions, Mapping):
         raise InputTypeError(
@@ -305,7 +305,7 @@ def _checked_null(null: Any, n_draws: Any) -> None:
 
 
 def _shuffles(directions: Directions, n_draws: int) -> Float[np.ndarray, "draw layer d_model"]:
-    """Unit directions under shuffled labels; draw i uses the same order for all sets with equally many prompts."""
+    """Unit directions under shuffled labels; in draw i, sets with the same number of prompts share an order."""
     if directions.samples is None or directions.meta.estimator != _ESTIMATOR:
         raise InputError(
             f"{_name(directions)}: shuffles need a difference of means read with keep_samples=True; use null='random'."

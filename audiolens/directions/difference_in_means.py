@@ -50,9 +50,10 @@ def difference_in_means(
     Args:
         positive, negative: the prompts of the poles; `None` means no prompt (for poles that differ in their music).
         site: a site with one vector per step in every block.
-        position: "mean" over all steps except the tail, "first" (the start token: only the text, nothing is generated),
-            "last", or the mean over (from, to) in seconds. "eos" is the last token of the text, where the text is part
-            of the decoder's own sequence (MusicGen Melody): our interpretation of the paper's position.
+        position: "mean" over all steps except the tail, "first" (the start token, which depends on the text alone, so
+            nothing is generated), "last", or the mean over (from, to) in seconds. "eos" is the last token of the text,
+            where the text is part of the decoder's own sequence (MusicGen Melody): our interpretation of the paper's
+            position.
         branch: the guidance branch that is read; "both" is the mean of the two.
         guidance_scale: guidance scale of the generated clips.
         codes: one row per prompt, the same for both poles, or a pair (positive pole, negative pole).
@@ -65,9 +66,9 @@ def difference_in_means(
         prefix: include the conditioning before step 0 in the "mean", if it is part of the decoder's own sequence.
 
     Raises:
-        InputError: (or a subclass) for an empty pole, a prompt in both poles, poles that are the same tokens to the
-            model, or a site or position that it does not have, before it runs; and after the run, if the direction is 0
-            at every layer.
+        InputError: (or a subclass) before the run, for an empty pole, a prompt in both poles, two poles with the same
+            tokens, or a site or position that the model does not have. After the run, if the direction is 0 at every
+            layer.
     """
     checked_flags(keep_samples=keep_samples)
     checked_text("label", label)

@@ -99,7 +99,7 @@ class Directions(AsArray):
 
     @property
     def instead(self) -> str:
-        """What to pass instead where a single vector is expected."""
+        """Advice for callers who passed directions where a single vector is expected."""
         return "give one vector, d[layer], or steer with al.steer(d, layer=...)."
 
     def __getitem__(self, layer: int) -> Float[Tensor, " d_model"]:
@@ -172,7 +172,7 @@ class Directions(AsArray):
         (`a.orthogonal_to(b)`, `b`) differs from the pair (`a`, `b.orthogonal_to(a)`).
 
         Raises:
-            InputError: if nothing is left at some layer.
+            InputError: if no component is left at some layer.
         """
         if not others:
             raise InputError("orthogonal_to needs at least one other direction.")
@@ -203,7 +203,7 @@ class Directions(AsArray):
         """Return the estimate with the pole labels shuffled over the prompts: a control without the concept.
 
         The means of shuffled poles nearly cancel, so the vectors are rescaled to the norms of these directions, unless
-        `match_norms` is false. Needs samples (`keep_samples=True`).
+        `match_norms` is false. This needs samples (`keep_samples=True`).
         """
         checked_flags(match_norms=match_norms)
         if self.samples is None:
@@ -230,12 +230,14 @@ class Directions(AsArray):
             columns["auc"] = self.evidence.auc.numpy()
             if self.evidence.p is not None:
                 columns["auc_p"] = self.evidence.p.numpy()
-            # Whole numbers, missing where there are too few prompts.
+            # A column of whole numbers, with missing values where there are too few prompts.
             columns["stable_at"] = pd.array(self.evidence.stable_at().numpy(), dtype="Int64")
         return pd.DataFrame(columns)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one safetensors file with the provenance in its header, replacing any existing one; omit the samples.
+        """Write the directions to one safetensors file with the provenance in its header.
+
+        Any existing file is replaced. Samples are not written.
 
         Raises:
             InputError: if the path cannot be written.
@@ -254,10 +256,11 @@ class Directions(AsArray):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], lens: AudioLens | None = None) -> "Directions":
-        """Read a file that `save` wrote; with `lens`, only if it was read from exactly that model.
+        """Read a file that `save` wrote; with `lens`, the directions must come from exactly that model.
 
         Raises:
-            InputError: for a missing, truncated, corrupt or foreign file, or one of another model.
+            InputError: for a missing, truncated, corrupt or foreign file, or one whose directions come from another
+                model.
             DamagedError: (an InputError) if the vectors or the header are not those that were written.
         """
         tensors, facts = provenance.read(path)

@@ -26,8 +26,9 @@ def mean_centred(
 ) -> Directions:
     """Return the mean under one pole's prompts minus the mean under neutral ones (such as `sets.development`).
 
-    Jorgensen et al. (2023). Use it for a concept without an opposite. It is half as long as the difference between two
-    poles on opposite sides of neutral. `reading` is passed to `difference_in_means`, which raises the errors.
+    The method is that of Jorgensen et al. (2023). Use it for a concept without an opposite. It is half as long as the
+    difference between two poles on opposite sides of neutral. `reading` is passed to `difference_in_means`, which
+    raises the errors.
     """
     found = difference_in_means(lens, pole, neutral, **reading)
     return replace(found, meta=replace(found.meta, estimator="mean-centred"))
@@ -36,11 +37,11 @@ def mean_centred(
 def principal_component(directions: Directions) -> Directions:
     """Return the first principal component of the differences between matched prompts, not centred.
 
-    Zou et al. (2023, representation engineering), without their random signs. Needs as many positive as negative
-    prompts, matched in order.
+    The method is that of Zou et al. (2023, representation engineering), without their random signs. It needs as many
+    positive as negative prompts, matched in order.
 
     Raises:
-        InputError: without samples, or if the poles differ in number.
+        InputError: without samples, or if the poles have different numbers of prompts.
     """
     samples = _samples(directions)
     positive, negative = samples.values[:, samples.labels], samples.values[:, ~samples.labels]
@@ -54,9 +55,9 @@ def principal_component(directions: Directions) -> Directions:
 def probe_weights(directions: Directions, penalty: float = 1.0) -> Directions:
     """Return the weights of a logistic regression that separates the poles, per layer (scikit-learn).
 
-    Alain and Bengio (2016). Features are standardised for the fit. `penalty` is the weight of the squared norm, 1 / C
-    in scikit-learn. The direction that separates best need not be the one that moves the model: a probe can find
-    information that the model never uses.
+    The method is that of Alain and Bengio (2016). Features are standardised for the fit. `penalty` is the weight of the
+    squared norm, 1 / C in scikit-learn. The direction that separates best need not be the one that moves the model: a
+    probe can find information that the model never uses.
 
     Raises:
         InputError: without samples, or if the penalty is not positive.
@@ -82,7 +83,7 @@ def _samples(directions: Directions) -> Samples:
 
 
 def _oriented(directions: Directions, vectors: Float[Tensor, "layer d_model"], estimator: str) -> Directions:
-    """Return vectors as directions, pointing to the positive pole, as long as the difference of means along them."""
+    """Return vectors as directions that point to the positive pole, scaled to the difference of means along them."""
     unit = vectors / vectors.norm(dim=-1, keepdim=True)
     along = (unit * _samples(directions).difference()).sum(-1, keepdim=True)
     return replace(directions, vectors=unit * along, evidence=None, meta=replace(directions.meta, estimator=estimator))

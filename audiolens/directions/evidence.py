@@ -39,8 +39,8 @@ class Evidence:
             the other half; where the curve is flat, more prompts change little.
         p: permutation p-value: the share of shuffles of the held-out prompts' labels whose largest AUC over all layers
             is at least as large, which corrects for choosing the best layer. `None` in files of earlier versions.
-        least_p: the `p` of an AUC of 1, the smallest possible: with few held-out prompts, many shuffles reach that AUC
-            at some layer. `None` in files of earlier versions.
+        least_p: the smallest possible `p`, which an AUC of 1 would have. It is large with few held-out prompts, because
+            many shuffles then reach that AUC at some layer. `None` in files of earlier versions.
 
     This evidence shows that the poles differ consistently. It does not show that the difference is the concept, nor
     that the model uses it.
@@ -56,7 +56,7 @@ class Evidence:
 
     @classmethod
     def of_file(cls, tensors: Mapping[str, Tensor], n_layers: int) -> "Evidence":
-        """Evidence from the tensors of a file.
+        """Build the evidence from the tensors of a file.
 
         Raises:
             InputError: if a tensor is missing or unknown, or does not have one value per layer.
@@ -76,8 +76,8 @@ class Evidence:
         """Return how many prompts per pole are enough at each layer.
 
         This is the first of `counts` from which the cosine similarity to the other half's direction stays within
-        `tolerance` of the value for the whole first half. NaN if that half has fewer than 4 prompts per pole (fewer
-        than 7 in all), since the curve is then too short to judge.
+        `tolerance` of the value for the whole first half. It is NaN if that half has fewer than 4 prompts per pole
+        (fewer than 7 in all), since the curve is then too short to judge.
 
         Facchiano et al. (2025) report about 25. Counts double, so the resolution is coarse, and the number is at most
         half the prompts. It shows where more prompts stop helping, not that the direction is good; for that, see
@@ -116,7 +116,8 @@ class Contrast:
 
     def __init__(self, n_negative: int, n_positive: int) -> None:
         self.sizes = (n_negative, n_positive)
-        # The first half takes an odd prompt, so that a single prompt gives a direction (without a second half).
+        # If the number of prompts is odd, the first half has one more, so that a single prompt gives a direction
+        # (without a second half).
         self.first = tuple((size + 1) // 2 for size in self.sizes)
         self.counts = [0, 0]
         self.sums: Tensor | None = None
@@ -217,7 +218,7 @@ def _auc(
 def _p_of_auc(
     positive: Float[Tensor, "layer prompt"], negative: Float[Tensor, "layer other_prompt"], found: Float[Tensor, " auc"]
 ) -> Float[Tensor, " auc"]:
-    """Return p-values, family-wise over layers: each shuffle of the labels counts with its best layer's AUC."""
+    """Return p-values, family-wise over layers: each shuffle of the labels contributes its best layer's AUC."""
     sizes = positive.shape[1], negative.shape[1]
     rng = np.random.default_rng(0)
     poles = np.zeros((sum(sizes), N_SHUFFLES))

@@ -66,7 +66,7 @@ class ReadBatch:
 
 
 class PoleReader:
-    """A reading of two poles, checked before the model runs; iterate over it for the batches."""
+    """A reading of two poles, checked before the model runs; iterating over it yields the batches."""
 
     def __init__(
         self,
@@ -122,8 +122,8 @@ class PoleReader:
         """Check the prompts as the model reads them, before it runs.
 
         Raises:
-            PromptError: for a prompt that is too long, or if both poles are the same tokens to the model, so that they
-                would differ in their seeds or not at all.
+            PromptError: for a prompt that is too long, or if both poles have the same tokens, since they would then
+                differ only in their seeds or not at all.
         """
         model, tokenizer = self.lens.model, self.lens.tokenizer
         apart = self.codes is not None and not torch.equal(*self.codes)
@@ -140,7 +140,7 @@ class PoleReader:
 
     @property
     def starts(self) -> bool:
-        """Whether the start token is enough: step 0 attends to no other code, and the end of the text to none."""
+        """Whether the start token is enough, since step 0 and the end of the text attend to no other code."""
         return self.position in ("first", "eos")
 
     @property
@@ -189,7 +189,8 @@ class PoleReader:
                 cache_device="cpu", **what,
             ).cache  # fmt: skip
         else:
-            # Under given codes the conditional branch does not depend on the null branch: skip it, at half the cost.
+            # Under given codes the conditional branch does not depend on the null branch, so skipping it halves the
+            # cost.
             scale = 1.0 if self.branch == "cond" else self.guidance_scale
             codes = None if self.starts or self.codes is None else self._rows_of(self.codes, rows)
             _, cache = self.lens.run_with_cache(

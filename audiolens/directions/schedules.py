@@ -21,7 +21,7 @@ def linear(from_seconds: float, to_seconds: float, start: float = 0.0, stop: flo
 
 @guarded
 def cosine(from_seconds: float, to_seconds: float, start: float = 0.0, stop: float = 1.0) -> Schedule:
-    """Return a ramp as `linear` does, easing in and out along half a cosine."""
+    """Return a ramp like `linear`, but one that eases in and out along half a cosine."""
     return _ramp(from_seconds, to_seconds, start, stop, lambda share: (1 - math.cos(math.pi * share)) / 2)
 
 

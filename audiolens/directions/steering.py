@@ -1,4 +1,4 @@
-"""Turn directions into the interventions that steer along them: at which blocks, how strongly, when, and on which rows.
+"""Turn directions into interventions that steer along them at the chosen blocks, strength, times and rows.
 
 The strategies are those of Facchiano et al. (2025): one layer's vector at its own block (one-to-one), at every block
 (one-to-all, the best in the paper) or in a band of blocks (one-to-band); or each block's own vector at that block
@@ -59,22 +59,22 @@ def steer(
             accumulates and needs a fraction of the strength; "one-to-band" adds it at the blocks of `band` (or
             `layers`); "all-to-all" adds each block's own vector at that block (or only at `layers`).
         layer: the layer whose vector is used, in the one-to strategies; optional if there is only one. With several
-            concepts, one layer for all or one for each.
+            concepts, give one layer for all or one for each.
         layers: target blocks of "one-to-band" and "all-to-all"; under "one-to-one" another name for `layer`.
         band: target blocks of "one-to-band" as (first, last), both included.
         strength: the coefficient; negative steers towards the negative pole. A number, or one per affected row, so that
             a whole dose-response curve runs in one batch.
-        unit: what a strength of 1 adds: "raw" the full difference of means (as in the paper), "unit" a vector of norm
-            1, "residual" a vector as long as the mean activation norm at the target block.
+        unit: what a strength of 1 adds. "raw" adds the full difference of means (as in the paper), "unit" adds a vector
+            of norm 1, and "residual" adds a vector as long as the mean activation norm at the target block.
         branch: "cond", "null" or "both". To first order, "cond" alone moves the guided logits guidance_scale times as
             far as "both", so compare strengths only within one branch.
-        seconds, span: (from, to) in seconds; `None` is the whole clip, including the tail.
-        rows: affected rows; `None` is all.
+        seconds, span: (from, to) in seconds; `None` means the whole clip, including the tail.
+        rows: affected rows; `None` means all.
         schedule: multiplies the strength over time: a function of the time in seconds, or one number per frame.
         preserve_norm: rescale every changed position to its original norm.
-        operator: "add"; "clamp" sets the projection on the direction to `strength` x `unit` (so 0 removes the
-            direction, and does not mean no change); "ablate" removes the share `strength` of the projection,
-            regardless of the unit.
+        operator: "add"; "clamp" sets the projection on the direction to `strength` x `unit` (so 0 removes the direction
+            rather than changing nothing); "ablate" removes a fraction `strength` of the projection, regardless of the
+            unit.
         prefix: also steer the conditioning before step 0, if it is part of the decoder's own sequence.
         combine: how several concepts combine. "sum" uses each vector unchanged. "orthogonalised" removes from each
             vector its component along the previous ones (Gram-Schmidt; the first is unchanged, so the order matters),
@@ -160,7 +160,7 @@ def _placed(
     for place, (directions, source) in enumerate(zip(concepts, sources, strict=True)):
         before = list(zip(concepts, sources, strict=True))[:place] if combine == "orthogonalised" else []
         targets = _targets(directions, strategy, source, layers, band)
-        # One vector for all targets, unless each target has its own vector or its own scale.
+        # All targets share one vector, unless each target has its own vector or its own scale.
         groups = [targets] if source is not None and unit != "residual" else [[target] for target in targets]
         for group in groups:
             vector = _freed(

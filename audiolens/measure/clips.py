@@ -46,7 +46,7 @@ class Generated(Protocol):
 
 
 Audio = Array | SoundPath | Generated | Sequence[Array | SoundPath | Generated]
-"""Audio to measure; arrays, also in a list, need a `sample_rate`."""
+"""Audio to measure. Arrays need a `sample_rate`, whether alone or in a list."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ LEAST_ENTROPY_RATIO = 0.5
 
 @runtime_checkable
 class Generated(Protocol):
-    """The fields used of an `AudioLens.generate` result: audio [row, channel, sample], codes [row, codebook, frame]."""
+    """The fields used here of a generation: audio [row, channel, sample] and codes [row, codebook, frame]."""
 
     @property
     def audio(self) -> Any: ...
@@ -44,7 +44,7 @@ def failed(steered: Generated, baseline: Generated) -> Bool[np.ndarray, " row"]:
     silence is not a slow clip. Four beats take five seconds at 50 BPM, so shorter clips of slow music may fail.
 
     Raises:
-        InputError: if the baseline is of another model, length, prompts, seeds or sampling, or was steered itself.
+        InputError: if the baseline differs in its model, length, prompts, seeds or sampling, or was itself steered.
     """
     return failures(steered, baseline)["failed"].to_numpy(dtype=bool)
 

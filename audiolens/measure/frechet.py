@@ -165,7 +165,7 @@ def between(
 
 
 def _waves(lens: AudioLens, clips: Any, size: int) -> Iterator[tuple[Any, int]]:
-    """Yield the audio of clips, some rows at a time."""
+    """Yield the audio of clips, a few rows at a time."""
     sample_rate = lens.config.sample_rate
     if hasattr(clips, "codes") and hasattr(clips, "audio"):
         if clips.audio is not None:

@@ -43,12 +43,12 @@ class Drift:
 
     Attributes:
         nats: mean negative log-likelihood per code of each clip under the unsteered model, by codebook.
-        level: the same for the model's own sample with that row's prompt (and seed).
-        outside: the share of each clip's codes that the unsteered model could not have sampled, being outside its
-            top-k; 0 without top-k.
+        level: the mean negative log-likelihood per code of the model's own sample with that row's prompt (and seed).
+        outside: the share of each clip's codes that the unsteered model could not have sampled because they are outside
+            its top-k; 0 without top-k.
         spread: the mean |difference| between two of the model's own samples, for the same prompt if it has several
             seeds, else between any two rows; NaN for a single row. A smaller drift is within seed-to-seed variation.
-        prompts, seeds: those of the rows.
+        prompts, seeds: the prompts and seeds of the rows.
         guidance_scale, temperature, top_k: the sampling settings. Scores use the guided logits at that temperature over
             all codes, since a steered code outside the top-k would otherwise cost infinitely many nats.
 
@@ -131,8 +131,8 @@ def drift(
         batch_size: rows generated and scored at a time.
 
     Raises:
-        InputError: if rows do not pair, the baseline was steered or generated with other settings, or settings are out
-            of range.
+        InputError: if rows do not pair up, the baseline was steered or generated with other settings, or settings are
+            out of range.
     """
     for name, clips in (("out", out), ("baseline", baseline)):
         if clips is not None and not all(hasattr(clips, field) for field in ("codes", "prompts", "seeds", "settings")):
@@ -215,7 +215,7 @@ def _score(
 def _parts(
     lens: AudioLens, prompts: Sequence[Prompt], codes: Tensor, guidance_scale: float, temperature: float, size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the results of `_score`, some rows at a time, since the logits over all codes take the most memory."""
+    """Yield the results of `_score`, a few rows at a time, since the logits over all codes take the most memory."""
     frames = codes.shape[-1]
     guided = guidance_scale > 1
     for first in range(0, len(codes), size):

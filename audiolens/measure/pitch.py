@@ -37,8 +37,8 @@ def pitch(audio: Audio, sample_rate: float | None = None) -> float | Float[np.nd
     """Return the register in Hz: the energy-weighted median of each frame's strongest partial from 140 to 1200 Hz.
 
     It follows the register of the melody (rank correlation about .95 on the synthesiser's clips, regardless of their
-    brightness). It is not a transcription: in chords the loudest partial wins. NaN for silence, for noise, and for a
-    sound without partials in that range.
+    brightness). It is not a transcription: in chords the loudest partial wins. The result is NaN for silence, for
+    noise, and for a sound without partials in that range.
     """
     return per_row(audio, sample_rate, register_hz)
 
@@ -49,19 +49,20 @@ def pitch_class(audio: Audio, sample_rate: float | None = None) -> float | Float
 
     It is the tonic of the major or minor key that best fits the notes below 400 Hz, by the profiles of Krumhansl and
     Kessler, as in `mode`. A sound with a single pitch class has that class as tonic. A few seconds rarely determine a
-    key: on the synthesiser's clips 82% are correct (chance 17%). NaN if two tonics fit almost equally well, and for
-    silence, noise, and sounds with two pitch classes. Values are on a circle, so never average them.
+    key: on the synthesiser's clips 82% are correct (chance 17%). The result is NaN if two tonics fit almost equally
+    well, and for silence, noise, and sounds with two pitch classes. Values are on a circle, so never average them.
     """
     return per_row(audio, sample_rate, key_tonic)
 
 
 @guarded
 def mode(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
-    """Return major against minor, -2 to 2: the chroma's best correlation with a major profile minus that with a minor.
+    """Return how major rather than minor the key is, from -2 to 2; positive is major.
 
-    The correlations use Krumhansl and Kessler's profiles on all twelve tonics and the partials from 100 to 1000 Hz.
-    Positive is major. A few seconds rarely determine the mode, so use the sign over many clips, not of one. NaN for
-    silence, noise, and fewer than three pitch classes.
+    It is the chroma's best correlation with a major profile minus the best with a minor one. The correlations use
+    Krumhansl and Kessler's profiles on all twelve tonics and the partials from 100 to 1000 Hz. A few seconds rarely
+    determine the mode, so interpret the sign over many clips, not that of a single clip. The result is NaN for silence,
+    noise, and fewer than three pitch classes.
     """
     return per_row(audio, sample_rate, major_minor)
 

@@ -20,7 +20,7 @@ from audiolens.measure.onsets import peaks_seconds, vertex
 
 SLOWEST_BPM, FASTEST_BPM = 40.0, 240.0
 ACCENT_SHARE = 0.5
-"""An accent is at least this share as high as the strong onsets of its clip."""
+"""An accent reaches at least this share of the height of its clip's strong onsets."""
 FEWEST_ONSETS = 4
 OCTAVES = (1 / 3, 1 / 2, 2.0, 3.0)
 OCTAVE_TOLERANCE = 0.04
@@ -62,11 +62,12 @@ def tempo(
 
 @guarded
 def tempo_ambiguity(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
-    """Return how close `tempo` was to another octave, 0 to 1: the pulse clarity at its strongest rival over its own.
+    """Return how close `tempo` was to another octave, from 0 to 1.
 
-    Rivals are half, double, a third and three times the tempo ("beat"), to within 4%, in [40, 240] BPM;
-    `tempo_candidates` lists them. Near 1 the octave is a toss-up, and a tempo that jumps by an octave under steering is
-    not a change of pace. 0 if the envelope has no peak at any rival; NaN if the tempo is NaN.
+    It is the pulse clarity of the strongest rival tempo divided by that of `tempo`. Rivals are half, double, a third
+    and three times the tempo ("beat"), to within 4%, in [40, 240] BPM; `tempo_candidates` lists them. Near 1 the octave
+    is a toss-up, and a tempo that jumps by an octave under steering is not a change of pace. The result is 0 if the
+    envelope has no peak at any rival, and NaN if the tempo is NaN.
     """
     return per_row(audio, sample_rate, ambiguity)
 
@@ -75,7 +76,8 @@ def tempo_ambiguity(audio: Audio, sample_rate: float | None = None) -> float | F
 def tempo_octave(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """Return the runner-up tempo in BPM: half, double, a third or three times `tempo` ("beat").
 
-    `tempo_ambiguity` compares the two. NaN if the envelope has no peak at any of them, or the tempo is NaN.
+    `tempo_ambiguity` compares the two. The result is NaN if the envelope has no peak at any of them, or if the tempo is
+    NaN.
     """
     return per_row(audio, sample_rate, octave_tempo)
 
@@ -90,7 +92,8 @@ def onset_rate(audio: Audio, sample_rate: float | None = None) -> float | Float[
 def pulse_clarity(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """Return how regular the pulse is, 0 to 1: the autocorrelation of the onset envelope at the beat's period.
 
-    Based on Lartillot et al. (ISMIR 2008). 0 for a sound with fewer than four onsets, NaN for silence.
+    The measure is based on Lartillot et al. (ISMIR 2008). The result is 0 for a sound with fewer than four onsets, and
+    NaN for silence.
     """
     return per_row(audio, sample_rate, clarity_of_pulse)
 
@@ -187,7 +190,8 @@ def _periods(clip: Clip) -> list[tuple[float, float]]:
     likeness = likeness / likeness[0]
     lags = find_peaks(likeness)[0]
     before, at, after = likeness[lags - 1], likeness[lags], likeness[lags + 1]
-    # Interpolate heights too: otherwise a period of whole frames would beat its octave that falls between frames.
+    # Interpolate heights too. Otherwise a period of whole frames would score higher than an octave of it that falls
+    # between frames.
     between = vertex(before, at, after)
     heights = at - 0.25 * (before - after) * between
     bpm = 60 * envelope.frame_rate / (lags + between)

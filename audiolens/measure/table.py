@@ -39,7 +39,7 @@ MEASURES: Mapping[str, Callable[[Clip], float]] = MappingProxyType(
 )
 """Column of `table` -> function that measures one clip."""
 EXTRA_MEASURES: Mapping[str, Callable[[Clip], float]] = MappingProxyType({"tempo_beat_this": beat_this_tempo})
-"""The same for measures that need an extra package, and are computed only on request."""
+"""The same mapping for measures that need an extra package and are computed only on request."""
 UNITS: Mapping[str, str] = MappingProxyType(
     {
         "tempo": "BPM",
@@ -132,7 +132,7 @@ def refuse_lacking(measures: Sequence[str]) -> None:
     """Raise, before any clip is generated, if one of the measures cannot be computed here.
 
     Raises:
-        MissingPackageError, InputError: naming what it needs.
+        MissingPackageError, InputError: naming what the measure needs.
     """
     if "tempo_beat_this" in measures:
         require()

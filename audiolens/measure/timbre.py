@@ -19,9 +19,9 @@ ROLLOFF_SHARE = 0.85
 def brightness(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """Return the spectral centroid in Hz: the magnitude-weighted mean frequency, averaged over frames except pauses.
 
-    This is the measure of timbre in Facchiano et al. (2025) (librosa's `spectral_centroid`), without pauses. NaN for
-    silence. The sample rate limits the highest frequency, so compare clips of the same rate; white noise gives a
-    quarter of the sample rate.
+    This is the measure of timbre in Facchiano et al. (2025) (librosa's `spectral_centroid`), without pauses. The result
+    is NaN for silence. The sample rate limits the highest frequency, so compare clips of the same rate; white noise
+    gives a quarter of the sample rate.
     """
     return per_row(audio, sample_rate, centroid_hz)
 
@@ -30,8 +30,9 @@ def brightness(audio: Audio, sample_rate: float | None = None) -> float | Float[
 def rolloff(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
     """Return the spectral rolloff in Hz: the frequency below which 85% of the magnitude lies, averaged over frames.
 
-    This is librosa's `spectral_rolloff`, without pauses. It measures the upper end of the spectrum, and `brightness`
-    its centre. NaN for silence. The resolution is one bin of the spectrum (about 16 Hz).
+    This is librosa's `spectral_rolloff`, without pauses. It measures the upper end of the spectrum, whereas
+    `brightness` measures its centre. The result is NaN for silence. The resolution is one bin of the spectrum (about 16
+    Hz).
     """
     return per_row(audio, sample_rate, rolloff_hz)
 

@@ -1,8 +1,9 @@
 """Map rows to batches: guidance branches, codebooks, and the invokes of a trace.
 
-In a guided run, a tensor's first axis may count rows, or rows of both branches. nnsight's own batcher narrows only
-tensors that count plain rows, so under guidance two invokes would read and edit each other's rows; `RowBatcher` handles
-both counts. A site whose first axis counts something else is served whole (`entire`) and selects its rows itself.
+In a guided run, the first axis of a tensor has one entry per row, or one per row and branch. nnsight's own batcher
+narrows only tensors with one entry per row, so under guidance two invokes would read and edit each other's rows;
+`RowBatcher` handles both layouts. A site whose first axis counts something else is returned whole (`entire`) and
+selects its rows itself.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,16 +27,16 @@ from audiolens.model.text import BUCKET, checked_prompts
 from audiolens.model.timeline import delay
 
 EXACT_ROWS = 16
-"""Exact runs always have this many rows; missing ones are filled with repeats."""
+"""Every batch of an exact run has this many rows; repeated rows fill the missing ones."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which rows a batch holds.
+    """The rows in one batch, and their order.
 
     Attributes:
         rows: the caller's row number for each row of the batch.
-        total: number of rows of the caller.
+        total: the number of rows in the caller's input.
         halves: the guidance branches in batch order; only one without guidance.
         kept: number of real rows at the start; the rest are padding.
         prefix: number of positions before step 0 in each of these rows.
@@ -59,7 +60,7 @@ class Layout:
 
     @property
     def branches(self) -> int:
-        """2 with guidance, else 1."""
+        """The number of guidance branches: 2 with guidance, else 1."""
         return len(self.halves)
 
     def of(self, values: Tensor) -> Tensor:
@@ -93,12 +94,12 @@ def batches(
     batch_size: int | None,
     prefix: Callable[[int], int] = lambda _: 0,
 ) -> Iterator[tuple[Layout, int | None]]:
-    """Yield the layout of each batch, and the text length to pad to (`None`: that of the longest prompt).
+    """Yield the layout of each batch, and the text length to pad to (`None` pads to the longest prompt).
 
     `sizes` are the prompts' lengths in tokens. `prefix` maps a prompt's length in tokens to the number of positions it
-    takes in the decoder's own sequence. Such text has no mask, so a batch contains rows of one prefix length and no
-    text is padded. Exact batches have a fixed number of rows, and a text length that depends on each prompt alone, so
-    that a row is computed by the same kernels regardless of the other rows in its batch.
+    takes in the decoder's own sequence. Such text has no mask, so all rows of a batch have the same prefix length and
+    no text is padded. Exact batches have a fixed number of rows, and a text length that depends on each prompt alone,
+    so that a row is computed by the same kernels regardless of the other rows in its batch.
     """
     checked_batch_size(batch_size)
 
@@ -120,7 +121,7 @@ def batches(
 def chunks(
     sizes: Sequence[int], *, halves: tuple[Half, ...], batch_size: int, prefix: Callable[[int], int]
 ) -> Iterator[tuple[Layout, ...]]:
-    """Yield, for every `batch_size` consecutive rows, the layouts of their runs: one per prefix length."""
+    """For every `batch_size` consecutive rows, yield the layouts of their runs, one per prefix length."""
     for first in range(0, len(sizes), batch_size):
         part = sizes[first : first + batch_size]
         yield tuple(
@@ -143,7 +144,7 @@ def read_columns(
 ) -> Int[Tensor, "sequence column"]:
     """Return the decoder's input for a batch: the start token and the delayed codes, without the last column.
 
-    Rows and codebooks share the first axis, as in transformers, repeated for each branch.
+    As in transformers, rows and codebooks share the first axis, which is repeated for each branch.
     """
     if codes is None:
         columns = torch.full((len(layout.rows), config.n_codebooks, 1), config.pad_code, device=device)
@@ -171,8 +172,8 @@ def of_branch(values: Tensor, halves: tuple[Half, ...], branch: str) -> Tensor:
 class RowBatcher(Batcher):
     """nnsight's batcher for a model whose rows are doubled by guidance.
 
-    A tensor has batch rows if the size of its first axis is `total` rows times 1 or 2 branches. An invoke is served its
-    own rows of every branch, in the same layout, and its edits change only these. `copies` holds the values read in
+    A tensor has batch rows if the size of its first axis is `total` rows times 1 or 2 branches. An invoke receives its
+    own rows of every branch in the same layout, and its edits change only these rows. `copies` holds the values read in
     this run that are copies rather than the model's own tensors; `asked` holds the site that each invoke requested
     last.
     """
@@ -228,9 +229,10 @@ def entire(mediator: Mediator) -> Iterator[None]:
 
 
 class Copies:
-    """The copies handed out by reads in a trace, by invoke and name. Writing into a copy does not change the model.
+    """The copies that reads in a trace have returned, keyed by invoke and name.
 
-    A copy is kept until the same value is assigned, or read again in a later forward.
+    Writing into a copy does not change the model. A copy is kept until the same value is assigned or read again in a
+    later forward.
     """
 
     def __init__(self) -> None:
@@ -240,7 +242,7 @@ class Copies:
         """Register a copy and return it; raise if the previous copy of this name was written into."""
         self._refuse(name, *self._held.pop((invoke, name), (value, None)))
         if value.is_inference():
-            # Inference tensors do not count in-place writes.
+            # Inference tensors do not keep count of in-place writes.
             with torch.inference_mode(False):
                 value = value.clone()
         self._held[invoke, name] = value, value._version

@@ -1,4 +1,6 @@
-"""Bind an intervention to one run: tensors sliced to the batch, branch and rows as a mask, the time span as steps.
+"""Bind an intervention to one run.
+
+Its tensors are sliced to the batch, its branch and rows become a mask, and its time span becomes a range of steps.
 
 A batch contains every row of one guidance branch, then (under guidance) every row of the other; its `Layout` gives the
 order of the branches and the caller's row numbers. Values have the run's axis order (`model/site_access.py`); the
@@ -68,7 +70,7 @@ class BoundIntervention:
             # Too few values raise before the run, not midway through it.
             self._enough(self.stop - self.start, "step")
         if form.square:
-            # The keys grow to the length of the clip: too few values raise before the run.
+            # The keys grow to the length of the clip, so too few values raise before the run.
             self._fitted(layout.prefix + timeline.steps)
 
     def _enough(self, length: int, unit: str) -> None:
@@ -179,7 +181,7 @@ class BoundIntervention:
         given = self.form.turned(tensor) if free == 2 else tensor
         trailing = given.shape[max(free, 0) :]
         wanted = feature[len(feature) - len(trailing) :]
-        # Size 1 along the head (or codebook) axis means the same value for each.
+        # Size 1 along the head (or codebook) axis means that all heads (or codebooks) share one value.
         alike = [*[1] * (len(trailing) - 1), None]
         fits = tensor.ndim > 0 and all(
             size in (own, None) or own == one for own, size, one in zip(trailing, wanted, alike, strict=True)
@@ -207,7 +209,7 @@ class BoundIntervention:
         return placed if free == 2 else placed.unsqueeze(1)
 
     def _ambiguous(self, name: str, tensor: Tensor) -> InputError:
-        """Return the error for a first axis that could be heads (or codebooks) or rows, being equally many."""
+        """Return the error for a first axis that could mean heads (or codebooks) or rows, since both fit its size."""
         outer, inner = self.form.order[2:]
         return InputError(
             f"{self.site}: {name} of shape {tuple(tensor.shape)} may be ({outer}, {inner}) or (row, {inner}): give "
@@ -242,7 +244,7 @@ class BoundIntervention:
         if not bool(torch.isfinite(factors).all()):
             raise InputError(f"{self.site}: the schedule has factors that are NaN or infinite in float32.")
         if factors.ndim == 1 and len(factors) == timeline.frames:
-            # The tail completes the codes of the last frame, and takes its factor.
+            # The tail completes the codes of the last frame, so it uses that frame's factor.
             factors = torch.cat([factors, factors[-1:].expand(timeline.steps - timeline.frames)])
         if factors.shape != (timeline.steps,):
             raise InputError(

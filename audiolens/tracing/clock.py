@@ -1,4 +1,4 @@
-"""Tell which steps the running forward covers, and check that they follow from the previous forward.
+"""Determine which steps the running forward covers, and check that they follow from the previous forward.
 
 The clock reads the absolute position from the decoder's inputs: the new columns and the length already cached. It is
 therefore the same with and without the key-value cache, and in `generate`, where transformers runs the first forward
@@ -15,7 +15,7 @@ from typing import Any
 from audiolens.errors import UnsupportedModelError
 
 CACHE_NAMES = ("cache", "past_key_values")
-"""The decoder's argument for the key-value cache: since transformers 5.24, and before."""
+"""The decoder's argument for the key-value cache: its name since transformers 5.24, then its earlier name."""
 
 
 def read(decoder: Any, prefix: int) -> tuple[int, int]:

@@ -47,7 +47,7 @@ class Generation:
         return (self[row] for row in range(len(self)))
 
     def __getitem__(self, row: int | slice) -> "Generation":
-        """One clip, or the clips of a slice, as a `Generation` of these rows with their recordings.
+        """Return one clip, or a slice of the clips, as a `Generation` with the recordings of these rows.
 
         Raises:
             InputTypeError, InputError: if it is not a row number, or there is no such row.

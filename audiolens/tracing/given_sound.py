@@ -32,8 +32,8 @@ def codes_of(audio: Any, traced: TracedModel, name: str = "audio") -> Int[Tensor
     """Return the codes of a (waveform, sample_rate) pair or of a sound file.
 
     Raises:
-        InputTypeError: if it is neither.
-        InputError: if it contains no sound.
+        InputTypeError: if the argument is neither.
+        InputError: if the audio contains no sound.
     """
     if isinstance(audio, str | os.PathLike):
         audio = soundfiles.read(audio)
@@ -50,8 +50,8 @@ def clip_start(
     """Return the codes that clips begin with, one row per clip, from codes or sound; `None` without an audio prompt.
 
     Raises:
-        InputTypeError, InputError: if it is neither codes nor sound, has a different number of rows, or is as long as
-            the clip.
+        InputTypeError, InputError: if the audio prompt is neither codes nor sound, has a different number of rows, or
+            is at least as long as the clip.
     """
     if audio_prompt is None:
         return None
@@ -86,7 +86,7 @@ def _sounds_codes(audio_prompt: Any, rows: int, traced: TracedModel) -> Int[Tens
 
 
 def _refuse_rows_or_channels(audio_prompt: Any, rows: int) -> None:
-    """Raise for a two-axis waveform whose first axis, as long as there are prompts, may be channels or rows."""
+    """Raise for a two-axis waveform whose first axis has one entry per prompt: it may be channels or rows."""
     given = isinstance(audio_prompt, tuple | list) and len(audio_prompt) == 2
     if rows < 2 or not given:
         return

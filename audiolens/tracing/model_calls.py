@@ -1,7 +1,7 @@
 """Run the model under a plan, as a generation or as one forward over given codes; one run at a time.
 
-The global random state is restored after an exception, and after a normal run on request: transformers draws from
-Python's `random` in every block, nnsight and the samplers from torch's generator.
+The global random state is restored after an exception and, on request, after a normal run, because transformers draws
+from Python's `random` in every block, and nnsight and the samplers draw from torch's generator.
 
 If a process forks while another thread runs a model, the child does not have that thread, so it treats the run as over.
 """
@@ -98,7 +98,7 @@ def generate(model: Model, run: Run, timeline: Timeline, **inputs: Any) -> Int[T
             run.generation(tracer, timeline.steps)
 
     watch = run.watch or Watch(run.layout, timeline.frame_rate)
-    # The watch comes first, so that it sees the model's own scores.
+    # The overflow watch comes first, so that it sees the model's own scores.
     forbid = [Forbid()] if run.forbids else []
     inputs["logits_processor"] = LogitsProcessorList([watch, *forbid, *inputs.get("logits_processor", ())])
     bare: Any = model._module
@@ -141,7 +141,7 @@ def _served() -> Iterator[None]:
 
 @contextmanager
 def alone(model: nn.Module) -> Iterator[None]:
-    """Let one run of a model proceed at a time: other threads wait, and a run inside a run raises.
+    """Allow only one run of a model at a time. Other threads wait, and a nested run raises an error.
 
     Raises:
         BusyError: inside another run of this model.

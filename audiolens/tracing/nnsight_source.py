@@ -4,8 +4,8 @@ nnsight serves a single operation of a forward (`envoy.source`) from an instrume
 removes the copy, which costs every later trace some microseconds per operation. A run opens what it needs, and `close`
 restores the module's own forward.
 
-nnsight also intercepts the inputs and outputs of every module, read or not: three calls for each of some two hundred
-modules per step. `only` restricts this to the modules that a run reads.
+nnsight also intercepts the inputs and outputs of every module, whether or not they are read. This costs three calls per
+step for each of about two hundred modules. `only` restricts this to the modules that a run reads.
 """
 
 from collections.abc import Iterable, Iterator
@@ -62,7 +62,7 @@ class Model(NNsight):
 
 
 def place_of(model: Model, family: Family, site: Site) -> Any:
-    """Return the envoy that serves a site: that of a module, or of one operation inside its forward."""
+    """Return the envoy for a site, which belongs to a module or to one operation inside its forward."""
     tap = family.tap(site)
     envoy = _envoy(model, family, site, tap)
     return envoy if tap.op is None else _operation(model, envoy, tap.op)
@@ -77,7 +77,8 @@ def module_of(model: Model, family: Family, site: Site) -> nn.Module:
 def only(model: nn.Module, modules: Iterable[nn.Module]) -> Iterator[None]:
     """Within this context nnsight intercepts only these modules and the model itself; the others run uninstrumented.
 
-    A module whose forward was replaced (accelerate does so to align devices) keeps nnsight's, which calls it.
+    If a module's forward was replaced (as accelerate does to align devices), nnsight's forward stays in place, because
+    it calls the replacement.
     """
     if model not in _CONTROLLED:
         _CONTROLLED[model] = _controlled(model)
@@ -106,7 +107,10 @@ def _controlled(model: nn.Module) -> list[tuple[int, dict[str, Any], Controller]
 
 
 def open_ahead(model: Model, family: Family, site: Site) -> None:
-    """Open the operations that later sites of the same module need: once its forward has begun, it is too late."""
+    """Open the operations that later sites of the same module need.
+
+    They cannot be opened once the module's forward has begun.
+    """
     hooks = list(family.block_taps)
     if site.layer is None:
         return

@@ -1,4 +1,4 @@
-"""Stop a run whose activations become infinite or NaN, and say at which site, row and step that began.
+"""Stop a run whose activations become infinite or NaN, and report the site, row and step where that began.
 
 A strength too large for the model's number format (or a broken weight) turns activations into infinity or NaN. The
 model would still make codes from them, and the clip would be meaningless noise. So once per step, before the next code
@@ -7,9 +7,10 @@ forward over given codes returns NaN as the bare model does; code that computes 
 (`checked_logits`).
 
 An infinite or NaN value in the residual stream makes the logits of its own step NaN, through the final norm. Writes to
-the stream are therefore only stored, and inspected once the logits are NaN, to find where it began. Other writes may
-not reach the logits (a weight of zero, a step that is not the last of its forward, a value replaced further up). They
-are summed over their features, which preserves infinity and NaN, and the sums are checked along with the logits.
+the stream are therefore only stored, and inspected once the logits are NaN, to find where the overflow began. Other
+writes may not reach the logits: a weight may be zero, the step may not be the last of its forward, or a later block may
+replace the value. Such writes are summed over their features, which preserves infinity and NaN, and the sums are
+checked along with the logits.
 """
 
 import math
@@ -51,7 +52,7 @@ class Watch(LogitsProcessor):
         self.edited_from: int | None = None
 
     def wrote(self, site: Site, value: Float[Tensor, "batch step ..."], start: int, edited_from: int = 0) -> None:
-        """Note a value after its edits; `start` is its first step, `edited_from` the first step that was edited."""
+        """Record a value after its edits; `start` is its first step, `edited_from` the first step that was edited."""
         # Called at every site and step, so names and final sums are computed only when needed.
         self.written = True
         first = start if start > edited_from else edited_from
@@ -85,7 +86,8 @@ class Watch(LogitsProcessor):
         kept, edited_from = self.kept, self.edited_from
         self.kept, self.edited_from = [], None
         totals = [value.sum() for _, _, value in kept if value.ndim == 2]
-        # Not finite if any summed value is not (or if the total itself overflows: then the close check finds nothing).
+        # The total is not finite if any summed value is not (or if the total itself overflows, in which case the close
+        # check finds nothing).
         finite = not totals or math.isfinite(torch.stack([one.to(totals[0].device) for one in totals]).sum().item())
         # -inf among the logits is legitimate: processors and edits may forbid codes. A sum of both infinities is NaN.
         total = 0.0 if logits is None else logits.sum(dtype=torch.float32).item()
@@ -122,7 +124,7 @@ class Watch(LogitsProcessor):
         )
 
     def _refuse_all_forbidden(self, scores: Float[Tensor, "branch_sequence vocab"], step: int) -> None:
-        """Raise if every code of some row's codebook is forbidden; a code is forbidden if it is so in either branch."""
+        """Raise if all codes of a row's codebook are forbidden. A code is forbidden if either branch forbids it."""
         left = scores.unflatten(0, (self.layout.branches, -1)).isneginf().any(0).logical_not().any(-1)
         if bool(left.all()):
             return

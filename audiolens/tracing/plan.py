@@ -1,7 +1,7 @@
-"""Run one batch through the model under nnsight: what is edited and recorded in each decoder forward.
+"""Run one batch through the model under nnsight, and edit and record activations in each decoder forward.
 
 A forward visits only the sites where something is edited or recorded at the steps it covers (`clock.py`). A run that
-stops before a block leaves the model there by nnsight's `stop`: no later block is computed.
+stops before a block ends there through nnsight's `stop`, and no later block is computed.
 """
 
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ REOPEN = (
 
 @dataclass
 class Point:
-    """One site of one run: where nnsight serves it, and what happens there."""
+    """One site of one run, with nnsight's envoy for it and the edits and recordings made there."""
 
     site: Site
     tap: Tap
@@ -85,7 +85,7 @@ class Run:
         self.view = View(config, layout.branches * len(layout.rows))
         self.decoder = model.get(family.decoder)
         self.clock = Clock(self.decoder, layout.prefix)
-        # The module at whose input the run stops: a block, or after the last block the final norm.
+        # The run stops at the input of this module: a block or, after the last block, the final norm.
         self.gate = None
         self.end = ""
         if stop is not None:
@@ -172,7 +172,7 @@ class Run:
 
 
 def beyond(family: Family, site: Site, stop: int | None) -> bool:
-    """Whether a run that stops before block `stop` (`None`: it does not stop) ends before a site."""
+    """Whether a run that stops before block `stop` ends before it reaches a site; with `None` the run does not stop."""
     if stop is None:
         return False
     if site.layer is None:

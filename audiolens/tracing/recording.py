@@ -26,7 +26,9 @@ Reduce = Literal["mean", "last", "max", "eos"]
 @guarded
 @dataclass(frozen=True)
 class Reading:
-    """What a run records, as one value: `lens.run_with_cache(prompts, codes, reading=Reading("attn.z", layers=[3]))`.
+    """What a run records, combined in one object.
+
+    For example: `lens.run_with_cache(prompts, codes, reading=Reading("attn.z", layers=[3]))`.
 
     It names sites, layers and heads, the branch, the span (`seconds`), and a reduction over time; `device` and `dtype`
     are those of the recordings.
@@ -86,7 +88,7 @@ class Recorder:
     batch.
 
     The token axis is as long as in the longest batch; the key axis of self-attention is as long as the clip has steps.
-    The padding is zero, like the causal attention to later keys.
+    The padding is zero, as is the causal attention to later keys.
 
     With a prefix, step 0 has the same index in all rows, and so does its key. Shorter prefixes are left-padded with
     zeros.
@@ -118,7 +120,7 @@ class Recorder:
         self.tensors: dict[str, Tensor] = {}
         self.norms: dict[str, Tensor] = {}
         self.seen: dict[str, int] = {}
-        """By site name, the step up to which this batch is recorded."""
+        """The step up to which this batch is recorded, by site name."""
         self.begun = torch.zeros(rows, dtype=torch.bool, device="cpu")
         self.prefixes = torch.zeros(rows, dtype=torch.long, device="cpu")
 

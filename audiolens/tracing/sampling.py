@@ -45,7 +45,7 @@ _RETURNED = frozenset(("return_dict_in_generate", "output_scores", "output_logit
 @guarded
 @dataclass(frozen=True)
 class Sampling:
-    """How clips are drawn, as one value: `lens.generate(prompts, sampling=Sampling(temperature=0.9))`.
+    """How clips are sampled, combined in one object: `lens.generate(prompts, sampling=Sampling(temperature=0.9))`.
 
     Raises:
         InputTypeError, InputError: on creation, for settings that are out of range.
@@ -139,7 +139,10 @@ class RowSampler(LogitsProcessor):
 def sampling_arguments(
     seeds: Sequence[int] | None, traced: TracedModel, guidance_scale: Real, temperature: Real, top_k: int | None
 ) -> dict[str, Any]:
-    """Return `generate`'s arguments for guidance and sampling: one stream per row, or its own sampler without seeds."""
+    """Return `generate`'s arguments for guidance and sampling: one stream per row.
+
+    If `seeds` is `None`, transformers' own sampler draws the codes.
+    """
     if seeds is None:
         own = {"temperature": float(temperature), "top_k": top_k or 0} if temperature > 0 else {}
         return {"do_sample": temperature > 0, "guidance_scale": float(guidance_scale), **own}
@@ -169,7 +172,7 @@ def checked_seeds(seeds: int | Sequence[int] | None, rows: int) -> list[int] | N
 
 
 def checked_settings(guidance_scale: Real, temperature: Real, top_k: int | None) -> tuple[float, float, int | None]:
-    """Return the settings as Python numbers; raise for those transformers would silently ignore or fail on late."""
+    """Return the settings as Python numbers; raise for values that transformers would ignore or reject late."""
     guidance_scale, temperature = _real("guidance_scale", guidance_scale), _real("temperature", temperature)
     if not 1 <= guidance_scale <= MOST_GUIDANCE:
         raise InputError(

@@ -53,7 +53,7 @@ class SiteOrderError(SiteError, OutOfOrderError):
 
 @dataclass(frozen=True)
 class Request:
-    """What a trace runs: the branches, how inputs are built, and the guard around the run.
+    """The run behind a trace: its guidance branches, the function that builds its inputs, and the guard around it.
 
     `generates` marks a generation, which consists of many forwards. `inputs` returns the length of the prefix before
     step 0 and the arguments of the call.
@@ -155,7 +155,7 @@ class SiteValue:
         return id(Mediator.current(self._site.name)), f"{self._site.name}{branch}"
 
     def _skipped(self, whole: Tensor) -> int:
-        """How many positions of this forward are skipped: the whole prefix, which only the first forward contains."""
+        """The number of positions to skip: the length of the prefix in the first forward, and 0 in later ones."""
         prefix = 0 if self._prefix else self._batcher.prefix
         return prefix if whole.shape[1] > prefix else 0
 
@@ -173,8 +173,8 @@ class SiteValue:
     def _opened(self) -> tuple[Tensor, Put, slice]:
         """Return the site's value (one branch after the other), a function that replaces it, and the invoke's rows.
 
-        The model's own tensors are served whole, so that views of them can be written into. Recomputed values are made
-        for the invoke's rows only.
+        The model's own tensors are returned whole, so that views of them can be written into. Recomputed values are
+        made for the invoke's rows only.
         """
         mediator, batcher = Mediator.current(self._site.name), self._batcher
         before = batcher.asked.get(id(mediator))
@@ -240,7 +240,7 @@ def one_prefix(sizes: Sequence[int], config: LensConfig) -> int:
 
 
 def joined(codes: Sequence[Tensor | None]) -> Tensor | None:
-    """Return the codes of all invokes as one tensor; either all invokes have codes, of one length, or none has."""
+    """Return the codes of all invokes as one tensor. Either all invokes have codes of the same length, or none has."""
     given = [part for part in codes if part is not None]
     for part in given:
         if not isinstance(part, Tensor) or part.ndim != 3:

@@ -19,9 +19,9 @@ from nnsight.tracing.tracer import Tracer, skip_context, skippable
 from audiolens.errors import StaleSourceError
 
 _READ: dict[str, list[str]] = {}
-"""By file name, every version of the text that was traced, the newest last."""
+"""Every version of the text that was traced, by file name, with the newest last."""
 _KNOWN: dict[tuple[str, int, str, int], CodeType] = {}
-"""The code that entered each traced block, for the text that nnsight now holds; keys are those nnsight uses."""
+"""The code that entered each traced block of the text that nnsight now holds, under nnsight's own keys."""
 
 
 class CurrentTracer(Tracer):
@@ -89,7 +89,7 @@ def _text_of(frame: FrameType) -> str | None:
 
 
 def _now(name: str) -> str:
-    """Return a file's current text; for `python -c`, the program."""
+    """Return a file's current text, or the program given to `python -c`."""
     linecache.checkcache(name)
     text = "".join(linecache.getlines(name))
     if not text and name == "<string>" and "-c" in sys.orig_argv:

@@ -1,9 +1,9 @@
 """Check at load that every projection computes what its weight matrix and bias say, on random input.
 
-`lens.W_Q` and the other weight properties, per-head results and the readout rely on it. A plain linear layer is
-compared with its own weights, since a hook may add to them. Any other module is tested for linearity at each step.
-Then one forward over random text states and codes checks that the heads' results and the bias of each attention add up
-to its output.
+`lens.W_Q` and the other weight properties, per-head results and the readout rely on this. A plain linear layer is
+compared with its own weights, since a hook may add to them. Any other module is tested for linearity at each step. Then
+one forward over random text states and codes checks that the heads' results and the bias of each attention add up to
+its output.
 
 If weights are broken or overflow, there is nothing to compare, and the check passes.
 """
@@ -25,7 +25,7 @@ from audiolens.tracing.recording import Reading, Recorder
 
 ROWS, STEPS, TOKENS = 2, 3, 2
 CLOSE = 1e-3
-"""Relative tolerance for sums in another order, as a share of the largest value; for a coarse dtype, 12 eps."""
+"""Tolerance for sums computed in another order, relative to the largest value; 12 eps for a coarse dtype."""
 
 
 @torch.no_grad()
@@ -62,7 +62,7 @@ def _linear(traced: TracedModel, name: str, module: nn.Module, width: int) -> No
         expected = given @ weight.T + (0 if bias is None else bias)
     else:
         nothing, other = module(torch.zeros_like(given)), given.flip(0, 1)
-        # Compare each step computed alone, and a linear combination computed from its terms.
+        # Each step computed alone must give the same value, and the module must be linear.
         alone = torch.stack([torch.stack([module(step[None])[0] for step in row]) for row in given])
         if not _close(found, alone):
             raise _unlike(traced, name, module, "gives a step a different value next to other steps")

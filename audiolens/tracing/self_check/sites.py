@@ -50,7 +50,7 @@ def _reads(traced: TracedModel) -> None:
     codes = torch.zeros(ROWS, config.n_codebooks, 1, dtype=torch.long, device=traced.device)
     steps = codes_timeline(codes, config).steps
     sizes = {**sizes_of(config), "row": ROWS, "step": steps, "query": steps, "token": 1}
-    # Other implementations (flash attention) expose no attention patterns, but all other sites.
+    # Other implementations (such as flash attention) expose every site except the attention patterns.
     patterns = traced.model.config.decoder._attn_implementation in ("sdpa", "eager")
     sites = [site for site in family.sites(config) if patterns or not isinstance(family.tap(site), Pattern)]
     with torch.no_grad(), opened(traced, [None] * ROWS, codes=codes):
@@ -127,7 +127,7 @@ def _explained(traced: TracedModel) -> Iterator[None]:
         try:
             yield
         except SiteOrderError as error:
-            # Here the order is the family's, so it is the model that differs.
+            # The check reads sites in the family's order, so the error means that the model differs.
             raise RuntimeError(str(error)) from error
     except ActivationOverflow as error:
         raise UnsupportedModelError(f"an edit would not change the output of this model: {error}") from error

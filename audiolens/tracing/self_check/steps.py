@@ -34,7 +34,7 @@ ROWS, TOKENS = 2, 2
 EDITED_ROW, FIRST, LAST = 1, 1, 3
 """The edit changes the conditional branch of EDITED_ROW, from step FIRST up to but not including LAST."""
 CLOSE = 1e5
-"""Recordings agree within CLOSE eps of their dtype, at most FAR, relative to their norm."""
+"""Recordings agree if they differ by at most CLOSE eps of their dtype, capped at FAR, relative to their norm."""
 FAR = 0.25
 
 
@@ -179,7 +179,7 @@ def _numbers(traced: TracedModel, *shape: int) -> Tensor:
 
 
 def _alike(found: Float[Tensor, "*place feature"], expected: Float[Tensor, "*place feature"], share: float) -> bool:
-    """Whether at least this share of the positions agrees; positions not finite in either count as agreeing."""
+    """Whether at least this share of the positions agrees; those not finite in either count as agreeing."""
     room = min(FAR, CLOSE * torch.finfo(found.dtype).eps)
     found, expected = found.double(), expected.double()
     sound = found.isfinite().all(-1) & expected.isfinite().all(-1)
