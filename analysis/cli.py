@@ -1,7 +1,8 @@
-"""The `audiolens` command line: studies, steered clips, directions, measures and models, without writing Python.
+"""The `audiolens` command line, for running studies, steering clips and measuring sound without writing Python.
 
-Heavy imports wait until a command needs them, so help appears at once. Input that audiolens rejects gives one line on
-stderr and exit code 2; any other exception is a bug and shows its traceback.
+Heavy modules are imported only when a command needs them, so that help appears at once. If audiolens rejects the
+input, the command prints one line on stderr and exits with code 2. Any other exception is a bug and shows its
+traceback.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 def main() -> None:
-    """Run the command line: one line and exit code 2 for rejected input, a traceback for bugs."""
+    """Run the command line. Rejected input prints one line and exits with code 2; a bug shows its traceback."""
     # Both libraries read these when imported. Their log messages would bury the one line that matters.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
@@ -79,7 +80,7 @@ def main() -> None:
     except AudioLensError as error:
         _refuse(str(error))
     except BrokenPipeError:
-        # The reader has closed the pipe (as `head` does): send what is still buffered to /dev/null.
+        # The reader has closed the pipe, as `head` does. Send what is still buffered to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
@@ -114,7 +115,7 @@ def _plainly_warned() -> Iterator[None]:
 
 
 def _refused_by_the_disk(error: Exception) -> str | None:
-    """The error line for a failed read or write (a full disk, say); `None` for any other error."""
+    """Return the error line for a failed read or write (because the disk is full, say), or `None` for other errors."""
     if isinstance(error, OSError):
         return f"{'' if error.filename is None else f'{error.filename}: '}{error.strerror or error}."
     libraries = (("soundfile", "LibsndfileError"), ("safetensors", "SafetensorError"), ("pyarrow", "ArrowException"))

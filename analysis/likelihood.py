@@ -1,7 +1,7 @@
 """The log-likelihood of given codes within a time window: the metric shared by patching and attribution.
 
-Step s predicts frame s of codebook 0 and frame s - k of a codebook delayed by k. The delays are undone here, so that a
-window in seconds covers the same sound in every codebook.
+Step s predicts frame s of codebook 0, and frame s - k of a codebook that is delayed by k steps. This module undoes the
+delays, so that a window in seconds covers the same sound in every codebook.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from audiolens.sound.codec import checked_codes
 from audiolens.tracing.overflow import checked_logits
 
 FIRST_SECOND: Span = (0.0, 1.0)
-"""The default window. After a second of audio, the history already reveals what the text asked for."""
+"""The default window. After one second of audio, the music so far already reveals what the text asked for."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Frames `first` to `end` (exclusive) of a clip, and where to find their predictions. Call it for the metric."""
+    """Frames `first` to `end` (exclusive) of a clip, and the steps that predict them. Calling it returns the metric."""
 
     first: int
     end: int
@@ -37,7 +37,7 @@ class Window:
 
     @classmethod
     def of(cls, lens: AudioLens, codes: Int[Tensor, "row codebook frame"], seconds: Span | None = None) -> Window:
-        """The window over a span in seconds. `None` is the first second, or all of a shorter clip.
+        """The window over a span in seconds. `None` means the first second, or the whole clip if it is shorter.
 
         Raises:
             InputError: if the span contains no frame or ends after the clip.
@@ -58,7 +58,7 @@ class Window:
         return (self.end - self.first) * len(self.delays)
 
     def cropped(self, codes: Int[Tensor, "row codebook frame"]) -> Int[Tensor, "row codebook _"]:
-        """The codes that the window depends on; they extend past `end`, as delayed codebooks are predicted later."""
+        """The codes that the window depends on. They extend past `end`, as delayed codebooks are predicted later."""
         return codes[..., : self.end + max(*self.delays, 1) - 1]
 
     def __call__(
@@ -89,10 +89,11 @@ def log_probability(logits: Float[Tensor, "*row vocab"], codes: Int[Tensor, "*ro
 def checked_rows(
     lens: AudioLens, prompts: Any, codes: Any
 ) -> tuple[tuple[Prompt, ...], Int[Tensor, "row codebook frame"]]:
-    """Check prompts and codes and return both, one prompt per row; a single prompt is used for every row.
+    """Check prompts and codes, and return both with one prompt per row. A single prompt is repeated for every row.
 
     Raises:
-        PromptError, InputError: if a prompt or code is not valid for this model, or their numbers differ.
+        PromptError, InputError: if a prompt or code is not valid for this model, or there are not as many prompts as
+            rows of codes.
     """
     codes = checked_codes(codes, lens.config)
     listed, _ = text.checked(prompts, lens.model, lens.tokenizer, len(codes))

@@ -1,8 +1,9 @@
 """Decode codes to sound and measure it, in worker processes that run alongside generation.
 
-For a small model, decoding and measuring take as much CPU time as generating the codes, so a sweep on two cores is
-nearly twice as fast when one generates and the other measures. Each worker holds its own copy of the codec. If the
-model is on an accelerator, sound is decoded there and workers only measure. Results do not depend on the workers.
+For a small model, decoding and measuring take as much CPU time as generating the codes. A sweep on two cores is
+therefore nearly twice as fast when one core generates and the other measures. Each worker holds its own copy of the
+codec. If the model is on an accelerator, sound is decoded there and the workers only measure. Results do not depend on
+the number of workers.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 CHUNK = 32
-"""Clips decoded at a time on an accelerator. On a CPU one at a time is fastest (about half the time per clip), because
-more do not fit in its cache."""
+"""Number of clips decoded at a time on an accelerator. On a CPU, decoding one clip at a time takes about half as long
+per clip, because several clips do not fit in its cache."""
 
 _codec: Any = None
 
 
 @dataclass
 class Heard:
-    """A batch of codes with its sound and measures; `frame` has one row per clip, in order."""
+    """A batch of codes with its sound and measures. `frame` has one row per clip, in the order of the batch."""
 
     codes: Int[np.ndarray, "row codebook frame"]
     audio: Float[np.ndarray, "row channel sample"]
@@ -49,7 +50,7 @@ class Heard:
 
 
 def default_workers() -> int:
-    """Half the cores this process may use, at most eight; 0 if there is only one core."""
+    """Half the cores that this process may use, up to eight workers; 0 if there is only one core."""
     return min(8, cpu_count() // 2)
 
 
@@ -64,8 +65,8 @@ class Listener(AbstractContextManager["Listener"]):
     Args:
         lens: the model whose codec decodes the codes.
         measures: names from `audiolens.measure.MEASURES`.
-        n_jobs: number of worker processes; 0 measures in this process. `None` is half the cores, or 0 if there is
-            only one.
+        n_jobs: number of worker processes; with 0, this process measures. `None` uses half the cores, or 0 workers if
+            there is only one core.
     """
 
     def __init__(self, lens: AudioLens, measures: Sequence[str], n_jobs: int | None = None) -> None:
@@ -89,9 +90,10 @@ class Listener(AbstractContextManager["Listener"]):
                 self._pool.submit(_start_measuring)
 
     def hear(self, codes: Tensor, baseline: Heard | None) -> Future[Heard]:
-        """Decode and measure `codes`, with columns for `failed` and its causes relative to the same rows of `baseline`.
+        """Decode and measure `codes`, and add `failed` and its causes as columns.
 
-        Without a baseline, clips are compared with themselves.
+        Failure is judged relative to the same rows of `baseline`. Without a baseline, clips are compared with
+        themselves.
         """
         config = self.lens.config
         if self._pool is None or not self.on_cpu:
@@ -115,8 +117,10 @@ class Listener(AbstractContextManager["Listener"]):
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Use one thread, as a worker does. The thread count changes the last bits of a sum, and results must not depend on
-    which process measured them."""
+    """Use one thread, as a worker does.
+
+    The number of threads changes the last bits of a sum, and results must not depend on which process measured them.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -131,21 +135,21 @@ def _start(parent: int, codec_class: Any = None, config: Any = None, state: dict
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     if codec_class is not None and state is not None:
-        # Use the dtype in which the model decodes: another would give slightly different sound for the same codes.
+        # Use the dtype in which the model decodes. Another dtype would decode the same codes slightly differently.
         dtype = next((part.dtype for part in state.values() if part.is_floating_point()), torch.float32)
         _codec = codec_class(config).to(dtype).eval()
         _codec.load_state_dict(state)
 
 
 def _end_with(parent: int) -> None:
-    """Exit when the parent process is gone: a parent that was killed cannot end its workers."""
+    """Exit when the parent process is gone, because a parent that was killed cannot end its workers."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 def _start_measuring() -> None:
-    """Measure noise once, so that lazy imports and compilation happen now."""
+    """Measure a clip of noise once, so that lazy imports and compilation happen now."""
     measure.table(np.random.default_rng(0).normal(0, 0.1, (1, 1, 16_000)), 16_000)
 
 

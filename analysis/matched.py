@@ -11,7 +11,7 @@ def refuse_unequal(sizes: Sequence[Sequence[int]], what: str) -> None:
     """Raise `PromptError` if the prompts of a pair differ in length, because their tokens would not line up.
 
     Args:
-        sizes: numbers of tokens of the prompts on each side.
+        sizes: for each side, the number of tokens of each prompt.
         what: the operation that needs equal lengths; the error message starts with it.
     """
     apart = [row for row, (a, b) in enumerate(zip(*sizes, strict=True)) if a != b]

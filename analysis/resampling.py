@@ -33,12 +33,12 @@ def bootstrap(
     n_bootstrap: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """The percentile interval of `statistic(row indices)` over resampled clusters.
+    """The percentile interval of `statistic` over resampled clusters.
 
     Args:
-        statistic: takes indices of rows (with repeats) and returns a number.
-        clusters: each row's cluster.
-        strata: each row's stratum; a cluster is replaced only by clusters that cover the same strata.
+        statistic: a function that takes row indices (with repeats) and returns a number.
+        clusters: the cluster of each row.
+        strata: the stratum of each row. A cluster is replaced only by clusters that cover the same strata.
     """
     checked_resampling(confidence, n_bootstrap)
     groups = _Groups.of(clusters, strata)
@@ -47,10 +47,10 @@ def bootstrap(
 
 
 def checked_resampling(confidence: object, n_bootstrap: object) -> None:
-    """Reject settings that would silently give an inverted interval, or none.
+    """Reject settings that would silently give an inverted interval, or no interval.
 
     Raises:
-        InputError: if `confidence` is not between 0 and 1, or `n_bootstrap` is not a count.
+        InputError: if `confidence` is not between 0 and 1, or `n_bootstrap` is not a non-negative whole number.
     """
     if not 0 < checked_amount("confidence", confidence) < 1:
         raise InputError(f"confidence is {confidence}; expected a number between 0 and 1, e.g. 0.95")
@@ -72,9 +72,9 @@ def interval_of(
 ) -> Interval:
     """The interval of a statistic from its values over the draws. Its ends are NaN if there are no draws.
 
-    Plain percentile intervals are too narrow with few clusters (with 8 prompts, a 95% interval covers about 90%), so
-    the levels are widened as Student's t would (Hesterberg 2015, "What teachers should know about the bootstrap",
-    section 5.2).
+    With few clusters, plain percentile intervals are too narrow: with 8 prompts, a 95% interval covers about 90%. The
+    levels are therefore widened to match Student's t distribution (Hesterberg 2015, "What teachers should know about
+    the bootstrap", section 5.2).
     """
     count = fewest if n_clusters is None else n_clusters
     if not len(values):

@@ -1,4 +1,4 @@
-"""Sites divided into cells: which axes are time (or tokens) and heads, and how to select one cell."""
+"""Divide a site into cells by time step (or text token) and head, and select one cell."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _SUMMED = ("d_model", "d_head", "d_mlp", "key")
 class GridSite:
     """One site at one layer.
 
-    `axes` names the axes of its values. `place` says whether its cells are steps or text tokens. `on_text` is true for
-    a site whose values can be compared only between prompts with the same number of tokens.
+    `axes` names the axes of the site's values. `place` says whether its cells are steps or text tokens. `on_text` is
+    true if the values can be compared only between prompts with the same number of tokens.
     """
 
     name: str
@@ -43,7 +43,7 @@ class GridSite:
         return "head" in self.axes
 
     def summed(self, values: Float[Tensor, "codebook row ..."]) -> Float[Tensor, "codebook row place head"]:
-        """Sum over features (and over the keys of a pattern); the head axis has length 1 if the site has no heads."""
+        """Sum over features (and over the keys of a pattern); if the site has no heads, the head axis has length 1."""
         features = [1 + place for place, axis in enumerate(self.axes) if axis in _SUMMED]
         cells = values.sum(dim=features)
         if not self.heads:
@@ -66,7 +66,7 @@ class GridSite:
 def places_of(
     lens: AudioLens, sites: str | Sequence[str], layers: int | Sequence[int] | None
 ) -> dict[str, tuple[GridSite, ...]]:
-    """The sites that names and layers select, grouped by short name.
+    """The sites selected by names and layers, grouped by short name.
 
     Raises:
         SiteError: if the model has no such site or layer.

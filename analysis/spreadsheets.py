@@ -1,7 +1,8 @@
-"""CSV export in which no text cell can run as a spreadsheet formula.
+"""CSV export that stops a spreadsheet from running a text cell as a formula.
 
-A spreadsheet reads a cell that begins with =, +, -, @ or white space as a formula, which can start programs and send
-the contents of other cells away. An apostrophe in front of such a cell makes it text. Numbers stay numbers.
+A spreadsheet may read a cell that begins with =, +, -, @ or white space as a formula, and a formula can start programs
+or send the contents of other cells elsewhere. An apostrophe in front of such a cell makes it text. Numbers stay
+numbers.
 """
 
 from __future__ import annotations

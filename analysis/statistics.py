@@ -1,8 +1,8 @@
 """The statistics behind every reported result: paired effects, clustered intervals, rank tests and corrections.
 
-Small functions of numpy arrays that return frozen results; nothing here depends on models or sound. Rows that share a
-prompt are not independent, so intervals resample prompts, never rows. The tests check each function's coverage or
-false-positive rate on simulated data.
+The functions take numpy arrays and return frozen results. Nothing here depends on models or sound. Rows that share a
+prompt are not independent, so intervals resample whole prompts instead of single rows. The tests check the coverage or
+false-positive rate of each function on simulated data.
 """
 
 from __future__ import annotations
@@ -26,18 +26,21 @@ from audiolens.errors import InputError
 
 MOST_FAILED = 0.10
 CHOSEN_FAILED = MOST_FAILED / 2
-"""The largest share of failed clips for a choice: half of what a claim allows, as a choice does worse on new clips."""
+"""The largest share of failed clips at which a setting may be chosen.
+
+It is half of what a claim allows, because a chosen setting does worse on new clips.
+"""
 """The largest share of failed clips at which an effect may be claimed."""
 LEVEL = 0.05
-"""The largest p, against controls, at which an effect may be claimed."""
+"""The largest p-value against controls at which an effect may be claimed."""
 FEWEST_CONTROLS = 19
-"""The fewest controls with which p can be as small as `LEVEL`: 1 / (19 + 1)."""
+"""The smallest number of controls with which p can reach `LEVEL`: 1 / (19 + 1)."""
 
 N_PERMUTATIONS = 999
 """Number of sign-flip permutations for the p-values of a grid."""
 
 UNTESTED = "too few prompts or shuffles to test: "
-"""Before a p that could not have been below the level."""
+"""Printed before a p-value that could not have been below the level."""
 
 Alternative = Literal["greater", "less", "two-sided"]
 
@@ -48,16 +51,16 @@ class Effect:
     """The median change of a measure from baseline to steered clips, with its uncertainty.
 
     Attributes:
-        value: median over pairs of steered / baseline - 1 (0.3 is 30% more), or of steered - baseline in the measure's
-            own unit if not `relative`. Failed pairs count as 0.
+        value: median over pairs of steered / baseline - 1 (0.3 is 30% more). If `relative` is false, the median of
+            steered - baseline in the measure's own unit. Failed pairs count as 0.
         interval: bootstrap interval of `value`, resampling prompts.
         failed_share: share of the pairs in which the steered clip failed or has no measure.
-        n_pairs: number of pairs used (pairs without a baseline measure are left out).
+        n_pairs: number of pairs used. Pairs whose baseline could not be measured are left out.
         n_left_out: number of pairs left out.
         relative: whether `value` is a ratio minus 1.
 
-    It does not show that the direction caused the change: any push may move a measure. Compare it with random
-    directions by `rank_test`.
+    It does not show that this particular direction caused the change, because any added vector may move a measure.
+    Compare it with random directions by `rank_test`.
     """
 
     value: float
@@ -84,9 +87,9 @@ class Effect:
 @guarded
 @dataclass(frozen=True)
 class AUC:
-    """How often a positive row scores higher than a negative one; ties, and rows without a score, count half.
+    """How often a positive row scores higher than a negative one. Ties and rows without a score count half.
 
-    It shows whether the order separates the groups, not by how much: 100 against 101 BPM gives 1.0 too.
+    It shows whether the scores separate the groups, but not by how much: 100 against 101 BPM also gives 1.0.
     """
 
     value: float
@@ -105,7 +108,7 @@ class AUC:
 class RankTest:
     """The rank of an observed value among those of controls: p = (1 + k) / (n + 1).
 
-    With n controls p is at least 1 / (n + 1), so 19 controls can reach .05 and no less.
+    With n controls, p is at least 1 / (n + 1), so 19 controls can reach .05 but no lower value.
     """
 
     p: float
@@ -137,12 +140,13 @@ class Monotonicity:
 @guarded
 @dataclass(frozen=True, eq=False)
 class Means:
-    """The mean over rows of every cell of a grid, with clustered standard errors and intervals and a permutation p.
+    """The mean over rows of every cell of a grid, with clustered errors, intervals and permutation p-values.
 
     All arrays have the grid's shape; `n` counts the rows that have a value. Standard errors and interval ends are NaN
-    if there are fewer than two clusters, and p is NaN if there were no permutations.
+    if there are fewer than two clusters. p is NaN if there were no permutations.
 
-    A small p does not show a large mean. The cells of a grid share their rows, so their errors are correlated.
+    A small p does not show that the mean is large. The cells of a grid share their rows, so their errors are
+    correlated.
     """
 
     value: np.ndarray
@@ -157,7 +161,7 @@ class Means:
 
     @property
     def least_p(self) -> float:
-        """The smallest p that sign flips of n clusters can give: flipping all or none of them is equally extreme."""
+        """The smallest p that sign flips of n clusters can give, given that flipping all or none is equally extreme."""
         return min(1.0, 2.0 ** (1 - self.n_clusters))
 
     def __repr__(self) -> str:
@@ -183,14 +187,16 @@ def effect(
     """The effect of steering on a measure, over clips paired by prompt and seed.
 
     Args:
-        steered: the measure of each steered clip. NaN means it has none and counts as a failure.
+        steered: the measure of each steered clip. NaN means that it could not be measured, which counts as a failure.
         baseline: the measure of the paired unsteered clip. Pairs with NaN here (or 0, if relative) are left out and
             counted in `n_left_out`.
         prompts: the prompt of each pair; the interval resamples prompts.
-        failed: which steered clips have failed (`audiolens.measure.failed`); they count as no effect.
-        relative: steered / baseline - 1, for measures with a true zero (BPM, Hz). Use False for dBFS and mode.
+        failed: which steered clips have failed (`audiolens.measure.failed`). Failed clips count as having no effect.
+        relative: whether to use steered / baseline - 1, which suits measures with a true zero (BPM, Hz). Use False for
+            dBFS and mode.
         confidence: coverage of the interval.
-        n_bootstrap: number of draws. 0 gives no interval (NaN), for control directions where only the value is used.
+        n_bootstrap: number of draws. 0 gives no interval (NaN), which is enough for control directions, where only the
+            value is used.
         seed: seed of the draws.
     """
     checked_flags(relative=relative)
@@ -221,8 +227,9 @@ def auc(
 ) -> AUC:
     """How well `scores` separate positive `labels` (True, 1) from negative ones, with an interval over prompts.
 
-    A NaN score counts half against every other: a clip without a tempo is neither fast nor slow. Without `prompts`
-    every row is its own cluster. Prompts are resampled within each label, so that every draw contains both labels.
+    A NaN score counts as a tie with every other score: a clip without a tempo is neither fast nor slow. Without
+    `prompts`, every row is its own cluster. Prompts are resampled within each label, so that every draw contains both
+    labels.
     """
     values, truth = _vector(scores, "scores"), _truth(labels, "labels")
     clusters = _clusters(np.arange(len(values)) if prompts is None else prompts, len(values))
@@ -247,12 +254,13 @@ def means(
     n_permutations: int = 0,
     seed: int = 0,
 ) -> Means:
-    """The mean over rows of every cell of a grid "row ...", with clustered intervals. NaN values are left out.
+    """The mean over rows of every cell of an array "row ...", with clustered intervals. NaN values are left out.
 
     The interval is the one that `bootstrap` gives for a mean, computed for all cells in one matrix product. With
-    `n_permutations` there is also a p-value from flipping the signs of whole clusters: without an effect, a cluster's
-    values are equally likely with either sign. `p_adjusted` compares a cell's studentised mean with the largest of the
-    grid under the same flips (Westfall and Young 1993), which bounds the chance of any false claim in the whole grid.
+    `n_permutations`, the signs of whole clusters are also flipped to obtain a p-value: without an effect, either sign
+    of a cluster's values is equally likely. `p_adjusted` compares the studentised mean of a cell with the largest one
+    in the grid under the same flips (Westfall and Young 1993). This bounds the chance of any false claim in the whole
+    grid.
     """
     array = numbers_of("values", values)
     groups = _clusters(clusters, len(array))
@@ -291,10 +299,10 @@ def means(
 
 @guarded
 def rank_test(observed: float, controls: ArrayLike, alternative: Alternative = "greater") -> RankTest:
-    """The p-value of `observed` among controls: p = (1 + k) / (n + 1), where k of n controls are as extreme.
+    """The p-value of `observed` among n controls: p = (1 + k) / (n + 1), where k controls are at least as extreme.
 
-    `"greater"` and `"less"` count controls at least as large or as small, `"two-sided"` those at least as far from 0.
-    Controls whose clips failed have an effect of 0, not NaN.
+    `"greater"` counts controls at least as large as `observed`, `"less"` counts those at least as small, and
+    `"two-sided"` counts those at least as far from 0. Give controls whose clips failed an effect of 0, not NaN.
     """
     values = _vector(controls, "controls")
     if not len(values):
@@ -316,8 +324,8 @@ def rank_test(observed: float, controls: ArrayLike, alternative: Alternative = "
 def spearman(strengths: ArrayLike, values: ArrayLike, seed: int = 0) -> Monotonicity:
     """Whether a measure rises (rho near 1) or falls (near -1) with strength.
 
-    Both arguments hold one value per strength (a median, say). NaN values are left out. rho is NaN if fewer than three
-    remain or nothing varies.
+    Both arguments have one entry per strength; `values` holds medians, for example. NaN values are left out. rho is NaN
+    if fewer than three values remain or if they do not vary.
     """
     x, y = _vector(strengths, "strengths"), _vector(values, "values")
     _same_length(strengths=x, values=y)
@@ -339,7 +347,7 @@ def spearman(strengths: ArrayLike, values: ArrayLike, seed: int = 0) -> Monotoni
 
 @guarded
 def correct(p_values: ArrayLike, method: Literal["holm", "bh"] = "holm") -> Float[np.ndarray, " test"]:
-    """P-values adjusted for multiple tests (one per layer, say), to be compared with the significance level itself.
+    """P-values adjusted for multiple tests (one per layer, say). Compare them directly with the significance level.
 
     `"holm"` bounds the chance of any false claim (Holm 1979). `"bh"` bounds the expected share of false claims among
     all claims (Benjamini and Hochberg 1995), for independent or positively dependent tests.
@@ -366,7 +374,7 @@ def _vector(values: ArrayLike, name: str) -> Float[np.ndarray, " row"]:
 
 
 def _truth(values: ArrayLike, name: str) -> Bool[np.ndarray, " row"]:
-    """Check that values are True and False, or 1 and 0. Every non-empty string would otherwise be true."""
+    """Check that values are True and False, or 1 and 0. Without the check, every non-empty string would be true."""
     refuse_masked(name, values)
     array = as_array(name, values)
     listed = array.astype(object).ravel().tolist()
@@ -381,7 +389,7 @@ def _truth(values: ArrayLike, name: str) -> Bool[np.ndarray, " row"]:
 def _clusters(prompts: ArrayLike | Sequence[str | None], n: int) -> np.ndarray:
     refuse_masked("prompts", prompts)
     array = as_array("prompts", prompts)
-    if array.dtype == object:  # rows without a prompt (None) form one cluster
+    if array.dtype == object:  # rows without a prompt (None) form a single cluster
         array = array.astype(str)
     if array.ndim != 1 or len(array) != n:
         raise InputError(f"prompts has shape {array.shape}; expected one prompt for each of the {n} rows")

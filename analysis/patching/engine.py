@@ -1,12 +1,12 @@
-"""Fast patching: many cells share one pass up the blocks, in a batch that grows as their blocks are reached.
+"""Fast patching, in which many cells share one pass up the blocks, and join its batch as their blocks are reached.
 
 A patch at a block changes nothing below it and nothing before its first step. The residual stream of the patched run at
 every block, and its keys and values at earlier steps, are therefore recorded once. Cells with the same first step share
 one pass up the blocks, a climb. A cell joins the batch at the block where its patch is made, as one row per pair, and
-the metric is computed once, at the top. Climbs from different steps differ in length, which matters only to attention:
-they advance in lockstep, and everything that is computed per position is computed for all of them at once. Recordings
-are made through the lens. A climb calls the blocks' own modules, so that nothing is traced, kept or recomputed that a
-cell does not need.
+the metric is computed once, at the top. Climbs from different steps differ in length, which matters only to attention.
+They therefore advance in lockstep, and everything that is computed per position is computed for all of them at once.
+Recordings are made through the lens. A climb calls the blocks' own modules, so that it does not trace, keep or
+recompute anything that a cell does not need.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
 
 LOGITS, FINAL = "hook_logits", "ln_final.hook_normalized"
 REACHED = {*BEGIN, *WRITES, *EMBEDDINGS, *INSIDE, TEXT_STATES, FINAL, LOGITS}
-"""The sites that a climb edits: a patch at any other would change nothing."""
+"""The sites that a climb edits. A patch at any other site would change nothing."""
 POSITIONS = 512
-"""Positions that a CPU computes at a time: the intermediate values of a block for more do not fit in its cache."""
+"""Number of positions that a CPU computes at a time. A block's intermediate values for more do not fit in its cache."""
 _Positionwise = Callable[[Tensor], tuple[Tensor, ...]]
 _Steps = Generator[tuple[_Positionwise, Tensor], Any, Any]
-"""Yields a function to apply at every position of a stream, and is sent the resulting values."""
+"""A generator that yields a function to apply at every position of a stream, and is sent the resulting values."""
 _STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_cross")
 
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """One of the two runs over a batch of pairs: its recording, and the number of positions before its step 0.
+    """One of the two runs over a batch of pairs, with its recording and the number of positions before its step 0.
 
-    `scores` are log-probabilities of the scored codes, "pair codebook frame".
+    `scores` holds log-probabilities of the scored codes, "pair codebook frame".
     """
 
     cache: ActivationCache
@@ -54,7 +54,7 @@ class Side:
     scores: Float[Tensor, "pair codebook frame"]
 
     def all(self, hook: str, layer: int | None, stop: int | None = None) -> Tensor:
-        """A site's values. With `stop`, the values at all positions before that step."""
+        """A site's values at all positions, or only at those before step `stop`."""
         value = self.cache[hook if layer is None else f"blocks.{layer}.{hook}"]
         return value if stop is None else value[:, : self.prefix + stop]
 
@@ -78,7 +78,7 @@ def recorded_hooks(lens: AudioLens, cells: Sequence[Cell]) -> tuple[list[str], l
 
 
 def _recorded_as(hook: str) -> str:
-    """The site to record for a patch at `hook`: z for a head's result, a fixed linear map of it that is larger."""
+    """The site to record for a patch at `hook`. For a head's result it is z: the result is a larger linear map of z."""
     return hook.replace("hook_result", "hook_z")
 
 
@@ -104,8 +104,10 @@ class PairBatch:
         return len(self.codes)
 
     def scored(self, cells: Sequence[Cell]) -> Float[Tensor, "cell pair codebook"]:
-        """The summed log-probability of the scored codes under each cell's patch, in nats; NaN if the pair does not
-        have the cell's token."""
+        """The summed log-probability of the scored codes under each cell's patch, in nats.
+
+        It is NaN if the pair does not have the cell's token.
+        """
         plain = self.base.scores.double().sum(-1)
         out = plain.expand(len(cells), -1, -1).clone()
         places = {cell: i for i, cell in enumerate(cells)}
@@ -166,7 +168,7 @@ class PairBatch:
 
 
 def together(climbs: Sequence[_Steps]) -> list[Any]:
-    """Run climbs in lockstep, each function once over the positions of all of them; return what each climb returns."""
+    """Run climbs in lockstep, with one call of each function for all of them, and return what each climb returns."""
     asked = [next(climb) for climb in climbs]
     ended: list[Any] = []
     while asked:
@@ -181,7 +183,7 @@ def together(climbs: Sequence[_Steps]) -> list[Any]:
 
 
 def _positionwise(function: _Positionwise, streams: Sequence[Tensor]) -> list[Any]:
-    """Apply a function at every position of several streams: small streams together, large ones in pieces."""
+    """Apply a function at every position of several streams, with small streams joined and large ones split."""
     values: list[Any] = []
     waiting: list[Tensor] = []
     for stream in streams:
@@ -204,8 +206,8 @@ def _at_once(function: _Positionwise, streams: Sequence[Tensor]) -> list[tuple[T
 class Climb:
     """One pass up the blocks over the steps from `start`. A stream is "cell pair step d_model".
 
-    `hooks` are the sites patched by any climb that runs in lockstep with this one, and `first` is their lowest block:
-    all these climbs have to yield the same functions.
+    `hooks` are the sites patched by this climb or by any climb in lockstep with it, and `first` is their lowest block.
+    All these climbs have to yield the same functions.
     """
 
     def __init__(self, batch: PairBatch, start: int, hooks: frozenset[str], first: int) -> None:
@@ -231,7 +233,7 @@ class Climb:
             self.text = self.base.all(TEXT_STATES, None).expand(len(cells), -1, -1, -1).clone()
             self.new, joined, waiting = waiting, waiting, []
             self.text = self._edited(TEXT_STATES, None, self.text)
-            # The first self-attention does not depend on the text yet.
+            # The first self-attention does not depend on the text.
             stream, self.new = self._stream(1, 0).expand(len(joined), -1, -1, -1), []
         for layer in range(self.first, self.config.n_layers):
             for part in (1, 2, 3):
@@ -243,14 +245,14 @@ class Climb:
                 joined = [*joined, *ready, *self.new]
                 if rows:
                     stream = torch.cat([stream, torch.stack(rows)])
-                # Before the first cross-attention nothing depends on the text.
+                # Nothing depends on the text before the first cross-attention.
                 if self.text is None or (layer, part) != (0, 1):
                     stream = stream + (yield from self._part(layer, part, stream))
         rows = [self._patched(cell) for cell in waiting]
         return torch.cat([stream, torch.stack(rows)]) if rows else stream, [*joined, *waiting]
 
     def _enters(self, cell: Cell) -> tuple[int, int]:
-        """Where a patched stream joins: the block, and how many of its parts it skips. The top is after all blocks."""
+        """The block at which a patched stream joins, and the number of parts it skips. The top is after all blocks."""
         hook = cell.hooks[0]
         if cell.layer is None:
             return (self.config.n_layers, 0) if hook == FINAL else (0, 0)
@@ -258,7 +260,7 @@ class Climb:
         return (cell.layer + 1, 0) if behind == 3 else (cell.layer, behind)
 
     def _stream(self, behind: int, layer: int) -> Float[Tensor, "pair step d_model"]:
-        """The unpatched run's stream at a block, after the first `behind` of its parts."""
+        """The unpatched run's stream at a block, after the block's first `behind` parts."""
         if behind == 3:
             layer, behind = layer + 1, 0
         if layer == self.config.n_layers:
@@ -268,7 +270,7 @@ class Climb:
         return self.base.steps(hook, layer, self.start, self.steps)
 
     def _patched(self, cell: Cell) -> Float[Tensor, "pair step d_model"]:
-        """The patched stream of a cell where it joins the climb."""
+        """The patched stream of a cell, at the point where it joins the climb."""
         hook, (layer, behind) = cell.hooks[0], self._enters(cell)
         stream = self._stream(behind, layer).clone()
         if hook == FINAL:
@@ -358,7 +360,7 @@ class Climb:
             return query
         q, k, v = (tensor.flatten(0, 1).transpose(1, 2) for tensor in (query, key, value))
         if mask is not None and self.eager:
-            # If every token is masked, eager attention averages over all of them, and sdpa over none.
+            # If every token is masked, eager attention averages over all tokens, and sdpa over none.
             mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, torch.finfo(q.dtype).min)
         causal = causal and q.shape[2] > 1
         attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
@@ -379,7 +381,7 @@ class Climb:
         return tensor.unflatten(-1, (self.config.n_heads, self.config.d_head))
 
     def _edited(self, hook: str, layer: int | None, value: Tensor) -> Tensor:
-        """`value` with the patches at this site applied; the cells being patched are its last rows."""
+        """`value` with the patches at this site applied. The patched cells are its last rows."""
         mine = [i - len(self.new) for i, cell in enumerate(self.new) if hook in cell.hooks]
         if not mine:
             return value

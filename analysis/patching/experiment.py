@@ -1,12 +1,12 @@
 """Run a grid of activation patches over pairs of clean and corrupted runs (`patch`), or estimate its cost (`plan`).
 
 The metric on codes is the log-likelihood of the clean continuation, in nats, per codebook and in total. Both runs read
-the same codes unless a history is given, so the gap between them is only what the text adds: a few nats in a thousand.
-Results therefore report the raw gap and its interval first. Every cell equals one full forward pass with a hook;
-`engine.py` computes the cells faster than that.
+the same codes unless a history is given, so the gap between them comes from the text alone: a few nats in a thousand.
+Results therefore report the raw gap and its interval first. Every cell gives the same value as a full forward pass with
+a hook, but `engine.py` computes the cells faster.
 
-Velez Vasquez et al. (ISMIR 2024) studied interchange of activations between music runs before. Denoising and noising
-are distinguished as in Heimersheim and Nanda (2024, arXiv 2404.15255).
+Velez Vasquez et al. (ISMIR 2024) previously studied the exchange of activations between runs of a music model.
+Denoising and noising are distinguished as in Heimersheim and Nanda (2024, arXiv 2404.15255).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 class LogLikelihood:
     """The metric on codes: log-probability of the clean codes in a window of the clip, summed over its frames, in nats.
 
-    `seconds=None` is the first second, or all of a shorter clip.
+    `seconds=None` means the first second, or the whole clip if it is shorter.
     """
 
     seconds: Span | None = None
@@ -79,40 +79,41 @@ def patch(
     seed: int = 0,
     progress: bool = True,
 ) -> PatchingResult:
-    """Patch every cell of a grid, over many pairs of a clean and a corrupted run.
+    """Patch every cell of a grid in many pairs of clean and corrupted runs.
 
     Args:
         lens: the model.
-        clean, corrupted: prompts, pair by pair (see `pairs` for matched ones from a prompt set).
-        codes: codes generated from the clean prompts, one row per pair, or (waveform, sample_rate); both runs read
-            these codes. `None` for a metric on sound.
-        metric: `"log_likelihood"` of those codes in the first second; `LogLikelihood(seconds=...)` for another window;
-            or a `Sound`, measured on patched generations.
+        clean, corrupted: the prompts of each pair (`pairs` makes matched prompts from a prompt set).
+        codes: codes generated from the clean prompts, one row per pair, or (waveform, sample_rate). Both runs read
+            these codes. Use `None` for a metric on sound.
+        metric: `"log_likelihood"` of those codes in the first second, `LogLikelihood(seconds=...)` for another window,
+            or a `Sound`, which is measured on patched generations.
         site: one site, or several sites in one part of a block, patched together (`("cross_attn.k", "cross_attn.v")`).
-            With `by="component"` each site has its own column. The default is `resid_post` by seconds; `cross_attn.z`
-            by head (`attn.z` without cross-attention); `attn_out`, `cross_attn_out`, `mlp_out` and `resid_post` by
-            component; and keys and values of the cross-attention by token. A grid on sound leaves the stream out and
-            uses `cross_attn_out` by seconds, because in a run that plays its own codes the stream carries those codes
-            at every block.
-        by: what the columns are: "seconds" (time windows), "head", "component", or "token" (text tokens, counted from
-            the first in which the prompts differ, +0).
-        mode: "denoising" puts clean values into the corrupted run and tests what is sufficient; "noising" puts
-            corrupted values into the clean run and tests what is necessary.
+            With `by="component"`, each site has its own column. The default depends on `by`: `resid_post` for
+            "seconds"; `cross_attn.z` for "head" (`attn.z` without cross-attention); `attn_out`, `cross_attn_out`,
+            `mlp_out` and `resid_post` for "component"; and keys and values of the cross-attention for "token". A grid
+            on sound leaves the residual stream out and uses `cross_attn_out` for "seconds", because in a run that
+            reads its own codes, the stream carries those codes at every block.
+        by: the kind of columns: "seconds" (time windows), "head", "component", or "token" (text tokens, counted from
+            +0, the first token in which the prompts differ).
+        mode: "denoising" puts clean values into the corrupted run and tests whether they are sufficient. "noising"
+            puts corrupted values into the clean run and tests whether the clean values are necessary.
         layers: rows of the grid (`None`: all blocks).
         windows: for `by="seconds"`, the number of equal windows up to the last scored step, or a list of (from, to) in
-            seconds. Windows after the scored one cannot change the metric: their effect is exactly 0.
+            seconds. Windows after the scored window cannot change the metric, so their effect is exactly 0.
         seconds: which steps the other grids patch (`None`: all).
         heads: columns of `by="head"` (`None`: all).
-        history: codes that the corrupted run reads instead of `codes` before the scored window, such as those
-            generated from the corrupted prompts. The scored window must then start later than 0.
-        clusters: what the intervals resample (default: the two prompts of a pair, whose seeds then stay together).
-        sound: run a coarser grid on sound as well, over the whole clip.
-        memory_gib: memory for recordings and batches, in GiB; larger grids run in parts.
+        history: codes that the corrupted run reads instead of `codes` before the scored window, such as codes generated
+            from the corrupted prompts. The scored window must then start later than 0.
+        clusters: the cluster of each pair; intervals resample clusters. By default, pairs with the same two prompts
+            form one cluster, so that their seeds stay together.
+        sound: also run a coarser grid on sound, over the whole clip.
+        memory_gib: memory for recordings and batches, in GiB. Larger grids run in parts.
         n_bootstrap, n_permutations, seed: settings of the intervals and p-values.
-        progress: show the plan and a progress bar on stderr. `plan` returns the plan without a run.
+        progress: show the plan and a progress bar on stderr. `plan` returns the plan without running the grid.
 
     Raises:
-        InputError: (or a subclass) if pairs, codes, sites or windows do not fit, before the model runs.
+        InputError: (or a subclass) if pairs, codes, sites or windows are not valid. It is raised before the model runs.
 
     The codes are scored under the conditional branch alone, without guidance.
     """
@@ -181,10 +182,10 @@ def plan(
     memory_gib: float = 1.0,
     timed: bool = True,
 ) -> GridPlan | SoundPlan:
-    """The cost of `patch` with the same arguments; `timed` runs one row once to estimate the time.
+    """The cost of `patch` with the same arguments. With `timed`, one row runs once to estimate the time.
 
-    For a `Sound` this is a `SoundPlan`, which times a few steps of the largest generation and the decoding and
-    measuring of one clip.
+    For a `Sound` the result is a `SoundPlan`. Its timing covers a few steps of the largest generation, and the decoding
+    and measuring of one clip.
     """
     checked_flags(timed=timed)
     options: dict[str, Any] = {"layers": layers, "windows": windows, "seconds": seconds, "heads": heads}
@@ -196,7 +197,7 @@ def plan(
 
 
 def _show(plan: GridPlan | SoundPlan) -> None:
-    """Print a plan on stderr, next to the progress bar: stdout is for output that a program reads."""
+    """Print a plan on stderr, where the progress bar is. stdout is for output that a program reads."""
     tqdm.write(repr(plan), file=sys.stderr)
 
 
@@ -211,7 +212,7 @@ class _Job:
 
     @property
     def cells(self) -> list[Cell]:
-        """The cells in the order in which they run in parts: by first step, then up the blocks."""
+        """The cells in the order in which they are divided into parts: by first step, then up the blocks."""
         return sorted(self.grid.cells, key=lambda cell: (cell.start, cell.enters, cell.part))
 
     def plan(self, timed: bool = False) -> GridPlan:
@@ -258,7 +259,7 @@ class _Job:
         return patched, before
 
     def _refuse_nan(self, cell: Cell, rows: Sequence[int], values: Float[np.ndarray, "pair codebook"]) -> None:
-        """Raise if a score is NaN, except where a pair does not have the cell's token."""
+        """Raise if a score is NaN, unless the pair does not have the cell's token."""
         lost = np.isnan(values).any(1)
         if cell.token is not None:
             lost &= (self.runs.offsets[0][list(rows), cell.token] >= 0).numpy()
@@ -269,7 +270,7 @@ class _Job:
             )
 
     def _row_bytes(self) -> float:
-        """Bytes of one row of a climb: its stream, a block's intermediate values, its keys and values, its logits."""
+        """Bytes of one row of a climb: its stream, a block's intermediate values, its keys, values and logits."""
         config, steps = self.runs.lens.config, self.runs.steps
         size = torch.finfo(self.runs.lens.dtype).bits // 8
         block = steps * (2 * config.d_mlp + 10 * config.d_model) + 4 * (steps + self.runs.prefix) * config.d_model
@@ -286,7 +287,7 @@ class _Job:
         return config.n_layers * steps * (7 * config.d_model + theirs) * size + logits
 
     def _speed(self) -> float:
-        """Seconds per step of one row in one block, from one timed forward pass."""
+        """Seconds per step of one row in one block, measured by timing one forward pass."""
         runs = self.runs
         given = runs.lens, runs.clean[:1], runs.read[0][:1]
         _forward(*given)

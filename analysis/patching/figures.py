@@ -1,6 +1,6 @@
-"""Figures of patching grids, for paper (matplotlib) and screen (plotly): raw effects, with the gap in the title.
+"""Figures of patching grids for paper (matplotlib) and screen (plotly): raw effects, with the gap in the title.
 
-Cells that differ from 0 (p adjusted for the whole grid at most 5%) carry a dot, so that colour is not the only sign.
+A dot marks cells that differ from 0 (p at most 5%, adjusted for the whole grid), so that colour is not the only sign.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _AXES = {
 _TEXT = {"cross_attn.k", "cross_attn.v", "text_states"}
 """Sites that depend on the text alone."""
 _WIDEST = 24
-"""Grids with more columns have no numbers in their cells."""
+"""The largest number of columns at which cells show their numbers."""
 
 
 def paper(result: PatchingResult, codebook: int | str = "total") -> Figure:
@@ -54,7 +54,7 @@ def paper(result: PatchingResult, codebook: int | str = "total") -> Figure:
 
 
 def caption(result: PatchingResult) -> str:
-    """Two lines on what the grid shows, and a third on the measured sound."""
+    """Two lines that explain what the grid shows, and a third about the measured sound."""
     giver, taker = ("clean", "corrupted") if result.mode == "denoising" else ("corrupted", "clean")
     patched = f"{giver} values patched into the {taker} run"
     few = f" ({result.too_few}: exploratory)" if result.too_few else ""
@@ -73,7 +73,7 @@ def caption(result: PatchingResult) -> str:
 
 
 def _measured(result: PatchingResult) -> str:
-    """How many pairs were played, and in how many of them both runs could be measured."""
+    """How many pairs were played, and how many of them could be measured in both runs."""
     pairs = len(result.clean)
     both = int(np.isfinite(result.clean - result.corrupted).all(1).sum())
     return (
@@ -142,7 +142,7 @@ def _panel(figure: Figure, axes: Axes, result: PatchingResult, codebook: int | s
 
 @literally
 def screen(result: PatchingResult, codebook: int | str = "total") -> go.Figure:
-    """The grid as a heat map with a slider over codebooks; hovering over a cell shows its interval and p."""
+    """The grid as a heat map with a slider over codebooks. Hovering over a cell shows its interval and p."""
     names = list(result.names)
     first = result._place(codebook)
     figure = go.Figure()

@@ -1,6 +1,6 @@
-"""The cells of a patching grid: each is a part of the model in which one run takes its values from another.
+"""The cells of a patching grid. In each cell, one run takes its values at one part of the model from the other run.
 
-`Grid.of` turns a site and a `by` into cells, and raises before the model runs if it lacks the site.
+`Grid.of` turns a site and a `by` into cells. It raises an error before the model runs if the model lacks the site.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ WINDOWS = 8
 """The default number of windows in a grid by seconds."""
 TEXT_STATES = "hook_text_states"
 BEGIN = {"hook_resid_pre": 0, "hook_resid_mid": 1, "hook_resid_cross": 2, "hook_resid_post": 3}
-"""Sites of the residual stream itself, with the number of the block's three parts that come before them."""
+"""Sites of the residual stream itself. Each is mapped to how many of its block's three parts come before it."""
 WRITES = {"hook_attn_out": 1, "hook_cross_attn_out": 2, "hook_mlp_out": 3}
-"""Sites whose values a part of the block adds to the stream, with the number of parts up to and including it."""
+"""Sites of the outputs that parts of a block add to the stream. Each is mapped to the number of its part, from 1."""
 EMBEDDINGS = ("hook_embed", "hook_pos_embed")
 INSIDE = (
     "ln1.hook_normalized",
@@ -45,8 +45,11 @@ _DEFAULTS: dict[str, tuple[str, ...]] = {
 }
 
 _SOUND_DEFAULTS = {**_DEFAULTS, "seconds": ("cross_attn_out",), "component": ("attn_out", "cross_attn_out", "mlp_out")}
-"""Default sites of a grid on sound, in which both runs play their own codes. The stream carries those codes, so a patch
-of it at any block, even the first, changes the clip regardless of the text. The stream is therefore left out."""
+"""Default sites of a grid on sound, in which both runs read the codes that they generate.
+
+The residual stream carries those codes, so patching it at any block, even the first, changes the clip regardless of the
+text. The stream is therefore left out.
+"""
 
 
 @dataclass(frozen=True)
@@ -75,20 +78,20 @@ class Cell:
 
     @property
     def enters(self) -> int:
-        """The first block that a patched row runs through, in whole or in part."""
+        """The first block that a patched row runs through, entirely or in part."""
         if self.layer is None:
             return 0
         return self.layer + (self.hooks[0] in ("hook_mlp_out", "hook_resid_post"))
 
     @property
     def inside(self) -> bool:
-        """Whether the patch is inside a part of the block, not in the stream or in what the part adds to it."""
+        """Whether the patch is inside a part of the block, rather than in the stream or in the output added to it."""
         return self.layer is not None and self.hooks[0] not in (*BEGIN, *WRITES)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The cells of a grid, its axis labels, and its sites as the caller named them."""
+    """The cells of a grid, its axis labels, and its sites under the names that the caller used."""
 
     by: By
     sites: tuple[str, ...]
@@ -119,7 +122,8 @@ class Grid:
     ) -> Grid:
         """The grid over the first `steps` steps. Later steps cannot change the score and are never patched.
 
-        If `site` is `None`, the default sites of a grid on codes are used, or with `on_sound` those of a grid on sound.
+        If `site` is `None`, the default sites of a grid on codes are used. With `on_sound`, they are those of a grid on
+        sound.
 
         Raises:
             InputError: (or a subclass) if the model lacks the site, or `by` cannot divide it.
@@ -159,9 +163,10 @@ def checked_by(by: Any) -> None:
 
 
 def needs_tokens(lens: AudioLens, hooks: Sequence[str]) -> bool:
-    """Whether any of these sites has one position per text token, so that both prompts need equally many tokens.
+    """Whether any of these sites has one position per text token, so that both prompts need the same number of tokens.
 
-    If the text is a prefix in the decoder's own sequence, every pattern does, because its keys include the text.
+    If the text is a prefix in the decoder's own sequence, every attention pattern has text positions, because its keys
+    include the text.
     """
     patterns = lens.config.has_prefix and any(hook.endswith("pattern") for hook in hooks)
     return patterns or any(hook in TEXT_SIDE for hook in hooks)
@@ -170,7 +175,7 @@ def needs_tokens(lens: AudioLens, hooks: Sequence[str]) -> bool:
 def needs_equal_lengths(
     lens: AudioLens, site: str | Sequence[str] | None, by: By, seconds: Real, on_sound: bool = False
 ) -> bool:
-    """Whether a grid over clips of `seconds` requires pairs whose prompts have equally many tokens.
+    """Whether a grid over clips of `seconds` requires both prompts of a pair to have the same number of tokens.
 
     Raises:
         InputError: (or a subclass) if the model lacks the site, `by` cannot divide it, or the clip is too short.
@@ -186,7 +191,7 @@ def needs_equal_lengths(
 def _sites(
     lens: AudioLens, site: str | Sequence[str] | None, by: By, layers: int | Sequence[int] | None, on_sound: bool
 ) -> tuple[tuple[str, ...], list[list[Site]]]:
-    """The names of the sites (given or default) and the sites found, in one list per column of components."""
+    """The names of the sites (given or default), and the sites themselves as one list per component column."""
     checked_by(by)
     if by == "token" and lens.config.has_prefix:
         raise SiteError(
@@ -234,7 +239,7 @@ def _refuse_mixed(by: str, found: Sequence[Sequence[Site]]) -> None:
 
 
 def _windows(windows: int | Sequence[Span], timeline: Timeline, steps: int) -> list[tuple[int, int, Span]]:
-    """(start, stop, seconds) of each window. A number divides all steps up to the last one that is scored."""
+    """The (start, stop, seconds) of each window. A number divides all steps up to the last one that is scored."""
     rate = timeline.frame_rate
     given = one_or_listed("windows", windows)
     try:

@@ -1,4 +1,4 @@
-"""Cost estimates of a patching grid before it runs: rows, steps, memory, and time from one timed step."""
+"""Estimate the cost of a patching grid before it runs, in rows, steps, memory and time."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ class GridPlan:
     """The estimated cost of a grid on codes.
 
     Attributes:
-        cells, pairs: size of the grid; every pair has one row for every cell.
-        row_steps: number of steps of single rows through one block that will be run.
-        naive_row_steps: the same number for one full forward pass per cell.
-        batch: number of pairs that run together; `chunk` is the largest number of cells that do.
+        cells, pairs: size of the grid. Every pair has one row for every cell.
+        row_steps: number of steps through one block that will be run, counted per row.
+        naive_row_steps: the number that would be run with one full forward pass per cell.
+        batch: number of pairs that run together. `chunk` is the largest number of cells that run together.
         memory_mib: expected memory of recordings and the largest batch, in addition to the model.
-        seconds: upper estimate from the speed of one row's forward pass on this machine; NaN if it was not timed.
+        seconds: upper estimate of the time, from the speed of one row's forward pass on this machine. NaN if it was not
+            timed.
     """
 
     cells: int
@@ -47,13 +48,13 @@ class SoundPlan:
     """The estimated cost of a grid on sound.
 
     Attributes:
-        cells, pairs: size of the grid; every pair has one patched clip for every cell.
+        cells, pairs: size of the grid. Every pair has one patched clip for every cell.
         clips: number of clips to generate, including the unpatched clips of each generation.
         clip_seconds: length of each clip.
         generations: number of calls of `lens.generate`, of at most `rows` clips each.
-        row_steps: number of steps of single rows through one block, counting both halves of the guidance.
-        seconds: estimate from the speed of one step of the largest generation, and of decoding and measuring one clip,
-            on this machine; NaN if it was not timed.
+        row_steps: number of steps through one block, counted per row and for both halves of the guidance.
+        seconds: estimate of the time, from the speed on this machine of one step of the largest generation, and of
+            decoding and measuring one clip. NaN if it was not timed.
     """
 
     cells: int

@@ -33,7 +33,7 @@ def checked_mode(mode: Any) -> None:
 @guarded
 @dataclass(frozen=True)
 class Gap:
-    """How much the clean run's metric exceeds the corrupted run's: the mean over pairs, with its clustered interval."""
+    """How far the clean run's metric exceeds the corrupted run's, as a mean over pairs with a clustered interval."""
 
     value: float
     interval: Interval
@@ -41,7 +41,7 @@ class Gap:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval excludes 0; if it does not, a share of the gap is meaningless."""
+        """Whether the interval excludes 0. If it does not, effects as a share of the gap are meaningless."""
         return bool(self.interval.low > 0 or self.interval.high < 0)
 
     def __repr__(self) -> str:
@@ -56,23 +56,22 @@ class PatchingResult:
     """The result of a grid of patches.
 
     Attributes:
-        patched: "pair codebook layer column", the metric of every patched run; NaN if a pair does not have the cell.
-        clean, corrupted: "pair codebook", the metric of the unpatched runs.
-        codebooks: names along the metric's codebook axis; a grid on sound has one entry, named after the measure.
+        patched: the metric of every patched run, "pair codebook layer column"; NaN if a pair does not have the cell.
+        clean, corrupted: the metric of the unpatched runs, "pair codebook".
+        codebooks: names along the metric's codebook axis. A grid on sound has one entry, named after the measure.
         layers: rows of the grid; `None` for a site outside the blocks.
-        columns: windows in seconds, heads, components or tokens, depending on `by`. `spans` holds the windows' seconds.
+        columns: time windows, heads, components or tokens, depending on `by`. `spans` holds the windows in seconds.
         sites: the patched sites.
         mode: "denoising" puts clean values into the corrupted run, "noising" puts corrupted values into the clean run.
         metric, unit: the metric and its unit; log-likelihoods of the clean codes are in nats.
         scored: the scored window of the clean continuation, in seconds.
-        clusters: each pair's cluster; intervals resample clusters.
-        prompts: each pair's (clean, corrupted) prompts.
-        sound: the coarser grid on sound that goes with a grid on codes.
+        clusters: the cluster of each pair. Intervals resample clusters.
+        prompts: the (clean, corrupted) prompts of each pair.
+        sound: the coarser grid on sound that accompanies a grid on codes.
 
-    It does not show that a site *holds* the concept: a patch carries every difference between the two runs, and a site
-    that recovers the gap may only pass it on. Given the same codes, both runs read the same music and the text adds
-    little, so `normalised` raises an error if the gap's interval covers 0. A cell without effect may have a backup
-    elsewhere in the model.
+    It does not show that a site *holds* the concept. A patch carries every difference between the two runs, and a site
+    that recovers the gap may only pass it on. If both runs read the same codes, the text adds little, so `normalised`
+    raises an error if the gap's interval covers 0. A cell without effect may have a backup elsewhere in the model.
     """
 
     patched: Float[np.ndarray, "pair codebook layer column"]
@@ -110,7 +109,10 @@ class PatchingResult:
         )
 
     def gap(self, codebook: int | str = TOTAL) -> Gap:
-        """Clean minus corrupted, for one codebook or the total; NaN if no pair was measured in both runs."""
+        """The metric of the clean run minus that of the corrupted run, for one codebook or the total.
+
+        It is NaN if no pair was measured in both runs.
+        """
         each = self._gaps[:, self._place(codebook)]
         usable = np.isfinite(each)
         if not usable.any():
@@ -129,7 +131,7 @@ class PatchingResult:
         return self.means.value[self._place(codebook)]
 
     def normalised(self, codebook: int | str = TOTAL) -> Float[np.ndarray, "layer column"]:
-        """The grid rescaled so that 0 is the corrupted run and 1 is the clean run: mean effect over mean gap.
+        """The grid rescaled so that 0 is the corrupted run and 1 is the clean run, by dividing by the mean gap.
 
         Raises:
             InputError: if the gap's interval covers 0, or there are too few prompts for an interval.
@@ -141,7 +143,7 @@ class PatchingResult:
                 "a share of it is undefined. Use .effect(), score another window, take more pairs, or give the "
                 "corrupted run its own history (history=)."
             )
-        # Both means are over the pairs that have the cell, and measured from the corrupted run in either mode.
+        # Both means cover the pairs that have the cell. In either mode they are measured from the corrupted run.
         place = self._place(codebook)
         patched, clean, corrupted = (_with_total(v)[:, place] for v in (self.patched, self.clean, self.corrupted))
         there = np.isfinite(patched) & np.isfinite(clean - corrupted)[:, None, None]
@@ -153,7 +155,7 @@ class PatchingResult:
             return np.nanmean(part, axis=0) / np.nanmean(whole, axis=0)
 
     def best(self, codebook: int | str = TOTAL) -> tuple[int | None, str]:
-        """The layer and column of the cell that moves the metric furthest from the unpatched run towards the other.
+        """The layer and column of the cell that moves the metric furthest towards the run that supplies the values.
 
         Raises:
             InputError: if no cell was measured.
@@ -169,9 +171,9 @@ class PatchingResult:
         return self.layers[int(row)], self.columns[int(column)]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per codebook (and their total), layer and column: effect, interval and p, and the codebook's gap.
+        """One row per codebook (and their total), layer and column, with effect, interval, p and the codebook's gap.
 
-        `normalised` is NaN where the gap is not clear.
+        `normalised` is NaN where the interval of the gap covers 0.
         """
         found, tables = self.means, []
         rows, columns = np.meshgrid(np.arange(len(self.layers)), np.arange(len(self.columns)), indexing="ij")
@@ -205,7 +207,7 @@ class PatchingResult:
         return figures.paper(self, codebook)
 
     def figure(self, codebook: int | str = TOTAL) -> Any:
-        """Interactive version of `plot`, with a slider over codebooks (plotly); `.sound.figure()` shows the sound."""
+        """Interactive version of `plot`, with a slider over codebooks (plotly). `.sound.figure()` shows the sound."""
         from analysis.patching import figures
 
         return figures.screen(self, codebook)
@@ -217,7 +219,7 @@ class PatchingResult:
 
     @property
     def too_few(self) -> str:
-        """A note if a grid on codes has fewer pairs than a claim about a few nats needs; otherwise empty."""
+        """A note if a grid on codes has too few pairs for a claim about a few nats; otherwise empty."""
         return "" if self.by_ear or len(self.clean) >= N_PAIRS else f"fewer than {N_PAIRS} pairs"
 
     @property
@@ -254,7 +256,7 @@ class PatchingResult:
         most = "no cell clear of chance, largest effect" if found.p_adjusted[at] > LEVEL else "largest effect"
         pairs, measured = len(self.clean), int(np.isfinite(self._gaps[:, total]).sum())
         both = f"{pairs}" if measured == pairs else f"{measured} of {pairs}"
-        # The number of pairs that have this cell and were measured in it.
+        # The number of pairs that have this cell and could be measured there.
         own = "" if found.n[at] == measured else f" over {found.n[at]:.0f} pairs"
         return (
             f"PatchingResult({self.mode} {self.place}: gap {gap!r} over {both} pairs of "

@@ -1,4 +1,4 @@
-"""Pairs of clean and corrupted runs: matched prompts, checked inputs, and recordings batch by batch."""
+"""Pairs of clean and corrupted runs, with matched prompts, checked inputs, and recordings made batch by batch."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 N_PAIRS = 64
-"""The fewest pairs that a claim about a few nats needs."""
+"""The smallest number of pairs that supports a claim about a few nats."""
 
 
 @guarded
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Matched prompts, with the codes generated from the clean prompts (`codes`) and the corrupted ones (`history`).
+    """Matched prompts, with codes generated from the clean prompts (`codes`) and from the corrupted ones (`history`).
 
     `clean` and `corrupted` differ only in the words for the concept.
     """
@@ -69,22 +69,22 @@ def pairs(
     first_seed: int = 0,
     batch_size: int | None = 64,
 ) -> Pairs:
-    """Take pairs from a set's matched prompts and generate both sides' codes from the pair's seed.
+    """Take pairs from a set's matched prompts, and generate the codes of both sides from the pair's seed.
 
-    The clean prompts are those of the positive pole (of the negative pole for `prompts.opposite`).
+    The clean prompts are those of the positive pole. With `prompts.opposite` they are those of the negative pole.
 
     Args:
         lens: the model that generates the codes.
         prompts: a set whose poles are matched.
-        n: number of pairs. Beyond the set's size, prompts are repeated with other seeds.
+        n: number of pairs. If it exceeds the size of the set, prompts are repeated with other seeds.
         seconds: length of the codes.
-        same_length: keep only pairs whose prompts have equally many tokens, which patching by token requires.
-        turns: alternate which pole is the clean one. Use it for metrics on codes only: on measured sound the mean gap
-            would cancel.
-        guidance_scale: guidance of the generation. Codes sampled under guidance follow the text more closely than the
-            conditional branch alone predicts, which widens the gap.
+        same_length: keep only pairs whose prompts have the same number of tokens, which patching by token requires.
+        turns: alternate which pole is the clean one. Use this only for metrics on codes: on measured sound, the gaps
+            would cancel in the mean.
+        guidance_scale: guidance scale of the generation. Codes sampled under guidance follow the text more closely than
+            the conditional branch alone predicts, which widens the gap.
         first_seed: both sides of pair i are generated from seed first_seed + i.
-        batch_size: rows generated at a time.
+        batch_size: number of rows generated at a time.
 
     Raises:
         InputError, InputTypeError: if `prompts` is not a set with matched poles, or no pair is left.
@@ -117,7 +117,7 @@ def pairs(
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """Both runs of every pair. `read` holds the codes read by the clean and the corrupted run; `window` is scored."""
+    """Both runs of every pair. `read` holds the codes that the clean and the corrupted run read; `window` is scored."""
 
     lens: AudioLens
     clean: tuple[str | None, ...]
@@ -132,7 +132,7 @@ class Runs:
     def checked(
         cls, lens: AudioLens, clean: Any, corrupted: Any, codes: Any, seconds: Span | None, history: Any
     ) -> Runs:
-        """Check the inputs and return the runs. Only the codec runs before this, and only if audio was given."""
+        """Check the inputs and return the runs. Nothing runs before this, except the codec if audio was given."""
         if isinstance(codes, tuple | list):
             codes = codes_of(codes, lens.traced_model)
         ours, theirs, sizes = checked_prompts(lens, clean, corrupted)
@@ -168,7 +168,7 @@ class Runs:
 
     @cached_property
     def offsets(self) -> tuple[Int[Tensor, "pair column"], tuple[str, ...]]:
-        """Each pair's token in every column of a grid by tokens (-1: none), and the names of the columns."""
+        """The token of each pair in every column of a grid by tokens (-1 for none), and the names of the columns."""
         return token_offsets(self.lens, self.clean, self.corrupted)
 
     def token_columns(self) -> tuple[str, ...]:
@@ -184,7 +184,10 @@ class Runs:
         return checked_clusters(given, self.clean, self.corrupted)
 
     def batches(self, size: int) -> Iterator[list[int]]:
-        """Batches of pairs to run together. In a family without a text mask (Melody) they have equally many tokens."""
+        """Batches of pairs to run together.
+
+        In a family without a text mask (Melody), all pairs of a batch have the same number of tokens.
+        """
         prefix = self.lens.config.prefix
         kinds: dict[tuple[int, int], list[int]] = {}
         for row, (a, b) in enumerate(zip(*self.sizes, strict=True)):
@@ -233,7 +236,7 @@ class Runs:
 
 
 def checked_prompts(lens: AudioLens, clean: Any, corrupted: Any) -> tuple[tuple, tuple, tuple]:
-    """Both sides' prompts and their numbers of tokens. Raises an error if one side has more prompts than the other."""
+    """The prompts of both sides and their numbers of tokens. Raises an error if one side has more prompts."""
     ours, theirs = text.checked_prompts(clean), text.checked_prompts(corrupted)
     tokens.note_unread((*ours, *theirs), lens.tokenizer)
     one, other = (text.checked(side, lens.model, lens.tokenizer)[1] for side in (ours, theirs))
@@ -253,7 +256,7 @@ def refuse_same(clean: Sequence[Any], corrupted: Sequence[Any]) -> None:
 
 def checked_clusters(given: Any, clean: Sequence[Any], corrupted: Sequence[Any]) -> tuple[str, ...]:
     if given is None:
-        # Either prompt may be the clean one: the same two prompts form one cluster.
+        # The same two prompts form one cluster, whichever of them is the clean one.
         return tuple(" | ".join(sorted((str(a), str(b)))) for a, b in zip(clean, corrupted, strict=True))
     listed = tuple(map(str, in_order("clusters", given, "clusters")))
     if len(listed) != len(clean):
@@ -264,7 +267,7 @@ def checked_clusters(given: Any, clean: Sequence[Any], corrupted: Sequence[Any])
 def token_offsets(
     lens: AudioLens, clean: Sequence[Any], corrupted: Sequence[Any]
 ) -> tuple[Int[Tensor, "pair column"], tuple[str, ...]]:
-    """Each pair's token in every column, counted from the first token in which the pair differs, and column names.
+    """The token of each pair in every column, counted from the first token that differs in the pair, and column names.
 
     A column is named after its token if all pairs share it.
     """

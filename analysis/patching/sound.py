@@ -1,10 +1,10 @@
-"""Patching measured on sound: patched generations compared with the clean and the corrupted ones.
+"""Patching measured on sound, by comparing patched generations with the clean and the corrupted ones.
 
-The clean, the corrupted and every patched clip of a pair are generated in one batch from the same seed. At each step a
-patched row takes the values that another row of the batch has at that very step, so nothing is stored and nothing is
-shifted in time. Once their codes diverge, the two rows continue different music: the patch carries what the *other run*
-does at that moment, its music included. Only the keys and values of the cross-attention and the text states depend on
-the text alone.
+The clean, the corrupted and every patched clip of a pair are generated in one batch from the same seed. At each step, a
+patched row takes the values that another row of the batch has at the same step, so nothing is stored and nothing is
+shifted in time. Once their codes diverge, the two rows continue with different music. The patch then carries everything
+that the *other run* computes at that step, including its music. Only the text states, and the keys and values of the
+cross-attention, depend on the text alone.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ if TYPE_CHECKING:
 @guarded
 @dataclass(frozen=True)
 class Sound:
-    """A metric on sound. All clean prompts must ask for the same pole, or the mean gap cancels.
+    """A metric on sound. All clean prompts must ask for the same pole; otherwise the gaps cancel in the mean.
 
     Attributes:
         measure: one of `audiolens.measure.MEASURES`: "tempo_ioi", "brightness", ...
         seconds: length of the clips.
-        pairs: how many of the pairs are played, counted from the first (`None`: all).
+        pairs: number of pairs to play, counted from the first (`None`: all).
         guidance_scale, temperature, top_k: as in `lens.generate`.
-        branch: which half of the guidance is patched; the null half does not see the text.
+        branch: the half of the guidance that is patched. The null half does not see the text.
         first_seed: pair i is generated from seed first_seed + i.
-        batch_size: the most rows in one generation.
+        batch_size: largest number of rows in one generation.
     """
 
     measure: str
@@ -125,7 +125,7 @@ class Listening:
         if by == "token":
             refuse_unequal(sizes, "patching by token")
             places, columns = token_offsets(lens, ours, theirs)
-        # Windows divide the clip: the steps after its last frame only finish the delayed codebooks.
+        # Windows divide the clip. The steps after its last frame only finish the delayed codebooks.
         grid = Grid.of(
             lens, site, by, steps=timeline.frames, timeline=timeline, layers=layers, windows=windows, seconds=seconds,
             heads=heads, tokens=columns, on_sound=True,
@@ -150,7 +150,7 @@ class Listening:
         return found
 
     def plan(self, timed: bool = False) -> SoundPlan:
-        """The cost; `timed` runs a few steps of the largest generation, and decodes and measures one clip."""
+        """The cost. `timed` runs a few steps of the largest generation, and decodes and measures one clip."""
         counts = [len(rows) * (2 + len(cells)) for rows, cells in self.generations]
         branches = 1 if self.sound.guidance_scale == 1 else 2
         seconds = float("nan")
@@ -170,7 +170,7 @@ class Listening:
         )
 
     def run(self, progress: bool, stats: dict[str, Any]) -> PatchingResult:
-        """Generate and measure every clip; `stats` are the resampling settings of the result."""
+        """Generate and measure every clip. `stats` holds the resampling settings of the result."""
         grid, sound = self.grid, self.sound
         values = np.full((len(self.clean), len(grid.layers), len(grid.columns)), np.nan)
         before = {"clean": np.empty(len(self.clean)), "corrupted": np.empty(len(self.clean))}
@@ -203,7 +203,10 @@ class Listening:
         )
 
     def _played(self, rows: Sequence[int], cells: Sequence[Cell], seconds: float | None = None, **how: Any) -> Any:
-        """Generate the clean, the corrupted and each cell's patched clips; `seconds` shortens them for timing."""
+        """Generate the clean clips, the corrupted clips and the patched clips of each cell.
+
+        `seconds` shortens them for timing.
+        """
         count, rate = len(rows), self.lens.config.frame_rate
         sides = [self.clean[row] for row in rows], [self.corrupted[row] for row in rows]
         base = sides[1 if self.mode == "denoising" else 0]
@@ -265,7 +268,10 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 
 def taking(count: int, tokens: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """A function for `Apply`: the last `count` rows take the values of the first, at one token per row or at all."""
+    """A function for `Apply` that gives the last `count` rows the values of the first `count` rows.
+
+    With `tokens`, only one token per row is replaced.
+    """
 
     def take(value: Tensor) -> Tensor:
         giving, own = value[:count], value[count:]

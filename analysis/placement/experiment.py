@@ -1,9 +1,9 @@
 """Try a concept's direction at every candidate place on given codes, and choose the best place.
 
-`place` adds the direction at every candidate place (one layer's vector at its own block, at all blocks, ...), reads
-given codes, and compares the effect on the next-code predictions with the effect of the concept's *words*. It chooses
-the place where the direction acts most like the words and least like anything else. No steered clip is generated for
-this. Other evidence (probes, patching, attribution, norms, or your own) is reported as well, and may decide instead.
+`place` adds the direction at every candidate place (one layer's vector at its own block, at all blocks, ...) while the
+model reads given codes. It compares the effect on the next-code predictions with the effect of the concept's *words*,
+and chooses the place where the direction acts most like the words and least like anything else. This needs no steered
+clips. Other evidence (probes, patching, attribution, norms, or your own) is reported as well, and may decide instead.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 READ_PROMPTS = 48
-"""Prompts per pole from which directions are read if none are given."""
+"""Number of prompts per pole from which directions are read if none are given."""
 READ_SECONDS = 2.0
 
 
@@ -62,29 +62,32 @@ def place(
 
     Args:
         lens: the model.
-        concept: the name of a bundled prompt set, or a set of your own.
-        directions: directions of that concept, from the negative to the positive pole; read by difference in means if
-            left out.
-        strategies: "one-to-one", "one-to-all" and "all-to-all", the simplest first: of equally good places, the first
-            strategy and the lowest block are chosen.
+        concept: the name of a bundled prompt set, or your own prompt set.
+        directions: directions of that concept, from the negative to the positive pole. By default they are computed as
+            differences in means.
+        strategies: any of "one-to-one", "one-to-all" and "all-to-all", with the simplest first. Among equally good
+            places, the first strategy and the lowest block are chosen.
         layers: the layers whose vectors are candidates (default: every layer of the directions).
         prompts: neutral prompts (default: the first eight development prompts of the set).
-        codes: codes that follow these prompts, one row per prompt; by default the model generates them, unsteered.
+        codes: codes that follow these prompts, one row per prompt. By default the model generates them without
+            steering.
         seconds: length of the generated clips.
-        evidence: further evidence over layers, by name, as `layer_attribution.gather` takes it.
+        evidence: further evidence over layers, by name, in the form that `layer_attribution.gather` accepts.
         compute: evidence to compute on the same clips: "probe", "patching", "attribution". Evidence that cannot be
             computed (a probe of one clip, attribution between prompts of unequal length) is left out, and the result
             says why.
-        by: the evidence that decides: "alignment" (see `Placement`), or the name of other evidence. In the latter case
-            the candidate block with its largest value is chosen, with the first strategy that has a block.
-        n_random: number of random directions of the same lengths at the chosen place: the alignment reached by chance.
-        batch_size: rows in one forward pass.
+        by: the evidence that decides: "alignment" (see `Placement`), or the name of other evidence. In the latter case,
+            the candidate block with the largest value is chosen, with the first strategy that uses a single block.
+        n_random: number of random directions, of the same lengths, to try at the chosen place. They show the alignment
+            that is reached by chance.
+        batch_size: number of rows in one forward pass.
         n_bootstrap, seed: settings of the intervals over prompts; clips are generated from seeds `seed` onwards.
         progress: show a progress bar.
 
     Raises:
-        InputError: (or a subclass) if strategies, layers or evidence do not exist, directions are of another model or
-            zero at every layer, or, in a model whose text is a prefix, words have unequal numbers of tokens.
+        InputError: (or a subclass) if strategies, layers or evidence do not exist; if the directions come from another
+            model or are zero at every layer; or if the model's text is a prefix and the words of the two poles have
+            different numbers of tokens.
 
     The words and the direction act on the conditional branch, without guidance.
     """
@@ -116,7 +119,7 @@ def place(
         raise InputError(f"{len(codes)} rows of codes for {len(neutral)} prompts: give one row per prompt.")
     spent = 0
     if directions is None:
-        # Equally many from both poles, so that the pairs are those of the set.
+        # Take the same number of prompts from both poles, so that the pairs are those of the set.
         read = min(READ_PROMPTS, len(sets.positive), len(sets.negative))
         directions = difference_in_means(
             lens, sets.positive[:read], sets.negative[:read], seeds=list(range(read)), batch_size=batch_size,

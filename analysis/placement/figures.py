@@ -1,4 +1,4 @@
-"""The placement figure, for paper (matplotlib) and screen (plotly): alignment of every place over other evidence."""
+"""The placement figure for paper (matplotlib) and screen (plotly): alignment at the top, other evidence below."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 def paper(placement: Placement) -> Figure:
-    """Alignment by block, one line per strategy, with a ring at the chosen place; one panel per other evidence."""
+    """Alignment by block, one line per strategy, with a ring around the chosen place.
+
+    Every kind of other evidence has a panel of its own.
+    """
     others = placement.evidence.evidence
     with styled():
         figure = canvas((5.8, 3.0 + 1.15 * len(others)))
@@ -68,7 +71,7 @@ def paper(placement: Placement) -> Figure:
 def screen(placement: Placement) -> go.Figure:
     """Interactive version (plotly)."""
     others = placement.evidence.evidence
-    # The legend takes the room of the first title.
+    # The legend takes the space of the first title.
     titles = ["", *(one.name for one in others)]
     rows = len(titles)
     weights = [2.2, *[1.0] * len(others)]

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 Beside = Literal["probe", "patching", "attribution"]
 PROBED = 24
-"""Prompts per pole on which a probe is trained and tested."""
+"""Number of prompts per pole on which a probe is trained and tested."""
 EVIDENCE_SECONDS = 1.0
-"""Length of the clips that the evidence is computed on."""
+"""Length of the clips on which the evidence is computed, in seconds."""
 
 
 @dataclass
 class Computed:
-    """Evidence by name, as frames "layer value low high"; the reasons why some is missing; and its row-steps."""
+    """Evidence by name (frames with columns layer, value, low, high), why any is missing, and its cost in row-steps."""
 
     found: dict[str, pd.DataFrame] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -43,7 +43,7 @@ def checked_kinds(wanted: Sequence[str]) -> None:
 
 
 def generated_steps(lens: AudioLens, rows: int, seconds: float) -> int:
-    """Row-steps of generating clips under guidance, counting both halves."""
+    """Number of row-steps needed to generate clips under guidance, counting both halves."""
     return 2 * rows * (round(seconds * lens.config.frame_rate) + max(lens.config.delays))
 
 
@@ -57,10 +57,11 @@ def computed(
     *,
     batch_size: int,
 ) -> Computed:
-    """Compute the requested evidence as far as possible.
+    """Compute as much of the requested evidence as possible.
 
-    Probes separate the poles' prompts on the *same* codes, which leak nothing. Patching and attribution carry the
-    stream of the positive pole's runs into the negative pole's, on the first second that the positive pole plays.
+    Probes separate the two poles' prompts while the model reads the *same* codes, so that the codes reveal nothing.
+    Patching and attribution copy the residual stream of the positive pole's runs into those of the negative pole. They
+    are scored on the first second of the positive pole's clips.
     """
     checked_kinds(wanted)
     result = Computed()
@@ -132,7 +133,7 @@ def _attributed(
         batch_size=batch_size,
     )  # fmt: skip
     table = result.by_layer(directions.meta.site)
-    # Two forward passes, and one backward pass that costs two.
+    # Two forward passes, and one backward pass that costs as much as two forward passes.
     spent = 4 * len(clean) * (codes.shape[-1] + max(lens.config.delays))
     return _frame(table.layer, table.effect, table.low, table.high), spent
 

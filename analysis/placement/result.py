@@ -1,4 +1,4 @@
-"""The result of a placement: the place, the evidence, how certain the choice is, and the reason in a sentence."""
+"""The result of a placement: the chosen place, the evidence, the certainty of the choice, and a one-sentence reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from audiolens.prompts import PromptSet
 
 ALIGNMENT = "alignment"
 AS_GOOD = 0.995
-"""Places that reach this share of the best alignment count as equally good; the simplest of them is chosen."""
+"""Places that reach this share of the best alignment count as equally good. The simplest of them is chosen."""
 
 
 @guarded
@@ -34,25 +34,25 @@ class Placement:
     Attributes:
         concept, poles: the concept and its poles, the positive pole first.
         strategy, layer: the place; `layer` is the layer whose vector is used, `None` in "all-to-all".
-        directions: directions at the site where they were read; in "all-to-all" those of the blocks that are changed.
+        directions: directions at the site where they were read. In "all-to-all", only those of the changed blocks.
         candidates: one row per place: `strategy`, `layer`; `alignment` with `low` and `high`, the cosine between the
             effects of the direction and of the words on the next codes (Fisher metric; 95% intervals over prompts);
-            `gain`, the share of the words' shift that a strength of 1 causes; `strength`, which moves neutral music as
-            far towards a pole as the pole's word does, without guidance.
+            `gain`, the share of the words' shift that a strength of 1 causes; and `strength`, the strength that moves
+            neutral music as far towards a pole as the pole's word does, without guidance.
         evidence: other evidence over layers; it always includes the direction's norm.
         left_out: requested evidence that could not be computed, and why.
         by: the evidence that decided.
-        certainty: the share of resamples of the prompts in which the chosen place is as good as the best (99.5% of
-            it). NaN if other evidence decided, or if there is nothing to choose from or to resample.
-        at_strength: the chosen place's alignment at its `strength`, where shifts may no longer be linear.
+        certainty: the share of resamples of the prompts in which the chosen place reaches 99.5% of the best alignment.
+            NaN if other evidence decided, or if there is nothing to choose between or to resample.
+        at_strength: alignment of the chosen place at its `strength`, where shifts may no longer be linear.
         random: alignments of random directions of the same lengths at the chosen place.
         n_prompts: number of different neutral prompts.
-        row_steps: steps of single rows that the decoder ran, including everything that was generated or read.
+        row_steps: number of decoder steps, counted per row, including everything that was generated or read.
 
-    It does not show that steering there works: an effect on the next codes that matches the words need not add up over
-    a clip, and strengths beyond the linear range are not tested. It cannot find a place outside the candidates. The
-    shifts of words and direction are compared on unsteered music. Intervals and certainty are over the neutral
-    prompts, one clip each; they do not include the uncertainty of the direction itself.
+    It does not show that steering there works. An effect on the next codes that matches the words need not accumulate
+    over a clip, and strengths beyond the linear range are not tested. Only the candidate places are considered. The
+    shifts of the words and of the direction are compared on unsteered music. Intervals and certainty cover only the
+    variation between neutral prompts, with one clip each. They do not include the uncertainty of the direction itself.
     """
 
     concept: str
@@ -99,8 +99,10 @@ class Placement:
 
     @property
     def strength(self) -> float:
-        """A strength to start from: without guidance it moves the codes as far as the pole's word. NaN if the direction
-        moves the codes against the words."""
+        """A strength to start from, which without guidance shifts the predictions as far as the pole's word does.
+
+        NaN if the direction shifts them in the opposite direction to the words.
+        """
         return float(self.chosen.strength)
 
     @property
@@ -134,7 +136,7 @@ class Placement:
         return f"{text}."
 
     def with_more(self, row_steps: int, **found: Any) -> Placement:
-        """A copy with further results at the chosen place, and their cost added."""
+        """A copy with further results at the chosen place, with their cost added."""
         made = replace(self, row_steps=self.row_steps + row_steps, **found)
         checked_kinds(made)
         if made.certainty == made.certainty and not 0 <= made.certainty <= 1:
@@ -181,7 +183,7 @@ def chosen(
     seed: int,
     row_steps: int,
 ) -> Placement:
-    """Choose the placement from the shifts or from other evidence."""
+    """Choose the placement from the shifts, or from other evidence if it decides."""
     alignment = shifts.alignment()
     draws = resampled(prompts, n_bootstrap, seed)
     again = np.array([shifts.alignment(rows) for rows in draws]).reshape(len(draws), len(places))
@@ -220,7 +222,7 @@ def chosen(
 
 
 def _first_as_good(alignment: Float[np.ndarray, " candidate"]) -> int:
-    """The first place that counts as equal to the best; the simplest strategy and the lowest block come first."""
+    """The first place that counts as equal to the best. The simplest strategy and the lowest block come first."""
     return int(np.flatnonzero(alignment >= _enough(alignment.max()))[0])
 
 

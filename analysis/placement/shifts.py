@@ -1,8 +1,8 @@
-"""The logit shifts that words, and a direction at each place, cause in the next codes, compared in the Fisher metric.
+"""Compare how words, and a direction at each place, shift the logits of the next codes, in the Fisher metric.
 
-For a small shift, the Kullback-Leibler divergence that it causes is half its squared length in that metric, and the
-inner product of two shifts says how much of one the other produces. A cosine near 1 means that the direction has the
-effect of the words and no other.
+A small shift causes a Kullback-Leibler divergence of half its squared length in that metric. The inner product of two
+shifts says how much of one shift the other produces. A cosine near 1 means that the direction has the effect of the
+words and no other effect.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     from audiolens.interventions import Intervention
 
 STEP = 0.25
-"""The strength, with either sign, at which shifts are measured, summed over blocks: small, but far above float32
-rounding."""
+"""The strength at which shifts are measured, with either sign, summed over blocks.
+
+It is small, but far above the rounding error of float32.
+"""
 COARSE_STEP = 1.0
-"""The same for half precision, whose rounding error is larger."""
+"""The strength used in half precision, which has a larger rounding error."""
 FRAMES = 64
-"""Frames whose predictions are compared at a time: a whole long clip would fill the memory."""
+"""Number of frames whose predictions are compared at a time. A whole long clip would fill the memory."""
 PLACED = ("one-to-one", "one-to-all", "all-to-all")
 
 
@@ -47,7 +49,10 @@ def place_name(strategy: str, layer: int | None) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A candidate place: which layer's vector is added where. `layer` is `None` if every block has its own vector."""
+    """A candidate place, which says where which layer's vector is added.
+
+    `layer` is `None` if every block has its own vector.
+    """
 
     strategy: Strategy
     layer: int | None
@@ -74,7 +79,7 @@ class Shifts:
         inner: product of a candidate's shift with the shift of the words.
         own: product of a candidate's shift with itself.
         words: product of the shift of the words with itself.
-        row_steps: steps of single rows that the decoder ran.
+        row_steps: number of decoder steps, counted per row.
     """
 
     inner: Float[np.ndarray, "candidate row"]
@@ -94,11 +99,13 @@ class Shifts:
 
 
 def asked_in_words(lens: AudioLens, sets: PromptSet, neutral: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Neutral prompts with the words of the positive and of the negative pole; the set's own pairs if it has no words.
+    """Neutral prompts with the words of the positive and of the negative pole.
+
+    If the set has no words for its poles, its own pairs are returned.
 
     Raises:
-        InputError: if there are too few pairs, or if the text is a prefix and a pair has unequal numbers of tokens: its
-            shift would include the displacement of all later steps.
+        InputError: if there are too few pairs, or if the text is a prefix and the prompts of a pair have different
+            numbers of tokens. Their shift would then include the displacement of all later steps.
     """
     positive, negative = words_of(sets, neutral)
     if lens.config.has_prefix:
@@ -114,7 +121,7 @@ def asked_in_words(lens: AudioLens, sets: PromptSet, neutral: Sequence[str]) -> 
 
 
 def words_of(sets: PromptSet, neutral: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The prompts to compare with the direction: neutral prompts with either pole's words, or pairs of the set."""
+    """The prompts to compare with the direction: neutral prompts with each pole's words, or the pairs of the set."""
     if sets.positive_words and sets.negative_words:
         positive, negative = ([sets.prompted(prompt, pole) for prompt in neutral] for pole in sets.poles)
         return positive, negative
@@ -174,8 +181,8 @@ def shifts_of(
 ) -> Shifts:
     """The shifts caused by the poles' words and by the direction at every place, on the same codes.
 
-    `step` is the strength, with either sign, at which places are tried (default: `STEP` divided by the number of blocks
-    that are changed).
+    `step` is the strength at which places are tried, with either sign. It defaults to `STEP` divided by the number of
+    blocks that are changed.
     """
     half = max(1, batch_size // 2)
     batches = [slice(first, first + half) for first in range(0, len(neutral), half)]
@@ -217,7 +224,7 @@ class _Run:
         return by_frame(logits.float(), self.delays, codes.shape[-1])
 
     def shift(self, place: Candidate, step: float | None) -> Float[Tensor, "row codebook frame vocab"]:
-        """The shift per unit of strength, by a central difference: both signs are rows of one forward pass."""
+        """The shift per unit of strength, by a central difference. Both signs are rows of one forward pass."""
         if step is None:
             fine = torch.finfo(self.lens.dtype).eps < 1e-6
             step = (STEP if fine else COARSE_STEP) / place.targets

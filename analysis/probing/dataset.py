@@ -1,8 +1,8 @@
-"""A labelled data set: prompts or sounds, one label per row, and the rows that must stay together.
+"""A labelled data set of prompts or sounds, with one label per row and groups of rows that must stay together.
 
 There are three sources: prompts (with clips generated for them, or given codes), your own sound (arrays, or a folder
 and a CSV), and the synthesiser that étude was trained on, in the manner of SynTheory (Wei et al., ISMIR 2024). Probing
-and PCA use it. Nothing here reads a model's activations; only its generation and its codec are used.
+and PCA use such data sets. Nothing here reads a model's activations; only its generation and its codec are used.
 """
 
 from __future__ import annotations
@@ -34,30 +34,33 @@ Task = Literal["classification", "regression"]
 _ENCODED = 16
 """Number of clips encoded at a time."""
 _CLASSES = 12
-"""Whole numbers with more distinct values than this are a quantity, not classes."""
+"""Whole numbers with more distinct values than this are treated as a quantity, not as classes."""
 _SEARCHED = 100
-"""How many synthesiser clips to examine per clip kept before giving up."""
+"""Number of synthesiser clips to examine per clip that is kept, before giving up."""
 
 
 @guarded
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Rows to probe.
+    """The rows of a data set, with their labels.
 
     Attributes:
-        labels: one per row: text or truth values (classes), or numbers (a quantity).
-        prompts: one per row; `None` means no prompt.
-        codes: the music that the model reads in each row. `None` leaves only the start token, so that the text is the
-            only source.
-        audio: the sound that the codes were made from, "row sample", for the mel baseline; `None` decodes the codes.
+        labels: one label per row: text or truth values (classes), or numbers (a quantity).
+        prompts: one prompt per row; `None` means no prompt.
+        codes: the music that the model reads in each row. With `None` it reads only the start token, so that
+            the text is the only source of information.
+        audio: the sound that the codes were made from, "row sample", for the mel baseline. With `None`, the codes are
+            decoded.
         sample_rate: sample rate of `audio`, in hertz.
-        groups: the group of each row; rows of one group are never on both sides of a split. By default rows that share
-            a prompt or a clip share a group. A prompt or clip that all rows share is ignored.
+        groups: the group of each row. Rows of one group are never on both sides of a split. By default, rows that share
+            a prompt or a clip form a group. A prompt or clip that all rows share is ignored.
         name, unit: name and unit of the label, for tables and figures.
-        grouped: whether it is known which rows belong together; by default, whether groups or prompts were given.
+        grouped: whether it is known which rows belong together. By default, this is true if groups or prompts were
+            given.
 
     Raises:
-        InputError: if lengths differ, a label is missing, or `groups` puts one prompt or one clip on both sides.
+        InputError: if lengths differ, a label is missing, or `groups` would put one prompt or clip on both sides of a
+            split.
     """
 
     labels: np.ndarray
@@ -113,7 +116,7 @@ class Dataset:
         """Prompts with clips generated for them, or with given `codes` (one row per prompt, or one row for all).
 
         Generated codes contain what the prompt asked for, so any block can read the concept from the music so far.
-        Codes that all rows share, or that both poles share, leave the text as the only source.
+        If all rows or both poles share the same codes, the text is the only source of information.
         """
         checked_flags(progress=progress)
         listed = in_order("prompts", prompts, "prompts")
@@ -142,15 +145,15 @@ class Dataset:
         name: str = "label",
         unit: str = "",
     ) -> Dataset:
-        """Your own sounds, each "sample" or "channel sample", at one sample rate: floats, or int16 or int32 PCM.
+        """Your own sounds, all at one sample rate. Each is "sample" or "channel sample": floats, or int16 or int32 PCM.
 
         Args:
-            groups: what each sound was cut from (piece, artist, album): excerpts of one piece give away each other's
-                label.
-            seconds: how much of each sound is used, from its beginning; by default the length of the shortest.
+            groups: the source of each sound (piece, artist, album). Otherwise excerpts of one piece would give away
+                each other's label.
+            seconds: the length used of each sound, from its beginning (default: the length of the shortest sound).
 
         Raises:
-            InputError: if labels do not match, or a sound is shorter than `seconds`.
+            InputError: if the labels do not match the sounds, or a sound is shorter than `seconds`.
         """
         if seconds is not None:
             seconds = checked_amount("seconds", seconds, above=0)
@@ -188,16 +191,17 @@ class Dataset:
         """Sound files in a folder, labelled by a CSV with one row per file.
 
         Every cell is read as text. Labels become numbers only if all of them are numbers and no two different labels
-        would become equal: "01" stays text.
+        would become equal. A label such as "01" stays text.
 
         Args:
-            table: the CSV; its column `file` names files relative to `folder`.
-            label, group, prompt: the columns that hold the label, the group (piece or artist) whose rows must stay
-                together, and the text given to the model with the sound (by default none; a blank cell is none too).
+            table: the CSV. Its column `file` gives the path of each file relative to `folder`.
+            label, group, prompt: names of the columns with the label, the group (piece or artist) whose rows must stay
+                together, and the text given to the model with the sound. By default there is no text; a blank cell
+                also means no text.
 
         Raises:
-            InputError: if a file or column is missing, a line lacks its file, label or group, sample rates differ, or
-                a sound is shorter than `seconds`.
+            InputError: if a file or column is missing, a line lacks its file, label or group, the sample rates differ,
+                or a sound is shorter than `seconds`.
         """
         from audiolens.sound import soundfiles
 
@@ -236,17 +240,18 @@ class Dataset:
         seed: int = 0,
         seconds: float = CLIP_SECONDS,
     ) -> Dataset:
-        """`n` clips of étude's synthesiser, labelled by `concept` and sampled independently in everything else.
+        """Make `n` clips with étude's synthesiser, labelled by `concept`, with all other properties independent of it.
 
-        Concepts are tempo, timbre, register, density, loudness (classes "low" and "high", the outer thirds of the
-        range; or, for regression, the clip's position in its range, 0 to 1), mode, instrument, tonic (pitch class) and
-        meter. Classes have equal numbers of clips. No prompt is given, so that the sound is the only source.
+        The concepts tempo, timbre, register, density and loudness have the classes "low" and "high", which are the
+        outer thirds of the range. For regression, their label is the clip's position in that range, from 0 to 1. The
+        other concepts are mode, instrument, tonic (pitch class) and meter. Classes have equal numbers of clips. No
+        prompt is given, so that the sound is the only source of information.
 
-        étude's codec and decoder were trained on the clips of seeds 1 and 2: use other seeds.
+        étude's codec and decoder were trained on the clips of seeds 1 and 2, so use other seeds.
 
         Raises:
-            InputError: if the synthesiser does not have the concept, the task or a number is invalid, or `n` is too
-                small.
+            InputError: if the synthesiser does not have the concept, if the task or a number is invalid, or if `n` is
+                too small.
         """
         from audiolens.etude import synth
 
@@ -265,7 +270,7 @@ class Dataset:
 
 
 def task_of(labels: np.ndarray) -> Task:
-    """The task that labels imply: text, truth values and few distinct whole numbers are classes, others a quantity."""
+    """The task that labels imply: classes for text, truth values and few distinct whole numbers, else a quantity."""
     if labels.dtype.kind in "USOb":
         return "classification"
     whole = labels.dtype.kind in "iu" or bool((labels == np.round(labels)).all())
@@ -273,7 +278,7 @@ def task_of(labels: np.ndarray) -> Task:
 
 
 def labels_text(labels: np.ndarray) -> str:
-    """A short description of labels: how many of each class, or the range of a quantity."""
+    """A short description of labels: the number of rows of each class, or the range of a quantity."""
     if task_of(labels) == "regression":
         return f"{labels.min():.3g} to {labels.max():.3g}"
     values, counts = np.unique(labels, return_counts=True)
@@ -281,12 +286,12 @@ def labels_text(labels: np.ndarray) -> str:
 
 
 def checked_labels(labels: Any, rows: int) -> np.ndarray:
-    """Labels as an array, one per row, none missing, all of one kind; see `column`."""
+    """Labels as an array with one label per row, none missing and all of one kind; see `column`."""
     return column("labels", labels, rows)
 
 
 def same(values: Sequence[str | None]) -> np.ndarray:
-    """One number per row, equal for equal texts; -1 for no text, or if all rows have the same."""
+    """One number per row, equal for equal texts. It is -1 for rows without text, or if all rows have the same text."""
     numbers = {value: place for place, value in enumerate(dict.fromkeys(values))}
     if len(numbers) == 1:
         return np.full(len(values), -1)
@@ -294,19 +299,19 @@ def same(values: Sequence[str | None]) -> np.ndarray:
 
 
 def same_codes(codes: Int[Tensor, "row codebook frame"]) -> np.ndarray:
-    """As `same`, for clips: numbers are equal if all codes are."""
+    """Like `same`, but for clips: two rows have equal numbers if all their codes are equal."""
     return same([bytes(clip.cpu().numpy().tobytes()).hex() for clip in codes])
 
 
 def checked_groups(groups: Any, rows: int, ties: Sequence[np.ndarray] = ()) -> np.ndarray:
-    """The group of each row: as given, or built from ties (rows with equal prompts or equal clips).
+    """The group of each row, as given or built from ties between rows with equal prompts or equal clips.
 
     Raises:
-        InputError: if given groups separate rows that are tied: the same prompt would be on both sides.
+        InputError: if the given groups separate tied rows, because the same prompt would then be on both sides.
     """
     if groups is None:
         links = [(np.flatnonzero(tie >= 0), tie[tie >= 0]) for tie in ties]
-        # Rows and ties are the two kinds of nodes in a graph; a group is a connected component.
+        # Rows and ties are the two kinds of nodes of a graph. A group is a connected component.
         offset, starts, ends = rows, [], []
         for members, marks in links:
             starts.append(members)
@@ -325,7 +330,7 @@ def refuse_leak(sides: np.ndarray, ties: Sequence[np.ndarray], what: str) -> Non
     """Raise if tied rows are on different sides.
 
     Raises:
-        InputError: if there are such rows; the error names two of them.
+        InputError: if there are such rows. The error names two of them.
     """
     for tie in ties:
         for mark in np.unique(tie[tie >= 0]):
@@ -398,5 +403,5 @@ def _mono(sound: Any, place: int) -> Float[np.ndarray, " sample"]:
 
 
 def groups_of(groups: Any, rows: int) -> np.ndarray | None:
-    """Groups as an array, one per row, or `None` if none were given; see `column`."""
+    """Groups as an array with one group per row, or `None` if no groups were given; see `column`."""
     return None if groups is None else column("groups", groups, rows)

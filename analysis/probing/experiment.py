@@ -1,7 +1,7 @@
-"""Run a probing experiment: cross-validated probes of a label at every block or head, with controls and baselines.
+"""Cross-validate probes of a label at every block or head, with controls and baselines.
 
-`probe` reads one vector per row at every block or head (`features.py`), and cross-validates probes on them with real
-and with shuffled labels (`probes.py`). The rows come from a `Dataset`, a recorded cache, prompts, or an array.
+`probe` reads one vector per row at every block or head (`features.py`). It cross-validates probes on these vectors with
+real and with shuffled labels (`probes.py`). The rows come from a `Dataset`, a recorded cache, prompts, or an array.
 """
 
 from __future__ import annotations
@@ -66,30 +66,31 @@ def probe(
     """Probe a label at every block, cross-validated by prompt (Alain and Bengio, 2016).
 
     Args:
-        lens: the model; `None` is enough for a cache or an array, without baselines and directions.
-        data: a `Dataset`; prompts, with `labels` (clips are generated for them, unless `codes` are given or the
-            position is before any music); a cache recorded with `reduce=`; or an array "layer row feature".
-        labels: one per row, if `data` has none.
-        kind: "ridge" (classes or a quantity; closed form, with the penalty chosen on the training side, so that
-            features of different width are comparable), "logistic" (classes), or "mlp" (either).
-        task: "classification" or "regression"; by default text and few distinct whole numbers are classes.
-        site, layers: what is probed; a site with heads is probed with all its heads together.
+        lens: the model. It may be `None` for a cache or an array, but then there are no baselines or directions.
+        data: a `Dataset`; prompts with `labels`; a cache recorded with `reduce=`; or an array "layer row feature". For
+            prompts, clips are generated unless `codes` are given or the position is before any music.
+        labels: one label per row, if `data` has no labels.
+        kind: "ridge" (classes or a quantity), "logistic" (classes only), or "mlp" (either). "ridge" is solved in closed
+            form. Its penalty is chosen on the training side, so that features of different width are comparable.
+        task: "classification" or "regression". By default, text and few distinct whole numbers are classes.
+        site, layers: the site and layers to probe. The heads of a site are probed together.
         heads: probe each of these heads separately.
         position: "mean" (over all steps), "first" (the start token, which sees the text alone), "last", "max", or
-            (from, to) in seconds for the mean over that span; "eos" if the text is in the decoder's own sequence.
-        branch: which half of the guidance is read; "both" is the mean of the two.
-        groups: the group of each row; rows of a group stay on one side of a split. By default rows that share a prompt
-            or a clip share a group. An array has neither: without groups each of its rows counts as independent, and
-            the result says so.
+            (from, to) in seconds for the mean over that span. "eos" is possible if the text is in the decoder's own
+            sequence.
+        branch: the half of the guidance that is read; "both" is the mean of the two.
+        groups: the group of each row. Rows of a group stay on one side of a split. By default, rows that share a prompt
+            or a clip form a group. An array has no prompts or clips: without `groups`, each of its rows counts as
+            independent, and the result says so.
         folds: number of folds, or the fold of each row.
-        n_shuffles: number of label shuffles; p is at least 1 / (n + 1).
+        n_shuffles: number of label shuffles. p is at least 1 / (n_shuffles + 1).
         penalty, n_components: see `analysis.probing.probes.Probe`.
-        baselines: "mel" and "codec"; by default both if there is sound.
-        n_jobs: number of processes that share the layers and heads.
+        baselines: "mel", "codec" or both. The default is both if there is sound.
+        n_jobs: number of processes among which the layers and heads are divided.
 
     Raises:
-        InputError: (or a subclass) if a split leaks, labels do not match or are too few, the model lacks the site,
-            layer or head, or the activations are the same in every row.
+        InputError: (or a subclass) if a split leaks, if labels do not match the rows or are too few, if the model lacks
+            the site, layer or head, or if the activations are the same in every row.
     """
     checked_flags(progress=progress)
     _check_numbers(penalty, n_components, n_bootstrap, n_jobs, seed)
@@ -219,7 +220,7 @@ def _check_numbers(penalty: Any, n_components: Any, n_bootstrap: Any, n_jobs: An
         checked_count("n_components", n_components)
     checked_count("n_bootstrap", n_bootstrap, 0)
     checked_count("seed", seed, 0, MOST_SEED)
-    # As in joblib, -1 means every core.
+    # As in joblib, -1 means all cores.
     if n_jobs != -1:
         checked_count("n_jobs", n_jobs, 1, MOST_JOBS)
 
@@ -264,7 +265,7 @@ def _sounds(
 
 
 def _vectors(fitted: Probe, values: np.ndarray, target: np.ndarray) -> Float[np.ndarray, "output feature"]:
-    """Weights rescaled to the length, and given the sign, of the difference of the poles' means along them."""
+    """Weights with the length and the sign of the difference between the poles' means along them."""
     weights = fitted.weights(values, target)
     units = weights / np.maximum(np.linalg.norm(weights, axis=1, keepdims=True), np.finfo(float).tiny)
     made = []
@@ -279,7 +280,7 @@ def _meta(
 ) -> Provenance:
     made = isinstance(data, Sequence) and rows.codes is not None
     if isinstance(data, ActivationCache):
-        # A cache knows how it was recorded.
+        # A cache stores how it was recorded.
         position = cast(FeaturePosition, data.reduce or position)
         branch = cast(Branch, data.branch)
     return Provenance(

@@ -1,4 +1,4 @@
-"""The features of a probe: one vector per row, read from the model or computed from the sound alone (baselines)."""
+"""The features of a probe: one vector per row, read from the model or (for baselines) computed from the sound alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BANDS, _WINDOW, _HOPS, _LAG_SECONDS = 64, 1024, 50, 2
 
 @dataclass(frozen=True)
 class ProbedSite:
-    """Where a vector was read: the site's short name, the block (`None` outside the blocks), the head (`None`: all)."""
+    """Where a vector was read: the site's short name, block (`None` outside the blocks) and head (`None`: all)."""
 
     site: str
     layer: int | None = None
@@ -42,7 +42,7 @@ class ProbedSite:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """One vector per `ProbedSite` and row; `lengths` are the mean norms of the activations over rows and steps."""
+    """One vector per `ProbedSite` and row. `lengths` holds the mean norms of the activations over rows and steps."""
 
     values: Float[np.ndarray, "place row feature"]
     lengths: Float[np.ndarray, " place"]
@@ -65,11 +65,11 @@ def of_model(
     batch_size: int = 16,
     progress: bool = False,
 ) -> Features:
-    """Read one vector per `ProbedSite` and row, batch by batch; memory use is one batch and the result.
+    """Read one vector per `ProbedSite` and row. Only one batch and the result are in memory at a time.
 
     Raises:
-        InputError: (or a subclass) if the model lacks the site, layer or head, or the site has no vector per step.
-            Raised before the model runs.
+        InputError: (or a subclass) if the model lacks the site, layer or head, or the site has no vector per step. It
+            is raised before the model runs.
     """
     _check_site(lens, site)
     span, reduce = _reading(position, lens)
@@ -142,7 +142,7 @@ def of_array(array: Any, layers: int | Sequence[int] | None = None) -> Features:
     """Features from an array "layer row feature" (or "row feature" for one layer).
 
     Raises:
-        InputError: if it has another shape, or layers do not match.
+        InputError: if the array has another shape, or `layers` does not match it.
     """
     values = numbers_of("activations", array)
     values = values[None] if values.ndim == 2 else values
@@ -154,13 +154,14 @@ def of_array(array: Any, layers: int | Sequence[int] | None = None) -> Features:
 
 
 def of_sound(lens: AudioLens, data: Dataset, baseline: Baseline, position: FeaturePosition = "mean") -> Features:
-    """Baseline features of the same rows over the same span, from the sound or the codes without the model.
+    """Baseline features of the same rows over the same span, computed from the sound or the codes without the model.
 
-    "codec": mean, standard deviation and mean absolute step over time of the codec's own vectors. "mel": the same for
-    64 mel bands in dB, and the autocorrelation of the onset strength up to two seconds (librosa).
+    "codec" gives the mean, standard deviation and mean absolute difference between frames of the codec's own vectors.
+    "mel" gives these statistics for 64 mel bands in dB, and the autocorrelation of the onset strength up to two seconds
+    (librosa).
 
     Raises:
-        InputError: if rows have no sound.
+        InputError: if the rows have no sound.
     """
     if data.codes is None or position in ("first", "eos"):
         raise InputError(f"baselines={baseline!r}: these rows are read before any sound; give baselines=().")
@@ -207,7 +208,7 @@ def _mel(lens: AudioLens, data: Dataset, span: Span | None) -> Float[np.ndarray,
 
 
 def _over_time(values: Float[np.ndarray, "row band frame"]) -> Float[np.ndarray, "row feature"]:
-    """Mean, standard deviation and mean absolute step over time of every band."""
+    """Mean, standard deviation and mean absolute difference between frames of every band."""
     steps = np.abs(np.diff(values, axis=-1)).mean(-1) if values.shape[-1] > 1 else np.zeros(values.shape[:2])
     return np.concatenate([values.mean(-1), values.std(-1), steps], axis=1).astype(float)
 

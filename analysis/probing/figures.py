@@ -1,4 +1,4 @@
-"""Figures of probes, for paper and screen: scores by block with shuffled labels and baselines, or a map of heads."""
+"""Figures of probes for paper and screen: scores by block with shuffled labels and baselines, or a map of heads."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _DASHES = {"--": "dash", "-.": "dashdot"}
 
 
 def paper(result: ProbeResult) -> Figure:
-    """Scores with intervals by block or head. Grey: the range of shuffled labels. Lines: baselines from the sound."""
+    """Scores with intervals by block or head. Grey: the range of shuffled labels. Lines: the sound baselines."""
     return _heads(result) if _is_map(result) else _blocks(result)
 
 
 @literally
 def screen(result: ProbeResult) -> go.Figure:
-    """Interactive version (plotly); hovering shows the numbers."""
+    """Interactive version (plotly). Hovering shows the numbers."""
     figure = _heads_on_screen(result) if _is_map(result) else _blocks_on_screen(result)
     return figure.update_layout(
         template="simple_white", title=_title(result), margin={"l": 70, "r": 20, "t": 60, "b": 60}

@@ -1,9 +1,9 @@
 """Probes on arrays, cross-validated by group, with shuffled labels and intervals. Nothing here depends on a model.
 
-The scaler and PCA are fitted on the training side of a split only. Rows are weighted so that all classes count equally:
+The scaler and PCA are fitted on the training side of a split only. Rows are weighted so that all classes count equally;
 otherwise a probe of a rare class would always predict the frequent one. Labels are shuffled within the folds, group by
-group, so that every shuffle has the same folds, class counts and rows as the real labels, and its expected score is
-chance. All layers, heads and baselines share folds and shuffles, so that their scores can be compared pairwise, and the
+group. Every shuffle therefore has the same folds, class counts and rows as the real labels, and its expected score is
+chance. All layers, heads and baselines share folds and shuffles, so that their scores can be compared pairwise. The
 best score of each shuffle over all of them shows what chance alone can reach in such a search.
 """
 
@@ -45,17 +45,17 @@ Labels = Int[np.ndarray, " row"] | Float[np.ndarray, " row"]
 
 @dataclass(frozen=True)
 class Probe:
-    """The settings of a probe.
+    """Settings of a probe.
 
     Attributes:
-        kind: "logistic" (classes), "ridge" (either task), or "mlp" (either, one hidden layer of 32).
+        kind: "logistic" (classes), "ridge" (either task), or "mlp" (either task, with one hidden layer of 32 units).
         task: "classification" or "regression".
         n_classes: number of classes, for a classification.
         penalty: penalty on the squared norm of the weights of standardised features (1 / C in scikit-learn). The
-            default is the number of features for "logistic" and 1 for "mlp"; for "ridge" it is chosen on the training
-            side by leave-one-out.
-        n_components: number of principal components kept, fitted on the training side; `None` keeps all features (32
-            components for "mlp").
+            default is the number of features for "logistic" and 1 for "mlp". For "ridge" it is chosen on the training
+            side by leave-one-out cross-validation.
+        n_components: number of principal components to keep, fitted on the training side. `None` keeps all features,
+            or 32 components for "mlp".
     """
 
     kind: Kind
@@ -65,7 +65,7 @@ class Probe:
     n_components: int | None = None
 
     def preprocessing(self, n_rows: int, n_features: int) -> Pipeline:
-        """The scaler, and PCA if requested, for training data with this many rows and features."""
+        """The scaler, and PCA if it was requested, for training data with this many rows and features."""
         components = self.n_components or (_MLP_COMPONENTS if self.kind == "mlp" else None)
         if components is None:
             return make_pipeline(StandardScaler())
@@ -84,7 +84,7 @@ class Probe:
         return found
 
     def fitted(self, train: np.ndarray, target: Labels, seed: int = 0) -> Any:
-        """One estimator fitted to one target, with the same weight for every class."""
+        """Fit one estimator to one target, with the same weight for every class."""
         weights = self._row_weights(target)
         if self.kind == "ridge":
             model = RidgeCV(PENALTIES if self.penalty is None else [self.penalty], alpha_per_target=True)
@@ -102,8 +102,10 @@ class Probe:
             return model.fit(train, target, sample_weight=weights)
 
     def weights(self, values: Float[np.ndarray, "row feature"], target: Labels) -> Float[np.ndarray, "output feature"]:
-        """The weights of a linear probe fitted to all rows, in the features' own units: "class feature", or one row
-        for a quantity."""
+        """The weights of a linear probe fitted to all rows, in the features' own units.
+
+        They are "class feature", with a single row for a quantity.
+        """
         steps = self.preprocessing(*values.shape).fit(values)
         coefficients = np.atleast_2d(self.fitted(steps.transform(values), target).coef_)
         if self.task == "classification" and len(coefficients) == 1:
@@ -115,7 +117,7 @@ class Probe:
     def _ridge(
         self, train: np.ndarray, targets: Sequence[Labels], tests: Sequence[np.ndarray]
     ) -> list[list[np.ndarray]]:
-        """Fit all targets at once: with equal row weights they share one decomposition."""
+        """Fit all targets at once. With equal row weights, they share one decomposition."""
         coded = [self._coded(target) for target in targets]
         model = RidgeCV(PENALTIES if self.penalty is None else [self.penalty], alpha_per_target=True)
         model.fit(train, np.concatenate(coded, axis=1))
@@ -145,14 +147,14 @@ class Scored:
     """How well labels are predicted from the vectors of one layer, head or baseline.
 
     Attributes:
-        score: out-of-fold balanced accuracy (mean recall of the classes), or R², where 0 is to predict the training
-            mean.
+        score: out-of-fold balanced accuracy (mean recall of the classes), or R², where predicting the training mean
+            gives 0.
         interval: interval of `score` over groups.
         auc: area under the ROC curve of each class against the rest, averaged over classes; NaN for a quantity.
         auc_interval: interval of `auc`.
         shuffled: score of each shuffle of the labels.
-        memorised: mean score of the shuffles on their own training rows: how much the probe can memorise.
-        outputs: out-of-fold outputs for the real labels: one column per class, or the predicted quantity.
+        memorised: mean score of the shuffles on their own training rows, which shows how much the probe can memorise.
+        outputs: out-of-fold outputs for the real labels, with one column per class or with the predicted quantity.
     """
 
     score: float
@@ -198,7 +200,8 @@ class CrossValidation:
         """Split the rows into folds and shuffle the labels.
 
         Raises:
-            InputError: if there are fewer than two labels, a label has too few rows or groups, or given folds leak.
+            InputError: if there are fewer than two distinct labels, a label has too few rows or groups, or given folds
+                leak.
         """
         n_folds = checked_count("n_folds", n_folds, 2)
         n_shuffles = checked_count("n_shuffles", n_shuffles, 0)
@@ -217,7 +220,7 @@ class CrossValidation:
     def scored(
         self, values: Float[np.ndarray, "row feature"], probe: Probe, n_bootstrap: int = 500, seed: int = 0
     ) -> Scored:
-        """Fit every target on all folds but one and score it on the fold left out, for each fold."""
+        """Cross-validate every target: for each fold, fit on all other folds and score on this one."""
         values = np.asarray(values, dtype=float)
         outputs = [np.empty((len(values), max(self.n_classes, 1))) for _ in self.targets]
         learned = []
@@ -271,10 +274,10 @@ def target_of(labels: np.ndarray, classes: Sequence[str]) -> Labels:
 
 
 def balanced_accuracy(target: Labels, outputs: Float[np.ndarray, "row output"]) -> float:
-    """Mean recall over classes: 1 / n_classes by chance, regardless of the class sizes.
+    """Mean recall over classes. Chance is 1 / n_classes, regardless of the class sizes.
 
-    A row whose largest output is shared by k classes counts as 1 / k of a hit, so that an uninformative probe scores
-    exactly chance.
+    If k classes share the largest output of a row, the row counts as 1 / k of a hit. An uninformative probe therefore
+    scores exactly chance.
     """
     best = outputs == outputs.max(axis=1, keepdims=True)
     hits = best[np.arange(len(target)), np.asarray(target, dtype=int)] / best.sum(axis=1)
@@ -284,7 +287,7 @@ def balanced_accuracy(target: Labels, outputs: Float[np.ndarray, "row output"]) 
 
 
 def macro_auc(target: Labels, outputs: Float[np.ndarray, "row output"]) -> float:
-    """Area under the curve of each class against the rest, averaged over classes; ties count half."""
+    """Area under the ROC curve of each class against the rest, averaged over classes. Ties count half."""
     areas = []
     for place in range(outputs.shape[1]):
         positive = np.asarray(target) == place
@@ -303,7 +306,7 @@ def shuffled(
         if not _constant(target, groups):
             result[rows] = target[rng.permutation(rows)]
             continue
-        # Only groups of equal size exchange labels, so that the class counts of a fold stay the same.
+        # Only groups of equal size exchange labels, so that the class counts of a fold do not change.
         numbers, first, sizes = np.unique(groups[rows], return_index=True, return_counts=True)
         for size in np.unique(sizes):
             mine = np.flatnonzero(sizes == size)
@@ -314,7 +317,7 @@ def shuffled(
 
 
 def least_p(target: Labels, groups: Int[np.ndarray, " row"], folds: Int[np.ndarray, " row"], n_shuffles: int) -> float:
-    """The smallest p that `n_shuffles` shuffles, and the possible orders of the labels, can give."""
+    """The smallest p that is possible, given the number of shuffles and the number of distinct orders of the labels."""
     ways = 1
     for fold in np.unique(folds):
         rows = np.flatnonzero(folds == fold)
@@ -333,7 +336,7 @@ def _orders(labels: Labels) -> int:
 
 
 def _constant(target: Labels, groups: Int[np.ndarray, " row"]) -> bool:
-    """Whether every group has one label."""
+    """Whether the rows of every group share one label."""
     return len(np.unique(groups)) == len({*zip(groups.tolist(), np.asarray(target).tolist(), strict=True)})
 
 
@@ -365,7 +368,7 @@ def _split(target: Labels, groups: np.ndarray, task: Task, n_folds: int, seed: i
     sides = np.empty(len(target), dtype=int)
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        # It warns about rows per class; the groups per class, which matter, were checked above.
+        # It warns about rows per class. The number of groups per class matters, and was checked above.
         warnings.simplefilter("ignore", UserWarning)
         for fold, (_, test) in enumerate(splitter.split(np.zeros(len(target)), strata, groups)):
             sides[test] = fold

@@ -1,4 +1,4 @@
-"""The result of probing: scores by layer or head, shuffled labels, baselines, and probe weights as directions."""
+"""The result of probing: scores by layer or head, controls and baselines, and probe weights as directions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from audiolens.model.provenance import Provenance
 
 UNTESTED = "too few rows or shuffles to test: "
 UNGROUPED = "rows without prompts or groups=, each counted as independent"
-"""The caveat of a result whose rows of one prompt or piece may be on both sides of a split."""
+"""The caveat of a result in which rows of one prompt or piece may be on both sides of a split."""
 
 
 @guarded
@@ -33,24 +33,26 @@ class ProbeResult:
     """Probe scores by layer or head, compared with shuffled labels and with the sound itself.
 
     Attributes:
-        scored: one entry per `ProbedSite`: score, interval, AUC, shuffled labels.
+        scored: one entry per `ProbedSite`, with score, interval, AUC and shuffled labels.
         places: where the vectors were read (site, layer, head), in the model's order.
-        baselines: the same scores from the sound ("mel") and from the codec's vectors ("codec"), without the model.
-        labels, groups, folds: one per row.
-        grouped: whether it is known which rows belong together, from `groups=` or from their prompts. If not, every
-            row (except equal clips) counts as independent, and the probe may score by recognising a prompt or piece.
+        baselines: the scores of probes on the sound ("mel") and on the codec's vectors ("codec"), without the model.
+        labels, groups, folds: one value per row.
+        grouped: whether it is known, from `groups=` or from their prompts, which rows belong together. If not, every
+            row (except equal clips) counts as independent, and the probe may score well merely by recognising a prompt
+            or piece.
         classes: the classes of a classification; empty for a quantity.
         probe: the settings of the probe.
         name, unit: name and unit of the label.
-        vectors: for linear probes, the weights fitted to all rows, in the activations' own units: "place output
-            feature", rescaled to the length of the class mean's difference from the mean of the rest along them.
-        meta: where the activations come from; `None` for arrays, and for caches given without their lens.
+        vectors: for linear probes, the weights fitted to all rows in the activations' own units, "place output
+            feature". They are rescaled to the length, along them, of the difference between the mean of the class and
+            the mean of the rest.
+        meta: the origin of the activations; `None` for arrays, and for caches given without their lens.
         lengths: mean norm of the activations at each `ProbedSite`.
 
-    A score does not show that the model uses what a probe reads, or that it computed it: given music carries its tempo
-    into every block, which is what the baselines are for. A low score does not show that the information is absent,
+    A score does not show that the model uses what a probe reads, or that the model computed it. Given music carries its
+    tempo into every block, which is why there are baselines. A low score does not show that the information is absent,
     only that this kind of probe does not find it in this many rows. The best of many layers or heads is chosen on the
-    rows it is scored on: `p` allows for that choice, its score and interval do not.
+    same rows on which it is scored. `p` allows for that choice; the score and its interval do not.
     """
 
     scored: tuple[Scored, ...]
@@ -70,12 +72,12 @@ class ProbeResult:
 
     @property
     def scores(self) -> Float[np.ndarray, " place"]:
-        """Out-of-fold scores in `metric`: 1 is perfect, and `chance` is the score of an uninformative probe."""
+        """Out-of-fold scores in `metric`. 1 is perfect, and `chance` is the score of an uninformative probe."""
         return np.array([one.score for one in self.scored])
 
     @property
     def shuffled(self) -> Float[np.ndarray, "place shuffle"]:
-        """The scores of shuffled labels; shuffle i is the same at every `ProbedSite`."""
+        """The scores of shuffled labels. Shuffle i is the same at every `ProbedSite`."""
         return np.stack([one.shuffled for one in self.scored])
 
     @property
@@ -83,19 +85,19 @@ class ProbeResult:
         """Score minus the mean score of shuffled labels (after Hewitt and Liang, 2019).
 
         Their control task gives each word type a random label, which a probe can memorise because types recur in the
-        test set. Here no prompt or clip recurs, so a shuffled label cannot be predicted: `memorised` in the table is
-        how much of the shuffled labels the probe memorises on its training rows.
+        test set. Here no prompt or clip recurs, so a shuffled label cannot be predicted. The column `memorised` of the
+        table shows how well the probe memorises shuffled labels on its training rows.
         """
         return np.array([one.selectivity for one in self.scored])
 
     @property
     def chance(self) -> float:
-        """One over the number of classes; for a quantity 0, the score of predicting the training mean."""
+        """One over the number of classes. For a quantity it is 0, the score of predicting the training mean."""
         return 1 / len(self.classes) if self.classes else 0.0
 
     @property
     def metric(self) -> str:
-        """The metric of `scores`: the mean recall of the classes, or the explained share of a quantity's variance."""
+        """The metric of `scores`: the mean recall of the classes, or the explained share of variance for a quantity."""
         return "balanced accuracy" if self.classes else "R²"
 
     @property
@@ -105,14 +107,14 @@ class ProbeResult:
 
     @property
     def p(self) -> Float[np.ndarray, " place"]:
-        """The rank p of each score among the best scores of the shuffles: family-wise over all of `places`."""
+        """The rank p of each score among the best scores of the shuffles, which makes it family-wise over `places`."""
         highest = self.shuffled.max(axis=0)
         return np.array([rank_test(score, highest).p for score in self.scores])
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per `ProbedSite`, then one per baseline: scores with intervals, AUC, shuffled labels, selectivity, p.
+        """One row per `ProbedSite` and then one per baseline, with intervals, AUC, shuffled labels, selectivity and p.
 
-        `shuffled` is the mean over shuffles, `shuffled_low` and `shuffled_high` are the lowest and highest of them. `p`
+        `shuffled` is the mean over shuffles; `shuffled_low` and `shuffled_high` are the lowest and highest value. `p`
         is family-wise over `places`; the `p` of a baseline is for that baseline alone.
         """
         rows = [
@@ -129,7 +131,7 @@ class ProbeResult:
         return table.astype({"layer": "Int64", "head": "Int64"})
 
     def gains(self, n_bootstrap: int = 500, seed: int = 0) -> pd.DataFrame:
-        """Each score minus that of each baseline on the same rows and folds, with paired intervals."""
+        """Each score minus the score of each baseline on the same rows and folds, with paired intervals."""
         rows = []
         target = self._target()
         strata = target if self.classes else None
@@ -147,15 +149,15 @@ class ProbeResult:
         return pd.DataFrame(rows)
 
     def directions(self, towards: Any = None) -> Directions:
-        """The probes' weights as directions, one per block, with the length of the difference of means along them.
+        """The probes' weights as directions, one per block, with the length of the difference in means along them.
 
         Args:
-            towards: the class that the directions point to; the other pole is the rest. For a quantity they point
-                towards larger values.
+            towards: the class that the directions point to; the remaining classes form the other pole. For a quantity,
+                the directions point towards larger values.
 
         Raises:
-            InputError: if the probe is an MLP, the site has no single vector per block (heads, say), or the model of
-                the activations is not known.
+            InputError: if the probe is an MLP, if the site has no single vector per block (a site with heads, say), or
+                if the model that the activations come from is not known.
         """
         if self.vectors is None:
             raise InputError(f"a probe of kind {self.probe.kind!r} has no weights to steer with: use a linear probe.")

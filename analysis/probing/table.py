@@ -1,4 +1,4 @@
-"""Read labels from a CSV: columns as text, labels as numbers if all of them are, and one kind of value per column."""
+"""Read labels from a CSV, as numbers if all of them are numbers, and check that each column has one kind of value."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _KINDS = {"b": "truth values", "U": "text", "S": "text"}
 
 
 def read_columns(path: Path, *, filled: Sequence[str], blank: Sequence[str | None] = ()) -> dict[str, list[str]]:
-    """Columns of a CSV by name, as text. Columns in `blank` may have empty cells; `None` in it is ignored.
+    """Columns of a CSV by name, as text. Columns in `blank` may have empty cells; a `None` in `blank` is ignored.
 
     Raises:
-        InputError: naming the missing column, or the line in which a cell of `filled` is empty.
+        InputError: if a column is missing, or a cell of a column in `filled` is empty. The error names the column or
+            the line.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a CSV with columns {' and '.join(map(repr, filled))}.")
@@ -41,7 +42,7 @@ def read_columns(path: Path, *, filled: Sequence[str], blank: Sequence[str | Non
 
 
 def numbers_or_text(cells: Sequence[str]) -> np.ndarray:
-    """Cells as numbers if all are numbers and no two different cells become equal ("1" and "1.0"); else as text."""
+    """Cells as numbers if all are numbers and no two different cells become equal ("1" and "1.0"), else as text."""
     text = np.array(cells, dtype=str)
     if not all(map(_NUMBER.fullmatch, cells)):
         return text
@@ -55,13 +56,13 @@ def numbers_or_text(cells: Sequence[str]) -> np.ndarray:
 
 
 def column(name: str, values: Any, rows: int) -> np.ndarray:
-    """Labels or groups as an array, one per row, none missing and all of one kind.
+    """Labels or groups as an array with one value per row, none missing and all of one kind.
 
-    numpy alone would turn numbers next to text into text, merge the labels 1 and "1", and turn a NaN into the label
-    'nan'.
+    Without these checks, numpy would turn numbers next to text into text, merge the labels 1 and "1", and turn a NaN
+    into the label 'nan'.
 
     Raises:
-        InputError: if one is missing, their number does not match the rows, or kinds are mixed.
+        InputError: if a value is missing, the number of values does not match the rows, or kinds are mixed.
         InputTypeError: if `values` has no order or is a masked array.
     """
     import pandas as pd
@@ -94,5 +95,5 @@ def _array(values: Any) -> np.ndarray:
 
 
 def _plain(value: Any) -> Any:
-    """A label as it is; a tensor without axes as its value."""
+    """The value of a tensor without axes; any other label unchanged."""
     return value.item() if hasattr(value, "detach") and not value.ndim else value

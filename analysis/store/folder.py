@@ -1,6 +1,7 @@
-"""A result folder: checked before anything runs, filled under a temporary name, and renamed once it is complete.
+"""Result folders that are filled under a temporary name and renamed once they are complete.
 
-A folder can also be filled in place by one process at a time, which checks before each write that nothing was removed.
+The path is checked before anything runs. A folder can also be filled in place by one process at a time, which checks
+before each write that nothing was removed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ STUDY, UNSEALED_STUDY = "audiolens.study.2", "audiolens.study.1"
 """The format named in a study's `summary.json`, and the previous format, which has no hash."""
 LOCK = ".lock"
 SUMMARY = "summary.json"
-"""What a finished study, or an index of several, says of itself."""
+"""The file in which a finished study, or an index of several studies, describes itself."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -37,10 +38,13 @@ def is_study(folder: Path) -> bool:
 
 
 def check(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> None:
-    """Raise if no new folder can be made at this path. With `overwrite=None` the error does not offer to replace one.
+    """Raise if no new folder can be made at this path.
+
+    With `overwrite=None`, the error message does not offer to replace an existing study.
 
     Raises:
-        InputError: if the folder holds a study and `overwrite` is false, holds anything else, or cannot be written.
+        InputError: if the folder holds a study and `overwrite` is false, if it holds anything else, or if it cannot be
+            written.
     """
     target = atomic.as_path(folder)
     if target.is_symlink():
@@ -62,7 +66,8 @@ def check_file(file: str | os.PathLike[str], *, overwrite: bool = False) -> None
     """Raise if no new file can be made at this path.
 
     Raises:
-        InputError: if it is a folder, link or device, exists and `overwrite` is false, or cannot be written.
+        InputError: if the path is a folder, link or device, if the file exists and `overwrite` is false, or if it
+            cannot be written.
     """
     target = atomic.as_path(file)
     atomic.refuse_special(target)
@@ -75,7 +80,8 @@ def check_in_place(folder: Path) -> None:
     """Raise if the folder at this path cannot be filled in place, or contains links.
 
     Raises:
-        InputError: if it is a file, nothing can be created in it or above it, or as in `atomic.refuse_links`.
+        InputError: if the path is a file, if nothing can be created in it or above it, or if `atomic.refuse_links`
+            rejects it.
     """
     if folder.is_symlink() and not folder.exists():
         raise InputError(f"{folder} is a symbolic link to nothing: give the name of a folder.")
@@ -89,7 +95,7 @@ def check_in_place(folder: Path) -> None:
 
 @contextmanager
 def fresh(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> Iterator[Path]:
-    """A temporary folder next to `folder`, which takes its name if the block succeeds and is removed otherwise.
+    """Yield a temporary folder next to `folder`, renamed to `folder` if the block succeeds and removed otherwise.
 
     Raises:
         InputError: as in `check`.
@@ -103,7 +109,7 @@ def fresh(folder: str | os.PathLike[str], *, overwrite: bool | None = False) -> 
     with atomic.aside(above, f".{target.name[:40]}-unfinished-") as work:
         try:
             yield work
-            # A path that was free at the start may be taken by now.
+            # The path was free at the start, but may be taken by now.
             check(target, overwrite=overwrite)
             _put(work, target)
         except AudioLensError:
@@ -124,7 +130,7 @@ def check_above(target: Path) -> None:
 
 def _check_writable(target: Path, folder: Path) -> None:
     try:
-        # Only a write shows it: permissions do not stop root, and file systems can be read-only or full.
+        # Only writing a file shows this: permissions do not stop root, and the file system may be read-only or full.
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise InputError(
@@ -147,7 +153,7 @@ def _put(work: Path, target: Path) -> None:
             old.rename(target)
             raise
     except BaseException:
-        # Not rmtree: the old study is still in there if it could not be moved back.
+        # Do not use rmtree: if the old study could not be moved back, it is still in there.
         with suppress(OSError):
             aside.rmdir()
         raise
@@ -160,7 +166,7 @@ class Held:
 
     Attributes:
         folder: path of the folder.
-        lock: device and inode of its lock, which distinguish it from another folder with the same name.
+        lock: device and inode of its lock file, which distinguish this folder from another one with the same name.
         kept: the files that were there at the start or have been written since.
     """
 
@@ -169,20 +175,20 @@ class Held:
     kept: set[Path] = field(default_factory=set)
 
     def keep(self, *places: Path) -> None:
-        """Add files, and all files in folders, to those that must stay."""
+        """Add files, or all files in folders, to those that must stay."""
         for place in places:
             found = [place] if place.is_file() else place.rglob("*")
             self.kept.update(path for path in found if path.is_file() and path.name != LOCK)
 
     def release(self, place: Path) -> None:
-        """Drop a file, or all files in a folder, from those that must stay: it is about to be removed."""
+        """Drop a file, or all files in a folder, from those that must stay, before it is removed."""
         self.kept.difference_update([path for path in self.kept if path.is_relative_to(place)])
 
     def check(self) -> None:
-        """Raise if the folder was removed, replaced or emptied, so that nothing more is written to it.
+        """Raise if the folder was removed or replaced, or lost files, so that nothing more is written to it.
 
         Raises:
-            StoppedError: if anything is gone; the error names it.
+            StoppedError: if anything is gone. The error names it.
         """
         if (gone := self.gone()) is not None:
             raise StoppedError(f"{gone} while this run was writing: nothing more is written. Start the same run again.")
@@ -198,7 +204,7 @@ class Held:
 
 @contextmanager
 def held(folder: Path, busy: str) -> Iterator[Held]:
-    """A folder, created if needed, that no other process writes to until the block ends.
+    """Lock a folder, created if needed, so that no other process writes to it until the block ends.
 
     Raises:
         BusyError: if another process is writing to it; `busy` says what that process is doing.
@@ -230,7 +236,7 @@ def held(folder: Path, busy: str) -> Iterator[Held]:
 
 
 def refuse_path(name: str) -> None:
-    """Raise unless `name` can name a single folder inside another: names may come from an untrusted file.
+    """Raise unless `name` is the name of a single folder, with no path in it. Names may come from an untrusted file.
 
     Raises:
         InputError: if it is empty, a path or "..", or has control characters.
@@ -244,7 +250,7 @@ def disk_is_full(error: OSError) -> bool:
 
 
 def _refuse_shared(lock: Path) -> None:
-    """Raise if the lock file has other hard links: opening a lock would empty the file under all its names."""
+    """Raise if the lock file has other hard links, because opening it would empty the file under all its names."""
     with suppress(FileNotFoundError):
         facts = lock.stat()
         if facts.st_size and facts.st_nlink > 1:

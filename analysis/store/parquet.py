@@ -1,4 +1,4 @@
-"""Read tables from untrusted Parquet files: their size is limited, and the types of their columns are checked."""
+"""Read tables from untrusted Parquet files, with a limit on their size and a check of their column types."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Kind = Literal["text", "number", "truth"]
 MOST_ROWS = 1_000_000
 MOST_CELLS = 50_000_000
 MOST_BYTES = 2**29
-"""The most bytes of a table in memory, as stated in its file; a small file may claim far more."""
+"""The largest size of a table in memory, in bytes, as stated in its file. A small file may state a far larger size."""
 
 
 def read(path: Path, content: bytes, kinds: Mapping[str, Kind], rows: int | None = None) -> tuple[pd.DataFrame, Any]:
-    """The table in the bytes of a Parquet file, and the file's metadata.
+    """Return the table stored in the bytes of a Parquet file, and the file's metadata.
 
     Args:
-        path: the file, for messages.
+        path: path of the file, used in error messages.
         kinds: the columns that the table must have, with their types; it may have others.
         rows: the expected number of rows, if known.
 
     Raises:
-        InputError: if it is not a Parquet file, lacks these columns or rows, or is too large.
+        InputError: if it is not a Parquet file, lacks these columns, has another number of rows, or is too large.
     """
     try:
         facts = pq.read_metadata(io.BytesIO(content))
@@ -46,7 +46,7 @@ def read(path: Path, content: bytes, kinds: Mapping[str, Kind], rows: int | None
         columns = [(name, _kind(table.iloc[:, place])) for place, name in enumerate(table.columns) if name in kinds]
         found = {name: [kind for own, kind in columns if own == name] for name in kinds}
     except Exception as error:
-        # pandas follows the metadata in the file, and can fail in many ways if they are wrong.
+        # pandas follows the metadata in the file, and can fail in many ways if the metadata are wrong.
         raise _unreadable(path, error) from None
     for name, kind in kinds.items():
         if found[name] != [kind]:

@@ -1,4 +1,4 @@
-"""The installed versions that kept results depend on."""
+"""Versions of the installed packages that stored results depend on."""
 
 from importlib.metadata import version
 

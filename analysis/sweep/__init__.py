@@ -1,7 +1,7 @@
 """Sweep strengths x strategies x layers x branches x concepts x prompts x seeds, with one table row per clip.
 
-`run` crosses the factors; `play` takes any conditions and clips. Both return a `SweepResult`, whose methods analyse the
-sweep. `plan` estimates the cost of `run`; `load_folder` reads what it wrote.
+`run` crosses the factors. `play` takes any conditions and clips. Both return a `SweepResult`, whose methods analyse the
+sweep. `plan` estimates the cost of `run`. `load_folder` reads a folder that either of them wrote.
 """
 
 from analysis.sweep.conditions import BASELINE, Condition, Plan, PromptSeed, clips, merge, packed

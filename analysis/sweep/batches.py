@@ -1,8 +1,9 @@
-"""Store a sweep's finished batches, and the table of all their rows, in its folder, protected by hashes.
+"""Store a sweep's finished batches, and the table of all their rows, in its folder and protect them by hashes.
 
 A batch is a Parquet file of its rows, a file of its codes and, if requested, sound files. The Parquet file is written
-last. It identifies the batch and the plan, and holds the hash of every other file of the batch and of its own bytes: a
-file that changed, or belongs to another batch or sweep, is detected when it is read. `ledger` opens the folder.
+last. It identifies the batch and the plan, and holds the hashes of its own bytes and of every other file of the batch.
+A file that has changed, or that belongs to another batch or sweep, is therefore detected when it is read. `ledger`
+opens the folder.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ TABLE, BATCHES, SOUND = "clips.parquet", "batches", "audio"
 _SEALED = b"audiolens"
 _COLUMNS: Mapping[str, parquet.Kind] = {"condition": "text", "prompt": "text", "seed": "number", "failed": "truth"}
 _METADATA = {"batch?": int, "plan?": (str, None), "threads?": int, "files?": {str: str}}
-"""The shape of the metadata in a file of rows."""
+"""The schema of the metadata in a file of rows."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Batches:
     Attributes:
         folder: the sweep's folder.
         sizes: number of rows of each batch of the plan.
-        plan: the plan's hash; `None` in folders of the previous format, whose files hold no hashes.
+        plan: the hash of the plan; `None` in folders of the previous format, whose files hold no hashes.
         threads: number of torch threads that the sweep was started with.
     """
 
@@ -63,14 +64,14 @@ class Batches:
     def keep(
         self, batch: int, rows: pd.DataFrame, codes: np.ndarray, sounds: Mapping[str, bytes], schema: pa.Schema
     ) -> list[Path]:
-        """Write a finished batch: its rows, codes "row codebook frame" and sound files by name. Return its files."""
+        """Write a finished batch: its rows, codes "row codebook frame" and sound files by name. Return their paths."""
         files = {f"{SOUND}/{name}": content for name, content in sounds.items()}
         files[_codes_file(batch)] = save({"codes": small(codes)})
         for name, content in files.items():
             put(self.folder / name, content)
         facts = {"batch": batch, "plan": self.plan, "threads": self.threads}
         held = {name: digest(content) for name, content in files.items()}
-        # Written last: it marks the batch as finished.
+        # This file is written last, because it marks the batch as finished.
         put(self.folder / _rows_file(batch), _parquet(rows, schema, {**facts, "files": held}))
         return [self.folder / name for name in (*files, _rows_file(batch))]
 
@@ -83,7 +84,7 @@ class Batches:
         return self._opened(batch)[0]
 
     def codes(self, batch: int) -> np.ndarray:
-        """The codes of a finished batch: row codebook frame.
+        """The codes of a finished batch, "row codebook frame".
 
         Raises:
             DamagedError: if the file is damaged.
@@ -116,13 +117,13 @@ class Batches:
         """Read every file of a finished batch.
 
         Raises:
-            DamagedError: naming the first file that is missing or damaged.
+            DamagedError: if a file is missing or damaged. The error names the first such file.
         """
         if self.plan is not None:
             check_files(self.folder, self._opened(batch)[1].get("files"))
 
     def drop_damaged(self) -> None:
-        """Remove damaged batches, with a warning each, so that they are made again."""
+        """Remove damaged batches, with a warning for each, so that they are made again."""
         for batch in sorted(self.done):
             try:
                 self.check(batch)
@@ -156,7 +157,7 @@ class Batches:
         """Write the whole table, unless it is already complete.
 
         Raises:
-            StoppedError: if a finished batch is missing: an incomplete table is never written.
+            StoppedError: if a finished batch is missing, because an incomplete table is never written.
         """
         lost = sorted(frozenset(range(len(self.sizes))) - self.done)
         if lost:
@@ -208,7 +209,7 @@ def finished(folder: Path) -> frozenset[int]:
 
 
 def plans_of(folder: Path) -> dict[str, int]:
-    """The plan hashes found in a folder's intact batches, with the number of threads of each."""
+    """The plan hashes found in a folder's intact batches, each with its number of threads."""
     found: dict[str, int] = {}
     for batch in sorted(finished(folder)):
         with suppress(DamagedError):
@@ -240,7 +241,7 @@ def _parquet(rows: pd.DataFrame, schema: pa.Schema, facts: Mapping[str, Any]) ->
 
 
 def _read(path: Path, *, sealed: bool, rows: int | None = None) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The rows of a Parquet file (`rows` of them, if known), and the metadata that identify it."""
+    """The rows of a Parquet file, and the metadata that identify it. `rows` is the expected number, if known."""
     try:
         content = content_of(path)
         if sealed:

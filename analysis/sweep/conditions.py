@@ -1,8 +1,8 @@
 """Define the conditions of a sweep, and pack their rows into full batches.
 
-A clip is a (prompt, seed) pair; a condition is what is done to it. Every condition is applied to the same clips, so
-that rows pair up by prompt and seed. A batch holds rows of many conditions: the vectors that they add are merged into
-one vector per row and block. Called by `sweep.play`.
+A clip is a (prompt, seed) pair, and a condition says what is done to it. Every condition is applied to the same clips,
+so that rows pair up by prompt and seed. A batch holds rows of many conditions, and the vectors that they add are merged
+into one vector per row and block. `sweep.play` calls this module.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ class Condition:
     """What is done to every clip.
 
     Attributes:
-        name: unique in a sweep; "baseline" is the clips without any change.
-        interventions: applied to each row of the condition.
-        ask: maps a clip's prompt to the prompt used instead, with the same seed; `None` uses the clip's own.
-        labels: further columns of the condition's rows: strategy, layer, strength, ...
-        reseed: added to the clip's seed when sampling; the rows keep the clip's seed for pairing.
+        name: a name that is unique in the sweep; "baseline" is the condition without any change.
+        interventions: the interventions applied to each row of the condition.
+        ask: a function that maps a clip's prompt to the prompt used instead, with the same seed. `None` uses the clip's
+            own prompt.
+        labels: further columns of the condition's rows, such as strategy, layer and strength.
+        reseed: number added to the clip's seed when sampling. The rows keep the clip's seed for pairing.
     """
 
     name: str
@@ -68,7 +69,7 @@ class Condition:
 @guarded
 @dataclass(frozen=True)
 class Plan:
-    """The rows that a sweep generates and their batches; it depends on nothing but its arguments.
+    """The rows that a sweep generates, and their batches. A plan depends only on its arguments.
 
     Baselines come first, because every other row is compared with its own baseline.
     """
@@ -79,8 +80,10 @@ class Plan:
 
     @cached_property
     def batches(self) -> list[list[tuple[Condition, int]]]:
-        """Each batch's rows as (condition, clip number). Sizes differ by at most one and never exceed `batch_size`;
-        the baselines have their own batches."""
+        """The rows of each batch as (condition, clip number).
+
+        Sizes differ by at most one and never exceed `batch_size`. Baselines have their own batches.
+        """
         first = [condition for condition in self.conditions if condition.name == BASELINE]
         others = [condition for condition in self.conditions if condition.name != BASELINE]
         packed = []
@@ -92,12 +95,12 @@ class Plan:
 
     @cached_property
     def starts(self) -> list[int]:
-        """The row number of each batch's first row."""
+        """The number of the first row of each batch."""
         return np.cumsum([0, *(len(batch) for batch in self.batches)])[:-1].tolist()
 
     @property
     def labels(self) -> pd.DataFrame:
-        """One row per generated clip, in batch order: condition and its labels, `prompt`, `asked`, `seed`."""
+        """One row per generated clip, in batch order: the condition and its labels, `prompt`, `asked` and `seed`."""
         rows = []
         for condition, clip in (row for batch in self.batches for row in batch):
             prompt, seed = self.clips[clip]
@@ -116,7 +119,7 @@ class Plan:
 
 @guarded
 def clips(prompts: Sequence[str], seeds_per_prompt: int, first_seed: int = 0) -> list[PromptSeed]:
-    """Pair each prompt with its own seeds; no seed is used twice, so that prompts are independent."""
+    """Pair each prompt with its own seeds. No seed is used twice, so that prompts are independent."""
     prompts = in_order("prompts", prompts, "prompts")
     if not prompts or checked_count("seeds", seeds_per_prompt, 0) < 1:
         raise InputError(f"{len(prompts)} prompts x {seeds_per_prompt} seeds: expected at least one of each.")
@@ -129,8 +132,8 @@ def packed(conditions: Sequence[Condition], clips: Sequence[PromptSeed], batch_s
     """Check conditions and clips, and pack them into a plan.
 
     Raises:
-        InputError: for duplicate names or clips, a missing baseline, or no clips.
-        InputTypeError: for conditions or clips without an order, such as a set.
+        InputError: if names or clips are duplicated, the baseline is missing, or there are no clips.
+        InputTypeError: if conditions or clips have no order, as in a set.
     """
     conditions = in_order("conditions", conditions, "conditions")
     clips = in_order("clips", clips, "(prompt, seed) pairs")
@@ -167,7 +170,7 @@ def merge(conditions: Sequence[Condition], n_layers: int) -> Iterator[Interventi
     for (place, branch, seconds, prefix), rows in added.items():
         vectors = torch.stack(list(rows.values()))
         if len((_WHOLE if place.layer is None else _BLOCK)[place.hook].form.axes) > 3:
-            # A step holds one vector per head or codebook there: a row adds the same vector to all of them.
+            # There, a step holds one vector per head or codebook, and a row adds the same vector to all of them.
             vectors = vectors[:, None]
         yield Add(vectors, rows=list(rows), site=place.name, branch=branch, seconds=seconds, prefix=prefix)
     for rows_here in others.values():

@@ -1,6 +1,7 @@
 """Dose-response: the effect of a direction against its strength, with controls, prompted clips and cross-effects.
 
-Works on the effects of a sweep's conditions (`response.effects`), whose labels hold kind, concept, place and strength.
+This module works on the effects of a sweep's conditions (`response.effects`), whose labels hold kind, concept, place
+and strength.
 The measure is assumed to rise towards the concept's positive pole.
 """
 
@@ -32,15 +33,17 @@ class DoseResponse:
 
     Attributes:
         concept, measured: the concept that was steered, and the measure of its effect.
-        table: one row per condition: its labels, `effect`, `low`, `high`, `median`, `failed`, further losses if
-            measured (`drift`, distances), and for steered conditions `p_random`, `p_shuffled` (rank p among controls at
-            the same place and strength, towards the pole of the strength's sign; NaN without controls), `n_random`,
-            `n_shuffled`, and `p_corrected`: `p_random` corrected for testing several layers (Holm, over the layers of
-            one strategy, branch and strength).
-        monotonicity: one row per place: Spearman's `rho` of the median with strength, `p`, `n` strengths.
+        table: one row per condition, with its labels, `effect`, `low`, `high`, `median`, `failed`, and further losses
+            if they were measured (`drift`, distances). Steered conditions also have `p_random` and `p_shuffled`, the
+            rank p among controls at the same place and strength, towards the pole of the strength's sign (NaN without
+            controls); the numbers of controls `n_random` and `n_shuffled`; and `p_corrected`, which is `p_random`
+            corrected for testing several layers (Holm, over the layers of one strategy, branch and strength).
+        monotonicity: one row per place, with Spearman's `rho` of the median with strength, its `p`, and the number `n`
+            of strengths.
 
-    It does not show which layer is best: the widest of many places on these clips is a selected, optimistic estimate.
-    Choose here, and report on other prompts. With fewer than 19 controls no p can reach .05.
+    It does not show which layer is best: the place with the widest span among many was selected on these clips, so
+    its estimate is optimistic. Choose a place on these prompts, and report on others. With fewer than 19 controls, no
+    p can reach .05.
     """
 
     concept: str
@@ -59,7 +62,11 @@ class DoseResponse:
         return (named[0], named[1]) if len(named) == 2 else ("positive", "negative")
 
     def widest(self, **where: Any) -> pd.DataFrame:
-        """The steered rows of the place with the widest span between signs, without strengths that fail too often."""
+        """The steered rows of the place with the widest span of effects.
+
+        The span is the distance from the smallest effect of a negative strength to the largest effect of a positive
+        strength, without strengths that fail too often.
+        """
         return widest(self.steered, self.measured, **where)
 
     def to_frame(self) -> pd.DataFrame:
@@ -107,8 +114,8 @@ class DoseResponse:
 class CrossEffects:
     """The effect of steering along one concept on every measure, at one place.
 
-    `table` has one row per measure and strength: `effect`, `low`, `high`, `unit` ("ratio", or the unit of the
-    difference), `failed`. It does not show that an effect is specific to the direction: any added vector may move a
+    `table` has one row per measure and strength, with `effect`, `low`, `high`, `unit` ("ratio", or the unit of the
+    difference) and `failed`. It does not show that an effect is specific to the direction: any added vector may move a
     measure (see the controls of `DoseResponse`), and with several measures some intervals exclude zero by chance.
     """
 
@@ -121,7 +128,7 @@ class CrossEffects:
 
     @drawable
     def plot(self) -> Any:
-        """Change of every measure (matplotlib figure); differences, such as loudness, have their own panel."""
+        """Change of every measure (matplotlib figure). Differences, such as loudness, have their own panel."""
         from analysis.sweep import plots
 
         return plots.cross_effects(self.table)
@@ -175,7 +182,7 @@ def dose_response(effects: pd.DataFrame, concept: str, measured: str) -> DoseRes
 
 
 def widest(steered: pd.DataFrame, measured: str, **where: Any) -> pd.DataFrame:
-    """The rows, by strength, of the place with the widest span between signs, without strengths that fail too often."""
+    """The rows, in order of strength, of the place with the widest span of effects (see `DoseResponse.widest`)."""
     groups = [group for _, group in steered[at_place(steered, where)].groupby(list(PLACE), dropna=False, sort=False)]
     if not groups:
         raise InputError(f"nothing was steered at {where}.")
@@ -203,7 +210,7 @@ def place_of(row: Any) -> dict[str, Any]:
 
 
 def at_place(table: pd.DataFrame, place: Mapping[str, Any]) -> pd.Series:
-    """Mask of the rows at a place; labels that are missing in `place` (NaN, None) must be missing in the row too."""
+    """Mask of the rows at a place. Labels that are missing in `place` (NaN, None) must be missing in the row too."""
     chosen = pd.Series(True, index=table.index)
     for name, value in place.items():
         if name not in PLACE or not isinstance(value, str | int | float | np.number | tuple | None):

@@ -30,11 +30,11 @@ class Estimate:
     """What a sweep will do, and the time and disk space that it will take.
 
     Attributes:
-        plan: its rows and batches.
+        plan: rows and batches of the sweep.
         seconds: length of each clip.
-        speed: clips per second, measured on this machine with one short batch; NaN if not measured.
+        speed: clips per second, measured on this machine with one short batch; NaN if it was not measured.
         finished: number of rows that are already finished.
-        n_bytes: approximate size on disk; 0 without a folder.
+        n_bytes: approximate size on disk in bytes; 0 without a folder.
     """
 
     plan: Plan
@@ -45,7 +45,7 @@ class Estimate:
 
     @property
     def expected_seconds(self) -> float:
-        """Time for the remaining clips."""
+        """Expected time for the remaining clips, in seconds."""
         return (len(self.plan) - self.finished) / self.speed
 
     def __repr__(self) -> str:
@@ -70,7 +70,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A factorial sweep with its clips, checked and packed."""
+    """A factorial sweep and its clips, checked and packed into batches."""
 
     plan: Plan
     seconds: float

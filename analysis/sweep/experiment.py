@@ -1,9 +1,9 @@
 """Run a sweep: strengths x strategies x layers x branches x concepts x prompts x seeds, one table row per clip.
 
-`run` crosses the factors; `play` is the level below and takes any conditions. Every condition is applied to the same
-clips, so that rows pair up by prompt and seed, and each is compared with its unsteered baseline. With `out=`, finished
-batches are kept in a folder (`ledger.py`): after a stop at any moment, the same call resumes and ends with the same
-table, bit for bit.
+`run` crosses the factors. `play`, the function below it, takes any conditions. Every condition is applied to the same
+clips, so that rows pair up by prompt and seed, and each row is compared with its unsteered baseline. With `out=`,
+finished batches are kept in a folder (`ledger.py`). After a stop at any moment, the same call resumes the sweep and
+gives the same table, bit for bit.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ _SETTINGS = ("seconds", "guidance_scale", "temperature", "top_k", "batch_size")
 @guarded
 @named_once
 def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) -> Estimate:
-    """Estimate what `run` with these arguments would do and how long it would take, without writing anything.
+    """Estimate what `run` would do with these arguments and how long it would take, without writing anything.
 
     With `timed`, one short batch measures this machine's speed.
 
     Raises:
-        InputError: as `run`, including for a folder that holds another sweep.
+        InputError: in the same cases as `run`, including a folder that holds another sweep.
     """
     checked_flags(timed=timed)
     check_sound(asked.get("sound"), asked.get("out"))
@@ -108,38 +108,40 @@ def run(
 ) -> SweepResult:
     """Steer along directions in every combination of the factors, and measure every clip.
 
-    Crosses concepts x strategies x layers x branches x strengths on the same clips. Adds the unsteered baseline, the
-    baseline with other seeds, control directions at the same places and strengths, and the same seeds with prompts that
-    ask for the poles in words.
+    This crosses concepts x strategies x layers x branches x strengths on the same clips. It adds the unsteered
+    baseline, the baseline with other seeds, control directions at the same places and strengths, and clips with the
+    same seeds whose prompts ask for the poles in words.
 
     Args:
-        directions: of one or several concepts; each is named by its label, or by its key in a mapping.
-        strengths: coefficients of the directions, of either sign; 0 is the baseline and is always included.
+        directions: directions of one or several concepts. Each concept is named by its label, or by its key in a
+            mapping.
+        strengths: coefficients of the directions, with either sign. 0 is the baseline and is always included.
         strategies, unit: as in `al.steer`; "one-to-band" needs `band`.
         layers: layers whose vectors the one-to strategies use (default: every layer that was read).
-        branches: the guidance halves to steer; strengths are comparable only within one.
-        prompts: neutral prompts (default: the development prompts of the first concept's set). Choose on these, and
-            report on others.
+        branches: the guidance halves to steer. Strengths are comparable only within one branch.
+        prompts: neutral prompts (default: the development prompts of the first concept's set). Choose settings on
+            these prompts, and report results on others.
         seeds: number of seeds per prompt, different for each prompt; or a list of seeds that every prompt uses.
         sets: prompt sets by concept, for the poles' words (default: the bundled sets with these names).
-        n_random, n_shuffled: numbers of control directions; 19 can reach p = .05. Shuffled ones need
-            `keep_samples=True`.
+        n_random, n_shuffled: numbers of control directions. With 19, p can reach .05. Shuffled controls need directions
+            read with `keep_samples=True`.
         control_strengths: the strengths at which controls are run (default: all).
         opposed: also steer against prompts that ask for the other pole, at the strengths of the controls.
         seconds, guidance_scale, temperature, top_k: as in `lens.generate`.
         measures: names from `audiolens.measure.MEASURES` or `EXTRA_MEASURES`.
         also: further columns; see `play`.
         batch_size: maximum number of rows per batch.
-        out: a folder for finished batches: after a stop, the same call resumes and ends with the same table. `None`
-            writes nothing to disk.
+        out: a folder for finished batches. After a stop, the same call resumes the sweep and gives the same table.
+            `None` writes nothing to disk.
         sound: also write each clip's sound to the folder.
         n_jobs: as in `play`.
         progress: show a progress bar.
-        tell: called with the plan before the start; timing it takes one short batch.
+        tell: a function that is called with the plan before the start. Timing the plan takes one short batch.
 
     Raises:
-        InputError: (or a subclass) before the model runs, for values out of range or a folder with another sweep.
-        StoppedError: if the disk is full or a worker process died; finished batches are kept.
+        InputError: (or a subclass) if values are out of range or the folder holds another sweep. It is raised before
+            the model runs.
+        StoppedError: if the disk is full or a worker process died. Finished batches are kept.
     """
     checked_flags(opposed=opposed, progress=progress)
     prepared = Prepared.of(
@@ -182,18 +184,18 @@ def play(
 
     Args:
         lens: the model.
-        conditions: must include one named "baseline".
+        conditions: the conditions, one of which must be named "baseline".
         clips: (prompt, seed) pairs, the same for all conditions.
         seconds, guidance_scale, temperature, top_k: as in `lens.generate`.
         measures: names from `audiolens.measure.MEASURES` or `EXTRA_MEASURES`.
-        also: further columns by name: functions of (lens, generated clips) that return one number per row. They run in
-            this process. A column `nats` (nats per code under the unsteered model) is used for `drift`.
+        also: further columns by name, as functions of (lens, generated clips) that return one number per row. They run
+            in this process. A column `nats` (nats per code under the unsteered model) is used for `drift`.
         batch_size: maximum number of rows per batch. The rows of each batch depend on the arguments alone.
-        n_jobs: processes that decode and measure while the next batches are generated; 0 means none, `None` half the
-            cores. The table does not depend on it.
-        listener: an open listener to share between sweeps; it then sets the measures and the processes.
-        keep_audio: selects the rows whose sound is kept in the result (default: none) or, with `sound`, in the folder
-            (default: all).
+        n_jobs: number of processes that decode and measure while the next batches are generated. 0 uses no further
+            process; `None` uses half the cores. The table does not depend on it.
+        listener: an open listener to share between sweeps. It then determines the measures and the processes.
+        keep_audio: selects the rows whose sound is kept in the result (default: no rows) or, with `sound`, in the
+            folder (default: all rows).
         out, sound: as in `run`.
         progress: the label of a progress bar; `None` shows none.
     """
@@ -210,7 +212,7 @@ def play(
 
     @contextmanager
     def hearing() -> Iterator[Listener]:
-        # Only once the folder is known to be usable: workers take seconds to start.
+        # Start workers only once the folder is known to be usable, because they take seconds to start.
         with nullcontext(listener) if listener is not None else Listener(lens, measures, n_jobs) as ear:
             yield ear
 
@@ -268,12 +270,13 @@ def _facts(
 
 @guarded
 def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
-    """Load a sweep that was written with `out=`; if it is unfinished, the batches finished so far.
+    """Load a sweep that was written with `out=`. If it is unfinished, load the batches finished so far.
 
     Raises:
-        InputError: if there is no sweep, none of its batches is finished yet, or it has another version's format.
-        DamagedError: (an InputError) if a file is damaged, naming it; codes and sound are checked when they are
-            requested.
+        InputError: if there is no sweep, if none of its batches is finished yet, or if it has the format of another
+            version.
+        DamagedError: (an InputError) if a file is damaged. The error names the file. Codes and sound are checked only
+            when they are requested.
     """
     place = as_path(folder)
     if place.is_dir():

@@ -1,6 +1,7 @@
 """Cross concepts x strategies x layers x branches x strengths into conditions, with baseline, controls and references.
 
-Pure functions: directions and prompts in, conditions with the labels of their rows out. Called by `sweep.run`.
+The functions are pure: they take directions and prompts, and return conditions with the labels of their rows.
+`sweep.run` calls them.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ LABELS = ("kind", "concept", "strategy", "layer", "band", "branch", "strength", 
 PLACE = ("concept", "strategy", "layer", "band", "branch")
 """The columns that identify where a direction is added."""
 REDRAWN = "redrawn"
-"""The kind of the baseline with other seeds: seed-to-seed variation without steering."""
+"""The kind of the baseline with other seeds, which shows the variation between seeds without steering."""
 RESEED = 1 << 31
-"""Added to the seeds of the redrawn baseline; a seed has 32 bits."""
+"""Number added to the seeds of the redrawn baseline. A seed has 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Factors:
 
 
 def named(directions: Directions | Sequence[Directions] | Mapping[str, Directions]) -> dict[str, Directions]:
-    """Directions by concept: named by their labels, or by the keys of a mapping."""
+    """Directions by concept, named by their labels or by the keys of a mapping."""
     if isinstance(directions, Mapping):
         pairs = list(directions.items())
     else:
@@ -88,13 +89,13 @@ def named(directions: Directions | Sequence[Directions] | Mapping[str, Direction
 def conditions(
     directions: Mapping[str, Directions], factors: Factors, sets: Mapping[str, PromptSet] | None = None
 ) -> list[Condition]:
-    """All conditions of a sweep, the baseline first.
+    """All conditions of a sweep, with the baseline first.
 
-    Strength 0 is the baseline. Controls are added like the direction, at the same places and strengths. For concepts
-    with a prompt set, clips with prompts that ask for the poles in words are added.
+    Strength 0 is the baseline. Control directions are applied like the direction itself, at the same places and
+    strengths. Concepts with a prompt set also get clips whose prompts ask for the poles in words.
 
     Raises:
-        InputError: (or a subclass) for a strategy, layer or band that does not fit the directions.
+        InputError: (or a subclass) if a strategy, layer or band does not fit the directions.
     """
     found = [Condition(BASELINE, labels=_labels(kind=BASELINE, strength=0.0))]
     found.append(Condition(REDRAWN, labels=_labels(kind=REDRAWN), reseed=RESEED))
@@ -137,7 +138,7 @@ def _steered(
 
 
 def _places(concept: str, directions: Directions, factors: Factors) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield each place as labels and as arguments of `steer`."""
+    """Yield each place, both as labels and as arguments of `steer`."""
     chosen = directions.layers if factors.layers is None else factors.layers
     layers = [counted(layer, directions.meta.n_layers) for layer in ([chosen] if isinstance(chosen, int) else chosen)]
     if len(set(layers)) < len(layers):

@@ -1,12 +1,12 @@
 """Keep a sweep's finished batches in a folder, so that the sweep can resume after a stop at any moment.
 
-`plan.json` is written first and states what is swept; batches (`batches`) follow, each complete or absent. One process
-writes at a time; the operating system releases the lock when that process ends. A folder that contains links is
-refused before anything is written, and a folder that loses batches during a run is not written to any more.
+`plan.json` is written first and states what is swept. The batches (`batches`) follow, each of them complete or absent.
+One process writes at a time; the operating system releases the lock when that process ends. A folder that contains
+links is refused before anything is written. If a folder loses batches during a run, nothing more is written to it.
 
-A sweep resumes only with the same plan, weights and versions: other rows would not pair up with the finished ones.
-Damage is detected and repaired: a batch is generated again, the table is rebuilt from the batches, and a missing plan
-is written again if the batches match it.
+A sweep resumes only with the same plan, weights and versions, because other rows would not pair up with the finished
+ones. Damage is detected and repaired: a damaged batch is generated again, the table is rebuilt from the batches, and a
+missing plan is written again if the batches match it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from audiolens.model.weight_hash import content_hash
 
 FORMAT = "audiolens.sweep.2"
 UNSEALED = "audiolens.sweep.1"
-"""The previous format, without hashes: it can be read but not resumed."""
+"""The previous format, which has no hashes. Such a sweep can be read but not resumed."""
 PLAN = "plan.json"
 _SUFFIXES = (".parquet", ".safetensors", ".flac", ".wav")
 _SHAPE = {
@@ -58,11 +58,11 @@ _SHAPE = {
     "rows": int,
     "batches": [int],
 }
-"""The shape of a plan as JSON."""
+"""The schema of a plan in JSON."""
 
 
 class AnotherSweepError(InputError):
-    """A folder holds another sweep, or too little of one to identify it."""
+    """The folder holds another sweep, or too little of a sweep to identify it."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Ledger:
     Attributes:
         folder: the sweep's folder.
         facts: the contents of `plan.json`.
-        schema: schema of the whole table.
+        schema: the schema of the whole table.
         held: the lock that this run holds on the folder.
     """
 
@@ -104,7 +104,7 @@ class Ledger:
 
     @property
     def codes_of_done(self) -> dict[int, Callable[[], np.ndarray]]:
-        """A function per finished batch that reads its codes."""
+        """For each finished batch, a function that reads its codes."""
         return {batch: partial(self.batches.codes, batch) for batch in self.done}
 
     def close(self) -> None:
@@ -120,21 +120,22 @@ class Ledger:
 @contextmanager
 def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.DataFrame, measured: Sequence[str],
            need: int = 0) -> Iterator[Ledger]:  # fmt: skip
-    """Open a new or existing folder to write batches into; no other process can open it until the block ends.
+    """Open a new or existing folder to write batches into. No other process can open it until the block ends.
 
     Damaged batches are removed, with a `DamageWarning`, so that they are made again.
 
     Args:
         folder: a new or empty folder, or one with a sweep of the same `facts`.
-        facts: what is swept, from `facts_of`.
-        labels: the labels of all rows: the first columns of the table.
+        facts: a description of the sweep, from `facts_of`.
+        labels: the labels of all rows, which are the first columns of the table.
         measured: the names of the other columns.
-        need: approximate bytes for all batches; refused at the start if the disk has less.
+        need: approximate size of all batches in bytes. If the disk has less space, the sweep is refused at the start.
 
     Raises:
-        InputError: if the folder holds something else or another sweep (naming what differs), or cannot be written.
+        InputError: if the folder holds something else, or another sweep (the error names the difference), or cannot be
+            written.
         BusyError: if another process is writing to it.
-        StoppedError: from a write, if the folder was removed, or files in it have disappeared.
+        StoppedError: when writing, if the folder was removed or files in it have disappeared.
     """
     place = as_path(folder)
     facts = _plain(facts)
@@ -157,7 +158,7 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
                              "MB are free. Free some space, keep less sound, or choose another disk.")  # fmt: skip
         if begun is None or not _says(place / PLAN, begun):
             put(place / PLAN, sealed_json(begun or facts))
-        # After damaged batches are removed: this run makes them again.
+        # This comes after damaged batches are removed, because this run makes them again.
         kept.keep(place / PLAN, place / BATCHES, place / SOUND)
         yield Ledger(place, begun or facts, schema, kept)
 
@@ -165,7 +166,7 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
 def facts_of(
     lens: AudioLens, conditions: Sequence[Condition], settings: Mapping[str, Any], **others: Any
 ) -> dict[str, Any]:
-    """Everything that a sweep's rows depend on, as plain values: versions, weights, settings, condition hashes."""
+    """Everything that a sweep's rows depend on, as plain values: versions, weights, settings and condition hashes."""
     from audiolens.model import provenance
 
     times = np.arange(round(settings["seconds"] * lens.config.frame_rate)) / lens.config.frame_rate
@@ -189,7 +190,7 @@ def refuse_begun(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] | Non
     """The plan to resume in a folder, checked against `facts`; `None` if nothing has been generated there yet.
 
     Raises:
-        AnotherSweepError: naming the first difference from `facts`, or the damage.
+        AnotherSweepError: if the folder does not match `facts`. The error names the first difference, or the damage.
     """
     facts = _plain(facts)
     try:
@@ -247,7 +248,7 @@ def _says(plan: Path, facts: Mapping[str, Any]) -> bool:
 
 
 def plan_hash(facts: Mapping[str, Any]) -> str:
-    """A hash of everything that a sweep's rows depend on: all facts but the model's name and the threads."""
+    """A hash of everything that a sweep's rows depend on: all facts except the model's name and number of threads."""
     model = {key: value for key, value in facts["model"].items() if key not in ("name", "threads")}
     return hashlib.sha256(json.dumps({**facts, "model": model}, sort_keys=True).encode()).hexdigest()
 
@@ -259,7 +260,7 @@ def batches_of(folder: Path, facts: Mapping[str, Any]) -> Batches:
 
 
 def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts as they come back from JSON."""
+    """The facts in the form in which JSON returns them."""
     return json.loads(json.dumps(facts, default=str))
 
 
@@ -267,7 +268,7 @@ def read_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a folder's `plan.json`.
 
     Raises:
-        InputError: if there is none, or it has another version's format.
+        InputError: if there is no plan, or it has the format of another version.
         DamagedError: if the file is damaged.
     """
     place = Path(folder)
@@ -304,7 +305,7 @@ def _condition_hash(condition: Condition, times: np.ndarray) -> str:
         digest.update(type(step).__name__.encode())
         for entry in fields(step):
             if entry.name == "meta":
-                # The provenance of a vector changes nothing that is done with it.
+                # The origin of a vector does not affect how it is used.
                 continue
             digest.update(f"{entry.name}=".encode())
             digest.update(_bytes(condition, step, entry.name, times))
@@ -343,7 +344,7 @@ def _begun(folder: Path) -> dict[str, Any] | None:
         _refuse_foreign(path)
         raise
     if not str(found.get("format", "")).startswith("audiolens.sweep."):
-        # The hash is one that audiolens writes, so the file is damaged rather than foreign.
+        # The file has a hash of the kind that audiolens writes, so it is damaged rather than foreign.
         raise DamagedError(f"{path} is damaged: it is not the plan of a sweep.")
     if found["format"] in (FORMAT, UNSEALED):
         try:
@@ -366,7 +367,7 @@ def _refuse_sizes(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Refuse a readable file that never had a hash: it is not damaged, but was written by another program."""
+    """Refuse a readable file that never had a hash. It is not damaged, but was written by another program."""
     try:
         found = bounded.read_json(path)
     except InputError:
@@ -384,16 +385,16 @@ def check(folder: Path) -> None:
     """Check, before anything is generated, that a sweep can be written to a folder.
 
     Raises:
-        InputError: if it is a file, contains links, holds something else, or cannot be written.
+        InputError: if the path is a file, or if the folder contains links, holds something else, or cannot be written.
     """
     check_in_place(folder)
     made = [path for part in (BATCHES, SOUND) for path in (folder / part).glob("*") if path.suffix in _SUFFIXES]
     refuse_misplaced([folder / PLAN, folder / TABLE, *made], [folder / BATCHES, folder / SOUND])
     if not folder.exists() or (folder / PLAN).is_file():
         return
-    # Left by a process that was killed before it wrote its plan.
+    # This was left by a process that was killed before it wrote its plan.
     own = {BATCHES, LOCK}
-    # If the plan is missing, the batches still identify the sweep; there are no sound files without batches.
+    # If the plan is missing, the batches still identify the sweep. There are no sound files without batches.
     if finished(folder):
         own |= {TABLE, SOUND}
     elif not made:
@@ -403,7 +404,7 @@ def check(folder: Path) -> None:
 
 
 def _schema(labels: pd.DataFrame, measured: Sequence[str]) -> pa.Schema:
-    """The types of the whole table, so that every batch has the same ones regardless of its content."""
+    """The column types of the whole table, so that every batch has the same types regardless of its content."""
     types: dict[str, pa.DataType] = {"onsets": pa.int64(), "failed": pa.bool_(), "file": pa.string()}
     try:
         known = pa.Schema.from_pandas(labels, preserve_index=False)

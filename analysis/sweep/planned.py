@@ -1,4 +1,4 @@
-"""What differs between two plans of a sweep, in words; `ledger` asks before it resumes one."""
+"""Describe in words how two plans of a sweep differ. `ledger` uses this before it resumes a sweep."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MOST_THREADS = 1024
 
 
 def are_threads(value: object) -> bool:
-    """Whether this is a number of threads that a computer may have."""
+    """Whether the value is a number of threads that a computer may have."""
     return type(value) is int and 1 <= value <= MOST_THREADS
 
 

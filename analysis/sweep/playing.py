@@ -1,7 +1,7 @@
 """Generate the batches of a plan one after the other, while worker processes measure the finished ones.
 
-The rows of a batch depend on the plan alone, so that a resumed sweep generates the remaining clips unchanged. Called by
-`sweep.play`.
+The rows of a batch depend on the plan alone, so that a resumed sweep generates the remaining clips unchanged.
+`sweep.play` calls this module.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 Also = Mapping[str, Callable[["AudioLens", Generation], ArrayLike]]
-"""Further columns: name -> function of a lens and the clips that `generate` returns, giving one number per row."""
+"""Further columns, as name -> function of a lens and the clips from `generate` that returns one number per row."""
 
 
 @dataclass(frozen=True)
 class Making:
-    """The arguments of `lens.generate` for every clip, and further columns in addition to the listener's measures."""
+    """The arguments of `lens.generate` for every clip, and the columns to compute besides the listener's measures."""
 
     seconds: float = 5.0
     guidance_scale: float = 3.0
@@ -46,7 +46,7 @@ class Making:
     also: Also | None = None
 
     def check(self, lens: AudioLens, plan: Plan) -> None:
-        """Raise now for input that `lens.generate` would refuse at some batch."""
+        """Raise an error now for input that `lens.generate` would refuse in a later batch."""
         _, sizes = text.checked(plan.asked(), lens.model, lens.tokenizer)
         checked_seeds([seed for _, seed in plan.clips], len(plan.clips))
         checked_settings(self.guidance_scale, self.temperature, self.top_k)
@@ -103,13 +103,13 @@ def heard_batches(
             else:
                 made = making.generate(lens, plan, plan.batches[number])
                 codes, further = made.codes, _further(lens, made, making.also or {})
-            # Wait only now, so that earlier batches were measured while this one was generated.
+            # Wait only now, so that earlier batches are measured while this one is generated.
             steered = number >= n_baselines
             while steered and waiting and waiting[0][0] < n_baselines:
                 yield from first()
             reference = _reference(plan.batches[number], baselines) if steered else None
             waiting.append((number, ear.hear(codes, reference), further))
-            # Yield measured batches at once: a stop then loses only what is still being measured.
+            # Yield measured batches at once, so that a stop loses only what is still being measured.
             while waiting and (waiting[0][1].done() or len(waiting) > max(1, ear.n_jobs) + 1):
                 yield from first()
         while waiting:
@@ -142,7 +142,7 @@ def clips_per_second(lens: AudioLens, prompt: str, seconds: float, batch_size: i
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Use the number of threads that a sweep was started with: another number changes the last bits of sums."""
+    """Use the number of threads that a sweep was started with, because another number changes the last bits of sums."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,4 +1,4 @@
-"""Matplotlib figures of sweeps, in the style of `figures.plots`; `screen.py` has the plotly versions."""
+"""Matplotlib figures of sweeps, in the style of `figures.plots`. `screen.py` has the plotly versions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def labelled(measured: str) -> str:
 
 
 def layer_map(result: LayerMap) -> Figure:
-    """Effect by layer and strength; a cross if more than a tenth of the clips failed, grey if nothing was measured."""
+    """Effect by layer and strength. A cross marks cells with over a tenth failed clips; grey cells have no value."""
     rows, columns = result.effect.shape
     with styled():
         figure = canvas((2.4 + 0.62 * columns, 2.1 + 0.32 * rows))
@@ -69,7 +69,7 @@ def layer_map(result: LayerMap) -> Figure:
 
 
 def cross_effects(table: pd.DataFrame) -> Figure:
-    """Change of every measure by strength: percentages in one panel, and one panel per unit of differences."""
+    """Change of every measure by strength. Percentages share a panel, and differences have one panel per unit."""
     units = list(dict.fromkeys(table["unit"]))
     counts = [table.loc[table["unit"] == unit, "measure"].nunique() for unit in units]
     strengths = sorted(table["strength"].unique())
@@ -99,7 +99,7 @@ def cross_effects(table: pd.DataFrame) -> Figure:
 
 
 def limits(result: Limits) -> Figure:
-    """The range of strengths within the loss bound at every place; an arrow if no strength tried exceeded it."""
+    """The range of strengths within the loss bound at every place, with an arrow if no tested strength exceeded it."""
     places = list(dict.fromkeys(spoken(row) for _, row in result.table.iterrows()))
     with styled():
         figure = canvas((6.2, 0.3 * len(places) + 1.5))
@@ -149,7 +149,7 @@ def strategies(result: Strategies) -> Figure:
 
 
 def front(result: Front) -> Figure:
-    """Gain against loss, one panel per sign; a line joins the Pareto-optimal conditions."""
+    """Gain against loss, with one panel per sign. A line joins the Pareto-optimal conditions."""
     signs = sorted(result.table["sign"].unique(), reverse=True) or [1.0]
     names = list(dict.fromkeys(result.table["strategy"]))
     with styled():

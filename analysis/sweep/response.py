@@ -1,6 +1,6 @@
 """Compute the effect of every condition on a measure, relative to the baseline clips of the same prompt and seed.
 
-Functions on a sweep's table, independent of any model. Called by `sweep.SweepResult` and `study`.
+The functions take a sweep's table and need no model. `sweep.SweepResult` and `study` call them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MEASURED: Mapping[str, str] = {
     "density": "onset_rate",
     "register": "pitch",
 }
-"""Concept -> the measure that its effect is reported in."""
+"""The measure in which the effect of each concept is reported."""
 LOST = ("rms_ratio", "onsets", "entropy_ratio", "failed")
 """Columns that describe damage to a clip."""
 CONTROLS = ("random", "shuffled")
@@ -32,12 +32,12 @@ _RATIOS = ("BPM", "Hz", "onsets/s")
 
 
 def is_ratio(measured: str) -> bool:
-    """Whether a measure has a true zero, so that its change is a ratio; otherwise it is a difference."""
+    """Whether a measure has a true zero, so that its change is a ratio. Otherwise its change is a difference."""
     return measure.UNITS.get(measured, "") in _RATIOS or measured == "pulse_clarity"
 
 
 def unit_of_change(measured: str) -> str:
-    """The unit of `effects`: "ratio", or the measure's own unit (dB for dBFS)."""
+    """The unit of `effects`: either "ratio" or the measure's own unit (dB for dBFS)."""
     if is_ratio(measured):
         return "ratio"
     return {"dBFS": "dB"}.get(unit := measure.UNITS.get(measured, ""), unit)
@@ -47,12 +47,12 @@ def unit_of_change(measured: str) -> str:
 def effects(table: pd.DataFrame, measured: str, n_bootstrap: int = 1000, further: Sequence[str] = ()) -> pd.DataFrame:
     """The effect of every condition on a measure, relative to the baseline clips of the same prompt and seed.
 
-    One row per condition with its labels and these columns: `median` of the measure without failed clips; `effect`,
-    `low`, `high` (`statistics.effect`: a ratio minus 1, or a difference if `is_ratio` is false; NaN if no baseline
-    could be measured; controls have no interval, as only their value is used); `failed`, the share of failed clips;
-    `left_out`, the number of pairs without a baseline value, which are excluded from both; and `clips`. Each `further`
-    column is given by its median; if it is `nats` (nats per code under the unsteered model), `drift` is added: the mean
-    over clips of |nats - nats of the baseline|.
+    The table has one row per condition, with its labels and these columns: `median`, the median of the measure without
+    failed clips; `effect`, `low` and `high`, from `statistics.effect`; `failed`, the share of failed clips; `left_out`,
+    the number of pairs without a baseline value, which are excluded from both; and `clips`. An effect is a ratio minus
+    1, or a difference if `is_ratio` is false. It is NaN if no baseline could be measured. Controls have no interval,
+    because only their value is used. Each column in `further` is summarised by its median. If it is `nats` (nats per
+    code under the unsteered model), `drift` is added: the mean over clips of |nats - nats of the baseline|.
     """
     if measured not in table:
         known = [name for name in (*measure.MEASURES, *further) if name in table]

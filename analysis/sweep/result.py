@@ -1,4 +1,4 @@
-"""The result of a sweep: its table of clips, complete or as far as it got, and the analyses of it."""
+"""The result of a complete or unfinished sweep: its table of clips, and methods that analyse it."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from audiolens.sound import soundfiles
 @guarded
 @dataclass(frozen=True, eq=False)
 class SweepResult:
-    """The clips of a sweep with everything measured, one row per clip.
+    """The clips of a sweep and their measures, with one row per clip.
 
     Attributes:
         table: `condition` and its labels, `prompt`, `asked` (the prompt the model read), `seed`, the measures, and
             `rms_ratio`, `onsets`, `entropy_ratio`, `failed` relative to the baseline of the same prompt and seed;
             `file` if sound was written.
-        measures: the measures taken; `also` holds the names of further columns.
-        settings: how the clips were generated.
+        measures: names of the measures. `also` holds the names of further columns.
+        settings: the settings with which the clips were generated.
         audio: kept sound by row number.
         folder: the sweep's folder, if it has one.
-        planned: number of rows of the whole sweep; more than `table` has if it was loaded before the sweep ended.
+        planned: number of rows of the whole sweep. `table` has fewer rows if it was loaded before the sweep ended.
         distances: the columns that `compared` added, one row per condition.
 
-    It does not show that a direction means what its label says: compare with the controls.
+    It does not show that a direction means what its label says. Compare it with the controls.
     """
 
     table: pd.DataFrame
@@ -98,7 +98,7 @@ class SweepResult:
         return soundfiles.of_bytes(self._batches.sound(file), self._batches.folder / file)[0]
 
     def compared(self, distance: Callable[[Tensor, Tensor], float], name: str = "distance") -> SweepResult:
-        """Add the distance of each condition's clips from the baseline's as a column of `effects`; returns a copy.
+        """Return a copy whose `effects` include the distance of each condition's clips from those of the baseline.
 
         `distance` takes the codes of the condition and of the baseline, such as
         `partial(al.measure.frechet_distance, lens)`. The distance of the kind "redrawn", the baseline with other seeds,
@@ -123,7 +123,7 @@ class SweepResult:
     def dose_response(
         self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000
     ) -> DoseResponse:
-        """The effect against strength of one concept's directions (`dose.dose_response`).
+        """The effect of one concept's directions against their strength (`dose.dose_response`).
 
         `concept` may be omitted if only one was swept; `measured` defaults to the concept's own measure.
         """
@@ -136,7 +136,7 @@ class SweepResult:
     def cross_effects(self, concept: str | None = None, n_bootstrap: int = 1000, **place: Any) -> CrossEffects:
         """The effect of steering along one concept on every measure, at one place.
 
-        `place` (strategy, layer, branch, band) restricts the choice; the place with the widest span is used.
+        `place` (strategy, layer, branch, band) restricts the choice. The place with the widest span of effects is used.
         """
         name = self._concept(concept)
         chosen = dose.place_of(self.dose_response(name, n_bootstrap=0).widest(**place).iloc[0])
@@ -158,13 +158,13 @@ class SweepResult:
     def limits(
         self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000, **bound: Any
     ) -> Limits:
-        """The largest strength at every place within a bound of loss (`tradeoff.limits`)."""
+        """The largest strength at every place within a loss bound (`tradeoff.limits`)."""
         return tradeoff.limits(self.dose_response(concept, measured, n_bootstrap), **bound)
 
     def strategies(
         self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000, **bound: Any
     ) -> Strategies:
-        """The largest effect of each strategy within a bound of loss (`tradeoff.strategies`)."""
+        """The largest effect of each strategy within a loss bound (`tradeoff.strategies`)."""
         return tradeoff.strategies(self.dose_response(concept, measured, n_bootstrap), **bound)
 
     def front(
@@ -216,7 +216,7 @@ class SweepResult:
 
 
 def _number(found: Any) -> float:
-    """What a caller's distance gave."""
+    """Check the value that a caller's distance returned."""
     try:
         return real_number(found)
     except TypeError:

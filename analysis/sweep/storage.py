@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SoundFormat = Literal["wav", "flac"]
 _BYTES_PER_ROW = 400
-"""Bytes of a table row, stored twice: in its batch and in the whole table."""
+"""Bytes that a table row takes on disk, where it is stored twice: in its batch and in the whole table."""
 
 
 def check_sound(sound: Any, out: Any) -> None:
@@ -40,7 +40,7 @@ def in_memory(
     keep_audio: Callable[[Condition, PromptSeed], bool] | None,
     bar: Any,
 ) -> tuple[pd.DataFrame, np.ndarray, dict[int, np.ndarray]]:
-    """Return the table, the codes and the kept sound by row number, once everything is measured."""
+    """Return the table, the codes, and the kept sound by row number, once everything is measured."""
     frames, codes, audio = [], [], {}
     for number, batch in measured:
         for place, (condition, clip) in enumerate(todo.batches[number]):

@@ -1,7 +1,7 @@
 """Trade-off between effect and loss: how strongly a direction can be applied, and where it has the largest effect.
 
-Works on the effects of a sweep's conditions, like `dose`. A loss is a column that grows as clips get worse: the share
-that `failed`, `drift`, or a distance.
+Like `dose`, this module works on the effects of a sweep's conditions. A loss is a column that grows as clips get worse,
+such as `failed` (the share of failed clips), `drift`, or a distance.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class LayerMap:
     """The effect at every layer and strength of one strategy.
 
     Attributes:
-        effect, failed: "layer strength"; strength 0 is the baseline.
-        layers, strengths: the axes.
+        effect, failed: the effect and the share of failed clips, "layer strength". Strength 0 is the baseline.
+        layers, strengths: values along the two axes.
 
-    It does not show where a concept is computed: steering works wherever later blocks read. Cells have no intervals,
-    and the largest of many is partly chance.
+    It does not show where a concept is computed, because steering works wherever later blocks read the concept. Cells
+    have no intervals, and the largest of many is partly due to chance.
     """
 
     concept: str
@@ -79,13 +79,13 @@ class LayerMap:
 @guarded
 @dataclass(frozen=True, eq=False)
 class Limits:
-    """How strongly each place can be steered within a bound of loss.
+    """How strongly each place can be steered within a loss bound.
 
-    `table` has one row per place and sign: `strength`, the largest of that sign up to which the loss stays within the
-    bound (0 if none does), its `effect`, `low`, `high` and loss, and `open`: whether no strength tried exceeded the
-    bound, so that the true limit is higher.
+    `table` has one row per place and sign. `strength` is the largest of that sign up to which the loss stays within the
+    bound (0 if none does); its `effect`, `low`, `high` and loss are given as well. `open` is true if no tested strength
+    exceeded the bound, so that the true limit is higher.
 
-    A share estimated from n clips is uncertain by about 1 / sqrt(n): a limit may be off by one step.
+    A share estimated from n clips is uncertain by about 1 / sqrt(n), so a limit may be off by one step.
     """
 
     concept: str
@@ -123,10 +123,10 @@ class Limits:
 @guarded
 @dataclass(frozen=True, eq=False)
 class Strategies:
-    """The largest effect of each strategy towards each pole within a bound of loss.
+    """The largest effect of each strategy towards each pole within a loss bound.
 
-    Each row is the best of `candidates` layers, selected on the same clips. This makes all strategies look better than
-    they are, and more so with more candidates.
+    Each row is the best of `candidates` layers, selected on the same clips. This makes every strategy look better than
+    it is, and the more candidates there are, the larger this bias.
     """
 
     concept: str
@@ -164,10 +164,11 @@ class Strategies:
 class Front:
     """Every steered condition by its gain (the effect towards its own pole) and its loss.
 
-    `table` has one row per condition: its place, `strength`, `sign`, `gain`, the loss, and `best`: whether it is
-    Pareto-optimal: no other condition of that sign has more gain at no more loss, or less loss at no less gain.
+    `table` has one row per condition, with its place, `strength`, `sign`, `gain`, loss and `best`. `best` is true if
+    the condition is Pareto-optimal: no other condition of that sign has more gain without more loss, or less loss
+    without less gain.
 
-    Which conditions are on the front depends on these clips: neighbours with overlapping intervals may swap.
+    Which conditions are on the front depends on these clips, and neighbours with overlapping intervals may swap.
     """
 
     concept: str
@@ -200,7 +201,7 @@ class Front:
 
 @guarded
 def layer_map(dose: DoseResponse, strategy: str | None = None, branch: str | None = None) -> LayerMap:
-    """The layer x strength map of a strategy that was swept over layers (default: the first).
+    """The layer x strength map of a strategy that was swept over layers (default: the first such strategy).
 
     Raises:
         InputError: if this strategy was not swept over layers.
@@ -229,7 +230,7 @@ def layer_map(dose: DoseResponse, strategy: str | None = None, branch: str | Non
 
 @guarded
 def limits(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "failed") -> Limits:
-    """The largest strength of each sign within a bound of loss, at every place."""
+    """The largest strength of each sign within a loss bound, at every place."""
     steered = _with_loss(dose, loss)
     rows = []
     for group in _rising(steered):
@@ -282,7 +283,7 @@ def front(dose: DoseResponse, loss: str = "failed") -> Front:
 
 
 def _undominated(gain: Float[np.ndarray, " n"], loss: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Mask of the points that no other point dominates: at least equal in both, and better in one."""
+    """Mask of the points that no other point dominates, by being at least as good in both and better in one."""
     no_worse = (gain[None] >= gain[:, None]) & (loss[None] <= loss[:, None])
     better = (gain[None] > gain[:, None]) | (loss[None] < loss[:, None])
     return np.logical_not(np.any(no_worse & better, axis=1))
