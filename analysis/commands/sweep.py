@@ -133,7 +133,7 @@ def sweep(
     given = _given(sources, split)
     lens = open_lens(model)
     share_cores()
-    # Directions are read again; another number of threads would change their last bits.
+    # A resumed sweep estimates its directions again, and a different number of threads would change their last bits.
     if (begun := ledger.threads_of(out)) is not None:
         torch.set_num_threads(begun)
     sets = _sets(given, lens)

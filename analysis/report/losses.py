@@ -20,8 +20,8 @@ def with_effects(lost: pd.DataFrame, response: pd.DataFrame) -> pd.DataFrame:
     """Add the columns `effect`, `low` and `high` of each condition to the table of side effects.
 
     `lost` comes from `analysis.study.side_effects.table`. The drift between two seeds of one prompt without steering
-    has its own row, of kind "another seed". In the baseline row the drift is 0, like every other difference from the
-    baseline.
+    has its own row, of kind "another seed". In the baseline row the drift is 0, because its other columns are those of
+    the baseline itself.
     """
     found = {_key(row): row for row in response.to_dict("records") if row["kind"] in set(lost["kind"])}
     rows: list[dict[Any, Any]] = []
