@@ -224,7 +224,7 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         _refuse_misplaced(target)
     if not target.exists() or (target / BEGUN).is_file():
         return
-    # Left by a process that was killed before it wrote `study.json`.
+    # Such a folder was left by a process that was killed before it wrote `study.json`.
     if all(entry.name == LOCK or entry.name.startswith(UNFINISHED) for entry in target.iterdir()):
         return
     if _has_stages(target):

@@ -156,7 +156,7 @@ def run(
 def _effects_on(one: Study, measures: Iterable[str]) -> list[Any]:
     """Return the effects of one study's steering on these measures, from its table or, if missing there, its clips."""
     tested = one.clips[one.clips["split"] == "test"]
-    # A study made on its own may lack the other concepts' measures in its table.
+    # The table of a study that was run on its own may lack the other concepts' measures.
     further = [name for name in measures if name not in set(one.cross["measure"]) and name in tested]
     rows = one.cross.to_dict("records")
     if further:
