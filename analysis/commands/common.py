@@ -1,4 +1,4 @@
-"""Code shared by the commands: options, opening the model, printing for people and for programs."""
+"""Code shared by the commands: common options, opening the model, and printing as text or JSON."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def open_lens(model: str) -> AudioLens:
 
 
 def prompt_set(concept: str, lens: AudioLens) -> PromptSet:
-    """A bundled concept's prompts in words that the model knows, or the prompts of a file, `completed`."""
+    """Return a bundled concept's prompts, in words that the model knows, or the prompts in a file after `completed`."""
     from audiolens import prompts
 
     return completed(own_prompts(concept), lens) if is_prompt_file(concept) else prompts.load(concept, lens=lens)
 
 
 def own_prompts(*paths: str | Path, **options: Any) -> PromptSet:
-    """The prompts of one file, or of one file per pole; a word that gives the poles away is reported on stderr."""
+    """Read the prompts in one file, or in one file per pole, and print any warnings about them on stderr."""
     from audiolens import prompts
 
     read: Any = prompts.from_file if len(paths) == 1 else prompts.from_files
@@ -54,14 +54,14 @@ def own_prompts(*paths: str | Path, **options: Any) -> PromptSet:
 
 
 def completed(own: PromptSet, lens: AudioLens, words: tuple[str, str] | None = None) -> PromptSet:
-    """The user's prompts, completed with bundled neutral prompts and words for the poles if these are missing."""
+    """Return the user's prompts, with bundled neutral prompts and words for the poles filled in where missing."""
     from audiolens import prompts
 
     return own.completed(prompts.load("tempo", lens=lens), words)
 
 
 def words_unread(sets: PromptSet, lens: AudioLens) -> str | None:
-    """A message if the model reads the words of both poles alike, else `None`."""
+    """Return a message if the model cannot distinguish the words for the two poles, else `None`."""
     from audiolens.model import text
 
     high, low = (sets.words(pole)[0] for pole in sets.poles)
@@ -71,12 +71,12 @@ def words_unread(sets: PromptSet, lens: AudioLens) -> str | None:
 
 
 def is_prompt_file(name: str) -> bool:
-    """Whether a concept is the name of a prompt file, by its suffix."""
+    """Whether this names a prompt file instead of a bundled concept, judging by its suffix."""
     return Path(name).suffix.lower() in (".csv", ".json", ".toml")
 
 
 def command_line() -> str:
-    """The command line as typed, with bytes of file names that are not text escaped."""
+    """Return the command line as typed, with undecodable bytes in file names escaped."""
     return printable(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
 
@@ -99,8 +99,8 @@ def print_table(rows: Sequence[Mapping[Any, Any]]) -> None:
         table.add_column(printable(name))
     for row in rows:
         table.add_row(*(printable(str(value)) for value in row.values()))
-    # A pipe has no width: programs get unbroken lines.
-    # No markup: "[dBFS]" is a unit, and a file name may hold brackets too.
+    # A pipe has no width, so programs get unbroken lines.
+    # Markup is off because units such as "[dBFS]" and file names can contain brackets.
     wide = None if sys.stdout.isatty() else max(200, sum(len(n) + 12 for n in rows[0]))
     console = Console(width=wide, markup=False)
     console.print(table)
@@ -113,7 +113,7 @@ def cell(value: Any) -> str:
 
 
 def write_result(found: Any, folder: Path, name: str) -> None:
-    """Write a result's table (CSV) and figure (PNG, SVG, HTML) under a name."""
+    """Write a result's table (CSV) and figure (PNG, SVG, HTML) to files with this name."""
     import matplotlib as mpl
 
     from analysis.figures.literal import as_typed
@@ -130,7 +130,7 @@ def write_result(found: Any, folder: Path, name: str) -> None:
 
 
 def shown(found: Any, as_json: bool, columns: Sequence[str], **only: Any) -> None:
-    """Print a result's finding and table: as JSON in full, or as text with these columns and the rows that match."""
+    """Print a result's finding and table, in full as JSON, or as text with only these columns and the matching rows."""
     if as_json:
         say(to_json(as_facts(found)))
         return
@@ -143,7 +143,7 @@ def shown(found: Any, as_json: bool, columns: Sequence[str], **only: Any) -> Non
 
 
 def as_facts(found: Any) -> dict[str, Any]:
-    """A result's finding and its whole table, as plain values."""
+    """Return a result's finding and its whole table as plain values."""
     table = found.to_frame()
     return {"finding": repr(found), "rows": table.astype(object).where(table.notna(), None).to_dict("records")}
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SHOWN = ("layer", "seconds", "head", "component", "token", "effect", "low", "high", "normalised", "p_adjusted")
 _HEARD_PAIRS, _HEARD_SECONDS = 8, 5.0
-"""Pairs and seconds of the sound grid: enough to find large audible effects, in minutes."""
+"""Number of pairs and clip length in seconds for the sound grid: enough to find large audible effects in minutes."""
 
 
 def patch(
@@ -118,11 +118,11 @@ def patch(
 
 
 def _ear(concept: str, by: str, measured: str | None, pairs: int, seed: int) -> Sound | None:
-    """The settings of the sound grid, with the measure asked for or the concept's own; `None` if there is none."""
+    """Return the sound grid's settings, with the requested measure or the concept's own; `None` without a measure."""
     from analysis.patching import Sound
     from analysis.sweep.response import MEASURED
 
-    # A grid by token has a column per word: over a thousand clips, so only on request.
+    # A grid by token has a column per word, which takes over a thousand clips, so it is computed only on request.
     name = measured or (None if is_prompt_file(concept) or by == "token" else MEASURED.get(concept))
     if name is None:
         return None

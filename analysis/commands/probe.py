@@ -117,7 +117,7 @@ def _data(
 
 
 def _numbers(text: str | None, option: str) -> list[int] | None:
-    """Parse numbers and ranges, such as "0,3" or "2-5"."""
+    """Parse a list of numbers and ranges, such as "0,3" or "2-5"."""
     if text is None:
         return None
     found: list[int] = []

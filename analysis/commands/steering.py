@@ -1,4 +1,4 @@
-"""Turn `--steer FILE:STRENGTH` into interventions on an open model. Called by the command line."""
+"""Turn the option `--steer FILE:STRENGTH` into interventions on an open model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 _STEER = re.compile(r"^(?P<file>.+?):(?P<strength>[^:]+)$")
 MOST_OF_STREAM = 3.0
-"""Ratio of the added vector's norm to the residual stream's, above which the stream is swamped."""
+"""If the added vector's norm exceeds the residual stream's by more than this factor, it swamps the stream."""
 _BAND = re.compile(r"^(?P<first>\d{1,6})-(?P<last>\d{1,6})$")
 
 
 def asked(text: str) -> tuple[Path, float]:
-    """Parse FILE:STRENGTH."""
+    """Parse FILE:STRENGTH into a path and a number."""
     parts = _STEER.match(text)
     if parts is None:
         raise InputError(f"--steer {text!r}: expected FILE:STRENGTH, such as tempo.safetensors:+1.0.")
@@ -37,7 +37,7 @@ def asked(text: str) -> tuple[Path, float]:
 
 
 def band_of(text: str | None) -> tuple[int, int] | None:
-    """Parse FIRST-LAST as two blocks, both included."""
+    """Parse FIRST-LAST into the first and last block of a band; both are included."""
     if text is None:
         return None
     parts = _BAND.match(text)
@@ -47,7 +47,10 @@ def band_of(text: str | None) -> tuple[int, int] | None:
 
 
 def drowning(file: Path, directions: Directions, strength: float) -> str | None:
-    """A warning if the strength swamps the residual stream, else `None`: `measure.failed` does not detect noise."""
+    """Return a warning if this strength swamps the residual stream, else `None`.
+
+    The warning is needed because `measure.failed` does not detect noise.
+    """
     shares = abs(strength) * directions.norms / directions.residual_norms
     if float(shares.max()) <= MOST_OF_STREAM:
         return None
@@ -68,7 +71,7 @@ def placed(
     branch: str,
     orthogonal: bool,
 ) -> tuple[list[Intervention], list[str]]:
-    """The interventions of several files, and warnings about their strengths to print after generation.
+    """Return the interventions for several direction files, and warnings about strengths to print after generation.
 
     `strategy=None` means one-to-band if a band is given, else one-to-one.
     """

@@ -123,7 +123,7 @@ def study(
 
 
 def _asked(concept: str | None, concepts: str | None, positive: Path | None, negative: Path | None) -> list[Any]:
-    """What to study: names of concepts, files of prompts, or the two files of the user's poles."""
+    """Return what to study: concept names, a prompt file, or a pair of files with one pole each."""
     ways = [given for given in (concept, concepts, positive or negative) if given is not None]
     if len(ways) != 1:
         raise InputError(
@@ -154,7 +154,7 @@ def _name(asked: Any) -> str:
 
 
 def _given(asked: Any, words: str | None, measured: str | None) -> PromptSet | str:
-    """The prompts of the user's files, or a known concept's name; raises if they cannot be studied."""
+    """Return the prompts in the user's files, or the name of a known concept. Raises if they cannot be studied."""
     from analysis import study as studies
     from analysis.study.settings import refuse_too_few
 

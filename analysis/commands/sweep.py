@@ -133,7 +133,7 @@ def sweep(
     given = _given(sources, split)
     lens = open_lens(model)
     share_cores()
-    # Directions are read again; another number of threads would change their last bits.
+    # A resumed sweep estimates its directions again, and a different number of threads would change their last bits.
     if (begun := ledger.threads_of(out)) is not None:
         torch.set_num_threads(begun)
     sets = _sets(given, lens)
@@ -194,7 +194,7 @@ def _check_measure(measured: str | None) -> None:
 
 
 def _given(sources: list[str], split: str) -> list[Directions | PromptSet | str]:
-    """Directions and prompts from files, and names of concepts, as far as they can be checked without a model."""
+    """Load directions and prompts from files, and check concept names, before a model is opened."""
     from audiolens import Directions
     from audiolens.errors import nearest
     from audiolens.prompts import concepts
@@ -218,7 +218,7 @@ def _given(sources: list[str], split: str) -> list[Directions | PromptSet | str]
 
 
 def _sets(given: Sequence[Directions | PromptSet | str], lens: AudioLens) -> dict[str, PromptSet]:
-    """Prompt sets by concept, for the concepts that have one."""
+    """Return the prompt sets by concept. Concepts without prompts are left out."""
     from audiolens import Directions
     from audiolens import prompts as sets_of
 
@@ -244,7 +244,7 @@ def _directions(
     keep_samples: bool,
     progress: bool,
 ) -> list[Directions]:
-    """Directions loaded from files, or read from the model; the same command reads the same ones."""
+    """Return the directions from files, and estimate the others. The same command always gives the same directions."""
     from audiolens import Directions, difference_in_means
 
     found = []
@@ -269,7 +269,7 @@ def _directions(
 
 
 def _neutral(sets: dict[str, PromptSet], split: str, count: int, lens: AudioLens) -> list[str]:
-    """Neutral prompts of the first concept with prompts; directions without prompts use the bundled ones."""
+    """Return the neutral prompts of the first concept that has prompts, or bundled ones if no concept has any."""
     from audiolens import prompts as sets_of
 
     own = next((getattr(one, split) for one in sets.values()), None)
@@ -281,7 +281,7 @@ def _neutral(sets: dict[str, PromptSet], split: str, count: int, lens: AudioLens
 
 
 def _tell_lack(labels: Sequence[str], sets: dict[str, PromptSet], measured: str | None, lens: AudioLens) -> None:
-    """Print what is missing for the user's own concepts."""
+    """Print which prompts, words or measures are missing for the user's own concepts."""
     from analysis.sweep.response import MEASURED
 
     for label in labels:
@@ -295,7 +295,7 @@ def _tell_lack(labels: Sequence[str], sets: dict[str, PromptSet], measured: str 
 
 
 def _strengths(option: str, text: str) -> list[float]:
-    """Parse -2:2:9 or -1,-0.5,1 as numbers."""
+    """Parse strengths such as -2:2:9 (first, last, count) or -1,-0.5,1."""
     import numpy as np
 
     span = _RANGE.match(text.strip())
@@ -311,7 +311,7 @@ def _strengths(option: str, text: str) -> list[float]:
 
 
 def _blocks(text: str) -> list[int] | None:
-    """Parse all, 4, 2,4 or 2,6-9 as blocks; `None` means all."""
+    """Parse block numbers such as "4", "2,4" or "2,6-9"; "all" gives `None`."""
     if text == "all":
         return None
     found: list[int] = []

@@ -1,8 +1,8 @@
 """Draw a matplotlib figure on a new canvas, or into axes given by the caller.
 
-Every result's `.plot` takes `ax` and `caption` (`drawable`). Drawing code gets its figure from `canvas` and adds the
-caption below it with `captioned`. A figure with one panel is drawn into the caller's axes; a figure with several panels
-replaces these axes within the caller's figure, and keeps their title.
+Every result's `.plot` takes `ax` and `caption`, which `drawable` adds. Drawing code gets its figure from `canvas` and
+adds the caption below it with `captioned`. A figure with one panel is drawn into the caller's axes. A figure with
+several panels replaces these axes within the caller's figure and keeps their title.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _ASKED = ContextVar("_ASKED", default=_ALONE)
 def drawable(plot: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options `ax` (the caller's axes) and `caption` (whether to draw it) to a result's `.plot`.
 
-    The method returns the figure that it drew into: with `ax`, the caller's figure.
+    The method returns the figure that it drew into, which is the caller's figure if `ax` is given.
 
     Raises:
-        InputTypeError, InputError: if `ax` is not an Axes, or has no subplot position and the figure has several
-            panels.
+        InputTypeError: if `ax` is not an Axes.
+        InputError: if the figure has several panels and `ax` has no subplot position.
     """
     signature = inspect.signature(plot)
     further = [
@@ -50,7 +50,7 @@ def drawable(plot: Callable[..., Any]) -> Callable[..., Any]:
     def drawn(self: Any, *args: Any, ax: Any = None, caption: bool = True, **options: Any) -> Any:
         checked_flags(caption=caption)
         if ax is None and caption:
-            # A plot called by another plot draws into the same axes.
+            # A plot that is called by another plot draws into the same axes.
             return plot(self, *args, **options)
         before = _ASKED.set(_Asked(None if ax is None else _checked(ax), bool(caption)))
         try:
@@ -66,7 +66,7 @@ def drawable(plot: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def canvas(figsize: tuple[float, float], layout: str | None = "constrained") -> Any:
-    """A new figure of the given size in inches, or an adapter that draws into the caller's axes."""
+    """Return a new figure of the given size in inches, or an adapter that draws into the caller's axes."""
     from matplotlib.figure import Figure
 
     ax = _ASKED.get().ax
@@ -87,7 +87,7 @@ def _checked(ax: Any) -> Axes:
 
 
 class _Inside:
-    """An adapter that gives the caller's axes the methods of a figure that drawing code uses."""
+    """Adapter that lets drawing code use the caller's axes like a figure."""
 
     def __init__(self, ax: Axes) -> None:
         self.ax = ax
@@ -139,21 +139,21 @@ class _Inside:
         if not self.single:
             return self.place.supxlabel(text, **options)
         style = {name: value for name, value in options.items() if name in ("fontsize", "color", "ha")}
-        # Below the tick labels, regardless of their length.
+        # Place the text below the tick labels, regardless of their length.
         whole = self.ax.get_tightbbox()
         depth = (self.ax.get_window_extent().y0 - whole.y0) * 72 / self.ax.figure.dpi if whole is not None else 0
         below = {"xycoords": "axes fraction", "xytext": (0, -depth - 4), "textcoords": "offset points", "va": "top"}
         return self.ax.annotate(text, (0, 0), annotation_clip=False, **{**below, **style})
 
     def get_figwidth(self) -> float:
-        """The width of the available area in inches, to which texts are wrapped."""
+        """The available width in inches; text is wrapped to it."""
         return max(1.0, self.ax.get_window_extent().width / self.ax.figure.dpi)
 
     def get_figheight(self) -> float:
         return self.ax.get_window_extent().height / self.ax.figure.dpi
 
     def set_figheight(self, height: float) -> None:
-        """Do nothing: the caller's figure keeps its height."""
+        """Do nothing, because the caller's figure keeps its height."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.place, name)

@@ -1,4 +1,4 @@
-"""Captions and heat maps shared by the figures of grids and heads, for paper and screen."""
+"""Captions and heat maps for figures of grids and heads, in matplotlib and plotly."""
 
 from __future__ import annotations
 
@@ -37,8 +37,10 @@ def heat(
     signed: bool = True,
     numbers: bool = False,
 ) -> Any:
-    """A heat map whose first row is at the bottom. `x` and `y` name columns and rows; `extent` is the range of a
-    continuous x axis."""
+    """Draw a heat map whose first row is at the bottom.
+
+    `x` and `y` name the columns and rows. `extent` is the range of a continuous x axis.
+    """
     top = limit or float(np.nanmax(np.abs(values))) or 1.0
     rows, columns = values.shape
     left, right = extent or (-0.5, columns - 0.5)
@@ -56,7 +58,7 @@ def heat(
     if numbers and rows * columns <= 160:
         for (row, column), value in np.ndenumerate(values):
             dark = abs(value) > 0.6 * top if signed else value < 0.5 * top
-            # Numbers that are tiny compared with the largest would only add noise.
+            # Numbers much smaller than the largest would only clutter the figure.
             if abs(value) >= 0.03 * top:
                 axes.text(
                     column, row, f"{value:.2g}", ha="center", va="center", fontsize=6,
@@ -66,7 +68,7 @@ def heat(
 
 
 def screen_heat(values: np.ndarray, x: Any, y: Any, unit: str, *, signed: bool = True, **options: Any) -> go.Heatmap:
-    """Interactive version (plotly)."""
+    """Interactive version of `heat` (plotly trace)."""
     top = float(np.nanmax(np.abs(values))) or 1.0
     return go.Heatmap(
         z=values, x=list(x), y=list(y), colorscale=DIVERGING if signed else SEQUENTIAL.capitalize(),
@@ -75,7 +77,7 @@ def screen_heat(values: np.ndarray, x: Any, y: Any, unit: str, *, signed: bool =
 
 
 def screen_plain(figure: go.Figure, caption: str, *, width: int = 110) -> go.Figure:
-    """Apply the look of screen figures, with a caption below."""
+    """Style an interactive figure and add a caption below it."""
     lines = textwrap.wrap(caption, width)
     figure.update_layout(template="simple_white", margin={"l": 70, "r": 20, "t": 60, "b": 75 + 16 * len(lines)})
     return figure.add_annotation(

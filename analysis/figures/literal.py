@@ -1,7 +1,7 @@
-"""Literal text in figures: prompts, poles and tokens are shown as they are, never as mathematics, markup or links.
+"""Show prompts, poles and tokens literally in figures, never as mathematics, markup or links.
 
-matplotlib typesets text between two `$` as mathematics, and fails if it is not valid. plotly does the same in notebooks
-and interprets HTML everywhere: `<a>` in a prompt would become a link.
+matplotlib typesets text between two `$` as mathematics, and fails if it is not valid. plotly does the same in
+notebooks, and it interprets HTML everywhere, so that `<a>` in a prompt would become a link.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 AS_TYPED: dict[Any, Any] = {"text.parse_math": False, "text.usetex": False}
-"""matplotlib settings for literal text. A text object keeps the first of them from the time it is created."""
+"""matplotlib settings for literal text. A text object takes the value of the first setting when it is created."""
 _OURS = re.compile(r"(</?(?:br|sup|extra)>)")
 _SIGNS = str.maketrans({"<": "&lt;", ">": "&gt;", "$": "&#36;"})
 
 
 @contextmanager
 def as_typed() -> Iterator[None]:
-    """Apply these settings while a matplotlib figure is drawn, because axes create some tick labels only then."""
+    """Apply `AS_TYPED` while a matplotlib figure is drawn, because axes create some tick labels only then."""
     with mpl.rc_context(AS_TYPED):
         yield
 
 
 def literally(function: Callable[P, go.Figure]) -> Callable[P, go.Figure]:
-    """Make a function's plotly figure show all text literally, except the line breaks and small print of our titles."""
+    """Make the plotly figure that a function returns show text literally, except for our own line breaks and tags."""
 
     @wraps(function)
     def figure(*args: P.args, **kwargs: P.kwargs) -> go.Figure:
@@ -46,7 +46,7 @@ def literally(function: Callable[P, go.Figure]) -> Callable[P, go.Figure]:
 
 
 def in_template(text: str) -> str:
-    """Escape text for a plotly template, whose fields begin with %."""
+    """Escape text for a plotly template, where % marks a field."""
     return text.replace("%", "&#37;")
 
 

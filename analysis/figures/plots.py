@@ -1,4 +1,7 @@
-"""Figures of effects for paper (matplotlib), drawn from tables of sweeps and studies; `screen.py` is for plotly."""
+"""Static figures of effects (matplotlib), drawn from the tables of sweeps and studies.
+
+`screen.py` has the interactive versions.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,8 @@ from analysis.statistics import MOST_FAILED
 def layers(scan: pd.DataFrame, measured: str, *, chosen: Mapping[str, Any] | None = None) -> Figure:
     """Effect of steering at each block on development prompts, one panel per strategy.
 
-    `scan` has strategy, layer, strength, effect, failed. A hollow marker means that more than a tenth of the clips
-    failed.
+    `scan` has the columns strategy, layer, strength, effect and failed. A hollow marker means that more than a tenth
+    of the clips failed.
     """
     strategies = list(dict.fromkeys(scan["strategy"]))
     with styled():
@@ -67,10 +70,10 @@ def layers(scan: pd.DataFrame, measured: str, *, chosen: Mapping[str, Any] | Non
 
 
 def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> Figure:
-    """Effect against strength: the chosen strategy with its controls and references, and the other strategies.
+    """Plot effect against strength for the chosen strategy, its controls and references, and the other strategies.
 
-    `table` has kind ("baseline", "steered", "alternative", "random", "shuffled", "prompted"), strategy, strength, pole,
-    effect, low, high, failed. The lower panels show the share of failed clips.
+    `table` has the columns kind ("baseline", "steered", "alternative", "random", "shuffled", "prompted"), strategy,
+    strength, pole, effect, low, high and failed. The lower panels show the share of failed clips.
     """
     strategies = list(dict.fromkeys(table.loc[table["kind"].isin(["steered", "alternative"]), "strategy"]))
     with styled():
@@ -123,9 +126,9 @@ def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> F
 
 
 def norms(table: pd.DataFrame) -> Figure:
-    """Norm of the direction at each block, in raw units and as a share of the residual stream's norm.
+    """Plot the norm of the direction at each block, in raw units and relative to the norm of the residual stream.
 
-    `table` has layer, norm, residual_norm.
+    `table` has the columns layer, norm and residual_norm.
     """
     with styled():
         figure = canvas((4.6, 2.9))
@@ -150,7 +153,7 @@ def norms(table: pd.DataFrame) -> Figure:
 
 
 def strengths(table: pd.DataFrame, measured: str) -> Figure:
-    """Effect against strength for the conditions of a sweep, with one line per strategy and layer if it has these."""
+    """Plot effect against strength for a sweep, with one line per strategy and layer if the table has these columns."""
     with styled():
         figure = canvas((6.6, 3.8))
         axes = figure.add_subplot()
@@ -168,7 +171,7 @@ def strengths(table: pd.DataFrame, measured: str) -> Figure:
 
 
 def lines(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The conditions of a sweep that have a strength, as named lines over strength."""
+    """Yield a named line for each group of conditions that differ only in strength. Others are left out."""
     if "strength" not in table:
         table = table.assign(strength=np.arange(len(table), dtype=float))
     labels = [label for label in ("kind", "strategy", "layer", "draw") if label in table]
@@ -188,7 +191,7 @@ def _name(label: str, value: Any) -> str:
 def _points(
     axes: Axes, x: Any, y: Any, failed: Any, colour: str, marker: str, alpha: float, label: str, size: float = 5
 ) -> None:
-    """Draw markers, hollow where more than a tenth of the clips failed."""
+    """Draw markers. They are hollow where more than a tenth of the clips failed."""
     lost = np.asarray(failed, dtype=float) > MOST_FAILED
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     look = {"color": colour, "marker": marker, "linestyle": "none", "alpha": alpha, "markersize": size, "zorder": 5}

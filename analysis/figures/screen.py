@@ -1,4 +1,4 @@
-"""Figures of effects for the screen (plotly): interactive versions of those in `plots.py`."""
+"""Interactive figures of effects (plotly), corresponding to the static ones in `plots.py`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from analysis.figures.style import BLACK, GREEN, GREY, PURPLE, SEVERAL, SYMBOLS,
 
 @literally
 def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> go.Figure:
-    """Effect against strength, with controls and prompted references; `table` as in `plots.dose_response`."""
+    """Plot effect against strength, with controls and prompted references. `table` is as in `plots.dose_response`."""
     figure = go.Figure()
     base = table[table["kind"] == "baseline"].assign(strength=0.0)
     chosen = table[table["kind"].isin(["steered", "alternative"])]
@@ -60,7 +60,7 @@ def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> g
 
 @literally
 def strengths(table: pd.DataFrame, measured: str) -> go.Figure:
-    """Effect against strength for the conditions of a sweep."""
+    """Plot effect against strength for the conditions of a sweep."""
     figure = go.Figure()
     for place, (name, mine) in enumerate(lines(table)):
         colour, marker = SEVERAL[place % len(SEVERAL)]

@@ -12,11 +12,11 @@ from analysis.figures.canvas import canvas
 from analysis.figures.style import styled
 
 DEPTH_DB = 70.0
-"""How far the colour scale reaches below a clip's loudest point, in dB."""
+"""Range of the colour scale in dB, measured down from a clip's loudest point."""
 
 
 def one(samples: np.ndarray, sample_rate: int, title: str = "", axes: Axes | None = None) -> Figure | Axes:
-    """Mel spectrogram of one clip in dB relative to its loudest point, as a new figure or drawn into `axes`."""
+    """Draw the mel spectrogram of one clip, in dB relative to its loudest point, into a new figure or into `axes`."""
     import librosa
 
     power = librosa.feature.melspectrogram(
@@ -57,7 +57,10 @@ def one(samples: np.ndarray, sample_rate: int, title: str = "", axes: Axes | Non
 def paired(
     grid: Sequence[Sequence[np.ndarray]], sample_rate: int, rows: Sequence[str], columns: Sequence[str]
 ) -> Figure:
-    """Mel spectrograms of paired clips: one row per (prompt, seed), one column per condition, one scale in dB."""
+    """Draw mel spectrograms of paired clips, with a row per (prompt, seed) and a column per condition.
+
+    All panels share one scale in dB.
+    """
     with styled():
         figure = canvas((2.5 * len(columns), 1.75 * len(rows) + 0.4))
         panels = figure.subplots(len(rows), len(columns), sharex=True, sharey=True, squeeze=False)

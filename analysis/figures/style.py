@@ -1,7 +1,7 @@
-"""The look of all figures: colours, markers, names of measures, and styles for paper and screen.
+"""The style of all figures: colours, markers, names of measures, and settings for matplotlib and plotly.
 
-The colours are Okabe and Ito's, which every kind of colour vision can distinguish; markers and line styles repeat what
-the colours show.
+The colours are Okabe and Ito's palette, which is safe for colour-blind readers. Markers and line styles encode the
+same information as the colours.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, RED, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#8A8A8A"
 DIVERGING = "PuOr_r"
-"""The colour map for signed values, by its name in both matplotlib and plotly; safe for every kind of colour vision."""
+"""The colour map for signed values. matplotlib and plotly both know this name, and it is safe for colour blindness."""
 POLES = ((RED, "o"), (BLUE, "s"))
-"""Colour and marker of the positive and the negative pole."""
+"""Colour and marker of the positive pole, then of the negative pole."""
 SEVERAL = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (RED, "v"), (SKY, "P"), (BLACK, "X"))
 SYMBOLS = {
     "o": "circle",
@@ -38,7 +38,7 @@ SYMBOLS = {
     "P": "cross",
     "X": "x",
 }
-"""Plotly's names for these markers."""
+"""Plotly's names for matplotlib's markers."""
 NAMES: Mapping[str, str] = {
     "tempo": "tempo (beat)",
     "tempo_ioi": "tempo (inter-onset interval)",
@@ -68,57 +68,57 @@ STYLE: dict[Any, Any] = {
 
 
 def name_of(measured: str) -> str:
-    """The name of a measure in words."""
+    """The readable name of a measure."""
     return NAMES.get(measured, measured.replace("_", " "))
 
 
 def axis_of(measured: str) -> str:
-    """The name of a measure in words, with its unit."""
+    """The readable name of a measure, with its unit."""
     unit = measure.UNITS.get(measured, "")
     return f"{name_of(measured)} [{unit}]" if unit else name_of(measured)
 
 
 def change_of(measured: str) -> str:
-    """The label of an axis that shows effects."""
+    """The label of an axis that shows effects on a measure."""
     return f"change of {name_of(measured)}\nrelative to the unsteered clip"
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Apply the look of all figures while one is drawn, without changing the caller's settings."""
+    """Apply the shared style while a figure is drawn, without changing the caller's settings."""
     with mpl.rc_context(STYLE):
         yield
 
 
 def looks(count: int) -> list[tuple[str, str]]:
-    """The colours and markers for `count` labels."""
+    """Return the (colour, marker) pairs for `count` labels."""
     return list(POLES) if count == 2 else [SEVERAL[i % len(SEVERAL)] for i in range(count)]
 
 
 def signed(value: float, _: int = 0) -> str:
-    """Format a share as a signed percentage for an axis."""
+    """Format a relative change as a signed percentage, as an axis formatter."""
     return f"{value:+.0%}".replace("-", "−") if round(value, 6) else "0"
 
 
 def percent(axes: Axes) -> None:
-    """Label the y axis in signed percentages."""
+    """Format the tick labels of the y axis as signed percentages."""
     axes.yaxis.set_major_formatter(FuncFormatter(signed))
 
 
 def errors(value: Any, low: Any, high: Any) -> np.ndarray:
-    """How far each interval reaches below and above its value, "side point"; 0 if there is no interval."""
+    """Return the distances from each value to the ends of its interval, as "side point"; 0 without an interval."""
     value, low, high = (np.asarray(one, dtype=float) for one in (value, low, high))
     return np.nan_to_num(np.clip([value - low, high - value], 0, None))
 
 
 def screen_errors(value: Any, low: Any, high: Any) -> dict[str, Any]:
-    """The same as plotly error bars."""
+    """Return the distances of `errors` as plotly error bars."""
     below, above = errors(value, low, high)
     return {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
 
 
 def plain(figure: go.Figure) -> go.Figure:
-    """Apply the look of screen figures."""
+    """Apply the style of interactive figures."""
     return figure.update_layout(template="simple_white", margin={"l": 70, "r": 20, "t": 50, "b": 60})
 
 
@@ -133,8 +133,8 @@ def sliding(
 ) -> go.Figure:
     """Add a slider over layers to a figure whose traces are ordered by layer, with `each` traces per layer.
 
-    `axes` holds further settings for each layer, such as "xaxis.title.text"; `gap` is the height of the labels above
-    the slider, in pixels.
+    `axes` holds additional settings for each layer, such as "xaxis.title.text". `gap` is the height in pixels of the
+    labels above the slider.
     """
     further = axes or [{} for _ in layers]
     steps = [

@@ -1,4 +1,4 @@
-"""Report a study as sound, tables and figures in a folder, with a page that shows them together."""
+"""Write the results of a study to a folder of sounds, tables and figures, with a page that shows them together."""
 
 from analysis.report.writer import write
 

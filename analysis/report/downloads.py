@@ -1,7 +1,7 @@
-"""Embed tables in a page as downloads, so that a page that is moved or mailed keeps them.
+"""Embed tables in a page as downloads, so that they stay with the page when it is moved or mailed.
 
-A short table is a data link. A longer one is compressed (gzip, base64) and unpacked by `downloads.js`, which is
-embedded too; if scripts are off or the browser cannot decompress, the link saves the compressed file.
+A short table is embedded as a data link. A longer table is compressed (gzip, base64) and unpacked by `downloads.js`,
+which is embedded too. If scripts are off or the browser cannot decompress, the link saves the compressed file.
 """
 
 from __future__ import annotations
@@ -16,21 +16,24 @@ import pandas as pd
 from analysis.spreadsheets import csv_of
 
 MOST_BYTES = 4_000_000
-"""Maximum size of all compressed tables, in base64: the page stays below 15 MB. A full study's 8,500 clips take 1.6."""
+"""Maximum size of all compressed tables in base64, which keeps the page below 15 MB.
+
+The table of a full study's 8,500 clips takes 1.6 MB.
+"""
 _PLAIN_BYTES = 60_000
 """Maximum size of an uncompressed table."""
 
 
 @dataclass(frozen=True)
 class Download:
-    """A table that the page can save.
+    """A table that the reader of the page can save.
 
     Attributes:
         name: name of the table.
         rows: number of rows.
         link: a data link with the table, or the path of its file next to the page.
         packed: whether the data link is compressed.
-        beside: whether the table is too long for the page, so that the link leads to its file.
+        beside: whether the table is too long to embed, so that the link leads to its file.
     """
 
     name: str
@@ -46,16 +49,16 @@ class Download:
 
     @property
     def saved(self) -> str:
-        """The file name under which the link alone saves it, without the page's script."""
+        """The file name under which the link saves the table if the page's script does not run."""
         return f"{self.file}.gz" if self.packed else self.file
 
 
 def downloads(tables: Mapping[str, pd.DataFrame], places: Mapping[str, str]) -> dict[str, Download]:
-    """The tables as downloads, in their order.
+    """Return the tables as downloads, in the same order.
 
     Args:
-        tables: by name.
-        places: path of each table's file, relative to the page; if the page is full, the longest tables are linked.
+        tables: the tables by name.
+        places: path of each table's file, relative to the page. If not all tables fit, the longest ones are linked.
     """
     found, left = {}, MOST_BYTES
     contents = {name: csv_of(table).encode("utf-8") for name, table in tables.items()}
@@ -64,7 +67,7 @@ def downloads(tables: Mapping[str, pd.DataFrame], places: Mapping[str, str]) -> 
         if len(content) <= _PLAIN_BYTES:
             found[name] = Download(name, rows, data_link("text/csv;charset=utf-8", content))
             continue
-        # No timestamp, so that the same table gives the same page.
+        # Omit the timestamp, so that the same table gives the same page.
         link = data_link("application/gzip", gzip.compress(content, mtime=0))
         left -= len(link)
         if left < 0:
@@ -75,5 +78,5 @@ def downloads(tables: Mapping[str, pd.DataFrame], places: Mapping[str, str]) -> 
 
 
 def data_link(mime: str, content: bytes) -> str:
-    """A data URI with this content."""
+    """Return a data URI with this content."""
     return f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}"

@@ -1,4 +1,4 @@
-"""All figures of a study with their captions, as images and, where useful, as interactive figures."""
+"""Draw all figures of a study with their captions, as images and, where useful, also as interactive figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with its caption, the tables with its numbers, and an interactive version if it has one."""
+    """A figure with its caption, the names of the tables that hold its numbers, and an interactive version if any."""
 
     name: str
     title: str
@@ -35,7 +35,7 @@ class Drawing:
 
 
 def drawings(study: Study, kept: Sequence[PageSound]) -> list[Drawing]:
-    """Every figure of a study."""
+    """Return every figure of a study."""
     return [*_responses(study), *_places(study), *_insides(study), *_pictures(study, kept)]
 
 
@@ -187,7 +187,7 @@ def _pictures(study: Study, kept: Sequence[PageSound]) -> list[Drawing]:
 
 
 def _pairs(grid: PatchingResult) -> str:
-    """The details of a patching grid, for its caption."""
+    """Describe the details of a patching grid for its caption."""
     slider = " The slider selects the codebook." if len(grid.names) > 1 else ""
     return (
         f"Mean over {len(grid.clean)} pairs of prompts and the first {grid.scored[1]:g} s; dots: p at most {LEVEL:g}, "
@@ -196,13 +196,13 @@ def _pairs(grid: PatchingResult) -> str:
 
 
 def _opening(study: Study) -> int:
-    """The block that the direction is added or read at; if there is none, the block with the best separation."""
+    """Return the block at which the direction is added or read, or else the block with the best separation."""
     found = study.components
     return found.layers[int(found.silhouettes.argmax())] if study.choice.layer is None else study.choice.layer
 
 
 def _read_at(position: Any) -> str:
-    """A description of the activation that a direction was read from."""
+    """Describe the activation from which a direction was read."""
     names = {
         "mean": "its mean activation while a clip is generated",
         "first": "the activation at the start token, before any sound",

@@ -1,4 +1,4 @@
-"""Write the index page of several studies: findings, cross-effects, and cosines between the directions."""
+"""Write an index page for several studies, with their findings, cross-effects, and the directions' cosines."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def is_ours(folder: Path) -> bool:
 
 
 def check(folder: Path) -> None:
-    """Refuse a folder where a link or directory has the name of a file that `write` makes.
+    """Refuse a folder in which a link or directory has the name of a file that `write` makes.
 
     Raises:
-        InputError: naming it.
+        InputError: naming that link or directory.
     """
     for name in ("index.html", SUMMARY, *(f"{name}.{kind}" for name in _TABLES for kind in ("png", "csv"))):
         refuse_special(folder / name)
@@ -88,12 +88,12 @@ def write(several: Several, folder: Path, command: str = "") -> None:
         names=names, model=several.studies[0].model, studies=linked, figures=figures, command=command,
         style=text("style.css"), saves=saves, policy=live.policy(saves),
     )  # fmt: skip
-    # Written first: it identifies the index as ours.
+    # The summary is written first because it identifies the index as ours.
     put(folder / SUMMARY, sealed_json(plain(facts), indent=2, ensure_ascii=False))
     put(folder / "index.html", html.encode("utf-8"))
 
 
 def _link(folder: str) -> str:
-    """The relative link to a study's page, quoted so that no name is taken for another address."""
+    """Return the relative link to a study's page, quoted so that no folder name can be read as a different address."""
     refuse_path(folder)
     return f"{quote(folder, safe='')}/index.html"

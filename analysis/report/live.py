@@ -1,7 +1,7 @@
 """Embed interactive figures in a page, and write its Content-Security-Policy, so that only our own scripts run.
 
-The policy lists the page's scripts by hash and allows no fetching: text that got into the page as markup could not run,
-contact a server, or change where links lead.
+The policy lists the page's scripts by hash and allows no network requests. If untrusted text were ever interpreted as
+markup, it could not run, contact a server, or change where links lead.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def policy(*scripts: str) -> str:
-    """The policy of a page that runs exactly these scripts and shows and plays only embedded content."""
+    """Return a policy under which a page runs only these scripts and shows and plays only embedded content."""
     hashes = " ".join(f"'sha256-{_hashed(script)}'" for script in scripts)
-    # plotly sets styles, and saves images through a blob.
+    # plotly sets inline styles and saves images through a blob.
     return (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; media-src data:; "
         "base-uri 'none'; form-action 'none'"
@@ -28,25 +28,25 @@ def policy(*scripts: str) -> str:
 
 
 def scripts() -> tuple[str, str]:
-    """The plotting library and the script that calls it; both are embedded, so that a page works offline."""
+    """Return the plotting library and the script that calls it. Both are embedded, so that a page works offline."""
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs().replace("\r\n", "\n"), text("live.js")
 
 
 def figure(drawn: go.Figure, name: str) -> dict[str, Any]:
-    """The fields of a figure that `live.html.j2` needs."""
+    """Return the fields that `live.html.j2` needs to show a figure."""
     import plotly.io
 
     layout: Any = drawn.layout
     height = "100%" if layout.height is None else f"{layout.height:g}px"
-    # Without "<", the data cannot close the script element that holds them.
+    # Escape "<", so that the data cannot close the script element that holds them.
     held = plotly.io.to_json(drawn) or ""
     return {"name": name, "height": height, "held": held.replace("<", r"\u003c")}
 
 
 def write(drawn: go.Figure, path: Path, title: str) -> None:
-    """Write an interactive figure as its own page."""
+    """Write an interactive figure as a page of its own."""
     library, calls = scripts()
     page = template("figure.html.j2").render(
         title=title, figure=figure(drawn, "figure"), policy=policy(library, calls), library=library, calls=calls

@@ -1,4 +1,4 @@
-"""Tabulate the side effects of steering per condition, next to its effect."""
+"""Tabulate the side effects of steering in each condition, next to the intended effect."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _EFFECT = ("effect", "low", "high")
 
 
 def with_effects(lost: pd.DataFrame, response: pd.DataFrame) -> pd.DataFrame:
-    """The side effects (`analysis.study.side_effects.table`) with `effect`, `low` and `high` of the same condition.
+    """Add the columns `effect`, `low` and `high` of each condition to the table of side effects.
 
-    The drift between two seeds of one prompt without steering has its own row, of kind "another seed". The baseline
-    row's drift is 0, because its other columns are those of the baseline itself.
+    `lost` comes from `analysis.study.side_effects.table`. The drift between two seeds of one prompt without steering
+    has its own row, of kind "another seed". In the baseline row the drift is 0, because its other columns are those of
+    the baseline itself.
     """
     found = {_key(row): row for row in response.to_dict("records") if row["kind"] in set(lost["kind"])}
     rows: list[dict[Any, Any]] = []
@@ -36,7 +37,7 @@ def with_effects(lost: pd.DataFrame, response: pd.DataFrame) -> pd.DataFrame:
 
 
 def words(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """A row of `with_effects`, formatted for the page."""
+    """Format a row of `with_effects` for the page."""
     if row["kind"] == BASELINE:
         label = "unsteered"
     elif row["kind"] == ANOTHER:
@@ -51,7 +52,7 @@ def words(row: Mapping[Any, Any]) -> dict[str, Any]:
     }  # fmt: skip
     shown = {name: number(row[name], form, "–") for name, form in forms.items()}
     if row["kind"] == BASELINE:
-        # The reference of all other rows: it has no interval and no distance from itself.
+        # All other rows are compared with the baseline, so it has no interval and no distance from itself.
         shown |= {"effect": "0%", "low": "–", "drift": "0", "frechet": "–"}
     shown["interval"] = "–" if shown["low"] == "–" else f"{shown['low']} to {shown['high']}"
     return {"kind": row["kind"], "label": label, **shown}

@@ -1,4 +1,4 @@
-"""Render a study's page: one HTML file with embedded figures, sounds and tables that opens offline."""
+"""Render a study's page as one HTML file that opens offline, with embedded figures, sounds and tables."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 MOST_PLAYERS = 24
 SOUND_BYTES = 5_000_000
-"""Maximum size of all embedded sounds, in base64: half-minute clips would make a page too large to mail."""
+"""Maximum size of all embedded sounds in base64, because half-minute clips would make a page too large to mail."""
 _READABLE = 75
-"""Minimum pixels per inch of an image: its text is then nine pixels high."""
+"""Minimum pixels per inch of an image, at which its text is nine pixels high."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page: a title with text and figures."""
+    """A section of the page, with a title, text and figures."""
 
     name: str
     title: str
@@ -51,7 +51,7 @@ def render(
     tables: Mapping[str, pd.DataFrame],
     facts: Mapping[str, Any],
 ) -> str:
-    """The page's HTML; the figures must already be files in `folder`."""
+    """Return the page's HTML. The figures must already be files in `folder`."""
     figures = {drawing.name: _figure(drawing, folder) for drawing in drawings}
     pairs, left_out = _pairs(study, sounds)
     everything = {**tables, "clips": study.clips}
@@ -87,12 +87,12 @@ def render(
 
 
 def least_width(figure: Figure) -> int:
-    """The minimum width of an image in pixels; a narrower screen scrolls."""
+    """Return the minimum width of an image in pixels. On a narrower screen, the reader scrolls."""
     return round(_READABLE * figure.get_figwidth())
 
 
 def compressed(samples: np.ndarray, sample_rate: int) -> str:
-    """Sound as a data URI."""
+    """Compress sound and return it as a data URI."""
     content, mime = soundfiles.compressed(samples, sample_rate)
     return data_link(mime, content)
 
@@ -119,7 +119,7 @@ def _shown(section: Section, pairs: Sequence[Any], figures: Mapping[str, Any]) -
 
 
 def _figure(drawing: Drawing, folder: Path) -> dict[str, Any]:
-    """A figure as the page shows it: interactive if it has such a version, else an image."""
+    """Return the fields that show a figure, as its interactive version if it has one, else as an image."""
     shown, image = None, None
     if drawing.screen is None:
         image = data_link("image/png", (folder / "figures" / f"{drawing.name}.png").read_bytes())
@@ -132,9 +132,9 @@ def _figure(drawing: Drawing, folder: Path) -> dict[str, Any]:
 
 
 def _pairs(study: Study, sounds: Sequence[PageSound]) -> tuple[list[dict[str, Any]], int]:
-    """The sounds in rows that share a prompt and seed, each with its spectrogram and measured value.
+    """Group the sounds into rows that share a prompt and seed. Each sound has a spectrogram and its measured value.
 
-    Returns as many whole rows as the page has room for, and the number of sounds left out.
+    Returns as many complete rows as fit on the page, and the number of sounds left out.
     """
     tested = study.clips[study.clips["split"] == "test"].to_dict("records")
     measures = {(row["condition"], row["prompt"], row["seed"]): row for row in tested}

@@ -1,4 +1,4 @@
-"""Adapt interactive figures to the page: no caption inside, and no overlapping parts at any width."""
+"""Adapt interactive figures to the page by removing their captions and preventing overlaps at any width."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from typing import Any
 import plotly.graph_objects as go
 
 _LINE, _SLIDER, _NAME = 17, 78, 26
-"""Heights in pixels: a title line, a slider with its labels and padding, and a panel's name."""
+"""Heights in pixels of a title line, a slider with its labels and padding, and a panel's name."""
 _PLOT = 330
 
 
 def bare(figure: go.Figure, first: str = "") -> go.Figure:
-    """Remove the figure's own caption; `first` names the first panel, which the legend left no room for."""
+    """Remove the figure's own caption.
+
+    `first` is the name of the first panel, which had no room next to the legend and is added here.
+    """
     layout: Any = figure.layout
     layout.annotations = [note for note in layout.annotations if not (note.yanchor == "top" and note.y == 0)]
     above = 0.0
@@ -28,9 +31,10 @@ def bare(figure: go.Figure, first: str = "") -> go.Figure:
 
 
 def slid(figure: go.Figure) -> go.Figure:
-    """Move the slider, if any, between title and axes: below, it would overlap rotated tick labels on narrow screens.
+    """Move the slider, if there is one, between the title and the axes.
 
-    Titles lose their small print, which the page's caption repeats.
+    Below the axes, it would overlap rotated tick labels on narrow screens. The small print in titles is removed,
+    because the page's caption repeats it.
     """
     layout: Any = figure.layout
     layout.title.text = large(layout.title.text)
@@ -41,7 +45,7 @@ def slid(figure: go.Figure) -> go.Figure:
             step.args = (data, {**further, "title.text": large(further["title.text"])})
         slider.update(y=1, yanchor="bottom", x=0, len=1, pad={"t": 0, "b": 14, "l": 0, "r": 0})
         top += _SLIDER
-    # Scatter plots have a legend below; heat maps have a colour bar at the side.
+    # Scatter plots have a legend below the axes, whereas heat maps have a colour bar at the side.
     below = 80 if any(trace.type == "scatter" for trace in _traces(figure)) else 50
     figure.update_layout(
         title={"font_size": 12.5, "yref": "container", "y": 1, "yanchor": "top", "pad": {"t": 10}},
@@ -52,12 +56,12 @@ def slid(figure: go.Figure) -> go.Figure:
 
 
 def large(title: str) -> str:
-    """A title without its small-print lines."""
+    """Return a title without its lines of small print."""
     return "<br>".join(line for line in title.split("<br>") if not line.startswith("<sup>"))
 
 
 def opened(figure: go.Figure, layer: int) -> go.Figure:
-    """Set the figure's slider to a block."""
+    """Set the figure's slider to a given block."""
     slider: Any = figure.layout["sliders"][0]
     place = [step.label for step in slider.steps].index(str(layer))
     data, further = slider.steps[place].args

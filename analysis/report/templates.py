@@ -1,4 +1,4 @@
-"""Load the templates, styles and scripts next to this file; templates escape everything that is filled in."""
+"""Load the templates, styles and scripts in this folder. Templates escape every value that is filled in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def template(name: str) -> Any:
-    """A template by file name."""
+    """Load the template with this file name."""
     from jinja2 import Environment, FunctionLoader
 
     loader = FunctionLoader(text)
@@ -15,5 +15,5 @@ def template(name: str) -> Any:
 
 
 def text(name: str) -> str:
-    """The contents of a file in this folder."""
+    """Return the contents of a file in this folder."""
     return files("analysis.report").joinpath(name).read_text("utf-8")

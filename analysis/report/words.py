@@ -1,4 +1,4 @@
-"""Sentences for a study's page that state how its place and strength were chosen."""
+"""Sentences on a study's page that state how the place and strength were chosen."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def number(value: Any, form: str, missing: str = "not measured") -> str:
-    """A formatted number with a typographic minus sign."""
+    """Format a number with a typographic minus sign."""
     return format(value, form).replace("-", "−") if np.isfinite(value) else missing
 
 
 def place(study: Study) -> str:
-    """A description of how the place was chosen."""
+    """Describe how the place was chosen."""
     placed = study.placement
     if placed is None:
         return "Place and strength were chosen by steering at every block on development prompts."
@@ -33,7 +33,7 @@ def place(study: Study) -> str:
 
 
 def strength(study: Study) -> str:
-    """A description of how the strength was chosen: the candidates, the rule, and the effect of the best."""
+    """Describe how the strength was chosen, with the candidates, the rule, and the effect of the best candidate."""
     choice, settings, scan = study.choice, study.settings, study.scan
     mine = scan[scan["strategy"] == choice.strategy]
     mine = mine[mine["layer"].isna() if choice.layer is None else mine["layer"] == choice.layer]

@@ -1,4 +1,4 @@
-"""Write a study's folder: WAVs, directions, tables, figures, `summary.json` and the page."""
+"""Write a study's results to a folder: sounds (WAV), directions, tables, figures, `summary.json` and the page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PageSound:
-    """One kept clip: `pair` numbers its prompt and seed, `label` describes its `condition`."""
+    """A clip whose sound was kept. `pair` numbers its prompt and seed, and `label` describes its `condition`."""
 
     pair: int
     condition: str
@@ -70,7 +70,7 @@ def write(study: Study, folder: Path, *, command: str = "") -> None:
 
 
 def sounds(study: Study) -> list[PageSound]:
-    """The kept clips in display order: by pair, from the negative to the positive strength, then the prompted ones."""
+    """Return the kept clips by pair, from the most negative to the most positive strength, then the prompted clips."""
     labels = {row["condition"]: row for row in study.response.to_dict("records")}
     pairs = list(dict.fromkeys((prompt, seed) for _, prompt, seed in study.sounds))
     found = []
@@ -87,7 +87,7 @@ def sounds(study: Study) -> list[PageSound]:
 
 
 def tables(study: Study) -> dict[str, pd.DataFrame]:
-    """The summary tables by file name."""
+    """Return the summary tables by file name."""
     return {
         "outcome": pd.DataFrame([outcome.as_dict() for outcome in study.outcomes]),
         "dose_response": study.response,
@@ -114,7 +114,7 @@ def _where_tables(study: Study) -> dict[str, pd.DataFrame]:
 
 
 def summary(study: Study, command: str) -> dict[str, Any]:
-    """The contents of `summary.json`: plain values, with null where nothing could be measured."""
+    """Return the contents of `summary.json` as plain values, with null where nothing could be measured."""
     placed = study.placement
     return plain(
         {
@@ -143,7 +143,7 @@ def summary(study: Study, command: str) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Convert to plain values for JSON, with null for NaN and infinity."""
+    """Convert a value to plain values for JSON. NaN and infinity become null."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""Run the whole experiment for one concept: read directions, choose where to steer, steer, measure, report.
+"""Run the whole experiment for one concept: read directions, choose where to steer, steer, measure and report.
 
-`run` returns a `Study`; `Settings` holds its sizes; `prompts_of` gives the prompts of a concept; `load_folder` reads a
-finished study; `redraw` redraws its page. Finished stages are kept in the folder.
+`run` returns a `Study`, and `Settings` holds its sizes. `prompts_of` returns the prompts of a concept. `load_folder`
+reads a finished study, and `redraw` redraws its page. Finished stages are kept in the folder.
 """
 
 from analysis.study.experiment import prompts_of, run

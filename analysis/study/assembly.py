@@ -1,4 +1,4 @@
-"""Build a `Study` from the results of its stages, freshly computed (`pipeline`) or read from a folder (`finished`).
+"""Build a `Study` from the results of its stages, which `pipeline` computes and `finished` reads from a folder.
 
 Nothing here needs a model.
 """
@@ -26,7 +26,10 @@ from audiolens.directions.directions import Directions
 
 @dataclass(frozen=True, eq=False)
 class StudyParts:
-    """The results of a study's stages; `tried` maps the stages that choose place and strength to their sweeps."""
+    """The results of a study's stages.
+
+    `tried` maps the name of each stage that informs the choice of place and strength to its sweep.
+    """
 
     directions: Directions
     where: Where | None
@@ -44,7 +47,7 @@ def assembled(
     model: str,
     seconds: Mapping[str, float],
 ) -> Study:
-    """Build the study from its parts; `seconds` is the time that each stage took."""
+    """Build the study from its parts. `seconds` holds the time that each stage took."""
     measured, tested = settings.measure_of(concept), parts.tested
     choice, alternatives, scanned = chosen(parts.tried, parts.placement, settings, measured)
     response = tested.effects(measured)
@@ -78,7 +81,7 @@ def assembled(
 def chosen(
     tried: Mapping[str, SweepResult], placed: Placement | None, settings: Settings, measured: str
 ) -> tuple[Choice, tuple[Choice, ...], pd.DataFrame]:
-    """Choose place and strength; also return the best of the other strategies and the effects that decided."""
+    """Return the chosen place and strength, the best choice for each other strategy, and the effects compared."""
     effects = {name: one.effects(measured, n_bootstrap=0).assign(stage=name) for name, one in tried.items()}
     if placed is None:
         choice = scan.choose(effects["scan"])
@@ -91,7 +94,7 @@ def chosen(
 
 
 def places(placed: Placement, settings: Settings) -> list[dict[str, Any]]:
-    """The place that the evidence names, and the other strategies at the same block."""
+    """Return the place that the evidence selects, and the same block with the other strategies."""
     return [placed.where, *scan.beside(placed.where, settings.strengths)]
 
 
@@ -103,7 +106,7 @@ def _components(directions: Directions, poles: tuple[str, str]) -> PCAResult:
 
 
 def _sounds(tested: SweepResult) -> dict[tuple[str, str, int], np.ndarray]:
-    """The clips kept as sound: (condition, prompt, seed) -> array "channel sample"."""
+    """Return the clips kept as sound, as a map from (condition, prompt, seed) to an array "channel sample"."""
     keys = tested.table[["condition", "prompt", "seed"]].itertuples(index=False, name=None)
     found = {key: tested.sound(row) for row, key in enumerate(keys)}
     return {key: samples for key, samples in found.items() if samples is not None}

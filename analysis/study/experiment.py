@@ -1,4 +1,4 @@
-"""Run a study: from a concept to the effect of steering along its direction, in one call.
+"""Run a whole study in one call, from a concept to the effect of steering along its direction.
 
 Directions are read at every block and compared. The place is chosen from evidence without steering, or by steering at
 every block on development prompts. The chosen place and strength are then tested on test prompts, next to random
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @guarded
 def prompts_of(concept: str | PromptSet, lens: AudioLens | None = None, settings: Settings | None = None) -> PromptSet:
-    """The prompts of a concept; with a lens, in words that its tokenizer knows (`prompts.load`).
+    """Return the prompts of a concept. With a lens, they use words that its tokenizer knows (`prompts.load`).
 
     Raises:
         InputError: for an unknown concept (naming the nearest known one), or a concept without a measure.
@@ -69,20 +69,22 @@ def run(
 
     Args:
         lens: the model.
-        concept: "tempo", "timbre", "density", "register", or a prompt set (of another name with `settings.measured`).
-        out: folder to write (`None` writes nothing; `study.save` still can). Finished stages stay in it: after a stop
-            at any moment, the same call resumes and ends with the same tables. With other settings, only the stages
-            that depend on them run again; a finished study with other settings is replaced only with `overwrite`.
+        concept: "tempo", "timbre", "density", "register", or a prompt set. A prompt set with any other name needs
+            `settings.measured`.
+        out: folder to write. With `None` nothing is written, but `study.save` can still write the study. Finished
+            stages stay in the folder, so that the same call resumes after a stop at any moment and ends with the same
+            tables. If the settings changed, only the stages that depend on them run again. A finished study with
+            different settings is replaced only with `overwrite`.
         settings: sizes and sampling (default: `Settings()`, a quick study; use `Settings.full()` for evidence).
-        overwrite: replace a study with other settings, or of another concept, model or version. A folder that holds
-            anything else is refused. Stages that this study can reuse are kept; remove the folder to redo all.
+        overwrite: replace a study that has a different concept, model, version or settings. A folder that holds
+            anything else is refused. Stages that this study can reuse are kept; remove the folder to redo them all.
         progress: show progress bars.
-        tell: called with the plan and each stage, one line at a time.
-        command: the command that reproduces this study; shown on its page.
+        tell: function that is called with each line of progress: first the plan, then each stage.
+        command: the command that reproduces this study, to be shown on its page.
 
     Raises:
-        InputError: before the model runs: for an unknown concept, a folder that holds something else or cannot be
-            written, or settings out of range.
+        InputError: before the model runs, if the concept is unknown, the settings are out of range, or the folder
+            holds something else or cannot be written.
         BusyError: if another process is working in the folder.
         StoppedError: if the disk is full or a worker process died; finished stages are kept.
     """
@@ -106,7 +108,7 @@ def run(
 
 
 def write(study: Study, folder: Path, command: str, used: Iterable[str], check: Callable[[], None]) -> None:
-    """Write tables, figures, sound and page next to the stages `used`; `check` raises if a stage has disappeared."""
+    """Write tables, figures, sound and page next to the stages `used`. `check` raises if a stage has disappeared."""
     from analysis import report
 
     check()

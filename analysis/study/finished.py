@@ -34,7 +34,7 @@ _SHAPE = {
         "verify?": bool, "frechet?": bool, "shown?": int, "seed?": int,
     },
 }  # fmt: skip
-"""The shape of a study's summary, as far as the study is read from it."""
+"""The types of those fields of a summary from which a study is restored."""
 _AGAIN = "run the command that made the study again to restore it."
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def redraw(folder: str | os.PathLike[str]) -> Study | Several:
     """Redraw the page, tables and figures of a finished study, or of several studies and the index above them.
 
     Raises:
-        InputError: as `load_folder`, or if the installed versions differ from those that made the study: the page would
-            name the wrong ones.
+        InputError: as `load_folder`, or if the installed versions differ from those that made the study, because the
+            page would name the wrong versions.
         BusyError: if another process is working in the folder.
     """
     from analysis.report import index
@@ -93,7 +93,7 @@ def redraw(folder: str | os.PathLike[str]) -> Study | Several:
     names = _names(place / SUMMARY, facts.get("concepts"), "studies")
     index.check(place)
     studies = [inside(place, name) for name in names]
-    # Read all summaries before drawing the first page.
+    # All summaries are read before the first page is drawn.
     summaries = [_summary(one) for one in studies]
     for one, name, summary in zip(studies, names, summaries, strict=True):
         if (studied := summary.get("concept")) != name:
@@ -129,7 +129,7 @@ def _redrawn(place: Path) -> Study:
 
 
 def _summary(place: Path) -> dict[str, Any]:
-    """The summary of a finished study; a folder that contains links is refused."""
+    """Read the summary of a finished study. A folder that contains links is refused."""
     if place.is_dir():
         refuse_links(place)
     if not (place / stages.BEGUN).is_file():
@@ -140,7 +140,7 @@ def _summary(place: Path) -> dict[str, Any]:
 
 
 def _entries(place: Path) -> dict[str, str]:
-    """The folder name of each stage."""
+    """Return the folder name of each stage."""
     path, sealed = place / stages.MADE, _is_sealed(place)
     found = _object(path, former=() if sealed else (None,))
     found = found.get("stages") if sealed else found
@@ -150,7 +150,7 @@ def _entries(place: Path) -> dict[str, str]:
 
 
 def _names(path: Path, found: Any, what: str) -> list[str]:
-    """The folder names listed in a file, after checking that they are inside its own folder."""
+    """Return the folder names listed in a file, after checking that they stay inside the file's own folder."""
     if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
         raise DamagedError(f"{path} is damaged: it names no {what}.")
     try:
@@ -162,7 +162,7 @@ def _names(path: Path, found: Any, what: str) -> list[str]:
 
 
 def _is_sealed(place: Path) -> bool:
-    """Whether the study's files carry hashes; the previous format has none."""
+    """Whether the study's files contain hashes, which the previous format lacks."""
     return _object(place / stages.BEGUN).get("format") != stages.UNSEALED
 
 
@@ -189,7 +189,7 @@ def _object(path: Path, former: Collection[str | None] = _UNSEALED) -> dict[str,
 
 
 def _settings(values: dict[str, Any]) -> Settings:
-    """The settings in a summary, without fields that this version does not know."""
+    """Return the settings in a summary, without fields that this version does not know."""
     known = {entry.name for entry in fields(Settings)}
     return Settings(**{name: _tuples(value) for name, value in values.items() if name in known})
 

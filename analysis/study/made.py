@@ -1,7 +1,7 @@
 """Write and check `made.json`, which ties a finished study's stages, its summary and `study.json` together.
 
-The files' own hashes show that each is intact; this record shows that they belong to one study. `experiment.write`
-writes it, `finished` checks it.
+The files' own hashes show that each file is intact, whereas this record shows that they belong to one study.
+`experiment.write` writes it, and `finished` checks it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SHAPE = {"stages": {str: str}, "hashes": {str: str}, "study": {}}
 
 
 def made_of(folder: Path, work: Path, used: Iterable[str]) -> bytes:
-    """The contents of `stages.MADE` for a folder whose page, in `work`, was made from the stages `used`."""
+    """Return the contents of the file `stages.MADE` for a study whose page is in `work` and used the stages `used`."""
     entries = {entry.rpartition("-")[0]: entry for entry in sorted(used)}
     marks = {entry: _mark(folder / STAGES / entry) for entry in entries.values()}
     summary = digest((work / SUMMARY).read_bytes())
@@ -28,10 +28,10 @@ def made_of(folder: Path, work: Path, used: Iterable[str]) -> bytes:
 
 
 def check_made(folder: Path, made: Mapping[str, Any]) -> None:
-    """Compare the record `stages.MADE` of a finished study with what the folder holds.
+    """Compare a finished study's record (`stages.MADE`) with the contents of its folder.
 
     Raises:
-        DamagedError: naming the file that is missing, was changed, or belongs to another study.
+        DamagedError: naming the file that is missing, has changed, or belongs to another study.
     """
     refuse_other(folder / MADE, made, _SHAPE)
     entries = made["stages"].values()
@@ -48,7 +48,7 @@ def check_made(folder: Path, made: Mapping[str, Any]) -> None:
 
 
 def _mark(place: Path) -> str:
-    """The hash that identifies a stage: of its manifest, or of a sweep's plan."""
+    """Return the hash that identifies a stage, which is the hash of its manifest or, for a sweep, of its plan."""
     if (place / PLAN).is_file():
         return plan_hash(read_facts(place))
     if not (place / MANIFEST).is_file():
@@ -57,5 +57,5 @@ def _mark(place: Path) -> str:
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    """The contents of `study.json` without the name by which the model was opened."""
+    """Return the contents of `study.json` without the name by which the model was opened."""
     return {name: value for name, value in read_json(folder / BEGUN).items() if name != "model"}

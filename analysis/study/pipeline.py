@@ -1,6 +1,6 @@
-"""Run the stages of a study in order and keep each one as it finishes (`analysis.study.stages`).
+"""Run the stages of a study in order and store each one when it finishes (`analysis.study.stages`).
 
-Directions, patching, placement, then steering. Called by `study.run`.
+The order is directions, patching, placement, then steering. `study.run` calls this module.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 SHOWN = (BASELINE, "steered", "prompted")
-"""The kinds of condition that have players on the page."""
+"""The kinds of condition whose clips have players on the page."""
 
 FIGURES_SECONDS = 25.0
-"""Approximate time to draw and write the page."""
+"""Approximate time in seconds to draw and write the page."""
 
 
 def follow(
@@ -50,7 +50,7 @@ def follow(
     progress: bool,
     tell: Callable[[str], None],
 ) -> Study:
-    """Run every stage of a study, or read it if it is kept."""
+    """Run every stage of a study, or read the stage if it is already stored."""
     with ExitStack() as until_the_end:
         return _Course(
             lens, sets, settings, stages, progress, Teller(lens, sets, settings, tell), until_the_end
@@ -98,7 +98,7 @@ class _Course:
         )
 
     def _where(self) -> Where | None:
-        """Patch a few matched pairs; `None` if the poles are not matched."""
+        """Patch a few matched pairs. Returns `None` if the prompts of the poles are not matched."""
         settings, sets = self.settings, self.sets
         if not settings.pairs or not sets.matched:
             return None
@@ -111,7 +111,7 @@ class _Course:
         return stage.kept(lambda: where.find(self.lens, sets, asked), where.write, where.read)
 
     def _placed(self, directions: Directions) -> Placement | None:
-        """The place that the evidence names, found before anything is steered."""
+        """Find the place that the evidence selects, before anything is steered."""
         settings = self.settings
         if settings.place_by != "evidence":
             return None
@@ -133,7 +133,7 @@ class _Course:
         return found
 
     def _tried(self, directions: Directions, placed: Placement | None) -> dict[str, SweepResult]:
-        """The sweeps that place and strength are chosen from, by stage."""
+        """Run the sweeps from which place and strength are chosen, and return them by stage."""
         settings, tried = self.settings, {}
 
         def try_(name: str, label: str, todo: list[Condition]) -> None:
@@ -150,7 +150,7 @@ class _Course:
     def _tested(self, directions: Directions, choice: Choice, alternatives: tuple[Choice, ...]) -> SweepResult:
         settings = self.settings
         pairs = settings.test_clips(self.sets)
-        # The first seed of the first prompts, fixed before anything is measured.
+        # Sound is kept for the first seed of the first prompts, a choice made before anything is measured.
         shown = pairs[:: settings.test_seeds][: settings.shown]
         todo = test_result.conditions(
             directions,
@@ -167,7 +167,7 @@ class _Course:
 
     def _scored(self, tested: SweepResult) -> pd.DataFrame:
         settings = self.settings
-        # The tested sweep's key already covers everything that these numbers depend on.
+        # The key of the test sweep already covers everything on which these numbers depend.
         follows = {"tested": None if tested.folder is None else tested.folder.name, "frechet": settings.frechet}
         stage = self.stages.stage("lost", follows)
         self.teller.begin("what was lost", stage.there)
@@ -185,7 +185,7 @@ class _Course:
         clips: list[PromptSeed],
         shown: list[PromptSeed] | None = None,
     ) -> SweepResult:
-        """Run or resume a sweep in its own folder; the clips `shown` are kept as sound."""
+        """Run or resume a sweep in its own folder. The clips in `shown` are kept as sound."""
         settings = self.settings
         making = {"seconds": settings.seconds, **settings.sampling, "batch_size": settings.batch_size}
         follows = {
@@ -217,7 +217,7 @@ class _Course:
             try:
                 result = play()
             except ledger.AnotherSweepError as error:
-                # The folder holds another sweep, or too little of this one to resume.
+                # The folder holds a different sweep, or too little of this one to resume it.
                 stage.discard(error)
                 result = play()
         stage.took(0.0 if whole else time.perf_counter() - started)
@@ -229,13 +229,13 @@ class _Course:
 
     @cached_property
     def _listener(self) -> Listener:
-        """The measuring workers, started when the first clip is ready."""
+        """The workers that measure clips. They start when the first clip is ready."""
         return self.until_the_end.enter_context(Listener(self.lens, self._measures, self.settings.n_jobs))
 
 
 @dataclass
 class Teller:
-    """Reports progress: one line per stage, with the estimated time left."""
+    """Reports progress in one line per stage, with an estimate of the time left."""
 
     lens: AudioLens
     sets: PromptSet
@@ -254,7 +254,7 @@ class Teller:
             )
         for sentence in settings.substitutes:
             self.tell(f"differs from the paper. {sentence}")
-        # Seconds per clip on this machine, once measured; `counts` is what is still to be generated.
+        # `pace` is the time in seconds per clip on this machine, once measured. `counts` holds the clips still to do.
         self.pace = float("nan")
         self.counts["reading directions"] *= settings.reading_seconds / settings.seconds  # pyright: ignore[reportArgumentType]
 
@@ -273,7 +273,7 @@ class Teller:
 
     @contextmanager
     def swept(self, label: str, clips: int, kept: bool, begun: bool) -> Iterator[None]:
-        """Announce a sweep; unless it was resumed, its speed updates the estimates."""
+        """Announce a sweep. Its speed updates the time estimates, unless it was resumed."""
         self.counts.pop(label, None)
         if kept:
             self.tell(f"{label}: kept from before")

@@ -1,4 +1,4 @@
-"""The result of a study: its tables, its headline, and what qualifies the headline."""
+"""The result of a study, with its tables, its headline, and the qualifications of the headline."""
 
 from __future__ import annotations
 
@@ -40,26 +40,27 @@ class Study:
     """The result of a study.
 
     Attributes:
-        concept, poles, measure: the concept that was steered, its positive and negative pole, and the measure of it.
-        directions: one per block.
+        concept, poles, measure: the steered concept, its positive and negative pole, and the measure of its effect.
+        directions: one direction per block.
         cosines, components: cosine similarity between the blocks' directions, and PCA of the poles' activations.
-        scan: effect of every place and strength tried on development prompts; `stage` is "scan" for the scan over all
+        scan: effect of every place and strength tried on development prompts. `stage` is "scan" for the scan over all
             blocks, and "strength" for strengths at the place chosen from the evidence.
-        choice, alternatives: the place and strength chosen from `scan`, and the best of each other strategy.
-        response: effect of every condition on test prompts: steered, controls, references.
+        choice, alternatives: the place and strength chosen from `scan`, and the best ones for each other strategy.
+        response: effect of every condition on test prompts, including steering, controls and references.
         outcomes: the effect of the chosen steering towards either pole.
-        monotonicity: of the median measure over strengths.
-        cross: effect on the other measures.
-        clips: one row per clip generated, of both splits.
-        sounds: a few paired clips: (condition, prompt, seed) -> samples.
+        monotonicity: rank correlation of the median measure with strength.
+        cross: effect of the chosen steering on every measure.
+        clips: one row per generated clip, for both splits.
+        sounds: a few paired clips, as a map from (condition, prompt, seed) to samples.
         seconds: how long each stage took.
         where, placement: the patching grids, and the place chosen from the evidence (`None` if not computed).
         lost: the side effects of steering: failed clips, drift, Fréchet distance (`analysis.study.side_effects.table`).
 
-    It does not show that the direction *is* the concept (it separates these prompts, and moves this measure), that the
-    chosen block is where the concept is computed (steering works wherever later blocks read), or that other music,
-    prompts, lengths or models would do the same. The choice was the best of many on development prompts, so only the
-    test results count. Unless one of the `outcomes` is `claimable`, the study shows nothing.
+    It does not show that the direction *is* the concept, only that it separates these prompts and moves this measure.
+    It does not show that the concept is computed in the chosen block, because steering works wherever later blocks
+    read the direction. Other music, prompts, lengths or models may behave differently. The choice was the best of many
+    on development prompts, so only the test results count. Unless one of the `outcomes` is `claimable`, the study
+    shows nothing.
     """
 
     concept: str
@@ -86,18 +87,18 @@ class Study:
     lost: pd.DataFrame | None = None
 
     def to_frame(self) -> pd.DataFrame:
-        """The dose-response table: one row per condition on test prompts."""
+        """The dose-response table, with one row per condition on test prompts."""
         return self.response
 
     @drawable
     def plot(self) -> Any:
-        """The dose-response (matplotlib figure)."""
+        """Plot the dose-response (matplotlib figure)."""
         from analysis.figures import plots
 
         return plots.dose_response(self.response, self.measure, self.poles)
 
     def figure(self) -> Any:
-        """The dose-response (plotly figure)."""
+        """Plot the dose-response (plotly figure)."""
         from analysis.figures import screen
 
         return screen.dose_response(self.response, self.measure, self.poles)
@@ -114,12 +115,15 @@ class Study:
         return Path(folder)
 
     def layer_evidence(self, placed: bool = True) -> LayerAttribution:
-        """Evidence about each block in one figure: the placement's if `placed` (and there is one), or patching's."""
+        """Plot the evidence about each block in one figure.
+
+        The evidence comes from placement if `placed` is true and there is a placement, otherwise from patching.
+        """
         return where.evidence(self.directions, self.where, self.placement if placed else None)
 
     @property
     def finding(self) -> str:
-        """The headline: the effect towards both poles in one sentence, with 95% intervals in percent."""
+        """The headline, which states the effect towards both poles in one sentence, with 95% intervals in percent."""
         words = WORDS.get(self.concept, (f"more {self.poles[0]}", f"more {self.poles[1]}"))
         return (
             f"{_effects(self.outcomes, words)} on {self.settings.test} neutral prompts x {self.settings.test_seeds} "
@@ -128,7 +132,7 @@ class Study:
 
     @property
     def qualification(self) -> str:
-        """What qualifies the finding: where the model is steered, the controls, asking in words, and failed clips."""
+        """The context of the finding: the place, the controls, the effect of asking in words, and failed clips."""
         sentences = [f"Strategy: {self.choice.told}.", *(_qualified(one) for one in self.outcomes)]
         if any(one.towards and one.n_random < FEWEST_CONTROLS for one in self.outcomes):
             sentences.append("Too few controls were run to say whether a random direction would do the same.")
@@ -139,7 +143,10 @@ class Study:
 
 
 def _effects(outcomes: tuple[Outcome, Outcome], words: tuple[str, str]) -> str:
-    """Both poles' effects, the reliable one first, such as "+75% faster [42, 100] and −37% slower [−50, −28]"."""
+    """State the effects towards both poles, such as "+75% faster [42, 100] and −37% slower [−50, −28]".
+
+    The reliable effect comes first.
+    """
     named = sorted(zip(outcomes, words, strict=True), key=lambda pair: (not pair[0].towards, not _is_measured(pair[0])))
     (first, word), (second, other) = named
     if not _is_measured(first):
@@ -158,7 +165,7 @@ def _effects(outcomes: tuple[Outcome, Outcome], words: tuple[str, str]) -> str:
 
 
 def _qualified(one: Outcome) -> str:
-    """One pole's controls, share of failed clips, and the effect of asking for it in words."""
+    """State the results of one pole's controls, its share of failed clips, and the effect of asking for it in words."""
     if not _is_measured(one):
         return f"Towards {one.pole}: no clip could be measured."
     facts = [f"{one.failed:.0%} of clips failed", f"asked for in words {_signed(one.prompted)}"]
@@ -179,5 +186,5 @@ def _signed(share: float) -> str:
 
 
 def _interval(one: Outcome) -> str:
-    """The interval in percent, such as [42, 100]."""
+    """Format the interval in percent, such as [42, 100]."""
     return f"[{100 * one.low:.0f}, {100 * one.high:.0f}]".replace("-", "−")

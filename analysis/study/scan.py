@@ -1,6 +1,7 @@
 """Choose place and strength by steering on development prompts, at every block or at one place.
 
-The choice is reported on test prompts, elsewhere: the best of many candidates looks better than it is.
+Results for the choice are reported on test prompts (`test_result`), because the best of many candidates looks better
+than it is.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ class Choice:
     """Where and how strongly a direction is applied.
 
     Attributes:
-        strategy, layer, strength: as in `al.steer`; the strength is used with both signs. `layer` is `None` if every
+        strategy, layer, strength: as in `al.steer`. The strength is used with both signs. `layer` is `None` if every
             block has its own vector.
-        span: the effect on development clips: ratio of the measure at +strength to that at -strength, from medians; 2
-            means twice as fast.
-        failed: the larger of the two signs' shares of failed clips.
-        candidates: number compared. The more there are, the more optimistic `span` is.
+        span: the effect on development clips, as the ratio of the measure at +strength to that at -strength, from
+            medians. For tempo, 2 means twice as fast.
+        failed: the share of failed clips at +strength or at -strength, whichever is larger.
+        candidates: number of candidates compared. The more there are, the more optimistic `span` is.
     """
 
     strategy: Strategy
@@ -47,7 +48,7 @@ class Choice:
 
     @property
     def told(self) -> str:
-        """The place in words."""
+        """A description of the place in words."""
         if self.layer is None:
             return f"{self.strategy}, every block its own direction"
         return f"{self.strategy}, {'added' if self.strategy == 'one-to-one' else 'read'} at block {self.layer}"
@@ -59,12 +60,12 @@ class Choice:
 def conditions(
     directions: Directions, strengths: Mapping[Strategy, Sequence[float]], branch: Branch = "both"
 ) -> list[Condition]:
-    """The baseline, and every strategy at every block, at every strength with both signs.
+    """Return conditions for the baseline and for every strategy at every block, at each strength with both signs.
 
     Args:
         directions: one vector per block.
-        strengths: the positive strengths to try, per strategy. A vector added at every block needs smaller ones than a
-            vector added once.
+        strengths: the positive strengths to try, per strategy. A vector that is added at every block needs smaller
+            strengths than a vector that is added once.
         branch: the guidance half to steer.
     """
     places = [{"strategy": strategy, "layer": layer} for strategy in strengths for layer in directions.layers]
@@ -77,7 +78,7 @@ def at(
     strengths: Mapping[Strategy, Sequence[float]],
     branch: Branch = "both",
 ) -> list[Condition]:
-    """The baseline, and each given place at its strategy's strengths with both signs."""
+    """Return conditions for the baseline and for each given place, at its strategy's strengths with both signs."""
     listed = [Condition(BASELINE, labels=_labels())]
     for place in places:
         strategy, layer = place["strategy"], place.get("layer")
@@ -89,7 +90,7 @@ def at(
 
 
 def beside(where: Mapping[str, Any], strategies: Iterable[Strategy]) -> list[dict[str, Any]]:
-    """The other one-to strategies at the same block, to compare with a place."""
+    """Return the same block with the other strategies that use a single vector, to compare with a place."""
     if where.get("layer") is None:
         return []
     others = (name for name in strategies if name != where["strategy"] and name != "all-to-all")
@@ -97,13 +98,14 @@ def beside(where: Mapping[str, Any], strategies: Iterable[Strategy]) -> list[dic
 
 
 def choose(scan: pd.DataFrame, strategy: str | None = None) -> Choice:
-    """The place and strength with the widest span between its two signs, if at most `CHOSEN_FAILED` of its clips fail.
+    """Choose the place and strength with the widest span between the two signs.
+
+    Only candidates with at most `CHOSEN_FAILED` of their clips failed are considered. If all candidates fail too
+    often, the one that fails least is chosen. If no effect could be measured, the first is chosen.
 
     Args:
-        scan: `sweep.effects` of `conditions`: strategy, layer, strength, effect, failed.
+        scan: `sweep.effects` of `conditions`, with the columns strategy, layer, strength, effect and failed.
         strategy: choose only within this strategy.
-
-    If all candidates fail too often, the one that fails least is chosen; if no effect could be measured, the first.
     """
     mine = scan[scan["strategy"].notna()] if strategy is None else scan[scan["strategy"] == strategy]
     found = []

@@ -1,4 +1,4 @@
-"""Settings of a study: numbers of prompts, seeds, strengths and controls, and how clips are sampled."""
+"""Settings of a study, such as the numbers of prompts, seeds, strengths and controls, and how clips are sampled."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 TEST_SEED = 1_000_000
-"""Test clips use seeds from here on, development clips from 0, so that no clip is in both splits."""
+"""The first seed of test clips. Development clips use seeds from 0, so that no clip is in both splits."""
 SEEDS_APART = 10_000
-"""Offset between the seeds of two repetitions: more than one can use, so that repetitions share none."""
+"""Offset between the seeds of two repetitions. A repetition uses fewer seeds than this, so repetitions share none."""
 DRAWS_APART = 1_000
-"""The same offset for control directions."""
+"""Offset between the seeds of two repetitions' control directions."""
 REPETITIONS = TEST_SEED // SEEDS_APART
-"""Number of values of `Settings.seed`; with more, development seeds would reach the test seeds."""
+"""Number of values of `Settings.seed`. With more, development seeds would reach the test seeds."""
 LEAST_SECONDS = FEWEST_ONSETS * 60 / FASTEST_BPM
-"""Length of the shortest clip that can have four onsets; anything shorter counts as failed."""
+"""Length of the shortest clip that can have four onsets. Anything shorter would count as failed."""
 _COUNTS = (
     "poles", "development", "development_seeds", "test", "test_seeds", "n_random", "n_shuffled", "most_blocks",
     "pairs", "shown", "batch_size",
 )  # fmt: skip
 _FEW_ONSETS = f" (a clip of fewer than {FEWEST_ONSETS} onsets counts as failed)"
 FEWEST_PROMPTS = 2
-"""Fewest prompts per pole: a single prompt has no spread, so nothing shows whether the poles are separated."""
+"""Minimum number of prompts per pole. A single prompt has no spread, so separation could not be assessed."""
 
 
 @guarded
@@ -51,29 +51,30 @@ class Settings:
     """Sizes and sampling of a study. The defaults take under five minutes on two cores with the bundled model.
 
     Attributes:
-        poles: prompts per pole that directions are read from, for `reading_seconds` each.
-        position: where in the clip or text the directions are read; as in `difference_in_means`.
+        poles: number of prompts per pole from which directions are read.
+        reading_seconds: length of the clip that is generated for each of these prompts.
+        position: where in the clip or text the directions are read, as in `difference_in_means`.
         development, development_seeds: number of neutral prompts, and of seeds per prompt, for choosing place and
             strength.
-        test, test_seeds: the same for the reported results.
-        place_by: how the place is chosen: "evidence" (`analysis.placement`, without steering), or "scan", the block at
-            which steering has the largest effect on development prompts.
-        verify: also scan the blocks when the evidence chooses, to see what it missed.
+        test, test_seeds: number of neutral prompts, and of seeds per prompt, for the reported results.
+        place_by: how the place is chosen. "evidence" uses `analysis.placement`, without steering. "scan" takes the
+            block at which steering has the largest effect on development prompts.
+        verify: also scan the blocks when the place is chosen from evidence, to see what the evidence missed.
         strengths: strengths to try at every block of a scan, per strategy, in differences of means.
-        strengths_at_place: strengths to try at the place that the evidence names, per strategy.
+        strengths_at_place: strengths to try at the place that the evidence selects, per strategy.
         doses: multiples of the chosen strength to report on test prompts; must include 1.
-        n_random, n_shuffled: numbers of control directions. 19 can reach p = .05, 5 cannot.
-        most_blocks: maximum number of blocks to scan; evenly spaced if the model has more.
+        n_random, n_shuffled: numbers of control directions. 19 controls can reach p = .05, but 5 cannot.
+        most_blocks: maximum number of blocks to scan. If the model has more, evenly spaced blocks are scanned.
         pairs: number of matched prompt pairs to patch activations between; 0 skips patching.
         measured: the measure of the concept (default: its entry in `analysis.sweep.response.MEASURED`).
         heard_by: measures that replace these defaults, by concept.
-        frechet: also compute the Fréchet distance between steered and unsteered clips, which needs many.
-        seconds, guidance_scale, temperature, top_k: of every clip.
+        frechet: also compute the Fréchet distance between steered and unsteered clips, which needs many clips.
+        seconds, guidance_scale, temperature, top_k: length and sampling of every clip.
         branch: the guidance half to steer.
-        shown: number of (prompt, seed) pairs kept as sound, from the first.
-        seed: number of the repetition, 0 to `REPETITIONS` - 1: no two share a clip or a control direction.
-        batch_size, n_jobs: as in `sweep.play`; `n_jobs` changes only the running time.
-        substitutes: deviations from a published protocol, one sentence each; the report repeats them.
+        shown: number of (prompt, seed) pairs to keep as sound, starting with the first prompt.
+        seed: number of the repetition, 0 to `REPETITIONS` - 1. No two repetitions share a clip or a control direction.
+        batch_size, n_jobs: as in `sweep.play`. `n_jobs` changes only the running time.
+        substitutes: deviations from a published protocol, one sentence each, which the report repeats.
     """
 
     poles: int = 48
@@ -116,7 +117,7 @@ class Settings:
 
     @classmethod
     def full(cls, **changes: Any) -> Settings:
-        """Full controls and enough prompts for narrow intervals, without a time limit."""
+        """Settings with full controls and enough prompts for narrow intervals. A study with them takes long."""
         sizes: dict[str, Any] = {"poles": 100, "development": 16, "test": 24, "n_random": 19,
                                  "n_shuffled": 19, "pairs": 64, "frechet": True}  # fmt: skip
         sizes["strengths"] = {"one-to-one": (0.5, 1.0), "one-to-all": (0.0625, 0.125, 0.25)}
@@ -126,11 +127,12 @@ class Settings:
 
     @classmethod
     def paper(cls, lens: AudioLens, **changes: Any) -> Settings:
-        """The protocol of Facchiano et al. (2025, arXiv 2504.04479) with full controls, without a time limit.
+        """Settings for the protocol of Facchiano et al. (2025, arXiv 2504.04479), with full controls.
 
         Directions are read from 100 prompts per pole at the text's last token. One block's direction is added at every
-        block (one-to-all), in both guidance halves, at strength 1.25, and reported for strengths up to 2. Every block
-        is tried as the source. `substitutes` lists the deviations from the paper, on this model and in general.
+        block (one-to-all), in both guidance halves, at strength 1.25, and results are reported for strengths up to 2.
+        Every block is tried as the source. `substitutes` lists the deviations from the paper, both in general and
+        those specific to this model. Such a study takes long.
         """
         other = ["Prompts: audiolens's own, one hundred per pole."]
         lacking = beats.lacking()
@@ -172,17 +174,17 @@ class Settings:
         return self.seed * SEEDS_APART
 
     def reading_seeds(self, sets: PromptSet) -> range:
-        """Seeds of the clips that directions are read from: prompt i of each pole uses the i-th seed."""
+        """Seeds of the clips from which directions are read. Prompt i of each pole uses the i-th seed."""
         first = self.seed * SEEDS_APART
         return range(first, first + min(self.poles, max(len(sets.positive), len(sets.negative))))
 
     def development_clips(self, sets: PromptSet) -> list[sweep.PromptSeed]:
-        """The clips that place and strength are chosen from."""
+        """The (prompt, seed) pairs from which place and strength are chosen."""
         prompts = sets.development[: self.development]
         return sweep.clips(prompts, self.development_seeds, self.seed * SEEDS_APART)
 
     def test_clips(self, sets: PromptSet) -> list[sweep.PromptSeed]:
-        """The clips that the reported results come from."""
+        """The (prompt, seed) pairs from which the reported results come."""
         return sweep.clips(sets.test[: self.test], self.test_seeds, TEST_SEED + self.seed * SEEDS_APART)
 
     def __post_init__(self) -> None:
@@ -206,14 +208,14 @@ class Settings:
         return np.unique(np.linspace(0, n_layers - 1, min(self.most_blocks, n_layers)).round().astype(int)).tolist()
 
     def clips(self, n_layers: int, sets: PromptSet | None = None) -> dict[str, int]:
-        """Number of clips that each stage generates; without `sets`, an upper bound for reading directions."""
+        """Number of clips that each stage generates. Without `sets`, the number for directions is an upper bound."""
         development = self.development * self.development_seeds
         by_strategy = {name: 2 * len(set(amounts)) for name, amounts in self.strengths.items()}
-        # The strategy of the chosen place, and every other one to compare with it.
+        # The strategy of the chosen place is compared with every other strategy.
         strategies = max(1, len(self.strengths))
         scanned = sum(by_strategy.values()) * len(self.blocks(n_layers))
         conditions = 1 + 2 * len(set(self.doses)) * strategies + 2 * (self.n_random + self.n_shuffled) + 4
-        # These positions come before the first step, so that no clip is generated.
+        # These positions come before any sound, so no clip is generated.
         generated = self.position not in ("first", "eos")
         sides = [self.poles] * 2 if sets is None else [len(sets.positive), len(sets.negative)]
         counts = {"reading directions": sum(min(self.poles, side) for side in sides) * generated}
@@ -226,7 +228,7 @@ class Settings:
 
     @property
     def scans(self) -> bool:
-        """Whether blocks are scanned."""
+        """Whether the study scans blocks."""
         return self.verify or self.place_by == "scan"
 
     def measure_of(self, concept: str) -> str:
@@ -249,12 +251,12 @@ class Settings:
 
     def measures_of(self, concept: str) -> tuple[str, ...]:
         """All measures taken of a concept's clips."""
-        # Those of the other concepts too: studied together, each concept is also measured by the others' measures.
+        # In a study of several concepts, each concept's clips are also measured by the other concepts' measures.
         further = {self.measure_of(concept), *self.heard_by.values()} - {*measure.MEASURES}
         return (*measure.MEASURES, *sorted(further))
 
     def check(self, lens: AudioLens, sets: PromptSet) -> None:
-        """Raise `InputError` now for settings that would otherwise fail only after minutes."""
+        """Raise `InputError` at once for settings that would otherwise fail only after minutes."""
         refuse_too_few(sets)
         measure.refuse_lacking(self.measures_of(sets.concept))
         for name in ("development", "test"):
@@ -262,7 +264,7 @@ class Settings:
             if not 1 <= wanted <= there:
                 raise InputError(f"{name}={wanted} prompts: expected at least 1, and {sets.concept!r} has {there}.")
         for pole in sets.poles:
-            # Raises for a set without a word for a pole: the prompted references need one.
+            # This raises if a pole has no word, which the prompted references need.
             sets.prompted(sets.test[0], pole)
         high, low = (sets.words(pole)[0] for pole in sets.poles)
         if text.read_alike(high, low, lens.tokenizer):

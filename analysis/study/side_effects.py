@@ -1,6 +1,7 @@
 """Measure the side effects of steering: failed clips, drift in likelihood, and Fréchet distance.
 
-`score` runs the clips through the unsteered model again and is kept as a stage; `table` summarises it per condition.
+`score` runs the clips through the unsteered model again, and its result is stored as a stage. `table` summarises the
+scores per condition.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ _LOST = ["rms_ratio", "onsets", "entropy_ratio"]
 
 
 def score(lens: AudioLens, tested: SweepResult, settings: Settings) -> pd.DataFrame:
-    """One row per clip of the baseline, steered and prompted conditions: `nats` per code under the unsteered model.
+    """Score every clip of the baseline, steered and prompted conditions under the unsteered model, one row per clip.
 
-    `frechet`, the same in all rows of a condition, is the Fréchet distance of its clips from the unsteered ones in the
-    codec's features; NaN if the settings do not ask for it or there are too few clips.
+    `nats` is the clip's negative log-likelihood per code. `frechet` is the Fréchet distance between the condition's
+    clips and the unsteered clips in the codec's features, repeated in all rows of the condition. It is NaN if the
+    settings do not ask for it or there are too few clips.
     """
     rows, reference = [], None
     names = tested.table[tested.table["kind"].isin(KINDS)]
@@ -55,7 +57,7 @@ def score(lens: AudioLens, tested: SweepResult, settings: Settings) -> pd.DataFr
                 try:
                     distance = measure.frechet_distance(lens, reference, features)
                 except InputError:
-                    # With too few clips the distance is mostly bias.
+                    # With too few clips, the distance would be mostly bias.
                     distance = float("nan")
         rows.append(
             mine[["condition", "prompt", "seed"]].assign(nats=nats.mean(dim=(1, 2)).double().numpy(), frechet=distance)
@@ -64,12 +66,14 @@ def score(lens: AudioLens, tested: SweepResult, settings: Settings) -> pd.DataFr
 
 
 def table(clips: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
-    """One row per condition: share `failed`, medians of `rms_ratio`, `onsets`, `entropy_ratio`, and `nats`, `drift`,
-    `frechet`.
+    """Summarise the side effects, with one row per condition.
+
+    The columns are the share `failed`, the medians of `rms_ratio`, `onsets` and `entropy_ratio`, the mean `nats`,
+    `drift`, and `frechet`.
 
     `drift` is the mean over clips of |nats - nats of the unsteered clip of the same prompt and seed|. In the baseline
-    row it is the mean absolute difference between two seeds of one prompt: seed-to-seed variation without steering
-    (NaN with one seed per prompt). Prompted clips are scored under the prompt that asks for the pole.
+    row it is the mean absolute difference between two seeds of one prompt, which measures seed-to-seed variation
+    without steering (NaN with one seed per prompt). Prompted clips are scored under the prompt that asks for the pole.
     """
     own = scored[scored["condition"] == BASELINE].set_index(["prompt", "seed"])["nats"]
     rows = []
@@ -101,5 +105,5 @@ def write(scored: pd.DataFrame, folder: Path) -> None:
 
 
 def read(folder: Path) -> pd.DataFrame:
-    """Read what `write` wrote."""
+    """Read the scores that `write` stored."""
     return parquet.read(folder / _FILE, content_of(folder / _FILE), _COLUMNS)[0]

@@ -1,11 +1,12 @@
-"""Keep the finished stages of a study in its folder, each under a hash of everything that it depends on.
+"""Store the finished stages of a study in its folder, each under a hash of everything that it depends on.
 
-`study.json` states what the folder is a study of. A stage is a folder `stages/NAME-KEY` of safetensors, Parquet and
-JSON files with a manifest of their hashes (a sweep is stored as in `analysis.sweep.ledger`). It is written elsewhere
-and then renamed, so that it is complete or absent, and it is made again if a byte of it changed. The key is a hash of
-weights, versions, code and arguments: the same call reuses the stage, and any other call adds its own. One process
-writes at a time; the operating system releases the lock when that process ends. A folder that contains links is
-refused before anything is written, and a folder that loses stages during a run is not written to any more.
+`study.json` states the subject of the study. A stage is a folder `stages/NAME-KEY` of safetensors, Parquet and JSON
+files with a manifest of their hashes. A sweep is stored as in `analysis.sweep.ledger`. A stage is written elsewhere
+and then renamed, so that it is either complete or absent, and it is made again if a byte of it has changed. The key is
+a hash of weights, versions, code and arguments, so that the same call reuses the stage and any other call adds its
+own. Only one process writes at a time, and the operating system releases the lock when that process ends. A folder
+that contains links is refused before anything is written. If stages disappear from a folder during a run, nothing more
+is written to it.
 """
 
 from __future__ import annotations
@@ -49,22 +50,22 @@ from audiolens.model.weight_hash import content_hash
 
 FORMAT = "audiolens.run.2"
 UNSEALED = "audiolens.run.1"
-"""The previous format, without hashes: it can be read but not resumed."""
+"""The previous format, which has no hashes. Such a study can be read but not resumed."""
 BEGUN, STAGES = "study.json", "stages"
 MADE = "made.json"
-"""Names the stages that a page was made from, with hashes; the folder may hold stages of other settings too."""
+"""The file that lists, with hashes, the stages behind a page. The folder may also hold stages of other settings."""
 SHOWN = ("index.html", "audio", "figures", "tables", "clips.csv", "clips.parquet", "directions.safetensors", MADE)
 """The outputs of a finished study, apart from its summary."""
 _SECONDS = "seconds.json"
 DAMAGE = (
     OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, LibsndfileError, pa.ArrowException,
 )  # fmt: skip
-"""Exceptions that reading a damaged stage can raise."""
+"""Exceptions that can be raised when a damaged stage is read."""
 _ENTRY = re.compile(rf"({re.escape(UNFINISHED)})*[a-z-]+-[0-9a-f]{{16}}(\.{re.escape(_SECONDS)})?")
 _STILL_KEPT = "the stages are kept; run the same study with --force to resume from them."
 _PACE = {"n_jobs"}
 """Settings that change how long a study takes, but not its results."""
-# Code that only draws or shows results does not change them.
+# Changes to code that only draws or shows results do not invalidate stages.
 _SHOWING = ("report", "commands", "figures", "cli", "plots", "screen", "spectrograms")
 
 T = TypeVar("T")
@@ -72,13 +73,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Stages:
-    """The stages of a study's folder; with `folder=None`, kept in memory only.
+    """The stages in a study's folder, or only in memory with `folder=None`.
 
     Attributes:
         folder: the study's folder.
         common: the values that every stage depends on.
-        used: folder names of the stages that this run asked for.
-        seconds: the time that each of them took to compute, in this run or an earlier one.
+        used: folder names of the stages that this run requested.
+        seconds: the time that each stage took to compute, in this run or an earlier one.
         held: the lock that this run holds on the folder.
     """
 
@@ -89,7 +90,7 @@ class Stages:
     held: Held | None = None
 
     def stage(self, name: str, follows: Mapping[str, Any]) -> Stage:
-        """The stage that depends on the values in `follows`, in addition to `common`.
+        """Return the stage whose result depends on the values in `follows` and in `common`.
 
         Raises:
             StoppedError: if the folder was removed, or files that this run wrote have disappeared.
@@ -113,7 +114,7 @@ class Stages:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One stage: `place` is its folder (`None` in memory); `seconds` and `held` are shared by all stages."""
+    """One stage. `place` is its folder (`None` in memory). All stages share `seconds` and `held`."""
 
     name: str
     place: Path | None
@@ -122,13 +123,14 @@ class Stage:
 
     @property
     def there(self) -> bool:
-        """Whether the stage is kept: completely, or for a sweep at least in part."""
+        """Whether the stage is stored. A sweep may be stored only in part."""
         return self.place is not None and self.place.is_dir()
 
     def kept(self, make: Callable[[], T], write: Callable[[T, Path], object], read: Callable[[Path], T]) -> T:
-        """The stage's result: read from its folder, or made, written and read back, so that both are bit-identical.
+        """Read the stage's result from its folder, or else make it.
 
-        A damaged stage is made again, with a `DamageWarning`.
+        A new result is written and read back, so that both ways give bit-identical results. A damaged stage is made
+        again, with a `DamageWarning`.
         """
         if self.place is not None and self.place.exists():
             try:
@@ -161,11 +163,11 @@ class Stage:
         remove(self.place)
 
     def took(self, seconds: float) -> None:
-        """Add to the stage's time, including earlier runs; unknown times are left out."""
+        """Add to the stage's total time, which includes earlier runs. If no time is known, none is recorded."""
         if self.place is None:
             self.seconds[self.name] = seconds
             return
-        # Next to the stage: inside it, equal results would have unequal files.
+        # The time is stored next to the stage, because inside it, equal results would have different files.
         path, before = self.place.with_name(f"{self.place.name}.{_SECONDS}"), None
         with suppress(OSError, ValueError, KeyError, TypeError):
             before = float(read_json(path)["seconds"])
@@ -180,12 +182,12 @@ class Stage:
 
 
 def hash_of(values: Mapping[str, Any]) -> str:
-    """A hash of plain values."""
+    """Return a hash of plain values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def common_of(lens: AudioLens) -> dict[str, Any]:
-    """The values that every stage depends on: weights, device, versions and code."""
+    """Return the values that every stage depends on, which are weights, device, versions and code."""
     return {
         "weights": content_hash(lens.model),
         "device": lens.device.type,
@@ -198,7 +200,7 @@ def common_of(lens: AudioLens) -> dict[str, Any]:
 
 @cache
 def code_hash() -> str:
-    """A hash of audiolens's own code, except for code that only shows results."""
+    """Return a hash of audiolens's own code, except for code that only shows results."""
     digest = hashlib.sha256()
     for package in (audiolens, analysis):
         root = Path(str(package.__file__)).parent
@@ -213,8 +215,8 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Check, before a model is opened, that a study can be written to a folder.
 
     Raises:
-        InputError: if it is a file, contains links, holds something else or (without `overwrite`) a study of an earlier
-            version, or cannot be written.
+        InputError: if it is a file, contains links, cannot be written, or holds something else. Without `overwrite`,
+            a study of an earlier version is refused too.
     """
     target = as_path(folder)
     check_in_place(target)
@@ -222,7 +224,7 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         _refuse_misplaced(target)
     if not target.exists() or (target / BEGUN).is_file():
         return
-    # Left by a process that was killed before it wrote `study.json`.
+    # Such a folder was left by a process that was killed before it wrote `study.json`.
     if all(entry.name == LOCK or entry.name.startswith(UNFINISHED) for entry in target.iterdir()):
         return
     if _has_stages(target):
@@ -238,7 +240,7 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
 
 
 def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse to replace a finished study with one of other settings.
+    """Refuse to replace a finished study with one that has other settings.
 
     Raises:
         InputError: naming the first setting that differs.
@@ -246,7 +248,7 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     try:
         shown = read_json(folder / SUMMARY, former=(UNSEALED_STUDY,))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
-        # Missing or damaged: the study is finished again.
+        # The summary is missing or damaged, so the study is finished again.
         return
     if not isinstance(shown, dict):
         return
@@ -263,15 +265,15 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 def begun(
     folder: str | os.PathLike[str], facts: Mapping[str, Any], common: Mapping[str, Any], *, overwrite: bool = False
 ) -> Iterator[Stages]:
-    """Open a folder for a new or resumed study; no other process can open it until the block ends.
+    """Open a folder for a new or resumed study. No other process can open it until the `with` block ends.
 
     Args:
-        facts: what the study is of; a folder with other facts is refused, unless `overwrite`.
+        facts: the subject of the study. A folder with different facts is refused without `overwrite`.
         common: the values that every stage depends on.
-        overwrite: replace a study that is in the folder; on success, stages that this study did not use are removed.
+        overwrite: replace a study that is in the folder. On success, stages that this study did not use are removed.
 
     Raises:
-        InputError: as `check`, or stating what the folder holds instead.
+        InputError: as `check`, or if the folder holds a different study.
         BusyError: if another process is writing to it.
     """
     target, facts = Path(folder), {"format": FORMAT, **json.loads(json.dumps(facts, default=str))}
@@ -283,7 +285,7 @@ def begun(
             _clear(target)
         remove_unfinished(target)
         remove_unfinished(target / STAGES)
-        # Written first: a folder with stages must state what they belong to.
+        # `study.json` is written first, because a folder with stages must state which study they belong to.
         put(target / BEGUN, sealed_json(facts, ensure_ascii=False))
         with refused(target / STAGES):
             (target / STAGES).mkdir(exist_ok=True)
@@ -298,12 +300,12 @@ def begun(
 
 @contextmanager
 def locked(target: Path) -> Iterator[Held]:
-    """Lock a folder against other processes until the block ends; it is created if missing.
+    """Lock a folder against other processes until the `with` block ends. A missing folder is created.
 
     Raises:
         BusyError: if another process is writing to it.
         InputError: if it cannot be written.
-        StoppedError: if the disk is full, or the folder is removed during the block.
+        StoppedError: if the disk is full, or the folder is removed inside the block.
     """
     try:
         with held(target, "at work on this study") as kept:
@@ -315,9 +317,9 @@ def locked(target: Path) -> Iterator[Held]:
 
 
 def show(work: Path, target: Path) -> None:
-    """Move the contents of `work` to `target`, replacing entries of the same name, the summary last.
+    """Move the contents of `work` to `target`, replacing entries of the same name. The summary is moved last.
 
-    A process that is killed on the way leaves a study without a summary, which counts as unfinished.
+    If the process is killed during the move, the study has no summary and counts as unfinished.
     """
     with suppress(FileNotFoundError):
         (target / SUMMARY).unlink()
@@ -342,7 +344,7 @@ def _has_stages(folder: Path) -> bool:
 
 
 def _begun(folder: Path) -> Any:
-    """The contents of `study.json`; `None` if it is missing or cannot be read."""
+    """Return the contents of `study.json`, or `None` if it is missing or cannot be read."""
     try:
         return read_json(folder / BEGUN, former=(UNSEALED,))
     except (OSError, ValueError):
@@ -350,8 +352,8 @@ def _begun(folder: Path) -> Any:
 
 
 def _clear(folder: Path) -> None:
-    """Remove another study's outputs, so that a stop from here on leaves no page without its stages."""
-    # The summary marks a study as finished; without `study.json` it is the only sign of a study, so it goes last.
+    """Remove the outputs of the previous study, so that a later stop leaves no page without its stages."""
+    # The summary is removed last. It marks a study as finished, and without `study.json` nothing else identifies one.
     for name in (SUMMARY, *SHOWN) if (folder / BEGUN).is_file() else (*SHOWN, SUMMARY):
         remove(folder / name)
 

@@ -39,7 +39,7 @@ _CANDIDATES: Mapping[str, parquet.Kind] = {
 
 
 def write_directions(directions: Directions, folder: Path) -> None:
-    """Write directions with their samples, which `Directions.save` omits."""
+    """Write directions together with their samples, which `Directions.save` omits."""
     directions.save(folder / "directions.safetensors")
     samples = directions.samples
     if samples is None:
@@ -49,7 +49,7 @@ def write_directions(directions: Directions, folder: Path) -> None:
 
 
 def read_directions(folder: Path) -> Directions:
-    """Read what `write_directions` wrote."""
+    """Read directions that `write_directions` stored."""
     found = Directions.load(folder / "directions.safetensors")
     read_header(folder / "samples.safetensors")
     kept = load_file(folder / "samples.safetensors")
@@ -68,7 +68,7 @@ def read_directions(folder: Path) -> Directions:
 
 
 def hash_of(directions: Directions) -> str:
-    """A hash of the vectors' exact bits."""
+    """Return a hash of the vectors' exact bits."""
     return hashlib.sha256(directions.vectors.contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
@@ -77,7 +77,7 @@ def _table(path: Path, kinds: Mapping[str, parquet.Kind]) -> pd.DataFrame:
 
 
 def write_placement(placement: Placement, folder: Path) -> None:
-    """Write a placement without its directions, which have their own stage."""
+    """Write a placement without its directions, which are stored as a stage of their own."""
     facts = {name: getattr(placement, name) for name in (*_PLAIN, "poles", "random")}
     (folder / "placement.json").write_text(json.dumps(facts), "utf-8")
     placement.candidates.to_parquet(folder / "candidates.parquet", index=False)
@@ -85,7 +85,7 @@ def write_placement(placement: Placement, folder: Path) -> None:
 
 
 def read_placement(folder: Path, directions: Directions) -> Placement:
-    """Read what `write_placement` wrote, and attach its directions."""
+    """Read a placement that `write_placement` stored, and attach its directions."""
     facts = read_object(folder / "placement.json")
     refuse_other(folder / "placement.json", facts, _SHAPE)
     evidence = []

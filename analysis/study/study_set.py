@@ -1,6 +1,6 @@
-"""Study several concepts on one model, and measure what steering along each does to the others.
+"""Study several concepts on one model, and measure how steering along each concept affects the others.
 
-Each concept has its own folder, as `analysis.study` writes it, under a common index.
+Each concept has its own folder, as `analysis.study` writes it, and one index links to all of them.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
 class Several:
     """Studies of different concepts on one model.
 
-    It does not show that two concepts are the same or independent: a cross-effect may come from a musical correlation
-    (fast tunes are busier), and directions with a low cosine similarity may still act on the same thing.
+    It does not show that two concepts are the same or independent. A cross-effect may come from a musical correlation
+    (fast tunes are busier), and directions with a low cosine similarity may still affect the same property.
     """
 
     studies: tuple[Study, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """The cross-effects: one row per steered concept, strength, and measured concept.
+        """The cross-effects, with one row per steered concept, strength, and measured concept.
 
-        Columns: `concept`, `pole`, `strength`, `heard` (the concept that is measured, which may be the steered one),
-        `measure`, and its `effect` (median of steered / unsteered - 1 at the same seed), `low`, `high` and `failed`.
+        The columns are `concept`, `pole`, `strength`, `heard` (the measured concept, which may be the steered one),
+        `measure`, `effect` (median of steered / unsteered - 1 at the same seed), `low`, `high` and `failed`.
         """
         rows = []
         measures = dict.fromkeys(one.measure for one in self.studies)
@@ -67,7 +67,7 @@ class Several:
 
     @drawable
     def plot(self) -> Any:
-        """Effect of steering towards each pole on every concept's measure (matplotlib figure)."""
+        """Plot the effect of steering towards each pole on every concept's measure (matplotlib figure)."""
         from analysis.report import crossing
 
         return crossing.paper(self.to_frame())
@@ -85,7 +85,7 @@ class Several:
 
     @property
     def qualification(self) -> str:
-        """What qualifies each finding, one line per study."""
+        """The qualifications of the findings, one line per study."""
         return "\n".join(f"{one.concept}: {one.qualification}" for one in self.studies)
 
     def __repr__(self) -> str:
@@ -105,10 +105,12 @@ def run(
     tell: Callable[[str], None] = lambda _: None,
     command: str = "",
 ) -> Several:
-    """Study several concepts, each in a subfolder of `out` with its name; the other arguments are as in `study.run`.
+    """Study several concepts, each in a subfolder of `out` with its name.
+
+    The other arguments are as in `study.run`.
 
     Raises:
-        InputError: (or a subclass) before the first study runs, as `study.run`.
+        InputError: (or a subclass) in the same cases as `study.run`, before the first study runs.
     """
     checked_flags(overwrite=overwrite, progress=progress)
     if isinstance(concepts, str) or not isinstance(concepts, Sequence):
@@ -152,9 +154,9 @@ def run(
 
 
 def _effects_on(one: Study, measures: Iterable[str]) -> list[Any]:
-    """The effects of one study's steering on these measures: from its table, or else from its clips."""
+    """Return the effects of one study's steering on these measures, from its table or, if missing there, its clips."""
     tested = one.clips[one.clips["split"] == "test"]
-    # A study made on its own may lack the other concepts' measures in its table.
+    # The table of a study that was run on its own may lack the other concepts' measures.
     further = [name for name in measures if name not in set(one.cross["measure"]) and name in tested]
     rows = one.cross.to_dict("records")
     if further:
@@ -163,7 +165,7 @@ def _effects_on(one: Study, measures: Iterable[str]) -> list[Any]:
 
 
 def _check_index(place: Path, overwrite: bool) -> None:
-    """Refuse links in place of the index, and (without `overwrite`) an index that audiolens did not write."""
+    """Refuse links where the index goes and, without `overwrite`, an index that audiolens did not write."""
     from analysis.report import index
 
     index.check(place)

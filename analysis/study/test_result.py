@@ -1,7 +1,8 @@
 """Test the chosen steering on test prompts, against controls and references.
 
-Controls are norm-matched random directions and directions of shuffled labels, added in the same way. References are
-the same seeds with prompts that ask for the poles in words, alone and combined with opposite steering.
+Controls are norm-matched random directions and directions of shuffled labels, added in the same way. References use
+the same seeds with prompts that ask for a pole in words, both without steering and with steering towards the other
+pole.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from audiolens.interventions import Branch
 from audiolens.prompts import PromptSet
 
 CROSSED = ("tempo_ioi", "tempo", "onset_rate", "brightness", "pitch", "pulse_clarity", "loudness")
-"""Measures whose change is reported in addition to the concept's own; mode varies too little to include."""
+"""Measures whose change is reported in addition to the concept's own. Mode is left out because it varies too little."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,14 @@ class Outcome:
     """The effect of steering towards one pole on the concept's measure.
 
     Attributes:
-        pole, strength: the pole, and the coefficient of the direction; positive means towards the positive pole.
+        pole, strength: the pole, and the coefficient of the direction. Positive means towards the positive pole.
         effect, low, high: median of steered / baseline - 1 over paired clips, and its 95% interval over prompts.
-        failed: share of clips that are no longer music; they count as no effect.
-        median: of the measure over the steered clips that did not fail.
+        failed: share of clips that are no longer music. They count as no effect.
+        median: median of the measure over the steered clips that did not fail.
         prompted: the effect of asking for the pole in words instead.
         opposed: the effect of this steering while the prompt asks for the other pole.
-        p_random, n_random: rank p among n random directions; at least 1 / (n + 1).
-        p_shuffled, n_shuffled: the same among directions of shuffled labels (NaN if there are none).
+        p_random, n_random: p from the rank among n random directions. It is at least 1 / (n + 1).
+        p_shuffled, n_shuffled: p from the rank among n directions of shuffled labels (NaN if there are none).
     """
 
     pole: str
@@ -63,7 +64,7 @@ class Outcome:
 
     @property
     def claimable(self) -> bool:
-        """Whether this direction, and not just any direction, moved it: `towards`, and beyond random directions."""
+        """Whether the effect is `towards` the pole and exceeds that of random directions, so that it can be claimed."""
         return bool(self.towards and self.n_random >= FEWEST_CONTROLS and self.p_random <= LEVEL)
 
     def as_dict(self) -> dict[str, Any]:
@@ -82,9 +83,10 @@ def conditions(
     first_draw: int = 0,
     doses: Sequence[float] = (0.5, 1.0),
 ) -> list[Condition]:
-    """All conditions of the test clips; see the module's docstring.
+    """Return all conditions of the test clips, as the module's docstring describes them.
 
-    Strengths are `doses` times the chosen one, with both signs; controls use seeds `first_draw`, `first_draw` + 1, ...
+    The strengths are `doses` times the chosen one, with both signs. Controls use the seeds `first_draw`,
+    `first_draw` + 1, ...
     """
     shares = sorted({sign * dose for dose in doses for sign in (-1, 1)})
     listed = [Condition(BASELINE, labels=_labels(BASELINE))]
@@ -116,7 +118,7 @@ def conditions(
 
 
 def outcomes(response: pd.DataFrame, poles: Sequence[str], choice: Choice) -> tuple[Outcome, Outcome]:
-    """The outcomes of steering towards the positive and the negative pole.
+    """Return the outcomes of steering towards the positive and the negative pole.
 
     `response` is `sweep.effects` of the concept's measure over `conditions`.
     """
@@ -152,15 +154,15 @@ def outcomes(response: pd.DataFrame, poles: Sequence[str], choice: Choice) -> tu
 
 
 def monotonicity(response: pd.DataFrame) -> Monotonicity:
-    """Whether the median measure rises with strength, over the baseline and the steered conditions."""
+    """Rank correlation of the median measure with strength, over the baseline and the steered conditions."""
     mine = response[response["kind"].isin([BASELINE, "steered"])]
     return spearman(mine["strength"].to_numpy(), mine["median"].to_numpy())
 
 
 def cross_effects(table: pd.DataFrame, n_bootstrap: int = 1000, measures: Sequence[str] = CROSSED) -> pd.DataFrame:
-    """The effect of the chosen steering on every measure: one row per measure and strength, `effect`, `low`, `high`.
+    """Return the effect of the chosen steering on every measure, with one row per measure and strength.
 
-    Effects are ratios, except for loudness, whose change is in dB (`unit`).
+    The columns `effect`, `low` and `high` are ratios, except for loudness, whose change is in dB (`unit`).
     """
     mine = table[table["kind"].isin([BASELINE, "steered"])]
     frames = []

@@ -1,6 +1,7 @@
 """Patch a few matched pairs of prompts block by block, to show where a concept acts before anything is steered.
 
-`find` computes the grids; `write` and `read` store them. The place to steer is chosen by `analysis.placement` instead.
+`find` computes the grids, and `write` and `read` store and load them. The grids do not decide where to steer, because
+`analysis.placement` chooses the place.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ _SHAPE = {
 
 @dataclass(frozen=True, eq=False)
 class Where:
-    """Patching grids over the same pairs.
+    """Two patching grids over the same pairs of prompts.
 
     Attributes:
-        windows: the residual stream, patched block by block and time window by time window.
-        components: the output of each component of a block, patched over the whole clip.
-        reason: why a grid is missing, if one is.
+        windows: the grid of the residual stream, patched in one block and one time window per cell.
+        components: the grid of the blocks' components, whose outputs are patched over the whole clip.
+        reason: the reason why a grid is missing, if one is.
 
-    It does not show where the concept is computed: see the caveats of `PatchingResult`.
+    It does not show where the concept is computed; see the caveats of `PatchingResult`.
     """
 
     windows: PatchingResult | None = None
@@ -57,7 +58,7 @@ class Where:
 
 
 def find(lens: AudioLens, sets: PromptSet, asked: Mapping[str, Any]) -> Where:
-    """Patch matched pairs; `asked` holds arguments of `patching.pairs`."""
+    """Patch matched pairs. `asked` holds the arguments of `patching.pairs`."""
     found: dict[str, Any] = {}
     try:
         pairs = patching.pairs(lens, sets, **asked)
@@ -70,7 +71,7 @@ def find(lens: AudioLens, sets: PromptSet, asked: Mapping[str, Any]) -> Where:
 
 
 def evidence(directions: Directions, found: Where | None, placement: Placement | None) -> LayerAttribution:
-    """The evidence per block for one figure: the placement's, or else from patching."""
+    """Return the evidence per block for one figure, from the placement or, without one, from patching."""
     given: dict[str, Any] = {"norm": directions}
     units = {"separation": "held-out AUC"}
     if directions.evidence is not None:
@@ -100,7 +101,7 @@ def write(found: Where, folder: Path) -> None:
 
 
 def read(folder: Path) -> Where:
-    """Read what `write` wrote."""
+    """Read the grids that `write` stored."""
     facts = read_object(folder / "facts.json")
     refuse_other(folder / "facts.json", facts, {"reason": str, **{f"{name}?": _SHAPE for name in _GRIDS}})
     grids: dict[str, Any] = {}
@@ -113,7 +114,7 @@ def read(folder: Path) -> Where:
 
 
 def _arrays(path: Path, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of a grid, after checking that their sizes match its facts."""
+    """Read the arrays of a grid, after checking that their sizes match its facts."""
     read_header(path)
     found = load_file(path)
     sizes = (len(facts["clusters"]), len(facts["codebooks"]), len(facts["layers"]), len(facts["columns"]))
