@@ -70,7 +70,7 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
         except AudioLensError:
             raise
         except Exception as error:
-            if not _is_the_callers(error):
+            if not _is_the_callers(error, function):
                 raise_named(function, args, kwargs, error)
             raise
         return _watched(made, function, args, kwargs) if inspect.isgenerator(made) else made
@@ -86,19 +86,19 @@ def _watched(made: Iterator[Any], function: Callable[..., Any], args: Any, kwarg
     except AudioLensError:
         raise
     except Exception as error:
-        if not _is_the_callers(error):
+        if not _is_the_callers(error, function):
             raise_named(function, args, kwargs, error)
         raise
 
 
-def _is_the_callers(error: Exception) -> bool:
+def _is_the_callers(error: Exception, function: Callable[..., Any]) -> bool:
     """Whether an error was raised in the caller's own code, rather than in audiolens or a library."""
     trace = error.__traceback__
-    inside = False
+    inside, known = False, (*_OURS, *_LIBRARIES, inspect.unwrap(function).__code__.co_filename)
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
         inside = inside or file.startswith(_OURS)
-        if inside and not file.startswith((*_OURS, *_LIBRARIES)) and not file.startswith("<"):
+        if inside and not file.startswith((*known, "<")):
             return True
         trace = trace.tb_next
     return False

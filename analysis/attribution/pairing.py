@@ -14,8 +14,7 @@ from torch import Tensor
 
 from analysis.attribution.agreement import Agreement, CheckedCell, patched
 from analysis.attribution.gradients import Metric, Pass, backward, scored
-from analysis.likelihood import Window, checked_rows
-from analysis.matched import refuse_unequal
+from analysis.likelihood import Window, checked_rows, refuse_unequal
 from analysis.site_grid import GridSite, places_of, spans
 from audiolens.errors import InputError
 from audiolens.lens import AudioLens

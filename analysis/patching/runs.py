@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from analysis.likelihood import Window
-from analysis.matched import refuse_unequal
+from analysis.likelihood import Window, refuse_unequal
 from analysis.patching.engine import PairBatch, Side, recorded_hooks
 from analysis.patching.grid import Cell
 from audiolens.checks import MOST_SEED, checked_count, checked_flags, in_order

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from analysis.matched import refuse_unequal
+from analysis.likelihood import refuse_unequal
 from analysis.patching.grid import By, Cell, Grid, needs_tokens
 from analysis.patching.plans import SoundPlan
 from analysis.patching.result import Mode, PatchingResult, checked_mode

@@ -21,7 +21,6 @@ PARTS = {
     "figures": "what figures share; each is drawn by its result's plot() and figure()",
     "likelihood": "the window that patching, attribution and ablation score",
     "listening": "the processes in which a sweep measures",
-    "matched": "a check that patching and attribution share",
     "resampling": "the bootstrap of statistics",
     "site_grid": "the cells of patching and attribution",
     "spreadsheets": "tables as files, written by study and sweep",
