@@ -28,6 +28,8 @@ MOST_VALUES = 2**32
 """Of an array: a view of one value can claim any number."""
 MOST_VALUES_READ = 1_000_000
 """Of an iterator, which may be without end, and of a range."""
+_LOOKED_AT = 1_000
+"""Items of a list, of which each is an array of its own."""
 _NO_PLACE = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.EACCES, errno.EPERM)
 INNER = ("change",)
 """What a run calls at every step, and no user does."""
@@ -141,7 +143,7 @@ def _arguments(function: Callable[..., Any], args: Any, kwargs: Any) -> Iterator
 
 def _within_bounds(function: Callable[..., Any], value: Any, args: Any, kwargs: Any) -> Any:
     """A value as it is, and an iterator as the list of its items: read once here, it has an end."""
-    if type(value) in _SMALL:
+    if type(value) in _SMALL and not any(_count(one) > MOST_VALUES for one in _items(value)):
         return value
     if isinstance(value, range) and value[MOST_VALUES_READ:]:
         most = MOST_VALUES_READ
@@ -150,12 +152,21 @@ def _within_bounds(function: Callable[..., Any], value: Any, args: Any, kwargs: 
         if len(items) <= MOST_VALUES_READ:
             return items
         most = MOST_VALUES_READ
-    elif _count(value) > MOST_VALUES:
+    elif type(value) in _SMALL or _count(value) > MOST_VALUES:
         most = MOST_VALUES
     else:
         return value
     name = next((name for name, _, one in _arguments(function, args, kwargs) if one is value), "an argument")
     raise InputError(f"{name}={shown(value)}: expected at most {most:,} items.")
+
+
+def _items(value: Any) -> Iterator[Any]:
+    """The first items of a list or a mapping, in which arrays may stand; none of anything else."""
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return iter(())
+    return islice(value, _LOOKED_AT)
 
 
 def _count(value: Any) -> int:
