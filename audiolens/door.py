@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from audiolens.checks import shown
 from audiolens.errors import AudioLensError, InputError, InputTypeError
-from audiolens.kinds import fits, refusal, resolved, told
+from audiolens.kinds import can_be_quoted, fits, refusal, resolved, told
 
 T = TypeVar("T")
 OPERATORS = (
@@ -116,6 +116,8 @@ def checked_kinds(made: Any) -> None:
         hint, value = resolved(field.type, module), getattr(made, field.name)
         if not fits(hint, value):
             raise InputTypeError(f"{field.name}={shown(value)}: expected {told(hint)}.")
+        if not can_be_quoted(value):
+            raise InputTypeError(f"{field.name}={shown(value)}: nested too deeply, or too large.")
 
 
 def _arguments(function: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[tuple[str, Any, Any]]:
