@@ -15,12 +15,14 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 import audiolens as al
+from analysis import patching
 from audiolens.checks import shown
 from audiolens.door import MOST_VALUES, guarded
 from audiolens.errors import MOST_TOLD, AudioLensError, InputError, InputTypeError
 from audiolens.kinds import fits, told
 from audiolens.measure.clips import Audio
 from audiolens.model.provenance import Opened
+from audiolens.model.timeline import checked_frames
 from audiolens.model.traced_model import HasModel
 
 DEEP: Any = []
@@ -132,6 +134,10 @@ def test_what_cannot_be_quoted_is_refused_where_it_is_given() -> None:
         lambda: al.Reading(DEEP),
         lambda: al.Scale(0.5, site=DEEP),
         lambda: _meta(label=DEEP),
+        lambda: patching.Sound("loudness", [DEEP]),  # pyright: ignore[reportArgumentType]
+        lambda: patching.Pairs((), (), *2 * [torch.zeros(1, 4, 12, dtype=torch.long)]),
+        lambda: al.Sampling(top_k=10**5000),
+        lambda: checked_frames(10**5000),
         lambda: _meta(n_layers=10**5000),
         lambda: _meta(site=tuple(DEEP)),
         lambda: al.measure.code_entropy([torch.ones(3, requires_grad=True)]),
