@@ -145,9 +145,9 @@ def _arguments(function: Callable[..., Any], args: Any, kwargs: Any) -> Iterator
 
 def _within_bounds(function: Callable[..., Any], value: Any, args: Any, kwargs: Any) -> Any:
     """A value as it is, and an iterator as the list of its items: read once here, it has an end."""
-    if type(value) in _SMALL and not any(_count(one) > MOST_VALUES for one in _items(value)):
+    if type(value) in _SMALL and not any(map(_too_many, _items(value))):
         return value
-    if isinstance(value, range) and value[MOST_VALUES_READ:]:
+    if isinstance(value, range) and _too_many(value):
         most = MOST_VALUES_READ
     elif isinstance(value, Iterator) and not hasattr(value, "read"):
         items = list(islice(value, MOST_VALUES_READ + 1))
@@ -160,6 +160,11 @@ def _within_bounds(function: Callable[..., Any], value: Any, args: Any, kwargs: 
         return value
     name = next((name for name, _, one in _arguments(function, args, kwargs) if one is value), "an argument")
     raise InputError(f"{name}={shown(value)}: expected at most {most:,} items.")
+
+
+def _too_many(value: Any) -> bool:
+    """Whether an array or a range claims more values than could be read."""
+    return bool(value[MOST_VALUES_READ:]) if isinstance(value, range) else _count(value) > MOST_VALUES
 
 
 def _items(value: Any) -> Iterator[Any]:

@@ -118,9 +118,9 @@ def test_a_view_that_claims_more_than_there_is_is_not_read() -> None:
             any_half(vast)
 
 
-def test_a_view_inside_a_list_is_not_read() -> None:
+def test_a_view_or_a_range_inside_a_list_is_not_read() -> None:
     vast = np.broadcast_to(0.0, (10**6, 10**6))
-    for of in ([vast], ("a", vast), {"a": vast}):
+    for of in ([vast], ("a", vast), {"a": vast}, [range(10**18)]):
         with pytest.raises(InputError, match="of=.*: expected at most"):
             any_half(1.0, of=of)
     with pytest.raises(InputError, match="audio=.*: expected at most"):
