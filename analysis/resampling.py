@@ -85,7 +85,9 @@ def interval_of(
 
 def levels(confidence: float, clusters: int) -> tuple[float, float]:
     """The lower and upper percentile levels, widened for few clusters (see `interval_of`)."""
-    tail = stats.norm.cdf(np.sqrt(clusters / (clusters - 1)) * stats.t.ppf((1 - confidence) / 2, clusters - 1))
+    # scipy takes no fractions.
+    outside = (1 - float(confidence)) / 2
+    tail = stats.norm.cdf(np.sqrt(clusters / (clusters - 1)) * stats.t.ppf(outside, clusters - 1))
     return float(tail), float(1 - tail)
 
 

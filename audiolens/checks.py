@@ -37,8 +37,12 @@ def whole_numbers(values: Iterable[Any]) -> list[int]:
 
     Raises:
         TypeError: if any item is not a whole number, or is a bool: a mask would be read as the indices 0 and 1.
+        InputError: for a number that is too long to be quoted.
     """
-    return [whole_number(value) for value in values]
+    found = [whole_number(value) for value in values]
+    if long := [value for value in found if value.bit_length() > _MOST_BITS]:
+        raise InputError(f"{shown(long[0])} was given: expected one of ordinary size.")
+    return found
 
 
 def whole_number(value: Any) -> int:
@@ -197,14 +201,16 @@ def as_array(name: str, values: Any) -> np.ndarray:
     """Make an array from a list's items, which may be masked.
 
     Raises:
-        InputTypeError: if the list holds lists of different lengths.
+        InputTypeError: if the list holds lists of different lengths, or tensors that numpy cannot read.
     """
     try:
         return np.asarray(values)
-    except ValueError as error:
-        if isinstance(error, AudioLensError):
-            raise
-        raise InputTypeError(f"{name}={_briefly(values)}: its items have different lengths.") from None
+    except AudioLensError:
+        raise
+    except (TypeError, ValueError, RuntimeError):
+        raise InputTypeError(
+            f"{name}={_briefly(values)}: its items have different lengths, or values that cannot be read."
+        ) from None
 
 
 def numbers_of(name: str, values: Any) -> np.ndarray:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from audiolens.checks import shown
 from audiolens.errors import AudioLensError, InputError, InputTypeError
-from audiolens.kinds import described, fits, refusal, resolved
+from audiolens.kinds import can_be_quoted, described, fits, refusal, resolved
 
 T = TypeVar("T")
 OPERATORS = (
@@ -31,6 +31,8 @@ MOST_VALUES = 2**32
 """The most values in an array. A limit is needed because a broadcast view of a single value can have any size."""
 MOST_VALUES_READ = 1_000_000
 """The most items of a range or an iterator, which may be infinite."""
+_LOOKED_AT = 1_000
+"""How many items of a list are checked, each of which may be an array."""
 _NO_PLACE = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.EACCES, errno.EPERM)
 INNER = ("change",)
 """Public methods that are left unwrapped, because a run calls them at every step and users do not."""
@@ -133,6 +135,8 @@ def checked_kinds(made: Any) -> None:
         hint, value = resolved(field.type, module), getattr(made, field.name)
         if not fits(hint, value):
             raise InputTypeError(f"{field.name}={shown(value)}: expected {described(hint)}.")
+        if not can_be_quoted(value):
+            raise InputTypeError(f"{field.name}={shown(value)}: nested too deeply, or too large.")
 
 
 def _arguments(function: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -160,21 +164,35 @@ def _arguments(function: Callable[..., Any], args: Any, kwargs: Any) -> Iterator
 
 def _within_bounds(function: Callable[..., Any], value: Any, args: Any, kwargs: Any) -> Any:
     """Return a value unchanged, or the items of an iterator as a list; refuse values with too many items."""
-    if type(value) in _SMALL:
+    if type(value) in _SMALL and not any(map(_too_many, _items(value))):
         return value
-    if isinstance(value, range) and value[MOST_VALUES_READ:]:
+    if isinstance(value, range) and _too_many(value):
         most = MOST_VALUES_READ
     elif isinstance(value, Iterator) and not hasattr(value, "read"):
         items = list(islice(value, MOST_VALUES_READ + 1))
         if len(items) <= MOST_VALUES_READ:
             return items
         most = MOST_VALUES_READ
-    elif _count(value) > MOST_VALUES:
+    elif type(value) in _SMALL or _count(value) > MOST_VALUES:
         most = MOST_VALUES
     else:
         return value
     name = next((name for name, _, one in _arguments(function, args, kwargs) if one is value), "an argument")
     raise InputError(f"{name}={shown(value)}: expected at most {most:,} items.")
+
+
+def _too_many(value: Any) -> bool:
+    """Whether an array or a range claims more values than could be read."""
+    return bool(value[MOST_VALUES_READ:]) if isinstance(value, range) else _count(value) > MOST_VALUES
+
+
+def _items(value: Any) -> Iterator[Any]:
+    """The first items of a list or a mapping, in which arrays may stand; none of anything else."""
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return iter(())
+    return islice(value, _LOOKED_AT)
 
 
 def _count(value: Any) -> int:

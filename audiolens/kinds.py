@@ -216,7 +216,7 @@ def refusal(name: str, hint: Any, value: Any) -> str | None:
         return f"{name}={shown(value)}: expected an array whose values can be read (dense, detached, in memory)."
     if any(map(_beyond, value if isinstance(value, tuple | list) else [value])):
         return f"{name}={shown(value)}: expected finite numbers of ordinary size."
-    if isinstance(value, int | list | tuple | dict | set) and not _can_be_said(value):
+    if not can_be_quoted(value):
         return f"{name}={shown(value)}: nested too deeply, or too large."
     return None
 
@@ -228,9 +228,10 @@ def _beyond(value: Any) -> bool:
     return isinstance(value, float | np.floating) and not (math.isfinite(value) and abs(value) < _LARGEST_REAL)
 
 
-def _can_be_said(value: Any) -> bool:
+def can_be_quoted(value: Any) -> bool:
+    """Whether a number, a list or a mapping has a repr: not if it is too long, or nested too deeply."""
     try:
-        repr(value)
+        repr(value if isinstance(value, int | list | tuple | dict | set) else None)
     except (RecursionError, ValueError):
         return False
     return True

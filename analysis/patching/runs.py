@@ -46,6 +46,9 @@ class Pairs:
 
     def __post_init__(self) -> None:
         checked_kinds(self)
+        sizes = {name: len(value) for name, value in vars(self).items()}
+        if not self.clean or len(set(sizes.values())) > 1:
+            raise InputError(f"{', '.join(f'{n} {name}' for name, n in sizes.items())}: expected one of each per pair.")
 
     def __len__(self) -> int:
         return len(self.clean)

@@ -21,9 +21,9 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from analysis.probing.table import column, numbers_or_text, read_columns
-from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_flags, checked_text, in_order
+from audiolens.checks import MOST_SEED, as_array, checked_amount, checked_count, checked_flags, checked_text, in_order
 from audiolens.door import guarded
-from audiolens.errors import InputError, InputTypeError, nearest, shortened
+from audiolens.errors import InputError, nearest, shortened
 from audiolens.etude.synth import CLIP_SECONDS
 from audiolens.measure.clips import as_float
 
@@ -390,10 +390,7 @@ def _drawn(concept: str, n: int, task: Task, seed: int) -> tuple[list[int], list
 
 
 def _mono(sound: Any, place: int) -> Float[np.ndarray, " sample"]:
-    try:
-        samples = sound if isinstance(sound, np.ndarray | Tensor) else np.asarray(sound)
-    except (TypeError, ValueError):
-        raise InputTypeError(f"sound {place}: expected an array of samples, not {type(sound).__name__}.") from None
+    samples = sound if isinstance(sound, np.ndarray | Tensor) else as_array(f"sound {place}", sound)
     wave = as_float(samples, f"sound {place}")
     if wave.ndim not in (1, 2) or not wave.size:
         raise InputError(f"sound {place} of shape {wave.shape}: expected 'sample' or 'channel sample'.")

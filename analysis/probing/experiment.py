@@ -20,7 +20,16 @@ from analysis.probing.features import Baseline, FeaturePosition, Features
 from analysis.probing.probes import KINDS, CrossValidation, Kind, Probe, Scored, target_of
 from analysis.probing.result import ProbeResult
 from audiolens.cache.activation_cache import ActivationCache
-from audiolens.checks import MOST_JOBS, MOST_SEED, checked_amount, checked_count, checked_flags, one_or_listed
+from audiolens.checks import (
+    MOST_JOBS,
+    MOST_SEED,
+    checked_amount,
+    checked_count,
+    checked_flags,
+    in_order,
+    one_or_listed,
+    shown,
+)
 from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.interventions import Branch
@@ -256,12 +265,13 @@ def _sounds(
         # A clip that all rows share carries no information about the labels.
         alone = rows.codes is not None and bool((rows.codes == rows.codes[:1]).all())
         return ("mel", "codec") if audible and not alone else ()
-    for name in baselines:
-        if name not in ("mel", "codec"):
-            raise InputError(f"baselines={name!r}: expected 'mel' or 'codec'.")
-    if baselines and lens is None:
+    chosen = in_order("baselines", baselines, "baselines")
+    for name in chosen:
+        if not isinstance(name, str) or name not in ("mel", "codec"):
+            raise InputError(f"baselines={shown(name)}: expected 'mel' or 'codec'.")
+    if chosen and lens is None:
         raise InputError("baselines are computed from sound, which needs the lens and a Dataset: give baselines=().")
-    return tuple(baselines)
+    return chosen
 
 
 def _vectors(fitted: Probe, values: np.ndarray, target: np.ndarray) -> Float[np.ndarray, "output feature"]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.sweep.conditions import BASELINE, Condition
-from audiolens.checks import checked_count, checked_flags, listed, one_or_listed, real_number
+from audiolens.checks import checked_count, checked_flags, listed, one_or_listed, real_number, shown
 from audiolens.directions.directions import Directions
 from audiolens.directions.steering import Strategy, Unit, steer
 from audiolens.errors import InputError, InputTypeError
@@ -171,8 +171,8 @@ def _names(name: str, given: Any) -> tuple[str, ...]:
         names = tuple(listed(name, given))
     except InputTypeError:
         names = ()
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"{name}={given!r}: expected a list of different names.")
+    if not names or not all(isinstance(one, str) for one in names) or len(set(names)) < len(names):
+        raise InputError(f"{name}={shown(given)}: expected a list of different names.")
     return names
 
 

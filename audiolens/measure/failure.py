@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float
 
-from audiolens.checks import shown
+from audiolens.checks import as_array
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.measure.clips import Clip, read
@@ -85,10 +85,7 @@ def code_entropy(codes: Any) -> Float[np.ndarray, " row"]:
     `codes` is [row, codebook, frame], undelayed. This is the plug-in estimate, at most log2 of the number of frames, so
     compare clips of the same length.
     """
-    try:
-        array = np.asarray(codes.detach().cpu() if hasattr(codes, "detach") else codes)
-    except ValueError:
-        raise InputTypeError(f"codes={shown(codes)}: expected integers [row, codebook, frame].") from None
+    array = as_array("codes", codes.detach().cpu() if hasattr(codes, "detach") else codes)
     if array.ndim != 3 or not np.issubdtype(array.dtype, np.integer) or not array.size:
         raise InputError(
             f"codes have shape {array.shape} and dtype {array.dtype}; expected integers [row, codebook, frame]"

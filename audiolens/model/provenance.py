@@ -19,7 +19,7 @@ from torch import Tensor
 
 from audiolens.characters import refuse_control
 from audiolens.checks import shown
-from audiolens.door import guarded
+from audiolens.door import checked_kinds, guarded
 from audiolens.errors import DamagedError, InputError
 from audiolens.files import integrity
 from audiolens.files.atomic import written
@@ -89,6 +89,7 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        checked_kinds(self)
         for name, value in vars(self).items():
             if isinstance(value, str):
                 refuse_control(name, value)

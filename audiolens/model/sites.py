@@ -56,10 +56,14 @@ def hooked(name: Any) -> str:
     Raises:
         InputTypeError: if it is not a string.
     """
-    if not isinstance(name, str):
-        raise InputTypeError(f"site {name!r}: expected a name such as 'resid_post' or 'blocks.3.hook_resid_post'.")
+    _refuse_no_name(name)
     group, dot, leaf = name.rpartition(".")
     return _BARE.get(name) or f"{group}{dot}{leaf if leaf.startswith('hook_') else f'hook_{leaf}'}"
+
+
+def _refuse_no_name(name: Any) -> None:
+    if not isinstance(name, str):
+        raise InputTypeError(f"site {shown(name)}: expected a name such as 'resid_post' or 'blocks.3.hook_resid_post'.")
 
 
 def named(name: Any) -> Site:
@@ -146,9 +150,14 @@ def names_once(name: str, sites: Any) -> list[Any]:
         return [sites]
     try:
         # A set is accepted because the order does not matter: a run visits sites in the model's order.
-        return sorted(sites) if isinstance(sites, Set) else listed(name, sites)
+        found = sorted(sites) if isinstance(sites, Set) else listed(name, sites)
     except TypeError:
-        raise InputTypeError(f"{name}={sites!r}: expected a name such as 'resid_post', or a list of them.") from None
+        raise InputTypeError(
+            f"{name}={shown(sites)}: expected a name such as 'resid_post', or a list of them."
+        ) from None
+    for one in found:
+        _refuse_no_name(one)
+    return found
 
 
 def checked_names(name: str, sites: Any) -> Any:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from audiolens.checks import real_number, whole_number
+from audiolens.checks import MOST, real_number, shown, whole_number
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 
@@ -118,14 +118,16 @@ def checked_frames(frames: object) -> int:
     """Check a number of codec frames, and return it.
 
     Raises:
-        InputTypeError, InputError: if it is not a whole number, or is less than 1.
+        InputTypeError, InputError: if it is not a whole number, is less than 1, or is more than any clip has.
     """
     try:
         count = whole_number(frames)
     except TypeError:
         raise InputTypeError(f"frames={frames!r}: expected a whole number.") from None
     if count < 1:
-        raise InputError(f"frames={count}: a clip has at least one.")
+        raise InputError(f"frames={shown(count)}: a clip has at least one.")
+    if count > MOST:
+        raise InputError(f"frames={shown(count)}: a clip has at most {MOST:,}.")
     return count
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from audiolens.checks import checked_seed, one_or_listed, real_number, whole_number
+from audiolens.checks import MOST, checked_seed, one_or_listed, real_number, shown, whole_number
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.model.config import LensConfig
@@ -186,7 +186,9 @@ def checked_settings(guidance_scale: Real, temperature: Real, top_k: int | None)
     except TypeError:
         kept = -1
     if kept is not None and kept < 0:
-        raise InputError(f"top_k={top_k!r}: expected a positive whole number, or 0 or None for all codes.")
+        raise InputError(f"top_k={shown(top_k)}: expected a positive whole number, or 0 or None for all codes.")
+    if kept is not None and kept > MOST:
+        raise InputError(f"top_k={shown(top_k)}: expected at most {MOST:,}, or 0 or None for all codes.")
     return guidance_scale, temperature, kept
 
 

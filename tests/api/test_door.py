@@ -15,12 +15,14 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 import audiolens as al
+from analysis import patching
 from audiolens.checks import shown
 from audiolens.door import MOST_VALUES, guarded
 from audiolens.errors import MOST_CHARACTERS, AudioLensError, InputError, InputTypeError
 from audiolens.kinds import described, fits
 from audiolens.measure.clips import Audio
 from audiolens.model.provenance import Opened
+from audiolens.model.timeline import checked_frames
 from audiolens.model.traced_model import HasModel
 
 DEEP: Any = []
@@ -116,6 +118,35 @@ def test_a_view_that_claims_more_than_there_is_is_not_read() -> None:
             any_half(vast)
 
 
+def test_a_view_or_a_range_inside_a_list_is_not_read() -> None:
+    vast = np.broadcast_to(0.0, (10**6, 10**6))
+    for of in ([vast], ("a", vast), {"a": vast}, [range(10**18)]):
+        with pytest.raises(InputError, match="of=.*: expected at most"):
+            any_half(1.0, of=of)
+    with pytest.raises(InputError, match="audio=.*: expected at most"):
+        al.measure.loudness([np.zeros(16_000), vast], 16_000)
+
+
+def test_what_cannot_be_quoted_is_refused_where_it_is_given() -> None:
+    for make in (
+        lambda: al.Intervention(layers=10**5000),
+        lambda: al.Add(np.ones(3), heads=[10**5000]),
+        lambda: al.Reading(DEEP),
+        lambda: al.Scale(0.5, site=DEEP),
+        lambda: _meta(label=DEEP),
+        lambda: patching.Sound("loudness", [DEEP]),  # pyright: ignore[reportArgumentType]
+        lambda: patching.Pairs((), (), *2 * [torch.zeros(1, 4, 12, dtype=torch.long)]),
+        lambda: al.Sampling(top_k=10**5000),
+        lambda: checked_frames(10**5000),
+        lambda: _meta(n_layers=10**5000),
+        lambda: _meta(site=tuple(DEEP)),
+        lambda: al.measure.code_entropy([torch.ones(3, requires_grad=True)]),
+    ):
+        with pytest.raises(AudioLensError) as refused:
+            make()
+        assert len(str(refused.value)) < 300
+
+
 VECTOR = np.zeros(3)
 CLIPS = SimpleNamespace(config=None, model=None, name="", traced_model=None, audio=VECTOR, sample_rate=16_000)
 
@@ -172,7 +203,7 @@ def test_a_path_that_the_system_cannot_have_is_named(tmp_path: Any) -> None:
         al.Directions(torch.ones(1, 3), (0,), torch.ones(1), _meta(), evidence="a")  # pyright: ignore[reportArgumentType]
 
 
-def _meta() -> Any:
+def _meta(**other: Any) -> Any:
     from audiolens.model.provenance import Provenance
 
-    return Provenance(model="tiny", weights="", n_layers=3)
+    return Provenance(**{"model": "tiny", "weights": "", "n_layers": 3, **other})

@@ -121,7 +121,8 @@ def trials(world: World, seed: int) -> list[Trial]:
         own += [Trial(name, one + INSIDE, value) for one in asked if not one.startswith("*") for value in pool]
         draw.shuffle(own)
         if name.kind != "property":
-            own.insert(0, Trial(name, "no_such_argument", UNKNOWN))
+            # Not always the first: a short run would then make no other calls.
+            own.insert(draw.randrange(FEW), Trial(name, "no_such_argument", UNKNOWN))
         result = name.kind == "class" and name.path not in AT_HAND
         most = FEW if result or name.path in SLOW else len(own)
         turns.extend((turn, draw.random(), trial) for turn, trial in enumerate(own[:most]))
