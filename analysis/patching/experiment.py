@@ -212,7 +212,7 @@ class _Job:
 
     @property
     def cells(self) -> list[Cell]:
-        """The cells in the order in which they are divided into parts: by first step, then up the blocks."""
+        """The cells, in the order used to split them into parts: by first step, then by block from the bottom up."""
         return sorted(self.grid.cells, key=lambda cell: (cell.start, cell.enters, cell.part))
 
     def plan(self, timed: bool = False) -> GridPlan:

@@ -240,7 +240,7 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
 
 
 def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse to replace a finished study with one that has other settings.
+    """Refuse to overwrite a finished study with one that has different settings.
 
     Raises:
         InputError: naming the first setting that differs.

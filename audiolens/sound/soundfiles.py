@@ -4,8 +4,8 @@ libsndfile silently returns what is left of a file that was cut short. So the le
 content, and formats that do not record enough for this are refused. Everything that a header can show is checked before
 a sample is read, so that an hour of sound is never read into memory.
 
-Clips can also be compressed for embedding in a page or a notebook. Samples that are not finite are refused, and
-clipping causes a warning. The same clip always gives the same bytes.
+Clips can also be compressed for embedding in a page or a notebook. Non-finite samples are rejected, and clipping
+triggers a warning. The same clip always gives the same bytes.
 """
 
 from __future__ import annotations

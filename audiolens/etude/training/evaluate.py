@@ -1,4 +1,4 @@
-"""Evaluate whether étude plays what a prompt asks for, and what it plays if the prompt asks for nothing.
+"""Evaluate whether étude plays what a prompt asks for, and what it plays when the prompt does not.
 
 `python -m audiolens.etude.training.evaluate` prints an AUC for every concept. It says how well a measure separates
 clips of the two poles that were prompted with wording that training never saw. Next to it is the ceiling, the same AUC
