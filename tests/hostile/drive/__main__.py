@@ -78,7 +78,9 @@ def one(world: World, trial: Trial) -> judged.Outcome:
     try:
         arguments = arguments_of(world, trial)
         return judged.outcome(
-            lambda: perform(world, trial.name, arguments), by_python=trial.value in (MISSING, UNKNOWN)
+            lambda: perform(world, trial.name, arguments),
+            by_python=trial.value in (MISSING, UNKNOWN),
+            given=world.lens.model if trial.value == "a model" else None,
         )
     finally:
         faulthandler.cancel_dump_traceback_later()

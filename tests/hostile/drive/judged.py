@@ -46,8 +46,13 @@ class Outcome:
         return self.kind in FINE
 
 
-def outcome(call: Callable[[], Any], *, by_python: bool = False) -> Outcome:
-    """Make the call. With `by_python`, Python's own TypeError for a missing or unknown argument is expected."""
+def outcome(call: Callable[[], Any], *, by_python: bool = False, given: Any = None) -> Outcome:
+    """Make the call.
+
+    Args:
+        by_python: Python's own TypeError, for a missing or unknown argument, is expected.
+        given: the value passed in place of a function; it may fail when it is called.
+    """
     start = time.process_time()
     try:
         with stopped_in_time(), silent():
@@ -56,15 +61,16 @@ def outcome(call: Callable[[], Any], *, by_python: bool = False) -> Outcome:
         return Outcome("hang", f"no end after {LONGEST_SECONDS} s", place(error.__traceback__))
     except BaseException as error:
         seconds = time.process_time() - start
-        return judged(error, seconds, by_python)
+        return judged(error, seconds, by_python, given)
     return Outcome("worked", seconds=time.process_time() - start)
 
 
-def judged(error: BaseException, seconds: float, by_python: bool) -> Outcome:
+def judged(error: BaseException, seconds: float, by_python: bool, given: Any = None) -> Outcome:
     told, where = message(error), place(error.__traceback__)
     frames = list(traceback.walk_tb(error.__traceback__))
     last = frames[-1][0].f_code.co_filename
-    if last == values.HERE:
+    inside = given is not None and any(frame.f_locals.get("self") is given for frame, _ in frames)
+    if last == values.HERE or inside:
         return Outcome("caller's own", told, where, seconds)
     if by_python and type(error) is TypeError and "argument" in told:
         return Outcome("python's own", told, where, seconds)
