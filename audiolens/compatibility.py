@@ -177,6 +177,8 @@ def chosen_sites(lens: Any, sites: Any, layers: Any, names_filter: Names | None)
     if sites is not SITES:
         raise InputError(f"sites={sites!r} and names_filter were both given: give one of them.")
     if not callable(names_filter):
+        if not lens.traced_model.family.filter(lens.config, names_filter, None):
+            raise InputError(f"names_filter={names_filter!r} names no site: leave it out, or name at least one.")
         return names_filter
     return [site.name for site in lens.traced_model.family.filter(lens.config, names_filter, layers)]
 

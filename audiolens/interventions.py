@@ -171,10 +171,6 @@ class Intervention:
         raise NotImplementedError(f"{type(self).__name__} does not define change(): use Add, Ablate, Clamp, ...")
 
 
-# An intervention does not keep these aliases, so remove their class-level defaults.
-del Intervention.layer, Intervention.span  # pyright: ignore[reportAttributeAccessIssue]
-
-
 def _one_layer(layer: Any, layers: Any) -> int:
     """The block given as `layer` instead of `layers`."""
     if layers is not None:

@@ -89,10 +89,10 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        checked_kinds(self)
         for name, value in vars(self).items():
             if isinstance(value, str):
                 refuse_control(name, value)
+        checked_kinds(self)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, for JSON."""

@@ -73,10 +73,8 @@ class Forward:
         checked_branch(reading.branch, guided)
         timeline = codes_timeline(codes, traced.config, traced.config.prefix(max(sizes)))
         stop = _checked_stop(stop_at_layer, traced.config.n_layers)
-        if stop is not None and reading.layers is None:
-            entry = [site for site in traced.family.find(traced.config, reading.sites, None) if site.layer is None]
-            none = [site.name for site in entry if not beyond(traced.family, site, stop)]
-            reading = replace(reading, layers=list(range(stop))) if stop else replace(reading, sites=none)
+        if stop and reading.layers is None:
+            reading = replace(reading, layers=list(range(stop)))
         for site in traced.family.find(traced.config, reading.sites, reading.layers):
             if beyond(traced.family, site, stop):
                 raise SiteError(

@@ -339,9 +339,3 @@ def test_a_small_factor_scales_by_itself(lens, codes):
     plain, _ = lens.run_with_cache(PROMPTS, codes, **read)
     _, scaled = lens.run_with_cache(PROMPTS, codes, interventions=al.Scale(2e-8, layers=1), **read)
     assert torch.equal(scaled["resid_post", 1], plain * torch.tensor(2e-8))
-
-
-def test_an_alias_is_no_field():
-    edit = al.Add(torch.ones(D), layer=3)
-    assert not hasattr(edit, "layer")
-    assert not hasattr(edit, "span")

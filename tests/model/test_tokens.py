@@ -282,8 +282,6 @@ def test_a_generator_of_prompts_or_seeds_is_read_once_and_whole(lens: al.AudioLe
     expected = lens.generate(["fast song", "slow song"], 0.4, seeds=[3, 4]).codes
     made = lens.generate((f"{word} song" for word in ("fast", "slow")), 0.4, seeds=iter([3, 4])).codes
     assert torch.equal(made, expected)
-    with pytest.raises(PromptError, match="give a list, not a generator"), lens.trace(iter(["fast song"])):
-        lens.site("resid_post", 0).value.save()
 
 
 @pytest.fixture

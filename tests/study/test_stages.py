@@ -19,7 +19,7 @@ from analysis import study
 from analysis.study import pipeline, stages
 from analysis.study.settings import Settings
 from analysis.sweep import ledger, playing
-from audiolens.directions import directions as directions_of
+from audiolens.directions import pole_reader
 from audiolens.errors import BusyError, InputError, StoppedError
 from audiolens.files.integrity import read_json, sealed_json
 
@@ -155,7 +155,7 @@ def test_a_finished_study_is_not_made_again(
         raise AssertionError("the model ran")
 
     monkeypatch.setattr(playing.Making, "generate", none)
-    monkeypatch.setattr(directions_of.PoleReader, "__init__", none)
+    monkeypatch.setattr(pole_reader.PoleReader, "__init__", none)
     again = ran(lens, out)
     assert (out / "notes.txt").read_text() == "mine"
     (out / "notes.txt").unlink()
