@@ -30,6 +30,7 @@ from audiolens.model.tokens import named_once
 from audiolens.tensors import finite
 from audiolens.tracing.batching import whole_batch_size
 from audiolens.tracing.overflow import checked_logits
+from audiolens.vectors import unit
 
 Along = Literal["codes", "difference", "direction"]
 
@@ -155,7 +156,7 @@ def direct(
         ]
         ours = runs[0]
         if others is not None:
-            along = _unit(ours.logits - runs[1].logits)
+            along = unit(ours.logits - runs[1].logits)
         elif vector is not None:
             along = ours.written(vector)
         else:
@@ -223,7 +224,7 @@ class _Run:
         """Return the unit vector of logits that a vector in the stream writes, through the final norm and LM heads."""
         weight = self.lens.traced_model.final_norm.weight.detach().float()
         through = weight * (vector - vector.mean()).to(weight)
-        each = torch.stack([_unit(through @ head.float()) for head in self.lens.W_U])
+        each = torch.stack([unit(through @ head.float()) for head in self.lens.W_U])
         return each[None, :, None].expand_as(self.logits)
 
 
@@ -258,7 +259,3 @@ def _vector(direction: Any, lens: AudioLens) -> Float[Tensor, " d_model"]:
             f"direction of shape {tuple(vector.shape)}: expected {lens.config.d_model} finite numbers, not all 0."
         )
     return vector
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)

@@ -17,6 +17,7 @@ from torch.nn.functional import cosine_similarity
 from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.ranking import area, auc, ranks
+from audiolens.vectors import unit
 
 FEWEST_HALF = 4
 """The fewest prompts per pole in the first half for `Evidence.stable_at`: the curve then has 1, 2 and 4 prompts."""
@@ -142,7 +143,7 @@ class Contrast:
             half = int(self.counts[pole] >= self.first[pole])
             vector = values[:, row]
             if half:
-                self.scores[pole].append((vector * self._unit()).sum(-1))
+                self.scores[pole].append((vector * unit(self._half(0))).sum(-1))
             self.sums[half, pole] += vector
             self.counts[pole] += 1
             self._snap()
@@ -183,10 +184,6 @@ class Contrast:
         negative, positive = self._sums()[half]
         sizes = [self.first[pole] if half == 0 else self.sizes[pole] - self.first[pole] for pole in (0, 1)]
         return positive / sizes[1] - negative / sizes[0]
-
-    def _unit(self) -> Tensor:
-        direction = self._half(0)
-        return direction / direction.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(direction.dtype).tiny)
 
     def _snap(self) -> None:
         """Keep the direction of the first 1, 2, 4, ... prompts per pole, and of the whole first half."""

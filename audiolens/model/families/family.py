@@ -128,7 +128,7 @@ class Family:
     def sites(self, config: LensConfig) -> list[Site]:
         """Every site of a model, in the model's order."""
         blocks = [Site(hook, layer) for layer in range(config.n_layers) for hook in self.block_taps]
-        return [*map(Site, self.entry_taps), *blocks, *map(Site, self.exit_taps)]
+        return self._with_axes([*map(Site, self.entry_taps), *blocks, *map(Site, self.exit_taps)])
 
     def shapes(self, config: LensConfig) -> dict[str, str]:
         """The shape of the values at every site, by full name, in the model's order."""
@@ -136,8 +136,12 @@ class Family:
 
     def find(self, config: LensConfig, sites: str | Sequence[str], layers: int | Iterable[int] | None) -> list[Site]:
         """The sites that names and layers select."""
-        found = resolve(sites, layers, hooks=self.block_taps, model_hooks=self.model_taps, n_layers=config.n_layers)
-        return [replace(site, axes=self.tap(site).form.axes) for site in found]
+        return self._with_axes(
+            resolve(sites, layers, hooks=self.block_taps, model_hooks=self.model_taps, n_layers=config.n_layers)
+        )
+
+    def _with_axes(self, sites: Iterable[Site]) -> list[Site]:
+        return [replace(site, axes=self.tap(site).form.axes) for site in sites]
 
     def filter(
         self,
@@ -160,7 +164,7 @@ class Family:
             kept = names(site.name)
             checked_flags(**{f"names({site.name!r})": kept})
             if kept:
-                chosen.append(replace(site, axes=self.tap(site).form.axes))
+                chosen.append(site)
         if not chosen:
             raise InputError("names: the function chose none of this model's sites; lens.sites() lists them.")
         return chosen

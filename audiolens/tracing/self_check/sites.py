@@ -124,16 +124,14 @@ def _arrived(place: str, *sources: str, found: Tensor, expected: Tensor) -> None
 def _explained(traced: TracedModel) -> Iterator[None]:
     """Raise any unexpected error as an unsupported model."""
     try:
-        try:
-            yield
-        except SiteOrderError as error:
-            # The check reads sites in the family's order, so the error means that the model differs.
-            raise RuntimeError(str(error)) from error
+        yield
     except ActivationOverflow as error:
         raise UnsupportedModelError(f"an edit would not change the output of this model: {error}") from error
-    except (AudioLensError, torch.cuda.OutOfMemoryError):
-        raise
     except Exception as error:
+        # The check reads sites in the family's order, so an error of order means that the model differs.
+        known = isinstance(error, AudioLensError | torch.cuda.OutOfMemoryError)
+        if known and not isinstance(error, SiteOrderError):
+            raise
         raise UnsupportedModelError(
             f"{type(traced.model).__name__} does not run as audiolens expects of {traced.config.family}: "
             f"{type(error).__name__}: {str(error).strip()[:300]}"
