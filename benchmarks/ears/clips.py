@@ -1,0 +1,151 @@
+"""The clips that both audiolens and the models of `hear.py` measure, as WAV files with one table.
+
+- "generated": neutral test prompts, unsteered, steered towards both poles of each concept, and with the poles asked for
+  in words, all at the same seeds.
+- "synthesised" and "codec": clips of the synthesiser with known labels, before and after the model's codec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pandas as pd
+
+from analysis import sweep
+from analysis.study import Settings
+from analysis.sweep import BASELINE, Condition
+from audiolens import AudioLens, difference_in_means, measure, steer
+from audiolens.directions.steering import Strategy
+from audiolens.errors import InputError
+from audiolens.etude import synth
+from audiolens.prompts import PromptSet, load
+from audiolens.sound import soundfiles
+
+SEED = 505
+"""Seed of the synthesiser's clips; training and calibration use others."""
+ROWS = 32
+PROMPTED = ("tempo", "timbre", "density", "register", "mode")
+"""The concepts whose poles are asked for in words."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how strongly a concept is steered."""
+
+    strategy: Strategy
+    layer: int
+    strength: float
+
+    @classmethod
+    def read(cls, text: str) -> tuple[str, Place]:
+        """A concept and its place, from text such as "tempo=one-to-one:3:1".
+
+        Raises:
+            InputError: if the text has another form.
+        """
+        try:
+            concept, place = text.split("=")
+            strategy, layer, strength = place.split(":")
+            if strategy not in get_args(Strategy):
+                raise ValueError(f"strategy {strategy!r}")
+            return concept, cls(strategy, int(layer), float(strength))
+        except ValueError as error:
+            raise InputError(
+                f"place {text!r}: expected CONCEPT=STRATEGY:LAYER:STRENGTH, such as tempo=one-to-one:3:1 ({error})."
+            ) from None
+
+
+PLACES: Mapping[str, Place] = {
+    "tempo": Place("one-to-one", 3, 1.0),
+    "timbre": Place("one-to-all", 7, 0.0625),
+    "mode": Place("one-to-one", 3, 1.0),
+}
+"""The places of the README for tempo and timbre; no study has chosen one for mode, which is steered as tempo is."""
+
+
+def generated(
+    lens: AudioLens, folder: Path, places: Mapping[str, Place], n_prompts: int, n_seeds: int, seconds: float
+) -> pd.DataFrame:
+    """Generate and measure the clips of every condition into `folder`, which a stopped run continues."""
+    settings = Settings.full(test=n_prompts, test_seeds=n_seeds)
+    sets = {concept: load(concept, lens=lens) for concept in dict.fromkeys((*places, *PROMPTED))}
+    clips = settings.test_clips(sets["tempo"])
+    conditions = [Condition(BASELINE), *steered(lens, sets, places, settings.poles), *asked(sets)]
+    played = sweep.play(
+        lens, conditions, clips, seconds=seconds, **settings.sampling, n_jobs=0, out=folder, sound="wav",
+        progress="generating",
+    )  # fmt: skip
+    return with_beats(played.table).assign(set="generated")
+
+
+def steered(lens: AudioLens, sets: Mapping[str, PromptSet], places: Mapping[str, Place], poles: int) -> list[Condition]:
+    """One condition for each pole of each concept that has a place."""
+    found = []
+    for concept, place in places.items():
+        chosen = sets[concept]
+        high, low = chosen.positive[:poles], chosen.negative[:poles]
+        directions = difference_in_means(lens, high, low, seeds=list(range(max(len(high), len(low)))))
+        for pole, sign in zip(chosen.poles, (1, -1), strict=True):
+            strength = sign * place.strength
+            steps = steer(directions, strategy=place.strategy, layer=place.layer, strength=strength)
+            found.append(Condition(f"steered {pole}", tuple(steps)))
+    return found
+
+
+def asked(sets: Mapping[str, PromptSet]) -> list[Condition]:
+    """One condition for each pole of each concept that is asked for in words."""
+    return [
+        Condition(f"prompted {pole}", ask=lambda prompt, chosen=sets[concept], pole=pole: chosen.prompted(prompt, pole))
+        for concept in PROMPTED
+        for pole in sets[concept].poles
+    ]
+
+
+def labelled(lens: AudioLens, folder: Path, n: int) -> pd.DataFrame:
+    """Write `n` clips of the synthesiser, before and after the codec, and measure them. `prompt` numbers the clip."""
+    drawn = list(synth.labelled_clips(n, seed=SEED))
+    labels = pd.DataFrame([clip.attributes.as_dict() for clip in drawn])
+    # A kick marks every beat, so only the notes between beats add onsets.
+    truths = pd.DataFrame(
+        {
+            "label_tempo_bpm": labels["tempo_bpm"],
+            "label_onset_rate": labels["tempo_bpm"] / 60 * labels["density"].clip(lower=1.0),
+            "label_density": labels["density"],
+            "label_register_hz": 440 * 2 ** ((labels["register_midi"] - 69) / 12),
+            "label_centroid_hz": labels["centroid_hz"],
+            "label_major": (labels["mode"] == "major").astype(float),
+            "label_tonic": labels["tonic"],
+        }
+    )
+    raw = np.stack([clip.audio for clip in drawn])[:, None]
+    sounds = {
+        "synthesised": (raw, synth.SAMPLE_RATE),
+        "codec": (through_codec(lens, raw, synth.SAMPLE_RATE), lens.config.sample_rate),
+    }
+    tables = []
+    for name, (audio, sample_rate) in sounds.items():
+        files = [f"{name}/{number:05d}.wav" for number in range(n)]
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for file, clip in zip(files, audio, strict=True):
+            soundfiles.write(folder / file, clip, sample_rate)
+        heard = with_beats(measure.table(audio, sample_rate))
+        facts = {"set": name, "file": files, "prompt": [f"clip {number}" for number in range(n)], "failed": False}
+        tables.append(pd.concat([pd.DataFrame(facts), truths, heard], axis=1))
+    return pd.concat(tables, ignore_index=True)
+
+
+def through_codec(lens: AudioLens, audio: np.ndarray, sample_rate: int) -> np.ndarray:
+    """The same clips [row, channel, sample], encoded and decoded."""
+    parts: Sequence[np.ndarray] = np.split(audio, range(ROWS, len(audio), ROWS))
+    return np.concatenate(
+        [lens.decode_codes(lens.encode_audio(part, sample_rate)).float().cpu().numpy() for part in parts]
+    )
+
+
+def with_beats(table: pd.DataFrame) -> pd.DataFrame:
+    """Add `onsets_per_beat`: onsets per second over beats per second."""
+    return table.assign(onsets_per_beat=60 * table["onset_rate"] / table["tempo"])
