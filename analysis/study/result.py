@@ -18,6 +18,7 @@ from analysis.placement import Placement
 from analysis.similarity import CosineMap
 from analysis.statistics import FEWEST_CONTROLS, Monotonicity
 from analysis.study import where
+from analysis.study.pace import by_the_beat
 from analysis.study.scan import Choice
 from analysis.study.settings import Settings
 from analysis.study.test_result import Outcome
@@ -134,6 +135,7 @@ class Study:
     def qualification(self) -> str:
         """The context of the finding: the place, the controls, the effect of asking in words, and failed clips."""
         sentences = [f"Strategy: {self.choice.told}.", *(_qualified(one) for one in self.outcomes)]
+        sentences += by_the_beat(self.measure, self.cross, self.choice.strength)
         if any(one.towards and one.n_random < FEWEST_CONTROLS for one in self.outcomes):
             sentences.append("Too few controls were run to say whether a random direction would do the same.")
         return " ".join(sentences)

@@ -18,7 +18,7 @@ import pandas as pd
 from analysis import sweep
 from analysis.study import Settings
 from analysis.sweep import BASELINE, Condition
-from audiolens import AudioLens, difference_in_means, measure, steer
+from audiolens import AudioLens, Directions, difference_in_means, measure, steer
 from audiolens.directions.steering import Strategy
 from audiolens.errors import InputError
 from audiolens.etude import synth
@@ -29,7 +29,7 @@ SEED = 505
 """Seed of the synthesiser's clips; training and calibration use others."""
 ROWS = 32
 PROMPTED = ("tempo", "timbre", "density", "register", "mode")
-"""The concepts whose poles are asked for in words."""
+"""The concepts whose poles are asked for in words, by default."""
 
 
 @dataclass(frozen=True)
@@ -68,40 +68,55 @@ PLACES: Mapping[str, Place] = {
 
 
 def generated(
-    lens: AudioLens, folder: Path, places: Mapping[str, Place], n_prompts: int, n_seeds: int, seconds: float
+    lens: AudioLens,
+    folder: Path,
+    places: Mapping[str, Place],
+    prompted: Sequence[str],
+    n_prompts: int,
+    n_seeds: int,
+    seconds: float,
 ) -> pd.DataFrame:
-    """Generate and measure the clips of every condition into `folder`, which a stopped run continues."""
+    """Generate and measure the clips of every condition into `folder`, where a stopped run continues."""
     settings = Settings.full(test=n_prompts, test_seeds=n_seeds)
-    sets = {concept: load(concept, lens=lens) for concept in dict.fromkeys((*places, *PROMPTED))}
-    clips = settings.test_clips(sets["tempo"])
-    conditions = [Condition(BASELINE), *steered(lens, sets, places, settings.poles), *asked(sets)]
+    sets = {concept: load(concept, lens=lens) for concept in dict.fromkeys((*places, *prompted))}
+    clips = settings.test_clips(next(iter(sets.values())))
+    conditions = [
+        Condition(BASELINE),
+        *(one for concept, place in places.items() for one in steered(lens, folder, sets[concept], place)),
+        *(one for concept in prompted for one in asked(sets[concept])),
+    ]
     played = sweep.play(
-        lens, conditions, clips, seconds=seconds, **settings.sampling, n_jobs=0, out=folder, sound="wav",
+        lens, conditions, clips, seconds=seconds, **settings.sampling, n_jobs=0, out=folder / "clips", sound="wav",
         progress="generating",
     )  # fmt: skip
-    return with_beats(played.table).assign(set="generated")
+    table = with_beats(played.table)
+    return table.assign(set="generated", file=f"{folder.name}/clips/" + table["file"])
 
 
-def steered(lens: AudioLens, sets: Mapping[str, PromptSet], places: Mapping[str, Place], poles: int) -> list[Condition]:
-    """One condition for each pole of each concept that has a place."""
+def steered(lens: AudioLens, folder: Path, sets: PromptSet, place: Place) -> list[Condition]:
+    """One condition for each pole of a concept; its directions are read once, into `folder`."""
+    path = folder / f"{sets.concept}.safetensors"
+    if path.exists():
+        directions = Directions.load(path, lens=lens)
+    else:
+        poles = Settings.full().poles
+        high, low = sets.positive[:poles], sets.negative[:poles]
+        seeds = list(range(max(len(high), len(low))))
+        directions = difference_in_means(lens, high, low, seeds=seeds, label=sets.concept)
+        folder.mkdir(parents=True, exist_ok=True)
+        directions.save(path)
     found = []
-    for concept, place in places.items():
-        chosen = sets[concept]
-        high, low = chosen.positive[:poles], chosen.negative[:poles]
-        directions = difference_in_means(lens, high, low, seeds=list(range(max(len(high), len(low)))))
-        for pole, sign in zip(chosen.poles, (1, -1), strict=True):
-            strength = sign * place.strength
-            steps = steer(directions, strategy=place.strategy, layer=place.layer, strength=strength)
-            found.append(Condition(f"steered {pole}", tuple(steps)))
+    for pole, sign in zip(sets.poles, (1, -1), strict=True):
+        strength = sign * place.strength
+        steps = steer(directions, strategy=place.strategy, layer=place.layer, strength=strength)
+        found.append(Condition(f"steered {pole}", tuple(steps)))
     return found
 
 
-def asked(sets: Mapping[str, PromptSet]) -> list[Condition]:
-    """One condition for each pole of each concept that is asked for in words."""
+def asked(sets: PromptSet) -> list[Condition]:
+    """One condition for each pole of a concept, asked for in words."""
     return [
-        Condition(f"prompted {pole}", ask=lambda prompt, chosen=sets[concept], pole=pole: chosen.prompted(prompt, pole))
-        for concept in PROMPTED
-        for pole in sets[concept].poles
+        Condition(f"prompted {pole}", ask=lambda prompt, pole=pole: sets.prompted(prompt, pole)) for pole in sets.poles
     ]
 
 

@@ -61,6 +61,9 @@ def main(
     place: Annotated[
         list[str] | None, typer.Option(help="Where to steer, such as tempo=one-to-one:3:1; may be repeated.")
     ] = None,
+    prompted: Annotated[str, typer.Option(help="Concepts to ask for in words, with commas.")] = ",".join(
+        clips.PROMPTED
+    ),
     python: Annotated[Path, typer.Option(help="Python of the environment of `make ears`.")] = PYTHON,
     update: Annotated[bool, typer.Option(help="Write the tables into docs/ears.md.")] = False,
 ) -> None:
@@ -70,7 +73,15 @@ def main(
     places = {**clips.PLACES, **dict(clips.Place.read(text) for text in place or ())}
     lens = AudioLens.from_pretrained(model)
     out.mkdir(parents=True, exist_ok=True)
-    ours = measured(lens, out, places, prompts, seeds, synthesised, seconds)
+    words = tuple(prompted.split(","))
+    # The clips with labels are made first, so that `hear.py` can be started on them meanwhile.
+    ours = pd.concat(
+        [
+            clips.labelled(lens, out, synthesised),
+            clips.generated(lens, out / "generated", places, words, prompts, seeds, seconds),
+        ],
+        ignore_index=True,
+    )
     table = joined(ours, heard(out, python))
     table.to_parquet(out / "clips.parquet")
     asked = {"model": model, "prompts": prompts, "seeds": seeds, "synthesised": synthesised, "seconds": seconds}
@@ -80,21 +91,6 @@ def main(
     if update:
         PAGE.write_text(renewed(PAGE.read_text("utf-8"), "ears", text), "utf-8")
     typer.echo(text)
-
-
-def measured(
-    lens: AudioLens,
-    out: Path,
-    places: dict[str, clips.Place],
-    prompts: int,
-    seeds: int,
-    synthesised: int,
-    seconds: float,
-) -> pd.DataFrame:
-    """Every clip with our measures and, for the synthesiser's, its labels."""
-    played = clips.generated(lens, out / "generated", places, prompts, seeds, seconds)
-    played = played.assign(file="generated/" + played["file"])
-    return pd.concat([played, clips.labelled(lens, out, synthesised)], ignore_index=True)
 
 
 def heard(out: Path, python: Path) -> pd.DataFrame:

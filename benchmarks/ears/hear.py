@@ -3,8 +3,9 @@
 It runs in the environment of `make ears`, so it imports nothing of audiolens. One row per file goes into a CSV as soon
 as the file is measured, so a stopped run continues where it was. `COLUMNS` lists the measures.
 
-- madmom (Böck et al. 2016): beats and downbeats by recurrent networks with a dynamic Bayesian network (ISMIR 2016),
-  onsets by a convolutional network (ICASSP 2014), and the key by another (Korzeniowski and Widmer, ISMIR 2018).
+- madmom: beats and downbeats by recurrent networks and a dynamic Bayesian network (Böck, Krebs and Widmer, ISMIR 2016),
+  onsets by a convolutional network (Schlüter and Böck, ICASSP 2014), and the key by another (Korzeniowski and Widmer,
+  ISMIR 2018).
 - Basic Pitch (Bittner et al., ICASSP 2022): notes.
 - SwiftF0 (Nieradzik 2025, arXiv 2508.18440; the pinned release has a smaller network than the paper's): the pitch of
   the strongest voice.
@@ -245,10 +246,11 @@ class Ears:
         warnings.simplefilter("ignore")
         try:
             with madmom_found():
-                from madmom.features import beats, downbeats, key, onsets
+                from madmom.features import downbeats, key, onsets
             from basic_pitch import ICASSP_2022_MODEL_PATH
             from basic_pitch.inference import Model
             from librosa.feature import spectral_centroid as _  # noqa: F401  librosa imports its modules on first use
+            from onnxruntime import InferenceSession, SessionOptions
             from swift_f0 import SwiftF0
         except ImportError as error:
             raise HearingError(
@@ -256,21 +258,24 @@ class Ears:
             ) from None
         span: dict[str, Any] = {"min_bpm": SLOWEST_BPM, "max_bpm": FASTEST_BPM, "fps": FRAMES_PER_SECOND}
         processors = {
-            "beat activation": beats.RNNBeatProcessor(),
-            "beats": beats.DBNBeatTrackingProcessor(**span),
-            "downbeat activation": downbeats.RNNDownBeatProcessor(),
-            "downbeats": downbeats.DBNDownBeatTrackingProcessor(beats_per_bar=[3, 4], **span),
+            "beat activation": downbeats.RNNDownBeatProcessor(),
+            "beats": downbeats.DBNDownBeatTrackingProcessor(beats_per_bar=[3, 4], **span),
             "onset activation": onsets.CNNOnsetProcessor(),
             "onsets": onsets.OnsetPeakPickingProcessor(fps=FRAMES_PER_SECOND),
             "key": key.CNNKeyRecognitionProcessor(),
             "key names": key.KEY_LABELS,
         }
-        return cls(processors, Model(ICASSP_2022_MODEL_PATH), SwiftF0(threads=1, spin=False))
+        notes = Model(ICASSP_2022_MODEL_PATH)
+        # Its own session starts a thread for every core, which wait by computing; a clip is too short for two.
+        options = SessionOptions()
+        options.intra_op_num_threads = 1
+        notes.model = InferenceSession(str(ICASSP_2022_MODEL_PATH), options, providers=["CPUExecutionProvider"])
+        return cls(processors, notes, SwiftF0(threads=1, spin=False))
 
     def hear(self, path: Path, samples: np.ndarray, sample_rate: int) -> dict[str, float]:
         """Every measure of one file."""
         signal = self._signal(samples, sample_rate)
-        beats = self._beats(signal)
+        beats, beats_per_bar = self._beats(signal)
         onsets = np.asarray(self.madmom["onsets"](self.madmom["onset activation"](signal)))
         probabilities = np.asarray(self.madmom["key"](signal)).ravel()
         notes = self._notes(path)
@@ -281,7 +286,7 @@ class Ears:
         return {
             "seconds": seconds,
             "beat_bpm": bpm,
-            "beats_per_bar": self._beats_per_bar(signal),
+            "beats_per_bar": beats_per_bar,
             "onset_rate": onset_rate,
             "ioi_bpm": 60 / float(np.median(np.diff(onsets))) if len(onsets) >= FEWEST_BEATS else NOTHING,
             "onsets_per_beat": 60 * onset_rate / bpm,
@@ -305,12 +310,10 @@ class Ears:
         whole = np.round(at_rate / max(1.0, float(np.abs(at_rate).max())) * 32_767).astype(np.int16)
         return Signal(whole, sample_rate=MADMOM_RATE, num_channels=1)
 
-    def _beats(self, signal: Any) -> np.ndarray:
-        return np.asarray(self.madmom["beats"](self.madmom["beat activation"](signal)), dtype=float)
-
-    def _beats_per_bar(self, signal: Any) -> float:
-        found = np.asarray(self.madmom["downbeats"](self.madmom["downbeat activation"](signal)))
-        return float(found[:, 1].max()) if len(found) else NOTHING
+    def _beats(self, signal: Any) -> tuple[np.ndarray, float]:
+        """The times of the beats in seconds, and the number of beats in a bar."""
+        found = np.asarray(self.madmom["beats"](self.madmom["beat activation"](signal)), dtype=float).reshape(-1, 2)
+        return found[:, 0], float(found[:, 1].max()) if len(found) else NOTHING
 
     def _notes(self, path: Path) -> list[Note]:
         from basic_pitch.inference import run_inference

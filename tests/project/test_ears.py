@@ -25,6 +25,7 @@ from scipy.stats import spearmanr
 
 from analysis import statistics
 from audiolens.errors import InputError
+from audiolens.prompts import load
 
 ROOT = Path(__file__).parents[2]
 VERSIONS = dict.fromkeys(hear.PACKAGES, "1.0")
@@ -283,6 +284,16 @@ class TestComparison:
         for text in ("tempo", "tempo=3:1", "tempo=one-to-two:3:1", "tempo=one-to-one:x:1"):
             with pytest.raises(InputError, match="expected CONCEPT=STRATEGY:LAYER:STRENGTH"):
                 clips.Place.read(text)
+
+    def test_each_condition_asks_for_its_own_pole(self) -> None:
+        sets = load("tempo")
+        fast, slow = clips.asked(sets)
+        prompt = sets.test[0]
+        assert (fast.name, slow.name) == ("prompted fast", "prompted slow")
+        assert (fast.asked(prompt), slow.asked(prompt)) == (
+            sets.prompted(prompt, "fast"),
+            sets.prompted(prompt, "slow"),
+        )
 
     def test_without_the_environment_it_says_what_to_run(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="run `make ears` first"):
