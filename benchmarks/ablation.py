@@ -156,9 +156,9 @@ def page(table: pd.DataFrame, steps: int, clips: int, draws: int) -> str:
     frames = len(evaluate.FRAMES)
     lines = [
         f"The decoder was trained from scratch for {steps:,} steps on {clips:,} clips, with the full recipe and "
-        "without some of its ingredients (`python benchmarks/ablation.py`). The gap is the log-likelihood of a clip with its "
-        f"caption minus that without, averaged over {HELD_OUT} held-out clips, with a 95% interval over clips. AUCs "
-        f"are computed on clips for {frames} held-out captions per pole, {draws} clips each.",
+        "without some of its ingredients (`python benchmarks/ablation.py`). The gap is the log-likelihood of a clip "
+        f"with its caption minus that without, averaged over {HELD_OUT} held-out clips, with a 95% interval over "
+        f"clips. AUCs are computed on clips for {frames} held-out captions per pole, {draws} clips each.",
         "",
         "| recipe | nats per code | gap, nats per clip | tempo (interval), AUC | timbre, AUC |",
         "|---|---|---|---|---|",
