@@ -220,9 +220,9 @@ def first_order(
 ) -> dict[str, float]:
     """Compare the effect on the guided logits of steering the conditional half alone with that of both halves.
 
-    `factor` is the projection onto the effect of both halves; it equals `guidance` if the halves respond alike.
-    `cosine` is the cosine similarity of the two effects. `bend` is the relative deviation from linearity when the
-    strength is doubled (0: purely first order).
+    `factor` is the projection onto the effect of both halves; it equals `guidance` if the two halves respond in the
+    same way. `cosine` is the cosine similarity of the two effects. `bend` is the relative deviation from linearity when
+    the strength is doubled (0: purely first order).
     """
 
     def guided(branch: Any, amount: float) -> torch.Tensor:
@@ -275,7 +275,7 @@ def page(
     mine = read[read["layer"] == read["concept"].map(layers)].drop(columns=["residual_norm"])
     lines += [
         "**First-order effect** on the guided logits of a small addition to the conditional half, relative to that of "
-        "the same addition to both halves. The factor equals `guidance` if the halves respond alike.",
+        "the same addition to both halves. The factor equals `guidance` if the two halves respond in the same way.",
         "",
         *_markdown(tables["first_order"]),
         "",
