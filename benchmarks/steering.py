@@ -280,7 +280,7 @@ def page(
         *_markdown(tables["first_order"]),
         "",
         "**Readings** of each direction at the steered block, by position and branch. `cosine` is the cosine "
-        "similarity with the concept's first row.",
+        "similarity with the direction in the concept's first row.",
         "",
         *_markdown(mine[["concept", *[name for name in mine.columns if name != "concept"]]]),
     ]
