@@ -62,9 +62,9 @@ class Place:
 PLACES: Mapping[str, Place] = {
     "tempo": Place("one-to-one", 3, 1.0),
     "timbre": Place("one-to-all", 7, 0.0625),
-    "mode": Place("one-to-one", 3, 1.0),
+    "mode": Place("one-to-one", 3, 2.0),
 }
-"""The places of the README for tempo and timbre; no study has chosen one for mode, which is steered as tempo is."""
+"""The places of the README for tempo and timbre. For mode, no study chose one; it is that of tempo, twice as strong."""
 
 
 def generated(
@@ -89,7 +89,10 @@ def generated(
         lens, conditions, clips, seconds=seconds, **settings.sampling, n_jobs=0, out=folder / "clips", sound="wav",
         progress="generating",
     )  # fmt: skip
-    table = with_beats(played.table)
+    table = played.table
+    # Measured anew from the files: a finished sweep returns its stored measures, although a measure may have changed.
+    measured = measure.table([str(folder / "clips" / file) for file in table["file"]])
+    table = with_beats(table.drop(columns=list(measured.columns)).join(measured))
     return table.assign(set="generated", file=f"{folder.name}/clips/" + table["file"])
 
 
