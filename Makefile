@@ -24,7 +24,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help install study test fuzz drive browser lint format evidence ears ears-compare notebooks versions clean
+.PHONY: help install study test fuzz drive browser lint format evidence ears agreement notebooks versions clean
 
 help:
 	@echo 'make study     install, steer tempo and timbre on the bundled model, and write $(OUT)/*/index.html'
@@ -33,7 +33,7 @@ help:
 	@echo 'make notebooks run the notebooks from top to bottom and save their outputs'
 	@echo 'make evidence  measure the tables in the README and the model card (no time limit)'
 	@echo 'make ears      install models that others trained in $(EARS), apart from audiolens; with WAVS=folder, measure its WAV files'
-	@echo 'make ears-compare  compare the measures with those models (UPDATE=1 writes docs/ears.md)'
+	@echo 'make agreement  compare the measures with those models (UPDATE=1 writes docs/ears.md)'
 	@echo 'make versions  run the exact tests on the lowest, pinned and newest versions of the dependencies'
 	@echo 'make drive     call every public name with wrong arguments, CALLS times, drawn by SEED (default 10000, 0): no foreign error'
 	@echo 'make lint      run ruff and pyright only'
@@ -117,7 +117,7 @@ $(EARS)/.installed: benchmarks/ears/requirements.txt | $(STAMP)
 	@$(EARS)/bin/python -m pip install --quiet --no-deps --requirement $<
 	@touch $@
 
-ears-compare: $(STAMP) $(EARS)/.installed
+agreement: $(STAMP) $(EARS)/.installed
 	@PYTHONPATH=.:benchmarks $(BIN)/python -m ears.compare --out $(OUT)/ears$(if $(UPDATE), --update)
 
 notebooks: $(STAMP)

@@ -40,6 +40,9 @@ class Place:
     layer: int
     strength: float
 
+    def __str__(self) -> str:
+        return f"{self.strategy} {self.layer}, ±{self.strength:g}"
+
     @classmethod
     def read(cls, text: str) -> tuple[str, Place]:
         """A concept and its place, from text such as "tempo=one-to-one:3:1".

@@ -1,4 +1,4 @@
-"""Compare audiolens's measures with models that others trained, for `docs/ears.md`: `make ears-compare`.
+"""Compare audiolens's measures with models that others trained, for `docs/ears.md`: `make agreement`.
 
 Makes clips (`clips`), measures them here and, in the environment of `make ears`, with `hear.py`, and compares the two
 (`agreement`). Clips and both tables stay in the output folder, and a stopped run continues there.
@@ -84,9 +84,13 @@ def main(
     )
     table = joined(ours, heard(out, python))
     table.to_parquet(out / "clips.parquet")
-    asked = {"model": model, "prompts": prompts, "seeds": seeds, "synthesised": synthesised, "seconds": seconds}
+    settings = (
+        f"`{model}`, {prompts} neutral test prompts x {seeds} seeds of {seconds:g} s, steered along "
+        f"{'; '.join(f'{name} ({where})' for name, where in places.items())}, and prompted for {', '.join(words)}; "
+        f"{synthesised} clips of the synthesiser"
+    )
     packages = json.loads((out / "ears.json").read_text("utf-8"))["packages"]
-    text = page(table, {**asked, "places": {name: str(where) for name, where in places.items()}}, packages)
+    text = page(table, settings, packages)
     (out / "ears.md").write_text(text, "utf-8")
     if update:
         PAGE.write_text(renewed(PAGE.read_text("utf-8"), "ears", text), "utf-8")
@@ -120,13 +124,12 @@ def joined(ours: pd.DataFrame, ears: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns="both")
 
 
-def page(table: pd.DataFrame, asked: dict[str, object], packages: dict[str, str]) -> str:
+def page(table: pd.DataFrame, settings: str, packages: dict[str, str]) -> str:
     """All tables as Markdown."""
     generated = table[table["set"] == "generated"]
-    settings = ", ".join(f"{name} {value}" for name, value in asked.items())
     versions = ", ".join(f"{name} {version}" for name, version in packages.items())
     lines = [
-        f"Measured with {settings}; {versions}.",
+        f"Measured on {settings}; {versions}.",
         "",
         "**Agreement.** Spearman's ρ between our measure and the other model, over the clips that have both (their "
         "number in brackets). For the generated clips, a 95% interval over prompts.",

@@ -22,7 +22,7 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -118,6 +118,10 @@ def heard(folder: Path, out: Path) -> dict[str, str]:
     hashes = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     todo = [path for path in files if known.get(names[path], {}).get("sha256") != hashes[path]]
     print(f"{len(files) - len(todo)} of {len(files)} files are already in {out}", file=sys.stderr)
+    if known:
+        # A file that has changed or is gone leaves no row behind.
+        again = set(todo)
+        rewrite(out, [known[names[path]] for path in files if path not in again])
     failed: dict[str, str] = {}
     if not todo:
         return failed
@@ -208,6 +212,16 @@ def begin(out: Path, versions: Mapping[str, str]) -> None:
         out.write_text(",".join(HEADER) + "\n", encoding="utf-8", newline="")
     except OSError as error:
         raise HearingError(f"{out} cannot be written: {error}") from None
+
+
+def rewrite(out: Path, rows: Iterable[Mapping[str, str]]) -> None:
+    """Replace the rows of a table, in one step."""
+    new = out.with_suffix(".new")
+    with new.open("w", encoding="utf-8", newline="") as table:
+        writer = csv.DictWriter(table, HEADER, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    new.replace(out)
 
 
 def sound(path: Path) -> tuple[np.ndarray, int]:

@@ -116,6 +116,29 @@ class TestTheTableOfAFolder:
         assert list(hear.rows_of(table, VERSIONS)) == ["0.wav", "1.wav"]
         assert table.read_bytes() == whole
 
+    def test_a_file_that_has_changed_or_is_gone_leaves_no_row(
+        self, table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        class Deaf:
+            """Ears that hear 2 in everything."""
+
+            def hear(self, *_: object) -> dict[str, float]:
+                return dict.fromkeys(hear.COLUMNS, 2.0)
+
+        monkeypatch.setattr(hear, "installed", lambda: VERSIONS)
+        monkeypatch.setattr(hear.Ears, "load", Deaf)
+        # Of the two files in the table, 0.wav is gone and 1.wav is another.
+        for name in ("1.wav", "2.wav"):
+            soundfile.write(table.with_name(name), np.zeros(16_000), 8_000)
+        assert hear.heard(table.parent, table) == {}
+        rows = pd.read_csv(table)
+        assert rows["file"].tolist() == ["1.wav", "2.wav"]
+        assert set(rows["beat_bpm"]) == {2.0}
+        before = table.read_bytes()
+        assert hear.heard(table.parent, table) == {}
+        assert table.read_bytes() == before
+        assert "2 of 2 files are already in" in capsys.readouterr().err
+
     def test_other_columns_versions_and_files_are_refused(self, table: Path) -> None:
         with pytest.raises(HearingError, match="was measured by .*--out"):
             hear.rows_of(table, VERSIONS | {"librosa": "2.0"})
@@ -263,8 +286,8 @@ class TestComparison:
         heard = pd.DataFrame({name: known["label_tempo_bpm"] for name in columns})
         both = pd.concat([known, heard], axis=1).assign(prompt=[f"clip {i}" for i in range(20)], failed=False)
         table = pd.concat([generated, both.assign(set="synthesised"), both.assign(set="codec")], ignore_index=True)
-        text = compare.page(table, {"model": "étude"}, {"librosa": "1.0"})
-        assert text.startswith("Measured with model étude; librosa 1.0.")
+        text = compare.page(table, "étude", {"librosa": "1.0"})
+        assert text.startswith("Measured on étude; librosa 1.0.")
         for one in QUANTITIES:
             assert f"| {one.name} | `{one.ours}` | {one.by}: `{one.ear}` | 1.00 (20) | 1.00 (20) |" in text
         assert re.search(r"\| steered fast \| beat \| \+50% \[.*\] \| \+20% \[.*\] \| madmom, beats \|", text)
@@ -280,7 +303,9 @@ class TestComparison:
             compare.joined(ours, ears[:1])
 
     def test_a_place_is_read_or_refused(self) -> None:
-        assert clips.Place.read("tempo=one-to-all:7:0.25") == ("tempo", clips.Place("one-to-all", 7, 0.25))
+        concept, place = clips.Place.read("tempo=one-to-all:7:0.25")
+        assert (concept, place) == ("tempo", clips.Place("one-to-all", 7, 0.25))
+        assert str(place) == "one-to-all 7, ±0.25"
         for text in ("tempo", "tempo=3:1", "tempo=one-to-two:3:1", "tempo=one-to-one:x:1"):
             with pytest.raises(InputError, match="expected CONCEPT=STRATEGY:LAYER:STRENGTH"):
                 clips.Place.read(text)
