@@ -19,10 +19,14 @@ _MARK = "__groups__"
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """A group that a function takes: its class, the loose arguments of each field, and what spreads it."""
+    """A group that a function takes: its class, and the loose arguments of each field.
+
+    `settled` returns the keyword arguments of a call, with those that the group holds if it `spreads`.
+    """
 
     kind: type
     loose: dict[str, tuple[str, ...]]
+    spreads: bool
     settled: Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any]]
 
 
@@ -97,7 +101,7 @@ def takes(
         def resolved(*args: Any, **kwargs: Any) -> Any:
             return function(*args, **settled(args, kwargs))
 
-        setattr(resolved, _MARK, {**groups_of(function), name: Group(kind, loose, settled)})
+        setattr(resolved, _MARK, {**groups_of(function), name: Group(kind, loose, spread, settled)})
         return resolved
 
     return decorate
@@ -110,14 +114,15 @@ def groups_of(function: Any) -> dict[str, Group]:
 
 
 def loosened(function: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """The keyword arguments of a call, with loose arguments instead of groups, for one that forwards them.
+    """The keyword arguments of a call, with loose arguments instead of the groups that spread, to forward them.
 
     Raises:
         InputTypeError, InputError: as the call itself.
     """
     for name, group in groups_of(function).items():
         kwargs = group.settled(args, kwargs)
-        kwargs.pop(name, None)
+        if group.spreads:
+            kwargs.pop(name, None)
     return kwargs
 
 
