@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class AsArray:
-    """Lets `np.asarray` and `torch.as_tensor` copy `_numbers`, and makes numpy's operators defer to this class."""
+    """Allows `np.asarray` and `torch.as_tensor` to copy `_numbers`, and makes numpy's operators defer to this class."""
 
     __array_ufunc__ = None
 
@@ -23,7 +23,7 @@ class AsArray:
 
     @property
     def instead(self) -> str:
-        """What to pass instead where a single array is expected."""
+        """What to pass instead if a single array is expected."""
         raise NotImplementedError
 
     def _copy(self) -> "Tensor":

@@ -29,7 +29,7 @@ Names = str | Sequence[str] | Callable[[str], bool]
 T = TypeVar("T", bound=Any)
 HookFunction = Callable[[Tensor, "Hook"], Tensor | None]
 
-# Defaults are compared by identity, which distinguishes an omitted argument from an equal one that was given.
+# Defaults are compared by identity, so that an omitted argument differs from an equal one that was given.
 SITES: Sequence[str] = ("resid_post",)
 SECONDS = 4.0
 
@@ -37,7 +37,7 @@ SECONDS = 4.0
 @guarded
 @dataclass(frozen=True)
 class Hook:
-    """The site at which a function of `run_with_hooks` is called, with the `name` and `layer` of a hook point."""
+    """The site at which `run_with_hooks` calls a function; it has the `name` and `layer` of a hook point."""
 
     name: str
 
@@ -59,11 +59,11 @@ class OtherNames:
 
     @property
     def cfg(self: Any) -> LensConfig:
-        """`config`, as TransformerLens calls it."""
+        """The same as `config`, under TransformerLens's name."""
         return self.config
 
     def to_str_tokens(self: Any, prompts: Prompt | Sequence[Prompt]) -> list[str] | list[list[str]]:
-        """Return what `text_tokens` does, but a single list of tokens for a single prompt, as in TransformerLens."""
+        """Return tokens as `text_tokens` does, but for a single prompt return a single list, as in TransformerLens."""
         found = self.text_tokens(prompts)
         return found[0] if prompts is None or isinstance(prompts, str) else found
 
@@ -199,7 +199,7 @@ def chosen_seeds(seeds: Any, seed: int | None) -> Any:
 def chosen_seconds(config: LensConfig, seconds: Any, max_new_tokens: int | None, audio_prompt: Any) -> Any:
     """The length of the clips in seconds, given as `seconds` or as a number of steps, `max_new_tokens`.
 
-    The tail, the last steps, only finishes the delayed codebooks and adds no frames.
+    The last steps (the tail) only complete the delayed codebooks, and add no frames.
 
     Raises:
         InputError: if both were given, if there are too few steps, or if an audio prompt makes the length ambiguous.
@@ -227,7 +227,8 @@ def _pairs(hooks: Any) -> list[tuple[Any, HookFunction]]:
 
 
 def _called(function: HookFunction, hook: Hook, value: Tensor) -> Tensor | None:
-    """Call a function with the keyword `hook`, as TransformerLens does, or by position if it names it differently."""
+    """Call a function with the keyword `hook`, as TransformerLens does, or by position if its parameter has another
+    name."""
     try:
         named = "hook" in inspect.signature(function).parameters
     except (TypeError, ValueError):

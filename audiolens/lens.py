@@ -155,7 +155,8 @@ class AudioLens(TracedLens, OtherNames, Portable):
         return self._traced_model.family.shapes(self.config)
 
     def find_sites(self, names: str | Sequence[str], layers: int | Iterable[int] | None = None) -> list[Site]:
-        """The sites that names and layers select, with `.name`, `.short`, `.layer` and `.axes`, in the order given.
+        """The sites that these names and layers select, in the order given, with `.name`, `.short`, `.layer` and
+        `.axes`.
 
         Raises:
             SiteError, InputError: for a site or layer that this model does not have, or if no site is named.
@@ -163,7 +164,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
         return self.traced_model.family.find(self.config, checked_names("names", names), layers)
 
     def text_tokens(self, prompts: Prompt | Sequence[Prompt]) -> list[list[str]]:
-        """Return each prompt's tokens as strings, as the text encoder reads them. `None` has an empty list."""
+        """Return each prompt's tokens as strings, as the text encoder reads them. The list for `None` is empty."""
         listed = text.checked_prompts(prompts)
         return [
             [] if prompt is None else self.tokenizer.convert_ids_to_tokens(tokens.ids([prompt], self.tokenizer)[0])
@@ -217,7 +218,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
         reading: Reading | None = None,
         sampling: Sampling | None = None,
     ) -> Generation:
-        """Generate one clip per prompt under `interventions`, and record `sites` meanwhile.
+        """Generate one clip per prompt under `interventions`, and record activations at `sites` during generation.
 
         Args:
             prompts: one text per row; a single prompt is repeated for each seed. `None` means no prompt.
@@ -244,7 +245,8 @@ class AudioLens(TracedLens, OtherNames, Portable):
             prefix: record the conditioning before step 0 too; see `run_with_cache`.
             seed: one seed for every row.
             max_new_tokens: the length of the clips in steps, as in transformers, instead of `seconds`. Clips have that
-                many frames minus the tail (3 steps in the published models): 53 steps make a second of 50 frames.
+                many frames minus the tail (3 steps in the published models): 53 steps give 50 frames, which last one
+                second.
             melody: not supported yet; only text conditions the clips.
             reading, sampling: a `Reading` instead of the recording arguments, and a `Sampling` instead of
                 guidance_scale, temperature and top_k.
@@ -299,7 +301,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
         reading: Reading | None = None,
         names_filter: str | Sequence[str] | Callable[[str], bool] | None = None,
     ) -> tuple[Float[Tensor, "..."], ActivationCache]:
-        """Run one forward pass over given codes and record `sites`.
+        """Run one forward pass over given codes, and record the activations at `sites`.
 
         Args:
             codes: undelayed codes, one row per prompt; `None` reads only step 0, the start token.
@@ -368,8 +370,8 @@ class AudioLens(TracedLens, OtherNames, Portable):
     ) -> Iterator[ActivationCache]:
         """Yield the caches of `run_with_cache`, one batch of rows at a time, in order; `cache.prompts` names the rows.
 
-        Earlier batches are not kept, so only one batch takes memory; `reduce` also avoids storing its steps. No logits
-        are computed, and no block above the last recorded one runs. The model may be used between two batches.
+        Only one batch is in memory at a time; with `reduce`, its steps are not stored either. No logits are computed,
+        and no block above the last recorded one runs. The model may be used between two batches.
         """
         recorded = Reading(sites, layers, branch, one_span(seconds, span), reduce, device, dtype, heads, prefix)
         return Forward.checked(

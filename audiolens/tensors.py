@@ -21,7 +21,8 @@ def numbers(name: str, value: Any) -> Tensor:
 
 
 def finite(name: str, value: Any) -> Tensor:
-    """A detached float32 copy, on the CPU, of an array of finite numbers; a run moves it to the model's device."""
+    """A detached float32 copy of an array of finite numbers. It is on the CPU, and a run moves it to the model's
+    device."""
     tensor = tensor_of(name, value).detach()
     if tensor.is_complex() or tensor.dtype == torch.bool:
         kind = "complex numbers" if tensor.is_complex() else "booleans"

@@ -18,7 +18,7 @@ _PARALLEL = 1e-5
 def apart(
     vectors: Float[Tensor, "layer d_model"], others: Sequence[Float[Tensor, "layer d_model"]]
 ) -> tuple[Float[Tensor, "layer d_model"], Bool[Tensor, " layer"]]:
-    """Project the span of the others out of each vector; also return the layers at which nothing is left."""
+    """Project the span of the others out of each vector; also return the layers at which nothing remains."""
     # Normalise first, so that the rank cut-off of the pseudo-inverse does not depend on lengths.
     basis = torch.stack([unit(other).double() for other in others], dim=-1)
     whole = vectors.double()

@@ -49,9 +49,9 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
     `tensors` and `axes` have the same keys. `first_step` is the step number of the first entry along the step axis,
     `branch` is the recorded branch ("cond", "null" or "both"), and `reduce` is the reduction over time, if any. With
     `reduce="mean"`, `norms` holds the mean norm of the activations over the same steps. `heads` are the heads recorded
-    at head sites, in this order (`None` means all). `stream` describes which parts are summed in the residual stream.
+    at head sites, in this order (`None` means all). `stream` describes the parts that add up to the residual stream.
     `readout` holds the model's final norm and output heads. These are the only tensors of the model that a cache refers
-    to, and they are not saved to a file.
+    to, and files do not contain them.
 
     In a model whose conditioning is a prefix to the audio steps (MusicGen Melody), `prefixes` holds the number of
     prefix positions in each row. If the run recorded with `prefix=True`, the steps begin at a negative `first_step`,
@@ -79,7 +79,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
 
     @property
     def instead(self) -> str:
-        """What to pass instead where a single array is expected."""
+        """What to pass instead if a single array is expected."""
         return "give one of its tensors, cache['resid_post', 3], or a site's layers, cache.stack('resid_post')."
 
     def __len__(self) -> int:
@@ -100,7 +100,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
 
     def keys(self) -> KeysView[str]:
         """The full names of the recorded sites, in the model's order."""
-        # The keys of a dict show their contents when printed.
+        # The keys of a dict are readable when printed.
         return dict.fromkeys(self.tensors).keys()
 
     def get(self, key: Any, default: Any = None) -> Any:
@@ -186,7 +186,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         """The cache restricted to some rows, in the order given.
 
         Raises:
-            InputTypeError, InputError: if these are not row numbers, or if the cache has no such rows.
+            InputTypeError, InputError: if `rows` are not row numbers, or if the cache does not have these rows.
         """
         chosen = checked_rows(rows, self._row_count())
         index = torch.tensor(chosen, device="cpu")
@@ -206,7 +206,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         """The cache restricted to the steps of a span (from, to) in seconds.
 
         Raises:
-            InputTypeError, InputError: if this is not a span, or if the span is not inside the recorded steps.
+            InputTypeError, InputError: if `seconds` is not a span, or if the span is not inside the recorded steps.
         """
         if self.reduce is not None:
             raise InputError(f"this cache was reduced over time ({self.reduce}): it has no steps to choose from.")
@@ -245,8 +245,8 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         """The projection of a site onto unit directions over time: "layer row step".
 
         `direction` is "d_model", "layer d_model" (a tensor, an array or a list), or a mapping from layer to vector
-        (such as a `Directions`). Positive means along the direction; units are those of the residual stream. At a layer
-        whose vector is zero (a probe may find no signal there), the projection is 0.
+        (such as a `Directions`). Positive values point along the direction, and the units are those of the residual
+        stream. At a layer whose vector is zero (a probe may find no signal there), the projection is 0.
 
         Raises:
             SiteError: if the site was not recorded, or if a mapping lacks one of its layers.
@@ -280,7 +280,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         labels, instead of one `Components`.
 
         Raises:
-            SiteError: if a component was not recorded; the message says which sites to record.
+            SiteError: if a component was not recorded; the message states which sites to record.
         """
         checked_flags(return_labels=return_labels)
         return labelled(decompose(self, layer), return_labels)
@@ -302,7 +302,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         cross-attention. `return_labels` is as in `decompose_resid`.
 
         Raises:
-            SiteError: if a state was not recorded; the message says which sites to record.
+            SiteError: if a state was not recorded; the message states which sites to record.
         """
         checked_flags(return_labels=return_labels)
         return labelled(accumulate(self, layer, incl_mid), return_labels)
@@ -325,10 +325,10 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         return logit_lens(self, None if lens is None else lens.traced_model, site, layers)
 
     def to_frame(self) -> Any:
-        """A table with one line per recorded vector, giving its length (pandas).
+        """A pandas table with one line per recorded vector, including its norm.
 
         Columns: `name`, `site` (its short form), `layer` (missing outside the blocks), the axes before the last
-        ("branch", "row", "step", "head", ...), `prompt`, `seconds` (the time of the step), and `norm`, the length along
+        ("branch", "row", "step", "head", ...), `prompt`, `seconds` (the time of the step), and `norm`, the norm along
         the last axis. This reads every tensor.
         """
         return lengths(self)
@@ -362,7 +362,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], sites: str | Sequence[str] | None = None) -> "ActivationCache":
-        """Open a saved cache, or only some of its sites, by full or short name ("resid_post" means every layer).
+        """Open a saved cache, or only some of its sites, given by full or short name ("resid_post" means every layer).
 
         Each tensor is read when it is first used, checked against its hash, and then kept in memory; `rows`, `seconds`,
         `at_layers` and `to` read nothing. Until then the file must remain unchanged.
@@ -370,9 +370,9 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         Raises:
             InputError: if the file is not a complete activation cache. It is also raised later, when a tensor is read,
                 if the file is gone or has changed.
-            DamagedError: (an InputError) if the labels are not what was written. It is also raised when a tensor is
-                read that is not what was written.
-            SiteError: if one of the sites is not in the file.
+            DamagedError: (an InputError) if the labels are not what was written. It is also raised when a tensor that
+                is read is not what was written.
+            SiteError: if the file does not contain one of the sites.
         """
         whole = cls(**opened(path))
         return whole if sites is None else whole._some(_chosen(sites, whole.tensors, path))

@@ -1,4 +1,4 @@
-"""Decompose the residual stream: what each part of the model writes, the stream's states, and their logits.
+"""Decompose the residual stream into what each part of the model writes, and compute its states and their logits.
 
 The stream is a sum. It starts as the sum of the code and position embeddings, and every block adds the outputs of its
 attention, cross-attention and MLP. The methods are on `ActivationCache`; the computation is here.
@@ -26,7 +26,7 @@ from audiolens.model.weights import unembeddings
 if TYPE_CHECKING:
     from audiolens.cache.activation_cache import ActivationCache
 
-# What a block adds to the stream, in the model's order, each with the state inside the block that results.
+# The parts that a block adds to the stream, in the model's order, each with the state of the stream after it.
 _PARTS = {"attn_out": "resid_mid", "cross_attn_out": "resid_cross", "mlp_out": None}
 
 
@@ -56,8 +56,8 @@ class Stream:
 class Readout:
     """The map from the residual stream to logits: the final norm, then one head "d_model vocab" per codebook.
 
-    It holds only these tensors of the model, without copying them, so a cache with a readout keeps no module alive.
-    `model` is a weak reference, which expires once nothing else refers to the model.
+    It holds only these tensors of the model, without copying them, so a cache with a readout does not keep any module
+    in memory. `model` is a weak reference, which expires once nothing else refers to the model.
     """
 
     weight: Float[Tensor, " d_model"]
@@ -111,7 +111,7 @@ class Components(AsArray):
 
     @property
     def instead(self) -> str:
-        """What to pass instead where a single tensor is expected."""
+        """What to pass instead if a single tensor is expected."""
         return "give its values, or one component, parts['3_attn_out']."
 
     def __getitem__(self, label: str) -> Float[Tensor, "..."]:
@@ -210,7 +210,7 @@ def _checked(cache: "ActivationCache", layer: int | None, what: str) -> tuple[St
 
 
 def _blocks(cache: "ActivationCache", layer: int | None, what: str) -> tuple[Stream, int]:
-    """The model's stream, and the block before which to stop."""
+    """The model's residual stream, and the number of the block to stop before."""
     stream = cache.stream
     if stream is None:
         raise InputError(f"{what}: this cache does not know its model's blocks. Record it with a lens.")
@@ -242,7 +242,7 @@ def _collected(cache: "ActivationCache", names: dict[str, str], what: str) -> Co
         raise SiteError(
             f"{what}: these sites were not recorded: {shortened(missing, 4)}. Record sites={_recipe(names.values())}."
         )
-    # The position embeddings have a single row, shared by all.
+    # The position embeddings have a single row, which all rows share.
     parts = torch.broadcast_tensors(*(cache.tensors[name] for name in names.values()))
     return Components(torch.stack(parts), tuple(names))
 

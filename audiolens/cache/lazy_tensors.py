@@ -29,7 +29,9 @@ _NORMS = "norms/"
 
 
 class Stored(Mapping[str, Tensor]):
-    """Tensors by name, each read on first use and then kept. `outlines` gives their shapes, as tensors without data.
+    """Tensors by name, each read on first use and then kept in memory.
+
+    `outlines` are tensors without data, which have the shapes.
 
     A copy, or a pickle for another process, contains the tensors themselves.
     """
@@ -63,12 +65,12 @@ class Stored(Mapping[str, Tensor]):
         return Stored({name: self.outlines[under + name] for name in names}, lambda name: self._once(under + name))
 
     def changed(self, change: Change) -> "Stored":
-        """These tensors after a change, applied to the outlines now and to each tensor when it is read."""
+        """These tensors with a change, which is applied to the outlines now and to each tensor when it is read."""
         outlines = {name: change(outline, name) for name, outline in self.outlines.items()}
         return Stored(outlines, lambda name: change(self._once(name), name))
 
     def _once(self, name: str) -> Tensor:
-        """Read a tensor for another `Stored`, without keeping it here, because the other one keeps its own copy."""
+        """Read a tensor for another `Stored`, without storing it here, because the other one stores its own copy."""
         return self._held[name] if name in self._held else self._read(name)
 
 
@@ -83,7 +85,7 @@ def some(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Mapping[str, Te
 
 
 def changed(tensors: Mapping[str, Tensor], change: Change) -> Mapping[str, Tensor]:
-    """Every tensor after a change; stored tensors are changed when they are read."""
+    """All tensors with a change applied; stored tensors are changed when they are read."""
     if isinstance(tensors, Stored):
         return tensors.changed(change)
     return {name: change(tensor, name) for name, tensor in tensors.items()}
@@ -155,10 +157,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], labels: Mapping[str, Any]) 
 
 
 def read(path: str | os.PathLike[str], format_: str, unsealed: str) -> tuple[dict[str, Any], Stored]:
-    """The labels of a file, and its tensors, none of which is read yet; the `unsealed` format has no hashes.
+    """The labels of a file and its tensors, which are not read yet; the `unsealed` format has no hashes.
 
     Raises:
-        InputError: if it is not a complete file of either format, and later if a tensor that is read is damaged.
+        InputError: if it is not a complete file in either format; also later, if a tensor that is read is damaged.
     """
     # The path is made absolute, so that a later change of the working directory does not matter.
     place = Path(path).absolute()
@@ -183,7 +185,7 @@ def read(path: str | os.PathLike[str], format_: str, unsealed: str) -> tuple[dic
 
 @dataclass(frozen=True)
 class _Source:
-    """A file as it was when first opened. It is reopened for each tensor, and is not kept open in between."""
+    """A file as it was when it was first opened. It is opened again for each tensor, and closed in between."""
 
     path: Path
     stamp: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Turn a cache into a table with one line per recorded vector, which gives the length of the vector."""
+"""Turn a cache into a table with one line per recorded vector, including the norm of the vector."""
 
 from typing import TYPE_CHECKING, Any
 

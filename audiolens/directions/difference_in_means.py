@@ -1,4 +1,4 @@
-"""Difference in means: read two poles of prompts, and subtract their mean activations."""
+"""Difference in means: read the activations under the prompts of two poles, and subtract their means."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -43,23 +43,24 @@ def difference_in_means(
 ) -> Directions:
     """Return the mean activation under positive prompts minus the mean under negative prompts, at every layer.
 
-    Marks and Tegmark (2023) and, for music, Facchiano et al. (2025, arXiv 2504.04479), who read it at the end of the
-    text. By default it is read while one clip per prompt is generated, prompt i of each pole with seed i; with `codes`
-    or `audio`, it is read from given music. Means are running sums, so memory depends only on the batch size.
+    The method is that of Marks and Tegmark (2023) and, for music, Facchiano et al. (2025, arXiv 2504.04479), who read
+    the activations at the end of the text. By default they are read while one clip per prompt is generated, prompt i of
+    each pole with seed i; with `codes` or `audio`, they are read from given music. Means are running sums, so memory
+    depends only on the batch size.
 
     Args:
         positive, negative: the prompts of the poles; `None` means no prompt (for poles that differ in their music).
         site: a site with one vector per step in every block.
         position: "mean" over all steps except the tail, "first" (the start token, which depends on the text alone, so
             nothing is generated), "last", or the mean over (from, to) in seconds. "eos" is the last token of the text,
-            where the text is part of the decoder's own sequence (MusicGen Melody): our interpretation of the paper's
-            position.
+            if the text is part of the decoder's own sequence (MusicGen Melody); this is our interpretation of the
+            paper's position.
         branch: the guidance branch that is read; "both" is the mean of the two.
-        guidance_scale: guidance scale of the generated clips.
+        guidance_scale: the guidance scale of the generated clips.
         codes: one row per prompt, the same for both poles, or a pair (positive pole, negative pole).
         audio: (waveform, sample rate) instead of codes, or a pair of them.
         seeds: prompt i of each pole uses seed i; 0, 1, 2, ... by default.
-        seconds: length of the generated clips.
+        seconds: the length of the generated clips.
         layers: blocks to read; `None` means all.
         label: the name of the direction, such as `sets.concept`.
         keep_samples: keep one vector per prompt and layer (4 x d_model x layers x prompts bytes), for `shuffled`.

@@ -44,7 +44,7 @@ class Samples:
     prompts: tuple[str | None, ...]
 
     def difference(self, labels: Bool[Tensor, " prompt"] | None = None) -> Float[Tensor, "layer d_model"]:
-        """Return the positive pole's mean minus the negative pole's, under these labels or the given ones."""
+        """Return the positive pole's mean minus the negative pole's, using the stored labels or the given ones."""
         chosen = self.labels if labels is None else labels
         if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool or chosen.shape != self.labels.shape:
             raise InputError(f"labels={shown(chosen)}: expected a tensor of {len(self.labels)} truth values.")
@@ -109,7 +109,7 @@ class PoleReader:
         self.batch_size, self.progress = whole_batch_size(batch_size), progress
         self.codes = self._checked_codes(_encoded(lens, audio) if audio is not None else codes)
         if self.generates:
-            # Checked before the progress bar is shown.
+            # This is checked before the progress bar is shown.
             clip_timeline(seconds, lens.config)
         checked_settings(guidance_scale, 1.0, None)
         self.seeds = _checked_seeds(seeds, max(len(self.positive), len(self.negative)))
@@ -140,7 +140,7 @@ class PoleReader:
 
     @property
     def starts(self) -> bool:
-        """Whether the start token is enough, since step 0 and the end of the text attend to no other code."""
+        """Whether the start token is enough, because step 0 and the end of the text do not attend to any other code."""
         return self.position in ("first", "eos")
 
     @property
@@ -163,7 +163,7 @@ class PoleReader:
     def _order(self) -> list[int]:
         """Return the reading order of rows: shuffled, pairs together, and the first halves of both poles first."""
         n, m = len(self.positive), len(self.negative)
-        # The order in a file may be meaningful; the split into halves must not be.
+        # The order of prompts in a file may be meaningful, and must not determine the split into halves.
         generator = torch.Generator("cpu").manual_seed(0)
         shuffled = torch.randperm(max(n, m), generator=generator, device="cpu").tolist()
         poles = [[row for row in shuffled if row < n], [n + row for row in shuffled if row < m]]

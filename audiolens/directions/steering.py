@@ -54,7 +54,7 @@ def steer(
     """Return the interventions that steer along one or several directions.
 
     Args:
-        directions: one or several concepts to steer along. The intervention site is the site they were read at.
+        directions: one or several concepts to steer along. The intervention site is the site at which they were read.
         strategy: "one-to-one" adds `layer`'s vector at `layer`; "one-to-all" adds it at every block, where it
             accumulates and needs a fraction of the strength; "one-to-band" adds it at the blocks of `band` (or
             `layers`); "all-to-all" adds each block's own vector at that block (or only at `layers`).
@@ -62,8 +62,8 @@ def steer(
             concepts, give one layer for all or one for each.
         layers: target blocks of "one-to-band" and "all-to-all"; under "one-to-one" another name for `layer`.
         band: target blocks of "one-to-band" as (first, last), both included.
-        strength: the coefficient; negative steers towards the negative pole. A number, or one per affected row, so that
-            a whole dose-response curve runs in one batch.
+        strength: the coefficient; a negative one steers towards the negative pole. It is a number, or one per affected
+            row, so that a whole dose-response curve can run in one batch.
         unit: what a strength of 1 adds. "raw" adds the full difference of means (as in the paper), "unit" adds a vector
             of norm 1, and "residual" adds a vector as long as the mean activation norm at the target block.
         branch: "cond", "null" or "both". To first order, "cond" alone moves the guided logits guidance_scale times as
@@ -85,7 +85,8 @@ def steer(
         One intervention per distinct vector, for `lens.generate(interventions=...)`, in the order of the concepts.
 
     Raises:
-        InputError: (or a subclass) for an invalid strategy, layer, band or strength, naming the valid choices.
+        InputError: (or a subclass) for an invalid strategy, layer, band or strength; the message lists the valid
+            choices.
     """
     checked_flags(preserve_norm=preserve_norm, prefix=prefix)
     concepts = _concepts(directions)
@@ -227,7 +228,7 @@ def _intervention(placed: _Placed, operator: Operator, amount: Tensor, where: di
 
 
 def _at_one(layer: Any, layers: int | list[int]) -> int:
-    """The single block of "one-to-one", given as `layers` instead of `layer`."""
+    """The block for "one-to-one", if it was given as `layers` instead of `layer`."""
     chosen = [layers] if isinstance(layers, int) else layers
     if layer is not None:
         raise InputError(f"layer={layer!r} and layers={layers!r} were both given: 'one-to-one' takes one block.")

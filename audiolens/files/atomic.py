@@ -1,8 +1,8 @@
 """Atomic writes: a file or folder appears complete under its name, or not at all.
 
-A writer creates the file or folder under an unused random name in the target folder, and then renames it. So it never
-opens what a link in that folder points to, and a run that is killed leaves the old file intact. A link, device, pipe or
-socket is never replaced. `put` takes bytes, `written` suits libraries that need a path, and `new_folder` is for
+A writer creates the file or folder under an unused random name in the target folder, and then renames it. It therefore
+never opens what a link in that folder points to, and a killed run leaves the old file intact. A link, device, pipe or
+socket is never replaced. `put` takes bytes, `written` is for libraries that need a path, and `new_folder` is for
 folders.
 """
 
@@ -121,10 +121,10 @@ def as_path(path: object) -> Path:
 
 
 def refuse_special(path: Path) -> None:
-    """Refuse to write a file if a folder, link, device, pipe or socket already has its name.
+    """Raise an error if a folder, link, device, pipe or socket already has this name.
 
     Raises:
-        InputError: the message says what has the name.
+        InputError: the message states what has this name.
     """
     kind = _kind(path)
     if kind == "folder":
@@ -134,10 +134,10 @@ def refuse_special(path: Path) -> None:
 
 
 def refuse_taken(place: Path) -> None:
-    """Refuse to create a folder if anything except an empty folder already has its name.
+    """Raise an error if anything except an empty folder already has this name.
 
     Raises:
-        InputError: the message says what has the name.
+        InputError: the message states what has this name.
     """
     kind = _kind(place)
     if kind == "folder" and any(place.iterdir()) or kind == "file":
@@ -147,7 +147,7 @@ def refuse_taken(place: Path) -> None:
 
 
 def refuse_misplaced(files: Iterable[Path], folders: Iterable[Path] = ()) -> None:
-    """Refuse a folder where a file is expected, and anything except a folder where a folder is expected.
+    """Reject a folder where a file is expected, and anything except a folder where a folder is expected.
 
     Misplaced entries are not replaced, because audiolens did not create them and a folder may hold the only copy of
     something.
@@ -164,7 +164,7 @@ def refuse_misplaced(files: Iterable[Path], folders: Iterable[Path] = ()) -> Non
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse a folder that contains anything except files and folders: an untrusted link may lead outside the folder.
+    """Reject a folder that contains anything except files and folders: an untrusted link may lead outside the folder.
 
     Raises:
         InputError: the message names the first link, device, pipe or socket, or a folder that cannot be read.
@@ -204,7 +204,7 @@ def inside(folder: Path, name: object) -> Path:
 
 
 def is_name(name: object) -> bool:
-    """Whether this is a plain name inside a folder, and not a path that could lead out of it."""
+    """Whether this is a plain name inside a folder, rather than a path that could lead out of it."""
     return isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\\", "\0"} & {*name}
 
 
@@ -227,7 +227,7 @@ def _unfinished(mark: str = UNFINISHED) -> str:
 
 
 def _without_following(path: str, flags: int) -> int:
-    """An opener for `open` that follows no link and creates files with the umask's permissions."""
+    """An opener for `open` that does not follow links and creates files with the umask's permissions."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 

@@ -17,7 +17,7 @@ _WORDS = {str: "text", bool: "true or false", int: "a whole number", float: "a n
 
 
 def refuse_other(path: str | PathLike[str], value: Any, shape: Any, where: str = "") -> None:
-    """Refuse a value that does not have the expected shape.
+    """Reject a value that does not have the expected shape.
 
     Raises:
         InputError: the message names the file, the first key that differs, and what is expected there.

@@ -61,8 +61,8 @@ def clap_score(
         InputError: if clips and texts differ in number, or audio cannot be measured.
         ModelNotFoundError: if there is no such model, or no network to download it.
 
-    It does not show how good a clip sounds, and CLAP understands text coarsely (it is almost insensitive to tempo):
-    compare scores for one text, paired by seed.
+    The score does not show how good a clip sounds. CLAP understands text only coarsely (it is almost insensitive to
+    tempo), so compare scores for one text, paired by seed.
     """
     clips, _ = read(audio, sample_rate, centred=False)
     listed = [texts] if isinstance(texts, str) else list(in_order("texts", texts, "texts"))
@@ -123,7 +123,7 @@ def _loaded(name: str) -> Clap:
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         folder = Path(name).expanduser()
-        # Refuse weights that exist only as a pickle, since unpickling a downloaded file could run any code.
+        # Reject weights that exist only as a pickle, since unpickling a downloaded file could run any code.
         with staged(folder if folder.is_dir() else downloaded(name, None)) as files:
             if files.config.get("model_type") != "clap":
                 raise ModelFilesError(f"{folder / CONFIG} is not the configuration of a CLAP model.")
@@ -147,7 +147,7 @@ def _embedded(clips: Sequence[Clip], clap: Any, processor: Any, size: int) -> li
     for clip in clips:
         samples = resampled(clip.samples, clip.sample_rate, rate)
         cut = [samples[start : start + longest] for start in range(0, len(samples), longest)]
-        # A remainder under half a second says little, and would weigh as much as a full window.
+        # A remainder under half a second contains little information, but would have as much weight as a full window.
         cut = [part for part in cut if len(part) >= rate / 2] or cut[:1]
         windows += cut
         counts.append(len(cut))

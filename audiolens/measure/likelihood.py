@@ -47,13 +47,14 @@ class Drift:
         outside: the share of each clip's codes that the unsteered model could not have sampled because they are outside
             its top-k; 0 without top-k.
         spread: the mean |difference| between two of the model's own samples, for the same prompt if it has several
-            seeds, else between any two rows; NaN for a single row. A smaller drift is within seed-to-seed variation.
+            seeds, else between any two rows; NaN for a single row. A drift below this value is within seed-to-seed
+            variation.
         prompts, seeds: the prompts and seeds of the rows.
         guidance_scale, temperature, top_k: the sampling settings. Scores use the guided logits at that temperature over
             all codes, since a steered code outside the top-k would otherwise cost infinitely many nats.
 
-    It does not show quality: a clip can be as likely as the model's own and sound worse, or sound good in a style that
-    the model rarely plays.
+    Drift does not show quality: a clip can be as likely as the model's own and sound worse, or it can sound good in a
+    style that the model rarely plays.
     """
 
     nats: Float[np.ndarray, "row codebook"]

@@ -1,8 +1,8 @@
 """The onset envelope and its peaks: when notes and drum strokes begin.
 
 The envelope is the spectral flux on mel bands in dB, as in Böck and Widmer (DAFx 2013). Its scale is absolute (the rise
-in dB, averaged over bands), which separates onsets from the flicker of noise. `clips` and `rhythm` call this module,
-which imports neither.
+in dB, averaged over bands), which separates onsets from the flicker of noise. `clips` and `rhythm` call this module; it
+does not import them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Float
 FLUX_LAG = 2
 N_MELS = 40
 HIGHEST_HZ = 8_000.0
-"""Upper limit of the envelope, so that files of any rate from 16 kHz up are measured alike."""
+"""The upper frequency limit of the envelope, so that files at all rates from 16 kHz up are measured in the same way."""
 DYNAMIC_RANGE_DB = 60.0
 RISE_DB = 3.0
 """The smallest mean rise over all bands that counts as an onset; white noise flickers by 1 to 2.6 dB."""

@@ -66,8 +66,8 @@ def tempo_ambiguity(audio: Audio, sample_rate: float | None = None) -> float | F
 
     It is the pulse clarity of the strongest rival tempo divided by that of `tempo`. Rivals are half, double, a third
     and three times the tempo ("beat"), to within 4%, in [40, 240] BPM; `tempo_candidates` lists them. Near 1 the octave
-    is a toss-up, and a tempo that jumps by an octave under steering is not a change of pace. The result is 0 if the
-    envelope has no peak at any rival, and NaN if the tempo is NaN.
+    is arbitrary, and a jump by an octave under steering is not a change of pace. The result is 0 if the envelope has no
+    peak at any rival, and NaN if the tempo is NaN.
     """
     return per_row(audio, sample_rate, ambiguity)
 

@@ -37,9 +37,9 @@ MEASURES: Mapping[str, Callable[[Clip], float]] = MappingProxyType(
         "mode": major_minor,
     }
 )
-"""Column of `table` -> function that measures one clip."""
+"""Maps each column of `table` to the function that measures one clip."""
 EXTRA_MEASURES: Mapping[str, Callable[[Clip], float]] = MappingProxyType({"tempo_beat_this": beat_this_tempo})
-"""The same mapping for measures that need an extra package and are computed only on request."""
+"""The same for measures that need an extra package and are computed only on request."""
 UNITS: Mapping[str, str] = MappingProxyType(
     {
         "tempo": "BPM",
@@ -57,7 +57,7 @@ UNITS: Mapping[str, str] = MappingProxyType(
         "tempo_beat_this": "BPM",
     }
 )
-"""Column of `table` -> its unit, for axes and captions."""
+"""Maps each column of `table` to its unit, for axes and captions."""
 
 
 @guarded

@@ -9,7 +9,7 @@ from audiolens.door import guarded
 from audiolens.measure.clips import Audio, Clip, once, per_row
 
 GATE_DB = 40.0
-"""Frames this far below the clip's loudest are pauses: their spectrum is that of the noise floor."""
+"""Frames this far below the clip's loudest frame are pauses: their spectrum is that of the noise floor."""
 
 
 ROLLOFF_SHARE = 0.85

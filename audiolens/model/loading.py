@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer by name, with errors that say what is wrong with the name or the files."""
+"""Load a model and its tokenizer by name; errors state what is wrong with the name or the files."""
 
 import importlib.util
 import logging
@@ -57,7 +57,7 @@ def load(
 
     Raises:
         ModelNotFoundError: if no model has this name or folder, or if the hub could not be reached.
-        ModelFilesError: if the folder does not hold a complete model with its tokenizer.
+        ModelFilesError: if the folder does not contain a complete model with its tokenizer.
         UnsupportedModelError: if the model does not belong to a supported family.
     """
     import transformers
@@ -78,7 +78,7 @@ def load(
                 config = model_class.config_class.from_pretrained(files.folder, local_files_only=True)
             files.refuse_larger(model_class, config, config.audio_encoder.num_quantizers)
             options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-            # Opening a pickle can run any code, so only safetensors are opened.
+            # Opening a pickle can run arbitrary code, so only safetensors files are opened.
             loading = {**options, "dtype": wanted or "auto", "use_safetensors": True}
             if device_map is not None:
                 loading["device_map"] = device_map
@@ -107,10 +107,10 @@ def load(
 
 
 def checked_device_map(device_map: Any) -> None:
-    """Refuse a device map with a device that this machine does not have.
+    """Reject a device map with a device that this machine does not have.
 
     Raises:
-        InputTypeError, InputError: if the map is not accepted; the message says what is.
+        InputTypeError, InputError: if the map is not accepted; the message states what is accepted.
     """
     if device_map is None or (isinstance(device_map, str) and device_map in _MAPS):
         return
@@ -126,9 +126,9 @@ def checked_device_map(device_map: Any) -> None:
 
 
 def refuse_tokenizer(tokenizer: Any, model: Any, name: str | None = None) -> None:
-    """Refuse a tokenizer that cannot belong to a model's text encoder.
+    """Reject a tokenizer that cannot belong to a model's text encoder.
 
-    A tokenizer is refused if it knows no words, or if the text encoder has no embedding for some of its tokens. `name`
+    A tokenizer is rejected if it knows no words, or if the text encoder has no embedding for some of its tokens. `name`
     is the name of the files that both were loaded from, or `None`.
 
     Raises:
@@ -245,7 +245,7 @@ def _explained(name: str, local: bool, error: Exception) -> InputError:
 
 def _detail(error: Exception) -> str:
     lines = (str(error).strip() or type(error).__name__).splitlines()
-    # A first line such as "Validation error for field 'x':" is explained in the next line.
+    # After a first line such as "Validation error for field 'x':", the next line has the explanation.
     return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
 
 

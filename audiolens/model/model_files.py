@@ -1,10 +1,10 @@
 """Check a model's files before transformers opens them: an untrusted folder may fail to load, but cannot run code.
 
 transformers follows every reference in a folder: to code that a configuration names, to an adapter and its base model,
-to pickled checkpoints, and to any weights that an index lists. So it gets a temporary folder that holds only links to
-the files named here. Each of them is a regular file that was checked: JSON within limits, and weights in safetensors
-files whose headers describe all of their bytes. Models from the hub are downloaded by these names and checked in the
-same way.
+to pickled checkpoints, and to any weights that an index lists. It is therefore given a temporary folder that contains
+only links to the files named here. Each of them is a regular file that was checked: JSON within limits, and weights in
+safetensors files whose headers describe all of their bytes. Models from the hub are downloaded by these names and
+checked in the same way.
 """
 
 import copy
@@ -49,13 +49,13 @@ _CODE = ("auto_map", "custom_pipelines", "kernel_config", "custom_generate")
 """Keys by which a configuration names code to fetch and run."""
 _IMPLEMENTATIONS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 _MOST_MADE = 2**26
-"""The most values that a model may compute instead of loading them; these are mainly position embeddings."""
+"""The largest number of values that a model may compute instead of loading; these are mainly position embeddings."""
 _SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Files that were checked. `folder` holds only these, and exists until the block that staged them ends.
+    """Files that were checked. `folder` contains only these, and exists until the block that staged them ends.
 
     `source` is the folder that the files came from.
     """
@@ -66,12 +66,13 @@ class ModelFiles:
     headers: Mapping[str, Header]
 
     def refuse_larger(self, model_class: Any, config: Any, modules: int = 0) -> None:
-        """Refuse a configuration with far more values than the weights: transformers would make up the rest.
+        """Reject a configuration with far more values than the weights, because transformers would initialise the rest
+        at random.
 
-        `modules` is the number of modules made in a loop whose length the configuration sets indirectly.
+        `modules` is the number of modules created in a loop whose length the configuration sets indirectly.
 
         Raises:
-            ModelFilesError: the message says how many values the configuration and the weights have.
+            ModelFilesError: the message states how many values the configuration and the weights have.
         """
         tensors = sum(len(header.shapes) for header in self.headers.values())
         elements = sum(header.elements for header in self.headers.values())
@@ -137,7 +138,7 @@ def downloaded(name: str, revision: str | None) -> Path:
 
 
 def _sized(name: str, revision: str | None) -> str | None:
-    """Refuse a hub model whose text files are too large; return its commit, or `revision` if the hub is unreachable."""
+    """Reject a hub model whose text files are too large; return its commit, or `revision` if the hub is unreachable."""
     from huggingface_hub import HfApi
 
     try:
@@ -161,7 +162,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def refuse_code(path: Path, values: Any) -> None:
-    """Refuse a configuration that names code to run, at any depth; transformers' own models need none.
+    """Reject a configuration that names code to run, at any depth; transformers' own models need none.
 
     Raises:
         ModelFilesError: if it names code; the message quotes the key.
@@ -219,7 +220,7 @@ def _there(path: Path) -> bool:
 
 
 def _refuse_numbers(path: Path, values: Mapping[str, Any], headers: Mapping[str, Header]) -> None:
-    """Refuse sizes that do not match the weights before anything of that size is allocated."""
+    """Reject sizes that do not match the weights before anything of that size is allocated."""
     shapes = [shape for header in headers.values() for shape in header.shapes.values()]
     most = max([MOST_NUMBER, *(size for shape in shapes for size in shape)])
     layers = min(len(shapes), _MOST_LAYERS)

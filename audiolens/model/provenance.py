@@ -1,6 +1,6 @@
 """Provenance of directions: the model, site, branch and prompts they were read from, kept in a safetensors header.
 
-Without these facts a direction is only a list of numbers. With them, a file describes itself, and loading it for a
+Without these facts a direction is only a list of numbers. With them, a file is self-describing, and loading it for a
 different model raises an error.
 """
 
@@ -29,7 +29,7 @@ from audiolens.model.weight_hash import weights_hash
 
 FORMAT = "audiolens.directions.2"
 UNSEALED = "audiolens.directions.1"
-"""The previous format, without hashes; damage goes unnoticed unless it changes the norm of a vector."""
+"""The previous format, without hashes. Damage to such a file is noticed only if it changes the norm of a vector."""
 SHAPE = {
     "model": str, "weights": str, "n_layers": int, "site?": str, "position?": (str, [float, float]), "branch?": str,
     "guidance_scale?": float, "source?": str, "seconds?": (float, None), "estimator?": str, "n_prompts?": [int, int],
@@ -108,7 +108,7 @@ class Provenance:
         return cls(**{key: value for key, value in {**values, **tuples}.items() if key in known})
 
     def refuse_other(self, lens: Opened) -> None:
-        """Raise unless `lens` holds exactly the model that these directions were read from.
+        """Raise unless the model of `lens` is exactly the one that these directions were read from.
 
         Raises:
             InputError: the message names both models and what differs.

@@ -1,8 +1,8 @@
-"""Site access: where nnsight serves a site's value, how it is laid out there, and how a changed value is written back.
+"""Site access: where nnsight serves a site's value, how the value is laid out, and how a changed value is written back.
 
 Inside a run every value begins with the batch axis and then the time axis ("batch step ..."), regardless of the model's
-layout and of the order that a user sees. So edits and recordings slice time in the same way. A `Form` describes all
-three layouts.
+layout and of the order that a user sees. Edits and recordings therefore slice time in the same way. A `Form` describes
+all three layouts.
 
 The model never stores attention patterns or per-head results. They are recomputed, for the requested layers, from the
 inputs of the attention. If one is changed, only what depends on the change is recomputed.
@@ -111,7 +111,7 @@ Put = Callable[[Tensor, Tensor | None], None]
 
 @dataclass(frozen=True)
 class View:
-    """What a read depends on: the model's sizes, the number of batch rows, and the requested heads.
+    """The quantities that a read depends on: the model's sizes, the number of batch rows, and the requested heads.
 
     The batch rows are those of both branches together. The heads matter only at head sites, and `None` means all.
     """
@@ -134,8 +134,8 @@ class Tap:
     `module` is a path relative to the block (or to the model, for model-wide sites). `op` is one operation of the
     module's forward, or `None` for the whole module. `port` is the first input, all inputs, or the output, and `item`
     selects one of several values. `in_place` marks a value that the block also uses for its skip connection. Replacing
-    the module's input would change the branch but not the residual stream, so an edit is written into the tensor
-    itself.
+    the module's input would change the module's output but not the skip connection, so an edit is written into the
+    tensor itself.
     """
 
     module: str
@@ -148,7 +148,7 @@ class Tap:
     """Whether the value is recomputed because the model never stores it."""
 
     shared: ClassVar[bool] = False
-    """Whether all rows share one tensor, so that writing into it would change them all."""
+    """Whether all rows share one tensor, in which case writing into it would change all of them."""
 
     def open(self, place: Any, view: View) -> tuple[Tensor, Put]:
         """Return, inside a run, the value at `place` (this tap's envoy), and a function that replaces the value.
@@ -248,7 +248,8 @@ class Pattern(Tap):
 
 @dataclass(frozen=True)
 class Result(Tap):
-    """What each head writes: z times its slice of the output weights. Their sum plus the bias is the output."""
+    """The output of each head: z times the head's slice of the output weights. Their sum plus the bias is the
+    output."""
 
     recomputed = True
 
@@ -277,7 +278,7 @@ def attention_pattern(
 ) -> Float[Tensor, "row head query key"]:
     """The attention pattern, computed as in transformers' eager attention.
 
-    `mask` is true (or zero) where a key is visible. A query that sees no key gives all keys the same weight, as in
+    `mask` is true (or zero) where a key is visible. A query without a visible key gives all keys the same weight, as in
     eager attention. The null half sees no text, so each weight of its cross-attention pattern is one over the number of
     tokens that the batch was padded to. Without a mask, causal attention over several steps sees only the present and
     the past, and over a single step it sees all keys.

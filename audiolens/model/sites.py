@@ -187,7 +187,7 @@ def layers_once(layers: Any) -> int | list[int]:
     """One layer as a number, or several as a list, read once.
 
     Raises:
-        InputTypeError: if they are not whole numbers (a mask is refused).
+        InputTypeError: if they are not whole numbers (a mask is rejected).
     """
     try:
         given = layers if isinstance(layers, Iterable) and getattr(layers, "ndim", 1) else [layers]
@@ -209,7 +209,7 @@ def head_numbers(heads: Any) -> list[int]:
     """Head numbers in the order given, read once.
 
     Raises:
-        InputTypeError: if they are not a list of whole numbers (a mask is refused).
+        InputTypeError: if they are not a list of whole numbers (a mask is rejected).
     """
     try:
         return whole_numbers(bounded("heads", listed("heads", heads), MOST_PLACES))

@@ -66,7 +66,8 @@ def checked(
 
 
 def lengths(prompts: Sequence[Prompt], tokenizer: Any, limit: int) -> list[int]:
-    """The length of each prompt in tokens (1 for `None`); prompts too long for the text encoder are refused."""
+    """The length of each prompt in tokens (1 for `None`); prompts that are too long for the text encoder raise an
+    error."""
     read = iter(tokens.ids([prompt for prompt in prompts if prompt is not None], tokenizer))
     found = [1 if prompt is None else len(next(read)) for prompt in prompts]
     for row, (prompt, count) in enumerate(zip(prompts, found, strict=True)):

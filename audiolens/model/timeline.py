@@ -105,7 +105,8 @@ def clip_timeline(seconds: object, config: "LensConfig", prefix: int = 0) -> Tim
 
 
 def codes_timeline(codes: Tensor | None, config: "LensConfig", prefix: int = 0) -> Timeline:
-    """The timeline of codes after a prefix of `prefix` positions; without codes it has only the start token's step."""
+    """The timeline of codes after a prefix of `prefix` positions; without codes, its only step is that of the start
+    token."""
     if codes is None:
         return Timeline(1, config.frame_rate, (0,), prefix)
     timeline = Timeline(codes.shape[-1], config.frame_rate, config.delays, prefix)

@@ -2,7 +2,7 @@
 
 A word outside the vocabulary becomes the tokenizer's unknown token, or vanishes, and the model reads a different text
 without any error. Every prompt passes through here before a model runs. Its unknown words are collected when arguments
-are checked, and reported in one warning per call when the model first runs. So a call that is refused raises only its
+are checked, and reported in one warning per call when the model first runs. A rejected call therefore raises only its
 error.
 """
 
@@ -70,7 +70,7 @@ def unread(prompts: Sequence[str | None], tokenizer: Any) -> list[str]:
 
 
 def note_unread(prompts: Sequence[str | None], tokenizer: Any) -> None:
-    """Collect words that the tokenizer does not know for `tell_unread`; a call that is refused never reports them."""
+    """Collect words that the tokenizer does not know for `tell_unread`; a rejected call never reports them."""
     call = _CALL.get()
     if call is None or not call.whole:
         call = _Call(whole=False)
@@ -187,7 +187,7 @@ def _joined(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _bare(word: str) -> str:
-    """A word without surrounding spaces and punctuation, because an unknown full stop loses no meaning."""
+    """A word without surrounding spaces and punctuation, because an unknown full stop does not change the meaning."""
     kept = [place for place, sign in enumerate(word) if unicodedata.category(sign)[0] not in "PZC"]
     return word[kept[0] : kept[-1] + 1] if kept else ""
 

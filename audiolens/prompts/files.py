@@ -30,7 +30,7 @@ _KEYS = (
 
 @guarded
 def concepts(vocabulary: str = "etude") -> tuple[str, ...]:
-    """The concepts that have a bundled prompt set in a vocabulary."""
+    """The concepts for which there is a bundled prompt set in a vocabulary."""
     folder = _folder(vocabulary)
     found = (entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
     return tuple(sorted(name for name in found if name != _NEUTRAL))
@@ -45,7 +45,7 @@ def load(concept: str, vocabulary: str | None = None, *, lens: "AudioLens | None
     with a `lens`, free English if there is such a set and the lens's tokenizer knows all of its words.
 
     Raises:
-        InputError: if there is no such concept or vocabulary; the message names the closest existing ones.
+        InputError: if the concept or the vocabulary does not exist; the message names the closest ones.
     """
     if vocabulary is None:
         vocabulary = "etude" if lens is None or not _reads_english(lens, concept) else "english"
@@ -99,8 +99,8 @@ def from_files(
 ) -> PromptSet:
     """A set from two text files with one prompt per line; the poles are named after the files.
 
-    If the files have the same number of lines, line i of one is paired with line i of the other. This raises the same
-    errors as `from_file`, and also one for a line that is blank in only one of the files.
+    If the files have the same number of lines, line i of one is paired with line i of the other. The function raises
+    the errors of `from_file`, and also an error if a line is blank in only one of the files.
     """
     sides = [Path(positive), Path(negative)]
     lines = [read_text(path).rstrip().split("\n") for path in sides]

@@ -79,7 +79,7 @@ class PromptSet:
         )
 
     def words(self, pole: str) -> tuple[str, ...]:
-        """The adjectives of a pole, given as the pole's name, `"positive"` or `"negative"`."""
+        """The adjectives of a pole, which is given by its name or as `"positive"` or `"negative"`."""
         sides = (self.positive_words, self.negative_words)
         by_pole = dict(zip((*self.poles, "positive", "negative"), sides * 2, strict=True))
         if pole not in by_pole:
@@ -115,7 +115,7 @@ class PromptSet:
         return " ".join([*spoken[:place], word, *spoken[place:]])
 
     def completed(self, neutral: "PromptSet", words: tuple[str, str] | None = None) -> "PromptSet":
-        """The set with everything a study needs: neutral prompts and nouns from another set, and words for its poles.
+        """The set, completed for a study with neutral prompts and nouns from another set, and with words for its poles.
 
         Only what is missing is added. The words are `words` or, by default, the names of the poles. Neutral prompts
         that contain one of the words or belong to a pole are left out.

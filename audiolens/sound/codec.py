@@ -59,7 +59,7 @@ def _hertz(sample_rate: Any) -> int:
 def resampled(
     samples: Float[np.ndarray, "*axes sample"], sample_rate: int, wanted: int
 ) -> Float[np.ndarray, "*axes resampled"]:
-    """The samples resampled with a polyphase filter; unchanged if the rate is the same."""
+    """The samples, resampled with a polyphase filter; they are unchanged if the rate is the same."""
     if sample_rate == wanted:
         return samples
     from scipy.signal import resample_poly
@@ -69,7 +69,8 @@ def resampled(
 
 
 def encode(waveform: Any, sample_rate: int, model: Any, config: LensConfig) -> Int[Tensor, "row codebook frame"]:
-    """Undelayed codes of a waveform, after mixing down or duplicating its channels and resampling to the model's rate.
+    """The undelayed codes of a waveform, after it is mixed or duplicated to the model's channels and resampled to its
+    rate.
 
     Raises:
         InputError: if the waveform is empty, not finite, or has an unexpected shape.
@@ -109,7 +110,7 @@ def checked_codes(codes: Any, config: LensConfig, rows: int | None = None) -> In
     """Check undelayed codes for this model and the given number of rows, and return them as int64.
 
     Raises:
-        InputTypeError, InputError: if they do not fit; the message says why.
+        InputTypeError, InputError: if they do not fit; the message gives the reason.
     """
     integral = isinstance(codes, Tensor) and not (codes.is_floating_point() or codes.is_complex())
     if not integral or codes.dtype == torch.bool or codes.ndim != 3:

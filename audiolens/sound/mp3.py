@@ -46,7 +46,7 @@ def missing_frames(path: Path) -> bool:
 
 
 def is_cut(content: bytes) -> bool:
-    """Do the check of `missing_frames` on the bytes of a file."""
+    """Apply the check of `missing_frames` to the bytes of a file."""
     first = _first(content)
     if first is None:
         return False

@@ -21,7 +21,7 @@ _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def refuse_cut(path: Path) -> None:
-    """Refuse an incomplete Ogg file, after reading it page by page to the end.
+    """Read an Ogg file page by page to the end, and reject it if it is incomplete.
 
     Raises:
         InputError: if the file ends early, a page is missing or damaged, or another stream follows.
@@ -45,7 +45,7 @@ def refuse_cut(path: Path) -> None:
 
 
 def with_serial(content: bytes, serial: int) -> bytes:
-    """A complete file of one stream with its serial number replaced; encoders derive theirs from the time of day."""
+    """A complete file of one stream, with a new serial number; encoders derive the number from the time of day."""
     parts, place = [], 0
     while place < len(content):
         count = content[place + _HEAD.size - 1]

@@ -1,8 +1,8 @@
-"""Read sound files with libsndfile (WAV, FLAC, OGG, MP3, AIFF, AU, W64), refuse incomplete ones, and write clips.
+"""Read sound files with libsndfile (WAV, FLAC, OGG, MP3, AIFF, AU, W64), reject incomplete ones, and write clips.
 
-libsndfile silently returns what is left of a file that was cut short. So the length in the header is compared with the
-content, and formats that do not record enough for this are refused. Everything that a header can show is checked before
-a sample is read, so that an hour of sound is never read into memory.
+libsndfile silently returns what is left of a file that was cut short. The length in the header is therefore compared
+with the content, and formats that do not record the length are rejected. The whole header is checked before a sample is
+read, so that an hour of sound is never read into memory.
 
 Clips can also be compressed for embedding in a page or a notebook. Non-finite samples are rejected, and clipping
 triggers a warning. The same clip always gives the same bytes.
@@ -37,8 +37,8 @@ LONGEST_SECONDS = 600.0
 MOST_CHANNELS = 2
 RATES_HZ = (4_000, 384_000)
 MOST_SAMPLES = 57_600_000
-"""The most samples in all channels together: ten minutes of stereo at 48 kHz, 230 MB as floats. The header of a small
-file may claim far more."""
+"""The largest number of samples in all channels together: ten minutes of stereo at 48 kHz, 230 MB as floats. The header
+of a small file may state far more."""
 _WHOLE = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "FLAC", "OGG", "MP3")
 """Formats in which a truncated file can be recognised, by libsndfile or by this module."""
 _PLAIN = (b"RIFF", b"RF64", b"riff", b"FORM", b".snd")
@@ -46,7 +46,7 @@ _PLAIN = (b"RIFF", b"RF64", b"riff", b"FORM", b".snd")
 MOST_COMPRESSED_BYTES = 2**29
 """The largest file in any other format, because a decoder must read all of it to find its end."""
 _STREAMED = 0x7FFFFF00
-"""Sizes from here up mean "unknown" in the header of a sound that was streamed to the file."""
+"""In the header of a sound that was streamed to the file, sizes of at least this value mean "unknown"."""
 _SERIAL = 1
 """The serial number of every Ogg stream that is written, so that the same clip always gives the same bytes."""
 _MISSED_SHARE = 0.05
@@ -69,7 +69,7 @@ def read(path: SoundPath, seconds: Span | None = None) -> tuple[Float[np.ndarray
 
 
 def of_bytes(content: bytes, file: Path) -> tuple[Float[np.ndarray, "channel sample"], int]:
-    """Do the same as `read`, given the bytes of a file; `file` is its name in messages.
+    """Do the same as `read` for the bytes of a file; `file` is its name in messages.
 
     Raises:
         InputError: for the same reasons as `read`.
@@ -158,8 +158,8 @@ def write(
 ) -> None:
     """Write a clip with 16-bit samples, or with 32-bit floats if it is a WAV with samples beyond [-1, 1].
 
-    FLAC can hold only whole numbers, so such samples are clipped there, with a warning. An existing file is replaced
-    atomically.
+    FLAC can store only whole numbers, so samples beyond [-1, 1] are clipped there, with a warning. An existing file is
+    replaced atomically.
 
     Raises:
         InputError: for NaN or infinite samples, or if the file cannot be written.
@@ -185,7 +185,7 @@ def write(
 def compressed(samples: Float[np.ndarray, "channel sample"], sample_rate: int) -> tuple[bytes, str]:
     """A clip as the bytes of a file, with its MIME type: Ogg Vorbis, or FLAC if this libsndfile cannot write Ogg.
 
-    Ogg keeps samples beyond [-1, 1], which a player may clip. FLAC clips them, as in `write`.
+    Ogg preserves samples beyond [-1, 1], but a player may clip them. FLAC clips them, as in `write`.
 
     Raises:
         InputError: for NaN or infinite samples.

@@ -32,14 +32,14 @@ EXACT_ROWS = 16
 
 @dataclass(frozen=True)
 class Layout:
-    """The rows in one batch, and their order.
+    """The rows of one batch, and their order.
 
     Attributes:
         rows: the caller's row number for each row of the batch.
         total: the number of rows in the caller's input.
         halves: the guidance branches in batch order; only one without guidance.
-        kept: number of real rows at the start; the rest are padding.
-        prefix: number of positions before step 0 in each of these rows.
+        kept: the number of real rows at the start; the other rows are padding.
+        prefix: the number of positions before step 0 in each of these rows.
         first: the caller's row at index 0 of the recordings.
     """
 
@@ -64,7 +64,8 @@ class Layout:
         return len(self.halves)
 
     def of(self, values: Tensor) -> Tensor:
-        """Turn a tensor with one entry per row of the caller into one entry per row of the batch, branches included."""
+        """Turn a tensor with one entry per row of the caller into a tensor with one entry per row and branch of the
+        batch."""
         return values[torch.tensor(self.rows, device=values.device)].repeat(self.branches, *[1] * (values.ndim - 1))
 
     def branch(self, branch: str) -> Tensor:
@@ -170,7 +171,7 @@ def of_branch(values: Tensor, halves: tuple[Half, ...], branch: str) -> Tensor:
 
 
 class RowBatcher(Batcher):
-    """nnsight's batcher for a model whose rows are doubled by guidance.
+    """nnsight's batcher for a model in which guidance doubles the rows.
 
     A tensor has batch rows if the size of its first axis is `total` rows times 1 or 2 branches. An invoke receives its
     own rows of every branch in the same layout, and its edits change only these rows. `copies` holds the values read in
@@ -242,7 +243,7 @@ class Copies:
         """Register a copy and return it; raise if the previous copy of this name was written into."""
         self._refuse(name, *self._held.pop((invoke, name), (value, None)))
         if value.is_inference():
-            # Inference tensors do not keep count of in-place writes.
+            # Inference tensors do not count in-place writes.
             with torch.inference_mode(False):
                 value = value.clone()
         self._held[invoke, name] = value, value._version

@@ -3,7 +3,8 @@
 The global random state is restored after an exception and, on request, after a normal run, because transformers draws
 from Python's `random` in every block, and nnsight and the samplers draw from torch's generator.
 
-If a process forks while another thread runs a model, the child does not have that thread, so it treats the run as over.
+If a process forks while another thread runs a model, the child does not have that thread, so it treats the run as
+finished.
 """
 
 import os
@@ -43,11 +44,12 @@ _GUARDS: WeakKeyDictionary[nn.Module, _Guard] = WeakKeyDictionary()
 
 
 class _Done(Exception):  # noqa: N818 - not an error: generation is complete
-    """Ends a generation before the codec runs: transformers would decode the codes and we would discard the audio."""
+    """Ends a generation before the codec runs; otherwise transformers would decode the codes and we would discard the
+    audio."""
 
 
 class _KeepColumns(StoppingCriteria):
-    """Keeps the generated columns, and ends the generation once there are enough."""
+    """Stores the generated columns, and ends the generation once there are enough."""
 
     def __init__(self, columns: int) -> None:
         self.wanted = columns
@@ -103,7 +105,7 @@ def generate(model: Model, run: Run, timeline: Timeline, **inputs: Any) -> Int[T
     inputs["logits_processor"] = LogitsProcessorList([watch, *forbid, *inputs.get("logits_processor", ())])
     bare: Any = model._module
     with only(bare, run.modules):
-        # With nothing to edit or record, the bare model is the fastest.
+        # If there is nothing to edit or record, the bare model is the fastest.
         made = codes(bare.generate if run.idle else traced, timeline, **inputs)
     run.finished(timeline.steps)
     return made

@@ -26,7 +26,7 @@ from audiolens.tracing.batching import RowBatcher
 
 _OPENED: WeakKeyDictionary[nn.Module, list[State]] = WeakKeyDictionary()
 _CONTROLLED: WeakKeyDictionary[nn.Module, list[tuple[int, dict[str, Any], Controller]]] = WeakKeyDictionary()
-"""Computed once per model, in about a millisecond; nnsight still intercepts modules that are added later."""
+"""This is computed once per model, in about a millisecond; nnsight still intercepts modules that are added later."""
 
 
 class Model(NNsight):
@@ -39,7 +39,7 @@ class Model(NNsight):
         self._opened = dict(module.named_modules())
 
     def check_unchanged(self) -> None:
-        """Check that the modules are those the lens was opened on, since nnsight would not see others.
+        """Check that the modules are those that the lens was opened on, because nnsight does not see other modules.
 
         Raises:
             InputError: naming the modules that changed.

@@ -1,10 +1,10 @@
 """Stop a run whose activations become infinite or NaN, and report the site, row and step where that began.
 
 A strength too large for the model's number format (or a broken weight) turns activations into infinity or NaN. The
-model would still make codes from them, and the clip would be meaningless noise. So once per step, before the next code
-is drawn, the watch checks the sum of the logits; generation synchronises with the device at every step anyway. A
-forward over given codes returns NaN as the bare model does; code that computes a number from logits refuses NaN
-(`checked_logits`).
+model would still sample codes from them, and the clip would be meaningless noise. Once per step, before the next code
+is drawn, the watch therefore checks the sum of the logits; generation synchronises with the device at every step
+anyway. A forward over given codes returns NaN as the bare model does; code that computes a number from logits rejects
+NaN (`checked_logits`).
 
 An infinite or NaN value in the residual stream makes the logits of its own step NaN, through the final norm. Writes to
 the stream are therefore only stored, and inspected once the logits are NaN, to find where the overflow began. Other
@@ -27,7 +27,7 @@ from audiolens.model.sites import Site
 from audiolens.tracing.batching import Layout
 
 LOGITS = "hook_logits"
-"""The only site where an infinity is legitimate: a logit of -inf forbids its code, but +inf has no probability."""
+"""The only site at which an infinity is legitimate: a logit of -inf forbids its code, but +inf has no probability."""
 STREAM = frozenset(
     f"hook_{name}"
     for name in (
@@ -40,8 +40,8 @@ STREAM = frozenset(
 class Watch(LogitsProcessor):
     """Checks the writes and logits of one batch. As a logits processor it leaves the scores unchanged.
 
-    `replaced` means that some edit overwrites values, so that earlier writes may be lost from the stream. `traced`
-    means that a trace may write values that the watch does not see.
+    `replaced` means that some edit overwrites values, so earlier writes may be missing from the stream. `traced` means
+    that a trace may write values that the watch does not see.
     """
 
     def __init__(self, layout: Layout, frame_rate: float, replaced: bool = False, traced: bool = False) -> None:
@@ -166,7 +166,7 @@ def checked_logits(
 
 
 def _summed(value: Tensor) -> Tensor:
-    """Sum over features: one number per row and step, not finite where any feature is not finite.
+    """Sum over features: the result has one number per row and step, which is not finite if any feature is not finite.
 
     Half precision is summed in float32, since the sum would overflow long before a feature does. (A float32 sum
     overflows only if features approach 3e38 / n_features, beyond any use.)

@@ -201,7 +201,7 @@ def checked_interventions(
 
 
 def refuse_foreign(interventions: Iterable[Intervention], traced: TracedModel) -> None:
-    """Refuse vectors that were read from another model.
+    """Reject vectors that were read from another model.
 
     Raises:
         InputError: naming both models and what differs.

@@ -28,7 +28,7 @@ Reduce = Literal["mean", "last", "max", "eos"]
 class Reading:
     """What a run records, combined in one object.
 
-    For example: `lens.run_with_cache(prompts, codes, reading=Reading("attn.z", layers=[3]))`.
+    An example is `lens.run_with_cache(prompts, codes, reading=Reading("attn.z", layers=[3]))`.
 
     It names sites, layers and heads, the branch, the span (`seconds`), and a reduction over time; `device` and `dtype`
     are those of the recordings.
@@ -84,7 +84,7 @@ class Recorder:
     """Collects one run's activations, batch by batch, into one tensor per site over all rows.
 
     Full recordings are written by position, so a step that is computed twice (MusicGen's first one, under `generate`)
-    is kept once. Reductions count each step once, when it is first computed. A value without steps is kept once per
+    is stored once. Reductions count each step once, when it is first computed. A value without steps is stored once per
     batch.
 
     The token axis is as long as in the longest batch; the key axis of self-attention is as long as the clip has steps.

@@ -52,7 +52,7 @@ class Opening:
 
 
 class Portable:
-    """The methods by which a lens is copied and pickled."""
+    """The methods that copy and pickle a lens."""
 
     name: Any
     model: Any

@@ -1,4 +1,4 @@
-"""nnsight's trace, aware of rows, guidance branches and codebooks, for experiments the lens's methods do not cover.
+"""nnsight's trace with rows, guidance branches and codebooks, for experiments that the lens's methods do not cover.
 
 `lens.trace(prompts, codes=...)` opens a trace. `tracer.invoke(prompts, codes=...)` combines several invokes in one run,
 each with its own rows. `lens.site(name).value` reads or assigns a site's value on these rows. `tracer.result` holds the
@@ -48,7 +48,7 @@ from audiolens.tracing.traced_source import CurrentInvoker, CurrentTracer
 
 
 class SiteOrderError(SiteError, OutOfOrderError):
-    """A site was requested after the model had passed it; also a subclass of nnsight's own error."""
+    """A site was requested after the model had passed it; the class is also a subclass of nnsight's own error."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Request:
 
 
 class LensTracer(CurrentTracer, InterleavingTracer):
-    """nnsight's tracer under the lens's guard: one run at a time, and the random state is restored."""
+    """nnsight's tracer under the lens's guard, which allows one run at a time and restores the random state."""
 
     if TYPE_CHECKING:
 
@@ -137,7 +137,7 @@ class SiteValue:
         self._batcher.copies.assigned(*self._copy)
 
     def save(self) -> NoReturn:
-        """Refuse to save the site itself, because only its value can be saved.
+        """Raise an error, because only the site's value can be saved, not the site itself.
 
         Raises:
             InputError: always.
@@ -379,11 +379,11 @@ class TracedLens:
         temperature: Real = 1.0,
         top_k: int | None = 250,
     ) -> LensTracer:
-        """Open nnsight's trace, aware of rows and guidance branches; see `audiolens.tracing.trace`.
+        """Open nnsight's trace, which knows about rows and guidance branches; see `audiolens.tracing.trace`.
 
         Without prompts, put `with tracer.invoke(prompts, codes=...)` blocks inside. `fn="generate"` takes `seconds`,
         `seeds`, `temperature` and `top_k` as `generate` does. Iterate over its forwards with `tracer.iter[:]`; MusicGen
-        runs step 0 twice, so use `lens.position()` to get the step. Whether gradients are recorded is up to the caller.
+        runs step 0 twice, so use `lens.position()` to get the step. The caller decides whether gradients are recorded.
         """
         return opened(
             self.traced_model,

@@ -1,7 +1,7 @@
 """Find the source of a traced block as it was when the running code was compiled.
 
 nnsight looks up a `with` block by file name and line, reads each file once, and runs that text. After an edit and a
-reload it would run the old block. This module hands nnsight the version of the file whose compiled code is running.
+reload it would run the old block. This module passes nnsight the version of the file whose compiled code is running.
 """
 
 import linecache
@@ -21,7 +21,7 @@ from audiolens.errors import StaleSourceError
 _READ: dict[str, list[str]] = {}
 """Every version of the text that was traced, by file name, with the newest last."""
 _KNOWN: dict[tuple[str, int, str, int], CodeType] = {}
-"""The code that entered each traced block of the text that nnsight now holds, under nnsight's own keys."""
+"""The code that entered each traced block of the text that nnsight now stores, under nnsight's own keys."""
 
 
 class CurrentTracer(Tracer):
@@ -42,7 +42,7 @@ class CurrentInvoker(CurrentTracer, Invoker):
 
 
 def hold_source(frame: FrameType) -> None:
-    """Make nnsight hold the text from which a frame's code was compiled.
+    """Give nnsight the text from which a frame's code was compiled.
 
     Raises:
         StaleSourceError: if no known version of the file matches the running code.
@@ -66,7 +66,7 @@ def hold_source(frame: FrameType) -> None:
 
 
 def _within_a_block(code: CodeType) -> bool:
-    """Whether nnsight compiled this code, as part of another block, from the text that it holds."""
+    """Whether nnsight compiled this code, as part of another block, from its stored text."""
     blocks = (compiled for _, compiled in BLOCKS.values() if compiled is not None)
     return any(code is part for compiled in blocks for part in _nested(compiled))
 

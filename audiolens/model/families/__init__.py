@@ -34,7 +34,8 @@ def family_of(model: nn.Module) -> Family:
 
 
 def _refuse_quantised(model: nn.Module, family: Family) -> None:
-    """Refuse a quantised model: packed integers cannot be read as weights, and its modules have no tensors to edit."""
+    """Reject a quantised model: its packed integers cannot be read as weights, and its modules have no tensors to
+    edit."""
     packed = [name for name, one in model.named_parameters() if not one.is_floating_point()]
     packed += [name for name, part in model.named_modules() if "quantized" in type(part).__module__]
     if packed or getattr(model, "is_quantized", False):

@@ -1,7 +1,7 @@
-"""Family: everything that differs between kinds of model, so that no other code needs to know the kind.
+"""Family: everything that differs between kinds of model. Other code does not need to know the kind.
 
-A `Tap` (`site_access.py`) says where a site's value is served and how it is laid out. Taps are listed in the order
-in which the forward pass reaches them, which is the order in which a trace must request them.
+A `Tap` (`site_access.py`) states where nnsight serves a site's value and how the value is laid out. Taps are listed in
+the order in which the forward pass reaches them, which is the order in which a trace must request them.
 """
 
 import math
@@ -81,7 +81,7 @@ class Family:
             and whether guidance adds its null half.
         decoder: the path of the module that runs the blocks.
         parts: the modules of a block.
-        entry_taps, block_taps, exit_taps: where the values of sites before, in and after the blocks are served.
+        entry_taps, block_taps, exit_taps: where nnsight serves the values of sites before, in and after the blocks.
         guided: the order of the two halves of a guided batch.
         body_blocks, body_norm, body_embeddings, body_positions: paths relative to the decoder.
         lm_heads: the path of the output heads, of which there is one per codebook.
@@ -122,7 +122,7 @@ class Family:
         return hook in self.block_taps or hook in self.entry_taps or hook in self.exit_taps
 
     def tap(self, site: Site) -> Tap:
-        """The tap at which a site is served."""
+        """The tap of a site."""
         return (self.model_taps if site.layer is None else self.block_taps)[site.hook]
 
     def sites(self, config: LensConfig) -> list[Site]:
@@ -231,7 +231,7 @@ class Family:
         """A module by its path.
 
         Raises:
-            UnsupportedModelError: if there is no such module, which means that the model is not built like its family.
+            UnsupportedModelError: if this module does not exist: the model is then not built like its family.
         """
         try:
             return root.get_submodule(path)

@@ -28,7 +28,7 @@ from audiolens.tracing.self_check.steps import prove_time
 from audiolens.tracing.trace import SiteOrderError, SiteValue, opened
 
 ROWS = 2
-"""More than one, so that a mix-up of axes is detected."""
+"""These sizes are larger than 1, so that a confusion of axes is detected."""
 
 
 def prove(traced: TracedModel) -> None:

@@ -34,7 +34,7 @@ ROWS, TOKENS = 2, 2
 EDITED_ROW, FIRST, LAST = 1, 1, 3
 """The edit changes the conditional branch of EDITED_ROW, from step FIRST up to but not including LAST."""
 CLOSE = 1e5
-"""Recordings agree if they differ by at most CLOSE eps of their dtype, capped at FAR, relative to their norm."""
+"""Recordings agree if their difference relative to their norm is at most CLOSE eps of their dtype, and at most FAR."""
 FAR = 0.25
 
 
@@ -179,7 +179,8 @@ def _numbers(traced: TracedModel, *shape: int) -> Tensor:
 
 
 def _alike(found: Float[Tensor, "*place feature"], expected: Float[Tensor, "*place feature"], share: float) -> bool:
-    """Whether at least this share of the positions agrees; those not finite in either count as agreeing."""
+    """Whether at least this share of the positions agrees; positions that are not finite in either tensor count as
+    agreeing."""
     room = min(FAR, CLOSE * torch.finfo(found.dtype).eps)
     found, expected = found.double(), expected.double()
     sound = found.isfinite().all(-1) & expected.isfinite().all(-1)
