@@ -194,7 +194,9 @@ def refuse_masked(name: str, values: Any) -> None:
     """
     parts = values if isinstance(values, list | tuple) else [values]
     if any(np.ma.is_masked(part) for part in parts if isinstance(part, np.ma.MaskedArray)):
-        raise InputTypeError(f"{name}: a masked array, whose mask would be ignored. Fill it, or leave those rows out.")
+        raise InputTypeError(
+            f"{name} is a masked array, and its mask would be ignored: fill it, or leave out the masked values."
+        )
 
 
 def as_array(name: str, values: Any) -> np.ndarray:

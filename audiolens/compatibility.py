@@ -162,7 +162,9 @@ def either(name: str, given: T | None, loose: T, default: T) -> T:
         raise InputTypeError(f"{name}={shown(given)}: expected a {type(loose).__name__}, or None.")
     if loose != default:
         changed = next(one.name for one in fields(loose) if getattr(loose, one.name) != getattr(default, one.name))
-        raise InputError(f"{name}= and {changed}= were both given: {name} holds {changed}, so give one of them.")
+        raise InputError(
+            f"{name}= and {changed}= were both given: {name} already includes {changed}, so give one of them."
+        )
     return given
 
 
@@ -175,10 +177,10 @@ def chosen_sites(lens: Any, sites: Any, layers: Any, names_filter: Names | None)
     if names_filter is None:
         return sites
     if sites is not SITES:
-        raise InputError(f"sites={sites!r} and names_filter were both given: give one of them.")
+        raise InputError(f"sites={shown(sites)} and names_filter were both given: give one of them.")
     if not callable(names_filter):
         if not lens.traced_model.family.filter(lens.config, names_filter, None):
-            raise InputError(f"names_filter={names_filter!r} names no site: leave it out, or name at least one.")
+            raise InputError(f"names_filter={shown(names_filter)} names no site: leave it out, or name at least one.")
         return names_filter
     return [site.name for site in lens.traced_model.family.filter(lens.config, names_filter, layers)]
 
@@ -192,7 +194,7 @@ def chosen_seeds(seeds: Any, seed: int | None) -> Any:
     if seed is None:
         return seeds
     if seeds is not None:
-        raise InputError(f"seed={seed!r} and seeds={seeds!r} were both given: give one of them.")
+        raise InputError(f"seed={shown(seed)} and seeds={shown(seeds)} were both given: give one of them.")
     return checked_seed(seed)
 
 
@@ -208,7 +210,7 @@ def chosen_seconds(config: LensConfig, seconds: Any, max_new_tokens: int | None,
         return seconds
     if seconds is not SECONDS:
         raise InputError(
-            f"seconds={seconds!r} and max_new_tokens={max_new_tokens!r} were both given: give one of them."
+            f"seconds={shown(seconds)} and max_new_tokens={shown(max_new_tokens)} were both given: give one of them."
         )
     if audio_prompt is not None:
         raise InputError("max_new_tokens with an audio_prompt: give seconds=, the length of the clips with the prompt.")
@@ -221,7 +223,7 @@ def _pairs(hooks: Any) -> list[tuple[Any, HookFunction]]:
     found = []
     for pair in listed("fwd_hooks", hooks):
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not callable(pair[1]):
-            raise InputTypeError(f"fwd_hooks: expected pairs (name, function), got {pair!r}.")
+            raise InputTypeError(f"fwd_hooks: expected pairs (name, function), got {shown(pair)}.")
         found.append((pair[0], pair[1]))
     return found
 

@@ -55,9 +55,9 @@ Schedule = Callable[[float], Real] | Sequence[Real] | Tensor
 
 def checked_branch(branch: object, guided: bool = True) -> None:
     if branch not in get_args(Branch):
-        raise InputError(f"branch={branch!r}: expected 'cond', 'null' or 'both'.")
+        raise InputError(f"branch={shown(branch)}: expected 'cond', 'null' or 'both'.")
     if branch != "cond" and not guided:
-        raise InputError(f"branch={branch!r} needs guidance: without it (guidance_scale=1) there is only 'cond'.")
+        raise InputError(f"branch={shown(branch)} needs guidance: without it (guidance_scale=1) there is only 'cond'.")
 
 
 def checked_rows(rows: Sequence[int] | None, total: int) -> list[int]:
@@ -86,7 +86,7 @@ def row_numbers(rows: Any) -> list[int]:
     except TypeError:
         given = rows.tolist() if isinstance(rows, Tensor | np.ndarray) else rows
         raise InputTypeError(
-            f"rows={given!r}: expected a list of row numbers; for a mask, give mask.nonzero().flatten()."
+            f"rows={shown(given)}: expected a list of row numbers; for a mask, give mask.nonzero().flatten()."
         ) from None
 
 
@@ -175,11 +175,11 @@ class Intervention:
 def _one_layer(layer: Any, layers: Any) -> int:
     """The block given as `layer` instead of `layers`."""
     if layers is not None:
-        raise InputError(f"layer={layer!r} and layers={layers!r} were both given: give one of them.")
+        raise InputError(f"layer={shown(layer)} and layers={shown(layers)} were both given: give one of them.")
     try:
         return whole_number(layer)
     except TypeError:
-        raise InputTypeError(f"layer={layer!r}: expected a layer number; layers=[...] takes several.") from None
+        raise InputTypeError(f"layer={shown(layer)}: expected a layer number; layers=[...] takes several.") from None
 
 
 def _unit(direction: Tensor) -> Tensor:
@@ -369,6 +369,6 @@ class Apply(Intervention):
     def __post_init__(self, *aliases: Any) -> None:
         super().__post_init__(*aliases)
         if not callable(self.function):
-            raise InputTypeError(f"function={self.function!r}: expected a function of the activations.")
+            raise InputTypeError(f"function={shown(self.function)}: expected a function of the activations.")
         if self.schedule is not None or bool((torch.as_tensor(self.strength, device="cpu") != 1).any()):
-            raise InputError("Apply takes no strength and no schedule: the function decides what is done.")
+            raise InputError("Apply takes no strength and no schedule, because the function determines the change.")

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from audiolens.cache.activation_cache import ActivationCache
-from audiolens.checks import checked_text
+from audiolens.checks import checked_text, shown
 from audiolens.compatibility import SECONDS, SITES, OtherNames, chosen_seconds, chosen_seeds, chosen_sites, either
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
@@ -418,6 +418,6 @@ class AudioLens(TracedLens, OtherNames, Portable):
     def __repr__(self) -> str:
         config = self.config
         return (
-            f"AudioLens({self.name!r}: {config.family}, {config.n_layers} blocks, d_model {config.d_model}, "
+            f"AudioLens({shown(self.name)}: {config.family}, {config.n_layers} blocks, d_model {config.d_model}, "
             f"{config.n_codebooks} codebooks at {config.frame_rate:g} frames/s)"
         )

@@ -29,7 +29,7 @@ def finite(name: str, value: Any) -> Tensor:
         raise InputTypeError(f"{name}={type(value).__name__}: expected real numbers, got {kind}.")
     tensor = tensor.to("cpu", torch.float32, copy=True)
     if not bool(torch.isfinite(tensor).all()):
-        raise InputError(f"{name} holds NaN or infinite values in float32: expected finite numbers.")
+        raise InputError(f"{name} contains NaN or infinite values in float32: expected finite numbers.")
     return tensor
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from audiolens.checks import real_number
+from audiolens.checks import real_number, shown
 from audiolens.errors import InputError, InputTypeError, SiteError
 from audiolens.tensors import finite
 
@@ -37,7 +37,7 @@ def multiplier(what: str, value: object) -> float:
     except TypeError:
         number = math.nan
     if not math.isfinite(number):
-        raise InputTypeError(f"directions {what} {value!r}: expected a finite number.")
+        raise InputTypeError(f"directions {what} {shown(value)}: expected a finite number.")
     return number
 
 

@@ -118,9 +118,9 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         if name not in self.tensors:
             layers = self.layers(name)
             if layers:
-                raise SiteError(f"{key!r} was recorded at layers {layers}: give one of them, or stack them all.")
+                raise SiteError(f"{shown(key)} was recorded at layers {layers}: give one of them, or stack them all.")
             raise SiteError(
-                f"{name!r} was not recorded.{nearest(name, self.tensors)} Recorded: {shortened(self.tensors)}."
+                f"{shown(name)} was not recorded.{nearest(name, self.tensors)} Recorded: {shortened(self.tensors)}."
             )
         return self.tensors[name]
 
@@ -140,7 +140,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         """
         chosen = listed_layers(layers)
         if any(layer < 0 for layer in chosen) and self.stream is None:
-            raise SiteError(f"layers={layers!r}: this cache does not know its model's blocks. Count from 0.")
+            raise SiteError(f"layers={shown(layers)}: this cache does not know its model's blocks. Count from 0.")
         blocks = 0 if self.stream is None else self.stream.n_layers
         return [counted(layer, blocks) if layer < 0 else layer for layer in chosen]
 
@@ -152,14 +152,16 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         """
         name = self._key(site if layer is None else (site, layer))
         if name not in self.axes:
-            raise SiteError(f"{name!r} was not recorded.{nearest(name, self.axes)} Recorded: {shortened(self.axes)}.")
+            raise SiteError(
+                f"{shown(name)} was not recorded.{nearest(name, self.axes)} Recorded: {shortened(self.axes)}."
+            )
         return self.axes[name]
 
     def stack(self, site: str) -> Float[Tensor, "layer ..."]:
         """A site at each recorded layer: "layer row step d_model" (or "layer branch row ...", or without "step")."""
         layers = self.layers(site)
         if not layers:
-            raise SiteError(f"site {site!r} was not recorded. Recorded: {shortened(self.tensors)}.")
+            raise SiteError(f"site {shown(site)} was not recorded. Recorded: {shortened(self.tensors)}.")
         return torch.stack([self[site, layer] for layer in layers])
 
     def stack_activation(self, site: str, layer: int | None = None) -> Float[Tensor, "layer ..."]:
@@ -170,16 +172,16 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         Raises:
             SiteError: if the site was not recorded in one of these blocks.
         """
-        end = below(self, layer, f"stack_activation({site!r}{'' if layer is None else f', {layer}'})")
+        end = below(self, layer, f"stack_activation({shown(site)}{'' if layer is None else f', {layer}'})")
         if not end:
-            raise SiteError(f"stack_activation({site!r}, 0): no block is below block 0.")
+            raise SiteError(f"stack_activation({shown(site)}, 0): no block is below block 0.")
         return torch.stack([self[site, block] for block in range(end)])
 
     def stack_norms(self, site: str) -> Float[Tensor, "layer ..."]:
         """The mean activation norm at every recorded layer: "layer row" (needs `reduce="mean"`)."""
         names = [Site(hooked(site), layer).name for layer in self.layers(site)]
         if not names or any(name not in self.norms for name in names):
-            raise SiteError(f"no norms of {site!r} were recorded: record with reduce='mean'.")
+            raise SiteError(f"no norms of {shown(site)} were recorded: record with reduce='mean'.")
         return torch.stack([self.norms[name] for name in names])
 
     def rows(self, rows: Sequence[int]) -> "ActivationCache":
@@ -235,10 +237,10 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
             return self
         chosen = self.numbered(layers)
         if not chosen:
-            raise SiteError(f"no layer given: the cache holds layers {held}.")
+            raise SiteError(f"no layer given: the cache contains layers {held}.")
         absent = [layer for layer in chosen if layer not in held]
         if absent:
-            raise SiteError(f"nothing was recorded at layer {absent[0]}: the cache holds layers {held}.")
+            raise SiteError(f"nothing was recorded at layer {absent[0]}: the cache contains layers {held}.")
         return self._some([name for name, layer in places.items() if layer is None or layer in chosen])
 
     def project(self, direction: Any, site: str = "resid_post") -> Float[Tensor, "layer ..."]:
@@ -399,9 +401,9 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         theirs = getattr(meta, "weights", "")
         if theirs and (mine := self.model_weights()) and mine != theirs:
             raise InputError(
-                f"direction was read from {getattr(meta, 'model', '')!r}, and this cache was recorded from "
-                f"{self.model!r}, which holds other weights: a direction means nothing in another model. Read it again "
-                "with the model of the cache."
+                f"direction was read from {shown(getattr(meta, 'model', ''))}, and this cache was recorded from "
+                f"{shown(self.model)}, which has other weights: a direction means nothing in another model. Read it "
+                "again with the cache's model."
             )
 
     def _some(self, names: Sequence[str]) -> "ActivationCache":
@@ -431,6 +433,8 @@ def _chosen(sites: object, names: Iterable[str], path: object) -> list[str]:
         asked = named(site)
         mine = [name for name in names if asked.name in (name, Site.of(name).hook)]
         if not mine:
-            raise SiteError(f"{path} does not hold {site!r}.{nearest(asked.name, names)} It holds: {shortened(names)}.")
+            raise SiteError(
+                f"{path} does not contain {shown(site)}.{nearest(asked.name, names)} It contains: {shortened(names)}."
+            )
         found.update(mine)
     return [name for name in names if name in found]

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from audiolens.arrays import AsArray
-from audiolens.checks import checked_flags, whole_number
+from audiolens.checks import checked_flags, shown, whole_number
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
 from audiolens.model.provenance import weights_hash
@@ -118,7 +118,7 @@ class Components(AsArray):
         """One component, by its label."""
         if label not in self.labels:
             raise SiteError(
-                f"no component {label!r}.{nearest(label, self.labels)} There are: {shortened(self.labels)}."
+                f"no component {shown(label)}.{nearest(label, self.labels)} There are: {shortened(self.labels)}."
             )
         return self.values[self.labels.index(label)]
 
@@ -175,28 +175,32 @@ def logit_lens(
     readout = cache.readout if traced is None else Readout.of(traced)
     if readout is None:
         raise InputError(
-            "this cache has no final norm and heads (a file never does): give a lens on the model it was recorded "
-            "from, cache.logit_lens(lens)."
+            "this cache has no final norm and output heads, which files do not contain: give a lens on the model "
+            "it was recorded from, cache.logit_lens(lens)."
         )
     if traced is not None and cache.model and cache.model != traced.name:
         raise InputError(
-            f"this cache was recorded from {cache.model!r}, but the lens is on {traced.name!r}: give a lens on the "
-            "model it was recorded from, opened under the same name."
+            f"this cache was recorded from {shown(cache.model)}, but the lens is on {shown(traced.name)}: give a lens "
+            "on the model it was recorded from, opened under the same name."
         )
     if cache.reduce == "max":
-        raise InputError("reduce='max' keeps no state of the stream: record steps, or reduce='mean' or 'last'.")
+        raise InputError("reduce='max' does not store states of the stream: record steps, or reduce='mean' or 'last'.")
     if not named(site).short.startswith("resid_"):
-        raise SiteError(f"site={site!r} is not a state of the residual stream: use resid_pre, resid_mid or resid_post.")
+        raise SiteError(
+            f"site={shown(site)} is not a state of the residual stream: use resid_pre, resid_mid or resid_post."
+        )
     chosen = cache.layers(site) if layers is None else cache.numbered(layers)
     if not cache.layers(site):
-        raise SiteError(f"site {site!r} was not recorded. Recorded: {shortened(cache.tensors)}.")
+        raise SiteError(f"site {shown(site)} was not recorded. Recorded: {shortened(cache.tensors)}.")
     if not chosen:
         raise SiteError(f"no layer given: {site} was recorded at layers {cache.layers(site)}.")
     read = []
     for layer in chosen:
         states = cache[site, layer]
         if states.shape[-1] != len(readout.weight):
-            raise InputError(f"the cache has width {states.shape[-1]}, the lens's model {len(readout.weight)}.")
+            raise InputError(
+                f"the cache has width {states.shape[-1]}, but the lens's model has width {len(readout.weight)}."
+            )
         read.append(readout.logits(states) if cache.reduce is None else readout.logits(states[..., None, :])[..., 0, :])
     return torch.stack(read)
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from audiolens.cache.decomposition import Stream
+from audiolens.checks import shown
 from audiolens.errors import InputError
 from audiolens.files import integrity
 from audiolens.files.atomic import written
@@ -172,7 +173,7 @@ def read(path: str | os.PathLike[str], format_: str, unsealed: str) -> tuple[dic
     labels = json_of(place, header.metadata.get(integrity.HEADER, "null"))
     found = labels.get("format") if isinstance(labels, dict) else None
     if found not in (format_, unsealed):
-        raise InputError(f"{path} is not an activation cache: format {found!r}, expected {format_!r}.")
+        raise InputError(f"{path} is not an activation cache: format {shown(found)}, expected {shown(format_)}.")
     sealed = found == format_ or integrity.SEAL in labels
     if sealed:
         integrity.check_header(path, labels, header.shapes)

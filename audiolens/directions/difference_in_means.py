@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audiolens.checks import checked_flags, checked_text
+from audiolens.checks import checked_flags, checked_text, shown
 from audiolens.directions.directions import Directions
 from audiolens.directions.evidence import Contrast
 from audiolens.directions.pole_reader import Codes, PoleReader, Position, Samples
@@ -82,7 +82,7 @@ def difference_in_means(
     found = read_poles(lens, reader, label, keep_samples)
     if not found.vectors.any():
         raise InputError(
-            f"the direction is 0 at every layer: at {reader.site}, position {reader.position!r}, branch "
+            f"the direction is 0 at every layer: at {reader.site}, position {shown(reader.position)}, branch "
             f"{reader.branch!r} the poles have the same mean. Read another site, position or branch, or give other "
             "prompts."
         )

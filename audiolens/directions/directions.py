@@ -162,7 +162,7 @@ class Directions(AsArray):
     def __truediv__(self, divisor: Real) -> "Directions":
         number = multiplier("divided by", divisor)
         if number == 0:
-            raise InputError(f"directions divided by {divisor!r}: expected a number other than 0.")
+            raise InputError(f"directions divided by {shown(divisor)}: expected a number other than 0.")
         return self * (1 / number)
 
     def orthogonal_to(self, *others: "Directions") -> "Directions":
@@ -291,15 +291,15 @@ class Directions(AsArray):
         counts = f"{self.meta.n_prompts[0]} + {self.meta.n_prompts[1]} prompts"
         span = f"{self.layers[0]} to {self.layers[-1]}" if len(self) > 1 else f"{self.layers[0]}"
         return (
-            f"Directions({self.meta.label or 'unnamed'}: layers {span} at {self.meta.site} of {self.meta.model!r}, "
-            f"{self.meta.estimator} of {counts}{finding})"
+            f"Directions({self.meta.label or 'unnamed'}: layers {span} at {self.meta.site} of "
+            f"{shown(self.meta.model)}, {self.meta.estimator} of {counts}{finding})"
         )
 
     def _place(self, layer: int) -> int:
         try:
             number = whole_number(layer)
         except TypeError:
-            raise InputTypeError(f"layer {layer!r}: expected a layer number; d.at([...]) takes several.") from None
+            raise InputTypeError(f"layer {shown(layer)}: expected a layer number; d.at([...]) takes several.") from None
         if number not in self:
             raise SiteError(f"no direction at layer {number}: there are layers {shortened(map(str, self.layers), 60)}.")
         return self.layers.index(counted(number, self.meta.n_layers))

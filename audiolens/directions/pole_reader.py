@@ -98,7 +98,7 @@ class PoleReader:
             refuse_prefix(lens.config, "prefix=True")
             if self.position != "mean":
                 raise InputError(
-                    f"prefix=True includes the prefix in a mean, so it needs position='mean', not {position!r}."
+                    f"prefix=True includes the prefix in a mean, so it needs position='mean', not {shown(position)}."
                 )
         self.prefix = prefix
         checked_branch(branch)
@@ -245,7 +245,8 @@ def _checked_poles(positive: Any, negative: Any) -> tuple[tuple[str | None, ...]
     shared = sorted({prompt for prompt in sides[0] if prompt is not None} & set(sides[1]))
     if shared:
         raise PromptError(
-            f"{len(shared)} prompts are in both poles, such as {shared[0]!r}, and would cancel: keep each in one pole."
+            f"{len(shared)} prompts are in both poles, such as {shown(shared[0])}, and would cancel: keep each in one "
+            "pole."
         )
     return sides[0], sides[1]
 
@@ -257,7 +258,9 @@ def _checked_position(position: Any, lens: AudioLens) -> Position:
         start, stop = checked_span(position)
         return start, stop
     if position not in ("mean", "first", "last", "eos"):
-        raise InputError(f"position={position!r}: expected 'mean', 'first', 'last', 'eos', or (from, to) in seconds.")
+        raise InputError(
+            f"position={shown(position)}: expected 'mean', 'first', 'last', 'eos', or (from, to) in seconds."
+        )
     return position
 
 
@@ -266,14 +269,14 @@ def _checked_site(lens: AudioLens, site: Any, layers: Any) -> tuple[str, tuple[i
     found = lens.find_sites(site, layers)
     if any(place.layer is None for place in found):
         raise InputError(
-            f"site={site!r} is not in a block, but a direction needs one vector per layer: use 'resid_post'."
+            f"site={shown(site)} is not in a block, but a direction needs one vector per layer: use 'resid_post'."
         )
     if any("head" in place.axes for place in found):
         raise InputError(
-            f"site={site!r} has one vector per head: read a site with one vector per step, such as 'attn_out'."
+            f"site={shown(site)} has one vector per head: read a site with one vector per step, such as 'attn_out'."
         )
     if len({place.hook for place in found}) != 1:
-        raise InputError(f"site={site!r}: expected one site; read the directions of several sites one at a time.")
+        raise InputError(f"site={shown(site)}: expected one site; read the directions of several sites one at a time.")
     return found[0].short, tuple(place.layer for place in found if place.layer is not None)
 
 

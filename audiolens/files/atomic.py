@@ -16,6 +16,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from audiolens.checks import shown
 from audiolens.errors import InputError, InputTypeError, StoppedError
 
 UNFINISHED = ".unfinished-"
@@ -114,9 +115,9 @@ def as_path(path: object) -> Path:
         InputTypeError, InputError: if it is not a valid path.
     """
     if not isinstance(path, str | os.PathLike):
-        raise InputTypeError(f"path={path!r}: expected the name of a file or folder.")
+        raise InputTypeError(f"path={shown(path)}: expected the name of a file or folder.")
     if "\0" in os.fspath(path):
-        raise InputError(f"path={path!r}: the name of a file or folder cannot hold a NUL character.")
+        raise InputError(f"path={shown(path)}: the name of a file or folder cannot contain a NUL character.")
     return Path(path)
 
 
@@ -158,8 +159,8 @@ def refuse_misplaced(files: Iterable[Path], folders: Iterable[Path] = ()) -> Non
     for path, expected in (*((path, "file") for path in files), *((path, "folder") for path in folders)):
         if (kind := _kind(path)) not in (None, expected):
             raise InputError(
-                f"{path} is a {kind}, and a {expected} belongs there, which is made again: remove it, or choose "
-                "another folder."
+                f"{path} is a {kind}, but a {expected} belongs there: remove it, or choose another folder. After "
+                f"the removal the {expected} is created again."
             )
 
 
@@ -196,7 +197,7 @@ def inside(folder: Path, name: object) -> Path:
         InputError: if the name leads outside the folder, or if a link has this name.
     """
     if not is_name(name):
-        raise InputError(f"{name!r} cannot name a folder in {folder}: expected a name without a path.")
+        raise InputError(f"{shown(name)} cannot name a folder in {folder}: expected a name without a path.")
     found = folder / str(name)
     if found.is_symlink():
         raise InputError(f"{found} is a symbolic link, and links inside a folder are not followed: remove it.")

@@ -103,7 +103,7 @@ def read_object(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
     """
     found = read_json(path, most)
     if not isinstance(found, dict):
-        raise InputError(f"{path} holds a {type(found).__name__}: expected a JSON object.")
+        raise InputError(f"{path} contains a {type(found).__name__}: expected a JSON object.")
     return found
 
 
@@ -245,9 +245,9 @@ def _refuse_beyond(path: Path, value: Any, most_text: int = MOST_TEXT) -> None:
             elif isinstance(one, list):
                 inner += one
             elif isinstance(one, str) and len(one) > most_text:
-                raise InputError(f"{path} holds a text of {len(one):,} characters: expected at most {most_text:,}.")
+                raise InputError(f"{path} contains a text of {len(one):,} characters: expected at most {most_text:,}.")
             elif isinstance(one, int) and one.bit_length() > 4 * MOST_DIGITS:
-                raise InputError(f"{path} holds a number of more than {MOST_DIGITS} digits.")
+                raise InputError(f"{path} contains a number of more than {MOST_DIGITS} digits.")
         level = inner
         if not level:
             return

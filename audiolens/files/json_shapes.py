@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
+from audiolens.checks import shown
 from audiolens.errors import InputError
 
 _WORDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number", None: "null"}
@@ -52,7 +53,7 @@ def _in_object(value: Any, shape: Mapping[Any, Any], where: str) -> str | None:
     for name, inner in shape.items():
         key = name.removesuffix("?")
         if key not in value and key == name:
-            return f"it lacks {_under(where, key)!r}"
+            return f"it lacks {shown(_under(where, key))}"
         if key in value and (difference := _difference(value[key], inner, _under(where, key))):
             return difference
     return None

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from audiolens.checks import in_order
+from audiolens.checks import in_order, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, ModelFilesError, ModelNotFoundError
 from audiolens.measure.clips import Audio, Clip, read
@@ -67,7 +67,7 @@ def clap_score(
     clips, _ = read(audio, sample_rate, centred=False)
     listed = [texts] if isinstance(texts, str) else list(in_order("texts", texts, "texts"))
     if not listed or not all(isinstance(text, str) and text.strip() for text in listed):
-        raise InputTypeError(f"texts={texts!r}: expected a text, or one per clip.")
+        raise InputTypeError(f"texts={shown(texts)}: expected a text, or one per clip.")
     if len(listed) not in (1, len(clips)):
         raise InputError(f"{len(listed)} texts for {len(clips)} clips: give one text, or one per clip.")
     clap, processor = opened(model)
@@ -134,8 +134,8 @@ def _loaded(name: str) -> Clap:
         # transformers raises many kinds of errors for incomplete model files.
         detail = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelNotFoundError(
-            f"the CLAP model {name!r} could not be loaded: {detail} Give a hub name such as {DEFAULT!r} (downloaded "
-            "on first use), a folder, or (ClapModel, ClapProcessor)."
+            f"the CLAP model {shown(name)} could not be loaded: {detail} Give a hub name such as {DEFAULT!r} "
+            "(downloaded on first use), a folder, or (ClapModel, ClapProcessor)."
         ) from error
 
 

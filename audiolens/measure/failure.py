@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float
 
-from audiolens.checks import as_array
+from audiolens.checks import as_array, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.measure.clips import Clip, read
@@ -119,8 +119,8 @@ def _refuse_unpaired(steered: Generated, baseline: Generated) -> None:
         if other:
             row = other[0]
             raise InputError(
-                f"row {row}: the {name[:-1]} of steered is {ours[row]!r}, that of baseline {theirs[row]!r}; give the "
-                "same prompts and seeds in the same order"
+                f"row {row}: the {name[:-1]} of steered is {shown(ours[row])}, that of baseline {shown(theirs[row])}; "
+                "give the same prompts and seeds in the same order"
             )
 
 

@@ -270,7 +270,7 @@ def _refuse_unpaired(out: Generation, baseline: Generation) -> None:
         # Without seeds, rows are paired only by their order.
         if mine is not None and own is not None and tuple(mine) != tuple(own):
             raise InputError(
-                f"baseline has other {name} than out: generate it from the same {name}, in the same order."
+                f"baseline and out have different {name}: generate both from the same {name}, in the same order."
             )
     if tuple(out.codes.shape) != tuple(baseline.codes.shape):
         raise InputError(
@@ -278,7 +278,7 @@ def _refuse_unpaired(out: Generation, baseline: Generation) -> None:
             "of the same number and length."
         )
     if baseline.settings.get("interventions"):
-        raise InputError("baseline was steered, so it gives no level: generate it without interventions.")
+        raise InputError("baseline was steered, so it cannot serve as the level: generate it without interventions.")
     for name in ("model", *SAMPLING, "audio_prompt_seconds"):
         mine, own = (clips.settings.get(name) for clips in (out, baseline))
         if mine is not None and own is not None and mine != own:

@@ -30,7 +30,7 @@ LEAST_KEY_MARGIN = 0.05
 key."""
 MAJOR = np.array([6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88])
 MINOR = np.array([6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17])
-"""Key profiles: how well each semitone above the tonic fits the key (Krumhansl and Kessler 1982)."""
+"""Key profiles, which rate how well each semitone above the tonic fits the key (Krumhansl and Kessler 1982)."""
 
 
 @guarded

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from audiolens.checks import shown
 from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.measure.beats import beat_this_tempo
@@ -56,7 +57,7 @@ def tempo(
     """
     methods = {"beat": beat_tempo, "ioi": ioi_tempo, "beat_this": beat_this_tempo}
     if method not in methods:
-        raise InputError(f"method is {method!r}; expected 'beat', 'ioi' or 'beat_this'")
+        raise InputError(f"method is {shown(method)}; expected 'beat', 'ioi' or 'beat_this'")
     return per_row(audio, sample_rate, methods[method])
 
 

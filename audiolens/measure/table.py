@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audiolens.checks import MOST_JOBS, checked_count
+from audiolens.checks import MOST_JOBS, checked_count, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
 from audiolens.measure.beats import beat_this_tempo, require
@@ -123,7 +123,7 @@ def checked_measures(measures: Sequence[str] | None) -> list[str]:
     unknown = [name for name in names if name not in known]
     if isinstance(measures, str) or unknown or not names:
         hint = nearest(str(unknown[0]), known) if unknown and not isinstance(measures, str) else ""
-        raise InputError(f"measures are {measures!r}; expected a list of names from {', '.join(known)}.{hint}")
+        raise InputError(f"measures are {shown(measures)}; expected a list of names from {', '.join(known)}.{hint}")
     return names
 
 

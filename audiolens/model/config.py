@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from audiolens.checks import shown
 from audiolens.door import guarded
 from audiolens.errors import UnsupportedModelError
 from audiolens.model.timeline import delays_of
@@ -66,7 +67,7 @@ def config_of(model: Any, family: "Family") -> LensConfig:
     pad = model.generation_config.decoder_start_token_id
     if pad is not None and (not isinstance(pad, int) or not 0 <= pad <= decoder.vocab_size):
         raise UnsupportedModelError(
-            f"the generation configuration has decoder_start_token_id={pad!r:.80}: expected 0 to {decoder.vocab_size}."
+            f"the generation configuration has decoder_start_token_id={shown(pad)}: expected 0 to {decoder.vocab_size}."
         )
     return LensConfig(
         family=family.name,

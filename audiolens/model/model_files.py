@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from audiolens.checks import shown
 from audiolens.errors import InputError, ModelFilesError
 from audiolens.files.bounded import (
     MOST_BYTES,
@@ -78,7 +79,9 @@ class ModelFiles:
         elements = sum(header.elements for header in self.headers.values())
         data_bytes = sum(header.data_bytes for header in self.headers.values())
         if modules > tensors:
-            raise ModelFilesError(f"{self.source / CONFIG} asks for {modules:,} modules, but has {tensors:,} tensors.")
+            raise ModelFilesError(
+                f"{self.source / CONFIG} describes {modules:,} modules, but the weights have {tensors:,} tensors."
+            )
         with torch.device("meta"):
             shell = model_class(copy.deepcopy(config))
         # Packed weights hold up to eight values per byte.
@@ -87,7 +90,7 @@ class ModelFiles:
         made = sum(buffer.numel() for buffer in shell.buffers())
         if wanted > held or made > elements + _MOST_MADE:
             raise ModelFilesError(
-                f"{self.source / CONFIG} describes a model of {wanted + made:,} values, but its weights hold "
+                f"{self.source / CONFIG} describes a model of {wanted + made:,} values, but its weights have "
                 f"{elements:,}: they do not belong together."
             )
 
@@ -108,7 +111,7 @@ def staged(folder: Path) -> Iterator[ModelFiles]:
     except InputError as error:
         raise ModelFilesError(f"{folder} could not be loaded: {error} The files are damaged or half-written.") from None
     if CONFIG not in whole:
-        raise ModelFilesError(f"{folder} holds no {CONFIG}: it is not a saved model.")
+        raise ModelFilesError(f"{folder} contains no {CONFIG}: it is not a saved model.")
     for name, values in whole.items():
         refuse_code(folder / name, values)
         if name in PLAIN:
@@ -149,7 +152,8 @@ def _sized(name: str, revision: str | None) -> str | None:
     for file in facts.siblings or ():
         if file.rfilename in (*PLAIN, *TOKENIZER, *OPAQUE, INDEX) and (file.size or 0) > MOST_BYTES:
             raise ModelFilesError(
-                f"{name}: {file.rfilename} has {file.size:,} bytes, expected at most {MOST_BYTES:,}: not downloaded."
+                f"{name}: {file.rfilename} has {file.size:,} bytes, expected at most {MOST_BYTES:,}, so it was "
+                "not downloaded."
             )
     return facts.sha or revision
 
@@ -157,7 +161,7 @@ def _sized(name: str, revision: str | None) -> str | None:
 def _object(path: Path) -> dict[str, Any]:
     found = json_of(path, read_text(path), MOST_BYTES if path.name == "tokenizer.json" else MOST_TEXT)
     if not isinstance(found, dict):
-        raise ModelFilesError(f"{path} holds a {type(found).__name__}: expected a JSON object.")
+        raise ModelFilesError(f"{path} contains a {type(found).__name__}: expected a JSON object.")
     return found
 
 
@@ -171,7 +175,7 @@ def refuse_code(path: Path, values: Any) -> None:
         fetched = isinstance(value, str) and bool(_IMPLEMENTATIONS.fullmatch(key)) and "/" in value
         if fetched or (key in _CODE and value):
             raise ModelFilesError(
-                f"{path} names code to run ({key}={value!r:.80}), and a model's files may not: remove the key, "
+                f"{path} names code to run ({key}={shown(value)}), and a model's files may not: remove the key, "
                 "if the model is one of transformers' own."
             )
 
@@ -199,7 +203,7 @@ def _indexed(folder: Path) -> list[str]:
     for name in names:
         if not _SHARD.fullmatch(name):
             raise ModelFilesError(
-                f"{folder / INDEX} names {name!r:.80}: expected names of .safetensors files in the same folder."
+                f"{folder / INDEX} names {shown(name)}: expected names of .safetensors files in the same folder."
             )
     return names
 
@@ -208,10 +212,10 @@ def _no_weights(folder: Path) -> ModelFilesError:
     pickles = sorted(folder.glob("*.bin"))
     if pickles:
         return ModelFilesError(
-            f"{folder} holds its weights as a pickle ({pickles[0].name}), which can run any code when it is opened: "
+            f"{folder} stores its weights as a pickle ({pickles[0].name}), which can run any code when it is opened:  "
             f"save the model again as safetensors ({WEIGHTS})."
         )
-    return ModelFilesError(f"{folder} holds a {CONFIG} but no weights ({WEIGHTS}): the model is incomplete.")
+    return ModelFilesError(f"{folder} contains a {CONFIG} but no weights ({WEIGHTS}): the model is incomplete.")
 
 
 def _there(path: Path) -> bool:

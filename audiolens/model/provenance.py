@@ -116,12 +116,12 @@ class Provenance:
         if lens.config.n_layers != self.n_layers:
             reason = f"has {lens.config.n_layers} blocks, not {self.n_layers}"
         elif self.weights and weights_hash(lens.model) != self.weights:
-            reason = "holds other weights"
+            reason = "has other weights"
         else:
             return
         raise InputError(
-            f"these directions were read from {self.model!r}, and {lens.name!r} {reason}: a direction means nothing "
-            f"in another model. Read it again with this lens, or load it without lens= to inspect it."
+            f"these directions were read from {shown(self.model)}, and {shown(lens.name)} {reason}: a direction means "
+            "nothing in another model. Read it again with this lens, or load it without lens= to inspect it."
         )
 
 
@@ -179,7 +179,9 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         raise DamagedError(f"{path}: its header is damaged ({error})") from None
     if not isinstance(facts, dict) or facts.get("format") not in (FORMAT, UNSEALED):
         stated = facts.get("format") if isinstance(facts, dict) else None
-        raise InputError(f"{path} holds no directions: its header states {stated or 'no format'}, expected {FORMAT}.")
+        raise InputError(
+            f"{path} contains no directions: its header states {stated or 'no format'}, expected {FORMAT}."
+        )
     if facts["format"] == FORMAT or integrity.SEAL in facts:
         integrity.check_header(path, facts, {name: tensor.shape for name, tensor in tensors.items()})
         for name, tensor in tensors.items():

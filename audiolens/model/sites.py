@@ -85,10 +85,12 @@ def canonical(name: str, hooks: Iterable[str]) -> str:
     short = [Site(hook).short for hook in hooks]
     if ("cross" in name or "text_states" in name) and not any("cross" in hook for hook in hooks):
         raise SiteError(
-            f"site {name!r}: this model has no cross-attention; its text is a prefix to the audio steps, in the "
+            f"site {shown(name)}: this model has no cross-attention; its text is a prefix to the audio steps, in the "
             f"decoder's own sequence (prefix=True reads and changes it there). It has: {shortened(short, 40)}."
         )
-    raise SiteError(f"unknown site {name!r}.{nearest(Site(name).short, short)} This model has: {shortened(short, 40)}.")
+    raise SiteError(
+        f"unknown site {shown(name)}.{nearest(Site(name).short, short)} This model has: {shortened(short, 40)}."
+    )
 
 
 def resolve(
@@ -169,7 +171,7 @@ def checked_names(name: str, sites: Any) -> Any:
     """
     found = names_once(name, sites)
     if not found:
-        raise InputError(f"{name}={sites!r} names no site: give at least one, such as 'resid_post'.")
+        raise InputError(f"{name}={shown(sites)} names no site: give at least one, such as 'resid_post'.")
     return sites if isinstance(sites, str) else found
 
 
@@ -193,7 +195,7 @@ def layers_once(layers: Any) -> int | list[int]:
         given = layers if isinstance(layers, Iterable) and getattr(layers, "ndim", 1) else [layers]
         found = whole_numbers(bounded("layers", given, MOST_PLACES))
     except TypeError:
-        raise InputTypeError(f"layers={layers!r}: expected a layer, a list of layers, or None for all.") from None
+        raise InputTypeError(f"layers={shown(layers)}: expected a layer, a list of layers, or None for all.") from None
     return found if given is layers else found[0]
 
 
@@ -214,4 +216,4 @@ def head_numbers(heads: Any) -> list[int]:
     try:
         return whole_numbers(bounded("heads", listed("heads", heads), MOST_PLACES))
     except TypeError:
-        raise InputTypeError(f"heads={heads!r}: expected a list of heads, or None for all.") from None
+        raise InputTypeError(f"heads={shown(heads)}: expected a list of heads, or None for all.") from None

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from audiolens.checks import in_order
+from audiolens.checks import in_order, shown
 from audiolens.errors import InputTypeError, PromptError
 from audiolens.model import tokens
 
@@ -44,7 +44,7 @@ def checked_prompts(prompts: Prompt | Sequence[Prompt], rows: int | None = None)
         try:
             listed = in_order("prompts", prompts, "prompts")
         except InputTypeError:
-            raise PromptError(f"prompts={prompts!r}: expected text, None, or a list of them, in order.") from None
+            raise PromptError(f"prompts={shown(prompts)}: expected text, None, or a list of them, in order.") from None
     if not listed:
         raise PromptError("no prompt given: give at least one, or [None] to generate without one.")
     for row, prompt in enumerate(listed):
@@ -77,7 +77,7 @@ def lengths(prompts: Sequence[Prompt], tokenizer: Any, limit: int) -> list[int]:
                 f"({str(prompt)[:40]!r}...)."
             )
         if prompt is not None and not count:
-            raise PromptError(f"prompt {row} ({prompt!r}) has no token in this model's vocabulary.")
+            raise PromptError(f"prompt {row} ({shown(prompt)}) has no token in this model's vocabulary.")
     tokens.note_unread(prompts, tokenizer)
     return found
 

@@ -93,7 +93,7 @@ def clip_timeline(seconds: object, config: "LensConfig", prefix: int = 0) -> Tim
     try:
         length = real_number(seconds)
     except TypeError:
-        raise InputTypeError(f"seconds={seconds!r}: expected a number.") from None
+        raise InputTypeError(f"seconds={shown(seconds)}: expected a number.") from None
     tail = max(config.delays)
     longest = (config.max_steps - prefix - tail) / config.frame_rate
     # With fewer frames than this, transformers silently leaves the delay out.
@@ -124,7 +124,7 @@ def checked_frames(frames: object) -> int:
     try:
         count = whole_number(frames)
     except TypeError:
-        raise InputTypeError(f"frames={frames!r}: expected a whole number.") from None
+        raise InputTypeError(f"frames={shown(frames)}: expected a whole number.") from None
     if count < 1:
         raise InputError(f"frames={shown(count)}: a clip has at least one.")
     if count > MOST:
@@ -139,20 +139,22 @@ def one_span(seconds: Span | None, span: Span | None) -> Span | None:
         InputError: if both were given.
     """
     if seconds is not None and span is not None:
-        raise InputError(f"seconds={seconds!r} and span={span!r} were both given: they are the same, so give one.")
+        raise InputError(
+            f"seconds={shown(seconds)} and span={shown(span)} were both given: they are the same, so give one."
+        )
     return span if seconds is None else seconds
 
 
 def checked_span(seconds: object) -> Span:
     """Check a (from, to) pair in seconds, and return it."""
     if not isinstance(seconds, tuple | list) or len(seconds) != 2:
-        raise InputTypeError(f"seconds={seconds!r}: expected a pair (from, to) in seconds.")
+        raise InputTypeError(f"seconds={shown(seconds)}: expected a pair (from, to) in seconds.")
     try:
         start, stop = map(real_number, seconds)
     except TypeError:
-        raise InputTypeError(f"seconds={seconds!r}: expected a pair (from, to) in seconds.") from None
+        raise InputTypeError(f"seconds={shown(seconds)}: expected a pair (from, to) in seconds.") from None
     if not (math.isfinite(start) and math.isfinite(stop)) or start < 0 or stop <= start:
-        raise InputError(f"seconds={seconds!r}: expected 0 <= from < to, both finite.")
+        raise InputError(f"seconds={shown(seconds)}: expected 0 <= from < to, both finite.")
     return start, stop
 
 

@@ -17,6 +17,7 @@ from inspect import currentframe
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from audiolens.checks import shown
 from audiolens.errors import AudioLensWarning, InputTypeError, PromptError, UnreadWordsWarning
 
 P = ParamSpec("P")
@@ -52,7 +53,7 @@ def ids(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
         return [list(row) for row in tokenizer(list(prompts), add_special_tokens=True, **_WHOLE)["input_ids"]]
     except Exception as error:
         more = f" or one of the {len(prompts) - 1} prompts after it" if len(prompts) > 1 else ""
-        raise PromptError(f"the model's tokenizer fails on {prompts[0]!r}{more}: {_line(error)}.") from error
+        raise PromptError(f"the model's tokenizer fails on {shown(prompts[0])}{more}: {_line(error)}.") from error
 
 
 def unread(prompts: Sequence[str | None], tokenizer: Any) -> list[str]:

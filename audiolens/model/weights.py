@@ -18,7 +18,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from audiolens.checks import whole_number
+from audiolens.checks import shown, whole_number
 from audiolens.errors import InputError, InputTypeError
 from audiolens.model.families.family import BlockPaths
 from audiolens.model.projections import affine, table
@@ -39,12 +39,14 @@ class Weights(tuple[Tensor, ...]):
         place, *inside = index if isinstance(index, tuple) else (index,)
         if isinstance(place, slice):
             if inside:
-                raise InputTypeError(f"{index!r}: a slice must be the only index; use torch.stack(W) to index further.")
+                raise InputTypeError(
+                    f"{shown(index)}: a slice must be the only index; use torch.stack(W) to index further."
+                )
             return Weights(super().__getitem__(place))
         try:
             place = whole_number(place)
         except TypeError:
-            raise InputTypeError(f"weight {place!r}: expected a whole number from 0 to {len(self) - 1}.") from None
+            raise InputTypeError(f"weight {shown(place)}: expected a whole number from 0 to {len(self) - 1}.") from None
         if not -len(self) <= place < len(self):
             raise InputError(f"there is no weight {place}: this model has {len(self)}, 0 to {len(self) - 1}.")
         chosen = super().__getitem__(place)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from audiolens.characters import refuse_control
+from audiolens.checks import shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, PromptError, nearest, shortened
 from audiolens.prompts.balance import Balance, measure
@@ -43,7 +44,7 @@ class PromptSet:
 
     def __post_init__(self) -> None:
         if not isinstance(self.concept, str) or not self.concept.strip():
-            raise InputTypeError(f"concept={self.concept!r}: expected a name.")
+            raise InputTypeError(f"concept={shown(self.concept)}: expected a name.")
         refuse_control("concept", self.concept)
         for name in _LISTS:
             object.__setattr__(self, name, _texts(name, getattr(self, name)))
@@ -51,7 +52,7 @@ class PromptSet:
             raise InputError(f"poles={self.poles}: expected two different names, the positive pole first.")
         for pole, prompts in zip(self.poles, (self.positive, self.negative), strict=True):
             if not prompts:
-                raise PromptError(f"{self.concept}: no prompt for the pole {pole!r}: a contrast needs both poles.")
+                raise PromptError(f"{self.concept}: no prompt for the pole {shown(pole)}: a contrast needs both poles.")
         _refuse_shared(self.concept, "both poles", self.positive, self.negative)
         _refuse_shared(self.concept, "development and test", self.development, self.test)
         neutral, poles = self.development + self.test, self.positive + self.negative
@@ -84,7 +85,7 @@ class PromptSet:
         by_pole = dict(zip((*self.poles, "positive", "negative"), sides * 2, strict=True))
         if pole not in by_pole:
             near = nearest(str(pole), by_pole)
-            raise InputError(f"unknown pole {pole!r} of {self.concept}.{near} It has: {shortened(by_pole)}.")
+            raise InputError(f"unknown pole {shown(pole)} of {self.concept}.{near} It has: {shortened(by_pole)}.")
         return by_pole[pole]
 
     def prompted(self, prompt: str, pole: str, word: str | None = None) -> str:
@@ -97,7 +98,7 @@ class PromptSet:
         words = self.words(pole)
         if word is None:
             if not words:
-                raise PromptError(f"{self.concept}: this set has no words for {pole!r}. Give one with word=...")
+                raise PromptError(f"{self.concept}: this set has no words for {shown(pole)}. Give one with word=...")
             word = words[0]
         spoken = prompt.split()
         if not spoken:
@@ -165,11 +166,13 @@ def _texts(name: str, values: Any) -> tuple[str, ...]:
     if len(set(texts)) != len(texts):
         counts = Counter(texts)
         repeated = next(text for text in texts if counts[text] > 1)
-        raise PromptError(f"{name} contains {repeated!r} more than once: keep each once, or it would count twice.")
+        raise PromptError(f"{name} contains {shown(repeated)} more than once: keep each once, or it would count twice.")
     return texts
 
 
 def _refuse_shared(concept: str, where: str, a: Sequence[str], b: Sequence[str]) -> None:
     shared = sorted(set(a) & set(b))
     if shared:
-        raise PromptError(f"{concept}: {len(shared)} prompts are in {where}, such as {shared[0]!r}: keep each in one.")
+        raise PromptError(
+            f"{concept}: {len(shared)} prompts are in {where}, such as {shown(shared[0])}: keep each in one."
+        )

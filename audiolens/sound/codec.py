@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from audiolens.checks import RATES_HZ, real_number
+from audiolens.checks import RATES_HZ, real_number, shown
 from audiolens.errors import InputError, InputTypeError
 from audiolens.model.config import LensConfig
 from audiolens.tensors import tensor_of
@@ -50,9 +50,9 @@ def _hertz(sample_rate: Any) -> int:
     except TypeError:
         rate = 0.0
     if not rate.is_integer() or rate <= 0:
-        raise InputError(f"sample_rate={sample_rate!r}: expected a positive whole number of hertz.")
+        raise InputError(f"sample_rate={shown(sample_rate)}: expected a positive whole number of hertz.")
     if not RATES_HZ[0] <= rate <= RATES_HZ[1]:
-        raise InputError(f"sample_rate={sample_rate!r}: expected {RATES_HZ[0]:,} to {RATES_HZ[1]:,} hertz.")
+        raise InputError(f"sample_rate={shown(sample_rate)}: expected {RATES_HZ[0]:,} to {RATES_HZ[1]:,} hertz.")
     return int(rate)
 
 

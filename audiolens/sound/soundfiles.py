@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float, Int16
 
+from audiolens.checks import shown
 from audiolens.errors import AudioLensWarning, InputError, InputTypeError
 from audiolens.files.atomic import as_path, put, refused
 from audiolens.model.tokens import callers_level
@@ -62,7 +63,7 @@ def read(path: SoundPath, seconds: Span | None = None) -> tuple[Float[np.ndarray
             channels, or is longer than ten minutes.
     """
     if not isinstance(path, str | PathLike):
-        raise InputTypeError(f"{path!r}: expected the path of a sound file.")
+        raise InputTypeError(f"{shown(path)}: expected the path of a sound file.")
     file = Path(path).expanduser()
     _refuse_no_file(file)
     return _read(file, fspath(file), seconds)
@@ -218,7 +219,9 @@ def _put(file: SoundPath | io.BytesIO, content: bytes) -> None:
 def _checked_peak(samples: Any) -> float:
     """The largest absolute sample, after checking that all samples are finite."""
     if not np.isfinite(samples).all():
-        raise InputError("the sound contains NaN or infinite samples, which no file can hold: drop or repair the clip.")
+        raise InputError(
+            "the sound contains NaN or infinite samples, which cannot be written to a file: drop or repair the clip."
+        )
     return float(np.abs(samples).max(initial=0.0))
 
 
@@ -255,11 +258,11 @@ def _part(file: Path, sound: soundfile.SoundFile, seconds: Span | None) -> tuple
             "(ffmpeg -i IN OUT.flac)."
         )
     if not n_frames:
-        raise InputError(f"{file} holds no samples.")
+        raise InputError(f"{file} contains no samples.")
     for promised, held in re.findall(r": (\d+) \(should be (\d+)\)", sound.extra_info):
         if int(held) < int(promised) < _STREAMED:
             raise InputError(
-                f"{file} was cut short: its header promises {promised} bytes of sound, but it holds {held}."
+                f"{file} was cut short: its header promises {promised} bytes of sound, but it contains {held}."
             )
     if seconds is None:
         first, last = 0, n_frames

@@ -189,7 +189,7 @@ class RowBatcher(Batcher):
         self.asked: dict[int, Site] = {}
 
     def assemble(self, fn: Any) -> tuple:
-        """Build one call from the prompts and codes of all invokes; the lens's own runs pass finished arguments."""
+        """Build one call from the prompts and codes of all invokes; the lens's own runs pass complete arguments."""
         if self.request is None:
             return super().assemble(fn)
         prompts = [prompt for inputs, _ in self.invokes for prompt in checked_prompts(*inputs)]

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from audiolens.cache.activation_cache import ActivationCache
-from audiolens.checks import listed, one_or_listed, whole_number, whole_numbers
+from audiolens.checks import listed, one_or_listed, shown, whole_number, whole_numbers
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.files.atomic import as_path, new_folder, refuse_taken, refused
@@ -68,7 +68,7 @@ class Generation:
         try:
             number = whole_number(row)
         except TypeError:
-            raise InputTypeError(f"row {row!r}: expected a row number, or a slice.") from None
+            raise InputTypeError(f"row {shown(row)}: expected a row number, or a slice.") from None
         if not -len(self) <= number < len(self):
             raise InputError(f"row {number}: there are rows 0 to {len(self) - 1}.")
         return number % len(self)
@@ -122,13 +122,13 @@ class Generation:
         try:
             rows = list(range(len(self))) if row is None else whole_numbers([given] if single else given)
         except TypeError:
-            raise InputTypeError(f"row={row!r}: expected a row number, several, or None for all.") from None
+            raise InputTypeError(f"row={shown(row)}: expected a row number, several, or None for all.") from None
         for index in rows:
             if not -len(self) <= index < len(self):
                 raise InputError(f"row {index}: there are rows 0 to {len(self) - 1}.")
-        shown = [self.prompts[index] or "(no prompt)" for index in rows] if labels is None else listed("labels", labels)
-        if len(shown) != len(rows):
-            raise InputError(f"{len(shown)} labels for {len(rows)} clips: give one label per clip.")
+        texts = [self.prompts[index] or "(no prompt)" for index in rows] if labels is None else listed("labels", labels)
+        if len(texts) != len(rows):
+            raise InputError(f"{len(texts)} labels for {len(rows)} clips: give one label per clip.")
         players = []
         for index in rows:
             content, mime = soundfiles.compressed(self.audio[index].detach().float().cpu().numpy(), self.sample_rate)
@@ -137,7 +137,7 @@ class Generation:
             players.append(player)
         if single and labels is None:
             return players[0]
-        return HTML("".join(map(_labelled, shown, players)))
+        return HTML("".join(map(_labelled, texts, players)))
 
     def _write(self, folder: Path, clips: Float[np.ndarray, "row channel sample"]) -> None:
         """Write all files into an empty folder."""

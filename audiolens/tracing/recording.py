@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from audiolens.cache.activation_cache import ActivationCache
+from audiolens.checks import shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, UnsupportedModelError
 from audiolens.interventions import checked_branch, checked_flags
@@ -26,7 +27,7 @@ Reduce = Literal["mean", "last", "max", "eos"]
 @guarded
 @dataclass(frozen=True)
 class Reading:
-    """What a run records, combined in one object.
+    """The recording arguments of a run, combined in one object.
 
     An example is `lens.run_with_cache(prompts, codes, reading=Reading("attn.z", layers=[3]))`.
 
@@ -57,7 +58,7 @@ class Reading:
         for name, read in once.items():
             object.__setattr__(self, name, read)
         if self.reduce is not None and self.reduce not in get_args(Reduce):
-            raise InputError(f"reduce={self.reduce!r}: expected one of {', '.join(get_args(Reduce))}, or None.")
+            raise InputError(f"reduce={shown(self.reduce)}: expected one of {', '.join(get_args(Reduce))}, or None.")
         if self.device is not None:
             object.__setattr__(self, "device", checked_device(self.device))
         object.__setattr__(self, "dtype", checked_dtype(self.dtype))
@@ -76,7 +77,7 @@ def refuse_prefix(config: LensConfig, asked: str, instead: str = "Leave it out."
     if not config.has_prefix:
         raise InputError(
             f"{asked}: {config.family} reads its text through {config.conditioning}, so no position of the decoder's "
-            f"own sequence holds the text or its end. {instead}"
+            f"own sequence contains the text or its end. {instead}"
         )
 
 

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from audiolens.cache.activation_cache import ActivationCache
 from audiolens.cache.decomposition import equipped
-from audiolens.checks import whole_number
+from audiolens.checks import shown, whole_number
 from audiolens.errors import InputError, SiteError
 from audiolens.interventions import Intervention, checked_branch, checked_flags
 from audiolens.model import text, tokens
@@ -178,7 +178,7 @@ def _checked_stop(stop_at_layer: object, n_layers: int) -> int | None:
         stop = whole_number(stop_at_layer)
     except TypeError:
         raise InputError(
-            f"stop_at_layer={stop_at_layer!r}: expected a layer number, or None to run to the logits."
+            f"stop_at_layer={shown(stop_at_layer)}: expected a layer number, or None to run to the logits."
         ) from None
     if not -n_layers <= stop <= n_layers:
         raise InputError(

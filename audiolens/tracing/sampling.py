@@ -46,7 +46,7 @@ _RETURNED = frozenset(("return_dict_in_generate", "output_scores", "output_logit
 @guarded
 @dataclass(frozen=True)
 class Sampling:
-    """How clips are sampled, combined in one object: `lens.generate(prompts, sampling=Sampling(temperature=0.9))`.
+    """The sampling arguments, combined in one object: `lens.generate(prompts, sampling=Sampling(temperature=0.9))`.
 
     Raises:
         InputTypeError, InputError: on creation, for settings that are out of range.
@@ -211,7 +211,7 @@ def checked_generation_config(model: Any, config: LensConfig) -> None:
         )
     found = _leaking(own, config)
     if found:
-        named = ", ".join(f"{name}={value!r}" for name, value in found.items())
+        named = ", ".join(f"{name}={shown(value)}" for name, value in found.items())
         raise InputError(
             f"the model's generation_config sets {named}: the lens samples by each call's guidance_scale, temperature "
             f"and top_k alone. Undo it: lens.model.generation_config.{next(iter(found))} = None."
@@ -269,11 +269,11 @@ def _whole(name: str, value: object) -> int:
     try:
         return whole_number(value)
     except TypeError:
-        raise InputTypeError(f"{name}={value!r}: expected a whole number, or one per prompt.") from None
+        raise InputTypeError(f"{name}={shown(value)}: expected a whole number, or one per prompt.") from None
 
 
 def _real(name: str, value: object) -> float:
     try:
         return real_number(value)
     except TypeError:
-        raise InputTypeError(f"{name}={value!r}: expected a number.") from None
+        raise InputTypeError(f"{name}={shown(value)}: expected a number.") from None

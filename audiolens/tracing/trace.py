@@ -234,7 +234,7 @@ def one_prefix(sizes: Sequence[int], config: LensConfig) -> int:
     if len({config.prefix(size) for size in sizes}) > 1:
         raise InputError(
             f"prompts of {', '.join(map(str, sorted(set(sizes))))} tokens in one trace: {config.family} has no mask "
-            "for its text, so all prompts of a trace need one length. Trace the others separately."
+            "for its text, so all prompts of a trace must have the same length. Trace the others separately."
         )
     return config.prefix(sizes[0])
 
@@ -288,7 +288,7 @@ def site_value(
     """Return a site inside a trace; see `AudioLens.site`."""
     found = traced.family.find(traced.config, name, layer)
     if len(found) != 1:
-        raise InputError(f"{name!r} is a site of every block: give a layer, or the full name.")
+        raise InputError(f"{shown(name)} is a site of every block: give a layer, or the full name.")
     checked_branch(branch)
     checked_flags(prefix=prefix)
     if prefix:
@@ -308,7 +308,7 @@ def requested(
 ) -> tuple[Request, Callable[..., Tensor]]:
     """Return the request for the batcher and the function to run: one forward (logits) or a generation (codes)."""
     if fn not in ("forward", "generate"):
-        raise InputError(f"fn={fn!r}: expected 'forward' or 'generate'.")
+        raise InputError(f"fn={shown(fn)}: expected 'forward' or 'generate'.")
     guidance_scale, temperature, top_k = checked_settings(guidance_scale, temperature, top_k)
     seeds = one_or_listed("seeds", seeds)
     guided = guidance_scale > 1

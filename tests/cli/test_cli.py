@@ -215,7 +215,7 @@ def test_measure_goes_on_where_files_are_bad_and_names_them(run: Run, tmp_path: 
         (("study", "bells"), "'bells' has no measure"),
         (("study", "tempo", "--measure", "loudness"), "measure 'loudness': expected one whose change is a ratio"),
         (("study", "tempo", "-m", "etud"), "Did you mean 'etude'"),
-        (("study", "tempo", "-m", "."), "holds no config.json"),
+        (("study", "tempo", "-m", "."), "contains no config.json"),
         (("study", "tempo", "-m", "facebook/musicgen-smal"), "works offline"),
         (("study", "tempo", "-m", "{checkpoint}", "--seconds", "nan"), "seconds=nan"),
         (("study", "tempo", "-m", "{checkpoint}", "--seconds", "500"), "expected 1 to"),

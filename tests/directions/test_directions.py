@@ -479,7 +479,7 @@ def test_broken_and_foreign_files_are_refused_with_the_reason(directions: al.Dir
         with pytest.raises(InputError, match="not a whole safetensors file"):
             al.Directions.load(broken)
     save_file({"vectors": torch.zeros(2, 2)}, broken)
-    with pytest.raises(InputError, match="holds no directions: its header states no format"):
+    with pytest.raises(InputError, match="contains no directions: its header states no format"):
         al.Directions.load(broken)
     with pytest.raises(InputError, match="no such file"):
         al.Directions.load(tmp_path / "none.safetensors")

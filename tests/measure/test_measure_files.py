@@ -89,7 +89,7 @@ REFUSED = {
     "empty.wav": "is empty",
     "text.wav": "not a sound file",
     "page.mp3": "not a sound file",
-    "nothing.wav": "holds no samples",
+    "nothing.wav": "contains no samples",
     "short.wav": "at least 0.1 s",
     "broken.wav": "NaN",
     "six.wav": "6 channels: expected one or two",

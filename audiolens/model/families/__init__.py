@@ -24,7 +24,7 @@ def family_of(model: nn.Module) -> Family:
     _refuse_quantised(model, family)
     blocks = family.blocks(model)
     if not isinstance(blocks, nn.ModuleList) or not len(blocks):
-        raise UnsupportedModelError(f"{kind}: {family.decoder} holds no blocks.")
+        raise UnsupportedModelError(f"{kind}: {family.decoder} contains no blocks.")
     for tap in family.block_taps.values():
         for block in blocks:
             family.part(block, tap.module)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from audiolens.checks import checked_flags
+from audiolens.checks import checked_flags, shown
 from audiolens.errors import InputError, UnsupportedModelError
 from audiolens.model.config import LensConfig
 from audiolens.model.site_access import Tap
@@ -158,7 +158,9 @@ class Family:
         if not callable(names):
             return self.find(config, checked_names("names", names), layers)
         if layers is not None:
-            raise InputError(f"layers={layers!r} with a function of names: let the function choose the layers too.")
+            raise InputError(
+                f"layers={shown(layers)} with a function of names: let the function choose the layers too."
+            )
         chosen = []
         for site in self.sites(config):
             kept = names(site.name)
