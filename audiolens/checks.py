@@ -23,7 +23,7 @@ MOST_ITEMS = 10_000_000
 """The largest number of items in a list."""
 MOST_JOBS = 1_024
 """The largest number of processes. Each one is started, even if there is no work for it."""
-MOST_PLACES = 10_000
+MOST_INDICES = 10_000
 """The largest number of items in a list of layers or heads."""
 RATES_HZ = (1_000, 768_000)
 """The lowest and highest sample rates accepted; resampling from outside them could turn one sample into thousands."""

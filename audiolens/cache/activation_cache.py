@@ -127,8 +127,8 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
     def layers(self, site: str) -> list[int]:
         """The layers at which a site was recorded."""
         hook = hooked(site)
-        places = map(Site.of, self.tensors)
-        return sorted(place.layer for place in places if place.layer is not None and place.hook == hook)
+        sites = map(Site.of, self.tensors)
+        return sorted(one.layer for one in sites if one.layer is not None and one.hook == hook)
 
     def numbered(self, layers: int | Iterable[int]) -> list[int]:
         """The given layers, with negative numbers converted by counting from the model's last block.
@@ -231,8 +231,8 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
             InputTypeError: if these are not layers.
             SiteError: if nothing was recorded at one of these layers.
         """
-        places = {name: Site.of(name).layer for name in self.tensors}
-        held = sorted({layer for layer in places.values() if layer is not None})
+        layer_of = {name: Site.of(name).layer for name in self.tensors}
+        held = sorted({layer for layer in layer_of.values() if layer is not None})
         if layers is None:
             return self
         chosen = self.numbered(layers)
@@ -241,7 +241,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         absent = [layer for layer in chosen if layer not in held]
         if absent:
             raise SiteError(f"nothing was recorded at layer {absent[0]}: the cache contains layers {held}.")
-        return self._some([name for name, layer in places.items() if layer is None or layer in chosen])
+        return self._some([name for name, layer in layer_of.items() if layer is None or layer in chosen])
 
     def project(self, direction: Any, site: str = "resid_post") -> Float[Tensor, "layer ..."]:
         """The projection of a site onto unit directions over time: "layer row step".

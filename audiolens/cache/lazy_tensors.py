@@ -164,13 +164,13 @@ def read(path: str | os.PathLike[str], format_: str, unsealed: str) -> tuple[dic
         InputError: if it is not a complete file in either format; also later, if a tensor that is read is damaged.
     """
     # The path is made absolute, so that a later change of the working directory does not matter.
-    place = Path(path).absolute()
-    if not place.exists():
+    absolute = Path(path).absolute()
+    if not absolute.exists():
         raise InputError(f"{path}: no such file.")
     # Record the file's state before reading the header, so that a write in between is noticed.
-    stamp = _stamp(place)
-    header = read_header(place)
-    labels = json_of(place, header.metadata.get(integrity.HEADER, "null"))
+    stamp = _stamp(absolute)
+    header = read_header(absolute)
+    labels = json_of(absolute, header.metadata.get(integrity.HEADER, "null"))
     found = labels.get("format") if isinstance(labels, dict) else None
     if found not in (format_, unsealed):
         raise InputError(f"{path} is not an activation cache: format {shown(found)}, expected {shown(format_)}.")
@@ -181,7 +181,7 @@ def read(path: str | os.PathLike[str], format_: str, unsealed: str) -> tuple[dic
         outlines = {name: torch.empty(shape, device="meta") for name, shape in header.shapes.items()}
     except RuntimeError as error:
         raise InputError(f"{path} is not an activation cache: {str(error).splitlines()[0]}.") from None
-    return labels, Stored(outlines, _Source(place, stamp, labels if sealed else None).tensor)
+    return labels, Stored(outlines, _Source(absolute, stamp, labels if sealed else None).tensor)
 
 
 @dataclass(frozen=True)

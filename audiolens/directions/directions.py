@@ -108,23 +108,23 @@ class Directions(AsArray):
         Raises:
             SiteError: if there is none; the message lists the available layers.
         """
-        return self.vectors[self._place(layer)]
+        return self.vectors[self._index(layer)]
 
     def residual_norm(self, layer: int) -> float:
         """Return the mean norm of the activations at a layer."""
-        return float(self.residual_norms[self._place(layer)])
+        return float(self.residual_norms[self._index(layer)])
 
     def at(self, layers: int | Iterable[int]) -> "Directions":
         """Return the directions at the given layers only."""
         chosen = listed_layers(layers)
         if not chosen:
             raise SiteError(f"no layer given: there are layers {shortened(map(str, self.layers), 60)}.")
-        places = torch.tensor(sorted({self._place(layer) for layer in chosen}), device="cpu")
+        indices = torch.tensor(sorted({self._index(layer) for layer in chosen}), device="cpu")
         return replace(
             self,
-            vectors=self.vectors[places],
-            layers=tuple(self.layers[place] for place in places.tolist()),
-            residual_norms=self.residual_norms[places],
+            vectors=self.vectors[indices],
+            layers=tuple(self.layers[index] for index in indices.tolist()),
+            residual_norms=self.residual_norms[indices],
             evidence=None,
             samples=None,
         )
@@ -295,7 +295,7 @@ class Directions(AsArray):
             f"{shown(self.meta.model)}, {self.meta.estimator} of {counts}{finding})"
         )
 
-    def _place(self, layer: int) -> int:
+    def _index(self, layer: int) -> int:
         try:
             number = whole_number(layer)
         except TypeError:

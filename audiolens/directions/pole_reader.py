@@ -181,9 +181,9 @@ class PoleReader:
             "reduce": reduce,
             "prefix": self.prefix,
         }
-        places = [self._place(row) for row in rows]
+        indices = [self._index_in_pole(row) for row in rows]
         if self.generates:
-            seeds = [self.seeds[place] for place in places]
+            seeds = [self.seeds[index] for index in indices]
             cache: Any = self.lens.generate(
                 prompts, self.seconds, seeds=seeds, guidance_scale=self.guidance_scale, span=span, decode=False,
                 cache_device="cpu", **what,
@@ -208,11 +208,11 @@ class PoleReader:
             values, norms = values.mean(1), norms.mean(1)
         return values, norms
 
-    def _place(self, row: int) -> int:
+    def _index_in_pole(self, row: int) -> int:
         return row if row < len(self.positive) else row - len(self.positive)
 
     def _rows_of(self, codes: tuple[Codes, Codes], rows: list[int]) -> Tensor:
-        return torch.stack([codes[int(row >= len(self.positive))][self._place(row)] for row in rows])
+        return torch.stack([codes[int(row >= len(self.positive))][self._index_in_pole(row)] for row in rows])
 
     def _checked_codes(self, codes: Codes | tuple[Codes, Codes] | None) -> tuple[Codes, Codes] | None:
         if codes is None:
@@ -267,17 +267,17 @@ def _checked_position(position: Any, lens: AudioLens) -> Position:
 def _checked_site(lens: AudioLens, site: Any, layers: Any) -> tuple[str, tuple[int, ...]]:
     """Return the short name of a site with one vector per step, and its layers; a full name determines its layer."""
     found = lens.find_sites(site, layers)
-    if any(place.layer is None for place in found):
+    if any(one.layer is None for one in found):
         raise InputError(
             f"site={shown(site)} is not in a block, but a direction needs one vector per layer: use 'resid_post'."
         )
-    if any("head" in place.axes for place in found):
+    if any("head" in one.axes for one in found):
         raise InputError(
             f"site={shown(site)} has one vector per head: read a site with one vector per step, such as 'attn_out'."
         )
-    if len({place.hook for place in found}) != 1:
+    if len({one.hook for one in found}) != 1:
         raise InputError(f"site={shown(site)}: expected one site; read the directions of several sites one at a time.")
-    return found[0].short, tuple(place.layer for place in found if place.layer is not None)
+    return found[0].short, tuple(one.layer for one in found if one.layer is not None)
 
 
 def _checked_seeds(seeds: Any, count: int) -> list[int]:

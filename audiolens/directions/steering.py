@@ -158,8 +158,8 @@ def _placed(
     """Return every concept's vectors with their target blocks, one concept after the other."""
     sources = _sources(concepts, strategy, layer)
     placed = []
-    for place, (directions, source) in enumerate(zip(concepts, sources, strict=True)):
-        before = list(zip(concepts, sources, strict=True))[:place] if combine == "orthogonalised" else []
+    for index, (directions, source) in enumerate(zip(concepts, sources, strict=True)):
+        before = list(zip(concepts, sources, strict=True))[:index] if combine == "orthogonalised" else []
         targets = _targets(directions, strategy, source, layers, band)
         # All targets share one vector, unless each target has its own vector or its own scale.
         groups = [targets] if source is not None and unit != "residual" else [[target] for target in targets]

@@ -141,7 +141,7 @@ class _Score:
         for onset, end, degree in zip(onsets, ends, degrees, strict=True):
             near = centre + self.rng.uniform(-3, 3)
             note = _note(self.a.instrument, self.pitch(degree, near), min(end - onset, 1.6), self.rolloff)
-            _place(sound, MELODY_LEVEL * note, onset)
+            _mix_in(sound, MELODY_LEVEL * note, onset)
         return sound
 
     def accompaniment(self, n_samples: int) -> Waveform:
@@ -151,12 +151,12 @@ class _Score:
             chord = self.chords[index // self.a.meter]
             for interval in (0, 2, 4):
                 pad = _note("pad", self.pitch(chord + interval, PAD_MIDI), min(bar_seconds, 6.0), self.rolloff)
-                _place(sound, PAD_LEVEL * pad, self.beats[index])
+                _mix_in(sound, PAD_LEVEL * pad, self.beats[index])
         for index, beat in enumerate(self.beats):
             chord = self.chords[index // self.a.meter]
             strong = index % self.a.meter == 0
             bass = _note("bass", self.pitch(chord, 38), self.beat_seconds, self.rolloff, self.beat_seconds)
-            _place(sound, (0.8 if strong else 0.45) * bass, beat)
+            _mix_in(sound, (0.8 if strong else 0.45) * bass, beat)
         return sound
 
     def drums(self, n_samples: int) -> Waveform:
@@ -171,14 +171,14 @@ class _Score:
         sound = np.zeros(n_samples)
         for index, beat in enumerate(self.beats):
             strong = index % self.a.meter == 0
-            _place(sound, self.kick_level * (1.3 if strong else 1.0) * kick, beat)
-            _place(sound, click, beat)
+            _mix_in(sound, self.kick_level * (1.3 if strong else 1.0) * kick, beat)
+            _mix_in(sound, click, beat)
             if not strong:
-                _place(sound, snare, beat)
+                _mix_in(sound, snare, beat)
         return sound
 
 
-def _place(sound: Waveform, note: Float[np.ndarray, " note"], onset_seconds: float) -> None:
+def _mix_in(sound: Waveform, note: Float[np.ndarray, " note"], onset_seconds: float) -> None:
     start = round(onset_seconds * SAMPLE_RATE)
     first, last = max(start, 0), min(start + len(note), len(sound))
     if first < last:

@@ -66,20 +66,20 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(place: Path) -> Iterator[Path]:
-    """Yield a temporary empty folder, which is renamed to `place` if the block succeeds; the parent must exist.
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary empty folder, which is renamed to `folder` if the block succeeds; the parent must exist.
 
     Raises:
         InputError: if something other than an empty folder has this name.
         OSError: if it cannot be written.
     """
-    refuse_taken(place)
-    with aside(place.parent) as work:
+    refuse_taken(folder)
+    with aside(folder.parent) as work:
         yield work
         _settle(work)
         with suppress(FileNotFoundError):
-            place.rmdir()
-        os.replace(work, place)
+            folder.rmdir()
+        os.replace(work, folder)
 
 
 @contextmanager
@@ -134,17 +134,17 @@ def refuse_special(path: Path) -> None:
         raise InputError(f"{path} is a {kind}, and only files are replaced: give another name, or remove it first.")
 
 
-def refuse_taken(place: Path) -> None:
+def refuse_taken(folder: Path) -> None:
     """Raise an error if anything except an empty folder already has this name.
 
     Raises:
         InputError: the message states what has this name.
     """
-    kind = _kind(place)
-    if kind == "folder" and any(place.iterdir()) or kind == "file":
-        raise InputError(f"{place} exists and is not an empty folder: choose another name, or remove it.")
+    kind = _kind(folder)
+    if kind == "folder" and any(folder.iterdir()) or kind == "file":
+        raise InputError(f"{folder} exists and is not an empty folder: choose another name, or remove it.")
     if kind not in (None, "folder"):
-        raise InputError(f"{place} is a {kind}, which a folder cannot replace: choose another name.")
+        raise InputError(f"{folder} is a {kind}, which a folder cannot replace: choose another name.")
 
 
 def refuse_misplaced(files: Iterable[Path], folders: Iterable[Path] = ()) -> None:

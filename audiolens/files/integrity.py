@@ -201,7 +201,7 @@ def _hash_of(plain: Any) -> str:
 
 def _slot(content: bytes) -> tuple[int, int]:
     """The start and end of the 64 digits of the last seal, or (-1, -1) if there is none."""
-    place = content.rfind(_SLOT)
-    start = place + len(_SLOT)
-    whole = place >= 0 and re.fullmatch(rb"[0-9a-f]{64}", content[start : start + 64]) is not None
+    slot = content.rfind(_SLOT)
+    start = slot + len(_SLOT)
+    whole = slot >= 0 and re.fullmatch(rb"[0-9a-f]{64}", content[start : start + 64]) is not None
     return (start, start + 64) if whole else (-1, -1)

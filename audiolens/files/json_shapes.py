@@ -39,7 +39,7 @@ def _difference(value: Any, shape: Any, where: str) -> str | None:
             return f"{where or 'it'} has {len(value)} items, expected {len(shape)}"
         shapes = shape if len(shape) > 1 else shape * len(value)
         pairs = enumerate(zip(value, shapes, strict=True))
-        return _first(_difference(item, own, f"{where}[{place}]") for place, (item, own) in pairs)
+        return _first(_difference(item, own, f"{where}[{index}]") for index, (item, own) in pairs)
     if isinstance(shape, Mapping):
         return _in_object(value, shape, where)
     return None if _is(value, shape) else _unlike(value, _WORDS[shape], where)

@@ -196,10 +196,10 @@ def _shards(folder: Path) -> list[str]:
 def _indexed(folder: Path) -> list[str]:
     """The names of the weight files that an index lists."""
     index = read_object(folder / INDEX)
-    places, facts = index.get("weight_map"), index.get("metadata", {})
-    if not isinstance(places, dict) or not places or not isinstance(facts, dict):
+    weight_map, facts = index.get("weight_map"), index.get("metadata", {})
+    if not isinstance(weight_map, dict) or not weight_map or not isinstance(facts, dict):
         raise ModelFilesError(f"{folder / INDEX} has no weight_map: the model is incomplete.")
-    names = list(dict.fromkeys(map(str, places.values())))
+    names = list(dict.fromkeys(map(str, weight_map.values())))
     for name in names:
         if not _SHARD.fullmatch(name):
             raise ModelFilesError(

@@ -150,14 +150,14 @@ class Tap:
     shared: ClassVar[bool] = False
     """Whether all rows share one tensor, in which case writing into it would change all of them."""
 
-    def open(self, place: Any, view: View) -> tuple[Tensor, Put]:
-        """Return, inside a run, the value at `place` (this tap's envoy), and a function that replaces the value.
+    def open(self, envoy: Any, view: View) -> tuple[Tensor, Put]:
+        """Return, inside a run, the value at this tap (`envoy`), and a function that replaces the value.
 
         The old and the new value are in the run's layout. The function's second argument is a mask of the batch rows
         for which dependent values are recomputed; `None` recomputes them where the new value differs. In all other rows
         the model's values are kept bit for bit.
         """
-        served, form = getattr(place, self.port), self.form
+        served, form = getattr(envoy, self.port), self.form
         value = self._part(served)
         if not isinstance(value, Tensor):
             raise self._unlike("a tensor", value)
@@ -171,7 +171,7 @@ class Tap:
             if self.in_place:
                 served.copy_(changed)
             else:
-                setattr(place, self.port, self._whole(served, changed))
+                setattr(envoy, self.port, self._whole(served, changed))
 
         return view.of(value, 2) if "head" in form.axes else value, put
 
@@ -213,8 +213,8 @@ class Positions(Tap):
 
     shared = True
 
-    def open(self, place: Any, view: View) -> tuple[Tensor, Put]:
-        table, put = super().open(place, view)
+    def open(self, envoy: Any, view: View) -> tuple[Tensor, Put]:
+        table, put = super().open(envoy, view)
         # If there are three axes, another invoke has already changed its own rows.
         return table.expand(view.rows, -1, -1) if table.ndim == 2 else table, put
 
@@ -225,8 +225,8 @@ class Pattern(Tap):
 
     recomputed = True
 
-    def open(self, place: Any, view: View) -> tuple[Tensor, Put]:
-        args, kwargs = place.inputs
+    def open(self, envoy: Any, view: View) -> tuple[Tensor, Put]:
+        args, kwargs = envoy.inputs
         attention, query, key, values, mask = args[:5]
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 4):
             raise UnsupportedModelError(
@@ -238,10 +238,10 @@ class Pattern(Tap):
         before = rearrange(pattern, "b h q k -> b q h k")
 
         def put(other: Tensor, chosen: Tensor | None = None) -> None:
-            z, *rest = place.output
+            z, *rest = envoy.output
             changed = (other != before).any(-1, keepdim=True) if chosen is None else chosen.reshape(-1, 1, 1, 1)
             recomputed = einsum(other.to(values.dtype), values, "b q h k, b h k d -> b q h d")
-            place.output = (torch.where(changed, recomputed, z), *rest)
+            envoy.output = (torch.where(changed, recomputed, z), *rest)
 
         return before, put
 
@@ -253,18 +253,18 @@ class Result(Tap):
 
     recomputed = True
 
-    def open(self, place: Any, view: View) -> tuple[Tensor, Put]:
-        projection, heads = place._module, view.config.n_heads
-        z = view.of(rearrange(place.input, "b s (h d) -> b s h d", h=heads), 2)
-        matrix, bias = affine(projection, heads * z.shape[-1], z, call=place)
+    def open(self, envoy: Any, view: View) -> tuple[Tensor, Put]:
+        projection, heads = envoy._module, view.config.n_heads
+        z = view.of(rearrange(envoy.input, "b s (h d) -> b s h d", h=heads), 2)
+        matrix, bias = affine(projection, heads * z.shape[-1], z, call=envoy)
         weights = view.of(rearrange(matrix, "m (h d) -> h d m", h=heads), 0)
         before = einsum(z, weights, "b s h d, h d m -> b s h m")
 
         def put(other: Tensor, chosen: Tensor | None = None) -> None:
-            output = place.output
+            output = envoy.output
             different = (other != before).flatten(2).any(-1) if chosen is None else chosen[:, None]
             summed = other.sum(2) if bias is None else other.sum(2) + bias
-            place.output = torch.where(different[..., None], summed, output)
+            envoy.output = torch.where(different[..., None], summed, output)
 
         return before, put
 

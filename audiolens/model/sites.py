@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from audiolens.checks import MOST_PLACES, bounded, listed, shown, whole_numbers
+from audiolens.checks import MOST_INDICES, bounded, listed, shown, whole_numbers
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
 
 _FULL = re.compile(r"blocks\.(\d{1,9})\.(.+)")
@@ -116,8 +116,8 @@ def resolve(
             found[Site(canonical(match[2], hooks), layer)] = None
             continue
         hook = canonical(name, [*hooks, *model_hooks])
-        places = [Site(hook)] if hook in model_hooks else [Site(hook, layer) for layer in chosen]
-        found.update(dict.fromkeys(places))
+        matching = [Site(hook)] if hook in model_hooks else [Site(hook, layer) for layer in chosen]
+        found.update(dict.fromkeys(matching))
     return list(found)
 
 
@@ -193,7 +193,7 @@ def layers_once(layers: Any) -> int | list[int]:
     """
     try:
         given = layers if isinstance(layers, Iterable) and getattr(layers, "ndim", 1) else [layers]
-        found = whole_numbers(bounded("layers", given, MOST_PLACES))
+        found = whole_numbers(bounded("layers", given, MOST_INDICES))
     except TypeError:
         raise InputTypeError(f"layers={shown(layers)}: expected a layer, a list of layers, or None for all.") from None
     return found if given is layers else found[0]
@@ -214,6 +214,6 @@ def head_numbers(heads: Any) -> list[int]:
         InputTypeError: if they are not a list of whole numbers (a mask is rejected).
     """
     try:
-        return whole_numbers(bounded("heads", listed("heads", heads), MOST_PLACES))
+        return whole_numbers(bounded("heads", listed("heads", heads), MOST_INDICES))
     except TypeError:
         raise InputTypeError(f"heads={shown(heads)}: expected a list of heads, or None for all.") from None

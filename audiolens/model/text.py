@@ -119,9 +119,9 @@ def encode(prompts: Sequence[Prompt], model: Any, tokenizer: Any, length: int | 
     states = model.text_encoder(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
     if len(spoken) == len(prompts):
         return Text(ids, mask, states)
-    places = torch.tensor(spoken, device=device)
+    indices = torch.tensor(spoken, device=device)
     whole = [
-        tensor.new_zeros(len(prompts), *tensor.shape[1:]).index_copy(0, places, tensor)
+        tensor.new_zeros(len(prompts), *tensor.shape[1:]).index_copy(0, indices, tensor)
         for tensor in (ids, mask, states)
     ]
     return Text(*whole)

@@ -65,7 +65,7 @@ def unread(prompts: Sequence[str | None], tokenizer: Any) -> list[str]:
         texts = [text for text, row in zip(texts, ids(texts, tokenizer), strict=True) if unknown in row]
     if not texts:
         return []
-    found = _placed if getattr(tokenizer, "is_fast", False) else _one_by_one
+    found = _from_offsets if getattr(tokenizer, "is_fast", False) else _one_by_one
     bare = (_bare(word) for word in found(texts, tokenizer, unknown))
     return list(dict.fromkeys(word for word in bare if word))
 
@@ -148,12 +148,12 @@ def mismatch(tokenizer: Any, embedded: int) -> str | None:
     return None
 
 
-def _placed(texts: Sequence[str], tokenizer: Any, unknown: int | None) -> Iterator[str]:
+def _from_offsets(texts: Sequence[str], tokenizer: Any, unknown: int | None) -> Iterator[str]:
     """Unknown words, found from token offsets. Without an unknown token, these are the words that no token covers."""
     encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, **_WHOLE)
     for text, numbers, spans in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         if unknown is None:
-            read = {place for start, stop in spans for place in range(start, stop)}
+            read = {index for start, stop in spans for index in range(start, stop)}
             yield from (text[start:stop] for start, stop in _words(text) if read.isdisjoint(range(start, stop)))
             continue
         missed = [span for number, span in zip(numbers, spans, strict=True) if number == unknown]
@@ -189,7 +189,7 @@ def _joined(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def _bare(word: str) -> str:
     """A word without surrounding spaces and punctuation, because an unknown full stop does not change the meaning."""
-    kept = [place for place, sign in enumerate(word) if unicodedata.category(sign)[0] not in "PZC"]
+    kept = [index for index, sign in enumerate(word) if unicodedata.category(sign)[0] not in "PZC"]
     return word[kept[0] : kept[-1] + 1] if kept else ""
 
 

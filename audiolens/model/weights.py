@@ -36,20 +36,22 @@ class Weights(tuple[Tensor, ...]):
     def __getitem__(self, index: Any) -> Any:
         if index is ...:
             return torch.stack(tuple(self))
-        place, *inside = index if isinstance(index, tuple) else (index,)
-        if isinstance(place, slice):
+        number, *inside = index if isinstance(index, tuple) else (index,)
+        if isinstance(number, slice):
             if inside:
                 raise InputTypeError(
                     f"{shown(index)}: a slice must be the only index; use torch.stack(W) to index further."
                 )
-            return Weights(super().__getitem__(place))
+            return Weights(super().__getitem__(number))
         try:
-            place = whole_number(place)
+            number = whole_number(number)
         except TypeError:
-            raise InputTypeError(f"weight {shown(place)}: expected a whole number from 0 to {len(self) - 1}.") from None
-        if not -len(self) <= place < len(self):
-            raise InputError(f"there is no weight {place}: this model has {len(self)}, 0 to {len(self) - 1}.")
-        chosen = super().__getitem__(place)
+            raise InputTypeError(
+                f"weight {shown(number)}: expected a whole number from 0 to {len(self) - 1}."
+            ) from None
+        if not -len(self) <= number < len(self):
+            raise InputError(f"there is no weight {number}: this model has {len(self)}, 0 to {len(self) - 1}.")
+        chosen = super().__getitem__(number)
         return chosen[tuple(inside)] if inside else chosen
 
     @property

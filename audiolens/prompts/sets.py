@@ -104,16 +104,16 @@ class PromptSet:
         if not spoken:
             raise PromptError("an empty prompt cannot be rewritten to ask for a pole: give a neutral prompt.")
         bare = [token.strip(".,;:!?").lower() for token in spoken]
-        place = next((i for i, token in enumerate(bare) if token in self.nouns), None)
-        if place is None:
-            place = 1 if bare[0] in ("a", "an", "the") else 0
-        if place == 0 and spoken[0][0].isupper():
+        index = next((i for i, token in enumerate(bare) if token in self.nouns), None)
+        if index is None:
+            index = 1 if bare[0] in ("a", "an", "the") else 0
+        if index == 0 and spoken[0][0].isupper():
             word = word[0].upper() + word[1:]
         # étude's grammar has no "an".
-        if place == 1 and bare[0] in ("a", "an") and self.vocabulary != "etude":
+        if index == 1 and bare[0] in ("a", "an") and self.vocabulary != "etude":
             article = "an" if word[0].lower() in "aeiou" else "a"
             spoken[0] = article.capitalize() if spoken[0][0].isupper() else article
-        return " ".join([*spoken[:place], word, *spoken[place:]])
+        return " ".join([*spoken[:index], word, *spoken[index:]])
 
     def completed(self, neutral: "PromptSet", words: tuple[str, str] | None = None) -> "PromptSet":
         """The set, completed for a study with neutral prompts and nouns from another set, and with words for its poles.
@@ -155,14 +155,14 @@ class PromptSet:
 def _texts(name: str, values: Any) -> tuple[str, ...]:
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise InputTypeError(f"{name}: expected a list of strings, got {type(values).__name__}.")
-    for place, value in enumerate(values):
+    for index, value in enumerate(values):
         if not isinstance(value, str):
-            raise InputTypeError(f"{name}[{place}] is {type(value).__name__}: expected text.")
+            raise InputTypeError(f"{name}[{index}] is {type(value).__name__}: expected text.")
         if not value.strip():
-            raise PromptError(f"{name}[{place}] is empty.")
+            raise PromptError(f"{name}[{index}] is empty.")
     texts = tuple(" ".join(value.split()) for value in values)
-    for place, text in enumerate(texts):
-        refuse_control(f"{name}[{place}]", text)
+    for index, text in enumerate(texts):
+        refuse_control(f"{name}[{index}]", text)
     if len(set(texts)) != len(texts):
         counts = Counter(texts)
         repeated = next(text for text in texts if counts[text] > 1)

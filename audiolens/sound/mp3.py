@@ -69,9 +69,9 @@ def _first(content: bytes) -> Frame | None:
     while content[start : start + 3] == b"ID3" and len(content) >= start + 10:
         sizes = content[start + 6 : start + 10]
         start += 10 + sum((size & 0x7F) << shift for size, shift in zip(sizes, (21, 14, 7, 0), strict=True))
-    for place in range(start, min(len(content), start + _MOST_SEARCHED)):
-        frame = _frame(content, place)
-        if frame is not None and (_frame(content, place + frame.size) or place + frame.size >= len(content)):
+    for offset in range(start, min(len(content), start + _MOST_SEARCHED)):
+        frame = _frame(content, offset)
+        if frame is not None and (_frame(content, offset + frame.size) or offset + frame.size >= len(content)):
             return frame
     return None
 
@@ -105,13 +105,13 @@ def _frame(content: bytes, start: int) -> Frame | None:
 
 def _stated(content: bytes, first: Frame) -> tuple[int | None, int | None]:
     """The numbers of frames and bytes stated in the first frame, each `None` if it is not stated."""
-    number = lambda place: int.from_bytes(content[place : place + 4], "big")  # noqa: E731
+    number = lambda offset: int.from_bytes(content[offset : offset + 4], "big")  # noqa: E731
     if content[first.tag : first.tag + 4] in (b"Xing", b"Info"):
-        flags, place = number(first.tag + 4), first.tag + 8
-        frames = number(place) if flags & 1 else None
-        size = number(place + 4 * (flags & 1)) if flags & 2 else None
+        flags, offset = number(first.tag + 4), first.tag + 8
+        frames = number(offset) if flags & 1 else None
+        size = number(offset + 4 * (flags & 1)) if flags & 2 else None
         return frames, size
-    place = first.start + 36
-    if content[place : place + 4] == b"VBRI":
-        return number(place + 14), number(place + 10)
+    offset = first.start + 36
+    if content[offset : offset + 4] == b"VBRI":
+        return number(offset + 14), number(offset + 10)
     return None, None

@@ -27,15 +27,15 @@ def refuse_cut(path: Path) -> None:
         InputError: if the file ends early, a page is missing or damaged, or another stream follows.
     """
     with path.open("rb") as file:
-        place = before = 0
+        offset = before = 0
         serial = None
         for page in _pages(file, path):
             _, _, flags, _, mine, number, checksum, _ = _HEAD.unpack_from(page)
             if serial is not None and mine != serial:
                 raise InputError(f"{path} holds several Ogg streams, but only one would be read: save each separately.")
             if checksum != _checksum(page) or (serial is not None and number != before + 1):
-                raise InputError(f"{path} is damaged: the Ogg page at byte {place} is not what was written.")
-            place, before, serial = place + len(page), number, mine
+                raise InputError(f"{path} is damaged: the Ogg page at byte {offset} is not what was written.")
+            offset, before, serial = offset + len(page), number, mine
             if flags & _LAST:
                 break
         else:
@@ -46,15 +46,15 @@ def refuse_cut(path: Path) -> None:
 
 def with_serial(content: bytes, serial: int) -> bytes:
     """A complete file of one stream, with a new serial number; encoders derive the number from the time of day."""
-    parts, place = [], 0
-    while place < len(content):
-        count = content[place + _HEAD.size - 1]
-        size = _HEAD.size + count + sum(content[place + _HEAD.size : place + _HEAD.size + count])
-        page = bytearray(content[place : place + size])
+    parts, offset = [], 0
+    while offset < len(content):
+        count = content[offset + _HEAD.size - 1]
+        size = _HEAD.size + count + sum(content[offset + _HEAD.size : offset + _HEAD.size + count])
+        page = bytearray(content[offset : offset + size])
         struct.pack_into("<I", page, 14, serial)
         struct.pack_into("<I", page, _CHECKSUM.start, _checksum(page))
         parts.append(bytes(page))
-        place += size
+        offset += size
     return b"".join(parts)
 
 

@@ -205,8 +205,8 @@ def compressed(samples: Float[np.ndarray, "channel sample"], sample_rate: int) -
 
 def _undated(wav: bytes) -> bytes:
     """A float WAV with its time stamp set to zero; libsndfile writes the time of day next to the channel peaks."""
-    place = wav.index(b"PEAK") + 12
-    return wav[:place] + bytes(4) + wav[place + 4 :]
+    offset = wav.index(b"PEAK") + 12
+    return wav[:offset] + bytes(4) + wav[offset + 4 :]
 
 
 def _put(file: SoundPath | io.BytesIO, content: bytes) -> None:

@@ -51,7 +51,7 @@ class Layout:
     first: int = 0
 
     @cached_property
-    def places(self) -> slice | Tensor:
+    def indices(self) -> slice | Tensor:
         """Indices of the real rows in the recordings; a slice if they are consecutive."""
         real = tuple(row - self.first for row in self.rows[: self.kept])
         if real == tuple(range(real[0], real[0] + len(real))):
@@ -166,7 +166,7 @@ def of_branch(values: Tensor, halves: tuple[Half, ...], branch: str) -> Tensor:
     """Select one branch from values "branch ...", or both with the conditional branch first."""
     if branch != "both":
         return values[halves.index(branch)]
-    order = sorted(range(len(halves)), key=lambda place: halves[place])
+    order = sorted(range(len(halves)), key=lambda index: halves[index])
     return values if order == list(range(len(halves))) else values[order]
 
 
@@ -243,7 +243,7 @@ class Copies:
         """Register a copy and return it; raise if the previous copy of this name was written into."""
         self._refuse(name, *self._held.pop((invoke, name), (value, None)))
         if value.is_inference():
-            # Inference tensors do not count in-place writes.
+            # Inference tensors do not count in-index writes.
             with torch.inference_mode(False):
                 value = value.clone()
         self._held[invoke, name] = value, value._version

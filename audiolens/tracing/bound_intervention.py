@@ -65,7 +65,7 @@ class BoundIntervention:
         }
         """The parts with a separate value at every step (or token)."""
         self.keyed = {name for name, part in given.items() if part.kind != "per row"}
-        self.parts = {name: self._place(part, name, config, rows, layout).to(device) for name, part in given.items()}
+        self.parts = {name: self._shaped(part, name, config, rows, layout).to(device) for name, part in given.items()}
         if form.timed:
             # Too few values raise an error before the run rather than during it.
             self._enough(self.stop - self.start, "step")
@@ -170,7 +170,7 @@ class BoundIntervention:
         spread[list(rows)] = values
         return spread
 
-    def _place(self, part: Operand, name: str, config: LensConfig, rows: Sequence[int], layout: Layout) -> Tensor:
+    def _shaped(self, part: Operand, name: str, config: LensConfig, rows: Sequence[int], layout: Layout) -> Tensor:
         """Shape a part of the intervention to broadcast against "batch step ... feature"."""
         feature, tensor, values = self.form.features(config), part.tensor, part.kind == "values"
         if part.kind == "per row":

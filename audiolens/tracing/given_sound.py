@@ -77,7 +77,7 @@ def _sounds_codes(audio_prompt: Any, rows: int, traced: TracedModel) -> Int[Tens
     if not sounds or not all(isinstance(one, str | os.PathLike | tuple | list) for one in sounds):
         _refuse_rows_or_channels(audio_prompt, rows)
         return codes_of(audio_prompt, traced, "audio_prompt")
-    each = [codes_of(one, traced, f"audio_prompt[{place}]") for place, one in enumerate(sounds)]
+    each = [codes_of(one, traced, f"audio_prompt[{index}]") for index, one in enumerate(sounds)]
     frames = [codes.shape[-1] for codes in each]
     if len(set(frames)) > 1:
         lasting = shortened(f"{count / traced.config.frame_rate:g} s" for count in frames)

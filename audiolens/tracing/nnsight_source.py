@@ -61,7 +61,7 @@ class Model(NNsight):
         return 1 if "attention_mask" in kwargs else 0
 
 
-def place_of(model: Model, family: Family, site: Site) -> Any:
+def envoy_of(model: Model, family: Family, site: Site) -> Any:
     """Return the envoy for a site, which belongs to a module or to one operation inside its forward."""
     tap = family.tap(site)
     envoy = _envoy(model, family, site, tap)

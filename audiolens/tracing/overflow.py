@@ -104,10 +104,10 @@ class Watch(LogitsProcessor):
         site, first, sound = next(entry for entry in sites if not bool(entry[2].all()))
         name = site if isinstance(site, str) else site.name
         # Report the earliest step, and its first row. The first axis of logits holds a row's codebooks in sequence.
-        place, step = min(sound.logical_not().nonzero().tolist(), key=lambda found: (found[1], found[0]))
+        entry, step = min(sound.logical_not().nonzero().tolist(), key=lambda found: (found[1], found[0]))
         per_branch = max(len(sound) // self.layout.branches, 1)  # position embeddings are shared by all rows
-        row = self._row(place, per_branch)
-        branch = self.layout.halves[min(place // per_branch, self.layout.branches - 1)]
+        row = self._row(entry, per_branch)
+        branch = self.layout.halves[min(entry // per_branch, self.layout.branches - 1)]
         # NaN reaches earlier steps too, through attention that gives it weight zero.
         at = first + step if edited_from is None else max(first + step, edited_from)
         if self.traced:
@@ -128,14 +128,14 @@ class Watch(LogitsProcessor):
         left = scores.unflatten(0, (self.layout.branches, -1)).isneginf().any(0).logical_not().any(-1)
         if bool(left.all()):
             return
-        place, per_row = int(left.long().argmin()), len(left) // len(self.layout.rows)
+        entry, per_row = int(left.long().argmin()), len(left) // len(self.layout.rows)
         raise InputError(
-            f"every code of codebook {place % per_row} is forbidden (a logit of -inf) in row "
-            f"{self._row(place, len(left))}, {self._when(step)}: leave at least one to draw."
+            f"every code of codebook {entry % per_row} is forbidden (a logit of -inf) in row "
+            f"{self._row(entry, len(left))}, {self._when(step)}: leave at least one to draw."
         )
 
-    def _row(self, place: int, per_branch: int) -> int:
-        return self.layout.rows[place % per_branch * len(self.layout.rows) // per_branch]
+    def _row(self, entry: int, per_branch: int) -> int:
+        return self.layout.rows[entry % per_branch * len(self.layout.rows) // per_branch]
 
     def _when(self, step: int) -> str:
         return f"step {step} ({step / self.frame_rate:.2f} s)" if step >= 0 else f"the prefix, position {step}"
@@ -156,7 +156,7 @@ def checked_logits(
         return logits
     broken = (logits.isnan() | logits.isposinf()).any(-1).nonzero().tolist()
     if broken:
-        row, codebook, step = min(broken, key=lambda place: (place[2], place[0]))
+        row, codebook, step = min(broken, key=lambda entry: (entry[2], entry[0]))
         raise ActivationOverflow(
             f"logits are infinite or NaN in row {row if rows is None else rows[row]}, step {step} "
             f"({step / frame_rate:.2f} s), codebook {codebook}: nothing can be computed from them. An intervention is "

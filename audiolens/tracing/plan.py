@@ -23,7 +23,7 @@ from audiolens.model.traced_model import TracedModel
 from audiolens.tracing.batching import Layout
 from audiolens.tracing.bound_intervention import BoundIntervention
 from audiolens.tracing.clock import Clock
-from audiolens.tracing.nnsight_source import module_of, place_of
+from audiolens.tracing.nnsight_source import envoy_of, module_of
 from audiolens.tracing.overflow import LOGITS, Watch
 from audiolens.tracing.recording import Recorder, refuse_prefix
 
@@ -38,7 +38,7 @@ class Point:
 
     site: Site
     tap: Tap
-    place: Any
+    envoy: Any
     edits: list[BoundIntervention] = field(default_factory=list)
     watch: Watch | None = None
 
@@ -49,7 +49,7 @@ class Point:
         if not edits and not wanted:
             return
         heads = recorder.heads_of(self.site) if recorder is not None and wanted else None
-        value, put = self.tap.open(self.place, view if edits or heads is None else replace(view, heads=heads))
+        value, put = self.tap.open(self.envoy, view if edits or heads is None else replace(view, heads=heads))
         if self.tap.form.timed and value.shape[1] != length:
             raise UnsupportedModelError(
                 f"{self.site.name} has {value.shape[1]} steps in a forward of {length} ({-min(start, 0)} of them "
@@ -90,14 +90,14 @@ class Run:
         self.end = ""
         if stop is not None:
             whole = stop == config.n_layers
-            place = family.body_norm if whole else f"{family.body_blocks}.{stop}"
-            self.gate = model.get(f"{family.decoder}.{place}")
+            path = family.body_norm if whole else f"{family.body_blocks}.{stop}"
+            self.gate = model.get(f"{family.decoder}.{path}")
             self.end = f"blocks.{stop - 1}.hook_resid_post" if whole else f"blocks.{stop}.hook_resid_pre"
         points: dict[Site, Point] = {}
 
         def point(site: Site) -> Point:
             if site not in points:
-                points[site] = Point(site, family.tap(site), place_of(model, family, site))
+                points[site] = Point(site, family.tap(site), envoy_of(model, family, site))
             return points[site]
 
         for intervention in interventions:
@@ -114,17 +114,17 @@ class Run:
                 )
                 if not beyond(family, site, stop):
                     point(site).edits.append(edit)
-        for site in recorder.places if recorder is not None else ():
+        for site in recorder.sites if recorder is not None else ():
             point(site)
         self.points = [points[site] for site in family.order(points)]
         read = [self.decoder._module, *([] if self.gate is None else [self.gate._module])]
         self.modules = [] if self.idle else [*read, *(module_of(model, family, site) for site in points)]
         """The modules that nnsight has to intercept."""
-        edits = [edit.intervention for place in self.points for edit in place.edits]
+        edits = [edit.intervention for one in self.points for edit in one.edits]
         replaced = any(edit.overwrites for edit in edits)
         self.watch = Watch(layout, timeline.frame_rate, replaced) if edits else None
-        for place in self.points:
-            place.watch = self.watch
+        for one in self.points:
+            one.watch = self.watch
 
     @property
     def idle(self) -> bool:
@@ -138,8 +138,8 @@ class Run:
     def forward(self) -> int:
         """Visit the sites of one decoder forward and return the step after it. Runs inside a trace."""
         start, length = self.clock.tick()
-        for point in self.points:
-            point.visit(start, length, self.recorder, self.layout, self.view)
+        for one in self.points:
+            one.visit(start, length, self.recorder, self.layout, self.view)
         return start + length
 
     def single(self, tracer: Any, kept: list[Tensor]) -> None:

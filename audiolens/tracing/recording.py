@@ -100,7 +100,7 @@ class Recorder:
     def __init__(
         self,
         reading: Reading,
-        places: Sequence[Site],
+        sites: Sequence[Site],
         rows: int,
         timeline: Timeline,
         forms: Mapping[Site, Form],
@@ -108,7 +108,7 @@ class Recorder:
     ) -> None:
         self.reading = reading
         self.dtype = checked_dtype(reading.dtype)
-        self.places = frozenset(places)
+        self.sites = frozenset(sites)
         self.forms, self.heads = forms, heads
         self.rows, self.keys, self.longest = rows, timeline.prefix + timeline.steps, timeline.prefix
         self.start, self.stop = timeline.select(reading.seconds, reading.prefix)
@@ -150,8 +150,8 @@ class Recorder:
         if bool(self.begun.any()):
             self._complete()
         self.seen = {}
-        self.begun[layout.places] = True
-        self.prefixes[layout.places] = layout.prefix
+        self.begun[layout.indices] = True
+        self.prefixes[layout.indices] = layout.prefix
 
     def _complete(self) -> None:
         """Check that the batch that ends here was recorded to its last step.
@@ -171,7 +171,7 @@ class Recorder:
         )
 
     def wants(self, site: Site, start: int, length: int) -> bool:
-        if site not in self.places:
+        if site not in self.sites:
             return False
         if not self.forms[site].timed:
             return site.name not in self.seen
@@ -218,7 +218,7 @@ class Recorder:
             shape = (window.shape[0], self.rows, length, *window.shape[3:])
             self.tensors[name] = self._empty(shape, window)
         kept = self.tensors[name]
-        kept[:, layout.places, first : first + window.shape[2]] = window.to(kept.device, kept.dtype)
+        kept[:, layout.indices, first : first + window.shape[2]] = window.to(kept.device, kept.dtype)
 
     def _fitted(self, name: str, form: Form, window: Tensor, layout: Layout) -> Tensor:
         """Zero-pad the window to the number of tokens or keys recorded so far; if it has more, pad the recording."""
@@ -232,7 +232,7 @@ class Recorder:
         return _padded(window, axis, size)
 
     def _reduce(self, name: str, form: Form, window: Tensor, layout: Layout) -> None:
-        rows = layout.places
+        rows = layout.indices
         window = window if form.open is None else self._fitted(name, form, window, layout)
         if name not in self.tensors:
             shape = (window.shape[0], self.rows, *window.shape[3:])

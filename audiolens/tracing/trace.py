@@ -34,7 +34,7 @@ from audiolens.model.traced_model import TracedModel
 from audiolens.sound.codec import checked_codes
 from audiolens.tracing import clock, model_calls
 from audiolens.tracing.batching import Layout, RowBatcher, entire, read_columns
-from audiolens.tracing.nnsight_source import open_ahead, place_of
+from audiolens.tracing.nnsight_source import envoy_of, open_ahead
 from audiolens.tracing.overflow import Watch
 from audiolens.tracing.recording import refuse_prefix
 from audiolens.tracing.sampling import (
@@ -203,11 +203,11 @@ class SiteValue:
     def _served(self, mediator: Any, batcher: RowBatcher) -> tuple[Tensor, Put, slice]:
         start, size = mediator.batch_group or (0, batcher.total)
         open_ahead(self._traced.nnsight, self._traced.family, self._site)
-        place = place_of(self._traced.nnsight, self._traced.family, self._site)
+        envoy = envoy_of(self._traced.nnsight, self._traced.family, self._site)
         if self._tap.recomputed:
-            return *self._tap.open(place, View(self._traced.config, size * batcher.branches)), slice(None)
+            return *self._tap.open(envoy, View(self._traced.config, size * batcher.branches)), slice(None)
         with entire(mediator):
-            value, put = self._tap.open(place, View(self._traced.config, batcher.total * batcher.branches))
+            value, put = self._tap.open(envoy, View(self._traced.config, batcher.total * batcher.branches))
 
         def put_whole(other: Tensor, chosen: Tensor | None) -> None:
             with entire(mediator):

@@ -75,7 +75,7 @@ def _text_of(frame: FrameType) -> str | None:
     """Return the version of the file from which a frame's code was compiled, or `None` if there is no text."""
     code, name = frame.f_code, frame.f_code.co_filename
     known = (SOURCES.get(name, ""), _now(name), *reversed(_READ.get(name, [])))
-    texts = [text for place, text in enumerate(known) if text and text not in known[:place]]
+    texts = [text for index, text in enumerate(known) if text and text not in known[:index]]
     found = next((text for text in texts if code in _compiled(text, name)), None)
     if found is not None:
         return found

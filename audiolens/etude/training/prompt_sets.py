@@ -190,7 +190,7 @@ def _optional(options: Sequence[str], share: float, rng: random.Random) -> list[
 
 
 def _shuffled(items: Iterable[T], rng: random.Random) -> list[T]:
-    keyed = [(rng.random(), place, item) for place, item in enumerate(items)]
+    keyed = [(rng.random(), index, item) for index, item in enumerate(items)]
     return [item for _, _, item in sorted(keyed, key=lambda entry: entry[:2])]
 
 

@@ -79,7 +79,7 @@ def _writes(traced: TracedModel) -> None:
     hooks = list(dict.fromkeys(hook for link in links for hook in link))
     step = torch.arange(traced.config.d_model, device=traced.device)
     # Whole numbers from -5 to 5, different at every site.
-    written = {hook: ((place + 1) * step % 11 - 5).to(traced.dtype) for place, hook in enumerate(hooks)}
+    written = {hook: ((index + 1) * step % 11 - 5).to(traced.dtype) for index, hook in enumerate(hooks)}
     seen: dict[tuple[str, int], Tensor] = {}
 
     def writing(hook: str, layer: int) -> Callable[[Tensor], Tensor]:
@@ -111,11 +111,11 @@ def _writes(traced: TracedModel) -> None:
     _arrived("the final norm's input", last, found=end, expected=written["resid_post"])
 
 
-def _arrived(place: str, *sources: str, found: Tensor, expected: Tensor) -> None:
+def _arrived(value: str, *sources: str, found: Tensor, expected: Tensor) -> None:
     # The tolerance allows for the rounding of a compiled model.
     if not torch.allclose(found, expected.to(found.device, found.dtype).expand_as(found), rtol=0, atol=0.25):
         raise UnsupportedModelError(
-            f"an edit would not change the output of this model: {place} is not what was written at "
+            f"an edit would not change the output of this model: {value} is not what was written at "
             f"{' and '.join(sources)}. Its blocks do not add up as audiolens expects."
         )
 

@@ -171,14 +171,16 @@ class _Plan:
 
 def _numbers(traced: TracedModel, *shape: int) -> Tensor:
     """Return whole numbers from -5 to 5 that differ between neighbours along every axis."""
-    places = torch.arange(math.prod(shape), dtype=torch.long, device=traced.device).reshape(shape)
+    positions = torch.arange(math.prod(shape), dtype=torch.long, device=traced.device).reshape(shape)
     # If a size were a multiple of the period, 11, indices along the preceding axis could not be distinguished.
-    rows = places.flatten(1).div(math.prod(shape[1:]), rounding_mode="floor")
+    rows = positions.flatten(1).div(math.prod(shape[1:]), rounding_mode="floor")
     steps = torch.arange(shape[1], dtype=torch.long, device=traced.device)[:, None]
-    return ((places + 3 * rows.reshape(shape) + 5 * steps) % 11 - 5).to(traced.dtype)
+    return ((positions + 3 * rows.reshape(shape) + 5 * steps) % 11 - 5).to(traced.dtype)
 
 
-def _alike(found: Float[Tensor, "*place feature"], expected: Float[Tensor, "*place feature"], share: float) -> bool:
+def _alike(
+    found: Float[Tensor, "*position feature"], expected: Float[Tensor, "*position feature"], share: float
+) -> bool:
     """Whether at least this share of the positions agrees; positions that are not finite in either tensor count as
     agreeing."""
     room = min(FAR, CLOSE * torch.finfo(found.dtype).eps)
