@@ -203,7 +203,7 @@ def as_array(name: str, values: Any) -> np.ndarray:
     """Make an array from a list's items, which may be masked.
 
     Raises:
-        InputTypeError: if the list holds lists of different lengths, or tensors that numpy cannot read.
+        InputTypeError: if the list contains lists of different lengths, or tensors that numpy cannot read.
     """
     try:
         return np.asarray(values)

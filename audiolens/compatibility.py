@@ -98,7 +98,7 @@ class OtherNames:
     ) -> Float[Tensor, "*branch row codebook step vocab"]:
         """Return the logits of one forward pass under `fwd_hooks`, (name, function) pairs as in TransformerLens.
 
-        A function is called with the value for all rows, in the site's shape, and with a `Hook` that holds the site's
+        A function is called with the value for all rows, in the site's shape, and with a `Hook` that has the site's
         `name` and `layer()`. It returns the new value, or `None` if it changed its copy in place or only read it. A
         short name selects the site in every block; instead of a name, a filter function may select among the full
         names. A function is called once per batch and guidance branch. This is equivalent to `run_with_interventions`

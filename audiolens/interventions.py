@@ -16,9 +16,9 @@ To change what that branch reads, write to `cross_attn.hook_z` or to the pattern
 A logit of -inf at `hook_logits`, in either branch, prevents its code from being sampled. Only `Apply` can write one,
 because every other intervention needs finite numbers.
 
-Where a step holds several vectors (one per head or per codebook), values are "d_head", "head d_head" or
-"row head d_head". An axis of size 1 means the same values for every row or head. A shape "n d_head" is ambiguous if n
-is both the number of heads and the number of rows, and is then rejected.
+If a step has several vectors (one per head or per codebook), values are "d_head", "head d_head" or "row head d_head".
+An axis of size 1 means the same values for every row or head. A shape "n d_head" is ambiguous if n is both the number
+of heads and the number of rows, and is then rejected.
 
 `strength` is a number, or one per affected row; a row with strength 0 is left bit-identical. `schedule` multiplies
 the strength over time: a function of the time in seconds, or one number per step of the clip. `preserve_norm`

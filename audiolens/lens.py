@@ -164,7 +164,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
         return self.traced_model.family.find(self.config, checked_names("names", names), layers)
 
     def text_tokens(self, prompts: Prompt | Sequence[Prompt]) -> list[list[str]]:
-        """Return each prompt's tokens as strings, as the text encoder reads them. The list for `None` is empty."""
+        """Return the tokens of each prompt as strings, as the text encoder reads them. The list for `None` is empty."""
         listed = text.checked_prompts(prompts)
         return [
             [] if prompt is None else self.tokenizer.convert_ids_to_tokens(tokens.ids([prompt], self.tokenizer)[0])
@@ -225,7 +225,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
             seconds: the length of the clips, including an audio prompt.
             seeds: one seed per row (or one for all). A clip depends on its own seed and not on its batch, and the
                 global random state is unchanged. `None` uses transformers' own sampler and the global random state.
-            guidance_scale: scale of classifier-free guidance; 1 means no guidance, at half the cost.
+            guidance_scale: the scale of classifier-free guidance; 1 means no guidance, and halves the cost.
             temperature: sampling temperature; 0 means greedy decoding.
             top_k: sample from the k most likely codes; 0 or `None` means all.
             exact: pad rows (and masked text) to fixed sizes, so that codes are bit-identical in any batch and order.

@@ -48,16 +48,16 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
 
     `tensors` and `axes` have the same keys. `first_step` is the step number of the first entry along the step axis,
     `branch` is the recorded branch ("cond", "null" or "both"), and `reduce` is the reduction over time, if any. With
-    `reduce="mean"`, `norms` holds the mean norm of the activations over the same steps. `heads` are the heads recorded
+    `reduce="mean"`, `norms` are the mean norms of the activations over the same steps. `heads` are the heads recorded
     at head sites, in this order (`None` means all). `stream` describes the parts that add up to the residual stream.
-    `readout` holds the model's final norm and output heads. These are the only tensors of the model that a cache refers
-    to, and files do not contain them.
+    `readout` contains the model's final norm and output heads. These are the only tensors of the model that a cache
+    refers to, and files do not contain them.
 
-    In a model whose conditioning is a prefix to the audio steps (MusicGen Melody), `prefixes` holds the number of
-    prefix positions in each row. If the run recorded with `prefix=True`, the steps begin at a negative `first_step`,
-    which is the start of the longest prefix. Step s then has index s - first_step, the last token of the text is at
-    step -1, and shorter prefixes are left-padded with zeros. The keys of a pattern always begin at the start of the
-    longest prefix, because every step attends to its prefix.
+    In a model whose conditioning is a prefix to the audio steps (MusicGen Melody), `prefixes` is the number of prefix
+    positions in each row. If the run recorded with `prefix=True`, the steps begin at a negative `first_step`, which is
+    the start of the longest prefix. Step s then has index s - first_step, the last token of the text is at step -1, and
+    shorter prefixes are left-padded with zeros. The keys of a pattern always begin at the start of the longest prefix,
+    because every step attends to its prefix.
 
     `weights` is the hash of the model's weights; it is set only in a cache that was opened from a file.
     """
@@ -316,7 +316,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
 
         Returns "layer row codebook step vocab" (with "branch" before "row", or without "step", as recorded). For the
         last block these are the model's own logits. The result is n_codebooks x vocab_size / d_model times as large as
-        the states, so select only the `layers` you need. If the cache holds means over time (`reduce="mean"`), these
+        the states, so select only the `layers` you need. If the cache contains means over time (`reduce="mean"`), these
         are the logits of the mean state, which differ from the mean of the logits.
 
         Args:
@@ -372,8 +372,8 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         Raises:
             InputError: if the file is not a complete activation cache. It is also raised later, when a tensor is read,
                 if the file is gone or has changed.
-            DamagedError: (an InputError) if the labels are not what was written. It is also raised when a tensor that
-                is read is not what was written.
+            DamagedError: (an InputError) if the labels are not those that were written. It is also raised if a tensor
+                differs from the one that was written, when it is read.
             SiteError: if the file does not contain one of the sites.
         """
         whole = cls(**opened(path))

@@ -56,8 +56,8 @@ class Stream:
 class Readout:
     """The map from the residual stream to logits: the final norm, then one head "d_model vocab" per codebook.
 
-    It holds only these tensors of the model, without copying them, so a cache with a readout does not keep any module
-    in memory. `model` is a weak reference, which expires once nothing else refers to the model.
+    It refers to these tensors of the model only, without copying them, so a cache with a readout does not keep any
+    module in memory. `model` is a weak reference, which expires once nothing else refers to the model.
     """
 
     weight: Float[Tensor, " d_model"]

@@ -63,7 +63,7 @@ def difference_in_means(
         seconds: the length of the generated clips.
         layers: blocks to read; `None` means all.
         label: the name of the direction, such as `sets.concept`.
-        keep_samples: keep one vector per prompt and layer (4 x d_model x layers x prompts bytes), for `shuffled`.
+        keep_samples: store one vector per prompt and layer (4 x d_model x layers x prompts bytes), for `shuffled`.
         prefix: include the conditioning before step 0 in the "mean", if it is part of the decoder's own sequence.
 
     Raises:

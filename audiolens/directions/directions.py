@@ -118,7 +118,7 @@ class Directions(AsArray):
         """Return the directions at the given layers only."""
         chosen = listed_layers(layers)
         if not chosen:
-            raise SiteError(f"no layer given: there are layers {shortened(map(str, self.layers), 60)}.")
+            raise SiteError(f"no layer given: these directions have layers {shortened(map(str, self.layers), 60)}.")
         indices = torch.tensor(sorted({self._index(layer) for layer in chosen}), device="cpu")
         return replace(
             self,
@@ -301,7 +301,9 @@ class Directions(AsArray):
         except TypeError:
             raise InputTypeError(f"layer {shown(layer)}: expected a layer number; d.at([...]) takes several.") from None
         if number not in self:
-            raise SiteError(f"no direction at layer {number}: there are layers {shortened(map(str, self.layers), 60)}.")
+            raise SiteError(
+                f"no direction at layer {number}: these directions have layers {shortened(map(str, self.layers), 60)}."
+            )
         return self.layers.index(counted(number, self.meta.n_layers))
 
     def _changed(self, vectors: Tensor, label: str | None = None) -> "Directions":

@@ -39,9 +39,9 @@ class Evidence:
         counts, stability: cosine similarity between the direction of the first `counts[i]` prompts per pole and that of
             the other half; where the curve is flat, more prompts change little.
         p: permutation p-value: the share of shuffles of the held-out prompts' labels whose largest AUC over all layers
-            is at least as large, which corrects for choosing the best layer. `None` in files of earlier versions.
+            is at least as large, which corrects for choosing the best layer. It is `None` in files of earlier versions.
         least_p: the smallest possible `p`, which an AUC of 1 would have. It is large with few held-out prompts, because
-            many shuffles then reach that AUC at some layer. `None` in files of earlier versions.
+            many shuffles then reach that AUC at some layer. It is `None` in files of earlier versions.
 
     This evidence shows that the poles differ consistently. It does not show that the difference is the concept, nor
     that the model uses it.

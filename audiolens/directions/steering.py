@@ -253,7 +253,7 @@ def _source(directions: Directions, strategy: Strategy, layer: int | None) -> in
         raise InputTypeError(f"layer={shown(layer)}: expected a layer number.") from None
     number = counted(number, directions.meta.n_layers)
     if number not in directions:
-        raise SiteError(f"no direction at layer {number}: there are {_listed(directions)}.")
+        raise SiteError(f"no direction at layer {number}: these directions have {_listed(directions)}.")
     return number
 
 

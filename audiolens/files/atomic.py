@@ -150,7 +150,7 @@ def refuse_taken(folder: Path) -> None:
 def refuse_misplaced(files: Iterable[Path], folders: Iterable[Path] = ()) -> None:
     """Reject a folder where a file is expected, and anything except a folder where a folder is expected.
 
-    Misplaced entries are not replaced, because audiolens did not create them and a folder may hold the only copy of
+    Misplaced entries are not replaced, because audiolens did not create them and a folder may contain the only copy of
     something.
 
     Raises:

@@ -42,13 +42,13 @@ class Drift:
     """How far clips drifted from the unsteered model, as returned by `drift`.
 
     Attributes:
-        nats: mean negative log-likelihood per code of each clip under the unsteered model, by codebook.
+        nats: the mean negative log-likelihood per code of each clip under the unsteered model, by codebook.
         level: the mean negative log-likelihood per code of the model's own sample with that row's prompt (and seed).
         outside: the share of each clip's codes that the unsteered model could not have sampled because they are outside
-            its top-k; 0 without top-k.
+            its top-k; this is 0 without top-k.
         spread: the mean |difference| between two of the model's own samples, for the same prompt if it has several
-            seeds, else between any two rows; NaN for a single row. A drift below this value is within seed-to-seed
-            variation.
+            seeds, else between any two rows; it is NaN for a single row. A drift below this value is within
+            seed-to-seed variation.
         prompts, seeds: the prompts and seeds of the rows.
         guidance_scale, temperature, top_k: the sampling settings. Scores use the guided logits at that temperature over
             all codes, since a steered code outside the top-k would otherwise cost infinitely many nats.

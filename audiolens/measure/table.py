@@ -76,7 +76,7 @@ def table(
             2 s) and are reused.
 
     Raises:
-        InputError: for any clip that cannot be measured; `table_of_files` continues with the other files.
+        InputError: if a clip cannot be measured; `table_of_files` continues with the other files in that case.
     """
     import pandas as pd
 
@@ -98,7 +98,7 @@ def table_of_files(
 
     Args:
         paths, measures, n_jobs: as for `table`.
-        seconds: the span (from, to) to measure in every file; the whole file by default.
+        seconds: the span (from, to) to measure in every file; by default the whole file.
 
     Returns:
         One row per measured file, in order, with `file` and `seconds` before the measures; and a dict of the files that
@@ -117,7 +117,7 @@ def table_of_files(
 
 
 def checked_measures(measures: Sequence[str] | None) -> list[str]:
-    """Return the names of measures, by default those of `MEASURES`; raise an error listing them if one is unknown."""
+    """Return the names of measures, by default those of `MEASURES`; an unknown name raises an error that lists them."""
     names = list(MEASURES if measures is None else measures)
     known = [*MEASURES, *EXTRA_MEASURES]
     unknown = [name for name in names if name not in known]

@@ -84,7 +84,7 @@ class ModelFiles:
             )
         with torch.device("meta"):
             shell = model_class(copy.deepcopy(config))
-        # Packed weights hold up to eight values per byte.
+        # Packed weights have up to eight values per byte.
         held = 8 * data_bytes if "quantization_config" in self.config else 2 * elements
         wanted = sum(parameter.numel() for parameter in shell.parameters())
         made = sum(buffer.numel() for buffer in shell.buffers())
@@ -166,7 +166,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def refuse_code(path: Path, values: Any) -> None:
-    """Reject a configuration that names code to run, at any depth; transformers' own models need none.
+    """Reject a configuration that names code to run, at any depth; transformers' own models do not need it.
 
     Raises:
         ModelFilesError: if it names code; the message quotes the key.

@@ -55,7 +55,7 @@ class Opened(Protocol):
 @guarded
 @dataclass(frozen=True)
 class Provenance:
-    """How directions were read.
+    """The record of how directions were read.
 
     Attributes:
         model, revision, weights: the model's name, its hub commit if it has one, and the hash of its decoder.

@@ -1,9 +1,9 @@
 """Convert between steps, frames and seconds, and apply and undo the codebook delay pattern.
 
-Step s reads delayed column s (column 0 is the start token) and predicts column s + 1, which holds frame s of
-codebook 0 and frame s - k of a codebook delayed by k. A clip of F frames therefore takes F + (longest delay)
-steps. The last of these steps, the tail, only complete the delayed codebooks. A stereo model delays its codebooks in
-pairs. If the conditioning is a prefix in the decoder's own sequence, its positions are negative steps that end at -1.
+Step s reads delayed column s (column 0 is the start token) and predicts column s + 1, which contains frame s of
+codebook 0 and frame s - k of a codebook delayed by k. A clip of F frames therefore takes F + (longest delay) steps. The
+last of these steps, the tail, only complete the delayed codebooks. A stereo model delays its codebooks in pairs. If the
+conditioning is a prefix in the decoder's own sequence, its positions are negative steps that end at -1.
 """
 
 import math
@@ -30,8 +30,8 @@ Span = tuple[Real, Real]
 class Timeline:
     """The steps of one clip.
 
-    `frames` is the number of codec frames, `frame_rate` is in frames per second, `delays` holds each codebook's delay
-    in steps, and `prefix` is the number of positions that the longest prefix of these rows takes before step 0.
+    `frames` is the number of codec frames, `frame_rate` is in frames per second, `delays` are the codebooks' delays in
+    steps, and `prefix` is the number of positions that the longest prefix of these rows takes before step 0.
     """
 
     frames: int

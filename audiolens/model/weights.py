@@ -129,7 +129,7 @@ def vocabulary() -> tuple[property, property, property]:
 
 
 def _per_block(find: Callable[[BlockPaths], str | None], axes: str) -> property:
-    """A weight of every block; `axes` converts transformers' "out in" to TransformerLens's layout without a copy."""
+    """One weight of every block; `axes` converts transformers' "out in" to TransformerLens's layout without a copy."""
 
     def read(lens: HasModel) -> Weights:
         traced = lens.traced_model

@@ -64,7 +64,7 @@ def is_cut(content: bytes) -> bool:
 
 
 def _first(content: bytes) -> Frame | None:
-    """The first frame that is followed by another frame, or by the end of the file."""
+    """The first frame that is followed by another frame or by the end of the file."""
     start = 0
     while content[start : start + 3] == b"ID3" and len(content) >= start + 10:
         sizes = content[start + 6 : start + 10]

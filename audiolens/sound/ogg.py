@@ -32,7 +32,7 @@ def refuse_cut(path: Path) -> None:
         for page in _pages(file, path):
             _, _, flags, _, mine, number, checksum, _ = _HEAD.unpack_from(page)
             if serial is not None and mine != serial:
-                raise InputError(f"{path} holds several Ogg streams, but only one would be read: save each separately.")
+                raise InputError(f"{path} contains several Ogg streams, but only one is read: save each separately.")
             if checksum != _checksum(page) or (serial is not None and number != before + 1):
                 raise InputError(f"{path} is damaged: the Ogg page at byte {offset} is not what was written.")
             offset, before, serial = offset + len(page), number, mine
@@ -41,7 +41,7 @@ def refuse_cut(path: Path) -> None:
         else:
             raise InputError(f"{path} was cut short: the Ogg page that is marked as the last is missing.")
         if file.read(4) == b"OggS":
-            raise InputError(f"{path} holds several Ogg streams, but only one would be read: save each separately.")
+            raise InputError(f"{path} contains several Ogg streams, but only one is read: save each separately.")
 
 
 def with_serial(content: bytes, serial: int) -> bytes:

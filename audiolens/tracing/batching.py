@@ -174,9 +174,8 @@ class RowBatcher(Batcher):
     """nnsight's batcher for a model in which guidance doubles the rows.
 
     A tensor has batch rows if the size of its first axis is `total` rows times 1 or 2 branches. An invoke receives its
-    own rows of every branch in the same layout, and its edits change only these rows. `copies` holds the values read in
-    this run that are copies rather than the model's own tensors; `asked` holds the site that each invoke requested
-    last.
+    own rows of every branch in the same layout, and its edits change only these rows. `copies` are the values read in
+    this run that are copies rather than the model's own tensors; `asked` is the site that each invoke requested last.
     """
 
     def __init__(self, envoy: Any, kwargs: dict | None = None) -> None:
@@ -198,7 +197,7 @@ class RowBatcher(Batcher):
         return (), ready
 
     def _halves(self, tensor: Tensor) -> int | None:
-        """Return how many branches a tensor's first axis holds, or `None` if it does not count rows."""
+        """Return how many branches a tensor's first axis covers, or `None` if that axis does not count rows."""
         counts = (branches for branches in (self.branches, 1) if tensor.shape[:1] == (branches * self.total,))
         return next(counts, None)
 
@@ -240,7 +239,7 @@ class Copies:
         self._held: dict[tuple[int, str], tuple[Tensor, int]] = {}
 
     def keep(self, invoke: int, name: str, value: Tensor) -> Tensor:
-        """Register a copy and return it; raise if the previous copy of this name was written into."""
+        """Register a copy and return it; raise an error if the previous copy of this name was written into."""
         self._refuse(name, *self._held.pop((invoke, name), (value, None)))
         if value.is_inference():
             # Inference tensors do not count in-index writes.

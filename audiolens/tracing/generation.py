@@ -28,7 +28,7 @@ class Generation:
 
     `codes` are undelayed and begin with the audio prompt, if there was one. `audio` is `None` if the codec was skipped,
     `cache` is `None` if nothing was recorded, and `seeds` is `None` if transformers' own sampler drew the codes.
-    `settings` holds the arguments the clips were generated with.
+    `settings` are the arguments with which the clips were generated.
     """
 
     codes: Int[Tensor, "row codebook frame"]
@@ -80,7 +80,7 @@ class Generation:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write one WAV per row, `codes.safetensors` and `generation.json` into a new folder.
 
-        A row is written as 16-bit samples, or as 32-bit floats if it exceeds full scale. `generation.json` holds the
+        A row is written as 16-bit samples, or as 32-bit floats if it exceeds full scale. `generation.json` contains the
         hash of every other file.
 
         Raises:

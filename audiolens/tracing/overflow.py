@@ -75,7 +75,7 @@ class Watch(LogitsProcessor):
         return scores
 
     def look(self, logits: Float[Tensor, "sequence step vocab"] | None = None, start: int = 0) -> float:
-        """Stop the run if anything written since the last check, or the logits, is infinite or NaN.
+        """Stop the run if the logits, or any values written since the last check, are infinite or NaN.
 
         Returns:
             The sum of the logits; -inf if some logits forbid their code.
@@ -103,7 +103,7 @@ class Watch(LogitsProcessor):
             return total
         site, first, sound = next(entry for entry in sites if not bool(entry[2].all()))
         name = site if isinstance(site, str) else site.name
-        # Report the earliest step, and its first row. The first axis of logits holds a row's codebooks in sequence.
+        # Report the earliest step, and its first row. On the first axis of logits, a row's codebooks are consecutive.
         entry, step = min(sound.logical_not().nonzero().tolist(), key=lambda found: (found[1], found[0]))
         per_branch = max(len(sound) // self.layout.branches, 1)  # position embeddings are shared by all rows
         row = self._row(entry, per_branch)

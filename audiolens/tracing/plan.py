@@ -183,7 +183,8 @@ def beyond(family: Family, site: Site, stop: int | None) -> bool:
 def checked_interventions(
     interventions: Intervention | Iterable[Intervention], traced: TracedModel, guided: bool
 ) -> tuple[Intervention, ...]:
-    """Return the interventions as a tuple; raise, before the model runs, for those this model cannot carry out."""
+    """Return the interventions as a tuple; before the model runs, raise an error for those that this model cannot carry
+    out."""
     many = isinstance(interventions, Iterable)
     listed: tuple[Any, ...] = tuple(interventions) if many else (interventions,)
     for intervention in listed:

@@ -97,7 +97,7 @@ class Forward:
 
     @property
     def halves(self) -> tuple[Half, ...]:
-        """The guidance branches, in the order a batch holds them."""
+        """The guidance branches, in their order in a batch."""
         return self.traced.family.halves(self.guided)
 
     def whole(self) -> tuple[Float[Tensor, "..."], ActivationCache]:
@@ -132,7 +132,7 @@ class Forward:
         for layouts in tqdm(parts, desc="reading", unit="batch", disable=not progress):
             first, rows = layouts[0].first, sum(layout.kept for layout in layouts)
             recorder = self._recorder(rows)
-            # The guard does not span the yield: between two batches the caller may use the model.
+            # The guard does not include the yield, because the caller may use the model between two batches.
             with alone(self.traced.model), random_state(keep=True):
                 for layout in layouts:
                     self._batch(layout, recorder)

@@ -173,7 +173,8 @@ def checked_seeds(seeds: int | Sequence[int] | None, rows: int) -> list[int] | N
 
 
 def checked_settings(guidance_scale: Real, temperature: Real, top_k: int | None) -> tuple[float, float, int | None]:
-    """Return the settings as Python numbers; raise for values that transformers would ignore or reject late."""
+    """Return the settings as Python numbers; raise an error for values that transformers would ignore or reject
+    late."""
     guidance_scale, temperature = _real("guidance_scale", guidance_scale), _real("temperature", temperature)
     if not 1 <= guidance_scale <= MOST_GUIDANCE:
         raise InputError(
@@ -199,8 +200,8 @@ def checked_generation_config(model: Any, config: LensConfig) -> None:
     Sampling must depend on the arguments of a call alone.
 
     Raises:
-        InputError: for such a setting, with advice on how to undo it; also if the start token is no longer the one that
-            the model had when the lens was opened.
+        InputError: if there are such settings (the message explains how to undo them), or if the start token has
+            changed since the lens was opened.
     """
     own = model.generation_config
     start = own.bos_token_id if own.decoder_start_token_id is None else own.decoder_start_token_id

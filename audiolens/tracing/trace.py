@@ -1,9 +1,10 @@
 """nnsight's trace with rows, guidance branches and codebooks, for experiments that the lens's methods do not cover.
 
 `lens.trace(prompts, codes=...)` opens a trace. `tracer.invoke(prompts, codes=...)` combines several invokes in one run,
-each with its own rows. `lens.site(name).value` reads or assigns a site's value on these rows. `tracer.result` holds the
-logits "row codebook step vocab" of a forward (one branch after the other under guidance), or the codes of a generation.
-Where the text is a prefix in the decoder's own sequence, all prompts of a run must have the same length in tokens.
+each with its own rows. `lens.site(name).value` reads or assigns a site's value on these rows. `tracer.result` contains
+the logits "row codebook step vocab" of a forward (one branch after the other under guidance), or the codes of a
+generation. Where the text is a prefix in the decoder's own sequence, all prompts of a run must have the same length in
+tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -230,7 +231,8 @@ def position(traced: TracedModel) -> int:
 
 
 def one_prefix(sizes: Sequence[int], config: LensConfig) -> int:
-    """Return the prefix length of a run from its prompts' lengths in tokens; raise if the prompts differ in it."""
+    """Return the prefix length of a run from its prompts' lengths in tokens; raise an error if the prompts differ in
+    it."""
     if len({config.prefix(size) for size in sizes}) > 1:
         raise InputError(
             f"prompts of {', '.join(map(str, sorted(set(sizes))))} tokens in one trace: {config.family} has no mask "

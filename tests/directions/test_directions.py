@@ -414,7 +414,7 @@ def test_samples_give_the_direction_back_and_shuffles_of_it(directions: al.Direc
 def test_directions_of_different_layers_do_not_combine(directions: al.Directions) -> None:
     with pytest.raises(InputError, match="different layers"):
         directions + directions.at([0, 1])
-    with pytest.raises(SiteError, match="no direction at layer 7: there are layers 0, 1, 2"):
+    with pytest.raises(SiteError, match="no direction at layer 7: these directions have layers 0, 1, 2"):
         directions[7]
     with pytest.raises(TypeError, match="finite number"):
         directions * float("nan")

@@ -249,7 +249,7 @@ def test_bad_input_names_what_there_is(
 
 
 def test_what_is_not_there_to_steer_with_is_refused(lens: Any, directions: al.Directions) -> None:
-    with pytest.raises(SiteError, match="no direction at layer 1: there are layers 0, 2"):
+    with pytest.raises(SiteError, match="no direction at layer 1: these directions have layers 0, 2"):
         al.steer(directions.at([0, 2]), layer=1)
     with pytest.raises(SiteError, match="no direction at layer 1"):
         al.steer(directions.at([0, 2]), "one-to-all", layer=0, unit="residual")

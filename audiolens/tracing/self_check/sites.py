@@ -128,7 +128,7 @@ def _explained(traced: TracedModel) -> Iterator[None]:
     except ActivationOverflow as error:
         raise UnsupportedModelError(f"an edit would not change the output of this model: {error}") from error
     except Exception as error:
-        # The check reads sites in the family's order, so an error of order means that the model differs.
+        # The check reads sites in the family's order, so an error about the order means that the model differs.
         known = isinstance(error, AudioLensError | torch.cuda.OutOfMemoryError)
         if known and not isinstance(error, SiteOrderError):
             raise
