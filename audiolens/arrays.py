@@ -1,4 +1,4 @@
-"""Convert audiolens values to numpy arrays and torch tensors by copying their numbers, or raise an error.
+"""Convert audiolens values to numpy arrays and torch tensors by copying their numbers; other values raise an error.
 
 Without this conversion, numpy and torch would iterate over the value and compute with its layer numbers or names.
 """

@@ -27,7 +27,7 @@ class InputTypeError(AudioLensError, TypeError):
 
 
 class ModelNotFoundError(InputError):
-    """No model has this name or is in this folder."""
+    """There is no model with this name or in this folder."""
 
 
 class ModelFilesError(InputError):

@@ -4,10 +4,10 @@ An intervention is a frozen value, checked when it is created and independent of
 (`tracing/bound_intervention.py`). Interventions at one site are applied in the order in which they are given.
 Interventions at different sites are applied in the order of the forward pass.
 
-All of them take these arguments. `site` and `layers` state where (`layers=None` means every block, `layer=3` is
-`layers=[3]`, and negative layers count from the last). `branch` is the guidance branch ("cond", "null" or "both").
-`seconds` or `span` restricts the steps (`None` means every step, including the tail). `rows` restricts the rows
-(`None` means every row), and `heads` the heads at head sites.
+All of them take these arguments. `site` and `layers` select the activations (`layers=None` means every block, `layer=3`
+is `layers=[3]`, and negative layers count from the last). `branch` is the guidance branch ("cond", "null" or "both").
+`seconds` or `span` restricts the steps (`None` means every step, including the tail). `rows` restricts the rows (`None`
+means every row), and `heads` the heads at head sites.
 
 Sites on the text side ("row token ...") have no steps, and accept neither `seconds` nor `schedule`. In the null branch
 all text is masked. SDPA attention then sets z to zero regardless of the values, whereas eager attention averages them.

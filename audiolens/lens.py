@@ -1,4 +1,4 @@
-"""AudioLens: load a music transformer, read and edit its activations, and generate.
+"""AudioLens: load a music transformer, read and edit its activations, and generate clips.
 
 The lens adds no hooks of its own: nnsight serves every value (`tracing/plan.py`), and outputs are bit-identical to
 those of the bare model unless an intervention changes them. Even after an exception, the model, its generation
@@ -233,8 +233,9 @@ class AudioLens(TracedLens, OtherNames, Portable):
                 `reduce` is "mean", "last" or "max" over the steps (without the tail), computed without storing them.
                 Attention patterns are zero-padded to all keys of the clip, as in a forward over its codes.
             cache_device, cache_dtype: device and dtype of the recordings (default: those of the activations).
-            batch_size: rows per batch (default: all). MusicGen Melody has no mask for its text, so its batches contain
-                prompts of one length in tokens, the shortest first; results are in the order of the prompts.
+            batch_size: rows per batch (default: all). MusicGen Melody has no mask for its text, so each of its batches
+                contains prompts with the same number of tokens, the shortest first; results are in the order of the
+                prompts.
             decode: `False` skips the codec; `out.audio` is then `None`.
             use_cache: `False` recomputes every step from the start, as a check on the key-value cache.
             audio_prompt: sound that the clips begin with and continue. It may be a pair (waveform, sample rate), at any
@@ -253,7 +254,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
 
         Raises:
             InputError: (or a subclass) for anything out of range, before the model runs. It is also raised if a setting
-                of `model.generation_config` would change the sampling, which depends on the arguments alone.
+                of `model.generation_config` would change the sampling, which must depend on the arguments alone.
             ActivationOverflow: during the run, if interventions, or the model itself, make logits infinite or NaN.
         """
         refuse_melody(melody)
@@ -311,7 +312,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
             seconds, span: record only this span, (from, to); both names mean the same. The logits always cover all
                 steps.
             reduce: "mean", "last" or "max" over the steps (without the tail). In a model whose text is part of the
-                decoder's own sequence (MusicGen Melody), "eos" keeps the last token of the text.
+                decoder's own sequence (MusicGen Melody), "eos" selects the last token of the text.
             prefix: also record the conditioning in that sequence, "row prefix+step ...". The step axis then begins at
                 the negative `cache.first_step`; shorter prefixes (`cache.prefixes`) are left-padded with zeros.
             melody: not supported yet; only text conditions the model.
@@ -370,8 +371,8 @@ class AudioLens(TracedLens, OtherNames, Portable):
     ) -> Iterator[ActivationCache]:
         """Yield the caches of `run_with_cache`, one batch of rows at a time, in order; `cache.prompts` names the rows.
 
-        Only one batch is in memory at a time; with `reduce`, its steps are not stored either. No logits are computed,
-        and no block above the last recorded one runs. The model may be used between two batches.
+        Only one batch is in memory at a time; with `reduce`, its steps are not stored either. Logits are not computed,
+        and blocks above the last recorded one do not run. The model may be used between two batches.
         """
         recorded = Reading(sites, layers, branch, one_span(seconds, span), reduce, device, dtype, heads, prefix)
         return Forward.checked(

@@ -58,7 +58,8 @@ def tensor_of(name: str, values: Any) -> Tensor:
 
 
 def _of_array(name: str, array: np.ndarray) -> Tensor:
-    """A tensor made from a numpy array; torch accepts no negative strides, non-native byte order or long double."""
+    """A tensor made from a numpy array; torch does not accept negative strides, non-native byte order or long
+    double."""
     if array.dtype.kind not in "fiubc":
         raise InputTypeError(f"{name} has dtype {array.dtype}: expected numbers.")
     wide = array.dtype.kind == "f" and array.itemsize > 8

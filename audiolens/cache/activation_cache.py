@@ -367,13 +367,13 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         """Open a saved cache, or only some of its sites, given by full or short name ("resid_post" means every layer).
 
         Each tensor is read when it is first used, checked against its hash, and then kept in memory; `rows`, `seconds`,
-        `at_layers` and `to` read nothing. Until then the file must remain unchanged.
+        `at_layers` and `to` do not read any. Until then the file must remain unchanged.
 
         Raises:
             InputError: if the file is not a complete activation cache. It is also raised later, when a tensor is read,
                 if the file is gone or has changed.
-            DamagedError: (an InputError) if the labels are not those that were written. It is also raised if a tensor
-                differs from the one that was written, when it is read.
+            DamagedError: (an InputError) if the labels are not those that were written. It is also raised on reading a
+                tensor that differs from the one that was written.
             SiteError: if the file does not contain one of the sites.
         """
         whole = cls(**opened(path))

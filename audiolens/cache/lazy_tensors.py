@@ -1,6 +1,6 @@
 """Files of an `ActivationCache`: tensors and labels are written atomically, and each tensor is read on first use.
 
-Slicing or moving a loaded cache reads nothing: the change is applied to each tensor when it is first used.
+Slicing or moving a loaded cache does not read any data: the change is applied to each tensor when it is first used.
 """
 
 import os
@@ -32,7 +32,7 @@ _NORMS = "norms/"
 class Stored(Mapping[str, Tensor]):
     """Tensors by name, each read on first use and then kept in memory.
 
-    `outlines` are tensors without data, which have the shapes.
+    `outlines` are tensors with the same shapes and without data.
 
     A copy, or a pickle for another process, contains the tensors themselves.
     """

@@ -35,7 +35,7 @@ def _columns(cache: "ActivationCache", name: str) -> dict[str, Any]:
     if time is not None:
         coordinates[time] = coordinates[time] + cache.first_step
     columns = {"name": name, "site": site.short}
-    # A nullable integer type: outside the blocks the layer is missing, and NaN would turn the others into floats.
+    # The type must be nullable: the layer is missing outside the blocks, and NaN would turn the others into floats.
     whole = {axis: pd.array(of, dtype="Int64") for axis, of in coordinates.items() if of.dtype.kind == "i"}
     columns |= {"layer": pd.array([site.layer] * norms.size, dtype="Int64"), **coordinates, **whole}
     if len(cache.prompts) == norms.shape[axes.index("row")]:

@@ -39,12 +39,12 @@ class Directions(AsArray):
     """One vector per layer.
 
     Attributes:
-        vectors: unnormalised, on the CPU in float32.
+        vectors: the unnormalised vectors, on the CPU in float32.
         layers: the blocks at which the vectors were read, in ascending order.
         residual_norms: mean norms of the activations at these blocks, over prompts and steps.
         meta: the model, site, branch and prompts that the vectors were read from.
         evidence: how reliable the vectors are; `None` after arithmetic, because it no longer applies.
-        samples: one vector per prompt, if kept.
+        samples: one vector per prompt, if they were stored.
 
     `d[layer]` is one vector. Arithmetic works layer by layer, and the operands must have the same model, site and
     layers. numpy and torch treat directions as the array of their vectors, "layer d_model".

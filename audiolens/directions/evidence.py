@@ -29,13 +29,14 @@ LEVEL = 0.05
 @guarded
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """How reliable a direction is, per layer.
+    """The reliability of a direction at each layer.
 
     Attributes:
         split_half_cosine: cosine similarity between the directions of the two halves of the prompts; 1 means no noise.
         separation: distance between the poles' means along the first half's direction, in pooled standard deviations
-            of the held-out prompts (Cohen's d); NaN with fewer than two held-out prompts per pole.
-        auc: probability that a held-out positive prompt projects further along it than a held-out negative one.
+            of the held-out prompts (Cohen's d); it is NaN with fewer than two held-out prompts per pole.
+        auc: probability that the projection onto the first half's direction is larger for a held-out positive prompt
+            than for a held-out negative one.
         counts, stability: cosine similarity between the direction of the first `counts[i]` prompts per pole and that of
             the other half; where the curve is flat, more prompts change little.
         p: permutation p-value: the share of shuffles of the held-out prompts' labels whose largest AUC over all layers

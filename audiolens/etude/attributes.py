@@ -69,7 +69,7 @@ CONCEPTS: Mapping[str, str] = MappingProxyType(
         "instrument": "instrument",
     }
 )
-"""Concept (as named in prompts) -> the attribute that it describes."""
+"""Maps each concept, as named in prompts, to the attribute that it describes."""
 
 
 @dataclass(frozen=True)

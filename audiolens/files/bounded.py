@@ -213,7 +213,7 @@ def _refuse_special(path: Path) -> None:
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object with no repeated key; Python would silently keep the last value."""
+    """A JSON object without repeated keys; Python would silently use the last value."""
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from audiolens.tracing.generation import Generation
 
 Features = Float[np.ndarray, "window feature"]
-"""One vector per window of sound; no window spans two clips."""
+"""One vector per window of sound; a window never extends over two clips."""
 LEAST = 5.0
 """Each set needs more features than this many times their dimension; with fewer, the distance is mostly bias."""
 

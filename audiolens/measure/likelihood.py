@@ -69,7 +69,7 @@ class Drift:
 
     @property
     def difference(self) -> Float[np.ndarray, " row"]:
-        """Nats per code minus the level; negative means more likely than the model's own sample."""
+        """Nats per code minus the level; a negative value means more likely than the model's own sample."""
         return self.nats.mean(axis=1) - self.level.mean(axis=1)
 
     @property
@@ -132,8 +132,8 @@ def drift(
         batch_size: rows generated and scored at a time.
 
     Raises:
-        InputError: if rows do not pair up, the baseline was steered or generated with other settings, or settings are
-            out of range.
+        InputError: if the rows do not correspond, if the baseline was steered or generated with other settings, or if
+            settings are out of range.
     """
     for name, clips in (("out", out), ("baseline", baseline)):
         if clips is not None and not all(hasattr(clips, field) for field in ("codes", "prompts", "seeds", "settings")):

@@ -132,7 +132,7 @@ def refuse_lacking(measures: Sequence[str]) -> None:
     """Raise, before any clip is generated, if one of the measures cannot be computed here.
 
     Raises:
-        MissingPackageError, InputError: naming what the measure needs.
+        MissingPackageError, InputError: the message states what the measure needs.
     """
     if "tempo_beat_this" in measures:
         require()

@@ -39,7 +39,7 @@ HUB = (
     "facebook/musicgen-stereo-melody",
     "facebook/musicgen-stereo-melody-large",
 )
-"""Hub names known to belong to a supported family; other models of these families work too."""
+"""Hub names that are known to belong to a supported family; other models of these families work too."""
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -234,7 +234,7 @@ def _class_of(name: str, config: Mapping[str, Any]) -> Any:
         kind = values.get("model_type", kinds[0]) if isinstance(values, Mapping) else type(values).__name__
         if kind not in kinds:
             raise UnsupportedModelError(
-                f"{name}: config.json says model_type={shown(kind)}{f' of {part}' if part else ''}, expected "
+                f"{name}: config.json states model_type={shown(kind)}{f' of {part}' if part else ''}, expected "
                 f"{' or '.join(map(repr, kinds))} in a {architecture}."
             )
     return found

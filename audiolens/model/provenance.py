@@ -131,7 +131,7 @@ def prompts_hash(positive: Sequence[str | None], negative: Sequence[str | None])
 
 
 def versions() -> dict[str, str]:
-    """Return the installed versions of the packages a reading depends on."""
+    """Return the installed versions of the packages that a reading depends on."""
     found = {}
     for package in ("audiolens", "torch", "transformers", "nnsight"):
         try:

@@ -51,7 +51,7 @@ class Site:
 
 
 def hooked(name: Any) -> str:
-    """The hook meant by a short form, a bare name or a hook's own name, without checking that a model has it.
+    """The hook to which a short form, a bare name or a hook's own name refers, without checking that a model has it.
 
     Raises:
         InputTypeError: if it is not a string.
@@ -67,7 +67,7 @@ def _refuse_no_name(name: Any) -> None:
 
 
 def named(name: Any) -> Site:
-    """The site meant by any name, without checking that a model has it; for a short form, `layer` is `None`."""
+    """The site to which a name refers, without checking that a model has it; for a short form, `layer` is `None`."""
     site = Site.of(name) if isinstance(name, str) else Site(name)
     return Site(hooked(site.hook), site.layer)
 
@@ -76,7 +76,7 @@ def canonical(name: str, hooks: Iterable[str]) -> str:
     """The full hook name for a short or full one.
 
     Raises:
-        SiteError: if no such hook exists; the message lists the nearest ones and all that exist.
+        SiteError: if the hook does not exist; the message lists the closest names and all existing hooks.
     """
     hooks = list(hooks)
     found = hooked(name)

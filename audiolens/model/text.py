@@ -83,7 +83,8 @@ def lengths(prompts: Sequence[Prompt], tokenizer: Any, limit: int) -> list[int]:
 
 
 def token_limit(model: Any, tokenizer: Any) -> int:
-    """The most tokens that the text encoder can read: the smaller of the tokenizer's and the encoder's limits."""
+    """The largest number of tokens that the text encoder can read: the smaller of the tokenizer's and the encoder's
+    limits."""
     declared = [
         getattr(model.config.text_encoder, "n_positions", None),
         getattr(model.config.text_encoder, "max_position_embeddings", None),

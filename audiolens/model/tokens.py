@@ -141,7 +141,8 @@ def mismatch(tokenizer: Any, embedded: int) -> str | None:
         )
     if 2 * len(vocabulary) < embedded:
         warnings.warn(
-            f"the tokenizer has {len(vocabulary)} tokens, but the text encoder embeds {embedded}: is it this model's?",
+            f"the tokenizer has {len(vocabulary)} tokens, but the text encoder embeds {embedded}: is it this model's "
+            "tokenizer?",
             AudioLensWarning,
             stacklevel=callers_level(),
         )

@@ -8,7 +8,7 @@ With an adapter, a weight is the effective matrix, which is a computed copy inst
 
 The weights are unprocessed. TransformerLens folds the layer norms into them when it loads a model; here
 `ln1.hook_normalized` is the full output of the norm, and `W_Q[l]` acts on that. MusicGen's projections have no biases,
-so there is no `b_Q`, `b_K`, `b_V` or `b_O`. Every tensor is detached, so reading one builds no graph.
+so there is no `b_Q`, `b_K`, `b_V` or `b_O`. Every tensor is detached, so reading one does not build a graph.
 """
 
 from collections.abc import Callable, Iterable
@@ -106,7 +106,7 @@ def unembeddings(traced: TracedModel) -> Weights:
 def vocabulary() -> tuple[property, property, property]:
     """W_E ("code d_model") and W_U ("d_model vocab") of every codebook, and W_pos ("position d_model").
 
-    The last row of a `W_E` belongs to the start token, which no `W_U` predicts.
+    The last row of a `W_E` belongs to the start token, which is not predicted by any `W_U`.
     """
 
     def embeddings(lens: HasModel) -> Weights:

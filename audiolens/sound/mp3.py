@@ -1,7 +1,7 @@
 """Detect truncated MP3 files by the frame count in their Xing, LAME or Fraunhofer header.
 
-libsndfile reads what is left of a truncated MP3 without an error. Encoders write the number of frames and bytes into
-the first frame (the "Xing", "Info" and "VBRI" headers). A file without such a header is just a sequence of frames, so
+libsndfile reads the rest of a truncated MP3 without an error. Encoders write the number of frames and bytes into the
+first frame (the "Xing", "Info" and "VBRI" headers). A file without such a header is just a sequence of frames, so
 truncation can be detected only if it ends inside a frame.
 """
 

@@ -1,8 +1,8 @@
 """Read sound files with libsndfile (WAV, FLAC, OGG, MP3, AIFF, AU, W64), reject incomplete ones, and write clips.
 
-libsndfile silently returns what is left of a file that was cut short. The length in the header is therefore compared
-with the content, and formats that do not record the length are rejected. The whole header is checked before a sample is
-read, so that an hour of sound is never read into memory.
+libsndfile silently returns the remaining samples of a file that was cut short. The length in the header is therefore
+compared with the content, and formats that do not record the length are rejected. The whole header is checked before a
+sample is read, so that an hour of sound is never read into memory.
 
 Clips can also be compressed for embedding in a page or a notebook. Non-finite samples are rejected, and clipping
 triggers a warning. The same clip always gives the same bytes.
@@ -91,7 +91,7 @@ def _read(file: Path, source: Any, seconds: Span | None) -> tuple[Float[np.ndarr
             samples = sound.read(n_frames, dtype="float32", always_2d=True)
             if missing or len(samples) < (1 - _MISSED_SHARE if sound.format == "MP3" else 1) * n_frames:
                 raise InputError(
-                    f"{file} was cut short: its header promises {n_frames / sound.samplerate:.1f} s, but only "
+                    f"{file} was cut short: its header states {n_frames / sound.samplerate:.1f} s, but only "
                     f"{len(samples) / sound.samplerate:.1f} s can be read."
                 )
             if sound.format == "FLAC" and n_frames == sound.frames:
@@ -262,7 +262,7 @@ def _part(file: Path, sound: soundfile.SoundFile, seconds: Span | None) -> tuple
     for promised, held in re.findall(r": (\d+) \(should be (\d+)\)", sound.extra_info):
         if int(held) < int(promised) < _STREAMED:
             raise InputError(
-                f"{file} was cut short: its header promises {promised} bytes of sound, but it contains {held}."
+                f"{file} was cut short: its header states {promised} bytes of sound, but it contains {held}."
             )
     if seconds is None:
         first, last = 0, n_frames

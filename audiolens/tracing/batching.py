@@ -37,7 +37,7 @@ class Layout:
     Attributes:
         rows: the caller's row number for each row of the batch.
         total: the number of rows in the caller's input.
-        halves: the guidance branches in batch order; only one without guidance.
+        halves: the guidance branches in batch order; without guidance there is only one.
         kept: the number of real rows at the start; the other rows are padding.
         prefix: the number of positions before step 0 in each of these rows.
         first: the caller's row at index 0 of the recordings.
@@ -231,8 +231,8 @@ def entire(mediator: Mediator) -> Iterator[None]:
 class Copies:
     """The copies that reads in a trace have returned, keyed by invoke and name.
 
-    Writing into a copy does not change the model. A copy is kept until the same value is assigned or read again in a
-    later forward.
+    Writing into a copy does not change the model. A copy is stored until the same value is assigned, or is read again
+    in a later forward.
     """
 
     def __init__(self) -> None:
@@ -242,7 +242,7 @@ class Copies:
         """Register a copy and return it; raise an error if the previous copy of this name was written into."""
         self._refuse(name, *self._held.pop((invoke, name), (value, None)))
         if value.is_inference():
-            # Inference tensors do not count in-index writes.
+            # Inference tensors do not count in-place writes.
             with torch.inference_mode(False):
                 value = value.clone()
         self._held[invoke, name] = value, value._version

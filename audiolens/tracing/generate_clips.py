@@ -28,7 +28,7 @@ from audiolens.tracing.recording import Reading, Recorder
 from audiolens.tracing.sampling import checked_generation_config, checked_seeds, checked_settings, sampling_arguments
 
 _UNSET_LENGTH = 20
-"""transformers' default `max_length`, for models whose authors set none."""
+"""transformers' default `max_length`, for models whose authors did not set one."""
 
 
 def drawn(

@@ -86,7 +86,8 @@ def _sounds_codes(audio_prompt: Any, rows: int, traced: TracedModel) -> Int[Tens
 
 
 def _refuse_rows_or_channels(audio_prompt: Any, rows: int) -> None:
-    """Raise for a two-axis waveform whose first axis has one entry per prompt: it may be channels or rows."""
+    """Raise an error for a two-axis waveform whose first axis has one entry per prompt: that axis may be channels or
+    rows."""
     given = isinstance(audio_prompt, tuple | list) and len(audio_prompt) == 2
     if rows < 2 or not given:
         return

@@ -1,4 +1,4 @@
-"""Run the model under a plan, as a generation or as one forward over given codes; one run at a time.
+"""Run the model under a plan, as a generation or as one forward over given codes. Only one run is active at a time.
 
 The global random state is restored after an exception and, on request, after a normal run, because transformers draws
 from Python's `random` in every block, and nnsight and the samplers draw from torch's generator.
@@ -39,7 +39,7 @@ class _Guard:
     thread: int | None = None
 
 
-# Keyed by model, not by lens: two lenses on one model share its modules, and nnsight serves one run at a time.
+# The key is the model, not the lens: two lenses on one model share its modules, and nnsight serves one run at a time.
 _GUARDS: WeakKeyDictionary[nn.Module, _Guard] = WeakKeyDictionary()
 
 
@@ -86,7 +86,7 @@ def codes(generate: Callable[..., Any], timeline: Timeline, **inputs: Any) -> In
 
 
 def _device(own: torch.device) -> AbstractContextManager[Any]:
-    """A context in which tensors made without a device go to the model's, not to torch's default device."""
+    """A context in which tensors made without a device are on the model's device instead of torch's default device."""
     default = torch.get_default_device()
     return nullcontext() if default.type == "cpu" or default == own else own
 
@@ -166,7 +166,7 @@ def alone(model: nn.Module) -> Iterator[None]:
 def _forked() -> None:
     """In a forked process, end the runs of the parent's threads, which would otherwise hold their locks forever.
 
-    The child lacks torch's worker threads too and would wait for them, so it computes on one thread.
+    The child also lacks torch's worker threads and would wait for them, so it computes on one thread.
     """
     if torch.get_num_threads() > 1:
         torch.set_num_threads(1)

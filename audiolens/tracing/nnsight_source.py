@@ -1,4 +1,4 @@
-"""Connect sites to nnsight's envoys, and keep nnsight's instrumentation to what one run needs.
+"""Connect sites to nnsight's envoys, and restrict nnsight's instrumentation to what one run needs.
 
 nnsight serves a single operation of a forward (`envoy.source`) from an instrumented copy of that forward. It never
 removes the copy, which costs every later trace some microseconds per operation. A run opens what it needs, and `close`
@@ -57,7 +57,7 @@ class Model(NNsight):
             if isinstance(inputs[0], Iterator):
                 raise PromptError("the prompts of a trace are read twice: give a list, not a generator.")
             return len(checked_prompts(*inputs))
-        # The lens's own runs pass transformers' arguments and no prompts: one invoke over the whole batch.
+        # The lens's own runs pass transformers' arguments and no prompts, as one invoke over the whole batch.
         return 1 if "attention_mask" in kwargs else 0
 
 

@@ -38,7 +38,7 @@ STREAM = frozenset(
 
 
 class Watch(LogitsProcessor):
-    """Checks the writes and logits of one batch. As a logits processor it leaves the scores unchanged.
+    """The check of one batch's writes and logits. As a logits processor it leaves the scores unchanged.
 
     `replaced` means that some edit overwrites values, so earlier writes may be missing from the stream. `traced` means
     that a trace may write values that the watch does not see.
@@ -48,12 +48,13 @@ class Watch(LogitsProcessor):
         self.layout, self.frame_rate, self.replaced, self.traced = layout, frame_rate, replaced, traced
         self.written = False
         self.kept: list[tuple[Site | str, int, Tensor]] = []
-        """Writes in order: whole values where the logits reveal an overflow, else sums over features "batch step"."""
+        """The writes in order: whole values if the logits reveal an overflow, otherwise sums over features "batch
+        step"."""
         self.edited_from: int | None = None
 
     def wrote(self, site: Site, value: Float[Tensor, "batch step ..."], start: int, edited_from: int = 0) -> None:
         """Record a value after its edits; `start` is its first step, `edited_from` the first step that was edited."""
-        # Called at every site and step, so names and final sums are computed only when needed.
+        # This is called at every site and step, so names and final sums are computed only when needed.
         self.written = True
         first = start if start > edited_from else edited_from
         if self.edited_from is None or first < self.edited_from:
@@ -69,7 +70,7 @@ class Watch(LogitsProcessor):
         self.look()
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Check everything since the last call, and the scores "sequence vocab" of the step that ends here."""
+        """Check all writes since the last call, and the scores "sequence vocab" of the current step."""
         if self.look(scores[:, None], input_ids.shape[-1] - 1) == -math.inf:
             self._refuse_all_forbidden(scores, input_ids.shape[-1] - 1)
         return scores
@@ -78,7 +79,7 @@ class Watch(LogitsProcessor):
         """Stop the run if the logits, or any values written since the last check, are infinite or NaN.
 
         Returns:
-            The sum of the logits; -inf if some logits forbid their code.
+            The sum of the logits, which is -inf if some logits forbid their code.
 
         Raises:
             ActivationOverflow: naming the first such site, row and step.
@@ -124,7 +125,8 @@ class Watch(LogitsProcessor):
         )
 
     def _refuse_all_forbidden(self, scores: Float[Tensor, "branch_sequence vocab"], step: int) -> None:
-        """Raise if all codes of a row's codebook are forbidden. A code is forbidden if either branch forbids it."""
+        """Raise an error if all codes of a row's codebook are forbidden. A code is forbidden if either branch forbids
+        it."""
         left = scores.unflatten(0, (self.layout.branches, -1)).isneginf().any(0).logical_not().any(-1)
         if bool(left.all()):
             return
@@ -144,7 +146,7 @@ class Watch(LogitsProcessor):
 def checked_logits(
     logits: Float[Tensor, "row codebook step vocab"], frame_rate: float, rows: Sequence[int] | None = None
 ) -> Float[Tensor, "row codebook step vocab"]:
-    """Return the logits unchanged if they are fit to compute probabilities, ranks or gradients from.
+    """Return the logits unchanged if probabilities, ranks or gradients can be computed from them.
 
     `rows` are the caller's row numbers for error messages (default: 0, 1, ...). A logit of -inf is allowed: it forbids
     its code.

@@ -1,7 +1,7 @@
 """Run one batch through the model under nnsight, and edit and record activations in each decoder forward.
 
 A forward visits only the sites where something is edited or recorded at the steps it covers (`clock.py`). A run that
-stops before a block ends there through nnsight's `stop`, and no later block is computed.
+stops before a block ends there through nnsight's `stop`, and later blocks are not computed.
 """
 
 from collections.abc import Iterable
@@ -136,14 +136,14 @@ class Run:
         return any(point.edits and point.site.hook == LOGITS for point in self.points)
 
     def forward(self) -> int:
-        """Visit the sites of one decoder forward and return the step after it. Runs inside a trace."""
+        """Visit the sites of one decoder forward and return the step after it. This runs inside a trace."""
         start, length = self.clock.tick()
         for one in self.points:
             one.visit(start, length, self.recorder, self.layout, self.view)
         return start + length
 
     def single(self, tracer: Any, kept: list[Tensor]) -> None:
-        """Run one forward and keep its logits, or the residual stream where it stops. Runs inside a trace."""
+        """Run one forward and store its logits, or the residual stream where it stops. This runs inside a trace."""
         self.forward()
         if self.gate is not None:
             kept.append(self.gate.input)
@@ -151,7 +151,8 @@ class Run:
         kept.append(tracer.result.logits)
 
     def generation(self, tracer: Any, steps: int) -> None:
-        """Visit all forwards of a generation. Runs inside a trace; `finished` checks that none was missed."""
+        """Visit all forwards of a generation. This runs inside a trace; `finished` checks that no forward was
+        missed."""
         # If the loop ends early, `finished` raises the lens's own error.
         with suppress(OutOfOrderError):
             for _ in tracer.iter[:]:

@@ -31,8 +31,8 @@ class Reading:
 
     An example is `lens.run_with_cache(prompts, codes, reading=Reading("attn.z", layers=[3]))`.
 
-    It names sites, layers and heads, the branch, the span (`seconds`), and a reduction over time; `device` and `dtype`
-    are those of the recordings.
+    It specifies sites, layers and heads, the branch, the span (`seconds`), and a reduction over time; `device` and
+    `dtype` are those of the recordings.
 
     With `prefix`, the prefix is recorded too. `reduce="eos"` records only the last token of the text in the prefix.
     """
@@ -69,7 +69,7 @@ class Reading:
 
 
 def refuse_prefix(config: LensConfig, asked: str, instead: str = "Leave it out.") -> None:
-    """Raise if the decoder's own sequence contains no conditioning.
+    """Raise an error if the decoder's own sequence contains no conditioning.
 
     Raises:
         InputError: naming the family, and what to do instead.
@@ -89,7 +89,7 @@ class Recorder:
     batch.
 
     The token axis is as long as in the longest batch; the key axis of self-attention is as long as the clip has steps.
-    The padding is zero, as is the causal attention to later keys.
+    The padding is zero, like the causal attention to later keys.
 
     With a prefix, step 0 has the same index in all rows, and so does its key. Shorter prefixes are left-padded with
     zeros.
@@ -113,7 +113,7 @@ class Recorder:
         self.rows, self.keys, self.longest = rows, timeline.prefix + timeline.steps, timeline.prefix
         self.start, self.stop = timeline.select(reading.seconds, reading.prefix)
         if reading.reduce == "eos":
-            # No row is padded, so the text's last token is directly before step 0.
+            # Rows are not padded, so the text's last token is directly before step 0.
             self.start, self.stop = -1, 0
         elif reading.reduce is not None and reading.seconds is None:
             # The tail predicts no frame of codebook 0, so reductions over time exclude it.
@@ -127,7 +127,7 @@ class Recorder:
 
     @classmethod
     def of(cls, reading: Reading, traced: TracedModel, rows: int, timeline: Timeline) -> "Recorder | None":
-        """Return a recorder for the sites of a reading, or `None` if it names none."""
+        """Return a recorder for the sites of a reading, or `None` if it has no sites."""
         family, config = traced.family, traced.config
         found = family.find(config, reading.sites, reading.layers)
         if reading.prefix:

@@ -87,7 +87,7 @@ def packed(lens: Any, opening: Opening | None) -> tuple[Callable[..., Any], tupl
     """Return what `pickle` stores for a lens.
 
     Raises:
-        InputError: for a model that was given in memory, or that has hooks, since no file stores them.
+        InputError: for a model that was given in memory, or that has hooks, because files do not store them.
     """
     if opening is None:
         raise InputError(

@@ -60,7 +60,7 @@ class Forward:
         batch_size: int | None = None,
         stop_at_layer: int | None = None,
     ) -> "Forward":
-        """Check every argument and return the plan. Nothing runs before the checks except the codec, on `audio`."""
+        """Check every argument and return the plan. Only the codec (on `audio`) runs before the checks."""
         if audio is not None:
             if codes is not None:
                 raise InputError("codes and audio were both given: give one of them.")

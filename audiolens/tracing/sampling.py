@@ -1,9 +1,9 @@
 """Sample codes from one random stream per row, so that a clip depends on its own seed and not on its batch.
 
-One logits processor applies guidance, temperature and top-k, and draws the codes. The draw is the exponential race
-(Gumbel-max): the largest of `logits / temperature - log(e)`, with exponential noise `e` from the row's own stream. Two
-rows with the same seed therefore share their noise, and a steered clip stays paired with its baseline: their codes
-differ only where the change in the logits outweighs the noise.
+One logits processor applies guidance, temperature and top-k, and draws the codes. It draws by an exponential race
+(Gumbel-max): it takes the largest of `logits / temperature - log(e)`, with exponential noise `e` from the row's own
+stream. Two rows with the same seed therefore share their noise, and a steered clip stays paired with its baseline:
+their codes differ only where the change in the logits outweighs the noise.
 
 transformers applies its own guidance after a caller's processors. Under guidance the sampler therefore returns its
 scores twice, which makes that guidance the identity. transformers runs greedily and therefore takes the largest score.
@@ -66,7 +66,7 @@ class RowStreams:
     """Exponential noise for a batch; each row has a generator seeded with its own seed."""
 
     def __init__(self, seeds: Sequence[int], n_codebooks: int, vocab_size: int) -> None:
-        # On the CPU regardless of the model's device, so that a seed gives the same stream everywhere.
+        # The noise is on the CPU regardless of the model's device, so that a seed gives the same stream everywhere.
         self.generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         self.shape = (n_codebooks, vocab_size)
 
@@ -79,7 +79,7 @@ class RowStreams:
 
 
 class Forbid(LogitsProcessor):
-    """Excludes codes whose logit is -inf in either branch from sampling; changes nothing else.
+    """Excludes codes whose logit is -inf in either branch from sampling, and does not change other codes.
 
     Under guidance, null + (cond - null) x scale would be NaN for such a code, and NaN would count as the largest score.
     """

@@ -3,7 +3,7 @@
 `lens.trace(prompts, codes=...)` opens a trace. `tracer.invoke(prompts, codes=...)` combines several invokes in one run,
 each with its own rows. `lens.site(name).value` reads or assigns a site's value on these rows. `tracer.result` contains
 the logits "row codebook step vocab" of a forward (one branch after the other under guidance), or the codes of a
-generation. Where the text is a prefix in the decoder's own sequence, all prompts of a run must have the same length in
+generation. If the text is a prefix in the decoder's own sequence, all prompts of a run must have the same length in
 tokens.
 """
 
@@ -226,7 +226,7 @@ def running(what: str) -> RowBatcher:
 
 
 def position(traced: TracedModel) -> int:
-    """Inside a trace, return the step at which the running forward starts; 0 if it starts with a prefix."""
+    """Inside a trace, return the step at which the running forward starts, which is 0 if it starts with a prefix."""
     return max(0, clock.read(traced.nnsight.get(traced.family.decoder), running("position").prefix)[0])
 
 

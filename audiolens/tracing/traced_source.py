@@ -29,7 +29,8 @@ class CurrentTracer(Tracer):
 
     @no_type_check
     def __enter__(self) -> Tracer:
-        # As in nnsight's own method, whose helpers look two frames up for the caller; a type checker would add a frame.
+        # This follows nnsight's own method, whose helpers look two frames up for the caller; a type checker would add a
+        # frame.
         hold_source(sys._getframe(1))
         self.capture()
         if skippable(self.node):

@@ -1,8 +1,8 @@
 """The auxiliary task in training the decoder: predict the beat phase and the attributes of the next frame.
 
-A beat is a rare event among codes that are mostly noise, so a loss over codes alone teaches it late. A linear head on
-the decoder's *final* state predicts it at every frame, and is discarded after training. The final state is the sum of
-what all blocks write, so the head does not favour any block or impose where a concept is represented.
+A beat is a rare event among codes that are mostly noise, so the decoder learns it late from a loss over codes alone. A
+linear head on the decoder's *final* state predicts it at every frame, and is discarded after training. The final state
+is the sum of what all blocks write, so the head does not favour any block or impose where a concept is represented.
 """
 
 from __future__ import annotations

@@ -233,7 +233,7 @@ class Family:
         """A module by its path.
 
         Raises:
-            UnsupportedModelError: if this module does not exist: the model is then not built like its family.
+            UnsupportedModelError: if this module does not exist, because the model is not built like its family.
         """
         try:
             return root.get_submodule(path)

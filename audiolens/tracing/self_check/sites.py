@@ -4,8 +4,8 @@ The check runs two forwards over a few steps, then tests the projections (`proje
 (`steps.py`). The first forward reads every site and compares its shape with the one in `lens.sites()`. The second
 writes a different value at every site of the residual stream, in every block, and reads what arrives: each state must
 be the sum of the *written* previous state and the *written* part added to it, up to the input of the final norm. Sums
-of small whole numbers are exact in every dtype and do not depend on the weights. So a model with random, zero or broken
-weights passes, and a model that would ignore an edit fails.
+of small whole numbers are exact in every dtype and do not depend on the weights. A model with random, zero or broken
+weights therefore passes, and a model that would ignore an edit fails.
 """
 
 from collections.abc import Callable, Iterator

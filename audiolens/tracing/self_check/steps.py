@@ -39,7 +39,7 @@ FAR = 0.25
 
 
 def prove_time(traced: TracedModel) -> None:
-    """Raise unless a generation of this model runs step by step as the lens counts steps.
+    """Raise an error unless a generation of this model runs step by step, as the lens counts steps.
 
     Raises:
         UnsupportedModelError: naming what did not match, and the version of transformers.
@@ -55,7 +55,7 @@ def prove_time(traced: TracedModel) -> None:
             raise _unlike("its codes differ from those written as logits")
         read = plan.read()
     for name in played:
-        # Before any attention, rounding is identical; after it, a few positions may differ.
+        # Rounding is identical before any attention; after it, a few positions may differ.
         share = 0.5 if name == plan.above else 1.0
         if not _alike(played[name], read[name], share):
             raise _unlike(f"{name}, recorded during generation, differs from a forward over the same codes")
