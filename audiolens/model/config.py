@@ -63,7 +63,7 @@ def config_of(model: Any, family: "Family") -> LensConfig:
     }
     for part, (promised, held) in counts.items():
         if promised != held:
-            raise UnsupportedModelError(f"the configuration says {promised} {part}, but the decoder has {held}.")
+            raise UnsupportedModelError(f"the configuration states {promised} {part}, but the decoder has {held}.")
     pad = model.generation_config.decoder_start_token_id
     if pad is not None and (not isinstance(pad, int) or not 0 <= pad <= decoder.vocab_size):
         raise UnsupportedModelError(
