@@ -289,7 +289,7 @@ class Clamp(Intervention):
 @guarded
 @dataclass(frozen=True, eq=False)
 class Replace(Intervention):
-    """Replace activations by other values: "feature", "row feature", or the site's full shape ("row step feature").
+    """Replace activations with other values: "feature", "row feature", or the site's full shape ("row step feature").
 
     If the values have a step axis, their first step replaces the first of the selected steps. With `prefix=True` that
     is the first position of the longest prefix among the rows, as in a recording. Values for a pattern are "row head

@@ -134,7 +134,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         """The given layers, with negative numbers converted by counting from the model's last block.
 
         Raises:
-            InputTypeError: if these are not layers.
+            InputTypeError: if `layers` is not a layer number or a list of them.
             SiteError: for a negative layer, if the model has too few blocks, or if the cache does not know how many it
                 has.
         """
@@ -228,7 +228,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         """The cache restricted to some layers (`None` means all); sites outside the blocks, such as logits, are kept.
 
         Raises:
-            InputTypeError: if these are not layers.
+            InputTypeError: if `layers` is not a layer number or a list of them.
             SiteError: if nothing was recorded at one of these layers.
         """
         layer_of = {name: Site.of(name).layer for name in self.tensors}

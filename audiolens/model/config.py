@@ -91,7 +91,8 @@ def config_of(model: Any, family: "Family") -> LensConfig:
 
 
 def _refuse_positions(text_encoder: Any) -> None:
-    """Raise if T5's relative positions are undefined; buckets grow with the logarithm of distance / (buckets / 4)."""
+    """Raise an error if T5's relative positions are undefined; buckets grow with the logarithm of distance / (buckets /
+    4)."""
     buckets = getattr(text_encoder, "relative_attention_num_buckets", None)
     furthest = getattr(text_encoder, "relative_attention_max_distance", None)
     if isinstance(buckets, int) and isinstance(furthest, int) and not 0 < buckets // 4 < furthest:

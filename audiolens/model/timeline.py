@@ -119,7 +119,7 @@ def checked_frames(frames: object) -> int:
     """Check a number of codec frames, and return it.
 
     Raises:
-        InputTypeError, InputError: if it is not a whole number, is less than 1, or is more than any clip has.
+        InputTypeError, InputError: if it is not a whole number, is less than 1, or is larger than the limit for a clip.
     """
     try:
         count = whole_number(frames)

@@ -15,7 +15,7 @@ from typing import Any
 from audiolens.errors import UnsupportedModelError
 
 CACHE_NAMES = ("cache", "past_key_values")
-"""The decoder's argument for the key-value cache: its name since transformers 5.24, then its earlier name."""
+"""The names of the decoder's argument for the key-value cache: since transformers 5.24, and before."""
 
 
 def read(decoder: Any, prefix: int) -> tuple[int, int]:

@@ -50,11 +50,11 @@ class Generation:
         """Return one clip, or a slice of the clips, as a `Generation` with the recordings of these rows.
 
         Raises:
-            InputTypeError, InputError: if it is not a row number, or there is no such row.
+            InputTypeError, InputError: if `row` is not a row number or a slice, or if no clip has this number.
         """
         rows = range(len(self))[row] if isinstance(row, slice) else [self._row(row)]
         if not len(rows):
-            raise InputError(f"{row}: no clip of {len(self)} is in it.")
+            raise InputError(f"{row} selects none of the {len(self)} clips: give a slice that contains at least one.")
         return replace(
             self,
             codes=self.codes[list(rows)],
