@@ -118,7 +118,7 @@ class Components(AsArray):
         """One component, by its label."""
         if label not in self.labels:
             raise SiteError(
-                f"no component {shown(label)}.{nearest(label, self.labels)} There are: {shortened(self.labels)}."
+                f"no component {shown(label)}.{nearest(label, self.labels)} Components: {shortened(self.labels)}."
             )
         return self.values[self.labels.index(label)]
 

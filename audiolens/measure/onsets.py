@@ -45,7 +45,7 @@ def envelope(magnitude: Float[np.ndarray, "bin frame"], sample_rate: int, hop: i
 def peaks_seconds(
     strength: Float[np.ndarray, " frame"], frame_rate: float, share: float = 0.0
 ) -> Float[np.ndarray, " onset"]:
-    """Return the times in seconds at which `strength` has a peak of at least `RISE_DB` and `share` of strong peaks."""
+    """Return the times in seconds of the peaks of `strength` that reach `RISE_DB` and `share` of the strong peaks."""
     from scipy.signal import find_peaks
 
     distance = max(round(CLOSEST_SECONDS * frame_rate), 1)

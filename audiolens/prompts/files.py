@@ -54,7 +54,7 @@ def load(concept: str, vocabulary: str | None = None, *, lens: "AudioLens | None
     if concept not in known:
         near = nearest(str(concept), known)
         raise InputError(
-            f"no prompts for concept {shown(concept)} in vocabulary {shown(vocabulary)}.{near} There are: "
+            f"no prompts for concept {shown(concept)} in vocabulary {shown(vocabulary)}.{near} Concepts: "
             f"{shortened(known)}."
         )
     folder = _folder(vocabulary)
@@ -192,5 +192,5 @@ def _folder(vocabulary: str) -> Any:
     known = sorted(entry.name for entry in data.iterdir() if entry.is_dir())
     if vocabulary not in known:
         near = nearest(str(vocabulary), known)
-        raise InputError(f"no prompts in vocabulary {shown(vocabulary)}.{near} There are: {', '.join(known)}.")
+        raise InputError(f"no prompts in vocabulary {shown(vocabulary)}.{near} Vocabularies: {', '.join(known)}.")
     return data / vocabulary

@@ -243,7 +243,7 @@ def test_measure_goes_on_where_files_are_bad_and_names_them(run: Run, tmp_path: 
         (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}:1", "--band", "4"), "expected FIRST-LAST"),
         (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}:1", "--band", "1-9"), "layer 9 does not"),
         (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}:3e38"), "overflowed in row 0, step 0"),
-        (("directions", "tempo", "-m", "{checkpoint}", "--vocabulary", "french"), "There are: english, etude"),
+        (("directions", "tempo", "-m", "{checkpoint}", "--vocabulary", "french"), "Vocabularies: english, etude"),
         (("generate", "a song", "-m", "{checkpoint}", "--seed", "-1"), "seed -1"),
         (("generate", "a song", "-m", "{checkpoint}", "--guidance", "0.5"), "guidance_scale=0.5"),
         (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}:nan"), "expected a finite number"),
