@@ -1,4 +1,4 @@
-"""Every public function refuses unusable input in one clear line, before any part of the model runs."""
+"""Every public function rejects unusable input in one clear line, before any part of the model runs."""
 
 import copy
 from collections.abc import Callable

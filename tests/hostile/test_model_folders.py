@@ -1,4 +1,4 @@
-"""An untrusted model folder runs no code, opens no pickle, and is refused in one line before it takes memory."""
+"""An untrusted model folder runs no code, opens no pickle, and is rejected in one line before it takes memory."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_a_shard_may_be_no_device_either(folder: Path) -> None:
 )
 def test_numbers_are_held_against_the_weights(folder: Path, keys: tuple[str, ...], value: Any) -> None:
     changed(folder / "config.json", set_in(*keys, value=value))
-    refused(folder, rf"config\.json(: {keys[-1]}=| describes a model of| asks for)")
+    refused(folder, rf"config\.json(: {keys[-1]}=| describes )")
 
 
 def test_a_melody_prefix_is_held_to_a_length(tmp_path: Path) -> None:

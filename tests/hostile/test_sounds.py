@@ -1,4 +1,4 @@
-"""Untrusted sound files are refused when truncated anywhere, and their headers are not trusted."""
+"""Untrusted sound files are rejected when truncated anywhere, and their headers are not trusted."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""Sound files give the same measures as their samples; damaged files and other formats are refused with the reason."""
+"""Sound files give the same measures as their samples; damaged files and other formats are rejected with the reason."""
 
 import os
 import struct

@@ -1,4 +1,4 @@
-"""Sound files are read completely, at any rate, mono or stereo, or refused with the reason."""
+"""Sound files are read completely, at any rate, mono or stereo, or rejected with the reason."""
 
 import io
 from pathlib import Path
