@@ -57,7 +57,7 @@ READING: list[tuple[dict[str, Any], str]] = [
     ({"layers": [1.5]}, "layers=.*expected a layer"),
     ({"layers": "a"}, "layers='a': expected a layer"),
     ({"layers": True}, "layers=True: expected a layer"),
-    ({"layers": torch.tensor([False, True, True])}, "layers=tensor.*expected a layer"),
+    ({"layers": torch.tensor([False, True, True])}, "layers=Tensor of torch.bool.*expected a layer"),
     ({"layers": []}, "no layer given"),
     ({"branch": "nul"}, "branch='nul'"),
     ({"reduce": "median"}, "reduce='median'"),
