@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analysis.commands.common import Json, Model, open_lens, shown, write_result
-from audiolens.checks import MOST_PLACES, bounded
+from audiolens.checks import MOST_INDICES, bounded
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
         if not match:
             raise InputError(f"{option}={text}: expected numbers such as 0,3 or a range such as 2-5.")
         first, last = int(match[1]), int(match[2] or match[1])
-        found += bounded(option, range(first, last + 1), MOST_PLACES)
+        found += bounded(option, range(first, last + 1), MOST_INDICES)
     if not found:
         raise InputError(f"{option}={text}: expected numbers such as 0,3 or a range such as 2-5.")
     return found

@@ -22,7 +22,7 @@ from analysis.commands.common import (
     to_json,
     words_unread,
 )
-from audiolens.checks import MOST_PLACES, bounded
+from audiolens.checks import MOST_INDICES, bounded
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
@@ -320,7 +320,7 @@ def _blocks(text: str) -> list[int] | None:
         if ends is None:
             raise InputError(f"--layers {text!r}: expected all, or blocks such as 2,4,6-9.")
         first, last = int(ends[1]), int(ends[2] or ends[1])
-        found += bounded("--layers", range(first, last + 1), MOST_PLACES)
+        found += bounded("--layers", range(first, last + 1), MOST_INDICES)
     if not found or len(set(found)) < len(found):
         raise InputError(f"--layers {text!r}: expected at least one block, and each once.")
     return found

@@ -77,7 +77,7 @@ REFUSED: list[tuple[Callable[[Given], Any], type[AudioLensError], str]] = [
     (
         lambda g: g.by_lag(beat_seconds=np.ma.masked_array([0.12, 0.2], mask=[0, 1])),
         InputTypeError,
-        "beat_seconds: a masked array",
+        "beat_seconds is a masked array",
     ),
     (lambda g: pca.fit(torch.from_numpy(ROWS) * 1j, LABELS), InputTypeError, "activations has dtype complex128"),
     (lambda g: pca.fit(ROWS * 1j, LABELS), InputTypeError, "activations has dtype complex128"),

@@ -180,7 +180,7 @@ def test_folds_are_a_number_of_any_library_or_one_a_row() -> None:
         ("two", "n_folds='two'"),
         ({0, 1}, "folds=set: expected a list"),
         ([0, 1] * 9 + [0, float("nan")], "the fold of row 19 is missing"),
-        (np.ma.masked_array([0, 1] * 10, mask=[1] + [0] * 19), "folds: a masked array"),
+        (np.ma.masked_array([0, 1] * 10, mask=[1] + [0] * 19), "folds is a masked array"),
     ],
 )
 def test_folds_that_are_neither_are_refused(folds: Any, message: str) -> None:
@@ -510,7 +510,7 @@ def test_sounds_of_unknown_scale_are_refused(lens: al.AudioLens) -> None:
         ([0, 1] * 3200, "sound 1 has dtype int64"),
         (sound.astype(bool), "sound 1 has dtype bool"),
         (sound.astype(complex), "sound 1 has dtype complex128"),
-        (masked, "sounds: a masked array"),
+        (masked, "sounds is a masked array"),
     ):
         with pytest.raises(TypeError, match=message):
             Dataset.from_arrays(lens, [sound, other], 16_000, ["a", "b"])

@@ -1,4 +1,4 @@
-"""Numbers, arrays and lists of any library are treated alike; ambiguous ones are refused."""
+"""Numbers, arrays and lists of any library are treated alike; ambiguous ones are rejected."""
 
 import copy
 import importlib.util

@@ -136,7 +136,7 @@ def _outside(out: Path) -> None:
         (_other_version, "was made with librosa 0.1"),
         (_outside, "names no stages"),
         (lambda out: (out / "summary.json").write_text("{"), "cannot be read"),
-        (lambda out: (out / "made.json").write_text("[]"), "holds a list"),
+        (lambda out: (out / "made.json").write_text("[]"), "contains a list"),
     ],
 )
 def test_a_folder_without_a_whole_study_is_one_line_and_left_alone(
