@@ -21,8 +21,8 @@ _SUMMED = ("d_model", "d_head", "d_mlp", "key")
 class GridSite:
     """One site at one layer.
 
-    `axes` names the axes of the site's values. `place` says whether its cells are steps or text tokens. `on_text` is
-    true if the values can be compared only between prompts with the same number of tokens.
+    `axes` names the axes of the site's values. `cell_unit` states whether its cells are steps or text tokens. `on_text`
+    is true if the values can be compared only between prompts with the same number of tokens.
     """
 
     name: str
@@ -43,7 +43,7 @@ class GridSite:
         return "head" in self.axes
 
     def summed(self, values: Float[Tensor, "codebook row ..."]) -> Float[Tensor, "codebook row place head"]:
-        """Sum over features (and over the keys of a pattern); if the site has no heads, the head axis has length 1."""
+        """Sum over features, and over the keys of a pattern. The head axis has length 1 if the site has no heads."""
         features = [1 + place for place, axis in enumerate(self.axes) if axis in _SUMMED]
         cells = values.sum(dim=features)
         if not self.heads:
@@ -53,7 +53,7 @@ class GridSite:
     def cell(
         self, values: Float[Tensor, "row ..."], start: int, stop: int, head: int | None
     ) -> Bool[Tensor, "row ..."]:
-        """A mask over the site's values that selects steps (or tokens) `start` to `stop` of one head or all heads."""
+        """Return a mask of the site's values at steps (or tokens) `start` to `stop` of one head or all heads."""
         mask = torch.zeros_like(values, dtype=torch.bool)
         time = next(place for place, axis in enumerate(self.axes) if axis in ("step", "query", "token"))
         chosen = mask.narrow(time, start, stop - start)
@@ -66,7 +66,7 @@ class GridSite:
 def places_of(
     lens: AudioLens, sites: str | Sequence[str], layers: int | Sequence[int] | None
 ) -> dict[str, tuple[GridSite, ...]]:
-    """The sites selected by names and layers, grouped by short name.
+    """Return the sites selected by names and layers, grouped by short name.
 
     Raises:
         SiteError: if the model has no such site or layer.

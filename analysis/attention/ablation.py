@@ -1,6 +1,6 @@
-"""Head ablation: how the likelihood of given codes changes when the output of one head is scaled, by default to zero.
+"""Measure how the likelihood of given codes changes when one head's output is scaled, by default to zero.
 
-Several heads share a batch, each scaled on its own rows, which uses the hardware better with a small model.
+Several heads share a batch, and each is scaled on its own rows. With a small model, this uses the hardware better.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class HeadAblation:
         layers, heads, prompts: the labels of the first three axes.
         window: the frames scored.
 
-    It does not isolate the function of a head: other heads may compensate (self-repair), and zero ablation also removes
+    The change does not isolate a head's function. Other heads may compensate (self-repair). Zero ablation also removes
     the head's mean output, which shifts the inputs of later blocks.
     """
 
@@ -124,8 +124,8 @@ def ablate(
         batch_size: rows per run. A run covers several heads if their rows fit.
 
     Raises:
-        SiteError: for a site the family does not have.
-        InputError: for a site without heads, or one on the text side.
+        SiteError: if the model family does not have the site.
+        InputError: if the site has no heads or is on the text side.
     """
     listed, codes = checked_rows(lens, prompts, codes)
     whole_batch_size(batch_size)

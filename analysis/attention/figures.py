@@ -1,4 +1,4 @@
-"""Figures of attention: weights by word and time, weights by lag in beats, and the effect of ablating a head."""
+"""Draw attention weights by word and time, attention weights by lag in beats, and the effect of ablating a head."""
 
 from __future__ import annotations
 
@@ -203,9 +203,10 @@ def _text_caption(result: TextAttention, row: int) -> str:
 def _lag_caption(result: LagAttention) -> str:
     clips = int(np.isfinite(result.beat_seconds).sum())
     return (
-        f"Self-attention by lag, {clips} clips. Left: weight at whole beats back (on) against half a beat to either "
-        "side (off); * interval above 0 and p ≤ .05 against beats shuffled between clips, corrected over all heads. "
-        "Right: weight of the highest-scoring heads by lag in each clip's own beats."
+        f"Self-attention by lag in {clips} clips. Left: the weight at whole beats back (on) compared with the weight "
+        "half a beat to either side (off). A star marks heads whose interval is above 0 and whose p is at most .05 "
+        "against beats shuffled between clips, corrected over all heads. Right: the weight of the highest-scoring "
+        "heads by lag, in each clip's own beats."
     )
 
 
@@ -213,6 +214,6 @@ def _ablation_caption(result: HeadAblation) -> str:
     first, end = result.window.seconds
     return (
         f"Change in the log-likelihood of the codes at {first:g}-{end:g} s when one head is scaled by "
-        f"{result.factor:g}: mean over {len(result.prompts)} clips and codebooks; intact model "
-        f"{result.intact.mean():.3g} nats per code."
+        f"{result.factor:g} (mean over {len(result.prompts)} clips and all codebooks). The unchanged model's "
+        f"log-likelihood is {result.intact.mean():.3g} nats per code."
     )

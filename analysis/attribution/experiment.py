@@ -63,22 +63,23 @@ def attribute(
         clean, corrupted: prompts, paired by row. The two prompts of a pair need the same number of tokens for sites on
             the text side, for "integrated", and for families whose text is a prefix.
         codes: codes for both runs, usually those generated from the clean prompts.
-        sites: short or full names; by default the residual stream, the outputs of attention, cross-attention and MLP,
-            and heads.
-        seconds: the window whose codes are scored; the first second by default. Nothing after it is run.
+        sites: short or full names. By default these are the residual stream, the outputs of attention, cross-attention
+            and MLP, and the heads.
+        seconds: the window whose codes are scored; the first second by default. Later steps are not run.
         metric: another function of (logits "row codebook step vocab", codes) -> "row codebook" or "row".
         method: "gradient" (one pass), or "integrated" over `steps` points between the prompts' text states.
-        steps: points of the path, for "integrated".
+        steps: number of points on the path, for "integrated".
         towards: which run is patched; see `AttributionResult`.
         per_codebook: keep codebooks separate, at the cost of a backward pass each.
-        check: cells per site that are also patched exactly (one run each), sampled uniformly; 0 disables the check.
+        check: number of cells per site that are also patched exactly, in one run each. They are sampled uniformly, and
+            0 disables the check.
         check_pairs: number of prompt pairs in the check.
-        cells: number of time windows the steps are divided into for the check.
-        batch_size: pairs per pass.
+        cells: number of time windows into which the steps are divided for the check.
+        batch_size: number of pairs per pass.
         seed: seed for sampling the cells.
 
     Raises:
-        SiteError: for a site the family does not have.
+        SiteError: if the model family does not have a site.
         InputError: if prompts and codes do not pair up, tokens do not align, or the metric does not differ between the
             prompts.
     """
@@ -115,7 +116,7 @@ def attribute(
     if np.abs(other - own).max() <= 1e-6 * max(1.0, float(np.abs(own).max())):
         raise InputError(
             "clean and corrupted prompts give the same metric, so there is no difference to attribute: give prompts "
-            "that differ more, or another window (seconds=)."
+            "that differ more, or score another window (seconds=)."
         )
     found = {short: _stacked(parts, places, order) for short, places in todo.groups.items()}
     agreement = None
@@ -139,7 +140,10 @@ def attribute(
 
 
 def default_sites(lens: AudioLens, text: bool = False) -> list[str]:
-    """Return the residual stream, what is added to it, heads and (with `text`) text states, if the family has them."""
+    """Return the default sites that the model family has.
+
+    These are the residual stream, the outputs added to it, the heads and, with `text`, the text states.
+    """
     wanted = ["resid_post", "attn_out", "cross_attn_out", "mlp_out", "attn.z", "cross_attn.z"]
     if lens.config.has_prefix:
         return [site for site in wanted if "cross" not in site]

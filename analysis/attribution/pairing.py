@@ -79,7 +79,7 @@ class Pairing:
             raise InputError("clean and corrupted prompts are the same: there is no difference to attribute.")
         groups = places_of(lens, sites, layers)
         if "logits" in groups:
-            raise InputError("hook_logits is what the metric is computed from: name an earlier site.")
+            raise InputError("the metric is computed from hook_logits, so name an earlier site.")
         prefixed = lens.config.has_prefix
         if along_text and prefixed:
             raise InputError(
@@ -119,7 +119,7 @@ class Pairing:
         return {name: mine[name] for name in self.lens.sites() if name in mine}
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
-        """Yield the rows of each pass; if the text has no mask, its length is the same for all rows of a pass."""
+        """Yield the rows of each pass. If the text has no mask, all rows of a pass have texts of the same length."""
         whole_batch_size(size)
         prefixed = self.lens.config.has_prefix
         kinds = np.asarray(self.sizes if prefixed else [0] * len(self.sizes))

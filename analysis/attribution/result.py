@@ -57,13 +57,13 @@ class AttributionResult:
         frame_rate: steps per second.
         method, steps: "gradient", or "integrated" over this many points of the path.
         towards: "denoising" patches clean activations into the corrupted run (positive: the cell restores the clean
-            behaviour); "noising" patches corrupted activations into the clean run (negative: the cell was needed).
+            behaviour). "noising" patches corrupted activations into the clean run (negative: the cell was needed).
         agreement: agreement with exact patching on a sample of cells; `None` with `check=0`.
 
-    It does not show which activations the model *uses*: a gradient is local to one run and misses saturation.
-    Interactions between two cells appear in neither cell's score. Cells on one path (resid_post of successive blocks)
-    carry the same effect, so they do not add up over layers. Both runs read the same codes, which already determine
-    most of the continuation: check `gap` before interpreting a share of it.
+    The scores do not show which activations the model *uses*, because a gradient is local to one run and misses
+    saturation. Interactions between two cells do not appear in either cell's score. Cells on one path (resid_post of
+    successive blocks) share the same effect, so their scores do not add up over layers. Both runs read the same codes,
+    which already determine most of the continuation. Check `gap` before interpreting a share of it.
     """
 
     sites: Mapping[str, Scores]
@@ -97,8 +97,8 @@ class AttributionResult:
         gap = self.gap
         if not (gap.low > 0 or gap.high < 0):
             raise InputError(
-                f"the gap between clean and corrupted is {gap.value:+.3g} nats [{gap.low:+.3g}, {gap.high:+.3g}]: its "
-                "interval covers 0, so shares of it mean nothing. Read the raw nats (.of), or give more pairs."
+                f"the gap between clean and corrupted is {gap.value:+.3g} nats [{gap.low:+.3g}, {gap.high:+.3g}]. Its "
+                "interval covers 0, so shares of it are meaningless. Use the values in nats (.of), or give more pairs."
             )
         return self.of(site, by) / float(gap.value)
 
@@ -108,7 +108,9 @@ class AttributionResult:
 
     @property
     def completeness(self) -> float:
-        """For "integrated", the sum over the text states as a share of the gap; near 1 if there were enough steps.
+        """For "integrated", the summed attribution of the text states as a share of the gap.
+
+        It is near 1 if there were enough steps.
 
         Raises:
             InputError: if the text states were not attributed by that method.

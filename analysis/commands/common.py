@@ -1,4 +1,4 @@
-"""Code shared by the commands: common options, opening the model, and printing as text or JSON."""
+"""Shared code of the commands, for common options, opening the model, and printing text or JSON."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def words_unread(sets: PromptSet, lens: AudioLens) -> str | None:
 
     high, low = (sets.words(pole)[0] for pole in sets.poles)
     if text.read_alike(high, low, lens.tokenizer):
-        return f"audiolens: {sets.concept!r}: the model reads {high!r} and {low!r} alike because it knows neither"
+        return f"audiolens: {sets.concept!r}: the model does not know {high!r} or {low!r}, so it reads them alike"
     return None
 
 
 def is_prompt_file(name: str) -> bool:
-    """Whether this names a prompt file instead of a bundled concept, judging by its suffix."""
+    """Return whether this names a prompt file instead of a bundled concept, judging by its suffix."""
     return Path(name).suffix.lower() in (".csv", ".json", ".toml")
 
 

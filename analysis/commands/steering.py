@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _STEER = re.compile(r"^(?P<file>.+?):(?P<strength>[^:]+)$")
 MOST_OF_STREAM = 3.0
-"""If the added vector's norm exceeds the residual stream's by more than this factor, it swamps the stream."""
+"""A vector whose norm exceeds that of the residual stream by more than this factor swamps the stream."""
 _BAND = re.compile(r"^(?P<first>\d{1,6})-(?P<last>\d{1,6})$")
 
 
@@ -56,8 +56,8 @@ def drowning(file: Path, directions: Directions, strength: float) -> str | None:
         return None
     layer = directions.layers[int(shares.argmax())]
     return (
-        f"audiolens: {file}:{strength:+g} is {float(shares.max()):.3g} times the residual stream's norm at block "
-        f"{layer}, which mostly destroys the music; usual strengths are up to 1"
+        f"audiolens: {file}:{strength:+g} has {float(shares.max()):.3g} times the residual stream's norm at block "
+        f"{layer}, which usually destroys the music; most strengths in use are at most 1"
     )
 
 

@@ -52,7 +52,7 @@ def sweep(
     strategy: Annotated[
         str, typer.Option(help="one-to-one, one-to-all, one-to-band or all-to-all; separate several with commas.")
     ] = "one-to-one",
-    layers: Annotated[str, typer.Option(help="all, or blocks such as 2,4,6-9.")] = "all",
+    layers: Annotated[str, typer.Option(help="Blocks such as 2,4,6-9, or all.")] = "all",
     band: Annotated[str | None, typer.Option(help="Blocks for one-to-band, such as 4-8.")] = None,
     branch: Annotated[
         str, typer.Option(help="Guidance halves to steer: both, cond or null; separate several with commas.")
@@ -65,7 +65,7 @@ def sweep(
     seeds: Annotated[int, typer.Option(help="Number of seeds per prompt.")] = 2,
     controls: Annotated[int, typer.Option(help="Random directions at every place; 19 can reach p = .05.")] = 5,
     shuffled: Annotated[
-        int, typer.Option(help="Number of directions of shuffled labels; not for .safetensors files.")
+        int, typer.Option(help="Number of control directions from shuffled labels; not for .safetensors files.")
     ] = 0,
     control_strengths: Annotated[
         str | None, typer.Option(help="Strengths at which controls are run [default: all].")
@@ -93,9 +93,9 @@ def sweep(
 ) -> None:
     """Steer in every combination of the factors and measure every clip: one table row per clip.
 
-    Crosses concepts x strategies x layers x branches x strengths on the same prompts and seeds, and adds unsteered
-    clips, control directions, and prompts that ask for the poles in words. Finished batches are kept: after a stop at
-    any moment, the same command resumes and ends with the same table.
+    The sweep crosses concepts x strategies x layers x branches x strengths on the same prompts and seeds. It adds
+    unsteered clips, control directions, and prompts that ask for the poles in words. Finished batches are kept. After a
+    stop at any moment, the same command resumes the sweep and gives the same table.
 
     Examples:
 
@@ -141,7 +141,7 @@ def sweep(
     found = _directions(given, sets, lens, poles, guidance, keep_samples=shuffled > 0, progress=not as_json)
     asked |= {"layers": blocks, "prompts": neutral, "sets": sets}
     estimate = sweeps.plan(lens, found, out=out, **asked)
-    _tell_lack([one.meta.label for one in found], sets, measured, lens)
+    _report_missing([one.meta.label for one in found], sets, measured, lens)
     say(str(estimate), err=True)
     if plan:
         if as_json:
@@ -226,7 +226,7 @@ def _sets(given: Sequence[Directions | PromptSet | str], lens: AudioLens) -> dic
     for one in given:
         name = one if isinstance(one, str) else one.meta.label if isinstance(one, Directions) else one.concept
         if name in sets:
-            raise InputError(f"{name!r} is swept twice: give each concept once, each with its own label.")
+            raise InputError(f"{name!r} was given twice: give each concept once, with its own label.")
         if not isinstance(one, Directions | str):
             sets[name] = completed(one, lens)
         elif name in sets_of.concepts():
@@ -280,16 +280,16 @@ def _neutral(sets: dict[str, PromptSet], split: str, count: int, lens: AudioLens
     return list(own[:count])
 
 
-def _tell_lack(labels: Sequence[str], sets: dict[str, PromptSet], measured: str | None, lens: AudioLens) -> None:
+def _report_missing(labels: Sequence[str], sets: dict[str, PromptSet], measured: str | None, lens: AudioLens) -> None:
     """Print which prompts, words or measures are missing for the user's own concepts."""
     from analysis.sweep.response import MEASURED
 
     for label in labels:
         if label not in sets:
-            say(f"{label!r}: a file of directions holds no prompts, so the bundled neutral prompts are used and "
-                       "nothing is asked for in words; give the file of prompts to have both.", err=True)  # fmt: skip
+            say(f"{label!r}: a file of directions contains no prompts, so the bundled neutral prompts are used and "
+                       "no clip is prompted for a pole; give the file of prompts to have both.", err=True)  # fmt: skip
         elif warning := words_unread(sets[label], lens):
-            say(f"{warning}: the clips that ask for the poles in words are uninformative.", err=True)
+            say(f"{warning}: clips whose prompts ask for the poles are uninformative.", err=True)
         if measured is None and label not in MEASURED:
             say(f"{label!r} has no known measure, so effects are reported in tempo; --measure sets another.", err=True)
 

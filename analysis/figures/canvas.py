@@ -50,7 +50,7 @@ def drawable(plot: Callable[..., Any]) -> Callable[..., Any]:
     def drawn(self: Any, *args: Any, ax: Any = None, caption: bool = True, **options: Any) -> Any:
         checked_flags(caption=caption)
         if ax is None and caption:
-            # A plot that is called by another plot draws into the same axes.
+            # A plot called by another plot draws into the same axes.
             return plot(self, *args, **options)
         before = _ASKED.set(_Asked(None if ax is None else _checked(ax), bool(caption)))
         try:
@@ -74,7 +74,7 @@ def canvas(figsize: tuple[float, float], layout: str | None = "constrained") -> 
 
 
 def wants_caption() -> bool:
-    """Whether the current figure is drawn with its caption."""
+    """Return whether the current figure is drawn with its caption."""
     return _ASKED.get().caption
 
 
@@ -82,12 +82,12 @@ def _checked(ax: Any) -> Axes:
     from matplotlib.axes import Axes
 
     if not isinstance(ax, Axes):
-        raise InputTypeError(f"ax={type(ax).__name__}: expected one matplotlib Axes, such as plt.subplots() gives.")
+        raise InputTypeError(f"ax={type(ax).__name__}: expected one matplotlib Axes, as plt.subplots() returns.")
     return ax
 
 
 class _Inside:
-    """Adapter that lets drawing code use the caller's axes like a figure."""
+    """Adapter through which drawing code uses the caller's axes like a figure."""
 
     def __init__(self, ax: Axes) -> None:
         self.ax = ax
@@ -95,7 +95,7 @@ class _Inside:
 
     @cached_property
     def place(self) -> Any:
-        """A subfigure of the caller's figure, in the position of the axes."""
+        """A subfigure at the position of the caller's axes."""
         spec = self.ax.get_subplotspec()
         if spec is None:
             raise InputError("ax has no subplot position, and this figure has several panels: use plt.subplots().")
@@ -146,7 +146,7 @@ class _Inside:
         return self.ax.annotate(text, (0, 0), annotation_clip=False, **{**below, **style})
 
     def get_figwidth(self) -> float:
-        """The available width in inches; text is wrapped to it."""
+        """Return the available width in inches; text is wrapped to it."""
         return max(1.0, self.ax.get_window_extent().width / self.ax.figure.dpi)
 
     def get_figheight(self) -> float:

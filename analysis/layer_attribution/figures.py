@@ -1,4 +1,4 @@
-"""The layer-attribution plot, for paper (matplotlib) and screen (plotly)."""
+"""Draw the layer-attribution plot for paper (matplotlib) and screen (plotly)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def paper(result: LayerAttribution, normalised: bool) -> Figure:
-    """One panel per kind of evidence, or a single panel with shares of the largest."""
+    """Draw one panel per kind of evidence, or a single panel with each value as a share of the largest of its kind."""
     count = 1 if normalised else len(result.evidence)
     with styled():
         figure = canvas((5.6, 3.4 if normalised else 1.0 + 1.25 * count))
@@ -56,7 +56,7 @@ def paper(result: LayerAttribution, normalised: bool) -> Figure:
 
 @literally
 def screen(result: LayerAttribution, normalised: bool) -> go.Figure:
-    """An interactive version (plotly)."""
+    """Draw the interactive version (plotly)."""
     count = 1 if normalised else len(result.evidence)
     titles = None if normalised else [one.name for one in result.evidence]
     figure = make_subplots(rows=count, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.25 / count)
@@ -80,4 +80,4 @@ def screen(result: LayerAttribution, normalised: bool) -> go.Figure:
 
 def _caption(normalised: bool) -> str:
     scale = "each as a share of its largest magnitude" if normalised else "each in its own unit"
-    return f"Evidence at each block, {scale}. Bars are 95% intervals if known; a ring marks the largest."
+    return f"Evidence at each block, {scale}. Bars are 95% intervals, if known; a ring marks the largest value."

@@ -1,4 +1,4 @@
-"""The cells of a patching grid. In each cell, one run takes its values at one part of the model from the other run.
+"""Divide a site into the cells of a patching grid. In each cell, one run takes the other run's values at one part.
 
 `Grid.of` turns a site and a `by` into cells. It raises an error before the model runs if the model lacks the site.
 """
@@ -25,9 +25,9 @@ WINDOWS = 8
 """The default number of windows in a grid by seconds."""
 TEXT_STATES = "hook_text_states"
 BEGIN = {"hook_resid_pre": 0, "hook_resid_mid": 1, "hook_resid_cross": 2, "hook_resid_post": 3}
-"""Sites of the residual stream itself. Each is mapped to how many of its block's three parts come before it."""
+"""Sites of the residual stream, each mapped to the number of its block's three parts that come before it."""
 WRITES = {"hook_attn_out": 1, "hook_cross_attn_out": 2, "hook_mlp_out": 3}
-"""Sites of the outputs that parts of a block add to the stream. Each is mapped to the number of its part, from 1."""
+"""Sites of the outputs that a block's parts add to the stream, each mapped to the number of its part, from 1."""
 EMBEDDINGS = ("hook_embed", "hook_pos_embed")
 INSIDE = (
     "ln1.hook_normalized",
@@ -47,7 +47,7 @@ _DEFAULTS: dict[str, tuple[str, ...]] = {
 _SOUND_DEFAULTS = {**_DEFAULTS, "seconds": ("cross_attn_out",), "component": ("attn_out", "cross_attn_out", "mlp_out")}
 """Default sites of a grid on sound, in which both runs read the codes that they generate.
 
-The residual stream carries those codes, so patching it at any block, even the first, changes the clip regardless of the
+The residual stream encodes those codes, so patching it at any block, even the first, changes the clip regardless of the
 text. The stream is therefore left out.
 """
 
@@ -56,8 +56,8 @@ text. The stream is therefore left out.
 class Cell:
     """One patch: the sites `hooks` of a layer take the other run's values at steps `start` to `stop` (exclusive).
 
-    `at` is the cell's row and column in the grid. `head` is the head that is patched (`None`: all). `token` is the
-    column in the table of each pair's tokens (`None`: all tokens).
+    `at` is the cell's row and column in the grid. `head` is the patched head, or `None` for all heads. `token` is the
+    column in the table of each pair's tokens, or `None` for all tokens.
     """
 
     at: tuple[int, int]
@@ -120,7 +120,7 @@ class Grid:
         tokens: tuple[str, ...],
         on_sound: bool = False,
     ) -> Grid:
-        """The grid over the first `steps` steps. Later steps cannot change the score and are never patched.
+        """Return the grid over the first `steps` steps. Later steps cannot change the score and are never patched.
 
         If `site` is `None`, the default sites of a grid on codes are used. With `on_sound`, they are those of a grid on
         sound.
@@ -163,7 +163,9 @@ def checked_by(by: Any) -> None:
 
 
 def needs_tokens(lens: AudioLens, hooks: Sequence[str]) -> bool:
-    """Whether any of these sites has one position per text token, so that both prompts need the same number of tokens.
+    """Return whether any of these sites has one position per text token.
+
+    Both prompts of a pair then need the same number of tokens.
 
     If the text is a prefix in the decoder's own sequence, every attention pattern has text positions, because its keys
     include the text.
@@ -175,7 +177,7 @@ def needs_tokens(lens: AudioLens, hooks: Sequence[str]) -> bool:
 def needs_equal_lengths(
     lens: AudioLens, site: str | Sequence[str] | None, by: By, seconds: Real, on_sound: bool = False
 ) -> bool:
-    """Whether a grid over clips of `seconds` requires both prompts of a pair to have the same number of tokens.
+    """Return whether a grid over clips of `seconds` requires both prompts of a pair to have the same number of tokens.
 
     Raises:
         InputError: (or a subclass) if the model lacks the site, `by` cannot divide it, or the clip is too short.
@@ -191,7 +193,7 @@ def needs_equal_lengths(
 def _sites(
     lens: AudioLens, site: str | Sequence[str] | None, by: By, layers: int | Sequence[int] | None, on_sound: bool
 ) -> tuple[tuple[str, ...], list[list[Site]]]:
-    """The names of the sites (given or default), and the sites themselves as one list per component column."""
+    """Return the names of the sites (given or default), and the sites themselves as one list per component column."""
     checked_by(by)
     if by == "token" and lens.config.has_prefix:
         raise SiteError(
@@ -239,7 +241,10 @@ def _refuse_mixed(by: str, found: Sequence[Sequence[Site]]) -> None:
 
 
 def _windows(windows: int | Sequence[Span], timeline: Timeline, steps: int) -> list[tuple[int, int, Span]]:
-    """The (start, stop, seconds) of each window. A number divides all steps up to the last one that is scored."""
+    """Return the (start, stop, seconds) of each window.
+
+    A number of windows divides all steps up to the last one that is scored.
+    """
     rate = timeline.frame_rate
     given = one_or_listed("windows", windows)
     try:

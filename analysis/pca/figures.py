@@ -1,4 +1,4 @@
-"""Figures of principal components in two and three dimensions, and of paths over time."""
+"""Draw principal components in two and three dimensions, and paths over time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FLAT = {"triangle-up": "circle-open", "triangle-down": "diamond-open"}
 
 
 def panels_paper(result: PCAResult) -> Figure:
-    """Scores on the first two components, one panel per layer, with a colour and a marker for each pole."""
+    """Draw the scores on the first two components, one panel per layer, with a colour and a marker for each pole."""
     count = len(result.layers)
     columns = min(4, count)
     lines = -(-count // columns)
@@ -52,7 +52,7 @@ def panels_paper(result: PCAResult) -> Figure:
 
 @literally
 def panels_screen(result: PCAResult) -> go.Figure:
-    """The first two components of a layer, with a slider over layers."""
+    """Draw the first two components of a layer, with a slider over layers."""
     poles = list(dict.fromkeys(result.labels))
     labels = np.array(result.labels)
     figure = go.Figure()
@@ -68,7 +68,7 @@ def panels_screen(result: PCAResult) -> go.Figure:
 
 
 def space_paper(result: PCAResult) -> Figure:
-    """Scores on the first three components, one panel per layer, with a colour and a marker for each pole."""
+    """Draw the scores on the first three components, one panel per layer, with a colour and a marker for each pole."""
     labels = np.array(result.labels)
     poles = list(dict.fromkeys(result.labels))
     columns = min(4, len(result.layers))
@@ -95,7 +95,7 @@ def space_paper(result: PCAResult) -> Figure:
 
 @literally
 def space_screen(result: PCAResult) -> go.Figure:
-    """The first three components of a layer, with a slider over layers."""
+    """Draw the first three components of a layer, with a slider over layers."""
     labels = np.array(result.labels)
     poles = list(dict.fromkeys(result.labels))
     figure = go.Figure()
@@ -119,7 +119,7 @@ def space_screen(result: PCAResult) -> go.Figure:
 
 
 def paths_paper(result: Trajectories) -> Figure:
-    """Mean path of each pole in two components per layer, with a dot every second; below, silhouettes over time."""
+    """Draw each pole's mean path in two components per layer, with a dot every second, above silhouettes over time."""
     columns = min(4, len(result.layers))
     lines = -(-len(result.layers) // columns)
     marks = _whole_seconds(result.seconds)
@@ -146,7 +146,7 @@ def paths_paper(result: Trajectories) -> Figure:
             axes.tick_params(labelsize=6.5)
         handles, names = panels[0].get_legend_handles_labels()
         upper.legend(
-            handles, [f"{name}: one dot per second, from the hollow one" for name in names], loc="outside upper center",
+            handles, [f"{name}: a dot every second; hollow: start" for name in names], loc="outside upper center",
             ncols=min(2, len(names)),
         )  # fmt: skip
         axes = lower.subplots()
@@ -166,7 +166,7 @@ def paths_paper(result: Trajectories) -> Figure:
 
 @literally
 def paths_screen(result: Trajectories) -> go.Figure:
-    """The poles' paths in two components, with a slider over layers; hovering shows the time."""
+    """Draw the poles' paths in two components, with a slider over layers; hovering shows the time."""
     figure = go.Figure()
     for place in range(len(result.layers)):
         for number, (pole, (colour, marker)) in enumerate(zip(result.poles, looks(len(result.poles)), strict=True)):
@@ -184,7 +184,7 @@ def paths_screen(result: Trajectories) -> go.Figure:
 
 
 def _title(result: PCAResult, place: int, joint: str) -> str:
-    """A panel's title: block and silhouette, with its interval over prompts."""
+    """Return a panel's title: block and silhouette, with its interval over prompts."""
     interval = result.intervals[place]
     # Rounding and adding 0 avoids "-0.00".
     value, low, high = (round(float(one), 2) + 0.0 for one in (result.silhouettes[place], interval.low, interval.high))
@@ -207,6 +207,6 @@ def _two(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _whole_seconds(seconds: np.ndarray) -> np.ndarray:
-    """The steps nearest to whole seconds."""
+    """Return the steps nearest to whole seconds."""
     whole = np.arange(np.ceil(seconds[0]), np.floor(seconds[-1]) + 1)
     return np.unique([int(np.abs(seconds - one).argmin()) for one in whole]) if len(whole) else np.array([0])

@@ -1,9 +1,10 @@
 """Try a concept's direction at every candidate place on given codes, and choose the best place.
 
-`place` adds the direction at every candidate place (one layer's vector at its own block, at all blocks, ...) while the
-model reads given codes. It compares the effect on the next-code predictions with the effect of the concept's *words*,
-and chooses the place where the direction acts most like the words and least like anything else. This needs no steered
-clips. Other evidence (probes, patching, attribution, norms, or your own) is reported as well, and may decide instead.
+A place is a layer and a strategy, such as one layer's vector added at its own block, or at all blocks. `place` adds the
+direction at every candidate place while the model reads given codes. It compares the effect on the next-code
+predictions with the effect of the concept's *words*, and chooses the place where the direction acts most like the words
+and least like anything else. This needs no steered clips. Other evidence (probes, patching, attribution, norms, or your
+own) is reported as well, and may decide instead.
 """
 
 from __future__ import annotations
@@ -75,11 +76,11 @@ def place(
         evidence: further evidence over layers, by name, in the form that `layer_attribution.gather` accepts.
         compute: evidence to compute on the same clips: "probe", "patching", "attribution". Evidence that cannot be
             computed (a probe of one clip, attribution between prompts of unequal length) is left out, and the result
-            says why.
+            states why.
         by: the evidence that decides: "alignment" (see `Placement`), or the name of other evidence. In the latter case,
             the candidate block with the largest value is chosen, with the first strategy that uses a single block.
-        n_random: number of random directions, of the same lengths, to try at the chosen place. They show the alignment
-            that is reached by chance.
+        n_random: number of random directions of the same lengths to try at the chosen place. They show which alignment
+            chance alone reaches.
         batch_size: number of rows in one forward pass.
         n_bootstrap, seed: settings of the intervals over prompts; clips are generated from seeds `seed` onwards.
         progress: show a progress bar.
@@ -110,7 +111,7 @@ def place(
     if by not in known:
         raise InputError(f"by={by!r}: expected one of {', '.join(sorted(known))}.")
     if by != ALIGNMENT and all(strategy == "all-to-all" for strategy in strategies):
-        raise InputError(f"by={by!r} names one block: give a strategy that has one, such as one-to-one.")
+        raise InputError(f"by={by!r} selects one block: give a strategy that uses one, such as one-to-one.")
     neutral = _neutral(sets, prompts)
     poles = asked_in_words(lens, sets, neutral)
     read_from = () if directions is not None else (*sets.positive[:READ_PROMPTS], *sets.negative[:READ_PROMPTS])
@@ -161,9 +162,9 @@ def place(
 def _neutral(sets: PromptSet, prompts: Sequence[str] | None) -> list[str]:
     if prompts is None:
         if not sets.development:
-            raise InputError(f"{sets.concept}: the set has no neutral prompts: give prompts=[...].")
+            raise InputError(f"{sets.concept}: the set has no neutral prompts; give prompts=[...].")
         return list(sets.development[:8])
     listed = [] if isinstance(prompts, str) else list(in_order("prompts", prompts, "neutral prompts"))
     if not listed:
-        raise InputError("prompts: expected a list of neutral prompts, at least one.")
+        raise InputError("prompts: expected a list of at least one neutral prompt.")
     return listed

@@ -1,4 +1,4 @@
-"""Compute the evidence that accompanies alignment: probes, activation patching and gradient attribution."""
+"""Compute evidence in addition to alignment, from probes, activation patching and gradient attribution."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ EVIDENCE_SECONDS = 1.0
 
 @dataclass
 class Computed:
-    """Evidence by name (frames with columns layer, value, low, high), why any is missing, and its cost in row-steps."""
+    """Evidence by name (frames with columns layer, value, low, high), the reasons for missing evidence, and the cost.
+
+    The cost is in row-steps.
+    """
 
     found: dict[str, pd.DataFrame] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -43,7 +46,7 @@ def checked_kinds(wanted: Sequence[str]) -> None:
 
 
 def generated_steps(lens: AudioLens, rows: int, seconds: float) -> int:
-    """Number of row-steps needed to generate clips under guidance, counting both halves."""
+    """Return the number of row-steps needed to generate clips under guidance, counting both halves."""
     return 2 * rows * (round(seconds * lens.config.frame_rate) + max(lens.config.delays))
 
 
@@ -133,7 +136,7 @@ def _attributed(
         batch_size=batch_size,
     )  # fmt: skip
     table = result.by_layer(directions.meta.site)
-    # Two forward passes, and one backward pass that costs as much as two forward passes.
+    # These are two forward passes, and one backward pass that costs as much as two forward passes.
     spent = 4 * len(clean) * (codes.shape[-1] + max(lens.config.delays))
     return _frame(table.layer, table.effect, table.low, table.high), spent
 

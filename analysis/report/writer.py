@@ -1,4 +1,4 @@
-"""Write a study's results to a folder: sounds (WAV), directions, tables, figures, `summary.json` and the page."""
+"""Write a study's sounds (WAV), directions, tables, figures, `summary.json` and page to a folder."""
 
 from __future__ import annotations
 

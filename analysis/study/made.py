@@ -1,6 +1,6 @@
 """Write and check `made.json`, which ties a finished study's stages, its summary and `study.json` together.
 
-The files' own hashes show that each file is intact, whereas this record shows that they belong to one study.
+The files' own hashes show that each file is intact. This record shows in addition that they belong to one study.
 `experiment.write` writes it, and `finished` checks it.
 """
 
@@ -31,7 +31,7 @@ def check_made(folder: Path, made: Mapping[str, Any]) -> None:
     """Compare a finished study's record (`stages.MADE`) with the contents of its folder.
 
     Raises:
-        DamagedError: naming the file that is missing, has changed, or belongs to another study.
+        DamagedError: if a file is missing, has changed, or belongs to another study. The error names the file.
     """
     refuse_other(folder / MADE, made, _SHAPE)
     entries = made["stages"].values()
@@ -48,7 +48,7 @@ def check_made(folder: Path, made: Mapping[str, Any]) -> None:
 
 
 def _mark(place: Path) -> str:
-    """Return the hash that identifies a stage, which is the hash of its manifest or, for a sweep, of its plan."""
+    """Return the hash that identifies a stage. It is the hash of the stage's manifest or, for a sweep, of its plan."""
     if (place / PLAN).is_file():
         return plan_hash(read_facts(place))
     if not (place / MANIFEST).is_file():

@@ -36,17 +36,17 @@ if TYPE_CHECKING:
 class Several:
     """Studies of different concepts on one model.
 
-    It does not show that two concepts are the same or independent. A cross-effect may come from a musical correlation
-    (fast tunes are busier), and directions with a low cosine similarity may still affect the same property.
+    The cross-effects do not show that two concepts are the same or independent. A cross-effect may come from a musical
+    correlation (fast tunes are busier), and directions with a low cosine similarity may still affect the same property.
     """
 
     studies: tuple[Study, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """The cross-effects, with one row per steered concept, strength, and measured concept.
+        """Return the cross-effects, with one row per steered concept, strength, and measured concept.
 
-        The columns are `concept`, `pole`, `strength`, `heard` (the measured concept, which may be the steered one),
-        `measure`, `effect` (median of steered / unsteered - 1 at the same seed), `low`, `high` and `failed`.
+        The columns are `concept`, `pole`, `strength`, `measured_concept` (which may be the steered one), `measure`,
+        `effect` (median of steered / unsteered - 1 at the same seed), `low`, `high` and `failed`.
         """
         rows = []
         measures = dict.fromkeys(one.measure for one in self.studies)
@@ -57,7 +57,7 @@ class Several:
                     found = cells.get((other.measure, outcome.strength), {})
                     numbers = {name: float(found.get(name, "nan")) for name in ("effect", "low", "high", "failed")}
                     steered = {"concept": one.concept, "pole": outcome.pole, "strength": outcome.strength}
-                    rows.append({**steered, "heard": other.concept, "measure": other.measure, **numbers})
+                    rows.append({**steered, "measured_concept": other.concept, "measure": other.measure, **numbers})
         return pd.DataFrame(rows)
 
     @property
@@ -73,7 +73,7 @@ class Several:
         return crossing.paper(self.to_frame())
 
     def figure(self) -> Any:
-        """Interactive version of `plot` (plotly figure)."""
+        """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.report import crossing
 
         return crossing.screen(self.to_frame())
@@ -119,7 +119,7 @@ def run(
     if chosen.measured is not None:
         raise InputError(
             f"measured={chosen.measured!r} would apply to every concept: leave it out, so that each concept has its "
-            "own measure, or study them one by one."
+            "own measure, or study the concepts one by one."
         )
     sets = [study.prompts_of(concept, lens, chosen) for concept in concepts]
     names = [one.concept for one in sets]
@@ -156,7 +156,7 @@ def run(
 def _effects_on(one: Study, measures: Iterable[str]) -> list[Any]:
     """Return the effects of one study's steering on these measures, from its table or, if missing there, its clips."""
     tested = one.clips[one.clips["split"] == "test"]
-    # The table of a study that was run on its own may lack the other concepts' measures.
+    # The table of a study that was run separately may lack the other concepts' measures.
     further = [name for name in measures if name not in set(one.cross["measure"]) and name in tested]
     rows = one.cross.to_dict("records")
     if further:
@@ -165,12 +165,12 @@ def _effects_on(one: Study, measures: Iterable[str]) -> list[Any]:
 
 
 def _check_index(place: Path, overwrite: bool) -> None:
-    """Refuse links where the index goes and, without `overwrite`, an index that audiolens did not write."""
+    """Check that the index replaces no link and, without `overwrite`, no index that audiolens did not write."""
     from analysis.report import index
 
     index.check(place)
     if not overwrite and (place / "index.html").exists() and not index.is_ours(place):
         raise InputError(
-            f"{place / 'index.html'} exists and is not an index of studies, or its {SUMMARY} is damaged: choose "
+            f"{place / 'index.html'} exists, but it is not an index of studies, or its {SUMMARY} is damaged: choose "
             "another folder, or replace it with --force."
         )

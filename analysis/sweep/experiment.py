@@ -1,4 +1,4 @@
-"""Run a sweep: strengths x strategies x layers x branches x concepts x prompts x seeds, one table row per clip.
+"""Sweep strengths x strategies x layers x branches x concepts x prompts x seeds, with one table row per clip.
 
 `run` crosses the factors. `play`, the function below it, takes any conditions. Every condition is applied to the same
 clips, so that rows pair up by prompt and seed, and each row is compared with its unsteered baseline. With `out=`,
@@ -57,7 +57,7 @@ def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) 
     With `timed`, one short batch measures this machine's speed.
 
     Raises:
-        InputError: in the same cases as `run`, including a folder that holds another sweep.
+        InputError: in the same cases as `run`, including a folder that contains another sweep.
     """
     checked_flags(timed=timed)
     check_sound(asked.get("sound"), asked.get("out"))
@@ -139,7 +139,7 @@ def run(
         tell: a function that is called with the plan before the start. Timing the plan takes one short batch.
 
     Raises:
-        InputError: (or a subclass) if values are out of range or the folder holds another sweep. It is raised before
+        InputError: (or a subclass) if values are out of range or the folder contains another sweep. It is raised before
             the model runs.
         StoppedError: if the disk is full or a worker process died. Finished batches are kept.
     """
@@ -241,7 +241,7 @@ def play(
 
 
 def _settings(seconds: Any, guidance_scale: Any, temperature: Any, top_k: Any, batch_size: Any) -> dict[str, Any]:
-    """Settings as plain Python numbers, so that a folder stores the same values regardless of the caller's types."""
+    """Return settings as plain Python numbers, so that the caller's types do not change what a folder stores."""
     drawn = checked_settings(guidance_scale, temperature, top_k)
     return dict(zip(_SETTINGS, (checked_amount("seconds", seconds), *drawn, whole_batch_size(batch_size)), strict=True))
 
@@ -254,7 +254,7 @@ def _facts(
     also: Also | None,
     sound: SoundFormat | None,
 ) -> dict[str, Any]:
-    """The facts that a sweep's folder states in its plan."""
+    """Return the facts that a sweep's folder states in its plan."""
     further = {"measures": list(names), "also": sorted(also or ()), "sound": sound}
     return ledgers.facts_of(
         lens,
@@ -273,8 +273,8 @@ def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
     """Load a sweep that was written with `out=`. If it is unfinished, load the batches finished so far.
 
     Raises:
-        InputError: if there is no sweep, if none of its batches is finished yet, or if it has the format of another
-            version.
+        InputError: if the folder contains no sweep, if none of its batches is finished, or if its format is that of
+            another version.
         DamagedError: (an InputError) if a file is damaged. The error names the file. Codes and sound are checked only
             when they are requested.
     """

@@ -45,7 +45,7 @@ METRIC = patching.LogLikelihood((0.0, 0.2))
         ({"clusters": ["a"]}, InputError, "1 clusters for 2 pairs"),
         ({"clusters": {"a", "b"}}, InputTypeError, "clusters: expected a list of clusters, in order, got set"),
         ({"clusters": "ab"}, InputTypeError, "clusters: expected a list of clusters, in order, got str"),
-        ({"history": torch.zeros(2, 4, 15, dtype=torch.long)}, InputError, "starts at 0 s: score a later one"),
+        ({"history": torch.zeros(2, 4, 15, dtype=torch.long)}, InputError, "starts at 0 s: score a later window"),
         ({"metric": patching.Sound("tempo_ioi")}, InputError, "give codes=None"),
     ],
 )

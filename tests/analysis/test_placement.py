@@ -148,8 +148,8 @@ def test_everything_else_stands_beside(full: placement.Placement) -> None:
 
 def test_an_alignment_that_chance_reaches_is_said_to_be_one(full: placement.Placement) -> None:
     own = abs(float(full.chosen.alignment))
-    assert "which is as much" in repr(dataclasses.replace(full, random=(0.1, -own)))
-    assert "which is as much" not in repr(dataclasses.replace(full, random=(0.5 * own, -0.1 * own)))
+    assert "which is no less" in repr(dataclasses.replace(full, random=(0.1, -own)))
+    assert "which is no less" not in repr(dataclasses.replace(full, random=(0.5 * own, -0.1 * own)))
     unsure = full.candidates.assign(low=-0.1)
     assert "not distinguishable from chance (its interval covers 0)" in repr(
         dataclasses.replace(full, candidates=unsure, random=())
@@ -239,7 +239,7 @@ def test_the_same_call_places_alike(plant: plants.Plant) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strategies": ("one-to-band",)}, "cannot be placed"),
+        ({"strategies": ("one-to-band",)}, "is not a candidate"),
         ({"strategies": ()}, "no strategies"),
         ({"strategies": "one-to-one"}, "expected a list"),
         ({"compute": "probe"}, "expected a list"),
@@ -248,9 +248,9 @@ def test_the_same_call_places_alike(plant: plants.Plant) -> None:
         ({"layers": 7}, "7"),
         ({"by": "loudest"}, "by='loudest'"),
         ({"by": "mine", "evidence": {"mine": pd.DataFrame({"layer": [0], "value": [1.0]})}}, "no value"),
-        ({"by": "norm", "strategies": ("all-to-all",)}, "names one block"),
+        ({"by": "norm", "strategies": ("all-to-all",)}, "selects one block"),
         ({"compute": ("probes",)}, "compute='probes'"),
-        ({"prompts": "piano"}, "list of neutral prompts"),
+        ({"prompts": "piano"}, "list of at least one neutral prompt"),
         ({"prompts": ["piano"]}, "rows of codes"),
     ],
 )

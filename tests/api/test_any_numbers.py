@@ -205,7 +205,7 @@ def test_inference_mode_changes_no_number(opened: Any) -> None:
     plain = read()
     with torch.inference_mode():
         inside = read()
-        with pytest.raises(InputError, match=r"torch\.inference_mode\(\) is active, but gradients are needed"):
+        with pytest.raises(InputError, match=r"torch\.inference_mode\(\) is active, but attribution needs gradients"):
             attribution.attribute(opened, PROMPTS[:1], PROMPTS[1:], CODES[:1])
     for one, other in zip(plain, inside, strict=True):
         assert torch.equal(one, other)
