@@ -20,7 +20,7 @@ from scipy import stats
 
 from analysis.resampling import Interval, bootstrap, checked_resampling, levels
 from audiolens import ranking
-from audiolens.checks import as_array, checked_count, checked_flags, checked_seed, numbers_of, refuse_masked
+from audiolens.checks import as_array, checked_count, checked_flags, checked_seed, numbers_of, refuse_masked, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError
 
@@ -317,7 +317,7 @@ def rank_test(observed: float, controls: ArrayLike, alternative: Alternative = "
     elif alternative == "two-sided":
         k = int((np.abs(values) >= abs(observed)).sum())
     else:
-        raise InputError(f"alternative={alternative!r}: expected 'greater', 'less' or 'two-sided'.")
+        raise InputError(f"alternative={shown(alternative)}: expected 'greater', 'less' or 'two-sided'.")
     return RankTest((1 + k) / (len(values) + 1), float(observed), len(values), k, alternative)
 
 
@@ -359,7 +359,7 @@ def correct(p_values: ArrayLike, method: Literal["holm", "bh"] = "holm") -> Floa
     if method == "bh":
         return stats.false_discovery_control(p, method="bh")
     if method != "holm":
-        raise InputError(f"method={method!r}: expected 'holm' or 'bh'.")
+        raise InputError(f"method={shown(method)}: expected 'holm' or 'bh'.")
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1.0)
     adjusted = np.empty_like(stepped)

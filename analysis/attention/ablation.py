@@ -18,7 +18,7 @@ from analysis.figures.canvas import drawable
 from analysis.likelihood import Window, checked_rows
 from analysis.site_grid import places_of
 from analysis.statistics import LEVEL, N_PERMUTATIONS, UNTESTED, Means, means
-from audiolens.checks import checked_amount
+from audiolens.checks import checked_amount, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.interventions import Scale
@@ -131,7 +131,7 @@ def ablate(
     whole_batch_size(batch_size)
     places = list(places_of(lens, site, layers).values())[0]
     if not places[0].heads or places[0].place != "step":
-        raise InputError(f"site={site!r}: expected a site with heads and steps, 'attn.z' or 'cross_attn.z'.")
+        raise InputError(f"site={shown(site)}: expected a site with heads and steps, 'attn.z' or 'cross_attn.z'.")
     factor = checked_amount("factor", factor)
     whole = (0.0, lens.timeline(codes.shape[-1]).seconds)
     window = Window.of(lens, codes, whole if seconds is None else seconds)

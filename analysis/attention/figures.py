@@ -13,7 +13,7 @@ from analysis.figures.canvas import canvas
 from analysis.figures.captions import captioned, heat, screen_heat, screen_plain
 from analysis.figures.literal import literally
 from analysis.figures.style import BLACK, GREY, SEVERAL, styled
-from audiolens.checks import checked_count
+from audiolens.checks import checked_count, shown
 from audiolens.errors import InputError, shortened
 
 if TYPE_CHECKING:
@@ -64,9 +64,9 @@ def text_screen(result: TextAttention, row: int) -> go.Figure:
             colorbar_title="weight", visible=place == 0,
             hovertemplate="%{x:.2f} s: %{z:.3f}<extra></extra>",
         )  # fmt: skip
-        shown = [other == place for other in range(count)]
+        visible = [other == place for other in range(count)]
         title = f"block {layer} head {head}"
-        steps.append({"method": "update", "label": title, "args": [{"visible": shown}, {"title.text": title}]})
+        steps.append({"method": "update", "label": title, "args": [{"visible": visible}, {"title.text": title}]})
     figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, title_text="token")
     figure.update_layout(
         title=steps[0]["label"], xaxis_title="time [s]", sliders=[{"steps": steps, "pad": {"t": 90}}],
@@ -160,7 +160,7 @@ def _asked(result: TextAttention | LagAttention, heads: Sequence[Head] | None) -
         return []
     for one in heads:
         if not isinstance(one, tuple | list) or len(one) != 2:
-            raise InputError(f"heads={heads!r}: expected (layer, head) pairs.")
+            raise InputError(f"heads={shown(heads)}: expected (layer, head) pairs.")
         if one[0] not in result.layers or one[1] not in result.heads:
             raise InputError(
                 f"heads: {tuple(one)} was not read; there are layers {shortened(map(str, result.layers))} and heads "

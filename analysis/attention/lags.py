@@ -15,7 +15,7 @@ from torch import Tensor
 from analysis.attention.weights import caches, checked
 from analysis.figures.canvas import drawable
 from analysis.statistics import LEVEL, UNTESTED, Means, correct, means
-from audiolens.checks import MOST_SEED, checked_amount, checked_count, numbers_of, refuse_masked
+from audiolens.checks import MOST_SEED, checked_amount, checked_count, numbers_of, refuse_masked, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.lens import AudioLens
@@ -260,7 +260,7 @@ def _beats(lens: AudioLens, codes: Tensor, given: Any) -> Float[np.ndarray, " ro
         try:
             beats = np.asarray(given, dtype=float)
         except (TypeError, ValueError):
-            raise InputTypeError(f"beat_seconds={given!r}: expected a number of seconds for each clip.") from None
+            raise InputTypeError(f"beat_seconds={shown(given)}: expected a number of seconds for each clip.") from None
     if beats.shape != (len(codes),) or (beats[np.isfinite(beats)] <= 0).any():
         raise InputError(f"beat_seconds of shape {beats.shape}: expected {len(codes)} positive numbers, one per clip.")
     if np.isfinite(beats).sum() < 2 or len(np.unique(beats[np.isfinite(beats)])) < 2:

@@ -14,7 +14,7 @@ from torch import Tensor
 from analysis.attention.weights import caches, checked
 from analysis.figures.canvas import drawable
 from analysis.statistics import Means, means
-from audiolens.checks import checked_text, listed
+from audiolens.checks import checked_text, listed, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
 from audiolens.lens import AudioLens
@@ -60,7 +60,7 @@ class TextAttention:
         if not any(map(any, here)):
             known = {_plain(token) for tokens in self.tokens for token in tokens}
             asked = sorted(wanted)[0]
-            raise InputError(f"no prompt contains the token {asked!r}.{nearest(asked, known)}")
+            raise InputError(f"no prompt contains the token {shown(asked)}.{nearest(asked, known)}")
         mask = np.zeros((len(here), self.weights.shape[-1]), dtype=bool)
         for row, places in enumerate(here):
             mask[row, : len(places)] = places

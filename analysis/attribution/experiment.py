@@ -25,7 +25,7 @@ from analysis.attribution.pairing import Pairing, Part, Towards
 from analysis.attribution.result import AttributionResult, Method, Scores
 from analysis.likelihood import Window
 from analysis.site_grid import GridSite
-from audiolens.checks import MOST_SEED, checked_count, checked_flags
+from audiolens.checks import MOST_SEED, checked_count, checked_flags, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.lens import AudioLens
@@ -87,14 +87,14 @@ def attribute(
     sites = None if sites is None else names_once("sites", sites)
     for name, value, known in (("method", method, get_args(Method)), ("towards", towards, get_args(Towards))):
         if value not in known:
-            raise InputError(f"{name}={value!r}: expected {' or '.join(map(repr, known))}.")
+            raise InputError(f"{name}={shown(value)}: expected {' or '.join(map(repr, known))}.")
     steps, check_pairs, cells = (
         checked_count(name, value) for name, value in (("steps", steps), ("check_pairs", check_pairs), ("cells", cells))
     )
     check = checked_count("check", check, 0)
     seed = checked_count("seed", seed, 0, MOST_SEED)
     if metric is not None and not callable(metric):
-        raise InputTypeError(f"metric={metric!r}: expected a function of (logits, codes), or None.")
+        raise InputTypeError(f"metric={shown(metric)}: expected a function of (logits, codes), or None.")
     along = method == "integrated"
     todo = Pairing.checked(
         lens,

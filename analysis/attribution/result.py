@@ -15,6 +15,7 @@ from analysis.attribution.pairing import Towards
 from analysis.figures.canvas import drawable
 from analysis.likelihood import Window
 from analysis.statistics import LEVEL, N_PERMUTATIONS, Means, means
+from audiolens.checks import shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
 
@@ -184,7 +185,7 @@ class AttributionResult:
         """Return attributions along some axes, summed over the others, with pairs last."""
         kept = [by] if isinstance(by, str) else list(by)
         if not kept or any(axis not in _AXES for axis in kept) or len(set(kept)) < len(kept):
-            raise InputError(f"by={by!r}: expected one or several of {', '.join(_AXES)}.")
+            raise InputError(f"by={shown(by)}: expected one or several of {', '.join(_AXES)}.")
         values = np.moveaxis(self._scores(site).values, 1, -1)
         order = [axis for axis in _AXES if axis in kept]
         summed = values.sum(axis=tuple(place for place, axis in enumerate(_AXES) if axis not in kept))
@@ -192,7 +193,9 @@ class AttributionResult:
 
     def _scores(self, site: str) -> Scores:
         if site not in self.sites:
-            raise InputError(f"{site!r} was not attributed.{nearest(site, self.sites)} There are: {[*self.sites]}.")
+            raise InputError(
+                f"{shown(site)} was not attributed.{nearest(site, self.sites)} There are: {[*self.sites]}."
+            )
         return self.sites[site]
 
     @staticmethod

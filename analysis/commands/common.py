@@ -129,7 +129,7 @@ def write_result(found: Any, folder: Path, name: str) -> None:
     live.write(found.figure(), folder / f"{name}.html", name)
 
 
-def shown(found: Any, as_json: bool, columns: Sequence[str], **only: Any) -> None:
+def print_result(found: Any, as_json: bool, columns: Sequence[str], **only: Any) -> None:
     """Print a result's finding and table, in full as JSON, or as text with only these columns and the matching rows."""
     if as_json:
         say(to_json(as_facts(found)))

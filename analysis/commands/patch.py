@@ -13,9 +13,9 @@ from analysis.commands.common import (
     as_facts,
     is_prompt_file,
     open_lens,
+    print_result,
     prompt_set,
     say,
-    shown,
     to_json,
     write_result,
 )
@@ -111,10 +111,10 @@ def patch(
     if as_json:
         say(to_json({**as_facts(result), "sound": None if result.sound is None else as_facts(result.sound)}))
         return
-    shown(result, False, _SHOWN, codebook="total")
+    print_result(result, False, _SHOWN, codebook="total")
     if result.sound is not None:
         say()
-        shown(result.sound, False, _SHOWN)
+        print_result(result.sound, False, _SHOWN)
 
 
 def _ear(concept: str, by: str, measured: str | None, pairs: int, seed: int) -> Sound | None:

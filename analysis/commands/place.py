@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from analysis.commands.common import Json, Model, open_lens, prompt_set, say, shown, words_unread, write_result
+from analysis.commands.common import Json, Model, open_lens, print_result, prompt_set, say, words_unread, write_result
 from audiolens.errors import InputError
 
 _SHOWN = ("strategy", "layer", "alignment", "low", "high", "gain", "strength", "chosen", "norm", "probe", "patching",
@@ -75,7 +75,7 @@ def place(
     if out is not None:
         with folder.fresh(out, overwrite=None) as work:
             write_result(found, work, "placement")
-    shown(found, as_json, _SHOWN)
+    print_result(found, as_json, _SHOWN)
 
 
 def _neutral(development: Sequence[str], count: int, concept: str) -> Sequence[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analysis.commands.common import Json, Model, open_lens, shown, write_result
+from analysis.commands.common import Json, Model, open_lens, print_result, write_result
 from audiolens.checks import MOST_PLACES, bounded
 from audiolens.errors import InputError
 
@@ -90,7 +90,7 @@ def probe(
     if out is not None:
         with folder.fresh(out, overwrite=None) as work:
             write_result(found, work, "probe")
-    shown(found, as_json, [name for name in _SHOWN if not (name == "auc" and quantity)])
+    print_result(found, as_json, [name for name in _SHOWN if not (name == "auc" and quantity)])
 
 
 def _data(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from audiolens.checks import shown
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,16 +24,16 @@ def asked(text: str) -> tuple[Path, float]:
     """Parse FILE:STRENGTH into a path and a number."""
     parts = _STEER.match(text)
     if parts is None:
-        raise InputError(f"--steer {text!r}: expected FILE:STRENGTH, such as tempo.safetensors:+1.0.")
+        raise InputError(f"--steer {shown(text)}: expected FILE:STRENGTH, such as tempo.safetensors:+1.0.")
     try:
         strength = float(parts["strength"])
     except ValueError:
-        raise InputError(f"--steer {text!r}: {parts['strength']!r} is not a number.") from None
+        raise InputError(f"--steer {shown(text)}: {shown(parts['strength'])} is not a number.") from None
     if not abs(strength) < float("inf"):
-        raise InputError(f"--steer {text!r}: the strength is {strength}; expected a finite number.")
+        raise InputError(f"--steer {shown(text)}: the strength is {strength}; expected a finite number.")
     file = Path(parts["file"])
     if not file.is_file():
-        raise InputError(f"--steer {text!r}: {file}: no such file. `audiolens directions read` writes one.")
+        raise InputError(f"--steer {shown(text)}: {file}: no such file. `audiolens directions read` writes one.")
     return file, strength
 
 
@@ -42,7 +43,7 @@ def band_of(text: str | None) -> tuple[int, int] | None:
         return None
     parts = _BAND.match(text)
     if parts is None:
-        raise InputError(f"--band {text!r}: expected FIRST-LAST, such as 4-8, both blocks included.")
+        raise InputError(f"--band {shown(text)}: expected FIRST-LAST, such as 4-8, both blocks included.")
     return int(parts["first"]), int(parts["last"])
 
 

@@ -22,7 +22,7 @@ from analysis.commands.common import (
     to_json,
     words_unread,
 )
-from audiolens.checks import MOST_PLACES, bounded
+from audiolens.checks import MOST_PLACES, bounded, shown
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
@@ -165,8 +165,8 @@ def _tell(result: SweepResult, out: Path, measured: str | None, as_json: bool) -
         return
     for dose in doses:
         say(f"\n{dose!r}")
-        shown = ("strength", "effect", "low", "high", "median", "failed", "p_random", "p_corrected")
-        rows = [{name: cell(row[name]) for name in shown} for _, row in dose.widest().iterrows()]
+        columns = ("strength", "effect", "low", "high", "median", "failed", "p_random", "p_corrected")
+        rows = [{name: cell(row[name]) for name in columns} for _, row in dose.widest().iterrows()]
         print_table(rows)
         if len(dose.monotonicity) > 1:
             say(f"{result.limits(dose.concept, measured)!r}\n{result.strategies(dose.concept, measured)!r}")
@@ -190,7 +190,9 @@ def _check_measure(measured: str | None) -> None:
     from audiolens.measure import MEASURES
 
     if measured is not None and measured not in MEASURES:
-        raise InputError(f"--measure {measured!r}.{nearest(measured, MEASURES)} Choose from: {', '.join(MEASURES)}.")
+        raise InputError(
+            f"--measure {shown(measured)}.{nearest(measured, MEASURES)} Choose from: {', '.join(MEASURES)}."
+        )
 
 
 def _given(sources: list[str], split: str) -> list[Directions | PromptSet | str]:
@@ -200,7 +202,7 @@ def _given(sources: list[str], split: str) -> list[Directions | PromptSet | str]
     from audiolens.prompts import concepts
 
     if split not in ("development", "test"):
-        raise InputError(f"--split {split!r}: expected development or test.")
+        raise InputError(f"--split {shown(split)}: expected development or test.")
     found: list[Directions | PromptSet | str] = []
     for source in sources:
         if Path(source).suffix == ".safetensors":
@@ -211,7 +213,7 @@ def _given(sources: list[str], split: str) -> list[Directions | PromptSet | str]
             found.append(source)
         else:
             raise InputError(
-                f"unknown concept {source!r}.{nearest(source, concepts())} Known: {', '.join(concepts())}; or a "
+                f"unknown concept {shown(source)}.{nearest(source, concepts())} Known: {', '.join(concepts())}; or a "
                 ".safetensors file of directions, or a .csv, .json or .toml file of prompts."
             )
     return found
@@ -226,7 +228,7 @@ def _sets(given: Sequence[Directions | PromptSet | str], lens: AudioLens) -> dic
     for one in given:
         name = one if isinstance(one, str) else one.meta.label if isinstance(one, Directions) else one.concept
         if name in sets:
-            raise InputError(f"{name!r} was given twice: give each concept once, with its own label.")
+            raise InputError(f"{shown(name)} was given twice: give each concept once, with its own label.")
         if not isinstance(one, Directions | str):
             sets[name] = completed(one, lens)
         elif name in sets_of.concepts():
@@ -304,9 +306,9 @@ def _strengths(option: str, text: str) -> list[float]:
             return [float(part) for part in text.split(",")]
         first, last, count = float(span["first"]), float(span["last"]), int(span["count"])
     except ValueError:
-        raise InputError(f"{option} {text!r}: expected FROM:TO:COUNT (-2:2:9), or a list of numbers.") from None
+        raise InputError(f"{option} {shown(text)}: expected FROM:TO:COUNT (-2:2:9), or a list of numbers.") from None
     if not first < last or not 2 <= count <= _MOST_STRENGTHS:
-        raise InputError(f"{option} {text!r}: expected FROM below TO, and a COUNT of 2 to {_MOST_STRENGTHS}.")
+        raise InputError(f"{option} {shown(text)}: expected FROM below TO, and a COUNT of 2 to {_MOST_STRENGTHS}.")
     return [round(float(value), 12) for value in np.linspace(first, last, count)]
 
 
@@ -318,11 +320,11 @@ def _blocks(text: str) -> list[int] | None:
     for part in text.split(","):
         ends = re.match(r"^(\d{1,6})(?:-(\d{1,6}))?$", part.strip())
         if ends is None:
-            raise InputError(f"--layers {text!r}: expected all, or blocks such as 2,4,6-9.")
+            raise InputError(f"--layers {shown(text)}: expected all, or blocks such as 2,4,6-9.")
         first, last = int(ends[1]), int(ends[2] or ends[1])
         found += bounded("--layers", range(first, last + 1), MOST_PLACES)
     if not found or len(set(found)) < len(found):
-        raise InputError(f"--layers {text!r}: expected at least one block, and each once.")
+        raise InputError(f"--layers {shown(text)}: expected at least one block, and each once.")
     return found
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from analysis.figures.canvas import drawable
-from audiolens.checks import checked_flags, numbers_of
+from audiolens.checks import checked_flags, numbers_of, shown
 from audiolens.directions.directions import Directions
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
@@ -65,7 +65,7 @@ class LayerAttribution:
         for one in self.evidence:
             if one.name == name:
                 return one
-        raise InputError(f"no evidence {name!r}; available: {', '.join(one.name for one in self.evidence)}.")
+        raise InputError(f"no evidence {shown(name)}; available: {', '.join(one.name for one in self.evidence)}.")
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per kind of evidence and layer.
@@ -178,6 +178,6 @@ def _made(name: str, unit: str, table: pd.DataFrame, column: str) -> LayerEviden
         raise InputError(f"{name}: several rows for layer {twice}: choose one or average them first.")
     values = table[column].to_numpy(float)
     if not np.isfinite(values).any():
-        raise InputError(f"{name}: no finite value in {column!r}.")
+        raise InputError(f"{name}: no finite value in {shown(column)}.")
     ends = [table[end].to_numpy(float) if end in table else np.full(len(values), np.nan) for end in ("low", "high")]
     return LayerEvidence(name, unit, layers, values, *ends)

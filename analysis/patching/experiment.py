@@ -28,7 +28,7 @@ from analysis.patching.plans import GridPlan, SoundPlan
 from analysis.patching.result import Mode, PatchingResult, checked_mode
 from analysis.patching.runs import Runs
 from analysis.patching.sound import Listening, Sound
-from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_flags
+from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_flags, shown
 from audiolens.door import guarded
 from audiolens.errors import ActivationOverflow, InputError
 from audiolens.model.timeline import Span, checked_span, codes_timeline
@@ -319,7 +319,7 @@ def _job(
 ) -> _Job:
     checked_mode(mode)
     if metric != "log_likelihood" and not isinstance(metric, LogLikelihood):
-        raise InputError(f"metric={metric!r}: expected 'log_likelihood', LogLikelihood(...) or Sound(...).")
+        raise InputError(f"metric={shown(metric)}: expected 'log_likelihood', LogLikelihood(...) or Sound(...).")
     memory = checked_amount("memory_gib", memory_gib, above=0)
     runs = Runs.checked(
         lens, clean, corrupted, codes, metric.seconds if isinstance(metric, LogLikelihood) else None, history

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from audiolens.checks import one_or_listed, whole_number
+from audiolens.checks import one_or_listed, shown, whole_number
 from audiolens.errors import InputError, SiteError
 from audiolens.model.sites import Site, checked_heads, checked_names, layers_once, named
 from audiolens.model.timeline import Real, Span, Timeline, clip_timeline
@@ -159,7 +159,7 @@ class Grid:
 def checked_by(by: Any) -> None:
     """Raise `InputError` if `by` is not a kind of column."""
     if by not in get_args(By):
-        raise InputError(f"by={by!r}: expected one of {', '.join(map(repr, get_args(By)))}.")
+        raise InputError(f"by={shown(by)}: expected one of {', '.join(map(repr, get_args(By)))}.")
 
 
 def needs_tokens(lens: AudioLens, hooks: Sequence[str]) -> bool:
@@ -252,7 +252,7 @@ def _windows(windows: int | Sequence[Span], timeline: Timeline, steps: int) -> l
     except TypeError:
         windows = 0
     if not windows:
-        raise InputError(f"windows={given!r}: expected a number of windows, or a list of (from, to) in seconds.")
+        raise InputError(f"windows={shown(given)}: expected a number of windows, or a list of (from, to) in seconds.")
     if isinstance(windows, int):
         if not 1 <= windows <= steps:
             raise InputError(f"windows={windows}: there are {steps} steps to divide; give 1 to {steps}.")

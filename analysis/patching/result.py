@@ -16,6 +16,7 @@ from analysis.patching.grid import By
 from analysis.patching.runs import N_PAIRS
 from analysis.resampling import Interval, bootstrap
 from analysis.statistics import LEVEL, Means, means
+from audiolens.checks import shown
 from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.model.timeline import Span
@@ -27,7 +28,7 @@ TOTAL = "total"
 def checked_mode(mode: Any) -> None:
     """Raise `InputError` if `mode` is not a patching mode."""
     if mode not in get_args(Mode):
-        raise InputError(f"mode={mode!r}: expected {' or '.join(map(repr, get_args(Mode)))}.")
+        raise InputError(f"mode={shown(mode)}: expected {' or '.join(map(repr, get_args(Mode)))}.")
 
 
 @guarded
@@ -238,7 +239,7 @@ class PatchingResult:
         if len(self.codebooks) == 1 and name == TOTAL:
             return 0
         if name not in self.names:
-            raise InputError(f"codebook={codebook!r}: this grid has {', '.join(self.names)}.")
+            raise InputError(f"codebook={shown(codebook)}: this grid has {', '.join(self.names)}.")
         return self.names.index(name)
 
     @cached_property

@@ -14,7 +14,7 @@ from torch import Tensor
 from analysis.likelihood import Window, refuse_unequal
 from analysis.patching.engine import PairBatch, Side, recorded_hooks
 from analysis.patching.grid import Cell
-from audiolens.checks import MOST_SEED, checked_count, checked_flags, in_order
+from audiolens.checks import MOST_SEED, checked_count, checked_flags, in_order, shown
 from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError, InputTypeError, PromptError
 from audiolens.model import text, tokens
@@ -93,7 +93,9 @@ def pairs(
     """
     checked_flags(same_length=same_length, turns=turns)
     if not isinstance(prompts, PromptSet):
-        raise InputTypeError(f"prompts={prompts!r}: expected a PromptSet, such as audiolens.prompts.load('tempo').")
+        raise InputTypeError(
+            f"prompts={shown(prompts)}: expected a PromptSet, such as audiolens.prompts.load('tempo')."
+        )
     n = checked_count("n", n)
     first_seed = checked_count("first_seed", first_seed, 0, MOST_SEED)
     if not prompts.matched:
@@ -259,8 +261,8 @@ def refuse_same(clean: Sequence[Any], corrupted: Sequence[Any]) -> None:
     same = [row for row, (a, b) in enumerate(zip(clean, corrupted, strict=True)) if a == b]
     if same:
         raise InputError(
-            f"pair {same[0]} has {clean[same[0]]!r} on both sides, so nothing differs: give another corrupted prompt, "
-            "or give the corrupted run its own codes with history=."
+            f"pair {same[0]} has {shown(clean[same[0]])} on both sides, so nothing differs: give another corrupted "
+            "prompt, or give the corrupted run its own codes with history=."
         )
 
 

@@ -27,7 +27,7 @@ from analysis.patching.plans import SoundPlan
 from analysis.patching.result import Mode, PatchingResult, checked_mode
 from analysis.patching.runs import checked_clusters, checked_prompts, refuse_same, token_offsets
 from audiolens import measure
-from audiolens.checks import MOST_SEED, checked_amount, checked_count
+from audiolens.checks import MOST_SEED, checked_amount, checked_count, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, PromptError, nearest
 from audiolens.interventions import Apply, Branch, checked_branch
@@ -66,7 +66,7 @@ class Sound:
     def __post_init__(self) -> None:
         if not isinstance(self.measure, str) or self.measure not in measure.MEASURES:
             near = nearest(str(self.measure), measure.MEASURES)
-            raise InputError(f"measure={self.measure!r}.{near} Available: {', '.join(measure.MEASURES)}.")
+            raise InputError(f"measure={shown(self.measure)}.{near} Available: {', '.join(measure.MEASURES)}.")
         checked_amount("seconds", self.seconds, above=0)
         if self.pairs is not None:
             checked_count("pairs", self.pairs)

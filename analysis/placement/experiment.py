@@ -21,7 +21,7 @@ from analysis.placement.other_evidence import Beside, checked_kinds, computed, g
 from analysis.placement.result import ALIGNMENT, Placement, chosen
 from analysis.placement.shifts import Candidate, asked_in_words, candidates, checked_strategies, shifts_of
 from audiolens import prompts as prompt_sets
-from audiolens.checks import checked_count, checked_flags, in_order
+from audiolens.checks import checked_count, checked_flags, in_order, shown
 from audiolens.directions.difference_in_means import difference_in_means
 from audiolens.directions.directions import Directions
 from audiolens.directions.steering import Strategy
@@ -109,9 +109,9 @@ def place(
         given = {one.name: one for one in layer_attribution.gather(**evidence).evidence}
     known = {ALIGNMENT, "norm", *compute, *given}
     if by not in known:
-        raise InputError(f"by={by!r}: expected one of {', '.join(sorted(known))}.")
+        raise InputError(f"by={shown(by)}: expected one of {', '.join(sorted(known))}.")
     if by != ALIGNMENT and all(strategy == "all-to-all" for strategy in strategies):
-        raise InputError(f"by={by!r} selects one block: give a strategy that uses one, such as one-to-one.")
+        raise InputError(f"by={shown(by)} selects one block: give a strategy that uses one, such as one-to-one.")
     neutral = _neutral(sets, prompts)
     poles = asked_in_words(lens, sets, neutral)
     read_from = () if directions is not None else (*sets.positive[:READ_PROMPTS], *sets.negative[:READ_PROMPTS])
@@ -138,7 +138,7 @@ def place(
     )
     other = computed(lens, sets, directions, poles, codes, compute, batch_size=batch_size)
     if by in other.left_out:
-        raise InputError(f"by={by!r}: {other.left_out[by]}")
+        raise InputError(f"by={shown(by)}: {other.left_out[by]}")
     placement = chosen(
         sets, found, shifts, layer_attribution.gather(norm=directions, **other.found, **given),
         prompts=neutral, by=by, left_out=other.left_out, n_bootstrap=n_bootstrap, seed=seed,

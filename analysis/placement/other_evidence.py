@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Int
 from torch import Tensor
 
+from audiolens.checks import shown
 from audiolens.directions.directions import Directions
 from audiolens.errors import InputError
 from audiolens.prompts import PromptSet
@@ -39,10 +40,10 @@ class Computed:
 
 def checked_kinds(wanted: Sequence[str]) -> None:
     if isinstance(wanted, str):
-        raise InputError(f"compute={wanted!r}: expected a list, such as [{wanted!r}].")
+        raise InputError(f"compute={shown(wanted)}: expected a list, such as [{shown(wanted)}].")
     for name in wanted:
         if name not in get_args(Beside):
-            raise InputError(f"compute={name!r}: expected some of {', '.join(get_args(Beside))}.")
+            raise InputError(f"compute={shown(name)}: expected some of {', '.join(get_args(Beside))}.")
 
 
 def generated_steps(lens: AudioLens, rows: int, seconds: float) -> int:

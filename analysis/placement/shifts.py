@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from analysis.likelihood import by_frame
+from audiolens.checks import shown
 from audiolens.directions.directions import Directions
 from audiolens.directions.steering import Strategy, steer
 from audiolens.errors import InputError
@@ -114,8 +115,9 @@ def asked_in_words(lens: AudioLens, sets: PromptSet, neutral: Sequence[str]) -> 
         if apart:
             row = apart[0]
             raise InputError(
-                f"{positive[row]!r} and {negative[row]!r} have {sizes[0][row]} and {sizes[1][row]} tokens. If the text "
-                "is a prefix, words of unequal length displace every step: use words with the same number of tokens."
+                f"{shown(positive[row])} and {shown(negative[row])} have {sizes[0][row]} and {sizes[1][row]} tokens. "
+                "If the text is a prefix, words of unequal length displace every step: use words with the same number "
+                "of tokens."
             )
     return positive, negative
 
@@ -142,10 +144,10 @@ def words_of(sets: PromptSet, neutral: Sequence[str]) -> tuple[list[str], list[s
 
 def checked_strategies(strategies: Sequence[str]) -> None:
     if isinstance(strategies, str):
-        raise InputError(f"strategies={strategies!r}: expected a list, such as [{strategies!r}].")
+        raise InputError(f"strategies={shown(strategies)}: expected a list, such as [{shown(strategies)}].")
     for strategy in strategies:
         if strategy not in PLACED:
-            raise InputError(f"strategy={strategy!r} is not a candidate: expected some of {', '.join(PLACED)}.")
+            raise InputError(f"strategy={shown(strategy)} is not a candidate: expected some of {', '.join(PLACED)}.")
     if not strategies:
         raise InputError(f"no strategies: give some of {', '.join(PLACED)}.")
 

@@ -21,7 +21,16 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from analysis.probing.table import column, numbers_or_text, read_columns
-from audiolens.checks import MOST_SEED, as_array, checked_amount, checked_count, checked_flags, checked_text, in_order
+from audiolens.checks import (
+    MOST_SEED,
+    as_array,
+    checked_amount,
+    checked_count,
+    checked_flags,
+    checked_text,
+    in_order,
+    shown,
+)
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest, shortened
 from audiolens.etude.synth import CLIP_SECONDS
@@ -262,7 +271,7 @@ class Dataset:
         seed = checked_count("seed", seed, 0, MOST_SEED)
         seconds = checked_amount("seconds", seconds, above=0)
         if task not in get_args(Task):
-            raise InputError(f"task={task!r}: expected {' or '.join(map(repr, get_args(Task)))}.")
+            raise InputError(f"task={shown(task)}: expected {' or '.join(map(repr, get_args(Task)))}.")
         chosen, labels = _drawn(concept, n, task, seed)
         audio = np.stack([synth.labelled_clip(index, seed, seconds).audio for index in chosen])
         codes = encoded(lens, audio, synth.SAMPLE_RATE)
@@ -369,7 +378,7 @@ def _drawn(concept: str, n: int, task: Task, seed: int) -> tuple[list[int], list
     known = {**CONCEPTS, "tonic": "tonic", "meter": "meter"}
     if concept not in known:
         raise InputError(
-            f"concept={concept!r} is not a label of the synthesiser.{nearest(concept, known)} Its labels are "
+            f"concept={shown(concept)} is not a label of the synthesiser.{nearest(concept, known)} Its labels are "
             f"{shortened(known)}."
         )
     attribute = known[concept]

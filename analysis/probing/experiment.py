@@ -178,7 +178,7 @@ def _rows(
         raise InputError("no labels: give one per row.")
     if isinstance(data, ActivationCache):
         if lens is not None and data.model and data.model != lens.name:
-            raise InputError(f"the cache was recorded from {data.model!r}, but the lens is of {lens.name!r}.")
+            raise InputError(f"the cache was recorded from {shown(data.model)}, but the lens is of {shown(lens.name)}.")
         chosen = None if layers is None else data.numbered(layers)
         found = _held(features.of_cache(data, site, each_head=None if heads is None else True), site, chosen, heads)
         prompts = data.prompts or (None,) * found.values.shape[1]
@@ -234,11 +234,11 @@ def _check_numbers(penalty: Any, n_components: Any, n_bootstrap: Any, n_jobs: An
 
 def _checked_kind(kind: Any, task: Any) -> Kind:
     if task not in ("classification", "regression"):
-        raise InputError(f"task={task!r}: expected 'classification' or 'regression'.")
+        raise InputError(f"task={shown(task)}: expected 'classification' or 'regression'.")
     if kind is None:
         return "ridge"
     if kind not in KINDS:
-        raise InputError(f"kind={kind!r}: expected one of {', '.join(KINDS)}.")
+        raise InputError(f"kind={shown(kind)}: expected one of {', '.join(KINDS)}.")
     if kind == "logistic" and task == "regression":
         raise InputError("kind='logistic' needs classes: use 'ridge' or 'mlp' for a quantity.")
     return kind

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from analysis.probing.dataset import Dataset
 from audiolens.cache.activation_cache import ActivationCache
-from audiolens.checks import numbers_of
+from audiolens.checks import numbers_of, shown
 from audiolens.errors import InputError, SiteError, shortened
 from audiolens.interventions import Branch
 from audiolens.model.sites import Site, listed_layers, named
@@ -78,8 +78,8 @@ def of_model(
     span, reduce = _reading(position, lens)
     if data.codes is None and position not in ("first", "eos"):
         raise InputError(
-            f"position={position!r}: these rows have no codes, so only the start token is read: give codes or sounds, "
-            "or use position='first'."
+            f"position={shown(position)}: these rows have no codes, so only the start token is read: give codes or "
+            "sounds, or use position='first'."
         )
     parts: list[Features] = []
     for cache in lens.iter_cache(
@@ -116,7 +116,7 @@ def of_cache(cache: ActivationCache, site: str, each_head: bool | None = None) -
     short = asked.short
     names = [name for name in cache if name == asked.name or (asked.layer is None and Site.of(name).hook == asked.hook)]
     if not names:
-        raise SiteError(f"site {site!r} was not recorded. Recorded: {shortened(cache.keys())}.")
+        raise SiteError(f"site {shown(site)} was not recorded. Recorded: {shortened(cache.keys())}.")
     values, lengths, places = [], [], []
     for name in names:
         axes, tensor = cache.axes[name], cache[name].detach().float().cpu()
@@ -167,7 +167,7 @@ def of_sound(lens: AudioLens, data: Dataset, baseline: Baseline, position: Featu
         InputError: if the rows have no sound.
     """
     if data.codes is None or position in ("first", "eos"):
-        raise InputError(f"baselines={baseline!r}: these rows are read before any sound: give baselines=().")
+        raise InputError(f"baselines={shown(baseline)}: these rows are read before any sound: give baselines=().")
     span = position if isinstance(position, tuple) else None
     values = _codec(lens, data, span) if baseline == "codec" else _mel(lens, data, span)
     lengths = np.linalg.norm(values, axis=-1).mean(keepdims=True)
@@ -224,17 +224,17 @@ def _reading(position: FeaturePosition, lens: AudioLens) -> tuple[Span | None, s
         return (0, 1 / lens.config.frame_rate), "mean"
     if position not in ("mean", "last", "max", "eos"):
         raise InputError(
-            f"position={position!r}: expected 'mean', 'first', 'last', 'max', 'eos', or (from, to) in seconds."
+            f"position={shown(position)}: expected 'mean', 'first', 'last', 'max', 'eos', or (from, to) in seconds."
         )
     return None, position
 
 
 def _check_site(lens: AudioLens, site: str) -> None:
     if not isinstance(site, str):
-        raise InputError(f"site={site!r}: expected one site; probe several sites in separate calls.")
+        raise InputError(f"site={shown(site)}: expected one site; probe several sites in separate calls.")
     found = lens.find_sites(site)[0]
     if "step" not in found.axes or "codebook" in found.axes:
         raise InputError(
-            f"site={site!r} is {lens.sites()[found.name]!r}: expected a site with one vector per step, such as "
+            f"site={shown(site)} is {lens.sites()[found.name]!r}: expected a site with one vector per step, such as "
             "'resid_post' or 'attn.z'."
         )

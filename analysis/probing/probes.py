@@ -30,7 +30,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from analysis.probing.dataset import Task, refuse_leak
 from analysis.probing.table import column
 from analysis.resampling import Interval, bootstrap
-from audiolens.checks import checked_count
+from audiolens.checks import checked_count, shown
 from audiolens.errors import InputError
 from audiolens.ranking import auc
 
@@ -357,7 +357,7 @@ def _check_target(target: Labels, groups: np.ndarray, task: Task, names: Sequenc
         mine = len(np.unique(groups[target == place]))
         if mine < n_folds:
             raise InputError(
-                f"label {name!r} has {mine} groups (prompts, clips or pieces), fewer than the {n_folds} folds: "
+                f"label {shown(name)} has {mine} groups (prompts, clips or pieces), fewer than the {n_folds} folds: "
                 f"give more, or folds={max(mine, 2)}."
             )
 

@@ -161,7 +161,9 @@ class ProbeResult:
                 if the model that the activations come from is not known.
         """
         if self.vectors is None:
-            raise InputError(f"a probe of kind {self.probe.kind!r} has no direction of weights: use a linear probe.")
+            raise InputError(
+                f"a probe of kind {shown(self.probe.kind)} has no direction of weights: use a linear probe."
+            )
         if self.meta is None:
             raise InputError("the model of these activations is unknown: probe with lens=, or probe a Dataset.")
         layers = [place.layer for place in self.places if place.layer is not None and place.head is None]

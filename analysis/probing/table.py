@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from audiolens.checks import as_array, in_order, refuse_masked
+from audiolens.checks import as_array, in_order, refuse_masked, shown
 from audiolens.errors import InputError, shortened
 from audiolens.files.bounded import csv_rows, read_text
 
@@ -34,12 +34,12 @@ def read_columns(path: Path, *, filled: Sequence[str], blank: Sequence[str | Non
     for name in wanted:
         if header.count(name) != 1:
             there = "no column" if name not in header else "more than one column"
-            raise InputError(f"{path} has {there} {name!r}: it has {shortened(header)}.")
+            raise InputError(f"{path} has {there} {shown(name)}: it has {shortened(header)}.")
     columns = {name: [cells[header.index(name)] for _, cells in rows[1:]] for name in wanted}
     for name in filled:
         for (line, _), cell in zip(rows[1:], columns[name], strict=True):
             if not cell:
-                raise InputError(f"{path}: line {line} has an empty {name!r}: fill it in, or remove the line.")
+                raise InputError(f"{path}: line {line} has an empty {shown(name)}: fill it in, or remove the line.")
     return columns
 
 

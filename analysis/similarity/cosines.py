@@ -20,7 +20,7 @@ from scipy import stats
 
 from analysis.figures.canvas import drawable
 from analysis.statistics import LEVEL, correct
-from audiolens.checks import checked_amount, checked_count, numbers_of
+from audiolens.checks import checked_amount, checked_count, numbers_of, shown
 from audiolens.directions.directions import Directions
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
@@ -303,7 +303,7 @@ def _refuse_other(given: Mapping[str, Any]) -> None:
 
 def _checked_null(null: Any, n_draws: Any) -> None:
     if null not in get_args(Null):
-        raise InputError(f"null={null!r}: expected {' or '.join(map(repr, get_args(Null)))}.")
+        raise InputError(f"null={shown(null)}: expected {' or '.join(map(repr, get_args(Null)))}.")
     checked_count("n_draws", n_draws)
 
 

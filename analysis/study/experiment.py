@@ -21,7 +21,7 @@ from analysis.study.result import Study
 from analysis.study.settings import Settings
 from analysis.study.stages import Stages
 from analysis.sweep.response import MEASURED
-from audiolens.checks import checked_flags, checked_text
+from audiolens.checks import checked_flags, checked_text, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest, shortened
 from audiolens.files.atomic import aside
@@ -45,8 +45,8 @@ def prompts_of(concept: str | PromptSet, lens: AudioLens | None = None, settings
         if concept not in concepts():
             known = [name for name in concepts() if chosen.measured or name in MEASURED]
             raise InputError(
-                f"unknown concept {concept!r}.{nearest(str(concept), known)} Known: {shortened(known)}; or a .csv, "
-                ".json or .toml file of prompts."
+                f"unknown concept {shown(concept)}.{nearest(str(concept), known)} Known: {shortened(known)}; or a "
+                ".csv, .json or .toml file of prompts."
             )
         sets = load(concept, lens=lens)  # pyright: ignore[reportArgumentType]
     chosen.measure_of(sets.concept)

@@ -11,7 +11,7 @@ import numpy as np
 from analysis import sweep
 from analysis.sweep.response import MEASURED, is_ratio
 from audiolens import measure
-from audiolens.checks import checked_count, checked_flags
+from audiolens.checks import checked_count, checked_flags, shown
 from audiolens.directions.pole_reader import Position
 from audiolens.directions.steering import Strategy
 from audiolens.door import checked_kinds, guarded
@@ -201,7 +201,7 @@ class Settings:
         if 1.0 not in self.doses or not all(np.isfinite(dose) and dose > 0 for dose in self.doses):
             raise InputError(f"doses={self.doses}: expected finite numbers above 0, including 1.0.")
         if self.place_by not in ("evidence", "scan"):
-            raise InputError(f"place_by={self.place_by!r}: expected 'evidence' or 'scan'.")
+            raise InputError(f"place_by={shown(self.place_by)}: expected 'evidence' or 'scan'.")
         checked_kinds(self)
 
     def blocks(self, n_layers: int) -> list[int]:
@@ -246,11 +246,11 @@ class Settings:
         name = self.measured or self.heard_by.get(concept) or MEASURED.get(concept)
         if name is None:
             raise InputError(
-                f"{concept!r} has no measure, so a study could not report an effect. Concepts with a measure are "
+                f"{shown(concept)} has no measure, so a study could not report an effect. Concepts with a measure are "
                 f"{', '.join(MEASURED)}; for any other, name one (--measure, measured=) of {', '.join(known)}."
             )
         if name not in known:
-            raise InputError(f"measure {name!r}: expected one whose change is a ratio.{nearest(name, known)} "
+            raise InputError(f"measure {shown(name)}: expected one whose change is a ratio.{nearest(name, known)} "
                              f"Choose from: {', '.join(known)}.")  # fmt: skip
         return name
 
@@ -267,15 +267,17 @@ class Settings:
         for name in ("development", "test"):
             wanted, there = getattr(self, name), len(getattr(sets, name))
             if not 1 <= wanted <= there:
-                raise InputError(f"{name}={wanted} prompts: expected at least 1, and {sets.concept!r} has {there}.")
+                raise InputError(
+                    f"{name}={wanted} prompts: expected at least 1, and {shown(sets.concept)} has {there}."
+                )
         for pole in sets.poles:
             # This raises if a pole has no word, which the prompted references need.
             sets.prompted(sets.test[0], pole)
         high, low = (sets.words(pole)[0] for pole in sets.poles)
         if text.read_alike(high, low, lens.tokenizer):
             raise InputError(
-                f"{sets.concept!r}: the model does not know {high!r} or {low!r}, so it reads them alike and no prompt "
-                "can ask for a pole: give words that it knows (--words, PromptSet.completed)."
+                f"{shown(sets.concept)}: the model does not know {shown(high)} or {shown(low)}, so it reads them alike "
+                "and no prompt can ask for a pole: give words that it knows (--words, PromptSet.completed)."
             )
         for name in ("poles", "development_seeds", "test_seeds", "most_blocks", "batch_size"):
             least = FEWEST_PROMPTS if name == "poles" else 1
@@ -318,6 +320,6 @@ def refuse_too_few(sets: PromptSet) -> None:
     for pole, side in zip(sets.poles, (sets.positive, sets.negative), strict=True):
         if len(side) < FEWEST_PROMPTS:
             raise InputError(
-                f"{sets.concept!r} has {len(side)} prompt for the pole {pole!r}: a study needs at least "
+                f"{shown(sets.concept)} has {len(side)} prompt for the pole {shown(pole)}: a study needs at least "
                 f"{FEWEST_PROMPTS} per pole, and about 25 for a stable direction."
             )

@@ -22,7 +22,7 @@ from analysis.study import stages
 from analysis.study.result import Study
 from analysis.study.settings import Settings
 from analysis.study.test_result import cross_effects
-from audiolens.checks import checked_flags
+from audiolens.checks import checked_flags, shown
 from audiolens.errors import InputError, InputTypeError
 from audiolens.files.atomic import as_path, inside
 from audiolens.model.tokens import named_once
@@ -114,12 +114,12 @@ def run(
     """
     checked_flags(overwrite=overwrite, progress=progress)
     if isinstance(concepts, str) or not isinstance(concepts, Sequence):
-        raise InputTypeError(f"concepts={concepts!r}: expected a list, such as ['tempo', 'timbre'].")
+        raise InputTypeError(f"concepts={shown(concepts)}: expected a list, such as ['tempo', 'timbre'].")
     chosen = settings or Settings()
     if chosen.measured is not None:
         raise InputError(
-            f"measured={chosen.measured!r} would apply to every concept: leave it out, so that each concept has its "
-            "own measure, or study the concepts one by one."
+            f"measured={shown(chosen.measured)} would apply to every concept: leave it out, so that each concept has "
+            "its own measure, or study the concepts one by one."
         )
     sets = [study.prompts_of(concept, lens, chosen) for concept in concepts]
     names = [one.concept for one in sets]

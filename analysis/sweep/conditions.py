@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from audiolens.checks import checked_count, in_order
+from audiolens.checks import checked_count, in_order, shown
 from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError
 from audiolens.interventions import Add, Branch, Intervention
@@ -57,8 +57,8 @@ class Condition:
         for intervention in self.interventions:
             if intervention.rows is not None or torch.as_tensor(intervention.strength, device="cpu").ndim:
                 raise InputError(
-                    f"condition {self.name!r}: an intervention names rows or has a strength per row, but a condition "
-                    "applies to all its rows: give one strength and no rows."
+                    f"condition {shown(self.name)}: an intervention names rows or has a strength per row, but a "
+                    "condition applies to all its rows: give one strength and no rows."
                 )
 
     def asked(self, prompt: str) -> str:
@@ -140,7 +140,7 @@ def packed(conditions: Sequence[Condition], clips: Sequence[PromptSeed], batch_s
     names = [condition.name for condition in conditions]
     if len(set(names)) != len(names):
         doubled = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"two conditions are named {doubled!r}: give each its own name.")
+        raise InputError(f"two conditions are named {shown(doubled)}: give each its own name.")
     if BASELINE not in names:
         raise InputError(f"no condition is named {BASELINE!r}: add Condition({BASELINE!r}) to compare with.")
     if not clips or len(set(clips)) != len(clips):

@@ -157,7 +157,7 @@ def dose_response(effects: pd.DataFrame, concept: str, measured: str) -> DoseRes
     steered = mine["kind"] == "steered"
     if not steered.any():
         known = effects.loc[effects["kind"] == "steered", "concept"].unique()
-        raise InputError(f"{concept!r} was not steered. Steered concepts: {', '.join(map(str, known))}.")
+        raise InputError(f"{shown(concept)} was not steered. Steered concepts: {', '.join(map(str, known))}.")
     at = mine.groupby([*PLACE, "strength"], dropna=False).ngroup()
     columns: dict[str, list[float]] = {}
     for kind in CONTROLS:

@@ -28,7 +28,7 @@ from analysis.sweep.playing import Also, Making, heard_batches, threads
 from analysis.sweep.result import SweepResult
 from analysis.sweep.storage import SoundFormat, check_sound, in_memory, into_folder, size_of, stops
 from audiolens import measure
-from audiolens.checks import MOST_JOBS, checked_amount, checked_count, checked_flags
+from audiolens.checks import MOST_JOBS, checked_amount, checked_count, checked_flags, shown
 from audiolens.directions.directions import Directions
 from audiolens.directions.steering import Strategy, Unit
 from audiolens.door import guarded
@@ -219,8 +219,8 @@ def play(
     bar = partial(tqdm, total=len(todo), desc=progress, unit="clip", disable=progress is None, smoothing=0.1)
     done = {"model": lens.name, **settings}
     if out is None:
-        with stops(None, todo), hearing() as ear, bar() as shown:
-            table, codes, audio = in_memory(heard_batches(lens, todo, making, ear), todo, keep_audio, shown)
+        with stops(None, todo), hearing() as ear, bar() as bar_shown:
+            table, codes, audio = in_memory(heard_batches(lens, todo, making, ear), todo, keep_audio, bar_shown)
         return SweepResult(table, names, done, lens.config.sample_rate, audio, tuple(also or ()), _codes=codes)
     facts = _facts(lens, todo, settings, names, also, sound)
     columns = [*names, *response.LOST, *(also or ()), *(["file"] if sound else [])]
@@ -229,12 +229,12 @@ def play(
         stops(Path(out), todo),
         ledgers.ledger(out, facts, todo.labels, columns, need) as kept,
         threads(kept.facts["model"]["threads"]),
-        bar(initial=sum(len(todo.batches[number]) for number in kept.done)) as shown,
+        bar(initial=sum(len(todo.batches[number]) for number in kept.done)) as bar_shown,
     ):
         if len(kept.done) < len(todo.batches):
             with hearing() as ear:
                 into_folder(
-                    kept, heard_batches(lens, todo, making, ear, kept.codes_of_done), todo, sound, keep_audio, shown
+                    kept, heard_batches(lens, todo, making, ear, kept.codes_of_done), todo, sound, keep_audio, bar_shown
                 )
         kept.close()
     return load_folder(out)
@@ -301,11 +301,11 @@ def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
 
 def _names(measures: Sequence[str], also: Mapping[str, Any]) -> tuple[str, ...]:
     if isinstance(measures, str) or not measures:
-        raise InputError(f"measures={measures!r}: expected a list of names, such as ['tempo_ioi', 'brightness'].")
+        raise InputError(f"measures={shown(measures)}: expected a list of names, such as ['tempo_ioi', 'brightness'].")
     known = [*measure.MEASURES, *measure.EXTRA_MEASURES]
     for name in measures:
         if name not in known:
-            raise InputError(f"no measure {name!r}.{nearest(name, known)} Choose from: {', '.join(known)}.")
+            raise InputError(f"no measure {shown(name)}.{nearest(name, known)} Choose from: {', '.join(known)}.")
     measure.refuse_lacking(measures)
     taken = {*known, *response.LOST, "file"} & set(also)
     if taken:

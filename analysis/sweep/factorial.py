@@ -180,7 +180,7 @@ def _strengths(name: str, given: Sequence[float]) -> tuple[float, ...]:
     try:
         values = [real_number(value) for value in listed(name, given)]
     except TypeError:
-        raise InputTypeError(f"{name}={given!r}: expected a list of numbers.") from None
+        raise InputTypeError(f"{name}={shown(given)}: expected a list of numbers.") from None
     if not all(math.isfinite(value) for value in values) or len(set(values)) < len(values):
         raise InputError(f"{name}={values}: expected different finite numbers.")
     steered = tuple(sorted(value for value in values if value))

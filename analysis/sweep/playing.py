@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from analysis.listening import Heard, Listener
 from analysis.sweep.conditions import BASELINE, Condition, Plan, merge
-from audiolens.checks import checked_amount, checked_count
+from audiolens.checks import checked_amount, checked_count, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.model import text
@@ -167,6 +167,6 @@ def _further(lens: AudioLens, made: Generation, also: Also) -> pd.DataFrame:
     for name, measured in also.items():
         values = np.asarray(measured(lens, made), dtype=float)
         if values.shape != (len(made),):
-            raise InputError(f"also: {name!r} gave shape {values.shape} for {len(made)} clips: expected one each.")
+            raise InputError(f"also: {shown(name)} gave shape {values.shape} for {len(made)} clips: expected one each.")
         columns[name] = values
     return pd.DataFrame(columns)

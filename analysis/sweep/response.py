@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from analysis.statistics import effect, rank_test
 from analysis.sweep.conditions import BASELINE
 from audiolens import measure
+from audiolens.checks import shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
 
@@ -57,9 +58,11 @@ def effects(table: pd.DataFrame, measured: str, n_bootstrap: int = 1000, further
     """
     if measured not in table:
         known = [name for name in (*measure.MEASURES, *further) if name in table]
-        raise InputError(f"{measured!r} was not measured.{nearest(measured, known)} Measured: {', '.join(known)}.")
+        raise InputError(f"{shown(measured)} was not measured.{nearest(measured, known)} Measured: {', '.join(known)}.")
     if unknown := [name for name in further if name not in table]:
-        raise InputError(f"further: {unknown[0]!r} is not a column.{nearest(str(unknown[0]), map(str, table.columns))}")
+        raise InputError(
+            f"further: {shown(unknown[0])} is not a column.{nearest(str(unknown[0]), map(str, table.columns))}"
+        )
     own = table[table["condition"] == BASELINE].set_index(KEYS)
     columns = [measured, *(["nats"] if "nats" in further else [])]
     pairs = own[columns].reindex(pd.MultiIndex.from_frame(table[KEYS])).to_numpy(dtype=float)

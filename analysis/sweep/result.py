@@ -69,7 +69,7 @@ class SweepResult:
         """Return the codes of a condition's clips, in the order of its rows."""
         names = self.table["condition"]
         if condition not in set(names):
-            raise InputError(f"no condition {condition!r}.{nearest(condition, set(names))}")
+            raise InputError(f"no condition {shown(condition)}.{nearest(condition, set(names))}")
         rows = np.flatnonzero(names == condition)
         if self._codes is not None:
             return torch.from_numpy(self._codes[rows]).long()
@@ -203,7 +203,7 @@ class SweepResult:
             return known[0]
         if given not in known:
             near = nearest(str(given), known)
-            raise InputError(f"concept={given!r}.{near} Swept concepts: {', '.join(known) or 'none'}.")
+            raise InputError(f"concept={shown(given)}.{near} Swept concepts: {', '.join(known) or 'none'}.")
         return given
 
     def __repr__(self) -> str:

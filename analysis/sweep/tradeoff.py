@@ -18,7 +18,7 @@ from analysis.figures.canvas import drawable
 from analysis.statistics import MOST_FAILED
 from analysis.sweep.dose import DoseResponse, change, place_of
 from analysis.sweep.factorial import PLACE, spoken
-from audiolens.checks import checked_amount, checked_text
+from audiolens.checks import checked_amount, checked_text, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError
 
@@ -213,7 +213,7 @@ def layer_map(dose: DoseResponse, strategy: str | None = None, branch: str | Non
         mine = mine[mine[name] == (mine[name].iloc[0] if value is None and len(mine) else value)]
     if not len(mine):
         known = dose.steered.loc[dose.steered["layer"].notna(), "strategy"].unique()
-        raise InputError(f"strategy={strategy!r}, branch={branch!r}: not swept over layers. Choose from: "
+        raise InputError(f"strategy={shown(strategy)}, branch={shown(branch)}: not swept over layers. Choose from: "
                          f"{', '.join(map(str, known)) or 'none'}.")  # fmt: skip
     layers = tuple(sorted(int(layer) for layer in mine["layer"].unique()))
     strengths = tuple(sorted({0.0, *mine["strength"]}))
@@ -310,5 +310,5 @@ def _with_loss(dose: DoseResponse, loss: str) -> pd.DataFrame:
         labels = {*PLACE, "strength", "draw", "effect", "low", "high", "median", "left_out", "clips"}
         numbers = (name for name in steered.select_dtypes("number") if not str(name).startswith(("p_", "n_")))
         known = [str(name) for name in numbers if name not in labels]
-        raise InputError(f"loss={loss!r}: not measured in this sweep. Choose from: {', '.join(known)}.")
+        raise InputError(f"loss={shown(loss)}: not measured in this sweep. Choose from: {', '.join(known)}.")
     return steered
