@@ -16,7 +16,7 @@ from torch import Tensor
 
 from analysis.figures.canvas import drawable
 from analysis.likelihood import Window, checked_rows
-from analysis.site_grid import places_of
+from analysis.site_grid import grid_sites
 from analysis.statistics import LEVEL, N_PERMUTATIONS, UNTESTED, Means, means
 from audiolens.checks import checked_amount, shown
 from audiolens.door import guarded
@@ -129,8 +129,8 @@ def ablate(
     """
     listed, codes = checked_rows(lens, prompts, codes)
     whole_batch_size(batch_size)
-    places = list(places_of(lens, site, layers).values())[0]
-    if not places[0].heads or places[0].place != "step":
+    sites = list(grid_sites(lens, site, layers).values())[0]
+    if not sites[0].heads or sites[0].cell_unit != "step":
         raise InputError(f"site={shown(site)}: expected a site with heads and steps, 'attn.z' or 'cross_attn.z'.")
     factor = checked_amount("factor", factor)
     whole = (0.0, lens.timeline(codes.shape[-1]).seconds)
@@ -140,26 +140,26 @@ def ablate(
     each = window.end - window.first
     n = len(codes)
     intact = window(lens.run_with_cache(list(listed), codes, sites=())[0], codes) / each
-    todo = [(place, head) for place in places for head in chosen]
+    todo = [(one, head) for one in sites for head in chosen]
     at_once = max(1, whole_batch_size(batch_size) // n)
     parts = []
     for first in range(0, len(todo), at_once):
         cells = todo[first : first + at_once]
         edits = [
-            Scale(factor, site=place.name, heads=[head], rows=range(n * i, n * (i + 1)), branch="cond")
-            for i, (place, head) in enumerate(cells)
+            Scale(factor, site=one.name, heads=[head], rows=range(n * i, n * (i + 1)), branch="cond")
+            for i, (one, head) in enumerate(cells)
         ]
         many = codes.repeat(len(cells), 1, 1)
         logits = lens.run_with_interventions(list(listed) * len(cells), many, edits, batch_size=max(batch_size, n))
         scores = window(logits, many.to(logits.device)) / each
         parts += list(scores.unflatten(0, (len(cells), n)) - intact)
-    changes = np.stack([part.double().cpu().numpy() for part in parts]).reshape(len(places), len(chosen), n, -1)
+    changes = np.stack([part.double().cpu().numpy() for part in parts]).reshape(len(sites), len(chosen), n, -1)
     return HeadAblation(
         changes=changes,
         intact=intact.double().cpu().numpy(),
-        site=places[0].short,
+        site=sites[0].short,
         factor=factor,
-        layers=tuple(-1 if place.layer is None else place.layer for place in places),
+        layers=tuple(-1 if one.layer is None else one.layer for one in sites),
         heads=tuple(chosen),
         prompts=listed,
         window=window,

@@ -56,15 +56,15 @@ def text_screen(result: TextAttention, row: int) -> go.Figure:
     chosen = _leading(result.selective(), result.layers, result.heads, count)
     names = [token.lstrip("▁Ġ") for token in result.tokens[_checked_row(result, row)]]
     figure, steps = go.Figure(), []
-    for place, (layer, head) in enumerate(chosen):
+    for index, (layer, head) in enumerate(chosen):
         weights = _of(result, layer, head)[row, :, : len(names)].T
         seconds = np.arange(weights.shape[1]) / result.frame_rate
         figure.add_heatmap(
             z=weights, x=seconds, y=list(range(len(names))), zmin=0, zmax=1, colorscale="Cividis",
-            colorbar_title="weight", visible=place == 0,
+            colorbar_title="weight", visible=index == 0,
             hovertemplate="%{x:.2f} s: %{z:.3f}<extra></extra>",
         )  # fmt: skip
-        visible = [other == place for other in range(count)]
+        visible = [other == index for other in range(count)]
         title = f"block {layer} head {head}"
         steps.append({"method": "update", "label": title, "args": [{"visible": visible}, {"title.text": title}]})
     figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, title_text="token")
@@ -113,7 +113,7 @@ def lag_screen(result: LagAttention) -> go.Figure:
         "block %{y} head %{x}: %{z:+.3f} [%{customdata[0]:+.3f}, %{customdata[1]:+.3f}]<br>other clips' beats "
         "%{customdata[2]:+.3f}, p = %{customdata[3]:.3g}<extra></extra>"
     )
-    heads, blocks = ([str(place) for place in axis] for axis in (result.heads, result.layers))
+    heads, blocks = ([str(one) for one in axis] for axis in (result.heads, result.layers))
     figure = go.Figure(screen_heat(found.value, heads, blocks, "score", customdata=extra, hovertemplate=hover))
     marks = np.where(result.periodic, "*", "")
     figure.update_traces(text=marks, texttemplate="%{text}")
@@ -143,7 +143,7 @@ def ablation_screen(result: HeadAblation) -> go.Figure:
     hover = (
         "block %{y} head %{x}: %{z:+.4g} [%{customdata[0]:+.4g}, %{customdata[1]:+.4g}] nats per code<extra></extra>"
     )  # fmt: skip
-    heads, blocks = ([str(place) for place in axis] for axis in (result.heads, result.layers))
+    heads, blocks = ([str(one) for one in axis] for axis in (result.heads, result.layers))
     figure = go.Figure(screen_heat(found.value, heads, blocks, "nats per code", customdata=extra, hovertemplate=hover))
     figure.update_layout(xaxis_title="head", yaxis_title="block", title=f"{result.site} × {result.factor:g}")
     return screen_plain(figure, _ablation_caption(result))
@@ -151,7 +151,7 @@ def ablation_screen(result: HeadAblation) -> go.Figure:
 
 def _leading(values: np.ndarray, layers: Sequence[int], heads: Sequence[int], count: int) -> list[Head]:
     order = np.argsort(-values, axis=None)[:count]
-    return [(layers[place // len(heads)], heads[place % len(heads)]) for place in order]
+    return [(layers[index // len(heads)], heads[index % len(heads)]) for index in order]
 
 
 def _asked(result: TextAttention | LagAttention, heads: Sequence[Head] | None) -> list[Head]:
@@ -186,8 +186,8 @@ def _in_beats(result: LagAttention, layer: int, head: int, grid: np.ndarray) -> 
     lines = []
     for profile, beat in zip(profiles, result.beat_seconds, strict=True):
         if np.isfinite(beat):
-            places = grid * beat * result.frame_rate
-            line = np.interp(places, np.arange(len(profile)), profile, right=np.nan)
+            positions = grid * beat * result.frame_rate
+            line = np.interp(positions, np.arange(len(profile)), profile, right=np.nan)
             lines.append(line / np.nanmean(line))
     counts = np.isfinite(lines).sum(0)
     return np.where(counts >= 2, np.nansum(lines, axis=0) / np.maximum(counts, 1), np.nan)

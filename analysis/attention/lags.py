@@ -162,14 +162,14 @@ def by_lag(
     _refuse_too_slow(beats * rate, lags, frames, rate)
     profiles = np.empty((len(blocks), len(chosen), len(listed), lags + 1))
     for first, cache in caches(lens, listed, codes, "attn.pattern", blocks, chosen, batch_size):
-        for place, layer in enumerate(blocks):
+        for index, layer in enumerate(blocks):
             pattern = cache["attn.pattern", layer].float().cpu().numpy()
             # Lags are counted in steps, so the keys of a prefix are dropped.
             pattern = pattern[..., pattern.shape[-1] - pattern.shape[-2] :]
             queries = np.arange(lags, frames)
             for lag in range(lags + 1):
                 found = pattern[:, :, queries, queries - lag].mean(-1)
-                profiles[place, :, first : first + len(pattern), lag] = found.T
+                profiles[index, :, first : first + len(pattern), lag] = found.T
     known = np.flatnonzero(np.isfinite(beats))
     scores = np.full(profiles.shape[:3], np.nan)
     # Score each clip under each clip's beat once; a shuffle then only selects from this table.
@@ -211,10 +211,10 @@ def beat_score(profiles: Float[np.ndarray, "*lead lag"], beat_steps: float) -> F
         return np.full(profiles.shape[:-1], np.nan)
 
     def at(beats: np.ndarray) -> np.ndarray:
-        places = beats * beat_steps
-        below = np.floor(places).astype(int)
+        positions = beats * beat_steps
+        below = np.floor(positions).astype(int)
         above = np.minimum(below + 1, profiles.shape[-1] - 1)
-        return profiles[..., below] * (1 - places + below) + profiles[..., above] * (places - below)
+        return profiles[..., below] * (1 - positions + below) + profiles[..., above] * (positions - below)
 
     whole = np.arange(1, n + 1)
     on, off = at(whole).mean(-1), ((at(whole - 0.5) + at(whole + 0.5)) / 2).mean(-1)

@@ -62,8 +62,8 @@ class TextAttention:
             asked = sorted(wanted)[0]
             raise InputError(f"no prompt contains the token {shown(asked)}.{nearest(asked, known)}")
         mask = np.zeros((len(here), self.weights.shape[-1]), dtype=bool)
-        for row, places in enumerate(here):
-            mask[row, : len(places)] = places
+        for row, positions in enumerate(here):
+            mask[row, : len(positions)] = positions
         found = np.where(mask[:, None], self.weights, 0.0).sum(-1)
         found[:, :, ~mask.any(1)] = np.nan
         return found
@@ -183,13 +183,13 @@ def to_text(
     weights = np.full(shape, np.nan)
     site = "attn.pattern" if prefixed else "cross_attn.pattern"
     for first, cache in caches(lens, listed, codes, site, blocks, chosen, batch_size):
-        for place, layer in enumerate(blocks):
+        for index, layer in enumerate(blocks):
             pattern = cache[site, layer].float().cpu().numpy()[:, :, : codes.shape[-1]]
             longest = max(cache.prefixes) if prefixed else 0
             for row in range(len(pattern)):
                 n = len(tokens[first + row])
                 start = longest - n if prefixed else 0
-                weights[place, :, first + row, :, :n] = pattern[row, :, :, start : start + n]
+                weights[index, :, first + row, :, :n] = pattern[row, :, :, start : start + n]
     return TextAttention(weights, tokens, tuple(blocks), tuple(chosen), listed, lens.config.frame_rate)
 
 

@@ -24,7 +24,7 @@ from audiolens.lens import AudioLens
 class CheckedCell:
     """Steps (or tokens) `start` to `stop` of one head (`None`: all heads) at one site."""
 
-    place: GridSite
+    site: GridSite
     start: int
     stop: int
     head: int | None = None
@@ -87,8 +87,8 @@ def patched(
     """
     found = []
     for cell in cells:
-        name = cell.place.name
-        mask = cell.place.cell(own[name], cell.start, cell.stop, cell.head)
+        name = cell.site.name
+        mask = cell.site.cell(own[name], cell.start, cell.stop, cell.head)
         mixed = torch.where(mask, other[name], own[name])
         logits = lens.run_with_interventions(list(prompts), codes, Replace(mixed, site=name, branch="cond"))
         found.append(scored(metric, logits, codes.to(logits.device)).double().cpu().numpy())

@@ -118,7 +118,7 @@ def attribute(
             "clean and corrupted prompts give the same metric, so there is no difference to attribute: give prompts "
             "that differ more, or score another window (seconds=)."
         )
-    found = {short: _stacked(parts, places, order) for short, places in todo.groups.items()}
+    found = {short: _stacked(parts, group, order) for short, group in todo.groups.items()}
     agreement = None
     if check:
         values = {short: scores.values for short, scores in found.items()}
@@ -150,11 +150,11 @@ def default_sites(lens: AudioLens, text: bool = False) -> list[str]:
     return [*wanted, "text_states"] if text else wanted
 
 
-def _stacked(parts: Sequence[Part], places: Sequence[GridSite], order: np.ndarray) -> Scores:
+def _stacked(parts: Sequence[Part], group: Sequence[GridSite], order: np.ndarray) -> Scores:
     """Stack the layers of one site over all batches, zero-padding shorter texts."""
-    stacked = [np.stack([part.cells[place.name] for place in places]) for part in parts]
+    stacked = [np.stack([part.cells[site.name] for site in group]) for part in parts]
     longest = max(grid.shape[3] for grid in stacked)
     padded = [np.pad(grid, [(0, 0)] * 3 + [(0, longest - grid.shape[3]), (0, 0)]) for grid in stacked]
     values = np.moveaxis(np.concatenate(padded, axis=2)[:, :, order], 1, 2)
-    layers = tuple(-1 if place.layer is None else place.layer for place in places)
-    return Scores(values, layers, places[0].place, places[0].heads)
+    layers = tuple(-1 if site.layer is None else site.layer for site in group)
+    return Scores(values, layers, group[0].cell_unit, group[0].heads)

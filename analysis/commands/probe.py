@@ -69,7 +69,7 @@ def probe(
     if (audio is None) != (labels is None):
         raise InputError("--audio and --labels go together: a folder, and a CSV that labels its files.")
     options: dict[str, Any] = {"layers": _numbers(layers, "--layers"), "heads": _numbers(heads, "--heads")}
-    place = _position(position)
+    span = _position(position)
     if out is not None:
         folder.check(out, overwrite=None)
     lens = open_lens(model)
@@ -80,7 +80,7 @@ def probe(
         kind=kind,  # pyright: ignore[reportArgumentType]  # checked there
         task="regression" if quantity else None,
         site=site,
-        position=place,
+        position=span,
         folds=folds,
         n_shuffles=shuffles,
         seed=seed,

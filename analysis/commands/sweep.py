@@ -63,7 +63,7 @@ def sweep(
     ] = "development",
     prompts: Annotated[int, typer.Option(help="Number of neutral prompts.")] = 8,
     seeds: Annotated[int, typer.Option(help="Number of seeds per prompt.")] = 2,
-    controls: Annotated[int, typer.Option(help="Random directions at every place; 19 can reach p = .05.")] = 5,
+    controls: Annotated[int, typer.Option(help="Random directions per place; 19 can reach p = .05.")] = 5,
     shuffled: Annotated[
         int, typer.Option(help="Number of control directions from shuffled labels; not for .safetensors files.")
     ] = 0,

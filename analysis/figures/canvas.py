@@ -94,7 +94,7 @@ class _Inside:
         self.single = False
 
     @cached_property
-    def place(self) -> Any:
+    def subfigure(self) -> Any:
         """A subfigure at the position of the caller's axes."""
         spec = self.ax.get_subplotspec()
         if spec is None:
@@ -104,16 +104,16 @@ class _Inside:
 
     @property
     def axes(self) -> list[Axes]:
-        return [self.ax] if self.single else self.place.axes
+        return [self.ax] if self.single else self.subfigure.axes
 
     def add_subplot(self, *where: Any, **options: Any) -> Any:
         self.single = not where and not options
-        return self.ax if self.single else self.place.add_subplot(*where, **options)
+        return self.ax if self.single else self.subfigure.add_subplot(*where, **options)
 
     def subplots(self, rows: int = 1, columns: int = 1, *, squeeze: bool = True, **options: Any) -> Any:
         self.single = rows == columns == 1
         if not self.single:
-            return self.place.subplots(rows, columns, squeeze=squeeze, **options)
+            return self.subfigure.subplots(rows, columns, squeeze=squeeze, **options)
         import numpy as np
 
         return self.ax if squeeze else np.array([[self.ax]])
@@ -124,11 +124,11 @@ class _Inside:
     def legend(self, *args: Any, loc: str, **options: Any) -> Any:
         if self.single:
             return self.ax.legend(*args, **options)
-        return self.place.legend(*args, loc=loc, **options)
+        return self.subfigure.legend(*args, loc=loc, **options)
 
     def suptitle(self, text: str, **options: Any) -> Any:
         if not self.single:
-            return self.place.suptitle(text, **options)
+            return self.subfigure.suptitle(text, **options)
         beneath = self.ax._left_title  # pyright: ignore[reportAttributeAccessIssue]
         if not beneath.get_text():
             return self.ax.set_title(text, **options)
@@ -137,7 +137,7 @@ class _Inside:
 
     def supxlabel(self, text: str, **options: Any) -> Any:
         if not self.single:
-            return self.place.supxlabel(text, **options)
+            return self.subfigure.supxlabel(text, **options)
         style = {name: value for name, value in options.items() if name in ("fontsize", "color", "ha")}
         # Place the text below the tick labels, regardless of their length.
         whole = self.ax.get_tightbbox()
@@ -156,4 +156,4 @@ class _Inside:
         """Do nothing, because the caller's figure keeps its height."""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.place, name)
+        return getattr(self.subfigure, name)

@@ -26,9 +26,9 @@ def paper(result: LayerAttribution, normalised: bool) -> Figure:
     with styled():
         figure = canvas((5.6, 3.4 if normalised else 1.0 + 1.25 * count))
         panels = figure.subplots(count, 1, sharex=True, squeeze=False).ravel()
-        for place, one in enumerate(result.evidence):
-            axes = panels[0 if normalised else place]
-            colour, marker = SEVERAL[place % len(SEVERAL)]
+        for index, one in enumerate(result.evidence):
+            axes = panels[0 if normalised else index]
+            colour, marker = SEVERAL[index % len(SEVERAL)]
             scale = float(np.nanmax(np.abs(one.values))) or 1.0
             by = scale if normalised else 1.0
             axes.errorbar(
@@ -60,12 +60,12 @@ def screen(result: LayerAttribution, normalised: bool) -> go.Figure:
     count = 1 if normalised else len(result.evidence)
     titles = None if normalised else [one.name for one in result.evidence]
     figure = make_subplots(rows=count, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.25 / count)
-    for place, one in enumerate(result.evidence):
-        colour, marker = SEVERAL[place % len(SEVERAL)]
+    for index, one in enumerate(result.evidence):
+        colour, marker = SEVERAL[index % len(SEVERAL)]
         scale = float(np.nanmax(np.abs(one.values))) or 1.0
         by = scale if normalised else 1.0
         below, above = errors(one.values, one.low, one.high) / by
-        row = 1 if normalised else place + 1
+        row = 1 if normalised else index + 1
         figure.add_scatter(
             x=list(one.layers), y=one.values / by, customdata=one.values, mode="lines+markers", line_color=colour,
             marker={"symbol": SYMBOLS[marker], "size": 8}, name=one.name, row=row, col=1,

@@ -113,16 +113,16 @@ class PairBatch:
         """
         plain = self.base.scores.double().sum(-1)
         out = plain.expand(len(cells), -1, -1).clone()
-        places = {cell: i for i, cell in enumerate(cells)}
+        index_of = {cell: i for i, cell in enumerate(cells)}
         moving = [cell for cell in cells if cell.start < cell.stop]
         swapped = [cell for cell in moving if cell.hooks[0] == LOGITS]
         # A patch of the text states changes every block, so these cells need a separate pass.
         on_text = [cell for cell in moving if cell.hooks[0] == TEXT_STATES]
         for cell in swapped:
-            out[places[cell]] = self._swapped(cell)
+            out[index_of[cell]] = self._swapped(cell)
         for group in (on_text, [cell for cell in moving if cell not in on_text and cell not in swapped]):
             for start, order, top in self._climbed(group):
-                out[[places[cell] for cell in order]] = self._read(top, start, order)
+                out[[index_of[cell] for cell in order]] = self._read(top, start, order)
         for i, cell in enumerate(cells):
             if cell.token is not None and self.tokens is not None:
                 out[i, self.tokens[:, cell.token] < 0] = torch.nan
@@ -409,8 +409,8 @@ class Climb:
             if cell.token is None or self.batch.tokens is None:
                 chosen = torch.ones(value.shape[:2], dtype=torch.bool, device=value.device)
             else:
-                places = torch.arange(value.shape[1], device=value.device)
-                chosen = places == self.batch.tokens[:, cell.token, None]
+                positions = torch.arange(value.shape[1], device=value.device)
+                chosen = positions == self.batch.tokens[:, cell.token, None]
             if cell.head is not None:
                 value, theirs = value[:, :, cell.head], theirs[:, :, cell.head]
             value[chosen] = theirs[chosen]

@@ -114,7 +114,7 @@ def _panel(figure: Figure, axes: Axes, result: PatchingResult, codebook: int | s
     values = result.effect(codebook)
     most = float(np.nan_to_num(np.abs(values)).max()) or 1.0
     image = axes.imshow(values, cmap=DIVERGING, vmin=-most, vmax=most, origin="lower", aspect="auto")
-    significant = result.means.p_adjusted[result._place(codebook)] <= LEVEL
+    significant = result.means.p_adjusted[result._index(codebook)] <= LEVEL
     narrow = len(result.columns) <= _WIDEST
     for (row, column), value in np.ndenumerate(values):
         if not np.isfinite(value):
@@ -145,12 +145,12 @@ def _panel(figure: Figure, axes: Axes, result: PatchingResult, codebook: int | s
 def screen(result: PatchingResult, codebook: int | str = "total") -> go.Figure:
     """Draw the grid as a heat map with a slider over codebooks. Hovering over a cell shows its interval and p."""
     names = list(result.names)
-    first = result._place(codebook)
+    first = result._index(codebook)
     figure = go.Figure()
     rows = ["–" if layer is None else str(layer) for layer in result.layers]
     steps: list[dict[str, Any]] = []
-    for place, name in enumerate(names):
-        found, values = result.means, result.means.value[place]
+    for index, name in enumerate(names):
+        found, values = result.means, result.means.value[index]
         most = float(np.nan_to_num(np.abs(values)).max()) or 1.0
         figure.add_heatmap(
             z=values,
@@ -160,16 +160,16 @@ def screen(result: PatchingResult, codebook: int | str = "total") -> go.Figure:
             zmax=most,
             colorscale=DIVERGING,
             colorbar_title=result.unit,
-            text=np.where(found.p_adjusted[place] <= LEVEL, "•", ""),
+            text=np.where(found.p_adjusted[index] <= LEVEL, "•", ""),
             texttemplate="%{text}",
-            customdata=np.stack([found.low[place], found.high[place], found.p_adjusted[place]], axis=-1),
+            customdata=np.stack([found.low[index], found.high[index], found.p_adjusted[index]], axis=-1),
             hovertemplate=(
                 "block %{y}, %{x}: %{z:+.3g} [%{customdata[0]:+.3g}, %{customdata[1]:+.3g}], "
                 "adjusted p = %{customdata[2]:.2g}<extra></extra>"
             ),
-            visible=place == first,
+            visible=index == first,
         )
-        shown = [other == place for other in range(len(names))]
+        shown = [other == index for other in range(len(names))]
         small = [f"<sup>{line}</sup>" for line in caption(result).splitlines()]
         heading = "<br>".join([*title(result, name).splitlines(), *small])
         steps.append({"method": "update", "label": name, "args": [{"visible": shown}, {"title.text": heading}]})

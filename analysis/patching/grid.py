@@ -140,7 +140,7 @@ class Grid:
         spans = _windows(windows, timeline, steps) if by == "seconds" else None
         if spans is not None:
             columns = tuple(f"{a:.2f}-{b:.2f}" for _, _, (a, b) in spans)
-        depths = tuple(dict.fromkeys(place.layer for places_ in found for place in places_))
+        depths = tuple(dict.fromkeys(one.layer for group in found for one in group))
         cells = []
         for row, layer in enumerate(depths):
             for column, name in enumerate(columns):
@@ -187,7 +187,7 @@ def needs_equal_lengths(
     if by == "seconds" and not on_sound:
         _windows(WINDOWS, timeline, timeline.steps)
     shifted = on_sound and lens.config.has_prefix
-    return shifted or needs_tokens(lens, [place.hook for group in found for place in group])
+    return shifted or needs_tokens(lens, [one.hook for group in found for one in group])
 
 
 def _sites(
@@ -219,7 +219,7 @@ def _default(by: By, lens: AudioLens, on_sound: bool) -> tuple[str, ...]:
 
 
 def _refuse_mixed(by: str, found: Sequence[Sequence[Site]]) -> None:
-    hooks = [list(dict.fromkeys(place.hook for place in group)) for group in found]
+    hooks = [list(dict.fromkeys(one.hook for one in group)) for group in found]
     for group in hooks:
         parts = {Cell((0, 0), (hook,), 0, 0, 1).part if "." in hook else hook for hook in group}
         if len(parts) > 1:

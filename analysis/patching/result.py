@@ -115,7 +115,7 @@ class PatchingResult:
 
         It is NaN if no pair was measured in both runs.
         """
-        each = self._gaps[:, self._place(codebook)]
+        each = self._gaps[:, self._index(codebook)]
         usable = np.isfinite(each)
         if not usable.any():
             return Gap(float("nan"), Interval(float("nan"), float("nan"), 0.95, 0), self.unit)
@@ -130,7 +130,7 @@ class PatchingResult:
 
     def effect(self, codebook: int | str = TOTAL) -> Float[np.ndarray, "layer column"]:
         """Return the mean change that each patch made, in the metric's unit."""
-        return self.means.value[self._place(codebook)]
+        return self.means.value[self._index(codebook)]
 
     def normalised(self, codebook: int | str = TOTAL) -> Float[np.ndarray, "layer column"]:
         """Return the grid rescaled so that 0 is the corrupted run and 1 is the clean run, by dividing by the mean gap.
@@ -146,8 +146,8 @@ class PatchingResult:
                 "corrupted run its own history (history=)."
             )
         # Both means cover the pairs that have the cell. In either mode they are measured from the corrupted run.
-        place = self._place(codebook)
-        patched, clean, corrupted = (_with_total(v)[:, place] for v in (self.patched, self.clean, self.corrupted))
+        index = self._index(codebook)
+        patched, clean, corrupted = (_with_total(v)[:, index] for v in (self.patched, self.clean, self.corrupted))
         there = np.isfinite(patched) & np.isfinite(clean - corrupted)[:, None, None]
         whole = np.where(there, (clean - corrupted)[:, None, None], np.nan)
         part = np.where(there, patched - corrupted[:, None, None], np.nan)
@@ -179,11 +179,11 @@ class PatchingResult:
         """
         found, tables = self.means, []
         rows, columns = np.meshgrid(np.arange(len(self.layers)), np.arange(len(self.columns)), indexing="ij")
-        for place, name in enumerate(self.names):
+        for index, name in enumerate(self.names):
             gap = self.gap(name)
             share = self.normalised(name) if gap.clear else np.full(rows.shape, np.nan)
             parts = ("value", "stderr", "low", "high", "p", "p_adjusted", "n")
-            numbers = {part: getattr(found, part)[place].ravel() for part in parts}
+            numbers = {part: getattr(found, part)[index].ravel() for part in parts}
             table = pd.DataFrame(
                 {
                     "codebook": name,
@@ -234,7 +234,7 @@ class PatchingResult:
             return "the output of each part of a block"
         return f"{' and '.join(self.sites)} by {self.by}"
 
-    def _place(self, codebook: int | str) -> int:
+    def _index(self, codebook: int | str) -> int:
         name = str(codebook)
         if len(self.codebooks) == 1 and name == TOTAL:
             return 0
@@ -251,11 +251,11 @@ class PatchingResult:
         if not np.isfinite(self.effect()).any():
             return f"PatchingResult({self.mode} {self.description}: gap {gap!r}; no patched clip has a {self.metric})"
         layer, column = self.best()
-        row, place = self.layers.index(layer), self.columns.index(column)
-        found, total = self.means, self._place(TOTAL)
+        row, index = self.layers.index(layer), self.columns.index(column)
+        found, total = self.means, self._index(TOTAL)
         where = f"{self.by} {column}" if layer is None else f"block {layer}, {self.by} {column}"
-        at = (total, row, place)
-        share = f" ({self.normalised()[row, place]:.0%} of the way to clean)" if gap.clear else ""
+        at = (total, row, index)
+        share = f" ({self.normalised()[row, index]:.0%} of the way to clean)" if gap.clear else ""
         unclear = "" if gap.clear else "; no clear gap, so no share is given"
         few = f", {self.too_few}" if self.too_few else ""
         most = "no cell clear of chance, largest effect" if found.p_adjusted[at] > LEVEL else "largest effect"

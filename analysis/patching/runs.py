@@ -289,14 +289,14 @@ def token_offsets(
              for a, b in zip(ours, theirs, strict=True)]  # fmt: skip
     least = -max(marks)
     most = max(len(a) - mark for a, mark in zip(ours, marks, strict=True))
-    places = torch.full((len(ours), most - least), -1, dtype=torch.long, device="cpu")
+    positions = torch.full((len(ours), most - least), -1, dtype=torch.long, device="cpu")
     names = []
     for column, offset in enumerate(range(least, most)):
         spoken = set()
         for row, (a, b, mark) in enumerate(zip(ours, theirs, marks, strict=True)):
-            place = mark + offset
-            if 0 <= place < len(a):
-                places[row, column] = place
-                spoken.add(a[place] if a[place] == b[place] else f"{a[place]}/{b[place]}")
+            position = mark + offset
+            if 0 <= position < len(a):
+                positions[row, column] = position
+                spoken.add(a[position] if a[position] == b[position] else f"{a[position]}/{b[position]}")
         names.append(f"{offset:+d} {spoken.pop()}" if len(spoken) == 1 else f"{offset:+d}")
-    return places, tuple(names)
+    return positions, tuple(names)

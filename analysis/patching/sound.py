@@ -122,10 +122,10 @@ class Listening:
                 "tokens to run in one batch: use patching.pairs(..., same_length=True)."
             )
         timeline = clip_timeline(sound.seconds, lens.config, lens.config.prefix(max(map(max, sizes))))
-        places, columns = None, ()
+        positions, columns = None, ()
         if by == "token":
             refuse_unequal(sizes, "patching by token")
-            places, columns = token_offsets(lens, ours, theirs)
+            positions, columns = token_offsets(lens, ours, theirs)
         # Windows divide the clip. The steps after its last frame only finish the delayed codebooks.
         grid = Grid.of(
             lens, site, by, steps=timeline.frames, timeline=timeline, layers=layers, windows=windows, seconds=seconds,
@@ -134,7 +134,7 @@ class Listening:
         if needs_tokens(lens, grid.hooks):
             refuse_unequal(sizes, f"{' and '.join(grid.sites)} by {by}")
         prefixes = tuple(lens.config.prefix(size) for size in sizes[0])
-        return cls(lens, sound, grid, mode, ours, theirs, groups, prefixes, timeline, places)
+        return cls(lens, sound, grid, mode, ours, theirs, groups, prefixes, timeline, positions)
 
     @property
     def generations(self) -> list[tuple[list[int], tuple[Cell, ...]]]:
@@ -214,8 +214,8 @@ class Listening:
         listed = [*sides[0], *sides[1], *(prompt for _ in cells for prompt in base)]
         giver = list(range(count)) if self.mode == "denoising" else list(range(count, 2 * count))
         todo = []
-        for place, cell in enumerate(cells):
-            own = list(range((2 + place) * count, (3 + place) * count))
+        for index, cell in enumerate(cells):
+            own = list(range((2 + index) * count, (3 + index) * count))
             timed = cell.layer is not None and self.tokens is None and seconds is None
             whole = cell.start == 0 and cell.stop >= self.timeline.frames
             for hook in cell.hooks:

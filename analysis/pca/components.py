@@ -143,13 +143,13 @@ class Trajectories:
     def to_frame(self) -> pd.DataFrame:
         """Return one row per layer, pole and step: `seconds`, `silhouette`, and `pc1`, `pc1_error`, `pc2`, ..."""
         parts = []
-        for place, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.layers):
             for number, pole in enumerate(self.poles):
                 columns: dict[str, Any] = {"layer": layer, "label": pole, "seconds": self.seconds}
-                columns["silhouette"] = self.silhouettes[place]
+                columns["silhouette"] = self.silhouettes[index]
                 for i in range(self.means.shape[-1]):
-                    columns[f"pc{i + 1}"] = self.means[place, number, :, i]
-                    columns[f"pc{i + 1}_error"] = self.errors[place, number, :, i]
+                    columns[f"pc{i + 1}"] = self.means[index, number, :, i]
+                    columns[f"pc{i + 1}_error"] = self.errors[index, number, :, i]
                 parts.append(pd.DataFrame(columns))
         return pd.concat(parts, ignore_index=True)
 
@@ -300,10 +300,10 @@ def _arrays(
         if held and (not chosen or not set(chosen) <= set(held)):
             raise InputError(f"layers={chosen}: the cache contains layers {', '.join(map(str, held))} of {site}.")
         _refuse_axes(activations, site, held, steps)
-        keep = [place for place, layer in enumerate(held) if layer in chosen]
+        keep = [index for index, layer in enumerate(held) if layer in chosen]
         ties = [same(activations.prompts)] if activations.prompts else []
         activations = activations.stack(site)[keep]
-        layers = [held[place] for place in keep]
+        layers = [held[index] for index in keep]
     array = numbers_of("activations", activations)
     if array.ndim != 3 + steps:
         expected = "layer row step d_model" if steps else "layer row d_model"

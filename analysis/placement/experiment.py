@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from analysis import layer_attribution
-from analysis.placement.other_evidence import Beside, checked_kinds, computed, generated_steps
+from analysis.placement.other_evidence import Computable, checked_kinds, computed, generated_steps
 from analysis.placement.result import ALIGNMENT, Placement, chosen
 from analysis.placement.shifts import Candidate, asked_in_words, candidates, checked_strategies, shifts_of
 from audiolens import prompts as prompt_sets
@@ -51,7 +51,7 @@ def place(
     codes: Int[Tensor, "row codebook frame"] | None = None,
     seconds: float = 2.0,
     evidence: Mapping[str, Any] | None = None,
-    compute: Sequence[Beside] = get_args(Beside),
+    compute: Sequence[Computable] = get_args(Computable),
     by: str = ALIGNMENT,
     n_random: int = 5,
     batch_size: int = 16,

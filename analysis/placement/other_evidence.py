@@ -19,7 +19,7 @@ from audiolens.prompts import PromptSet
 if TYPE_CHECKING:
     from audiolens import AudioLens
 
-Beside = Literal["probe", "patching", "attribution"]
+Computable = Literal["probe", "patching", "attribution"]
 PROBED = 24
 """Number of prompts per pole on which a probe is trained and tested."""
 EVIDENCE_SECONDS = 1.0
@@ -42,8 +42,8 @@ def checked_kinds(wanted: Sequence[str]) -> None:
     if isinstance(wanted, str):
         raise InputError(f"compute={shown(wanted)}: expected a list, such as [{shown(wanted)}].")
     for name in wanted:
-        if name not in get_args(Beside):
-            raise InputError(f"compute={shown(name)}: expected some of {', '.join(get_args(Beside))}.")
+        if name not in get_args(Computable):
+            raise InputError(f"compute={shown(name)}: expected some of {', '.join(get_args(Computable))}.")
 
 
 def generated_steps(lens: AudioLens, rows: int, seconds: float) -> int:
@@ -57,7 +57,7 @@ def computed(
     directions: Directions,
     poles: tuple[Sequence[str], Sequence[str]],
     codes: Int[Tensor, "row codebook frame"],
-    wanted: Sequence[Beside],
+    wanted: Sequence[Computable],
     *,
     batch_size: int,
 ) -> Computed:

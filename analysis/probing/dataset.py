@@ -172,13 +172,13 @@ class Dataset:
         if not given:
             raise InputError("sounds is empty: give at least two sounds per label.")
         known = checked_labels(labels, len(given))
-        waves = [_mono(sound, place) for place, sound in enumerate(given)]
+        waves = [_mono(sound, number) for number, sound in enumerate(given)]
         shortest = min(len(wave) for wave in waves)
         samples = shortest if seconds is None else round(seconds * sample_rate)
         if shortest < samples or not samples:
-            place = int(np.argmin([len(wave) for wave in waves]))
+            number = int(np.argmin([len(wave) for wave in waves]))
             raise InputError(
-                f"sound {place} lasts {shortest / sample_rate:g} s, less than seconds={seconds}: leave it out, or give "
+                f"sound {number} lasts {shortest / sample_rate:g} s, less than seconds={seconds}: leave it out, or give "
                 "a smaller value."
             )
         audio = np.stack([wave[:samples] for wave in waves])
@@ -310,7 +310,7 @@ def same(values: Sequence[str | None]) -> np.ndarray:
 
     It is -1 for rows without text, or if all rows have the same text.
     """
-    numbers = {value: place for place, value in enumerate(dict.fromkeys(values))}
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
     if len(numbers) == 1:
         return np.full(len(values), -1)
     return np.array([-1 if value is None else numbers[value] for value in values])
@@ -392,7 +392,7 @@ def _drawn(concept: str, n: int, task: Task, seed: int) -> tuple[list[int], list
     classes: tuple[Any, ...] = ("low", "high") if attribute in RANGES else kinds[attribute]
     if n < 2 * len(classes):
         raise InputError(f"n={n}: {concept} has {len(classes)} classes, and each needs at least two clips.")
-    wanted = {name: n // len(classes) + (place < n % len(classes)) for place, name in enumerate(classes)}
+    wanted = {name: n // len(classes) + (number < n % len(classes)) for number, name in enumerate(classes)}
     chosen, labels = [], []
     for index in range(_SEARCHED * n):
         attributes = synth.label(index, seed)[0]
@@ -407,13 +407,13 @@ def _drawn(concept: str, n: int, task: Task, seed: int) -> tuple[list[int], list
     return chosen, labels
 
 
-def _mono(sound: Any, place: int) -> Float[np.ndarray, " sample"]:
-    samples = sound if isinstance(sound, np.ndarray | Tensor) else as_array(f"sound {place}", sound)
-    wave = as_float(samples, f"sound {place}")
+def _mono(sound: Any, number: int) -> Float[np.ndarray, " sample"]:
+    samples = sound if isinstance(sound, np.ndarray | Tensor) else as_array(f"sound {number}", sound)
+    wave = as_float(samples, f"sound {number}")
     if wave.ndim not in (1, 2) or not wave.size:
-        raise InputError(f"sound {place} of shape {wave.shape}: expected 'sample' or 'channel sample'.")
+        raise InputError(f"sound {number} of shape {wave.shape}: expected 'sample' or 'channel sample'.")
     if not np.isfinite(wave).all():
-        raise InputError(f"sound {place} contains NaN or infinite samples: expected finite numbers.")
+        raise InputError(f"sound {number} contains NaN or infinite samples: expected finite numbers.")
     return wave if wave.ndim == 1 else wave.mean(0)
 
 

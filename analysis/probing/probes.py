@@ -123,7 +123,7 @@ class Probe:
         model = RidgeCV(PENALTIES if self.penalty is None else [self.penalty], alpha_per_target=True)
         model.fit(train, np.concatenate(coded, axis=1))
         predicted = [model.predict(test).reshape(len(test), len(targets), -1) for test in tests]
-        return [[outputs[:, place] for outputs in predicted] for place in range(len(targets))]
+        return [[outputs[:, number] for outputs in predicted] for number in range(len(targets))]
 
     def _row_weights(self, target: Labels) -> Float[np.ndarray, " row"] | None:
         """Return row weights, 1 on average, that make all classes count equally; `None` if every weight is 1."""
@@ -231,10 +231,10 @@ class CrossValidation:
             steps = probe.preprocessing(int(train.sum()), values.shape[1]).fit(values[train])
             seen, unseen = steps.transform(values[train]), steps.transform(values[test])
             predicted = probe.outputs(seen, [target[train] for target in self.targets], (unseen, seen), seed)
-            for place, (target, (held_out, fitted)) in enumerate(zip(self.targets, predicted, strict=True)):
-                outputs[place][test] = held_out
-                means[place][test] = target[train].mean() if self.task == "regression" else 0.0
-                if place:
+            for number, (target, (held_out, fitted)) in enumerate(zip(self.targets, predicted, strict=True)):
+                outputs[number][test] = held_out
+                means[number][test] = target[train].mean() if self.task == "regression" else 0.0
+                if number:
                     learned.append(self._score(target[train], fitted, np.full(train.sum(), target[train].mean())))
         real, mean = self.targets[0], means[0]
         strata = real if self.task == "classification" else None
@@ -290,10 +290,10 @@ def balanced_accuracy(target: Labels, outputs: Float[np.ndarray, "row output"]) 
 def macro_auc(target: Labels, outputs: Float[np.ndarray, "row output"]) -> float:
     """Return the area under the ROC curve of each class against the rest, averaged over classes. Ties count half."""
     areas = []
-    for place in range(outputs.shape[1]):
-        positive = np.asarray(target) == place
+    for number in range(outputs.shape[1]):
+        positive = np.asarray(target) == number
         if positive.any() and not positive.all():
-            areas.append(float(auc(outputs[positive, place], outputs[~positive, place])))
+            areas.append(float(auc(outputs[positive, number], outputs[~positive, number])))
     return float(np.mean(areas)) if areas else float("nan")
 
 
@@ -350,11 +350,11 @@ def _check_target(target: Labels, groups: np.ndarray, task: Task, names: Sequenc
                 f"{len(np.unique(groups))} groups for {n_folds} folds: give at least two per fold, or fewer folds."
             )
         return
-    counts = {str(name): int((target == place).sum()) for place, name in enumerate(names)}
+    counts = {str(name): int((target == number).sum()) for number, name in enumerate(names)}
     if len(names) < 2 or min(counts.values()) < 2:
         raise InputError(f"labels {counts}: expected at least two labels with at least two rows each.")
-    for place, name in enumerate(names):
-        mine = len(np.unique(groups[target == place]))
+    for number, name in enumerate(names):
+        mine = len(np.unique(groups[target == number]))
         if mine < n_folds:
             raise InputError(
                 f"label {shown(name)} has {mine} groups (prompts, clips or pieces), fewer than the {n_folds} folds: "

@@ -64,7 +64,7 @@ def paper(result: Readings) -> Figure:
 def screen(result: Readings) -> go.Figure:
     """Draw the same panels for the screen. Hovering over a line shows its name."""
     figure = make_subplots(cols=3, horizontal_spacing=0.09)
-    for place, (column, label, limits, nothing) in enumerate(PANELS, start=1):
+    for index, (column, label, limits, nothing) in enumerate(PANELS, start=1):
         for colour, marker, position, branch, rows in _lines(result.table):
             figure.add_scatter(
                 x=rows["layer"],
@@ -74,15 +74,15 @@ def screen(result: Readings) -> go.Figure:
                 marker={"symbol": SYMBOLS[marker], "size": 6},
                 name=f"{position}, {branch}",
                 legendgroup=f"{position}, {branch}",
-                showlegend=place == 1,
+                showlegend=index == 1,
                 hovertemplate="block %{x}: %{y:+.2f}",
                 row=1,
-                col=place,
+                col=index,
             )
-        figure.add_hline(y=nothing, line_color=BLACK, line_width=1, row=1, col=place)  # pyright: ignore[reportArgumentType]
+        figure.add_hline(y=nothing, line_color=BLACK, line_width=1, row=1, col=index)  # pyright: ignore[reportArgumentType]
         title = label.format(reference=", ".join(result.reference)).replace("\n", "<br>")
-        figure.update_yaxes(title_text=title, range=limits, col=place)
-        figure.update_xaxes(title_text="block", col=place)
+        figure.update_yaxes(title_text=title, range=limits, col=index)
+        figure.update_xaxes(title_text="block", col=index)
     return figure.update_layout(
         template="simple_white", title=caption(result).replace("\n", "<br>"), title_font_size=13
     )

@@ -53,7 +53,7 @@ class Download:
         return f"{self.file}.gz" if self.packed else self.file
 
 
-def downloads(tables: Mapping[str, pd.DataFrame], places: Mapping[str, str]) -> dict[str, Download]:
+def downloads(tables: Mapping[str, pd.DataFrame], paths: Mapping[str, str]) -> dict[str, Download]:
     """Return the tables as downloads, in the same order.
 
     Args:
@@ -71,7 +71,7 @@ def downloads(tables: Mapping[str, pd.DataFrame], places: Mapping[str, str]) -> 
         link = data_link("application/gzip", gzip.compress(content, mtime=0))
         left -= len(link)
         if left < 0:
-            found[name] = Download(name, rows, places[name], external=True)
+            found[name] = Download(name, rows, paths[name], external=True)
         else:
             found[name] = Download(name, rows, link, packed=True)
     return {name: found[name] for name in tables}

@@ -40,20 +40,20 @@ def check_made(folder: Path, made: Mapping[str, Any]) -> None:
         raise DamagedError(f"{folder / BEGUN} is damaged: it belongs to another study.")
     check_bytes(folder / SUMMARY, made["hashes"][SUMMARY])
     for entry in entries:
-        place = folder / STAGES / entry
-        if _mark(place) != made["hashes"][entry]:
-            raise DamagedError(f"{place} is damaged: its content has changed.")
-        if not (place / PLAN).is_file():
-            check_manifest(place, entry)
+        path = folder / STAGES / entry
+        if _mark(path) != made["hashes"][entry]:
+            raise DamagedError(f"{path} is damaged: its content has changed.")
+        if not (path / PLAN).is_file():
+            check_manifest(path, entry)
 
 
-def _mark(place: Path) -> str:
+def _mark(path: Path) -> str:
     """Return the hash that identifies a stage. It is the hash of the stage's manifest or, for a sweep, of its plan."""
-    if (place / PLAN).is_file():
-        return plan_hash(read_facts(place))
-    if not (place / MANIFEST).is_file():
-        raise DamagedError(f"{place / MANIFEST} is missing.")
-    return digest((place / MANIFEST).read_bytes())
+    if (path / PLAN).is_file():
+        return plan_hash(read_facts(path))
+    if not (path / MANIFEST).is_file():
+        raise DamagedError(f"{path / MANIFEST} is missing.")
+    return digest((path / MANIFEST).read_bytes())
 
 
 def _facts(folder: Path) -> dict[str, Any]:

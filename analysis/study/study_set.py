@@ -127,29 +127,29 @@ def run(
         raise InputError(f"concepts {', '.join(names)}: expected two or more different ones.")
     for name in names:
         refuse_path(name)
-    place = None if out is None else as_path(out)
+    folder = None if out is None else as_path(out)
     for one in sets:
         chosen.check(lens, one)
-        if place is not None:
-            stages.check(inside(place, one.concept), overwrite=overwrite)
+        if folder is not None:
+            stages.check(inside(folder, one.concept), overwrite=overwrite)
             if not overwrite:
-                stages.refuse_other_settings(place / one.concept, asdict(chosen))
-    if place is not None:
-        _check_index(place, overwrite)
+                stages.refuse_other_settings(folder / one.concept, asdict(chosen))
+    if folder is not None:
+        _check_index(folder, overwrite)
     found = []
     for one in sets:
         tell(f"\n{one.concept}")
-        where = None if place is None else place / one.concept
+        where = None if folder is None else folder / one.concept
         found.append(
             study.run(
                 lens, one, where, settings=chosen, overwrite=overwrite, progress=progress, tell=tell, command=command
             )
         )
     result = Several(tuple(found))
-    if place is not None:
+    if folder is not None:
         from analysis.report import index
 
-        index.write(result, place, command)
+        index.write(result, folder, command)
     return result
 
 
@@ -164,13 +164,13 @@ def _effects_on(one: Study, measures: Iterable[str]) -> list[Any]:
     return rows
 
 
-def _check_index(place: Path, overwrite: bool) -> None:
+def _check_index(folder: Path, overwrite: bool) -> None:
     """Check that the index replaces no link and, without `overwrite`, no index that audiolens did not write."""
     from analysis.report import index
 
-    index.check(place)
-    if not overwrite and (place / "index.html").exists() and not index.is_ours(place):
+    index.check(folder)
+    if not overwrite and (folder / "index.html").exists() and not index.is_ours(folder):
         raise InputError(
-            f"{place / 'index.html'} exists, but it is not an index of studies, or its {SUMMARY} is damaged: choose "
+            f"{folder / 'index.html'} exists, but it is not an index of studies, or its {SUMMARY} is damaged: choose "
             "another folder, or replace it with --force."
         )

@@ -164,15 +164,15 @@ def merge(conditions: Sequence[Condition], n_layers: int) -> Iterator[Interventi
             continue
         for step in additions:
             vector = torch.as_tensor(step.strength, device="cpu") * torch.as_tensor(step.vector, device="cpu")
-            for place in resolve(step.site, step.layers, hooks=_BLOCK, model_hooks=_WHOLE, n_layers=n_layers):
-                rows = added.setdefault((place, step.branch, step.seconds, step.prefix), {})
+            for site in resolve(step.site, step.layers, hooks=_BLOCK, model_hooks=_WHOLE, n_layers=n_layers):
+                rows = added.setdefault((site, step.branch, step.seconds, step.prefix), {})
                 rows[row] = rows[row] + vector if row in rows else vector
-    for (place, branch, seconds, prefix), rows in added.items():
+    for (site, branch, seconds, prefix), rows in added.items():
         vectors = torch.stack(list(rows.values()))
-        if len((_WHOLE if place.layer is None else _BLOCK)[place.hook].form.axes) > 3:
+        if len((_WHOLE if site.layer is None else _BLOCK)[site.hook].form.axes) > 3:
             # At such a site, a step has one vector per head or codebook, and a row adds the same vector to all.
             vectors = vectors[:, None]
-        yield Add(vectors, rows=list(rows), site=place.name, branch=branch, seconds=seconds, prefix=prefix)
+        yield Add(vectors, rows=list(rows), site=site.name, branch=branch, seconds=seconds, prefix=prefix)
     for rows_here in others.values():
         for step in conditions[rows_here[0]].interventions:
             yield replace(step, rows=rows_here)

@@ -278,13 +278,13 @@ def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
         DamagedError: (an InputError) if a file is damaged. The error names the file. Codes and sound are checked only
             when they are requested.
     """
-    place = as_path(folder)
-    if place.is_dir():
-        refuse_links(place)
-    facts = ledgers.read_facts(place)
+    path = as_path(folder)
+    if path.is_dir():
+        refuse_links(path)
+    facts = ledgers.read_facts(path)
     own = ("measures", "also", "sound")
     settings = {"model": facts["model"]["name"]} | {k: v for k, v in facts["settings"].items() if k not in own}
-    batches = ledgers.batches_of(place, facts)
+    batches = ledgers.batches_of(path, facts)
     table, done = batches.table()
     return SweepResult(
         table,
@@ -292,7 +292,7 @@ def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
         settings,
         facts["sample_rate"],
         also=tuple(facts["settings"]["also"]),
-        folder=place,
+        folder=path,
         planned=facts["rows"],
         _batches=batches,
         _done=done,

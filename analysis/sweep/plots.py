@@ -168,8 +168,8 @@ def front(result: Front) -> Figure:
             mine = result.table[result.table["sign"] == sign]
             best = mine[mine["best"]].sort_values([result.loss, "gain"])
             axes.plot(best[result.loss], best["gain"], color=BLACK, linewidth=1, linestyle="--", label="front")
-            for place, strategy in enumerate(names):
-                colour, marker = SEVERAL[place % len(SEVERAL)]
+            for index, strategy in enumerate(names):
+                colour, marker = SEVERAL[index % len(SEVERAL)]
                 own = mine[mine["strategy"] == strategy]
                 look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "none", "markersize": 6}
                 axes.plot(own[result.loss], own["gain"], **{**look, "markerfacecolor": "white"}, alpha=0.8)

@@ -69,8 +69,8 @@ class LayerMap:
         if not np.isfinite(sound).any():
             return f"LayerMap({self.concept}, {self.strategy}: too many clips failed in every cell)"
         extremes = []
-        for place in (np.nanargmin(sound), np.nanargmax(sound)):
-            layer, strength = np.unravel_index(place, sound.shape)
+        for cell in (np.nanargmin(sound), np.nanargmax(sound)):
+            layer, strength = np.unravel_index(cell, sound.shape)
             extremes.append(f"{change(float(sound[layer, strength]), self.measured)} at layer {self.layers[layer]}, "
                         f"strength {self.strengths[strength]:+g}")  # fmt: skip
         return f"LayerMap({self.concept} on {self.measured}, {self.strategy}: from {extremes[0]}, to {extremes[1]})"
