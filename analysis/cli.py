@@ -115,7 +115,7 @@ def _plainly_warned() -> Iterator[None]:
 
 
 def _refused_by_the_disk(error: Exception) -> str | None:
-    """Return the error line for a failed read or write (because the disk is full, say), or `None` for other errors."""
+    """Return the error line if a read or write failed (for example because the disk is full), else `None`."""
     if isinstance(error, OSError):
         return f"{'' if error.filename is None else f'{error.filename}: '}{error.strerror or error}."
     libraries = (("soundfile", "LibsndfileError"), ("safetensors", "SafetensorError"), ("pyarrow", "ArrowException"))

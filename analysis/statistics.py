@@ -325,8 +325,8 @@ def rank_test(observed: float, controls: ArrayLike, alternative: Alternative = "
 def spearman(strengths: ArrayLike, values: ArrayLike, seed: int = 0) -> Monotonicity:
     """Return whether a measure rises (rho near 1) or falls (near -1) with strength.
 
-    Both arguments have one entry per strength; `values` holds medians, for example. NaN values are left out. rho is NaN
-    if fewer than three values remain or if they do not vary.
+    Both arguments have one entry per strength. `values` can be medians, for example. NaN values are left out. rho is
+    NaN if fewer than three values remain or if they do not vary.
     """
     x, y = _vector(strengths, "strengths"), _vector(values, "values")
     _same_length(strengths=x, values=y)

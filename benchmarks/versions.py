@@ -1,9 +1,9 @@
 """Test the supported versions of dependencies: `make versions`, or `python benchmarks/versions.py [--only lowest]`.
 
-The tests that depend closely on transformers and nnsight run in separate environments: with the lowest versions that
-`pyproject.toml` promises (of every package), with those of `constraints.txt`, and with the newest that pip finds. All
-use the torch of this environment. A fourth environment is wrong on purpose: in a copy of transformers the decoder's
-cache has another name, and every family must be refused at load. The table goes into `docs/versions.md`.
+The tests that depend closely on transformers and nnsight run in separate environments. One has the lowest versions that
+`pyproject.toml` promises (of every package), one those of `constraints.txt`, and one the newest that pip finds. All use
+the torch of this environment. A fourth environment is deliberately wrong. In its copy of transformers, the decoder's
+cache has another name, and loading must fail for every family. The table is written to `docs/versions.md`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Attribution patching: attribute the difference between two prompts to sites, heads and steps in a few passes.
+"""Attribute the difference between two prompts to sites, heads and steps in a few passes (attribution patching).
 
-Activation patching runs the model once per cell: it replaces one activation with that of the other run and computes the
-metric. Attribution patching (Nanda 2023, "Attribution patching: activation patching at industrial scale"; Syed et al.
-2023) replaces all these runs with one gradient: to first order, the metric changes by gradient x (other - own)
-activation. `method="integrated"` averages the gradient along the straight line between the two prompts' text states
-(integrated gradients, Sundararajan et al. 2017, applied inside the model as in Hanna et al. 2024). Both are
+Activation patching runs the model once per cell. Each run replaces one activation with that of the other prompt's run,
+and computes the metric. Attribution patching (Nanda 2023, "Attribution patching: activation patching at industrial
+scale"; Syed et al. 2023) replaces all these runs with one gradient: to first order, the metric changes by gradient x
+(other - own) activation. `method="integrated"` averages the gradient along the straight line between the two prompts'
+text states (integrated gradients, Sundararajan et al. 2017, applied inside the model as in Hanna et al. 2024). Both are
 approximations. Their agreement with exact patching is measured on a sample of cells and reported with every result.
 
 `direct` (in `logits.py`) measures what each component writes directly to the logits, bypassing later blocks.

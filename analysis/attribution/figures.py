@@ -22,7 +22,7 @@ SHOWN = 36
 
 
 def paper(result: AttributionResult) -> Figure:
-    """Plot one panel per site: layer by time, by head, or by token."""
+    """Plot one panel per site, of layer by time, head or token."""
     sites = list(result.sites)
     columns = min(3, len(sites))
     rows = -(-len(sites) // columns)
@@ -77,7 +77,7 @@ def screen(result: AttributionResult) -> go.Figure:
 
 
 def cells(result: AttributionResult, site: str) -> tuple[np.ndarray, list[Any], str]:
-    """Return what to plot for a site: values "layer column", the column positions, and the axis label."""
+    """Return the values "layer column" to plot for a site, the column positions, and the axis label."""
     scores = result.sites[site]
     if scores.heads and scores.place == "step":
         values = result.of(site, ("layer", "head"))

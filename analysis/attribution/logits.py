@@ -42,8 +42,8 @@ class DirectResult:
 
     Attributes:
         values: contributions in logits; components add up to `totals`.
-        labels: labels as in TransformerLens ("3_cross_attn_out"; heads are "3_cross_attn_h2"; "norm_bias" is the bias
-            of the final norm).
+        labels: labels as in TransformerLens, such as "3_cross_attn_out" and, for heads, "3_cross_attn_h2". "norm_bias"
+            is the bias of the final norm.
         totals: the value for the whole residual stream.
         along: "codes" (the logit of the given codes minus the mean over the vocabulary), "difference" (clean minus
             corrupted, projected onto the unit difference of the two runs' logits), or "direction" (projected onto the
@@ -181,7 +181,7 @@ def direct(
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """One run of some rows: its components, its logits in the window, and the scale of the final norm."""
+    """The components of one run of some rows, its logits in the window, and the scale of the final norm."""
 
     lens: AudioLens
     window: Window
@@ -246,7 +246,7 @@ def _components(cache: ActivationCache, heads: bool) -> tuple[list[str], Float[T
 
 
 def layer_of(label: str) -> int:
-    """Return the block of a component; -1 for the embeddings and the bias of the final norm."""
+    """Return the block of a component, or -1 for the embeddings and the bias of the final norm."""
     layer, _, part = label.partition("_")
     return int(layer) if layer.isdigit() and part != "pre" else -1
 

@@ -1,4 +1,4 @@
-"""The result of attribution patching: the first-order effect of each cell on the metric, for pairs of prompts."""
+"""The result of attribution patching, which is each cell's first-order effect on the metric for pairs of prompts."""
 
 from __future__ import annotations
 
@@ -146,14 +146,14 @@ class AttributionResult:
         return pd.concat(frames, ignore_index=True)
 
     def by_layer(self, site: str) -> pd.DataFrame:
-        """Return one row per layer: `layer`, `effect`, `low`, `high`, summed over steps, heads and codebooks."""
+        """Return one row per layer (`layer`, `effect`, `low`, `high`), summed over steps, heads and codebooks."""
         found = self.over(site, "layer")
         table = {"layer": self._scores(site).layers, "effect": found.value, "low": found.low, "high": found.high}
         return pd.DataFrame(table)
 
     @drawable
     def plot(self) -> Any:
-        """Plot one panel per site: layer x time, layer x head or layer x token (matplotlib figure)."""
+        """Plot one panel per site, of layer by time, head or token (matplotlib figure)."""
         from analysis.attribution import figures
 
         return figures.paper(self)

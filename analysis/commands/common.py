@@ -34,7 +34,7 @@ def open_lens(model: str) -> AudioLens:
 
 
 def prompt_set(concept: str, lens: AudioLens) -> PromptSet:
-    """Return a bundled concept's prompts, in words that the model knows, or the prompts in a file after `completed`."""
+    """Return the prompts of a bundled concept, in words that the model knows, or of a file (see `completed`)."""
     from audiolens import prompts
 
     return completed(own_prompts(concept), lens) if is_prompt_file(concept) else prompts.load(concept, lens=lens)
@@ -81,7 +81,7 @@ def command_line() -> str:
 
 
 def say(text: str = "", *, err: bool = False) -> None:
-    """Print a line with control characters escaped: names and labels may come from untrusted files."""
+    """Print a line with control characters escaped, because names and labels may come from untrusted files."""
     typer.echo(printable(text), err=err)
 
 

@@ -124,7 +124,7 @@ def study(
 
 
 def _asked(concept: str | None, concepts: str | None, positive: Path | None, negative: Path | None) -> list[Any]:
-    """Return what to study: concept names, a prompt file, or a pair of files with one pole each."""
+    """Return what to study, as concept names, a prompt file, or a pair of files with one pole each."""
     ways = [given for given in (concept, concepts, positive or negative) if given is not None]
     if len(ways) != 1:
         raise InputError(

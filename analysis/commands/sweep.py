@@ -91,7 +91,7 @@ def sweep(
     model: Model = "etude",
     as_json: Json = False,
 ) -> None:
-    """Steer in every combination of the factors and measure every clip: one table row per clip.
+    """Steer in every combination of the factors and measure every clip, with one table row per clip.
 
     The sweep crosses concepts x strategies x layers x branches x strengths on the same prompts and seeds. It adds
     unsteered clips, control directions, and prompts that ask for the poles in words. Finished batches are kept. After a

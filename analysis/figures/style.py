@@ -1,4 +1,4 @@
-"""The style of all figures: colours, markers, names of measures, and settings for matplotlib and plotly.
+"""The shared style of figures, with colours, markers, names of measures, and settings for matplotlib and plotly.
 
 The colours are Okabe and Ito's palette, which is safe for colour-blind readers. Markers and line styles encode the
 same information as the colours.
@@ -136,7 +136,7 @@ def sliding(
 ) -> go.Figure:
     """Add a slider over layers to a figure whose traces are ordered by layer, with `each` traces per layer.
 
-    `axes` holds additional settings for each layer, such as "xaxis.title.text". `gap` is the height in pixels of the
+    `axes` contains additional settings for each layer, such as "xaxis.title.text". `gap` is the height in pixels of the
     labels above the slider.
     """
     further = axes or [{} for _ in layers]

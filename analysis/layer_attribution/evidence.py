@@ -1,7 +1,7 @@
 """Gather several kinds of evidence about each block for the layer-attribution plot.
 
-`gather(probe=..., patching=..., attribution=..., norm=..., steering=...)` takes evidence under any name: a frame with a
-"layer" column, a series over layers, one number per layer, or the `Directions` themselves.
+`gather(probe=..., patching=..., attribution=..., norm=..., steering=...)` takes evidence under any name. It can be a
+frame with a "layer" column, a series over layers, one number per layer, or `Directions`.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def gather(*, units: Mapping[str, str] | None = None, **evidence: Any) -> LayerA
     Args:
         units: the unit of each kind of evidence, by name. The units of the usual kinds are known (`UNITS`).
         evidence: evidence by name. A frame needs a "layer" column and a column of values, and may have "low" and
-            "high". The column of values is named like the evidence, "effect", "value", "score", "mean" or "norm", or is
-            the only other numeric column. For `Directions`, the value is the norm relative to that of the residual
+            "high". The column of values has the name of the evidence, or one of "effect", "value", "score", "mean" and
+            "norm". Otherwise it is the only other numeric column. For `Directions`, the value is the norm relative to that of the residual
             stream. An array contains the values of layers 0, 1, ...; `None` is ignored.
 
     Raises:

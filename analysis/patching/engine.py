@@ -1,6 +1,6 @@
 """Compute many patching cells in one pass up the blocks; each cell joins the batch when its block is reached.
 
-A patch at a block changes nothing below it and nothing before its first step. The residual stream of the patched run at
+A patch does not change the blocks below it or the steps before it. The residual stream of the patched run at
 every block, and its keys and values at earlier steps, are therefore recorded once. Cells with the same first step share
 one pass up the blocks, a climb. A cell joins the batch at the block where its patch is made, as one row per pair, and
 the metric is computed once, at the top. Climbs from different steps differ in length, which matters only to attention.
@@ -35,7 +35,7 @@ LOGITS, FINAL = "hook_logits", "ln_final.hook_normalized"
 REACHED = {*BEGIN, *WRITES, *EMBEDDINGS, *INSIDE, TEXT_STATES, FINAL, LOGITS}
 """The sites that a climb edits. A patch at any other site would change nothing."""
 POSITIONS = 512
-"""Number of positions that a CPU computes at a time. The intermediate values of more would not fit in its cache."""
+"""Number of positions that a CPU computes at a time. The values of more would not fit in its cache."""
 _Positionwise = Callable[[Tensor], tuple[Tensor, ...]]
 _Steps = Generator[tuple[_Positionwise, Tensor], Any, Any]
 """A generator that yields a function to apply at every position of a stream, and is sent the resulting values."""
@@ -87,7 +87,7 @@ def _recorded_as(hook: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class PairBatch:
-    """A batch of pairs: both runs, the scored codes, and the mask of the text.
+    """A batch of pairs, with both runs, the scored codes, and the mask of the text.
 
     `steps` is the number of steps up to the last one that is scored. `tokens` gives each pair's token in each column
     of a grid by tokens (-1 for none); `seen` marks which of the padded tokens are text.

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 @guarded
 @dataclass(frozen=True)
 class LogLikelihood:
-    """The metric on codes: log-probability of the clean codes in a window of the clip, summed over its frames, in nats.
+    """The metric on codes, which is the log-probability of the clean codes in a window, summed over its frames, in
+    nats.
 
     `seconds=None` means the first second, or the whole clip if it is shorter.
     """
@@ -93,7 +94,7 @@ def patch(
             "seconds"; `cross_attn.z` for "head" (`attn.z` without cross-attention); `attn_out`, `cross_attn_out`,
             `mlp_out` and `resid_post` for "component"; and keys and values of the cross-attention for "token". A grid
             on sound leaves the residual stream out and uses `cross_attn_out` for "seconds", because in a run that
-            reads its own codes, the stream carries those codes at every block.
+            reads its own codes, the stream encodes those codes at every block.
         by: the kind of columns: "seconds" (time windows), "head", "component", or "token" (text tokens, counted from
             +0, the first token in which the prompts differ).
         mode: "denoising" copies clean values into the corrupted run and tests whether they are sufficient. "noising"

@@ -61,7 +61,7 @@ class PatchingResult:
         clean, corrupted: the metric of the unpatched runs, "pair codebook".
         codebooks: names along the metric's codebook axis. A grid on sound has one entry, named after the measure.
         layers: rows of the grid; `None` for a site outside the blocks.
-        columns: time windows, heads, components or tokens, depending on `by`. `spans` holds the windows in seconds.
+        columns: time windows, heads, components or tokens, depending on `by`. `spans` are the windows in seconds.
         sites: the patched sites.
         mode: "denoising" (clean values copied into the corrupted run) or "noising" (corrupted into clean).
         metric, unit: the metric and its unit; log-likelihoods of the clean codes are in nats.

@@ -171,7 +171,7 @@ class Listening:
         )
 
     def run(self, progress: bool, stats: dict[str, Any]) -> PatchingResult:
-        """Generate and measure every clip. `stats` holds the resampling settings of the result."""
+        """Generate and measure every clip. `stats` contains the resampling settings of the result."""
         grid, sound = self.grid, self.sound
         values = np.full((len(self.clean), len(grid.layers), len(grid.columns)), np.nan)
         before = {"clean": np.empty(len(self.clean)), "corrupted": np.empty(len(self.clean))}

@@ -184,7 +184,7 @@ def paths_screen(result: Trajectories) -> go.Figure:
 
 
 def _title(result: PCAResult, index: int, joint: str) -> str:
-    """Return a panel's title: block and silhouette, with its interval over prompts."""
+    """Return a panel's title, with its block, silhouette, and the silhouette's interval over prompts."""
     interval = result.intervals[index]
     # Rounding and adding 0 avoids "-0.00".
     value, low, high = (round(float(one), 2) + 0.0 for one in (result.silhouettes[index], interval.low, interval.high))

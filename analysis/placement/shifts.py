@@ -2,7 +2,7 @@
 
 A small shift causes a Kullback-Leibler divergence of half its squared length in that metric. The inner product of two
 shifts measures how much of one shift the other produces. A cosine near 1 means that the direction has the effect of the
-words and no other effect.
+words, and little other effect.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def shifts_of(
 
 
 class _Run:
-    """Runs forward passes over one batch of rows and counts their steps."""
+    """Run forward passes over one batch of rows, and count their steps."""
 
     def __init__(self, lens: AudioLens, prompts: list[str], codes: Tensor) -> None:
         self.lens, self.prompts, self.codes = lens, prompts, codes

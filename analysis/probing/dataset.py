@@ -178,8 +178,8 @@ class Dataset:
         if shortest < samples or not samples:
             number = int(np.argmin([len(wave) for wave in waves]))
             raise InputError(
-                f"sound {number} lasts {shortest / sample_rate:g} s, less than seconds={seconds}: leave it out, or give "
-                "a smaller value."
+                f"sound {number} lasts {shortest / sample_rate:g} s, less than seconds={seconds}: leave it out, or "
+                "give a smaller value."
             )
         audio = np.stack([wave[:samples] for wave in waves])
         codes = encoded(lens, audio, sample_rate)

@@ -76,7 +76,7 @@ def probe(
 
     Args:
         lens: the model. It may be `None` for a cache or an array, but then there are no baselines or directions.
-        data: a `Dataset`; prompts with `labels`; a cache recorded with `reduce=`; or an array "layer row feature". For
+        data: a `Dataset`, prompts with `labels`, a cache recorded with `reduce=`, or an array "layer row feature". For
             prompts, clips are generated unless `codes` are given or the position is before any music.
         labels: one label per row, if `data` has no labels.
         kind: "ridge" (classes or a quantity), "logistic" (classes only), or "mlp" (either). "ridge" is solved in closed
@@ -260,7 +260,7 @@ def _sounds(
 ) -> tuple[Baseline, ...]:
     if baselines is None:
         audible = rows.codes is not None and lens is not None and position not in ("first", "eos")
-        # A clip that all rows share carries no information about the labels.
+        # A clip that all rows share contains no information about the labels.
         alone = rows.codes is not None and bool((rows.codes == rows.codes[:1]).all())
         return ("mel", "codec") if audible and not alone else ()
     chosen = in_order("baselines", baselines, "baselines")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PageSound:
-    """A clip whose sound was kept. `pair` numbers its prompt and seed, and `label` describes its `condition`."""
+    """A clip with its sound. `pair` numbers its prompt and seed, and `label` describes its `condition`."""
 
     pair: int
     condition: str

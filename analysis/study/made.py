@@ -20,7 +20,7 @@ _SHAPE = {"stages": {str: str}, "hashes": {str: str}, "study": {}}
 
 
 def made_of(folder: Path, work: Path, used: Iterable[str]) -> bytes:
-    """Return the contents of the file `stages.MADE` for a study whose page is in `work` and used the stages `used`."""
+    """Return the contents of `stages.MADE` for a study that used the stages `used`, and whose page is in `work`."""
     entries = {entry.rpartition("-")[0]: entry for entry in sorted(used)}
     marks = {entry: _mark(folder / STAGES / entry) for entry in entries.values()}
     summary = digest((work / SUMMARY).read_bytes())

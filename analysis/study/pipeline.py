@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 SHOWN = (BASELINE, "steered", "prompted")
-"""The kinds of condition whose clips have players on the page."""
+"""The kinds of conditions whose clips can be played on the page."""
 
 FIGURES_SECONDS = 25.0
 """Approximate time in seconds to draw and write the page."""
@@ -150,7 +150,7 @@ class _Course:
     def _tested(self, directions: Directions, choice: Choice, alternatives: tuple[Choice, ...]) -> SweepResult:
         settings = self.settings
         pairs = settings.test_clips(self.sets)
-        # Sound is kept for the first seed of the first prompts, so the choice precedes any measurement.
+        # Sound is kept for the first seed of the first prompts, which is decided before anything is measured.
         shown = pairs[:: settings.test_seeds][: settings.shown]
         todo = test_result.conditions(
             directions,

@@ -54,7 +54,7 @@ class Study:
         sounds: a few paired clips, as a map from (condition, prompt, seed) to samples.
         seconds: how long each stage took.
         where, placement: the patching grids, and the place chosen from the evidence (`None` if not computed).
-        lost: the side effects of steering: failed clips, drift, Fréchet distance (`analysis.study.side_effects.table`).
+        lost: the side effects of steering, from `analysis.study.side_effects.table`.
 
     A study does not show that the direction *is* the concept, only that it separates these prompts and moves this
     measure. It does not show that the concept is computed in the chosen block, because steering works wherever later
@@ -165,7 +165,7 @@ def _effects(outcomes: tuple[Outcome, Outcome], words: tuple[str, str]) -> str:
 
 
 def _qualified(one: Outcome) -> str:
-    """State the results of one pole's controls, its share of failed clips, and the effect of asking for it in words."""
+    """State the results of one pole's controls, its share of failed clips, and the effect of prompting for it."""
     if not _is_measured(one):
         return f"Towards {one.pole}: no clip could be measured."
     facts = [f"{one.failed:.0%} of clips failed", f"asked for in words {_signed(one.prompted)}"]

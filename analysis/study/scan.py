@@ -50,7 +50,7 @@ class Choice:
     def description(self) -> str:
         """The place in words."""
         if self.layer is None:
-            return f"{self.strategy}, every block its own direction"
+            return f"{self.strategy}, with every block's own direction"
         return f"{self.strategy}, {'added' if self.strategy == 'one-to-one' else 'read'} at block {self.layer}"
 
     def __repr__(self) -> str:

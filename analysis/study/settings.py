@@ -117,7 +117,7 @@ class Settings:
 
     @classmethod
     def full(cls, **changes: Any) -> Settings:
-        """Return settings with full controls and enough prompts for narrow intervals. Such a study takes long."""
+        """Return settings with full controls and enough prompts for narrow intervals. Such a study takes hours."""
         sizes: dict[str, Any] = {"poles": 100, "development": 16, "test": 24, "n_random": 19,
                                  "n_shuffled": 19, "pairs": 64, "frechet": True}  # fmt: skip
         sizes["strengths"] = {"one-to-one": (0.5, 1.0), "one-to-all": (0.0625, 0.125, 0.25)}

@@ -46,7 +46,7 @@ class Where:
 
     Attributes:
         windows: the grid of the residual stream, patched in one block and one time window per cell.
-        components: the grid of the blocks' components, whose outputs are patched over the whole clip.
+        components: the grid of the components of each block, patched over the whole clip.
         reason: why a grid is missing, if one is.
 
     The grids do not show where the concept is computed; see the caveats of `PatchingResult`.

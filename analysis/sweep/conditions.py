@@ -100,7 +100,7 @@ class Plan:
 
     @property
     def labels(self) -> pd.DataFrame:
-        """One row per generated clip, in batch order: the condition and its labels, `prompt`, `asked` and `seed`."""
+        """One row per generated clip in batch order, with condition, labels, `prompt`, `asked` and `seed`."""
         rows = []
         for condition, clip in (row for batch in self.batches for row in batch):
             prompt, seed = self.clips[clip]

@@ -1,4 +1,4 @@
-"""Plotly figures of sweeps: interactive versions of those in `plots.py`."""
+"""Plotly figures of sweeps, the interactive versions of those in `plots.py`."""
 
 from __future__ import annotations
 
