@@ -121,8 +121,8 @@ def gather(*, units: Mapping[str, str] | None = None, **evidence: Any) -> LayerA
         units: the unit of each kind of evidence, by name. The units of the usual kinds are known (`UNITS`).
         evidence: evidence by name. A frame needs a "layer" column and a column of values, and may have "low" and
             "high". The column of values has the name of the evidence, or one of "effect", "value", "score", "mean" and
-            "norm". Otherwise it is the only other numeric column. For `Directions`, the value is the norm relative to that of the residual
-            stream. An array contains the values of layers 0, 1, ...; `None` is ignored.
+            "norm". Otherwise it is the only other numeric column. For `Directions`, the value is the norm relative to
+            that of the residual stream. An array contains the values of layers 0, 1, ...; `None` is ignored.
 
     Raises:
         InputError, InputTypeError: if nothing is given, a layer has several rows, or the column of values is unclear.

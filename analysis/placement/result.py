@@ -112,11 +112,11 @@ class Placement:
     def reason(self) -> str:
         """Why this place was chosen, in a sentence."""
         row, low, high = self.chosen, *self.poles[::-1]
-        vector = "every block's own direction" if self.layer is None else f"block {self.layer}'s direction"
+        vector = "Every block's own direction" if self.layer is None else f"Block {self.layer}'s direction"
         added = "added there" if self.strategy == "one-to-one" else "added at every block"
         text = (
-            f"From {low} to {high} by {vector}, {added}: its effect on the next codes matches that of the words with a "
-            f"cosine of {row.alignment:.2f}{'' if np.isnan(row.low) else f' [{row.low:.2f}, {row.high:.2f}]'}"
+            f"{vector} from {low} to {high}, {added}, has an effect on the next codes that matches that of the words "
+            f"with a cosine of {row.alignment:.2f}{'' if np.isnan(row.low) else f' [{row.low:.2f}, {row.high:.2f}]'}"
         )
         if not np.isnan(self.at_strength):
             text += f" ({self.at_strength:.2f} at strength {self.strength:.2g})"

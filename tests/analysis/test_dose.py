@@ -71,7 +71,7 @@ def test_strengths_that_fail_do_not_make_a_place_the_widest(dose: Any) -> None:
 
 
 def test_the_finding_is_said_in_a_line(dose: Any) -> None:
-    assert "widest of 6 places" in repr(dose)
+    assert "the widest span of 6 places" in repr(dose)
     assert "tempo on tempo_ioi" in repr(dose)
     assert dose.poles == ("fast", "slow")
 

@@ -139,7 +139,7 @@ def test_a_concept_of_ones_own_from_two_files(lens: Any, tmp_path: Path) -> None
     ("where", "told"),
     [
         ({"strategy": "one-to-one", "layer": 1}, "one-to-one, added at block 1."),
-        ({"strategy": "all-to-all", "layer": None}, "all-to-all, every block its own direction."),
+        ({"strategy": "all-to-all", "layer": None}, "all-to-all, with every block's own direction."),
     ],
 )
 def test_the_place_that_evidence_names_is_steered_without_a_scan(
