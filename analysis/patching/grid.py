@@ -197,8 +197,8 @@ def _sites(
     checked_by(by)
     if by == "token" and lens.config.has_prefix:
         raise SiteError(
-            f"by='token': {lens.config.family} has no cross-attention: its text comes before the audio steps, in the "
-            "decoder's own sequence. Use by='component' or by='seconds'."
+            f"by='token' needs cross-attention, and {lens.config.family} has none. Its text comes before the audio "
+            "steps, in the decoder's own sequence: use by='component' or by='seconds'."
         )
     asked = _default(by, lens, on_sound) if site is None else checked_names("site", site)
     names = (asked,) if isinstance(asked, str) else tuple(asked)

@@ -1,7 +1,7 @@
 """Compute a direction's effect by strength (the dose-response), with controls, prompted clips and cross-effects.
 
 This module uses the effects of a sweep's conditions (`response.effects`), whose labels are kind, concept, place and
-strength. A place consists of a strategy, layer, branch and band.
+strength. The columns in `factorial.PLACE` identify a place.
 The measure is assumed to rise towards the concept's positive pole.
 """
 
