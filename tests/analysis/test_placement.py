@@ -142,7 +142,7 @@ def test_everything_else_stands_beside(full: placement.Placement) -> None:
     carried = table[table.strategy == "one-to-one"].set_index("layer").patching
     assert carried[1:].min() > 0
     assert full.row_steps > 0
-    assert "block 1's" in full.reason
+    assert "Block 1's" in full.reason
     assert "high" in repr(full)
 
 
@@ -179,7 +179,7 @@ def test_all_to_all_changes_the_blocks_that_have_a_direction(plant: plants.Plant
     assert found.layers == [1, 2, 3, 4]
     assert [step.layers for step in al.steer(found.directions, **found.where)] == [[layer] for layer in found.layers]
     assert np.isnan(found.certainty)
-    assert "every block's own" in found.reason
+    assert "Every block's own" in found.reason
 
 
 def test_intervals_are_over_prompts_and_not_over_clips(plant: plants.Plant) -> None:

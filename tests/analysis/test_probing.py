@@ -131,14 +131,14 @@ def test_heads_of_a_cache_may_be_read_once(given: tuple[list[str], ActivationCac
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"layers": [1, 9]}, r"layers=\[1, 9\]: the cache holds 0, 1, 2, 3 of attn.z"),
-        ({"layers": []}, r"layers=\[\]: the cache holds"),
+        ({"layers": [1, 9]}, r"layers=\[1, 9\]: the cache contains 0, 1, 2, 3 of attn.z"),
+        ({"layers": []}, r"layers=\[\]: the cache contains"),
         ({"layers": [True, False, True, False]}, "expected a layer, a list of layers"),
         ({"layers": np.array([True, False, True, False])}, "expected a layer, a list of layers"),
         ({"heads": [True, False]}, "expected a list of heads"),
         ({"heads": np.array([True, False])}, "expected a list of heads"),
-        ({"heads": [0, 9]}, r"heads=\[0, 9\]: the cache holds 0, 1, 2"),
-        ({"heads": [0], "site": "resid_post"}, r"heads=\[0\]: the cache holds none of resid_post"),
+        ({"heads": [0, 9]}, r"heads=\[0, 9\]: the cache contains 0, 1, 2"),
+        ({"heads": [0], "site": "resid_post"}, r"heads=\[0\]: the cache contains none of resid_post"),
     ],
 )
 def test_what_a_cache_does_not_hold_is_refused(
