@@ -92,7 +92,7 @@ REFUSED: list[tuple[Callable[[Given], Any], type[AudioLensError], str]] = [
     (lambda g: probe(penalty="a"), InputError, "penalty='a'"),
     (lambda g: probe(n_jobs=0), InputError, "n_jobs=0"),
     (lambda g: probe(seed="a"), InputError, "seed='a'"),
-    (lambda g: probe(task="regression"), InputError, "labels that are numbers"),
+    (lambda g: probe(task="regression"), InputError, "needs numeric labels"),
     (lambda g: probe(n_components=0), InputError, "n_components=0"),
     (lambda g: probe(n_bootstrap=-1), InputError, "n_bootstrap=-1"),
     (lambda g: probe(n_shuffles=2.5), InputError, "n_shuffles=2.5"),
