@@ -84,7 +84,8 @@ def takes(
                     continue
                 if twice := next((one for one in own if one in given), None):
                     raise GivenTwiceError(
-                        f"{name}= and {twice}= were both given: {name} holds {field.name}, so give one of them."
+                        f"{name}= and {twice}= were both given: {name} already includes {field.name}, so give one of "
+                        "them."
                     )
                 if _left_out(field, value):
                     continue

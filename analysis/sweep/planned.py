@@ -9,12 +9,12 @@ MOST_THREADS = 1024
 
 
 def are_threads(value: object) -> bool:
-    """Whether the value is a number of threads that a computer may have."""
+    """Return whether the value is a number of threads that a computer may have."""
     return type(value) is int and 1 <= value <= MOST_THREADS
 
 
 def difference(begun: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
-    """A description of the first difference that matters; `None` if there is none."""
+    """Return a description of the first difference that matters; `None` if there is none."""
     if begun.get("format") != facts["format"]:
         return f"it has format {begun.get('format')}, but this version writes {facts['format']}"
     for section, words in (("versions", "version of {}"), ("settings", "{}")):

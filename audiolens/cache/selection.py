@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from audiolens.cache.lazy_tensors import changed, outlines, some
+from audiolens.checks import shown
 from audiolens.errors import InputError, SiteError, nearest, shortened
 from audiolens.interventions import checked_rows
 from audiolens.model.loading import checked_device, checked_dtype
@@ -63,10 +64,10 @@ def of_layers(cache: "ActivationCache", layers: int | Sequence[int] | None) -> "
         return cache
     chosen = cache.numbered(layers)
     if not chosen:
-        raise SiteError(f"no layer given: the cache holds layers {held}.")
+        raise SiteError(f"no layer given: the cache contains layers {held}.")
     absent = [layer for layer in chosen if layer not in held]
     if absent:
-        raise SiteError(f"nothing was recorded at layer {absent[0]}: the cache holds layers {held}.")
+        raise SiteError(f"nothing was recorded at layer {absent[0]}: the cache contains layers {held}.")
     return _of_names(cache, [name for name, layer in places.items() if layer is None or layer in chosen])
 
 
@@ -78,7 +79,9 @@ def of_sites(cache: "ActivationCache", sites: object, path: object) -> "Activati
         asked = named(site)
         mine = [name for name in names if asked.name in (name, Site.of(name).hook)]
         if not mine:
-            raise SiteError(f"{path} does not hold {site!r}.{nearest(asked.name, names)} It holds: {shortened(names)}.")
+            raise SiteError(
+                f"{path} does not contain {shown(site)}.{nearest(asked.name, names)} It contains: {shortened(names)}."
+            )
         found.update(mine)
     return _of_names(cache, [name for name in names if name in found])
 

@@ -23,7 +23,8 @@ LEAST_ENTROPY_RATIO = 0.5
 
 @runtime_checkable
 class Generated(Protocol):
-    """The fields used here of a generation: audio [row, channel, sample] and codes [row, codebook, frame]."""
+    """The fields of a generation that this module uses: audio [row, channel, sample] and codes [row, codebook,
+    frame]."""
 
     @property
     def audio(self) -> Any: ...
@@ -71,7 +72,7 @@ def failures(steered: Generated, baseline: Generated) -> pd.DataFrame:
             "rms_ratio": rms_ratio,
             "onsets": onsets,
             "entropy_ratio": entropy_ratio,
-            # Negated so that NaN (from a silent baseline) fails.
+            # The comparison is negated so that NaN (from a silent baseline) fails.
             "failed": ~(sound & (onsets >= FEWEST_ONSETS) & varied),
         }
     )

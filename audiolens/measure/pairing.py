@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from audiolens.checks import shown
 from audiolens.errors import InputError
 
 SAMPLING = ("guidance_scale", "temperature", "top_k")
@@ -54,6 +55,6 @@ def refuse_unpaired(clips: Any, baseline: Any, called: str = "steered", *, by_or
         if other:
             row = other[0]
             raise InputError(
-                f"row {row}: the {name[:-1]} of {called} is {mine[row]!r}, that of baseline {own[row]!r}; give the "
-                "same prompts and seeds in the same order"
+                f"row {row}: the {name[:-1]} of {called} is {shown(mine[row])}, that of baseline {shown(own[row])}; "
+                "give the same prompts and seeds in the same order"
             )

@@ -65,7 +65,8 @@ class OpenedModel:
         return self._traced_model.family.shapes(self.config)
 
     def find_sites(self, names: str | Sequence[str], layers: int | Iterable[int] | None = None) -> list[Site]:
-        """The sites that names and layers select, with `.name`, `.short`, `.layer` and `.axes`, in the order given.
+        """The sites that these names and layers select, in the order given, with `.name`, `.short`, `.layer` and
+        `.axes`.
 
         Raises:
             SiteError, InputError: for a site or layer that this model does not have, or if no site is named.
@@ -73,7 +74,7 @@ class OpenedModel:
         return self.traced_model.family.find(self.config, checked_names("names", names), layers)
 
     def text_tokens(self, prompts: Prompt | Sequence[Prompt]) -> list[list[str]]:
-        """Return each prompt's tokens as strings, as the text encoder reads them. `None` has an empty list."""
+        """Return the tokens of each prompt as strings, as the text encoder reads them. The list for `None` is empty."""
         listed = text.checked_prompts(prompts)
         return [
             [] if prompt is None else self.tokenizer.convert_ids_to_tokens(tokens.ids([prompt], self.tokenizer)[0])
