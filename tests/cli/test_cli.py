@@ -273,7 +273,7 @@ def test_measure_goes_on_where_files_are_bad_and_names_them(run: Run, tmp_path: 
         (("study", "tempo", "--concepts", "tempo,timbre"), "name what to study"),
         (("study", "--concepts", "tempo"), "two or more different ones"),
         (("study", "--concepts", "tempo,timbre", "--measure", "pitch"), "but each concept has its own measure"),
-        (("study", "--concepts", "tempo,one.csv"), "on its own"),
+        (("study", "--concepts", "tempo,one.csv"), "study it separately"),
         (("study", "one.csv", "--measure", "pitch"), "one.csv: 'one' has 1 prompt for the pole 'fast'"),
         (("study", "one.csv"), "one.csv: 'one' has 1 prompt"),
         (("study", "--positive", "one.txt", "--negative", "two.txt"), "one.txt and two.txt: 'one-two' has 1 prompt"),
