@@ -187,7 +187,7 @@ class _Course:
     ) -> SweepResult:
         """Run or resume a sweep in its own folder. The clips in `shown` are kept as sound."""
         settings = self.settings
-        making = {"seconds": settings.seconds, **settings.sampling, "batch_size": settings.batch_size}
+        making = {"seconds": settings.seconds, **settings.drawing, "batch_size": settings.batch_size}
         follows = {
             **making,
             "conditions": ledger.facts_of(self.lens, conditions, making)["conditions"],
