@@ -48,7 +48,7 @@ def unit(vectors: Tensor) -> Tensor:
 
 def each_layers(direction: Any, layers: Sequence[int], width: int, site: str) -> list[Tensor]:
     """One vector per layer, from `Directions`, a mapping from layer to vector, or an array."""
-    if isinstance(direction, Mapping) or hasattr(direction, "layers"):
+    if isinstance(direction, Mapping) or (hasattr(direction, "layers") and hasattr(direction, "__contains__")):
         absent = [layer for layer in layers if layer not in direction]
         if absent:
             raise SiteError(

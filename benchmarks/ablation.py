@@ -48,13 +48,13 @@ class Recipe:
 
 
 RECIPES = (
-    Recipe("all of it"),
-    Recipe("all of it, from another start", start=1),
-    Recipe("none of the four", {**NO_HEAD, **NO_HIDING, **NO_BEGINNING}, pretrained_text=False),
+    Recipe("full recipe"),
+    Recipe("full recipe, different initialisation", start=1),
+    Recipe("without all four ingredients", {**NO_HEAD, **NO_HIDING, **NO_BEGINNING}, pretrained_text=False),
     Recipe("text encoder not pre-trained", pretrained_text=False),
     Recipe("no head on the final state", NO_HEAD),
-    Recipe("no history hidden", NO_HIDING),
-    Recipe("beginnings weigh the same", NO_BEGINNING),
+    Recipe("no hidden history", NO_HIDING),
+    Recipe("beginnings not weighted more", NO_BEGINNING),
 )
 
 
@@ -155,10 +155,10 @@ def page(table: pd.DataFrame, steps: int, clips: int, draws: int) -> str:
     """The table in Markdown."""
     frames = len(evaluate.FRAMES)
     lines = [
-        f"The decoder trained from scratch for {steps:,} steps on {clips:,} clips, without one ingredient at a time "
-        f"(`python benchmarks/ablation.py`). Gap: nats by which {HELD_OUT} held-out clips are likelier with their "
-        f"captions than without, mean and 95% interval over clips; AUC by {frames} held-out captions per pole, {draws} "
-        "clips each.",
+        f"The decoder was trained from scratch for {steps:,} steps on {clips:,} clips, with the full recipe and "
+        "without some of its ingredients (`python benchmarks/ablation.py`). The gap is the log-likelihood of a clip "
+        f"with its caption minus that without, averaged over {HELD_OUT} held-out clips, with a 95% interval over "
+        f"clips. AUCs are computed on clips for {frames} held-out captions per pole, {draws} clips each.",
         "",
         "| recipe | nats per code | gap, nats per clip | tempo (interval), AUC | timbre, AUC |",
         "|---|---|---|---|---|",

@@ -36,8 +36,8 @@ def main(
     """Time generation and reading, and print or update the table."""
     wanted = [size for name in names or ["small", "medium"] for size in SIZES if size.name.endswith(f"musicgen-{name}")]
     lines = [
-        "| size | rows | a second of every clip, generated | the same, every block steered | "
-        f"{READ_SECONDS} s of codes read, all blocks recorded |",
+        "| size | rows | generating 1 s of every clip | the same with every block steered | "
+        f"reading {READ_SECONDS} s of codes, all blocks recorded |",
         "|---|---|---|---|---|",
     ]
     for size in wanted:

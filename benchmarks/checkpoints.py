@@ -89,8 +89,8 @@ def recording_bytes(size: Size, steps: int, *, item: int = 2) -> int:
 
 def rows() -> list[str]:
     lines = [
-        "| checkpoint | blocks | width | codebooks | parameters, of them the decoder's | weights, float32 | bfloat16 "
-        "| keys and values a row | `resid_post` of all blocks, a row |",
+        "| checkpoint | blocks | width | codebooks | parameters: total, decoder | weights in float32 | in bfloat16 "
+        "| keys and values per row | `resid_post` of all blocks, per row |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     steps = SECONDS * RATE + 3

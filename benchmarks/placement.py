@@ -44,8 +44,8 @@ STRENGTHS: Mapping[Strategy, tuple[float, ...]] = {
 }
 HEARD: Mapping[str, Mapping[str, tuple[str, str]]] = {
     **{concept: {concept: (measured, "failed")} for concept, measured in MEASURED.items()},
-    "density": {"density": (MEASURED["density"], "failed"), "density, a beat": ("onsets_per_beat", "failed")},
-    "loudness": {"loudness": ("loudness", "spoilt"), "loudness, level a loss": ("loudness", "failed")},
+    "density": {"density": (MEASURED["density"], "failed"), "density per beat": ("onsets_per_beat", "failed")},
+    "loudness": {"loudness": ("loudness", "spoilt"), "loudness, level as failure": ("loudness", "failed")},
 }
 """Concept -> its measure, and the column of lost clips; the first entry counts, a second is reported as well.
 
@@ -303,11 +303,12 @@ def page(table: pd.DataFrame, facts: Mapping[str, Any]) -> str:
         cells = [f"{wide.loc[rule, name]:.0%} ({places.loc[rule, name]})" for name in wide.columns]
         lines.append(f"| {rule} | {' | '.join(cells)} | {wide.loc[rule, counted].mean():.0%} |")
     if len(counted) < len(wide.columns):
-        lines += ["", f"\\* of {', '.join(counted)}."]
+        lines += ["", f"\\* over {', '.join(counted)}."]
     lines += [
         "",
-        "| concept | placement's share, 95% over prompts | its span | widest span | words' span | widest at | "
-        "widest at the last strength | halves agree | alignment ranks, one-to-one | one-to-all | cost |",
+        "| concept | placement's share, 95% interval over prompts | span at its place | widest span | "
+        "span of the words | place of the widest span | places widest at the largest strength | agreement of halves | "
+        "rank correlation of alignment, one-to-one | the same, one-to-all | cost |",
         "|---|" + "---|" * 10,
     ]
     for label, fact in facts.items():

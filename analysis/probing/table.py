@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from audiolens.checks import as_array, in_order, refuse_masked
-from audiolens.errors import InputError, shortened
+from audiolens.errors import InputError, InputTypeError, shortened
 from audiolens.files.bounded import csv_rows, read_text
 
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
@@ -72,6 +72,8 @@ def column(name: str, values: Any, rows: int) -> np.ndarray:
     array = as_array(name, given)
     if array.ndim != 1 or len(array) != rows:
         raise InputError(f"{array.size} {name} for {rows} rows: give one per row.")
+    if array.dtype.kind not in "biufUSO":
+        raise InputTypeError(f"{name}: expected numbers, text or booleans, got values of type {array.dtype}.")
     each = np.empty(rows, dtype=object)
     each[:] = list(given)
     missing = np.asarray(pd.isna(each))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from analysis.study import pipeline, stages
 from analysis.study.made import made_of
 from analysis.study.result import Study
-from analysis.study.settings import Settings
+from analysis.study.settings import Settings, settings_or_default
 from analysis.study.stages import Stages
 from analysis.sweep.response import MEASURED
 from audiolens.checks import checked_flags, checked_text
@@ -38,7 +38,7 @@ def prompts_of(concept: str | PromptSet, lens: AudioLens | None = None, settings
     Raises:
         InputError: for an unknown concept (naming the nearest known one), or a concept without a measure.
     """
-    chosen = settings or Settings()
+    chosen = settings_or_default(settings)
     sets = concept if isinstance(concept, PromptSet) else None
     if sets is None:
         if concept not in concepts():
@@ -90,7 +90,7 @@ def run(
     """
     checked_flags(overwrite=overwrite, progress=progress)
     checked_text("command", command)
-    chosen = settings or Settings()
+    chosen = settings_or_default(settings)
     sets = prompts_of(concept, lens, chosen)
     chosen.check(lens, sets)
     if out is not None and not overwrite:

@@ -168,11 +168,11 @@ def _qualified(one: Outcome) -> str:
     """State the results of one pole's controls, its share of failed clips, and the effect of asking for it in words."""
     if not _is_measured(one):
         return f"Towards {one.pole}: no clip could be measured."
-    facts = [f"{one.failed:.0%} of clips failed", f"asked for in words {_signed(one.prompted)}"]
+    facts = [f"{one.failed:.0%} of clips failed", f"prompting gave {_signed(one.prompted)}"]
     if one.towards and one.n_random >= FEWEST_CONTROLS:
         ranked = f"p = {one.p_random:.2g} among {one.n_random} random directions"
         if one.n_shuffled:
-            ranked += f" and {one.p_shuffled:.2g} among {one.n_shuffled} of shuffled labels"
+            ranked += f" and {one.p_shuffled:.2g} among {one.n_shuffled} from shuffled labels"
         facts.insert(0, ranked if one.claimable else f"no better than random directions: {ranked}")
     return f"Towards {one.pole}: {'; '.join(facts)}."
 

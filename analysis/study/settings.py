@@ -11,11 +11,11 @@ import numpy as np
 from analysis import sweep
 from analysis.sweep.response import MEASURED, is_ratio
 from audiolens import measure
-from audiolens.checks import checked_count, checked_flags
+from audiolens.checks import checked_amount, checked_count, checked_flags, shown
 from audiolens.directions.pole_reader import Position
 from audiolens.directions.steering import Strategy
 from audiolens.door import checked_kinds, guarded
-from audiolens.errors import InputError, nearest
+from audiolens.errors import InputError, InputTypeError, nearest
 from audiolens.interventions import Branch
 from audiolens.measure import beats
 from audiolens.measure.rhythm import FASTEST_BPM, FEWEST_ONSETS
@@ -192,12 +192,12 @@ class Settings:
         for name in _COUNTS:
             checked_count(name, getattr(self, name), 0)
         for strategy, amounts in (*self.strengths.items(), *self.strengths_at_place.items()):
-            if not amounts or not all(np.isfinite(amount) and amount > 0 for amount in amounts):
-                raise InputError(f"strengths of {strategy}: {list(amounts)}; expected finite numbers above 0.")
+            if not amounts or not all(map(_is_positive, amounts)):
+                raise InputError(f"strengths of {strategy}: {shown(list(amounts))}; expected finite numbers above 0.")
         if not self.strengths:
             raise InputError("strengths is empty: expected a strategy with at least one strength.")
-        if 1.0 not in self.doses or not all(np.isfinite(dose) and dose > 0 for dose in self.doses):
-            raise InputError(f"doses={self.doses}: expected finite numbers above 0, including 1.0.")
+        if 1.0 not in self.doses or not all(map(_is_positive, self.doses)):
+            raise InputError(f"doses={shown(self.doses)}: expected finite numbers above 0, including 1.0.")
         if self.place_by not in ("evidence", "scan"):
             raise InputError(f"place_by={self.place_by!r}: expected 'evidence' or 'scan'.")
         checked_kinds(self)
@@ -316,3 +316,23 @@ def refuse_too_few(sets: PromptSet) -> None:
                 f"{sets.concept!r} has {len(side)} prompt for the pole {pole!r}: a study needs at least "
                 f"{FEWEST_PROMPTS} per pole, and about 25 for a stable direction."
             )
+
+
+def settings_or_default(settings: Any) -> Settings:
+    """The settings given, or the defaults for `None`.
+
+    Raises:
+        InputTypeError: for anything else; `False` or an empty dict would otherwise count as `None`.
+    """
+    if settings is None:
+        return Settings()
+    if not isinstance(settings, Settings):
+        raise InputTypeError(f"settings={shown(settings)}: expected study.Settings.")
+    return settings
+
+
+def _is_positive(value: Any) -> bool:
+    try:
+        return checked_amount("", value, above=0) > 0
+    except InputError:
+        return False

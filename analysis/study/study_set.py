@@ -20,7 +20,7 @@ from analysis.store.folder import SUMMARY, refuse_path
 from analysis.study import experiment as study
 from analysis.study import stages
 from analysis.study.result import Study
-from analysis.study.settings import Settings
+from analysis.study.settings import Settings, settings_or_default
 from analysis.study.test_result import cross_effects
 from audiolens.checks import checked_flags
 from audiolens.errors import InputError, InputTypeError
@@ -115,7 +115,7 @@ def run(
     checked_flags(overwrite=overwrite, progress=progress)
     if isinstance(concepts, str) or not isinstance(concepts, Sequence):
         raise InputTypeError(f"concepts={concepts!r}: expected a list, such as ['tempo', 'timbre'].")
-    chosen = settings or Settings()
+    chosen = settings_or_default(settings)
     if chosen.measured is not None:
         raise InputError(
             f"measured={chosen.measured!r} would apply to every concept: leave it out, so that each concept has its "

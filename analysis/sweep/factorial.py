@@ -74,6 +74,8 @@ def named(directions: Directions | Sequence[Directions] | Mapping[str, Direction
     """Directions by concept, named by their labels or by the keys of a mapping."""
     if isinstance(directions, Mapping):
         pairs = list(directions.items())
+        if not all(isinstance(one, Directions) for _, one in pairs):
+            raise InputTypeError(f"directions={shown(directions)}: expected Directions as the values of the mapping.")
     else:
         found = [directions] if isinstance(directions, Directions) else one_or_listed("directions", directions)
         found = found if isinstance(found, list) else [found]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from audiolens.characters import refuse_control
+from audiolens.checks import checked_text
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, PromptError, nearest, shortened
 from audiolens.prompts.balance import Balance, measure
@@ -45,6 +46,7 @@ class PromptSet:
         if not isinstance(self.concept, str) or not self.concept.strip():
             raise InputTypeError(f"concept={self.concept!r}: expected a name.")
         refuse_control("concept", self.concept)
+        checked_text("vocabulary", self.vocabulary)
         for name in _LISTS:
             object.__setattr__(self, name, _texts(name, getattr(self, name)))
         if len(self.poles) != 2 or self.poles[0] == self.poles[1]:

@@ -280,6 +280,15 @@ def test_a_start_token_is_a_code(folder: Path, value: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("distance", [8, 1, 0, -5])
+def test_relative_positions_of_the_text_encoder_are_defined(folder: Path, distance: int) -> None:
+    # At a quarter of the 32 buckets the logarithm is 0 and divides by it; below, it does not exist.
+    changed(folder / "config.json", set_in("text_encoder", "relative_attention_max_distance", value=distance))
+    with pytest.raises(AudioLensError, match=f"relative_attention_max_distance={distance}: expected") as caught:
+        al.AudioLens.from_pretrained(folder)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.fixture
 def hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A hub model in the client's cache: links to blobs, in a folder named after the commit."""
