@@ -1,4 +1,4 @@
-"""Experiments on an audiolens model: each takes a lens or a cache and returns a result that you can tabulate and plot.
+"""Experiments on an audiolens model. Each takes a lens or a cache and returns a result that you can tabulate and plot.
 
 Each experiment is a package (`analysis.probing`, `from analysis import sweep`) that exports its public functions; its
 other modules are the implementation. Packages load on first use, so the command line starts quickly. `analysis`

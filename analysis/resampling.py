@@ -33,7 +33,7 @@ def bootstrap(
     n_bootstrap: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """The percentile interval of `statistic` over resampled clusters.
+    """Return the percentile interval of `statistic` over resampled clusters.
 
     Args:
         statistic: a function that takes row indices (with repeats) and returns a number.
@@ -50,17 +50,17 @@ def checked_resampling(confidence: object, n_bootstrap: object) -> None:
     """Reject settings that would silently give an inverted interval, or no interval.
 
     Raises:
-        InputError: if `confidence` is not between 0 and 1, or `n_bootstrap` is not a non-negative whole number.
+        InputError: if `confidence` is not between 0 and 1, or `n_bootstrap` is not a whole number of at least 0.
     """
     if not 0 < checked_amount("confidence", confidence) < 1:
-        raise InputError(f"confidence is {confidence}; expected a number between 0 and 1, e.g. 0.95")
+        raise InputError(f"confidence={confidence}: expected a number between 0 and 1, such as 0.95.")
     checked_count("n_bootstrap", n_bootstrap, least=0)
 
 
 def resampled(
     clusters: ArrayLike, n_bootstrap: int, seed: int = 0, strata: np.ndarray | None = None
 ) -> list[Int[np.ndarray, " draw"]]:
-    """The row indices of every bootstrap draw, for computing several statistics on the same draws.
+    """Return the row indices of every bootstrap draw, for computing several statistics on the same draws.
 
     Whole clusters are drawn with replacement. The list is empty if there are fewer than two clusters.
     """
@@ -70,7 +70,7 @@ def resampled(
 def interval_of(
     values: Float[np.ndarray, " draw"], fewest: int, confidence: float = 0.95, n_clusters: int | None = None
 ) -> Interval:
-    """The interval of a statistic from its values over the draws. Its ends are NaN if there are no draws.
+    """Return the interval of a statistic from its values over the draws. Its ends are NaN if there are no draws.
 
     With few clusters, plain percentile intervals are too narrow: with 8 prompts, a 95% interval covers about 90%. The
     levels are therefore widened to match Student's t distribution (Hesterberg 2015, "What teachers should know about
@@ -84,8 +84,8 @@ def interval_of(
 
 
 def levels(confidence: float, clusters: int) -> tuple[float, float]:
-    """The lower and upper percentile levels, widened for few clusters (see `interval_of`)."""
-    # scipy takes no fractions.
+    """Return the lower and upper percentile levels, widened for few clusters (see `interval_of`)."""
+    # scipy does not accept fractions.
     outside = (1 - float(confidence)) / 2
     tail = stats.norm.cdf(np.sqrt(clusters / (clusters - 1)) * stats.t.ppf(outside, clusters - 1))
     return float(tail), float(1 - tail)

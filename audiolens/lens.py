@@ -1,4 +1,4 @@
-"""AudioLens: load a music transformer, read and edit its activations, and generate.
+"""AudioLens: load a music transformer, read and edit its activations, and generate clips.
 
 The lens adds no hooks of its own: nnsight serves every value (`tracing/plan.py`), and outputs are bit-identical to
 those of the bare model unless an intervention changes them. Even after an exception, the model, its generation
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from audiolens.cache.activation_cache import ActivationCache
-from audiolens.checks import checked_text
+from audiolens.checks import checked_text, shown
 from audiolens.compatibility import SECONDS, SITES, OtherNames, chosen_seconds, chosen_seeds, chosen_sites, either
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
@@ -155,7 +155,8 @@ class AudioLens(TracedLens, OtherNames, Portable):
         return self._traced_model.family.shapes(self.config)
 
     def find_sites(self, names: str | Sequence[str], layers: int | Iterable[int] | None = None) -> list[Site]:
-        """The sites that names and layers select, with `.name`, `.short`, `.layer` and `.axes`, in the order given.
+        """The sites that these names and layers select, in the order given, with `.name`, `.short`, `.layer` and
+        `.axes`.
 
         Raises:
             SiteError, InputError: for a site or layer that this model does not have, or if no site is named.
@@ -163,7 +164,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
         return self.traced_model.family.find(self.config, checked_names("names", names), layers)
 
     def text_tokens(self, prompts: Prompt | Sequence[Prompt]) -> list[list[str]]:
-        """Return each prompt's tokens as strings, as the text encoder reads them. `None` has an empty list."""
+        """Return the tokens of each prompt as strings, as the text encoder reads them. The list for `None` is empty."""
         listed = text.checked_prompts(prompts)
         return [
             [] if prompt is None else self.tokenizer.convert_ids_to_tokens(tokens.ids([prompt], self.tokenizer)[0])
@@ -217,14 +218,14 @@ class AudioLens(TracedLens, OtherNames, Portable):
         reading: Reading | None = None,
         sampling: Sampling | None = None,
     ) -> Generation:
-        """Generate one clip per prompt under `interventions`, and record `sites` meanwhile.
+        """Generate one clip per prompt under `interventions`, and record activations at `sites` during generation.
 
         Args:
             prompts: one text per row; a single prompt is repeated for each seed. `None` means no prompt.
             seconds: the length of the clips, including an audio prompt.
             seeds: one seed per row (or one for all). A clip depends on its own seed and not on its batch, and the
                 global random state is unchanged. `None` uses transformers' own sampler and the global random state.
-            guidance_scale: scale of classifier-free guidance; 1 means no guidance, at half the cost.
+            guidance_scale: the scale of classifier-free guidance; 1 means no guidance, and halves the cost.
             temperature: sampling temperature; 0 means greedy decoding.
             top_k: sample from the k most likely codes; 0 or `None` means all.
             exact: pad rows (and masked text) to fixed sizes, so that codes are bit-identical in any batch and order.
@@ -232,8 +233,9 @@ class AudioLens(TracedLens, OtherNames, Portable):
                 `reduce` is "mean", "last" or "max" over the steps (without the tail), computed without storing them.
                 Attention patterns are zero-padded to all keys of the clip, as in a forward over its codes.
             cache_device, cache_dtype: device and dtype of the recordings (default: those of the activations).
-            batch_size: rows per batch (default: all). MusicGen Melody has no mask for its text, so its batches contain
-                prompts of one length in tokens, the shortest first; results are in the order of the prompts.
+            batch_size: rows per batch (default: all). MusicGen Melody has no mask for its text, so each of its batches
+                contains prompts with the same number of tokens, the shortest first; results are in the order of the
+                prompts.
             decode: `False` skips the codec; `out.audio` is then `None`.
             use_cache: `False` recomputes every step from the start, as a check on the key-value cache.
             audio_prompt: sound that the clips begin with and continue. It may be a pair (waveform, sample rate), at any
@@ -244,14 +246,15 @@ class AudioLens(TracedLens, OtherNames, Portable):
             prefix: record the conditioning before step 0 too; see `run_with_cache`.
             seed: one seed for every row.
             max_new_tokens: the length of the clips in steps, as in transformers, instead of `seconds`. Clips have that
-                many frames minus the tail (3 steps in the published models): 53 steps make a second of 50 frames.
+                many frames minus the tail (3 steps in the published models): 53 steps give 50 frames, which last one
+                second.
             melody: not supported yet; only text conditions the clips.
             reading, sampling: a `Reading` instead of the recording arguments, and a `Sampling` instead of
                 guidance_scale, temperature and top_k.
 
         Raises:
             InputError: (or a subclass) for anything out of range, before the model runs. It is also raised if a setting
-                of `model.generation_config` would change the sampling, which depends on the arguments alone.
+                of `model.generation_config` would change the sampling, which must depend on the arguments alone.
             ActivationOverflow: during the run, if interventions, or the model itself, make logits infinite or NaN.
         """
         refuse_melody(melody)
@@ -299,7 +302,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
         reading: Reading | None = None,
         names_filter: str | Sequence[str] | Callable[[str], bool] | None = None,
     ) -> tuple[Float[Tensor, "..."], ActivationCache]:
-        """Run one forward pass over given codes and record `sites`.
+        """Run one forward pass over given codes, and record the activations at `sites`.
 
         Args:
             codes: undelayed codes, one row per prompt; `None` reads only step 0, the start token.
@@ -309,7 +312,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
             seconds, span: record only this span, (from, to); both names mean the same. The logits always cover all
                 steps.
             reduce: "mean", "last" or "max" over the steps (without the tail). In a model whose text is part of the
-                decoder's own sequence (MusicGen Melody), "eos" keeps the last token of the text.
+                decoder's own sequence (MusicGen Melody), "eos" selects the last token of the text.
             prefix: also record the conditioning in that sequence, "row prefix+step ...". The step axis then begins at
                 the negative `cache.first_step`; shorter prefixes (`cache.prefixes`) are left-padded with zeros.
             melody: not supported yet; only text conditions the model.
@@ -368,8 +371,8 @@ class AudioLens(TracedLens, OtherNames, Portable):
     ) -> Iterator[ActivationCache]:
         """Yield the caches of `run_with_cache`, one batch of rows at a time, in order; `cache.prompts` names the rows.
 
-        Earlier batches are not kept, so only one batch takes memory; `reduce` also avoids storing its steps. No logits
-        are computed, and no block above the last recorded one runs. The model may be used between two batches.
+        Only one batch is in memory at a time; with `reduce`, its steps are not stored either. Logits are not computed,
+        and blocks above the last recorded one do not run. The model may be used between two batches.
         """
         recorded = Reading(sites, layers, branch, one_span(seconds, span), reduce, device, dtype, heads, prefix)
         return Forward.checked(
@@ -416,6 +419,6 @@ class AudioLens(TracedLens, OtherNames, Portable):
     def __repr__(self) -> str:
         config = self.config
         return (
-            f"AudioLens({self.name!r}: {config.family}, {config.n_layers} blocks, d_model {config.d_model}, "
+            f"AudioLens({shown(self.name)}: {config.family}, {config.n_layers} blocks, d_model {config.d_model}, "
             f"{config.n_codebooks} codebooks at {config.frame_rate:g} frames/s)"
         )

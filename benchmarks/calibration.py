@@ -1,7 +1,8 @@
 """Calibrate each measure against the synthesiser's labels, for `docs/measures.md`.
 
-Clips of known tempo, brightness, register and so on are measured as synthesised, and again after a model's codec. With
-`--update` the table replaces the one in the docs. What a measure loses in the codec cannot show up in steering.
+Clips of known tempo, brightness, register and so on are measured as synthesised, and again after they pass through a
+model's codec. Differences that a measure loses in the codec cannot be detected in steering. With `--update` the table
+replaces the one in the docs.
 """
 
 from __future__ import annotations

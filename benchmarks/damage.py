@@ -1,10 +1,14 @@
 """Damage every file and folder of stored sweeps and studies in every way: `python benchmarks/damage.py`.
 
 A folder is copied, and one file or folder in the copy is damaged (`damage_kinds`). The copy is then read, and the call
-that made it is repeated to resume it. Faults: *used in silence* (the data read, or the result of the call, differ from
-the original without an error); *dead end* (the call is refused, and following the advice in the error does not help);
-*foreign error* (another exception, or no progress for a minute); *no name* (the error does not name the folder in one
-line). All counts must be 0. A run that was stopped resumes from its log if the code has not changed.
+that created it is repeated to resume it. Four kinds of faults are counted, and all counts must be 0:
+
+- *used in silence*: the data read, or the result of the call, differ from the original without an error;
+- *dead end*: the call raises an error, and following its advice does not help;
+- *foreign error*: the call raises another exception, or makes no progress for a minute;
+- *no name*: the error does not name the folder in one line.
+
+A stopped run resumes from its log if the code has not changed.
 """
 
 from __future__ import annotations

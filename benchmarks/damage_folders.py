@@ -1,4 +1,4 @@
-"""Folders for `damage.py`: stored sweeps and studies that are finished, unfinished or barely begun."""
+"""Create the folders for `damage.py`, which are stored sweeps and studies, finished, unfinished or barely begun."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Measure the numbers in the README and the model card: `make evidence`.
 
-Measures étude's abilities on held-out captions, then studies tempo and timbre with the full controls, and writes one
-Markdown page of tables. With `--update` the tables also replace those in the README and in the model card.
+This measures étude's abilities on held-out captions, then studies tempo and timbre with the full controls, and writes
+one Markdown page of tables. With `--update` the tables also replace those in the README and in the model card.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def directions_read(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("directions.safetensors"),
     model: Model = "etude",
     position: Annotated[str, typer.Option(help="mean, first, last, or eos (MusicGen Melody).")] = "mean",
-    branch: Annotated[str, typer.Option(help="Guidance half to read: cond, null or both.")] = "cond",
+    branch: Annotated[str, typer.Option(help="Guidance half to read (cond, null or both).")] = "cond",
     seconds: Annotated[float, typer.Option(help="Length of the clips generated for reading.")] = 2.0,
     vocabulary: Annotated[
         str | None, typer.Option(help="Vocabulary of a bundled concept: etude or english [default: the model's].")
@@ -75,7 +75,7 @@ def directions_read(
 
 @app.command("show")
 def directions_show(file: Annotated[Path, typer.Argument(help="A directions file.")], as_json: Json = False) -> None:
-    """Show a directions file: model, reading position, prompts, and the evidence at every block."""
+    """Show a directions file's model, reading position, prompts, and evidence at every block."""
     from audiolens import Directions
 
     _show(Directions.load(file), file, as_json)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from audiolens import AudioLens
 
 SHOWN = (BASELINE, "steered", "prompted")
-"""The kinds of condition whose clips have players on the page."""
+"""The kinds of conditions whose clips can be played on the page."""
 FIGURES_SECONDS = 25.0
 """Approximate time in seconds to draw and write the page."""
 
@@ -153,7 +153,7 @@ class _Course:
     def _tested(self, directions: Directions, choice: Choice, alternatives: tuple[Choice, ...]) -> SweepResult:
         settings = self.settings
         pairs = settings.test_clips(self.sets)
-        # Sound is kept for the first seed of the first prompts, a choice made before anything is measured.
+        # Sound is kept for the first seed of the first prompts, which is decided before anything is measured.
         shown = pairs[:: settings.test_seeds][: settings.shown]
         todo = test_result.conditions(
             directions,
@@ -173,7 +173,7 @@ class _Course:
         # The key of the test sweep already covers everything on which these numbers depend.
         follows = {"tested": None if tested.folder is None else tested.folder.name, "frechet": settings.frechet}
         stage = self.stages.stage("lost", follows, side_effects.score, side_effects.write, side_effects.read)
-        self.teller.begin("what was lost", stage.there)
+        self.teller.begin("side effects", stage.there)
         return stage.kept(self.lens, tested, settings)
 
     def _swept(
@@ -216,7 +216,7 @@ class _Course:
             try:
                 result = play()
             except OtherResultsError as error:
-                # The folder holds a different sweep, or too little of this one to resume it.
+                # The folder contains a different sweep, or too little of this one to resume it.
                 stage.discard(error)
                 result = play()
         stage.took(0.0 if whole else time.perf_counter() - started)
@@ -234,7 +234,7 @@ class _Course:
 
 @dataclass
 class Teller:
-    """Reports progress in one line per stage, with an estimate of the time left."""
+    """Report progress in one line per stage, with an estimate of the time left."""
 
     lens: AudioLens
     sets: PromptSet
@@ -249,11 +249,11 @@ class Teller:
         if settings.n_random < FEWEST_CONTROLS:
             self.tell(
                 f"quick controls: {settings.n_random} random directions cannot reach p = .05 "
-                f"(directions of shuffled labels: {settings.n_shuffled}); the full study has 19 of each"
+                f"(directions of shuffled labels: {settings.n_shuffled}); the full study runs 19 of each"
             )
         for sentence in settings.substitutes:
             self.tell(f"differs from the paper. {sentence}")
-        # `pace` is the time in seconds per clip on this machine, once measured. `counts` holds the clips still to do.
+        # `pace` is the time in seconds per clip on this machine, once measured. `counts` is the number of clips to do.
         self.pace = float("nan")
         self.counts["reading directions"] *= settings.reading_seconds / settings.seconds  # pyright: ignore[reportArgumentType]
 

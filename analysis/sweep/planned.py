@@ -109,7 +109,7 @@ def plan_hash(facts: Mapping[str, Any]) -> str:
 
 
 def difference(begun: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
-    """A description of the first difference that matters; `None` if there is none."""
+    """Return a description of the first difference that matters; `None` if there is none."""
     changed = first_difference(begun, facts, _BEFORE) or _other_conditions(begun["conditions"], facts["conditions"])
     changed = changed or first_difference(begun, facts, _AFTER)
     if changed is None and plan_hash(begun) != plan_hash(facts):

@@ -1,4 +1,4 @@
-"""The result of a complete or unfinished sweep: its table of clips, and methods that analyse it."""
+"""The result of a complete or unfinished sweep, with its table of clips and methods that analyse it."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class SweepResult:
         table: `condition` and its labels, `prompt`, `asked` (the prompt the model read), `seed`, the measures, and
             `rms_ratio`, `onsets`, `entropy_ratio`, `failed` relative to the baseline of the same prompt and seed;
             `file` if sound was written.
-        measures: names of the measures. `also` holds the names of further columns.
+        measures, also: names of the measures, and of further columns.
         settings: the settings with which the clips were generated.
         audio: kept sound by row number.
         folder: the sweep's folder, if it has one.
         planned: number of rows of the whole sweep. `table` has fewer rows if it was loaded before the sweep ended.
         distances: the columns that `compared` added, one row per condition.
 
-    It does not show that a direction means what its label says. Compare it with the controls.
+    A sweep does not show that a direction represents the concept in its label. Compare it with the controls.
     """
 
     table: pd.DataFrame
@@ -66,10 +66,10 @@ class SweepResult:
         return self.planned is None or len(self.table) == self.planned
 
     def codes(self, condition: str = BASELINE) -> Int[Tensor, "row codebook frame"]:
-        """The codes of a condition's clips, in the order of its rows."""
+        """Return the codes of a condition's clips, in the order of its rows."""
         names = self.table["condition"]
         if condition not in set(names):
-            raise InputError(f"no condition {condition!r}.{nearest(condition, set(names))}")
+            raise InputError(f"no condition {shown(condition)}.{nearest(condition, set(names))}")
         rows = np.flatnonzero(names == condition)
         if self._codes is not None:
             return torch.from_numpy(self._codes[rows]).long()
@@ -85,7 +85,7 @@ class SweepResult:
         return torch.from_numpy(np.concatenate(found)).long()
 
     def sound(self, row: int) -> Float[np.ndarray, "channel sample"] | None:
-        """The sound of a row; `None` if it was not kept.
+        """Return the sound of a row; `None` if it was not kept.
 
         Raises:
             DamagedError: if its file is missing or damaged.
@@ -116,14 +116,14 @@ class SweepResult:
         return replace(self, distances=found)
 
     def effects(self, measured: str, n_bootstrap: int = 1000) -> pd.DataFrame:
-        """Effects of every condition (`response.effects`), with the distances that `compared` added."""
+        """Return the effects of every condition (`response.effects`), with the distances that `compared` added."""
         found = response.effects(self.table, measured, n_bootstrap, self.also)
         return found if self.distances is None else found.merge(self.distances, on="condition", how="left")
 
     def dose_response(
         self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000
     ) -> DoseResponse:
-        """The effect of one concept's directions against their strength (`dose.dose_response`).
+        """Return the effect of one concept's directions against their strength (`dose.dose_response`).
 
         `concept` may be omitted if only one was swept; `measured` defaults to the concept's own measure.
         """
@@ -134,7 +134,7 @@ class SweepResult:
         return dose.dose_response(self.effects(own, n_bootstrap), name, own)
 
     def cross_effects(self, concept: str | None = None, n_bootstrap: int = 1000, **place: Any) -> CrossEffects:
-        """The effect of steering along one concept on every measure, at one place.
+        """Return the effect of steering along one concept on every measure, at one place.
 
         `place` (strategy, layer, branch, band) restricts the choice. The place with the widest span of effects is used.
         """
@@ -152,30 +152,30 @@ class SweepResult:
         return CrossEffects(name, chosen, pd.concat(found, ignore_index=True)[columns])
 
     def layer_map(self, concept: str | None = None, measured: str | None = None, **which: Any) -> LayerMap:
-        """The effect at every layer and strength (`tradeoff.layer_map`)."""
+        """Return the effect at every layer and strength (see `tradeoff.layer_map`)."""
         return tradeoff.layer_map(self.dose_response(concept, measured, 0), **which)
 
     def limits(
         self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000, **bound: Any
     ) -> Limits:
-        """The largest strength at every place within a loss bound (`tradeoff.limits`)."""
+        """Return the largest strength at every place within a loss bound (`tradeoff.limits`)."""
         return tradeoff.limits(self.dose_response(concept, measured, n_bootstrap), **bound)
 
     def strategies(
         self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000, **bound: Any
     ) -> Strategies:
-        """The largest effect of each strategy within a loss bound (`tradeoff.strategies`)."""
+        """Return the largest effect of each strategy within a loss bound (`tradeoff.strategies`)."""
         return tradeoff.strategies(self.dose_response(concept, measured, n_bootstrap), **bound)
 
     def front(
         self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000, loss: str = "failed"
     ) -> Front:
-        """The trade-off between gain and loss (`tradeoff.front`)."""
+        """Return the trade-off between gain and loss (`tradeoff.front`)."""
         return tradeoff.front(self.dose_response(concept, measured, n_bootstrap), loss)
 
     @drawable
     def plot(self, measured: str | None = None) -> Any:
-        """The dose-response if one concept was swept, else the effect of every condition (matplotlib figure)."""
+        """Draw the dose-response if one concept was swept, else the effect of every condition (matplotlib figure)."""
         from analysis.figures import plots
 
         if len(self.concepts) == 1:
@@ -184,7 +184,7 @@ class SweepResult:
         return plots.strengths(self.effects(name), name)
 
     def figure(self, measured: str | None = None) -> Any:
-        """Interactive version of `plot` (plotly figure)."""
+        """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.figures import screen
 
         if len(self.concepts) == 1:
@@ -203,7 +203,7 @@ class SweepResult:
             return known[0]
         if given not in known:
             near = nearest(str(given), known)
-            raise InputError(f"concept={given!r}.{near} Swept concepts: {', '.join(known) or 'none'}.")
+            raise InputError(f"concept={shown(given)}.{near} Swept concepts: {', '.join(known) or 'none'}.")
         return given
 
     def __repr__(self) -> str:

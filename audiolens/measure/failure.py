@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float
 
-from audiolens.checks import as_array
+from audiolens.checks import as_array, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.measure.clips import Clip, read
@@ -23,7 +23,8 @@ LEAST_ENTROPY_RATIO = 0.5
 
 @runtime_checkable
 class Generated(Protocol):
-    """The fields used here of a generation: audio [row, channel, sample] and codes [row, codebook, frame]."""
+    """The fields of a generation that this module uses: audio [row, channel, sample] and codes [row, codebook,
+    frame]."""
 
     @property
     def audio(self) -> Any: ...
@@ -72,7 +73,7 @@ def failures(steered: Generated, baseline: Generated) -> pd.DataFrame:
             "rms_ratio": rms_ratio,
             "onsets": onsets,
             "entropy_ratio": entropy_ratio,
-            # Negated so that NaN (from a silent baseline) fails.
+            # The comparison is negated so that NaN (from a silent baseline) fails.
             "failed": ~(sound & (onsets >= FEWEST_ONSETS) & varied),
         }
     )
@@ -119,8 +120,8 @@ def _refuse_unpaired(steered: Generated, baseline: Generated) -> None:
         if other:
             row = other[0]
             raise InputError(
-                f"row {row}: the {name[:-1]} of steered is {ours[row]!r}, that of baseline {theirs[row]!r}; give the "
-                "same prompts and seeds in the same order"
+                f"row {row}: the {name[:-1]} of steered is {shown(ours[row])}, that of baseline {shown(theirs[row])}; "
+                "give the same prompts and seeds in the same order"
             )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from audiolens.cache.decomposition import equipped
-from audiolens.checks import one_or_listed
+from audiolens.checks import one_or_listed, shown
 from audiolens.errors import AudioLensWarning, InputError
 from audiolens.interventions import checked_branch, checked_flags
 from audiolens.model import text
@@ -28,7 +28,7 @@ from audiolens.tracing.recording import Reading, Recorder
 from audiolens.tracing.sampling import checked_generation_config, checked_seeds, checked_settings, sampling_arguments
 
 _UNSET_LENGTH = 20
-"""transformers' default `max_length`, for models whose authors set none."""
+"""transformers' default `max_length`, for models whose authors did not set one."""
 
 
 def drawn(
@@ -125,7 +125,7 @@ def _warn_beyond(seconds: float, traced: TracedModel) -> None:
     usual = 0.0 if steps in (None, _UNSET_LENGTH) else steps / traced.config.frame_rate
     if 0 < usual < seconds - 1e-9:
         warnings.warn(
-            f"seconds={seconds:g}: {traced.name!r} is set up for clips of up to {usual:g} s; it was probably not "
+            f"seconds={seconds:g}: {shown(traced.name)} is set up for clips of up to {usual:g} s; it was probably not "
             "trained on longer ones, and may not produce music beyond that.",
             AudioLensWarning,
             stacklevel=callers_level(),

@@ -1,12 +1,12 @@
 """Sample codes from one random stream per row, so that a clip depends on its own seed and not on its batch.
 
-One logits processor applies guidance, temperature and top-k, and draws. The draw is the exponential race (Gumbel-max):
-the largest of `logits / temperature - log(e)`, with exponential noise `e` from the row's own stream. Two rows with the
-same seed therefore share their noise, and a steered clip stays paired with its baseline: their codes differ only where
-the change in the logits outweighs the noise.
+One logits processor applies guidance, temperature and top-k, and draws the codes. It draws by an exponential race
+(Gumbel-max): it takes the largest of `logits / temperature - log(e)`, with exponential noise `e` from the row's own
+stream. Two rows with the same seed therefore share their noise, and a steered clip stays paired with its baseline:
+their codes differ only where the change in the logits outweighs the noise.
 
 transformers applies its own guidance after a caller's processors. Under guidance the sampler therefore returns its
-scores twice, which makes that guidance the identity, and transformers runs greedily, so that the largest score wins.
+scores twice, which makes that guidance the identity. transformers runs greedily and therefore takes the largest score.
 """
 
 import copy
@@ -32,7 +32,8 @@ from audiolens.model.traced_model import TracedModel
 
 MOST_GUIDANCE = 1e6
 TEMPERATURES = (1e-6, 1e6)
-"""Within these limits, guided logits divided by a temperature stay finite in float32, in which transformers draws."""
+"""Within these limits, guided logits divided by a temperature stay finite in float32, which transformers uses to
+draw."""
 
 _ASKED = frozenset(("do_sample", "temperature", "top_k", "guidance_scale", "max_length", "max_new_tokens", "use_cache"))
 """Settings of transformers' `generate` that every call of the lens passes itself."""
@@ -45,7 +46,7 @@ _RETURNED = frozenset(("return_dict_in_generate", "output_scores", "output_logit
 @guarded
 @dataclass(frozen=True)
 class Sampling:
-    """How clips are sampled, combined in one object: `lens.generate(prompts, sampling=Sampling(temperature=0.9))`.
+    """The sampling arguments, combined in one object: `lens.generate(prompts, sampling=Sampling(temperature=0.9))`.
 
     Raises:
         InputTypeError, InputError: on creation, for settings that are out of range.
@@ -65,7 +66,7 @@ class RowStreams:
     """Exponential noise for a batch; each row has a generator seeded with its own seed."""
 
     def __init__(self, seeds: Sequence[int], n_codebooks: int, vocab_size: int) -> None:
-        # On the CPU regardless of the model's device, so that a seed gives the same stream everywhere.
+        # The noise is on the CPU regardless of the model's device, so that a seed gives the same stream everywhere.
         self.generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         self.shape = (n_codebooks, vocab_size)
 
@@ -78,9 +79,9 @@ class RowStreams:
 
 
 class Forbid(LogitsProcessor):
-    """Excludes codes whose logit is -inf in either branch from sampling; changes nothing else.
+    """Excludes codes whose logit is -inf in either branch from sampling, and does not change other codes.
 
-    Under guidance, null + (cond - null) x scale would be NaN for such a code, and NaN would win as the largest score.
+    Under guidance, null + (cond - null) x scale would be NaN for such a code, and NaN would count as the largest score.
     """
 
     def __call__(
@@ -172,7 +173,8 @@ def checked_seeds(seeds: int | Sequence[int] | None, rows: int) -> list[int] | N
 
 
 def checked_settings(guidance_scale: Real, temperature: Real, top_k: int | None) -> tuple[float, float, int | None]:
-    """Return the settings as Python numbers; raise for values that transformers would ignore or reject late."""
+    """Return the settings as Python numbers; raise an error for values that transformers would ignore or reject
+    late."""
     guidance_scale, temperature = _real("guidance_scale", guidance_scale), _real("temperature", temperature)
     if not 1 <= guidance_scale <= MOST_GUIDANCE:
         raise InputError(
@@ -193,13 +195,13 @@ def checked_settings(guidance_scale: Real, temperature: Real, top_k: int | None)
 
 
 def checked_generation_config(model: Any, config: LensConfig) -> None:
-    """Refuse settings in `model.generation_config` that would change what `generate` draws.
+    """Reject settings in `model.generation_config` that would change what `generate` draws.
 
     Sampling must depend on the arguments of a call alone.
 
     Raises:
-        InputError: naming each such setting and how to undo it; or if the start token is no longer the one the model
-            had when the lens was opened.
+        InputError: if there are such settings (the message explains how to undo them), or if the start token has
+            changed since the lens was opened.
     """
     own = model.generation_config
     start = own.bos_token_id if own.decoder_start_token_id is None else own.decoder_start_token_id
@@ -210,7 +212,7 @@ def checked_generation_config(model: Any, config: LensConfig) -> None:
         )
     found = _leaking(own, config)
     if found:
-        named = ", ".join(f"{name}={value!r}" for name, value in found.items())
+        named = ", ".join(f"{name}={shown(value)}" for name, value in found.items())
         raise InputError(
             f"the model's generation_config sets {named}: the lens samples by each call's guidance_scale, temperature "
             f"and top_k alone. Undo it: lens.model.generation_config.{next(iter(found))} = None."
@@ -219,9 +221,9 @@ def checked_generation_config(model: Any, config: LensConfig) -> None:
 
 @contextmanager
 def settings_aside(model: Any, config: LensConfig) -> Iterator[None]:
-    """Suspend the settings that `checked_generation_config` refuses.
+    """Suspend the settings that `checked_generation_config` rejects.
 
-    The self-check at load uses this: it makes no clip for the user.
+    The self-check at load uses this, because it does not generate clips for the user.
     """
     own = model.generation_config
     model.generation_config = copy.deepcopy(own)
@@ -259,7 +261,7 @@ def _changes_nothing(name: str, value: Any, vocab_size: int) -> bool:
     if value is None or value == _neutral()[name]:
         return True
     if name == "eos_token_id":
-        # A token that no LM head predicts cannot end a clip.
+        # A token that the LM heads do not predict cannot end a clip.
         return all(token >= vocab_size for token in (value if isinstance(value, list | tuple) else [value]))
     return value is False or (isinstance(value, list | tuple | dict) and not value)
 
@@ -268,11 +270,11 @@ def _whole(name: str, value: object) -> int:
     try:
         return whole_number(value)
     except TypeError:
-        raise InputTypeError(f"{name}={value!r}: expected a whole number, or one per prompt.") from None
+        raise InputTypeError(f"{name}={shown(value)}: expected a whole number, or one per prompt.") from None
 
 
 def _real(name: str, value: object) -> float:
     try:
         return real_number(value)
     except TypeError:
-        raise InputTypeError(f"{name}={value!r}: expected a number.") from None
+        raise InputTypeError(f"{name}={shown(value)}: expected a number.") from None

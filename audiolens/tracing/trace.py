@@ -1,9 +1,10 @@
-"""nnsight's trace, aware of rows, guidance branches and codebooks, for experiments the lens's methods do not cover.
+"""nnsight's trace with rows, guidance branches and codebooks, for experiments that the lens's methods do not cover.
 
 `lens.trace(prompts, codes=...)` opens a trace. `tracer.invoke(prompts, codes=...)` combines several invokes in one run,
-each with its own rows. `lens.site(name).value` reads or assigns a site's value on these rows. `tracer.result` holds the
-logits "row codebook step vocab" of a forward (one branch after the other under guidance), or the codes of a generation.
-Where the text is a prefix in the decoder's own sequence, all prompts of a run must have the same length in tokens.
+each with its own rows. `lens.site(name).value` reads or assigns a site's value on these rows. `tracer.result` contains
+the logits "row codebook step vocab" of a forward (one branch after the other under guidance), or the codes of a
+generation. If the text is a prefix in the decoder's own sequence, all prompts of a run must have the same length in
+tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +35,7 @@ from audiolens.model.traced_model import TracedModel
 from audiolens.sound.codec import checked_codes
 from audiolens.tracing import clock, model_calls
 from audiolens.tracing.batching import Layout, RowBatcher, entire, read_columns
-from audiolens.tracing.nnsight_source import open_ahead, place_of
+from audiolens.tracing.nnsight_source import envoy_of, open_ahead
 from audiolens.tracing.overflow import Watch
 from audiolens.tracing.recording import refuse_prefix
 from audiolens.tracing.sampling import (
@@ -48,7 +49,7 @@ from audiolens.tracing.traced_source import CurrentInvoker, CurrentTracer
 
 
 class SiteOrderError(SiteError, OutOfOrderError):
-    """A site was requested after the model had passed it; also a subclass of nnsight's own error."""
+    """A site was requested after the model had passed it; the class is also a subclass of nnsight's own error."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Request:
 
 
 class LensTracer(CurrentTracer, InterleavingTracer):
-    """nnsight's tracer under the lens's guard: one run at a time, and the random state is restored."""
+    """nnsight's tracer under the lens's guard, which allows one run at a time and restores the random state."""
 
     if TYPE_CHECKING:
 
@@ -137,7 +138,7 @@ class SiteValue:
         self._batcher.copies.assigned(*self._copy)
 
     def save(self) -> NoReturn:
-        """Refuse to save the site itself, because only its value can be saved.
+        """Raise an error, because only the site's value can be saved, not the site itself.
 
         Raises:
             InputError: always.
@@ -203,11 +204,11 @@ class SiteValue:
     def _served(self, mediator: Any, batcher: RowBatcher) -> tuple[Tensor, Put, slice]:
         start, size = mediator.batch_group or (0, batcher.total)
         open_ahead(self._traced.nnsight, self._traced.family, self._site)
-        place = place_of(self._traced.nnsight, self._traced.family, self._site)
+        envoy = envoy_of(self._traced.nnsight, self._traced.family, self._site)
         if self._tap.recomputed:
-            return *self._tap.open(place, View(self._traced.config, size * batcher.branches)), slice(None)
+            return *self._tap.open(envoy, View(self._traced.config, size * batcher.branches)), slice(None)
         with entire(mediator):
-            value, put = self._tap.open(place, View(self._traced.config, batcher.total * batcher.branches))
+            value, put = self._tap.open(envoy, View(self._traced.config, batcher.total * batcher.branches))
 
         def put_whole(other: Tensor, chosen: Tensor | None) -> None:
             with entire(mediator):
@@ -225,16 +226,17 @@ def running(what: str) -> RowBatcher:
 
 
 def position(traced: TracedModel) -> int:
-    """Inside a trace, return the step at which the running forward starts; 0 if it starts with a prefix."""
+    """Inside a trace, return the step at which the running forward starts, which is 0 if it starts with a prefix."""
     return max(0, clock.read(traced.nnsight.get(traced.family.decoder), running("position").prefix)[0])
 
 
 def one_prefix(sizes: Sequence[int], config: LensConfig) -> int:
-    """Return the prefix length of a run from its prompts' lengths in tokens; raise if the prompts differ in it."""
+    """Return the prefix length of a run from its prompts' lengths in tokens; raise an error if the prompts differ in
+    it."""
     if len({config.prefix(size) for size in sizes}) > 1:
         raise InputError(
             f"prompts of {', '.join(map(str, sorted(set(sizes))))} tokens in one trace: {config.family} has no mask "
-            "for its text, so all prompts of a trace need one length. Trace the others separately."
+            "for its text, so all prompts of a trace must have the same length. Trace the others separately."
         )
     return config.prefix(sizes[0])
 
@@ -288,7 +290,7 @@ def site_value(
     """Return a site inside a trace; see `AudioLens.site`."""
     found = traced.family.find(traced.config, name, layer)
     if len(found) != 1:
-        raise InputError(f"{name!r} is a site of every block: give a layer, or the full name.")
+        raise InputError(f"{shown(name)} is a site of every block: give a layer, or the full name.")
     checked_branch(branch)
     checked_flags(prefix=prefix)
     if prefix:
@@ -308,7 +310,7 @@ def requested(
 ) -> tuple[Request, Callable[..., Tensor]]:
     """Return the request for the batcher and the function to run: one forward (logits) or a generation (codes)."""
     if fn not in ("forward", "generate"):
-        raise InputError(f"fn={fn!r}: expected 'forward' or 'generate'.")
+        raise InputError(f"fn={shown(fn)}: expected 'forward' or 'generate'.")
     guidance_scale, temperature, top_k = checked_settings(guidance_scale, temperature, top_k)
     seeds = one_or_listed("seeds", seeds)
     guided = guidance_scale > 1
@@ -379,11 +381,11 @@ class TracedLens:
         temperature: Real = 1.0,
         top_k: int | None = 250,
     ) -> LensTracer:
-        """Open nnsight's trace, aware of rows and guidance branches; see `audiolens.tracing.trace`.
+        """Open nnsight's trace, which knows about rows and guidance branches; see `audiolens.tracing.trace`.
 
         Without prompts, put `with tracer.invoke(prompts, codes=...)` blocks inside. `fn="generate"` takes `seconds`,
         `seeds`, `temperature` and `top_k` as `generate` does. Iterate over its forwards with `tracer.iter[:]`; MusicGen
-        runs step 0 twice, so use `lens.position()` to get the step. Whether gradients are recorded is up to the caller.
+        runs step 0 twice, so use `lens.position()` to get the step. The caller decides whether gradients are recorded.
         """
         return opened(
             self.traced_model,

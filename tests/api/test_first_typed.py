@@ -92,7 +92,7 @@ def test_to_a_device_gives_the_lens_and_refuses_what_it_cannot_do(lens: Any, cod
     for device, error, words in (
         (torch.bfloat16, InputTypeError, "give dtype= to AudioLens.from_pretrained"),
         ("nowhere", InputError, "is not available"),
-        ("meta", InputError, "holds no values"),
+        ("meta", InputError, "stores no values"),
     ):
         with pytest.raises(error, match=words) as refused:
             lens.to(device)  # pyright: ignore[reportArgumentType]

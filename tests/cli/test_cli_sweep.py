@@ -111,7 +111,7 @@ def test_stopping_keeps_what_is_finished_and_says_how_to_go_on(
         (("{file}", "--measure", "brightnes"), "Did you mean 'brightness'"),
         (("{file}", "--strengths", "much"), "expected FROM:TO:COUNT"),
         (("{file}", "--strengths", "2:1:3"), "expected FROM below TO"),
-        (("{file}", "--strengths", "0"), "0 is the baseline"),
+        (("{file}", "--strengths", "0"), "other than 0, the baseline"),
         (("{file}", "--layers", "some"), "expected all, or blocks such as"),
         (("{file}", "--layers", "2-1"), "at least one block"),
         (("{file}", "--layers", "9"), "layer 9 does not exist"),
@@ -123,7 +123,7 @@ def test_stopping_keeps_what_is_finished_and_says_how_to_go_on(
         (("{file}", "--seconds", "nan"), "seconds=nan"),
         (("{file}", "--sound", "mp3"), "expected 'wav' or 'flac'"),
         (("{file}", "--shuffled", "1"), "keep_samples=True"),
-        (("{file}", "{file}"), "each with its own label"),
+        (("{file}", "{file}"), "with its own label"),
         (("{file}", "-m", "etud"), "Did you mean 'etude'"),
         (("{file}", "-o", "full"), "something other than a sweep"),
         (("{file}", "-o", "full/file"), "is a file"),
@@ -156,7 +156,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_help_teaches(run: Run) -> None:
     code, out, _ = run("sweep", "--help")
     assert code == 0
-    assert "the same command resumes and ends with the same table" in " ".join(out.split())
+    assert "the same command resumes the sweep and gives the same table" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

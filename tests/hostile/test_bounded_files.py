@@ -1,4 +1,4 @@
-"""Untrusted text, tables, directions and caches are refused in one line, however deeply nested or large they are."""
+"""Untrusted text, tables, directions and caches are rejected in one line, however deeply nested or large they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts of any size are refused at once, before anything is looped over or allocated."""
+"""Counts of any size are rejected at once, before anything is looped over or allocated."""
 
 from __future__ import annotations
 

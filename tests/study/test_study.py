@@ -183,8 +183,8 @@ def test_the_qualification_keeps_place_controls_words_and_failed_clips() -> None
     ranks = {"n_random": 19, "p_random": 0.05, "n_shuffled": 19, "p_shuffled": 0.1}
     full = replace(found, outcomes=(replace(up, **RELIABLE, **ranks), replace(down, **UNMEASURED)))
     assert full.qualification == (
-        f"Strategy: {found.choice.told}. Towards fast: p = 0.05 among 19 random directions and 0.1 among 19 from "
-        "shuffled labels; 0% of clips failed; prompting gave +71%. Towards slow: no clip could be measured."
+        f"Strategy: {found.choice.description}. Towards fast: p = 0.05 among 19 random directions and 0.1 among 19 "
+        "from shuffled labels; 0% of clips failed; prompting gave +71%. Towards slow: no clip could be measured."
     )
 
 
@@ -367,7 +367,7 @@ def test_a_concept_that_cannot_be_studied_is_refused(lens: Any, concept: str, me
         ({"seconds": float("nan")}, "seconds=nan"),
         ({"seconds": 600.0}, "expected 1 to"),
         ({"test": 1000}, "has 40"),
-        ({"n_random": 0}, "without a control"),
+        ({"n_random": 0}, "needs a control"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": 100}, "expected 0 to 99"),
         ({"test_seeds": 2000}, "test x test_seeds=16000"),

@@ -156,7 +156,7 @@ def recorder(lens: Any, **reading: Any) -> tuple[Recorder, Any]:
     timeline = Timeline(8, 25.0, lens.config.delays)
     found = Recorder.of(Reading(["blocks.0.hook_resid_pre"], **reading), lens.traced_model, 3, timeline)
     assert found is not None
-    return found, next(iter(found.places))
+    return found, next(iter(found.sites))
 
 
 LAYOUT = Layout((0, 1, 2), 3, ("cond",), 3)
