@@ -54,7 +54,7 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
     place, facts = as_path(folder), _plain(facts)
     check(place)
     refuse_begun(place, facts)
-    n_batches = len(facts["batches"])
+    schema, n_batches = _schema(labels, measured), len(facts["batches"])
 
     def settled() -> dict[str, Any]:
         begun = refuse_begun(place, facts) or facts
@@ -69,7 +69,7 @@ def ledger(folder: str | os.PathLike[str], facts: Mapping[str, Any], labels: pd.
     with SWEEP.opened(place, settled, lambda: kept_of(place, n_batches)) as (lock, begun):
         # This comes after damaged batches are removed, because this run makes them again.
         lock.keep(place / BATCHES, place / SOUND)
-        yield replace(batches_of(place, begun), schema=_schema(labels, measured), held=lock)
+        yield replace(batches_of(place, begun), schema=schema, held=lock)
 
 
 def refuse_begun(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] | None:
