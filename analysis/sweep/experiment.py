@@ -24,6 +24,7 @@ from analysis.sweep import response
 from analysis.sweep.conditions import Condition, Plan, PromptSeed, packed
 from analysis.sweep.estimate import Estimate, Prepared
 from analysis.sweep.factorial import Factors
+from analysis.sweep.planned import facts_of
 from analysis.sweep.playing import Also, Making, heard_batches, threads
 from analysis.sweep.result import SweepResult
 from analysis.sweep.storage import SoundFormat, check_sound, in_memory, into_folder, size_of, stops
@@ -235,14 +236,14 @@ def play(
     with (
         stops(Path(out), todo),
         ledgers.ledger(out, facts, todo.labels, columns, need) as kept,
-        threads(kept.facts["model"]["threads"]),
+        threads(kept.threads),
         bar(initial=sum(len(todo.batches[number]) for number in kept.done)) as bar_shown,
     ):
         if len(kept.done) < len(todo.batches):
             with hearing() as ear:
-                into_folder(
-                    kept, heard_batches(lens, todo, making, ear, kept.codes_of_done), todo, sound, keep_audio, bar_shown
-                )
+                codes_of_done = {number: partial(kept.codes, number) for number in kept.done}
+                heard = heard_batches(lens, todo, making, ear, codes_of_done)
+                into_folder(kept, heard, todo, sound, keep_audio, bar_shown)
         kept.close()
     return load_folder(out)
 
@@ -263,7 +264,7 @@ def _facts(
 ) -> dict[str, Any]:
     """Return the facts that a sweep's folder states in its plan."""
     further = {"measures": list(names), "also": sorted(also or ()), "sound": sound}
-    return ledgers.facts_of(
+    return facts_of(
         lens,
         todo.conditions,
         {**settings, **further},

@@ -497,7 +497,12 @@ def test_a_row_of_a_generation_is_a_clip(lens: Any, tmp_path: Any) -> None:
     assert out[::-1].prompts == out.prompts[::-1]
     assert out[1].save(tmp_path / "one").is_dir()
     assert torch.equal(out[0].codes, lens.generate(PROMPTS[:1], 0.4, seeds=[4]).codes)
-    for row, words in ((3, "rows 0 to 2"), (True, "a row number"), ("a", "a row number"), (slice(3, 3), "selects none of the 3 clips")):
+    for row, words in (
+        (3, "rows 0 to 2"),
+        (True, "a row number"),
+        ("a", "a row number"),
+        (slice(3, 3), "selects none of the 3 clips"),
+    ):
         with pytest.raises((InputError, InputTypeError), match=words) as refused:
             out[row]  # pyright: ignore[reportArgumentType]
         one_line(refused)
