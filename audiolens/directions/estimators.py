@@ -28,8 +28,10 @@ def mean_centred(
 
     The method is that of Jorgensen et al. (2023). Use it for a concept without an opposite. It is half as long as the
     difference between two poles on opposite sides of neutral. `reading` is passed to `difference_in_means`, which
-    raises the errors.
+    raises the errors; with `codes="shared"`, both are read over the clips of the neutral prompts.
     """
+    if isinstance(reading.get("codes"), str) and reading["codes"] == "shared":
+        reading = {**reading, "neutral": neutral}
     found = difference_in_means(lens, pole, neutral, **reading)
     return replace(found, meta=replace(found.meta, estimator="mean-centred"))
 

@@ -171,6 +171,7 @@ ARGUMENTS: dict[str, Arguments] = {
     "audiolens.Generation.save": lambda w: {"folder": w.place()},
     "audiolens.difference_in_means": lambda w: {
         "lens": w.lens, "positive": ["fast"], "negative": ["slow"], "seconds": 0.2, "progress": False,
+        "codes": "shared", "neutral": ["piano"],
     },
     "audiolens.orthogonalised": lambda w: {"*directions": w.directions},
     "audiolens.steer": lambda w: {"directions": w.directions, "layer": 1},
