@@ -328,7 +328,7 @@ ARGUMENTS: dict[str, Arguments] = {
 }  # fmt: skip
 for _name in (
     "tempo", "tempo_ambiguity", "tempo_candidates", "tempo_octave", "onset_rate", "pulse_clarity", "brightness",
-    "rolloff", "loudness", "pitch", "pitch_class", "mode",
+    "ltas_centroid", "rolloff", "loudness", "pitch", "pitch_class", "mode",
 ):  # fmt: skip
     ARGUMENTS[f"audiolens.measure.{_name}"] = lambda w: {"audio": w.audio[0], "sample_rate": RATE}
 ON_PLANTED = {
