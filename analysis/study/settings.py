@@ -12,7 +12,7 @@ from analysis import sweep
 from analysis.sweep.response import MEASURED, is_ratio
 from audiolens import measure
 from audiolens.checks import checked_count, checked_flags
-from audiolens.directions.pole_reader import Position
+from audiolens.directions.pole_reader import CodesSource, Position
 from audiolens.directions.steering import Strategy
 from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError, nearest
@@ -41,6 +41,21 @@ _COUNTS = (
     "pairs", "shown", "batch_size",
 )  # fmt: skip
 _FEW_ONSETS = f" (a clip of fewer than {FEWEST_ONSETS} onsets counts as failed)"
+_Grid = Mapping[Strategy, tuple[float, ...]]
+_SCANNED: _Grid = {"one-to-one": (1.0, 2.0), "one-to-all": (0.25,)}
+_AT_PLACE: _Grid = {
+    "one-to-one": (0.5, 1.0, 2.0),
+    "one-to-all": (0.125, 0.25, 0.5),
+    "all-to-all": (0.125, 0.25, 0.5),
+}
+_FULL_SCANNED: _Grid = {"one-to-one": (1.0, 2.0), "one-to-all": (0.125, 0.25, 0.5)}
+_FULL_AT_PLACE: _Grid = {
+    "one-to-one": (0.5, 1.0, 1.5, 2.0),
+    "one-to-all": (0.125, 0.25, 0.375, 0.5),
+    "all-to-all": (0.125, 0.25, 0.375, 0.5),
+}
+OWN_IS_LONGER = 2.0
+"""A direction read over own codes holds the music too and is about this much longer, so its strengths are smaller."""
 FEWEST_PROMPTS = 2
 """Minimum number of prompts per pole. A single prompt has no spread, so separation could not be assessed."""
 
@@ -54,6 +69,8 @@ class Settings:
         poles: number of prompts per pole from which directions are read.
         reading_seconds: length of the clip that is generated for each of these prompts.
         position: where in the clip or text the directions are read, as in `difference_in_means`.
+        codes: what the poles are read over: "shared", the same clips of the development prompts, or "own", each
+            prompt's own clip.
         development, development_seeds: number of neutral prompts, and of seeds per prompt, for choosing place and
             strength.
         test, test_seeds: number of neutral prompts, and of seeds per prompt, for the reported results.
@@ -61,7 +78,8 @@ class Settings:
             block at which steering has the largest effect on development prompts.
         verify: also scan the blocks when the place is chosen from evidence, to see what the evidence missed.
         strengths: strengths to try at every block of a scan, per strategy, in differences of means.
-        strengths_at_place: strengths to try at the place that the evidence selects, per strategy.
+        strengths_at_place: strengths to try at the place that the evidence selects, per strategy. The defaults of both
+            are for shared codes; with `codes="own"`, they are divided by `OWN_IS_LONGER`.
         doses: multiples of the chosen strength to report on test prompts; must include 1.
         n_random, n_shuffled: numbers of control directions. 19 controls can reach p = .05, but 5 cannot.
         most_blocks: maximum number of blocks to scan. If the model has more, evenly spaced blocks are scanned.
@@ -79,6 +97,7 @@ class Settings:
 
     poles: int = 48
     position: Position = "mean"
+    codes: CodesSource = "shared"
     reading_seconds: float = 2.0
     development: int = 8
     development_seeds: int = 3
@@ -86,16 +105,8 @@ class Settings:
     test_seeds: int = 4
     place_by: Literal["evidence", "scan"] = "evidence"
     verify: bool = False
-    strengths: Mapping[Strategy, tuple[float, ...]] = field(
-        default_factory=lambda: {"one-to-one": (0.5, 1.0), "one-to-all": (0.125,)}
-    )
-    strengths_at_place: Mapping[Strategy, tuple[float, ...]] = field(
-        default_factory=lambda: {
-            "one-to-one": (0.25, 0.5, 1.0),
-            "one-to-all": (0.0625, 0.125, 0.25),
-            "all-to-all": (0.0625, 0.125, 0.25),
-        }
-    )
+    strengths: Mapping[Strategy, tuple[float, ...]] = field(default_factory=lambda: _SCANNED)
+    strengths_at_place: Mapping[Strategy, tuple[float, ...]] = field(default_factory=lambda: _AT_PLACE)
     doses: tuple[float, ...] = (0.5, 1.0)
     n_random: int = 5
     n_shuffled: int = 0
@@ -120,9 +131,7 @@ class Settings:
         """Settings with full controls and enough prompts for narrow intervals. A study with them takes long."""
         sizes: dict[str, Any] = {"poles": 100, "development": 16, "test": 24, "n_random": 19,
                                  "n_shuffled": 19, "pairs": 64, "frechet": True}  # fmt: skip
-        sizes["strengths"] = {"one-to-one": (0.5, 1.0), "one-to-all": (0.0625, 0.125, 0.25)}
-        one, every = (0.25, 0.5, 0.75, 1.0), (0.0625, 0.125, 0.1875, 0.25)
-        sizes["strengths_at_place"] = {"one-to-one": one, "one-to-all": every, "all-to-all": every}
+        sizes |= {"strengths": _FULL_SCANNED, "strengths_at_place": _FULL_AT_PLACE}
         return cls(**{**sizes, **changes})
 
     @classmethod
@@ -148,6 +157,7 @@ class Settings:
             other.insert(0, "Position: the clip's last step; this model's text is not part of the decoder sequence.")
         protocol: dict[str, Any] = {
             "position": position,
+            "codes": "own",
             "place_by": "scan",
             "strengths": {"one-to-all": (1.25,)},
             "doses": (0.4, 0.8, 1.0, 1.6),
@@ -174,7 +184,7 @@ class Settings:
         return self.seed * SEEDS_APART
 
     def reading_seeds(self, sets: PromptSet) -> range:
-        """Seeds of the clips from which directions are read. Prompt i of each pole uses the i-th seed."""
+        """Seeds of the clips from which directions are read: of prompt i of each pole, or of the i-th shared clip."""
         first = self.seed * SEEDS_APART
         return range(first, first + min(self.poles, max(len(sets.positive), len(sets.negative))))
 
@@ -189,6 +199,14 @@ class Settings:
 
     def __post_init__(self) -> None:
         checked_flags(verify=self.verify, frechet=self.frechet)
+        if self.codes == "own":
+            for name, defaults in (
+                ("strengths", (_SCANNED, _FULL_SCANNED)), ("strengths_at_place", (_AT_PLACE, _FULL_AT_PLACE)),
+            ):  # fmt: skip
+                given = getattr(self, name)
+                if any(given is default for default in defaults):
+                    smaller = {key: tuple(one / OWN_IS_LONGER for one in amounts) for key, amounts in given.items()}
+                    object.__setattr__(self, name, smaller)
         for name in _COUNTS:
             checked_count(name, getattr(self, name), 0)
         for strategy, amounts in (*self.strengths.items(), *self.strengths_at_place.items()):
@@ -200,6 +218,8 @@ class Settings:
             raise InputError(f"doses={self.doses}: expected finite numbers above 0, including 1.0.")
         if self.place_by not in ("evidence", "scan"):
             raise InputError(f"place_by={self.place_by!r}: expected 'evidence' or 'scan'.")
+        if self.codes not in ("own", "shared"):
+            raise InputError(f"codes={self.codes!r}: expected 'own' or 'shared'.")
         checked_kinds(self)
 
     def blocks(self, n_layers: int) -> list[int]:
@@ -218,7 +238,8 @@ class Settings:
         # These positions come before any sound, so no clip is generated.
         generated = self.position not in ("first", "eos")
         sides = [self.poles] * 2 if sets is None else [len(sets.positive), len(sets.negative)]
-        counts = {"reading directions": sum(min(self.poles, side) for side in sides) * generated}
+        read = [min(self.poles, side) for side in sides]
+        counts = {"reading directions": (max(read) if self.codes == "shared" else sum(read)) * generated}
         if self.scans:
             counts["scanning blocks"] = development * (1 + scanned)
         if self.place_by == "evidence":
