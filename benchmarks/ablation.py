@@ -1,11 +1,11 @@
 """Ablate the ingredients of étude's training recipe one at a time: `python benchmarks/ablation.py`.
 
 The decoder is trained without one ingredient at a time, briefly, on part of the corpus and the shipped codec's codes.
-Two numbers are reported: by how many nats a held-out clip is likelier with its caption than without (0: the text is
-ignored), and how well the poles of held-out captions are separated in the generated clips. A second run of the whole
-recipe from another initialisation shows the variation by chance. Short runs show which ingredient makes the text take
-effect *early*, not the result of 17,000 steps without it. Resumable; with `--update` the table replaces the one in
-étude's model card.
+Two numbers are reported. The first is by how many nats a held-out clip is likelier with its caption than without (0 if
+the text is ignored). The second is how well the poles of held-out captions are separated in the generated clips. A
+second run of the whole recipe from another initialisation shows the variation due to chance. Short runs show which
+ingredient causes the text to take effect *early*, not the result of 17,000 steps without it. A stopped run can be
+resumed. With `--update` the table replaces the one in étude's model card.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class Recipe:
 
 
 RECIPES = (
-    Recipe("all of it"),
-    Recipe("all of it, from another start", start=1),
-    Recipe("none of the four", {**NO_HEAD, **NO_HIDING, **NO_BEGINNING}, pretrained_text=False),
+    Recipe("full recipe"),
+    Recipe("full recipe, different initialisation", start=1),
+    Recipe("without all four ingredients", {**NO_HEAD, **NO_HIDING, **NO_BEGINNING}, pretrained_text=False),
     Recipe("text encoder not pre-trained", pretrained_text=False),
     Recipe("no head on the final state", NO_HEAD),
-    Recipe("no history hidden", NO_HIDING),
-    Recipe("beginnings weigh the same", NO_BEGINNING),
+    Recipe("no hidden history", NO_HIDING),
+    Recipe("beginnings not weighted more", NO_BEGINNING),
 )
 
 
@@ -155,10 +155,10 @@ def page(table: pd.DataFrame, steps: int, clips: int, draws: int) -> str:
     """The table in Markdown."""
     frames = len(evaluate.FRAMES)
     lines = [
-        f"The decoder trained from scratch for {steps:,} steps on {clips:,} clips, without one ingredient at a time "
-        f"(`python benchmarks/ablation.py`). Gap: nats by which {HELD_OUT} held-out clips are likelier with their "
-        f"captions than without, mean and 95% interval over clips; AUC by {frames} held-out captions per pole, {draws} "
-        "clips each.",
+        f"The decoder was trained from scratch for {steps:,} steps on {clips:,} clips, with the full recipe and "
+        "without some of its ingredients (`python benchmarks/ablation.py`). The gap is the log-likelihood of a clip "
+        f"with its caption minus that without, averaged over {HELD_OUT} held-out clips, with a 95% interval over "
+        f"clips. AUCs are computed on clips for {frames} held-out captions per pole, {draws} clips each.",
         "",
         "| recipe | nats per code | gap, nats per clip | tempo (interval), AUC | timbre, AUC |",
         "|---|---|---|---|---|",

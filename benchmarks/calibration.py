@@ -1,7 +1,8 @@
 """Calibrate each measure against the synthesiser's labels, for `docs/measures.md`.
 
-Clips of known tempo, brightness, register and so on are measured as synthesised, and again after a model's codec. With
-`--update` the table replaces the one in the docs. What a measure loses in the codec cannot show up in steering.
+Clips of known tempo, brightness, register and so on are measured as synthesised, and again after they pass through a
+model's codec. Differences that a measure loses in the codec cannot be detected in steering. With `--update` the table
+replaces the one in the docs.
 """
 
 from __future__ import annotations
@@ -98,9 +99,9 @@ def calibrated(labels: pd.DataFrame, heard: pd.DataFrame) -> list[Row]:
 def markdown(before: list[Row], after: list[Row], model: str, n: int) -> str:
     """The table in Markdown, with an explanation of its columns."""
     lines = [
-        f"{n} clips of the synthesiser, 5.12 s each, before and after the codec of `{model}` "
-        '(`python benchmarks/calibration.py --update`). "Measured": share of clips with a value. ρ: Spearman\'s rank '
-        "correlation with the label over these clips.",
+        f"The measures were computed on {n} clips from the synthesiser, 5.12 s each, before and after the codec of "
+        f'`{model}` (`python benchmarks/calibration.py --update`). "Measured" is the share of clips for which the '
+        "measure has a value. ρ is Spearman's rank correlation between measure and label over these clips.",
         "",
         "| measure | label | measured | agreement | measured, after the codec | agreement, after the codec |",
         "|---|---|---|---|---|---|",

@@ -1,7 +1,7 @@
 """Measure the numbers in the README and the model card: `make evidence`.
 
-Measures étude's abilities on held-out captions, then studies tempo and timbre with the full controls, and writes one
-Markdown page of tables. With `--update` the tables also replace those in the README and in the model card.
+This measures étude's abilities on held-out captions, then studies tempo and timbre with the full controls, and writes
+one Markdown page of tables. With `--update` the tables also replace those in the README and in the model card.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def crossed(lens: AudioLens, study: studies.Study, others: list[studies.Study]) 
             conditions.append(Condition(f"{name} {strength:+g}", tuple(steps), labels=labels))
     clips = study.settings.test_clips(prompts.load(study.concept, lens=lens))
     played = sweep.play(
-        lens, conditions, clips, seconds=study.settings.seconds, **study.settings.sampling,
+        lens, conditions, clips, seconds=study.settings.seconds, **study.settings.drawing,
         progress=f"cross-effects of {study.concept}",
     )  # fmt: skip
     found = [effects(played.table, one).query("kind == 'steered'").assign(measure=one) for one in CROSSED]
@@ -177,36 +177,38 @@ def page(tables: dict[str, pd.DataFrame], found: list[studies.Study], clips: int
         for row in _beside(tables["cross"])
     ]
     lines = [
-        f"**How well étude follows captions.** 24 held-out captions per pole, {clips} clips each; AUC of the high pole "
-        "over the low one with a 95% interval over captions; ceiling: the same measure on the synthesiser's clips "
-        "after the codec.",
+        "**How well étude follows captions.** The table compares clips for 24 held-out captions per pole, "
+        f"{clips} clips each. AUC is that of the high pole over the low one, with a 95% interval over captions. The "
+        "ceiling is the AUC of the same measure on the synthesiser's clips after the codec.",
         "",
         "| concept | measure | low, median | high, median | AUC | ceiling | difference |",
         "|---|---|---|---|---|---|---|",
         *named,
         "",
-        "**What neutral captions sound like**: quantiles, the share above the synthesiser's median, and the 10-90% "
-        "range relative to its range.",
+        "**What neutral captions sound like.** The table lists quantiles, the share of clips above the synthesiser's "
+        "median, and the range from 10% to 90%, divided by that of the synthesiser's clips.",
         "",
-        "| measure | 10% | median | 90% | above its median | relative range |",
+        "| measure | 10% | median | 90% | above the synthesiser's median | relative range |",
         "|---|---|---|---|---|---|",
         *neutral,
         "",
-        "**What steering does**, on neutral test prompts, place and strength chosen on development prompts. Effect: "
-        "median of steered / baseline - 1 at the same seed, failed clips counted as no effect, 95% interval over "
-        "prompts; p: rank among norm-matched random and label-shuffled directions (number in brackets).",
+        "**What steering does** on neutral test prompts, with place and strength chosen on development prompts. The "
+        "effect is the median of steered / baseline - 1 at the same seed, with a 95% interval over prompts; failed "
+        "clips count as no effect. p is the rank among norm-matched random directions, or among directions from "
+        "shuffled labels (the number of directions is in brackets).",
         "",
-        "| concept | towards | strength | effect | failed | median | p, random | p, shuffled | asked in words | "
-        "steered against words | Spearman |",
+        "| concept | towards | strength | effect | failed | median | p, random | p, shuffled | prompted | "
+        "steered against the prompt | Spearman |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
         *steered,
         "",
         *(f"- {study.finding} {study.qualification}" for study in found),
         "",
-        "**Effect on other measures**: the same clips, steered along the whole direction, and without its component "
-        "along the other concept's direction (`orthogonal_to`), at the same place and strength.",
+        "**Effect on other measures.** The clips were steered at the same place and strength, along the whole "
+        "direction and along the direction without its component along the other concept's direction "
+        "(`orthogonal_to`).",
         "",
-        "| steered along | strength | measured by | whole | orthogonal to the other |",
+        "| steered along | strength | measure | whole direction | orthogonal to the other |",
         "|---|---|---|---|---|",
         *cross,
         "",

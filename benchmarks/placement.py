@@ -3,10 +3,10 @@
 For every concept, each block is steered with both strategies at several strengths of both signs, on neutral development
 prompts. A place whose largest strength fails in at most a tenth of the clips is also tried at twice that strength. The
 effect of a place is its widest span between the two signs among strengths that fail in at most a tenth of the clips.
-The best of many candidates looks better than it is, so strengths (and the best place) are chosen on one half of each
-prompt's seeds and evaluated on the other, both ways round, over many random halvings; a share may exceed 100%.
-Placement reads other development prompts than those that are steered. The same clips are also prompted with the poles'
-words. With `--update` the table replaces the one in docs/placement.md.
+The best of many candidates looks better than it is. Strengths (and the best place) are therefore chosen on one half of
+each prompt's seeds and evaluated on the other, and the reverse, over many random halvings. A share may exceed 100%.
+Placement does not read the development prompts that are steered, but others. The same clips are also generated from
+prompts with the poles' words. With `--update` the table replaces the one in docs/placement.md.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ STRENGTHS: Mapping[Strategy, tuple[float, ...]] = {
 }
 HEARD: Mapping[str, Mapping[str, tuple[str, str]]] = {
     **{concept: {concept: (measured, "failed")} for concept, measured in MEASURED.items()},
-    "density": {"density": (MEASURED["density"], "failed"), "density, a beat": ("onsets_per_beat", "failed")},
-    "loudness": {"loudness": ("loudness", "spoilt"), "loudness, level a loss": ("loudness", "failed")},
+    "density": {"density": (MEASURED["density"], "failed"), "density per beat": ("onsets_per_beat", "failed")},
+    "loudness": {"loudness": ("loudness", "spoilt"), "loudness, level as failure": ("loudness", "failed")},
 }
 """Concept -> its measure, and the column of lost clips; the first entry counts, a second is reported as well.
 
@@ -303,11 +303,12 @@ def page(table: pd.DataFrame, facts: Mapping[str, Any]) -> str:
         cells = [f"{wide.loc[rule, name]:.0%} ({places.loc[rule, name]})" for name in wide.columns]
         lines.append(f"| {rule} | {' | '.join(cells)} | {wide.loc[rule, counted].mean():.0%} |")
     if len(counted) < len(wide.columns):
-        lines += ["", f"\\* of {', '.join(counted)}."]
+        lines += ["", f"\\* over {', '.join(counted)}."]
     lines += [
         "",
-        "| concept | placement's share, 95% over prompts | its span | widest span | words' span | widest at | "
-        "widest at the last strength | halves agree | alignment ranks, one-to-one | one-to-all | cost |",
+        "| concept | placement's share, 95% interval over prompts | span at its place | widest span | "
+        "span of the words | place of the widest span | places widest at the largest strength | agreement of halves | "
+        "rank correlation of alignment, one-to-one | the same, one-to-all | cost |",
         "|---|" + "---|" * 10,
     ]
     for label, fact in facts.items():

@@ -1,9 +1,9 @@
 """Compare all ways of adding a direction, on étude's development prompts: `python benchmarks/steering.py`.
 
-Compares the strategies, the conditional half with both halves, add with clamp and ablate, the plain sum of two concepts
-with the orthogonalised pair, and directions read at different positions and branches. All conditions run in one sweep
-on the same clips. Writes one Parquet file per table, one of all clips, and a page of Markdown tables, which is also
-printed. The expected duration is printed before the start.
+It compares the strategies, the conditional half with both halves, add with clamp and ablate, the plain sum of two
+concepts with the orthogonalised pair, and directions read at different positions and branches. All conditions run in
+one sweep on the same clips. The benchmark writes one Parquet file per table, one of all clips, and a page of Markdown
+tables, which is also printed. The expected duration is printed before the start.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ def main(
         "seeds": seeds,
         "seconds": seconds,
         "guidance": guidance,
-        "prompts a pole": min(poles, len(sets["tempo"].positive)),
-        "of them in the readings": min(poles, compared, len(sets["tempo"].positive)),
+        "prompts per pole": min(poles, len(sets["tempo"].positive)),
+        "prompts per pole in the readings": min(poles, compared, len(sets["tempo"].positive)),
         "layers": layers,
     }
     text = page(tables, sets, layers, settings)
@@ -220,9 +220,9 @@ def first_order(
 ) -> dict[str, float]:
     """Compare the effect on the guided logits of steering the conditional half alone with that of both halves.
 
-    `factor` is the projection onto the effect of both halves; it equals `guidance` if the halves respond alike.
-    `cosine` is the cosine similarity of the two effects. `bend` is the relative deviation from linearity when the
-    strength is doubled (0: purely first order).
+    `factor` is the projection onto the effect of both halves; it equals `guidance` if the two halves respond in the
+    same way. `cosine` is the cosine similarity of the two effects. `bend` is the relative deviation from linearity when
+    the strength is doubled (0: purely first order).
     """
 
     def guided(branch: Any, amount: float) -> torch.Tensor:
@@ -244,17 +244,22 @@ def page(
     tables: dict[str, pd.DataFrame], sets: dict[str, PromptSet], layers: dict[str, int], settings: dict[str, Any]
 ) -> str:
     """The tables as Markdown, each with an explanation."""
-    told = ", ".join(f"{name} {value}" for name, value in settings.items())
+    told = ", ".join(f"{name} = {value}" for name, value in settings.items())
     lines = [
-        f"Measured with {told}. Effect: median of steered / baseline - 1 at the same seed, failed clips counted as "
-        "no effect, 95% interval over prompts. Development prompts: for choosing, not for claims.",
+        f"Settings: {told}. The effect is the median of steered / baseline - 1 at the same seed, with a 95% interval "
+        "over prompts; failed clips count as no effect. Results on development prompts serve for choices, not for "
+        "claims.",
         "",
     ]
+    first, second = sets
     heads = {
-        "strategies": "**Strategies and branches.** Conditional-only at the strength of both, and at 1 / guidance.",
-        "operators": "**Clamp and ablate**, compared with the additions above. A clamp's strength is the value of the "
-        "projection, in lengths of the direction: that of the negative pole, the middle and the positive pole.",
-        "pairs": f"**Two concepts**, one-to-all: {' and '.join(sets)}, strength for each.",
+        "strategies": "**Strategies and branches.** The conditional half alone was steered at the strengths used for "
+        "both halves, and at these strengths divided by the guidance scale.",
+        "operators": "**Clamp and ablate**, for comparison with the additions above. The strength of a clamp is the "
+        "projection that it sets, in multiples of the direction's length. Its three values are the mean projection of "
+        "the negative pole, the midpoint, and the mean projection of the positive pole.",
+        "pairs": f"**Two concepts** steered together, one-to-all. `strength` is that of {first}, and `other_strength` "
+        f"is that of {second}.",
     }
     keys = ["concept", "strategy", "branch", "operator", "strength", "other_strength", "combine"]
     for name, head in heads.items():
@@ -269,12 +274,13 @@ def page(
     read = tables["readings"]
     mine = read[read["layer"] == read["concept"].map(layers)].drop(columns=["residual_norm"])
     lines += [
-        "**First order**: the effect on the guided logits of a small addition to the conditional half, relative to "
-        "that of both halves; `guidance` if the halves respond alike.",
+        "**First-order effect** on the guided logits of a small addition to the conditional half, relative to that of "
+        "the same addition to both halves. The factor equals `guidance` if the two halves respond in the same way.",
         "",
         *_markdown(tables["first_order"]),
         "",
-        "**Readings**: the direction at that block read at each position and branch; cosine with the first row's.",
+        "**Readings** of each direction at the steered block, by position and branch. `cosine` is the cosine "
+        "similarity with the direction in the concept's first row.",
         "",
         *_markdown(mine[["concept", *[name for name in mine.columns if name != "concept"]]]),
     ]

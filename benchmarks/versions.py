@@ -3,7 +3,7 @@
 The tests that depend closely on transformers and nnsight run in separate environments: with the lowest versions that
 `pyproject.toml` promises (of every package), with those of `constraints.txt`, and with the newest that pip finds. All
 use the torch of this environment. A fourth environment is wrong on purpose: in a copy of transformers the decoder's
-cache has another name, and every family must be refused at load. The table goes into `docs/versions.md`.
+cache has another name, and every family must be rejected at load. The table goes into `docs/versions.md`.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def tested(python: Path, whole: bool) -> tuple[bool, str]:
 
 
 def refused(python: Path) -> tuple[bool, str]:
-    """Whether every family is refused at load because of the clock, and the text for the table."""
+    """Whether every family is rejected at load because of the clock, and the text for the table."""
     program = """
 import sys, tempfile
 from pathlib import Path
@@ -150,7 +150,7 @@ for melody in (False, True):
             sys.exit("a model opened although its clock cannot be read")
 """
     done = subprocess.run([python, "-c", program], cwd=ROOT, env=surroundings(), check=False)
-    return done.returncode == 0, "refused at load" if done.returncode == 0 else "NOT refused at load"
+    return done.returncode == 0, "rejected at load" if done.returncode == 0 else "NOT rejected at load"
 
 
 def rename(models: Path) -> None:

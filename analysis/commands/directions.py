@@ -44,7 +44,7 @@ def directions_read(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("directions.safetensors"),
     model: Model = "etude",
     position: Annotated[str, typer.Option(help="mean, first, last, or eos (MusicGen Melody).")] = "mean",
-    branch: Annotated[str, typer.Option(help="Guidance half to read: cond, null or both.")] = "cond",
+    branch: Annotated[str, typer.Option(help="Guidance half to read (cond, null or both).")] = "cond",
     codes: Annotated[
         str, typer.Option(help="Read the poles over shared clips of neutral prompts, or over their own: shared or own.")
     ] = "shared",
@@ -90,7 +90,7 @@ def directions_read(
 
 @app.command("show")
 def directions_show(file: Annotated[Path, typer.Argument(help="A directions file.")], as_json: Json = False) -> None:
-    """Show a directions file: model, reading position, prompts, and the evidence at every block."""
+    """Show a directions file's model, reading position, prompts, and evidence at every block."""
     from audiolens import Directions
 
     _show(Directions.load(file), file, as_json)

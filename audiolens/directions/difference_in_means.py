@@ -1,4 +1,4 @@
-"""Difference in means: read two poles of prompts, and subtract their mean activations."""
+"""Difference in means: read the activations under the prompts of two poles, and subtract their means."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audiolens.checks import checked_flags, checked_text
+from audiolens.checks import checked_flags, checked_text, shown
 from audiolens.directions.directions import Directions
 from audiolens.directions.evidence import Contrast
 from audiolens.directions.pole_reader import Codes, CodesSource, PoleReader, Position, Samples
@@ -44,32 +44,32 @@ def difference_in_means(
 ) -> Directions:
     """Return the mean activation under positive prompts minus the mean under negative prompts, at every layer.
 
-    Marks and Tegmark (2023) and, for music, Facchiano et al. (2025, arXiv 2504.04479), who read it at the end of the
-    text. By default it is read while one clip per prompt is generated, prompt i of each pole with seed i. The music of
-    the two poles then differs in more than the concept (instruments, decay, loudness), and so does the direction. With
-    `codes="shared"`, both poles are read over the same clips of neutral prompts, and only the text differs; prefer it
-    for steering. With `codes` or `audio`, it is read from given music. Means are running sums, so memory depends only
-    on the batch size (and the codes, a few kB per clip).
+    The method is that of Marks and Tegmark (2023) and, for music, Facchiano et al. (2025, arXiv 2504.04479), who read
+    the activations at the end of the text. By default they are read while one clip per prompt is generated, prompt i of
+    each pole with seed i. The music of the two poles then differs in more than the concept (instruments, decay,
+    loudness), and so does the direction. With `codes="shared"`, both poles are read over the same clips of neutral
+    prompts, so that only the text differs: prefer this for steering. With `codes` or `audio`, they are read from given
+    music. Means are running sums, so memory depends only on the batch size (and the codes, a few kB per clip).
 
     Args:
         positive, negative: the prompts of the poles; `None` means no prompt (for poles that differ in their music).
         site: a site with one vector per step in every block.
         position: "mean" over all steps except the tail, "first" (the start token, which depends on the text alone, so
             nothing is generated), "last", or the mean over (from, to) in seconds. "eos" is the last token of the text,
-            where the text is part of the decoder's own sequence (MusicGen Melody): our interpretation of the paper's
-            position.
+            if the text is part of the decoder's own sequence (MusicGen Melody); this is our interpretation of the
+            paper's position.
         branch: the guidance branch that is read; "both" is the mean of the two.
-        guidance_scale: guidance scale of the generated clips.
+        guidance_scale: the guidance scale of the generated clips.
         codes: "own" (the default): each prompt generates its own clip. "shared": prompt i of both poles is read over
-            the i-th clip of the neutral prompts, which are played once. If the poles have different numbers of prompts,
-            each prompt is read over several of these clips, so that every clip counts the same in both poles. Or the
-            codes to read: one row per prompt, the same for both poles, or a pair (positive pole, negative pole).
+            the i-th clip of the neutral prompts, which are generated once. If the poles have different numbers of
+            prompts, each prompt is read over several of these clips, so that every clip counts the same in both poles.
+            A tensor, one row per prompt, the same for both poles, or a pair of them (positive pole, negative pole).
         audio: (waveform, sample rate) instead of codes, or a pair of them.
         seeds: the seed of prompt i of each pole, or of the i-th shared clip; 0, 1, 2, ... by default.
-        seconds: length of the generated clips.
+        seconds: the length of the generated clips.
         layers: blocks to read; `None` means all.
         label: the name of the direction, such as `sets.concept`.
-        keep_samples: keep one vector per prompt and layer (4 x d_model x layers x prompts bytes), for `shuffled`.
+        keep_samples: store one vector per prompt and layer (4 x d_model x layers x prompts bytes), for `shuffled`.
         prefix: include the conditioning before step 0 in the "mean", if it is part of the decoder's own sequence.
         neutral: the prompts of the shared clips, in cyclic order, such as `sets.development`. Do not give test prompts.
             At the positions "first" and "eos" nothing is played, so they are not used.
@@ -90,7 +90,7 @@ def difference_in_means(
     found = read_poles(lens, reader, label, keep_samples)
     if not found.vectors.any():
         raise InputError(
-            f"the direction is 0 at every layer: at {reader.site}, position {reader.position!r}, branch "
+            f"the direction is 0 at every layer: at {reader.site}, position {shown(reader.position)}, branch "
             f"{reader.branch!r} the poles have the same mean. Read another site, position or branch, or give other "
             "prompts."
         )

@@ -49,7 +49,7 @@ class Samples:
     prompts: tuple[str | None, ...]
 
     def difference(self, labels: Bool[Tensor, " prompt"] | None = None) -> Float[Tensor, "layer d_model"]:
-        """Return the positive pole's mean minus the negative pole's, under these labels or the given ones."""
+        """Return the positive pole's mean minus the negative pole's, using the stored labels or the given ones."""
         chosen = self.labels if labels is None else labels
         if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool or chosen.shape != self.labels.shape:
             raise InputError(f"labels={shown(chosen)}: expected a tensor of {len(self.labels)} truth values.")
@@ -104,7 +104,7 @@ class PoleReader:
             refuse_prefix(lens.config, "prefix=True")
             if self.position != "mean":
                 raise InputError(
-                    f"prefix=True includes the prefix in a mean, so it needs position='mean', not {position!r}."
+                    f"prefix=True includes the prefix in a mean, so it needs position='mean', not {shown(position)}."
                 )
         self.prefix = prefix
         checked_branch(branch)
@@ -125,7 +125,7 @@ class PoleReader:
                 )
             self.clips = SharedClips.of(checked_neutral(neutral), (len(self.positive), len(self.negative)))
         if self.plays:
-            # Checked before the progress bar is shown.
+            # This is checked before the progress bar is shown.
             clip_timeline(seconds, lens.config)
         checked_settings(guidance_scale, 1.0, None)
         self.seeds = _checked_seeds(seeds, max(len(self.positive), len(self.negative)))
@@ -173,7 +173,7 @@ class PoleReader:
 
     @property
     def starts(self) -> bool:
-        """Whether the start token is enough, since step 0 and the end of the text attend to no other code."""
+        """Whether the start token is enough, because step 0 and the end of the text do not attend to any other code."""
         return self.position in ("first", "eos")
 
     @property
@@ -203,7 +203,7 @@ class PoleReader:
     def _order(self) -> list[int]:
         """Return the reading order of rows: shuffled, pairs together, and the first halves of both poles first."""
         n, m = len(self.positive), len(self.negative)
-        # The order in a file may be meaningful; the split into halves must not be.
+        # The order of prompts in a file may be meaningful, and must not determine the split into halves.
         generator = torch.Generator("cpu").manual_seed(0)
         shuffled = torch.randperm(max(n, m), generator=generator, device="cpu").tolist()
         poles = [[row for row in shuffled if row < n], [n + row for row in shuffled if row < m]]
@@ -215,7 +215,7 @@ class PoleReader:
         if self.clips is None:
             return self._read_over(rows, None if self.codes is None else self._rows_of(self.codes, rows))
         # With unequal poles, a row's vector is the mean of its readings over several clips.
-        over = [self.clips.read_by(int(row >= len(self.positive)), self._place(row)) for row in rows]
+        over = [self.clips.read_by(int(row >= len(self.positive)), self._index_in_pole(row)) for row in rows]
         readings = [(row, clip) for row, clips in zip(rows, over, strict=True) for clip in clips]
         read: tuple[list[Tensor], list[Tensor]] = ([], [])
         for start in range(0, len(readings), self.batch_size):
@@ -248,7 +248,7 @@ class PoleReader:
         }
         prompts = [self.prompts[row] for row in rows]
         if self.source == "generation":
-            seeds = [self.seeds[self._place(row)] for row in rows]
+            seeds = [self.seeds[self._index_in_pole(row)] for row in rows]
             cache: Any = self.lens.generate(
                 prompts, self.seconds, seeds=seeds, guidance_scale=self.guidance_scale, span=span, decode=False,
                 cache_device="cpu", **what,
@@ -272,11 +272,11 @@ class PoleReader:
             values, norms = values.mean(1), norms.mean(1)
         return values, norms
 
-    def _place(self, row: int) -> int:
+    def _index_in_pole(self, row: int) -> int:
         return row if row < len(self.positive) else row - len(self.positive)
 
     def _rows_of(self, codes: tuple[Codes, Codes], rows: list[int]) -> Tensor:
-        return torch.stack([codes[int(row >= len(self.positive))][self._place(row)] for row in rows])
+        return torch.stack([codes[int(row >= len(self.positive))][self._index_in_pole(row)] for row in rows])
 
     def _checked_codes(self, codes: Codes | tuple[Codes, Codes] | None) -> tuple[Codes, Codes] | None:
         if codes is None:
@@ -319,7 +319,8 @@ def _checked_poles(positive: Any, negative: Any) -> tuple[tuple[str | None, ...]
     shared = sorted({prompt for prompt in sides[0] if prompt is not None} & set(sides[1]))
     if shared:
         raise PromptError(
-            f"{len(shared)} prompts are in both poles, such as {shared[0]!r}, and would cancel: keep each in one pole."
+            f"{len(shared)} prompts are in both poles, such as {shown(shared[0])}, and would cancel: keep each in one "
+            "pole."
         )
     return sides[0], sides[1]
 
@@ -331,24 +332,26 @@ def _checked_position(position: Any, lens: AudioLens) -> Position:
         start, stop = checked_span(position)
         return start, stop
     if position not in ("mean", "first", "last", "eos"):
-        raise InputError(f"position={position!r}: expected 'mean', 'first', 'last', 'eos', or (from, to) in seconds.")
+        raise InputError(
+            f"position={shown(position)}: expected 'mean', 'first', 'last', 'eos', or (from, to) in seconds."
+        )
     return position
 
 
 def _checked_site(lens: AudioLens, site: Any, layers: Any) -> tuple[str, tuple[int, ...]]:
     """Return the short name of a site with one vector per step, and its layers; a full name determines its layer."""
     found = lens.find_sites(site, layers)
-    if any(place.layer is None for place in found):
+    if any(one.layer is None for one in found):
         raise InputError(
-            f"site={site!r} is not in a block, but a direction needs one vector per layer: use 'resid_post'."
+            f"site={shown(site)} is not in a block, but a direction needs one vector per layer: use 'resid_post'."
         )
-    if any("head" in place.axes for place in found):
+    if any("head" in one.axes for one in found):
         raise InputError(
-            f"site={site!r} has one vector per head: read a site with one vector per step, such as 'attn_out'."
+            f"site={shown(site)} has one vector per head: read a site with one vector per step, such as 'attn_out'."
         )
-    if len({place.hook for place in found}) != 1:
-        raise InputError(f"site={site!r}: expected one site; read the directions of several sites one at a time.")
-    return found[0].short, tuple(place.layer for place in found if place.layer is not None)
+    if len({one.hook for one in found}) != 1:
+        raise InputError(f"site={shown(site)}: expected one site; read the directions of several sites one at a time.")
+    return found[0].short, tuple(one.layer for one in found if one.layer is not None)
 
 
 def _checked_seeds(seeds: Any, count: int) -> list[int]:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeGuard, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from audiolens.checks import real_number, refuse_masked
+from audiolens.checks import real_number, refuse_masked, shown
 from audiolens.errors import InputError, InputTypeError
 from audiolens.measure.onsets import Envelope, envelope
 from audiolens.sound import soundfiles
@@ -221,7 +221,7 @@ def _checked_rate(sample_rate: Any) -> float:
         rate = real_number(sample_rate)
     except TypeError:
         raise InputTypeError(
-            f"sample_rate is {sample_rate!r}; give the samples per second as a number, e.g. 16000"
+            f"sample_rate is {shown(sample_rate)}; give the samples per second as a number, e.g. 16000"
         ) from None
     low, high = RATES_HZ
     if not low <= rate <= high:

@@ -9,7 +9,7 @@ from audiolens.door import guarded
 from audiolens.measure.clips import Audio, Clip, once, per_row
 
 GATE_DB = 40.0
-"""Frames this far below the clip's loudest are pauses: their spectrum is that of the noise floor."""
+"""Frames this far below the clip's loudest frame are pauses: their spectrum is that of the noise floor."""
 
 
 ROLLOFF_SHARE = 0.85
@@ -17,7 +17,8 @@ ROLLOFF_SHARE = 0.85
 
 @guarded
 def brightness(audio: Audio, sample_rate: float | None = None) -> float | Float[np.ndarray, " row"]:
-    """Return the spectral centroid in Hz: the magnitude-weighted mean frequency, averaged over frames except pauses.
+    """Return the spectral centroid in Hz: the magnitude-weighted mean frequency, averaged over all frames except
+    pauses.
 
     This is the measure of timbre in Facchiano et al. (2025) (librosa's `spectral_centroid`), without pauses. The result
     is NaN for silence. The sample rate limits the highest frequency, so compare clips of the same rate; white noise

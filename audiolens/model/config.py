@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from audiolens.checks import shown
 from audiolens.door import guarded
 from audiolens.errors import UnsupportedModelError
 from audiolens.model.timeline import delays_of
@@ -62,12 +63,13 @@ def config_of(model: Any, family: "Family") -> LensConfig:
     }
     for part, (promised, held) in counts.items():
         if promised != held:
-            raise UnsupportedModelError(f"the configuration says {promised} {part}, but the decoder has {held}.")
+            raise UnsupportedModelError(f"the configuration states {promised} {part}, but the decoder has {held}.")
     pad = model.generation_config.decoder_start_token_id
     if pad is not None and (not isinstance(pad, int) or not 0 <= pad <= decoder.vocab_size):
         raise UnsupportedModelError(
-            f"the generation configuration has decoder_start_token_id={pad!r:.80}: expected 0 to {decoder.vocab_size}."
+            f"the generation configuration has decoder_start_token_id={shown(pad)}: expected 0 to {decoder.vocab_size}."
         )
+    _refuse_positions(model.config.text_encoder)
     return LensConfig(
         family=family.name,
         n_layers=decoder.num_hidden_layers,
@@ -86,3 +88,15 @@ def config_of(model: Any, family: "Family") -> LensConfig:
         pad_code=int(decoder.vocab_size if pad is None else pad),
         chroma_length=int(model.config.chroma_length) if family.has_prefix else 0,
     )
+
+
+def _refuse_positions(text_encoder: Any) -> None:
+    """Raise an error if T5's relative positions are undefined; buckets grow with the logarithm of distance / (buckets /
+    4)."""
+    buckets = getattr(text_encoder, "relative_attention_num_buckets", None)
+    furthest = getattr(text_encoder, "relative_attention_max_distance", None)
+    if isinstance(buckets, int) and isinstance(furthest, int) and not 0 < buckets // 4 < furthest:
+        raise UnsupportedModelError(
+            f"the text encoder has relative_attention_num_buckets={buckets} and relative_attention_max_distance="
+            f"{furthest}: expected at least 4 buckets, and a distance of more than a quarter of their number."
+        )

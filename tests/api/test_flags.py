@@ -1,4 +1,4 @@
-"""Every flag refuses strings before anything else is checked: "no" would count as True."""
+"""Every flag rejects strings before anything else is checked: "no" would count as True."""
 
 import importlib
 import inspect

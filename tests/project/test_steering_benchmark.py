@@ -122,7 +122,7 @@ def test_the_page_has_every_table(benchmark: ModuleType, todo: list[Any]) -> Non
     )  # fmt: skip
     sets = {"tempo": load("tempo"), "timbre": load("timbre")}
     text = benchmark.page(tables, sets, {"tempo": 3, "timbre": 5}, {"model": "planted"})
-    for told in ("all-to-all", "clamp", "ablate", "timbre freed of tempo", "2.9", "Measured with model planted"):
+    for told in ("all-to-all", "clamp", "ablate", "timbre freed of tempo", "2.9", "Settings: model = planted"):
         assert told in text
     # Only the block that is steered is shown of the readings.
     assert "| last |" not in text

@@ -184,8 +184,8 @@ def test_the_qualification_keeps_place_controls_words_and_failed_clips() -> None
     ranks = {"n_random": 19, "p_random": 0.05, "n_shuffled": 19, "p_shuffled": 0.1}
     full = replace(found, outcomes=(replace(up, **RELIABLE, **ranks), replace(down, **UNMEASURED)))
     assert full.qualification == (
-        f"Strategy: {found.choice.told}. Towards fast: p = 0.05 among 19 random directions and 0.1 among 19 of "
-        "shuffled labels; 0% of clips failed; asked for in words +71%. Towards slow: no clip could be measured."
+        f"Strategy: {found.choice.description}. Towards fast: p = 0.05 among 19 random directions and 0.1 among 19 "
+        "from shuffled labels; 0% of clips failed; prompting gave +71%. Towards slow: no clip could be measured."
     )
 
 
@@ -303,7 +303,7 @@ def test_a_trained_finding_is_said_in_one_line() -> None:
     assert "\n" not in text
     assert "faster" in text
     assert "slower" in text
-    assert "asked for in words" in text
+    assert "prompting gave" in text
 
 
 def test_an_existing_study_is_replaced_only_when_asked(tmp_path: Path) -> None:
@@ -368,7 +368,7 @@ def test_a_concept_that_cannot_be_studied_is_refused(lens: Any, concept: str, me
         ({"seconds": float("nan")}, "seconds=nan"),
         ({"seconds": 600.0}, "expected 1 to"),
         ({"test": 1000}, "has 40"),
-        ({"n_random": 0}, "without a control"),
+        ({"n_random": 0}, "needs a control"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": 100}, "expected 0 to 99"),
         ({"test_seeds": 2000}, "test x test_seeds=16000"),

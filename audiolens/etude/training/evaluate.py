@@ -1,8 +1,9 @@
-"""Evaluate whether étude plays what a prompt asks for, and what it plays when the prompt does not.
+"""Evaluate whether étude plays what a prompt asks for, and what it plays when the prompt is neutral.
 
-`python -m audiolens.etude.training.evaluate` prints an AUC for every concept. It says how well a measure separates
-clips of the two poles that were prompted with wording that training never saw. Next to it is the ceiling, the same AUC
-on the synthesiser's own clips after the codec. An AUC shows only that the poles differ, not that the clips sound good.
+`python -m audiolens.etude.training.evaluate` prints an AUC for every concept. The AUC states how well a measure
+separates the clips of the two poles, whose prompts have wordings that were not used in training. The table also has a
+ceiling, which is the same AUC on the synthesiser's own clips after the codec. An AUC shows only that the poles differ,
+not that the clips sound good.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ FRAMES = (
     "let us hear it {} again", "my neighbour hums a {} melody", "a {} piece , nothing fancy", "try a {} one",
     "something {} while cooking", "that {} song everybody hums", "{} as can be",
 )  # fmt: skip
-"""Held-out wordings. Each contains words outside the grammar, so none can be a training caption."""
+"""Held-out wordings. Each contains words outside the grammar, so it cannot be a training caption."""
 
 
 def held_out_captions(concept: str, level: str, n: int = len(FRAMES)) -> list[str]:
@@ -64,7 +65,7 @@ def held_out_captions(concept: str, level: str, n: int = len(FRAMES)) -> list[st
 
 
 def neutral_captions(n: int, seed: int = 0) -> list[str]:
-    """`n` different captions that name no attribute."""
+    """`n` different captions that do not name an attribute."""
     rng = np.random.default_rng([14, seed])
     texts: dict[str, None] = {}
     while len(texts) < n:
@@ -85,7 +86,8 @@ class Abilities:
     reference: pd.DataFrame
 
     def to_frame(self) -> pd.DataFrame:
-        """The AUC of high against low pole for each concept and measure: étude's, the ceiling's, and the difference."""
+        """The AUC between the high and the low pole for each concept and measure: étude's, the ceiling, and the
+        difference."""
         import pandas as pd
 
         rows = []
@@ -106,7 +108,8 @@ class Abilities:
         return pd.DataFrame(rows, columns=columns)
 
     def neutral(self) -> pd.DataFrame:
-        """How clips of neutral captions are spread: quantiles, share above the reference's median, relative spread."""
+        """The distribution of clips with neutral captions: quantiles, share above the reference's median, relative
+        spread."""
         import pandas as pd
 
         neutral = self.clips[self.clips.concept == "neutral"]
@@ -176,7 +179,7 @@ def measures_of(audio: Float[np.ndarray, "row channel sample"], sample_rate: int
 
 
 def pole_auc(scores: pd.Series, positive: pd.Series) -> float:
-    """The probability that a positive clip scores above a negative one; a clip without a score counts half."""
+    """The probability that a positive clip scores higher than a negative one; a clip without a score counts half."""
     return float(auc(scores[positive].to_numpy(), scores[~positive].to_numpy()))
 
 

@@ -1,0 +1,62 @@
+"""Calls that the API driver once saw end in another library's error, or run something that was not asked for."""
+
+# pyright: reportArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import audiolens as al
+from analysis import probing, study, sweep
+from audiolens.errors import AudioLensError
+
+RECORDS = np.zeros(2, dtype=[("a", float), ("b", int)])
+
+
+def cache_of(lens: Any) -> Any:
+    return lens.run_with_cache("calm", sites="resid_post")[1]
+
+
+CALLS: dict[str, tuple[Callable[[Any], object], str]] = {
+    "a sweep of numbers": (lambda lens: sweep.plan(lens, {"a": 1}), "directions={'a': 1}: expected Directions"),
+    "a sweep of lists": (lambda lens: sweep.plan(lens, {1: [2]}), r"directions={1: \[2\]}: expected Directions"),
+    "a vocabulary of digits": (
+        lambda _: al.prompts.PromptSet("a", ("b", "c"), ("d",), ("e",), vocabulary=10**5000),
+        "vocabulary=.*expected text",
+    ),
+    "records as labels": (
+        lambda lens: probing.Dataset.from_arrays(lens, [np.zeros(16_000)] * 2, 16_000, RECORDS),
+        "expected numbers, text or booleans, got values of type",
+    ),
+    "times as labels": (
+        lambda lens: probing.Dataset.from_arrays(lens, [np.zeros(16_000)] * 2, 16_000, np.zeros(2, "datetime64[s]")),
+        "expected numbers, text or booleans, got values of type",
+    ),
+    "a projection on an intervention": (
+        lambda lens: cache_of(lens).project(al.Add(torch.ones(lens.config.d_model), layers=[1])),
+        "direction",
+    ),
+    "a strength past numpy's whole numbers": (
+        lambda _: study.Settings(strengths={"one-to-one": (10**400,)}),
+        "strengths of one-to-one: .*expected finite numbers above 0",
+    ),
+    "no settings at all": (lambda lens: study.run(lens, "tempo", settings=False), "settings=False: expected"),
+    "an empty dict of settings": (lambda lens: study.run(lens, "tempo", settings={}), "settings={}: expected"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_it_is_refused_by_name(lens: Any, name: str) -> None:
+    call, match = CALLS[name]
+    with pytest.raises((AudioLensError, ValueError, TypeError), match=match) as caught:
+        call(lens)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_whole_number_past_64_bits_is_a_strength() -> None:
+    assert study.Settings(strengths={"one-to-one": (10**30,)}).strengths["one-to-one"] == (10**30,)
