@@ -199,7 +199,8 @@ def page(table: pd.DataFrame, told: str, cosines: Sequence[Alike]) -> str:
         f"Measured on {told}. By words: the prompt asks for the pole, without steering; own, shared: steering along "
         "the direction read over those codes. Directions have the norm of the reading over own codes, and are added at "
         "the place and strength of the README's evidence. Effects: median of steered / baseline - 1 at the same seed "
-        "(loudness: difference in dB), failed clips counted as no effect, 95% interval over prompts; in bold, the concept's own. "
+        "(loudness: difference in dB), failed clips counted as no effect, 95% interval over prompts; in bold, the "
+        "concept's own. "
         "Instruments moved: total variation distance between the distributions of classified instruments. Drift: mean "
         "|difference| in nats per code under the unsteered model, each clip scored under its own prompt.",
         "",
