@@ -1,6 +1,6 @@
 """The `audiolens` command line, for running studies, steering clips and measuring sound without writing Python.
 
-Heavy modules are imported only when a command needs them, so that help appears at once. If audiolens rejects the
+Slow modules are imported only when a command needs them, so that help appears at once. If audiolens rejects the
 input, the command prints one line on stderr and exits with code 2. Any other exception is a bug and shows its
 traceback.
 """
@@ -58,13 +58,13 @@ for command in (
 app.add_typer(directions.app, name="directions")
 
 _STOPPED = 130
-# Some versions of typer bundle click and others use the installed one; this finds the right class in both cases.
+# Some versions of typer bundle click, and others use the installed one. This finds the right class in both cases.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 def main() -> None:
     """Run the command line. Rejected input prints one line and exits with code 2; a bug shows its traceback."""
-    # Both libraries read these when imported. Their log messages would bury the one line that matters.
+    # Both libraries read these variables on import. Their log messages would otherwise hide the error line.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
@@ -115,14 +115,14 @@ def _plainly_warned() -> Iterator[None]:
 
 
 def _refused_by_the_disk(error: Exception) -> str | None:
-    """Return the error line for a failed read or write (because the disk is full, say), or `None` for other errors."""
+    """Return the error line if a read or write failed (for example because the disk is full), else `None`."""
     if isinstance(error, OSError):
         return f"{'' if error.filename is None else f'{error.filename}: '}{error.strerror or error}."
     libraries = (("soundfile", "LibsndfileError"), ("safetensors", "SafetensorError"), ("pyarrow", "ArrowException"))
     # Only libraries that are loaded can have raised the error.
     kinds = tuple(getattr(sys.modules[name], kind) for name, kind in libraries if name in sys.modules)
     return (
-        f"a file could not be written or read ({error}): is the disk full, or the file gone?"
+        f"a file could not be written or read ({error}). Check that the disk is not full and that the file exists."
         if isinstance(error, kinds)
         else None
     )

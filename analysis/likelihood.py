@@ -1,4 +1,4 @@
-"""The log-likelihood of given codes within a time window: the metric shared by patching and attribution.
+"""The log-likelihood of given codes within a time window, a metric shared by patching and attribution.
 
 Step s predicts frame s of codebook 0, and frame s - k of a codebook that is delayed by k steps. This module undoes the
 delays, so that a window in seconds covers the same sound in every codebook.
@@ -37,7 +37,7 @@ class Window:
 
     @classmethod
     def of(cls, lens: AudioLens, codes: Int[Tensor, "row codebook frame"], seconds: Span | None = None) -> Window:
-        """The window over a span in seconds. `None` means the first second, or the whole clip if it is shorter.
+        """Return the window over a span in seconds. `None` means the first second, or the whole clip if it is shorter.
 
         Raises:
             InputError: if the span contains no frame or ends after the clip.
@@ -58,19 +58,22 @@ class Window:
         return (self.end - self.first) * len(self.delays)
 
     def cropped(self, codes: Int[Tensor, "row codebook frame"]) -> Int[Tensor, "row codebook _"]:
-        """The codes that the window depends on. They extend past `end`, as delayed codebooks are predicted later."""
+        """Return the codes on which the window depends.
+
+        They extend past `end`, because delayed codebooks are predicted later.
+        """
         return codes[..., : self.end + max(*self.delays, 1) - 1]
 
     def __call__(
         self, logits: Float[Tensor, "row codebook step vocab"], codes: Int[Tensor, "row codebook _"]
     ) -> Float[Tensor, "row codebook"]:
-        """Log-likelihood of the codes in the window, summed over its frames, in nats."""
+        """Return the log-likelihood of the codes in the window, summed over its frames, in nats."""
         return self.each(logits, codes).sum(-1)
 
     def each(
         self, logits: Float[Tensor, "row codebook step vocab"], codes: Int[Tensor, "row codebook _"]
     ) -> Float[Tensor, "row codebook frame"]:
-        """Log-likelihood of every code in the window, in nats.
+        """Return the log-likelihood of every code in the window, in nats.
 
         Raises:
             ActivationOverflow: if a logit is NaN or infinite.
@@ -81,7 +84,10 @@ class Window:
 
 
 def log_probability(logits: Float[Tensor, "*row vocab"], codes: Int[Tensor, "*row"]) -> Float[Tensor, "*row"]:
-    """Log-probability of one code per row, in at least single precision, without storing the full log-softmax."""
+    """Return the log-probability of one code per row, in at least single precision.
+
+    The full log-softmax is never stored.
+    """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return wide.gather(-1, codes[..., None])[..., 0] - wide.logsumexp(-1)
 
@@ -89,7 +95,7 @@ def log_probability(logits: Float[Tensor, "*row vocab"], codes: Int[Tensor, "*ro
 def checked_rows(
     lens: AudioLens, prompts: Any, codes: Any
 ) -> tuple[tuple[Prompt, ...], Int[Tensor, "row codebook frame"]]:
-    """Check prompts and codes, and return both with one prompt per row. A single prompt is repeated for every row.
+    """Check prompts and codes, and return both with one prompt per row, repeating a single prompt for every row.
 
     Raises:
         PromptError, InputError: if a prompt or code is not valid for this model, or there are not as many prompts as
@@ -103,7 +109,7 @@ def checked_rows(
 def by_frame(
     values: Float[Tensor, "*lead codebook step vocab"], delays: Sequence[int], frames: int
 ) -> Float[Tensor, "*lead codebook frame vocab"]:
-    """Undo the delay pattern: turn values per step into values per frame, with each codebook shifted by its delay."""
+    """Turn values per step into values per frame, by shifting each codebook back by its delay."""
     if values.shape[-2] < frames + max(delays):
         raise InputError(
             f"{values.shape[-2]} steps for {frames} frames: expected {frames + max(delays)}, including the tail."
@@ -124,7 +130,7 @@ def refuse_unequal(sizes: Sequence[Sequence[int]], what: str) -> None:
     if apart:
         a, b = sizes[0][apart[0]], sizes[1][apart[0]]
         raise PromptError(
-            f"{what}: {len(apart)} of {len(sizes[0])} pairs have prompts of different length, such as pair "
+            f"{what}: {len(apart)} of {len(sizes[0])} pairs have prompts of different lengths, such as pair "
             f"{apart[0]} with {a} and {b} tokens. Reword them (lens.text_tokens shows the tokens), leave them out, "
             "or use patching.pairs(..., same_length=True)."
         )

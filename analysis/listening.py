@@ -1,7 +1,7 @@
 """Decode codes to sound and measure it, in worker processes that run alongside generation.
 
 For a small model, decoding and measuring take as much CPU time as generating the codes. A sweep on two cores is
-therefore nearly twice as fast when one core generates and the other measures. Each worker holds its own copy of the
+therefore nearly twice as fast when one core generates and the other measures. Each worker has its own copy of the
 codec. If the model is on an accelerator, sound is decoded there and the workers only measure. Results do not depend on
 the number of workers.
 """
@@ -55,17 +55,19 @@ def default_workers() -> int:
 
 
 def share_cores() -> None:
-    """Limit torch's threads so that the processes that measure clips have cores of their own."""
+    """Limit torch's threads, so that the processes that measure clips have separate cores."""
     torch.set_num_threads(max(1, min(torch.get_num_threads(), cpu_count() - default_workers())))
 
 
 class Listener(AbstractContextManager["Listener"]):
-    """Decode and measure batches of codes. A context manager that ends its worker processes on exit.
+    """Decode and measure batches of codes.
+
+    A listener is a context manager that ends its worker processes on exit.
 
     Args:
         lens: the model whose codec decodes the codes.
         measures: names from `audiolens.measure.MEASURES`.
-        n_jobs: number of worker processes; with 0, this process measures. `None` uses half the cores, or 0 workers if
+        n_jobs: number of worker processes. With 0, this process measures. `None` uses half the cores, or 0 workers if
             there is only one core.
     """
 
@@ -90,10 +92,9 @@ class Listener(AbstractContextManager["Listener"]):
                 self._pool.submit(_start_measuring)
 
     def hear(self, codes: Tensor, baseline: Heard | None) -> Future[Heard]:
-        """Decode and measure `codes`, and add `failed` and its causes as columns.
+        """Decode and measure `codes`, and add columns for `failed` and the causes of failure.
 
-        Failure is judged relative to the same rows of `baseline`. Without a baseline, clips are compared with
-        themselves.
+        A clip fails relative to the same row of `baseline`. Without a baseline, clips are compared with themselves.
         """
         config = self.lens.config
         if self._pool is None or not self.on_cpu:
@@ -142,7 +143,7 @@ def _start(parent: int, codec_class: Any = None, config: Any = None, state: dict
 
 
 def _end_with(parent: int) -> None:
-    """Exit when the parent process is gone, because a parent that was killed cannot end its workers."""
+    """Exit when the parent process has ended, because a killed parent cannot end its workers."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

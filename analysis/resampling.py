@@ -1,4 +1,4 @@
-"""Bootstrap intervals that resample clusters (prompts), for any statistic computed from rows."""
+"""How intervals and p-values are computed, and bootstrap intervals that resample clusters (prompts) of rows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,43 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from audiolens.checks import checked_amount, checked_count, checked_seed
+from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_seed
+from audiolens.door import guarded
 from audiolens.errors import InputError
+
+
+@guarded
+@dataclass(frozen=True)
+class Resampling:
+    """The settings of intervals and p-values, as one value: `effect(..., resampling=Resampling(n_bootstrap=200))`.
+
+    Every function that takes some of these settings also accepts them all as `resampling=`. `None` keeps the function's
+    own default. A setting that a function does not have is refused.
+
+    Attributes:
+        n_bootstrap: number of bootstrap draws; 0 gives no interval.
+        n_permutations: number of permutations of a test, such as the shuffles of the labels of a probe or a PCA
+            (`n_shuffles`).
+        confidence: coverage of the intervals.
+        seed: seed of the draws and permutations.
+
+    Raises:
+        InputTypeError, InputError: on creation, for settings that are out of range.
+    """
+
+    n_bootstrap: int | None = None
+    n_permutations: int | None = None
+    confidence: float | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("n_bootstrap", "n_permutations"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, checked_count(name, getattr(self, name), least=0))
+        if self.confidence is not None:
+            checked_resampling(self.confidence, 0)
+        if self.seed is not None:
+            object.__setattr__(self, "seed", checked_count("seed", self.seed, 0, MOST_SEED))
 
 
 @dataclass(frozen=True)
@@ -33,7 +68,7 @@ def bootstrap(
     n_bootstrap: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """The percentile interval of `statistic` over resampled clusters.
+    """Return the percentile interval of `statistic` over resampled clusters.
 
     Args:
         statistic: a function that takes row indices (with repeats) and returns a number.
@@ -50,17 +85,17 @@ def checked_resampling(confidence: object, n_bootstrap: object) -> None:
     """Reject settings that would silently give an inverted interval, or no interval.
 
     Raises:
-        InputError: if `confidence` is not between 0 and 1, or `n_bootstrap` is not a non-negative whole number.
+        InputError: if `confidence` is not between 0 and 1, or `n_bootstrap` is not a whole number of at least 0.
     """
     if not 0 < checked_amount("confidence", confidence) < 1:
-        raise InputError(f"confidence is {confidence}; expected a number between 0 and 1, e.g. 0.95")
+        raise InputError(f"confidence={confidence}: expected a number between 0 and 1, such as 0.95.")
     checked_count("n_bootstrap", n_bootstrap, least=0)
 
 
 def resampled(
     clusters: ArrayLike, n_bootstrap: int, seed: int = 0, strata: np.ndarray | None = None
 ) -> list[Int[np.ndarray, " draw"]]:
-    """The row indices of every bootstrap draw, for computing several statistics on the same draws.
+    """Return the row indices of every bootstrap draw, for computing several statistics on the same draws.
 
     Whole clusters are drawn with replacement. The list is empty if there are fewer than two clusters.
     """
@@ -70,7 +105,7 @@ def resampled(
 def interval_of(
     values: Float[np.ndarray, " draw"], fewest: int, confidence: float = 0.95, n_clusters: int | None = None
 ) -> Interval:
-    """The interval of a statistic from its values over the draws. Its ends are NaN if there are no draws.
+    """Return the interval of a statistic from its values over the draws. Its ends are NaN if there are no draws.
 
     With few clusters, plain percentile intervals are too narrow: with 8 prompts, a 95% interval covers about 90%. The
     levels are therefore widened to match Student's t distribution (Hesterberg 2015, "What teachers should know about
@@ -84,8 +119,8 @@ def interval_of(
 
 
 def levels(confidence: float, clusters: int) -> tuple[float, float]:
-    """The lower and upper percentile levels, widened for few clusters (see `interval_of`)."""
-    # scipy takes no fractions.
+    """Return the lower and upper percentile levels, widened for few clusters (see `interval_of`)."""
+    # scipy does not accept fractions.
     outside = (1 - float(confidence)) / 2
     tail = stats.norm.cdf(np.sqrt(clusters / (clusters - 1)) * stats.t.ppf(outside, clusters - 1))
     return float(tail), float(1 - tail)

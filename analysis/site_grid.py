@@ -21,8 +21,8 @@ _SUMMED = ("d_model", "d_head", "d_mlp", "key")
 class GridSite:
     """One site at one layer.
 
-    `axes` names the axes of the site's values. `place` says whether its cells are steps or text tokens. `on_text` is
-    true if the values can be compared only between prompts with the same number of tokens.
+    `axes` names the axes of the site's values. `cell_unit` states whether its cells are steps or text tokens. `on_text`
+    is true if the values can be compared only between prompts with the same number of tokens.
     """
 
     name: str
@@ -31,7 +31,7 @@ class GridSite:
     axes: tuple[str, ...]
 
     @property
-    def place(self) -> Literal["step", "token"]:
+    def cell_unit(self) -> Literal["step", "token"]:
         return "token" if "token" in self.axes else "step"
 
     @property
@@ -43,8 +43,8 @@ class GridSite:
         return "head" in self.axes
 
     def summed(self, values: Float[Tensor, "codebook row ..."]) -> Float[Tensor, "codebook row place head"]:
-        """Sum over features (and over the keys of a pattern); if the site has no heads, the head axis has length 1."""
-        features = [1 + place for place, axis in enumerate(self.axes) if axis in _SUMMED]
+        """Sum over features, and over the keys of a pattern. The head axis has length 1 if the site has no heads."""
+        features = [1 + at for at, axis in enumerate(self.axes) if axis in _SUMMED]
         cells = values.sum(dim=features)
         if not self.heads:
             return cells[..., None]
@@ -53,9 +53,9 @@ class GridSite:
     def cell(
         self, values: Float[Tensor, "row ..."], start: int, stop: int, head: int | None
     ) -> Bool[Tensor, "row ..."]:
-        """A mask over the site's values that selects steps (or tokens) `start` to `stop` of one head or all heads."""
+        """Return a mask of the site's values at steps (or tokens) `start` to `stop` of one head or all heads."""
         mask = torch.zeros_like(values, dtype=torch.bool)
-        time = next(place for place, axis in enumerate(self.axes) if axis in ("step", "query", "token"))
+        time = next(at for at, axis in enumerate(self.axes) if axis in ("step", "query", "token"))
         chosen = mask.narrow(time, start, stop - start)
         if head is not None:
             chosen = chosen.narrow(self.axes.index("head"), head, 1)
@@ -63,10 +63,10 @@ class GridSite:
         return mask
 
 
-def places_of(
+def grid_sites(
     lens: AudioLens, sites: str | Sequence[str], layers: int | Sequence[int] | None
 ) -> dict[str, tuple[GridSite, ...]]:
-    """The sites selected by names and layers, grouped by short name.
+    """Return the sites selected by names and layers, grouped by short name.
 
     Raises:
         SiteError: if the model has no such site or layer.
@@ -78,11 +78,11 @@ def places_of(
     found: dict[str, list[GridSite]] = {}
     for site in lens.find_sites(asked, layers):
         found.setdefault(site.short, []).append(GridSite(site.name, site.short, site.layer, site.axes))
-    return {short: tuple(sorted(places, key=lambda place: place.layer or 0)) for short, places in found.items()}
+    return {short: tuple(sorted(group, key=lambda site: site.layer or 0)) for short, group in found.items()}
 
 
 def spans(length: int, cells: int) -> list[tuple[int, int]]:
     """Split `length` steps into at most `cells` spans of nearly equal length."""
     n = min(cells, length)
-    edges = [round(place * length / n) for place in range(n + 1)]
+    edges = [round(at * length / n) for at in range(n + 1)]
     return list(zip(edges[:-1], edges[1:], strict=True))

@@ -1,8 +1,8 @@
 """CSV export that stops a spreadsheet from running a text cell as a formula.
 
 A spreadsheet may read a cell that begins with =, +, -, @ or white space as a formula, and a formula can start programs
-or send the contents of other cells elsewhere. An apostrophe in front of such a cell makes it text. Numbers stay
-numbers.
+or send the contents of other cells elsewhere. An apostrophe in front of such a cell marks it as text. Numbers are not
+changed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The statistics behind every reported result: paired effects, clustered intervals, rank tests and corrections.
+"""The statistics of every reported result (paired effects, clustered intervals, rank tests and corrections).
 
-The functions take numpy arrays and return frozen results. Nothing here depends on models or sound. Rows that share a
+The functions take numpy arrays and return frozen results. They do not depend on models or sound. Rows that share a
 prompt are not independent, so intervals resample whole prompts instead of single rows. The tests check the coverage or
 false-positive rate of each function on simulated data.
 """
@@ -18,11 +18,12 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from analysis.resampling import Interval, bootstrap, checked_resampling, levels
+from analysis.resampling import Interval, Resampling, bootstrap, checked_resampling, levels
 from audiolens import ranking
-from audiolens.checks import as_array, checked_count, checked_flags, checked_seed, numbers_of, refuse_masked
+from audiolens.checks import as_array, checked_count, checked_flags, checked_seed, numbers_of, refuse_masked, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError
+from audiolens.groups import takes
 
 MOST_FAILED = 0.10
 CHOSEN_FAILED = MOST_FAILED / 2
@@ -51,16 +52,16 @@ class Effect:
     """The median change of a measure from baseline to steered clips, with its uncertainty.
 
     Attributes:
-        value: median over pairs of steered / baseline - 1 (0.3 is 30% more). If `relative` is false, the median of
-            steered - baseline in the measure's own unit. Failed pairs count as 0.
+        value: median over pairs of steered / baseline - 1 (0.3 is 30% more). If `relative` is false, it is the median
+            of steered - baseline, in the measure's own unit. Failed pairs count as 0.
         interval: bootstrap interval of `value`, resampling prompts.
         failed_share: share of the pairs in which the steered clip failed or has no measure.
         n_pairs: number of pairs used. Pairs whose baseline could not be measured are left out.
         n_left_out: number of pairs left out.
         relative: whether `value` is a ratio minus 1.
 
-    It does not show that this particular direction caused the change, because any added vector may move a measure.
-    Compare it with random directions by `rank_test`.
+    An effect does not show that this particular direction caused the change, because any added vector may move a
+    measure. Compare it with the effects of random directions by `rank_test`.
     """
 
     value: float
@@ -89,7 +90,8 @@ class Effect:
 class AUC:
     """How often a positive row scores higher than a negative one. Ties and rows without a score count half.
 
-    It shows whether the scores separate the groups, but not by how much: 100 against 101 BPM also gives 1.0.
+    It shows whether the scores separate the groups, but not by how much. For example, 100 against 101 BPM also gives
+    1.0.
     """
 
     value: float
@@ -108,7 +110,7 @@ class AUC:
 class RankTest:
     """The rank of an observed value among those of controls: p = (1 + k) / (n + 1).
 
-    With n controls, p is at least 1 / (n + 1), so 19 controls can reach .05 but no lower value.
+    With n controls, p is at least 1 / (n + 1). With 19 controls, it can therefore reach .05, but not less.
     """
 
     p: float
@@ -174,6 +176,7 @@ class Means:
 
 
 @guarded
+@takes("resampling", Resampling)
 def effect(
     steered: ArrayLike,
     baseline: ArrayLike,
@@ -183,8 +186,10 @@ def effect(
     confidence: float = 0.95,
     n_bootstrap: int = 1000,
     seed: int = 0,
+    *,
+    resampling: Resampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> Effect:
-    """The effect of steering on a measure, over clips paired by prompt and seed.
+    """Return the effect of steering on a measure, over clips paired by prompt and seed.
 
     Args:
         steered: the measure of each steered clip. NaN means that it could not be measured, which counts as a failure.
@@ -198,6 +203,7 @@ def effect(
         n_bootstrap: number of draws. 0 gives no interval (NaN), which is enough for control directions, where only the
             value is used.
         seed: seed of the draws.
+        resampling: a `Resampling` instead of `confidence`, `n_bootstrap` and `seed`.
     """
     checked_flags(relative=relative)
     after, before = _vector(steered, "steered"), _vector(baseline, "baseline")
@@ -205,10 +211,10 @@ def effect(
     lost = np.zeros(len(after), dtype=bool) if failed is None else _truth(failed, "failed")
     _same_length(steered=after, baseline=before, prompts=clusters, failed=lost)
     if relative and np.any(before < 0):
-        raise InputError("baseline has negative values, so a relative change has no meaning; give relative=False")
+        raise InputError("baseline has negative values, so a relative change has no meaning: give relative=False.")
     usable = np.isfinite(before) & ((before > 0) | (not relative))
     if not usable.any():
-        raise InputError("no pair has a usable baseline measure; nothing to compare with")
+        raise InputError("no pair has a usable baseline measure: give pairs whose baseline could be measured.")
     after, before, clusters, lost = after[usable], before[usable], clusters[usable], lost[usable]
     lost = lost | ~np.isfinite(after)
     change = np.where(lost, 0.0, after / before - 1 if relative else after - before)
@@ -217,6 +223,7 @@ def effect(
 
 
 @guarded
+@takes("resampling", Resampling)
 def auc(
     scores: ArrayLike,
     labels: ArrayLike,
@@ -224,18 +231,20 @@ def auc(
     confidence: float = 0.95,
     n_bootstrap: int = 1000,
     seed: int = 0,
+    *,
+    resampling: Resampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> AUC:
-    """How well `scores` separate positive `labels` (True, 1) from negative ones, with an interval over prompts.
+    """Return how well `scores` separate positive `labels` (True, 1) from negative ones, with an interval over prompts.
 
-    A NaN score counts as a tie with every other score: a clip without a tempo is neither fast nor slow. Without
+    A NaN score counts as a tie with every other score, because a clip without a tempo is neither fast nor slow. Without
     `prompts`, every row is its own cluster. Prompts are resampled within each label, so that every draw contains both
-    labels.
+    labels. `confidence`, `n_bootstrap`, `seed` and `resampling` are as in `effect`.
     """
     values, truth = _vector(scores, "scores"), _truth(labels, "labels")
     clusters = _clusters(np.arange(len(values)) if prompts is None else prompts, len(values))
     _same_length(scores=values, labels=truth, prompts=clusters)
     if truth.all() or not truth.any():
-        raise InputError(f"labels hold {np.unique(truth).tolist()}; expected both True and False (or 1 and 0)")
+        raise InputError(f"labels contain only {np.unique(truth).tolist()}: expected both True and False (or 1 and 0).")
 
     def area(index: Int[np.ndarray, " draw"]) -> float:
         return float(ranking.auc(values[index][truth[index]], values[index][~truth[index]]))
@@ -246,6 +255,7 @@ def auc(
 
 
 @guarded
+@takes("resampling", Resampling)
 def means(
     values: ArrayLike,
     clusters: ArrayLike | Sequence[str | None],
@@ -253,14 +263,16 @@ def means(
     n_bootstrap: int = 1000,
     n_permutations: int = 0,
     seed: int = 0,
+    *,
+    resampling: Resampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> Means:
-    """The mean over rows of every cell of an array "row ...", with clustered intervals. NaN values are left out.
+    """Return the mean over rows of every cell of an array "row ...", with clustered intervals. NaN values are left out.
 
     The interval is the one that `bootstrap` gives for a mean, computed for all cells in one matrix product. With
-    `n_permutations`, the signs of whole clusters are also flipped to obtain a p-value: without an effect, either sign
-    of a cluster's values is equally likely. `p_adjusted` compares the studentised mean of a cell with the largest one
-    in the grid under the same flips (Westfall and Young 1993). This bounds the chance of any false claim in the whole
-    grid.
+    `n_permutations`, the signs of whole clusters are also flipped to obtain a p-value, because without an effect both
+    signs of a cluster's values are equally likely. `p_adjusted` compares the studentised mean of a cell with the
+    largest one in the grid under the same flips (Westfall and Young 1993). This bounds the chance of any false claim in
+    the whole grid. `resampling` is a `Resampling` instead of the four settings.
     """
     array = numbers_of("values", values)
     groups = _clusters(clusters, len(array))
@@ -299,16 +311,16 @@ def means(
 
 @guarded
 def rank_test(observed: float, controls: ArrayLike, alternative: Alternative = "greater") -> RankTest:
-    """The p-value of `observed` among n controls: p = (1 + k) / (n + 1), where k controls are at least as extreme.
+    """Return the p-value of `observed` among n controls, (1 + k) / (n + 1), if k controls are at least as extreme.
 
     `"greater"` counts controls at least as large as `observed`, `"less"` counts those at least as small, and
-    `"two-sided"` counts those at least as far from 0. Give controls whose clips failed an effect of 0, not NaN.
+    `"two-sided"` counts those at least as far from 0. For controls whose clips failed, give an effect of 0, not NaN.
     """
     values = _vector(controls, "controls")
     if not len(values):
-        raise InputError("no controls; a rank needs at least one (19 to reach p = .05)")
+        raise InputError("controls is empty: a rank needs at least one control (19 to reach p = .05).")
     if not np.isfinite(values).all() or not np.isfinite(observed):
-        raise InputError("observed or controls hold NaN or infinity; give failed ones an effect of 0")
+        raise InputError("observed or controls contain NaN or infinity: give an effect of 0 for failed ones.")
     if alternative == "greater":
         k = int((values >= observed).sum())
     elif alternative == "less":
@@ -316,16 +328,16 @@ def rank_test(observed: float, controls: ArrayLike, alternative: Alternative = "
     elif alternative == "two-sided":
         k = int((np.abs(values) >= abs(observed)).sum())
     else:
-        raise InputError(f"alternative is {alternative!r}; expected 'greater', 'less' or 'two-sided'")
+        raise InputError(f"alternative={shown(alternative)}: expected 'greater', 'less' or 'two-sided'.")
     return RankTest((1 + k) / (len(values) + 1), float(observed), len(values), k, alternative)
 
 
 @guarded
 def spearman(strengths: ArrayLike, values: ArrayLike, seed: int = 0) -> Monotonicity:
-    """Whether a measure rises (rho near 1) or falls (near -1) with strength.
+    """Return whether a measure rises (rho near 1) or falls (near -1) with strength.
 
-    Both arguments have one entry per strength; `values` holds medians, for example. NaN values are left out. rho is NaN
-    if fewer than three values remain or if they do not vary.
+    Both arguments have one entry per strength. `values` can be medians, for example. NaN values are left out. rho is
+    NaN if fewer than three values remain or if they do not vary.
     """
     x, y = _vector(strengths, "strengths"), _vector(values, "values")
     _same_length(strengths=x, values=y)
@@ -347,18 +359,18 @@ def spearman(strengths: ArrayLike, values: ArrayLike, seed: int = 0) -> Monotoni
 
 @guarded
 def correct(p_values: ArrayLike, method: Literal["holm", "bh"] = "holm") -> Float[np.ndarray, " test"]:
-    """P-values adjusted for multiple tests (one per layer, say). Compare them directly with the significance level.
+    """Return p-values adjusted for multiple tests, such as one per layer, to compare with the significance level.
 
     `"holm"` bounds the chance of any false claim (Holm 1979). `"bh"` bounds the expected share of false claims among
     all claims (Benjamini and Hochberg 1995), for independent or positively dependent tests.
     """
     p = _vector(p_values, "p_values")
     if not len(p) or not ((p >= 0) & (p <= 1)).all():
-        raise InputError("p_values is empty, or has NaN or values outside [0, 1]; leave out tests that were not run")
+        raise InputError("p_values is empty, or has NaN or values outside [0, 1]: leave out tests that were not run.")
     if method == "bh":
         return stats.false_discovery_control(p, method="bh")
     if method != "holm":
-        raise InputError(f"method is {method!r}; expected 'holm' or 'bh'")
+        raise InputError(f"method={shown(method)}: expected 'holm' or 'bh'.")
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1.0)
     adjusted = np.empty_like(stepped)
@@ -369,19 +381,19 @@ def correct(p_values: ArrayLike, method: Literal["holm", "bh"] = "holm") -> Floa
 def _vector(values: ArrayLike, name: str) -> Float[np.ndarray, " row"]:
     array = numbers_of(name, values)
     if array.ndim != 1:
-        raise InputError(f"{name} has shape {array.shape}; expected one number per row")
+        raise InputError(f"{name} has shape {array.shape}: expected one number per row.")
     return array
 
 
 def _truth(values: ArrayLike, name: str) -> Bool[np.ndarray, " row"]:
-    """Check that values are True and False, or 1 and 0. Without the check, every non-empty string would be true."""
+    """Check that values are True and False, or 1 and 0. Otherwise every non-empty string would count as true."""
     refuse_masked(name, values)
     array = as_array(name, values)
     listed = array.astype(object).ravel().tolist()
     if array.ndim != 1 or not all(isinstance(one, bool | np.bool_ | Real) and one in (0, 1) for one in listed):
         found = list(dict.fromkeys(listed))[:5]
         raise InputError(
-            f"{name} hold {found} in shape {array.shape}; expected True or False (or 1 and 0) for each row"
+            f"{name} contains {found} in shape {array.shape}: expected True or False (or 1 and 0) for each row."
         )
     return array.astype(bool)
 
@@ -392,7 +404,7 @@ def _clusters(prompts: ArrayLike | Sequence[str | None], n: int) -> np.ndarray:
     if array.dtype == object:  # rows without a prompt (None) form a single cluster
         array = array.astype(str)
     if array.ndim != 1 or len(array) != n:
-        raise InputError(f"prompts has shape {array.shape}; expected one prompt for each of the {n} rows")
+        raise InputError(f"prompts has shape {array.shape}: expected one prompt for each of the {n} rows.")
     return array
 
 

@@ -1,4 +1,4 @@
-"""Convert audiolens values to numpy arrays and torch tensors by copying their numbers, or raise an error.
+"""Convert audiolens values to numpy arrays and torch tensors by copying their numbers; other values raise an error.
 
 Without this conversion, numpy and torch would iterate over the value and compute with its layer numbers or names.
 """
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class AsArray:
-    """Lets `np.asarray` and `torch.as_tensor` copy `_numbers`, and makes numpy's operators defer to this class."""
+    """Allows `np.asarray` and `torch.as_tensor` to copy `_numbers`, and makes numpy's operators defer to this class."""
 
     __array_ufunc__ = None
 
@@ -23,7 +23,7 @@ class AsArray:
 
     @property
     def instead(self) -> str:
-        """What to pass instead where a single array is expected."""
+        """What to pass instead if a single array is expected."""
         raise NotImplementedError
 
     def _copy(self) -> "Tensor":

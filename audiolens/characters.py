@@ -1,4 +1,4 @@
-"""Characters that text must not contain, because a terminal acts on them or they cannot be written to a file."""
+"""Characters that text must not contain, because a terminal would obey them or a file cannot store them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def printable(text: str) -> str:
 
 
 def refuse_control(name: str, text: str) -> None:
-    """Refuse text that contains a control character or half of a surrogate pair.
+    """Reject text that contains a control character or half of a surrogate pair.
 
     Raises:
         InputError: the message names the character.

@@ -17,14 +17,14 @@ from audiolens.arrays import AsArray
 from audiolens.errors import AudioLensError, InputError, InputTypeError
 
 MOST = 1_000_000
-"""The largest count accepted: a longer loop or list would never finish."""
+"""The largest count that is accepted: a longer loop would never finish."""
 MOST_SEED = 2**32 - 1
 MOST_ITEMS = 10_000_000
-"""The most items that a list may have."""
+"""The largest number of items in a list."""
 MOST_JOBS = 1_024
-"""The most processes. Each one is started, whether or not there is work for it."""
-MOST_PLACES = 10_000
-"""The most items in a list of layers or heads."""
+"""The largest number of processes. Each one is started, even if there is no work for it."""
+MOST_INDICES = 10_000
+"""The largest number of items in a list of layers or heads."""
 RATES_HZ = (1_000, 768_000)
 """The lowest and highest sample rates accepted; resampling from outside them could turn one sample into thousands."""
 _MOST_BITS = 1_000
@@ -126,7 +126,7 @@ def checked_seed(seed: Any) -> int:
 
 
 def checked_flags(**flags: object) -> None:
-    """Refuse any flag that is neither True nor False: a word such as "no" would count as True.
+    """Reject any flag that is neither True nor False: a word such as "no" would count as True.
 
     Raises:
         InputTypeError: the message names the flag.
@@ -162,7 +162,7 @@ def bounded(name: str, values: Iterable[Any], most: int = MOST_ITEMS) -> list[An
         raise InputError(f"{name}={shown(values)}: expected at most {most:,} items.")
     size = len(values) if isinstance(values, Sized) and not isinstance(values, range) else 0
     if size > most:
-        # Checked first, because iterating over a tensor creates all of its rows.
+        # This is checked first, because iterating over a tensor creates all of its rows.
         raise InputError(f"{name}={_briefly(values)}: expected at most {most:,} items.")
     items = list(islice(values, most + 1))
     if len(items) > most:
@@ -171,7 +171,7 @@ def bounded(name: str, values: Iterable[Any], most: int = MOST_ITEMS) -> list[An
 
 
 def in_order(name: str, values: Any, what: str) -> tuple[Any, ...]:
-    """The items that `listed` returns, as a tuple; `what` names them in the error message.
+    """Return the items that `listed` returns, as a tuple; `what` names them in the error message.
 
     Raises:
         InputTypeError: for the same reasons as `listed`.
@@ -187,21 +187,23 @@ def one_or_listed(name: str, values: Any) -> Any:
 
 
 def refuse_masked(name: str, values: Any) -> None:
-    """Refuse masked arrays: numpy and torch functions called later would ignore the mask.
+    """Reject masked arrays: numpy and torch functions called later would ignore the mask.
 
     Raises:
         InputTypeError: if any value is masked.
     """
     parts = values if isinstance(values, list | tuple) else [values]
     if any(np.ma.is_masked(part) for part in parts if isinstance(part, np.ma.MaskedArray)):
-        raise InputTypeError(f"{name}: a masked array, whose mask would be ignored. Fill it, or leave those rows out.")
+        raise InputTypeError(
+            f"{name} is a masked array, and its mask would be ignored: fill it, or leave out the masked values."
+        )
 
 
 def as_array(name: str, values: Any) -> np.ndarray:
     """Make an array from a list's items, which may be masked.
 
     Raises:
-        InputTypeError: if the list holds lists of different lengths, or tensors that numpy cannot read.
+        InputTypeError: if the list contains lists of different lengths, or tensors that numpy cannot read.
     """
     try:
         return np.asarray(values)
@@ -241,7 +243,8 @@ def _briefly(values: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as messages quote it: its repr, or its type if that is long, spans lines or fails."""
+    """The text with which messages quote a value: its repr, or its type if the repr is long, has several lines or
+    fails."""
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
         return f"a whole number of {value.bit_length():,} bits"
     name = type(value).__name__

@@ -5,9 +5,9 @@ Each alias gives bit-identical results to the lens's own method or argument; `do
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -23,21 +23,22 @@ from audiolens.model.sites import Site
 from audiolens.model.text import Prompt
 from audiolens.model.timeline import Real
 from audiolens.tracing.model_calls import alone
+from audiolens.tracing.plan import beyond
+from audiolens.tracing.run_on_codes import checked_stop
+from audiolens.tracing.sampling import SECONDS
 from audiolens.tracing.self_check.sites import prove
 
 Names = str | Sequence[str] | Callable[[str], bool]
-T = TypeVar("T", bound=Any)
 HookFunction = Callable[[Tensor, "Hook"], Tensor | None]
 
-# Defaults are compared by identity, which distinguishes an omitted argument from an equal one that was given.
+# `SITES` and `SECONDS` are compared by identity, so that an omitted argument differs from an equal one that was given.
 SITES: Sequence[str] = ("resid_post",)
-SECONDS = 4.0
 
 
 @guarded
 @dataclass(frozen=True)
 class Hook:
-    """The site at which a function of `run_with_hooks` is called, with the `name` and `layer` of a hook point."""
+    """The site at which `run_with_hooks` calls a function; it has the `name` and `layer` of a hook point."""
 
     name: str
 
@@ -59,11 +60,11 @@ class OtherNames:
 
     @property
     def cfg(self: Any) -> LensConfig:
-        """`config`, as TransformerLens calls it."""
+        """The same as `config`, under TransformerLens's name."""
         return self.config
 
     def to_str_tokens(self: Any, prompts: Prompt | Sequence[Prompt]) -> list[str] | list[list[str]]:
-        """Return what `text_tokens` does, but a single list of tokens for a single prompt, as in TransformerLens."""
+        """Return tokens as `text_tokens` does, but for a single prompt return a single list, as in TransformerLens."""
         found = self.text_tokens(prompts)
         return found[0] if prompts is None or isinstance(prompts, str) else found
 
@@ -98,7 +99,7 @@ class OtherNames:
     ) -> Float[Tensor, "*branch row codebook step vocab"]:
         """Return the logits of one forward pass under `fwd_hooks`, (name, function) pairs as in TransformerLens.
 
-        A function is called with the value for all rows, in the site's shape, and with a `Hook` that holds the site's
+        A function is called with the value for all rows, in the site's shape, and with a `Hook` that has the site's
         `name` and `layer()`. It returns the new value, or `None` if it changed its copy in place or only read it. A
         short name selects the site in every block; instead of a name, a filter function may select among the full
         names. A function is called once per batch and guidance branch. This is equivalent to `run_with_interventions`
@@ -149,38 +150,32 @@ class OtherNames:
         return self
 
 
-def either(name: str, given: T | None, loose: T, default: T) -> T:
-    """Return a group of arguments, which may be given as one value or separately.
-
-    Raises:
-        InputTypeError: if the single value has the wrong type.
-        InputError: if the arguments were given both ways.
-    """
-    if given is None:
-        return loose
-    if not isinstance(given, type(loose)):
-        raise InputTypeError(f"{name}={shown(given)}: expected a {type(loose).__name__}, or None.")
-    if loose != default:
-        changed = next(one.name for one in fields(loose) if getattr(loose, one.name) != getattr(default, one.name))
-        raise InputError(f"{name}= and {changed}= were both given: {name} holds {changed}, so give one of them.")
-    return given
-
-
-def chosen_sites(lens: Any, sites: Any, layers: Any, names_filter: Names | None) -> Any:
+def chosen_sites(lens: Any, sites: Any, layers: Any, names_filter: Names | None, stop_at_layer: Any = None) -> Any:
     """The sites to record, given as `sites` or as `names_filter`.
 
+    A function selects among all names of the model. As in TransformerLens, the sites that a run with `stop_at_layer`
+    does not reach are left out of its selection.
+
     Raises:
-        InputError: if both were given, or if the filter selects no site.
+        InputError: if both were given, or if the filter selects no site, or none that the run reaches.
     """
     if names_filter is None:
         return sites
     if sites is not SITES:
-        raise InputError(f"sites={sites!r} and names_filter were both given: give one of them.")
+        raise InputError(f"sites={shown(sites)} and names_filter were both given: give one of them.")
     if not callable(names_filter):
         if not lens.traced_model.family.filter(lens.config, names_filter, None):
-            raise InputError(f"names_filter={names_filter!r} names no site: leave it out, or name at least one.")
+            raise InputError(f"names_filter={shown(names_filter)} names no site: leave it out, or name at least one.")
         return names_filter
-    return [site.name for site in lens.traced_model.family.filter(lens.config, names_filter, layers)]
+    family, stop = lens.traced_model.family, checked_stop(stop_at_layer, lens.config.n_layers)
+    found = family.filter(lens.config, names_filter, layers)
+    reached = [site.name for site in found if not beyond(family, site, stop)]
+    if not reached:
+        raise InputError(
+            f"names_filter: stop_at_layer={stop_at_layer} ends the run before {found[0].name}, the first site that the "
+            "function chose. Stop later, or choose an earlier site."
+        )
+    return reached
 
 
 def chosen_seeds(seeds: Any, seed: int | None) -> Any:
@@ -192,14 +187,14 @@ def chosen_seeds(seeds: Any, seed: int | None) -> Any:
     if seed is None:
         return seeds
     if seeds is not None:
-        raise InputError(f"seed={seed!r} and seeds={seeds!r} were both given: give one of them.")
+        raise InputError(f"seed={shown(seed)} and seeds={shown(seeds)} were both given: give one of them.")
     return checked_seed(seed)
 
 
 def chosen_seconds(config: LensConfig, seconds: Any, max_new_tokens: int | None, audio_prompt: Any) -> Any:
     """The length of the clips in seconds, given as `seconds` or as a number of steps, `max_new_tokens`.
 
-    The tail, the last steps, only finishes the delayed codebooks and adds no frames.
+    The last steps (the tail) only complete the delayed codebooks, and add no frames.
 
     Raises:
         InputError: if both were given, if there are too few steps, or if an audio prompt makes the length ambiguous.
@@ -208,7 +203,7 @@ def chosen_seconds(config: LensConfig, seconds: Any, max_new_tokens: int | None,
         return seconds
     if seconds is not SECONDS:
         raise InputError(
-            f"seconds={seconds!r} and max_new_tokens={max_new_tokens!r} were both given: give one of them."
+            f"seconds={shown(seconds)} and max_new_tokens={shown(max_new_tokens)} were both given: give one of them."
         )
     if audio_prompt is not None:
         raise InputError("max_new_tokens with an audio_prompt: give seconds=, the length of the clips with the prompt.")
@@ -221,13 +216,14 @@ def _pairs(hooks: Any) -> list[tuple[Any, HookFunction]]:
     found = []
     for pair in listed("fwd_hooks", hooks):
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not callable(pair[1]):
-            raise InputTypeError(f"fwd_hooks: expected pairs (name, function), got {pair!r}.")
+            raise InputTypeError(f"fwd_hooks: expected pairs (name, function), got {shown(pair)}.")
         found.append((pair[0], pair[1]))
     return found
 
 
 def _called(function: HookFunction, hook: Hook, value: Tensor) -> Tensor | None:
-    """Call a function with the keyword `hook`, as TransformerLens does, or by position if it names it differently."""
+    """Call a function with the keyword `hook`, as TransformerLens does, or by position if its parameter has another
+    name."""
     try:
         named = "hook" in inspect.signature(function).parameters
     except (TypeError, ValueError):

@@ -28,14 +28,15 @@ OPERATORS = (
     "__radd__", "__rsub__",
 )  # fmt: skip
 MOST_VALUES = 2**32
-"""The most values in an array. A limit is needed because a broadcast view of a single value can have any size."""
+"""The largest number of values in an array. A limit is needed because a broadcast view of a single value can have any
+size."""
 MOST_VALUES_READ = 1_000_000
-"""The most items of a range or an iterator, which may be infinite."""
+"""The largest number of items in a range or an iterator, which may be infinite."""
 _LOOKED_AT = 1_000
-"""How many items of a list are checked, each of which may be an array."""
+"""The number of items that are checked in a list, each of which may be an array."""
 _NO_PLACE = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.EACCES, errno.EPERM)
 INNER = ("change",)
-"""Public methods that are left unwrapped, because a run calls them at every step and users do not."""
+"""Public methods that are left unwrapped, because a run calls them at every step and users do not call them."""
 _SMALL = (str, int, float, bool, type(None), list, tuple, dict)
 _MARK = "__guarded__"
 _OURS = tuple(f"{Path(__file__).parents[1] / name}{os.sep}" for name in ("audiolens", "analysis"))
@@ -163,7 +164,7 @@ def _arguments(function: Callable[..., Any], args: Any, kwargs: Any) -> Iterator
 
 
 def _within_bounds(function: Callable[..., Any], value: Any, args: Any, kwargs: Any) -> Any:
-    """Return a value unchanged, or the items of an iterator as a list; refuse values with too many items."""
+    """Return a value unchanged, or the items of an iterator as a list; reject values with too many items."""
     if type(value) in _SMALL and not any(map(_too_many, _items(value))):
         return value
     if isinstance(value, range) and _too_many(value):
@@ -187,7 +188,7 @@ def _too_many(value: Any) -> bool:
 
 
 def _items(value: Any) -> Iterator[Any]:
-    """The first items of a list or a mapping, in which arrays may stand; none of anything else."""
+    """The first items of a list or a mapping, which may be arrays. For any other value there are none."""
     if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, list | tuple):

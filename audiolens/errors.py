@@ -1,14 +1,14 @@
-"""The errors a caller can catch: each says what was given, what was expected and what to do.
+"""The errors that a caller can catch; each states what was given, what was expected and what to do.
 
 All are `AudioLensError`s, and each is also the built-in error it specialises (`ValueError`, `TypeError`,
-`RuntimeError`), so code that knows nothing of audiolens still catches it.
+`RuntimeError`), so code that does not know audiolens can still catch it.
 """
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 MOST_CHARACTERS = 1_500
-"""The most characters in a message."""
+"""The largest number of characters in a message."""
 
 
 class AudioLensError(Exception):
@@ -24,6 +24,10 @@ class InputError(AudioLensError, ValueError):
 
 class InputTypeError(AudioLensError, TypeError):
     """An argument has the wrong type."""
+
+
+class GivenTwiceError(InputError, TypeError):
+    """The same thing was given by two arguments: a group, such as `reading=`, and one of the arguments it holds."""
 
 
 class ModelNotFoundError(InputError):
@@ -75,7 +79,7 @@ class StaleSourceError(AudioLensError, RuntimeError):
 
 
 class StoppedError(AudioLensError, RuntimeError):
-    """A long run could not continue: a disk was full, or a process died. Finished work is kept."""
+    """A long run could not continue: a disk was full, or a process died. Finished work is not lost."""
 
 
 class MissingPackageError(AudioLensError, ImportError):

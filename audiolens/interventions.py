@@ -4,10 +4,10 @@ An intervention is a frozen value, checked when it is created and independent of
 (`tracing/bound_intervention.py`). Interventions at one site are applied in the order in which they are given.
 Interventions at different sites are applied in the order of the forward pass.
 
-All of them take these arguments. `site` and `layers` say where (`layers=None` means every block, `layer=3` is
-`layers=[3]`, and negative layers count from the last). `branch` is the guidance branch ("cond", "null" or "both").
-`seconds` or `span` restricts the steps (`None` means every step, including the tail). `rows` restricts the rows
-(`None` means every row), and `heads` the heads at head sites.
+All of them take these arguments. `site` and `layers` select the activations (`layers=None` means every block, `layer=3`
+is `layers=[3]`, and negative layers count from the last). `branch` is the guidance branch ("cond", "null" or "both").
+`seconds` or `span` restricts the steps (`None` means every step, including the tail). `rows` restricts the rows (`None`
+means every row), and `heads` the heads at head sites.
 
 Sites on the text side ("row token ...") have no steps, and accept neither `seconds` nor `schedule`. In the null branch
 all text is masked. SDPA attention then sets z to zero regardless of the values, whereas eager attention averages them.
@@ -16,16 +16,16 @@ To change what that branch reads, write to `cross_attn.hook_z` or to the pattern
 A logit of -inf at `hook_logits`, in either branch, prevents its code from being sampled. Only `Apply` can write one,
 because every other intervention needs finite numbers.
 
-Where a step holds several vectors (one per head or per codebook), values are "d_head", "head d_head" or
-"row head d_head". An axis of size 1 means the same values for every row or head. A shape "n d_head" is ambiguous if n
-is both the number of heads and the number of rows, and is then refused.
+If a step has several vectors (one per head or per codebook), values are "d_head", "head d_head" or "row head d_head".
+An axis of size 1 means the same values for every row or head. A shape "n d_head" is ambiguous if n is both the number
+of heads and the number of rows, and is then rejected.
 
 `strength` is a number, or one per affected row; a row with strength 0 is left bit-identical. `schedule` multiplies
 the strength over time: a function of the time in seconds, or one number per step of the clip. `preserve_norm`
 rescales every changed position to its original norm.
 
-`meta` is the provenance of the vector; `steer` passes on that of its directions. A run of a different model is then
-refused. A tensor without provenance is accepted for any model.
+`meta` is the provenance of the vector; `steer` passes on that of its directions. A run of a different model then raises
+an error. A tensor without provenance is accepted for any model.
 
 If the conditioning is a prefix to the audio steps (MusicGen Melody), it is left unchanged by default. With
 `prefix=True` it is changed too, at the given strength regardless of the schedule. A schedule of 0 then changes only
@@ -55,16 +55,16 @@ Schedule = Callable[[float], Real] | Sequence[Real] | Tensor
 
 def checked_branch(branch: object, guided: bool = True) -> None:
     if branch not in get_args(Branch):
-        raise InputError(f"branch={branch!r}: expected 'cond', 'null' or 'both'.")
+        raise InputError(f"branch={shown(branch)}: expected 'cond', 'null' or 'both'.")
     if branch != "cond" and not guided:
-        raise InputError(f"branch={branch!r} needs guidance: without it (guidance_scale=1) there is only 'cond'.")
+        raise InputError(f"branch={shown(branch)} needs guidance: without it (guidance_scale=1) there is only 'cond'.")
 
 
 def checked_rows(rows: Sequence[int] | None, total: int) -> list[int]:
     """Row numbers in the order given, without repeats; `None` means all rows.
 
     Raises:
-        InputTypeError: if they are not a list of whole numbers (a mask is refused).
+        InputTypeError: if they are not a list of whole numbers (a mask is rejected).
         InputError: if the list is empty, names a row twice, or names a row that does not exist.
     """
     if rows is None:
@@ -79,14 +79,14 @@ def row_numbers(rows: Any) -> list[int]:
     """Row numbers in the order given, read once.
 
     Raises:
-        InputTypeError: if they are not a list of whole numbers (a mask is refused).
+        InputTypeError: if they are not a list of whole numbers (a mask is rejected).
     """
     try:
         return whole_numbers(listed("rows", rows))
     except TypeError:
         given = rows.tolist() if isinstance(rows, Tensor | np.ndarray) else rows
         raise InputTypeError(
-            f"rows={given!r}: expected a list of row numbers; for a mask, give mask.nonzero().flatten()."
+            f"rows={shown(given)}: expected a list of row numbers; for a mask, give mask.nonzero().flatten()."
         ) from None
 
 
@@ -105,7 +105,7 @@ class Operand:
 @guarded
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Intervention:
-    """Where and when to intervene; each subclass's `change` defines what is done there.
+    """Where and when to intervene; the `change` of each subclass defines what is done there.
 
     Every intervention is checked twice: when it is created, and again at the start of a run, before the model runs.
 
@@ -132,6 +132,12 @@ class Intervention:
     meta: Provenance | None = None
 
     def __post_init__(self, layer: int | None = None, span: Span | None = None) -> None:
+        kind = type(self)
+        if kind.change is Intervention.change and kind.called is Intervention.called:
+            raise InputTypeError(
+                f"{kind.__name__} does nothing to activations, because it has no change(): use Add, Ablate, Clamp, "
+                "Replace, Scale or Apply, or define change() in a subclass of Intervention."
+            )
         if layer is not None:
             object.__setattr__(self, "layers", _one_layer(layer, self.layers))
         object.__setattr__(self, "seconds", one_span(self.seconds, span))
@@ -150,7 +156,8 @@ class Intervention:
             object.__setattr__(self, "schedule", numbers("schedule", self.schedule))
 
     overwrites: ClassVar[bool] = False
-    """Whether the original values may be lost, so that a run cannot distinguish an overflow from what was requested."""
+    """Whether the original values may be overwritten, so that a run cannot distinguish an overflow from a requested
+    value."""
 
     @property
     def operands(self) -> dict[str, Operand]:
@@ -174,11 +181,11 @@ class Intervention:
 def _one_layer(layer: Any, layers: Any) -> int:
     """The block given as `layer` instead of `layers`."""
     if layers is not None:
-        raise InputError(f"layer={layer!r} and layers={layers!r} were both given: give one of them.")
+        raise InputError(f"layer={shown(layer)} and layers={shown(layers)} were both given: give one of them.")
     try:
         return whole_number(layer)
     except TypeError:
-        raise InputTypeError(f"layer={layer!r}: expected a layer number; layers=[...] takes several.") from None
+        raise InputTypeError(f"layer={shown(layer)}: expected a layer number; layers=[...] takes several.") from None
 
 
 def _unit(direction: Tensor) -> Tensor:
@@ -288,12 +295,12 @@ class Clamp(Intervention):
 @guarded
 @dataclass(frozen=True, eq=False)
 class Replace(Intervention):
-    """Replace activations by other values: "feature", "row feature", or the site's full shape ("row step feature").
+    """Replace activations with other values: "feature", "row feature", or the site's full shape ("row step feature").
 
-    If the values have a step axis, their first step replaces the first selected step. With `prefix=True` that is the
-    first position of the longest prefix among the rows, as in a recording. Values for a pattern are
-    "row head query key", "row head key", "head key" or "key", with keys laid out as in a recording. Keys beyond those
-    of the run are dropped. A strength between 0 and 1 interpolates between the old and the new values.
+    If the values have a step axis, their first step replaces the first of the selected steps. With `prefix=True` that
+    is the first position of the longest prefix among the rows, as in a recording. Values for a pattern are "row head
+    query key", "row head key", "head key" or "key", with keys laid out as in a recording. Keys beyond those of the run
+    are dropped. A strength between 0 and 1 interpolates between the old and the new values.
 
     Raises:
         InputTypeError, InputError: if the values are not finite numbers, or (in a run) have a shape that does not fit
@@ -350,7 +357,7 @@ class Apply(Intervention):
     """Call `function(value)` on the affected rows of one branch, in the site's shape, and use what it returns.
 
     The function gets its own copy: if it returns `None`, that copy is used, with any changes made in place. With
-    `branch="both"` it is called once for each branch. `strength` and `schedule` do not apply, and are refused.
+    `branch="both"` it is called once for each branch. `strength` and `schedule` do not apply, and raise an error.
 
     Raises:
         InputTypeError: if the function is not callable.
@@ -368,6 +375,6 @@ class Apply(Intervention):
     def __post_init__(self, *aliases: Any) -> None:
         super().__post_init__(*aliases)
         if not callable(self.function):
-            raise InputTypeError(f"function={self.function!r}: expected a function of the activations.")
+            raise InputTypeError(f"function={shown(self.function)}: expected a function of the activations.")
         if self.schedule is not None or bool((torch.as_tensor(self.strength, device="cpu") != 1).any()):
-            raise InputError("Apply takes no strength and no schedule: the function decides what is done.")
+            raise InputError("Apply takes no strength and no schedule, because the function determines the change.")

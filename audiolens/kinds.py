@@ -33,7 +33,7 @@ _PUBLIC = {
 }
 """Names in annotations that modules import only for type checkers."""
 _PROTOCOLS = {"Opened": "AudioLens", "HasModel": "AudioLens", "Generated": "Generation", "Array": "an array"}
-"""What users pass for each of our protocols, all of which are `runtime_checkable`."""
+"""The values that users pass for each of our protocols, all of which are `runtime_checkable`."""
 
 
 class _Names(Mapping[str, Any]):
@@ -229,7 +229,7 @@ def _beyond(value: Any) -> bool:
 
 
 def can_be_quoted(value: Any) -> bool:
-    """Whether a number, a list or a mapping has a repr: not if it is too long, or nested too deeply."""
+    """Whether a number, a list or a mapping has a repr; it has none if it is too long or nested too deeply."""
     try:
         repr(value if isinstance(value, int | list | tuple | dict | set) else None)
     except (RecursionError, ValueError):

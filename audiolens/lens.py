@@ -1,4 +1,4 @@
-"""AudioLens: load a music transformer, read and edit its activations, and generate.
+"""AudioLens: load a music transformer, read and edit its activations, and generate clips.
 
 The lens adds no hooks of its own: nnsight serves every value (`tracing/plan.py`), and outputs are bit-identical to
 those of the bare model unless an intervention changes them. Even after an exception, the model, its generation
@@ -14,19 +14,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from audiolens.cache.activation_cache import ActivationCache
-from audiolens.checks import checked_text
-from audiolens.compatibility import SECONDS, SITES, OtherNames, chosen_seconds, chosen_seeds, chosen_sites, either
+from audiolens.checks import checked_text, shown
+from audiolens.compatibility import SITES, OtherNames, chosen_seconds, chosen_seeds, chosen_sites
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
+from audiolens.groups import takes
 from audiolens.interventions import Branch, Intervention
-from audiolens.model import text, tokens, weights
+from audiolens.model import weights
 from audiolens.model.conditioning import refuse_melody
-from audiolens.model.config import LensConfig, config_of
+from audiolens.model.config import config_of
 from audiolens.model.families import family_of
 from audiolens.model.loading import checked_device, load, refuse_tokenizer
-from audiolens.model.sites import Site, checked_names
+from audiolens.model.opened_model import OpenedModel
 from audiolens.model.text import Prompt
-from audiolens.model.timeline import Real, Span, Timeline, checked_frames, one_span
+from audiolens.model.timeline import Real, Span, one_span
 from audiolens.model.traced_model import TracedModel
 from audiolens.sound.codec import AudioSource
 from audiolens.tracing.generate_clips import drawn
@@ -36,7 +37,7 @@ from audiolens.tracing.nnsight_source import Model, unharmed
 from audiolens.tracing.recording import Reading, Reduce
 from audiolens.tracing.reopening import Opening, Portable
 from audiolens.tracing.run_on_codes import Forward
-from audiolens.tracing.sampling import Sampling
+from audiolens.tracing.sampling import SECONDS, Sampling
 from audiolens.tracing.self_check.sites import prove
 from audiolens.tracing.trace import TracedLens
 
@@ -44,7 +45,7 @@ Interventions = Intervention | Iterable[Intervention]
 
 
 @guarded
-class AudioLens(TracedLens, OtherNames, Portable):
+class AudioLens(OpenedModel, TracedLens, OtherNames, Portable):
     """A music transformer whose activations can be read and edited.
 
     Args:
@@ -111,73 +112,6 @@ class AudioLens(TracedLens, OtherNames, Portable):
         lens._opening = Opening.of(name, dtype, commit, device_map)
         return lens
 
-    @property
-    def model(self) -> Any:
-        """The transformers model that was given. To use another model, open another lens."""
-        return self._traced_model.model
-
-    @property
-    def tokenizer(self) -> Any:
-        """The model's tokenizer."""
-        return self._traced_model.tokenizer
-
-    @property
-    def config(self) -> LensConfig:
-        """The model's sizes, rates and family."""
-        return self._traced_model.config
-
-    @property
-    def name(self) -> str:
-        """The name of the model in results."""
-        return self._traced_model.name
-
-    @name.setter
-    def name(self, name: str) -> None:
-        self._traced_model.name = checked_text("name", name)
-
-    @property
-    def traced_model(self) -> TracedModel:
-        """The model with its family and nnsight's envoys, in the form that internal modules expect."""
-        return self._traced_model
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the decoder or, under a `device_map`, the device of its first part."""
-        return self._traced_model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the decoder and of its activations."""
-        return self._traced_model.dtype
-
-    def sites(self) -> dict[str, str]:
-        """Return the shape of the values at every site of this model, by full name and in the model's order."""
-        return self._traced_model.family.shapes(self.config)
-
-    def find_sites(self, names: str | Sequence[str], layers: int | Iterable[int] | None = None) -> list[Site]:
-        """The sites that names and layers select, with `.name`, `.short`, `.layer` and `.axes`, in the order given.
-
-        Raises:
-            SiteError, InputError: for a site or layer that this model does not have, or if no site is named.
-        """
-        return self.traced_model.family.find(self.config, checked_names("names", names), layers)
-
-    def text_tokens(self, prompts: Prompt | Sequence[Prompt]) -> list[list[str]]:
-        """Return each prompt's tokens as strings, as the text encoder reads them. `None` has an empty list."""
-        listed = text.checked_prompts(prompts)
-        return [
-            [] if prompt is None else self.tokenizer.convert_ids_to_tokens(tokens.ids([prompt], self.tokenizer)[0])
-            for prompt in listed
-        ]
-
-    def timeline(self, frames: int) -> Timeline:
-        """Return the timeline (frames and delayed steps) of a clip of the given number of frames.
-
-        Raises:
-            InputTypeError, InputError: if `frames` is not a whole number, or is less than 1.
-        """
-        return Timeline(checked_frames(frames), self.config.frame_rate, self.config.delays)
-
     def encode_audio(self, waveform: Any, sample_rate: int) -> Int[Tensor, "row codebook frame"]:
         """Encode a waveform as undelayed codes; see `audiolens.sound.codec.encode`."""
         return encode_audio(self._traced_model, waveform, sample_rate)
@@ -186,6 +120,8 @@ class AudioLens(TracedLens, OtherNames, Portable):
         """Decode undelayed codes to audio, as transformers' `generate` would."""
         return decode_codes(self._traced_model, codes)
 
+    @takes("reading", Reading, spread=False, seconds="span", device="cache_device", dtype="cache_dtype")
+    @takes("sampling", Sampling, spread=False, seconds=("seconds", "max_new_tokens"))
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -217,14 +153,14 @@ class AudioLens(TracedLens, OtherNames, Portable):
         reading: Reading | None = None,
         sampling: Sampling | None = None,
     ) -> Generation:
-        """Generate one clip per prompt under `interventions`, and record `sites` meanwhile.
+        """Generate one clip per prompt under `interventions`, and record activations at `sites` during generation.
 
         Args:
             prompts: one text per row; a single prompt is repeated for each seed. `None` means no prompt.
             seconds: the length of the clips, including an audio prompt.
             seeds: one seed per row (or one for all). A clip depends on its own seed and not on its batch, and the
                 global random state is unchanged. `None` uses transformers' own sampler and the global random state.
-            guidance_scale: scale of classifier-free guidance; 1 means no guidance, at half the cost.
+            guidance_scale: the scale of classifier-free guidance; 1 means no guidance, and halves the cost.
             temperature: sampling temperature; 0 means greedy decoding.
             top_k: sample from the k most likely codes; 0 or `None` means all.
             exact: pad rows (and masked text) to fixed sizes, so that codes are bit-identical in any batch and order.
@@ -232,8 +168,9 @@ class AudioLens(TracedLens, OtherNames, Portable):
                 `reduce` is "mean", "last" or "max" over the steps (without the tail), computed without storing them.
                 Attention patterns are zero-padded to all keys of the clip, as in a forward over its codes.
             cache_device, cache_dtype: device and dtype of the recordings (default: those of the activations).
-            batch_size: rows per batch (default: all). MusicGen Melody has no mask for its text, so its batches contain
-                prompts of one length in tokens, the shortest first; results are in the order of the prompts.
+            batch_size: rows per batch (default: all). MusicGen Melody has no mask for its text, so each of its batches
+                contains prompts with the same number of tokens, the shortest first; results are in the order of the
+                prompts.
             decode: `False` skips the codec; `out.audio` is then `None`.
             use_cache: `False` recomputes every step from the start, as a check on the key-value cache.
             audio_prompt: sound that the clips begin with and continue. It may be a pair (waveform, sample rate), at any
@@ -244,29 +181,28 @@ class AudioLens(TracedLens, OtherNames, Portable):
             prefix: record the conditioning before step 0 too; see `run_with_cache`.
             seed: one seed for every row.
             max_new_tokens: the length of the clips in steps, as in transformers, instead of `seconds`. Clips have that
-                many frames minus the tail (3 steps in the published models): 53 steps make a second of 50 frames.
+                many frames minus the tail (3 steps in the published models): 53 steps give 50 frames, which last one
+                second.
             melody: not supported yet; only text conditions the clips.
-            reading, sampling: a `Reading` instead of the recording arguments, and a `Sampling` instead of
-                guidance_scale, temperature and top_k.
+            reading, sampling: a `Reading` instead of the recording arguments (its `seconds` is `span`), and a
+                `Sampling` instead of guidance_scale, temperature, top_k and, if it holds them, seconds.
 
         Raises:
             InputError: (or a subclass) for anything out of range, before the model runs. It is also raised if a setting
-                of `model.generation_config` would change the sampling, which depends on the arguments alone.
+                of `model.generation_config` would change the sampling, which must depend on the arguments alone.
             ActivationOverflow: during the run, if interventions, or the model itself, make logits infinite or NaN.
         """
         refuse_melody(melody)
-        recorded = Reading(sites, layers, branch, span, reduce, cache_device, cache_dtype, heads, prefix)
-        drawing = either("sampling", sampling, Sampling(guidance_scale, temperature, top_k), Sampling())
+        sampling = sampling or Sampling(guidance_scale, temperature, top_k)
+        length = chosen_seconds(self.config, seconds, max_new_tokens, audio_prompt)
         return drawn(
             self._traced_model,
             prompts,
-            chosen_seconds(self.config, seconds, max_new_tokens, audio_prompt),
-            either("reading", reading, recorded, Reading()),
+            length if sampling.seconds is None else sampling.seconds,
+            reading or Reading(sites, layers, branch, span, reduce, cache_device, cache_dtype, heads, prefix),
+            sampling,
             audio_prompt=audio_prompt,
             seeds=chosen_seeds(seeds, seed),
-            guidance_scale=drawing.guidance_scale,
-            temperature=drawing.temperature,
-            top_k=drawing.top_k,
             exact=exact,
             interventions=interventions,
             batch_size=batch_size,
@@ -275,6 +211,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
             progress=progress,
         )
 
+    @takes("reading", Reading, spread=False, sites=("sites", "names_filter"), seconds=("seconds", "span"))
     def run_with_cache(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -299,7 +236,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
         reading: Reading | None = None,
         names_filter: str | Sequence[str] | Callable[[str], bool] | None = None,
     ) -> tuple[Float[Tensor, "..."], ActivationCache]:
-        """Run one forward pass over given codes and record `sites`.
+        """Run one forward pass over given codes, and record the activations at `sites`.
 
         Args:
             codes: undelayed codes, one row per prompt; `None` reads only step 0, the start token.
@@ -309,7 +246,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
             seconds, span: record only this span, (from, to); both names mean the same. The logits always cover all
                 steps.
             reduce: "mean", "last" or "max" over the steps (without the tail). In a model whose text is part of the
-                decoder's own sequence (MusicGen Melody), "eos" keeps the last token of the text.
+                decoder's own sequence (MusicGen Melody), "eos" selects the last token of the text.
             prefix: also record the conditioning in that sequence, "row prefix+step ...". The step axis then begins at
                 the negative `cache.first_step`; shorter prefixes (`cache.prefixes`) are left-padded with zeros.
             melody: not supported yet; only text conditions the model.
@@ -317,6 +254,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
             stop_at_layer: run only the blocks before this one (0 to n_layers; a negative number counts from the end);
                 `layers=None` then records every block that runs. Interventions at later sites are ignored.
             names_filter: TransformerLens's name for `sites`; it may also be a function that selects full names.
+                Those that `stop_at_layer` leaves out are not recorded.
 
         Returns:
             The logits of that branch, before guidance, "row codebook step vocab", and the recordings. Step s predicts
@@ -330,13 +268,13 @@ class AudioLens(TracedLens, OtherNames, Portable):
             BusyError: if this model is already running, in an enclosing call.
         """
         refuse_melody(melody)
-        sites = chosen_sites(self, sites, layers, names_filter)
-        recorded = Reading(sites, layers, branch, one_span(seconds, span), reduce, device, dtype, heads, prefix)
+        sites = chosen_sites(self, sites, layers, names_filter, stop_at_layer)
+        loose = sites, layers, branch, one_span(seconds, span), reduce, device, dtype, heads, prefix
         return Forward.checked(
             self._traced_model,
             prompts,
             codes,
-            either("reading", reading, recorded, Reading(SITES)),
+            reading or Reading(*loose),
             audio=audio,
             guidance_scale=guidance_scale,
             interventions=interventions,
@@ -344,6 +282,7 @@ class AudioLens(TracedLens, OtherNames, Portable):
             stop_at_layer=stop_at_layer,
         ).whole()
 
+    @takes("reading", Reading, spread=False, seconds=("seconds", "span"))
     def iter_cache(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -368,15 +307,15 @@ class AudioLens(TracedLens, OtherNames, Portable):
     ) -> Iterator[ActivationCache]:
         """Yield the caches of `run_with_cache`, one batch of rows at a time, in order; `cache.prompts` names the rows.
 
-        Earlier batches are not kept, so only one batch takes memory; `reduce` also avoids storing its steps. No logits
-        are computed, and no block above the last recorded one runs. The model may be used between two batches.
+        Only one batch is in memory at a time; with `reduce`, its steps are not stored either. Logits are not computed,
+        and blocks above the last recorded one do not run. The model may be used between two batches.
         """
-        recorded = Reading(sites, layers, branch, one_span(seconds, span), reduce, device, dtype, heads, prefix)
+        loose = sites, layers, branch, one_span(seconds, span), reduce, device, dtype, heads, prefix
         return Forward.checked(
             self._traced_model,
             prompts,
             codes,
-            either("reading", reading, recorded, Reading(SITES)),
+            reading or Reading(*loose),
             audio=audio,
             guidance_scale=guidance_scale,
             interventions=interventions,
@@ -416,6 +355,6 @@ class AudioLens(TracedLens, OtherNames, Portable):
     def __repr__(self) -> str:
         config = self.config
         return (
-            f"AudioLens({self.name!r}: {config.family}, {config.n_layers} blocks, d_model {config.d_model}, "
+            f"AudioLens({shown(self.name)}: {config.family}, {config.n_layers} blocks, d_model {config.d_model}, "
             f"{config.n_codebooks} codebooks at {config.frame_rate:g} frames/s)"
         )

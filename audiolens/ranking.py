@@ -1,4 +1,4 @@
-"""Compute the AUC of two groups of values, for prompts, directions, probes and sweeps."""
+"""Compute the AUC between two groups of values, for prompts, directions, probes and sweeps."""
 
 import numpy as np
 

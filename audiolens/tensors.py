@@ -21,14 +21,15 @@ def numbers(name: str, value: Any) -> Tensor:
 
 
 def finite(name: str, value: Any) -> Tensor:
-    """A detached float32 copy, on the CPU, of an array of finite numbers; a run moves it to the model's device."""
+    """A detached float32 copy of an array of finite numbers. It is on the CPU, and a run moves it to the model's
+    device."""
     tensor = tensor_of(name, value).detach()
     if tensor.is_complex() or tensor.dtype == torch.bool:
         kind = "complex numbers" if tensor.is_complex() else "booleans"
         raise InputTypeError(f"{name}={type(value).__name__}: expected real numbers, got {kind}.")
     tensor = tensor.to("cpu", torch.float32, copy=True)
     if not bool(torch.isfinite(tensor).all()):
-        raise InputError(f"{name} holds NaN or infinite values in float32: expected finite numbers.")
+        raise InputError(f"{name} contains NaN or infinite values in float32: expected finite numbers.")
     return tensor
 
 
@@ -57,7 +58,8 @@ def tensor_of(name: str, values: Any) -> Tensor:
 
 
 def _of_array(name: str, array: np.ndarray) -> Tensor:
-    """A tensor made from a numpy array; torch accepts no negative strides, non-native byte order or long double."""
+    """A tensor made from a numpy array; torch does not accept negative strides, non-native byte order or long
+    double."""
     if array.dtype.kind not in "fiubc":
         raise InputTypeError(f"{name} has dtype {array.dtype}: expected numbers.")
     wide = array.dtype.kind == "f" and array.itemsize > 8

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from audiolens.checks import real_number
+from audiolens.checks import real_number, shown
 from audiolens.errors import InputError, InputTypeError, SiteError
 from audiolens.tensors import finite
 
@@ -18,7 +18,7 @@ _PARALLEL = 1e-5
 def apart(
     vectors: Float[Tensor, "layer d_model"], others: Sequence[Float[Tensor, "layer d_model"]]
 ) -> tuple[Float[Tensor, "layer d_model"], Bool[Tensor, " layer"]]:
-    """Project the span of the others out of each vector; also return the layers at which nothing is left."""
+    """Project the span of the others out of each vector; also return the layers at which nothing remains."""
     # Normalise first, so that the rank cut-off of the pseudo-inverse does not depend on lengths.
     basis = torch.stack([unit(other).double() for other in others], dim=-1)
     whole = vectors.double()
@@ -37,7 +37,7 @@ def multiplier(what: str, value: object) -> float:
     except TypeError:
         number = math.nan
     if not math.isfinite(number):
-        raise InputTypeError(f"directions {what} {value!r}: expected a finite number.")
+        raise InputTypeError(f"directions {what} {shown(value)}: expected a finite number.")
     return number
 
 
@@ -52,8 +52,8 @@ def each_layers(direction: Any, layers: Sequence[int], width: int, site: str) ->
         absent = [layer for layer in layers if layer not in direction]
         if absent:
             raise SiteError(
-                f"no direction for layer {absent[0]}: {site} was recorded at layers {layers}. cache.at_layers([...]) "
-                "chooses those that have one."
+                f"no direction for layer {absent[0]}: {site} was recorded at layers {layers}. use "
+                "cache.at_layers([...]) to choose those that have one."
             )
         vectors = [finite("direction", direction[layer]) for layer in layers]
     else:

@@ -1,11 +1,11 @@
 """Ablate the ingredients of étude's training recipe one at a time: `python benchmarks/ablation.py`.
 
 The decoder is trained without one ingredient at a time, briefly, on part of the corpus and the shipped codec's codes.
-Two numbers are reported: by how many nats a held-out clip is likelier with its caption than without (0: the text is
-ignored), and how well the poles of held-out captions are separated in the generated clips. A second run of the whole
-recipe from another initialisation shows the variation by chance. Short runs show which ingredient makes the text take
-effect *early*, not the result of 17,000 steps without it. Resumable; with `--update` the table replaces the one in
-étude's model card.
+Two numbers are reported. The first is by how many nats a held-out clip is likelier with its caption than without (0 if
+the text is ignored). The second is how well the poles of held-out captions are separated in the generated clips. A
+second run of the whole recipe from another initialisation shows the variation due to chance. Short runs show which
+ingredient causes the text to take effect *early*, not the result of 17,000 steps without it. A stopped run can be
+resumed. With `--update` the table replaces the one in étude's model card.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Both sides compute the same layer x time grid of `resid_post`, alternating in one process, on the same model with random
 weights (width 512, 12 blocks). The naive side patches each cell with a forward hook on the bare model and encodes the
-text once. Ours is `attribution.attribute` without its check, which would repeat the naive side. The rank correlation
-between the two grids is printed with the speed ratio, because a fast wrong answer is useless.
+text once. The other side is `attribution.attribute` without its check, which would repeat the naive side. The rank
+correlation between the two grids is printed with the speed ratio, to show that the fast results are right.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Calibrate each measure against the synthesiser's labels, for `docs/measures.md`.
 
-Clips of known tempo, brightness, register and so on are measured as synthesised, and again after a model's codec. With
-`--update` the table replaces the one in the docs. What a measure loses in the codec cannot show up in steering.
+Clips of known tempo, brightness, register and so on are measured as synthesised, and again after they pass through a
+model's codec. Differences that a measure loses in the codec cannot be detected in steering. With `--update` the table
+replaces the one in the docs.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ def calibrated(labels: pd.DataFrame, heard: pd.DataFrame) -> list[Row]:
         _row(heard, "onset_rate", "melody notes per second", f"ρ {_rho(heard['onset_rate'], notes)}"),
         _row(heard, "pulse_clarity", "none", _spread(heard["pulse_clarity"])),
         _hz(heard, "brightness", labels["centroid_hz"], "centroid"),
+        _hz(heard, "ltas_centroid", labels["centroid_hz"], "centroid"),
         _row(heard, "rolloff", "centroid", f"ρ {_rho(heard['rolloff'], labels['centroid_hz'])}"),
         _row(
             heard, "loudness", "level", f"median error {_median(heard['loudness'] - labels['loudness_dbfs']):.2f} dB, "

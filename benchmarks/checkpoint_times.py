@@ -1,8 +1,8 @@
 """Time the published model sizes with random weights: `python benchmarks/checkpoint_times.py [--update]`.
 
-The time of a step depends on the sizes alone, so random weights suffice; the prompt is short. Half-second clips are
-generated with both guidance halves, including the text encoder but not the codec, and times are given per second of
-clip. Reading is one forward pass over given codes that records `resid_post` of every block.
+The time per step depends on the sizes alone, so random weights suffice. The prompt is short. Half-second clips are
+generated with both guidance halves. Times include the text encoder but not the codec, and are given per second of clip.
+Reading is one forward pass over given codes that records `resid_post` of every block.
 """
 
 from __future__ import annotations

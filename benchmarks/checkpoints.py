@@ -1,9 +1,9 @@
-"""Parameters and memory of the MusicGen family, from published sizes: `python benchmarks/checkpoints.py [--update]`.
+"""Compute parameters and memory of MusicGen models from published sizes: `python benchmarks/checkpoints.py [--update]`.
 
-Nothing is downloaded or timed. Each model is built on torch's meta device, which stores shapes but no values, from the
-sizes in transformers' conversion scripts (blocks, width, heads, codebooks), with the T5-base and 32 kHz EnCodec that
-all checkpoints share. Parameters are counted on it; memory is computed from shapes (`cache_bytes`, `recording_bytes`),
-which `tests/model/test_checkpoints.py` compares with real tensors.
+This does not download or time any model. Each model is built on torch's meta device, which stores shapes but no values,
+from the sizes in transformers' conversion scripts (blocks, width, heads, codebooks), with the T5-base and 32 kHz
+EnCodec that all checkpoints share. Parameters are counted on this device. Memory is computed from shapes
+(`cache_bytes`, `recording_bytes`), and `tests/model/test_checkpoints.py` compares the results with real tensors.
 """
 
 from dataclasses import dataclass

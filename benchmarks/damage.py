@@ -1,10 +1,14 @@
 """Damage every file and folder of stored sweeps and studies in every way: `python benchmarks/damage.py`.
 
 A folder is copied, and one file or folder in the copy is damaged (`damage_kinds`). The copy is then read, and the call
-that made it is repeated to resume it. Faults: *used in silence* (the data read, or the result of the call, differ from
-the original without an error); *dead end* (the call is refused, and following the advice in the error does not help);
-*foreign error* (another exception, or no progress for a minute); *no name* (the error does not name the folder in one
-line). All counts must be 0. A run that was stopped resumes from its log if the code has not changed.
+that created it is repeated to resume it. Four kinds of faults are counted, and all counts must be 0:
+
+- *used in silence*: the data read, or the result of the call, differ from the original without an error;
+- *dead end*: the call raises an error, and following its advice does not help;
+- *foreign error*: the call raises another exception, or makes no progress for a minute;
+- *no name*: the error does not name the folder in one line.
+
+A stopped run resumes from its log if the code has not changed.
 """
 
 from __future__ import annotations
@@ -13,13 +17,12 @@ import json
 import os
 import random
 import shutil
-import signal
 import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,9 +34,11 @@ import pandas as pd
 import typer
 from damage_folders import Facts, Kept, quickly, studies, sweeps
 from damage_kinds import Damage, damages
+from ends import ends
 
 import audiolens as al
-from analysis.study.stages import code_hash
+from analysis import study, sweep
+from analysis.store.code import code_of
 from audiolens.errors import InputError
 from audiolens.files.atomic import remove
 
@@ -121,7 +126,7 @@ def damaged(
 
 def _read(kept: Kept, copy: Path, truth: Facts, damage: Damage, case: Case) -> None:
     try:
-        with _at_last():
+        with ends(_PATIENCE_SECONDS):
             told, whole = kept.read(copy)
     except InputError as error:
         case.read = "refused"
@@ -140,7 +145,7 @@ def _gone_on(kept: Kept, copy: Path, last: dict[str, bytes], damage: Damage, cas
     force, told = False, ""
     for _ in range(_TRIES):
         try:
-            with _at_last():
+            with ends(_PATIENCE_SECONDS):
                 kept.go_on(copy, force)
         except InputError as error:
             case.call = case.call or "refused first"
@@ -182,22 +187,6 @@ def _check_told(error: InputError, copy: Path, case: Case) -> None:
         case.fault("no name", error)
 
 
-@contextmanager
-def _at_last() -> Iterator[None]:
-    """Raise a TimeoutError in a block that makes no progress."""
-
-    def stop(*_: Any) -> None:
-        raise TimeoutError(f"no progress for {_PATIENCE_SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(_PATIENCE_SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def _contents(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(_UNCOUNTED))
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
@@ -234,7 +223,8 @@ def main(
     """Damage every file and folder, and print the outcomes."""
     warnings.simplefilter("ignore")
     started = time.perf_counter()
-    before = _logged(log, {"code": code_hash(), "model": model, "flips": flips, "seed": seed})
+    code = code_of(study.run, sweep.play, damaged).digest
+    before = _logged(log, {"code": code, "model": model, "flips": flips, "seed": seed})
     with ExitStack() as until_the_end:
         work = Path(until_the_end.enter_context(TemporaryDirectory()))
         lines = until_the_end.enter_context(open(log, "a"))

@@ -1,8 +1,9 @@
-"""Kinds of damage: what `damage.py` does to each file and each folder of a copy.
+"""Define the kinds of damage that `damage.py` does to each file and each folder of a copy.
 
-A file is removed, emptied, cut, has bits flipped, or is replaced by another file, a folder, a link or a pipe; a folder
-is removed, emptied or replaced. In a file with a hash, an entry is also removed and the hash updated to match, which no
-accident would do: every entry at the top level, and a random few of those below, which are alike.
+A file is removed, emptied, truncated or replaced by another file, a folder, a link or a pipe, or some of its bits are
+flipped. A folder is removed, emptied or replaced. In a file with a hash, an entry is also removed and the hash updated
+to match, which would not happen by accident. This is done to every entry at the top level, and to a random few of the
+lower ones, which are alike.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 A clip should depend only on its prompt and seed. A hundred clips are generated alone, in batches of 7 and 32, and in
 another order. With `exact=True` the codes must be identical. Without it, kernels for other shapes change the last bits
-of the logits, and now and then another code is sampled (a *flip*): the clips with a flip are counted, with its step.
+of the logits, and occasionally another code is sampled (a *flip*). The clips with a flip are counted, and the step of
+each flip is reported.
 """
 
 from __future__ import annotations

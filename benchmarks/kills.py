@@ -1,9 +1,9 @@
 """Kill a sweep (-9) at random moments and resume it each time: `python benchmarks/kills.py`.
 
-A child process sweeps into a folder and is killed at a moment drawn uniformly from the duration of a whole sweep; the
-next child resumes. Meanwhile this process opens the folder as often as it can: it must see only complete batches, equal
-to those of an uninterrupted sweep. The final table must equal that sweep's, byte for byte. When a sweep ends before all
-kills are used, the next starts in a new folder.
+A child process sweeps into a folder and is killed at a moment drawn uniformly from the duration of a whole sweep. The
+next child resumes the sweep. Meanwhile this process opens the folder as often as it can. It must see only complete
+batches, equal to those of an uninterrupted sweep. The final table must equal that sweep's, byte for byte. If a sweep
+ends before all kills are used, the next sweep starts in a new folder.
 """
 
 from __future__ import annotations

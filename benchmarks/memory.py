@@ -1,7 +1,7 @@
-"""Peak memory of `difference_in_means` at 64 and at 1,024 prompts (Linux): `python benchmarks/memory.py`.
+"""Measure the peak memory of `difference_in_means` at 64 and 1,024 prompts (Linux): `python benchmarks/memory.py`.
 
-Means are accumulated batch by batch, so that the peak should not depend on the number of prompts. Each size runs in
-its own process, because the larger peak would hide the smaller.
+Means are accumulated batch by batch, so the peak should not depend on the number of prompts. Each size runs in a
+separate process, because the larger peak would hide the smaller.
 """
 
 from __future__ import annotations

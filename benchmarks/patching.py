@@ -1,8 +1,9 @@
 """Compare the patching engine with one full forward pass per cell: `python benchmarks/patching.py`.
 
-Both sides alternate in one process, on the same model with random weights (width 512, 12 blocks), over 64 steps and
-12 x 16 cells of block and time window, and score the same codes. The naive side also encodes the text only once: a cell
-is one forward pass of the decoder with a raw hook. Peak memory is measured in a separate process for each side.
+Both sides alternate in one process, on the same model with random weights (width 512, 12 blocks), over 64 steps and 12
+x 16 cells of block and time window, and score the same codes. The naive side also encodes the text only once, and
+computes each cell by one forward pass of the decoder with a raw hook. Peak memory is measured in a separate process for
+each side.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 For every concept, each block is steered with both strategies at several strengths of both signs, on neutral development
 prompts. A place whose largest strength fails in at most a tenth of the clips is also tried at twice that strength. The
 effect of a place is its widest span between the two signs among strengths that fail in at most a tenth of the clips.
-The best of many candidates looks better than it is, so strengths (and the best place) are chosen on one half of each
-prompt's seeds and evaluated on the other, both ways round, over many random halvings; a share may exceed 100%.
-Placement reads other development prompts than those that are steered. The same clips are also prompted with the poles'
-words. With `--update` the table replaces the one in docs/placement.md.
+The best of many candidates looks better than it is. Strengths (and the best place) are therefore chosen on one half of
+each prompt's seeds and evaluated on the other, and the reverse, over many random halvings. A share may exceed 100%.
+Placement does not read the development prompts that are steered, but others. The same clips are also generated from
+prompts with the poles' words. With `--update` the table replaces the one in docs/placement.md.
 """
 
 from __future__ import annotations

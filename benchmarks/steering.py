@@ -1,9 +1,9 @@
 """Compare all ways of adding a direction, on étude's development prompts: `python benchmarks/steering.py`.
 
-Compares the strategies, the conditional half with both halves, add with clamp and ablate, the plain sum of two concepts
-with the orthogonalised pair, and directions read at different positions and branches. All conditions run in one sweep
-on the same clips. Writes one Parquet file per table, one of all clips, and a page of Markdown tables, which is also
-printed. The expected duration is printed before the start.
+It compares the strategies, the conditional half with both halves, add with clamp and ablate, the plain sum of two
+concepts with the orthogonalised pair, and directions read at different positions and branches. All conditions run in
+one sweep on the same clips. The benchmark writes one Parquet file per table, one of all clips, and a page of Markdown
+tables, which is also printed. The expected duration is printed before the start.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Kill a study (-9) at random moments and resume it each time: `python benchmarks/study_kills.py`.
 
 A child process studies tempo with few prompts and short clips, and is killed at a moment drawn uniformly from the
-duration of a whole study; the next child resumes. When a study ends before all kills are used, the next starts in a new
-folder. At the end, every table, clip and direction must equal that of an uninterrupted study, byte for byte.
+duration of a whole study. The next child resumes the study. If a study ends before all kills are used, the next study
+starts in a new folder. At the end, every table, clip and direction must equal that of an uninterrupted study, byte for
+byte.
 """
 
 from __future__ import annotations

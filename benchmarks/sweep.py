@@ -1,8 +1,8 @@
 """Compare a sweep in full batches with one clip at a time: `python benchmarks/sweep.py`.
 
-Both sides alternate in one process with the same measuring worker: 9 strengths (including 0, the baseline) x 8 neutral
-prompts x 2 seeds on étude. The result is the ratio of the median clips per second. An untimed run first checks that the
-sampling noise of every clip is bit-identical on both sides.
+Both sides alternate in one process with the same measuring worker, and run 9 strengths (including 0, the baseline) x 8
+neutral prompts x 2 seeds on étude. The result is the ratio of the median clips per second. An untimed run first checks
+that the sampling noise of every clip is bit-identical on both sides.
 """
 
 from __future__ import annotations

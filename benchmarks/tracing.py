@@ -1,9 +1,9 @@
 """Measure the overhead of the lens relative to raw forward hooks on the bare model: `python benchmarks/tracing.py`.
 
-Both sides alternate in one process on the same random weights (width 512, 12 blocks): the lens's model, and a copy that
-no lens has opened, because nnsight's wrappers stay on a model and are part of our cost. The result is the ratio of the
-median times. The ratio of processor times is also given, as it is less sensitive to other load. The result does not
-carry over to a GPU, where kernels are launched ahead of Python.
+Both sides alternate in one process on the same random weights (width 512, 12 blocks). One side is the lens's model. The
+other is a copy that no lens has opened, because nnsight's wrappers stay on a model and are part of our cost. The result
+is the ratio of the median times. The ratio of processor times is also given, because it is less sensitive to other
+load. The result does not carry over to a GPU, where kernels are launched ahead of Python.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""Analyse attention: which words each step attends to (`to_text`), which heads attend at multiples of the beat
-(`by_lag`), and how much ablating a head lowers the likelihood of given codes (`ablate`).
+"""Analyse attention.
+
+`to_text` shows which words each step attends to, and `by_lag` which heads attend at multiples of the beat. `ablate`
+measures how much ablating a head lowers the likelihood of given codes.
 """
 
 from analysis.attention.ablation import HeadAblation, ablate

@@ -1,6 +1,6 @@
-"""Head ablation: how the likelihood of given codes changes when the output of one head is scaled, by default to zero.
+"""Measure how the likelihood of given codes changes when one head's output is scaled, by default to zero.
 
-Several heads share a batch, each scaled on its own rows, which uses the hardware better with a small model.
+Several heads share a batch, and each is scaled on its own rows. With a small model, this uses the hardware better.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from torch import Tensor
 
 from analysis.figures.canvas import drawable
 from analysis.likelihood import Window, checked_rows
-from analysis.site_grid import places_of
+from analysis.site_grid import grid_sites
 from analysis.statistics import LEVEL, N_PERMUTATIONS, UNTESTED, Means, means
-from audiolens.checks import checked_amount
+from audiolens.checks import checked_amount, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError
+from audiolens.groups import takes
 from audiolens.interventions import Scale
 from audiolens.lens import AudioLens
 from audiolens.model.sites import checked_heads
 from audiolens.model.timeline import Span
 from audiolens.model.tokens import named_once
 from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.recording import Reading
 
 
 @guarded
@@ -41,7 +43,7 @@ class HeadAblation:
         layers, heads, prompts: the labels of the first three axes.
         window: the frames scored.
 
-    It does not isolate the function of a head: other heads may compensate (self-repair), and zero ablation also removes
+    The change does not isolate a head's function. Other heads may compensate (self-repair). Zero ablation also removes
     the head's mean output, which shifts the inputs of later blocks.
     """
 
@@ -103,6 +105,7 @@ class HeadAblation:
 
 @guarded
 @named_once
+@takes("reading", Reading, single=["sites"], sites="site", seconds=None)
 def ablate(
     lens: AudioLens,
     prompts: str | Sequence[str | None],
@@ -114,6 +117,7 @@ def ablate(
     factor: float = 0.0,
     seconds: Span | None = None,
     batch_size: int = 64,
+    reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> HeadAblation:
     """Scale the output of each head in turn, and return the change in the log-likelihood of the given codes.
 
@@ -121,17 +125,18 @@ def ablate(
         site: a site with heads: "attn.z" or "cross_attn.z" (scaling z scales the head's result).
         factor: 0 removes the head's output.
         seconds: the window that is scored; the whole clip by default.
+        reading: a `Reading` instead of `site`, `layers` and `heads`.
         batch_size: rows per run. A run covers several heads if their rows fit.
 
     Raises:
-        SiteError: for a site the family does not have.
-        InputError: for a site without heads, or one on the text side.
+        SiteError: if the model family does not have the site.
+        InputError: if the site has no heads or is on the text side.
     """
     listed, codes = checked_rows(lens, prompts, codes)
     whole_batch_size(batch_size)
-    places = list(places_of(lens, site, layers).values())[0]
-    if not places[0].heads or places[0].place != "step":
-        raise InputError(f"site={site!r}: expected a site with heads and steps, 'attn.z' or 'cross_attn.z'.")
+    sites = list(grid_sites(lens, site, layers).values())[0]
+    if not sites[0].heads or sites[0].cell_unit != "step":
+        raise InputError(f"site={shown(site)}: expected a site with heads and steps, 'attn.z' or 'cross_attn.z'.")
     factor = checked_amount("factor", factor)
     whole = (0.0, lens.timeline(codes.shape[-1]).seconds)
     window = Window.of(lens, codes, whole if seconds is None else seconds)
@@ -140,26 +145,26 @@ def ablate(
     each = window.end - window.first
     n = len(codes)
     intact = window(lens.run_with_cache(list(listed), codes, sites=())[0], codes) / each
-    todo = [(place, head) for place in places for head in chosen]
+    todo = [(one, head) for one in sites for head in chosen]
     at_once = max(1, whole_batch_size(batch_size) // n)
     parts = []
     for first in range(0, len(todo), at_once):
         cells = todo[first : first + at_once]
         edits = [
-            Scale(factor, site=place.name, heads=[head], rows=range(n * i, n * (i + 1)), branch="cond")
-            for i, (place, head) in enumerate(cells)
+            Scale(factor, site=one.name, heads=[head], rows=range(n * i, n * (i + 1)), branch="cond")
+            for i, (one, head) in enumerate(cells)
         ]
         many = codes.repeat(len(cells), 1, 1)
         logits = lens.run_with_interventions(list(listed) * len(cells), many, edits, batch_size=max(batch_size, n))
         scores = window(logits, many.to(logits.device)) / each
         parts += list(scores.unflatten(0, (len(cells), n)) - intact)
-    changes = np.stack([part.double().cpu().numpy() for part in parts]).reshape(len(places), len(chosen), n, -1)
+    changes = np.stack([part.double().cpu().numpy() for part in parts]).reshape(len(sites), len(chosen), n, -1)
     return HeadAblation(
         changes=changes,
         intact=intact.double().cpu().numpy(),
-        site=places[0].short,
+        site=sites[0].short,
         factor=factor,
-        layers=tuple(-1 if place.layer is None else place.layer for place in places),
+        layers=tuple(-1 if one.layer is None else one.layer for one in sites),
         heads=tuple(chosen),
         prompts=listed,
         window=window,

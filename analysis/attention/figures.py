@@ -1,4 +1,4 @@
-"""Figures of attention: weights by word and time, weights by lag in beats, and the effect of ablating a head."""
+"""Draw attention weights by word and time, attention weights by lag in beats, and the effect of ablating a head."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from analysis.figures.canvas import canvas
 from analysis.figures.captions import captioned, heat, screen_heat, screen_plain
 from analysis.figures.literal import literally
 from analysis.figures.style import BLACK, GREY, SEVERAL, styled
-from audiolens.checks import checked_count
+from audiolens.checks import checked_count, shown
 from audiolens.errors import InputError, shortened
 
 if TYPE_CHECKING:
@@ -56,17 +56,17 @@ def text_screen(result: TextAttention, row: int) -> go.Figure:
     chosen = _leading(result.selective(), result.layers, result.heads, count)
     names = [token.lstrip("▁Ġ") for token in result.tokens[_checked_row(result, row)]]
     figure, steps = go.Figure(), []
-    for place, (layer, head) in enumerate(chosen):
+    for index, (layer, head) in enumerate(chosen):
         weights = _of(result, layer, head)[row, :, : len(names)].T
         seconds = np.arange(weights.shape[1]) / result.frame_rate
         figure.add_heatmap(
             z=weights, x=seconds, y=list(range(len(names))), zmin=0, zmax=1, colorscale="Cividis",
-            colorbar_title="weight", visible=place == 0,
+            colorbar_title="weight", visible=index == 0,
             hovertemplate="%{x:.2f} s: %{z:.3f}<extra></extra>",
         )  # fmt: skip
-        shown = [other == place for other in range(count)]
+        visible = [other == index for other in range(count)]
         title = f"block {layer} head {head}"
-        steps.append({"method": "update", "label": title, "args": [{"visible": shown}, {"title.text": title}]})
+        steps.append({"method": "update", "label": title, "args": [{"visible": visible}, {"title.text": title}]})
     figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, title_text="token")
     figure.update_layout(
         title=steps[0]["label"], xaxis_title="time [s]", sliders=[{"steps": steps, "pad": {"t": 90}}],
@@ -113,7 +113,7 @@ def lag_screen(result: LagAttention) -> go.Figure:
         "block %{y} head %{x}: %{z:+.3f} [%{customdata[0]:+.3f}, %{customdata[1]:+.3f}]<br>other clips' beats "
         "%{customdata[2]:+.3f}, p = %{customdata[3]:.3g}<extra></extra>"
     )
-    heads, blocks = ([str(place) for place in axis] for axis in (result.heads, result.layers))
+    heads, blocks = ([str(one) for one in axis] for axis in (result.heads, result.layers))
     figure = go.Figure(screen_heat(found.value, heads, blocks, "score", customdata=extra, hovertemplate=hover))
     marks = np.where(result.periodic, "*", "")
     figure.update_traces(text=marks, texttemplate="%{text}")
@@ -143,7 +143,7 @@ def ablation_screen(result: HeadAblation) -> go.Figure:
     hover = (
         "block %{y} head %{x}: %{z:+.4g} [%{customdata[0]:+.4g}, %{customdata[1]:+.4g}] nats per code<extra></extra>"
     )  # fmt: skip
-    heads, blocks = ([str(place) for place in axis] for axis in (result.heads, result.layers))
+    heads, blocks = ([str(one) for one in axis] for axis in (result.heads, result.layers))
     figure = go.Figure(screen_heat(found.value, heads, blocks, "nats per code", customdata=extra, hovertemplate=hover))
     figure.update_layout(xaxis_title="head", yaxis_title="block", title=f"{result.site} × {result.factor:g}")
     return screen_plain(figure, _ablation_caption(result))
@@ -151,7 +151,7 @@ def ablation_screen(result: HeadAblation) -> go.Figure:
 
 def _leading(values: np.ndarray, layers: Sequence[int], heads: Sequence[int], count: int) -> list[Head]:
     order = np.argsort(-values, axis=None)[:count]
-    return [(layers[place // len(heads)], heads[place % len(heads)]) for place in order]
+    return [(layers[index // len(heads)], heads[index % len(heads)]) for index in order]
 
 
 def _asked(result: TextAttention | LagAttention, heads: Sequence[Head] | None) -> list[Head]:
@@ -160,7 +160,7 @@ def _asked(result: TextAttention | LagAttention, heads: Sequence[Head] | None) -
         return []
     for one in heads:
         if not isinstance(one, tuple | list) or len(one) != 2:
-            raise InputError(f"heads={heads!r}: expected (layer, head) pairs.")
+            raise InputError(f"heads={shown(heads)}: expected (layer, head) pairs.")
         if one[0] not in result.layers or one[1] not in result.heads:
             raise InputError(
                 f"heads: {tuple(one)} was not read; there are layers {shortened(map(str, result.layers))} and heads "
@@ -186,8 +186,8 @@ def _in_beats(result: LagAttention, layer: int, head: int, grid: np.ndarray) -> 
     lines = []
     for profile, beat in zip(profiles, result.beat_seconds, strict=True):
         if np.isfinite(beat):
-            places = grid * beat * result.frame_rate
-            line = np.interp(places, np.arange(len(profile)), profile, right=np.nan)
+            positions = grid * beat * result.frame_rate
+            line = np.interp(positions, np.arange(len(profile)), profile, right=np.nan)
             lines.append(line / np.nanmean(line))
     counts = np.isfinite(lines).sum(0)
     return np.where(counts >= 2, np.nansum(lines, axis=0) / np.maximum(counts, 1), np.nan)
@@ -203,9 +203,10 @@ def _text_caption(result: TextAttention, row: int) -> str:
 def _lag_caption(result: LagAttention) -> str:
     clips = int(np.isfinite(result.beat_seconds).sum())
     return (
-        f"Self-attention by lag, {clips} clips. Left: weight at whole beats back (on) against half a beat to either "
-        "side (off); * interval above 0 and p ≤ .05 against beats shuffled between clips, corrected over all heads. "
-        "Right: weight of the highest-scoring heads by lag in each clip's own beats."
+        f"Self-attention by lag in {clips} clips. Left: the weight at whole beats back (on) compared with the weight "
+        "half a beat to either side (off). A star marks heads whose interval is above 0 and whose p is at most .05 "
+        "against beats shuffled between clips, corrected over all heads. Right: the weight of the highest-scoring "
+        "heads by lag, in each clip's own beats."
     )
 
 
@@ -213,6 +214,6 @@ def _ablation_caption(result: HeadAblation) -> str:
     first, end = result.window.seconds
     return (
         f"Change in the log-likelihood of the codes at {first:g}-{end:g} s when one head is scaled by "
-        f"{result.factor:g}: mean over {len(result.prompts)} clips and codebooks; intact model "
-        f"{result.intact.mean():.3g} nats per code."
+        f"{result.factor:g} (mean over {len(result.prompts)} clips and all codebooks). The unchanged model's "
+        f"log-likelihood is {result.intact.mean():.3g} nats per code."
     )

@@ -1,4 +1,4 @@
-"""Self-attention by lag: which heads attend to positions whole beats back."""
+"""Find heads whose self-attention is strongest at positions one or several whole beats back."""
 
 from __future__ import annotations
 
@@ -14,33 +14,36 @@ from torch import Tensor
 
 from analysis.attention.weights import caches, checked
 from analysis.figures.canvas import drawable
+from analysis.resampling import Resampling
 from analysis.statistics import LEVEL, UNTESTED, Means, correct, means
-from audiolens.checks import MOST_SEED, checked_amount, checked_count, numbers_of, refuse_masked
+from audiolens.checks import MOST_SEED, checked_amount, checked_count, numbers_of, refuse_masked, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
+from audiolens.groups import takes
 from audiolens.lens import AudioLens
 from audiolens.model.tokens import named_once
 from audiolens.tracing.batching import whole_batch_size
+from audiolens.tracing.recording import Reading
 
 
 @guarded
 @dataclass(frozen=True, eq=False)
 class LagAttention:
-    """Self-attention by lag, and how much more weight it puts on the beat than between beats.
+    """Self-attention weights by lag, and how much larger they are on the beat than between beats.
 
     Attributes:
         profiles: mean weight at each lag (0, 1, 2, ... steps back), over the same queries for every lag.
         scores: per row (on - off) / (on + off), from -1 to 1. "On" is the mean weight one, two, ... whole beats back,
-            and "off" the mean half a beat to either side of each, so that a steady decay scores about 0. The score is
-            NaN if the beat is unknown.
+            and "off" is the mean weight half a beat to either side of each. A steady decay therefore scores about 0.
+            The score is NaN if the beat is unknown.
         beat_seconds: the beat of each row.
-        p: permutation p-value: how often beats shuffled *between* clips give a mean score at least as high, corrected
-            over heads (Benjamini-Hochberg).
+        p: permutation p-value, which is how often beats shuffled *between* clips give a mean score at least as high. It
+            is corrected over heads (Benjamini-Hochberg).
         control, control_high: the mean and the 95% quantile of the score under those shuffled beats.
         layers, heads, prompts, frame_rate: the labels of the axes, and steps per second.
 
-    It does not show that a head tracks the beat: it may follow anything that recurs with the beat. Other clips' beats
-    are a conservative control, since half or double a beat coincides with some of its lags.
+    A high score does not show that a head tracks the beat, because the head may follow anything that recurs with the
+    beat. Other clips' beats are a conservative control, because half or double a beat coincides with some of its lags.
     """
 
     profiles: Float[np.ndarray, "layer head row lag"]
@@ -64,9 +67,9 @@ class LagAttention:
 
     @property
     def least_p(self) -> float:
-        """The smallest p that these clips can give: 1 / the number of ways to assign their beats to the clips.
+        """The smallest p that these clips can give, which is 1 / (number of ways to assign their beats to the clips).
 
-        Equal beats reduce the number of distinct ways.
+        Equal beats reduce the number of distinct assignments.
         """
         _, alike = np.unique(self.beat_seconds[np.isfinite(self.beat_seconds)], return_counts=True)
         ways = factorial(int(alike.sum())) // prod(factorial(int(count)) for count in alike)
@@ -74,7 +77,7 @@ class LagAttention:
 
     @property
     def periodic(self) -> Bool[np.ndarray, "layer head"]:
-        """Heads that attend at multiples of the beat: the score's interval is above 0, and p is at most .05."""
+        """Which heads attend at multiples of the beat (the score's interval is above 0, and p is at most .05)."""
         return (self.means.low > 0) & (self.p <= LEVEL)
 
     def to_frame(self) -> pd.DataFrame:
@@ -121,6 +124,8 @@ class LagAttention:
 
 @guarded
 @named_once
+@takes("resampling", Resampling)
+@takes("reading", Reading)
 def by_lag(
     lens: AudioLens,
     prompts: str | Sequence[str | None],
@@ -133,15 +138,19 @@ def by_lag(
     n_permutations: int = 999,
     batch_size: int = 8,
     seed: int = 0,
+    reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
+    resampling: Resampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> LagAttention:
     """Return self-attention by lag, with scores for attending at multiples of the beat.
 
     Args:
         beat_seconds: the beat of each clip in seconds; NaN if unknown. By default it is measured in the decoded audio
             (`audiolens.measure.tempo`).
-        longest_seconds: the longest lag; half the clip by default. Only queries with that many previous steps count.
+        longest_seconds: the longest lag; half the clip by default. Only queries that have this much history count.
         n_permutations: number of times the beats are shuffled between clips.
         seed: seed of the shuffles.
+        reading: a `Reading` instead of `layers` and `heads`. The site is always `attn.pattern`.
+        resampling: a `Resampling` instead of `n_permutations` and `seed`.
 
     Raises:
         InputError: if the clips do not have at least two different beats, no clip has one and a half beats within the
@@ -162,14 +171,14 @@ def by_lag(
     _refuse_too_slow(beats * rate, lags, frames, rate)
     profiles = np.empty((len(blocks), len(chosen), len(listed), lags + 1))
     for first, cache in caches(lens, listed, codes, "attn.pattern", blocks, chosen, batch_size):
-        for place, layer in enumerate(blocks):
+        for index, layer in enumerate(blocks):
             pattern = cache["attn.pattern", layer].float().cpu().numpy()
-            # Drop the keys of a prefix, since lags are counted in steps.
+            # Lags are counted in steps, so the keys of a prefix are dropped.
             pattern = pattern[..., pattern.shape[-1] - pattern.shape[-2] :]
             queries = np.arange(lags, frames)
             for lag in range(lags + 1):
                 found = pattern[:, :, queries, queries - lag].mean(-1)
-                profiles[place, :, first : first + len(pattern), lag] = found.T
+                profiles[index, :, first : first + len(pattern), lag] = found.T
     known = np.flatnonzero(np.isfinite(beats))
     scores = np.full(profiles.shape[:3], np.nan)
     # Score each clip under each clip's beat once; a shuffle then only selects from this table.
@@ -211,10 +220,10 @@ def beat_score(profiles: Float[np.ndarray, "*lead lag"], beat_steps: float) -> F
         return np.full(profiles.shape[:-1], np.nan)
 
     def at(beats: np.ndarray) -> np.ndarray:
-        places = beats * beat_steps
-        below = np.floor(places).astype(int)
+        positions = beats * beat_steps
+        below = np.floor(positions).astype(int)
         above = np.minimum(below + 1, profiles.shape[-1] - 1)
-        return profiles[..., below] * (1 - places + below) + profiles[..., above] * (places - below)
+        return profiles[..., below] * (1 - positions + below) + profiles[..., above] * (positions - below)
 
     whole = np.arange(1, n + 1)
     on, off = at(whole).mean(-1), ((at(whole - 0.5) + at(whole + 0.5)) / 2).mean(-1)
@@ -224,7 +233,7 @@ def beat_score(profiles: Float[np.ndarray, "*lead lag"], beat_steps: float) -> F
 def whole_beats(lags: int, beat_steps: float) -> int:
     """Return how many whole beats of `beat_steps` fit into the lags, leaving half a beat after the last.
 
-    There is at most one per lag, since a beat shorter than a step has no lag of its own.
+    There is at most one beat per lag, because a beat shorter than a step does not have a separate lag.
     """
     return int(min(lags / beat_steps - 0.5, lags))
 
@@ -238,7 +247,7 @@ def _refuse_too_slow(beat_steps: Float[np.ndarray, " row"], lags: int, frames: i
     needed = int(np.ceil(1.5 * fastest))
     remedy = f"give longest_seconds={needed / rate:g}" if needed < frames else "give longer clips"
     raise InputError(
-        f"lags up to {lags / rate:g} s are shorter than a beat and a half of every clip (the fastest beat lasts "
+        f"no clip has one and a half beats within lags of up to {lags / rate:g} s (the fastest beat lasts "
         f"{fastest / rate:.3g} s): {remedy}."
     )
 
@@ -260,7 +269,7 @@ def _beats(lens: AudioLens, codes: Tensor, given: Any) -> Float[np.ndarray, " ro
         try:
             beats = np.asarray(given, dtype=float)
         except (TypeError, ValueError):
-            raise InputTypeError(f"beat_seconds={given!r}: expected a number of seconds for each clip.") from None
+            raise InputTypeError(f"beat_seconds={shown(given)}: expected a number of seconds for each clip.") from None
     if beats.shape != (len(codes),) or (beats[np.isfinite(beats)] <= 0).any():
         raise InputError(f"beat_seconds of shape {beats.shape}: expected {len(codes)} positive numbers, one per clip.")
     if np.isfinite(beats).sum() < 2 or len(np.unique(beats[np.isfinite(beats)])) < 2:

@@ -1,7 +1,7 @@
 """Record attention weights, one batch at a time, after checking the arguments.
 
-The weights show where a head attends, not what it copies from there or whether anything depends on it: Jain and Wallace
-(2019), "Attention is not explanation".
+The weights show where a head attends. They do not show what it copies from there, or whether anything depends on it;
+see Jain and Wallace (2019), "Attention is not explanation".
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ def caches(
     heads: list[int],
     batch_size: int,
 ) -> Iterator[tuple[int, Any]]:
-    """Yield each batch's first row and recordings; patterns grow with the clip length squared, so none are kept."""
+    """Yield the first row and the recordings of each batch, without keeping them.
+
+    The size of a pattern grows with the square of the clip length.
+    """
     size = whole_batch_size(batch_size)
     for first in range(0, len(prompts), size):
         rows = slice(first, first + size)
@@ -45,7 +48,7 @@ def caches(
             lost = cache[site, layer].isnan().flatten(1).any(1)
             if bool(lost.any()):
                 raise ActivationOverflow(
-                    f"{site} has NaN in block {layer}, row {first + int(lost.nonzero()[0])}: the model's weights "
-                    "are at fault, or its dtype is too narrow."
+                    f"{site} contains NaN in block {layer}, row {first + int(lost.nonzero()[0])}: either the model's "
+                    "weights are invalid, or its dtype is too narrow. Load it in a wider dtype."
                 )
         yield first, cache

@@ -1,4 +1,4 @@
-"""Attention to the text: how much weight each step puts on each token of the prompt, by layer and head."""
+"""Measure how much attention each step pays to each token of the prompt, by layer and head."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from torch import Tensor
 from analysis.attention.weights import caches, checked
 from analysis.figures.canvas import drawable
 from analysis.statistics import Means, means
-from audiolens.checks import checked_text, listed
+from audiolens.checks import checked_text, listed, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
+from audiolens.groups import takes
 from audiolens.lens import AudioLens
 from audiolens.model.tokens import named_once
+from audiolens.tracing.recording import Reading
 
 
 @guarded
@@ -34,8 +36,8 @@ class TextAttention:
         prompts: the prompts of the rows.
         frame_rate: steps per second.
 
-    It does not show which word matters: a head may attend to an uninformative token (often the last) without using it.
-    For that, see `attribution.attribute` with `sites="cross_attn.v"`.
+    The weights do not show which word matters, because a head may attend to an uninformative token (often the last)
+    without using it. To find which words matter, use `attribution.attribute` with `sites="cross_attn.v"`.
     """
 
     weights: Float[np.ndarray, "layer head row step token"]
@@ -46,7 +48,9 @@ class TextAttention:
     frame_rate: float
 
     def word(self, word: str | Sequence[str]) -> Float[np.ndarray, "layer head row step"]:
-        """Return the weight on a word (or on any of several), summed over its occurrences; NaN in rows without it.
+        """Return the attention weight on a word, or the total weight on several words.
+
+        Weights are summed over all occurrences. They are NaN in rows that contain none.
 
         Raises:
             InputError: if no row contains it.
@@ -58,10 +62,10 @@ class TextAttention:
         if not any(map(any, here)):
             known = {_plain(token) for tokens in self.tokens for token in tokens}
             asked = sorted(wanted)[0]
-            raise InputError(f"no prompt contains the token {asked!r}.{nearest(asked, known)}")
+            raise InputError(f"no prompt contains the token {shown(asked)}.{nearest(asked, known)}")
         mask = np.zeros((len(here), self.weights.shape[-1]), dtype=bool)
-        for row, places in enumerate(here):
-            mask[row, : len(places)] = places
+        for row, positions in enumerate(here):
+            mask[row, : len(positions)] = positions
         found = np.where(mask[:, None], self.weights, 0.0).sum(-1)
         found[:, :, ~mask.any(1)] = np.nan
         return found
@@ -69,7 +73,7 @@ class TextAttention:
     def listens(self, word: str | Sequence[str]) -> Means:
         """Return the mean weight on a word relative to uniform attention, "layer head", with intervals over prompts.
 
-        1 means no preference for the word.
+        A value of 1 means that the head has no preference for the word.
         """
         uniform = np.array([len(tokens) for tokens in self.tokens], dtype=float)
         ratio = self.word(word).mean(-1) * uniform
@@ -143,8 +147,8 @@ class TextAttention:
         layer, head = np.unravel_index(far.argmax(), far.shape)
         weights = self.weights[layer, head].mean(axis=1)
         tops = [_plain(tokens[int(np.nanargmax(w))]) for tokens, w in zip(self.tokens, weights, strict=True)]
-        few = "; too few prompts to test: one has no interval" if len(set(self.prompts)) < 2 else ""
-        top = max(tops, key=tops.count)  # a tie goes to the first row's word
+        few = "; too few prompts to test: an interval needs at least two" if len(set(self.prompts)) < 2 else ""
+        top = max(tops, key=tops.count)  # in a tie, the word of the earliest row is chosen
         return (
             f"TextAttention({len(self.prompts)} rows; most selective: block {self.layers[layer]} head "
             f"{self.heads[head]}, {far[layer, head]:.2f} nats from uniform, most often on {top!r}{few})"
@@ -153,6 +157,7 @@ class TextAttention:
 
 @guarded
 @named_once
+@takes("reading", Reading)
 def to_text(
     lens: AudioLens,
     prompts: str | Sequence[str | None],
@@ -161,10 +166,12 @@ def to_text(
     layers: int | Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     batch_size: int = 8,
+    reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> TextAttention:
-    """Return the attention weights from every step to every token of its prompt, per layer and head, without the tail.
+    """Return the attention weights from every step to every token of its prompt, per layer and head.
 
-    If the text is a prefix (MusicGen Melody), these are self-attention weights on the text's positions in the prefix.
+    The tail is left out. If the text is a prefix (MusicGen Melody), these are self-attention weights on the text's
+    positions in the prefix. `reading` is a `Reading` instead of `layers` and `heads`.
 
     Raises:
         PromptError, InputError: for prompts or codes that do not fit the model or each other, a prompt of `None`, or a
@@ -173,20 +180,20 @@ def to_text(
     """
     codes, listed, blocks, chosen = checked(lens, prompts, codes, layers, heads)
     if any(prompt is None for prompt in listed):
-        raise InputError("a prompt is None: without text there is nothing to attend to. Leave that row out.")
+        raise InputError("a prompt is None, so there is no text to attend to: leave that row out.")
     prefixed = lens.config.has_prefix
     tokens = tuple(tuple(words) for words in lens.text_tokens(list(listed)))
     shape = (len(blocks), len(chosen), len(listed), codes.shape[-1], max(map(len, tokens)))
     weights = np.full(shape, np.nan)
     site = "attn.pattern" if prefixed else "cross_attn.pattern"
     for first, cache in caches(lens, listed, codes, site, blocks, chosen, batch_size):
-        for place, layer in enumerate(blocks):
+        for index, layer in enumerate(blocks):
             pattern = cache[site, layer].float().cpu().numpy()[:, :, : codes.shape[-1]]
             longest = max(cache.prefixes) if prefixed else 0
             for row in range(len(pattern)):
                 n = len(tokens[first + row])
                 start = longest - n if prefixed else 0
-                weights[place, :, first + row, :, :n] = pattern[row, :, :, start : start + n]
+                weights[index, :, first + row, :, :n] = pattern[row, :, :, start : start + n]
     return TextAttention(weights, tokens, tuple(blocks), tuple(chosen), listed, lens.config.frame_rate)
 
 

@@ -24,7 +24,7 @@ from audiolens.lens import AudioLens
 class CheckedCell:
     """Steps (or tokens) `start` to `stop` of one head (`None`: all heads) at one site."""
 
-    place: GridSite
+    site: GridSite
     start: int
     stop: int
     head: int | None = None
@@ -41,8 +41,9 @@ class Agreement:
         intervals: bootstrap intervals of `rho`, over cells.
         n_pairs: number of prompt pairs the cells were patched on.
 
-    Cells are sampled uniformly, so most effects may be near 0, where ranks are noise: with few strong cells, the
-    correlation can be low even if those are right. Ranks do not show scale; for that, compare the two columns.
+    Cells are sampled uniformly, so most effects may be near 0, where ranks are noise. If there are few strong cells,
+    the correlation can therefore be low even though those cells are right. Ranks do not show scale; to check the scale,
+    compare the two columns.
     """
 
     cells: pd.DataFrame
@@ -82,12 +83,12 @@ def patched(
 ) -> Float[np.ndarray, "cell row codebook"]:
     """Return the metric with each cell patched in turn, one run per cell.
 
-    `own` holds the activations of the run that is patched, and `other` the replacements, both by full site name.
+    `own` contains the activations of the patched run, and `other` the replacements, both by full site name.
     """
     found = []
     for cell in cells:
-        name = cell.place.name
-        mask = cell.place.cell(own[name], cell.start, cell.stop, cell.head)
+        name = cell.site.name
+        mask = cell.site.cell(own[name], cell.start, cell.stop, cell.head)
         mixed = torch.where(mask, other[name], own[name])
         logits = lens.run_with_interventions(list(prompts), codes, Replace(mixed, site=name, branch="cond"))
         found.append(scored(metric, logits, codes.to(logits.device)).double().cpu().numpy())

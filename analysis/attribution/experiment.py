@@ -1,10 +1,10 @@
-"""Attribution patching: attribute the difference between two prompts to sites, heads and steps in a few passes.
+"""Attribute the difference between two prompts to sites, heads and steps in a few passes (attribution patching).
 
-Activation patching runs the model once per cell: it replaces one activation with that of the other run and computes the
-metric. Attribution patching (Nanda 2023, "Attribution patching: activation patching at industrial scale"; Syed et al.
-2023) replaces all these runs with one gradient: to first order, the metric changes by gradient x (other - own)
-activation. `method="integrated"` averages the gradient along the straight line between the two prompts' text states
-(integrated gradients, Sundararajan et al. 2017, applied inside the model as in Hanna et al. 2024). Both are
+Activation patching runs the model once per cell. Each run replaces one activation with that of the other prompt's run,
+and computes the metric. Attribution patching (Nanda 2023, "Attribution patching: activation patching at industrial
+scale"; Syed et al. 2023) replaces all these runs with one gradient: to first order, the metric changes by gradient x
+(other - own) activation. `method="integrated"` averages the gradient along the straight line between the two prompts'
+text states (integrated gradients, Sundararajan et al. 2017, applied inside the model as in Hanna et al. 2024). Both are
 approximations. Their agreement with exact patching is measured on a sample of cells and reported with every result.
 
 `direct` (in `logits.py`) measures what each component writes directly to the logits, bypassing later blocks.
@@ -25,17 +25,20 @@ from analysis.attribution.pairing import Pairing, Part, Towards
 from analysis.attribution.result import AttributionResult, Method, Scores
 from analysis.likelihood import Window
 from analysis.site_grid import GridSite
-from audiolens.checks import MOST_SEED, checked_count, checked_flags
+from audiolens.checks import MOST_SEED, checked_count, checked_flags, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
+from audiolens.groups import takes
 from audiolens.lens import AudioLens
 from audiolens.model.sites import names_once
 from audiolens.model.timeline import Span
 from audiolens.model.tokens import named_once
+from audiolens.tracing.recording import Reading
 
 
 @guarded
 @named_once
+@takes("reading", Reading, seconds=None)
 def attribute(
     lens: AudioLens,
     clean: str | Sequence[str | None],
@@ -56,6 +59,7 @@ def attribute(
     batch_size: int = 16,
     seed: int = 0,
     progress: bool = False,
+    reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> AttributionResult:
     """Attribute the difference between clean and corrupted prompts to sites, layers, heads and steps (or tokens).
 
@@ -63,22 +67,24 @@ def attribute(
         clean, corrupted: prompts, paired by row. The two prompts of a pair need the same number of tokens for sites on
             the text side, for "integrated", and for families whose text is a prefix.
         codes: codes for both runs, usually those generated from the clean prompts.
-        sites: short or full names; by default the residual stream, the outputs of attention, cross-attention and MLP,
-            and heads.
-        seconds: the window whose codes are scored; the first second by default. Nothing after it is run.
+        sites: short or full names. By default these are the residual stream, the outputs of attention, cross-attention
+            and MLP, and the heads.
+        seconds: the window whose codes are scored; the first second by default. Later steps are not run.
         metric: another function of (logits "row codebook step vocab", codes) -> "row codebook" or "row".
         method: "gradient" (one pass), or "integrated" over `steps` points between the prompts' text states.
-        steps: points of the path, for "integrated".
+        steps: number of points on the path, for "integrated".
         towards: which run is patched; see `AttributionResult`.
         per_codebook: keep codebooks separate, at the cost of a backward pass each.
-        check: cells per site that are also patched exactly (one run each), sampled uniformly; 0 disables the check.
+        check: number of cells per site that are also patched exactly, in one run each. They are sampled uniformly, and
+            0 disables the check.
         check_pairs: number of prompt pairs in the check.
-        cells: number of time windows the steps are divided into for the check.
-        batch_size: pairs per pass.
+        cells: number of time windows into which the steps are divided for the check.
+        batch_size: number of pairs per pass.
         seed: seed for sampling the cells.
+        reading: a `Reading` instead of `sites` and `layers`.
 
     Raises:
-        SiteError: for a site the family does not have.
+        SiteError: if the model family does not have a site.
         InputError: if prompts and codes do not pair up, tokens do not align, or the metric does not differ between the
             prompts.
     """
@@ -86,14 +92,14 @@ def attribute(
     sites = None if sites is None else names_once("sites", sites)
     for name, value, known in (("method", method, get_args(Method)), ("towards", towards, get_args(Towards))):
         if value not in known:
-            raise InputError(f"{name}={value!r}: expected {' or '.join(map(repr, known))}.")
+            raise InputError(f"{name}={shown(value)}: expected {' or '.join(map(repr, known))}.")
     steps, check_pairs, cells = (
         checked_count(name, value) for name, value in (("steps", steps), ("check_pairs", check_pairs), ("cells", cells))
     )
     check = checked_count("check", check, 0)
     seed = checked_count("seed", seed, 0, MOST_SEED)
     if metric is not None and not callable(metric):
-        raise InputTypeError(f"metric={metric!r}: expected a function of (logits, codes), or None.")
+        raise InputTypeError(f"metric={shown(metric)}: expected a function of (logits, codes), or None.")
     along = method == "integrated"
     todo = Pairing.checked(
         lens,
@@ -115,9 +121,9 @@ def attribute(
     if np.abs(other - own).max() <= 1e-6 * max(1.0, float(np.abs(own).max())):
         raise InputError(
             "clean and corrupted prompts give the same metric, so there is no difference to attribute: give prompts "
-            "that differ more, or another window (seconds=)."
+            "that differ more, or score another window (seconds=)."
         )
-    found = {short: _stacked(parts, places, order) for short, places in todo.groups.items()}
+    found = {short: _stacked(parts, group, order) for short, group in todo.groups.items()}
     agreement = None
     if check:
         values = {short: scores.values for short, scores in found.items()}
@@ -139,18 +145,21 @@ def attribute(
 
 
 def default_sites(lens: AudioLens, text: bool = False) -> list[str]:
-    """Return the residual stream, what is added to it, heads and (with `text`) text states, if the family has them."""
+    """Return the default sites that the model family has.
+
+    These are the residual stream, the outputs added to it, the heads and, with `text`, the text states.
+    """
     wanted = ["resid_post", "attn_out", "cross_attn_out", "mlp_out", "attn.z", "cross_attn.z"]
     if lens.config.has_prefix:
         return [site for site in wanted if "cross" not in site]
     return [*wanted, "text_states"] if text else wanted
 
 
-def _stacked(parts: Sequence[Part], places: Sequence[GridSite], order: np.ndarray) -> Scores:
+def _stacked(parts: Sequence[Part], group: Sequence[GridSite], order: np.ndarray) -> Scores:
     """Stack the layers of one site over all batches, zero-padding shorter texts."""
-    stacked = [np.stack([part.cells[place.name] for place in places]) for part in parts]
+    stacked = [np.stack([part.cells[site.name] for site in group]) for part in parts]
     longest = max(grid.shape[3] for grid in stacked)
     padded = [np.pad(grid, [(0, 0)] * 3 + [(0, longest - grid.shape[3]), (0, 0)]) for grid in stacked]
     values = np.moveaxis(np.concatenate(padded, axis=2)[:, :, order], 1, 2)
-    layers = tuple(-1 if place.layer is None else place.layer for place in places)
-    return Scores(values, layers, places[0].place, places[0].heads)
+    layers = tuple(-1 if site.layer is None else site.layer for site in group)
+    return Scores(values, layers, group[0].cell_unit, group[0].heads)

@@ -22,7 +22,7 @@ SHOWN = 36
 
 
 def paper(result: AttributionResult) -> Figure:
-    """Plot one panel per site: layer by time, by head, or by token."""
+    """Plot one panel per site, of layer by time, head or token."""
     sites = list(result.sites)
     columns = min(3, len(sites))
     rows = -(-len(sites) // columns)
@@ -77,7 +77,7 @@ def screen(result: AttributionResult) -> go.Figure:
 
 
 def cells(result: AttributionResult, site: str) -> tuple[np.ndarray, list[Any], str]:
-    """Return what to plot for a site: values "layer column", the column positions, and the axis label."""
+    """Return the values "layer column" to plot for a site, the column positions, and the axis label."""
     scores = result.sites[site]
     if scores.heads and scores.place == "step":
         values = result.of(site, ("layer", "head"))
@@ -98,9 +98,9 @@ def caption(result: AttributionResult) -> str:
     first, end = (0.0, 0.0) if result.window is None else result.window.seconds
     metric = "metric" if result.window is None else f"log-likelihood of the codes at {first:g}-{end:g} s"
     return (
-        f"Change in the {metric} if one cell of the {runs[0]} run had the {runs[1]} run's activation ({how}), mean "
-        f"over {len(result.clean)} pairs; full gap {gap.value:+.3g} nats [{gap.low:+.3g}, {gap.high:+.3g}]. rho: rank "
-        "correlation with exact patching of randomly sampled cells."
+        f"Estimated change in the {metric} if one cell of the {runs[0]} run took the {runs[1]} run's activation "
+        f"({how}), mean over {len(result.clean)} pairs. The full gap is {gap.value:+.3g} nats [{gap.low:+.3g}, "
+        f"{gap.high:+.3g}]. rho is the rank correlation with exact patching of randomly sampled cells."
     )
 
 
@@ -138,9 +138,9 @@ def direct_caption(result: DirectResult) -> str:
     first, end = result.window.seconds
     shown = min(SHOWN, len(result.labels))
     return (
-        f"What each component writes directly to the logits, along {along}; mean over {len(result.prompts)} rows and "
-        f"the frames at {first:g}-{end:g} s. All {len(result.labels)} components add up to {result.totals.mean():+.3g} "
-        f"logits; the paper figure shows the {shown} largest."
+        f"What each component writes directly to the logits, along {along} (mean over {len(result.prompts)} rows and "
+        f"the frames at {first:g}-{end:g} s). All {len(result.labels)} components add up to "
+        f"{result.totals.mean():+.3g} logits; the paper figure shows the {shown} largest."
     )
 
 

@@ -26,7 +26,7 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 class Pass:
     """The results of one pass: activations by full site name, the metric's gradients there, and the metric itself.
 
-    Gradients are "codebook row ..."; the codebook axis has length 1 for the gradient of the sum over codebooks.
+    Gradients have the axes "codebook row ...". The codebook axis has length 1 if the metric was summed over codebooks.
     """
 
     values: Mapping[str, Tensor]
@@ -48,11 +48,12 @@ def backward(
 
     Args:
         sites: full names, in the model's order.
-        metric: summed over codebooks, unless `per_codebook`, which costs one backward pass per codebook.
-        text_states: states for the decoder to attend to, instead of those of the prompts.
+        metric: a function that is summed over codebooks. With `per_codebook` it is not summed, at the cost of one
+            backward pass per codebook.
+        text_states: states that the decoder attends to instead of those of the prompts.
     """
     if torch.is_inference_mode_enabled():
-        raise InputError("torch.inference_mode() is active, but gradients are needed: leave it first.")
+        raise InputError("torch.inference_mode() is active, but attribution needs gradients: leave this mode first.")
     names = list(sites)
     extra = [] if text_states is None or "hook_text_states" in names else ["hook_text_states"]
     with torch.enable_grad(), lens.trace(list(prompts), codes=codes) as tracer:
@@ -80,7 +81,7 @@ def backward(
 
 
 def scored(metric: Metric, logits: Tensor, codes: Tensor) -> Float[Tensor, "row codebook"]:
-    """Return the metric as "row codebook"; the codebook axis has length 1 if it gives one number per row.
+    """Return the metric as "row codebook". The codebook axis has length 1 if the metric gives one number per row.
 
     Raises:
         InputError: if the metric returns anything else, or NaN.

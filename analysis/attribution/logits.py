@@ -1,7 +1,7 @@
-"""Direct logit attribution: what each component writes directly to the logits, bypassing later blocks.
+"""Direct logit attribution, which measures what each component writes directly to the logits, bypassing later blocks.
 
-With the scale of the final norm held fixed, the logits are linear in the residual stream: they are the sum over
-components of each one's output, read through the norm and a codebook's LM head. The contributions then add up exactly.
+With the scale of the final norm held fixed, the logits are linear in the residual stream. They are the sum of all
+components' outputs, each read through the norm and a codebook's LM head. The contributions then add up exactly.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class DirectResult:
 
     Attributes:
         values: contributions in logits; components add up to `totals`.
-        labels: labels as in TransformerLens ("3_cross_attn_out"; heads are "3_cross_attn_h2"; "norm_bias" is the bias
-            of the final norm).
+        labels: labels as in TransformerLens, such as "3_cross_attn_out" and, for heads, "3_cross_attn_h2". "norm_bias"
+            is the bias of the final norm.
         totals: the value for the whole residual stream.
         along: "codes" (the logit of the given codes minus the mean over the vocabulary), "difference" (clean minus
             corrupted, projected onto the unit difference of the two runs' logits), or "direction" (projected onto the
@@ -51,8 +51,8 @@ class DirectResult:
         prompts: the (clean) prompts of the rows.
         window: the frames averaged over.
 
-    It does not show indirect effects: a component that writes nothing to these logits may still determine them through
-    later blocks. The scale of the norm is that of the whole stream, so a large component may shrink the others.
+    The values do not include indirect effects. A component that writes nothing to these logits may still determine them
+    through later blocks. The scale of the norm is that of the whole stream, so a large component may shrink the others.
     """
 
     values: Float[np.ndarray, "component row codebook"]
@@ -124,14 +124,14 @@ def direct(
 ) -> DirectResult:
     """Return what every component writes to each codebook's logits, projected in one of three ways.
 
-    By default, this is the logit of the given codes minus the mean over the vocabulary.
+    By default, they are projected onto the logit of the given codes minus the mean over the vocabulary.
 
     Args:
         prompts: one per row of codes.
-        corrupted: other prompts, paired by row: components are differenced (clean minus corrupted) and projected onto
-            the unit difference of the logits of both runs. The total is then the norm of that difference.
-        direction: a vector "d_model" in the stream before the final norm (for `Directions`, that of the last layer):
-            components are projected onto the unit vector of logits that it writes.
+        corrupted: other prompts, paired by row. Each component's difference (clean minus corrupted) is projected onto
+            the unit difference between the two runs' logits. The total is then the norm of that difference.
+        direction: a vector "d_model" in the stream before the final norm (for `Directions`, that of the last layer).
+            Components are projected onto the unit vector of logits that it writes.
         seconds: the window that is averaged over; the first second by default.
         heads: split attention and cross-attention by head.
 
@@ -181,7 +181,7 @@ def direct(
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """One run of some rows: its components, its logits in the window, and the scale of the final norm."""
+    """The components of one run of some rows, its logits in the window, and the scale of the final norm."""
 
     lens: AudioLens
     window: Window
@@ -246,7 +246,7 @@ def _components(cache: ActivationCache, heads: bool) -> tuple[list[str], Float[T
 
 
 def layer_of(label: str) -> int:
-    """Return the block of a component; -1 for the embeddings and the bias of the final norm."""
+    """Return the block of a component, or -1 for the embeddings and the bias of the final norm."""
     layer, _, part = label.partition("_")
     return int(layer) if layer.isdigit() and part != "pre" else -1
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from analysis.attribution.agreement import Agreement, CheckedCell, patched
 from analysis.attribution.gradients import Metric, Pass, backward, scored
 from analysis.likelihood import Window, checked_rows, refuse_unequal
-from analysis.site_grid import GridSite, places_of, spans
+from analysis.site_grid import GridSite, grid_sites, spans
 from audiolens.errors import InputError
 from audiolens.lens import AudioLens
 from audiolens.model.text import checked_prompts, lengths, token_limit
@@ -77,16 +77,16 @@ class Pairing:
         prompts = [checked_rows(lens, side, codes)[0] for side in sides]
         if prompts[0] == prompts[1]:
             raise InputError("clean and corrupted prompts are the same: there is no difference to attribute.")
-        groups = places_of(lens, sites, layers)
+        groups = grid_sites(lens, sites, layers)
         if "logits" in groups:
-            raise InputError("hook_logits is what the metric is computed from: name an earlier site.")
+            raise InputError("the metric is computed from hook_logits, so name an earlier site.")
         prefixed = lens.config.has_prefix
         if along_text and prefixed:
             raise InputError(
                 f"method='integrated' interpolates between the text states of two prompts, but in {lens.config.family} "
                 "the text is a prefix without such a site: use method='gradient'."
             )
-        on_text = [short for short, places in groups.items() if places[0].on_text]
+        on_text = [short for short, group in groups.items() if group[0].on_text]
         reason = None
         if prefixed:
             reason = f"in {lens.config.family} the length of the text shifts every step"
@@ -113,13 +113,13 @@ class Pairing:
         return self.clean if self.towards == "denoising" else self.corrupted
 
     @property
-    def places(self) -> dict[str, GridSite]:
+    def sites(self) -> dict[str, GridSite]:
         """The sites by full name, in the model's order."""
-        mine = {place.name: place for places in self.groups.values() for place in places}
+        mine = {site.name: site for group in self.groups.values() for site in group}
         return {name: mine[name] for name in self.lens.sites() if name in mine}
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
-        """Yield the rows of each pass; if the text has no mask, its length is the same for all rows of a pass."""
+        """Yield the rows of each pass. If the text has no mask, all rows of a pass have texts of the same length."""
         whole_batch_size(size)
         prefixed = self.lens.config.has_prefix
         kinds = np.asarray(self.sizes if prefixed else [0] * len(self.sizes))
@@ -130,14 +130,14 @@ class Pairing:
     def part(self, rows: np.ndarray, steps: int, per_codebook: bool) -> Part:
         """Return the attributions of some pairs, from one gradient, or from `steps` gradients between the texts."""
         own, other, codes = self._rows(rows)
-        names = list(self.places)
+        names = list(self.sites)
         logits, theirs = self.lens.run_with_cache(other, codes, sites=names)
         base = backward(self.lens, own, codes, names, self.metric, per_codebook=per_codebook)
         gradients = self._along(base, own, other, codes, steps, per_codebook) if steps else base.gradients
         cells = {}
-        for name, place in self.places.items():
+        for name, site in self.sites.items():
             difference = theirs[name].to(base.values[name]).float() - base.values[name].float()
-            cells[name] = place.summed(gradients[name].float() * difference).double().cpu().numpy()
+            cells[name] = site.summed(gradients[name].float() * difference).double().cpu().numpy()
         scores = scored(self.metric, logits, codes.to(logits.device))
         return Part(rows, base.scores.double().cpu().numpy(), scores.double().cpu().numpy(), cells)
 
@@ -148,19 +148,20 @@ class Pairing:
         rng = np.random.default_rng(seed)
         rows = np.sort(rng.permutation(len(self.own))[:pairs])
         own, other, codes = self._rows(rows)
-        logits, mine = self.lens.run_with_cache(own, codes, sites=list(self.places))
-        theirs = self.lens.run_with_cache(other, codes, sites=list(self.places))[1]
+        logits, mine = self.lens.run_with_cache(own, codes, sites=list(self.sites))
+        theirs = self.lens.run_with_cache(other, codes, sites=list(self.sites))[1]
         base = scored(self.metric, logits, codes.to(logits.device)).double().cpu().numpy()
         table = []
-        for short, places in self.groups.items():
+        for short, group in self.groups.items():
             values = attributed[short][:, rows]
-            there = min(self.sizes[row] for row in rows) if places[0].place == "token" else values.shape[3]
-            cuts = [(token, token + 1) for token in range(there)] if places[0].place == "token" else spans(there, cells)
+            tokens = group[0].cell_unit == "token"
+            there = min(self.sizes[row] for row in rows) if tokens else values.shape[3]
+            cuts = [(token, token + 1) for token in range(there)] if tokens else spans(there, cells)
             heads = range(values.shape[4])
-            every = [(layer, cut, head) for layer in range(len(places)) for cut in cuts for head in heads]
-            drawn = [every[place] for place in np.sort(rng.permutation(len(every))[:check])]
+            every = [(layer, cut, head) for layer in range(len(group)) for cut in cuts for head in heads]
+            drawn = [every[number] for number in np.sort(rng.permutation(len(every))[:check])]
             todo = [
-                CheckedCell(places[at], cut[0], cut[1], head if places[at].heads else None) for at, cut, head in drawn
+                CheckedCell(group[at], cut[0], cut[1], head if group[at].heads else None) for at, cut, head in drawn
             ]
             exact = patched(self.lens, own, codes, mine.tensors, theirs.tensors, todo, self.metric) - base
             for (at, cut, head), cell, effect in zip(drawn, todo, exact, strict=True):
@@ -168,7 +169,7 @@ class Pairing:
                 table.append(
                     {
                         "site": short,
-                        "layer": -1 if cell.place.layer is None else cell.place.layer,
+                        "layer": -1 if cell.site.layer is None else cell.site.layer,
                         "start": cell.start,
                         "stop": cell.stop,
                         "head": -1 if cell.head is None else cell.head,

@@ -1,4 +1,4 @@
-"""The result of attribution patching: the first-order effect of each cell on the metric, for pairs of prompts."""
+"""The result of attribution patching, which is each cell's first-order effect on the metric for pairs of prompts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from analysis.attribution.agreement import Agreement
 from analysis.attribution.pairing import Towards
 from analysis.figures.canvas import drawable
 from analysis.likelihood import Window
+from analysis.resampling import Resampling
 from analysis.statistics import LEVEL, N_PERMUTATIONS, Means, means
+from audiolens.checks import shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
+from audiolens.groups import takes
 
 Method = Literal["gradient", "integrated"]
 By = Literal["layer", "codebook", "place", "head"]
@@ -57,13 +60,13 @@ class AttributionResult:
         frame_rate: steps per second.
         method, steps: "gradient", or "integrated" over this many points of the path.
         towards: "denoising" patches clean activations into the corrupted run (positive: the cell restores the clean
-            behaviour); "noising" patches corrupted activations into the clean run (negative: the cell was needed).
+            behaviour). "noising" patches corrupted activations into the clean run (negative: the cell was needed).
         agreement: agreement with exact patching on a sample of cells; `None` with `check=0`.
 
-    It does not show which activations the model *uses*: a gradient is local to one run and misses saturation.
-    Interactions between two cells appear in neither cell's score. Cells on one path (resid_post of successive blocks)
-    carry the same effect, so they do not add up over layers. Both runs read the same codes, which already determine
-    most of the continuation: check `gap` before interpreting a share of it.
+    The scores do not show which activations the model *uses*, because a gradient is local to one run and misses
+    saturation. Interactions between two cells do not appear in either cell's score. Cells on one path (resid_post of
+    successive blocks) share the same effect, so their scores do not add up over layers. Both runs read the same codes,
+    which already determine most of the continuation. Check `gap` before interpreting a share of it.
     """
 
     sites: Mapping[str, Scores]
@@ -97,18 +100,32 @@ class AttributionResult:
         gap = self.gap
         if not (gap.low > 0 or gap.high < 0):
             raise InputError(
-                f"the gap between clean and corrupted is {gap.value:+.3g} nats [{gap.low:+.3g}, {gap.high:+.3g}]: its "
-                "interval covers 0, so shares of it mean nothing. Read the raw nats (.of), or give more pairs."
+                f"the gap between clean and corrupted is {gap.value:+.3g} nats [{gap.low:+.3g}, {gap.high:+.3g}]. Its "
+                "interval covers 0, so shares of it are meaningless. Use the values in nats (.of), or give more pairs."
             )
         return self.of(site, by) / float(gap.value)
 
-    def over(self, site: str, by: By | Sequence[By] = "layer", n_permutations: int = 0) -> Means:
-        """Return mean attributions with intervals over clean prompts, and permutation p-values over all cells."""
-        return means(np.moveaxis(self._along(site, by), -1, 0), self.clean, n_permutations=n_permutations)
+    @takes("resampling", Resampling, keeps=["n_bootstrap", "confidence", "seed"])
+    def over(
+        self,
+        site: str,
+        by: By | Sequence[By] = "layer",
+        n_permutations: int = 0,
+        *,
+        resampling: Resampling | None = None,
+    ) -> Means:
+        """Return mean attributions with intervals over clean prompts, and permutation p-values over all cells.
+
+        `resampling` is a `Resampling` instead of `n_permutations`, as for `analysis.statistics.means`.
+        """
+        how = resampling or Resampling(n_permutations=n_permutations)
+        return means(np.moveaxis(self._along(site, by), -1, 0), self.clean, resampling=how)
 
     @property
     def completeness(self) -> float:
-        """For "integrated", the sum over the text states as a share of the gap; near 1 if there were enough steps.
+        """For "integrated", the summed attribution of the text states as a share of the gap.
+
+        It is near 1 if there were enough steps.
 
         Raises:
             InputError: if the text states were not attributed by that method.
@@ -143,14 +160,14 @@ class AttributionResult:
         return pd.concat(frames, ignore_index=True)
 
     def by_layer(self, site: str) -> pd.DataFrame:
-        """Return one row per layer: `layer`, `effect`, `low`, `high`, summed over steps, heads and codebooks."""
+        """Return one row per layer (`layer`, `effect`, `low`, `high`), summed over steps, heads and codebooks."""
         found = self.over(site, "layer")
         table = {"layer": self._scores(site).layers, "effect": found.value, "low": found.low, "high": found.high}
         return pd.DataFrame(table)
 
     @drawable
     def plot(self) -> Any:
-        """Plot one panel per site: layer x time, layer x head or layer x token (matplotlib figure)."""
+        """Plot one panel per site, of layer by time, head or token (matplotlib figure)."""
         from analysis.attribution import figures
 
         return figures.paper(self)
@@ -182,7 +199,7 @@ class AttributionResult:
         """Return attributions along some axes, summed over the others, with pairs last."""
         kept = [by] if isinstance(by, str) else list(by)
         if not kept or any(axis not in _AXES for axis in kept) or len(set(kept)) < len(kept):
-            raise InputError(f"by={by!r}: expected one or several of {', '.join(_AXES)}.")
+            raise InputError(f"by={shown(by)}: expected one or several of {', '.join(_AXES)}.")
         values = np.moveaxis(self._scores(site).values, 1, -1)
         order = [axis for axis in _AXES if axis in kept]
         summed = values.sum(axis=tuple(place for place, axis in enumerate(_AXES) if axis not in kept))
@@ -190,7 +207,9 @@ class AttributionResult:
 
     def _scores(self, site: str) -> Scores:
         if site not in self.sites:
-            raise InputError(f"{site!r} was not attributed.{nearest(site, self.sites)} There are: {[*self.sites]}.")
+            raise InputError(
+                f"{shown(site)} was not attributed.{nearest(site, self.sites)} There are: {[*self.sites]}."
+            )
         return self.sites[site]
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Code shared by the commands: common options, opening the model, and printing as text or JSON."""
+"""Shared code of the commands, for common options, opening the model, and printing text or JSON."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def open_lens(model: str) -> AudioLens:
 
 
 def prompt_set(concept: str, lens: AudioLens) -> PromptSet:
-    """Return a bundled concept's prompts, in words that the model knows, or the prompts in a file after `completed`."""
+    """Return the prompts of a bundled concept, in words that the model knows, or of a file (see `completed`)."""
     from audiolens import prompts
 
     return completed(own_prompts(concept), lens) if is_prompt_file(concept) else prompts.load(concept, lens=lens)
@@ -66,12 +66,12 @@ def words_unread(sets: PromptSet, lens: AudioLens) -> str | None:
 
     high, low = (sets.words(pole)[0] for pole in sets.poles)
     if text.read_alike(high, low, lens.tokenizer):
-        return f"audiolens: {sets.concept!r}: the model reads {high!r} and {low!r} alike because it knows neither"
+        return f"audiolens: {sets.concept!r}: the model does not know {high!r} or {low!r}, so it reads them alike"
     return None
 
 
 def is_prompt_file(name: str) -> bool:
-    """Whether this names a prompt file instead of a bundled concept, judging by its suffix."""
+    """Return whether this names a prompt file instead of a bundled concept, judging by its suffix."""
     return Path(name).suffix.lower() in (".csv", ".json", ".toml")
 
 
@@ -81,7 +81,7 @@ def command_line() -> str:
 
 
 def say(text: str = "", *, err: bool = False) -> None:
-    """Print a line with control characters escaped: names and labels may come from untrusted files."""
+    """Print a line with control characters escaped, because names and labels may come from untrusted files."""
     typer.echo(printable(text), err=err)
 
 
@@ -129,7 +129,7 @@ def write_result(found: Any, folder: Path, name: str) -> None:
     live.write(found.figure(), folder / f"{name}.html", name)
 
 
-def shown(found: Any, as_json: bool, columns: Sequence[str], **only: Any) -> None:
+def print_result(found: Any, as_json: bool, columns: Sequence[str], **only: Any) -> None:
     """Print a result's finding and table, in full as JSON, or as text with only these columns and the matching rows."""
     if as_json:
         say(to_json(as_facts(found)))

@@ -40,7 +40,7 @@ def generate(
     model: Model = "etude",
     as_json: Json = False,
 ) -> None:
-    """Generate clips, steered or not. The same prompt and seed always give the same clip.
+    """Generate clips, with or without steering. The same prompt, seed and settings always give the same clip.
 
     Examples:
 
@@ -60,7 +60,7 @@ def generate(
     where = {"--layer": layer, "--strategy": strategy, "--band": band, "--branch": branch}
     for option, value in {**where, "--orthogonal": orthogonal or None}.items():
         if value is not None and not todo:
-            raise InputError(f"{option} needs a direction to apply to: give one with --steer.")
+            raise InputError(f"{option} applies to a direction, and none was given: give one with --steer.")
     folder.check(out, overwrite=None)
     lens = open_lens(model)
     steps, cautions = steering.placed(

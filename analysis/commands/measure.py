@@ -17,14 +17,14 @@ def measure(
         str | None, typer.Option(help="Only these, such as tempo,brightness; tempo_beat_this needs audiolens[beats].")
     ] = None,
     seconds: Annotated[
-        str | None, typer.Option(metavar="FROM:TO", help="Only this span of each file; required beyond ten minutes.")
+        str | None, typer.Option(metavar="FROM:TO", help="Measure only this span; required beyond ten minutes.")
     ] = None,
     jobs: Annotated[int, typer.Option(help="Processes; -1 means one per core. The results do not depend on it.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Measure sound files: tempo, onsets, brightness, loudness, register, key, mode.
+    """Measure the tempo, onsets, brightness, loudness, register, key and mode of sound files.
 
-    A cell is empty (null in JSON) if the measure is undefined, such as the tempo of silence or the pitch of noise.
+    A cell is empty (null in JSON) if the measure is undefined, as for the tempo of silence or the pitch of noise.
     Files that cannot be measured are listed with the reason below the table, and the exit code is then 2.
 
     Example:

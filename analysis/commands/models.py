@@ -6,7 +6,10 @@ from analysis.commands.common import Json, print_table, say, to_json
 
 
 def models(as_json: Json = False) -> None:
-    """List the known models; those on this disk work offline. Other hub names and folders of this family work too."""
+    """List the known models. Those on this disk work offline.
+
+    Other hub names and folders of the same model families work too.
+    """
     from audiolens.model.loading import BUNDLED, HUB
 
     rows = [

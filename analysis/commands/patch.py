@@ -13,9 +13,9 @@ from analysis.commands.common import (
     as_facts,
     is_prompt_file,
     open_lens,
+    print_result,
     prompt_set,
     say,
-    shown,
     to_json,
     write_result,
 )
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SHOWN = ("layer", "seconds", "head", "component", "token", "effect", "low", "high", "normalised", "p_adjusted")
 _HEARD_PAIRS, _HEARD_SECONDS = 8, 5.0
-"""Number of pairs and clip length in seconds for the sound grid: enough to find large audible effects in minutes."""
+"""Number of pairs and clip length in seconds for the sound grid, enough to find large audible effects in minutes."""
 
 
 def patch(
@@ -37,7 +37,7 @@ def patch(
     site: Annotated[
         str | None, typer.Option(help="Site to patch, such as resid_post [default: depends on --by].")
     ] = None,
-    pairs: Annotated[int, typer.Option(help="Number of pairs of a clean and a corrupted prompt.")] = 64,
+    pairs: Annotated[int, typer.Option(help="Number of pairs, each of a clean and a corrupted prompt.")] = 64,
     mode: Annotated[str, typer.Option(help="denoising (sufficient) or noising (necessary).")] = "denoising",
     seconds: Annotated[float, typer.Option(help="Scored part of the clean continuation, from its start.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the clips, intervals and p-values.")] = 0,
@@ -56,10 +56,10 @@ def patch(
     """Patch clean activations into the corrupted run, cell by cell, to find where the prompt takes effect.
 
     The metric is the log-likelihood of the clean prompt's music, in nats. The gap between the two prompts is printed
-    first, with its interval: if that includes 0, there is no effect to localise.
+    first, with its interval. If the interval includes 0, there is no effect to localise.
 
     A second, coarse grid measures the sound of patched clips. It is computed if the concept has a measure (the bundled
-    tempo, timbre, density and register; not by token) or if --sound names one. It has few pairs, as the output states.
+    tempo, timbre, density and register; not by token) or if --sound names one. It uses few pairs, as the output states.
 
     Examples:
 
@@ -81,7 +81,7 @@ def patch(
     checked_count("--pairs", pairs, 2)
     checked_count("--seed", seed, 0, MOST_SEED)
     if sound is not None and no_sound:
-        raise InputError("--sound and --no-sound were both given: give one.")
+        raise InputError("--sound and --no-sound were both given: give only one.")
     checked_by(by)
     checked_mode(mode)
     ear = None if no_sound else _ear(concept, by, sound, pairs, seed)
@@ -111,10 +111,10 @@ def patch(
     if as_json:
         say(to_json({**as_facts(result), "sound": None if result.sound is None else as_facts(result.sound)}))
         return
-    shown(result, False, _SHOWN, codebook="total")
+    print_result(result, False, _SHOWN, codebook="total")
     if result.sound is not None:
         say()
-        shown(result.sound, False, _SHOWN)
+        print_result(result.sound, False, _SHOWN)
 
 
 def _ear(concept: str, by: str, measured: str | None, pairs: int, seed: int) -> Sound | None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from analysis.commands.common import Json, Model, open_lens, prompt_set, say, shown, words_unread, write_result
+from analysis.commands.common import Json, Model, open_lens, print_result, prompt_set, say, words_unread, write_result
 from audiolens.errors import InputError
 
 _SHOWN = ("strategy", "layer", "alignment", "low", "high", "gain", "strength", "chosen", "norm", "probe", "patching",
@@ -25,14 +25,17 @@ def place(
         Path | None, typer.Option("--directions", help="A file from `audiolens directions` [default: read again].")
     ] = None,
     strategies: Annotated[
-        str, typer.Option(help="Candidates: one-to-one, one-to-all, all-to-all.")
+        str, typer.Option(help="Strategies to try: one-to-one, one-to-all, all-to-all.")
     ] = "one-to-one,one-to-all",
     prompts: Annotated[
         int, typer.Option(help="Number of neutral development prompts; a file without any uses the bundled ones.")
     ] = 8,
+    codes: Annotated[
+        str, typer.Option(help="Read the poles over shared clips of neutral prompts, or over their own: shared or own.")
+    ] = "shared",
     seconds: Annotated[float, typer.Option(help="Length of each clip that is read.")] = 2.0,
     by: Annotated[
-        str, typer.Option(help="Evidence that decides: alignment, norm, probe, patching or attribution.")
+        str, typer.Option(help="Evidence that decides (alignment, norm, probe, patching or attribution).")
     ] = "alignment",
     seed: Annotated[int, typer.Option(help="Seed of the clips and intervals.")] = 0,
     out: Annotated[
@@ -42,8 +45,8 @@ def place(
 ) -> None:
     """Find where to apply a concept's direction, without generating steered clips.
 
-    Every block and strategy is a candidate. The direction is added there while the model reads its own clips. The
-    change in the next codes is compared with the effect of the concept's words, and the best match is the place.
+    A place is a block and a strategy. At every candidate place, the direction is added while the model reads its own
+    clips. Its effect on the next codes is compared with that of the concept's words, and the best match is chosen.
 
     Examples:
 
@@ -70,17 +73,18 @@ def place(
         prompts=_neutral(sets.development, prompts, concept),
         seconds=seconds,
         progress=not as_json,
+        read_over=codes,  # pyright: ignore[reportArgumentType]  # checked there
         **options,
     )
     if out is not None:
         with folder.fresh(out, overwrite=None) as work:
             write_result(found, work, "placement")
-    shown(found, as_json, _SHOWN)
+    print_result(found, as_json, _SHOWN)
 
 
 def _neutral(development: Sequence[str], count: int, concept: str) -> Sequence[str]:
     if not development:
-        raise InputError(f"{concept}: the set has no neutral development prompts, which placing needs.")
+        raise InputError(f"{concept}: placing needs neutral development prompts, and the set has none.")
     if not 1 <= count <= len(development):
         raise InputError(f"--prompts={count}: expected 1 to {len(development)}, the set's development prompts.")
     return development[:count]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analysis.commands.common import Json, Model, open_lens, shown, write_result
-from audiolens.checks import MOST_PLACES, bounded
+from analysis.commands.common import Json, Model, open_lens, print_result, write_result
+from audiolens.checks import MOST_INDICES, bounded
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def probe(
     if (audio is None) != (labels is None):
         raise InputError("--audio and --labels go together: a folder, and a CSV that labels its files.")
     options: dict[str, Any] = {"layers": _numbers(layers, "--layers"), "heads": _numbers(heads, "--heads")}
-    place = _position(position)
+    span = _position(position)
     if out is not None:
         folder.check(out, overwrite=None)
     lens = open_lens(model)
@@ -80,7 +80,7 @@ def probe(
         kind=kind,  # pyright: ignore[reportArgumentType]  # checked there
         task="regression" if quantity else None,
         site=site,
-        position=place,
+        position=span,
         folds=folds,
         n_shuffles=shuffles,
         seed=seed,
@@ -90,7 +90,7 @@ def probe(
     if out is not None:
         with folder.fresh(out, overwrite=None) as work:
             write_result(found, work, "probe")
-    shown(found, as_json, [name for name in _SHOWN if not (name == "auc" and quantity)])
+    print_result(found, as_json, [name for name in _SHOWN if not (name == "auc" and quantity)])
 
 
 def _data(
@@ -126,7 +126,7 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
         if not match:
             raise InputError(f"{option}={text}: expected numbers such as 0,3 or a range such as 2-5.")
         first, last = int(match[1]), int(match[2] or match[1])
-        found += bounded(option, range(first, last + 1), MOST_PLACES)
+        found += bounded(option, range(first, last + 1), MOST_INDICES)
     if not found:
         raise InputError(f"{option}={text}: expected numbers such as 0,3 or a range such as 2-5.")
     return found

@@ -18,7 +18,7 @@ def report(
 ) -> None:
     """Redraw the page of a finished study, with its tables and figures, from the files in its folder.
 
-    No model is opened and nothing is generated; it takes a few seconds. The numbers do not change.
+    This takes a few seconds, because no model is opened and nothing is generated. The numbers do not change.
 
     Examples:
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from audiolens.checks import shown
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 _STEER = re.compile(r"^(?P<file>.+?):(?P<strength>[^:]+)$")
 MOST_OF_STREAM = 3.0
-"""If the added vector's norm exceeds the residual stream's by more than this factor, it swamps the stream."""
+"""A vector whose norm exceeds that of the residual stream by more than this factor swamps the stream."""
 _BAND = re.compile(r"^(?P<first>\d{1,6})-(?P<last>\d{1,6})$")
 
 
@@ -23,16 +24,16 @@ def asked(text: str) -> tuple[Path, float]:
     """Parse FILE:STRENGTH into a path and a number."""
     parts = _STEER.match(text)
     if parts is None:
-        raise InputError(f"--steer {text!r}: expected FILE:STRENGTH, such as tempo.safetensors:+1.0.")
+        raise InputError(f"--steer {shown(text)}: expected FILE:STRENGTH, such as tempo.safetensors:+1.0.")
     try:
         strength = float(parts["strength"])
     except ValueError:
-        raise InputError(f"--steer {text!r}: {parts['strength']!r} is not a number.") from None
+        raise InputError(f"--steer {shown(text)}: {shown(parts['strength'])} is not a number.") from None
     if not abs(strength) < float("inf"):
-        raise InputError(f"--steer {text!r}: the strength is {strength}; expected a finite number.")
+        raise InputError(f"--steer {shown(text)}: the strength is {strength}; expected a finite number.")
     file = Path(parts["file"])
     if not file.is_file():
-        raise InputError(f"--steer {text!r}: {file}: no such file. `audiolens directions read` writes one.")
+        raise InputError(f"--steer {shown(text)}: {file}: no such file. `audiolens directions read` writes one.")
     return file, strength
 
 
@@ -42,7 +43,7 @@ def band_of(text: str | None) -> tuple[int, int] | None:
         return None
     parts = _BAND.match(text)
     if parts is None:
-        raise InputError(f"--band {text!r}: expected FIRST-LAST, such as 4-8, both blocks included.")
+        raise InputError(f"--band {shown(text)}: expected FIRST-LAST, such as 4-8, both blocks included.")
     return int(parts["first"]), int(parts["last"])
 
 
@@ -56,8 +57,8 @@ def drowning(file: Path, directions: Directions, strength: float) -> str | None:
         return None
     layer = directions.layers[int(shares.argmax())]
     return (
-        f"audiolens: {file}:{strength:+g} is {float(shares.max()):.3g} times the residual stream's norm at block "
-        f"{layer}, which mostly destroys the music; usual strengths are up to 1"
+        f"audiolens: {file}:{strength:+g} has {float(shares.max()):.3g} times the residual stream's norm at block "
+        f"{layer}, which usually destroys the music; most strengths in use are at most 1"
     )
 
 

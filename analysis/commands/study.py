@@ -35,8 +35,8 @@ def study(
     ] = None,
     model: Model = "etude",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write [default: study-CONCEPT].")] = None,
-    full: Annotated[bool, typer.Option("--full", help="All controls and more prompts; takes hours.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Takes five minutes; the default.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Run all controls on more prompts; takes hours.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Takes about five minutes; the default.")] = False,
     paper: Annotated[
         bool,
         typer.Option("--paper", help="The paper's protocol: read at the text's end, one-to-all, both branches, ±1.25."),
@@ -45,7 +45,7 @@ def study(
         bool, typer.Option("--verify", help="Also scan every block, to see what the evidence missed.")
     ] = False,
     concepts: Annotated[
-        str | None, typer.Option(help="Several, such as tempo,timbre: one folder each, and their cross-effects.")
+        str | None, typer.Option(help="Several concepts, such as tempo,timbre, and their cross-effects.")
     ] = None,
     positive: Annotated[Path | None, typer.Option(help="A text file of your own prompts, one per line.")] = None,
     negative: Annotated[Path | None, typer.Option(help="The same for the other pole.")] = None,
@@ -55,6 +55,10 @@ def study(
     measured: Annotated[
         str | None, typer.Option("--measure", help="Measure of the concept, such as brightness.")
     ] = None,
+    codes: Annotated[
+        str | None,
+        typer.Option(help="Read the poles over shared clips of neutral prompts, or over their own: shared or own."),
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
     seed: Annotated[int, typer.Option(help="0 to 99; each seed is an independent repetition.")] = 0,
     force: Force = False,
@@ -63,8 +67,9 @@ def study(
     """Run the whole experiment, from a concept to the effect of steering along its direction, and write a results page.
 
     Directions are read at every block and compared. Evidence decides where to add one. The strength is chosen on
-    development prompts and tested on test prompts, next to random directions and prompts that ask for the concept.
-    Finished stages stay in the folder: after a stop at any moment, the same command resumes.
+    development prompts and tested on test prompts. The effect is compared with that of random directions, and with
+    that of prompts that ask for the concept. Finished stages stay in the folder. After a stop at any moment, the same
+    command resumes the study.
 
     Examples:
 
@@ -87,8 +92,10 @@ def study(
         raise InputError(f"{' and '.join(sizes)} exclude each other: give only one.")
     asked = _asked(concept, concepts, positive, negative)
     if concepts is not None and measured is not None:
-        raise InputError("--measure is for a single concept: with --concepts each has its own. Give one of the two.")
+        raise InputError("--measure and --concepts were both given, but each concept has its own measure: give one.")
     changes: dict[str, Any] = {"seconds": seconds, "seed": seed, "verify": verify, "measured": measured}
+    if codes is not None:
+        changes["codes"] = codes
     target = out or Path("studies" if len(asked) > 1 else f"study-{_name(asked[0])}")
     own_words = _words(words)
     given = [_given(one, words, measured) for one in asked]
@@ -123,7 +130,7 @@ def study(
 
 
 def _asked(concept: str | None, concepts: str | None, positive: Path | None, negative: Path | None) -> list[Any]:
-    """Return what to study: concept names, a prompt file, or a pair of files with one pole each."""
+    """Return what to study, as concept names, a prompt file, or a pair of files with one pole each."""
     ways = [given for given in (concept, concepts, positive or negative) if given is not None]
     if len(ways) != 1:
         raise InputError(
@@ -138,8 +145,8 @@ def _asked(concept: str | None, concepts: str | None, positive: Path | None, neg
             raise InputError(f"--concepts {concepts}: expected two or more different ones, such as tempo,timbre.")
         if any(is_prompt_file(name) for name in names):
             raise InputError(
-                f"--concepts {concepts}: expected bundled concepts. Study a file of prompts on its own, because it "
-                "needs a measure: audiolens study FILE --measure NAME."
+                f"--concepts {concepts}: expected bundled concepts. A file of prompts needs a measure, so study it "
+                "separately: audiolens study FILE --measure NAME."
             )
         return names
     if positive is None or negative is None:
@@ -161,7 +168,7 @@ def _given(asked: Any, words: str | None, measured: str | None) -> PromptSet | s
     settings = studies.Settings(measured=measured)
     if isinstance(asked, str) and not is_prompt_file(asked):
         if words is not None:
-            raise InputError("--words is for your own prompts; the bundled sets have their own words.")
+            raise InputError("--words applies only to your own prompts: leave it out for a bundled concept.")
         studies.prompts_of(asked, settings=settings)
         return asked
     own = own_prompts(*asked, concept=_name(asked)) if isinstance(asked, tuple) else own_prompts(asked)

@@ -22,7 +22,7 @@ from analysis.commands.common import (
     to_json,
     words_unread,
 )
-from audiolens.checks import MOST_PLACES, bounded
+from audiolens.checks import MOST_INDICES, bounded, shown
 from audiolens.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def sweep(
     strategy: Annotated[
         str, typer.Option(help="one-to-one, one-to-all, one-to-band or all-to-all; separate several with commas.")
     ] = "one-to-one",
-    layers: Annotated[str, typer.Option(help="all, or blocks such as 2,4,6-9.")] = "all",
+    layers: Annotated[str, typer.Option(help="Blocks such as 2,4,6-9, or all.")] = "all",
     band: Annotated[str | None, typer.Option(help="Blocks for one-to-band, such as 4-8.")] = None,
     branch: Annotated[
         str, typer.Option(help="Guidance halves to steer: both, cond or null; separate several with commas.")
@@ -63,9 +63,9 @@ def sweep(
     ] = "development",
     prompts: Annotated[int, typer.Option(help="Number of neutral prompts.")] = 8,
     seeds: Annotated[int, typer.Option(help="Number of seeds per prompt.")] = 2,
-    controls: Annotated[int, typer.Option(help="Random directions at every place; 19 can reach p = .05.")] = 5,
+    controls: Annotated[int, typer.Option(help="Random directions per place; 19 can reach p = .05.")] = 5,
     shuffled: Annotated[
-        int, typer.Option(help="Number of directions of shuffled labels; not for .safetensors files.")
+        int, typer.Option(help="Number of control directions from shuffled labels; not for .safetensors files.")
     ] = 0,
     control_strengths: Annotated[
         str | None, typer.Option(help="Strengths at which controls are run [default: all].")
@@ -81,6 +81,9 @@ def sweep(
     ] = None,
     sound: Annotated[str | None, typer.Option(help="Save every clip, as wav or flac.")] = None,
     poles: Annotated[int, typer.Option(help="Prompts per pole that directions are read from.")] = 48,
+    codes: Annotated[
+        str, typer.Option(help="Read the poles over shared clips of neutral prompts, or over their own: shared or own.")
+    ] = "shared",
     measured: Annotated[
         str | None,
         typer.Option("--measure", help="Measure of the effects [default: the concept's own measure, else tempo]."),
@@ -91,11 +94,11 @@ def sweep(
     model: Model = "etude",
     as_json: Json = False,
 ) -> None:
-    """Steer in every combination of the factors and measure every clip: one table row per clip.
+    """Steer in every combination of the factors and measure every clip, with one table row per clip.
 
-    Crosses concepts x strategies x layers x branches x strengths on the same prompts and seeds, and adds unsteered
-    clips, control directions, and prompts that ask for the poles in words. Finished batches are kept: after a stop at
-    any moment, the same command resumes and ends with the same table.
+    The sweep crosses concepts x strategies x layers x branches x strengths on the same prompts and seeds. It adds
+    unsteered clips, control directions, and prompts that ask for the poles in words. Finished batches are kept. After a
+    stop at any moment, the same command resumes the sweep and gives the same table.
 
     Examples:
 
@@ -138,10 +141,10 @@ def sweep(
         torch.set_num_threads(begun)
     sets = _sets(given, lens)
     neutral = _neutral(sets, split, prompts, lens)
-    found = _directions(given, sets, lens, poles, guidance, keep_samples=shuffled > 0, progress=not as_json)
+    found = _directions(given, sets, lens, poles, guidance, codes, keep_samples=shuffled > 0, progress=not as_json)
     asked |= {"layers": blocks, "prompts": neutral, "sets": sets}
     estimate = sweeps.plan(lens, found, out=out, **asked)
-    _tell_lack([one.meta.label for one in found], sets, measured, lens)
+    _report_missing([one.meta.label for one in found], sets, measured, lens)
     say(str(estimate), err=True)
     if plan:
         if as_json:
@@ -165,8 +168,8 @@ def _tell(result: SweepResult, out: Path, measured: str | None, as_json: bool) -
         return
     for dose in doses:
         say(f"\n{dose!r}")
-        shown = ("strength", "effect", "low", "high", "median", "failed", "p_random", "p_corrected")
-        rows = [{name: cell(row[name]) for name in shown} for _, row in dose.widest().iterrows()]
+        columns = ("strength", "effect", "low", "high", "median", "failed", "p_random", "p_corrected")
+        rows = [{name: cell(row[name]) for name in columns} for _, row in dose.widest().iterrows()]
         print_table(rows)
         if len(dose.monotonicity) > 1:
             say(f"{result.limits(dose.concept, measured)!r}\n{result.strategies(dose.concept, measured)!r}")
@@ -190,7 +193,9 @@ def _check_measure(measured: str | None) -> None:
     from audiolens.measure import MEASURES
 
     if measured is not None and measured not in MEASURES:
-        raise InputError(f"--measure {measured!r}.{nearest(measured, MEASURES)} Choose from: {', '.join(MEASURES)}.")
+        raise InputError(
+            f"--measure {shown(measured)}.{nearest(measured, MEASURES)} Choose from: {', '.join(MEASURES)}."
+        )
 
 
 def _given(sources: list[str], split: str) -> list[Directions | PromptSet | str]:
@@ -200,7 +205,7 @@ def _given(sources: list[str], split: str) -> list[Directions | PromptSet | str]
     from audiolens.prompts import concepts
 
     if split not in ("development", "test"):
-        raise InputError(f"--split {split!r}: expected development or test.")
+        raise InputError(f"--split {shown(split)}: expected development or test.")
     found: list[Directions | PromptSet | str] = []
     for source in sources:
         if Path(source).suffix == ".safetensors":
@@ -211,7 +216,7 @@ def _given(sources: list[str], split: str) -> list[Directions | PromptSet | str]
             found.append(source)
         else:
             raise InputError(
-                f"unknown concept {source!r}.{nearest(source, concepts())} Known: {', '.join(concepts())}; or a "
+                f"unknown concept {shown(source)}.{nearest(source, concepts())} Known: {', '.join(concepts())}; or a "
                 ".safetensors file of directions, or a .csv, .json or .toml file of prompts."
             )
     return found
@@ -226,7 +231,7 @@ def _sets(given: Sequence[Directions | PromptSet | str], lens: AudioLens) -> dic
     for one in given:
         name = one if isinstance(one, str) else one.meta.label if isinstance(one, Directions) else one.concept
         if name in sets:
-            raise InputError(f"{name!r} is swept twice: give each concept once, each with its own label.")
+            raise InputError(f"{shown(name)} was given twice: give each concept once, with its own label.")
         if not isinstance(one, Directions | str):
             sets[name] = completed(one, lens)
         elif name in sets_of.concepts():
@@ -240,6 +245,7 @@ def _directions(
     lens: AudioLens,
     poles: int,
     guidance: float,
+    codes: str,
     *,
     keep_samples: bool,
     progress: bool,
@@ -260,6 +266,8 @@ def _directions(
                 own.positive[:poles],
                 own.negative[:poles],
                 guidance_scale=guidance,
+                codes=codes,  # pyright: ignore[reportArgumentType]  # checked there
+                neutral=own.development if codes == "shared" else None,
                 label=own.concept,
                 keep_samples=keep_samples,
                 progress=progress,
@@ -280,16 +288,16 @@ def _neutral(sets: dict[str, PromptSet], split: str, count: int, lens: AudioLens
     return list(own[:count])
 
 
-def _tell_lack(labels: Sequence[str], sets: dict[str, PromptSet], measured: str | None, lens: AudioLens) -> None:
+def _report_missing(labels: Sequence[str], sets: dict[str, PromptSet], measured: str | None, lens: AudioLens) -> None:
     """Print which prompts, words or measures are missing for the user's own concepts."""
     from analysis.sweep.response import MEASURED
 
     for label in labels:
         if label not in sets:
-            say(f"{label!r}: a file of directions holds no prompts, so the bundled neutral prompts are used and "
-                       "nothing is asked for in words; give the file of prompts to have both.", err=True)  # fmt: skip
+            say(f"{label!r}: a file of directions contains no prompts, so the bundled neutral prompts are used and "
+                       "no clip is prompted for a pole; give the file of prompts to have both.", err=True)  # fmt: skip
         elif warning := words_unread(sets[label], lens):
-            say(f"{warning}: the clips that ask for the poles in words are uninformative.", err=True)
+            say(f"{warning}: clips whose prompts ask for the poles are uninformative.", err=True)
         if measured is None and label not in MEASURED:
             say(f"{label!r} has no known measure, so effects are reported in tempo; --measure sets another.", err=True)
 
@@ -304,9 +312,9 @@ def _strengths(option: str, text: str) -> list[float]:
             return [float(part) for part in text.split(",")]
         first, last, count = float(span["first"]), float(span["last"]), int(span["count"])
     except ValueError:
-        raise InputError(f"{option} {text!r}: expected FROM:TO:COUNT (-2:2:9), or a list of numbers.") from None
+        raise InputError(f"{option} {shown(text)}: expected FROM:TO:COUNT (-2:2:9), or a list of numbers.") from None
     if not first < last or not 2 <= count <= _MOST_STRENGTHS:
-        raise InputError(f"{option} {text!r}: expected FROM below TO, and a COUNT of 2 to {_MOST_STRENGTHS}.")
+        raise InputError(f"{option} {shown(text)}: expected FROM below TO, and a COUNT of 2 to {_MOST_STRENGTHS}.")
     return [round(float(value), 12) for value in np.linspace(first, last, count)]
 
 
@@ -318,11 +326,11 @@ def _blocks(text: str) -> list[int] | None:
     for part in text.split(","):
         ends = re.match(r"^(\d{1,6})(?:-(\d{1,6}))?$", part.strip())
         if ends is None:
-            raise InputError(f"--layers {text!r}: expected all, or blocks such as 2,4,6-9.")
+            raise InputError(f"--layers {shown(text)}: expected all, or blocks such as 2,4,6-9.")
         first, last = int(ends[1]), int(ends[2] or ends[1])
-        found += bounded("--layers", range(first, last + 1), MOST_PLACES)
+        found += bounded("--layers", range(first, last + 1), MOST_INDICES)
     if not found or len(set(found)) < len(found):
-        raise InputError(f"--layers {text!r}: expected at least one block, and each once.")
+        raise InputError(f"--layers {shown(text)}: expected at least one block, and each once.")
     return found
 
 

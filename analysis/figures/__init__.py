@@ -1,1 +1,1 @@
-"""Shared parts of figures (colours, styles, captions, heat maps, spectrograms), and the figures of a study."""
+"""Shared parts of figures (colours, styles, captions, heat maps and spectrograms), and the figures of a study."""

@@ -50,7 +50,7 @@ def drawable(plot: Callable[..., Any]) -> Callable[..., Any]:
     def drawn(self: Any, *args: Any, ax: Any = None, caption: bool = True, **options: Any) -> Any:
         checked_flags(caption=caption)
         if ax is None and caption:
-            # A plot that is called by another plot draws into the same axes.
+            # A plot called by another plot draws into the same axes.
             return plot(self, *args, **options)
         before = _ASKED.set(_Asked(None if ax is None else _checked(ax), bool(caption)))
         try:
@@ -74,7 +74,7 @@ def canvas(figsize: tuple[float, float], layout: str | None = "constrained") -> 
 
 
 def wants_caption() -> bool:
-    """Whether the current figure is drawn with its caption."""
+    """Return whether the current figure is drawn with its caption."""
     return _ASKED.get().caption
 
 
@@ -82,20 +82,20 @@ def _checked(ax: Any) -> Axes:
     from matplotlib.axes import Axes
 
     if not isinstance(ax, Axes):
-        raise InputTypeError(f"ax={type(ax).__name__}: expected one matplotlib Axes, such as plt.subplots() gives.")
+        raise InputTypeError(f"ax={type(ax).__name__}: expected one matplotlib Axes, as plt.subplots() returns.")
     return ax
 
 
 class _Inside:
-    """Adapter that lets drawing code use the caller's axes like a figure."""
+    """Adapter through which drawing code uses the caller's axes like a figure."""
 
     def __init__(self, ax: Axes) -> None:
         self.ax = ax
         self.single = False
 
     @cached_property
-    def place(self) -> Any:
-        """A subfigure of the caller's figure, in the position of the axes."""
+    def subfigure(self) -> Any:
+        """A subfigure at the position of the caller's axes."""
         spec = self.ax.get_subplotspec()
         if spec is None:
             raise InputError("ax has no subplot position, and this figure has several panels: use plt.subplots().")
@@ -104,16 +104,16 @@ class _Inside:
 
     @property
     def axes(self) -> list[Axes]:
-        return [self.ax] if self.single else self.place.axes
+        return [self.ax] if self.single else self.subfigure.axes
 
     def add_subplot(self, *where: Any, **options: Any) -> Any:
         self.single = not where and not options
-        return self.ax if self.single else self.place.add_subplot(*where, **options)
+        return self.ax if self.single else self.subfigure.add_subplot(*where, **options)
 
     def subplots(self, rows: int = 1, columns: int = 1, *, squeeze: bool = True, **options: Any) -> Any:
         self.single = rows == columns == 1
         if not self.single:
-            return self.place.subplots(rows, columns, squeeze=squeeze, **options)
+            return self.subfigure.subplots(rows, columns, squeeze=squeeze, **options)
         import numpy as np
 
         return self.ax if squeeze else np.array([[self.ax]])
@@ -124,11 +124,11 @@ class _Inside:
     def legend(self, *args: Any, loc: str, **options: Any) -> Any:
         if self.single:
             return self.ax.legend(*args, **options)
-        return self.place.legend(*args, loc=loc, **options)
+        return self.subfigure.legend(*args, loc=loc, **options)
 
     def suptitle(self, text: str, **options: Any) -> Any:
         if not self.single:
-            return self.place.suptitle(text, **options)
+            return self.subfigure.suptitle(text, **options)
         beneath = self.ax._left_title  # pyright: ignore[reportAttributeAccessIssue]
         if not beneath.get_text():
             return self.ax.set_title(text, **options)
@@ -137,7 +137,7 @@ class _Inside:
 
     def supxlabel(self, text: str, **options: Any) -> Any:
         if not self.single:
-            return self.place.supxlabel(text, **options)
+            return self.subfigure.supxlabel(text, **options)
         style = {name: value for name, value in options.items() if name in ("fontsize", "color", "ha")}
         # Place the text below the tick labels, regardless of their length.
         whole = self.ax.get_tightbbox()
@@ -146,7 +146,7 @@ class _Inside:
         return self.ax.annotate(text, (0, 0), annotation_clip=False, **{**below, **style})
 
     def get_figwidth(self) -> float:
-        """The available width in inches; text is wrapped to it."""
+        """Return the available width in inches; text is wrapped to it."""
         return max(1.0, self.ax.get_window_extent().width / self.ax.figure.dpi)
 
     def get_figheight(self) -> float:
@@ -156,4 +156,4 @@ class _Inside:
         """Do nothing, because the caller's figure keeps its height."""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.place, name)
+        return getattr(self.subfigure, name)

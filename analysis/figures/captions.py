@@ -68,7 +68,7 @@ def heat(
 
 
 def screen_heat(values: np.ndarray, x: Any, y: Any, unit: str, *, signed: bool = True, **options: Any) -> go.Heatmap:
-    """Interactive version of `heat` (plotly trace)."""
+    """Draw the interactive version of `heat` (plotly trace)."""
     top = float(np.nanmax(np.abs(values))) or 1.0
     return go.Heatmap(
         z=values, x=list(x), y=list(y), colorscale=DIVERGING if signed else SEQUENTIAL.capitalize(),

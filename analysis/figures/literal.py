@@ -1,7 +1,7 @@
 """Show prompts, poles and tokens literally in figures, never as mathematics, markup or links.
 
-matplotlib typesets text between two `$` as mathematics, and fails if it is not valid. plotly does the same in
-notebooks, and it interprets HTML everywhere, so that `<a>` in a prompt would become a link.
+matplotlib typesets text between two `$` as mathematics, and fails if that text is not valid. In notebooks, plotly does
+the same. It also interprets HTML everywhere, so `<a>` in a prompt would become a link.
 """
 
 from __future__ import annotations

@@ -33,10 +33,10 @@ from analysis.statistics import MOST_FAILED
 
 
 def layers(scan: pd.DataFrame, measured: str, *, chosen: Mapping[str, Any] | None = None) -> Figure:
-    """Effect of steering at each block on development prompts, one panel per strategy.
+    """Draw the effect of steering at each block on development prompts, one panel per strategy.
 
-    `scan` has the columns strategy, layer, strength, effect and failed. A hollow marker means that more than a tenth
-    of the clips failed.
+    `scan` has the columns strategy, layer, strength, effect and failed. Markers are hollow where more than a tenth of
+    the clips failed.
     """
     strategies = list(dict.fromkeys(scan["strategy"]))
     with styled():
@@ -55,7 +55,7 @@ def layers(scan: pd.DataFrame, measured: str, *, chosen: Mapping[str, Any] | Non
                 _points(axes, group["layer"], group["effect"], group["failed"], colour, marker, faint, f"{strength:+g}")
             axes.axhline(0, color=BLACK, linewidth=0.8)
             axes.set_title(strategy)
-            axes.set_xlabel("block" if strategy == "one-to-one" else "block the direction was read at")
+            axes.set_xlabel("block" if strategy == "one-to-one" else "block from which the direction was read")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.legend(title="strength", ncols=4, title_fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17))
             if chosen and chosen["strategy"] == strategy:
@@ -133,9 +133,9 @@ def norms(table: pd.DataFrame) -> Figure:
     with styled():
         figure = canvas((4.6, 2.9))
         axes = figure.add_subplot()
-        axes.plot(table["layer"], table["norm"], color=BLUE, marker="o", label="length of the direction")
+        axes.plot(table["layer"], table["norm"], color=BLUE, marker="o", label="norm of the direction")
         axes.set_xlabel("block")
-        axes.set_ylabel("length [residual units]")
+        axes.set_ylabel("norm [raw]")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=0)
         share = axes.twinx()
@@ -143,9 +143,9 @@ def norms(table: pd.DataFrame) -> Figure:
         share.grid(False)
         share.plot(
             table["layer"], table["norm"] / table["residual_norm"], color=ORANGE, marker="s", linestyle="--",
-            label="share of the residual stream",
+            label="relative to the residual stream",
         )  # fmt: skip
-        share.set_ylabel("share of the mean residual length")
+        share.set_ylabel("norm / mean norm of the residual stream")
         share.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
         share.set_ylim(bottom=0)
         figure.legend(loc="outside upper center", ncols=2)
@@ -171,7 +171,7 @@ def strengths(table: pd.DataFrame, measured: str) -> Figure:
 
 
 def lines(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield a named line for each group of conditions that differ only in strength. Others are left out."""
+    """Yield a named line for each group of conditions that differ only in strength, and leave out the others."""
     if "strength" not in table:
         table = table.assign(strength=np.arange(len(table), dtype=float))
     labels = [label for label in ("kind", "strategy", "layer", "draw") if label in table]
@@ -191,7 +191,7 @@ def _name(label: str, value: Any) -> str:
 def _points(
     axes: Axes, x: Any, y: Any, failed: Any, colour: str, marker: str, alpha: float, label: str, size: float = 5
 ) -> None:
-    """Draw markers. They are hollow where more than a tenth of the clips failed."""
+    """Draw markers, which are hollow where more than a tenth of the clips failed."""
     lost = np.asarray(failed, dtype=float) > MOST_FAILED
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     look = {"color": colour, "marker": marker, "linestyle": "none", "alpha": alpha, "markersize": size, "zorder": 5}
@@ -218,5 +218,5 @@ def _references(axes: Axes, prompted: pd.DataFrame, poles: Sequence[str]) -> Non
         if len(mine):
             axes.axhline(
                 float(mine["effect"].iloc[0]), color=GREEN, linestyle=line, linewidth=1.2,
-                label=f"asked for “{pole}”",
+                label=f"prompted for “{pole}”",
             )  # fmt: skip

@@ -47,7 +47,10 @@ def dose_response(table: pd.DataFrame, measured: str, poles: Sequence[str]) -> g
         mine = table[(table["kind"] == "prompted") & (table["pole"] == pole)]
         if len(mine) and np.isfinite(mine["effect"].iloc[0]):
             figure.add_hline(
-                y=float(mine["effect"].iloc[0]), line_dash=dash, line_color=GREEN, annotation_text=f"asked for “{pole}”"
+                y=float(mine["effect"].iloc[0]),
+                line_dash=dash,
+                line_color=GREEN,
+                annotation_text=f"prompted for “{pole}”",
             )
     figure.add_hline(y=0, line_color=BLACK, line_width=1)
     figure.update_layout(

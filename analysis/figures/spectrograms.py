@@ -1,4 +1,4 @@
-"""Mel spectrograms of one clip, or of clips with the same prompt and seed side by side."""
+"""Draw mel spectrograms of one clip, or of clips with the same prompt and seed side by side."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from analysis.figures.canvas import canvas
 from analysis.figures.style import styled
 
 DEPTH_DB = 70.0
-"""Range of the colour scale in dB, measured down from a clip's loudest point."""
+"""Range of the colour scale in dB below a clip's loudest point."""
 
 
 def one(samples: np.ndarray, sample_rate: int, title: str = "", axes: Axes | None = None) -> Figure | Axes:
@@ -57,7 +57,7 @@ def one(samples: np.ndarray, sample_rate: int, title: str = "", axes: Axes | Non
 def paired(
     grid: Sequence[Sequence[np.ndarray]], sample_rate: int, rows: Sequence[str], columns: Sequence[str]
 ) -> Figure:
-    """Draw mel spectrograms of paired clips, with a row per (prompt, seed) and a column per condition.
+    """Draw mel spectrograms of paired clips, with one row per (prompt, seed) and one column per condition.
 
     All panels share one scale in dB.
     """
@@ -71,5 +71,5 @@ def paired(
         for axes in panels[-1]:
             axes.set_xlabel("time [s]", fontsize=8)
         image = panels[0, 0].images[0]
-        figure.colorbar(image, ax=panels, shrink=0.7, label="level [dB relative to the loudest]", pad=0.01)
+        figure.colorbar(image, ax=panels, shrink=0.7, label="level [dB relative to the loudest point]", pad=0.01)
     return figure

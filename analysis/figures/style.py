@@ -1,4 +1,4 @@
-"""The style of all figures: colours, markers, names of measures, and settings for matplotlib and plotly.
+"""The shared style of figures, with colours, markers, names of measures, and settings for matplotlib and plotly.
 
 The colours are Okabe and Ito's palette, which is safe for colour-blind readers. Markers and line styles encode the
 same information as the colours.
@@ -25,7 +25,7 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, RED, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#8A8A8A"
 DIVERGING = "PuOr_r"
-"""The colour map for signed values. matplotlib and plotly both know this name, and it is safe for colour blindness."""
+"""The colour map for signed values, known to both matplotlib and plotly, and safe for colour-blind readers."""
 POLES = ((RED, "o"), (BLUE, "s"))
 """Colour and marker of the positive pole, then of the negative pole."""
 SEVERAL = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (RED, "v"), (SKY, "P"), (BLACK, "X"))
@@ -46,6 +46,7 @@ NAMES: Mapping[str, str] = {
     "onset_rate": "onset rate",
     "pulse_clarity": "pulse clarity",
     "brightness": "brightness (spectral centroid)",
+    "ltas_centroid": "centroid of the average spectrum",
     "loudness": "loudness",
     "pitch": "register (pitch)",
     "mode": "mode",
@@ -68,19 +69,19 @@ STYLE: dict[Any, Any] = {
 
 
 def name_of(measured: str) -> str:
-    """The readable name of a measure."""
+    """Return the readable name of a measure."""
     return NAMES.get(measured, measured.replace("_", " "))
 
 
 def axis_of(measured: str) -> str:
-    """The readable name of a measure, with its unit."""
+    """Return the readable name of a measure, with its unit."""
     unit = measure.UNITS.get(measured, "")
     return f"{name_of(measured)} [{unit}]" if unit else name_of(measured)
 
 
 def change_of(measured: str) -> str:
-    """The label of an axis that shows effects on a measure."""
-    return f"change of {name_of(measured)}\nrelative to the unsteered clip"
+    """Return the label of an axis that shows effects on a measure."""
+    return f"change in {name_of(measured)}\nrelative to the unsteered clip"
 
 
 @contextmanager
@@ -106,7 +107,10 @@ def percent(axes: Axes) -> None:
 
 
 def errors(value: Any, low: Any, high: Any) -> np.ndarray:
-    """Return the distances from each value to the ends of its interval, as "side point"; 0 without an interval."""
+    """Return the distances from each value to the ends of its interval, "side point".
+
+    They are 0 without an interval.
+    """
     value, low, high = (np.asarray(one, dtype=float) for one in (value, low, high))
     return np.nan_to_num(np.clip([value - low, high - value], 0, None))
 
@@ -133,7 +137,7 @@ def sliding(
 ) -> go.Figure:
     """Add a slider over layers to a figure whose traces are ordered by layer, with `each` traces per layer.
 
-    `axes` holds additional settings for each layer, such as "xaxis.title.text". `gap` is the height in pixels of the
+    `axes` contains additional settings for each layer, such as "xaxis.title.text". `gap` is the height in pixels of the
     labels above the slider.
     """
     further = axes or [{} for _ in layers]

@@ -1,7 +1,7 @@
 """Gather several kinds of evidence about each block for the layer-attribution plot.
 
-`gather(probe=..., patching=..., attribution=..., norm=..., steering=...)` takes evidence under any name: a frame with a
-"layer" column, a series over layers, one number per layer, or the `Directions` themselves.
+`gather(probe=..., patching=..., attribution=..., norm=..., steering=...)` takes evidence under any name. It can be a
+frame with a "layer" column, a series over layers, one number per layer, or `Directions`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from analysis.figures.canvas import drawable
-from audiolens.checks import checked_flags, numbers_of
+from audiolens.checks import checked_flags, numbers_of, shown
 from audiolens.directions.directions import Directions
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
@@ -24,10 +24,10 @@ UNITS: Mapping[str, str] = {
     "probe": "score (balanced accuracy or R²)",
     "patching": "nats",
     "attribution": "nats",
-    "norm": "share of the residual length",
+    "norm": "norm relative to the residual stream",
     "steering": "relative change",
 }
-"""Units of the usual kinds of evidence, by name. A probe result names its own score."""
+"""Units of the usual kinds of evidence, by name. The score of a probe result is taken from the result."""
 _VALUES = ("effect", "value", "score", "mean", "norm")
 _NOT_VALUES = {"layer", "low", "high"}
 
@@ -55,8 +55,8 @@ class LayerEvidence:
 class LayerAttribution:
     """Several kinds of evidence over the same blocks.
 
-    The kinds are not weighted against each other. They measure different things (what can be decoded, what is passed
-    on, what changes the output), so they may peak at different blocks and all be right.
+    The kinds are not weighted against each other. They measure different things, such as what can be decoded, what is
+    passed on, and what changes the output. They may therefore peak at different blocks and all be right.
     """
 
     evidence: tuple[LayerEvidence, ...]
@@ -65,11 +65,14 @@ class LayerAttribution:
         for one in self.evidence:
             if one.name == name:
                 return one
-        raise InputError(f"no evidence {name!r}; available: {', '.join(one.name for one in self.evidence)}.")
+        raise InputError(f"no evidence {shown(name)}; available: {', '.join(one.name for one in self.evidence)}.")
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per kind of evidence and layer: `evidence`, `unit`, `layer`, `value`, `low`, `high`, and `share`, the
-        value divided by the largest |value| of its kind."""
+        """Return one row per kind of evidence and layer.
+
+        The columns are `evidence`, `unit`, `layer`, `value`, `low`, `high`, and `share`, which is the value divided by
+        the largest |value| of its kind.
+        """
         tables = [
             pd.DataFrame(
                 {
@@ -83,14 +86,17 @@ class LayerAttribution:
 
     @drawable
     def plot(self, normalised: bool = False) -> Any:
-        """Stacked panels, one per kind, or (`normalised`) one panel with shares of the largest (matplotlib figure)."""
+        """Draw one panel per kind (matplotlib figure).
+
+        With `normalised`, draw a single panel that shows each value as a share of the largest value of its kind.
+        """
         checked_flags(normalised=normalised)
         from analysis.layer_attribution import figures
 
         return figures.paper(self, normalised)
 
     def figure(self, normalised: bool = False) -> Any:
-        """An interactive version of `plot` (plotly figure)."""
+        """Draw the interactive version of `plot` (plotly figure)."""
         checked_flags(normalised=normalised)
         from analysis.layer_attribution import figures
 
@@ -101,7 +107,7 @@ class LayerAttribution:
 
 
 def _peak(one: LayerEvidence) -> str:
-    """The largest value of a kind of evidence and its block, with the interval if there is one."""
+    """Return the largest value of a kind of evidence and its block, with the interval if there is one."""
     at = one.layers.index(one.peak)
     ends = f" [{one.low[at]:+.3g}, {one.high[at]:+.3g}]" if np.isfinite(one.low[at]) else ""
     return f"{one.name} {one.values[at]:+.3g}{ends} at block {one.peak}"
@@ -112,11 +118,11 @@ def gather(*, units: Mapping[str, str] | None = None, **evidence: Any) -> LayerA
     """Gather evidence over layers.
 
     Args:
-        units: the unit of each kind of evidence, by name; those of the usual kinds are known (`UNITS`).
-        evidence: evidence by name. A frame has a "layer" column, a column of values (named like the evidence, "effect",
-            "value", "score", "mean" or "norm", or the only other numeric column), and optionally "low" and "high".
-            `Directions` give their norm as a share of the residual stream's. An array holds the values of layers 0, 1,
-            ...; `None` is ignored.
+        units: the unit of each kind of evidence, by name. The units of the usual kinds are known (`UNITS`).
+        evidence: evidence by name. A frame needs a "layer" column and a column of values, and may have "low" and
+            "high". The column of values has the name of the evidence, or one of "effect", "value", "score", "mean" and
+            "norm". Otherwise it is the only other numeric column. For `Directions`, the value is the norm relative to
+            that of the residual stream. An array contains the values of layers 0, 1, ...; `None` is ignored.
 
     Raises:
         InputError, InputTypeError: if nothing is given, a layer has several rows, or the column of values is unclear.
@@ -137,7 +143,7 @@ def _evidence(name: str, given: Any, unit: str) -> LayerEvidence:
     if hasattr(given, "to_frame") and not isinstance(given, pd.DataFrame | pd.Series):
         given = given.to_frame()
     if isinstance(given, pd.DataFrame) and {"layer", "metric"} <= {*given.columns}:
-        # A probe's table: drop its baselines, which have no layer.
+        # The baselines in a probe's table have no layer, so they are dropped.
         given = given[given["layer"].notna()]
         if unit in ("", UNITS["probe"]) and given["metric"].nunique() == 1:
             unit = str(given["metric"].iloc[0])
@@ -152,19 +158,19 @@ def _evidence(name: str, given: Any, unit: str) -> LayerEvidence:
             raise InputError(f"{name} of shape {values.shape}: expected one number per layer.")
         given = pd.DataFrame({"layer": np.arange(len(values)), "value": values})
     if "layer" not in given:
-        raise InputError(f"{name}: a frame with columns {[*given.columns]} has no 'layer': give one column that name.")
+        raise InputError(f"{name}: a frame with columns {[*given.columns]} has no 'layer': rename one to 'layer'.")
     numeric = [str(c) for c in given.select_dtypes("number").columns if str(c) not in _NOT_VALUES]
     named = [column for column in (name, *_VALUES) if column in numeric]
     if not named and len(numeric) != 1:
         raise InputError(
-            f"{name}: which of {numeric} is the value? Rename it to 'value', or give frame[['layer', column]]."
+            f"{name}: any of {numeric} could be the value: rename one to 'value', or give frame[['layer', column]]."
         )
     return _made(name, unit, given, named[0] if named else numeric[0])
 
 
 def _made(name: str, unit: str, table: pd.DataFrame, column: str) -> LayerEvidence:
     if not np.isfinite(pd.to_numeric(table["layer"], errors="coerce")).all():
-        raise InputError(f"{name}: its column 'layer' holds values that are not layer numbers.")
+        raise InputError(f"{name}: its column 'layer' contains values that are not layer numbers.")
     table = table.sort_values("layer")
     layers = tuple(int(layer) for layer in table["layer"])
     if len(set(layers)) < len(layers):
@@ -172,6 +178,6 @@ def _made(name: str, unit: str, table: pd.DataFrame, column: str) -> LayerEviden
         raise InputError(f"{name}: several rows for layer {twice}: choose one or average them first.")
     values = table[column].to_numpy(float)
     if not np.isfinite(values).any():
-        raise InputError(f"{name}: no finite value in {column!r}.")
+        raise InputError(f"{name}: no finite value in {shown(column)}.")
     ends = [table[end].to_numpy(float) if end in table else np.full(len(values), np.nan) for end in ("low", "high")]
     return LayerEvidence(name, unit, layers, values, *ends)

@@ -1,4 +1,4 @@
-"""The layer-attribution plot, for paper (matplotlib) and screen (plotly)."""
+"""Draw the layer-attribution plot for paper (matplotlib) and screen (plotly)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def paper(result: LayerAttribution, normalised: bool) -> Figure:
-    """One panel per kind of evidence, or a single panel with shares of the largest."""
+    """Draw one panel per kind of evidence, or a single panel with each value as a share of the largest of its kind."""
     count = 1 if normalised else len(result.evidence)
     with styled():
         figure = canvas((5.6, 3.4 if normalised else 1.0 + 1.25 * count))
         panels = figure.subplots(count, 1, sharex=True, squeeze=False).ravel()
-        for place, one in enumerate(result.evidence):
-            axes = panels[0 if normalised else place]
-            colour, marker = SEVERAL[place % len(SEVERAL)]
+        for index, one in enumerate(result.evidence):
+            axes = panels[0 if normalised else index]
+            colour, marker = SEVERAL[index % len(SEVERAL)]
             scale = float(np.nanmax(np.abs(one.values))) or 1.0
             by = scale if normalised else 1.0
             axes.errorbar(
@@ -56,16 +56,16 @@ def paper(result: LayerAttribution, normalised: bool) -> Figure:
 
 @literally
 def screen(result: LayerAttribution, normalised: bool) -> go.Figure:
-    """An interactive version (plotly)."""
+    """Draw the interactive version (plotly)."""
     count = 1 if normalised else len(result.evidence)
     titles = None if normalised else [one.name for one in result.evidence]
     figure = make_subplots(rows=count, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.25 / count)
-    for place, one in enumerate(result.evidence):
-        colour, marker = SEVERAL[place % len(SEVERAL)]
+    for index, one in enumerate(result.evidence):
+        colour, marker = SEVERAL[index % len(SEVERAL)]
         scale = float(np.nanmax(np.abs(one.values))) or 1.0
         by = scale if normalised else 1.0
         below, above = errors(one.values, one.low, one.high) / by
-        row = 1 if normalised else place + 1
+        row = 1 if normalised else index + 1
         figure.add_scatter(
             x=list(one.layers), y=one.values / by, customdata=one.values, mode="lines+markers", line_color=colour,
             marker={"symbol": SYMBOLS[marker], "size": 8}, name=one.name, row=row, col=1,
@@ -80,4 +80,4 @@ def screen(result: LayerAttribution, normalised: bool) -> go.Figure:
 
 def _caption(normalised: bool) -> str:
     scale = "each as a share of its largest magnitude" if normalised else "each in its own unit"
-    return f"Evidence at each block, {scale}. Bars are 95% intervals if known; a ring marks the largest."
+    return f"Evidence at each block, {scale}. Bars are 95% intervals, if known; a ring marks the largest value."

@@ -1,4 +1,4 @@
-"""The logit lens: what the model predicts after each block (`read`), and what each block would play (`listen`)."""
+"""The logit lens, which shows what the model predicts after each block (`read`) and would play there (`listen`)."""
 
 from analysis.logit_lens.audible import Audible, listen
 from analysis.logit_lens.reading import LogitLensResult, read

@@ -1,4 +1,4 @@
-"""The audible logit lens: what each block would play, decoded to sound."""
+"""Decode to sound what each block would play (the audible logit lens)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Audible:
         return self.clips[layer]
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Save the clips of each layer in a folder of their own ("block03"), and the given clips in "given".
+        """Save the clips of each layer in a separate folder (such as "block03"), and the given clips in "given".
 
         Raises:
             InputError: if one of these folders exists and is not empty, or cannot be written.
@@ -60,8 +60,10 @@ class Audible:
         return folder
 
     def to_frame(self, measures: Sequence[str] = ("tempo_ioi", "brightness", "loudness")) -> pd.DataFrame:
-        """One row per layer (-1 for the given codes) and clip: `prompt`, measures of the sound, and `same`, the share
-        of codes equal to the given ones."""
+        """Return one row per layer (-1 for the given codes) and clip.
+
+        The columns are `prompt`, measures of the sound, and `same`, the share of codes equal to the given ones.
+        """
         tables = []
         for layer, clips in {-1: self.given, **self.clips}.items():
             measured = measure.table(_sound(clips), clips.sample_rate, measures=list(measures))
@@ -72,13 +74,13 @@ class Audible:
 
     @drawable
     def plot(self) -> Any:
-        """Spectrograms of the first clips, one column per block (matplotlib figure)."""
+        """Draw spectrograms of the first clips, one column per block (matplotlib figure)."""
         from analysis.logit_lens import figures
 
         return figures.audible_paper(self)
 
     def figure(self) -> Any:
-        """Measures of the sound over blocks (plotly figure)."""
+        """Draw the measures of the sound over blocks (plotly figure)."""
         from analysis.logit_lens import figures
 
         return figures.audible_screen(self)
@@ -105,9 +107,9 @@ def listen(
     """Return what each block would play, decoded to sound.
 
     Args:
-        layers: blocks to listen to; default all.
-        seeds: one per row (or one for all): codes are sampled, with the same noise at every block. `None` takes the
-            likeliest code.
+        layers: blocks to listen to (default: all).
+        seeds: one seed per row, or one for all rows. Codes are then sampled, with the same noise at every block. `None`
+            takes the likeliest code.
         temperature, top_k: sampling settings.
 
     Raises:

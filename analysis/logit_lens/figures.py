@@ -1,4 +1,4 @@
-"""Figures of the logit lens: what each block predicts, by codebook, and what it would play."""
+"""Draw what each block predicts, by codebook, and what it would play."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PANELS = {
 
 
 def paper(result: LogitLensResult) -> Figure:
-    """Rank, probability and divergence over blocks, one line per codebook."""
+    """Draw the rank, probability and divergence over blocks, one line per codebook."""
     table = result.to_frame()
     with styled():
         figure = canvas((9.6, 3.5))
@@ -46,7 +46,7 @@ def paper(result: LogitLensResult) -> Figure:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             if name == "rank":
                 axes.set_yscale("log")
-                # Plain tick labels, also between powers of ten: ranks often stay within one decade.
+                # Ranks often stay within one decade, so ticks between powers of ten are labelled too.
                 axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axes.yaxis.set_major_formatter(ScalarFormatter())
                 axes.yaxis.set_minor_formatter(NullFormatter())
@@ -65,7 +65,7 @@ def paper(result: LogitLensResult) -> Figure:
 
 @literally
 def screen(result: LogitLensResult) -> go.Figure:
-    """An interactive version (plotly), with three panels side by side."""
+    """Draw the interactive version (plotly), with three panels side by side."""
     table = result.to_frame()
     figure = make_subplots(cols=3, subplot_titles=list(PANELS.values()))
     for column, name in enumerate(PANELS, 1):
@@ -85,14 +85,15 @@ def screen(result: LogitLensResult) -> go.Figure:
 def caption(result: LogitLensResult) -> str:
     n = len({str(prompt) for prompt in result.prompts})
     return (
-        "The residual stream after each block, decoded by the final norm and each codebook's head. Means over "
-        f"{len(result.prompts)} clips of {result.ranks.shape[-1] / result.frame_rate:g} s (geometric for ranks); bands "
-        f"are 95% intervals over {n} prompts. Dashed: rank of another clip's code at the same position."
+        "The residual stream after each block, decoded by the final norm and each codebook's head. Lines are means "
+        f"over {len(result.prompts)} clips of {result.ranks.shape[-1] / result.frame_rate:g} s (geometric for ranks), "
+        f"and bands are 95% intervals over {n} prompts. The dashed line is the rank of another clip's code at that "
+        "position."
     )
 
 
 def audible_paper(result: Audible, rows: int = 2) -> Figure:
-    """Spectrograms of the first clips, one column per block and the given clip last."""
+    """Draw spectrograms of the first clips, one column per block and the given clip last."""
     columns = {**{f"block {layer}": clips for layer, clips in result.clips.items()}, "given": result.given}
     shown = range(min(rows, len(result.given)))
     sounds = [
@@ -103,14 +104,17 @@ def audible_paper(result: Audible, rows: int = 2) -> Figure:
     figure = spectrograms.paired(sounds, result.given.sample_rate, names, list(columns))
     return captioned(
         figure,
-        "What each block would play: its prediction of every frame from the given clip's history, decoded to sound. "
-        "Levels are relative to each clip's loudest point.",
+        "What each block would play, as its prediction of every frame from the given clip's history is decoded to "
+        "sound. Levels are relative to each clip's loudest point.",
     )
 
 
 @literally
 def audible_screen(result: Audible) -> go.Figure:
-    """Measures of the decoded sound over blocks, as medians over clips. A dashed line marks the given clips."""
+    """Draw the measures of the decoded sound over blocks, as medians over clips.
+
+    A dashed line marks the given clips.
+    """
     table = result.to_frame()
     measures = [name for name in table.columns if name not in ("layer", "row", "prompt", "same")]
     figure = make_subplots(cols=1 + len(measures), subplot_titles=["share of given codes", *map(axis_of, measures)])
@@ -125,4 +129,4 @@ def audible_screen(result: Audible) -> go.Figure:
             where: Any = {"row": 1, "col": column}
             figure.add_hline(y=middle[name].iloc[0], line_dash="dash", line_color=GREY, **where)
     figure.update_xaxes(title_text="block")
-    return screen_plain(figure, "What each block would play, measured: median over clips. Dashed: the given clips.")
+    return screen_plain(figure, "Measures of what each block would play (median over clips). Dashed: the given clips.")

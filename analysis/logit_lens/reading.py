@@ -1,4 +1,4 @@
-"""The logit lens: the residual stream after each block, decoded by the model's own final norm and heads.
+"""The logit lens, which decodes the residual stream after each block by the model's own final norm and heads.
 
 `read` compares these predictions with the given codes and with the output of the whole model (nostalgebraist 2020,
 "interpreting GPT: the logit lens"). The codes are given, so every block predicts the next code from the same history.
@@ -35,7 +35,7 @@ class LogitLensResult:
         ranks: rank of the given code; 1 is the likeliest code.
         probabilities: probability of the given code.
         divergences: KL(last block || this block), in nats; 0 where the prediction no longer changes.
-        agrees: whether the likeliest code is the same as at the last block.
+        agrees: whether the likeliest code is the same as that of the last block.
         control_ranks: rank of the next row's code at the same position, the baseline from code frequency alone. These
             ranks are NaN if there is only one row.
         layers: layers of the first axis; the last is the model's last block, whose prediction is the model's output.
@@ -43,8 +43,9 @@ class LogitLensResult:
         frame_rate: frames per second.
         vocab_size: codes per codebook; a uniform guess has mean rank (vocab_size + 1) / 2.
 
-    It does not show what a block *knows*: the heads were trained on the last block alone, so information that an
-    earlier block holds in another basis looks like noise. A code that ranks high at a block need not be used there.
+    The result does not show what a block *knows*. The heads were trained on the last block alone, so information that
+    an earlier block encodes in another basis looks like noise. The model need not use a code that ranks high at a
+    block.
     """
 
     ranks: Float[np.ndarray, "layer row codebook frame"]
@@ -58,8 +59,11 @@ class LogitLensResult:
     vocab_size: int
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per layer and codebook, with means over frames and rows: `rank` (geometric mean), `probability`,
-        `kl` [nats], `agreement`, `control_rank`. `_low` and `_high` are the ends of intervals over prompts."""
+        """Return one row per layer and codebook, with means over frames and rows.
+
+        The columns are `rank` (geometric mean), `probability`, `kl` [nats], `agreement` and `control_rank`. Columns
+        that end in `_low` and `_high` are the ends of intervals over prompts.
+        """
         layer, codebook = np.indices((len(self.layers), self.ranks.shape[2]))
         table = {"layer": np.asarray(self.layers)[layer.ravel()], "codebook": codebook.ravel()}
         for name, values in self._summaries().items():
@@ -70,7 +74,10 @@ class LogitLensResult:
         return pd.DataFrame(table)
 
     def over_time(self) -> pd.DataFrame:
-        """One row per layer, codebook and frame: `seconds`, `rank` (geometric mean over rows), `probability`, `kl`."""
+        """Return one row per layer, codebook and frame.
+
+        The columns are `seconds`, `rank` (geometric mean over rows), `probability` and `kl`.
+        """
         layer, codebook, frame = np.indices((len(self.layers), *self.ranks.shape[2:]))
         summaries = self._summaries()
         return pd.DataFrame(
@@ -86,13 +93,13 @@ class LogitLensResult:
 
     @drawable
     def plot(self) -> Any:
-        """Rank, probability and divergence over blocks, one line per codebook (matplotlib figure)."""
+        """Draw the rank, probability and divergence over blocks, one line per codebook (matplotlib figure)."""
         from analysis.logit_lens import figures
 
         return figures.paper(self)
 
     def figure(self) -> Any:
-        """An interactive version of `plot` (plotly figure)."""
+        """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.logit_lens import figures
 
         return figures.screen(self)
@@ -130,7 +137,7 @@ def read(
     layers: int | Sequence[int] | None = None,
     batch_size: int = 8,
 ) -> LogitLensResult:
-    """Return the rank and probability of the given codes, and the divergence from the last block, after every block.
+    """Return, after every block, the rank and probability of the given codes, and the divergence from the last block.
 
     Args:
         layers: blocks to read; the last block is always included.
@@ -179,7 +186,7 @@ def read(
 def log_probabilities(
     lens: AudioLens, cache: Any, layer: int, codes: Tensor, rows: slice
 ) -> Float[Tensor, "row codebook frame vocab"]:
-    """Return log-probabilities of all codes at every frame, decoded after a block; the cache holds these `rows`.
+    """Return the log-probabilities of all codes at every frame, decoded after a block, for the `rows` in the cache.
 
     Raises:
         ActivationOverflow: if a logit is NaN or infinite.

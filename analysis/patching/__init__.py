@@ -1,4 +1,4 @@
-"""Activation patching: copy activations of a clean run into a corrupted run, or the reverse, and measure the effect.
+"""Copy activations of a clean run into a corrupted run, or the reverse, and measure the effect (activation patching).
 
 `patch` runs a grid over pairs of prompts (`pairs` makes matched ones) and returns a `PatchingResult`; `plan` estimates
 what the grid would cost.

@@ -1,6 +1,6 @@
-"""Fast patching, in which many cells share one pass up the blocks, and join its batch as their blocks are reached.
+"""Compute many patching cells in one pass up the blocks; each cell joins the batch when its block is reached.
 
-A patch at a block changes nothing below it and nothing before its first step. The residual stream of the patched run at
+A patch does not change the blocks below it or the steps before it. The residual stream of the patched run at
 every block, and its keys and values at earlier steps, are therefore recorded once. Cells with the same first step share
 one pass up the blocks, a climb. A cell joins the batch at the block where its patch is made, as one row per pair, and
 the metric is computed once, at the top. Climbs from different steps differ in length, which matters only to attention.
@@ -35,7 +35,7 @@ LOGITS, FINAL = "hook_logits", "ln_final.hook_normalized"
 REACHED = {*BEGIN, *WRITES, *EMBEDDINGS, *INSIDE, TEXT_STATES, FINAL, LOGITS}
 """The sites that a climb edits. A patch at any other site would change nothing."""
 POSITIONS = 512
-"""Number of positions that a CPU computes at a time. A block's intermediate values for more do not fit in its cache."""
+"""Number of positions that a CPU computes at a time. The values of more would not fit in its cache."""
 _Positionwise = Callable[[Tensor], tuple[Tensor, ...]]
 _Steps = Generator[tuple[_Positionwise, Tensor], Any, Any]
 """A generator that yields a function to apply at every position of a stream, and is sent the resulting values."""
@@ -46,7 +46,7 @@ _STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_cross")
 class Side:
     """One of the two runs over a batch of pairs, with its recording and the number of positions before its step 0.
 
-    `scores` holds log-probabilities of the scored codes, "pair codebook frame".
+    `scores` are the log-probabilities of the scored codes, "pair codebook frame".
     """
 
     cache: ActivationCache
@@ -54,7 +54,7 @@ class Side:
     scores: Float[Tensor, "pair codebook frame"]
 
     def all(self, hook: str, layer: int | None, stop: int | None = None) -> Tensor:
-        """A site's values at all positions, or only at those before step `stop`."""
+        """Return a site's values at all positions, or only at those before step `stop`."""
         value = self.cache[hook if layer is None else f"blocks.{layer}.{hook}"]
         return value if stop is None else value[:, : self.prefix + stop]
 
@@ -65,7 +65,7 @@ class Side:
 
 
 def recorded_hooks(lens: AudioLens, cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
-    """The sites to record in the patched run, and in the run that supplies the values."""
+    """Return the sites to record in the patched run, and in the run that supplies the values."""
     hooks = {hook for cell in cells for hook in cell.hooks}
     if unknown := sorted(hooks - REACHED):
         raise SiteError(f"{unknown[0]}: patching does not reach this site. It reaches {', '.join(sorted(REACHED))}.")
@@ -78,13 +78,16 @@ def recorded_hooks(lens: AudioLens, cells: Sequence[Cell]) -> tuple[list[str], l
 
 
 def _recorded_as(hook: str) -> str:
-    """The site to record for a patch at `hook`. For a head's result it is z: the result is a larger linear map of z."""
+    """Return the site to record for a patch at `hook`.
+
+    For a head's result it is z, because the result is a larger linear map of z.
+    """
     return hook.replace("hook_result", "hook_z")
 
 
 @dataclass(frozen=True, eq=False)
 class PairBatch:
-    """A batch of pairs: both runs, the scored codes, and the mask of the text.
+    """A batch of pairs, with both runs, the scored codes, and the mask of the text.
 
     `steps` is the number of steps up to the last one that is scored. `tokens` gives each pair's token in each column
     of a grid by tokens (-1 for none); `seen` marks which of the padded tokens are text.
@@ -104,22 +107,22 @@ class PairBatch:
         return len(self.codes)
 
     def scored(self, cells: Sequence[Cell]) -> Float[Tensor, "cell pair codebook"]:
-        """The summed log-probability of the scored codes under each cell's patch, in nats.
+        """Return the summed log-probability of the scored codes under each cell's patch, in nats.
 
         It is NaN if the pair does not have the cell's token.
         """
         plain = self.base.scores.double().sum(-1)
         out = plain.expand(len(cells), -1, -1).clone()
-        places = {cell: i for i, cell in enumerate(cells)}
+        index_of = {cell: i for i, cell in enumerate(cells)}
         moving = [cell for cell in cells if cell.start < cell.stop]
         swapped = [cell for cell in moving if cell.hooks[0] == LOGITS]
-        # A patch of the text states changes every block, so these cells need a pass of their own.
+        # A patch of the text states changes every block, so these cells need a separate pass.
         on_text = [cell for cell in moving if cell.hooks[0] == TEXT_STATES]
         for cell in swapped:
-            out[places[cell]] = self._swapped(cell)
+            out[index_of[cell]] = self._swapped(cell)
         for group in (on_text, [cell for cell in moving if cell not in on_text and cell not in swapped]):
             for start, order, top in self._climbed(group):
-                out[[places[cell] for cell in order]] = self._read(top, start, order)
+                out[[index_of[cell] for cell in order]] = self._read(top, start, order)
         for i, cell in enumerate(cells):
             if cell.token is not None and self.tokens is not None:
                 out[i, self.tokens[:, cell.token] < 0] = torch.nan
@@ -137,7 +140,7 @@ class PairBatch:
         return [(start, order, top) for (start, _), (top, order) in zip(climbs, reached, strict=True)]
 
     def _swapped(self, cell: Cell) -> Float[Tensor, "pair codebook"]:
-        """The score of a patch at the logits, which needs no forward pass."""
+        """Return the score of a patch at the logits, which needs no forward pass."""
         frames = torch.arange(self.window.first, self.window.end, device=self.codes.device)
         steps = frames + torch.tensor(self.window.delays, device=frames.device)[:, None]
         inside = (steps >= cell.start) & (steps < cell.stop)
@@ -168,7 +171,7 @@ class PairBatch:
 
 
 def together(climbs: Sequence[_Steps]) -> list[Any]:
-    """Run climbs in lockstep, with one call of each function for all of them, and return what each climb returns."""
+    """Run climbs in lockstep, calling each function once for all of them, and return the result of each climb."""
     asked = [next(climb) for climb in climbs]
     ended: list[Any] = []
     while asked:
@@ -207,7 +210,7 @@ class Climb:
     """One pass up the blocks over the steps from `start`. A stream is "cell pair step d_model".
 
     `hooks` are the sites patched by this climb or by any climb in lockstep with it, and `first` is their lowest block.
-    All these climbs have to yield the same functions.
+    All these climbs must yield the same functions.
     """
 
     def __init__(self, batch: PairBatch, start: int, hooks: frozenset[str], first: int) -> None:
@@ -252,7 +255,10 @@ class Climb:
         return torch.cat([stream, torch.stack(rows)]) if rows else stream, [*joined, *waiting]
 
     def _enters(self, cell: Cell) -> tuple[int, int]:
-        """The block at which a patched stream joins, and the number of parts it skips. The top is after all blocks."""
+        """Return the block at which a patched stream joins, and the number of that block's parts that it skips.
+
+        The top comes after all blocks.
+        """
         hook = cell.hooks[0]
         if cell.layer is None:
             return (self.config.n_layers, 0) if hook == FINAL else (0, 0)
@@ -260,7 +266,7 @@ class Climb:
         return (cell.layer + 1, 0) if behind == 3 else (cell.layer, behind)
 
     def _stream(self, behind: int, layer: int) -> Float[Tensor, "pair step d_model"]:
-        """The unpatched run's stream at a block, after the block's first `behind` parts."""
+        """Return the unpatched run's stream at a block, after the block's first `behind` parts."""
         if behind == 3:
             layer, behind = layer + 1, 0
         if layer == self.config.n_layers:
@@ -270,7 +276,7 @@ class Climb:
         return self.base.steps(hook, layer, self.start, self.steps)
 
     def _patched(self, cell: Cell) -> Float[Tensor, "pair step d_model"]:
-        """The patched stream of a cell, at the point where it joins the climb."""
+        """Return the patched stream of a cell, at the point where it joins the climb."""
         hook, (layer, behind) = cell.hooks[0], self._enters(cell)
         stream = self._stream(behind, layer).clone()
         if hook == FINAL:
@@ -403,8 +409,8 @@ class Climb:
             if cell.token is None or self.batch.tokens is None:
                 chosen = torch.ones(value.shape[:2], dtype=torch.bool, device=value.device)
             else:
-                places = torch.arange(value.shape[1], device=value.device)
-                chosen = places == self.batch.tokens[:, cell.token, None]
+                positions = torch.arange(value.shape[1], device=value.device)
+                chosen = positions == self.batch.tokens[:, cell.token, None]
             if cell.head is not None:
                 value, theirs = value[:, :, cell.head], theirs[:, :, cell.head]
             value[chosen] = theirs[chosen]

@@ -1,9 +1,9 @@
 """Run a grid of activation patches over pairs of clean and corrupted runs (`patch`), or estimate its cost (`plan`).
 
 The metric on codes is the log-likelihood of the clean continuation, in nats, per codebook and in total. Both runs read
-the same codes unless a history is given, so the gap between them comes from the text alone: a few nats in a thousand.
-Results therefore report the raw gap and its interval first. Every cell gives the same value as a full forward pass with
-a hook, but `engine.py` computes the cells faster.
+the same codes unless a history is given, so the gap between them comes from the text alone, and is a few nats in a
+thousand. Results therefore report the raw gap and its interval first. Every cell gives the same value as a full forward
+pass with a hook, but `engine.py` computes the cells faster.
 
 Velez Vasquez et al. (ISMIR 2024) previously studied the exchange of activations between runs of a music model.
 Denoising and noising are distinguished as in Heimersheim and Nanda (2024, arXiv 2404.15255).
@@ -28,12 +28,15 @@ from analysis.patching.plans import GridPlan, SoundPlan
 from analysis.patching.result import Mode, PatchingResult, checked_mode
 from analysis.patching.runs import Runs
 from analysis.patching.sound import Listening, Sound
-from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_flags
+from analysis.resampling import Resampling
+from audiolens.checks import MOST_SEED, checked_amount, checked_count, checked_flags, shown
 from audiolens.door import guarded
 from audiolens.errors import ActivationOverflow, InputError
+from audiolens.groups import takes
 from audiolens.model.timeline import Span, checked_span, codes_timeline
 from audiolens.model.tokens import named_once
 from audiolens.tracing.model_calls import alone
+from audiolens.tracing.recording import Reading
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -42,7 +45,8 @@ if TYPE_CHECKING:
 @guarded
 @dataclass(frozen=True)
 class LogLikelihood:
-    """The metric on codes: log-probability of the clean codes in a window of the clip, summed over its frames, in nats.
+    """The metric on codes, which is the log-probability of the clean codes in a window, summed over its frames, in
+    nats.
 
     `seconds=None` means the first second, or the whole clip if it is shorter.
     """
@@ -56,6 +60,8 @@ class LogLikelihood:
 
 @guarded
 @named_once
+@takes("resampling", Resampling)
+@takes("reading", Reading, sites="site")
 def patch(
     lens: AudioLens,
     clean: str | None | Sequence[str | None],
@@ -78,6 +84,8 @@ def patch(
     n_permutations: int = 2000,
     seed: int = 0,
     progress: bool = True,
+    reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
+    resampling: Resampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> PatchingResult:
     """Patch every cell of a grid in many pairs of clean and corrupted runs.
 
@@ -93,14 +101,14 @@ def patch(
             "seconds"; `cross_attn.z` for "head" (`attn.z` without cross-attention); `attn_out`, `cross_attn_out`,
             `mlp_out` and `resid_post` for "component"; and keys and values of the cross-attention for "token". A grid
             on sound leaves the residual stream out and uses `cross_attn_out` for "seconds", because in a run that
-            reads its own codes, the stream carries those codes at every block.
+            reads its own codes, the stream encodes those codes at every block.
         by: the kind of columns: "seconds" (time windows), "head", "component", or "token" (text tokens, counted from
             +0, the first token in which the prompts differ).
-        mode: "denoising" puts clean values into the corrupted run and tests whether they are sufficient. "noising"
-            puts corrupted values into the clean run and tests whether the clean values are necessary.
+        mode: "denoising" copies clean values into the corrupted run and tests whether they are sufficient. "noising"
+            copies corrupted values into the clean run and tests whether the clean values are necessary.
         layers: rows of the grid (`None`: all blocks).
         windows: for `by="seconds"`, the number of equal windows up to the last scored step, or a list of (from, to) in
-            seconds. Windows after the scored window cannot change the metric, so their effect is exactly 0.
+            seconds. Windows after the scored window cannot change the metric, so their effects are exactly 0.
         seconds: which steps the other grids patch (`None`: all).
         heads: columns of `by="head"` (`None`: all).
         history: codes that the corrupted run reads instead of `codes` before the scored window, such as codes generated
@@ -110,6 +118,8 @@ def patch(
         sound: also run a coarser grid on sound, over the whole clip.
         memory_gib: memory for recordings and batches, in GiB. Larger grids run in parts.
         n_bootstrap, n_permutations, seed: settings of the intervals and p-values.
+        reading: a `Reading` instead of `site`, `layers`, `heads` and `seconds`, which say what is patched.
+        resampling: a `Resampling` instead of `n_bootstrap`, `n_permutations` and `seed`.
         progress: show the plan and a progress bar on stderr. `plan` returns the plan without running the grid.
 
     Raises:
@@ -125,7 +135,7 @@ def patch(
     asked: dict[str, Any] = {"by": by, "mode": mode, "clusters": clusters}
     if isinstance(metric, Sound):
         if codes is not None or history is not None or sound is not None:
-            raise InputError("a metric on sound generates its own codes: give codes=None, no history and no sound=.")
+            raise InputError("a metric on sound generates its own codes: give codes=None, without history= or sound=.")
         ear = Listening.checked(lens, clean, corrupted, metric, site, **asked, **options)
         if progress:
             _show(ear.plan(timed=True))
@@ -164,6 +174,7 @@ def patch(
 
 @guarded
 @named_once
+@takes("reading", Reading, sites="site")
 def plan(
     lens: AudioLens,
     clean: str | None | Sequence[str | None],
@@ -181,8 +192,9 @@ def plan(
     history: Int[Tensor, "pair codebook past"] | None = None,
     memory_gib: float = 1.0,
     timed: bool = True,
+    reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> GridPlan | SoundPlan:
-    """The cost of `patch` with the same arguments. With `timed`, one row runs once to estimate the time.
+    """Return the cost of `patch` with the same arguments. With `timed`, one row runs once to estimate the time.
 
     For a `Sound` the result is a `SoundPlan`. Its timing covers a few steps of the largest generation, and the decoding
     and measuring of one clip.
@@ -265,19 +277,22 @@ class _Job:
             lost &= (self.runs.offsets[0][list(rows), cell.token] >= 0).numpy()
         if lost.any():
             raise ActivationOverflow(
-                f"the patch at {' and '.join(cell.hooks)}, layer {cell.layer}, made logits NaN in pair "
+                f"the patch at {' and '.join(cell.hooks)}, layer {cell.layer}, changed logits to NaN in pair "
                 f"{rows[int(lost.argmax())]}: load the model in a wider dtype."
             )
 
     def _row_bytes(self) -> float:
-        """Bytes of one row of a climb: its stream, a block's intermediate values, its keys, values and logits."""
+        """Return the size in bytes of one row of a climb.
+
+        A row has its stream, one block's intermediate values, and its keys, values and logits.
+        """
         config, steps = self.runs.lens.config, self.runs.steps
         size = torch.finfo(self.runs.lens.dtype).bits // 8
         block = steps * (2 * config.d_mlp + 10 * config.d_model) + 4 * (steps + self.runs.prefix) * config.d_model
         return block * size + 12 * steps * config.vocab_size
 
     def _pair_bytes(self) -> float:
-        """Bytes of one pair's recordings."""
+        """Return the size in bytes of one pair's recordings."""
         config, steps = self.runs.lens.config, self.runs.steps + self.runs.prefix
         size = torch.finfo(self.runs.lens.dtype).bits // 8
         wide = {hook: config.d_mlp for hook in ("mlp.hook_pre", "mlp.hook_post")}
@@ -287,7 +302,7 @@ class _Job:
         return config.n_layers * steps * (7 * config.d_model + theirs) * size + logits
 
     def _speed(self) -> float:
-        """Seconds per step of one row in one block, measured by timing one forward pass."""
+        """Return the time in seconds per step of one row in one block, measured by timing one forward pass."""
         runs = self.runs
         given = runs.lens, runs.clean[:1], runs.read[0][:1]
         _forward(*given)
@@ -316,7 +331,7 @@ def _job(
 ) -> _Job:
     checked_mode(mode)
     if metric != "log_likelihood" and not isinstance(metric, LogLikelihood):
-        raise InputError(f"metric={metric!r}: expected 'log_likelihood', LogLikelihood(...) or Sound(...).")
+        raise InputError(f"metric={shown(metric)}: expected 'log_likelihood', LogLikelihood(...) or Sound(...).")
     memory = checked_amount("memory_gib", memory_gib, above=0)
     runs = Runs.checked(
         lens, clean, corrupted, codes, metric.seconds if isinstance(metric, LogLikelihood) else None, history

@@ -1,6 +1,7 @@
-"""Figures of patching grids for paper (matplotlib) and screen (plotly): raw effects, with the gap in the title.
+"""Draw patching grids for paper (matplotlib) and screen (plotly), with raw effects in the cells and the gap in the
+title.
 
-A dot marks cells that differ from 0 (p at most 5%, adjusted for the whole grid), so that colour is not the only sign.
+Dots mark cells that differ from 0 (p at most 5%, adjusted for the whole grid), so that readers need not rely on colour.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _WIDEST = 24
 
 
 def paper(result: PatchingResult, codebook: int | str = "total") -> Figure:
-    """The grid of one codebook (or of their total) as a heat map, with the grid on sound to its right."""
+    """Draw the grid of one codebook (or of their total) as a heat map, with the grid on sound to its right."""
     grids = [(result, codebook)] + ([(result.sound, "total")] if result.sound is not None else [])
     widths = [1.0 + 0.52 * max(len(grid.columns), 3) for grid, _ in grids]
     height = 2.0 + 0.3 * max(len(grid.layers) for grid, _ in grids)
@@ -54,26 +55,26 @@ def paper(result: PatchingResult, codebook: int | str = "total") -> Figure:
 
 
 def caption(result: PatchingResult) -> str:
-    """Two lines that explain what the grid shows, and a third about the measured sound."""
+    """Return two lines that explain what the grid shows, and a third about the measured sound."""
     giver, taker = ("clean", "corrupted") if result.mode == "denoising" else ("corrupted", "clean")
     patched = f"{giver} values patched into the {taker} run"
     few = f" ({result.too_few}: exploratory)" if result.too_few else ""
     lines = [
         f"{patched.capitalize()}; mean change over {len(result.clean)} pairs of {result.means.n_clusters} prompts"
         f"{few}.",
-        f"Dots: p ≤ {LEVEL:g}, adjusted for the whole grid. A patch carries every difference between the runs.",
+        f"Dots: p ≤ {LEVEL:g}, adjusted for the whole grid. A patch transfers every difference between the runs.",
     ]
     if result.by_ear:
         lines.append(f"{_measured(result)} {_carried(result)}")
     elif result.sound is None:
-        lines.append("Not measured on sound: no patched clips were played (sound=).")
+        lines.append("Not measured on sound, because no patched clips were generated (sound=).")
     else:
         lines.append(f"On the right, the grid on sound: {_measured(result.sound)} {_carried(result.sound)}")
     return "\n".join(filter(None, lines))
 
 
 def _measured(result: PatchingResult) -> str:
-    """How many pairs were played, and how many of them could be measured in both runs."""
+    """Return a sentence on how many pairs were generated, and how many could be measured in both runs."""
     pairs = len(result.clean)
     both = int(np.isfinite(result.clean - result.corrupted).all(1).sum())
     return (
@@ -84,13 +85,13 @@ def _measured(result: PatchingResult) -> str:
 
 
 def _carried(result: PatchingResult) -> str:
-    """What a patch carries besides the text when both runs play their own codes."""
+    """Return what a patch transfers besides the text when both runs generate their own codes."""
     sites = {named(site).short for site in result.sites}
     if sites <= _TEXT:
         return ""
     if all(site.startswith("cross_attn") for site in sites):
         return "What the donor run reads from its text also depends on its own music."
-    return "The patch also carries the donor run's own music."
+    return "The patch also transfers the donor run's own music."
 
 
 def title(result: PatchingResult, codebook: int | str) -> str:
@@ -99,21 +100,21 @@ def title(result: PatchingResult, codebook: int | str) -> str:
     which = "all codebooks" if str(codebook) == "total" and len(result.codebooks) > 1 else f"codebook {codebook}"
     which = "" if len(result.codebooks) == 1 else f", {which}"
     unclear = "" if gap.clear else " (covers 0)"
-    return f"{result.place}{which}\ngap {gap!r}{unclear}, {a:g}-{b:g} s"
+    return f"{result.description}{which}\ngap {gap!r}{unclear}, {a:g}-{b:g} s"
 
 
 def unit_of(result: PatchingResult) -> str:
-    """The label of the colour bar."""
+    """Return the label of the colour bar."""
     if len(result.codebooks) == 1:
-        return f"change of {axis_of(result.metric)}"
-    return f"change of the log-likelihood [{result.unit}]"
+        return f"change in {axis_of(result.metric)}"
+    return f"change in log-likelihood [{result.unit}]"
 
 
 def _panel(figure: Figure, axes: Axes, result: PatchingResult, codebook: int | str) -> None:
     values = result.effect(codebook)
     most = float(np.nan_to_num(np.abs(values)).max()) or 1.0
     image = axes.imshow(values, cmap=DIVERGING, vmin=-most, vmax=most, origin="lower", aspect="auto")
-    significant = result.means.p_adjusted[result._place(codebook)] <= LEVEL
+    significant = result.means.p_adjusted[result._index(codebook)] <= LEVEL
     narrow = len(result.columns) <= _WIDEST
     for (row, column), value in np.ndenumerate(values):
         if not np.isfinite(value):
@@ -142,14 +143,14 @@ def _panel(figure: Figure, axes: Axes, result: PatchingResult, codebook: int | s
 
 @literally
 def screen(result: PatchingResult, codebook: int | str = "total") -> go.Figure:
-    """The grid as a heat map with a slider over codebooks. Hovering over a cell shows its interval and p."""
+    """Draw the grid as a heat map with a slider over codebooks. Hovering over a cell shows its interval and p."""
     names = list(result.names)
-    first = result._place(codebook)
+    first = result._index(codebook)
     figure = go.Figure()
     rows = ["–" if layer is None else str(layer) for layer in result.layers]
     steps: list[dict[str, Any]] = []
-    for place, name in enumerate(names):
-        found, values = result.means, result.means.value[place]
+    for index, name in enumerate(names):
+        found, values = result.means, result.means.value[index]
         most = float(np.nan_to_num(np.abs(values)).max()) or 1.0
         figure.add_heatmap(
             z=values,
@@ -159,16 +160,16 @@ def screen(result: PatchingResult, codebook: int | str = "total") -> go.Figure:
             zmax=most,
             colorscale=DIVERGING,
             colorbar_title=result.unit,
-            text=np.where(found.p_adjusted[place] <= LEVEL, "•", ""),
+            text=np.where(found.p_adjusted[index] <= LEVEL, "•", ""),
             texttemplate="%{text}",
-            customdata=np.stack([found.low[place], found.high[place], found.p_adjusted[place]], axis=-1),
+            customdata=np.stack([found.low[index], found.high[index], found.p_adjusted[index]], axis=-1),
             hovertemplate=(
                 "block %{y}, %{x}: %{z:+.3g} [%{customdata[0]:+.3g}, %{customdata[1]:+.3g}], "
                 "adjusted p = %{customdata[2]:.2g}<extra></extra>"
             ),
-            visible=place == first,
+            visible=index == first,
         )
-        shown = [other == place for other in range(len(names))]
+        shown = [other == index for other in range(len(names))]
         small = [f"<sup>{line}</sup>" for line in caption(result).splitlines()]
         heading = "<br>".join([*title(result, name).splitlines(), *small])
         steps.append({"method": "update", "label": name, "args": [{"visible": shown}, {"title.text": heading}]})

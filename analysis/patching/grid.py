@@ -1,4 +1,4 @@
-"""The cells of a patching grid. In each cell, one run takes its values at one part of the model from the other run.
+"""Divide a site into the cells of a patching grid. In each cell, one run takes the other run's values at one part.
 
 `Grid.of` turns a site and a `by` into cells. It raises an error before the model runs if the model lacks the site.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from audiolens.checks import one_or_listed, whole_number
+from audiolens.checks import one_or_listed, shown, whole_number
 from audiolens.errors import InputError, SiteError
 from audiolens.model.sites import Site, checked_heads, checked_names, layers_once, named
 from audiolens.model.timeline import Real, Span, Timeline, clip_timeline
@@ -25,9 +25,9 @@ WINDOWS = 8
 """The default number of windows in a grid by seconds."""
 TEXT_STATES = "hook_text_states"
 BEGIN = {"hook_resid_pre": 0, "hook_resid_mid": 1, "hook_resid_cross": 2, "hook_resid_post": 3}
-"""Sites of the residual stream itself. Each is mapped to how many of its block's three parts come before it."""
+"""Sites of the residual stream, each mapped to the number of its block's three parts that come before it."""
 WRITES = {"hook_attn_out": 1, "hook_cross_attn_out": 2, "hook_mlp_out": 3}
-"""Sites of the outputs that parts of a block add to the stream. Each is mapped to the number of its part, from 1."""
+"""Sites of the outputs that a block's parts add to the stream, each mapped to the number of its part, from 1."""
 EMBEDDINGS = ("hook_embed", "hook_pos_embed")
 INSIDE = (
     "ln1.hook_normalized",
@@ -47,7 +47,7 @@ _DEFAULTS: dict[str, tuple[str, ...]] = {
 _SOUND_DEFAULTS = {**_DEFAULTS, "seconds": ("cross_attn_out",), "component": ("attn_out", "cross_attn_out", "mlp_out")}
 """Default sites of a grid on sound, in which both runs read the codes that they generate.
 
-The residual stream carries those codes, so patching it at any block, even the first, changes the clip regardless of the
+The residual stream encodes those codes, so patching it at any block, even the first, changes the clip regardless of the
 text. The stream is therefore left out.
 """
 
@@ -56,8 +56,8 @@ text. The stream is therefore left out.
 class Cell:
     """One patch: the sites `hooks` of a layer take the other run's values at steps `start` to `stop` (exclusive).
 
-    `at` is the cell's row and column in the grid. `head` is the head that is patched (`None`: all). `token` is the
-    column in the table of each pair's tokens (`None`: all tokens).
+    `at` is the cell's row and column in the grid. `head` is the patched head, or `None` for all heads. `token` is the
+    column in the table of each pair's tokens, or `None` for all tokens.
     """
 
     at: tuple[int, int]
@@ -120,7 +120,7 @@ class Grid:
         tokens: tuple[str, ...],
         on_sound: bool = False,
     ) -> Grid:
-        """The grid over the first `steps` steps. Later steps cannot change the score and are never patched.
+        """Return the grid over the first `steps` steps. Later steps cannot change the score and are never patched.
 
         If `site` is `None`, the default sites of a grid on codes are used. With `on_sound`, they are those of a grid on
         sound.
@@ -140,7 +140,7 @@ class Grid:
         spans = _windows(windows, timeline, steps) if by == "seconds" else None
         if spans is not None:
             columns = tuple(f"{a:.2f}-{b:.2f}" for _, _, (a, b) in spans)
-        depths = tuple(dict.fromkeys(place.layer for places_ in found for place in places_))
+        depths = tuple(dict.fromkeys(one.layer for group in found for one in group))
         cells = []
         for row, layer in enumerate(depths):
             for column, name in enumerate(columns):
@@ -159,11 +159,13 @@ class Grid:
 def checked_by(by: Any) -> None:
     """Raise `InputError` if `by` is not a kind of column."""
     if by not in get_args(By):
-        raise InputError(f"by={by!r}: expected one of {', '.join(map(repr, get_args(By)))}.")
+        raise InputError(f"by={shown(by)}: expected one of {', '.join(map(repr, get_args(By)))}.")
 
 
 def needs_tokens(lens: AudioLens, hooks: Sequence[str]) -> bool:
-    """Whether any of these sites has one position per text token, so that both prompts need the same number of tokens.
+    """Return whether any of these sites has one position per text token.
+
+    Both prompts of a pair then need the same number of tokens.
 
     If the text is a prefix in the decoder's own sequence, every attention pattern has text positions, because its keys
     include the text.
@@ -175,7 +177,7 @@ def needs_tokens(lens: AudioLens, hooks: Sequence[str]) -> bool:
 def needs_equal_lengths(
     lens: AudioLens, site: str | Sequence[str] | None, by: By, seconds: Real, on_sound: bool = False
 ) -> bool:
-    """Whether a grid over clips of `seconds` requires both prompts of a pair to have the same number of tokens.
+    """Return whether a grid over clips of `seconds` requires both prompts of a pair to have the same number of tokens.
 
     Raises:
         InputError: (or a subclass) if the model lacks the site, `by` cannot divide it, or the clip is too short.
@@ -185,18 +187,18 @@ def needs_equal_lengths(
     if by == "seconds" and not on_sound:
         _windows(WINDOWS, timeline, timeline.steps)
     shifted = on_sound and lens.config.has_prefix
-    return shifted or needs_tokens(lens, [place.hook for group in found for place in group])
+    return shifted or needs_tokens(lens, [one.hook for group in found for one in group])
 
 
 def _sites(
     lens: AudioLens, site: str | Sequence[str] | None, by: By, layers: int | Sequence[int] | None, on_sound: bool
 ) -> tuple[tuple[str, ...], list[list[Site]]]:
-    """The names of the sites (given or default), and the sites themselves as one list per component column."""
+    """Return the names of the sites (given or default), and the sites themselves as one list per component column."""
     checked_by(by)
     if by == "token" and lens.config.has_prefix:
         raise SiteError(
-            f"by='token': {lens.config.family} has no cross-attention: its text comes before the audio steps, in the "
-            "decoder's own sequence. Use by='component' or by='seconds'."
+            f"by='token' needs cross-attention, and {lens.config.family} has none. Its text comes before the audio "
+            "steps, in the decoder's own sequence: use by='component' or by='seconds'."
         )
     asked = _default(by, lens, on_sound) if site is None else checked_names("site", site)
     names = (asked,) if isinstance(asked, str) else tuple(asked)
@@ -217,7 +219,7 @@ def _default(by: By, lens: AudioLens, on_sound: bool) -> tuple[str, ...]:
 
 
 def _refuse_mixed(by: str, found: Sequence[Sequence[Site]]) -> None:
-    hooks = [list(dict.fromkeys(place.hook for place in group)) for group in found]
+    hooks = [list(dict.fromkeys(one.hook for one in group)) for group in found]
     for group in hooks:
         parts = {Cell((0, 0), (hook,), 0, 0, 1).part if "." in hook else hook for hook in group}
         if len(parts) > 1:
@@ -239,7 +241,10 @@ def _refuse_mixed(by: str, found: Sequence[Sequence[Site]]) -> None:
 
 
 def _windows(windows: int | Sequence[Span], timeline: Timeline, steps: int) -> list[tuple[int, int, Span]]:
-    """The (start, stop, seconds) of each window. A number divides all steps up to the last one that is scored."""
+    """Return the (start, stop, seconds) of each window.
+
+    A number of windows divides all steps up to the last one that is scored.
+    """
     rate = timeline.frame_rate
     given = one_or_listed("windows", windows)
     try:
@@ -247,7 +252,7 @@ def _windows(windows: int | Sequence[Span], timeline: Timeline, steps: int) -> l
     except TypeError:
         windows = 0
     if not windows:
-        raise InputError(f"windows={given!r}: expected a number of windows, or a list of (from, to) in seconds.")
+        raise InputError(f"windows={shown(given)}: expected a number of windows, or a list of (from, to) in seconds.")
     if isinstance(windows, int):
         if not 1 <= windows <= steps:
             raise InputError(f"windows={windows}: there are {steps} steps to divide; give 1 to {steps}.")

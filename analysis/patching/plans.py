@@ -18,10 +18,10 @@ class GridPlan:
         cells, pairs: size of the grid. Every pair has one row for every cell.
         row_steps: number of steps through one block that will be run, counted per row.
         naive_row_steps: the number that would be run with one full forward pass per cell.
-        batch: number of pairs that run together. `chunk` is the largest number of cells that run together.
+        batch, chunk: the largest numbers of pairs and of cells that run together.
         memory_mib: expected memory of recordings and the largest batch, in addition to the model.
-        seconds: upper estimate of the time, from the speed of one row's forward pass on this machine. NaN if it was not
-            timed.
+        seconds: upper estimate of the time, from the speed of one row's forward pass on this machine. It is NaN if the
+            speed was not measured.
     """
 
     cells: int
@@ -53,8 +53,8 @@ class SoundPlan:
         clip_seconds: length of each clip.
         generations: number of calls of `lens.generate`, of at most `rows` clips each.
         row_steps: number of steps through one block, counted per row and for both halves of the guidance.
-        seconds: estimate of the time, from the speed on this machine of one step of the largest generation, and of
-            decoding and measuring one clip. NaN if it was not timed.
+        seconds: estimated time. It is based on how long this machine takes for one step of the largest generation, and
+            to decode and measure one clip. It is NaN if these were not measured.
     """
 
     cells: int

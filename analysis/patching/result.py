@@ -16,6 +16,7 @@ from analysis.patching.grid import By
 from analysis.patching.runs import N_PAIRS
 from analysis.resampling import Interval, bootstrap
 from analysis.statistics import LEVEL, Means, means
+from audiolens.checks import shown
 from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.model.timeline import Span
@@ -27,7 +28,7 @@ TOTAL = "total"
 def checked_mode(mode: Any) -> None:
     """Raise `InputError` if `mode` is not a patching mode."""
     if mode not in get_args(Mode):
-        raise InputError(f"mode={mode!r}: expected {' or '.join(map(repr, get_args(Mode)))}.")
+        raise InputError(f"mode={shown(mode)}: expected {' or '.join(map(repr, get_args(Mode)))}.")
 
 
 @guarded
@@ -41,7 +42,7 @@ class Gap:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval excludes 0. If it does not, effects as a share of the gap are meaningless."""
+        """Whether the interval excludes 0. If it includes 0, effects as a share of the gap are meaningless."""
         return bool(self.interval.low > 0 or self.interval.high < 0)
 
     def __repr__(self) -> str:
@@ -60,18 +61,19 @@ class PatchingResult:
         clean, corrupted: the metric of the unpatched runs, "pair codebook".
         codebooks: names along the metric's codebook axis. A grid on sound has one entry, named after the measure.
         layers: rows of the grid; `None` for a site outside the blocks.
-        columns: time windows, heads, components or tokens, depending on `by`. `spans` holds the windows in seconds.
+        columns: time windows, heads, components or tokens, depending on `by`. `spans` are the windows in seconds.
         sites: the patched sites.
-        mode: "denoising" puts clean values into the corrupted run, "noising" puts corrupted values into the clean run.
+        mode: "denoising" (clean values copied into the corrupted run) or "noising" (corrupted into clean).
         metric, unit: the metric and its unit; log-likelihoods of the clean codes are in nats.
         scored: the scored window of the clean continuation, in seconds.
         clusters: the cluster of each pair. Intervals resample clusters.
         prompts: the (clean, corrupted) prompts of each pair.
         sound: the coarser grid on sound that accompanies a grid on codes.
 
-    It does not show that a site *holds* the concept. A patch carries every difference between the two runs, and a site
-    that recovers the gap may only pass it on. If both runs read the same codes, the text adds little, so `normalised`
-    raises an error if the gap's interval covers 0. A cell without effect may have a backup elsewhere in the model.
+    The result does not show that a site *encodes* the concept. A patch transfers every difference between the two runs,
+    and a site that recovers the gap may only pass it on. If both runs read the same codes, the text adds little, and
+    `normalised` raises an error if the gap's interval covers 0. A cell without effect may have a backup elsewhere in
+    the model.
     """
 
     patched: Float[np.ndarray, "pair codebook layer column"]
@@ -109,11 +111,11 @@ class PatchingResult:
         )
 
     def gap(self, codebook: int | str = TOTAL) -> Gap:
-        """The metric of the clean run minus that of the corrupted run, for one codebook or the total.
+        """Return the metric of the clean run minus that of the corrupted run, for one codebook or the total.
 
         It is NaN if no pair was measured in both runs.
         """
-        each = self._gaps[:, self._place(codebook)]
+        each = self._gaps[:, self._index(codebook)]
         usable = np.isfinite(each)
         if not usable.any():
             return Gap(float("nan"), Interval(float("nan"), float("nan"), 0.95, 0), self.unit)
@@ -127,11 +129,11 @@ class PatchingResult:
         return Gap(float(own.mean()), interval, self.unit)
 
     def effect(self, codebook: int | str = TOTAL) -> Float[np.ndarray, "layer column"]:
-        """The mean change that each patch made, in the metric's unit."""
-        return self.means.value[self._place(codebook)]
+        """Return the mean change that each patch made, in the metric's unit."""
+        return self.means.value[self._index(codebook)]
 
     def normalised(self, codebook: int | str = TOTAL) -> Float[np.ndarray, "layer column"]:
-        """The grid rescaled so that 0 is the corrupted run and 1 is the clean run, by dividing by the mean gap.
+        """Return the grid rescaled so that 0 is the corrupted run and 1 is the clean run, by dividing by the mean gap.
 
         Raises:
             InputError: if the gap's interval covers 0, or there are too few prompts for an interval.
@@ -140,22 +142,22 @@ class PatchingResult:
         if not gap.clear:
             raise InputError(
                 f"{self.metric}: the gap between clean and corrupted runs is {gap!r}, not clearly different from 0, so "
-                "a share of it is undefined. Use .effect(), score another window, take more pairs, or give the "
+                "shares of it are undefined. Use .effect(), score another window, take more pairs, or give the "
                 "corrupted run its own history (history=)."
             )
         # Both means cover the pairs that have the cell. In either mode they are measured from the corrupted run.
-        place = self._place(codebook)
-        patched, clean, corrupted = (_with_total(v)[:, place] for v in (self.patched, self.clean, self.corrupted))
+        index = self._index(codebook)
+        patched, clean, corrupted = (_with_total(v)[:, index] for v in (self.patched, self.clean, self.corrupted))
         there = np.isfinite(patched) & np.isfinite(clean - corrupted)[:, None, None]
         whole = np.where(there, (clean - corrupted)[:, None, None], np.nan)
         part = np.where(there, patched - corrupted[:, None, None], np.nan)
         with warnings.catch_warnings():
-            # A cell that no pair has, or in which nothing could be measured, is NaN.
+            # A cell is NaN if no pair has it, or nothing could be measured there.
             warnings.simplefilter("ignore", RuntimeWarning)
             return np.nanmean(part, axis=0) / np.nanmean(whole, axis=0)
 
     def best(self, codebook: int | str = TOTAL) -> tuple[int | None, str]:
-        """The layer and column of the cell that moves the metric furthest towards the run that supplies the values.
+        """Return the layer and column of the cell that moves the metric furthest towards the run that supplies values.
 
         Raises:
             InputError: if no cell was measured.
@@ -171,17 +173,17 @@ class PatchingResult:
         return self.layers[int(row)], self.columns[int(column)]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per codebook (and their total), layer and column, with effect, interval, p and the codebook's gap.
+        """Return one row per codebook (and their total), layer and column, with effect, interval, p and codebook gap.
 
         `normalised` is NaN where the interval of the gap covers 0.
         """
         found, tables = self.means, []
         rows, columns = np.meshgrid(np.arange(len(self.layers)), np.arange(len(self.columns)), indexing="ij")
-        for place, name in enumerate(self.names):
+        for index, name in enumerate(self.names):
             gap = self.gap(name)
             share = self.normalised(name) if gap.clear else np.full(rows.shape, np.nan)
             parts = ("value", "stderr", "low", "high", "p", "p_adjusted", "n")
-            numbers = {part: getattr(found, part)[place].ravel() for part in parts}
+            numbers = {part: getattr(found, part)[index].ravel() for part in parts}
             table = pd.DataFrame(
                 {
                     "codebook": name,
@@ -201,13 +203,16 @@ class PatchingResult:
 
     @drawable
     def plot(self, codebook: int | str = TOTAL) -> Any:
-        """The grid as a heat map, with the grid on sound to its right (matplotlib figure)."""
+        """Draw the grid as a heat map, with the grid on sound to its right (matplotlib figure)."""
         from analysis.patching import figures
 
         return figures.paper(self, codebook)
 
     def figure(self, codebook: int | str = TOTAL) -> Any:
-        """Interactive version of `plot`, with a slider over codebooks (plotly). `.sound.figure()` shows the sound."""
+        """Draw the interactive version of `plot`, with a slider over codebooks (plotly figure).
+
+        `.sound.figure()` draws the grid on sound.
+        """
         from analysis.patching import figures
 
         return figures.screen(self, codebook)
@@ -219,22 +224,22 @@ class PatchingResult:
 
     @property
     def too_few(self) -> str:
-        """A note if a grid on codes has too few pairs for a claim about a few nats; otherwise empty."""
+        """A note if a grid on codes has too few pairs to support a claim about a few nats, else an empty string."""
         return "" if self.by_ear or len(self.clean) >= N_PAIRS else f"fewer than {N_PAIRS} pairs"
 
     @property
-    def place(self) -> str:
-        """What was patched, in words."""
+    def description(self) -> str:
+        """A description of what was patched."""
         if self.by == "component":
-            return "what each part of a block adds"
+            return "the output of each part of a block"
         return f"{' and '.join(self.sites)} by {self.by}"
 
-    def _place(self, codebook: int | str) -> int:
+    def _index(self, codebook: int | str) -> int:
         name = str(codebook)
         if len(self.codebooks) == 1 and name == TOTAL:
             return 0
         if name not in self.names:
-            raise InputError(f"codebook={codebook!r}: this grid has {', '.join(self.names)}.")
+            raise InputError(f"codebook={shown(codebook)}: this grid has {', '.join(self.names)}.")
         return self.names.index(name)
 
     @cached_property
@@ -244,13 +249,13 @@ class PatchingResult:
     def __repr__(self) -> str:
         gap = self.gap()
         if not np.isfinite(self.effect()).any():
-            return f"PatchingResult({self.mode} {self.place}: gap {gap!r}; no patched clip has a {self.metric})"
+            return f"PatchingResult({self.mode} {self.description}: gap {gap!r}; no patched clip has a {self.metric})"
         layer, column = self.best()
-        row, place = self.layers.index(layer), self.columns.index(column)
-        found, total = self.means, self._place(TOTAL)
+        row, index = self.layers.index(layer), self.columns.index(column)
+        found, total = self.means, self._index(TOTAL)
         where = f"{self.by} {column}" if layer is None else f"block {layer}, {self.by} {column}"
-        at = (total, row, place)
-        share = f" ({self.normalised()[row, place]:.0%} of the way to clean)" if gap.clear else ""
+        at = (total, row, index)
+        share = f" ({self.normalised()[row, index]:.0%} of the way to clean)" if gap.clear else ""
         unclear = "" if gap.clear else "; no clear gap, so no share is given"
         few = f", {self.too_few}" if self.too_few else ""
         most = "no cell clear of chance, largest effect" if found.p_adjusted[at] > LEVEL else "largest effect"
@@ -259,12 +264,12 @@ class PatchingResult:
         # The number of pairs that have this cell and could be measured there.
         own = "" if found.n[at] == measured else f" over {found.n[at]:.0f} pairs"
         return (
-            f"PatchingResult({self.mode} {self.place}: gap {gap!r} over {both} pairs of "
+            f"PatchingResult({self.mode} {self.description}: gap {gap!r} over {both} pairs of "
             f"{gap.interval.n_clusters} prompts{few}{unclear}; {most} at {where}: {found.value[at]:+.3g} {self.unit} "
             f"[{found.low[at]:+.3g}, {found.high[at]:+.3g}]{own}, p = {found.p_adjusted[at]:.2g}{share})"
         )
 
 
 def _with_total(values: np.ndarray) -> np.ndarray:
-    """Values "pair codebook ..." with the sum over codebooks appended, if there are several codebooks."""
+    """Return values "pair codebook ..." with the sum over codebooks appended, if there are several codebooks."""
     return values if values.shape[1] == 1 else np.concatenate([values, values.sum(1, keepdims=True)], axis=1)

@@ -1,9 +1,9 @@
-"""Pairs of clean and corrupted runs, with matched prompts, checked inputs, and recordings made batch by batch."""
+"""Pair clean and corrupted runs by matched prompts, check their inputs, and record them batch by batch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +14,17 @@ from torch import Tensor
 from analysis.likelihood import Window, refuse_unequal
 from analysis.patching.engine import PairBatch, Side, recorded_hooks
 from analysis.patching.grid import Cell
-from audiolens.checks import MOST_SEED, checked_count, checked_flags, in_order
+from audiolens.checks import MOST_SEED, checked_count, checked_flags, in_order, shown
 from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError, InputTypeError, PromptError
+from audiolens.groups import takes
 from audiolens.model import text, tokens
 from audiolens.model.timeline import Real, Span, Timeline, codes_timeline
 from audiolens.model.tokens import named_once
 from audiolens.prompts import PromptSet
 from audiolens.sound.codec import checked_codes
 from audiolens.tracing.given_sound import codes_of
+from audiolens.tracing.sampling import Sampling
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -59,6 +61,7 @@ class Pairs:
 
 @guarded
 @named_once
+@takes("sampling", Sampling, keeps=["temperature", "top_k"])
 def pairs(
     lens: AudioLens,
     prompts: PromptSet,
@@ -70,8 +73,9 @@ def pairs(
     guidance_scale: Real = 3.0,
     first_seed: int = 0,
     batch_size: int | None = 64,
+    sampling: Sampling | None = None,
 ) -> Pairs:
-    """Take pairs from a set's matched prompts, and generate the codes of both sides from the pair's seed.
+    """Take pairs from a set's matched prompts, and generate the codes of both sides from each pair's seed.
 
     The clean prompts are those of the positive pole. With `prompts.opposite` they are those of the negative pole.
 
@@ -81,45 +85,51 @@ def pairs(
         n: number of pairs. If it exceeds the size of the set, prompts are repeated with other seeds.
         seconds: length of the codes.
         same_length: keep only pairs whose prompts have the same number of tokens, which patching by token requires.
-        turns: alternate which pole is the clean one. Use this only for metrics on codes: on measured sound, the gaps
-            would cancel in the mean.
+        turns: alternate which pole is the clean one. Use this only for metrics on codes, because on measured sound the
+            gaps would cancel in the mean.
         guidance_scale: guidance scale of the generation. Codes sampled under guidance follow the text more closely than
             the conditional branch alone predicts, which widens the gap.
         first_seed: both sides of pair i are generated from seed first_seed + i.
         batch_size: number of rows generated at a time.
+        sampling: a `Sampling` instead of guidance_scale and, if it holds them, seconds; its temperature and top_k apply
+            too.
 
     Raises:
         InputError, InputTypeError: if `prompts` is not a set with matched poles, or no pair is left.
     """
     checked_flags(same_length=same_length, turns=turns)
     if not isinstance(prompts, PromptSet):
-        raise InputTypeError(f"prompts={prompts!r}: expected a PromptSet, such as audiolens.prompts.load('tempo').")
+        raise InputTypeError(
+            f"prompts={shown(prompts)}: expected a PromptSet, such as audiolens.prompts.load('tempo')."
+        )
     n = checked_count("n", n)
     first_seed = checked_count("first_seed", first_seed, 0, MOST_SEED)
     if not prompts.matched:
         raise InputError(
-            f"{prompts.concept}: its poles have different numbers of prompts, so none are matched: give equally many."
+            f"{prompts.concept}: its poles have different numbers of prompts, so none are matched: give as many for "
+            "each."
         )
     matched = list(zip(prompts.positive, prompts.negative, strict=True))
     if same_length:
         sizes = [[len(tokens) for tokens in lens.text_tokens(pair)] for pair in matched]
         matched = [pair for pair, (a, b) in zip(matched, sizes, strict=True) if a == b]
     if not matched:
-        raise InputError(f"{prompts.concept}: no pair of matched prompts has equally many tokens on both sides.")
+        raise InputError(f"{prompts.concept}: no pair of matched prompts has the same number of tokens on both sides.")
     tokens.note_unread([prompt for pair in matched[:n] for prompt in pair], lens.tokenizer)
     chosen = [matched[i % len(matched)][:: -1 if turns and i % 2 else 1] for i in range(n)]
     sides = [tuple(pair[side] for pair in chosen) for side in (0, 1)]
     seeds = list(range(first_seed, first_seed + n))
-    made = [
-        lens.generate(side, seconds, seeds=seeds, guidance_scale=guidance_scale, decode=False, batch_size=batch_size)
-        for side in sides
-    ]
+    drawing = replace(sampling or Sampling(guidance_scale), seconds=seconds)
+    made = [lens.generate(side, seeds=seeds, sampling=drawing, decode=False, batch_size=batch_size) for side in sides]
     return Pairs(sides[0], sides[1], made[0].codes, made[1].codes)
 
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """Both runs of every pair. `read` holds the codes that the clean and the corrupted run read; `window` is scored."""
+    """Both runs of every pair.
+
+    `read` contains the codes that the clean and the corrupted run read; `window` is scored.
+    """
 
     lens: AudioLens
     clean: tuple[str | None, ...]
@@ -147,8 +157,8 @@ class Runs:
             own = checked_codes(history, lens.config, len(ours)).to(lens.device)
             if not first:
                 raise InputError(
-                    "history= is what the corrupted run reads before the scored window, which starts at 0 s: score a "
-                    "later one, for instance with LogLikelihood(seconds=(1.0, 2.0))."
+                    "history= is what the corrupted run reads before the scored window, but the window starts at 0 s: "
+                    "score a later window, for instance with LogLikelihood(seconds=(1.0, 2.0))."
                 )
             if own.shape[-1] < first:
                 raise InputError(
@@ -175,7 +185,7 @@ class Runs:
 
     def token_columns(self) -> tuple[str, ...]:
         if None in (*self.clean, *self.corrupted):
-            raise PromptError("patching by token: a prompt of None has no tokens; give a text on both sides.")
+            raise PromptError("patching by token: a prompt is None, so it has no tokens; give a text on both sides.")
         self.refuse_unequal("patching by token")
         return self.offsets[1]
 
@@ -186,7 +196,7 @@ class Runs:
         return checked_clusters(given, self.clean, self.corrupted)
 
     def batches(self, size: int) -> Iterator[list[int]]:
-        """Batches of pairs to run together.
+        """Return batches of pairs to run together.
 
         In a family without a text mask (Melody), all pairs of a batch have the same number of tokens.
         """
@@ -238,7 +248,11 @@ class Runs:
 
 
 def checked_prompts(lens: AudioLens, clean: Any, corrupted: Any) -> tuple[tuple, tuple, tuple]:
-    """The prompts of both sides and their numbers of tokens. Raises an error if one side has more prompts."""
+    """Return the prompts of both sides and their numbers of tokens.
+
+    Raises:
+        PromptError: if one side has more prompts than the other.
+    """
     ours, theirs = text.checked_prompts(clean), text.checked_prompts(corrupted)
     tokens.note_unread((*ours, *theirs), lens.tokenizer)
     one, other = (text.checked(side, lens.model, lens.tokenizer)[1] for side in (ours, theirs))
@@ -251,8 +265,8 @@ def refuse_same(clean: Sequence[Any], corrupted: Sequence[Any]) -> None:
     same = [row for row, (a, b) in enumerate(zip(clean, corrupted, strict=True)) if a == b]
     if same:
         raise InputError(
-            f"pair {same[0]} has {clean[same[0]]!r} on both sides, so nothing differs: give another corrupted prompt, "
-            "or give the corrupted run its own codes with history=."
+            f"pair {same[0]} has {shown(clean[same[0]])} on both sides, so nothing differs: give another corrupted "
+            "prompt, or give the corrupted run its own codes with history=."
         )
 
 
@@ -269,7 +283,7 @@ def checked_clusters(given: Any, clean: Sequence[Any], corrupted: Sequence[Any])
 def token_offsets(
     lens: AudioLens, clean: Sequence[Any], corrupted: Sequence[Any]
 ) -> tuple[Int[Tensor, "pair column"], tuple[str, ...]]:
-    """The token of each pair in every column, counted from the first token that differs in the pair, and column names.
+    """Return the token of each pair in every column, counted from the pair's first differing token, and column names.
 
     A column is named after its token if all pairs share it.
     """
@@ -279,14 +293,14 @@ def token_offsets(
              for a, b in zip(ours, theirs, strict=True)]  # fmt: skip
     least = -max(marks)
     most = max(len(a) - mark for a, mark in zip(ours, marks, strict=True))
-    places = torch.full((len(ours), most - least), -1, dtype=torch.long, device="cpu")
+    positions = torch.full((len(ours), most - least), -1, dtype=torch.long, device="cpu")
     names = []
     for column, offset in enumerate(range(least, most)):
         spoken = set()
         for row, (a, b, mark) in enumerate(zip(ours, theirs, marks, strict=True)):
-            place = mark + offset
-            if 0 <= place < len(a):
-                places[row, column] = place
-                spoken.add(a[place] if a[place] == b[place] else f"{a[place]}/{b[place]}")
+            position = mark + offset
+            if 0 <= position < len(a):
+                positions[row, column] = position
+                spoken.add(a[position] if a[position] == b[position] else f"{a[position]}/{b[position]}")
         names.append(f"{offset:+d} {spoken.pop()}" if len(spoken) == 1 else f"{offset:+d}")
-    return places, tuple(names)
+    return positions, tuple(names)

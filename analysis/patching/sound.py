@@ -1,17 +1,17 @@
-"""Patching measured on sound, by comparing patched generations with the clean and the corrupted ones.
+"""Measure patching on sound, by comparing patched generations with the clean and the corrupted ones.
 
 The clean, the corrupted and every patched clip of a pair are generated in one batch from the same seed. At each step, a
 patched row takes the values that another row of the batch has at the same step, so nothing is stored and nothing is
-shifted in time. Once their codes diverge, the two rows continue with different music. The patch then carries everything
-that the *other run* computes at that step, including its music. Only the text states, and the keys and values of the
-cross-attention, depend on the text alone.
+shifted in time. Once their codes diverge, the two rows continue with different music. The patch then transfers
+everything that the *other run* computes at that step, including its music. Only the text states, and the keys and
+values of the cross-attention, depend on the text alone.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,18 +27,20 @@ from analysis.patching.plans import SoundPlan
 from analysis.patching.result import Mode, PatchingResult, checked_mode
 from analysis.patching.runs import checked_clusters, checked_prompts, refuse_same, token_offsets
 from audiolens import measure
-from audiolens.checks import MOST_SEED, checked_amount, checked_count
+from audiolens.checks import MOST_SEED, checked_amount, checked_count, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, PromptError, nearest
+from audiolens.groups import takes
 from audiolens.interventions import Apply, Branch, checked_branch
 from audiolens.model.timeline import Span, Timeline, clip_timeline
-from audiolens.tracing.sampling import checked_settings
+from audiolens.tracing.sampling import Sampling, checked_settings
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
 
 
 @guarded
+@takes("sampling", Sampling)
 @dataclass(frozen=True)
 class Sound:
     """A metric on sound. All clean prompts must ask for the same pole; otherwise the gaps cancel in the mean.
@@ -46,11 +48,13 @@ class Sound:
     Attributes:
         measure: one of `audiolens.measure.MEASURES`: "tempo_ioi", "brightness", ...
         seconds: length of the clips.
-        pairs: number of pairs to play, counted from the first (`None`: all).
+        pairs: number of pairs to generate, counted from the first (`None`: all).
         guidance_scale, temperature, top_k: as in `lens.generate`.
         branch: the half of the guidance that is patched. The null half does not see the text.
         first_seed: pair i is generated from seed first_seed + i.
         batch_size: largest number of rows in one generation.
+        sampling: on creation only, a `Sampling` instead of guidance_scale, temperature, top_k and, if it holds them,
+            seconds.
     """
 
     measure: str
@@ -62,11 +66,12 @@ class Sound:
     branch: Branch = "cond"
     first_seed: int = 0
     batch_size: int = 64
+    sampling: InitVar[Sampling | None] = field(default=None, kw_only=True)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, sampling: Sampling | None) -> None:  # noqa: ARG002 - its values arrive as the other fields
         if not isinstance(self.measure, str) or self.measure not in measure.MEASURES:
             near = nearest(str(self.measure), measure.MEASURES)
-            raise InputError(f"measure={self.measure!r}.{near} Available: {', '.join(measure.MEASURES)}.")
+            raise InputError(f"measure={shown(self.measure)}.{near} Available: {', '.join(measure.MEASURES)}.")
         checked_amount("seconds", self.seconds, above=0)
         if self.pairs is not None:
             checked_count("pairs", self.pairs)
@@ -118,14 +123,14 @@ class Listening:
         refuse_same(ours, theirs)
         if lens.config.has_prefix and any(a != b for a, b in zip(*sizes, strict=True)):
             raise PromptError(
-                f"{lens.config.family} has no mask for its text, so both prompts of a pair need equally many tokens to "
-                "run in one batch: use patching.pairs(..., same_length=True)."
+                f"{lens.config.family} has no mask for its text, so both prompts of a pair need the same number of "
+                "tokens to run in one batch: use patching.pairs(..., same_length=True)."
             )
         timeline = clip_timeline(sound.seconds, lens.config, lens.config.prefix(max(map(max, sizes))))
-        places, columns = None, ()
+        positions, columns = None, ()
         if by == "token":
             refuse_unequal(sizes, "patching by token")
-            places, columns = token_offsets(lens, ours, theirs)
+            positions, columns = token_offsets(lens, ours, theirs)
         # Windows divide the clip. The steps after its last frame only finish the delayed codebooks.
         grid = Grid.of(
             lens, site, by, steps=timeline.frames, timeline=timeline, layers=layers, windows=windows, seconds=seconds,
@@ -134,7 +139,7 @@ class Listening:
         if needs_tokens(lens, grid.hooks):
             refuse_unequal(sizes, f"{' and '.join(grid.sites)} by {by}")
         prefixes = tuple(lens.config.prefix(size) for size in sizes[0])
-        return cls(lens, sound, grid, mode, ours, theirs, groups, prefixes, timeline, places)
+        return cls(lens, sound, grid, mode, ours, theirs, groups, prefixes, timeline, positions)
 
     @property
     def generations(self) -> list[tuple[list[int], tuple[Cell, ...]]]:
@@ -151,7 +156,7 @@ class Listening:
         return found
 
     def plan(self, timed: bool = False) -> SoundPlan:
-        """The cost. `timed` runs a few steps of the largest generation, and decodes and measures one clip."""
+        """Return the cost. With `timed`, run a few steps of the largest generation, and decode and measure one clip."""
         counts = [len(rows) * (2 + len(cells)) for rows, cells in self.generations]
         branches = 1 if self.sound.guidance_scale == 1 else 2
         seconds = float("nan")
@@ -171,7 +176,7 @@ class Listening:
         )
 
     def run(self, progress: bool, stats: dict[str, Any]) -> PatchingResult:
-        """Generate and measure every clip. `stats` holds the resampling settings of the result."""
+        """Generate and measure every clip. `stats` contains the resampling settings of the result."""
         grid, sound = self.grid, self.sound
         values = np.full((len(self.clean), len(grid.layers), len(grid.columns)), np.nan)
         before = {"clean": np.empty(len(self.clean)), "corrupted": np.empty(len(self.clean))}
@@ -214,8 +219,8 @@ class Listening:
         listed = [*sides[0], *sides[1], *(prompt for _ in cells for prompt in base)]
         giver = list(range(count)) if self.mode == "denoising" else list(range(count, 2 * count))
         todo = []
-        for place, cell in enumerate(cells):
-            own = list(range((2 + place) * count, (3 + place) * count))
+        for index, cell in enumerate(cells):
+            own = list(range((2 + index) * count, (3 + index) * count))
             timed = cell.layer is not None and self.tokens is None and seconds is None
             whole = cell.start == 0 and cell.stop >= self.timeline.frames
             for hook in cell.hooks:
@@ -245,7 +250,7 @@ class Listening:
         return measure.table(clips, measures=[self.sound.measure])[self.sound.measure].to_numpy()
 
     def _speed(self) -> tuple[float, float]:
-        """Seconds per step of the largest generation, and seconds to decode and measure one clip."""
+        """Return the time in seconds per step of the largest generation, and seconds to decode and measure one clip."""
         config = self.lens.config
         largest = max(self.generations, key=lambda each: len(each[0]) * (2 + len(each[1])))
         tail = self.timeline.steps - self.timeline.frames
@@ -269,7 +274,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 
 def taking(count: int, tokens: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """A function for `Apply` that gives the last `count` rows the values of the first `count` rows.
+    """Return a function for `Apply` that gives the last `count` rows the values of the first `count` rows.
 
     With `tokens`, only one token per row is replaced.
     """

@@ -1,4 +1,4 @@
-"""PCA of activations per layer (`fit`) and over time (`trajectories`): where and when the poles separate."""
+"""PCA of activations per layer (`fit`) and over time (`trajectories`), to show where and when the poles separate."""
 
 from analysis.pca.components import PCAResult, Trajectories, fit, trajectories
 

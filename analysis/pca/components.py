@@ -1,4 +1,4 @@
-"""PCA of activations per layer: the block and the time from which the poles of a concept are separated.
+"""Find at which block, and from which time, the poles of a concept separate, by PCA of each layer's activations.
 
 `fit` takes one vector per row and block: a cache reduced over time, or an array "layer row d_model". `trajectories`
 takes every step: a cache that was not reduced, or an array "layer row step d_model".
@@ -22,13 +22,15 @@ from analysis.probing.dataset import checked_groups, same
 from analysis.probing.probes import shuffled
 from analysis.probing.result import UNGROUPED, UNTESTED
 from analysis.probing.table import column
-from analysis.resampling import Interval, bootstrap
+from analysis.resampling import Interval, Resampling, bootstrap
 from analysis.statistics import LEVEL, rank_test
 from audiolens.cache.activation_cache import ActivationCache
 from audiolens.checks import MOST_SEED, checked_amount, checked_count, numbers_of
 from audiolens.door import guarded
 from audiolens.errors import InputError
+from audiolens.groups import takes
 from audiolens.model.sites import listed_layers
+from audiolens.tracing.recording import Reading
 
 
 @guarded
@@ -40,17 +42,17 @@ class PCAResult:
         scores: "layer row component", each layer's activations centred and projected.
         explained: "layer component", share of the layer's variance.
         layers, labels: the layer and row axes.
-        silhouettes: per layer, the mean silhouette of the labels in the components kept: 1 is far apart, 0 mixed, and
-            negative means nearer to the other pole.
+        silhouettes: per layer, the mean silhouette of the labels in the components kept. 1 means far apart, 0 means
+            mixed, and negative values mean nearer to the other pole.
         intervals: intervals of `silhouettes` over groups. The silhouette of each row is held fixed, so they show the
             uncertainty of the mean, not how the components would change with other rows.
         p: per layer, the share of label shuffles whose best layer has a silhouette at least as large.
         grouped: whether groups or prompts are known. If not, `intervals` and `p` treat every row as independent.
-        least_p: the smallest p that these shuffles can give; with few rows there are few ways to shuffle the labels.
+        least_p: the smallest p that these shuffles can give. With few rows, there are few ways to shuffle the labels.
 
-    It does not show that the poles would separate without labels: they were chosen, so something differs between them,
-    and the largest variance may be something other than the concept. It shows whether the poles are far apart compared
-    with the spread within each.
+    The result shows whether the poles are far apart compared with the spread within each. It does not show that they
+    would separate without labels. The poles were chosen to differ, and the largest variance may come from something
+    other than the concept.
     """
 
     scores: Float[np.ndarray, "layer row component"]
@@ -64,7 +66,7 @@ class PCAResult:
     least_p: float = 0.0
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per layer and activation: `layer`, `row`, `label`, `pc1`, `pc2`, ..."""
+        """Return one row per layer and activation: `layer`, `row`, `label`, `pc1`, `pc2`, ..."""
         frames = [
             pd.DataFrame(scores, columns=[f"pc{i + 1}" for i in range(scores.shape[1])]).assign(
                 layer=layer, row=np.arange(len(scores)), label=self.labels
@@ -75,7 +77,7 @@ class PCAResult:
         return table[["layer", "row", "label", *[name for name in table.columns if name.startswith("pc")]]]
 
     def summary(self) -> pd.DataFrame:
-        """One row per layer: explained variance per component, silhouette with interval, and `p` over all layers."""
+        """Return one row per layer, with explained variances, silhouette and its interval, and `p` over all layers."""
         parts = {f"explained_pc{i + 1}": self.explained[:, i] for i in range(self.explained.shape[1])}
         return pd.DataFrame(
             {
@@ -90,13 +92,13 @@ class PCAResult:
 
     @drawable
     def plot(self, dimensions: int = 2) -> Any:
-        """The first two or three components, one panel per layer (matplotlib figure)."""
+        """Draw the first two or three components, one panel per layer (matplotlib figure)."""
         from analysis.pca import figures
 
         return figures.space_paper(self) if _checked_dimensions(self, dimensions) == 3 else figures.panels_paper(self)
 
     def figure(self, dimensions: int = 2) -> Any:
-        """One panel with a slider over layers; in three dimensions it can be rotated (plotly figure)."""
+        """Draw one panel with a slider over layers (plotly figure). A three-dimensional panel can be rotated."""
         from analysis.pca import figures
 
         three = _checked_dimensions(self, dimensions) == 3
@@ -124,12 +126,12 @@ class Trajectories:
         means: "layer pole step component", means over groups (prompts).
         errors: standard errors of `means` over groups.
         explained: "layer component", share of the variance over rows and steps.
-        silhouettes: "layer step", how far apart the poles are at each step: 1 is far apart, 0 mixed.
+        silhouettes: "layer step", how far apart the poles are at each step; 1 means far apart, 0 means mixed.
         seconds: time of each step from the beginning of the clip.
         layers, poles: the layer and pole axes.
 
-    It does not show what the model does with the difference. Much of a path reflects time itself, which all rows share.
-    What separates the poles is the distance between the paths, not the shape of a path.
+    The paths do not show what the model does with the difference. Much of a path reflects time itself, which all rows
+    share. The distance between the paths separates the poles, and the shape of a path does not.
     """
 
     means: Float[np.ndarray, "layer pole step component"]
@@ -141,27 +143,27 @@ class Trajectories:
     poles: tuple[str, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per layer, pole and step: `seconds`, `silhouette`, and `pc1`, `pc1_error`, `pc2`, ..."""
+        """Return one row per layer, pole and step: `seconds`, `silhouette`, and `pc1`, `pc1_error`, `pc2`, ..."""
         parts = []
-        for place, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.layers):
             for number, pole in enumerate(self.poles):
                 columns: dict[str, Any] = {"layer": layer, "label": pole, "seconds": self.seconds}
-                columns["silhouette"] = self.silhouettes[place]
+                columns["silhouette"] = self.silhouettes[index]
                 for i in range(self.means.shape[-1]):
-                    columns[f"pc{i + 1}"] = self.means[place, number, :, i]
-                    columns[f"pc{i + 1}_error"] = self.errors[place, number, :, i]
+                    columns[f"pc{i + 1}"] = self.means[index, number, :, i]
+                    columns[f"pc{i + 1}_error"] = self.errors[index, number, :, i]
                 parts.append(pd.DataFrame(columns))
         return pd.concat(parts, ignore_index=True)
 
     @drawable
     def plot(self) -> Any:
-        """The paths in each layer, and how far apart the poles are over time (matplotlib figure)."""
+        """Draw the paths in each layer, and how far apart the poles are over time (matplotlib figure)."""
         from analysis.pca import figures
 
         return figures.paths_paper(self)
 
     def figure(self) -> Any:
-        """The paths with a slider over layers (plotly figure)."""
+        """Draw the paths with a slider over layers (plotly figure)."""
         from analysis.pca import figures
 
         return figures.paths_screen(self)
@@ -176,6 +178,8 @@ class Trajectories:
 
 
 @guarded
+@takes("resampling", Resampling, n_permutations="n_shuffles")
+@takes("reading", Reading, single=["sites"], sites="site")
 def fit(
     activations: ActivationCache | np.ndarray,
     labels: Sequence[str],
@@ -186,6 +190,8 @@ def fit(
     groups: Sequence[Any] | None = None,
     n_shuffles: int = 99,
     seed: int = 0,
+    reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
+    resampling: Resampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> PCAResult:
     """Return the principal components of every layer's activations.
 
@@ -199,6 +205,8 @@ def fit(
             prompt.
         n_shuffles: number of label shuffles between groups; p is at least 1 / (n + 1).
         seed: seed of the shuffles.
+        reading: a `Reading` instead of `site` and `layers`.
+        resampling: a `Resampling` instead of `n_shuffles` (its `n_permutations`) and `seed`.
 
     Raises:
         InputError: if labels do not match the rows, there are fewer than two labels, a label has fewer than two rows,
@@ -229,7 +237,7 @@ def fit(
         names,
         np.array(silhouettes),
         tuple(intervals),
-        # Equal silhouettes differ in their last digits if they are summed in another order.
+        # Equal silhouettes can differ in their last digits if they were summed in another order.
         p=np.array([rank_test(float(one) - 1e-9, highest).p for one in silhouettes]),
         grouped=groups is not None or any(isinstance(text, str) for text in getattr(activations, "prompts", ())),
         least_p=_least_p(np.unique(names, return_inverse=True)[1], dealt),
@@ -237,6 +245,7 @@ def fit(
 
 
 @guarded
+@takes("reading", Reading, single=["sites"], sites="site")
 def trajectories(
     activations: ActivationCache | np.ndarray,
     labels: Sequence[str],
@@ -246,14 +255,15 @@ def trajectories(
     layers: Sequence[int] | None = None,
     groups: Sequence[Any] | None = None,
     frame_rate: float | None = None,
+    reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> Trajectories:
     """Return the poles' paths through each layer's components, which are fitted to all its rows and steps.
 
     Args:
-        activations: a cache recorded without `reduce`, or an array "layer row step d_model". The tail, whose steps
-            only finish the delayed codebooks, is best left out: record with `seconds=(0, ...)`.
-        labels, site, n_components, layers, groups: as in `fit`.
-        frame_rate: steps per second of an array; a cache has its own.
+        activations: a cache recorded without `reduce`, or an array "layer row step d_model". Leave out the tail, whose
+            steps only finish the delayed codebooks, by recording with `seconds=(0, ...)`.
+        labels, site, n_components, layers, groups, reading: as in `fit`.
+        frame_rate: steps per second of an array. A cache stores its own.
 
     Raises:
         InputError: as in `fit`, or if the activations have no steps.
@@ -298,12 +308,12 @@ def _arrays(
         held = activations.layers(site)
         chosen = held if layers is None else activations.numbered(layers)
         if held and (not chosen or not set(chosen) <= set(held)):
-            raise InputError(f"layers={chosen}: the cache holds {', '.join(map(str, held))} of {site}.")
+            raise InputError(f"layers={chosen}: the cache contains layers {', '.join(map(str, held))} of {site}.")
         _refuse_axes(activations, site, held, steps)
-        keep = [place for place, layer in enumerate(held) if layer in chosen]
+        keep = [index for index, layer in enumerate(held) if layer in chosen]
         ties = [same(activations.prompts)] if activations.prompts else []
         activations = activations.stack(site)[keep]
-        layers = [held[place] for place in keep]
+        layers = [held[index] for index in keep]
     array = numbers_of("activations", activations)
     if array.ndim != 3 + steps:
         expected = "layer row step d_model" if steps else "layer row d_model"
@@ -333,20 +343,23 @@ def _refuse_constant(rows: Float[np.ndarray, "row d_model"], layer: int) -> None
 
 
 def _by_group(scores: Float[np.ndarray, "row step component"], groups: np.ndarray) -> np.ndarray:
-    """The mean of each group, so that rows of one prompt count once."""
+    """Return the mean of each group, so that rows of one prompt count once."""
     return np.stack([scores[groups == group].mean(0) for group in np.unique(groups)])
 
 
 def _shuffles(
     names: tuple[str, ...], groups: Int[np.ndarray, " row"], n: int, seed: int
 ) -> Int[np.ndarray, "shuffle row"]:
-    """Shuffled labels, as numbers. Groups stay together: labels move between whole groups."""
+    """Return shuffled labels, as numbers. Labels move between whole groups, so that groups stay together."""
     target, rng = np.unique(names, return_inverse=True)[1], np.random.default_rng(seed)
     return np.stack([shuffled(target, groups, np.zeros(len(target), dtype=int), rng) for _ in range(n)])
 
 
 def _least_p(target: Int[np.ndarray, " row"], dealt: Int[np.ndarray, "shuffle row"]) -> float:
-    """The smallest p, for completely separated poles: shuffles that split the rows as the labels do are as extreme."""
+    """Return the smallest p, that of completely separated poles.
+
+    Shuffles that split the rows as the labels do are then equally extreme.
+    """
     same = [np.array_equal(_by_first_row(one), _by_first_row(target)) for one in dealt]
     return (1 + sum(same)) / (len(dealt) + 1)
 
@@ -360,7 +373,10 @@ def _by_first_row(labels: Int[np.ndarray, " row"]) -> Int[np.ndarray, " row"]:
 def _silhouettes(
     scores: Float[np.ndarray, "row component"], targets: Int[np.ndarray, "shuffle row"]
 ) -> Float[np.ndarray, " shuffle"]:
-    """The mean silhouette under each labelling, from one distance matrix that scikit-learn would recompute."""
+    """Return the mean silhouette under each labelling.
+
+    All labellings share one distance matrix, which scikit-learn would recompute for each.
+    """
     distances, labels = squareform(pdist(scores)), np.unique(targets)
     members = np.stack([targets == label for label in labels]).astype(float)
     sums, sizes = members @ distances, members.sum(-1, keepdims=True)
@@ -371,7 +387,7 @@ def _silhouettes(
 
 
 def _silhouette(scores: Float[np.ndarray, "row component"], names: tuple[str, ...]) -> float:
-    """The mean silhouette; 0 if all rows are at one point, as at the first step without text."""
+    """Return the mean silhouette. It is 0 if all rows are equal, as at the first step without text."""
     return float(np.asarray(silhouette_samples(scores, names)).mean()) if np.ptp(scores, axis=0).any() else 0.0
 
 

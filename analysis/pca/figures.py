@@ -1,4 +1,4 @@
-"""Figures of principal components in two and three dimensions, and of paths over time."""
+"""Draw principal components in two and three dimensions, and paths over time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FLAT = {"triangle-up": "circle-open", "triangle-down": "diamond-open"}
 
 
 def panels_paper(result: PCAResult) -> Figure:
-    """Scores on the first two components, one panel per layer, with a colour and a marker for each pole."""
+    """Draw the scores on the first two components, one panel per layer, with a colour and a marker for each pole."""
     count = len(result.layers)
     columns = min(4, count)
     lines = -(-count // columns)
@@ -29,18 +29,18 @@ def panels_paper(result: PCAResult) -> Figure:
     with styled():
         figure = canvas((2.3 * columns, 2.25 * lines + 0.4))
         panels = np.atleast_1d(figure.subplots(lines, columns)).ravel()
-        for place, axes in enumerate(panels):
-            if place >= count:
+        for index, axes in enumerate(panels):
+            if index >= count:
                 axes.set_visible(False)
                 continue
-            scores, explained = result.scores[place], result.explained[place]
+            scores, explained = result.scores[index], result.explained[index]
             for pole, (colour, marker) in zip(poles, looks(len(poles)), strict=True):
                 chosen = labels == pole
                 second = scores[chosen, 1] if scores.shape[1] > 1 else np.zeros(chosen.sum())
                 axes.scatter(
                     scores[chosen, 0], second, s=11, c=colour, marker=marker, alpha=0.65, linewidths=0, label=pole
                 )
-            axes.set_title(_title(result, place, "\n"), fontsize=8.5)
+            axes.set_title(_title(result, index, "\n"), fontsize=8.5)
             axes.set_xlabel(f"component 1 ({explained[0]:.0%} of variance)", fontsize=7.5)
             if len(explained) > 1:
                 axes.set_ylabel(f"component 2 ({explained[1]:.0%})", fontsize=7.5)
@@ -52,36 +52,36 @@ def panels_paper(result: PCAResult) -> Figure:
 
 @literally
 def panels_screen(result: PCAResult) -> go.Figure:
-    """The first two components of a layer, with a slider over layers."""
+    """Draw the first two components of a layer, with a slider over layers."""
     poles = list(dict.fromkeys(result.labels))
     labels = np.array(result.labels)
     figure = go.Figure()
-    for place in range(len(result.layers)):
+    for index in range(len(result.layers)):
         for pole, (colour, marker) in zip(poles, looks(len(poles)), strict=True):
-            x, y = _two(result.scores[place][labels == pole])
+            x, y = _two(result.scores[index][labels == pole])
             figure.add_scatter(
-                x=x, y=y, mode="markers", name=pole, visible=place == 0,
+                x=x, y=y, mode="markers", name=pole, visible=index == 0,
                 marker={"color": colour, "symbol": SYMBOLS[marker], "size": 7, "opacity": 0.7},
             )  # fmt: skip
-    titles = [_title(result, place, ": ") for place in range(len(result.layers))]
+    titles = [_title(result, index, ": ") for index in range(len(result.layers))]
     return sliding(figure, result.layers, titles, _flat_axes(result), each=len(poles))
 
 
 def space_paper(result: PCAResult) -> Figure:
-    """Scores on the first three components, one panel per layer, with a colour and a marker for each pole."""
+    """Draw the scores on the first three components, one panel per layer, with a colour and a marker for each pole."""
     labels = np.array(result.labels)
     poles = list(dict.fromkeys(result.labels))
     columns = min(4, len(result.layers))
     lines = -(-len(result.layers) // columns)
     with styled():
         figure = canvas((3.0 * columns, 2.9 * lines + 0.5), layout=None)
-        for place in range(len(result.layers)):
-            axes: Any = figure.add_subplot(lines, columns, place + 1, projection="3d")
-            explained = result.explained[place]
+        for index in range(len(result.layers)):
+            axes: Any = figure.add_subplot(lines, columns, index + 1, projection="3d")
+            explained = result.explained[index]
             for pole, (colour, marker) in zip(poles, looks(len(poles)), strict=True):
-                chosen = result.scores[place][labels == pole]
+                chosen = result.scores[index][labels == pole]
                 axes.scatter(*chosen.T[:3], s=9, c=colour, marker=marker, alpha=0.65, linewidths=0, label=pole)
-            axes.set_title(_title(result, place, "\n"), fontsize=8.5, pad=-2)
+            axes.set_title(_title(result, index, "\n"), fontsize=8.5, pad=-2)
             for which, name in enumerate("xyz"):
                 getattr(axes, f"set_{name}label")(
                     f"component {which + 1} ({explained[which]:.0%})", fontsize=6.5, labelpad=-9
@@ -95,19 +95,19 @@ def space_paper(result: PCAResult) -> Figure:
 
 @literally
 def space_screen(result: PCAResult) -> go.Figure:
-    """The first three components of a layer, with a slider over layers."""
+    """Draw the first three components of a layer, with a slider over layers."""
     labels = np.array(result.labels)
     poles = list(dict.fromkeys(result.labels))
     figure = go.Figure()
-    for place in range(len(result.layers)):
+    for index in range(len(result.layers)):
         for pole, (colour, marker) in zip(poles, looks(len(poles)), strict=True):
-            chosen = result.scores[place][labels == pole]
+            chosen = result.scores[index][labels == pole]
             symbol = SYMBOLS[marker]
             figure.add_scatter3d(
-                x=chosen[:, 0], y=chosen[:, 1], z=chosen[:, 2], mode="markers", name=pole, visible=place == 0,
+                x=chosen[:, 0], y=chosen[:, 1], z=chosen[:, 2], mode="markers", name=pole, visible=index == 0,
                 marker={"color": colour, "symbol": _FLAT.get(symbol, symbol), "size": 4, "opacity": 0.75},
             )  # fmt: skip
-    titles = [_title(result, place, ": ") for place in range(len(result.layers))]
+    titles = [_title(result, index, ": ") for index in range(len(result.layers))]
     axes = [
         {
             f"scene.{name}axis.title.text": f"component {which + 1} ({explained[which]:.0%})"
@@ -119,7 +119,7 @@ def space_screen(result: PCAResult) -> go.Figure:
 
 
 def paths_paper(result: Trajectories) -> Figure:
-    """Mean path of each pole in two components per layer, with a dot every second; below, silhouettes over time."""
+    """Draw each pole's mean path in two components per layer, with a dot every second, above silhouettes over time."""
     columns = min(4, len(result.layers))
     lines = -(-len(result.layers) // columns)
     marks = _whole_seconds(result.seconds)
@@ -128,25 +128,25 @@ def paths_paper(result: Trajectories) -> Figure:
         halves: Any = figure.subfigures(2, 1, height_ratios=[2.2 * lines + 0.3, 1.9])
         upper, lower = halves
         panels = np.atleast_1d(upper.subplots(lines, columns)).ravel()
-        for place, axes in enumerate(panels):
-            if place >= len(result.layers):
+        for index, axes in enumerate(panels):
+            if index >= len(result.layers):
                 axes.set_visible(False)
                 continue
             for number, (pole, (colour, marker)) in enumerate(zip(result.poles, looks(len(result.poles)), strict=True)):
-                x, y = _two(result.means[place, number])
+                x, y = _two(result.means[index, number])
                 axes.plot(x, y, color=colour, linewidth=0.9, alpha=0.8)
                 axes.plot(x[marks], y[marks], color=colour, marker=marker, markersize=4, linestyle="none", label=pole)
                 axes.plot(
                     x[:1], y[:1], color=colour, marker=marker, markersize=6, markerfacecolor="white", linestyle="none"
                 )
-            explained = result.explained[place]
-            axes.set_title(f"block {result.layers[place]}", fontsize=8.5)
+            explained = result.explained[index]
+            axes.set_title(f"block {result.layers[index]}", fontsize=8.5)
             axes.set_xlabel(f"component 1 ({explained[0]:.0%} of variance)", fontsize=7)
             axes.set_ylabel(f"component 2 ({explained[1]:.0%})" if len(explained) > 1 else "", fontsize=7)
             axes.tick_params(labelsize=6.5)
         handles, names = panels[0].get_legend_handles_labels()
         upper.legend(
-            handles, [f"{name}: one dot per second, from the hollow one" for name in names], loc="outside upper center",
+            handles, [f"{name}: a dot every second; hollow: start" for name in names], loc="outside upper center",
             ncols=min(2, len(names)),
         )  # fmt: skip
         axes = lower.subplots()
@@ -166,15 +166,15 @@ def paths_paper(result: Trajectories) -> Figure:
 
 @literally
 def paths_screen(result: Trajectories) -> go.Figure:
-    """The poles' paths in two components, with a slider over layers; hovering shows the time."""
+    """Draw the poles' paths in two components, with a slider over layers; hovering shows the time."""
     figure = go.Figure()
-    for place in range(len(result.layers)):
+    for index in range(len(result.layers)):
         for number, (pole, (colour, marker)) in enumerate(zip(result.poles, looks(len(result.poles)), strict=True)):
-            x, y = _two(result.means[place, number])
+            x, y = _two(result.means[index, number])
             figure.add_scatter(
-                x=x, y=y, mode="lines+markers", name=pole, visible=place == 0, line_color=colour,
+                x=x, y=y, mode="lines+markers", name=pole, visible=index == 0, line_color=colour,
                 marker={"symbol": SYMBOLS[marker], "size": 5}, customdata=np.stack(
-                    [result.seconds, result.silhouettes[place]], axis=1
+                    [result.seconds, result.silhouettes[index]], axis=1
                 ),
                 hovertemplate="%{customdata[0]:.2f} s, silhouette %{customdata[1]:.2f}"
                 f"<extra>{in_template(pole)}</extra>",
@@ -183,13 +183,13 @@ def paths_screen(result: Trajectories) -> go.Figure:
     return sliding(figure, result.layers, titles, _flat_axes(result), each=len(result.poles))
 
 
-def _title(result: PCAResult, place: int, joint: str) -> str:
-    """A panel's title: block and silhouette, with its interval over prompts."""
-    interval = result.intervals[place]
+def _title(result: PCAResult, index: int, joint: str) -> str:
+    """Return a panel's title, with its block, silhouette, and the silhouette's interval over prompts."""
+    interval = result.intervals[index]
     # Rounding and adding 0 avoids "-0.00".
-    value, low, high = (round(float(one), 2) + 0.0 for one in (result.silhouettes[place], interval.low, interval.high))
+    value, low, high = (round(float(one), 2) + 0.0 for one in (result.silhouettes[index], interval.low, interval.high))
     known = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
-    return f"block {result.layers[place]}{joint}silhouette {value:.2f}{known}"
+    return f"block {result.layers[index]}{joint}silhouette {value:.2f}{known}"
 
 
 def _flat_axes(result: PCAResult | Trajectories) -> list[dict[str, str]]:
@@ -207,6 +207,6 @@ def _two(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _whole_seconds(seconds: np.ndarray) -> np.ndarray:
-    """The steps nearest to whole seconds."""
+    """Return the steps nearest to whole seconds."""
     whole = np.arange(np.ceil(seconds[0]), np.floor(seconds[-1]) + 1)
     return np.unique([int(np.abs(seconds - one).argmin()) for one in whole]) if len(whole) else np.array([0])

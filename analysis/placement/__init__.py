@@ -1,6 +1,7 @@
-"""Placement: choose where to apply a concept's direction from the model's predictions, without playing steered clips.
+"""Choose where to apply a concept's direction from the model's predictions, without generating steered clips.
 
-`place` returns a `Placement`: the block and strategy, the evidence, how certain the choice is, and a one-line reason.
+`place` returns a `Placement`, with the block and strategy, the evidence, the certainty of the choice, and a one-line
+reason.
 """
 
 from analysis.placement.experiment import place

@@ -1,14 +1,16 @@
 """Try a concept's direction at every candidate place on given codes, and choose the best place.
 
-`place` adds the direction at every candidate place (one layer's vector at its own block, at all blocks, ...) while the
-model reads given codes. It compares the effect on the next-code predictions with the effect of the concept's *words*,
-and chooses the place where the direction acts most like the words and least like anything else. This needs no steered
-clips. Other evidence (probes, patching, attribution, norms, or your own) is reported as well, and may decide instead.
+A place is a layer and a strategy, such as one layer's vector added at its own block, or at all blocks. `place` adds the
+direction at every candidate place while the model reads given codes. It compares the effect on the next-code
+predictions with the effect of the concept's *words*, and chooses the place where the direction acts most like the words
+and least like anything else. This needs no steered clips. Other evidence (probes, patching, attribution, norms, or your
+own) is reported as well, and may decide instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -16,18 +18,22 @@ from jaxtyping import Int
 from torch import Tensor
 
 from analysis import layer_attribution
-from analysis.placement.other_evidence import Beside, checked_kinds, computed, generated_steps
+from analysis.placement.other_evidence import Computable, checked_kinds, computed, generated_steps
 from analysis.placement.result import ALIGNMENT, Placement, chosen
 from analysis.placement.shifts import Candidate, asked_in_words, candidates, checked_strategies, shifts_of
+from analysis.resampling import Resampling
 from audiolens import prompts as prompt_sets
-from audiolens.checks import checked_count, checked_flags, in_order
+from audiolens.checks import checked_count, checked_flags, in_order, shown
 from audiolens.directions.difference_in_means import difference_in_means
 from audiolens.directions.directions import Directions
+from audiolens.directions.pole_reader import CodesSource
 from audiolens.directions.steering import Strategy
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
+from audiolens.groups import takes
 from audiolens.model.tokens import named_once, note_unread
 from audiolens.prompts import PromptSet
+from audiolens.tracing.sampling import Sampling
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -39,6 +45,8 @@ READ_SECONDS = 2.0
 
 @guarded
 @named_once
+@takes("resampling", Resampling)
+@takes("sampling", Sampling, keeps=["guidance_scale", "temperature", "top_k"])
 def place(
     lens: AudioLens,
     concept: str | PromptSet,
@@ -50,13 +58,16 @@ def place(
     codes: Int[Tensor, "row codebook frame"] | None = None,
     seconds: float = 2.0,
     evidence: Mapping[str, Any] | None = None,
-    compute: Sequence[Beside] = get_args(Beside),
+    compute: Sequence[Computable] = get_args(Computable),
     by: str = ALIGNMENT,
     n_random: int = 5,
     batch_size: int = 16,
     n_bootstrap: int = 1000,
     seed: int = 0,
     progress: bool = True,
+    sampling: Sampling | None = None,
+    resampling: Resampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
+    read_over: CodesSource = "shared",
 ) -> Placement:
     """Choose where, and by which strategy, to apply a concept's direction.
 
@@ -75,14 +86,18 @@ def place(
         evidence: further evidence over layers, by name, in the form that `layer_attribution.gather` accepts.
         compute: evidence to compute on the same clips: "probe", "patching", "attribution". Evidence that cannot be
             computed (a probe of one clip, attribution between prompts of unequal length) is left out, and the result
-            says why.
+            states why.
         by: the evidence that decides: "alignment" (see `Placement`), or the name of other evidence. In the latter case,
             the candidate block with the largest value is chosen, with the first strategy that uses a single block.
-        n_random: number of random directions, of the same lengths, to try at the chosen place. They show the alignment
-            that is reached by chance.
+        n_random: number of random directions of the same lengths to try at the chosen place. They show which alignment
+            chance alone reaches.
         batch_size: number of rows in one forward pass.
         n_bootstrap, seed: settings of the intervals over prompts; clips are generated from seeds `seed` onwards.
         progress: show a progress bar.
+        sampling: how the clips that follow `prompts` are sampled; if it holds seconds, they replace `seconds`.
+        resampling: a `Resampling` instead of `n_bootstrap` and `seed`.
+        read_over: what the poles are read over if no directions are given, as `codes` in `difference_in_means`:
+            "shared", clips of the set's development prompts (or of `prompts`, if it has none), or "own".
 
     Raises:
         InputError: (or a subclass) if strategies, layers or evidence do not exist; if the directions come from another
@@ -96,6 +111,8 @@ def place(
     if not isinstance(sets, PromptSet):
         raise InputTypeError(f"concept={type(concept).__name__}: expected the name of a prompt set, or a PromptSet.")
     checked_strategies(strategies)
+    if read_over not in get_args(CodesSource):
+        raise InputError(f"read_over={read_over!r}: expected 'own' or 'shared'.")
     checked_kinds(compute)
     for name, value, least in (
         ("n_random", n_random, 0),
@@ -108,9 +125,9 @@ def place(
         given = {one.name: one for one in layer_attribution.gather(**evidence).evidence}
     known = {ALIGNMENT, "norm", *compute, *given}
     if by not in known:
-        raise InputError(f"by={by!r}: expected one of {', '.join(sorted(known))}.")
+        raise InputError(f"by={shown(by)}: expected one of {', '.join(sorted(known))}.")
     if by != ALIGNMENT and all(strategy == "all-to-all" for strategy in strategies):
-        raise InputError(f"by={by!r} names one block: give a strategy that has one, such as one-to-one.")
+        raise InputError(f"by={shown(by)} selects one block: give a strategy that uses one, such as one-to-one.")
     neutral = _neutral(sets, prompts)
     poles = asked_in_words(lens, sets, neutral)
     read_from = () if directions is not None else (*sets.positive[:READ_PROMPTS], *sets.negative[:READ_PROMPTS])
@@ -123,21 +140,24 @@ def place(
         read = min(READ_PROMPTS, len(sets.positive), len(sets.negative))
         directions = difference_in_means(
             lens, sets.positive[:read], sets.negative[:read], seeds=list(range(read)), batch_size=batch_size,
-            seconds=READ_SECONDS, label=sets.concept, progress=progress,
+            seconds=READ_SECONDS, label=sets.concept, progress=progress, codes=read_over,
+            neutral=(sets.development or neutral) if read_over == "shared" else None,
         )  # fmt: skip
+        # The same over shared codes: half as many clips are generated, and each is read twice without guidance.
         spent += generated_steps(lens, 2 * read, READ_SECONDS)
     directions.meta.refuse_other(lens)
     found = candidates(directions, strategies, layers)
     if codes is None:
         drawn = list(range(seed, seed + len(neutral)))
-        codes = lens.generate(neutral, seconds, seeds=drawn, decode=False, batch_size=batch_size).codes
+        drawing = replace(sampling or Sampling(), seconds=seconds)
+        codes = lens.generate(neutral, seeds=drawn, sampling=drawing, decode=False, batch_size=batch_size).codes
         spent += generated_steps(lens, len(neutral), seconds)
     shifts = shifts_of(
         lens, neutral, poles, codes, found, batch_size=batch_size, progress="placing" if progress else None
     )
     other = computed(lens, sets, directions, poles, codes, compute, batch_size=batch_size)
     if by in other.left_out:
-        raise InputError(f"by={by!r}: {other.left_out[by]}")
+        raise InputError(f"by={shown(by)}: {other.left_out[by]}")
     placement = chosen(
         sets, found, shifts, layer_attribution.gather(norm=directions, **other.found, **given),
         prompts=neutral, by=by, left_out=other.left_out, n_bootstrap=n_bootstrap, seed=seed,
@@ -161,9 +181,9 @@ def place(
 def _neutral(sets: PromptSet, prompts: Sequence[str] | None) -> list[str]:
     if prompts is None:
         if not sets.development:
-            raise InputError(f"{sets.concept}: the set has no neutral prompts: give prompts=[...].")
+            raise InputError(f"{sets.concept}: the set has no neutral prompts; give prompts=[...].")
         return list(sets.development[:8])
     listed = [] if isinstance(prompts, str) else list(in_order("prompts", prompts, "neutral prompts"))
     if not listed:
-        raise InputError("prompts: expected a list of neutral prompts, at least one.")
+        raise InputError("prompts: expected a list of at least one neutral prompt.")
     return listed

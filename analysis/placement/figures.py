@@ -1,4 +1,4 @@
-"""The placement figure for paper (matplotlib) and screen (plotly): alignment at the top, other evidence below."""
+"""Draw a placement for paper (matplotlib) and screen (plotly), with alignment at the top and other evidence below."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 def paper(placement: Placement) -> Figure:
-    """Alignment by block, one line per strategy, with a ring around the chosen place.
+    """Draw the alignment by block, one line per strategy, with a ring around the chosen place.
 
-    Every kind of other evidence has a panel of its own.
+    Every kind of other evidence has a separate panel.
     """
     others = placement.evidence.evidence
     with styled():
@@ -69,7 +69,7 @@ def paper(placement: Placement) -> Figure:
 
 @literally
 def screen(placement: Placement) -> go.Figure:
-    """Interactive version (plotly)."""
+    """Draw the interactive version (plotly)."""
     others = placement.evidence.evidence
     # The legend takes the space of the first title.
     titles = ["", *(one.name for one in others)]
@@ -89,8 +89,8 @@ def screen(placement: Placement) -> go.Figure:
             x=mine.layer.astype(int), y=mine.alignment, mode="lines+markers", line_color=colour, name=strategy,
             marker={"symbol": SYMBOLS[marker], "size": 8}, customdata=np.stack([mine.gain, mine.strength], 1),
             error_y=screen_errors(mine.alignment, mine.low, mine.high), row=1, col=1,
-            hovertemplate="block %{x}: cosine %{y:.3f}<br>gain %{customdata[0]:.3g}, as far as the word at strength "
-            "%{customdata[1]:.3g}<extra>" + strategy + "</extra>",
+            hovertemplate="block %{x}: cosine %{y:.3f}<br>gain %{customdata[0]:.3g}; shifts as far as the word at "
+            "strength %{customdata[1]:.3g}<extra>" + strategy + "</extra>",
         )  # fmt: skip
     if placement.random:
         most = max(map(abs, placement.random))
@@ -123,10 +123,10 @@ def _strategies(placement: Placement) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _caption(placement: Placement) -> str:
-    random = "; grey: up to the largest |cosine| of random directions there" if placement.random else ""
+    random = "; grey: range of |cosine| for random directions there" if placement.random else ""
     ring = "; the ring marks the chosen place" if placement.layer is not None else f"; {placement.name} is chosen"
     return (
-        f"Cosine (Fisher metric) between the effects of the direction and of the words on the next codes, "
-        f"{placement.n_prompts} neutral prompts, 95% intervals over prompts{ring}{random}. "
+        f"Cosine (Fisher metric) between the effects of the direction and of the words on the next codes, over "
+        f"{placement.n_prompts} neutral prompts, with 95% intervals over prompts{ring}{random}. "
         "Below: other evidence by block."
     )

@@ -1,4 +1,4 @@
-"""Compute the evidence that accompanies alignment: probes, activation patching and gradient attribution."""
+"""Compute evidence in addition to alignment, from probes, activation patching and gradient attribution."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Int
 from torch import Tensor
 
+from audiolens.checks import shown
 from audiolens.directions.directions import Directions
 from audiolens.errors import InputError
 from audiolens.prompts import PromptSet
@@ -18,7 +19,7 @@ from audiolens.prompts import PromptSet
 if TYPE_CHECKING:
     from audiolens import AudioLens
 
-Beside = Literal["probe", "patching", "attribution"]
+Computable = Literal["probe", "patching", "attribution"]
 PROBED = 24
 """Number of prompts per pole on which a probe is trained and tested."""
 EVIDENCE_SECONDS = 1.0
@@ -27,7 +28,10 @@ EVIDENCE_SECONDS = 1.0
 
 @dataclass
 class Computed:
-    """Evidence by name (frames with columns layer, value, low, high), why any is missing, and its cost in row-steps."""
+    """Evidence by name (frames with columns layer, value, low, high), the reasons for missing evidence, and the cost.
+
+    The cost is in row-steps.
+    """
 
     found: dict[str, pd.DataFrame] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -36,14 +40,14 @@ class Computed:
 
 def checked_kinds(wanted: Sequence[str]) -> None:
     if isinstance(wanted, str):
-        raise InputError(f"compute={wanted!r}: expected a list, such as [{wanted!r}].")
+        raise InputError(f"compute={shown(wanted)}: expected a list, such as [{shown(wanted)}].")
     for name in wanted:
-        if name not in get_args(Beside):
-            raise InputError(f"compute={name!r}: expected some of {', '.join(get_args(Beside))}.")
+        if name not in get_args(Computable):
+            raise InputError(f"compute={shown(name)}: expected some of {', '.join(get_args(Computable))}.")
 
 
 def generated_steps(lens: AudioLens, rows: int, seconds: float) -> int:
-    """Number of row-steps needed to generate clips under guidance, counting both halves."""
+    """Return the number of row-steps needed to generate clips under guidance, counting both halves."""
     return 2 * rows * (round(seconds * lens.config.frame_rate) + max(lens.config.delays))
 
 
@@ -53,7 +57,7 @@ def computed(
     directions: Directions,
     poles: tuple[Sequence[str], Sequence[str]],
     codes: Int[Tensor, "row codebook frame"],
-    wanted: Sequence[Beside],
+    wanted: Sequence[Computable],
     *,
     batch_size: int,
 ) -> Computed:
@@ -133,7 +137,7 @@ def _attributed(
         batch_size=batch_size,
     )  # fmt: skip
     table = result.by_layer(directions.meta.site)
-    # Two forward passes, and one backward pass that costs as much as two forward passes.
+    # These are two forward passes, and one backward pass that costs as much as two forward passes.
     spent = 4 * len(clean) * (codes.shape[-1] + max(lens.config.delays))
     return _frame(table.layer, table.effect, table.low, table.high), spent
 

@@ -1,4 +1,4 @@
-"""The result of a placement: the chosen place, the evidence, the certainty of the choice, and a one-sentence reason."""
+"""The result of a placement, with the chosen place, the evidence, the certainty, and a one-sentence reason."""
 
 from __future__ import annotations
 
@@ -33,26 +33,29 @@ class Placement:
 
     Attributes:
         concept, poles: the concept and its poles, the positive pole first.
-        strategy, layer: the place; `layer` is the layer whose vector is used, `None` in "all-to-all".
-        directions: directions at the site where they were read. In "all-to-all", only those of the changed blocks.
-        candidates: one row per place: `strategy`, `layer`; `alignment` with `low` and `high`, the cosine between the
-            effects of the direction and of the words on the next codes (Fisher metric; 95% intervals over prompts);
-            `gain`, the share of the words' shift that a strength of 1 causes; and `strength`, the strength that moves
-            neutral music as far towards a pole as the pole's word does, without guidance.
+        strategy, layer: the place. `layer` is the layer whose vector is used, and `None` in "all-to-all".
+        directions: directions at the site where they were read. In "all-to-all", these are only those of the changed
+            blocks.
+        candidates: one row per place, given by `strategy` and `layer`. `alignment` is the cosine between the effects of
+            the direction and of the words on the next codes (Fisher metric), and `low` and `high` are its 95% interval
+            over prompts. `gain` is the share of the words' shift that a strength of 1 causes. `strength` is the
+            strength that moves neutral music as far towards a pole as the pole's word does, without guidance.
         evidence: other evidence over layers; it always includes the direction's norm.
         left_out: requested evidence that could not be computed, and why.
         by: the evidence that decided.
         certainty: the share of resamples of the prompts in which the chosen place reaches 99.5% of the best alignment.
-            NaN if other evidence decided, or if there is nothing to choose between or to resample.
+            It is NaN if other evidence decided, if there is only one candidate, or if there are too few prompts to
+            resample.
         at_strength: alignment of the chosen place at its `strength`, where shifts may no longer be linear.
         random: alignments of random directions of the same lengths at the chosen place.
         n_prompts: number of different neutral prompts.
         row_steps: number of decoder steps, counted per row, including everything that was generated or read.
 
-    It does not show that steering there works. An effect on the next codes that matches the words need not accumulate
-    over a clip, and strengths beyond the linear range are not tested. Only the candidate places are considered. The
-    shifts of the words and of the direction are compared on unsteered music. Intervals and certainty cover only the
-    variation between neutral prompts, with one clip each. They do not include the uncertainty of the direction itself.
+    A placement does not show that steering there works. An effect on the next codes that matches the words need not
+    accumulate over a clip, and strengths beyond the linear range are not tested. Only the candidate places are
+    considered. The shifts of the words and of the direction are compared on unsteered music. Intervals and certainty
+    cover only the variation between neutral prompts, with one clip each. They do not include the uncertainty of the
+    direction itself.
     """
 
     concept: str
@@ -101,7 +104,7 @@ class Placement:
     def strength(self) -> float:
         """A strength to start from, which without guidance shifts the predictions as far as the pole's word does.
 
-        NaN if the direction shifts them in the opposite direction to the words.
+        It is NaN if the direction and the words shift the predictions in opposite directions.
         """
         return float(self.chosen.strength)
 
@@ -109,11 +112,11 @@ class Placement:
     def reason(self) -> str:
         """Why this place was chosen, in a sentence."""
         row, low, high = self.chosen, *self.poles[::-1]
-        vector = "every block's own direction" if self.layer is None else f"block {self.layer}'s direction"
+        vector = "Every block's own direction" if self.layer is None else f"Block {self.layer}'s direction"
         added = "added there" if self.strategy == "one-to-one" else "added at every block"
         text = (
-            f"From {low} to {high} by {vector}, {added}: its effect on the next codes matches that of the words with a "
-            f"cosine of {row.alignment:.2f}{'' if np.isnan(row.low) else f' [{row.low:.2f}, {row.high:.2f}]'}"
+            f"{vector} from {low} to {high}, {added}, has an effect on the next codes that matches that of the words "
+            f"with a cosine of {row.alignment:.2f}{'' if np.isnan(row.low) else f' [{row.low:.2f}, {row.high:.2f}]'}"
         )
         if not np.isnan(self.at_strength):
             text += f" ({self.at_strength:.2f} at strength {self.strength:.2g})"
@@ -130,13 +133,13 @@ class Placement:
         if self.random:
             most = max(map(abs, self.random))
             text += f", random directions there reach at most {most:.2f}"
-            text += ", which is as much" if most >= abs(row.alignment) else ""
+            text += ", which is no less" if most >= abs(row.alignment) else ""
         elif row.low <= 0 <= row.high:
             text += ", not distinguishable from chance (its interval covers 0)"
         return f"{text}."
 
     def with_more(self, row_steps: int, **found: Any) -> Placement:
-        """A copy with further results at the chosen place, with their cost added."""
+        """Return a copy with further results at the chosen place, with their cost added."""
         made = replace(self, row_steps=self.row_steps + row_steps, **found)
         checked_kinds(made)
         if made.certainty == made.certainty and not 0 <= made.certainty <= 1:
@@ -153,13 +156,13 @@ class Placement:
 
     @drawable
     def plot(self) -> Any:
-        """Alignment of every place, and the other evidence by block (matplotlib figure)."""
+        """Draw the alignment of every place, and the other evidence by block (matplotlib figure)."""
         from analysis.placement import figures
 
         return figures.paper(self)
 
     def figure(self) -> Any:
-        """Interactive version of `plot` (plotly figure)."""
+        """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.placement import figures
 
         return figures.screen(self)
@@ -222,7 +225,7 @@ def chosen(
 
 
 def _first_as_good(alignment: Float[np.ndarray, " candidate"]) -> int:
-    """The first place that counts as equal to the best. The simplest strategy and the lowest block come first."""
+    """Return the first place that counts as equal to the best, in order of simplest strategy and lowest block."""
     return int(np.flatnonzero(alignment >= _enough(alignment.max()))[0])
 
 
@@ -231,7 +234,7 @@ def _enough(best: Any) -> Any:
 
 
 def _largest(one: LayerEvidence, places: Sequence[Candidate]) -> int:
-    """The first place at the candidate block with the largest (signed) value."""
+    """Return the first place at the candidate block with the largest (signed) value."""
     values = dict(zip(one.layers, one.values, strict=True))
     known = {place.layer: values[place.layer] for place in places if place.layer in values}
     finite = {layer: value for layer, value in known.items() if np.isfinite(value)}

@@ -1,8 +1,8 @@
 """Compare how words, and a direction at each place, shift the logits of the next codes, in the Fisher metric.
 
 A small shift causes a Kullback-Leibler divergence of half its squared length in that metric. The inner product of two
-shifts says how much of one shift the other produces. A cosine near 1 means that the direction has the effect of the
-words and no other effect.
+shifts measures how much of one shift the other produces. A cosine near 1 means that the direction has the effect of the
+words, and little other effect.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from analysis.likelihood import by_frame
+from audiolens.checks import shown
 from audiolens.directions.directions import Directions
 from audiolens.directions.steering import Strategy, steer
 from audiolens.errors import InputError
@@ -38,18 +39,18 @@ It is small, but far above the rounding error of float32.
 COARSE_STEP = 1.0
 """The strength used in half precision, which has a larger rounding error."""
 FRAMES = 64
-"""Number of frames whose predictions are compared at a time. A whole long clip would fill the memory."""
+"""Number of frames whose predictions are compared at a time. All frames of a long clip might not fit into memory."""
 PLACED = ("one-to-one", "one-to-all", "all-to-all")
 
 
 def place_name(strategy: str, layer: int | None) -> str:
-    """The name of a place, such as "one-to-one 3"."""
+    """Return the name of a place, such as "one-to-one 3"."""
     return strategy if layer is None else f"{strategy} {layer}"
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A candidate place, which says where which layer's vector is added.
+    """A candidate place, with its strategy and the layer whose vector is added.
 
     `layer` is `None` if every block has its own vector.
     """
@@ -88,7 +89,7 @@ class Shifts:
     row_steps: int
 
     def alignment(self, rows: Int[np.ndarray, " row"] | slice = slice(None)) -> Float[np.ndarray, " candidate"]:
-        """The cosine between each candidate's shift and that of the words, over all codes of the given rows."""
+        """Return the cosine between each candidate's shift and that of the words, over all codes of the given rows."""
         length = np.sqrt(self.own[:, rows].sum(1) * self.words[rows].sum())
         return np.divide(self.inner[:, rows].sum(1), length, out=np.zeros(len(length)), where=length > 0)
 
@@ -99,7 +100,7 @@ class Shifts:
 
 
 def asked_in_words(lens: AudioLens, sets: PromptSet, neutral: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Neutral prompts with the words of the positive and of the negative pole.
+    """Return neutral prompts with the words of the positive and of the negative pole.
 
     If the set has no words for its poles, its own pairs are returned.
 
@@ -114,14 +115,18 @@ def asked_in_words(lens: AudioLens, sets: PromptSet, neutral: Sequence[str]) -> 
         if apart:
             row = apart[0]
             raise InputError(
-                f"{positive[row]!r} and {negative[row]!r} have {sizes[0][row]} and {sizes[1][row]} tokens: if the text "
-                "is a prefix, words of unequal length displace every step. Use words with equally many tokens."
+                f"{shown(positive[row])} and {shown(negative[row])} have {sizes[0][row]} and {sizes[1][row]} tokens. "
+                "If the text is a prefix, words of unequal length displace every step: use words with the same number "
+                "of tokens."
             )
     return positive, negative
 
 
 def words_of(sets: PromptSet, neutral: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The prompts to compare with the direction: neutral prompts with each pole's words, or the pairs of the set."""
+    """Return the prompts to compare with the direction.
+
+    They are neutral prompts with each pole's words, or the pairs of the set.
+    """
     if sets.positive_words and sets.negative_words:
         positive, negative = ([sets.prompted(prompt, pole) for prompt in neutral] for pole in sets.poles)
         return positive, negative
@@ -129,7 +134,8 @@ def words_of(sets: PromptSet, neutral: Sequence[str]) -> tuple[list[str], list[s
     if not sets.matched:
         raise InputError(
             f"{sets.concept}: a set without words for its poles is compared pair by pair, but its poles have "
-            f"{len(sets.positive)} and {len(sets.negative)} prompts: give words, or equally many prompts per pole."
+            f"{len(sets.positive)} and {len(sets.negative)} prompts: give words, or the same number of prompts per "
+            "pole."
         )
     if min(len(sets.positive), len(sets.negative)) < wanted:
         raise InputError(f"{sets.concept}: a set without words for its poles needs {wanted} prompts per pole here.")
@@ -138,10 +144,10 @@ def words_of(sets: PromptSet, neutral: Sequence[str]) -> tuple[list[str], list[s
 
 def checked_strategies(strategies: Sequence[str]) -> None:
     if isinstance(strategies, str):
-        raise InputError(f"strategies={strategies!r}: expected a list, such as [{strategies!r}].")
+        raise InputError(f"strategies={shown(strategies)}: expected a list, such as [{shown(strategies)}].")
     for strategy in strategies:
         if strategy not in PLACED:
-            raise InputError(f"strategy={strategy!r} cannot be placed: expected some of {', '.join(PLACED)}.")
+            raise InputError(f"strategy={shown(strategy)} is not a candidate: expected some of {', '.join(PLACED)}.")
     if not strategies:
         raise InputError(f"no strategies: give some of {', '.join(PLACED)}.")
 
@@ -149,7 +155,7 @@ def checked_strategies(strategies: Sequence[str]) -> None:
 def candidates(
     directions: Directions, strategies: Sequence[Strategy], layers: int | Sequence[int] | None
 ) -> list[Candidate]:
-    """Every strategy at every layer whose vector is not zero."""
+    """Return every strategy at every layer whose vector is not zero."""
     checked_strategies(strategies)
     wanted = directions.layers if layers is None else checked_layers(layers, directions.meta.n_layers)
     missing = [layer for layer in wanted if layer not in directions]
@@ -158,7 +164,7 @@ def candidates(
     longest = float(directions.norms.max())
     there = [layer for layer in wanted if float(directions[layer].norm()) > 1e-6 * longest]
     if not there or longest == 0:
-        raise InputError("every direction has length 0: the poles do not differ, so there is nothing to place.")
+        raise InputError("every direction has length 0, so the poles do not differ: give poles that differ.")
     found = []
     for strategy in dict.fromkeys(strategies):
         if strategy == "all-to-all":
@@ -179,7 +185,7 @@ def shifts_of(
     step: float | None = None,
     progress: str | None = None,
 ) -> Shifts:
-    """The shifts caused by the poles' words and by the direction at every place, on the same codes.
+    """Return the shifts caused by the poles' words and by the direction at every place, on the same codes.
 
     `step` is the strength at which places are tried, with either sign. It defaults to `STEP` divided by the number of
     blocks that are changed.
@@ -207,7 +213,7 @@ def shifts_of(
 
 
 class _Run:
-    """Runs forward passes over one batch of rows and counts their steps."""
+    """Run forward passes over one batch of rows, and count their steps."""
 
     def __init__(self, lens: AudioLens, prompts: list[str], codes: Tensor) -> None:
         self.lens, self.prompts, self.codes = lens, prompts, codes
@@ -224,7 +230,7 @@ class _Run:
         return by_frame(logits.float(), self.delays, codes.shape[-1])
 
     def shift(self, place: Candidate, step: float | None) -> Float[Tensor, "row codebook frame vocab"]:
-        """The shift per unit of strength, by a central difference. Both signs are rows of one forward pass."""
+        """Return the shift per unit of strength, by a central difference. Both signs are rows of one forward pass."""
         if step is None:
             fine = torch.finfo(self.lens.dtype).eps < 1e-6
             step = (STEP if fine else COARSE_STEP) / place.targets
@@ -238,7 +244,7 @@ def _product(
     one: Float[Tensor, "row codebook frame vocab"],
     other: Float[Tensor, "row codebook frame vocab"],
 ) -> Float[np.ndarray, " row"]:
-    """The inner product in the Fisher metric (a probability-weighted covariance), summed over all codes."""
+    """Return the inner product in the Fisher metric (a probability-weighted covariance), summed over all codes."""
     total = np.zeros(len(one))
     for part in zip(*(tensor.split(FRAMES, dim=2) for tensor in (weight, one, other)), strict=True):
         # Not every accelerator has float64.

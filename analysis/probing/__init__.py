@@ -1,4 +1,4 @@
-"""Probing: test whether a label can be read from the activations, at which blocks, and better than from the sound.
+"""Test at which blocks a probe can read a label from the activations, and whether it does better than from the sound.
 
 `probe` takes a `Dataset`, a cache, prompts or an array, and returns a `ProbeResult`.
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -21,11 +21,22 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from analysis.probing.table import column, numbers_or_text, read_columns
-from audiolens.checks import MOST_SEED, as_array, checked_amount, checked_count, checked_flags, checked_text, in_order
+from audiolens.checks import (
+    MOST_SEED,
+    as_array,
+    checked_amount,
+    checked_count,
+    checked_flags,
+    checked_text,
+    in_order,
+    shown,
+)
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest, shortened
 from audiolens.etude.synth import CLIP_SECONDS
+from audiolens.groups import takes
 from audiolens.measure.clips import as_float
+from audiolens.tracing.sampling import Sampling
 
 if TYPE_CHECKING:
     from audiolens.lens import AudioLens
@@ -47,8 +58,8 @@ class Dataset:
     Attributes:
         labels: one label per row: text or truth values (classes), or numbers (a quantity).
         prompts: one prompt per row; `None` means no prompt.
-        codes: the music that the model reads in each row. With `None` it reads only the start token, so that
-            the text is the only source of information.
+        codes: the music that the model reads in each row. With `None` it reads only the start token, so the text is the
+            only source of information.
         audio: the sound that the codes were made from, "row sample", for the mel baseline. With `None`, the codes are
             decoded.
         sample_rate: sample rate of `audio`, in hertz.
@@ -98,6 +109,7 @@ class Dataset:
         return f"Dataset({self.name}: {len(self)} rows in {groups} groups, {sound}, {labels_text(self.labels)})"
 
     @classmethod
+    @takes("sampling", Sampling, keeps=["temperature", "top_k"])
     def from_prompts(
         cls,
         lens: AudioLens,
@@ -112,21 +124,23 @@ class Dataset:
         batch_size: int = 32,
         name: str = "label",
         progress: bool = False,
+        sampling: Sampling | None = None,
     ) -> Dataset:
-        """Prompts with clips generated for them, or with given `codes` (one row per prompt, or one row for all).
+        """Return prompts with clips generated for them, or with given `codes` (one row per prompt, or one row for all).
 
-        Generated codes contain what the prompt asked for, so any block can read the concept from the music so far.
-        If all rows or both poles share the same codes, the text is the only source of information.
+        Generated codes contain what the prompt asked for, so every block can read the concept from the music so far.
+        If all rows or both poles share the same codes, the text is the only source of information. `sampling` is a
+        `Sampling` instead of guidance_scale and seconds (if it includes them). Its temperature and top_k apply too.
         """
         checked_flags(progress=progress)
         listed = in_order("prompts", prompts, "prompts")
         checked = checked_labels(labels, len(listed))
         if codes is None:
             numbers = list(range(len(listed))) if seeds is None else list(in_order("seeds", seeds, "seeds"))
+            drawing = replace(sampling or Sampling(guidance_scale), seconds=seconds)
             codes = lens.generate(
-                listed, seconds, seeds=numbers, guidance_scale=guidance_scale, decode=False,
-                batch_size=batch_size, progress=progress,
-            ).codes.cpu()  # fmt: skip
+                listed, seeds=numbers, sampling=drawing, decode=False, batch_size=batch_size, progress=progress
+            ).codes.cpu()
         elif codes.ndim == 3 and len(codes) == 1:
             codes = codes.expand(len(listed), -1, -1)
         return cls(checked, listed, codes, groups=groups_of(groups, len(listed)), name=name)
@@ -145,11 +159,13 @@ class Dataset:
         name: str = "label",
         unit: str = "",
     ) -> Dataset:
-        """Your own sounds, all at one sample rate. Each is "sample" or "channel sample": floats, or int16 or int32 PCM.
+        """Return a data set of your own sounds, which must all have one sample rate.
+
+        Each sound is "sample" or "channel sample", as floats or as int16 or int32 PCM.
 
         Args:
-            groups: the source of each sound (piece, artist, album). Otherwise excerpts of one piece would give away
-                each other's label.
+            groups: the source of each sound (piece, artist, album). Without groups, excerpts of one piece could be on
+                both sides of a split and reveal each other's label.
             seconds: the length used of each sound, from its beginning (default: the length of the shortest sound).
 
         Raises:
@@ -159,16 +175,16 @@ class Dataset:
             seconds = checked_amount("seconds", seconds, above=0)
         given = in_order("sounds", sounds, "sounds")
         if not given:
-            raise InputError("sounds is empty: give at least two sounds for each label.")
+            raise InputError("sounds is empty: give at least two sounds per label.")
         known = checked_labels(labels, len(given))
-        waves = [_mono(sound, place) for place, sound in enumerate(given)]
+        waves = [_mono(sound, number) for number, sound in enumerate(given)]
         shortest = min(len(wave) for wave in waves)
         samples = shortest if seconds is None else round(seconds * sample_rate)
         if shortest < samples or not samples:
-            place = int(np.argmin([len(wave) for wave in waves]))
+            number = int(np.argmin([len(wave) for wave in waves]))
             raise InputError(
-                f"sound {place} lasts {shortest / sample_rate:g} s, less than seconds={seconds}: leave it out, or ask "
-                "for fewer seconds."
+                f"sound {number} lasts {shortest / sample_rate:g} s, less than seconds={seconds}: leave it out, or "
+                "give a smaller value."
             )
         audio = np.stack([wave[:samples] for wave in waves])
         codes = encoded(lens, audio, sample_rate)
@@ -188,10 +204,10 @@ class Dataset:
         prompt: str | None = None,
         seconds: float | None = None,
     ) -> Dataset:
-        """Sound files in a folder, labelled by a CSV with one row per file.
+        """Return the sound files of a folder, labelled by a CSV with one row per file.
 
-        Every cell is read as text. Labels become numbers only if all of them are numbers and no two different labels
-        would become equal. A label such as "01" stays text.
+        Every cell is read as text. Labels are converted to numbers only if all of them are numbers, and no two
+        different labels would become equal. For example, a label "01" stays text.
 
         Args:
             table: the CSV. Its column `file` gives the path of each file relative to `folder`.
@@ -216,7 +232,8 @@ class Dataset:
             rates.add(rate)
         if len(rates) != 1:
             raise InputError(
-                f"sounds of {len(rates)} sample rates ({shortened(map(str, sorted(rates)))}): resample them to one."
+                f"the sounds have {len(rates)} sample rates ({shortened(map(str, sorted(rates)))}): resample them to "
+                "one."
             )
         return cls.from_arrays(
             lens,
@@ -259,7 +276,7 @@ class Dataset:
         seed = checked_count("seed", seed, 0, MOST_SEED)
         seconds = checked_amount("seconds", seconds, above=0)
         if task not in get_args(Task):
-            raise InputError(f"task={task!r}: expected {' or '.join(map(repr, get_args(Task)))}.")
+            raise InputError(f"task={shown(task)}: expected {' or '.join(map(repr, get_args(Task)))}.")
         chosen, labels = _drawn(concept, n, task, seed)
         audio = np.stack([synth.labelled_clip(index, seed, seconds).audio for index in chosen])
         codes = encoded(lens, audio, synth.SAMPLE_RATE)
@@ -270,7 +287,10 @@ class Dataset:
 
 
 def task_of(labels: np.ndarray) -> Task:
-    """The task that labels imply: classes for text, truth values and few distinct whole numbers, else a quantity."""
+    """Return the task that labels imply.
+
+    Text, truth values and few distinct whole numbers are classes. Other numbers are a quantity.
+    """
     if labels.dtype.kind in "USOb":
         return "classification"
     whole = labels.dtype.kind in "iu" or bool((labels == np.round(labels)).all())
@@ -278,7 +298,7 @@ def task_of(labels: np.ndarray) -> Task:
 
 
 def labels_text(labels: np.ndarray) -> str:
-    """A short description of labels: the number of rows of each class, or the range of a quantity."""
+    """Return a short description of labels, with the number of rows of each class, or the range of a quantity."""
     if task_of(labels) == "regression":
         return f"{labels.min():.3g} to {labels.max():.3g}"
     values, counts = np.unique(labels, return_counts=True)
@@ -286,25 +306,28 @@ def labels_text(labels: np.ndarray) -> str:
 
 
 def checked_labels(labels: Any, rows: int) -> np.ndarray:
-    """Labels as an array with one label per row, none missing and all of one kind; see `column`."""
+    """Return labels as an array with one label per row, none missing and all of one kind; see `column`."""
     return column("labels", labels, rows)
 
 
 def same(values: Sequence[str | None]) -> np.ndarray:
-    """One number per row, equal for equal texts. It is -1 for rows without text, or if all rows have the same text."""
-    numbers = {value: place for place, value in enumerate(dict.fromkeys(values))}
+    """Return one number per row, equal for equal texts.
+
+    It is -1 for rows without text, or if all rows have the same text.
+    """
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
     if len(numbers) == 1:
         return np.full(len(values), -1)
     return np.array([-1 if value is None else numbers[value] for value in values])
 
 
 def same_codes(codes: Int[Tensor, "row codebook frame"]) -> np.ndarray:
-    """Like `same`, but for clips: two rows have equal numbers if all their codes are equal."""
+    """Return one number per row, as `same` does, equal for rows whose codes are all equal."""
     return same([bytes(clip.cpu().numpy().tobytes()).hex() for clip in codes])
 
 
 def checked_groups(groups: Any, rows: int, ties: Sequence[np.ndarray] = ()) -> np.ndarray:
-    """The group of each row, as given or built from ties between rows with equal prompts or equal clips.
+    """Return the group of each row, as given or built from ties between rows with equal prompts or equal clips.
 
     Raises:
         InputError: if the given groups separate tied rows, because the same prompt would then be on both sides.
@@ -339,7 +362,7 @@ def refuse_leak(sides: np.ndarray, ties: Sequence[np.ndarray], what: str) -> Non
             if len(apart):
                 raise InputError(
                     f"a leak: rows {rows[0]} and {apart[0]} share their prompt, clip or group, but {what}= separates "
-                    "them, so the probe could train on one and be tested on the other; leave it out to keep them "
+                    "them, so the probe could be trained on one and tested on the other: leave it out to keep them "
                     "together."
                 )
 
@@ -353,20 +376,20 @@ def encoded(
 
 
 def _drawn(concept: str, n: int, task: Task, seed: int) -> tuple[list[int], list[Any]]:
-    """Indices and labels of synthesiser clips, chosen by label alone, with equal numbers of each class."""
+    """Return the indices and labels of synthesiser clips, chosen by label alone, with equal numbers of each class."""
     from audiolens.etude import synth
     from audiolens.etude.attributes import CONCEPTS, INSTRUMENTS, METERS, MODES, RANGES, TONICS
 
     known = {**CONCEPTS, "tonic": "tonic", "meter": "meter"}
     if concept not in known:
         raise InputError(
-            f"concept={concept!r}: not a label of the synthesiser.{nearest(concept, known)} Its labels are "
+            f"concept={shown(concept)} is not a label of the synthesiser.{nearest(concept, known)} Its labels are "
             f"{shortened(known)}."
         )
     attribute = known[concept]
     if task == "regression":
         if attribute not in RANGES:
-            raise InputError(f"{concept} is not a quantity: probe it by classification.")
+            raise InputError(f"{concept} is not a quantity: use task='classification'.")
         span = RANGES[attribute]
         drawn = [synth.label(index, seed)[0] for index in range(n)]
         return list(range(n)), [span.position(getattr(one, attribute)) for one in drawn]
@@ -374,7 +397,7 @@ def _drawn(concept: str, n: int, task: Task, seed: int) -> tuple[list[int], list
     classes: tuple[Any, ...] = ("low", "high") if attribute in RANGES else kinds[attribute]
     if n < 2 * len(classes):
         raise InputError(f"n={n}: {concept} has {len(classes)} classes, and each needs at least two clips.")
-    wanted = {name: n // len(classes) + (place < n % len(classes)) for place, name in enumerate(classes)}
+    wanted = {name: n // len(classes) + (number < n % len(classes)) for number, name in enumerate(classes)}
     chosen, labels = [], []
     for index in range(_SEARCHED * n):
         attributes = synth.label(index, seed)[0]
@@ -389,16 +412,16 @@ def _drawn(concept: str, n: int, task: Task, seed: int) -> tuple[list[int], list
     return chosen, labels
 
 
-def _mono(sound: Any, place: int) -> Float[np.ndarray, " sample"]:
-    samples = sound if isinstance(sound, np.ndarray | Tensor) else as_array(f"sound {place}", sound)
-    wave = as_float(samples, f"sound {place}")
+def _mono(sound: Any, number: int) -> Float[np.ndarray, " sample"]:
+    samples = sound if isinstance(sound, np.ndarray | Tensor) else as_array(f"sound {number}", sound)
+    wave = as_float(samples, f"sound {number}")
     if wave.ndim not in (1, 2) or not wave.size:
-        raise InputError(f"sound {place} of shape {wave.shape}: expected 'sample' or 'channel sample'.")
+        raise InputError(f"sound {number} of shape {wave.shape}: expected 'sample' or 'channel sample'.")
     if not np.isfinite(wave).all():
-        raise InputError(f"sound {place} contains NaN or infinite samples: expected finite numbers.")
+        raise InputError(f"sound {number} contains NaN or infinite samples: expected finite numbers.")
     return wave if wave.ndim == 1 else wave.mean(0)
 
 
 def groups_of(groups: Any, rows: int) -> np.ndarray | None:
-    """Groups as an array with one group per row, or `None` if no groups were given; see `column`."""
+    """Return groups as an array with one group per row, or `None` if no groups were given; see `column`."""
     return None if groups is None else column("groups", groups, rows)

@@ -19,6 +19,7 @@ from analysis.probing.dataset import Dataset, Task, checked_labels, groups_of, t
 from analysis.probing.features import Baseline, FeaturePosition, Features
 from analysis.probing.probes import KINDS, CrossValidation, Kind, Probe, Scored, target_of
 from analysis.probing.result import ProbeResult
+from analysis.resampling import Resampling
 from audiolens.cache.activation_cache import ActivationCache
 from audiolens.checks import (
     MOST_JOBS,
@@ -32,12 +33,14 @@ from audiolens.checks import (
 )
 from audiolens.door import guarded
 from audiolens.errors import InputError
+from audiolens.groups import takes
 from audiolens.interventions import Branch
 from audiolens.model import provenance
 from audiolens.model.provenance import Provenance
 from audiolens.model.sites import head_numbers, listed_layers
 from audiolens.model.tokens import named_once
 from audiolens.model.weight_hash import weights_hash
+from audiolens.tracing.recording import Reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
 
 @guarded
 @named_once
+@takes("resampling", Resampling, n_permutations="n_shuffles")
+@takes("reading", Reading, single=["sites"], sites="site")
 def probe(
     lens: AudioLens | None,
     data: Dataset | ActivationCache | Sequence[str | None] | np.ndarray,
@@ -71,16 +76,18 @@ def probe(
     n_jobs: int = 1,
     seed: int = 0,
     progress: bool = False,
+    reading: Reading | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
+    resampling: Resampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> ProbeResult:
     """Probe a label at every block, cross-validated by prompt (Alain and Bengio, 2016).
 
     Args:
         lens: the model. It may be `None` for a cache or an array, but then there are no baselines or directions.
-        data: a `Dataset`; prompts with `labels`; a cache recorded with `reduce=`; or an array "layer row feature". For
+        data: a `Dataset`, prompts with `labels`, a cache recorded with `reduce=`, or an array "layer row feature". For
             prompts, clips are generated unless `codes` are given or the position is before any music.
         labels: one label per row, if `data` has no labels.
         kind: "ridge" (classes or a quantity), "logistic" (classes only), or "mlp" (either). "ridge" is solved in closed
-            form. Its penalty is chosen on the training side, so that features of different width are comparable.
+            form. Its penalty is chosen on the training side, so that features of different widths are comparable.
         task: "classification" or "regression". By default, text and few distinct whole numbers are classes.
         site, layers: the site and layers to probe. The heads of a site are probed together.
         heads: probe each of these heads separately.
@@ -89,13 +96,15 @@ def probe(
             sequence.
         branch: the half of the guidance that is read; "both" is the mean of the two.
         groups: the group of each row. Rows of a group stay on one side of a split. By default, rows that share a prompt
-            or a clip form a group. An array has no prompts or clips: without `groups`, each of its rows counts as
-            independent, and the result says so.
+            or a clip form a group. An array has no prompts or clips, so without `groups` each of its rows counts as
+            independent, and the result states this.
         folds: number of folds, or the fold of each row.
         n_shuffles: number of label shuffles. p is at least 1 / (n_shuffles + 1).
         penalty, n_components: see `analysis.probing.probes.Probe`.
         baselines: "mel", "codec" or both. The default is both if there is sound.
         n_jobs: number of processes among which the layers and heads are divided.
+        reading: a `Reading` instead of `site`, `layers`, `heads` and `branch`. `position` says what is read over time.
+        resampling: a `Resampling` instead of `n_shuffles` (its `n_permutations`), `n_bootstrap` and `seed`.
 
     Raises:
         InputError: (or a subclass) if a split leaks, if labels do not match the rows or are too few, if the model lacks
@@ -107,7 +116,7 @@ def probe(
     chosen_task = task or task_of(rows.labels)
     checked = _checked_kind(kind, chosen_task)
     if chosen_task == "regression" and rows.labels.dtype.kind not in "biuf":
-        raise InputError("task='regression' needs labels that are numbers; these are text: use task='classification'.")
+        raise InputError("task='regression' needs numeric labels, and these are text: use task='classification'.")
     classes = tuple(map(str, np.unique(rows.labels))) if chosen_task == "classification" else ()
     fitted = Probe(checked, chosen_task, len(classes), penalty, n_components)
     target = target_of(rows.labels, classes)
@@ -167,10 +176,10 @@ def _rows(
     site: str,
     layers: Any,
 ) -> tuple[Dataset, Features | None]:
-    """The rows to probe, and their activations if `data` contains them."""
+    """Return the rows to probe, and their activations if `data` contains them."""
     if isinstance(data, Dataset):
         if labels is not None or codes is not None or groups is not None:
-            raise InputError("a Dataset has its own labels, codes and groups: change them there.")
+            raise InputError("a Dataset already has labels, codes and groups: change them in the Dataset.")
         if lens is None:
             raise InputError("a Dataset needs a model to read it: give the lens.")
         return data, None
@@ -178,15 +187,13 @@ def _rows(
         raise InputError("no labels: give one per row.")
     if isinstance(data, ActivationCache):
         if lens is not None and data.model and data.model != lens.name:
-            raise InputError(f"the cache was recorded from {data.model!r}, and the lens is of {lens.name!r}.")
+            raise InputError(f"the cache was recorded from {shown(data.model)}, but the lens is of {shown(lens.name)}.")
         chosen = None if layers is None else data.numbered(layers)
         found = _held(features.of_cache(data, site, each_head=None if heads is None else True), site, chosen, heads)
         prompts = data.prompts or (None,) * found.values.shape[1]
     elif isinstance(data, np.ndarray | torch.Tensor):
         if heads is not None:
-            raise InputError(
-                "heads= chooses among the heads of a model or a cache, and an array has none: leave it out."
-            )
+            raise InputError("heads= selects heads of a model or a cache, but an array has none: leave it out.")
         found = features.of_array(data, layers)
         prompts = (None,) * found.values.shape[1]
     else:
@@ -199,7 +206,7 @@ def _rows(
             return Dataset(checked_labels(labels, rows), tuple(data), groups=groups_of(groups, rows)), None
         return Dataset.from_prompts(lens, data, labels, codes=codes, groups=groups), None
     if codes is not None:
-        raise InputError("codes= goes with prompts only: these activations have already been recorded.")
+        raise InputError("codes= needs prompts, and these activations have already been recorded: leave it out.")
     checked = checked_labels(labels, len(prompts))
     return Dataset(checked, prompts, groups=groups_of(groups, len(checked))), found
 
@@ -216,7 +223,7 @@ def _held(found: Features, site: str, layers: Any, heads: Any) -> Features:
         known = [number for number in dict.fromkeys(held) if number is not None]
         if not asked or not set(asked) <= set(known):
             there = ", ".join(map(str, known)) or "none"
-            raise InputError(f"{name}={asked}: the cache holds {there} of {site}; choose among these.")
+            raise InputError(f"{name}={asked}: the cache contains {there} of {site}; choose among these.")
         keep &= [number in asked for number in held]
     places = tuple(place for place, kept in zip(found.places, keep, strict=True) if kept)
     return Features(found.values[keep], found.lengths[keep], places, found.site)
@@ -236,11 +243,11 @@ def _check_numbers(penalty: Any, n_components: Any, n_bootstrap: Any, n_jobs: An
 
 def _checked_kind(kind: Any, task: Any) -> Kind:
     if task not in ("classification", "regression"):
-        raise InputError(f"task={task!r}: expected 'classification' or 'regression'.")
+        raise InputError(f"task={shown(task)}: expected 'classification' or 'regression'.")
     if kind is None:
         return "ridge"
     if kind not in KINDS:
-        raise InputError(f"kind={kind!r}: expected one of {', '.join(KINDS)}.")
+        raise InputError(f"kind={shown(kind)}: expected one of {', '.join(KINDS)}.")
     if kind == "logistic" and task == "regression":
         raise InputError("kind='logistic' needs classes: use 'ridge' or 'mlp' for a quantity.")
     return kind
@@ -248,12 +255,12 @@ def _checked_kind(kind: Any, task: Any) -> Kind:
 
 def _check_values(found: Features) -> None:
     if not np.isfinite(found.values).all():
-        raise InputError("activations hold NaN or infinite values: expected finite numbers.")
+        raise InputError("activations contain NaN or infinite values: expected finite numbers.")
     if not np.ptp(found.values, axis=1).any():
         raise InputError(
-            "the activations are the same in every row at every layer or head: nothing varies. Rows that differ only "
-            "in their prompts differ only after the text has been read; choose other layers, or give each row its own "
-            "codes."
+            "the activations are the same in every row at every layer or head. Rows that differ only in their prompts "
+            "have different activations only after the text has been read: choose other layers, or give each row its "
+            "own codes."
         )
 
 
@@ -262,7 +269,7 @@ def _sounds(
 ) -> tuple[Baseline, ...]:
     if baselines is None:
         audible = rows.codes is not None and lens is not None and position not in ("first", "eos")
-        # A clip that all rows share carries no information about the labels.
+        # A clip that all rows share contains no information about the labels.
         alone = rows.codes is not None and bool((rows.codes == rows.codes[:1]).all())
         return ("mel", "codec") if audible and not alone else ()
     chosen = in_order("baselines", baselines, "baselines")
@@ -275,7 +282,7 @@ def _sounds(
 
 
 def _vectors(fitted: Probe, values: np.ndarray, target: np.ndarray) -> Float[np.ndarray, "output feature"]:
-    """Weights with the length and the sign of the difference between the poles' means along them."""
+    """Return the weights, rescaled to the length and sign of the difference between the poles' means along them."""
     weights = fitted.weights(values, target)
     units = weights / np.maximum(np.linalg.norm(weights, axis=1, keepdims=True), np.finfo(float).tiny)
     made = []

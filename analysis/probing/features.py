@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from analysis.probing.dataset import Dataset
 from audiolens.cache.activation_cache import ActivationCache
-from audiolens.checks import numbers_of
+from audiolens.checks import numbers_of, shown
 from audiolens.errors import InputError, SiteError, shortened
 from audiolens.interventions import Branch
 from audiolens.model.sites import Site, listed_layers, named
@@ -29,7 +29,10 @@ _BANDS, _WINDOW, _HOPS, _LAG_SECONDS = 64, 1024, 50, 2
 
 @dataclass(frozen=True)
 class ProbedSite:
-    """Where a vector was read: the site's short name, block (`None` outside the blocks) and head (`None`: all)."""
+    """The site from which a vector was read, by short name, block and head.
+
+    `layer` is `None` outside the blocks, and `head` is `None` for all heads together.
+    """
 
     site: str
     layer: int | None = None
@@ -42,7 +45,7 @@ class ProbedSite:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """One vector per `ProbedSite` and row. `lengths` holds the mean norms of the activations over rows and steps."""
+    """One vector per `ProbedSite` and row. `lengths` are the mean norms of the activations over rows and steps."""
 
     values: Float[np.ndarray, "place row feature"]
     lengths: Float[np.ndarray, " place"]
@@ -50,7 +53,7 @@ class Features:
     site: str = "resid_post"
 
     def __repr__(self) -> str:
-        return f"Features({len(self.places)} places of {self.site}, {self.values.shape[1]} rows)"
+        return f"Features({len(self.places)} layers or heads of {self.site}, {self.values.shape[1]} rows)"
 
 
 def of_model(
@@ -75,8 +78,8 @@ def of_model(
     span, reduce = _reading(position, lens)
     if data.codes is None and position not in ("first", "eos"):
         raise InputError(
-            f"position={position!r}: these rows have no codes, so only the start token is read; give codes or sounds, "
-            "or position='first'."
+            f"position={shown(position)}: these rows have no codes, so only the start token is read: give codes or "
+            "sounds, or use position='first'."
         )
     parts: list[Features] = []
     for cache in lens.iter_cache(
@@ -104,7 +107,7 @@ def of_model(
 
 
 def of_cache(cache: ActivationCache, site: str, each_head: bool | None = None) -> Features:
-    """The vectors in a cache that was recorded with a reduction over time.
+    """Return the vectors in a cache that was recorded with a reduction over time.
 
     Raises:
         InputError: if the cache was not reduced over time, or the site was not recorded.
@@ -113,7 +116,7 @@ def of_cache(cache: ActivationCache, site: str, each_head: bool | None = None) -
     short = asked.short
     names = [name for name in cache if name == asked.name or (asked.layer is None and Site.of(name).hook == asked.hook)]
     if not names:
-        raise SiteError(f"site {site!r} was not recorded. Recorded: {shortened(cache.keys())}.")
+        raise SiteError(f"site {shown(site)} was not recorded. Recorded: {shortened(cache.keys())}.")
     values, lengths, places = [], [], []
     for name in names:
         axes, tensor = cache.axes[name], cache[name].detach().float().cpu()
@@ -123,7 +126,7 @@ def of_cache(cache: ActivationCache, site: str, each_head: bool | None = None) -
             norms = None if norms is None else norms.mean(0)
         if "step" in axes or "query" in axes or "token" in axes:
             raise InputError(
-                f"{name} was recorded with its steps, {tuple(axes)}: record it with reduce='mean' (and seconds=)."
+                f"{name} was recorded with every step, {tuple(axes)}: record it with reduce='mean' (and seconds=)."
             )
         layer = Site.of(name).layer
         own = cache.heads or range(tensor.shape[1])
@@ -139,7 +142,7 @@ def of_cache(cache: ActivationCache, site: str, each_head: bool | None = None) -
 
 
 def of_array(array: Any, layers: int | Sequence[int] | None = None) -> Features:
-    """Features from an array "layer row feature" (or "row feature" for one layer).
+    """Return the features in an array "layer row feature" (or "row feature" for one layer).
 
     Raises:
         InputError: if the array has another shape, or `layers` does not match it.
@@ -154,7 +157,7 @@ def of_array(array: Any, layers: int | Sequence[int] | None = None) -> Features:
 
 
 def of_sound(lens: AudioLens, data: Dataset, baseline: Baseline, position: FeaturePosition = "mean") -> Features:
-    """Baseline features of the same rows over the same span, computed from the sound or the codes without the model.
+    """Return baseline features of the same rows over the same span, from the sound or codes without the model.
 
     "codec" gives the mean, standard deviation and mean absolute difference between frames of the codec's own vectors.
     "mel" gives these statistics for 64 mel bands in dB, and the autocorrelation of the onset strength up to two seconds
@@ -164,7 +167,7 @@ def of_sound(lens: AudioLens, data: Dataset, baseline: Baseline, position: Featu
         InputError: if the rows have no sound.
     """
     if data.codes is None or position in ("first", "eos"):
-        raise InputError(f"baselines={baseline!r}: these rows are read before any sound; give baselines=().")
+        raise InputError(f"baselines={shown(baseline)}: these rows are read before any sound: give baselines=().")
     span = position if isinstance(position, tuple) else None
     values = _codec(lens, data, span) if baseline == "codec" else _mel(lens, data, span)
     lengths = np.linalg.norm(values, axis=-1).mean(keepdims=True)
@@ -208,7 +211,7 @@ def _mel(lens: AudioLens, data: Dataset, span: Span | None) -> Float[np.ndarray,
 
 
 def _over_time(values: Float[np.ndarray, "row band frame"]) -> Float[np.ndarray, "row feature"]:
-    """Mean, standard deviation and mean absolute difference between frames of every band."""
+    """Return the mean, standard deviation and mean absolute difference between frames of every band."""
     steps = np.abs(np.diff(values, axis=-1)).mean(-1) if values.shape[-1] > 1 else np.zeros(values.shape[:2])
     return np.concatenate([values.mean(-1), values.std(-1), steps], axis=1).astype(float)
 
@@ -221,17 +224,17 @@ def _reading(position: FeaturePosition, lens: AudioLens) -> tuple[Span | None, s
         return (0, 1 / lens.config.frame_rate), "mean"
     if position not in ("mean", "last", "max", "eos"):
         raise InputError(
-            f"position={position!r}: expected 'mean', 'first', 'last', 'max', 'eos', or (from, to) in seconds."
+            f"position={shown(position)}: expected 'mean', 'first', 'last', 'max', 'eos', or (from, to) in seconds."
         )
     return None, position
 
 
 def _check_site(lens: AudioLens, site: str) -> None:
     if not isinstance(site, str):
-        raise InputError(f"site={site!r}: expected one site; probe several sites in separate calls.")
+        raise InputError(f"site={shown(site)}: expected one site; probe several sites in separate calls.")
     found = lens.find_sites(site)[0]
     if "step" not in found.axes or "codebook" in found.axes:
         raise InputError(
-            f"site={site!r} is {lens.sites()[found.name]!r}: expected a site with one vector per step, such as "
+            f"site={shown(site)} is {lens.sites()[found.name]!r}: expected a site with one vector per step, such as "
             "'resid_post' or 'attn.z'."
         )

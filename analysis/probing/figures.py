@@ -1,4 +1,4 @@
-"""Figures of probes for paper and screen: scores by block with shuffled labels and baselines, or a map of heads."""
+"""Draw probe scores for paper and screen, by block with shuffled labels and baselines, or as a map of heads."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _DASHES = {"--": "dash", "-.": "dashdot"}
 
 
 def paper(result: ProbeResult) -> Figure:
-    """Scores with intervals by block or head. Grey: the range of shuffled labels. Lines: the sound baselines."""
+    """Draw scores with intervals by block or head, over the range of shuffled labels and the sound baselines."""
     return _heads(result) if _is_map(result) else _blocks(result)
 
 
 @literally
 def screen(result: ProbeResult) -> go.Figure:
-    """Interactive version (plotly). Hovering shows the numbers."""
+    """Draw the interactive version (plotly). Hovering shows the numbers."""
     figure = _heads_on_screen(result) if _is_map(result) else _blocks_on_screen(result)
     return figure.update_layout(
         template="simple_white", title=_title(result), margin={"l": 70, "r": 20, "t": 60, "b": 60}
@@ -36,11 +36,11 @@ def screen(result: ProbeResult) -> go.Figure:
 
 
 def caption(result: ProbeResult) -> str:
-    """What the figure shows, in a sentence or two."""
+    """Return what the figure shows, in a sentence or two."""
     rows, groups = len(result.labels), len(np.unique(result.groups))
     what = f"{result.metric} of {result.probe.kind} probes of {result.name} at {_site(result)}"
     return (
-        f"{what}, {len(np.unique(result.folds))}-fold cross-validation over {groups} groups ({rows} rows), 95% "
+        f"{what}, with {len(np.unique(result.folds))}-fold cross-validation over {groups} groups ({rows} rows) and 95% "
         f"intervals over groups. Grey: range over {result.shuffled.shape[1]} shuffles of the labels."
         + ("" if result.grouped else f" {UNGROUPED.capitalize()}.")
     )

@@ -1,4 +1,4 @@
-"""Probes on arrays, cross-validated by group, with shuffled labels and intervals. Nothing here depends on a model.
+"""Cross-validate probes on arrays by group, with shuffled labels and intervals. This module does not need a model.
 
 The scaler and PCA are fitted on the training side of a split only. Rows are weighted so that all classes count equally;
 otherwise a probe of a rare class would always predict the frequent one. Labels are shuffled within the folds, group by
@@ -30,7 +30,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from analysis.probing.dataset import Task, refuse_leak
 from analysis.probing.table import column
 from analysis.resampling import Interval, bootstrap
-from audiolens.checks import checked_count
+from audiolens.checks import checked_count, shown
 from audiolens.errors import InputError
 from audiolens.ranking import auc
 
@@ -48,7 +48,8 @@ class Probe:
     """Settings of a probe.
 
     Attributes:
-        kind: "logistic" (classes), "ridge" (either task), or "mlp" (either task, with one hidden layer of 32 units).
+        kind: "logistic" (for classes), "ridge" (for either task), or "mlp" (for either task, with one hidden layer of
+            32 units).
         task: "classification" or "regression".
         n_classes: number of classes, for a classification.
         penalty: penalty on the squared norm of the weights of standardised features (1 / C in scikit-learn). The
@@ -65,7 +66,7 @@ class Probe:
     n_components: int | None = None
 
     def preprocessing(self, n_rows: int, n_features: int) -> Pipeline:
-        """The scaler, and PCA if it was requested, for training data with this many rows and features."""
+        """Return the scaler, and PCA if it was requested, for training data with this many rows and features."""
         components = self.n_components or (_MLP_COMPONENTS if self.kind == "mlp" else None)
         if components is None:
             return make_pipeline(StandardScaler())
@@ -102,7 +103,7 @@ class Probe:
             return model.fit(train, target, sample_weight=weights)
 
     def weights(self, values: Float[np.ndarray, "row feature"], target: Labels) -> Float[np.ndarray, "output feature"]:
-        """The weights of a linear probe fitted to all rows, in the features' own units.
+        """Return the weights of a linear probe fitted to all rows, in the features' own units.
 
         They are "class feature", with a single row for a quantity.
         """
@@ -122,10 +123,10 @@ class Probe:
         model = RidgeCV(PENALTIES if self.penalty is None else [self.penalty], alpha_per_target=True)
         model.fit(train, np.concatenate(coded, axis=1))
         predicted = [model.predict(test).reshape(len(test), len(targets), -1) for test in tests]
-        return [[outputs[:, place] for outputs in predicted] for place in range(len(targets))]
+        return [[outputs[:, number] for outputs in predicted] for number in range(len(targets))]
 
     def _row_weights(self, target: Labels) -> Float[np.ndarray, " row"] | None:
-        """Row weights, 1 on average, that make all classes count equally; `None` if every weight is 1."""
+        """Return row weights, 1 on average, that make all classes count equally; `None` if every weight is 1."""
         if self.task == "regression":
             return None
         weights = compute_sample_weight("balanced", target)
@@ -153,7 +154,7 @@ class Scored:
         auc: area under the ROC curve of each class against the rest, averaged over classes; NaN for a quantity.
         auc_interval: interval of `auc`.
         shuffled: score of each shuffle of the labels.
-        memorised: mean score of the shuffles on their own training rows, which shows how much the probe can memorise.
+        memorised: mean score of the shuffles on their training rows, which shows how much the probe can memorise.
         outputs: out-of-fold outputs for the real labels, with one column per class or with the predicted quantity.
     """
 
@@ -173,9 +174,9 @@ class Scored:
 
 @dataclass(frozen=True, eq=False)
 class CrossValidation:
-    """The folds and shuffles of one data set, made once and shared by all layers, heads and baselines.
+    """The folds and shuffles of one data set, which all layers, heads and baselines share.
 
-    `targets` holds the real labels first, then the shuffled ones.
+    `targets` contains the real labels first, then the shuffled ones.
     """
 
     targets: tuple[Labels, ...]
@@ -207,12 +208,12 @@ class CrossValidation:
         n_shuffles = checked_count("n_shuffles", n_shuffles, 0)
         _check_target(target, groups, task, names, n_folds if folds is None else 2)
         if n_shuffles < 1:
-            raise InputError(f"n_shuffles={n_shuffles}: a score means nothing without shuffled labels; 20 are usual.")
+            raise InputError(f"n_shuffles={n_shuffles}: expected at least 1, to compare scores with; 20 are usual.")
         sides = _split(target, groups, task, n_folds, seed) if folds is None else _given(folds, groups)
         for fold in np.unique(sides):
             rest = target[sides != fold]
             if len(np.unique(rest)) < (len(names) if task == "classification" else 2):
-                raise InputError(f"the training side of fold {fold} lacks a label: give fewer folds, or more rows.")
+                raise InputError(f"the training side of fold {fold} lacks a label: give fewer folds or more rows.")
         rng = np.random.default_rng(seed)
         shuffles = [shuffled(target, groups, sides, rng) for _ in range(n_shuffles)]
         return cls((target, *shuffles), groups, sides, task, len(names))
@@ -230,10 +231,10 @@ class CrossValidation:
             steps = probe.preprocessing(int(train.sum()), values.shape[1]).fit(values[train])
             seen, unseen = steps.transform(values[train]), steps.transform(values[test])
             predicted = probe.outputs(seen, [target[train] for target in self.targets], (unseen, seen), seed)
-            for place, (target, (held_out, fitted)) in enumerate(zip(self.targets, predicted, strict=True)):
-                outputs[place][test] = held_out
-                means[place][test] = target[train].mean() if self.task == "regression" else 0.0
-                if place:
+            for number, (target, (held_out, fitted)) in enumerate(zip(self.targets, predicted, strict=True)):
+                outputs[number][test] = held_out
+                means[number][test] = target[train].mean() if self.task == "regression" else 0.0
+                if number:
                     learned.append(self._score(target[train], fitted, np.full(train.sum(), target[train].mean())))
         real, mean = self.targets[0], means[0]
         strata = real if self.task == "classification" else None
@@ -269,15 +270,15 @@ class CrossValidation:
 
 
 def target_of(labels: np.ndarray, classes: Sequence[str]) -> Labels:
-    """Labels as numbers: the index of the class in sorted order, or the quantity itself."""
+    """Return labels as numbers: the index of the class in sorted order, or the quantity itself."""
     return np.unique(labels, return_inverse=True)[1] if classes else np.asarray(labels, dtype=float)
 
 
 def balanced_accuracy(target: Labels, outputs: Float[np.ndarray, "row output"]) -> float:
-    """Mean recall over classes. Chance is 1 / n_classes, regardless of the class sizes.
+    """Return the mean recall over classes. Chance is 1 / n_classes, regardless of the class sizes.
 
-    If k classes share the largest output of a row, the row counts as 1 / k of a hit. An uninformative probe therefore
-    scores exactly chance.
+    If k classes share the largest output of a row, the row counts as 1 / k of a hit. The score of an uninformative
+    probe is therefore exactly chance.
     """
     best = outputs == outputs.max(axis=1, keepdims=True)
     hits = best[np.arange(len(target)), np.asarray(target, dtype=int)] / best.sum(axis=1)
@@ -287,19 +288,19 @@ def balanced_accuracy(target: Labels, outputs: Float[np.ndarray, "row output"]) 
 
 
 def macro_auc(target: Labels, outputs: Float[np.ndarray, "row output"]) -> float:
-    """Area under the ROC curve of each class against the rest, averaged over classes. Ties count half."""
+    """Return the area under the ROC curve of each class against the rest, averaged over classes. Ties count half."""
     areas = []
-    for place in range(outputs.shape[1]):
-        positive = np.asarray(target) == place
+    for number in range(outputs.shape[1]):
+        positive = np.asarray(target) == number
         if positive.any() and not positive.all():
-            areas.append(float(auc(outputs[positive, place], outputs[~positive, place])))
+            areas.append(float(auc(outputs[positive, number], outputs[~positive, number])))
     return float(np.mean(areas)) if areas else float("nan")
 
 
 def shuffled(
     target: Labels, groups: Int[np.ndarray, " row"], folds: Int[np.ndarray, " row"], rng: np.random.Generator
 ) -> Labels:
-    """Labels shuffled between the groups of each fold, or between its rows if a group has several labels."""
+    """Return labels shuffled between the groups of each fold, or between its rows if a group has several labels."""
     result = np.array(target)
     for fold in np.unique(folds):
         rows = np.flatnonzero(folds == fold)
@@ -317,7 +318,7 @@ def shuffled(
 
 
 def least_p(target: Labels, groups: Int[np.ndarray, " row"], folds: Int[np.ndarray, " row"], n_shuffles: int) -> float:
-    """The smallest p that is possible, given the number of shuffles and the number of distinct orders of the labels."""
+    """Return the smallest possible p, given the number of shuffles and of distinct orders of the labels."""
     ways = 1
     for fold in np.unique(folds):
         rows = np.flatnonzero(folds == fold)
@@ -330,13 +331,13 @@ def least_p(target: Labels, groups: Int[np.ndarray, " row"], folds: Int[np.ndarr
 
 
 def _orders(labels: Labels) -> int:
-    """The number of distinct orders of labels."""
+    """Return the number of distinct orders of labels."""
     counts = np.unique(labels, return_counts=True)[1].tolist()
     return factorial(sum(counts)) // prod(map(factorial, counts))
 
 
 def _constant(target: Labels, groups: Int[np.ndarray, " row"]) -> bool:
-    """Whether the rows of every group share one label."""
+    """Return whether the rows of every group share one label."""
     return len(np.unique(groups)) == len({*zip(groups.tolist(), np.asarray(target).tolist(), strict=True)})
 
 
@@ -349,14 +350,14 @@ def _check_target(target: Labels, groups: np.ndarray, task: Task, names: Sequenc
                 f"{len(np.unique(groups))} groups for {n_folds} folds: give at least two per fold, or fewer folds."
             )
         return
-    counts = {str(name): int((target == place).sum()) for place, name in enumerate(names)}
+    counts = {str(name): int((target == number).sum()) for number, name in enumerate(names)}
     if len(names) < 2 or min(counts.values()) < 2:
         raise InputError(f"labels {counts}: expected at least two labels with at least two rows each.")
-    for place, name in enumerate(names):
-        mine = len(np.unique(groups[target == place]))
+    for number, name in enumerate(names):
+        mine = len(np.unique(groups[target == number]))
         if mine < n_folds:
             raise InputError(
-                f"label {name!r} has {mine} groups (prompts, clips or pieces), fewer than the {n_folds} folds: "
+                f"label {shown(name)} has {mine} groups (prompts, clips or pieces), fewer than the {n_folds} folds: "
                 f"give more, or folds={max(mine, 2)}."
             )
 
@@ -368,7 +369,7 @@ def _split(target: Labels, groups: np.ndarray, task: Task, n_folds: int, seed: i
     sides = np.empty(len(target), dtype=int)
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        # It warns about rows per class. The number of groups per class matters, and was checked above.
+        # scikit-learn warns about rows per class, but only groups per class matter, which were checked above.
         warnings.simplefilter("ignore", UserWarning)
         for fold, (_, test) in enumerate(splitter.split(np.zeros(len(target)), strata, groups)):
             sides[test] = fold

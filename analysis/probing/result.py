@@ -1,4 +1,4 @@
-"""The result of probing: scores by layer or head, controls and baselines, and probe weights as directions."""
+"""The result of probing, with scores by layer or head, controls and baselines, and probe weights as directions."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from jaxtyping import Float, Int
 from analysis.figures.canvas import drawable
 from analysis.probing.features import ProbedSite
 from analysis.probing.probes import Probe, Scored, balanced_accuracy, least_p, target_of
-from analysis.resampling import bootstrap
+from analysis.resampling import Resampling, bootstrap
 from analysis.statistics import LEVEL, rank_test
 from audiolens.checks import shown
 from audiolens.directions.directions import Directions
 from audiolens.door import guarded
 from audiolens.errors import InputError
+from audiolens.groups import takes
 from audiolens.model.provenance import Provenance
 
 UNTESTED = "too few rows or shuffles to test: "
-UNGROUPED = "rows without prompts or groups=, each counted as independent"
+UNGROUPED = "rows have no prompts or groups=, so each counts as independent"
 """The caveat of a result in which rows of one prompt or piece may be on both sides of a split."""
 
 
@@ -38,8 +39,8 @@ class ProbeResult:
         baselines: the scores of probes on the sound ("mel") and on the codec's vectors ("codec"), without the model.
         labels, groups, folds: one value per row.
         grouped: whether it is known, from `groups=` or from their prompts, which rows belong together. If not, every
-            row (except equal clips) counts as independent, and the probe may score well merely by recognising a prompt
-            or piece.
+            row (except equal clips) counts as independent, and the probe may get a high score merely by recognising a
+            prompt or piece.
         classes: the classes of a classification; empty for a quantity.
         probe: the settings of the probe.
         name, unit: name and unit of the label.
@@ -49,10 +50,11 @@ class ProbeResult:
         meta: the origin of the activations; `None` for arrays, and for caches given without their lens.
         lengths: mean norm of the activations at each `ProbedSite`.
 
-    A score does not show that the model uses what a probe reads, or that the model computed it. Given music carries its
-    tempo into every block, which is why there are baselines. A low score does not show that the information is absent,
-    only that this kind of probe does not find it in this many rows. The best of many layers or heads is chosen on the
-    same rows on which it is scored. `p` allows for that choice; the score and its interval do not.
+    A score does not show that the model uses what a probe reads, or that the model computed it. For example, every
+    block can read a tempo from the given music. The baselines therefore measure what the sound alone reveals. A low
+    score does not show that the information is absent, only that this kind of probe does not find it in this many rows.
+    The best of many layers or heads is chosen on the same rows on which it is scored. `p` allows for that choice; the
+    score and its interval do not.
     """
 
     scored: tuple[Scored, ...]
@@ -82,7 +84,7 @@ class ProbeResult:
 
     @property
     def selectivity(self) -> Float[np.ndarray, " place"]:
-        """Score minus the mean score of shuffled labels (after Hewitt and Liang, 2019).
+        """The score minus the mean score of shuffled labels (after Hewitt and Liang, 2019).
 
         Their control task gives each word type a random label, which a probe can memorise because types recur in the
         test set. Here no prompt or clip recurs, so a shuffled label cannot be predicted. The column `memorised` of the
@@ -107,12 +109,12 @@ class ProbeResult:
 
     @property
     def p(self) -> Float[np.ndarray, " place"]:
-        """The rank p of each score among the best scores of the shuffles, which makes it family-wise over `places`."""
+        """The rank p of each score among the shuffles' best scores, which makes it family-wise over `places`."""
         highest = self.shuffled.max(axis=0)
         return np.array([rank_test(score, highest).p for score in self.scores])
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per `ProbedSite` and then one per baseline, with intervals, AUC, shuffled labels, selectivity and p.
+        """Return one row per `ProbedSite`, then one per baseline, with score, interval, AUC, selectivity and p.
 
         `shuffled` is the mean over shuffles; `shuffled_low` and `shuffled_high` are the lowest and highest value. `p`
         is family-wise over `places`; the `p` of a baseline is for that baseline alone.
@@ -130,8 +132,18 @@ class ProbeResult:
         table.insert(5, "metric", self.metric)
         return table.astype({"layer": "Int64", "head": "Int64"})
 
-    def gains(self, n_bootstrap: int = 500, seed: int = 0) -> pd.DataFrame:
-        """Each score minus the score of each baseline on the same rows and folds, with paired intervals."""
+    @takes("resampling", Resampling)
+    def gains(
+        self,
+        n_bootstrap: int = 500,
+        seed: int = 0,
+        *,
+        resampling: Resampling | None = None,  # noqa: ARG002 - its values arrive as the loose arguments
+    ) -> pd.DataFrame:
+        """Each score minus the score of each baseline on the same rows and folds, with paired intervals.
+
+        `resampling` is a `Resampling` instead of both settings.
+        """
         rows = []
         target = self._target()
         strata = target if self.classes else None
@@ -149,7 +161,7 @@ class ProbeResult:
         return pd.DataFrame(rows)
 
     def directions(self, towards: Any = None) -> Directions:
-        """The probes' weights as directions, one per block, with the length of the difference in means along them.
+        """Return the probes' weights as directions, one per block, as long as the difference in means along them.
 
         Args:
             towards: the class that the directions point to; the remaining classes form the other pole. For a quantity,
@@ -160,9 +172,11 @@ class ProbeResult:
                 if the model that the activations come from is not known.
         """
         if self.vectors is None:
-            raise InputError(f"a probe of kind {self.probe.kind!r} has no weights to steer with: use a linear probe.")
+            raise InputError(
+                f"a probe of kind {shown(self.probe.kind)} has no direction of weights: use a linear probe."
+            )
         if self.meta is None:
-            raise InputError("these activations come without their model: probe with lens=, or a Dataset.")
+            raise InputError("the model of these activations is unknown: probe with lens=, or probe a Dataset.")
         layers = [place.layer for place in self.places if place.layer is not None and place.head is None]
         if len(layers) < len(self.places) or self.meta.site.startswith(("attn.", "cross_attn.")):
             raise InputError(
@@ -185,13 +199,13 @@ class ProbeResult:
 
     @drawable
     def plot(self) -> Any:
-        """Scores by block (or a map of heads) with shuffled labels and baselines (matplotlib figure)."""
+        """Draw the scores by block (or a map of heads) with shuffled labels and baselines (matplotlib figure)."""
         from analysis.probing import figures
 
         return figures.paper(self)
 
     def figure(self) -> Any:
-        """Interactive version of `plot` (plotly figure)."""
+        """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.probing import figures
 
         return figures.screen(self)

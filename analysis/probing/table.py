@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from audiolens.checks import as_array, in_order, refuse_masked
+from audiolens.checks import as_array, in_order, refuse_masked, shown
 from audiolens.errors import InputError, InputTypeError, shortened
 from audiolens.files.bounded import csv_rows, read_text
 
@@ -18,7 +18,9 @@ _KINDS = {"b": "truth values", "U": "text", "S": "text"}
 
 
 def read_columns(path: Path, *, filled: Sequence[str], blank: Sequence[str | None] = ()) -> dict[str, list[str]]:
-    """Columns of a CSV by name, as text. Columns in `blank` may have empty cells; a `None` in `blank` is ignored.
+    """Return the columns of a CSV by name, as text.
+
+    Columns in `blank` may have empty cells, and a `None` in `blank` is ignored.
 
     Raises:
         InputError: if a column is missing, or a cell of a column in `filled` is empty. The error names the column or
@@ -32,17 +34,20 @@ def read_columns(path: Path, *, filled: Sequence[str], blank: Sequence[str | Non
     for name in wanted:
         if header.count(name) != 1:
             there = "no column" if name not in header else "more than one column"
-            raise InputError(f"{path} has {there} {name!r}: it has {shortened(header)}.")
+            raise InputError(f"{path} has {there} {shown(name)}: it has {shortened(header)}.")
     columns = {name: [cells[header.index(name)] for _, cells in rows[1:]] for name in wanted}
     for name in filled:
         for (line, _), cell in zip(rows[1:], columns[name], strict=True):
             if not cell:
-                raise InputError(f"{path}: line {line} has nothing under {name!r}: fill it in, or remove the line.")
+                raise InputError(f"{path}: line {line} has an empty {shown(name)}: fill it in, or remove the line.")
     return columns
 
 
 def numbers_or_text(cells: Sequence[str]) -> np.ndarray:
-    """Cells as numbers if all are numbers and no two different cells become equal ("1" and "1.0"), else as text."""
+    """Return the cells as numbers if possible, else as text.
+
+    It is possible if all cells are numbers, and no two different cells ("1" and "1.0") would become equal.
+    """
     text = np.array(cells, dtype=str)
     if not all(map(_NUMBER.fullmatch, cells)):
         return text
@@ -56,10 +61,10 @@ def numbers_or_text(cells: Sequence[str]) -> np.ndarray:
 
 
 def column(name: str, values: Any, rows: int) -> np.ndarray:
-    """Labels or groups as an array with one value per row, none missing and all of one kind.
+    """Return labels or groups as an array with one value per row, none missing and all of one kind.
 
-    Without these checks, numpy would turn numbers next to text into text, merge the labels 1 and "1", and turn a NaN
-    into the label 'nan'.
+    Without these checks, numpy would convert numbers to text if any value is text, merge the labels 1 and "1", and
+    convert a NaN to the label 'nan'.
 
     Raises:
         InputError: if a value is missing, the number of values does not match the rows, or kinds are mixed.
@@ -97,5 +102,5 @@ def _array(values: Any) -> np.ndarray:
 
 
 def _plain(value: Any) -> Any:
-    """The value of a tensor without axes; any other label unchanged."""
+    """Return the value of a tensor without axes, or any other label unchanged."""
     return value.item() if hasattr(value, "detach") and not value.ndim else value

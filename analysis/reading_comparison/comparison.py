@@ -8,7 +8,7 @@ all readings on the same clips.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +25,11 @@ from audiolens.directions.directions import Directions
 from audiolens.directions.pole_reader import PoleReader, Position
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
+from audiolens.groups import takes
 from audiolens.interventions import Branch, checked_branch
 from audiolens.model.tokens import named_once
 from audiolens.prompts import PromptSet
+from audiolens.tracing.sampling import Sampling
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -39,19 +41,19 @@ BRANCHES: tuple[Branch, ...] = ("cond", "null", "both")
 @guarded
 @dataclass(frozen=True, eq=False)
 class Readings:
-    """The directions read at each position and in each branch, side by side.
+    """The directions read at each position and in each branch.
 
     `table` has one row per position, branch and layer:
         norm: length of the difference of means; `relative_norm` is that length divided by the mean activation norm.
         separation, auc, split_half_cosine, stable_at: as in `Evidence`.
         cosine: cosine similarity to the direction of the first position and branch (`reference`) at that layer.
         onset_correlation: Spearman's correlation between a clip's projection on the direction and its onsets per
-            second, within each pole and then averaged: how strongly the reading reflects busyness, independently of the
-            poles.
+            second, computed within each pole and averaged. It shows how strongly the reading reflects busyness,
+            independently of the poles.
 
     In the `null` branch only the codes sampled so far can separate the poles. At "first" this branch is the same for
-    all prompts, so its direction is zero and its columns are NaN. The table does not show which reading steers best:
-    that takes a sweep. A low cosine does not show which of two readings represents the concept.
+    all prompts, so its direction is zero and its columns are NaN. The table does not show which reading steers
+    best, which requires a sweep. A low cosine does not show which of two readings represents the concept.
     """
 
     table: pd.DataFrame
@@ -65,19 +67,19 @@ class Readings:
         return self.table
 
     def summary(self) -> pd.DataFrame:
-        """One row per position and branch: medians over layers of cosine, auc and onset correlation."""
+        """Return one row per position and branch, with medians over layers of cosine, AUC and onset correlation."""
         kept = self.table.groupby(["position", "branch"], sort=False)
         return kept[["relative_norm", "cosine", "auc", "onset_correlation"]].median().reset_index()
 
     @drawable
     def plot(self) -> Any:
-        """Cosine to the reference, held-out AUC and onset correlation over the blocks (matplotlib figure)."""
+        """Draw the cosine to the reference, held-out AUC and onset correlation over the blocks (matplotlib figure)."""
         from analysis.reading_comparison import figures
 
         return figures.paper(self)
 
     def figure(self) -> Any:
-        """An interactive version of `plot` (plotly figure)."""
+        """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.reading_comparison import figures
 
         return figures.screen(self)
@@ -96,6 +98,7 @@ class Readings:
 
 @guarded
 @named_once
+@takes("sampling", Sampling, keeps=["temperature", "top_k"])
 def compare(
     lens: AudioLens,
     sets: PromptSet,
@@ -107,13 +110,16 @@ def compare(
     prompts: int | None = None,
     batch_size: int = 32,
     progress: bool = True,
+    sampling: Sampling | None = None,
 ) -> Readings:
     """Read a concept's directions at every position and in every branch, from the same clips.
 
     Args:
-        positions, branches: as in `difference_in_means`; the first of each is the reference for the others.
+        positions, branches: as in `difference_in_means`. The first of each is the reference for the others.
         seconds, guidance_scale: length and guidance of the clips; prompt i of either pole is generated from seed i.
         prompts: number of prompts per pole; `None` uses all of them.
+        sampling: a `Sampling` instead of guidance_scale and, if it holds them, seconds; its temperature and top_k apply
+            too.
 
     Raises:
         InputError: (or a subclass) if no position or branch is given, or this model does not have one of them.
@@ -121,7 +127,7 @@ def compare(
     """
     checked_flags(progress=progress)
     if not isinstance(sets, PromptSet):
-        raise InputTypeError(f"sets={shown(sets)}: expected a PromptSet, as audiolens.prompts.load gives.")
+        raise InputTypeError(f"sets={shown(sets)}: expected a PromptSet, as audiolens.prompts.load returns.")
     positions, branches = listed("positions", positions), listed("branches", branches)
     if not positions or not branches:
         raise InputError(f"positions={positions}, branches={branches}: give at least one of each.")
@@ -140,15 +146,14 @@ def compare(
     for position, branch in product(positions, branches):
         checked_branch(branch, guidance_scale > 1)
         reader(position, branch).check_text()
-    made: dict[str, Any] = {"guidance_scale": guidance_scale, "batch_size": batch_size, "progress": progress}
-    codes = [
-        lens.generate(side, seconds, seeds=list(range(len(side))), decode=False, **made).codes.cpu() for side in poles
-    ]
+    drawing = replace(sampling or Sampling(guidance_scale), seconds=seconds)
+    made: dict[str, Any] = {"sampling": drawing, "batch_size": batch_size, "progress": progress}
+    codes = [lens.generate(side, seeds=list(range(len(side))), decode=False, **made).codes.cpu() for side in poles]
     rates = np.concatenate([_onset_rates(lens, clip) for side in codes for clip in side.split(batch_size)])
     frames, reference = [], None
     for position in positions:
         for branch in branches:
-            # If the poles do not differ in a reading, that is a finding here, so it is reported with a zero direction.
+            # Poles that do not differ in a reading are a finding, so they are reported with a zero direction.
             found = read_poles(lens, reader(position, branch, (codes[0], codes[1]), progress), "", keep_samples=True)
             reference = found if reference is None else reference
             frames.append(_rows(found, reference, rates).assign(position=str(position), branch=branch))
@@ -170,7 +175,7 @@ def within_poles(
     rates: np.ndarray,
     labels: np.ndarray,
 ) -> float:
-    """Spearman's correlation within the positive and within the negative rows, averaged; NaN if nothing varies.
+    """Return Spearman's correlation within the positive and within the negative rows, averaged; NaN if nothing varies.
 
     Raises:
         InputTypeError, InputError: unless there is one number or truth value per row.
@@ -199,7 +204,7 @@ def _rows(found: Directions, reference: Directions, rates: np.ndarray) -> pd.Dat
     assert samples is not None
     along = torch.einsum("lpd,ld->lp", samples.values, found.unit().vectors).double().numpy()
     table["onset_correlation"] = [within_poles(layer, rates, samples.labels.numpy()) for layer in along]
-    # If the prompts cannot be separated, what remains is rounding error, not a direction.
+    # If the prompts cannot be separated, their difference is only rounding error.
     nothing = table["relative_norm"] < 1e-5
     undefined = ["split_half_cosine", "separation", "auc", "stable_at", "cosine", "onset_correlation"]
     table = table.astype(dict.fromkeys(undefined, float))

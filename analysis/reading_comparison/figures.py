@@ -1,6 +1,6 @@
-"""Figures of `Readings`: three panels over the blocks, for paper (matplotlib) and screen (plotly).
+"""Draw `Readings` in three panels over the blocks, for paper (matplotlib) and screen (plotly).
 
-Colour and marker show the position, the line style shows the branch.
+Colour and marker show the position, and the line style shows the branch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LINES: dict[str, tuple[Any, str]] = {"cond": ("-", "solid"), "null": (":", "dot"
 
 
 def paper(result: Readings) -> Figure:
-    """The three panels side by side, with the caption below."""
+    """Draw the three panels side by side, with the caption below."""
     table = result.table
     positions, branches = (list(dict.fromkeys(table[name])) for name in ("position", "branch"))
     with styled():
@@ -62,9 +62,9 @@ def paper(result: Readings) -> Figure:
 
 @literally
 def screen(result: Readings) -> go.Figure:
-    """The same panels for the screen; hovering over a line shows its name."""
+    """Draw the same panels for the screen. Hovering over a line shows its name."""
     figure = make_subplots(cols=3, horizontal_spacing=0.09)
-    for place, (column, label, limits, nothing) in enumerate(PANELS, start=1):
+    for index, (column, label, limits, nothing) in enumerate(PANELS, start=1):
         for colour, marker, position, branch, rows in _lines(result.table):
             figure.add_scatter(
                 x=rows["layer"],
@@ -74,31 +74,31 @@ def screen(result: Readings) -> go.Figure:
                 marker={"symbol": SYMBOLS[marker], "size": 6},
                 name=f"{position}, {branch}",
                 legendgroup=f"{position}, {branch}",
-                showlegend=place == 1,
+                showlegend=index == 1,
                 hovertemplate="block %{x}: %{y:+.2f}",
                 row=1,
-                col=place,
+                col=index,
             )
-        figure.add_hline(y=nothing, line_color=BLACK, line_width=1, row=1, col=place)  # pyright: ignore[reportArgumentType]
+        figure.add_hline(y=nothing, line_color=BLACK, line_width=1, row=1, col=index)  # pyright: ignore[reportArgumentType]
         title = label.format(reference=", ".join(result.reference)).replace("\n", "<br>")
-        figure.update_yaxes(title_text=title, range=limits, col=place)
-        figure.update_xaxes(title_text="block", col=place)
+        figure.update_yaxes(title_text=title, range=limits, col=index)
+        figure.update_xaxes(title_text="block", col=index)
     return figure.update_layout(
         template="simple_white", title=caption(result).replace("\n", "<br>"), title_font_size=13
     )
 
 
 def caption(result: Readings) -> str:
-    """What the panels show."""
+    """Return a description of the panels."""
     n, m = result.prompts
     return (
         f"{result.concept} read at different positions of the same clips ({n} + {m} prompts, {result.seconds:g} s "
-        f"each, {result.model}).\nLines end where prompts cannot be separated, because there is no direction."
+        f"each, {result.model}).\nLines end where prompts cannot be separated, because there is no direction there."
     )
 
 
 def _lines(table: pd.DataFrame) -> Iterator[tuple[str, str, str, str, pd.DataFrame]]:
-    """Colour, marker, position, branch and rows of every line that has a direction at some block."""
+    """Return the colour, marker, position, branch and rows of every line that has a direction at some block."""
     positions = list(dict.fromkeys(table["position"]))
     for (position, branch), rows in table.groupby(["position", "branch"], sort=False):
         if rows["cosine"].notna().any():

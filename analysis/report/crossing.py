@@ -1,4 +1,4 @@
-"""Figures of cross-effects, which show how steering along each concept changes every concept's measure."""
+"""Draw cross-effects, which show how steering along each concept changes every concept's measure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from analysis.figures.literal import literally
 from analysis.figures.style import name_of, signed, styled
 
 CAPTION = (
-    "Median change of each concept's measure on test prompts, steered relative to unsteered at the same seed. "
+    "Median change in each concept's measure on test prompts, relative to the unsteered clip with the same seed. "
     "Brackets: 95% interval over prompts. A direction that changes only its own concept leaves the other columns at 0."
 )
 
@@ -41,7 +41,7 @@ def paper(table: pd.DataFrame, caption: bool = True) -> Figure:
 
 @literally
 def screen(table: pd.DataFrame) -> go.Figure:
-    """Interactive version of `paper` (plotly figure)."""
+    """Draw the interactive version of `paper` (plotly figure)."""
     values, texts, rows, columns = _grid(table)
     columns = [name.replace("\n", "<br>") for name in columns]
     cells = screen_heat(values, columns, rows, "change", text=texts, texttemplate="%{text}")
@@ -53,8 +53,8 @@ def screen(table: pd.DataFrame) -> go.Figure:
 def _grid(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
     """Return the effects as "steered measured", the text of each cell, and the names of rows and columns."""
     steered = list(dict.fromkeys(table[["concept", "pole", "strength"]].itertuples(index=False, name=None)))
-    others = list(dict.fromkeys(table[["heard", "measure"]].itertuples(index=False, name=None)))
-    cells = {(row["concept"], row["pole"], row["heard"]): row for row in table.to_dict("records")}
+    others = list(dict.fromkeys(table[["measured_concept", "measure"]].itertuples(index=False, name=None)))
+    cells = {(row["concept"], row["pole"], row["measured_concept"]): row for row in table.to_dict("records")}
     values = np.full((len(steered), len(others)), np.nan)
     texts: Any = np.full(values.shape, "", dtype=object)
     for i, (concept, pole, _) in enumerate(steered):

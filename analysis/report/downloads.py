@@ -33,14 +33,14 @@ class Download:
         rows: number of rows.
         link: a data link with the table, or the path of its file next to the page.
         packed: whether the data link is compressed.
-        beside: whether the table is too long to embed, so that the link leads to its file.
+        external: whether the table is too long to embed, so that the link leads to its file.
     """
 
     name: str
     rows: int
     link: str
     packed: bool = False
-    beside: bool = False
+    external: bool = False
 
     @property
     def file(self) -> str:
@@ -53,7 +53,7 @@ class Download:
         return f"{self.file}.gz" if self.packed else self.file
 
 
-def downloads(tables: Mapping[str, pd.DataFrame], places: Mapping[str, str]) -> dict[str, Download]:
+def downloads(tables: Mapping[str, pd.DataFrame], paths: Mapping[str, str]) -> dict[str, Download]:
     """Return the tables as downloads, in the same order.
 
     Args:
@@ -71,7 +71,7 @@ def downloads(tables: Mapping[str, pd.DataFrame], places: Mapping[str, str]) -> 
         link = data_link("application/gzip", gzip.compress(content, mtime=0))
         left -= len(link)
         if left < 0:
-            found[name] = Download(name, rows, places[name], beside=True)
+            found[name] = Download(name, rows, paths[name], external=True)
         else:
             found[name] = Download(name, rows, link, packed=True)
     return {name: found[name] for name in tables}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from analysis.patching import PatchingResult
     from analysis.report.writer import PageSound
     from analysis.study.result import Study
+    from analysis.study.settings import Settings
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with its caption, the names of the tables that hold its numbers, and an interactive version if any."""
+    """A figure with its caption, the names of the tables that contain its numbers, and any interactive version."""
 
     name: str
     title: str
@@ -44,20 +45,20 @@ def _responses(study: Study) -> list[Drawing]:
     return [
         Drawing(
             "dose_response",
-            "Dose and response",
-            f"Change of {name} on {settings.test} neutral test prompts x {settings.test_seeds} seeds, relative to the "
-            "unsteered clip of the same prompt and seed: median, and 95% interval over prompts. Crosses: control "
-            "directions of the same length at the same place. Green lines: the same seeds, asked for in words. Hollow "
-            "markers, and bars above the dotted line: more than a tenth of the clips failed, that is, were no longer "
-            "music; failed clips count as no change.",
+            "Dose-response",
+            f"Change in {name} on {settings.test} neutral test prompts x {settings.test_seeds} seeds, relative to the "
+            "unsteered clip of the same prompt and seed (median, with 95% interval over prompts). Crosses are control "
+            "directions of the same length at the same place. Green lines are clips with the same seeds, prompted for "
+            "the pole. Hollow markers, and bars above the dotted line, mean that more than a tenth of the clips "
+            "failed, that is, were no longer music. Failed clips count as no change.",
             plots.dose_response(study.response, study.measure, study.poles),
             ("dose_response",),
         ),
         Drawing(
             "cross_effects",
             "What else changed",
-            "Change of other measures in the same clips (median and 95% interval over prompts; fainter: smaller "
-            "strengths). A direction that changes only its own measure leaves the others at 0.",
+            "Change in other measures of the same clips (median and 95% interval over prompts). Fainter markers are "
+            "smaller strengths. If a direction changes only its own measure, the others stay at 0.",
             sweep_plots.cross_effects(study.cross),
             ("cross_effects",),
         ),
@@ -72,9 +73,9 @@ def _places(study: Study) -> list[Drawing]:
             Drawing(
                 "patching_windows",
                 "Patching the residual stream, by block and time window",
-                f"How far the log-likelihood of the music of “{study.poles[0]}” prompts recovers when the residual "
+                f"How far the log-likelihood of music from “{study.poles[0]}” prompts recovers when the residual "
                 "stream of their run replaces that of the matched prompt's run, at one block and in one time window. A "
-                f"patch carries everything in which the runs differ. {_pairs(found.windows)}",
+                f"patch transfers every difference between the runs. {_pairs(found.windows)}",
                 found.windows.plot(),
                 ("patching_windows",),
                 screens.slid(found.windows.figure()),
@@ -85,8 +86,8 @@ def _places(study: Study) -> list[Drawing]:
             Drawing(
                 "patching_components",
                 "Patching the components of each block",
-                "The same over the whole clip, separately for the outputs of self-attention, cross-attention and MLP: "
-                f"where the text enters, and which components pass it on. {_pairs(found.components)}",
+                "The same over the whole clip, separately for the outputs of self-attention, cross-attention and MLP. "
+                f"It shows where the text enters, and which components pass it on. {_pairs(found.components)}",
                 found.components.plot(),
                 ("patching_components",),
                 screens.slid(found.components.figure()),
@@ -103,9 +104,9 @@ def _places(study: Study) -> list[Drawing]:
             Drawing(
                 "scan",
                 "Where steering works",
-                f"Change of {name_of(study.measure)} on {settings.development} development prompts x "
+                f"Change in {name_of(study.measure)} on {settings.development} development prompts x "
                 f"{settings.development_seeds} seeds, by block, for both signs. {remark}; the results above are from "
-                "other prompts. Hollow markers: more than a tenth of the clips failed.",
+                "other prompts. Hollow markers mean that more than a tenth of the clips failed.",
                 plots.layers(scanned[scanned["strategy"].notna()], study.measure, chosen=chosen),
                 ("scan",),
             )
@@ -118,12 +119,13 @@ def _evidence(study: Study) -> Drawing:
     if placed is not None:
         figure, screen, named = placed.plot(), placed.figure(), ("placement", "layer_attribution")
         caption = (
-            "Alignment decided: the cosine between the direction's effect on the next codes when added there, and the "
-            "effect of the concept's words. A black ring marks the chosen place; grey shows what random directions "
-            "reach. The other kinds of evidence have their own units. Norm: length of the direction relative to the "
-            "residual stream. Probe: how well the poles are separated in held-out clips. Patching: how much likelier "
-            "the positive pole's music becomes when the residual stream of its run replaces the other run's; "
-            "attribution: the same, estimated from gradients. None of it uses steered clips. Bars: 95% intervals."
+            "The place was chosen by alignment, the cosine between the effects on the next codes of the direction, "
+            "added there, and of the concept's words. A black ring marks the chosen place, and grey shows what random "
+            "directions reach. The other kinds of evidence have their own units. Norm is the length of the direction "
+            "relative to the residual stream. Probe is how well the poles are separated in held-out clips. Patching is "
+            "how much likelier the positive pole's music becomes when the residual stream of its run replaces the "
+            "other run's. Attribution is an estimate of the same from gradients. None of the evidence uses steered "
+            "clips. Bars are 95% intervals."
         )
         screen = screens.bare(screen, "alignment")
     else:
@@ -132,11 +134,11 @@ def _evidence(study: Study) -> Drawing:
         figure, named = found.plot(), ("layer_attribution",)
         screen = screens.bare(found.figure()).update_layout(showlegend=False)
         caption = (
-            "Each kind of evidence has its own unit and comes from prompts alone, without steering. Norm: length of "
-            "the direction as a share of the residual stream. Separation: held-out AUC of the poles along the "
-            "direction. Patching: how much likelier the music of one prompt becomes when activations of its run "
-            "replace those of the other's. Bars: 95% intervals over prompts. The kinds measure different things and "
-            "may peak at different blocks."
+            "Each kind of evidence has its own unit and comes from prompts alone, without steering. Norm is the length "
+            "of the direction relative to the residual stream. Separation is the held-out AUC of the poles along the "
+            "direction. Patching is how much likelier the music of one prompt becomes when activations of its run "
+            "replace those of the other prompt's run. Bars are 95% intervals over prompts. The kinds measure different "
+            "things and may peak at different blocks."
         )
     return Drawing("layer_attribution", "Every kind of evidence, block by block", caption, figure, named, screen)
 
@@ -146,10 +148,10 @@ def _insides(study: Study) -> list[Drawing]:
         Drawing(
             "pca",
             "The two poles in every block",
-            f"Each point is a prompt: {_read_at(study.settings.position)}, on the first two principal components of "
-            f"its block. The slider selects the block; it opens at block {_opening(study)}, "
+            f"Each point is one prompt: {_read_at(study.settings)}, projected onto the block's first two "
+            f"principal components. The slider selects the block and opens at block {_opening(study)}, "
             f"{'where the poles are best separated' if study.choice.layer is None else 'the chosen one'}. "
-            "Silhouette: 1 well separated, 0 mixed.",
+            "A silhouette of 1 means well separated, and 0 means mixed.",
             study.components.plot(),
             ("pca_points", "pca"),
             screens.slid(screens.opened(study.components.figure(), _opening(study))),
@@ -157,17 +159,17 @@ def _insides(study: Study) -> list[Drawing]:
         Drawing(
             "cosines",
             "The direction from block to block",
-            "Cosine similarity between the directions read at two blocks; a star marks values beyond those of random "
-            "directions. The residual stream carries what one block writes to the next, so neighbouring blocks agree "
-            "partly for that reason alone.",
+            "Cosine similarity between the directions read at two blocks. A star marks values beyond those of random "
+            "directions. Neighbouring blocks agree in part only because the residual stream passes what one block "
+            "writes to the next.",
             study.cosines.plot(),
             ("cosines",),
             study.cosines.figure(),
         ),
         Drawing(
             "norms",
-            "How long the direction is",
-            "Length of the difference of means at each block, absolute and as a share of the residual stream's norm.",
+            "Norm of the direction",
+            "Norm of the difference of means at each block, raw and relative to that of the residual stream.",
             plots.norms(study.directions.to_frame()),
             ("directions",),
         ),
@@ -187,11 +189,11 @@ def _pictures(study: Study, kept: Sequence[PageSound]) -> list[Drawing]:
 
 
 def _pairs(grid: PatchingResult) -> str:
-    """Describe the details of a patching grid for its caption."""
+    """Describe the pairs, window and dots of a patching grid for its caption."""
     slider = " The slider selects the codebook." if len(grid.names) > 1 else ""
     return (
-        f"Mean over {len(grid.clean)} pairs of prompts and the first {grid.scored[1]:g} s; dots: p at most {LEVEL:g}, "
-        f"adjusted over the whole grid.{slider}"
+        f"Mean over {len(grid.clean)} pairs of prompts, scored on the first {grid.scored[1]:g} s. Dots mark p at most "
+        f"{LEVEL:g}, adjusted over the whole grid.{slider}"
     )
 
 
@@ -201,12 +203,14 @@ def _opening(study: Study) -> int:
     return found.layers[int(found.silhouettes.argmax())] if study.choice.layer is None else study.choice.layer
 
 
-def _read_at(position: Any) -> str:
+def _read_at(settings: Settings) -> str:
     """Describe the activation from which a direction was read."""
+    position, shared = settings.position, settings.codes == "shared"
+    clip = "a clip of a neutral prompt, which its counterpart is read over too" if shared else "the clip it generates"
     names = {
-        "mean": "its mean activation while a clip is generated",
+        "mean": f"its mean activation over {clip}",
         "first": "the activation at the start token, before any sound",
-        "last": "the activation at the last step of the generated clip",
+        "last": f"the activation at the last step of {clip}",
         "eos": "the activation at the last token of its text",
     }
-    return names.get(position) or "its mean activation from {:g} to {:g} s of the generated clip".format(*position)
+    return names.get(str(position)) or "its mean activation from {:g} to {:g} s of ".format(*position) + clip

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 FORMAT, UNSEALED = "audiolens.studies.2", "audiolens.studies.1"
 _TABLES = ("cross_effects", "cosines")
 _COSINES = (
-    "Cosine similarity between the concepts' directions at each block; a star marks values beyond those of random "
+    "Cosine similarity between the concepts' directions at each block. A star marks values beyond those of random "
     "directions. A value far from 0 may come from prompts that name both concepts."
 )
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder holds an index that audiolens wrote."""
+    """Return whether a folder contains an index that audiolens wrote."""
     try:
         return read_object(folder / SUMMARY).get("format") in (FORMAT, UNSEALED)
     except (OSError, InputError):
@@ -41,10 +41,10 @@ def is_ours(folder: Path) -> bool:
 
 
 def check(folder: Path) -> None:
-    """Refuse a folder in which a link or directory has the name of a file that `write` makes.
+    """Check that no link or directory in a folder has the name of a file that `write` creates.
 
     Raises:
-        InputError: naming that link or directory.
+        InputError: if there is one. The error names it.
     """
     for name in ("index.html", SUMMARY, *(f"{name}.{kind}" for name in _TABLES for kind in ("png", "csv"))):
         refuse_special(folder / name)
@@ -94,6 +94,6 @@ def write(several: Several, folder: Path, command: str = "") -> None:
 
 
 def _link(folder: str) -> str:
-    """Return the relative link to a study's page, quoted so that no folder name can be read as a different address."""
+    """Return the relative link to a study's page, quoted so that no folder name is taken for another address."""
     refuse_path(folder)
     return f"{quote(folder, safe='')}/index.html"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def policy(*scripts: str) -> str:
-    """Return a policy under which a page runs only these scripts and shows and plays only embedded content."""
+    """Return a policy under which a page runs only these scripts, and shows and plays only embedded content."""
     hashes = " ".join(f"'sha256-{_hashed(script)}'" for script in scripts)
     # plotly sets inline styles and saves images through a blob.
     return (
@@ -40,13 +40,13 @@ def figure(drawn: go.Figure, name: str) -> dict[str, Any]:
 
     layout: Any = drawn.layout
     height = "100%" if layout.height is None else f"{layout.height:g}px"
-    # Escape "<", so that the data cannot close the script element that holds them.
+    # Escape "<", so that the data cannot close the script element that contains them.
     held = plotly.io.to_json(drawn) or ""
     return {"name": name, "height": height, "held": held.replace("<", r"\u003c")}
 
 
 def write(drawn: go.Figure, path: Path, title: str) -> None:
-    """Write an interactive figure as a page of its own."""
+    """Write an interactive figure as a separate page."""
     library, calls = scripts()
     page = template("figure.html.j2").render(
         title=title, figure=figure(drawn, "figure"), policy=policy(library, calls), library=library, calls=calls

@@ -20,8 +20,8 @@ def with_effects(lost: pd.DataFrame, response: pd.DataFrame) -> pd.DataFrame:
     """Add the columns `effect`, `low` and `high` of each condition to the table of side effects.
 
     `lost` comes from `analysis.study.side_effects.table`. The drift between two seeds of one prompt without steering
-    has its own row, of kind "another seed". In the baseline row the drift is 0, because its other columns are those of
-    the baseline itself.
+    has a separate row, of kind "another seed". In the baseline row, drift is 0, because this row compares the baseline
+    with itself.
     """
     found = {_key(row): row for row in response.to_dict("records") if row["kind"] in set(lost["kind"])}
     rows: list[dict[Any, Any]] = []
@@ -43,7 +43,7 @@ def words(row: Mapping[Any, Any]) -> dict[str, Any]:
     elif row["kind"] == ANOTHER:
         label = "unsteered, another seed"
     elif row["kind"] == "prompted":
-        label = f"asked for “{row['pole']}”"
+        label = f"prompted for “{row['pole']}”"
     else:
         label = f"{row['strategy']} {number(row['strength'], '+g')}"
     forms = {

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 MOST_PLAYERS = 24
 SOUND_BYTES = 5_000_000
-"""Maximum size of all embedded sounds in base64, because half-minute clips would make a page too large to mail."""
+"""Maximum size of all embedded sounds in base64. Pages with half-minute clips would otherwise be too large to mail."""
 _READABLE = 75
-"""Minimum pixels per inch of an image, at which its text is nine pixels high."""
+"""Minimum resolution of an image in pixels per inch, at which its text is nine pixels high."""
 
 
 @dataclass(frozen=True)
@@ -98,21 +98,20 @@ def compressed(samples: np.ndarray, sample_rate: int) -> str:
 
 
 def _sections(study: Study) -> list[Section]:
-    missing = (
-        study.where.reason if study.where is not None else "The poles have no matched prompts, so nothing was patched."
-    )
+    missing = study.where.reason if study.where is not None else "The poles have no matched prompts to patch between."
+    evidence = ("layer_attribution", "patching_windows", "patching_components")
     return [
         Section("listen", "Listen"),
-        Section("response", "Dose and response", ("dose_response", "cross_effects")),
+        Section("response", "Dose-response", ("dose_response", "cross_effects")),
         *([Section("lost", "Side effects")] if study.lost is not None else []),
-        Section("where", "Where it lives", ("layer_attribution", "patching_windows", "patching_components"), missing),
+        Section("where", "Evidence by block", evidence, missing),
         Section("geometry", "Inside the model", ("pca", "cosines", "norms")),
         Section("place", "How place and strength were chosen", ("scan",), words.place(study)),
     ]
 
 
 def _shown(section: Section, pairs: Sequence[Any], figures: Mapping[str, Any]) -> bool:
-    """Whether the section has anything to show."""
+    """Return whether the section has anything to show."""
     if section.name == "listen":
         return bool(pairs)
     return bool(section.text) or section.name == "lost" or any(name in figures for name in section.figures)
@@ -132,9 +131,9 @@ def _figure(drawing: Drawing, folder: Path) -> dict[str, Any]:
 
 
 def _pairs(study: Study, sounds: Sequence[PageSound]) -> tuple[list[dict[str, Any]], int]:
-    """Group the sounds into rows that share a prompt and seed. Each sound has a spectrogram and its measured value.
+    """Group the sounds into rows that share a prompt and seed, each sound with its spectrogram and measured value.
 
-    Returns as many complete rows as fit on the page, and the number of sounds left out.
+    As many complete rows are returned as fit on the page, with the number of sounds left out.
     """
     tested = study.clips[study.clips["split"] == "test"].to_dict("records")
     measures = {(row["condition"], row["prompt"], row["seed"]): row for row in tested}

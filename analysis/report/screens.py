@@ -63,9 +63,9 @@ def large(title: str) -> str:
 def opened(figure: go.Figure, layer: int) -> go.Figure:
     """Set the figure's slider to a given block."""
     slider: Any = figure.layout["sliders"][0]
-    place = [step.label for step in slider.steps].index(str(layer))
-    data, further = slider.steps[place].args
-    slider.active = place
+    index = [step.label for step in slider.steps].index(str(layer))
+    data, further = slider.steps[index].args
+    slider.active = index
     for trace, visible in zip(_traces(figure), data["visible"], strict=True):
         trace.update(visible=visible)
     return figure.update_layout({key.replace(".", "_"): value for key, value in further.items()})

@@ -26,10 +26,10 @@ def place(study: Study) -> str:
     reason = placed.reason
     if np.isfinite(placed.at_strength):
         reason += (
-            f" That cosine is for a small step; at strength {placed.strength:.2g}, which without guidance changes the "
+            f" This cosine is for a small step. At strength {placed.strength:.2g}, which without guidance changes the "
             f"next codes about as much as the words do, it is {placed.at_strength:.2f}."
         )
-    return f"{reason} Only the strength was chosen by steering, at this place, on development prompts."
+    return f"{reason} Only the strength was chosen by steering, on development prompts at this place."
 
 
 def strength(study: Study) -> str:
@@ -42,14 +42,14 @@ def strength(study: Study) -> str:
     tried = ", ".join(f"±{amount:g}" for amount in np.unique(mine["strength"].abs()))
     where = "" if study.placement is not None else f", the best of {choice.candidates} places and strengths"
     rule = (
-        f"the widest span between its two signs among those with at most {CHOSEN_FAILED:.0%} of clips failed"
+        f"it has the widest span between its two signs among those with at most {CHOSEN_FAILED:.0%} failed clips"
         if choice.failed <= CHOSEN_FAILED
-        else f"the fewest failed clips, since more than {CHOSEN_FAILED:.0%} failed at every strength"
+        else f"it has the fewest failed clips, because more than {CHOSEN_FAILED:.0%} failed at every strength"
     )
     chosen = f"{choice.strength:g}"
     span = f"{name_of(study.measure)} at +{chosen} is {choice.span:.3g} times that at −{chosen}"
     return (
-        f"Strength ±{chosen}, chosen from {tried} on {settings.development} development prompts x "
-        f"{settings.development_seeds} seeds{where}: {rule} ({span if np.isfinite(choice.span) else 'not measured'}; "
-        f"{choice.failed:.0%} failed)."
+        f"Strength ±{chosen} was chosen from {tried} on {settings.development} development prompts x "
+        f"{settings.development_seeds} seeds{where}, because {rule} "
+        f"({span if np.isfinite(choice.span) else 'not measured'}; {choice.failed:.0%} failed)."
     )

@@ -1,4 +1,4 @@
-"""Write a study's results to a folder: sounds (WAV), directions, tables, figures, `summary.json` and the page."""
+"""Write a study's sounds (WAV), directions, tables, figures, `summary.json` and page to a folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PageSound:
-    """A clip whose sound was kept. `pair` numbers its prompt and seed, and `label` describes its `condition`."""
+    """A clip with its sound. `pair` numbers its prompt and seed, and `label` describes its `condition`."""
 
     pair: int
     condition: str

@@ -1,5 +1,4 @@
-"""Cosine similarity between directions: between layers (`cosine_map`), and between named sets at each layer
-(`compare`)."""
+"""Cosine similarity between the directions of layers (`cosine_map`), and of named sets at each layer (`compare`)."""
 
 from analysis.similarity.cosines import Comparison, CosineMap, chance_cosine, chance_p, compare, cosine_map
 

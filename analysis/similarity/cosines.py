@@ -1,8 +1,8 @@
-"""Cosine similarity between directions: which blocks encode a concept similarly, and which concepts share a direction.
+"""Compare directions by cosine similarity, to show which blocks or concepts share a direction.
 
-`cosine_map` compares the layers of one set of directions, or of two. `compare` compares named sets at each layer:
-concepts, estimators, positions, time spans. Both compare the cosines with those of random directions, or with those of
-the same estimate under shuffled labels.
+`cosine_map` compares the layers of one set of directions, or of two. `compare` compares named sets at each layer, such
+as concepts, estimators, positions or time spans. Both compare the cosines with those of random directions, or with
+those of the same estimate under shuffled labels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scipy import stats
 
 from analysis.figures.canvas import drawable
 from analysis.statistics import LEVEL, correct
-from audiolens.checks import checked_amount, checked_count, numbers_of
+from audiolens.checks import checked_amount, checked_count, numbers_of, shown
 from audiolens.directions.directions import Directions
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
@@ -43,10 +43,10 @@ class CosineMap:
         null: the comparison behind `p`: "random" directions or "shuffled" labels.
         n_draws: number of shuffles; 0 for random directions, whose distribution is known.
 
-    A high cosine does not show that two blocks use the direction, only that it points the same way in both: what one
-    block writes to the residual stream is still there in later blocks. Activations also occupy few of their dimensions,
-    so unrelated directions read from them have larger cosines than random ones: `null="shuffled"` is the stricter
-    comparison.
+    A high cosine does not show that two blocks use the direction, only that it is similar in both. What one block
+    writes to the residual stream is still present in later blocks. Activations also vary along few of their dimensions,
+    so unrelated directions read from them have larger cosines than random ones. `null="shuffled"` is therefore the
+    stricter comparison.
     """
 
     cosines: Float[np.ndarray, "layer other_layer"]
@@ -64,7 +64,7 @@ class CosineMap:
         return _significant(self.p)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per pair of blocks: `layer`, `other_layer`, `cosine`, `above_chance`, `p`, `significant`."""
+        """Return one row per pair of blocks: `layer`, `other_layer`, `cosine`, `above_chance`, `p`, `significant`."""
         rows, columns = np.meshgrid(self.layers, self.other_layers, indexing="ij")
         cosine = self.cosines.ravel()
         return pd.DataFrame(
@@ -80,20 +80,20 @@ class CosineMap:
 
     @drawable
     def plot(self) -> Any:
-        """A labelled heat map (matplotlib figure)."""
+        """Draw a labelled heat map (matplotlib figure)."""
         from analysis.similarity import figures
 
         return figures.map_paper(self)
 
     def figure(self) -> Any:
-        """An interactive version of `plot` (plotly figure)."""
+        """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.similarity import figures
 
         return figures.map_screen(self)
 
     def __repr__(self) -> str:
         first, second = self.names
-        # Two sets may share a name and layers, but p is NaN along the whole diagonal only in a map of one set.
+        # Two sets may have the same name and layers, but only in a map of one set is p NaN on the whole diagonal.
         if self.layers == self.other_layers and len(self.layers) > 1 and np.isnan(np.diagonal(self.p)).all():
             neighbours = float(np.mean(np.diagonal(self.cosines, 1)))
             ends = float(self.cosines[0, -1])
@@ -111,7 +111,7 @@ class CosineMap:
 @guarded
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Cosine similarities between named sets of directions at each layer: concepts, estimators, positions or spans.
+    """Cosine similarities at each layer between named sets of directions, such as concepts, estimators or spans.
 
     Attributes:
         cosines: "layer name other_name".
@@ -140,7 +140,10 @@ class Comparison:
         return found | found.transpose(0, 2, 1)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per layer and pair: `layer`, `name`, `other_name`, `cosine`, `above_chance`, `p`, `significant`."""
+        """Return one row per layer and pair.
+
+        The columns are `layer`, `name`, `other_name`, `cosine`, `above_chance`, `p` and `significant`.
+        """
         marks = self.significant
         rows = [
             {
@@ -155,13 +158,13 @@ class Comparison:
 
     @drawable
     def plot(self) -> Any:
-        """One heat map per layer (matplotlib figure)."""
+        """Draw one heat map per layer (matplotlib figure)."""
         from analysis.similarity import figures
 
         return figures.comparison_paper(self)
 
     def figure(self) -> Any:
-        """One heat map with a slider over layers (plotly figure)."""
+        """Draw one heat map with a slider over layers (plotly figure)."""
         from analysis.similarity import figures
 
         return figures.comparison_screen(self)
@@ -240,10 +243,10 @@ def compare(directions: Mapping[str, Directions], *, null: Null = "random", n_dr
     _refuse_other(directions)
     _checked_null(null, n_draws)
     if len(directions) < 2:
-        raise InputError(f"{len(directions)} sets of directions: give at least two by name.")
+        raise InputError(f"{len(directions)} sets of directions: give at least two, by name.")
     shared = sorted(set.intersection(*(set(one.layers) for one in directions.values())))
     if not shared:
-        raise InputError("these directions have no layer in common: give sets that were read at the same layers.")
+        raise InputError("these directions have no layer in common: give sets read at the same layers.")
     chosen = {name: one.at(shared) for name, one in directions.items()}
     widths = {name: one.vectors.shape[1] for name, one in chosen.items()}
     if len(set(widths.values())) > 1:
@@ -265,21 +268,21 @@ def compare(directions: Mapping[str, Directions], *, null: Null = "random", n_dr
 
 @guarded
 def chance_cosine(width: int, share: float = 0.05) -> float:
-    """The |cosine| that a `share` of random pairs exceeds: (cosine + 1) / 2 follows Beta((d-1)/2, (d-1)/2).
+    """Return the |cosine| that a `share` of random pairs exceeds: (cosine + 1) / 2 follows Beta((d-1)/2, (d-1)/2).
 
     Raises:
         InputError: for a width below 1, or a share that is not above 0 and at most 1.
     """
     width, share = checked_count("width", width), checked_amount("share", share, above=0)
     if share > 1:
-        raise InputError(f"share={share}: expected a part of the pairs, at most 1.")
+        raise InputError(f"share={share}: expected a share of the pairs, above 0 and at most 1.")
     half = (width - 1) / 2
     return float(2 * stats.beta.ppf(1 - share / 2, half, half) - 1) if width > 1 else 1.0
 
 
 @guarded
 def chance_p(cosines: np.ndarray, width: int) -> np.ndarray:
-    """The probability that the cosine of a random pair of this width is at least as far from 0."""
+    """Return the probability that the cosine of a random pair of this width is at least as far from 0 as each value."""
     cosines, width = numbers_of("cosines", cosines), checked_count("width", width)
     half = (width - 1) / 2
     return 2 * stats.beta.sf((1 + np.abs(cosines)) / 2, half, half) if width > 1 else np.ones(cosines.shape)
@@ -300,12 +303,15 @@ def _refuse_other(given: Mapping[str, Any]) -> None:
 
 def _checked_null(null: Any, n_draws: Any) -> None:
     if null not in get_args(Null):
-        raise InputError(f"null={null!r}: expected {' or '.join(map(repr, get_args(Null)))}.")
+        raise InputError(f"null={shown(null)}: expected {' or '.join(map(repr, get_args(Null)))}.")
     checked_count("n_draws", n_draws)
 
 
 def _shuffles(directions: Directions, n_draws: int) -> Float[np.ndarray, "draw layer d_model"]:
-    """Unit directions under shuffled labels; in draw i, sets with the same number of prompts share an order."""
+    """Return the unit directions under shuffled labels.
+
+    In draw i, sets with the same number of prompts use the same order.
+    """
     if directions.samples is None or directions.meta.estimator != _ESTIMATOR:
         raise InputError(
             f"{_name(directions)}: shuffles need a difference of means read with keep_samples=True; use null='random'."

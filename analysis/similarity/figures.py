@@ -1,4 +1,4 @@
-"""Figures of cosine similarity between layers, and between named sets at each layer (matplotlib and plotly)."""
+"""Draw cosine similarities between layers, and between named sets at each layer (matplotlib and plotly)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def map_paper(result: CosineMap) -> Figure:
-    """A heat map of cosines between layers, with numbers in the cells if they are readable."""
+    """Draw a heat map of cosines between layers, with numbers in the cells if they are readable."""
     rows, columns = result.cosines.shape
     with styled():
         figure = canvas((1.9 + 0.42 * columns, 1.3 + 0.42 * rows))
@@ -50,7 +50,7 @@ def map_paper(result: CosineMap) -> Figure:
 
 @literally
 def map_screen(result: CosineMap) -> go.Figure:
-    """A heat map of cosines between layers."""
+    """Draw a heat map of cosines between layers."""
     first, second = result.names
     figure = go.Figure(
         go.Heatmap(
@@ -77,7 +77,7 @@ def map_screen(result: CosineMap) -> go.Figure:
 
 
 def comparison_paper(result: Comparison) -> Figure:
-    """One heat map per layer, with numbers in its lower half and a star at cosines beyond chance."""
+    """Draw one heat map per layer, with numbers in its lower half and a star at cosines beyond chance."""
     count, names = len(result.layers), len(result.names)
     columns = min(4, count)
     lines = -(-count // columns)
@@ -113,7 +113,7 @@ def comparison_paper(result: Comparison) -> Figure:
 
 @literally
 def comparison_screen(result: Comparison) -> go.Figure:
-    """One heat map with a slider over layers."""
+    """Draw one heat map with a slider over layers."""
     figure = go.Figure()
     marks = result.significant
     for place in range(len(result.layers)):

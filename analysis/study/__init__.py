@@ -1,6 +1,6 @@
-"""Run the whole experiment for one concept: read directions, choose where to steer, steer, measure and report.
+"""Run the whole experiment for one concept, from reading directions and choosing a place to steering and measuring.
 
-`run` returns a `Study`, and `Settings` holds its sizes. `prompts_of` returns the prompts of a concept. `load_folder`
+`run` returns a `Study`, and `Settings` sets its sizes. `prompts_of` returns the prompts of a concept. `load_folder`
 reads a finished study, and `redraw` redraws its page. Finished stages are kept in the folder.
 """
 

@@ -1,6 +1,6 @@
 """Build a `Study` from the results of its stages, which `pipeline` computes and `finished` reads from a folder.
 
-Nothing here needs a model.
+This module does not need a model.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def assembled(
     model: str,
     seconds: Mapping[str, float],
 ) -> Study:
-    """Build the study from its parts. `seconds` holds the time that each stage took."""
+    """Build the study from its parts. `seconds` is the time that each stage took."""
     measured, tested = settings.measure_of(concept), parts.tested
     choice, alternatives, scanned = chosen(parts.tried, parts.placement, settings, measured)
     response = tested.effects(measured)
@@ -95,7 +95,7 @@ def chosen(
 
 def places(placed: Placement, settings: Settings) -> list[dict[str, Any]]:
     """Return the place that the evidence selects, and the same block with the other strategies."""
-    return [placed.where, *scan.beside(placed.where, settings.strengths)]
+    return [placed.where, *scan.other_strategies(placed.where, settings.strengths)]
 
 
 def _components(directions: Directions, poles: tuple[str, str]) -> PCAResult:

@@ -1,8 +1,9 @@
 """Run a whole study in one call, from a concept to the effect of steering along its direction.
 
 Directions are read at every block and compared. The place is chosen from evidence without steering, or by steering at
-every block on development prompts. The chosen place and strength are then tested on test prompts, next to random
-directions and prompts that ask for the concept. Finished stages stay in the folder; the same call resumes from them.
+every block on development prompts. The chosen place and strength are then tested on test prompts. The effect is
+compared with that of random directions, and with that of prompts that ask for the concept. Finished stages stay in the
+folder, and the same call resumes from them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from analysis.study.result import Study
 from analysis.study.settings import Settings, settings_or_default
 from analysis.study.stages import Stages
 from analysis.sweep.response import MEASURED
-from audiolens.checks import checked_flags, checked_text
+from audiolens.checks import checked_flags, checked_text, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest, shortened
 from audiolens.files.atomic import aside
@@ -36,7 +37,7 @@ def prompts_of(concept: str | PromptSet, lens: AudioLens | None = None, settings
     """Return the prompts of a concept. With a lens, they use words that its tokenizer knows (`prompts.load`).
 
     Raises:
-        InputError: for an unknown concept (naming the nearest known one), or a concept without a measure.
+        InputError: if the concept is unknown (the error names the nearest known one) or has no measure.
     """
     chosen = settings_or_default(settings)
     sets = concept if isinstance(concept, PromptSet) else None
@@ -44,8 +45,8 @@ def prompts_of(concept: str | PromptSet, lens: AudioLens | None = None, settings
         if concept not in concepts():
             known = [name for name in concepts() if chosen.measured or name in MEASURED]
             raise InputError(
-                f"unknown concept {concept!r}.{nearest(str(concept), known)} Known: {shortened(known)}; or a .csv, "
-                ".json or .toml file of prompts."
+                f"unknown concept {shown(concept)}.{nearest(str(concept), known)} Known: {shortened(known)}; or a "
+                ".csv, .json or .toml file of prompts."
             )
         sets = load(concept, lens=lens)  # pyright: ignore[reportArgumentType]
     chosen.measure_of(sets.concept)
@@ -76,15 +77,16 @@ def run(
             tables. If the settings changed, only the stages that depend on them run again. A finished study with
             different settings is replaced only with `overwrite`.
         settings: sizes and sampling (default: `Settings()`, a quick study; use `Settings.full()` for evidence).
-        overwrite: replace a study that has a different concept, model, version or settings. A folder that holds
-            anything else is refused. Stages that this study can reuse are kept; remove the folder to redo them all.
+        overwrite: replace a study that has a different concept, model, version or settings. A folder that contains
+            anything else raises an error. Stages that this study can reuse are kept; remove the folder to redo them
+            all.
         progress: show progress bars.
-        tell: function that is called with each line of progress: first the plan, then each stage.
+        tell: function that is called with each line of progress, first for the plan, then for each stage.
         command: the command that reproduces this study, to be shown on its page.
 
     Raises:
         InputError: before the model runs, if the concept is unknown, the settings are out of range, or the folder
-            holds something else or cannot be written.
+            contains something else or cannot be written.
         BusyError: if another process is working in the folder.
         StoppedError: if the disk is full or a worker process died; finished stages are kept.
     """

@@ -1,6 +1,6 @@
 """Write and check `made.json`, which ties a finished study's stages, its summary and `study.json` together.
 
-The files' own hashes show that each file is intact, whereas this record shows that they belong to one study.
+The files' own hashes show that each file is intact. This record shows in addition that they belong to one study.
 `experiment.write` writes it, and `finished` checks it.
 """
 
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.study.stages import BEGUN, MADE, STAGES, SUMMARY
-from analysis.sweep.ledger import PLAN, plan_hash, read_facts
+from analysis.sweep.ledger import read_facts
+from analysis.sweep.planned import PLAN, plan_hash
 from audiolens.errors import DamagedError
 from audiolens.files.integrity import MANIFEST, check_bytes, check_manifest, digest, read_json, sealed_json
 from audiolens.files.json_shapes import refuse_other
@@ -20,7 +21,7 @@ _SHAPE = {"stages": {str: str}, "hashes": {str: str}, "study": {}}
 
 
 def made_of(folder: Path, work: Path, used: Iterable[str]) -> bytes:
-    """Return the contents of the file `stages.MADE` for a study whose page is in `work` and used the stages `used`."""
+    """Return the contents of `stages.MADE` for a study that used the stages `used`, and whose page is in `work`."""
     entries = {entry.rpartition("-")[0]: entry for entry in sorted(used)}
     marks = {entry: _mark(folder / STAGES / entry) for entry in entries.values()}
     summary = digest((work / SUMMARY).read_bytes())
@@ -31,7 +32,7 @@ def check_made(folder: Path, made: Mapping[str, Any]) -> None:
     """Compare a finished study's record (`stages.MADE`) with the contents of its folder.
 
     Raises:
-        DamagedError: naming the file that is missing, has changed, or belongs to another study.
+        DamagedError: if a file is missing, has changed, or belongs to another study. The error names the file.
     """
     refuse_other(folder / MADE, made, _SHAPE)
     entries = made["stages"].values()
@@ -40,20 +41,20 @@ def check_made(folder: Path, made: Mapping[str, Any]) -> None:
         raise DamagedError(f"{folder / BEGUN} is damaged: it belongs to another study.")
     check_bytes(folder / SUMMARY, made["hashes"][SUMMARY])
     for entry in entries:
-        place = folder / STAGES / entry
-        if _mark(place) != made["hashes"][entry]:
-            raise DamagedError(f"{place} is damaged: its content has changed.")
-        if not (place / PLAN).is_file():
-            check_manifest(place, entry)
+        path = folder / STAGES / entry
+        if _mark(path) != made["hashes"][entry]:
+            raise DamagedError(f"{path} is damaged: its content has changed.")
+        if not (path / PLAN).is_file():
+            check_manifest(path, entry)
 
 
-def _mark(place: Path) -> str:
-    """Return the hash that identifies a stage, which is the hash of its manifest or, for a sweep, of its plan."""
-    if (place / PLAN).is_file():
-        return plan_hash(read_facts(place))
-    if not (place / MANIFEST).is_file():
-        raise DamagedError(f"{place / MANIFEST} is missing.")
-    return digest((place / MANIFEST).read_bytes())
+def _mark(path: Path) -> str:
+    """Return the hash that identifies a stage. It is the hash of the stage's manifest or, for a sweep, of its plan."""
+    if (path / PLAN).is_file():
+        return plan_hash(read_facts(path))
+    if not (path / MANIFEST).is_file():
+        raise DamagedError(f"{path / MANIFEST} is missing.")
+    return digest((path / MANIFEST).read_bytes())
 
 
 def _facts(folder: Path) -> dict[str, Any]:

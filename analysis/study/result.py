@@ -1,4 +1,4 @@
-"""The result of a study, with its tables, its headline, and the qualifications of the headline."""
+"""The result of a study, with its tables, its headline, and the headline's qualifications."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ class Study:
         sounds: a few paired clips, as a map from (condition, prompt, seed) to samples.
         seconds: how long each stage took.
         where, placement: the patching grids, and the place chosen from the evidence (`None` if not computed).
-        lost: the side effects of steering: failed clips, drift, Fréchet distance (`analysis.study.side_effects.table`).
+        lost: the side effects of steering, from `analysis.study.side_effects.table`.
 
-    It does not show that the direction *is* the concept, only that it separates these prompts and moves this measure.
-    It does not show that the concept is computed in the chosen block, because steering works wherever later blocks
-    read the direction. Other music, prompts, lengths or models may behave differently. The choice was the best of many
-    on development prompts, so only the test results count. Unless one of the `outcomes` is `claimable`, the study
-    shows nothing.
+    A study does not show that the direction *is* the concept, only that it separates these prompts and moves this
+    measure. It does not show that the concept is computed in the chosen block, because steering works wherever later
+    blocks read the direction. Other music, prompts, lengths or models may behave differently. The choice was the best
+    of many on development prompts, so only the test results count. If neither of the `outcomes` is `claimable`, the
+    study supports no claim.
     """
 
     concept: str
@@ -88,7 +88,7 @@ class Study:
     lost: pd.DataFrame | None = None
 
     def to_frame(self) -> pd.DataFrame:
-        """The dose-response table, with one row per condition on test prompts."""
+        """Return the dose-response table, with one row per condition on test prompts."""
         return self.response
 
     @drawable
@@ -116,9 +116,9 @@ class Study:
         return Path(folder)
 
     def layer_evidence(self, placed: bool = True) -> LayerAttribution:
-        """Plot the evidence about each block in one figure.
+        """Return the evidence about each block, to draw in one figure.
 
-        The evidence comes from placement if `placed` is true and there is a placement, otherwise from patching.
+        The evidence comes from placement if `placed` is true and there is a placement, and otherwise from patching.
         """
         return where.evidence(self.directions, self.where, self.placement if placed else None)
 
@@ -133,8 +133,8 @@ class Study:
 
     @property
     def qualification(self) -> str:
-        """The context of the finding: the place, the controls, the effect of asking in words, and failed clips."""
-        sentences = [f"Strategy: {self.choice.told}.", *(_qualified(one) for one in self.outcomes)]
+        """The context of the finding, with the place, the controls, failed clips, and the effect of prompting."""
+        sentences = [f"Strategy: {self.choice.description}.", *(_qualified(one) for one in self.outcomes)]
         sentences += by_the_beat(self.measure, self.cross, self.choice.strength)
         if any(one.towards and one.n_random < FEWEST_CONTROLS for one in self.outcomes):
             sentences.append("Too few controls were run to say whether a random direction would do the same.")
@@ -167,7 +167,7 @@ def _effects(outcomes: tuple[Outcome, Outcome], words: tuple[str, str]) -> str:
 
 
 def _qualified(one: Outcome) -> str:
-    """State the results of one pole's controls, its share of failed clips, and the effect of asking for it in words."""
+    """State the results of one pole's controls, its share of failed clips, and the effect of prompting for it."""
     if not _is_measured(one):
         return f"Towards {one.pole}: no clip could be measured."
     facts = [f"{one.failed:.0%} of clips failed", f"prompting gave {_signed(one.prompted)}"]

@@ -1,4 +1,4 @@
-"""Choose place and strength by steering on development prompts, at every block or at one place.
+"""Choose a place and a strength by steering on development prompts, at every block or at one place.
 
 Results for the choice are reported on test prompts (`test_result`), because the best of many candidates looks better
 than it is.
@@ -30,8 +30,8 @@ class Choice:
             block has its own vector.
         span: the effect on development clips, as the ratio of the measure at +strength to that at -strength, from
             medians. For tempo, 2 means twice as fast.
-        failed: the share of failed clips at +strength or at -strength, whichever is larger.
-        candidates: number of candidates compared. The more there are, the more optimistic `span` is.
+        failed: the share of failed clips at +strength or -strength, whichever is larger.
+        candidates: number of candidates that were compared. The more there are, the more optimistic `span` is.
     """
 
     strategy: Strategy
@@ -47,14 +47,14 @@ class Choice:
         return {"strategy": self.strategy, "layer": self.layer}
 
     @property
-    def told(self) -> str:
-        """A description of the place in words."""
+    def description(self) -> str:
+        """The place in words."""
         if self.layer is None:
-            return f"{self.strategy}, every block its own direction"
+            return f"{self.strategy}, with every block's own direction"
         return f"{self.strategy}, {'added' if self.strategy == 'one-to-one' else 'read'} at block {self.layer}"
 
     def __repr__(self) -> str:
-        return f"Choice({self.told}, strength ±{self.strength:g})"
+        return f"Choice({self.description}, strength ±{self.strength:g})"
 
 
 def conditions(
@@ -89,8 +89,8 @@ def at(
     return listed
 
 
-def beside(where: Mapping[str, Any], strategies: Iterable[Strategy]) -> list[dict[str, Any]]:
-    """Return the same block with the other strategies that use a single vector, to compare with a place."""
+def other_strategies(where: Mapping[str, Any], strategies: Iterable[Strategy]) -> list[dict[str, Any]]:
+    """Return the places with the same block and another strategy that uses a single vector."""
     if where.get("layer") is None:
         return []
     others = (name for name in strategies if name != where["strategy"] and name != "all-to-all")
@@ -116,7 +116,7 @@ def choose(scan: pd.DataFrame, strategy: str | None = None) -> Choice:
         lost = float(max(up["failed"], down["failed"]))
         found.append((name, None if pd.isna(layer) else int(layer), float(amount), float(span), lost))
     if not found:
-        raise InputError("the scan holds no steered condition: nothing to choose from.")
+        raise InputError("the scan contains no steered condition, so there is nothing to choose from.")
     sound = [item for item in found if item[4] <= CHOSEN_FAILED]
     best = max(sound, key=lambda item: np.nan_to_num(item[3])) if sound else min(found, key=lambda item: item[4])
     return Choice(*best, candidates=len(found))

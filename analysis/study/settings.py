@@ -1,9 +1,9 @@
-"""Settings of a study, such as the numbers of prompts, seeds, strengths and controls, and how clips are sampled."""
+"""The settings of a study, such as its numbers of prompts, seeds, strengths and controls, and its sampling."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,16 +12,18 @@ from analysis import sweep
 from analysis.sweep.response import MEASURED, is_ratio
 from audiolens import measure
 from audiolens.checks import checked_amount, checked_count, checked_flags, shown
-from audiolens.directions.pole_reader import Position
+from audiolens.directions.pole_reader import CodesSource, Position
 from audiolens.directions.steering import Strategy
 from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError, InputTypeError, nearest
+from audiolens.groups import takes
 from audiolens.interventions import Branch
 from audiolens.measure import beats
 from audiolens.measure.rhythm import FASTEST_BPM, FEWEST_ONSETS
 from audiolens.model import text
 from audiolens.prompts import PromptSet
 from audiolens.tracing.recording import refuse_prefix
+from audiolens.tracing.sampling import Sampling
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -41,11 +43,27 @@ _COUNTS = (
     "pairs", "shown", "batch_size",
 )  # fmt: skip
 _FEW_ONSETS = f" (a clip of fewer than {FEWEST_ONSETS} onsets counts as failed)"
+_Grid = Mapping[Strategy, tuple[float, ...]]
+_SCANNED: _Grid = {"one-to-one": (1.0, 2.0), "one-to-all": (0.25,)}
+_AT_PLACE: _Grid = {
+    "one-to-one": (0.5, 1.0, 2.0),
+    "one-to-all": (0.125, 0.25, 0.5),
+    "all-to-all": (0.125, 0.25, 0.5),
+}
+_FULL_SCANNED: _Grid = {"one-to-one": (1.0, 2.0), "one-to-all": (0.125, 0.25, 0.5)}
+_FULL_AT_PLACE: _Grid = {
+    "one-to-one": (0.5, 1.0, 1.5, 2.0),
+    "one-to-all": (0.125, 0.25, 0.375, 0.5),
+    "all-to-all": (0.125, 0.25, 0.375, 0.5),
+}
+OWN_IS_LONGER = 2.0
+"""A direction read over own codes holds the music too and is about this much longer, so its strengths are smaller."""
 FEWEST_PROMPTS = 2
 """Minimum number of prompts per pole. A single prompt has no spread, so separation could not be assessed."""
 
 
 @guarded
+@takes("sampling", Sampling)
 @dataclass(frozen=True)
 class Settings:
     """Sizes and sampling of a study. The defaults take under five minutes on two cores with the bundled model.
@@ -53,21 +71,24 @@ class Settings:
     Attributes:
         poles: number of prompts per pole from which directions are read.
         reading_seconds: length of the clip that is generated for each of these prompts.
-        position: where in the clip or text the directions are read, as in `difference_in_means`.
+        position: position in the clip or text at which directions are read, as in `difference_in_means`.
+        codes: what the poles are read over: "shared" (both over the same clips of the development prompts) or "own"
+            (each prompt over its own clip).
         development, development_seeds: number of neutral prompts, and of seeds per prompt, for choosing place and
             strength.
         test, test_seeds: number of neutral prompts, and of seeds per prompt, for the reported results.
         place_by: how the place is chosen. "evidence" uses `analysis.placement`, without steering. "scan" takes the
             block at which steering has the largest effect on development prompts.
-        verify: also scan the blocks when the place is chosen from evidence, to see what the evidence missed.
+        verify: also scan the blocks if the place is chosen from evidence, to see what the evidence missed.
         strengths: strengths to try at every block of a scan, per strategy, in differences of means.
-        strengths_at_place: strengths to try at the place that the evidence selects, per strategy.
+        strengths_at_place: strengths to try at the place that the evidence selects, per strategy. The defaults of both
+            are for shared codes; with `codes="own"`, they are divided by `OWN_IS_LONGER`.
         doses: multiples of the chosen strength to report on test prompts; must include 1.
         n_random, n_shuffled: numbers of control directions. 19 controls can reach p = .05, but 5 cannot.
-        most_blocks: maximum number of blocks to scan. If the model has more, evenly spaced blocks are scanned.
+        most_blocks: maximum number of blocks to scan. If the model has more blocks, evenly spaced ones are scanned.
         pairs: number of matched prompt pairs to patch activations between; 0 skips patching.
         measured: the measure of the concept (default: its entry in `analysis.sweep.response.MEASURED`).
-        heard_by: measures that replace these defaults, by concept.
+        heard_by: measures that replace the defaults of `MEASURED`, by concept.
         frechet: also compute the Fréchet distance between steered and unsteered clips, which needs many clips.
         seconds, guidance_scale, temperature, top_k: length and sampling of every clip.
         branch: the guidance half to steer.
@@ -75,10 +96,13 @@ class Settings:
         seed: number of the repetition, 0 to `REPETITIONS` - 1. No two repetitions share a clip or a control direction.
         batch_size, n_jobs: as in `sweep.play`. `n_jobs` changes only the running time.
         substitutes: deviations from a published protocol, one sentence each, which the report repeats.
+        sampling: on creation only, a `Sampling` instead of guidance_scale, temperature, top_k and, if it holds them,
+            seconds.
     """
 
     poles: int = 48
     position: Position = "mean"
+    codes: CodesSource = "shared"
     reading_seconds: float = 2.0
     development: int = 8
     development_seeds: int = 3
@@ -86,16 +110,8 @@ class Settings:
     test_seeds: int = 4
     place_by: Literal["evidence", "scan"] = "evidence"
     verify: bool = False
-    strengths: Mapping[Strategy, tuple[float, ...]] = field(
-        default_factory=lambda: {"one-to-one": (0.5, 1.0), "one-to-all": (0.125,)}
-    )
-    strengths_at_place: Mapping[Strategy, tuple[float, ...]] = field(
-        default_factory=lambda: {
-            "one-to-one": (0.25, 0.5, 1.0),
-            "one-to-all": (0.0625, 0.125, 0.25),
-            "all-to-all": (0.0625, 0.125, 0.25),
-        }
-    )
+    strengths: Mapping[Strategy, tuple[float, ...]] = field(default_factory=lambda: _SCANNED)
+    strengths_at_place: Mapping[Strategy, tuple[float, ...]] = field(default_factory=lambda: _AT_PLACE)
     doses: tuple[float, ...] = (0.5, 1.0)
     n_random: int = 5
     n_shuffled: int = 0
@@ -114,40 +130,42 @@ class Settings:
     batch_size: int = 64
     n_jobs: int | None = None
     substitutes: tuple[str, ...] = ()
+    sampling: InitVar[Sampling | None] = field(default=None, kw_only=True)
 
     @classmethod
     def full(cls, **changes: Any) -> Settings:
-        """Settings with full controls and enough prompts for narrow intervals. A study with them takes long."""
+        """Return settings with full controls and enough prompts for narrow intervals. Such a study takes hours."""
         sizes: dict[str, Any] = {"poles": 100, "development": 16, "test": 24, "n_random": 19,
                                  "n_shuffled": 19, "pairs": 64, "frechet": True}  # fmt: skip
-        sizes["strengths"] = {"one-to-one": (0.5, 1.0), "one-to-all": (0.0625, 0.125, 0.25)}
-        one, every = (0.25, 0.5, 0.75, 1.0), (0.0625, 0.125, 0.1875, 0.25)
-        sizes["strengths_at_place"] = {"one-to-one": one, "one-to-all": every, "all-to-all": every}
+        sizes |= {"strengths": _FULL_SCANNED, "strengths_at_place": _FULL_AT_PLACE}
         return cls(**{**sizes, **changes})
 
     @classmethod
     def paper(cls, lens: AudioLens, **changes: Any) -> Settings:
-        """Settings for the protocol of Facchiano et al. (2025, arXiv 2504.04479), with full controls.
+        """Return settings for the protocol of Facchiano et al. (2025, arXiv 2504.04479), with full controls.
 
         Directions are read from 100 prompts per pole at the text's last token. One block's direction is added at every
         block (one-to-all), in both guidance halves, at strength 1.25, and results are reported for strengths up to 2.
         Every block is tried as the source. `substitutes` lists the deviations from the paper, both in general and
         those specific to this model. Such a study takes long.
         """
-        other = ["Prompts: audiolens's own, one hundred per pole."]
+        other = ["The prompts are audiolens's own, one hundred per pole."]
         lacking = beats.lacking()
         if lacking is not None:
-            other.append(f"Tempo: from the intervals between onsets (librosa), not by Beat This: {lacking}")
+            other.append(f"Tempo is measured from the intervals between onsets (librosa), not by Beat This: {lacking}")
         other.append(
-            "Quality: the share of failed clips and the Fréchet distance in the features of the model's own codec, not "
-            "FAD, whose 512 features would need more than 2,560 clips per condition."
+            "Quality is measured by the share of failed clips and by the Fréchet distance in the features of the "
+            "model's own codec, not by FAD, whose 512 features would need more than 2,560 clips per condition."
         )
         position: Position = "eos"
         if not lens.config.has_prefix:
             position = "last"
-            other.insert(0, "Position: the clip's last step; this model's text is not part of the decoder sequence.")
+            other.insert(
+                0, "Directions are read at the clip's last step, because the text is not part of the decoder sequence."
+            )
         protocol: dict[str, Any] = {
             "position": position,
+            "codes": "own",
             "place_by": "scan",
             "strengths": {"one-to-all": (1.25,)},
             "doses": (0.4, 0.8, 1.0, 1.6),
@@ -159,8 +177,8 @@ class Settings:
         return cls.full(**{**protocol, **changes})
 
     @property
-    def sampling(self) -> dict[str, Any]:
-        """The sampling settings of the clips."""
+    def drawing(self) -> dict[str, Any]:
+        """The sampling settings of the clips, as arguments of `lens.generate`."""
         return {name: getattr(self, name) for name in ("guidance_scale", "temperature", "top_k")}
 
     @property
@@ -174,21 +192,32 @@ class Settings:
         return self.seed * SEEDS_APART
 
     def reading_seeds(self, sets: PromptSet) -> range:
-        """Seeds of the clips from which directions are read. Prompt i of each pole uses the i-th seed."""
+        """Return the seeds of the clips from which directions are read.
+
+        Prompt i of each pole uses the i-th seed or, with shared codes, so does the i-th clip.
+        """
         first = self.seed * SEEDS_APART
         return range(first, first + min(self.poles, max(len(sets.positive), len(sets.negative))))
 
     def development_clips(self, sets: PromptSet) -> list[sweep.PromptSeed]:
-        """The (prompt, seed) pairs from which place and strength are chosen."""
+        """Return the (prompt, seed) pairs from which place and strength are chosen."""
         prompts = sets.development[: self.development]
         return sweep.clips(prompts, self.development_seeds, self.seed * SEEDS_APART)
 
     def test_clips(self, sets: PromptSet) -> list[sweep.PromptSeed]:
-        """The (prompt, seed) pairs from which the reported results come."""
+        """Return the (prompt, seed) pairs from which the reported results come."""
         return sweep.clips(sets.test[: self.test], self.test_seeds, TEST_SEED + self.seed * SEEDS_APART)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, sampling: Sampling | None) -> None:  # noqa: ARG002 - its values arrive as the other fields
         checked_flags(verify=self.verify, frechet=self.frechet)
+        if self.codes == "own":
+            for name, defaults in (
+                ("strengths", (_SCANNED, _FULL_SCANNED)), ("strengths_at_place", (_AT_PLACE, _FULL_AT_PLACE)),
+            ):  # fmt: skip
+                given = getattr(self, name)
+                if any(given is default for default in defaults):
+                    smaller = {key: tuple(one / OWN_IS_LONGER for one in amounts) for key, amounts in given.items()}
+                    object.__setattr__(self, name, smaller)
         for name in _COUNTS:
             checked_count(name, getattr(self, name), 0)
         for strategy, amounts in (*self.strengths.items(), *self.strengths_at_place.items()):
@@ -199,16 +228,21 @@ class Settings:
         if 1.0 not in self.doses or not all(map(_is_positive, self.doses)):
             raise InputError(f"doses={shown(self.doses)}: expected finite numbers above 0, including 1.0.")
         if self.place_by not in ("evidence", "scan"):
-            raise InputError(f"place_by={self.place_by!r}: expected 'evidence' or 'scan'.")
+            raise InputError(f"place_by={shown(self.place_by)}: expected 'evidence' or 'scan'.")
+        if self.codes not in ("own", "shared"):
+            raise InputError(f"codes={shown(self.codes)}: expected 'own' or 'shared'.")
         checked_kinds(self)
 
     def blocks(self, n_layers: int) -> list[int]:
-        """The blocks to scan."""
+        """Return the blocks to scan."""
         n_layers = checked_count("n_layers", n_layers)
         return np.unique(np.linspace(0, n_layers - 1, min(self.most_blocks, n_layers)).round().astype(int)).tolist()
 
     def clips(self, n_layers: int, sets: PromptSet | None = None) -> dict[str, int]:
-        """Number of clips that each stage generates. Without `sets`, the number for directions is an upper bound."""
+        """Return the number of clips that each stage generates.
+
+        Without `sets`, the number for directions is an upper bound.
+        """
         development = self.development * self.development_seeds
         by_strategy = {name: 2 * len(set(amounts)) for name, amounts in self.strengths.items()}
         # The strategy of the chosen place is compared with every other strategy.
@@ -218,7 +252,8 @@ class Settings:
         # These positions come before any sound, so no clip is generated.
         generated = self.position not in ("first", "eos")
         sides = [self.poles] * 2 if sets is None else [len(sets.positive), len(sets.negative)]
-        counts = {"reading directions": sum(min(self.poles, side) for side in sides) * generated}
+        read = [min(self.poles, side) for side in sides]
+        counts = {"reading directions": (max(read) if self.codes == "shared" else sum(read)) * generated}
         if self.scans:
             counts["scanning blocks"] = development * (1 + scanned)
         if self.place_by == "evidence":
@@ -232,7 +267,7 @@ class Settings:
         return self.verify or self.place_by == "scan"
 
     def measure_of(self, concept: str) -> str:
-        """The measure of a concept.
+        """Return the measure of a concept.
 
         Raises:
             InputError: if the concept has no measure, or its measure has no true zero, so that ratios make no sense.
@@ -241,16 +276,16 @@ class Settings:
         name = self.measured or self.heard_by.get(concept) or MEASURED.get(concept)
         if name is None:
             raise InputError(
-                f"{concept!r} has no measure, so a study could not report an effect. Concepts with a measure: "
-                f"{', '.join(MEASURED)}; or name one (--measure, measured=): {', '.join(known)}."
+                f"{shown(concept)} has no measure, so a study could not report an effect. Concepts with a measure are "
+                f"{', '.join(MEASURED)}; for any other, name one (--measure, measured=) of {', '.join(known)}."
             )
         if name not in known:
-            raise InputError(f"measure {name!r}: expected one whose change is a ratio.{nearest(name, known)} "
+            raise InputError(f"measure {shown(name)}: expected one whose change is a ratio.{nearest(name, known)} "
                              f"Choose from: {', '.join(known)}.")  # fmt: skip
         return name
 
     def measures_of(self, concept: str) -> tuple[str, ...]:
-        """All measures taken of a concept's clips."""
+        """Return all measures taken of a concept's clips."""
         # In a study of several concepts, each concept's clips are also measured by the other concepts' measures.
         further = {self.measure_of(concept), *self.heard_by.values()} - {*measure.MEASURES}
         return (*measure.MEASURES, *sorted(further))
@@ -262,15 +297,17 @@ class Settings:
         for name in ("development", "test"):
             wanted, there = getattr(self, name), len(getattr(sets, name))
             if not 1 <= wanted <= there:
-                raise InputError(f"{name}={wanted} prompts: expected at least 1, and {sets.concept!r} has {there}.")
+                raise InputError(
+                    f"{name}={wanted} prompts: expected at least 1, and {shown(sets.concept)} has {there}."
+                )
         for pole in sets.poles:
             # This raises if a pole has no word, which the prompted references need.
             sets.prompted(sets.test[0], pole)
         high, low = (sets.words(pole)[0] for pole in sets.poles)
         if text.read_alike(high, low, lens.tokenizer):
             raise InputError(
-                f"{sets.concept!r}: the model reads {high!r} and {low!r} alike because it knows neither, so no "
-                "prompt can ask for a pole. Give words that it knows (--words, PromptSet.completed)."
+                f"{shown(sets.concept)}: the model does not know {shown(high)} or {shown(low)}, so it reads them alike "
+                "and no prompt can ask for a pole: give words that it knows (--words, PromptSet.completed)."
             )
         for name in ("poles", "development_seeds", "test_seeds", "most_blocks", "batch_size"):
             least = FEWEST_PROMPTS if name == "poles" else 1
@@ -279,7 +316,7 @@ class Settings:
         if self.pairs < 0:
             raise InputError(f"pairs={self.pairs}: expected at least 0.")
         if self.n_random < 1:
-            raise InputError("n_random=0: an effect without a control shows nothing; expected at least 1.")
+            raise InputError("n_random=0: an effect needs a control to compare with; expected at least 1.")
         if self.position == "eos":
             refuse_prefix(lens.config, "position='eos'", "Use 'first' or 'last'.")
         asked = [sets.prompted(prompt, pole) for prompt in sets.test for pole in sets.poles]
@@ -308,12 +345,12 @@ def refuse_too_few(sets: PromptSet) -> None:
     """Check that both poles have enough prompts for a study.
 
     Raises:
-        InputError: naming the pole with too few prompts.
+        InputError: if a pole has too few prompts. The error names the pole.
     """
     for pole, side in zip(sets.poles, (sets.positive, sets.negative), strict=True):
         if len(side) < FEWEST_PROMPTS:
             raise InputError(
-                f"{sets.concept!r} has {len(side)} prompt for the pole {pole!r}: a study needs at least "
+                f"{shown(sets.concept)} has {len(side)} prompt for the pole {shown(pole)}: a study needs at least "
                 f"{FEWEST_PROMPTS} per pole, and about 25 for a stable direction."
             )
 

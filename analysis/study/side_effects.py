@@ -1,4 +1,4 @@
-"""Measure the side effects of steering: failed clips, drift in likelihood, and Fréchet distance.
+"""Measure the side effects of steering, which are failed clips, drift in likelihood, and Fréchet distance.
 
 `score` runs the clips through the unsteered model again, and its result is stored as a stage. `table` summarises the
 scores per condition.

@@ -22,7 +22,7 @@ from analysis.study import stages
 from analysis.study.result import Study
 from analysis.study.settings import Settings, settings_or_default
 from analysis.study.test_result import cross_effects
-from audiolens.checks import checked_flags
+from audiolens.checks import checked_flags, shown
 from audiolens.errors import InputError, InputTypeError
 from audiolens.files.atomic import as_path, inside
 from audiolens.model.tokens import named_once
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
 class Several:
     """Studies of different concepts on one model.
 
-    It does not show that two concepts are the same or independent. A cross-effect may come from a musical correlation
-    (fast tunes are busier), and directions with a low cosine similarity may still affect the same property.
+    The cross-effects do not show that two concepts are the same or independent. A cross-effect may come from a musical
+    correlation (fast tunes are busier), and directions with a low cosine similarity may still affect the same property.
     """
 
     studies: tuple[Study, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """The cross-effects, with one row per steered concept, strength, and measured concept.
+        """Return the cross-effects, with one row per steered concept, strength, and measured concept.
 
-        The columns are `concept`, `pole`, `strength`, `heard` (the measured concept, which may be the steered one),
-        `measure`, `effect` (median of steered / unsteered - 1 at the same seed), `low`, `high` and `failed`.
+        The columns are `concept`, `pole`, `strength`, `measured_concept` (which may be the steered one), `measure`,
+        `effect` (median of steered / unsteered - 1 at the same seed), `low`, `high` and `failed`.
         """
         rows = []
         measures = dict.fromkeys(one.measure for one in self.studies)
@@ -57,7 +57,7 @@ class Several:
                     found = cells.get((other.measure, outcome.strength), {})
                     numbers = {name: float(found.get(name, "nan")) for name in ("effect", "low", "high", "failed")}
                     steered = {"concept": one.concept, "pole": outcome.pole, "strength": outcome.strength}
-                    rows.append({**steered, "heard": other.concept, "measure": other.measure, **numbers})
+                    rows.append({**steered, "measured_concept": other.concept, "measure": other.measure, **numbers})
         return pd.DataFrame(rows)
 
     @property
@@ -73,7 +73,7 @@ class Several:
         return crossing.paper(self.to_frame())
 
     def figure(self) -> Any:
-        """Interactive version of `plot` (plotly figure)."""
+        """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.report import crossing
 
         return crossing.screen(self.to_frame())
@@ -114,12 +114,12 @@ def run(
     """
     checked_flags(overwrite=overwrite, progress=progress)
     if isinstance(concepts, str) or not isinstance(concepts, Sequence):
-        raise InputTypeError(f"concepts={concepts!r}: expected a list, such as ['tempo', 'timbre'].")
+        raise InputTypeError(f"concepts={shown(concepts)}: expected a list, such as ['tempo', 'timbre'].")
     chosen = settings_or_default(settings)
     if chosen.measured is not None:
         raise InputError(
-            f"measured={chosen.measured!r} would apply to every concept: leave it out, so that each concept has its "
-            "own measure, or study them one by one."
+            f"measured={shown(chosen.measured)} would apply to every concept: leave it out, so that each concept has "
+            "its own measure, or study the concepts one by one."
         )
     sets = [study.prompts_of(concept, lens, chosen) for concept in concepts]
     names = [one.concept for one in sets]
@@ -127,36 +127,36 @@ def run(
         raise InputError(f"concepts {', '.join(names)}: expected two or more different ones.")
     for name in names:
         refuse_path(name)
-    place = None if out is None else as_path(out)
+    folder = None if out is None else as_path(out)
     for one in sets:
         chosen.check(lens, one)
-        if place is not None:
-            stages.check(inside(place, one.concept), overwrite=overwrite)
+        if folder is not None:
+            stages.check(inside(folder, one.concept), overwrite=overwrite)
             if not overwrite:
-                stages.refuse_other_settings(place / one.concept, asdict(chosen))
-    if place is not None:
-        _check_index(place, overwrite)
+                stages.refuse_other_settings(folder / one.concept, asdict(chosen))
+    if folder is not None:
+        _check_index(folder, overwrite)
     found = []
     for one in sets:
         tell(f"\n{one.concept}")
-        where = None if place is None else place / one.concept
+        where = None if folder is None else folder / one.concept
         found.append(
             study.run(
                 lens, one, where, settings=chosen, overwrite=overwrite, progress=progress, tell=tell, command=command
             )
         )
     result = Several(tuple(found))
-    if place is not None:
+    if folder is not None:
         from analysis.report import index
 
-        index.write(result, place, command)
+        index.write(result, folder, command)
     return result
 
 
 def _effects_on(one: Study, measures: Iterable[str]) -> list[Any]:
     """Return the effects of one study's steering on these measures, from its table or, if missing there, its clips."""
     tested = one.clips[one.clips["split"] == "test"]
-    # The table of a study that was run on its own may lack the other concepts' measures.
+    # The table of a study that was run separately may lack the other concepts' measures.
     further = [name for name in measures if name not in set(one.cross["measure"]) and name in tested]
     rows = one.cross.to_dict("records")
     if further:
@@ -164,13 +164,13 @@ def _effects_on(one: Study, measures: Iterable[str]) -> list[Any]:
     return rows
 
 
-def _check_index(place: Path, overwrite: bool) -> None:
-    """Refuse links where the index goes and, without `overwrite`, an index that audiolens did not write."""
+def _check_index(folder: Path, overwrite: bool) -> None:
+    """Check that the index replaces no link and, without `overwrite`, no index that audiolens did not write."""
     from analysis.report import index
 
-    index.check(place)
-    if not overwrite and (place / "index.html").exists() and not index.is_ours(place):
+    index.check(folder)
+    if not overwrite and (folder / "index.html").exists() and not index.is_ours(folder):
         raise InputError(
-            f"{place / 'index.html'} exists and is not an index of studies, or its {SUMMARY} is damaged: choose "
+            f"{folder / 'index.html'} exists, but it is not an index of studies, or its {SUMMARY} is damaged: choose "
             "another folder, or replace it with --force."
         )

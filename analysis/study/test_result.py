@@ -64,7 +64,7 @@ class Outcome:
 
     @property
     def claimable(self) -> bool:
-        """Whether the effect is `towards` the pole and exceeds that of random directions, so that it can be claimed."""
+        """Whether the effect is `towards` the pole and larger than that of random directions, so it can be claimed."""
         return bool(self.towards and self.n_random >= FEWEST_CONTROLS and self.p_random <= LEVEL)
 
     def as_dict(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def conditions(
     first_draw: int = 0,
     doses: Sequence[float] = (0.5, 1.0),
 ) -> list[Condition]:
-    """Return all conditions of the test clips, as the module's docstring describes them.
+    """Return all conditions of the test clips, which the module's docstring describes.
 
     The strengths are `doses` times the chosen one, with both signs. Controls use the seeds `first_draw`,
     `first_draw` + 1, ...
@@ -128,7 +128,7 @@ def outcomes(response: pd.DataFrame, poles: Sequence[str], choice: Choice) -> tu
         here = response[response["strength"] == strength]
         if not (here["kind"] == "steered").any():
             raise InputError(
-                f"strength {strength:+g} is the choice, and no clip was steered with it: run the study again."
+                f"strength {strength:+g} was chosen, but no clip was steered with it: run the study again."
             )
         steered = here[here["kind"] == "steered"].iloc[0]
         ranks = {
@@ -154,7 +154,7 @@ def outcomes(response: pd.DataFrame, poles: Sequence[str], choice: Choice) -> tu
 
 
 def monotonicity(response: pd.DataFrame) -> Monotonicity:
-    """Rank correlation of the median measure with strength, over the baseline and the steered conditions."""
+    """Return the rank correlation of the median measure with strength, over the baseline and steered conditions."""
     mine = response[response["kind"].isin([BASELINE, "steered"])]
     return spearman(mine["strength"].to_numpy(), mine["median"].to_numpy())
 

@@ -46,10 +46,10 @@ class Where:
 
     Attributes:
         windows: the grid of the residual stream, patched in one block and one time window per cell.
-        components: the grid of the blocks' components, whose outputs are patched over the whole clip.
-        reason: the reason why a grid is missing, if one is.
+        components: the grid of the components of each block, patched over the whole clip.
+        reason: why a grid is missing, if one is.
 
-    It does not show where the concept is computed; see the caveats of `PatchingResult`.
+    The grids do not show where the concept is computed; see the caveats of `PatchingResult`.
     """
 
     windows: PatchingResult | None = None
@@ -58,7 +58,7 @@ class Where:
 
 
 def find(lens: AudioLens, sets: PromptSet, asked: Mapping[str, Any]) -> Where:
-    """Patch matched pairs. `asked` holds the arguments of `patching.pairs`."""
+    """Patch matched pairs. `asked` contains the arguments of `patching.pairs`."""
     found: dict[str, Any] = {}
     try:
         pairs = patching.pairs(lens, sets, **asked)
@@ -107,7 +107,7 @@ def read(folder: Path) -> Where:
     grids: dict[str, Any] = {}
     for name in _GRIDS:
         if name in facts:
-            values = {key: _tuples(value) for key, value in facts[name].items()}
+            values = {key: tuples(value) for key, value in facts[name].items()}
             arrays = _arrays(folder / f"{name}.safetensors", facts[name])
             grids[name] = PatchingResult(**arrays, **{key: values[key] for key in _KEPT if key in values})
     return Where(**grids, reason=facts["reason"])
@@ -120,9 +120,12 @@ def _arrays(path: Path, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
     sizes = (len(facts["clusters"]), len(facts["codebooks"]), len(facts["layers"]), len(facts["columns"]))
     shapes = {name: (array.shape, array.dtype.kind) for name, array in found.items()}
     if shapes != {"patched": (sizes, "f"), "clean": (sizes[:2], "f"), "corrupted": (sizes[:2], "f")}:
-        raise InputError(f"{path} cannot be used: it is not a grid of {sizes} pairs, codebooks, layers, columns.")
+        raise InputError(f"{path} cannot be used: expected a grid of {sizes} pairs, codebooks, layers and columns.")
     return found
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+def tuples(value: Any) -> Any:
+    """A value from JSON with tuples in the place of lists."""
+    if isinstance(value, dict):
+        return {name: tuples(item) for name, item in value.items()}
+    return tuple(tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,8 +1,8 @@
 """Define the conditions of a sweep, and pack their rows into full batches.
 
-A clip is a (prompt, seed) pair, and a condition says what is done to it. Every condition is applied to the same clips,
-so that rows pair up by prompt and seed. A batch holds rows of many conditions, and the vectors that they add are merged
-into one vector per row and block. `sweep.play` calls this module.
+A clip is a (prompt, seed) pair, and a condition defines what is done to it. Every condition is applied to the same
+clips, so that rows pair up by prompt and seed. A batch contains rows of many conditions, and the vectors that they add
+are merged into one vector per row and block. `sweep.play` calls this module.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from audiolens.checks import checked_count, in_order
+from audiolens.checks import checked_count, in_order, shown
 from audiolens.door import checked_kinds, guarded
 from audiolens.errors import InputError
 from audiolens.interventions import Add, Branch, Intervention
@@ -38,7 +38,7 @@ class Condition:
     """What is done to every clip.
 
     Attributes:
-        name: a name that is unique in the sweep; "baseline" is the condition without any change.
+        name: a name that is unique in the sweep. "baseline" is the condition without any change.
         interventions: the interventions applied to each row of the condition.
         ask: a function that maps a clip's prompt to the prompt used instead, with the same seed. `None` uses the clip's
             own prompt.
@@ -57,12 +57,12 @@ class Condition:
         for intervention in self.interventions:
             if intervention.rows is not None or torch.as_tensor(intervention.strength, device="cpu").ndim:
                 raise InputError(
-                    f"condition {self.name!r}: an intervention names rows or has a strength per row; "
-                    "a condition applies to all its rows, so give one strength and no rows."
+                    f"condition {shown(self.name)}: an intervention names rows or has a strength per row, but a "
+                    "condition applies to all its rows: give one strength and no rows."
                 )
 
     def asked(self, prompt: str) -> str:
-        """The text that the model reads for a clip with this prompt."""
+        """Return the text that the model reads for a clip with this prompt."""
         return prompt if self.ask is None else self.ask(prompt)
 
 
@@ -100,7 +100,7 @@ class Plan:
 
     @property
     def labels(self) -> pd.DataFrame:
-        """One row per generated clip, in batch order: the condition and its labels, `prompt`, `asked` and `seed`."""
+        """One row per generated clip in batch order, with condition, labels, `prompt`, `asked` and `seed`."""
         rows = []
         for condition, clip in (row for batch in self.batches for row in batch):
             prompt, seed = self.clips[clip]
@@ -109,7 +109,7 @@ class Plan:
         return pd.DataFrame(rows)
 
     def asked(self) -> list[str]:
-        """Every distinct text that the model reads."""
+        """Return every distinct text that the model reads."""
         texts = (condition.asked(prompt) for condition in self.conditions for prompt, _ in self.clips)
         return list(dict.fromkeys(texts))
 
@@ -140,17 +140,17 @@ def packed(conditions: Sequence[Condition], clips: Sequence[PromptSeed], batch_s
     names = [condition.name for condition in conditions]
     if len(set(names)) != len(names):
         doubled = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"two conditions are named {doubled!r}: give each its own name.")
+        raise InputError(f"two conditions are named {shown(doubled)}: give each its own name.")
     if BASELINE not in names:
         raise InputError(f"no condition is named {BASELINE!r}: add Condition({BASELINE!r}) to compare with.")
     if not clips or len(set(clips)) != len(clips):
-        raise InputError(f"{len(clips)} clips, {len(set(clips))} of them different: give each (prompt, seed) once.")
+        raise InputError(f"only {len(set(clips))} of {len(clips)} clips are different: give each (prompt, seed) once.")
     return Plan(conditions, clips, whole_batch_size(batch_size))
 
 
 @guarded
 def merge(conditions: Sequence[Condition], n_layers: int) -> Iterator[Intervention]:
-    """The interventions of a batch whose row i belongs to `conditions[i]`.
+    """Return the interventions of a batch whose row i belongs to `conditions[i]`.
 
     Conditions that only add plain vectors are merged into one addition per site and layer, with one vector per row, so
     that a decoder step costs the same for any number of conditions. Other conditions keep their interventions.
@@ -164,15 +164,15 @@ def merge(conditions: Sequence[Condition], n_layers: int) -> Iterator[Interventi
             continue
         for step in additions:
             vector = torch.as_tensor(step.strength, device="cpu") * torch.as_tensor(step.vector, device="cpu")
-            for place in resolve(step.site, step.layers, hooks=_BLOCK, model_hooks=_WHOLE, n_layers=n_layers):
-                rows = added.setdefault((place, step.branch, step.seconds, step.prefix), {})
+            for site in resolve(step.site, step.layers, hooks=_BLOCK, model_hooks=_WHOLE, n_layers=n_layers):
+                rows = added.setdefault((site, step.branch, step.seconds, step.prefix), {})
                 rows[row] = rows[row] + vector if row in rows else vector
-    for (place, branch, seconds, prefix), rows in added.items():
+    for (site, branch, seconds, prefix), rows in added.items():
         vectors = torch.stack(list(rows.values()))
-        if len((_WHOLE if place.layer is None else _BLOCK)[place.hook].form.axes) > 3:
-            # There, a step holds one vector per head or codebook, and a row adds the same vector to all of them.
+        if len((_WHOLE if site.layer is None else _BLOCK)[site.hook].form.axes) > 3:
+            # At such a site, a step has one vector per head or codebook, and a row adds the same vector to all.
             vectors = vectors[:, None]
-        yield Add(vectors, rows=list(rows), site=place.name, branch=branch, seconds=seconds, prefix=prefix)
+        yield Add(vectors, rows=list(rows), site=site.name, branch=branch, seconds=seconds, prefix=prefix)
     for rows_here in others.values():
         for step in conditions[rows_here[0]].interventions:
             yield replace(step, rows=rows_here)

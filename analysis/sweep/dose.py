@@ -1,7 +1,7 @@
-"""Dose-response: the effect of a direction against its strength, with controls, prompted clips and cross-effects.
+"""Compute a direction's effect by strength (the dose-response), with controls, prompted clips and cross-effects.
 
-This module works on the effects of a sweep's conditions (`response.effects`), whose labels hold kind, concept, place
-and strength.
+This module uses the effects of a sweep's conditions (`response.effects`), whose labels are kind, concept, place and
+strength. The columns in `factorial.PLACE` identify a place.
 The measure is assumed to rise towards the concept's positive pole.
 """
 
@@ -34,16 +34,17 @@ class DoseResponse:
     Attributes:
         concept, measured: the concept that was steered, and the measure of its effect.
         table: one row per condition, with its labels, `effect`, `low`, `high`, `median`, `failed`, and further losses
-            if they were measured (`drift`, distances). Steered conditions also have `p_random` and `p_shuffled`, the
-            rank p among controls at the same place and strength, towards the pole of the strength's sign (NaN without
-            controls); the numbers of controls `n_random` and `n_shuffled`; and `p_corrected`, which is `p_random`
-            corrected for testing several layers (Holm, over the layers of one strategy, branch and strength).
+            if they were measured (`drift`, distances). Steered conditions have further columns. `p_random` and
+            `p_shuffled` are the rank p among controls at the same place and strength, towards the pole of the
+            strength's sign (NaN without controls). `n_random` and `n_shuffled` are the numbers of controls.
+            `p_corrected` is `p_random` corrected for testing several layers (Holm, over the layers of one strategy,
+            branch and strength).
         monotonicity: one row per place, with Spearman's `rho` of the median with strength, its `p`, and the number `n`
             of strengths.
 
-    It does not show which layer is best: the place with the widest span among many was selected on these clips, so
-    its estimate is optimistic. Choose a place on these prompts, and report on others. With fewer than 19 controls, no
-    p can reach .05.
+    A dose-response does not show which layer is best. The place with the widest span among many was selected on these
+    clips, so its estimate is optimistic. Choose a place on these prompts, and report results on others. With fewer than
+    19 controls, p cannot reach .05.
     """
 
     concept: str
@@ -62,7 +63,7 @@ class DoseResponse:
         return (named[0], named[1]) if len(named) == 2 else ("positive", "negative")
 
     def widest(self, **where: Any) -> pd.DataFrame:
-        """The steered rows of the place with the widest span of effects.
+        """Return the steered rows of the place with the widest span of effects.
 
         The span is the distance from the smallest effect of a negative strength to the largest effect of a positive
         strength, without strengths that fail too often.
@@ -74,14 +75,14 @@ class DoseResponse:
 
     @drawable
     def plot(self) -> Any:
-        """The widest place of each strategy with its controls and the prompted clips (matplotlib figure)."""
+        """Draw each strategy's place with the widest span, its controls, and the prompted clips (matplotlib figure)."""
         from analysis.figures import plots
         from analysis.sweep.plots import in_units
 
         return in_units(plots.dose_response(self._shown, self.measured, self.poles), self.measured)
 
     def figure(self) -> Any:
-        """Interactive version of `plot` (plotly figure)."""
+        """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.figures import screen
         from analysis.sweep.screen import in_units
 
@@ -104,7 +105,7 @@ class DoseResponse:
             for row in (best.iloc[0], best.iloc[-1])
         )
         n_places = len(self.monotonicity)
-        of = "" if n_places == 1 else f", the widest of {n_places} places"
+        of = "" if n_places == 1 else f", the widest span of {n_places} places"
         rho = self.monotonicity[at_place(self.monotonicity, place_of(best.iloc[0]))]["rho"].iloc[0]
         return f"DoseResponse({self.concept} on {self.measured}, {spoken(best.iloc[0])}{of}: {text}; rho {rho:+.2f})"
 
@@ -115,8 +116,8 @@ class CrossEffects:
     """The effect of steering along one concept on every measure, at one place.
 
     `table` has one row per measure and strength, with `effect`, `low`, `high`, `unit` ("ratio", or the unit of the
-    difference) and `failed`. It does not show that an effect is specific to the direction: any added vector may move a
-    measure (see the controls of `DoseResponse`), and with several measures some intervals exclude zero by chance.
+    difference) and `failed`. It does not show that an effect is specific to the direction, because any added vector may
+    move a measure (see the controls of `DoseResponse`). With several measures, some intervals exclude zero by chance.
     """
 
     concept: str
@@ -128,13 +129,13 @@ class CrossEffects:
 
     @drawable
     def plot(self) -> Any:
-        """Change of every measure (matplotlib figure). Differences, such as loudness, have their own panel."""
+        """Draw the change of every measure (matplotlib figure). Differences, such as loudness, have their own panel."""
         from analysis.sweep import plots
 
         return plots.cross_effects(self.table)
 
     def figure(self) -> Any:
-        """Interactive version of `plot` (plotly figure)."""
+        """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.sweep import screen
 
         return screen.cross_effects(self.table)
@@ -156,7 +157,7 @@ def dose_response(effects: pd.DataFrame, concept: str, measured: str) -> DoseRes
     steered = mine["kind"] == "steered"
     if not steered.any():
         known = effects.loc[effects["kind"] == "steered", "concept"].unique()
-        raise InputError(f"{concept!r} was not steered. Steered concepts: {', '.join(map(str, known))}.")
+        raise InputError(f"{shown(concept)} was not steered. Steered concepts: {', '.join(map(str, known))}.")
     at = mine.groupby([*PLACE, "strength"], dropna=False).ngroup()
     columns: dict[str, list[float]] = {}
     for kind in CONTROLS:
@@ -182,15 +183,15 @@ def dose_response(effects: pd.DataFrame, concept: str, measured: str) -> DoseRes
 
 
 def widest(steered: pd.DataFrame, measured: str, **where: Any) -> pd.DataFrame:
-    """The rows, in order of strength, of the place with the widest span of effects (see `DoseResponse.widest`)."""
+    """Return the rows, by strength, of the place with the widest span of effects (see `DoseResponse.widest`)."""
     groups = [group for _, group in steered[at_place(steered, where)].groupby(list(PLACE), dropna=False, sort=False)]
     if not groups:
-        raise InputError(f"nothing was steered at {where}.")
+        raise InputError(f"no condition was steered at {where}: choose a place that was swept.")
     return max(groups, key=lambda group: _span(group, measured)).sort_values("strength")
 
 
 def change(value: float, measured: str) -> str:
-    """An effect with its unit: a signed percentage, or a signed difference."""
+    """Return an effect as text, either a signed percentage or a signed difference with its unit."""
     if not np.isfinite(value):
         return "none measured"
     return f"{value:+.0%}" if is_ratio(measured) else f"{value:+.2g} {unit_of_change(measured)}".strip()
@@ -205,12 +206,15 @@ def _span(group: pd.DataFrame, measured: str) -> float:
 
 
 def place_of(row: Any) -> dict[str, Any]:
-    """The labels of a row that identify where a direction is added."""
+    """Return the labels of a row that identify where a direction is added."""
     return {name: row[name] for name in PLACE}
 
 
 def at_place(table: pd.DataFrame, place: Mapping[str, Any]) -> pd.Series:
-    """Mask of the rows at a place. Labels that are missing in `place` (NaN, None) must be missing in the row too."""
+    """Return a mask of the rows at a place.
+
+    Labels that are missing in `place` (NaN, None) must be missing in the row too.
+    """
     chosen = pd.Series(True, index=table.index)
     for name, value in place.items():
         if name not in PLACE or not isinstance(value, str | int | float | np.number | tuple | None):

@@ -1,4 +1,4 @@
-"""Check and pack a factorial sweep before it starts, and estimate its time and disk space."""
+"""Check a factorial sweep before it starts, pack it into batches, and estimate its time and disk space."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Estimate:
     Attributes:
         plan: rows and batches of the sweep.
         seconds: length of each clip.
-        speed: clips per second, measured on this machine with one short batch; NaN if it was not measured.
+        speed: clips per second, measured on this machine with one short batch. It is NaN if it was not measured.
         finished: number of rows that are already finished.
         n_bytes: approximate size on disk in bytes; 0 without a folder.
     """

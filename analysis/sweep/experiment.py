@@ -1,4 +1,4 @@
-"""Run a sweep: strengths x strategies x layers x branches x concepts x prompts x seeds, one table row per clip.
+"""Sweep strengths x strategies x layers x branches x concepts x prompts x seeds, with one table row per clip.
 
 `run` crosses the factors. `play`, the function below it, takes any conditions. Every condition is applied to the same
 clips, so that rows pair up by prompt and seed, and each row is compared with its unsteered baseline. With `out=`,
@@ -24,23 +24,25 @@ from analysis.sweep import response
 from analysis.sweep.conditions import Condition, Plan, PromptSeed, packed
 from analysis.sweep.estimate import Estimate, Prepared
 from analysis.sweep.factorial import Factors
+from analysis.sweep.planned import facts_of
 from analysis.sweep.playing import Also, Making, heard_batches, threads
 from analysis.sweep.result import SweepResult
 from analysis.sweep.storage import SoundFormat, check_sound, in_memory, into_folder, size_of, stops
 from audiolens import measure
-from audiolens.checks import MOST_JOBS, checked_amount, checked_count, checked_flags
+from audiolens.checks import MOST_JOBS, checked_amount, checked_count, checked_flags, shown
 from audiolens.directions.directions import Directions
 from audiolens.directions.steering import Strategy, Unit
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
 from audiolens.files.atomic import as_path, refuse_links
+from audiolens.groups import loosened, takes
 from audiolens.interventions import Branch
 from audiolens.model.timeline import clip_timeline
 from audiolens.model.tokens import named_once
 from audiolens.prompts import PromptSet
 from audiolens.tracing.batching import whole_batch_size
 from audiolens.tracing.plan import refuse_foreign
-from audiolens.tracing.sampling import checked_settings
+from audiolens.tracing.sampling import Sampling, checked_settings
 
 if TYPE_CHECKING:
     from audiolens import AudioLens
@@ -57,9 +59,10 @@ def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) 
     With `timed`, one short batch measures this machine's speed.
 
     Raises:
-        InputError: in the same cases as `run`, including a folder that holds another sweep.
+        InputError: in the same cases as `run`, including a folder that contains another sweep.
     """
     checked_flags(timed=timed)
+    asked = loosened(run, lens, directions, **asked)
     check_sound(asked.get("sound"), asked.get("out"))
     if asked.get("out") is not None:
         ledgers.check(Path(asked["out"]))
@@ -76,6 +79,7 @@ def plan(lens: AudioLens, directions: Any, *, timed: bool = True, **asked: Any) 
 
 @guarded
 @named_once
+@takes("sampling", Sampling)
 def run(
     lens: AudioLens,
     directions: Directions | Sequence[Directions] | Mapping[str, Directions],
@@ -105,6 +109,7 @@ def run(
     n_jobs: int | None = None,
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
+    sampling: Sampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> SweepResult:
     """Steer along directions in every combination of the factors, and measure every clip.
 
@@ -137,9 +142,10 @@ def run(
         n_jobs: as in `play`.
         progress: show a progress bar.
         tell: a function that is called with the plan before the start. Timing the plan takes one short batch.
+        sampling: a `Sampling` instead of guidance_scale, temperature, top_k and, if it holds them, seconds.
 
     Raises:
-        InputError: (or a subclass) if values are out of range or the folder holds another sweep. It is raised before
+        InputError: (or a subclass) if values are out of range or the folder contains another sweep. It is raised before
             the model runs.
         StoppedError: if the disk is full or a worker process died. Finished batches are kept.
     """
@@ -161,6 +167,7 @@ def run(
 
 @guarded
 @named_once
+@takes("sampling", Sampling)
 def play(
     lens: AudioLens,
     conditions: Sequence[Condition],
@@ -179,6 +186,7 @@ def play(
     out: str | os.PathLike[str] | None = None,
     sound: SoundFormat | None = None,
     progress: str | None = None,
+    sampling: Sampling | None = None,  # noqa: ARG001 - its values arrive as the loose arguments
 ) -> SweepResult:
     """Generate and measure every clip under every condition.
 
@@ -196,7 +204,7 @@ def play(
         listener: an open listener to share between sweeps. It then determines the measures and the processes.
         keep_audio: selects the rows whose sound is kept in the result (default: no rows) or, with `sound`, in the
             folder (default: all rows).
-        out, sound: as in `run`.
+        out, sound, sampling: as in `run`.
         progress: the label of a progress bar; `None` shows none.
     """
     todo = packed(conditions, clips, batch_size)
@@ -219,8 +227,8 @@ def play(
     bar = partial(tqdm, total=len(todo), desc=progress, unit="clip", disable=progress is None, smoothing=0.1)
     done = {"model": lens.name, **settings}
     if out is None:
-        with stops(None, todo), hearing() as ear, bar() as shown:
-            table, codes, audio = in_memory(heard_batches(lens, todo, making, ear), todo, keep_audio, shown)
+        with stops(None, todo), hearing() as ear, bar() as bar_shown:
+            table, codes, audio = in_memory(heard_batches(lens, todo, making, ear), todo, keep_audio, bar_shown)
         return SweepResult(table, names, done, lens.config.sample_rate, audio, tuple(also or ()), _codes=codes)
     facts = _facts(lens, todo, settings, names, also, sound)
     columns = [*names, *response.LOST, *(also or ()), *(["file"] if sound else [])]
@@ -228,20 +236,20 @@ def play(
     with (
         stops(Path(out), todo),
         ledgers.ledger(out, facts, todo.labels, columns, need) as kept,
-        threads(kept.facts["model"]["threads"]),
-        bar(initial=sum(len(todo.batches[number]) for number in kept.done)) as shown,
+        threads(kept.threads),
+        bar(initial=sum(len(todo.batches[number]) for number in kept.done)) as bar_shown,
     ):
         if len(kept.done) < len(todo.batches):
             with hearing() as ear:
-                into_folder(
-                    kept, heard_batches(lens, todo, making, ear, kept.codes_of_done), todo, sound, keep_audio, shown
-                )
+                codes_of_done = {number: partial(kept.codes, number) for number in kept.done}
+                heard = heard_batches(lens, todo, making, ear, codes_of_done)
+                into_folder(kept, heard, todo, sound, keep_audio, bar_shown)
         kept.close()
     return load_folder(out)
 
 
 def _settings(seconds: Any, guidance_scale: Any, temperature: Any, top_k: Any, batch_size: Any) -> dict[str, Any]:
-    """Settings as plain Python numbers, so that a folder stores the same values regardless of the caller's types."""
+    """Return settings as plain Python numbers, so that the caller's types do not change what a folder stores."""
     drawn = checked_settings(guidance_scale, temperature, top_k)
     return dict(zip(_SETTINGS, (checked_amount("seconds", seconds), *drawn, whole_batch_size(batch_size)), strict=True))
 
@@ -254,9 +262,9 @@ def _facts(
     also: Also | None,
     sound: SoundFormat | None,
 ) -> dict[str, Any]:
-    """The facts that a sweep's folder states in its plan."""
+    """Return the facts that a sweep's folder states in its plan."""
     further = {"measures": list(names), "also": sorted(also or ()), "sound": sound}
-    return ledgers.facts_of(
+    return facts_of(
         lens,
         todo.conditions,
         {**settings, **further},
@@ -273,18 +281,18 @@ def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
     """Load a sweep that was written with `out=`. If it is unfinished, load the batches finished so far.
 
     Raises:
-        InputError: if there is no sweep, if none of its batches is finished yet, or if it has the format of another
-            version.
+        InputError: if the folder contains no sweep, if none of its batches is finished, or if its format is that of
+            another version.
         DamagedError: (an InputError) if a file is damaged. The error names the file. Codes and sound are checked only
             when they are requested.
     """
-    place = as_path(folder)
-    if place.is_dir():
-        refuse_links(place)
-    facts = ledgers.read_facts(place)
+    path = as_path(folder)
+    if path.is_dir():
+        refuse_links(path)
+    facts = ledgers.read_facts(path)
     own = ("measures", "also", "sound")
     settings = {"model": facts["model"]["name"]} | {k: v for k, v in facts["settings"].items() if k not in own}
-    batches = ledgers.batches_of(place, facts)
+    batches = ledgers.batches_of(path, facts)
     table, done = batches.table()
     return SweepResult(
         table,
@@ -292,7 +300,7 @@ def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
         settings,
         facts["sample_rate"],
         also=tuple(facts["settings"]["also"]),
-        folder=place,
+        folder=path,
         planned=facts["rows"],
         _batches=batches,
         _done=done,
@@ -301,11 +309,11 @@ def load_folder(folder: str | os.PathLike[str]) -> SweepResult:
 
 def _names(measures: Sequence[str], also: Mapping[str, Any]) -> tuple[str, ...]:
     if isinstance(measures, str) or not measures:
-        raise InputError(f"measures={measures!r}: expected a list of names, such as ['tempo_ioi', 'brightness'].")
+        raise InputError(f"measures={shown(measures)}: expected a list of names, such as ['tempo_ioi', 'brightness'].")
     known = [*measure.MEASURES, *measure.EXTRA_MEASURES]
     for name in measures:
         if name not in known:
-            raise InputError(f"no measure {name!r}.{nearest(name, known)} Choose from: {', '.join(known)}.")
+            raise InputError(f"no measure {shown(name)}.{nearest(name, known)} Choose from: {', '.join(known)}.")
     measure.refuse_lacking(measures)
     taken = {*known, *response.LOST, "file"} & set(also)
     if taken:

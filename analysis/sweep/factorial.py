@@ -1,6 +1,6 @@
 """Cross concepts x strategies x layers x branches x strengths into conditions, with baseline, controls and references.
 
-The functions are pure: they take directions and prompts, and return conditions with the labels of their rows.
+These pure functions take directions and prompts, and return conditions with the labels of their rows.
 `sweep.run` calls them.
 """
 
@@ -57,12 +57,12 @@ class Factors:
         if self.layers is not None:
             object.__setattr__(self, "layers", layers_once(self.layers))
             if self.layers == []:
-                raise InputError("layers=[]: nothing would be steered; give at least one, or None for all.")
+                raise InputError("layers=[]: expected at least one layer to steer, or None for all.")
         checked_flags(opposed=self.opposed)
         for name in ("n_random", "n_shuffled"):
             object.__setattr__(self, name, checked_count(name, getattr(self, name), least=0))
         if self.band is not None and "one-to-band" not in self.strategies:
-            raise InputError(f"band={self.band} is for the strategy 'one-to-band', which is not among the strategies.")
+            raise InputError(f"band={self.band} needs the strategy 'one-to-band': add it, or leave out band.")
 
     @property
     def controlled(self) -> Sequence[float]:
@@ -71,7 +71,7 @@ class Factors:
 
 
 def named(directions: Directions | Sequence[Directions] | Mapping[str, Directions]) -> dict[str, Directions]:
-    """Directions by concept, named by their labels or by the keys of a mapping."""
+    """Return directions by concept, named by their labels or by the keys of a mapping."""
     if isinstance(directions, Mapping):
         pairs = list(directions.items())
         if not all(isinstance(one, Directions) for _, one in pairs):
@@ -91,7 +91,7 @@ def named(directions: Directions | Sequence[Directions] | Mapping[str, Direction
 def conditions(
     directions: Mapping[str, Directions], factors: Factors, sets: Mapping[str, PromptSet] | None = None
 ) -> list[Condition]:
-    """All conditions of a sweep, with the baseline first.
+    """Return all conditions of a sweep, with the baseline first.
 
     Strength 0 is the baseline. Control directions are applied like the direction itself, at the same places and
     strengths. Concepts with a prompt set also get clips whose prompts ask for the poles in words.
@@ -144,7 +144,7 @@ def _places(concept: str, directions: Directions, factors: Factors) -> Iterator[
     chosen = directions.layers if factors.layers is None else factors.layers
     layers = [counted(layer, directions.meta.n_layers) for layer in ([chosen] if isinstance(chosen, int) else chosen)]
     if len(set(layers)) < len(layers):
-        raise InputError(f"layers={layers}: expected each once.")
+        raise InputError(f"layers={layers}: expected each layer once.")
     for branch in factors.branches:
         for strategy in factors.strategies:
             if strategy == "all-to-all":
@@ -182,17 +182,17 @@ def _strengths(name: str, given: Sequence[float]) -> tuple[float, ...]:
     try:
         values = [real_number(value) for value in listed(name, given)]
     except TypeError:
-        raise InputTypeError(f"{name}={given!r}: expected a list of numbers.") from None
+        raise InputTypeError(f"{name}={shown(given)}: expected a list of numbers.") from None
     if not all(math.isfinite(value) for value in values) or len(set(values)) < len(values):
         raise InputError(f"{name}={values}: expected different finite numbers.")
     steered = tuple(sorted(value for value in values if value))
     if not steered and name == "strengths":
-        raise InputError(f"{name}={values}: 0 is the baseline, which is always included; expected others.")
+        raise InputError(f"{name}={values}: expected a strength other than 0, the baseline, which is always included.")
     return steered
 
 
 def spoken(place: Any) -> str:
-    """A place as text, such as "one-to-one 4 (cond)"."""
+    """Return a place as text, such as "one-to-one 4 (cond)"."""
     strategy, layer, branch = place["strategy"], place["layer"], place["branch"]
     where = "" if layer is None or layer != layer else f" {int(layer)}"
     band = place["band"]

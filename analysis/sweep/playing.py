@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from analysis.listening import Heard, Listener
 from analysis.sweep.conditions import BASELINE, Condition, Plan, merge
-from audiolens.checks import checked_amount, checked_count
+from audiolens.checks import checked_amount, checked_count, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.model import text
@@ -46,7 +46,7 @@ class Making:
     also: Also | None = None
 
     def check(self, lens: AudioLens, plan: Plan) -> None:
-        """Raise an error now for input that `lens.generate` would refuse in a later batch."""
+        """Raise an error now for input that `lens.generate` would reject in a later batch."""
         _, sizes = text.checked(plan.asked(), lens.model, lens.tokenizer)
         checked_seeds([seed for _, seed in plan.clips], len(plan.clips))
         checked_settings(self.guidance_scale, self.temperature, self.top_k)
@@ -125,7 +125,7 @@ def heard_batches(
 
 @guarded
 def clips_per_second(lens: AudioLens, prompt: str, seconds: float, batch_size: int = 64) -> float:
-    """The speed of this machine, measured with one short batch, for estimates before a sweep."""
+    """Return the speed of this machine, measured with one short batch, for estimates before a sweep."""
     batch_size, seconds = checked_count("batch_size", batch_size), checked_amount("seconds", seconds, above=0)
     short = min(1.0, seconds)
     started = time.perf_counter()
@@ -142,7 +142,7 @@ def clips_per_second(lens: AudioLens, prompt: str, seconds: float, batch_size: i
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Use the number of threads that a sweep was started with, because another number changes the last bits of sums."""
+    """Use the number of threads with which a sweep was started. Another number would change the last bits of sums."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -152,7 +152,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def _reference(batch: Sequence[tuple[Condition, int]], baselines: Mapping[int, tuple[Heard, int]]) -> Heard:
-    """The baseline clip of each row of a batch."""
+    """Return the baseline clip of each row of a batch."""
     pairs = [baselines[clip] for _, clip in batch]
     return Heard(
         codes=np.stack([source.codes[place] for source, place in pairs]),
@@ -167,6 +167,6 @@ def _further(lens: AudioLens, made: Generation, also: Also) -> pd.DataFrame:
     for name, measured in also.items():
         values = np.asarray(measured(lens, made), dtype=float)
         if values.shape != (len(made),):
-            raise InputError(f"also: {name!r} gave shape {values.shape} for {len(made)} clips, not one number each.")
+            raise InputError(f"also: {shown(name)} gave shape {values.shape} for {len(made)} clips: expected one each.")
         columns[name] = values
     return pd.DataFrame(columns)

@@ -33,13 +33,16 @@ def in_units(figure: Figure, measured: str) -> Figure:
 
 
 def labelled(measured: str) -> str:
-    """The label of an effect axis, with the unit if the effect is a difference."""
+    """Return the label of an effect axis, with the unit if the effect is a difference."""
     unit = "" if is_ratio(measured) else f" [{unit_of_change(measured)}]"
     return change_of(measured) + unit
 
 
 def layer_map(result: LayerMap) -> Figure:
-    """Effect by layer and strength. A cross marks cells with over a tenth failed clips; grey cells have no value."""
+    """Draw the effect by layer and strength.
+
+    A cross marks cells in which more than a tenth of the clips failed. Grey cells have no value.
+    """
     rows, columns = result.effect.shape
     with styled():
         figure = canvas((2.4 + 0.62 * columns, 2.1 + 0.32 * rows))
@@ -50,7 +53,7 @@ def layer_map(result: LayerMap) -> Figure:
         axes.set_xticks(range(columns), [f"{strength:+g}" if strength else "0" for strength in result.strengths])
         axes.set_yticks(range(rows), [str(layer) for layer in result.layers])
         axes.set_xlabel("strength [differences of means]")
-        axes.set_ylabel("block" if result.strategy == "one-to-one" else "block that the direction was read at")
+        axes.set_ylabel("block" if result.strategy == "one-to-one" else "block from which the direction was read")
         axes.grid(False)
         for (row, column), value in np.ndenumerate(result.effect):
             lost = result.failed[row, column] > MOST_FAILED
@@ -69,7 +72,10 @@ def layer_map(result: LayerMap) -> Figure:
 
 
 def cross_effects(table: pd.DataFrame) -> Figure:
-    """Change of every measure by strength. Percentages share a panel, and differences have one panel per unit."""
+    """Draw the change in every measure by strength.
+
+    Percentages share a panel, and differences have one panel per unit.
+    """
     units = list(dict.fromkeys(table["unit"]))
     counts = [table.loc[table["unit"] == unit, "measure"].nunique() for unit in units]
     strengths = sorted(table["strength"].unique())
@@ -99,7 +105,10 @@ def cross_effects(table: pd.DataFrame) -> Figure:
 
 
 def limits(result: Limits) -> Figure:
-    """The range of strengths within the loss bound at every place, with an arrow if no tested strength exceeded it."""
+    """Draw the range of strengths within the loss bound at every place.
+
+    An arrow means that no tested strength exceeded the bound.
+    """
     places = list(dict.fromkeys(spoken(row) for _, row in result.table.iterrows()))
     with styled():
         figure = canvas((6.2, 0.3 * len(places) + 1.5))
@@ -113,13 +122,13 @@ def limits(result: Limits) -> Figure:
         axes.axvline(0, color=BLACK, linewidth=0.8)
         axes.set_yticks(range(len(places)), places)
         axes.set_ylim(len(places) - 0.5, -0.5)
-        axes.set_xlabel("strength [differences of means]; arrow: the bound was not reached")
+        axes.set_xlabel("strength [differences of means]; arrow: bound not reached")
         axes.set_title(f"{result.concept}: {LOSSES.get(result.loss, result.loss)} at most {result.bound:g}")
     return figure
 
 
 def strategies(result: Strategies) -> Figure:
-    """The largest effect of every strategy towards each pole within the loss bound, with intervals over prompts."""
+    """Draw every strategy's largest effect towards each pole within the loss bound, with intervals over prompts."""
     names = list(dict.fromkeys(zip(result.table["strategy"], result.table["branch"], strict=True)))
     with styled():
         figure = canvas((6.4, 0.62 * len(names) + 1.4))
@@ -149,7 +158,7 @@ def strategies(result: Strategies) -> Figure:
 
 
 def front(result: Front) -> Figure:
-    """Gain against loss, with one panel per sign. A line joins the Pareto-optimal conditions."""
+    """Draw the gain against loss, with one panel per sign. A line joins the Pareto-optimal conditions."""
     signs = sorted(result.table["sign"].unique(), reverse=True) or [1.0]
     names = list(dict.fromkeys(result.table["strategy"]))
     with styled():
@@ -159,8 +168,8 @@ def front(result: Front) -> Figure:
             mine = result.table[result.table["sign"] == sign]
             best = mine[mine["best"]].sort_values([result.loss, "gain"])
             axes.plot(best[result.loss], best["gain"], color=BLACK, linewidth=1, linestyle="--", label="front")
-            for place, strategy in enumerate(names):
-                colour, marker = SEVERAL[place % len(SEVERAL)]
+            for index, strategy in enumerate(names):
+                colour, marker = SEVERAL[index % len(SEVERAL)]
                 own = mine[mine["strategy"] == strategy]
                 look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "none", "markersize": 6}
                 axes.plot(own[result.loss], own["gain"], **{**look, "markerfacecolor": "white"}, alpha=0.8)

@@ -11,11 +11,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from analysis.resampling import Resampling
 from analysis.statistics import effect, rank_test
 from analysis.sweep.conditions import BASELINE
 from audiolens import measure
+from audiolens.checks import shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
+from audiolens.groups import takes
 
 MEASURED: Mapping[str, str] = {
     "tempo": "tempo_ioi",
@@ -32,52 +35,65 @@ _RATIOS = ("BPM", "Hz", "onsets/s")
 
 
 def is_ratio(measured: str) -> bool:
-    """Whether a measure has a true zero, so that its change is a ratio. Otherwise its change is a difference."""
+    """Return whether a measure has a true zero, so that its change is a ratio. Otherwise its change is a difference."""
     return measure.UNITS.get(measured, "") in _RATIOS or measured == "pulse_clarity"
 
 
 def unit_of_change(measured: str) -> str:
-    """The unit of `effects`: either "ratio" or the measure's own unit (dB for dBFS)."""
+    """Return the unit of `effects`: either "ratio" or the measure's own unit (dB for dBFS)."""
     if is_ratio(measured):
         return "ratio"
     return {"dBFS": "dB"}.get(unit := measure.UNITS.get(measured, ""), unit)
 
 
 @guarded
-def effects(table: pd.DataFrame, measured: str, n_bootstrap: int = 1000, further: Sequence[str] = ()) -> pd.DataFrame:
-    """The effect of every condition on a measure, relative to the baseline clips of the same prompt and seed.
+@takes("resampling", Resampling, keeps=["seed"])
+def effects(
+    table: pd.DataFrame,
+    measured: str,
+    n_bootstrap: int = 1000,
+    further: Sequence[str] = (),
+    *,
+    resampling: Resampling | None = None,
+) -> pd.DataFrame:
+    """Return the effect of every condition on a measure, relative to the baseline clips of the same prompt and seed.
 
-    The table has one row per condition, with its labels and these columns: `median`, the median of the measure without
-    failed clips; `effect`, `low` and `high`, from `statistics.effect`; `failed`, the share of failed clips; `left_out`,
-    the number of pairs without a baseline value, which are excluded from both; and `clips`. An effect is a ratio minus
-    1, or a difference if `is_ratio` is false. It is NaN if no baseline could be measured. Controls have no interval,
-    because only their value is used. Each column in `further` is summarised by its median. If it is `nats` (nats per
-    code under the unsteered model), `drift` is added: the mean over clips of |nats - nats of the baseline|.
+    The table has one row per condition, with its labels and further columns. `median` is the median of the measure
+    without failed clips. `effect`, `low` and `high` come from `statistics.effect`. `failed` is the share of failed
+    clips. `left_out` is the number of pairs without a baseline value, which are excluded from both. `clips` is the
+    number of clips. An effect is a ratio minus 1, or a difference if `is_ratio` is false. It is NaN if no baseline
+    could be measured. Controls have no interval, because only their value is used. Each column in `further` is
+    summarised by its median. If it is `nats` (nats per code under the unsteered model), `drift` is added: the mean over
+    clips of |nats - nats of the baseline|. `resampling` is a `Resampling` with `n_bootstrap` and
+    `seed`. Intervals always have a confidence of 95%.
     """
     if measured not in table:
         known = [name for name in (*measure.MEASURES, *further) if name in table]
-        raise InputError(f"{measured!r} was not measured.{nearest(measured, known)} Measured: {', '.join(known)}.")
+        raise InputError(f"{shown(measured)} was not measured.{nearest(measured, known)} Measured: {', '.join(known)}.")
     if unknown := [name for name in further if name not in table]:
-        raise InputError(f"further: {unknown[0]!r} is not a column.{nearest(str(unknown[0]), map(str, table.columns))}")
+        raise InputError(
+            f"further: {shown(unknown[0])} is not a column.{nearest(str(unknown[0]), map(str, table.columns))}"
+        )
     own = table[table["condition"] == BASELINE].set_index(KEYS)
     columns = [measured, *(["nats"] if "nats" in further else [])]
     pairs = own[columns].reindex(pd.MultiIndex.from_frame(table[KEYS])).to_numpy(dtype=float)
     numbers = {*measure.MEASURES, *LOST, *further, "asked", "file", *KEYS}
     labels = [column for column in table.columns if column not in numbers]
     rows = []
-    for places in table.groupby("condition", sort=False).indices.values():
-        group, before = table.iloc[places], pairs[places]
+    for at in table.groupby("condition", sort=False).indices.values():
+        group, before = table.iloc[at], pairs[at]
         common = group[labels].iloc[0].to_dict()
         sound = group.loc[~group["failed"], measured]
         lost = {name: float(group[name].median()) for name in further}
         if "nats" in lost:
             lost["drift"] = float(np.mean(np.abs(group["nats"].to_numpy() - before[:, 1])))
         draws = 0 if common.get("kind") in CONTROLS else n_bootstrap
+        how = Resampling(n_bootstrap=draws, seed=None if resampling is None else resampling.seed)
         rows.append(
             {
                 **common,
                 "median": float(sound.median()) if sound.notna().any() else float("nan"),
-                **_effect(group, measured, before[:, 0], draws),
+                **_effect(group, measured, before[:, 0], how),
                 **lost,
                 "clips": len(group),
             }
@@ -86,9 +102,9 @@ def effects(table: pd.DataFrame, measured: str, n_bootstrap: int = 1000, further
 
 
 def rank_among(observed: float, controls: ArrayLike, sign: int) -> tuple[float, int]:
-    """The rank p of an effect among those of controls, towards `sign`, and the number of controls.
+    """Return the rank p of an effect among those of controls, towards `sign`, and the number of controls.
 
-    The p is NaN if an effect could not be measured or there are no controls.
+    p is NaN if an effect could not be measured or there are no controls.
     """
     values = np.asarray(controls, dtype=float)
     if not len(values) or not np.isfinite(observed) or not np.isfinite(values).all():
@@ -96,13 +112,13 @@ def rank_among(observed: float, controls: ArrayLike, sign: int) -> tuple[float, 
     return rank_test(observed, values, "greater" if sign > 0 else "less").p, len(values)
 
 
-def _effect(group: pd.DataFrame, measured: str, before: np.ndarray, n_bootstrap: int) -> dict[str, float]:
+def _effect(group: pd.DataFrame, measured: str, before: np.ndarray, resampling: Resampling) -> dict[str, float]:
     relative = is_ratio(measured)
     usable = np.isfinite(before) & ((before > 0) | (not relative))
     if not usable.any():
         nothing, failed = float("nan"), float(group["failed"].mean())
         return {"effect": nothing, "low": nothing, "high": nothing, "failed": failed, "left_out": len(group)}
-    found = effect(group[measured], before, group["prompt"], group["failed"], relative, n_bootstrap=n_bootstrap)
+    found = effect(group[measured], before, group["prompt"], group["failed"], relative, resampling=resampling)
     return {
         "effect": found.value,
         "low": found.interval.low,

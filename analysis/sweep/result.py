@@ -1,4 +1,4 @@
-"""The result of a complete or unfinished sweep: its table of clips, and methods that analyse it."""
+"""The result of a complete or unfinished sweep, with its table of clips and methods that analyse it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analysis.figures.canvas import drawable
+from analysis.resampling import Resampling
 from analysis.sweep import dose, response, tradeoff
 from analysis.sweep.batches import Batches
 from analysis.sweep.conditions import BASELINE
@@ -22,6 +23,7 @@ from analysis.sweep.tradeoff import Front, LayerMap, Limits, Strategies
 from audiolens.checks import checked_text, real_number, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, nearest
+from audiolens.groups import takes
 from audiolens.sound import soundfiles
 
 
@@ -34,14 +36,14 @@ class SweepResult:
         table: `condition` and its labels, `prompt`, `asked` (the prompt the model read), `seed`, the measures, and
             `rms_ratio`, `onsets`, `entropy_ratio`, `failed` relative to the baseline of the same prompt and seed;
             `file` if sound was written.
-        measures: names of the measures. `also` holds the names of further columns.
+        measures, also: names of the measures, and of further columns.
         settings: the settings with which the clips were generated.
         audio: kept sound by row number.
         folder: the sweep's folder, if it has one.
         planned: number of rows of the whole sweep. `table` has fewer rows if it was loaded before the sweep ended.
         distances: the columns that `compared` added, one row per condition.
 
-    It does not show that a direction means what its label says. Compare it with the controls.
+    A sweep does not show that a direction represents the concept in its label. Compare it with the controls.
     """
 
     table: pd.DataFrame
@@ -66,10 +68,10 @@ class SweepResult:
         return self.planned is None or len(self.table) == self.planned
 
     def codes(self, condition: str = BASELINE) -> Int[Tensor, "row codebook frame"]:
-        """The codes of a condition's clips, in the order of its rows."""
+        """Return the codes of a condition's clips, in the order of its rows."""
         names = self.table["condition"]
         if condition not in set(names):
-            raise InputError(f"no condition {condition!r}.{nearest(condition, set(names))}")
+            raise InputError(f"no condition {shown(condition)}.{nearest(condition, set(names))}")
         rows = np.flatnonzero(names == condition)
         if self._codes is not None:
             return torch.from_numpy(self._codes[rows]).long()
@@ -85,7 +87,7 @@ class SweepResult:
         return torch.from_numpy(np.concatenate(found)).long()
 
     def sound(self, row: int) -> Float[np.ndarray, "channel sample"] | None:
-        """The sound of a row; `None` if it was not kept.
+        """Return the sound of a row; `None` if it was not kept.
 
         Raises:
             DamagedError: if its file is missing or damaged.
@@ -115,15 +117,26 @@ class SweepResult:
             found = self.distances.drop(columns=name, errors="ignore").merge(found, on="condition")
         return replace(self, distances=found)
 
-    def effects(self, measured: str, n_bootstrap: int = 1000) -> pd.DataFrame:
-        """Effects of every condition (`response.effects`), with the distances that `compared` added."""
-        found = response.effects(self.table, measured, n_bootstrap, self.also)
+    @takes("resampling", Resampling, keeps=["seed"])
+    def effects(self, measured: str, n_bootstrap: int = 1000, *, resampling: Resampling | None = None) -> pd.DataFrame:
+        """Return the effects of every condition (`response.effects`), with the distances that `compared` added.
+
+        `resampling` is a `Resampling` with `n_bootstrap` and `seed`, here and in the methods below.
+        """
+        how = resampling or Resampling(n_bootstrap=n_bootstrap)
+        found = response.effects(self.table, measured, further=self.also, resampling=how)
         return found if self.distances is None else found.merge(self.distances, on="condition", how="left")
 
+    @takes("resampling", Resampling, keeps=["seed"])
     def dose_response(
-        self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000
+        self,
+        concept: str | None = None,
+        measured: str | None = None,
+        n_bootstrap: int = 1000,
+        *,
+        resampling: Resampling | None = None,
     ) -> DoseResponse:
-        """The effect of one concept's directions against their strength (`dose.dose_response`).
+        """Return the effect of one concept's directions against their strength (`dose.dose_response`).
 
         `concept` may be omitted if only one was swept; `measured` defaults to the concept's own measure.
         """
@@ -131,19 +144,29 @@ class SweepResult:
         own = measured or response.MEASURED.get(name, "")
         if measured is None and own not in self.measures:
             own = self.measures[0]
-        return dose.dose_response(self.effects(own, n_bootstrap), name, own)
+        how = resampling or Resampling(n_bootstrap=n_bootstrap)
+        return dose.dose_response(self.effects(own, resampling=how), name, own)
 
-    def cross_effects(self, concept: str | None = None, n_bootstrap: int = 1000, **place: Any) -> CrossEffects:
-        """The effect of steering along one concept on every measure, at one place.
+    @takes("resampling", Resampling, keeps=["seed"])
+    def cross_effects(
+        self,
+        concept: str | None = None,
+        n_bootstrap: int = 1000,
+        *,
+        resampling: Resampling | None = None,
+        **place: Any,
+    ) -> CrossEffects:
+        """Return the effect of steering along one concept on every measure, at one place.
 
         `place` (strategy, layer, branch, band) restricts the choice. The place with the widest span of effects is used.
         """
         name = self._concept(concept)
         chosen = dose.place_of(self.dose_response(name, n_bootstrap=0).widest(**place).iloc[0])
+        how = resampling or Resampling(n_bootstrap=n_bootstrap)
         keys = (self.table["kind"] == "steered") & dose.at_place(self.table, chosen)
         rows = self.table[keys | (self.table["condition"] == BASELINE)]
         found = [
-            response.effects(rows, one, n_bootstrap, self.also)
+            response.effects(rows, one, further=self.also, resampling=how)
             .query("kind == 'steered'")
             .assign(measure=one, unit=response.unit_of_change(one))
             for one in self.measures
@@ -152,30 +175,54 @@ class SweepResult:
         return CrossEffects(name, chosen, pd.concat(found, ignore_index=True)[columns])
 
     def layer_map(self, concept: str | None = None, measured: str | None = None, **which: Any) -> LayerMap:
-        """The effect at every layer and strength (`tradeoff.layer_map`)."""
+        """Return the effect at every layer and strength (see `tradeoff.layer_map`)."""
         return tradeoff.layer_map(self.dose_response(concept, measured, 0), **which)
 
+    @takes("resampling", Resampling, keeps=["seed"])
     def limits(
-        self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000, **bound: Any
+        self,
+        concept: str | None = None,
+        measured: str | None = None,
+        n_bootstrap: int = 1000,
+        *,
+        resampling: Resampling | None = None,
+        **bound: Any,
     ) -> Limits:
-        """The largest strength at every place within a loss bound (`tradeoff.limits`)."""
-        return tradeoff.limits(self.dose_response(concept, measured, n_bootstrap), **bound)
+        """Return the largest strength at every place within a loss bound (`tradeoff.limits`)."""
+        how = resampling or Resampling(n_bootstrap=n_bootstrap)
+        return tradeoff.limits(self.dose_response(concept, measured, resampling=how), **bound)
 
+    @takes("resampling", Resampling, keeps=["seed"])
     def strategies(
-        self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000, **bound: Any
+        self,
+        concept: str | None = None,
+        measured: str | None = None,
+        n_bootstrap: int = 1000,
+        *,
+        resampling: Resampling | None = None,
+        **bound: Any,
     ) -> Strategies:
-        """The largest effect of each strategy within a loss bound (`tradeoff.strategies`)."""
-        return tradeoff.strategies(self.dose_response(concept, measured, n_bootstrap), **bound)
+        """Return the largest effect of each strategy within a loss bound (`tradeoff.strategies`)."""
+        how = resampling or Resampling(n_bootstrap=n_bootstrap)
+        return tradeoff.strategies(self.dose_response(concept, measured, resampling=how), **bound)
 
+    @takes("resampling", Resampling, keeps=["seed"])
     def front(
-        self, concept: str | None = None, measured: str | None = None, n_bootstrap: int = 1000, loss: str = "failed"
+        self,
+        concept: str | None = None,
+        measured: str | None = None,
+        n_bootstrap: int = 1000,
+        loss: str = "failed",
+        *,
+        resampling: Resampling | None = None,
     ) -> Front:
-        """The trade-off between gain and loss (`tradeoff.front`)."""
-        return tradeoff.front(self.dose_response(concept, measured, n_bootstrap), loss)
+        """Return the trade-off between gain and loss (`tradeoff.front`)."""
+        how = resampling or Resampling(n_bootstrap=n_bootstrap)
+        return tradeoff.front(self.dose_response(concept, measured, resampling=how), loss)
 
     @drawable
     def plot(self, measured: str | None = None) -> Any:
-        """The dose-response if one concept was swept, else the effect of every condition (matplotlib figure)."""
+        """Draw the dose-response if one concept was swept, else the effect of every condition (matplotlib figure)."""
         from analysis.figures import plots
 
         if len(self.concepts) == 1:
@@ -184,7 +231,7 @@ class SweepResult:
         return plots.strengths(self.effects(name), name)
 
     def figure(self, measured: str | None = None) -> Any:
-        """Interactive version of `plot` (plotly figure)."""
+        """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.figures import screen
 
         if len(self.concepts) == 1:
@@ -203,7 +250,7 @@ class SweepResult:
             return known[0]
         if given not in known:
             near = nearest(str(given), known)
-            raise InputError(f"concept={given!r}.{near} Swept concepts: {', '.join(known) or 'none'}.")
+            raise InputError(f"concept={shown(given)}.{near} Swept concepts: {', '.join(known) or 'none'}.")
         return given
 
     def __repr__(self) -> str:

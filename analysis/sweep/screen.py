@@ -1,4 +1,4 @@
-"""Plotly figures of sweeps: interactive versions of those in `plots.py`."""
+"""Plotly figures of sweeps, the interactive versions of those in `plots.py`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def in_units(figure: go.Figure, measured: str) -> go.Figure:
 
 @literally
 def layer_map(result: LayerMap) -> go.Figure:
-    """Effect by layer and strength."""
+    """Draw the effect by layer and strength."""
     most = float(np.nanmax(np.abs(result.effect), initial=0)) or 1.0
     shares = is_ratio(result.measured)
     figure = go.Figure(
@@ -46,14 +46,14 @@ def layer_map(result: LayerMap) -> go.Figure:
             "<extra></extra>",
         )
     )
-    read = "block" if result.strategy == "one-to-one" else "block that the direction was read at"
+    read = "block" if result.strategy == "one-to-one" else "block from which the direction was read"
     title = f"{result.concept}, {result.strategy}: {_label(result.measured)}"
     return plain(figure.update_layout(title=title, xaxis_title=STRENGTH, yaxis_title=read, xaxis_type="category"))
 
 
 @literally
 def cross_effects(table: pd.DataFrame) -> go.Figure:
-    """Change of every measure: ratios on the left axis, differences on the right."""
+    """Draw the change in every measure, with ratios on the left axis and differences on the right."""
     figure = go.Figure()
     for strength in sorted(table["strength"].unique()):
         colour, marker = POLES[0] if strength > 0 else POLES[1]
@@ -74,7 +74,7 @@ def cross_effects(table: pd.DataFrame) -> go.Figure:
 
 @literally
 def limits(result: Limits) -> go.Figure:
-    """The range of strengths within the loss bound at every place."""
+    """Draw the range of strengths within the loss bound at every place."""
     figure = go.Figure()
     for sign, colour, marker in ((1, *POLES[0]), (-1, *POLES[1])):
         mine = result.table[result.table["sign"] == sign]
@@ -101,7 +101,7 @@ def limits(result: Limits) -> go.Figure:
 
 @literally
 def strategies(result: Strategies) -> go.Figure:
-    """The largest effect of every strategy towards each pole within the loss bound."""
+    """Draw the largest effect of every strategy towards each pole within the loss bound."""
     figure = go.Figure()
     for sign, label in ((1, "towards the positive pole"), (-1, "towards the negative pole")):
         mine = result.table[result.table["sign"] == sign]
@@ -119,7 +119,7 @@ def strategies(result: Strategies) -> go.Figure:
 
 @literally
 def front(result: Front) -> go.Figure:
-    """Gain against loss; filled markers are Pareto-optimal."""
+    """Draw the gain against loss. Filled markers are Pareto-optimal."""
     figure = go.Figure()
     for place, ((strategy, sign), mine) in enumerate(result.table.groupby(["strategy", "sign"], sort=False)):
         colour, marker = SEVERAL[place % len(SEVERAL)]

@@ -1,6 +1,6 @@
-"""Trade-off between effect and loss: how strongly a direction can be applied, and where it has the largest effect.
+"""Compare effect with loss, to find how strongly a direction can be applied and where it has the largest effect.
 
-Like `dose`, this module works on the effects of a sweep's conditions. A loss is a column that grows as clips get worse,
+Like `dose`, this module uses the effects of a sweep's conditions. A loss is a column that grows as clips get worse,
 such as `failed` (the share of failed clips), `drift`, or a distance.
 """
 
@@ -18,7 +18,7 @@ from analysis.figures.canvas import drawable
 from analysis.statistics import MOST_FAILED
 from analysis.sweep.dose import DoseResponse, change, place_of
 from analysis.sweep.factorial import PLACE, spoken
-from audiolens.checks import checked_amount, checked_text
+from audiolens.checks import checked_amount, checked_text, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError
 
@@ -32,8 +32,8 @@ class LayerMap:
         effect, failed: the effect and the share of failed clips, "layer strength". Strength 0 is the baseline.
         layers, strengths: values along the two axes.
 
-    It does not show where a concept is computed, because steering works wherever later blocks read the concept. Cells
-    have no intervals, and the largest of many is partly due to chance.
+    The map does not show where a concept is computed, because steering works wherever later blocks read the concept.
+    Cells have no intervals, and the largest of many is partly due to chance.
     """
 
     concept: str
@@ -46,20 +46,20 @@ class LayerMap:
     failed: Float[np.ndarray, "layer strength"]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per cell: `layer`, `strength`, `effect`, `failed`."""
+        """Return one row per cell: `layer`, `strength`, `effect`, `failed`."""
         cells = [(layer, strength) for layer in self.layers for strength in self.strengths]
         frame = pd.DataFrame(cells, columns=["layer", "strength"])
         return frame.assign(effect=self.effect.ravel(), failed=self.failed.ravel())
 
     @drawable
     def plot(self) -> Any:
-        """A heat map, with a cross on cells where too many clips failed (matplotlib figure)."""
+        """Draw a heat map, with a cross on cells where too many clips failed (matplotlib figure)."""
         from analysis.sweep import plots
 
         return plots.layer_map(self)
 
     def figure(self) -> Any:
-        """Interactive version of `plot` (plotly figure)."""
+        """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.sweep import screen
 
         return screen.layer_map(self)
@@ -67,10 +67,10 @@ class LayerMap:
     def __repr__(self) -> str:
         sound = np.where(self.failed <= MOST_FAILED, self.effect, np.nan)
         if not np.isfinite(sound).any():
-            return f"LayerMap({self.concept}, {self.strategy}: no cell with few enough failed clips)"
+            return f"LayerMap({self.concept}, {self.strategy}: too many clips failed in every cell)"
         extremes = []
-        for place in (np.nanargmin(sound), np.nanargmax(sound)):
-            layer, strength = np.unravel_index(place, sound.shape)
+        for cell in (np.nanargmin(sound), np.nanargmax(sound)):
+            layer, strength = np.unravel_index(cell, sound.shape)
             extremes.append(f"{change(float(sound[layer, strength]), self.measured)} at layer {self.layers[layer]}, "
                         f"strength {self.strengths[strength]:+g}")  # fmt: skip
         return f"LayerMap({self.concept} on {self.measured}, {self.strategy}: from {extremes[0]}, to {extremes[1]})"
@@ -81,9 +81,9 @@ class LayerMap:
 class Limits:
     """How strongly each place can be steered within a loss bound.
 
-    `table` has one row per place and sign. `strength` is the largest of that sign up to which the loss stays within the
-    bound (0 if none does); its `effect`, `low`, `high` and loss are given as well. `open` is true if no tested strength
-    exceeded the bound, so that the true limit is higher.
+    `table` has one row per place and sign. `strength` is the largest strength of that sign up to which the loss stays
+    within the bound, or 0 if it never does. The row also has the `effect`, `low`, `high` and loss at that strength.
+    `open` is true if no tested strength exceeded the bound, so the true limit is higher.
 
     A share estimated from n clips is uncertain by about 1 / sqrt(n), so a limit may be off by one step.
     """
@@ -99,13 +99,13 @@ class Limits:
 
     @drawable
     def plot(self) -> Any:
-        """The range of strengths within the bound at every place (matplotlib figure)."""
+        """Draw the range of strengths within the bound at every place (matplotlib figure)."""
         from analysis.sweep import plots
 
         return plots.limits(self)
 
     def figure(self) -> Any:
-        """Interactive version of `plot` (plotly figure)."""
+        """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.sweep import screen
 
         return screen.limits(self)
@@ -125,8 +125,8 @@ class Limits:
 class Strategies:
     """The largest effect of each strategy towards each pole within a loss bound.
 
-    Each row is the best of `candidates` layers, selected on the same clips. This makes every strategy look better than
-    it is, and the more candidates there are, the larger this bias.
+    Each row is the best of `candidates` layers, selected on the same clips. Every strategy therefore looks better than
+    it is, and this bias grows with the number of candidates.
     """
 
     concept: str
@@ -140,13 +140,13 @@ class Strategies:
 
     @drawable
     def plot(self) -> Any:
-        """The largest effect of every strategy, with intervals (matplotlib figure)."""
+        """Draw the largest effect of every strategy, with intervals (matplotlib figure)."""
         from analysis.sweep import plots
 
         return plots.strategies(self)
 
     def figure(self) -> Any:
-        """Interactive version of `plot` (plotly figure)."""
+        """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.sweep import screen
 
         return screen.strategies(self)
@@ -165,8 +165,8 @@ class Front:
     """Every steered condition by its gain (the effect towards its own pole) and its loss.
 
     `table` has one row per condition, with its place, `strength`, `sign`, `gain`, loss and `best`. `best` is true if
-    the condition is Pareto-optimal: no other condition of that sign has more gain without more loss, or less loss
-    without less gain.
+    the condition is Pareto-optimal, which means that no other condition of that sign has more gain without more loss,
+    or less loss without less gain.
 
     Which conditions are on the front depends on these clips, and neighbours with overlapping intervals may swap.
     """
@@ -181,13 +181,13 @@ class Front:
 
     @drawable
     def plot(self) -> Any:
-        """Gain against loss, one panel per sign, with the front as a line (matplotlib figure)."""
+        """Draw the gain against loss, one panel per sign, with the front as a line (matplotlib figure)."""
         from analysis.sweep import plots
 
         return plots.front(self)
 
     def figure(self) -> Any:
-        """Interactive version of `plot` (plotly figure)."""
+        """Draw the interactive version of `plot` (plotly figure)."""
         from analysis.sweep import screen
 
         return screen.front(self)
@@ -201,7 +201,7 @@ class Front:
 
 @guarded
 def layer_map(dose: DoseResponse, strategy: str | None = None, branch: str | None = None) -> LayerMap:
-    """The layer x strength map of a strategy that was swept over layers (default: the first such strategy).
+    """Return the layer x strength map of a strategy that was swept over layers (default: the first such strategy).
 
     Raises:
         InputError: if this strategy was not swept over layers.
@@ -213,7 +213,7 @@ def layer_map(dose: DoseResponse, strategy: str | None = None, branch: str | Non
         mine = mine[mine[name] == (mine[name].iloc[0] if value is None and len(mine) else value)]
     if not len(mine):
         known = dose.steered.loc[dose.steered["layer"].notna(), "strategy"].unique()
-        raise InputError(f"strategy={strategy!r}, branch={branch!r}: not swept over layers. Choose from: "
+        raise InputError(f"strategy={shown(strategy)}, branch={shown(branch)}: not swept over layers. Choose from: "
                          f"{', '.join(map(str, known)) or 'none'}.")  # fmt: skip
     layers = tuple(sorted(int(layer) for layer in mine["layer"].unique()))
     strengths = tuple(sorted({0.0, *mine["strength"]}))
@@ -230,7 +230,7 @@ def layer_map(dose: DoseResponse, strategy: str | None = None, branch: str | Non
 
 @guarded
 def limits(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "failed") -> Limits:
-    """The largest strength of each sign within a loss bound, at every place."""
+    """Return the largest strength of each sign within a loss bound, at every place."""
     steered = _with_loss(dose, loss)
     rows = []
     for group in _rising(steered):
@@ -245,7 +245,7 @@ def limits(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "failed")
 
 @guarded
 def strategies(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "failed") -> Strategies:
-    """The largest effect of each strategy and branch towards each pole within a loss bound, at its best layer.
+    """Return the largest effect of each strategy and branch towards each pole within a loss bound, at its best layer.
 
     Every strength up to the limit counts, because an effect may reverse before clips fail.
     """
@@ -268,7 +268,7 @@ def strategies(dose: DoseResponse, bound: float = MOST_FAILED, loss: str = "fail
 
 @guarded
 def front(dose: DoseResponse, loss: str = "failed") -> Front:
-    """The Pareto front of gain and loss over the steered conditions."""
+    """Return the Pareto front of gain and loss over the steered conditions."""
     steered = _with_loss(dose, loss)
     signs = np.sign(steered["strength"]).astype(int)
     table = steered[[*PLACE, "strength", "effect", "low", "high"]].assign(
@@ -283,20 +283,23 @@ def front(dose: DoseResponse, loss: str = "failed") -> Front:
 
 
 def _undominated(gain: Float[np.ndarray, " n"], loss: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Mask of the points that no other point dominates, by being at least as good in both and better in one."""
+    """Return a mask of the points that no other point dominates.
+
+    A point dominates another if it is at least as good in both respects and better in one.
+    """
     no_worse = (gain[None] >= gain[:, None]) & (loss[None] <= loss[:, None])
     better = (gain[None] > gain[:, None]) | (loss[None] < loss[:, None])
     return np.logical_not(np.any(no_worse & better, axis=1))
 
 
 def _rising(steered: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """The rows of each place and sign, in order of increasing |strength|."""
+    """Return the rows of each place and sign, in order of increasing |strength|."""
     for _, group in steered.groupby([*PLACE, np.sign(steered["strength"])], dropna=False, sort=False):
         yield group.sort_values("strength", key=abs)
 
 
 def _within(rising: pd.DataFrame, bound: float, loss: str) -> pd.Series:
-    """Mask of the rows that, together with all weaker ones, stay within the loss bound."""
+    """Return a mask of the rows whose loss, like that of all weaker strengths, stays within the bound."""
     bound = checked_amount("bound", bound)
     return rising[loss].fillna(np.inf).cummax() <= bound
 
@@ -307,5 +310,5 @@ def _with_loss(dose: DoseResponse, loss: str) -> pd.DataFrame:
         labels = {*PLACE, "strength", "draw", "effect", "low", "high", "median", "left_out", "clips"}
         numbers = (name for name in steered.select_dtypes("number") if not str(name).startswith(("p_", "n_")))
         known = [str(name) for name in numbers if name not in labels]
-        raise InputError(f"loss={loss!r}: not measured in this sweep. Choose from: {', '.join(known)}.")
+        raise InputError(f"loss={shown(loss)}: not measured in this sweep. Choose from: {', '.join(known)}.")
     return steered

@@ -8,7 +8,7 @@ Patterns are "row head query key", with one key per step of the clip (or per tok
 
 import os
 from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from audiolens.arrays import AsArray
+from audiolens.cache import selection
 from audiolens.cache.decomposition import (
     Components,
     Readout,
@@ -27,16 +28,14 @@ from audiolens.cache.decomposition import (
     labelled,
     logit_lens,
 )
-from audiolens.cache.lazy_tensors import changed, kept, opened, outlines, some
+from audiolens.cache.lazy_tensors import kept, opened, outlines
 from audiolens.cache.table import lengths
 from audiolens.checks import checked_flags, shown, whole_number
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
 from audiolens.files.atomic import as_path
-from audiolens.interventions import checked_rows
-from audiolens.model.loading import checked_device, checked_dtype
-from audiolens.model.sites import Site, counted, hooked, listed_layers, named, names_once
-from audiolens.model.timeline import Span, checked_span
+from audiolens.model.sites import Site, counted, hooked, listed_layers, named
+from audiolens.model.timeline import Span
 from audiolens.model.traced_model import HasModel
 from audiolens.vectors import each_layers
 
@@ -48,16 +47,16 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
 
     `tensors` and `axes` have the same keys. `first_step` is the step number of the first entry along the step axis,
     `branch` is the recorded branch ("cond", "null" or "both"), and `reduce` is the reduction over time, if any. With
-    `reduce="mean"`, `norms` holds the mean norm of the activations over the same steps. `heads` are the heads recorded
-    at head sites, in this order (`None` means all). `stream` describes which parts are summed in the residual stream.
-    `readout` holds the model's final norm and output heads. These are the only tensors of the model that a cache refers
-    to, and they are not saved to a file.
+    `reduce="mean"`, `norms` are the mean norms of the activations over the same steps. `heads` are the heads recorded
+    at head sites, in this order (`None` means all). `stream` describes the parts that add up to the residual stream.
+    `readout` contains the model's final norm and output heads. These are the only tensors of the model that a cache
+    refers to, and files do not contain them.
 
-    In a model whose conditioning is a prefix to the audio steps (MusicGen Melody), `prefixes` holds the number of
-    prefix positions in each row. If the run recorded with `prefix=True`, the steps begin at a negative `first_step`,
-    which is the start of the longest prefix. Step s then has index s - first_step, the last token of the text is at
-    step -1, and shorter prefixes are left-padded with zeros. The keys of a pattern always begin at the start of the
-    longest prefix, because every step attends to its prefix.
+    In a model whose conditioning is a prefix to the audio steps (MusicGen Melody), `prefixes` is the number of prefix
+    positions in each row. If the run recorded with `prefix=True`, the steps begin at a negative `first_step`, which is
+    the start of the longest prefix. Step s then has index s - first_step, the last token of the text is at step -1, and
+    shorter prefixes are left-padded with zeros. The keys of a pattern always begin at the start of the longest prefix,
+    because every step attends to its prefix.
 
     `weights` is the hash of the model's weights; it is set only in a cache that was opened from a file.
     """
@@ -79,7 +78,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
 
     @property
     def instead(self) -> str:
-        """What to pass instead where a single array is expected."""
+        """What to pass instead if a single array is expected."""
         return "give one of its tensors, cache['resid_post', 3], or a site's layers, cache.stack('resid_post')."
 
     def __len__(self) -> int:
@@ -100,7 +99,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
 
     def keys(self) -> KeysView[str]:
         """The full names of the recorded sites, in the model's order."""
-        # The keys of a dict show their contents when printed.
+        # The keys of a dict are readable when printed.
         return dict.fromkeys(self.tensors).keys()
 
     def get(self, key: Any, default: Any = None) -> Any:
@@ -118,29 +117,29 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         if name not in self.tensors:
             layers = self.layers(name)
             if layers:
-                raise SiteError(f"{key!r} was recorded at layers {layers}: give one of them, or stack them all.")
+                raise SiteError(f"{shown(key)} was recorded at layers {layers}: give one of them, or stack them all.")
             raise SiteError(
-                f"{name!r} was not recorded.{nearest(name, self.tensors)} Recorded: {shortened(self.tensors)}."
+                f"{shown(name)} was not recorded.{nearest(name, self.tensors)} Recorded: {shortened(self.tensors)}."
             )
         return self.tensors[name]
 
     def layers(self, site: str) -> list[int]:
         """The layers at which a site was recorded."""
         hook = hooked(site)
-        places = map(Site.of, self.tensors)
-        return sorted(place.layer for place in places if place.layer is not None and place.hook == hook)
+        sites = map(Site.of, self.tensors)
+        return sorted(one.layer for one in sites if one.layer is not None and one.hook == hook)
 
     def numbered(self, layers: int | Iterable[int]) -> list[int]:
         """The given layers, with negative numbers converted by counting from the model's last block.
 
         Raises:
-            InputTypeError: if these are not layers.
+            InputTypeError: if `layers` is not a layer number or a list of them.
             SiteError: for a negative layer, if the model has too few blocks, or if the cache does not know how many it
                 has.
         """
         chosen = listed_layers(layers)
         if any(layer < 0 for layer in chosen) and self.stream is None:
-            raise SiteError(f"layers={layers!r}: this cache does not know its model's blocks. Count from 0.")
+            raise SiteError(f"layers={shown(layers)}: this cache does not know its model's blocks. Count from 0.")
         blocks = 0 if self.stream is None else self.stream.n_layers
         return [counted(layer, blocks) if layer < 0 else layer for layer in chosen]
 
@@ -152,14 +151,16 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         """
         name = self._key(site if layer is None else (site, layer))
         if name not in self.axes:
-            raise SiteError(f"{name!r} was not recorded.{nearest(name, self.axes)} Recorded: {shortened(self.axes)}.")
+            raise SiteError(
+                f"{shown(name)} was not recorded.{nearest(name, self.axes)} Recorded: {shortened(self.axes)}."
+            )
         return self.axes[name]
 
     def stack(self, site: str) -> Float[Tensor, "layer ..."]:
         """A site at each recorded layer: "layer row step d_model" (or "layer branch row ...", or without "step")."""
         layers = self.layers(site)
         if not layers:
-            raise SiteError(f"site {site!r} was not recorded. Recorded: {shortened(self.tensors)}.")
+            raise SiteError(f"site {shown(site)} was not recorded. Recorded: {shortened(self.tensors)}.")
         return torch.stack([self[site, layer] for layer in layers])
 
     def stack_activation(self, site: str, layer: int | None = None) -> Float[Tensor, "layer ..."]:
@@ -170,83 +171,49 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         Raises:
             SiteError: if the site was not recorded in one of these blocks.
         """
-        end = below(self, layer, f"stack_activation({site!r}{'' if layer is None else f', {layer}'})")
+        end = below(self, layer, f"stack_activation({shown(site)}{'' if layer is None else f', {layer}'})")
         if not end:
-            raise SiteError(f"stack_activation({site!r}, 0): no block is below block 0.")
+            raise SiteError(f"stack_activation({shown(site)}, 0): no block is below block 0.")
         return torch.stack([self[site, block] for block in range(end)])
 
     def stack_norms(self, site: str) -> Float[Tensor, "layer ..."]:
         """The mean activation norm at every recorded layer: "layer row" (needs `reduce="mean"`)."""
         names = [Site(hooked(site), layer).name for layer in self.layers(site)]
         if not names or any(name not in self.norms for name in names):
-            raise SiteError(f"no norms of {site!r} were recorded: record with reduce='mean'.")
+            raise SiteError(f"no norms of {shown(site)} were recorded: record with reduce='mean'.")
         return torch.stack([self.norms[name] for name in names])
 
     def rows(self, rows: Sequence[int]) -> "ActivationCache":
         """The cache restricted to some rows, in the order given.
 
         Raises:
-            InputTypeError, InputError: if these are not row numbers, or if the cache has no such rows.
+            InputTypeError, InputError: if `rows` are not row numbers, or if the cache does not have these rows.
         """
-        chosen = checked_rows(rows, self._row_count())
-        index = torch.tensor(chosen, device="cpu")
-
-        def pick(tensor: Tensor, name: str) -> Tensor:
-            return tensor.index_select(self.axes[name].index("row"), index.to(tensor.device))
-
-        return replace(
-            self,
-            tensors=changed(self.tensors, pick),
-            norms=changed(self.norms, pick),
-            prompts=tuple(self.prompts[row] for row in chosen) if self.prompts else (),
-            prefixes=tuple(self.prefixes[row] for row in chosen) if self.prefixes else (),
-        )
+        return selection.of_rows(self, rows)
 
     def seconds(self, span: Span) -> "ActivationCache":
         """The cache restricted to the steps of a span (from, to) in seconds.
 
         Raises:
-            InputTypeError, InputError: if this is not a span, or if the span is not inside the recorded steps.
+            InputTypeError, InputError: if `seconds` is not a span, or if the span is not inside the recorded steps.
         """
-        if self.reduce is not None:
-            raise InputError(f"this cache was reduced over time ({self.reduce}): it has no steps to choose from.")
-        start, stop = checked_span(span)
-        first, end = round(start * self.frame_rate), round(stop * self.frame_rate)
-        times = {name: axes.index(time) for name, axes in self.axes.items() if (time := _time(axes))}
-        steps = {outlines(self.tensors)[name].shape[axis] for name, axis in times.items()}
-        if first >= end or first < self.first_step or any(end > self.first_step + count for count in steps):
-            raise InputError(f"seconds={span} is not inside the recorded steps.")
-
-        def cut(tensor: Tensor, name: str) -> Tensor:
-            return tensor.narrow(times[name], first - self.first_step, end - first) if name in times else tensor
-
-        return replace(self, first_step=first, tensors=changed(self.tensors, cut))
+        return selection.of_seconds(self, span)
 
     def at_layers(self, layers: int | Sequence[int] | None) -> "ActivationCache":
         """The cache restricted to some layers (`None` means all); sites outside the blocks, such as logits, are kept.
 
         Raises:
-            InputTypeError: if these are not layers.
+            InputTypeError: if `layers` is not a layer number or a list of them.
             SiteError: if nothing was recorded at one of these layers.
         """
-        places = {name: Site.of(name).layer for name in self.tensors}
-        held = sorted({layer for layer in places.values() if layer is not None})
-        if layers is None:
-            return self
-        chosen = self.numbered(layers)
-        if not chosen:
-            raise SiteError(f"no layer given: the cache holds layers {held}.")
-        absent = [layer for layer in chosen if layer not in held]
-        if absent:
-            raise SiteError(f"nothing was recorded at layer {absent[0]}: the cache holds layers {held}.")
-        return self._some([name for name, layer in places.items() if layer is None or layer in chosen])
+        return selection.of_layers(self, layers)
 
     def project(self, direction: Any, site: str = "resid_post") -> Float[Tensor, "layer ..."]:
         """The projection of a site onto unit directions over time: "layer row step".
 
         `direction` is "d_model", "layer d_model" (a tensor, an array or a list), or a mapping from layer to vector
-        (such as a `Directions`). Positive means along the direction; units are those of the residual stream. At a layer
-        whose vector is zero (a probe may find no signal there), the projection is 0.
+        (such as a `Directions`). Positive values point along the direction, and the units are those of the residual
+        stream. At a layer whose vector is zero (a probe may find no signal there), the projection is 0.
 
         Raises:
             SiteError: if the site was not recorded, or if a mapping lacks one of its layers.
@@ -280,7 +247,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         labels, instead of one `Components`.
 
         Raises:
-            SiteError: if a component was not recorded; the message says which sites to record.
+            SiteError: if a component was not recorded; the message states which sites to record.
         """
         checked_flags(return_labels=return_labels)
         return labelled(decompose(self, layer), return_labels)
@@ -302,7 +269,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         cross-attention. `return_labels` is as in `decompose_resid`.
 
         Raises:
-            SiteError: if a state was not recorded; the message says which sites to record.
+            SiteError: if a state was not recorded; the message states which sites to record.
         """
         checked_flags(return_labels=return_labels)
         return labelled(accumulate(self, layer, incl_mid), return_labels)
@@ -314,7 +281,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
 
         Returns "layer row codebook step vocab" (with "branch" before "row", or without "step", as recorded). For the
         last block these are the model's own logits. The result is n_codebooks x vocab_size / d_model times as large as
-        the states, so select only the `layers` you need. If the cache holds means over time (`reduce="mean"`), these
+        the states, so select only the `layers` you need. If the cache contains means over time (`reduce="mean"`), these
         are the logits of the mean state, which differ from the mean of the logits.
 
         Args:
@@ -325,10 +292,10 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         return logit_lens(self, None if lens is None else lens.traced_model, site, layers)
 
     def to_frame(self) -> Any:
-        """A table with one line per recorded vector, giving its length (pandas).
+        """A pandas table with one line per recorded vector, including its norm.
 
         Columns: `name`, `site` (its short form), `layer` (missing outside the blocks), the axes before the last
-        ("branch", "row", "step", "head", ...), `prompt`, `seconds` (the time of the step), and `norm`, the length along
+        ("branch", "row", "step", "head", ...), `prompt`, `seconds` (the time of the step), and `norm`, the norm along
         the last axis. This reads every tensor.
         """
         return lengths(self)
@@ -339,18 +306,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         Raises:
             InputError: if this machine has no such device, or if `dtype` is not a floating dtype.
         """
-        target = None if device is None else checked_device(device)
-        kind = checked_dtype(dtype)
-
-        def moved(tensor: Tensor, cast: torch.dtype | None) -> Tensor:
-            # A tensor on the meta device has no values to move.
-            return tensor if tensor.is_meta else tensor.to(device=target, dtype=cast)
-
-        return replace(
-            self,
-            tensors=changed(self.tensors, lambda tensor, _: moved(tensor, kind)),
-            norms=changed(self.norms, lambda tensor, _: moved(tensor, None)),
-        )
+        return selection.moved(self, device, dtype)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one safetensors file, with the labels in its header; an existing file is replaced atomically.
@@ -362,20 +318,20 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], sites: str | Sequence[str] | None = None) -> "ActivationCache":
-        """Open a saved cache, or only some of its sites, by full or short name ("resid_post" means every layer).
+        """Open a saved cache, or only some of its sites, given by full or short name ("resid_post" means every layer).
 
         Each tensor is read when it is first used, checked against its hash, and then kept in memory; `rows`, `seconds`,
-        `at_layers` and `to` read nothing. Until then the file must remain unchanged.
+        `at_layers` and `to` do not read any. Until then the file must remain unchanged.
 
         Raises:
             InputError: if the file is not a complete activation cache. It is also raised later, when a tensor is read,
                 if the file is gone or has changed.
-            DamagedError: (an InputError) if the labels are not what was written. It is also raised when a tensor is
-                read that is not what was written.
-            SiteError: if one of the sites is not in the file.
+            DamagedError: (an InputError) if the labels are not those that were written. It is also raised on reading a
+                tensor that differs from the one that was written.
+            SiteError: if the file does not contain one of the sites.
         """
         whole = cls(**opened(path))
-        return whole if sites is None else whole._some(_chosen(sites, whole.tensors, path))
+        return whole if sites is None else selection.of_sites(whole, sites, path)
 
     def __repr__(self) -> str:
         shapes = [f"{name} {tuple(tensor.shape)}" for name, tensor in list(outlines(self.tensors).items())[:2]]
@@ -399,38 +355,7 @@ class ActivationCache(AsArray, Mapping[str, Tensor]):
         theirs = getattr(meta, "weights", "")
         if theirs and (mine := self.model_weights()) and mine != theirs:
             raise InputError(
-                f"direction was read from {getattr(meta, 'model', '')!r}, and this cache was recorded from "
-                f"{self.model!r}, which holds other weights: a direction means nothing in another model. Read it again "
-                "with the model of the cache."
+                f"direction was read from {shown(getattr(meta, 'model', ''))}, and this cache was recorded from "
+                f"{shown(self.model)}, which has other weights: a direction means nothing in another model. Read it "
+                "again with the cache's model."
             )
-
-    def _some(self, names: Sequence[str]) -> "ActivationCache":
-        """The cache restricted to the sites with these full names."""
-        return replace(
-            self,
-            tensors=some(self.tensors, names),
-            axes={name: self.axes[name] for name in names},
-            norms=some(self.norms, [name for name in names if name in self.norms]),
-        )
-
-    def _row_count(self) -> int:
-        for name, outline in outlines(self.tensors).items():
-            return outline.shape[self.axes[name].index("row")]
-        return len(self.prompts)
-
-
-def _time(axes: Sequence[str]) -> str | None:
-    """The name of the time axis: "query" in a pattern, "step" elsewhere."""
-    return next((axis for axis in ("step", "query") if axis in axes), None)
-
-
-def _chosen(sites: object, names: Iterable[str], path: object) -> list[str]:
-    """The full names in a file that match the given full or short names."""
-    found: set[str] = set()
-    for site in names_once("sites", sites):
-        asked = named(site)
-        mine = [name for name in names if asked.name in (name, Site.of(name).hook)]
-        if not mine:
-            raise SiteError(f"{path} does not hold {site!r}.{nearest(asked.name, names)} It holds: {shortened(names)}.")
-        found.update(mine)
-    return [name for name in names if name in found]

@@ -1,4 +1,4 @@
-"""Decompose the residual stream: what each part of the model writes, the stream's states, and their logits.
+"""Decompose the residual stream into what each part of the model writes, and compute its states and their logits.
 
 The stream is a sum. It starts as the sum of the code and position embeddings, and every block adds the outputs of its
 attention, cross-attention and MLP. The methods are on `ActivationCache`; the computation is here.
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from audiolens.arrays import AsArray
-from audiolens.checks import checked_flags, whole_number
+from audiolens.checks import checked_flags, shown, whole_number
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
 from audiolens.model.provenance import weights_hash
@@ -26,7 +26,7 @@ from audiolens.model.weights import unembeddings
 if TYPE_CHECKING:
     from audiolens.cache.activation_cache import ActivationCache
 
-# What a block adds to the stream, in the model's order, each with the state inside the block that results.
+# The parts that a block adds to the stream, in the model's order, each with the state of the stream after it.
 _PARTS = {"attn_out": "resid_mid", "cross_attn_out": "resid_cross", "mlp_out": None}
 
 
@@ -56,8 +56,8 @@ class Stream:
 class Readout:
     """The map from the residual stream to logits: the final norm, then one head "d_model vocab" per codebook.
 
-    It holds only these tensors of the model, without copying them, so a cache with a readout keeps no module alive.
-    `model` is a weak reference, which expires once nothing else refers to the model.
+    It refers to these tensors of the model only, without copying them, so a cache with a readout does not keep any
+    module in memory. `model` is a weak reference, which expires once nothing else refers to the model.
     """
 
     weight: Float[Tensor, " d_model"]
@@ -111,14 +111,14 @@ class Components(AsArray):
 
     @property
     def instead(self) -> str:
-        """What to pass instead where a single tensor is expected."""
+        """What to pass instead if a single tensor is expected."""
         return "give its values, or one component, parts['3_attn_out']."
 
     def __getitem__(self, label: str) -> Float[Tensor, "..."]:
         """One component, by its label."""
         if label not in self.labels:
             raise SiteError(
-                f"no component {label!r}.{nearest(label, self.labels)} There are: {shortened(self.labels)}."
+                f"no component {shown(label)}.{nearest(label, self.labels)} Components: {shortened(self.labels)}."
             )
         return self.values[self.labels.index(label)]
 
@@ -175,28 +175,32 @@ def logit_lens(
     readout = cache.readout if traced is None else Readout.of(traced)
     if readout is None:
         raise InputError(
-            "this cache has no final norm and heads (a file never does): give a lens on the model it was recorded "
-            "from, cache.logit_lens(lens)."
+            "this cache has no final norm and output heads, which files do not contain: give a lens on the model "
+            "it was recorded from, cache.logit_lens(lens)."
         )
     if traced is not None and cache.model and cache.model != traced.name:
         raise InputError(
-            f"this cache was recorded from {cache.model!r}, but the lens is on {traced.name!r}: give a lens on the "
-            "model it was recorded from, opened under the same name."
+            f"this cache was recorded from {shown(cache.model)}, but the lens is on {shown(traced.name)}: give a lens "
+            "on the model it was recorded from, opened under the same name."
         )
     if cache.reduce == "max":
-        raise InputError("reduce='max' keeps no state of the stream: record steps, or reduce='mean' or 'last'.")
+        raise InputError("reduce='max' does not store states of the stream: record steps, or reduce='mean' or 'last'.")
     if not named(site).short.startswith("resid_"):
-        raise SiteError(f"site={site!r} is not a state of the residual stream: use resid_pre, resid_mid or resid_post.")
+        raise SiteError(
+            f"site={shown(site)} is not a state of the residual stream: use resid_pre, resid_mid or resid_post."
+        )
     chosen = cache.layers(site) if layers is None else cache.numbered(layers)
     if not cache.layers(site):
-        raise SiteError(f"site {site!r} was not recorded. Recorded: {shortened(cache.tensors)}.")
+        raise SiteError(f"site {shown(site)} was not recorded. Recorded: {shortened(cache.tensors)}.")
     if not chosen:
         raise SiteError(f"no layer given: {site} was recorded at layers {cache.layers(site)}.")
     read = []
     for layer in chosen:
         states = cache[site, layer]
         if states.shape[-1] != len(readout.weight):
-            raise InputError(f"the cache has width {states.shape[-1]}, the lens's model {len(readout.weight)}.")
+            raise InputError(
+                f"the cache has width {states.shape[-1]}, but the lens's model has width {len(readout.weight)}."
+            )
         read.append(readout.logits(states) if cache.reduce is None else readout.logits(states[..., None, :])[..., 0, :])
     return torch.stack(read)
 
@@ -210,7 +214,7 @@ def _checked(cache: "ActivationCache", layer: int | None, what: str) -> tuple[St
 
 
 def _blocks(cache: "ActivationCache", layer: int | None, what: str) -> tuple[Stream, int]:
-    """The model's stream, and the block before which to stop."""
+    """The model's residual stream, and the number of the block to stop before."""
     stream = cache.stream
     if stream is None:
         raise InputError(f"{what}: this cache does not know its model's blocks. Record it with a lens.")
@@ -242,7 +246,7 @@ def _collected(cache: "ActivationCache", names: dict[str, str], what: str) -> Co
         raise SiteError(
             f"{what}: these sites were not recorded: {shortened(missing, 4)}. Record sites={_recipe(names.values())}."
         )
-    # The position embeddings have a single row, shared by all.
+    # The position embeddings have a single row, which all rows share.
     parts = torch.broadcast_tensors(*(cache.tensors[name] for name in names.values()))
     return Components(torch.stack(parts), tuple(names))
 

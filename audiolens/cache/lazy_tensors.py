@@ -1,6 +1,6 @@
 """Files of an `ActivationCache`: tensors and labels are written atomically, and each tensor is read on first use.
 
-Slicing or moving a loaded cache reads nothing: the change is applied to each tensor when it is first used.
+Slicing or moving a loaded cache does not read any data: the change is applied to each tensor when it is first used.
 """
 
 import os
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from audiolens.cache.decomposition import Stream
+from audiolens.checks import shown
 from audiolens.errors import InputError
 from audiolens.files import integrity
 from audiolens.files.atomic import written
@@ -29,7 +30,9 @@ _NORMS = "norms/"
 
 
 class Stored(Mapping[str, Tensor]):
-    """Tensors by name, each read on first use and then kept. `outlines` gives their shapes, as tensors without data.
+    """Tensors by name, each read on first use and then kept in memory.
+
+    `outlines` are tensors with the same shapes and without data.
 
     A copy, or a pickle for another process, contains the tensors themselves.
     """
@@ -63,12 +66,12 @@ class Stored(Mapping[str, Tensor]):
         return Stored({name: self.outlines[under + name] for name in names}, lambda name: self._once(under + name))
 
     def changed(self, change: Change) -> "Stored":
-        """These tensors after a change, applied to the outlines now and to each tensor when it is read."""
+        """These tensors with a change, which is applied to the outlines now and to each tensor when it is read."""
         outlines = {name: change(outline, name) for name, outline in self.outlines.items()}
         return Stored(outlines, lambda name: change(self._once(name), name))
 
     def _once(self, name: str) -> Tensor:
-        """Read a tensor for another `Stored`, without keeping it here, because the other one keeps its own copy."""
+        """Read a tensor for another `Stored`, without storing it here, because the other one stores its own copy."""
         return self._held[name] if name in self._held else self._read(name)
 
 
@@ -83,7 +86,7 @@ def some(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Mapping[str, Te
 
 
 def changed(tensors: Mapping[str, Tensor], change: Change) -> Mapping[str, Tensor]:
-    """Every tensor after a change; stored tensors are changed when they are read."""
+    """All tensors with a change applied; stored tensors are changed when they are read."""
     if isinstance(tensors, Stored):
         return tensors.changed(change)
     return {name: change(tensor, name) for name, tensor in tensors.items()}
@@ -155,22 +158,22 @@ def write(path: Path, tensors: Mapping[str, Tensor], labels: Mapping[str, Any]) 
 
 
 def read(path: str | os.PathLike[str], format_: str, unsealed: str) -> tuple[dict[str, Any], Stored]:
-    """The labels of a file, and its tensors, none of which is read yet; the `unsealed` format has no hashes.
+    """The labels of a file and its tensors, which are not read yet; the `unsealed` format has no hashes.
 
     Raises:
-        InputError: if it is not a complete file of either format, and later if a tensor that is read is damaged.
+        InputError: if it is not a complete file in either format; also later, if a tensor that is read is damaged.
     """
     # The path is made absolute, so that a later change of the working directory does not matter.
-    place = Path(path).absolute()
-    if not place.exists():
+    absolute = Path(path).absolute()
+    if not absolute.exists():
         raise InputError(f"{path}: no such file.")
     # Record the file's state before reading the header, so that a write in between is noticed.
-    stamp = _stamp(place)
-    header = read_header(place)
-    labels = json_of(place, header.metadata.get(integrity.HEADER, "null"))
+    stamp = _stamp(absolute)
+    header = read_header(absolute)
+    labels = json_of(absolute, header.metadata.get(integrity.HEADER, "null"))
     found = labels.get("format") if isinstance(labels, dict) else None
     if found not in (format_, unsealed):
-        raise InputError(f"{path} is not an activation cache: format {found!r}, expected {format_!r}.")
+        raise InputError(f"{path} is not an activation cache: format {shown(found)}, expected {shown(format_)}.")
     sealed = found == format_ or integrity.SEAL in labels
     if sealed:
         integrity.check_header(path, labels, header.shapes)
@@ -178,12 +181,12 @@ def read(path: str | os.PathLike[str], format_: str, unsealed: str) -> tuple[dic
         outlines = {name: torch.empty(shape, device="meta") for name, shape in header.shapes.items()}
     except RuntimeError as error:
         raise InputError(f"{path} is not an activation cache: {str(error).splitlines()[0]}.") from None
-    return labels, Stored(outlines, _Source(place, stamp, labels if sealed else None).tensor)
+    return labels, Stored(outlines, _Source(absolute, stamp, labels if sealed else None).tensor)
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A file as it was when first opened. It is reopened for each tensor, and is not kept open in between."""
+    """A file as it was when it was first opened. It is opened again for each tensor, and closed in between."""
 
     path: Path
     stamp: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Turn a cache into a table with one line per recorded vector, which gives the length of the vector."""
+"""Turn a cache into a table with one line per recorded vector, including the norm of the vector."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -26,21 +26,21 @@ def _columns(cache: "ActivationCache", name: str) -> dict[str, Any]:
 
     site, axes = Site.of(name), cache.axes[name][:-1]
     norms = cache[name].detach().float().norm(dim=-1).cpu().numpy()
-    places: dict[str, Any] = dict(zip(axes, np.indices(norms.shape).reshape(len(axes), -1), strict=True))
+    coordinates: dict[str, Any] = dict(zip(axes, np.indices(norms.shape).reshape(len(axes), -1), strict=True))
     time = next((axis for axis in _TIME if axis in axes), None)
     if "branch" in axes:
-        places["branch"] = np.array(["cond", "null"])[places["branch"]]
+        coordinates["branch"] = np.array(["cond", "null"])[coordinates["branch"]]
     if "head" in axes and cache.heads is not None:
-        places["head"] = np.array(cache.heads)[places["head"]]
+        coordinates["head"] = np.array(cache.heads)[coordinates["head"]]
     if time is not None:
-        places[time] = places[time] + cache.first_step
+        coordinates[time] = coordinates[time] + cache.first_step
     columns = {"name": name, "site": site.short}
-    # A nullable integer type: outside the blocks the layer is missing, and NaN would turn the others into floats.
-    whole = {axis: pd.array(of, dtype="Int64") for axis, of in places.items() if of.dtype.kind == "i"}
-    columns |= {"layer": pd.array([site.layer] * norms.size, dtype="Int64"), **places, **whole}
+    # The type must be nullable: the layer is missing outside the blocks, and NaN would turn the others into floats.
+    whole = {axis: pd.array(of, dtype="Int64") for axis, of in coordinates.items() if of.dtype.kind == "i"}
+    columns |= {"layer": pd.array([site.layer] * norms.size, dtype="Int64"), **coordinates, **whole}
     if len(cache.prompts) == norms.shape[axes.index("row")]:
         # Position embeddings are recorded once for all rows, so they have no prompt.
-        columns["prompt"] = np.array(cache.prompts, dtype=object)[places["row"]]
+        columns["prompt"] = np.array(cache.prompts, dtype=object)[coordinates["row"]]
     if time is not None:
-        columns["seconds"] = places[time] / cache.frame_rate
+        columns["seconds"] = coordinates[time] / cache.frame_rate
     return columns | {"norm": norms.ravel()}

@@ -39,15 +39,15 @@ class Directions(AsArray):
     """One vector per layer.
 
     Attributes:
-        vectors: unnormalised, on the CPU in float32.
-        layers: the block each vector was read at, ascending.
-        residual_norms: mean norm of the activations there, over prompts and steps.
-        meta: the model, site, branch and prompts they were read from.
-        evidence: how reliable they are; `None` after arithmetic, since it no longer applies.
-        samples: one vector per prompt, if kept.
+        vectors: the unnormalised vectors, on the CPU in float32.
+        layers: the blocks at which the vectors were read, in ascending order.
+        residual_norms: mean norms of the activations at these blocks, over prompts and steps.
+        meta: the model, site, branch and prompts that the vectors were read from.
+        evidence: how reliable the vectors are; `None` after arithmetic, because it no longer applies.
+        samples: one vector per prompt, if they were stored.
 
-    `d[layer]` is one vector. Arithmetic is per layer and needs the same model, site and layers. numpy and torch treat
-    directions as the array of their vectors, "layer d_model".
+    `d[layer]` is one vector. Arithmetic works layer by layer, and the operands must have the same model, site and
+    layers. numpy and torch treat directions as the array of their vectors, "layer d_model".
     """
 
     vectors: Float[Tensor, "layer d_model"]
@@ -99,7 +99,7 @@ class Directions(AsArray):
 
     @property
     def instead(self) -> str:
-        """Advice for callers who passed directions where a single vector is expected."""
+        """Advice for callers who pass directions where a single vector is expected."""
         return "give one vector, d[layer], or steer with al.steer(d, layer=...)."
 
     def __getitem__(self, layer: int) -> Float[Tensor, " d_model"]:
@@ -108,23 +108,23 @@ class Directions(AsArray):
         Raises:
             SiteError: if there is none; the message lists the available layers.
         """
-        return self.vectors[self._place(layer)]
+        return self.vectors[self._index(layer)]
 
     def residual_norm(self, layer: int) -> float:
         """Return the mean norm of the activations at a layer."""
-        return float(self.residual_norms[self._place(layer)])
+        return float(self.residual_norms[self._index(layer)])
 
     def at(self, layers: int | Iterable[int]) -> "Directions":
         """Return the directions at the given layers only."""
         chosen = listed_layers(layers)
         if not chosen:
-            raise SiteError(f"no layer given: there are layers {shortened(map(str, self.layers), 60)}.")
-        places = torch.tensor(sorted({self._place(layer) for layer in chosen}), device="cpu")
+            raise SiteError(f"no layer given: these directions have layers {shortened(map(str, self.layers), 60)}.")
+        indices = torch.tensor(sorted({self._index(layer) for layer in chosen}), device="cpu")
         return replace(
             self,
-            vectors=self.vectors[places],
-            layers=tuple(self.layers[place] for place in places.tolist()),
-            residual_norms=self.residual_norms[places],
+            vectors=self.vectors[indices],
+            layers=tuple(self.layers[index] for index in indices.tolist()),
+            residual_norms=self.residual_norms[indices],
             evidence=None,
             samples=None,
         )
@@ -162,7 +162,7 @@ class Directions(AsArray):
     def __truediv__(self, divisor: Real) -> "Directions":
         number = multiplier("divided by", divisor)
         if number == 0:
-            raise InputError(f"directions divided by {divisor!r}: expected a number other than 0.")
+            raise InputError(f"directions divided by {shown(divisor)}: expected a number other than 0.")
         return self * (1 / number)
 
     def orthogonal_to(self, *others: "Directions") -> "Directions":
@@ -186,7 +186,8 @@ class Directions(AsArray):
                 "others: leave those layers out with .at([...])."
             )
         names = ", ".join(other.meta.label for other in others)
-        return self._changed(rest, f"({self.meta.label}).orthogonal_to({names})")
+        changed = self._changed(rest, f"({self.meta.label}).orthogonal_to({names})")
+        return replace(changed, meta=replace(changed.meta, source=_sources(self, *others)))
 
     def cosine(self, other: "Directions") -> Float[Tensor, " layer"]:
         """Return the cosine similarity between the two vectors at each layer."""
@@ -194,13 +195,14 @@ class Directions(AsArray):
         return cosine_similarity(self.vectors, other.vectors, dim=-1)
 
     def random_like(self, seed: int) -> "Directions":
-        """Return random directions of the same norm at each layer: the control for the effect of any perturbation."""
+        """Return random directions with the same norm at each layer, as a control for the effect of any
+        perturbation."""
         generator = torch.Generator("cpu").manual_seed(checked_seed(seed))
         drawn = torch.randn(self.vectors.shape, generator=generator, dtype=torch.float32, device="cpu")
         return self._changed(unit(drawn) * self.norms[:, None], f"random {seed} like ({self.meta.label})")
 
     def shuffled(self, seed: int, *, match_norms: bool = True) -> "Directions":
-        """Return the estimate with the pole labels shuffled over the prompts: a control without the concept.
+        """Return the direction estimated with shuffled pole labels, as a control that does not contain the concept.
 
         The means of shuffled poles nearly cancel, so the vectors are rescaled to the norms of these directions, unless
         `match_norms` is false. This needs samples (`keep_samples=True`).
@@ -230,7 +232,7 @@ class Directions(AsArray):
             columns["auc"] = self.evidence.auc.numpy()
             if self.evidence.p is not None:
                 columns["auc_p"] = self.evidence.p.numpy()
-            # A column of whole numbers, with missing values where there are too few prompts.
+            # This column has whole numbers, and missing values where there are too few prompts.
             columns["stable_at"] = pd.array(self.evidence.stable_at().numpy(), dtype="Int64")
         return pd.DataFrame(columns)
 
@@ -256,11 +258,11 @@ class Directions(AsArray):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], lens: AudioLens | None = None) -> "Directions":
-        """Read a file that `save` wrote; with `lens`, the directions must come from exactly that model.
+        """Read a file that `save` wrote; if `lens` is given, the directions must come from exactly its model.
 
         Raises:
-            InputError: for a missing, truncated, corrupt or foreign file, or one whose directions come from another
-                model.
+            InputError: if the file is missing, truncated or corrupt, if it does not contain directions, or if they come
+                from another model.
             DamagedError: (an InputError) if the vectors or the header are not those that were written.
         """
         tensors, facts = provenance.read(path)
@@ -288,19 +290,23 @@ class Directions(AsArray):
     def __repr__(self) -> str:
         finding = "" if self.evidence is None else f", {self.evidence.finding}"
         counts = f"{self.meta.n_prompts[0]} + {self.meta.n_prompts[1]} prompts"
+        if "shared" in self.meta.source:
+            counts = f"{counts} over {self.meta.source}"
         span = f"{self.layers[0]} to {self.layers[-1]}" if len(self) > 1 else f"{self.layers[0]}"
         return (
-            f"Directions({self.meta.label or 'unnamed'}: layers {span} at {self.meta.site} of {self.meta.model!r}, "
-            f"{self.meta.estimator} of {counts}{finding})"
+            f"Directions({self.meta.label or 'unnamed'}: layers {span} at {self.meta.site} of "
+            f"{shown(self.meta.model)}, {self.meta.estimator} of {counts}{finding})"
         )
 
-    def _place(self, layer: int) -> int:
+    def _index(self, layer: int) -> int:
         try:
             number = whole_number(layer)
         except TypeError:
-            raise InputTypeError(f"layer {layer!r}: expected a layer number; d.at([...]) takes several.") from None
+            raise InputTypeError(f"layer {shown(layer)}: expected a layer number; d.at([...]) takes several.") from None
         if number not in self:
-            raise SiteError(f"no direction at layer {number}: there are layers {shortened(map(str, self.layers), 60)}.")
+            raise SiteError(
+                f"no direction at layer {number}: these directions have layers {shortened(map(str, self.layers), 60)}."
+            )
         return self.layers.index(counted(number, self.meta.n_layers))
 
     def _changed(self, vectors: Tensor, label: str | None = None) -> "Directions":
@@ -308,9 +314,10 @@ class Directions(AsArray):
         return replace(self, vectors=vectors, meta=meta, evidence=None, samples=None)
 
     def _summed(self, other: "Directions", vectors: Tensor, label: str) -> "Directions":
-        # Symmetric in the operands: the residual norm is the mean of the two readings.
+        # The result is symmetric in the operands: its residual norm is the mean of the two readings.
         lengths = (self.residual_norms + other.residual_norms) / 2
-        return replace(self._changed(vectors, label), residual_norms=lengths)
+        changed = self._changed(vectors, label)
+        return replace(changed, residual_norms=lengths, meta=replace(changed.meta, source=_sources(self, other)))
 
     def _refuse_foreign(self, other: Any) -> None:
         if not isinstance(other, Directions):
@@ -325,12 +332,18 @@ class Directions(AsArray):
                 raise InputError(f"directions of different {name} cannot be combined: {mine} and {theirs}.")
 
 
+def _sources(*directions: Directions) -> str:
+    """Return what all of these directions were read over; readings that differ are all named."""
+    named = {part for one in directions for part in one.meta.source.split(", ")}
+    return ", ".join(sorted(named))
+
+
 @guarded
 def orthogonalised(*directions: Directions) -> list[Directions]:
     """Make several directions orthogonal to each other at every layer (Gram-Schmidt).
 
-    The order matters: the first is unchanged, and each later one loses its component along the previous ones, so that
-    steering along it no longer steers along them.
+    The order matters: the first is unchanged, and each later one loses its component along the previous ones. Steering
+    along a later direction therefore no longer steers along the previous ones.
     """
     made: list[Directions] = []
     for one in directions:

@@ -1,9 +1,10 @@
 """Alternatives to the difference in means for estimating a direction, with the same `Directions` as result.
 
 `principal_component` and `probe_weights` take `Directions` read with `keep_samples=True` and return `Directions` at the
-same site and layers, so that estimators are compared on the same activations. Both point towards the positive pole and
-are scaled to the difference of means projected onto them, so that a strength of 1 means the same step. `mean_centred`
-reads new activations, of one pole and of neutral prompts.
+same site and layers. Estimators are therefore compared on the same activations. Both point towards the positive pole,
+and are scaled to the length of the difference of means projected onto them. A strength of 1 therefore means the same
+step for all of them. `mean_centred` reads new activations, those under the prompts of one pole and under neutral
+prompts.
 """
 
 from collections.abc import Sequence
@@ -26,16 +27,18 @@ def mean_centred(
 ) -> Directions:
     """Return the mean under one pole's prompts minus the mean under neutral ones (such as `sets.development`).
 
-    The method is that of Jorgensen et al. (2023). Use it for a concept without an opposite. It is half as long as the
-    difference between two poles on opposite sides of neutral. `reading` is passed to `difference_in_means`, which
-    raises the errors.
+    The method is that of Jorgensen et al. (2023). Use it for a concept without an opposite. The vector is half as long
+    as the difference between two poles on opposite sides of neutral. `reading` is passed to `difference_in_means`,
+    which raises any errors. With `codes="shared"`, both are read over the clips of the neutral prompts.
     """
+    if isinstance(reading.get("codes"), str) and reading["codes"] == "shared":
+        reading = {**reading, "neutral": neutral}
     found = difference_in_means(lens, pole, neutral, **reading)
     return replace(found, meta=replace(found.meta, estimator="mean-centred"))
 
 
 def principal_component(directions: Directions) -> Directions:
-    """Return the first principal component of the differences between matched prompts, not centred.
+    """Return the first principal component of the uncentred differences between matched prompts.
 
     The method is that of Zou et al. (2023, representation engineering), without their random signs. It needs as many
     positive as negative prompts, matched in order.
@@ -55,9 +58,9 @@ def principal_component(directions: Directions) -> Directions:
 def probe_weights(directions: Directions, penalty: float = 1.0) -> Directions:
     """Return the weights of a logistic regression that separates the poles, per layer (scikit-learn).
 
-    The method is that of Alain and Bengio (2016). Features are standardised for the fit. `penalty` is the weight of the
-    squared norm, 1 / C in scikit-learn. The direction that separates best need not be the one that moves the model: a
-    probe can find information that the model never uses.
+    The method is that of Alain and Bengio (2016). The features are standardised before the fit. `penalty` is the weight
+    of the squared norm, 1 / C in scikit-learn. The direction that separates best need not be the one that moves the
+    model: a probe can find information that the model never uses.
 
     Raises:
         InputError: without samples, or if the penalty is not positive.

@@ -1,6 +1,6 @@
 """Compute the difference in means of two poles from running sums, and the evidence that the direction is reliable.
 
-Prompts arrive one by one, the first half of each pole before the second, and only sums are kept. The halves give two
+Prompts arrive one by one, the first half of each pole before the second, and only sums are stored. The halves give two
 independent directions, whose cosine similarity shows how much of a direction is noise. The first half's direction is
 tested on the held-out prompts of the second.
 """
@@ -20,7 +20,7 @@ from audiolens.ranking import area, auc, ranks
 from audiolens.vectors import unit
 
 FEWEST_HALF = 4
-"""The fewest prompts per pole in the first half for `Evidence.stable_at`: the curve then has 1, 2 and 4 prompts."""
+"""`Evidence.stable_at` needs this many prompts per pole in the first half, so that the curve has 1, 2 and 4 prompts."""
 
 N_SHUFFLES = 999
 LEVEL = 0.05
@@ -29,19 +29,20 @@ LEVEL = 0.05
 @guarded
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """How reliable a direction is, per layer.
+    """The reliability of a direction at each layer.
 
     Attributes:
         split_half_cosine: cosine similarity between the directions of the two halves of the prompts; 1 means no noise.
         separation: distance between the poles' means along the first half's direction, in pooled standard deviations
-            of the held-out prompts (Cohen's d); NaN with fewer than two held-out prompts per pole.
-        auc: probability that a held-out positive prompt projects further along it than a held-out negative one.
+            of the held-out prompts (Cohen's d); it is NaN with fewer than two held-out prompts per pole.
+        auc: probability that the projection onto the first half's direction is larger for a held-out positive prompt
+            than for a held-out negative one.
         counts, stability: cosine similarity between the direction of the first `counts[i]` prompts per pole and that of
             the other half; where the curve is flat, more prompts change little.
         p: permutation p-value: the share of shuffles of the held-out prompts' labels whose largest AUC over all layers
-            is at least as large, which corrects for choosing the best layer. `None` in files of earlier versions.
+            is at least as large, which corrects for choosing the best layer. It is `None` in files of earlier versions.
         least_p: the smallest possible `p`, which an AUC of 1 would have. It is large with few held-out prompts, because
-            many shuffles then reach that AUC at some layer. `None` in files of earlier versions.
+            many shuffles then reach that AUC at some layer. It is `None` in files of earlier versions.
 
     This evidence shows that the poles differ consistently. It does not show that the difference is the concept, nor
     that the model uses it.
@@ -80,9 +81,9 @@ class Evidence:
         `tolerance` of the value for the whole first half. It is NaN if that half has fewer than 4 prompts per pole
         (fewer than 7 in all), since the curve is then too short to judge.
 
-        Facchiano et al. (2025) report about 25. Counts double, so the resolution is coarse, and the number is at most
-        half the prompts. It shows where more prompts stop helping, not that the direction is good; for that, see
-        `split_half_cosine`.
+        Facchiano et al. (2025) report about 25. The counts double from each point to the next, so the resolution is
+        coarse. The number is at most half the prompts. It shows where more prompts stop helping, not that the direction
+        is good; for that, see `split_half_cosine`.
         """
         if self.counts[-1] < FEWEST_HALF:
             return torch.full_like(self.split_half_cosine, torch.nan)
@@ -186,7 +187,7 @@ class Contrast:
         return positive / sizes[1] - negative / sizes[0]
 
     def _snap(self) -> None:
-        """Keep the direction of the first 1, 2, 4, ... prompts per pole, and of the whole first half."""
+        """Store the direction of the first 1, 2, 4, ... prompts per pole, and that of the whole first half."""
         seen = min(self.counts)
         whole = min(self.first)
         due = seen == whole or (seen & (seen - 1)) == 0
@@ -215,7 +216,7 @@ def _auc(
 def _p_of_auc(
     positive: Float[Tensor, "layer prompt"], negative: Float[Tensor, "layer other_prompt"], found: Float[Tensor, " auc"]
 ) -> Float[Tensor, " auc"]:
-    """Return p-values, family-wise over layers: each shuffle of the labels contributes its best layer's AUC."""
+    """Return family-wise p-values over the layers: each shuffle of the labels contributes the AUC of its best layer."""
     sizes = positive.shape[1], negative.shape[1]
     rng = np.random.default_rng(0)
     poles = np.zeros((sum(sizes), N_SHUFFLES))

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
-from audiolens.checks import checked_flags, listed, one_or_listed, whole_number, whole_numbers
+from audiolens.checks import checked_flags, listed, one_or_listed, shown, whole_number, whole_numbers
 from audiolens.directions.directions import Directions
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest
@@ -54,7 +54,7 @@ def steer(
     """Return the interventions that steer along one or several directions.
 
     Args:
-        directions: one or several concepts to steer along. The intervention site is the site they were read at.
+        directions: one or several concepts to steer along. The intervention site is the site at which they were read.
         strategy: "one-to-one" adds `layer`'s vector at `layer`; "one-to-all" adds it at every block, where it
             accumulates and needs a fraction of the strength; "one-to-band" adds it at the blocks of `band` (or
             `layers`); "all-to-all" adds each block's own vector at that block (or only at `layers`).
@@ -62,8 +62,8 @@ def steer(
             concepts, give one layer for all or one for each.
         layers: target blocks of "one-to-band" and "all-to-all"; under "one-to-one" another name for `layer`.
         band: target blocks of "one-to-band" as (first, last), both included.
-        strength: the coefficient; negative steers towards the negative pole. A number, or one per affected row, so that
-            a whole dose-response curve runs in one batch.
+        strength: the coefficient; a negative one steers towards the negative pole. It is a number, or one per affected
+            row, so that a whole dose-response curve can run in one batch.
         unit: what a strength of 1 adds. "raw" adds the full difference of means (as in the paper), "unit" adds a vector
             of norm 1, and "residual" adds a vector as long as the mean activation norm at the target block.
         branch: "cond", "null" or "both". To first order, "cond" alone moves the guided logits guidance_scale times as
@@ -85,7 +85,8 @@ def steer(
         One intervention per distinct vector, for `lens.generate(interventions=...)`, in the order of the concepts.
 
     Raises:
-        InputError: (or a subclass) for an invalid strategy, layer, band or strength, naming the valid choices.
+        InputError: (or a subclass) for an invalid strategy, layer, band or strength; the message lists the valid
+            choices.
     """
     checked_flags(preserve_norm=preserve_norm, prefix=prefix)
     concepts = _concepts(directions)
@@ -157,8 +158,8 @@ def _placed(
     """Return every concept's vectors with their target blocks, one concept after the other."""
     sources = _sources(concepts, strategy, layer)
     placed = []
-    for place, (directions, source) in enumerate(zip(concepts, sources, strict=True)):
-        before = list(zip(concepts, sources, strict=True))[:place] if combine == "orthogonalised" else []
+    for index, (directions, source) in enumerate(zip(concepts, sources, strict=True)):
+        before = list(zip(concepts, sources, strict=True))[:index] if combine == "orthogonalised" else []
         targets = _targets(directions, strategy, source, layers, band)
         # All targets share one vector, unless each target has its own vector or its own scale.
         groups = [targets] if source is not None and unit != "residual" else [[target] for target in targets]
@@ -205,14 +206,14 @@ def _freed(directions: Directions, layer: int, before: list[Tensor]) -> Float[Te
     rest, empty = apart(vector[None], [other[None] for other in before])
     if bool(empty):
         raise InputError(
-            f"nothing is left of {directions.meta.label or 'a direction'!r} at layer {layer} after removing its "
+            f"nothing is left of {shown(directions.meta.label or 'a direction')} at layer {layer} after removing its "
             "component along the concepts before it: drop it, or use combine='sum'."
         )
     return rest[0]
 
 
 def _scaled(vector: Tensor, directions: Directions, target: int, unit: Unit) -> Float[Tensor, " d_model"]:
-    """Scale a vector to the length that a strength of 1 means at a block."""
+    """Scale a vector to the length that corresponds to a strength of 1 at a block."""
     if unit == "raw":
         return vector
     return vector / float(vector.norm()) * (directions.residual_norm(target) if unit == "residual" else 1.0)
@@ -227,14 +228,16 @@ def _intervention(placed: _Placed, operator: Operator, amount: Tensor, where: di
 
 
 def _at_one(layer: Any, layers: int | list[int]) -> int:
-    """The single block of "one-to-one", given as `layers` instead of `layer`."""
+    """The block for "one-to-one", if it was given as `layers` instead of `layer`."""
     chosen = [layers] if isinstance(layers, int) else layers
     if layer is not None:
-        raise InputError(f"layer={layer!r} and layers={layers!r} were both given: 'one-to-one' takes one block.")
+        raise InputError(
+            f"layer={shown(layer)} and layers={shown(layers)} were both given: 'one-to-one' takes one block."
+        )
     if len(chosen) != 1:
         raise InputError(
-            f"layers={layers!r}: strategy='one-to-one' takes one block. Use 'all-to-all' for each block's own vector, "
-            "or 'one-to-band' with layer= for one block's."
+            f"layers={shown(layers)}: strategy='one-to-one' takes one block. Use 'all-to-all' for each block's own "
+            "vector, or 'one-to-band' with layer= for one block's vector."
         )
     return chosen[0]
 
@@ -243,14 +246,14 @@ def _source(directions: Directions, strategy: Strategy, layer: int | None) -> in
     if layer is None:
         if len(directions) == 1:
             return directions.layers[0]
-        raise SiteError(f"strategy={strategy!r} needs layer=: choose one of {_listed(directions)}.")
+        raise SiteError(f"strategy={shown(strategy)} needs layer=: choose one of {_listed(directions)}.")
     try:
         number = whole_number(layer)
     except TypeError:
-        raise InputTypeError(f"layer={layer!r}: expected a layer number.") from None
+        raise InputTypeError(f"layer={shown(layer)}: expected a layer number.") from None
     number = counted(number, directions.meta.n_layers)
     if number not in directions:
-        raise SiteError(f"no direction at layer {number}: there are {_listed(directions)}.")
+        raise SiteError(f"no direction at layer {number}: these directions have {_listed(directions)}.")
     return number
 
 
@@ -264,7 +267,7 @@ def _band(band: Any, layers: int | Sequence[int] | None, n_layers: int) -> list[
     try:
         first, last = whole_numbers(listed("band", band))
     except (TypeError, ValueError):
-        raise InputTypeError(f"band={band!r}: expected a pair of layers (first, last), both included.") from None
+        raise InputTypeError(f"band={shown(band)}: expected a pair of layers (first, last), both included.") from None
     first, last = counted(first, n_layers), counted(last, n_layers)
     if first > last:
         raise InputError(f"band={(first, last)} is empty: the first layer comes after the last.")
@@ -274,12 +277,12 @@ def _band(band: Any, layers: int | Sequence[int] | None, n_layers: int) -> list[
 def _refuse(strategy: Strategy, **given: Any) -> None:
     for name, value in given.items():
         if value is not None:
-            raise InputError(f"strategy={strategy!r} takes no {name}=: {name}={value!r} would be ignored.")
+            raise InputError(f"strategy={shown(strategy)} takes no {name}=: {name}={shown(value)} would be ignored.")
 
 
 def _choose(name: str, value: Any, choices: Any) -> None:
     if value not in get_args(choices):
-        raise InputError(f"{name}={value!r}.{nearest(str(value), get_args(choices))} Expected one of: "
+        raise InputError(f"{name}={shown(value)}.{nearest(str(value), get_args(choices))} Expected one of: "
                          f"{', '.join(get_args(choices))}.")  # fmt: skip
 
 

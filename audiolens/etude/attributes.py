@@ -22,7 +22,7 @@ TONICS = (0, 2)
 
 @dataclass(frozen=True)
 class Range:
-    """A continuous attribute: its limits, its scale, and the share of the range at each end that words call a pole."""
+    """A continuous attribute: its limits, its scale, and the share of the range at each end that counts as a pole."""
 
     low: float
     high: float
@@ -42,7 +42,7 @@ class Range:
         return float((value - self.low) / (self.high - self.low))
 
     def level(self, value: float) -> str:
-        """The level of words that fit `value`: `"low"`, `"mid"` or `"high"`."""
+        """The level at which words describe `value`: `"low"`, `"mid"` or `"high"`."""
         position = self.position(value)
         if position < self.pole_share:
             return "low"
@@ -69,12 +69,12 @@ CONCEPTS: Mapping[str, str] = MappingProxyType(
         "instrument": "instrument",
     }
 )
-"""Concept (as named in prompts) -> the attribute that it describes."""
+"""Maps each concept, as named in prompts, to the attribute that it describes."""
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """What one clip sounds like.
+    """The attributes that define the sound of one clip.
 
     Attributes:
         tempo_bpm: beats per minute; a kick drum marks every beat.

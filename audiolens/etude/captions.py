@@ -98,7 +98,7 @@ ENDINGS = (
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption, and the concepts that its words name, as a mapping from concept to level."""
+    """A caption, with a mapping from each concept that its words name to the level."""
 
     text: str
     named: Mapping[str, str]

@@ -1,13 +1,13 @@
-"""The synthesiser étude was trained on: short labelled clips from explicit musical attributes and a seed.
+"""The synthesiser that étude was trained on: it makes short labelled clips from musical attributes and a seed.
 
-It is also the project's labelled data set: `labelled_clips(n, seed)` yields sound, attributes (the exact labels, for
-probing and for calibrating measures) and a caption, in the style of SynTheory (Wei et al., ISMIR 2024).
+It is also the project's labelled data set: `labelled_clips(n, seed)` yields sound, attributes (exact labels for probing
+and for calibrating measures) and a caption, in the style of SynTheory (Wei et al., ISMIR 2024).
 
 A clip consists of drums (a kick with a click on every beat, a snare on the weak beats), bass, chords and a melody.
 Notes are read from one-period wavetables. Brightness sets the decay of the harmonics. The whole mix is then tilted
 until it has the requested spectral centroid, so that brightness means the same for every instrument, register and
-tempo. Kick and bass have the same energy per second at every tempo. Otherwise fast music would contain more of them,
-and a model asked for fast music would also play darker, because guidance amplifies correlated attributes.
+tempo. Kick and bass have the same energy per second at every tempo. Otherwise fast music would contain more of both. A
+model asked for fast music would then also play darker, because guidance amplifies correlated attributes.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ CLIP_SECONDS = 5.12
 TABLE_SIZE = 2048
 MELODY_LEVEL = 2.2
 KIT_SEED = 7
-"""The seed of the drum noise. It is fixed, like one recorded kit, so that every stroke of a kind sounds the same."""
+"""The seed of the drum noise. It is fixed, as in a recorded drum kit, so that all strokes on one drum sound the
+same."""
 
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 CHORD_DEGREES = (0, 0, 0, 3, 4)
-"""Scale degrees of the chords: mostly the tonic, whose third sets the mode, never the other mode's tonic, the sixth."""
+"""Scale degrees of the chords: mostly the tonic, because its third sets the mode. The sixth is excluded, because it is
+the tonic of the other mode."""
 PAD_LEVEL = 0.25
 PAD_MIDI = 62
 """The pitch of the chords: high enough for the codec to distinguish major and minor thirds, but below most melodies."""
@@ -66,13 +68,14 @@ def labelled_clips(n: int, seed: int = 0, seconds: float = CLIP_SECONDS, **fixed
 
 
 def labelled_clip(index: int, seed: int = 0, seconds: float = CLIP_SECONDS, **fixed: object) -> LabelledClip:
-    """Clip `index` of the set `seed`, identical to the one that `labelled_clips` yields."""
+    """Clip number `index` of the set with this seed, identical to the one that `labelled_clips` yields."""
     attributes, words, rng = label(index, seed, **fixed)
     return LabelledClip(render(attributes, rng, seconds), SAMPLE_RATE, attributes, words, index)
 
 
 def label(index: int, seed: int = 0, **fixed: object) -> tuple[Attributes, Caption, np.random.Generator]:
-    """The attributes and caption of a clip that is not rendered, and the random generator that `render` continues."""
+    """The attributes and the caption of a clip without its sound, and the random generator with which `render`
+    continues."""
     rng = np.random.default_rng([seed, index])
     attributes = Attributes.draw(rng, **fixed)
     return attributes, caption(attributes, rng), rng
@@ -99,7 +102,7 @@ def bar_start(attributes: Attributes, rng: np.random.Generator) -> float:
 
 
 class _Score:
-    """The score of one clip: the times of its beats, its chords, and its melody."""
+    """The score of one clip: its beat times, chords and melody."""
 
     def __init__(self, attributes: Attributes, rng: np.random.Generator, seconds: float) -> None:
         self.a, self.rng = attributes, rng
@@ -138,7 +141,7 @@ class _Score:
         for onset, end, degree in zip(onsets, ends, degrees, strict=True):
             near = centre + self.rng.uniform(-3, 3)
             note = _note(self.a.instrument, self.pitch(degree, near), min(end - onset, 1.6), self.rolloff)
-            _place(sound, MELODY_LEVEL * note, onset)
+            _mix_in(sound, MELODY_LEVEL * note, onset)
         return sound
 
     def accompaniment(self, n_samples: int) -> Waveform:
@@ -148,12 +151,12 @@ class _Score:
             chord = self.chords[index // self.a.meter]
             for interval in (0, 2, 4):
                 pad = _note("pad", self.pitch(chord + interval, PAD_MIDI), min(bar_seconds, 6.0), self.rolloff)
-                _place(sound, PAD_LEVEL * pad, self.beats[index])
+                _mix_in(sound, PAD_LEVEL * pad, self.beats[index])
         for index, beat in enumerate(self.beats):
             chord = self.chords[index // self.a.meter]
             strong = index % self.a.meter == 0
             bass = _note("bass", self.pitch(chord, 38), self.beat_seconds, self.rolloff, self.beat_seconds)
-            _place(sound, (0.8 if strong else 0.45) * bass, beat)
+            _mix_in(sound, (0.8 if strong else 0.45) * bass, beat)
         return sound
 
     def drums(self, n_samples: int) -> Waveform:
@@ -168,14 +171,14 @@ class _Score:
         sound = np.zeros(n_samples)
         for index, beat in enumerate(self.beats):
             strong = index % self.a.meter == 0
-            _place(sound, self.kick_level * (1.3 if strong else 1.0) * kick, beat)
-            _place(sound, click, beat)
+            _mix_in(sound, self.kick_level * (1.3 if strong else 1.0) * kick, beat)
+            _mix_in(sound, click, beat)
             if not strong:
-                _place(sound, snare, beat)
+                _mix_in(sound, snare, beat)
         return sound
 
 
-def _place(sound: Waveform, note: Float[np.ndarray, " note"], onset_seconds: float) -> None:
+def _mix_in(sound: Waveform, note: Float[np.ndarray, " note"], onset_seconds: float) -> None:
     start = round(onset_seconds * SAMPLE_RATE)
     first, last = max(start, 0), min(start + len(note), len(sound))
     if first < last:

@@ -1,8 +1,8 @@
 """Atomic writes: a file or folder appears complete under its name, or not at all.
 
-A writer creates the file or folder under an unused random name in the target folder, and then renames it. So it never
-opens what a link in that folder points to, and a run that is killed leaves the old file intact. A link, device, pipe or
-socket is never replaced. `put` takes bytes, `written` suits libraries that need a path, and `new_folder` is for
+A writer creates the file or folder under an unused random name in the target folder, and then renames it. It therefore
+never opens what a link in that folder points to, and a killed run leaves the old file intact. A link, device, pipe or
+socket is never replaced. `put` takes bytes, `written` is for libraries that need a path, and `new_folder` is for
 folders.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from audiolens.checks import shown
 from audiolens.errors import InputError, InputTypeError, StoppedError
 
 UNFINISHED = ".unfinished-"
@@ -65,20 +66,20 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(place: Path) -> Iterator[Path]:
-    """Yield a temporary empty folder, which is renamed to `place` if the block succeeds; the parent must exist.
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary empty folder, which is renamed to `folder` if the block succeeds; the parent must exist.
 
     Raises:
         InputError: if something other than an empty folder has this name.
         OSError: if it cannot be written.
     """
-    refuse_taken(place)
-    with aside(place.parent) as work:
+    refuse_taken(folder)
+    with aside(folder.parent) as work:
         yield work
         _settle(work)
         with suppress(FileNotFoundError):
-            place.rmdir()
-        os.replace(work, place)
+            folder.rmdir()
+        os.replace(work, folder)
 
 
 @contextmanager
@@ -114,17 +115,17 @@ def as_path(path: object) -> Path:
         InputTypeError, InputError: if it is not a valid path.
     """
     if not isinstance(path, str | os.PathLike):
-        raise InputTypeError(f"path={path!r}: expected the name of a file or folder.")
+        raise InputTypeError(f"path={shown(path)}: expected the name of a file or folder.")
     if "\0" in os.fspath(path):
-        raise InputError(f"path={path!r}: the name of a file or folder cannot hold a NUL character.")
+        raise InputError(f"path={shown(path)}: the name of a file or folder cannot contain a NUL character.")
     return Path(path)
 
 
 def refuse_special(path: Path) -> None:
-    """Refuse to write a file if a folder, link, device, pipe or socket already has its name.
+    """Raise an error if a folder, link, device, pipe or socket already has this name.
 
     Raises:
-        InputError: the message says what has the name.
+        InputError: the message states what has this name.
     """
     kind = _kind(path)
     if kind == "folder":
@@ -133,23 +134,23 @@ def refuse_special(path: Path) -> None:
         raise InputError(f"{path} is a {kind}, and only files are replaced: give another name, or remove it first.")
 
 
-def refuse_taken(place: Path) -> None:
-    """Refuse to create a folder if anything except an empty folder already has its name.
+def refuse_taken(folder: Path) -> None:
+    """Raise an error if anything except an empty folder already has this name.
 
     Raises:
-        InputError: the message says what has the name.
+        InputError: the message states what has this name.
     """
-    kind = _kind(place)
-    if kind == "folder" and any(place.iterdir()) or kind == "file":
-        raise InputError(f"{place} exists and is not an empty folder: choose another name, or remove it.")
+    kind = _kind(folder)
+    if kind == "folder" and any(folder.iterdir()) or kind == "file":
+        raise InputError(f"{folder} exists and is not an empty folder: choose another name, or remove it.")
     if kind not in (None, "folder"):
-        raise InputError(f"{place} is a {kind}, which a folder cannot replace: choose another name.")
+        raise InputError(f"{folder} is a {kind}, which a folder cannot replace: choose another name.")
 
 
 def refuse_misplaced(files: Iterable[Path], folders: Iterable[Path] = ()) -> None:
-    """Refuse a folder where a file is expected, and anything except a folder where a folder is expected.
+    """Reject a folder where a file is expected, and anything except a folder where a folder is expected.
 
-    Misplaced entries are not replaced, because audiolens did not create them and a folder may hold the only copy of
+    Misplaced entries are not replaced, because audiolens did not create them and a folder may contain the only copy of
     something.
 
     Raises:
@@ -158,13 +159,13 @@ def refuse_misplaced(files: Iterable[Path], folders: Iterable[Path] = ()) -> Non
     for path, expected in (*((path, "file") for path in files), *((path, "folder") for path in folders)):
         if (kind := _kind(path)) not in (None, expected):
             raise InputError(
-                f"{path} is a {kind}, and a {expected} belongs there, which is made again: remove it, or choose "
-                "another folder."
+                f"{path} is a {kind}, but a {expected} belongs there: remove it, or choose another folder. After "
+                f"the removal the {expected} is created again."
             )
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse a folder that contains anything except files and folders: an untrusted link may lead outside the folder.
+    """Reject a folder that contains anything except files and folders: an untrusted link may lead outside the folder.
 
     Raises:
         InputError: the message names the first link, device, pipe or socket, or a folder that cannot be read.
@@ -196,7 +197,7 @@ def inside(folder: Path, name: object) -> Path:
         InputError: if the name leads outside the folder, or if a link has this name.
     """
     if not is_name(name):
-        raise InputError(f"{name!r} cannot name a folder in {folder}: expected a name without a path.")
+        raise InputError(f"{shown(name)} cannot name a folder in {folder}: expected a name without a path.")
     found = folder / str(name)
     if found.is_symlink():
         raise InputError(f"{found} is a symbolic link, and links inside a folder are not followed: remove it.")
@@ -204,7 +205,7 @@ def inside(folder: Path, name: object) -> Path:
 
 
 def is_name(name: object) -> bool:
-    """Whether this is a plain name inside a folder, and not a path that could lead out of it."""
+    """Whether this is a plain name inside a folder, rather than a path that could lead out of it."""
     return isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\\", "\0"} & {*name}
 
 
@@ -227,7 +228,7 @@ def _unfinished(mark: str = UNFINISHED) -> str:
 
 
 def _without_following(path: str, flags: int) -> int:
-    """An opener for `open` that follows no link and creates files with the umask's permissions."""
+    """An opener for `open` that does not follow links and creates files with the umask's permissions."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 

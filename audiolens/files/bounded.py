@@ -1,8 +1,8 @@
 """Read untrusted files within limits: text, JSON, TOML, CSV and safetensors headers.
 
 Every loader uses these functions. Only regular files are opened, so that a pipe or a device cannot stall a
-program. Size, nesting, numbers and strings have limits far beyond any file that audiolens writes. Any problem raises
-a one-line `InputError` that names the file.
+program. The limits on size, nesting, numbers and strings are far above those of any file that audiolens writes. Any
+problem raises a one-line `InputError` that names the file.
 """
 
 import csv
@@ -21,14 +21,14 @@ from typing import Any
 from audiolens.errors import InputError
 
 Row = tuple[int, list[str]]
-"""The line number at which a row begins, and its cells with surrounding spaces removed."""
+"""The number of the line at which a row begins, and the row's cells without surrounding spaces."""
 
 MOST_BYTES = 64 * 2**20
 """The largest size of a text file."""
 MOST_DEPTH = 64
 MOST_DIGITS = 40
 MOST_TEXT = 2**17
-"""The most characters in one string or key; for a CSV cell this is also the limit of Python's own reader."""
+"""The largest number of characters in one string or key; Python's own CSV reader has the same limit for a cell."""
 MOST_HEADER_BYTES = 100_000_000
 """The largest header, as limited by safetensors itself."""
 MOST_TENSORS = 100_000
@@ -103,7 +103,7 @@ def read_object(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
     """
     found = read_json(path, most)
     if not isinstance(found, dict):
-        raise InputError(f"{path} holds a {type(found).__name__}: expected a JSON object.")
+        raise InputError(f"{path} contains a {type(found).__name__}: expected a JSON object.")
     return found
 
 
@@ -131,7 +131,7 @@ def toml_of(path: Path, text: str) -> dict[str, Any]:
     Raises:
         InputError: if the text is not TOML, or if it exceeds the limits above.
     """
-    # tomllib takes quadratic time in the number of parts of a dotted key, so long keys are refused before it is called.
+    # tomllib takes quadratic time in the number of parts of a dotted key, so long keys are rejected first.
     marks = re.sub(r"\"[^\"\n]*\"|'[^'\n]*'|[\w \t-]+", "", text)
     if "." * MOST_DEPTH in marks:
         raise _too_deep(path)
@@ -171,7 +171,7 @@ def csv_rows(path: Path, text: str) -> list[Row]:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a safetensors file, whose data must match the header exactly.
+    """The header of a safetensors file, after checking that the data match it exactly.
 
     Raises:
         InputError: if the file cannot be read, is not a regular file, or is not a complete safetensors file.
@@ -204,7 +204,7 @@ def read_header(path: Path) -> Header:
 
 
 def _refuse_special(path: Path) -> None:
-    """Refuse anything except a regular file before opening it: opening a pipe blocks until something writes to it."""
+    """Reject anything except a regular file before opening it: opening a pipe blocks until something writes to it."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise InputError(f"{path} cannot be read: it is a folder.")
@@ -213,7 +213,7 @@ def _refuse_special(path: Path) -> None:
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object with no repeated key; Python would silently keep the last value."""
+    """A JSON object without repeated keys; Python would silently use the last value."""
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
@@ -235,7 +235,7 @@ def _real(digits: str) -> float:
 
 
 def _refuse_beyond(path: Path, value: Any, most_text: int = MOST_TEXT) -> None:
-    """Refuse deep nesting, long numbers and long strings. The check iterates, because Python limits recursion."""
+    """Reject deep nesting, long numbers and long strings. The check is iterative, because Python limits recursion."""
     level: list[Any] = [value]
     for _ in range(MOST_DEPTH + 1):
         inner: list[Any] = []
@@ -245,9 +245,9 @@ def _refuse_beyond(path: Path, value: Any, most_text: int = MOST_TEXT) -> None:
             elif isinstance(one, list):
                 inner += one
             elif isinstance(one, str) and len(one) > most_text:
-                raise InputError(f"{path} holds a text of {len(one):,} characters: expected at most {most_text:,}.")
+                raise InputError(f"{path} contains a text of {len(one):,} characters: expected at most {most_text:,}.")
             elif isinstance(one, int) and one.bit_length() > 4 * MOST_DIGITS:
-                raise InputError(f"{path} holds a number of more than {MOST_DIGITS} digits.")
+                raise InputError(f"{path} contains a number of more than {MOST_DIGITS} digits.")
         level = inner
         if not level:
             return
@@ -267,7 +267,7 @@ def _shape(name: str, entry: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _refuse_gaps(spans: list[tuple[int, ...]], size: int) -> None:
-    """Refuse tensors that overlap, leave gaps, or do not end exactly at the end of the file."""
+    """Reject tensors that overlap, leave gaps, or do not end exactly at the end of the file."""
     end = 0
     for start, stop in spans:
         if start != end:

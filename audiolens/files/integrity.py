@@ -27,7 +27,7 @@ HEADER, SEAL = "audiolens", "sha256"
 _TENSORS = "tensors"
 _SLOT = b"audiolens-sha256:"
 MOST_KEPT_BYTES = 2**29
-"""The most bytes in one file of a sweep or a study. Such a file is read as a whole."""
+"""The largest size in bytes of a file in a sweep or a study. Such files are read as a whole."""
 OPEN_SEAL = (_SLOT + b"0" * 64).decode()
 """The placeholder for a file's own hash; `seal` fills it in."""
 
@@ -37,7 +37,7 @@ def digest(content: bytes) -> str:
 
 
 def tensor_hash(tensor: Tensor) -> str:
-    """A hash of the exact bits of a tensor's values, with its dtype and shape."""
+    """A hash of a tensor's dtype, its shape and the exact bits of its values."""
     found = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
     flat: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     found.update(flat)
@@ -55,7 +55,7 @@ def check_header(path: object, facts: Mapping[str, Any], shapes: Mapping[str, Se
     """Check a sealed header against its hash, and against the shapes of the tensors in the file.
 
     Raises:
-        DamagedError: the message says what differs.
+        DamagedError: the message states what differs.
     """
     rest = {name: value for name, value in facts.items() if name != SEAL}
     if facts.get(SEAL) != _hash_of(rest):
@@ -107,7 +107,7 @@ def read_json(path: Path, former: Collection[str | None] = ()) -> dict[str, Any]
 
 
 def seal(content: bytes) -> bytes:
-    """The content with its last `OPEN_SEAL` replaced by its own hash."""
+    """The content, with its own hash in place of the last `OPEN_SEAL`."""
     start, end = _slot(content)
     return content[:start] + digest(content).encode() + content[end:]
 
@@ -125,7 +125,7 @@ def check_seal(path: object, content: bytes) -> None:
 
 
 def write_manifest(folder: Path, name: str) -> None:
-    """Write a manifest with the hash of every file in a folder; `name` is recorded as what the folder holds."""
+    """Write a manifest with the hash of every file in a folder; `name` is recorded as the contents of the folder."""
     held = {path.relative_to(folder).as_posix(): digest(path.read_bytes()) for path in _files(folder)}
     (folder / MANIFEST).write_bytes(sealed_json({"format": _MANIFEST, "of": name, "files": held}))
 
@@ -201,7 +201,7 @@ def _hash_of(plain: Any) -> str:
 
 def _slot(content: bytes) -> tuple[int, int]:
     """The start and end of the 64 digits of the last seal, or (-1, -1) if there is none."""
-    place = content.rfind(_SLOT)
-    start = place + len(_SLOT)
-    whole = place >= 0 and re.fullmatch(rb"[0-9a-f]{64}", content[start : start + 64]) is not None
+    slot = content.rfind(_SLOT)
+    start = slot + len(_SLOT)
+    whole = slot >= 0 and re.fullmatch(rb"[0-9a-f]{64}", content[start : start + 64]) is not None
     return (start, start + 64) if whole else (-1, -1)

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
+from audiolens.checks import shown
 from audiolens.errors import InputError
 
 _WORDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number", None: "null"}
 
 
 def refuse_other(path: str | PathLike[str], value: Any, shape: Any, where: str = "") -> None:
-    """Refuse a value that does not have the expected shape.
+    """Reject a value that does not have the expected shape.
 
     Raises:
         InputError: the message names the file, the first key that differs, and what is expected there.
@@ -38,7 +39,7 @@ def _difference(value: Any, shape: Any, where: str) -> str | None:
             return f"{where or 'it'} has {len(value)} items, expected {len(shape)}"
         shapes = shape if len(shape) > 1 else shape * len(value)
         pairs = enumerate(zip(value, shapes, strict=True))
-        return _first(_difference(item, own, f"{where}[{place}]") for place, (item, own) in pairs)
+        return _first(_difference(item, own, f"{where}[{index}]") for index, (item, own) in pairs)
     if isinstance(shape, Mapping):
         return _in_object(value, shape, where)
     return None if _is(value, shape) else _unlike(value, _WORDS[shape], where)
@@ -52,7 +53,7 @@ def _in_object(value: Any, shape: Mapping[Any, Any], where: str) -> str | None:
     for name, inner in shape.items():
         key = name.removesuffix("?")
         if key not in value and key == name:
-            return f"it lacks {_under(where, key)!r}"
+            return f"it lacks {shown(_under(where, key))}"
         if key in value and (difference := _difference(value[key], inner, _under(where, key))):
             return difference
     return None

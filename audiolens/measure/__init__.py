@@ -1,13 +1,13 @@
 """Measure clips: tempo, brightness, register, mode and more, and whether steering has degraded them.
 
-Every measure is a function of (audio, sample_rate). Audio is a numpy array or torch tensor shaped [sample] or [channel,
-sample], which gives one number, or [row, channel, sample], which gives an array [row]; it has one or two channels. It
-may also be a sound file or what `lens.generate` returned, both without a sample rate, or a list of any of these.
-Channels are averaged and a constant offset is removed. Where a measure is undefined (silence, the pitch of noise) the
-result is NaN. Audio that cannot be measured (NaN samples, shorter than 0.1 s, longer than ten minutes, an impossible
-sample rate, a broken file) raises an InputError. docs/measures.md describes the method and calibration of each measure.
-librosa and scipy are imported on first use, and torch only for measures that need a model (`drift`, `frechet_distance`,
-`clap_score`).
+Every measure is a function of (audio, sample_rate). Audio is a numpy array or a torch tensor with one or two channels.
+If its shape is [sample] or [channel, sample], the result is one number; if it is [row, channel, sample], the result is
+an array [row]. Audio may also be a sound file or what `lens.generate` returned (then without a sample rate), or a list
+of any of these. Channels are averaged and a constant offset is removed. If a measure is undefined (for silence, or for
+the pitch of noise), the result is NaN. Audio that cannot be measured (NaN samples, shorter than 0.1 s, longer than ten
+minutes, an impossible sample rate, a broken file) raises an InputError. docs/measures.md describes the method and
+calibration of each measure. librosa and scipy are imported on first use, and torch only for measures that need a model
+(`drift`, `frechet_distance`, `clap_score`).
 """
 
 from importlib import import_module
@@ -24,7 +24,7 @@ from audiolens.measure.rhythm import (
     tempo_octave,
 )
 from audiolens.measure.table import EXTRA_MEASURES, MEASURES, UNITS, refuse_lacking, table, table_of_files
-from audiolens.measure.timbre import brightness, loudness, rolloff
+from audiolens.measure.timbre import brightness, loudness, ltas_centroid, rolloff
 
 if TYPE_CHECKING:
     from audiolens.measure.clap import clap_embeddings as clap_embeddings
@@ -54,6 +54,7 @@ __all__ = [
     "onset_rate",
     "pulse_clarity",
     "brightness",
+    "ltas_centroid",
     "rolloff",
     "loudness",
     "pitch",

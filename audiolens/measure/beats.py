@@ -1,7 +1,7 @@
 """Tempo by Beat This (Foscarin, Schlueter and Widmer, ISMIR 2024), the beat tracker used by Facchiano et al. (2025).
 
-It is an optional extra, `pip install 'audiolens[beats]'`, imported only when it is used. It downloads its weights on
-first use.
+The tracker is an optional extra (`pip install 'audiolens[beats]'`), and is imported only when it is used. It downloads
+its weights on first use.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _tracker() -> Any:
         with _tensors_only():
             return Audio2Beats(checkpoint_path=CHECKPOINT, device="cpu", dbn=False)
     except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
-        # The errors it raises if it cannot download its weights.
+        # These are the errors that it raises if it cannot download its weights.
         raise InputError(
             f"Beat This could not load its weights ({CHECKPOINT}): {error}. They are downloaded on first use: try "
             "again with a network connection."

@@ -1,9 +1,9 @@
 """Score how well clips match a text, and embed them, with transformers' ClapModel.
 
-CLAP: Wu et al. (2023), "Large-scale Contrastive Language-Audio Pretraining". This module needs torch, so
+CLAP is described in Wu et al. (2023), "Large-scale Contrastive Language-Audio Pretraining". This module needs torch, so
 `audiolens.measure` imports it only on first use; the weights are downloaded once. A clip's results depend only on that
 clip. transformers' feature extractor makes random choices (it crops clips longer than ten seconds and, with fusion,
-marks one clip of each batch as longer), so clips are passed in a form that leaves it no choice.
+marks one clip of each batch as longer), so clips are passed in a form to which these choices do not apply.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from audiolens.checks import in_order
+from audiolens.checks import in_order, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, ModelFilesError, ModelNotFoundError
 from audiolens.measure.clips import Audio, Clip, read
@@ -61,13 +61,13 @@ def clap_score(
         InputError: if clips and texts differ in number, or audio cannot be measured.
         ModelNotFoundError: if there is no such model, or no network to download it.
 
-    It does not show how good a clip sounds, and CLAP understands text coarsely (it is almost insensitive to tempo):
-    compare scores for one text, paired by seed.
+    The score does not show how good a clip sounds. CLAP understands text only coarsely (it is almost insensitive to
+    tempo), so compare scores for one text, paired by seed.
     """
     clips, _ = read(audio, sample_rate, centred=False)
     listed = [texts] if isinstance(texts, str) else list(in_order("texts", texts, "texts"))
     if not listed or not all(isinstance(text, str) and text.strip() for text in listed):
-        raise InputTypeError(f"texts={texts!r}: expected a text, or one per clip.")
+        raise InputTypeError(f"texts={shown(texts)}: expected a text, or one per clip.")
     if len(listed) not in (1, len(clips)):
         raise InputError(f"{len(listed)} texts for {len(clips)} clips: give one text, or one per clip.")
     clap, processor = opened(model)
@@ -123,7 +123,7 @@ def _loaded(name: str) -> Clap:
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         folder = Path(name).expanduser()
-        # Refuse weights that exist only as a pickle, since unpickling a downloaded file could run any code.
+        # Reject weights that exist only as a pickle, since unpickling a downloaded file could run any code.
         with staged(folder if folder.is_dir() else downloaded(name, None)) as files:
             if files.config.get("model_type") != "clap":
                 raise ModelFilesError(f"{folder / CONFIG} is not the configuration of a CLAP model.")
@@ -134,8 +134,8 @@ def _loaded(name: str) -> Clap:
         # transformers raises many kinds of errors for incomplete model files.
         detail = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelNotFoundError(
-            f"the CLAP model {name!r} could not be loaded: {detail} Give a hub name such as {DEFAULT!r} (downloaded "
-            "on first use), a folder, or (ClapModel, ClapProcessor)."
+            f"the CLAP model {shown(name)} could not be loaded: {detail} Give a hub name such as {DEFAULT!r} "
+            "(downloaded on first use), a folder, or (ClapModel, ClapProcessor)."
         ) from error
 
 
@@ -147,7 +147,7 @@ def _embedded(clips: Sequence[Clip], clap: Any, processor: Any, size: int) -> li
     for clip in clips:
         samples = resampled(clip.samples, clip.sample_rate, rate)
         cut = [samples[start : start + longest] for start in range(0, len(samples), longest)]
-        # A remainder under half a second says little, and would weigh as much as a full window.
+        # A remainder under half a second contains little information, but would have as much weight as a full window.
         cut = [part for part in cut if len(part) >= rate / 2] or cut[:1]
         windows += cut
         counts.append(len(cut))

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeGuard, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from audiolens.checks import real_number, refuse_masked
+from audiolens.checks import real_number, refuse_masked, shown
 from audiolens.errors import InputError, InputTypeError
 from audiolens.measure.onsets import Envelope, envelope
 from audiolens.sound import soundfiles
@@ -85,7 +85,7 @@ class Clip:
 
     @cached_property
     def timbre_spectrum(self) -> Float[np.ndarray, "bin frame"]:
-        """Spectrum of 64 ms windows every 32 ms, for `brightness` and `rolloff`."""
+        """Spectrum of 64 ms windows every 32 ms, for `brightness`, `ltas_centroid` and `rolloff`."""
         n_fft = self.window(0.064)
         return self.spectrum(n_fft, n_fft // 2)
 
@@ -221,7 +221,7 @@ def _checked_rate(sample_rate: Any) -> float:
         rate = real_number(sample_rate)
     except TypeError:
         raise InputTypeError(
-            f"sample_rate is {sample_rate!r}; give the samples per second as a number, e.g. 16000"
+            f"sample_rate is {shown(sample_rate)}; give the samples per second as a number, e.g. 16000"
         ) from None
     low, high = RATES_HZ
     if not low <= rate <= high:

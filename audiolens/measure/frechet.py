@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from audiolens.tracing.generation import Generation
 
 Features = Float[np.ndarray, "window feature"]
-"""One vector per window of sound; no window spans two clips."""
+"""One vector per window of sound; a window never extends over two clips."""
 LEAST = 5.0
 """Each set needs more features than this many times their dimension; with fewer, the distance is mostly bias."""
 
@@ -52,15 +52,16 @@ def frechet_distance(
         a, b: clips, equal in number and length: what `lens.generate` returned, codes "row codebook frame", a waveform
             "row channel sample" at the model's rate or (waveform, sample_rate), or what `codec_features` returned.
         window_seconds: see `codec_features`.
-        least: required number of features per dimension; lower it to explore, never to report.
+        least: the required number of features per dimension; lower it only to explore, never to report.
         batch_size: clips encoded at a time.
 
     Raises:
         InputError: if the sets differ in size or are too small: the estimate is biased upwards, more so with fewer
             features.
 
-    It does not show quality: the intended change moves it too. Compare it with the distance between two baselines of
-    different seeds (the smallest detectable distance), and with the distance to clips whose prompts name the pole.
+    The distance does not show quality, because the intended change increases it too. Compare it with the distance
+    between two baselines of different seeds (the smallest detectable distance), and with the distance to clips whose
+    prompts name the pole.
     """
     settings: dict[str, Any] = {"window_seconds": window_seconds, "batch_size": batch_size}
     return between(codec_features(lens, a, **settings), codec_features(lens, b, **settings), least=least)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
-from audiolens.measure.failure import SAMPLING
+from audiolens.measure.pairing import SAMPLING, refuse_unpaired
 from audiolens.model import text
 from audiolens.model.timeline import Real
 from audiolens.model.tokens import named_once
@@ -42,18 +42,19 @@ class Drift:
     """How far clips drifted from the unsteered model, as returned by `drift`.
 
     Attributes:
-        nats: mean negative log-likelihood per code of each clip under the unsteered model, by codebook.
+        nats: the mean negative log-likelihood per code of each clip under the unsteered model, by codebook.
         level: the mean negative log-likelihood per code of the model's own sample with that row's prompt (and seed).
         outside: the share of each clip's codes that the unsteered model could not have sampled because they are outside
-            its top-k; 0 without top-k.
+            its top-k; this is 0 without top-k.
         spread: the mean |difference| between two of the model's own samples, for the same prompt if it has several
-            seeds, else between any two rows; NaN for a single row. A smaller drift is within seed-to-seed variation.
+            seeds, else between any two rows; it is NaN for a single row. A drift below this value is within
+            seed-to-seed variation.
         prompts, seeds: the prompts and seeds of the rows.
         guidance_scale, temperature, top_k: the sampling settings. Scores use the guided logits at that temperature over
             all codes, since a steered code outside the top-k would otherwise cost infinitely many nats.
 
-    It does not show quality: a clip can be as likely as the model's own and sound worse, or sound good in a style that
-    the model rarely plays.
+    Drift does not show quality: a clip can be as likely as the model's own and sound worse, or it can sound good in a
+    style that the model rarely plays.
     """
 
     nats: Float[np.ndarray, "row codebook"]
@@ -68,7 +69,7 @@ class Drift:
 
     @property
     def difference(self) -> Float[np.ndarray, " row"]:
-        """Nats per code minus the level; negative means more likely than the model's own sample."""
+        """Nats per code minus the level; a negative value means more likely than the model's own sample."""
         return self.nats.mean(axis=1) - self.level.mean(axis=1)
 
     @property
@@ -131,8 +132,8 @@ def drift(
         batch_size: rows generated and scored at a time.
 
     Raises:
-        InputError: if rows do not pair up, the baseline was steered or generated with other settings, or settings are
-            out of range.
+        InputError: if the rows do not correspond, if the baseline was steered or generated with other settings, or if
+            settings are out of range.
     """
     for name, clips in (("out", out), ("baseline", baseline)):
         if clips is not None and not all(hasattr(clips, field) for field in ("codes", "prompts", "seeds", "settings")):
@@ -145,7 +146,7 @@ def drift(
     given = round(out.settings.get("audio_prompt_seconds", 0.0) * out.frame_rate)
     if baseline is None:
         baseline = _own(lens, out, given, batch_size)
-    _refuse_unpaired(out, baseline)
+    refuse_unpaired(out, baseline, "out", by_order=True)
     text.checked(out.prompts, lens.model, lens.tokenizer)
     top_k = sampling["top_k"]
     scored = [
@@ -261,27 +262,6 @@ def _stated(name: str, given: Real | None, sampling: dict[str, Any]) -> Real:
     if value is None:
         raise InputError(f"out does not state its {name}: give {name}=.")
     return value
-
-
-def _refuse_unpaired(out: Generation, baseline: Generation) -> None:
-    for name in ("prompts", "seeds"):
-        mine, own = getattr(out, name), getattr(baseline, name)
-        # Without seeds, rows are paired only by their order.
-        if mine is not None and own is not None and tuple(mine) != tuple(own):
-            raise InputError(
-                f"baseline has other {name} than out: generate it from the same {name}, in the same order."
-            )
-    if tuple(out.codes.shape) != tuple(baseline.codes.shape):
-        raise InputError(
-            f"baseline has codes of shape {tuple(baseline.codes.shape)}, out {tuple(out.codes.shape)}: generate clips "
-            "of the same number and length."
-        )
-    if baseline.settings.get("interventions"):
-        raise InputError("baseline was steered, so it gives no level: generate it without interventions.")
-    for name in ("model", *SAMPLING, "audio_prompt_seconds"):
-        mine, own = (clips.settings.get(name) for clips in (out, baseline))
-        if mine is not None and own is not None and mine != own:
-            raise InputError(f"baseline was generated with {name}={own}, out with {mine}: use the same for both.")
 
 
 def _spread(level: Float[np.ndarray, " row"], prompts: Sequence[str | None]) -> float:

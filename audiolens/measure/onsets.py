@@ -1,8 +1,8 @@
 """The onset envelope and its peaks: when notes and drum strokes begin.
 
 The envelope is the spectral flux on mel bands in dB, as in Böck and Widmer (DAFx 2013). Its scale is absolute (the rise
-in dB, averaged over bands), which separates onsets from the flicker of noise. `clips` and `rhythm` call this module,
-which imports neither.
+in dB, averaged over bands), which separates onsets from the flicker of noise. `clips` and `rhythm` call this module; it
+does not import them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Float
 FLUX_LAG = 2
 N_MELS = 40
 HIGHEST_HZ = 8_000.0
-"""Upper limit of the envelope, so that files of any rate from 16 kHz up are measured alike."""
+"""The upper frequency limit of the envelope, so that files at all rates from 16 kHz up are measured in the same way."""
 DYNAMIC_RANGE_DB = 60.0
 RISE_DB = 3.0
 """The smallest mean rise over all bands that counts as an onset; white noise flickers by 1 to 2.6 dB."""
@@ -45,7 +45,7 @@ def envelope(magnitude: Float[np.ndarray, "bin frame"], sample_rate: int, hop: i
 def peaks_seconds(
     strength: Float[np.ndarray, " frame"], frame_rate: float, share: float = 0.0
 ) -> Float[np.ndarray, " onset"]:
-    """Return the times in seconds at which `strength` has a peak of at least `RISE_DB` and `share` of strong peaks."""
+    """Return the times in seconds of the peaks of `strength` that reach `RISE_DB` and `share` of the strong peaks."""
     from scipy.signal import find_peaks
 
     distance = max(round(CLOSEST_SECONDS * frame_rate), 1)

@@ -14,10 +14,10 @@ from audiolens.measure.onsets import vertex
 LOWEST_HZ, HIGHEST_HZ = 140.0, 1_200.0
 """The range of a melody: above the bass, and below frequencies dominated by harmonics."""
 CHROMA_HZ = (100.0, 1_000.0)
-"""The range used for pitch classes: above it are fifth harmonics, which add a major third even in a minor key."""
+"""The range used for pitch classes; the fifth harmonics above it would add a major third even in a minor key."""
 MODE_HZ = (100.0, 600.0)
-"""The range used for the mode, narrower for the same reason. Up to 1000 Hz, clips steered to minor were heard as
-neither, although two trained networks and their spectra show minor thirds (docs/ears.md)."""
+"""The range used for the mode, narrower for the same reason. With partials up to 1000 Hz, clips steered to minor looked
+neutral, although a key network and their spectra show minor thirds (docs/ears.md)."""
 AUDIBLE_SHARE, MODE_SHARE = 0.01, 0.03
 """Peaks below this share of the strongest partial are ignored: a codec leaves faint tones between the notes."""
 KEY_HZ = (50.0, 400.0)
@@ -29,10 +29,11 @@ LEAST_SHARE = 0.025
 """A pitch class counts as played above this share of the energy: the clicks of short notes leave 2% in a neighbouring
 class, and in 95% of the synthesiser's clips the third has at least 3.6%."""
 LEAST_KEY_MARGIN = 0.05
-"""The smallest lead in correlation of the best tonic over the next; a ninth of the synthesiser's clips get no key."""
+"""The smallest lead in correlation of the best tonic over the next; with it, a ninth of the synthesiser's clips have no
+key."""
 MAJOR = np.array([6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88])
 MINOR = np.array([6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17])
-"""Key profiles: how well each semitone above the tonic fits the key (Krumhansl and Kessler 1982)."""
+"""Key profiles, which rate how well each semitone above the tonic fits the key (Krumhansl and Kessler 1982)."""
 
 
 @guarded
@@ -40,8 +41,8 @@ def pitch(audio: Audio, sample_rate: float | None = None) -> float | Float[np.nd
     """Return the register in Hz: the energy-weighted median of each frame's strongest partial from 140 to 1200 Hz.
 
     It follows the register of the melody (rank correlation about .95 on the synthesiser's clips, regardless of their
-    brightness). It is not a transcription: in chords the loudest partial wins. The result is NaN for silence, for
-    noise, and for a sound without partials in that range.
+    brightness). It is not a transcription: in a chord it follows the loudest partial. The result is NaN for silence,
+    for noise, and for a sound without partials in that range.
     """
     return per_row(audio, sample_rate, register_hz)
 
@@ -53,7 +54,7 @@ def pitch_class(audio: Audio, sample_rate: float | None = None) -> float | Float
     It is the tonic of the major or minor key that best fits the notes below 400 Hz, by the profiles of Krumhansl and
     Kessler, as in `mode`. A sound with a single pitch class has that class as tonic. A few seconds rarely determine a
     key: on the synthesiser's clips 82% are correct (chance 17%). The result is NaN if two tonics fit almost equally
-    well, and for silence, noise, and sounds with two pitch classes. Values are on a circle, so never average them.
+    well, and for silence, noise, and sounds with two pitch classes. The values are on a circle, so do not average them.
     """
     return per_row(audio, sample_rate, key_tonic)
 

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from audiolens.checks import shown
 from audiolens.door import guarded
 from audiolens.errors import InputError
 from audiolens.measure.beats import beat_this_tempo
@@ -56,7 +57,7 @@ def tempo(
     """
     methods = {"beat": beat_tempo, "ioi": ioi_tempo, "beat_this": beat_this_tempo}
     if method not in methods:
-        raise InputError(f"method is {method!r}; expected 'beat', 'ioi' or 'beat_this'")
+        raise InputError(f"method is {shown(method)}; expected 'beat', 'ioi' or 'beat_this'")
     return per_row(audio, sample_rate, methods[method])
 
 
@@ -66,8 +67,8 @@ def tempo_ambiguity(audio: Audio, sample_rate: float | None = None) -> float | F
 
     It is the pulse clarity of the strongest rival tempo divided by that of `tempo`. Rivals are half, double, a third
     and three times the tempo ("beat"), to within 4%, in [40, 240] BPM; `tempo_candidates` lists them. Near 1 the octave
-    is a toss-up, and a tempo that jumps by an octave under steering is not a change of pace. The result is 0 if the
-    envelope has no peak at any rival, and NaN if the tempo is NaN.
+    is arbitrary, and a jump by an octave under steering is not a change of pace. The result is 0 if the envelope has no
+    peak at any rival, and NaN if the tempo is NaN.
     """
     return per_row(audio, sample_rate, ambiguity)
 

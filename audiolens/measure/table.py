@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audiolens.checks import MOST_JOBS, checked_count
+from audiolens.checks import MOST_JOBS, checked_count, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, nearest
 from audiolens.measure.beats import beat_this_tempo, require
 from audiolens.measure.clips import Audio, Clip, is_path, of_file, read
 from audiolens.measure.pitch import key_tonic, major_minor, register_hz
 from audiolens.measure.rhythm import ambiguity, beat_tempo, clarity_of_pulse, ioi_tempo, octave_tempo, rate_of_onsets
-from audiolens.measure.timbre import centroid_hz, level_dbfs, rolloff_hz
+from audiolens.measure.timbre import centroid_hz, level_dbfs, ltas_centroid_hz, rolloff_hz
 from audiolens.sound.soundfiles import SoundPath, Span
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ MEASURES: Mapping[str, Callable[[Clip], float]] = MappingProxyType(
         "onset_rate": rate_of_onsets,
         "pulse_clarity": clarity_of_pulse,
         "brightness": centroid_hz,
+        "ltas_centroid": ltas_centroid_hz,
         "rolloff": rolloff_hz,
         "loudness": level_dbfs,
         "pitch": register_hz,
@@ -37,9 +38,9 @@ MEASURES: Mapping[str, Callable[[Clip], float]] = MappingProxyType(
         "mode": major_minor,
     }
 )
-"""Column of `table` -> function that measures one clip."""
+"""Maps each column of `table` to the function that measures one clip."""
 EXTRA_MEASURES: Mapping[str, Callable[[Clip], float]] = MappingProxyType({"tempo_beat_this": beat_this_tempo})
-"""The same mapping for measures that need an extra package and are computed only on request."""
+"""The same for measures that need an extra package and are computed only on request."""
 UNITS: Mapping[str, str] = MappingProxyType(
     {
         "tempo": "BPM",
@@ -49,6 +50,7 @@ UNITS: Mapping[str, str] = MappingProxyType(
         "onset_rate": "onsets/s",
         "pulse_clarity": "",
         "brightness": "Hz",
+        "ltas_centroid": "Hz",
         "rolloff": "Hz",
         "loudness": "dBFS",
         "pitch": "Hz",
@@ -57,7 +59,7 @@ UNITS: Mapping[str, str] = MappingProxyType(
         "tempo_beat_this": "BPM",
     }
 )
-"""Column of `table` -> its unit, for axes and captions."""
+"""Maps each column of `table` to its unit, for axes and captions."""
 
 
 @guarded
@@ -76,7 +78,7 @@ def table(
             2 s) and are reused.
 
     Raises:
-        InputError: for any clip that cannot be measured; `table_of_files` continues with the other files.
+        InputError: if a clip cannot be measured; `table_of_files` continues with the other files in that case.
     """
     import pandas as pd
 
@@ -98,7 +100,7 @@ def table_of_files(
 
     Args:
         paths, measures, n_jobs: as for `table`.
-        seconds: the span (from, to) to measure in every file; the whole file by default.
+        seconds: the span (from, to) to measure in every file; by default the whole file.
 
     Returns:
         One row per measured file, in order, with `file` and `seconds` before the measures; and a dict of the files that
@@ -117,13 +119,13 @@ def table_of_files(
 
 
 def checked_measures(measures: Sequence[str] | None) -> list[str]:
-    """Return the names of measures, by default those of `MEASURES`; raise an error listing them if one is unknown."""
+    """Return the names of measures, by default those of `MEASURES`; an unknown name raises an error that lists them."""
     names = list(MEASURES if measures is None else measures)
     known = [*MEASURES, *EXTRA_MEASURES]
     unknown = [name for name in names if name not in known]
     if isinstance(measures, str) or unknown or not names:
         hint = nearest(str(unknown[0]), known) if unknown and not isinstance(measures, str) else ""
-        raise InputError(f"measures are {measures!r}; expected a list of names from {', '.join(known)}.{hint}")
+        raise InputError(f"measures are {shown(measures)}; expected a list of names from {', '.join(known)}.{hint}")
     return names
 
 
@@ -132,7 +134,7 @@ def refuse_lacking(measures: Sequence[str]) -> None:
     """Raise, before any clip is generated, if one of the measures cannot be computed here.
 
     Raises:
-        MissingPackageError, InputError: naming what the measure needs.
+        MissingPackageError, InputError: the message states what the measure needs.
     """
     if "tempo_beat_this" in measures:
         require()

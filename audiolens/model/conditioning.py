@@ -1,7 +1,7 @@
 """How text reaches the decoder: by cross-attention, or as a prefix before the audio steps.
 
-Each function turns encoded prompts into keyword arguments for transformers' forward and `generate`, bit for bit as
-`generate` would make them. With guidance, the null half of the batch follows the conditional half.
+Each function turns encoded prompts into keyword arguments for transformers' forward and `generate`, bit-identical to
+those that `generate` would compute. With guidance, the null half of the batch follows the conditional half.
 """
 
 from typing import Any
@@ -42,10 +42,10 @@ def prefixed(model: Any, text: Text, guided: bool) -> dict[str, Any]:
 
 
 def refuse_melody(melody: Any) -> None:
-    """Refuse a melody.
+    """Reject a melody.
 
     Raises:
-        InputError: if a melody is given; the message says what to do instead.
+        InputError: if a melody is given; the message states what to do instead.
     """
     if melody is not None:
         raise InputError("melody=: conditioning on a melody is not supported yet. Leave it out: text alone works.")
@@ -56,6 +56,6 @@ def _with_null(tensor: Tensor) -> Tensor:
 
 
 def _projected(model: Any, name: str, tensor: Tensor) -> Tensor:
-    """Project a tensor to the decoder's width; a model whose widths agree has no projection."""
+    """Project a tensor to the decoder's width. A model whose widths are equal has no projection."""
     projection = getattr(model, name, None)
     return tensor if projection is None else projection(tensor)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from audiolens.checks import shown
 from audiolens.door import guarded
 from audiolens.errors import UnsupportedModelError
 from audiolens.model.timeline import delays_of
@@ -62,11 +63,11 @@ def config_of(model: Any, family: "Family") -> LensConfig:
     }
     for part, (promised, held) in counts.items():
         if promised != held:
-            raise UnsupportedModelError(f"the configuration says {promised} {part}, but the decoder has {held}.")
+            raise UnsupportedModelError(f"the configuration states {promised} {part}, but the decoder has {held}.")
     pad = model.generation_config.decoder_start_token_id
     if pad is not None and (not isinstance(pad, int) or not 0 <= pad <= decoder.vocab_size):
         raise UnsupportedModelError(
-            f"the generation configuration has decoder_start_token_id={pad!r:.80}: expected 0 to {decoder.vocab_size}."
+            f"the generation configuration has decoder_start_token_id={shown(pad)}: expected 0 to {decoder.vocab_size}."
         )
     _refuse_positions(model.config.text_encoder)
     return LensConfig(
@@ -90,7 +91,8 @@ def config_of(model: Any, family: "Family") -> LensConfig:
 
 
 def _refuse_positions(text_encoder: Any) -> None:
-    """Raise if T5's relative positions are undefined; buckets grow with the logarithm of distance / (buckets / 4)."""
+    """Raise an error if T5's relative positions are undefined; buckets grow with the logarithm of distance / (buckets /
+    4)."""
     buckets = getattr(text_encoder, "relative_attention_num_buckets", None)
     furthest = getattr(text_encoder, "relative_attention_max_distance", None)
     if isinstance(buckets, int) and isinstance(furthest, int) and not 0 < buckets // 4 < furthest:

@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer by name, with errors that say what is wrong with the name or the files."""
+"""Load a model and its tokenizer by name; errors state what is wrong with the name or the files."""
 
 import importlib.util
 import logging
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from audiolens.checks import shown
 from audiolens.errors import (
     InputError,
     InputTypeError,
@@ -38,7 +39,7 @@ HUB = (
     "facebook/musicgen-stereo-melody",
     "facebook/musicgen-stereo-melody-large",
 )
-"""Hub names known to belong to a supported family; other models of these families work too."""
+"""Hub names that are known to belong to a supported family; other models of these families work too."""
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -57,16 +58,18 @@ def load(
 
     Raises:
         ModelNotFoundError: if no model has this name or folder, or if the hub could not be reached.
-        ModelFilesError: if the folder does not hold a complete model with its tokenizer.
+        ModelFilesError: if the folder does not contain a complete model with its tokenizer.
         UnsupportedModelError: if the model does not belong to a supported family.
     """
     import transformers
 
     if not isinstance(name, str | os.PathLike):
-        raise InputTypeError(f"model {name!r}: expected 'etude', a hub name or a folder.")
+        raise InputTypeError(f"model {shown(name)}: expected 'etude', a hub name or a folder.")
     checked_device_map(device_map)
     if device_map is not None and importlib.util.find_spec("accelerate") is None:
-        raise InputError(f"device_map={device_map!r} needs accelerate, which is not installed: pip install accelerate.")
+        raise InputError(
+            f"device_map={shown(device_map)} needs accelerate, which is not installed: pip install accelerate."
+        )
     source, wanted = str(name), checked_dtype(dtype)
     local = folder = _folder(os.fspath(name))
     try:
@@ -78,7 +81,7 @@ def load(
                 config = model_class.config_class.from_pretrained(files.folder, local_files_only=True)
             files.refuse_larger(model_class, config, config.audio_encoder.num_quantizers)
             options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-            # Opening a pickle can run any code, so only safetensors are opened.
+            # Opening a pickle can run arbitrary code, so only safetensors files are opened.
             loading = {**options, "dtype": wanted or "auto", "use_safetensors": True}
             if device_map is not None:
                 loading["device_map"] = device_map
@@ -96,7 +99,9 @@ def load(
         raise
     except Exception as error:
         if device_map is not None and folder is not None:
-            raise InputError(f"{name} could not be placed by device_map={device_map!r}: {_detail(error)}") from error
+            raise InputError(
+                f"{name} could not be placed by device_map={shown(device_map)}: {_detail(error)}"
+            ) from error
         raise _explained(source, local is not None, error) from error
     # The temporary folder from which they were loaded no longer exists.
     for part in (model.config, tokenizer):
@@ -107,28 +112,34 @@ def load(
 
 
 def checked_device_map(device_map: Any) -> None:
-    """Refuse a device map with a device that this machine does not have.
+    """Reject a device map with a device that this machine does not have.
 
     Raises:
-        InputTypeError, InputError: if the map is not accepted; the message says what is.
+        InputTypeError, InputError: if the map is not accepted; the message states what is accepted.
     """
     if device_map is None or (isinstance(device_map, str) and device_map in _MAPS):
         return
     if isinstance(device_map, bool) or not isinstance(device_map, str | int | torch.device | Mapping):
-        raise InputTypeError(f"device_map={device_map!r}: expected {', '.join(_MAPS)}, a device, or a dict of devices.")
+        raise InputTypeError(
+            f"device_map={shown(device_map)}: expected {', '.join(_MAPS)}, a device, or a dict of devices."
+        )
     for device in device_map.values() if isinstance(device_map, Mapping) else [device_map]:
         if device == "disk":
-            raise InputError(f"device_map={device_map!r}: activations cannot be read from parts offloaded to disk.")
+            raise InputError(
+                f"device_map={shown(device_map)}: activations cannot be read from parts offloaded to disk."
+            )
         try:
             checked_device(device)
         except InputError as error:
-            raise InputError(f"device_map={device_map!r}: expected {', '.join(_MAPS)}, or devices; {error}") from None
+            raise InputError(
+                f"device_map={shown(device_map)}: expected {', '.join(_MAPS)}, or devices; {error}"
+            ) from None
 
 
 def refuse_tokenizer(tokenizer: Any, model: Any, name: str | None = None) -> None:
-    """Refuse a tokenizer that cannot belong to a model's text encoder.
+    """Reject a tokenizer that cannot belong to a model's text encoder.
 
-    A tokenizer is refused if it knows no words, or if the text encoder has no embedding for some of its tokens. `name`
+    A tokenizer is rejected if it knows no words, or if the text encoder has no embedding for some of its tokens. `name`
     is the name of the files that both were loaded from, or `None`.
 
     Raises:
@@ -159,9 +170,9 @@ def checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """A floating dtype, given as a `torch.dtype` or by name; `None` stays `None`."""
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if found is not None and found not in _DTYPES:
-        raise InputError(f"dtype={dtype!r}: expected a floating dtype such as 'float32' or 'bfloat16'.")
+        raise InputError(f"dtype={shown(dtype)}: expected a floating dtype such as 'float32' or 'bfloat16'.")
     if found is None and dtype is not None:
-        raise InputError(f"dtype={dtype!r}: expected a floating dtype such as 'float32' or 'bfloat16'.")
+        raise InputError(f"dtype={shown(dtype)}: expected a floating dtype such as 'float32' or 'bfloat16'.")
     return found
 
 
@@ -171,9 +182,9 @@ def checked_device(device: str | int | torch.device) -> torch.device:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"device={str(device)!r} is not available: {str(error).splitlines()[0]}") from None
+        raise InputError(f"device={shown(str(device))} is not available: {str(error).splitlines()[0]}") from None
     if found.type == "meta":
-        raise InputError(f"device={str(device)!r} holds no values: give a real device, such as 'cpu'.")
+        raise InputError(f"device={shown(str(device))} stores no values: give a real device, such as 'cpu'.")
     return found
 
 
@@ -183,23 +194,23 @@ def _folder(name: str) -> Path | None:
         folder = BUNDLED[name]
         if not (folder / CONFIG).is_file():
             raise ModelFilesError(
-                f"the bundled model {name!r} is not in this installation ({folder} holds no config.json): "
+                f"the bundled model {shown(name)} is not in this installation ({folder} contains no config.json):  "
                 "reinstall audiolens, or train it with `python -m audiolens.etude.training.train`."
             )
         return folder
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if folder.exists():
-            raise ModelNotFoundError(f"{name} is a file: give the folder that holds the model.")
+            raise ModelNotFoundError(f"{name} is a file: give the folder that contains the model.")
         if _HUB_NAME.fullmatch(name) and not name.startswith("."):
             return None
         raise ModelNotFoundError(
-            f"unknown model {name!r}: not a bundled model, not a folder, not a hub name (owner/name)."
+            f"unknown model {shown(name)}: not a bundled model, not a folder, not a hub name (owner/name)."
             f"{nearest(name, [*BUNDLED, *HUB])} 'etude' is bundled and works offline."
         )
     if not (folder / CONFIG).is_file():
         raise ModelFilesError(
-            f"{folder} holds no config.json: it is not a saved model. Give the folder that "
+            f"{folder} contains no config.json: it is not a saved model. Give the folder that "
             "save_pretrained wrote, a hub name, or 'etude'."
         )
     return folder
@@ -223,7 +234,7 @@ def _class_of(name: str, config: Mapping[str, Any]) -> Any:
         kind = values.get("model_type", kinds[0]) if isinstance(values, Mapping) else type(values).__name__
         if kind not in kinds:
             raise UnsupportedModelError(
-                f"{name}: config.json says model_type={kind!r:.80}{f' of {part}' if part else ''}, expected "
+                f"{name}: config.json states model_type={shown(kind)}{f' of {part}' if part else ''}, expected "
                 f"{' or '.join(map(repr, kinds))} in a {architecture}."
             )
     return found
@@ -238,14 +249,14 @@ def _explained(name: str, local: bool, error: Exception) -> InputError:
         reason = detail.rstrip(".")
         return ModelFilesError(f"{name} could not be loaded: {reason}. The files are damaged or incomplete.")
     return ModelNotFoundError(
-        f"{name!r} could not be loaded from the hub: {detail} Check the name and the network."
+        f"{shown(name)} could not be loaded from the hub: {detail} Check the name and the network."
         f"{nearest(name, HUB) if name not in HUB else ''} 'etude' is bundled and works offline."
     )
 
 
 def _detail(error: Exception) -> str:
     lines = (str(error).strip() or type(error).__name__).splitlines()
-    # A first line such as "Validation error for field 'x':" is explained in the next line.
+    # After a first line such as "Validation error for field 'x':", the next line has the explanation.
     return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
 
 

@@ -1,10 +1,10 @@
 """Check a model's files before transformers opens them: an untrusted folder may fail to load, but cannot run code.
 
 transformers follows every reference in a folder: to code that a configuration names, to an adapter and its base model,
-to pickled checkpoints, and to any weights that an index lists. So it gets a temporary folder that holds only links to
-the files named here. Each of them is a regular file that was checked: JSON within limits, and weights in safetensors
-files whose headers describe all of their bytes. Models from the hub are downloaded by these names and checked in the
-same way.
+to pickled checkpoints, and to any weights that an index lists. It is therefore given a temporary folder that contains
+only links to the files named here. Each of them is a regular file that was checked: JSON within limits, and weights in
+safetensors files whose headers describe all of their bytes. Models from the hub are downloaded by these names and
+checked in the same way.
 """
 
 import copy
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from audiolens.checks import shown
 from audiolens.errors import InputError, ModelFilesError
 from audiolens.files.bounded import (
     MOST_BYTES,
@@ -49,13 +50,13 @@ _CODE = ("auto_map", "custom_pipelines", "kernel_config", "custom_generate")
 """Keys by which a configuration names code to fetch and run."""
 _IMPLEMENTATIONS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 _MOST_MADE = 2**26
-"""The most values that a model may compute instead of loading them; these are mainly position embeddings."""
+"""The largest number of values that a model may compute instead of loading; these are mainly position embeddings."""
 _SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Files that were checked. `folder` holds only these, and exists until the block that staged them ends.
+    """Files that were checked. `folder` contains only these, and exists until the block that staged them ends.
 
     `source` is the folder that the files came from.
     """
@@ -66,27 +67,30 @@ class ModelFiles:
     headers: Mapping[str, Header]
 
     def refuse_larger(self, model_class: Any, config: Any, modules: int = 0) -> None:
-        """Refuse a configuration with far more values than the weights: transformers would make up the rest.
+        """Reject a configuration with far more values than the weights, because transformers would initialise the rest
+        at random.
 
-        `modules` is the number of modules made in a loop whose length the configuration sets indirectly.
+        `modules` is the number of modules created in a loop whose length the configuration sets indirectly.
 
         Raises:
-            ModelFilesError: the message says how many values the configuration and the weights have.
+            ModelFilesError: the message states how many values the configuration and the weights have.
         """
         tensors = sum(len(header.shapes) for header in self.headers.values())
         elements = sum(header.elements for header in self.headers.values())
         data_bytes = sum(header.data_bytes for header in self.headers.values())
         if modules > tensors:
-            raise ModelFilesError(f"{self.source / CONFIG} asks for {modules:,} modules, but has {tensors:,} tensors.")
+            raise ModelFilesError(
+                f"{self.source / CONFIG} describes {modules:,} modules, but the weights have {tensors:,} tensors."
+            )
         with torch.device("meta"):
             shell = model_class(copy.deepcopy(config))
-        # Packed weights hold up to eight values per byte.
+        # Packed weights have up to eight values per byte.
         held = 8 * data_bytes if "quantization_config" in self.config else 2 * elements
         wanted = sum(parameter.numel() for parameter in shell.parameters())
         made = sum(buffer.numel() for buffer in shell.buffers())
         if wanted > held or made > elements + _MOST_MADE:
             raise ModelFilesError(
-                f"{self.source / CONFIG} describes a model of {wanted + made:,} values, but its weights hold "
+                f"{self.source / CONFIG} describes a model of {wanted + made:,} values, but its weights have "
                 f"{elements:,}: they do not belong together."
             )
 
@@ -107,7 +111,7 @@ def staged(folder: Path) -> Iterator[ModelFiles]:
     except InputError as error:
         raise ModelFilesError(f"{folder} could not be loaded: {error} The files are damaged or half-written.") from None
     if CONFIG not in whole:
-        raise ModelFilesError(f"{folder} holds no {CONFIG}: it is not a saved model.")
+        raise ModelFilesError(f"{folder} contains no {CONFIG}: it is not a saved model.")
     for name, values in whole.items():
         refuse_code(folder / name, values)
         if name in PLAIN:
@@ -137,7 +141,7 @@ def downloaded(name: str, revision: str | None) -> Path:
 
 
 def _sized(name: str, revision: str | None) -> str | None:
-    """Refuse a hub model whose text files are too large; return its commit, or `revision` if the hub is unreachable."""
+    """Reject a hub model whose text files are too large; return its commit, or `revision` if the hub is unreachable."""
     from huggingface_hub import HfApi
 
     try:
@@ -148,7 +152,8 @@ def _sized(name: str, revision: str | None) -> str | None:
     for file in facts.siblings or ():
         if file.rfilename in (*PLAIN, *TOKENIZER, *OPAQUE, INDEX) and (file.size or 0) > MOST_BYTES:
             raise ModelFilesError(
-                f"{name}: {file.rfilename} has {file.size:,} bytes, expected at most {MOST_BYTES:,}: not downloaded."
+                f"{name}: {file.rfilename} has {file.size:,} bytes, expected at most {MOST_BYTES:,}, so it was "
+                "not downloaded."
             )
     return facts.sha or revision
 
@@ -156,12 +161,12 @@ def _sized(name: str, revision: str | None) -> str | None:
 def _object(path: Path) -> dict[str, Any]:
     found = json_of(path, read_text(path), MOST_BYTES if path.name == "tokenizer.json" else MOST_TEXT)
     if not isinstance(found, dict):
-        raise ModelFilesError(f"{path} holds a {type(found).__name__}: expected a JSON object.")
+        raise ModelFilesError(f"{path} contains a {type(found).__name__}: expected a JSON object.")
     return found
 
 
 def refuse_code(path: Path, values: Any) -> None:
-    """Refuse a configuration that names code to run, at any depth; transformers' own models need none.
+    """Reject a configuration that names code to run, at any depth; transformers' own models do not need it.
 
     Raises:
         ModelFilesError: if it names code; the message quotes the key.
@@ -170,7 +175,7 @@ def refuse_code(path: Path, values: Any) -> None:
         fetched = isinstance(value, str) and bool(_IMPLEMENTATIONS.fullmatch(key)) and "/" in value
         if fetched or (key in _CODE and value):
             raise ModelFilesError(
-                f"{path} names code to run ({key}={value!r:.80}), and a model's files may not: remove the key, "
+                f"{path} names code to run ({key}={shown(value)}), and a model's files may not: remove the key, "
                 "if the model is one of transformers' own."
             )
 
@@ -191,14 +196,14 @@ def _shards(folder: Path) -> list[str]:
 def _indexed(folder: Path) -> list[str]:
     """The names of the weight files that an index lists."""
     index = read_object(folder / INDEX)
-    places, facts = index.get("weight_map"), index.get("metadata", {})
-    if not isinstance(places, dict) or not places or not isinstance(facts, dict):
+    weight_map, facts = index.get("weight_map"), index.get("metadata", {})
+    if not isinstance(weight_map, dict) or not weight_map or not isinstance(facts, dict):
         raise ModelFilesError(f"{folder / INDEX} has no weight_map: the model is incomplete.")
-    names = list(dict.fromkeys(map(str, places.values())))
+    names = list(dict.fromkeys(map(str, weight_map.values())))
     for name in names:
         if not _SHARD.fullmatch(name):
             raise ModelFilesError(
-                f"{folder / INDEX} names {name!r:.80}: expected names of .safetensors files in the same folder."
+                f"{folder / INDEX} names {shown(name)}: expected names of .safetensors files in the same folder."
             )
     return names
 
@@ -207,10 +212,10 @@ def _no_weights(folder: Path) -> ModelFilesError:
     pickles = sorted(folder.glob("*.bin"))
     if pickles:
         return ModelFilesError(
-            f"{folder} holds its weights as a pickle ({pickles[0].name}), which can run any code when it is opened: "
+            f"{folder} stores its weights as a pickle ({pickles[0].name}), which can run any code when it is opened:  "
             f"save the model again as safetensors ({WEIGHTS})."
         )
-    return ModelFilesError(f"{folder} holds a {CONFIG} but no weights ({WEIGHTS}): the model is incomplete.")
+    return ModelFilesError(f"{folder} contains a {CONFIG} but no weights ({WEIGHTS}): the model is incomplete.")
 
 
 def _there(path: Path) -> bool:
@@ -219,7 +224,7 @@ def _there(path: Path) -> bool:
 
 
 def _refuse_numbers(path: Path, values: Mapping[str, Any], headers: Mapping[str, Header]) -> None:
-    """Refuse sizes that do not match the weights before anything of that size is allocated."""
+    """Reject sizes that do not match the weights before anything of that size is allocated."""
     shapes = [shape for header in headers.values() for shape in header.shapes.values()]
     most = max([MOST_NUMBER, *(size for shape in shapes for size in shape)])
     layers = min(len(shapes), _MOST_LAYERS)

@@ -1,8 +1,8 @@
 """Compute the effective matrix and bias of a linear layer, even if an adapter wraps it.
 
-An adapter such as unmerged LoRA replaces a layer by a module whose `weight` is that of the base layer alone. Its
-effective matrix is therefore computed by applying the module to the unit vectors;
-`tracing/self_check/projections.py` verifies at load that the module is affine.
+An adapter such as unmerged LoRA replaces a layer with a module whose `weight` is that of the base layer alone. Its
+effective matrix is therefore computed by applying the module to the unit vectors; `tracing/self_check/projections.py`
+verifies at load that the module is affine.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Provenance of directions: the model, site, branch and prompts they were read from, kept in a safetensors header.
 
-Without these facts a direction is only a list of numbers. With them, a file describes itself, and loading it for a
+Without these facts a direction is only a list of numbers. With them, a file is self-describing, and loading it for a
 different model raises an error.
 """
 
@@ -29,11 +29,12 @@ from audiolens.model.weight_hash import weights_hash
 
 FORMAT = "audiolens.directions.2"
 UNSEALED = "audiolens.directions.1"
-"""The previous format, without hashes; damage goes unnoticed unless it changes the norm of a vector."""
+"""The previous format, without hashes. Damage to such a file is noticed only if it changes the norm of a vector."""
 SHAPE = {
     "model": str, "weights": str, "n_layers": int, "site?": str, "position?": (str, [float, float]), "branch?": str,
     "guidance_scale?": float, "source?": str, "seconds?": (float, None), "estimator?": str, "n_prompts?": [int, int],
-    "prompts?": str, "prefix?": bool, "label?": str, "revision?": (str, None), "versions?": {str: str},
+    "prompts?": str, "prefix?": bool, "seeds?": [int], "neutral?": str, "label?": str, "revision?": (str, None),
+    "versions?": {str: str},
 }  # fmt: skip
 """The shape of a `Provenance` as JSON."""
 
@@ -55,18 +56,22 @@ class Opened(Protocol):
 @guarded
 @dataclass(frozen=True)
 class Provenance:
-    """How directions were read.
+    """The record of how directions were read.
 
     Attributes:
         model, revision, weights: the model's name, its hub commit if it has one, and the hash of its decoder.
         n_layers: the number of blocks of that model.
         site, position, branch, guidance_scale: the site, positions and guidance branch that were read.
-        source: `"generation"` (read during generation), `"codes"`, or `"start"` (only the text and the start token).
+        source: what the poles were read over: `"generation"` (each prompt's own clip), `"shared codes"` (clips of
+            neutral prompts, the same for both poles), `"codes"` (given ones), or `"start"` (only the text and the start
+            token). Combinations of directions that differ in it state both ("generation, shared codes").
         seconds: the length of the generated clips, or `None` if none were generated.
         estimator: the method that turned activations into vectors.
         n_prompts: the numbers of prompts of the positive and the negative pole.
         prompts: the hash of the prompts of both poles.
         prefix: whether the mean includes the conditioning before step 0 (MusicGen Melody).
+        seeds: the seeds of the generated clips: one per prompt of a pole, or per shared clip.
+        neutral: the hash of the prompts of the shared clips; empty if there are none.
         label: the name of the direction, and the operations applied to it ("tempo", "-tempo", "tempo + timbre").
         versions: the versions of the packages that the direction was read with.
     """
@@ -84,6 +89,8 @@ class Provenance:
     n_prompts: tuple[int, int] = (0, 0)
     prompts: str = ""
     prefix: bool = False
+    seeds: tuple[int, ...] = ()
+    neutral: str = ""
     label: str = ""
     revision: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -108,7 +115,7 @@ class Provenance:
         return cls(**{key: value for key, value in {**values, **tuples}.items() if key in known})
 
     def refuse_other(self, lens: Opened) -> None:
-        """Raise unless `lens` holds exactly the model that these directions were read from.
+        """Raise unless the model of `lens` is exactly the one that these directions were read from.
 
         Raises:
             InputError: the message names both models and what differs.
@@ -116,22 +123,22 @@ class Provenance:
         if lens.config.n_layers != self.n_layers:
             reason = f"has {lens.config.n_layers} blocks, not {self.n_layers}"
         elif self.weights and weights_hash(lens.model) != self.weights:
-            reason = "holds other weights"
+            reason = "has other weights"
         else:
             return
         raise InputError(
-            f"these directions were read from {self.model!r}, and {lens.name!r} {reason}: a direction means nothing "
-            f"in another model. Read it again with this lens, or load it without lens= to inspect it."
+            f"these directions were read from {shown(self.model)}, and {shown(lens.name)} {reason}: a direction means "
+            "nothing in another model. Read it again with this lens, or load it without lens= to inspect it."
         )
 
 
-def prompts_hash(positive: Sequence[str | None], negative: Sequence[str | None]) -> str:
-    """Return a hash of the prompts of both poles, in order."""
-    return hashlib.sha256(json.dumps([list(positive), list(negative)]).encode()).hexdigest()[:16]
+def prompts_hash(*lists: Sequence[str | None]) -> str:
+    """Return a hash of lists of prompts, such as those of both poles, in order."""
+    return hashlib.sha256(json.dumps([list(prompts) for prompts in lists]).encode()).hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:
-    """Return the installed versions of the packages a reading depends on."""
+    """Return the installed versions of the packages that a reading depends on."""
     found = {}
     for package in ("audiolens", "torch", "transformers", "nnsight"):
         try:
@@ -179,7 +186,9 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         raise DamagedError(f"{path}: its header is damaged ({error})") from None
     if not isinstance(facts, dict) or facts.get("format") not in (FORMAT, UNSEALED):
         stated = facts.get("format") if isinstance(facts, dict) else None
-        raise InputError(f"{path} holds no directions: its header states {stated or 'no format'}, expected {FORMAT}.")
+        raise InputError(
+            f"{path} contains no directions: its header states {stated or 'no format'}, expected {FORMAT}."
+        )
     if facts["format"] == FORMAT or integrity.SEAL in facts:
         integrity.check_header(path, facts, {name: tensor.shape for name, tensor in tensors.items()})
         for name, tensor in tensors.items():

@@ -1,8 +1,8 @@
-"""Site access: where nnsight serves a site's value, how it is laid out there, and how a changed value is written back.
+"""Site access: where nnsight serves a site's value, how the value is laid out, and how a changed value is written back.
 
 Inside a run every value begins with the batch axis and then the time axis ("batch step ..."), regardless of the model's
-layout and of the order that a user sees. So edits and recordings slice time in the same way. A `Form` describes all
-three layouts.
+layout and of the order that a user sees. Edits and recordings therefore slice time in the same way. A `Form` describes
+all three layouts.
 
 The model never stores attention patterns or per-head results. They are recomputed, for the requested layers, from the
 inputs of the attention. If one is changed, only what depends on the change is recomputed.
@@ -111,7 +111,7 @@ Put = Callable[[Tensor, Tensor | None], None]
 
 @dataclass(frozen=True)
 class View:
-    """What a read depends on: the model's sizes, the number of batch rows, and the requested heads.
+    """The quantities that a read depends on: the model's sizes, the number of batch rows, and the requested heads.
 
     The batch rows are those of both branches together. The heads matter only at head sites, and `None` means all.
     """
@@ -134,8 +134,8 @@ class Tap:
     `module` is a path relative to the block (or to the model, for model-wide sites). `op` is one operation of the
     module's forward, or `None` for the whole module. `port` is the first input, all inputs, or the output, and `item`
     selects one of several values. `in_place` marks a value that the block also uses for its skip connection. Replacing
-    the module's input would change the branch but not the residual stream, so an edit is written into the tensor
-    itself.
+    the module's input would change the module's output but not the skip connection, so an edit is written into the
+    tensor itself.
     """
 
     module: str
@@ -148,16 +148,16 @@ class Tap:
     """Whether the value is recomputed because the model never stores it."""
 
     shared: ClassVar[bool] = False
-    """Whether all rows share one tensor, so that writing into it would change them all."""
+    """Whether all rows share one tensor, in which case writing into it would change all of them."""
 
-    def open(self, place: Any, view: View) -> tuple[Tensor, Put]:
-        """Return, inside a run, the value at `place` (this tap's envoy), and a function that replaces the value.
+    def open(self, envoy: Any, view: View) -> tuple[Tensor, Put]:
+        """Return, inside a run, the value at this tap (`envoy`), and a function that replaces the value.
 
         The old and the new value are in the run's layout. The function's second argument is a mask of the batch rows
         for which dependent values are recomputed; `None` recomputes them where the new value differs. In all other rows
         the model's values are kept bit for bit.
         """
-        served, form = getattr(place, self.port), self.form
+        served, form = getattr(envoy, self.port), self.form
         value = self._part(served)
         if not isinstance(value, Tensor):
             raise self._unlike("a tensor", value)
@@ -171,7 +171,7 @@ class Tap:
             if self.in_place:
                 served.copy_(changed)
             else:
-                setattr(place, self.port, self._whole(served, changed))
+                setattr(envoy, self.port, self._whole(served, changed))
 
         return view.of(value, 2) if "head" in form.axes else value, put
 
@@ -213,8 +213,8 @@ class Positions(Tap):
 
     shared = True
 
-    def open(self, place: Any, view: View) -> tuple[Tensor, Put]:
-        table, put = super().open(place, view)
+    def open(self, envoy: Any, view: View) -> tuple[Tensor, Put]:
+        table, put = super().open(envoy, view)
         # If there are three axes, another invoke has already changed its own rows.
         return table.expand(view.rows, -1, -1) if table.ndim == 2 else table, put
 
@@ -225,8 +225,8 @@ class Pattern(Tap):
 
     recomputed = True
 
-    def open(self, place: Any, view: View) -> tuple[Tensor, Put]:
-        args, kwargs = place.inputs
+    def open(self, envoy: Any, view: View) -> tuple[Tensor, Put]:
+        args, kwargs = envoy.inputs
         attention, query, key, values, mask = args[:5]
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 4):
             raise UnsupportedModelError(
@@ -238,32 +238,33 @@ class Pattern(Tap):
         before = rearrange(pattern, "b h q k -> b q h k")
 
         def put(other: Tensor, chosen: Tensor | None = None) -> None:
-            z, *rest = place.output
+            z, *rest = envoy.output
             changed = (other != before).any(-1, keepdim=True) if chosen is None else chosen.reshape(-1, 1, 1, 1)
             recomputed = einsum(other.to(values.dtype), values, "b q h k, b h k d -> b q h d")
-            place.output = (torch.where(changed, recomputed, z), *rest)
+            envoy.output = (torch.where(changed, recomputed, z), *rest)
 
         return before, put
 
 
 @dataclass(frozen=True)
 class Result(Tap):
-    """What each head writes: z times its slice of the output weights. Their sum plus the bias is the output."""
+    """The output of each head: z times the head's slice of the output weights. Their sum plus the bias is the
+    output."""
 
     recomputed = True
 
-    def open(self, place: Any, view: View) -> tuple[Tensor, Put]:
-        projection, heads = place._module, view.config.n_heads
-        z = view.of(rearrange(place.input, "b s (h d) -> b s h d", h=heads), 2)
-        matrix, bias = affine(projection, heads * z.shape[-1], z, call=place)
+    def open(self, envoy: Any, view: View) -> tuple[Tensor, Put]:
+        projection, heads = envoy._module, view.config.n_heads
+        z = view.of(rearrange(envoy.input, "b s (h d) -> b s h d", h=heads), 2)
+        matrix, bias = affine(projection, heads * z.shape[-1], z, call=envoy)
         weights = view.of(rearrange(matrix, "m (h d) -> h d m", h=heads), 0)
         before = einsum(z, weights, "b s h d, h d m -> b s h m")
 
         def put(other: Tensor, chosen: Tensor | None = None) -> None:
-            output = place.output
+            output = envoy.output
             different = (other != before).flatten(2).any(-1) if chosen is None else chosen[:, None]
             summed = other.sum(2) if bias is None else other.sum(2) + bias
-            place.output = torch.where(different[..., None], summed, output)
+            envoy.output = torch.where(different[..., None], summed, output)
 
         return before, put
 
@@ -277,7 +278,7 @@ def attention_pattern(
 ) -> Float[Tensor, "row head query key"]:
     """The attention pattern, computed as in transformers' eager attention.
 
-    `mask` is true (or zero) where a key is visible. A query that sees no key gives all keys the same weight, as in
+    `mask` is true (or zero) where a key is visible. A query without a visible key gives all keys the same weight, as in
     eager attention. The null half sees no text, so each weight of its cross-attention pattern is one over the number of
     tokens that the batch was padded to. Without a mask, causal attention over several steps sees only the present and
     the past, and over a single step it sees all keys.

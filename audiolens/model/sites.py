@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from audiolens.checks import MOST_PLACES, bounded, listed, shown, whole_numbers
+from audiolens.checks import MOST_INDICES, bounded, listed, shown, whole_numbers
 from audiolens.errors import InputError, InputTypeError, SiteError, nearest, shortened
 
 _FULL = re.compile(r"blocks\.(\d{1,9})\.(.+)")
@@ -51,7 +51,7 @@ class Site:
 
 
 def hooked(name: Any) -> str:
-    """The hook meant by a short form, a bare name or a hook's own name, without checking that a model has it.
+    """The hook to which a short form, a bare name or a hook's own name refers, without checking that a model has it.
 
     Raises:
         InputTypeError: if it is not a string.
@@ -67,7 +67,7 @@ def _refuse_no_name(name: Any) -> None:
 
 
 def named(name: Any) -> Site:
-    """The site meant by any name, without checking that a model has it; for a short form, `layer` is `None`."""
+    """The site to which a name refers, without checking that a model has it; for a short form, `layer` is `None`."""
     site = Site.of(name) if isinstance(name, str) else Site(name)
     return Site(hooked(site.hook), site.layer)
 
@@ -76,7 +76,7 @@ def canonical(name: str, hooks: Iterable[str]) -> str:
     """The full hook name for a short or full one.
 
     Raises:
-        SiteError: if no such hook exists; the message lists the nearest ones and all that exist.
+        SiteError: if the hook does not exist; the message lists the closest names and all existing hooks.
     """
     hooks = list(hooks)
     found = hooked(name)
@@ -85,10 +85,12 @@ def canonical(name: str, hooks: Iterable[str]) -> str:
     short = [Site(hook).short for hook in hooks]
     if ("cross" in name or "text_states" in name) and not any("cross" in hook for hook in hooks):
         raise SiteError(
-            f"site {name!r}: this model has no cross-attention; its text is a prefix to the audio steps, in the "
+            f"site {shown(name)}: this model has no cross-attention; its text is a prefix to the audio steps, in the "
             f"decoder's own sequence (prefix=True reads and changes it there). It has: {shortened(short, 40)}."
         )
-    raise SiteError(f"unknown site {name!r}.{nearest(Site(name).short, short)} This model has: {shortened(short, 40)}.")
+    raise SiteError(
+        f"unknown site {shown(name)}.{nearest(Site(name).short, short)} This model has: {shortened(short, 40)}."
+    )
 
 
 def resolve(
@@ -114,8 +116,8 @@ def resolve(
             found[Site(canonical(match[2], hooks), layer)] = None
             continue
         hook = canonical(name, [*hooks, *model_hooks])
-        places = [Site(hook)] if hook in model_hooks else [Site(hook, layer) for layer in chosen]
-        found.update(dict.fromkeys(places))
+        matching = [Site(hook)] if hook in model_hooks else [Site(hook, layer) for layer in chosen]
+        found.update(dict.fromkeys(matching))
     return list(found)
 
 
@@ -169,7 +171,7 @@ def checked_names(name: str, sites: Any) -> Any:
     """
     found = names_once(name, sites)
     if not found:
-        raise InputError(f"{name}={sites!r} names no site: give at least one, such as 'resid_post'.")
+        raise InputError(f"{name}={shown(sites)} names no site: give at least one, such as 'resid_post'.")
     return sites if isinstance(sites, str) else found
 
 
@@ -187,13 +189,13 @@ def layers_once(layers: Any) -> int | list[int]:
     """One layer as a number, or several as a list, read once.
 
     Raises:
-        InputTypeError: if they are not whole numbers (a mask is refused).
+        InputTypeError: if they are not whole numbers (a mask is rejected).
     """
     try:
         given = layers if isinstance(layers, Iterable) and getattr(layers, "ndim", 1) else [layers]
-        found = whole_numbers(bounded("layers", given, MOST_PLACES))
+        found = whole_numbers(bounded("layers", given, MOST_INDICES))
     except TypeError:
-        raise InputTypeError(f"layers={layers!r}: expected a layer, a list of layers, or None for all.") from None
+        raise InputTypeError(f"layers={shown(layers)}: expected a layer, a list of layers, or None for all.") from None
     return found if given is layers else found[0]
 
 
@@ -209,9 +211,9 @@ def head_numbers(heads: Any) -> list[int]:
     """Head numbers in the order given, read once.
 
     Raises:
-        InputTypeError: if they are not a list of whole numbers (a mask is refused).
+        InputTypeError: if they are not a list of whole numbers (a mask is rejected).
     """
     try:
-        return whole_numbers(bounded("heads", listed("heads", heads), MOST_PLACES))
+        return whole_numbers(bounded("heads", listed("heads", heads), MOST_INDICES))
     except TypeError:
-        raise InputTypeError(f"heads={heads!r}: expected a list of heads, or None for all.") from None
+        raise InputTypeError(f"heads={shown(heads)}: expected a list of heads, or None for all.") from None

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from audiolens.checks import in_order
+from audiolens.checks import in_order, shown
 from audiolens.errors import InputTypeError, PromptError
 from audiolens.model import tokens
 
@@ -44,7 +44,7 @@ def checked_prompts(prompts: Prompt | Sequence[Prompt], rows: int | None = None)
         try:
             listed = in_order("prompts", prompts, "prompts")
         except InputTypeError:
-            raise PromptError(f"prompts={prompts!r}: expected text, None, or a list of them, in order.") from None
+            raise PromptError(f"prompts={shown(prompts)}: expected text, None, or a list of them, in order.") from None
     if not listed:
         raise PromptError("no prompt given: give at least one, or [None] to generate without one.")
     for row, prompt in enumerate(listed):
@@ -66,7 +66,8 @@ def checked(
 
 
 def lengths(prompts: Sequence[Prompt], tokenizer: Any, limit: int) -> list[int]:
-    """The length of each prompt in tokens (1 for `None`); prompts too long for the text encoder are refused."""
+    """The length of each prompt in tokens (1 for `None`); prompts that are too long for the text encoder raise an
+    error."""
     read = iter(tokens.ids([prompt for prompt in prompts if prompt is not None], tokenizer))
     found = [1 if prompt is None else len(next(read)) for prompt in prompts]
     for row, (prompt, count) in enumerate(zip(prompts, found, strict=True)):
@@ -76,13 +77,14 @@ def lengths(prompts: Sequence[Prompt], tokenizer: Any, limit: int) -> list[int]:
                 f"({str(prompt)[:40]!r}...)."
             )
         if prompt is not None and not count:
-            raise PromptError(f"prompt {row} ({prompt!r}) has no token in this model's vocabulary.")
+            raise PromptError(f"prompt {row} ({shown(prompt)}) has no token in this model's vocabulary.")
     tokens.note_unread(prompts, tokenizer)
     return found
 
 
 def token_limit(model: Any, tokenizer: Any) -> int:
-    """The most tokens that the text encoder can read: the smaller of the tokenizer's and the encoder's limits."""
+    """The largest number of tokens that the text encoder can read: the smaller of the tokenizer's and the encoder's
+    limits."""
     declared = [
         getattr(model.config.text_encoder, "n_positions", None),
         getattr(model.config.text_encoder, "max_position_embeddings", None),
@@ -118,9 +120,9 @@ def encode(prompts: Sequence[Prompt], model: Any, tokenizer: Any, length: int | 
     states = model.text_encoder(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
     if len(spoken) == len(prompts):
         return Text(ids, mask, states)
-    places = torch.tensor(spoken, device=device)
+    indices = torch.tensor(spoken, device=device)
     whole = [
-        tensor.new_zeros(len(prompts), *tensor.shape[1:]).index_copy(0, places, tensor)
+        tensor.new_zeros(len(prompts), *tensor.shape[1:]).index_copy(0, indices, tensor)
         for tensor in (ids, mask, states)
     ]
     return Text(*whole)

@@ -1,9 +1,9 @@
 """Convert between steps, frames and seconds, and apply and undo the codebook delay pattern.
 
-Step s reads delayed column s (column 0 is the start token) and predicts column s + 1, which holds frame s of
-codebook 0 and frame s - k of a codebook delayed by k. A clip of F frames therefore takes F + (longest delay)
-steps. The last of these steps, the tail, only complete the delayed codebooks. A stereo model delays its codebooks in
-pairs. If the conditioning is a prefix in the decoder's own sequence, its positions are negative steps that end at -1.
+Step s reads delayed column s (column 0 is the start token) and predicts column s + 1, which contains frame s of
+codebook 0 and frame s - k of a codebook delayed by k. A clip of F frames therefore takes F + (longest delay) steps. The
+last of these steps, the tail, only complete the delayed codebooks. A stereo model delays its codebooks in pairs. If the
+conditioning is a prefix in the decoder's own sequence, its positions are negative steps that end at -1.
 """
 
 import math
@@ -30,8 +30,8 @@ Span = tuple[Real, Real]
 class Timeline:
     """The steps of one clip.
 
-    `frames` is the number of codec frames, `frame_rate` is in frames per second, `delays` holds each codebook's delay
-    in steps, and `prefix` is the number of positions that the longest prefix of these rows takes before step 0.
+    `frames` is the number of codec frames, `frame_rate` is in frames per second, `delays` are the codebooks' delays in
+    steps, and `prefix` is the number of positions that the longest prefix of these rows takes before step 0.
     """
 
     frames: int
@@ -93,7 +93,7 @@ def clip_timeline(seconds: object, config: "LensConfig", prefix: int = 0) -> Tim
     try:
         length = real_number(seconds)
     except TypeError:
-        raise InputTypeError(f"seconds={seconds!r}: expected a number.") from None
+        raise InputTypeError(f"seconds={shown(seconds)}: expected a number.") from None
     tail = max(config.delays)
     longest = (config.max_steps - prefix - tail) / config.frame_rate
     # With fewer frames than this, transformers silently leaves the delay out.
@@ -105,7 +105,8 @@ def clip_timeline(seconds: object, config: "LensConfig", prefix: int = 0) -> Tim
 
 
 def codes_timeline(codes: Tensor | None, config: "LensConfig", prefix: int = 0) -> Timeline:
-    """The timeline of codes after a prefix of `prefix` positions; without codes it has only the start token's step."""
+    """The timeline of codes after a prefix of `prefix` positions; without codes, its only step is that of the start
+    token."""
     if codes is None:
         return Timeline(1, config.frame_rate, (0,), prefix)
     timeline = Timeline(codes.shape[-1], config.frame_rate, config.delays, prefix)
@@ -118,12 +119,12 @@ def checked_frames(frames: object) -> int:
     """Check a number of codec frames, and return it.
 
     Raises:
-        InputTypeError, InputError: if it is not a whole number, is less than 1, or is more than any clip has.
+        InputTypeError, InputError: if it is not a whole number, is less than 1, or is larger than the limit for a clip.
     """
     try:
         count = whole_number(frames)
     except TypeError:
-        raise InputTypeError(f"frames={frames!r}: expected a whole number.") from None
+        raise InputTypeError(f"frames={shown(frames)}: expected a whole number.") from None
     if count < 1:
         raise InputError(f"frames={shown(count)}: a clip has at least one.")
     if count > MOST:
@@ -138,20 +139,22 @@ def one_span(seconds: Span | None, span: Span | None) -> Span | None:
         InputError: if both were given.
     """
     if seconds is not None and span is not None:
-        raise InputError(f"seconds={seconds!r} and span={span!r} were both given: they are the same, so give one.")
+        raise InputError(
+            f"seconds={shown(seconds)} and span={shown(span)} were both given: they are the same, so give one."
+        )
     return span if seconds is None else seconds
 
 
 def checked_span(seconds: object) -> Span:
     """Check a (from, to) pair in seconds, and return it."""
     if not isinstance(seconds, tuple | list) or len(seconds) != 2:
-        raise InputTypeError(f"seconds={seconds!r}: expected a pair (from, to) in seconds.")
+        raise InputTypeError(f"seconds={shown(seconds)}: expected a pair (from, to) in seconds.")
     try:
         start, stop = map(real_number, seconds)
     except TypeError:
-        raise InputTypeError(f"seconds={seconds!r}: expected a pair (from, to) in seconds.") from None
+        raise InputTypeError(f"seconds={shown(seconds)}: expected a pair (from, to) in seconds.") from None
     if not (math.isfinite(start) and math.isfinite(stop)) or start < 0 or stop <= start:
-        raise InputError(f"seconds={seconds!r}: expected 0 <= from < to, both finite.")
+        raise InputError(f"seconds={shown(seconds)}: expected 0 <= from < to, both finite.")
     return start, stop
 
 

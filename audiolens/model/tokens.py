@@ -2,7 +2,7 @@
 
 A word outside the vocabulary becomes the tokenizer's unknown token, or vanishes, and the model reads a different text
 without any error. Every prompt passes through here before a model runs. Its unknown words are collected when arguments
-are checked, and reported in one warning per call when the model first runs. So a call that is refused raises only its
+are checked, and reported in one warning per call when the model first runs. A rejected call therefore raises only its
 error.
 """
 
@@ -17,6 +17,7 @@ from inspect import currentframe
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from audiolens.checks import shown
 from audiolens.errors import AudioLensWarning, InputTypeError, PromptError, UnreadWordsWarning
 
 P = ParamSpec("P")
@@ -52,7 +53,7 @@ def ids(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
         return [list(row) for row in tokenizer(list(prompts), add_special_tokens=True, **_WHOLE)["input_ids"]]
     except Exception as error:
         more = f" or one of the {len(prompts) - 1} prompts after it" if len(prompts) > 1 else ""
-        raise PromptError(f"the model's tokenizer fails on {prompts[0]!r}{more}: {_line(error)}.") from error
+        raise PromptError(f"the model's tokenizer fails on {shown(prompts[0])}{more}: {_line(error)}.") from error
 
 
 def unread(prompts: Sequence[str | None], tokenizer: Any) -> list[str]:
@@ -64,13 +65,13 @@ def unread(prompts: Sequence[str | None], tokenizer: Any) -> list[str]:
         texts = [text for text, row in zip(texts, ids(texts, tokenizer), strict=True) if unknown in row]
     if not texts:
         return []
-    found = _placed if getattr(tokenizer, "is_fast", False) else _one_by_one
+    found = _from_offsets if getattr(tokenizer, "is_fast", False) else _one_by_one
     bare = (_bare(word) for word in found(texts, tokenizer, unknown))
     return list(dict.fromkeys(word for word in bare if word))
 
 
 def note_unread(prompts: Sequence[str | None], tokenizer: Any) -> None:
-    """Collect words that the tokenizer does not know for `tell_unread`; a call that is refused never reports them."""
+    """Collect words that the tokenizer does not know for `tell_unread`; a rejected call never reports them."""
     call = _CALL.get()
     if call is None or not call.whole:
         call = _Call(whole=False)
@@ -140,19 +141,20 @@ def mismatch(tokenizer: Any, embedded: int) -> str | None:
         )
     if 2 * len(vocabulary) < embedded:
         warnings.warn(
-            f"the tokenizer has {len(vocabulary)} tokens, but the text encoder embeds {embedded}: is it this model's?",
+            f"the tokenizer has {len(vocabulary)} tokens, but the text encoder embeds {embedded}: is it this model's "
+            "tokenizer?",
             AudioLensWarning,
             stacklevel=callers_level(),
         )
     return None
 
 
-def _placed(texts: Sequence[str], tokenizer: Any, unknown: int | None) -> Iterator[str]:
+def _from_offsets(texts: Sequence[str], tokenizer: Any, unknown: int | None) -> Iterator[str]:
     """Unknown words, found from token offsets. Without an unknown token, these are the words that no token covers."""
     encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, **_WHOLE)
     for text, numbers, spans in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         if unknown is None:
-            read = {place for start, stop in spans for place in range(start, stop)}
+            read = {index for start, stop in spans for index in range(start, stop)}
             yield from (text[start:stop] for start, stop in _words(text) if read.isdisjoint(range(start, stop)))
             continue
         missed = [span for number, span in zip(numbers, spans, strict=True) if number == unknown]
@@ -187,8 +189,8 @@ def _joined(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _bare(word: str) -> str:
-    """A word without surrounding spaces and punctuation, because an unknown full stop loses no meaning."""
-    kept = [place for place, sign in enumerate(word) if unicodedata.category(sign)[0] not in "PZC"]
+    """A word without surrounding spaces and punctuation, because an unknown full stop does not change the meaning."""
+    kept = [index for index, sign in enumerate(word) if unicodedata.category(sign)[0] not in "PZC"]
     return word[kept[0] : kept[-1] + 1] if kept else ""
 
 

@@ -1,4 +1,4 @@
-"""Hash a model's weights, either fast and regardless of dtype or exactly, covering every bit."""
+"""Hash a model's weights: a fast hash is independent of the dtype, and an exact one covers every bit."""
 
 import hashlib
 import json
@@ -14,9 +14,9 @@ _SAMPLED = 256
 def weights_hash(model: nn.Module) -> str:
     """A hash of a model's decoder: the name and shape of every parameter, and 256 evenly spaced values of each.
 
-    It is cheap for billions of parameters, but does not notice a change in the other values. Training changes all
-    values and is noticed, whereas an edit of a single weight may not be. Values are first rounded to bfloat16, so that
-    a model has the same hash in float32 and in bfloat16.
+    The hash is cheap even for billions of parameters, but a change in the other values is not detected. Training
+    changes all values and is detected, whereas an edit of a single weight may not be. Values are first rounded to
+    bfloat16, so that a model has the same hash in float32 and in bfloat16.
     """
     digest = hashlib.sha256()
     decoder = getattr(model, "decoder", model)
@@ -30,7 +30,7 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def adapter_settings(model: nn.Module) -> bytes:
-    """Adapter settings (active adapter, scale) that change the output but are not weights.
+    """The adapter settings (active adapter, scale), which change the output but are not weights.
 
     They are the plain values in modules from packages other than torch and transformers. The result is empty if there
     are none.

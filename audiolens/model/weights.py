@@ -8,7 +8,7 @@ With an adapter, a weight is the effective matrix, which is a computed copy inst
 
 The weights are unprocessed. TransformerLens folds the layer norms into them when it loads a model; here
 `ln1.hook_normalized` is the full output of the norm, and `W_Q[l]` acts on that. MusicGen's projections have no biases,
-so there is no `b_Q`, `b_K`, `b_V` or `b_O`. Every tensor is detached, so reading one builds no graph.
+so there is no `b_Q`, `b_K`, `b_V` or `b_O`. Every tensor is detached, so reading one does not build a graph.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from audiolens.checks import whole_number
+from audiolens.checks import shown, whole_number
 from audiolens.errors import InputError, InputTypeError
 from audiolens.model.families.family import BlockPaths
 from audiolens.model.projections import affine, table
@@ -36,18 +36,22 @@ class Weights(tuple[Tensor, ...]):
     def __getitem__(self, index: Any) -> Any:
         if index is ...:
             return torch.stack(tuple(self))
-        place, *inside = index if isinstance(index, tuple) else (index,)
-        if isinstance(place, slice):
+        number, *inside = index if isinstance(index, tuple) else (index,)
+        if isinstance(number, slice):
             if inside:
-                raise InputTypeError(f"{index!r}: a slice must be the only index; use torch.stack(W) to index further.")
-            return Weights(super().__getitem__(place))
+                raise InputTypeError(
+                    f"{shown(index)}: a slice must be the only index; use torch.stack(W) to index further."
+                )
+            return Weights(super().__getitem__(number))
         try:
-            place = whole_number(place)
+            number = whole_number(number)
         except TypeError:
-            raise InputTypeError(f"weight {place!r}: expected a whole number from 0 to {len(self) - 1}.") from None
-        if not -len(self) <= place < len(self):
-            raise InputError(f"there is no weight {place}: this model has {len(self)}, 0 to {len(self) - 1}.")
-        chosen = super().__getitem__(place)
+            raise InputTypeError(
+                f"weight {shown(number)}: expected a whole number from 0 to {len(self) - 1}."
+            ) from None
+        if not -len(self) <= number < len(self):
+            raise InputError(f"there is no weight {number}: this model has {len(self)}, 0 to {len(self) - 1}.")
+        chosen = super().__getitem__(number)
         return chosen[tuple(inside)] if inside else chosen
 
     @property
@@ -102,7 +106,7 @@ def unembeddings(traced: TracedModel) -> Weights:
 def vocabulary() -> tuple[property, property, property]:
     """W_E ("code d_model") and W_U ("d_model vocab") of every codebook, and W_pos ("position d_model").
 
-    The last row of a `W_E` belongs to the start token, which no `W_U` predicts.
+    The last row of a `W_E` belongs to the start token, which is not predicted by any `W_U`.
     """
 
     def embeddings(lens: HasModel) -> Weights:
@@ -125,7 +129,7 @@ def vocabulary() -> tuple[property, property, property]:
 
 
 def _per_block(find: Callable[[BlockPaths], str | None], axes: str) -> property:
-    """A weight of every block; `axes` converts transformers' "out in" to TransformerLens's layout without a copy."""
+    """One weight of every block; `axes` converts transformers' "out in" to TransformerLens's layout without a copy."""
 
     def read(lens: HasModel) -> Weights:
         traced = lens.traced_model

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from audiolens.checks import shown
 from audiolens.door import guarded
 from audiolens.ranking import auc
 
@@ -52,7 +53,7 @@ def measure(positive: Sequence[str], negative: Sequence[str], leak: float = 0.9)
     )
     length_auc = float(auc(np.array(lengths[0]), np.array(lengths[1])))
     leaks = [
-        f"{word!r} occurs in {share:.0%} of the {pole} prompts and in no others"
+        f"{shown(word)} occurs in {share:.0%} of the {pole} prompts and in no others"
         for pole, shares in zip(("positive", "negative"), one_sided, strict=True)
         for word, share in shares.items()
         if share >= leak and min(len(positive), len(negative)) > 1

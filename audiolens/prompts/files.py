@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from audiolens.checks import shown
 from audiolens.door import guarded
 from audiolens.errors import AudioLensWarning, InputError, PromptError, nearest, shortened
 from audiolens.files.bounded import csv_rows, json_of, read_text, toml_of
@@ -30,7 +31,7 @@ _KEYS = (
 
 @guarded
 def concepts(vocabulary: str = "etude") -> tuple[str, ...]:
-    """The concepts that have a bundled prompt set in a vocabulary."""
+    """The concepts for which there is a bundled prompt set in a vocabulary."""
     folder = _folder(vocabulary)
     found = (entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
     return tuple(sorted(name for name in found if name != _NEUTRAL))
@@ -45,7 +46,7 @@ def load(concept: str, vocabulary: str | None = None, *, lens: "AudioLens | None
     with a `lens`, free English if there is such a set and the lens's tokenizer knows all of its words.
 
     Raises:
-        InputError: if there is no such concept or vocabulary; the message names the closest existing ones.
+        InputError: if the concept or the vocabulary does not exist; the message names the closest ones.
     """
     if vocabulary is None:
         vocabulary = "etude" if lens is None or not _reads_english(lens, concept) else "english"
@@ -53,7 +54,8 @@ def load(concept: str, vocabulary: str | None = None, *, lens: "AudioLens | None
     if concept not in known:
         near = nearest(str(concept), known)
         raise InputError(
-            f"no prompts for concept {concept!r} in vocabulary {vocabulary!r}.{near} There are: {shortened(known)}."
+            f"no prompts for concept {shown(concept)} in vocabulary {shown(vocabulary)}.{near} Concepts: "
+            f"{shortened(known)}."
         )
     folder = _folder(vocabulary)
     neutral = tomllib.loads((folder / f"{_NEUTRAL}.toml").read_text("utf-8"))
@@ -99,8 +101,8 @@ def from_files(
 ) -> PromptSet:
     """A set from two text files with one prompt per line; the poles are named after the files.
 
-    If the files have the same number of lines, line i of one is paired with line i of the other. This raises the same
-    errors as `from_file`, and also one for a line that is blank in only one of the files.
+    If the files have the same number of lines, line i of one is paired with line i of the other. The function raises
+    the errors of `from_file`, and also an error if a line is blank in only one of the files.
     """
     sides = [Path(positive), Path(negative)]
     lines = [read_text(path).rstrip().split("\n") for path in sides]
@@ -135,7 +137,9 @@ def _reads_english(lens: "AudioLens", concept: str) -> bool:
 def _checked(path: Path, fields: Mapping[str, Any]) -> PromptSet:
     unknown = [key for key in fields if key not in _KEYS]
     if unknown:
-        raise InputError(f"{path}: unknown key {unknown[0]!r}.{nearest(unknown[0], _KEYS)} Known: {shortened(_KEYS)}.")
+        raise InputError(
+            f"{path}: unknown key {shown(unknown[0])}.{nearest(unknown[0], _KEYS)} Known: {shortened(_KEYS)}."
+        )
     _refuse_empty(path, [fields.get(key) for key in ("positive", "negative")])
     try:
         prompts = PromptSet(**{"poles": ("positive", "negative"), **fields})
@@ -168,7 +172,7 @@ def _from_csv(path: Path, text: str) -> dict[str, Any]:
     for line, cells in rows[1:]:
         if not all(cells):
             raise PromptError(
-                f"{path}: line {line} has a prompt for {header[not cells[0]]!r} only, but a line must be a pair: "
+                f"{path}: line {line} has a prompt for {shown(header[not cells[0]])} only, but a line must be a pair: "
                 "add the other prompt, or remove the line. For poles of different sizes, use JSON, TOML or text files."
             )
     return {"poles": header, "positive": columns[0], "negative": columns[1]}
@@ -177,7 +181,9 @@ def _from_csv(path: Path, text: str) -> dict[str, Any]:
 def _from_json(path: Path, text: str) -> dict[str, Any]:
     fields = json_of(path, text)
     if not isinstance(fields, dict):
-        raise InputError(f"{path} holds a {type(fields).__name__}: expected an object with 'positive' and 'negative'.")
+        raise InputError(
+            f"{path} contains a {type(fields).__name__}: expected an object with 'positive' and 'negative'."
+        )
     return fields
 
 
@@ -186,5 +192,5 @@ def _folder(vocabulary: str) -> Any:
     known = sorted(entry.name for entry in data.iterdir() if entry.is_dir())
     if vocabulary not in known:
         near = nearest(str(vocabulary), known)
-        raise InputError(f"no prompts in vocabulary {vocabulary!r}.{near} There are: {', '.join(known)}.")
+        raise InputError(f"no prompts in vocabulary {shown(vocabulary)}.{near} Vocabularies: {', '.join(known)}.")
     return data / vocabulary

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from audiolens.characters import refuse_control
-from audiolens.checks import checked_text
+from audiolens.checks import checked_text, shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError, PromptError, nearest, shortened
 from audiolens.prompts.balance import Balance, measure
@@ -44,7 +44,7 @@ class PromptSet:
 
     def __post_init__(self) -> None:
         if not isinstance(self.concept, str) or not self.concept.strip():
-            raise InputTypeError(f"concept={self.concept!r}: expected a name.")
+            raise InputTypeError(f"concept={shown(self.concept)}: expected a name.")
         refuse_control("concept", self.concept)
         checked_text("vocabulary", self.vocabulary)
         for name in _LISTS:
@@ -53,7 +53,7 @@ class PromptSet:
             raise InputError(f"poles={self.poles}: expected two different names, the positive pole first.")
         for pole, prompts in zip(self.poles, (self.positive, self.negative), strict=True):
             if not prompts:
-                raise PromptError(f"{self.concept}: no prompt for the pole {pole!r}: a contrast needs both poles.")
+                raise PromptError(f"{self.concept}: no prompt for the pole {shown(pole)}: a contrast needs both poles.")
         _refuse_shared(self.concept, "both poles", self.positive, self.negative)
         _refuse_shared(self.concept, "development and test", self.development, self.test)
         neutral, poles = self.development + self.test, self.positive + self.negative
@@ -81,12 +81,12 @@ class PromptSet:
         )
 
     def words(self, pole: str) -> tuple[str, ...]:
-        """The adjectives of a pole, given as the pole's name, `"positive"` or `"negative"`."""
+        """The adjectives of a pole, which is given by its name or as `"positive"` or `"negative"`."""
         sides = (self.positive_words, self.negative_words)
         by_pole = dict(zip((*self.poles, "positive", "negative"), sides * 2, strict=True))
         if pole not in by_pole:
             near = nearest(str(pole), by_pole)
-            raise InputError(f"unknown pole {pole!r} of {self.concept}.{near} It has: {shortened(by_pole)}.")
+            raise InputError(f"unknown pole {shown(pole)} of {self.concept}.{near} It has: {shortened(by_pole)}.")
         return by_pole[pole]
 
     def prompted(self, prompt: str, pole: str, word: str | None = None) -> str:
@@ -99,25 +99,25 @@ class PromptSet:
         words = self.words(pole)
         if word is None:
             if not words:
-                raise PromptError(f"{self.concept}: this set has no words for {pole!r}. Give one with word=...")
+                raise PromptError(f"{self.concept}: this set has no words for {shown(pole)}. Give one with word=...")
             word = words[0]
         spoken = prompt.split()
         if not spoken:
             raise PromptError("an empty prompt cannot be rewritten to ask for a pole: give a neutral prompt.")
         bare = [token.strip(".,;:!?").lower() for token in spoken]
-        place = next((i for i, token in enumerate(bare) if token in self.nouns), None)
-        if place is None:
-            place = 1 if bare[0] in ("a", "an", "the") else 0
-        if place == 0 and spoken[0][0].isupper():
+        index = next((i for i, token in enumerate(bare) if token in self.nouns), None)
+        if index is None:
+            index = 1 if bare[0] in ("a", "an", "the") else 0
+        if index == 0 and spoken[0][0].isupper():
             word = word[0].upper() + word[1:]
         # étude's grammar has no "an".
-        if place == 1 and bare[0] in ("a", "an") and self.vocabulary != "etude":
+        if index == 1 and bare[0] in ("a", "an") and self.vocabulary != "etude":
             article = "an" if word[0].lower() in "aeiou" else "a"
             spoken[0] = article.capitalize() if spoken[0][0].isupper() else article
-        return " ".join([*spoken[:place], word, *spoken[place:]])
+        return " ".join([*spoken[:index], word, *spoken[index:]])
 
     def completed(self, neutral: "PromptSet", words: tuple[str, str] | None = None) -> "PromptSet":
-        """The set with everything a study needs: neutral prompts and nouns from another set, and words for its poles.
+        """The set, completed for a study with neutral prompts and nouns from another set, and with words for its poles.
 
         Only what is missing is added. The words are `words` or, by default, the names of the poles. Neutral prompts
         that contain one of the words or belong to a pole are left out.
@@ -156,22 +156,24 @@ class PromptSet:
 def _texts(name: str, values: Any) -> tuple[str, ...]:
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise InputTypeError(f"{name}: expected a list of strings, got {type(values).__name__}.")
-    for place, value in enumerate(values):
+    for index, value in enumerate(values):
         if not isinstance(value, str):
-            raise InputTypeError(f"{name}[{place}] is {type(value).__name__}: expected text.")
+            raise InputTypeError(f"{name}[{index}] is {type(value).__name__}: expected text.")
         if not value.strip():
-            raise PromptError(f"{name}[{place}] is empty.")
+            raise PromptError(f"{name}[{index}] is empty.")
     texts = tuple(" ".join(value.split()) for value in values)
-    for place, text in enumerate(texts):
-        refuse_control(f"{name}[{place}]", text)
+    for index, text in enumerate(texts):
+        refuse_control(f"{name}[{index}]", text)
     if len(set(texts)) != len(texts):
         counts = Counter(texts)
         repeated = next(text for text in texts if counts[text] > 1)
-        raise PromptError(f"{name} contains {repeated!r} more than once: keep each once, or it would count twice.")
+        raise PromptError(f"{name} contains {shown(repeated)} more than once: keep each once, or it would count twice.")
     return texts
 
 
 def _refuse_shared(concept: str, where: str, a: Sequence[str], b: Sequence[str]) -> None:
     shared = sorted(set(a) & set(b))
     if shared:
-        raise PromptError(f"{concept}: {len(shared)} prompts are in {where}, such as {shared[0]!r}: keep each in one.")
+        raise PromptError(
+            f"{concept}: {len(shared)} prompts are in {where}, such as {shown(shared[0])}: keep each in one."
+        )

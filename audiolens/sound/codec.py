@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from audiolens.checks import RATES_HZ, real_number
+from audiolens.checks import RATES_HZ, real_number, shown
 from audiolens.errors import InputError, InputTypeError
 from audiolens.model.config import LensConfig
 from audiolens.tensors import tensor_of
@@ -50,16 +50,16 @@ def _hertz(sample_rate: Any) -> int:
     except TypeError:
         rate = 0.0
     if not rate.is_integer() or rate <= 0:
-        raise InputError(f"sample_rate={sample_rate!r}: expected a positive whole number of hertz.")
+        raise InputError(f"sample_rate={shown(sample_rate)}: expected a positive whole number of hertz.")
     if not RATES_HZ[0] <= rate <= RATES_HZ[1]:
-        raise InputError(f"sample_rate={sample_rate!r}: expected {RATES_HZ[0]:,} to {RATES_HZ[1]:,} hertz.")
+        raise InputError(f"sample_rate={shown(sample_rate)}: expected {RATES_HZ[0]:,} to {RATES_HZ[1]:,} hertz.")
     return int(rate)
 
 
 def resampled(
     samples: Float[np.ndarray, "*axes sample"], sample_rate: int, wanted: int
 ) -> Float[np.ndarray, "*axes resampled"]:
-    """The samples resampled with a polyphase filter; unchanged if the rate is the same."""
+    """The samples, resampled with a polyphase filter; they are unchanged if the rate is the same."""
     if sample_rate == wanted:
         return samples
     from scipy.signal import resample_poly
@@ -69,7 +69,8 @@ def resampled(
 
 
 def encode(waveform: Any, sample_rate: int, model: Any, config: LensConfig) -> Int[Tensor, "row codebook frame"]:
-    """Undelayed codes of a waveform, after mixing down or duplicating its channels and resampling to the model's rate.
+    """The undelayed codes of a waveform, after it is mixed or duplicated to the model's channels and resampled to its
+    rate.
 
     Raises:
         InputError: if the waveform is empty, not finite, or has an unexpected shape.
@@ -109,7 +110,7 @@ def checked_codes(codes: Any, config: LensConfig, rows: int | None = None) -> In
     """Check undelayed codes for this model and the given number of rows, and return them as int64.
 
     Raises:
-        InputTypeError, InputError: if they do not fit; the message says why.
+        InputTypeError, InputError: if they do not fit; the message gives the reason.
     """
     integral = isinstance(codes, Tensor) and not (codes.is_floating_point() or codes.is_complex())
     if not integral or codes.dtype == torch.bool or codes.ndim != 3:

@@ -1,7 +1,7 @@
 """Detect truncated MP3 files by the frame count in their Xing, LAME or Fraunhofer header.
 
-libsndfile reads what is left of a truncated MP3 without an error. Encoders write the number of frames and bytes into
-the first frame (the "Xing", "Info" and "VBRI" headers). A file without such a header is just a sequence of frames, so
+libsndfile reads the rest of a truncated MP3 without an error. Encoders write the number of frames and bytes into the
+first frame (the "Xing", "Info" and "VBRI" headers). A file without such a header is just a sequence of frames, so
 truncation can be detected only if it ends inside a frame.
 """
 
@@ -46,7 +46,7 @@ def missing_frames(path: Path) -> bool:
 
 
 def is_cut(content: bytes) -> bool:
-    """Do the check of `missing_frames` on the bytes of a file."""
+    """Apply the check of `missing_frames` to the bytes of a file."""
     first = _first(content)
     if first is None:
         return False
@@ -64,14 +64,14 @@ def is_cut(content: bytes) -> bool:
 
 
 def _first(content: bytes) -> Frame | None:
-    """The first frame that is followed by another frame, or by the end of the file."""
+    """The first frame that is followed by another frame or by the end of the file."""
     start = 0
     while content[start : start + 3] == b"ID3" and len(content) >= start + 10:
         sizes = content[start + 6 : start + 10]
         start += 10 + sum((size & 0x7F) << shift for size, shift in zip(sizes, (21, 14, 7, 0), strict=True))
-    for place in range(start, min(len(content), start + _MOST_SEARCHED)):
-        frame = _frame(content, place)
-        if frame is not None and (_frame(content, place + frame.size) or place + frame.size >= len(content)):
+    for offset in range(start, min(len(content), start + _MOST_SEARCHED)):
+        frame = _frame(content, offset)
+        if frame is not None and (_frame(content, offset + frame.size) or offset + frame.size >= len(content)):
             return frame
     return None
 
@@ -105,13 +105,13 @@ def _frame(content: bytes, start: int) -> Frame | None:
 
 def _stated(content: bytes, first: Frame) -> tuple[int | None, int | None]:
     """The numbers of frames and bytes stated in the first frame, each `None` if it is not stated."""
-    number = lambda place: int.from_bytes(content[place : place + 4], "big")  # noqa: E731
+    number = lambda offset: int.from_bytes(content[offset : offset + 4], "big")  # noqa: E731
     if content[first.tag : first.tag + 4] in (b"Xing", b"Info"):
-        flags, place = number(first.tag + 4), first.tag + 8
-        frames = number(place) if flags & 1 else None
-        size = number(place + 4 * (flags & 1)) if flags & 2 else None
+        flags, offset = number(first.tag + 4), first.tag + 8
+        frames = number(offset) if flags & 1 else None
+        size = number(offset + 4 * (flags & 1)) if flags & 2 else None
         return frames, size
-    place = first.start + 36
-    if content[place : place + 4] == b"VBRI":
-        return number(place + 14), number(place + 10)
+    offset = first.start + 36
+    if content[offset : offset + 4] == b"VBRI":
+        return number(offset + 14), number(offset + 10)
     return None, None

@@ -21,40 +21,40 @@ _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def refuse_cut(path: Path) -> None:
-    """Refuse an incomplete Ogg file, after reading it page by page to the end.
+    """Read an Ogg file page by page to the end, and reject it if it is incomplete.
 
     Raises:
         InputError: if the file ends early, a page is missing or damaged, or another stream follows.
     """
     with path.open("rb") as file:
-        place = before = 0
+        offset = before = 0
         serial = None
         for page in _pages(file, path):
             _, _, flags, _, mine, number, checksum, _ = _HEAD.unpack_from(page)
             if serial is not None and mine != serial:
-                raise InputError(f"{path} holds several Ogg streams, but only one would be read: save each separately.")
+                raise InputError(f"{path} contains several Ogg streams, but only one is read: save each separately.")
             if checksum != _checksum(page) or (serial is not None and number != before + 1):
-                raise InputError(f"{path} is damaged: the Ogg page at byte {place} is not what was written.")
-            place, before, serial = place + len(page), number, mine
+                raise InputError(f"{path} is damaged: the Ogg page at byte {offset} is not what was written.")
+            offset, before, serial = offset + len(page), number, mine
             if flags & _LAST:
                 break
         else:
             raise InputError(f"{path} was cut short: the Ogg page that is marked as the last is missing.")
         if file.read(4) == b"OggS":
-            raise InputError(f"{path} holds several Ogg streams, but only one would be read: save each separately.")
+            raise InputError(f"{path} contains several Ogg streams, but only one is read: save each separately.")
 
 
 def with_serial(content: bytes, serial: int) -> bytes:
-    """A complete file of one stream with its serial number replaced; encoders derive theirs from the time of day."""
-    parts, place = [], 0
-    while place < len(content):
-        count = content[place + _HEAD.size - 1]
-        size = _HEAD.size + count + sum(content[place + _HEAD.size : place + _HEAD.size + count])
-        page = bytearray(content[place : place + size])
+    """A complete file of one stream, with a new serial number; encoders derive the number from the time of day."""
+    parts, offset = [], 0
+    while offset < len(content):
+        count = content[offset + _HEAD.size - 1]
+        size = _HEAD.size + count + sum(content[offset + _HEAD.size : offset + _HEAD.size + count])
+        page = bytearray(content[offset : offset + size])
         struct.pack_into("<I", page, 14, serial)
         struct.pack_into("<I", page, _CHECKSUM.start, _checksum(page))
         parts.append(bytes(page))
-        place += size
+        offset += size
     return b"".join(parts)
 
 

@@ -1,8 +1,8 @@
-"""Read sound files with libsndfile (WAV, FLAC, OGG, MP3, AIFF, AU, W64), refuse incomplete ones, and write clips.
+"""Read sound files with libsndfile (WAV, FLAC, OGG, MP3, AIFF, AU, W64), reject incomplete ones, and write clips.
 
-libsndfile silently returns what is left of a file that was cut short. So the length in the header is compared with the
-content, and formats that do not record enough for this are refused. Everything that a header can show is checked before
-a sample is read, so that an hour of sound is never read into memory.
+libsndfile silently returns the remaining samples of a file that was cut short. The length in the header is therefore
+compared with the content, and formats that do not record the length are rejected. The whole header is checked before a
+sample is read, so that an hour of sound is never read into memory.
 
 Clips can also be compressed for embedding in a page or a notebook. Non-finite samples are rejected, and clipping
 triggers a warning. The same clip always gives the same bytes.
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float, Int16
 
+from audiolens.checks import shown
 from audiolens.errors import AudioLensWarning, InputError, InputTypeError
 from audiolens.files.atomic import as_path, put, refused
 from audiolens.model.tokens import callers_level
@@ -37,8 +38,8 @@ LONGEST_SECONDS = 600.0
 MOST_CHANNELS = 2
 RATES_HZ = (4_000, 384_000)
 MOST_SAMPLES = 57_600_000
-"""The most samples in all channels together: ten minutes of stereo at 48 kHz, 230 MB as floats. The header of a small
-file may claim far more."""
+"""The largest number of samples in all channels together: ten minutes of stereo at 48 kHz, 230 MB as floats. The header
+of a small file may state far more."""
 _WHOLE = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "FLAC", "OGG", "MP3")
 """Formats in which a truncated file can be recognised, by libsndfile or by this module."""
 _PLAIN = (b"RIFF", b"RF64", b"riff", b"FORM", b".snd")
@@ -46,7 +47,7 @@ _PLAIN = (b"RIFF", b"RF64", b"riff", b"FORM", b".snd")
 MOST_COMPRESSED_BYTES = 2**29
 """The largest file in any other format, because a decoder must read all of it to find its end."""
 _STREAMED = 0x7FFFFF00
-"""Sizes from here up mean "unknown" in the header of a sound that was streamed to the file."""
+"""In the header of a sound that was streamed to the file, sizes of at least this value mean "unknown"."""
 _SERIAL = 1
 """The serial number of every Ogg stream that is written, so that the same clip always gives the same bytes."""
 _MISSED_SHARE = 0.05
@@ -62,14 +63,14 @@ def read(path: SoundPath, seconds: Span | None = None) -> tuple[Float[np.ndarray
             channels, or is longer than ten minutes.
     """
     if not isinstance(path, str | PathLike):
-        raise InputTypeError(f"{path!r}: expected the path of a sound file.")
+        raise InputTypeError(f"{shown(path)}: expected the path of a sound file.")
     file = Path(path).expanduser()
     _refuse_no_file(file)
     return _read(file, fspath(file), seconds)
 
 
 def of_bytes(content: bytes, file: Path) -> tuple[Float[np.ndarray, "channel sample"], int]:
-    """Do the same as `read`, given the bytes of a file; `file` is its name in messages.
+    """Do the same as `read` for the bytes of a file; `file` is its name in messages.
 
     Raises:
         InputError: for the same reasons as `read`.
@@ -90,7 +91,7 @@ def _read(file: Path, source: Any, seconds: Span | None) -> tuple[Float[np.ndarr
             samples = sound.read(n_frames, dtype="float32", always_2d=True)
             if missing or len(samples) < (1 - _MISSED_SHARE if sound.format == "MP3" else 1) * n_frames:
                 raise InputError(
-                    f"{file} was cut short: its header promises {n_frames / sound.samplerate:.1f} s, but only "
+                    f"{file} was cut short: its header states {n_frames / sound.samplerate:.1f} s, but only "
                     f"{len(samples) / sound.samplerate:.1f} s can be read."
                 )
             if sound.format == "FLAC" and n_frames == sound.frames:
@@ -158,8 +159,8 @@ def write(
 ) -> None:
     """Write a clip with 16-bit samples, or with 32-bit floats if it is a WAV with samples beyond [-1, 1].
 
-    FLAC can hold only whole numbers, so such samples are clipped there, with a warning. An existing file is replaced
-    atomically.
+    FLAC can store only whole numbers, so samples beyond [-1, 1] are clipped there, with a warning. An existing file is
+    replaced atomically.
 
     Raises:
         InputError: for NaN or infinite samples, or if the file cannot be written.
@@ -185,7 +186,7 @@ def write(
 def compressed(samples: Float[np.ndarray, "channel sample"], sample_rate: int) -> tuple[bytes, str]:
     """A clip as the bytes of a file, with its MIME type: Ogg Vorbis, or FLAC if this libsndfile cannot write Ogg.
 
-    Ogg keeps samples beyond [-1, 1], which a player may clip. FLAC clips them, as in `write`.
+    Ogg preserves samples beyond [-1, 1], but a player may clip them. FLAC clips them, as in `write`.
 
     Raises:
         InputError: for NaN or infinite samples.
@@ -204,8 +205,8 @@ def compressed(samples: Float[np.ndarray, "channel sample"], sample_rate: int) -
 
 def _undated(wav: bytes) -> bytes:
     """A float WAV with its time stamp set to zero; libsndfile writes the time of day next to the channel peaks."""
-    place = wav.index(b"PEAK") + 12
-    return wav[:place] + bytes(4) + wav[place + 4 :]
+    offset = wav.index(b"PEAK") + 12
+    return wav[:offset] + bytes(4) + wav[offset + 4 :]
 
 
 def _put(file: SoundPath | io.BytesIO, content: bytes) -> None:
@@ -218,7 +219,9 @@ def _put(file: SoundPath | io.BytesIO, content: bytes) -> None:
 def _checked_peak(samples: Any) -> float:
     """The largest absolute sample, after checking that all samples are finite."""
     if not np.isfinite(samples).all():
-        raise InputError("the sound contains NaN or infinite samples, which no file can hold: drop or repair the clip.")
+        raise InputError(
+            "the sound contains NaN or infinite samples, which cannot be written to a file: drop or repair the clip."
+        )
     return float(np.abs(samples).max(initial=0.0))
 
 
@@ -255,11 +258,11 @@ def _part(file: Path, sound: soundfile.SoundFile, seconds: Span | None) -> tuple
             "(ffmpeg -i IN OUT.flac)."
         )
     if not n_frames:
-        raise InputError(f"{file} holds no samples.")
+        raise InputError(f"{file} contains no samples.")
     for promised, held in re.findall(r": (\d+) \(should be (\d+)\)", sound.extra_info):
         if int(held) < int(promised) < _STREAMED:
             raise InputError(
-                f"{file} was cut short: its header promises {promised} bytes of sound, but it holds {held}."
+                f"{file} was cut short: its header states {promised} bytes of sound, but it contains {held}."
             )
     if seconds is None:
         first, last = 0, n_frames

@@ -32,14 +32,14 @@ EXACT_ROWS = 16
 
 @dataclass(frozen=True)
 class Layout:
-    """The rows in one batch, and their order.
+    """The rows of one batch, and their order.
 
     Attributes:
         rows: the caller's row number for each row of the batch.
         total: the number of rows in the caller's input.
-        halves: the guidance branches in batch order; only one without guidance.
-        kept: number of real rows at the start; the rest are padding.
-        prefix: number of positions before step 0 in each of these rows.
+        halves: the guidance branches in batch order; without guidance there is only one.
+        kept: the number of real rows at the start; the other rows are padding.
+        prefix: the number of positions before step 0 in each of these rows.
         first: the caller's row at index 0 of the recordings.
     """
 
@@ -51,7 +51,7 @@ class Layout:
     first: int = 0
 
     @cached_property
-    def places(self) -> slice | Tensor:
+    def indices(self) -> slice | Tensor:
         """Indices of the real rows in the recordings; a slice if they are consecutive."""
         real = tuple(row - self.first for row in self.rows[: self.kept])
         if real == tuple(range(real[0], real[0] + len(real))):
@@ -64,7 +64,8 @@ class Layout:
         return len(self.halves)
 
     def of(self, values: Tensor) -> Tensor:
-        """Turn a tensor with one entry per row of the caller into one entry per row of the batch, branches included."""
+        """Turn a tensor with one entry per row of the caller into a tensor with one entry per row and branch of the
+        batch."""
         return values[torch.tensor(self.rows, device=values.device)].repeat(self.branches, *[1] * (values.ndim - 1))
 
     def branch(self, branch: str) -> Tensor:
@@ -165,17 +166,16 @@ def of_branch(values: Tensor, halves: tuple[Half, ...], branch: str) -> Tensor:
     """Select one branch from values "branch ...", or both with the conditional branch first."""
     if branch != "both":
         return values[halves.index(branch)]
-    order = sorted(range(len(halves)), key=lambda place: halves[place])
+    order = sorted(range(len(halves)), key=lambda index: halves[index])
     return values if order == list(range(len(halves))) else values[order]
 
 
 class RowBatcher(Batcher):
-    """nnsight's batcher for a model whose rows are doubled by guidance.
+    """nnsight's batcher for a model in which guidance doubles the rows.
 
     A tensor has batch rows if the size of its first axis is `total` rows times 1 or 2 branches. An invoke receives its
-    own rows of every branch in the same layout, and its edits change only these rows. `copies` holds the values read in
-    this run that are copies rather than the model's own tensors; `asked` holds the site that each invoke requested
-    last.
+    own rows of every branch in the same layout, and its edits change only these rows. `copies` are the values read in
+    this run that are copies rather than the model's own tensors; `asked` is the site that each invoke requested last.
     """
 
     def __init__(self, envoy: Any, kwargs: dict | None = None) -> None:
@@ -188,7 +188,7 @@ class RowBatcher(Batcher):
         self.asked: dict[int, Site] = {}
 
     def assemble(self, fn: Any) -> tuple:
-        """Build one call from the prompts and codes of all invokes; the lens's own runs pass finished arguments."""
+        """Build one call from the prompts and codes of all invokes; the lens's own runs pass complete arguments."""
         if self.request is None:
             return super().assemble(fn)
         prompts = [prompt for inputs, _ in self.invokes for prompt in checked_prompts(*inputs)]
@@ -197,7 +197,7 @@ class RowBatcher(Batcher):
         return (), ready
 
     def _halves(self, tensor: Tensor) -> int | None:
-        """Return how many branches a tensor's first axis holds, or `None` if it does not count rows."""
+        """Return how many branches a tensor's first axis covers, or `None` if that axis does not count rows."""
         counts = (branches for branches in (self.branches, 1) if tensor.shape[:1] == (branches * self.total,))
         return next(counts, None)
 
@@ -231,18 +231,18 @@ def entire(mediator: Mediator) -> Iterator[None]:
 class Copies:
     """The copies that reads in a trace have returned, keyed by invoke and name.
 
-    Writing into a copy does not change the model. A copy is kept until the same value is assigned or read again in a
-    later forward.
+    Writing into a copy does not change the model. A copy is stored until the same value is assigned, or is read again
+    in a later forward.
     """
 
     def __init__(self) -> None:
         self._held: dict[tuple[int, str], tuple[Tensor, int]] = {}
 
     def keep(self, invoke: int, name: str, value: Tensor) -> Tensor:
-        """Register a copy and return it; raise if the previous copy of this name was written into."""
+        """Register a copy and return it; raise an error if the previous copy of this name was written into."""
         self._refuse(name, *self._held.pop((invoke, name), (value, None)))
         if value.is_inference():
-            # Inference tensors do not keep count of in-place writes.
+            # Inference tensors do not count in-place writes.
             with torch.inference_mode(False):
                 value = value.clone()
         self._held[invoke, name] = value, value._version

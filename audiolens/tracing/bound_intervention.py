@@ -65,12 +65,12 @@ class BoundIntervention:
         }
         """The parts with a separate value at every step (or token)."""
         self.keyed = {name for name, part in given.items() if part.kind != "per row"}
-        self.parts = {name: self._place(part, name, config, rows, layout).to(device) for name, part in given.items()}
+        self.parts = {name: self._shaped(part, name, config, rows, layout).to(device) for name, part in given.items()}
         if form.timed:
-            # Too few values raise before the run, not midway through it.
+            # Too few values raise an error before the run rather than during it.
             self._enough(self.stop - self.start, "step")
         if form.square:
-            # The keys grow to the length of the clip, so too few values raise before the run.
+            # The keys grow to the length of the clip, so too few values raise an error before the run.
             self._fitted(layout.prefix + timeline.steps)
 
     def _enough(self, length: int, unit: str) -> None:
@@ -83,7 +83,7 @@ class BoundIntervention:
                 )
 
     def touches(self, start: int, length: int) -> bool:
-        """Whether a forward over these steps is changed at all; a site without steps is changed in every forward."""
+        """Whether a forward over these steps is changed; a site without steps is changed in every forward."""
         return self.anything and (not self.form.timed or (start < self.stop and start + length > self.start))
 
     def apply(self, value: Tensor, start: int) -> Tensor:
@@ -170,7 +170,7 @@ class BoundIntervention:
         spread[list(rows)] = values
         return spread
 
-    def _place(self, part: Operand, name: str, config: LensConfig, rows: Sequence[int], layout: Layout) -> Tensor:
+    def _shaped(self, part: Operand, name: str, config: LensConfig, rows: Sequence[int], layout: Layout) -> Tensor:
         """Shape a part of the intervention to broadcast against "batch step ... feature"."""
         feature, tensor, values = self.form.features(config), part.tensor, part.kind == "values"
         if part.kind == "per row":

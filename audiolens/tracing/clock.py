@@ -5,8 +5,8 @@ therefore the same with and without the key-value cache, and in `generate`, wher
 twice for MusicGen and once for Melody (counting calls would be off by one). Steps are counted after the prefix, whose
 positions are negative.
 
-A clock that failed to advance would silently turn every step into step 0. So nothing is assumed: the run stops if the
-decoder receives no cache argument under a known name, or if a forward does not follow from the one before.
+A clock that failed to advance would silently turn every step into step 0. The run therefore stops if the decoder does
+not receive a cache argument under a known name, or if a forward does not follow from the previous one.
 """
 
 from importlib.metadata import version
@@ -15,7 +15,7 @@ from typing import Any
 from audiolens.errors import UnsupportedModelError
 
 CACHE_NAMES = ("cache", "past_key_values")
-"""The decoder's argument for the key-value cache: its name since transformers 5.24, then its earlier name."""
+"""The names of the decoder's argument for the key-value cache: since transformers 5.24, and before."""
 
 
 def read(decoder: Any, prefix: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from audiolens.cache.activation_cache import ActivationCache
-from audiolens.checks import listed, one_or_listed, whole_number, whole_numbers
+from audiolens.checks import listed, one_or_listed, shown, whole_number, whole_numbers
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.files.atomic import as_path, new_folder, refuse_taken, refused
@@ -28,7 +28,7 @@ class Generation:
 
     `codes` are undelayed and begin with the audio prompt, if there was one. `audio` is `None` if the codec was skipped,
     `cache` is `None` if nothing was recorded, and `seeds` is `None` if transformers' own sampler drew the codes.
-    `settings` holds the arguments the clips were generated with.
+    `settings` are the arguments with which the clips were generated.
     """
 
     codes: Int[Tensor, "row codebook frame"]
@@ -50,11 +50,11 @@ class Generation:
         """Return one clip, or a slice of the clips, as a `Generation` with the recordings of these rows.
 
         Raises:
-            InputTypeError, InputError: if it is not a row number, or there is no such row.
+            InputTypeError, InputError: if `row` is not a row number or a slice, or if no clip has this number.
         """
         rows = range(len(self))[row] if isinstance(row, slice) else [self._row(row)]
         if not len(rows):
-            raise InputError(f"{row}: no clip of {len(self)} is in it.")
+            raise InputError(f"{row} selects none of the {len(self)} clips: give a slice that contains at least one.")
         return replace(
             self,
             codes=self.codes[list(rows)],
@@ -68,7 +68,7 @@ class Generation:
         try:
             number = whole_number(row)
         except TypeError:
-            raise InputTypeError(f"row {row!r}: expected a row number, or a slice.") from None
+            raise InputTypeError(f"row {shown(row)}: expected a row number, or a slice.") from None
         if not -len(self) <= number < len(self):
             raise InputError(f"row {number}: there are rows 0 to {len(self) - 1}.")
         return number % len(self)
@@ -80,7 +80,7 @@ class Generation:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write one WAV per row, `codes.safetensors` and `generation.json` into a new folder.
 
-        A row is written as 16-bit samples, or as 32-bit floats if it exceeds full scale. `generation.json` holds the
+        A row is written as 16-bit samples, or as 32-bit floats if it exceeds full scale. `generation.json` contains the
         hash of every other file.
 
         Raises:
@@ -122,13 +122,13 @@ class Generation:
         try:
             rows = list(range(len(self))) if row is None else whole_numbers([given] if single else given)
         except TypeError:
-            raise InputTypeError(f"row={row!r}: expected a row number, several, or None for all.") from None
+            raise InputTypeError(f"row={shown(row)}: expected a row number, several, or None for all.") from None
         for index in rows:
             if not -len(self) <= index < len(self):
                 raise InputError(f"row {index}: there are rows 0 to {len(self) - 1}.")
-        shown = [self.prompts[index] or "(no prompt)" for index in rows] if labels is None else listed("labels", labels)
-        if len(shown) != len(rows):
-            raise InputError(f"{len(shown)} labels for {len(rows)} clips: give one label per clip.")
+        texts = [self.prompts[index] or "(no prompt)" for index in rows] if labels is None else listed("labels", labels)
+        if len(texts) != len(rows):
+            raise InputError(f"{len(texts)} labels for {len(rows)} clips: give one label per clip.")
         players = []
         for index in rows:
             content, mime = soundfiles.compressed(self.audio[index].detach().float().cpu().numpy(), self.sample_rate)
@@ -137,7 +137,7 @@ class Generation:
             players.append(player)
         if single and labels is None:
             return players[0]
-        return HTML("".join(map(_labelled, shown, players)))
+        return HTML("".join(map(_labelled, texts, players)))
 
     def _write(self, folder: Path, clips: Float[np.ndarray, "row channel sample"]) -> None:
         """Write all files into an empty folder."""

@@ -77,7 +77,7 @@ def _sounds_codes(audio_prompt: Any, rows: int, traced: TracedModel) -> Int[Tens
     if not sounds or not all(isinstance(one, str | os.PathLike | tuple | list) for one in sounds):
         _refuse_rows_or_channels(audio_prompt, rows)
         return codes_of(audio_prompt, traced, "audio_prompt")
-    each = [codes_of(one, traced, f"audio_prompt[{place}]") for place, one in enumerate(sounds)]
+    each = [codes_of(one, traced, f"audio_prompt[{index}]") for index, one in enumerate(sounds)]
     frames = [codes.shape[-1] for codes in each]
     if len(set(frames)) > 1:
         lasting = shortened(f"{count / traced.config.frame_rate:g} s" for count in frames)
@@ -86,7 +86,8 @@ def _sounds_codes(audio_prompt: Any, rows: int, traced: TracedModel) -> Int[Tens
 
 
 def _refuse_rows_or_channels(audio_prompt: Any, rows: int) -> None:
-    """Raise for a two-axis waveform whose first axis has one entry per prompt: it may be channels or rows."""
+    """Raise an error for a two-axis waveform whose first axis has one entry per prompt: that axis may be channels or
+    rows."""
     given = isinstance(audio_prompt, tuple | list) and len(audio_prompt) == 2
     if rows < 2 or not given:
         return

@@ -1,9 +1,10 @@
-"""Run the model under a plan, as a generation or as one forward over given codes; one run at a time.
+"""Run the model under a plan, as a generation or as one forward over given codes. Only one run is active at a time.
 
 The global random state is restored after an exception and, on request, after a normal run, because transformers draws
 from Python's `random` in every block, and nnsight and the samplers draw from torch's generator.
 
-If a process forks while another thread runs a model, the child does not have that thread, so it treats the run as over.
+If a process forks while another thread runs a model, the child does not have that thread, so it treats the run as
+finished.
 """
 
 import os
@@ -38,16 +39,17 @@ class _Guard:
     thread: int | None = None
 
 
-# Keyed by model, not by lens: two lenses on one model share its modules, and nnsight serves one run at a time.
+# The key is the model, not the lens: two lenses on one model share its modules, and nnsight serves one run at a time.
 _GUARDS: WeakKeyDictionary[nn.Module, _Guard] = WeakKeyDictionary()
 
 
 class _Done(Exception):  # noqa: N818 - not an error: generation is complete
-    """Ends a generation before the codec runs: transformers would decode the codes and we would discard the audio."""
+    """Ends a generation before the codec runs; otherwise transformers would decode the codes and we would discard the
+    audio."""
 
 
 class _KeepColumns(StoppingCriteria):
-    """Keeps the generated columns, and ends the generation once there are enough."""
+    """Stores the generated columns, and ends the generation once there are enough."""
 
     def __init__(self, columns: int) -> None:
         self.wanted = columns
@@ -84,7 +86,7 @@ def codes(generate: Callable[..., Any], timeline: Timeline, **inputs: Any) -> In
 
 
 def _device(own: torch.device) -> AbstractContextManager[Any]:
-    """A context in which tensors made without a device go to the model's, not to torch's default device."""
+    """A context in which tensors made without a device are on the model's device instead of torch's default device."""
     default = torch.get_default_device()
     return nullcontext() if default.type == "cpu" or default == own else own
 
@@ -103,7 +105,7 @@ def generate(model: Model, run: Run, timeline: Timeline, **inputs: Any) -> Int[T
     inputs["logits_processor"] = LogitsProcessorList([watch, *forbid, *inputs.get("logits_processor", ())])
     bare: Any = model._module
     with only(bare, run.modules):
-        # With nothing to edit or record, the bare model is the fastest.
+        # If there is nothing to edit or record, the bare model is the fastest.
         made = codes(bare.generate if run.idle else traced, timeline, **inputs)
     run.finished(timeline.steps)
     return made
@@ -164,7 +166,7 @@ def alone(model: nn.Module) -> Iterator[None]:
 def _forked() -> None:
     """In a forked process, end the runs of the parent's threads, which would otherwise hold their locks forever.
 
-    The child lacks torch's worker threads too and would wait for them, so it computes on one thread.
+    The child also lacks torch's worker threads and would wait for them, so it computes on one thread.
     """
     if torch.get_num_threads() > 1:
         torch.set_num_threads(1)

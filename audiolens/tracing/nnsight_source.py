@@ -1,4 +1,4 @@
-"""Connect sites to nnsight's envoys, and keep nnsight's instrumentation to what one run needs.
+"""Connect sites to nnsight's envoys, and restrict nnsight's instrumentation to what one run needs.
 
 nnsight serves a single operation of a forward (`envoy.source`) from an instrumented copy of that forward. It never
 removes the copy, which costs every later trace some microseconds per operation. A run opens what it needs, and `close`
@@ -26,7 +26,7 @@ from audiolens.tracing.batching import RowBatcher
 
 _OPENED: WeakKeyDictionary[nn.Module, list[State]] = WeakKeyDictionary()
 _CONTROLLED: WeakKeyDictionary[nn.Module, list[tuple[int, dict[str, Any], Controller]]] = WeakKeyDictionary()
-"""Computed once per model, in about a millisecond; nnsight still intercepts modules that are added later."""
+"""This is computed once per model, in about a millisecond; nnsight still intercepts modules that are added later."""
 
 
 class Model(NNsight):
@@ -39,7 +39,7 @@ class Model(NNsight):
         self._opened = dict(module.named_modules())
 
     def check_unchanged(self) -> None:
-        """Check that the modules are those the lens was opened on, since nnsight would not see others.
+        """Check that the modules are those that the lens was opened on, because nnsight does not see other modules.
 
         Raises:
             InputError: naming the modules that changed.
@@ -57,11 +57,11 @@ class Model(NNsight):
             if isinstance(inputs[0], Iterator):
                 raise PromptError("the prompts of a trace are read twice: give a list, not a generator.")
             return len(checked_prompts(*inputs))
-        # The lens's own runs pass transformers' arguments and no prompts: one invoke over the whole batch.
+        # The lens's own runs pass transformers' arguments and no prompts, as one invoke over the whole batch.
         return 1 if "attention_mask" in kwargs else 0
 
 
-def place_of(model: Model, family: Family, site: Site) -> Any:
+def envoy_of(model: Model, family: Family, site: Site) -> Any:
     """Return the envoy for a site, which belongs to a module or to one operation inside its forward."""
     tap = family.tap(site)
     envoy = _envoy(model, family, site, tap)

@@ -1,10 +1,10 @@
 """Stop a run whose activations become infinite or NaN, and report the site, row and step where that began.
 
 A strength too large for the model's number format (or a broken weight) turns activations into infinity or NaN. The
-model would still make codes from them, and the clip would be meaningless noise. So once per step, before the next code
-is drawn, the watch checks the sum of the logits; generation synchronises with the device at every step anyway. A
-forward over given codes returns NaN as the bare model does; code that computes a number from logits refuses NaN
-(`checked_logits`).
+model would still sample codes from them, and the clip would be meaningless noise. Once per step, before the next code
+is drawn, the watch therefore checks the sum of the logits; generation synchronises with the device at every step
+anyway. A forward over given codes returns NaN as the bare model does; code that computes a number from logits rejects
+NaN (`checked_logits`).
 
 An infinite or NaN value in the residual stream makes the logits of its own step NaN, through the final norm. Writes to
 the stream are therefore only stored, and inspected once the logits are NaN, to find where the overflow began. Other
@@ -27,7 +27,7 @@ from audiolens.model.sites import Site
 from audiolens.tracing.batching import Layout
 
 LOGITS = "hook_logits"
-"""The only site where an infinity is legitimate: a logit of -inf forbids its code, but +inf has no probability."""
+"""The only site at which an infinity is legitimate: a logit of -inf forbids its code, but +inf has no probability."""
 STREAM = frozenset(
     f"hook_{name}"
     for name in (
@@ -38,22 +38,23 @@ STREAM = frozenset(
 
 
 class Watch(LogitsProcessor):
-    """Checks the writes and logits of one batch. As a logits processor it leaves the scores unchanged.
+    """The check of one batch's writes and logits. As a logits processor it leaves the scores unchanged.
 
-    `replaced` means that some edit overwrites values, so that earlier writes may be lost from the stream. `traced`
-    means that a trace may write values that the watch does not see.
+    `replaced` means that some edit overwrites values, so earlier writes may be missing from the stream. `traced` means
+    that a trace may write values that the watch does not see.
     """
 
     def __init__(self, layout: Layout, frame_rate: float, replaced: bool = False, traced: bool = False) -> None:
         self.layout, self.frame_rate, self.replaced, self.traced = layout, frame_rate, replaced, traced
         self.written = False
         self.kept: list[tuple[Site | str, int, Tensor]] = []
-        """Writes in order: whole values where the logits reveal an overflow, else sums over features "batch step"."""
+        """The writes in order: whole values if the logits reveal an overflow, otherwise sums over features "batch
+        step"."""
         self.edited_from: int | None = None
 
     def wrote(self, site: Site, value: Float[Tensor, "batch step ..."], start: int, edited_from: int = 0) -> None:
         """Record a value after its edits; `start` is its first step, `edited_from` the first step that was edited."""
-        # Called at every site and step, so names and final sums are computed only when needed.
+        # This is called at every site and step, so names and final sums are computed only when needed.
         self.written = True
         first = start if start > edited_from else edited_from
         if self.edited_from is None or first < self.edited_from:
@@ -69,16 +70,16 @@ class Watch(LogitsProcessor):
         self.look()
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Check everything since the last call, and the scores "sequence vocab" of the step that ends here."""
+        """Check all writes since the last call, and the scores "sequence vocab" of the current step."""
         if self.look(scores[:, None], input_ids.shape[-1] - 1) == -math.inf:
             self._refuse_all_forbidden(scores, input_ids.shape[-1] - 1)
         return scores
 
     def look(self, logits: Float[Tensor, "sequence step vocab"] | None = None, start: int = 0) -> float:
-        """Stop the run if anything written since the last check, or the logits, is infinite or NaN.
+        """Stop the run if the logits, or any values written since the last check, are infinite or NaN.
 
         Returns:
-            The sum of the logits; -inf if some logits forbid their code.
+            The sum of the logits, which is -inf if some logits forbid their code.
 
         Raises:
             ActivationOverflow: naming the first such site, row and step.
@@ -103,11 +104,11 @@ class Watch(LogitsProcessor):
             return total
         site, first, sound = next(entry for entry in sites if not bool(entry[2].all()))
         name = site if isinstance(site, str) else site.name
-        # Report the earliest step, and its first row. The first axis of logits holds a row's codebooks in sequence.
-        place, step = min(sound.logical_not().nonzero().tolist(), key=lambda found: (found[1], found[0]))
+        # Report the earliest step, and its first row. On the first axis of logits, a row's codebooks are consecutive.
+        entry, step = min(sound.logical_not().nonzero().tolist(), key=lambda found: (found[1], found[0]))
         per_branch = max(len(sound) // self.layout.branches, 1)  # position embeddings are shared by all rows
-        row = self._row(place, per_branch)
-        branch = self.layout.halves[min(place // per_branch, self.layout.branches - 1)]
+        row = self._row(entry, per_branch)
+        branch = self.layout.halves[min(entry // per_branch, self.layout.branches - 1)]
         # NaN reaches earlier steps too, through attention that gives it weight zero.
         at = first + step if edited_from is None else max(first + step, edited_from)
         if self.traced:
@@ -124,18 +125,19 @@ class Watch(LogitsProcessor):
         )
 
     def _refuse_all_forbidden(self, scores: Float[Tensor, "branch_sequence vocab"], step: int) -> None:
-        """Raise if all codes of a row's codebook are forbidden. A code is forbidden if either branch forbids it."""
+        """Raise an error if all codes of a row's codebook are forbidden. A code is forbidden if either branch forbids
+        it."""
         left = scores.unflatten(0, (self.layout.branches, -1)).isneginf().any(0).logical_not().any(-1)
         if bool(left.all()):
             return
-        place, per_row = int(left.long().argmin()), len(left) // len(self.layout.rows)
+        entry, per_row = int(left.long().argmin()), len(left) // len(self.layout.rows)
         raise InputError(
-            f"every code of codebook {place % per_row} is forbidden (a logit of -inf) in row "
-            f"{self._row(place, len(left))}, {self._when(step)}: leave at least one to draw."
+            f"every code of codebook {entry % per_row} is forbidden (a logit of -inf) in row "
+            f"{self._row(entry, len(left))}, {self._when(step)}: leave at least one to draw."
         )
 
-    def _row(self, place: int, per_branch: int) -> int:
-        return self.layout.rows[place % per_branch * len(self.layout.rows) // per_branch]
+    def _row(self, entry: int, per_branch: int) -> int:
+        return self.layout.rows[entry % per_branch * len(self.layout.rows) // per_branch]
 
     def _when(self, step: int) -> str:
         return f"step {step} ({step / self.frame_rate:.2f} s)" if step >= 0 else f"the prefix, position {step}"
@@ -144,7 +146,7 @@ class Watch(LogitsProcessor):
 def checked_logits(
     logits: Float[Tensor, "row codebook step vocab"], frame_rate: float, rows: Sequence[int] | None = None
 ) -> Float[Tensor, "row codebook step vocab"]:
-    """Return the logits unchanged if they are fit to compute probabilities, ranks or gradients from.
+    """Return the logits unchanged if probabilities, ranks or gradients can be computed from them.
 
     `rows` are the caller's row numbers for error messages (default: 0, 1, ...). A logit of -inf is allowed: it forbids
     its code.
@@ -156,7 +158,7 @@ def checked_logits(
         return logits
     broken = (logits.isnan() | logits.isposinf()).any(-1).nonzero().tolist()
     if broken:
-        row, codebook, step = min(broken, key=lambda place: (place[2], place[0]))
+        row, codebook, step = min(broken, key=lambda entry: (entry[2], entry[0]))
         raise ActivationOverflow(
             f"logits are infinite or NaN in row {row if rows is None else rows[row]}, step {step} "
             f"({step / frame_rate:.2f} s), codebook {codebook}: nothing can be computed from them. An intervention is "
@@ -166,7 +168,7 @@ def checked_logits(
 
 
 def _summed(value: Tensor) -> Tensor:
-    """Sum over features: one number per row and step, not finite where any feature is not finite.
+    """Sum over features: the result has one number per row and step, which is not finite if any feature is not finite.
 
     Half precision is summed in float32, since the sum would overflow long before a feature does. (A float32 sum
     overflows only if features approach 3e38 / n_features, beyond any use.)

@@ -1,11 +1,10 @@
 """Run one batch through the model under nnsight, and edit and record activations in each decoder forward.
 
 A forward visits only the sites where something is edited or recorded at the steps it covers (`clock.py`). A run that
-stops before a block ends there through nnsight's `stop`, and no later block is computed.
+stops before a block ends there through nnsight's `stop`, and later blocks are not computed.
 """
 
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
@@ -23,7 +22,7 @@ from audiolens.model.traced_model import TracedModel
 from audiolens.tracing.batching import Layout
 from audiolens.tracing.bound_intervention import BoundIntervention
 from audiolens.tracing.clock import Clock
-from audiolens.tracing.nnsight_source import module_of, place_of
+from audiolens.tracing.nnsight_source import envoy_of, module_of
 from audiolens.tracing.overflow import LOGITS, Watch
 from audiolens.tracing.recording import Recorder, refuse_prefix
 
@@ -38,7 +37,7 @@ class Point:
 
     site: Site
     tap: Tap
-    place: Any
+    envoy: Any
     edits: list[BoundIntervention] = field(default_factory=list)
     watch: Watch | None = None
 
@@ -49,7 +48,7 @@ class Point:
         if not edits and not wanted:
             return
         heads = recorder.heads_of(self.site) if recorder is not None and wanted else None
-        value, put = self.tap.open(self.place, view if edits or heads is None else replace(view, heads=heads))
+        value, put = self.tap.open(self.envoy, view if edits or heads is None else replace(view, heads=heads))
         if self.tap.form.timed and value.shape[1] != length:
             raise UnsupportedModelError(
                 f"{self.site.name} has {value.shape[1]} steps in a forward of {length} ({-min(start, 0)} of them "
@@ -81,6 +80,8 @@ class Run:
         stop: int | None = None,
     ) -> None:
         self.layout, self.recorder = layout, recorder
+        self.seen, self.ended = 0, None
+        """The step up to which every site was visited, and the error that ended the visits, if any."""
         family, config, model = traced.family, traced.config, traced.nnsight
         self.view = View(config, layout.branches * len(layout.rows))
         self.decoder = model.get(family.decoder)
@@ -90,14 +91,14 @@ class Run:
         self.end = ""
         if stop is not None:
             whole = stop == config.n_layers
-            place = family.body_norm if whole else f"{family.body_blocks}.{stop}"
-            self.gate = model.get(f"{family.decoder}.{place}")
+            path = family.body_norm if whole else f"{family.body_blocks}.{stop}"
+            self.gate = model.get(f"{family.decoder}.{path}")
             self.end = f"blocks.{stop - 1}.hook_resid_post" if whole else f"blocks.{stop}.hook_resid_pre"
         points: dict[Site, Point] = {}
 
         def point(site: Site) -> Point:
             if site not in points:
-                points[site] = Point(site, family.tap(site), place_of(model, family, site))
+                points[site] = Point(site, family.tap(site), envoy_of(model, family, site))
             return points[site]
 
         for intervention in interventions:
@@ -114,17 +115,17 @@ class Run:
                 )
                 if not beyond(family, site, stop):
                     point(site).edits.append(edit)
-        for site in recorder.places if recorder is not None else ():
+        for site in recorder.sites if recorder is not None else ():
             point(site)
         self.points = [points[site] for site in family.order(points)]
         read = [self.decoder._module, *([] if self.gate is None else [self.gate._module])]
         self.modules = [] if self.idle else [*read, *(module_of(model, family, site) for site in points)]
         """The modules that nnsight has to intercept."""
-        edits = [edit.intervention for place in self.points for edit in place.edits]
+        edits = [edit.intervention for one in self.points for edit in one.edits]
         replaced = any(edit.overwrites for edit in edits)
         self.watch = Watch(layout, timeline.frame_rate, replaced) if edits else None
-        for place in self.points:
-            place.watch = self.watch
+        for one in self.points:
+            one.watch = self.watch
 
     @property
     def idle(self) -> bool:
@@ -136,14 +137,14 @@ class Run:
         return any(point.edits and point.site.hook == LOGITS for point in self.points)
 
     def forward(self) -> int:
-        """Visit the sites of one decoder forward and return the step after it. Runs inside a trace."""
+        """Visit the sites of one decoder forward and return the step after it. This runs inside a trace."""
         start, length = self.clock.tick()
-        for point in self.points:
-            point.visit(start, length, self.recorder, self.layout, self.view)
+        for one in self.points:
+            one.visit(start, length, self.recorder, self.layout, self.view)
         return start + length
 
     def single(self, tracer: Any, kept: list[Tensor]) -> None:
-        """Run one forward and keep its logits, or the residual stream where it stops. Runs inside a trace."""
+        """Run one forward and store its logits, or the residual stream where it stops. This runs inside a trace."""
         self.forward()
         if self.gate is not None:
             kept.append(self.gate.input)
@@ -151,12 +152,17 @@ class Run:
         kept.append(tracer.result.logits)
 
     def generation(self, tracer: Any, steps: int) -> None:
-        """Visit all forwards of a generation. Runs inside a trace; `finished` checks that none was missed."""
-        # If the loop ends early, `finished` raises the lens's own error.
-        with suppress(OutOfOrderError):
+        """Visit all forwards of a generation. This runs inside a trace; `finished` checks that no forward was
+        missed."""
+        try:
             for _ in tracer.iter[:]:
-                if self.forward() >= steps:
+                self.seen = self.forward()
+                if self.seen >= steps:
                     return
+        except OutOfOrderError as error:
+            # nnsight ends the loop so if the model makes no further forward or does not reach a site. Neither is
+            # harmless: `seen` is then less than `steps`, and `finished` raises.
+            self.ended = error
 
     def finished(self, steps: int) -> None:
         """Check that the run visited every step.
@@ -164,11 +170,11 @@ class Run:
         Raises:
             UnsupportedModelError: if the model made steps that the run did not see, so that they were not edited.
         """
-        if not self.idle and self.clock.end < steps:
+        if not self.idle and self.seen < steps:
             raise UnsupportedModelError(
-                f"the model made {steps} steps, but the lens saw {max(self.clock.end, 0)} of them: edits and "
+                f"the model made {steps} steps, but the lens saw {max(self.seen, 0)} of them: edits and "
                 f"recordings of the others are missing. {REOPEN}"
-            )
+            ) from self.ended
 
 
 def beyond(family: Family, site: Site, stop: int | None) -> bool:
@@ -183,7 +189,8 @@ def beyond(family: Family, site: Site, stop: int | None) -> bool:
 def checked_interventions(
     interventions: Intervention | Iterable[Intervention], traced: TracedModel, guided: bool
 ) -> tuple[Intervention, ...]:
-    """Return the interventions as a tuple; raise, before the model runs, for those this model cannot carry out."""
+    """Return the interventions as a tuple; before the model runs, raise an error for those that this model cannot carry
+    out."""
     many = isinstance(interventions, Iterable)
     listed: tuple[Any, ...] = tuple(interventions) if many else (interventions,)
     for intervention in listed:
@@ -201,7 +208,7 @@ def checked_interventions(
 
 
 def refuse_foreign(interventions: Iterable[Intervention], traced: TracedModel) -> None:
-    """Refuse vectors that were read from another model.
+    """Reject vectors that were read from another model.
 
     Raises:
         InputError: naming both models and what differs.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from audiolens.cache.activation_cache import ActivationCache
+from audiolens.checks import shown
 from audiolens.door import guarded
 from audiolens.errors import InputError, UnsupportedModelError
 from audiolens.interventions import checked_branch, checked_flags
@@ -26,12 +27,12 @@ Reduce = Literal["mean", "last", "max", "eos"]
 @guarded
 @dataclass(frozen=True)
 class Reading:
-    """What a run records, combined in one object.
+    """The recording arguments of a run, combined in one object.
 
-    For example: `lens.run_with_cache(prompts, codes, reading=Reading("attn.z", layers=[3]))`.
+    An example is `lens.run_with_cache(prompts, codes, reading=Reading("attn.z", layers=[3]))`.
 
-    It names sites, layers and heads, the branch, the span (`seconds`), and a reduction over time; `device` and `dtype`
-    are those of the recordings.
+    It specifies sites, layers and heads, the branch, the span (`seconds`), and a reduction over time; `device` and
+    `dtype` are those of the recordings.
 
     With `prefix`, the prefix is recorded too. `reduce="eos"` records only the last token of the text in the prefix.
     """
@@ -57,7 +58,7 @@ class Reading:
         for name, read in once.items():
             object.__setattr__(self, name, read)
         if self.reduce is not None and self.reduce not in get_args(Reduce):
-            raise InputError(f"reduce={self.reduce!r}: expected one of {', '.join(get_args(Reduce))}, or None.")
+            raise InputError(f"reduce={shown(self.reduce)}: expected one of {', '.join(get_args(Reduce))}, or None.")
         if self.device is not None:
             object.__setattr__(self, "device", checked_device(self.device))
         object.__setattr__(self, "dtype", checked_dtype(self.dtype))
@@ -68,7 +69,7 @@ class Reading:
 
 
 def refuse_prefix(config: LensConfig, asked: str, instead: str = "Leave it out.") -> None:
-    """Raise if the decoder's own sequence contains no conditioning.
+    """Raise an error if the decoder's own sequence contains no conditioning.
 
     Raises:
         InputError: naming the family, and what to do instead.
@@ -76,7 +77,7 @@ def refuse_prefix(config: LensConfig, asked: str, instead: str = "Leave it out."
     if not config.has_prefix:
         raise InputError(
             f"{asked}: {config.family} reads its text through {config.conditioning}, so no position of the decoder's "
-            f"own sequence holds the text or its end. {instead}"
+            f"own sequence contains the text or its end. {instead}"
         )
 
 
@@ -84,11 +85,11 @@ class Recorder:
     """Collects one run's activations, batch by batch, into one tensor per site over all rows.
 
     Full recordings are written by position, so a step that is computed twice (MusicGen's first one, under `generate`)
-    is kept once. Reductions count each step once, when it is first computed. A value without steps is kept once per
+    is stored once. Reductions count each step once, when it is first computed. A value without steps is stored once per
     batch.
 
     The token axis is as long as in the longest batch; the key axis of self-attention is as long as the clip has steps.
-    The padding is zero, as is the causal attention to later keys.
+    The padding is zero, like the causal attention to later keys.
 
     With a prefix, step 0 has the same index in all rows, and so does its key. Shorter prefixes are left-padded with
     zeros.
@@ -99,7 +100,7 @@ class Recorder:
     def __init__(
         self,
         reading: Reading,
-        places: Sequence[Site],
+        sites: Sequence[Site],
         rows: int,
         timeline: Timeline,
         forms: Mapping[Site, Form],
@@ -107,12 +108,12 @@ class Recorder:
     ) -> None:
         self.reading = reading
         self.dtype = checked_dtype(reading.dtype)
-        self.places = frozenset(places)
+        self.sites = frozenset(sites)
         self.forms, self.heads = forms, heads
         self.rows, self.keys, self.longest = rows, timeline.prefix + timeline.steps, timeline.prefix
         self.start, self.stop = timeline.select(reading.seconds, reading.prefix)
         if reading.reduce == "eos":
-            # No row is padded, so the text's last token is directly before step 0.
+            # Rows are not padded, so the text's last token is directly before step 0.
             self.start, self.stop = -1, 0
         elif reading.reduce is not None and reading.seconds is None:
             # The tail predicts no frame of codebook 0, so reductions over time exclude it.
@@ -126,7 +127,7 @@ class Recorder:
 
     @classmethod
     def of(cls, reading: Reading, traced: TracedModel, rows: int, timeline: Timeline) -> "Recorder | None":
-        """Return a recorder for the sites of a reading, or `None` if it names none."""
+        """Return a recorder for the sites of a reading, or `None` if it has no sites."""
         family, config = traced.family, traced.config
         found = family.find(config, reading.sites, reading.layers)
         if reading.prefix:
@@ -149,8 +150,8 @@ class Recorder:
         if bool(self.begun.any()):
             self._complete()
         self.seen = {}
-        self.begun[layout.places] = True
-        self.prefixes[layout.places] = layout.prefix
+        self.begun[layout.indices] = True
+        self.prefixes[layout.indices] = layout.prefix
 
     def _complete(self) -> None:
         """Check that the batch that ends here was recorded to its last step.
@@ -170,7 +171,7 @@ class Recorder:
         )
 
     def wants(self, site: Site, start: int, length: int) -> bool:
-        if site not in self.places:
+        if site not in self.sites:
             return False
         if not self.forms[site].timed:
             return site.name not in self.seen
@@ -217,7 +218,7 @@ class Recorder:
             shape = (window.shape[0], self.rows, length, *window.shape[3:])
             self.tensors[name] = self._empty(shape, window)
         kept = self.tensors[name]
-        kept[:, layout.places, first : first + window.shape[2]] = window.to(kept.device, kept.dtype)
+        kept[:, layout.indices, first : first + window.shape[2]] = window.to(kept.device, kept.dtype)
 
     def _fitted(self, name: str, form: Form, window: Tensor, layout: Layout) -> Tensor:
         """Zero-pad the window to the number of tokens or keys recorded so far; if it has more, pad the recording."""
@@ -231,7 +232,7 @@ class Recorder:
         return _padded(window, axis, size)
 
     def _reduce(self, name: str, form: Form, window: Tensor, layout: Layout) -> None:
-        rows = layout.places
+        rows = layout.indices
         window = window if form.open is None else self._fitted(name, form, window, layout)
         if name not in self.tensors:
             shape = (window.shape[0], self.rows, *window.shape[3:])

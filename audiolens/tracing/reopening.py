@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from audiolens.checks import shown
 from audiolens.errors import InputError
 from audiolens.model.loading import BUNDLED
 from audiolens.model.weight_hash import content_hash
@@ -52,7 +53,7 @@ class Opening:
 
 
 class Portable:
-    """The methods by which a lens is copied and pickled."""
+    """The methods that copy and pickle a lens."""
 
     name: Any
     model: Any
@@ -86,15 +87,17 @@ def packed(lens: Any, opening: Opening | None) -> tuple[Callable[..., Any], tupl
     """Return what `pickle` stores for a lens.
 
     Raises:
-        InputError: for a model that was given in memory, or that has hooks, since no file stores them.
+        InputError: for a model that was given in memory, or that has hooks, because files do not store them.
     """
     if opening is None:
         raise InputError(
-            f"a lens on a model that was given in memory ({lens.name!r}) cannot go to another process, which could not "
-            f"load the model. {_SAVE}"
+            f"a lens on a model that was given in memory ({shown(lens.name)}) cannot go to another process, which "
+            f"could not load the model. {_SAVE}"
         )
     if any(map(_hooked, lens.model.modules())):
-        raise InputError(f"the model of {lens.name!r} has hooks, which its files do not contain: remove them first.")
+        raise InputError(
+            f"the model of {shown(lens.name)} has hooks, which its files do not contain: remove them first."
+        )
     device = None if opening.device_map is not None else str(lens.device)
     return _reopened, (type(lens), opening, lens.name, device, _attention(lens.model), content_hash(lens.model))
 
@@ -107,7 +110,7 @@ def _reopened(
     )
     if content_hash(lens.model) != weights:
         raise InputError(
-            f"{name!r} has other weights in this process than in the one that sent the lens: they were changed in "
+            f"{shown(name)} has other weights in this process than in the one that sent the lens: they were changed in "
             f"memory, or the files differ. {_SAVE}"
         )
     if attention is not None and attention != _attention(lens.model):

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from audiolens.cache.activation_cache import ActivationCache
 from audiolens.cache.decomposition import equipped
-from audiolens.checks import whole_number
+from audiolens.checks import shown, whole_number
 from audiolens.errors import InputError, SiteError
 from audiolens.interventions import Intervention, checked_branch, checked_flags
 from audiolens.model import text, tokens
@@ -60,7 +60,7 @@ class Forward:
         batch_size: int | None = None,
         stop_at_layer: int | None = None,
     ) -> "Forward":
-        """Check every argument and return the plan. Nothing runs before the checks except the codec, on `audio`."""
+        """Check every argument and return the plan. Only the codec (on `audio`) runs before the checks."""
         if audio is not None:
             if codes is not None:
                 raise InputError("codes and audio were both given: give one of them.")
@@ -72,7 +72,7 @@ class Forward:
         guided = guidance_scale > 1
         checked_branch(reading.branch, guided)
         timeline = codes_timeline(codes, traced.config, traced.config.prefix(max(sizes)))
-        stop = _checked_stop(stop_at_layer, traced.config.n_layers)
+        stop = checked_stop(stop_at_layer, traced.config.n_layers)
         if stop and reading.layers is None:
             reading = replace(reading, layers=list(range(stop)))
         for site in traced.family.find(traced.config, reading.sites, reading.layers):
@@ -97,7 +97,7 @@ class Forward:
 
     @property
     def halves(self) -> tuple[Half, ...]:
-        """The guidance branches, in the order a batch holds them."""
+        """The guidance branches, in their order in a batch."""
         return self.traced.family.halves(self.guided)
 
     def whole(self) -> tuple[Float[Tensor, "..."], ActivationCache]:
@@ -112,7 +112,7 @@ class Forward:
         return whole, self._cache(recorder, self.prompts)
 
     def caches(self, progress: bool) -> Iterator[ActivationCache]:
-        """Yield one cache per batch. There are no logits: a run stops above the last block recorded."""
+        """Yield one cache per batch. There are no logits, because a run stops above the last recorded block."""
         checked_flags(progress=progress)
         found = self.traced.family.find(self.traced.config, self.reading.sites, self.reading.layers)
         if not found:
@@ -132,7 +132,7 @@ class Forward:
         for layouts in tqdm(parts, desc="reading", unit="batch", disable=not progress):
             first, rows = layouts[0].first, sum(layout.kept for layout in layouts)
             recorder = self._recorder(rows)
-            # The guard does not span the yield: between two batches the caller may use the model.
+            # The guard does not include the yield, because the caller may use the model between two batches.
             with alone(self.traced.model), random_state(keep=True):
                 for layout in layouts:
                     self._batch(layout, recorder)
@@ -171,14 +171,19 @@ class Forward:
         return of_branch(shaped, layout.halves, self.reading.branch)
 
 
-def _checked_stop(stop_at_layer: object, n_layers: int) -> int | None:
+def checked_stop(stop_at_layer: object, n_layers: int) -> int | None:
+    """The block before which a run stops, counted from the first one.
+
+    Raises:
+        InputError: if the model has no such block.
+    """
     if stop_at_layer is None:
         return None
     try:
         stop = whole_number(stop_at_layer)
     except TypeError:
         raise InputError(
-            f"stop_at_layer={stop_at_layer!r}: expected a layer number, or None to run to the logits."
+            f"stop_at_layer={shown(stop_at_layer)}: expected a layer number, or None to run to the logits."
         ) from None
     if not -n_layers <= stop <= n_layers:
         raise InputError(

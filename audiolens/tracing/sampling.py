@@ -1,12 +1,12 @@
 """Sample codes from one random stream per row, so that a clip depends on its own seed and not on its batch.
 
-One logits processor applies guidance, temperature and top-k, and draws. The draw is the exponential race (Gumbel-max):
-the largest of `logits / temperature - log(e)`, with exponential noise `e` from the row's own stream. Two rows with the
-same seed therefore share their noise, and a steered clip stays paired with its baseline: their codes differ only where
-the change in the logits outweighs the noise.
+One logits processor applies guidance, temperature and top-k, and draws the codes. It draws by an exponential race
+(Gumbel-max): it takes the largest of `logits / temperature - log(e)`, with exponential noise `e` from the row's own
+stream. Two rows with the same seed therefore share their noise, and a steered clip stays paired with its baseline:
+their codes differ only where the change in the logits outweighs the noise.
 
 transformers applies its own guidance after a caller's processors. Under guidance the sampler therefore returns its
-scores twice, which makes that guidance the identity, and transformers runs greedily, so that the largest score wins.
+scores twice, which makes that guidance the identity. transformers runs greedily and therefore takes the largest score.
 """
 
 import copy
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from audiolens.checks import MOST, checked_seed, one_or_listed, real_number, shown, whole_number
+from audiolens.checks import MOST, checked_amount, checked_seed, one_or_listed, real_number, shown, whole_number
 from audiolens.door import guarded
 from audiolens.errors import InputError, InputTypeError
 from audiolens.model.config import LensConfig
@@ -30,9 +30,12 @@ from audiolens.model.families.family import Half
 from audiolens.model.timeline import Real
 from audiolens.model.traced_model import TracedModel
 
+SECONDS = 4.0
+"""The length of a clip if none is given."""
 MOST_GUIDANCE = 1e6
 TEMPERATURES = (1e-6, 1e6)
-"""Within these limits, guided logits divided by a temperature stay finite in float32, in which transformers draws."""
+"""Within these limits, guided logits divided by a temperature stay finite in float32, which transformers uses to
+draw."""
 
 _ASKED = frozenset(("do_sample", "temperature", "top_k", "guidance_scale", "max_length", "max_new_tokens", "use_cache"))
 """Settings of transformers' `generate` that every call of the lens passes itself."""
@@ -45,7 +48,9 @@ _RETURNED = frozenset(("return_dict_in_generate", "output_scores", "output_logit
 @guarded
 @dataclass(frozen=True)
 class Sampling:
-    """How clips are sampled, combined in one object: `lens.generate(prompts, sampling=Sampling(temperature=0.9))`.
+    """The sampling arguments, combined in one object: `lens.generate(prompts, sampling=Sampling(temperature=0.9))`.
+
+    `seconds` is the length of the clips. `None` leaves it to the function that generates them.
 
     Raises:
         InputTypeError, InputError: on creation, for settings that are out of range.
@@ -54,8 +59,13 @@ class Sampling:
     guidance_scale: Real = 3.0
     temperature: Real = 1.0
     top_k: int | None = 250
+    seconds: Real | None = None
+    _open: ClassVar = ("seconds",)
+    """Fields that may also be given as loose arguments, if they are `None` here."""
 
     def __post_init__(self) -> None:
+        if self.seconds is not None:
+            object.__setattr__(self, "seconds", checked_amount("seconds", self.seconds, above=0))
         values = checked_settings(self.guidance_scale, self.temperature, self.top_k)
         for name, value in zip(("guidance_scale", "temperature", "top_k"), values, strict=True):
             object.__setattr__(self, name, value)
@@ -65,7 +75,7 @@ class RowStreams:
     """Exponential noise for a batch; each row has a generator seeded with its own seed."""
 
     def __init__(self, seeds: Sequence[int], n_codebooks: int, vocab_size: int) -> None:
-        # On the CPU regardless of the model's device, so that a seed gives the same stream everywhere.
+        # The noise is on the CPU regardless of the model's device, so that a seed gives the same stream everywhere.
         self.generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         self.shape = (n_codebooks, vocab_size)
 
@@ -78,9 +88,9 @@ class RowStreams:
 
 
 class Forbid(LogitsProcessor):
-    """Excludes codes whose logit is -inf in either branch from sampling; changes nothing else.
+    """Excludes codes whose logit is -inf in either branch from sampling, and does not change other codes.
 
-    Under guidance, null + (cond - null) x scale would be NaN for such a code, and NaN would win as the largest score.
+    Under guidance, null + (cond - null) x scale would be NaN for such a code, and NaN would count as the largest score.
     """
 
     def __call__(
@@ -136,26 +146,25 @@ class RowSampler(LogitsProcessor):
         return torch.cat([merged, merged])
 
 
-def sampling_arguments(
-    seeds: Sequence[int] | None, traced: TracedModel, guidance_scale: Real, temperature: Real, top_k: int | None
-) -> dict[str, Any]:
+def sampling_arguments(seeds: Sequence[int] | None, traced: TracedModel, sampling: Sampling) -> dict[str, Any]:
     """Return `generate`'s arguments for guidance and sampling: one stream per row.
 
     If `seeds` is `None`, transformers' own sampler draws the codes.
     """
+    guidance_scale, temperature, top_k = float(sampling.guidance_scale), float(sampling.temperature), sampling.top_k
     if seeds is None:
-        own = {"temperature": float(temperature), "top_k": top_k or 0} if temperature > 0 else {}
-        return {"do_sample": temperature > 0, "guidance_scale": float(guidance_scale), **own}
+        own = {"temperature": temperature, "top_k": top_k or 0} if temperature > 0 else {}
+        return {"do_sample": temperature > 0, "guidance_scale": guidance_scale, **own}
     sampler = RowSampler(
         RowStreams(seeds, traced.config.n_codebooks, traced.config.vocab_size),
-        guidance_scale=float(guidance_scale),
-        temperature=float(temperature),
+        guidance_scale=guidance_scale,
+        temperature=temperature,
         top_k=top_k,
         halves=traced.family.guided,
     )
     return {
         "do_sample": False,
-        "guidance_scale": float(guidance_scale),
+        "guidance_scale": guidance_scale,
         "logits_processor": LogitsProcessorList([sampler]),
     }
 
@@ -172,7 +181,8 @@ def checked_seeds(seeds: int | Sequence[int] | None, rows: int) -> list[int] | N
 
 
 def checked_settings(guidance_scale: Real, temperature: Real, top_k: int | None) -> tuple[float, float, int | None]:
-    """Return the settings as Python numbers; raise for values that transformers would ignore or reject late."""
+    """Return the settings as Python numbers; raise an error for values that transformers would ignore or reject
+    late."""
     guidance_scale, temperature = _real("guidance_scale", guidance_scale), _real("temperature", temperature)
     if not 1 <= guidance_scale <= MOST_GUIDANCE:
         raise InputError(
@@ -193,13 +203,13 @@ def checked_settings(guidance_scale: Real, temperature: Real, top_k: int | None)
 
 
 def checked_generation_config(model: Any, config: LensConfig) -> None:
-    """Refuse settings in `model.generation_config` that would change what `generate` draws.
+    """Reject settings in `model.generation_config` that would change what `generate` draws.
 
     Sampling must depend on the arguments of a call alone.
 
     Raises:
-        InputError: naming each such setting and how to undo it; or if the start token is no longer the one the model
-            had when the lens was opened.
+        InputError: if there are such settings (the message explains how to undo them), or if the start token has
+            changed since the lens was opened.
     """
     own = model.generation_config
     start = own.bos_token_id if own.decoder_start_token_id is None else own.decoder_start_token_id
@@ -210,7 +220,7 @@ def checked_generation_config(model: Any, config: LensConfig) -> None:
         )
     found = _leaking(own, config)
     if found:
-        named = ", ".join(f"{name}={value!r}" for name, value in found.items())
+        named = ", ".join(f"{name}={shown(value)}" for name, value in found.items())
         raise InputError(
             f"the model's generation_config sets {named}: the lens samples by each call's guidance_scale, temperature "
             f"and top_k alone. Undo it: lens.model.generation_config.{next(iter(found))} = None."
@@ -219,9 +229,9 @@ def checked_generation_config(model: Any, config: LensConfig) -> None:
 
 @contextmanager
 def settings_aside(model: Any, config: LensConfig) -> Iterator[None]:
-    """Suspend the settings that `checked_generation_config` refuses.
+    """Suspend the settings that `checked_generation_config` rejects.
 
-    The self-check at load uses this: it makes no clip for the user.
+    The self-check at load uses this, because it does not generate clips for the user.
     """
     own = model.generation_config
     model.generation_config = copy.deepcopy(own)
@@ -259,7 +269,7 @@ def _changes_nothing(name: str, value: Any, vocab_size: int) -> bool:
     if value is None or value == _neutral()[name]:
         return True
     if name == "eos_token_id":
-        # A token that no LM head predicts cannot end a clip.
+        # A token that the LM heads do not predict cannot end a clip.
         return all(token >= vocab_size for token in (value if isinstance(value, list | tuple) else [value]))
     return value is False or (isinstance(value, list | tuple | dict) and not value)
 
@@ -268,11 +278,11 @@ def _whole(name: str, value: object) -> int:
     try:
         return whole_number(value)
     except TypeError:
-        raise InputTypeError(f"{name}={value!r}: expected a whole number, or one per prompt.") from None
+        raise InputTypeError(f"{name}={shown(value)}: expected a whole number, or one per prompt.") from None
 
 
 def _real(name: str, value: object) -> float:
     try:
         return real_number(value)
     except TypeError:
-        raise InputTypeError(f"{name}={value!r}: expected a number.") from None
+        raise InputTypeError(f"{name}={shown(value)}: expected a number.") from None

@@ -1,9 +1,10 @@
-"""nnsight's trace, aware of rows, guidance branches and codebooks, for experiments the lens's methods do not cover.
+"""nnsight's trace with rows, guidance branches and codebooks, for experiments that the lens's methods do not cover.
 
 `lens.trace(prompts, codes=...)` opens a trace. `tracer.invoke(prompts, codes=...)` combines several invokes in one run,
-each with its own rows. `lens.site(name).value` reads or assigns a site's value on these rows. `tracer.result` holds the
-logits "row codebook step vocab" of a forward (one branch after the other under guidance), or the codes of a generation.
-Where the text is a prefix in the decoder's own sequence, all prompts of a run must have the same length in tokens.
+each with its own rows. `lens.site(name).value` reads or assigns a site's value on these rows. `tracer.result` contains
+the logits "row codebook step vocab" of a forward (one branch after the other under guidance), or the codes of a
+generation. If the text is a prefix in the decoder's own sequence, all prompts of a run must have the same length in
+tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,26 +30,27 @@ from audiolens.model.families.family import Half
 from audiolens.model.site_access import Put, View
 from audiolens.model.sites import Site
 from audiolens.model.text import Prompt
-from audiolens.model.timeline import Real, Timeline, clip_timeline, codes_timeline
+from audiolens.model.timeline import Real, clip_timeline, codes_timeline
 from audiolens.model.traced_model import TracedModel
 from audiolens.sound.codec import checked_codes
 from audiolens.tracing import clock, model_calls
 from audiolens.tracing.batching import Layout, RowBatcher, entire, read_columns
-from audiolens.tracing.nnsight_source import open_ahead, place_of
+from audiolens.tracing.nnsight_source import envoy_of, open_ahead
 from audiolens.tracing.overflow import Watch
 from audiolens.tracing.recording import refuse_prefix
 from audiolens.tracing.sampling import (
+    SECONDS,
     Forbid,
+    Sampling,
     checked_generation_config,
     checked_seeds,
-    checked_settings,
     sampling_arguments,
 )
 from audiolens.tracing.traced_source import CurrentInvoker, CurrentTracer
 
 
 class SiteOrderError(SiteError, OutOfOrderError):
-    """A site was requested after the model had passed it; also a subclass of nnsight's own error."""
+    """A site was requested after the model had passed it; the class is also a subclass of nnsight's own error."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Request:
 
 
 class LensTracer(CurrentTracer, InterleavingTracer):
-    """nnsight's tracer under the lens's guard: one run at a time, and the random state is restored."""
+    """nnsight's tracer under the lens's guard, which allows one run at a time and restores the random state."""
 
     if TYPE_CHECKING:
 
@@ -137,7 +139,7 @@ class SiteValue:
         self._batcher.copies.assigned(*self._copy)
 
     def save(self) -> NoReturn:
-        """Refuse to save the site itself, because only its value can be saved.
+        """Raise an error, because only the site's value can be saved, not the site itself.
 
         Raises:
             InputError: always.
@@ -203,11 +205,11 @@ class SiteValue:
     def _served(self, mediator: Any, batcher: RowBatcher) -> tuple[Tensor, Put, slice]:
         start, size = mediator.batch_group or (0, batcher.total)
         open_ahead(self._traced.nnsight, self._traced.family, self._site)
-        place = place_of(self._traced.nnsight, self._traced.family, self._site)
+        envoy = envoy_of(self._traced.nnsight, self._traced.family, self._site)
         if self._tap.recomputed:
-            return *self._tap.open(place, View(self._traced.config, size * batcher.branches)), slice(None)
+            return *self._tap.open(envoy, View(self._traced.config, size * batcher.branches)), slice(None)
         with entire(mediator):
-            value, put = self._tap.open(place, View(self._traced.config, batcher.total * batcher.branches))
+            value, put = self._tap.open(envoy, View(self._traced.config, batcher.total * batcher.branches))
 
         def put_whole(other: Tensor, chosen: Tensor | None) -> None:
             with entire(mediator):
@@ -225,16 +227,17 @@ def running(what: str) -> RowBatcher:
 
 
 def position(traced: TracedModel) -> int:
-    """Inside a trace, return the step at which the running forward starts; 0 if it starts with a prefix."""
+    """Inside a trace, return the step at which the running forward starts, which is 0 if it starts with a prefix."""
     return max(0, clock.read(traced.nnsight.get(traced.family.decoder), running("position").prefix)[0])
 
 
 def one_prefix(sizes: Sequence[int], config: LensConfig) -> int:
-    """Return the prefix length of a run from its prompts' lengths in tokens; raise if the prompts differ in it."""
+    """Return the prefix length of a run from its prompts' lengths in tokens; raise an error if the prompts differ in
+    it."""
     if len({config.prefix(size) for size in sizes}) > 1:
         raise InputError(
             f"prompts of {', '.join(map(str, sorted(set(sizes))))} tokens in one trace: {config.family} has no mask "
-            "for its text, so all prompts of a trace need one length. Trace the others separately."
+            "for its text, so all prompts of a trace must have the same length. Trace the others separately."
         )
     return config.prefix(sizes[0])
 
@@ -257,25 +260,14 @@ def joined(codes: Sequence[Tensor | None]) -> Tensor | None:
 def opened(
     traced: TracedModel,
     prompts: Prompt | Sequence[Prompt] = (),
-    *,
     codes: Tensor | None = None,
-    guidance_scale: Real = 1.0,
+    *,
     fn: Literal["forward", "generate"] = "forward",
-    seconds: Real = 4.0,
     seeds: int | Sequence[int] | None = None,
-    temperature: Real = 1.0,
-    top_k: int | None = 250,
+    sampling: Sampling,
 ) -> LensTracer:
     """Open nnsight's tracer over a model's rows; see `AudioLens.trace`."""
-    request, run = requested(
-        traced,
-        guidance_scale=guidance_scale,
-        fn=fn,
-        timeline=clip_timeline(seconds, traced.config),
-        seeds=seeds,
-        temperature=temperature,
-        top_k=top_k,
-    )
+    request, run = requested(traced, fn, seeds, sampling)
     # Not `if prompts`: an absent prompt (None) and an empty string are rows; only the empty tuple means no rows.
     given = () if isinstance(prompts, tuple) and not prompts else (prompts,)
     extra: dict[str, Any] = {} if codes is None else {"codes": codes}
@@ -288,7 +280,7 @@ def site_value(
     """Return a site inside a trace; see `AudioLens.site`."""
     found = traced.family.find(traced.config, name, layer)
     if len(found) != 1:
-        raise InputError(f"{name!r} is a site of every block: give a layer, or the full name.")
+        raise InputError(f"{shown(name)} is a site of every block: give a layer, or the full name.")
     checked_branch(branch)
     checked_flags(prefix=prefix)
     if prefix:
@@ -298,21 +290,17 @@ def site_value(
 
 def requested(
     traced: TracedModel,
-    *,
-    guidance_scale: Real,
     fn: Literal["forward", "generate"],
-    timeline: Timeline,
     seeds: int | Sequence[int] | None,
-    temperature: Real,
-    top_k: int | None,
+    sampling: Sampling,
 ) -> tuple[Request, Callable[..., Tensor]]:
     """Return the request for the batcher and the function to run: one forward (logits) or a generation (codes)."""
     if fn not in ("forward", "generate"):
-        raise InputError(f"fn={fn!r}: expected 'forward' or 'generate'.")
-    guidance_scale, temperature, top_k = checked_settings(guidance_scale, temperature, top_k)
+        raise InputError(f"fn={shown(fn)}: expected 'forward' or 'generate'.")
     seeds = one_or_listed("seeds", seeds)
-    guided = guidance_scale > 1
+    guided = sampling.guidance_scale > 1
     model, config = traced.model, traced.config
+    timeline = clip_timeline(SECONDS if sampling.seconds is None else sampling.seconds, config)
     if fn == "generate":
         checked_generation_config(model, config)
 
@@ -334,7 +322,7 @@ def requested(
         encoded = text.encode(prompts, model, traced.tokenizer)
         arguments = traced.family.inputs(model, encoded, guided)
         if fn == "generate":
-            draw = sampling_arguments(drawn, traced, guidance_scale, temperature, top_k)
+            draw = sampling_arguments(drawn, traced, sampling)
             # A trace may write -inf to any logit.
             watch = Watch(layout, config.frame_rate, traced=True)
             processors = LogitsProcessorList([watch, Forbid(), *draw.pop("logits_processor", ())])
@@ -374,28 +362,19 @@ class TracedLens:
         codes: Int[Tensor, "row codebook frame"] | None = None,
         guidance_scale: Real = 1.0,
         fn: Literal["forward", "generate"] = "forward",
-        seconds: Real = 4.0,
+        seconds: Real = SECONDS,
         seeds: int | Sequence[int] | None = None,
         temperature: Real = 1.0,
         top_k: int | None = 250,
     ) -> LensTracer:
-        """Open nnsight's trace, aware of rows and guidance branches; see `audiolens.tracing.trace`.
+        """Open nnsight's trace, which knows about rows and guidance branches; see `audiolens.tracing.trace`.
 
         Without prompts, put `with tracer.invoke(prompts, codes=...)` blocks inside. `fn="generate"` takes `seconds`,
         `seeds`, `temperature` and `top_k` as `generate` does. Iterate over its forwards with `tracer.iter[:]`; MusicGen
-        runs step 0 twice, so use `lens.position()` to get the step. Whether gradients are recorded is up to the caller.
+        runs step 0 twice, so use `lens.position()` to get the step. The caller decides whether gradients are recorded.
         """
-        return opened(
-            self.traced_model,
-            prompts,
-            codes=codes,
-            guidance_scale=guidance_scale,
-            fn=fn,
-            seconds=seconds,
-            seeds=seeds,
-            temperature=temperature,
-            top_k=top_k,
-        )
+        sampling = Sampling(guidance_scale, temperature, top_k, seconds)
+        return opened(self.traced_model, prompts, codes, fn=fn, seeds=seeds, sampling=sampling)
 
     def site(self, name: str, layer: int | None = None, *, branch: Branch = "cond", prefix: bool = False) -> SiteValue:
         """Return a site inside a trace, by full name or by short name and layer; read or assign its `value`."""

@@ -1,7 +1,7 @@
 """Find the source of a traced block as it was when the running code was compiled.
 
 nnsight looks up a `with` block by file name and line, reads each file once, and runs that text. After an edit and a
-reload it would run the old block. This module hands nnsight the version of the file whose compiled code is running.
+reload it would run the old block. This module passes nnsight the version of the file whose compiled code is running.
 """
 
 import linecache
@@ -21,7 +21,7 @@ from audiolens.errors import StaleSourceError
 _READ: dict[str, list[str]] = {}
 """Every version of the text that was traced, by file name, with the newest last."""
 _KNOWN: dict[tuple[str, int, str, int], CodeType] = {}
-"""The code that entered each traced block of the text that nnsight now holds, under nnsight's own keys."""
+"""The code that entered each traced block of the text that nnsight now stores, under nnsight's own keys."""
 
 
 class CurrentTracer(Tracer):
@@ -29,7 +29,8 @@ class CurrentTracer(Tracer):
 
     @no_type_check
     def __enter__(self) -> Tracer:
-        # As in nnsight's own method, whose helpers look two frames up for the caller; a type checker would add a frame.
+        # This follows nnsight's own method, whose helpers look two frames up for the caller; a type checker would add a
+        # frame.
         hold_source(sys._getframe(1))
         self.capture()
         if skippable(self.node):
@@ -42,7 +43,7 @@ class CurrentInvoker(CurrentTracer, Invoker):
 
 
 def hold_source(frame: FrameType) -> None:
-    """Make nnsight hold the text from which a frame's code was compiled.
+    """Give nnsight the text from which a frame's code was compiled.
 
     Raises:
         StaleSourceError: if no known version of the file matches the running code.
@@ -66,7 +67,7 @@ def hold_source(frame: FrameType) -> None:
 
 
 def _within_a_block(code: CodeType) -> bool:
-    """Whether nnsight compiled this code, as part of another block, from the text that it holds."""
+    """Whether nnsight compiled this code, as part of another block, from its stored text."""
     blocks = (compiled for _, compiled in BLOCKS.values() if compiled is not None)
     return any(code is part for compiled in blocks for part in _nested(compiled))
 
@@ -75,7 +76,7 @@ def _text_of(frame: FrameType) -> str | None:
     """Return the version of the file from which a frame's code was compiled, or `None` if there is no text."""
     code, name = frame.f_code, frame.f_code.co_filename
     known = (SOURCES.get(name, ""), _now(name), *reversed(_READ.get(name, [])))
-    texts = [text for place, text in enumerate(known) if text and text not in known[:place]]
+    texts = [text for index, text in enumerate(known) if text and text not in known[:index]]
     found = next((text for text in texts if code in _compiled(text, name)), None)
     if found is not None:
         return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,8 @@ from audiolens.sound import soundfiles
 SEED = 505
 """Seed of the synthesiser's clips; training and calibration use others."""
 ROWS = 32
+Codes = Literal["own", "shared"]
+"""Over whose codes directions are read: each pole's own, or those of neutral prompts."""
 PROMPTED = ("tempo", "timbre", "density", "register", "mode")
 """The concepts whose poles are asked for in words, by default."""
 
@@ -75,6 +77,7 @@ def generated(
     folder: Path,
     places: Mapping[str, Place],
     prompted: Sequence[str],
+    codes: Codes,
     n_prompts: int,
     n_seeds: int,
     seconds: float,
@@ -85,30 +88,30 @@ def generated(
     clips = settings.test_clips(next(iter(sets.values())))
     conditions = [
         Condition(BASELINE),
-        *(one for concept, place in places.items() for one in steered(lens, folder, sets[concept], place)),
+        *(one for concept, place in places.items() for one in steered(lens, folder, sets[concept], place, codes)),
         *(one for concept in prompted for one in asked(sets[concept])),
     ]
     played = sweep.play(
-        lens, conditions, clips, seconds=seconds, **settings.sampling, n_jobs=0, out=folder / "clips", sound="wav",
+        lens, conditions, clips, seconds=seconds, **settings.drawing, n_jobs=0, out=folder / "clips", sound="wav",
         progress="generating",
     )  # fmt: skip
     table = played.table
     # Measured anew from the files: a finished sweep returns its stored measures, although a measure may have changed.
     measured = measure.table([str(folder / "clips" / file) for file in table["file"]])
-    table = with_beats(table.drop(columns=list(measured.columns)).join(measured))
+    table = with_beats(table.drop(columns=list(measured.columns), errors="ignore").join(measured))
     return table.assign(set="generated", file=f"{folder.name}/clips/" + table["file"])
 
 
-def steered(lens: AudioLens, folder: Path, sets: PromptSet, place: Place) -> list[Condition]:
+def steered(lens: AudioLens, folder: Path, sets: PromptSet, place: Place, codes: Codes) -> list[Condition]:
     """One condition for each pole of a concept; its directions are read once, into `folder`."""
-    path = folder / f"{sets.concept}.safetensors"
+    path = folder / f"{sets.concept}-{codes}.safetensors"
     if path.exists():
         directions = Directions.load(path, lens=lens)
     else:
         poles = Settings.full().poles
         high, low = sets.positive[:poles], sets.negative[:poles]
-        seeds = list(range(max(len(high), len(low))))
-        directions = difference_in_means(lens, high, low, seeds=seeds, label=sets.concept)
+        options: dict[str, Any] = {"codes": codes, "neutral": sets.development} if codes == "shared" else {}
+        directions = difference_in_means(lens, high, low, label=sets.concept, **options)
         folder.mkdir(parents=True, exist_ok=True)
         directions.save(path)
     found = []

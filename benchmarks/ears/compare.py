@@ -61,6 +61,7 @@ def main(
     place: Annotated[
         list[str] | None, typer.Option(help="Where to steer, such as tempo=one-to-one:3:1; may be repeated.")
     ] = None,
+    codes: Annotated[clips.Codes, typer.Option(help="Over whose codes directions are read: own or shared.")] = "own",
     prompted: Annotated[str, typer.Option(help="Concepts to ask for in words, with commas.")] = ",".join(
         clips.PROMPTED
     ),
@@ -78,16 +79,16 @@ def main(
     ours = pd.concat(
         [
             clips.labelled(lens, out, synthesised),
-            clips.generated(lens, out / "generated", places, words, prompts, seeds, seconds),
+            clips.generated(lens, out / "generated", places, words, codes, prompts, seeds, seconds),
         ],
         ignore_index=True,
     )
     table = joined(ours, heard(out, python))
     table.to_parquet(out / "clips.parquet")
+    chosen = "; ".join(f"{name} ({where})" for name, where in places.items())
     settings = (
-        f"`{model}`, {prompts} neutral test prompts x {seeds} seeds of {seconds:g} s, steered along "
-        f"{'; '.join(f'{name} ({where})' for name, where in places.items())}, and prompted for {', '.join(words)}; "
-        f"{synthesised} clips of the synthesiser"
+        f"`{model}`, {prompts} neutral test prompts x {seeds} seed(s) of {seconds:g} s, steered along directions read "
+        f"over {codes} codes: {chosen}; prompted for {', '.join(words)}; {synthesised} clips of the synthesiser"
     )
     packages = json.loads((out / "ears.json").read_text("utf-8"))["packages"]
     text = page(table, settings, packages)

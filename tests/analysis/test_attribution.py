@@ -11,7 +11,7 @@ import torch
 from analysis import attribution
 from analysis.attribution.agreement import CheckedCell, patched
 from analysis.likelihood import Window
-from analysis.site_grid import places_of, spans
+from analysis.site_grid import grid_sites, spans
 from audiolens.errors import InputError, SiteError
 from audiolens.model.timeline import delay
 
@@ -89,7 +89,7 @@ def test_attributions_are_the_gradient_times_the_difference(result: Any, lens: A
 
 @pytest.mark.parametrize(("site", "head"), [("resid_post", None), ("cross_attn.z", 2), ("cross_attn.v", 1)])
 def test_exact_cells_are_those_of_a_naive_loop(lens: Any, codes: torch.Tensor, site: str, head: int | None):
-    place = places_of(lens, site, [1])[site][0]
+    place = grid_sites(lens, site, [1])[site][0]
     own, other = (
         lens.run_with_cache(prompts, codes, sites=site, layers=[1])[1].tensors for prompts in (CORRUPTED, CLEAN)
     )
@@ -196,7 +196,7 @@ def test_a_family_with_a_prefix_is_attributed_behind_it(melody_lens: Any, codes:
     assert found.sites["resid_post"].values.shape == (3, 5, 1, FRAMES + 2 + 3, 1)
     assert found.agreement is not None
     # The last block's stream at all steps is all that the heads read.
-    whole = [CheckedCell(places_of(melody_lens, "resid_post", [2])["resid_post"][0], 0, 18)]
+    whole = [CheckedCell(grid_sites(melody_lens, "resid_post", [2])["resid_post"][0], 0, 18)]
     runs = [melody_lens.run_with_cache(p, codes, sites="resid_post")[1] for p in (CORRUPTED, CLEAN)]
     window = Window.of(melody_lens, codes, WINDOW)
     everything = patched(

@@ -66,12 +66,12 @@ def test_strengths_that_fail_do_not_make_a_place_the_widest(dose: Any) -> None:
     # Block 3 moves most, but only what is left after failures counts: -0.5 to 0.25 there, -1 to 1 elsewhere.
     assert set(dose.widest(strategy="one-to-all")["layer"]) <= {2, 4}
     assert set(dose.widest(strategy="one-to-one")["layer"]) == {3}
-    with pytest.raises(InputError, match="nothing was steered"):
+    with pytest.raises(InputError, match="no condition was steered"):
         dose.widest(strategy="one-to-band")
 
 
 def test_the_finding_is_said_in_a_line(dose: Any) -> None:
-    assert "widest of 6 places" in repr(dose)
+    assert "the widest span of 6 places" in repr(dose)
     assert "tempo on tempo_ioi" in repr(dose)
     assert dose.poles == ("fast", "slow")
 

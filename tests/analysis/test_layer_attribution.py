@@ -73,7 +73,7 @@ def test_every_kind_is_drawn_with_its_unit(found: layer_attribution.LayerAttribu
         ({}, "no evidence"),
         ({"probe": pd.DataFrame({"layer": [0, 0], "score": [1, 2]})}, "several rows for layer 0"),
         ({"probe": pd.DataFrame({"block": [0], "score": [1]})}, "has no 'layer'"),
-        ({"probe": pd.DataFrame({"layer": [0], "a": [1], "b": [2]})}, "which of \\['a', 'b'\\]"),
+        ({"probe": pd.DataFrame({"layer": [0], "a": [1], "b": [2]})}, "any of \\['a', 'b'\\] could be the value"),
         ({"probe": [[1.0]]}, "one number per layer"),
         ({"probe": [np.nan]}, "no finite value"),
     ],

@@ -45,7 +45,7 @@ METRIC = patching.LogLikelihood((0.0, 0.2))
         ({"clusters": ["a"]}, InputError, "1 clusters for 2 pairs"),
         ({"clusters": {"a", "b"}}, InputTypeError, "clusters: expected a list of clusters, in order, got set"),
         ({"clusters": "ab"}, InputTypeError, "clusters: expected a list of clusters, in order, got str"),
-        ({"history": torch.zeros(2, 4, 15, dtype=torch.long)}, InputError, "starts at 0 s: score a later one"),
+        ({"history": torch.zeros(2, 4, 15, dtype=torch.long)}, InputError, "starts at 0 s: score a later window"),
         ({"metric": patching.Sound("tempo_ioi")}, InputError, "give codes=None"),
     ],
 )
@@ -83,7 +83,7 @@ def test_patterns_over_the_text_before_the_steps_take_pairs_of_one_length(
 def test_a_family_without_cross_attention_says_so(melody_lens: al.AudioLens, codes: Tensor) -> None:
     with pytest.raises(SiteError, match="no cross-attention"):
         patching.patch(melody_lens, "fast", "slow", codes[:1], METRIC, "cross_attn_out")
-    with pytest.raises(SiteError, match="by='token': MusicGen Melody has no cross-attention"):
+    with pytest.raises(SiteError, match="by='token' needs cross-attention, and MusicGen Melody has none"):
         patching.patch(melody_lens, "fast", "slow", codes[:1], METRIC, by="token")
 
 

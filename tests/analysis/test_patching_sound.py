@@ -158,7 +158,7 @@ def test_by_ear_the_text_is_patched_and_not_the_donors_music(plant: plants.Plant
         if (axes := figure.plot()._supxlabel) is not None
     ]
     assert "3 pairs, in all of which both runs could be measured. What the donor run reads from its text" in captions[0]
-    assert "The patch also carries the donor run's own music." in captions[1]
+    assert "The patch also transfers the donor run's own music." in captions[1]
     assert "Not measured on sound" not in captions[0]
 
 

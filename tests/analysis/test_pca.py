@@ -77,7 +77,7 @@ def test_a_planted_separation_is_one_and_rows_without_groups_are_said(activation
     assert found.summary()["p"].tolist() == found.p.tolist()
     assert "are furthest apart at block 3" in repr(found)
     assert "best of 4 (p = 0.010)" in repr(found)
-    assert "each counted as independent" in repr(found)
+    assert "so each counts as independent" in repr(found)
     assert "independent" not in repr(pca.fit(activations, LABELS, groups=range(40)))
 
 

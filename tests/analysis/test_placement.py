@@ -142,14 +142,14 @@ def test_everything_else_stands_beside(full: placement.Placement) -> None:
     carried = table[table.strategy == "one-to-one"].set_index("layer").patching
     assert carried[1:].min() > 0
     assert full.row_steps > 0
-    assert "block 1's" in full.reason
+    assert "Block 1's" in full.reason
     assert "high" in repr(full)
 
 
 def test_an_alignment_that_chance_reaches_is_said_to_be_one(full: placement.Placement) -> None:
     own = abs(float(full.chosen.alignment))
-    assert "which is as much" in repr(dataclasses.replace(full, random=(0.1, -own)))
-    assert "which is as much" not in repr(dataclasses.replace(full, random=(0.5 * own, -0.1 * own)))
+    assert "which is no less" in repr(dataclasses.replace(full, random=(0.1, -own)))
+    assert "which is no less" not in repr(dataclasses.replace(full, random=(0.5 * own, -0.1 * own)))
     unsure = full.candidates.assign(low=-0.1)
     assert "not distinguishable from chance (its interval covers 0)" in repr(
         dataclasses.replace(full, candidates=unsure, random=())
@@ -179,7 +179,7 @@ def test_all_to_all_changes_the_blocks_that_have_a_direction(plant: plants.Plant
     assert found.layers == [1, 2, 3, 4]
     assert [step.layers for step in al.steer(found.directions, **found.where)] == [[layer] for layer in found.layers]
     assert np.isnan(found.certainty)
-    assert "every block's own" in found.reason
+    assert "Every block's own" in found.reason
 
 
 def test_intervals_are_over_prompts_and_not_over_clips(plant: plants.Plant) -> None:
@@ -239,7 +239,7 @@ def test_the_same_call_places_alike(plant: plants.Plant) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strategies": ("one-to-band",)}, "cannot be placed"),
+        ({"strategies": ("one-to-band",)}, "is not a candidate"),
         ({"strategies": ()}, "no strategies"),
         ({"strategies": "one-to-one"}, "expected a list"),
         ({"compute": "probe"}, "expected a list"),
@@ -248,9 +248,9 @@ def test_the_same_call_places_alike(plant: plants.Plant) -> None:
         ({"layers": 7}, "7"),
         ({"by": "loudest"}, "by='loudest'"),
         ({"by": "mine", "evidence": {"mine": pd.DataFrame({"layer": [0], "value": [1.0]})}}, "no value"),
-        ({"by": "norm", "strategies": ("all-to-all",)}, "names one block"),
+        ({"by": "norm", "strategies": ("all-to-all",)}, "selects one block"),
         ({"compute": ("probes",)}, "compute='probes'"),
-        ({"prompts": "piano"}, "list of neutral prompts"),
+        ({"prompts": "piano"}, "list of at least one neutral prompt"),
         ({"prompts": ["piano"]}, "rows of codes"),
     ],
 )

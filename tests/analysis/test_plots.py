@@ -39,7 +39,7 @@ def test_dose_response_draws_every_strength_and_reference(response: pd.DataFrame
     assert "block 3" in upper.get_title()
     assert "block 4" in other.get_title()
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert {"random directions", "asked for “fast”", "asked for “slow”"} <= set(legend)
+    assert {"random directions", "prompted for “fast”", "prompted for “slow”"} <= set(legend)
     steered = response[response["kind"] == "steered"]
     heights = {round(bar.get_height(), 6) for bar in lower.patches}
     assert {round(float(share), 6) for share in steered["failed"]} <= heights
@@ -60,8 +60,8 @@ def test_layers_shows_a_panel_per_strategy_and_marks_the_choice(scanned: pd.Data
 
 def test_norms_have_units() -> None:
     left, right = plots.norms(planted.directions().to_frame()).axes
-    assert "residual units" in left.get_ylabel()
-    assert "share" in right.get_ylabel()
+    assert "raw" in left.get_ylabel()
+    assert "mean norm" in right.get_ylabel()
     assert "block" in left.get_xlabel()
 
 

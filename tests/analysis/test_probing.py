@@ -131,14 +131,14 @@ def test_heads_of_a_cache_may_be_read_once(given: tuple[list[str], ActivationCac
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"layers": [1, 9]}, r"layers=\[1, 9\]: the cache holds 0, 1, 2, 3 of attn.z"),
-        ({"layers": []}, r"layers=\[\]: the cache holds"),
+        ({"layers": [1, 9]}, r"layers=\[1, 9\]: the cache contains 0, 1, 2, 3 of attn.z"),
+        ({"layers": []}, r"layers=\[\]: the cache contains"),
         ({"layers": [True, False, True, False]}, "expected a layer, a list of layers"),
         ({"layers": np.array([True, False, True, False])}, "expected a layer, a list of layers"),
         ({"heads": [True, False]}, "expected a list of heads"),
         ({"heads": np.array([True, False])}, "expected a list of heads"),
-        ({"heads": [0, 9]}, r"heads=\[0, 9\]: the cache holds 0, 1, 2"),
-        ({"heads": [0], "site": "resid_post"}, r"heads=\[0\]: the cache holds none of resid_post"),
+        ({"heads": [0, 9]}, r"heads=\[0, 9\]: the cache contains 0, 1, 2"),
+        ({"heads": [0], "site": "resid_post"}, r"heads=\[0\]: the cache contains none of resid_post"),
     ],
 )
 def test_what_a_cache_does_not_hold_is_refused(
@@ -180,7 +180,7 @@ def test_folds_are_a_number_of_any_library_or_one_a_row() -> None:
         ("two", "n_folds='two'"),
         ({0, 1}, "folds=set: expected a list"),
         ([0, 1] * 9 + [0, float("nan")], "the fold of row 19 is missing"),
-        (np.ma.masked_array([0, 1] * 10, mask=[1] + [0] * 19), "folds: a masked array"),
+        (np.ma.masked_array([0, 1] * 10, mask=[1] + [0] * 19), "folds is a masked array"),
     ],
 )
 def test_folds_that_are_neither_are_refused(folds: Any, message: str) -> None:
@@ -402,8 +402,8 @@ def test_rows_whose_prompts_are_not_known_are_said_to_count_as_independent(
     bare = probing.probe(None, values, labels, **QUICK)
     assert bare.scores[0] > 0.95, "the data are such that a leak shows"
     assert not bare.grouped
-    assert "rows without prompts or groups=, each counted as independent" in repr(bare)
-    assert "each counted as independent" in bare.plot().axes[0].get_title(loc="left").replace("\n", " ")
+    assert "rows have no prompts or groups=, so each counts as independent" in repr(bare)
+    assert "each counts as independent" in bare.plot().axes[0].get_title(loc="left").replace("\n", " ")
     named = probing.probe(None, values, labels, groups=names, **QUICK)
     assert named.scores[0] < 0.75
     assert "independent" not in repr(named)
@@ -412,7 +412,7 @@ def test_rows_whose_prompts_are_not_known_are_said_to_count_as_independent(
     assert recorded.grouped
     assert recorded.groups.max() + 1 == len(set(prompts))
     unnamed = probing.probe(None, replace(cache, prompts=()), _tempo(prompts), **QUICK)
-    assert "each counted as independent" in repr(unnamed)
+    assert "each counts as independent" in repr(unnamed)
 
 
 @pytest.fixture(scope="module")
@@ -510,7 +510,7 @@ def test_sounds_of_unknown_scale_are_refused(lens: al.AudioLens) -> None:
         ([0, 1] * 3200, "sound 1 has dtype int64"),
         (sound.astype(bool), "sound 1 has dtype bool"),
         (sound.astype(complex), "sound 1 has dtype complex128"),
-        (masked, "sounds: a masked array"),
+        (masked, "sounds is a masked array"),
     ):
         with pytest.raises(TypeError, match=message):
             Dataset.from_arrays(lens, [sound, other], 16_000, ["a", "b"])
@@ -564,15 +564,15 @@ def _refusals() -> list[Refusal]:
         (lambda: probing.probe(None, values[..., None], labels), "expected 'layer row feature'"),
         (lambda: probing.probe(None, values, labels, kind="tree"), "expected one of logistic, ridge, mlp"),  # type: ignore[arg-type]
         (lambda: probing.probe(None, values, np.arange(20.0), kind="logistic"), "needs classes"),
-        (lambda: probing.probe(None, values, labels, n_shuffles=0), "means nothing without shuffled labels"),
+        (lambda: probing.probe(None, values, labels, n_shuffles=0), "to compare scores with"),
         (lambda: probing.probe(None, values, labels, folds=1), "n_folds=1"),
         (lambda: probing.probe(None, values, labels, folds=[0] * 20), "all rows are in one fold"),
         (lambda: probing.probe(None, values, labels, groups=[0] * 10 + [1] * 10), "has 2 groups"),
         (lambda: probing.probe(None, values, labels, groups=[0] * 10 + [1] * 10, folds=[0, 1] * 10), "a leak: rows 0"),
         (lambda: probing.probe(None, leak), "give the lens"),
         (lambda: Dataset(leak.labels, leak.prompts, groups=np.arange(20)), "a leak: rows 0 and 1 share their prompt"),
-        (lambda: probing.probe(None, values, labels).directions("a"), "come without their model"),
-        (lambda: probing.probe(None, values, labels, kind="mlp", **QUICK).directions("a"), "no weights to steer"),
+        (lambda: probing.probe(None, values, labels).directions("a"), "the model of these activations is unknown"),
+        (lambda: probing.probe(None, values, labels, kind="mlp", **QUICK).directions("a"), "no direction of weights"),
     ]
 
 
@@ -596,8 +596,8 @@ def test_places_that_cannot_be_probed_are_refused_before_the_model_runs(lens: al
         probing.probe(lens, sounds, position=(0, 9), baselines=())
     with pytest.raises(InputError, match="no codes"):
         probing.probe(lens, Dataset(sounds.labels, sounds.prompts))
-    with pytest.raises(InputError, match="has its own labels"):
+    with pytest.raises(InputError, match="already has labels"):
         probing.probe(lens, sounds, sounds.labels)  # type: ignore[arg-type]
     _, cache = lens.run_with_cache("a song")
-    with pytest.raises(InputError, match="recorded with its steps"):
+    with pytest.raises(InputError, match="recorded with every step"):
         probing.probe(None, cache, ["a"])

@@ -163,15 +163,15 @@ def test_the_factorial_has_every_combination_once() -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"strengths": [0]}, "0 is the baseline"),
+        ({"strengths": [0]}, "other than 0, the baseline"),
         ({"strengths": [1, 1.0]}, "different finite numbers"),
         ({"strengths": [float("nan")]}, "finite"),
         ({"strategies": "one-to-one"}, "expected a list"),
         ({"strategies": ["one-to-some"]}, "Expected one of"),
         ({"strategies": ["one-to-band"]}, "needs band"),
-        ({"band": (1, 2)}, "is for the strategy 'one-to-band'"),
+        ({"band": (1, 2)}, "needs the strategy 'one-to-band'"),
         ({"branches": ["neither"]}, "branch='neither'"),
-        ({"layers": [1, 1]}, "expected each once"),
+        ({"layers": [1, 1]}, "expected each layer once"),
         ({"layers": [99]}, "layer 99 does not exist"),
         ({"control_strengths": [7]}, "expected some of"),
         ({"n_random": -1}, "n_random=-1"),

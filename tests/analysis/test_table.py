@@ -136,8 +136,8 @@ def test_numbers_have_the_kind_that_they_are_written_in() -> None:
         (["a", None, "b", "c"], "the label of row 1 is missing"),
         ([1.0, 2.0, float("inf"), 3.0], "the label of row 2 is missing"),
         ({"a", "b", "c", "d"}, "in order"),
-        (np.ma.masked_array([1, 2, 1, 2], mask=[0, 1, 0, 0]), "labels: a masked array"),
-        (np.ma.masked_array(["a", "b", "a", "b"], mask=[0, 1, 0, 0]), "labels: a masked array"),
+        (np.ma.masked_array([1, 2, 1, 2], mask=[0, 1, 0, 0]), "labels is a masked array"),
+        (np.ma.masked_array(["a", "b", "a", "b"], mask=[0, 1, 0, 0]), "labels is a masked array"),
     ],
 )
 def test_labels_and_groups_are_of_one_kind_and_whole(lens: al.AudioLens, values: Any, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Numbers, arrays and lists of any library are treated alike; ambiguous ones are refused."""
+"""Numbers, arrays and lists of any library are treated alike; ambiguous ones are rejected."""
 
 import copy
 import importlib.util
@@ -205,7 +205,7 @@ def test_inference_mode_changes_no_number(opened: Any) -> None:
     plain = read()
     with torch.inference_mode():
         inside = read()
-        with pytest.raises(InputError, match=r"torch\.inference_mode\(\) is active, but gradients are needed"):
+        with pytest.raises(InputError, match=r"torch\.inference_mode\(\) is active, but attribution needs gradients"):
             attribution.attribute(opened, PROMPTS[:1], PROMPTS[1:], CODES[:1])
     for one, other in zip(plain, inside, strict=True):
         assert torch.equal(one, other)
@@ -223,7 +223,7 @@ def test_half_precision_recordings_reach_figures_and_frames(opened: Any) -> None
     read = of_array(cache.stack("resid_post"))
     np.testing.assert_array_equal(read.values, cache.stack("resid_post").double().numpy())
     assert fit(cache, labels, layers=(layer for layer in (2, 0))).layers == (0, 2)
-    with pytest.raises(InputError, match="the cache holds 0, 1, 2"):
+    with pytest.raises(InputError, match="the cache contains layers 0, 1, 2"):
         fit(cache, labels, layers=[0, 99])
 
 

@@ -1,4 +1,4 @@
-"""Every public function refuses unusable input in one clear line, before any part of the model runs."""
+"""Every public function rejects unusable input in one clear line, before any part of the model runs."""
 
 import copy
 from collections.abc import Callable
@@ -57,7 +57,7 @@ READING: list[tuple[dict[str, Any], str]] = [
     ({"layers": [1.5]}, "layers=.*expected a layer"),
     ({"layers": "a"}, "layers='a': expected a layer"),
     ({"layers": True}, "layers=True: expected a layer"),
-    ({"layers": torch.tensor([False, True, True])}, "layers=tensor.*expected a layer"),
+    ({"layers": torch.tensor([False, True, True])}, "layers=Tensor of torch.bool.*expected a layer"),
     ({"layers": []}, "no layer given"),
     ({"branch": "nul"}, "branch='nul'"),
     ({"reduce": "median"}, "reduce='median'"),
@@ -101,8 +101,8 @@ EDITING: list[tuple[Callable[[], Any], str]] = [
     (lambda: al.Replace(torch.zeros(2, 4, 48), seconds=(0.2, 0.4)), "4 steps in .*, but the span has 5"),
     (lambda: al.Add(VECTOR, prefix=True), "reads its text through cross-attention"),
     # Values that are never valid are refused on construction.
-    (lambda: al.Add(VECTOR * torch.nan), "vector holds NaN or infinite"),
-    (lambda: al.Add(VECTOR, strength=float("inf")), "strength holds NaN or infinite"),
+    (lambda: al.Add(VECTOR * torch.nan), "vector contains NaN or infinite"),
+    (lambda: al.Add(VECTOR, strength=float("inf")), "strength contains NaN or infinite"),
     (lambda: al.Add(VECTOR, preserve_norm="no"), "preserve_norm='no': expected True or False"),
     (lambda: al.Add(VECTOR, prefix=1), "prefix=1: expected True or False"),
     (lambda: al.Add(VECTOR, strength="much"), "strength=str: expected numbers"),
@@ -123,7 +123,7 @@ READ_CODES: list[tuple[dict[str, Any], str]] = [
 ]
 KEEPING: list[tuple[dict[str, Any], str]] = [
     ({"device": "banana"}, "device='banana' is not available"),
-    ({"device": "meta"}, "device='meta' holds no values"),
+    ({"device": "meta"}, "device='meta' stores no values"),
     ({"device": 1.5}, "device='1.5' is not available"),
     ({"dtype": "banana"}, "dtype='banana': expected a floating dtype"),
     ({"dtype": torch.int8}, "dtype=torch.int8: expected a floating dtype"),
@@ -273,7 +273,7 @@ def test_devices_and_formats_are_checked_where_a_model_is_opened(lens: Any, monk
     open_it = al.AudioLens.from_pretrained
     for arguments, message in [
         ({"device": "banana"}, "device='banana' is not available"),
-        ({"device": "meta"}, "holds no values"),
+        ({"device": "meta"}, "stores no values"),
         ({"dtype": "int8"}, "expected a floating dtype"),
         ({"device": "cpu", "device_map": "auto"}, "both given"),
     ]:

@@ -1,4 +1,4 @@
-"""Every flag refuses strings before anything else is checked: "no" would count as True."""
+"""Every flag rejects strings before anything else is checked: "no" would count as True."""
 
 import importlib
 import inspect
@@ -24,7 +24,19 @@ MODULES = [
 EXPERIMENTS = [f"analysis.{found.name}" for found in pkgutil.iter_modules(analysis.__path__) if found.name != "cli"]
 CODES = torch.zeros(1, 4, 6, dtype=torch.long)
 # Result classes with boolean fields, and helpers of the commands that write folders.
-NO_DOORS = ("Effect", "Scores", "PCAResult", "ProbeResult", "check", "check_file", "fresh", "app", "main")
+NO_DOORS = (
+    "takes",
+    "Intervention",
+    "Effect",
+    "Scores",
+    "PCAResult",
+    "ProbeResult",
+    "check",
+    "check_file",
+    "fresh",
+    "app",
+    "main",
+)
 
 
 def _flags(function: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Directions read from one model are refused by another model, even one of the same width."""
+"""Directions read from one model are rejected by another model, even one of the same width."""
 
 from __future__ import annotations
 

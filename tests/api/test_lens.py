@@ -1,4 +1,4 @@
-"""The lens changes nothing unless asked, reads what transformers computes, and refuses bad input at once."""
+"""The lens changes nothing unless asked, reads what transformers computes, and rejects bad input at once."""
 
 import random
 import subprocess

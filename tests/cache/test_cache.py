@@ -140,8 +140,8 @@ def test_a_file_is_opened_by_the_names_of_everywhere(cache, asked, tmp_path: Pat
     assert set(some.axes) == set(some.keys())
     assert asked == []
     for sites, error, message in [
-        ("resid_pots", SiteError, "does not hold 'resid_pots'. Did you mean .*resid_post"),
-        (["blocks.7.hook_resid_post"], SiteError, "does not hold 'blocks.7.hook_resid_post'"),
+        ("resid_pots", SiteError, "does not contain 'resid_pots'. Did you mean .*resid_post"),
+        (["blocks.7.hook_resid_post"], SiteError, "does not contain 'blocks.7.hook_resid_post'"),
         (3, InputTypeError, "sites=3: expected a name"),
         ([3], InputTypeError, "site 3: expected a name"),
     ]:
@@ -181,7 +181,7 @@ def test_layers_are_chosen_and_what_stands_in_no_block_stays(lens, codes):
     assert torch.equal(part.stack("resid_post"), cache.stack("resid_post")[[0, 2]])
     assert cache.at_layers(1).layers("resid_post") == [1]
     assert list(cache.at_layers(None)) == list(cache)
-    with pytest.raises(SiteError, match=r"nothing was recorded at layer 1: the cache holds layers \[0, 2\]"):
+    with pytest.raises(SiteError, match=r"nothing was recorded at layer 1: the cache contains layers \[0, 2\]"):
         part.at_layers([0, 1])
     with pytest.raises(SiteError, match="no layer given"):
         cache.at_layers([])
@@ -250,7 +250,7 @@ def test_arrays_and_lists_are_directions_too(cache):
     [
         (torch.zeros(48), InputError, "direction is zero"),
         (torch.zeros(3, 48), InputError, "direction is zero"),
-        (torch.full((48,), torch.nan), InputError, "direction holds NaN or infinite"),
+        (torch.full((48,), torch.nan), InputError, "direction contains NaN or infinite"),
         ({0: torch.ones(48)}, SiteError, r"no direction for layer 1: .* recorded at layers \[0, 1, 2\]"),
         ({0: torch.ones(7), 1: torch.ones(48), 2: torch.ones(48)}, InputError, "expected a vector of width 48"),
         (torch.ones(7), InputError, r"direction of shape \(7,\): expected a vector of width 48, or one for each"),

@@ -171,5 +171,5 @@ def test_a_maximum_over_time_is_no_state(lens, codes):
     _, cache = lens.run_with_cache(PROMPTS, codes, sites=[*PARTS, "resid_post"], reduce="max")
     with pytest.raises(InputError, match="maxim"):
         cache.decompose_resid()
-    with pytest.raises(InputError, match="no state"):
+    with pytest.raises(InputError, match="does not store states"):
         cache.logit_lens()

@@ -159,8 +159,20 @@ def test_directions_are_read_and_shown(run: Run, checkpoint: Path, tmp_path: Pat
     assert len(facts["layers"]) == 3
     code, out, _ = run("directions", "show", "mine.safetensors")
     assert code == 0
-    assert "position mean, branch cond, guidance 3, from generation of 0.5 s" in out
+    assert "position mean, branch cond, guidance 3, from shared codes of 0.5 s" in out
     assert facts["weights"] in out
+    assert len(facts["neutral"]) == 16
+
+
+def test_directions_can_be_read_over_each_poles_own_clips(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("fast,slow\nfast song,slow song\nfast piano,slow piano\n")
+    asked = ("directions", "mine.csv", "-m", checkpoint, "-o", "mine.safetensors", "--seconds", 0.5)
+    code, out, err = run(*asked, "--codes", "own", "--json")
+    assert code == 0, err
+    assert (json.loads(out)["source"], json.loads(out)["neutral"]) == ("generation", "")
+    code, _, err = run(*asked, "--codes", "both", "--force")
+    assert code == 2
+    assert "codes='both': expected 'own', 'shared'" in err
 
 
 def test_models_says_what_works_offline(run: Run) -> None:
@@ -215,7 +227,7 @@ def test_measure_goes_on_where_files_are_bad_and_names_them(run: Run, tmp_path: 
         (("study", "bells"), "'bells' has no measure"),
         (("study", "tempo", "--measure", "loudness"), "measure 'loudness': expected one whose change is a ratio"),
         (("study", "tempo", "-m", "etud"), "Did you mean 'etude'"),
-        (("study", "tempo", "-m", "."), "holds no config.json"),
+        (("study", "tempo", "-m", "."), "contains no config.json"),
         (("study", "tempo", "-m", "facebook/musicgen-smal"), "works offline"),
         (("study", "tempo", "-m", "{checkpoint}", "--seconds", "nan"), "seconds=nan"),
         (("study", "tempo", "-m", "{checkpoint}", "--seconds", "500"), "expected 1 to"),
@@ -243,7 +255,7 @@ def test_measure_goes_on_where_files_are_bad_and_names_them(run: Run, tmp_path: 
         (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}:1", "--band", "4"), "expected FIRST-LAST"),
         (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}:1", "--band", "1-9"), "layer 9 does not"),
         (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}:3e38"), "overflowed in row 0, step 0"),
-        (("directions", "tempo", "-m", "{checkpoint}", "--vocabulary", "french"), "There are: english, etude"),
+        (("directions", "tempo", "-m", "{checkpoint}", "--vocabulary", "french"), "Vocabularies: english, etude"),
         (("generate", "a song", "-m", "{checkpoint}", "--seed", "-1"), "seed -1"),
         (("generate", "a song", "-m", "{checkpoint}", "--guidance", "0.5"), "guidance_scale=0.5"),
         (("generate", "a song", "-m", "{checkpoint}", "--steer", "{file}:nan"), "expected a finite number"),
@@ -272,15 +284,15 @@ def test_measure_goes_on_where_files_are_bad_and_names_them(run: Run, tmp_path: 
         (("study",), "name what to study"),
         (("study", "tempo", "--concepts", "tempo,timbre"), "name what to study"),
         (("study", "--concepts", "tempo"), "two or more different ones"),
-        (("study", "--concepts", "tempo,timbre", "--measure", "pitch"), "with --concepts each has its own"),
-        (("study", "--concepts", "tempo,one.csv"), "on its own"),
+        (("study", "--concepts", "tempo,timbre", "--measure", "pitch"), "but each concept has its own measure"),
+        (("study", "--concepts", "tempo,one.csv"), "study it separately"),
         (("study", "one.csv", "--measure", "pitch"), "one.csv: 'one' has 1 prompt for the pole 'fast'"),
         (("study", "one.csv"), "one.csv: 'one' has 1 prompt"),
         (("study", "--positive", "one.txt", "--negative", "two.txt"), "one.txt and two.txt: 'one-two' has 1 prompt"),
         (("study", "--concepts", "tempo,tempi"), "Did you mean 'tempo'"),
         (("study", "--positive", "full/file"), "go together"),
         (("study", "none.csv", "-m", "{checkpoint}", "--measure", "pitch"), "none.csv"),
-        (("study", "tempo", "--words", "a,b", "-m", "{checkpoint}"), "is for your own prompts"),
+        (("study", "tempo", "--words", "a,b", "-m", "{checkpoint}"), "applies only to your own prompts"),
         (("study", "one.csv", "--words", "fast,Fast"), "expected two different ones"),
         (("study", "tempo", "--measure", "brightnes"), "Did you mean 'brightness'"),
         (("study", "timbre", "-m", "{checkpoint}", "--out", "begun"), "holds a study of 'tempo', not 'timbre'"),

@@ -50,7 +50,7 @@ def test_poles_whose_names_the_model_does_not_know_are_compared_by_their_prompts
     assert "alike" not in err
     code, _, err = run("study", "unknown.csv", "-m", checkpoint, "--measure", "pitch", "--seconds", 0.5)
     assert code == 2
-    assert "Give words that it knows (--words" in err
+    assert "give words that it knows (--words" in err
     assert not (tmp_path / "study-unknown").exists()
 
 
@@ -150,7 +150,7 @@ def test_sites_on_the_texts_side_take_pairs_of_one_length(run: Run, checkpoint: 
         (("place", "tempo", "--prompts", 1000), "--prompts=1000"),
         (("place", "none.csv"), "none.csv"),
         (("place", "tempo", "--by", "loudest"), "by='loudest'"),
-        (("place", "tempo", "--strategies", "one-to-some"), "cannot be placed"),
+        (("place", "tempo", "--strategies", "one-to-some"), "is not a candidate"),
         (("patch", "tempo", "--pairs", 1), "--pairs=1"),
         (("patch", "tempo", "--seed", -1), "--seed=-1"),
         (("patch", "tempo", "--by", "hour"), "hour"),

@@ -11,7 +11,7 @@ from command_line import Run
 
 from analysis import sweep
 from analysis.commands import sweep as command
-from analysis.sweep import ledger
+from analysis.sweep import batches
 
 SMALL = (
     "--seconds", 0.4, "--prompts", 2, "--seeds", 1, "--controls", 1, "--jobs", 0, "--strengths=-4,4", "--layers", "1",
@@ -83,15 +83,15 @@ def test_stopping_keeps_what_is_finished_and_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = ("sweep", file, "-m", checkpoint, "-o", "out", "--batch", 4, *SMALL)
-    keep = ledger.Ledger.keep
+    keep = batches.Batches.keep
 
-    def stopped(self: ledger.Ledger, batch: int, *content: object) -> None:
+    def stopped(self: batches.Batches, batch: int, *content: object) -> None:
         if batch == 2:
             raise KeyboardInterrupt
         keep(self, batch, *content)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(ledger.Ledger, "keep", stopped)
+        patch.setattr(batches.Batches, "keep", stopped)
         code, _, err = run(*words)
     assert code == 130
     assert "Stopped; 2 of 5 batches are kept in out. Run the same command again to resume." in err
@@ -111,7 +111,7 @@ def test_stopping_keeps_what_is_finished_and_says_how_to_go_on(
         (("{file}", "--measure", "brightnes"), "Did you mean 'brightness'"),
         (("{file}", "--strengths", "much"), "expected FROM:TO:COUNT"),
         (("{file}", "--strengths", "2:1:3"), "expected FROM below TO"),
-        (("{file}", "--strengths", "0"), "0 is the baseline"),
+        (("{file}", "--strengths", "0"), "other than 0, the baseline"),
         (("{file}", "--layers", "some"), "expected all, or blocks such as"),
         (("{file}", "--layers", "2-1"), "at least one block"),
         (("{file}", "--layers", "9"), "layer 9 does not exist"),
@@ -123,7 +123,7 @@ def test_stopping_keeps_what_is_finished_and_says_how_to_go_on(
         (("{file}", "--seconds", "nan"), "seconds=nan"),
         (("{file}", "--sound", "mp3"), "expected 'wav' or 'flac'"),
         (("{file}", "--shuffled", "1"), "keep_samples=True"),
-        (("{file}", "{file}"), "each with its own label"),
+        (("{file}", "{file}"), "with its own label"),
         (("{file}", "-m", "etud"), "Did you mean 'etude'"),
         (("{file}", "-o", "full"), "something other than a sweep"),
         (("{file}", "-o", "full/file"), "is a file"),
@@ -156,7 +156,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_help_teaches(run: Run) -> None:
     code, out, _ = run("sweep", "--help")
     assert code == 0
-    assert "the same command resumes and ends with the same table" in " ".join(out.split())
+    assert "the same command resumes the sweep and gives the same table" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

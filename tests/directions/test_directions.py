@@ -414,7 +414,7 @@ def test_samples_give_the_direction_back_and_shuffles_of_it(directions: al.Direc
 def test_directions_of_different_layers_do_not_combine(directions: al.Directions) -> None:
     with pytest.raises(InputError, match="different layers"):
         directions + directions.at([0, 1])
-    with pytest.raises(SiteError, match="no direction at layer 7: there are layers 0, 1, 2"):
+    with pytest.raises(SiteError, match="no direction at layer 7: these directions have layers 0, 1, 2"):
         directions[7]
     with pytest.raises(TypeError, match="finite number"):
         directions * float("nan")
@@ -456,7 +456,7 @@ def test_another_model_refuses_the_file(directions: al.Directions, checkpoint: P
     al.Directions.load(path, lens=other)
     with torch.no_grad():
         other.model.decoder.model.decoder.layers[1].fc1.weight.mul_(1.01)
-    with pytest.raises(InputError, match="holds other weights: a direction means nothing"):
+    with pytest.raises(InputError, match="has other weights: a direction means nothing"):
         al.Directions.load(path, lens=other)
     assert len(al.Directions.load(path)) == 3
 
@@ -479,7 +479,7 @@ def test_broken_and_foreign_files_are_refused_with_the_reason(directions: al.Dir
         with pytest.raises(InputError, match="not a whole safetensors file"):
             al.Directions.load(broken)
     save_file({"vectors": torch.zeros(2, 2)}, broken)
-    with pytest.raises(InputError, match="holds no directions: its header states no format"):
+    with pytest.raises(InputError, match="contains no directions: its header states no format"):
         al.Directions.load(broken)
     with pytest.raises(InputError, match="no such file"):
         al.Directions.load(tmp_path / "none.safetensors")

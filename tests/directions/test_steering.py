@@ -227,8 +227,8 @@ def test_a_row_of_strength_zero_is_left_to_the_bit(lens: Any, directions: al.Dir
         ({}, SiteError, "needs layer=: choose one of layers 0, 1, 2"),
         ({"layer": 3}, SiteError, "layer 3 does not exist: this model has layers 0 to 2"),
         ({"layer": "ten"}, TypeError, "expected a layer number"),
-        ({"layer": 1, "strength": float("nan")}, InputError, "strength holds NaN"),
-        ({"layer": 1, "strength": [1.0, math.inf]}, InputError, "strength holds NaN or infinite"),
+        ({"layer": 1, "strength": float("nan")}, InputError, "strength contains NaN"),
+        ({"layer": 1, "strength": [1.0, math.inf]}, InputError, "strength contains NaN or infinite"),
         ({"layer": 1, "strength": "much"}, TypeError, "strength=str: expected numbers"),
         ({"layer": 1, "branch": "left"}, InputError, "expected 'cond', 'null' or 'both'"),
         ({"layer": 1, "band": (0, 1)}, InputError, "takes no band="),
@@ -249,7 +249,7 @@ def test_bad_input_names_what_there_is(
 
 
 def test_what_is_not_there_to_steer_with_is_refused(lens: Any, directions: al.Directions) -> None:
-    with pytest.raises(SiteError, match="no direction at layer 1: there are layers 0, 2"):
+    with pytest.raises(SiteError, match="no direction at layer 1: these directions have layers 0, 2"):
         al.steer(directions.at([0, 2]), layer=1)
     with pytest.raises(SiteError, match="no direction at layer 1"):
         al.steer(directions.at([0, 2]), "one-to-all", layer=0, unit="residual")

@@ -152,7 +152,7 @@ def test_json_holds_what_was_written(tmp_path: Path) -> None:
     with pytest.raises(DamagedError, match="it is not what was written"):
         integrity.read_json(path)
     path.write_text("[]")
-    with pytest.raises(DamagedError, match="holds a list"):
+    with pytest.raises(DamagedError, match="contains a list"):
         integrity.read_json(path)
 
 

@@ -21,6 +21,7 @@ import torch
 from analysis import sweep
 from analysis.study import stages, study_set
 from analysis.sweep import ledger
+from analysis.sweep.planned import SWEEP
 from audiolens.errors import DamagedError, DamageWarning, InputError
 from audiolens.files.atomic import remove
 from audiolens.files.integrity import OPEN_SEAL, check_manifest, read_json, seal, sealed_json
@@ -86,7 +87,7 @@ def test_a_plan_that_does_not_say_what_every_plan_says_is_damaged(swept: Path) -
             with pytest.raises(InputError, match=rf"^{path} (is damaged|cannot be used).* to restore it\.$"):
                 sweep.load_folder(swept)
             if name != "format":
-                path.write_text(json.dumps({**changed, "format": ledger.UNSEALED}))
+                path.write_text(json.dumps({**changed, "format": SWEEP.unsealed}))
                 with pytest.raises(InputError, match=rf"^{path} (is damaged|cannot be used).* to restore it\.$"):
                     sweep.load_folder(swept)
     # The bad plan is neither used nor a reason to discard the batches, which identify their sweep.
@@ -140,8 +141,8 @@ def staged(place: Path, name: str = "directions", **more: Any) -> Path:
         (folder / "made").write_text(made)
 
     with stages.begun(place, FACTS, {}, **more) as found:
-        stage = found.stage(name, {})
-        assert stage.kept(lambda: name, write, lambda folder: (folder / "made").read_text()) == name
+        stage = found.stage(name, {}, lambda: name, write, lambda folder: (folder / "made").read_text())
+        assert stage.kept() == name
         assert stage.place is not None
         return stage.place
 
@@ -162,7 +163,7 @@ def test_a_folder_in_the_place_of_a_studys_file_is_named_and_left(tmp_path: Path
     place.unlink(missing_ok=True)
     place.mkdir()
     (place / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match=rf"^{place} is a folder, and a file belongs there.*: remove it, or"):
+    with pytest.raises(InputError, match=rf"^{place} is a folder, but a file belongs there: remove it, or"):
         staged(tmp_path / "study")
     assert (place / "thesis.txt").is_file()
     shutil.rmtree(place)
@@ -175,7 +176,7 @@ def test_a_file_in_the_place_of_a_studys_folder_is_named_and_left(tmp_path: Path
     staged(tmp_path / "study")
     remove(place)
     place.write_text("years of work")
-    with pytest.raises(InputError, match=rf"^{place} is a file, and a folder belongs there.*: remove it, or"):
+    with pytest.raises(InputError, match=rf"^{place} is a file, but a folder belongs there: remove it, or"):
         staged(tmp_path / "study")
     assert place.read_text() == "years of work"
 

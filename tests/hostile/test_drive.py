@@ -1,4 +1,4 @@
-"""Every public name is guarded and has a valid call, and a sample of wrong calls is refused with audiolens errors."""
+"""Every public name is guarded and has a valid call, and a sample of wrong calls is rejected with audiolens errors."""
 
 from __future__ import annotations
 

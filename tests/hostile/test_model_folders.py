@@ -1,4 +1,4 @@
-"""An untrusted model folder runs no code, opens no pickle, and is refused in one line before it takes memory."""
+"""An untrusted model folder runs no code, opens no pickle, and is rejected in one line before it takes memory."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any
 import conftest
 import pytest
 import torch
+from ends import ends
 from safetensors.torch import load_file, save_file
 
 import audiolens as al
 from audiolens.errors import AudioLensError, InputError, ModelFilesError, UnsupportedModelError
 from audiolens.measure import clap
 from audiolens.model import model_files
-from hostile.ends import ends
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def test_a_shard_may_be_no_device_either(folder: Path) -> None:
 )
 def test_numbers_are_held_against_the_weights(folder: Path, keys: tuple[str, ...], value: Any) -> None:
     changed(folder / "config.json", set_in(*keys, value=value))
-    refused(folder, rf"config\.json(: {keys[-1]}=| describes a model of| asks for)")
+    refused(folder, rf"config\.json(: {keys[-1]}=| describes )")
 
 
 def test_a_melody_prefix_is_held_to_a_length(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_a_melody_prefix_is_held_to_a_length(tmp_path: Path) -> None:
         ("[" * 900 + "]" * 900, "is nested too deeply"),
         ('{"a": ' + "9" * 5_000 + "}", "a number of 5,000 digits"),
         ('{"a": 1, "a": 2}', "contains the key 'a' twice"),
-        ("[]", "holds a list"),
+        ("[]", "contains a list"),
         ("{", "cannot be read: it is not JSON"),
         ("\0", "cannot be read: it is not JSON"),
     ],
@@ -348,5 +348,5 @@ def test_a_file_of_text_on_the_hub_is_refused_for_its_size_before_it_is_download
 
 def test_a_folder_without_a_configuration_is_refused_by_name(folder: Path) -> None:
     (folder / "config.json").unlink()
-    with pytest.raises(ModelFilesError, match=r"holds no config\.json"), model_files.staged(folder):
+    with pytest.raises(ModelFilesError, match=r"contains no config\.json"), model_files.staged(folder):
         pass

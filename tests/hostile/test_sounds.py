@@ -1,4 +1,4 @@
-"""Untrusted sound files are refused when truncated anywhere, and their headers are not trusted."""
+"""Untrusted sound files are rejected when truncated anywhere, and their headers are not trusted."""
 
 import io
 import struct
@@ -72,7 +72,7 @@ OGG: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
     "a page is there twice": (lambda pages: [*pages[:3], *pages[2:]], "is damaged: the Ogg page at byte"),
     "a bit of it changed": (lambda pages: [*pages[:2], flipped(pages[2]), *pages[3:]], "is damaged: the Ogg page"),
     "something else is in it": (lambda pages: [*pages[:2], b"x" * 99, *pages[2:]], "no Ogg page begins at byte"),
-    "another stream follows": (lambda pages: 2 * pages, "holds several Ogg streams"),
+    "another stream follows": (lambda pages: 2 * pages, "contains several Ogg streams"),
 }
 
 

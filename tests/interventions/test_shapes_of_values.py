@@ -1,4 +1,4 @@
-"""The shape of an intervention's value determines its axes; ambiguous shapes are refused."""
+"""The shape of an intervention's value determines its axes; ambiguous shapes are rejected."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Sound files give the same measures as their samples; damaged files and other formats are refused with the reason."""
+"""Sound files give the same measures as their samples; damaged files and other formats are rejected with the reason."""
 
 import os
 import struct
@@ -89,7 +89,7 @@ REFUSED = {
     "empty.wav": "is empty",
     "text.wav": "not a sound file",
     "page.mp3": "not a sound file",
-    "nothing.wav": "holds no samples",
+    "nothing.wav": "contains no samples",
     "short.wav": "at least 0.1 s",
     "broken.wav": "NaN",
     "six.wav": "6 channels: expected one or two",

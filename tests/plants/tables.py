@@ -156,7 +156,7 @@ def placed(strategy: Strategy = "one-to-one", layer: int = 3) -> Placement:
         for block in blocks
     ]  # fmt: skip
     evidence = [
-        LayerEvidence("norm", "share of the residual length", blocks, near, *[np.full(N_LAYERS, np.nan)] * 2),
+        LayerEvidence("norm", "norm relative to the residual stream", blocks, near, *[np.full(N_LAYERS, np.nan)] * 2),
         LayerEvidence("patching", "nats", blocks, 40 * near, 40 * near - 5, 40 * near + 5),
     ]
     return Placement(

@@ -137,7 +137,7 @@ def test_bundled_sets_leak_their_pole_through_nothing_but_their_words() -> None:
 def test_unknown_concept_and_vocabulary_name_the_nearest() -> None:
     with pytest.raises(InputError, match="Did you mean 'tempo'"):
         prompts.load("temppo")
-    with pytest.raises(InputError, match="There are: english, etude"):
+    with pytest.raises(InputError, match="Vocabularies: english, etude"):
         prompts.load("tempo", vocabulary="klingon")
 
 

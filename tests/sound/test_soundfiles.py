@@ -1,4 +1,4 @@
-"""Sound files are read completely, at any rate, mono or stereo, or refused with the reason."""
+"""Sound files are read completely, at any rate, mono or stereo, or rejected with the reason."""
 
 import io
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_a_file_that_was_written_to_a_pipe_is_whole(tmp_path: Path) -> None:
 BAD: dict[str, tuple[str, Any, str]] = {
     "empty": ("WAV", lambda whole: b"", "is empty"),
     "no sound": ("WAV", lambda whole: b"years of work", "not a sound file"),
-    "a wav cut in half": ("WAV", lambda whole: whole[: len(whole) // 2], "cut short: its header promises"),
+    "a wav cut in half": ("WAV", lambda whole: whole[: len(whole) // 2], "cut short: its header states"),
     "a wav without its last samples": ("WAV", lambda whole: whole[:-400], "cut short"),
     "the header alone": ("WAV", lambda whole: whole[:44], "cut short|no samples"),
     "an aiff cut in half": ("AIFF", lambda whole: whole[: len(whole) // 2], "cut short"),

@@ -52,10 +52,10 @@ def test_only_what_no_mail_would_take_lies_beside_the_page_the_longest_first(mon
     tables = {"longest": _table(4000), "long": _table(2000, 1), "few": _table(10)}
     found = downloads(tables, {name: f"tables/{name}.csv" for name in tables})
     assert list(found) == list(tables)
-    assert found["longest"].beside
+    assert found["longest"].external
     assert found["longest"].link == "tables/longest.csv"
     assert found["long"].packed
-    assert not found["long"].beside
+    assert not found["long"].external
     assert found["few"].link.startswith("data:text/csv")
     assert len(found["long"].link) <= held.MOST_BYTES
 

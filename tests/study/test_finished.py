@@ -96,7 +96,7 @@ def test_an_index_is_drawn_anew_with_its_studies(out: Path) -> None:
     assert "tempo, density" in repr(found)
     assert (place / "density" / "index.html").is_file()
     assert "audiolens study --concepts ..." in (place / "index.html").read_text("utf-8")
-    assert set(pd.read_csv(place / "cross_effects.csv")["heard"]) == {"tempo", "density"}
+    assert set(pd.read_csv(place / "cross_effects.csv")["measured_concept"]) == {"tempo", "density"}
 
 
 def test_a_finished_study_shows_what_a_replaced_one_is_cleared_of(made: tuple[study.Study, Path]) -> None:
@@ -136,7 +136,7 @@ def _outside(out: Path) -> None:
         (_other_version, "was made with librosa 0.1"),
         (_outside, "names no stages"),
         (lambda out: (out / "summary.json").write_text("{"), "cannot be read"),
-        (lambda out: (out / "made.json").write_text("[]"), "holds a list"),
+        (lambda out: (out / "made.json").write_text("[]"), "contains a list"),
     ],
 )
 def test_a_folder_without_a_whole_study_is_one_line_and_left_alone(

@@ -148,7 +148,7 @@ def test_the_folder_is_whole_and_names_what_is_not_the_papers(made: Any, facts: 
     for part in ("Beat This", "FAD", "own, one hundred per pole"):
         assert part in page.replace("&#39;", "'")
         assert any(part in sentence for sentence in facts["settings"]["substitutes"])
-    assert not any("Position" in sentence for sentence in facts["settings"]["substitutes"])
+    assert not any("Directions are read" in sentence for sentence in facts["settings"]["substitutes"])
 
 
 def test_the_preset_is_the_protocol_and_changes_stand_over_it(melody_lens: Any, lens: Any) -> None:
@@ -159,7 +159,7 @@ def test_the_preset_is_the_protocol_and_changes_stand_over_it(melody_lens: Any, 
     assert (paper.n_random, paper.n_shuffled) == (19, 19)
     other = Settings.paper(lens)
     assert other.position == "last"
-    assert other.substitutes[0].startswith("Position: the clip's last step")
+    assert other.substitutes[0].startswith("Directions are read at the clip's last step")
     assert other.substitutes[1:] == paper.substitutes
 
 

@@ -20,6 +20,7 @@ from analysis.study import Settings, scan, test_result
 from analysis.study.scan import Choice
 from analysis.study.settings import REPETITIONS
 from audiolens.errors import InputError
+from audiolens.model.provenance import prompts_hash
 
 TINY = Settings(
     poles=4,
@@ -183,8 +184,8 @@ def test_the_qualification_keeps_place_controls_words_and_failed_clips() -> None
     ranks = {"n_random": 19, "p_random": 0.05, "n_shuffled": 19, "p_shuffled": 0.1}
     full = replace(found, outcomes=(replace(up, **RELIABLE, **ranks), replace(down, **UNMEASURED)))
     assert full.qualification.startswith(
-        f"Strategy: {found.choice.told}. Towards fast: p = 0.05 among 19 random directions and 0.1 among 19 from "
-        "shuffled labels; 0% of clips failed; prompting gave +71%. Towards slow: no clip could be measured. "
+        f"Strategy: {found.choice.description}. Towards fast: p = 0.05 among 19 random directions and 0.1 among 19 "
+        "from shuffled labels; 0% of clips failed; prompting gave +71%. Towards slow: no clip could be measured. "
         "Tempo is measured by the interval between onsets"
     )
 
@@ -384,7 +385,7 @@ def test_a_concept_that_cannot_be_studied_is_refused(lens: Any, concept: str, me
         ({"seconds": float("nan")}, "seconds=nan"),
         ({"seconds": 600.0}, "expected 1 to"),
         ({"test": 1000}, "has 40"),
-        ({"n_random": 0}, "without a control"),
+        ({"n_random": 0}, "needs a control"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": 100}, "expected 0 to 99"),
         ({"test_seeds": 2000}, "test x test_seeds=16000"),
@@ -419,8 +420,36 @@ def test_one_prompt_in_a_pole_is_refused_before_anything_runs(
 def test_the_plan_counts_the_prompts_that_there_are() -> None:
     sets = planted.tempo()
     few = replace(sets, positive=sets.positive[:3], negative=sets.negative[:2])
-    assert Settings(poles=48).clips(8, few)["reading directions"] == 5
-    assert Settings(poles=48).clips(8, sets)["reading directions"] == 96
+    assert Settings(poles=48).clips(8, few)["reading directions"] == 3
+    assert Settings(poles=48).clips(8, sets)["reading directions"] == 48
+    assert Settings(poles=48, codes="own").clips(8, few)["reading directions"] == 5
+    assert Settings(poles=48, codes="own").clips(8, sets)["reading directions"] == 96
+
+
+def test_default_strengths_fit_the_length_of_the_reading_and_given_ones_are_kept() -> None:
+    for made in (Settings, Settings.full):
+        shared, own = made(), made(codes="own")
+        assert shared.codes == "shared"
+        for name in ("strengths", "strengths_at_place"):
+            for strategy, amounts in getattr(shared, name).items():
+                assert getattr(own, name)[strategy] == tuple(amount / 2 for amount in amounts)
+    given = {"one-to-all": (0.5,)}
+    assert dict(Settings(codes="own", strengths=given).strengths) == given
+
+
+def test_a_study_states_what_its_directions_were_read_over(
+    written: tuple[study.Study, Path, list[str]], lens: Any
+) -> None:
+    found, out, _ = written
+    sets = al.prompts.load("tempo", lens=lens)
+    meta = al.Directions.load(out / "directions.safetensors", lens=lens).meta
+    assert (meta.source, meta.neutral) == ("shared codes", prompts_hash(sets.development))
+    assert json.loads((out / "summary.json").read_text())["settings"]["codes"] == "shared"
+    own = study.run(lens, "tempo", settings=replace(TINY, codes="own"), progress=False)
+    assert (own.directions.meta.source, own.settings.codes) == ("generation", "own")
+    assert not torch.equal(own.directions.vectors, found.directions.vectors)
+    with pytest.raises(InputError, match="codes='both': expected 'own' or 'shared'"):
+        Settings(codes="both")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_strength_that_is_no_number_is_refused() -> None:

@@ -48,7 +48,9 @@ def test_cross_effects_are_those_of_each_study(both: tuple[study_set.Several, Pa
     assert len(table) == 2 * 2 * 2
     for one in found.studies:
         for outcome in one.outcomes:
-            own = table[(table["concept"] == one.concept) & (table["pole"] == outcome.pole)].set_index("heard")
+            own = table[(table["concept"] == one.concept) & (table["pole"] == outcome.pole)].set_index(
+                "measured_concept"
+            )
             other = next(another for another in found.studies if another is not one)
             row = one.cross[(one.cross["measure"] == other.measure) & (one.cross["strength"] == outcome.strength)].iloc[
                 0
@@ -70,7 +72,11 @@ def test_a_measure_that_a_study_does_not_cross_is_heard_in_its_clips() -> None:
     tempo = planted.study()
     clips = tempo.clips.assign(rolloff=3 * tempo.clips["tempo_ioi"])
     other = replace(tempo, concept="edge", measure="rolloff", clips=clips)
-    table = study_set.Several((replace(tempo, clips=clips), other)).to_frame().set_index(["concept", "heard", "pole"])
+    table = (
+        study_set.Several((replace(tempo, clips=clips), other))
+        .to_frame()
+        .set_index(["concept", "measured_concept", "pole"])
+    )
     for pole in ("fast", "slow"):
         heard, own = (table.loc[("tempo", name, pole)] for name in ("edge", "tempo"))
         assert heard["effect"] == pytest.approx(own["effect"])
@@ -133,7 +139,7 @@ def test_a_concept_of_ones_own_from_two_files(lens: Any, tmp_path: Path) -> None
     ("where", "told"),
     [
         ({"strategy": "one-to-one", "layer": 1}, "one-to-one, added at block 1."),
-        ({"strategy": "all-to-all", "layer": None}, "all-to-all, every block its own direction."),
+        ({"strategy": "all-to-all", "layer": None}, "all-to-all, with every block's own direction."),
     ],
 )
 def test_the_place_that_evidence_names_is_steered_without_a_scan(
@@ -185,12 +191,12 @@ def test_verifying_scans_beside_the_evidence_and_changes_nothing(
     pd.testing.assert_frame_equal(beside.response, alone.response)
     assert {line for line in told if "kept from before" in line} == {
         f"{stage}: kept from before"
-        for stage in ("directions", "patching", "placement", "choosing a strength", "dose-response", "what was lost")
+        for stage in ("directions", "patching", "placement", "choosing a strength", "dose-response", "side effects")
     }
 
 
 def test_what_may_stand_beside_a_place() -> None:
-    assert scan.beside({"strategy": "one-to-all", "layer": 3}, ["one-to-one", "one-to-all"]) == [
+    assert scan.other_strategies({"strategy": "one-to-all", "layer": 3}, ["one-to-one", "one-to-all"]) == [
         {"strategy": "one-to-one", "layer": 3}
     ]
-    assert scan.beside({"strategy": "all-to-all"}, ["one-to-one", "one-to-all"]) == []
+    assert scan.other_strategies({"strategy": "all-to-all"}, ["one-to-one", "one-to-all"]) == []

@@ -1,4 +1,4 @@
-"""Everything that affects sampling is in the call: the model's own settings that would change it are refused."""
+"""Everything that affects sampling is in the call: the model's own settings that would change it are rejected."""
 
 import copy
 from collections.abc import Iterator

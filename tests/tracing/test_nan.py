@@ -152,7 +152,7 @@ def test_a_patch_that_makes_nan_is_no_missing_cell(lens: Any, codes: torch.Tenso
         return found
 
     monkeypatch.setattr(PairBatch, "scored", overflowing)
-    with pytest.raises(ActivationOverflow, match="made logits NaN in pair 1"):
+    with pytest.raises(ActivationOverflow, match="changed logits to NaN in pair 1"):
         patching.patch(lens, CLEAN, CORRUPTED, codes[:3], progress=False)
 
 

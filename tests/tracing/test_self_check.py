@@ -126,8 +126,8 @@ BODY = "decoder.model.decoder"
         (without(f"{BODY}.layers.2", "fc1"), "does not look like MusicGen: .* has no part 'fc1'"),
         (without(BODY, "embed_positions"), "has no part 'decoder.model.decoder.embed_positions'"),
         (without("decoder", "lm_heads"), "has no part 'decoder.lm_heads'"),
-        (fewer("decoder", "lm_heads"), "says 4 codebook heads, but the decoder has 3"),
-        (fewer(BODY, "embed_tokens"), "says 4 codebooks, but the decoder has 3"),
+        (fewer("decoder", "lm_heads"), "states 4 codebook heads, but the decoder has 3"),
+        (fewer(BODY, "embed_tokens"), "states 4 codebooks, but the decoder has 3"),
         (wider, r"blocks\.2\.mlp\.hook_pre has shape \(2, 4, 100\).* expects row=2 step=4 d_mlp=96: its fc1"),
         (
             rebuilt(pair, 1),

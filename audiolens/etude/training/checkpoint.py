@@ -34,7 +34,7 @@ def load(path: Path, modules: Mapping[str, torch.nn.Module], optimizer: torch.op
     """Restore in place what `save` wrote, and return the step to resume from, or 0 if there is no file.
 
     Raises:
-        InputError: if the file is damaged, or holds the state of different modules.
+        InputError: if the file is damaged, or contains the state of different modules.
     """
     if not os.path.lexists(path):
         return 0

@@ -127,7 +127,7 @@ def quantize(
     decay: float = 0.99,
     seed: int = 0,
 ) -> Float[Tensor, "row latent frame"]:
-    """Residual quantisation of `latent`; with `learn`, each codebook is also moved towards its inputs.
+    """Quantise `latent` with residual codebooks; with `learn`, also move each codebook towards its inputs.
 
     `seed` selects the vectors at which unused codes restart.
     """

@@ -1,6 +1,7 @@
 """étude's training corpus: synthesised clips, as 16-bit sound for the codec and as codes for the decoder.
 
-Labels and captions are not stored: `synth.label(index, seed)` reproduces them, so a file of codes and a seed suffice.
+Labels and captions are not stored: `synth.label(index, seed)` reproduces them, so a file of codes and a seed are
+sufficient.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ Progress = Callable[[int, int], None]
 
 
 def rendered(index: int, seed: int) -> Int[np.ndarray, " sample"]:
-    """Clip `index` of set `seed` as 16-bit samples."""
+    """Clip number `index` of the set with this seed, as 16-bit samples."""
     return np.round(synth.labelled_clip(index, seed).audio * 32767).astype(np.int16)
 
 
 def audio(n: int, seed: int, path: Path, progress: Progress = lambda *_: None) -> Int[np.ndarray, "clip sample"]:
-    """The first `n` clips of set `seed`, rendered once and stored in `path`."""
+    """The first `n` clips of the set with this seed, which are rendered once and stored in `path`."""
     if not path.exists() or len(np.load(path, mmap_mode="r")) != n:
         clips = np.empty((n, CLIP_SAMPLES), dtype=np.int16)
         with _workers() as pool:
@@ -46,7 +47,7 @@ def audio(n: int, seed: int, path: Path, progress: Progress = lambda *_: None) -
 def codes(
     n: int, seed: int, codec: Any, folder: Path, progress: Progress = lambda *_: None, device: str = "cpu"
 ) -> Integer[np.ndarray, "clip codebook frame"]:
-    """The codes of the first `n` clips of set `seed`, stored in `folder` one chunk at a time, so that runs can resume.
+    """The codes of the first `n` clips of a set, stored in `folder` one chunk at a time, so that runs can resume.
 
     Each codec has its own subfolder, so codes from another codec are never used.
     """

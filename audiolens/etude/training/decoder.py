@@ -1,8 +1,8 @@
-"""étude's decoder: a stock MusicGen language model over codes, trained so that it follows the words of a prompt.
+"""étude's decoder: a stock MusicGen language model over codes, trained to follow the words of a prompt.
 
 Plain next-code training ignores the words, because one second of music already reveals tempo and brightness, and it
-learns the beat late, because beats are rare among codes that are mostly noise. Five measures help, and none of them
-favours a block, so that training does not impose *where* a concept is represented. The text encoder is pre-trained
+learns the beat late, because beats are rare among codes that are mostly noise. Five changes help. They do not favour
+any block, so training does not impose *where* a concept is represented. The text encoder is pre-trained
 (`text.pretrain`). Some crops are short, so that the model sees many beginnings. Beginnings have a higher weight in the
 loss, because only the words are informative there. In some rows part of the history is hidden, so that the model must
 rely on the words. An auxiliary head on the final state, discarded after training, predicts beat and attributes
@@ -74,7 +74,7 @@ class TrainingSchedule:
     history_dropout: float = 0.12
     codebook_weights: tuple[float, ...] = (2.0, 1.0, 0.6, 0.4)
     beginning: tuple[int, float] = (6, 3.0)
-    """The number of steps at the start of a crop that have a higher weight in the loss, and that weight."""
+    """The number of steps at the start of a crop that have a higher weight in the loss, and the weight."""
     listening_weight: float = 0.6
 
 

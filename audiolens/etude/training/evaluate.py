@@ -1,8 +1,9 @@
-"""Evaluate whether étude plays what a prompt asks for, and what it plays when the prompt does not.
+"""Evaluate whether étude plays what a prompt asks for, and what it plays when the prompt is neutral.
 
-`python -m audiolens.etude.training.evaluate` prints an AUC for every concept. It says how well a measure separates
-clips of the two poles that were prompted with wording that training never saw. Next to it is the ceiling, the same AUC
-on the synthesiser's own clips after the codec. An AUC shows only that the poles differ, not that the clips sound good.
+`python -m audiolens.etude.training.evaluate` prints an AUC for every concept. The AUC states how well a measure
+separates the clips of the two poles, whose prompts have wordings that were not used in training. The table also has a
+ceiling, which is the same AUC on the synthesiser's own clips after the codec. An AUC shows only that the poles differ,
+not that the clips sound good.
 """
 
 from __future__ import annotations
@@ -15,21 +16,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from audiolens.etude import synth
 from audiolens.etude.attributes import INSTRUMENTS
 from audiolens.etude.captions import ADJECTIVES, ENDINGS, NEUTRAL_ADJECTIVES, NOUNS
+from audiolens.etude.training import instruments
 from audiolens.files.atomic import written
 from audiolens.ranking import auc
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import Tensor
 
     from audiolens.lens import AudioLens
 
-ROWS = 48
 POLES = {
     "tempo": ("low", "high"),
     "timbre": ("low", "high"),
@@ -56,7 +55,7 @@ FRAMES = (
     "let us hear it {} again", "my neighbour hums a {} melody", "a {} piece , nothing fancy", "try a {} one",
     "something {} while cooking", "that {} song everybody hums", "{} as can be",
 )  # fmt: skip
-"""Held-out wordings. Each contains words outside the grammar, so none can be a training caption."""
+"""Held-out wordings. Each contains words outside the grammar, so it cannot be a training caption."""
 
 
 def held_out_captions(concept: str, level: str, n: int = len(FRAMES)) -> list[str]:
@@ -66,7 +65,7 @@ def held_out_captions(concept: str, level: str, n: int = len(FRAMES)) -> list[st
 
 
 def neutral_captions(n: int, seed: int = 0) -> list[str]:
-    """`n` different captions that name no attribute."""
+    """`n` different captions that do not name an attribute."""
     rng = np.random.default_rng([14, seed])
     texts: dict[str, None] = {}
     while len(texts) < n:
@@ -87,7 +86,8 @@ class Abilities:
     reference: pd.DataFrame
 
     def to_frame(self) -> pd.DataFrame:
-        """The AUC of high against low pole for each concept and measure: étude's, the ceiling's, and the difference."""
+        """The AUC between the high and the low pole for each concept and measure: étude's, the ceiling, and the
+        difference."""
         import pandas as pd
 
         rows = []
@@ -108,7 +108,8 @@ class Abilities:
         return pd.DataFrame(rows, columns=columns)
 
     def neutral(self) -> pd.DataFrame:
-        """How clips of neutral captions are spread: quantiles, share above the reference's median, relative spread."""
+        """The distribution of clips with neutral captions: quantiles, share above the reference's median, relative
+        spread."""
         import pandas as pd
 
         neutral = self.clips[self.clips.concept == "neutral"]
@@ -127,16 +128,9 @@ class Abilities:
 
     def _instrument_auc(self, clips: pd.DataFrame, label: str) -> float:
         """The mean one-vs-rest AUC of a classifier that was fitted on the first half of the reference."""
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.metrics import roc_auc_score
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
         fitted = self.reference[: len(self.reference) // 2]
-        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
-        classifier.fit(np.stack(list(fitted.mfcc)), fitted.label_instrument)
-        scores = classifier.predict_proba(np.stack(list(clips.mfcc)))
-        return float(roc_auc_score(clips[label], scores, multi_class="ovr", labels=list(classifier.classes_)))
+        classifier = instruments.Instruments.fitted(np.stack(list(fitted.mfcc)), list(fitted.label_instrument))
+        return classifier.auc(np.stack(list(clips.mfcc)), list(clips[label]))
 
 
 def abilities(
@@ -163,41 +157,29 @@ def abilities(
     neutral = enumerate(neutral_captions(n_neutral))
     plan += [{"concept": "neutral", "level": "", "caption": caption, "seed": seed} for seed, caption in neutral]
     captions, seeds = [clip["caption"] for clip in plan], [clip["seed"] for clip in plan]
-    out = lens.generate(captions, seconds, seeds=seeds, batch_size=ROWS, decode=False, progress=True)
+    out = lens.generate(captions, seconds, seeds=seeds, batch_size=instruments.ROWS, decode=False, progress=True)
     clips = pd.concat(
-        [pd.DataFrame(plan), measures_of(_decoded(lens, out.codes), lens.config.sample_rate, n_jobs)], axis=1
+        [pd.DataFrame(plan), measures_of(instruments.decoded(lens, out.codes), lens.config.sample_rate, n_jobs)], axis=1
     )
-    drawn = list(synth.labelled_clips(n_reference, seed=99, seconds=seconds))
+    drawn, coded = instruments.synthesised(lens, n_reference, seconds)
     labels = pd.DataFrame([{f"label_{c}": d.attributes.level(c) for c in (*POLES, "instrument")} for d in drawn])
-    raw = np.stack([clip.audio for clip in drawn])[:, None]
-    coded = [
-        _decoded(lens, lens.encode_audio(rows, synth.SAMPLE_RATE))
-        for rows in np.split(raw, range(ROWS, len(raw), ROWS))
-    ]
-    measured = measures_of(np.concatenate(coded), lens.config.sample_rate, n_jobs)
-    return Abilities(clips, pd.concat([labels, measured], axis=1))
-
-
-def _decoded(lens: AudioLens, codes: Int[Tensor, "row codebook frame"]) -> Float[np.ndarray, "row channel sample"]:
-    return np.concatenate([lens.decode_codes(part).float().cpu().numpy() for part in codes.split(ROWS)])
+    return Abilities(clips, pd.concat([labels, measures_of(coded, lens.config.sample_rate, n_jobs)], axis=1))
 
 
 def measures_of(audio: Float[np.ndarray, "row channel sample"], sample_rate: int, n_jobs: int = 1) -> pd.DataFrame:
     """Every measure of every clip, with onsets per beat, and the mean and spread of the MFCCs (for the instrument)."""
-    import librosa
     import pandas as pd
 
     from audiolens import measure
 
     frame = measure.table(audio, sample_rate, n_jobs=n_jobs)
     frame["onsets_per_beat"] = frame.onset_rate * 60 / frame.tempo
-    cepstra = (librosa.feature.mfcc(y=clip.mean(0), sr=sample_rate, n_mfcc=20) for clip in audio)
-    frame["mfcc"] = pd.Series([np.concatenate([c.mean(1), c.std(1)]) for c in cepstra])
+    frame["mfcc"] = pd.Series(list(instruments.cepstra(audio, sample_rate)))
     return frame
 
 
 def pole_auc(scores: pd.Series, positive: pd.Series) -> float:
-    """The probability that a positive clip scores above a negative one; a clip without a score counts half."""
+    """The probability that a positive clip scores higher than a negative one; a clip without a score counts half."""
     return float(auc(scores[positive].to_numpy(), scores[~positive].to_numpy()))
 
 

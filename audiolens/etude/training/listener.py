@@ -1,8 +1,8 @@
 """The auxiliary task in training the decoder: predict the beat phase and the attributes of the next frame.
 
-A beat is a rare event among codes that are mostly noise, so a loss over codes alone teaches it late. A linear head on
-the decoder's *final* state predicts it at every frame, and is discarded after training. The final state is the sum of
-what all blocks write, so the head favours no block, and does not impose where a concept is represented.
+A beat is a rare event among codes that are mostly noise, so the decoder learns it late from a loss over codes alone. A
+linear head on the decoder's *final* state predicts it at every frame, and is discarded after training. The final state
+is the sum of what all blocks write, so the head does not favour any block or impose where a concept is represented.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from audiolens.etude.training.codec import FRAME_RATE
 BEAT_TARGETS = 4
 """Cosine and sine of the phase within the beat, and of the phase within the bar."""
 MODE_WEIGHT = 3.0
-"""The weight of the mode: only the third of a chord reveals it, whereas every frame shows the other attributes."""
+"""The weight of the mode. It is higher, because only the third of a chord reveals the mode, whereas every frame reveals
+the other attributes."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of the first clips of a set: captions, beat and bar times, and the attributes as numbers."""
+    """The labels of the first clips in a set: captions, beat and bar times, and the attributes as numbers."""
 
     captions: list[str]
     beat_seconds: Float[np.ndarray, " clip"]
@@ -37,7 +38,7 @@ class Labels:
 
     @classmethod
     def of(cls, n_clips: int, seed: int) -> Labels:
-        """The labels of the first `n_clips` clips of set `seed`, sampled again exactly as `synth` samples them."""
+        """The labels of the first `n_clips` clips of the set with this seed, sampled again exactly as in `synth`."""
         captions, times, numbers = [], [], []
         for index in range(n_clips):
             attributes, caption, rng = synth.label(index, seed)
@@ -51,7 +52,7 @@ class Labels:
     def targets(
         self, clips: Int[np.ndarray, " row"], starts: Int[np.ndarray, " row"], n_frames: int
     ) -> Float[Tensor, "row frame target"]:
-        """The targets of the head at each frame of the crops that begin at frames `starts` of `clips`."""
+        """The head's targets at each frame of the crops that begin at frames `starts` of `clips`."""
         seconds = (starts[:, None] + np.arange(n_frames) + 0.5) / FRAME_RATE + self.bar_start[clips, None]
         turns = (seconds / self.beat_seconds[clips, None], seconds / self.bar_seconds[clips, None])
         circles = [f(2 * np.pi * turn) for turn in turns for f in (np.cos, np.sin)]
@@ -60,7 +61,7 @@ class Labels:
 
 
 class Unheard(NamedTuple):
-    """Shares of the variance that the head leaves unexplained; about 1 at the start of training."""
+    """The shares of the variance that the head does not explain; about 1 at the start of training."""
 
     beat: Float[Tensor, ""]
     attributes: Float[Tensor, ""]
@@ -68,7 +69,8 @@ class Unheard(NamedTuple):
 
 
 def unheard(said: Float[Tensor, "row frame target"], targets: Float[Tensor, "row frame target"]) -> Unheard:
-    """Shares of variance unexplained by the head's predictions; mode weighs more than the other attributes."""
+    """The shares of the variance that the head's predictions do not explain; mode has a higher weight than the other
+    attributes."""
     error = ((said - targets) ** 2).mean(dim=(0, 1))
     beat, attributes = error[:BEAT_TARGETS], error[BEAT_TARGETS:]
     weight = torch.ones_like(attributes)

@@ -27,7 +27,7 @@ FOLDER = Path(__file__).parents[2] / "prompts" / "data" / "etude"
 
 @dataclass(frozen=True)
 class CaptionContrast:
-    """Two poles in the grammar: the attribute, the levels on each side, and the names of the poles."""
+    """Two poles in the grammar: their attribute, the levels on each side, and their names."""
 
     attribute: str
     positive: tuple[str, ...]
@@ -35,7 +35,7 @@ class CaptionContrast:
     poles: tuple[str, str]
 
     def wordings(self, grammar: Mapping[str, Mapping[str, Sequence[str]]]) -> tuple[list[str], list[str]]:
-        """The wordings of each side; if a side covers several levels, their wordings alternate."""
+        """The wordings on each side; if a side covers several levels, their wordings alternate."""
         words = grammar[self.attribute]
         sides = [_in_turn([words[level] for level in levels]) for levels in (self.positive, self.negative)]
         return sides[0], sides[1]
@@ -61,11 +61,11 @@ CONTRASTS: Mapping[str, CaptionContrast] = MappingProxyType(
         },
     }
 )
-"""The contrast for each concept. An instrument is contrasted with all the others, which alternate."""
+"""The contrast for each concept. An instrument is contrasted with all other instruments in turn."""
 
 
 def neutral_words() -> frozenset[str]:
-    """The words of captions that name no attribute."""
+    """The words of captions that do not name an attribute."""
     texts = (*NEUTRAL_ADJECTIVES, *NOUNS, *OPENINGS, *ENDINGS)
     return frozenset(word for text in texts for word in text.split())
 
@@ -98,7 +98,7 @@ def pairs(concept: str, count: int = PAIRS) -> list[tuple[str, str]]:
 
 
 def neutral(count: int) -> list[str]:
-    """Prompts that name no attribute; no two differ only in their opening."""
+    """Prompts that do not name an attribute, and that differ in more than their opening."""
     rng = random.Random(f"{SEED} neutral")
     made: dict[tuple[str, ...], str] = {}
     while len(made) < count:
@@ -169,7 +169,8 @@ def _asides(contrast: CaptionContrast) -> list[tuple[str, str]]:
 
 
 def _wordings(sides: tuple[list[str], list[str]], count: int) -> Iterator[tuple[str, str]]:
-    """Pairs that use every wording about equally often; in a long run each meets all those of the other side."""
+    """Pairs that use every wording about equally often. In a long list, each is paired with every wording of the other
+    side."""
     positive, negative = sides
     for k in range(count):
         yield positive[k % len(positive)], negative[(k + k // len(negative)) % len(negative)]
@@ -189,7 +190,7 @@ def _optional(options: Sequence[str], share: float, rng: random.Random) -> list[
 
 
 def _shuffled(items: Iterable[T], rng: random.Random) -> list[T]:
-    keyed = [(rng.random(), place, item) for place, item in enumerate(items)]
+    keyed = [(rng.random(), index, item) for index, item in enumerate(items)]
     return [item for _, _, item in sorted(keyed, key=lambda entry: entry[:2])]
 
 

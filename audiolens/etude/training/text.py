@@ -1,7 +1,7 @@
 """étude's text side: a word-level tokenizer over the caption grammar, and a small T5 encoder.
 
 Words outside the grammar become a single unknown token. Training inserts that token at random and substitutes it for
-neutral words, so that a word that étude has never seen neither helps nor harms.
+neutral words, so that unseen words do not affect what étude plays.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def build_encoder(n_words: int) -> T5EncoderModel:
 
 
 def scatter_unknown(text: str, rng: np.random.Generator, replaced: float = 0.15, inserted: float = 0.35) -> str:
-    """Replace some neutral words by the unknown token, and sometimes insert up to six of them anywhere."""
+    """Replace some neutral words with the unknown token, and sometimes insert up to six of these tokens anywhere."""
     words = [UNKNOWN if w in _NEUTRAL_WORDS and rng.random() < replaced else w for w in text.split()]
     if rng.random() < inserted:
         for _ in range(rng.integers(1, 7)):
@@ -62,7 +62,7 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> BatchEncod
 
 
 def named_targets(attributes: Attributes, caption: captions.Caption) -> list[float]:
-    """The attributes as regression targets, 0 where the caption does not name them."""
+    """The attributes as regression targets, which are 0 if the caption does not name the attribute."""
     named = {CONCEPTS[concept] for concept in caption.named}
     return [
         value if (name in named or (name in INSTRUMENTS and "instrument" in named)) else 0.0
@@ -78,9 +78,9 @@ def pretrain(
     batch_size: int = 128,
     report: Callable[[int, int, dict[str, float]], None] = lambda *_: None,
 ) -> T5EncoderModel:
-    """Pre-train the encoder by regressing the attributes that captions name, through a linear head that is discarded.
+    """Pre-train the encoder to predict the attributes that captions name, through a linear head that is then discarded.
 
-    A head on the text encoder favours no decoder block, unlike a head inside the decoder.
+    Unlike a head inside the decoder, a head on the text encoder does not favour any decoder block.
     """
     torch.manual_seed(0)
     head = build_head(encoder)

@@ -24,7 +24,7 @@ def family_of(model: nn.Module) -> Family:
     _refuse_quantised(model, family)
     blocks = family.blocks(model)
     if not isinstance(blocks, nn.ModuleList) or not len(blocks):
-        raise UnsupportedModelError(f"{kind}: {family.decoder} holds no blocks.")
+        raise UnsupportedModelError(f"{kind}: {family.decoder} contains no blocks.")
     for tap in family.block_taps.values():
         for block in blocks:
             family.part(block, tap.module)
@@ -34,7 +34,8 @@ def family_of(model: nn.Module) -> Family:
 
 
 def _refuse_quantised(model: nn.Module, family: Family) -> None:
-    """Refuse a quantised model: packed integers cannot be read as weights, and its modules have no tensors to edit."""
+    """Reject a quantised model: its packed integers cannot be read as weights, and its modules have no tensors to
+    edit."""
     packed = [name for name, one in model.named_parameters() if not one.is_floating_point()]
     packed += [name for name, part in model.named_modules() if "quantized" in type(part).__module__]
     if packed or getattr(model, "is_quantized", False):

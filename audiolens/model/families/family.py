@@ -1,7 +1,7 @@
-"""Family: everything that differs between kinds of model, so that no other code needs to know the kind.
+"""Family: everything that differs between kinds of model. Other code does not need to know the kind.
 
-A `Tap` (`site_access.py`) says where a site's value is served and how it is laid out. Taps are listed in the order
-in which the forward pass reaches them, which is the order in which a trace must request them.
+A `Tap` (`site_access.py`) states where nnsight serves a site's value and how the value is laid out. Taps are listed in
+the order in which the forward pass reaches them, which is the order in which a trace must request them.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from audiolens.checks import checked_flags
+from audiolens.checks import checked_flags, shown
 from audiolens.errors import InputError, UnsupportedModelError
 from audiolens.model.config import LensConfig
 from audiolens.model.site_access import Tap
@@ -81,7 +81,7 @@ class Family:
             and whether guidance adds its null half.
         decoder: the path of the module that runs the blocks.
         parts: the modules of a block.
-        entry_taps, block_taps, exit_taps: where the values of sites before, in and after the blocks are served.
+        entry_taps, block_taps, exit_taps: where nnsight serves the values of sites before, in and after the blocks.
         guided: the order of the two halves of a guided batch.
         body_blocks, body_norm, body_embeddings, body_positions: paths relative to the decoder.
         lm_heads: the path of the output heads, of which there is one per codebook.
@@ -122,7 +122,7 @@ class Family:
         return hook in self.block_taps or hook in self.entry_taps or hook in self.exit_taps
 
     def tap(self, site: Site) -> Tap:
-        """The tap at which a site is served."""
+        """The tap of a site."""
         return (self.model_taps if site.layer is None else self.block_taps)[site.hook]
 
     def sites(self, config: LensConfig) -> list[Site]:
@@ -158,7 +158,9 @@ class Family:
         if not callable(names):
             return self.find(config, checked_names("names", names), layers)
         if layers is not None:
-            raise InputError(f"layers={layers!r} with a function of names: let the function choose the layers too.")
+            raise InputError(
+                f"layers={shown(layers)} with a function of names: let the function choose the layers too."
+            )
         chosen = []
         for site in self.sites(config):
             kept = names(site.name)
@@ -231,7 +233,7 @@ class Family:
         """A module by its path.
 
         Raises:
-            UnsupportedModelError: if there is no such module, which means that the model is not built like its family.
+            UnsupportedModelError: if this module does not exist, because the model is not built like its family.
         """
         try:
             return root.get_submodule(path)

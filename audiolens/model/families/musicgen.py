@@ -36,8 +36,8 @@ def attention_sites(prefix: str, module: str) -> dict[str, Tap]:
 def _cross_attention(prefix: str, module: str) -> dict[str, Tap]:
     """The sites inside a cross-attention, whose keys and values are on the text side.
 
-    Keys and values are projected once per clip and then come from the key-value cache. So they are read at the kernel,
-    through which they pass at every step.
+    Keys and values are projected once per clip and then come from the key-value cache. They are therefore read at the
+    kernel, through which they pass at every step.
     """
     return {
         **attention_sites(prefix, module),

@@ -1,11 +1,11 @@
-"""Check at load that every projection computes what its weight matrix and bias say, on random input.
+"""Check at load, on random input, that every projection computes what its weight matrix and bias define.
 
 `lens.W_Q` and the other weight properties, per-head results and the readout rely on this. A plain linear layer is
 compared with its own weights, since a hook may add to them. Any other module is tested for linearity at each step. Then
 one forward over random text states and codes checks that the heads' results and the bias of each attention add up to
 its output.
 
-If weights are broken or overflow, there is nothing to compare, and the check passes.
+If weights are broken or overflow, no comparison is possible, and the check passes.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from audiolens.tracing.recording import Reading, Recorder
 
 ROWS, STEPS, TOKENS = 2, 3, 2
 CLOSE = 1e-3
-"""Tolerance for sums computed in another order, relative to the largest value; 12 eps for a coarse dtype."""
+"""The tolerance for sums computed in another order, relative to the largest value; it is 12 eps for a coarse dtype."""
 
 
 @torch.no_grad()

@@ -4,8 +4,8 @@ The check runs two forwards over a few steps, then tests the projections (`proje
 (`steps.py`). The first forward reads every site and compares its shape with the one in `lens.sites()`. The second
 writes a different value at every site of the residual stream, in every block, and reads what arrives: each state must
 be the sum of the *written* previous state and the *written* part added to it, up to the input of the final norm. Sums
-of small whole numbers are exact in every dtype and do not depend on the weights. So a model with random, zero or broken
-weights passes, and a model that would ignore an edit fails.
+of small whole numbers are exact in every dtype and do not depend on the weights. A model with random, zero or broken
+weights therefore passes, and a model that would ignore an edit fails.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,12 +23,13 @@ from audiolens.model.timeline import codes_timeline
 from audiolens.model.traced_model import TracedModel
 from audiolens.tracing.recording import Reading
 from audiolens.tracing.run_on_codes import Forward
+from audiolens.tracing.sampling import Sampling
 from audiolens.tracing.self_check.projections import prove_projections
 from audiolens.tracing.self_check.steps import prove_time
 from audiolens.tracing.trace import SiteOrderError, SiteValue, opened
 
 ROWS = 2
-"""More than one, so that a mix-up of axes is detected."""
+"""These sizes are larger than 1, so that a confusion of axes is detected."""
 
 
 def prove(traced: TracedModel) -> None:
@@ -53,7 +54,7 @@ def _reads(traced: TracedModel) -> None:
     # Other implementations (such as flash attention) expose every site except the attention patterns.
     patterns = traced.model.config.decoder._attn_implementation in ("sdpa", "eager")
     sites = [site for site in family.sites(config) if patterns or not isinstance(family.tap(site), Pattern)]
-    with torch.no_grad(), opened(traced, [None] * ROWS, codes=codes):
+    with torch.no_grad(), opened(traced, [None] * ROWS, codes, sampling=Sampling(guidance_scale=1.0)):
         for site in sites:
             _compare(traced, site, sizes, config.prefix(1) + steps)
 
@@ -79,7 +80,7 @@ def _writes(traced: TracedModel) -> None:
     hooks = list(dict.fromkeys(hook for link in links for hook in link))
     step = torch.arange(traced.config.d_model, device=traced.device)
     # Whole numbers from -5 to 5, different at every site.
-    written = {hook: ((place + 1) * step % 11 - 5).to(traced.dtype) for place, hook in enumerate(hooks)}
+    written = {hook: ((index + 1) * step % 11 - 5).to(traced.dtype) for index, hook in enumerate(hooks)}
     seen: dict[tuple[str, int], Tensor] = {}
 
     def writing(hook: str, layer: int) -> Callable[[Tensor], Tensor]:
@@ -111,11 +112,11 @@ def _writes(traced: TracedModel) -> None:
     _arrived("the final norm's input", last, found=end, expected=written["resid_post"])
 
 
-def _arrived(place: str, *sources: str, found: Tensor, expected: Tensor) -> None:
+def _arrived(value: str, *sources: str, found: Tensor, expected: Tensor) -> None:
     # The tolerance allows for the rounding of a compiled model.
     if not torch.allclose(found, expected.to(found.device, found.dtype).expand_as(found), rtol=0, atol=0.25):
         raise UnsupportedModelError(
-            f"an edit would not change the output of this model: {place} is not what was written at "
+            f"an edit would not change the output of this model: {value} is not what was written at "
             f"{' and '.join(sources)}. Its blocks do not add up as audiolens expects."
         )
 
@@ -128,7 +129,7 @@ def _explained(traced: TracedModel) -> Iterator[None]:
     except ActivationOverflow as error:
         raise UnsupportedModelError(f"an edit would not change the output of this model: {error}") from error
     except Exception as error:
-        # The check reads sites in the family's order, so an error of order means that the model differs.
+        # The check reads sites in the family's order, so an error about the order means that the model differs.
         known = isinstance(error, AudioLensError | torch.cuda.OutOfMemoryError)
         if known and not isinstance(error, SiteOrderError):
             raise

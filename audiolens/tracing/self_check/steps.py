@@ -28,18 +28,18 @@ from audiolens.tracing import model_calls
 from audiolens.tracing.batching import Layout, read_columns
 from audiolens.tracing.plan import Run
 from audiolens.tracing.recording import Reading, Recorder
-from audiolens.tracing.sampling import sampling_arguments, settings_aside
+from audiolens.tracing.sampling import Sampling, sampling_arguments, settings_aside
 
 ROWS, TOKENS = 2, 2
 EDITED_ROW, FIRST, LAST = 1, 1, 3
 """The edit changes the conditional branch of EDITED_ROW, from step FIRST up to but not including LAST."""
 CLOSE = 1e5
-"""Recordings agree if they differ by at most CLOSE eps of their dtype, capped at FAR, relative to their norm."""
+"""Recordings agree if their difference relative to their norm is at most CLOSE eps of their dtype, and at most FAR."""
 FAR = 0.25
 
 
 def prove_time(traced: TracedModel) -> None:
-    """Raise unless a generation of this model runs step by step as the lens counts steps.
+    """Raise an error unless a generation of this model runs step by step, as the lens counts steps.
 
     Raises:
         UnsupportedModelError: naming what did not match, and the version of transformers.
@@ -55,7 +55,7 @@ def prove_time(traced: TracedModel) -> None:
             raise _unlike("its codes differ from those written as logits")
         read = plan.read()
     for name in played:
-        # Before any attention, rounding is identical; after it, a few positions may differ.
+        # Rounding is identical before any attention; after it, a few positions may differ.
         share = 0.5 if name == plan.above else 1.0
         if not _alike(played[name], read[name], share):
             raise _unlike(f"{name}, recorded during generation, differs from a forward over the same codes")
@@ -137,7 +137,7 @@ class _Plan:
             use_cache=True,
             input_ids=self.text.ids,
             **self.traced.family.inputs(self.traced.model, self.text, True),
-            **sampling_arguments([0] * ROWS, self.traced, 3.0, 0.0, None),
+            **sampling_arguments([0] * ROWS, self.traced, Sampling(3.0, 0.0, None)),
         )
         return made, self._cache(recorder)
 
@@ -171,15 +171,18 @@ class _Plan:
 
 def _numbers(traced: TracedModel, *shape: int) -> Tensor:
     """Return whole numbers from -5 to 5 that differ between neighbours along every axis."""
-    places = torch.arange(math.prod(shape), dtype=torch.long, device=traced.device).reshape(shape)
+    positions = torch.arange(math.prod(shape), dtype=torch.long, device=traced.device).reshape(shape)
     # If a size were a multiple of the period, 11, indices along the preceding axis could not be distinguished.
-    rows = places.flatten(1).div(math.prod(shape[1:]), rounding_mode="floor")
+    rows = positions.flatten(1).div(math.prod(shape[1:]), rounding_mode="floor")
     steps = torch.arange(shape[1], dtype=torch.long, device=traced.device)[:, None]
-    return ((places + 3 * rows.reshape(shape) + 5 * steps) % 11 - 5).to(traced.dtype)
+    return ((positions + 3 * rows.reshape(shape) + 5 * steps) % 11 - 5).to(traced.dtype)
 
 
-def _alike(found: Float[Tensor, "*place feature"], expected: Float[Tensor, "*place feature"], share: float) -> bool:
-    """Whether at least this share of the positions agrees; those not finite in either count as agreeing."""
+def _alike(
+    found: Float[Tensor, "*position feature"], expected: Float[Tensor, "*position feature"], share: float
+) -> bool:
+    """Whether at least this share of the positions agrees; positions that are not finite in either tensor count as
+    agreeing."""
     room = min(FAR, CLOSE * torch.finfo(found.dtype).eps)
     found, expected = found.double(), expected.double()
     sound = found.isfinite().all(-1) & expected.isfinite().all(-1)
