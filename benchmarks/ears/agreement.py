@@ -187,7 +187,7 @@ def effects(
 def _near(ratio: np.ndarray, targets: Sequence[float], share: float) -> Bool[np.ndarray, " clip"]:
     """Whether each ratio is within `share` of one of the targets; False for NaN."""
     with np.errstate(invalid="ignore"):
-        return (np.abs(ratio[:, None] / np.asarray(targets) - 1) <= share).any(axis=1)
+        return np.asarray(np.any(np.abs(ratio[:, None] / np.asarray(targets) - 1) <= share, axis=1))
 
 
 def _share(which: np.ndarray) -> float:

@@ -54,9 +54,10 @@ class Place:
         """
         try:
             concept, place = text.split("=")
-            strategy, layer, strength = place.split(":")
-            if strategy not in get_args(Strategy):
-                raise ValueError(f"strategy {strategy!r}")
+            named, layer, strength = place.split(":")
+            strategy: Strategy | None = next((one for one in get_args(Strategy) if one == named), None)
+            if strategy is None:
+                raise ValueError(f"strategy {named!r}")
             return concept, cls(strategy, int(layer), float(strength))
         except ValueError as error:
             raise InputError(

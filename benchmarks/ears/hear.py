@@ -12,6 +12,9 @@ as the file is measured, so a stopped run continues where it was. `COLUMNS` list
 - librosa: the spectral centroid, with its default settings.
 """
 
+# These packages are in another environment than the one that is checked.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import argparse
